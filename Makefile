@@ -1,0 +1,58 @@
+# `make setup` once, `make demo` to see what it is for; `make help` lists the rest.
+PYTHON := $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.stamp
+# torch and what comes with it are left out of the lock: which build fits depends on the machine.
+UNLOCKED := torch|torchvision|torchaudio|triton|nvidia-[^=]*|cuda-[^=]*|tunesmith
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-all check format bench lock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name does; do \
+		printf '  make %-10s %s\n' "$$name" "$$does"; done
+
+setup: $(STAMP) ## the environment in .venv and the two small models in your cache; quick when nothing changed
+
+$(STAMP): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[all,dev]'
+	$(BIN)/tunesmith models --fetch
+	@touch $@
+
+demo: setup ## the main job on shipped real rows, start to end
+	$(BIN)/tunesmith demo
+
+test: setup ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-fast: setup ## only tests without a real model
+	$(BIN)/python -m pytest -m "not slow and not real"
+
+test-all: setup ## every test
+	$(BIN)/python -m pytest
+
+check: setup ## format, lint, types, the import arrow, the size budget, the cost of importing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict tunesmith
+	$(BIN)/python -m pytest tests/test_arrow.py tests/test_budget.py tests/test_imports.py
+
+format: setup ## rewrite the files as `check` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## the timings behind bench/RESULTS.md
+	$(BIN)/python -m bench
+
+# Not after `setup`: a lock that no longer fits pyproject.toml must not stand in the way of its own renewal.
+lock: ## requirements.lock from what .venv holds, after bringing it up to pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	{ echo '# Versions that the tests passed with; made by `make lock`, used by pip as a constraint.'; \
+	$(BIN)/python -m pip freeze --exclude-editable | grep -Eiv '^($(UNLOCKED))[= ]| @ '; } > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+
+clean: ## remove caches and builds; .venv and runs/ stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis requirements.lock.new
+	find tunesmith tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +

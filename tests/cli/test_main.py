@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tunesmith.cli import doctor, main, tune
+from tunesmith.cli.main import parser
+from tunesmith.errors import DataError, Refused
+
+
+def replace_tune(monkeypatch: pytest.MonkeyPatch, run: Callable[[argparse.Namespace], int]) -> None:
+    monkeypatch.setattr(tune, "run", run)
+
+
+def test_help_names_every_command(command: Command):
+    done = command("--help")
+    assert done.code == 0
+    for word in ("demo", "tune", "ask", "chat", "runs", "models", "doctor"):
+        assert f"    {word}" in done.out
+
+
+def test_every_command_takes_json_offline_and_out():
+    (commands,) = (a for a in parser()._actions if isinstance(a, argparse._SubParsersAction))
+    for name, command_parser in commands.choices.items():
+        known = set(command_parser._option_string_actions)
+        assert known >= {"--json", "--offline", "--out"}, name
+
+
+def test_help_and_every_command_module_load_nothing_heavy():
+    code = "from tunesmith.cli import main; main(['--help']); import sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "numpy", "pydantic", "yaml", "rich"}
+    assert heavy & set(done.stdout.splitlines()[-1].split()) == set()
+
+
+def test_version_is_that_of_the_package(command: Command):
+    from importlib.metadata import version
+
+    assert command("--version").out == f"tunesmith {version('tunesmith')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["tun"], "error: tunesmith: no command 'tun', did you mean 'tune'?; see `tunesmith --help`"),
+        ([], "error: tunesmith: the following arguments are required: COMMAND; see `tunesmith --help`"),
+        (
+            ["tune"],
+            "error: tunesmith tune: the following arguments are required: RECIPE|DATA; "
+            "see `tunesmith tune --help`",
+        ),
+        (
+            ["ask", "run", "text", "--temprature", "1"],
+            "error: tunesmith ask: no option '--temprature', did you mean '--temperature'?; "
+            "see `tunesmith ask --help`",
+        ),
+    ],
+)
+def test_wrong_words_are_one_line_with_the_nearest_name_and_exit_2(
+    command: Command, words: list[str], line: str
+):
+    assert command(*words) == (2, "", line + "\n")
+
+
+def test_an_error_of_the_input_is_its_line_on_stderr_and_its_exit_code(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    def run(args: argparse.Namespace) -> int:
+        raise Refused("gate: no; do better")
+
+    replace_tune(monkeypatch, run)
+    assert command("tune", "x.jsonl") == (1, "", "error: gate: no; do better\n")
+
+
+def test_several_faults_of_a_file_are_a_line_each(command: Command, monkeypatch: pytest.MonkeyPatch):
+    def run(args: argparse.Namespace) -> int:
+        raise DataError("a:1: x\na:2: y")
+
+    replace_tune(monkeypatch, run)
+    assert command("tune", "x.jsonl") == (2, "", "error: a:1: x\nerror: a:2: y\n")
+
+
+def test_under_json_an_error_is_the_one_document_on_stdout(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    def run(args: argparse.Namespace) -> int:
+        raise DataError("a:1: x; y")
+
+    replace_tune(monkeypatch, run)
+    done = command("tune", "x.jsonl", "--json")
+    assert json.loads(done.out) == {"error": {"kind": "DataError", "message": "a:1: x; y", "exit_code": 2}}
+    assert done.err == "error: a:1: x; y\n"
+
+
+def test_an_error_of_our_own_shows_its_traceback_and_exits_70(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    def run(args: argparse.Namespace) -> int:
+        return 1 // 0
+
+    replace_tune(monkeypatch, run)
+    done = command("tune", "x.jsonl")
+    assert done.code == 70
+    assert "Traceback" in done.err
+    assert "ZeroDivisionError" in done.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_command_with_one_line_that_says_how_to_go_on(
+    command: Command, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+):
+    def run(args: argparse.Namespace) -> int:
+        os.kill(os.getpid(), number)
+        return 0
+
+    replace_tune(monkeypatch, run)
+    line = "interrupted: stopped; run the same command again to go on\n"
+    assert command("tune", "x.jsonl") == (code, "", line)
+
+
+def test_the_handlers_of_the_caller_are_put_back(command: Command):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    command("--version")
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_reader_that_has_gone_is_no_traceback(tmp_path: Path):
+    for i in range(2000):
+        (tmp_path / f"run{i}").mkdir()
+        (tmp_path / f"run{i}" / "run.json").write_text("{}")
+    words = [sys.executable, "-m", "tunesmith", "runs", str(tmp_path), "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 128 + signal.SIGPIPE
+
+
+def test_the_command_module_and_the_package_run_the_same_main():
+    done = subprocess.run(
+        [sys.executable, "-m", "tunesmith", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("tunesmith ")
+
+
+def test_a_command_that_fails_its_own_checks_returns_its_code(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    broken = doctor.Check("disk", doctor.FAIL, "full", "free some")
+    monkeypatch.setattr(doctor, "all_checks", lambda: [broken])
+    done = command("doctor", "--json")
+    assert done.code == 1
+    assert json.loads(done.out)["checks"] == [
+        {"name": "disk", "state": "fail", "finding": "full", "cure": "free some"}
+    ]
+
+
+def test_main_reads_the_command_line_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["tunesmith", "--version"])
+    assert main() == 0
+    assert capsys.readouterr().out.startswith("tunesmith")

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+
+from tunesmith.cli.progress import Bar, Lines, Pace, duration, listening, said
+from tunesmith.cli.signals import Signals
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def step(number: int, steps: int = 100) -> dict[str, Any]:
+    return {
+        "event": "step",
+        "step": number,
+        "steps": steps,
+        "loss": 0.5,
+        "learning_rate": 0.0002,
+        "grad_norm": 1.0,
+        "tokens": 10,
+        "seconds": 1.0,
+        "tokens_per_second": 321.4,
+    }
+
+
+def facts(**given: Any) -> dict[str, Any]:
+    counts = {"rows": 60, "train": 42, "validation": 6, "test": 12, "copies_removed": 0}
+    tokens = {"learned_tokens": 84, "longest": 31, "truncated": (), "zero_label": (), "notes": ()}
+    return {"event": "data", **counts, **tokens, **given}
+
+
+def test_time_left_is_what_the_steps_seen_so_far_took_each():
+    clock = Clock()
+    pace = Pace(clock)
+    assert pace.left(11, 50) is None
+    clock.now += 20.0
+    assert pace.left(21, 50) == 58.0  # 10 steps took 20 s, 29 are left
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(None, ""), (8.4, "8 s left"), (125.0, "2 min 05 s left")])
+def test_a_duration_is_in_words(seconds: float | None, text: str):
+    assert duration(seconds) == text
+
+
+def test_on_a_log_quick_steps_get_a_line_a_second(capsys: pytest.CaptureFixture[str]):
+    clock = Clock()
+    lines = Lines(clock)
+    for number in range(1, 101):
+        lines(step(number))
+        clock.now += 0.0625
+    shown = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["1/100", *(f"{step}/100" for step in (17, 33, 49, 65, 81, 97, 100))]
+
+
+def test_on_a_log_slow_steps_get_a_line_each_five_seconds(capsys: pytest.CaptureFixture[str]):
+    clock = Clock()
+    lines = Lines(clock)
+    for number in range(1, 5):
+        lines(step(number))
+        clock.now += 3.0
+    shown = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
+    assert shown == ["1/100", "3/100"]
+
+
+def test_a_line_has_loss_rate_speed_and_time_left(capsys: pytest.CaptureFixture[str]):
+    clock = Clock()
+    lines = Lines(clock)
+    lines(step(1))
+    clock.now += 10.0
+    lines(step(11))
+    second = capsys.readouterr().err.splitlines()[1]
+    assert second == "step 11/100  loss 0.5000  learning_rate 2.0e-04  321 tok/s  1 min 29 s left"
+
+
+def test_the_facts_of_the_data_are_told():
+    assert said(facts()) == [
+        "60 rows: train 42, validation 6, test 12; 0 copies removed; 84 learned tokens, longest row 31 tokens"
+    ]
+
+
+def test_rows_that_only_a_head_learns_from_have_no_learned_tokens_to_tell():
+    assert said(facts(learned_tokens=0)) == [
+        "60 rows: train 42, validation 6, test 12; 0 copies removed; longest row 31 tokens"
+    ]
+
+
+def test_rows_that_were_cut_or_teach_nothing_are_named_and_notes_are_passed_on():
+    places = tuple(f"a.jsonl:{i}" for i in range(7))
+    told = said(facts(truncated=places, zero_label=("a.jsonl:9",), notes=("no group column",)))[1:]
+    assert told == [
+        "note: no group column",
+        "warning: 7 rows shortened to fit data.max_tokens: "
+        "a.jsonl:0, a.jsonl:1, a.jsonl:2, a.jsonl:3, a.jsonl:4 and 2 more",
+        "warning: 1 rows with nothing to learn: a.jsonl:9",
+    ]
+
+
+def test_probe_machine_and_validation_are_told():
+    assert said({"event": "probe", "first": 2.0, "last": 0.5, "steps": 7}) == [
+        "yes: 7 steps on the same rows took the loss from 2.000 to 0.500"
+    ]
+    assert said({"event": "machine", "text": "cpu"}) == ["cpu"]
+    assert said({"event": "step", "step": 4, "validation_loss": 0.25}) == ["step 4  validation loss 0.2500"]
+
+
+def test_a_bar_moves_and_everything_else_is_written_above_it():
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False)
+    with Progress(TextColumn("{task.fields[measures]}", markup=False), console=screen) as progress:
+        bar = Bar(progress)
+        bar({"event": "stage", "text": "training"})
+        bar(step(1, 10))
+        bar(step(2, 10))
+        bar({"event": "step", "step": 2, "validation_loss": 0.5})
+        assert [task.completed for task in progress.tasks] == [2]
+        bar({"event": "stage", "text": "[b]scoring"})
+        bar(step(1, 5))
+        assert [task.total for task in progress.tasks] == [10, 5]
+    assert "[b]scoring" in screen.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_signals_wait_for_a_step_only_while_training_runs(capsys: pytest.CaptureFixture[str]):
+    signals = Signals()
+    with listening(signals) as listen:
+        patience = []
+        for text in ("reading x", "training", "scoring the tuned model"):
+            listen({"event": "stage", "text": text})
+            patience.append(signals.patient)
+    assert patience == [False, True, False]
+    assert capsys.readouterr().err.splitlines() == ["reading x", "training", "scoring the tuned model"]

@@ -1,0 +1,32 @@
+"""What every test shares: one thread, no Hub, and two tiny models made once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# The libraries read this when they are imported, so it stands before any of them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+# `from tests.tiny import ...` also where pytest is started by its own script.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch  # noqa: E402
+
+from tests.tiny import tiny_decoder, tiny_encoder  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random decoder with a ChatML template, as SmolLM2 has."""
+    return tiny_decoder(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random encoder."""
+    return tiny_encoder(tmp_path_factory.mktemp("tiny") / "bert")

@@ -1,0 +1,193 @@
+import pytest
+
+from tunesmith.data.examples import (
+    Chat,
+    Labelled,
+    Message,
+    Text,
+    chats,
+    fingerprint,
+    labelled,
+    question,
+    texts,
+)
+from tunesmith.data.rows import Row
+from tunesmith.errors import DataError
+
+
+def rows(*fields: dict[str, object]) -> list[Row]:
+    return [Row(f"train.jsonl:{n}", one) for n, one in enumerate(fields, 1)]
+
+
+def turns(*said: str) -> list[dict[str, str]]:
+    """`u:hello` is a user turn."""
+    names = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
+    return [{"role": names[one[0]], "content": one[2:]} for one in said]
+
+
+def said(chat: Chat) -> list[str]:
+    return [f"{message.role[0]}:{message.content}" for message in chat.messages]
+
+
+PAIR = {"prompt": "prompt", "answer": "answer"}
+
+
+def test_texts_keep_their_place_and_group():
+    assert texts(rows({"text": " x ", "doc": 7}), text="text", group="doc") == [
+        Text("train.jsonl:1", " x ", "7")
+    ]
+
+
+def test_all_faults_of_a_file_are_told_together():
+    with pytest.raises(DataError) as caught:
+        texts(rows({"text": "ok"}, {"text": None}, {"text": "  "}, {"id": 3}), text="text")
+    assert str(caught.value).split("\n") == [
+        "train.jsonl:2: column 'text' must be text, found None; columns here: ['text']",
+        "train.jsonl:3: column 'text' must be text, found '  '; columns here: ['text']",
+        "train.jsonl:4: column 'text' must be text, found None; columns here: ['id']",
+    ]
+
+
+def test_twenty_faults_are_told_and_the_rest_counted():
+    with pytest.raises(DataError) as caught:
+        texts(rows({"text": "ok"}, *[{"text": 5}] * 33), text="text")
+    told = str(caught.value).split("\n")
+    assert (len(told), told[-1]) == (21, "... and 13 more")
+
+
+def test_a_column_that_no_row_has_is_one_error_with_the_nearest_name():
+    with pytest.raises(DataError) as caught:
+        labelled(rows(*[{"text": "x", "Label": "a"}] * 50), text="text", label="lable")
+    assert str(caught.value) == (
+        "train.jsonl: no column 'lable'; did you mean 'Label'? columns here: ['text', 'Label']"
+    )
+
+
+def test_half_a_character_is_a_fault():
+    with pytest.raises(
+        DataError, match=r"train\.jsonl:1: column 'text' holds half a character \(\\ud83d\) at 4"
+    ):
+        texts(rows({"text": "hi \ud83d"}), text="text")
+
+
+@pytest.mark.parametrize(
+    ("value", "label"), [("a;b", "a;b"), (1, "1"), (True, "True"), (2.0, "2"), (" x ", "x")]
+)
+def test_a_label_becomes_its_word(value, label):
+    found = labelled(rows({"text": "t", "label": value}), text="text", label="label")
+    assert found == [Labelled("train.jsonl:1", "t", (label,))]
+
+
+@pytest.mark.parametrize("value", [0.73, float("nan"), None, "", {"a": 1}, [["a"]], ["a", None]])
+def test_what_is_no_label_is_a_fault(value):
+    with pytest.raises(
+        DataError, match=r"^train\.jsonl:1: column 'label' must be a word, a whole number or a list"
+    ):
+        labelled(rows({"text": "t", "label": value}), text="text", label="label")
+
+
+def test_one_list_makes_all_rows_multi_label_and_an_empty_list_is_a_label():
+    data = rows({"t": "x", "l": ["b", "a", "b"]}, {"t": "y", "l": []}, {"t": "z", "l": "a"})
+    found = labelled(data, text="t", label="l")
+    assert [example.labels for example in found] == [("b", "a"), (), ("a",)]
+    assert all(example.multi for example in found)
+
+
+def test_a_group_is_a_word_or_blank():
+    data = rows({"text": "x", "g": None}, {"text": "y", "g": 2.0}, {"text": "z", "g": " a "})
+    assert [example.group for example in texts(data, text="text", group="g")] == ["", "2", "a"]
+    with pytest.raises(DataError, match="column 'g' must name the source of the row, found 0.5"):
+        texts(rows({"text": "x", "g": 0.5}), text="text", group="g")
+
+
+def test_instruction_prompt_and_input_make_the_user_turn():
+    columns = {**PAIR, "input": "input", "system": "system"}
+    data = rows(
+        {"prompt": "p", "input": "i", "system": "be short", "answer": "a"},
+        {"prompt": "p", "input": "", "system": None, "answer": "a"},
+    )
+    first, second = chats(data, columns=columns, instruction="Do.")
+    assert said(first) == ["s:be short", "u:Do.\n\np\n\ni", "a:a"]
+    assert said(second) == ["u:Do.\n\np", "a:a"]
+
+
+def test_names_of_other_formats_become_the_four_roles():
+    shares = [
+        {"from": "system", "value": "s"},
+        {"from": "human", "value": "u"},
+        {"from": "gpt", "value": "a"},
+        {"from": "observation", "value": "t"},
+        {"from": "gpt", "value": "b"},
+    ]
+    (chat,) = chats(rows({"conversations": shares}), columns={"conversations": "conversations"})
+    assert said(chat) == ["s:s", "u:u", "a:a", "t:t", "a:b"]
+
+
+def test_the_instruction_stands_before_the_first_user_turn_only():
+    data = rows({"messages": turns("s:s", "u:one", "a:x", "u:two", "a:y")})
+    (chat,) = chats(data, columns={"messages": "messages"}, instruction="Do.")
+    assert said(chat) == ["s:s", "u:Do.\n\none", "a:x", "u:two", "a:y"]
+
+
+def test_an_empty_system_turn_is_left_out():
+    (chat,) = chats(rows({"messages": turns("s:", "u:q", "a:x")}), columns={"messages": "messages"})
+    assert said(chat) == ["u:q", "a:x"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "fault"),
+    [
+        (turns("a:x"), "turn 1 is assistant after the start; "),
+        (turns("u:q", "u:r", "a:x"), "turn 2 is user after user; "),
+        (turns("u:q", "s:s", "a:x"), "turn 2 is system after user; "),
+        (turns("u:q", "t:1", "a:x"), "turn 2 is tool after user; "),
+        (turns("u:q", "a: "), "no assistant turn with content; "),
+        (turns("u:q"), "no assistant turn with content; "),
+        (turns("u: ", "a:x"), "turn 1 \\(user\\) must hold text, found ' '; "),
+        (
+            [{"role": "narrator", "content": "x"}],
+            "turn 1 has the role 'narrator'; write one of system, user, ",
+        ),
+        ([*turns("u:q"), {"role": "assistant", "content": None, "tool_calls": [{}]}], "turn 2 calls a tool "),
+        (["hello"], "turn 1 is 'hello'; write "),
+        ([], "column 'messages' must be a list of turns, found \\[\\]; "),
+        ("hello", "column 'messages' must be a list of turns, found 'hello'; "),
+    ],
+)
+def test_turns_out_of_order_or_without_content_are_faults(messages, fault):
+    with pytest.raises(DataError, match=rf"^train\.jsonl:1: {fault}"):
+        chats(rows({"messages": messages}), columns={"messages": "messages"})
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"text": "t", "label": "l"},
+        {"prompt": "p"},
+        {"prompt": "p", "answer": "a", "label": "thumb"},
+        {"prompt": "p", "chosen": "c", "rejected": "r"},
+    ],
+)
+def test_columns_of_other_formats_do_not_become_chats(columns):
+    with pytest.raises(DataError, match="is not a prompt and an answer, nor a chat; write objective: "):
+        chats(rows(dict.fromkeys(columns.values(), "x")), columns=columns)
+
+
+def test_fingerprints_see_contents_and_not_case_or_spacing():
+    one = Labelled("a:1", "Good  phone\n", ("b", "A"), "g", True)
+    assert fingerprint(one) == fingerprint(Labelled("b:9", "good phone", ("a", "B")))
+    assert fingerprint(one) != fingerprint(Labelled("a:1", "good phone", ("a",)))
+    assert fingerprint(Text("a:1", "Straße")) == fingerprint(Text("a:2", "STRASSE"))
+
+
+def test_fingerprints_cannot_be_imitated_by_the_text():
+    assert fingerprint(Labelled("a:1", "x\x1ey", ())) != fingerprint(Labelled("a:1", "x", ("y",)))
+
+
+def test_the_question_leaves_out_label_and_last_answer():
+    assert question(Labelled("a:1", "X", ("y",))) == question(Labelled("a:2", "x", ("z",))) == "x"
+    asked = (Message("user", "q"), Message("assistant", "a"), Message("user", "r"))
+    first, second = (Chat("a:1", (*asked, Message("assistant", last))) for last in ("b", "c"))
+    assert question(first) == question(second)
+    assert fingerprint(first) != fingerprint(second)
+    assert question(first) != question(Chat("a:1", (Message("user", "q"), Message("assistant", "a"))))

@@ -1,0 +1,252 @@
+import csv
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from tunesmith.data.rows import Row, as_word, keep, read_rows, sha256_of
+from tunesmith.errors import DataError
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def places(rows: list[Row]) -> list[str]:
+    return [row.where for row in rows]
+
+
+def test_blank_lines_are_skipped_and_counted(tmp_path):
+    rows = read_rows(write(tmp_path, "a.jsonl", '\n{"text": "x"}\n\n  \r\n{"text": "y"}\r\n'))
+    assert places(rows) == ["a.jsonl:2", "a.jsonl:5"]
+    assert [row.fields["text"] for row in rows] == ["x", "y"]
+
+
+def test_only_a_newline_ends_a_json_line(tmp_path):
+    rows = read_rows(write(tmp_path, "a.ndjson", '{"text": "one\u2028two\u0085three"}\n{"text": "x"}'))
+    assert places(rows) == ["a.ndjson:1", "a.ndjson:2"]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
+    assert read_rows(write(tmp_path, "a.csv", b"\xef\xbb\xbftext,label\nhi,1\n"))[0].fields == {
+        "text": "hi",
+        "label": "1",
+    }
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path):
+    lines = ['{"n": 1}'] * 16 + ['{"n": }', '{"n": NaN}']
+    with pytest.raises(
+        DataError, match=r"^train\.jsonl:17: not JSON \(Expecting value at column 7\); write one"
+    ):
+        read_rows(write(tmp_path, "train.jsonl", "\n".join(lines)))
+
+
+def test_twenty_faults_are_told_and_the_rest_counted(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read_rows(write(tmp_path, "a.jsonl", "[1]\n" * 23))
+    told = str(caught.value).split("\n")
+    assert len(told) == 21
+    assert told[0].startswith("a.jsonl:1: list, not an object; ")
+    assert told[-1] == "... and 3 more"
+
+
+@pytest.mark.parametrize("content", ["", "  \n\n", b"\xef\xbb\xbf"])
+def test_an_empty_file_is_refused(tmp_path, content):
+    with pytest.raises(DataError, match=r"^a\.jsonl: empty; "):
+        read_rows(write(tmp_path, "a.jsonl", content))
+
+
+def test_a_table_with_nothing_below_its_header_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"^a\.csv: no rows; "):
+        read_rows(write(tmp_path, "a.csv", "text,label\n"))
+
+
+def test_other_encodings_are_named_with_line_and_cure(tmp_path):
+    with pytest.raises(DataError, match=r"^a\.csv:3: byte 0xe9 is not UTF-8; save the file as UTF-8"):
+        read_rows(write(tmp_path, "a.csv", b"text\nok\ncaf\xe9\n"))
+    with pytest.raises(DataError, match=r"^b\.csv:1: UTF-16"):
+        read_rows(write(tmp_path, "b.csv", "text\nok\n".encode("utf-16")))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['[{"t": "x"},\n {"t": "y"}]', '{"data": [{"t": "x"}, {"t": "y"}]}', '{"t": "x"}\n{"t": "y"}\n'],
+)
+def test_json_is_an_array_a_data_key_or_lines(tmp_path, content):
+    rows = read_rows(write(tmp_path, "a.json", content))
+    assert places(rows) == ["a.json:1", "a.json:2"]
+    assert [row.fields["t"] for row in rows] == ["x", "y"]
+
+
+def test_json_that_holds_no_rows_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"one JSON dict with the keys \['train'\], not rows; give an array"):
+        read_rows(write(tmp_path, "a.json", '{\n "train": []\n}'))
+    with pytest.raises(DataError, match=r"^b\.json:2: not JSON"):
+        read_rows(write(tmp_path, "b.json", '[{"t": "x"},\n {"t" "y"}]'))
+    with pytest.raises(DataError, match=r"^c\.json: no rows"):
+        read_rows(write(tmp_path, "c.json", "[]"))
+
+
+def test_csv_rows_are_named_by_the_line_they_start_on(tmp_path):
+    content = 'text,label\r\n"two\r\nlines, one cell",a\r\n\r\nplain,b\r\n'
+    rows = read_rows(write(tmp_path, "a.csv", content))
+    assert places(rows) == ["a.csv:2", "a.csv:5"]
+    assert rows[0].fields == {"text": "two\r\nlines, one cell", "label": "a"}
+
+
+def test_csv_takes_semicolons_where_the_header_has_no_comma(tmp_path):
+    assert read_rows(write(tmp_path, "a.csv", "text;label\na, b;1\n"))[0].fields == {
+        "text": "a, b",
+        "label": "1",
+    }
+
+
+def test_rows_with_too_many_or_too_few_cells_are_all_named(tmp_path):
+    with pytest.raises(DataError) as caught:
+        read_rows(write(tmp_path, "a.csv", "text,label\na,b,c\nok,1\nd\n"))
+    first, second = str(caught.value).split("\n")
+    assert first.startswith("a.csv:2: 3 cells, the header has 2; ")
+    assert second.startswith("a.csv:4: 1 cells, the header has 2; ")
+
+
+def test_a_quote_that_never_closes_is_named_where_its_row_starts(tmp_path):
+    with pytest.raises(DataError, match=r"^a\.csv:3: not a table \(unexpected end of data\)"):
+        read_rows(write(tmp_path, "a.csv", 'text,label\nok,1\n"open,2\nnext,3\n'))
+
+
+def test_a_header_that_names_a_column_twice_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"^a\.csv:1: the header has \['text'\] twice"):
+        read_rows(write(tmp_path, "a.csv", "text,label,text\na,b,c\n"))
+
+
+def test_cells_may_be_longer_than_the_csv_module_allows_and_its_limit_is_put_back(tmp_path):
+    limit = csv.field_size_limit()
+    rows = read_rows(write(tmp_path, "a.csv", f"text\n{'x' * (limit + 1)}\n"))
+    assert len(str(rows[0].fields["text"])) == limit + 1
+    assert csv.field_size_limit() == limit
+
+
+def test_tsv_reads_quoted_cells_and_bare_quotes(tmp_path):
+    quoted = read_rows(write(tmp_path, "a.tsv", 'text\tlabel\n"he said ""hi"""\tx\n'))
+    assert quoted[0].fields["text"] == 'he said "hi"'
+    bare = read_rows(write(tmp_path, "b.tsv", 'text\tlabel\n"great" phone\tx\n"open\ty\nend"\tz\n'))
+    assert [row.fields["text"] for row in bare] == ['"great" phone', '"open', 'end"']
+
+
+def test_parquet_rows_are_numbered_from_one(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"text": ["x", "y"], "tags": [["a"], []]}), tmp_path / "a.parquet")
+    rows = read_rows(tmp_path / "a.parquet")
+    assert places(rows) == ["a.parquet:1", "a.parquet:2"]
+    assert rows[1].fields == {"text": "y", "tags": []}
+    with pytest.raises(DataError, match=r"^b\.parquet: not Parquet"):
+        read_rows(write(tmp_path, "b.parquet", "text"))
+
+
+def test_a_missing_file_is_told_with_the_nearest_name(tmp_path):
+    write(tmp_path, "reviews.csv", "text\nx\n")
+    with pytest.raises(DataError, match=r"revews\.csv: no such file; did you mean 'reviews\.csv'\?"):
+        read_rows(tmp_path / "revews.csv")
+    with pytest.raises(DataError, match=r"no such file; there is no folder"):
+        read_rows(tmp_path / "nowhere" / "reviews.csv")
+
+
+def test_folders_and_unknown_endings_are_refused(tmp_path):
+    with pytest.raises(DataError, match="a folder; name a file in it"):
+        read_rows(tmp_path)
+    with pytest.raises(DataError, match=r"^a\.docx: cannot read this kind of file; give one of \.jsonl"):
+        read_rows(write(tmp_path, "a.docx", "x"))
+
+
+def fake_datasets(monkeypatch, version: str, rows: list[dict[str, object]]) -> list[tuple[str, str]]:
+    asked = []
+
+    def load_dataset(name: str, *, split: str) -> list[dict[str, object]]:
+        asked.append((name, split))
+        if split == "gone":
+            raise ValueError("Unknown split\n'gone'")
+        return rows
+
+    library = ModuleType("datasets")
+    library.__dict__.update(
+        __version__=version,
+        load_dataset=load_dataset,
+        exceptions=SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {})),
+    )
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    return asked
+
+
+def test_a_hub_dataset_is_read_by_its_name_and_split(monkeypatch):
+    asked = fake_datasets(monkeypatch, "4.8.0", [{"text": "x"}, {"text": "y"}])
+    assert places(read_rows("nobody/reviews")) == ["nobody/reviews:1", "nobody/reviews:2"]
+    read_rows("nobody/reviews:test")
+    assert asked == [("nobody/reviews", "train"), ("nobody/reviews", "test")]
+    with pytest.raises(DataError, match=r"cannot get its 'gone' split \(Unknown split 'gone'\)"):
+        read_rows("nobody/reviews:gone")
+
+
+def test_the_hub_is_never_asked_offline_or_with_a_library_that_runs_remote_code(monkeypatch):
+    asked = fake_datasets(monkeypatch, "3.6.0", [{"text": "x"}])
+    with pytest.raises(DataError, match="leave out --offline"):
+        read_rows("nobody/reviews", offline=True)
+    with pytest.raises(DataError, match="may run remote code"):
+        read_rows("nobody/reviews")
+    assert asked == []
+
+
+def test_a_missing_library_is_told_with_its_cure(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"^nobody/reviews: needs 'datasets'; pip install datasets"):
+        read_rows("nobody/reviews")
+
+
+ROWS = [Row(f"a.jsonl:{n}", {"label": label, "n": n}) for n, label in enumerate(["pos", "neg", "pos"], 1)]
+
+
+def test_keep_takes_the_rows_with_a_listed_value_in_every_column():
+    assert places(keep(ROWS, {"label": ["pos"], "n": [2, 3]})) == ["a.jsonl:3"]
+    assert keep(ROWS, {}) == ROWS
+
+
+def test_keep_finds_numbers_of_a_recipe_in_the_text_of_a_csv():
+    rows = [Row("a.csv:2", {"stars": "1"}), Row("a.csv:3", {"stars": "5"})]
+    assert places(keep(rows, {"stars": [5]})) == ["a.csv:3"]
+
+
+def test_keep_refuses_unknown_columns_and_empty_results():
+    with pytest.raises(
+        DataError, match=r"^a\.jsonl: no column 'lable'; did you mean 'label'\? columns here: "
+    ):
+        keep(ROWS, {"lable": ["pos"]})
+    with pytest.raises(
+        DataError, match=r"no row left with label in \['x'\]; values there: 'pos' \(2\), 'neg' \(1\)"
+    ):
+        keep(ROWS, {"label": ["x"]})
+
+
+def test_the_digest_depends_on_contents_and_order_not_on_places_or_column_order():
+    one = [Row("a:1", {"x": 1, "y": "é"}), Row("a:2", {"x": 2})]
+    same = [Row("b:7", {"y": "é", "x": 1}), Row("b:9", {"x": 2})]
+    assert sha256_of(one) == sha256_of(same)
+    assert sha256_of(one) != sha256_of(one[::-1])
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [("a", "a"), (3, "3"), (True, "True"), (2.0, "2"), (0.5, None), (None, None), ([], None)],
+)
+def test_words_are_texts_truth_values_and_whole_numbers(value, word):
+    assert as_word(value) == word
+
+
+def test_a_hundred_thousand_lines_are_read(tmp_path):
+    line = json.dumps({"text": "a sentence of about the usual length for a review", "label": "positive"})
+    rows = read_rows(write(tmp_path, "a.jsonl", f"{line}\n" * 100_000))
+    assert rows[-1].where == "a.jsonl:100000"

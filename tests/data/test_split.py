@@ -1,0 +1,271 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tunesmith.data.examples import Chat, Example, Labelled, Message, Text, labelled, question, texts
+from tunesmith.data.rows import Row
+from tunesmith.data.sources import Sources, load
+from tunesmith.data.split import Split, separate, split
+from tunesmith.errors import DataError, Refused
+
+
+def documents(count: int, *, per_group: int = 0, name: str = "a.jsonl", start: int = 0) -> list[Example]:
+    numbers = range(start, start + count)
+    return [Text(f"{name}:{n + 1}", f"text {n}", str(n // per_group) if per_group else "") for n in numbers]
+
+
+def sizes(found: Split) -> tuple[int, int, int]:
+    return len(found.train), len(found.validation), len(found.test)
+
+
+def groups(examples: list[Example]) -> set[str]:
+    return {example.group for example in examples}
+
+
+def test_rows_are_cut_to_the_shares_and_none_is_lost():
+    examples = documents(100)
+    found = split(examples, validation=0.1, test=0.2, seed=0)
+    assert sizes(found) == (70, 10, 20)
+    assert found.removed == 0
+    assert {e.where for e in [*found.train, *found.validation, *found.test]} == {e.where for e in examples}
+
+
+def test_the_seed_alone_decides_the_split():
+    first, again, other = (split(documents(100), validation=0.1, test=0.2, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first.test != other.test
+
+
+def test_the_test_part_does_not_depend_on_the_validation_share():
+    one = split(documents(100), validation=0.1, test=0.2, seed=0)
+    two = split(documents(100), validation=0.3, test=0.2, seed=0)
+    assert one.test == two.test
+
+
+def test_appended_rows_leave_most_of_the_test_part_where_it_was():
+    before = split(documents(1000), validation=0, test=0.2, seed=0)
+    after = split(documents(1010), validation=0, test=0.2, seed=0)
+    # 202 rows are drawn instead of 200, from 10 more: at most 10 of the old ones can be pushed out.
+    assert len({e.where for e in before.test} - {e.where for e in after.test}) <= 10
+
+
+def test_parts_keep_the_order_of_the_file():
+    found = split(documents(50), validation=0.2, test=0.2, seed=0)
+    for part in (found.train, found.validation, found.test):
+        numbers = [int(e.where.split(":")[1]) for e in part]
+        assert numbers == sorted(numbers)
+
+
+def test_a_group_stands_in_one_part_only():
+    found = split(documents(100, per_group=5), validation=0.1, test=0.2, seed=3)
+    assert sizes(found) == (70, 10, 20)
+    assert not groups(found.train) & groups(found.test)
+    assert not groups(found.train) & groups(found.validation)
+    assert not groups(found.validation) & groups(found.test)
+
+
+def test_groups_are_taken_as_long_as_they_bring_the_part_nearer():
+    # 10 groups of 7, test wants 21 of 70: three groups hit it, validation wants 7: one group.
+    assert sizes(split(documents(70, per_group=7), validation=0.1, test=0.3, seed=0)) == (42, 7, 21)
+    # One of two groups of 50 is no nearer to 20 than none.
+    with pytest.raises(
+        DataError, match=r"^a\.jsonl: 100 rows in 2 groups leave test empty at test: 0\.2; give more"
+    ):
+        split(documents(100, per_group=50), validation=0, test=0.2, seed=0)
+
+
+def test_rows_without_a_group_are_cut_alone():
+    found = split([*documents(90, per_group=9), *documents(10, start=90)], validation=0, test=0.2, seed=0)
+    assert "10 rows name no group" in found.notes[0]
+    assert not groups(found.train) & groups(found.test) - {""}
+
+
+def labels(examples: list[Example]) -> Counter[str]:
+    return Counter(label for e in examples if isinstance(e, Labelled) for label in e.labels)
+
+
+def marked(counts: dict[str, int]) -> list[Example]:
+    names = [name for name, count in counts.items() for _ in range(count)]
+    return [Labelled(f"a.jsonl:{n}", f"text {n}", (name,)) for n, name in enumerate(names, 1)]
+
+
+def test_each_label_gives_its_share():
+    found = split(marked({"a": 60, "b": 30, "c": 10}), validation=0.1, test=0.2, seed=0)
+    assert labels(found.test) == {"a": 12, "b": 6, "c": 2}
+    assert labels(found.validation) == {"a": 6, "b": 3, "c": 1}
+
+
+def test_the_last_row_of_a_label_stays_in_train():
+    found = split(marked({"a": 9, "b": 1}), validation=0.2, test=0.4, seed=0)
+    assert labels(found.test) == {"a": 4}
+    assert labels(found.train)["b"] == 1
+
+
+def test_rows_with_many_labels_are_cut_also_when_no_two_are_alike():
+    rows = [Labelled(f"a.jsonl:{n}", f"text {n}", (f"l{n}", "x"), multi=True) for n in range(20)]
+    assert sizes(split(rows, validation=0.1, test=0.2, seed=0)) == (14, 2, 4)
+
+
+def test_labels_that_are_only_held_out_are_noted():
+    common = [Labelled(f"a.jsonl:{n}", f"text {n}", ("a",), f"g{n}") for n in range(12)]
+    rare = [Labelled(f"a.jsonl:{n}", f"text {n}", ("b",), "rare") for n in range(12, 15)]
+    note = "label 'b' stands in test (3 rows) and not in train: it cannot be learned"
+    for seed in range(20):
+        found = split([*common, *rare], validation=0, test=0.2, seed=seed)
+        assert (note in found.notes) == ("rare" in groups(found.test))
+
+
+def test_copies_of_held_out_questions_leave_train_and_are_counted():
+    # Two groups of ten hold the same ten texts: whichever is drawn, the other loses all ten.
+    twins = [
+        Text(f"a.jsonl:{g}{n}", f"Text {n}" if g else f"text  {n}", f"twin{g}")
+        for g in range(2)
+        for n in range(10)
+    ]
+    for seed in range(20):
+        found = split([*twins, *documents(20, per_group=10, start=100)], validation=0, test=0.25, seed=seed)
+        held = "twin0" in groups(found.test) or "twin1" in groups(found.test)
+        assert found.removed == (10 if held else 0)
+        assert sizes(found) == (20 if held else 30, 0, 10)
+        assert not {question(e) for e in found.train} & {question(e) for e in found.test}
+
+
+def test_copies_of_rows_without_groups_fall_together():
+    rows = [Text(f"a.jsonl:{n}", f"text {n // 10}") for n in range(1000)]
+    found = split(rows, validation=0.1, test=0.2, seed=0)
+    assert found.removed == 0
+    assert sizes(found) == (700, 100, 200)
+
+
+@pytest.mark.parametrize(
+    ("count", "validation", "test", "fault"),
+    [
+        (
+            4,
+            0.1,
+            0.3,
+            r"4 rows leave validation empty at validation: 0\.1; give more rows, raise the share, or write",
+        ),
+        (4, 0, 0.1, r"4 rows leave test empty at test: 0\.1"),
+        (4, 0.2, 0.5, "4 rows leave 1 to train on; give more rows"),
+        (9, -0.1, 0, r"validation: -0\.1 is no share of the rows"),
+        (9, 0, float("nan"), "test: nan is no share of the rows"),
+        (9, 0.5, 0.5, "leave no train"),
+    ],
+)
+def test_splits_that_leave_a_part_empty_are_refused(count, validation, test, fault):
+    with pytest.raises(DataError, match=fault):
+        split(documents(count), validation=validation, test=test, seed=0)
+
+
+def test_separate_drops_the_same_questions_whatever_their_answers():
+    def chat(n: int, answer: str, name: str) -> Chat:
+        return Chat(f"{name}:{n}", (Message("user", f"Q {n}"), Message("assistant", answer)))
+
+    train = [chat(n, "yes", "train.jsonl") for n in range(10)]
+    kept, count = separate(train, [chat(n, "no", "test.jsonl") for n in range(8, 28)])
+    assert ([e.where for e in kept], count) == ([f"train.jsonl:{n}" for n in range(8)], 2)
+
+
+def test_a_test_file_that_is_the_train_file_is_refused():
+    train, held = documents(100, name="train.jsonl"), documents(20, name="test.jsonl")
+    with pytest.raises(Refused) as caught:
+        separate(train, held)
+    assert str(caught.value) == (
+        "test.jsonl: 20 of 20 test rows also stand in train.jsonl; give a test file of other rows"
+    )
+    # 18 of 20 is below 95 %: the copies are dropped and the test stands.
+    kept, count = separate(train, [*held[:18], *documents(2, name="test.jsonl", start=500)])
+    assert (len(kept), count) == (82, 18)
+
+
+def test_a_hundred_thousand_rows_are_split():
+    found = split(documents(100_000, per_group=3), validation=0.1, test=0.2, seed=0)
+    assert sum(sizes(found)) == 100_000
+
+
+def jsonl(folder: Path, name: str, numbers: range, **more: object) -> str:
+    path = folder / name
+    rows = ({"text": f"text {n}", "label": "ab"[n % 2], "group": f"g{n // 4}", **more} for n in numbers)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def parse(rows: list[Row]) -> list[Example]:
+    return list(texts(rows, text="text"))
+
+
+def test_load_reads_keeps_parses_and_splits(tmp_path):
+    source = jsonl(tmp_path, "a.jsonl", range(200))
+    loaded = load(
+        Sources(source, where={"label": ["a"]}),
+        lambda rows: labelled(rows, text="text", label="label"),
+        seed=0,
+    )
+    assert loaded.rows == 100
+    assert sizes(loaded.split) == (70, 10, 20)
+    assert labels(loaded.split.train) == {"a": 70}
+    assert set(loaded.sha256) == {"train", "validation", "test"}
+
+
+def test_load_gives_the_groups_that_the_parser_left_out(tmp_path):
+    found = load(Sources(jsonl(tmp_path, "a.jsonl", range(100)), group="group"), parse, seed=0).split
+    assert "" not in groups(found.train)
+    assert not groups(found.train) & groups(found.test)
+    with pytest.raises(DataError, match=r"^b\.jsonl: the group column 'group' is blank in every row"):
+        load(Sources(jsonl(tmp_path, "b.jsonl", range(100), group=None), group="group"), parse, seed=0)
+
+
+def test_a_given_test_file_takes_its_copies_and_groups_out_of_train(tmp_path):
+    # Rows 78-79 are copies of train rows, and their group g19 has the rows 76-79.
+    sources = Sources(
+        jsonl(tmp_path, "train.jsonl", range(80)),
+        0.1,
+        jsonl(tmp_path, "test.jsonl", range(78, 120)),
+        group="group",
+    )
+    loaded = load(sources, parse, seed=0)
+    assert loaded.rows == 122
+    assert len(loaded.split.test) == 42
+    assert loaded.split.removed == 4
+    assert sizes(loaded.split)[:2] == (68, 8)
+    assert loaded.split.notes[:2] == (
+        "2 rows of train.jsonl left out: test.jsonl has the same question",
+        "2 rows of train.jsonl left out: their group stands in test.jsonl",
+    )
+
+
+def test_two_given_files_are_kept_apart_from_each_other_too(tmp_path):
+    train, validation, test = (
+        jsonl(tmp_path, f"{name}.jsonl", numbers)
+        for name, numbers in (("train", range(60)), ("validation", range(50, 75)), ("test", range(70, 100)))
+    )
+    loaded = load(Sources(train, validation, test), parse, seed=0)
+    assert sizes(loaded.split) == (50, 20, 30)
+    assert loaded.split.removed == 15
+
+
+def test_the_train_file_given_as_test_is_refused_before_its_groups_are_looked_at(tmp_path):
+    source = jsonl(tmp_path, "a.jsonl", range(40))
+    with pytest.raises(Refused, match=r"^a\.jsonl: 40 of 40 test rows also stand in a\.jsonl"):
+        load(Sources(source, 0.1, source, group="group"), parse, seed=0)
+
+
+def test_a_train_file_of_the_test_files_groups_only_is_refused(tmp_path):
+    train, test = (
+        jsonl(tmp_path, "a.jsonl", range(8), group="g"),
+        jsonl(tmp_path, "b.jsonl", range(8, 16), group="g"),
+    )
+    with pytest.raises(DataError, match=r"^a\.jsonl: every row, or its group, also stands in b\.jsonl"):
+        load(Sources(train, 0.1, test, group="group"), parse, seed=0)
+
+
+def test_the_digest_of_a_part_names_its_contents_in_any_order(tmp_path):
+    test = jsonl(tmp_path, "test.jsonl", range(50, 60))
+    backwards = jsonl(tmp_path, "backwards.jsonl", range(59, 49, -1))
+    train = jsonl(tmp_path, "train.jsonl", range(50))
+    one, two = (load(Sources(train, 0.1, held), parse, seed=0) for held in (test, backwards))
+    assert one.sha256 == two.sha256
+    assert one.sha256["test"] != one.sha256["validation"]

@@ -1,0 +1,77 @@
+"""The choice of device, dtype and threads."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import psutil
+import pytest
+import torch
+
+from tunesmith.errors import RecipeError
+from tunesmith.model.device import SHAPES, choose_dtype, choose_machine, cores, gemm_gflops
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_again() -> object:
+    yield
+    torch.set_num_threads(1)
+
+
+def test_float32_stays_unless_bfloat16_is_a_third_faster() -> None:
+    assert choose_dtype("cpu", {"float32": 100.0, "bfloat16": 129.0})[0] == "float32"
+    assert choose_dtype("cpu", {"float32": 100.0, "bfloat16": 130.0})[0] == "bfloat16"
+
+
+def test_the_reason_names_the_measured_ratio() -> None:
+    assert "0.4 times" in choose_dtype("cpu", {"float32": 250.0, "bfloat16": 100.0})[1]
+
+
+def test_a_gpu_computes_in_bfloat16_only_where_it_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, dtype in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True, has=has: has)
+        assert choose_dtype("cuda:1", {"float32": 1.0, "bfloat16": 1.0})[0] == dtype
+
+
+def test_gflops_are_operations_over_the_best_time() -> None:
+    # Every call of this clock is 10 ms later, so each of the two products takes 10 ms:
+    # 2 * 2 * 1024 * 576 * 1536 operations in 20 ms are 181.19 billion a second.
+    ticks = itertools.count()
+    assert len(SHAPES) == 2
+    speed = gemm_gflops("cpu", torch.float32, clock=lambda: next(ticks) * 0.01)
+    assert speed == pytest.approx(181.19, abs=0.01)
+
+
+def test_choosing_takes_less_than_a_second_and_says_why() -> None:
+    start = time.perf_counter()
+    machine = choose_machine(threads=1)
+    assert time.perf_counter() - start < 3.0  # room for a busy machine
+    assert machine.threads == torch.get_num_threads() == 1
+    assert set(machine.gemm_gflops) == {"float32", "bfloat16"}
+    assert all(speed > 0 for speed in machine.gemm_gflops.values())
+    assert machine.dtype in machine.why
+    assert "\n" not in machine.why
+
+
+def test_what_the_user_asks_for_is_taken() -> None:
+    machine = choose_machine(device="cpu", dtype="bfloat16", threads=2)
+    assert (machine.device, machine.dtype, machine.threads) == ("cpu", "bfloat16", 2)
+
+
+def test_threads_are_the_cores_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8)
+    assert cores() <= 8
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 2)
+    assert cores() == 2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"device": "tpu9"}, {"device": "cuda:99"}, {"dtype": "float8"}, {"threads": -1}]
+)
+def test_what_cannot_be_is_refused_in_one_line(wrong: dict[str, object]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        choose_machine(**wrong)
+    assert ";" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,63 @@
+"""The example rows are what their README says they are, and each recipe names columns that are there."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tunesmith.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES, SHIPPED = ROOT / "examples", ROOT / "tunesmith" / "shipped_data"
+RECIPES = sorted(EXAMPLES.glob("*.yaml"))
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("path", "columns", "count"),
+    [
+        (SHIPPED / "reviews.jsonl", ["id", "text", "label", "group"], 2679),
+        (SHIPPED / "general.jsonl", ["id", "text"], 21),
+        (EXAMPLES / "synopsis.jsonl", ["id", "document", "summary", "source", "split"], 2600),
+        (EXAMPLES / "mail.jsonl", ["id", "subject", "text", "label", "thread"], 2394),
+    ],
+)
+def test_a_set_has_its_rows_and_columns_and_no_id_twice(path: Path, columns: list[str], count: int):
+    read = rows(path)
+    assert len(read) == len({row["id"] for row in read}) == count
+    assert {tuple(row) for row in read} == {tuple(columns)}
+
+
+def test_the_reviews_are_a_third_negative_and_come_from_many_sources():
+    read = rows(SHIPPED / "reviews.jsonl")
+    assert Counter(row["label"] for row in read) == {"positive": 1441 + 133, "negative": 918 + 187}
+    assert len({row["group"] for row in read}) > 200
+
+
+def test_the_synopses_are_short_documents_and_keep_the_split_they_came_with():
+    read = rows(EXAMPLES / "synopsis.jsonl")
+    assert max(len(row["document"]) for row in read) <= 1200
+    assert Counter(row["split"] for row in read) == {"train": 2200, "valid": 400}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_names_a_file_and_columns_that_are_there(path: Path):
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    columns = set(rows(path.parent / recipe["data"]["train"])[0])
+    objective = recipe["objective"]
+    named = {objective[key] for key in ("text", "label", "prompt", "answer") if key in objective}
+    assert {recipe["data"]["group"], *named} <= columns
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_read_without_a_note(path: Path):
+    recipe, notes = load_recipe(path)
+    assert notes == []
+    assert Path(recipe.data.train).exists()

@@ -1,0 +1,134 @@
+"""What importing needs and costs: the core dependencies are enough, and the front is quick."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "tunesmith"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+# It stands before all finders and answers None: then a name looks *not installed*. A finder that raised would
+# also break the libraries that politely ask `find_spec` first.
+HIDE = """
+import sys
+class Without:
+    def __init__(self, finders, hidden):
+        self.finders, self.hidden = finders, hidden
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.hidden:
+            return None
+        asked = (f.find_spec(name, path, target) for f in self.finders if hasattr(f, "find_spec"))
+        return next((spec for spec in asked if spec is not None), None)
+    def find_distributions(self, *context):
+        for finder in self.finders:
+            if hasattr(finder, "find_distributions"):
+                yield from finder.find_distributions(*context)
+    def invalidate_caches(self):
+        pass
+sys.meta_path[:] = [Without(list(sys.meta_path), set(sys.argv[1].split()))]
+"""
+IMPORT_ALL = """
+import importlib, traceback
+for name in sys.argv[2].split():
+    try:
+        importlib.import_module(name)
+    except BaseException:
+        print(f"{name}: {traceback.format_exc(limit=-1).splitlines()[-1]}")
+"""
+
+
+def module_names() -> list[str]:
+    """Every module of the package but `__main__`, whose import is its run."""
+    paths = sorted(path for path in PACKAGE.rglob("*.py") if path.stem != "__main__")
+    parts = [path.relative_to(ROOT).with_suffix("").parts for path in paths]
+    return [".".join(p[:-1] if p[-1] == "__init__" else p) for p in parts]
+
+
+def plain(requirement: str) -> str:
+    """The distribution that a requirement names: `mlflow-skinny>=3.5` is `mlflow-skinny`."""
+    return re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+
+
+def extras() -> dict[str, set[str]]:
+    """The distributions of each extra that users install."""
+    listed = PROJECT["optional-dependencies"]
+    return {name: {plain(r) for r in rs} for name, rs in listed.items() if name not in ("all", "dev")}
+
+
+def modules_of(distributions: set[str]) -> set[str]:
+    """The top-level modules that these distributions bring."""
+    return {
+        module
+        for module, names in packages_distributions().items()
+        if {plain(name) for name in names} & distributions
+    }
+
+
+def third_party(tree: ast.AST) -> set[str]:
+    """The top-level modules that a file imports from outside Python and this package, at any level."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module.partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"tunesmith"}
+
+
+def best_of_five(command: Sequence[str]) -> float:
+    """The shortest of five runs, in seconds: the run that the machine's other work disturbed least."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_every_module_imports_without_any_extra():
+    hidden = modules_of(set().union(*extras().values()))
+    done = subprocess.run(
+        [sys.executable, "-c", HIDE + IMPORT_ALL, " ".join(sorted(hidden)), " ".join(module_names())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout, done.stdout
+
+
+def test_a_hidden_module_looks_uninstalled_to_import_and_to_find_spec():
+    code = HIDE + "import importlib.util\nprint(importlib.util.find_spec('yaml'))\nimport yaml"
+    done = subprocess.run([sys.executable, "-c", code, "yaml"], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "None"
+    assert "ModuleNotFoundError: No module named 'yaml'" in done.stderr
+
+
+def test_every_library_that_the_package_imports_is_declared():
+    declared = {plain(r) for r in PROJECT["dependencies"]}.union(*extras().values())
+    homes = packages_distributions()
+    missing = set()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for module in third_party(ast.parse(path.read_text(encoding="utf-8"))):
+            if not {plain(name) for name in homes.get(module, [module])} & declared:
+                missing.add(f"{path.relative_to(ROOT)}: {module}")
+    assert not missing, "\n".join(sorted(missing))
+
+
+def test_importing_tunesmith_takes_less_than_a_fifth_of_a_second():
+    bare = best_of_five([sys.executable, "-c", "pass"])
+    assert best_of_five([sys.executable, "-c", "import tunesmith"]) - bare < 0.2
+
+
+def test_help_is_there_in_less_than_two_fifths_of_a_second():
+    assert best_of_five([str(Path(sys.executable).with_name("tunesmith")), "--help"]) < 0.4

@@ -1,0 +1,106 @@
+"""Names that people bring from other tools, and what they are called here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Top-level or nested: other tools' word -> dotted key. Their users wrote these by the million; none is an error here.
+ALIASES: dict[str, str] = {
+    "base_model": "model",
+    "model_name_or_path": "model",
+    "model_id": "model",
+    "dataset": "data.train",
+    "train_file": "data.train",
+    "train_data": "data.train",
+    "validation_file": "data.validation",
+    "val_size": "data.validation",
+    "val_set_size": "data.validation",
+    "test_file": "data.test",
+    "max_samples": "data.rows",
+    "cutoff_len": "data.max_tokens",
+    "max_length": "data.max_tokens",
+    "max_seq_length": "data.max_tokens",
+    "sequence_len": "data.max_tokens",
+    "block_size": "data.max_tokens",
+    "num_train_epochs": "schedule.epochs",
+    "num_epochs": "schedule.epochs",
+    "epochs": "schedule.epochs",
+    "learning_rate": "schedule.learning_rate",
+    "lr": "schedule.learning_rate",
+    "warmup_ratio": "schedule.warmup",
+    "weight_decay": "schedule.weight_decay",
+    "max_grad_norm": "schedule.clip",
+    "batch_size": "schedule.batch_rows",
+    "per_device_train_batch_size": "schedule.batch_rows",
+    "micro_batch_size": "schedule.batch_rows",
+    "save_steps": "schedule.save_steps",
+    "eval_steps": "schedule.eval_steps",
+    "lora_r": "technique.rank",
+    "lora_rank": "technique.rank",
+    "lora_alpha": "technique.alpha",
+    "lora_dropout": "technique.dropout",
+    "lora_target_modules": "technique.targets",
+    "target_modules": "technique.targets",
+    "lora_target": "technique.targets",
+    "use_dora": "technique.dora",
+    "use_rslora": "technique.rslora",
+    "finetuning_type": "technique.kind",
+    "adapter": "technique.kind",
+    "tuner_type": "technique.kind",
+}
+# Values of theirs that have another name here.
+VALUES: dict[str, dict[Any, Any]] = {
+    "technique.targets": {"all": "all-linear"},
+    "schedule.learning_rate": {},
+}
+
+
+def translate(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The same recipe in Tunesmith's words, and one note for each name that was changed."""
+    values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
+    notes: list[str] = []
+    rows, accumulation = (
+        values.get("per_device_train_batch_size", values.get("micro_batch_size")),
+        values.pop("gradient_accumulation_steps", None),
+    )
+    for name in [key for key in values if key in ALIASES]:
+        value = values.pop(name)
+        key = ALIASES[name]
+        if key == "schedule.batch_rows" and value == rows and accumulation:
+            value, name = int(value) * int(accumulation), f"{name} x gradient_accumulation_steps"
+        value = VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+        _place(values, key, value)
+        notes.append(f"{name} -> {key}: {value}")
+    for section in ("technique", "schedule", "data"):
+        notes += _inside(values, section)
+    return values, notes
+
+
+def _inside(values: dict[str, Any], section: str) -> list[str]:
+    """Translate names that were written inside a section of ours: `technique: {lora_r: 8}`."""
+    inner = values.get(section)
+    if not isinstance(inner, dict):
+        return []
+    notes = []
+    for name in [key for key in inner if ALIASES.get(key, "").startswith(f"{section}.")]:
+        key = ALIASES[name].partition(".")[2]
+        if key == name:
+            continue
+        inner[key] = inner.pop(name)
+        notes.append(f"{section}.{name} -> {section}.{key}: {inner[key]}")
+    return notes
+
+
+def _place(values: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a dotted key, turning `technique: lora` into a mapping on the way."""
+    section, _, key = dotted.partition(".")
+    if not key:
+        values[section] = value
+        return
+    inner = values.get(section)
+    if isinstance(inner, str):
+        inner = {"kind": inner} if section in ("technique", "objective") else {"train": inner}
+    if key != "kind" and section == "technique" and inner is None:
+        inner = {"kind": "lora"}
+    values[section] = {**(inner or {}), key: value}

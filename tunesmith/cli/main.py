@@ -1,0 +1,81 @@
+"""The command `tunesmith`: which commands there are, and what every outcome exits with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+
+from tunesmith import __version__
+from tunesmith.cli import demo, doctor, look, tune, use
+from tunesmith.cli.options import Parser
+from tunesmith.cli.signals import Interruption, caught
+from tunesmith.cli.terminal import emit, log
+from tunesmith.errors import TunesmithError
+
+# Every command there is, as `--help` shows them. None of these modules imports anything heavy.
+MODULES = (demo, tune, use, look, doctor)
+
+ABOUT = "Decide, tune, prove, ship: fit a language model to your own data, and know whether you should."
+CODES = (
+    "exit codes: 0 good; 1 the data or a gate says no; 2 wrong input; 130/143 interrupted and saved; "
+    "70 our own bug"
+)
+BUG = 70
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    wants_json = "--json" in words
+    try:
+        with caught():
+            return _run(words)
+    except TunesmithError as error:
+        return _fail(type(error).__name__, str(error), code=error.exit_code, as_json=wants_json)
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, Interruption) else Interruption(signal.SIGINT)
+        text = f"{stopped.text}; run the same command again to go on"
+        return _fail("Interrupted", text, code=stopped.exit_code, as_json=wants_json)
+    except BrokenPipeError:
+        # Whoever read our output has gone. What Python flushes at its exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        traceback.print_exc()
+        return _fail(
+            type(error).__name__,
+            "a bug in tunesmith, please report the lines above",
+            code=BUG,
+            as_json=wants_json,
+        )
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser(prog="tunesmith", description=ABOUT, epilog=CODES)
+    top.add_argument("--version", action="version", version=f"tunesmith {__version__}")
+    commands = top.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for module in MODULES:
+        module.add(commands)
+    return top
+
+
+def _run(words: Sequence[str]) -> int:
+    try:
+        args = parser().parse_args(words)
+    except SystemExit as done:  # --help and --version
+        return int(done.code or 0)
+    return int(args.run(args))
+
+
+def _fail(kind: str, message: str, *, code: int, as_json: bool) -> int:
+    """Say what went wrong, each fault on a line of its own, and return the exit code."""
+    lead = "interrupted" if kind == "Interrupted" else "error"
+    for line in message.splitlines():
+        log(f"{lead}: {line}")
+    if as_json:
+        emit({"error": {"kind": kind, "message": message, "exit_code": code}})
+    return code

@@ -1,0 +1,128 @@
+"""Options that several commands share, and how a wrong one is told."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tunesmith.errors import TunesmithError
+
+if TYPE_CHECKING:
+    from tunesmith.model.sampling import Sampling
+
+    # What every command module's `add` receives; argparse gives the type no public name.
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+class UsageError(TunesmithError):
+    """The words after the command cannot be understood."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the nearest name where one is near."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UsageError."""
+        raise UsageError(f"{self.prog}: {_shorter(message)}; see `{self.prog} --help`")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """What argparse finds; a word that is left over is an error here, where the options are known."""
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            what = "option" if left[0].startswith("-") else "place for"
+            self.error(f"no {what} {left[0]!r}{_nearest(left[0], list(self._option_string_actions))}")
+        return found, left
+
+
+def add_common(parser: argparse.ArgumentParser, *, out: str = "") -> None:
+    """Add `--json`, `--offline` and `--out`: a folder where `out` says what for, else a file."""
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON document on stdout, everything else on stderr"
+    )
+    parser.add_argument("--offline", action="store_true", default=_no_network(), help="never ask the network")
+    if out:
+        parser.add_argument("--out", type=Path, metavar="FOLDER", help=out)
+    else:
+        parser.add_argument(
+            "--out", type=Path, metavar="FILE", help="write the JSON document to this file too"
+        )
+
+
+def add_changes(parser: argparse.ArgumentParser) -> None:
+    """Add `--model`, `--objective`, `--technique` and `--set`, which change a recipe."""
+    parser.add_argument("--model", help="alias, Hub id, folder or file.gguf")
+    parser.add_argument("--objective", metavar="KIND", help="what is learned, instead of the recipe's")
+    parser.add_argument("--technique", metavar="KIND", help="which numbers move, instead of the recipe's")
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the recipe, such as technique.rank=8; may be repeated",
+    )
+
+
+def changes_of(args: argparse.Namespace) -> list[str]:
+    """All changes that the command line asks of the recipe; `--set` has the last word."""
+    from tunesmith.workflows.request import as_changes
+
+    named = {"model": args.model, "objective": args.objective, "technique": args.technique}
+    return [*as_changes(named), *args.changes]
+
+
+def add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: float) -> None:
+    """How an answer is drawn."""
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, help="0: always the likeliest (%(default)s)"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=top_p, help="draw from this much of the mass (%(default)s)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer; else as in training")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed draws the same answer (%(default)s)"
+    )
+
+
+def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
+    """The model's own settings with those of the command line in their place. Raises UsageError."""
+    from dataclasses import replace
+
+    if args.temperature < 0:
+        raise UsageError(f"--temperature: {args.temperature} is below zero; 0 takes the likeliest token")
+    if not 0 < args.top_p <= 1:
+        raise UsageError(f"--top-p: {args.top_p} is no share; give a number above 0, at most 1")
+    longest = default.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens
+    if longest < 1:
+        raise UsageError(f"--max-new-tokens: {longest} leaves no room for an answer; give 1 or more")
+    return replace(
+        default, temperature=args.temperature, top_p=args.top_p, max_new_tokens=longest, seed=args.seed
+    )
+
+
+def _no_network() -> bool:
+    """Whether the environment asks for no network, in the words of the Hub's own library."""
+    return any(
+        os.environ.get(name, "").strip().upper() in ("1", "ON", "YES", "TRUE")
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
+
+
+def _shorter(message: str) -> str:
+    """argparse's message; for a wrong choice or option with the nearest name."""
+    wrong = re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message)
+    if wrong:
+        known = re.findall(r"[\w-]+", wrong[3])
+        return f"no {wrong[1].lower()} {wrong[2]!r}{_nearest(wrong[2], known)}"
+    return message
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word.partition("=")[0], known, 1)
+    return f", did you mean {near[0]!r}?" if near else f", there are {', '.join(known)}"

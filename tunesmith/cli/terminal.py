@@ -1,0 +1,126 @@
+"""What goes to the screen: logs on stderr, results on stdout, text from outside never taken for markup."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tunesmith.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Without a terminal there is no width to keep to, and cut cells help nobody.
+PIPED_WIDTH = 160
+
+
+def console(file: TextIO) -> Console:
+    """A rich console that colours and draws but interprets nothing; NO_COLOR is rich's own doing."""
+    from rich.console import Console
+
+    made = Console(file=file, markup=False, emoji=False, highlight=False)
+    return (
+        made
+        if made.is_terminal
+        else Console(file=file, markup=False, emoji=False, highlight=False, width=PIPED_WIDTH)
+    )
+
+
+def hush() -> None:
+    """Switch off the libraries' own progress bars for the rest of the process: there is one of ours."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def log(text: str) -> None:
+    """Write a line for people to stderr."""
+    print(plain(text), file=sys.stderr, flush=True)
+
+
+def show(text: str = "") -> None:
+    """Write a line of the result to stdout."""
+    print(plain(text), flush=True)
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write a table to stdout; columns whose heading ends in `>` stand on the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(
+            column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold"
+        )
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    console(sys.stdout).print(table)
+
+
+def publish(document: Mapping[str, Any], args: argparse.Namespace) -> bool:
+    """Write the document to stdout under `--json`, to the file of `--out`; whether stdout has been served.
+
+    Raises CheckpointError for a file that cannot be written.
+    """
+    if args.out is not None:
+        try:
+            args.out.write_text(_json(document) + "\n", encoding="utf-8")
+        except OSError as error:
+            cure = "name a file in a folder that is there"
+            raise CheckpointError(f"{args.out}: not written ({error.strerror}); {cure}") from None
+    if args.json:
+        emit(document)
+    return bool(args.json)
+
+
+def emit(document: Mapping[str, Any]) -> None:
+    """Write the one JSON document to stdout."""
+    print(_json(document), flush=True)
+
+
+def plain(text: str) -> str:
+    """The text without control characters: a row or an answer must not drive the terminal."""
+    return "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160))
+
+
+def number(value: float | None) -> str:
+    """Four digits of a score, a dash for none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+def p_value(value: float) -> str:
+    """A p-value as people write it."""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def size(count: float) -> str:
+    """Bytes in a unit that reads well."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit != "GB" else f"{count:.1f} GB"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(_finite(document), ensure_ascii=False, indent=1, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for what JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

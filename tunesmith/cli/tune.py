@@ -1,0 +1,129 @@
+"""`tunesmith tune`: rows or a recipe in, a tuned model and its measured worth out."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.cli.options import add_changes, add_common, changes_of
+from tunesmith.cli.progress import listening
+from tunesmith.cli.signals import Interruption, caught
+from tunesmith.cli.terminal import emit, hush, log, number, p_value, show, show_table
+from tunesmith.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from tunesmith.cli.options import Commands
+    from tunesmith.recipe import Recipe
+    from tunesmith.report.schema import Report
+    from tunesmith.workflows.tune import Run
+
+
+def add(commands: Commands) -> None:
+    """Add `tune`."""
+    parser = commands.add_parser(
+        "tune",
+        help="fine-tune, then score base and tuned model on held-out rows",
+        description="Fine-tune a model by a recipe or straight on a file of rows, and measure what it "
+        "brought. An unfinished run of the same recipe is gone on with; a finished one is left as it is.",
+    )
+    parser.add_argument(
+        "source", metavar="RECIPE|DATA", help="recipe.yaml, or rows as jsonl, json, csv, tsv, parquet"
+    )
+    add_changes(parser)
+    add_common(parser, out="folder of the run (default: runs/NAME)")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be learned, and stop")
+    parser.add_argument(
+        "--force", action="store_true", help="delete an earlier run in the folder and begin again"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Tune as the command line says."""
+    from tunesmith.workflows.request import request
+
+    asked = request(args.source, changes=changes_of(args), offline=args.offline)
+    for note in asked.notes:
+        log(note)
+    if args.dry_run:
+        return _dry_run(asked.recipe, args)
+    if args.force:
+        _forget(asked.recipe, args.out)
+    finished = _tune(asked.recipe, args)
+    if args.json:
+        emit(as_document(finished))
+    else:
+        _show(finished)
+    return 0
+
+
+def as_document(run: Run) -> dict[str, Any]:
+    """The report with where the run lies."""
+    return {"folder": run.folder, "already_finished": run.already, **run.report.model_dump(mode="json")}
+
+
+def _tune(recipe: Recipe, args: argparse.Namespace) -> Run:
+    """The run, told as it goes; Ctrl-C ends it after a step, with everything saved."""
+    from tunesmith.training.fit import Interrupted
+    from tunesmith.workflows.tune import tune_recipe
+
+    hush()
+    with caught() as signals, listening(signals) as listen:
+        try:
+            return tune_recipe(recipe, out=args.out, listen=listen, stop=signals.stop, offline=args.offline)
+        except Interrupted as stopped:
+            raise Interruption(signals.received, f"{stopped} and saved") from None
+
+
+def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
+    """Show what the loss would look at, and train nothing."""
+    from tunesmith.cli.preview import show as show_preview
+    from tunesmith.workflows.preview import preview
+
+    return show_preview(preview(recipe, offline=args.offline), args)
+
+
+def _forget(recipe: Recipe, out: Path | None) -> None:
+    """Delete the run that lies where this one is to lie; nothing that is not a run is touched."""
+    from tunesmith.workflows.run_folder import PAGE, open_run
+
+    folder = out or open_run(recipe, None).path
+    if (folder / PAGE).is_file():
+        log(f"deleting the run in {folder}")
+        shutil.rmtree(folder)
+    elif folder.exists():
+        raise CheckpointError(f"{folder}: not a run, so --force leaves it alone; give another --out")
+
+
+def _show(run: Run) -> None:
+    """Base against tuned, where it all lies, and what to do next."""
+    if run.already:
+        show(f"already finished, nothing was done (--force tunes again): {run.folder}")
+    show_scores(run.report)
+    show(f"run folder: {run.folder}")
+    show_next(run)
+
+
+def show_scores(report: Report) -> None:
+    """The verdict and every metric of both models."""
+    show(report.task.sentence)
+    rows = []
+    for task in report.tasks:
+        bounds = f"{number(task.ci95[0])} to {number(task.ci95[1])}"
+        values = (number(task.base), number(task.tuned), number(task.delta))
+        rows.append((task.metric, *values, bounds, p_value(task.p_value), str(task.n)))
+    show_table(("metric", "base>", "tuned>", "delta>", "95 % interval", "p>", "rows>"), rows)
+    for baseline in report.baselines:
+        show(f"{baseline.name}: {baseline.detail}")
+
+
+def show_next(run: Run) -> None:
+    """Commands that use the run."""
+    folder = shlex.quote(str(run.folder))
+    show("next:")
+    show(f'  tunesmith ask {folder} "..."')
+    if run.report.family == "decoder" and run.report.objective != "classify":
+        show(f"  tunesmith chat {folder}")

@@ -1,0 +1,119 @@
+"""`tunesmith ask` and `tunesmith chat`: a tuned model answers, once or in turns."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.cli.options import UsageError, add_common, add_sampling, sampling_of
+from tunesmith.cli.terminal import hush, log, publish, show, show_table
+
+if TYPE_CHECKING:
+    from tunesmith.cli.options import Commands
+    from tunesmith.inference.local import LocalModel
+    from tunesmith.model.sampling import Sampling
+
+
+def add(commands: Commands) -> None:
+    """Add `ask` and `chat`."""
+    asking = commands.add_parser(
+        "ask",
+        help="put one text to a tuned model",
+        description="A run tuned to label answers with a label and probabilities, any other with text.",
+    )
+    asking.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
+    asking.add_argument("text", metavar="TEXT", help="the text; - reads it from stdin")
+    add_sampling(asking, temperature=0.0, top_p=1.0)
+    add_common(asking)
+    asking.set_defaults(run=ask)
+    chatting = commands.add_parser(
+        "chat",
+        help="talk with a tuned decoder",
+        description="Reads a turn a line, also from a pipe. /quit ends, /reset forgets the conversation, "
+        "/system TEXT sets the system turn and forgets.",
+    )
+    chatting.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
+    chatting.add_argument("--system", default="", metavar="TEXT", help="system turn before the conversation")
+    add_sampling(chatting, temperature=0.7, top_p=0.9)
+    add_common(chatting)
+    chatting.set_defaults(run=chat)
+
+
+def ask(args: argparse.Namespace) -> int:
+    """Answer one text."""
+    from tunesmith.inference.folder import find_model, load
+    from tunesmith.objectives import Classify
+
+    hush()
+    find_model(args.folder)
+    text = (sys.stdin.read() if args.text == "-" else args.text).strip()
+    if not text:
+        raise UsageError("ask: TEXT is empty; give a text, or - and a text on stdin")
+    model = load(args.folder, offline=args.offline)
+    sampling = sampling_of(args, model.sampling)
+    told = _label(model, text) if isinstance(model.objective, Classify) else _answer(model, text, sampling)
+    if publish({"run": args.folder, "text": text, **told}, args):
+        return 0
+    if "probabilities" in told:
+        show(told["label"])
+        likely_first = sorted(told["probabilities"].items(), key=lambda item: -item[1])
+        show_table(("label", "probability>"), [(label, f"{p:.3f}") for label, p in likely_first])
+    else:
+        show(told["answer"])
+    return 0
+
+
+def _label(model: LocalModel, text: str) -> dict[str, Any]:
+    found = model.classify([text])[0]
+    return {"label": found.label, "labels": found.labels, "probabilities": found.probabilities}
+
+
+def _answer(model: LocalModel, text: str, sampling: Sampling) -> dict[str, Any]:
+    from tunesmith.cli.conversation import opening
+
+    reply = model.reply([opening(model, text)], sampling=sampling)
+    counts = {"prompt_tokens": reply.prompt_tokens, "new_tokens": reply.new_tokens}
+    return {"answer": reply.text, "finished": reply.finished, **counts}
+
+
+def chat(args: argparse.Namespace) -> int:
+    """Answer line after line until /quit or the end of the input."""
+    from dataclasses import asdict
+
+    from tunesmith.cli.conversation import HELP, Conversation
+    from tunesmith.inference.folder import find_model, load, read_about
+
+    hush()
+    if read_about(find_model(args.folder)).family != "decoder":
+        raise UsageError(f"{args.folder}: an encoder writes no text; use `tunesmith ask {args.folder} TEXT`")
+    model = load(args.folder, offline=args.offline)
+    talk = Conversation(model, sampling_of(args, model.sampling), system=args.system, silent=args.json)
+    if sys.stdin.isatty():
+        log(HELP)
+    for line in _lines():
+        if line in ("/quit", "/exit"):
+            break
+        if line.startswith("/"):
+            log(talk.command(line))
+        elif line:
+            talk.turn(line)
+    publish({"run": args.folder, "messages": [asdict(message) for message in talk.messages]}, args)
+    return 0
+
+
+def _lines() -> Iterator[str]:
+    """What is typed, or what is piped in, line by line without blanks around it."""
+    if not sys.stdin.isatty():
+        yield from (line.strip() for line in sys.stdin)
+        return
+    with suppress(ImportError):
+        import readline  # noqa: F401 -- once it is imported, `input` has history and editing
+    while True:
+        try:
+            yield input("> ").strip()
+        except EOFError:
+            return

@@ -1,0 +1,222 @@
+"""What kind of rows these are, told by their columns, and which column plays which part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tunesmith.data.rows import Row, as_word, columns_of, file_of
+from tunesmith.errors import DataError
+
+LOOKED_AT = 200
+ENOUGH = 0.9
+LONGEST_LABEL = 60
+
+DIALOGUES = ("messages", "conversations", "conversation", "dialogue")
+SYSTEMS = ("system", "system_prompt")
+INPUTS = ("input", "context")
+ANSWERS = ("output", "response", "completion", "answer")
+PAIRS = (
+    *(("prompt", answer) for answer in ("completion", "response", "answer")),
+    ("question", "answer"),
+    ("question", "response"),
+    ("input", "output"),
+    ("source", "target"),
+    ("document", "summary"),
+)
+DOCUMENTS = ("text", "content")
+TEXTS = ("text", "sentence", "review", "content", "body", "comment", "message", "tweet", "title", "headline")
+LABELS = ("label", "labels", "category", "class", "sentiment", "target", "intent", "topic")
+
+EXPLICIT = (
+    "{kind: classify, text: COLUMN, label: COLUMN}",
+    "{kind: instruct, prompt: COLUMN, answer: COLUMN}",
+    "{kind: domain, text: COLUMN}",
+)
+PARTS = {
+    "system": "system turn",
+    "prompt": "user turn",
+    "input": "user turn",
+    "answer": "assistant turn",
+    "messages": "turns by role and content",
+    "conversations": "turns by from and value",
+    "tools": "not used (write tools into the system turn)",
+    "chosen": "preferred answer",
+    "rejected": "other answer",
+    "text": "what is read",
+    "label": "what is learned",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A known shape of rows: the objective it serves, and our word for a part -> the file's column."""
+
+    name: str
+    objective: str
+    columns: Mapping[str, str]
+
+    def explain(self) -> str:
+        """One line that shows the mapping, for the user to check."""
+        by_part: dict[str, list[str]] = {}
+        for word, column in self.columns.items():
+            by_part.setdefault(PARTS[word], []).append(column)
+        parts = (f"{'+'.join(columns)} -> {part}" for part, columns in by_part.items())
+        return f"detected {self.name}: {', '.join(parts)}"
+
+
+def detect(rows: Sequence[Row]) -> Format:
+    """The most specific format that at least 90 % of the first 200 rows have; unclear rows are refused."""
+    sample = _Sample(rows[:LOOKED_AT])
+    for look in DETECTORS:
+        found = look(sample)
+        if found is not None:
+            return found
+    cure = "write in the recipe which is which, as objective: " + " or ".join(EXPLICIT)
+    raise DataError(f"{file_of(rows)}: no known format has the columns {columns_of(rows)}; {cure}")
+
+
+class _Sample:
+    """The first rows, asked for columns by lower-case name."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self.names = {name.strip().lower(): name for name in columns_of(rows)}
+
+    def column(self, names: Sequence[str], holds: Callable[[object], bool]) -> str | None:
+        """The first of these columns that holds such values in enough rows."""
+        present = (self.names[name] for name in names if name in self.names)
+        return next((column for column in present if self.share(column, holds) >= ENOUGH), None)
+
+    def share(self, column: str, holds: Callable[[object], bool]) -> float:
+        """The share of rows whose value in this column is of the kind."""
+        return sum(holds(value) for value in self.values(column)) / max(1, len(self.rows))
+
+    def values(self, column: str) -> Iterator[object]:
+        """What each row has in this column; None where it has nothing."""
+        return (row.fields.get(column) for row in self.rows)
+
+    def optional(self, **parts: Sequence[str]) -> dict[str, str]:
+        """Parts that may be blank in most rows: a column of such a name is enough."""
+        found = {
+            part: [self.names[name] for name in names if name in self.names] for part, names in parts.items()
+        }
+        return {part: columns[0] for part, columns in found.items() if columns}
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _are_turns(value: object, *, role: str = "role", content: str = "content") -> bool:
+    return isinstance(value, list) and bool(value) and all(_is_turn(turn, role, content) for turn in value)
+
+
+def _is_turn(turn: object, role: str, content: str) -> bool:
+    return isinstance(turn, dict) and role in turn and content in turn
+
+
+def _are_shares(value: object) -> bool:
+    return _are_turns(value, role="from", content="value")
+
+
+def _is_answer(value: object) -> bool:
+    return _is_text(value) or _are_turns(value)
+
+
+def _is_thumb(value: object) -> bool:
+    # A csv has no truth values, and 0/1 beside a prompt and an answer are votes too: trained on as plain
+    # answers they would teach the bad ones.
+    return (as_word(value) or "").strip().lower() in {"true", "false", "0", "1"}
+
+
+def _is_label(value: object) -> bool:
+    if isinstance(value, list):
+        return all(not isinstance(item, list) and _is_label(item) for item in value)
+    word = as_word(value)
+    return word is not None and 0 < len(word.strip()) <= LONGEST_LABEL
+
+
+def _preference(sample: _Sample) -> Format | None:
+    chosen = sample.column(["chosen"], _is_answer)
+    rejected = sample.column(["rejected"], _is_answer)
+    if chosen is None or rejected is None:
+        return None
+    # Without a column of its own the prompt is what the two answers begin with.
+    prompt = sample.column(["prompt", "question", "instruction"], _is_answer)
+    columns = {"chosen": chosen, "rejected": rejected}
+    return Format("preference", "preference", {"prompt": prompt, **columns} if prompt else columns)
+
+
+def _thumbs(sample: _Sample) -> Format | None:
+    label = sample.column(["label"], _is_thumb)
+    prompt = sample.column(["prompt", "question"], _is_answer)
+    answer = sample.column(["completion", "response", "answer"], _is_answer)
+    if label is None or prompt is None or answer is None:
+        return None
+    return Format("thumbs", "preference", {"prompt": prompt, "answer": answer, "label": label})
+
+
+def _messages(sample: _Sample) -> Format | None:
+    column = sample.column(DIALOGUES, _are_turns)
+    if column is None:
+        return None
+    return Format(
+        "messages", "instruct", {"messages": column, **sample.optional(system=SYSTEMS, tools=["tools"])}
+    )
+
+
+def _sharegpt(sample: _Sample) -> Format | None:
+    column = sample.column(DIALOGUES, _are_shares)
+    if column is None:
+        return None
+    extra = sample.optional(system=SYSTEMS, tools=["tools"])
+    return Format("sharegpt", "instruct", {"conversations": column, **extra})
+
+
+def _alpaca(sample: _Sample) -> Format | None:
+    prompt, answer = sample.column(["instruction"], _is_text), sample.column(ANSWERS, _is_text)
+    if prompt is None or answer is None:
+        return None
+    extra = sample.optional(input=INPUTS, system=SYSTEMS)
+    return Format("alpaca", "instruct", {"prompt": prompt, **extra, "answer": answer})
+
+
+def _prompt_completion(sample: _Sample) -> Format | None:
+    for prompt_name, answer_name in PAIRS:
+        prompt, answer = sample.column([prompt_name], _is_text), sample.column([answer_name], _is_text)
+        if prompt is not None and answer is not None:
+            extra = sample.optional(system=SYSTEMS)
+            return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, "answer": answer})
+    return None
+
+
+def _text_label(sample: _Sample) -> Format | None:
+    text, label = sample.column(TEXTS, _is_text), sample.column(LABELS, _is_label)
+    if text is None or label is None:
+        return None
+    found = [str(value) for value in sample.values(label)]
+    # Twenty values that are all different are names or sentences, not classes.
+    if len(found) >= 20 and len(set(found)) == len(found):
+        return None
+    return Format("text_label", "classify", {"text": text, "label": label})
+
+
+def _text(sample: _Sample) -> Format | None:
+    text = sample.column(DOCUMENTS, _is_text)
+    # Next to a column named like a label or an answer, text alone would be a guess.
+    if text is None or sample.optional(other=[*LABELS, *ANSWERS, "prompt", "question", "summary"]):
+        return None
+    return Format("text", "domain", {"text": text})
+
+
+DETECTORS: tuple[Callable[[_Sample], Format | None], ...] = (
+    _preference,
+    _thumbs,
+    _messages,
+    _sharegpt,
+    _alpaca,
+    _prompt_completion,
+    _text_label,
+    _text,
+)

@@ -1,0 +1,97 @@
+"""The data section of a recipe, turned into the three parts of its examples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from tunesmith.data.examples import Example, fingerprint, group_of
+from tunesmith.data.rows import Row, keep, read_rows
+from tunesmith.data.split import Split, file_name, separate, split, unlearned_labels
+from tunesmith.errors import DataError
+
+Parse = Callable[[list[Row]], Sequence[Example]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where the rows come from: files, or shares of `train`; `where` keeps some rows of every file."""
+
+    train: str
+    validation: float | str = 0.1
+    test: float | str = 0.2
+    group: str = ""
+    where: Mapping[str, Sequence[object]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The split, the rows kept of all files, and for each part a digest of its contents in any order."""
+
+    split: Split
+    rows: int
+    sha256: dict[str, str]
+
+
+def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) -> Loaded:
+    """The examples of all files, parsed and split: no question and no group stands in two parts.
+
+    Raises DataError for faulty rows, and Refused where a held-out file repeats the train file.
+    """
+    given = {"train": sources.train, "validation": sources.validation, "test": sources.test}
+    shares = {name: share for name, share in given.items() if not isinstance(share, str)}
+    rows, parts = 0, dict[str, list[Example]]()
+    for name, source in given.items():
+        if isinstance(source, str):
+            read = keep(read_rows(source, offline=offline), sources.where)
+            parts[name] = _grouped(list(parse(read)), read, sources.group)
+            rows += len(read)
+    before = sum(map(len, parts.values()))
+    notes = _set_apart(parts)
+    removed = before - sum(map(len, parts.values()))
+    cut = split(
+        parts["train"], validation=shares.get("validation", 0.0), test=shares.get("test", 0.0), seed=seed
+    )
+    parts = {"validation": cut.validation, "test": cut.test, **parts, "train": cut.train}
+    notes += [*cut.notes, *(note for note in unlearned_labels(parts) if note not in cut.notes)]
+    whole = Split(**parts, removed=removed + cut.removed, notes=tuple(notes))
+    return Loaded(whole, rows, {name: _digest(part) for name, part in parts.items()})
+
+
+def _grouped(examples: list[Example], rows: Sequence[Row], column: str) -> list[Example]:
+    """The examples with the group of their row, also where the parser left it out."""
+    if not column or all(example.group for example in examples):
+        return examples
+    groups = {row.where: group_of(row, column) for row in rows}
+    if not any(groups.values()):
+        cure = "name the column that tells which rows belong together, or leave `group` out"
+        raise DataError(f"{file_name(examples)}: the group column {column!r} is blank in every row; {cure}")
+    return [
+        example if example.group else replace(example, group=groups[example.where]) for example in examples
+    ]
+
+
+def _set_apart(parts: dict[str, list[Example]]) -> list[str]:
+    """Take out of the given files, in place, what a file that counts more holds too; say what went."""
+    notes: list[str] = []
+    for what, other in (("test", "validation"), ("test", "train"), ("validation", "train")):
+        if what not in parts or other not in parts:
+            continue
+        held, file, held_file = parts[what], file_name(parts[other]), file_name(parts[what])
+        free, copies = separate(parts[other], held, what=what)
+        groups = {example.group for example in held} - {""}
+        parts[other] = [example for example in free if example.group not in groups]
+        if not parts[other]:
+            cure = f"give a {what} file of other sources"
+            raise DataError(f"{file}: every row, or its group, also stands in {held_file}; {cure}")
+        if copies:
+            notes.append(f"{copies} rows of {file} left out: {held_file} has the same question")
+        if strays := len(free) - len(parts[other]):
+            notes.append(f"{strays} rows of {file} left out: their group stands in {held_file}")
+    return notes
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    lines = sorted(fingerprint(example).encode(errors="surrogatepass") for example in examples)
+    return hashlib.sha256(b"\n".join(lines)).hexdigest()

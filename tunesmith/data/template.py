@@ -1,0 +1,207 @@
+"""Chats and documents to token ids, with the mask of what may be learned.
+
+One renderer serves training, scoring, generation, the server and the export, so a model is never
+asked in another format than the one it was trained in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tunesmith.data.examples import Message
+from tunesmith.errors import TemplateError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# For models that never saw a chat: plain words, each turn closed by the end token.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].capitalize() }}:\n{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids and, for each, whether the loss may look at it as a target."""
+
+    ids: list[int]
+    learn: list[bool]
+
+    @property
+    def learned(self) -> int:
+        """Number of ids the loss may look at."""
+        return sum(self.learn)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One example as token sequences: one for most objectives, two for a pair."""
+
+    sequences: tuple[Tokens, ...]
+    where: str
+    label: tuple[float, ...] = ()
+    shortened: bool = False
+
+    @property
+    def length(self) -> int:
+        """Number of tokens of the longest sequence."""
+        return max(len(tokens.ids) for tokens in self.sequences)
+
+
+class Template:
+    """A tokenizer with its chat format. Raises TemplateError if the format cannot be masked."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool = True) -> None:
+        self.tokenizer = tokenizer
+        self.source = _chat_source(tokenizer)
+        special = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special))) if special else None
+        self._bos = _leading_bos(tokenizer)
+        self.chats = chat
+        self._end = self._find_end() if chat else ""
+        self.hash = hashlib.sha256(f"{self.source}\n{self._end}".encode()).hexdigest()[:16]
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids after which an answer is complete."""
+        closing = self.tokenizer(self._end, add_special_tokens=False)["input_ids"][-1:] if self._end else []
+        own = self.tokenizer.eos_token_id
+        return frozenset([*closing, *([] if own is None else [own])])
+
+    def document(self, text: str, *, limit: int = 0) -> Tokens:
+        """A text with the tokenizer's own special tokens, every id learned; cut at `limit` tokens if given."""
+        cut = {"truncation": True, "max_length": limit} if limit else {}
+        ids = self.tokenizer(text, **cut)["input_ids"]
+        return Tokens(ids, [True] * len(ids))
+
+    def chat(self, messages: Sequence[Message]) -> Tokens:
+        """A chat whose assistant turns, with their end tokens, are learned and nothing else is."""
+        clean = [self._clean(message) for message in messages]
+        full = self._render(clean)
+        spans = [self._span(clean, turn, full) for turn, m in enumerate(clean) if m["role"] == "assistant"]
+        ids, offsets = self._encode(full)
+        return Tokens(ids, [any(a < end and b > start for start, end in spans) for a, b in offsets])
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids after which the model is to answer."""
+        return self._encode(self._render([self._clean(m) for m in messages], answer=True))[0]
+
+    def answer(self, messages: Sequence[Message], text: str) -> list[int]:
+        """The ids of one answer to `messages`, without the end of the turn."""
+        tokens = self.chat([*messages, Message("assistant", text)])
+        start = len(self.prompt(messages))
+        learned = sum(tokens.learn[start:]) - len(
+            self.tokenizer(self._end, add_special_tokens=False)["input_ids"]
+        )
+        return tokens.ids[start : start + learned]
+
+    def fit(self, messages: Sequence[Message], limit: int) -> tuple[list[Message], bool]:
+        """The same messages within `limit` tokens, and whether one was shortened.
+
+        The longest turn that is not learned gives way, at its end, so that answers stay whole.
+        """
+        over = len(self.chat(messages).ids) - limit
+        if over <= 0:
+            return list(messages), False
+        given = [i for i, message in enumerate(messages) if message.role != "assistant"]
+        longest = max(given, key=lambda i: len(messages[i].content))
+        content = messages[longest].content
+        offsets = self.tokenizer(content, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        keep = max(1, len(offsets) - over - 1)
+        short = Message(messages[longest].role, content[: offsets[keep - 1][1]].rstrip() or content[:1])
+        return [short if i == longest else message for i, message in enumerate(messages)], True
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _clean(self, message: Message) -> dict[str, str]:
+        """The message with special tokens inside its text broken up: text cannot open or close a turn."""
+        text = message.content.strip() if message.role == "assistant" else message.content
+        if self._special is not None:
+            text = self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        return {"role": message.role, "content": text}
+
+    def _render(
+        self, messages: Sequence[Mapping[str, str]], *, answer: bool = False, think: bool = False
+    ) -> str:
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages),
+                    chat_template=self.source,
+                    tokenize=False,
+                    add_generation_prompt=answer,
+                    enable_thinking=think,
+                )
+            )
+        except (
+            Exception
+        ) as error:  # a template is a program from a file: whatever it raises is its own finding
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise TemplateError(
+                f"chat template: refused roles {[m['role'] for m in messages]} ({first}); "
+                "drop the system turn or use a model whose template takes these roles"
+            ) from error
+
+    def _span(self, clean: Sequence[Mapping[str, str]], turn: int, full: str) -> tuple[int, int]:
+        """Character range of one assistant turn and its end marker in the rendered chat."""
+        body = clean[turn]["content"] + self._end
+        for think in (False, True):
+            start = len(prefix := self._render(clean[:turn], answer=True, think=think))
+            if full.startswith(prefix) and full.startswith(body, start):
+                return start, start + len(body)
+        raise TemplateError(
+            f"chat template: turn {turn + 1} cannot be found again in the rendered chat; "
+            "the template rewrites earlier turns, use one that appends"
+        )
+
+    def _find_end(self) -> str:
+        """The text that closes an assistant turn, learned from a probe chat."""
+        asked = [{"role": "user", "content": "q"}]
+        prefix = self._render(asked, answer=True)
+        full = self._render([*asked, {"role": "assistant", "content": "zq"}])
+        if not full.startswith(prefix + "zq"):
+            raise TemplateError(
+                "chat template: an answer does not follow its prompt; use a template that appends"
+            )
+        end = full[len(prefix) + 2 :].rstrip()
+        if not end:
+            raise TemplateError(
+                "chat template: nothing closes an assistant turn, so stopping could not be learned; "
+                "add the end token after the assistant's content"
+            )
+        return end
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and character offsets of a rendered chat, with exactly one BOS where the model has one."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = list(found["input_ids"]), list(found["offset_mapping"])
+        if self._bos is not None:
+            while ids[:2] == [self._bos, self._bos]:
+                ids, offsets = ids[1:], offsets[1:]
+            if ids[:1] != [self._bos]:
+                ids, offsets = [self._bos, *ids], [(0, 0), *offsets]
+        return ids, offsets
+
+
+def _chat_source(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template, or the plain one."""
+    source = tokenizer.chat_template
+    if isinstance(source, dict):
+        source = source.get("default")
+    return source or PLAIN_TEMPLATE
+
+
+def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id this tokenizer puts before every text, None if it puts none."""
+    bos = tokenizer.bos_token_id
+    return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None

@@ -1,0 +1,44 @@
+"""The errors a user can meet, as one tree.
+
+TunesmithError            exit 2: the user's input is wrong
+├── DataError             a row, a file or a column
+├── RecipeError           a key, a value or a pair that cannot work
+├── TemplateError         a chat format that cannot be masked, or differs from the run's
+├── ModelError            a model that cannot be found, read or trusted
+├── CheckpointError       a run folder that is broken, foreign or not a run
+└── Refused               exit 1: the input is well-formed, and the data or a gate says no
+
+Each message is one line: place, finding, cure. Anything else that is raised is our own bug.
+"""
+
+
+class TunesmithError(Exception):
+    """An error whose text is meant for the user: `place: finding; cure`."""
+
+    exit_code = 2
+
+
+class DataError(TunesmithError):
+    """A row, a file or a column is not what the recipe needs."""
+
+
+class RecipeError(TunesmithError):
+    """A recipe holds an unknown key, a wrong value or a pair that cannot work."""
+
+
+class TemplateError(TunesmithError):
+    """A chat format cannot be masked safely, or is not the one a run was trained with."""
+
+
+class ModelError(TunesmithError):
+    """A model cannot be found, read or trusted."""
+
+
+class CheckpointError(TunesmithError):
+    """A run folder is broken, foreign, or made for another base."""
+
+
+class Refused(TunesmithError):
+    """The input is well-formed, and the data or a gate says no."""
+
+    exit_code = 1

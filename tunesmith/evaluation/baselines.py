@@ -1,0 +1,146 @@
+"""The cheap ways that a tuned model has to beat: the commonest label, TF-IDF, a linear probe.
+
+The last two pick their settings by cross-validation: to beat a weak opponent proves nothing.
+N rows, D features.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tunesmith.errors import DataError
+from tunesmith.evaluation.metrics import accuracy, macro_f1
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import FeatureUnion
+
+FOLDS = 3
+MOST_ROWS = 3000  # settings are tried on at most this many rows; the final fit sees all
+
+METRICS = {"accuracy": lambda gold, given: float(accuracy(gold, given).mean()), "macro_f1": macro_f1}
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    strength: float  # how far the fit may follow the rows: scikit-learn's C
+    balanced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Trials:
+    """Settings tried on parts of the training rows; `folds` holds each row's part, -1 for rows left out."""
+
+    labels: NDArray[np.str_]
+    folds: NDArray[np.int64]
+    metric: str
+
+    def score(self, features: Any, setting: _Setting) -> float:
+        """The metric of the rows, each answered by a fit that has not seen it."""
+        given = self.labels.copy()
+        for fold in range(FOLDS):
+            learn, judge = np.flatnonzero(self.folds >= 0), np.flatnonzero(self.folds == fold)
+            learn = learn[self.folds[learn] != fold]
+            given[judge] = _fitted(features[learn], self.labels[learn], setting).predict(features[judge])
+        tried = self.folds >= 0
+        return METRICS[self.metric](self.labels[tried].tolist(), given[tried].tolist())
+
+    def best(self, features: Any, settings: Sequence[_Setting]) -> _Setting:
+        """The setting that scores highest, the first of equals."""
+        return max(settings, key=lambda setting: self.score(features, setting))
+
+
+def majority(labels: Sequence[str]) -> str:
+    """The commonest label; of equally common ones the first in the alphabet."""
+    if not labels:
+        raise DataError("baselines: there are no training rows; give at least one")
+    counts = Counter(labels)
+    return min(counts, key=lambda label: (-counts[label], label))
+
+
+def tfidf_classifier(
+    train: Sequence[tuple[str, str]], texts: Sequence[str], *, metric: str = "accuracy", seed: int = 0
+) -> list[str]:
+    """Labels for `texts` by logistic regression on TF-IDF, learned from (text, label) rows.
+
+    Cross-validation picks the best by `metric` ("accuracy" or "macro_f1"), one question after the other:
+    words alone or with runs of 2-5 characters, how strong, class weights. With too few rows these are fixed.
+    """
+    known, labels = [text for text, _ in train], [label for _, label in train]
+    if len(set(labels)) < 2 or not any(re.search(r"\w", text) for text in known):
+        return [majority(labels)] * len(texts)
+    setting, vectorizer = _Setting(10.0), _vectorizer(characters=True)
+    features, trials = vectorizer.fit_transform(known), _trials(labels, metric, seed)
+    if trials:
+        plain = _vectorizer(characters=False)
+        fewer = plain.fit_transform(known)
+        if trials.score(fewer, setting) > trials.score(features, setting):
+            vectorizer, features = plain, fewer
+        setting = trials.best(features, [setting, _Setting(1.0), _Setting(100.0)])
+        setting = trials.best(features, [setting, replace(setting, balanced=True)])
+    return _answers(_fitted(features, np.array(labels), setting), vectorizer.transform(texts), len(texts))
+
+
+def linear_probe(
+    vectors: ArrayLike,
+    labels: Sequence[str],
+    asked: ArrayLike,
+    *,
+    metric: str = "accuracy",
+    seed: int = 0,
+) -> list[str]:
+    """[N, D] vectors with labels -> a label for each vector asked, by standardised logistic regression.
+
+    The strength and the class weights are picked as in `tfidf_classifier`.
+    """
+    known, unknown = np.asarray(vectors, dtype=np.float64), np.asarray(asked, dtype=np.float64)
+    if len(set(labels)) < 2:
+        return [majority(labels)] * len(unknown)
+    middle, spread = known.mean(axis=0), known.std(axis=0)
+    spread[spread == 0] = 1  # a feature that never changes stays at 0
+    features, trials, setting = (known - middle) / spread, _trials(labels, metric, seed), _Setting(0.1)
+    if trials:
+        setting = trials.best(features, [setting, _Setting(0.01), _Setting(0.001), _Setting(1.0)])
+        setting = trials.best(features, [setting, replace(setting, balanced=True)])
+    return _answers(_fitted(features, np.array(labels), setting), (unknown - middle) / spread, len(unknown))
+
+
+def _vectorizer(*, characters: bool) -> FeatureUnion:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import FeatureUnion
+
+    # scikit-learn's own pattern drops words of one letter, and with them whole texts of some scripts.
+    parts = [("words", TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True))]
+    if characters:
+        parts.append(("runs", TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)))
+    return FeatureUnion(parts)
+
+
+def _trials(labels: Sequence[str], metric: str, seed: int) -> _Trials | None:
+    """The parts to try settings on; None unless two labels have a row for every part."""
+    order = np.random.default_rng(seed).permutation(len(labels))[:MOST_ROWS].tolist()
+    if sum(count >= FOLDS for count in Counter(labels[row] for row in order).values()) < 2:
+        return None
+    folds = np.full(len(labels), -1)
+    # Dealing out one label after the other gives each part its share of each.
+    dealt = sorted(order, key=lambda row: labels[row])
+    folds[dealt] = np.arange(len(dealt)) % FOLDS
+    return _Trials(np.array(labels), folds, metric)
+
+
+def _fitted(features: Any, labels: NDArray[np.str_], setting: _Setting) -> LogisticRegression:
+    from sklearn.linear_model import LogisticRegression
+
+    weights = "balanced" if setting.balanced else None
+    return LogisticRegression(C=setting.strength, class_weight=weights, max_iter=2000).fit(features, labels)
+
+
+def _answers(fitted: LogisticRegression, features: Any, rows: int) -> list[str]:
+    return [str(label) for label in fitted.predict(features)] if rows else []

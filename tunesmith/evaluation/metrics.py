@@ -1,0 +1,276 @@
+"""Scores of given answers against gold ones: one number per row where the metric allows it.
+
+Fractions (0-1): accuracy, F1, exact match, ROUGE. On 0-100, as sacrebleu prints them: BLEU and chrF.
+N rows, K labels. The gold side always comes first.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from rapidfuzz.distance import LCSseq
+
+from tunesmith.errors import DataError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Item = TypeVar("Item", bound=Hashable)
+RowStatistic = Callable[[NDArray[np.intp]], tuple[float, float]]
+
+_WORD = re.compile(r"[^\W_]+")
+_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+_ASCII_PUNCTUATION = frozenset(string.punctuation)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """How well one label is found; a share whose denominator is empty counts as 0."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+def accuracy(gold: Sequence[str], given: Sequence[str]) -> Floats:
+    """[N]: 1 where the given label is the gold one, letter for letter."""
+    _same_length(gold, given)
+    return np.array([float(g == h) for g, h in zip(gold, given, strict=True)])
+
+
+def confusion(gold: Sequence[str], given: Sequence[str]) -> tuple[list[str], Ints]:
+    """The labels of either side in order, and how often gold (down) was answered with given (across)."""
+    _same_length(gold, given)
+    labels = sorted({*gold, *given})
+    return labels, _matrix(_codes(gold, labels), _codes(given, labels), len(labels))
+
+
+def per_class(gold: Sequence[str], given: Sequence[str]) -> list[ClassScore]:
+    """One line per label of either side; a label that only the model uses has support 0."""
+    labels, matrix = confusion(gold, given)
+    right, support, used = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    return [
+        ClassScore(
+            label=label,
+            precision=float(right[k] / max(1, used[k])),
+            recall=float(right[k] / max(1, support[k])),
+            f1=float(2 * right[k] / max(1, used[k] + support[k])),
+            support=int(support[k]),
+        )
+        for k, label in enumerate(labels)
+    ]
+
+
+def macro_f1(gold: Sequence[str], given: Sequence[str]) -> float:
+    """The plain mean of F1 over the labels that occur in gold.
+
+    An answer outside the gold labels costs its row's recall, but makes no class of its own: else ten
+    misspellings would count as ten classes. Equals scikit-learn's `macro` where there are no such answers.
+    """
+    return _macro_f1_of(confusion(gold, given)[1])
+
+
+def macro_f1_pair(gold: Sequence[str], base: Sequence[str], tuned: Sequence[str]) -> RowStatistic:
+    """From row numbers (repeats allowed) to macro-F1 of base and of tuned on them; microseconds per call."""
+    _same_length(gold, base)
+    _same_length(gold, tuned)
+    labels = sorted({*gold, *base, *tuned})
+    truth, first, second = (_codes(side, labels) for side in (gold, base, tuned))
+
+    def statistic(rows: NDArray[np.intp]) -> tuple[float, float]:
+        here = truth[rows]
+        before, after = (_matrix(here, side[rows], len(labels)) for side in (first, second))
+        return _macro_f1_of(before), _macro_f1_of(after)
+
+    return statistic
+
+
+def multilabel_f1(gold: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> Floats:
+    """[N]: F1 of each row's set of labels; 1 where both sets are empty."""
+    _same_length(gold, given)
+    return np.array([_set_f1(set(g), set(h)) for g, h in zip(gold, given, strict=True)])
+
+
+def multilabel_micro_f1(gold: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> float:
+    """F1 over all (row, label) decisions together: frequent labels weigh most."""
+    right, gold_count, given_count = _label_counts(gold, given)
+    total = gold_count.total() + given_count.total()
+    return 2 * right.total() / total if total else 1.0
+
+
+def multilabel_macro_f1(gold: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> float:
+    """The plain mean of F1 over the labels that occur in gold; 1 if no row has a label on either side."""
+    right, gold_count, given_count = _label_counts(gold, given)
+    if not gold_count:
+        return float(not given_count)
+    scores = [2 * right[k] / (gold_count[k] + given_count[k]) for k in gold_count]
+    return sum(scores) / len(scores)
+
+
+def exact_match(gold: Sequence[str], given: Sequence[str]) -> Floats:
+    """[N]: 1 where the answers agree after SQuAD's normalising (case, punctuation, English articles, spaces).
+
+    As in SQuAD, "-5" equals "5" and "C++" equals "c"; compare labels with `accuracy` instead.
+    """
+    _same_length(gold, given)
+    return np.array([float(_normal(g) == _normal(h)) for g, h in zip(gold, given, strict=True)])
+
+
+def token_f1(gold: Sequence[str], given: Sequence[str]) -> Floats:
+    """[N]: F1 of the bags of words, normalised as in `exact_match`; for text without spaces use `chrf`."""
+    _same_length(gold, given)
+    return np.array(
+        [_bag_f1(_normal(g).split(), _normal(h).split()) for g, h in zip(gold, given, strict=True)]
+    )
+
+
+def rouge_l(gold: Sequence[str], given: Sequence[str]) -> Floats:
+    """[N]: F of the longest common subsequence of words (ROUGE-L, Lin 2004).
+
+    Words are runs of letters and digits of any script, lower-cased, not stemmed: on English text the values
+    are those of `rouge_score` with `use_stemmer=False`. For text without spaces between words use `chrf`.
+    """
+    _same_length(gold, given)
+    return np.array([_rouge_l(words(g), words(h)) for g, h in zip(gold, given, strict=True)])
+
+
+def rouge_n(gold: Sequence[str], given: Sequence[str], n: int) -> Floats:
+    """[N]: F of the shared runs of `n` words (ROUGE-N), on the words of `rouge_l`; 0 if too short."""
+    _same_length(gold, given)
+    return np.array(
+        [_shared_f1(_grams(words(g), n), _grams(words(h), n)) for g, h in zip(gold, given, strict=True)]
+    )
+
+
+def chrf(gold: Sequence[str], given: Sequence[str]) -> Floats:
+    """[N]: sentence chrF2, 0-100."""
+    from sacrebleu.metrics import CHRF
+
+    _same_length(gold, given)
+    metric = CHRF()
+    return np.array([metric.sentence_score(h, [g]).score for g, h in zip(gold, given, strict=True)])
+
+
+def corpus_chrf(gold: Sequence[str], given: Sequence[str]) -> float:
+    """chrF2 over all rows together, 0-100, as sacrebleu prints it."""
+    from sacrebleu.metrics import CHRF
+
+    _same_length(gold, given)
+    return float(CHRF().corpus_score(list(given), [list(gold)]).score)
+
+
+def corpus_bleu(gold: Sequence[str], given: Sequence[str]) -> float:
+    """BLEU over all rows together, 0-100, as sacrebleu prints it (13a tokens, exponential smoothing)."""
+    from sacrebleu.metrics import BLEU
+
+    _same_length(gold, given)
+    return float(BLEU().corpus_score(list(given), [list(gold)]).score)
+
+
+def corpus_bleu_pair(gold: Sequence[str], base: Sequence[str], tuned: Sequence[str]) -> RowStatistic:
+    """From row numbers (repeats allowed) to BLEU of base and of tuned; n-grams are counted once only."""
+    from sacrebleu.metrics import BLEU
+
+    before, after = _bleu_counts(gold, base), _bleu_counts(gold, tuned)
+
+    def score(counts: Ints) -> float:
+        given_length, gold_length, *ngrams = counts.tolist()
+        return float(BLEU.compute_bleu(ngrams[:4], ngrams[4:], given_length, gold_length, "exp").score)
+
+    def statistic(rows: NDArray[np.intp]) -> tuple[float, float]:
+        return score(before[rows].sum(axis=0)), score(after[rows].sum(axis=0))
+
+    return statistic
+
+
+def words(text: str) -> list[str]:
+    """The lower-cased runs of letters and digits, in order."""
+    return _WORD.findall(text.lower())
+
+
+def _same_length(gold: Sequence[object], given: Sequence[object]) -> None:
+    if len(gold) != len(given):
+        raise ValueError(f"{len(gold)} gold answers against {len(given)} given ones")
+    if not len(gold):
+        raise DataError("scores: there are no rows to score; give the test set at least one row")
+
+
+def _codes(side: Sequence[str], labels: list[str]) -> Ints:
+    number = {label: k for k, label in enumerate(labels)}
+    return np.array([number[label] for label in side], dtype=np.int64)
+
+
+def _matrix(gold: Ints, given: Ints, size: int) -> Ints:
+    """[N] and [N] -> [K, K] counts."""
+    return np.bincount(gold * size + given, minlength=size * size).reshape(size, size).astype(np.int64)
+
+
+def _macro_f1_of(matrix: Ints) -> float:
+    support = matrix.sum(axis=1)
+    f1 = 2 * np.diag(matrix) / np.maximum(1, support + matrix.sum(axis=0))
+    return float(f1[support > 0].mean())
+
+
+def _label_counts(
+    gold: Sequence[Sequence[str]], given: Sequence[Sequence[str]]
+) -> tuple[Counter[str], Counter[str], Counter[str]]:
+    _same_length(gold, given)
+    wanted, found, right = Counter[str](), Counter[str](), Counter[str]()
+    for gold_row, given_row in zip(gold, given, strict=True):
+        wanted.update(set(gold_row))
+        found.update(set(given_row))
+        right.update(set(gold_row) & set(given_row))
+    return right, wanted, found
+
+
+def _set_f1(gold: set[str], given: set[str]) -> float:
+    total = len(gold) + len(given)
+    return 2 * len(gold & given) / total if total else 1.0
+
+
+def _normal(text: str) -> str:
+    folded = text.casefold().strip()
+    kept = "".join(mark for mark in folded if not _is_punctuation(mark))
+    # An answer such as "+" or "the" would vanish, and any two vanished answers would agree.
+    return " ".join(_ARTICLE.sub(" ", kept).split()) or folded
+
+
+def _is_punctuation(mark: str) -> bool:
+    return mark in _ASCII_PUNCTUATION or unicodedata.category(mark).startswith("P")
+
+
+def _bag_f1(gold: list[str], given: list[str]) -> float:
+    return _shared_f1(Counter(gold), Counter(given)) if gold or given else 1.0
+
+
+def _shared_f1(gold: Counter[Item], given: Counter[Item]) -> float:
+    total = gold.total() + given.total()
+    return 2 * (gold & given).total() / total if total else 0.0
+
+
+def _grams(tokens: list[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+
+def _rouge_l(gold: list[str], given: list[str]) -> float:
+    total = len(gold) + len(given)
+    return 2 * LCSseq.similarity(gold, given) / total if total else 0.0
+
+
+def _bleu_counts(gold: Sequence[str], given: Sequence[str]) -> Ints:
+    """[N, 10]: length given, length gold, n-grams found (4), n-grams there are (4)."""
+    from sacrebleu.metrics import BLEU
+
+    _same_length(gold, given)
+    metric = BLEU(effective_order=True)
+    scores = [metric.sentence_score(h, [g]) for g, h in zip(gold, given, strict=True)]
+    return np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in scores], dtype=np.int64)

@@ -1,0 +1,128 @@
+"""Draws over clusters of rows, and the tests and intervals read off them.
+
+N rows, G clusters, R resamples. Rows without a group are clusters of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+ALPHA = 0.05
+_BLOCK = 2_000_000  # random numbers held at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """Which rows belong together: the cluster of each row [N] and the rows of each cluster [G]."""
+
+    codes: Indices
+    sizes: Floats
+
+    @classmethod
+    def of(cls, n: int, groups: Sequence[str] | None) -> Clusters:
+        """The clusters of `n` rows; each row its own where there are no groups."""
+        if groups is None:
+            return cls(np.arange(n), np.ones(n))
+        if len(groups) != n:
+            raise ValueError(f"{len(groups)} groups for {n} rows")
+        number: dict[str, int] = {}
+        codes = np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.intp)
+        return cls(codes, np.bincount(codes).astype(np.float64))
+
+    @property
+    def count(self) -> int:
+        """How many clusters there are."""
+        return len(self.sizes)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether any two rows belong together."""
+        return len(self.sizes) < len(self.codes)
+
+    def sums(self, values: Floats) -> Floats:
+        """[N] -> [G]: the sum of each cluster."""
+        return np.bincount(self.codes, weights=values, minlength=self.count).astype(np.float64)
+
+    def drawn_means(self, values: Floats, rng: np.random.Generator, resamples: int) -> Floats:
+        """[N] -> [R]: the mean over the rows of G clusters drawn with repeats."""
+        sums, blocks = self.sums(values), []
+        for size in _blocks(resamples, self.count):
+            drawn = rng.integers(self.count, size=(size, self.count))
+            blocks.append(sums[drawn].sum(axis=1) / self.sizes[drawn].sum(axis=1))
+        return np.concatenate(blocks)
+
+    def drawn_rows(self, rng: np.random.Generator, resamples: int) -> Iterator[Indices]:
+        """R times the row numbers of G clusters drawn with repeats."""
+        order, lengths = np.argsort(self.codes, kind="stable"), self.sizes.astype(np.intp)
+        starts = np.cumsum(lengths) - lengths
+        for _ in range(resamples):
+            drawn = rng.integers(self.count, size=self.count)
+            length = lengths[drawn]
+            shift = starts[drawn] - (np.cumsum(length) - length)
+            yield order[np.repeat(shift, length) + np.arange(length.sum())]
+
+
+def mcnemar(change: Floats) -> float:
+    """The exact two-sided p of as many rows going one way, were both ways equally likely."""
+    from scipy.special import bdtr
+
+    better, worse = int((change > 0).sum()), int((change < 0).sum())
+    return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
+
+
+def sign_flip(change: Floats, rng: np.random.Generator, resamples: int) -> float:
+    """[G] -> the share of sign flips whose sum is at least as far from 0; all flips where they are few."""
+    moved = change[change != 0]
+    if not len(moved):
+        return 1.0
+    # Sums of the same numbers in another order differ in their last bits: they are ties all the same.
+    observed = abs(float(moved.sum())) - 1e-9 * float(np.abs(moved).sum())
+    if 2 ** len(moved) <= resamples:
+        signs = 1.0 - 2.0 * ((np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved))) & 1)
+        return float((np.abs(signs @ moved) >= observed).mean())
+    hits = 0
+    for size in _blocks(resamples, len(moved)):
+        signs = 1.0 - 2.0 * rng.integers(0, 2, size=(size, len(moved)), dtype=np.int8)
+        hits += int((np.abs(signs @ moved) >= observed).sum())
+    return (1 + hits) / (1 + resamples)
+
+
+def percentiles(drawn: Floats, clusters: int) -> tuple[float, float]:
+    """The middle 95 % of the resamples, widened for few clusters as Student's t is (Hesterberg 2015)."""
+    from scipy.special import ndtr, stdtrit
+
+    tail = float(ndtr(-math.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, 1 - ALPHA / 2)))
+    low, high = np.quantile(drawn, (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def bootstrap_p(drawn: Floats, clusters: int) -> float:
+    """The level at which the interval of `percentiles` would just reach 0."""
+    from scipy.special import ndtri, stdtr
+
+    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    share = min(0.5, (1 + beyond) / (1 + len(drawn)))
+    return 2 * float(stdtr(clusters - 1, ndtri(share) * math.sqrt((clusters - 1) / clusters)))
+
+
+def wilson(mean: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share seen in `n` independent rows (Wilson 1927)."""
+    from scipy.special import ndtri
+
+    z2 = float(ndtri(1 - ALPHA / 2)) ** 2
+    middle = (mean + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * (mean * (1 - mean) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _blocks(total: int, width: int) -> list[int]:
+    size = max(1, _BLOCK // width)
+    return [min(size, total - start) for start in range(0, total, size)]

@@ -1,0 +1,240 @@
+"""Is the tuned model really better on these rows, and could these rows have told?
+
+The unit of chance is the cluster: rows of one source document rise and fall together, and a test that takes
+them for independent finds differences that are not there. N rows, G clusters; delta = tuned - base.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tunesmith.errors import DataError
+from tunesmith.evaluation.metrics import RowStatistic, corpus_bleu_pair, macro_f1_pair
+from tunesmith.evaluation.resampling import (
+    ALPHA,
+    Clusters,
+    bootstrap_p,
+    mcnemar,
+    percentiles,
+    sign_flip,
+    wilson,
+)
+
+Floats = NDArray[np.float64]
+
+POWER = 0.80
+SMALL_SHARE = 0.02  # a difference below 2 % of the scale counts as none
+FEWEST = 6  # changes, all in one direction, that an exact two-sided test needs: 2 / 2**6 < ALPHA < 2 / 2**5
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Base against tuned on the same rows, and what may be said about it.
+
+    `verdict`: "better" or "worse" (p < 0.05); "no effect" (these rows would have shown a difference of 2 % of
+    the scale, or both models score alike in every row); "inconclusive" (too few rows to tell; about
+    `rows_needed` would do). `smallest_detectable` is the difference that such rows show in 80 % of tries.
+    Higher is taken for better: negate losses before comparing them.
+    """
+
+    base: float
+    tuned: float
+    delta: float
+    ci95: tuple[float, float]
+    p_value: float
+    n: int
+    clusters: int
+    test: str
+    smallest_detectable: float
+    verdict: str
+    rows_needed: int | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The whole comparison as one line for people."""
+        low, high = self.ci95
+        where = f"{self.n} rows" + (f" in {self.clusters} groups" if self.clusters < self.n else "")
+        p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
+        line = (
+            f"{self.verdict}: tuned {self.tuned:.4g}, base {self.base:.4g}, difference {self.delta:+.3g} "
+            f"(95 % {low:+.3g} to {high:+.3g}, {p}, {where})"
+        )
+        if self.rows_needed is None:
+            return line
+        smallest = f"{self.smallest_detectable:.2g}"
+        return f"{line}; so few rows show differences from {smallest} up, about {self.rows_needed:,} would do"
+
+
+def compare_paired(
+    base: ArrayLike,
+    tuned: ArrayLike,
+    *,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> Comparison:
+    """The mean per-row score of tuned against that of base, row by row.
+
+    0/1 scores of independent rows: exact McNemar. All else: sign-flip permutation of the clusters' summed
+    differences, which assumes only that without an effect base and tuned may swap names cluster by cluster.
+    The interval is a percentile bootstrap over clusters, stretched to 0 where the test does not reject: the
+    two never disagree in the user's favour. The scale is 1 for 0/1 scores, else the span of the scores seen.
+    """
+    before, after = _finite(base), _finite(tuned)
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} scores of base against {len(after)} of tuned")
+    clusters, rng = Clusters.of(len(before), groups), np.random.default_rng(seed)
+    both, change = np.concatenate([before, after]), clusters.sums(after - before)
+    binary = _is_binary(both)
+    exact = binary and not clusters.grouped
+    scale = 1.0 if binary else float(np.ptp(both))
+    drawn = clusters.drawn_means(after - before, rng, resamples)
+    found = Comparison(
+        base=float(before.mean()),
+        tuned=float(after.mean()),
+        delta=float((after - before).mean()),
+        ci95=percentiles(drawn, clusters.count) if clusters.count > 1 else (-scale, scale),
+        p_value=mcnemar(change) if exact else sign_flip(change, rng, resamples),
+        n=len(before),
+        clusters=clusters.count,
+        test="McNemar, exact" if exact else "sign-flip permutation" + " by group" * clusters.grouped,
+        smallest_detectable=scale,
+        verdict="no effect",
+    )
+    # Without an effect each cluster's difference keeps its size and flips its sign: that sum's deviation.
+    deviation = math.sqrt(float(change @ change)) / len(before)
+    return _judged(found, deviation, scale=scale, fewest_rows=FEWEST if binary else 0)
+
+
+def corpus_compare(
+    statistic: RowStatistic,
+    n: int,
+    *,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> Comparison:
+    """A score of the whole set (macro-F1, BLEU) of tuned against base, by paired bootstrap over clusters.
+
+    `statistic` gets row numbers, drawn with repeats, and answers (base, tuned) on those rows. p comes from
+    the share of resamples beyond 0, widened as the interval is, so both say the same of 0. The scale
+    is 1 if every score seen is at most 1, else 100.
+    """
+    if not n:
+        raise DataError("scores: there are no rows to compare; give the test set at least one row")
+    clusters = Clusters.of(n, groups)
+    base, tuned = statistic(np.arange(n))
+    draws = clusters.drawn_rows(np.random.default_rng(seed), resamples)
+    pairs = np.array([statistic(rows) for rows in draws])  # [R, 2]
+    drawn, lone = pairs[:, 1] - pairs[:, 0], clusters.count == 1
+    scale = 1.0 if max(abs(base), abs(tuned), float(np.abs(pairs).max())) <= 1 else 100.0
+    found = Comparison(
+        base=base,
+        tuned=tuned,
+        delta=tuned - base,
+        ci95=(-scale, scale) if lone else percentiles(drawn, clusters.count),
+        p_value=1.0 if lone else bootstrap_p(drawn, clusters.count),
+        n=n,
+        clusters=clusters.count,
+        test="paired bootstrap" + " by group" * clusters.grouped,
+        smallest_detectable=scale,
+        verdict="no effect",
+    )
+    return _judged(found, float(drawn.std()), scale=scale)
+
+
+def compare_macro_f1(
+    gold: Sequence[str],
+    base: Sequence[str],
+    tuned: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Macro-F1 of tuned against base, by `corpus_compare`."""
+    return corpus_compare(macro_f1_pair(gold, base, tuned), len(gold), groups=groups, seed=seed)
+
+
+def compare_bleu(
+    gold: Sequence[str],
+    base: Sequence[str],
+    tuned: Sequence[str],
+    *,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Corpus BLEU of tuned against base, by `corpus_compare`."""
+    return corpus_compare(corpus_bleu_pair(gold, base, tuned), len(gold), groups=groups, seed=seed)
+
+
+def interval(values: ArrayLike, *, groups: Sequence[str] | None = None, seed: int = 0) -> tuple[float, float]:
+    """The 95 % interval of a mean: Wilson for 0/1 scores of independent rows, else a bootstrap over clusters.
+
+    0/1 scores that are all alike, or of one cluster, get Wilson's interval with clusters counted as rows: a
+    bootstrap of them would claim certainty.
+    """
+    scores = _finite(values)
+    clusters = Clusters.of(len(scores), groups)
+    varied = bool(np.ptp(scores)) and clusters.count > 1
+    if _is_binary(scores) and not (clusters.grouped and varied):
+        return wilson(float(scores.mean()), clusters.count)
+    if clusters.count == 1:
+        return float(scores.min()), float(scores.max())
+    drawn = clusters.drawn_means(scores, np.random.default_rng(seed), 10_000)
+    return percentiles(drawn, clusters.count)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """The p-values adjusted for having looked at several (Holm 1979), named and ordered as they came."""
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = highest
+    return {name: adjusted[name] for name in p_values}
+
+
+def _finite(values: ArrayLike) -> Floats:
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim != 1:
+        raise ValueError(f"scores of shape {scores.shape}; one number per row is needed")
+    if not len(scores):
+        raise DataError("scores: there are no rows to compare; give the test set at least one row")
+    lost = int((~np.isfinite(scores)).sum())
+    if lost:
+        raise DataError(f"scores: {lost} of {len(scores)} are not finite; look for a model that diverged")
+    return scores
+
+
+def _is_binary(scores: Floats) -> bool:
+    return bool(np.isin(scores, (0.0, 1.0)).all())
+
+
+def _judged(found: Comparison, deviation: float, *, scale: float, fewest_rows: int = 0) -> Comparison:
+    """The comparison with its verdict, from the deviation that `delta` has where there is no effect.
+
+    At least `fewest_rows` scores must differ, however few differ here: else a model that changed one row of
+    50 would seem to be measured to a hair.
+    """
+    from scipy.special import stdtrit
+
+    degrees, small = max(1, found.clusters - 1), SMALL_SHARE * scale
+    reach = float(stdtrit(degrees, 1 - ALPHA / 2) + stdtrit(degrees, POWER)) * deviation
+    smallest = scale if found.clusters < FEWEST else min(scale, max(reach, scale * fewest_rows / found.n))
+    if found.p_value < ALPHA:
+        return replace(found, smallest_detectable=smallest, verdict="better" if found.delta > 0 else "worse")
+    low, high = found.ci95
+    sure = deviation == 0 or smallest <= small
+    rows = 0.0 if sure else max(fewest_rows / SMALL_SHARE, found.n * max(1.0, (reach / small) ** 2))
+    return replace(
+        found,
+        ci95=(min(low, 0.0), max(high, 0.0)),
+        smallest_detectable=smallest,
+        verdict="no effect" if sure else "inconclusive",
+        rows_needed=None if sure else math.ceil(max(rows, found.n * FEWEST / found.clusters)),
+    )

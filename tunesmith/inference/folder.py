@@ -1,0 +1,118 @@
+"""A tuned model on disk: the ecosystem's own files, and one JSON page that says what they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tunesmith.data.template import Template
+from tunesmith.errors import CheckpointError, TemplateError
+from tunesmith.inference.local import LocalModel
+from tunesmith.model.checkpoint import load_tensors, save_tensors
+from tunesmith.model.device import choose_machine
+from tunesmith.model.load import Base, LoadOptions, load_base
+from tunesmith.recipe import AnyObjective, AnyTechnique
+
+ABOUT = "tunesmith.json"
+
+
+class About(BaseModel):
+    """What a model folder is: enough to open it and to refuse the wrong base or a changed chat format."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    base: str
+    fingerprint: str
+    family: str
+    objective: AnyObjective
+    technique: AnyTechnique
+    template_hash: str
+    limit: int
+    temperature: float = 1.0
+
+
+def save_model(folder: Path, model: LocalModel, about: About) -> None:
+    """Write the tuned numbers, head, tokenizer with chat template, and the page about them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about.technique.save(model.policy, folder)
+    if model.policy.head is not None:
+        save_tensors(model.policy.head.state_dict(), folder / "head.safetensors")
+    model.template.tokenizer.save_pretrained(folder)
+    (folder / ABOUT).write_text(about.model_dump_json(indent=1), encoding="utf-8")
+
+
+def read_about(folder: Path) -> About:
+    """The page about a model folder. Raises CheckpointError."""
+    try:
+        return About.model_validate_json((folder / ABOUT).read_text(encoding="utf-8"))
+    except OSError:
+        raise CheckpointError(
+            f"{folder}: no {ABOUT} in it, so not a finished run; finish it with `tunesmith tune`"
+        ) from None
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{folder / ABOUT}: {error.errors()[0]['msg']}; written by another version or changed by hand"
+        ) from None
+
+
+def find_model(run: str | Path) -> Path:
+    """The model folder of a run folder, or the folder itself. Raises CheckpointError."""
+    run = Path(run)
+    for folder in (run / "model", run):
+        if (folder / ABOUT).exists():
+            return folder
+    if not run.exists():
+        raise CheckpointError(f"{run}: no such folder; `tunesmith runs` lists what is here")
+    raise CheckpointError(f"{run}: no finished model in it; finish it with `tunesmith tune`")
+
+
+def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> LocalModel:
+    """The tuned model of a run, ready to classify, generate or reply.
+
+    Raises CheckpointError for a broken folder or another base, TemplateError for a changed chat format.
+    """
+    folder = find_model(run)
+    about = read_about(folder)
+    place = choose_machine(device=device, dtype="float32").device
+    options = LoadOptions("float32", place, about.technique.load_options().quantize)
+    base = load_base(about.base, options=options, offline=offline)
+    return _over(base, folder, about)
+
+
+def _over(base: Base, folder: Path, about: About) -> LocalModel:
+    """The saved numbers over a base that was read."""
+    if base.fingerprint != about.fingerprint:
+        raise CheckpointError(
+            f"{folder}: tuned over another base ({about.base} {about.fingerprint}, found {base.fingerprint}); "
+            "give the base it was tuned on"
+        )
+    tokenizer = _tokenizer(folder)
+    template = Template(tokenizer, chat=about.family == "decoder")
+    if template.hash != about.template_hash:
+        raise TemplateError(
+            f"{folder}: the chat template differs from the one this model was tuned with; restore the folder's own template"
+        )
+    policy = about.technique.restore(base.network, folder, family=about.family)
+    policy.head = about.objective.head(policy.hidden)
+    if policy.head is not None:
+        policy.head.load_state_dict(load_tensors(folder / "head.safetensors"))
+        policy.head.to(policy.device)
+    policy.train(False)
+    for _, value in policy.trainable():
+        value.requires_grad_(False)
+    return LocalModel(policy, template, about.objective, about.limit, temperature=about.temperature)
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The tokenizer saved with a model."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]}); restore the folder"
+        ) from None

@@ -1,0 +1,181 @@
+"""A model on this machine that answers: the base under a plain wording, or a tuned run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tunesmith.data.examples import Message
+from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.errors import RecipeError
+from tunesmith.model.batch import Batch, collate
+from tunesmith.model.generate import before_stop, generate, option_scores, stream
+from tunesmith.model.policy import Policy
+from tunesmith.model.sampling import Reply, Sampling
+from tunesmith.objectives import Classify, Instruct
+
+TOKENS_PER_PASS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """The labels of one text and the probability of each label."""
+
+    labels: tuple[str, ...]
+    probabilities: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """The one label, or all of them joined where a text may have several."""
+        return ", ".join(self.labels)
+
+    @property
+    def confidence(self) -> float:
+        """Probability of the likeliest label."""
+        return max(self.probabilities.values())
+
+
+@dataclass(slots=True)
+class LocalModel:
+    """A responder and classifier over a policy.
+
+    `limit` is the longest prompt in tokens; `wording` another way to put the question than the recipe's;
+    `temperature` calibrates label probabilities.
+    """
+
+    policy: Policy
+    template: Template
+    objective: Classify | Instruct
+    limit: int
+    wording: str = ""
+    temperature: float = 1.0
+
+    def reply(self, messages: Sequence[Message], *, sampling: Sampling | None = None) -> Reply:
+        """One answer."""
+        return self.replies([messages], sampling=sampling)[0]
+
+    def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling | None = None) -> list[Reply]:
+        """An answer to each, in order."""
+        sampling = sampling or self.sampling
+        prompts = [self._prompt(messages) for messages in batch]
+        drawn = generate(self._decoder(), prompts, sampling=sampling, template=self.template)
+        return [
+            Reply(
+                before_stop(self.template.decode(d.ids), sampling.stop).strip(),
+                len(prompt),
+                len(d.ids),
+                d.finished,
+            )
+            for prompt, d in zip(prompts, drawn, strict=True)
+        ]
+
+    def stream(self, messages: Sequence[Message], *, sampling: Sampling | None = None) -> Iterator[str]:
+        """One answer, in pieces as it comes."""
+        prompt = self._prompt(messages)
+        yield from stream(self._decoder(), prompt, sampling=sampling or self.sampling, template=self.template)
+
+    def scores(self, messages: Sequence[Message], options: Sequence[str]) -> list[float]:
+        """Log-probability of each given answer."""
+        return self._scores([messages], options)[0].tolist()  # type: ignore[no-any-return]
+
+    def generate(self, prompts: Sequence[str], *, sampling: Sampling | None = None) -> list[str]:
+        """The text answered to each prompt, asked as the recipe asks."""
+        instruction = self.objective.instruction
+        asked = [
+            [Message("user", f"{instruction}\n\n{prompt}" if instruction else prompt)] for prompt in prompts
+        ]
+        return [reply.text for reply in self.replies(asked, sampling=sampling)]
+
+    def classify(self, texts: Sequence[str]) -> list[Classified]:
+        """Labels and probabilities of each text. Raises RecipeError for a model that was not tuned to label."""
+        if not isinstance(self.objective, Classify):
+            raise RecipeError(
+                f"classify: this model was tuned to {self.objective.kind}, it has no labels; use generate or reply"
+            )
+        logits = self.label_logits(texts)
+        probabilities = (
+            logits.sigmoid() if self.objective.multi else (logits / self.temperature).softmax(dim=1)
+        )
+        return [self._classified(self.objective, row) for row in probabilities.tolist()]
+
+    def label_logits(self, texts: Sequence[str]) -> Tensor:
+        """[B, K]: log-probabilities of the label words, or the head's logits, before calibration."""
+        assert isinstance(self.objective, Classify)
+        if self.policy.head is None:
+            asked = [self.objective.messages(text, self.wording) for text in texts]
+            return self._scores(asked, self.objective.labels)
+        rows = [self.objective.question(text, self.template, limit=self.limit)[0] for text in texts]
+        parts = [self.policy.head(self.policy.pooled(batch)).float() for batch in self._batches(rows)]
+        return self._in_order(parts, rows)
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """[B, D]: pooled states of the texts as the objective reads them."""
+        rows = [self._tokens(text) for text in texts]
+        return self._in_order([self.policy.pooled(batch).float() for batch in self._batches(rows)], rows)
+
+    @property
+    def sampling(self) -> Sampling:
+        """Greedy, as long as the training answers were."""
+        longest = self.objective.max_new_tokens if isinstance(self.objective, Instruct) else 0
+        return Sampling(max_new_tokens=longest or Sampling().max_new_tokens)
+
+    def _decoder(self) -> Policy:
+        if self.policy.family != "decoder":
+            raise RecipeError("generate: an encoder writes no text; use classify or embed, or tune a decoder")
+        return self.policy
+
+    def _prompt(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a question, its longest turn shortened where it exceeds the limit."""
+        fitted, _ = self.template.fit(messages, self.limit)
+        return self.template.prompt(fitted)
+
+    def _tokens(self, text: str) -> Tokens:
+        if isinstance(self.objective, Classify):
+            return self.objective.question(text, self.template, limit=self.limit)[0]
+        ids = self._prompt([Message("user", text)])
+        return Tokens(ids, [False] * len(ids))
+
+    def _scores(self, batch: Sequence[Sequence[Message]], options: Sequence[str]) -> Tensor:
+        """[B, O]: log-probability of every option after every question."""
+        prompts = [self._prompt(messages) for messages in batch]
+        ids = [self.template.answer(batch[0], option) for option in options]
+        ends = min(self.template.stop_ids) if _one_begins_another(ids) else None
+        ids = [option if ends is None else [*option, ends] for option in ids]
+        return option_scores(self._decoder(), prompts, [ids] * len(prompts))
+
+    def _batches(self, rows: Sequence[Tokens]) -> Iterator[Batch]:
+        """The rows as batches of like length, longest first."""
+        order = _longest_first(rows)
+        pad = self.template.tokenizer.pad_token_id or 0
+        start = 0
+        while start < len(order):
+            count = max(1, TOKENS_PER_PASS // len(rows[order[start]].ids))
+            chosen = [Encoded((rows[i],), "") for i in order[start : start + count]]
+            yield collate(chosen, pad=pad, share=self.policy.family == "decoder").to(self.policy.device)
+            start += count
+
+    def _in_order(self, parts: Sequence[Tensor], rows: Sequence[Tokens]) -> Tensor:
+        """Results of `_batches`, put back in the order the rows came in."""
+        together = torch.cat(list(parts)).cpu()
+        result = torch.empty_like(together)
+        result[_longest_first(rows)] = together
+        return result
+
+    def _classified(self, objective: Classify, row: Sequence[float]) -> Classified:
+        known = dict(zip(objective.labels, row, strict=True))
+        if objective.multi:
+            return Classified(tuple(label for label, p in known.items() if p >= 0.5), known)
+        return Classified((max(known, key=lambda label: known[label]),), known)
+
+
+def _longest_first(rows: Sequence[Tokens]) -> list[int]:
+    return sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
+
+
+def _one_begins_another(options: Sequence[list[int]]) -> bool:
+    """Whether an option is the beginning of another, so that only their ends tell them apart."""
+    return any(a is not b and b[: len(a)] == a for a in options for b in options)

@@ -1,0 +1,102 @@
+"""Folders that are either whole or not there: safetensors and JSON, a manifest, and a rename at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from tunesmith.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Make `folder` from what `fill` writes; a crash at any moment leaves the old folder or the new one.
+
+    Files are written beside the target, hashed into a manifest, flushed to disk and renamed.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    half = folder.with_name(f".{folder.name}.half")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir()
+    try:
+        fill(half)
+        sums = {
+            str(path.relative_to(half)): sha256(path) for path in sorted(half.rglob("*")) if path.is_file()
+        }
+        (half / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+        for path in half.rglob("*"):
+            _flush(path)
+    except OSError as error:
+        shutil.rmtree(half, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: not written ({error.strerror or error}); free some space and run the command again"
+        ) from error
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    half.rename(folder)
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_folder(folder: Path) -> Path | None:
+    """The whole folder, or the one it was replacing when the machine stopped between two renames."""
+    old = folder.with_name(f".{folder.name}.old")
+    return next((path for path in (folder, old) if (path / MANIFEST).exists()), None)
+
+
+def verify_folder(folder: Path) -> None:
+    """Raise CheckpointError unless every file is there with the bytes it was written with."""
+    try:
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise CheckpointError(
+            f"{folder}: no readable {MANIFEST}; it was not written to its end, delete it and run again"
+        ) from None
+    for name, wanted in sums.items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != wanted:
+            raise CheckpointError(f"{path}: missing or changed since it was written; restore it or run again")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors to one safetensors file, with CPU memory of their own."""
+    from safetensors.torch import save_file
+
+    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read one safetensors file. Raises CheckpointError when it is not one."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({error}); restore it or run again"
+        ) from None
+
+
+def _flush(path: Path) -> None:
+    """Ask the disk to keep a file or a folder entry."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

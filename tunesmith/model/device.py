@@ -1,0 +1,121 @@
+"""What to compute on: device, precision and threads, from a measurement rather than a guess."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from tunesmith.errors import RecipeError
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+# Rows, inner and outer width of a small model's widest layers, up and down.
+SHAPES = ((1024, 576, 1536), (1024, 1536, 576))
+# Half precision costs a little quality, so on a CPU it has to be this much faster to be worth it.
+WORTH = 1.3
+REPEATS = 6
+SECONDS_EACH = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where and how to compute, and why so."""
+
+    device: str
+    dtype: str
+    threads: int
+    gemm_gflops: Mapping[str, float]
+    why: str
+
+
+def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 0) -> Machine:
+    """The device, dtype and thread count to use; sets torch's thread count. Takes less than a second."""
+    if dtype not in ("auto", *DTYPES):
+        raise RecipeError(
+            f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}; auto measures and chooses"
+        )
+    if threads < 0:
+        raise RecipeError(f"threads: {threads} is below zero; use 0 for one per core")
+    place = _place(device)
+    count = threads or cores()
+    torch.set_num_threads(count)
+    measured = {name: gemm_gflops(place, DTYPES[name]) for name in ("float32", "bfloat16")}
+    chosen, reason = (dtype, "as asked") if dtype != "auto" else choose_dtype(place, measured)
+    speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in measured.items())
+    why = f"{place} with {count} thread{'s' * (count > 1)} measured {speeds} GFLOP/s: {chosen}, {reason}"
+    return Machine(place, chosen, count, measured, why)
+
+
+def choose_dtype(device: str, measured: Mapping[str, float]) -> tuple[str, str]:
+    """The dtype for a device with these speeds, and the reason in a few words."""
+    if device.startswith("cuda"):
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16", "which this GPU has in hardware"
+        return "float32", "since this GPU has no bfloat16 and float16 would need loss scaling"
+    if device != "cpu":
+        return "float32", f"since half precision is not tried on {device}"
+    ratio = measured["bfloat16"] / measured["float32"]
+    if ratio >= WORTH:
+        return "bfloat16", f"since it is {ratio:.1f} times as fast as float32"
+    return "float32", f"since bfloat16 is {ratio:.1f} times as fast and would have to be {WORTH}"
+
+
+def cores() -> int:
+    """Cores that this process may use: whole ones, since two threads of one core share its arithmetic."""
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else physical
+    return max(1, min(physical, allowed))
+
+
+def gemm_gflops(device: str, dtype: torch.dtype, *, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Billions of operations per second in matrix products of a small model's shapes, best of several."""
+    work = seconds = 0.0
+    for rows, inner, outer in SHAPES:
+        left = torch.ones(rows, inner, dtype=dtype, device=device)
+        right = torch.ones(inner, outer, dtype=dtype, device=device)
+        work += 2.0 * rows * inner * outer
+        seconds += _best_time(left, right, clock=clock)
+    return work / seconds / 1e9
+
+
+def _best_time(left: torch.Tensor, right: torch.Tensor, *, clock: Callable[[], float]) -> float:
+    """Seconds of the fastest product after one to warm up, within a small budget of time."""
+    best = spent = 0.0
+    for turn in range(REPEATS + 1):
+        start = clock()
+        torch.mm(left, right)
+        if left.is_cuda:
+            torch.cuda.synchronize(left.device)
+        taken = max(clock() - start, 1e-9)
+        if turn == 0:
+            continue
+        best = taken if best == 0.0 else min(best, taken)
+        spent += taken
+        if spent > SECONDS_EACH:
+            break
+    return best
+
+
+def _place(device: str) -> str:
+    """A device that is there; `auto` takes the first GPU, or the CPU."""
+    gpu = torch.cuda.is_available()
+    if device == "auto":
+        return "cuda" if gpu else "cpu"
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise RecipeError(f"device: {device!r} is no device; use auto, cpu, cuda, cuda:1 or mps") from error
+    if kind.type == "cuda" and (not gpu or (kind.index or 0) >= torch.cuda.device_count()):
+        raise RecipeError(f"device: torch sees no {device} here; use auto, or install a torch with CUDA")
+    if kind.type == "mps" and not torch.backends.mps.is_available():
+        raise RecipeError("device: torch sees no mps here; use auto")
+    return device

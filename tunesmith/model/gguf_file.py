@@ -1,0 +1,67 @@
+"""A GGUF file as a plain network and tokenizer, with what the library's conversion loses put back."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from tunesmith.errors import ModelError
+
+# Names in `tokenizer.ggml.pre` of vocabularies that were learned with every digit a piece of its own.
+# transformers 5.24 drops that rule: "\n\n2" then becomes other ids than the model was trained on.
+DIGITS_APART = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"})
+
+
+def read_gguf(file: Path, *, where: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The file's decoder in float32 and its tokenizer, without a trace of GGUF, so that they can be saved."""
+    pre = _tokenizer_rule(file, where=where)
+    # The conversion draws its progress bar past every switch, straight on stderr.
+    with contextlib.redirect_stderr(io.StringIO()):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True
+        )
+        network = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, local_files_only=True, dtype=torch.float32
+        )
+    _forget_quantisation(network)
+    if pre in DIGITS_APART:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            ]
+        )
+    tokenizer.model_max_length = network.config.max_position_embeddings
+    return network, tokenizer
+
+
+def _tokenizer_rule(file: Path, *, where: str) -> str:
+    """The name of the file's rule for cutting text before the merges; raises ModelError on a broken file."""
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise ModelError(f"{where}: not a GGUF file (wrong first bytes); download it again")
+    try:
+        field = GGUFReader(file).get_field("tokenizer.ggml.pre")
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
+        raise ModelError(
+            f"{where}: the GGUF file is cut short or damaged ({error}); download it again"
+        ) from error
+    return str(field.contents()) if field is not None else ""
+
+
+def _forget_quantisation(network: Any) -> None:
+    """The network as if it had never been quantised: transformers refuses to save it otherwise."""
+    network.hf_quantizer.remove_quantization_config(network)
+    config = network.config
+    config.__dict__.pop("_model_name_or_path", None)  # the file's title, no path
+    # GGUF keeps numbers in 32 bits: 9.999999747e-06 is the 1e-05 of the original.
+    for name, value in config.to_dict().items():
+        if name.endswith("_eps") and isinstance(value, float):
+            setattr(config, name, float(f"{value:.6g}"))

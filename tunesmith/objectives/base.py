@@ -1,0 +1,58 @@
+"""What every objective can do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+from torch import Tensor, nn
+
+from tunesmith.data.examples import Example
+from tunesmith.data.rows import Row
+from tunesmith.data.template import Encoded, Template
+from tunesmith.model.batch import Batch
+from tunesmith.model.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A sum over a batch and the number of units it is a sum of; the loop divides by the window's units."""
+
+    total: Tensor
+    units: int
+
+
+class Objective(Protocol):
+    """What is learned: rows in, a loss out. The recipe entry itself has these methods."""
+
+    kind: Any
+    families: ClassVar[tuple[str, ...]]
+
+    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
+        """Typed examples of this objective; raises DataError with the faults of the whole file."""
+        ...
+
+    def bind(self, examples: Sequence[Example], family: str) -> Self:
+        """The objective with what only the data can tell (labels, head, answer length) filled in."""
+        ...
+
+    def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
+        """Token sequences of one example, at most `limit` long."""
+        ...
+
+    def head(self, hidden: int) -> nn.Module | None:
+        """An output layer of the objective's own, None where the model's is used."""
+        ...
+
+    def prepare(self, batch: Batch, policy: Policy) -> Batch:
+        """The batch with everything that needs no gradient."""
+        ...
+
+    def units(self, batch: Batch) -> int:
+        """What a loss over this batch is a sum of: learned tokens or rows."""
+        ...
+
+    def loss(self, batch: Batch, policy: Policy) -> Loss:
+        """The summed loss of a batch: a pure function of tensors."""
+        ...

@@ -1,0 +1,141 @@
+"""Label texts. A decoder answers with the label's own words, or through a linear head; an encoder through the head."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from tunesmith.data.examples import Example, Labelled, Message, labelled
+from tunesmith.data.formats import detect
+from tunesmith.data.rows import Row
+from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.errors import DataError
+from tunesmith.model.batch import Batch
+from tunesmith.model.policy import Policy
+from tunesmith.objectives.base import Loss
+
+# Plain ways to ask the untuned model, beside the recipe's own instruction; the best on validation is the base's score.
+WORDINGS = (
+    "Classify the text as one of: {labels}. Answer with the label only.\n\nText: {text}",
+    "Text: {text}\n\nWhich label fits this text: {labels}?",
+    "{text}\n\nIs this text {either}?",
+)
+
+
+class Classify(BaseModel):
+    """Raise the probability of the right label.
+
+    Reads Labelled rows. With `words` the label is the assistant's answer and the loss is the mean
+    negative log-likelihood of its tokens and the end token, over the whole vocabulary, so that the
+    tuned model *says* the label in any program. With `linear` it is cross-entropy over the labels
+    (several labels per row: binary cross-entropy each).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
+
+    kind: Literal["classify"] = "classify"
+    text: str = Field("", description="column with the text; empty: detected")
+    label: str = Field("", description="column with the label, or a list of labels; empty: detected")
+    instruction: str = Field("", description="what a decoder is asked; empty: made from the labels")
+    output: Literal["auto", "words", "linear"] = Field("auto", description="label words or a head of its own")
+    metric: Literal["auto", "accuracy", "macro_f1", "sample_f1"] = Field("auto", description="headline score")
+    labels: tuple[str, ...] = Field((), description="all labels, in order; empty: from the rows")
+    multi: bool = Field(False, description="several labels per row; set from the data")
+
+    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
+        """Labelled texts, one per row."""
+        found = {} if self.text and self.label else detect(rows).columns
+        text, label = self.text or found.get("text", "text"), self.label or found.get("label", "label")
+        return list(labelled(rows, text=text, label=label, group=group))
+
+    def bind(self, examples: Sequence[Example], family: str) -> Classify:
+        """Labels from the rows, the output from family and labels, the headline from their balance.
+
+        Raises DataError when there are fewer than two labels, or a row has one that the recipe does not list.
+        """
+        rows = [example for example in examples if isinstance(example, Labelled)]
+        counts = Counter(label for row in rows for label in row.labels)
+        labels = self.labels or tuple(sorted(counts))
+        place = rows[0].where.split(":")[0]
+        if len(labels) < 2:
+            only = labels[0] if labels else "none"
+            raise DataError(
+                f"{place}: only one label ({only!r}) in {len(rows)} rows; classify needs two or more"
+            )
+        for row in rows:
+            if unknown := set(row.labels) - set(labels):
+                raise DataError(
+                    f"{row.where}: label {min(unknown)!r} is not among {list(labels)}; add it to `labels` or drop the row"
+                )
+        multi = any(row.multi for row in rows)
+        output = (
+            self.output if self.output != "auto" else ("linear" if multi or family == "encoder" else "words")
+        )
+        rare = min(counts.get(label, 0) for label in labels) < 0.25 * max(counts.values())
+        by_data = "sample_f1" if multi else "macro_f1" if rare else "accuracy"
+        metric = by_data if self.metric == "auto" else self.metric
+        return self.model_copy(update={"labels": labels, "multi": multi, "output": output, "metric": metric})
+
+    def messages(self, text: str, wording: str = "") -> list[Message]:
+        """What a decoder is asked about one text, by the recipe's instruction or by another wording."""
+        if wording:
+            listed = {"labels": ", ".join(self.labels), "either": " or ".join(self.labels)}
+            question = wording.replace("{labels}", listed["labels"]).replace("{either}", listed["either"])
+            return [Message("user", question.replace("{text}", text))]
+        default = f"Which label fits the text: {', '.join(self.labels)}? Answer with the label only."
+        return [Message("user", f"{self.instruction or default}\n\n{text}")]
+
+    def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
+        """Question and label as a chat (`words`), the question alone (decoder head), or the text alone (encoder)."""
+        assert isinstance(example, Labelled)
+        target = tuple(float(label in example.labels) for label in self.labels)
+        if self.output == "words":
+            asked = [*self.messages(example.text), Message("assistant", example.labels[0])]
+            asked, shortened = template.fit(asked, limit)
+            return Encoded((template.chat(asked),), example.where, shortened=shortened)
+        tokens, shortened = self.question(example.text, template, limit=limit)
+        return Encoded((tokens,), example.where, label=target, shortened=shortened)
+
+    def question(self, text: str, template: Template, *, limit: int) -> tuple[Tokens, bool]:
+        """The ids that are read before a label is given, and whether the text was shortened."""
+        if not template.chats:
+            tokens = template.document(text, limit=limit)
+            return Tokens(tokens.ids, [False] * len(tokens.ids)), len(tokens.ids) == limit
+        asked, shortened = template.fit(self.messages(text), limit)
+        ids = template.prompt(asked)
+        return Tokens(ids, [False] * len(ids)), shortened
+
+    def head(self, hidden: int) -> nn.Module | None:
+        """[B, D] -> [B, K], starting at zero so that the first loss is that of guessing."""
+        if self.output == "words":
+            return None
+        layer = nn.Linear(hidden, len(self.labels))
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+    def prepare(self, batch: Batch, policy: Policy) -> Batch:
+        """The batch as it is."""
+        return batch
+
+    def units(self, batch: Batch) -> int:
+        """Learned tokens with label words, rows with a head."""
+        return int(batch.learn.sum()) if self.output == "words" else len(batch.ids)
+
+    def loss(self, batch: Batch, policy: Policy) -> Loss:
+        """Sum of -log p of the label tokens, or of the labels."""
+        if self.output == "words":
+            return Loss(policy.sum_nll(batch), self.units(batch))
+        assert policy.head is not None and batch.labels is not None
+        logits = policy.head(policy.pooled(batch)).float()
+        if self.multi:
+            return Loss(
+                F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum"), len(logits)
+            )
+        return Loss(F.cross_entropy(logits, batch.labels.argmax(dim=1), reduction="sum"), len(logits))

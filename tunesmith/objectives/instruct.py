@@ -1,0 +1,107 @@
+"""Answer as we do: prompts and answers, or whole chats, of which only the assistant's turns are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from tunesmith.data.examples import Chat, Example, Message, chats
+from tunesmith.data.formats import detect
+from tunesmith.data.rows import Row
+from tunesmith.data.template import Encoded, Template
+from tunesmith.model.batch import Batch
+from tunesmith.model.policy import Policy
+from tunesmith.objectives.base import Loss
+
+# Ways to ask the untuned model for nothing but the answer; the best on validation is the base's score.
+PLAIN_WORDINGS = ("", "Reply with the answer only.", "Answer in one short line.")
+
+
+class Instruct(BaseModel):
+    """Lower the loss of the assistant's turns, end tokens included.
+
+    Reads Chat rows. Decoders only. Loss: mean negative log-likelihood per learned token.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    families: ClassVar[tuple[str, ...]] = ("decoder",)
+
+    kind: Literal["instruct"] = "instruct"
+    prompt: str = Field("", description="column with the prompt; empty: detected")
+    answer: str = Field("", description="column with the wanted answer; empty: detected")
+    messages: str = Field("", description="column with whole chats instead of prompt and answer")
+    instruction: str = Field("", description="text put before every prompt")
+    metric: Literal["rouge_l", "exact_match", "chrf"] = Field(
+        "rouge_l", description="headline score of the answers"
+    )
+    max_new_tokens: int = Field(0, ge=0, description="longest answer; 0: from the training answers")
+
+    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Which column plays which part."""
+        if self.messages:
+            return {"messages": self.messages}
+        if self.prompt and self.answer:
+            return {"prompt": self.prompt, "answer": self.answer}
+        return detect(rows).columns
+
+    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
+        """Chats, one per row."""
+        found = chats(rows, columns=self.columns(rows), instruction=self.instruction, group=group)
+        return [_to_last_answer(chat) for chat in found]
+
+    def bind(self, examples: Sequence[Example], family: str) -> Instruct:
+        """The longest answer set to one and a half times the 95th percentile of the training answers."""
+        if self.max_new_tokens:
+            return self
+        # About three characters a token on European text; a bound for loops, not a budget for answers.
+        sizes = [len(reference(example)) / 3 for example in examples]
+        return self.model_copy(update={"max_new_tokens": int(np.percentile(sizes, 95) * 1.5) + 16})
+
+    def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
+        """The rendered chat, the longest prompt shortened where it does not fit."""
+        assert isinstance(example, Chat)
+        messages, shortened = template.fit(example.messages, limit)
+        tokens = template.chat(messages)
+        if len(tokens.ids) > limit:
+            tokens, shortened = type(tokens)(tokens.ids[:limit], tokens.learn[:limit]), True
+        return Encoded((tokens,), example.where, shortened=shortened)
+
+    def head(self, hidden: int) -> nn.Module | None:
+        """None: the model's own words are used."""
+        return None
+
+    def prepare(self, batch: Batch, policy: Policy) -> Batch:
+        """The batch as it is."""
+        return batch
+
+    def units(self, batch: Batch) -> int:
+        """Learned tokens."""
+        return int(batch.learn.sum())
+
+    def loss(self, batch: Batch, policy: Policy) -> Loss:
+        """Sum of -log p over the learned tokens."""
+        return Loss(policy.sum_nll(batch), self.units(batch))
+
+
+def _to_last_answer(chat: Chat) -> Chat:
+    """The chat without turns after its last answer: nothing in them is learned or asked."""
+    last = max(i for i, message in enumerate(chat.messages) if message.role == "assistant")
+    return Chat(chat.where, chat.messages[: last + 1], chat.group)
+
+
+def reference(example: Example) -> str:
+    """The last assistant turn: what the answer is compared with."""
+    assert isinstance(example, Chat)
+    return example.messages[-1].content
+
+
+def asked(example: Example, wording: str = "") -> list[Message]:
+    """The messages before the last assistant turn, a plain wording added to the last of them."""
+    assert isinstance(example, Chat)
+    *before, last = example.messages[:-1]
+    content = f"{last.content}\n\n{wording}" if wording else last.content
+    return [*before, Message(last.role, content)]

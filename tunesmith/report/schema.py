@@ -1,0 +1,143 @@
+"""The shape of report.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tunesmith.errors import CheckpointError
+from tunesmith.evaluation.tasks import Score, TaskScore
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Retention(_Part):
+    """How much general ability is left: nats per token of general text, share of probe items right."""
+
+    general_nll_base: float
+    general_nll_tuned: float
+    probe_base: float | None = None
+    probe_tuned: float | None = None
+    probe_n: int = 0
+    lost: int = 0
+    won: int = 0
+    p_value: float | None = None
+    fields: dict[str, tuple[float, float]] = {}
+
+
+class Speed(_Part):
+    """Training steps only; every token of every row counted."""
+
+    seconds: float
+    tokens: int
+    tokens_per_second: float
+    rows_per_second: float
+    mfu_of_measured_gemm: float
+    answers_per_second_base: float
+    answers_per_second_tuned: float
+    total_seconds: float
+
+
+class Memory(_Part):
+    """Largest resident size of the process."""
+
+    peak_bytes: int
+    predicted_bytes: int | None = None
+
+
+class DataPart(_Part):
+    """What the rows came to."""
+
+    rows: int
+    train: int
+    validation: int
+    test: int
+    copies_removed: int
+    learned_tokens: int
+    longest: int
+    truncated_rows: int
+    zero_label_rows: int
+    sha256: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+class Training(_Part):
+    """What the loop did."""
+
+    steps: int
+    planned_steps: int
+    best_step: int
+    best_validation_loss: float | None
+    stopped_early: bool
+    learning_rate: float
+    trainable: int
+    parameters: int
+    probe_first: float | None = None
+    probe_last: float | None = None
+
+
+class Calibration(_Part):
+    """How far a stated probability can be believed, after a temperature fitted on validation."""
+
+    temperature: float
+    ece_before: float
+    ece: float
+    brier: float
+    coverage: list[tuple[float, float]] = []
+    threshold: float | None = None
+    target_accuracy: float | None = None
+
+
+class Style(_Part):
+    """How near the answers are to the wanted voice."""
+
+    auc_base: float | None
+    auc_tuned: float | None
+    rules: dict[str, tuple[float, float, float]] = {}  # rule -> base, tuned, human
+    habits: dict[str, tuple[float, float, float]] = {}
+
+
+class Report(_Part):
+    """Everything measured about one run."""
+
+    name: str
+    model: str
+    family: str
+    objective: str
+    technique: str
+    task: TaskScore
+    tasks: list[TaskScore]
+    baselines: list[Score]
+    controls: list[Score] = []
+    retention: Retention | None = None
+    calibration: Calibration | None = None
+    style: Style | None = None
+    training: Training
+    speed: Speed
+    memory: Memory
+    data: DataPart
+    environment: dict[str, str]
+    verdict: str
+
+
+def read_report(run: Path) -> Report:
+    """The report of a finished run. Raises CheckpointError."""
+    try:
+        return Report.model_validate_json((run / "report.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise CheckpointError(
+            f"{run}: no report.json in it, so not a finished run; finish it with `tunesmith tune`"
+        ) from None
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{run / 'report.json'}: {error.errors()[0]['msg']}; written by another version or changed by hand"
+        ) from None
+
+
+def schema() -> str:
+    """The JSON schema of report.json."""
+    return json.dumps(Report.model_json_schema(), indent=1)

@@ -1,0 +1,44 @@
+"""What every technique can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from tunesmith.model.load import LoadOptions
+from tunesmith.model.policy import Policy
+
+
+class Technique(Protocol):
+    """Which numbers move. The recipe entry itself has these methods."""
+
+    kind: Any
+
+    def load_options(self) -> LoadOptions:
+        """How the base must be read."""
+        ...
+
+    def learning_rate(self, hidden: int, family: str) -> float:
+        """A rate that works for a model of this width and family."""
+        ...
+
+    def adapt(self, base: Any, *, family: str, keep_reference: bool) -> Policy:
+        """The base network as a policy whose trainable numbers are this technique's."""
+        ...
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        """Write what was tuned, in the ecosystem's own format."""
+        ...
+
+    def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
+        """The policy that was saved, over a fresh base network."""
+        ...
+
+
+def width_rule(hidden: int) -> float:
+    """Full fine-tuning's learning rate for a model of this width.
+
+    Thinking Machines' fit over open models (tinker-cookbook, hyperparam_utils): 5e-5 at 2,000 wide,
+    falling with width to the power 0.781; narrow models want larger steps.
+    """
+    return float(5e-5 * (2000 / hidden) ** 0.781)

@@ -1,0 +1,54 @@
+"""Every number moves."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.errors import CheckpointError
+from tunesmith.model.load import LoadOptions
+from tunesmith.model.policy import Policy
+from tunesmith.techniques.base import width_rule
+
+
+class Full(BaseModel):
+    """All weights of the base; the most memory, and a copy of the whole model as the result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["full"] = "full"
+
+    def load_options(self) -> LoadOptions:
+        """Plain weights."""
+        return LoadOptions()
+
+    def learning_rate(self, hidden: int, family: str) -> float:
+        """The width rule; encoders of sentence size take it as it is."""
+        return width_rule(hidden)
+
+    def adapt(self, base: Any, *, family: str, keep_reference: bool) -> Policy:
+        """All numbers trainable; a reference costs a second copy of the weights."""
+        base.requires_grad_(True)
+        if not keep_reference:
+            return Policy.over(base, family=family, reference=lambda: nullcontext(None))
+        start = copy.deepcopy(base).requires_grad_(False)
+        return Policy.over(base, family=family, reference=lambda: nullcontext(start))
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        """A folder that plain transformers opens."""
+        policy.network.save_pretrained(folder)
+
+    def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
+        """The saved weights in place of the base's."""
+        if not (folder / "model.safetensors").exists() and not list(folder.glob("model-*.safetensors")):
+            raise CheckpointError(
+                f"{folder}: no model.safetensors in it; the run was not finished, run `tunesmith tune` again"
+            )
+        network = (
+            type(base).from_pretrained(folder, use_safetensors=True, dtype=base.dtype).to(base.device).eval()
+        )
+        return Policy.over(network, family=family, reference=lambda: nullcontext(base))

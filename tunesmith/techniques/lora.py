@@ -1,0 +1,85 @@
+"""Low-rank updates beside the base's linear layers."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tunesmith.errors import CheckpointError
+from tunesmith.model.load import LoadOptions
+from tunesmith.model.policy import Policy
+from tunesmith.techniques.base import width_rule
+
+
+class Lora(BaseModel):
+    """W + (alpha / rank) B A beside every linear layer, B starting at zero, in PEFT's format.
+
+    Paper: Hu et al. 2021, arXiv 2106.09685, equation 3; rsLoRA 2312.03732 (alpha / sqrt(rank));
+    DoRA 2402.09353 (direction and magnitude apart).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(
+        16, ge=1, le=1024, description="width of the update; 8-16 is enough up to some million learned tokens"
+    )
+    alpha: float = Field(0, ge=0, description="scale; 0: twice the rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the update's input")
+    targets: str | tuple[str, ...] = Field("all-linear", description="layers by name, or all-linear")
+    rslora: bool = Field(False, description="divide by the square root of the rank; steadier above rank 64")
+    dora: bool = Field(False, description="learn direction and magnitude apart; a quarter slower")
+
+    def load_options(self) -> LoadOptions:
+        """Plain weights."""
+        return LoadOptions()
+
+    def learning_rate(self, hidden: int, family: str) -> float:
+        """Ten times full fine-tuning's (LoRA Without Regret; tinker-cookbook)."""
+        return 10 * width_rule(hidden)
+
+    def adapt(self, base: Any, *, family: str, keep_reference: bool) -> Policy:
+        """Updates in place in the base network; switched off they leave the base exactly."""
+        from peft import LoraConfig, get_peft_model
+
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha or 2 * self.rank,
+            lora_dropout=self.dropout,
+            target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
+            exclude_modules=r".*pooler.*" if family == "encoder" else None,
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+        )
+        wrapped = get_peft_model(base, config)
+        return _policy(base, wrapped, family)
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        """An adapter folder that `PeftModel.from_pretrained` opens."""
+        policy.adapter.save_pretrained(folder, safe_serialization=True)
+        (folder / "README.md").unlink(
+            missing_ok=True
+        )  # PEFT's empty card; the run writes one from measured facts
+
+    def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
+        """The saved updates over a fresh base."""
+        from peft import PeftModel
+
+        if not (folder / "adapter_model.safetensors").exists():
+            raise CheckpointError(
+                f"{folder}: no adapter_model.safetensors in it; the run was not finished, run `tunesmith tune` again"
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrapped = PeftModel.from_pretrained(base, folder)
+        return _policy(base, wrapped, family)
+
+
+def _policy(base: Any, wrapped: Any, family: str) -> Policy:
+    """The base network with updates inside, and the switch that turns them off."""
+    policy = Policy.over(base, family=family, reference=wrapped.disable_adapter)
+    policy.adapter = wrapped
+    return policy

@@ -1,0 +1,1 @@
+"""Stage 2: one loop for every objective and technique."""

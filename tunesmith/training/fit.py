@@ -1,0 +1,195 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.errors import Refused
+from tunesmith.model.batch import Batch
+from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
+from tunesmith.model.policy import Policy
+from tunesmith.objectives.base import Objective
+from tunesmith.training.optim import Plan, make_optimizer, optimizer_tensors, restore_optimizer, set_rate
+
+
+class Interrupted(Exception):
+    """The loop was asked to stop; the checkpoint of the last finished step is on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the world outside the loop gives it and hears from it."""
+
+    folder: Path  # checkpoints
+    record: Callable[[Mapping[str, Any]], None]
+    validate: Callable[[], float] = lambda: 0.0  # lower is better
+    stop: Callable[[], bool] = lambda: False
+    clock: Callable[[], float] = time.perf_counter
+
+
+@dataclass(slots=True)
+class State:
+    """Where a run is: all that a checkpoint holds beside tensors."""
+
+    step: int = 0
+    best: float = math.inf
+    best_step: int = 0
+    worse: int = 0  # validations since the best
+    seconds: float = 0.0  # training steps only
+    tokens: int = 0
+    computed: int = 0  # tokens that passed through the network, a shared prefix counted once
+    rows: int = 0
+    stopped_early: bool = False
+
+
+def fit(
+    policy: Policy,
+    objective: Objective,
+    window: Callable[[int], Sequence[Batch]],
+    *,
+    plan: Plan,
+    hooks: Hooks,
+) -> State:
+    """Train to the plan's end or to an early stop, leaving the best numbers seen in `policy`.
+
+    Goes on from a checkpoint in `hooks.folder` when there is one: same machine, threads and versions
+    give the same weights to the bit. Raises Interrupted after saving, Refused when the loss is not finite.
+    """
+    optimizer = make_optimizer(policy, plan)
+    state = _resume(policy, optimizer, hooks.folder) or State()
+    while state.step < plan.steps and not state.stopped_early:
+        _record_step(policy, objective, window(state.step), optimizer=optimizer, run=(plan, hooks, state))
+        last = state.step == plan.steps
+        if plan.eval_steps and (state.step % plan.eval_steps == 0 or last):
+            _validate(policy, state, plan=plan, hooks=hooks)
+        stopping = hooks.stop() and not last
+        if stopping or (plan.save_steps and state.step % plan.save_steps == 0):
+            save(policy, optimizer, state, hooks.folder)
+        if stopping:
+            raise Interrupted(f"stopped after step {state.step} of {plan.steps}")
+    if plan.eval_steps and state.best_step:
+        load_numbers(policy, load_tensors(hooks.folder / "best" / "numbers.safetensors"))
+    policy.train(False)
+    return state
+
+
+def _record_step(
+    policy: Policy,
+    objective: Objective,
+    batches: Sequence[Batch],
+    *,
+    optimizer: torch.optim.Optimizer,
+    run: tuple[Plan, Hooks, State],
+) -> None:
+    """One optimizer step, its place in the state, and its line in the journal."""
+    plan, hooks, state = run
+    began = hooks.clock()
+    torch.manual_seed(plan.seed * 1_000_003 + state.step)
+    set_rate(optimizer, plan.rate(state.step))
+    loss, norm = step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise Refused(
+            f"step {state.step + 1}: the loss is {loss}, the gradient {norm}; lower schedule.learning_rate "
+            f"(now {plan.peak:g}) or look at the rows with `tunesmith audit`"
+        )
+    state.step += 1
+    state.seconds += hooks.clock() - began
+    tokens = sum(batch.tokens for batch in batches)
+    state.tokens += tokens
+    state.computed += sum(batch.computed for batch in batches)
+    state.rows += sum(len(batch.ids) for batch in batches)
+    hooks.record(
+        {
+            "step": state.step,
+            "steps": plan.steps,
+            "loss": loss,
+            "learning_rate": plan.rate(state.step - 1),
+            "grad_norm": norm,
+            "tokens": tokens,
+            "seconds": state.seconds,
+            "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
+        }
+    )
+
+
+def step(
+    policy: Policy,
+    objective: Objective,
+    batches: Sequence[Batch],
+    *,
+    optimizer: torch.optim.Optimizer,
+    clip: float,
+) -> tuple[float, float]:
+    """Loss per unit over a window of micro-batches, and the gradient's norm, after moving the numbers once.
+
+    Losses are sums and the whole window's units divide them, so any cut into micro-batches gives the same step.
+    """
+    policy.train()
+    units = sum(objective.units(batch) for batch in batches)
+    total = 0.0
+    for batch in batches:
+        loss = objective.loss(objective.prepare(batch.to(policy.device), policy), policy)
+        (loss.total / units).backward()  # type: ignore[no-untyped-call]
+        total += float(loss.total.detach())
+    norm = torch.nn.utils.clip_grad_norm_([value for _, value in policy.trainable()], clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total / units, float(norm)
+
+
+def _validate(policy: Policy, state: State, *, plan: Plan, hooks: Hooks) -> None:
+    """Score the numbers as they are; keep them if they are the best so far, count if they are not."""
+    policy.train(False)
+    score = hooks.validate()
+    hooks.record({"step": state.step, "validation_loss": score})
+    if score < state.best:
+        state.best, state.best_step, state.worse = score, state.step, 0
+        write_folder(
+            hooks.folder / "best", lambda half: save_tensors(numbers(policy), half / "numbers.safetensors")
+        )
+    else:
+        state.worse += 1
+        state.stopped_early = state.worse >= plan.patience
+
+
+def numbers(policy: Policy) -> dict[str, Tensor]:
+    """The trainable numbers by name."""
+    return {name: value.detach() for name, value in policy.trainable()}
+
+
+@torch.no_grad()
+def load_numbers(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
+    """Put saved numbers back."""
+    for name, value in policy.trainable():
+        value.copy_(tensors[name])
+
+
+def save(policy: Policy, optimizer: torch.optim.Optimizer, state: State, folder: Path) -> None:
+    """Write the checkpoint of this step, whole or not at all."""
+
+    def fill(half: Path) -> None:
+        save_tensors(numbers(policy), half / "numbers.safetensors")
+        save_tensors(optimizer_tensors(optimizer, policy), half / "optimizer.safetensors")
+        (half / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+
+    write_folder(folder / "last", fill)
+
+
+def _resume(policy: Policy, optimizer: torch.optim.Optimizer, folder: Path) -> State | None:
+    """The state of the newest whole checkpoint, its numbers put back; None when there is none."""
+    last = find_folder(folder / "last")
+    if last is None:
+        return None
+    verify_folder(last)
+    load_numbers(policy, load_tensors(last / "numbers.safetensors"))
+    restore_optimizer(optimizer, policy, load_tensors(last / "optimizer.safetensors"))
+    return State(**json.loads((last / "state.json").read_text(encoding="utf-8")))

@@ -1,0 +1,86 @@
+"""Optimizer, learning rate over time, and their place in a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tunesmith.model.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything a loop must know beside the model and the rows, as numbers."""
+
+    steps: int
+    peak: float  # learning rate
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    eval_steps: int = 0  # 0: never
+    save_steps: int = 0  # 0: only at the end
+    patience: int = 3
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step: a linear rise, then a cosine down to a tenth of the peak."""
+        rise = max(1, round(self.warmup * self.steps))
+        if step < rise:
+            return self.peak * (step + 1) / rise
+        done = (step - rise) / max(1, self.steps - rise)
+        return self.peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+# A head of the objective's own starts from nothing, so it takes at least this rate whatever the technique takes.
+HEAD_RATE = 1e-3
+
+
+def make_optimizer(policy: Policy, plan: Plan) -> torch.optim.AdamW:
+    """AdamW over the policy's trainable numbers; vectors (norms, biases) are not decayed."""
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, value in policy.trainable():
+        groups.setdefault((name.startswith("head."), value.ndim >= 2), []).append(value)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": values,
+                "weight_decay": plan.weight_decay if matrix else 0.0,
+                "times": max(1.0, HEAD_RATE / plan.peak) if head else 1.0,
+            }
+            for (head, matrix), values in groups.items()
+        ],
+        lr=plan.peak,
+        betas=(0.9, 0.99),
+        fused=True,
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group its multiple of `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["times"]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, policy: Policy) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name."""
+    names = {id(value): name for name, value in policy.trainable()}
+    return {
+        f"{names[id(value)]}/{key}": torch.as_tensor(tensor)
+        for value, state in optimizer.state.items()
+        for key, tensor in state.items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, policy: Policy, tensors: Mapping[str, Tensor]
+) -> None:
+    """Put a saved state back."""
+    values = dict(policy.trainable())
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition("/")
+        value = values[name]
+        optimizer.state[value][part] = tensor.to(value.device) if part != "step" else tensor.clone()

@@ -1,0 +1,50 @@
+"""Can this model learn eight rows at all? Asked before the run, not after an hour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunesmith.errors import Refused
+from tunesmith.model.batch import Batch
+from tunesmith.model.policy import Policy
+from tunesmith.objectives.base import Objective
+from tunesmith.training.fit import load_numbers, numbers, step
+from tunesmith.training.optim import Plan, make_optimizer, set_rate
+
+ROWS = 8
+STEPS = 24
+# Half the loss of eight rows is gone within ten steps at a rate that works; a third is a mild demand.
+WANTED = 0.67
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Loss on the same eight rows before and after a few steps on them."""
+
+    first: float
+    last: float
+    steps: int
+
+
+def can_learn(policy: Policy, objective: Objective, batch: Batch, *, plan: Plan) -> Probe:
+    """The probe's losses; the policy's numbers are put back as they were. Raises Refused if it learns nothing."""
+    start = {name: value.clone() for name, value in numbers(policy).items()}
+    optimizer = make_optimizer(policy, plan)
+    set_rate(optimizer, plan.peak)
+    losses: list[float] = []
+    while len(losses) < STEPS and not _learned(losses):
+        losses.append(step(policy, objective, [batch], optimizer=optimizer, clip=plan.clip)[0])
+    load_numbers(policy, start)
+    policy.train(False)
+    if not _learned(losses):
+        raise Refused(
+            f"overfit probe: {STEPS} steps on the same {len(batch.ids)} rows took the loss from {losses[0]:.3f} to only "
+            f"{min(losses):.3f}; raise schedule.learning_rate (now {plan.peak:g}) or look at what is learned with --dry-run"
+        )
+    return Probe(losses[0], losses[-1], len(losses))
+
+
+def _learned(losses: Sequence[float]) -> bool:
+    """Whether the loss has fallen enough, or was next to nothing from the start."""
+    return bool(losses) and (losses[-1] < WANTED * losses[0] or losses[0] < 0.02)

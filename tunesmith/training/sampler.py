@@ -1,0 +1,61 @@
+"""Which rows a step sees: a pure function of (seed, epoch, step), so that resuming needs no replay."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+# Windows whose rows are sorted by length together: enough to make rows of a window alike in length,
+# few enough that windows stay a random draw.
+POOL = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """Windows of row numbers, one window per optimizer step, cut into micro-batches of like length."""
+
+    lengths: tuple[int, ...]
+    rows: int  # per optimizer step
+    tokens: int  # per micro-batch, padding included
+    seed: int
+    buckets: bool = True
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that see every row once."""
+        return -(-len(self.lengths) // self.rows)
+
+    def window(self, step: int) -> list[list[int]]:
+        """Micro-batches of row numbers for one optimizer step, the longest rows first."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        rows = sorted(_epoch(self, epoch)[place], key=lambda row: (-self.lengths[row], row))
+        return cut(rows, self.lengths, self.tokens)
+
+
+def cut(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Rows, longest first, cut so that rows x longest stays within `tokens`; a row alone may exceed it."""
+    batches: list[list[int]] = []
+    for row in rows:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+@lru_cache(maxsize=2)
+def _epoch(sampler: Sampler, epoch: int) -> list[list[int]]:
+    """All windows of one epoch: shuffled rows, sorted by length within pools, windows shuffled again."""
+    chance = random.Random(f"{sampler.seed}/{epoch}")
+    order = list(range(len(sampler.lengths)))
+    chance.shuffle(order)
+    if not sampler.buckets:
+        return [order[start : start + sampler.rows] for start in range(0, len(order), sampler.rows)]
+    windows = []
+    for start in range(0, len(order), sampler.rows * POOL):
+        pool = sorted(order[start : start + sampler.rows * POOL], key=lambda row: sampler.lengths[row])
+        windows += [pool[first : first + sampler.rows] for first in range(0, len(pool), sampler.rows)]
+    chance.shuffle(windows)
+    return windows

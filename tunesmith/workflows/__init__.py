@@ -1,0 +1,1 @@
+"""One file per story, told from start to end."""

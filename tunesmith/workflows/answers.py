@@ -1,0 +1,132 @@
+"""What the untuned and the tuned model answer to the same frozen rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tunesmith.data.examples import Example, Labelled
+from tunesmith.data.template import Template
+from tunesmith.evaluation.baselines import linear_probe
+from tunesmith.evaluation.tasks import LABEL_BREAK, value
+from tunesmith.inference.local import LocalModel
+from tunesmith.model.load import Base
+from tunesmith.model.policy import Policy
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives.classify import WORDINGS
+from tunesmith.objectives.instruct import PLAIN_WORDINGS, asked, reference
+
+# Validation rows on which a plain wording is chosen: enough to tell a good one from a bad one.
+CHOICE_ROWS = {"classify": 100, "instruct": 32}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers to a list of rows, how they were got, and how long it took."""
+
+    given: list[str]
+    how: str
+    seconds: float
+    finished: list[bool] = field(default_factory=list)
+    probabilities: list[dict[str, float]] = field(default_factory=list)
+
+
+def gold(examples: Sequence[Example]) -> list[str]:
+    """What the rows say is right."""
+    return [LABEL_BREAK.join(sorted(e.labels)) if isinstance(e, Labelled) else reference(e) for e in examples]
+
+
+def question(example: Example) -> str:
+    """What a row asks, for people to read."""
+    return example.text if isinstance(example, Labelled) else asked(example)[-1].content
+
+
+def groups(examples: Sequence[Example]) -> list[str] | None:
+    """The rows' groups; None when they have none."""
+    return [example.group for example in examples] if any(example.group for example in examples) else None
+
+
+def answer(model: LocalModel, examples: Sequence[Example]) -> Answers:
+    """What a model answers to these rows."""
+    began = time.perf_counter()
+    if isinstance(model.objective, Classify):
+        found = model.classify([example.text for example in examples if isinstance(example, Labelled)])
+        given = [LABEL_BREAK.join(sorted(one.labels)) for one in found]
+        return Answers(
+            given, "", time.perf_counter() - began, probabilities=[one.probabilities for one in found]
+        )
+    replies = model.replies([asked(example, model.wording) for example in examples])
+    finished = [reply.finished for reply in replies]
+    return Answers([reply.text for reply in replies], "", time.perf_counter() - began, finished)
+
+
+@dataclass(frozen=True, slots=True)
+class Untuned:
+    """A base model with all that is needed to let it try the task."""
+
+    base: Base
+    policy: Policy
+    template: Template
+    objective: Classify | Instruct
+    limit: int
+
+    def model(self, wording: str = "") -> LocalModel:
+        """The base, asked in this wording."""
+        objective = self.objective
+        if isinstance(objective, Classify) and self.policy.family == "decoder":
+            objective = objective.model_copy(update={"output": "words"})
+        return LocalModel(self.policy, self.template, objective, self.limit, wording)
+
+    def answer(
+        self, *, train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]
+    ) -> Answers:
+        """Its best answers to the test rows without tuning: a plain prompt chosen on validation, or a linear probe."""
+        if isinstance(self.objective, Classify) and (self.policy.family == "encoder" or self.objective.multi):
+            return self._probe(train, test)
+        wordings = ("", *WORDINGS) if isinstance(self.objective, Classify) else PLAIN_WORDINGS
+        best = self._choose(wordings, validation or train)
+        found = answer(self.model(best), test)
+        return Answers(
+            found.given,
+            f"plain prompt: {best or 'the instruction as written'}",
+            found.seconds,
+            found.finished,
+            found.probabilities,
+        )
+
+    def _choose(self, wordings: Sequence[str], examples: Sequence[Example]) -> str:
+        """The wording with the best headline on some validation rows, the first among equals."""
+        some = examples[: CHOICE_ROWS[self.objective.kind]]
+        metric = "accuracy" if isinstance(self.objective, Classify) else self.objective.metric
+        scores = {
+            wording: value(metric, gold(some), answer(self.model(wording), some).given)
+            for wording in wordings
+        }
+        return max(wordings, key=lambda wording: scores[wording])
+
+    def _probe(self, train: Sequence[Example], test: Sequence[Example]) -> Answers:
+        """Logistic regression on the frozen states, one per label where a row may have several."""
+        began = time.perf_counter()
+        model = self.model()
+        learn, ask = (model.embed([question(e) for e in part]).numpy() for part in (train, test))
+        labels = [e.labels for e in train if isinstance(e, Labelled)]
+        assert isinstance(self.objective, Classify)
+        if not self.objective.multi:
+            given = linear_probe(learn, [LABEL_BREAK.join(found) for found in labels], ask)
+        else:
+            columns = {
+                label: _yes(label, labels, lambda y: linear_probe(learn, y, ask))
+                for label in self.objective.labels
+            }
+            given = [
+                LABEL_BREAK.join(sorted(la for la in columns if columns[la][i] == "yes"))
+                for i in range(len(test))
+            ]
+        return Answers(given, "linear probe on the frozen model", time.perf_counter() - began)
+
+
+def _yes(label: str, rows: Sequence[Sequence[str]], probe: Callable[[list[str]], list[str]]) -> list[str]:
+    """Whether each test row has this label; a label that all or no training rows have needs no probe."""
+    target = ["yes" if label in row else "no" for row in rows]
+    return probe(target)

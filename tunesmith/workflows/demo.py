@@ -1,0 +1,72 @@
+"""The main job on rows that travel with the package: an encoder and a decoder learn to judge reviews."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from tunesmith.inference.folder import load
+from tunesmith.inference.local import Classified
+from tunesmith.objectives import Classify
+from tunesmith.recipe import Data, Recipe, Schedule
+from tunesmith.techniques import Full, Lora
+from tunesmith.workflows.prepare import Listener
+from tunesmith.workflows.tune import Run, tune_recipe
+
+# Written for this page; none stands in the rows.
+QUESTIONS = (
+    "the hinge snapped after two days and nobody answers my mails.",
+    "it charges in half an hour and still looks like new.",
+    "i wanted to like it, but the screen flickers as soon as it gets warm.",
+)
+# Enough for the decoder to learn the task in a few minutes on two cores.
+DECODER_ROWS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """Both runs, and what the tuned decoder says to questions of our own."""
+
+    encoder: Run
+    decoder: Run
+    answers: tuple[tuple[str, Classified], ...]
+
+
+def demo(
+    out: Path, *, listen: Listener, stop: Callable[[], bool] = lambda: False, offline: bool = False
+) -> Demo:
+    """Both models tuned into folders under `out` and asked; goes on where an earlier call was stopped."""
+    rows = str(files("tunesmith") / "shipped_data" / "reviews.jsonl")
+    runs = []
+    for name, recipe in recipes(rows).items():
+        listen({"event": "stage", "text": f"{name}: {recipe.technique.kind} tuning on shipped reviews"})
+        runs.append(tune_recipe(recipe, out=out / name, listen=listen, stop=stop, offline=offline))
+    encoder, decoder = runs
+    listen({"event": "stage", "text": "asking the tuned decoder"})
+    found = load(decoder.folder, offline=offline).classify(QUESTIONS)
+    return Demo(encoder, decoder, tuple(zip(QUESTIONS, found, strict=True)))
+
+
+def recipes(rows: str) -> dict[str, Recipe]:
+    """Run folder name -> recipe, for these rows."""
+    objective = Classify(
+        text="text", label="label", instruction="Is this review positive or negative?", metric="accuracy"
+    )
+    return {
+        "demo-minilm-l6": Recipe(
+            model="minilm-l6",
+            data=Data(train=rows, group="group"),
+            objective=objective,
+            technique=Full(),
+            schedule=Schedule(epochs=3),
+        ),
+        "demo-smollm2-135m": Recipe(
+            model="smollm2-135m",
+            data=Data(train=rows, group="group", rows=DECODER_ROWS),
+            objective=objective,
+            technique=Lora(),
+            schedule=Schedule(epochs=1),
+        ),
+    }

@@ -1,0 +1,108 @@
+"""What a person asked for, a recipe or just a file of rows, as a recipe and notes on what was filled in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.aliases import ALIASES
+from tunesmith.data.formats import detect
+from tunesmith.data.rows import Row, as_word, keep, read_rows
+from tunesmith.recipe import Recipe, load_recipe, make_recipe
+
+# Columns whose rows belong together in the data sets people bring; the first that is there is used.
+GROUP_COLUMNS = ("group", "thread", "doc_id", "source_id")
+# With fewer groups than this a split by group could leave a part empty.
+ENOUGH_GROUPS = 10
+# Keys by which an objective names columns; one that names none has them detected.
+COLUMN_KEYS = {"text", "label", "prompt", "answer", "messages"}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A recipe, and one line for each thing in it that was translated, detected or chosen."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+
+
+def request(source: str | Path | Recipe, *, changes: Sequence[str] = (), offline: bool = False) -> Request:
+    """The recipe that a recipe, a recipe file or a file of rows stands for, with `key=value` changes applied.
+
+    Raises RecipeError, and DataError for rows that cannot be read.
+    """
+    changes, renamed = _translated(changes)
+    if isinstance(source, Recipe):
+        recipe, notes = make_recipe(source.model_dump(mode="json"), place="recipe", changes=changes)
+    elif Path(source).suffix.lower() in (".yaml", ".yml"):
+        recipe, notes = load_recipe(source, changes=changes)
+    else:
+        return _for_rows(str(source), changes, renamed, offline=offline)
+    return Request(recipe, (*notes, *renamed, *_mapping(recipe, offline=offline)))
+
+
+def as_changes(settings: Mapping[str, Any], *, under: str = "") -> list[str]:
+    """The settings as `key=value` changes: sections opened, None left out, a mapping with a kind whole."""
+    changes: list[str] = []
+    for name, value in settings.items():
+        key = f"{under}{name}"
+        if isinstance(value, Mapping) and "kind" not in value:
+            changes += as_changes(value, under=f"{key}.")
+        elif value is not None:
+            changes.append(f"{key}={json.dumps(value, default=str)}")
+    return changes
+
+
+def _for_rows(source: str, changes: Sequence[str], renamed: Sequence[str], *, offline: bool) -> Request:
+    """The default recipe for a file of rows."""
+    rows = read_rows(source, offline=offline)
+    named = {change.partition("=")[0] for change in changes}
+    raw: dict[str, Any] = {"data": {"train": source}, "technique": {"kind": "lora"}}
+    notes: list[str] = []
+    if not named & {"objective", "objective.kind"}:
+        found = detect(rows)
+        raw["objective"] = {"kind": found.objective}
+    if "data.group" not in named and (column := _group_column(rows)):
+        raw["data"]["group"] = column
+        notes.append(
+            f"rows with the same {column!r} stay on one side of the split (--set data.group= for no groups)"
+        )
+    recipe, translated = make_recipe(raw, place=source, changes=changes)
+    mapping = [] if _names_columns(recipe) else [detect(rows).explain()]
+    return Request(recipe, (*translated, *renamed, *mapping, *notes))
+
+
+def _group_column(rows: Sequence[Row]) -> str:
+    """The first well-known group column that every row fills, with enough groups to cut; else nothing."""
+    for column in GROUP_COLUMNS:
+        groups = [(as_word(row.fields.get(column)) or "").strip() for row in rows]
+        if all(groups) and ENOUGH_GROUPS <= len(set(groups)) < len(rows):
+            return column
+    return ""
+
+
+def _mapping(recipe: Recipe, *, offline: bool) -> list[str]:
+    """Which column plays which part, where the recipe leaves that to detection."""
+    if _names_columns(recipe):
+        return []
+    rows = keep(read_rows(recipe.data.train, offline=offline), recipe.data.where)
+    return [detect(rows).explain()]
+
+
+def _names_columns(recipe: Recipe) -> bool:
+    return any(recipe.objective.model_dump(include=COLUMN_KEYS).values())
+
+
+def _translated(changes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The changes in Tunesmith's words, and a note for each name that was changed."""
+    ours, notes = [], []
+    for change in changes:
+        name, sign, value = change.partition("=")
+        key = ALIASES.get(name, name)
+        if key != name:
+            notes.append(f"{name} -> {key}: {value}")
+        ours.append(f"{key}{sign}{value}")
+    return ours, notes

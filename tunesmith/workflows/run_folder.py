@@ -1,0 +1,85 @@
+"""Which folder a run lives in, and whether what is there may be gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.errors import CheckpointError
+from tunesmith.model.checkpoint import sha256
+from tunesmith.recipe import Recipe
+
+PAGE = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run's folder and the digest of all that decides its result."""
+
+    path: Path
+    identity: str
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return (self.path / "report.json").exists()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run of this recipe was started here."""
+        return (self.path / PAGE).exists()
+
+    def page(self) -> dict[str, Any]:
+        """What was written down when the run began."""
+        found: dict[str, Any] = json.loads((self.path / PAGE).read_text(encoding="utf-8"))
+        return found
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        """Write down what the run is, so that only the same run goes on here."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"identity": self.identity, **facts}, indent=1)
+        (self.path / PAGE).write_text(text, encoding="utf-8")
+
+
+def open_run(recipe: Recipe, out: Path | None) -> RunFolder:
+    """The folder of this recipe's run, by name or by what the recipe and its files are.
+
+    Raises CheckpointError when the folder holds something else.
+    """
+    identity = _identity(recipe)
+    path = out or Path("runs") / _name(recipe, identity)
+    folder = RunFolder(path, identity)
+    if folder.begun:
+        if folder.page().get("identity") != identity:
+            raise CheckpointError(
+                f"{path}: holds a run of another recipe or of other rows; give another --out, or delete it"
+            )
+    elif path.exists() and any(path.iterdir()):
+        raise CheckpointError(f"{path}: exists and is not a run; give another --out")
+    return folder
+
+
+def _identity(recipe: Recipe) -> str:
+    """Digest of the recipe and of the bytes of the files it names."""
+    data = recipe.data
+    named = [Path(str(place)) for place in (data.train, data.validation, data.test)]
+    files = [sha256(path) for path in named if path.is_file()]
+    return hashlib.sha256(
+        json.dumps([recipe.model_dump(mode="json", exclude={"machine"}), files]).encode()
+    ).hexdigest()[:16]
+
+
+def _name(recipe: Recipe, identity: str) -> str:
+    """reviews-classify-lora-smollm2-135m-1a2b3c."""
+    parts = (
+        Path(recipe.data.train).stem,
+        recipe.objective.kind,
+        recipe.technique.kind,
+        Path(recipe.model).name,
+    )
+    return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts) + f"-{identity[:6]}"

@@ -1,0 +1,131 @@
+"""The middle of a run: adapt, probe, fit, and the numbers that were best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tunesmith.data.template import Encoded
+from tunesmith.model.batch import Batch, collate
+from tunesmith.model.device import DTYPES
+from tunesmith.model.policy import Policy
+from tunesmith.recipe import Recipe
+from tunesmith.training.fit import Hooks, State, fit
+from tunesmith.training.journal import Journal
+from tunesmith.training.optim import Plan
+from tunesmith.training.probe import ROWS, Probe, can_learn
+from tunesmith.training.sampler import Sampler, cut
+from tunesmith.workflows.prepare import Listener, Prepared
+
+TOKENS_PER_PASS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A policy with its best numbers, and how it got them."""
+
+    policy: Policy
+    plan: Plan
+    state: State
+    probe: Probe | None
+
+
+def train(prepared: Prepared, out: Path, *, listen: Listener, stop: Callable[[], bool]) -> Trained:
+    """Fine-tune as the recipe says, going on from `out` when a checkpoint is there."""
+    recipe, objective = prepared.recipe, prepared.recipe.objective
+    torch.manual_seed(recipe.seed)
+    policy = recipe.technique.adapt(prepared.base.network, family=prepared.base.family, keep_reference=False)
+    policy.head = objective.head(policy.hidden)
+    if policy.head is not None:
+        policy.head.to(policy.device)
+    policy.mixed = _mixed(prepared)
+    plan = make_plan(recipe, policy, rows=len(prepared.train))
+    batches = Batches(prepared, prepared.train)
+    journal = Journal(out / "journal.jsonl")
+    probe = None
+    fresh = not (out / "checkpoints").exists()
+    if fresh and recipe.schedule.probe:
+        listen({"event": "stage", "text": f"can it learn {ROWS} rows at all?"})
+        shortest = sorted(range(len(prepared.train)), key=lambda i: prepared.train[i].length)[: 4 * ROWS : 4]
+        probe = can_learn(policy, objective, batches.of(shortest), plan=plan)
+        listen({"event": "probe", "first": probe.first, "last": probe.last, "steps": probe.steps})
+    hooks = Hooks(
+        folder=out / "checkpoints",
+        record=lambda record: (journal.write(record), listen({"event": "step", **record}))[0],
+        validate=lambda: validation_loss(prepared, policy),
+        stop=stop,
+    )
+    listen({"event": "stage", "text": "training"})
+    state = fit(policy, objective, batches.window, plan=plan, hooks=hooks)
+    policy.mixed = None  # answers are given in full precision, here and wherever the run is loaded
+    return Trained(policy, plan, state, probe)
+
+
+def _mixed(prepared: Prepared) -> torch.dtype | None:
+    """The type to multiply in while training, when the machine is faster in it than in the weights' own."""
+    wanted = DTYPES[prepared.machine.dtype]
+    return None if wanted == prepared.base.network.dtype else wanted
+
+
+def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> Plan:
+    """The schedule in numbers."""
+    schedule = recipe.schedule
+    per_epoch = -(-rows // schedule.batch_rows)
+    steps = max(1, round(schedule.epochs * per_epoch))
+    automatic = recipe.technique.learning_rate(policy.hidden, policy.family)
+    validated = recipe.data.validation not in (0, 0.0, "")
+    return Plan(
+        steps=steps,
+        peak=automatic if schedule.learning_rate == "auto" else schedule.learning_rate,
+        warmup=schedule.warmup,
+        weight_decay=schedule.weight_decay,
+        clip=schedule.clip,
+        eval_steps=(max(1, steps // 6) if schedule.eval_steps == "auto" else schedule.eval_steps)
+        if validated
+        else 0,
+        save_steps=max(1, steps // 10) if schedule.save_steps == "auto" else schedule.save_steps,
+        patience=schedule.patience,
+        seed=recipe.seed,
+    )
+
+
+class Batches:
+    """Encoded rows as the batches of each step."""
+
+    def __init__(self, prepared: Prepared, rows: Sequence[Encoded]) -> None:
+        schedule = prepared.recipe.schedule
+        self._rows = rows
+        self._pad = prepared.template.tokenizer.pad_token_id or 0
+        self._share = prepared.base.family == "decoder"
+        tokens = TOKENS_PER_PASS if schedule.batch_tokens == "auto" else schedule.batch_tokens
+        self.sampler = Sampler(
+            tuple(row.length for row in rows), schedule.batch_rows, tokens, prepared.recipe.seed
+        )
+
+    def of(self, numbers: Sequence[int]) -> Batch:
+        """These rows as one batch."""
+        return collate([self._rows[i] for i in numbers], pad=self._pad, share=self._share)
+
+    def window(self, step: int) -> list[Batch]:
+        """The micro-batches of one optimizer step."""
+        return [self.of(numbers) for numbers in self.sampler.window(step)]
+
+    def all(self) -> list[Batch]:
+        """Every row once, batches of like length."""
+        lengths = self.sampler.lengths
+        order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+        return [self.of(numbers) for numbers in cut(order, lengths, self.sampler.tokens)]
+
+
+@torch.no_grad()
+def validation_loss(prepared: Prepared, policy: Policy) -> float:
+    """Loss per unit over the validation rows."""
+    objective = prepared.recipe.objective
+    total, units = 0.0, 0
+    for batch in Batches(prepared, prepared.validation).all():
+        loss = objective.loss(objective.prepare(batch.to(policy.device), policy), policy)
+        total, units = total + float(loss.total), units + loss.units
+    return total / max(1, units)
