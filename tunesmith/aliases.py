@@ -49,10 +49,11 @@ ALIASES: dict[str, str] = {
     "adapter": "technique.kind",
     "tuner_type": "technique.kind",
 }
+# Theirs count rows per forward pass, ours per optimizer step.
+PER_PASS = ("per_device_train_batch_size", "micro_batch_size")
 # Values of theirs that have another name here.
 VALUES: dict[str, dict[Any, Any]] = {
     "technique.targets": {"all": "all-linear"},
-    "schedule.learning_rate": {},
 }
 
 
@@ -60,15 +61,12 @@ def translate(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The same recipe in Tunesmith's words, and one note for each name that was changed."""
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
     notes: list[str] = []
-    rows, accumulation = (
-        values.get("per_device_train_batch_size", values.get("micro_batch_size")),
-        values.pop("gradient_accumulation_steps", None),
-    )
+    accumulation = values.pop("gradient_accumulation_steps", None)
     for name in [key for key in values if key in ALIASES]:
         value = values.pop(name)
         key = ALIASES[name]
-        if key == "schedule.batch_rows" and value == rows and accumulation:
-            value, name = int(value) * int(accumulation), f"{name} x gradient_accumulation_steps"
+        if name in PER_PASS and isinstance(value, int) and isinstance(accumulation, int):
+            value, name = value * accumulation, f"{name} x gradient_accumulation_steps"
         value = VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
         _place(values, key, value)
         notes.append(f"{name} -> {key}: {value}")

@@ -38,22 +38,14 @@ class Schedule(_Section):
     """How long and how fast."""
 
     epochs: float = Field(1, gt=0, description="passes over the training rows")
-    learning_rate: float | Literal["auto"] = Field(
-        "auto", description="peak; auto: by technique, family and width"
-    )
+    learning_rate: float | Literal["auto"] = Field("auto", description="peak; auto: by technique, family and width")
     batch_rows: int = Field(16, ge=1, description="rows per optimizer step")
     batch_tokens: int | Literal["auto"] = Field("auto", description="tokens per forward pass; auto: 4096")
-    warmup: float = Field(
-        0.06, ge=0, lt=1, description="share of the steps with rising rate; then cosine to a tenth"
-    )
+    warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps with rising rate; then cosine to a tenth")
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    save_steps: int | Literal["auto"] = Field(
-        "auto", description="steps between checkpoints; auto: ten per run"
-    )
-    eval_steps: int | Literal["auto"] = Field(
-        "auto", description="steps between validations; auto: six per run"
-    )
+    save_steps: int | Literal["auto"] = Field("auto", description="steps between checkpoints; auto: ten per run")
+    eval_steps: int | Literal["auto"] = Field("auto", description="steps between validations; auto: six per run")
     patience: int = Field(3, ge=1, description="validations without improvement before stopping")
     probe: bool = Field(True, description="first see whether the model can learn eight rows at all")
 
@@ -157,9 +149,7 @@ def check_pair(recipe: Recipe, family: str) -> None:
             if family == "encoder"
             else "rows with several labels have no single answer"
         )
-        raise RecipeError(
-            f"objective classify: output: words cannot work, {why}; nearest that works: output: linear"
-        )
+        raise RecipeError(f"objective classify: output: words cannot work, {why}; nearest that works: output: linear")
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -174,11 +164,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
 
     def anchor(value: float | str) -> float | str:
         beside = folder / value if isinstance(value, str) else None
-        return (
-            str(beside)
-            if beside is not None and not Path(str(value)).is_absolute() and beside.exists()
-            else value
-        )
+        return str(beside) if beside is not None and not Path(str(value)).is_absolute() and beside.exists() else value
 
     data = recipe.data
     moved = {"train": anchor(data.train), "validation": anchor(data.validation), "test": anchor(data.test)}

@@ -82,8 +82,6 @@ def encoder_run(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Pa
 def decoder_run(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
     """The folder of a tiny decoder tuned to answer, with an instruction before every prompt."""
     folder = tmp_path_factory.mktemp("decoder")
-    rows: list[dict[str, object]] = [
-        {"prompt": f"number {i}", "answer": f"it is {i % 3}"} for i in range(40)
-    ]
+    rows: list[dict[str, object]] = [{"prompt": f"number {i}", "answer": f"it is {i % 3}"} for i in range(40)]
     words = ("--set", "objective.instruction=Which?", "--set", "objective.max_new_tokens=8")
     return _tuned(folder, rows, "--model", str(tiny_llama), *words)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
-from tunesmith.cli import doctor, main, tune
+from tunesmith.cli import main, tune
 from tunesmith.cli.main import parser
 from tunesmith.errors import DataError, Refused
 
@@ -55,19 +55,15 @@ def test_version_is_that_of_the_package(command: Command):
         ([], "error: tunesmith: the following arguments are required: COMMAND; see `tunesmith --help`"),
         (
             ["tune"],
-            "error: tunesmith tune: the following arguments are required: RECIPE|DATA; "
-            "see `tunesmith tune --help`",
+            "error: tunesmith tune: the following arguments are required: RECIPE|DATA; see `tunesmith tune --help`",
         ),
         (
             ["ask", "run", "text", "--temprature", "1"],
-            "error: tunesmith ask: no option '--temprature', did you mean '--temperature'?; "
-            "see `tunesmith ask --help`",
+            "error: tunesmith ask: no option '--temprature', did you mean '--temperature'?; see `tunesmith ask --help`",
         ),
     ],
 )
-def test_wrong_words_are_one_line_with_the_nearest_name_and_exit_2(
-    command: Command, words: list[str], line: str
-):
+def test_wrong_words_are_one_line_with_the_nearest_name_and_exit_2(command: Command, words: list[str], line: str):
     assert command(*words) == (2, "", line + "\n")
 
 
@@ -89,9 +85,7 @@ def test_several_faults_of_a_file_are_a_line_each(command: Command, monkeypatch:
     assert command("tune", "x.jsonl") == (2, "", "error: a:1: x\nerror: a:2: y\n")
 
 
-def test_under_json_an_error_is_the_one_document_on_stdout(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-):
+def test_under_json_an_error_is_the_one_document_on_stdout(command: Command, monkeypatch: pytest.MonkeyPatch):
     def run(args: argparse.Namespace) -> int:
         raise DataError("a:1: x; y")
 
@@ -101,9 +95,7 @@ def test_under_json_an_error_is_the_one_document_on_stdout(
     assert done.err == "error: a:1: x; y\n"
 
 
-def test_an_error_of_our_own_shows_its_traceback_and_exits_70(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_error_of_our_own_shows_its_traceback_and_exits_70(command: Command, monkeypatch: pytest.MonkeyPatch):
     def run(args: argparse.Namespace) -> int:
         return 1 // 0
 
@@ -148,22 +140,8 @@ def test_a_reader_that_has_gone_is_no_traceback(tmp_path: Path):
 
 
 def test_the_command_module_and_the_package_run_the_same_main():
-    done = subprocess.run(
-        [sys.executable, "-m", "tunesmith", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "tunesmith", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("tunesmith ")
-
-
-def test_a_command_that_fails_its_own_checks_returns_its_code(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-):
-    broken = doctor.Check("disk", doctor.FAIL, "full", "free some")
-    monkeypatch.setattr(doctor, "all_checks", lambda: [broken])
-    done = command("doctor", "--json")
-    assert done.code == 1
-    assert json.loads(done.out)["checks"] == [
-        {"name": "disk", "state": "fail", "finding": "full", "cure": "free some"}
-    ]
 
 
 def test_main_reads_the_command_line_of_the_process(

@@ -17,9 +17,7 @@ def test_flags_come_before_set_which_has_the_last_word():
 
 
 @pytest.mark.parametrize(("value", "offline"), [("1", True), ("on", True), ("0", False), ("", False)])
-def test_the_hubs_own_switch_means_offline_here_too(
-    monkeypatch: pytest.MonkeyPatch, value: str, offline: bool
-):
+def test_the_hubs_own_switch_means_offline_here_too(monkeypatch: pytest.MonkeyPatch, value: str, offline: bool):
     monkeypatch.setenv("HF_HUB_OFFLINE", value)
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     parser = Parser(prog="x")

@@ -114,7 +114,7 @@ def test_probe_machine_and_validation_are_told():
 
 
 def test_a_bar_moves_and_everything_else_is_written_above_it():
-    screen = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False)
+    screen = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False, highlight=False)
     with Progress(TextColumn("{task.fields[measures]}", markup=False), console=screen) as progress:
         bar = Bar(progress)
         bar({"event": "stage", "text": "training"})

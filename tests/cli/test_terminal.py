@@ -35,9 +35,7 @@ def test_a_piped_table_is_not_cut_at_eighty_columns(capsys: pytest.CaptureFixtur
     assert "x" * 120 in lines[2]
 
 
-def test_a_document_is_json_even_where_a_number_is_not(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-):
+def test_a_document_is_json_even_where_a_number_is_not(capsys: pytest.CaptureFixture[str], tmp_path: Path):
     args = argparse.Namespace(json=True, out=tmp_path / "x.json")
     served = publish({"a": float("nan"), "b": [float("inf"), 1.5], "c": Path("d"), "e": (1,)}, args)
     wanted = {"a": None, "b": [None, 1.5], "c": "d", "e": [1]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tunesmith.errors import CheckpointError, ModelError, RecipeError
 from tunesmith.inference.folder import About, save_model
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.open import identify, open_model
+from tunesmith.model.device import Machine
 from tunesmith.model.load import load_base
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques import Lora
@@ -30,15 +32,23 @@ TEXTS = ["This battery is bad.", "I like the phone."]
 LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
 
 
+@pytest.fixture(autouse=True)
+def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is known, so that no test spends a second on measuring it."""
+    known = Machine("cpu", "float32", 1, {}, "known")
+    for room in ("open", "folder"):
+        monkeypatch.setattr(f"tunesmith.inference.{room}.choose_machine", lambda **_: known)
+
+
 def foreign(folder: Path, base: Path, config: Any, *, resize: int = 0) -> Any:
     """An adapter as PEFT itself writes it, and the network that it was made of."""
     network = AutoModelForCausalLM.from_pretrained(base)
     if resize:
         network.resize_token_embeddings(resize, mean_resizing=False)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         torch.manual_seed(1)
         wrapped = get_peft_model(network, config)
-    wrapped.save_pretrained(folder)
+        wrapped.save_pretrained(folder)
     return wrapped.eval()
 
 

@@ -64,9 +64,7 @@ class Conversation:
             del self.messages[first : first + 2]
             forgotten += 2
         if forgotten:
-            log(
-                f"the {forgotten} oldest turns no longer fit into {self.model.limit} tokens and are forgotten"
-            )
+            log(f"the {forgotten} oldest turns no longer fit into {self.model.limit} tokens and are forgotten")
 
     def _tokens(self) -> int:
         return len(self.model.template.prompt(self.messages))

@@ -50,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _document(told: Demo) -> dict[str, Any]:
     answers = [
-        {"text": text, "label": found.label, "probabilities": found.probabilities}
-        for text, found in told.answers
+        {"text": text, "label": found.label, "probabilities": found.probabilities} for text, found in told.answers
     ]
     return {"runs": [as_document(run) for run in (told.encoder, told.decoder)], "answers": answers}
 

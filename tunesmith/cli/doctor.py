@@ -176,11 +176,7 @@ def _fault(requirement: str) -> Check | None:
     have, cure = _version(name), f"pip install '{requirement.partition(';')[0].strip()}'"
     if have is None:
         return Check(name, FAIL, "not installed", cure)
-    wrong = [
-        f"{sign}{want}"
-        for sign, want in _bounds(requirement)
-        if not RANGE[sign](_numbers(have), _numbers(want))
-    ]
+    wrong = [f"{sign}{want}" for sign, want in _bounds(requirement) if not RANGE[sign](_numbers(have), _numbers(want))]
     return Check(name, FAIL, f"{have}, supported is {' and '.join(wrong)}", cure) if wrong else None
 
 

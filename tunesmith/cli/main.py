@@ -19,10 +19,7 @@ from tunesmith.errors import TunesmithError
 MODULES = (demo, tune, use, look, doctor)
 
 ABOUT = "Decide, tune, prove, ship: fit a language model to your own data, and know whether you should."
-CODES = (
-    "exit codes: 0 good; 1 the data or a gate says no; 2 wrong input; 130/143 interrupted and saved; "
-    "70 our own bug"
-)
+CODES = "exit codes: 0 good; 1 the data or a gate says no; 2 wrong input; 130/143 interrupted and saved; 70 our own bug"
 BUG = 70
 
 

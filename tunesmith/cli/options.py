@@ -41,16 +41,12 @@ class Parser(argparse.ArgumentParser):
 
 def add_common(parser: argparse.ArgumentParser, *, out: str = "") -> None:
     """Add `--json`, `--offline` and `--out`: a folder where `out` says what for, else a file."""
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON document on stdout, everything else on stderr"
-    )
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout, everything else on stderr")
     parser.add_argument("--offline", action="store_true", default=_no_network(), help="never ask the network")
     if out:
         parser.add_argument("--out", type=Path, metavar="FOLDER", help=out)
     else:
-        parser.add_argument(
-            "--out", type=Path, metavar="FILE", help="write the JSON document to this file too"
-        )
+        parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON document to this file too")
 
 
 def add_changes(parser: argparse.ArgumentParser) -> None:
@@ -78,16 +74,10 @@ def changes_of(args: argparse.Namespace) -> list[str]:
 
 def add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: float) -> None:
     """How an answer is drawn."""
-    parser.add_argument(
-        "--temperature", type=float, default=temperature, help="0: always the likeliest (%(default)s)"
-    )
-    parser.add_argument(
-        "--top-p", type=float, default=top_p, help="draw from this much of the mass (%(default)s)"
-    )
+    parser.add_argument("--temperature", type=float, default=temperature, help="0: always the likeliest (%(default)s)")
+    parser.add_argument("--top-p", type=float, default=top_p, help="draw from this much of the mass (%(default)s)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer; else as in training")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed draws the same answer (%(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same answer (%(default)s)")
 
 
 def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
@@ -101,9 +91,7 @@ def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
     longest = default.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens
     if longest < 1:
         raise UsageError(f"--max-new-tokens: {longest} leaves no room for an answer; give 1 or more")
-    return replace(
-        default, temperature=args.temperature, top_p=args.top_p, max_new_tokens=longest, seed=args.seed
-    )
+    return replace(default, temperature=args.temperature, top_p=args.top_p, max_new_tokens=longest, seed=args.seed)
 
 
 def _no_network() -> bool:

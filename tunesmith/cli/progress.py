@@ -57,7 +57,7 @@ class Lines:
         passed, waited = step - self._last[0], now - self._last[1]
         if step == steps or waited >= LATEST or (passed >= STEPS_A_LINE and waited >= SOONEST):
             self._last = (step, now)
-            log(f"step {step}/{steps}  {measures(event)}  {duration(left)}")
+            log(f"step {step}/{steps}  {measures(event)}  {duration(left)}".rstrip())
 
 
 class Bar:
@@ -102,9 +102,7 @@ def listening(signals: Signals) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield _watched(Bar(progress), signals)
 
 
-def _watched(
-    listener: Callable[[dict[str, Any]], None], signals: Signals
-) -> Callable[[dict[str, Any]], None]:
+def _watched(listener: Callable[[dict[str, Any]], None], signals: Signals) -> Callable[[dict[str, Any]], None]:
     def listen(event: dict[str, Any]) -> None:
         if event["event"] == "stage":
             signals.patient = event["text"] == "training"  # only the training loop looks at `stop`

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -25,17 +27,18 @@ def console(file: TextIO) -> Console:
 
     made = Console(file=file, markup=False, emoji=False, highlight=False)
     return (
-        made
-        if made.is_terminal
-        else Console(file=file, markup=False, emoji=False, highlight=False, width=PIPED_WIDTH)
+        made if made.is_terminal else Console(file=file, markup=False, emoji=False, highlight=False, width=PIPED_WIDTH)
     )
 
 
 def hush() -> None:
-    """Switch off the libraries' own progress bars for the rest of the process: there is one of ours."""
+    """Keep the libraries from speaking for the rest of the process; `python -W` still has its say."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
 
 
 def log(text: str) -> None:
@@ -56,9 +59,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
-        table.add_column(
-            column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold"
-        )
+        table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
     console(sys.stdout).print(table)

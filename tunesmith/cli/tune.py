@@ -29,15 +29,11 @@ def add(commands: Commands) -> None:
         description="Fine-tune a model by a recipe or straight on a file of rows, and measure what it "
         "brought. An unfinished run of the same recipe is gone on with; a finished one is left as it is.",
     )
-    parser.add_argument(
-        "source", metavar="RECIPE|DATA", help="recipe.yaml, or rows as jsonl, json, csv, tsv, parquet"
-    )
+    parser.add_argument("source", metavar="RECIPE|DATA", help="recipe.yaml, or rows as jsonl, json, csv, tsv, parquet")
     add_changes(parser)
     add_common(parser, out="folder of the run (default: runs/NAME)")
     parser.add_argument("--dry-run", action="store_true", help="show what would be learned, and stop")
-    parser.add_argument(
-        "--force", action="store_true", help="delete an earlier run in the folder and begin again"
-    )
+    parser.add_argument("--force", action="store_true", help="delete an earlier run in the folder and begin again")
     parser.set_defaults(run=run)
 
 

@@ -94,9 +94,7 @@ def labelled(rows: Sequence[Row], *, text: str, label: str, group: str = "") -> 
     )
 
 
-def chats(
-    rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = ""
-) -> list[Chat]:
+def chats(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = "") -> list[Chat]:
     """One Chat for each row, from a column of turns or from a prompt and an answer.
 
     `columns` is {"messages": ...}, {"conversations": ...} or {"prompt": ..., "answer": ...}, where `system`
@@ -172,9 +170,7 @@ def _need(rows: Sequence[Row], *columns: str) -> None:
 
 def _fault(row: Row, column: str, must: str) -> DataError:
     found = _short(row.fields.get(column))
-    return DataError(
-        f"{row.where}: column {column!r} {must}, found {found}; columns here: {list(row.fields)}"
-    )
+    return DataError(f"{row.where}: column {column!r} {must}, found {found}; columns here: {list(row.fields)}")
 
 
 def _short(value: object) -> str:
@@ -207,9 +203,7 @@ def _optional(row: Row, column: str) -> str:
 
 def _labels(row: Row, column: str) -> tuple[str, ...]:
     value = row.fields.get(column)
-    words = [
-        (as_word(item) or "").strip() for item in (value if isinstance(value, list | tuple) else [value])
-    ]
+    words = [(as_word(item) or "").strip() for item in (value if isinstance(value, list | tuple) else [value])]
     if not all(words):
         raise _fault(row, column, "must be a word, a whole number or a list of them")
     return tuple(dict.fromkeys(_whole(word, f"{row.where}: column {column!r}") for word in words))
@@ -230,9 +224,7 @@ def _dialogue(row: Row, column: str) -> list[Message]:
     for number, turn in enumerate(turns, 1):
         if turn.role not in FOLLOWING[before]:
             cure = "write an optional system turn, then user and assistant by turns"
-            raise DataError(
-                f"{row.where}: turn {number} is {turn.role} after {before or 'the start'}; {cure}"
-            )
+            raise DataError(f"{row.where}: turn {number} is {turn.role} after {before or 'the start'}; {cure}")
         before = turn.role
     if not any(turn.role == "assistant" and turn.content.strip() for turn in turns):
         raise DataError(f"{row.where}: no assistant turn with content; add the answer or drop the row")
@@ -252,9 +244,7 @@ def _turn(item: object, place: str) -> Message:
     if content is None and role == "assistant":
         content = ""
     if not isinstance(content, str) or (role == "user" and not content.strip()):
-        raise DataError(
-            f"{place} ({role}) must hold text, found {_short(content)}; write its content as text"
-        )
+        raise DataError(f"{place} ({role}) must hold text, found {_short(content)}; write its content as text")
     return Message(role, _whole(content, place))
 
 

@@ -98,9 +98,7 @@ class _Sample:
 
     def optional(self, **parts: Sequence[str]) -> dict[str, str]:
         """Parts that may be blank in most rows: a column of such a name is enough."""
-        found = {
-            part: [self.names[name] for name in names if name in self.names] for part, names in parts.items()
-        }
+        found = {part: [self.names[name] for name in names if name in self.names] for part, names in parts.items()}
         return {part: columns[0] for part, columns in found.items() if columns}
 
 
@@ -161,9 +159,7 @@ def _messages(sample: _Sample) -> Format | None:
     column = sample.column(DIALOGUES, _are_turns)
     if column is None:
         return None
-    return Format(
-        "messages", "instruct", {"messages": column, **sample.optional(system=SYSTEMS, tools=["tools"])}
-    )
+    return Format("messages", "instruct", {"messages": column, **sample.optional(system=SYSTEMS, tools=["tools"])})
 
 
 def _sharegpt(sample: _Sample) -> Format | None:

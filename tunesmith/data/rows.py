@@ -215,9 +215,7 @@ def _quotes_are_text(text: str, header: str) -> bool:
     return whole and any(not CLOSED_QUOTE.fullmatch(cell) for cell in opened)
 
 
-def _cells(
-    text: str, name: str, *, delimiter: str, quoting: Literal[0, 3]
-) -> Iterator[tuple[int, list[str]]]:
+def _cells(text: str, name: str, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, list[str]]]:
     """Each row that is not blank, with the line it starts on."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     start = 1

@@ -50,9 +50,7 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
     before = sum(map(len, parts.values()))
     notes = _set_apart(parts)
     removed = before - sum(map(len, parts.values()))
-    cut = split(
-        parts["train"], validation=shares.get("validation", 0.0), test=shares.get("test", 0.0), seed=seed
-    )
+    cut = split(parts["train"], validation=shares.get("validation", 0.0), test=shares.get("test", 0.0), seed=seed)
     parts = {"validation": cut.validation, "test": cut.test, **parts, "train": cut.train}
     notes += [*cut.notes, *(note for note in unlearned_labels(parts) if note not in cut.notes)]
     whole = Split(**parts, removed=removed + cut.removed, notes=tuple(notes))
@@ -67,9 +65,7 @@ def _grouped(examples: list[Example], rows: Sequence[Row], column: str) -> list[
     if not any(groups.values()):
         cure = "name the column that tells which rows belong together, or leave `group` out"
         raise DataError(f"{file_name(examples)}: the group column {column!r} is blank in every row; {cure}")
-    return [
-        example if example.group else replace(example, group=groups[example.where]) for example in examples
-    ]
+    return [example if example.group else replace(example, group=groups[example.where]) for example in examples]
 
 
 def _set_apart(parts: dict[str, list[Example]]) -> list[str]:

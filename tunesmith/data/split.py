@@ -52,9 +52,7 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
     return Split(**parts, removed=removed, notes=(*notes, *unlearned_labels(parts)))
 
 
-def separate(
-    train: Sequence[Example], held_out: Sequence[Example], *, what: str = "test"
-) -> tuple[list[Example], int]:
+def separate(train: Sequence[Example], held_out: Sequence[Example], *, what: str = "test") -> tuple[list[Example], int]:
     """`train` without the questions of `held_out`, and how many rows that took.
 
     Raises Refused if 95 % of the held-out rows stand in train: then it is the same file, not a test.
@@ -89,13 +87,9 @@ def file_name(examples: Sequence[Example]) -> str:
 def _check_shares(shares: Mapping[str, float]) -> None:
     for name, share in shares.items():
         if not 0 <= share < 1:
-            raise DataError(
-                f"{name}: {share} is no share of the rows; write a number from 0 to below 1, or a file"
-            )
+            raise DataError(f"{name}: {share} is no share of the rows; write a number from 0 to below 1, or a file")
     if sum(shares.values()) >= 1:
-        raise DataError(
-            f"test {shares['test']} and validation {shares['validation']} leave no train; lower them"
-        )
+        raise DataError(f"test {shares['test']} and validation {shares['validation']} leave no train; lower them")
 
 
 def _check_parts(

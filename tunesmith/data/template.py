@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # For models that never saw a chat: plain words, each turn closed by the end token.
+# Line ends are written as expressions: chat templates are read with trim_blocks, which eats bare ones.
 PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].capitalize() }}:\n{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:\n{% endif %}"
+    "{% for message in messages %}{{ message['role'].capitalize() + ':\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
+THOUGHTS = re.compile(r"\s*(<think>.*</think>\s*)?", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +62,15 @@ class Template:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool = True) -> None:
         self.tokenizer = tokenizer
         self.source = _chat_source(tokenizer)
-        special = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, special))) if special else None
+        self._special = _special_tokens(tokenizer)
         self._bos = _leading_bos(tokenizer)
         self.chats = chat
-        self._end = self._find_end() if chat else ""
+        self._lead, self._end = self._find_end() if chat else ("", "")
+        self.end_ids = self._close() if chat else []
+        own = tokenizer.eos_token_id
+        # Ids after which an answer is complete.
+        self.stop_ids = frozenset([*self.end_ids[-1:], *([] if own is None else [own])])
         self.hash = hashlib.sha256(f"{self.source}\n{self._end}".encode()).hexdigest()[:16]
-
-    @property
-    def stop_ids(self) -> frozenset[int]:
-        """Ids after which an answer is complete."""
-        closing = self.tokenizer(self._end, add_special_tokens=False)["input_ids"][-1:] if self._end else []
-        own = self.tokenizer.eos_token_id
-        return frozenset([*closing, *([] if own is None else [own])])
 
     def document(self, text: str, *, limit: int = 0) -> Tokens:
         """A text with the tokenizer's own special tokens, every id learned; cut at `limit` tokens if given."""
@@ -96,28 +94,37 @@ class Template:
         """The ids of one answer to `messages`, without the end of the turn."""
         tokens = self.chat([*messages, Message("assistant", text)])
         start = len(self.prompt(messages))
-        learned = sum(tokens.learn[start:]) - len(
-            self.tokenizer(self._end, add_special_tokens=False)["input_ids"]
-        )
-        return tokens.ids[start : start + learned]
+        return tokens.ids[start : start + sum(tokens.learn[start:]) - len(self.end_ids)]
 
     def fit(self, messages: Sequence[Message], limit: int) -> tuple[list[Message], bool]:
         """The same messages within `limit` tokens, and whether one was shortened.
 
-        The longest turn that is not learned gives way, at its end, so that answers stay whole.
+        The longest turn that is not learned gives way, at its end, so that answers stay whole. Messages
+        that end with a question are counted with what makes the model answer.
         """
-        over = len(self.chat(messages).ids) - limit
-        if over <= 0:
-            return list(messages), False
-        given = [i for i, message in enumerate(messages) if message.role != "assistant"]
-        longest = max(given, key=lambda i: len(messages[i].content))
-        content = messages[longest].content
-        offsets = self.tokenizer(content, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
-        keep = max(1, len(offsets) - over - 1)
-        short = Message(messages[longest].role, content[: offsets[keep - 1][1]].rstrip() or content[:1])
-        return [short if i == longest else message for i, message in enumerate(messages)], True
+        fitted, shortened = list(messages), False
+        while (over := self._length(fitted) - limit) > 0:
+            given = [i for i, message in enumerate(fitted) if message.role != "assistant"]
+            longest = max(given, key=lambda i: len(fitted[i].content))
+            whole = self._clean(fitted[longest])["content"]
+            short = self._cut(whole, over)
+            if len(short) >= len(whole):
+                break  # one word is left of it, and the answers alone are too long
+            fitted[longest], shortened = Message(fitted[longest].role, short), True
+        return fitted, shortened
+
+    def _length(self, messages: Sequence[Message]) -> int:
+        """Number of ids of a chat, or of a prompt if nothing is answered at its end."""
+        clean = [self._clean(message) for message in messages]
+        return len(self._encode(self._render(clean, answer=messages[-1].role != "assistant"))[0])
+
+    def _cut(self, content: str, over: int) -> str:
+        """The text without its last `over` tokens, at least its first character."""
+        found = self.tokenizer(content, add_special_tokens=False, return_offsets_mapping=True)
+        starts = [start for start, _ in found["offset_mapping"]]
+        keep = max(1, len(starts) - over)
+        end = starts[keep] if keep < len(starts) else len(content)
+        return content[:end].rstrip() or content[:1]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer, special tokens left out."""
@@ -130,22 +137,18 @@ class Template:
             text = self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
         return {"role": message.role, "content": text}
 
-    def _render(
-        self, messages: Sequence[Mapping[str, str]], *, answer: bool = False, think: bool = False
-    ) -> str:
+    def _render(self, messages: Sequence[Mapping[str, str]], *, answer: bool = False, think: bool = False) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(messages),
+                    [dict(message) for message in messages],
                     chat_template=self.source,
                     tokenize=False,
                     add_generation_prompt=answer,
                     enable_thinking=think,
                 )
             )
-        except (
-            Exception
-        ) as error:  # a template is a program from a file: whatever it raises is its own finding
+        except Exception as error:  # a template is a program from a file: whatever it raises is its own finding
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise TemplateError(
                 f"chat template: refused roles {[m['role'] for m in messages]} ({first}); "
@@ -154,32 +157,48 @@ class Template:
 
     def _span(self, clean: Sequence[Mapping[str, str]], turn: int, full: str) -> tuple[int, int]:
         """Character range of one assistant turn and its end marker in the rendered chat."""
-        body = clean[turn]["content"] + self._end
+        content = clean[turn]["content"]
+        body = self._lead + content + self._end
+        # Thinking templates write thoughts in their own way, and drop them from earlier turns.
+        said = content.rpartition("</think>")[2].strip() + self._end
         for think in (False, True):
             start = len(prefix := self._render(clean[:turn], answer=True, think=think))
-            if full.startswith(prefix) and full.startswith(body, start):
+            if not full.startswith(prefix):
+                continue
+            if full.startswith(body, start):
                 return start, start + len(body)
+            at = full.find(said, start) if "</think>" in content else -1
+            if at >= 0 and THOUGHTS.fullmatch(full, start, at):
+                return start, at + len(said)
         raise TemplateError(
             f"chat template: turn {turn + 1} cannot be found again in the rendered chat; "
             "the template rewrites earlier turns, use one that appends"
         )
 
-    def _find_end(self) -> str:
-        """The text that closes an assistant turn, learned from a probe chat."""
+    def _find_end(self) -> tuple[str, str]:
+        """The space before an assistant's content and the text that closes its turn, from a probe chat."""
         asked = [{"role": "user", "content": "q"}]
         prefix = self._render(asked, answer=True)
         full = self._render([*asked, {"role": "assistant", "content": "zq"}])
-        if not full.startswith(prefix + "zq"):
-            raise TemplateError(
-                "chat template: an answer does not follow its prompt; use a template that appends"
-            )
-        end = full[len(prefix) + 2 :].rstrip()
-        if not end:
+        lead, found, end = full.removeprefix(prefix).partition("zq")
+        if not full.startswith(prefix) or not found or lead.strip():
+            raise TemplateError("chat template: an answer does not follow its prompt; use a template that appends")
+        if not end.strip():
             raise TemplateError(
                 "chat template: nothing closes an assistant turn, so stopping could not be learned; "
                 "add the end token after the assistant's content"
             )
-        return end
+        return lead, end.rstrip()
+
+    def _close(self) -> list[int]:
+        """The ids of the text that closes a turn."""
+        ids: list[int] = self.tokenizer(self._end, add_special_tokens=False)["input_ids"]
+        if len(ids) > 1 and ids[-1] not in _special_ids(self.tokenizer):
+            raise TemplateError(
+                f"chat template: {self._end!r} closes an assistant turn, and this tokenizer reads it as "
+                f"{len(ids)} ordinary tokens; close it with the end token"
+            )
+        return ids
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character offsets of a rendered chat, with exactly one BOS where the model has one."""
@@ -199,6 +218,19 @@ def _chat_source(tokenizer: PreTrainedTokenizerBase) -> str:
     if isinstance(source, dict):
         source = source.get("default")
     return source or PLAIN_TEMPLATE
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of all special tokens, those included that have no role of their own (`<start_of_turn>`)."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """A pattern that finds special tokens in a text, None where the tokenizer has none."""
+    names = tokenizer.convert_ids_to_tokens(sorted(_special_ids(tokenizer)))
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -128,9 +128,7 @@ def exact_match(gold: Sequence[str], given: Sequence[str]) -> Floats:
 def token_f1(gold: Sequence[str], given: Sequence[str]) -> Floats:
     """[N]: F1 of the bags of words, normalised as in `exact_match`; for text without spaces use `chrf`."""
     _same_length(gold, given)
-    return np.array(
-        [_bag_f1(_normal(g).split(), _normal(h).split()) for g, h in zip(gold, given, strict=True)]
-    )
+    return np.array([_bag_f1(_normal(g).split(), _normal(h).split()) for g, h in zip(gold, given, strict=True)])
 
 
 def rouge_l(gold: Sequence[str], given: Sequence[str]) -> Floats:
@@ -146,9 +144,7 @@ def rouge_l(gold: Sequence[str], given: Sequence[str]) -> Floats:
 def rouge_n(gold: Sequence[str], given: Sequence[str], n: int) -> Floats:
     """[N]: F of the shared runs of `n` words (ROUGE-N), on the words of `rouge_l`; 0 if too short."""
     _same_length(gold, given)
-    return np.array(
-        [_shared_f1(_grams(words(g), n), _grams(words(h), n)) for g, h in zip(gold, given, strict=True)]
-    )
+    return np.array([_shared_f1(_grams(words(g), n), _grams(words(h), n)) for g, h in zip(gold, given, strict=True)])
 
 
 def chrf(gold: Sequence[str], given: Sequence[str]) -> Floats:

@@ -21,12 +21,12 @@ LOOP_SHARE = 0.2  # more repeated 4-grams than this is a loop; people's texts st
 
 # Words that carry grammar and habit rather than a subject (Mosteller & Wallace 1964 used such a list).
 _GRAMMAR = """
-    a about after all also although am an and any are as at be because been before being but by can could did do
-    does down each either even every few for from had has have he her here his how however i if in into is it its
-    just may me might more most much must my no nor not now of on once one only or other our out over own per
-    rather shall she should since so some such than that the their them then there these they this those though
-    through to too under until up upon us very was we were what when where whether which while who whom whose
-    why will with within without would yet you your
+    a about after all also although am an and any are as at be because been before being but by can
+    could did do does down each either even every few for from had has have he her here his how however
+    i if in into is it its just may me might more most much must my no nor not now of on once one only
+    or other our out over own per rather shall she should since so some such than that the their them
+    then there these they this those though through to too under until up upon us very was we were what
+    when where whether which while who whom whose why will with within without would yet you your
 """
 FUNCTION_WORDS = tuple(words(_GRAMMAR))
 
@@ -69,8 +69,8 @@ class Habits:
 
     `repeated_share`: texts in which over a fifth of the word 4-grams repeat one (rep-4, Welleck et al. 2020,
     arXiv 1908.04319). `never_ending_share`: texts cut off by the token limit; None if nobody told.
-    `distinct_2`: different word pairs / all word pairs over the whole set; it falls with the number of texts, so
-    compare equal sets. `vague_share`: texts with a stock phrase of not answering, in English.
+    `distinct_2`: different word pairs / all word pairs over the whole set; it falls with the number of texts,
+    so compare equal sets. `vague_share`: texts with a stock phrase of not answering, in English.
     """
 
     mean_words: float
@@ -101,9 +101,7 @@ def discriminator_auc(answers: Sequence[str], references: Sequence[str], *, seed
     if len(answers) != len(references):
         raise ValueError(f"{len(answers)} answers for {len(references)} references")
     if len(answers) < FEWEST_PAIRS:
-        raise DataError(
-            f"style: {len(answers)} answers are too few to learn a style from; give {FEWEST_PAIRS} or more rows"
-        )
+        raise DataError(f"style: {len(answers)} answers are too few to learn a style from; give {FEWEST_PAIRS} or more")
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 

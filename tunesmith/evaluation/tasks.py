@@ -131,11 +131,8 @@ def score(
     *,
     name: str,
     groups: Sequence[str] | None = None,
-    detail: str = "",
 ) -> Score:
     """A set of answers scored alone, with an interval where the metric has a number per row."""
     rows: Any = PER_ROW[metric](gold, given) if metric in PER_ROW else None
     bounds = None if rows is None else interval(rows, groups=groups)
-    return Score(
-        name=name, metric=metric, score=value(metric, gold, given), ci95=bounds, n=len(gold), detail=detail
-    )
+    return Score(name=name, metric=metric, score=value(metric, gold, given), ci95=bounds, n=len(gold))

@@ -93,7 +93,7 @@ def _over(base: Base, folder: Path, about: About) -> LocalModel:
     template = Template(tokenizer, chat=about.family == "decoder")
     if template.hash != about.template_hash:
         raise TemplateError(
-            f"{folder}: the chat template differs from the one this model was tuned with; restore the folder's own template"
+            f"{folder}: the chat template differs from the one this model was tuned with; restore its own"
         )
     policy = about.technique.restore(base.network, folder, family=about.family)
     policy.head = about.objective.head(policy.hidden)

@@ -79,14 +79,12 @@ class LocalModel:
 
     def scores(self, messages: Sequence[Message], options: Sequence[str]) -> list[float]:
         """Log-probability of each given answer."""
-        return self._scores([messages], options)[0].tolist()  # type: ignore[no-any-return]
+        return self._scores([messages], options)[0].tolist()
 
     def generate(self, prompts: Sequence[str], *, sampling: Sampling | None = None) -> list[str]:
         """The text answered to each prompt, asked as the recipe asks."""
         instruction = self.objective.instruction
-        asked = [
-            [Message("user", f"{instruction}\n\n{prompt}" if instruction else prompt)] for prompt in prompts
-        ]
+        asked = [[Message("user", f"{instruction}\n\n{prompt}" if instruction else prompt)] for prompt in prompts]
         return [reply.text for reply in self.replies(asked, sampling=sampling)]
 
     def classify(self, texts: Sequence[str]) -> list[Classified]:
@@ -96,9 +94,7 @@ class LocalModel:
                 f"classify: this model was tuned to {self.objective.kind}, it has no labels; use generate or reply"
             )
         logits = self.label_logits(texts)
-        probabilities = (
-            logits.sigmoid() if self.objective.multi else (logits / self.temperature).softmax(dim=1)
-        )
+        probabilities = logits.sigmoid() if self.objective.multi else (logits / self.temperature).softmax(dim=1)
         return [self._classified(self.objective, row) for row in probabilities.tolist()]
 
     def label_logits(self, texts: Sequence[str]) -> Tensor:

@@ -146,9 +146,7 @@ def _base_of(found: Found, base: str, options: LoadOptions, *, offline: bool) ->
 
         try:
             with quiet():
-                loaded.tokenizer = AutoTokenizer.from_pretrained(
-                    folder, trust_remote_code=False, local_files_only=True
-                )
+                loaded.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
                 f"{found.name}: its tokenizer cannot be read ({_line(error)}); download it again"
@@ -196,9 +194,7 @@ def _attach(found: Found, base: Base) -> Policy:
     except Exception as error:  # a foreign configuration can be wrong in any way, so can PEFT's error
         raise ModelError(f"{found.name}: does not fit {base.name} ({_line(error)}); {_OTHER_BASE}") from error
     if any("missing adapter keys" in str(warning.message) for warning in said):
-        raise ModelError(
-            f"{found.name}: does not fit {base.name}, some of its numbers are absent; {_OTHER_BASE}"
-        )
+        raise ModelError(f"{found.name}: does not fit {base.name}, some of its numbers are absent; {_OTHER_BASE}")
     policy = Policy.over(base.network, family=base.family, reference=wrapped.disable_adapter)
     policy.adapter = wrapped
     return policy

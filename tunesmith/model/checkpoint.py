@@ -27,9 +27,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     half.mkdir()
     try:
         fill(half)
-        sums = {
-            str(path.relative_to(half)): sha256(path) for path in sorted(half.rglob("*")) if path.is_file()
-        }
+        sums = {str(path.relative_to(half)): sha256(path) for path in sorted(half.rglob("*")) if path.is_file()}
         (half / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         for path in half.rglob("*"):
             _flush(path)
@@ -88,9 +86,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{path}: not a whole safetensors file ({error}); restore it or run again"
-        ) from None
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); restore it or run again") from None
 
 
 def _flush(path: Path) -> None:

@@ -40,9 +40,7 @@ class Machine:
 def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 0) -> Machine:
     """The device, dtype and thread count to use; sets torch's thread count. Takes less than a second."""
     if dtype not in ("auto", *DTYPES):
-        raise RecipeError(
-            f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}; auto measures and chooses"
-        )
+        raise RecipeError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}; auto measures and chooses")
     if threads < 0:
         raise RecipeError(f"threads: {threads} is below zero; use 0 for one per core")
     place = _place(device)

@@ -54,9 +54,7 @@ class Drawn:
     finished: bool
 
 
-def generate(
-    policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template
-) -> list[Drawn]:
+def generate(policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template) -> list[Drawn]:
     """An answer to each prompt, in the order given; the same answers whatever is asked beside them."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: dict[int, Drawn] = {}
@@ -121,9 +119,7 @@ def _steps(
         if len(going) < len(rows):
             state.keep(going)
             rows, drawn = [rows[place] for place in going], drawn[going]
-        state.last = state.feed(policy, drawn[:, None], torch.ones_like(drawn[:, None], dtype=torch.bool))[
-            :, -1
-        ]
+        state.last = state.feed(policy, drawn[:, None], torch.ones_like(drawn[:, None], dtype=torch.bool))[:, -1]
 
 
 def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _Open:
@@ -166,9 +162,7 @@ def _choose(logits: Tensor, chance: Sequence[torch.Generator], sampling: Samplin
         ordered, index = probabilities.sort(dim=1, descending=True)
         ordered[ordered.cumsum(dim=1) - ordered > sampling.top_p] = 0
         probabilities = torch.zeros_like(probabilities).scatter_(1, index, ordered)
-    draws = [
-        torch.multinomial(row.cpu(), 1, generator=g) for row, g in zip(probabilities, chance, strict=True)
-    ]
+    draws = [torch.multinomial(row.cpu(), 1, generator=g) for row, g in zip(probabilities, chance, strict=True)]
     return torch.cat(draws).to(logits.device)
 
 
@@ -179,9 +173,7 @@ def _generator(seed: int, prompt: list[int]) -> torch.Generator:
 
 
 @torch.inference_mode()
-def option_scores(
-    policy: Policy, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]
-) -> Tensor:
+def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]) -> Tensor:
     """[B, O]: log-probability of each of a prompt's O options after it; each prompt runs once."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     scores = torch.zeros(len(prompts), len(options[0]))
@@ -192,9 +184,7 @@ def option_scores(
     return scores
 
 
-def _score_group(
-    policy: Policy, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]
-) -> Tensor:
+def _score_group(policy: Policy, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]) -> Tensor:
     """[B, O] for prompts of one batch: first ids from the prompts' last states, later ids from one more pass."""
     state = _prefill(policy, prompts)
     shape = (len(prompts), len(options[0]))

@@ -24,9 +24,7 @@ def read_gguf(file: Path, *, where: str) -> tuple[Any, PreTrainedTokenizerBase]:
     pre = _tokenizer_rule(file, where=where)
     # The conversion draws its progress bar past every switch, straight on stderr.
     with contextlib.redirect_stderr(io.StringIO()):
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(
-            file.parent, gguf_file=file.name, local_files_only=True
-        )
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
         network = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, local_files_only=True, dtype=torch.float32
         )
@@ -50,9 +48,7 @@ def _tokenizer_rule(file: Path, *, where: str) -> str:
     try:
         field = GGUFReader(file).get_field("tokenizer.ggml.pre")
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
-        raise ModelError(
-            f"{where}: the GGUF file is cut short or damaged ({error}); download it again"
-        ) from error
+        raise ModelError(f"{where}: the GGUF file is cut short or damaged ({error}); download it again") from error
     return str(field.contents()) if field is not None else ""
 
 

@@ -122,9 +122,7 @@ def _check_options(options: LoadOptions) -> None:
     if options.quantize not in ("", "nf4"):
         raise ModelError(f"quantize: {options.quantize!r} is not known; use nf4, or leave it out")
     if options.quantize and importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError(
-            "quantize: nf4 needs bitsandbytes, which is missing; pip install 'tunesmith[quantize]'"
-        )
+        raise ModelError("quantize: nf4 needs bitsandbytes, which is missing; pip install 'tunesmith[quantize]'")
 
 
 def _always_there() -> str:
@@ -136,23 +134,16 @@ def _from_hub(name: str, *, offline: bool) -> Path:
     """The folder of a Hub model, with configuration, tokenizer and safetensors and nothing else."""
     try:
         return Path(
-            snapshot_download(
-                name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"], local_files_only=offline
-            )
+            snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"], local_files_only=offline)
         )
     except GatedRepoError as error:
-        raise ModelError(
-            f"{name}: asks for consent first; accept its terms on the Hub, then hf auth login"
-        ) from error
+        raise ModelError(f"{name}: asks for consent first; accept its terms on the Hub, then hf auth login") from error
     except RepositoryNotFoundError as error:
-        raise ModelError(
-            f"{name}: the Hub has no such model; check the name, or use {_always_there()}"
-        ) from error
+        raise ModelError(f"{name}: the Hub has no such model; check the name, or use {_always_there()}") from error
     except (OSError, HTTP_ERROR, HFValidationError) as error:
         state = "offline" if offline else "the Hub cannot be reached"
         raise ModelError(
-            f"{name}: no such folder, not in the Hub's local cache, and {state}; "
-            f"connect once, or use {_always_there()}"
+            f"{name}: no such folder, not in the Hub's local cache, and {state}; connect once, or use {_always_there()}"
         ) from error
 
 
@@ -220,9 +211,7 @@ def _refuse_foreign_code(config: Mapping[str, Any], *, where: str) -> None:
         if isinstance(value, dict):
             _refuse_foreign_code(value, where=where)
         elif "implementation" in key and isinstance(value, str) and ("/" in value or ":" in value):
-            raise ModelError(
-                f"{where}: config.json asks for code from elsewhere ({key}); do not use this model"
-            )
+            raise ModelError(f"{where}: config.json asks for code from elsewhere ({key}); do not use this model")
 
 
 def _learn_the_end(network: Any, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -246,11 +235,7 @@ def _reading(where: str) -> Iterator[None]:
     except TunesmithError:
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise ModelError(
-            f"{where}: does not fit into memory; take a smaller model, or quantize: nf4"
-        ) from error
+        raise ModelError(f"{where}: does not fit into memory; take a smaller model, or quantize: nf4") from error
     except Exception as error:
         said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(
-            f"{where}: transformers cannot read it ({said}); check or download it again"
-        ) from error
+        raise ModelError(f"{where}: transformers cannot read it ({said}); check or download it again") from error

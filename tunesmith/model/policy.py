@@ -33,9 +33,7 @@ class Policy:
     mixed: torch.dtype | None = None  # multiply in this type while the numbers stay what they are
 
     @classmethod
-    def over(
-        cls, network: Any, *, family: str, reference: Callable[[], AbstractContextManager[Any]]
-    ) -> Policy:
+    def over(cls, network: Any, *, family: str, reference: Callable[[], AbstractContextManager[Any]]) -> Policy:
         """A policy without a head of an objective's own."""
         language = LanguageHead.of(network) if family == "decoder" else None
         return cls(network, family, language, reference)

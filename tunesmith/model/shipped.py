@@ -94,9 +94,7 @@ def nearest(name: str) -> str:
 def fetch(alias: str, *, offline: bool = False) -> Path:
     """The folder of a shipped model, made on the first call; two processes at once make it once."""
     if alias not in SHIPPED:
-        raise ModelError(
-            f"{alias}: not one of the models that are always there; choose {' or '.join(SHIPPED)}"
-        )
+        raise ModelError(f"{alias}: not one of the models that are always there; choose {' or '.join(SHIPPED)}")
     folder = folder_of(alias)
     if is_whole(folder):
         return folder
@@ -117,8 +115,7 @@ def is_whole(folder: Path) -> bool:
     """Whether every file of the manifest is there in its full size."""
     files = _manifest(folder)
     return bool(files) and all(
-        (folder / name).is_file() and (folder / name).stat().st_size == entry["size"]
-        for name, entry in files.items()
+        (folder / name).is_file() and (folder / name).stat().st_size == entry["size"] for name, entry in files.items()
     )
 
 
@@ -224,9 +221,7 @@ def _read(model: Shipped, parts: Path) -> tuple[Any, PreTrainedTokenizerBase]:
 
 def _write_manifest(model: Shipped, folder: Path) -> None:
     """The list of files with sizes and sha256, written last: a folder that has it is complete."""
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())
-    }
+    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
     made = {"alias": model.alias, "wheel": model.wheel_file, "wheel_sha256": model.sha256}
     made |= {"hub_id": model.hub_id, "licence": model.licence, "transformers": transformers_version}
     text = json.dumps({**made, "files": files}, indent=2)

@@ -79,9 +79,7 @@ def _no_weights(folder: Path) -> str:
     if pickles:
         return f"{pickles[0]} is a pickle and may run code; {CONVERT}"
     if (folder / "adapter_config.json").is_file():
-        return (
-            "this is an adapter, not a whole model; name its base model here, and evaluate or ask the adapter"
-        )
+        return "this is an adapter, not a whole model; name its base model here, and evaluate or ask the adapter"
     if (folder / "model" / "config.json").is_file():
         return f"no {SINGLE} here; did you mean {folder / 'model'}?"
     return f"no {SINGLE} here; choose a model that is kept as safetensors, or save it so with save_pretrained"
@@ -152,6 +150,4 @@ def check_finite(network: nn.Module, *, where: str) -> None:
     """Nothing when all weights are numbers; raises ModelError naming the first that holds NaN or infinity."""
     for name, value in network.named_parameters():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ModelError(
-                f"{where}: {name} holds NaN or infinity; the file is damaged, or use dtype bfloat16"
-            )
+            raise ModelError(f"{where}: {name} holds NaN or infinity; the file is damaged, or use dtype bfloat16")

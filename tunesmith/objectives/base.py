@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
@@ -26,8 +26,12 @@ class Loss:
 class Objective(Protocol):
     """What is learned: rows in, a loss out. The recipe entry itself has these methods."""
 
-    kind: Any
     families: ClassVar[tuple[str, ...]]
+
+    @property
+    def kind(self) -> str:
+        """The word for it in a recipe."""
+        ...
 
     def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
         """Typed examples of this objective; raises DataError with the faults of the whole file."""

@@ -65,18 +65,14 @@ class Classify(BaseModel):
         place = rows[0].where.split(":")[0]
         if len(labels) < 2:
             only = labels[0] if labels else "none"
-            raise DataError(
-                f"{place}: only one label ({only!r}) in {len(rows)} rows; classify needs two or more"
-            )
+            raise DataError(f"{place}: only one label ({only!r}) in {len(rows)} rows; classify needs two or more")
         for row in rows:
             if unknown := set(row.labels) - set(labels):
                 raise DataError(
                     f"{row.where}: label {min(unknown)!r} is not among {list(labels)}; add it to `labels` or drop the row"
                 )
         multi = any(row.multi for row in rows)
-        output = (
-            self.output if self.output != "auto" else ("linear" if multi or family == "encoder" else "words")
-        )
+        output = self.output if self.output != "auto" else ("linear" if multi or family == "encoder" else "words")
         rare = min(counts.get(label, 0) for label in labels) < 0.25 * max(counts.values())
         by_data = "sample_f1" if multi else "macro_f1" if rare else "accuracy"
         metric = by_data if self.metric == "auto" else self.metric
@@ -132,10 +128,9 @@ class Classify(BaseModel):
         """Sum of -log p of the label tokens, or of the labels."""
         if self.output == "words":
             return Loss(policy.sum_nll(batch), self.units(batch))
-        assert policy.head is not None and batch.labels is not None
+        assert policy.head is not None
+        assert batch.labels is not None
         logits = policy.head(policy.pooled(batch)).float()
         if self.multi:
-            return Loss(
-                F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum"), len(logits)
-            )
+            return Loss(F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum"), len(logits))
         return Loss(F.cross_entropy(logits, batch.labels.argmax(dim=1), reduction="sum"), len(logits))

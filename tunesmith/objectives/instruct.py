@@ -35,9 +35,7 @@ class Instruct(BaseModel):
     answer: str = Field("", description="column with the wanted answer; empty: detected")
     messages: str = Field("", description="column with whole chats instead of prompt and answer")
     instruction: str = Field("", description="text put before every prompt")
-    metric: Literal["rouge_l", "exact_match", "chrf"] = Field(
-        "rouge_l", description="headline score of the answers"
-    )
+    metric: Literal["rouge_l", "exact_match", "chrf"] = Field("rouge_l", description="headline score of the answers")
     max_new_tokens: int = Field(0, ge=0, description="longest answer; 0: from the training answers")
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:

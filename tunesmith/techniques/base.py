@@ -12,7 +12,10 @@ from tunesmith.model.policy import Policy
 class Technique(Protocol):
     """Which numbers move. The recipe entry itself has these methods."""
 
-    kind: Any
+    @property
+    def kind(self) -> str:
+        """The word for it in a recipe."""
+        ...
 
     def load_options(self) -> LoadOptions:
         """How the base must be read."""

@@ -48,7 +48,5 @@ class Full(BaseModel):
             raise CheckpointError(
                 f"{folder}: no model.safetensors in it; the run was not finished, run `tunesmith tune` again"
             )
-        network = (
-            type(base).from_pretrained(folder, use_safetensors=True, dtype=base.dtype).to(base.device).eval()
-        )
+        network = type(base).from_pretrained(folder, use_safetensors=True, dtype=base.dtype).to(base.device).eval()
         return Policy.over(network, family=family, reference=lambda: nullcontext(base))

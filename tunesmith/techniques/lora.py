@@ -27,7 +27,7 @@ class Lora(BaseModel):
     rank: int = Field(
         16, ge=1, le=1024, description="width of the update; 8-16 is enough up to some million learned tokens"
     )
-    alpha: float = Field(0, ge=0, description="scale; 0: twice the rank")
+    alpha: int = Field(0, ge=0, description="scale; 0: twice the rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the update's input")
     targets: str | tuple[str, ...] = Field("all-linear", description="layers by name, or all-linear")
     rslora: bool = Field(False, description="divide by the square root of the rank; steadier above rank 64")
@@ -60,9 +60,7 @@ class Lora(BaseModel):
     def save(self, policy: Policy, folder: Path) -> None:
         """An adapter folder that `PeftModel.from_pretrained` opens."""
         policy.adapter.save_pretrained(folder, safe_serialization=True)
-        (folder / "README.md").unlink(
-            missing_ok=True
-        )  # PEFT's empty card; the run writes one from measured facts
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run writes one from measured facts
 
     def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
         """The saved updates over a fresh base."""

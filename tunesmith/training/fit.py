@@ -138,7 +138,7 @@ def step(
     total = 0.0
     for batch in batches:
         loss = objective.loss(objective.prepare(batch.to(policy.device), policy), policy)
-        (loss.total / units).backward()  # type: ignore[no-untyped-call]
+        (loss.total / units).backward()
         total += float(loss.total.detach())
     norm = torch.nn.utils.clip_grad_norm_([value for _, value in policy.trainable()], clip)
     optimizer.step()
@@ -153,9 +153,7 @@ def _validate(policy: Policy, state: State, *, plan: Plan, hooks: Hooks) -> None
     hooks.record({"step": state.step, "validation_loss": score})
     if score < state.best:
         state.best, state.best_step, state.worse = score, state.step, 0
-        write_folder(
-            hooks.folder / "best", lambda half: save_tensors(numbers(policy), half / "numbers.safetensors")
-        )
+        write_folder(hooks.folder / "best", lambda half: save_tensors(numbers(policy), half / "numbers.safetensors"))
     else:
         state.worse += 1
         state.stopped_early = state.worse >= plan.patience

@@ -75,9 +75,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, policy: Policy) -> dict[
     }
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, policy: Policy, tensors: Mapping[str, Tensor]
-) -> None:
+def restore_optimizer(optimizer: torch.optim.Optimizer, policy: Policy, tensors: Mapping[str, Tensor]) -> None:
     """Put a saved state back."""
     values = dict(policy.trainable())
     for key, tensor in tensors.items():

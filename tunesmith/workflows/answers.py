@@ -53,9 +53,7 @@ def answer(model: LocalModel, examples: Sequence[Example]) -> Answers:
     if isinstance(model.objective, Classify):
         found = model.classify([example.text for example in examples if isinstance(example, Labelled)])
         given = [LABEL_BREAK.join(sorted(one.labels)) for one in found]
-        return Answers(
-            given, "", time.perf_counter() - began, probabilities=[one.probabilities for one in found]
-        )
+        return Answers(given, "", time.perf_counter() - began, probabilities=[one.probabilities for one in found])
     replies = model.replies([asked(example, model.wording) for example in examples])
     finished = [reply.finished for reply in replies]
     return Answers([reply.text for reply in replies], "", time.perf_counter() - began, finished)
@@ -78,9 +76,7 @@ class Untuned:
             objective = objective.model_copy(update={"output": "words"})
         return LocalModel(self.policy, self.template, objective, self.limit, wording)
 
-    def answer(
-        self, *, train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]
-    ) -> Answers:
+    def answer(self, *, train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> Answers:
         """Its best answers to the test rows without tuning: a plain prompt chosen on validation, or a linear probe."""
         if isinstance(self.objective, Classify) and (self.policy.family == "encoder" or self.objective.multi):
             return self._probe(train, test)
@@ -99,10 +95,7 @@ class Untuned:
         """The wording with the best headline on some validation rows, the first among equals."""
         some = examples[: CHOICE_ROWS[self.objective.kind]]
         metric = "accuracy" if isinstance(self.objective, Classify) else self.objective.metric
-        scores = {
-            wording: value(metric, gold(some), answer(self.model(wording), some).given)
-            for wording in wordings
-        }
+        scores = {wording: value(metric, gold(some), answer(self.model(wording), some).given) for wording in wordings}
         return max(wordings, key=lambda wording: scores[wording])
 
     def _probe(self, train: Sequence[Example], test: Sequence[Example]) -> Answers:
@@ -116,12 +109,10 @@ class Untuned:
             given = linear_probe(learn, [LABEL_BREAK.join(found) for found in labels], ask)
         else:
             columns = {
-                label: _yes(label, labels, lambda y: linear_probe(learn, y, ask))
-                for label in self.objective.labels
+                label: _yes(label, labels, lambda y: linear_probe(learn, y, ask)) for label in self.objective.labels
             }
             given = [
-                LABEL_BREAK.join(sorted(la for la in columns if columns[la][i] == "yes"))
-                for i in range(len(test))
+                LABEL_BREAK.join(sorted(la for la in columns if columns[la][i] == "yes")) for i in range(len(test))
             ]
         return Answers(given, "linear probe on the frozen model", time.perf_counter() - began)
 

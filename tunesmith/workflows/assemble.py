@@ -64,7 +64,8 @@ def task_scores(
 def _base_score(run: Measured, test: Sequence[Example]) -> Score:
     """The untuned model, scored alone."""
     metric = run.prepared.recipe.objective.metric
-    return score(metric, gold(test), run.base.given, name="base", groups=groups(test), detail=run.base.how)
+    found = score(metric, gold(test), run.base.given, name="base", groups=groups(test))
+    return found.model_copy(update={"detail": run.base.how})
 
 
 def _training(run: Measured) -> Training:

@@ -34,9 +34,7 @@ class Demo:
     answers: tuple[tuple[str, Classified], ...]
 
 
-def demo(
-    out: Path, *, listen: Listener, stop: Callable[[], bool] = lambda: False, offline: bool = False
-) -> Demo:
+def demo(out: Path, *, listen: Listener, stop: Callable[[], bool] = lambda: False, offline: bool = False) -> Demo:
     """Both models tuned into folders under `out` and asked; goes on where an earlier call was stopped."""
     rows = str(files("tunesmith") / "shipped_data" / "reviews.jsonl")
     runs = []

@@ -52,9 +52,7 @@ def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
     """The examples of a recipe, split; every fault of the files is found before a model is loaded."""
     data, objective = recipe.data, recipe.objective
     sources = Sources(data.train, data.validation, data.test, data.group, data.where)
-    loaded = load(
-        sources, lambda rows: objective.examples(rows, group=data.group), seed=recipe.seed, offline=offline
-    )
+    loaded = load(sources, lambda rows: objective.examples(rows, group=data.group), seed=recipe.seed, offline=offline)
     if data.rows:
         del loaded.split.train[data.rows :]
     objective.bind(_all(loaded), "decoder")  # one label only, unknown labels: said now
@@ -88,9 +86,7 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
             f"{recipe.data.train}: none of {len(train)} rows has anything to learn within {recipe.data.max_tokens} tokens; "
             "raise data.max_tokens or shorten the prompts"
         )
-    return Prepared(
-        recipe, loaded, base, machine, template, keep, [v for v in validation if _teaches(v)], facts
-    )
+    return Prepared(recipe, loaded, base, machine, template, keep, [v for v in validation if _teaches(v)], facts)
 
 
 def _facts(recipe: Recipe, loaded: Loaded, train: Sequence[Encoded]) -> DataFacts:

@@ -67,9 +67,7 @@ def _for_rows(source: str, changes: Sequence[str], renamed: Sequence[str], *, of
         raw["objective"] = {"kind": found.objective}
     if "data.group" not in named and (column := _group_column(rows)):
         raw["data"]["group"] = column
-        notes.append(
-            f"rows with the same {column!r} stay on one side of the split (--set data.group= for no groups)"
-        )
+        notes.append(f"rows with the same {column!r} stay on one side of the split (--set data.group= for no groups)")
     recipe, translated = make_recipe(raw, place=source, changes=changes)
     mapping = [] if _names_columns(recipe) else [detect(rows).explain()]
     return Request(recipe, (*translated, *renamed, *mapping, *notes))
@@ -104,5 +102,6 @@ def _translated(changes: Sequence[str]) -> tuple[list[str], list[str]]:
         key = ALIASES.get(name, name)
         if key != name:
             notes.append(f"{name} -> {key}: {value}")
-        ours.append(f"{key}{sign}{value}")
+        nothing = "''" if sign and not value else ""  # YAML would read null where people mean an empty text
+        ours.append(f"{key}{sign}{value}{nothing}")
     return ours, notes

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,9 +53,14 @@ def train(prepared: Prepared, out: Path, *, listen: Listener, stop: Callable[[],
         shortest = sorted(range(len(prepared.train)), key=lambda i: prepared.train[i].length)[: 4 * ROWS : 4]
         probe = can_learn(policy, objective, batches.of(shortest), plan=plan)
         listen({"event": "probe", "first": probe.first, "last": probe.last, "steps": probe.steps})
+
+    def record(entry: Mapping[str, Any]) -> None:
+        journal.write(entry)
+        listen({"event": "step", **entry})
+
     hooks = Hooks(
         folder=out / "checkpoints",
-        record=lambda record: (journal.write(record), listen({"event": "step", **record}))[0],
+        record=record,
         validate=lambda: validation_loss(prepared, policy),
         stop=stop,
     )
@@ -83,9 +89,7 @@ def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> Plan:
         warmup=schedule.warmup,
         weight_decay=schedule.weight_decay,
         clip=schedule.clip,
-        eval_steps=(max(1, steps // 6) if schedule.eval_steps == "auto" else schedule.eval_steps)
-        if validated
-        else 0,
+        eval_steps=(max(1, steps // 6) if schedule.eval_steps == "auto" else schedule.eval_steps) if validated else 0,
         save_steps=max(1, steps // 10) if schedule.save_steps == "auto" else schedule.save_steps,
         patience=schedule.patience,
         seed=recipe.seed,
@@ -101,9 +105,7 @@ class Batches:
         self._pad = prepared.template.tokenizer.pad_token_id or 0
         self._share = prepared.base.family == "decoder"
         tokens = TOKENS_PER_PASS if schedule.batch_tokens == "auto" else schedule.batch_tokens
-        self.sampler = Sampler(
-            tuple(row.length for row in rows), schedule.batch_rows, tokens, prepared.recipe.seed
-        )
+        self.sampler = Sampler(tuple(row.length for row in rows), schedule.batch_rows, tokens, prepared.recipe.seed)
 
     def of(self, numbers: Sequence[int]) -> Batch:
         """These rows as one batch."""

@@ -81,9 +81,7 @@ def _base_answers(prepared: Prepared, folder: RunFolder, listen: Listener) -> An
     listen({"event": "stage", "text": f"scoring {prepared.recipe.model} as it is"})
     base = prepared.base
     policy = Policy.over(base.network, family=base.family, reference=_no_reference)
-    untuned = Untuned(
-        base, policy, prepared.template, prepared.recipe.objective, prepared.recipe.data.max_tokens
-    )
+    untuned = Untuned(base, policy, prepared.template, prepared.recipe.objective, prepared.recipe.data.max_tokens)
     split = prepared.loaded.split
     found = untuned.answer(train=split.train, validation=split.validation, test=_test(prepared))
     half = kept.with_suffix(".half")
@@ -118,7 +116,12 @@ def _write_predictions(prepared: Prepared, sides: tuple[Answers, Answers], out: 
     base, tuned = sides
     lines = []
     for i, (example, right) in enumerate(zip(examples, gold(examples), strict=True)):
-        line = {"where": example.where, "group": example.group, "question": question(example), "gold": right}
+        line: dict[str, Any] = {
+            "where": example.where,
+            "group": example.group,
+            "question": question(example),
+            "gold": right,
+        }
         line |= {"base": base.given[i], "tuned": tuned.given[i]}
         if tuned.probabilities:
             line["probabilities"] = {label: round(p, 5) for label, p in tuned.probabilities[i].items()}

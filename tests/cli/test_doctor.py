@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tunesmith.cli import doctor
+from tunesmith.cli.doctor import FAIL, OK, WARN, disk, extras, libraries, models
+from tunesmith.model import shipped
+
+
+def test_the_machine_that_runs_the_tests_is_well(command: Command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "models", list)
+    document = json.loads(command("doctor", "--json").out)
+    states = {check["name"]: check["state"] for check in document["checks"]}
+    assert document["ok"]
+    assert states["python"] == states["libraries"] == states["machine"] == OK
+    assert {"extra hub", "extra parquet"} <= set(states)
+
+
+def test_a_library_out_of_its_range_or_missing_fails_with_its_cure(monkeypatch: pytest.MonkeyPatch):
+    have = {"torch": "2.9.1+cpu", "transformers": "6.0.0", "peft": "0.18", "rich": "13.9.0"}
+    monkeypatch.setattr(doctor, "_version", have.get)
+    wanted = ["torch>=2.10", "transformers<6,>=5.3", "peft>=0.18.0", "rich>=13.9", "jinja2>=3.1"]
+    assert libraries(wanted) == [
+        ("torch", FAIL, "2.9.1+cpu, supported is >=2.10", "pip install 'torch>=2.10'"),
+        ("transformers", FAIL, "6.0.0, supported is <6", "pip install 'transformers<6,>=5.3'"),
+        ("jinja2", FAIL, "not installed", "pip install 'jinja2>=3.1'"),
+    ]
+
+
+def test_libraries_in_their_ranges_are_one_line():
+    (check,) = libraries(["torch>=2.10", "pyarrow>=21; extra == 'parquet'"])
+    assert check.state == OK
+    assert check.finding.startswith("1 in their supported ranges (torch 2.")
+
+
+def test_an_extra_that_is_not_installed_is_well_and_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "_version", {"datasets": "4.8"}.get)
+    wanted = ["torch>=2", "datasets>=4.7; extra == 'hub'", "pyarrow>=21; extra == 'parquet'"]
+    assert extras([*wanted, 'pytest>=9; extra == "dev"']) == [
+        ("extra hub", OK, "installed", ""),
+        (
+            "extra parquet",
+            OK,
+            "not installed (lacks pyarrow); optional",
+            "for it: pip install 'tunesmith[parquet]'",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(("free", "state"), [(600_000_000, FAIL), (2_000_000_000, WARN), (5_000_000_000, OK)])
+def test_a_full_disk_fails_and_a_nearly_full_one_warns(free: int, state: str):
+    found = disk(lambda path: free)
+    assert [check.state for check in found] == [state, state]
+    assert all(bool(check.cure) == (state != OK) for check in found)
+
+
+def test_a_model_that_is_missing_warns_and_a_damaged_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    folder = shipped.folder_of("minilm-l6")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    files = {"config.json": {"size": 2, "sha256": "0" * 64}}
+    (folder / shipped.MANIFEST).write_text(json.dumps({"files": files}))
+    missing, damaged = models()
+    assert (missing.state, missing.cure) == (WARN, "tunesmith models --fetch")
+    assert (damaged.state, damaged.finding) == (FAIL, "damaged: config.json")
+    assert damaged.cure == f"delete {folder}, then tunesmith models --fetch"
+
+
+def test_doctor_exits_1_on_a_failure(command: Command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor, "all_checks", lambda: [doctor.Check("x", FAIL, "broken", "mend it")])
+    done = command("doctor")
+    assert done.code == 1
+    assert done.out.splitlines()[2].split() == ["fail", "x", "broken", "mend", "it"]

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tunesmith.cli.conversation import Conversation, opening
+from tunesmith.data.examples import Message
+from tunesmith.inference.folder import load
+from tunesmith.inference.local import LocalModel
+from tunesmith.model.sampling import Sampling
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def test_a_labelling_run_answers_with_a_label_and_every_probability(command: Command, encoder_run: Path):
+    done = command("ask", encoder_run, "phone number 3 is good", "--json")
+    document = json.loads(done.out)
+    assert document["label"] in ("positive", "negative")
+    assert sum(document["probabilities"].values()) == pytest.approx(1)
+    assert document["label"] == max(document["probabilities"], key=document["probabilities"].get)
+    spoken = command("ask", encoder_run, "phone number 3 is good").out.splitlines()
+    assert spoken[0] == document["label"]
+    assert spoken[3].split()[0] == document["label"]
+
+
+def test_any_other_run_answers_with_text_as_its_rows_were_asked(command: Command, decoder_run: Path):
+    done = command("ask", decoder_run, "number 3", "--json")
+    document = json.loads(done.out)
+    assert document["text"] == "number 3"
+    assert document["new_tokens"] <= 8
+    model = load(decoder_run, offline=True)
+    assert document["answer"] == model.generate(["number 3"])[0]
+    assert opening(model, "number 3") == Message("user", "Which?\n\nnumber 3")
+
+
+def test_a_dash_reads_the_text_from_stdin(command: Command, encoder_run: Path, monkeypatch: pytest.MonkeyPatch):
+    type_in(monkeypatch, " phone number 3 is good\n")
+    piped = json.loads(command("ask", encoder_run, "-", "--json").out)
+    assert piped == json.loads(command("ask", encoder_run, "phone number 3 is good", "--json").out)
+
+
+def test_out_keeps_the_document_beside_what_is_shown(command: Command, encoder_run: Path, tmp_path: Path):
+    done = command("ask", encoder_run, "good", "--out", tmp_path / "answer.json")
+    assert done.code == 0
+    assert json.loads((tmp_path / "answer.json").read_text())["label"] == done.out.splitlines()[0]
+
+
+def test_an_empty_text_and_a_missing_run_are_one_line_each(command: Command, encoder_run: Path, tmp_path: Path):
+    assert command("ask", encoder_run, " ") == (
+        2,
+        "",
+        "error: ask: TEXT is empty; give a text, or - and a text on stdin\n",
+    )
+    done = command("ask", tmp_path / "none", "x")
+    assert done.code == 2
+    assert done.err.endswith("none: no such folder; `tunesmith runs` lists what is here\n")
+
+
+def test_a_run_of_another_base_is_refused(command: Command, decoder_run: Path, tmp_path: Path, tiny_bert: Path):
+    copy = tmp_path / "run"
+    shutil.copytree(decoder_run, copy)
+    page = copy / "model" / "tunesmith.json"
+    about = json.loads(page.read_text())
+    page.write_text(json.dumps(about | {"base": str(tiny_bert)}))
+    done = command("ask", copy, "x")
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert "tuned over another base" in done.err
+
+
+def test_a_piped_chat_answers_each_line_and_ends_at_quit(
+    command: Command, decoder_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    type_in(monkeypatch, "number 1\n\nnumber 2\n/quit\nnumber 3\n")
+    messages = json.loads(command("chat", decoder_run, "--temperature", "0", "--json").out)["messages"]
+    assert [m["role"] for m in messages] == ["user", "assistant", "user", "assistant"]
+    assert [m["content"] for m in messages[::2]] == ["Which?\n\nnumber 1", "number 2"]
+    alone = json.loads(command("ask", decoder_run, "number 1", "--json").out)["answer"]
+    assert messages[1]["content"] == alone
+
+
+def test_reset_forgets_and_system_sets_the_turn_before_all_others(
+    command: Command, decoder_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    type_in(monkeypatch, "a\n/system be brief\nb\n/reset\n/what\nc\n")
+    done = command("chat", decoder_run, "--json")
+    messages = json.loads(done.out)["messages"]
+    assert messages[:2] == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "Which?\n\nc"},
+    ]
+    assert len(messages) == 3
+    assert done.err.splitlines() == [
+        "system turn: be brief",
+        "forgotten",
+        "/quit ends, /reset forgets the conversation, /system TEXT sets the system turn and forgets",
+    ]
+
+
+def test_the_same_seed_gives_the_same_conversation(
+    command: Command, decoder_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spoken = []
+    for seed in (1, 1, 2):
+        type_in(monkeypatch, "number 1\n")
+        spoken.append(command("chat", decoder_run, "--temperature", "2", "--seed", seed).out)
+    assert spoken[0] == spoken[1] != spoken[2]
+
+
+def test_an_encoder_does_not_chat(command: Command, encoder_run: Path):
+    done = command("chat", encoder_run)
+    assert done.code == 2
+    assert "an encoder writes no text; use `tunesmith ask" in done.err
+
+
+def interrupted_stream(self: LocalModel, messages: Sequence[Message], *, sampling: Sampling) -> Iterator[str]:
+    yield "begun"
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_conversation(
+    decoder_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(LocalModel, "stream", interrupted_stream)
+    talk = Conversation(load(decoder_run, offline=True), Sampling(), system="", silent=False)
+    talk.turn("hello")
+    assert capsys.readouterr().out == "begun ...\n"
+    assert talk.messages[-1] == Message("assistant", "begun")
+
+
+def test_a_conversation_that_outgrows_the_model_forgets_its_oldest_turns(
+    decoder_run: Path, capsys: pytest.CaptureFixture[str]
+):
+    model = load(decoder_run, offline=True)
+    model.limit = 200
+    talk = Conversation(model, Sampling(max_new_tokens=2), system="stay", silent=True)
+    talk.messages += [Message("user", "x" * 90), Message("assistant", "y"), Message("user", "z" * 60)]
+    talk.messages.append(Message("assistant", "y"))
+    talk.turn("last")
+    assert [m.content[0] for m in talk.messages[:3]] == ["s", "z", "y"]
+    assert capsys.readouterr().err == "the 2 oldest turns no longer fit into 200 tokens and are forgotten\n"

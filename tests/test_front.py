@@ -1,0 +1,60 @@
+"""The package's front: what `import tunesmith` offers, and that it works as the command does."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import tunesmith as ts
+from tests.tiny import tiny_encoder
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """Sixty labelled sentences."""
+    path = tmp_path / "reviews.jsonl"
+    rows = [{"text": f"phone {i} is {('good', 'bad')[i % 2]}", "label": ("yes", "no")[i % 2]} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_what_is_listed_is_there_and_what_is_there_is_listed():
+    kinds = (inspect.isfunction, inspect.isclass)
+    public = {name for name, value in vars(ts).items() if any(kind(value) for kind in kinds)} - {"Any"}
+    assert {name for name in public if not name.startswith("_")} | {"__version__"} == set(ts.__all__)
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert ts.__version__ == version("tunesmith")
+
+
+def test_rows_are_tuned_on_loaded_and_asked(reviews: Path, tmp_path: Path):
+    heard: list[str] = []
+    settings = {"machine": {"threads": 1, "dtype": "float32"}, "schedule": {"probe": False}, "lr": 0.01}
+    bert = tiny_encoder(tmp_path / "bert")
+    run = ts.tune(
+        reviews,
+        model=str(bert),
+        technique="full",
+        objective="classify",
+        out=tmp_path / "run",
+        offline=True,
+        listen=lambda event: heard.append(event["event"]),
+        **settings,
+    )
+    assert run.folder == tmp_path / "run"
+    assert run.report.task.n == 12
+    assert set(heard) >= {"stage", "machine", "data", "step"}
+    found = ts.load(run.folder, offline=True).classify(["phone 3 is bad"])
+    assert found[0].label in ("yes", "no")
+    again = ts.tune(reviews, model=str(bert), technique="full", objective="classify", out=run.folder, **settings)
+    assert again.already
+
+
+def test_a_key_that_no_recipe_has_is_an_error(reviews: Path):
+    with pytest.raises(ts.RecipeError, match="unknown key 'epoch'"):
+        ts.tune(reviews, epoch=3)

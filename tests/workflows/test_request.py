@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.recipe import Recipe
+from tunesmith.workflows.request import as_changes, request
+
+
+def write(path: Path, rows: Sequence[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """Forty labelled sentences, two to a thread."""
+    rows: list[dict[str, object]] = [
+        {"text": f"sentence {i}", "label": ("good", "bad")[i % 2], "thread": i // 2} for i in range(40)
+    ]
+    return write(tmp_path / "reviews.jsonl", rows)
+
+
+def test_rows_alone_become_the_default_recipe_and_what_was_found_is_told(reviews: Path):
+    asked = request(reviews)
+    recipe = asked.recipe
+    assert (recipe.model, recipe.objective.kind, recipe.technique.kind) == ("smollm2-135m", "classify", "lora")
+    assert (recipe.data.train, recipe.data.group) == (str(reviews), "thread")
+    assert asked.notes == (
+        "detected text_label: text -> what is read, label -> what is learned",
+        "rows with the same 'thread' stay on one side of the split (--set data.group= for no groups)",
+    )
+
+
+def test_prompts_and_answers_become_an_instruct_recipe(tmp_path: Path):
+    path = write(tmp_path / "qa.jsonl", [{"question": f"q{i}", "answer": f"a{i}"} for i in range(20)])
+    assert request(path).recipe.objective.kind == "instruct"
+
+
+def test_the_group_can_be_refused_and_chosen(reviews: Path):
+    for change, column in (("data.group=", ""), ("data.group=label", "label")):
+        asked = request(reviews, changes=[change])
+        assert asked.recipe.data.group == column
+        assert len(asked.notes) == 1
+
+
+def test_a_group_column_with_few_groups_or_with_gaps_is_left_alone(tmp_path: Path):
+    few: list[dict[str, object]] = [{"text": f"t{i}", "label": i % 2, "group": i % 3} for i in range(40)]
+    gaps = [row | {"group": "" if i == 5 else f"g{i // 2}"} for i, row in enumerate(few)]
+    every = [row | {"group": i} for i, row in enumerate(few)]
+    for rows in (few, gaps, every):
+        assert request(write(tmp_path / "x.jsonl", rows)).recipe.data.group == ""
+
+
+def test_changes_are_applied_with_other_tools_names_translated_and_told(reviews: Path):
+    asked = request(reviews, changes=["lora_r=4", "schedule.epochs=3", "objective.instruction=Good?"])
+    assert asked.recipe.technique.model_dump()["rank"] == 4
+    assert asked.recipe.schedule.epochs == 3
+    assert asked.recipe.objective.instruction == "Good?"
+    assert "lora_r -> technique.rank: 4" in asked.notes
+
+
+def test_an_objective_that_is_named_is_not_detected(tmp_path: Path):
+    path = write(tmp_path / "odd.jsonl", [{"body_of_it": f"t{i}", "verdict": i % 2} for i in range(20)])
+    with pytest.raises(DataError, match="no known format"):
+        request(path)
+    asked = request(path, changes=["objective={kind: classify, text: body_of_it, label: verdict}"])
+    assert asked.recipe.objective.kind == "classify"
+    assert asked.notes == ()
+
+
+def test_a_recipe_file_is_read_and_its_detected_columns_are_told(reviews: Path):
+    path = reviews.with_name("recipe.yaml")
+    path.write_text("data: reviews.jsonl\nobjective: classify\ntechnique: {kind: lora, rank: 4}\n")
+    asked = request(path, changes=["technique=full"])
+    assert asked.recipe.technique.kind == "full"
+    assert asked.recipe.data.train == str(reviews)
+    assert asked.notes == ("detected text_label: text -> what is read, label -> what is learned",)
+
+
+def test_a_recipe_that_names_its_columns_has_nothing_to_tell(reviews: Path):
+    path = reviews.with_name("recipe.yml")
+    path.write_text("data: reviews.jsonl\nobjective: {kind: classify, text: text, label: label}\n")
+    assert request(path).notes == ()
+
+
+def test_a_recipe_in_memory_is_taken_and_changed(reviews: Path):
+    recipe = request(reviews).recipe
+    changed = request(recipe, changes=["seed=7"]).recipe
+    assert isinstance(changed, Recipe)
+    assert changed == recipe.model_copy(update={"seed": 7})
+
+
+def test_a_file_that_is_not_there_is_an_error_with_its_name(tmp_path: Path):
+    with pytest.raises(DataError, match="nothing.csv: no such file"):
+        request(tmp_path / "nothing.csv")
+    with pytest.raises(RecipeError, match="nothing.yaml: no such file"):
+        request(tmp_path / "nothing.yaml")
+
+
+def test_settings_become_changes_with_sections_opened_and_kinds_kept_whole():
+    settings = {
+        "model": None,
+        "technique": {"kind": "lora", "rank": 8},
+        "schedule": {"epochs": 2},
+        "data": {"where": {"label": ["a"]}},
+        "out": Path("x"),
+    }
+    assert as_changes(settings) == [
+        'technique={"kind": "lora", "rank": 8}',
+        "schedule.epochs=2",
+        'data.where.label=["a"]',
+        'out="x"',
+    ]
