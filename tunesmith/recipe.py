@@ -82,6 +82,13 @@ AnyObjective = Annotated[Annotated[Classify | Instruct, Discriminator("kind")], 
 AnyTechnique = Annotated[Annotated[Full | Lora, Discriminator("kind")], _by_kind(TECHNIQUES, SHORTHANDS)]
 
 
+class Gates(_Section):
+    """Limits a run must stay within; one that is broken makes `tune` exit with 1."""
+
+    max_general_nats: float | None = Field(None, ge=0, description="largest rise of nats per token on general text")
+    min_delta: float | None = Field(None, description="smallest gain of the headline over the base")
+
+
 class Recipe(_Section):
     """A whole run as one value."""
 
@@ -91,6 +98,10 @@ class Recipe(_Section):
     technique: AnyTechnique = Lora()
     schedule: Schedule = Schedule()
     machine: Machine = Machine()
+    gates: Gates = Gates()
+    style: dict[str, dict[str, Any]] = Field(default_factory=dict, description="rules answers should keep, by name")
+    controls: bool = Field(False, description="also tune on shuffled answers and a head alone: neither may win")
+    track: list[str] = Field(default_factory=list, description="tensorboard, wandb, mlflow, trackio")
     seed: int = 0
 
 
@@ -226,7 +237,7 @@ _KINDS = {get_args(part.model_fields["kind"].annotation)[0] for part in (*OBJECT
 
 def _section(path: Sequence[str]) -> Mapping[str, Any]:
     """The fields of the section a path ends in."""
-    models: dict[str, type[BaseModel]] = {"data": Data, "schedule": Schedule, "machine": Machine}
+    models: dict[str, type[BaseModel]] = {"data": Data, "schedule": Schedule, "machine": Machine, "gates": Gates}
     for part in (*OBJECTIVES, *TECHNIQUES):
         models[get_args(part.model_fields["kind"].annotation)[0]] = part
     for name in reversed(path[:-1]):

@@ -37,9 +37,7 @@ def test_an_item_has_four_different_options_of_one_to_six_words(items):
     for item in items:
         options = item["options"]
         assert len({option.strip().casefold() for option in options}) == 4, item["id"]
-        assert all(option == option.strip() and 1 <= len(option.split()) <= 6 for option in options), item[
-            "id"
-        ]
+        assert all(option == option.strip() and 1 <= len(option.split()) <= 6 for option in options), item["id"]
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -20,10 +20,11 @@ from tunesmith.evaluation.metrics import accuracy, macro_f1
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import FeatureUnion
 
 FOLDS = 3
-MOST_ROWS = 3000  # settings are tried on at most this many rows; the final fit sees all
+MOST_ROWS = 2000  # settings are tried on at most this many rows; the final fit sees all
 
 METRICS = {"accuracy": lambda gold, given: float(accuracy(gold, given).mean()), "macro_f1": macro_f1}
 
@@ -46,15 +47,19 @@ class _Trials:
         """The metric of the rows, each answered by a fit that has not seen it."""
         given = self.labels.copy()
         for fold in range(FOLDS):
-            learn, judge = np.flatnonzero(self.folds >= 0), np.flatnonzero(self.folds == fold)
-            learn = learn[self.folds[learn] != fold]
+            judge = np.flatnonzero(self.folds == fold)
+            learn = np.flatnonzero((self.folds >= 0) & (self.folds != fold))
             given[judge] = _fitted(features[learn], self.labels[learn], setting).predict(features[judge])
         tried = self.folds >= 0
         return METRICS[self.metric](self.labels[tried].tolist(), given[tried].tolist())
 
-    def best(self, features: Any, settings: Sequence[_Setting]) -> _Setting:
-        """The setting that scores highest, the first of equals."""
-        return max(settings, key=lambda setting: self.score(features, setting))
+    def best(self, features: Any, start: _Setting, strengths: Sequence[float]) -> _Setting:
+        """The strength that scores highest, then with class weights if they score higher still."""
+        scores = {start: self.score(features, start)}
+        scores |= {s: self.score(features, s) for s in (_Setting(strength) for strength in strengths)}
+        chosen = max(scores, key=lambda setting: scores[setting])
+        weighed = replace(chosen, balanced=True)
+        return weighed if self.score(features, weighed) > scores[chosen] else chosen
 
 
 def majority(labels: Sequence[str]) -> str:
@@ -70,8 +75,8 @@ def tfidf_classifier(
 ) -> list[str]:
     """Labels for `texts` by logistic regression on TF-IDF, learned from (text, label) rows.
 
-    Cross-validation picks the best by `metric` ("accuracy" or "macro_f1"), one question after the other:
-    words alone or with runs of 2-5 characters, how strong, class weights. With too few rows these are fixed.
+    Cross-validation picks the best by `metric` ("accuracy" or "macro_f1"), one question after the other: words
+    alone or with runs of 2-5 characters, how strong, class weights. With too few rows these are fixed.
     """
     known, labels = [text for text, _ in train], [label for _, label in train]
     if len(set(labels)) < 2 or not any(re.search(r"\w", text) for text in known):
@@ -83,9 +88,8 @@ def tfidf_classifier(
         fewer = plain.fit_transform(known)
         if trials.score(fewer, setting) > trials.score(features, setting):
             vectorizer, features = plain, fewer
-        setting = trials.best(features, [setting, _Setting(1.0), _Setting(100.0)])
-        setting = trials.best(features, [setting, replace(setting, balanced=True)])
-    return _answers(_fitted(features, np.array(labels), setting), vectorizer.transform(texts), len(texts))
+        setting = trials.best(features, setting, (1.0, 100.0))
+    return _answers(_fitted(features, np.array(labels), setting), vectorizer.transform(texts))
 
 
 def linear_probe(
@@ -105,11 +109,10 @@ def linear_probe(
         return [majority(labels)] * len(unknown)
     middle, spread = known.mean(axis=0), known.std(axis=0)
     spread[spread == 0] = 1  # a feature that never changes stays at 0
-    features, trials, setting = (known - middle) / spread, _trials(labels, metric, seed), _Setting(0.1)
+    features, trials, setting = (known - middle) / spread, _trials(labels, metric, seed), _Setting(0.01)
     if trials:
-        setting = trials.best(features, [setting, _Setting(0.01), _Setting(0.001), _Setting(1.0)])
-        setting = trials.best(features, [setting, replace(setting, balanced=True)])
-    return _answers(_fitted(features, np.array(labels), setting), (unknown - middle) / spread, len(unknown))
+        setting = trials.best(features, setting, (0.0001, 0.001, 0.1))
+    return _answers(_fitted(features, np.array(labels), setting), (unknown - middle) / spread)
 
 
 def _vectorizer(*, characters: bool) -> FeatureUnion:
@@ -130,17 +133,24 @@ def _trials(labels: Sequence[str], metric: str, seed: int) -> _Trials | None:
         return None
     folds = np.full(len(labels), -1)
     # Dealing out one label after the other gives each part its share of each.
-    dealt = sorted(order, key=lambda row: labels[row])
-    folds[dealt] = np.arange(len(dealt)) % FOLDS
+    folds[sorted(order, key=lambda row: labels[row])] = np.arange(len(order)) % FOLDS
     return _Trials(np.array(labels), folds, metric)
 
 
-def _fitted(features: Any, labels: NDArray[np.str_], setting: _Setting) -> LogisticRegression:
+def _fitted(features: Any, labels: NDArray[np.str_], setting: _Setting) -> LogisticRegression | OneVsRestClassifier:
+    """One logistic regression, or one per label: sparse rows are solved by their dual, 20 times as fast."""
+    from scipy.sparse import issparse
     from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
 
     weights = "balanced" if setting.balanced else None
-    return LogisticRegression(C=setting.strength, class_weight=weights, max_iter=2000).fit(features, labels)
+    if not issparse(features):
+        return LogisticRegression(C=setting.strength, class_weight=weights, max_iter=2000).fit(features, labels)
+    one = LogisticRegression(
+        C=setting.strength, class_weight=weights, solver="liblinear", dual=True, max_iter=2000, random_state=0
+    )
+    return OneVsRestClassifier(one).fit(features, labels)
 
 
-def _answers(fitted: LogisticRegression, features: Any, rows: int) -> list[str]:
-    return [str(label) for label in fitted.predict(features)] if rows else []
+def _answers(fitted: LogisticRegression | OneVsRestClassifier, features: Any) -> list[str]:
+    return [str(label) for label in fitted.predict(features)] if features.shape[0] else []

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError, TemplateError
 from tunesmith.inference.local import LocalModel
-from tunesmith.model.checkpoint import load_tensors, save_tensors
+from tunesmith.model.checkpoint import MANIFEST, load_tensors, save_tensors, verify_folder
 from tunesmith.model.device import choose_machine
 from tunesmith.model.load import Base, LoadOptions, load_base
 from tunesmith.recipe import AnyObjective, AnyTechnique
@@ -40,6 +40,8 @@ def save_model(folder: Path, model: LocalModel, about: About) -> None:
     about.technique.save(model.policy, folder)
     if model.policy.head is not None:
         save_tensors(model.policy.head.state_dict(), folder / "head.safetensors")
+    if model.template.chats:  # the plain one too, so that every program asks in the format that was trained
+        model.template.tokenizer.chat_template = model.template.source
     model.template.tokenizer.save_pretrained(folder)
     (folder / ABOUT).write_text(about.model_dump_json(indent=1), encoding="utf-8")
 
@@ -76,6 +78,8 @@ def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> Loc
     """
     folder = find_model(run)
     about = read_about(folder)
+    if (folder / MANIFEST).exists():
+        verify_folder(folder, only="*.safetensors")
     place = choose_machine(device=device, dtype="float32").device
     options = LoadOptions("float32", place, about.technique.load_options().quantize)
     base = load_base(about.base, options=options, offline=offline)

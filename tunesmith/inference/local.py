@@ -93,10 +93,13 @@ class LocalModel:
             raise RecipeError(
                 f"classify: this model was tuned to {self.objective.kind}, it has no labels; use generate or reply"
             )
+        if not texts:
+            return []
         logits = self.label_logits(texts)
         probabilities = logits.sigmoid() if self.objective.multi else (logits / self.temperature).softmax(dim=1)
         return [self._classified(self.objective, row) for row in probabilities.tolist()]
 
+    @torch.inference_mode()
     def label_logits(self, texts: Sequence[str]) -> Tensor:
         """[B, K]: log-probabilities of the label words, or the head's logits, before calibration."""
         assert isinstance(self.objective, Classify)
@@ -139,8 +142,8 @@ class LocalModel:
         """[B, O]: log-probability of every option after every question."""
         prompts = [self._prompt(messages) for messages in batch]
         ids = [self.template.answer(batch[0], option) for option in options]
-        ends = min(self.template.stop_ids) if _one_begins_another(ids) else None
-        ids = [option if ends is None else [*option, ends] for option in ids]
+        ends = self.template.end_ids if _one_begins_another(ids) else []
+        ids = [[*option, *ends] for option in ids]
         return option_scores(self._decoder(), prompts, [ids] * len(prompts))
 
     def _batches(self, rows: Sequence[Tokens]) -> Iterator[Batch]:

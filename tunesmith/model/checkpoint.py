@@ -29,7 +29,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         fill(half)
         sums = {str(path.relative_to(half)): sha256(path) for path in sorted(half.rglob("*")) if path.is_file()}
         (half / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
-        for path in half.rglob("*"):
+        for path in (half, *half.rglob("*")):
             _flush(path)
     except OSError as error:
         shutil.rmtree(half, ignore_errors=True)
@@ -37,8 +37,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             f"{folder}: not written ({error.strerror or error}); free some space and run the command again"
         ) from error
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # else `old` may be all there is, left by a crash between these two renames
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     half.rename(folder)
     _flush(folder.parent)
@@ -51,8 +51,8 @@ def find_folder(folder: Path) -> Path | None:
     return next((path for path in (folder, old) if (path / MANIFEST).exists()), None)
 
 
-def verify_folder(folder: Path) -> None:
-    """Raise CheckpointError unless every file is there with the bytes it was written with."""
+def verify_folder(folder: Path, *, only: str = "*") -> None:
+    """Raise CheckpointError unless every file whose name matches `only` has the bytes it was written with."""
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -61,6 +61,8 @@ def verify_folder(folder: Path) -> None:
         ) from None
     for name, wanted in sums.items():
         path = folder / name
+        if not path.match(only):
+            continue
         if not path.is_file() or sha256(path) != wanted:
             raise CheckpointError(f"{path}: missing or changed since it was written; restore it or run again")
 

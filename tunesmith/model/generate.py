@@ -73,17 +73,31 @@ def generate(policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling
 
 
 def stream(policy: Policy, prompt: list[int], *, sampling: Sampling, template: Template) -> Iterator[str]:
-    """One answer in pieces of text, each whole characters only."""
+    """One answer in pieces of whole characters that join to exactly what `before_stop` leaves of it, stripped.
+
+    What may become a stop string, and space that may be the answer's last, is held back until that is known.
+    """
     ids: list[int] = []
     said = ""
     for _, token in _steps(policy, [prompt], sampling=sampling, template=template):
         if token is None:
             break
         ids.append(token)
-        text = before_stop(template.decode(ids), sampling.stop)
-        if not text.endswith("\ufffd") and len(text) > len(said):
-            yield text[len(said) :]
-            said = text
+        text = template.decode(ids)
+        if text.endswith("\ufffd"):  # the bytes of a character that is not whole yet
+            continue
+        ready = before_stop(_decided(text, sampling.stop), sampling.stop).strip()
+        if len(ready) > len(said):
+            yield ready[len(said) :]
+            said = ready
+    if rest := before_stop(template.decode(ids), sampling.stop).strip()[len(said) :]:
+        yield rest
+
+
+def _decided(text: str, stops: Sequence[str]) -> str:
+    """The text without an end that may be the beginning of a stop string."""
+    begun = [size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
+    return text[: len(text) - max(begun, default=0)]
 
 
 def before_stop(text: str, stops: Sequence[str]) -> str:
@@ -124,7 +138,10 @@ def _steps(
 
 def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _Open:
     """Run the prompts, what they share once, padding on the left so that all end at the same place."""
-    shared = _common(prompts)
+    cache = DynamicCache(config=policy.network.config)
+    # A sliding window counts places in the cache: padding between the shared ids and a row's own would shift it.
+    sliding = any(cache.is_sliding) and len(set(map(len, prompts))) > 1
+    shared = 0 if sliding else _common(prompts)
     width = max(map(len, prompts)) - shared
     ids = torch.zeros(len(prompts), width, dtype=torch.int64)
     real = torch.zeros(len(prompts), width, dtype=torch.bool)
@@ -134,8 +151,6 @@ def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _Open:
     device = policy.device
     if shared:
         cache = policy.prefill(torch.tensor(prompts[0][:shared], device=device), rows=len(prompts))
-    else:
-        cache = DynamicCache(config=policy.network.config)
     state = _Open(cache, torch.ones(len(prompts), shared, dtype=torch.int64, device=device), torch.empty(0))
     state.last = state.feed(policy, ids.to(device), real.to(device))[:, -1]
     return state

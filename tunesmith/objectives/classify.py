@@ -62,18 +62,16 @@ class Classify(BaseModel):
         rows = [example for example in examples if isinstance(example, Labelled)]
         counts = Counter(label for row in rows for label in row.labels)
         labels = self.labels or tuple(sorted(counts))
-        place = rows[0].where.split(":")[0]
+        place = rows[0].where.rpartition(":")[0]
         if len(labels) < 2:
             only = labels[0] if labels else "none"
             raise DataError(f"{place}: only one label ({only!r}) in {len(rows)} rows; classify needs two or more")
         for row in rows:
             if unknown := set(row.labels) - set(labels):
-                raise DataError(
-                    f"{row.where}: label {min(unknown)!r} is not among {list(labels)}; add it to `labels` or drop the row"
-                )
-        multi = any(row.multi for row in rows)
+                raise DataError(f"{row.where}: label {min(unknown)!r} is not among {list(labels)}; add it to `labels`")
+        multi = self.multi or any(row.multi for row in rows)
         output = self.output if self.output != "auto" else ("linear" if multi or family == "encoder" else "words")
-        rare = min(counts.get(label, 0) for label in labels) < 0.25 * max(counts.values())
+        rare = min(counts.get(label, 0) for label in labels) < 0.25 * max(counts.values(), default=0)
         by_data = "sample_f1" if multi else "macro_f1" if rare else "accuracy"
         metric = by_data if self.metric == "auto" else self.metric
         return self.model_copy(update={"labels": labels, "multi": multi, "output": output, "metric": metric})
@@ -102,7 +100,8 @@ class Classify(BaseModel):
         """The ids that are read before a label is given, and whether the text was shortened."""
         if not template.chats:
             tokens = template.document(text, limit=limit)
-            return Tokens(tokens.ids, [False] * len(tokens.ids)), len(tokens.ids) == limit
+            shortened = len(tokens.ids) == limit and len(template.document(text).ids) > limit
+            return Tokens(tokens.ids, [False] * len(tokens.ids)), shortened
         asked, shortened = template.fit(self.messages(text), limit)
         ids = template.prompt(asked)
         return Tokens(ids, [False] * len(ids)), shortened

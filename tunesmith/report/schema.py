@@ -121,6 +121,7 @@ class Report(_Part):
     memory: Memory
     data: DataPart
     environment: dict[str, str]
+    broken_gates: list[str] = []
     verdict: str
 
 

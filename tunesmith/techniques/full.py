@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.errors import CheckpointError
 from tunesmith.model.load import LoadOptions
 from tunesmith.model.policy import Policy
+from tunesmith.model.quiet import quiet
 from tunesmith.techniques.base import width_rule
 
 
@@ -40,7 +41,8 @@ class Full(BaseModel):
 
     def save(self, policy: Policy, folder: Path) -> None:
         """A folder that plain transformers opens."""
-        policy.network.save_pretrained(folder)
+        with quiet():
+            policy.network.save_pretrained(folder)
 
     def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
         """The saved weights in place of the base's."""
@@ -48,5 +50,6 @@ class Full(BaseModel):
             raise CheckpointError(
                 f"{folder}: no model.safetensors in it; the run was not finished, run `tunesmith tune` again"
             )
-        network = type(base).from_pretrained(folder, use_safetensors=True, dtype=base.dtype).to(base.device).eval()
+        with quiet():
+            network = type(base).from_pretrained(folder, use_safetensors=True, dtype=base.dtype).to(base.device).eval()
         return Policy.over(network, family=family, reference=lambda: nullcontext(base))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tunesmith.errors import CheckpointError
+from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.model.load import LoadOptions
 from tunesmith.model.policy import Policy
+from tunesmith.model.quiet import quiet
 from tunesmith.techniques.base import width_rule
 
 
@@ -54,12 +54,19 @@ class Lora(BaseModel):
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
-        wrapped = get_peft_model(base, config)
+        with quiet():
+            try:
+                wrapped = get_peft_model(base, config)
+            except ValueError as error:  # no layer of these names, or one that takes no update
+                said = " ".join(str(error).split())[:160]
+                raise RecipeError(f"technique.targets: {self.targets!r}: {said}; use all-linear") from error
         return _policy(base, wrapped, family)
 
     def save(self, policy: Policy, folder: Path) -> None:
         """An adapter folder that `PeftModel.from_pretrained` opens."""
-        policy.adapter.save_pretrained(folder, safe_serialization=True)
+        with quiet():
+            # The question whether embedding rows were added would go to the Hub; none ever are here.
+            policy.adapter.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run writes one from measured facts
 
     def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
@@ -70,8 +77,7 @@ class Lora(BaseModel):
             raise CheckpointError(
                 f"{folder}: no adapter_model.safetensors in it; the run was not finished, run `tunesmith tune` again"
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             wrapped = PeftModel.from_pretrained(base, folder)
         return _policy(base, wrapped, family)
 

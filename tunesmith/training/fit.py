@@ -32,6 +32,7 @@ class Hooks:
     folder: Path  # checkpoints
     record: Callable[[Mapping[str, Any]], None]
     validate: Callable[[], float] = lambda: 0.0  # lower is better
+    resumed: Callable[[int], None] = lambda step: None  # what came after this step is about to happen again
     stop: Callable[[], bool] = lambda: False
     clock: Callable[[], float] = time.perf_counter
 
@@ -66,18 +67,20 @@ def fit(
     """
     optimizer = make_optimizer(policy, plan)
     state = _resume(policy, optimizer, hooks.folder) or State()
+    hooks.resumed(state.step)
     while state.step < plan.steps and not state.stopped_early:
         _record_step(policy, objective, window(state.step), optimizer=optimizer, run=(plan, hooks, state))
         last = state.step == plan.steps
         if plan.eval_steps and (state.step % plan.eval_steps == 0 or last):
             _validate(policy, state, plan=plan, hooks=hooks)
+        last |= state.stopped_early
         stopping = hooks.stop() and not last
-        if stopping or (plan.save_steps and state.step % plan.save_steps == 0):
+        if stopping or last or (plan.save_steps and state.step % plan.save_steps == 0):
             save(policy, optimizer, state, hooks.folder)
         if stopping:
             raise Interrupted(f"stopped after step {state.step} of {plan.steps}")
     if plan.eval_steps and state.best_step:
-        load_numbers(policy, load_tensors(hooks.folder / "best" / "numbers.safetensors"))
+        load_numbers(policy, _best(hooks.folder))
     policy.train(False)
     return state
 
@@ -169,6 +172,13 @@ def load_numbers(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
     """Put saved numbers back."""
     for name, value in policy.trainable():
         value.copy_(tensors[name])
+
+
+def _best(folder: Path) -> dict[str, Tensor]:
+    """The numbers with the best validation."""
+    best = find_folder(folder / "best") or folder / "best"
+    verify_folder(best)
+    return load_tensors(best / "numbers.safetensors")
 
 
 def save(policy: Policy, optimizer: torch.optim.Optimizer, state: State, folder: Path) -> None:

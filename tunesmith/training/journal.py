@@ -34,4 +34,6 @@ class Journal:
     def rewind(self, step: int) -> None:
         """Forget what was recorded after `step`, because it is about to happen again."""
         kept = [record for record in self.read() if record["step"] <= step]
-        self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        half = self.path.with_suffix(".half")
+        half.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        half.replace(self.path)

@@ -81,4 +81,4 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, policy: Policy, tensors:
     for key, tensor in tensors.items():
         name, _, part = key.rpartition("/")
         value = values[name]
-        optimizer.state[value][part] = tensor.to(value.device) if part != "step" else tensor.clone()
+        optimizer.state[value][part] = tensor.to(value.device)

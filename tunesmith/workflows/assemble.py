@@ -9,12 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from pydantic import BaseModel, ConfigDict
+
 from tunesmith.data.examples import Example
+from tunesmith.evaluation.retention import General
 from tunesmith.evaluation.tasks import BESIDE, Score, TaskScore, score, task_score
-from tunesmith.report.schema import DataPart, Memory, Report, Speed, Training
+from tunesmith.inference.local import LocalModel
+from tunesmith.report.schema import Calibration, DataPart, Memory, Report, Retention, Speed, Style, Training
 from tunesmith.workflows.answers import Answers, gold, groups
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.train import Trained
+
+
+class Before(BaseModel):
+    """What is known of the untuned model before anything moves."""
+
+    model_config = ConfigDict(frozen=True)
+
+    answers: Answers
+    ways: list[Score]
+    general: General | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +37,22 @@ class Measured:
 
     prepared: Prepared
     trained: Trained
-    base: Answers
-    tuned: Answers
-    seconds: float
+    before: Before
+    model: LocalModel
+    tuned: Answers = Answers([], "", 0.0)
+    controls: Sequence[Score] = ()
+    calibration: Calibration | None = None
+    retention: Retention | None = None
+    style: Style | None = None
 
 
-def assemble(run: Measured, *, name: str) -> Report:
-    """The report of a run."""
-    split = run.prepared.loaded.split
-    test = split.test or split.validation
-    recipe = run.prepared.recipe
-    tasks = task_scores(recipe.objective.metric, test, (run.base.given, run.tuned.given), name=name)
+def assemble(run: Measured, *, name: str, seconds: float) -> Report:
+    """The report of a run that took so long."""
+    test, recipe = run.prepared.test, run.prepared.recipe
+    metric = recipe.objective.metric
+    tasks = task_scores(metric, test, (run.before.answers.given, run.tuned.given), name=name)
+    base = score(metric, gold(test), run.before.answers.given, name="base", groups=groups(test))
+    broken = broken_gates(run, tasks[0])
     return Report(
         name=name,
         model=recipe.model,
@@ -42,14 +61,45 @@ def assemble(run: Measured, *, name: str) -> Report:
         technique=recipe.technique.kind,
         task=tasks[0],
         tasks=tasks,
-        baselines=[_base_score(run, test)],
+        baselines=[base.model_copy(update={"detail": run.before.answers.how}), *run.before.ways],
+        controls=list(run.controls),
+        retention=run.retention,
+        calibration=run.calibration,
+        style=run.style,
         training=_training(run),
-        speed=_speed(run, len(test)),
+        speed=_speed(run, len(test), seconds),
         memory=Memory(peak_bytes=peak_bytes()),
         data=_data(run.prepared),
         environment=environment(run.prepared),
-        verdict=tasks[0].sentence,
+        broken_gates=broken,
+        verdict=verdict(tasks[0], [*run.before.ways, *run.controls], broken),
     )
+
+
+def broken_gates(run: Measured, task: TaskScore) -> list[str]:
+    """The recipe's gates that this run broke, in words."""
+    gates, kept = run.prepared.recipe.gates, run.retention
+    broken = []
+    if gates.max_general_nats is not None and kept:
+        rise = kept.general_nll_tuned - kept.general_nll_base
+        if rise > gates.max_general_nats:
+            broken.append(
+                f"max_general_nats: general text cost {rise:+.3f} nats/token, allowed {gates.max_general_nats}"
+            )
+    if gates.min_delta is not None and task.delta < gates.min_delta:
+        broken.append(f"min_delta: {task.metric} moved by {task.delta:+.3f}, wanted {gates.min_delta:+}")
+    return broken
+
+
+def verdict(task: TaskScore, others: Sequence[Score], broken: Sequence[str]) -> str:
+    """One sentence: better or not, and whether something cheaper or meaningless did as well."""
+    if broken:
+        return f"gate broken: {'; '.join(broken)}. {task.sentence}"
+    equal = [other for other in others if other.score >= task.tuned]
+    if equal and task.verdict == "better":
+        best = max(equal, key=lambda other: other.score)
+        return f"no effect worth its cost: {best.name} alone reaches {best.score:.4g}. {task.sentence}"
+    return task.sentence
 
 
 def task_scores(
@@ -59,13 +109,6 @@ def task_scores(
     right, clusters = gold(test), groups(test)
     wanted = [metric, *(m for m in BESIDE.get(metric, ()) if m not in ("bleu", "corpus_chrf"))]
     return [task_score(m, right, sides, name=name, groups=clusters) for m in wanted]
-
-
-def _base_score(run: Measured, test: Sequence[Example]) -> Score:
-    """The untuned model, scored alone."""
-    metric = run.prepared.recipe.objective.metric
-    found = score(metric, gold(test), run.base.given, name="base", groups=groups(test))
-    return found.model_copy(update={"detail": run.base.how})
 
 
 def _training(run: Measured) -> Training:
@@ -87,7 +130,7 @@ def _training(run: Measured) -> Training:
     )
 
 
-def _speed(run: Measured, rows: int) -> Speed:
+def _speed(run: Measured, rows: int, total: float) -> Speed:
     state = run.trained.state
     seconds = max(state.seconds, 1e-9)
     dtype = run.prepared.machine.dtype
@@ -99,9 +142,9 @@ def _speed(run: Measured, rows: int) -> Speed:
         tokens_per_second=state.tokens / seconds,
         rows_per_second=state.rows / seconds,
         mfu_of_measured_gemm=flops / peak if peak else 0.0,
-        answers_per_second_base=rows / max(run.base.seconds, 1e-9),
+        answers_per_second_base=rows / max(run.before.answers.seconds, 1e-9),
         answers_per_second_tuned=rows / max(run.tuned.seconds, 1e-9),
-        total_seconds=run.seconds,
+        total_seconds=total,
     )
 
 

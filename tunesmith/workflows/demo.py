@@ -10,7 +10,7 @@ from pathlib import Path
 from tunesmith.inference.folder import load
 from tunesmith.inference.local import Classified
 from tunesmith.objectives import Classify
-from tunesmith.recipe import Data, Recipe, Schedule
+from tunesmith.recipe import Data, Machine, Recipe, Schedule
 from tunesmith.techniques import Full, Lora
 from tunesmith.workflows.prepare import Listener
 from tunesmith.workflows.tune import Run, tune_recipe
@@ -23,6 +23,8 @@ QUESTIONS = (
 )
 # Enough for the decoder to learn the task in a few minutes on two cores.
 DECODER_ROWS = 600
+# The same figures wherever it runs: no dtype picked by how busy the machine happens to be.
+MACHINE = Machine(dtype="float32")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +61,14 @@ def recipes(rows: str) -> dict[str, Recipe]:
             objective=objective,
             technique=Full(),
             schedule=Schedule(epochs=3),
+            machine=MACHINE,
         ),
         "demo-smollm2-135m": Recipe(
             model="smollm2-135m",
-            data=Data(train=rows, group="group", rows=DECODER_ROWS),
+            data=Data(train=rows, validation=0.05, group="group", rows=DECODER_ROWS),
             objective=objective,
             technique=Lora(),
             schedule=Schedule(epochs=1),
+            machine=MACHINE,
         ),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,6 +48,11 @@ class Prepared:
     validation: list[Encoded]
     facts: DataFacts
 
+    @property
+    def test(self) -> list[Example]:
+        """The frozen test rows; without any, the validation rows."""
+        return self.loaded.split.test or self.loaded.split.validation
+
 
 def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
     """The examples of a recipe, split; every fault of the files is found before a model is loaded."""
@@ -54,6 +60,7 @@ def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
     sources = Sources(data.train, data.validation, data.test, data.group, data.where)
     loaded = load(sources, lambda rows: objective.examples(rows, group=data.group), seed=recipe.seed, offline=offline)
     if data.rows:
+        random.Random(recipe.seed).shuffle(loaded.split.train)
         del loaded.split.train[data.rows :]
     objective.bind(_all(loaded), "decoder")  # one label only, unknown labels: said now
     return loaded
@@ -83,8 +90,8 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
     keep = [row for row in train if _teaches(row)]
     if not keep:
         raise Refused(
-            f"{recipe.data.train}: none of {len(train)} rows has anything to learn within {recipe.data.max_tokens} tokens; "
-            "raise data.max_tokens or shorten the prompts"
+            f"{recipe.data.train}: none of {len(train)} rows has anything to learn "
+            f"within {recipe.data.max_tokens} tokens; raise data.max_tokens or shorten the prompts"
         )
     return Prepared(recipe, loaded, base, machine, template, keep, [v for v in validation if _teaches(v)], facts)
 

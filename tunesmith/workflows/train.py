@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,18 @@ class Trained:
     probe: Probe | None
 
 
-def train(prepared: Prepared, out: Path, *, listen: Listener, stop: Callable[[], bool]) -> Trained:
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What the world hears of a training run, may stop it with, and holds it to."""
+
+    listen: Listener
+    stop: Callable[[], bool] = lambda: False
+    inside: Callable[[Policy], bool] = lambda policy: True  # a checkpoint outside a gate is never the best
+
+
+def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     """Fine-tune as the recipe says, going on from `out` when a checkpoint is there."""
+    listen = watch.listen
     recipe, objective = prepared.recipe, prepared.recipe.objective
     torch.manual_seed(recipe.seed)
     policy = recipe.technique.adapt(prepared.base.network, family=prepared.base.family, keep_reference=False)
@@ -61,8 +72,9 @@ def train(prepared: Prepared, out: Path, *, listen: Listener, stop: Callable[[],
     hooks = Hooks(
         folder=out / "checkpoints",
         record=record,
-        validate=lambda: validation_loss(prepared, policy),
-        stop=stop,
+        resumed=journal.rewind,
+        validate=lambda: validation_loss(prepared, policy) if watch.inside(policy) else math.inf,
+        stop=watch.stop,
     )
     listen({"event": "stage", "text": "training"})
     state = fit(policy, objective, batches.window, plan=plan, hooks=hooks)

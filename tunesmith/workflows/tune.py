@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.examples import Example
+from tunesmith.evaluation.retention import general_nll, measure
+from tunesmith.evaluation.tasks import Score
 from tunesmith.inference.folder import About, save_model
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import write_folder
+from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
 from tunesmith.recipe import Recipe, save_recipe
+from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
-from tunesmith.workflows.answers import Answers, Untuned, answer, gold, groups, question
-from tunesmith.workflows.assemble import Measured, assemble
+from tunesmith.workflows.answers import Answers, Untuned, answer, gold, question
+from tunesmith.workflows.assemble import Before, Measured, assemble
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
 from tunesmith.workflows.run_folder import RunFolder, open_run
-from tunesmith.workflows.train import Trained, train
+from tunesmith.workflows.train import Watch, train
+from tunesmith.workflows.worth import (
+    calibrate,
+    cheap_ways,
+    control_answers,
+    general_before,
+    head_only,
+    retention,
+    shuffled,
+    voice,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,50 +68,80 @@ def tune_recipe(
     machine = prepared.machine
     folder.begin({"machine": {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}})
     save_recipe(prepared.recipe, folder.path / "recipe.yaml")
-    base = _base_answers(prepared, folder, listen)
-    trained = train(prepared, folder.path, listen=listen, stop=stop)
+    before = _before(prepared, folder, listen)
+    control = _control(prepared, folder.path, Watch(listen, stop)) if recipe.controls else []
+    trained = train(prepared, folder.path, watch=Watch(listen, stop, _gate(prepared, before)))
     model = LocalModel(trained.policy, prepared.template, prepared.recipe.objective, recipe.data.max_tokens)
-    listen({"event": "stage", "text": "scoring the tuned model"})
-    tuned = answer(model, _test(prepared))
-    _save(prepared, model, folder.path)
-    measured = Measured(prepared, trained, base, tuned, time.perf_counter() - began)
-    _write_predictions(prepared, (base, tuned), folder.path)
-    report = assemble(measured, name=folder.path.name)
-    (folder.path / "report.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
+    measured = _after(Measured(prepared, trained, before, model), control, listen)
+    write_folder(folder.path / "model", lambda half: save_model(half, model, _about(prepared, model)))
+    _write_predictions(prepared, (before.answers, measured.tuned), folder.path)
+    report = assemble(measured, name=folder.path.name, seconds=time.perf_counter() - began)
+    (folder.path / "report.half").write_text(report.model_dump_json(indent=1), encoding="utf-8")
+    (folder.path / "report.half").replace(folder.path / "report.json")
+    write_reports(folder.path)
     return Run(folder.path, report)
 
 
-def _test(prepared: Prepared) -> Sequence[Example]:
-    """The frozen test rows; without any, the validation rows."""
-    split = prepared.loaded.split
-    return split.test or split.validation
-
-
-def _base_answers(prepared: Prepared, folder: RunFolder, listen: Listener) -> Answers:
-    """The untuned model's answers, kept in the run folder so that a resumed run need not ask again."""
-    kept = folder.path / "base.json"
+def _before(prepared: Prepared, folder: RunFolder, listen: Listener) -> Before:
+    """The untuned model, kept in the run folder so that a resumed run need not ask again."""
+    kept = folder.path / "before.json"
     if kept.exists():
-        return Answers(**json.loads(kept.read_text(encoding="utf-8")))
+        return Before.model_validate_json(kept.read_text(encoding="utf-8"))
     listen({"event": "stage", "text": f"scoring {prepared.recipe.model} as it is"})
-    base = prepared.base
-    policy = Policy.over(base.network, family=base.family, reference=_no_reference)
-    untuned = Untuned(base, policy, prepared.template, prepared.recipe.objective, prepared.recipe.data.max_tokens)
-    split = prepared.loaded.split
-    found = untuned.answer(train=split.train, validation=split.validation, test=_test(prepared))
+    base, objective, limit = prepared.base, prepared.recipe.objective, prepared.recipe.data.max_tokens
+    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
+    untuned = Untuned(base, policy, prepared.template, objective, limit)
+    split, test = prepared.loaded.split, prepared.test
+    answers = untuned.answer(train=split.train, validation=split.validation, test=test)
+    ways = cheap_ways(prepared, test)
+    if prepared.recipe.controls and (alone := head_only(prepared, untuned.model(), test)):
+        ways.append(alone)
+    found = Before(answers=answers, ways=ways, general=general_before(prepared, policy))
     half = kept.with_suffix(".half")
-    half.write_text(json.dumps(asdict(found)), encoding="utf-8")
+    half.write_text(found.model_dump_json(), encoding="utf-8")
     half.replace(kept)
     return found
 
 
-def _no_reference() -> Any:
-    raise AssertionError("the untuned model is its own reference")
+def _gate(prepared: Prepared, before: Before) -> Callable[[Policy], bool]:
+    """Whether a policy is inside the recipe's bound on what general text may cost."""
+    bound, general = prepared.recipe.gates.max_general_nats, before.general
+    if bound is None or general is None:
+        return lambda policy: True
+    return lambda policy: general_nll(policy, prepared.template) - general.nll <= bound
 
 
-def _save(prepared: Prepared, model: LocalModel, out: Path) -> None:
-    """The tuned model in its folder, whole or not at all."""
+def _control(prepared: Prepared, out: Path, watch: Watch) -> list[Score]:
+    """The score of the same recipe on shuffled answers, over a base of its own."""
+    watch.listen({"event": "stage", "text": "control: the same on shuffled answers"})
+    options = LoadOptions("float32", prepared.machine.device, prepared.recipe.technique.load_options().quantize)
+    dealt = replace(shuffled(prepared), base=load_base(prepared.recipe.model, options=options, offline=True))
+    folder = out / "control"
+    folder.mkdir(exist_ok=True)
+    return [control_answers(prepared, train(dealt, folder, watch=watch).policy, prepared.test, folder)]
+
+
+def _after(run: Measured, control: list[Score], listen: Listener) -> Measured:
+    """The tuned model's answers and all that is measured on it."""
+    listen({"event": "stage", "text": "scoring the tuned model"})
+    prepared, model, test = run.prepared, run.model, run.prepared.test
+    calibration = calibrate(prepared, model, test)
+    tuned = answer(model, test)
+    general = measure(run.trained.policy, prepared.template) if run.before.general else None
+    return replace(
+        run,
+        tuned=tuned,
+        controls=control,
+        calibration=calibration,
+        retention=retention(run.before.general, general) if run.before.general and general else None,
+        style=voice(prepared, (run.before.answers, tuned), test),
+    )
+
+
+def _about(prepared: Prepared, model: LocalModel) -> About:
+    """The page that goes with the tuned model."""
     recipe = prepared.recipe
-    about = About(
+    return About(
         base=recipe.model,
         fingerprint=prepared.base.fingerprint,
         family=prepared.base.family,
@@ -107,12 +151,11 @@ def _save(prepared: Prepared, model: LocalModel, out: Path) -> None:
         limit=recipe.data.max_tokens,
         temperature=model.temperature,
     )
-    write_folder(out / "model", lambda half: save_model(half, model, about))
 
 
 def _write_predictions(prepared: Prepared, sides: tuple[Answers, Answers], out: Path) -> None:
     """Each test row with what was right and what both models said."""
-    examples = _test(prepared)
+    examples = prepared.test
     base, tuned = sides
     lines = []
     for i, (example, right) in enumerate(zip(examples, gold(examples), strict=True)):
@@ -127,6 +170,3 @@ def _write_predictions(prepared: Prepared, sides: tuple[Answers, Answers], out: 
             line["probabilities"] = {label: round(p, 5) for label, p in tuned.probabilities[i].items()}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     (out / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
-
-
-__all__ = ["Run", "Trained", "groups", "tune_recipe"]

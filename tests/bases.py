@@ -1,0 +1,110 @@
+"""Fresh tiny bases and policies, their rows, and how two sets of gradients are compared."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.tiny import DECODERS, tiny_decoder, tiny_encoder
+from tunesmith.data.examples import Chat, Labelled, Message
+from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.model.load import Base, load_base
+from tunesmith.model.policy import Policy
+from tunesmith.techniques import Full, Lora
+
+_ROOT = tempfile.TemporaryDirectory(prefix="tunesmith-tests-")
+LORA = Lora(rank=4)
+QUESTIONS = (
+    "What is the capital of France?",
+    "Is this review positive or negative? This battery is bad and the phone is good. I like it.",
+    "hi",
+    "Summarise: the quick brown fox jumps over the lazy dog, the lazy dog jumps over the fox.",
+)
+ANSWERS = ("Paris.", "negative, they do not like it", "Yes", "A fox is quick")
+
+
+@cache
+def folder(kind: str) -> Path:
+    """The folder of a tiny model, made once; no test may write into it."""
+    make = tiny_decoder if kind in DECODERS else tiny_encoder
+    return make(Path(_ROOT.name) / kind, kind)
+
+
+def base(kind: str) -> Base:
+    """A tiny base of its own."""
+    return load_base(str(folder(kind)))
+
+
+@cache
+def template(kind: str) -> Template:
+    """The chat format of a tiny decoder."""
+    return Template(base(kind).tokenizer, chat=kind in DECODERS)
+
+
+def policy(kind: str, technique: Full | Lora | None = None, *, lively: float = 0.0) -> Policy:
+    """A tiny base under a technique; with `lively`, noise is added to what moves, so that nothing is zero."""
+    found = base(kind)
+    made = (technique or Full()).adapt(found.network, family=found.family, keep_reference=False)
+    if lively:
+        chance = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for _, value in made.trainable():
+                value.add_(torch.randn(value.shape, generator=chance), alpha=lively)
+    made.train(False)
+    return made
+
+
+def chats(count: int = 4) -> list[Chat]:
+    """Short rows of an instruct objective, of different lengths."""
+    pairs = [(QUESTIONS[i % 4], f"{ANSWERS[i % 4]} {i}") for i in range(count)]
+    return [Chat(f"rows:{i}", (Message("user", q), Message("assistant", a))) for i, (q, a) in enumerate(pairs)]
+
+
+def encoded(kind: str, count: int = 4) -> list[Encoded]:
+    """The same rows as ids, of which the answers are learned."""
+    return [Encoded((template(kind).chat(chat.messages),), chat.where) for chat in chats(count)]
+
+
+def labelled(count: int) -> list[Labelled]:
+    """Rows whose label can be read off the text."""
+    said = (("good", "positive"), ("bad", "negative"))
+    return [Labelled(f"rows:{i}", f"This phone is {said[i % 2][0]} {i}", (said[i % 2][1],)) for i in range(count)]
+
+
+def tokens(ids: Sequence[int], learn: str) -> Tokens:
+    """Ids with a mask written as `..xx`."""
+    return Tokens(list(ids), [mark == "x" for mark in learn])
+
+
+def gradients(made: Policy) -> dict[str, Tensor]:
+    """The gradients as they are now, zero where nothing flows, and none left behind."""
+    found = {
+        name: torch.zeros_like(value) if value.grad is None else value.grad.clone()
+        for name, value in made.trainable()
+    }
+    for _, value in made.trainable():
+        value.grad = None
+    return found
+
+
+def farthest(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """The largest relative distance between two sets of tensors, tensor by tensor."""
+    assert found.keys() == wanted.keys()
+    return max(
+        float((found[name] - wanted[name]).norm() / wanted[name].norm().clamp(min=1e-6)) for name in wanted
+    )
+
+
+def scrambled(network: Any, *, spread: float = 0.5, seed: int = 3) -> None:
+    """Random matrices large enough that greedy answers do not repeat one word."""
+    chance = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in network.parameters():
+            if value.ndim == 2:
+                value.copy_(torch.randn(value.shape, generator=chance) * spread)

@@ -1,0 +1,221 @@
+"""Answers: the same alone, in company, in pieces, and from transformers' own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.bases import QUESTIONS, policy, scrambled, template
+from tests.tiny import DECODERS
+from tunesmith.data.examples import Message
+from tunesmith.model import generate as room
+from tunesmith.model.generate import before_stop, generate, option_scores, stream
+from tunesmith.model.policy import Policy
+from tunesmith.model.sampling import Sampling
+
+NEW = 12
+START = "Answer the question as well as you can, please: "
+
+
+def talker(kind: str) -> Policy:
+    """A policy whose greedy answers wander instead of repeating one word."""
+    made = policy(kind)
+    scrambled(made.network)
+    return made
+
+
+def prompts(kind: str, start: str = START) -> list[list[int]]:
+    """Prompts of different lengths that begin alike, beyond the sliding window of 16."""
+    return [template(kind).prompt([Message("user", start + question)]) for question in QUESTIONS]
+
+
+def forced(made: Policy, monkeypatch: pytest.MonkeyPatch, script: Sequence[Sequence[int]]) -> None:
+    """Let the answers be this script, row by row, whatever the network says; rows are told by their chance."""
+    left = {}
+
+    def choose(logits: Tensor, chance: Sequence[torch.Generator], sampling: Sampling) -> Tensor:
+        for one in chance:
+            left.setdefault(id(one), list(script[len(left)]) if len(left) < len(script) else [])
+        return torch.tensor([left[id(one)].pop(0) for one in chance])
+
+    monkeypatch.setattr(room, "_choose", choose)
+
+
+# ------------------------------------------------------------------ greedy
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_greedy_answers_are_those_of_transformers_and_do_not_depend_on_company(kind: str):
+    made, asked, form = talker(kind), prompts(kind), template(kind)
+    together = generate(made, asked, sampling=Sampling(max_new_tokens=NEW), template=form)
+    for prompt, drawn in zip(asked, together, strict=True):
+        (alone,) = generate(made, [prompt], sampling=Sampling(max_new_tokens=NEW), template=form)
+        out = made.network.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            max_new_tokens=NEW,
+            do_sample=False,
+            eos_token_id=sorted(form.stop_ids),
+            pad_token_id=0,
+        )
+        theirs = [i for i in out[0, len(prompt) :].tolist() if i not in form.stop_ids]
+        assert alone.ids == theirs
+        assert drawn == alone
+    assert len({token for drawn in together for token in drawn.ids}) > NEW
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gemma3", "gpt2"])
+def test_prompts_that_share_nothing_are_answered_as_alone(kind: str):
+    made, form = talker(kind), template(kind)
+    asked = [[6 + place, *prompt] for place, prompt in enumerate(prompts(kind))]
+    together = generate(made, asked, sampling=Sampling(max_new_tokens=4), template=form)
+    alone = [generate(made, [one], sampling=Sampling(max_new_tokens=4), template=form)[0] for one in asked]
+    assert together == alone
+
+
+def test_answers_come_back_in_the_order_asked_also_beyond_one_group(monkeypatch: pytest.MonkeyPatch):
+    made, form = talker("llama"), template("llama")
+    asked = prompts("llama")
+    whole = generate(made, asked, sampling=Sampling(max_new_tokens=3), template=form)
+    monkeypatch.setattr(room, "ROWS", 3)
+    assert generate(made, asked, sampling=Sampling(max_new_tokens=3), template=form) == whole
+    assert generate(made, [], sampling=Sampling(), template=form) == []
+
+
+# ------------------------------------------------------------------ ends
+
+
+def test_an_answer_ends_at_its_stop_token_which_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    made, form = policy("gemma"), template("gemma")
+    forced(made, monkeypatch, [[70, 71, 5, 72], [80, 1], [90, 91, 92, 93]])
+    asked = sorted(prompts("gemma")[:3], key=len, reverse=True)
+    drawn = generate(made, asked, sampling=Sampling(max_new_tokens=3), template=form)
+    assert [(one.ids, one.finished) for one in drawn] == [([70, 71], True), ([80], True), ([90, 91, 92], False)]
+
+
+def test_a_finished_row_leaves_the_batch(monkeypatch: pytest.MonkeyPatch):
+    made, form = policy("llama"), template("llama")
+    forced(made, monkeypatch, [[70, 2], [71, 72, 73, 2], [74, 75, 76, 77]])
+    sizes, base_model = [], made.network.base_model
+    hook = base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    generate(made, prompts("llama")[:3], sampling=Sampling(max_new_tokens=4), template=form)
+    hook.remove()
+    assert sizes[-3:] == [(3, 1), (2, 1), (2, 1)]
+
+
+def test_an_answer_ends_with_the_word_that_completes_a_stop_string(monkeypatch: pytest.MonkeyPatch):
+    made, form = policy("llama"), template("llama")
+    words = form.tokenizer("ab END cd", add_special_tokens=False)["input_ids"]
+    forced(made, monkeypatch, [words])
+    (drawn,) = generate(made, [[1, 5]], sampling=Sampling(max_new_tokens=20, stop=("END",)), template=form)
+    assert drawn.finished
+    assert form.decode(drawn.ids) == "ab END"
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "left"),
+    [("a END b", ("END",), "a "), ("a b", ("END",), "a b"), ("a b c", ("c", "b"), "a "), ("a", (), "a")],
+)
+def test_a_text_is_cut_at_the_first_stop_string(text: str, stops: tuple[str, ...], left: str):
+    assert before_stop(text, stops) == left
+
+
+# ------------------------------------------------------------------ in pieces
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "pieces"),
+    [
+        ("a b", (), ["a", " b"]),
+        ("  Größe 😀!", (), None),
+        ("ab ENOUGH", ("END",), None),
+        ("ab END cd", ("END",), ["a", "b"]),
+        ("one \n\n", (), None),
+        ("x\n\nQ: y", ("\n\nQ:", "Q"), None),
+        ("ends in E", ("END",), None),
+    ],
+)
+def test_the_pieces_of_an_answer_join_to_the_whole(
+    monkeypatch: pytest.MonkeyPatch, text: str, stops: tuple[str, ...], pieces: list[str] | None
+):
+    made, form = policy("llama"), template("llama")
+    ids = form.tokenizer(text, add_special_tokens=False)["input_ids"]
+    forced(made, monkeypatch, [[*ids, 2]])
+    found = list(stream(made, [1, 5], sampling=Sampling(max_new_tokens=40, stop=stops), template=form))
+    assert "".join(found) == before_stop(text, stops).strip()
+    assert pieces is None or found == pieces
+    assert "\ufffd" not in "".join(found)
+    assert all(found)
+
+
+def test_an_answer_that_is_cut_inside_a_character_ends_with_its_mark_in_pieces_too(monkeypatch: pytest.MonkeyPatch):
+    made, form = policy("llama"), template("llama")
+    ids = form.tokenizer("a😀", add_special_tokens=False)["input_ids"]
+    forced(made, monkeypatch, [ids])
+    found = list(stream(made, [1, 5], sampling=Sampling(max_new_tokens=len(ids) - 1), template=form))
+    assert "".join(found) == form.decode(ids[:-1]).strip() == "a\ufffd"
+
+
+# ------------------------------------------------------------------ chance
+
+
+def test_a_drawn_answer_depends_on_seed_and_prompt_and_not_on_company():
+    made, form, asked = policy("gpt2"), template("gpt2"), prompts("gpt2")
+    hot = Sampling(max_new_tokens=NEW, temperature=1.0)
+    together = generate(made, asked, sampling=hot, template=form)
+    assert [generate(made, [one], sampling=hot, template=form)[0] for one in asked] == together
+    assert generate(made, list(reversed(asked)), sampling=hot, template=form) == list(reversed(together))
+    other = Sampling(max_new_tokens=NEW, temperature=1.0, seed=1)
+    assert generate(made, asked, sampling=other, template=form) != together
+
+
+def test_words_are_drawn_as_often_as_their_probability_at_the_temperature_says():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -30.0]]).repeat(4000, 1)
+    chance = [torch.Generator().manual_seed(i) for i in range(4000)]
+    drawn = room._choose(logits, chance, Sampling(temperature=2.0))
+    shares = torch.bincount(drawn, minlength=4) / 4000
+    # e^0, e^(1/2), e^1 over their sum 5.367
+    assert torch.allclose(shares, torch.tensor([0.1863, 0.3072, 0.5065, 0.0]), atol=0.03)
+
+
+def test_top_p_keeps_the_smallest_set_of_words_that_holds_it():
+    logits = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log().repeat(500, 1)
+    chance = [torch.Generator().manual_seed(i) for i in range(500)]
+    for top_p, kept in ((0.4, {1}), (0.7, {1, 3}), (0.76, {1, 2, 3})):
+        assert set(room._choose(logits, chance, Sampling(temperature=1.0, top_p=top_p)).tolist()) == kept
+
+
+def test_at_temperature_zero_the_likeliest_word_is_taken():
+    assert room._choose(torch.tensor([[0.0, 2.0, 1.0]]), [], Sampling()).tolist() == [1]
+
+
+# ------------------------------------------------------------------ given answers
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize(
+    "options", [[[70], [80], [90]], [[70, 71, 72], [70], [80, 81]]], ids=["one token", "several tokens"]
+)
+def test_a_given_answers_score_is_the_sum_of_its_log_probabilities(kind: str, options: list[list[int]]):
+    made, asked = talker(kind), prompts(kind)
+    found = option_scores(made, asked, [options] * len(asked))
+    assert found.shape == (4, 3)
+    for row, prompt in enumerate(asked):
+        for column, option in enumerate(options):
+            with torch.no_grad():
+                logs = made.network(torch.tensor([[*prompt, *option]])).logits[0].log_softmax(dim=1)
+            wanted = sum(float(logs[len(prompt) - 1 + i, token]) for i, token in enumerate(option))
+            assert float(found[row, column]) == pytest.approx(wanted, abs=2e-3)
+
+
+def test_each_prompt_may_have_options_of_its_own():
+    made, asked = talker("llama"), prompts("llama")[:2]
+    first, second = [[70, 71], [80]], [[90], [91, 92, 93]]
+    found = option_scores(made, asked, [first, second])
+    assert torch.allclose(found[0], option_scores(made, asked[:1], [first])[0], atol=1e-4)
+    assert torch.allclose(found[1], option_scores(made, asked[1:], [second])[0], atol=1e-4)

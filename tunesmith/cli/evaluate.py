@@ -1,0 +1,115 @@
+"""`tunesmith evaluate`: any model scored on any file of rows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from tunesmith.cli.options import add_common
+from tunesmith.cli.terminal import hush, log, number, p_value, publish, show, show_table
+from tunesmith.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from tunesmith.cli.options import Commands
+    from tunesmith.workflows.evaluate import Compared, Scored
+
+
+class PrintSchema(argparse.Action):
+    """`--schema`: print the shape of what `--json` prints, and end; no model is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print the schema and exit with 0."""
+        from tunesmith.workflows.evaluate import schema
+
+        sys.stdout.write(schema() + "\n")
+        parser.exit()
+
+
+def add(commands: Commands) -> None:
+    """Add `evaluate`."""
+    parser = commands.add_parser(
+        "evaluate",
+        help="score a run, a base or anybody's adapter on any file",
+        description="Score a run, a base model, a merged folder or anybody's PEFT adapter on the rows of a file, "
+        "alone or against another model on the same rows.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="run, adapter or model folder, alias, Hub id or file.gguf")
+    parser.add_argument("--data", required=True, metavar="FILE", help="rows to score on")
+    parser.add_argument(
+        "--against", default="", metavar="MODEL2", help="compare with its base (the word base) or a model"
+    )
+    parser.add_argument(
+        "--objective", default="", metavar="KIND", help="classify or instruct; else as tuned, or detected"
+    )
+    parser.add_argument("--base", default="", metavar="MODEL", help="put the adapter over this base")
+    parser.add_argument("--rows", type=int, default=0, metavar="N", help="score on N rows drawn at random")
+    parser.add_argument("--answers", type=Path, metavar="FILE", help="write every question with its answers, as jsonl")
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="how the rows are read, such as objective.text=body or data.group=thread; may be repeated",
+    )
+    parser.add_argument("--schema", action=PrintSchema, nargs=0, help="print the JSON schema of --json and end")
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score as the command line says."""
+    from tunesmith.workflows.evaluate import Asked, Compared, evaluate
+
+    hush()
+    asked = Asked(
+        args.model, args.data, args.against, args.objective, args.base, max(0, args.rows), tuple(args.changes)
+    )
+    done = evaluate(asked, listen=lambda event: log(event["text"]), offline=args.offline)
+    for note in done.page.notes:
+        log(note if note.startswith("warning") else f"note: {note}")
+    if args.answers is not None:
+        _write(done.answers, args.answers)
+    if publish(done.page.model_dump(mode="json"), args):
+        return 0
+    if isinstance(done.page, Compared):
+        _show_comparison(done.page)
+    else:
+        _show_scores(done.page)
+    return 0
+
+
+def _show_scores(page: Scored) -> None:
+    """Every metric of one model with its interval."""
+    show(f"{page.model} on {page.data}")
+    rows = [(task.metric, number(task.score), _bounds(task.ci95), str(task.n)) for task in page.tasks]
+    show_table(("metric", "score>", "95 % interval", "rows>"), rows)
+
+
+def _show_comparison(page: Compared) -> None:
+    """Both models side by side, and what may be said about them."""
+    show(f"{page.model} against {page.against} on {page.data}")
+    rows = []
+    for task in page.tasks:
+        values = (number(task.base), number(task.tuned), number(task.delta))
+        rows.append((task.metric, *values, _bounds(task.ci95), p_value(task.p_value), str(task.n)))
+    show_table(("metric", f"{page.against}>", f"{page.model}>", "delta>", "95 % interval", "p>", "rows>"), rows)
+    show(page.sentence)
+
+
+def _bounds(ci95: tuple[float, float] | None) -> str:
+    return "-" if ci95 is None else f"{number(ci95[0])} to {number(ci95[1])}"
+
+
+def _write(lines: Sequence[dict[str, str]], path: Path) -> None:
+    """One JSON line per row."""
+    try:
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: not written ({error.strerror}); name a file in a folder that is there"
+        ) from None

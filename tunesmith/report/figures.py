@@ -1,0 +1,91 @@
+"""Numbers and texts as people read them."""
+
+from __future__ import annotations
+
+import math
+
+# Names that differ from the recipe's word with spaces for underscores.
+METRICS = {
+    "macro_f1": "macro F1",
+    "sample_f1": "sample F1",
+    "token_f1": "token F1",
+    "rouge_l": "ROUGE-L",
+    "chrf": "chrF",
+    "corpus_chrf": "chrF",
+    "bleu": "BLEU",
+}
+LOWER_IS_BETTER = frozenset({"perplexity"})
+NONE = "–"
+MINUS = "\N{MINUS SIGN}"
+
+
+def metric_name(metric: str) -> str:
+    """A metric's name in running text."""
+    return METRICS.get(metric, metric.replace("_", " "))
+
+
+def figure(value: float | None) -> str:
+    """Three decimals of a small number, one of a large one, a dash for none."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    text = f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    return text.replace("-", MINUS)
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return ("+" if value > 0 else "") + figure(value)
+
+
+def bounds(interval: tuple[float, float] | None, *, sign: bool = False) -> str:
+    """Both ends of an interval."""
+    if interval is None:
+        return NONE
+    write = signed if sign else figure
+    return f"{write(interval[0])} to {write(interval[1])}"
+
+
+def p_value(value: float | None) -> str:
+    """A p-value with the letter."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def share(value: float | None) -> str:
+    """A fraction in percent."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    percent = f"{100 * value:.1f}" if abs(value) < 0.9995 else f"{100 * value:.0f}"
+    return f"{percent.replace('-', MINUS)} %"
+
+
+def count(value: float) -> str:
+    """A whole number with its thousands apart."""
+    return f"{value:,.0f}"
+
+
+def size(value: float) -> str:
+    """Bytes in a unit that reads well."""
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as hours, minutes and seconds, the two largest that are not zero."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def clean(text: str) -> str:
+    """The text without control characters and half characters: no page or terminal has a use for them."""
+    whole = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(c for c in whole if c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160))

@@ -1,0 +1,150 @@
+"""A run's page: one HTML file that needs no network, no script and no other file."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tunesmith.report import figures, plots
+from tunesmith.report.card import COMMAND, card
+from tunesmith.report.facts import (
+    LISTED,
+    Contender,
+    Facts,
+    confusion,
+    confusions,
+    contenders,
+    coverage,
+    curve,
+    groups_to_read,
+    label_lines,
+    read_facts,
+    reliability,
+)
+from tunesmith.report.schema import Retention
+
+# A text of a row is shown whole up to SHORT characters, behind a fold up to LONGEST.
+SHORT, LONGEST = 280, 8000
+# Which colour a verdict has; anything else is neutral.
+MOODS = {"better": "good", "worse": "bad", "inconclusive": "unsure"}
+HUNDREDS = ("chrf", "bleu", "corpus_chrf")
+
+
+def write_reports(folder: Path) -> None:
+    """Write report.html and README.md of a finished run beside its report.json.
+
+    Raises CheckpointError and RecipeError for a folder that cannot be read.
+    """
+    facts = read_facts(folder)
+    (folder / "report.html").write_text(page(facts), encoding="utf-8")
+    (folder / "README.md").write_text(card(facts), encoding="utf-8")
+
+
+def page(facts: Facts) -> str:
+    """The run's page; everything that came from files is escaped."""
+    template = _environment().get_template("report.html.jinja")
+    return template.render(
+        r=facts.report,
+        facts=facts,
+        command=COMMAND,
+        mood=MOODS.get(facts.report.task.verdict, "plain"),
+        reach=_reach(facts.report.task.ci95, facts.report.task.delta),
+        bars=_bars(contenders(facts), facts.report.task.metric),
+        others=[one for one in [*facts.report.baselines, *facts.report.controls] if _other(facts, one.metric)],
+        forgotten=_forgotten(facts.report.retention),
+        matrix=confusion(facts),
+        mistakes=confusions(facts),
+        labels=label_lines(facts)[:LISTED],
+        groups=groups_to_read(facts),
+        plots=_plots(facts),
+    )
+
+
+def _environment() -> Environment:
+    """Jinja that escapes everything, drops control characters and refuses names it does not know."""
+    made = Environment(
+        loader=PackageLoader("tunesmith.report", package_path="."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_clean,
+    )
+    made.filters |= {
+        "figure": figures.figure,
+        "signed": figures.signed,
+        "bounds": figures.bounds,
+        "p": figures.p_value,
+        "share": figures.share,
+        "count": figures.count,
+        "size": figures.size,
+        "duration": figures.duration,
+        "metric": figures.metric_name,
+    }
+    made.globals |= {"SHORT": SHORT, "LONGEST": LONGEST, "exp": math.exp}
+    return made
+
+
+def _clean(value: Any) -> Any:
+    # Only plain text: what is marked as safe is our own markup.
+    return figures.clean(value) if type(value) is str else value
+
+
+def _plots(facts: Facts) -> dict[str, str]:
+    report = facts.report
+    target = None if report.calibration is None else report.calibration.target_accuracy
+    return {
+        "loss": plots.loss_plot(
+            curve(facts, "loss"), curve(facts, "validation_loss"), best_step=report.training.best_step
+        ),
+        "rate": plots.rate_plot(curve(facts, "learning_rate")),
+        "reliability": plots.reliability_plot(reliability(facts)),
+        "coverage": plots.coverage_plot(coverage(facts), target=target),
+    }
+
+
+def _other(facts: Facts, metric: str) -> bool:
+    return metric != facts.report.task.metric
+
+
+def _reach(interval: tuple[float, float], delta: float) -> dict[str, float]:
+    """Where 0, the difference and its interval lie on a line that shows them all, in percent of its width."""
+    low, high = min(0.0, interval[0]), max(0.0, interval[1])
+    span = (high - low) or 1.0
+    start, width = low - 0.08 * span, 1.16 * span
+    places = {"zero": 0.0, "low": interval[0], "high": interval[1], "delta": delta}
+    return {name: round(100 * (value - start) / width, 2) for name, value in places.items()}
+
+
+def _bars(all_of_them: Sequence[Contender], metric: str) -> list[dict[str, Any]]:
+    """Each contender with its bar and interval in percent of the scale."""
+    highest = max(max(one.score, *(one.ci95 or ())) if one.ci95 else one.score for one in all_of_them)
+    scale = 100.0 if metric in HUNDREDS else 1.0 if highest <= 1 else 1.05 * highest
+    found = []
+    for one in all_of_them:
+        low, high = one.ci95 or (one.score, one.score)
+        places = {"width": one.score, "low": low, "high": high}
+        found.append({"one": one, **{name: _percent(value / scale) for name, value in places.items()}})
+    return found
+
+
+def _percent(value: float) -> float:
+    return round(100 * min(1.0, max(0.0, value)), 2)
+
+
+def _forgotten(retention: Retention | None) -> list[dict[str, Any]]:
+    """The general-ability lines: what, base, tuned, difference, and whether it got worse."""
+    if retention is None:
+        return []
+    lines = [("general text, nats per token", retention.general_nll_base, retention.general_nll_tuned, -1)]
+    if retention.probe_base is not None and retention.probe_tuned is not None:
+        lines.append(("probe questions right", retention.probe_base, retention.probe_tuned, 1))
+    lines += [(f"· {name}", *pair, 1) for name, pair in retention.fields.items()]
+    return [
+        {"what": what, "base": base, "tuned": tuned, "delta": tuned - base, "worse": (tuned - base) * sign < 0}
+        for what, base, tuned, sign in lines
+    ]

@@ -1,0 +1,173 @@
+"""Curves as SVG inside the page: its colours and letters, light or dark, and no file of their own."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+Points = Sequence[tuple[float, float]]
+
+# Wide enough to be read at its own size on a phone; drawn larger elsewhere.
+WIDTH, HEIGHT = 4.6, 2.9
+# More points than the picture has pixels only make the page heavy.
+MOST_POINTS = 400
+
+# Stand-ins: matplotlib wants colours, the page knows them only when it is read.
+_INK, _FAINT, _TUNED, _BASE = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
+_VARIABLES = {_INK: "var(--muted)", _FAINT: "var(--line)", _TUNED: "var(--tuned)", _BASE: "var(--base)"}
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _FAINT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.7,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "legend.frameon": False,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(slots=True)
+class _Sheet:
+    """One empty picture: axes to draw on, and the SVG once the block has ended."""
+
+    axes: Any
+    svg: str = field(default="")
+
+
+def loss_plot(train: Points, validation: Points, *, best_step: int) -> str:
+    """Training and validation loss over steps, the kept step marked; empty without points."""
+    if not train:
+        return ""
+    said = f"Training loss from {train[0][1]:.3g} to {train[-1][1]:.3g} over {train[-1][0]:.0f} steps"
+    if validation:
+        lowest = min(validation, key=lambda point: point[1])
+        said += f"; lowest validation loss {lowest[1]:.3g} at step {lowest[0]:.0f}"
+    with _sheet("loss", said, xlabel="step", ylabel="loss") as sheet:
+        axes = sheet.axes
+        axes.plot(*_columns(thin(train)), color=_BASE, linewidth=1.2, label="training")
+        if validation:
+            axes.plot(*_columns(validation), "o-", color=_TUNED, linewidth=1.8, markersize=4.5, label="validation")
+            axes.axvline(best_step, color=_TUNED, linewidth=1, linestyle=(0, (2, 3)), label="kept")
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        _whole_steps(axes)
+        axes.legend(loc="upper right", handlelength=1.4)
+    return sheet.svg
+
+
+def rate_plot(rates: Points) -> str:
+    """Learning rate over steps; empty without points."""
+    if not rates:
+        return ""
+    highest = max(rate for _, rate in rates)
+    said = f"Learning rate: at most {highest:.3g}, at the end {rates[-1][1]:.3g}"
+    with _sheet("rate", said, xlabel="step", ylabel="learning rate") as sheet:
+        axes = sheet.axes
+        axes.plot(*_columns(thin(rates)), color=_TUNED, linewidth=1.8)
+        axes.set_ylim(0, highest * 1.08 or 1)
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=False)
+        axes.yaxis.get_offset_text().set_color(_INK)
+        _whole_steps(axes)
+    return sheet.svg
+
+
+def reliability_plot(bins: Sequence[tuple[float, float, int]]) -> str:
+    """Accuracy against stated confidence, a dot per bin; empty without bins."""
+    if not bins:
+        return ""
+    said = "Accuracy against stated confidence: " + ", ".join(f"{a:.2f} at {c:.2f}" for c, a, _ in bins)
+    with _sheet("reliability", said, xlabel="stated confidence", ylabel="accuracy") as sheet:
+        axes = sheet.axes
+        low = max(0.0, min(min(c, a) for c, a, _ in bins) - 0.05)
+        axes.plot([low, 1], [low, 1], color=_BASE, linewidth=1.2, linestyle=(0, (4, 3)), label="as stated")
+        axes.plot([c for c, _, _ in bins], [a for _, a, _ in bins], "o-", color=_TUNED, linewidth=1.4, label="found")
+        axes.set_xlim(low, 1.01)
+        axes.set_ylim(low, 1.03)
+        axes.legend(loc="upper left", handlelength=1.6)
+    return sheet.svg
+
+
+def coverage_plot(points: Points, *, target: float | None) -> str:
+    """Accuracy of the answers given, against the share of rows answered; empty without points."""
+    if not points:
+        return ""
+    said = f"Accuracy {points[-1][1]:.3g} when every row is answered"
+    half = [accuracy for share, accuracy in points if share <= 0.5]
+    if half:
+        said += f", {half[-1]:.3g} on the surest half"
+    with _sheet("coverage", said, xlabel="share of rows answered", ylabel="accuracy of answers") as sheet:
+        axes = sheet.axes
+        axes.plot(*_columns(thin(points)), color=_TUNED, linewidth=1.8)
+        if target is not None:
+            axes.axhline(target, color=_BASE, linewidth=1.2, linestyle=(0, (4, 3)), label=f"target {target:.3g}")
+            axes.legend(loc="lower left", handlelength=1.6)
+        axes.set_xlim(0, 1.02)
+        axes.set_ylim(max(0.0, min(accuracy for _, accuracy in points) - 0.03), 1.01)
+    return sheet.svg
+
+
+def thin(points: Points) -> Points:
+    """At most MOST_POINTS points: means over runs of equally many."""
+    if len(points) <= MOST_POINTS:
+        return points
+    run = -(-len(points) // MOST_POINTS)
+    parts = [points[i : i + run] for i in range(0, len(points), run)]
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+@contextmanager
+def _sheet(name: str, said: str, *, xlabel: str, ylabel: str) -> Iterator[_Sheet]:
+    """Axes in the page's style; what was drawn in the block is in `svg` afterwards."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        sheet = _Sheet(figure.add_subplot())
+        sheet.axes.set_xlabel(xlabel)
+        sheet.axes.set_ylabel(ylabel)
+        sheet.axes.tick_params(length=3)
+        yield sheet
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    sheet.svg = _inlined(buffer.getvalue(), said)
+
+
+def _inlined(svg: str, said: str) -> str:
+    """The picture as a part of the page: named for those who cannot see it, in the page's colours and letters."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    svg = re.sub(r"<svg[^>]*>", f'<svg {box[0] if box else ""} role="img" aria-label="{escape(said)}">', svg, count=1)
+    svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
+    # Every picture has its figure_1 and axes_1; only what is pointed at needs its name.
+    pointed = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in pointed else "", svg)
+    for stand_in, variable in _VARIABLES.items():
+        svg = svg.replace(stand_in, variable)
+    return re.sub(r"\s*\n\s*", "\n", svg).replace("xlink:href", "href")
+
+
+def _whole_steps(axes: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+
+
+def _columns(points: Points) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]

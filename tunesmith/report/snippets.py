@@ -1,0 +1,59 @@
+"""Code for the model card: the tuned model from Python, with Tunesmith and without it."""
+
+from __future__ import annotations
+
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.report.facts import Facts
+from tunesmith.report.figures import clean
+
+TEXT = "your text"
+
+
+def python_lines(facts: Facts) -> list[str]:
+    """The tuned model through Tunesmith."""
+    loaded = ["import tunesmith", "", 'model = tunesmith.load(".")']
+    if isinstance(facts.recipe.objective, Classify):
+        return [*loaded, f'found = model.classify(["{TEXT}"])[0]', "print(found.label, found.probabilities)"]
+    return [*loaded, f'print(model.generate(["{TEXT}"])[0])']
+
+
+def transformers_lines(facts: Facts, *, base: str) -> list[str]:
+    """The tuned model through transformers and PEFT; none where a head of our own stands between model and label."""
+    objective = facts.recipe.objective
+    if facts.report.family != "decoder" or (isinstance(objective, Classify) and objective.output != "words"):
+        return []
+    adapter = facts.report.technique != "full"
+    load = (
+        [
+            f'base = AutoModelForCausalLM.from_pretrained("{base}")  # the base it was tuned on',
+            'model = PeftModel.from_pretrained(base, "model")',
+        ]
+        if adapter
+        else ['model = AutoModelForCausalLM.from_pretrained("model")']
+    )
+    return [
+        *(["from peft import PeftModel"] if adapter else []),
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("model")',
+        *load,
+        f'messages = [{{"role": "user", "content": {_question(facts)!r}}}]',
+        'asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")',
+        f"answer = model.generate(**asked, do_sample=False, max_new_tokens={_longest(facts)})",
+        'print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+
+
+def _question(facts: Facts) -> str:
+    """What the model is asked about a text, as it was in training."""
+    objective = facts.recipe.objective
+    if isinstance(objective, Classify):
+        return clean(objective.messages(TEXT)[-1].content)
+    instruction = objective.instruction if isinstance(objective, Instruct) else ""
+    return clean(f"{instruction}\n\n{TEXT}" if instruction else TEXT)
+
+
+def _longest(facts: Facts) -> int:
+    """Tokens that the longest answer may need."""
+    objective = facts.recipe.objective
+    return objective.max_new_tokens or 256 if isinstance(objective, Instruct) else 16

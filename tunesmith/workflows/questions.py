@@ -1,0 +1,133 @@
+"""Rows of any file as questions to a model: by the run's own objective, or by one that fits the rows."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.examples import Example, Labelled
+from tunesmith.data.examples import question as asked_for
+from tunesmith.data.formats import detect
+from tunesmith.data.rows import Row, columns_of, keep, read_rows
+from tunesmith.errors import DataError, TunesmithError
+from tunesmith.inference.folder import About, read_about
+from tunesmith.inference.open import Found
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.recipe import load_recipe, make_recipe
+from tunesmith.workflows.prepare import read_data
+from tunesmith.workflows.request import COLUMN_KEYS
+
+# With this share of the questions among the training rows, a score tells nothing about new rows.
+SEEN_TOO_OFTEN = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Which model on which rows; `objective` is a kind, `base` what an adapter is put over, `rows` 0 for all."""
+
+    model: str
+    data: str
+    against: str = ""
+    objective: str = ""
+    base: str = ""
+    rows: int = 0
+    changes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Rows, how they are put to a model, and what there is to say about them."""
+
+    objective: Classify | Instruct
+    examples: list[Example]
+    limit: int
+    own: bool  # whether the objective is the one that the run was tuned by
+    notes: list[str] = field(default_factory=list)
+
+
+def read_task(asked: Asked, found: Found, *, offline: bool) -> Task:
+    """The rows of the file, read by the run's objective or by one that fits the rows."""
+    about = read_about(found.folder) if found.kind == "run" and found.folder else None
+    rows = read_rows(asked.data, offline=offline)
+    own = about is not None and asked.objective in ("", about.objective.kind)
+    raw: dict[str, Any] = {"model": asked.model, "data": {"train": asked.data}}
+    raw["objective"] = _raw_objective(asked, about if own else None, rows)
+    if about is not None:
+        raw["data"] |= {"max_tokens": about.limit, "group": _group(found, rows)}
+    recipe, notes = make_recipe(raw, place=f"evaluate {asked.data}", changes=asked.changes)
+    objective = recipe.objective
+    examples = objective.examples(keep(rows, recipe.data.where), group=recipe.data.group)
+    if asked.rows and asked.rows < len(examples):
+        some = sorted(random.Random(recipe.seed).sample(range(len(examples)), asked.rows))
+        notes.append(f"{asked.rows} of {len(examples)} rows, drawn with seed {recipe.seed}")
+        examples = [examples[i] for i in some]
+    if own:
+        notes += _known_labels(objective, examples, asked)
+    else:
+        objective = objective.bind(examples, "decoder")
+    return Task(objective, examples, recipe.data.max_tokens, own, notes)
+
+
+def _raw_objective(asked: Asked, about: About | None, rows: Sequence[Row]) -> dict[str, Any]:
+    """The run's objective, its columns detected where the file has others; without a run, what fits the rows."""
+    if about is None:
+        return {"kind": asked.objective or detect(rows).objective}
+    values: dict[str, Any] = about.objective.model_dump(mode="json")
+    here = set(columns_of(rows))
+    if any(values.get(key) and values[key] not in here for key in COLUMN_KEYS):
+        values |= dict.fromkeys(COLUMN_KEYS & set(values), "")
+    return values
+
+
+def _group(found: Found, rows: Sequence[Row]) -> str:
+    """The column by which the run kept rows together, if the file has it."""
+    page = recipe_file(found)
+    if page is None:
+        return ""
+    column = load_recipe(page)[0].data.group
+    return column if column in columns_of(rows) else ""
+
+
+def recipe_file(found: Found) -> Path | None:
+    """The recipe of a run, if it still lies beside its model."""
+    page = found.folder.parent / "recipe.yaml" if found.kind == "run" and found.folder else None
+    return page if page is not None and page.exists() else None
+
+
+def _known_labels(objective: Classify | Instruct, examples: Sequence[Example], asked: Asked) -> list[str]:
+    """A note on labels that the model cannot answer with. Raises DataError when it knows none of them."""
+    if not isinstance(objective, Classify):
+        return []
+    known = set(objective.labels)
+    labels = [set(example.labels) for example in examples if isinstance(example, Labelled)]
+    strange = sorted(set().union(*labels) - known)
+    if strange and not set().union(*labels) & known:
+        raise DataError(
+            f"{asked.data}: {asked.model} answers {', '.join(sorted(known))}, and no row has such a label "
+            f"(there: {', '.join(strange[:10])}); name the column with --set objective.label=COLUMN"
+        )
+    rows = sum(bool(found - known) for found in labels)
+    return [f"{rows} rows have labels that the model never learned ({', '.join(strange)})"] if rows else []
+
+
+def seen(found: Found, task: Task, *, offline: bool) -> list[str]:
+    """A warning if the model's own training rows ask the same; what a foreign model was trained on nobody knows."""
+    if found.kind != "run":
+        return []
+    page = recipe_file(found)
+    if page is None:
+        return [f"{found.name}: its recipe is gone, so nobody checked whether it was trained on these rows"]
+    try:
+        train = read_data(load_recipe(page)[0], offline=offline).split.train
+    except TunesmithError as error:
+        return [f"{found.name}: nobody checked whether it was trained on these rows ({error})"]
+    known = {asked_for(example) for example in train}
+    count = sum(asked_for(example) in known for example in task.examples)
+    if not count:
+        return []
+    line = f"{found.name} was trained on {count} of these {len(task.examples)} questions"
+    too_often = count >= SEEN_TOO_OFTEN * len(task.examples)
+    return [f"warning: {line}: the score says little about new rows" if too_often else line]

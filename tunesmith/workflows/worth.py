@@ -1,0 +1,174 @@
+"""What a run is worth beside its headline: cheap ways, controls, retention, calibration and style."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+
+from tunesmith.data.examples import Chat, Example, Labelled
+from tunesmith.evaluation import calibration, style
+from tunesmith.evaluation.baselines import linear_probe, majority, tfidf_classifier
+from tunesmith.evaluation.retention import General, by_field, flips, general_text, items, measure
+from tunesmith.evaluation.tasks import Score, score
+from tunesmith.inference.local import LocalModel
+from tunesmith.model.policy import Policy
+from tunesmith.model.shipped import cache_dir
+from tunesmith.objectives import Classify
+from tunesmith.report.schema import Calibration, Retention, Style
+from tunesmith.workflows.answers import Answers, answer, gold, groups, question
+from tunesmith.workflows.prepare import Prepared
+
+# Accuracy that the "do not answer" threshold is set for, on validation.
+TARGET_ACCURACY = 0.95
+CURVE_POINTS = 21
+
+
+def cheap_ways(prepared: Prepared, test: Sequence[Example]) -> list[Score]:
+    """What labels cost without a language model: the commonest label, and TF-IDF with logistic regression."""
+    objective = prepared.recipe.objective
+    if not isinstance(objective, Classify) or objective.multi:
+        return []
+    train = [(e.text, e.labels[0]) for e in prepared.loaded.split.train if isinstance(e, Labelled)]
+    texts = [question(example) for example in test]
+    metric = "macro_f1" if objective.metric == "macro_f1" else "accuracy"
+    given = {
+        "most frequent label": [majority([label for _, label in train])] * len(texts),
+        "TF-IDF + logistic regression": tfidf_classifier(train, texts, metric=metric, seed=prepared.recipe.seed),
+    }
+    return [_scored(prepared, test, name, answers) for name, answers in given.items()]
+
+
+def head_only(prepared: Prepared, model: LocalModel, test: Sequence[Example]) -> Score | None:
+    """A linear head on the frozen model's states: what no technique should fail to beat. Before tuning only."""
+    objective = prepared.recipe.objective
+    if not isinstance(objective, Classify) or objective.multi:
+        return None
+    train = prepared.loaded.split.train
+    learn, ask = (model.embed([question(e) for e in part]).numpy() for part in (train, test))
+    return _scored(prepared, test, "head only, frozen model", linear_probe(learn, gold(train), ask))
+
+
+def shuffled(prepared: Prepared) -> Prepared:
+    """The same rows with the answers dealt out at random: a run on them must not win."""
+    chance = random.Random(f"{prepared.recipe.seed}/control")
+    split = prepared.loaded.split
+    dealt = replace(split, train=_dealt(split.train, chance), validation=_dealt(split.validation, chance))
+    objective, limit = prepared.recipe.objective, prepared.recipe.data.max_tokens
+    encode = [
+        [objective.encode(example, prepared.template, limit=limit) for example in part]
+        for part in (dealt.train, dealt.validation)
+    ]
+    return replace(prepared, loaded=replace(prepared.loaded, split=dealt), train=encode[0], validation=encode[1])
+
+
+def _dealt(examples: Sequence[Example], chance: random.Random) -> list[Example]:
+    """The questions in their order, each with the answer of another."""
+    order = list(range(len(examples)))
+    chance.shuffle(order)
+    mixed: list[Example] = []
+    for example, other in zip(examples, (examples[i] for i in order), strict=True):
+        if isinstance(example, Labelled) and isinstance(other, Labelled):
+            mixed.append(replace(example, labels=other.labels))
+        elif isinstance(example, Chat) and isinstance(other, Chat):
+            mixed.append(replace(example, messages=(*example.messages[:-1], other.messages[-1])))
+    return mixed
+
+
+def _scored(prepared: Prepared, test: Sequence[Example], name: str, given: Sequence[str]) -> Score:
+    return score(prepared.recipe.objective.metric, gold(test), given, name=name, groups=groups(test))
+
+
+def general_before(prepared: Prepared, policy: Policy) -> General | None:
+    """General ability of the base, measured once per base and kept in the user's cache; None for encoders."""
+    if policy.family != "decoder":
+        return None
+    asked = hashlib.sha256("\n".join([*general_text(), *map(repr, items())]).encode()).hexdigest()[:12]
+    kept = cache_dir() / "general" / f"{prepared.base.fingerprint}-{prepared.template.hash}-{asked}.json"
+    if kept.exists():
+        return General(**json.loads(kept.read_text(encoding="utf-8")))
+    found = measure(policy, prepared.template)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    half = kept.with_suffix(f".{prepared.recipe.seed}.half")
+    half.write_text(json.dumps(asdict(found)), encoding="utf-8")
+    half.replace(kept)
+    return found
+
+
+def retention(base: General, tuned: General) -> Retention:
+    """Base against tuned on general text and probe."""
+    lost, won, p_value = flips(base, tuned)
+    before, after = by_field(items(), base.right), by_field(items(), tuned.right)
+    return Retention(
+        general_nll_base=base.nll,
+        general_nll_tuned=tuned.nll,
+        probe_base=sum(base.right) / len(base.right),
+        probe_tuned=sum(tuned.right) / len(tuned.right),
+        probe_n=len(base.right),
+        lost=lost,
+        won=won,
+        p_value=p_value,
+        fields={field: (before[field], after[field]) for field in before},
+    )
+
+
+def calibrate(prepared: Prepared, model: LocalModel, test: Sequence[Example]) -> Calibration | None:
+    """Fit the model's temperature on validation, set it, and say how far its probabilities hold on test rows."""
+    objective, validation = prepared.recipe.objective, prepared.loaded.split.validation
+    if not isinstance(objective, Classify) or objective.multi or not validation:
+        return None
+    places = {label: i for i, label in enumerate(objective.labels)}
+    truth = {id(part): np.array([places[label] for label in gold(part)]) for part in (validation, test)}
+    logits = {id(part): model.label_logits([question(e) for e in part]).numpy() for part in (validation, test)}
+    model.temperature = calibration.fit_temperature(logits[id(validation)], truth[id(validation)])
+    before = calibration.softmax(logits[id(test)])
+    after = calibration.softmax(logits[id(test)], temperature=model.temperature)
+    right = after.argmax(axis=1) == truth[id(test)]
+    chosen = calibration.softmax(logits[id(validation)], temperature=model.temperature)
+    chosen_right = chosen.argmax(axis=1) == truth[id(validation)]
+    curve = calibration.coverage_curve(after.max(axis=1), right)
+    return Calibration(
+        temperature=model.temperature,
+        ece_before=calibration.ece(before.max(axis=1), right),
+        ece=calibration.ece(after.max(axis=1), right),
+        brier=calibration.brier(after, truth[id(test)]),
+        coverage=[curve[i] for i in np.linspace(0, len(curve) - 1, min(CURVE_POINTS, len(curve))).round().astype(int)],
+        threshold=calibration.threshold_for(chosen.max(axis=1), chosen_right, TARGET_ACCURACY),
+        target_accuracy=TARGET_ACCURACY,
+    )
+
+
+def voice(prepared: Prepared, sides: tuple[Answers, Answers], test: Sequence[Example]) -> Style | None:
+    """How near both models' answers are to the people's: discriminator, the recipe's rules, habits."""
+    if isinstance(prepared.recipe.objective, Classify):
+        return None
+    wanted = gold(test)
+    rules = style.rules_of(prepared.recipe.style)
+    texts = (sides[0].given, sides[1].given, wanted)
+    rates = [style.rule_rates(part, rules) for part in texts]
+    finished = (sides[0].finished, sides[1].finished, [True] * len(wanted))
+    found = [asdict(style.habits(part, finished=ends)) for part, ends in zip(texts, finished, strict=True)]
+    enough = len(wanted) >= style.FEWEST_PAIRS
+    return Style(
+        auc_base=style.discriminator_auc(sides[0].given, wanted) if enough else None,
+        auc_tuned=style.discriminator_auc(sides[1].given, wanted) if enough else None,
+        rules={rule.name: _three([rate[rule.name] for rate in rates]) for rule in rules},
+        habits={name: _three([float(side[name]) for side in found]) for name in found[0]},
+    )
+
+
+def _three(values: Sequence[float]) -> tuple[float, float, float]:
+    base, tuned, human = values
+    return base, tuned, human
+
+
+def control_answers(prepared: Prepared, policy: Policy, test: Sequence[Example], folder: Path) -> Score:
+    """The score of a policy trained on shuffled answers."""
+    model = LocalModel(policy, prepared.template, prepared.recipe.objective, prepared.recipe.data.max_tokens)
+    found = _scored(prepared, test, "shuffled labels", answer(model, test).given)
+    return found.model_copy(update={"detail": f"same recipe, answers dealt out at random; journal in {folder.name}"})
