@@ -85,8 +85,7 @@ def tokens(ids: Sequence[int], learn: str) -> Tokens:
 def gradients(made: Policy) -> dict[str, Tensor]:
     """The gradients as they are now, zero where nothing flows, and none left behind."""
     found = {
-        name: torch.zeros_like(value) if value.grad is None else value.grad.clone()
-        for name, value in made.trainable()
+        name: torch.zeros_like(value) if value.grad is None else value.grad.clone() for name, value in made.trainable()
     }
     for _, value in made.trainable():
         value.grad = None
@@ -96,15 +95,13 @@ def gradients(made: Policy) -> dict[str, Tensor]:
 def farthest(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     """The largest relative distance between two sets of tensors, tensor by tensor."""
     assert found.keys() == wanted.keys()
-    return max(
-        float((found[name] - wanted[name]).norm() / wanted[name].norm().clamp(min=1e-6)) for name in wanted
-    )
+    return max(float((found[name] - wanted[name]).norm() / wanted[name].norm().clamp(min=1e-6)) for name in wanted)
 
 
 def scrambled(network: Any, *, spread: float = 0.5, seed: int = 3) -> None:
-    """Random matrices large enough that greedy answers do not repeat one word."""
+    """Random layers that outweigh the embedding, so that greedy answers do not repeat the last word."""
     chance = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for value in network.parameters():
-            if value.ndim == 2:
+        for name, value in network.named_parameters():
+            if value.ndim == 2 and "embed" not in name and "wte" not in name:
                 value.copy_(torch.randn(value.shape, generator=chance) * spread)

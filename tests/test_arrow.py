@@ -46,9 +46,7 @@ def dotted(path: Path, package: Path) -> tuple[str, ...]:
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
-def imported(
-    tree: ast.AST, module: tuple[str, ...], *, is_package: bool
-) -> Iterator[tuple[int, tuple[str, ...]]]:
+def imported(tree: ast.AST, module: tuple[str, ...], *, is_package: bool) -> Iterator[tuple[int, tuple[str, ...]]]:
     """(line, dotted name) of every import below `tree`, wherever it stands, relative ones made absolute."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -154,11 +152,7 @@ def test_data_names_neither_torch_nor_transformers_at_module_level():
         if room_of(module) not in ("errors", "data"):
             continue
         tree = at_module_level(ast.parse(path.read_text(encoding="utf-8")))
-        heavy = [
-            name
-            for _, name in imported(tree, module, is_package=False)
-            if name[0] in ("torch", "transformers")
-        ]
+        heavy = [name for _, name in imported(tree, module, is_package=False) if name[0] in ("torch", "transformers")]
         found += [f"{'.'.join(module)}: {'.'.join(name)}" for name in heavy]
     assert not found, "\n".join(found)
 

@@ -67,9 +67,7 @@ def extras() -> dict[str, set[str]]:
 def modules_of(distributions: set[str]) -> set[str]:
     """The top-level modules that these distributions bring."""
     return {
-        module
-        for module, names in packages_distributions().items()
-        if {plain(name) for name in names} & distributions
+        module for module, names in packages_distributions().items() if {plain(name) for name in names} & distributions
     }
 
 

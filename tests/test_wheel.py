@@ -20,9 +20,7 @@ pytestmark = pytest.mark.slow
 
 def run(*command: str | Path, cwd: Path) -> str:
     """What a command prints; its error output is the failure's text."""
-    done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -42,9 +40,7 @@ def outside(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("outside") / "env"
     venv.create(home, with_pip=False, symlinks=True)
     python = home / "bin" / "python"
-    run(
-        sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=home
-    )
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=home)
     # After the install, or pip would take this checkout's editable install for the one to replace. A folder
     # that a .pth names is searched last and its own .pth files are not read, so the checkout stays unseen.
     libraries = sysconfig.get_paths(vars={"base": str(home), "platbase": str(home)})["purelib"]

@@ -75,8 +75,7 @@ GEMMA2 = (
 )
 GEMMA3 = (
     "{{ bos_token }}{% set first = '' %}{% if messages[0]['role'] == 'system' %}"
-    "{% set first = messages[0]['content'] + '\n\n' %}{% set messages = messages[1:] %}{% endif %}"
-    + GEMMA_TURNS
+    "{% set first = messages[0]['content'] + '\n\n' %}{% set messages = messages[1:] %}{% endif %}" + GEMMA_TURNS
 )
 
 CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -24,7 +24,7 @@ def replace_tune(monkeypatch: pytest.MonkeyPatch, run: Callable[[argparse.Namesp
 def test_help_names_every_command(command: Command):
     done = command("--help")
     assert done.code == 0
-    for word in ("demo", "tune", "ask", "chat", "runs", "models", "doctor"):
+    for word in ("demo", "init", "tune", "evaluate", "ask", "chat", "runs", "models", "doctor"):
         assert f"    {word}" in done.out
 
 
@@ -117,6 +117,13 @@ def test_a_signal_ends_a_command_with_one_line_that_says_how_to_go_on(
     replace_tune(monkeypatch, run)
     line = "interrupted: stopped; run the same command again to go on\n"
     assert command("tune", "x.jsonl") == (code, "", line)
+
+
+def test_waiting_threads_sleep_unless_the_user_wants_otherwise(command: Command, monkeypatch: pytest.MonkeyPatch):
+    for given, kept in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.setenv("OMP_WAIT_POLICY", given) if given else monkeypatch.delenv("OMP_WAIT_POLICY", False)
+        command("--version")
+        assert os.environ["OMP_WAIT_POLICY"] == kept
 
 
 def test_the_handlers_of_the_caller_are_put_back(command: Command):

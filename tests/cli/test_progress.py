@@ -79,7 +79,7 @@ def test_a_line_has_loss_rate_speed_and_time_left(capsys: pytest.CaptureFixture[
     clock.now += 10.0
     lines(step(11))
     second = capsys.readouterr().err.splitlines()[1]
-    assert second == "step 11/100  loss 0.5000  learning_rate 2.0e-04  321 tok/s  1 min 29 s left"
+    assert second == "step 11/100  loss 0.5000  lr 2.0e-04  321 tok/s  1 min 29 s left"
 
 
 def test_the_facts_of_the_data_are_told():

@@ -37,8 +37,26 @@ def test_rows_alone_are_enough_and_the_result_is_told(command: Command, review_f
         "scoring the tuned model",
     ):
         assert said in done.err
-    for said in ("accuracy", "macro_f1", f"run folder: {folder}", f'tunesmith ask {folder} "..."'):
+    for said in ("accuracy", "macro_f1", f"run folder: {folder} ", f'tunesmith ask {folder} "..."'):
         assert said in done.out
+
+
+def test_a_broken_gate_exits_1_on_every_call(command: Command, review_file: Path, tiny_bert: Path):
+    words = ("--model", tiny_bert, "--technique", "full", "--out", "run", *PLAIN, *EAGER)
+    for _ in range(2):
+        done = command("tune", review_file, *words, "--set", "gates.min_delta=0.9")
+        assert done.code == 1
+        assert done.err.splitlines()[-1].startswith("error: run: min_delta: accuracy moved by ")
+    assert (Path("run") / "model").is_dir()
+
+
+def test_the_dry_run_shows_rows_as_the_loss_sees_them_and_writes_nothing(
+    command: Command, review_file: Path, tiny_llama: Path
+):
+    done = command("tune", review_file, "--model", tiny_llama, *PLAIN, "--dry-run")
+    assert done.code == 0
+    assert "[[positive" in done.out
+    assert written(review_file.parent) == ["reviews.jsonl"]
 
 
 def test_json_is_the_report_and_where_the_run_lies(command: Command, encoder_run: Path, tiny_bert: Path):
@@ -49,6 +67,12 @@ def test_json_is_the_report_and_where_the_run_lies(command: Command, encoder_run
     assert document.pop("already_finished") is True
     assert document.pop("folder") == str(encoder_run)
     assert document == json.loads((encoder_run / "report.json").read_text())
+
+
+def test_the_schema_is_printed_without_a_recipe(command: Command):
+    done = command("tune", "--schema")
+    assert done.code == 0
+    assert {"task", "tasks", "baselines", "speed", "data"} <= set(json.loads(done.out)["properties"])
 
 
 def test_a_finished_run_is_left_as_it_is_and_said_so(command: Command, encoder_run: Path, tiny_bert: Path):

@@ -33,9 +33,7 @@ PAIR = {"prompt": "prompt", "answer": "answer"}
 
 
 def test_texts_keep_their_place_and_group():
-    assert texts(rows({"text": " x ", "doc": 7}), text="text", group="doc") == [
-        Text("train.jsonl:1", " x ", "7")
-    ]
+    assert texts(rows({"text": " x ", "doc": 7}), text="text", group="doc") == [Text("train.jsonl:1", " x ", "7")]
 
 
 def test_all_faults_of_a_file_are_told_together():
@@ -64,15 +62,11 @@ def test_a_column_that_no_row_has_is_one_error_with_the_nearest_name():
 
 
 def test_half_a_character_is_a_fault():
-    with pytest.raises(
-        DataError, match=r"train\.jsonl:1: column 'text' holds half a character \(\\ud83d\) at 4"
-    ):
+    with pytest.raises(DataError, match=r"train\.jsonl:1: column 'text' holds half a character \(\\ud83d\) at 4"):
         texts(rows({"text": "hi \ud83d"}), text="text")
 
 
-@pytest.mark.parametrize(
-    ("value", "label"), [("a;b", "a;b"), (1, "1"), (True, "True"), (2.0, "2"), (" x ", "x")]
-)
+@pytest.mark.parametrize(("value", "label"), [("a;b", "a;b"), (1, "1"), (True, "True"), (2.0, "2"), (" x ", "x")])
 def test_a_label_becomes_its_word(value, label):
     found = labelled(rows({"text": "t", "label": value}), text="text", label="label")
     assert found == [Labelled("train.jsonl:1", "t", (label,))]
@@ -80,9 +74,7 @@ def test_a_label_becomes_its_word(value, label):
 
 @pytest.mark.parametrize("value", [0.73, float("nan"), None, "", {"a": 1}, [["a"]], ["a", None]])
 def test_what_is_no_label_is_a_fault(value):
-    with pytest.raises(
-        DataError, match=r"^train\.jsonl:1: column 'label' must be a word, a whole number or a list"
-    ):
+    with pytest.raises(DataError, match=r"^train\.jsonl:1: column 'label' must be a word, a whole number or a list"):
         labelled(rows({"text": "t", "label": value}), text="text", label="label")
 
 

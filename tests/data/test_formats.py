@@ -121,9 +121,7 @@ def test_sentences_in_a_target_column_are_no_labels():
 
 
 def test_unclear_columns_are_named_with_what_to_write():
-    with pytest.raises(
-        DataError, match=r"^a\.jsonl: no known format has the columns \['en', 'fr'\]; write in the"
-    ):
+    with pytest.raises(DataError, match=r"^a\.jsonl: no known format has the columns \['en', 'fr'\]; write in the"):
         detect(rows({"en": "a", "fr": "b"}))
     with pytest.raises(DataError, match=r"objective: \{kind: classify, text: COLUMN, label: COLUMN\}"):
         detect(rows({"en": "a", "fr": "b"}))

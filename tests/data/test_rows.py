@@ -40,9 +40,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
 
 def test_a_line_that_is_not_json_is_named(tmp_path):
     lines = ['{"n": 1}'] * 16 + ['{"n": }', '{"n": NaN}']
-    with pytest.raises(
-        DataError, match=r"^train\.jsonl:17: not JSON \(Expecting value at column 7\); write one"
-    ):
+    with pytest.raises(DataError, match=r"^train\.jsonl:17: not JSON \(Expecting value at column 7\); write one"):
         read_rows(write(tmp_path, "train.jsonl", "\n".join(lines)))
 
 
@@ -221,13 +219,9 @@ def test_keep_finds_numbers_of_a_recipe_in_the_text_of_a_csv():
 
 
 def test_keep_refuses_unknown_columns_and_empty_results():
-    with pytest.raises(
-        DataError, match=r"^a\.jsonl: no column 'lable'; did you mean 'label'\? columns here: "
-    ):
+    with pytest.raises(DataError, match=r"^a\.jsonl: no column 'lable'; did you mean 'label'\? columns here: "):
         keep(ROWS, {"lable": ["pos"]})
-    with pytest.raises(
-        DataError, match=r"no row left with label in \['x'\]; values there: 'pos' \(2\), 'neg' \(1\)"
-    ):
+    with pytest.raises(DataError, match=r"no row left with label in \['x'\]; values there: 'pos' \(2\), 'neg' \(1\)"):
         keep(ROWS, {"label": ["x"]})
 
 

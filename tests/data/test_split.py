@@ -70,9 +70,7 @@ def test_groups_are_taken_as_long_as_they_bring_the_part_nearer():
     # 10 groups of 7, test wants 21 of 70: three groups hit it, validation wants 7: one group.
     assert sizes(split(documents(70, per_group=7), validation=0.1, test=0.3, seed=0)) == (42, 7, 21)
     # One of two groups of 50 is no nearer to 20 than none.
-    with pytest.raises(
-        DataError, match=r"^a\.jsonl: 100 rows in 2 groups leave test empty at test: 0\.2; give more"
-    ):
+    with pytest.raises(DataError, match=r"^a\.jsonl: 100 rows in 2 groups leave test empty at test: 0\.2; give more"):
         split(documents(100, per_group=50), validation=0, test=0.2, seed=0)
 
 
@@ -120,9 +118,7 @@ def test_labels_that_are_only_held_out_are_noted():
 def test_copies_of_held_out_questions_leave_train_and_are_counted():
     # Two groups of ten hold the same ten texts: whichever is drawn, the other loses all ten.
     twins = [
-        Text(f"a.jsonl:{g}{n}", f"Text {n}" if g else f"text  {n}", f"twin{g}")
-        for g in range(2)
-        for n in range(10)
+        Text(f"a.jsonl:{g}{n}", f"Text {n}" if g else f"text  {n}", f"twin{g}") for g in range(2) for n in range(10)
     ]
     for seed in range(20):
         found = split([*twins, *documents(20, per_group=10, start=100)], validation=0, test=0.25, seed=seed)

@@ -68,7 +68,7 @@ MOMENTS = [
     ("before the flush", checkpoint, "_flush", 1, "old"),
     ("before the first rename", Path, "rename", 1, "old"),
     ("between the renames", Path, "rename", 2, "old"),
-    ("after the renames", checkpoint, "_flush", 7, "new"),
+    ("after the renames", checkpoint, "_flush", 6, "new"),
     ("before the old one is removed", shutil, "rmtree", 3, "new"),
 ]
 

@@ -67,9 +67,7 @@ def test_threads_are_the_cores_this_process_may_use(monkeypatch: pytest.MonkeyPa
     assert cores() == 2
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"device": "tpu9"}, {"device": "cuda:99"}, {"dtype": "float8"}, {"threads": -1}]
-)
+@pytest.mark.parametrize("wrong", [{"device": "tpu9"}, {"device": "cuda:99"}, {"dtype": "float8"}, {"threads": -1}])
 def test_what_cannot_be_is_refused_in_one_line(wrong: dict[str, object]) -> None:
     with pytest.raises(RecipeError) as caught:
         choose_machine(**wrong)

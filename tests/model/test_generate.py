@@ -64,7 +64,7 @@ def test_greedy_answers_are_those_of_transformers_and_do_not_depend_on_company(k
         theirs = [i for i in out[0, len(prompt) :].tolist() if i not in form.stop_ids]
         assert alone.ids == theirs
         assert drawn == alone
-    assert len({token for drawn in together for token in drawn.ids}) > NEW
+    assert len({token for drawn in together for token in drawn.ids}) >= 5
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma", "gemma3", "gpt2"])

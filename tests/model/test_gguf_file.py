@@ -101,9 +101,7 @@ def test_its_tokenizer_keeps_special_tokens_template_and_length(original: Base, 
     words, expected = load_base(str(file)).tokenizer, original.tokenizer
     chat = [{"role": "user", "content": "Hello, World!"}]
     assert words.special_tokens_map == expected.special_tokens_map
-    assert words.apply_chat_template(chat, tokenize=False) == expected.apply_chat_template(
-        chat, tokenize=False
-    )
+    assert words.apply_chat_template(chat, tokenize=False) == expected.apply_chat_template(chat, tokenize=False)
     assert (
         words("<|im_start|>the lazy dog<|im_end|>")["input_ids"]
         == (expected("<|im_start|>the lazy dog<|im_end|>")["input_ids"])

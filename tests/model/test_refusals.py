@@ -215,9 +215,7 @@ def test_a_hub_id_that_is_out_of_reach_names_the_models_that_are_there(offline: 
     assert "smollm2-135m, minilm-l6" in line
 
 
-def test_the_hub_is_asked_for_safetensors_and_json_only(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hub_is_asked_for_safetensors_and_json_only(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
 
     def download(name: str, **options: Any) -> str:
@@ -244,9 +242,7 @@ def test_unknown_options_are_refused(tiny_llama: Path, options: LoadOptions) -> 
         load_base(str(tiny_llama), options=options)
 
 
-def test_four_bits_without_their_library_name_the_cure(
-    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_four_bits_without_their_library_name_the_cure(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'tunesmith\[quantize\]'"):
         load_base(str(tiny_llama), options=LoadOptions(quantize="nf4"))

@@ -182,12 +182,8 @@ def test_the_nearest_alias_is_found_by_likeness() -> None:
 def test_the_shipped_decoder_knows_the_capital_of_france() -> None:
     base = load_base("smollm2-135m", offline=True)
     chat = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = base.tokenizer.apply_chat_template(
-        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    answer = base.network.generate(**prompt, do_sample=False, max_new_tokens=12)[
-        0, prompt["input_ids"].shape[1] :
-    ]
+    prompt = base.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = base.network.generate(**prompt, do_sample=False, max_new_tokens=12)[0, prompt["input_ids"].shape[1] :]
     assert base.tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
 
 

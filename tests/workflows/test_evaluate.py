@@ -14,7 +14,8 @@ from tunesmith.data.examples import Labelled
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.model.device import Machine
 from tunesmith.recipe import make_recipe
-from tunesmith.workflows.evaluate import Asked, Compared, Evaluation, Scored, evaluate, schema, scored
+from tunesmith.workflows.evaluate import Compared, Evaluation, Scored, evaluate, schema, scored
+from tunesmith.workflows.questions import Asked
 from tunesmith.workflows.tune import tune_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")

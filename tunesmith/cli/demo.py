@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import add_common
 from tunesmith.cli.progress import listening
+from tunesmith.cli.scores import costs, one_line
 from tunesmith.cli.signals import Interruption, caught
 from tunesmith.cli.terminal import emit, hush, number, p_value, show, show_table
 from tunesmith.cli.tune import as_document, show_next
@@ -65,8 +66,11 @@ def _show(told: Demo) -> None:
         rows.append((report.model, report.technique, task.metric, *scores, str(task.n)))
     show_table(("model", "technique", "metric", "base>", "tuned>", "delta>", "p>", "rows>"), rows)
     for run in runs:
-        show(f"{run.report.model}: {run.report.task.sentence}")
-        show(f"  base: {run.report.baselines[0].detail}")
+        show(f"{run.report.model}: {run.report.verdict}")
+        for other in run.report.baselines:
+            show(f"  {other.name}: {number(other.score)} {one_line(other.detail)}".rstrip())
+        for line in costs(run.report):
+            show(f"  {line}")
     show(f"\nnew sentences, judged by the tuned {told.decoder.report.model}:")
     for text, found in told.answers:
         show(f"  {found.label} ({found.confidence:.2f})  {text}")

@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import add_common
+from tunesmith.cli.options import add_common, add_schema
 from tunesmith.cli.terminal import hush, log, number, p_value, publish, show, show_table
 from tunesmith.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.workflows.evaluate import Compared, Scored
-
-
-class PrintSchema(argparse.Action):
-    """`--schema`: print the shape of what `--json` prints, and end; no model is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
-        """Print the schema and exit with 0."""
-        from tunesmith.workflows.evaluate import schema
-
-        sys.stdout.write(schema() + "\n")
-        parser.exit()
 
 
 def add(commands: Commands) -> None:
@@ -56,14 +44,21 @@ def add(commands: Commands) -> None:
         metavar="KEY=VALUE",
         help="how the rows are read, such as objective.text=body or data.group=thread; may be repeated",
     )
-    parser.add_argument("--schema", action=PrintSchema, nargs=0, help="print the JSON schema of --json and end")
+    add_schema(parser, _schema)
     add_common(parser)
     parser.set_defaults(run=run)
 
 
+def _schema() -> str:
+    from tunesmith.workflows.evaluate import schema
+
+    return schema()
+
+
 def run(args: argparse.Namespace) -> int:
     """Score as the command line says."""
-    from tunesmith.workflows.evaluate import Asked, Compared, evaluate
+    from tunesmith.workflows.evaluate import Compared, evaluate
+    from tunesmith.workflows.questions import Asked
 
     hush()
     asked = Asked(

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -47,6 +47,21 @@ def add_common(parser: argparse.ArgumentParser, *, out: str = "") -> None:
         parser.add_argument("--out", type=Path, metavar="FOLDER", help=out)
     else:
         parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON document to this file too")
+
+
+class PrintSchema(argparse.Action):
+    """`--schema`: print the JSON schema of what `--json` prints, and end before anything else is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print what the function in `const` answers and exit with 0."""
+        print(self.const())
+        parser.exit()
+
+
+def add_schema(parser: argparse.ArgumentParser, schema: Callable[[], str]) -> None:
+    """Add `--schema`."""
+    text = "print the JSON schema of what --json prints, and end"
+    parser.add_argument("--schema", action=PrintSchema, const=schema, nargs=0, help=text)
 
 
 def add_changes(parser: argparse.ArgumentParser) -> None:

@@ -98,7 +98,7 @@ def listening(signals: Signals) -> Iterator[Callable[[dict[str, Any]], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     words = TextColumn("{task.fields[measures]}", markup=False)
-    with Progress(BarColumn(24), MofNCompleteColumn(), words, console=screen) as progress:
+    with Progress(BarColumn(12), MofNCompleteColumn(), words, console=screen) as progress:
         yield _watched(Bar(progress), signals)
 
 
@@ -119,7 +119,7 @@ def said(event: Event) -> list[str]:
 def measures(event: Event) -> str:
     """Loss, learning rate and speed of a step."""
     speed = f"{event['tokens_per_second']:.0f} tok/s"
-    return f"loss {event['loss']:.4f}  learning_rate {event['learning_rate']:.1e}  {speed}"
+    return f"loss {event['loss']:.4f}  lr {event['learning_rate']:.1e}  {speed}"
 
 
 def duration(seconds: float | None) -> str:

@@ -8,16 +8,16 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.options import add_changes, add_common, changes_of
+from tunesmith.cli.options import add_changes, add_common, add_schema, changes_of
 from tunesmith.cli.progress import listening
+from tunesmith.cli.scores import show_scores
 from tunesmith.cli.signals import Interruption, caught
-from tunesmith.cli.terminal import emit, hush, log, number, p_value, show, show_table
+from tunesmith.cli.terminal import emit, hush, log, show
 from tunesmith.errors import CheckpointError
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.recipe import Recipe
-    from tunesmith.report.schema import Report
     from tunesmith.workflows.tune import Run
 
 
@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
     add_common(parser, out="folder of the run (default: runs/NAME)")
     parser.add_argument("--dry-run", action="store_true", help="show what would be learned, and stop")
     parser.add_argument("--force", action="store_true", help="delete an earlier run in the folder and begin again")
+    add_schema(parser, _schema)
     parser.set_defaults(run=run)
 
 
@@ -53,7 +54,20 @@ def run(args: argparse.Namespace) -> int:
         emit(as_document(finished))
     else:
         _show(finished)
-    return 0
+    return verdict(finished)
+
+
+def verdict(run: Run) -> int:
+    """1 for a run that broke a gate of its recipe, which is said on stderr; else 0."""
+    for gate in run.report.broken_gates:
+        log(f"error: {run.folder}: {gate}; lower schedule.learning_rate, change the recipe, or loosen the gate")
+    return 1 if run.report.broken_gates else 0
+
+
+def _schema() -> str:
+    from tunesmith.report.schema import schema
+
+    return schema()
 
 
 def as_document(run: Run) -> dict[str, Any]:
@@ -99,21 +113,8 @@ def _show(run: Run) -> None:
     if run.already:
         show(f"already finished, nothing was done (--force tunes again): {run.folder}")
     show_scores(run.report)
-    show(f"run folder: {run.folder}")
+    show(f"run folder: {run.folder} (report.html in it has everything)")
     show_next(run)
-
-
-def show_scores(report: Report) -> None:
-    """The verdict and every metric of both models."""
-    show(report.task.sentence)
-    rows = []
-    for task in report.tasks:
-        bounds = f"{number(task.ci95[0])} to {number(task.ci95[1])}"
-        values = (number(task.base), number(task.tuned), number(task.delta))
-        rows.append((task.metric, *values, bounds, p_value(task.p_value), str(task.n)))
-    show_table(("metric", "base>", "tuned>", "delta>", "95 % interval", "p>", "rows>"), rows)
-    for baseline in report.baselines:
-        show(f"{baseline.name}: {baseline.detail}")
 
 
 def show_next(run: Run) -> None:

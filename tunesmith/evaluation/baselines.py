@@ -79,7 +79,7 @@ def tfidf_classifier(
     alone or with runs of 2-5 characters, how strong, class weights. With too few rows these are fixed.
     """
     known, labels = [text for text, _ in train], [label for _, label in train]
-    if len(set(labels)) < 2 or not any(re.search(r"\w", text) for text in known):
+    if not texts or len(set(labels)) < 2 or not any(re.search(r"\w", text) for text in known):
         return [majority(labels)] * len(texts)
     setting, vectorizer = _Setting(10.0), _vectorizer(characters=True)
     features, trials = vectorizer.fit_transform(known), _trials(labels, metric, seed)
@@ -89,7 +89,8 @@ def tfidf_classifier(
         if trials.score(fewer, setting) > trials.score(features, setting):
             vectorizer, features = plain, fewer
         setting = trials.best(features, setting, (1.0, 100.0))
-    return _answers(_fitted(features, np.array(labels), setting), vectorizer.transform(texts))
+    fitted = _fitted(features, np.array(labels), setting)
+    return [str(label) for label in fitted.predict(vectorizer.transform(texts))]
 
 
 def linear_probe(
@@ -105,14 +106,15 @@ def linear_probe(
     The strength and the class weights are picked as in `tfidf_classifier`.
     """
     known, unknown = np.asarray(vectors, dtype=np.float64), np.asarray(asked, dtype=np.float64)
-    if len(set(labels)) < 2:
+    if not len(unknown) or len(set(labels)) < 2:
         return [majority(labels)] * len(unknown)
     middle, spread = known.mean(axis=0), known.std(axis=0)
     spread[spread == 0] = 1  # a feature that never changes stays at 0
     features, trials, setting = (known - middle) / spread, _trials(labels, metric, seed), _Setting(0.01)
     if trials:
         setting = trials.best(features, setting, (0.0001, 0.001, 0.1))
-    return _answers(_fitted(features, np.array(labels), setting), (unknown - middle) / spread)
+    fitted = _fitted(features, np.array(labels), setting)
+    return [str(label) for label in fitted.predict((unknown - middle) / spread)]
 
 
 def _vectorizer(*, characters: bool) -> FeatureUnion:
@@ -150,7 +152,3 @@ def _fitted(features: Any, labels: NDArray[np.str_], setting: _Setting) -> Logis
         C=setting.strength, class_weight=weights, solver="liblinear", dual=True, max_iter=2000, random_state=0
     )
     return OneVsRestClassifier(one).fit(features, labels)
-
-
-def _answers(fitted: LogisticRegression | OneVsRestClassifier, features: Any) -> list[str]:
-    return [str(label) for label in fitted.predict(features)] if features.shape[0] else []

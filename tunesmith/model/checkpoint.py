@@ -54,8 +54,8 @@ def find_folder(folder: Path) -> Path | None:
 def verify_folder(folder: Path, *, only: str = "*") -> None:
     """Raise CheckpointError unless every file whose name matches `only` has the bytes it was written with."""
     try:
-        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        sums = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise CheckpointError(
             f"{folder}: no readable {MANIFEST}; it was not written to its end, delete it and run again"
         ) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def _limits(facts: Facts) -> str:
     report = facts.report
     lines = [
         f"- Measured on rows of {code(facts.data_name)} only; on other texts the scores may differ.",
-        f"- Differences smaller than {figure(report.task.smallest_detectable)} would often go unseen on these test rows.",
+        f"- Smaller differences than {figure(report.task.smallest_detectable)} would often go unseen on these rows.",
         f"- Longest prompt: {count(facts.recipe.data.max_tokens)} tokens; longer ones are shortened.",
     ]
     if report.calibration is None and report.objective == "classify":
@@ -207,7 +208,7 @@ def fence(block: str, language: str) -> str:
     return f"{ticks}{language}\n{block.rstrip()}\n{ticks}"
 
 
-def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """A Markdown table; cells are text from outside unless they are code spans already."""
     lines = [heads, ("---",) * len(heads), *(tuple(_cell(cell) for cell in row) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

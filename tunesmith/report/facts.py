@@ -17,9 +17,9 @@ from tunesmith.evaluation.significance import interval
 from tunesmith.evaluation.tasks import LABEL_BREAK, PER_ROW
 from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe, load_recipe
-from tunesmith.report.figures import LOWER_IS_BETTER
 from tunesmith.report.predictions import Prediction, groups_of, read_predictions, row_scores
 from tunesmith.report.schema import Report, read_report
+from tunesmith.report.standing import holds_up
 from tunesmith.training.journal import Journal
 
 EXAMPLES = 4
@@ -114,7 +114,6 @@ def read_facts(folder: Path) -> Facts:
 def contenders(facts: Facts) -> list[Contender]:
     """Base, baselines and controls on the headline's metric, then the tuned model, which should beat them all."""
     report, task = facts.report, facts.report.task
-    down = task.metric in LOWER_IS_BETTER
     kinds = [*((one, "baseline") for one in report.baselines), *((one, "control") for one in report.controls)]
     found = [
         Contender(
@@ -123,7 +122,7 @@ def contenders(facts: Facts) -> list[Contender]:
             score=one.score,
             ci95=one.ci95,
             detail=one.detail,
-            beats=one.score <= task.tuned if down else one.score >= task.tuned,
+            beats=holds_up(one, task),
         )
         for one, kind in kinds
         if one.metric == task.metric
@@ -167,8 +166,8 @@ def _chosen(facts: Facts, title: str, mask: NDArray[np.bool_]) -> Group:
     rows = [facts.predictions[i] for i in np.flatnonzero(mask)]
     if any(row.probabilities for row in rows):
         return Group(title, sorted(rows, key=lambda row: -(row.confidence or 0))[:EXAMPLES], len(rows))
-    places = np.unique(np.linspace(0, len(rows) - 1, EXAMPLES).round().astype(int)) if rows else []
-    return Group(title, [rows[i] for i in places], len(rows))
+    step = max(1.0, len(rows) / EXAMPLES)
+    return Group(title, [rows[int(i * step)] for i in range(min(EXAMPLES, len(rows)))], len(rows))
 
 
 def _first(facts: Facts, title: str, order: NDArray[np.float64], total: int | None) -> Group:

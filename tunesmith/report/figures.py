@@ -59,7 +59,7 @@ def share(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return NONE
     percent = f"{100 * value:.1f}" if abs(value) < 0.9995 else f"{100 * value:.0f}"
-    return f"{percent.replace('-', MINUS)} %"
+    return f"{percent.replace('-', MINUS)}\N{NO-BREAK SPACE}%"
 
 
 def count(value: float) -> str:

@@ -26,11 +26,10 @@ from tunesmith.report.facts import (
     reliability,
 )
 from tunesmith.report.schema import Retention
+from tunesmith.report.standing import mood
 
 # A text of a row is shown whole up to SHORT characters, behind a fold up to LONGEST.
 SHORT, LONGEST = 280, 8000
-# Which colour a verdict has; anything else is neutral.
-MOODS = {"better": "good", "worse": "bad", "inconclusive": "unsure"}
 HUNDREDS = ("chrf", "bleu", "corpus_chrf")
 
 
@@ -51,7 +50,7 @@ def page(facts: Facts) -> str:
         r=facts.report,
         facts=facts,
         command=COMMAND,
-        mood=MOODS.get(facts.report.task.verdict, "plain"),
+        mood=mood(facts.report),
         reach=_reach(facts.report.task.ci95, facts.report.task.delta),
         bars=_bars(contenders(facts), facts.report.task.metric),
         others=[one for one in [*facts.report.baselines, *facts.report.controls] if _other(facts, one.metric)],

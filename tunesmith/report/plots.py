@@ -21,7 +21,7 @@ MOST_POINTS = 400
 _INK, _FAINT, _TUNED, _BASE = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
 _VARIABLES = {_INK: "var(--muted)", _FAINT: "var(--line)", _TUNED: "var(--tuned)", _BASE: "var(--base)"}
 
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
     "text.color": _INK,

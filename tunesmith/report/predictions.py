@@ -83,9 +83,7 @@ def row_scores(rows: Sequence[Prediction], metric: str) -> tuple[Floats, Floats]
     """
     if not rows:
         return None
-    told = [
-        (row.score_base, row.score_tuned) for row in rows if row.score_base is not None and row.score_tuned is not None
-    ]
+    told = [(a, b) for a, b in ((row.score_base, row.score_tuned) for row in rows) if a is not None and b is not None]
     if len(told) == len(rows):
         table = np.array(told, dtype=np.float64)
         return table[:, 0], table[:, 1]

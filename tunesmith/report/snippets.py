@@ -38,7 +38,9 @@ def transformers_lines(facts: Facts, *, base: str) -> list[str]:
         'tokenizer = AutoTokenizer.from_pretrained("model")',
         *load,
         f'messages = [{{"role": "user", "content": {_question(facts)!r}}}]',
-        'asked = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")',
+        "asked = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ")",
         f"answer = model.generate(**asked, do_sample=False, max_new_tokens={_longest(facts)})",
         'print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]

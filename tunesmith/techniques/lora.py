@@ -50,7 +50,8 @@ class Lora(BaseModel):
             lora_alpha=self.alpha or 2 * self.rank,
             lora_dropout=self.dropout,
             target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
-            exclude_modules=r".*pooler.*" if family == "encoder" else None,
+            # Where there is none, PEFT would warn whoever opens the adapter that nothing was excluded.
+            exclude_modules=r".*pooler.*" if any("pooler" in name for name, _ in base.named_modules()) else None,
             use_rslora=self.rslora,
             use_dora=self.dora,
         )

@@ -23,6 +23,8 @@ QUESTIONS = (
 )
 # Enough for the decoder to learn the task in a few minutes on two cores.
 DECODER_ROWS = 600
+# By validation loss on these rows: 0.29 at this rate, 0.36 at three times as much.
+ENCODER_RATE = 6e-5
 # The same figures wherever it runs: no dtype picked by how busy the machine happens to be.
 MACHINE = Machine(dtype="float32")
 
@@ -60,7 +62,7 @@ def recipes(rows: str) -> dict[str, Recipe]:
             data=Data(train=rows, group="group"),
             objective=objective,
             technique=Full(),
-            schedule=Schedule(epochs=3),
+            schedule=Schedule(epochs=2, learning_rate=ENCODER_RATE),
             machine=MACHINE,
         ),
         "demo-smollm2-135m": Recipe(
@@ -68,7 +70,7 @@ def recipes(rows: str) -> dict[str, Recipe]:
             data=Data(train=rows, validation=0.05, group="group", rows=DECODER_ROWS),
             objective=objective,
             technique=Lora(),
-            schedule=Schedule(epochs=1),
+            schedule=Schedule(epochs=1, eval_steps=13),
             machine=MACHINE,
         ),
     }

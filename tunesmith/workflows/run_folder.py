@@ -43,7 +43,9 @@ class RunFolder:
         """Write down what the run is, so that only the same run goes on here."""
         self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"identity": self.identity, **facts}, indent=1)
-        (self.path / PAGE).write_text(text, encoding="utf-8")
+        half = (self.path / PAGE).with_suffix(".half")
+        half.write_text(text, encoding="utf-8")
+        half.replace(self.path / PAGE)
 
 
 def open_run(recipe: Recipe, out: Path | None) -> RunFolder:
@@ -59,7 +61,7 @@ def open_run(recipe: Recipe, out: Path | None) -> RunFolder:
             raise CheckpointError(
                 f"{path}: holds a run of another recipe or of other rows; give another --out, or delete it"
             )
-    elif path.exists() and any(path.iterdir()):
+    elif path.is_file() or (path.exists() and any(path.iterdir())):
         raise CheckpointError(f"{path}: exists and is not a run; give another --out")
     return folder
 

@@ -1,0 +1,55 @@
+"""`tunesmith init` as people and programs meet it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.cli.conftest import Command
+
+
+def test_the_recipe_is_shown_and_lies_in_the_file(command: Command, review_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.yaml"
+    done = command("init", review_file, "--out", out)
+    assert done.code == 0, done.err
+    assert out.read_text().strip() in done.out
+    assert f"tunesmith tune {out} --dry-run" in done.out
+
+
+def test_a_second_time_it_is_left_as_it_is(command: Command, review_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.yaml"
+    assert command("init", review_file, "--out", out).code == 0
+    before = out.read_text()
+    again = command("init", review_file, "--out", out, "--technique", "full")
+    assert (again.code, out.read_text()) == (2, before)
+    assert "exists and is left as it is" in again.err
+
+
+def test_programs_get_the_recipe_with_its_reasons(command: Command, review_file: Path, tmp_path: Path) -> None:
+    done = command("init", review_file, "--out", tmp_path / "r.yaml", "--json", "--set", "data.test=0.3")
+    page = json.loads(done.out)
+    assert page["recipe"]["data"]["test"] == 0.3
+    assert page["reasons"]["data.test"] == "as asked"
+    assert page["left_out"] == {}
+
+
+def test_the_written_recipe_runs_dry(command: Command, review_file: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r.yaml"
+    assert command("init", review_file, "--out", out, "--model", tiny_llama).code == 0
+    done = command("tune", out, "--dry-run", "--offline", "--set", "machine.threads=1")
+    assert done.code == 0, done.err
+    assert "[[positive<|im_end|>]]" in done.out
+
+
+def test_keys_of_another_tool_that_are_left_out_are_said(command: Command, review_file: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "axolotl.yaml"
+    foreign.write_text("base_model: smollm2-135m\nadapter: lora\nlora_r: 8\nflash_attention: true\n")
+    done = command("init", review_file, "--from", foreign, "--out", tmp_path / "r.yaml", "--objective", "classify")
+    assert done.code == 0, done.err
+    assert "left out: flash_attention:" in done.err
+    assert "rank: 8" in done.out
+
+
+def test_without_rows_or_a_file_there_is_nothing_to_look_at(command: Command) -> None:
+    done = command("init")
+    assert (done.code, done.out) == (2, "")

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from tunesmith.evaluation import resampling
+from tunesmith.evaluation.resampling import Clusters
+
+
+def test_mcnemar_looks_only_at_rows_that_changed():
+    # eight rows better, one worse: 2 * (1 + 9) / 2**9
+    change = np.array([1.0] * 8 + [-1.0] + [0.0] * 100)
+    assert resampling.mcnemar(change) == pytest.approx(20 / 512)
+
+
+def test_few_clusters_are_flipped_in_every_way():
+    # only +++ and --- of eight ways reach 3
+    assert resampling.sign_flip(np.array([1.0, 1.0, 1.0, 0.0]), np.random.default_rng(0), 1000) == 0.25
+
+
+def test_many_clusters_are_flipped_at_random_and_p_is_never_zero():
+    p = resampling.sign_flip(np.ones(40), np.random.default_rng(0), 500)
+    assert p == 1 / 501
+
+
+def test_drawn_rows_keep_clusters_whole():
+    clusters = Clusters.of(6, ["x", "y", "x", "z", "x", "y"])
+    for rows in clusters.drawn_rows(np.random.default_rng(0), 20):
+        counts = np.bincount(rows, minlength=6)
+        assert counts[0] == counts[2] == counts[4]
+        assert counts[1] == counts[5]
+        assert counts[0] + counts[1] + counts[3] == 3
+
+
+def test_drawn_means_weigh_each_cluster_by_its_rows():
+    # two clusters: (1, 1, 1) and (0,): a draw has the mean 1, 3/4 or 0
+    clusters = Clusters.of(4, ["x", "x", "x", "y"])
+    means = clusters.drawn_means(np.array([1.0, 1.0, 1.0, 0.0]), np.random.default_rng(0), 200)
+    assert set(means.tolist()) == {1.0, 0.75, 0.0}
+
+
+def test_wilson_has_the_textbook_interval():
+    assert resampling.wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+
+
+def test_the_interval_is_wider_where_clusters_are_few():
+    drawn = np.random.default_rng(0).normal(size=20_000)
+    assert resampling.percentiles(drawn, 5)[1] > 2.5 > resampling.percentiles(drawn, 500)[1]
+
+
+def test_p_is_one_half_tail_each_side_for_many_clusters():
+    # 2.5 % of the draws lie below 0
+    drawn = np.concatenate([np.full(25, -1.0), np.full(975, 1.0)])
+    assert resampling.bootstrap_p(drawn, 100_000) == pytest.approx(2 * 26 / 1001, rel=1e-3)

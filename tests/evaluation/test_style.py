@@ -1,0 +1,98 @@
+import random
+
+import pytest
+
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.evaluation.style import Rule, discriminator_auc, habits, rule_rates, rules_of
+
+NOUNS = ["driver", "library", "server", "editor", "parser", "compiler", "daemon", "viewer", "plugin", "toolkit"]
+VERBS = ["copies", "reads", "writes", "plays", "shows", "sorts", "prints", "checks", "sends", "finds"]
+
+
+def plain(count: int, seed: int) -> list[str]:
+    """Short lines about software."""
+    rng = random.Random(seed)
+    return [f"{rng.choice(NOUNS)} that {rng.choice(VERBS)} {rng.choice(NOUNS)} files" for _ in range(count)]
+
+
+def test_rules_give_the_share_of_texts_that_keep_them():
+    recipe = {
+        "no_leading_article": {"not_match": r"^(a|an|the)\b"},
+        "short": {"max_chars": 12},
+        "few_words": {"max_words": 2},
+        "ends": {"match": r"\.$"},
+    }
+    rates = rule_rates(["a tool", "tool for apes.", "anvil"], rules_of(recipe))
+    assert rates == pytest.approx({"no_leading_article": 2 / 3, "short": 2 / 3, "few_words": 2 / 3, "ends": 1 / 3})
+
+
+def test_patterns_mind_case_unless_told():
+    strict, loose = rules_of({"s": {"match": "^tool"}, "l": {"match": "(?i)^tool"}})
+    assert not strict.holds("Tool")
+    assert loose.holds("Tool")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"match": "(a"}, r"style\.r\.match: '\(a' is no regular expression"),
+        ({"match": 3}, "give a regular expression"),
+        ({"max_chars": "80"}, "whole number"),
+        ({"max_words": True}, "whole number"),
+        ({"min_chars": 3}, "unknown rule 'min_chars'; use one of match"),
+        ({}, "give one of match"),
+        ("short", "give one of match"),
+    ],
+)
+def test_a_rule_that_cannot_be_checked_is_refused(entry, message):
+    with pytest.raises(RecipeError, match=message):
+        rules_of({"r": entry})
+
+
+def test_rules_need_texts():
+    with pytest.raises(DataError, match="no answers"):
+        rule_rates([], [Rule("short", "max_chars", limit=3)])
+
+
+def test_texts_of_one_style_cannot_be_told_apart():
+    scores = [discriminator_auc(plain(100, seed), plain(100, seed + 50), seed=seed) for seed in range(4)]
+    assert sum(scores) / 4 == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_leading_article_gives_the_style_away():
+    answers = [f"This is a {line}." for line in plain(60, 1)]
+    assert discriminator_auc(answers, plain(60, 2)) > 0.99
+
+
+def test_answers_equal_to_their_references_are_at_one_half():
+    texts = plain(40, 3)
+    assert discriminator_auc(texts, texts) == 0.5
+
+
+def test_a_style_needs_twenty_rows():
+    with pytest.raises(DataError, match="19 answers are too few"):
+        discriminator_auc(["a"] * 19, ["b"] * 19)
+
+
+def test_habits_count_words_loops_cuts_and_evasions():
+    found = habits(
+        ["It is blue.", "the end of the " * 20, "As an AI language model I cannot help.", "I don’t know"],
+        finished=[True, False, True, True],
+    )
+    assert found.mean_words == pytest.approx((3 + 80 + 8 + 4) / 4)
+    assert (found.repeated_share, found.never_ending_share, found.vague_share) == (0.25, 0.25, 0.5)
+
+
+def test_distinct_2_counts_word_pairs_over_all_texts():
+    # red car, car red, red car: two different pairs of three
+    assert habits(["red car red", "red car"]).distinct_2 == pytest.approx(2 / 3)
+
+
+def test_a_phrase_used_twice_in_prose_is_no_loop():
+    text = "The tool reads the list of files and, at the end of the run, prints the list of files it could not open."
+    assert habits([text]).repeated_share == 0
+
+
+def test_unfinished_answers_are_unknown_where_nobody_told():
+    assert habits(["one"]).never_ending_share is None
+    assert habits([""]).mean_words == 0

@@ -1,0 +1,192 @@
+"""A model on this machine: labels, scores, answers, and states in the order asked."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.bases import LORA, labelled, policy, scrambled, template
+from tests.tiny import DECODERS
+from tunesmith.data.examples import Message
+from tunesmith.errors import RecipeError
+from tunesmith.inference import local
+from tunesmith.inference.local import Classified, LocalModel
+from tunesmith.model.generate import option_scores
+from tunesmith.model.sampling import Sampling
+from tunesmith.objectives import Classify, Instruct
+
+TEXTS = ("This phone is good", "hi", "This battery is bad and I do not like it. " * 3, "so")
+
+
+def model(kind: str, objective: Classify | Instruct, *, limit: int = 256) -> LocalModel:
+    made = policy(kind, LORA, lively=0.05)
+    scrambled(made.network)
+    made.head = objective.head(made.hidden)
+    if made.head is not None:
+        torch.nn.init.normal_(made.head.weight, generator=torch.Generator().manual_seed(2))
+    return LocalModel(made, template(kind), objective, limit)
+
+
+def words(*labels: str) -> Classify:
+    return Classify(output="words", labels=labels or ("negative", "positive"))
+
+
+LINEAR = Classify(output="linear", labels=("a", "b", "c"))
+
+
+# ------------------------------------------------------------------ labels
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_label_probabilities_are_the_softmax_of_what_the_words_cost(kind: str):
+    made = model(kind, words())
+    (found,) = made.classify(TEXTS[:1])
+    prompt = template(kind).prompt(made.objective.messages(TEXTS[0]))
+    options = [template(kind).answer(made.objective.messages(TEXTS[0]), label) for label in ("negative", "positive")]
+    scores = []
+    for option in options:
+        with torch.no_grad():
+            logs = made.policy.network(torch.tensor([[*prompt, *option]])).logits[0].log_softmax(dim=1)
+        scores.append(sum(float(logs[len(prompt) - 1 + i, token]) for i, token in enumerate(option)))
+    p = 1 / (1 + math.exp(scores[0] - scores[1]))
+    assert found.probabilities["positive"] == pytest.approx(p, abs=2e-3)
+    assert found.label == ("positive" if p > 0.5 else "negative")
+    assert found.confidence == pytest.approx(max(p, 1 - p), abs=2e-3)
+
+
+def test_a_label_that_begins_another_is_told_from_it_by_the_end_of_its_turn():
+    made = model("gemma", words("good", "goodbye"))
+    form = template("gemma")
+    asked = [Message("user", "x")]
+    ids = [[*form.answer(asked, label), 5] for label in ("good", "goodbye")]  # 5 is <end_of_turn>, 1 <eos>
+    wanted = option_scores(made.policy, [form.prompt(asked)], [ids])[0].tolist()
+    assert made.scores(asked, ("good", "goodbye")) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_scores_are_log_probabilities_of_given_answers():
+    made, form, asked = model("llama", Instruct()), template("llama"), [Message("user", "x")]
+    ids = [form.answer(asked, option) for option in ("Paris.", "negative")]
+    assert made.scores(asked, ("Paris.", "negative")) == pytest.approx(
+        option_scores(made.policy, [form.prompt(asked)], [ids])[0].tolist(), abs=1e-4
+    )
+
+
+def test_a_temperature_flattens_probabilities_and_changes_no_label():
+    made = model("llama", words())
+    sharp = made.classify(TEXTS)
+    made.temperature = 4.0
+    flat = made.classify(TEXTS)
+    assert [one.label for one in sharp] == [one.label for one in flat]
+    for a, b in zip(sharp, flat, strict=True):
+        odds = [math.log(one.probabilities["positive"] / one.probabilities["negative"]) for one in (a, b)]
+        assert odds[1] == pytest.approx(odds[0] / 4, rel=1e-2, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma", "bert"])
+@pytest.mark.parametrize("objective", [LINEAR, LINEAR.model_copy(update={"multi": True})], ids=["one", "several"])
+def test_a_heads_labels_do_not_depend_on_company_or_order(
+    kind: str, objective: Classify, monkeypatch: pytest.MonkeyPatch
+):
+    made = model(kind, objective)
+    alone = torch.cat([made.label_logits([text]) for text in TEXTS])
+    together = made.label_logits(TEXTS)
+    assert together.shape == (4, 3)
+    assert torch.allclose(together, alone, atol=1e-3)
+    monkeypatch.setattr(local, "TOKENS_PER_PASS", 100)
+    assert torch.allclose(made.label_logits(TEXTS), alone, atol=1e-3)
+    assert made.classify([]) == []
+
+
+def test_probabilities_of_one_label_per_text_sum_to_one():
+    made = model("bert", LINEAR)
+    for found in made.classify(TEXTS):
+        assert sum(found.probabilities.values()) == pytest.approx(1)
+        assert found.labels == (max(found.probabilities, key=lambda label: found.probabilities[label]),)
+
+
+def test_with_several_labels_a_text_has_those_of_at_least_one_half():
+    made = model("bert", Classify(output="linear", labels=("a", "b", "c"), multi=True))
+    torch.nn.init.zeros_(made.policy.head.weight)
+    made.policy.head.bias.data.copy_(torch.tensor([math.log(3), 0.0, -math.log(4)]))
+    (found,) = made.classify(["hi"])
+    assert found.probabilities == pytest.approx({"a": 0.75, "b": 0.5, "c": 0.2})
+    assert (found.labels, found.label) == (("a", "b"), "a, b")
+    made.policy.head.bias.data.fill_(-1.0)
+    assert made.classify(["hi"])[0] == Classified((), made.classify(["hi"])[0].probabilities)
+
+
+def test_asking_for_labels_leaves_no_gradient_behind():
+    made = model("bert", LINEAR)
+    assert not made.label_logits(TEXTS).requires_grad
+    assert made.label_logits(TEXTS).is_inference()
+
+
+def test_a_writer_has_no_labels_and_an_encoder_writes_no_text():
+    with pytest.raises(RecipeError, match="classify: this model was tuned to instruct, it has no labels"):
+        model("llama", Instruct()).classify(["hi"])
+    with pytest.raises(RecipeError, match="generate: an encoder writes no text"):
+        model("bert", LINEAR).generate(["hi"])
+
+
+# ------------------------------------------------------------------ answers
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_an_answer_is_the_same_asked_alone_among_others_and_in_pieces(kind: str):
+    made = model(kind, Instruct(max_new_tokens=10))
+    asked = [[Message("user", text)] for text in TEXTS]
+    replies = made.replies(asked)
+    assert [made.reply(messages) for messages in asked] == replies
+    assert ["".join(made.stream(messages)) for messages in asked] == [reply.text for reply in replies]
+    for messages, reply in zip(asked, replies, strict=True):
+        assert reply.prompt_tokens == len(template(kind).prompt(messages))
+        assert reply.new_tokens <= 10
+        assert reply.finished == (reply.new_tokens < 10)
+
+
+def test_a_reply_ends_before_its_stop_string():
+    made = model("llama", Instruct(max_new_tokens=10))
+    (whole,) = made.replies([[Message("user", "x")]])
+    stop = whole.text[3:5]
+    cut = made.reply([Message("user", "x")], sampling=Sampling(max_new_tokens=10, stop=(stop,)))
+    assert cut.text == whole.text[: whole.text.index(stop)].strip()
+    assert cut.finished
+    pieces = made.stream([Message("user", "x")], sampling=Sampling(max_new_tokens=10, stop=(stop,)))
+    assert "".join(pieces) == cut.text
+
+
+def test_prompts_are_asked_with_the_recipes_instruction():
+    made = model("llama", Instruct(instruction="Be brief.", max_new_tokens=6))
+    assert made.generate(["hi"]) == [made.reply([Message("user", "Be brief.\n\nhi")]).text]
+
+
+@pytest.mark.parametrize(("objective", "longest"), [(Instruct(max_new_tokens=7), 7), (Instruct(), 256), (words(), 256)])
+def test_answers_are_greedy_and_as_long_as_the_training_answers(objective: Classify | Instruct, longest: int):
+    sampling = model("llama", objective).sampling
+    assert (sampling.max_new_tokens, sampling.temperature) == (longest, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_prompt_longer_than_the_limit_is_shortened_to_it(kind: str):
+    made = model(kind, Instruct(max_new_tokens=2), limit=90)
+    assert 89 <= made.reply([Message("user", "fox " * 200)]).prompt_tokens <= 90
+
+
+# ------------------------------------------------------------------ states
+
+
+@pytest.mark.parametrize(("kind", "objective"), [("llama", LINEAR), ("bert", LINEAR), ("llama", Instruct())])
+def test_states_come_in_the_order_of_the_texts(kind: str, objective: Classify | Instruct):
+    made = model(kind, objective)
+    together = made.embed(TEXTS)
+    assert together.shape == (4, 32)
+    assert torch.allclose(together, torch.cat([made.embed([text]) for text in TEXTS]), atol=1e-3)
+
+
+def test_label_rows_are_asked_as_they_were_taught():
+    made = model("llama", words())
+    taught = made.objective.encode(labelled(1)[0], template("llama"), limit=256).sequences[0].ids
+    prompt = made._prompt(made.objective.messages(labelled(1)[0].text))
+    assert taught[: len(prompt)] == prompt

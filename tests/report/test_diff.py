@@ -1,0 +1,95 @@
+import json
+
+import pytest
+
+from tests.report.conftest import ROWS, SHA, MakeRun, report_of
+from tunesmith.errors import CheckpointError
+from tunesmith.report.diff import diff_runs, lines
+from tunesmith.report.schema import DataPart
+
+
+def other_hash() -> DataPart:
+    known = report_of(ROWS, "x", {}).data
+    return known.model_copy(update={"sha256": {**SHA, "test": "d" * 64}})
+
+
+def flipped(*numbers: int) -> list[tuple[str, ...]]:
+    """The rows with another answer of the tuned model in these places."""
+    other = {"good": "bad", "bad": "good"}
+    return [(*row[:3], other[row[3]] if n in numbers else row[3]) for n, row in enumerate(ROWS)]
+
+
+def test_identical_runs_differ_in_nothing(make_run: MakeRun):
+    found = diff_runs(make_run("a"), make_run("b"))
+    assert found.changed == ()
+    assert found.delta == 0
+    assert found.p_value == 1
+    assert found.settings == ()
+    assert "0 answers differ" in found.sentence
+
+
+def test_each_changed_answer_is_told_with_who_was_right(make_run: MakeRun):
+    # Row 2 is mended, rows 0 and 1 are broken: 8 of 10 become 7.
+    found = diff_runs(make_run("a"), make_run("b", rows=flipped(0, 1, 2)))
+    assert [(row.where, row.better) for row in found.changed] == [
+        ("reviews.jsonl:1", "a"),
+        ("reviews.jsonl:2", "a"),
+        ("reviews.jsonl:3", "b"),
+    ]
+    assert found.score_a == pytest.approx(0.8)
+    assert found.delta == pytest.approx(-0.1)
+    # McNemar with one row against two: 2 * (1 + 3) / 8, at most 1.
+    assert found.p_value == pytest.approx(1)
+    assert "3 answers differ, 1 for the better, 2 for the worse" in found.sentence
+
+
+def test_a_run_that_mends_enough_rows_is_better(make_run: MakeRun):
+    rows = [(f"row {n}", "good", "bad", "bad") for n in range(10)]
+    better = [(*row[:3], "good") for row in rows]
+    found = diff_runs(make_run("a", rows=rows), make_run("b", rows=better))
+    # Ten rows all one way: 2 / 2**10.
+    assert found.p_value == pytest.approx(2 / 1024)
+    assert found.sentence.startswith("b is better: accuracy 0.000 of a, 1.000 of b, difference +1.000")
+
+
+def test_runs_on_other_test_rows_are_refused(make_run: MakeRun):
+    with pytest.raises(
+        CheckpointError, match=r"b: scored on other test rows than .*a \(sha256 dddddddd, not cccccccc\)"
+    ):
+        diff_runs(make_run("a"), make_run("b", data=other_hash()))
+
+
+def test_a_run_without_its_answers_is_refused(make_run: MakeRun):
+    first, second = make_run("a"), make_run("b")
+    (second / "predictions.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"b: no predictions\.jsonl"):
+        diff_runs(first, second)
+
+
+def test_the_order_of_the_rows_does_not_matter(make_run: MakeRun):
+    assert diff_runs(make_run("a"), make_run("b", rows=ROWS[::-1])).changed == ()
+
+
+def test_settings_that_differ_are_told_by_their_keys(make_run: MakeRun):
+    first, second = make_run("a"), make_run("b")
+    recipe = (second / "recipe.yaml").read_text().replace("rank: 16", "rank: 4").replace("threads: 0", "threads: 2")
+    (second / "recipe.yaml").write_text(recipe)
+    assert diff_runs(first, second).settings == (("technique.rank", "16", "4"),)
+
+
+def test_scores_that_a_run_states_itself_are_compared_as_they_are(make_run: MakeRun):
+    first, second = make_run("a"), make_run("b")
+    for run, value in ((first, -2.0), (second, -1.5)):
+        path = run / "predictions.jsonl"
+        told = [json.loads(line) | {"score_base": -9, "score_tuned": value} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(line) + "\n" for line in told))
+    found = diff_runs(first, second)
+    assert (found.metric, found.score_a, found.delta) == ("row_score", -2.0, 0.5)
+
+
+def test_the_lines_are_for_people_and_cannot_drive_the_terminal(make_run: MakeRun):
+    rows = [("a\x1b[31mb", *row[1:]) for row in flipped(0)]
+    told = lines(diff_runs(make_run("a", rows=[("a\x1b[31mb", *row[1:]) for row in ROWS]), make_run("b", rows=rows)))
+    assert told[2].startswith("inconclusive: accuracy 0.800 of a, 0.700 of b")
+    assert "right or better only in a: 1 rows" in told
+    assert not any("\x1b" in line for line in told)

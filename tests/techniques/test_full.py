@@ -1,0 +1,73 @@
+"""Full tuning: every number moves, and the result is a folder of plain transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForCausalLM
+
+from tests.bases import base, policy, template
+from tests.tiny import DECODERS, ENCODERS
+from tunesmith.data.template import Encoded
+from tunesmith.errors import CheckpointError
+from tunesmith.model.batch import collate
+from tunesmith.techniques import Full
+from tunesmith.techniques.base import width_rule
+
+IDS = torch.arange(6, 26)[None]
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_tuned_decoder_opens_in_transformers_and_here_with_the_same_logits(kind: str, tmp_path: Path):
+    made = policy(kind, Full(), lively=0.05)
+    Full().save(made, tmp_path / "tuned")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
+    restored = Full().restore(base(kind).network, tmp_path / "tuned", family="decoder")
+    with torch.no_grad():
+        wanted = made.network(input_ids=IDS).logits
+        assert torch.equal(opened(input_ids=IDS).logits, wanted)
+        assert torch.equal(restored.network(input_ids=IDS).logits, wanted)
+        assert not torch.allclose(base(kind).network(input_ids=IDS).logits, wanted, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_tuned_encoder_opens_in_transformers_and_here_with_the_same_states(kind: str, tmp_path: Path):
+    made = policy(kind, Full(), lively=0.05)
+    Full().save(made, tmp_path / "tuned")
+    opened = AutoModel.from_pretrained(tmp_path / "tuned")
+    restored = Full().restore(base(kind).network, tmp_path / "tuned", family="encoder")
+    rows = [Encoded((template(kind).document(text),), "rows:1") for text in ("hi", "The quick brown fox.")]
+    batch = collate(rows, pad=0, share=False)
+    with torch.no_grad():
+        theirs = opened(input_ids=batch.ids, attention_mask=batch.real.long()).last_hidden_state
+        assert torch.equal(theirs, made.states(batch))
+        assert torch.equal(restored.states(batch), made.states(batch))
+
+
+def test_every_number_moves():
+    made = policy("llama", Full())
+    assert sum(value.numel() for _, value in made.trainable()) == sum(p.numel() for p in made.network.parameters())
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_reference_is_a_copy_of_the_start_where_one_is_kept(keep: bool):
+    made = Full().adapt(base("llama").network, family="decoder", keep_reference=keep)
+    start = made.network(input_ids=IDS).logits.detach()
+    with torch.no_grad():
+        made.network.lm_head.weight.mul_(2)
+    with made.reference() as reference:
+        assert (reference is not None) == keep
+        if reference is not None:
+            assert torch.equal(reference(input_ids=IDS).logits, start)
+            assert not any(value.requires_grad for value in reference.parameters())
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"no model\.safetensors in it; the run was not finished"):
+        Full().restore(base("llama").network, tmp_path, family="decoder")
+
+
+def test_the_rate_is_the_width_rule():
+    assert Full().learning_rate(576, "decoder") == width_rule(576) == pytest.approx(1.3225e-4, rel=1e-3)

@@ -1,0 +1,203 @@
+"""LoRA: PEFT's numbers and files, whatever the options."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM
+
+from tests.bases import base, encoded, farthest, folder, gradients, policy, template
+from tests.tiny import DECODERS, ENCODERS, HIDDEN
+from tunesmith.data.template import Encoded
+from tunesmith.errors import CheckpointError, RecipeError
+from tunesmith.model.batch import collate
+from tunesmith.model.policy import Policy
+from tunesmith.techniques import SHORTHANDS, Lora
+from tunesmith.techniques.base import width_rule
+
+OPTIONS = {"lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
+IDS = torch.arange(6, 26)[None]
+
+
+def logits(made: Policy) -> torch.Tensor:
+    with torch.no_grad():
+        return made.network(input_ids=IDS).logits
+
+
+def peer(kind: str, **options) -> PeftModel:
+    """The same technique over the same base, put together by PEFT's own user interface."""
+    wanted = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return get_peft_model(AutoModelForCausalLM.from_pretrained(folder(kind)), wanted)
+
+
+def opened_by_peft(network: torch.nn.Module, adapter: Path) -> PeftModel:
+    """The adapter over a plain network; PEFT's only complaint may be about transformers."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return PeftModel.from_pretrained(network, adapter)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", ["llama", "gemma", "gpt2"])
+def test_losses_and_gradients_are_those_of_peft(kind: str, option: str):
+    made = policy(kind, Lora(rank=4, **OPTIONS[option]), lively=0.05)
+    theirs = peer(kind, use_rslora=option == "rslora", use_dora=option == "dora")
+    moving = {name.removeprefix("base_model.model."): p for name, p in theirs.named_parameters() if p.requires_grad}
+    ours = dict(made.trainable())
+    assert moving.keys() == ours.keys()
+    with torch.no_grad():
+        for name, value in moving.items():
+            value.copy_(ours[name])
+    (row,) = encoded(kind, 1)
+    (one,) = row.sequences
+    labels = torch.tensor([[i if learn else -100 for i, learn in zip(one.ids, one.learn, strict=True)]])
+    loss = theirs(input_ids=torch.tensor([one.ids]), labels=labels).loss * one.learned
+    loss.backward()
+    wanted = {name: value.grad.clone() for name, value in moving.items()}
+    found = made.sum_nll(collate([row], pad=0))
+    found.backward()
+    assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert farthest(gradients(made), wanted) < 1e-4
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_a_saved_adapter_opens_in_peft_and_here_with_the_same_logits(kind: str, option: str, tmp_path: Path):
+    technique = Lora(rank=4, **OPTIONS[option])
+    made = policy(kind, technique, lively=0.05)
+    plain = base(kind).network(input_ids=IDS).logits
+    technique.save(made, tmp_path / "adapter")
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    opened = opened_by_peft(AutoModelForCausalLM.from_pretrained(folder(kind)), tmp_path / "adapter")
+    restored = technique.restore(base(kind).network, tmp_path / "adapter", family="decoder")
+    assert torch.equal(logits(restored), logits(made))
+    assert torch.equal(opened(input_ids=IDS).logits, logits(made))
+    assert not torch.allclose(logits(made), plain, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_an_encoders_adapter_comes_back_and_leaves_its_pooler_alone(kind: str, tmp_path: Path):
+    made = policy(kind, Lora(rank=4), lively=0.05)
+    Lora(rank=4).save(made, tmp_path / "adapter")
+    restored = Lora(rank=4).restore(base(kind).network, tmp_path / "adapter", family="encoder")
+    opened = opened_by_peft(AutoModel.from_pretrained(folder(kind)), tmp_path / "adapter")
+    batch = collate(encoded_texts(kind), pad=0, share=False)
+    with torch.no_grad():
+        assert torch.equal(restored.states(batch), made.states(batch))
+        theirs = opened(input_ids=batch.ids, attention_mask=batch.real.long()).last_hidden_state
+        assert torch.equal(theirs, made.states(batch))
+    assert not any("pooler" in name for name, _ in made.trainable())
+
+
+def encoded_texts(kind: str) -> list[Encoded]:
+    return [Encoded((template(kind).document(text),), "rows:1") for text in ("hi", "The quick brown fox.")]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_untrained_update_changes_nothing_and_can_be_switched_off(option: str):
+    plain = base("llama").network(input_ids=IDS).logits
+    fresh = policy("llama", Lora(rank=4, **OPTIONS[option]))
+    lively = policy("llama", Lora(rank=4, **OPTIONS[option]), lively=0.05)
+    assert torch.allclose(logits(fresh), plain, atol=1e-5)
+    assert not torch.allclose(logits(lively), plain, atol=1e-2)
+    with lively.reference():
+        assert torch.equal(logits(lively), plain)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_only_updates_move_and_every_linear_layer_but_the_head_has_one(kind: str):
+    made = policy(kind, Lora(rank=4))
+    names = [name for name, _ in made.trainable()]
+    layers = [
+        name
+        for name, module in base(kind).network.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D") and name != "lm_head"
+    ]
+    assert len(names) == 2 * len(layers)
+    assert all(".lora_A." in name or ".lora_B." in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("technique", "scale"),
+    [
+        (Lora(rank=4), 2.0),
+        (Lora(rank=4, alpha=6), 1.5),
+        (Lora(rank=4, alpha=6, rslora=True), 6 / math.sqrt(4)),
+    ],
+)
+def test_the_update_is_scaled_by_alpha_over_rank_or_its_root(technique: Lora, scale: float):
+    made = policy("llama", technique)
+    layer = made.network.model.layers[0].self_attn.q_proj
+    assert layer.scaling["default"] == pytest.approx(scale)
+    with torch.no_grad():
+        layer.lora_B["default"].weight.fill_(0.1)
+        states = torch.ones(1, HIDDEN)
+        wanted = layer.base_layer(states) + scale * 0.1 * layer.lora_A["default"].weight.sum()
+        assert torch.allclose(layer(states), wanted, atol=1e-5)
+
+
+def test_targets_may_be_named():
+    made = policy("llama", Lora(rank=4, targets=("q_proj", "v_proj")))
+    assert {name.split(".")[4] for name, _ in made.trainable()} == {"q_proj", "v_proj"}
+
+
+def test_a_target_that_the_model_does_not_have_is_the_recipes_fault():
+    with pytest.raises(RecipeError, match=r"^technique\.targets: \('query',\): .*not found.*; use all-linear$"):
+        policy("llama", Lora(rank=4, targets=("query",)))
+
+
+def test_the_first_numbers_follow_from_the_seed():
+    made = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        made.append(dict(policy("llama", Lora(rank=4)).trainable()))
+    name = next(name for name in made[0] if "lora_A" in name)
+    assert torch.equal(made[0][name], made[1][name])
+    assert not torch.equal(made[0][name], made[2][name])
+
+
+def test_dropout_acts_in_training_only():
+    made = policy("llama", Lora(rank=4, dropout=0.5), lively=0.05)
+    quiet = logits(made)
+    assert torch.equal(logits(made), quiet)
+    made.train()
+    assert not torch.allclose(logits(made), quiet, atol=1e-3)
+
+
+def test_a_folder_without_an_adapter_is_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors in it; the run was not finished"):
+        Lora().restore(base("llama").network, tmp_path, family="decoder")
+
+
+def test_an_adapter_names_its_base_and_holds_float32_updates_only(tmp_path: Path):
+    Lora(rank=4).save(policy("llama", Lora(rank=4)), tmp_path)
+    about = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (about["base_model_name_or_path"], about["r"], about["lora_alpha"]) == (str(folder("llama")), 4, 8)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.float32}
+    assert all("lora_" in name for name in saved)
+
+
+def test_the_rate_is_ten_times_that_of_full_tuning_and_falls_with_width():
+    assert width_rule(2000) == pytest.approx(5e-5)
+    assert width_rule(576) == pytest.approx(5e-5 * (2000 / 576) ** 0.781)
+    assert Lora().learning_rate(2000, "decoder") == pytest.approx(5e-4)
+
+
+def test_shorthands_are_options_of_lora():
+    assert {word: Lora(**options) for word, options in SHORTHANDS.items() if word in ("dora", "rslora")} == {
+        "dora": Lora(dora=True),
+        "rslora": Lora(rslora=True),
+    }

@@ -1,0 +1,263 @@
+"""The documentation says what the code does: recipes, keys, commands, options, names in Python and links."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import pytest
+import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+import tunesmith
+from tunesmith.aliases import ALIASES
+from tunesmith.cli.main import parser
+from tunesmith.evaluation.style import RULE_KINDS
+from tunesmith.objectives import OBJECTIVES
+from tunesmith.recipe import Data, Gates, Machine, Recipe, Schedule, make_recipe
+from tunesmith.techniques import TECHNIQUES
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+# Those that are there: the front page and the change log may come later than the rest.
+PAGES = [
+    page
+    for page in (*sorted(DOCS.rglob("*.md")), *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("examples/*.md")))
+    if page.is_file()
+]
+FENCE = re.compile(r"^(`{3,})(\w*)[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINE_LANGUAGES = ("", "sh", "bash", "console", "text")
+
+# Heading in recipe.md -> the part of a recipe whose keys stand below it.
+SECTIONS: dict[str, type[BaseModel]] = {
+    "The recipe": Recipe,
+    "`data`": Data,
+    **{f"`objective`: {part().kind}": part for part in OBJECTIVES},
+    **{f"`technique`: {part().kind}": part for part in TECHNIQUES},
+    "`schedule`": Schedule,
+    "`machine`": Machine,
+    "`gates`": Gates,
+}
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "none"}
+BOUNDS = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Le: ("le", "at most"), Lt: ("lt", "below")}
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """The fenced blocks of a page in one of the languages."""
+    return [body for _, language, body in FENCE.findall(page.read_text(encoding="utf-8")) if language in languages]
+
+
+def spans(page: Path) -> list[str]:
+    """The code spans of a page, each on one line."""
+    return [" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", page.read_text(encoding="utf-8")))]
+
+
+def cases(*languages: str) -> list[Any]:
+    """(page, block) of every page, named by page and number."""
+    return [
+        pytest.param(block, id=f"{name_of(page)}-{number}")
+        for page in PAGES
+        for number, block in enumerate(blocks(page, *languages), 1)
+    ]
+
+
+# ------------------------------------------------------------------ recipes
+
+
+def test_there_are_pages_with_recipes_and_commands():
+    assert len(cases("yaml")) >= 5
+    assert len(list(command_lines())) >= 20
+
+
+@pytest.mark.parametrize("block", cases("yaml"))
+def test_every_recipe_that_is_shown_is_a_recipe(block: str):
+    make_recipe(yaml.safe_load(block), place="docs")
+
+
+# ------------------------------------------------------------------ keys
+
+
+def values(annotation: Any) -> str:
+    """What may stand there, in words."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    inside = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{word}`" for word in inside)
+    if get_origin(annotation) in (Union, UnionType):
+        return " or ".join(dict.fromkeys(values(part) for part in inside))
+    if get_origin(annotation) in (list, tuple):
+        return "list"
+    if get_origin(annotation) is dict:
+        return "mapping"
+    return WORDS.get(annotation, "section")
+
+
+def allowed(field: FieldInfo) -> str:
+    """What may stand there, with its bounds."""
+    found = [values(field.annotation)]
+    for bound in field.metadata:
+        if type(bound) in BOUNDS:
+            attribute, words = BOUNDS[type(bound)]
+            found.append(f"{words} {getattr(bound, attribute)}")
+    return ", ".join(found)
+
+
+def default(field: FieldInfo) -> str:
+    """The default as one would write it in YAML."""
+    if field.is_required():
+        return "needed"
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "none"
+    if isinstance(value, BaseModel):
+        return f"`{value.model_dump().get('kind', '{}')}`"
+    return f"`{value if isinstance(value, str) and value else json.dumps(value)}`"
+
+
+def row(name: str, field: FieldInfo) -> str:
+    """The first three cells of a key's line in recipe.md."""
+    return f"| `{name}` | {default(field)} | {allowed(field)} | "
+
+
+def section(heading: str) -> str:
+    """What stands below a heading of recipe.md, up to the next."""
+    text = (DOCS / "recipe.md").read_text(encoding="utf-8")
+    assert f"\n## {heading}\n" in text, f"docs/recipe.md: no heading '## {heading}'"
+    return text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_every_key_stands_in_its_table_with_its_default_and_bounds(heading: str):
+    text = section(heading)
+    wanted = [row(name, field) for name, field in SECTIONS[heading].model_fields.items()]
+    missing = [line for line in wanted if line not in text]
+    assert not missing, f"docs/recipe.md, under {heading!r}, lacks lines that begin with\n" + "\n".join(missing)
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_no_key_is_described_that_does_not_exist(heading: str):
+    described = re.findall(r"^\| `(\w+)` \|", section(heading), re.MULTILINE)
+    assert set(described) <= set(SECTIONS[heading].model_fields)
+
+
+def test_every_name_from_another_tool_stands_with_what_it_becomes():
+    listed = dict(re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", section("Names from other tools"), re.MULTILINE))
+    assert listed == ALIASES
+
+
+def test_every_kind_of_style_rule_is_described():
+    assert set(re.findall(r"^\| `(\w+)` \|", section("`style`"), re.MULTILINE)) == set(RULE_KINDS)
+
+
+@pytest.mark.parametrize(
+    ("field", "cells"),
+    [
+        (("rank", TECHNIQUES[1]), "| `rank` | `16` | whole number, at least 1, at most 1024 | "),
+        (("warmup", Schedule), "| `warmup` | `0.06` | number, at least 0, below 1 | "),
+        (("learning_rate", Schedule), "| `learning_rate` | `auto` | number or `auto` | "),
+        (("targets", TECHNIQUES[1]), "| `targets` | `all-linear` | text or list | "),
+        (("group", Data), '| `group` | `""` | text | '),
+        (("objective", Recipe), "| `objective` | needed | section | "),
+        (("technique", Recipe), "| `technique` | `lora` | section | "),
+        (("min_delta", Gates), "| `min_delta` | none | number or none | "),
+    ],
+)
+def test_a_key_is_read_as_people_would_write_it(field: tuple[str, type[BaseModel]], cells: str):
+    name, part = field
+    assert row(name, part.model_fields[name]) == cells
+
+
+# ------------------------------------------------------------------ commands
+
+
+def command_lines() -> Iterator[tuple[Path, str]]:
+    """Every `tunesmith ...` that a page shows, in a code span or at the start of a line of a block."""
+    for page in PAGES:
+        lines = [line for block in blocks(page, *LINE_LANGUAGES) for line in block.splitlines()]
+        for line in (*spans(page), *lines):
+            words = line.strip().removeprefix("$ ")
+            if words.startswith("tunesmith "):
+                yield page, words
+
+
+def commands() -> Mapping[str, argparse.ArgumentParser]:
+    """Command -> its parser."""
+    (found,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return found.choices
+
+
+def test_every_command_and_option_that_is_shown_exists():
+    known, wrong = commands(), []
+    for page, line in command_lines():
+        verb, *words = shlex.split(line, comments=True)[1:]
+        if verb.startswith("-"):
+            continue
+        if verb not in known:
+            wrong.append(f"{name_of(page)}: no command {verb!r} ({line})")
+            continue
+        options = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
+        strange = set(options) - set(known[verb]._option_string_actions)
+        wrong += [f"{name_of(page)}: {verb} has no option {option} ({line})" for option in sorted(strange)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_command_is_on_the_map():
+    shown = {line.split()[1] for page, line in command_lines() if page == DOCS / "index.md"}
+    assert shown >= set(commands())
+
+
+# ------------------------------------------------------------------ names in Python
+
+
+@pytest.mark.parametrize("block", cases("python"))
+def test_python_that_is_shown_names_what_exists(block: str):
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "tunesmith":
+            module = importlib.import_module(node.module or "")
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tunesmith":
+            assert node.attr in tunesmith.__all__
+
+
+# ------------------------------------------------------------------ links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_every_link_leads_to_a_file_and_heading_that_are_there(page: Path):
+    broken = []
+    for target in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        path, _, anchor = target.partition("#")
+        if "://" in target or target.startswith("mailto:"):
+            continue
+        file = (page.parent / path).resolve() if path else page
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert not broken
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub links to them."""
+    headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_reached_from_the_map():
+    linked = {(DOCS / link.partition("#")[0]).resolve() for link in LINK.findall((DOCS / "index.md").read_text())}
+    assert {page for page in PAGES if DOCS in page.parents} - {DOCS / "index.md"} <= linked

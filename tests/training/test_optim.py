@@ -1,0 +1,98 @@
+"""The rate over time, and an optimizer that comes back from a checkpoint."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.bases import LORA, encoded, policy
+from tunesmith.model.batch import collate
+from tunesmith.model.checkpoint import load_tensors, save_tensors
+from tunesmith.model.policy import Policy
+from tunesmith.techniques import Full, Lora
+from tunesmith.training.fit import load_numbers, numbers
+from tunesmith.training.optim import HEAD_RATE, Plan, make_optimizer, optimizer_tensors, restore_optimizer, set_rate
+
+
+def test_the_rate_rises_to_its_peak_and_falls_as_a_cosine_to_a_tenth():
+    plan = Plan(steps=110, peak=2.0, warmup=10 / 110)
+    rates = [plan.rate(step) for step in range(110)]
+    assert [round(rate, 6) for rate in rates[:3]] == [0.2, 0.4, 0.6]
+    assert rates[9] == rates[10] == max(rates) == 2.0
+    assert rates[60] == pytest.approx(2.0 * 0.55)  # half-way down: (1 + 0.1) / 2
+    assert rates[35] == pytest.approx(2.0 * (0.1 + 0.45 * (1 + 2**-0.5)))  # cos 45 degrees
+    assert rates[109] == pytest.approx(0.2, abs=0.001)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0.06), (2, 0.0), (3, 0.9)])
+def test_a_short_plan_has_positive_rates_up_to_the_peak(steps: int, warmup: float):
+    rates = [Plan(steps=steps, peak=1.0, warmup=warmup).rate(step) for step in range(steps)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert max(rates) == 1.0
+
+
+def headed(technique: Full | Lora) -> Policy:
+    made = policy("llama", technique, lively=0.05)
+    made.head = nn.Linear(made.hidden, 2)
+    return made
+
+
+def test_vectors_are_not_decayed_and_a_fresh_head_takes_a_larger_rate():
+    made = headed(Full())
+    optimizer = make_optimizer(made, Plan(steps=1, peak=1e-5, weight_decay=0.1))
+    set_rate(optimizer, 5e-6)  # half the peak
+    seen = {}
+    for group in optimizer.param_groups:
+        for value in group["params"]:
+            seen[id(value)] = (group["weight_decay"], group["lr"])
+    for name, value in made.trainable():
+        decay, rate = seen[id(value)]
+        assert decay == (0.1 if value.ndim == 2 else 0.0)
+        assert rate == pytest.approx(HEAD_RATE / 2 if name.startswith("head.") else 5e-6)
+
+
+def test_a_head_takes_the_common_rate_where_that_is_larger():
+    optimizer = make_optimizer(headed(LORA), Plan(steps=1, peak=5e-3))
+    set_rate(optimizer, 5e-3)
+    assert {group["lr"] for group in optimizer.param_groups} == {5e-3}
+
+
+def test_one_step_of_adamw_by_hand():
+    made = policy("llama", LORA)
+    name, value = next((n, v) for n, v in made.trainable() if "lora_A" in n)
+    optimizer = make_optimizer(made, Plan(steps=1, peak=0.1, weight_decay=0.5))
+    before = value.detach().clone()
+    value.grad = torch.full_like(value, 3.0)
+    optimizer.step()
+    # first step: m / sqrt(v) is the sign of the gradient, after decay by rate x 0.5
+    assert torch.allclose(value, before * (1 - 0.1 * 0.5) - 0.1, atol=1e-6), name
+
+
+@pytest.mark.parametrize("technique", [Full(), LORA], ids=["full", "lora"])
+def test_an_optimizer_comes_back_from_disk_and_goes_on_to_the_bit(technique: Full | Lora, tmp_path):
+    batch = collate(encoded("llama"), pad=2)
+    plan = Plan(steps=9, peak=1e-3)
+
+    def steps(made: Policy, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            made.sum_nll(batch).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    first = policy("llama", technique, lively=0.05)
+    optimizer = make_optimizer(first, plan)
+    steps(first, optimizer, 3)
+    save_tensors(numbers(first), tmp_path / "numbers.safetensors")
+    save_tensors(optimizer_tensors(optimizer, first), tmp_path / "optimizer.safetensors")
+    steps(first, optimizer, 3)
+
+    second = policy("llama", technique)
+    fresh = make_optimizer(second, plan)
+    load_numbers(second, load_tensors(tmp_path / "numbers.safetensors"))
+    restore_optimizer(fresh, second, load_tensors(tmp_path / "optimizer.safetensors"))
+    assert {float(state["step"]) for state in fresh.state.values()} == {3.0}
+    steps(second, fresh, 3)
+    for name, value in numbers(first).items():
+        assert torch.equal(value, numbers(second)[name]), name

@@ -1,0 +1,275 @@
+"""Recipes written from rows, and carried over from other trainers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cli.conftest import reviews, write_rows
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.workflows.foreign import convert
+from tunesmith.workflows.init import Draft, draft
+from tunesmith.workflows.preview import preview
+
+
+def reread(made: Draft, out: Path) -> Recipe:
+    """The recipe as it is read back from its file."""
+    made.write(out)
+    recipe, notes = load_recipe(out)
+    assert notes == []
+    return recipe
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "reviews.jsonl", reviews())
+
+
+def test_a_draft_is_read_back_as_it_was_written_and_runs_dry(rows: Path, tiny_llama: Path) -> None:
+    made = draft(str(rows), changes=[f"model={tiny_llama}"])
+    recipe = reread(made, rows.parent / "recipe.yaml")
+    assert recipe == made.recipe
+    assert (recipe.objective.kind, recipe.data.group) == ("classify", "group")
+    assert preview(recipe, offline=True).faults == ()
+
+
+def test_every_decision_has_its_reason_above_it(rows: Path) -> None:
+    text = draft(str(rows)).text(rows.parent)
+    lines = text.splitlines()
+    for key in ("model", "  train", "  test", "  group", "  max_tokens", "  metric", "technique", "  epochs"):
+        above = lines[next(i for i, line in enumerate(lines) if line.startswith(f"{key}:")) - 1]
+        assert above.strip().startswith("#"), key
+    assert "train: reviews.jsonl" in text
+    assert "positive 30, negative 30" in text
+    assert "20 values for 60 rows" in text
+    assert max(map(len, lines)) <= 120
+
+
+def test_a_recipe_in_another_folder_finds_its_rows(rows: Path) -> None:
+    folder = rows.parent / "recipes"
+    folder.mkdir()
+    recipe = reread(draft(str(rows)), folder / "recipe.yaml")
+    assert Path(recipe.data.train).resolve() == rows
+
+
+def test_nothing_is_overwritten(rows: Path) -> None:
+    out = rows.parent / "recipe.yaml"
+    out.write_text("mine")
+    with pytest.raises(RecipeError, match="exists and is left as it is"):
+        draft(str(rows)).write(out)
+    assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("count", "epochs", "rank"),
+    # 0.7 of the rows are trained on, 16 a step, 200 steps wanted: 3200 / 700, 3200 / 1400, 3200 / 70 (at most 5).
+    [(1000, 5, 8), (2000, 3, 16), (100, 5, 8)],
+)
+def test_passes_and_rank_follow_the_number_of_rows(count: int, epochs: int, rank: int, tmp_path: Path) -> None:
+    recipe = draft(str(write_rows(tmp_path / "r.jsonl", reviews(count)))).recipe
+    assert (recipe.schedule.epochs, recipe.technique.rank) == (epochs, rank)  # type: ignore[union-attr]
+
+
+def test_the_longest_row_of_a_hundred_sets_max_tokens(tmp_path: Path) -> None:
+    # 900 bytes are about 300 tokens; with 48 around them and in steps of 48: 384.
+    lines = [{"prompt": "x" * 600, "answer": "y" * 300} for _ in range(50)]
+    assert draft(str(write_rows(tmp_path / "r.jsonl", lines))).recipe.data.max_tokens == 384
+
+
+@pytest.mark.parametrize(
+    ("answers", "metric"),
+    [
+        (["yes", "no", "I cannot say"], "exact_match"),
+        (["the display flickers when it is warm, so open it", "press the left key for three seconds"], "rouge_l"),
+        (["das Gerät wird größer und wärmer als üblich", "für alle Fälle hält man es kühl"], "chrf"),
+    ],
+)
+def test_the_metric_fits_the_answers(answers: list[str], metric: str, tmp_path: Path) -> None:
+    lines = [{"prompt": f"case {i}", "answer": answers[i % len(answers)]} for i in range(30)]
+    assert draft(str(write_rows(tmp_path / "r.jsonl", lines))).recipe.objective.metric == metric
+
+
+def test_rare_labels_make_macro_f1_the_headline(tmp_path: Path) -> None:
+    lines = [{"text": f"mail {i}", "label": "rare" if i % 10 == 0 else "common"} for i in range(60)]
+    made = draft(str(write_rows(tmp_path / "r.jsonl", lines)))
+    assert made.recipe.objective.metric == "macro_f1"
+    assert "common 54, rare 6" in made.reasons["objective.metric"]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "group"),
+    [
+        ("thread_id", [i // 3 for i in range(60)], "thread_id"),
+        ("source", list(range(60)), ""),  # every row its own source
+        ("user", ["a", "b"] * 30, ""),  # too few to cut
+        ("colour", [i // 3 for i in range(60)], ""),  # no word for a source
+        ("thread", ["", *(i // 3 for i in range(59))], "thread"),  # a blank now and then is cut alone
+        ("thread", ["" if i % 2 else i // 3 for i in range(60)], ""),
+    ],
+)
+def test_a_group_column_is_told_by_name_and_values(
+    column: str, values: list[object], group: str, tmp_path: Path
+) -> None:
+    lines = [{"text": f"mail {i}", "label": "ab"[i % 2], column: values[i]} for i in range(60)]
+    made = draft(str(write_rows(tmp_path / "r.jsonl", lines)))
+    assert made.recipe.data.group == group
+    assert ("name the column" in made.reasons["data.test"]) == (not group)
+
+
+def test_columns_of_no_known_name_are_refused_until_they_are_named(tmp_path: Path) -> None:
+    lines = [{"words": f"mail {i}", "mood": "ab"[i % 2]} for i in range(30)]
+    data = str(write_rows(tmp_path / "r.jsonl", lines))
+    with pytest.raises(DataError, match="no known format"):
+        draft(data)
+    made = draft(data, changes=["objective={kind: classify, text: words, label: mood}"])
+    assert (made.recipe.objective.text, made.reasons.get("objective")) == ("words", None)  # type: ignore[union-attr]
+
+
+def test_what_was_asked_for_is_not_explained_by_us(rows: Path) -> None:
+    made = draft(str(rows), changes=["technique=full", "data.max_tokens=99"])
+    assert (made.recipe.technique.kind, made.recipe.data.max_tokens) == ("full", 99)
+    assert made.reasons["technique"] == made.reasons["data.max_tokens"] == "as asked"
+
+
+def test_the_small_encoder_is_tuned_in_full_and_asked_nothing(rows: Path) -> None:
+    recipe = draft(str(rows), changes=["model=minilm-l6"]).recipe
+    assert (recipe.technique.kind, recipe.objective.instruction) == ("full", "")
+
+
+AXOLOTL: dict[str, Any] = {
+    "base_model": "smollm2-135m",
+    "datasets": [{"path": "train.jsonl", "type": "alpaca"}, {"path": "more.jsonl", "type": "alpaca"}],
+    "val_set_size": 0.05,
+    "output_dir": "./outputs/lora",
+    "adapter": "lora",
+    "lora_r": 32,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
+    "lora_target_linear": True,
+    "lora_target_modules": ["q_proj"],
+    "sequence_len": 256,
+    "sample_packing": True,
+    "micro_batch_size": 2,
+    "gradient_accumulation_steps": 4,
+    "num_epochs": 3,
+    "optimizer": "adamw_bnb_8bit",
+    "learning_rate": "2e-4",
+    "bf16": "auto",
+    "wandb_project": None,
+    "wandb_name": "mine",
+    "warmup_steps": 10,
+    "evals_per_epoch": 4,
+    "odd_key": 1,
+}
+FACTORY: dict[str, Any] = {
+    "model_name_or_path": "smollm2-135m",
+    "stage": "sft",
+    "do_train": True,
+    "finetuning_type": "lora",
+    "lora_rank": 8,
+    "lora_target": "q_proj, v_proj",
+    "dataset": "mine,identity",
+    "template": "llama3",
+    "cutoff_len": 128,
+    "max_samples": 10,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8,
+    "learning_rate": 1.0e-4,
+    "num_train_epochs": 3.0,
+    "lr_scheduler_type": "cosine",
+    "warmup_ratio": 0.1,
+    "val_size": 0.1,
+    "plot_loss": True,
+}
+
+
+@pytest.fixture
+def alpaca(tmp_path: Path) -> Path:
+    lines = [{"instruction": f"say {i}", "input": "", "output": f"it is {i}"} for i in range(40)]
+    return write_rows(tmp_path / "train.jsonl", lines)
+
+
+def write(path: Path, values: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_axolotl_is_carried_over_and_runs_dry(alpaca: Path, tiny_llama: Path) -> None:
+    made = convert(write(alpaca.parent / "axolotl.yaml", AXOLOTL | {"base_model": str(tiny_llama)}))
+    recipe = reread(made, alpaca.parent / "recipe.yaml")
+    assert (recipe.data.validation, recipe.data.max_tokens) == (0.05, 256)
+    assert recipe.technique.model_dump(include={"kind", "rank", "alpha", "dropout", "targets"}) == {
+        "kind": "lora", "rank": 32, "alpha": 16, "dropout": 0.05, "targets": "all-linear",
+    }  # fmt: skip
+    schedule = recipe.schedule
+    assert (schedule.batch_rows, schedule.epochs, schedule.learning_rate) == (8, 3, 2e-4)
+    assert preview(recipe, offline=True).faults == ()
+
+
+def test_what_axolotl_says_in_vain_is_named_with_the_reason(alpaca: Path) -> None:
+    made = convert(write(alpaca.parent / "axolotl.yaml", AXOLOTL))
+    assert set(made.dropped) == {
+        "datasets: more.jsonl", "output_dir", "sample_packing", "optimizer", "bf16", "wandb_name", "warmup_steps",
+        "evals_per_epoch", "odd_key",
+    }  # fmt: skip
+    assert made.dropped["odd_key"] == "no counterpart here"
+    text = made.text(alpaca.parent)
+    assert "#   wandb_name: the journal and the report are always written" in text
+    assert "  # was lora_r\n  rank: 32" in text
+    assert "# was micro_batch_size x gradient_accumulation_steps\n  batch_rows: 8" in text
+
+
+def test_without_an_adapter_axolotl_moves_every_number(alpaca: Path) -> None:
+    made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"adapter": None, "val_set_size": 500}))
+    assert made.recipe.technique.kind == "full"
+    assert "only for LoRA" in made.dropped["lora_r"]
+    assert made.dropped["val_set_size"].startswith("500 rows")
+    assert made.recipe.data.validation == 0.1
+
+
+def test_axolotl_chats_name_their_column(alpaca: Path) -> None:
+    sets = [{"path": "train.jsonl", "type": "chat_template", "field_messages": "turns"}]
+    made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": sets}))
+    assert made.recipe.objective.messages == "turns"  # type: ignore[union-attr]
+
+
+def test_axolotl_prompts_by_field_name_theirs(alpaca: Path) -> None:
+    sets = [{"path": "train.jsonl", "type": {"field_instruction": "q", "field_output": "a"}}]
+    objective = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": sets})).recipe.objective
+    assert (objective.prompt, objective.answer) == ("q", "a")  # type: ignore[union-attr]
+
+
+def test_llama_factory_is_carried_over_by_its_list_of_data_sets(alpaca: Path, tiny_llama: Path) -> None:
+    (alpaca.parent / "data").mkdir()
+    listed = {"mine": {"file_name": "../train.jsonl", "columns": {"prompt": "instruction", "response": "output"}}}
+    (alpaca.parent / "data" / "dataset_info.json").write_text(json.dumps(listed))
+    made = convert(write(alpaca.parent / "f.yaml", FACTORY | {"model_name_or_path": str(tiny_llama)}))
+    recipe = reread(made, alpaca.parent / "recipe.yaml")
+    assert (recipe.data.rows, recipe.data.max_tokens, recipe.schedule.batch_rows) == (10, 128, 8)
+    assert (recipe.schedule.warmup, recipe.objective.prompt) == (0.1, "instruction")  # type: ignore[union-attr]
+    assert recipe.technique.targets == ("q_proj", "v_proj")  # type: ignore[union-attr]
+    assert set(made.dropped) == {"dataset: identity", "do_train", "template", "lr_scheduler_type", "plot_loss"}
+    assert preview(recipe, offline=True).faults == ()
+
+
+def test_a_data_set_that_is_only_a_name_needs_its_rows(alpaca: Path) -> None:
+    page = write(alpaca.parent / "f.yaml", FACTORY)
+    with pytest.raises(RecipeError, match="tunesmith init ROWS --from"):
+        convert(page)
+    assert convert(page, data=str(alpaca)).recipe.data.train == str(alpaca)
+
+
+def test_a_yaml_of_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="neither of axolotl and LLaMA-Factory"):
+        convert(write(tmp_path / "x.yaml", {"model": "x"}))
+
+
+@pytest.mark.parametrize("value", [{"stage": "teleport"}, {"finetuning_type": "freeze"}])
+def test_what_cannot_be_done_here_is_refused(value: dict[str, Any], alpaca: Path) -> None:
+    with pytest.raises(RecipeError, match="unknown kind"):
+        convert(write(alpaca.parent / "f.yaml", FACTORY | value), data=str(alpaca))

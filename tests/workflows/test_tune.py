@@ -1,0 +1,309 @@
+"""The main story from rows to a measured run folder, with tiny models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModel, AutoModelForCausalLM
+
+from tests.bases import folder
+from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
+from tunesmith.evaluation import retention, significance
+from tunesmith.evaluation.baselines import linear_probe
+from tunesmith.inference.folder import load
+from tunesmith.model.device import Machine
+from tunesmith.recipe import Recipe, make_recipe
+from tunesmith.report.html import write_reports
+from tunesmith.training.fit import Interrupted
+from tunesmith.workflows import worth
+from tunesmith.workflows.tune import Run, tune_recipe
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+WORDS = {"positive": ("good", "great", "lovely"), "negative": ("bad", "awful", "broken")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
+    """A known machine, a cache of its own, and only a glance at what other rooms' tests look at."""
+    known = Machine("cpu", "float32", 1, {"float32": 100.0, "bfloat16": 100.0}, "known")
+    some = retention.items()[:6]
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("workflows.prepare", "inference.folder"):
+            patch.setattr(f"tunesmith.{place}.choose_machine", lambda **_: known)
+        patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for room in (retention, worth):
+            patch.setattr(room, "items", lambda: some)
+        patch.setattr(retention, "WINDOWS", 1)
+        patch.setattr("tunesmith.workflows.tune.write_reports", lambda folder: None)
+        patch.setattr("tunesmith.workflows.tune.cheap_ways", lambda prepared, test: [])
+        patch.setattr("tunesmith.workflows.answers.linear_probe", lambda states, labels, asked: labels[:1] * len(asked))
+        assert significance.corpus_compare.__kwdefaults__ is not None
+        patch.setitem(significance.corpus_compare.__kwdefaults__, "resamples", 200)
+        yield patch
+
+
+def reviews(count: int = 48) -> list[dict[str, Any]]:
+    labels = ("positive", "negative")
+    return [{"text": f"{WORDS[labels[i % 2]][i // 2 % 3]} {i}", "label": labels[i % 2]} for i in range(count)]
+
+
+def topics(count: int = 48) -> list[dict[str, Any]]:
+    marks = (("screen",), ("battery",), ("screen", "battery"), ())
+    return [{"text": f"phone {i}: {' and '.join(marks[i % 4]) or 'fine'}", "label": marks[i % 4]} for i in range(count)]
+
+
+def answers(count: int = 40) -> list[dict[str, Any]]:
+    return [{"prompt": f"number {i}", "answer": f"it is {i % 3}"} for i in range(count)]
+
+
+def recipe(place: Path, rows: list[dict[str, Any]], kind: str, **parts: Any) -> Recipe:
+    """A recipe over rows in a file beside the run."""
+    file = place / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    raw: dict[str, Any] = {
+        "model": str(folder(kind)),
+        "data": {"train": str(file), **parts.pop("data", {})},
+        "objective": parts.pop("objective", "classify"),
+        "technique": parts.pop("technique", {"kind": "lora", "rank": 4}),
+        "schedule": {"learning_rate": 0.02, "epochs": 2, "batch_rows": 8, **parts.pop("schedule", {})},
+        "machine": {"device": "cpu", "dtype": "float32", "threads": 1},
+    }
+    return make_recipe(raw | parts, place="test")[0]
+
+
+def tune(made: Recipe, out: Path, **more: Any) -> Run:
+    return tune_recipe(made, out=out, listen=more.pop("listen", lambda event: None), **more)
+
+
+def digests(out: Path) -> dict[str, str]:
+    """sha256 of every weight file of a finished run."""
+    files = sorted((out / "model").glob("*.safetensors"))
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def stop_after(count: int) -> Callable[[], bool]:
+    left = list(range(count))
+    return lambda: left.pop() == 0 if left else True
+
+
+# ------------------------------------------------------------------ from rows to a measured run
+
+
+def test_label_words_are_learned_and_the_run_folder_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tunesmith.workflows.tune.write_reports", write_reports)
+    monkeypatch.setattr("tunesmith.workflows.tune.cheap_ways", worth.cheap_ways)
+    events: list[dict[str, Any]] = []
+    schedule = {"epochs": 20, "learning_rate": 0.01, "patience": 99}
+    objective = {"kind": "classify", "instruction": "Sort:"}
+    made = recipe(tmp_path, reviews(), "llama", technique="full", objective=objective, schedule=schedule)
+    run = tune(made, tmp_path / "run", listen=events.append)
+    report = run.report
+    assert not run.already
+    assert {
+        "recipe.yaml",
+        "journal.jsonl",
+        "report.json",
+        "report.html",
+        "README.md",
+        "model",
+        "predictions.jsonl",
+    } <= {path.name for path in run.folder.iterdir()}
+    assert (report.task.name, report.task.metric, report.task.n) == ("run", "accuracy", 10)
+    assert report.task.delta == pytest.approx(report.task.tuned - report.task.base)
+    assert report.task.tuned == 1.0
+    assert (report.data.rows, report.data.train, report.data.validation, report.data.test) == (48, 33, 5, 10)
+    assert report.training.steps == 100 == 20 * -(-33 // 8)
+    assert report.training.probe_last < 0.67 * report.training.probe_first
+    assert report.retention is not None
+    assert {event["event"] for event in events} >= {"stage", "machine", "data", "probe", "step"}
+    saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
+    assert (saved["objective"]["labels"], saved["objective"]["output"]) == (["negative", "positive"], "words")
+
+
+def test_the_models_answers_are_those_of_the_report_and_of_the_loaded_run(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "llama")
+    run = tune(made, tmp_path / "run")
+    lines = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
+    right = sum(line["tuned"] == line["gold"] for line in lines) / len(lines)
+    assert run.report.task.tuned == pytest.approx(right)
+    model = load(run.folder)
+    found = model.classify([line["question"] for line in lines])
+    assert [one.label for one in found] == [line["tuned"] for line in lines]
+    for one, line in zip(found, lines, strict=True):
+        assert one.probabilities == pytest.approx(line["probabilities"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("technique", "rate"), [({"kind": "lora", "rank": 4}, 0.02), ("full", 0.005)], ids=["lora", "full"]
+)
+def test_an_encoder_is_tuned_through_a_head(
+    technique: Any, rate: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tunesmith.workflows.answers.linear_probe", linear_probe)
+    long = {"epochs": 12, "patience": 99}
+    made = recipe(tmp_path, reviews(), "bert", technique=technique, schedule=long | {"learning_rate": rate})
+    run = tune(made, tmp_path / "run")
+    assert run.report.task.tuned >= 0.9
+    assert run.report.baselines[0].detail == "linear probe on the frozen model"
+    assert run.report.retention is None
+    assert load(run.folder).classify(["bad 99"])[0].label == "negative"
+    if technique != "full":
+        PeftModel.from_pretrained(AutoModel.from_pretrained(folder("bert")), run.folder / "model")
+    else:
+        AutoModel.from_pretrained(run.folder / "model")
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_rows_with_several_labels_are_learned_through_a_head(kind: str, tmp_path: Path):
+    made = recipe(tmp_path, topics(), kind, schedule={"epochs": 6, "learning_rate": 0.01})
+    run = tune(made, tmp_path / "run")
+    assert run.report.task.metric == "sample_f1"
+    assert run.report.task.tuned > 0.6
+    model = load(run.folder)
+    assert model.objective.multi
+    assert set(model.classify(["phone 9: screen"])[0].probabilities) == {"battery", "screen"}
+
+
+def test_a_label_that_no_training_row_has_is_still_a_column_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tunesmith.workflows.answers.linear_probe", linear_probe)
+    rows = topics(24)
+    held = [{"text": f"tablet {i}: wifi", "label": ["wifi"]} for i in range(4)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    made = recipe(tmp_path, rows, "bert", data={"test": str(tmp_path / "test.jsonl")}, schedule={"epochs": 1})
+    made = made.model_copy(update={"schedule": made.schedule.model_copy(update={"probe": False})})
+    run = tune(made, tmp_path / "run")
+    assert load(run.folder).objective.labels == ("battery", "screen", "wifi")
+    assert any("'wifi' stands in test" in note for note in run.report.data.notes)
+
+
+def test_answers_are_learned_and_opened_by_plain_peft(tmp_path: Path):
+    objective = {"kind": "instruct", "max_new_tokens": 8, "metric": "exact_match"}
+    made = recipe(tmp_path, answers(), "llama", objective=objective, schedule={"epochs": 4})
+    run = tune(made, tmp_path / "run")
+    lines = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
+    model = load(run.folder)
+    assert model.generate([line["question"] for line in lines]) == [line["tuned"] for line in lines]
+    assert run.report.training.best_validation_loss < run.report.training.probe_first
+    base = AutoModelForCausalLM.from_pretrained(folder("llama"))
+    opened = PeftModel.from_pretrained(base, run.folder / "model")
+    ids = torch.arange(6, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(opened(input_ids=ids).logits, model.policy.network(input_ids=ids).logits)
+
+
+# ------------------------------------------------------------------ going on, and not
+
+
+def test_a_second_call_says_already_and_a_changed_recipe_or_file_does_not_go_on_there(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert", schedule={"probe": False})
+    first = tune(made, tmp_path / "run")
+    events: list[dict[str, Any]] = []
+    second = tune(made, tmp_path / "run", listen=events.append)
+    assert second.already
+    assert second.report == first.report
+    assert events == []
+    another = recipe(tmp_path, reviews(), "bert", schedule={"probe": False}, seed=1)
+    assert digests(tune(another, tmp_path / "other").folder) != digests(first.folder)
+    for changed in (
+        another,
+        recipe(tmp_path, reviews(50), "bert", schedule={"probe": False}),
+    ):
+        with pytest.raises(CheckpointError, match="holds a run of another recipe or of other rows; give another --out"):
+            tune(changed, tmp_path / "run")
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("x")
+    for place in ("photos", "rows.jsonl"):
+        with pytest.raises(CheckpointError, match="exists and is not a run; give another --out"):
+            tune(made, tmp_path / place)
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_run_that_was_stopped_twice_gives_the_weights_of_one_that_was_not(kind: str, tmp_path: Path):
+    made = recipe(tmp_path, reviews(), kind)
+    whole = tune(made, tmp_path / "whole")
+    for _ in range(2):
+        with pytest.raises(Interrupted):
+            tune(made, tmp_path / "cut", stop=stop_after(3))
+    cut = tune(made, tmp_path / "cut")
+    assert digests(cut.folder) == digests(whole.folder)
+    journals = [(run.folder / "journal.jsonl").read_text().splitlines() for run in (cut, whole)]
+    losses = [[(r["step"], r.get("loss"), r.get("validation_loss")) for r in map(json.loads, j)] for j in journals]
+    assert losses[0] == losses[1]
+    assert cut.report.task == whole.report.task.model_copy(update={"name": "cut"})
+
+
+def test_a_crash_between_checkpoints_leaves_no_step_in_the_journal_twice(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert", schedule={"save_steps": 4, "probe": False})
+    whole = tune(made, tmp_path / "whole")
+
+    def pull_the_plug(event: dict[str, Any]) -> None:
+        if event.get("step") == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune(made, tmp_path / "cut", listen=pull_the_plug)
+    cut = tune(made, tmp_path / "cut")
+    journals = [(run.folder / "journal.jsonl").read_text().splitlines() for run in (cut, whole)]
+    steps = [[(r["step"], r.get("loss")) for r in map(json.loads, lines)] for lines in journals]
+    assert steps[0] == steps[1]
+    assert digests(cut.folder) == digests(whole.folder)
+
+
+# ------------------------------------------------------------------ refused
+
+
+def test_a_model_that_cannot_learn_is_refused_before_the_run(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "llama", schedule={"learning_rate": 1e-9})
+    with pytest.raises(Refused, match="overfit probe: 24 steps on the same 8 rows .*raise schedule.learning_rate"):
+        tune(made, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_rate_that_blows_up_is_refused_with_the_step(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert", technique="full", schedule={"learning_rate": 1e30, "probe": False})
+    with pytest.raises(Refused, match=r"^step \d: the loss is .* lower schedule\.learning_rate \(now 1e\+30\)"):
+        tune(made, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("objective", "rows", "kind", "finding"),
+    [
+        ("instruct", answers(), "bert", "objective instruct: needs a decoder"),
+        ({"kind": "classify", "output": "words"}, reviews(), "bert", "an encoder has no words to answer with"),
+        ({"kind": "classify", "output": "words"}, topics(), "llama", "rows with several labels have no single answer"),
+    ],
+)
+def test_a_pair_that_cannot_work_is_refused_with_the_nearest_that_can(objective, rows, kind, finding, tmp_path: Path):
+    with pytest.raises(RecipeError, match=rf"{finding}.*; nearest that works: "):
+        tune(recipe(tmp_path, rows, kind, objective=objective), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_of_which_nothing_is_left_to_learn_are_refused(tmp_path: Path):
+    rows = [{"prompt": f"number {i}", "answer": "it is so"} for i in range(20)]
+    made = recipe(tmp_path, rows, "llama", objective="instruct", data={"max_tokens": 16})
+    with pytest.raises(
+        Refused, match=r"none of \d+ rows has anything to learn within 16 tokens; raise data.max_tokens"
+    ):
+        tune(made, tmp_path / "run")
+
+
+def test_a_model_that_is_not_there_is_refused_and_no_folder_made(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert").model_copy(update={"model": str(tmp_path / "nowhere")})
+    with pytest.raises(ModelError, match="no such folder"):
+        tune(made, tmp_path / "run", offline=True)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,215 @@
+"""Two runs on the same test rows: what changed between them, and whether it matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.errors import CheckpointError
+from tunesmith.evaluation.significance import Comparison, compare_macro_f1, compare_paired
+from tunesmith.report.figures import bounds, clean, figure, metric_name, p_value, signed
+from tunesmith.report.predictions import FILE, Prediction, groups_of, read_predictions, row_scores
+from tunesmith.report.schema import Report, read_report
+
+SHOWN = 5
+LONGEST = 90
+# The name of a score that the run stated row by row, such as a document's log-probability.
+ROW_SCORE = "row_score"
+VERDICTS = {"better": "b is better", "worse": "b is worse", "no effect": "no difference"}
+# Settings that say where a run was made rather than what it is.
+ELSEWHERE = ("machine.",)
+
+
+class Changed(BaseModel):
+    """A test row to which the two tuned models answer differently; `better` is a, b or neither."""
+
+    model_config = ConfigDict(frozen=True)
+
+    where: str
+    question: str
+    gold: str
+    a: str
+    b: str
+    better: str
+
+
+class RunDiff(BaseModel):
+    """Run b against run a on the headline metric of a: `delta` = b - a, `settings` = (key, in a, in b)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    a: str
+    b: str
+    metric: str
+    score_a: float
+    score_b: float
+    delta: float
+    ci95: tuple[float, float]
+    p_value: float
+    n: int
+    clusters: int
+    test: str
+    verdict: str
+    sentence: str
+    changed: tuple[Changed, ...]
+    settings: tuple[tuple[str, str, str], ...]
+
+
+def diff_runs(a: Path, b: Path) -> RunDiff:
+    """How the tuned model of run b differs from that of run a, row by row.
+
+    Raises CheckpointError for folders that are no finished runs, or that were scored on other test rows.
+    """
+    report = read_report(a)
+    _refuse_other_rows(a, b, report, read_report(b))
+    first, second = _matched(a, b)
+    rows = [_side_by_side(one, two) for one, two in zip(first, second, strict=True)]
+    metric = report.task.metric if rows[0].score_tuned is None else ROW_SCORE
+    scores = row_scores(rows, metric)
+    if scores is None:
+        raise CheckpointError(
+            f"{a / FILE}: {metric} cannot be told row by row from it; compare the two reports instead"
+        )
+    found = _compared(rows, scores, metric)
+    changed = tuple(
+        Changed(where=row.where, question=row.question, gold=row.gold, a=row.base, b=row.tuned, better=_better(change))
+        for row, change in zip(rows, scores[1] - scores[0], strict=True)
+        if row.base != row.tuned
+    )
+    return RunDiff(
+        a=str(a),
+        b=str(b),
+        metric=metric,
+        score_a=found.base,
+        score_b=found.tuned,
+        delta=found.delta,
+        ci95=found.ci95,
+        p_value=found.p_value,
+        n=found.n,
+        clusters=found.clusters,
+        test=found.test,
+        verdict=found.verdict,
+        sentence=_sentence(found, changed, metric),
+        changed=changed,
+        settings=_settings(a, b),
+    )
+
+
+def lines(diff: RunDiff) -> list[str]:
+    """The difference for people: the sentence, the settings that differ, some rows that changed."""
+    told = [f"a: {diff.a}", f"b: {diff.b}", diff.sentence]
+    if diff.settings:
+        told += ["settings that differ (a → b):", *(f"  {key}: {one} → {two}" for key, one, two in diff.settings)]
+    for side, title in (("b", "right or better only in b"), ("a", "right or better only in a"), ("neither", "neither")):
+        rows = [row for row in diff.changed if row.better == side]
+        if rows:
+            told.append(f"{title}: {len(rows)} rows")
+            told += [_line(row) for row in rows[:SHOWN]]
+    return [clean(line) for line in told]
+
+
+def _refuse_other_rows(a: Path, b: Path, one: Report, two: Report) -> None:
+    """Nothing where both runs were scored on the same rows; else CheckpointError."""
+    # Without test rows of its own a run is scored on its validation rows.
+    parts = ["test" if report.data.test else "validation" for report in (one, two)]
+    hashes = [report.data.sha256.get(part, "") for report, part in zip((one, two), parts, strict=True)]
+    one_hash, two_hash = hashes
+    if not one_hash or one_hash != two_hash:
+        finding = f"sha256 {two_hash[:8] or 'unknown'}, not {one_hash[:8] or 'unknown'}"
+        cure = "tune both on the same data, group and seed"
+        raise CheckpointError(f"{b}: scored on other test rows than {a} ({finding}); {cure}")
+
+
+def _matched(a: Path, b: Path) -> tuple[list[Prediction], list[Prediction]]:
+    """The rows of both runs in the order of a, told by their place or, where files differ, by question and answer."""
+    first, second = read_predictions(a), read_predictions(b)
+    for run, rows in ((a, first), (b, second)):
+        if not rows:
+            raise CheckpointError(f"{run}: no {FILE} in it, so its answers are gone; tune it again with --force")
+    keys = [_keys(rows) for rows in (first, second)]
+    at = dict(zip(keys[1], second, strict=True))
+    if set(keys[0]) != set(at) or len(first) != len(second):
+        raise CheckpointError(f"{b / FILE}: its rows are not those of {a / FILE}; tune one of them again with --force")
+    return first, [at[key] for key in keys[0]]
+
+
+def _keys(rows: Sequence[Prediction]) -> list[tuple[str, str, int]]:
+    """What tells a row from all others of its file: question, right answer, and which of several equal ones."""
+    seen: dict[tuple[str, str], int] = {}
+    found = []
+    for row in rows:
+        pair = (row.question, row.gold)
+        seen[pair] = seen.get(pair, 0) + 1
+        found.append((*pair, seen[pair]))
+    return found
+
+
+def _side_by_side(one: Prediction, two: Prediction) -> Prediction:
+    """The row with the answer of run a in the base's place."""
+    sides = {"base": one.tuned, "score_base": one.score_tuned, "tuned": two.tuned, "score_tuned": two.score_tuned}
+    return one.model_copy(update=sides)
+
+
+def _compared(rows: Sequence[Prediction], scores: tuple[Any, Any], metric: str) -> Comparison:
+    groups = groups_of(rows)
+    if metric == "macro_f1":
+        sides = ([row.gold for row in rows], [row.base for row in rows], [row.tuned for row in rows])
+        return compare_macro_f1(*sides, groups=groups)
+    return compare_paired(*scores, groups=groups)
+
+
+def _better(change: float) -> str:
+    return "b" if change > 0 else "a" if change < 0 else "neither"
+
+
+def _sentence(found: Comparison, changed: Sequence[Changed], metric: str) -> str:
+    """The whole difference as one line."""
+    ups, downs = (sum(row.better == side for row in changed) for side in "ba")
+    verdict = VERDICTS.get(found.verdict, found.verdict)
+    groups = f" in {found.clusters} groups" if found.clusters < found.n else ""
+    return (
+        f"{verdict}: {metric_name(metric)} {figure(found.base)} of a, {figure(found.tuned)} of b, "
+        f"difference {signed(found.delta)} "
+        f"(95 % {bounds(found.ci95, sign=True)}, {p_value(found.p_value)}, {found.n} rows{groups}); "
+        f"{len(changed)} answers differ, {ups} for the better, {downs} for the worse"
+    )
+
+
+def _settings(a: Path, b: Path) -> tuple[tuple[str, str, str], ...]:
+    """The recipe's keys whose values differ."""
+    one, two = ({k: str(v) for k, v in _flat(_recipe(run)).items()} for run in (a, b))
+    keys = [key for key in [*one, *(key for key in two if key not in one)] if not key.startswith(ELSEWHERE)]
+    return tuple((key, one.get(key, "-"), two.get(key, "-")) for key in keys if one.get(key) != two.get(key))
+
+
+def _recipe(run: Path) -> Mapping[str, Any]:
+    path = run / "recipe.yaml"
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        found = None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: not a readable recipe; restore it or tune the run again with --force")
+    return found
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) and inner else {f"{prefix}{key}": inner}
+    return found
+
+
+def _line(row: Changed) -> str:
+    parts = (_short(row.question), f"gold {_short(row.gold)}", f"a {_short(row.a)}", f"b {_short(row.b)}")
+    return f"  {row.where}: " + " | ".join(parts)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"

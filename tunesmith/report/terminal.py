@@ -1,0 +1,117 @@
+"""The end of a run as lines for the terminal; whoever prints them owns the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.evaluation.tasks import TaskScore
+from tunesmith.report.figures import (
+    bounds,
+    clean,
+    count,
+    duration,
+    figure,
+    metric_name,
+    p_value,
+    share,
+    signed,
+    size,
+)
+from tunesmith.report.schema import Report, Retention
+from tunesmith.report.standing import holds_up, mood
+
+COLOURS = {"good": "green", "bad": "red", "unsure": "yellow", "plain": ""}
+# In the order in which people want to look at them.
+FILES = {
+    "report.html": "everything measured, to read in a browser",
+    "README.md": "model card",
+    "model": "the tuned model",
+    "predictions.jsonl": "every test row with both answers",
+}
+
+
+def render(report: Report, folder: Path) -> list[RenderableType]:
+    """What a run came to: headline, scores, general ability, cost and files, in the order to print them."""
+    gap = Text("")
+    parts: list[RenderableType] = [_headline(report), gap, _tasks(report.tasks), gap]
+    if report.baselines or report.controls:
+        parts += [_others(report), gap]
+    return [*parts, _retention(report.retention), _cost(report), gap, _files(folder)]
+
+
+def _headline(report: Report) -> Text:
+    task = report.task
+    colour = COLOURS[mood(report)]
+    line = Text(f"{metric_name(task.metric)} {figure(task.base)} → ")
+    line.append(figure(task.tuned), style=f"bold {colour}".strip())
+    line.append(f"  ({signed(task.delta)})", style=colour)
+    return line.append("\n").append(clean(report.verdict), style=colour)
+
+
+def _tasks(tasks: Sequence[TaskScore]) -> Table:
+    """Base against tuned by every metric."""
+    table = _table("metric", "base>", "tuned>", "difference>", "95 % interval>", "p-value>", "rows>")
+    for task in tasks:
+        name = metric_name(task.metric) if task.name == tasks[0].name else f"{task.name}: {metric_name(task.metric)}"
+        values = (figure(task.base), figure(task.tuned), signed(task.delta), bounds(task.ci95, sign=True))
+        _add(table, name, *values, p_value(task.p_value), count(task.n))
+    return table
+
+
+def _others(report: Report) -> Table:
+    """Baselines and controls, each marked if the tuned model does not beat it."""
+    table = _table("against", "kind", "metric", "score>", "95 % interval>", "")
+    kinds = [*((one, "baseline") for one in report.baselines), *((one, "control") for one in report.controls)]
+    for one, kind in kinds:
+        mark = "not beaten" if holds_up(one, report.task) else ""
+        _add(table, one.name, kind, metric_name(one.metric), figure(one.score), bounds(one.ci95), mark)
+    return table
+
+
+def _retention(found: Retention | None) -> Text:
+    """General ability in one line."""
+    if found is None:
+        return Text("general ability: not measured", style="dim")
+    change = found.general_nll_tuned - found.general_nll_base
+    line = f"general ability: {figure(found.general_nll_base)} → {figure(found.general_nll_tuned)} nats per token"
+    line += f" ({signed(change)})"
+    if found.probe_base is not None and found.probe_tuned is not None:
+        line += f"; probe {share(found.probe_base)} → {share(found.probe_tuned)}, {found.lost} lost, {found.won} won"
+        line += "" if found.p_value is None else f", {p_value(found.p_value)}"
+    return Text(line)
+
+
+def _cost(report: Report) -> Text:
+    speed, memory = report.speed, size(report.memory.peak_bytes)
+    pace = f"{count(speed.tokens_per_second)} tokens/s"
+    return Text(f"trained {duration(speed.seconds)} of {duration(speed.total_seconds)}, {pace}, peak memory {memory}")
+
+
+def _files(folder: Path) -> Text:
+    """Those of the run's files that are there."""
+    line = Text(f"in {clean(str(folder))}:")
+    for name, what in FILES.items():
+        if (folder / name).exists():
+            line.append(f"\n  {name:<18}").append(what, style="dim")
+    return line
+
+
+def _table(*columns: str) -> Table:
+    """An empty table; columns whose heading ends in `>` stand on the right."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(
+            Text(column.removesuffix(">")), justify="right" if column.endswith(">") else "left", overflow="fold"
+        )
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    """Add a row; text from files is never taken for markup."""
+    table.add_row(*(Text(clean(cell)) for cell in cells))

@@ -1,0 +1,226 @@
+"""A run's records in other people's trackers; the journal stays the run's own memory, with or without them."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import json
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from tunesmith.errors import RecipeError
+
+PROJECT = "tunesmith"
+
+
+class Tracker(Protocol):
+    """Anything that keeps records of a run."""
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Keep the numbers of a record under its `step`."""
+        ...
+
+    def close(self) -> None:
+        """Write what is still held back; nothing is logged afterwards."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a tracker is told at its start; `online` lets it speak to the server that its own settings name."""
+
+    run: Path
+    config: Mapping[str, Any]
+    online: bool = False
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is its folder's."""
+        return self.run.absolute().name
+
+    @property
+    def id(self) -> str:
+        """The same for every start of the same run, so that a run that goes on is the same run there."""
+        return hashlib.sha256(str(self.run.absolute()).encode()).hexdigest()[:16]
+
+
+def open_trackers(names: Sequence[str], *, run: Path, config: Mapping[str, Any], online: bool = False) -> list[Tracker]:
+    """The trackers of these names, ready for records. Raises RecipeError for an unknown or missing one."""
+    for name in names:
+        if name not in TRACKERS:
+            near = difflib.get_close_matches(name, TRACKERS, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise RecipeError(f"track: no tracker {name!r}; {hint}there are {', '.join(TRACKERS)}")
+    opened: list[Tracker] = []
+    try:
+        for name in dict.fromkeys(names):
+            opened.append(TRACKERS[name](Session(run, config, online)))
+    except BaseException:
+        for tracker in opened:
+            tracker.close()
+        raise
+    return opened
+
+
+def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """What of a record can be drawn over steps."""
+    return {
+        name: float(value)
+        for name, value in record.items()
+        if name not in ("step", "steps") and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def flat(config: Mapping[str, Any], under: str = "") -> dict[str, Any]:
+    """The recipe with dotted keys: {"technique": {"rank": 8}} is {"technique.rank": 8}."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        found |= flat(value, f"{under}{name}.") if isinstance(value, Mapping) else {f"{under}{name}": value}
+    return found
+
+
+class TensorBoard:
+    """Event files in `RUN/tensorboard`, through torch's writer or tensorboardX."""
+
+    def __init__(self, session: Session) -> None:
+        module = _library("torch.utils.tensorboard", "tensorboardX")
+        self._writer = module.SummaryWriter(str(session.run / "tensorboard"))
+        self._writer.add_text("recipe", f"```json\n{json.dumps(session.config, indent=1, default=str)}\n```", 0)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """One scalar per number."""
+        for name, value in numbers_of(record).items():
+            self._writer.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
+
+
+class Wandb:
+    """Weights & Biases; offline its files lie in `RUN/wandb`, and `wandb sync` sends them later."""
+
+    def __init__(self, session: Session) -> None:
+        library = _library("wandb")
+        quiet = library.Settings(silent=True, console="off")
+        places = {"project": PROJECT, "name": session.name, "dir": str(session.run), "config": dict(session.config)}
+        # Offline it cannot know whether the run is there already, and warns about `resume`.
+        again = {"mode": "online", "id": session.id, "resume": "allow"} if session.online else {"mode": "offline"}
+        try:
+            self._run = library.init(**places, **again, settings=quiet)
+        except library.errors.Error as error:
+            raise RecipeError(f"track: wandb cannot begin ({_line(error)}); wandb login, or track offline") from error
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """All numbers of the step; a second record of the same step is added to it."""
+        self._run.log(numbers_of(record), step=record["step"])
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class MLflow:
+    """MLflow; offline its files lie in `RUN/mlruns`, online its own settings name the server."""
+
+    def __init__(self, session: Session) -> None:
+        library = _library("mlflow")
+        if not session.online:
+            # The database that it prefers needs its full package; plain files it writes only when told so.
+            _library("mlflow.environment_variables").MLFLOW_ALLOW_FILE_STORE.set(True)
+        self._failure: type[Exception] = library.exceptions.MlflowException
+        address = None if session.online else (session.run / "mlruns").absolute().as_uri()
+        self._lost = False
+        try:
+            self._client = library.MlflowClient(tracking_uri=address)
+            self._id = self._begin(session)
+        except self._failure as error:
+            raise RecipeError(f"track: mlflow cannot begin ({_line(error)}); set MLFLOW_TRACKING_URI") from error
+
+    def _begin(self, session: Session) -> str:
+        """The run of this folder: the one that is there, or a new one with the recipe as its parameters."""
+        client = self._client
+        found = client.get_experiment_by_name(PROJECT)
+        experiment = found.experiment_id if found else client.create_experiment(PROJECT)
+        there = client.search_runs([experiment], f"tags.tunesmith_run = '{session.id}'", max_results=1)
+        if there:
+            client.update_run(there[0].info.run_id, status="RUNNING")
+            return str(there[0].info.run_id)
+        made = client.create_run(experiment, run_name=session.name, tags={"tunesmith_run": session.id})
+        for name, value in flat(session.config).items():
+            client.log_param(made.info.run_id, name, str(value)[:500])
+        return str(made.info.run_id)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """One metric per number; a server that goes away ends the tracking, not the run."""
+        if self._lost:
+            return
+        try:
+            for name, value in numbers_of(record).items():
+                self._client.log_metric(self._id, name, value, step=record["step"])
+        except self._failure as error:
+            self._lost = True
+            warnings.warn(f"mlflow: {_line(error)}; no more is sent, the journal has it all", stacklevel=2)
+
+    def close(self) -> None:
+        """Mark the run as finished."""
+        if not self._lost:
+            self._client.set_terminated(self._id)
+
+
+class Trackio:
+    """Trackio, which keeps all runs of this machine in its own database and never needs a network."""
+
+    def __init__(self, session: Session) -> None:
+        self._library = _library("trackio")
+        quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        # It speaks on stdout, which belongs to the command's result.
+        with redirect_stdout(sys.stderr):
+            self._run = self._library.init(
+                project=PROJECT,
+                name=f"{session.name}-{session.id[:6]}",
+                config=flat(session.config),
+                resume="allow",
+                **quiet,
+            )
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """All numbers of the step."""
+        self._run.log(numbers_of(record), step=record["step"])
+
+    def close(self) -> None:
+        """Wait until all is in the database."""
+        with redirect_stdout(sys.stderr):
+            self._library.finish()
+
+
+# The name in the recipe's `track` -> what keeps the records.
+TRACKERS: Mapping[str, Callable[[Session], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": Wandb,
+    "mlflow": MLflow,
+    "trackio": Trackio,
+}
+
+
+def _library(*names: str) -> ModuleType:
+    """The first of these modules that is installed."""
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    library = names[0].rpartition("torch.utils.")[2].partition(".")[0]
+    raise RecipeError(f"track: {library} is not installed; pip install 'tunesmith[track]', or leave it out")
+
+
+def _line(error: Exception) -> str:
+    """The first 200 characters of an error, on one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,276 @@
+"""From a file of rows to a recipe in which every line says why it is there."""
+
+from __future__ import annotations
+
+import math
+import os
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tunesmith.data.examples import Chat, Example, Labelled
+from tunesmith.data.formats import Format, detect
+from tunesmith.data.rows import Row, as_word, columns_of, keep, read_rows
+from tunesmith.errors import RecipeError
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives.instruct import reference
+from tunesmith.recipe import Recipe, make_recipe
+
+# Words for the source of a row; with these alone or before `_id`, rows that share a value belong together.
+SOURCES = (
+    "group", "source", "thread", "document", "doc", "conversation", "dialogue", "session", "user", "author",
+    "customer", "product", "article", "page", "book", "video", "url", "ticket", "case", "patient", "project",
+)  # fmt: skip
+# Fewer groups than this, or one with more than a fifth of the rows, cannot be cut into three parts; and a
+# column that is often blank is no source.
+FEWEST_GROUPS, LARGEST_GROUP, MOST_BLANK = 10, 0.2, 0.1
+# Training rows below which the rank of an update is enough; beyond the last: 32.
+RANKS = ((1_000, 8), (50_000, 16))
+STEPS_WANTED, BATCH_ROWS, MOST_EPOCHS = 200, 16, 5
+MOST_TEST_ROWS = 2_000
+BYTES_A_TOKEN, AROUND, ROUND_TO, LONGEST = 3, 48, 64, 2_048
+SMALL_ENCODER = "minilm-l6"
+ENCODER_LIMIT = 256
+WIDTH = 108
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A recipe, why each of its dotted keys is what it is, and what was left out of another tool's file."""
+
+    recipe: Recipe
+    reasons: Mapping[str, str]
+    dropped: Mapping[str, str]
+
+    def text(self, folder: Path) -> str:
+        """The recipe as YAML for a file in `folder`, its reasons as comments."""
+        values = _from_folder(self.recipe.model_dump(mode="json", exclude_unset=True), folder)
+        lines: list[str] = []
+        for name, value in values.items():
+            lines += [*_comment(self.reasons.get(name, ""), 0), *_entry(name, value, self.reasons)]
+        if self.dropped:
+            lines += ["", "# Left out:"]
+            for name, why in self.dropped.items():
+                lines += textwrap.wrap(f"{name}: {why}", WIDTH, initial_indent="#   ", subsequent_indent="#     ")
+        return "\n".join(lines) + "\n"
+
+    def write(self, out: Path) -> None:
+        """Write the recipe. Raises RecipeError when something is there already, or the place cannot be written."""
+        try:
+            with out.open("x", encoding="utf-8") as file:
+                file.write(self.text(out.parent))
+        except FileExistsError:
+            raise RecipeError(f"{out}: exists and is left as it is; give another --out, or delete it") from None
+        except OSError as error:
+            cure = "name a file in a folder that is there"
+            raise RecipeError(f"{out}: not written ({error.strerror}); {cure}") from None
+
+
+def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> Draft:
+    """A recipe for a file of rows, with the reason for everything in it.
+
+    Raises DataError for rows that cannot be read or whose columns are not known, RecipeError for a wrong change.
+    """
+    rows = read_rows(data, offline=offline)
+    reasons: dict[str, str] = {}
+    named = {change.partition("=")[0] for change in changes}
+    found = None if named & {"objective", "objective.kind"} else detect(rows)
+    raw: dict[str, Any] = {"model": "smollm2-135m", "data": {"train": data}}
+    if found is not None:
+        raw["objective"] = _objective(found, reasons)
+    recipe, _ = make_recipe(raw, place=f"init {data}", changes=changes)
+    kept = keep(rows, recipe.data.where)
+    used = {value for value in recipe.objective.model_dump().values() if isinstance(value, str)}
+    group = recipe.data.group or _group(kept, used)
+    examples = recipe.objective.examples(kept, group=group)
+    raw["data"] |= _data(examples, group, model=recipe.model, reasons=reasons)
+    reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(columns_of(kept))}"
+    bound = recipe.objective.bind(examples, "encoder" if recipe.model == SMALL_ENCODER else "decoder")
+    raw.setdefault("objective", {"kind": bound.kind})
+    raw["objective"] |= {**_instruction(bound, reasons), "metric": _metric(bound, examples, reasons)}
+    raw |= _training(recipe.model, len(examples), reasons)
+    if named & {"technique", "technique.kind"}:
+        del raw["technique"]  # its options may not be those of the technique that was asked for
+    reasons["model"] = _about(recipe.model)
+    recipe, _ = make_recipe(raw | {"seed": 0}, place=f"init {data}", changes=changes)
+    return Draft(recipe, {key: _said(key, why, named) for key, why in reasons.items()}, {})
+
+
+def _said(key: str, why: str, named: set[str]) -> str:
+    """The reason, unless the command line was it."""
+    return "as asked" if any(name.removesuffix(".kind") in (key, key.partition(".")[0]) for name in named) else why
+
+
+def _objective(found: Format, reasons: dict[str, str]) -> dict[str, Any]:
+    """The objective that the columns call for; columns that its settings can name are named."""
+    reasons["objective"] = found.explain()
+    kind = next((part for part in (Classify, Instruct) if part().kind == found.objective), None)
+    fields = {} if kind is None else kind.model_fields
+    columns = {"messages" if part == "conversations" else part: name for part, name in found.columns.items()}
+    # Where a part has no setting of its own (alpaca's input), detection at every start finds all of them.
+    named = columns if set(columns) <= set(fields) else {}
+    return {"kind": found.objective, **named}
+
+
+def _group(rows: Sequence[Row], used: set[str]) -> str:
+    """A column that by its name and values tells which rows come from one source; else nothing."""
+    for column in columns_of(rows):
+        word = column.strip().lower().removesuffix("_id").removesuffix(" id")
+        if word not in SOURCES or column in used:
+            continue
+        values = Counter((as_word(row.fields.get(column)) or "").strip() for row in rows)
+        blank = values.pop("", 0)
+        many = FEWEST_GROUPS <= len(values) < len(rows) - blank and blank <= MOST_BLANK * len(rows)
+        if many and values.most_common(1)[0][1] <= LARGEST_GROUP * len(rows):
+            return column
+    return ""
+
+
+def _data(examples: Sequence[Example], group: str, *, model: str, reasons: dict[str, str]) -> dict[str, Any]:
+    """How the rows are cut and how long they may be."""
+    share = min(0.2, round(MOST_TEST_ROWS / len(examples), 3))
+    test = max(1, round(share * len(examples)))
+    points = 98 / math.sqrt(test)
+    known = f"{test} rows never trained on: they tell an accuracy to about {points:.0f} points either way"
+    reasons["data.validation"] = "the best checkpoint is chosen on these"
+    found: dict[str, Any] = {"validation": min(0.1, share), "test": share}
+    if group:
+        groups = len({example.group for example in examples} - {""})
+        reasons["data.group"] = f"{groups} values for {len(examples)} rows: rows of one {group} stay on one side"
+        found["group"] = group
+    else:
+        known += "; if some rows share a source, name the column that says so as `group`"
+    reasons["data.test"] = known
+    sizes = [_size(example) for example in examples]
+    typical = float(np.percentile(sizes, 99)) / BYTES_A_TOKEN
+    wanted = ROUND_TO * math.ceil((typical + AROUND) / ROUND_TO)
+    limit = ENCODER_LIMIT if model == SMALL_ENCODER else LONGEST
+    found["max_tokens"] = min(limit, max(2 * ROUND_TO, wanted))
+    reasons["data.max_tokens"] = (
+        f"99 % of the rows have at most about {typical:.0f} tokens, and a chat adds some; longer prompts are shortened"
+    )
+    return found
+
+
+def _size(example: Example) -> int:
+    """Bytes of a row: three make about a token of European text, and one letter of Chinese."""
+    texts = [message.content for message in example.messages] if isinstance(example, Chat) else [example.text]
+    return sum(len(text.encode()) for text in texts)
+
+
+def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons: dict[str, str]) -> str:
+    """The headline that fits the labels or the answers."""
+    if isinstance(objective, Classify):
+        counts = Counter(label for example in examples if isinstance(example, Labelled) for label in example.labels)
+        listed = ", ".join(f"{label} {count}" for label, count in counts.most_common(8))
+        why = {
+            "accuracy": "the labels are not far from even",
+            "macro_f1": "some labels are rare, and accuracy would hide how they fare",
+            "sample_f1": "a row may have several labels",
+        }
+        reasons["objective.metric"] = f"{why[objective.metric]}: {listed}"
+        return objective.metric
+    answers = [reference(example) for example in examples]
+    words = float(np.median([len(answer.split()) for answer in answers]))
+    foreign = sum(len(a) != len(a.encode()) for a in answers) / len(answers)
+    if words <= 3 and len(set(answers)) < 0.5 * len(answers):
+        metric, why_so = "exact_match", "most answers are a few words that come again: right or wrong"
+    elif foreign > 0.5:
+        metric, why_so = "chrf", "most answers have letters beyond English: compared letter by letter"
+    else:
+        metric, why_so = "rouge_l", f"answers of about {words:.0f} words: how much of the wanted wording is there"
+    reasons["objective.metric"] = why_so
+    return metric
+
+
+def _instruction(objective: Classify | Instruct, reasons: dict[str, str]) -> dict[str, str]:
+    """What a decoder is asked before every text, for people to put in better words."""
+    if not isinstance(objective, Classify) or objective.output != "words":
+        return {}
+    reasons["objective.instruction"] = "asked before every text; say it in the words of your field"
+    return {"instruction": objective.messages("")[0].content.strip()}
+
+
+def _training(model: str, rows: int, reasons: dict[str, str]) -> dict[str, Any]:
+    """The technique and the number of passes."""
+    trained = max(1, round(0.7 * rows))
+    epochs = min(MOST_EPOCHS, max(1, math.ceil(STEPS_WANTED * BATCH_ROWS / trained)))
+    reasons["schedule.epochs"] = (
+        f"about {math.ceil(epochs * trained / BATCH_ROWS)} steps of {BATCH_ROWS} rows; "
+        "the best checkpoint on validation is kept, so a pass too many costs only time"
+    )
+    if model == SMALL_ENCODER:
+        reasons["technique"] = "22 million numbers are few enough to move them all, on any machine"
+        return {"technique": {"kind": "full"}, "schedule": {"epochs": epochs}}
+    rank = next((rank for most, rank in RANKS if rows <= most), 32)
+    reasons["technique"] = (
+        f"{_machine()}; LoRA moves a few numbers in a hundred and learns as much as full tuning does from rows "
+        f"such as these (arXiv 2106.09685); rank {rank} holds what {rows} rows can teach"
+    )
+    return {"technique": {"kind": "lora", "rank": rank}, "schedule": {"epochs": epochs}}
+
+
+def _machine() -> str:
+    """What there is to compute on, in a few words."""
+    import torch
+
+    from tunesmith.model.device import cores
+
+    if torch.cuda.is_available():
+        return f"this machine has a GPU ({torch.cuda.get_device_name()})"
+    return f"this machine has {cores()} cores and no GPU"
+
+
+def _about(model: str) -> str:
+    if model == "smollm2-135m":
+        return f"always there, and small enough for a laptop; for labels alone {SMALL_ENCODER} is quicker"
+    return "as asked"
+
+
+def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The values with paths of files that are there made to count from the recipe's folder."""
+
+    def move(value: Any) -> Any:
+        if not isinstance(value, str) or not Path(value).exists():
+            return value
+        if Path(value).is_absolute() and folder.absolute() not in Path(value).parents:
+            return value
+        try:
+            path = os.path.relpath(value, folder)
+        except ValueError:  # another drive
+            return str(Path(value).absolute())
+        return Path(path).as_posix() if "/" in path or "." in path else f"./{path}"
+
+    data = {
+        key: move(value) if key in ("train", "validation", "test") else value for key, value in values["data"].items()
+    }
+    return values | {"data": data, "model": move(values["model"])}
+
+
+def _entry(name: str, value: Any, reasons: Mapping[str, str]) -> list[str]:
+    """A key with its value; a section as one line per key, each under its reason."""
+    if not isinstance(value, dict):
+        return [f"{name}: {_flow(value)}"]
+    lines = [f"{name}:"]
+    for key, inner in value.items():
+        lines += [*_comment(reasons.get(f"{name}.{key}", ""), 2), f"  {key}: {_flow(inner)}"]
+    return lines
+
+
+def _comment(text: str, indent: int) -> list[str]:
+    lead = " " * indent + "# "
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=lead, subsequent_indent=lead, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _flow(value: Any) -> str:
+    """The value on one line of YAML."""
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf).strip()[1:-1]

@@ -1,0 +1,80 @@
+"""Keys of other trainers without a counterpart here, and why none is needed."""
+
+from __future__ import annotations
+
+AUTO = "measured and chosen at the start"
+# Keys without a counterpart, and why none is needed; a name that ends in * stands for all that begin so.
+LEFT_OUT: dict[str, str] = {
+    "output_dir": "give the folder at the start: tunesmith tune RECIPE --out FOLDER",
+    "overwrite_output_dir": "tunesmith tune --force",
+    "resume_from_checkpoint": "an unfinished run of the same recipe is gone on with by itself",
+    "do_train": "tune always trains",
+    "do_eval": "base and tuned model are always scored",
+    "template": "the model's own chat template is used",
+    "chat_template*": "the model's own chat template is used",
+    "special_tokens": "they come with the model's tokenizer",
+    "tokens": "added tokens are not learned here",
+    "tokenizer*": "the tokenizer comes with the model",
+    "model_type": "told by the model's config.json",
+    "trust_remote_code": "code from a model's repository is never run",
+    "bf16": AUTO,
+    "fp16": AUTO,
+    "tf32": AUTO,
+    "pure_bf16": AUTO,
+    "optim*": "AdamW is the only optimizer",
+    "adam_*": "AdamW's usual settings are used",
+    "lr_scheduler*": "a cosine to a tenth of the peak is the only schedule",
+    "cosine_*": "a cosine to a tenth of the peak is the only schedule",
+    "warmup_steps": "the warm-up is a share of the steps: schedule.warmup",
+    "max_steps": "the length is counted in passes: schedule.epochs",
+    "sample_packing*": "rows of like length share a batch, so little is padded",
+    "packing": "rows of like length share a batch, so little is padded",
+    "eval_sample_packing": "rows of like length share a batch, so little is padded",
+    "pad_to_sequence_len": "rows are padded to the longest of their batch",
+    "group_by_length": "rows of like length always share a batch",
+    "train_on_inputs": "only answers are learned",
+    "train_on_prompt": "only answers are learned",
+    "mask_history": "every answer of a chat is learned",
+    "flash_attention": AUTO,
+    "flash_attn": AUTO,
+    "sdp_attention": AUTO,
+    "xformers_attention": AUTO,
+    "attn_implementation": AUTO,
+    "gradient_checkpointing*": "batches are sized to fit into memory",
+    "preprocessing_num_workers": "rows are read in one process",
+    "dataloader_*": "rows are read in one process",
+    "dataset_prepared_path": "nothing is kept between reading and training",
+    "dataset_dir": "where it was looked up",
+    "overwrite_cache": "nothing is kept between reading and training",
+    "shuffle_merged_datasets": "rows are always shuffled by the seed",
+    "logging_steps": "every step stands in the journal",
+    "plot_loss": "the report shows it",
+    "report_to": "the journal and the report are always written",
+    "wandb_*": "the journal and the report are always written",
+    "mlflow_*": "the journal and the report are always written",
+    "evals_per_epoch": "schedule.eval_steps is counted in steps, by default six a run",
+    "eval_strategy": "schedule.eval_steps is counted in steps, by default six a run",
+    "saves_per_epoch": "schedule.save_steps is counted in steps, by default ten a run",
+    "save_strategy": "schedule.save_steps is counted in steps, by default ten a run",
+    "save_safetensors": "always",
+    "save_total_limit": "the best and the last checkpoint are kept",
+    "save_only_model": "a checkpoint holds all that going on needs",
+    "per_device_eval_batch_size": "sized by tokens",
+    "eval_batch_size": "sized by tokens",
+    "load_in_8bit": "weights are read as they are",
+    "deepspeed": "machines are joined with torchrun",
+    "fsdp*": "machines are joined with torchrun",
+    "ddp_*": "machines are joined with torchrun",
+    "local_rank": "machines are joined with torchrun",
+    "early_stopping_patience": "use schedule.patience",
+    "strict": "unknown keys are always refused",
+}
+
+
+def why_left_out(name: str) -> str:
+    """Why a key was left out."""
+    if name in LEFT_OUT:
+        return LEFT_OUT[name]
+    return next(
+        (why for key, why in LEFT_OUT.items() if key.endswith("*") and name.startswith(key[:-1])), "no counterpart here"
+    )

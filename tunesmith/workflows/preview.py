@@ -1,0 +1,163 @@
+"""What a run would learn, before it runs: the first rows as the loss sees them, and what to know about all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.recipe import Recipe
+from tunesmith.workflows.prepare import Prepared, prepare
+
+NAMED = 20  # places of rows that are listed before they are only counted
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a row that is learned, or is not, as it would be read back from its ids."""
+
+    text: str
+    learned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One row as the loss sees it; `label` is what a head of its own is to say."""
+
+    where: str
+    pieces: tuple[Piece, ...]
+    tokens: int
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """How many rows, and where the first of them stand."""
+
+    count: int
+    first: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is true of all training rows; `end` and `learned_share` are None where a head learns, not words."""
+
+    rows: int
+    bos: str
+    end: str | None
+    truncated: Places
+    zero_label: Places
+    p50: int
+    p95: int
+    longest: int
+    learned_share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """The first training rows, facts about all, and the recipe with what only the data could tell."""
+
+    recipe: Recipe
+    rows: tuple[Shown, ...]
+    facts: Facts
+    notes: tuple[str, ...]
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What should be mended before tuning."""
+        facts = self.facts
+        found = [text for text in (facts.bos, facts.end) if text and text.startswith("warning")]
+        for places, finding in (
+            (facts.truncated, f"shortened to fit data.max_tokens ({self.recipe.data.max_tokens})"),
+            (facts.zero_label, "with nothing to learn"),
+        ):
+            if places.count:
+                more = f" and {places.count - len(places.first)} more" if places.count > len(places.first) else ""
+                found.append(f"warning: {places.count} rows {finding}: {', '.join(places.first)}{more}")
+        return tuple(found)
+
+
+def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
+    """The first training rows with what is learned in them, and facts about all; nothing is trained."""
+    prepared = prepare(recipe, listen=_nobody, offline=offline)
+    shown = tuple(_shown(row, prepared) for row in prepared.train[:rows])
+    return Preview(prepared.recipe, shown, _facts(prepared), (prepared.machine.why, *prepared.facts.notes))
+
+
+def _nobody(event: dict[str, Any]) -> None:
+    """Nobody listens: what matters is on the page."""
+
+
+def _shown(row: Encoded, prepared: Prepared) -> Shown:
+    """A row in pieces; of a pair, one sequence after the other."""
+    pieces = tuple(piece for tokens in row.sequences for piece in pieces_of(tokens, prepared.template))
+    names = prepared.recipe.objective.labels if prepared.recipe.objective.kind == "classify" else ()
+    label = ", ".join(name for name, yes in zip(names, row.label, strict=False) if yes)
+    return Shown(row.where, pieces, row.length, label)
+
+
+def pieces_of(tokens: Tokens, template: Template) -> Iterator[Piece]:
+    """Runs of learned and of other ids as text, special tokens included; together they are the whole row."""
+    start, before = 0, ""
+    for learned, run in groupby(tokens.learn):
+        start += len(list(run))
+        # Decoded from the row's beginning: a stretch alone would lose the space in front of its first word.
+        text = _text(tokens.ids[:start], template)
+        yield Piece(text[len(before) :], learned)
+        before = text
+
+
+def _text(ids: Sequence[int], template: Template) -> str:
+    """The exact text of ids, special tokens and spaces as they are."""
+    return str(template.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
+def _facts(prepared: Prepared) -> Facts:
+    """Counts over all training rows that teach something."""
+    train, facts = prepared.train, prepared.facts
+    sequences = [tokens for row in train for tokens in row.sequences]
+    lengths = [len(tokens.ids) for tokens in sequences]
+    learned = sum(tokens.learned for tokens in sequences)
+    p50, p95 = (int(np.percentile(lengths, part)) for part in (50, 95))
+    return Facts(
+        rows=len(train),
+        bos=_beginnings(sequences, prepared.template),
+        end=_endings(sequences, prepared.template) if learned else None,
+        truncated=Places(len(facts.truncated), facts.truncated[:NAMED]),
+        zero_label=Places(len(facts.zero_label), facts.zero_label[:NAMED]),
+        p50=p50,
+        p95=p95,
+        longest=max(lengths),
+        learned_share=learned / sum(lengths) if learned else None,
+    )
+
+
+def _beginnings(sequences: Sequence[Tokens], template: Template) -> str:
+    """Whether every row begins with the beginning token as often as the model knows it: once, or never."""
+    bos = template.tokenizer.bos_token_id
+    if bos is None:
+        return "no beginning token: this model has none"
+    name = template.tokenizer.bos_token
+    twice = sum(tokens.ids[:2] == [bos, bos] for tokens in sequences)
+    if twice:
+        return f"warning: {twice} rows begin with two {name}; mend the chat template"
+    once = sum(tokens.ids[:1] == [bos] for tokens in sequences)
+    if once == len(sequences):
+        return f"every row begins with exactly one {name}"
+    wanted = template.tokenizer("a")["input_ids"][:1] == [bos]
+    if wanted or once:
+        return f"warning: {len(sequences) - once} rows do not begin with {name}; mend the chat template"
+    return f"no row begins with {name}: this model puts none"
+
+
+def _endings(sequences: Sequence[Tokens], template: Template) -> str:
+    """Whether every answer is learned to its end token, so that the model learns to stop."""
+    ends = [tokens.ids[max(i for i, yes in enumerate(tokens.learn) if yes)] for tokens in sequences if tokens.learned]
+    learned = sum(end in template.stop_ids for end in ends)
+    if learned == len(ends):
+        return "the end token is learned in every row: the model learns to stop"
+    return f"warning: in {len(ends) - learned} of {len(ends)} rows no end token is learned; raise data.max_tokens"
