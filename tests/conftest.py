@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,13 @@ import torch  # noqa: E402
 from tests.tiny import tiny_decoder, tiny_encoder  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread again, whatever a test's own measuring chose: more are slower here, and sum in another order."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -218,6 +218,12 @@ def test_every_command_and_option_that_is_shown_exists():
     assert not wrong, "\n".join(wrong)
 
 
+def test_every_option_that_is_named_alone_is_one_of_some_command():
+    known = {option for command in commands().values() for option in command._option_string_actions} | {"--version"}
+    named = {span.split()[0].partition("=")[0] for page in PAGES for span in spans(page) if re.match(r"--[a-z]", span)}
+    assert named <= known
+
+
 def test_every_command_is_on_the_map():
     shown = {line.split()[1] for page, line in command_lines() if page == DOCS / "index.md"}
     assert shown >= set(commands())

@@ -1,4 +1,4 @@
-"""The language head: its loss and gradients are those of plain cross-entropy, whatever the family does to its logits."""
+"""The language head: the loss and gradients of plain cross-entropy, whatever the family does to its logits."""
 
 from __future__ import annotations
 
