@@ -25,7 +25,7 @@ class _Section(BaseModel):
 class Data(_Section):
     """Where the rows come from and how they are split."""
 
-    train: str = Field(description="file, folder or Hub data set")
+    train: str = Field(description="file or Hub data set")
     validation: float | str = Field(0.1, description="fraction of the rows, or a file")
     test: float | str = Field(0.2, description="fraction of the rows, or a file")
     group: str = Field("", description="column whose values never straddle a split")
@@ -38,9 +38,13 @@ class Schedule(_Section):
     """How long and how fast."""
 
     epochs: float = Field(1, gt=0, description="passes over the training rows")
-    learning_rate: float | Literal["auto"] = Field("auto", description="peak; auto: by technique, family and width")
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="peak; auto: by technique, family and width"
+    )
     batch_rows: int = Field(16, ge=1, description="rows per optimizer step")
-    batch_tokens: int | Literal["auto"] = Field("auto", description="tokens per forward pass; auto: 4096")
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="tokens per forward pass; auto: 4096"
+    )
     warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps with rising rate; then cosine to a tenth")
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
@@ -200,6 +204,8 @@ def _apply(values: dict[str, Any], change: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise RecipeError(f"--set {change}: the value is not YAML; quote it") from None
+    if isinstance(value, Mapping) and not text.lstrip().startswith("{"):
+        value = text  # "Summarise in one line:" is a sentence, not a mapping
     place[last] = value
 
 

@@ -16,14 +16,34 @@ if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
 
 Verb = Callable[[argparse.Namespace, Sequence[str]], int]
+
+
+def run_diff(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """Two runs on the same test rows: which rows changed, and whether that is more than chance."""
+    from tunesmith.report.diff import diff_runs, lines
+
+    if len(words) != 2:
+        raise UsageError(f"runs diff: two runs are compared, found {len(words)}; write `tunesmith runs diff A B`")
+    found = diff_runs(Path(words[0]), Path(words[1]))
+    if not publish(found.model_dump(mode="json"), args):
+        for line in lines(found):
+            show(line)
+    return 0
+
+
 # `tunesmith runs VERB ...`: word -> what it does with the words after it.
-VERBS: Mapping[str, Verb] = {}
+VERBS: Mapping[str, Verb] = {"diff": run_diff}
 
 
 def add(commands: Commands) -> None:
     """Add `runs` and `models`."""
     runs = commands.add_parser("runs", help="what was tuned here, and what it brought")
-    runs.add_argument("words", nargs="*", metavar="FOLDER", help="where the runs lie (default: runs)")
+    runs.add_argument(
+        "words",
+        nargs="*",
+        metavar="FOLDER | diff A B",
+        help="where the runs lie (default: runs), or two runs to compare",
+    )
     add_common(runs)
     runs.set_defaults(run=run_runs)
     models = commands.add_parser("models", help="the models that are always there")

@@ -31,7 +31,6 @@ LABELS = ("label", "labels", "category", "class", "sentiment", "target", "intent
 EXPLICIT = (
     "{kind: classify, text: COLUMN, label: COLUMN}",
     "{kind: instruct, prompt: COLUMN, answer: COLUMN}",
-    "{kind: domain, text: COLUMN}",
 )
 PARTS = {
     "system": "system turn",

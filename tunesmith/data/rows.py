@@ -39,7 +39,7 @@ def read_rows(source: str | Path, *, offline: bool = False) -> list[Row]:
     """Every row of a file or Hub dataset, or one DataError that lists what is wrong with it."""
     path = Path(source)
     if path.is_dir():
-        raise DataError(f"{source}: a folder; name a file in it, or make rows of it with `tunesmith collect`")
+        raise DataError(f"{source}: a folder; name a file in it")
     if path.exists() and path.suffix.lower() not in READERS:
         raise DataError(f"{path.name}: cannot read this kind of file; give one of {', '.join(READERS)}")
     rows = READERS[path.suffix.lower()](path) if path.exists() else _hub_rows(str(source), offline=offline)

@@ -29,7 +29,7 @@ class Full(BaseModel):
 
     def learning_rate(self, hidden: int, family: str) -> float:
         """The width rule; encoders of sentence size take it as it is."""
-        return width_rule(hidden)
+        return width_rule(hidden, family)
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool) -> Policy:
         """All numbers trainable; a reference costs a second copy of the weights."""

@@ -39,7 +39,7 @@ class Lora(BaseModel):
 
     def learning_rate(self, hidden: int, family: str) -> float:
         """Ten times full fine-tuning's (LoRA Without Regret; tinker-cookbook)."""
-        return 10 * width_rule(hidden)
+        return 10 * width_rule(hidden, family)
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool) -> Policy:
         """Updates in place in the base network; switched off they leave the base exactly."""

@@ -102,7 +102,7 @@ def _record_step(
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Refused(
             f"step {state.step + 1}: the loss is {loss}, the gradient {norm}; lower schedule.learning_rate "
-            f"(now {plan.peak:g}) or look at the rows with `tunesmith audit`"
+            f"(now {plan.peak:g}) or look at the rows with `tunesmith tune --dry-run`"
         )
     state.step += 1
     state.seconds += hooks.clock() - began

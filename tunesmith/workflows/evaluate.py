@@ -163,7 +163,7 @@ def _base_of_run(found: Found, task: Task, *, offline: bool) -> Answers:
         answers = untuned.answer(train=train, validation=(), test=task.examples)
         task.notes.append(f"base: {answers.how}")
         return answers
-    wording = _wording(found.folder.parent / "base.json")
+    wording = _wording(found.folder.parent / "before.json")
     task.notes.append(f"base: plain prompt: {wording or 'the instruction as written'}")
     return answer(untuned.model(wording), task.examples)
 
@@ -172,7 +172,7 @@ def _wording(page: Path) -> str:
     """The wording that the run chose for its base on validation rows; empty: the instruction as written."""
     if not page.exists():
         return ""
-    how = str(json.loads(page.read_text(encoding="utf-8")).get("how", ""))
+    how = str(json.loads(page.read_text(encoding="utf-8"))["answers"]["how"])
     return next((wording for wording in (*WORDINGS, *PLAIN_WORDINGS) if wording and how.endswith(wording)), "")
 
 

@@ -11,6 +11,7 @@ from tunesmith.data.examples import Example
 from tunesmith.data.sources import Loaded, Sources, load
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import Refused
+from tunesmith.evaluation.style import rules_of
 from tunesmith.model.device import Machine, choose_machine
 from tunesmith.model.load import Base, LoadOptions, load_base
 from tunesmith.recipe import Recipe, check_pair
@@ -68,6 +69,7 @@ def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
 
 def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepared:
     """Rows, machine, model and encoded rows of a recipe. Raises the errors of all doors on the way."""
+    rules_of(recipe.style)  # a rule that cannot be checked is refused now, not after the run
     listen({"event": "stage", "text": f"reading {recipe.data.train}"})
     loaded = read_data(recipe, offline=offline)
     wanted = recipe.machine

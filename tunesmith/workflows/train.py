@@ -11,15 +11,18 @@ from typing import Any
 import torch
 
 from tunesmith.data.template import Encoded
+from tunesmith.evaluation import calibration
 from tunesmith.model.batch import Batch, collate
 from tunesmith.model.device import DTYPES
 from tunesmith.model.policy import Policy
+from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe
 from tunesmith.training.fit import Hooks, State, fit
 from tunesmith.training.journal import Journal
 from tunesmith.training.optim import Plan
 from tunesmith.training.probe import ROWS, Probe, can_learn
 from tunesmith.training.sampler import Sampler, cut
+from tunesmith.training.track import open_trackers
 from tunesmith.workflows.prepare import Listener, Prepared
 
 TOKENS_PER_PASS = 4096
@@ -57,18 +60,16 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     plan = make_plan(recipe, policy, rows=len(prepared.train))
     batches = Batches(prepared, prepared.train)
     journal = Journal(out / "journal.jsonl")
-    probe = None
     fresh = not (out / "checkpoints").exists()
-    if fresh and recipe.schedule.probe:
-        listen({"event": "stage", "text": f"can it learn {ROWS} rows at all?"})
-        shortest = sorted(range(len(prepared.train)), key=lambda i: prepared.train[i].length)[: 4 * ROWS : 4]
-        probe = can_learn(policy, objective, batches.of(shortest), plan=plan)
-        listen({"event": "probe", "first": probe.first, "last": probe.last, "steps": probe.steps})
+    probe = _probe(prepared, policy, plan, listen) if fresh and recipe.schedule.probe else None
 
     def record(entry: Mapping[str, Any]) -> None:
         journal.write(entry)
+        for tracker in trackers:
+            tracker.log(entry)
         listen({"event": "step", **entry})
 
+    trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
     hooks = Hooks(
         folder=out / "checkpoints",
         record=record,
@@ -77,9 +78,23 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
         stop=watch.stop,
     )
     listen({"event": "stage", "text": "training"})
-    state = fit(policy, objective, batches.window, plan=plan, hooks=hooks)
+    try:
+        state = fit(policy, objective, batches.window, plan=plan, hooks=hooks)
+    finally:
+        for tracker in trackers:
+            tracker.close()
     policy.mixed = None  # answers are given in full precision, here and wherever the run is loaded
     return Trained(policy, plan, state, probe)
+
+
+def _probe(prepared: Prepared, policy: Policy, plan: Plan, listen: Listener) -> Probe:
+    """Whether a few short rows can be learned at all; Refused if not."""
+    listen({"event": "stage", "text": f"can it learn {ROWS} rows at all?"})
+    rows = prepared.train
+    shortest = sorted(range(len(rows)), key=lambda i: rows[i].length)[: 4 * ROWS : 4]
+    found = can_learn(policy, prepared.recipe.objective, Batches(prepared, rows).of(shortest), plan=plan)
+    listen({"event": "probe", "first": found.first, "last": found.last, "steps": found.steps})
+    return found
 
 
 def _mixed(prepared: Prepared) -> torch.dtype | None:
@@ -136,10 +151,25 @@ class Batches:
 
 @torch.no_grad()
 def validation_loss(prepared: Prepared, policy: Policy) -> float:
-    """Loss per unit over the validation rows."""
+    """Loss per unit over the validation rows.
+
+    With a head for one label of several it is taken at the temperature that suits it best: a small encoder grows
+    too sure long before it stops getting better, and the run fits that temperature at its end anyway.
+    """
     objective = prepared.recipe.objective
+    batches = Batches(prepared, prepared.validation).all()
+    if policy.head is not None and isinstance(objective, Classify) and not objective.multi:
+        return _calibrated_loss(policy, batches)
     total, units = 0.0, 0
-    for batch in Batches(prepared, prepared.validation).all():
+    for batch in batches:
         loss = objective.loss(objective.prepare(batch.to(policy.device), policy), policy)
         total, units = total + float(loss.total), units + loss.units
     return total / max(1, units)
+
+
+def _calibrated_loss(policy: Policy, batches: Sequence[Batch]) -> float:
+    """Cross-entropy per row of a head's labels at its best temperature."""
+    assert policy.head is not None
+    logits = torch.cat([policy.head(policy.pooled(batch.to(policy.device))).float().cpu() for batch in batches]).numpy()
+    gold = torch.cat([batch.labels.argmax(dim=1) for batch in batches if batch.labels is not None]).numpy()
+    return calibration.nll(calibration.softmax(logits, temperature=calibration.fit_temperature(logits, gold)), gold)
