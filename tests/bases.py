@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -36,9 +37,14 @@ def folder(kind: str) -> Path:
     return make(Path(_ROOT.name) / kind, kind)
 
 
+@cache
+def _loaded(kind: str) -> Base:
+    return load_base(str(folder(kind)))
+
+
 def base(kind: str) -> Base:
     """A tiny base of its own."""
-    return load_base(str(folder(kind)))
+    return copy.deepcopy(_loaded(kind))
 
 
 @cache

@@ -198,6 +198,8 @@ def _apply(values: dict[str, Any], change: str) -> None:
         inner = place.get(name)
         if isinstance(inner, str) and name in ("objective", "technique"):
             inner = {"kind": inner}
+        if inner is None and name == "technique":
+            inner = {"kind": Lora().kind}  # the recipe's own default, of which one option changes
         place[name] = inner = dict(inner) if isinstance(inner, Mapping) else {}
         place = inner
     try:

@@ -63,25 +63,38 @@ def review_file(tmp_path: Path) -> Path:
     return write_rows(tmp_path / "reviews.jsonl", reviews())
 
 
-def _tuned(folder: Path, rows: Sequence[dict[str, object]], *words: str) -> Path:
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that the tests share, so that they leave nothing in the user's."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _in_that_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_CACHE", str(cache))
+
+
+def _tuned(folder: Path, cache: Path, rows: Sequence[dict[str, object]], *words: str) -> Path:
     data = write_rows(folder / "rows.jsonl", rows)
     out = folder / "run"
-    code = main(["tune", str(data), *words, "--out", str(out), *PLAIN, *EAGER])
+    with pytest.MonkeyPatch.context() as patch:  # a run is made once a session, before any test's own patches
+        patch.setenv("TUNESMITH_CACHE", str(cache))
+        code = main(["tune", str(data), *words, "--out", str(out), *PLAIN, *EAGER])
     assert code == 0
     return out
 
 
 @pytest.fixture(scope="session")
-def encoder_run(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path) -> Path:
+def encoder_run(tmp_path_factory: pytest.TempPathFactory, cache: Path, tiny_bert: Path) -> Path:
     """The folder of a tiny encoder tuned to label reviews."""
     folder = tmp_path_factory.mktemp("encoder")
-    return _tuned(folder, reviews(), "--model", str(tiny_bert), "--technique", "full")
+    return _tuned(folder, cache, reviews(), "--model", str(tiny_bert), "--technique", "full")
 
 
 @pytest.fixture(scope="session")
-def decoder_run(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+def decoder_run(tmp_path_factory: pytest.TempPathFactory, cache: Path, tiny_llama: Path) -> Path:
     """The folder of a tiny decoder tuned to answer, with an instruction before every prompt."""
     folder = tmp_path_factory.mktemp("decoder")
     rows: list[dict[str, object]] = [{"prompt": f"number {i}", "answer": f"it is {i % 3}"} for i in range(40)]
     words = ("--set", "objective.instruction=Which?", "--set", "objective.max_new_tokens=8")
-    return _tuned(folder, rows, "--model", str(tiny_llama), *words)
+    return _tuned(folder, cache, rows, "--model", str(tiny_llama), *words)

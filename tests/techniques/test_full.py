@@ -70,4 +70,5 @@ def test_a_folder_without_weights_is_refused(tmp_path: Path):
 
 
 def test_the_rate_is_the_width_rule():
-    assert Full().learning_rate(576, "decoder") == width_rule(576) == pytest.approx(1.3225e-4, rel=1e-3)
+    assert Full().learning_rate(576, "decoder") == width_rule(576, "decoder") == pytest.approx(1.3225e-4, rel=1e-3)
+    assert Full().learning_rate(384, "encoder") == width_rule(384, "encoder") == pytest.approx(6.046e-5, rel=1e-3)

@@ -191,9 +191,10 @@ def test_an_adapter_names_its_base_and_holds_float32_updates_only(tmp_path: Path
 
 
 def test_the_rate_is_ten_times_that_of_full_tuning_and_falls_with_width():
-    assert width_rule(2000) == pytest.approx(5e-5)
-    assert width_rule(576) == pytest.approx(5e-5 * (2000 / 576) ** 0.781)
+    assert width_rule(2000, "decoder") == pytest.approx(5e-5)
+    assert width_rule(576, "decoder") == pytest.approx(5e-5 * (2000 / 576) ** 0.781)
     assert Lora().learning_rate(2000, "decoder") == pytest.approx(5e-4)
+    assert Lora().learning_rate(2000, "encoder") == pytest.approx(5e-4 / 3)
 
 
 def test_shorthands_are_options_of_lora():

@@ -232,7 +232,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path):
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_a_run_that_was_stopped_twice_gives_the_weights_of_one_that_was_not(kind: str, tmp_path: Path):
-    made = recipe(tmp_path, reviews(), kind)
+    made = recipe(tmp_path, reviews(), kind, schedule={"patience": 99})
     whole = tune(made, tmp_path / "whole")
     for _ in range(2):
         with pytest.raises(Interrupted):
@@ -246,7 +246,7 @@ def test_a_run_that_was_stopped_twice_gives_the_weights_of_one_that_was_not(kind
 
 
 def test_a_crash_between_checkpoints_leaves_no_step_in_the_journal_twice(tmp_path: Path):
-    made = recipe(tmp_path, reviews(), "bert", schedule={"save_steps": 4, "probe": False})
+    made = recipe(tmp_path, reviews(), "bert", schedule={"save_steps": 4, "probe": False, "patience": 99})
     whole = tune(made, tmp_path / "whole")
 
     def pull_the_plug(event: dict[str, Any]) -> None:

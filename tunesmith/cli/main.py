@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     wants_json = "--json" in words
     # Threads that wait by spinning take the cores from whoever works: on two busy cores a training step took
-    # 7 s so and 4 s asleep, on free ones the same. Read once, when torch is imported.
+    # 7 s so and 4 s asleep. Read once, when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with caught():

@@ -31,6 +31,7 @@ from tunesmith.workflows.worth import (
     control_answers,
     general_before,
     head_only,
+    reliability,
     retention,
     shuffled,
     voice,
@@ -125,14 +126,14 @@ def _after(run: Measured, control: list[Score], listen: Listener) -> Measured:
     """The tuned model's answers and all that is measured on it."""
     listen({"event": "stage", "text": "scoring the tuned model"})
     prepared, model, test = run.prepared, run.model, run.prepared.test
-    calibration = calibrate(prepared, model, test)
+    threshold = calibrate(prepared, model)
     tuned = answer(model, test)
     general = measure(run.trained.policy, prepared.template) if run.before.general else None
     return replace(
         run,
         tuned=tuned,
         controls=control,
-        calibration=calibration,
+        calibration=reliability(prepared, model, tuned, threshold),
         retention=retention(run.before.general, general) if run.before.general and general else None,
         style=voice(prepared, (run.before.answers, tuned), test),
     )

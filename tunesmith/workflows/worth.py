@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunesmith.data.examples import Chat, Example, Labelled
 from tunesmith.evaluation import calibration, style
@@ -117,30 +118,52 @@ def retention(base: General, tuned: General) -> Retention:
     )
 
 
-def calibrate(prepared: Prepared, model: LocalModel, test: Sequence[Example]) -> Calibration | None:
-    """Fit the model's temperature on validation, set it, and say how far its probabilities hold on test rows."""
-    objective, validation = prepared.recipe.objective, prepared.loaded.split.validation
-    if not isinstance(objective, Classify) or objective.multi or not validation:
+def calibrate(prepared: Prepared, model: LocalModel) -> float | None:
+    """Fit the model's temperature on validation rows and set it; the confidence from which on to answer.
+
+    None where no answer is sure enough, or where nothing is calibrated: no labels, several a row, no validation rows.
+    """
+    validation = prepared.loaded.split.validation
+    if not _calibrates(prepared):
         return None
-    places = {label: i for i, label in enumerate(objective.labels)}
-    truth = {id(part): np.array([places[label] for label in gold(part)]) for part in (validation, test)}
-    logits = {id(part): model.label_logits([question(e) for e in part]).numpy() for part in (validation, test)}
-    model.temperature = calibration.fit_temperature(logits[id(validation)], truth[id(validation)])
-    before = calibration.softmax(logits[id(test)])
-    after = calibration.softmax(logits[id(test)], temperature=model.temperature)
-    right = after.argmax(axis=1) == truth[id(test)]
-    chosen = calibration.softmax(logits[id(validation)], temperature=model.temperature)
-    chosen_right = chosen.argmax(axis=1) == truth[id(validation)]
+    truth = _places(prepared, validation)
+    logits = model.label_logits([question(e) for e in validation]).numpy()
+    model.temperature = calibration.fit_temperature(logits, truth)
+    chosen = calibration.softmax(logits, temperature=model.temperature)
+    return calibration.threshold_for(chosen.max(axis=1), chosen.argmax(axis=1) == truth, TARGET_ACCURACY)
+
+
+def reliability(prepared: Prepared, model: LocalModel, tuned: Answers, threshold: float | None) -> Calibration | None:
+    """How far the probabilities of the test answers hold, before and after the temperature."""
+    if not _calibrates(prepared):
+        return None
+    objective, truth = prepared.recipe.objective, _places(prepared, prepared.test)
+    assert isinstance(objective, Classify)
+    after = np.array([[row[label] for label in objective.labels] for row in tuned.probabilities])
+    logits = model.temperature * np.log(np.maximum(after, 1e-12))  # up to a constant in each row, as softmax wants them
+    before, right = calibration.softmax(logits), after.argmax(axis=1) == truth
     curve = calibration.coverage_curve(after.max(axis=1), right)
     return Calibration(
         temperature=model.temperature,
         ece_before=calibration.ece(before.max(axis=1), right),
         ece=calibration.ece(after.max(axis=1), right),
-        brier=calibration.brier(after, truth[id(test)]),
+        brier=calibration.brier(after, truth),
         coverage=[curve[i] for i in np.linspace(0, len(curve) - 1, min(CURVE_POINTS, len(curve))).round().astype(int)],
-        threshold=calibration.threshold_for(chosen.max(axis=1), chosen_right, TARGET_ACCURACY),
+        threshold=threshold,
         target_accuracy=TARGET_ACCURACY,
     )
+
+
+def _calibrates(prepared: Prepared) -> bool:
+    objective = prepared.recipe.objective
+    return isinstance(objective, Classify) and not objective.multi and bool(prepared.loaded.split.validation)
+
+
+def _places(prepared: Prepared, examples: Sequence[Example]) -> NDArray[np.int64]:
+    """[N]: each row's label as its place in the objective's list."""
+    objective = prepared.recipe.objective
+    assert isinstance(objective, Classify)
+    return np.array([objective.labels.index(label) for label in gold(examples)])
 
 
 def voice(prepared: Prepared, sides: tuple[Answers, Answers], test: Sequence[Example]) -> Style | None:

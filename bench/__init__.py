@@ -1,0 +1,1 @@
+"""Timings behind bench/RESULTS.md."""
