@@ -26,7 +26,7 @@ from tunesmith.workflows.prepare import Prepared, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ("reviews", "synopsis")
-ROUNDS, STEPS, ROWS = 3, 4, 16
+ROUNDS, STEPS, ROWS = 3, 2, 16
 
 
 @dataclass(frozen=True)
