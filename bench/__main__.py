@@ -25,8 +25,8 @@ from tunesmith.training.optim import Plan, make_optimizer
 from tunesmith.workflows.prepare import Prepared, prepare
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = ("reviews", "synopsis")
-ROUNDS, STEPS, ROWS = 3, 2, 16
+RECIPES = ("reviews",)
+ROUNDS, STEPS, ROWS = 3, 1, 16
 
 
 @dataclass(frozen=True)
