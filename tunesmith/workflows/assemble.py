@@ -181,7 +181,7 @@ def _data(prepared: Prepared) -> DataPart:
 def environment(prepared: Prepared) -> dict[str, str]:
     """Machine and versions, as text."""
     machine = prepared.machine
-    found = {name: version(name) for name in ("torch", "transformers", "peft")}
+    found = {name: version(name) for name in ("tunesmith", "torch", "transformers", "peft")}
     rates = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in machine.gemm_gflops.items())
     return found | {
         "python": platform.python_version(),

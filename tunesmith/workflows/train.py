@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
         policy.head.to(policy.device)
     policy.mixed = _mixed(prepared)
     plan = make_plan(recipe, policy, rows=len(prepared.train))
+    if not prepared.validation:  # rows may be there and teach nothing: a score of nothing would always be the best
+        plan = replace(plan, eval_steps=0)
     batches = Batches(prepared, prepared.train)
     journal = Journal(out / "journal.jsonl")
     fresh = not (out / "checkpoints").exists()
