@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone. What Python flushes at its exit must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except Exception as error:
+    except Exception as error:  # whatever else is raised is our own bug: its traceback, and exit 70
         traceback.print_exc()
         return _fail(
             type(error).__name__,

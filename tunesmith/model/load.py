@@ -236,6 +236,6 @@ def _reading(where: str) -> Iterator[None]:
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelError(f"{where}: does not fit into memory; take a smaller model, or quantize: nf4") from error
-    except Exception as error:
+    except Exception as error:  # a damaged folder can make transformers raise anything
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelError(f"{where}: transformers cannot read it ({said}); check or download it again") from error
