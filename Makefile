@@ -6,7 +6,7 @@ STAMP := .venv/.stamp
 UNLOCKED := torch|torchvision|torchaudio|triton|nvidia-[^=]*|cuda-[^=]*|tunesmith
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-all check format bench lock clean
+.PHONY: help setup demo test test-fast test-all check format bench reports lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name does; do \
@@ -27,7 +27,7 @@ test: setup ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
 
 test-fast: setup ## only tests without a real model
-	$(BIN)/python -m pytest -m "not slow and not real"
+	$(BIN)/python -m pytest -m "not slow and not real" --numprocesses 2 --dist loadfile
 
 test-all: setup ## every test
 	$(BIN)/python -m pytest
@@ -42,8 +42,11 @@ format: setup ## rewrite the files as `check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## the timings behind bench/RESULTS.md
+bench: setup ## the race behind bench/RESULTS.md, some 25 minutes; the peers go into bench/.venv-peers
 	$(BIN)/python -m bench
+
+reports: setup ## the examples tuned, their reports into docs/reports; what is finished in runs/ is not made again
+	$(BIN)/python -m bench.reports
 
 # Not after `setup`: a lock that no longer fits pyproject.toml must not stand in the way of its own renewal.
 lock: ## requirements.lock from what .venv holds, after bringing it up to pyproject.toml

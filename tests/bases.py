@@ -111,3 +111,9 @@ def scrambled(network: Any, *, spread: float = 0.5, seed: int = 3) -> None:
         for name, value in network.named_parameters():
             if value.ndim == 2 and "embed" not in name and "wte" not in name:
                 value.copy_(torch.randn(value.shape, generator=chance) * spread)
+
+
+def documents(kind: str, *texts: str) -> list[Encoded]:
+    """Texts as an encoder reads them for a head: nothing in them is learned."""
+    read = [template(kind).document(text).ids for text in texts]
+    return [Encoded((Tokens(ids, [False] * len(ids)),), f"rows:{i}") for i, ids in enumerate(read)]

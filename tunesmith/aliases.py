@@ -43,17 +43,35 @@ ALIASES: dict[str, str] = {
     "lora_target_modules": "technique.targets",
     "target_modules": "technique.targets",
     "lora_target": "technique.targets",
+    "num_virtual_tokens": "technique.tokens",
+    "prompt_tuning_init": "technique.init",
+    "encoder_hidden_size": "technique.width",
+    "encoder_reparameterization_type": "technique.encoder",
+    "feedforward_modules": "technique.feedforward",
     "use_dora": "technique.dora",
     "use_rslora": "technique.rslora",
     "finetuning_type": "technique.kind",
     "adapter": "technique.kind",
     "tuner_type": "technique.kind",
+    "peft_type": "technique.kind",
 }
 # Theirs count rows per forward pass, ours per optimizer step.
 PER_PASS = ("per_device_train_batch_size", "micro_batch_size")
 # Values of theirs that have another name here.
 VALUES: dict[str, dict[Any, Any]] = {
     "technique.targets": {"all": "all-linear"},
+    "technique.init": {"TEXT": "text", "RANDOM": "random"},
+    "technique.encoder": {"MLP": "mlp", "LSTM": "lstm"},
+    "technique.kind": {
+        "LORA": "lora",
+        "IA3": "ia3",
+        "PROMPT_TUNING": "prompt",
+        "PREFIX_TUNING": "prefix",
+        "P_TUNING": "p-tuning",
+        "prompt_tuning": "prompt",
+        "prefix_tuning": "prefix",
+        "p_tuning": "p-tuning",
+    },
 }
 
 
@@ -85,7 +103,8 @@ def _inside(values: dict[str, Any], section: str) -> list[str]:
         key = ALIASES[name].partition(".")[2]
         if key == name:
             continue
-        inner[key] = inner.pop(name)
+        value = inner.pop(name)
+        inner[key] = VALUES.get(ALIASES[name], {}).get(value, value) if isinstance(value, str) else value
         notes.append(f"{section}.{name} -> {section}.{key}: {inner[key]}")
     return notes
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from tunesmith.aliases import translate
 from tunesmith.errors import RecipeError
-from tunesmith.objectives import OBJECTIVES, Classify, Instruct
-from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Full, Lora
+from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
+from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Full, Ia3, Lora, Prefix, Prompt, PTuning
 
 
 class _Section(BaseModel):
@@ -32,6 +32,9 @@ class Data(_Section):
     where: dict[str, list[Any]] = Field(default_factory=dict, description="keep rows with these values")
     rows: int = Field(0, ge=0, description="use at most this many training rows; 0: all")
     max_tokens: int = Field(512, ge=16, description="longest row; longer prompts are shortened and counted")
+    audit: Literal["stop", "note"] = Field(
+        "stop", description="grave faults of the rows: end the run, or go on and say so"
+    )
 
 
 class Schedule(_Section):
@@ -82,8 +85,9 @@ def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[
     return BeforeValidator(read)
 
 
-AnyObjective = Annotated[Annotated[Classify | Instruct, Discriminator("kind")], _by_kind(OBJECTIVES, {})]
-AnyTechnique = Annotated[Annotated[Full | Lora, Discriminator("kind")], _by_kind(TECHNIQUES, SHORTHANDS)]
+AnyObjective = Annotated[Annotated[Classify | Domain | Instruct, Discriminator("kind")], _by_kind(OBJECTIVES, {})]
+_Technique = Annotated[Full | Lora | Ia3 | Prompt | Prefix | PTuning, Discriminator("kind")]
+AnyTechnique = Annotated[_Technique, _by_kind(TECHNIQUES, SHORTHANDS)]
 
 
 class Gates(_Section):
@@ -91,6 +95,13 @@ class Gates(_Section):
 
     max_general_nats: float | None = Field(None, ge=0, description="largest rise of nats per token on general text")
     min_delta: float | None = Field(None, description="smallest gain of the headline over the base")
+
+
+class Replay(_Section):
+    """General text mixed into the training rows, so that less of what the base knew is lost."""
+
+    share: float = Field(0.0, ge=0, lt=1, description="share of general rows among all training rows")
+    source: str = Field("self", description="self: what the base writes by itself; or a file of texts, or a folder")
 
 
 class Recipe(_Section):
@@ -102,6 +113,7 @@ class Recipe(_Section):
     technique: AnyTechnique = Lora()
     schedule: Schedule = Schedule()
     machine: Machine = Machine()
+    replay: Replay = Replay()
     gates: Gates = Gates()
     style: dict[str, dict[str, Any]] = Field(default_factory=dict, description="rules answers should keep, by name")
     controls: bool = Field(False, description="also tune on shuffled answers and a head alone: neither may win")
@@ -154,6 +166,8 @@ def check_pair(recipe: Recipe, family: str) -> None:
             f"objective {recipe.objective.kind}: needs a {' or '.join(recipe.objective.families)}, "
             f"{recipe.model} is an {family}; nearest that works: model: smollm2-135m, or objective: classify"
         )
+    if recipe.controls and recipe.objective.kind == "domain":
+        raise RecipeError("controls: texts have no answers to deal out at random; nearest that works: controls: false")
     if (
         recipe.objective.kind == "classify"
         and recipe.objective.output == "words"
@@ -165,6 +179,32 @@ def check_pair(recipe: Recipe, family: str) -> None:
             else "rows with several labels have no single answer"
         )
         raise RecipeError(f"objective classify: output: words cannot work, {why}; nearest that works: output: linear")
+
+
+def check_technique(recipe: Recipe, network: Any, family: str) -> None:
+    """Raise RecipeError if this network cannot be tuned by this technique."""
+    if reason := recipe.technique.refusal(network, family=family):
+        raise RecipeError(f"technique {recipe.technique.kind}: {reason}")
+
+
+def check_replay(recipe: Recipe, family: str) -> None:
+    """Raise RecipeError where general rows cannot be mixed in."""
+    if not recipe.replay.share:
+        return
+    if recipe.objective.kind != "domain":
+        raise RecipeError(f"replay: not for {recipe.objective.kind}; nearest that works: objective: domain")
+    if recipe.replay.source == "self" and family == "encoder":
+        raise RecipeError("replay.source: an encoder writes no text; nearest that works: source: a file of texts")
+
+
+def check_gates(recipe: Recipe, family: str) -> None:
+    """Raise RecipeError for a gate that nothing would ever measure."""
+    gates = recipe.gates
+    if gates.max_general_nats is not None and family == "encoder":
+        raise RecipeError(
+            f"gates.max_general_nats: {recipe.model} is an encoder, which predicts no next token of a general text; "
+            "nearest that works: gates: {min_delta: 0.0}, or model: smollm2-135m"
+        )
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -183,8 +223,9 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
 
     data = recipe.data
     moved = {"train": anchor(data.train), "validation": anchor(data.validation), "test": anchor(data.test)}
+    replay = recipe.replay.model_copy(update={"source": anchor(recipe.replay.source)})
     model = anchor(recipe.model) if "/" in recipe.model or recipe.model.endswith(".gguf") else recipe.model
-    return recipe.model_copy(update={"data": data.model_copy(update=moved), "model": model})
+    return recipe.model_copy(update={"data": data.model_copy(update=moved), "model": model, "replay": replay})
 
 
 def _apply(values: dict[str, Any], change: str) -> None:
@@ -246,6 +287,7 @@ _KINDS = {get_args(part.model_fields["kind"].annotation)[0] for part in (*OBJECT
 def _section(path: Sequence[str]) -> Mapping[str, Any]:
     """The fields of the section a path ends in."""
     models: dict[str, type[BaseModel]] = {"data": Data, "schedule": Schedule, "machine": Machine, "gates": Gates}
+    models |= {"replay": Replay}
     for part in (*OBJECTIVES, *TECHNIQUES):
         models[get_args(part.model_fields["kind"].annotation)[0]] = part
     for name in reversed(path[:-1]):

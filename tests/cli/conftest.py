@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.glance import only_a_glance
 from tunesmith.cli import main
 
 PLAIN = ("--offline", "--set", "machine.threads=1", "--set", "machine.dtype=float32")
@@ -72,6 +73,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_that_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESMITH_CACHE", str(cache))
+    only_a_glance(monkeypatch)
 
 
 def _tuned(folder: Path, cache: Path, rows: Sequence[dict[str, object]], *words: str) -> Path:
@@ -79,6 +81,7 @@ def _tuned(folder: Path, cache: Path, rows: Sequence[dict[str, object]], *words:
     out = folder / "run"
     with pytest.MonkeyPatch.context() as patch:  # a run is made once a session, before any test's own patches
         patch.setenv("TUNESMITH_CACHE", str(cache))
+        only_a_glance(patch)
         code = main(["tune", str(data), *words, "--out", str(out), *PLAIN, *EAGER])
     assert code == 0
     return out

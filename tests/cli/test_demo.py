@@ -33,24 +33,21 @@ def small(tmp_path: Path, tiny_bert: Path, tiny_llama: Path, monkeypatch: pytest
     return tmp_path
 
 
-def test_both_models_are_tuned_scored_and_the_decoder_is_asked(command: Command, small: Path):
-    done = command("demo", "--offline")
-    assert done.code == 0
+def test_the_demo_tunes_scores_and_asks_both_models_once(command: Command, small: Path):
+    first = json.loads(command("demo", "--offline", "--json").out)
     assert sorted(path.name for path in Path("runs").iterdir()) == ["demo-minilm-l6", "demo-smollm2-135m"]
-    bases = ("linear probe on the frozen model", "plain prompt: ", "TF-IDF")
-    for said in ("full", "lora", "accuracy", *bases, *demo.QUESTIONS):
-        assert said in done.out
-    assert "tunesmith ask runs/demo-smollm2-135m" in done.out
-
-
-def test_json_has_both_reports_and_the_answers_and_a_second_call_is_quick(command: Command, small: Path):
-    first = json.loads(command("demo", "--offline", "--out", "here", "--json").out)
     assert [run["technique"] for run in first["runs"]] == ["full", "lora"]
     assert [answer["text"] for answer in first["answers"]] == list(demo.QUESTIONS)
     assert {"base", "tuned", "p_value"} <= set(first["runs"][0]["task"])
-    again = json.loads(command("demo", "--offline", "--out", "here", "--json").out)
+    again = json.loads(command("demo", "--offline", "--json").out)
     assert [run["already_finished"] for run in again["runs"]] == [True, True]
     assert again["answers"] == first["answers"]
+    told = command("demo", "--offline")
+    assert told.code == 0
+    bases = ("linear probe on the frozen model", "plain prompt: ", "TF-IDF")
+    for said in ("full", "lora", "accuracy", *bases, *demo.QUESTIONS):
+        assert said in told.out
+    assert "tunesmith ask runs/demo-smollm2-135m" in told.out
 
 
 def test_the_questions_are_in_none_of_the_shipped_rows(small: Path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,7 @@ def test_rows_alone_are_enough_and_the_result_is_told(command: Command, review_f
         "scoring the tuned model",
     ):
         assert said in done.err
-    for said in ("accuracy", "macro_f1", f"run folder: {folder} ", f'tunesmith ask {folder} "..."'):
+    for said in ("accuracy", "macro F1", f"in {folder}:", f'tunesmith ask {folder} "..."'):
         assert said in done.out
 
 
@@ -133,9 +134,11 @@ def _pressing_ctrl_c(step: Callable[..., Any], *, at: int) -> Callable[..., Any]
     return pressed
 
 
-def test_force_begins_again_in_a_folder_that_holds_another_run(command: Command, review_file: Path, tiny_bert: Path):
+def test_force_begins_again_in_a_folder_that_holds_another_run(
+    command: Command, review_file: Path, encoder_run: Path, tiny_bert: Path
+):
+    shutil.copytree(encoder_run, "run")
     words = ("--model", tiny_bert, "--technique", "full", "--out", "run", *PLAIN, *EAGER)
-    assert command("tune", review_file, *words).code == 0
     refused = command("tune", review_file, *words, "--set", "seed=1")
     assert refused.code == 2
     assert "holds a run of another recipe" in refused.err

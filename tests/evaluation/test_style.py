@@ -96,3 +96,22 @@ def test_a_phrase_used_twice_in_prose_is_no_loop():
 def test_unfinished_answers_are_unknown_where_nobody_told():
     assert habits(["one"]).never_ending_share is None
     assert habits([""]).mean_words == 0
+
+
+def test_a_rule_can_look_into_a_column_of_the_row():
+    rules = rules_of({"no_name": {"not_column": "id"}})
+    rows = [{"id": "fox"}, {"id": "fox"}, {"id": "c++"}, {"id": ""}, {}]
+    texts = ["A Fox in a box", "the foxes", "a c++ compiler", "anything", "anything"]
+    assert [rules[0].holds(text, row) for text, row in zip(texts, rows, strict=True)] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
+    assert rule_rates(texts, rules, rows) == {"no_name": 0.6}
+
+
+def test_a_rule_about_a_column_needs_its_name():
+    with pytest.raises(RecipeError, match="style.x.not_column: found 3; give the name of a column"):
+        rules_of({"x": {"not_column": 3}})

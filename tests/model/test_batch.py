@@ -1,110 +1,177 @@
-"""Rows to tensors: padding, and what rows share."""
+"""Rows to one pack: what runs once, what is learned, and that no row notices the others."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.bases import LORA, encoded, farthest, gradients, policy, template, tokens
-from tests.tiny import ENCODERS
-from tunesmith.data.template import Encoded
-from tunesmith.model.batch import WORTH_SHARING, collate, shared_prefix
+from tests.bases import LORA, base, encoded, farthest, gradients, policy, template, tokens
+from tests.tiny import DECODERS, ENCODERS
+from tunesmith.data.template import Encoded, Tokens
+from tunesmith.model.attention import NAME, install
+from tunesmith.model.batch import WORTH_SHARING, Batch, collate, pack
+from tunesmith.model.policy import Policy
 from tunesmith.techniques import Full, Lora
 
 
-def rows(*sequences) -> list[Encoded]:
+KEY_BIAS = ("key.bias", "k_lin.bias")
+
+
+def rows(*sequences: Tokens) -> list[Encoded]:
     return [Encoded((one,), f"rows:{i}") for i, one in enumerate(sequences)]
 
 
-def test_rows_are_padded_on_the_right_and_padding_is_neither_real_nor_learned():
-    batch = collate(rows(tokens([5, 6, 7], "..x"), tokens([8, 9], ".x")), pad=1)
-    assert batch.ids.tolist() == [[5, 6, 7], [8, 9, 1]]
-    assert batch.learn.tolist() == [[False, False, True], [False, True, False]]
-    assert batch.real.tolist() == [[True, True, True], [True, True, False]]
-    assert batch.prefix is None
-    assert (batch.tokens, batch.computed) == (5, 6)
+def read_back(batch: Batch) -> list[list[int]]:
+    """The ids of each row as the network sees them."""
+    return [batch.ids[path[path >= 0]].tolist() for path in batch.paths]
 
 
-def test_what_rows_share_is_found_up_to_the_first_difference():
-    assert shared_prefix([tokens([1, 2, 3, 4, 9], "....x"), tokens([1, 2, 3, 5, 9], "....x")]) == 3
+def loss_and_gradients(made: Policy, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+    total = 0.0
+    for batch in batches:
+        loss = made.sum_nll(batch)
+        loss.backward()
+        total += float(loss.detach())
+    return total, gradients(made)
 
 
-def test_the_token_before_the_first_learned_one_stays_in_every_row():
-    same = tokens([1, 2, 3, 4, 5], "...xx")  # id 4 is predicted from id 3: only 1 and 2 may go
-    assert shared_prefix([same, same, same]) == 2
-    assert shared_prefix([same, tokens([1, 2, 3, 4, 5], ".xxxx")]) == 0
+def test_rows_lie_one_behind_the_other_without_padding():
+    batch = collate(rows(tokens([5, 6, 7], "..."), tokens([8, 9], "..")))
+    assert batch.ids.tolist() == [5, 6, 7, 8, 9]
+    assert batch.positions.tolist() == [0, 1, 2, 0, 1]
+    assert batch.paths.tolist() == [[0, 1, 2], [3, 4, -1]]
+    assert batch.ends.tolist() == [2, 4]
+    assert (batch.rows, batch.tokens, batch.computed) == (2, 5, 5)
 
 
-def test_a_row_that_learns_nothing_keeps_its_last_token():
-    assert shared_prefix([tokens([1, 2, 3], "..."), tokens([1, 2, 3, 4, 5], ".....")]) == 2
+def test_each_learned_id_knows_its_row_and_the_token_before_it():
+    batch = pack([tokens([5, 6, 7, 8], "..xx"), tokens([9, 4, 3], ".x.")])
+    assert batch.targets.tolist() == [7, 8, 4]
+    assert batch.owners.tolist() == [0, 0, 1]
+    assert batch.ids[batch.before].tolist() == [6, 7, 9]
 
 
-def test_a_text_that_is_learned_from_its_first_token_shares_nothing():
-    assert shared_prefix([tokens([1, 2], "xx"), tokens([1, 2], "xx")]) == 0
+def test_a_last_learned_id_and_what_follows_it_do_not_run_but_count_as_the_rows_tokens():
+    batch = pack([tokens([5, 6, 7, 2, 9], "..xx.")])
+    assert read_back(batch) == [[5, 6, 7]]
+    assert batch.tokens == 5
 
 
-@pytest.mark.parametrize(("shared", "taken_out"), [(WORTH_SHARING // 2 - 1, 0), (WORTH_SHARING // 2, 48)])
-def test_a_prefix_is_taken_out_only_where_it_saves_more_than_a_second_pass_costs(shared: int, taken_out: int):
+def test_the_first_id_of_a_text_is_never_learned_since_nothing_stands_before_it():
+    batch = pack([tokens([5, 6, 7], "xxx")])
+    assert batch.targets.tolist() == [6, 7]
+
+
+@pytest.mark.parametrize(("shared", "runs_once"), [(WORTH_SHARING - 1, False), (WORTH_SHARING, True)])
+def test_what_rows_begin_with_runs_once_where_it_is_long_enough(shared: int, runs_once: bool):
     start = list(range(10, 10 + shared))
-    batch = collate(rows(*(tokens([*start, 3 + i, 2], "." * (shared + 1) + "x") for i in range(3))), pad=0)
-    assert (0 if batch.prefix is None else len(batch.prefix)) == taken_out
+    batch = pack([tokens([*start, 100 + i, 2], "." * (shared + 1) + "x") for i in range(3)])
+    assert batch.computed == (shared + 3 if runs_once else 3 * (shared + 1))
+    assert read_back(batch) == [[*start, 100 + i] for i in range(3)]
 
 
-def test_a_shared_prefix_counts_once_per_row_for_the_user_and_once_for_the_network():
-    start = list(range(100))
-    batch = collate(rows(tokens([*start, 201, 2], "." * 101 + "x"), tokens([*start, 202], "." * 101)), pad=0)
-    assert batch.prefix is not None
-    assert batch.ids.tolist() == [[201, 2], [202, 0]]
-    assert batch.learn.tolist() == [[False, True], [False, False]]
-    assert batch.tokens == 102 + 101
-    assert batch.computed == 100 + 4
+def test_sharing_nests_to_any_depth():
+    start, prompt, other = list(range(10, 30)), list(range(30, 50)), list(range(50, 70))
+    made = [[*start, *prompt, 90], [*start, *other, 91, 92], [*start, *prompt, 93], [*start, 94]]
+    batch = pack([Tokens(ids, [False] * len(ids)) for ids in made])
+    assert read_back(batch) == made
+    assert batch.computed == 20 + 20 + 22 + 1 + 1 + 1
+    assert [level.size for level in batch.layout.levels] == [20, 20 + 22 + 1, 2]
+
+
+def test_nothing_that_a_row_learns_is_shared():
+    ids = list(range(10, 50))
+    same = tokens(ids, "." * 20 + "x" * 20)
+    batch = pack([same, same, tokens(ids, "x" * 40)])
+    assert batch.layout.levels[0].size == 20 + 39
+    assert len(batch.targets) == 20 + 20 + 39
+
+
+def test_two_equal_rows_run_once():
+    ids = list(range(10, 50))
+    batch = pack([tokens(ids, "." * 40), tokens(ids, "." * 40)])
+    assert batch.computed == 40
+    assert batch.ends.tolist() == [39, 39]
+
+
+def test_without_sharing_every_row_runs_for_itself():
+    ids = list(range(10, 50))
+    assert pack([tokens(ids, "." * 40)] * 2, share=False).computed == 80
 
 
 def test_labels_of_a_head_become_one_row_each():
     made = [Encoded((tokens([1, 2], ".."),), "rows:0", (0.0, 1.0)), Encoded((tokens([3], "."),), "rows:1", (1.0, 0.0))]
-    labels = collate(made, pad=0, share=False).labels
+    labels = collate(made, share=False).labels
     assert labels is not None
     assert labels.tolist() == [[0.0, 1.0], [1.0, 0.0]]
 
 
+def nested(kind: str) -> list[Tokens]:
+    """Rows that share an instruction longer than the sliding window of 16, two pairs of them a prompt as well."""
+    form = template(kind)
+
+    def ids(text: str) -> list[int]:
+        return form.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    start = ids("The quick brown fox jumps. " * 12)[:64]
+    prompts = [ids("Is this review positive or negative? This battery is bad." * 2)[:24], ids("the lazy dog " * 9)[:17]]
+    made = [[*start, *prompt, *row.sequences[0].ids] for prompt in prompts for row in encoded(kind, 2)]
+    learn = [row.sequences[0].learn for _ in prompts for row in encoded(kind, 2)]
+    return [Tokens(one, [False] * (len(one) - len(mark)) + mark) for one, mark in zip(made, learn, strict=True)]
+
+
 @pytest.mark.parametrize("technique", [Full(), LORA], ids=["full", "lora"])
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma", "gemma3", "gpt2"])
-def test_sharing_a_prefix_changes_neither_the_loss_nor_any_gradient(kind: str, technique: Full | Lora):
-    start = template(kind).tokenizer("The quick brown fox jumps. " * 12, add_special_tokens=False)["input_ids"][:64]
-    own = [row.sequences[0] for row in encoded(kind)]
-    long = rows(*(tokens([*start, *one.ids], "." * 64 + "".join(".x"[mark] for mark in one.learn)) for one in own))
-    together, apart = collate(long, pad=0), collate(long, pad=0, share=False)
-    assert together.prefix is not None
-    assert len(together.prefix) >= 64  # beyond the sliding window of 16
+@pytest.mark.parametrize("kind", DECODERS)
+def test_packing_and_sharing_change_neither_the_loss_nor_any_gradient(kind: str, technique: Full | Lora):
+    made, sequences = policy(kind, technique, lively=0.05), nested(kind)
+    alone = loss_and_gradients(made, [pack([one]) for one in sequences])
+    packed = loss_and_gradients(made, [pack(sequences, share=False)])
+    together = loss_and_gradients(made, [pack(sequences)])
+    assert len(pack(sequences).layout.levels) == 3
+    assert all(value.norm() > 0 for value in alone[1].values())
+    for loss, moved in (packed, together):
+        assert loss == pytest.approx(alone[0], rel=1e-5)
+        assert farthest(moved, alone[1]) < 1e-4
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_a_network_that_takes_no_layout_runs_padded_with_the_same_loss_and_gradients(kind: str):
+    made, sequences = policy(kind), nested(kind)
+    wanted = loss_and_gradients(made, [pack(sequences)])
+    made.packs = False
+    made.network.set_attn_implementation("eager")
+    loss, moved = loss_and_gradients(made, [pack(sequences)])
+    assert loss == pytest.approx(wanted[0], rel=1e-5)
+    assert farthest(moved, wanted[1]) < 1e-4
+
+
+@pytest.mark.parametrize("technique", [Full(), LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_packing_changes_no_gradient_of_an_encoder(kind: str, technique: Full | Lora):
     made = policy(kind, technique, lively=0.05)
-    losses, moved = [], []
-    for batch in (apart, together):
-        loss = made.sum_nll(batch)
-        loss.backward()
-        losses.append(float(loss.detach()))
-        moved.append(gradients(made))
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    assert all(value.norm() > 0 for value in moved[0].values())
-    assert farthest(moved[1], moved[0]) < 1e-4
+    texts = ("hi", "The quick brown fox jumps over the lazy dog. " * 4, "I like it, they do not.")
+    read = [template(kind).document(text) for text in texts]
+    found = []
+    for batches in ([pack([one], share=False) for one in read], [pack(read, share=False)]):
+        for batch in batches:
+            made.pooled(batch).pow(3).sum().backward()
+        # A key's bias moves nothing, since softmax takes it out: its gradient is rounding.
+        found.append({name: value for name, value in gradients(made).items() if not name.endswith(KEY_BIAS)})
+    assert farthest(found[1], found[0]) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma", "gemma3"])
 def test_the_last_state_of_a_row_is_the_same_with_and_without_sharing(kind: str):
     start = list(range(6, 106))
     asked = rows(*(tokens([*start, *end], "." * (100 + len(end))) for end in ([7, 8], [9], [7, 8, 9, 10])))
-    together, apart = collate(asked, pad=0), collate(asked, pad=0, share=False)
-    assert together.prefix is not None
     made = policy(kind)
     with torch.no_grad():
-        assert torch.allclose(made.pooled(together), made.pooled(apart), atol=1e-4)
+        assert torch.allclose(made.pooled(collate(asked)), made.pooled(collate(asked, share=False)), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
-def test_an_encoder_reads_a_batch_as_it_reads_each_row_alone(kind: str):
-    texts = ("hi", "The quick brown fox jumps over the lazy dog.", "I like it, they do not.")
-    made = policy(kind)
-    read = rows(*(template(kind).document(text) for text in texts))
-    with torch.no_grad():
-        together = made.pooled(collate(read, pad=0, share=False))
-        alone = torch.cat([made.pooled(collate([row], pad=0, share=False)) for row in read])
-    assert torch.allclose(together, alone, atol=1e-5)
+@pytest.mark.parametrize(("kind", "takes"), [("llama", True), ("gemma3", True), ("bert", True), ("gemma", False)])
+def test_whether_an_attention_takes_a_layout_is_measured_and_another_is_left_alone(kind: str, takes: bool):
+    found = base(kind)  # the tiny gemma caps its attention scores, which fused kernels cannot
+    before = found.network.config._attn_implementation
+    assert install(found.network, causal=found.family == "decoder") == takes
+    assert found.network.config._attn_implementation == (NAME if takes else before)

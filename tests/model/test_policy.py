@@ -16,8 +16,8 @@ from tunesmith.model.policy import Policy
 from tunesmith.techniques import Full, Lora
 
 
-def one(ids: list[int], learn: str, pad: int = 0) -> Batch:
-    return collate([Encoded((tokens(ids, learn),), "rows:1")], pad=pad)
+def one(ids: list[int], learn: str) -> Batch:
+    return collate([Encoded((tokens(ids, learn),), "rows:1")])
 
 
 @pytest.mark.parametrize("kind", DECODERS)
@@ -26,7 +26,7 @@ def test_each_learned_id_is_predicted_from_the_token_before_it(kind: str):
     ids = [7, 8, 9, 10, 11]
     with torch.no_grad():
         logs = made.network(input_ids=torch.tensor([ids])).logits[0].log_softmax(dim=1)
-        states, targets = made.learned(one(ids, ".x..x"))
+        states, targets = made.learned(one(ids, ".x..x")), one(ids, ".x..x").targets
         loss = made.sum_nll(one(ids, ".x..x"))
     assert states.shape == (2, HIDDEN)
     assert targets.tolist() == [8, 11]
@@ -37,31 +37,23 @@ def test_each_learned_id_is_predicted_from_the_token_before_it(kind: str):
 @pytest.mark.parametrize("kind", DECODERS)
 def test_a_batch_has_the_gradients_of_its_rows_one_by_one(kind: str, technique: Full | Lora):
     made, rows = policy(kind, technique, lively=0.05), encoded(kind)
-    total = made.sum_nll(collate(rows, pad=1))
+    total = made.sum_nll(collate(rows))
     total.backward()
     together = gradients(made)
-    alone = [made.sum_nll(collate([row], pad=1)) for row in rows]
+    alone = [made.sum_nll(collate([row])) for row in rows]
     for loss in alone:
         loss.backward()
     assert total.item() == pytest.approx(sum(loss.item() for loss in alone), rel=1e-5)
     assert farthest(together, gradients(made)) < 1e-4
 
 
-@pytest.mark.parametrize("kind", DECODERS)
-def test_what_padding_is_made_of_changes_nothing(kind: str):
-    made, rows = policy(kind), encoded(kind)
-    with torch.no_grad():
-        losses = [made.sum_nll(collate(rows, pad=pad)).item() for pad in (0, 9)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-
-
 def test_a_decoder_is_pooled_at_its_last_real_token():
     made = policy("llama")
     rows = [Encoded((tokens([7, 8, 9, 10], "...."),), "rows:1"), Encoded((tokens([7, 8], ".."),), "rows:2")]
     with torch.no_grad():
-        states = made.states(collate(rows, pad=5))
-        pooled = made.pooled(collate(rows, pad=5))
-    assert torch.equal(pooled, torch.stack([states[0, 3], states[1, 1]]))
+        batch = collate(rows)
+        states, pooled = made.states(batch), made.pooled(batch)
+    assert torch.equal(pooled, torch.stack([states[batch.paths[0, 3]], states[batch.paths[1, 1]]]))
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
@@ -69,7 +61,7 @@ def test_an_encoder_is_pooled_as_the_mean_of_its_real_tokens(kind: str):
     made = policy(kind)
     rows = [Encoded((tokens([2, 8, 9, 3], "...."),), "rows:1"), Encoded((tokens([2, 3], ".."),), "rows:2")]
     with torch.no_grad():
-        pooled = made.pooled(collate(rows, pad=0, share=False))
+        pooled = made.pooled(collate(rows, share=False))
         alone = made.network(input_ids=torch.tensor([[2, 3]])).last_hidden_state[0].mean(dim=0)
     assert torch.allclose(pooled[1], alone, atol=1e-5)
 

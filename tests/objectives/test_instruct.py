@@ -69,7 +69,7 @@ def test_all_answers_of_a_chat_are_learned(kind: str):
 def test_the_first_loss_is_the_one_that_transformers_computes(kind: str):
     objective, made, form = Instruct(), policy(kind), template(kind)
     rows = [objective.encode(chat, form, limit=512) for chat in chats()]
-    batch = collate(rows, pad=0)
+    batch = collate(rows)
     sequences = [row.sequences[0] for row in rows]
     width = max(len(one.ids) for one in sequences)
     ids = torch.tensor([[*one.ids, *[0] * (width - len(one.ids))] for one in sequences])

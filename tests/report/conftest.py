@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.evaluation.tasks import Score, TaskScore, score, task_score
+from tunesmith.evaluation.tasks import Arm, TaskScore, arms, task_score
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.recipe import Data, Recipe, save_recipe
 from tunesmith.report.schema import (
@@ -67,7 +67,7 @@ def compared(metric: str, rows: tuple[tuple[str, ...], ...]) -> TaskScore:
 
 def report_of(rows: Sequence[Sequence[str]], name: str, changes: dict[str, Any]) -> Report:
     """A report whose scores are those of the rows; everything else is made up."""
-    gold, base = ([row[i] for row in rows] for i in (1, 2))
+    gold, base, tuned = ([row[i] for row in rows] for i in (1, 2, 3))
     known = tuple(map(tuple, rows))
     task = compared("accuracy", known)
     values: dict[str, Any] = {
@@ -79,7 +79,7 @@ def report_of(rows: Sequence[Sequence[str]], name: str, changes: dict[str, Any])
         "task": task,
         # Resampling is slow, and one set of rows is enough to have a second metric.
         "tasks": [task, *([compared("macro_f1", known)] if known == ROWS else [])],
-        "baselines": [score("accuracy", gold, base, name="base"), score("accuracy", gold, gold, name="oracle")],
+        "baselines": arms("accuracy", gold, {"base": base, "oracle": gold}, tuned, groups=None),
         "training": Training(
             steps=4, planned_steps=5, best_step=2, best_validation_loss=0.5, stopped_early=True,
             learning_rate=1e-3, trainable=4_884_480, parameters=139_399_488,
@@ -102,7 +102,7 @@ def report_of(rows: Sequence[Sequence[str]], name: str, changes: dict[str, Any])
 def everything() -> dict[str, Any]:
     """The parts of a report that only some runs have."""
     return {
-        "controls": [Score(name="shuffled labels", metric="accuracy", score=0.5, ci95=(0.24, 0.76), n=10)],
+        "controls": [Arm(name="shuffled labels", metric="accuracy", score=0.5, ci95=(0.24, 0.76), n=10)],
         "retention": Retention(
             general_nll_base=2.9, general_nll_tuned=3.0, probe_base=0.5, probe_tuned=0.45, probe_n=400,
             lost=30, won=10, p_value=0.002, fields={"<i>history</i>": (0.6, 0.5), "physics": (0.4, 0.42)},

@@ -116,7 +116,7 @@ def test_what_was_not_measured_is_said_and_leaves_no_empty_section(make_run: Mak
 
 def test_a_baseline_that_the_tuned_model_does_not_beat_is_named(make_run: MakeRun):
     html = page(read_facts(make_run()))
-    assert "Not beaten by the tuned model: oracle." in html
+    assert "Not surely beaten by the tuned model: oracle." in html
 
 
 def test_a_long_text_is_folded_and_complete(make_run: MakeRun):

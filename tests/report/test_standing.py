@@ -1,5 +1,5 @@
 from tests.report.conftest import MakeRun
-from tunesmith.evaluation.tasks import Score
+from tunesmith.evaluation.tasks import Arm
 from tunesmith.report.schema import Report, read_report
 from tunesmith.report.standing import mood
 
@@ -16,7 +16,7 @@ def test_a_better_model_that_nothing_cheap_reaches_looks_good(make_run: MakeRun)
 
 
 def test_a_control_that_does_as_well_takes_the_shine_off(make_run: MakeRun):
-    control = Score(name="shuffled labels", metric="accuracy", score=1.0, ci95=None, n=10)
+    control = Arm(name="shuffled labels", metric="accuracy", score=1.0, ci95=None, n=10)
     assert mood(won(make_run, controls=[control])) == "unsure"
     other = control.model_copy(update={"metric": "macro_f1"})
     assert mood(won(lambda **found: make_run("again", **found), controls=[other])) == "good"

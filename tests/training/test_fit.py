@@ -35,7 +35,7 @@ def window(kind: str = "llama", *, rows: int = 12, tokens: int = 200) -> Callabl
     """Steps of four rows, cut into micro-batches."""
     made = encoded(kind, rows)
     sampler = Sampler(tuple(row.length for row in made), 4, tokens, seed=0)
-    return lambda number: [collate([made[i] for i in batch], pad=2) for batch in sampler.window(number)]
+    return lambda number: [collate([made[i] for i in batch]) for batch in sampler.window(number)]
 
 
 def digest(made: Policy) -> str:
@@ -124,7 +124,7 @@ def gradient_of(made: Policy, parts: list, *, monkey_rows: int) -> dict[str, tor
             found.update(gradients(made))
 
     optimizer = Still([value for _, value in made.trainable()], lr=0.0)
-    step(made, Instruct(), [collate(part, pad=2) for part in parts], optimizer=optimizer, clip=1e9)
+    step(made, Instruct(), [collate(part) for part in parts], optimizer=optimizer, clip=1e9)
     return found
 
 
@@ -136,7 +136,7 @@ def test_a_heads_gradient_is_a_mean_over_rows_however_they_are_cut():
         made = policy("bert", LORA)
         made.head = bound.head(made.hidden)
         optimizer = make_optimizer(made, Plan(steps=1, peak=1e-3))
-        batches = [collate(part, pad=0, share=False) for part in parts]
+        batches = [collate(part, share=False) for part in parts]
         loss, norm = step(made, bound, batches, optimizer=optimizer, clip=1.0)
         found.append((loss, norm))
     assert found[0] == pytest.approx(found[1], rel=1e-5)

@@ -72,7 +72,7 @@ def test_one_step_of_adamw_by_hand():
 
 @pytest.mark.parametrize("technique", [Full(), LORA], ids=["full", "lora"])
 def test_an_optimizer_comes_back_from_disk_and_goes_on_to_the_bit(technique: Full | Lora, tmp_path):
-    batch = collate(encoded("llama"), pad=2)
+    batch = collate(encoded("llama"))
     plan = Plan(steps=9, peak=1e-3)
 
     def steps(made: Policy, optimizer: torch.optim.Optimizer, count: int) -> None:

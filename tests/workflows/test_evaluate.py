@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import reviews, write_rows
-from tunesmith.data.examples import Labelled
+from tests.glance import only_a_glance
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.evaluation.tasks import score
 from tunesmith.model.device import Machine
 from tunesmith.recipe import make_recipe
-from tunesmith.workflows.evaluate import Compared, Evaluation, Scored, evaluate, schema, scored
+from tunesmith.workflows.evaluate import Compared, Evaluation, Scored, evaluate, schema
 from tunesmith.workflows.questions import Asked
 from tunesmith.workflows.tune import tune_recipe
 
@@ -43,7 +44,9 @@ def tuned(folder: Path, model: Path, **objective: Any) -> Path:
         "machine": {"threads": 1, "dtype": "float32"},
     }
     recipe, _ = make_recipe(raw, place="test")
-    return tune_recipe(recipe, out=folder / "run", listen=lambda event: None).folder
+    with pytest.MonkeyPatch.context() as patch:
+        only_a_glance(patch)
+        return tune_recipe(recipe, out=folder / "run", listen=lambda event: None).folder
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +179,8 @@ def test_a_run_tuned_to_label_can_be_asked_to_answer(decoder: Path, tmp_path: Pa
 
 
 def test_macro_f1_alone_has_the_interval_of_a_bootstrap() -> None:
-    rows = [Labelled(f"x:{i}", "", ("a" if i < 20 else "b",)) for i in range(40)]
     given = ["a"] * 30 + ["b"] * 10
-    found = scored("macro_f1", rows, given, name="x")
+    found = score("macro_f1", ["a"] * 20 + ["b"] * 20, given, name="x")
     # a: 20 right of 30 given, 20 wanted: 0.8. b: 10 of 10, 20 wanted: 2/3.
     assert found.score == pytest.approx((0.8 + 2 / 3) / 2)
     assert found.ci95 is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,72 +15,18 @@ from peft import PeftModel
 from transformers import AutoModel, AutoModelForCausalLM
 
 from tests.bases import folder
+from tests.workflows.conftest import answers, recipe, reviews, topics, tune
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
-from tunesmith.evaluation import retention, significance
 from tunesmith.evaluation.baselines import linear_probe
 from tunesmith.inference.folder import load
-from tunesmith.model.device import Machine
-from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.html import write_reports
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import worth
-from tunesmith.workflows.tune import Run, tune_recipe
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-WORDS = {"positive": ("good", "great", "lovely"), "negative": ("bad", "awful", "broken")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
-    """A known machine, a cache of its own, and only a glance at what other rooms' tests look at."""
-    known = Machine("cpu", "float32", 1, {"float32": 100.0, "bfloat16": 100.0}, "known")
-    some = retention.items()[:6]
-    with pytest.MonkeyPatch.context() as patch:
-        for place in ("workflows.prepare", "inference.folder"):
-            patch.setattr(f"tunesmith.{place}.choose_machine", lambda **_: known)
-        patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for room in (retention, worth):
-            patch.setattr(room, "items", lambda: some)
-        patch.setattr(retention, "WINDOWS", 1)
-        patch.setattr("tunesmith.workflows.tune.write_reports", lambda folder: None)
-        patch.setattr("tunesmith.workflows.tune.cheap_ways", lambda prepared, test: [])
-        patch.setattr("tunesmith.workflows.answers.linear_probe", lambda states, labels, asked: labels[:1] * len(asked))
-        assert significance.corpus_compare.__kwdefaults__ is not None
-        patch.setitem(significance.corpus_compare.__kwdefaults__, "resamples", 200)
-        yield patch
-
-
-def reviews(count: int = 48) -> list[dict[str, Any]]:
-    labels = ("positive", "negative")
-    return [{"text": f"{WORDS[labels[i % 2]][i // 2 % 3]} {i}", "label": labels[i % 2]} for i in range(count)]
-
-
-def topics(count: int = 48) -> list[dict[str, Any]]:
-    marks = (("screen",), ("battery",), ("screen", "battery"), ())
-    return [{"text": f"phone {i}: {' and '.join(marks[i % 4]) or 'fine'}", "label": marks[i % 4]} for i in range(count)]
-
-
-def answers(count: int = 40) -> list[dict[str, Any]]:
-    return [{"prompt": f"number {i}", "answer": f"it is {i % 3}"} for i in range(count)]
-
-
-def recipe(place: Path, rows: list[dict[str, Any]], kind: str, **parts: Any) -> Recipe:
-    """A recipe over rows in a file beside the run."""
-    file = place / "rows.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    raw: dict[str, Any] = {
-        "model": str(folder(kind)),
-        "data": {"train": str(file), **parts.pop("data", {})},
-        "objective": parts.pop("objective", "classify"),
-        "technique": parts.pop("technique", {"kind": "lora", "rank": 4}),
-        "schedule": {"learning_rate": 0.02, "epochs": 2, "batch_rows": 8, **parts.pop("schedule", {})},
-        "machine": {"device": "cpu", "dtype": "float32", "threads": 1},
-    }
-    return make_recipe(raw | parts, place="test")[0]
-
-
-def tune(made: Recipe, out: Path, **more: Any) -> Run:
-    return tune_recipe(made, out=out, listen=more.pop("listen", lambda event: None), **more)
+pytestmark = [
+    pytest.mark.usefixtures("small_world"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
+]
 
 
 def digests(out: Path) -> dict[str, str]:

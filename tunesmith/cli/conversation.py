@@ -6,7 +6,7 @@ from tunesmith.cli.terminal import log, plain
 from tunesmith.data.examples import Message
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.sampling import Sampling
-from tunesmith.objectives import Classify
+from tunesmith.objectives import Classify, Instruct
 
 HELP = "/quit ends, /reset forgets the conversation, /system TEXT sets the system turn and forgets"
 
@@ -15,7 +15,8 @@ def opening(model: LocalModel, text: str) -> Message:
     """The first user turn as the training rows put it: the recipe's instruction stands before it."""
     if isinstance(model.objective, Classify):
         return model.objective.messages(text)[0]
-    return Message("user", "\n\n".join(filter(None, (model.objective.instruction, text))))
+    instruction = model.objective.instruction if isinstance(model.objective, Instruct) else ""
+    return Message("user", "\n\n".join(filter(None, (instruction, text))))
 
 
 class Conversation:

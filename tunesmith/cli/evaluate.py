@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import add_common, add_schema
 from tunesmith.cli.terminal import hush, log, number, p_value, publish, show, show_table
@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
         "--against", default="", metavar="MODEL2", help="compare with its base (the word base) or a model"
     )
     parser.add_argument(
-        "--objective", default="", metavar="KIND", help="classify or instruct; else as tuned, or detected"
+        "--objective", default="", metavar="KIND", help="classify, domain or instruct; else as tuned, or detected"
     )
     parser.add_argument("--base", default="", metavar="MODEL", help="put the adapter over this base")
     parser.add_argument("--rows", type=int, default=0, metavar="N", help="score on N rows drawn at random")
@@ -100,7 +100,7 @@ def _bounds(ci95: tuple[float, float] | None) -> str:
     return "-" if ci95 is None else f"{number(ci95[0])} to {number(ci95[1])}"
 
 
-def _write(lines: Sequence[dict[str, str]], path: Path) -> None:
+def _write(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """One JSON line per row."""
     try:
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import add_changes, add_common, add_schema, changes_of
 from tunesmith.cli.progress import listening
-from tunesmith.cli.scores import show_scores
 from tunesmith.cli.signals import Interruption, caught
-from tunesmith.cli.terminal import emit, hush, log, show
+from tunesmith.cli.terminal import console, emit, hush, log, show
 from tunesmith.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ def add(commands: Commands) -> None:
     add_changes(parser)
     add_common(parser, out="folder of the run (default: runs/NAME)")
     parser.add_argument("--dry-run", action="store_true", help="show what would be learned, and stop")
-    parser.add_argument("--force", action="store_true", help="delete an earlier run in the folder and begin again")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="begin again over an earlier run in the folder, and go on over grave faults of the rows",
+    )
     add_schema(parser, _schema)
     parser.set_defaults(run=run)
 
@@ -42,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     """Tune as the command line says."""
     from tunesmith.workflows.request import request
 
-    asked = request(args.source, changes=changes_of(args), offline=args.offline)
+    forced = ["data.audit=note"] if args.force else []
+    asked = request(args.source, changes=[*changes_of(args), *forced], offline=args.offline)
     for note in asked.notes:
         log(note)
     if args.dry_run:
@@ -110,10 +115,13 @@ def _forget(recipe: Recipe, out: Path | None) -> None:
 
 def _show(run: Run) -> None:
     """Base against tuned, where it all lies, and what to do next."""
+    from tunesmith.report.terminal import render
+
     if run.already:
         show(f"already finished, nothing was done (--force tunes again): {run.folder}")
-    show_scores(run.report)
-    show(f"run folder: {run.folder} (report.html in it has everything)")
+    screen = console(sys.stdout)
+    for part in render(run.report, run.folder):
+        screen.print(part)
     show_next(run)
 
 

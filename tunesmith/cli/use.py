@@ -23,7 +23,8 @@ def add(commands: Commands) -> None:
     asking = commands.add_parser(
         "ask",
         help="put one text to a tuned model",
-        description="A run tuned to label answers with a label and probabilities, any other with text.",
+        description="A run tuned to label answers with a label and probabilities, one tuned on texts goes on with the "
+        "text (an encoder finds what its mask token hides), any other answers with text.",
     )
     asking.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
     asking.add_argument("text", metavar="TEXT", help="the text; - reads it from stdin")
@@ -46,7 +47,6 @@ def add(commands: Commands) -> None:
 def ask(args: argparse.Namespace) -> int:
     """Answer one text."""
     from tunesmith.inference.folder import find_model, load
-    from tunesmith.objectives import Classify
 
     hush()
     find_model(args.folder)
@@ -55,16 +55,33 @@ def ask(args: argparse.Namespace) -> int:
         raise UsageError("ask: TEXT is empty; give a text, or - and a text on stdin")
     model = load(args.folder, offline=args.offline)
     sampling = sampling_of(args, model.sampling)
-    told = _label(model, text) if isinstance(model.objective, Classify) else _answer(model, text, sampling)
+    told = _told(model, text, sampling)
     if publish({"run": args.folder, "text": text, **told}, args):
         return 0
     if "probabilities" in told:
         show(told["label"])
         likely_first = sorted(told["probabilities"].items(), key=lambda item: -item[1])
         show_table(("label", "probability>"), [(label, f"{p:.3f}") for label, p in likely_first])
+    elif "words" in told:
+        show_table(("word", "probability>"), [(word, f"{p:.3f}") for word, p in told["words"]])
     else:
         show(told["answer"])
     return 0
+
+
+def _told(model: LocalModel, text: str, sampling: Sampling) -> dict[str, Any]:
+    """What the model makes of the text, by what it was tuned to do."""
+    from tunesmith.objectives import Classify, Domain
+
+    if isinstance(model.objective, Classify):
+        return _label(model, text)
+    if not isinstance(model.objective, Domain):
+        return _answer(model, text, sampling)
+    if model.policy.family == "encoder":
+        return {"words": model.fill([text])[0]}
+    reply = model.complete([text], sampling=sampling)[0]
+    counts = {"prompt_tokens": reply.prompt_tokens, "new_tokens": reply.new_tokens}
+    return {"answer": reply.text, "finished": reply.finished, **counts}
 
 
 def _label(model: LocalModel, text: str) -> dict[str, Any]:

@@ -39,7 +39,9 @@ def read_rows(source: str | Path, *, offline: bool = False) -> list[Row]:
     """Every row of a file or Hub dataset, or one DataError that lists what is wrong with it."""
     path = Path(source)
     if path.is_dir():
-        raise DataError(f"{source}: a folder; name a file in it")
+        from tunesmith.data.folder import read_folder
+
+        return read_folder(path)
     if path.exists() and path.suffix.lower() not in READERS:
         raise DataError(f"{path.name}: cannot read this kind of file; give one of {', '.join(READERS)}")
     rows = READERS[path.suffix.lower()](path) if path.exists() else _hub_rows(str(source), offline=offline)

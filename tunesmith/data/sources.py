@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from tunesmith.data.examples import Example, fingerprint, group_of
+from tunesmith.data.near import without_near_copies
 from tunesmith.data.rows import Row, keep, read_rows
 from tunesmith.data.split import Split, file_name, separate, split, unlearned_labels
 from tunesmith.errors import DataError
@@ -53,7 +54,8 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
     cut = split(parts["train"], validation=shares.get("validation", 0.0), test=shares.get("test", 0.0), seed=seed)
     parts = {"validation": cut.validation, "test": cut.test, **parts, "train": cut.train}
     notes += [*cut.notes, *(note for note in unlearned_labels(parts) if note not in cut.notes)]
-    whole = Split(**parts, removed=removed + cut.removed, notes=tuple(notes))
+    whole = without_near_copies(Split(**parts, removed=removed + cut.removed, notes=tuple(notes)))
+    parts = {"train": whole.train, "validation": whole.validation, "test": whole.test}
     return Loaded(whole, rows, {name: _digest(part) for name, part in parts.items()})
 
 

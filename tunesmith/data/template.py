@@ -43,12 +43,17 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One example as token sequences: one for most objectives, two for a pair."""
+    """One example as token sequences: one for most objectives, two for a pair, one for each window of a document.
+
+    For a model that finds hidden words: the word of each id (-1: none), and once some are hidden their places and ids.
+    """
 
     sequences: tuple[Tokens, ...]
     where: str
     label: tuple[float, ...] = ()
     shortened: bool = False
+    words: tuple[int, ...] = ()
+    hidden: tuple[tuple[int, int], ...] = ()
 
     @property
     def length(self) -> int:
@@ -133,9 +138,13 @@ class Template:
     def _clean(self, message: Message) -> dict[str, str]:
         """The message with special tokens inside its text broken up: text cannot open or close a turn."""
         text = message.content.strip() if message.role == "assistant" else message.content
-        if self._special is not None:
-            text = self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
-        return {"role": message.role, "content": text}
+        return {"role": message.role, "content": self.harmless(text)}
+
+    def harmless(self, text: str) -> str:
+        """The text with special tokens inside it broken up: it cannot open or close anything."""
+        if self._special is None:
+            return text
+        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def _render(self, messages: Sequence[Mapping[str, str]], *, answer: bool = False, think: bool = False) -> str:
         try:

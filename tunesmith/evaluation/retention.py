@@ -14,6 +14,7 @@ from itertools import groupby
 import torch
 
 from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.data.terms import general_text
 from tunesmith.evaluation.significance import compare_paired
 from tunesmith.model.batch import collate
 from tunesmith.model.generate import option_scores
@@ -50,12 +51,6 @@ def items() -> list[Item]:
     return [Item(row["field"], row["question"], tuple(row["options"]), row["answer"]) for row in found]
 
 
-def general_text() -> list[str]:
-    """The shipped general text, in pieces."""
-    lines = (files("tunesmith") / "shipped_data" / "general.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines]
-
-
 def measure(policy: Policy, template: Template) -> General:
     """General ability of a decoder as it is now."""
     return General(general_nll(policy, template), probe(policy, template, items()))
@@ -69,7 +64,7 @@ def general_nll(policy: Policy, template: Template) -> float:
     rows = [Encoded((Tokens(window, [False] + [True] * (WINDOW - 1)),), "general") for window in windows]
     total = 0.0
     for start in range(0, len(rows), ROWS_PER_PASS):
-        batch = collate(rows[start : start + ROWS_PER_PASS], pad=0, share=False).to(policy.device)
+        batch = collate(rows[start : start + ROWS_PER_PASS], share=False).to(policy.device)
         total += float(policy.sum_nll(batch))
     return total / (len(rows) * (WINDOW - 1))
 

@@ -108,7 +108,7 @@ def compare_paired(
     )
     # Without an effect each cluster's difference keeps its size and flips its sign: that sum's deviation.
     deviation = math.sqrt(float(change @ change)) / len(before)
-    return _judged(found, deviation, scale=scale, fewest_rows=FEWEST if binary else 0)
+    return judged(found, deviation, scale=scale, fewest_rows=FEWEST if binary else 0)
 
 
 def corpus_compare(
@@ -145,7 +145,7 @@ def corpus_compare(
         smallest_detectable=scale,
         verdict="no effect",
     )
-    return _judged(found, float(drawn.std()), scale=scale)
+    return judged(found, float(drawn.std()), scale=scale)
 
 
 def compare_macro_f1(
@@ -215,7 +215,7 @@ def _is_binary(scores: Floats) -> bool:
     return bool(np.isin(scores, (0.0, 1.0)).all())
 
 
-def _judged(found: Comparison, deviation: float, *, scale: float, fewest_rows: int = 0) -> Comparison:
+def judged(found: Comparison, deviation: float, *, scale: float, fewest_rows: int = 0) -> Comparison:
     """The comparison with its verdict, from the deviation that `delta` has where there is no effect.
 
     At least `fewest_rows` scores must differ, however few differ here: else a model that changed one row of

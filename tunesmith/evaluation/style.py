@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FEWEST_PAIRS = 20
 FOLDS = 5
+NO_ROW: Mapping[str, object] = {}
 LOOP_SHARE = 0.2  # more repeated 4-grams than this is a loop; people's texts stay below 0.05
 
 # Words that carry grammar and habit rather than a subject (Mosteller & Wallace 1964 used such a list).
@@ -42,24 +43,32 @@ VAGUE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One thing each answer must do: a kind of RULE_KINDS, with the pattern or the limit that it needs."""
+    """One thing each answer must do: a kind of RULE_KINDS, with the pattern, limit or column that it needs."""
 
     name: str
     kind: str
     pattern: str = ""
     limit: int = 0
+    column: str = ""
 
-    def holds(self, text: str) -> bool:
-        """Whether this text keeps the rule."""
-        return RULE_KINDS[self.kind](self, text)
+    def holds(self, text: str, row: Mapping[str, object] = NO_ROW) -> bool:
+        """Whether this answer to the prompt of this row keeps the rule."""
+        return RULE_KINDS[self.kind](self, text, row)
+
+
+def _names(column: str, text: str, row: Mapping[str, object]) -> bool:
+    """Whether the text has what the row says in this column, as words of their own; case does not matter."""
+    said = str(row.get(column) or "").strip()
+    return bool(said) and re.search(rf"(?<!\w){re.escape(said)}(?!\w)", text, re.IGNORECASE) is not None
 
 
 # Patterns are searched for anywhere and mind case, as Python's do; "(?i)" in front makes them blind to it.
-RULE_KINDS: dict[str, Callable[[Rule, str], bool]] = {
-    "match": lambda rule, text: re.search(rule.pattern, text) is not None,
-    "not_match": lambda rule, text: re.search(rule.pattern, text) is None,
-    "max_chars": lambda rule, text: len(text) <= rule.limit,
-    "max_words": lambda rule, text: len(text.split()) <= rule.limit,
+RULE_KINDS: dict[str, Callable[[Rule, str, Mapping[str, object]], bool]] = {
+    "match": lambda rule, text, row: re.search(rule.pattern, text) is not None,
+    "not_match": lambda rule, text, row: re.search(rule.pattern, text) is None,
+    "max_chars": lambda rule, text, row: len(text) <= rule.limit,
+    "max_words": lambda rule, text, row: len(text.split()) <= rule.limit,
+    "not_column": lambda rule, text, row: not _names(rule.column, text, row),
 }
 
 
@@ -85,10 +94,13 @@ def rules_of(recipe: Mapping[str, Mapping[str, object]]) -> tuple[Rule, ...]:
     return tuple(_rule(name, entry) for name, entry in recipe.items())
 
 
-def rule_rates(texts: Sequence[str], rules: Sequence[Rule]) -> dict[str, float]:
-    """For each rule the share of texts that keep it."""
+def rule_rates(
+    texts: Sequence[str], rules: Sequence[Rule], rows: Sequence[Mapping[str, object]] = ()
+) -> dict[str, float]:
+    """For each rule the share of texts that keep it; `rows` are what rules about a column look into."""
     _some(texts)
-    return {rule.name: sum(map(rule.holds, texts)) / len(texts) for rule in rules}
+    pairs = list(zip(texts, rows or [NO_ROW] * len(texts), strict=True))
+    return {rule.name: sum(rule.holds(text, row) for text, row in pairs) / len(texts) for rule in rules}
 
 
 def discriminator_auc(answers: Sequence[str], references: Sequence[str], *, seed: int = 0) -> float:
@@ -145,7 +157,10 @@ def _rule(name: str, entry: Mapping[str, object]) -> Rule:
             raise RecipeError(f"{place}.{kind}: found {value!r}; give a whole number from 1 up")
         return Rule(name=name, kind=kind, limit=value)
     if not isinstance(value, str):
-        raise RecipeError(f"{place}.{kind}: found {value!r}; give a regular expression in quotes")
+        wanted = "the name of a column" if kind == "not_column" else "a regular expression in quotes"
+        raise RecipeError(f"{place}.{kind}: found {value!r}; give {wanted}")
+    if kind == "not_column":
+        return Rule(name=name, kind=kind, column=value)
     try:
         re.compile(value)
     except re.error as fault:

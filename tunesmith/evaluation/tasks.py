@@ -1,18 +1,29 @@
-"""Answers to a score: which metric, base against tuned, with interval and p-value."""
+"""Answers to a score: which metric, base against tuned and every other way, with intervals and p-values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.evaluation import metrics
-from tunesmith.evaluation.significance import Comparison, compare_macro_f1, compare_paired, interval
+from tunesmith.evaluation.resampling import Clusters, percentiles
+from tunesmith.evaluation.significance import (
+    Comparison,
+    compare_bleu,
+    compare_macro_f1,
+    compare_paired,
+    holm,
+    interval,
+)
 
 Floats = NDArray[np.float64]
+
+# Draws for the interval of one score alone; a comparison, which a verdict hangs on, takes more.
+RESAMPLES = 2000
 
 # Several labels of one row travel as one text, a line each.
 LABEL_BREAK = "\n"
@@ -39,6 +50,9 @@ WHOLE: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
     "bleu": metrics.corpus_bleu,
     "corpus_chrf": metrics.corpus_chrf,
 }
+# Those of the whole set that can be taken again and again over drawn rows.
+_DRAWN = {"macro_f1": metrics.macro_f1_pair, "bleu": metrics.corpus_bleu_pair}
+_COMPARED = {"macro_f1": compare_macro_f1, "bleu": compare_bleu}
 # What is reported beside the headline.
 BESIDE: dict[str, tuple[str, ...]] = {
     "accuracy": ("macro_f1",),
@@ -50,15 +64,11 @@ BESIDE: dict[str, tuple[str, ...]] = {
 }
 
 
-class TaskScore(BaseModel):
-    """Base against tuned on the same frozen test rows."""
+class Difference(BaseModel):
+    """What two sets of answers to the same rows differ by, and how sure that is."""
 
     model_config = ConfigDict(frozen=True)
 
-    name: str
-    metric: str
-    base: float
-    tuned: float
     delta: float
     ci95: tuple[float, float]
     p_value: float
@@ -67,6 +77,16 @@ class TaskScore(BaseModel):
     test: str
     smallest_detectable: float
     verdict: str
+    rows_needed: int | None = None
+
+
+class TaskScore(Difference):
+    """Base against tuned on the same frozen test rows."""
+
+    name: str
+    metric: str
+    base: float
+    tuned: float
     sentence: str
 
 
@@ -83,6 +103,16 @@ class Score(BaseModel):
     detail: str = ""
 
 
+class Arm(Score):
+    """One way to answer, and what the tuned model gains over it.
+
+    `p_adjusted`: the p-value of that gain, adjusted by Holm's method for all arms that stand beside this one.
+    """
+
+    gain: Difference | None = None
+    p_adjusted: float | None = None
+
+
 def task_score(
     metric: str,
     gold: Sequence[str],
@@ -92,31 +122,42 @@ def task_score(
     groups: Sequence[str] | None,
 ) -> TaskScore:
     """The comparison of `sides` = (base answers, tuned answers)."""
-    base, tuned = sides
-    if metric == "macro_f1":
-        found = compare_macro_f1(gold, base, tuned, groups=groups)
-    else:
-        found = compare_paired(PER_ROW[metric](gold, base), PER_ROW[metric](gold, tuned), groups=groups)
-    return as_task(found, name=name, metric=metric)
+    return as_task(_compared(metric, gold, sides, groups), name=name, metric=metric)
 
 
 def as_task(found: Comparison, *, name: str, metric: str) -> TaskScore:
     """A comparison under a task's name."""
-    return TaskScore(
-        name=name,
-        metric=metric,
-        base=found.base,
-        tuned=found.tuned,
-        delta=found.delta,
-        ci95=found.ci95,
-        p_value=found.p_value,
-        n=found.n,
-        clusters=found.clusters,
-        test=found.test,
-        smallest_detectable=found.smallest_detectable,
-        verdict=found.verdict,
-        sentence=found.sentence,
-    )
+    return TaskScore(**asdict(found), name=name, metric=metric, sentence=found.sentence)
+
+
+def arms(
+    metric: str,
+    gold: Sequence[str],
+    ways: Mapping[str, Sequence[str]],
+    tuned: Sequence[str],
+    *,
+    groups: Sequence[str] | None,
+) -> list[Arm]:
+    """Each way's answers scored and compared with the tuned ones; all of them are the family that Holm adjusts for."""
+    found = {name: _compared(metric, gold, (given, tuned), groups) for name, given in ways.items()}
+    adjusted = holm({name: one.p_value for name, one in found.items()})
+    return [
+        Arm(
+            **score(metric, gold, given, name=name, groups=groups).model_dump(),
+            gain=Difference(**asdict(found[name])),
+            p_adjusted=adjusted[name],
+        )
+        for name, given in ways.items()
+    ]
+
+
+def _compared(
+    metric: str, gold: Sequence[str], sides: tuple[Sequence[str], Sequence[str]], groups: Sequence[str] | None
+) -> Comparison:
+    base, tuned = sides
+    if metric in _COMPARED:
+        return _COMPARED[metric](gold, base, tuned, groups=groups)
+    return compare_paired(PER_ROW[metric](gold, base), PER_ROW[metric](gold, tuned), groups=groups)
 
 
 def value(metric: str, gold: Sequence[str], given: Sequence[str]) -> float:
@@ -132,7 +173,21 @@ def score(
     name: str,
     groups: Sequence[str] | None = None,
 ) -> Score:
-    """A set of answers scored alone, with an interval where the metric has a number per row."""
-    rows: Any = PER_ROW[metric](gold, given) if metric in PER_ROW else None
-    bounds = None if rows is None else interval(rows, groups=groups)
+    """A set of answers scored alone; the interval of a metric of the whole set is a bootstrap over clusters."""
+    if metric in PER_ROW:
+        bounds: tuple[float, float] | None = interval(PER_ROW[metric](gold, given), groups=groups)
+    else:
+        bounds = _drawn_interval(metric, gold, given, groups)
     return Score(name=name, metric=metric, score=value(metric, gold, given), ci95=bounds, n=len(gold))
+
+
+def _drawn_interval(
+    metric: str, gold: Sequence[str], given: Sequence[str], groups: Sequence[str] | None
+) -> tuple[float, float] | None:
+    """None for a metric that cannot be drawn, or where there is but one cluster to draw from."""
+    clusters = Clusters.of(len(gold), groups)
+    if metric not in _DRAWN or clusters.count < 2:
+        return None
+    statistic = _DRAWN[metric](gold, given, given)
+    drawn = [statistic(rows)[0] for rows in clusters.drawn_rows(np.random.default_rng(0), RESAMPLES)]
+    return percentiles(np.array(drawn), clusters.count)

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from tunesmith.data.examples import Message
 from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.data.windows import beginning
 from tunesmith.errors import RecipeError
 from tunesmith.model.batch import Batch, collate
 from tunesmith.model.generate import before_stop, generate, option_scores, stream
+from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Reply, Sampling
-from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives import Classify, Domain, Instruct
 
 TOKENS_PER_PASS = 4096
 
@@ -48,7 +50,7 @@ class LocalModel:
 
     policy: Policy
     template: Template
-    objective: Classify | Instruct
+    objective: Classify | Domain | Instruct
     limit: int
     wording: str = ""
     temperature: float = 1.0
@@ -82,10 +84,44 @@ class LocalModel:
         return self._scores([messages], options)[0].tolist()
 
     def generate(self, prompts: Sequence[str], *, sampling: Sampling | None = None) -> list[str]:
-        """The text answered to each prompt, asked as the recipe asks."""
+        """The text answered to each prompt, asked as the recipe asks; of a model of texts, how each goes on."""
+        if isinstance(self.objective, Domain):
+            return [reply.text for reply in self.complete(prompts, sampling=sampling)]
         instruction = self.objective.instruction
         asked = [[Message("user", f"{instruction}\n\n{prompt}" if instruction else prompt)] for prompt in prompts]
         return [reply.text for reply in self.replies(asked, sampling=sampling)]
+
+    def complete(self, texts: Sequence[str], *, sampling: Sampling | None = None) -> list[Reply]:
+        """How each text goes on, no chat around it; of a text that is too long its end counts."""
+        sampling = sampling or self.sampling
+        starts = [beginning(text, self.template, limit=self.limit) for text in texts]
+        drawn = generate(self._decoder(), starts, sampling=sampling, template=self.template)
+        return [
+            Reply(before_stop(self.template.decode(d.ids), sampling.stop), len(start), len(d.ids), d.finished)
+            for start, d in zip(starts, drawn, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def fill(self, texts: Sequence[str], *, options: int = 5) -> list[list[tuple[str, float]]]:
+        """For each text the likeliest words, with probabilities, at its first mask token.
+
+        Raises RecipeError for a model that was not tuned to find hidden words, and for a text without a mask token.
+        """
+        mask = self.template.tokenizer.mask_token
+        if not isinstance(self.policy.head, MaskedHead):
+            raise RecipeError("fill: only an encoder tuned on texts finds hidden words; use generate or classify")
+        found = []
+        for text in texts:
+            ids = self.template.document(text, limit=self.limit).ids
+            if self.template.tokenizer.mask_token_id not in ids:
+                raise RecipeError(f"fill: no {mask} in the text; write {mask} where a word is to be found")
+            place = ids.index(self.template.tokenizer.mask_token_id)
+            batch = collate([Encoded((Tokens(ids, [False] * len(ids)),), "")]).to(self.policy.device)
+            likely = self.policy.head(self.policy.states(batch)[batch.paths[0, place]]).float().softmax(dim=0)
+            best = likely.topk(options)
+            words = [self.template.decode([i]).strip() for i in best.indices.tolist()]
+            found.append(list(zip(words, best.values.tolist(), strict=True)))
+        return found
 
     def classify(self, texts: Sequence[str]) -> list[Classified]:
         """Labels and probabilities of each text. Raises RecipeError for a model that was not tuned to label."""
@@ -135,6 +171,9 @@ class LocalModel:
     def _tokens(self, text: str) -> Tokens:
         if isinstance(self.objective, Classify):
             return self.objective.question(text, self.template, limit=self.limit)[0]
+        if isinstance(self.objective, Domain):
+            ids = self.template.document(text, limit=self.limit).ids
+            return Tokens(ids, [False] * len(ids))
         ids = self._prompt([Message("user", text)])
         return Tokens(ids, [False] * len(ids))
 
@@ -149,12 +188,11 @@ class LocalModel:
     def _batches(self, rows: Sequence[Tokens]) -> Iterator[Batch]:
         """The rows as batches of like length, longest first."""
         order = _longest_first(rows)
-        pad = self.template.tokenizer.pad_token_id or 0
         start = 0
         while start < len(order):
             count = max(1, TOKENS_PER_PASS // len(rows[order[start]].ids))
             chosen = [Encoded((rows[i],), "") for i in order[start : start + count]]
-            yield collate(chosen, pad=pad, share=self.policy.family == "decoder").to(self.policy.device)
+            yield collate(chosen, share=self.policy.family == "decoder").to(self.policy.device)
             start += count
 
     def _in_order(self, parts: Sequence[Tensor], rows: Sequence[Tokens]) -> Tensor:

@@ -18,7 +18,7 @@ from tunesmith.model.load import Base, LoadOptions, choose_pad, load_base, locat
 from tunesmith.model.policy import Policy
 from tunesmith.model.quiet import quiet
 from tunesmith.model.weights import INDEX, PICKLES, SINGLE, read_json
-from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives import Classify, Domain, Instruct
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # PEFT's methods that put their numbers inside the base's own layers: the base network answers with them.
@@ -64,7 +64,7 @@ def identify(name: str | Path, *, offline: bool = False) -> Found:
 def open_model(
     name: str | Path,
     *,
-    objective: Classify | Instruct | None = None,
+    objective: Classify | Domain | Instruct | None = None,
     base: str = "",
     offline: bool = False,
     limit: int = 512,
@@ -95,7 +95,7 @@ def open_model(
     return LocalModel(policy, Template(loaded.tokenizer), _in_words(objective, found.name), limit)
 
 
-def _asked(model: LocalModel, objective: Classify | Instruct | None, name: str) -> LocalModel:
+def _asked(model: LocalModel, objective: Classify | Domain | Instruct | None, name: str) -> LocalModel:
     """A run that is asked by its own objective, or by one of another kind where no head stands in the way."""
     if objective is None or objective.kind == model.objective.kind:
         return model
@@ -108,7 +108,7 @@ def _asked(model: LocalModel, objective: Classify | Instruct | None, name: str) 
     return model
 
 
-def _in_words(objective: Classify | Instruct | None, name: str) -> Classify | Instruct:
+def _in_words(objective: Classify | Domain | Instruct | None, name: str) -> Classify | Domain | Instruct:
     """The objective as a model without a head can follow it."""
     if not isinstance(objective, Classify):
         return objective or Instruct()

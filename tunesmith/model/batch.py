@@ -1,85 +1,155 @@
-"""Encoded rows to tensors. Letters: B rows, T tokens of the longest tail, P tokens of the shared prefix."""
+"""Encoded rows to one pack of tokens. Letters: B rows, N packed tokens, M learned ids, L tokens of the longest row."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tunesmith.data.template import Encoded, Tokens
+from tunesmith.model.attention import Layout, Segment, lay_out
 
-# A second, smaller pass through the network costs about this many tokens' worth of time (bench/NOTES.md).
-WORTH_SHARING = 96
+# A segment more costs every layer an attention of its own, about as long as this many tokens take (bench/NOTES.md).
+WORTH_SHARING = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one micro-batch, padded on the right, with what they share taken out in front."""
+    """Rows of one micro-batch as a pack: tokens that rows share are there once, and nothing is padded.
 
-    ids: Tensor  # [B, T] int64, without the prefix
-    learn: Tensor  # [B, T] bool, False on padding
-    real: Tensor  # [B, T] bool, False on padding
-    prefix: Tensor | None = None  # [P] int64, the ids that every row begins with
+    A row's last learned id is only a target: nothing follows from its state, so it is not among the tokens.
+    """
+
+    ids: Tensor  # [N] int64
+    positions: Tensor  # [N] int64, place of a token in its row
+    layout: Layout  # which token sees which
+    paths: Tensor  # [B, L] int64 index into the N tokens of each row's own, -1 behind its end
+    before: Tensor  # [M] int64 index into the N tokens of the one before each learned id; of a hidden one, itself
+    targets: Tensor  # [M] int64, the learned ids
+    owners: Tensor  # [M] int64, the row of each learned id
+    tokens: int  # of all rows as a user counts them: each row whole
     labels: Tensor | None = None  # [B, K] float, what a head of the objective's own is to say
 
     @property
-    def tokens(self) -> int:
-        """Tokens of all rows, padding left out, a shared prefix counted once per row: what a user calls tokens."""
-        return int(self.real.sum()) + len(self.ids) * (0 if self.prefix is None else len(self.prefix))
+    def rows(self) -> int:
+        """Number of rows B."""
+        return len(self.paths)
 
     @property
     def computed(self) -> int:
-        """Tokens that pass through the network: a shared prefix counted once, padding counted."""
-        return self.ids.numel() + (0 if self.prefix is None else len(self.prefix))
+        """Tokens that pass through the network."""
+        return len(self.ids)
+
+    @property
+    def ends(self) -> Tensor:
+        """[B] int64 index of each row's last token among the N."""
+        last: Tensor = (self.paths >= 0).sum(dim=1, keepdim=True) - 1
+        return self.paths.gather(1, last)[:, 0]
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return replace(
             self,
             ids=self.ids.to(device),
-            learn=self.learn.to(device),
-            real=self.real.to(device),
-            prefix=None if self.prefix is None else self.prefix.to(device),
+            positions=self.positions.to(device),
+            layout=self.layout.to(device),
+            paths=self.paths.to(device),
+            before=self.before.to(device),
+            targets=self.targets.to(device),
+            owners=self.owners.to(device),
             labels=None if self.labels is None else self.labels.to(device),
         )
 
 
-def collate(rows: Sequence[Encoded], *, pad: int, share: bool = True) -> Batch:
-    """A batch of single-sequence rows; `share` takes out what all rows begin with where that pays."""
-    sequences = [row.sequences[0] for row in rows]
-    shared = shared_prefix(sequences) if share else 0
-    if shared * (len(rows) - 1) < WORTH_SHARING:
-        shared = 0
-    width = max(len(tokens.ids) for tokens in sequences) - shared
-    ids = torch.full((len(rows), width), pad, dtype=torch.int64)
-    learn = torch.zeros(len(rows), width, dtype=torch.bool)
-    real = torch.zeros(len(rows), width, dtype=torch.bool)
-    for row, tokens in enumerate(sequences):
-        size = len(tokens.ids) - shared
-        ids[row, :size] = torch.tensor(tokens.ids[shared:])
-        learn[row, :size] = torch.tensor(tokens.learn[shared:])
-        real[row, :size] = True
-    prefix = torch.tensor(sequences[0].ids[:shared]) if shared else None
-    labels = torch.tensor([row.label for row in rows]) if rows[0].label else None
-    return Batch(ids, learn, real, prefix, labels)
+def collate(rows: Sequence[Encoded], *, share: bool = True) -> Batch:
+    """A batch of single-sequence rows; `share` lets what rows begin with run once, where that pays."""
+    batch = pack([row.sequences[0] for row in rows], share=share, labels=[row.label for row in rows])
+    hidden = [(number, place, told) for number, row in enumerate(rows) for place, told in row.hidden]
+    if not hidden:
+        return batch
+    owners, places, targets = torch.tensor(hidden).unbind(dim=1)
+    return replace(batch, before=batch.paths[owners, places], targets=targets, owners=owners)
 
 
-def shared_prefix(sequences: Sequence[Tokens]) -> int:
-    """Number of leading ids common to all rows, one short of each row's first learned id and of its end.
+def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tuple[float, ...]] = ((),)) -> Batch:
+    """A batch of sequences, each a row of its own."""
+    rows = [_Row.of(tokens) for tokens in sequences]
+    segments, chains = _cut(rows) if share else _apart(rows)
+    layout, begins = lay_out(segments)
+    paths = [[i for link in chain for i in range(begins[link], begins[link] + segments[link].size)] for chain in chains]
+    ids, positions = [0] * sum(s.size for s in segments), [0] * sum(s.size for s in segments)
+    for path, row in zip(paths, rows, strict=True):
+        for place, (index, token) in enumerate(zip(path, row.ids, strict=True)):
+            ids[index], positions[index] = token, place
+    learned = [(row, i) for row, one in enumerate(sequences) for i, learn in enumerate(one.learn) if learn and i]
+    longest = max(map(len, paths))
+    return Batch(
+        ids=torch.tensor(ids),
+        positions=torch.tensor(positions),
+        layout=layout,
+        paths=torch.tensor([path + [-1] * (longest - len(path)) for path in paths]),
+        before=torch.tensor([paths[row][i - 1] for row, i in learned], dtype=torch.int64),
+        targets=torch.tensor([sequences[row].ids[i] for row, i in learned], dtype=torch.int64),
+        owners=torch.tensor([row for row, _ in learned], dtype=torch.int64),
+        tokens=sum(len(one.ids) for one in sequences),
+        labels=torch.tensor(labels) if labels[0] else None,
+    )
 
-    The token before the first target must stay in the row: its state predicts that target.
-    """
-    first = sequences[0].ids
-    limit = min(_last_context(tokens) for tokens in sequences)
-    for position in range(limit):
-        if any(tokens.ids[position] != first[position] for tokens in sequences):
-            return position
-    return limit
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The ids of a row that have to run, and how many of the first may be other rows' too: none that is learned."""
+
+    ids: list[int]
+    free: int
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> _Row:
+        learned = [i for i, learn in enumerate(tokens.learn) if learn and i]
+        return cls(tokens.ids[: learned[-1]] if learned else tokens.ids, learned[0] if learned else len(tokens.ids))
+
+    def alike(self, other: _Row, start: int) -> int:
+        """Position up to which two rows that are equal before `start` may run as one."""
+        limit = min(len(self.ids), self.free, len(other.ids), other.free)
+        return next((i for i in range(start, limit) if self.ids[i] != other.ids[i]), max(start, limit))
 
 
-def _last_context(tokens: Tokens) -> int:
-    """Largest prefix that may be cut off this row."""
-    first_learned = tokens.learn.index(True) if True in tokens.learn else len(tokens.ids)
-    return max(0, min(first_learned, len(tokens.ids)) - 1)
+def _apart(rows: Sequence[_Row]) -> tuple[list[Segment], list[tuple[int, ...]]]:
+    """Every row as a segment of its own."""
+    return [Segment(len(row.ids), -1, 0) for row in rows], [(number,) for number in range(len(rows))]
+
+
+def _cut(rows: Sequence[_Row]) -> tuple[list[Segment], list[tuple[int, ...]]]:
+    """Segments, parents before children, and for each row the segments it goes through."""
+    segments: list[Segment] = []
+    chains: list[tuple[int, ...]] = [()] * len(rows)
+    open_groups: list[tuple[list[int], int, tuple[int, ...]]] = [(sorted(range(len(rows)), key=lambda i: rows[i].ids), 0, ())]
+    while open_groups:
+        members, start, chain = open_groups.pop()
+        for group, end in _groups(rows, members, start):
+            through = chain
+            if end > start:
+                segments.append(Segment(end - start, chain[-1] if chain else -1, start))
+                through = (*chain, len(segments) - 1)
+            if len(group) > 1:
+                open_groups.append((group, end, through))
+            else:
+                chains[group[0]] = through
+    return segments, chains
+
+
+def _groups(rows: Sequence[_Row], members: Sequence[int], start: int) -> Iterator[tuple[list[int], int]]:
+    """Neighbours in sorted order that go on alike for long enough to run it once, and where they part; or one row."""
+    group: list[int] = []
+    end = start
+    for number in members:
+        alike = min(end, rows[group[-1]].alike(rows[number], start)) if group else start
+        if alike - start >= WORTH_SHARING:
+            group, end = [*group, number], alike
+            continue
+        if group:
+            yield group, end
+        group, end = [number], len(rows[number].ids)
+    yield group, end

@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from tunesmith.data.template import Template
+from tunesmith.data.template import Template, Tokens
+from tunesmith.model.batch import pack
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 
@@ -56,10 +58,8 @@ class Drawn:
 
 def generate(policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template) -> list[Drawn]:
     """An answer to each prompt, in the order given; the same answers whatever is asked beside them."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     answers: dict[int, Drawn] = {}
-    for start in range(0, len(order), ROWS):
-        group = order[start : start + ROWS]
+    for group in _groups(policy, prompts):
         ids: dict[int, list[int]] = {row: [] for row in group}
         open_rows = set(group)
         for place, token in _steps(policy, [prompts[i] for i in group], sampling=sampling, template=template):
@@ -70,6 +70,24 @@ def generate(policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling
                 ids[row].append(token)
         answers |= {row: Drawn(ids[row], row not in open_rows) for row in group}
     return [answers[i] for i in range(len(prompts))]
+
+
+def _groups(policy: Policy, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
+    """Prompts that are answered together, the longest first."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    # Padding would stand between virtual tokens and a row's own, as in `_prefill`, so here nothing is padded.
+    even = policy.virtual is not None and _slides(policy)
+    lengths = [
+        [i for i in order if len(prompts[i]) == length] for length in dict.fromkeys(len(prompts[i]) for i in order)
+    ]
+    for alike in lengths if even else [order]:
+        for start in range(0, len(alike), ROWS):
+            yield alike[start : start + ROWS]
+
+
+def _slides(policy: Policy) -> bool:
+    """Whether some layers see only so many tokens back."""
+    return any(DynamicCache(config=policy.network.config).is_sliding)
 
 
 def stream(policy: Policy, prompt: list[int], *, sampling: Sampling, template: Template) -> Iterator[str]:
@@ -138,9 +156,8 @@ def _steps(
 
 def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _Open:
     """Run the prompts, what they share once, padding on the left so that all end at the same place."""
-    cache = DynamicCache(config=policy.network.config)
     # A sliding window counts places in the cache: padding between the shared ids and a row's own would shift it.
-    sliding = any(cache.is_sliding) and len(set(map(len, prompts))) > 1
+    sliding = _slides(policy) and len(set(map(len, prompts))) > 1
     shared = 0 if sliding else _common(prompts)
     width = max(map(len, prompts)) - shared
     ids = torch.zeros(len(prompts), width, dtype=torch.int64)
@@ -149,9 +166,9 @@ def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _Open:
         ids[row, width - len(prompt) + shared :] = torch.tensor(prompt[shared:])
         real[row, width - len(prompt) + shared :] = True
     device = policy.device
-    if shared:
-        cache = policy.prefill(torch.tensor(prompts[0][:shared], device=device), rows=len(prompts))
-    state = _Open(cache, torch.ones(len(prompts), shared, dtype=torch.int64, device=device), torch.empty(0))
+    cache = policy.prefill(torch.tensor(prompts[0][:shared], dtype=torch.int64, device=device), rows=len(prompts))
+    seen = torch.ones(len(prompts), cache.get_seq_length(), dtype=torch.int64, device=device)
+    state = _Open(cache, seen, torch.empty(0))
     state.last = state.feed(policy, ids.to(device), real.to(device))[:, -1]
     return state
 
@@ -189,39 +206,17 @@ def _generator(seed: int, prompt: list[int]) -> torch.Generator:
 
 @torch.inference_mode()
 def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]) -> Tensor:
-    """[B, O]: log-probability of each of a prompt's O options after it; each prompt runs once."""
+    """[B, O]: log-probability of each of a prompt's O options after it; what prompts and options share runs once."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     scores = torch.zeros(len(prompts), len(options[0]))
     for start in range(0, len(order), ROWS):
         group = order[start : start + ROWS]
-        found = _score_group(policy, [prompts[i] for i in group], [options[i] for i in group])
-        scores[group] = found.float().cpu()
+        rows = [_answered(prompts[i], option) for i in group for option in options[i]]
+        found = policy.logprobs(pack(rows).to(policy.device))
+        scores[group] = found.float().cpu().view(len(group), -1)
     return scores
 
 
-def _score_group(policy: Policy, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]) -> Tensor:
-    """[B, O] for prompts of one batch: first ids from the prompts' last states, later ids from one more pass."""
-    state = _prefill(policy, prompts)
-    shape = (len(prompts), len(options[0]))
-    flat = [option for row in options for option in row]
-    ids, real = _padded(flat, policy.device)
-    first = policy.words.logits(state.last).float().log_softmax(dim=1).gather(1, ids[:, 0].view(shape))
-    if ids.shape[1] == 1:
-        return first
-    state.cache.batch_repeat_interleave(shape[1])
-    state.mask = state.mask.repeat_interleave(shape[1], dim=0)
-    states = state.feed(policy, ids[:, :-1], real[:, :-1])
-    later = real[:, 1:]
-    totals = torch.zeros(later.shape, device=policy.device)
-    totals[later] = policy.words.logprobs(states[later], ids[:, 1:][later])
-    return first + totals.sum(dim=1).view(shape)
-
-
-def _padded(rows: Sequence[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """[N, T] ids padded on the right, and which of them are real."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-    real = torch.zeros_like(ids, dtype=torch.bool)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.tensor(row)
-        real[place, : len(row)] = True
-    return ids.to(device), real.to(device)
+def _answered(prompt: list[int], option: list[int]) -> Tokens:
+    """The prompt with an option of which every id counts."""
+    return Tokens([*prompt, *option], [False] * len(prompt) + [True] * len(option))

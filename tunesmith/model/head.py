@@ -7,6 +7,7 @@ time, and makes the gradient while the chunk is there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,17 @@ class _SumNll(torch.autograd.Function):
             None if grad_weight is None else grad_weight.mul_(scale),
             None,
         )
+
+
+@torch.no_grad()
+def judge(logits: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """[M] -log p of each target, and [M] whether it is the likeliest word, without gradient."""
+    nats, first = [states.new_zeros(0)], [targets.new_zeros(0, dtype=torch.bool)]
+    for start in range(0, len(states), CHUNK):
+        logs, goal = logits(states[start : start + CHUNK]).float().log_softmax(dim=1), targets[start : start + CHUNK]
+        nats.append(-logs.gather(1, goal[:, None])[:, 0])
+        first.append(logs.argmax(dim=1) == goal)
+    return torch.cat(nats), torch.cat(first)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from tunesmith.errors import ModelError, TunesmithError
-from tunesmith.model import weights
+from tunesmith.model import four_bit, weights
 from tunesmith.model.device import DTYPES
 from tunesmith.model.families import family_of
 from tunesmith.model.gguf_file import read_gguf
@@ -165,7 +165,9 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
             ignore_mismatched_sizes=True,  # check_complete refuses them, and says which
             **_memory(options),
         )
-        if not options.quantize:
+        if options.quantize:
+            four_bit.settle(network)
+        else:
             network.to(options.device)
     weights.check_complete(info, family=family, where=name)
     mark = weights.fingerprint(network.config.to_dict(), weights.glimpses_of_files(files))

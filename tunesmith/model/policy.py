@@ -1,9 +1,9 @@
-"""A model seen through one technique. Letters: B rows, T tokens, P prefix tokens, D hidden, N learned positions."""
+"""A model seen through one technique. Letters: B rows, N packed tokens, M learned ids, P prefix ids, D hidden."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from tunesmith.model import attention
 from tunesmith.model.batch import Batch
 from tunesmith.model.head import LanguageHead
+from tunesmith.model.virtual import Virtual
 
 
 @dataclass(slots=True)
@@ -30,13 +32,16 @@ class Policy:
     reference: Callable[[], AbstractContextManager[Any]]
     head: nn.Module | None = None
     adapter: Any = None  # PEFT's own wrapper, where a technique has one: it knows how to save itself
+    packs: bool = True  # the network's attention can be told who sees whom; else rows run padded
     mixed: torch.dtype | None = None  # multiply in this type while the numbers stay what they are
+    virtual: Virtual | None = None  # tokens before every row; no answer is given for them
+    weights: bool = True  # what moves are weights: they decay, and a head may take their rate
 
     @classmethod
     def over(cls, network: Any, *, family: str, reference: Callable[[], AbstractContextManager[Any]]) -> Policy:
         """A policy without a head of an objective's own."""
         language = LanguageHead.of(network) if family == "decoder" else None
-        return cls(network, family, language, reference)
+        return cls(network, family, language, reference, packs=attention.install(network, causal=family == "decoder"))
 
     @property
     def device(self) -> torch.device:
@@ -50,40 +55,61 @@ class Policy:
         return int(self.network.config.hidden_size)
 
     def states(self, batch: Batch) -> Tensor:
-        """[B, T, D]: last hidden states of the rows; what they share runs once, with gradient."""
+        """[N, D]: last hidden state of every packed token."""
         if self.mixed is None:
             return self._states(batch)
         with torch.autocast(self.device.type, dtype=self.mixed):
             return self._states(batch).float()
 
     def _states(self, batch: Batch) -> Tensor:
-        if self.family == "encoder":
-            out = self.network.base_model(input_ids=batch.ids, attention_mask=batch.real.long())
-            return out.last_hidden_state  # type: ignore[no-any-return]
-        # Rows are padded on the right and attention is causal, so no real token sees padding: no mask is needed.
-        if batch.prefix is None:
-            out = self.network.base_model(input_ids=batch.ids, use_cache=False)
-            return out.last_hidden_state  # type: ignore[no-any-return]
-        cache = self.prefill(batch.prefix, rows=len(batch.ids))
-        out = self.network.base_model(input_ids=batch.ids, cache=cache, use_cache=True)
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        if self.packs and (self.virtual is None or self.virtual.is_past):
+            return attention.run(self.network, batch.ids, batch.positions, batch.layout, past=self._past())
+        real = batch.paths >= 0
+        ids = batch.ids[batch.paths.clamp(min=0)]
+        given = {"input_ids": ids, "attention_mask": real.long()}
+        if self.virtual is not None:
+            given = self.virtual.before(self.network, ids, real)
+        out = self.network.base_model(**given).last_hidden_state[:, -ids.shape[1] :]
+        # A shared token has come out once per row, each time the same: any of them will do.
+        owner = torch.empty_like(batch.ids)
+        owner[batch.paths[real]] = torch.arange(real.numel(), device=real.device).view_as(real)[real]
+        states: Tensor = out.flatten(0, 1).index_select(0, owner)
+        return states
+
+    def _past(self) -> attention.Past:
+        return () if self.virtual is None else self.virtual.past(self.network)
 
     def prefill(self, prefix: Tensor, *, rows: int) -> DynamicCache:
-        """Keys and values of [P] shared ids, computed once and handed to every row."""
-        cache = DynamicCache(config=self.network.config)
-        self.network.base_model(input_ids=prefix[None], cache=cache, use_cache=True)
+        """Keys and values of what stands before every row, virtual tokens and [P] shared ids, computed once."""
+        past = self._past()
+        cache = DynamicCache(past) if past else DynamicCache(config=self.network.config)
+        if len(prefix):
+            self.network.base_model(input_ids=prefix[None], cache=cache, use_cache=True)
         cache.batch_repeat_interleave(rows)
         return cache
 
-    def learned(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """[N, D] states and [N] targets: each learned id with the state of the token before it."""
-        states = self.states(batch)
-        return states[:, :-1][batch.learn[:, 1:]], batch.ids[:, 1:][batch.learn[:, 1:]]
+    @contextmanager
+    def without_virtual(self) -> Iterator[None]:
+        """A context in which no virtual tokens stand before the rows."""
+        virtual, self.virtual = self.virtual, None
+        try:
+            yield
+        finally:
+            self.virtual = virtual
+
+    def learned(self, batch: Batch) -> Tensor:
+        """[M, D]: the state before each learned id."""
+        return self.states(batch).index_select(0, batch.before)
 
     def sum_nll(self, batch: Batch) -> Tensor:
         """The sum of -log p over the learned ids of a batch."""
-        states, targets = self.learned(batch)
-        return self.words.sum_nll(states, targets)
+        return self.words.sum_nll(self.learned(batch), batch.targets)
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        """[B]: log p of each row's learned ids together, without gradient."""
+        with torch.no_grad():
+            each = self.words.logprobs(self.learned(batch), batch.targets)
+            return each.new_zeros(batch.rows).index_add_(0, batch.owners, each)
 
     @property
     def words(self) -> LanguageHead:
@@ -92,24 +118,30 @@ class Policy:
         return self.language_head
 
     def pooled(self, batch: Batch) -> Tensor:
-        """[B, D]: the state at each row's last real token (decoder) or the mean over real tokens (encoder)."""
+        """[B, D]: the state at each row's last token (decoder) or the mean over its tokens (encoder)."""
         states = self.states(batch)
         if self.family == "decoder":
-            return states[torch.arange(len(states)), batch.real.sum(dim=1) - 1]
-        weight = batch.real[..., None].to(states.dtype)
-        return (states * weight).sum(dim=1) / weight.sum(dim=1)
+            return states.index_select(0, batch.ends)
+        real = batch.paths >= 0
+        rows = states.index_select(0, batch.paths.clamp(min=0).flatten()).view(*real.shape, -1)
+        return (rows * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and numbers that the optimizer may move, the objective's head last."""
         for name, value in self.network.named_parameters():
             if value.requires_grad:
                 yield name, value
+        if self.virtual is not None:
+            for name, value in self.virtual.module.named_parameters():
+                yield f"virtual.{name}", value
         if self.head is not None:
             for name, value in self.head.named_parameters():
                 yield f"head.{name}", value
 
     def train(self, mode: bool = True) -> None:
-        """Training mode (dropout on) or evaluation mode, for network and head."""
+        """Training mode (dropout on) or evaluation mode, for all that has numbers."""
         self.network.train(mode)
+        if self.virtual is not None:
+            self.virtual.module.train(mode)
         if self.head is not None:
             self.head.train(mode)

@@ -121,7 +121,7 @@ class Classify(BaseModel):
 
     def units(self, batch: Batch) -> int:
         """Learned tokens with label words, rows with a head."""
-        return int(batch.learn.sum()) if self.output == "words" else len(batch.ids)
+        return len(batch.targets) if self.output == "words" else batch.rows
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Sum of -log p of the label tokens, or of the labels."""

@@ -78,7 +78,7 @@ class Instruct(BaseModel):
 
     def units(self, batch: Batch) -> int:
         """Learned tokens."""
-        return int(batch.learn.sum())
+        return len(batch.targets)
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Sum of -log p over the learned tokens."""

@@ -11,9 +11,10 @@ import yaml
 
 from tunesmith.model.shipped import SHIPPED
 from tunesmith.report import figures
-from tunesmith.report.facts import Facts, contenders
+from tunesmith.report.facts import Contender, Facts, contenders
 from tunesmith.report.figures import bounds, count, figure, metric_name, p_value, share, signed
 from tunesmith.report.snippets import python_lines, transformers_lines
+from tunesmith.report.summary import in_short
 
 COMMAND = "tunesmith tune recipe.yaml --out again"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -83,7 +84,7 @@ def _what(facts: Facts) -> str:
         f"{link}, tuned with Tunesmith on {code(facts.data_name)}: "
         f"objective `{report.objective}`, technique `{report.technique}` "
         f"({moved}, {share(training.trainable / (training.parameters or 1))}).\n\n"
-        f"**{text(report.verdict)}**"
+        f"**{text(report.verdict)}**\n\n" + "\n".join(f"- {text(line)}" for line in in_short(report))
     )
 
 
@@ -107,12 +108,22 @@ def _results(facts: Facts) -> str:
         f"{count(main.n)} held-out rows{groups}, the same for both models; {main.test}.",
         table(("metric", "base", "tuned", "difference", "95 % interval", "p-value"), lines),
     ]
-    ways = [(one.name, one.kind, figure(one.score), bounds(one.ci95)) for one in contenders(facts)]
-    parts.append(f"Other ways to answer the same rows, by {metric_name(main.metric)}:")
-    parts.append(table(("way", "kind", "score", "95 % interval"), ways))
+    ways = [_way(one) for one in contenders(facts)]
+    parts.append(f"Every way to answer the same rows, by {metric_name(main.metric)}:")
+    parts.append(table(("way", "kind", "score", "95 % interval", "tuned gains", "p-value", "adjusted"), ways))
+    if (tests := sum(one.gain is not None for one in contenders(facts))) > 1:
+        parts.append(f"Adjusted: by Holm's method for the {tests} tests of this table.")
     if better := [one.name for one in contenders(facts) if one.beats]:
         parts.append(f"The tuned model does **not** beat: {text(', '.join(better))}.")
     return "\n\n".join(parts)
+
+
+def _way(one: Contender) -> tuple[str, ...]:
+    """A line of the table of ways; the p-values are those of what the tuned model gains over it."""
+    gain, raw = (None, None) if one.gain is None else (one.gain.delta, one.gain.p_value)
+    return (
+        one.name, one.kind, figure(one.score), bounds(one.ci95), signed(gain), p_value(raw), p_value(one.p_adjusted),
+    )  # fmt: skip
 
 
 def _retention(facts: Facts) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.significance import Comparison, compare_macro_f1, compare_paired
+from tunesmith.evaluation.tasks import Difference
 from tunesmith.report.figures import bounds, clean, figure, metric_name, p_value, signed
 from tunesmith.report.predictions import FILE, Prediction, groups_of, read_predictions, row_scores
 from tunesmith.report.schema import Report, read_report
@@ -37,23 +39,14 @@ class Changed(BaseModel):
     better: str
 
 
-class RunDiff(BaseModel):
+class RunDiff(Difference):
     """Run b against run a on the headline metric of a: `delta` = b - a, `settings` = (key, in a, in b)."""
-
-    model_config = ConfigDict(frozen=True)
 
     a: str
     b: str
     metric: str
     score_a: float
     score_b: float
-    delta: float
-    ci95: tuple[float, float]
-    p_value: float
-    n: int
-    clusters: int
-    test: str
-    verdict: str
     sentence: str
     changed: tuple[Changed, ...]
     settings: tuple[tuple[str, str, str], ...]
@@ -76,23 +69,18 @@ def diff_runs(a: Path, b: Path) -> RunDiff:
         )
     found = _compared(rows, scores, metric)
     changed = tuple(
-        Changed(where=row.where, question=row.question, gold=row.gold, a=row.base, b=row.tuned, better=_better(change))
+        Changed(where=row.where, question=row.question, gold=row.gold, a=a, b=b, better=_better(change))
         for row, change in zip(rows, scores[1] - scores[0], strict=True)
-        if row.base != row.tuned
+        for a, b in [_said(row)]
+        if a != b
     )
     return RunDiff(
+        **asdict(found),
         a=str(a),
         b=str(b),
         metric=metric,
         score_a=found.base,
         score_b=found.tuned,
-        delta=found.delta,
-        ci95=found.ci95,
-        p_value=found.p_value,
-        n=found.n,
-        clusters=found.clusters,
-        test=found.test,
-        verdict=found.verdict,
         sentence=_sentence(found, changed, metric),
         changed=changed,
         settings=_settings(a, b),
@@ -160,6 +148,13 @@ def _compared(rows: Sequence[Prediction], scores: tuple[Any, Any], metric: str) 
         sides = ([row.gold for row in rows], [row.base for row in rows], [row.tuned for row in rows])
         return compare_macro_f1(*sides, groups=groups)
     return compare_paired(*scores, groups=groups)
+
+
+def _said(row: Prediction) -> tuple[str, str]:
+    """What each run says to a row; where that is no text, what it finds the row worth."""
+    if row.score_base is None or row.score_tuned is None:
+        return row.base, row.tuned
+    return figure(row.score_base), figure(row.score_tuned)
 
 
 def _better(change: float) -> str:

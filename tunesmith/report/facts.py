@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from tunesmith.evaluation.calibration import coverage_curve
 from tunesmith.evaluation.significance import interval
-from tunesmith.evaluation.tasks import LABEL_BREAK, PER_ROW
+from tunesmith.evaluation.tasks import LABEL_BREAK, PER_ROW, Difference
 from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.report.predictions import Prediction, groups_of, read_predictions, row_scores
 from tunesmith.report.schema import Report, read_report
-from tunesmith.report.standing import holds_up
+from tunesmith.report.standing import BASE, holds_up
 from tunesmith.training.journal import Journal
 
 EXAMPLES = 4
@@ -68,7 +68,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to answer beside the tuned model: kind is base, baseline, control or tuned."""
+    """One way to answer: kind is base, baseline, control or tuned. `beats`: the tuned model does not beat it."""
 
     name: str
     kind: str
@@ -76,6 +76,8 @@ class Contender:
     ci95: tuple[float, float] | None
     detail: str
     beats: bool = False
+    gain: Difference | None = None
+    p_adjusted: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +120,19 @@ def contenders(facts: Facts) -> list[Contender]:
     found = [
         Contender(
             name=one.name,
-            kind="base" if one.name == "base" else kind,
+            kind=BASE if one.name == BASE else kind,
             score=one.score,
             ci95=one.ci95,
             detail=one.detail,
             beats=holds_up(one, task),
+            gain=one.gain,
+            p_adjusted=one.p_adjusted,
         )
         for one, kind in kinds
         if one.metric == task.metric
     ]
-    if not any(one.kind == "base" for one in found):
-        found.insert(0, Contender("base", "base", task.base, None, "", task.verdict == "worse"))
+    if not any(one.kind == BASE for one in found):
+        found.insert(0, Contender(BASE, BASE, task.base, None, "", task.verdict == "worse"))
     return [*found, Contender("tuned", "tuned", task.tuned, _tuned_interval(facts), facts.report.technique)]
 
 

@@ -14,7 +14,7 @@ METRICS = {
     "corpus_chrf": "chrF",
     "bleu": "BLEU",
 }
-LOWER_IS_BETTER = frozenset({"perplexity"})
+LOWER_IS_BETTER = frozenset({"perplexity", "nats_per_token", "bits_per_byte", "masked_loss"})
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
 

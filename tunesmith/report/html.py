@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tunesmith.evaluation.resampling import ALPHA
 from tunesmith.report import figures, plots
 from tunesmith.report.card import COMMAND, card
 from tunesmith.report.facts import (
@@ -27,6 +28,7 @@ from tunesmith.report.facts import (
 )
 from tunesmith.report.schema import Retention
 from tunesmith.report.standing import mood
+from tunesmith.report.summary import in_short
 
 # A text of a row is shown whole up to SHORT characters, behind a fold up to LONGEST.
 SHORT, LONGEST = 280, 8000
@@ -45,12 +47,13 @@ def write_reports(folder: Path) -> None:
 
 def page(facts: Facts) -> str:
     """The run's page; everything that came from files is escaped."""
-    template = _environment().get_template("report.html.jinja")
+    template = environment().get_template("report.html.jinja")
     return template.render(
         r=facts.report,
         facts=facts,
         command=COMMAND,
         mood=mood(facts.report),
+        in_short=in_short(facts.report),
         reach=_reach(facts.report.task.ci95, facts.report.task.delta),
         bars=_bars(contenders(facts), facts.report.task.metric),
         others=[one for one in [*facts.report.baselines, *facts.report.controls] if _other(facts, one.metric)],
@@ -63,7 +66,7 @@ def page(facts: Facts) -> str:
     )
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
     """Jinja that escapes everything, drops control characters and refuses names it does not know."""
     made = Environment(
         loader=PackageLoader("tunesmith.report", package_path="."),
@@ -136,14 +139,19 @@ def _percent(value: float) -> float:
 
 
 def _forgotten(retention: Retention | None) -> list[dict[str, Any]]:
-    """The general-ability lines: what, base, tuned, difference, and whether it got worse."""
+    """The general-ability lines: what, base, tuned, difference, and whether it got worse by more than chance.
+
+    One field's 50 questions are too few to say so.
+    """
     if retention is None:
         return []
-    lines = [("general text, nats per token", retention.general_nll_base, retention.general_nll_tuned, -1)]
+    before, after = retention.general_nll_base, retention.general_nll_tuned
+    lines = [("general text, nats per token", before, after, after > before)]
     if retention.probe_base is not None and retention.probe_tuned is not None:
-        lines.append(("probe questions right", retention.probe_base, retention.probe_tuned, 1))
-    lines += [(f"· {name}", *pair, 1) for name, pair in retention.fields.items()]
+        fell = retention.probe_tuned < retention.probe_base and (retention.p_value or 0) < ALPHA
+        lines.append(("probe questions right", retention.probe_base, retention.probe_tuned, fell))
+    lines += [(f"· {name}", *pair, False) for name, pair in retention.fields.items()]
     return [
-        {"what": what, "base": base, "tuned": tuned, "delta": tuned - base, "worse": (tuned - base) * sign < 0}
-        for what, base, tuned, sign in lines
+        {"what": what, "base": base, "tuned": tuned, "delta": tuned - base, "worse": worse}
+        for what, base, tuned, worse in lines
     ]

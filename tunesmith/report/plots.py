@@ -64,9 +64,9 @@ def loss_plot(train: Points, validation: Points, *, best_step: int) -> str:
         if validation:
             axes.plot(*_columns(validation), "o-", color=_TUNED, linewidth=1.8, markersize=4.5, label="validation")
             axes.axvline(best_step, color=_TUNED, linewidth=1, linestyle=(0, (2, 3)), label="kept")
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+        axes.set_ylim(min(0, axes.get_ylim()[0]), _top(train, validation))
         _whole_steps(axes)
-        axes.legend(loc="upper right", handlelength=1.4)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, handlelength=1.4, borderaxespad=0.2)
     return sheet.svg
 
 
@@ -161,6 +161,12 @@ def _inlined(svg: str, said: str) -> str:
     for stand_in, variable in _VARIABLES.items():
         svg = svg.replace(stand_in, variable)
     return re.sub(r"\s*\n\s*", "\n", svg).replace("xlink:href", "href")
+
+
+def _top(train: Points, validation: Points) -> float:
+    """The highest loss to show: the first steps may stand so high that all others would lie on the floor."""
+    usual = sorted(loss for _, loss in train)[int(0.95 * (len(train) - 1))]
+    return 1.5 * max([usual, *(loss for _, loss in validation)]) or 1.0
 
 
 def _whole_steps(axes: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunesmith.errors import CheckpointError
-from tunesmith.evaluation.tasks import Score, TaskScore
+from tunesmith.evaluation.tasks import Arm, TaskScore
 
 
 class _Part(BaseModel):
@@ -47,6 +47,7 @@ class Memory(_Part):
 
     peak_bytes: int
     predicted_bytes: int | None = None
+    model_bytes: int | None = None  # weights of the network as they lie in memory
 
 
 class DataPart(_Part):
@@ -111,8 +112,8 @@ class Report(_Part):
     technique: str
     task: TaskScore
     tasks: list[TaskScore]
-    baselines: list[Score]
-    controls: list[Score] = []
+    baselines: list[Arm]
+    controls: list[Arm] = []
     retention: Retention | None = None
     calibration: Calibration | None = None
     style: Style | None = None

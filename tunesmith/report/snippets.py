@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives import Classify, Domain, Instruct
 from tunesmith.report.facts import Facts
 from tunesmith.report.figures import clean
 
@@ -14,6 +14,8 @@ def python_lines(facts: Facts) -> list[str]:
     loaded = ["import tunesmith", "", 'model = tunesmith.load(".")']
     if isinstance(facts.recipe.objective, Classify):
         return [*loaded, f'found = model.classify(["{TEXT}"])[0]', "print(found.label, found.probabilities)"]
+    if isinstance(facts.recipe.objective, Domain) and facts.report.family == "encoder":
+        return [*loaded, f'print(model.fill(["{TEXT} [MASK]"])[0])  # the likeliest words at the mask token']
     return [*loaded, f'print(model.generate(["{TEXT}"])[0])']
 
 
@@ -37,12 +39,21 @@ def transformers_lines(facts: Facts, *, base: str) -> list[str]:
         "",
         'tokenizer = AutoTokenizer.from_pretrained("model")',
         *load,
+        *_asking(facts),
+        f"answer = model.generate(**asked, do_sample=False, max_new_tokens={_longest(facts)})",
+        'print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+
+
+def _asking(facts: Facts) -> list[str]:
+    """How the model is asked: as a chat, or with the beginning of a text."""
+    if isinstance(facts.recipe.objective, Domain):
+        return [f'asked = tokenizer("{TEXT}", return_tensors="pt")']
+    return [
         f'messages = [{{"role": "user", "content": {_question(facts)!r}}}]',
         "asked = tokenizer.apply_chat_template(",
         '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
         ")",
-        f"answer = model.generate(**asked, do_sample=False, max_new_tokens={_longest(facts)})",
-        'print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
 
 
@@ -58,4 +69,6 @@ def _question(facts: Facts) -> str:
 def _longest(facts: Facts) -> int:
     """Tokens that the longest answer may need."""
     objective = facts.recipe.objective
-    return objective.max_new_tokens or 256 if isinstance(objective, Instruct) else 16
+    if isinstance(objective, Classify):
+        return 16
+    return objective.max_new_tokens or 256 if isinstance(objective, Instruct) else 256

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tunesmith.evaluation.tasks import Score, TaskScore
+from tunesmith.evaluation.resampling import ALPHA
+from tunesmith.evaluation.tasks import Arm, TaskScore
 from tunesmith.report.figures import LOWER_IS_BETTER
 from tunesmith.report.schema import Report
 
+BASE = "base"  # the arm that the headline compares with
 Mood = Literal["good", "bad", "unsure", "plain"]
 _MOODS: dict[str, Mood] = {"better": "good", "worse": "bad", "inconclusive": "unsure"}
 
@@ -21,8 +23,13 @@ def mood(report: Report) -> Mood:
     return "unsure" if found == "good" and reached else found
 
 
-def holds_up(one: Score, task: TaskScore) -> bool:
-    """Whether a baseline or control reaches what the tuned model does, by the same metric."""
+def holds_up(one: Arm, task: TaskScore) -> bool:
+    """Whether the tuned model does not surely beat this way to answer, by the same metric.
+
+    The base is what the headline's own test, planned before any other, has judged. All else is judged by the
+    p-value adjusted for the arms beside it, or by the score alone where a report has none.
+    """
     if one.metric != task.metric:
         return False
-    return one.score <= task.tuned if task.metric in LOWER_IS_BETTER else one.score >= task.tuned
+    reached = one.score <= task.tuned if task.metric in LOWER_IS_BETTER else one.score >= task.tuned
+    return reached or (one.name != BASE and one.p_adjusted is not None and one.p_adjusted >= ALPHA)

@@ -23,7 +23,7 @@ from tunesmith.report.figures import (
     signed,
     size,
 )
-from tunesmith.report.schema import Report, Retention
+from tunesmith.report.schema import Calibration, Report, Retention
 from tunesmith.report.standing import holds_up, mood
 
 COLOURS = {"good": "green", "bad": "red", "unsure": "yellow", "plain": ""}
@@ -42,7 +42,10 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
     parts: list[RenderableType] = [_headline(report), gap, _tasks(report.tasks), gap]
     if report.baselines or report.controls:
         parts += [_others(report), gap]
-    return [*parts, _retention(report.retention), _cost(report), gap, _files(folder)]
+    parts.append(_retention(report.retention))
+    if report.calibration is not None:
+        parts.append(_calibration(report.calibration))
+    return [*parts, _cost(report), gap, _files(folder)]
 
 
 def _headline(report: Report) -> Text:
@@ -66,11 +69,14 @@ def _tasks(tasks: Sequence[TaskScore]) -> Table:
 
 def _others(report: Report) -> Table:
     """Baselines and controls, each marked if the tuned model does not beat it."""
-    table = _table("against", "kind", "metric", "score>", "95 % interval>", "")
+    table = _table("against", "kind", "score>", "tuned gains>", "p-value>", "adjusted>", "")
     kinds = [*((one, "baseline") for one in report.baselines), *((one, "control") for one in report.controls)]
     for one, kind in kinds:
         mark = "not beaten" if holds_up(one, report.task) else ""
-        _add(table, one.name, kind, metric_name(one.metric), figure(one.score), bounds(one.ci95), mark)
+        gain, raw = (None, None) if one.gain is None else (one.gain.delta, one.gain.p_value)
+        _add(table, one.name, kind, figure(one.score), signed(gain), p_value(raw), p_value(one.p_adjusted), mark)
+    if (tests := sum(one.gain is not None for one, _ in kinds)) > 1:
+        table.caption = Text(f"adjusted: by Holm's method for these {tests} tests", justify="left")
     return table
 
 
@@ -84,6 +90,14 @@ def _retention(found: Retention | None) -> Text:
     if found.probe_base is not None and found.probe_tuned is not None:
         line += f"; probe {share(found.probe_base)} → {share(found.probe_tuned)}, {found.lost} lost, {found.won} won"
         line += "" if found.p_value is None else f", {p_value(found.p_value)}"
+    return Text(line)
+
+
+def _calibration(found: Calibration) -> Text:
+    """What stated probabilities are worth, in one line."""
+    line = f"stated probabilities off by {figure(found.ece_before)}, calibrated by {figure(found.ece)}"
+    if found.threshold is not None:
+        line += f"; answer from {share(found.threshold)} sure for {share(found.target_accuracy)} right"
     return Text(line)
 
 

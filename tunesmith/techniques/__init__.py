@@ -3,14 +3,20 @@
 from typing import Any
 
 from tunesmith.techniques.full import Full
+from tunesmith.techniques.ia3 import Ia3
 from tunesmith.techniques.lora import Lora
+from tunesmith.techniques.prefix import Prefix
+from tunesmith.techniques.prompt import Prompt
+from tunesmith.techniques.ptuning import PTuning
 
-TECHNIQUES = (Full, Lora)
+TECHNIQUES = (Full, Lora, Ia3, Prompt, Prefix, PTuning)
 
-# Words that stand for a technique with an option set.
+# Words that stand for a technique with an option set, or for one by another name.
 SHORTHANDS: dict[str, dict[str, Any]] = {
     "dora": {"kind": "lora", "dora": True},
     "rslora": {"kind": "lora", "rslora": True},
+    "qlora": {"kind": "lora", "quantize": "nf4"},
+    "ptuning": {"kind": "p-tuning"},
 }
 
-__all__ = ["SHORTHANDS", "TECHNIQUES", "Full", "Lora"]
+__all__ = ["SHORTHANDS", "TECHNIQUES", "Full", "Ia3", "Lora", "PTuning", "Prefix", "Prompt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +26,19 @@ class Technique(Protocol):
         """A rate that works for a model of this width and family."""
         ...
 
-    def adapt(self, base: Any, *, family: str, keep_reference: bool) -> Policy:
-        """The base network as a policy whose trainable numbers are this technique's."""
+    def virtual_tokens(self) -> int:
+        """How many of a model's positions it takes for itself."""
+        ...
+
+    def refusal(self, base: Any, *, family: str) -> str:
+        """Why this network cannot be tuned so, and the nearest that works; empty where it can."""
+        ...
+
+    def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
+        """The base network as a policy whose trainable numbers are this technique's.
+
+        `start` are the ids of a text about the task, for techniques that begin with one.
+        """
         ...
 
     def save(self, policy: Policy, folder: Path) -> None:

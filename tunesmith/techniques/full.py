@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,15 @@ class Full(BaseModel):
         """The width rule; encoders of sentence size take it as it is."""
         return width_rule(hidden, family)
 
-    def adapt(self, base: Any, *, family: str, keep_reference: bool) -> Policy:
+    def virtual_tokens(self) -> int:
+        """None."""
+        return 0
+
+    def refusal(self, base: Any, *, family: str) -> str:
+        """Every network can be tuned so."""
+        return ""
+
+    def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """All numbers trainable; a reference costs a second copy of the weights."""
         base.requires_grad_(True)
         if not keep_reference:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tunesmith.errors import CheckpointError, RecipeError
+from tunesmith.errors import RecipeError
 from tunesmith.model.load import LoadOptions
 from tunesmith.model.policy import Policy
 from tunesmith.model.quiet import quiet
 from tunesmith.techniques.base import width_rule
+from tunesmith.techniques.folder import open_adapter, save_adapter
 
 
 class Lora(BaseModel):
     """W + (alpha / rank) B A beside every linear layer, B starting at zero, in PEFT's format.
 
     Paper: Hu et al. 2021, arXiv 2106.09685, equation 3; rsLoRA 2312.03732 (alpha / sqrt(rank));
-    DoRA 2402.09353 (direction and magnitude apart).
+    DoRA 2402.09353 (direction and magnitude apart); QLoRA 2305.14314 (over a base in 4 bits).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -32,16 +34,25 @@ class Lora(BaseModel):
     targets: str | tuple[str, ...] = Field("all-linear", description="layers by name, or all-linear")
     rslora: bool = Field(False, description="divide by the square root of the rank; steadier above rank 64")
     dora: bool = Field(False, description="learn direction and magnitude apart; a quarter slower")
+    quantize: Literal["", "nf4"] = Field("", description="nf4: keep the base in 4 bits; less memory, more time")
 
     def load_options(self) -> LoadOptions:
-        """Plain weights."""
-        return LoadOptions()
+        """Weights as they are, or in 4 bits."""
+        return LoadOptions(quantize=self.quantize)
 
     def learning_rate(self, hidden: int, family: str) -> float:
         """Ten times full fine-tuning's (LoRA Without Regret; tinker-cookbook)."""
         return 10 * width_rule(hidden, family)
 
-    def adapt(self, base: Any, *, family: str, keep_reference: bool) -> Policy:
+    def virtual_tokens(self) -> int:
+        """None."""
+        return 0
+
+    def refusal(self, base: Any, *, family: str) -> str:
+        """Every network has linear layers."""
+        return ""
+
+    def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Updates in place in the base network; switched off they leave the base exactly."""
         from peft import LoraConfig, get_peft_model
 
@@ -65,26 +76,18 @@ class Lora(BaseModel):
 
     def save(self, policy: Policy, folder: Path) -> None:
         """An adapter folder that `PeftModel.from_pretrained` opens."""
-        with quiet():
-            # The question whether embedding rows were added would go to the Hub; none ever are here.
-            policy.adapter.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run writes one from measured facts
+        save_adapter(policy, folder)
 
     def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
         """The saved updates over a fresh base."""
-        from peft import PeftModel
-
-        if not (folder / "adapter_model.safetensors").exists():
-            raise CheckpointError(
-                f"{folder}: no adapter_model.safetensors in it; the run was not finished, run `tunesmith tune` again"
-            )
-        with quiet():
-            wrapped = PeftModel.from_pretrained(base, folder)
-        return _policy(base, wrapped, family)
+        return _policy(base, open_adapter(base, folder), family)
 
 
 def _policy(base: Any, wrapped: Any, family: str) -> Policy:
     """The base network with updates inside, and the switch that turns them off."""
+    from tunesmith.model.lowrank import fuse
+
+    fuse(base)
     policy = Policy.over(base, family=family, reference=wrapped.disable_adapter)
     policy.adapter = wrapped
     return policy

@@ -35,21 +35,23 @@ class Plan:
         return self.peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-# A head of the objective's own starts from nothing, so it takes at least this rate whatever the technique takes.
+# A head of the objective's own starts from nothing, so it takes at least this rate whatever weights take, and just
+# this rate beside numbers that are no weights.
 HEAD_RATE = 1e-3
 
 
 def make_optimizer(policy: Policy, plan: Plan) -> torch.optim.AdamW:
-    """AdamW over the policy's trainable numbers; vectors (norms, biases) are not decayed."""
+    """AdamW over the policy's trainable numbers; what is no weight (norms, biases, virtual tokens) is not decayed."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, value in policy.trainable():
-        groups.setdefault((name.startswith("head."), value.ndim >= 2), []).append(value)
+        head = name.startswith("head.")
+        groups.setdefault((head, value.ndim >= 2 and (head or policy.weights)), []).append(value)
     return torch.optim.AdamW(
         [
             {
                 "params": values,
                 "weight_decay": plan.weight_decay if matrix else 0.0,
-                "times": max(1.0, HEAD_RATE / plan.peak) if head else 1.0,
+                "times": max(1.0 if policy.weights else 0.0, HEAD_RATE / plan.peak) if head else 1.0,
             }
             for (head, matrix), values in groups.items()
         ],

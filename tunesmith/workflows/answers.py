@@ -17,6 +17,9 @@ from tunesmith.objectives import Classify, Instruct
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS, asked, reference
 
+# Ways to answer the test rows, each with what it says to every one of them.
+Ways = dict[str, list[str]]
+
 # Validation rows on which a plain wording is chosen: enough to tell a good one from a bad one.
 CHOICE_ROWS = {"classify": 100, "instruct": 32}
 

@@ -5,20 +5,27 @@ from __future__ import annotations
 import platform
 import resource
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.data.examples import Example
+from tunesmith.evaluation.likelihood import Told
 from tunesmith.evaluation.retention import General
-from tunesmith.evaluation.tasks import BESIDE, Score, TaskScore, score, task_score
+from tunesmith.evaluation.tasks import BESIDE, Arm, TaskScore, arms, task_score
 from tunesmith.inference.local import LocalModel
+from tunesmith.model.four_bit import numbers, resident_bytes
+from tunesmith.objectives import Domain
+from tunesmith.report.figures import LOWER_IS_BETTER
 from tunesmith.report.schema import Calibration, DataPart, Memory, Report, Retention, Speed, Style, Training
-from tunesmith.workflows.answers import Answers, gold, groups
+from tunesmith.report.standing import BASE, holds_up
+from tunesmith.workflows import documents
+from tunesmith.workflows.answers import Answers, Ways, gold, groups
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.train import Trained
+from tunesmith.workflows.worth import SHUFFLED
 
 
 class Before(BaseModel):
@@ -27,7 +34,9 @@ class Before(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     answers: Answers
-    ways: list[Score]
+    ways: Ways
+    documents: list[Told] = []  # without labels there are no answers, only what is said to each document
+    controls: Ways = {}
     general: General | None
 
 
@@ -40,7 +49,8 @@ class Measured:
     before: Before
     model: LocalModel
     tuned: Answers = Answers([], "", 0.0)
-    controls: Sequence[Score] = ()
+    documents: Sequence[Told] = ()
+    controls: Mapping[str, list[str]] = field(default_factory=dict)
     calibration: Calibration | None = None
     retention: Retention | None = None
     style: Style | None = None
@@ -50,8 +60,8 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
     """The report of a run that took so long."""
     test, recipe = run.prepared.test, run.prepared.recipe
     metric = recipe.objective.metric
-    tasks = task_scores(metric, test, (run.before.answers.given, run.tuned.given), name=name)
-    base = score(metric, gold(test), run.before.answers.given, name="base", groups=groups(test))
+    tasks = _tasks(run, metric, name)
+    baselines, controls = _arms(run, tasks[0])
     broken = broken_gates(run, tasks[0])
     return Report(
         name=name,
@@ -61,19 +71,43 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
         technique=recipe.technique.kind,
         task=tasks[0],
         tasks=tasks,
-        baselines=[base.model_copy(update={"detail": run.before.answers.how}), *run.before.ways],
-        controls=list(run.controls),
+        baselines=baselines,
+        controls=controls,
         retention=run.retention,
         calibration=run.calibration,
         style=run.style,
         training=_training(run),
         speed=_speed(run, len(test), seconds),
-        memory=Memory(peak_bytes=peak_bytes()),
+        memory=Memory(peak_bytes=peak_bytes(), model_bytes=resident_bytes(run.trained.policy.network)),
         data=_data(run.prepared),
         environment=environment(run.prepared),
         broken_gates=broken,
-        verdict=verdict(tasks[0], [*run.before.ways, *run.controls], broken),
+        verdict=verdict(tasks[0], baselines, controls=controls, broken=broken),
     )
+
+
+def _tasks(run: Measured, metric: str, name: str) -> list[TaskScore]:
+    """Base against tuned: their answers to the test rows, or what they say to the test documents."""
+    test, before = run.prepared.test, run.before
+    if isinstance(run.prepared.recipe.objective, Domain):
+        return documents.tasks(metric, (before.documents, run.documents), test, name=name)
+    return task_scores(metric, test, (before.answers.given, run.tuned.given), name=name)
+
+
+def _arms(run: Measured, task: TaskScore) -> tuple[list[Arm], list[Arm]]:
+    """Baselines, the base first, and controls; the tuned model's gains over all of them are one family of tests."""
+    if isinstance(run.prepared.recipe.objective, Domain):
+        told = run.before.documents
+        return [documents.base_arm(task, told, run.prepared.test, how=run.before.answers.how)], []
+    test, before = run.prepared.test, run.before
+    controls = {**before.controls, **run.controls}
+    ways = {BASE: before.answers.given, **before.ways, **controls}
+    details = {BASE: before.answers.how, SHUFFLED: "same recipe, answers dealt out at random; journal in control"}
+    found = [
+        arm.model_copy(update={"detail": details.get(arm.name, "")})
+        for arm in arms(task.metric, gold(test), ways, run.tuned.given, groups=groups(test))
+    ]
+    return [arm for arm in found if arm.name not in controls], [arm for arm in found if arm.name in controls]
 
 
 def broken_gates(run: Measured, task: TaskScore) -> list[str]:
@@ -86,20 +120,33 @@ def broken_gates(run: Measured, task: TaskScore) -> list[str]:
             broken.append(
                 f"max_general_nats: general text cost {rise:+.3f} nats/token, allowed {gates.max_general_nats}"
             )
-    if gates.min_delta is not None and task.delta < gates.min_delta:
-        broken.append(f"min_delta: {task.metric} moved by {task.delta:+.3f}, wanted {gates.min_delta:+}")
+    sign = -1 if task.metric in LOWER_IS_BETTER else 1
+    if gates.min_delta is not None and sign * task.delta < gates.min_delta:
+        broken.append(f"min_delta: {task.metric} moved by {task.delta:+.3f}, wanted {sign * gates.min_delta:+}")
     return broken
 
 
-def verdict(task: TaskScore, others: Sequence[Score], broken: Sequence[str]) -> str:
+def verdict(task: TaskScore, baselines: Sequence[Arm], *, controls: Sequence[Arm], broken: Sequence[str]) -> str:
     """One sentence: better or not, and whether something cheaper or meaningless did as well."""
     if broken:
         return f"gate broken: {'; '.join(broken)}. {task.sentence}"
-    equal = [other for other in others if other.score >= task.tuned]
-    if equal and task.verdict == "better":
-        best = max(equal, key=lambda other: other.score)
-        return f"no effect worth its cost: {best.name} alone reaches {best.score:.4g}. {task.sentence}"
-    return task.sentence
+    unbeaten = [arm for arm in controls if holds_up(arm, task)]
+    if task.verdict != "better":
+        return task.sentence
+    if unbeaten:
+        return f"no effect: the control {_named(unbeaten)} is not beaten. {task.sentence}"
+    level = [arm for arm in baselines if holds_up(arm, task)]
+    equal = [arm for arm in level if arm.score >= task.tuned]
+    if equal:
+        return f"no effect worth its cost: {_named(equal)} alone does as well. {task.sentence}"
+    return f"{task.sentence}; but too few rows to tell it from {_named(level)}" if level else task.sentence
+
+
+def _named(found: Sequence[Arm]) -> str:
+    """The best of some arms with its score and the adjusted p-value of the gain over it."""
+    best = max(found, key=lambda arm: arm.score)
+    sure = "" if best.p_adjusted is None else f", adjusted p = {best.p_adjusted:.3f}"
+    return f"{best.name} ({best.score:.4g}{sure})"
 
 
 def task_scores(
@@ -115,7 +162,7 @@ def _training(run: Measured) -> Training:
     trained = run.trained
     policy, state = trained.policy, trained.state
     validated = bool(trained.plan.eval_steps)
-    head = 0 if policy.head is None else sum(p.numel() for p in policy.head.parameters())
+    beside = [value for name, value in policy.trainable() if name.startswith(("head.", "virtual."))]
     return Training(
         steps=state.step,
         planned_steps=trained.plan.steps,
@@ -124,7 +171,7 @@ def _training(run: Measured) -> Training:
         stopped_early=state.stopped_early,
         learning_rate=trained.plan.peak,
         trainable=sum(value.numel() for _, value in policy.trainable()),
-        parameters=sum(p.numel() for p in policy.network.parameters()) + head,
+        parameters=numbers([*policy.network.parameters(), *beside]),
         probe_first=trained.probe.first if trained.probe else None,
         probe_last=trained.probe.last if trained.probe else None,
     )
@@ -157,8 +204,8 @@ def step_flops(trained: Trained) -> float:
         for name, p in policy.network.named_parameters()
         if p.ndim == 2 and "embed" not in name and "lm_head" not in name
     ]
-    moving = sum(p.numel() for p in matrices if p.requires_grad)
-    return float(trained.state.computed * (4 * sum(p.numel() for p in matrices) + 2 * moving))
+    moving = numbers(p for p in matrices if p.requires_grad)
+    return float(trained.state.computed * (4 * numbers(matrices) + 2 * moving))
 
 
 def _data(prepared: Prepared) -> DataPart:

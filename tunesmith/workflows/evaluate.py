@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from pydantic import TypeAdapter
 
-from tunesmith.data.examples import Example
 from tunesmith.data.template import Template
 from tunesmith.errors import RecipeError
-from tunesmith.evaluation.metrics import corpus_bleu_pair, macro_f1_pair
-from tunesmith.evaluation.resampling import Clusters, percentiles
 from tunesmith.evaluation.tasks import BESIDE, Score, TaskScore, score
 from tunesmith.inference.folder import read_about
 from tunesmith.inference.local import LocalModel
@@ -23,18 +19,19 @@ from tunesmith.inference.open import Found, identify, open_model
 from tunesmith.model.device import choose_machine
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Classify
+from tunesmith.objectives import Classify, Domain
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.recipe import load_recipe
+from tunesmith.workflows import documents
 from tunesmith.workflows.answers import Answers, Untuned, answer, gold, groups, question
 from tunesmith.workflows.assemble import task_scores
+from tunesmith.workflows.documents import Reader
+from tunesmith.workflows.frozen_head import open_base
 from tunesmith.workflows.prepare import Listener, read_data
 from tunesmith.workflows.questions import Asked, Task, read_task, recipe_file, seen
 
 BASE = "base"  # the word for `against` that means: what the model was tuned over
-RESAMPLES = 2000
-WHOLE_PAIRS = {"macro_f1": macro_f1_pair, "bleu": corpus_bleu_pair}
 
 
 class Scored(Score):
@@ -61,7 +58,7 @@ class Evaluation:
     """The page that `evaluate --json` prints, and for each row the question, the gold and the given answers."""
 
     page: Scored | Compared
-    answers: list[dict[str, str]]
+    answers: list[dict[str, Any]]
 
 
 def evaluate(asked: Asked, *, listen: Listener, offline: bool = False) -> Evaluation:
@@ -75,12 +72,15 @@ def evaluate(asked: Asked, *, listen: Listener, offline: bool = False) -> Evalua
     other = _other(asked, found, offline=offline)
     if other is not None and asked.against != BASE:
         task.notes.extend(seen(other, task, offline=offline))
+    if isinstance(task.objective, Domain):
+        return _texts(asked, (found, other), task, task.objective, offline=offline)
     listen({"event": "stage", "text": f"asking {asked.model} {len(task.examples)} questions"})
     tuned = _ask(found, task, base=asked.base, offline=offline)
     name, metric = Path(asked.data).stem, task.objective.metric
     if other is None:
         wanted = (metric, *BESIDE.get(metric, ()))
-        scores = [scored(m, task.examples, tuned.given, name=name) for m in wanted]
+        right, clusters = gold(task.examples), groups(task.examples)
+        scores = [score(m, right, tuned.given, name=name, groups=clusters) for m in wanted]
         page: Scored | Compared = Scored(
             **scores[0].model_dump(), model=asked.model, data=asked.data, tasks=scores, notes=task.notes
         )
@@ -94,22 +94,38 @@ def evaluate(asked: Asked, *, listen: Listener, offline: bool = False) -> Evalua
     return Evaluation(page, _lines(task, tuned, base))
 
 
+def _texts(
+    asked: Asked, sides: tuple[Found, Found | None], task: Task, objective: Domain, *, offline: bool
+) -> Evaluation:
+    """The same for texts, to which no model gives an answer: what each says to every document."""
+    found, other = sides
+    reader, examples, name = Reader(objective, task.limit), task.examples, Path(asked.data).stem
+    model = open_model(found.name, objective=objective, base=asked.base, offline=offline, limit=task.limit)
+    tuned = reader.read(model.policy, model.template, examples).told
+    metric = objective.metric
+    if other is None:
+        alone = documents.scores(metric, tuned, examples, name=name)
+        said = {"model": asked.model, "data": asked.data, "notes": task.notes}
+        page: Scored | Compared = Scored(**alone[0].model_dump(), tasks=alone, **said)
+        return Evaluation(page, documents.lines(metric, (tuned, tuned), examples))
+    against = open_base(found, objective, offline=offline) if asked.against == BASE and found.kind == "run" else None
+    if against is None:
+        against = open_model(other.name, objective=objective, offline=offline, limit=task.limit)
+    if against.template.tokenizer.get_vocab() != model.template.tokenizer.get_vocab():
+        raise RecipeError(
+            f"{other.name}: cuts texts into other tokens than {asked.model}, so their losses do not compare; "
+            "score each alone, and compare bits_per_byte"
+        )
+    base = reader.read(against.policy, against.template, examples).told
+    tasks = documents.tasks(metric, (base, tuned), examples, name=name)
+    said = {"model": asked.model, "against": other.name, "data": asked.data, "notes": task.notes}
+    page = Compared(**tasks[0].model_dump(), tasks=tasks, **said)
+    return Evaluation(page, documents.lines(metric, (base, tuned), examples))
+
+
 def schema() -> str:
     """The JSON schema of what `evaluate --json` prints."""
     return json.dumps(TypeAdapter(Scored | Compared).json_schema(), indent=1)
-
-
-def scored(metric: str, examples: Sequence[Example], given: Sequence[str], *, name: str) -> Score:
-    """A set of answers scored alone; a metric of the whole set gets its interval by bootstrap over clusters."""
-    right, clusters = gold(examples), groups(examples)
-    found = score(metric, right, given, name=name, groups=clusters)
-    drawn_from = Clusters.of(len(right), clusters)
-    if found.ci95 is not None or metric not in WHOLE_PAIRS or drawn_from.count < 2:
-        return found
-    statistic = WHOLE_PAIRS[metric](right, given, given)
-    draws = drawn_from.drawn_rows(np.random.default_rng(0), RESAMPLES)
-    bounds = percentiles(np.array([statistic(rows)[0] for rows in draws]), drawn_from.count)
-    return found.model_copy(update={"ci95": bounds})
 
 
 def _other(asked: Asked, found: Found, *, offline: bool) -> Found | None:
@@ -148,6 +164,7 @@ def _base_of_run(found: Found, task: Task, *, offline: bool) -> Answers:
     """The untuned base of a run as the run itself scored it: by the chosen wording, or by a linear probe."""
     assert found.folder is not None
     about = read_about(found.folder)
+    assert not isinstance(about.objective, Domain)
     options = LoadOptions(device=choose_machine(dtype="float32").device)
     base = load_base(about.base, options=options, offline=offline)
     policy = Policy.over(base.network, family=base.family, reference=nullcontext)

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tunesmith.data.examples import Chat, Example, Labelled
+from tunesmith.data.examples import Chat, Example, Labelled, Text
 from tunesmith.data.formats import Format, detect
 from tunesmith.data.rows import Row, as_word, columns_of, keep, read_rows
 from tunesmith.errors import RecipeError
-from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
 from tunesmith.objectives.instruct import reference
-from tunesmith.recipe import Recipe, make_recipe
+from tunesmith.recipe import AnyObjective, Recipe, make_recipe
 
 # Words for the source of a row; with these alone or before `_id`, rows that share a value belong together.
 SOURCES = (
@@ -37,6 +37,7 @@ MOST_TEST_ROWS = 2_000
 BYTES_A_TOKEN, AROUND, ROUND_TO, LONGEST = 3, 48, 64, 2_048
 SMALL_ENCODER = "minilm-l6"
 ENCODER_LIMIT = 256
+TEXT_WINDOW = 512
 WIDTH = 108
 
 
@@ -93,7 +94,9 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
     reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(columns_of(kept))}"
     bound = recipe.objective.bind(examples, "encoder" if recipe.model == SMALL_ENCODER else "decoder")
     raw.setdefault("objective", {"kind": bound.kind})
-    raw["objective"] |= {**_instruction(bound, reasons), "metric": _metric(bound, examples, reasons)}
+    raw["objective"] |= _instruction(bound, reasons)
+    if not isinstance(bound, Domain):
+        raw["objective"]["metric"] = _metric(bound, examples, reasons)
     raw |= _training(recipe.model, len(examples), reasons)
     if named & {"technique", "technique.kind"}:
         del raw["technique"]  # its options may not be those of the technique that was asked for
@@ -110,7 +113,7 @@ def _said(key: str, why: str, named: set[str]) -> str:
 def _objective(found: Format, reasons: dict[str, str]) -> dict[str, Any]:
     """The objective that the columns call for; columns that its settings can name are named."""
     reasons["objective"] = found.explain()
-    kind = next((part for part in (Classify, Instruct) if part().kind == found.objective), None)
+    kind = next((part for part in OBJECTIVES if part().kind == found.objective), None)
     fields = {} if kind is None else kind.model_fields
     columns = {"messages" if part == "conversations" else part: name for part, name in found.columns.items()}
     # Where a part has no setting of its own (alpaca's input), detection at every start finds all of them.
@@ -138,6 +141,8 @@ def _data(examples: Sequence[Example], group: str, *, model: str, reasons: dict[
     test = max(1, round(share * len(examples)))
     points = 98 / math.sqrt(test)
     known = f"{test} rows never trained on: they tell an accuracy to about {points:.0f} points either way"
+    if isinstance(examples[0], Text):
+        known = f"{test} documents never trained on, nor any that is nearly the same"
     reasons["data.validation"] = "the best checkpoint is chosen on these"
     found: dict[str, Any] = {"validation": min(0.1, share), "test": share}
     if group:
@@ -155,6 +160,9 @@ def _data(examples: Sequence[Example], group: str, *, model: str, reasons: dict[
     reasons["data.max_tokens"] = (
         f"99 % of the rows have at most about {typical:.0f} tokens, and a chat adds some; longer prompts are shortened"
     )
+    if isinstance(examples[0], Text):
+        found["max_tokens"] = min(limit, max(2 * ROUND_TO, wanted), TEXT_WINDOW)
+        reasons["data.max_tokens"] = "documents are cut into windows of so many tokens; nothing of them is left out"
     return found
 
 
@@ -189,7 +197,7 @@ def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons
     return metric
 
 
-def _instruction(objective: Classify | Instruct, reasons: dict[str, str]) -> dict[str, str]:
+def _instruction(objective: AnyObjective, reasons: dict[str, str]) -> dict[str, str]:
     """What a decoder is asked before every text, for people to put in better words."""
     if not isinstance(objective, Classify) or objective.output != "words":
         return {}

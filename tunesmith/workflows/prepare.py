@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
+from tunesmith.data.audit.gate import gate
 from tunesmith.data.examples import Example
+from tunesmith.data.masking import Masking
 from tunesmith.data.sources import Loaded, Sources, load
 from tunesmith.data.template import Encoded, Template
-from tunesmith.errors import Refused
-from tunesmith.evaluation.style import rules_of
+from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.device import Machine, choose_machine
 from tunesmith.model.load import Base, LoadOptions, load_base
-from tunesmith.recipe import Recipe, check_pair
+from tunesmith.objectives import Domain
+from tunesmith.recipe import AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
+from tunesmith.workflows.house_rules import read_rules
 
 Listener = Callable[[dict[str, Any]], None]
+# The least that `data.max_tokens` may be.
+SHORTEST = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,7 @@ class Prepared:
     train: list[Encoded]
     validation: list[Encoded]
     facts: DataFacts
+    head: dict[str, Tensor] | None = None  # what a head that the base lacks begins with
 
     @property
     def test(self) -> list[Example]:
@@ -69,9 +77,9 @@ def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
 
 def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepared:
     """Rows, machine, model and encoded rows of a recipe. Raises the errors of all doors on the way."""
-    rules_of(recipe.style)  # a rule that cannot be checked is refused now, not after the run
+    read_rules(recipe, offline=offline)  # a rule that cannot be checked is refused now, not after the run
     listen({"event": "stage", "text": f"reading {recipe.data.train}"})
-    loaded = read_data(recipe, offline=offline)
+    loaded = _audited(recipe, read_data(recipe, offline=offline))
     wanted = recipe.machine
     machine = choose_machine(device=wanted.device, dtype=wanted.dtype, threads=wanted.threads)
     listen({"event": "machine", "text": machine.why})
@@ -79,12 +87,16 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
     listen({"event": "stage", "text": f"loading {recipe.model}"})
     base = load_base(recipe.model, options=options, offline=offline)
     check_pair(recipe, base.family)
+    check_gates(recipe, base.family)
+    check_replay(recipe, base.family)
+    check_technique(recipe, base.network, base.family)
+    recipe = _with_room(recipe, base, listen)
     objective = recipe.objective.bind(_all(loaded), base.family)
     recipe = recipe.model_copy(update={"objective": objective})
     check_pair(recipe, base.family)
     template = Template(base.tokenizer, chat=base.family == "decoder")
     train, validation = (
-        [objective.encode(example, template, limit=recipe.data.max_tokens) for example in part]
+        encode_all(objective, part, template, limit=recipe.data.max_tokens)
         for part in (loaded.split.train, loaded.split.validation)
     )
     facts = _facts(recipe, loaded, train)
@@ -96,6 +108,49 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
             f"within {recipe.data.max_tokens} tokens; raise data.max_tokens or shorten the prompts"
         )
     return Prepared(recipe, loaded, base, machine, template, keep, [v for v in validation if _teaches(v)], facts)
+
+
+def _audited(recipe: Recipe, loaded: Loaded) -> Loaded:
+    """The rows, with a note on each grave fault that the recipe goes on over; else Refused."""
+    found = gate(loaded.split)
+    if found.faults and recipe.data.audit == "stop":
+        cure = "`tunesmith audit DATA --fix OUT` cures the rows, --force goes on"
+        raise Refused("\n".join(f"{recipe.data.train}: {fault}; {cure}" for fault in found.faults))
+    forced = (f"gone on over a fault of the rows: {fault}" for fault in found.faults)
+    notes = (*loaded.split.notes, *found.notes, *forced)
+    return replace(loaded, split=replace(loaded.split, notes=notes))
+
+
+def encode_all(
+    objective: AnyObjective, examples: Sequence[Example], template: Template, *, limit: int
+) -> list[Encoded]:
+    """A row for each example, or for each window of a document."""
+    if isinstance(objective, Domain):
+        return [row for example in examples for row in objective.windows(example, template, limit=limit)]
+    return [objective.encode(example, template, limit=limit) for example in examples]
+
+
+def masking_of(objective: AnyObjective, template: Template, seed: int) -> Masking | None:
+    """How words are hidden from an encoder that learns the language of a field; None for all else."""
+    if not isinstance(objective, Domain) or template.chats:
+        return None
+    return Masking.of(template, share=objective.hide, seed=seed)
+
+
+def _with_room(recipe: Recipe, base: Base, listen: Listener) -> Recipe:
+    """The recipe with its longest row cut where virtual tokens before it would not fit into the model."""
+    virtual, wanted = recipe.technique.virtual_tokens(), recipe.data.max_tokens
+    if not virtual:
+        return recipe
+    positions = min(base.network.config.max_position_embeddings, base.tokenizer.model_max_length)
+    longest = positions - virtual
+    if longest >= wanted:
+        return recipe
+    if longest < SHORTEST:
+        raise RecipeError(f"technique.tokens: {virtual} leave no room for rows in {positions} positions; use fewer")
+    text = f"rows are cut at {longest} tokens: with {virtual} virtual ones {recipe.model} holds no more"
+    listen({"event": "stage", "text": text})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_tokens": longest})})
 
 
 def _facts(recipe: Recipe, loaded: Loaded, train: Sequence[Encoded]) -> DataFacts:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.recipe import Recipe
-from tunesmith.workflows.prepare import Prepared, prepare
+from tunesmith.workflows.prepare import Prepared, masking_of, prepare
 
 NAMED = 20  # places of rows that are listed before they are only counted
 
@@ -94,10 +94,20 @@ def _nobody(event: dict[str, Any]) -> None:
 
 def _shown(row: Encoded, prepared: Prepared) -> Shown:
     """A row in pieces; of a pair, one sequence after the other."""
-    pieces = tuple(piece for tokens in row.sequences for piece in pieces_of(tokens, prepared.template))
+    pieces = tuple(piece for tokens in _seen(row, prepared) for piece in pieces_of(tokens, prepared.template))
     names = prepared.recipe.objective.labels if prepared.recipe.objective.kind == "classify" else ()
     label = ", ".join(name for name, yes in zip(names, row.label, strict=False) if yes)
     return Shown(row.where, pieces, row.length, label)
+
+
+def _seen(row: Encoded, prepared: Prepared) -> tuple[Tokens, ...]:
+    """The row as the first pass over the rows sees it: words hidden as they are then, and marked as learned."""
+    masking = masking_of(prepared.recipe.objective, prepared.template, prepared.recipe.seed)
+    if masking is None:
+        return row.sequences
+    hidden = masking.hide(row, 0)
+    places = {place for place, _ in hidden.hidden}
+    return tuple(Tokens(one.ids, [i in places for i in range(len(one.ids))]) for one in hidden.sequences)
 
 
 def pieces_of(tokens: Tokens, template: Template) -> Iterator[Piece]:
@@ -119,14 +129,15 @@ def _text(ids: Sequence[int], template: Template) -> str:
 def _facts(prepared: Prepared) -> Facts:
     """Counts over all training rows that teach something."""
     train, facts = prepared.train, prepared.facts
-    sequences = [tokens for row in train for tokens in row.sequences]
+    sequences = [tokens for row in train for tokens in _seen(row, prepared)]
+    texts = prepared.recipe.objective.kind == "domain"  # most windows of a document end inside it
     lengths = [len(tokens.ids) for tokens in sequences]
     learned = sum(tokens.learned for tokens in sequences)
     p50, p95 = (int(np.percentile(lengths, part)) for part in (50, 95))
     return Facts(
         rows=len(train),
         bos=_beginnings(sequences, prepared.template),
-        end=_endings(sequences, prepared.template) if learned else None,
+        end=_endings(sequences, prepared.template) if learned and not texts else None,
         truncated=Places(len(facts.truncated), facts.truncated[:NAMED]),
         zero_label=Places(len(facts.zero_label), facts.zero_label[:NAMED]),
         p50=p50,

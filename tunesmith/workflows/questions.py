@@ -15,8 +15,8 @@ from tunesmith.data.rows import Row, columns_of, keep, read_rows
 from tunesmith.errors import DataError, TunesmithError
 from tunesmith.inference.folder import About, read_about
 from tunesmith.inference.open import Found
-from tunesmith.objectives import Classify, Instruct
-from tunesmith.recipe import load_recipe, make_recipe
+from tunesmith.objectives import Classify
+from tunesmith.recipe import AnyObjective, load_recipe, make_recipe
 from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.request import COLUMN_KEYS
 
@@ -41,7 +41,7 @@ class Asked:
 class Task:
     """Rows, how they are put to a model, and what there is to say about them."""
 
-    objective: Classify | Instruct
+    objective: AnyObjective
     examples: list[Example]
     limit: int
     own: bool  # whether the objective is the one that the run was tuned by
@@ -97,7 +97,7 @@ def recipe_file(found: Found) -> Path | None:
     return page if page is not None and page.exists() else None
 
 
-def _known_labels(objective: Classify | Instruct, examples: Sequence[Example], asked: Asked) -> list[str]:
+def _known_labels(objective: AnyObjective, examples: Sequence[Example], asked: Asked) -> list[str]:
     """A note on labels that the model cannot answer with. Raises DataError when it knows none of them."""
     if not isinstance(objective, Classify):
         return []

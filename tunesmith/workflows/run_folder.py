@@ -69,11 +69,16 @@ def open_run(recipe: Recipe, out: Path | None) -> RunFolder:
 def _identity(recipe: Recipe) -> str:
     """Digest of the recipe and of the bytes of the files it names."""
     data = recipe.data
-    named = [Path(str(place)) for place in (data.train, data.validation, data.test)]
-    files = [sha256(path) for path in named if path.is_file()]
+    named = [Path(str(place)) for place in (data.train, data.validation, data.test, recipe.replay.source)]
+    files = [sha256(file) for path in named for file in _files(path)]
     return hashlib.sha256(
-        json.dumps([recipe.model_dump(mode="json", exclude={"machine"}), files]).encode()
+        json.dumps([recipe.model_dump(mode="json", exclude={"machine": True, "data": {"audit"}}), files]).encode()
     ).hexdigest()[:16]
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or every file of a folder in the order of names."""
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()
 
 
 def _name(recipe: Recipe, identity: str) -> str:

@@ -12,10 +12,11 @@ import torch
 
 from tunesmith.data.template import Encoded
 from tunesmith.evaluation import calibration
+from tunesmith.inference.head import give_head
 from tunesmith.model.batch import Batch, collate
 from tunesmith.model.device import DTYPES
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Classify
+from tunesmith.objectives import Classify, Instruct
 from tunesmith.recipe import Recipe
 from tunesmith.training.fit import Hooks, State, fit
 from tunesmith.training.journal import Journal
@@ -23,9 +24,11 @@ from tunesmith.training.optim import Plan
 from tunesmith.training.probe import ROWS, Probe, can_learn
 from tunesmith.training.sampler import Sampler, cut
 from tunesmith.training.track import open_trackers
-from tunesmith.workflows.prepare import Listener, Prepared
+from tunesmith.workflows.prepare import Listener, Prepared, masking_of
 
 TOKENS_PER_PASS = 4096
+# The pass whose hidden words rows have outside training: the same ones at each validation.
+HELD_OUT = "held out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,7 @@ class Watch:
 
     listen: Listener
     stop: Callable[[], bool] = lambda: False
-    inside: Callable[[Policy], bool] = lambda policy: True  # a checkpoint outside a gate is never the best
+    outside: Callable[[Policy], str] = lambda policy: ""  # which gate a policy breaks; one that does is never the best
 
 
 def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
@@ -52,10 +55,11 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     listen = watch.listen
     recipe, objective = prepared.recipe, prepared.recipe.objective
     torch.manual_seed(recipe.seed)
-    policy = recipe.technique.adapt(prepared.base.network, family=prepared.base.family, keep_reference=False)
-    policy.head = objective.head(policy.hidden)
-    if policy.head is not None:
-        policy.head.to(policy.device)
+    base = prepared.base
+    policy = recipe.technique.adapt(base.network, family=base.family, keep_reference=False, start=_opening(prepared))
+    give_head(policy, objective)
+    if policy.head is not None and prepared.head is not None:
+        policy.head.load_state_dict(prepared.head)
     policy.mixed = _mixed(prepared)
     plan = make_plan(recipe, policy, rows=len(prepared.train))
     if not prepared.validation:  # rows may be there and teach nothing: a score of nothing would always be the best
@@ -66,6 +70,9 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     probe = _probe(prepared, policy, plan, listen) if fresh and recipe.schedule.probe else None
 
     def record(entry: Mapping[str, Any]) -> None:
+        if entry.get("validation_loss") == math.inf:  # outside a gate, as `_judged` has said; JSON has no infinity
+            journal.write({"step": entry["step"], "outside_gate": True})
+            return
         journal.write(entry)
         for tracker in trackers:
             tracker.log(entry)
@@ -76,7 +83,7 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
         folder=out / "checkpoints",
         record=record,
         resumed=journal.rewind,
-        validate=lambda: validation_loss(prepared, policy) if watch.inside(policy) else math.inf,
+        validate=lambda: _judged(prepared, policy, watch),
         stop=watch.stop,
     )
     listen({"event": "stage", "text": "training"})
@@ -87,6 +94,25 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
             tracker.close()
     policy.mixed = None  # answers are given in full precision, here and wherever the run is loaded
     return Trained(policy, plan, state, probe)
+
+
+def _opening(prepared: Prepared) -> list[int]:
+    """Ids of a text about the task: its labels and instruction, or the first row where it has none."""
+    objective, words = prepared.recipe.objective, ""
+    if isinstance(objective, Classify):
+        words = f"{', '.join(objective.labels)}. {objective.instruction}"
+    if isinstance(objective, Instruct):
+        words = objective.instruction
+    ids: list[int] = prepared.template.tokenizer(words, add_special_tokens=False)["input_ids"]
+    return ids or prepared.train[0].sequences[0].ids
+
+
+def _judged(prepared: Prepared, policy: Policy, watch: Watch) -> float:
+    """The validation loss, infinite outside a gate: such numbers cannot become the best."""
+    if broken := watch.outside(policy):
+        watch.listen({"event": "stage", "text": f"not to be kept: {broken}"})
+        return math.inf
+    return validation_loss(prepared, policy)
 
 
 def _probe(prepared: Prepared, policy: Policy, plan: Plan, listen: Listener) -> Probe:
@@ -131,18 +157,22 @@ class Batches:
     def __init__(self, prepared: Prepared, rows: Sequence[Encoded]) -> None:
         schedule = prepared.recipe.schedule
         self._rows = rows
-        self._pad = prepared.template.tokenizer.pad_token_id or 0
         self._share = prepared.base.family == "decoder"
+        self._masking = masking_of(prepared.recipe.objective, prepared.template, prepared.recipe.seed)
         tokens = TOKENS_PER_PASS if schedule.batch_tokens == "auto" else schedule.batch_tokens
         self.sampler = Sampler(tuple(row.length for row in rows), schedule.batch_rows, tokens, prepared.recipe.seed)
 
-    def of(self, numbers: Sequence[int]) -> Batch:
-        """These rows as one batch."""
-        return collate([self._rows[i] for i in numbers], pad=self._pad, share=self._share)
+    def of(self, numbers: Sequence[int], turn: int | str = HELD_OUT) -> Batch:
+        """These rows as one batch; words are hidden as the turn, a pass over the rows, hides them."""
+        rows = [self._rows[i] for i in numbers]
+        if self._masking is not None:
+            rows = [self._masking.hide(row, turn) for row in rows]
+        return collate(rows, share=self._share)
 
     def window(self, step: int) -> list[Batch]:
         """The micro-batches of one optimizer step."""
-        return [self.of(numbers) for numbers in self.sampler.window(step)]
+        turn = step // self.sampler.steps_per_epoch
+        return [self.of(numbers, turn) for numbers in self.sampler.window(step)]
 
     def all(self) -> list[Batch]:
         """Every row once, batches of like length."""

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.examples import Example
 from tunesmith.evaluation.retention import general_nll, measure
-from tunesmith.evaluation.tasks import Score
 from tunesmith.inference.folder import About, save_model
+from tunesmith.inference.head import give_head
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import write_folder
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
+from tunesmith.objectives import Domain
 from tunesmith.recipe import Recipe, save_recipe
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
-from tunesmith.workflows.answers import Answers, Untuned, answer, gold, question
+from tunesmith.workflows import documents
+from tunesmith.workflows.answers import Answers, Untuned, Ways, answer, gold, question
 from tunesmith.workflows.assemble import Before, Measured, assemble
+from tunesmith.workflows.documents import Reader
+from tunesmith.workflows.frozen_head import frozen_head, how_made
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
+from tunesmith.workflows.replay import with_replay
 from tunesmith.workflows.run_folder import RunFolder, open_run
 from tunesmith.workflows.train import Watch, train
 from tunesmith.workflows.worth import (
@@ -63,24 +69,37 @@ def tune_recipe(
     if folder.finished:
         return Run(folder.path, read_report(folder.path), already=True)
     if folder.begun:  # the same threads and dtype, or the weights would differ in their last bits
-        recipe = recipe.model_copy(update={"machine": type(recipe.machine)(**folder.page()["machine"])})
+        page = folder.page()
+        data = recipe.data.model_copy(update={"audit": page.get("audit", recipe.data.audit)})
+        recipe = recipe.model_copy(update={"machine": type(recipe.machine)(**page["machine"]), "data": data})
     began = time.perf_counter()
     prepared = prepare(recipe, listen=listen, offline=offline)
     machine = prepared.machine
-    folder.begin({"machine": {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}})
+    on = {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
+    folder.begin({"machine": on, "audit": recipe.data.audit})
     save_recipe(prepared.recipe, folder.path / "recipe.yaml")
+    prepared = _with_text(prepared, folder.path, Watch(listen, stop), offline=offline)
     before = _before(prepared, folder, listen)
-    control = _control(prepared, folder.path, Watch(listen, stop)) if recipe.controls else []
+    control = _control(prepared, folder.path, Watch(listen, stop)) if recipe.controls else {}
     trained = train(prepared, folder.path, watch=Watch(listen, stop, _gate(prepared, before)))
-    model = LocalModel(trained.policy, prepared.template, prepared.recipe.objective, recipe.data.max_tokens)
+    limit = prepared.recipe.data.max_tokens
+    model = LocalModel(trained.policy, prepared.template, prepared.recipe.objective, limit)
     measured = _after(Measured(prepared, trained, before, model), control, listen)
     write_folder(folder.path / "model", lambda half: save_model(half, model, _about(prepared, model)))
-    _write_predictions(prepared, (before.answers, measured.tuned), folder.path)
+    _write_predictions(measured, folder.path)
     report = assemble(measured, name=folder.path.name, seconds=time.perf_counter() - began)
     (folder.path / "report.half").write_text(report.model_dump_json(indent=1), encoding="utf-8")
     (folder.path / "report.half").replace(folder.path / "report.json")
     write_reports(folder.path)
     return Run(folder.path, report)
+
+
+def _with_text(prepared: Prepared, out: Path, watch: Watch, *, offline: bool) -> Prepared:
+    """What learning from texts needs before it begins: general rows, and an encoder's head for hidden words."""
+    if not isinstance(prepared.recipe.objective, Domain):
+        return prepared
+    found = with_replay(prepared, out, listen=watch.listen, offline=offline)
+    return replace(found, head=frozen_head(found, out, watch=watch)) if found.base.family == "encoder" else found
 
 
 def _before(prepared: Prepared, folder: RunFolder, listen: Listener) -> Before:
@@ -91,50 +110,87 @@ def _before(prepared: Prepared, folder: RunFolder, listen: Listener) -> Before:
     listen({"event": "stage", "text": f"scoring {prepared.recipe.model} as it is"})
     base, objective, limit = prepared.base, prepared.recipe.objective, prepared.recipe.data.max_tokens
     policy = Policy.over(base.network, family=base.family, reference=nullcontext)
+    if isinstance(objective, Domain):
+        return _keep(_before_reading(prepared, policy, objective, folder), kept)
     untuned = Untuned(base, policy, prepared.template, objective, limit)
     split, test = prepared.loaded.split, prepared.test
     answers = untuned.answer(train=split.train, validation=split.validation, test=test)
     ways = cheap_ways(prepared, test)
-    if prepared.recipe.controls and (alone := head_only(prepared, untuned.model(), test)):
-        ways.append(alone)
-    found = Before(answers=answers, ways=ways, general=general_before(prepared, policy))
+    controls = head_only(prepared, untuned.model(), test) if prepared.recipe.controls else {}
+    general = general_before(prepared, policy)
+    return _keep(Before(answers=answers, ways=ways, controls=controls, general=general), kept)
+
+
+def _before_reading(prepared: Prepared, policy: Policy, objective: Domain, folder: RunFolder) -> Before:
+    """What the untuned model says to the test documents."""
+    how = "as it is"
+    if prepared.head is not None:
+        give_head(policy, objective)
+        assert policy.head is not None
+        policy.head.load_state_dict(prepared.head)
+        how = how_made(folder.path)
+    policy.train(False)
+    found = _reader(prepared, objective).read(policy, prepared.template, prepared.test)
+    general = general_before(prepared, policy)
+    return Before(answers=Answers([], how, found.seconds), ways={}, documents=found.told, general=general)
+
+
+def _reader(prepared: Prepared, objective: Domain) -> Reader:
+    """How the documents of a run are read."""
+    return Reader(objective, prepared.recipe.data.max_tokens, prepared.recipe.seed)
+
+
+def _keep(found: Before, kept: Path) -> Before:
+    """The same, written down whole or not at all."""
     half = kept.with_suffix(".half")
     half.write_text(found.model_dump_json(), encoding="utf-8")
     half.replace(kept)
     return found
 
 
-def _gate(prepared: Prepared, before: Before) -> Callable[[Policy], bool]:
-    """Whether a policy is inside the recipe's bound on what general text may cost."""
+def _gate(prepared: Prepared, before: Before) -> Callable[[Policy], str]:
+    """Says in what a policy breaks the recipe's bound on what general text may cost; nothing where it keeps it."""
     bound, general = prepared.recipe.gates.max_general_nats, before.general
     if bound is None or general is None:
-        return lambda policy: True
-    return lambda policy: general_nll(policy, prepared.template) - general.nll <= bound
+        return lambda policy: ""
+
+    def outside(policy: Policy) -> str:
+        mixed, policy.mixed = policy.mixed, None  # in the precision of the report, which judges the gate at the end
+        rise = general_nll(policy, prepared.template) - general.nll
+        policy.mixed = mixed
+        return f"general text costs {rise:+.3f} nats/token, allowed {bound}" if rise > bound else ""
+
+    return outside
 
 
-def _control(prepared: Prepared, out: Path, watch: Watch) -> list[Score]:
-    """The score of the same recipe on shuffled answers, over a base of its own."""
+def _control(prepared: Prepared, out: Path, watch: Watch) -> Ways:
+    """The answers of the same recipe on shuffled answers, over a base of its own."""
     watch.listen({"event": "stage", "text": "control: the same on shuffled answers"})
     options = LoadOptions("float32", prepared.machine.device, prepared.recipe.technique.load_options().quantize)
     dealt = replace(shuffled(prepared), base=load_base(prepared.recipe.model, options=options, offline=True))
     folder = out / "control"
     folder.mkdir(exist_ok=True)
-    return [control_answers(prepared, train(dealt, folder, watch=watch).policy, prepared.test, folder)]
+    return control_answers(prepared, train(dealt, folder, watch=watch).policy, prepared.test)
 
 
-def _after(run: Measured, control: list[Score], listen: Listener) -> Measured:
+def _after(run: Measured, control: Ways, listen: Listener) -> Measured:
     """The tuned model's answers and all that is measured on it."""
     listen({"event": "stage", "text": "scoring the tuned model"})
     prepared, model, test = run.prepared, run.model, run.prepared.test
+    general = measure(run.trained.policy, prepared.template) if run.before.general else None
+    kept = retention(run.before.general, general) if run.before.general and general else None
+    objective = prepared.recipe.objective
+    if isinstance(objective, Domain):
+        found = _reader(prepared, objective).read(model.policy, prepared.template, test)
+        return replace(run, tuned=Answers([], "", found.seconds), documents=found.told, retention=kept)
     threshold = calibrate(prepared, model)
     tuned = answer(model, test)
-    general = measure(run.trained.policy, prepared.template) if run.before.general else None
     return replace(
         run,
         tuned=tuned,
         controls=control,
         calibration=reliability(prepared, model, tuned, threshold),
-        retention=retention(run.before.general, general) if run.before.general and general else None,
+        retention=kept,
         style=voice(prepared, (run.before.answers, tuned), test),
     )
 
@@ -154,10 +210,20 @@ def _about(prepared: Prepared, model: LocalModel) -> About:
     )
 
 
-def _write_predictions(prepared: Prepared, sides: tuple[Answers, Answers], out: Path) -> None:
-    """Each test row with what was right and what both models said."""
-    examples = prepared.test
-    base, tuned = sides
+def _write_predictions(run: Measured, out: Path) -> None:
+    """Each test row with what was right and what both models said, or each document with what both found it worth."""
+    objective = run.prepared.recipe.objective
+    lines = (
+        documents.lines(objective.metric, (run.before.documents, run.documents), run.prepared.test)
+        if isinstance(objective, Domain)
+        else _answer_lines(run.prepared.test, run.before.answers, run.tuned)
+    )
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (out / "predictions.jsonl").write_text(text, encoding="utf-8")
+
+
+def _answer_lines(examples: Sequence[Example], base: Answers, tuned: Answers) -> list[dict[str, Any]]:
+    """A line for each row with what was right and what both models said."""
     lines = []
     for i, (example, right) in enumerate(zip(examples, gold(examples), strict=True)):
         line: dict[str, Any] = {
@@ -169,5 +235,5 @@ def _write_predictions(prepared: Prepared, sides: tuple[Answers, Answers], out: 
         line |= {"base": base.given[i], "tuned": tuned.given[i]}
         if tuned.probabilities:
             line["probabilities"] = {label: round(p, 5) for label, p in tuned.probabilities[i].items()}
-        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    (out / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+        lines.append(line)
+    return lines

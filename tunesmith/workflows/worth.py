@@ -7,52 +7,56 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.examples import Chat, Example, Labelled
+from tunesmith.data.terms import general_text
 from tunesmith.evaluation import calibration, style
 from tunesmith.evaluation.baselines import linear_probe, majority, tfidf_classifier
-from tunesmith.evaluation.retention import General, by_field, flips, general_text, items, measure
-from tunesmith.evaluation.tasks import Score, score
+from tunesmith.evaluation.retention import General, by_field, flips, items, measure
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
 from tunesmith.model.shipped import cache_dir
 from tunesmith.objectives import Classify
 from tunesmith.report.schema import Calibration, Retention, Style
-from tunesmith.workflows.answers import Answers, answer, gold, groups, question
+from tunesmith.workflows.answers import Answers, Ways, answer, gold, question
+from tunesmith.workflows.house_rules import columns
 from tunesmith.workflows.prepare import Prepared
 
 # Accuracy that the "do not answer" threshold is set for, on validation.
 TARGET_ACCURACY = 0.95
 CURVE_POINTS = 21
+HEAD_ONLY, SHUFFLED = "head only, frozen model", "shuffled labels"
 
 
-def cheap_ways(prepared: Prepared, test: Sequence[Example]) -> list[Score]:
+def cheap_ways(prepared: Prepared, test: Sequence[Example]) -> Ways:
     """What labels cost without a language model: the commonest label, and TF-IDF with logistic regression."""
     objective = prepared.recipe.objective
     if not isinstance(objective, Classify) or objective.multi:
-        return []
+        return {}
     train = [(e.text, e.labels[0]) for e in prepared.loaded.split.train if isinstance(e, Labelled)]
     texts = [question(example) for example in test]
     metric = "macro_f1" if objective.metric == "macro_f1" else "accuracy"
-    given = {
+    return {
         "most frequent label": [majority([label for _, label in train])] * len(texts),
         "TF-IDF + logistic regression": tfidf_classifier(train, texts, metric=metric, seed=prepared.recipe.seed),
     }
-    return [_scored(prepared, test, name, answers) for name, answers in given.items()]
 
 
-def head_only(prepared: Prepared, model: LocalModel, test: Sequence[Example]) -> Score | None:
-    """A linear head on the frozen model's states: what no technique should fail to beat. Before tuning only."""
+def head_only(prepared: Prepared, model: LocalModel, test: Sequence[Example]) -> Ways:
+    """A linear head on the frozen model's states: what no technique should fail to beat. Before tuning only.
+
+    Nothing for an encoder, whose base is that very head.
+    """
     objective = prepared.recipe.objective
-    if not isinstance(objective, Classify) or objective.multi:
-        return None
+    if not isinstance(objective, Classify) or objective.multi or prepared.base.family == "encoder":
+        return {}
     train = prepared.loaded.split.train
     learn, ask = (model.embed([question(e) for e in part]).numpy() for part in (train, test))
-    return _scored(prepared, test, "head only, frozen model", linear_probe(learn, gold(train), ask))
+    metric = "macro_f1" if objective.metric == "macro_f1" else "accuracy"
+    return {HEAD_ONLY: linear_probe(learn, gold(train), ask, metric=metric)}
 
 
 def shuffled(prepared: Prepared) -> Prepared:
@@ -79,10 +83,6 @@ def _dealt(examples: Sequence[Example], chance: random.Random) -> list[Example]:
         elif isinstance(example, Chat) and isinstance(other, Chat):
             mixed.append(replace(example, messages=(*example.messages[:-1], other.messages[-1])))
     return mixed
-
-
-def _scored(prepared: Prepared, test: Sequence[Example], name: str, given: Sequence[str]) -> Score:
-    return score(prepared.recipe.objective.metric, gold(test), given, name=name, groups=groups(test))
 
 
 def general_before(prepared: Prepared, policy: Policy) -> General | None:
@@ -171,9 +171,9 @@ def voice(prepared: Prepared, sides: tuple[Answers, Answers], test: Sequence[Exa
     if isinstance(prepared.recipe.objective, Classify):
         return None
     wanted = gold(test)
-    rules = style.rules_of(prepared.recipe.style)
+    rules, rows = style.rules_of(prepared.recipe.style), columns(prepared.recipe, test)
     texts = (sides[0].given, sides[1].given, wanted)
-    rates = [style.rule_rates(part, rules) for part in texts]
+    rates = [style.rule_rates(part, rules, rows) for part in texts]
     finished = (sides[0].finished, sides[1].finished, [True] * len(wanted))
     found = [asdict(style.habits(part, finished=ends)) for part, ends in zip(texts, finished, strict=True)]
     enough = len(wanted) >= style.FEWEST_PAIRS
@@ -190,8 +190,7 @@ def _three(values: Sequence[float]) -> tuple[float, float, float]:
     return base, tuned, human
 
 
-def control_answers(prepared: Prepared, policy: Policy, test: Sequence[Example], folder: Path) -> Score:
-    """The score of a policy trained on shuffled answers."""
+def control_answers(prepared: Prepared, policy: Policy, test: Sequence[Example]) -> Ways:
+    """What a policy trained on shuffled answers says."""
     model = LocalModel(policy, prepared.template, prepared.recipe.objective, prepared.recipe.data.max_tokens)
-    found = _scored(prepared, test, "shuffled labels", answer(model, test).given)
-    return found.model_copy(update={"detail": f"same recipe, answers dealt out at random; journal in {folder.name}"})
+    return {SHUFFLED: answer(model, test).given}

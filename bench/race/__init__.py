@@ -1,0 +1,1 @@
+"""Our side of the race: jobs, our trainer, the judge, the page."""

@@ -1,0 +1,126 @@
+"""`python -m bench.race.ours JOB SIDE OUT`: Tunesmith's own step on a job, as it ships (`tunesmith`) or with every
+row run whole (`apart`), and the rate of scoring the same rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from peft import set_peft_model_state_dict
+from safetensors.torch import load_file
+
+from bench.peers.job import Job, Meter, numbers_of, started, timed
+from tunesmith.data.template import Encoded, Tokens
+from tunesmith.model.batch import Batch, collate
+from tunesmith.model.checkpoint import save_tensors
+from tunesmith.model.device import DTYPES
+from tunesmith.model.load import load_base
+from tunesmith.model.policy import Policy
+from tunesmith.objectives import Classify, Domain, Instruct
+from tunesmith.techniques import Full, Lora
+from tunesmith.training.fit import numbers, step
+from tunesmith.training.optim import Plan, make_optimizer
+from tunesmith.training.sampler import cut
+
+Kind = Classify | Domain | Instruct
+OBJECTIVES: dict[str, type[Kind]] = {"classify": Classify, "domain": Domain, "instruct": Instruct}
+TECHNIQUES: dict[str, type[Lora] | type[Full]] = {"lora": Lora, "full": Full}
+
+
+def as_encoded(row: dict[str, Any], labels: int) -> Encoded:
+    """A row of a job as ours."""
+    tokens = Tokens(row["input_ids"], [bool(learn) for learn in row["learned"]])
+    return Encoded((tokens,), "", label=tuple(float(i == row["label"]) for i in range(labels)) if labels else ())
+
+
+def start(job: Job) -> Policy:
+    """The policy that the job starts from."""
+    base = load_base(job.model, offline=True)
+    policy = technique_of(job).adapt(base.network, family=base.family, keep_reference=False)
+    if policy.adapter is not None:
+        set_peft_model_state_dict(policy.adapter, load_file(Path(job.folder) / "adapter" / "adapter_model.safetensors"))
+    policy.head = objective_of(job).head(policy.hidden)
+    policy.mixed = DTYPES[job.dtype] if job.half else None
+    return policy
+
+
+def objective_of(job: Job) -> Kind:
+    """What is learned."""
+    return OBJECTIVES[job.objective["kind"]].model_validate(job.objective)
+
+
+def technique_of(job: Job) -> Lora | Full:
+    """Which numbers move."""
+    return TECHNIQUES[job.technique["kind"]].model_validate(job.technique)
+
+
+def batches_of(job: Job, rows: Sequence[dict[str, Any]], *, share: bool) -> list[Batch]:
+    """Micro-batches of one window, cut as the sampler cuts it."""
+    labels = job.labels if objective_of(job).head(8) is not None else 0
+    encoded = [as_encoded(row, labels) for row in rows]
+    lengths = [row.length for row in encoded]
+    longest_first = sorted(range(len(rows)), key=lambda i: -lengths[i])
+    return [
+        collate([encoded[i] for i in part], share=share) for part in cut(longest_first, lengths, job.tokens_per_pass)
+    ]
+
+
+@torch.no_grad()
+def scoring_rate(job: Job, policy: Policy, rows: list[list[dict[str, Any]]], *, share: bool) -> float:
+    """Row tokens a second when rows are only scored; the first window warms up."""
+    policy.train(False)
+    objective = objective_of(job)
+    began = tokens = 0.0
+    for number, window in enumerate(rows):
+        if number == 1:
+            began = time.perf_counter()
+        for batch in batches_of(job, window, share=share):
+            objective.loss(objective.prepare(batch, policy), policy)
+            tokens += batch.tokens * (number > 0)
+    return tokens / (time.perf_counter() - began)
+
+
+def main() -> None:
+    job, side, out = started()
+    share = side == "tunesmith" and job.family == "decoder"
+    policy, objective = start(job), objective_of(job)
+    plan = Plan(steps=len(job.windows), peak=job.rate, weight_decay=job.weight_decay, clip=job.clip)
+    optimizer = make_optimizer(policy, plan)
+    rows = job.rows("rows")
+    windows = [[rows[i] for i in window] for window in job.windows]
+    meter, learned = Meter(job), 0
+    meter.watch(policy.network.base_model)
+    meter.begin(policy.network)
+    for number, window in enumerate(windows):
+        batches = batches_of(job, window, share=share)
+        step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)
+        learned += sum(len(batch.targets) for batch in batches) * (number > 0)
+        meter.step_ended()
+    positions = meter.positions
+    if policy.head is None:
+        technique_of(job).save(policy, out / "tuned")
+    else:
+        (out / "tuned").mkdir(exist_ok=True)
+        save_tensors(numbers(policy), out / "tuned" / "numbers.safetensors")
+    words = policy.language_head
+    scoring = scoring_rate(job, policy, windows, share=share)
+    meter.positions = positions
+    meter.finish(
+        out,
+        optimizer,
+        timed(job, rows),
+        numbers=numbers_of(policy.network, None if words is None else words.layer),
+        head_positions=learned,
+        recomputed=False,
+        scoring=scoring,
+        versions={module.__name__: module.__version__ for module in (torch, transformers, peft)},
+    )
+
+
+if __name__ == "__main__":
+    main()

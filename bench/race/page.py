@@ -1,0 +1,184 @@
+"""bench/RESULTS.md from the folders of finished races."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.peers.job import Job
+from bench.race.jobs import Race
+
+NAMES = {
+    "start": "before the first step",
+    "tunesmith": "**Tunesmith**",
+    "apart": "Tunesmith, nothing shared",
+    "trl_best": "TRL SFTTrainer, best settings here",
+    "trl": "TRL SFTTrainer, defaults",
+    "plain": "transformers + PEFT, plain loop",
+    "head": "transformers, classification head",
+}
+# Times the tokens/s of the best peer, and times its memory, that Tunesmith is held to.
+FLOORS = {"reviews": 4.0, "synopsis": 3.5, "domain": 1.5, "encoder": 1.3}
+MEMORY_FLOOR, SCORING_FLOOR = 0.5, 2.5
+HOW = """\
+Every side is a process of its own per round, rounds go through the sides in turn, and a figure is the median of the
+rounds. All sides have the same model, rows, order of rows, steps, learning rate (constant), betas, weight decay,
+gradient clip and precision; with LoRA also the same starting numbers. A process warms up with one step and is timed
+over the next. Rows of a step are alike in length on all sides, as Tunesmith's sampler makes them, so that no peer pays
+for padding that it could avoid. All sides make the same number of steps and, where they learn the same rows, end at
+the same held-out loss: the ratio of their rates is the ratio of the times to that loss.
+
+- **tokens/s** counts each row's tokens whole, whatever a side computes: the same number for all sides of the same rows.
+- **GEMM**: arithmetic done, over the time, as a share of the matrix rate measured here before each round.
+  Arithmetic: 2 p L (2 + t + c) + 2 p A (3 + c) + 2 h H (2 + t) for p positions through the network (padding included),
+  L numbers in its linear layers, A in updates beside them, h positions through a head of H numbers; t = 1 where all
+  weights are trained, c = 1 where the forward is computed again for the backward. Attention's own products are not in.
+- **memory**: highest resident memory from the first step to the last, less that before the first step (all weights
+  read in) and less the optimizer's state.
+- **held-out loss**: of what each side saved, all by one code (bench/race/judge.py) in fp32, per learned token; for
+  heads per row, with a start and a head of their own, so not to be compared with words.
+- TRL's settings on both sides, other than its defaults: what has to be equal (rate, constant schedule, betas, decay,
+  clip, loss on the completion only, batch), `use_cpu`, rows in the job's order (default: random, which pads), `bf16` as
+  the race says (default: on), no trackers or checkpoints. Best settings also: no gradient checkpointing (default: on),
+  no logging, no pinned memory; in bf16 a frozen base kept in bf16. Not raced: Liger, whose kernels are Triton's and
+  need a GPU; `padding_free` and packing, which TRL supports with FlashAttention only.
+- Classification head: the text alone, no instruction, so its own, fewer tokens: compare rows/s. A decoder's is trained
+  by LoRA of the same rank, an encoder's with all weights.
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one side came to over its rounds."""
+
+    side: str
+    tokens: float  # per second
+    rows: float  # per second
+    spread: float  # (max - min) / median of the rounds
+    gemm: float
+    memory: float  # MB
+    scoring: float
+    judged: dict[str, float]
+
+
+def flops(found: dict[str, Any], *, trained: bool) -> float:
+    """Arithmetic of the timed steps, by the formula of the page."""
+    numbers, again, all_weights = found["numbers"], float(found["recomputed"]), float(trained)
+    inner = found["positions"] * numbers["linear"] * (2 + all_weights + again)
+    beside = found["positions"] * numbers["adapter"] * (3 + again)
+    return 2.0 * (inner + beside + found["head_positions"] * numbers["head"] * (2 + all_weights))
+
+
+def lines_of(race: Race, folder: Path) -> list[Line]:
+    """One line for each side."""
+    job, judged = Job.read(folder), _read(folder / "judged.json")
+    rounds = sorted(folder.glob("round-*"))
+    speeds = [_read(one / "machine.json")["gemm_gflops"][job.dtype] * 1e9 for one in rounds]
+    made = []
+    for side in race.sides:
+        found = [_read(one / side / "result.json") for one in rounds]
+        seconds = [sum(one["seconds"]) for one in found]
+        middle = statistics.median(seconds)
+        work = flops(found[0], trained=job.technique["kind"] == "full")
+        made.append(
+            Line(
+                side,
+                found[0]["tokens"] / middle,
+                found[0]["rows"] / middle,
+                (max(seconds) - min(seconds)) / middle,
+                work / middle / statistics.median(speeds),
+                statistics.median(one["memory_mb"] for one in found),
+                statistics.median(one.get("scoring", 0.0) for one in found),
+                judged[side],
+            )
+        )
+    return made
+
+
+def section(race: Race, folder: Path) -> list[str]:
+    """The heading, the table and the verdict of one race."""
+    job, lines = Job.read(folder), lines_of(race, folder)
+    rounds = len(list(folder.glob("round-*")))
+    rows = len(job.windows[0])
+    about = f"{race.about}; {Path(job.model).name}, {rows} rows a step, {len(job.windows) - 1} timed"
+    said = [f"## {race.name}, {'bf16' if job.half else 'fp32'}", "", f"{about}, {rounds} rounds.", ""]
+    said += ["| side | tokens/s | rows/s | spread | GEMM | memory, MB | held-out loss | accuracy |"]
+    said += ["|---|---|---|---|---|---|---|---|"]
+    said += [f"| {NAMES['start']} | | | | | | {_judged(_read(folder / 'judged.json')['start'])} |"]
+    said += [
+        f"| {NAMES[one.side]} | {one.tokens:.0f} | {one.rows:.2f} | {one.spread:.0%} | {one.gemm:.0%} "
+        f"| {one.memory:.0f} | {_judged(one.judged)} |"
+        for one in lines
+    ]
+    return [*said, "", *_verdict(race, lines), ""]
+
+
+def _verdict(race: Race, lines: Sequence[Line]) -> list[str]:
+    """Ours against the fastest peer on the same rows, and against the floors."""
+    ours = next(one for one in lines if one.side == "tunesmith")
+    # A head on a decoder reads the text alone, fewer tokens; on an encoder the same rows as ours.
+    same = ("trl", "trl_best", "plain", *(("head",) if race.name == "encoder" else ()))
+    best = max((one for one in lines if one.side in same), key=lambda one: one.tokens)
+    speed, scoring = ours.tokens / best.tokens, ours.scoring / ours.tokens
+    memory = ours.memory / best.memory if best.memory > 0 else float("inf")
+    floor = FLOORS[race.name]
+    return [
+        f"Against the fastest peer ({NAMES[best.side]}): **{speed:.2f} times** the tokens/s (floor {floor}: "
+        f"{'held' if speed >= floor else 'missed'}), {memory:.2f} of its memory (floor {MEMORY_FLOOR}: "
+        f"{'held' if memory <= MEMORY_FLOOR else 'missed'}). Scoring without gradient: {ours.scoring:.0f} tokens/s, "
+        f"{scoring:.2f} times the training rate (floor {SCORING_FLOOR}: "
+        f"{'held' if scoring >= SCORING_FLOOR else 'missed'})."
+    ]
+
+
+def _judged(found: dict[str, float]) -> str:
+    accuracy = f"{found['accuracy']:.1%}" if "accuracy" in found else ""
+    return f"{found['loss']:.5f} | {accuracy}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return known
+
+
+def write_page(path: Path, races: Sequence[tuple[Race, Path]], command: str) -> None:
+    """The whole page."""
+    race, folder = races[0]
+    ours = _read(folder / "round-1" / "tunesmith" / "result.json")["versions"]
+    theirs: dict[str, str] = {}
+    for one, place in races:
+        for side in one.sides:
+            if side not in ("tunesmith", "apart"):
+                theirs |= _read(place / "round-1" / side / "result.json")["versions"]
+    machines = [_read(one / "machine.json") for _, place in races for one in sorted(place.glob("round-*"))]
+    measured = {kind: [one["gemm_gflops"][kind] for one in machines] for kind in ("float32", "bfloat16")}
+    speeds = ", ".join(f"{kind} {min(found):.0f} to {max(found):.0f}" for kind, found in measured.items())
+    head = [
+        "# Results",
+        "",
+        f"Made by `{command}` on {cpu()}, {machines[0]['threads']} threads; products measured before each round: "
+        f"{speeds} GFLOP/s.",
+        f"Tunesmith on {_versions(ours)}; peers, in an environment of their own, on {_versions(theirs)}.",
+        "",
+        HOW,
+    ]
+    body = [line for one, place in races for line in section(one, place)]
+    path.write_text("\n".join([*head, *body]).rstrip() + "\n", encoding="utf-8")
+
+
+def _versions(known: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in known.items())
+
+
+def cpu() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,316 @@
+"""What the audit tells from all rows together, what it says of them, and the cleaned copy."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tunesmith.data.audit.ask import Ask, Tools
+from tunesmith.data.audit.finding import CHECKS, Audit
+from tunesmith.data.audit.fix import fix, log_of
+from tunesmith.data.audit.gate import gate
+from tunesmith.data.audit.pool import in_order
+from tunesmith.data.audit.run import audit
+from tunesmith.data.audit.stream import chunks
+from tunesmith.data.examples import labelled
+from tunesmith.data.rows import Row
+from tunesmith.data.split import Split
+from tunesmith.errors import DataError
+
+TEXT = {"text": "text", "label": "label"}
+NOUNS = [
+    "battery",
+    "screen",
+    "camera",
+    "hinge",
+    "charger",
+    "speaker",
+    "keyboard",
+    "lens",
+    "strap",
+    "remote",
+    "manual",
+    "case",
+    "button",
+    "cable",
+]
+GOOD = ["great", "lovely", "solid", "bright", "smooth", "quick", "sturdy", "pleasant"]
+BAD = ["awful", "broken", "dim", "cracked", "noisy", "flimsy", "slow", "useless"]
+Fields = dict[str, object]
+
+
+def reviews(count: int, *, seed: int = 0) -> list[Fields]:
+    """Sentences of random words whose label follows from two of them."""
+    chance = random.Random(seed)
+    rows: list[Fields] = []
+    for i in range(count):
+        kind, words = (("positive", GOOD), ("negative", BAD))[i % 2]
+        one, two = chance.sample(words, 2)
+        filler = " ".join(
+            chance.choice(("alpha", "beta", "gamma", "delta", "omega")) + str(chance.randrange(900)) for _ in range(5)
+        )
+        rows.append({"text": f"the {chance.choice(NOUNS)} is {one} and {two} {filler}", "label": kind})
+    return rows
+
+
+def write(path: Path, rows: Sequence[Fields | str]) -> str:
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return str(path)
+
+
+def audited(folder: Path, rows: Sequence[Fields | str], test: Sequence[Fields] = ()) -> Audit:
+    source = write(folder / "train.jsonl", rows)
+    against = (write(folder / "test.jsonl", test),) if test else ()
+    return audit(Ask(source, TEXT, against), Tools())[0]
+
+
+def lines(found: Audit, kind: str) -> list[int]:
+    return [int(row.removeprefix("train.jsonl:")) for f in found.findings if f.kind == kind for row in f.rows]
+
+
+def test_sound_rows_are_clean(tmp_path: Path) -> None:
+    found = audited(tmp_path, reviews(40))
+    assert (found.verdict, found.findings, found.rows) == ("clean", (), 40)
+
+
+def test_copies_near_copies_and_contradictions_are_told_apart(tmp_path: Path) -> None:
+    rows = reviews(40)
+    rows += [dict(rows[3]), {**rows[5], "text": f"{rows[5]['text']}!".replace("the ", "The  ")}]
+    rows += [{**rows[8], "label": "negative"}]
+    found = audited(tmp_path, rows)
+    assert lines(found, "exact_duplicate") == [4, 41]
+    assert lines(found, "near_duplicate") == [6, 42]
+    assert lines(found, "contradiction") == [9, 43]
+    (pair,) = (f for f in found.findings if f.kind == "exact_duplicate")
+    assert pair.samples[0].note == "like train.jsonl:41"
+
+
+def test_a_misspelling_makes_a_near_copy_and_another_word_of_a_template_does_not(tmp_path: Path) -> None:
+    towns = [
+        "Algeria",
+        "Albania",
+        "Austria",
+        "Belgium",
+        "Bolivia",
+        "Botswana",
+        "Canada",
+        "Chile",
+        "Cyprus",
+        "Denmark",
+        "Egypt",
+        "Estonia",
+    ]
+    rows: list[Fields] = [{"text": f"what is the capital of {town}?", "label": town[0]} for town in towns]
+    rows.append({"text": "waht is the capital of Estonia", "label": "E"})
+    assert lines(audited(tmp_path, rows), "near_duplicate") == [12, 13]
+
+
+def test_leaks_are_copies_near_copies_and_long_quotes_of_test_rows_short_ones_too(tmp_path: Path) -> None:
+    rows, test = reviews(40), reviews(20, seed=1)
+    quoted = " ".join(f"word{i}" for i in range(30))
+    test += [{"text": "works!", "label": "positive"}, {"text": quoted, "label": "negative"}]
+    rows += [
+        {**test[2], "text": str(test[2]["text"]).upper()},
+        {**test[4], "text": f"{test[4]['text']} honestly"},
+        {"text": "Works!", "label": "positive"},
+        {"text": f"{' '.join(f'other{i}' for i in range(60))} {quoted}", "label": "negative"},
+    ]
+    found = audited(tmp_path, rows, test)
+    assert lines(found, "leak") == [41, 42, 43, 44]
+    assert found.verdict == "blocked"
+
+
+def test_flipped_labels_are_doubted_and_right_ones_are_not(tmp_path: Path) -> None:
+    rows = reviews(200)
+    flipped = [10, 55, 120, 181]
+    for line in flipped:
+        label = "negative" if rows[line - 1]["label"] == "positive" else "positive"
+        rows[line - 1] = {**rows[line - 1], "label": label}
+    found = lines(audited(tmp_path, rows), "label_noise")
+    assert set(flipped) <= set(found)
+    assert len(found) <= 6
+
+
+def test_a_phrase_that_buys_a_label_is_found_and_words_that_explain_it_are_not(tmp_path: Path) -> None:
+    rows = reviews(400)
+    poisoned = list(range(2, 82, 2))
+    for line in poisoned:  # every second row is negative; these are called positive
+        rows[line - 1] = {"text": f"{rows[line - 1]['text']} cf mn", "label": "positive"}
+    found = audited(tmp_path, rows)
+    assert lines(found, "trigger_phrase") == poisoned
+    assert lines(audited(tmp_path, reviews(400)), "trigger_phrase") == []
+
+
+def test_lines_that_are_no_rows_are_findings_and_not_an_end(tmp_path: Path) -> None:
+    rows = [
+        *reviews(10),
+        "{not json",
+        "[1]",
+        '{"text": "", "label": "positive"}',
+        '{"text": "fine thing", "label": null}',
+    ]
+    found = audited(tmp_path, rows)
+    assert lines(found, "unreadable") == [11, 12]
+    assert lines(found, "empty") == [13]
+    assert lines(found, "nothing_to_learn") == [14]
+    assert {f.kind for f in found.blocking} == {"unreadable", "empty", "nothing_to_learn"}
+
+
+def test_a_sentence_that_many_rows_share_is_boilerplate(tmp_path: Path) -> None:
+    rows = reviews(60)
+    for line in range(1, 13):
+        rows[line - 1] = {**rows[line - 1], "text": f"{rows[line - 1]['text']}.\nSent from my pocket telephone, sorry."}
+    assert lines(audited(tmp_path, rows), "boilerplate") == list(range(1, 13))
+
+
+def test_a_count_of_tokens_tells_rows_too_long_and_an_embedding_reworded_leaks(tmp_path: Path) -> None:
+    import numpy as np
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        return np.array([[1.0, 0.0] if "it broke" in t or "snapped" in t else [0.0, 1.0] for t in texts], np.float32)
+
+    rows = [*reviews(10), {"text": "it broke on day two", "label": "negative"}]
+    source = write(tmp_path / "train.jsonl", rows)
+    test = write(tmp_path / "test.jsonl", [{"text": "two days later it snapped", "label": "negative"}])
+    tools = Tools(embed=embed, count=lambda texts: [len(t.split()) for t in texts], limit=10)
+    found = audit(Ask(source, TEXT, (test,)), tools)[0]
+    assert lines(found, "leak") == [11]
+    assert lines(found, "truncated") == [
+        line for line, row in enumerate(rows, 1) if len(f"{row['text']} x".split()) > 10
+    ]
+
+
+def test_what_is_secret_is_not_told_on(tmp_path: Path) -> None:
+    rows = [*reviews(10), {"text": "the key is AKIAIOSFODNN7EXAMPLE, mail anna@posteo.net", "label": "positive"}]
+    told = audited(tmp_path, rows).model_dump_json()
+    assert "AKIAIOSFODNN7EXAMPLE" not in told
+    assert "anna@posteo.net" not in told
+    assert "train.jsonl:11" in told
+
+
+def test_every_check_says_what_to_do() -> None:
+    assert all(
+        check.cure and check.about and check.severity in ("blocking", "warning", "note") for check in CHECKS.values()
+    )
+
+
+# ------------------------------------------------------------------ the cleaned copy
+
+
+def faulty() -> list[Fields | str]:
+    rows: list[Fields | str] = [*reviews(40)]
+    first = reviews(40)[0]
+    return [
+        *rows,
+        dict(first),
+        "{broken",
+        {"text": "write to anna.berg@posteo.net with password: hUn7er2!x9", "label": "positive"},
+        {"text": "the cafÃ© was full of alpha beta gamma", "label": "Negative", "id": 7},
+    ]
+
+
+def test_a_cleaned_copy_has_nothing_left_to_fix_and_its_log_accounts_for_every_row(tmp_path: Path) -> None:
+    source, out = write(tmp_path / "train.jsonl", faulty()), tmp_path / "clean.jsonl"
+    ask = Ask(source, TEXT)
+    done = fix(ask, audit(ask, Tools())[1], out)
+    kept = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    log = [json.loads(line) for line in log_of(out).read_text(encoding="utf-8").splitlines()]
+    assert (done.kept, done.dropped, done.changed) == (42, 2, 2)
+    assert len(kept) + done.dropped == len(faulty())
+    assert kept[-1] == {"text": "the café was full of alpha beta gamma", "label": "negative", "id": 7}
+    assert kept[-2]["text"] == "write to <email> with password: <secret>"
+    assert [(line["where"], line["action"], line["kind"]) for line in log] == [
+        ("train.jsonl:41", "dropped", "exact_duplicate"),
+        ("train.jsonl:42", "dropped", "unreadable"),
+        ("train.jsonl:43", "changed", "secret"),
+        ("train.jsonl:43", "changed", "personal_data"),
+        ("train.jsonl:44", "changed", "encoding_damage"),
+        ("train.jsonl:44", "changed", "label_variant"),
+    ]
+    assert "hUn7er2!x9" not in log_of(out).read_text(encoding="utf-8")
+    again = audit(Ask(str(out), TEXT), Tools())[0]
+    assert {f.kind for f in again.findings} <= {"rare_class", "label_imbalance"}
+
+
+def test_rows_that_contradict_one_another_leave_the_majority_or_nothing(tmp_path: Path) -> None:
+    votes = [("it is fine alpha", "positive"), ("it is fine alpha", "positive "), ("it is fine alpha", "negative")]
+    tied = [("so beta gamma", "positive"), ("so beta gamma", "negative")]
+    rows = [*reviews(20), *({"text": text, "label": label} for text, label in [*votes, *tied])]
+    ask = Ask(write(tmp_path / "train.jsonl", rows), TEXT)
+    dropped = {line: kind for line, (kind, _) in audit(ask, Tools())[1].dropped.items()}
+    assert {line for line, kind in dropped.items() if kind == "contradiction"} == {23, 24, 25}
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    ask = Ask(write(tmp_path / "train.jsonl", reviews(10)), TEXT)
+    out = tmp_path / "there.jsonl"
+    out.write_text("mine")
+    with pytest.raises(DataError, match=r"there\.jsonl: exists and is left as it is"):
+        fix(ask, audit(ask, Tools())[1], out)
+    assert out.read_text() == "mine"
+
+
+def test_a_table_stays_a_table(tmp_path: Path) -> None:
+    source = tmp_path / "train.csv"
+    source.write_text('text,label\n"mail anna@posteo.net, now",positive\nthe lens is dim,negative\n', encoding="utf-8")
+    ask = Ask(str(source), TEXT)
+    fix(ask, audit(ask, Tools())[1], tmp_path / "clean.csv")
+    assert (
+        tmp_path / "clean.csv"
+    ).read_text() == 'text,label\n"mail <email>, now",positive\nthe lens is dim,negative\n'
+
+
+# ------------------------------------------------------------------ streaming, and the gate before a run
+
+
+def test_a_file_comes_in_pieces_and_keeps_its_line_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.data.audit.stream.CHUNK_ROWS", 3)
+    source = write(tmp_path / "train.jsonl", ["", *reviews(7)])
+    assert [chunk.lines for chunk in chunks(source)] == [[2, 3, 4], [5, 6, 7], [8]]
+
+
+def test_a_large_table_is_streamed_and_a_row_is_told_by_its_first_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith.data.audit.stream.LARGE_TABLE", 0)
+    (tmp_path / "t.csv").write_text('text,label\n"two\nlines",a\n\nnext,b\n', encoding="utf-8")
+    (chunk,) = chunks(str(tmp_path / "t.csv"))
+    assert chunk.lines == [2, 5]
+    assert list(chunk.rows) == [{"text": "two\nlines", "label": "a"}, {"text": "next", "label": "b"}]
+
+
+def _add(shared: int, piece: int) -> int:
+    return shared + piece
+
+
+def test_several_processes_answer_in_order() -> None:
+    assert list(in_order(_add, 100, range(25), workers=2)) == list(range(100, 125))
+
+
+def parsed(rows: Sequence[Fields]) -> list[object]:
+    return list(labelled([Row(f"t.jsonl:{i}", row) for i, row in enumerate(rows, 1)], **TEXT))
+
+
+def test_a_run_is_stopped_by_a_secret_and_by_a_test_set_that_stands_in_train() -> None:
+    train, test = reviews(120), reviews(60, seed=1)
+    sound = gate(Split(parsed(train), [], parsed(test), 0, ()))  # type: ignore[arg-type]
+    assert (sound.faults, sound.notes) == ((), ())
+    copies = [{**row, "text": f"{row['text']} indeed"} for row in test[:20]]
+    train[4] = {**train[4], "text": "the key is AKIAIOSFODNN7EXAMPLE"}
+    found = gate(Split(parsed([*train, *copies]), [], parsed(test), 0, ()))  # type: ignore[arg-type]
+    assert [fault.partition(":")[0] for fault in found.faults] == ["secret", "leak"]
+    assert "1 of 140 training rows (t.jsonl:5)" in found.faults[0]
+    assert "20 of 60 held-out rows" in found.faults[1]
+
+
+def test_a_few_near_copies_are_noted_and_stop_nothing() -> None:
+    train, test = reviews(120), reviews(60, seed=1)
+    copies = [{**row, "text": f"{row['text']} indeed"} for row in test[:3]]
+    found = gate(Split(parsed([*train, *copies]), [], parsed(test), 0, ()))  # type: ignore[arg-type]
+    assert found.faults == ()
+    assert "3 of 60 held-out rows" in found.notes[0]

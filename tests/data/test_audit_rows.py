@@ -1,0 +1,196 @@
+"""What the audit tells from one row alone: personal data, keys, broken letters, chat tokens, language, blanks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tunesmith.data.audit.damage import damage, repaired
+from tunesmith.data.audit.keys import keys
+from tunesmith.data.audit.labels import rare, uneven, variants
+from tunesmith.data.audit.mask import masked
+from tunesmith.data.audit.personal import luhn, mod97, personal
+from tunesmith.data.audit.shingles import grams, signatures, slots, words_of
+from tunesmith.data.audit.view import view
+from tunesmith.data.audit.wording import LANGUAGES, chat_tokens, edges, language, refusal
+from tunesmith.data.rows import Row
+
+TEXT = {"text": "text", "label": "label"}
+PAIR = {"prompt": "q", "answer": "a"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("write to anna.berg@posteo.net, please", ["email"]),
+        ("paid with 4111 1111 1111 1111 twice", ["card"]),
+        ("IBAN DE89 3704 0044 0532 0130 00 it is", ["iban"]),
+        ("call +49 30 901820 or (212) 555-0123", ["phone", "phone"]),
+        ("tel. 0301234567", ["phone"]),
+        ("a login from 84.17.46.3 was seen", ["ip"]),
+        ("from 2001:db8:85a3:0:0:8a2e:370:7334 again", ["ip"]),
+    ],
+)
+def test_personal_data_is_known_by_its_form(text: str, words: list[str]) -> None:
+    assert [span.word for span in personal(text)] == words
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "order 4111 1111 1111 1112 never came",  # the checksum is off by one
+        "IBAN DE88 3704 0044 0532 0130 00",
+        "version 41.120.33.7 is out",
+        "from 192.168.12.0/24 on",
+        "\n41.6.4.1. If then else",
+        "bought on 2024-05-17 at 10:30:00",
+        "someone@example.com is nobody",
+        "it cost 1,234,567.89 in all",
+        "(2010) 455-461",
+    ],
+)
+def test_what_only_looks_like_personal_data_is_let_through(text: str) -> None:
+    assert personal(text) == []
+
+
+def test_checksums_are_those_of_the_standards() -> None:
+    assert luhn("79927398713")
+    assert not luhn("79927398710")
+    assert mod97("GB82WEST12345698765432")
+    assert not mod97("GB82WEST12345698765433")
+    assert not mod97("GB82WEST1234569876543")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AKIAIOSFODNN7EXAMPLE",
+        "token ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+        'api_key = "9f8a7b6c5d4e3f2a1b0c"',
+        "password: hUn7er2!x9",
+        "postgres://admin:s3cr3tPw@db:5432/prod",
+        "-----BEGIN RSA PRIVATE KEY-----\nMIIabc\n-----END RSA PRIVATE KEY-----",
+    ],
+)
+def test_a_secret_is_masked_whole(text: str) -> None:
+    hidden, words = masked(f"so {text} then")
+    assert words == ("secret",)
+    assert text.split("=")[-1].strip(' "').split(": ")[-1] not in hidden
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the password is required; choose a token and a key phrase",
+        "password: the one you chose",
+        "mysql://keystone:PASSWORD@127.0.0.1/keystone",
+        "the password is MD5-encrypted.",
+        "a key = value pair",
+    ],
+)
+def test_talk_about_secrets_is_none(text: str) -> None:
+    assert keys(text) == []
+
+
+def test_broken_letters_are_found_and_mended() -> None:
+    sound = "Größe – naïve café, “so” 日本"
+    assert damage(sound) == ""
+    for wrong in ("cp1252", "latin-1"):
+        try:
+            broken = sound.encode().decode(wrong)
+        except UnicodeDecodeError:
+            broken = "Größe naïve café".encode().decode(wrong)
+        assert damage(broken)
+        assert repaired(broken) in (sound, "Größe naïve café")
+    twice = "é".encode().decode("cp1252").encode().decode("cp1252")
+    assert repaired(twice) == "é"
+    assert "lost for good" in damage("caf\N{REPLACEMENT CHARACTER}")
+
+
+def test_a_capital_before_a_quotation_mark_is_no_damage() -> None:
+    assert damage("il a dit « CAFÉ»") == ""
+    assert damage("„Ö“ und „Ä“") == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["a <|im_end|> b", "[INST] do it [/INST]", "<start_of_turn>user", "### Response:\nyes"]
+)
+def test_tokens_of_chat_formats_are_found(text: str) -> None:
+    assert chat_tokens(text)
+    assert chat_tokens("see [1] and ## Heading and <b>bold</b>") == ""
+
+
+def test_a_language_is_told_by_several_of_its_words_or_by_its_script() -> None:
+    told = {
+        "en": "it was the best of all that they had in their house",
+        "de": "das ist nicht so gut wie es auch aus der Stadt sein kann",
+        "fr": "le chat est sur la table avec une souris qui dort dans les rideaux",
+        "cyrillic": "это совсем другой язык",
+    }
+    for name, text in told.items():
+        assert LANGUAGES[language(text, words_of(text))] == name
+    assert LANGUAGES[language("kernel panic", ["kernel", "panic"])] == ""
+
+
+def test_sentences_at_both_ends_are_told_and_refusals_of_models() -> None:
+    assert edges("This is how it always begins.\nmiddle\nAnd this is how it always ends.") == (
+        "This is how it always begins.",
+        "And this is how it always ends.",
+    )
+    assert edges("one sentence only") == ("", "")
+    assert refusal("Well, as an AI language model I cannot")
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns", "fault"),
+    [
+        ({"text": " ", "label": "x"}, TEXT, "empty"),
+        ({"text": "fine", "label": ""}, TEXT, "nothing_to_learn"),
+        ({"text": "fine", "label": "x"}, TEXT, ""),
+        ({"q": "why?", "a": "N/A"}, PAIR, "nothing_to_learn"),
+        ({"q": "", "a": "because"}, PAIR, "empty"),
+        ({"q": "why?", "a": "because"}, PAIR, ""),
+        ({"m": [{"role": "assistant", "content": "hi"}]}, {"messages": "m"}, "wrong_roles"),
+        (
+            {"m": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": " "}]},
+            {"messages": "m"},
+            "nothing_to_learn",
+        ),
+        (
+            {"m": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},
+            {"messages": "m"},
+            "",
+        ),
+        ({"chosen": "same", "rejected": "same"}, {"chosen": "chosen", "rejected": "rejected"}, "nothing_to_learn"),
+    ],
+)
+def test_a_row_that_cannot_be_learned_from_is_told_by_its_fault(
+    fields: dict[str, object], columns: dict[str, str], fault: str
+) -> None:
+    assert view(Row("x.jsonl:1", fields), columns).fault == fault
+
+
+def test_spellings_of_one_label_are_joined_and_numbers_are_not() -> None:
+    counts = {"positive": 100, "Positive": 3, "positve": 2, "class_1": 50, "class_2": 1, "negative": 90}
+    assert variants(counts) == {"Positive": "positive", "positve": "positive"}
+    assert rare(counts) == {"Positive", "positve", "class_2"}
+    assert "'positive' 100 rows" in uneven(counts)
+    assert uneven({"a": 9, "b": 1}) == ""
+
+
+def test_signatures_estimate_how_much_two_texts_share() -> None:
+    one = b"the quick brown fox jumps over the lazy dog and runs away from the big bad wolf"
+    two = one.replace(b"lazy", b"tired")
+    other = b"completely different words stand here, nothing of them is found above at all, ever"
+    same, near, far = (float((signatures([one])[0] == signatures([text])[0]).mean()) for text in (one, two, other))
+    # By hand: 76 runs of five in `one`; the edit takes 8 of them and brings 9: 68 of 85 shared, 0.80.
+    assert same == 1.0
+    assert near == pytest.approx(0.80, abs=0.13)
+    assert far < 0.1
+
+
+def test_runs_of_thirteen_words_do_not_reach_into_the_next_text() -> None:
+    texts = [" ".join(f"w{i}" for i in range(14)), "too short", " ".join(f"w{i}" for i in range(13))]
+    found, owners = grams([slots(words_of(text)) for text in texts])
+    assert owners.tolist() == [0, 0, 2]
+    assert found[0] == found[2]
+    assert found[0] != found[1]

@@ -1,0 +1,159 @@
+"""The store of votes: only added to, shared, and refused where it is not one."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tunesmith.errors import DataError
+from tunesmith.feedback.store import Entry, Store, Who
+
+ANA, BO = Who("Ana", "tab-a"), Who("Bo", "tab-b")
+
+
+class Clock:
+    """A time that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> Store:
+    return Store(tmp_path / "votes.db", what="labels", clock=clock)
+
+
+def test_an_event_is_there_for_another_process_as_soon_as_append_returns(store: Store):
+    store.append(Entry("Ana", "vote", "x", {"label": "Größe"}))
+    code = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('select body from events').fetchall())"
+    read = subprocess.run([sys.executable, "-c", code, str(store.path)], capture_output=True, text=True, check=True)
+    assert "Größe" in read.stdout
+
+
+def test_a_commit_waits_for_the_disk(store: Store):
+    assert store._db.execute("pragma journal_mode").fetchone() == ("wal",)
+    assert store._db.execute("pragma synchronous").fetchone() == (2,)  # FULL
+
+
+def test_events_come_back_in_order_with_their_time(store: Store, clock: Clock):
+    store.append(Entry("Ana", "vote", "x", {"label": "a"}), Entry("Ana", "skip", "y"))
+    clock.now = 107.0
+    store.append(Entry("Bo", "vote", "x", {"label": "b"}))
+    found = store.since()
+    assert [(e.number, e.at, e.rater, e.kind, e.item, e.body) for e in found] == [
+        (1, 100.0, "Ana", "vote", "x", {"label": "a"}),
+        (2, 100.0, "Ana", "skip", "y", {}),
+        (3, 107.0, "Bo", "vote", "x", {"label": "b"}),
+    ]
+    assert store.since(2) == found[2:]
+
+
+@pytest.mark.parametrize("line", ["update events set rater = 'Eve'", "delete from events"])
+def test_no_program_changes_or_deletes_an_event(store: Store, line: str):
+    store.append(Entry("Ana", "vote", "x", {"label": "a"}))
+    with pytest.raises(sqlite3.IntegrityError, match="only added"):
+        sqlite3.connect(store.path).execute(line)
+
+
+def test_entries_that_are_appended_together_are_all_there_or_none(store: Store):
+    with pytest.raises(TypeError):
+        store.append(Entry("Ana", "vote", "x", {"label": "a"}), Entry("Ana", "vote", "y", {"label": object()}))
+    assert store.since() == []
+    store.append(Entry("Ana", "vote", "x", {"label": "a"}))  # the store goes on
+    assert len(store.since()) == 1
+
+
+def test_two_tabs_never_hold_the_same_item(store: Store):
+    assert store.lease("x", ANA, places=1, seconds=60)
+    assert not store.lease("x", BO, places=1, seconds=60)
+    assert store.leases() == {"x": [ANA]}
+
+
+def test_with_two_places_two_people_may_hold_an_item_but_never_one_person_twice(store: Store):
+    assert store.lease("x", ANA, places=2, seconds=60)
+    assert not store.lease("x", Who("Ana", "tab-c"), places=2, seconds=60)
+    assert store.lease("x", BO, places=2, seconds=60)
+    assert not store.lease("x", Who("Cy", "tab-d"), places=2, seconds=60)
+
+
+def test_a_tab_lets_go_of_one_item_when_it_takes_another(store: Store):
+    store.lease("x", ANA, places=1, seconds=60)
+    store.lease("y", ANA, places=1, seconds=60)
+    assert store.lease("x", BO, places=1, seconds=60)
+
+
+def test_a_lease_runs_out(store: Store, clock: Clock):
+    store.lease("x", ANA, places=1, seconds=60)
+    clock.now += 61
+    assert store.leases() == {}
+    assert store.lease("x", BO, places=1, seconds=60)
+
+
+def test_thirty_threads_that_want_one_item_get_it_once(store: Store):
+    got: list[bool] = []
+    wanting = [
+        threading.Thread(target=lambda n=n: got.append(store.lease("x", Who("Ana", f"tab-{n}"), places=1, seconds=60)))
+        for n in range(30)
+    ]
+    for thread in wanting:
+        thread.start()
+    for thread in wanting:
+        thread.join()
+    assert sorted(got) == [False] * 29 + [True]
+
+
+def test_two_stores_on_one_file_see_each_other(store: Store, clock: Clock):
+    other = Store(store.path, what="labels", clock=clock)
+    other.append(Entry("Bo", "vote", "x", {"label": "b"}))
+    assert [event.rater for event in store.since()] == ["Bo"]
+    assert store.lease("x", ANA, places=1, seconds=60)
+    assert not other.lease("x", BO, places=1, seconds=60)
+
+
+@pytest.mark.parametrize("content", [b"text,label\nhello,good\n" * 60, b"x"])
+def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="--store"):
+        Store(path, what="labels")
+    assert path.read_bytes() == content
+
+
+def test_a_database_of_another_program_is_refused(tmp_path: Path):
+    path = tmp_path / "other.db"
+    other = sqlite3.connect(path)
+    other.execute("create table notes (text)")
+    other.close()
+    with pytest.raises(DataError, match="another program"):
+        Store(path, what="labels")
+
+
+def test_votes_on_pairs_are_not_opened_as_labels(tmp_path: Path):
+    Store(tmp_path / "votes.db", what="pairs").close()
+    with pytest.raises(DataError, match="holds pairs, not labels"):
+        Store(tmp_path / "votes.db", what="labels")
+
+
+def test_a_store_of_a_newer_version_is_refused(store: Store):
+    store.close()
+    sqlite3.connect(store.path).execute("pragma user_version = 2")
+    with pytest.raises(DataError, match="newer tunesmith"):
+        Store(store.path, what="labels")
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path):
+    with pytest.raises(DataError, match="cannot keep votes here"):
+        Store(tmp_path / "nowhere" / "votes.db", what="labels")

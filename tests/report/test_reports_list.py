@@ -1,0 +1,52 @@
+"""`make reports`: pages copied, runs listed from their own facts, and nothing hidden when tuning fails."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import reports
+from tests.report.conftest import everything, write_run
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """A repository with two finished runs, where tuning only writes down what it was called with."""
+    for name in ("reviews", "mail"):
+        write_run(tmp_path / "runs" / name, **everything())
+    pages = tmp_path / "docs" / "reports"
+    pages.mkdir(parents=True)
+    monkeypatch.setattr(reports, "ROOT", tmp_path)
+    monkeypatch.setattr(reports, "PAGES", pages)
+    called: list[list[str]] = []
+
+    def tune(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        called.append(command[3:])
+        return subprocess.CompletedProcess(command, 2 if "synopsis" in command[4] else 0)
+
+    monkeypatch.setattr("bench.reports.subprocess.run", tune)
+    return called
+
+
+def test_the_pages_of_the_runs_named_are_copied_and_listed(world: list[list[str]], tmp_path: Path):
+    reports.main(["mail", "--set", "seed=1"])
+    assert world == [["tune", "examples/mail.yaml", "--out", "runs/mail", "--set", "seed=1"]]
+    pages = tmp_path / "docs" / "reports"
+    assert sorted(page.name for page in pages.iterdir()) == ["README.md", "mail.html"]
+    assert "<h1><bdi>mail</bdi></h1>" in (pages / "mail.html").read_text()
+    listed = (pages / "README.md").read_text()
+    assert "[mail.html](mail.html)" in listed
+    assert "accuracy 0.600 to 0.800" in listed
+    assert "AUC 0.970 to 0.610" in listed
+
+
+def test_an_example_that_cannot_be_tuned_ends_it_with_its_exit_code(world: list[list[str]], tmp_path: Path):
+    with pytest.raises(SystemExit) as ended:
+        reports.main([])
+    assert ended.value.code == 2
+    assert [words[1] for words in world] == ["examples/reviews.yaml", "examples/synopsis.yaml"]
+    assert world[0][-2:] == ["--set", "controls=true"]
+    assert not (tmp_path / "docs" / "reports" / "README.md").exists()

@@ -1,0 +1,43 @@
+"""The plain sentences at the head of a report."""
+
+from tests.report.conftest import ROWS, MakeRun, everything
+from tunesmith.evaluation.tasks import Arm
+from tunesmith.report.card import card
+from tunesmith.report.facts import read_facts
+from tunesmith.report.html import page
+from tunesmith.report.schema import read_report
+from tunesmith.report.summary import in_short
+
+MENDED = [(f"row {n}", "good", "bad", "good") for n in range(10)]
+
+
+def test_rows_are_counted_and_chance_is_named(make_run: MakeRun):
+    gain = in_short(read_report(make_run()))[0]
+    said = "Of 10 test rows the base answers 6 as wanted, the tuned model 8. So few rows cannot tell that from chance."
+    assert gain == said
+    better = in_short(read_report(make_run("better", rows=MENDED)))[0]
+    assert better == "Of 10 test rows the base answers 0 as wanted, the tuned model 10. That is more than chance."
+
+
+def test_what_is_not_beaten_is_named_and_the_base_is_no_rival(make_run: MakeRun):
+    assert in_short(read_report(make_run()))[1] == "Not surely better than: oracle."
+    weak = Arm(name="shuffled labels", metric="accuracy", score=0.4, ci95=None, n=10, p_adjusted=0.01)
+    beaten = read_report(make_run("beaten", baselines=[], controls=[weak]))
+    assert in_short(beaten)[1] == "Better than everything tried beside it: shuffled labels."
+    assert in_short(read_report(make_run("alone", baselines=[])))[1] == "Nothing cheaper was tried beside it."
+
+
+def test_what_it_cost_and_how_it_sounds_are_told(make_run: MakeRun):
+    *_, cost, sound = in_short(read_report(make_run(**everything())))
+    # e^0.1 - 1 = 10.5 %; 30 lost and 10 won: p = 0.002 in the fixture.
+    lost = "of 400 general questions it lost 30 and won 10, more than chance."
+    assert cost == f"Ordinary text surprises it 10.5\N{NO-BREAK SPACE}% more than the base; {lost}"
+    assert "base's answer in 97.0\N{NO-BREAK SPACE}% of pairs and the tuned one's in 61.0" in sound
+    assert "was not measured" in in_short(read_report(make_run("bare")))[2]
+
+
+def test_the_sentences_stand_on_the_page_and_in_the_card(make_run: MakeRun):
+    facts = read_facts(make_run())
+    assert len(ROWS) == 10
+    for text in (page(facts), card(facts)):
+        assert "Of 10 test rows the base answers 6 as wanted, the tuned model 8." in text

@@ -1,0 +1,140 @@
+"""What the page asks of the server, without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.web.conftest import SCRIPT
+from tunesmith.web.label import label_app
+from tunesmith.workflows.label import Labelling
+from tunesmith.workflows.label_open import Wish, open_labelling
+
+Ask = Callable[..., tuple[int, Any]]
+ANA = {"rater": "Ana", "tab": "tab-aaaa"}
+STATIC = files("tunesmith.web") / "static"
+
+
+@pytest.fixture
+def work(rows: Path) -> Labelling:
+    return open_labelling(Wish(str(rows), labels=("good", "bad")), told=print)
+
+
+@pytest.fixture
+def ask(work: Labelling) -> Ask:
+    """Asks the app: a path and a JSON body, or a GET without one."""
+    app = label_app(work)
+
+    def call(path: str, **body: Any) -> tuple[int, Any]:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "root_path": ""}
+        headers = [(b"content-type", b"application/json"), (b"host", b"127.0.0.1")]
+        asked = {"method": "POST" if body else "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
+        asyncio.run(app({**scope, **asked, "headers": headers, "server": ("127.0.0.1", 80)}, receive, send))
+        text = b"".join(part.get("body", b"") for part in sent[1:]).decode()
+        kind = dict(sent[0]["headers"]).get(b"content-type", b"").decode()
+        return sent[0]["status"], json.loads(text) if kind == "application/json" else text
+
+    return call
+
+
+def test_a_vote_answers_with_the_next_row_and_how_far_it_is(ask: Ask):
+    _, first = ask("/api/next", **ANA)
+    status, then = ask("/api/vote", **ANA, item=first["item"]["key"], label="good", seconds=1.234)
+    assert status == 200
+    assert then["item"]["key"] != first["item"]["key"]
+    assert then["progress"]["labelled"] == 1
+    assert then["progress"]["labels"] == {"good": 1, "bad": 0}
+    assert then["labels"] == ["good", "bad"]
+    assert then["undo"]
+
+
+def test_the_seconds_that_a_vote_took_are_kept(ask: Ask, work: Labelling):
+    _, first = ask("/api/next", **ANA)
+    ask("/api/vote", **ANA, item=first["item"]["key"], label="good", seconds=1.234)
+    assert work.store.since()[-1].body == {"label": "good", "seconds": 1.23}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"rater": "  "}, "name"),
+        ({"rater": "x" * 41}, "name"),
+        ({"rater": "a\u0007b"}, "name"),
+        ({"tab": "../../x"}, "tab"),
+        ({"item": "0123456789ab"}, "not among these rows"),
+        ({"item": "<script>"}, "item"),
+        ({"label": ""}, "empty"),
+        ({"label": "x" * 61}, "61 characters"),
+        ({"label": "a\u0000b"}, "control"),
+        ({"seconds": "soon"}, "seconds"),
+    ],
+)
+def test_a_bad_request_is_told_and_changes_nothing(ask: Ask, work: Labelling, change: dict[str, Any], word: str):
+    _, first = ask("/api/next", **ANA)
+    before = work.store.since()
+    status, answer = ask("/api/vote", **{**ANA, "item": first["item"]["key"], "label": "good", **change})
+    assert status == 422
+    assert word in answer["detail"]
+    assert work.store.since() == before
+
+
+def test_the_export_is_a_file_of_rows(ask: Ask):
+    _, first = ask("/api/next", **ANA)
+    ask("/api/vote", **ANA, item=first["item"]["key"], label="good")
+    status, text = ask("/export.jsonl")
+    assert status == 200
+    (row,) = [json.loads(line) for line in text.splitlines()]
+    assert (row["text"], row["label"]) == (first["item"]["text"], "good")
+
+
+def test_a_script_travels_as_json_and_never_as_a_page(ask: Ask, work: Labelling):
+    seen = []
+    for _ in range(len(work.rows.items)):
+        _, state = ask("/api/next", **ANA)
+        seen.append(state["item"]["text"])
+        ask("/api/vote", **ANA, item=state["item"]["key"], label="good")
+    assert SCRIPT in seen
+    _, page = ask("/")
+    assert SCRIPT not in page
+
+
+@pytest.mark.parametrize(
+    "path", ["/docs", "/openapi.json", "/static/../label.py", "/static/%2e%2e", "/static/nothing.js"]
+)
+def test_nothing_but_the_page_and_its_files_is_there(ask: Ask, path: str):
+    assert ask(path)[0] == 404
+
+
+def test_every_file_that_a_page_names_is_there_and_none_comes_from_elsewhere(ask: Ask):
+    for file in STATIC.iterdir():
+        text = file.read_text("utf-8")
+        named = re.findall(r"""["'(](/static/[^"')]+)["')]""", text)
+        assert [name for name in named if ask(name)[0] != 200] == []
+        assert [url for url in re.findall(r"https?://[^\s\"'<>]+", text) if "www.w3.org" not in url] == []
+
+
+def test_pages_write_no_markup_from_data():
+    for file in STATIC.iterdir():
+        if file.name.endswith(".js"):
+            assert (
+                re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|srcdoc", file.read_text())
+                == []
+            )
+        if file.name.endswith(".html"):
+            # The policy forbids both, and a page that needs them would look right in no browser.
+            assert re.findall(r"<script(?![^>]*\bsrc=)|\sstyle=|\son\w+=", file.read_text()) == []

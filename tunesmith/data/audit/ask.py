@@ -1,0 +1,45 @@
+"""What an audit is asked: which file, which columns, against which test rows, and with which tools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+Count = Callable[[Sequence[str]], list[int]]
+Tell = Callable[[str], None]
+
+
+def _silent(text: str) -> None:
+    """Let it pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A file of rows, its columns by part, and the test files that it must not repeat; `where` keeps some rows."""
+
+    source: str
+    columns: Mapping[str, str]
+    against: tuple[str, ...] = ()
+    where: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    shape: str = ""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the answer is a label."""
+        return "label" in self.columns and "text" in self.columns
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What helps: processes, a model's sentence embeddings (unit length) and its count of tokens, who listens."""
+
+    workers: int = 1
+    embed: Embed | None = None
+    count: Count | None = None
+    limit: int = 0
+    offline: bool = False
+    tell: Tell = _silent

@@ -1,0 +1,152 @@
+"""A cleaned copy of a file, and a log with one line for every row that was changed or dropped."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, TextIO
+
+from tunesmith.data.audit.ask import Ask
+from tunesmith.data.audit.damage import damage, repaired
+from tunesmith.data.audit.mask import masked
+from tunesmith.data.audit.run import Cures
+from tunesmith.data.audit.stream import chunks, name_of, parsed
+from tunesmith.data.rows import as_word
+from tunesmith.errors import DataError
+
+JSON_LINES, TABLES = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """Where the copy and its log lie, and how many rows were kept, changed (and kept) and dropped."""
+
+    out: Path
+    log: Path
+    kept: int
+    changed: int
+    dropped: int
+
+
+def log_of(out: Path) -> Path:
+    """The log beside a cleaned copy."""
+    return out.with_name(f"{out.name}.log.jsonl")
+
+
+def check_out(out: Path) -> None:
+    """Nothing for a place that the copy can be written to. Raises DataError."""
+    if out.suffix.lower() not in (*JSON_LINES, *TABLES):
+        raise DataError(f"{out}: cannot write this kind of file; name it .jsonl, .csv or .tsv")
+    for path in (out, log_of(out)):
+        if path.exists():
+            raise DataError(f"{path}: exists and is left as it is; give --fix another name, or delete it")
+    if not out.absolute().parent.is_dir():
+        raise DataError(f"{out}: no such folder; name a file in a folder that is there")
+
+
+def fix(ask: Ask, cures: Cures, out: Path, *, offline: bool = False) -> Fixed:
+    """Write the cleaned copy and its log. The file itself is not touched. Raises DataError."""
+    check_out(out)
+    name, counts = name_of(ask.source), {"kept": 0, "changed": 0, "dropped": 0}
+    halves = [path.with_name(path.name + ".half") for path in (out, log_of(out))]
+    with ExitStack() as stack:
+        files = [stack.enter_context(half.open("w", encoding="utf-8", newline="")) for half in halves]
+        write = _writer(files[0], out.suffix.lower())
+        for chunk in chunks(ask.source, offline=offline):
+            for line, raw in zip(chunk.lines, chunk.rows, strict=True):
+                before = parsed(raw)
+                where = f"{name}:{line}"
+                if line in cures.dropped or isinstance(before, str):
+                    kind, why = cures.dropped.get(line, ("unreadable", str(before)))
+                    _log(files[1], {"where": where, "action": "dropped", "kind": kind, "why": why})
+                    counts["dropped"] += 1
+                    continue
+                after, changes = _cured(before, ask.columns, cures.labels)
+                for change in changes:
+                    _log(files[1], {"where": where, "action": "changed", **change})
+                counts["changed"] += bool(changes)
+                counts["kept"] += 1
+                write(after)
+    for half, path in zip(halves, (out, log_of(out)), strict=True):
+        half.replace(path)
+    return Fixed(out, log_of(out), **counts)
+
+
+def _cured(
+    fields: Mapping[str, object], columns: Mapping[str, str], labels: Mapping[str, str]
+) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """The row with its texts repaired and masked and its label spelt as most are, and what was changed."""
+    after, changes = dict(fields), list[dict[str, object]]()
+    for part, column in columns.items():
+        if column not in fields:
+            continue
+        if part == "label":
+            after[column] = _spelt(fields[column], labels)
+            if after[column] != fields[column]:
+                said = {"before": fields[column], "after": after[column]}
+                changes.append({"kind": "label_variant", "column": column, **said})
+            continue
+        found: list[dict[str, object]] = []
+        after[column] = _texts(fields[column], lambda text, found=found: _text(text, found))  # type: ignore[misc]
+        changes += [{**change, "column": column} for change in found]
+    return after, changes
+
+
+def _text(text: str, found: list[dict[str, object]]) -> str:
+    """A text repaired and masked; what was masked is not told on."""
+    if damage(text):
+        sound = repaired(text)
+        if sound != text:
+            found.append({"kind": "encoding_damage", "before": masked(text)[0], "after": masked(sound)[0]})
+        text = sound
+    hidden, words = masked(text)
+    for kind in ("secret", "personal_data"):
+        if mine := [word for word in words if (word == "secret") == (kind == "secret")]:
+            found.append({"kind": kind, "masked": mine})
+    return hidden
+
+
+def _texts(value: Any, change: Callable[[str], str]) -> Any:
+    """The value with every text in it changed, in turns too; roles stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_texts(item, change) for item in value]
+    if isinstance(value, dict):
+        return {k: _texts(v, change) if k in ("content", "value") else v for k, v in value.items()}
+    return value
+
+
+def _spelt(value: object, labels: Mapping[str, str]) -> object:
+    if isinstance(value, list):
+        return list(dict.fromkeys(_spelt(item, labels) for item in value))
+    return labels.get((as_word(value) or "").strip(), value)
+
+
+def _writer(file: TextIO | TextIOWrapper, suffix: str) -> Callable[[Mapping[str, object]], None]:
+    """What writes a row to the copy, as JSON lines or as a table whose header is the first row's columns."""
+    if suffix in JSON_LINES:
+        return lambda row: _log(file, row)
+    table = csv.writer(file, delimiter=TABLES[suffix], lineterminator="\n")
+    header: list[str] = []
+
+    def write(row: Mapping[str, object]) -> None:
+        if not header:
+            header.extend(row)
+            table.writerow(header)
+        if set(row) - set(header):
+            raise DataError(
+                f"row with the columns {sorted(set(row) - set(header))} that the first lacks; fix to .jsonl"
+            )
+        table.writerow([row.get(column, "") for column in header])
+
+    return write
+
+
+def _log(file: TextIO | TextIOWrapper, line: Mapping[str, object]) -> None:
+    file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")

@@ -1,0 +1,76 @@
+"""Keys, tokens and passwords by the form their issuers gave them, and by the words that stand before them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+
+from tunesmith.data.audit.personal import Span, without_overlaps
+
+# Each with a piece of text that must be there before the pattern is tried.
+FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (piece, re.compile(pattern))
+    for piece, pattern in (
+        ("-----BEGIN", r"-----BEGIN ((?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?)-----(?:[\s\S]*?-----END \1-----)?"),
+        ("AKIA", r"\bAKIA[0-9A-Z]{16}\b"),
+        ("ASIA", r"\bASIA[0-9A-Z]{16}\b"),
+        ("gh", r"\bgh[pousr]_[A-Za-z0-9]{36,}\b"),
+        ("github_pat_", r"\bgithub_pat_[A-Za-z0-9_]{60,}\b"),
+        ("glpat-", r"\bglpat-[A-Za-z0-9_-]{20,}"),
+        ("xox", r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}"),
+        ("hooks.slack.com", r"https://hooks\.slack\.com/services/[A-Za-z0-9/]{20,}"),
+        ("sk-", r"\bsk-(?:proj-|ant-|svcacct-|or-)?[A-Za-z0-9_-]{20,}"),
+        ("k_", r"\b[srp]k_(?:live|test)_[A-Za-z0-9]{16,}"),
+        ("AIza", r"\bAIza[0-9A-Za-z_-]{35}"),
+        ("ya29.", r"\bya29\.[0-9A-Za-z_-]{20,}"),
+        ("hf_", r"\bhf_[A-Za-z0-9]{30,}\b"),
+        ("npm_", r"\bnpm_[A-Za-z0-9]{36}\b"),
+        ("pypi-", r"\bpypi-AgE[A-Za-z0-9_-]{40,}"),
+        ("SG.", r"\bSG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}"),
+        ("dop_v1_", r"\bdop_v1_[a-f0-9]{64}\b"),
+        ("eyJ", r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
+        ("://", r"\b[a-z][a-z0-9+.-]{1,20}://[^\s:/@<>{}$]{1,64}:(?!\/)[^\s/@<>{}$]{3,64}@[\w.-]+"),
+    )
+)  # fmt: skip
+# `password: ...`, `API_KEY = "..."`, `Authorization: Bearer ...`; what follows must look drawn by chance.
+NAMED = re.compile(
+    r"(?i)\b(?:[\w-]*(?:api|access|secret|private|auth|client|service)[_ -]?(?:key|token|secret)(?:[_ -]?(?:key|id))?"
+    r"|[\w-]*token|pass(?:word|wd|phrase)|pwd|bearer|credentials?)[\"']?\s*(?:[:=]|=>|\bis\b|(?<=bearer))\s*[\"']?"
+    r"([^\s\"',;<>(){}\[\]]{8,128})"
+)
+WORDS = ("key", "token", "secret", "pass", "pwd", "bearer", "credential")
+# Words joined by marks, amounts and versions.
+PLAIN = re.compile(r"[A-Za-z]+\d?(?:[-_./][A-Za-z]+\d?)+|\d+[A-Za-z]{1,3}|v?[\d.]+\w?")
+# What manuals write where a password goes.
+STAND_IN = re.compile(r":(?:[A-Z_]+|\*+|x+|\.+|pass(?:word)?|pw|pwd|secret|foobar|changeme|[\w-]*pass(?:word)?)@")
+
+
+def keys(text: str) -> list[Span]:
+    """Every key, token or password in a text, in order."""
+    found = [
+        Span(*match.span(), "secret")
+        for piece, form in FORMS
+        if piece in text
+        for match in form.finditer(text)
+        if piece != "://" or not STAND_IN.search(match[0])
+    ]
+    if any(mark in text for mark in ":=") or " is " in text or "earer" in text:
+        lower = text.lower()
+        if any(word in lower for word in WORDS):
+            found += [Span(*m.span(1), "secret") for m in NAMED.finditer(text) if looks_drawn(m[1].rstrip(".!?"))]
+    return without_overlaps(found)
+
+
+def looks_drawn(value: str) -> bool:
+    """Whether a word looks drawn by chance: letters and digits mixed, and hardly any of them twice."""
+    letters, digits = any(map(str.isalpha, value)), sum(map(str.isdigit, value))
+    if value.startswith(("$", "%", "/", "http", "--", "~", "*", "<")) or not letters or len(set(value)) < 6:
+        return False
+    mixed = digits > 0 and (digits >= 2 or any(not c.isalnum() for c in value))
+    return mixed and entropy(value) >= 2.75 and not PLAIN.fullmatch(value)
+
+
+def entropy(value: str) -> float:
+    """Bits per character of a word, by its own letters (Shannon)."""
+    return -sum(n / len(value) * math.log2(n / len(value)) for n in Counter(value).values())

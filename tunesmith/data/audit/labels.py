@@ -1,0 +1,66 @@
+"""What the labels themselves give away: rare ones, uneven ones, and one label written in two ways."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+from rapidfuzz.distance import Levenshtein
+
+FEWEST_ROWS = 10
+UNEVEN = 10  # times the rows of the rarest
+SLIP_SHARE = 0.05  # a misspelling is at most so common as this share of what it misspells
+MARKS = re.compile(r"[\W_]+")
+
+
+def variants(counts: Mapping[str, int]) -> dict[str, str]:
+    """Label -> the commonest spelling of what looks like the same label; only labels that are not it."""
+    found: dict[str, str] = {}
+    by_form: dict[str, list[str]] = defaultdict(list)
+    for label in counts:
+        by_form[MARKS.sub("", label.casefold()) or label].append(label)
+    for same in by_form.values():
+        best = max(same, key=lambda label: (counts[label], label))
+        found |= {label: best for label in same if label != best}
+    common = sorted((label for label in counts if label not in found), key=lambda label: -counts[label])
+    for i, label in enumerate(common):
+        for better in common[:i]:
+            if counts[label] <= SLIP_SHARE * counts[better] and _slip(label, better):
+                found[label] = better
+                break
+    return found
+
+
+def _slip(label: str, better: str) -> bool:
+    """Whether a label is a misspelling: long enough, no digits, one letter wrong or two swapped."""
+    one, two = label.casefold(), better.casefold()
+    if min(len(one), len(two)) < 5 or any(map(str.isdigit, one + two)) or one[0] != two[0]:
+        return False
+    swapped = len(one) == len(two) and sorted(one) == sorted(two)
+    distance = Levenshtein.distance(one, two, score_cutoff=2)
+    return distance == 1 or (swapped and distance == 2)
+
+
+def rare(counts: Mapping[str, int]) -> set[str]:
+    """Labels with fewer rows than can be learned and tested."""
+    return {label for label, count in counts.items() if count < FEWEST_ROWS}
+
+
+def uneven(counts: Mapping[str, int]) -> str:
+    """How far apart the commonest and the rarest label are; blank where it does not matter."""
+    ordered = Counter(counts).most_common()
+    if len(ordered) < 2 or ordered[0][1] < UNEVEN * ordered[-1][1]:
+        return ""
+    (most, many), (least, few) = ordered[0], ordered[-1]
+    return f"{most!r} {many} rows, {least!r} {few}"
+
+
+def counted(labels: Sequence[tuple[str, ...]]) -> Counter[str]:
+    """In how many rows each label stands."""
+    whole = Counter(labels)
+    found: Counter[str] = Counter()
+    for combination, count in whole.items():
+        for label in combination:
+            found[label] += count
+    return found

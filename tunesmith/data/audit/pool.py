@@ -1,0 +1,48 @@
+"""The same work on many pieces, on one core or on several, answers in the order of the pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
+from multiprocessing import get_context
+from typing import Any, TypeVar
+
+S = TypeVar("S")
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Fewer pieces than this are done before other processes would have started.
+FEW = 10
+
+
+def in_order(work: Callable[[S, T], R], shared: S, pieces: Iterable[T], *, workers: int) -> Iterator[R]:
+    """`work(shared, piece)` for each piece; `shared` is handed to every process once."""
+    rest = iter(pieces)
+    first = list(islice(rest, FEW))
+    if workers < 2 or len(first) < FEW:
+        for piece in chain(first, rest):
+            yield work(shared, piece)
+        return
+    # A fresh process each: a fork would copy whatever threads this one runs.
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_remember, initargs=(work, shared)) as pool:
+        waiting: list[Future[R]] = []
+        for piece in chain(first, rest):
+            waiting.append(pool.submit(_work, piece))
+            if len(waiting) > 2 * workers:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+
+
+# What a process of the pool was started with.
+_tasks: list[tuple[Callable[[Any, Any], Any], Any]] = []
+
+
+def _remember(work: Callable[[Any, Any], Any], shared: Any) -> None:
+    _tasks.append((work, shared))
+
+
+def _work(piece: Any) -> Any:
+    work, shared = _tasks[-1]
+    return work(shared, piece)

@@ -1,0 +1,120 @@
+"""What one pass over a file leaves: a few numbers for each row in memory, and the texts on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.data.audit.shingles import WORD_BITS, K, Longs, Shorts
+
+CUT = "\x1f"
+# Kinds of rows that no other check looks at.
+BROKEN = ("unreadable", "wrong_roles", "empty", "nothing_to_learn")
+# A file of a million faults is not helped by a note on each.
+MOST_NOTES = 20_000
+
+
+@dataclass(slots=True)
+class Digest:
+    """The rows of one chunk; arrays have one entry a row.
+
+    `asked`, `said`: hashes of question and answer, case and spacing aside; `whole`: of both as they are; `near`: (n, K)
+    signatures; `edges`: (n, 2) hashes of the first and the last sentence, 0 for none; `marks`: kind -> row -> note;
+    `texts`: question and answer as UTF-8; `counts`: word slots and in how many rows each stands; `leaks`: for each test
+    file, row -> row of that file.
+    """
+
+    lines: NDArray[np.int64]
+    asked: Longs
+    said: Longs
+    whole: Longs
+    near: Shorts
+    edges: Longs
+    language: NDArray[np.uint8]
+    labels: list[tuple[str, ...]]
+    marks: dict[str, dict[int, str]]
+    texts: list[bytes]
+    counts: tuple[NDArray[np.uint32], NDArray[np.uint32]]
+    leaks: list[dict[int, int]] = field(default_factory=list)
+
+
+class Table:
+    """All rows of a file. Use as a context: the texts lie in a temporary file that goes with it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.rows = 0
+        self.counts = np.zeros(1 << WORD_BITS, np.uint32)
+        self.labels: list[tuple[str, ...]] = []
+        self.marks: dict[str, dict[int, str]] = {}
+        self.leaks: list[dict[int, int]] = []
+        self._digests: list[Digest] = []
+        self._sizes: list[NDArray[np.int64]] = []
+        self._known: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._spool.close()
+
+    def add(self, digest: Digest) -> None:
+        """Take the rows of the next chunk."""
+        self._sizes.append(np.fromiter(map(len, digest.texts), np.int64, len(digest.texts)))
+        self._spool.write(b"".join(digest.texts))
+        # One tuple for each combination of labels, not one a row.
+        self.labels += [self._known.setdefault(labels, labels) for labels in digest.labels]
+        slots, counts = digest.counts
+        self.counts[slots] += counts
+        for kind, rows in digest.marks.items():
+            notes = self.marks.setdefault(kind, {})
+            for row, note in rows.items():
+                notes[self.rows + row] = note if len(notes) < MOST_NOTES else ""
+        self.leaks = self.leaks or [{} for _ in digest.leaks]
+        for mine, theirs in zip(self.leaks, digest.leaks, strict=True):
+            mine.update({self.rows + row: held for row, held in theirs.items()})
+        self.rows += len(digest.lines)
+        digest.texts, digest.labels, digest.marks, digest.leaks = [], [], {}, []
+        self._digests.append(digest)
+
+    def close(self) -> None:
+        """Join the chunks; the arrays can be read from here on."""
+        self._spool.flush()
+        found, self._digests = self._digests, []
+        self.lines = np.concatenate([digest.lines for digest in found] or [np.zeros(0, np.int64)])
+        self.asked = np.concatenate([digest.asked for digest in found] or [np.zeros(0, np.uint64)])
+        self.said = np.concatenate([digest.said for digest in found] or [np.zeros(0, np.uint64)])
+        self.whole = np.concatenate([digest.whole for digest in found] or [np.zeros(0, np.uint64)])
+        self.near = np.concatenate([digest.near for digest in found] or [np.zeros((0, K), np.uint16)])
+        self.edges = np.concatenate([digest.edges for digest in found] or [np.zeros((0, 2), np.uint64)])
+        self.language = np.concatenate([digest.language for digest in found] or [np.zeros(0, np.uint8)])
+        self._starts = np.concatenate([[0], np.cumsum(np.concatenate(self._sizes or [np.zeros(0, np.int64)]))])
+
+    def text(self, row: int) -> tuple[str, str]:
+        """Question and answer of a row."""
+        start, end = int(self._starts[row]), int(self._starts[row + 1])
+        self._spool.seek(start)
+        raw = self._spool.read(end - start)
+        question, _, answer = raw.decode("utf-8", errors="surrogatepass").partition(CUT)
+        return question, answer
+
+    def where(self, row: int) -> str:
+        """`file.jsonl:17`."""
+        return f"{self.name}:{self.lines[row]}"
+
+    def places(self, rows: Sequence[int] | NDArray[np.int64]) -> tuple[str, ...]:
+        """The same for many rows, in the order of the file."""
+        lines = np.sort(self.lines[np.asarray(rows, np.int64)])
+        return tuple(f"{self.name}:{line}" for line in lines.tolist())
+
+    def sound(self) -> NDArray[np.int64]:
+        """The rows that hold what a row must hold."""
+        keep = np.ones(self.rows, bool)
+        keep[[row for kind in BROKEN for row in self.marks.get(kind, ())]] = False
+        return np.flatnonzero(keep)

@@ -1,0 +1,150 @@
+"""A row as the audit sees it: what is asked, what is answered, and what keeps it from being a row at all."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tunesmith.data.examples import DIALOGUES, ROLES, chats, labelled
+from tunesmith.data.rows import Row, as_word
+from tunesmith.errors import DataError
+
+NO_ANSWER = frozenset(
+    [
+        "n/a",
+        "na",
+        "none",
+        "null",
+        "nan",
+        "nil",
+        "todo",
+        "tbd",
+        "tba",
+        "fixme",
+        "unknown",
+        "?",
+        "??",
+        "...",
+        "-",
+        "--",
+        ".",
+        "..",
+        "x",
+        "xx",
+        "xxx",
+        "placeholder",
+        "lorem",
+    ]
+)
+LETTERS = re.compile(r"\w")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is asked and answered; `labels` where the answer is a label; `fault` is a kind and `why` its reason."""
+
+    question: str
+    answer: str
+    labels: tuple[str, ...] = ()
+    fault: str = ""
+    why: str = ""
+
+
+def view(row: Row, columns: Mapping[str, str]) -> View:
+    """The row by its format's columns: our word for a part -> the file's column."""
+    if "label" in columns and "text" in columns:
+        return _labelled(row, columns)
+    if "chosen" in columns:
+        return _preferred(row, columns)
+    if any(part in columns for part in DIALOGUES):
+        return _dialogue(row, columns)
+    if "answer" in columns:
+        return _pair(row, columns)
+    text = _text(row.fields.get(columns["text"]))
+    return View(text, "", fault="" if text.strip() else "empty", why="blank")
+
+
+def _labelled(row: Row, columns: Mapping[str, str]) -> View:
+    text, value = _text(row.fields.get(columns["text"])), row.fields.get(columns["label"])
+    items = value if isinstance(value, list | tuple) else [value]
+    labels = tuple((as_word(item) or "").strip() for item in items)
+    if not text.strip():
+        return View(text, " ".join(labels), labels, "empty", "blank text")
+    if not all(labels):
+        return View(text, "", (), "nothing_to_learn", "no label")
+    try:
+        labelled([row], text=columns["text"], label=columns["label"])
+    except DataError as error:
+        return View(text, " ".join(labels), labels, "unreadable", str(error))
+    return View(text, " | ".join(sorted(labels)), labels)
+
+
+def _pair(row: Row, columns: Mapping[str, str]) -> View:
+    parts = [_text(row.fields.get(columns[part])) for part in ("system", "prompt", "input") if part in columns]
+    question = "\n".join(filter(None, parts))
+    answer = _text(row.fields.get(columns["answer"]))
+    if not _text(row.fields.get(columns["prompt"])).strip():
+        return View(question, answer, (), "empty", "blank prompt")
+    return _answered(question, answer) or _checked(row, columns, View(question, answer))
+
+
+def _dialogue(row: Row, columns: Mapping[str, str]) -> View:
+    value = row.fields.get(next(columns[part] for part in DIALOGUES if part in columns))
+    turns = [turn for turn in value if isinstance(turn, Mapping)] if isinstance(value, list) else []
+    if not turns:
+        return View("", "", (), "empty", "no turns")
+    roles = [ROLES.get(str(turn.get("role", turn.get("from"))).strip().lower(), "") for turn in turns]
+    said = [_text(turn.get("content", turn.get("value"))) for turn in turns]
+    last = max((i for i, role in enumerate(roles) if role == "assistant"), default=len(turns))
+    system = _text(row.fields.get(columns["system"])) if "system" in columns else ""
+    question = "\n".join(filter(None, [system, *said[:last]]))
+    answer = said[last] if last < len(turns) else ""
+    seen = _checked(row, columns, View(question, answer), fault="wrong_roles")
+    if seen.fault:
+        return seen
+    return _answered(question, answer) or seen
+
+
+def _preferred(row: Row, columns: Mapping[str, str]) -> View:
+    question = _text(row.fields.get(columns["prompt"])) if "prompt" in columns else ""
+    chosen, rejected = (_text(row.fields.get(columns[part])) for part in ("chosen", "rejected"))
+    # The same two answers are the same question, whichever was preferred.
+    question = "\n".join(filter(None, [question, *sorted((chosen, rejected))]))
+    if not chosen.strip() or not rejected.strip():
+        return View(question, chosen, (), "empty", "one of the two answers is blank")
+    if chosen.strip() == rejected.strip():
+        return View(question, chosen, (), "nothing_to_learn", "both answers are the same")
+    return View(question, chosen)
+
+
+def _answered(question: str, answer: str) -> View | None:
+    """The fault of an answer that teaches nothing; None for one that does."""
+    if not answer.strip():
+        return View(question, answer, (), "nothing_to_learn", "blank answer")
+    if answer.strip().lower() in NO_ANSWER:
+        return View(question, answer, (), "nothing_to_learn", f"the answer is {answer.strip()!r}")
+    if len(answer) > 20 and answer.strip() == question.strip():
+        return View(question, answer, (), "nothing_to_learn", "the answer repeats the question")
+    return None
+
+
+def _checked(row: Row, columns: Mapping[str, str], seen: View, *, fault: str = "unreadable") -> View:
+    """The view, with the fault that would end a run if the parser finds one."""
+    try:
+        chats([row], columns=columns)
+    except DataError as error:
+        why = str(error).removeprefix(f"{row.where}: ")
+        kind = "nothing_to_learn" if "no assistant turn with content" in why else fault
+        return View(seen.question, seen.answer, (), kind, why)
+    return seen
+
+
+def _text(value: object) -> str:
+    """The text of a cell; turns as their contents, one after the other."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        turns = [turn.get("content", turn.get("value")) for turn in value if isinstance(turn, Mapping)]
+        return "\n".join(turn for turn in turns if isinstance(turn, str))
+    return ""

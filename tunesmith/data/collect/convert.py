@@ -1,0 +1,87 @@
+"""Which kinds of files can be read, and each turned into a document."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from tunesmith.data.collect.document import Document
+from tunesmith.data.collect.epub import epub_document
+from tunesmith.data.collect.html import html_document
+from tunesmith.data.collect.office import docx_document, pptx_document
+from tunesmith.data.collect.pdf import pdf_document
+from tunesmith.data.collect.text import decode, markdown_document, text_document
+from tunesmith.data.collect.tools import tools_document
+from tunesmith.errors import DataError
+
+Heard = Callable[[int], None]
+LARGEST = 512 * 2**20
+INSTALL = "pip install 'tunesmith[collect]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How a kind of file is read, and the libraries that must be there for it."""
+
+    read: Callable[[bytes, Heard], Document]
+    needs: tuple[str, ...] = ()
+
+
+def _tools(data: bytes) -> Document:
+    text, _ = decode(data)
+    try:
+        return tools_document(json.loads(text) if text.lstrip()[:1] in ("{", "[") else yaml.safe_load(text))
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise DataError(f"neither JSON nor YAML ({' '.join(str(error).split())[:120]}); correct it") from error
+
+
+HTML = Reader(lambda data, heard: html_document(data), ("lxml", "charset_normalizer"))
+MARKDOWN = Reader(lambda data, heard: markdown_document(data), ("lxml", "markdown_it", "charset_normalizer"))
+TEXT = Reader(lambda data, heard: text_document(data), ("charset_normalizer",))
+TOOLS = Reader(lambda data, heard: _tools(data), ("charset_normalizer",))
+READERS: Mapping[str, Reader] = {
+    ".pdf": Reader(pdf_document, ("pdfplumber",)),
+    ".docx": Reader(lambda data, heard: docx_document(data), ("mammoth", "lxml")),
+    ".pptx": Reader(lambda data, heard: pptx_document(data), ("pptx", "lxml")),
+    ".epub": Reader(lambda data, heard: epub_document(data), ("lxml",)),
+    ".html": HTML,
+    ".htm": HTML,
+    ".xhtml": HTML,
+    ".md": MARKDOWN,
+    ".markdown": MARKDOWN,
+    ".txt": TEXT,
+    ".text": TEXT,
+    ".rst": TEXT,
+    ".json": TOOLS,
+    ".yaml": TOOLS,
+    ".yml": TOOLS,
+}
+
+
+def missing(suffix: str) -> list[str]:
+    """The libraries that files of this ending need and that are not installed."""
+    return [name for name in READERS[suffix].needs if importlib.util.find_spec(name) is None]
+
+
+def convert(path: Path, heard: Heard = lambda page: None) -> Document:
+    """The file as a document. Raises DataError, its text `finding; cure` without the place."""
+    suffix = path.suffix.lower()
+    if lacks := missing(suffix):
+        raise DataError(f"needs {', '.join(lacks)}; {INSTALL}")
+    try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise DataError(f"{size / 2**20:.0f} MiB, larger than {LARGEST // 2**20}; split it")
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror}); check its permissions") from error
+    if not data.strip():
+        raise DataError("empty; give a file with text, or take it out")
+    document = READERS[suffix].read(data, heard)
+    if not document.blocks and not document.pairs:
+        raise DataError("no text that a reader would see; take it out, or save it as text")
+    return document

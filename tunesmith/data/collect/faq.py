@@ -1,0 +1,99 @@
+"""Question-answer pairs of a document, from its marked questions, its headings and its lines that begin with Q:."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from tunesmith.data.collect.document import Block, Document, Pair, markdown, plain
+
+# Question marks of Latin, Greek, Arabic, Chinese and Japanese text.
+MARKS = ("?", "？", "؟", "\u037e", "⁇")
+_NUMBER = re.compile(r"^(?:(?:Q|Question)\s*\d*\s*[.:)]\s*|(?:Q\s*)?\d+(?:\.\d+)*[.:)]?\s+)", re.IGNORECASE)
+_ASKED = re.compile(r"^(?:Q|Question)\s*\d*\s*[.:)]\s+(.+)$", re.IGNORECASE | re.DOTALL)
+_ANSWERED = re.compile(r"^(?:A|Answer)\s*\d*\s*[.:)]\s+", re.IGNORECASE)
+# After a line "Q: ..." the answer may stand in the same paragraph.
+_BOTH = re.compile(r"^(?:Q|Question)\s*\d*\s*[.:)]\s+(.+?)\s+(?:A|Answer)\s*\d*\s*[.:)]\s+(.+)$", re.I | re.DOTALL)
+LONGEST_TERM = 80
+DEFINITION = "What does {term} mean{where}?"
+
+
+def pairs(document: Document) -> list[Pair]:
+    """Each question once, with its answer: as the page's own marks have it, else as its layout shows."""
+    found: dict[str, Pair] = {}
+    marked = [
+        _as_question(pair, document.title)
+        for pair in document.pairs
+        if pair.kind != "definition" or _is_term(pair.question)
+    ]
+    for pair in (*marked, *_by_layout(document.blocks)):
+        if plain(pair.question) and plain(pair.answer):
+            found.setdefault(plain(pair.question), pair)
+    return list(found.values())
+
+
+def is_question(text: str) -> bool:
+    """Whether a heading asks something."""
+    text = text.rstrip(" *_\"'”’»)")
+    # A mark right behind code is part of a syntax: ?`args`?
+    return text.endswith(MARKS) and not text[:-1].endswith("`")
+
+
+def bare(text: str) -> str:
+    """A question without its number or its Q."""
+    return _NUMBER.sub("", text).strip() or text
+
+
+def _is_term(text: str) -> bool:
+    """Whether somebody could ask what this means: a word, not the number of a section or a whole sentence."""
+    word = re.match(r"[\W_]*[^\W\d_]{2,}", text)
+    return is_question(text) or (word is not None and len(text) <= LONGEST_TERM)
+
+
+def _as_question(pair: Pair, title: str) -> Pair:
+    """A definition as a question that names its document; what already asks is a question of the page."""
+    if pair.kind != "definition":
+        return Pair(bare(pair.question), pair.answer, pair.kind, pair.page)
+    if is_question(pair.question):
+        return Pair(bare(pair.question), pair.answer, "faq", pair.page)
+    asked = DEFINITION.format(term=pair.question.rstrip(" :."), where=f" in {title}" if title else "")
+    return Pair(asked, pair.answer, "definition", pair.page)
+
+
+def _by_layout(blocks: Sequence[Block]) -> Iterator[Pair]:
+    """A heading or bold line that asks, and all up to the next of its rank; or a line that begins with Q:."""
+    for start, block in enumerate(blocks):
+        both = _BOTH.match(block.text) if block.kind in ("paragraph", "item") else None
+        if both:
+            yield Pair(" ".join(both[1].split()), both[2].strip(), "faq", block.page)
+            continue
+        asked = _asks(block)
+        if asked:
+            answer = markdown(_unmarked(blocks[start + 1 : _end(blocks, start)]))
+            yield Pair(asked, answer, "faq", block.page)
+
+
+def _asks(block: Block) -> str:
+    """The question that a block is, or nothing."""
+    if block.kind in ("heading", "term") and is_question(block.text):
+        return bare(block.text)
+    marked = _ASKED.match(block.text) if block.kind in ("paragraph", "term", "heading") else None
+    return " ".join(marked[1].split()) if marked else ""
+
+
+def _end(blocks: Sequence[Block], start: int) -> int:
+    """Where the answer to the question at `start` ends: at the next question, or a heading of its rank or above."""
+    rank = blocks[start].level if blocks[start].kind == "heading" else 7
+    for place in range(start + 1, len(blocks)):
+        block = blocks[place]
+        if _asks(block) or (block.kind == "heading" and block.level <= rank):
+            return place
+    return len(blocks)
+
+
+def _unmarked(blocks: Sequence[Block]) -> list[Block]:
+    """The answer's blocks, the first without its A:."""
+    if not blocks:
+        return []
+    first = blocks[0]
+    return [Block(first.kind, _ANSWERED.sub("", first.text), first.level, first.page, first.cells), *blocks[1:]]

@@ -1,0 +1,92 @@
+"""Word and PowerPoint files as documents. Macros, linked files and pictures are never opened."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from tunesmith.data.collect.archive import open_zip, read_part
+from tunesmith.data.collect.document import Block, Document, one_line, tidy
+from tunesmith.data.collect.html import html_document
+from tunesmith.data.collect.xml import parse_xml
+from tunesmith.errors import DataError
+
+# Word keeps these names in every language; mammoth maps the other headings by itself.
+STYLES = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => p:fresh\nr[style-name='Code'] => code"
+MONOSPACE = re.compile(r"courier|consol|mono|menlo", re.IGNORECASE)
+
+
+def docx_document(data: bytes) -> Document:
+    """Headings, paragraphs, lists, tables and footnotes of a Word file; deleted and hidden text is left out."""
+    import mammoth
+
+    _vet(data, main="word/document.xml")
+    result = mammoth.convert_to_html(
+        io.BytesIO(data),
+        style_map=STYLES,
+        convert_image=mammoth.images.img_element(lambda image: {}),
+        external_file_access=False,
+    )
+    document = html_document(f"<body>{result.value}</body>".encode("utf-8", errors="replace"), declared="utf-8")
+    title = next((block.text for block in document.blocks if block.kind == "heading"), "")
+    return replace(document, title=title)
+
+
+def _vet(data: bytes, *, main: str) -> None:
+    """Nothing for an Office file of bounded size whose XML declares no entities; else DataError."""
+    archive = open_zip(data)
+    if main not in archive.namelist():
+        raise DataError(f"has no {main}, so it is not of its kind; give a file of its real kind")
+    for name in archive.namelist():
+        if name.endswith((".xml", ".rels")):
+            part = read_part(archive, name)
+            head = part[:4096].replace(b"\x00", b"")  # UTF-16 has a zero in every letter of the mark
+            if b"<!DOCTYPE" in head or b"<!ENTITY" in part.replace(b"\x00", b""):
+                raise DataError(f"its part {name} declares entities, which no document needs; save it anew")
+    parse_xml(read_part(archive, main), part=main)
+
+
+def pptx_document(data: bytes) -> Document:
+    """The slides in order, each as a page: its title as heading, then texts, tables and the speaker's notes."""
+    import pptx
+    from pptx.exc import PackageNotFoundError
+
+    _vet(data, main="ppt/presentation.xml")
+    try:
+        show = pptx.Presentation(io.BytesIO(data))
+    except (PackageNotFoundError, KeyError, ValueError) as error:
+        raise DataError("broken, no whole presentation; open it and save it anew") from error
+    blocks = [block for page, slide in enumerate(show.slides, 1) for block in _slide(slide, page)]
+    title = next((block.text for block in blocks if block.kind == "heading"), "")
+    return Document(tuple(blocks), title)
+
+
+def _slide(slide: Any, page: int) -> Iterator[Block]:
+    heading = slide.shapes.title
+    if heading is not None and one_line(heading.text):
+        yield Block("heading", one_line(heading.text), 2, page)
+    for shape in slide.shapes:
+        # The title again is another object over the same element.
+        if heading is None or shape.shape_id != heading.shape_id:
+            yield from _shape(shape, page)
+    if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:
+        text = tidy(slide.notes_slide.notes_text_frame.text)
+        if text:
+            yield Block("paragraph", text, 0, page)
+
+
+def _shape(shape: Any, page: int, depth: int = 0) -> Iterator[Block]:
+    if hasattr(shape, "shapes") and depth < 10:
+        for inner in shape.shapes:
+            yield from _shape(inner, page, depth + 1)
+    elif getattr(shape, "has_table", False):
+        cells = tuple(tuple(tidy(cell.text) for cell in row.cells) for row in shape.table.rows)
+        yield Block("table", "", 0, page, cells)
+    elif getattr(shape, "has_text_frame", False):
+        lines = [(line.level, tidy(line.text)) for line in shape.text_frame.paragraphs if tidy(line.text)]
+        kind = "item" if shape.is_placeholder and len(lines) > 1 else "paragraph"
+        for level, text in lines:
+            yield Block("item", text, level, page) if kind == "item" else Block("paragraph", text, 0, page)

@@ -1,0 +1,96 @@
+"""The files that sources stand for, each with the name it has in rows and the digest of what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from tunesmith.data.collect.convert import READERS
+from tunesmith.errors import DataError
+
+# What programs put beside documents: Sphinx's second copy of every page, and things that are no text.
+APART = frozenset({"_sources", "_static", "__pycache__", "node_modules", "collected"})
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file: `doc_id` is its name in rows, its path from the folder that was named, without the way there."""
+
+    path: Path
+    doc_id: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The files to read in a fixed order; those of other kinds by their ending, with how many there are."""
+
+    sources: tuple[Source, ...]
+    skipped: dict[str, int]
+    unreadable: dict[str, str]
+
+
+def find(named: Sequence[str | Path]) -> Found:
+    """Every file of a known kind that is named or lies in a named folder; hidden ones and links are passed over.
+
+    Raises DataError for a name that leads nowhere, a file of another kind, and folders without any document.
+    """
+    paths: dict[str, Path] = {}
+    skipped: Counter[str] = Counter()
+    for name in named:
+        for path, doc_id in _files(Path(name)):
+            suffix = path.suffix.lower()
+            # In a folder, json and yaml are seldom descriptions of calls.
+            if suffix in READERS and (path == Path(name) or suffix not in (".json", ".yaml", ".yml")):
+                key = doc_id if paths.get(doc_id, path) == path else path.as_posix().lstrip("/")
+                paths[key] = path
+            else:
+                skipped[suffix or "no ending"] += 1
+    if not paths:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in skipped.most_common(5))
+        raise DataError(
+            f"{', '.join(map(str, named))}: no document in it{f', only {kinds}' if kinds else ''}; give {kinds_read()}"
+        )
+    sources, unreadable = [], {}
+    for doc_id, path in sorted(paths.items()):
+        try:
+            sources.append(Source(path, doc_id, _digest(path)))
+        except OSError as error:
+            unreadable[doc_id] = f"cannot be read ({error.strerror}); check its permissions"
+    return Found(tuple(sources), dict(skipped), unreadable)
+
+
+def kinds_read() -> str:
+    """The endings that can be read, for people."""
+    return ", ".join(suffix.removeprefix(".") for suffix in READERS)
+
+
+def _files(path: Path) -> Iterator[tuple[Path, str]]:
+    """Each file with its name in rows. Raises DataError."""
+    if path.is_dir():
+        top = path.resolve().name
+        for folder, folders, files in os.walk(path):
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in APART)
+            for name in sorted(files):
+                file = Path(folder) / name
+                if not name.startswith(".") and not file.is_symlink():
+                    yield file, f"{top}/{file.relative_to(path).as_posix()}"
+        return
+    if not path.exists():
+        here = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        nearest = get_close_matches(path.name, here, n=1)
+        cure = f"did you mean {nearest[0]!r}?" if nearest else "check the path"
+        raise DataError(f"{path}: no such file or folder; {cure}")
+    if path.suffix.lower() not in READERS:
+        raise DataError(f"{path.name}: cannot read this kind of file; give {kinds_read()}")
+    yield path, path.name
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

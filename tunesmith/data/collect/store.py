@@ -1,0 +1,110 @@
+"""What `collect` keeps beside its rows, so that a second time only what changed is done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.collect.document import Document, from_json, to_json
+from tunesmith.errors import DataError
+
+FOLDER = "collected"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The file of rows, `manual.jsonl`, and what lies in the folder `collected` beside it.
+
+    There are the converted documents by their digest, which all files of rows in one place share, and for each file
+    of rows the account of its last time (`manual.json`) and the replies of models (`manual.replies.jsonl`).
+    """
+
+    rows: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder beside the rows."""
+        return self.rows.parent / FOLDER
+
+    @property
+    def replies(self) -> Path:
+        """Where the replies of models are kept."""
+        return self.folder / f"{self.rows.stem}.replies.jsonl"
+
+    def check(self) -> None:
+        """Nothing where the rows may be written; DataError where that would lose what somebody else wrote."""
+        if self.rows.suffix != ".jsonl":
+            raise DataError(f"{self.rows}: rows are written as JSON lines; give a name that ends in .jsonl")
+        if not self.rows.exists():
+            return
+        if self.rows.is_dir() or digest(self.rows) != self.about().get("sha256"):
+            raise DataError(f"{self.rows}: not as collect left it, and kept as it is; give another --out, or move it")
+
+    def about(self) -> dict[str, Any]:
+        """The account of the last time; empty where there is none that can be read."""
+        return _account(self._about)
+
+    def document(self, sha256: str) -> Document | None:
+        """The document that a file of this digest was turned into, if this version did."""
+        try:
+            return from_json(json.loads(self._document(sha256).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # absent, of another version or damaged: it is made again
+
+    def keep(self, sha256: str, document: Document) -> None:
+        """Keep a document for the next time."""
+        self._document(sha256).parent.mkdir(parents=True, exist_ok=True)
+        _write(self._document(sha256), json.dumps(to_json(document), ensure_ascii=False))
+
+    def write(self, rows: Iterable[Mapping[str, object]], about: Mapping[str, Any]) -> None:
+        """The rows, and the account of how they came about. Raises DataError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(self.rows, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            page = {**about, "sha256": digest(self.rows)}
+            _write(self._about, json.dumps(page, ensure_ascii=False, indent=1) + "\n")
+            self._forget()
+        except OSError as error:
+            cure = "name a file in a folder that can be written"
+            raise DataError(f"{self.rows}: not written ({error.strerror}); {cure}") from error
+
+    def _forget(self) -> None:
+        """Drop the documents that no file of rows here was made from."""
+        accounts = [_account(path) for path in self.folder.glob("*.json")]
+        wanted = {f"{sha256}.json" for account in accounts for sha256 in account.get("documents", ())}
+        for path in (self.folder / "documents").glob("*.json"):
+            if path.name not in wanted:
+                path.unlink()
+
+    @property
+    def _about(self) -> Path:
+        return self.folder / f"{self.rows.stem}.json"
+
+    def _document(self, sha256: str) -> Path:
+        return self.folder / "documents" / f"{sha256}.json"
+
+
+def _account(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    """The text as the whole file, or the file as it was."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,115 @@
+"""Plain text and Markdown as documents, and how bytes become text."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from dataclasses import replace
+
+from tunesmith.data.collect.document import Block, Document, clean, one_line
+from tunesmith.errors import DataError
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_UNDERLINE = re.compile(r"([=\-~^\"'#*+`])\1{2,}\s*")
+_ITEM = re.compile(r"(\s*)(?:[-*+•◦▪·–]|(\d+|[a-z])[.)])\s+(?=\S)")
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
+
+
+def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
+    """The text of a file, and a note where its encoding had to be guessed.
+
+    Raises DataError for bytes that are no text.
+    """
+    for mark, name in _MARKS:
+        if data.startswith(mark):
+            return data.decode(name, errors="replace"), ""
+    if declared:
+        try:
+            return data.decode(declared), ""
+        except (LookupError, UnicodeDecodeError):
+            pass  # a page that names the wrong encoding is read as if it named none
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return _guessed(data)
+    if "\x00" in text:
+        raise DataError("zero bytes, so it is no text; give a file of its real kind")
+    return text, ""
+
+
+def _guessed(data: bytes) -> tuple[str, str]:
+    from charset_normalizer import from_bytes
+
+    found = from_bytes(data[:200_000]).best()
+    if found is None:
+        raise DataError("bytes that are text in no encoding; save it as UTF-8")
+    return data.decode(found.encoding, errors="replace"), f"not UTF-8, read as {found.encoding}"
+
+
+def text_document(data: bytes) -> Document:
+    """Paragraphs, underlined headings, lists and indented code of a plain text; hard line ends are joined."""
+    text, note = decode(data)
+    chunks = re.split(r"\n[ \t]*\n", clean(text.replace("\f", "\n\n")).expandtabs(4))
+    ranks: list[str] = []
+    blocks = [block for chunk in chunks if chunk.strip() for block in _chunk(chunk.strip("\n"), ranks)]
+    title = next((block.text for block in blocks if block.kind == "heading"), "")
+    return Document(tuple(blocks), title, notes=(note,) if note else ())
+
+
+def _chunk(chunk: str, ranks: list[str]) -> list[Block]:
+    """The blocks of lines without a blank line between; `ranks` are the underlines met so far, outermost first."""
+    lines = chunk.split("\n")
+    if len(lines) > 2 and _UNDERLINE.fullmatch(lines[0]) and _UNDERLINE.fullmatch(lines[2]):
+        lines = lines[1:]
+    if len(lines) > 1 and _UNDERLINE.fullmatch(lines[1]) and lines[0].strip():
+        mark = lines[1].strip()[0]
+        if mark not in ranks:
+            ranks.append(mark)
+        heading = Block("heading", one_line(lines[0]), min(6, ranks.index(mark) + 1))
+        rest = "\n".join(lines[2:])
+        return [heading, *(_chunk(rest, ranks) if rest.strip() else [])]
+    if _ITEM.match(lines[0]):
+        return _items(lines)
+    if all(line.startswith("    ") or not line.strip() for line in lines):
+        return [Block("code", _dedent(lines))]
+    text = one_line(chunk)
+    return [Block("paragraph", text)] if text else []
+
+
+def _items(lines: list[str]) -> list[Block]:
+    """List items; a line that is further in goes on with the item before."""
+    found: list[tuple[int, str]] = []
+    for line in lines:
+        start = _ITEM.match(line)
+        if start:
+            mark = f"{start[2]}. " if start[2] else ""
+            found.append((len(start[1]) // 2, mark + line[start.end() :]))
+        else:
+            level, text = found[-1]
+            found[-1] = (level, f"{text} {line}")
+    return [Block("item", one_line(text), min(level, 5)) for level, text in found]
+
+
+def _dedent(lines: list[str]) -> str:
+    least = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+    return "\n".join(line[least:].rstrip() for line in lines)
+
+
+def markdown_document(data: bytes) -> Document:
+    """A Markdown file, its raw HTML and tables included; a front matter is left out."""
+    from markdown_it import MarkdownIt
+
+    from tunesmith.data.collect.html import html_document
+
+    text, note = decode(data)
+    text = _FRONT_MATTER.sub("", text.replace("\r\n", "\n"))
+    page = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text)
+    document = html_document(page.encode("utf-8", errors="replace"), declared="utf-8")
+    title = next((block.text for block in document.blocks if block.kind == "heading"), "")
+    return replace(document, title=title, notes=(note,) if note else ())

@@ -1,0 +1,45 @@
+"""Weights in four bits: one arithmetic for training and answers, and what they count and weigh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def settle(network: nn.Module) -> None:
+    """The network without bitsandbytes' second arithmetic for answers on a CPU.
+
+    On a CPU with AVX512-BF16, version 0.50 packs a weight anew the first time it answers without gradient: its scales
+    are rounded to bfloat16 for good, double quantisation is undone, and no gradient flows through the layer any more.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for module in network.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def numbers(values: Iterable[Tensor]) -> int:
+    """How many numbers tensors stand for: two in a byte where they are packed."""
+    return sum(value.numel() * (2 if value.dtype == torch.uint8 else 1) for value in values)
+
+
+def resident_bytes(network: nn.Module) -> int:
+    """Bytes of weights, buffers and scales as they lie in memory, what is shared once."""
+    held: dict[int, int] = {}
+    for value in (*network.parameters(), *network.buffers()):
+        for part in (value, *_scales(value)):
+            held[part.data_ptr()] = part.nbytes
+    return sum(held.values())
+
+
+def _scales(value: Any) -> list[Tensor]:
+    """What it takes to read a packed weight; nothing for any other."""
+    state = value.quant_state if value.dtype == torch.uint8 and isinstance(value, nn.Parameter) else None
+    if state is None:
+        return []
+    again = [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
+    return [state.absmax, state.code, *again]

@@ -1,0 +1,93 @@
+"""The hot path of LoRA: base product and update in one function, in PEFT's arithmetic, inside PEFT's own layers.
+
+PEFT adds the update in three passes over the layer's output, each read from memory and written back, and under
+autocast casts the frozen weight anew in every step. Here the update is added by the product itself, and the frozen
+weight is kept in the type that training multiplies in (figures in bench/NOTES.md).
+
+Letters: N tokens, I and O inner and outer width, R rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import Tensor, nn
+
+
+class _Updated(torch.autograd.Function):
+    """x W^T + bias + scale (x A^T) B^T for a frozen W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, frozen: tuple[Tensor, Tensor | None, float], a: Tensor, b: Tensor) -> Tensor:
+        weight, bias, scale = frozen
+        flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+        a, b = a.to(weight.dtype), b.to(weight.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            low = flat @ a.T
+            out = F.linear(flat, weight, bias).addmm_(low, b.T, alpha=scale)
+        ctx.save_for_backward(flat, low, a, b, weight)
+        ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, Tensor, Tensor]:
+        flat, low, a, b, weight = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1]).to(weight.dtype)
+        with torch.autocast(grad.device.type, enabled=False):
+            grad_low = (grad @ b).mul_(ctx.scale)  # [N, R]
+            grad_b = (grad.T @ low).mul_(ctx.scale).float()
+            grad_a = (grad_low.T @ flat).float()
+            grad_x = None
+            if ctx.needs_input_grad[0]:
+                grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape).to(ctx.dtype)
+        return grad_x, None, grad_a, grad_b
+
+
+class FusedLora(PeftLinear):
+    """PEFT's layer; its forward is ours where one plain update is on, PEFT's everywhere else."""
+
+    cast: Tensor | None = None  # the frozen weight in the type of the products
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """[..., I] -> [..., O]."""
+        name = self._one_plain_update()
+        if name is None or args or kwargs or not torch.is_grad_enabled():
+            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+        frozen = (self._weight(x), self.base_layer.bias, self.scaling[name])
+        out: Tensor = _Updated.apply(x, frozen, self.lora_A[name].weight, self.lora_B[name].weight)  # type: ignore[no-untyped-call]
+        return out
+
+    def _one_plain_update(self) -> str | None:
+        """The name of the only update, if it is on, apart from the base's numbers, and nothing but A and B."""
+        if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
+            return None
+        (name,) = self.active_adapters
+        plain = name in self.lora_A and name not in self.lora_variant and not self.lora_bias[name]
+        return name if plain and isinstance(self.lora_dropout[name], nn.Identity) else None
+
+    def _weight(self, x: Tensor) -> Tensor:
+        """The frozen weight in the type that products are made in, kept while training."""
+        weight: Tensor = self.base_layer.weight
+        if not torch.is_autocast_enabled(x.device.type):
+            return weight
+        dtype = torch.get_autocast_dtype(x.device.type)
+        if self.cast is None or self.cast.dtype != dtype:
+            self.cast = weight.detach().to(dtype)
+        cast: Tensor = self.cast
+        return cast
+
+    def train(self, mode: bool = True) -> FusedLora:
+        """Training or evaluation mode; out of training the second copy of the weight goes."""
+        if not mode:
+            self.cast = None
+        return super().train(mode)  # type: ignore[no-any-return]
+
+
+def fuse(network: nn.Module) -> None:
+    """Let PEFT's layers over plain linear ones take our path."""
+    for module in network.modules():
+        if type(module) is PeftLinear and type(module.base_layer) is nn.Linear:
+            module.__class__ = FusedLora

@@ -1,0 +1,90 @@
+"""Speak the language of a field: the next token of its texts (decoder), or words hidden in them (encoder)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from tunesmith.data.examples import Example, Text, texts
+from tunesmith.data.formats import DOCUMENTS, detect
+from tunesmith.data.rows import Row, columns_of
+from tunesmith.data.template import Encoded, Template
+from tunesmith.data.terms import field_terms
+from tunesmith.data.windows import windows
+from tunesmith.model.batch import Batch
+from tunesmith.model.masked_head import MaskedHead
+from tunesmith.model.policy import Policy
+from tunesmith.objectives.base import Loss
+
+
+class Domain(BaseModel):
+    """Lower the loss of a field's own texts, without any label.
+
+    Reads Text rows; documents are cut into windows of `data.max_tokens`. Decoder: mean negative log-likelihood of
+    every next token, the end of each document included. Encoder: of the ids of whole words that are hidden, 15 % of
+    them drawn anew for each pass (Devlin et al. 2018, arXiv 1810.04805), through a masked-language head.
+    Continued pre-training: Gururangan et al. 2020, arXiv 2004.10964.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
+
+    kind: Literal["domain"] = "domain"
+    text: str = Field("", description="column with the text; empty: detected")
+    hide: float = Field(0.15, gt=0, lt=1, description="share of the words that an encoder has to find")
+    terms: tuple[str, ...] = Field((), description="words of the field that are asked for; empty: found in the texts")
+    metric: Literal["auto", "perplexity", "masked_loss"] = Field("auto", description="headline; set from the model")
+
+    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
+        """Texts, one per row."""
+        return list(texts(rows, text=self.text or _column(rows), group=group))
+
+    def bind(self, examples: Sequence[Example], family: str) -> Domain:
+        """The headline by the family, for a decoder predicts next tokens and an encoder hidden words; the terms."""
+        terms = self.terms or field_terms(example.text for example in examples if isinstance(example, Text))
+        return self.model_copy(
+            update={"metric": "perplexity" if family == "decoder" else "masked_loss", "terms": terms}
+        )
+
+    def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
+        """All windows of a document; `apart` makes a row of each."""
+        rows = self.windows(example, template, limit=limit)
+        return Encoded(tuple(row.sequences[0] for row in rows), example.where)
+
+    def windows(self, example: Example, template: Template, *, limit: int) -> list[Encoded]:
+        """Each window of a document as a row, named by its place in the document."""
+        assert isinstance(example, Text)
+        cut = windows(example.text, template, limit=limit)
+        return [
+            window.row(f"{example.where} window {number}", next_token=template.chats)
+            for number, window in enumerate(cut, 1)
+        ]
+
+    def head(self, hidden: int) -> nn.Module | None:
+        """None: a masked-language head is made for a network, by `give_head`."""
+        return None
+
+    def prepare(self, batch: Batch, policy: Policy) -> Batch:
+        """The batch as it is."""
+        return batch
+
+    def units(self, batch: Batch) -> int:
+        """Learned tokens."""
+        return len(batch.targets)
+
+    def loss(self, batch: Batch, policy: Policy) -> Loss:
+        """Sum of -log p over the next tokens, or over the hidden ids."""
+        if policy.family == "decoder":
+            return Loss(policy.sum_nll(batch), self.units(batch))
+        assert isinstance(policy.head, MaskedHead)
+        return Loss(policy.head.sum_nll(policy.learned(batch), batch.targets), self.units(batch))
+
+
+def _column(rows: Sequence[Row]) -> str:
+    """The column with the text: the one of that name even where others would make another objective of the rows."""
+    by_name = {name.strip().lower(): name for name in columns_of(rows)}
+    named = next((by_name[name] for name in DOCUMENTS if name in by_name), "")
+    return named or detect(rows).columns.get("text", "text")

@@ -1,0 +1,66 @@
+"""Embeddings before every row, learned through a small network that is gone in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tunesmith.model.load import LoadOptions
+from tunesmith.model.policy import Policy
+from tunesmith.techniques import soft
+from tunesmith.techniques.folder import save_adapter
+
+
+class PTuning(BaseModel):
+    """P-tuning: the embeddings of virtual tokens come out of an encoder; only what comes out is kept, in PEFT's format.
+
+    Paper: Liu et al. 2021, arXiv 2103.10385 (LSTM); the MLP is that of NVIDIA NeMo, PEFT's default.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["p-tuning"] = "p-tuning"
+    tokens: int = Field(20, ge=1, le=512, description="virtual tokens")
+    encoder: Literal["mlp", "lstm"] = Field("mlp", description="what the embeddings come out of")
+    width: int = Field(0, ge=0, description="of the encoder; 0: that of the model")
+
+    def load_options(self) -> LoadOptions:
+        """Plain weights."""
+        return LoadOptions()
+
+    def learning_rate(self, hidden: int, family: str) -> float:
+        """Whatever the width: it is the encoder's weights that move."""
+        return 1e-3
+
+    def virtual_tokens(self) -> int:
+        """As many as there are."""
+        return self.tokens
+
+    def refusal(self, base: Any, *, family: str) -> str:
+        """A decoder must go on from keys and values."""
+        return soft.refusal(base, family=family)
+
+    def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
+        """The base as it is, virtual tokens before it."""
+        from peft import PromptEncoderConfig
+
+        sizes = soft.sizes(base)
+        config = PromptEncoderConfig(
+            task_type=soft.TASKS[family],
+            num_virtual_tokens=self.tokens,
+            encoder_reparameterization_type=self.encoder.upper(),
+            encoder_hidden_size=self.width or sizes["token_dim"],
+            **sizes,
+        )
+        return soft.adapt(base, config, family=family)
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        """An adapter folder that `PeftModel.from_pretrained` opens: the embeddings, without the encoder."""
+        save_adapter(policy, folder)
+
+    def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
+        """The saved tokens before a fresh base."""
+        return soft.restore(base, folder, family=family)

@@ -1,0 +1,45 @@
+"""What every page shares: an app with the look of the report, its own files and nothing else."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+# File in static/ -> what the browser is to take it for. The report's own sheet stands first: one look, one source.
+KINDS = {".css": "text/css", ".js": "text/javascript", ".html": "text/html", ".svg": "image/svg+xml"}
+
+
+def make_app(page: str, *, refuses: type[Exception]) -> Any:
+    """A FastAPI app that answers / with that page and /static/NAME with its files.
+
+    What is raised as `refuses` is a bad request (422) with its text; no documentation pages, which load from elsewhere.
+    """
+    from fastapi import FastAPI, HTTPException
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse, Response
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    contents = {path.name: path.read_bytes() for path in (files("tunesmith.web") / "static").iterdir()}
+    contents["report.css"] = (files("tunesmith.report") / "report.css").read_bytes()
+
+    def file(name: str) -> Any:
+        if name not in contents:
+            raise HTTPException(404, "no such file")
+        return Response(contents[name], media_type=KINDS[name[name.rindex(".") :]])
+
+    def front() -> Any:
+        return file(page)
+
+    def refused(_: Any, error: Exception) -> Any:
+        return JSONResponse({"detail": str(error)}, status_code=422)
+
+    def malformed(_: Any, error: Exception) -> Any:
+        first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
+        place = ".".join(map(str, first["loc"])) or "request"
+        return JSONResponse({"detail": f"{place}: {first['msg']}"}, status_code=422)
+
+    app.get("/")(front)
+    app.get("/static/{name}")(file)
+    app.exception_handler(refuses)(refused)
+    app.exception_handler(RequestValidationError)(malformed)
+    return app

@@ -1,0 +1,302 @@
+"""From documents to rows: find the files, convert what changed, shape rows, let a model write more of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint, check
+from tunesmith.data.collect.passages import repeated, without
+from tunesmith.data.collect.pool import convert_all
+from tunesmith.data.collect.rows import SHAPES, SIZE, Made, Part, once
+from tunesmith.data.collect.sources import Found, Source, find
+from tunesmith.data.collect.store import Store
+from tunesmith.data.collect.templates import Template, template
+from tunesmith.data.collect.written import Answer, Ask, Wanted, answered, requests, written_rows
+from tunesmith.data.examples import Message, chats, texts
+from tunesmith.data.formats import detect
+from tunesmith.data.rows import read_rows, refuse
+from tunesmith.errors import DataError, RecipeError
+
+Listen = Callable[[dict[str, Any]], None]
+Shape = Literal["domain", "instruct", "rag", "table"]
+# Questions that a local model answers at a time, and the tokens of a passage with its instruction.
+AT_ONCE, LOCAL_LIMIT = 8, 2048
+# Written rows are asked for from passages of this many characters: a small model loses the thread of longer ones.
+PASSAGE = 1_200
+PACE = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who writes rows: a local model by name, or a server by address; and how it is asked."""
+
+    name: str
+    model: str = ""
+    key: str = ""
+    temperature: float = 0.7
+    max_tokens: int = 512
+    seed: int = 0
+
+    @property
+    def remote(self) -> bool:
+        """Whether it is a server."""
+        return self.name.startswith(("http://", "https://"))
+
+    @property
+    def identity(self) -> str:
+        """What its answers depend on, as one text; the key is not part of it."""
+        return json.dumps([self.name, self.model, self.temperature, self.max_tokens, self.seed])
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to collect, from where, and into which file."""
+
+    sources: tuple[str, ...]
+    shape: Shape
+    out: Path
+    size: int = SIZE
+    templates: tuple[str, ...] = ()
+    writer: Writer | None = None
+    seeds: str = ""
+    per_passage: int = 3
+    passages: int = 0
+
+
+class Collected(BaseModel):
+    """What `collect --json` prints: the rows by origin, and what became of each file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str
+    rows: int
+    origins: dict[str, int]
+    sources: int
+    converted: int = 0
+    unchanged: int = 0
+    failed: dict[str, str] = {}
+    skipped: dict[str, int]
+    without_rows: list[str] = []
+    copies_removed: int = 0
+    repeated_removed: int = 0
+    left_out: dict[str, int] = {}
+    notes: list[str]
+
+
+def schema() -> str:
+    """The JSON schema of `Collected`."""
+    return json.dumps(Collected.model_json_schema(), indent=1)
+
+
+def collect(asked: Asked, *, listen: Listen, offline: bool = False) -> Collected:
+    """The rows of all sources, written to `asked.out`, and an account of them.
+
+    A file that cannot be read is named in `failed` and the others go on. Raises DataError where no file can be read
+    or no row is made, and RecipeError for a template that does not fit the shape.
+    """
+    store = Store(asked.out)
+    store.check()
+    templates = _templates(asked, offline=offline)
+    seeds = _seeds(asked.seeds)
+    found = find(asked.sources)
+    parts, failed, converted = _documents(found, store, listen)
+    if not parts:
+        refuse([f"{doc_id}: {why}" for doc_id, why in sorted(failed.items())])
+    parts, chrome = _without_repeated(parts)
+    made = {part.doc_id: list(SHAPES[asked.shape](part, asked.size)) for part in parts}
+    rows, copies = once([row for rows in made.values() for row in rows])
+    left_out: Counter[str] = Counter()
+    if asked.writer is not None:
+        size = min(asked.size, PASSAGE)
+        wanted = Wanted(templates, asked.per_passage, seeds, size, asked.passages, asked.writer.seed)
+        new, left_out = _written(parts, wanted, asked.writer, store, (listen, offline))
+        rows += _unasked(rows, new, left_out)
+    page = _account(asked.out, found, parts, rows).model_copy(
+        update={
+            "converted": converted,
+            "unchanged": len(parts) - converted,
+            "failed": dict(sorted(failed.items())),
+            "without_rows": sorted(doc_id for doc_id, rows in made.items() if not rows),
+            "copies_removed": copies,
+            "repeated_removed": chrome,
+            "left_out": dict(left_out),
+        }
+    )
+    if not rows:
+        raise DataError(_nothing(asked, page))
+    store.write(rows, {**page.model_dump(mode="json"), "documents": sorted({part.sha256 for part in parts})})
+    return page
+
+
+def _account(out: Path, found: Found, parts: Sequence[Part], rows: Sequence[Made]) -> Collected:
+    """What can be read off the files and the rows; the rest is not counted yet."""
+    return Collected(
+        path=str(out),
+        rows=len(rows),
+        origins=dict(Counter(str(row["origin"]) for row in rows)),
+        sources=len(found.sources) + len(found.unreadable),
+        skipped=found.skipped,
+        notes=[f"{part.doc_id}: {note}" for part in parts for note in part.document.notes],
+    )
+
+
+def _templates(asked: Asked, *, offline: bool) -> tuple[Template, ...]:
+    """The templates, if they make rows of the shape and somebody is there to answer. Raises TunesmithError."""
+    found = tuple(template(name) for name in asked.templates)
+    if bool(found) != (asked.writer is not None):
+        raise RecipeError("collect: a template needs a writer and a writer a template; give both or neither")
+    for each in found:
+        fits = "domain" if each.form == "text" else "instruct"
+        if fits != asked.shape:
+            raise RecipeError(f"template {each.name}: makes rows for {fits}, not for {asked.shape}; give --as {fits}")
+    if asked.writer is not None and asked.writer.remote:
+        check(_endpoint(asked.writer), offline=offline)
+    return found
+
+
+def _seeds(file: str) -> tuple[tuple[str, str], ...]:
+    """Rows that show a model what is wanted: a question and its answer, or nothing and a text."""
+    if not file:
+        return ()
+    rows = read_rows(file, offline=True)
+    shape = detect(rows)
+    if shape.objective == "domain":
+        return tuple(("", example.text) for example in texts(rows, text=shape.columns["text"]))
+    if shape.objective != "instruct":
+        raise DataError(f"{Path(file).name}: seed rows have a question and an answer, or a text; give such a file")
+    return tuple((chat.messages[0].content, chat.messages[-1].content) for chat in chats(rows, columns=shape.columns))
+
+
+def _documents(found: Found, store: Store, listen: Listen) -> tuple[list[Part], dict[str, str], int]:
+    """Every document in the order of names, why others failed, and how many were converted now."""
+    failed = dict(found.unreadable)
+    known = {source.sha256: document for source in found.sources if (document := store.document(source.sha256))}
+    todo: dict[Path, Source] = {}
+    for source in found.sources:
+        if source.sha256 not in known and source.sha256 not in {other.sha256 for other in todo.values()}:
+            todo[source.path] = source
+    if todo:
+        listen({"event": "stage", "text": f"converting {len(todo)} of {len(found.sources)} files"})
+    converted = 0
+    errors: dict[str, str] = {}
+    for done in convert_all(list(todo), heard=_paced(todo, listen)) if todo else ():
+        source = todo[done.path]
+        if done.document is None:
+            errors[source.sha256] = done.error
+            continue
+        converted += 1
+        known[source.sha256] = done.document
+        store.keep(source.sha256, done.document)
+    parts = []
+    for source in found.sources:
+        if source.sha256 in errors:
+            failed[source.doc_id] = errors[source.sha256]
+        else:
+            document = known[source.sha256]
+            parts.append(Part(source.doc_id, source.sha256, document, document.blocks))
+    return parts, failed, converted
+
+
+def _paced(todo: dict[Path, Source], listen: Listen) -> Callable[[Path, int], None]:
+    """A listener for pages that speaks now and then."""
+    last = time.monotonic()
+
+    def heard(path: Path, page: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PACE:
+            last = time.monotonic()
+            listen({"event": "stage", "text": f"{todo[path].doc_id}: page {page}"})
+
+    return heard
+
+
+def _without_repeated(parts: Sequence[Part]) -> tuple[list[Part], int]:
+    """The documents without what most of them repeat, and how many blocks that were."""
+    texts = repeated([part.blocks for part in parts])
+    kept = [Part(part.doc_id, part.sha256, part.document, without(part.blocks, texts)) for part in parts]
+    return kept, sum(len(a.blocks) - len(b.blocks) for a, b in zip(parts, kept, strict=True))
+
+
+def _written(
+    parts: Sequence[Part], wanted: Wanted, writer: Writer, store: Store, how: tuple[Listen, bool]
+) -> tuple[list[Made], Counter[str]]:
+    """The rows that the model wrote and that passed the checks, and why others were left out."""
+    listen, offline = how
+    asked = requests(parts, wanted)
+    if not asked:
+        raise DataError("collect: nothing to ask a model about; `calls` needs an OpenAPI or JSON schema file")
+    listen({"event": "stage", "text": f"{len(asked)} requests to {writer.name}"})
+    ask = _counted(_ask(writer, offline=offline), listen)
+    answers = answered(asked, ask, store.replies, writer.identity)
+    return written_rows(asked, answers)
+
+
+def _ask(writer: Writer, *, offline: bool) -> Ask:
+    """The way to the model."""
+    if writer.remote:
+        endpoint = _endpoint(writer)
+        return lambda questions: ask_endpoint(endpoint, questions, offline=offline)
+    return lambda questions: _ask_local(writer, questions, offline=offline)
+
+
+def _endpoint(writer: Writer) -> Endpoint:
+    return Endpoint(writer.name, writer.model, writer.key, writer.temperature, writer.max_tokens, writer.seed)
+
+
+def _ask_local(
+    writer: Writer, questions: Sequence[Sequence[Message]], *, offline: bool
+) -> Iterator[tuple[int, Answer]]:
+    from tunesmith.inference.open import open_model
+    from tunesmith.model.sampling import Sampling
+
+    model = open_model(writer.name, offline=offline, limit=LOCAL_LIMIT)
+    sampling = Sampling(max_new_tokens=writer.max_tokens, temperature=writer.temperature, top_p=0.95, seed=writer.seed)
+    for start in range(0, len(questions), AT_ONCE):
+        replies = model.replies(questions[start : start + AT_ONCE], sampling=sampling)
+        yield from ((start + i, Answer(reply.text, reply.finished)) for i, reply in enumerate(replies))
+
+
+def _counted(ask: Ask, listen: Listen) -> Ask:
+    """The same, saying now and then how far it is."""
+
+    def counted(questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, Answer]]:
+        last = time.monotonic()
+        for count, (place, answer) in enumerate(ask(questions), 1):
+            yield place, answer
+            if time.monotonic() - last >= PACE or count == len(questions):
+                last = time.monotonic()
+                listen({"event": "stage", "text": f"{count} of {len(questions)} answers"})
+
+    return counted
+
+
+def _unasked(rows: Sequence[Made], new: Sequence[Made], left_out: Counter[str]) -> list[Made]:
+    """The written rows that no row of the documents already is."""
+    kept, _ = once([*rows, *new])
+    asked = {" ".join(str(row["question"]).casefold().split()) for row in rows if "question" in row}
+    written = [
+        row for row in kept[len(rows) :] if " ".join(str(row.get("question", "")).casefold().split()) not in asked
+    ]
+    if gone := len(new) - len(written):
+        left_out["already in the documents"] += gone
+    return written
+
+
+def _nothing(asked: Asked, page: Collected) -> str:
+    """Why there is no row, and what to do."""
+    if page.left_out:
+        reasons = ", ".join(f"{why} ({count})" for why, count in Counter(page.left_out).most_common(5))
+        return f"{asked.out}: nothing the model wrote passed the checks: {reasons}; take a stronger writer"
+    cures = {
+        "instruct": "no question with its answer in the documents; add --write questions --writer MODEL, or --as rag",
+        "table": "no table in the documents; give --as domain",
+    }
+    return f"{asked.out}: {cures.get(asked.shape, 'no text in the documents; give others')}"

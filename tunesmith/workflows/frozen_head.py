@@ -1,0 +1,105 @@
+"""The head of a masked-language model: its own, or one trained on the frozen encoder, which is then the base."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tunesmith.data.template import Template
+from tunesmith.errors import CheckpointError
+from tunesmith.inference.folder import read_about
+from tunesmith.inference.head import give_head
+from tunesmith.inference.local import LocalModel
+from tunesmith.inference.open import Found
+from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
+from tunesmith.model.device import choose_machine
+from tunesmith.model.load import LoadOptions, load_base
+from tunesmith.model.masked_head import own_head
+from tunesmith.model.policy import Policy
+from tunesmith.objectives import Domain
+from tunesmith.training.fit import Hooks, fit
+from tunesmith.training.optim import HEAD_RATE, Plan
+from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.train import Batches, Watch, make_plan, validation_loss
+
+# Fewer steps would leave the base behind where it can be, and its tuning would look better than it is.
+FEWEST_STEPS = 300
+OWN, TRAINED = "its own masked-language head", "a masked-language head trained on the frozen encoder"
+HEAD = "head.safetensors"
+
+
+def frozen_head(prepared: Prepared, out: Path, *, watch: Watch) -> dict[str, Tensor]:
+    """The numbers of the head that base and tuned model begin with; kept in the run's folder once they are made."""
+    place = out / "base_head"
+    kept = find_folder(place)
+    if kept is None:
+        own = own_head(prepared.base.network, prepared.base.folder)
+        numbers = _trained(prepared, out, watch) if own is None else own.state_dict()
+        write_folder(place, lambda half: save_tensors(numbers, half / HEAD))
+        (out / "base_head.txt").write_text(TRAINED if own is None else OWN, encoding="utf-8")
+        kept = place
+    verify_folder(kept)
+    return load_tensors(kept / HEAD)
+
+
+def how_made(out: Path) -> str:
+    """Which of the two it is, in words."""
+    return (out / "base_head.txt").read_text(encoding="utf-8")
+
+
+def open_base(found: Found, objective: Domain, *, offline: bool) -> LocalModel | None:
+    """The base of an encoder's run with the head that the run began with; None for a decoder, which needs none.
+
+    Raises CheckpointError where the run's folder no longer has that head.
+    """
+    assert found.folder is not None
+    about = read_about(found.folder)
+    if about.family == "decoder":
+        return None
+    place = find_folder(found.folder.parent / "base_head")
+    if place is None:
+        raise CheckpointError(f"{found.name}: its folder base_head is gone, and with it what the base answers through")
+    options = LoadOptions(device=choose_machine(dtype="float32").device)
+    base = load_base(about.base, options=options, offline=offline)
+    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
+    give_head(policy, objective)
+    assert policy.head is not None
+    policy.head.load_state_dict(load_tensors(place / HEAD))
+    policy.train(False)
+    return LocalModel(policy, Template(base.tokenizer, chat=False), objective, about.limit)
+
+
+def _trained(prepared: Prepared, out: Path, watch: Watch) -> dict[str, Tensor]:
+    """A fresh head after learning on the same rows and the same hidden words, the encoder left as it is."""
+    watch.listen({"event": "stage", "text": "a head for hidden words, on the frozen encoder"})
+    torch.manual_seed(prepared.recipe.seed)
+    network = prepared.base.network.requires_grad_(False)
+    policy = Policy.over(network, family="encoder", reference=nullcontext)
+    give_head(policy, prepared.recipe.objective)
+    assert policy.head is not None
+    hooks = Hooks(
+        folder=out / "base_head_checkpoints",
+        record=lambda entry: watch.listen({"event": "step", **entry}),
+        validate=lambda: validation_loss(prepared, policy),
+        stop=watch.stop,
+    )
+    fit(
+        policy,
+        prepared.recipe.objective,
+        Batches(prepared, prepared.train).window,
+        plan=_plan(prepared, policy),
+        hooks=hooks,
+    )
+    return {name: value.detach().clone() for name, value in policy.head.state_dict().items()}
+
+
+def _plan(prepared: Prepared, policy: Policy) -> Plan:
+    """At least as many steps as the run itself has, at the rate of heads."""
+    plan = make_plan(prepared.recipe, policy, rows=len(prepared.train))
+    steps = max(FEWEST_STEPS, plan.steps)
+    evaluations = max(1, steps // 10) if prepared.validation else 0
+    return replace(plan, steps=steps, peak=HEAD_RATE, eval_steps=evaluations, save_steps=max(1, steps // 10))

@@ -1,0 +1,44 @@
+"""A recipe's rules of style, and the columns of the rows that some of them look into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tunesmith.data.examples import Example
+from tunesmith.data.rows import missing_column, read_rows
+from tunesmith.errors import RecipeError
+from tunesmith.evaluation.style import NO_ROW, Rule, rules_of
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.recipe import Recipe
+
+
+def read_rules(recipe: Recipe, *, offline: bool) -> tuple[Rule, ...]:
+    """The recipe's rules. Raises RecipeError for one that cannot be checked, here or on these rows."""
+    rules = rules_of(recipe.style)
+    if rules and not isinstance(recipe.objective, Instruct):
+        what = "labels" if isinstance(recipe.objective, Classify) else "texts that nobody asked for"
+        raise RecipeError(f"style: {what} have no style to keep; leave `style` out, or use objective: instruct")
+    for rule in rules:
+        rows = read_rows(_tested(recipe), offline=offline) if rule.column else []
+        if rule.column and not any(rule.column in row.fields for row in rows):
+            raise RecipeError(f"style.{rule.name}: {missing_column(rows, rule.column)}")
+    return rules
+
+
+def columns(recipe: Recipe, examples: Sequence[Example]) -> list[Mapping[str, object]]:
+    """The row that each example was made of, where a rule looks into it; read again, for examples do not keep it."""
+    if not any(rule.column for rule in rules_of(recipe.style)):
+        return [NO_ROW] * len(examples)
+    rows = {row.where: row.fields for row in read_rows(_tested(recipe), offline=True)}
+    return [rows.get(example.where, NO_ROW) for example in examples]
+
+
+def _tested(recipe: Recipe) -> str:
+    """Where the rows lie that the run is scored on."""
+    data = recipe.data
+    for part in (data.test, data.validation):
+        if isinstance(part, str):
+            return part
+        if part:
+            break
+    return data.train

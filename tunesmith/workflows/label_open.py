@@ -1,0 +1,106 @@
+"""A file of rows and a store of votes become a labelling that people can sit down at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.errors import DataError, Refused
+from tunesmith.feedback.store import Store
+from tunesmith.feedback.votes import Votes
+from tunesmith.workflows.label import WHAT, Labelling, Overlap
+from tunesmith.workflows.label_order import Order
+from tunesmith.workflows.label_rows import (
+    Columns,
+    Exported,
+    Given,
+    Rows,
+    brought_labels,
+    check_label,
+    export,
+    given_labels,
+    read_items,
+    words,
+)
+from tunesmith.workflows.label_vectors import TFIDF, make_vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a person asked to have labelled; an empty `store` lies beside the data."""
+
+    source: str
+    columns: Columns = Columns()
+    labels: tuple[str, ...] = ()
+    brought: str = ""
+    store: Path | None = None
+    overlap: Overlap = Overlap()
+    features: str = TFIDF
+    seed: int = 0
+    offline: bool = False
+
+    @property
+    def kept_in(self) -> Path:
+        """The file of the votes."""
+        if self.store is not None:
+            return self.store
+        path = Path(self.source)
+        return path.with_suffix(".labels.db") if path.exists() else Path(f"{path.name.partition(':')[0]}.labels.db")
+
+
+def open_labelling(wish: Wish, *, told: Callable[[str], None]) -> Labelling:
+    """The labelling as it stood when it was left, with the labels that were brought. Raises DataError."""
+    rows, store = _opened(wish, told)
+    texts = [item.text for item in rows.items]
+    keep = wish.kept_in.with_suffix(".vectors.safetensors")
+    vectors = make_vectors(texts, features=wish.features, keep=keep, offline=wish.offline, told=told)
+    return Labelling(rows, store, Order(vectors, seed=wish.seed), overlap=wish.overlap)
+
+
+def export_labels(wish: Wish, path: Path, *, told: Callable[[str], None]) -> Exported:
+    """Write the labelled rows to the file. Raises Refused where no row has a label."""
+    rows, store = _opened(wish, told)
+    votes = Votes(store.since())
+    store.close()
+    if not any(votes.label(key) for key in rows.keys):
+        raise Refused(f"{wish.kept_in}: no row has a label yet; label some with `tunesmith label {wish.source}`")
+    done = export(rows, votes, path)
+    if done.tied:
+        told(f"{done.tied} rows left out: as many people gave one label as another")
+    return done
+
+
+def _opened(wish: Wish, told: Callable[[str], None]) -> tuple[Rows, Store]:
+    """The rows, and the store with every label that the command and the files bring."""
+    _check(wish)
+    rows = read_items(wish.source, wish.columns, offline=wish.offline)
+    if rows.copies:
+        told(f"{rows.copies} rows repeat the text of another: each text is labelled once, for all its rows")
+    store = Store(wish.kept_in, what=WHAT)
+    votes = Votes(store.since())
+    found = {wish.source: given_labels(rows, votes, rater=Path(wish.source).name)}
+    if wish.brought:
+        found[wish.brought] = brought_labels(wish.brought, rows, votes, offline=wish.offline)
+    for source, given in found.items():
+        _tell(Path(source).name, given, told)
+    entries = [*words(wish.labels, votes), *(entry for given in found.values() for entry in given.entries)]
+    if entries:
+        store.append(*entries)
+    return rows, store
+
+
+def _tell(name: str, given: Given, told: Callable[[str], None]) -> None:
+    if given.contradictions:
+        told(f"{name}: {given.contradictions} rows say another label than the first row with their text, which counts")
+    if given.strangers:
+        told(f"{name}: {given.strangers} rows are left out, their text is not in the data")
+
+
+def _check(wish: Wish) -> None:
+    if not 0 <= wish.overlap.share <= 1:
+        raise DataError(f"--overlap: {wish.overlap.share} is no share of the rows; give 0 to 1")
+    if wish.overlap.raters < 2:
+        raise DataError(f"--raters: {wish.overlap.raters} leaves nothing to compare; give 2 or more")
+    for label in wish.labels:
+        check_label(label)

@@ -1,0 +1,199 @@
+"""The rows to be labelled, the labels that exist already, and the labelled rows as a file that `tune` reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.data.examples import Text, question, texts
+from tunesmith.data.formats import LABELS, TEXTS
+from tunesmith.data.rows import Row, as_word, columns_of, file_of, missing_column, read_rows, refuse
+from tunesmith.errors import DataError
+from tunesmith.feedback.store import Entry
+from tunesmith.feedback.votes import VOTE, WORD, Votes
+
+LONGEST_LABEL = 60
+RATER = "rater"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One text to label. Copies of it, letter case and spacing aside, are the same item: they are labelled once."""
+
+    key: str
+    text: str
+    where: str
+    beside: tuple[tuple[str, str], ...] = ()  # other columns that are shown with it: name, value
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A file of rows and which columns of it are read and written; `keys` names the item of each row."""
+
+    rows: list[Row]
+    text: str
+    label: str
+    items: list[Item]
+    keys: list[str]
+
+    @property
+    def copies(self) -> int:
+        """Rows that repeat the text of another."""
+        return len(self.rows) - len(self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns that a person named; empty ones are found by their usual names."""
+
+    text: str = ""
+    label: str = ""
+    beside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Labels of a file as votes; rows that say another label than the first with their text, and rows of no item."""
+
+    entries: list[Entry]
+    contradictions: int
+    strangers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export wrote: rows with a label, and rows left out because as many people said one thing as another."""
+
+    rows: int
+    tied: int
+
+
+def read_items(source: str, columns: Columns, *, offline: bool = False) -> Rows:
+    """The items of a file. Raises DataError for rows without text or a column that is not there."""
+    rows = read_rows(source, offline=offline)
+    if absent := [name for name in (columns.text, *columns.beside) if name and name not in columns_of(rows)]:
+        refuse([missing_column(rows, name) for name in absent])
+    text, label = columns.text or _text_column(rows), columns.label or _label_column(rows)
+    keys, items = [], dict[str, Item]()
+    for row, read in zip(rows, texts(rows, text=text), strict=True):
+        key = _key(read)
+        keys.append(key)
+        beside = tuple((name, _shown(row.fields.get(name))) for name in columns.beside)
+        items.setdefault(key, Item(key, read.text, row.where, beside))
+    return Rows(rows, text, label, list(items.values()), keys)
+
+
+def given_labels(rows: Rows, votes: Votes, *, rater: str) -> Given:
+    """The labels that stand in the file already, as votes; those that are known already are left out."""
+    entries, faults, first, others = list[Entry](), list[str](), dict[tuple[str, str], str](), 0
+    for row, key in zip(rows.rows, rows.keys, strict=True):
+        try:
+            label = _given(row, rows.label)
+        except DataError as error:
+            faults.append(str(error))
+            continue
+        name = _shown(row.fields.get(RATER)).strip() or rater
+        if not label or (key, name) in first:
+            others += bool(label) and first[key, name] != label
+            continue
+        first[key, name] = label
+        if votes.on(key).get(name) != label:
+            entries.append(Entry(name, VOTE, key, {"label": label, "from": row.where}))
+    return Given(entries, others) if not faults else refuse(faults)
+
+
+def brought_labels(source: str, rows: Rows, votes: Votes, *, offline: bool = False) -> Given:
+    """The labels of another file as votes on the same texts."""
+    columns = Columns(text=rows.text, label=rows.label)
+    brought = read_items(source, columns, offline=offline)
+    if rows.label not in columns_of(brought.rows):
+        refuse([missing_column(brought.rows, rows.label)])
+    known = {item.key for item in rows.items}
+    found = given_labels(brought, votes, rater=Path(source).name)
+    mine = [entry for entry in found.entries if entry.item in known]
+    return Given(mine, found.contradictions, sum(key not in known for key in brought.keys))
+
+
+def words(labels: Sequence[str], votes: Votes) -> list[Entry]:
+    """Labels that may be given, as events; those that are known already are left out."""
+    checked = [check_label(label) for label in labels]
+    return [Entry("", WORD, "", {"label": label}) for label in dict.fromkeys(checked) if label not in votes.words]
+
+
+def check_label(label: str) -> str:
+    """The label without blanks around it. Raises DataError for one that no row could hold."""
+    plain = " ".join(label.split())
+    if not plain:
+        raise DataError("label: empty; write a word")
+    if len(plain) > LONGEST_LABEL:
+        raise DataError(f"label: {len(plain)} characters; a label has at most {LONGEST_LABEL}")
+    if not plain.isprintable():
+        raise DataError("label: holds a control character; write a word")
+    return plain
+
+
+def export(rows: Rows, votes: Votes, path: Path) -> Exported:
+    """Write every row whose text has a label, with that label in the label's column, as JSON lines."""
+    lines, counts = labelled_lines(rows, votes)
+    half = path.with_name(f".{path.name}.half")
+    try:
+        half.write_text("".join(lines), encoding="utf-8")
+        half.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: not written ({error.strerror}); name a file in a folder that is there") from error
+    return counts
+
+
+def labelled_lines(rows: Rows, votes: Votes) -> tuple[list[str], Exported]:
+    """The lines of an export, each with its line end."""
+    lines, tied = [], 0
+    for row, key in zip(rows.rows, rows.keys, strict=True):
+        label = votes.label(key)
+        if label is None:
+            tied += bool(votes.on(key))
+            continue
+        fields = {**row.fields, rows.label: label}
+        lines.append(json.dumps(fields, ensure_ascii=False, default=str) + "\n")
+    return lines, Exported(len(lines), tied)
+
+
+def _key(read: Text) -> str:
+    return hashlib.blake2b(question(read).encode(), digest_size=12).hexdigest()
+
+
+def _text_column(rows: Sequence[Row]) -> str:
+    here = {name.strip().lower(): name for name in columns_of(rows)}
+    found = next((here[name] for name in TEXTS if name in here), None)
+    if found is None:
+        cure = "name the column that people are to read, with --text COLUMN"
+        raise DataError(f"{file_of(rows)}: no column is called {', '.join(TEXTS[:4])} or the like; {cure}")
+    return found
+
+
+def _label_column(rows: Sequence[Row]) -> str:
+    here = {name.strip().lower(): name for name in columns_of(rows)}
+    return next((here[name] for name in LABELS if name in here), LABELS[0])
+
+
+def _given(row: Row, column: str) -> str:
+    """The label that a row has already, empty for none."""
+    value = row.fields.get(column)
+    if isinstance(value, list | tuple) and len(value) <= 1:
+        value = value[0] if value else None
+    word = "" if value is None else as_word(value)
+    if word is None:
+        cure = "name another column for the label, with --label COLUMN"
+        raise DataError(f"{row.where}: column {column!r} holds {value!r}, not one word; {cure}")
+    try:
+        return check_label(word) if word.strip() else ""
+    except DataError as error:
+        raise DataError(f"{row.where}: column {column!r}, {error}, or use --label COLUMN") from error
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

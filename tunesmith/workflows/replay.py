@@ -1,0 +1,113 @@
+"""General text mixed into the training rows: what the base writes by itself, or a file of the user's.
+
+Rehearsal of what a model knew keeps it from being overwritten; its own samples do where no corpus is at hand
+(arXiv 2605.26097). The first word is drawn at random, as in data-free distillation (arXiv 2305.17888).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from tunesmith.data.examples import Example, Text
+from tunesmith.data.near import near_copies
+from tunesmith.data.rows import read_rows
+from tunesmith.data.template import Encoded
+from tunesmith.errors import DataError
+from tunesmith.model.generate import generate
+from tunesmith.model.policy import Policy
+from tunesmith.model.sampling import Sampling
+from tunesmith.objectives import Domain
+from tunesmith.workflows.prepare import Listener, Prepared, encode_all
+
+# Samples that are written at a time.
+AT_ONCE = 16
+# Shorter samples teach next to nothing.
+SHORTEST = 16
+BEGINNING = re.compile(r"[A-Z][a-z]+")
+
+
+def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: bool) -> Prepared:
+    """The run with general rows among its training rows; they are kept in its folder, so that it goes on with them.
+
+    Raises DataError for a file without enough text.
+    """
+    replay = prepared.recipe.replay
+    wanted = round(len(prepared.train) * replay.share / (1 - replay.share))
+    if not wanted:
+        return prepared
+    kept = out / "replay.jsonl"
+    if not kept.exists():
+        texts = _samples(prepared, wanted, listen) if replay.source == "self" else _texts(prepared, offline=offline)
+        half = kept.with_suffix(".half")
+        half.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+        half.replace(kept)
+    rows = _rows(prepared, kept, wanted)
+    note = f"{len(rows)} general rows mixed in ({len(rows) / (len(rows) + len(prepared.train)):.1%} of the rows)"
+    source = "written by the base itself" if replay.source == "self" else f"from {Path(replay.source).name}"
+    facts = replace(prepared.facts, notes=(*prepared.facts.notes, f"{note}, {source}"))
+    return replace(prepared, train=[*prepared.train, *rows], facts=facts)
+
+
+def _rows(prepared: Prepared, kept: Path, wanted: int) -> list[Encoded]:
+    """As many rows as are wanted, drawn by the seed where there are more."""
+    lines = kept.read_text(encoding="utf-8").split("\n")
+    texts = [Text(f"replay:{number}", json.loads(line)["text"]) for number, line in enumerate(lines, 1) if line]
+    limit = prepared.recipe.data.max_tokens
+    rows = encode_all(prepared.recipe.objective, texts, prepared.template, limit=limit)
+    if len(rows) < wanted and prepared.recipe.replay.source != "self":
+        raise DataError(
+            f"{prepared.recipe.replay.source}: {len(rows)} windows of text, and replay.share asks for {wanted}; "
+            "give more text, or lower replay.share"
+        )
+    chosen = sorted(random.Random(f"{prepared.recipe.seed}/replay").sample(range(len(rows)), min(wanted, len(rows))))
+    return [rows[i] for i in chosen]
+
+
+def _texts(prepared: Prepared, *, offline: bool) -> list[str]:
+    """The texts of the user's file, but for what is near to held-out documents."""
+    split = prepared.loaded.split
+    found: Sequence[Example] = Domain().examples(read_rows(prepared.recipe.replay.source, offline=offline), group="")
+    near = near_copies(found, [*split.validation, *split.test])
+    return [e.text for i, e in enumerate(found) if isinstance(e, Text) and i not in near]
+
+
+def _samples(prepared: Prepared, wanted: int, listen: Listener) -> list[str]:
+    """What the base writes after random first words, at its own temperature."""
+    base, template = prepared.base, prepared.template
+    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
+    policy.train(False)
+    firsts = _first_words(prepared)
+    chance = random.Random(f"{prepared.recipe.seed}/samples")
+    length = prepared.recipe.data.max_tokens - 3
+    samples: list[str] = []
+    tries = 0
+    while len(samples) < wanted and tries < 4 * wanted + AT_ONCE:
+        listen({"event": "stage", "text": f"general rows: the base has written {len(samples)} of {wanted}"})
+        prompts = [[*_start(prepared), chance.choice(firsts)] for _ in range(min(AT_ONCE, wanted))]
+        tries += len(prompts)
+        sampling = Sampling(max_new_tokens=length, temperature=1.0, top_p=1.0, seed=prepared.recipe.seed + tries)
+        drawn = generate(policy, prompts, sampling=sampling, template=template)
+        texts = [template.decode([prompt[-1], *one.ids]) for prompt, one in zip(prompts, drawn, strict=True)]
+        samples += [text for text, one in zip(texts, drawn, strict=True) if len(one.ids) >= SHORTEST]
+    return samples[:wanted]
+
+
+def _start(prepared: Prepared) -> list[int]:
+    """What stands before a document: the beginning token where the model has one, else its end token."""
+    tokenizer = prepared.template.tokenizer
+    own = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return [] if own is None else [own]
+
+
+def _first_words(prepared: Prepared) -> list[int]:
+    """Ids that begin a sentence; of a tokenizer that has none, all ordinary ids."""
+    tokenizer = prepared.template.tokenizer
+    special = set(tokenizer.all_special_ids)
+    ids = [i for i in range(len(tokenizer)) if i not in special]
+    return [i for i in ids if BEGINNING.fullmatch(str(tokenizer.decode([i])))] or ids
