@@ -15,12 +15,14 @@ from torch import Tensor
 from tests.tiny import DECODERS, tiny_decoder, tiny_encoder
 from tunesmith.data.examples import Chat, Labelled, Message
 from tunesmith.data.template import Encoded, Template, Tokens
-from tunesmith.model.load import Base, load_base
+from tunesmith.model.load import AS_THEY_ARE, Base, LoadOptions, load_base
 from tunesmith.model.policy import Policy
 from tunesmith.techniques import Full, Lora
+from tunesmith.techniques.base import Technique
 
 _ROOT = tempfile.TemporaryDirectory(prefix="tunesmith-tests-")
 LORA = Lora(rank=4)
+OPENING = (40, 41, 42, 43, 44)  # ids of the text that virtual tokens begin as
 QUESTIONS = (
     "What is the capital of France?",
     "Is this review positive or negative? This battery is bad and the phone is good. I like it.",
@@ -38,13 +40,13 @@ def folder(kind: str) -> Path:
 
 
 @cache
-def _loaded(kind: str) -> Base:
-    return load_base(str(folder(kind)))
+def _loaded(kind: str, options: LoadOptions) -> Base:
+    return load_base(str(folder(kind)), options=options)
 
 
-def base(kind: str) -> Base:
+def base(kind: str, options: LoadOptions = AS_THEY_ARE) -> Base:
     """A tiny base of its own."""
-    return copy.deepcopy(_loaded(kind))
+    return copy.deepcopy(_loaded(kind, options))
 
 
 @cache
@@ -53,10 +55,11 @@ def template(kind: str) -> Template:
     return Template(base(kind).tokenizer, chat=kind in DECODERS)
 
 
-def policy(kind: str, technique: Full | Lora | None = None, *, lively: float = 0.0) -> Policy:
+def policy(kind: str, technique: Technique | None = None, *, lively: float = 0.0) -> Policy:
     """A tiny base under a technique; with `lively`, noise is added to what moves, so that nothing is zero."""
-    found = base(kind)
-    made = (technique or Full()).adapt(found.network, family=found.family, keep_reference=False)
+    technique = technique or Full()
+    found = base(kind, technique.load_options())
+    made = technique.adapt(found.network, family=found.family, keep_reference=False, start=OPENING)
     if lively:
         chance = torch.Generator().manual_seed(1)
         with torch.no_grad():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import tunesmith as ts
+from tests.glance import only_a_glance
 from tests.tiny import tiny_encoder
 
 
@@ -32,7 +33,8 @@ def test_the_version_is_that_of_the_installed_package():
     assert ts.__version__ == version("tunesmith")
 
 
-def test_rows_are_tuned_on_loaded_and_asked(reviews: Path, tmp_path: Path):
+def test_rows_are_tuned_on_loaded_and_asked(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    only_a_glance(monkeypatch)
     heard: list[str] = []
     settings = {"machine": {"threads": 1, "dtype": "float32"}, "schedule": {"probe": False}, "lr": 0.01}
     bert = tiny_encoder(tmp_path / "bert")

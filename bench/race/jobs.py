@@ -35,6 +35,8 @@ class Race:
     about: str
 
 
+# Without a name; the rows of `domain` lie beside the repository, in ../shared/data.
+USUAL = ("reviews", "synopsis", "encoder")
 ALL = ("tunesmith", "apart", "trl_best", "trl", "plain")
 RACES = {
     race.name: race
@@ -44,12 +46,12 @@ RACES = {
             "examples/reviews.yaml",
             ("schedule.batch_rows=16",),
             (*ALL, "head"),
-            1,
+            2,
             96,
             "review rows, LoRA rank 16",
         ),
         Race(
-            "synopsis", "examples/synopsis.yaml", ("schedule.batch_rows=8",), ALL, 1, 32, "synopsis rows, LoRA rank 16"
+            "synopsis", "examples/synopsis.yaml", ("schedule.batch_rows=8",), ALL, 2, 32, "synopsis rows, LoRA rank 16"
         ),
         Race(
             "encoder",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -185,3 +187,23 @@ def test_no_key_is_in_the_reach_of_the_process_that_opens_files(tmp_path: Path, 
     said = by_worker(tmp_path / "a.txt")["a.txt"]
     assert "PYTHONPATH" in said
     assert "KEY" not in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit on memory is not kept")
+def test_the_process_that_opens_files_can_neither_write_nor_fill_the_memory(tmp_path: Path):
+    code = """
+import sys
+from tunesmith.data.collect.worker import MEMORY, bound
+bound()
+try:
+    bytearray(MEMORY + 1)
+except MemoryError:
+    print("no memory")
+try:
+    open(sys.argv[1], "w").write("x" * 100_000)
+except OSError as error:
+    print("no file")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "x")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=pool.PACKAGE)
+    assert done.stdout.split("\n")[:2] == ["no memory", "no file"], done.stderr

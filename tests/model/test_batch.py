@@ -13,7 +13,6 @@ from tunesmith.model.batch import WORTH_SHARING, Batch, collate, pack
 from tunesmith.model.policy import Policy
 from tunesmith.techniques import Full, Lora
 
-
 KEY_BIAS = ("key.bias", "k_lin.bias")
 
 

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from bench import reports
+from tests.glance import only_a_glance
 from tests.report.conftest import everything, write_run
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """A repository with two finished runs, where tuning only writes down what it was called with."""
+    only_a_glance(monkeypatch)
     for name in ("reviews", "mail"):
         write_run(tmp_path / "runs" / name, **everything())
     pages = tmp_path / "docs" / "reports"

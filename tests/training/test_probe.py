@@ -38,7 +38,5 @@ def test_a_model_that_does_not_learn_is_refused_and_left_as_it_was(rate: float):
 
 def test_rows_that_are_known_already_need_no_learning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tunesmith.training.probe.step", lambda *args, **kwargs: (0.01, 0.1))
-    found = can_learn(
-        policy("llama", LORA), Instruct(), collate(encoded("llama", 8)), plan=Plan(steps=9, peak=1)
-    )
+    found = can_learn(policy("llama", LORA), Instruct(), collate(encoded("llama", 8)), plan=Plan(steps=9, peak=1))
     assert (found.first, found.last, found.steps) == (0.01, 0.01, 1)

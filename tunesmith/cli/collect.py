@@ -93,7 +93,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _asked(args: argparse.Namespace) -> Asked:
     """What the command line asks for. Raises UsageError."""
-    from tunesmith.workflows.collect import Asked, Writer
+    from tunesmith.workflows.collect import Asked
+    from tunesmith.workflows.collect_writer import Writer
 
     if args.size < 200:
         raise UsageError(f"--size: {args.size} is too short for a passage; give 200 or more")

@@ -80,7 +80,7 @@ class Template:
     def document(self, text: str, *, limit: int = 0) -> Tokens:
         """A text with the tokenizer's own special tokens, every id learned; cut at `limit` tokens if given."""
         cut = {"truncation": True, "max_length": limit} if limit else {}
-        ids = self.tokenizer(text, **cut)["input_ids"]
+        ids = self.tokenizer(text, verbose=False, **cut)["input_ids"]
         return Tokens(ids, [True] * len(ids))
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
@@ -125,7 +125,7 @@ class Template:
 
     def _cut(self, content: str, over: int) -> str:
         """The text without its last `over` tokens, at least its first character."""
-        found = self.tokenizer(content, add_special_tokens=False, return_offsets_mapping=True)
+        found = self.tokenizer(content, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         starts = [start for start, _ in found["offset_mapping"]]
         keep = max(1, len(starts) - over)
         end = starts[keep] if keep < len(starts) else len(content)
@@ -211,7 +211,7 @@ class Template:
 
     def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids and character offsets of a rendered chat, with exactly one BOS where the model has one."""
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = list(found["input_ids"]), list(found["offset_mapping"])
         if self._bos is not None:
             while ids[:2] == [self._bos, self._bos]:

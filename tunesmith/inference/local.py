@@ -117,7 +117,9 @@ class LocalModel:
                 raise RecipeError(f"fill: no {mask} in the text; write {mask} where a word is to be found")
             place = ids.index(self.template.tokenizer.mask_token_id)
             batch = collate([Encoded((Tokens(ids, [False] * len(ids)),), "")]).to(self.policy.device)
-            likely = self.policy.head(self.policy.states(batch)[batch.paths[0, place]]).float().softmax(dim=0)
+            logits = self.policy.head(self.policy.states(batch)[batch.paths[0, place]]).float()
+            logits[self.template.tokenizer.all_special_ids] = -torch.inf  # no word at all
+            likely = logits.softmax(dim=0)
             best = likely.topk(options)
             words = [self.template.decode([i]).strip() for i in best.indices.tolist()]
             found.append(list(zip(words, best.values.tolist(), strict=True)))

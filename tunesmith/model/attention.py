@@ -102,18 +102,12 @@ class Layout:
         return Layout(tuple(level.behind(virtual) for level in self.levels))
 
 
-def attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
+def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
     """[1, N, H, W]: what each packed token reads; without a layout, transformers' own attention.
 
-    Shapes as transformers hands them over: query [1, H, N, W], key and value [1, G, N, W].
+    `states` as transformers hands them over: query [1, H, N, W], key and value [1, G, N, W], and the mask.
     """
+    query, key, value, attention_mask = states
     layout: Layout | None = kwargs.pop("layout", None)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

@@ -108,7 +108,9 @@ class _Row:
     @classmethod
     def of(cls, tokens: Tokens) -> _Row:
         learned = [i for i, learn in enumerate(tokens.learn) if learn and i]
-        return cls(tokens.ids[: learned[-1]] if learned else tokens.ids, learned[0] if learned else len(tokens.ids))
+        if not learned:
+            return cls(tokens.ids, len(tokens.ids))
+        return cls(tokens.ids[: learned[-1]], learned[0])
 
     def alike(self, other: _Row, start: int) -> int:
         """Position up to which two rows that are equal before `start` may run as one."""
@@ -125,7 +127,9 @@ def _cut(rows: Sequence[_Row]) -> tuple[list[Segment], list[tuple[int, ...]]]:
     """Segments, parents before children, and for each row the segments it goes through."""
     segments: list[Segment] = []
     chains: list[tuple[int, ...]] = [()] * len(rows)
-    open_groups: list[tuple[list[int], int, tuple[int, ...]]] = [(sorted(range(len(rows)), key=lambda i: rows[i].ids), 0, ())]
+    open_groups: list[tuple[list[int], int, tuple[int, ...]]] = [
+        (sorted(range(len(rows)), key=lambda i: rows[i].ids), 0, ())
+    ]
     while open_groups:
         members, start, chain = open_groups.pop()
         for group, end in _groups(rows, members, start):

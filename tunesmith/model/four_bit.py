@@ -15,7 +15,7 @@ def settle(network: nn.Module) -> None:
     On a CPU with AVX512-BF16, version 0.50 packs a weight anew the first time it answers without gradient: its scales
     are rounded to bfloat16 for good, double quantisation is undone, and no gradient flows through the layer any more.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in network.modules():
         if isinstance(module, Linear4bit):
@@ -30,16 +30,16 @@ def numbers(values: Iterable[Tensor]) -> int:
 def resident_bytes(network: nn.Module) -> int:
     """Bytes of weights, buffers and scales as they lie in memory, what is shared once."""
     held: dict[int, int] = {}
-    for value in (*network.parameters(), *network.buffers()):
-        for part in (value, *_scales(value)):
-            held[part.data_ptr()] = part.nbytes
+    scales = [part for value in network.parameters() for part in _scales(value)]
+    for part in (*network.parameters(), *network.buffers(), *scales):
+        held[part.data_ptr()] = part.nbytes
     return sum(held.values())
 
 
 def _scales(value: Any) -> list[Tensor]:
     """What it takes to read a packed weight; nothing for any other."""
-    state = value.quant_state if value.dtype == torch.uint8 and isinstance(value, nn.Parameter) else None
-    if state is None:
+    if value.dtype != torch.uint8:
         return []
+    state = value.quant_state
     again = [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
     return [state.absmax, state.code, *again]

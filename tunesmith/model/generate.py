@@ -77,12 +77,10 @@ def _groups(policy: Policy, prompts: Sequence[list[int]]) -> Iterator[list[int]]
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     # Padding would stand between virtual tokens and a row's own, as in `_prefill`, so here nothing is padded.
     even = policy.virtual is not None and _slides(policy)
-    lengths = [
-        [i for i in order if len(prompts[i]) == length] for length in dict.fromkeys(len(prompts[i]) for i in order)
-    ]
-    for alike in lengths if even else [order]:
-        for start in range(0, len(alike), ROWS):
-            yield alike[start : start + ROWS]
+    for _, alike in groupby(order, key=lambda i: len(prompts[i]) if even else 0):
+        members = list(alike)
+        for start in range(0, len(members), ROWS):
+            yield members[start : start + ROWS]
 
 
 def _slides(policy: Policy) -> bool:

@@ -54,7 +54,7 @@ class FusedLora(PeftLinear):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[..., I] -> [..., O]."""
         name = self._one_plain_update()
-        if name is None or args or kwargs or not torch.is_grad_enabled():
+        if name is None or args or kwargs:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         frozen = (self._weight(x), self.base_layer.bias, self.scaling[name])
         out: Tensor = _Updated.apply(x, frozen, self.lora_A[name].weight, self.lora_B[name].weight)  # type: ignore[no-untyped-call]

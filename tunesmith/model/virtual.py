@@ -8,7 +8,6 @@ Letters: V virtual tokens, B rows, T tokens of the longest row, G key heads, W w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +64,8 @@ def keys_of(network: Any, **given: Tensor) -> Past:
     """Keys and values, in every layer, of one row given as `input_ids` [1, V] or `inputs_embeds` [1, V, D]."""
     cache = DynamicCache()
     network.base_model(**given, cache=cache, use_cache=True)
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    layers: list[Any] = cache.layers
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 def flat(past: Past) -> Tensor:
@@ -85,5 +85,3 @@ def takes_past(network: Any) -> bool:
         return False
     wanted = network.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, 4:].float()
     return bool((after - wanted).norm() <= SAME * wanted.norm())
-
-

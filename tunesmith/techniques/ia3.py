@@ -14,8 +14,8 @@ from tunesmith.model.policy import Policy
 from tunesmith.model.quiet import quiet
 from tunesmith.techniques.folder import open_adapter, save_adapter
 
-# Families whose layers PEFT has no names for: layers that are scaled, and those of them that are scaled where they read.
-LAYERS = {
+# Families whose layers PEFT has no names for: those that are scaled, and which of them are scaled where they read.
+LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "distilbert": (("k_lin", "v_lin", "lin2"), ("lin2",)),
     "modernbert": (("Wqkv", "mlp.Wo"), ("mlp.Wo",)),
 }
@@ -58,13 +58,10 @@ class Ia3(BaseModel):
         """Factors in place in the base network; switched off they leave the base exactly."""
         from peft import IA3Config, get_peft_model
 
-        targets, feedforward = LAYERS.get(base.config.model_type, (None, None))
-        if self.targets:
-            targets, feedforward = self.targets, self.feedforward
-        config = IA3Config(
-            target_modules=None if targets is None else list(targets),
-            feedforward_modules=None if feedforward is None else list(feedforward),
-        )
+        named = (self.targets, self.feedforward) if self.targets else LAYERS.get(base.config.model_type)
+        config = IA3Config()  # without names PEFT takes its own for the family
+        if named is not None:
+            config = IA3Config(target_modules=list(named[0]), feedforward_modules=list(named[1]))
         with quiet():
             try:
                 wrapped = get_peft_model(base, config)

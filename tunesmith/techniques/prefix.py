@@ -35,7 +35,7 @@ class Prefix(BaseModel):
         return LoadOptions()
 
     def learning_rate(self, hidden: int, family: str) -> float:
-        """Whatever the width: that of PEFT's best run and of T-Few's (shared/research)."""
+        """Whatever the width: that of the best prefix in PEFT's own comparison."""
         return 5e-3
 
     def virtual_tokens(self) -> int:

@@ -31,7 +31,7 @@ class Prompt(BaseModel):
         return LoadOptions()
 
     def learning_rate(self, hidden: int, family: str) -> float:
-        """Whatever the width: 0.3 with Adafactor is the paper's; AdamW wants a tenth of it (shared/research)."""
+        """Whatever the width, some tens of times LoRA's; the paper's 0.3 is Adafactor's."""
         return 3e-2
 
     def virtual_tokens(self) -> int:
@@ -46,9 +46,7 @@ class Prompt(BaseModel):
         """The base as it is, virtual tokens before it."""
         from peft import PromptTuningConfig
 
-        config = PromptTuningConfig(
-            task_type=soft.TASKS[family], num_virtual_tokens=self.tokens, **soft.sizes(base)
-        )
+        config = PromptTuningConfig(task_type=soft.TASKS[family], num_virtual_tokens=self.tokens, **soft.sizes(base))
         first = None
         if self.init == "text":
             first = base.get_input_embeddings()(soft.opening(start, self.tokens, base.device))

@@ -53,7 +53,7 @@ def policy_of(base: Any, wrapped: Any, *, family: str) -> Policy:
     return policy
 
 
-def sizes(base: Any) -> dict[str, int]:
+def sizes(base: Any) -> dict[str, Any]:
     """Width, heads and layers of a base, which PEFT finds in some families only."""
     config = base.config
     return {

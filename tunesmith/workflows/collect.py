@@ -5,55 +5,30 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint, check
+from tunesmith.data.collect.endpoint import check
 from tunesmith.data.collect.passages import repeated, without
 from tunesmith.data.collect.pool import convert_all
 from tunesmith.data.collect.rows import SHAPES, SIZE, Made, Part, once
 from tunesmith.data.collect.sources import Found, Source, find
 from tunesmith.data.collect.store import Store
 from tunesmith.data.collect.templates import Template, template
-from tunesmith.data.collect.written import Answer, Ask, Wanted, answered, requests, written_rows
-from tunesmith.data.examples import Message, chats, texts
+from tunesmith.data.collect.written import Wanted, answered, requests, written_rows
+from tunesmith.data.examples import chats, texts
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import read_rows, refuse
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.workflows.collect_writer import PACE, Listen, Writer, ask_writer, counted, endpoint_of
 
-Listen = Callable[[dict[str, Any]], None]
 Shape = Literal["domain", "instruct", "rag", "table"]
-# Questions that a local model answers at a time, and the tokens of a passage with its instruction.
-AT_ONCE, LOCAL_LIMIT = 8, 2048
 # Written rows are asked for from passages of this many characters: a small model loses the thread of longer ones.
 PASSAGE = 1_200
-PACE = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Writer:
-    """Who writes rows: a local model by name, or a server by address; and how it is asked."""
-
-    name: str
-    model: str = ""
-    key: str = ""
-    temperature: float = 0.7
-    max_tokens: int = 512
-    seed: int = 0
-
-    @property
-    def remote(self) -> bool:
-        """Whether it is a server."""
-        return self.name.startswith(("http://", "https://"))
-
-    @property
-    def identity(self) -> str:
-        """What its answers depend on, as one text; the key is not part of it."""
-        return json.dumps([self.name, self.model, self.temperature, self.max_tokens, self.seed])
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +133,7 @@ def _templates(asked: Asked, *, offline: bool) -> tuple[Template, ...]:
         if fits != asked.shape:
             raise RecipeError(f"template {each.name}: makes rows for {fits}, not for {asked.shape}; give --as {fits}")
     if asked.writer is not None and asked.writer.remote:
-        check(_endpoint(asked.writer), offline=offline)
+        check(endpoint_of(asked.writer), offline=offline)
     return found
 
 
@@ -234,48 +209,9 @@ def _written(
     if not asked:
         raise DataError("collect: nothing to ask a model about; `calls` needs an OpenAPI or JSON schema file")
     listen({"event": "stage", "text": f"{len(asked)} requests to {writer.name}"})
-    ask = _counted(_ask(writer, offline=offline), listen)
+    ask = counted(ask_writer(writer, offline=offline), listen)
     answers = answered(asked, ask, store.replies, writer.identity)
     return written_rows(asked, answers)
-
-
-def _ask(writer: Writer, *, offline: bool) -> Ask:
-    """The way to the model."""
-    if writer.remote:
-        endpoint = _endpoint(writer)
-        return lambda questions: ask_endpoint(endpoint, questions, offline=offline)
-    return lambda questions: _ask_local(writer, questions, offline=offline)
-
-
-def _endpoint(writer: Writer) -> Endpoint:
-    return Endpoint(writer.name, writer.model, writer.key, writer.temperature, writer.max_tokens, writer.seed)
-
-
-def _ask_local(
-    writer: Writer, questions: Sequence[Sequence[Message]], *, offline: bool
-) -> Iterator[tuple[int, Answer]]:
-    from tunesmith.inference.open import open_model
-    from tunesmith.model.sampling import Sampling
-
-    model = open_model(writer.name, offline=offline, limit=LOCAL_LIMIT)
-    sampling = Sampling(max_new_tokens=writer.max_tokens, temperature=writer.temperature, top_p=0.95, seed=writer.seed)
-    for start in range(0, len(questions), AT_ONCE):
-        replies = model.replies(questions[start : start + AT_ONCE], sampling=sampling)
-        yield from ((start + i, Answer(reply.text, reply.finished)) for i, reply in enumerate(replies))
-
-
-def _counted(ask: Ask, listen: Listen) -> Ask:
-    """The same, saying now and then how far it is."""
-
-    def counted(questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, Answer]]:
-        last = time.monotonic()
-        for count, (place, answer) in enumerate(ask(questions), 1):
-            yield place, answer
-            if time.monotonic() - last >= PACE or count == len(questions):
-                last = time.monotonic()
-                listen({"event": "stage", "text": f"{count} of {len(questions)} answers"})
-
-    return counted
 
 
 def _unasked(rows: Sequence[Made], new: Sequence[Made], left_out: Counter[str]) -> list[Made]:

@@ -23,7 +23,7 @@ from tunesmith.training.journal import Journal
 from tunesmith.training.optim import Plan
 from tunesmith.training.probe import ROWS, Probe, can_learn
 from tunesmith.training.sampler import Sampler, cut
-from tunesmith.training.track import open_trackers
+from tunesmith.training.track import Tracker, open_trackers
 from tunesmith.workflows.prepare import Listener, Prepared, masking_of
 
 TOKENS_PER_PASS = 4096
@@ -54,13 +54,7 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     """Fine-tune as the recipe says, going on from `out` when a checkpoint is there."""
     listen = watch.listen
     recipe, objective = prepared.recipe, prepared.recipe.objective
-    torch.manual_seed(recipe.seed)
-    base = prepared.base
-    policy = recipe.technique.adapt(base.network, family=base.family, keep_reference=False, start=_opening(prepared))
-    give_head(policy, objective)
-    if policy.head is not None and prepared.head is not None:
-        policy.head.load_state_dict(prepared.head)
-    policy.mixed = _mixed(prepared)
+    policy = _adapted(prepared)
     plan = make_plan(recipe, policy, rows=len(prepared.train))
     if not prepared.validation:  # rows may be there and teach nothing: a score of nothing would always be the best
         plan = replace(plan, eval_steps=0)
@@ -68,20 +62,10 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     journal = Journal(out / "journal.jsonl")
     fresh = not (out / "checkpoints").exists()
     probe = _probe(prepared, policy, plan, listen) if fresh and recipe.schedule.probe else None
-
-    def record(entry: Mapping[str, Any]) -> None:
-        if entry.get("validation_loss") == math.inf:  # outside a gate, as `_judged` has said; JSON has no infinity
-            journal.write({"step": entry["step"], "outside_gate": True})
-            return
-        journal.write(entry)
-        for tracker in trackers:
-            tracker.log(entry)
-        listen({"event": "step", **entry})
-
     trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
     hooks = Hooks(
         folder=out / "checkpoints",
-        record=record,
+        record=_recorder(journal, trackers, listen),
         resumed=journal.rewind,
         validate=lambda: _judged(prepared, policy, watch),
         stop=watch.stop,
@@ -96,6 +80,21 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     return Trained(policy, plan, state, probe)
 
 
+def _recorder(journal: Journal, trackers: Sequence[Tracker], listen: Listener) -> Callable[[Mapping[str, Any]], None]:
+    """Tells journal, trackers and listener of every step and validation."""
+
+    def record(entry: Mapping[str, Any]) -> None:
+        if entry.get("validation_loss") == math.inf:  # outside a gate, as `_judged` has said; JSON has no infinity
+            journal.write({"step": entry["step"], "outside_gate": True})
+            return
+        journal.write(entry)
+        for tracker in trackers:
+            tracker.log(entry)
+        listen({"event": "step", **entry})
+
+    return record
+
+
 def _opening(prepared: Prepared) -> list[int]:
     """Ids of a text about the task: its labels and instruction, or the first row where it has none."""
     objective, words = prepared.recipe.objective, ""
@@ -105,6 +104,18 @@ def _opening(prepared: Prepared) -> list[int]:
         words = objective.instruction
     ids: list[int] = prepared.template.tokenizer(words, add_special_tokens=False)["input_ids"]
     return ids or prepared.train[0].sequences[0].ids
+
+
+def _adapted(prepared: Prepared) -> Policy:
+    """The base under the recipe's technique, with the objective's head, before any step."""
+    recipe, base = prepared.recipe, prepared.base
+    torch.manual_seed(recipe.seed)
+    policy = recipe.technique.adapt(base.network, family=base.family, keep_reference=False, start=_opening(prepared))
+    give_head(policy, recipe.objective)
+    if policy.head is not None and prepared.head is not None:
+        policy.head.load_state_dict(prepared.head)
+    policy.mixed = _mixed(prepared)
+    return policy
 
 
 def _judged(prepared: Prepared, policy: Policy, watch: Watch) -> float:

@@ -28,7 +28,7 @@ def main() -> None:
     os.dup2(2, 1)  # a library that prints must not stand between the answers
     logging.disable()
     warnings.simplefilter("ignore")
-    _bound()
+    bound()
     for line in sys.stdin:
         _say(answers, _answer(Path(json.loads(line)), answers))
 
@@ -52,7 +52,7 @@ def _say(answers: IO[str], value: Mapping[str, Any]) -> None:
     answers.flush()
 
 
-def _bound() -> None:
+def bound() -> None:
     """Take from this process what a document never needs: much memory, and writing files."""
     if sys.platform == "win32":
         return

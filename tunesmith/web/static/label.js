@@ -71,7 +71,6 @@ function show() {
 function showRow(item) {
   find("text").textContent = item.text;
   find("row").classList.toggle("long", item.text.length > LONG);
-  find("text").scrollTop = 0;
   find("where").textContent = item.where;
   const beside = item.beside.filter(([, value]) => value);
   find("beside").hidden = !beside.length;

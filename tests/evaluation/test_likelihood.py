@@ -1,0 +1,121 @@
+"""What a model says to texts, and what two of them differ by."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tests.bases import base, policy, template
+from tests.tiny import SENTENCES
+from tunesmith.data.masking import Masking
+from tunesmith.data.windows import windows
+from tunesmith.evaluation.likelihood import RATES, TURNS, Asked, Told, compare, rate, rate_interval, read, row_score
+from tunesmith.inference.head import give_head
+from tunesmith.objectives import Domain
+from tunesmith.report.figures import LOWER_IS_BETTER
+
+TEXTS = [" ".join(SENTENCES[i:]) for i in range(4)]
+
+
+def told(nats: float, tokens: int = 10, *, found: int = 0) -> Told:
+    return Told(nats, tokens, 0, 4 * tokens, 5, found)
+
+
+def test_nats_are_those_of_transformers_over_the_text_without_its_end():
+    (found,) = read(policy("llama"), template("llama"), TEXTS[:1], Asked(512))
+    (window,) = windows(TEXTS[0], template("llama"), limit=512)
+    ids = torch.tensor([window.ids[:-1]])
+    with torch.no_grad():
+        mean = float(base("llama").network(input_ids=ids, labels=ids).loss)
+    assert found.tokens == len(window.ids) - 2
+    assert found.nats == pytest.approx(mean * found.tokens, rel=1e-4)
+    assert found.size == window.size
+
+
+def test_windows_and_company_do_not_change_what_is_said():
+    made = policy("llama")
+    together = read(made, template("llama"), TEXTS, Asked(32, ("france", "battery")))
+    alone = [read(made, template("llama"), [text], Asked(32, ("france", "battery")))[0] for text in TEXTS]
+    for one, other in zip(together, alone, strict=True):
+        assert one.nats == pytest.approx(other.nats, rel=1e-4)
+        assert (one.tokens, one.terms, one.size) == (other.tokens, other.terms, other.size)
+
+
+def test_every_whole_term_is_asked_and_a_model_that_knows_all_finds_all(monkeypatch: pytest.MonkeyPatch):
+    text = "Paris is in France. The capital of France is Paris, they say."
+    (found,) = read(policy("llama"), template("llama"), [text], Asked(512, ("france", "capital")))
+    assert (found.terms, found.found) == (3, 0)
+    know = lambda logits, states, targets: (torch.zeros(len(targets)), torch.ones(len(targets), dtype=torch.bool))  # noqa: E731
+    monkeypatch.setattr("tunesmith.evaluation.likelihood.judge", know)
+    (found,) = read(policy("llama"), template("llama"), [text], Asked(512, ("france", "capital")))
+    assert (found.terms, found.found, found.first) == (3, 3, found.tokens)
+
+
+def test_an_encoder_is_asked_for_hidden_words_several_times():
+    made, form = policy("bert"), template("bert")
+    give_head(made, Domain())
+    masking = Masking.of(form, share=0.2, seed=0)
+    first = read(made, form, TEXTS[:1], Asked(512, (), masking))
+    assert read(made, form, TEXTS[:1], Asked(512, (), masking)) == first
+    (window,) = windows(TEXTS[0], form, limit=512)
+    row = window.row("text 0 window 0", next_token=False)
+    assert first[0].tokens == sum(len(masking.hide(row, f"held out {turn}").hidden) for turn in range(TURNS))
+
+
+def test_rates_are_sums_over_sums():
+    both = [told(10.0, 10, found=1), told(60.0, 20, found=4)]
+    assert rate("nats_per_token", both) == pytest.approx(70 / 30)
+    assert rate("perplexity", both) == pytest.approx(math.exp(70 / 30))
+    assert rate("bits_per_byte", both) == pytest.approx(70 / math.log(2) / 120)
+    assert rate("term_accuracy", both) == pytest.approx(0.5)
+    assert row_score("nats_per_token", both[1]) == pytest.approx(-3.0)
+    assert row_score("term_accuracy", both[1]) == pytest.approx(0.8)
+
+
+def test_a_smaller_loss_is_better_and_keeps_its_sign():
+    base_side = [told(30.0 + i) for i in range(12)]
+    tuned = [told(20.0 + i) for i in range(12)]
+    found = compare("nats_per_token", base_side, tuned)
+    assert (found.verdict, found.n, found.test) == ("better", 12, "sign-flip permutation by document")
+    assert (found.base, found.tuned, found.delta) == pytest.approx((3.55, 2.55, -1.0))
+    assert found.ci95 == pytest.approx((-1.0, -1.0))
+    # All 2^12 flips of signs: two of them reach as far.
+    assert found.p_value == pytest.approx(2 / 2**12)
+    back = compare("nats_per_token", tuned, base_side)
+    assert (back.verdict, back.delta) == ("worse", pytest.approx(1.0))
+    shown = compare("perplexity", base_side, tuned)
+    assert shown.delta == pytest.approx(math.exp(2.55) - math.exp(3.55))
+    assert shown.ci95[1] < 0
+
+
+def test_documents_of_one_group_are_one_witness():
+    base_side, tuned = [told(30.0)] * 12, [told(20.0)] * 12
+    found = compare("perplexity", base_side, tuned, groups=["a", "b", "c"] * 4)
+    assert (found.clusters, found.p_value, found.verdict) == (3, pytest.approx(2 / 2**3), "inconclusive")
+    assert found.ci95[1] == 0.0
+
+
+def test_equal_models_have_no_effect_and_a_share_grows_upwards():
+    same = [told(30.0, found=i % 3) for i in range(12)]
+    assert compare("perplexity", same, same).verdict == "no effect"
+    more = [told(30.0, found=i % 3 + 2) for i in range(12)]
+    found = compare("term_accuracy", same, more)
+    assert (found.verdict, found.delta) == ("better", pytest.approx(0.4))
+
+
+def test_two_models_that_were_asked_different_things_are_not_compared():
+    with pytest.raises(ValueError, match="not asked the same"):
+        compare("perplexity", [told(1.0, 10)], [told(1.0, 11)])
+
+
+def test_the_interval_of_a_rate_holds_it_and_one_document_has_none():
+    side = [told(20.0 + 3 * i) for i in range(10)]
+    low, high = rate_interval("nats_per_token", side, groups=None) or (0.0, 0.0)
+    assert low < rate("nats_per_token", side) < high
+    assert rate_interval("nats_per_token", side[:1], groups=None) is None
+
+
+def test_the_report_and_the_tests_agree_on_what_better_means():
+    assert {name for name, how in RATES.items() if how.lower} == LOWER_IS_BETTER

@@ -1,0 +1,86 @@
+"""QLoRA: a base that really lies in four bits, the same arithmetic in training and in use."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from tests.bases import base, encoded, gradients, policy
+from tests.tiny import DECODERS
+from tunesmith.model.batch import collate
+from tunesmith.model.four_bit import numbers, resident_bytes
+from tunesmith.recipe import make_recipe
+from tunesmith.techniques import Lora
+
+pytest.importorskip("bitsandbytes")
+QLORA = Lora(rank=4, quantize="nf4")
+IDS = torch.arange(6, 26)[None]
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_every_linear_layer_but_the_head_lies_in_nf4_with_its_scales_quantized_again(kind: str):
+    layers = [module for module in policy(kind, QLORA).network.modules() if type(module).__name__ == "Linear4bit"]
+    packed = [module.base_layer if hasattr(module, "base_layer") else module for module in layers]
+    states = [module.weight.quant_state for module in packed]
+    assert len(states) >= 8
+    assert {(state.quant_type, state.nested) for state in states} == {("nf4", True)}
+
+
+def test_resident_bytes_are_half_a_byte_a_number_and_the_scales():
+    layer = base("llama", QLORA.load_options()).network.model.layers[0].mlp.up_proj  # 64 x 32 numbers
+    # 32 blocks of 64 numbers: a byte each, the sixteen values of NF4, the mean, one scale of scales, 256 values of it.
+    assert resident_bytes(layer) == 64 * 32 // 2 + 32 + 16 * 4 + 4 + 4 + 256 * 4
+    assert numbers(layer.parameters()) == 64 * 32
+
+
+def test_the_whole_base_takes_less_room_and_counts_the_same_numbers():
+    four, full = base("llama", QLORA.load_options()).network, base("llama").network
+    assert resident_bytes(four) < 0.6 * resident_bytes(full)
+    assert numbers(four.parameters()) == numbers(full.parameters())
+    assert resident_bytes(full) == sum(p.nbytes for p in full.parameters()) + sum(b.nbytes for b in full.buffers())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_answering_first_changes_neither_the_loss_nor_a_gradient(kind: str):
+    made, batch = policy(kind, QLORA, lively=0.05), collate(encoded(kind))
+    made.train()
+    found = []
+    for _ in range(2):
+        loss = made.sum_nll(batch)
+        loss.backward()
+        found.append((loss.detach(), gradients(made)))
+        made.train(False)
+        with torch.inference_mode():
+            assert torch.allclose(made.sum_nll(batch), loss.detach(), rtol=1e-6)
+        made.train()
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+    assert all(value.norm() > 0 for value in found[0][1].values())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_saved_adapter_opens_in_peft_and_here_with_the_same_logits(kind: str, tmp_path: Path):
+    made = policy(kind, QLORA, lively=0.05)
+    QLORA.save(made, tmp_path)
+    restored = QLORA.restore(base(kind, QLORA.load_options()).network, tmp_path, family="decoder")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        opened = PeftModel.from_pretrained(base(kind, QLORA.load_options()).network, tmp_path)
+    with torch.no_grad():
+        ours = made.network(input_ids=IDS).logits
+        assert torch.equal(restored.network(input_ids=IDS).logits, ours)
+        assert torch.allclose(opened(input_ids=IDS).logits, ours, atol=1e-5)
+        with made.reference():
+            untuned = base(kind, QLORA.load_options()).network(input_ids=IDS).logits
+            assert torch.equal(made.network(input_ids=IDS).logits, untuned)
+    assert not torch.allclose(ours, untuned, atol=1e-2)
+
+
+def test_qlora_is_a_word_for_lora_over_four_bits():
+    recipe, _ = make_recipe({"data": "rows.jsonl", "objective": "classify", "technique": "qlora"}, place="test")
+    assert recipe.technique == Lora(quantize="nf4")
+    assert recipe.technique.load_options().quantize == "nf4"

@@ -1,0 +1,201 @@
+"""Runs on texts without labels, from documents to a measured run folder, with tiny models."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.bases import folder
+from tests.workflows.conftest import answers, recipe, tune
+from tests.workflows.test_tune import digests, stop_after
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.inference.folder import load
+from tunesmith.report.diff import diff_runs
+from tunesmith.report.html import write_reports
+from tunesmith.report.terminal import render
+from tunesmith.training.fit import Interrupted
+from tunesmith.workflows import frozen_head
+from tunesmith.workflows.evaluate import Compared, evaluate
+from tunesmith.workflows.init import draft
+from tunesmith.workflows.preview import preview
+from tunesmith.workflows.questions import Asked
+from tunesmith.workflows.request import request
+
+pytestmark = [
+    pytest.mark.usefixtures("small_world"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
+]
+
+WORDS = ("server", "table", "index", "vacuum", "query", "planner")
+
+
+def pages(count: int = 30) -> list[dict[str, Any]]:
+    """Texts in which the same few words come again, in any order."""
+    chance = random.Random(0)
+    texts = [" ".join(chance.choice(WORDS) for _ in range(14)) for _ in range(count)]
+    return [{"id": i, "text": f"{text} {i}.", "doc": f"d{i}"} for i, text in enumerate(texts)]
+
+
+def on_texts(place: Path, kind: str, **parts: Any) -> Any:
+    data = {"max_tokens": 48, "group": "doc", "test": 0.3, **parts.pop("data", {})}
+    return recipe(place, pages(), kind, objective="domain", data=data, **parts)
+
+
+def test_a_decoder_learns_texts_and_everything_about_the_run_is_written(tmp_path: Path):
+    run = tune(on_texts(tmp_path, "llama", replay={"share": 0.2}), tmp_path / "run")
+    report = run.report
+    assert [task.metric for task in report.tasks] == ["perplexity", "nats_per_token", "bits_per_byte", "term_accuracy"]
+    assert report.task.tuned < 0.6 * report.task.base
+    assert (report.task.verdict, report.task.n, report.task.clusters) == ("better", 9, 9)
+    assert report.verdict.startswith("better: ")
+    assert report.retention is not None
+    general = len((run.folder / "replay.jsonl").read_text().splitlines())
+    assert f"{general} general rows mixed in" in report.data.notes[-1]
+    lines = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 9
+    assert all(line["score_tuned"] > line["score_base"] for line in lines)
+    total, tokens = (sum(line["counts"]["tuned"][key] for line in lines) for key in ("nats", "tokens"))
+    assert report.tasks[1].tuned == pytest.approx(total / tokens)
+    write_reports(run.folder)
+    page, card = (run.folder / "report.html").read_text(), (run.folder / "README.md").read_text()
+    assert "perplexity" in page
+    assert "Most improved" in page
+    assert 'tokenizer("your text", return_tensors="pt")' in card
+    assert "pipeline_tag: text-generation" in card
+    assert render(report, run.folder)
+    assert "9 answers differ" not in diff_runs(run.folder, run.folder).sentence
+
+
+def test_a_tuned_decoder_goes_on_with_a_text_and_opens_in_plain_peft(tmp_path: Path):
+    run = tune(on_texts(tmp_path, "llama", schedule={"epochs": 1, "probe": False}), tmp_path / "run")
+    model = load(run.folder)
+    assert model.generate(["server table"]) == [model.complete(["server table"])[0].text]
+    ids = torch.tensor([model.template.tokenizer("server table", add_special_tokens=False)["input_ids"]])
+    opened = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder("llama")), run.folder / "model")
+    theirs = opened.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
+    from tunesmith.model.sampling import Sampling
+
+    ours = model.complete(["server table"], sampling=Sampling(max_new_tokens=6))[0].text
+    assert ours == model.template.decode(theirs[0, ids.shape[1] :].tolist())
+
+
+@pytest.mark.parametrize("technique", ["full", {"kind": "lora", "rank": 4}], ids=["full", "lora"])
+def test_an_encoder_learns_hidden_words_and_is_compared_with_a_head_on_the_frozen_one(
+    technique: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(frozen_head, "FEWEST_STEPS", 20)
+    run = tune(on_texts(tmp_path, "bert", technique=technique, schedule={"epochs": 8}), tmp_path / "run")
+    report = run.report
+    assert report.task.metric == "masked_loss"
+    assert report.task.tuned < report.task.base
+    assert report.baselines[0].detail == "a masked-language head trained on the frozen encoder"
+    assert report.retention is None
+    words = load(run.folder).fill(["server [MASK] index"])[0]
+    likely = [p for _, p in words]
+    assert len(words) == 5
+    assert likely == sorted(likely, reverse=True)
+    assert 0 < sum(likely) < 1
+    with pytest.raises(RecipeError, match=r"fill: no \[MASK\] in the text"):
+        load(run.folder).fill(["server"])
+    done = evaluate(Asked(str(run.folder), str(tmp_path / "rows.jsonl"), "base"), listen=lambda event: None)
+    assert isinstance(done.page, Compared)
+    assert done.page.tuned < done.page.base
+    assert 'model.fill(["your text [MASK]"])' in (write_reports(run.folder), (run.folder / "README.md").read_text())[1]
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_a_run_on_texts_that_was_stopped_gives_the_weights_of_one_that_was_not(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(frozen_head, "FEWEST_STEPS", 6)
+    replay = {"share": 0.2} if kind == "llama" else {}
+    made = on_texts(tmp_path, kind, replay=replay, schedule={"patience": 99, "epochs": 3, "probe": False})
+    whole = tune(made, tmp_path / "whole")
+    for count in (2, 4, 3):
+        with pytest.raises(Interrupted):
+            tune(made, tmp_path / "cut", stop=stop_after(count))
+    cut = tune(made, tmp_path / "cut")
+    assert digests(cut.folder) == digests(whole.folder)
+    assert cut.report.task == whole.report.task.model_copy(update={"name": "cut"})
+
+
+def test_evaluate_scores_a_run_a_base_and_both_on_texts(tmp_path: Path):
+    run = tune(on_texts(tmp_path, "llama", schedule={"epochs": 1, "probe": False}), tmp_path / "run")
+    rows = str(tmp_path / "rows.jsonl")
+    alone = evaluate(Asked(str(run.folder), rows), listen=lambda event: None)
+    assert [task.metric for task in alone.page.tasks][:3] == ["perplexity", "nats_per_token", "bits_per_byte"]
+    against = evaluate(Asked(str(run.folder), rows, "base"), listen=lambda event: None)
+    same = Asked(str(folder("llama")), rows, objective="domain", changes=("data.max_tokens=48", "data.group=doc"))
+    plain = evaluate(same, listen=lambda event: None)
+    assert against.page.base == pytest.approx(plain.page.score, rel=1e-3)
+    assert against.page.tuned == pytest.approx(alone.page.score, rel=1e-6)
+    other = Asked(str(run.folder), rows, str(folder("qwen3")))
+    with pytest.raises(RecipeError, match="cuts texts into other tokens .* compare bits_per_byte"):
+        evaluate(other, listen=lambda event: None)
+
+
+def test_replay_from_a_file_leaves_out_what_is_near_to_test_documents(tmp_path: Path):
+    general = [{"text": f"{row['text']} {row['text']}"} for row in pages()]
+    general += [{"text": " ".join(f"tale{i}{j}" for j in range(30))} for i in range(30)]
+    (tmp_path / "general.jsonl").write_text("".join(json.dumps(row) + "\n" for row in general))
+    replay = {"share": 0.3, "source": str(tmp_path / "general.jsonl")}
+    run = tune(on_texts(tmp_path, "bert", replay=replay, schedule={"probe": False, "epochs": 0.1}), tmp_path / "run")
+    kept = (run.folder / "replay.jsonl").read_text()
+    held = run.report.data.test + run.report.data.validation
+    assert len(kept.splitlines()) == 60 - held
+    with pytest.raises(DataError, match=r"windows of text, and replay\.share asks for \d+; give more text"):
+        tune(on_texts(tmp_path, "bert", replay=replay | {"share": 0.95}), tmp_path / "more")
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "finding"),
+    [
+        ("bert", {"replay": {"share": 0.1}}, "replay.source: an encoder writes no text"),
+        ("llama", {"controls": True}, "controls: texts have no answers to deal out"),
+        ("llama", {"style": {"short": {"max_chars": 9}}}, "style: texts that nobody asked for have no style"),
+    ],
+)
+def test_what_texts_cannot_have_is_refused(kind: str, parts: dict[str, Any], finding: str, tmp_path: Path):
+    with pytest.raises(RecipeError, match=finding):
+        tune(on_texts(tmp_path, kind, **parts), tmp_path / "run")
+
+
+def test_replay_belongs_to_texts(tmp_path: Path):
+    with pytest.raises(RecipeError, match="replay: not for instruct; nearest that works: objective: domain"):
+        tune(recipe(tmp_path, answers(), "llama", objective="instruct", replay={"share": 0.1}), tmp_path / "run")
+
+
+def test_a_gate_on_the_gain_knows_that_less_perplexity_is_more(tmp_path: Path):
+    gates = {"min_delta": 1e6}
+    run = tune(on_texts(tmp_path, "llama", gates=gates, schedule={"epochs": 1, "probe": False}), tmp_path / "run")
+    assert run.report.task.delta < 0
+    assert run.report.broken_gates[0].startswith("min_delta: perplexity moved by -")
+    easy = on_texts(tmp_path, "llama", gates={"min_delta": 0.0}, schedule={"epochs": 1, "probe": False})
+    assert tune(easy, tmp_path / "easy").report.broken_gates == []
+
+
+def test_a_preview_shows_what_is_hidden_and_asks_for_no_end(tmp_path: Path):
+    shown = preview(on_texts(tmp_path, "bert"))
+    learned = "".join(piece.text for piece in shown.rows[0].pieces if piece.learned)
+    assert "[MASK]" in learned
+    assert shown.faults == ()
+    assert shown.facts.learned_share == pytest.approx(0.15, abs=0.05)
+    assert preview(on_texts(tmp_path, "llama")).facts.learned_share == 1.0
+
+
+def test_texts_and_folders_get_a_recipe_of_their_own(tmp_path: Path):
+    manual = tmp_path / "manual"
+    manual.mkdir()
+    for row in pages():
+        (manual / f"{row['id']}.txt").write_text(row["text"])
+    made = draft(str(manual))
+    assert made.recipe.objective.kind == "domain"
+    assert "objective: {kind: domain" in made.text(tmp_path) or "kind: domain" in made.text(tmp_path)
+    assert request(str(manual)).recipe.objective.kind == "domain"

@@ -1,0 +1,85 @@
+"""Whole runs under techniques that put little into the model, or something before the rows."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.workflows.conftest import recipe, reviews, tune
+from tunesmith.data.template import Tokens
+from tunesmith.errors import RecipeError
+from tunesmith.inference.folder import load
+from tunesmith.model.batch import pack
+from tunesmith.recipe import Recipe
+from tunesmith.training.fit import Interrupted
+
+pytestmark = [
+    pytest.mark.usefixtures("small_world"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
+]
+FAST = {"probe": False, "learning_rate": 0.1, "epochs": 1}
+ROWS = 24
+
+
+def made(place: Path, word: Any, kind: str = "llama") -> Recipe:
+    place.mkdir(exist_ok=True)
+    technique = word if isinstance(word, dict) else {"kind": word}
+    return recipe(place, reviews(ROWS), kind, technique=technique, schedule=FAST)
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [("qlora", "llama"), ("ia3", "llama"), ("prompt", "llama"), ("prefix", "llama"), ("p-tuning", "bert")],
+)
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been_and_answers_as_it_was_scored(
+    word: str, kind: str, tmp_path: Path
+):
+    if word == "qlora":
+        pytest.importorskip("bitsandbytes")
+    whole = tune(made(tmp_path, word, kind), tmp_path / "whole")
+    asked = [1, 0]
+    with pytest.raises(Interrupted):
+        tune(made(tmp_path, word, kind), tmp_path / "cut", stop=lambda: bool(asked) and asked.pop() == 0)
+    tune(made(tmp_path, word, kind), tmp_path / "cut")
+    files = [tmp_path / run / "model" / "adapter_model.safetensors" for run in ("whole", "cut")]
+    assert len({hashlib.sha256(file.read_bytes()).hexdigest() for file in files}) == 1
+    first, again = (load(tmp_path / run).policy for run in ("whole", "cut"))
+    batch = pack([Tokens([6, 7, 8, 9], [False] * 4)], share=False)
+    with torch.no_grad():
+        assert torch.equal(first.states(batch), again.states(batch))
+    assert whole.report.training.trainable > 0
+    assert whole.report.memory.model_bytes
+
+
+def test_a_base_in_four_bits_is_counted_whole_and_weighed_as_it_lies(tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+    reports = [tune(made(tmp_path / word, word), tmp_path / word / "run").report for word in ("lora", "qlora")]
+    assert reports[0].training.parameters == reports[1].training.parameters
+    assert reports[1].memory.model_bytes < 0.8 * reports[0].memory.model_bytes
+
+
+def test_rows_are_cut_where_virtual_tokens_need_their_place_and_the_run_says_so(tmp_path: Path):
+    events: list[dict[str, Any]] = []
+    run = tune(made(tmp_path, "prompt", "bert"), tmp_path / "run", listen=events.append)
+    said = [event["text"] for event in events if event["event"] == "stage"]
+    assert any(text.startswith("rows are cut at 492 tokens: with 20 virtual ones ") for text in said)
+    model = load(run.folder)
+    assert model.limit == 492
+    assert model.classify(["good " * 600])  # as long as may be, and no position beyond the model's
+
+
+def test_virtual_tokens_that_leave_no_room_for_rows_are_refused(tmp_path: Path):
+    with pytest.raises(
+        RecipeError, match=r"^technique\.tokens: 500 leave no room for rows in 512 positions; use fewer$"
+    ):
+        tune(made(tmp_path, {"kind": "prompt", "tokens": 500}, "bert"), tmp_path / "run")
+
+
+def test_a_pair_that_cannot_work_is_refused_before_anything_is_scored(tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"^technique prefix: .*; nearest that works: prompt$"):
+        tune(made(tmp_path, "prefix", "distilbert"), tmp_path / "run")
+    assert not (tmp_path / "run" / "before.json").exists()
