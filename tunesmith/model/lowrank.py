@@ -55,7 +55,7 @@ class FusedLora(PeftLinear):
         """[..., I] -> [..., O]."""
         name = self._one_plain_update()
         if name is None or args or kwargs:
-            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return super().forward(x, *args, **kwargs)
         frozen = (self._weight(x), self.base_layer.bias, self.scaling[name])
         out: Tensor = _Updated.apply(x, frozen, self.lora_A[name].weight, self.lora_B[name].weight)  # type: ignore[no-untyped-call]
         return out
@@ -70,7 +70,8 @@ class FusedLora(PeftLinear):
 
     def _weight(self, x: Tensor) -> Tensor:
         """The frozen weight in the type that products are made in, kept while training."""
-        weight: Tensor = self.base_layer.weight
+        weight = self.base_layer.weight
+        assert isinstance(weight, Tensor)
         if not torch.is_autocast_enabled(x.device.type):
             return weight
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -83,7 +84,7 @@ class FusedLora(PeftLinear):
         """Training or evaluation mode; out of training the second copy of the weight goes."""
         if not mode:
             self.cast = None
-        return super().train(mode)  # type: ignore[no-any-return]
+        return super().train(mode)
 
 
 def fuse(network: nn.Module) -> None:
