@@ -13,7 +13,7 @@ from tunesmith.data.audit.near import ALIKE, Words, cross_pairs, groups_of, in_g
 from tunesmith.data.audit.shingles import Longs
 from tunesmith.data.audit.table import Table
 
-# Cosine of two sentence embeddings from which on they say the same; measured in bench/AUDIT.md.
+# Cosine of two sentence embeddings from which on they say the same: a guess that no set here has confirmed.
 SAME_MEANING = 0.92
 
 

@@ -103,6 +103,7 @@ class _Auditor:
         self._repeat("contradiction", against, drop=groups.outvoted(self.table, against))
         alone = np.setdiff1d(rows, np.concatenate([same.later, against.rows]))
         self._repeat("near_duplicate", groups.near(self.table, alone, self.words, labelled=self.ask.labelled))
+        self.table.near = self.table.near[:0].copy()  # of a million rows 200 MB that nothing looks at from here on
 
     def _labels(self) -> None:
         table, rows = self.table, self.table.sound()
