@@ -24,7 +24,7 @@ demo: setup ## the main job on shipped real rows, start to end
 	$(BIN)/tunesmith demo
 
 test: setup ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-fast: setup ## only tests without a real model
 	$(BIN)/python -m pytest -m "not slow and not real" --numprocesses 2 --dist loadfile
