@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.web.conftest import SCRIPT, Serve, enter, press, write_rows
 from tunesmith.data.examples import labelled
 from tunesmith.data.rows import read_rows
+
+pytestmark = pytest.mark.browser
 
 PHONE = {"width": 360, "height": 740}
 # A phone zooms out until all is in sight, and innerWidth grows with it: only the width of the content tells.
