@@ -121,10 +121,10 @@ def page(cells: Sequence[Cell]) -> str:
         "# 200 labels chosen by the label page against 200 at random",
         "",
         f"Made by `python -m bench.label`: accuracy on {TEST:.0%} of the groups, held out anew for each of the",
-        f"seeds {', '.join(map(str, SEEDS))}, the same cut for both ways. `random` is the mean of {DRAWS} draws a seed,",
-        "`page` is one run of the page's order; neutral sentences are left out. The judge is a logistic regression on",
-        "the labels so chosen. The rule was chosen on the first three sets with the seeds 0 to 4 and other cuts; a2 had",
-        "no part in that.",
+        f"seeds {', '.join(map(str, SEEDS))}, the same cut for both ways. `random` is the mean of {DRAWS} draws",
+        "a seed, `page` is one run of the page's order; neutral sentences are left out. The judge is a logistic",
+        "regression on the labels so chosen. The rule was chosen on the first three sets with the seeds 0 to 4 and",
+        "other cuts; a2 had no part in that.",
         "",
     ]
     columns = [
