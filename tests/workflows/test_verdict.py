@@ -56,7 +56,7 @@ def test_an_adjusted_p_value_can_take_a_control_out_of_reach_of_one_that_was_not
 
 def test_a_cheap_way_that_does_as_well_makes_it_no_effect_worth_its_cost():
     found = sentence(100, 50, 70, tfidf=71)
-    assert found.startswith("no effect worth its cost: tfidf (0.71, adjusted p = 1.000) alone does as well. better: ")
+    assert found.startswith("no effect worth its cost: tfidf (0.71, adjusted p = 1.000) alone does as well. Beside the base it is better: ")
 
 
 def test_a_cheap_way_that_is_barely_beaten_is_named_after_the_result():

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import add_common, add_schema
+from tunesmith.cli.options import add_common, add_schema, add_set
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.errors import CheckpointError
 
@@ -34,14 +34,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a cleaned copy, and OUT.log.jsonl")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the findings as a page")
     parser.add_argument("--model", default="", help="find rows too long for it; an encoder also finds reworded leaks")
-    parser.add_argument(
-        "--set",
-        dest="changes",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="how the rows are read, such as objective.text=body; may be repeated",
-    )
+    add_set(parser, "how the rows are read, such as objective.text=body")
     add_schema(parser, _schema)
     add_common(parser)
     parser.set_defaults(run=run)

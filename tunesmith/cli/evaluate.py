@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.options import add_common, add_schema
+from tunesmith.cli.options import add_common, add_schema, add_set
 from tunesmith.cli.terminal import hush, log, number, p_value, publish, show, show_table
 from tunesmith.errors import CheckpointError
 
@@ -36,14 +36,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--base", default="", metavar="MODEL", help="put the adapter over this base")
     parser.add_argument("--rows", type=int, default=0, metavar="N", help="score on N rows drawn at random")
     parser.add_argument("--answers", type=Path, metavar="FILE", help="write every question with its answers, as jsonl")
-    parser.add_argument(
-        "--set",
-        dest="changes",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="how the rows are read, such as objective.text=body or data.group=thread; may be repeated",
-    )
+    add_set(parser, "how the rows are read, such as objective.text=body or data.group=thread")
     add_schema(parser, _schema)
     add_common(parser)
     parser.set_defaults(run=run)

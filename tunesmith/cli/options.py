@@ -69,14 +69,13 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", help="alias, Hub id, folder or file.gguf")
     parser.add_argument("--objective", metavar="KIND", help="what is learned, instead of the recipe's")
     parser.add_argument("--technique", metavar="KIND", help="which numbers move, instead of the recipe's")
-    parser.add_argument(
-        "--set",
-        dest="changes",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a key of the recipe, such as technique.rank=8; may be repeated",
-    )
+    add_set(parser, "change a key of the recipe, such as technique.rank=8")
+
+
+def add_set(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add `--set`, which does `what`."""
+    text = f"{what}; may be repeated"
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
 def changes_of(args: argparse.Namespace) -> list[str]:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from tunesmith.errors import RecipeError
 from tunesmith.model.load import LoadOptions
 from tunesmith.model.policy import Policy
-from tunesmith.model.quiet import quiet
+from tunesmith.techniques.adapter import Adapter, put_inside
 from tunesmith.techniques.base import width_rule
-from tunesmith.techniques.folder import open_adapter, save_adapter
 
 
-class Lora(BaseModel):
+class Lora(Adapter):
     """W + (alpha / rank) B A beside every linear layer, B starting at zero, in PEFT's format.
 
     Paper: Hu et al. 2021, arXiv 2106.09685, equation 3; rsLoRA 2312.03732 (alpha / sqrt(rank));
     DoRA 2402.09353 (direction and magnitude apart); QLoRA 2305.14314 (over a base in 4 bits).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(
@@ -44,17 +39,9 @@ class Lora(BaseModel):
         """Ten times full fine-tuning's (LoRA Without Regret; tinker-cookbook)."""
         return 10 * width_rule(hidden, family)
 
-    def virtual_tokens(self) -> int:
-        """None."""
-        return 0
-
-    def refusal(self, base: Any, *, family: str) -> str:
-        """Every network has linear layers."""
-        return ""
-
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Updates in place in the base network; switched off they leave the base exactly."""
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
 
         config = LoraConfig(
             r=self.rank,
@@ -66,28 +53,11 @@ class Lora(BaseModel):
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
-        with quiet():
-            try:
-                wrapped = get_peft_model(base, config)
-            except ValueError as error:  # no layer of these names, or one that takes no update
-                said = " ".join(str(error).split())[:160]
-                raise RecipeError(f"technique.targets: {self.targets!r}: {said}; use all-linear") from error
-        return _policy(base, wrapped, family)
+        return self._policy(base, put_inside(base, config, named=self.targets, cure="use all-linear"), family)
 
-    def save(self, policy: Policy, folder: Path) -> None:
-        """An adapter folder that `PeftModel.from_pretrained` opens."""
-        save_adapter(policy, folder)
+    def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
+        """As every adapter's, plain updates on the short path."""
+        from tunesmith.model.lowrank import fuse
 
-    def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
-        """The saved updates over a fresh base."""
-        return _policy(base, open_adapter(base, folder), family)
-
-
-def _policy(base: Any, wrapped: Any, family: str) -> Policy:
-    """The base network with updates inside, and the switch that turns them off."""
-    from tunesmith.model.lowrank import fuse
-
-    fuse(base)
-    policy = Policy.over(base, family=family, reference=wrapped.disable_adapter)
-    policy.adapter = wrapped
-    return policy
+        fuse(base)
+        return super()._policy(base, wrapped, family)

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from tunesmith.model.load import LoadOptions
 from tunesmith.model.policy import Policy
 from tunesmith.model.virtual import flat, keys_of
 from tunesmith.techniques import soft
-from tunesmith.techniques.folder import save_adapter
 
 
-class Prefix(BaseModel):
+class Prefix(soft.Soft):
     """Prefix tuning: keys and values of virtual tokens, learned layer by layer, in PEFT's format.
 
     Paper: Li and Liang 2021, arXiv 2101.00190. Started from the keys and values of real text the reparameterisation
     that the paper needs is not needed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["prefix"] = "prefix"
     tokens: int = Field(20, ge=1, le=512, description="virtual tokens; 10 to 50")
     init: Literal["text", "random"] = Field("text", description="text: keys and values of instruction and labels")
-
-    def load_options(self) -> LoadOptions:
-        """Plain weights."""
-        return LoadOptions()
 
     def learning_rate(self, hidden: int, family: str) -> float:
         """Whatever the width: that of the best prefix in PEFT's own comparison."""
@@ -46,7 +37,7 @@ class Prefix(BaseModel):
         """A decoder must go on from keys and values, an encoder must take some."""
         if family == "encoder" and "cache" not in inspect.signature(base.base_model.forward).parameters:
             return f"a {base.config.model_type} takes no keys and values from outside; nearest that works: prompt"
-        return soft.refusal(base, family=family)
+        return super().refusal(base, family=family)
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """The base as it is, virtual keys and values in every layer."""
@@ -57,12 +48,4 @@ class Prefix(BaseModel):
             with torch.no_grad():
                 first = flat(keys_of(base, input_ids=soft.opening(start, self.tokens, base.device)[None]))
         config = PrefixTuningConfig(task_type=soft.TASKS[family], num_virtual_tokens=self.tokens)
-        return soft.adapt(base, config, family=family, start=first)
-
-    def save(self, policy: Policy, folder: Path) -> None:
-        """An adapter folder that `PeftModel.from_pretrained` opens."""
-        save_adapter(policy, folder)
-
-    def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
-        """The saved keys and values before a fresh base."""
-        return soft.restore(base, folder, family=family)
+        return self._before(base, config, family=family, start=first)

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from tunesmith.model.load import LoadOptions
 from tunesmith.model.policy import Policy
 from tunesmith.techniques import soft
-from tunesmith.techniques.folder import save_adapter
 
 
-class PTuning(BaseModel):
+class PTuning(soft.Soft):
     """P-tuning: the embeddings of virtual tokens come out of an encoder; only what comes out is kept, in PEFT's format.
 
     Paper: Liu et al. 2021, arXiv 2103.10385 (LSTM); the MLP is that of NVIDIA NeMo, PEFT's default.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["p-tuning"] = "p-tuning"
     tokens: int = Field(20, ge=1, le=512, description="virtual tokens")
     encoder: Literal["mlp", "lstm"] = Field("mlp", description="what the embeddings come out of")
     width: int = Field(0, ge=0, description="of the encoder; 0: that of the model")
-
-    def load_options(self) -> LoadOptions:
-        """Plain weights."""
-        return LoadOptions()
 
     def learning_rate(self, hidden: int, family: str) -> float:
         """Whatever the width: it is the encoder's weights that move."""
@@ -38,10 +29,6 @@ class PTuning(BaseModel):
     def virtual_tokens(self) -> int:
         """As many as there are."""
         return self.tokens
-
-    def refusal(self, base: Any, *, family: str) -> str:
-        """A decoder must go on from keys and values."""
-        return soft.refusal(base, family=family)
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """The base as it is, virtual tokens before it."""
@@ -55,12 +42,4 @@ class PTuning(BaseModel):
             encoder_hidden_size=self.width or sizes["token_dim"],
             **sizes,
         )
-        return soft.adapt(base, config, family=family)
-
-    def save(self, policy: Policy, folder: Path) -> None:
-        """An adapter folder that `PeftModel.from_pretrained` opens: the embeddings, without the encoder."""
-        save_adapter(policy, folder)
-
-    def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
-        """The saved tokens before a fresh base."""
-        return soft.restore(base, folder, family=family)
+        return self._before(base, config, family=family)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,44 +12,48 @@ from tunesmith.errors import RecipeError
 from tunesmith.model.policy import Policy
 from tunesmith.model.quiet import quiet
 from tunesmith.model.virtual import Virtual, takes_past
-from tunesmith.techniques.folder import open_adapter
+from tunesmith.techniques.adapter import Adapter
 
 # PEFT's model only puts virtual tokens before a row where it is told what the model is for.
 TASKS = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
-def adapt(base: Any, config: Any, *, family: str, start: torch.Tensor | None = None) -> Policy:
-    """A policy whose numbers are virtual tokens by this configuration, `start` their first values where it is given."""
-    from peft import get_peft_model
+class Soft(Adapter):
+    """A technique of virtual tokens."""
 
-    with quiet():
-        wrapped = get_peft_model(base, config)
-    policy = policy_of(base, wrapped, family=family)
-    if start is not None:
-        with torch.no_grad():
-            assert policy.virtual is not None
-            policy.virtual.module.embedding.weight.copy_(start)  # type: ignore[union-attr, operator]
-    return policy
+    def refusal(self, base: Any, *, family: str) -> str:
+        """A decoder must go on from keys and values."""
+        if family == "encoder" or takes_past(base):
+            return ""
+        kind = base.config.model_type
+        return f"a {kind} keeps more of a row than keys and values; nearest that works: technique: lora"
 
+    def _before(self, base: Any, config: Any, *, family: str, start: torch.Tensor | None = None) -> Policy:
+        """A policy whose numbers are virtual tokens by this configuration, `start` their first values where given."""
+        from peft import get_peft_model
 
-def restore(base: Any, folder: Path, *, family: str) -> Policy:
-    """The policy that was saved, over a fresh base."""
-    return policy_of(base, open_adapter(base, folder), family=family)
+        with quiet():
+            policy = self._policy(base, get_peft_model(base, config), family)
+        if start is not None:
+            with torch.no_grad():
+                assert policy.virtual is not None
+                policy.virtual.module.embedding.weight.copy_(start)  # type: ignore[union-attr, operator]
+        return policy
 
-
-def policy_of(base: Any, wrapped: Any, *, family: str) -> Policy:
-    """The base with the virtual tokens that PEFT's model holds. Raises RecipeError for more than a window sees."""
-    base.requires_grad_(False)
-    policy = Policy.over(base, family=family, reference=nullcontext)
-    policy.adapter, policy.weights = wrapped, False
-    policy.virtual = Virtual(wrapped, wrapped.active_peft_config.num_virtual_tokens, family == "decoder")
-    policy.reference = policy.without_virtual
-    if policy.virtual.is_past:
-        with torch.no_grad():
-            kept = min(keys.shape[2] for keys, _ in policy.virtual.past(base))
-        if kept < policy.virtual.size:
-            raise RecipeError(f"technique.tokens: the model's window lets {kept} of them be seen; use at most {kept}")
-    return policy
+    def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
+        """The base with PEFT's virtual tokens before it. Raises RecipeError for more than a window sees."""
+        base.requires_grad_(False)
+        policy = Policy.over(base, family=family, reference=nullcontext)
+        policy.adapter, policy.weights = wrapped, False
+        policy.virtual = Virtual(wrapped, wrapped.active_peft_config.num_virtual_tokens, family == "decoder")
+        policy.reference = policy.without_virtual
+        if policy.virtual.is_past:
+            with torch.no_grad():
+                kept = min(keys.shape[2] for keys, _ in policy.virtual.past(base))
+            if kept < policy.virtual.size:
+                cure = f"use at most {kept}"
+                raise RecipeError(f"technique.tokens: the model's window lets {kept} of them be seen; {cure}")
+        return policy
 
 
 def sizes(base: Any) -> dict[str, Any]:
@@ -61,13 +64,6 @@ def sizes(base: Any) -> dict[str, Any]:
         "num_attention_heads": config.num_attention_heads,
         "num_layers": config.num_hidden_layers,
     }
-
-
-def refusal(base: Any, *, family: str) -> str:
-    """Why virtual tokens cannot stand before this network's rows, and what works; empty where they can."""
-    if family == "encoder" or takes_past(base):
-        return ""
-    return f"a {base.config.model_type} keeps more of a row than keys and values; nearest that works: technique: lora"
 
 
 def opening(start: Sequence[int], size: int, device: torch.device) -> torch.Tensor:

@@ -134,11 +134,11 @@ def verdict(task: TaskScore, baselines: Sequence[Arm], *, controls: Sequence[Arm
     if task.verdict != "better":
         return task.sentence
     if unbeaten:
-        return f"no effect: the control {_named(unbeaten)} is not beaten. {task.sentence}"
+        return f"no effect: the control {_named(unbeaten)} is not beaten. Beside the base it is {task.sentence}"
     level = [arm for arm in baselines if holds_up(arm, task)]
     equal = [arm for arm in level if arm.score >= task.tuned]
     if equal:
-        return f"no effect worth its cost: {_named(equal)} alone does as well. {task.sentence}"
+        return f"no effect worth its cost: {_named(equal)} alone does as well. Beside the base it is {task.sentence}"
     return f"{task.sentence}; but too few rows to tell it from {_named(level)}" if level else task.sentence
 
 
