@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import contextlib
+import io
 import json
 import re
 import shlex
@@ -38,6 +40,9 @@ PAGES = [
 FENCE = re.compile(r"^(`{3,})(\w*)[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEREDOC = re.compile(r"^python - <<'EOF'\n(.*?)^EOF$", re.MULTILINE | re.DOTALL)
+# What loads a model, or fetches its tokenizer, is no test of a page.
+COSTLY = re.compile(r"transformers|load_base|shipped|locate|from_pretrained")
 LINE_LANGUAGES = ("", "sh", "bash", "console", "text")
 
 # Heading in recipe.md -> the part of a recipe whose keys stand below it.
@@ -240,6 +245,31 @@ def test_python_that_is_shown_names_what_exists(block: str):
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tunesmith":
             assert node.attr in tunesmith.__all__
+
+
+def calculations() -> Iterator[Any]:
+    """(page, source) of every cheap `python -c "..."` or `python - <<'EOF'` that a page shows."""
+    for page in PAGES:
+        for block in blocks(page, *LINE_LANGUAGES):
+            lines = (line for line in block.splitlines() if line.startswith("python -c "))
+            for source in (*(shlex.split(line)[2] for line in lines), *HEREDOC.findall(block)):
+                if not COSTLY.search(source):
+                    yield pytest.param(page, source, id=f"{name_of(page)}-{source.strip()[:40]}")
+
+
+def test_there_are_calculations():
+    assert len(list(calculations())) >= 4
+
+
+@pytest.mark.parametrize(("page", "source"), calculations())
+def test_what_a_calculation_prints_stands_on_its_page(page: Path, source: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(source, name_of(page), "exec"), {})
+    text = page.read_text(encoding="utf-8")
+    lines = printed.getvalue().splitlines()
+    assert lines
+    assert [line for line in lines if line not in text] == []
 
 
 # ------------------------------------------------------------------ links

@@ -13,11 +13,12 @@ import torch
 from bench.peers.job import Job
 from tunesmith.data.examples import Example, Labelled
 from tunesmith.data.template import Encoded
+from tunesmith.model.batch import TOKENS_PER_PASS
 from tunesmith.objectives import Classify
 from tunesmith.recipe import load_recipe
 from tunesmith.training.optim import Plan
 from tunesmith.workflows.prepare import Prepared, prepare
-from tunesmith.workflows.train import TOKENS_PER_PASS, Batches
+from tunesmith.workflows.train import Batches
 
 ROOT = Path(__file__).resolve().parents[2]
 

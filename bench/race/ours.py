@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bench.peers.job import Job, Meter, numbers_of, started, timed
 from tunesmith.data.template import Encoded, Tokens
-from tunesmith.model.batch import Batch, collate
+from tunesmith.model.batch import Batch, collate, cut
 from tunesmith.model.checkpoint import save_tensors
 from tunesmith.model.device import DTYPES
 from tunesmith.model.load import load_base
@@ -25,7 +25,6 @@ from tunesmith.objectives import Classify, Domain, Instruct
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.fit import numbers, step
 from tunesmith.training.optim import Plan, make_optimizer
-from tunesmith.training.sampler import cut
 
 Kind = Classify | Domain | Instruct
 OBJECTIVES: dict[str, type[Kind]] = {"classify": Classify, "domain": Domain, "instruct": Instruct}

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from tunesmith.data.rows import Row, as_word, keep, read_rows, sha256_of
+from tunesmith.data.rows import Row, as_word, keep, read_rows
 from tunesmith.errors import DataError
 
 
@@ -223,13 +223,6 @@ def test_keep_refuses_unknown_columns_and_empty_results():
         keep(ROWS, {"lable": ["pos"]})
     with pytest.raises(DataError, match=r"no row left with label in \['x'\]; values there: 'pos' \(2\), 'neg' \(1\)"):
         keep(ROWS, {"label": ["x"]})
-
-
-def test_the_digest_depends_on_contents_and_order_not_on_places_or_column_order():
-    one = [Row("a:1", {"x": 1, "y": "é"}), Row("a:2", {"x": 2})]
-    same = [Row("b:7", {"y": "é", "x": 1}), Row("b:9", {"x": 2})]
-    assert sha256_of(one) == sha256_of(same)
-    assert sha256_of(one) != sha256_of(one[::-1])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from tests.tiny import SENTENCES
 from tunesmith.data.masking import Masking
 from tunesmith.data.windows import windows
 from tunesmith.evaluation.likelihood import RATES, TURNS, Asked, Told, compare, rate, rate_interval, read, row_score
-from tunesmith.inference.head import give_head
 from tunesmith.objectives import Domain
 from tunesmith.report.figures import LOWER_IS_BETTER
 
@@ -55,7 +54,7 @@ def test_every_whole_term_is_asked_and_a_model_that_knows_all_finds_all(monkeypa
 
 def test_an_encoder_is_asked_for_hidden_words_several_times():
     made, form = policy("bert"), template("bert")
-    give_head(made, Domain())
+    made.head = Domain().head(made)
     masking = Masking.of(form, share=0.2, seed=0)
     first = read(made, form, TEXTS[:1], Asked(512, (), masking))
     assert read(made, form, TEXTS[:1], Asked(512, (), masking)) == first

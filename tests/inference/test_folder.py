@@ -42,7 +42,7 @@ def tuned(out: Path, kind: str, technique: Full | Lora, name: str = "instruct") 
     found = base(kind)
     objective = OBJECTIVES[name].bind(labelled(4), found.family) if name != "instruct" else OBJECTIVES[name]
     made = policy(kind, technique, lively=0.05)
-    made.head = objective.head(made.hidden)
+    made.head = objective.head(made)
     if made.head is not None:
         with torch.no_grad():
             for value in made.head.parameters():

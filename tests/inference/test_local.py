@@ -23,7 +23,7 @@ TEXTS = ("This phone is good", "hi", "This battery is bad and I do not like it. 
 def model(kind: str, objective: Classify | Instruct, *, limit: int = 256) -> LocalModel:
     made = policy(kind, LORA, lively=0.05)
     scrambled(made.network)
-    made.head = objective.head(made.hidden)
+    made.head = objective.head(made)
     if made.head is not None:
         torch.nn.init.normal_(made.head.weight, generator=torch.Generator().manual_seed(2))
     return LocalModel(made, template(kind), objective, limit)

@@ -181,7 +181,7 @@ def run_folder(folder: Path, base: Path, objective: Classify | Instruct) -> Path
     loaded = load_base(str(base))
     technique = Lora(rank=2)
     policy = technique.adapt(loaded.network, family="decoder", keep_reference=False)
-    policy.head = objective.head(policy.hidden)
+    policy.head = objective.head(policy)
     model = LocalModel(policy, Template(loaded.tokenizer), objective, 200)
     about = About(
         base=str(base),

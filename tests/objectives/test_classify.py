@@ -27,7 +27,7 @@ def several(*labels: tuple[str, ...]) -> list[Labelled]:
 def head_of(kind: str, objective: Classify, bias: list[float]):
     """A policy whose head says `bias` of every text."""
     made = policy(kind)
-    made.head = objective.head(made.hidden)
+    made.head = objective.head(made)
     with torch.no_grad():
         made.head.bias.copy_(torch.tensor(bias))
     return made

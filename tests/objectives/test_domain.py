@@ -12,7 +12,6 @@ from tunesmith.data.examples import Text
 from tunesmith.data.masking import Masking
 from tunesmith.data.rows import Row
 from tunesmith.data.template import Encoded
-from tunesmith.inference.head import give_head
 from tunesmith.model.batch import Batch, collate
 from tunesmith.model.masked_head import MaskedHead, own_head
 from tunesmith.model.policy import Policy
@@ -36,7 +35,7 @@ def rows(kind: str, *, turn: int = 0) -> list[Encoded]:
 def learner(kind: str, technique: Full | Lora | None = None) -> Policy:
     torch.manual_seed(5)
     made = policy(kind, technique, lively=0.05)
-    give_head(made, Domain().bind(TEXTS, made.family))
+    made.head = Domain().bind(TEXTS, made.family).head(made)
     made.train(False)
     return made
 

@@ -14,7 +14,6 @@ from tests.tiny import DECODERS
 from tunesmith.data.examples import Text
 from tunesmith.data.template import Encoded
 from tunesmith.errors import RecipeError
-from tunesmith.inference.head import give_head
 from tunesmith.model.batch import Batch, collate
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Domain, Instruct
@@ -66,7 +65,7 @@ def policy_of(cell: str, word: str) -> Policy:
     """A fresh tiny policy with the objective's head."""
     torch.manual_seed(0)
     made = policy(CELLS[cell][1], TECHNIQUES[word][0])
-    give_head(made, rows_of(cell)[0])
+    made.head = rows_of(cell)[0].head(made)
     return made
 
 

@@ -134,7 +134,7 @@ def test_a_heads_gradient_is_a_mean_over_rows_however_they_are_cut():
     found = []
     for parts in ([rows], [rows[:1], rows[1:]]):
         made = policy("bert", LORA)
-        made.head = bound.head(made.hidden)
+        made.head = bound.head(made)
         optimizer = make_optimizer(made, Plan(steps=1, peak=1e-3))
         batches = [collate(part, share=False) for part in parts]
         loss, norm = step(made, bound, batches, optimizer=optimizer, clip=1.0)

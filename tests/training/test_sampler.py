@@ -7,7 +7,8 @@ from statistics import mean
 
 import pytest
 
-from tunesmith.training.sampler import POOL, Sampler, cut
+from tunesmith.model.batch import cut
+from tunesmith.training.sampler import POOL, Sampler
 
 LENGTHS = tuple(random.Random(0).choices(range(5, 201), k=403))
 

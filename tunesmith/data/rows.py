@@ -6,7 +6,6 @@ Reads jsonl, ndjson, json, csv, tsv, parquet, and the Hub's data sets as `owner/
 from __future__ import annotations
 
 import csv
-import hashlib
 import importlib
 import io
 import json
@@ -65,15 +64,6 @@ def keep(rows: Sequence[Row], where: Mapping[str, Sequence[object]]) -> list[Row
             raise DataError(f"{file_of(rows)}: no row left with {column} in {listed}; values there: {here}")
         kept = left
     return kept
-
-
-def sha256_of(rows: Iterable[Row]) -> str:
-    """A digest of what the rows hold, in their order; file names do not count."""
-    digest = hashlib.sha256()
-    for row in rows:
-        text = json.dumps(dict(row.fields), sort_keys=True, separators=(",", ":"), default=str)
-        digest.update(text.encode() + b"\n")
-    return digest.hexdigest()
 
 
 def as_word(value: object) -> str | None:

@@ -13,9 +13,6 @@ from itertools import combinations
 
 from pydantic import BaseModel
 
-# Krippendorff's own advice: from here on the labels can be relied on.
-RELIABLE = 0.8
-
 
 class Pair(BaseModel):
     """Two people on the items that both judged; `kappa` is None where chance alone would agree always."""

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError, TemplateError
-from tunesmith.inference.head import give_head
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import MANIFEST, load_tensors, save_tensors, verify_folder
 from tunesmith.model.device import choose_machine
@@ -101,7 +100,7 @@ def _over(base: Base, folder: Path, about: About) -> LocalModel:
             f"{folder}: the chat template differs from the one this model was tuned with; restore its own"
         )
     policy = about.technique.restore(base.network, folder, family=about.family)
-    give_head(policy, about.objective)
+    policy.head = about.objective.head(policy)
     if policy.head is not None:
         policy.head.load_state_dict(load_tensors(folder / "head.safetensors"))
     policy.train(False)

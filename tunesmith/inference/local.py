@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.examples import Message
-from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.data.template import Template, Tokens
 from tunesmith.data.windows import beginning
 from tunesmith.errors import RecipeError
-from tunesmith.model.batch import Batch, collate
+from tunesmith.model.batch import TOKENS_PER_PASS, Batch, cut, pack
 from tunesmith.model.generate import before_stop, generate, option_scores, stream
 from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Reply, Sampling
 from tunesmith.objectives import Classify, Domain, Instruct
-
-TOKENS_PER_PASS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +114,7 @@ class LocalModel:
             if self.template.tokenizer.mask_token_id not in ids:
                 raise RecipeError(f"fill: no {mask} in the text; write {mask} where a word is to be found")
             place = ids.index(self.template.tokenizer.mask_token_id)
-            batch = collate([Encoded((Tokens(ids, [False] * len(ids)),), "")]).to(self.policy.device)
+            batch = pack([Tokens(ids, [False] * len(ids))]).to(self.policy.device)
             logits = self.policy.head(self.policy.states(batch)[batch.paths[0, place]]).float()
             logits[self.template.tokenizer.all_special_ids] = -torch.inf  # no word at all
             likely = logits.softmax(dim=0)
@@ -189,13 +187,9 @@ class LocalModel:
 
     def _batches(self, rows: Sequence[Tokens]) -> Iterator[Batch]:
         """The rows as batches of like length, longest first."""
-        order = _longest_first(rows)
-        start = 0
-        while start < len(order):
-            count = max(1, TOKENS_PER_PASS // len(rows[order[start]].ids))
-            chosen = [Encoded((rows[i],), "") for i in order[start : start + count]]
-            yield collate(chosen, share=self.policy.family == "decoder").to(self.policy.device)
-            start += count
+        for chosen in cut(_longest_first(rows), [len(row.ids) for row in rows], TOKENS_PER_PASS):
+            tokens = [rows[i] for i in chosen]
+            yield pack(tokens, share=self.policy.family == "decoder").to(self.policy.device)
 
     def _in_order(self, parts: Sequence[Tensor], rows: Sequence[Tokens]) -> Tensor:
         """Results of `_batches`, put back in the order the rows came in."""

@@ -15,6 +15,10 @@ from tunesmith.model.attention import Layout, Segment, lay_out
 WORTH_SHARING = 16
 
 
+# What runs at once where nothing else says how much.
+TOKENS_PER_PASS = 4096
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows of one micro-batch as a pack: tokens that rows share are there once, and nothing is padded.
@@ -61,6 +65,17 @@ class Batch:
             owners=self.owners.to(device),
             labels=None if self.labels is None else self.labels.to(device),
         )
+
+
+def cut(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Numbers of rows, longest first, cut so that rows x longest stays within `tokens`; a row alone may exceed it."""
+    batches: list[list[int]] = []
+    for row in rows:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
 
 
 def collate(rows: Sequence[Encoded], *, share: bool = True) -> Batch:

@@ -28,17 +28,18 @@ class _SumNll(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        need_states, need_weight = ctx.needs_input_grad[:2]
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        need_states, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_states = torch.empty_like(states) if need_states else None
         grad_weight = torch.zeros_like(weight) if need_weight else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
         total = states.new_zeros((), dtype=torch.float32)
         for start in range(0, len(states), CHUNK):
             part, goal = states[start : start + CHUNK], targets[start : start + CHUNK]
-            logits = (part @ weight.T).float()
+            logits = F.linear(part, weight, bias).float()
             logs = logits.logsumexp(dim=1, keepdim=True)
             total += (logs - logits.gather(1, goal[:, None])).sum()
-            if not (need_states or need_weight):
+            if not any(ctx.needs_input_grad):
                 continue
             wrong = logits.sub_(logs).exp_()
             wrong[torch.arange(len(goal)), goal] -= 1
@@ -47,18 +48,21 @@ class _SumNll(torch.autograd.Function):
                 grad_states[start : start + CHUNK] = wrong @ weight
             if grad_weight is not None:
                 grad_weight.addmm_(wrong.T, part)
-        ctx.save_for_backward(grad_states, grad_weight)
+            if grad_bias is not None:
+                grad_bias += wrong.sum(dim=0)
+        ctx.save_for_backward(grad_states, grad_weight, grad_bias)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None]:
-        grad_states, grad_weight = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         (scale,) = grads
-        return (
-            None if grad_states is None else grad_states.mul_(scale),
-            None if grad_weight is None else grad_weight.mul_(scale),
-            None,
-        )
+        return (*(None if grad is None else grad.mul_(scale) for grad in ctx.saved_tensors), None)
+
+
+def sum_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    """Sum of -log p(target) under the logits states W^T + bias, for [M, D], [V, D], [V] and [M]."""
+    total: Tensor = _SumNll.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
+    return total
 
 
 @torch.no_grad()
@@ -108,19 +112,12 @@ class LanguageHead:
     def sum_nll(self, states: Tensor, targets: Tensor) -> Tensor:
         """[N, D] and [N] -> the sum of -log p(target)."""
         layer = self.layer
-        plain = isinstance(layer, nn.Linear) and layer.bias is None and self.scale == 1.0 and not self.softcap
-        if plain:
-            return _SumNll.apply(states, layer.weight, targets)  # type: ignore[no-any-return, no-untyped-call]
+        as_they_are = self.scale == 1.0 and not self.softcap
+        if isinstance(layer, nn.Linear) and layer.bias is None and as_they_are:
+            return sum_nll(states, layer.weight, None, targets)
         return F.cross_entropy(self.logits(states).float(), targets, reduction="sum")
 
     @torch.no_grad()
     def logprobs(self, states: Tensor, targets: Tensor) -> Tensor:
         """[N, D] and [N] -> [N], log p(target), without gradient."""
-        parts = [
-            self.logits(states[start : start + CHUNK])
-            .float()
-            .log_softmax(dim=1)
-            .gather(1, targets[start : start + CHUNK, None])[:, 0]
-            for start in range(0, len(states), CHUNK)
-        ]
-        return torch.cat(parts) if parts else states.new_zeros(0)
+        return -judge(self.logits, states, targets)[0]

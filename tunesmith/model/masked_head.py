@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM
 
-from tunesmith.model.head import CHUNK
+from tunesmith.model.head import sum_nll
 from tunesmith.model.quiet import quiet
 
 # What families call the parts of the same head: a linear layer, a norm, and a bias for each word.
@@ -43,16 +43,16 @@ class MaskedHead(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """[M, D] -> [M, V] logits."""
-        told = self.norm(F.gelu(self.dense(states)))
-        return F.linear(told, self._words[0].weight, self.bias)
+        return F.linear(self._told(states), self._words[0].weight, self.bias)
 
     def sum_nll(self, states: Tensor, targets: Tensor) -> Tensor:
         """[M, D] and [M] -> the sum of -log p(target)."""
-        total = states.new_zeros(())
-        for start in range(0, len(states), CHUNK):
-            logits = self(states[start : start + CHUNK]).float()
-            total = total + F.cross_entropy(logits, targets[start : start + CHUNK], reduction="sum")
-        return total
+        return sum_nll(self._told(states), self._words[0].weight, self.bias, targets)
+
+    def _told(self, states: Tensor) -> Tensor:
+        """[M, D] -> [M, E]: what the words are compared with."""
+        told: Tensor = self.norm(F.gelu(self.dense(states)))
+        return told
 
 
 def own_head(network: Any, folder: Path | None) -> MaskedHead | None:
@@ -73,22 +73,23 @@ def own_head(network: Any, folder: Path | None) -> MaskedHead | None:
     for dense, norm, bias in NAMES:
         missing = any(key.startswith((f"{dense}.", f"{norm}.")) for key in info["missing_keys"])
         if f"{dense}.weight" in numbers and not missing:
-            _fill(head, {"dense": dense, "norm": norm}, numbers)
+            fits = _fill(head, {"dense": dense, "norm": norm}, numbers)
             head.bias.data.copy_(numbers.get(bias, torch.zeros_like(head.bias)))
             head = head.to(network.device)
-            return head if _same_logits(head, network, whole.to(network.device).eval()) else None
+            return head if fits and _same_logits(head, network, whole.to(network.device).eval()) else None
     return None
 
 
 @torch.no_grad()
-def _fill(head: MaskedHead, names: dict[str, str], numbers: dict[str, Tensor]) -> None:
-    """Copy a checkpoint's numbers; a bias that it does without is zero."""
+def _fill(head: MaskedHead, names: dict[str, str], numbers: dict[str, Tensor]) -> bool:
+    """Copy a checkpoint's numbers, a bias that it does without as zero; False where they have another shape."""
     for ours, theirs in names.items():
         layer = getattr(head, ours)
         if numbers[f"{theirs}.weight"].shape != layer.weight.shape:
-            return
+            return False
         layer.weight.copy_(numbers[f"{theirs}.weight"])
         layer.bias.copy_(numbers.get(f"{theirs}.bias", torch.zeros_like(layer.bias)))
+    return True
 
 
 @torch.no_grad()

@@ -45,8 +45,8 @@ class Objective(Protocol):
         """Token sequences of one example, at most `limit` long."""
         ...
 
-    def head(self, hidden: int) -> nn.Module | None:
-        """An output layer of the objective's own, None where the model's is used."""
+    def head(self, policy: Policy) -> nn.Module | None:
+        """A fresh output layer of the objective's own over this network, None where the network's is used."""
         ...
 
     def prepare(self, batch: Batch, policy: Policy) -> Batch:

@@ -106,11 +106,11 @@ class Classify(BaseModel):
         ids = template.prompt(asked)
         return Tokens(ids, [False] * len(ids)), shortened
 
-    def head(self, hidden: int) -> nn.Module | None:
+    def head(self, policy: Policy) -> nn.Module | None:
         """[B, D] -> [B, K], starting at zero so that the first loss is that of guessing."""
         if self.output == "words":
             return None
-        layer = nn.Linear(hidden, len(self.labels))
+        layer = nn.Linear(policy.hidden, len(self.labels), device=policy.device)
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
         return layer

@@ -63,9 +63,9 @@ class Domain(BaseModel):
             for number, window in enumerate(cut, 1)
         ]
 
-    def head(self, hidden: int) -> nn.Module | None:
-        """None: a masked-language head is made for a network, by `give_head`."""
-        return None
+    def head(self, policy: Policy) -> nn.Module | None:
+        """A masked-language head for an encoder; a decoder has its own words."""
+        return MaskedHead(policy.network).to(policy.device) if policy.family == "encoder" else None
 
     def prepare(self, batch: Batch, policy: Policy) -> Batch:
         """The batch as it is."""

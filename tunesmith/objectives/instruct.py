@@ -68,7 +68,7 @@ class Instruct(BaseModel):
             tokens, shortened = type(tokens)(tokens.ids[:limit], tokens.learn[:limit]), True
         return Encoded((tokens,), example.where, shortened=shortened)
 
-    def head(self, hidden: int) -> nn.Module | None:
+    def head(self, policy: Policy) -> nn.Module | None:
         """None: the model's own words are used."""
         return None
 

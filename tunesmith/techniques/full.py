@@ -29,7 +29,7 @@ class Full(BaseModel):
         return LoadOptions()
 
     def learning_rate(self, hidden: int, family: str) -> float:
-        """The width rule; encoders of sentence size take it as it is."""
+        """The width rule: for an encoder a third of a decoder's rate."""
         return width_rule(hidden, family)
 
     def virtual_tokens(self) -> int:

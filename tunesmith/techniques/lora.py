@@ -28,7 +28,7 @@ class Lora(Adapter):
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the update's input")
     targets: str | tuple[str, ...] = Field("all-linear", description="layers by name, or all-linear")
     rslora: bool = Field(False, description="divide by the square root of the rank; steadier above rank 64")
-    dora: bool = Field(False, description="learn direction and magnitude apart; a quarter slower")
+    dora: bool = Field(False, description="learn direction and magnitude apart; slower")
     quantize: Literal["", "nf4"] = Field("", description="nf4: keep the base in 4 bits; less memory, more time")
 
     def load_options(self) -> LoadOptions:

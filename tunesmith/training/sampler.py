@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+
+from tunesmith.model.batch import cut
 
 # Windows whose rows are sorted by length together: enough to make rows of a window alike in length,
 # few enough that windows stay a random draw.
@@ -32,17 +33,6 @@ class Sampler:
         epoch, place = divmod(step, self.steps_per_epoch)
         rows = sorted(_epoch(self, epoch)[place], key=lambda row: (-self.lengths[row], row))
         return cut(rows, self.lengths, self.tokens)
-
-
-def cut(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Rows, longest first, cut so that rows x longest stays within `tokens`; a row alone may exceed it."""
-    batches: list[list[int]] = []
-    for row in rows:
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
 
 
 @lru_cache(maxsize=2)

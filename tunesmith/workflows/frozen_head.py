@@ -12,7 +12,6 @@ from torch import Tensor
 from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError
 from tunesmith.inference.folder import read_about
-from tunesmith.inference.head import give_head
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.open import Found
 from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
@@ -66,7 +65,7 @@ def open_base(found: Found, objective: Domain, *, offline: bool) -> LocalModel |
     options = LoadOptions(device=choose_machine(dtype="float32").device)
     base = load_base(about.base, options=options, offline=offline)
     policy = Policy.over(base.network, family=base.family, reference=nullcontext)
-    give_head(policy, objective)
+    policy.head = objective.head(policy)
     assert policy.head is not None
     policy.head.load_state_dict(load_tensors(place / HEAD))
     policy.train(False)
@@ -79,7 +78,7 @@ def _trained(prepared: Prepared, out: Path, watch: Watch) -> dict[str, Tensor]:
     torch.manual_seed(prepared.recipe.seed)
     network = prepared.base.network.requires_grad_(False)
     policy = Policy.over(network, family="encoder", reference=nullcontext)
-    give_head(policy, prepared.recipe.objective)
+    policy.head = prepared.recipe.objective.head(policy)
     assert policy.head is not None
     hooks = Hooks(
         folder=out / "base_head_checkpoints",

@@ -12,8 +12,7 @@ import torch
 
 from tunesmith.data.template import Encoded
 from tunesmith.evaluation import calibration
-from tunesmith.inference.head import give_head
-from tunesmith.model.batch import Batch, collate
+from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, cut
 from tunesmith.model.device import DTYPES
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Instruct
@@ -22,11 +21,10 @@ from tunesmith.training.fit import Hooks, State, fit
 from tunesmith.training.journal import Journal
 from tunesmith.training.optim import Plan
 from tunesmith.training.probe import ROWS, Probe, can_learn
-from tunesmith.training.sampler import Sampler, cut
+from tunesmith.training.sampler import Sampler
 from tunesmith.training.track import Tracker, open_trackers
 from tunesmith.workflows.prepare import Listener, Prepared, masking_of
 
-TOKENS_PER_PASS = 4096
 # The pass whose hidden words rows have outside training: the same ones at each validation.
 HELD_OUT = "held out"
 
@@ -111,7 +109,7 @@ def _adapted(prepared: Prepared) -> Policy:
     recipe, base = prepared.recipe, prepared.base
     torch.manual_seed(recipe.seed)
     policy = recipe.technique.adapt(base.network, family=base.family, keep_reference=False, start=_opening(prepared))
-    give_head(policy, recipe.objective)
+    policy.head = recipe.objective.head(policy)
     if policy.head is not None and prepared.head is not None:
         policy.head.load_state_dict(prepared.head)
     policy.mixed = _mixed(prepared)

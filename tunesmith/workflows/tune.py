@@ -13,7 +13,6 @@ from typing import Any
 from tunesmith.data.examples import Example
 from tunesmith.evaluation.retention import general_nll, measure
 from tunesmith.inference.folder import About, save_model
-from tunesmith.inference.head import give_head
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import write_folder
 from tunesmith.model.load import LoadOptions, load_base
@@ -125,7 +124,7 @@ def _before_reading(prepared: Prepared, policy: Policy, objective: Domain, folde
     """What the untuned model says to the test documents."""
     how = "as it is"
     if prepared.head is not None:
-        give_head(policy, objective)
+        policy.head = objective.head(policy)
         assert policy.head is not None
         policy.head.load_state_dict(prepared.head)
         how = how_made(folder.path)
