@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.cli.terminal import log, number, p_value, plain, publish, show, show_table, size
+from tunesmith.cli.terminal import log, publish, show, show_table
 from tunesmith.errors import CheckpointError
 
 
@@ -21,10 +21,6 @@ def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixt
     said = capsys.readouterr()
     assert said.out == "a[31mbc\n"
     assert said.err == "a]0;titleb\n"
-
-
-def test_line_ends_tabs_and_all_scripts_stay():
-    assert plain("a\n\tb ä 漢 🙂") == "a\n\tb ä 漢 🙂"
 
 
 def test_a_piped_table_is_not_cut_at_eighty_columns(capsys: pytest.CaptureFixture[str]):
@@ -48,23 +44,3 @@ def test_a_file_that_cannot_be_written_is_an_error_of_the_input(tmp_path: Path):
     args = argparse.Namespace(json=False, out=tmp_path / "none" / "x.json")
     with pytest.raises(CheckpointError, match=r"x\.json: not written \(No such file or directory\); name a"):
         publish({}, args)
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.91234, "0.912"), (None, "-"), (float("nan"), "-"), (-0.05, "-0.050"), (34.567, "34.6")],
-)
-def test_a_score_has_three_places_and_a_large_one_fewer(value: float | None, text: str):
-    assert number(value) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.0004, "<0.001"), (0.0312, "0.031"), (1.0, "1.000")])
-def test_a_tiny_p_value_is_not_written_as_nought(value: float, text: str):
-    assert p_value(value) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(12, "12 B"), (541_900_000, "542 MB"), (78_300_000_000, "78.3 GB"), (2e12, "2.0 TB")]
-)
-def test_a_size_has_a_unit_that_reads_well(count: float, text: str):
-    assert size(count) == text

@@ -12,8 +12,9 @@ from tests.tiny import SENTENCES
 from tunesmith.data.masking import Masking
 from tunesmith.data.windows import windows
 from tunesmith.evaluation.likelihood import RATES, TURNS, Asked, Told, compare, rate, rate_interval, read, row_score
+from tunesmith.evaluation.significance import lower_is_better
+from tunesmith.evaluation.tasks import PER_ROW, WHOLE
 from tunesmith.objectives import Domain
-from tunesmith.report.figures import LOWER_IS_BETTER
 
 TEXTS = [" ".join(SENTENCES[i:]) for i in range(4)]
 
@@ -116,5 +117,13 @@ def test_the_interval_of_a_rate_holds_it_and_one_document_has_none():
     assert rate_interval("nats_per_token", side[:1], groups=None) is None
 
 
-def test_the_report_and_the_tests_agree_on_what_better_means():
-    assert {name for name, how in RATES.items() if how.lower} == LOWER_IS_BETTER
+def test_only_losses_are_better_when_they_are_lower():
+    losses = {"perplexity", "nats_per_token", "bits_per_byte", "masked_loss"}
+    assert {name for name in (*RATES, *PER_ROW, *WHOLE) if lower_is_better(name)} == losses
+
+
+def test_the_bootstrap_of_a_rate_holds_few_numbers_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    side = [told(20.0 + 3 * i) for i in range(10)]
+    whole = rate_interval("nats_per_token", side, groups=None)
+    monkeypatch.setattr("tunesmith.evaluation.resampling._BLOCK", 70)
+    assert rate_interval("nats_per_token", side, groups=None) == whole

@@ -37,6 +37,31 @@ def test_drawn_means_weigh_each_cluster_by_its_rows():
     assert set(means.tolist()) == {1.0, 0.75, 0.0}
 
 
+def test_drawn_rates_are_of_the_same_clusters_for_every_side_and_nothing_is_divided_by_nothing():
+    clusters = Clusters.of(3, ["x", "x", "y"])
+    over, under = np.array([1.0, 3.0, 0.0]), np.array([2.0, 0.0, 0.0])
+    rates = clusters.drawn_rates([over, 2 * over], under, np.random.default_rng(0), 200)
+    assert rates.shape == (200, 2)
+    assert set(rates[:, 0].tolist()) == {2.0, 0.0}  # x, with y or twice: 4 / 2; y twice: 0 / 0
+    assert rates[:, 1].tolist() == (2 * rates[:, 0]).tolist()
+
+
+@pytest.mark.parametrize("budget", [1, 12, 10_000])
+def test_draws_are_the_same_however_few_are_held_at_a_time(budget: int, monkeypatch: pytest.MonkeyPatch):
+    clusters, values = Clusters.of(5, None), np.arange(5.0)
+    whole = clusters.drawn_means(values, np.random.default_rng(0), 50)
+    drawn, kept = [], np.random.default_rng(0)
+
+    class Watched:
+        def integers(self, count: int, *, size: tuple[int, int]):
+            drawn.append(size)
+            return kept.integers(count, size=size)
+
+    monkeypatch.setattr(resampling, "_BLOCK", budget)
+    assert clusters.drawn_means(values, Watched(), 50).tolist() == whole.tolist()
+    assert max(rows for rows, _ in drawn) == min(50, max(1, budget // 5))
+
+
 def test_wilson_has_the_textbook_interval():
     assert resampling.wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
 

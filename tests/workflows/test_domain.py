@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from tests.bases import folder
 from tests.workflows.conftest import answers, recipe, tune
 from tests.workflows.test_tune import digests, stop_after
+from tunesmith.data.masking import Masking
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.folder import load
 from tunesmith.report.diff import diff_runs
@@ -136,6 +137,15 @@ def test_evaluate_scores_a_run_a_base_and_both_on_texts(tmp_path: Path):
     plain = evaluate(same, listen=lambda event: None)
     assert against.page.base == pytest.approx(plain.page.score, rel=1e-3)
     assert against.page.tuned == pytest.approx(alone.page.score, rel=1e-6)
+    line, pair = alone.answers[0], against.answers[0]
+    assert set(line) == {"where", "group", "question", "gold", "answer", "score_answer", "counts"}
+    assert set(line["counts"]) == {"answer"}
+    assert set(pair) == set(line) | {"against", "score_against"}
+    assert pair["score_answer"] == pytest.approx(line["score_answer"], rel=1e-6)
+    for side, nats in (("answer", against.page.tasks[1].tuned), ("against", against.page.tasks[1].base)):
+        counts = [one["counts"][side] for one in against.answers]
+        assert sum(one["nats"] for one in counts) / sum(one["tokens"] for one in counts) == pytest.approx(nats)
+        assert pair[f"score_{side}"] == pytest.approx(-counts[0]["nats"] / counts[0]["tokens"])
     other = Asked(str(run.folder), rows, str(folder("qwen3")))
     with pytest.raises(RecipeError, match="cuts texts into other tokens .* compare bits_per_byte"):
         evaluate(other, listen=lambda event: None)
@@ -181,12 +191,16 @@ def test_a_gate_on_the_gain_knows_that_less_perplexity_is_more(tmp_path: Path):
     assert tune(easy, tmp_path / "easy").report.broken_gates == []
 
 
-def test_a_preview_shows_what_is_hidden_and_asks_for_no_end(tmp_path: Path):
+def test_a_preview_shows_what_is_hidden_and_asks_for_no_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made: list[Masking] = []
+    whole = Masking.of
+    monkeypatch.setattr(Masking, "of", lambda *args, **more: made.append(whole(*args, **more)) or made[-1])
     shown = preview(on_texts(tmp_path, "bert"))
     learned = "".join(piece.text for piece in shown.rows[0].pieces if piece.learned)
     assert "[MASK]" in learned
     assert shown.faults == ()
     assert shown.facts.learned_share == pytest.approx(0.15, abs=0.05)
+    assert len(made) == 1
     assert preview(on_texts(tmp_path, "llama")).facts.learned_share == 1.0
 
 

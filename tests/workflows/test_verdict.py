@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from tunesmith.evaluation.tasks import Arm, TaskScore, arms, task_score
+from tunesmith.evaluation.likelihood import Told, compare
+from tunesmith.evaluation.tasks import Arm, TaskScore, arms, as_task, task_score
 from tunesmith.report.standing import holds_up
 from tunesmith.workflows.assemble import verdict
 
@@ -84,6 +85,30 @@ def test_the_base_is_judged_by_the_headline_alone():
     assert found["base"].p_adjusted > 0.05  # 3 x 2 / 2^6
     assert not holds_up(found["base"], task)
     assert holds_up(found["control"], task)
+
+
+def on_texts(**scores: float) -> str:
+    """The verdict of a run that took a loss from 3 to 2, beside other ways that are not surely beaten."""
+    sides = [[Told(nats + i / 10, 10, 0, 0, 0, 0) for i in range(12)] for nats in (29.45, 19.45)]
+    task = as_task(compare("nats_per_token", *sides), name="run", metric="nats_per_token")
+    assert (task.base, task.tuned, task.verdict) == (pytest.approx(3), pytest.approx(2), "better")
+    beside = [
+        Arm(name=name, metric=task.metric, score=score, ci95=None, n=12, p_adjusted=0.25)
+        for name, score in scores.items()
+    ]
+    return verdict(task, beside, controls=[], broken=[])
+
+
+def test_a_cheap_way_with_a_smaller_loss_does_as_well_and_one_with_a_larger_does_not():
+    assert on_texts(grown=1.5).startswith("no effect worth its cost: grown (1.5, adjusted p = 0.250) alone does as well")
+    found = on_texts(grown=2.5)
+    assert found.startswith("better: ")
+    assert found.endswith("; but too few rows to tell it from grown (2.5, adjusted p = 0.250)")
+
+
+def test_of_several_cheap_ways_the_one_with_the_smallest_loss_is_named():
+    assert "cost: best (1.2, adjusted" in on_texts(good=1.5, best=1.2, far=2.5)
+    assert on_texts(near=2.2, far=2.5).endswith("from near (2.2, adjusted p = 0.250)")
 
 
 def test_macro_f1_gets_the_same_interval_and_test_as_every_other_metric():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tunesmith.cli.terminal import log, plain
+from tunesmith.cli.terminal import log
+from tunesmith.report.figures import clean
 from tunesmith.data.examples import Message
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.sampling import Sampling
@@ -72,4 +73,4 @@ class Conversation:
 
     def _write(self, piece: str) -> None:
         if not self.silent:
-            print(plain(piece), end="", flush=True)
+            print(clean(piece), end="", flush=True)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import add_common
 from tunesmith.cli.progress import listening
-from tunesmith.cli.scores import costs, one_line
 from tunesmith.cli.signals import Interruption, caught
-from tunesmith.cli.terminal import emit, hush, number, p_value, show, show_table
+from tunesmith.cli.terminal import emit, hush, show, show_table
 from tunesmith.cli.tune import as_document, show_next
+from tunesmith.report.figures import figure, p_value
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -58,19 +58,21 @@ def _document(told: Demo) -> dict[str, Any]:
 
 def _show(told: Demo) -> None:
     """Both comparisons in one table, the answers, and where everything lies."""
+    from tunesmith.report.terminal import costs
+
     runs = (told.encoder, told.decoder)
     rows = []
     for run in runs:
         task, report = run.report.task, run.report
-        scores = (number(task.base), number(task.tuned), number(task.delta), p_value(task.p_value))
+        scores = (figure(task.base), figure(task.tuned), figure(task.delta), p_value(task.p_value))
         rows.append((report.model, report.technique, task.metric, *scores, str(task.n)))
-    show_table(("model", "technique", "metric", "base>", "tuned>", "delta>", "p>", "rows>"), rows)
+    show_table(("model", "technique", "metric", "base>", "tuned>", "delta>", "p-value>", "rows>"), rows)
     for run in runs:
         show(f"{run.report.model}: {run.report.verdict}")
         for other in run.report.baselines:
-            show(f"  {other.name}: {number(other.score)} {one_line(other.detail)}".rstrip())
+            show(f"  {other.name}: {figure(other.score)} {' '.join(other.detail.split())}".rstrip())
         for line in costs(run.report):
-            show(f"  {line}")
+            show(f"  {line.plain}")
     show(f"\nnew sentences, judged by the tuned {told.decoder.report.model}:")
     for text, found in told.answers:
         show(f"  {found.label} ({found.confidence:.2f})  {text}")

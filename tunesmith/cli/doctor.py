@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tunesmith.cli.options import add_common
-from tunesmith.cli.terminal import publish, show_table, size
+from tunesmith.cli.terminal import publish, show_table
+from tunesmith.report.figures import size
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands

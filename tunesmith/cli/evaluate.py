@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import add_common, add_schema, add_set
-from tunesmith.cli.terminal import hush, log, number, p_value, publish, show, show_table
+from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.errors import CheckpointError
+from tunesmith.report.figures import bounds, figure, p_value
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 def _show_scores(page: Scored) -> None:
     """Every metric of one model with its interval."""
     show(f"{page.model} on {page.data}")
-    rows = [(task.metric, number(task.score), _bounds(task.ci95), str(task.n)) for task in page.tasks]
+    rows = [(task.metric, figure(task.score), bounds(task.ci95), str(task.n)) for task in page.tasks]
     show_table(("metric", "score>", "95 % interval", "rows>"), rows)
 
 
@@ -83,14 +84,10 @@ def _show_comparison(page: Compared) -> None:
     show(f"{page.model} against {page.against} on {page.data}")
     rows = []
     for task in page.tasks:
-        values = (number(task.base), number(task.tuned), number(task.delta))
-        rows.append((task.metric, *values, _bounds(task.ci95), p_value(task.p_value), str(task.n)))
-    show_table(("metric", f"{page.against}>", f"{page.model}>", "delta>", "95 % interval", "p>", "rows>"), rows)
+        values = (figure(task.base), figure(task.tuned), figure(task.delta))
+        rows.append((task.metric, *values, bounds(task.ci95), p_value(task.p_value), str(task.n)))
+    show_table(("metric", f"{page.against}>", f"{page.model}>", "delta>", "95 % interval", "p-value>", "rows>"), rows)
     show(page.sentence)
-
-
-def _bounds(ci95: tuple[float, float] | None) -> str:
-    return "-" if ci95 is None else f"{number(ci95[0])} to {number(ci95[1])}"
 
 
 def _write(lines: Sequence[dict[str, Any]], path: Path) -> None:

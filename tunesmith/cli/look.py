@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import UsageError, add_common
-from tunesmith.cli.terminal import log, number, p_value, publish, show, show_table, size
+from tunesmith.cli.terminal import log, publish, show, show_table
 from tunesmith.errors import CheckpointError
+from tunesmith.report.figures import figure, p_value, size
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -70,7 +71,7 @@ def run_runs(args: argparse.Namespace) -> int:
         show(f"no runs in {folder}; `tunesmith tune RECIPE` makes one")
     else:
         show_table(
-            ("run", "task", "metric", "base>", "tuned>", "p>", "when", "state"),
+            ("run", "task", "metric", "base>", "tuned>", "p-value>", "when", "state"),
             [_cells(run) for run in found],
         )
     return 0
@@ -112,7 +113,7 @@ def _cells(line: Mapping[str, Any]) -> tuple[str, ...]:
     if line["report"] is None:
         return (str(line["run"]), "-", "-", "-", "-", "-", line["when"], line["state"])
     task = line["report"]["task"]
-    scores = (number(task["base"]), number(task["tuned"]), p_value(task["p_value"]))
+    scores = (figure(task["base"]), figure(task["tuned"]), p_value(task["p_value"]))
     return (str(line["run"]), line["report"]["what"], task["metric"], *scores, line["when"], line["state"])
 
 

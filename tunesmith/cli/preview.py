@@ -7,7 +7,8 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.terminal import console, log, plain, publish
+from tunesmith.cli.terminal import console, log, publish
+from tunesmith.report.figures import clean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +51,7 @@ def draw(preview: Preview, screen: Console) -> None:
         screen.print(f"--- {row.where}: {row.tokens} tokens, {said}", style="dim", soft_wrap=True)
         screen.print(_row(row, coloured=coloured), soft_wrap=True)
     for line in _facts(preview):
-        screen.print(plain(line), soft_wrap=True)
+        screen.print(clean(line), soft_wrap=True)
 
 
 def _row(row: Shown, *, coloured: bool) -> Any:
@@ -59,7 +60,7 @@ def _row(row: Shown, *, coloured: bool) -> Any:
 
     whole = Text()
     for piece in row.pieces:
-        text = plain(piece.text)
+        text = clean(piece.text)
         if not piece.learned:
             whole.append(text)
         elif coloured:

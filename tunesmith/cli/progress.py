@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.signals import Signals
-from tunesmith.cli.terminal import console, log, number, plain
+from tunesmith.cli.terminal import console, log
+from tunesmith.report.figures import clean, figure
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -73,7 +74,7 @@ class Bar:
         if event["event"] != "step" or "loss" not in event:
             self._leave(event)
             for line in said(event):
-                self.progress.console.print(plain(line))
+                self.progress.console.print(clean(line))
             return
         left = duration(self.pace.left(event["step"], event["steps"]))
         words = f"{measures(event)}  {left}"
@@ -135,7 +136,7 @@ def _stage(event: Event) -> list[str]:
 
 
 def _probe(event: Event) -> list[str]:
-    first, last = number(event["first"]), number(event["last"])
+    first, last = figure(event["first"]), figure(event["last"])
     return [f"yes: {event['steps']} steps on the same rows took the loss from {first} to {last}"]
 
 

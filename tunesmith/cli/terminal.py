@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tunesmith.errors import CheckpointError
+from tunesmith.report.figures import clean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,12 +44,12 @@ def hush() -> None:
 
 def log(text: str) -> None:
     """Write a line for people to stderr."""
-    print(plain(text), file=sys.stderr, flush=True)
+    print(clean(text), file=sys.stderr, flush=True)
 
 
 def show(text: str = "") -> None:
     """Write a line of the result to stdout."""
-    print(plain(text), flush=True)
+    print(clean(text), flush=True)
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -61,7 +62,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for column in columns:
         table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        table.add_row(*(Text(clean(cell)) for cell in row))
     console(sys.stdout).print(table)
 
 
@@ -84,32 +85,6 @@ def publish(document: Mapping[str, Any], args: argparse.Namespace) -> bool:
 def emit(document: Mapping[str, Any]) -> None:
     """Write the one JSON document to stdout."""
     print(_json(document), flush=True)
-
-
-def plain(text: str) -> str:
-    """The text without control characters: a row or an answer must not drive the terminal."""
-    return "".join(c for c in text if c in "\n\t" or (ord(c) >= 32 and not 127 <= ord(c) < 160))
-
-
-def number(value: float | None) -> str:
-    """Four digits of a score, a dash for none."""
-    if value is None or not math.isfinite(value):
-        return "-"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def p_value(value: float) -> str:
-    """A p-value as people write it."""
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def size(count: float) -> str:
-    """Bytes in a unit that reads well."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit != "GB" else f"{count:.1f} GB"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _json(document: Mapping[str, Any]) -> str:

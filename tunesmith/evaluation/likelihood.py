@@ -18,7 +18,7 @@ from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.data.terms import words_of
 from tunesmith.data.windows import Window, windows
 from tunesmith.evaluation.resampling import Clusters, percentiles, sign_flip
-from tunesmith.evaluation.significance import Comparison, judged
+from tunesmith.evaluation.significance import Comparison, judged, lower_is_better
 from tunesmith.model.batch import collate
 from tunesmith.model.head import judge
 from tunesmith.model.masked_head import MaskedHead
@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 TOKENS_PER_PASS = 4096
 # An encoder is asked this many times, other words hidden each time: half of them once or more at 15 %.
 TURNS = 4
-RESAMPLES, BLOCK = 10_000, 500
+RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,6 @@ class Rate:
 
     over: Callable[[Told], float]
     under: Callable[[Told], float]
-    lower: bool = True  # is better
     power: bool = False  # shown as e to the quotient
 
     def shown(self, quotient: Floats) -> Floats:
@@ -63,8 +62,8 @@ RATES: dict[str, Rate] = {
     "nats_per_token": Rate(lambda told: told.nats, lambda told: told.tokens),
     "bits_per_byte": Rate(lambda told: told.nats / math.log(2), lambda told: told.size),
     "masked_loss": Rate(lambda told: told.nats, lambda told: told.tokens),
-    "masked_accuracy": Rate(lambda told: told.first, lambda told: told.tokens, lower=False),
-    "term_accuracy": Rate(lambda told: told.found, lambda told: told.terms, lower=False),
+    "masked_accuracy": Rate(lambda told: told.first, lambda told: told.tokens),
+    "term_accuracy": Rate(lambda told: told.found, lambda told: told.terms),
 }
 # What is reported for a headline: itself first.
 REPORTED = {
@@ -192,7 +191,7 @@ def can_tell(metric: str, told: Sequence[Told]) -> bool:
 def row_score(metric: str, told: Told) -> float:
     """What a document is worth, higher being better."""
     value = rate(metric, [told])
-    return -value if RATES[metric].lower else value
+    return -value if lower_is_better(metric) else value
 
 
 def rate_interval(metric: str, told: Sequence[Told], *, groups: Sequence[str] | None) -> tuple[float, float] | None:
@@ -217,13 +216,13 @@ def compare(
     under = [how.under(one) for one in base]
     if under != [how.under(one) for one in tuned]:
         raise ValueError(f"{metric}: base and tuned were not asked the same")
-    clusters, sign = Clusters.of(len(base), groups), -1.0 if how.lower else 1.0
+    clusters, sign = Clusters.of(len(base), groups), -1.0 if lower_is_better(metric) else 1.0
     before, after = (np.array([how.over(one) for one in side], dtype=np.float64) for side in (base, tuned))
     change = clusters.sums(sign * (after - before))
     pairs = _drawn(metric, [base, tuned], clusters)
     drawn, lone = sign * (pairs[:, 1] - pairs[:, 0]), clusters.count == 1
     low, high = rate(metric, base), rate(metric, tuned)
-    scale = low if how.lower else 1.0
+    scale = low if lower_is_better(metric) else 1.0
     found = Comparison(
         base=sign * low,
         tuned=sign * high,
@@ -250,11 +249,6 @@ def _as_shown(found: Comparison, sign: float) -> Comparison:
 def _drawn(metric: str, sides: Sequence[Sequence[Told]], clusters: Clusters) -> Floats:
     """[R, sides]: the rate over clusters drawn with repeats, the same ones for each side."""
     how = RATES[metric]
-    under = clusters.sums(np.array([how.under(one) for one in sides[0]], dtype=np.float64))
-    over = [clusters.sums(np.array([how.over(one) for one in side], dtype=np.float64)) for side in sides]
-    chance, blocks = np.random.default_rng(0), []
-    for _ in range(0, RESAMPLES, BLOCK):
-        drawn = chance.integers(clusters.count, size=(BLOCK, clusters.count))
-        below = np.maximum(under[drawn].sum(axis=1), 1e-12)
-        blocks.append(np.stack([side[drawn].sum(axis=1) / below for side in over], axis=1))
-    return how.shown(np.concatenate(blocks))
+    under = np.array([how.under(one) for one in sides[0]], dtype=np.float64)
+    over = [np.array([how.over(one) for one in side], dtype=np.float64) for side in sides]
+    return how.shown(clusters.drawn_rates(over, under, np.random.default_rng(0), RESAMPLES))

@@ -53,10 +53,15 @@ class Clusters:
 
     def drawn_means(self, values: Floats, rng: np.random.Generator, resamples: int) -> Floats:
         """[N] -> [R]: the mean over the rows of G clusters drawn with repeats."""
-        sums, blocks = self.sums(values), []
+        return self.drawn_rates([values], np.ones(len(self.codes)), rng, resamples)[:, 0]
+
+    def drawn_rates(self, over: Sequence[Floats], under: Floats, rng: np.random.Generator, resamples: int) -> Floats:
+        """S times [N], and [N] -> [R, S]: sum over sum in G clusters drawn with repeats, the same ones for all S."""
+        below, above, blocks = self.sums(under), [self.sums(values) for values in over], []
         for size in _blocks(resamples, self.count):
             drawn = rng.integers(self.count, size=(size, self.count))
-            blocks.append(sums[drawn].sum(axis=1) / self.sizes[drawn].sum(axis=1))
+            divisor = np.maximum(below[drawn].sum(axis=1), 1e-12)
+            blocks.append(np.stack([sums[drawn].sum(axis=1) / divisor for sums in above], axis=1))
         return np.concatenate(blocks)
 
     def drawn_rows(self, rng: np.random.Generator, resamples: int) -> Iterator[Indices]:

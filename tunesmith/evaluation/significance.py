@@ -30,6 +30,13 @@ Floats = NDArray[np.float64]
 POWER = 0.80
 SMALL_SHARE = 0.02  # a difference below 2 % of the scale counts as none
 FEWEST = 6  # changes, all in one direction, that an exact two-sided test needs: 2 / 2**6 < ALPHA < 2 / 2**5
+# Losses and what is made of them; more of anything else is better.
+_LOSSES = frozenset({"perplexity", "nats_per_token", "bits_per_byte", "masked_loss"})
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller score is the better one."""
+    return metric in _LOSSES
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from torch import Tensor
 from tunesmith.data.template import Encoded, Tokens
 from tunesmith.model.attention import Layout, Segment, lay_out
 
-# A segment more costs every layer an attention of its own, about as long as this many tokens take (bench/NOTES.md).
-WORTH_SHARING = 16
+# A segment more costs every layer an attention of its own: measured, it pays from about this many tokens on
+# (bench/NOTES.md).
+WORTH_SHARING = 8
 
 
 # What runs at once where nothing else says how much.

@@ -14,7 +14,6 @@ METRICS = {
     "corpus_chrf": "chrF",
     "bleu": "BLEU",
 }
-LOWER_IS_BETTER = frozenset({"perplexity", "nats_per_token", "bits_per_byte", "masked_loss"})
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
 
@@ -73,7 +72,7 @@ def size(value: float) -> str:
         if value < 1000:
             return f"{value:.0f} {unit}"
         value /= 1000
-    return f"{value:.1f} GB"
+    return f"{value:.1f} GB" if value < 1000 else f"{value / 1000:.1f} TB"
 
 
 def duration(seconds: float) -> str:

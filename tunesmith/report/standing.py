@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from tunesmith.evaluation.resampling import ALPHA
+from tunesmith.evaluation.significance import lower_is_better
 from tunesmith.evaluation.tasks import Arm, TaskScore
-from tunesmith.report.figures import LOWER_IS_BETTER
 from tunesmith.report.schema import Report
 
 BASE = "base"  # the arm that the headline compares with
@@ -23,6 +23,11 @@ def mood(report: Report) -> Mood:
     return "unsure" if found == "good" and reached else found
 
 
+def reaches(one: Arm, task: TaskScore) -> bool:
+    """Whether a way to answer scores as well as the tuned model or better, by the same metric."""
+    return one.score <= task.tuned if lower_is_better(task.metric) else one.score >= task.tuned
+
+
 def holds_up(one: Arm, task: TaskScore) -> bool:
     """Whether the tuned model does not surely beat this way to answer, by the same metric.
 
@@ -31,5 +36,4 @@ def holds_up(one: Arm, task: TaskScore) -> bool:
     """
     if one.metric != task.metric:
         return False
-    reached = one.score <= task.tuned if task.metric in LOWER_IS_BETTER else one.score >= task.tuned
-    return reached or (one.name != BASE and one.p_adjusted is not None and one.p_adjusted >= ALPHA)
+    return reaches(one, task) or (one.name != BASE and one.p_adjusted is not None and one.p_adjusted >= ALPHA)

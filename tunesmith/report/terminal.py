@@ -42,10 +42,13 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
     parts: list[RenderableType] = [_headline(report), gap, _tasks(report.tasks), gap]
     if report.baselines or report.controls:
         parts += [_others(report), gap]
-    parts.append(_retention(report.retention))
-    if report.calibration is not None:
-        parts.append(_calibration(report.calibration))
-    return [*parts, _cost(report), gap, _files(folder)]
+    return [*parts, *costs(report), _cost(report), gap, _files(folder)]
+
+
+def costs(report: Report) -> list[Text]:
+    """What tuning did to general ability, and what stated probabilities are worth, a line each."""
+    stated = [] if report.calibration is None else [_calibration(report.calibration)]
+    return [_retention(report.retention), *stated]
 
 
 def _headline(report: Report) -> Text:

@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.data.examples import Example
 from tunesmith.evaluation.likelihood import Told
 from tunesmith.evaluation.retention import General
+from tunesmith.evaluation.significance import lower_is_better
 from tunesmith.evaluation.tasks import BESIDE, Arm, TaskScore, arms, task_score
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.four_bit import numbers, resident_bytes
 from tunesmith.objectives import Domain
-from tunesmith.report.figures import LOWER_IS_BETTER
 from tunesmith.report.schema import Calibration, DataPart, Memory, Report, Retention, Speed, Style, Training
-from tunesmith.report.standing import BASE, holds_up
+from tunesmith.report.standing import BASE, holds_up, reaches
 from tunesmith.workflows import documents
 from tunesmith.workflows.answers import Answers, Ways, gold, groups
 from tunesmith.workflows.prepare import Prepared
@@ -120,7 +120,7 @@ def broken_gates(run: Measured, task: TaskScore) -> list[str]:
             broken.append(
                 f"max_general_nats: general text cost {rise:+.3f} nats/token, allowed {gates.max_general_nats}"
             )
-    sign = -1 if task.metric in LOWER_IS_BETTER else 1
+    sign = -1 if lower_is_better(task.metric) else 1
     if gates.min_delta is not None and sign * task.delta < gates.min_delta:
         broken.append(f"min_delta: {task.metric} moved by {task.delta:+.3f}, wanted {sign * gates.min_delta:+}")
     return broken
@@ -136,7 +136,7 @@ def verdict(task: TaskScore, baselines: Sequence[Arm], *, controls: Sequence[Arm
     if unbeaten:
         return f"no effect: the control {_named(unbeaten)} is not beaten. Beside the base it is {task.sentence}"
     level = [arm for arm in baselines if holds_up(arm, task)]
-    equal = [arm for arm in level if arm.score >= task.tuned]
+    equal = [arm for arm in level if reaches(arm, task)]
     if equal:
         return f"no effect worth its cost: {_named(equal)} alone does as well. Beside the base it is {task.sentence}"
     return f"{task.sentence}; but too few rows to tell it from {_named(level)}" if level else task.sentence
@@ -144,7 +144,7 @@ def verdict(task: TaskScore, baselines: Sequence[Arm], *, controls: Sequence[Arm
 
 def _named(found: Sequence[Arm]) -> str:
     """The best of some arms with its score and the adjusted p-value of the gain over it."""
-    best = max(found, key=lambda arm: arm.score)
+    best = max(found, key=lambda arm: -arm.score if lower_is_better(arm.metric) else arm.score)
     sure = "" if best.p_adjusted is None else f", adjusted p = {best.p_adjusted:.3f}"
     return f"{best.name} ({best.score:.4g}{sure})"
 

@@ -90,23 +90,22 @@ def base_arm(task: TaskScore, told: Sequence[Told], examples: Sequence[Example],
 
 
 def lines(
-    metric: str, sides: tuple[Sequence[Told], Sequence[Told]], examples: Sequence[Example]
+    metric: str,
+    sides: Sequence[Sequence[Told]],
+    examples: Sequence[Example],
+    *,
+    names: Sequence[str] = ("base", "tuned"),
 ) -> list[dict[str, Any]]:
-    """A line for each document: what both models find it worth, higher being better."""
-    return [
-        {
-            "where": example.where,
-            "group": example.group,
-            "question": example.text[:SHOWN] if isinstance(example, Text) else "",
-            "gold": "",
-            "base": "",
-            "tuned": "",
-            "score_base": row_score(_nats(metric), base),
-            "score_tuned": row_score(_nats(metric), tuned),
-            "counts": {"base": asdict(base), "tuned": asdict(tuned)},
-        }
-        for example, base, tuned in zip(examples, *sides, strict=True)
-    ]
+    """A line for each document: what each side, under its name, finds it worth, higher being better."""
+    found = []
+    for example, *told in zip(examples, *sides, strict=True):
+        named = dict(zip(names, told, strict=True))
+        text = example.text[:SHOWN] if isinstance(example, Text) else ""
+        line: dict[str, Any] = {"where": example.where, "group": example.group, "question": text, "gold": ""}
+        line |= dict.fromkeys(named, "")
+        line |= {f"score_{name}": row_score(_nats(metric), one) for name, one in named.items()}
+        found.append(line | {"counts": {name: asdict(one) for name, one in named.items()}})
+    return found
 
 
 def _nats(metric: str) -> str:

@@ -31,7 +31,7 @@ from tunesmith.workflows.frozen_head import open_base
 from tunesmith.workflows.prepare import Listener, read_data
 from tunesmith.workflows.questions import Asked, Task, read_task, recipe_file, seen
 
-BASE = "base"  # the word for `against` that means: what the model was tuned over
+OWN_BASE = "base"  # the word for `against` that means: what the model was tuned over
 
 
 class Scored(Score):
@@ -70,7 +70,7 @@ def evaluate(asked: Asked, *, listen: Listener, offline: bool = False) -> Evalua
     task = read_task(asked, found, offline=offline)
     task.notes.extend(seen(found, task, offline=offline))
     other = _other(asked, found, offline=offline)
-    if other is not None and asked.against != BASE:
+    if other is not None and asked.against != OWN_BASE:
         task.notes.extend(seen(other, task, offline=offline))
     if isinstance(task.objective, Domain):
         return _texts(asked, (found, other), task, task.objective, offline=offline)
@@ -86,7 +86,7 @@ def evaluate(asked: Asked, *, listen: Listener, offline: bool = False) -> Evalua
         )
         return Evaluation(page, _lines(task, tuned))
     listen({"event": "stage", "text": f"asking {other.name} the same"})
-    probing = asked.against == BASE and found.kind == "run" and task.own
+    probing = asked.against == OWN_BASE and found.kind == "run" and task.own
     base = _base_of_run(found, task, offline=offline) if probing else _ask(other, task, offline=offline)
     tasks = task_scores(metric, task.examples, (base.given, tuned.given), name=name)
     sides = {"model": asked.model, "against": other.name, "data": asked.data}
@@ -107,8 +107,8 @@ def _texts(
         alone = documents.scores(metric, tuned, examples, name=name)
         said = {"model": asked.model, "data": asked.data, "notes": task.notes}
         page: Scored | Compared = Scored(**alone[0].model_dump(), tasks=alone, **said)
-        return Evaluation(page, documents.lines(metric, (tuned, tuned), examples))
-    against = open_base(found, objective, offline=offline) if asked.against == BASE and found.kind == "run" else None
+        return Evaluation(page, documents.lines(metric, (tuned,), examples, names=("answer",)))
+    against = open_base(found, objective, offline=offline) if asked.against == OWN_BASE and found.kind == "run" else None
     if against is None:
         against = open_model(other.name, objective=objective, offline=offline, limit=task.limit)
     if against.template.tokenizer.get_vocab() != model.template.tokenizer.get_vocab():
@@ -120,7 +120,7 @@ def _texts(
     tasks = documents.tasks(metric, (base, tuned), examples, name=name)
     said = {"model": asked.model, "against": other.name, "data": asked.data, "notes": task.notes}
     page = Compared(**tasks[0].model_dump(), tasks=tasks, **said)
-    return Evaluation(page, documents.lines(metric, (base, tuned), examples))
+    return Evaluation(page, documents.lines(metric, (tuned, base), examples, names=("answer", "against")))
 
 
 def schema() -> str:
@@ -130,7 +130,7 @@ def schema() -> str:
 
 def _other(asked: Asked, found: Found, *, offline: bool) -> Found | None:
     """What the model is compared with, None where nothing was named."""
-    if asked.against != BASE:
+    if asked.against != OWN_BASE:
         return identify(asked.against, offline=offline) if asked.against else None
     base = asked.base or found.base
     if not base:

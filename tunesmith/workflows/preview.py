@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.data.masking import Masking
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.recipe import Recipe
 from tunesmith.workflows.prepare import Prepared, masking_of, prepare
@@ -84,25 +85,25 @@ class Preview:
 def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
     """The first training rows with what is learned in them, and facts about all; nothing is trained."""
     prepared = prepare(recipe, listen=_nobody, offline=offline)
-    shown = tuple(_shown(row, prepared) for row in prepared.train[:rows])
-    return Preview(prepared.recipe, shown, _facts(prepared), (prepared.machine.why, *prepared.facts.notes))
+    masking = masking_of(prepared.recipe.objective, prepared.template, prepared.recipe.seed)
+    shown = tuple(_shown(row, prepared, masking) for row in prepared.train[:rows])
+    return Preview(prepared.recipe, shown, _facts(prepared, masking), (prepared.machine.why, *prepared.facts.notes))
 
 
 def _nobody(event: dict[str, Any]) -> None:
     """Nobody listens: what matters is on the page."""
 
 
-def _shown(row: Encoded, prepared: Prepared) -> Shown:
+def _shown(row: Encoded, prepared: Prepared, masking: Masking | None) -> Shown:
     """A row in pieces; of a pair, one sequence after the other."""
-    pieces = tuple(piece for tokens in _seen(row, prepared) for piece in pieces_of(tokens, prepared.template))
+    pieces = tuple(piece for tokens in _seen(row, masking) for piece in pieces_of(tokens, prepared.template))
     names = prepared.recipe.objective.labels if prepared.recipe.objective.kind == "classify" else ()
     label = ", ".join(name for name, yes in zip(names, row.label, strict=False) if yes)
     return Shown(row.where, pieces, row.length, label)
 
 
-def _seen(row: Encoded, prepared: Prepared) -> tuple[Tokens, ...]:
+def _seen(row: Encoded, masking: Masking | None) -> tuple[Tokens, ...]:
     """The row as the first pass over the rows sees it: words hidden as they are then, and marked as learned."""
-    masking = masking_of(prepared.recipe.objective, prepared.template, prepared.recipe.seed)
     if masking is None:
         return row.sequences
     hidden = masking.hide(row, 0)
@@ -126,10 +127,10 @@ def _text(ids: Sequence[int], template: Template) -> str:
     return str(template.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _facts(prepared: Prepared) -> Facts:
+def _facts(prepared: Prepared, masking: Masking | None) -> Facts:
     """Counts over all training rows that teach something."""
     train, facts = prepared.train, prepared.facts
-    sequences = [tokens for row in train for tokens in _seen(row, prepared)]
+    sequences = [tokens for row in train for tokens in _seen(row, masking)]
     texts = prepared.recipe.objective.kind == "domain"  # most windows of a document end inside it
     lengths = [len(tokens.ids) for tokens in sequences]
     learned = sum(tokens.learned for tokens in sequences)

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import pytest
+
+from tunesmith.report.figures import clean, figure, p_value, size
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.91234, "0.912"), (None, "–"), (float("nan"), "–"), (-0.05, "\N{MINUS SIGN}0.050"), (34.567, "34.6")],
+)
+def test_a_score_has_three_places_and_a_large_one_fewer(value: float | None, text: str):
+    assert figure(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0004, "p < 0.001"), (0.0312, "p = 0.031"), (1.0, "p = 1.000")])
+def test_a_tiny_p_value_is_not_written_as_nought(value: float, text: str):
+    assert p_value(value) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(12, "12 B"), (541_900_000, "542 MB"), (78_300_000_000, "78.3 GB"), (2e12, "2.0 TB")]
+)
+def test_a_size_has_a_unit_that_reads_well(count: float, text: str):
+    assert size(count) == text
+
+
+def test_line_ends_tabs_and_all_scripts_stay():
+    assert clean("a\n\tb ä 漢 🙂") == "a\n\tb ä 漢 🙂"
+
+
+def test_half_a_character_can_be_printed():
+    assert clean("a\ud800b").encode() == b"a?b"
