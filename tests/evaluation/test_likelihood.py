@@ -11,7 +11,19 @@ from tests.bases import base, policy, template
 from tests.tiny import SENTENCES
 from tunesmith.data.masking import Masking
 from tunesmith.data.windows import windows
-from tunesmith.evaluation.likelihood import RATES, TURNS, Asked, Told, compare, rate, rate_interval, read, row_score
+from tunesmith.evaluation import resampling
+from tunesmith.evaluation.likelihood import (
+    RATES,
+    RESAMPLES,
+    TURNS,
+    Asked,
+    Told,
+    compare,
+    rate,
+    rate_interval,
+    read,
+    row_score,
+)
 from tunesmith.evaluation.significance import lower_is_better
 from tunesmith.evaluation.tasks import PER_ROW, WHOLE
 from tunesmith.objectives import Domain
@@ -122,8 +134,9 @@ def test_only_losses_are_better_when_they_are_lower():
     assert {name for name in (*RATES, *PER_ROW, *WHOLE) if lower_is_better(name)} == losses
 
 
-def test_the_bootstrap_of_a_rate_holds_few_numbers_at_a_time(monkeypatch: pytest.MonkeyPatch):
-    side = [told(20.0 + 3 * i) for i in range(10)]
-    whole = rate_interval("nats_per_token", side, groups=None)
-    monkeypatch.setattr("tunesmith.evaluation.resampling._BLOCK", 70)
-    assert rate_interval("nats_per_token", side, groups=None) == whole
+def test_the_bootstrap_of_a_rate_keeps_to_the_memory_of_all_draws(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[int, int]] = []
+    blocks = resampling._blocks
+    monkeypatch.setattr(resampling, "_blocks", lambda *sizes: asked.append(sizes) or blocks(*sizes))
+    rate_interval("nats_per_token", [told(20.0 + i) for i in range(10)], groups=["a", "b"] * 5)
+    assert asked == [(RESAMPLES, 2)]

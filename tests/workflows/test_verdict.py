@@ -57,7 +57,9 @@ def test_an_adjusted_p_value_can_take_a_control_out_of_reach_of_one_that_was_not
 
 def test_a_cheap_way_that_does_as_well_makes_it_no_effect_worth_its_cost():
     found = sentence(100, 50, 70, tfidf=71)
-    assert found.startswith("no effect worth its cost: tfidf (0.71, adjusted p = 1.000) alone does as well. Beside the base it is better: ")
+    assert found.startswith(
+        "no effect worth its cost: tfidf (0.71, adjusted p = 1.000) alone does as well. Beside the base it is better: "
+    )
 
 
 def test_a_cheap_way_that_is_barely_beaten_is_named_after_the_result():
@@ -100,7 +102,9 @@ def on_texts(**scores: float) -> str:
 
 
 def test_a_cheap_way_with_a_smaller_loss_does_as_well_and_one_with_a_larger_does_not():
-    assert on_texts(grown=1.5).startswith("no effect worth its cost: grown (1.5, adjusted p = 0.250) alone does as well")
+    assert on_texts(grown=1.5).startswith(
+        "no effect worth its cost: grown (1.5, adjusted p = 0.250) alone does as well"
+    )
     found = on_texts(grown=2.5)
     assert found.startswith("better: ")
     assert found.endswith("; but too few rows to tell it from grown (2.5, adjusted p = 0.250)")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from tunesmith.cli.terminal import log
-from tunesmith.report.figures import clean
 from tunesmith.data.examples import Message
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Classify, Instruct
+from tunesmith.report.figures import clean
 
 HELP = "/quit ends, /reset forgets the conversation, /system TEXT sets the system turn and forgets"
 

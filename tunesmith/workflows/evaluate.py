@@ -108,7 +108,9 @@ def _texts(
         said = {"model": asked.model, "data": asked.data, "notes": task.notes}
         page: Scored | Compared = Scored(**alone[0].model_dump(), tasks=alone, **said)
         return Evaluation(page, documents.lines(metric, (tuned,), examples, names=("answer",)))
-    against = open_base(found, objective, offline=offline) if asked.against == OWN_BASE and found.kind == "run" else None
+    against = (
+        open_base(found, objective, offline=offline) if asked.against == OWN_BASE and found.kind == "run" else None
+    )
     if against is None:
         against = open_model(other.name, objective=objective, offline=offline, limit=task.limit)
     if against.template.tokenizer.get_vocab() != model.template.tokenizer.get_vocab():

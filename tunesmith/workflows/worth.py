@@ -38,9 +38,10 @@ def cheap_ways(prepared: Prepared, test: Sequence[Example]) -> Ways:
         return {}
     train = [(e.text, e.labels[0]) for e in prepared.loaded.split.train if isinstance(e, Labelled)]
     texts = [question(example) for example in test]
+    metric = _target(objective)
     return {
         "most frequent label": [majority([label for _, label in train])] * len(texts),
-        "TF-IDF + logistic regression": tfidf_classifier(train, texts, metric=_target(objective), seed=prepared.recipe.seed),
+        "TF-IDF + logistic regression": tfidf_classifier(train, texts, metric=metric, seed=prepared.recipe.seed),
     }
 
 
