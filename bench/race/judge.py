@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from bench.peers.job import Job
-from bench.race.ours import as_encoded, batches_of, objective_of, start, technique_of
+from bench.race.ours import as_encoded, batches_of, labels_of, start, technique_of
 from tunesmith.model.batch import collate
 from tunesmith.model.checkpoint import load_tensors
 from tunesmith.model.load import load_base
@@ -36,7 +36,7 @@ def judge(job: Job, side: str, tuned: Path | None) -> dict[str, float]:
         return _of_logits(_foreign_logits(job, tuned, texts), texts)
     policy = _policy(job, tuned)
     policy.train(False)
-    if objective_of(job).head(8) is not None:
+    if labels_of(job):
         assert policy.head is not None
         parts = [collate([as_encoded(row, job.labels) for row in part], share=False) for part in _parts(held)]
         return _of_logits(torch.cat([policy.head(policy.pooled(batch)) for batch in parts]), held)

@@ -43,7 +43,7 @@ def start(job: Job) -> Policy:
     policy = technique_of(job).adapt(base.network, family=base.family, keep_reference=False)
     if policy.adapter is not None:
         set_peft_model_state_dict(policy.adapter, load_file(Path(job.folder) / "adapter" / "adapter_model.safetensors"))
-    policy.head = objective_of(job).head(policy.hidden)
+    policy.head = objective_of(job).head(policy)
     policy.mixed = DTYPES[job.dtype] if job.half else None
     return policy
 
@@ -53,6 +53,12 @@ def objective_of(job: Job) -> Kind:
     return OBJECTIVES[job.objective["kind"]].model_validate(job.objective)
 
 
+def labels_of(job: Job) -> int:
+    """How many labels a head of our own tells apart; 0 where words are learned."""
+    objective = objective_of(job)
+    return job.labels if isinstance(objective, Classify) and objective.output == "linear" else 0
+
+
 def technique_of(job: Job) -> Lora | Full:
     """Which numbers move."""
     return TECHNIQUES[job.technique["kind"]].model_validate(job.technique)
@@ -60,7 +66,7 @@ def technique_of(job: Job) -> Lora | Full:
 
 def batches_of(job: Job, rows: Sequence[dict[str, Any]], *, share: bool) -> list[Batch]:
     """Micro-batches of one window, cut as the sampler cuts it."""
-    labels = job.labels if objective_of(job).head(8) is not None else 0
+    labels = labels_of(job)
     encoded = [as_encoded(row, labels) for row in rows]
     lengths = [row.length for row in encoded]
     longest_first = sorted(range(len(rows)), key=lambda i: -lengths[i])
