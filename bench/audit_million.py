@@ -1,6 +1,6 @@
 """`python -m bench.audit_million [ROWS]`: the command on a million rows; prints throughput and peak memory.
 
-Rows are those of five sets, repeated with edits (bench/plant.py) until there are enough. Memory is the sum of the
+Rows are those of four sets, repeated with edits (bench/plant.py) until there are enough. Memory is the sum of the
 resident sizes of all processes, looked at every half second.
 """
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from tunesmith.workflows.label_order import ROUND, STRENGTH, Vectors, rank
+from tunesmith.feedback.order import ROUND, STRENGTH, Vectors, rank
 from tunesmith.workflows.label_vectors import TFIDF, make_vectors
 
 ROOT = Path(__file__).resolve().parent.parent

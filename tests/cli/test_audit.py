@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import PLAIN, Command, reviews, write_rows
 
 SECRET = {"text": "the key is AKIAIOSFODNN7EXAMPLE", "label": "positive", "group": "source 99"}
@@ -39,6 +41,63 @@ def test_the_page_is_one_file_and_escapes_what_rows_hold(command: Command, tmp_p
     assert "http" not in html.split("</style>")[1]
 
 
+@pytest.mark.parametrize("option", ["--out", "--html", "--fix"])
+def test_no_file_that_is_read_is_written_over(command: Command, tmp_path: Path, option: str) -> None:
+    rows, test = write_rows(tmp_path / "rows.jsonl", reviews()), write_rows(tmp_path / "test.jsonl", reviews(3))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("data: {train: rows.jsonl, test: test.jsonl}\nobjective: classify\n")
+    (tmp_path / "link.jsonl").symlink_to(rows)
+    before = {path: path.read_bytes() for path in (rows, test, recipe)}
+    for out in (rows, test, tmp_path / "link.jsonl", tmp_path / "nowhere" / ".." / "rows.jsonl"):
+        for source in ((rows, "--against", test), (recipe,)):
+            done = command("audit", *source, option, out, "--offline")
+            assert done.code == 2, done.out
+            assert done.err.count("\n") <= 2
+    if option != "--fix":
+        done = command("audit", recipe, option, recipe, "--offline")
+        assert f"error: {recipe}: is read, or written, by this audit too; give it a name of its own" in done.err
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_two_files_of_one_name_are_refused(command: Command, tmp_path: Path) -> None:
+    rows, out = write_rows(tmp_path / "rows.jsonl", [*reviews(), SECRET]), tmp_path / "clean.jsonl"
+    for words in (
+        ("--fix", out, "--out", out),
+        ("--html", out, "--out", out),
+        ("--fix", out, "--html", f"{out}.log.jsonl"),
+    ):
+        assert command("audit", rows, *words, "--offline").code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("option", ["--out", "--html", "--fix"])
+def test_a_folder_that_is_not_there_is_told_before_the_audit(
+    command: Command, tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith.workflows.audit.audit", None)  # not called, or the command breaks
+    rows = write_rows(tmp_path / "rows.jsonl", reviews())
+    done = command("audit", rows, option, tmp_path / "gone" / "x.jsonl", "--offline")
+    assert done.code == 2
+    assert "x.jsonl: no such folder; name a file in a folder that is there" in done.err
+
+
+def test_a_file_without_rows_is_told_by_its_lines(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text("text\n[1]\n")
+    done = command("audit", tmp_path / "broken.jsonl", "--offline")
+    assert done.code == 2
+    assert "error: broken.jsonl:1: not JSON (Expecting value at column 1); write one JSON object" in done.err
+    assert "broken.jsonl:2: list, not an object; " in done.err
+
+
+def test_a_blocked_audit_with_a_copy_names_the_copy(command: Command, tmp_path: Path) -> None:
+    half, out = tmp_path / "half.jsonl", tmp_path / "ok.jsonl"
+    write_rows(half, reviews())
+    half.write_text(half.read_text() + "{broken\n")
+    done = command("audit", half, "--fix", out, "--offline")
+    assert done.code == 1
+    assert f"error: {half}: unreadable; go on with the copy {out}" in done.err
+
+
 def test_a_cleaned_copy_is_written_and_passes(command: Command, tmp_path: Path) -> None:
     rows, out = write_rows(tmp_path / "rows.jsonl", [*reviews(), SECRET]), tmp_path / "clean.jsonl"
     done = command("audit", rows, "--fix", out, "--offline")
@@ -66,6 +125,29 @@ def test_columns_are_named_by_a_recipe_or_on_the_command_line(command: Command, 
     wrong = command("audit", tmp_path / "rows.jsonl", "--set", "objective.text=bdy", *named[2:], "--offline")
     assert wrong.code == 2
     assert "did you mean 'body'?" in wrong.err
+
+
+def test_one_named_column_is_laid_over_those_that_were_detected(command: Command, tmp_path: Path) -> None:
+    blank = [{"text": "", "body": row["text"], "label": row["label"], "queue": row["label"]} for row in reviews()]
+    named = [{**row, "text": row["body"], "body": ""} for row in blank]
+    rows, other = write_rows(tmp_path / "rows.jsonl", named), write_rows(tmp_path / "b.jsonl", blank)
+    assert command("audit", rows, "--offline").code == 0
+    worse = command("audit", rows, "--set", "objective.text=body", "--offline")
+    assert worse.code == 1
+    assert "body -> what is read, label -> what is learned" in worse.err
+    assert command("audit", other, "--set", "objective.text=body", "--offline").code == 0
+    label = command("audit", rows, "--set", "objective.label=queue", "--offline")
+    assert "text -> what is read, queue -> what is learned" in label.err
+    gone = command("audit", rows, "--set", "objective.text=bdy", "--offline")
+    assert gone.code == 2
+    assert "no column 'bdy'; did you mean 'body'?" in gone.err
+
+
+def test_a_named_column_that_fits_no_part_of_the_rows_is_refused(command: Command, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "why?", "answer": f"since {i}", "x": "y"} for i in range(9)])
+    done = command("audit", rows, "--set", "objective.text=x", "--offline")
+    assert done.code == 2
+    assert "rows.jsonl: prompt_completion rows have no text for objective.text; name objective.text and" in done.err
 
 
 def test_tune_stops_at_a_secret_and_force_goes_on(command: Command, tmp_path: Path, tiny_bert: Path) -> None:

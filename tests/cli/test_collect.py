@@ -69,6 +69,23 @@ def test_rows_that_somebody_changed_are_not_written_over(command: Command, manua
     assert "not as collect left it" in done.err
 
 
+@pytest.mark.parametrize("way", ["collected", "nowhere", "folder"])
+def test_a_place_that_cannot_be_written_is_one_line(command: Command, manual: Path, tmp_path: Path, way: str) -> None:
+    out = tmp_path / "rows.jsonl"
+    if way == "collected":
+        (tmp_path / "collected").write_text("somebody's file")
+    elif way == "folder":
+        out.mkdir()
+    else:
+        out = Path("/proc/x/rows.jsonl")
+    done = command("collect", manual / "faq.md", "--out", out)
+    place = out if way == "folder" else out.parent / "collected"
+    assert (done.code, done.out) == (2, "")
+    last = done.err.splitlines()[-1]
+    assert last.startswith(f"error: {place}")
+    assert "--out" in last.partition("; ")[2]
+
+
 def test_a_faq_page_becomes_rows_that_tune_reads(
     command: Command, manual: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -102,7 +119,11 @@ def test_documents_without_questions_say_what_else_there_is(command: Command, ma
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--write", "questions"), "a template needs a writer"),
+        (("--write", "questions"), "error: --write: needs --writer"),
+        (("--writer", "m"), "error: --writer: needs --write"),
+        (("--passages", "-3"), "--passages: -3 is below zero"),
+        (("--temperature", "nan"), "--temperature: nan is no number from 0 on"),
+        (("--write", "paraphrases", "--writer", "http://127.0.0.1:9/v1", "--temperature", "nan"), "--temperature: nan"),
         (("--write", "questions", "--writer", "m"), "makes rows for instruct, not for domain; give --as instruct"),
         (("--write", "question", "--writer", "m"), "template 'question': not known"),
         (("--size", "50"), "--size: 50 is too short"),

@@ -30,6 +30,15 @@ def test_an_export_over_the_data_is_refused(command: Command, review_file: Path)
     assert "is the data itself" in done.err
 
 
+def test_an_export_that_tune_could_not_read_is_refused(command: Command, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"text": "one", "label": "a"}])
+    done = command("label", rows, "--export", tmp_path / "out.txt")
+    assert (done.code, done.out) == (2, "")
+    assert "end it in .jsonl" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+    assert command("label", rows, "--export", tmp_path / "out.ndjson").code == 0
+
+
 def test_an_export_of_nothing_exits_with_1(command: Command, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", [{"text": "one"}])
     assert command("label", rows, "--export", tmp_path / "out.jsonl").code == 1
@@ -44,9 +53,17 @@ def test_a_port_in_use_is_told_in_one_line(command: Command, review_file: Path) 
     assert not review_file.with_suffix(".labels.db").exists()
 
 
-@pytest.mark.parametrize("address", [Address("127.0.0.1", 70000), Address("no.such.host.invalid", 0)])
-def test_an_address_that_is_none_is_refused(address: Address) -> None:
-    with pytest.raises(ServeError, match="cannot listen there"):
+@pytest.mark.parametrize(
+    ("address", "cure"),
+    [
+        (Address("127.0.0.1", 70000), "--port"),
+        (Address("no.such.host.invalid", 0), "--host"),
+        (Address("a..b", 0), "--host"),
+        (Address("192.0.2.1", 0), "--host"),  # an address of documentation, which no machine has
+    ],
+)
+def test_an_address_that_is_none_is_refused(address: Address, cure: str) -> None:
+    with pytest.raises(ServeError, match=f"cannot listen there .*; give another {cure}"):
         listen(address)
 
 

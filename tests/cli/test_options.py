@@ -41,6 +41,9 @@ def test_the_models_own_token_limit_stands_unless_one_is_given():
     ("given", "place"),
     [
         ({"temperature": -1.0}, "--temperature"),
+        ({"temperature": float("nan")}, "--temperature: nan is no number"),
+        ({"temperature": float("inf")}, "--temperature"),
+        ({"top_p": float("nan")}, "--top-p"),
         ({"top_p": 0.0}, "--top-p"),
         ({"max_new_tokens": 0}, "--max-new-tokens"),
     ],

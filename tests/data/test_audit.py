@@ -15,9 +15,11 @@ from tunesmith.data.audit.fix import fix, log_of
 from tunesmith.data.audit.gate import gate
 from tunesmith.data.audit.pool import in_order
 from tunesmith.data.audit.run import audit
-from tunesmith.data.audit.stream import chunks
+from tunesmith.data.audit.runs import Rule, held, leaked
+from tunesmith.data.audit.shingles import slots
+from tunesmith.data.audit.stream import chunks, head
 from tunesmith.data.examples import labelled
-from tunesmith.data.rows import Row
+from tunesmith.data.rows import Row, keep, read_rows
 from tunesmith.data.split import Split
 from tunesmith.errors import DataError
 
@@ -265,6 +267,14 @@ def test_a_table_stays_a_table(tmp_path: Path) -> None:
     ).read_text() == 'text,label\n"mail <email>, now",positive\nthe lens is dim,negative\n'
 
 
+def test_a_row_that_a_table_has_no_column_for_is_named_and_no_half_is_left(tmp_path: Path) -> None:
+    rows = [*reviews(10), {**reviews(1, seed=2)[0], "extra": 1}]
+    ask = Ask(write(tmp_path / "two.jsonl", rows), TEXT)
+    with pytest.raises(DataError, match=r"^two\.jsonl:11: columns \['extra'\] that the first row lacks; name the copy"):
+        fix(ask, audit(ask, Tools())[1], tmp_path / "two.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["two.jsonl"]
+
+
 # ------------------------------------------------------------------ streaming, and the gate before a run
 
 
@@ -274,14 +284,103 @@ def test_a_file_comes_in_pieces_and_keeps_its_line_numbers(tmp_path: Path, monke
     assert [chunk.lines for chunk in chunks(source)] == [[2, 3, 4], [5, 6, 7], [8]]
 
 
-def test_a_large_table_is_streamed_and_a_row_is_told_by_its_first_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tunesmith.data.audit.stream.LARGE_TABLE", 0)
+def test_a_table_comes_in_pieces_and_a_row_is_told_by_its_first_line(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text('text,label\n"two\nlines",a\n\nnext,b\n', encoding="utf-8")
     (chunk,) = chunks(str(tmp_path / "t.csv"))
     assert chunk.lines == [2, 5]
     assert list(chunk.rows) == [{"text": "two\nlines", "label": "a"}, {"text": "next", "label": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("h.csv", b"caf\xe9,label\nx,y\n", r"^h\.csv:1: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+        ("d.csv", b"text,label\n" + b"ok,a\n" * 5000 + b"caf\xe9,b\n", r"^d\.csv:5002: byte 0xe9 is not UTF-8"),
+        ("u.csv", "text,label\nx,y\n".encode("utf-16"), r"^u\.csv:1: UTF-16, not UTF-8; save the file as UTF-8$"),
+        ("t.csv", b"text,label,text\na,b,c\n", r"^t\.csv:1: the header has \['text'\] twice; give each column"),
+        ("q.csv", b'text,label\nok,a\n"a"b,c\n', r"^q\.csv:3: not a table \(.*\); close every quoted cell"),
+        ("n.csv", b"text,label\na,b,c\nok,1\nd\n", r"^n\.csv:2: 3 cells, the header has 2; .*\nn\.csv:4: 1 cells"),
+        ("l.csv", b"text,label\n" + b"x" * 200_000 + b",a\n", [(2, "x" * 200_000, "a")]),
+        ("b.csv", b"\n\r\ntext;label\nx;y\n", [(4, "x", "y")]),
+        ("p.tsv", b'text\tlabel\n"great" phone\tx\n"open\ty\n', [(2, '"great" phone', "x"), (3, '"open', "y")]),
+    ],
+)
+def test_a_table_in_pieces_reads_as_one_that_is_read_whole(
+    tmp_path: Path, name: str, content: bytes, told: str | list[tuple[int, str, str]]
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+
+    def pieces() -> list[tuple[int, object]]:
+        return [pair for chunk in chunks(str(path)) for pair in zip(chunk.lines, chunk.rows, strict=True)]
+
+    if isinstance(told, str):
+        for read in (pieces, lambda: read_rows(path)):
+            with pytest.raises(DataError, match=told):
+                read()
+        return
+    expected = [(line, {"text": text, "label": label}) for line, text, label in told]
+    assert pieces() == expected
+    assert [(int(row.where.rpartition(":")[2]), row.fields) for row in read_rows(path)] == expected
+
+
+def test_a_file_of_which_no_line_is_a_row_is_told_by_its_first_faults(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        head(write(tmp_path / "broken.jsonl", ["text: x", "", *["[1]"] * 23]), 200)
+    told = str(caught.value).split("\n")
+    assert told[0].startswith("broken.jsonl:1: not JSON (Expecting value at column 1); write one JSON object")
+    assert told[1].startswith("broken.jsonl:3: list, not an object; ")
+    assert (len(told), told[-1]) == (21, "... and 4 more")
+    (tmp_path / "u.jsonl").write_bytes('{"text": "x"}\n'.encode("utf-16"))
+    with pytest.raises(DataError, match=r"^u\.jsonl:1: UTF-16, not UTF-8; save the file as UTF-8$"):
+        head(str(tmp_path / "u.jsonl"), 200)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+def test_where_means_to_the_audit_what_it_means_to_a_run(tmp_path: Path, suffix: str) -> None:
+    rows = [{**row, "stars": (0.5, 1, "two")[i % 3]} for i, row in enumerate(reviews(12))]
+    source = tmp_path / f"train{suffix}"
+    if suffix == ".csv":
+        told = "".join(f"{row['text']},{row['label']},{row['stars']}\n" for row in rows)
+        source.write_text(f"text,label,stars\n{told}", encoding="utf-8")
+    else:
+        write(source, rows)
+    for where, left in (
+        ({"stars": [0.5]}, 4),
+        ({"stars": [1.0, "two"]}, 8),
+        ({"stars": "two", "label": ["positive"]}, 2),
+    ):
+        assert audit(Ask(str(source), TEXT, where=where), Tools())[0].rows == left
+        assert len(keep(read_rows(source), where)) == left
+
+
+def test_a_column_of_where_that_is_not_there_is_named_and_so_are_the_values_of_one_that_is(tmp_path: Path) -> None:
+    late = [*reviews(250), {**reviews(1)[0], "late": 1}]
+    source = write(tmp_path / "train.jsonl", late)
+    test = write(tmp_path / "test.jsonl", reviews(4, seed=1))
+    with pytest.raises(DataError, match=r"train\.jsonl: no column 'lable'; did you mean 'label'\?"):
+        audit(Ask(source, TEXT, where={"lable": ["positive"]}), Tools())
+    with pytest.raises(DataError, match=r"train\.jsonl: no row left with label in \['x'\]; values there: 'positive'"):
+        audit(Ask(source, TEXT, where={"label": ["x"]}), Tools())
+    assert audit(Ask(source, TEXT, where={"late": [1]}), Tools())[0].rows == 1
+    with pytest.raises(DataError, match=r"test\.jsonl: no column 'late'"):
+        audit(Ask(source, TEXT, (test,), where={"late": [1]}), Tools())
+
+
+def test_a_run_of_words_that_a_row_repeats_is_counted_once() -> None:
+    test = [f"w{i}" for i in range(40)]
+    again = [word for i in range(20) for word in [*test[:13], f"x{i}"]]
+    index = held([slots(test)], Rule())
+    assert leaked([slots(again), slots(test[:30]), slots(["a"] * 40)], index) == {1: 0}
+
+
+def test_the_held_out_text_with_most_in_common_is_named_and_phrases_of_many_are_none() -> None:
+    words = [f"w{i}" for i in range(60)]
+    texts = [slots(words[:26]), slots(words)]
+    assert leaked([slots(words)], held(texts, Rule())) == {0: 1}
+    assert leaked([slots(words)], held([slots(words)] * 3, Rule())) == {}
+    assert leaked([slots(words)], held([slots(words)] * 3, Rule(most_owners=0))) == {0: 0}
+    assert leaked([slots(words)], held(texts, Rule(fewest=49))) == {}
 
 
 def _add(shared: int, piece: int) -> int:

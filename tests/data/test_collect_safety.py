@@ -154,7 +154,7 @@ def by_worker(*paths: Path, silence: float = 60.0) -> dict[str, str]:
 def test_a_file_that_breaks_the_reader_harms_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "good.txt").write_text("Good text.")
     (tmp_path / "bad.pdf").write_bytes(b"%PDF-1.7 broken")
-    monkeypatch.setattr(pool.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(pool, "cores", lambda: 1)
     found = by_worker(tmp_path / "bad.pdf", tmp_path / "good.txt")
     assert found["good.txt"] == "Good text."
     assert found["bad.pdf"].startswith("broken")

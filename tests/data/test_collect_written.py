@@ -181,6 +181,19 @@ def test_answers_that_are_there_are_not_asked_for_again(tmp_path: Path):
     assert len(asked) == 5
 
 
+def test_where_answers_cannot_be_kept_nobody_is_asked(tmp_path: Path):
+    (tmp_path / "collected").write_text("a file, no folder")
+
+    def ask(questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, Answer]]:
+        raise AssertionError("asked, and perhaps paid for")
+
+    todo = requests([part(PASSAGE)], wanted(QUESTIONS))
+    with pytest.raises(DataError, match=r"replies\.jsonl: not written \(.+\); name a file"):
+        answered(todo, ask, tmp_path / "collected" / "replies.jsonl", "writer")
+    with pytest.raises(DataError, match="cannot be read"):
+        answered(todo, ask, tmp_path, "writer")
+
+
 def test_written_rows_are_marked_and_bad_ones_counted_by_reason():
     todo = requests([part(PASSAGE, PASSAGE + " It is blue.")], wanted(QUESTIONS))
     good = "Q: Where was the Nordwind X200 built?\nA: In Bremen.\n"

@@ -218,6 +218,12 @@ def test_keep_finds_numbers_of_a_recipe_in_the_text_of_a_csv():
     assert places(keep(rows, {"stars": [5]})) == ["a.csv:3"]
 
 
+def test_keep_finds_a_fraction_as_a_number_and_as_text():
+    rows = [Row("a:1", {"p": 0.5}), Row("a:2", {"p": "0.5"}), Row("a:3", {"p": 0.25}), Row("a:4", {"p": None})]
+    assert places(keep(rows, {"p": [0.5]})) == ["a:1", "a:2"]
+    assert places(keep(rows, {"p": [None]})) == ["a:4"]
+
+
 def test_keep_refuses_unknown_columns_and_empty_results():
     with pytest.raises(DataError, match=r"^a\.jsonl: no column 'lable'; did you mean 'label'\? columns here: "):
         keep(ROWS, {"lable": ["pos"]})

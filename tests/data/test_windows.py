@@ -155,6 +155,12 @@ def test_a_document_with_half_of_a_held_out_one_is_near_to_it(content: str, near
     assert near_copies([text(content)], [text(PAGE)]) == ({0} if near else set())
 
 
+def test_letters_of_a_language_without_spaces_are_words():
+    page = "".join(chr(0x4E00 + 7 * i) for i in range(60))
+    half, phrase = page[:34] + "".join(chr(0x8000 + i) for i in range(80)), page[:14] + "其他的話"
+    assert near_copies([text(half), text(phrase), text(half[34:])], [text(page)]) == {0}
+
+
 def test_near_copies_leave_training_and_are_counted():
     other = [text(" ".join(f"{name}{i} is new" for i in range(40)), 5) for name in ("a", "b", "c")]
     cut = Split([*other, text(PAGE + " Once more.")], [text(PAGE[:-10], 9)], [text(PAGE, 2)], 3, ("before",))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import CheckpointError
 from tunesmith.model import checkpoint
 from tunesmith.model.checkpoint import (
@@ -17,7 +18,6 @@ from tunesmith.model.checkpoint import (
     find_folder,
     load_tensors,
     save_tensors,
-    sha256,
     verify_folder,
     write_folder,
 )
@@ -131,7 +131,7 @@ def test_the_manifest_names_every_file_with_its_digest(tmp_path: Path):
     write_folder(tmp_path / "last", filler("word"))
     digest = "98c1eb4ee93476743763878fcb96a25fbc9a175074d64004779ecb5242f645e6"  # sha256sum of "word"
     assert json.loads((tmp_path / "last" / MANIFEST).read_text()) == {"a.txt": digest, "inner/b.txt": digest}
-    assert sha256(tmp_path / "last" / "a.txt") == digest
+    assert sha256_of_file(tmp_path / "last" / "a.txt") == digest
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing", "longer"])

@@ -9,8 +9,9 @@ import psutil
 import pytest
 import torch
 
+from tunesmith.data.cores import cores
 from tunesmith.errors import RecipeError
-from tunesmith.model.device import SHAPES, choose_dtype, choose_machine, cores, gemm_gflops
+from tunesmith.model.device import SHAPES, choose_dtype, choose_machine, gemm_gflops
 
 
 @pytest.fixture(autouse=True)

@@ -227,6 +227,7 @@ def test_rows_that_cannot_be_labelled_are_refused(
 ):
     with pytest.raises(DataError, match=finding.replace("'", ".")):
         opened(write(tmp_path / "rows.jsonl", rows), columns=columns)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]  # nothing was begun
 
 
 @pytest.mark.parametrize("overlap", [Overlap(-0.1), Overlap(1.5), Overlap(0.5, 1)])

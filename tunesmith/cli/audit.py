@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import add_common, add_schema, add_set
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
-from tunesmith.errors import CheckpointError
+from tunesmith.data.files import write_whole
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -48,37 +46,30 @@ def _schema() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Audit as the command line says; 1 where something blocks."""
+    from tunesmith.data.cores import cores
     from tunesmith.workflows.audit import Wish, audit_rows
 
     if args.model:
         hush()
-    wish = Wish(args.source, args.against, args.model, tuple(args.changes), args.fix)
-    done = audit_rows(wish, workers=_cores(), offline=args.offline, tell=log)
+    pages = tuple(path for path in (args.html, args.out) if path is not None)
+    wish = Wish(args.source, args.against, args.model, tuple(args.changes), args.fix, pages)
+    done = audit_rows(wish, workers=cores(), offline=args.offline, tell=log)
     if args.html is not None:
         _write_page(done.audit, args.html)
     fixed = None if done.fixed is None else {"path": done.fixed.out, "log": done.fixed.log}
     if not publish({**done.audit.model_dump(mode="json"), **({"fixed": fixed} if fixed else {})}, args):
         _show(done)
     if done.audit.verdict == "blocked":
-        log(f"error: {args.source}: {', '.join(f.kind for f in done.audit.blocking)}; cure the rows, or use --fix OUT")
+        cure = "cure the rows, or use --fix OUT" if done.fixed is None else f"go on with the copy {done.fixed.out}"
+        log(f"error: {args.source}: {', '.join(f.kind for f in done.audit.blocking)}; {cure}")
         return 1
     return 0
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _write_page(audit: Audit, path: Path) -> None:
     from tunesmith.report.audit import page
 
-    try:
-        path.write_text(page(audit), encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: not written ({error.strerror}); name a file in a folder that is there"
-        ) from None
+    write_whole(path, page(audit))
 
 
 def _show(done: Done) -> None:

@@ -8,19 +8,14 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError, add_common, add_schema
+from tunesmith.cli.options import UsageError, add_common, add_drawing, add_schema, check_drawing
 from tunesmith.cli.terminal import emit, hush, log, show
+from tunesmith.data.collect.rows import SHAPES
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.workflows.collect import Asked, Collected
 
-SHAPES = {
-    "domain": "running text, to learn the language of a field",
-    "instruct": "questions and answers: FAQ pages, definitions, calls",
-    "rag": "passages of one section each, to be found",
-    "table": "a row for each line of a table",
-}
 # The key is read here and handed on: nothing further in looks into the environment.
 KEYS = ("TUNESMITH_API_KEY", "OPENAI_API_KEY")
 NAMED = 10
@@ -28,7 +23,7 @@ NAMED = 10
 
 def add(commands: Commands) -> None:
     """Add `collect`."""
-    shapes = "; ".join(f"{name}: {what}" for name, what in SHAPES.items())
+    shapes = "; ".join(f"{name}: {shape.about}" for name, shape in SHAPES.items())
     parser = commands.add_parser(
         "collect",
         help="documents, FAQ pages and tables to rows; rows that a model writes",
@@ -61,9 +56,7 @@ def _add_written(parser: argparse.ArgumentParser) -> None:
     written.add_argument("--examples", default="", metavar="FILE", help="rows that show the model what is wanted")
     written.add_argument("--per-passage", type=int, default=3, metavar="N", help="rows for each passage (%(default)s)")
     written.add_argument("--passages", type=int, default=0, metavar="N", help="ask about N passages drawn at random")
-    written.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (%(default)s)")
-    written.add_argument("--temperature", type=float, default=0.7, help="0: always the likeliest (%(default)s)")
-    written.add_argument("--seed", type=int, default=0, help="for the drawing of passages and answers (%(default)s)")
+    add_drawing(written, temperature=0.7, longest=512)
 
 
 def _schema() -> str:
@@ -100,10 +93,9 @@ def _asked(args: argparse.Namespace) -> Asked:
         raise UsageError(f"--size: {args.size} is too short for a passage; give 200 or more")
     if not 1 <= args.per_passage <= 5:
         raise UsageError(f"--per-passage: {args.per_passage} is not between 1 and 5; more are copies of each other")
-    if args.temperature < 0:
-        raise UsageError(f"--temperature: {args.temperature} is below zero; 0 takes the likeliest token")
-    if args.max_new_tokens < 1:
-        raise UsageError(f"--max-new-tokens: {args.max_new_tokens} leaves no room for an answer; give 1 or more")
+    if args.passages < 0:
+        raise UsageError(f"--passages: {args.passages} is below zero; 0 asks about all of them")
+    check_drawing(args.temperature, args.max_new_tokens)
     writer = None
     if args.writer:
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
@@ -117,7 +109,7 @@ def _asked(args: argparse.Namespace) -> Asked:
         writer=writer,
         seeds=args.examples,
         per_passage=args.per_passage,
-        passages=max(0, args.passages),
+        passages=args.passages,
     )
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import add_common, add_schema, add_set
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
-from tunesmith.errors import CheckpointError
+from tunesmith.data.files import write_whole
 from tunesmith.report.figures import bounds, figure, p_value
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     for note in done.page.notes:
         log(note if note.startswith("warning") else f"note: {note}")
     if args.answers is not None:
-        _write(done.answers, args.answers)
+        write_whole(args.answers, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in done.answers))
     if publish(done.page.model_dump(mode="json"), args):
         return 0
     if isinstance(done.page, Compared):
@@ -88,13 +87,3 @@ def _show_comparison(page: Compared) -> None:
         rows.append((task.metric, *values, bounds(task.ci95), p_value(task.p_value), str(task.n)))
     show_table(("metric", f"{page.against}>", f"{page.model}>", "delta>", "95 % interval", "p-value>", "rows>"), rows)
     show(page.sentence)
-
-
-def _write(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """One JSON line per row."""
-    try:
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(
-            f"{path}: not written ({error.strerror}); name a file in a folder that is there"
-        ) from None

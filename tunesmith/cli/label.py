@@ -74,6 +74,8 @@ def _wish(args: argparse.Namespace) -> Wish:
 
     if args.export is not None and args.export.resolve() == Path(args.data).resolve():
         raise UsageError(f"--export: {args.export} is the data itself; name another file")
+    if args.export is not None and args.export.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise UsageError(f"--export: {args.export} is not named as JSON lines, which are written; end it in .jsonl")
     return Wish(
         source=args.data,
         columns=Columns(args.text, args.label, _listed(args.show)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -87,24 +88,35 @@ def changes_of(args: argparse.Namespace) -> list[str]:
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: float) -> None:
-    """How an answer is drawn."""
-    parser.add_argument("--temperature", type=float, default=temperature, help="0: always the likeliest (%(default)s)")
+    """How an answer of a model that was tuned here is drawn."""
+    add_drawing(parser, temperature=temperature)
     parser.add_argument("--top-p", type=float, default=top_p, help="draw from this much of the mass (%(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest answer; else as in training")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same answer (%(default)s)")
+
+
+def add_drawing(parser: argparse._ActionsContainer, *, temperature: float, longest: int | None = None) -> None:
+    """What can be asked of anybody who answers, also of a server; check with `check_drawing`."""
+    most = "else as in training" if longest is None else "%(default)s"
+    parser.add_argument("--temperature", type=float, default=temperature, help="0: always the likeliest (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=longest, metavar="N", help=f"longest answer; {most}")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same again (%(default)s)")
+
+
+def check_drawing(temperature: float, longest: int) -> None:
+    """Nothing for settings that an answer can be drawn with; `longest` in tokens. Raises UsageError."""
+    if not 0 <= temperature < math.inf:  # so written, nan is none of them
+        raise UsageError(f"--temperature: {temperature} is no number from 0 on; 0 takes the likeliest token")
+    if longest < 1:
+        raise UsageError(f"--max-new-tokens: {longest} leaves no room for an answer; give 1 or more")
 
 
 def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
     """The model's own settings with those of the command line in their place. Raises UsageError."""
     from dataclasses import replace
 
-    if args.temperature < 0:
-        raise UsageError(f"--temperature: {args.temperature} is below zero; 0 takes the likeliest token")
     if not 0 < args.top_p <= 1:
         raise UsageError(f"--top-p: {args.top_p} is no share; give a number above 0, at most 1")
     longest = default.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens
-    if longest < 1:
-        raise UsageError(f"--max-new-tokens: {longest} leaves no room for an answer; give 1 or more")
+    check_drawing(args.temperature, longest)
     return replace(default, temperature=args.temperature, top_p=args.top_p, max_new_tokens=longest, seed=args.seed)
 
 

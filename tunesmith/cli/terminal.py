@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tunesmith.errors import CheckpointError
+from tunesmith.data.files import write_whole
 from tunesmith.report.figures import clean
 
 if TYPE_CHECKING:
@@ -69,14 +69,10 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def publish(document: Mapping[str, Any], args: argparse.Namespace) -> bool:
     """Write the document to stdout under `--json`, to the file of `--out`; whether stdout has been served.
 
-    Raises CheckpointError for a file that cannot be written.
+    Raises DataError for a file that cannot be written.
     """
     if args.out is not None:
-        try:
-            args.out.write_text(_json(document) + "\n", encoding="utf-8")
-        except OSError as error:
-            cure = "name a file in a folder that is there"
-            raise CheckpointError(f"{args.out}: not written ({error.strerror}); {cure}") from None
+        write_whole(args.out, _json(document) + "\n")
     if args.json:
         emit(document)
     return bool(args.json)

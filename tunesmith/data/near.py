@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from zlib import crc32
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.data.audit.runs import Rule, held, leaked
+from tunesmith.data.audit.shingles import slots, words_of
 from tunesmith.data.examples import Example, Text
 from tunesmith.data.split import Split
 from tunesmith.errors import DataError
 
-# Runs of eight words are seldom written twice; half of a document's runs in another is no chance.
-RUN, SHARE = 8, 0.5
-# Fewer runs in common are a heading or a notice.
-FEWEST = 8
-WORD = re.compile(r"\w+")
+# Runs of eight words are seldom written twice; half of a document's runs in another is no chance. Fewer than eight runs
+# in common are a heading or a notice. Chosen, not measured.
+RULE = Rule(run=8, fewest=8, most_owners=0)
 
 
 def without_near_copies(split: Split) -> Split:
@@ -30,8 +30,8 @@ def without_near_copies(split: Split) -> Split:
         return split
     notes = list(split.notes)
     removed = 0
-    for name, held in (("validation", split.test), ("train", [*split.validation, *split.test])):
-        near = near_copies(parts[name], held)
+    for name, against in (("validation", split.test), ("train", [*split.validation, *split.test])):
+        near = near_copies(parts[name], against)
         parts[name] = [example for i, example in enumerate(parts[name]) if i not in near]
         removed += len(near)
         if near:
@@ -43,29 +43,11 @@ def without_near_copies(split: Split) -> Split:
     return replace(split, **parts, removed=split.removed + removed, notes=tuple(notes))
 
 
-def near_copies(documents: Sequence[Example], held: Sequence[Example]) -> set[int]:
+def near_copies(documents: Sequence[Example], others: Sequence[Example]) -> set[int]:
     """Numbers of the documents that share half of their runs of eight words, or of its, with a held-out document."""
-    holders: dict[int, list[int]] = defaultdict(list)
-    sizes = []
-    for number, example in enumerate(held):
-        found = runs(_text(example))
-        sizes.append(len(found))
-        for run in found:
-            holders[run].append(number)
-    near = set()
-    for number, example in enumerate(documents):
-        found = runs(_text(example))
-        shared = Counter(i for run in found for i in holders.get(run, ()))
-        if any(n >= FEWEST and n >= SHARE * min(len(found), sizes[i]) for i, n in shared.items()):
-            near.add(number)
-    return near
+    index = held([_slots(example) for example in others], RULE)
+    return {number for number, example in enumerate(documents) if leaked([_slots(example)], index)}
 
 
-def runs(text: str) -> set[int]:
-    """Hashes of all runs of eight words, letter case and marks aside."""
-    words = WORD.findall(text.casefold())
-    return {crc32(" ".join(words[i : i + RUN]).encode("utf-8", "replace")) for i in range(len(words) - RUN + 1)}
-
-
-def _text(example: Example) -> str:
-    return example.text if isinstance(example, Text) else ""
+def _slots(example: Example) -> NDArray[np.uint32]:
+    return slots(words_of(example.text if isinstance(example, Text) else ""))

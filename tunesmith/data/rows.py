@@ -5,25 +5,23 @@ Reads jsonl, ndjson, json, csv, tsv, parquet, and the Hub's data sets as `owner/
 
 from __future__ import annotations
 
-import csv
 import importlib
-import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from tunesmith.errors import DataError
 
 T = TypeVar("T")
+Listed = Mapping[str, frozenset[tuple[str, str]]]
 SHOWN_FAULTS = 20
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?")
-CLOSED_QUOTE = re.compile(r'"(?:[^"]|"")*"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +53,26 @@ def keep(rows: Sequence[Row], where: Mapping[str, Sequence[object]]) -> list[Row
     for column, values in where.items():
         if not any(column in row.fields for row in rows):
             raise DataError(missing_column(rows, column))
-        listed = [values] if isinstance(values, str) else list(values)
-        wanted = {_comparable(value) for value in listed}
-        left = [row for row in kept if _comparable(row.fields.get(column)) in wanted]
+        wanted = listed({column: values})
+        left = [row for row in kept if has_listed(row.fields, wanted)]
         if not left:
             found = Counter(repr(row.fields.get(column)) for row in kept).most_common(10)
             here = ", ".join(f"{value} ({count})" for value, count in found)
-            raise DataError(f"{file_of(rows)}: no row left with {column} in {listed}; values there: {here}")
+            asked = [values] if isinstance(values, str) else list(values)
+            raise DataError(f"{file_of(rows)}: no row left with {column} in {asked}; values there: {here}")
         kept = left
     return kept
+
+
+def listed(where: Mapping[str, Sequence[object]]) -> Listed:
+    """The values of `where` as they are compared with those of rows."""
+    lists = {column: [values] if isinstance(values, str) else values for column, values in where.items()}
+    return {column: frozenset(map(_comparable, values)) for column, values in lists.items()}
+
+
+def has_listed(fields: Mapping[str, object], wanted: Listed) -> bool:
+    """Whether a row has one of the listed values in every column."""
+    return all(_comparable(fields.get(column)) in values for column, values in wanted.items())
 
 
 def as_word(value: object) -> str | None:
@@ -73,10 +82,10 @@ def as_word(value: object) -> str | None:
     return str(value) if isinstance(value, str | int) else None
 
 
-def refuse(faults: Sequence[str]) -> NoReturn:
-    """Raise the first 20 faults together, one a line, and say how many more there are."""
-    more = [f"... and {len(faults) - SHOWN_FAULTS} more"] if len(faults) > SHOWN_FAULTS else []
-    raise DataError("\n".join([*faults[:SHOWN_FAULTS], *more]))
+def refuse(faults: Sequence[str], *, more: int = 0) -> NoReturn:
+    """Raise the first 20 faults together, one a line, and say how many more there are, with `more` not given."""
+    more += len(faults[SHOWN_FAULTS:])
+    raise DataError("\n".join([*faults[:SHOWN_FAULTS], *([f"... and {more} more"] if more else [])]))
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
@@ -99,8 +108,9 @@ def missing_column(rows: Sequence[Row], column: str) -> str:
 
 
 def _comparable(value: object) -> tuple[str, str]:
-    # By word, so that `1` in a recipe finds the text "1" that a csv holds.
+    # By word, so that `1` and `0.5` in a recipe find the texts "1" and "0.5" that a csv holds.
     word = as_word(value)
+    word = str(value) if word is None and isinstance(value, float) else word
     return ("json", json.dumps(value, sort_keys=True, default=str)) if word is None else ("word", word)
 
 
@@ -111,21 +121,35 @@ def _nearest_file(path: Path) -> str:
     return f"did you mean {nearest[0]!r}?" if nearest else f"give a file that ends in {', '.join(READERS)}"
 
 
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The error of a file that the disk does not give."""
+    return DataError(f"{path.name}: cannot be read ({error.strerror}); check its permissions")
+
+
+def refuse_utf16(start: bytes, name: str) -> None:
+    """Raise DataError where a file that starts so is UTF-16."""
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{name}:1: UTF-16, not UTF-8; save the file as UTF-8")
+
+
+def not_utf8(name: str, line: int, byte: int) -> str:
+    """The fault of a byte that is not UTF-8."""
+    return f"{name}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8 (it may be latin-1 or cp1252)"
+
+
 def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path.name}: cannot be read ({error.strerror}); check its permissions") from error
+        raise unreadable(path, error) from error
     if not data.removeprefix(b"\xef\xbb\xbf").strip():
         raise DataError(f"{path.name}: empty; give a file with at least one row")
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path.name}:1: UTF-16, not UTF-8; save the file as UTF-8")
+    refuse_utf16(data, path.name)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        cure = "save the file as UTF-8 (it may be latin-1 or cp1252)"
-        raise DataError(f"{path.name}:{line}: byte 0x{byte:02x} is not UTF-8; {cure}") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DataError(not_utf8(path.name, line, error.object[error.start])) from error
 
 
 def _objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> list[Row]:
@@ -135,7 +159,7 @@ def _objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> l
         try:
             parsed = parse(value)
         except (ValueError, RecursionError) as error:
-            faults.append(f"{where}: not JSON ({_reason(error)}); write one JSON object on each line")
+            faults.append(f"{where}: not JSON ({reason(error)}); write one JSON object on each line")
             continue
         if isinstance(parsed, dict):
             rows.append(Row(where, parsed))
@@ -167,7 +191,7 @@ def _json_file(path: Path) -> list[Row]:
         if _first_line_is_object(text):
             return _rows_of_lines(text, name)
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        raise DataError(f"{name}:{line}: not JSON ({_reason(error)}); {cure}") from error
+        raise DataError(f"{name}:{line}: not JSON ({reason(error)}); {cure}") from error
     if isinstance(whole, dict) and isinstance(whole.get("data"), list):
         whole = whole["data"]
     if isinstance(whole, list):
@@ -186,57 +210,9 @@ def _first_line_is_object(text: str) -> bool:
 
 
 def _separated(path: Path) -> list[Row]:
-    text, name = _read_text(path), path.name
-    header = text.lstrip("\r\n").partition("\n")[0]
-    marks = "\t" if path.suffix.lower() == ".tsv" else ",;\t"
-    delimiter = next((mark for mark in marks if mark in header), marks[0])
-    plain = delimiter == "\t" and _quotes_are_text(text, header)
-    quoting: Literal[0, 3] = csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL
-    limit = csv.field_size_limit(2**31 - 1)  # the default refuses a cell above 131072 characters
-    try:
-        return _rows_of_cells(_cells(text, name, delimiter=delimiter, quoting=quoting), name, delimiter)
-    finally:
-        csv.field_size_limit(limit)
+    from tunesmith.data.separated import read_separated
 
-
-def _quotes_are_text(text: str, header: str) -> bool:
-    """Whether a tsv file was written without quoting: some cell opens a quote and does not close it."""
-    lines = [line.rstrip("\r").split("\t") for line in text.split("\n") if line.strip()]
-    opened = (cell for line in lines for cell in line if cell.startswith('"'))
-    whole = all(len(line) == header.count("\t") + 1 for line in lines)
-    return whole and any(not CLOSED_QUOTE.fullmatch(cell) for cell in opened)
-
-
-def _cells(text: str, name: str, *, delimiter: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, list[str]]]:
-    """Each row that is not blank, with the line it starts on."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-    start = 1
-    try:
-        for cells in reader:
-            if len(cells) > 1 or any(cell.strip() for cell in cells):
-                yield start, cells
-            start = reader.line_num + 1
-    except csv.Error as error:
-        cure = 'close every quoted cell, and write a quote inside it twice ("")'
-        raise DataError(f"{name}:{start}: not a table ({error}); {cure}") from error
-
-
-def _rows_of_cells(lines: Iterator[tuple[int, list[str]]], name: str, delimiter: str) -> list[Row]:
-    rows, faults = [], []
-    cure = f"write a cell that holds {delimiter!r} in double quotes"
-    try:
-        number, header = next(lines, (1, [""]))
-        header = [cell.strip() for cell in header]
-        if twice := sorted({cell for cell in header if header.count(cell) > 1}):
-            faults.append(f"{name}:{number}: the header has {twice} twice; give each column its own name")
-        for line, cells in lines:
-            if len(cells) != len(header):
-                faults.append(f"{name}:{line}: {len(cells)} cells, the header has {len(header)}; {cure}")
-            else:
-                rows.append(Row(f"{name}:{line}", dict(zip(header, cells, strict=True))))
-    except DataError as error:
-        faults.append(str(error))
-    return rows if not faults else refuse(faults)
+    return list(read_separated(path))
 
 
 def _parquet(path: Path) -> list[Row]:
@@ -244,7 +220,7 @@ def _parquet(path: Path) -> list[Row]:
     try:
         values = parquet.read_table(str(path)).to_pylist()
     except (arrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path.name}: not Parquet ({_reason(error)}); write it as jsonl") from error
+        raise DataError(f"{path.name}: not Parquet ({reason(error)}); write it as jsonl") from error
     return _numbered(values, path.name)
 
 
@@ -263,7 +239,7 @@ def _hub_rows(source: str, *, offline: bool) -> list[Row]:
         return _numbered(hub.load_dataset(name, split=split), name)
     except (hub.exceptions.DatasetsError, OSError, ValueError) as error:
         cure = f"check the name and the network, or write '{name}:SPLIT'"
-        raise DataError(f"{name}: cannot get its {split!r} split ({_reason(error)}); {cure}") from error
+        raise DataError(f"{name}: cannot get its {split!r} split ({reason(error)}); {cure}") from error
 
 
 def _library(name: str, where: str) -> ModuleType:
@@ -274,7 +250,8 @@ def _library(name: str, where: str) -> ModuleType:
         raise DataError(f"{where}: needs {library!r}; pip install {library}, or give a jsonl file") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why a library refused, on one line."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     return " ".join(str(error).split())

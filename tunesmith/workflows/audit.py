@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tunesmith.data.audit.ask import Ask, Tools
 from tunesmith.data.audit.finding import Audit
-from tunesmith.data.audit.fix import Fixed, check_out, fix
+from tunesmith.data.audit.fix import Fixed, check_folder, check_out, fix, log_of
 from tunesmith.data.audit.run import audit
 from tunesmith.data.audit.stream import head
 from tunesmith.data.formats import LOOKED_AT, Format, detect
-from tunesmith.data.rows import Row, as_word, missing_column
+from tunesmith.data.rows import Row, file_of, missing_column
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,18 +22,22 @@ if TYPE_CHECKING:
 
 # Settings of an objective that name columns, by objective.
 COLUMN_KEYS = {"classify": ("text", "label"), "instruct": ("prompt", "answer", "messages"), "domain": ("text",)}
-EMBEDDED_TOKENS, EMBEDDED_ROWS = 256, 32
+EMBEDDED_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What the user asked for: rows or a recipe, test rows, a model that helps, `key=value` changes, a cleaned copy."""
+    """What the user asked for: rows or a recipe, test rows, a model that helps, `key=value` changes, a cleaned copy.
+
+    `pages` are files that the caller will write the findings to.
+    """
 
     source: str
     against: str = ""
     model: str = ""
     changes: tuple[str, ...] = ()
     fix: Path | None = None
+    pages: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +52,25 @@ def audit_rows(wish: Wish, *, workers: int = 1, offline: bool = False, tell: Cal
     """The audit of a file, and its cleaned copy where one is asked for. Raises DataError, RecipeError, ModelError."""
     if wish.fix is not None:
         check_out(wish.fix)
+    for path in wish.pages:
+        check_folder(path)
     ask, limit = _ask(wish, offline=offline)
+    _check_apart(wish, ask)
     tell(ask.shape)
     model = _model(wish.model, limit=limit, offline=offline) if wish.model else {}
     found, cures = audit(ask, Tools(workers=workers, offline=offline, tell=tell, **model))
     return Done(found, None if wish.fix is None else fix(ask, cures, wish.fix, offline=offline))
+
+
+def _check_apart(wish: Wish, ask: Ask) -> None:
+    """Raise DataError where a file would be written over one that is read, or over another that is written."""
+    taken = {Path(source).resolve() for source in (wish.source, ask.source, *ask.against)}
+    folders = [path for path in taken if path.is_dir()]
+    for path in (*([wish.fix, log_of(wish.fix)] if wish.fix else []), *wish.pages):
+        whole = path.resolve()
+        if whole in taken or any(whole.is_relative_to(folder) for folder in folders):
+            raise DataError(f"{path}: is read, or written, by this audit too; give it a name of its own")
+        taken.add(whole)
 
 
 def _ask(wish: Wish, *, offline: bool) -> tuple[Ask, int]:
@@ -62,12 +78,8 @@ def _ask(wish: Wish, *, offline: bool) -> tuple[Ask, int]:
     recipe = _recipe(wish, offline=offline)
     source = recipe.data.train if recipe else wish.source
     rows = head(source, LOOKED_AT, offline=offline)
-    named = _named(recipe) if recipe else {}
-    for column in named.values():
-        if not any(column in row.fields for row in rows):
-            raise DataError(missing_column(rows, column))
-    found = Format("as named", "", named) if named else detect(rows)
-    where = {} if recipe is None else {c: frozenset(map(_word, values)) for c, values in recipe.data.where.items()}
+    found = _format(rows, recipe) if recipe else detect(rows)
+    where = recipe.data.where if recipe else {}
     against = tuple(filter(None, [wish.against])) or _held(recipe)
     for other in against:
         _same_columns(other, found.columns, offline=offline)
@@ -97,12 +109,23 @@ def _raw(wish: Wish, *, offline: bool) -> dict[str, Any]:
     return {**raw, "objective": {"kind": kind}}
 
 
-def _named(recipe: Recipe) -> dict[str, str]:
-    """Our word for a part -> its column, where the recipe names all that its objective needs."""
+def _format(rows: list[Row], recipe: Recipe) -> Format:
+    """The columns that the recipe names; where it does not name all, laid over those that the rows tell."""
     settings = recipe.objective.model_dump()
-    found = {key: settings[key] for key in COLUMN_KEYS.get(recipe.objective.kind, ()) if settings.get(key)}
-    whole = "messages" in found or len(found) == 2 or recipe.objective.kind == "domain"
-    return found if whole else {}
+    named = {key: settings[key] for key in COLUMN_KEYS.get(recipe.objective.kind, ()) if settings.get(key)}
+    for column in named.values():
+        if not any(column in row.fields for row in rows):
+            raise DataError(missing_column(rows, column))
+    if "messages" in named or len(named) == 2 or (named and recipe.objective.kind == "domain"):
+        return Format("as named", "", named)
+    found = detect(rows)
+    columns = {**found.columns, **named}
+    if not set(named) <= set(found.columns) and set(columns) != {"text", "label"}:
+        part = next(iter(named))
+        both = " and ".join(f"objective.{key}" for key in COLUMN_KEYS[recipe.objective.kind][:2])
+        cure = f"name {both}, or leave it out"
+        raise DataError(f"{file_of(rows)}: {found.name} rows have no {part} for objective.{part}; {cure}")
+    return replace(found, columns=columns)
 
 
 def _held(recipe: Recipe | None) -> tuple[str, ...]:
@@ -119,13 +142,10 @@ def _same_columns(source: str, columns: Mapping[str, str], *, offline: bool) -> 
             raise DataError(missing_column(rows, column))
 
 
-def _word(value: object) -> str:
-    return as_word(value) or str(value)
-
-
 def _model(name: str, *, limit: int, offline: bool) -> dict[str, Any]:
     """What a model brings: a count of tokens and its limit, and an encoder's sentence embeddings."""
     from tunesmith.model.load import load_base
+    from tunesmith.model.sentence import sentence_vectors
 
     base = load_base(name, offline=offline)
     longest = int(base.network.config.max_position_embeddings)
@@ -134,31 +154,6 @@ def _model(name: str, *, limit: int, offline: bool) -> dict[str, Any]:
         return [len(ids) for ids in base.tokenizer(list(texts))["input_ids"]]
 
     found: dict[str, Any] = {"count": count, "limit": min(limit or longest, longest)}
-    return {**found, "embed": _embedder(base, min(longest, EMBEDDED_TOKENS))} if base.family == "encoder" else found
-
-
-def _embedder(base: Any, longest: int) -> Callable[[Sequence[str]], NDArray[np.float32]]:
-    """(n, D) mean states of an encoder, each of length one: texts of like meaning lie near each other."""
-    from contextlib import nullcontext
-
-    import torch
-
-    from tunesmith.data.template import Encoded, Template
-    from tunesmith.model.batch import collate
-    from tunesmith.model.policy import Policy
-
-    template = Template(base.tokenizer, chat=False)
-    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
-
-    def embed(texts: Sequence[str]) -> NDArray[np.float32]:
-        rows = [Encoded((template.document(text, limit=longest),), "") for text in texts]
-        order = sorted(range(len(rows)), key=lambda i: rows[i].length)
-        found = np.zeros((len(rows), policy.hidden), np.float32)
-        for start in range(0, len(order), EMBEDDED_ROWS):
-            part = order[start : start + EMBEDDED_ROWS]
-            batch = collate([rows[i] for i in part], share=False)
-            with torch.inference_mode():
-                found[part] = policy.pooled(batch).float().numpy()
-        return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True).clip(1e-9), np.float32)
-
-    return embed
+    if base.family != "encoder":
+        return found
+    return {**found, "embed": partial(sentence_vectors, base, limit=min(longest, EMBEDDED_TOKENS))}

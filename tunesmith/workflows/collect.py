@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,7 +25,6 @@ from tunesmith.data.rows import read_rows, refuse
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.workflows.collect_writer import PACE, Listen, Writer, ask_writer, counted, endpoint_of
 
-Shape = Literal["domain", "instruct", "rag", "table"]
 # Written rows are asked for from passages of this many characters: a small model loses the thread of longer ones.
 PASSAGE = 1_200
 
@@ -36,7 +34,7 @@ class Asked:
     """What to collect, from where, and into which file."""
 
     sources: tuple[str, ...]
-    shape: Shape
+    shape: str  # a key of SHAPES
     out: Path
     size: int = SIZE
     templates: tuple[str, ...] = ()
@@ -86,7 +84,7 @@ def collect(asked: Asked, *, listen: Listen, offline: bool = False) -> Collected
     if not parts:
         refuse([f"{doc_id}: {why}" for doc_id, why in sorted(failed.items())])
     parts, chrome = _without_repeated(parts)
-    made = {part.doc_id: list(SHAPES[asked.shape](part, asked.size)) for part in parts}
+    made = {part.doc_id: list(SHAPES[asked.shape].rows(part, asked.size)) for part in parts}
     rows, copies = once([row for rows in made.values() for row in rows])
     left_out: Counter[str] = Counter()
     if asked.writer is not None:
@@ -126,8 +124,10 @@ def _account(out: Path, found: Found, parts: Sequence[Part], rows: Sequence[Made
 def _templates(asked: Asked, *, offline: bool) -> tuple[Template, ...]:
     """The templates, if they make rows of the shape and somebody is there to answer. Raises TunesmithError."""
     found = tuple(template(name) for name in asked.templates)
-    if bool(found) != (asked.writer is not None):
-        raise RecipeError("collect: a template needs a writer and a writer a template; give both or neither")
+    if found and asked.writer is None:
+        raise RecipeError("--write: needs --writer, who is to write; add a local model or the address of a server")
+    if asked.writer is not None and not found:
+        raise RecipeError("--writer: needs --write, what is to be written; add questions, paraphrases or calls")
     for each in found:
         fits = "domain" if each.form == "text" else "instruct"
         if fits != asked.shape:

@@ -228,7 +228,7 @@ def _machine() -> str:
     """What there is to compute on, in a few words."""
     import torch
 
-    from tunesmith.model.device import cores
+    from tunesmith.data.cores import cores
 
     if torch.cuda.is_available():
         return f"this machine has a GPU ({torch.cuda.get_device_name()})"

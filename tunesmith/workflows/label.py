@@ -14,9 +14,9 @@ from pydantic import BaseModel
 
 from tunesmith.errors import DataError
 from tunesmith.feedback.agreement import Agreement, agreement
+from tunesmith.feedback.order import Order
 from tunesmith.feedback.store import Entry, Store, Who
 from tunesmith.feedback.votes import SKIP, UNDO, VOTE, WORD, Votes
-from tunesmith.workflows.label_order import Order
 from tunesmith.workflows.label_rows import Item, Rows, check_label, labelled_lines
 
 WHAT = "labels"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import DataError, Refused
+from tunesmith.feedback.order import Order
 from tunesmith.feedback.store import Store
 from tunesmith.feedback.votes import Votes
 from tunesmith.workflows.label import WHAT, Labelling, Overlap
-from tunesmith.workflows.label_order import Order
 from tunesmith.workflows.label_rows import (
     Columns,
     Exported,
@@ -20,6 +20,7 @@ from tunesmith.workflows.label_rows import (
     check_label,
     export,
     given_labels,
+    not_yet,
     read_items,
     words,
 )
@@ -77,14 +78,14 @@ def _opened(wish: Wish, told: Callable[[str], None]) -> tuple[Rows, Store]:
     rows = read_items(wish.source, wish.columns, offline=wish.offline)
     if rows.copies:
         told(f"{rows.copies} rows repeat the text of another: each text is labelled once, for all its rows")
-    store = Store(wish.kept_in, what=WHAT)
-    votes = Votes(store.since())
-    found = {wish.source: given_labels(rows, votes, rater=Path(wish.source).name)}
+    found = {wish.source: given_labels(rows, rater=Path(wish.source).name)}
     if wish.brought:
-        found[wish.brought] = brought_labels(wish.brought, rows, votes, offline=wish.offline)
+        found[wish.brought] = brought_labels(wish.brought, rows, offline=wish.offline)
+    store = Store(wish.kept_in, what=WHAT)  # not before: rows that are refused leave no file behind
+    votes = Votes(store.since())
     for source, given in found.items():
         _tell(Path(source).name, given, told)
-    entries = [*words(wish.labels, votes), *(entry for given in found.values() for entry in given.entries)]
+    entries = [*words(wish.labels, votes), *(entry for given in found.values() for entry in not_yet(given, votes))]
     if entries:
         store.append(*entries)
     return rows, store

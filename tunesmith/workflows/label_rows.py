@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data.examples import Text, question, texts
+from tunesmith.data.files import write_whole
 from tunesmith.data.formats import LABELS, TEXTS
 from tunesmith.data.rows import Row, as_word, columns_of, file_of, missing_column, read_rows, refuse
 from tunesmith.errors import DataError
@@ -86,8 +87,8 @@ def read_items(source: str, columns: Columns, *, offline: bool = False) -> Rows:
     return Rows(rows, text, label, list(items.values()), keys)
 
 
-def given_labels(rows: Rows, votes: Votes, *, rater: str) -> Given:
-    """The labels that stand in the file already, as votes; those that are known already are left out."""
+def given_labels(rows: Rows, *, rater: str) -> Given:
+    """The labels that stand in the file already, as votes. Raises DataError for what is no label."""
     entries, faults, first, others = list[Entry](), list[str](), dict[tuple[str, str], str](), 0
     for row, key in zip(rows.rows, rows.keys, strict=True):
         try:
@@ -100,21 +101,25 @@ def given_labels(rows: Rows, votes: Votes, *, rater: str) -> Given:
             others += bool(label) and first[key, name] != label
             continue
         first[key, name] = label
-        if votes.on(key).get(name) != label:
-            entries.append(Entry(name, VOTE, key, {"label": label, "from": row.where}))
+        entries.append(Entry(name, VOTE, key, {"label": label, "from": row.where}))
     return Given(entries, others) if not faults else refuse(faults)
 
 
-def brought_labels(source: str, rows: Rows, votes: Votes, *, offline: bool = False) -> Given:
-    """The labels of another file as votes on the same texts."""
+def brought_labels(source: str, rows: Rows, *, offline: bool = False) -> Given:
+    """The labels of another file as votes on the same texts. Raises DataError."""
     columns = Columns(text=rows.text, label=rows.label)
     brought = read_items(source, columns, offline=offline)
     if rows.label not in columns_of(brought.rows):
         refuse([missing_column(brought.rows, rows.label)])
     known = {item.key for item in rows.items}
-    found = given_labels(brought, votes, rater=Path(source).name)
+    found = given_labels(brought, rater=Path(source).name)
     mine = [entry for entry in found.entries if entry.item in known]
     return Given(mine, found.contradictions, sum(key not in known for key in brought.keys))
+
+
+def not_yet(given: Given, votes: Votes) -> list[Entry]:
+    """The votes of a file without those that are known already."""
+    return [e for e in given.entries if e.body and votes.on(e.item).get(e.rater) != e.body["label"]]
 
 
 def words(labels: Sequence[str], votes: Votes) -> list[Entry]:
@@ -138,12 +143,7 @@ def check_label(label: str) -> str:
 def export(rows: Rows, votes: Votes, path: Path) -> Exported:
     """Write every row whose text has a label, with that label in the label's column, as JSON lines."""
     lines, counts = labelled_lines(rows, votes)
-    half = path.with_name(f".{path.name}.half")
-    try:
-        half.write_text("".join(lines), encoding="utf-8")
-        half.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: not written ({error.strerror}); name a file in a folder that is there") from error
+    write_whole(path, "".join(lines))
     return counts
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tunesmith.data.examples import Example, Text
+from tunesmith.data.files import write_whole
 from tunesmith.data.near import near_copies
 from tunesmith.data.rows import read_rows
 from tunesmith.data.template import Encoded
@@ -44,9 +45,7 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     kept = out / "replay.jsonl"
     if not kept.exists():
         texts = _samples(prepared, wanted, listen) if replay.source == "self" else _texts(prepared, offline=offline)
-        half = kept.with_suffix(".half")
-        half.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-        half.replace(kept)
+        write_whole(kept, "".join(json.dumps({"text": text}) + "\n" for text in texts))
     rows = _rows(prepared, kept, wanted)
     note = f"{len(rows)} general rows mixed in ({len(rows) / (len(rows) + len(prepared.train)):.1%} of the rows)"
     source = "written by the base itself" if replay.source == "self" else f"from {Path(replay.source).name}"

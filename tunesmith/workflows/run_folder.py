@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.files import sha256_of_file, write_whole
 from tunesmith.errors import CheckpointError
-from tunesmith.model.checkpoint import sha256
 from tunesmith.recipe import Recipe
 
 PAGE = "run.json"
@@ -43,9 +43,7 @@ class RunFolder:
         """Write down what the run is, so that only the same run goes on here."""
         self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"identity": self.identity, **facts}, indent=1)
-        half = (self.path / PAGE).with_suffix(".half")
-        half.write_text(text, encoding="utf-8")
-        half.replace(self.path / PAGE)
+        write_whole(self.path / PAGE, text)
 
 
 def open_run(recipe: Recipe, out: Path | None) -> RunFolder:
@@ -70,7 +68,7 @@ def _identity(recipe: Recipe) -> str:
     """Digest of the recipe and of the bytes of the files it names."""
     data = recipe.data
     named = [Path(str(place)) for place in (data.train, data.validation, data.test, recipe.replay.source)]
-    files = [sha256(file) for path in named for file in _files(path)]
+    files = [sha256_of_file(file) for path in named for file in _files(path)]
     return hashlib.sha256(
         json.dumps([recipe.model_dump(mode="json", exclude={"machine": True, "data": {"audit"}}), files]).encode()
     ).hexdigest()[:16]

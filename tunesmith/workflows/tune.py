@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.examples import Example
+from tunesmith.data.files import write_whole
 from tunesmith.evaluation.retention import general_nll, measure
 from tunesmith.inference.folder import About, save_model
 from tunesmith.inference.local import LocalModel
@@ -87,8 +88,7 @@ def tune_recipe(
     write_folder(folder.path / "model", lambda half: save_model(half, model, _about(prepared, model)))
     _write_predictions(measured, folder.path)
     report = assemble(measured, name=folder.path.name, seconds=time.perf_counter() - began)
-    (folder.path / "report.half").write_text(report.model_dump_json(indent=1), encoding="utf-8")
-    (folder.path / "report.half").replace(folder.path / "report.json")
+    write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
     write_reports(folder.path)
     return Run(folder.path, report)
 
@@ -141,9 +141,7 @@ def _reader(prepared: Prepared, objective: Domain) -> Reader:
 
 def _keep(found: Before, kept: Path) -> Before:
     """The same, written down whole or not at all."""
-    half = kept.with_suffix(".half")
-    half.write_text(found.model_dump_json(), encoding="utf-8")
-    half.replace(kept)
+    write_whole(kept, found.model_dump_json())
     return found
 
 
@@ -218,7 +216,7 @@ def _write_predictions(run: Measured, out: Path) -> None:
         else _answer_lines(run.prepared.test, run.before.answers, run.tuned)
     )
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (out / "predictions.jsonl").write_text(text, encoding="utf-8")
+    write_whole(out / "predictions.jsonl", text)
 
 
 def _answer_lines(examples: Sequence[Example], base: Answers, tuned: Answers) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.examples import Chat, Example, Labelled
+from tunesmith.data.files import write_whole
 from tunesmith.data.terms import general_text
 from tunesmith.evaluation import calibration, style
 from tunesmith.evaluation.baselines import linear_probe, majority, tfidf_classifier
@@ -99,9 +100,7 @@ def general_before(prepared: Prepared, policy: Policy) -> General | None:
         return General(**json.loads(kept.read_text(encoding="utf-8")))
     found = measure(policy, prepared.template)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    half = kept.with_suffix(f".{prepared.recipe.seed}.half")
-    half.write_text(json.dumps(asdict(found)), encoding="utf-8")
-    half.replace(kept)
+    write_whole(kept, json.dumps(asdict(found)))
     return found
 
 

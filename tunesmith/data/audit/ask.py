@@ -19,18 +19,23 @@ def _silent(text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A file of rows, its columns by part, and the test files that it must not repeat; `where` keeps some rows."""
+    """A file of rows, its columns by part, and the test files it must not repeat; `where` keeps some rows of each."""
 
     source: str
     columns: Mapping[str, str]
     against: tuple[str, ...] = ()
-    where: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    where: Mapping[str, Sequence[object]] = field(default_factory=dict)
     shape: str = ""
 
     @property
     def labelled(self) -> bool:
         """Whether the answer is a label."""
         return "label" in self.columns and "text" in self.columns
+
+    @property
+    def answered(self) -> bool:
+        """Whether there is an answer in words, whose language may be another than the question's."""
+        return not self.labelled and "text" not in self.columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -45,18 +45,38 @@ def check_out(out: Path) -> None:
     for path in (out, log_of(out)):
         if path.exists():
             raise DataError(f"{path}: exists and is left as it is; give --fix another name, or delete it")
-    if not out.absolute().parent.is_dir():
-        raise DataError(f"{out}: no such folder; name a file in a folder that is there")
+    check_folder(out)
+
+
+def check_folder(path: Path) -> None:
+    """Nothing for a file whose folder is there. Raises DataError."""
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"{path}: no such folder; name a file in a folder that is there")
 
 
 def fix(ask: Ask, cures: Cures, out: Path, *, offline: bool = False) -> Fixed:
     """Write the cleaned copy and its log. The file itself is not touched. Raises DataError."""
     check_out(out)
-    name, counts = name_of(ask.source), {"kept": 0, "changed": 0, "dropped": 0}
     halves = [path.with_name(path.name + ".half") for path in (out, log_of(out))]
+    try:
+        counts = _write(ask, cures, halves, out.suffix.lower(), offline=offline)
+    except BaseException:
+        for half in halves:
+            half.unlink(missing_ok=True)
+        raise
+    for half, path in zip(halves, (out, log_of(out)), strict=True):
+        half.replace(path)
+    return Fixed(out, log_of(out), **counts)
+
+
+def _write(ask: Ask, cures: Cures, halves: Sequence[Path], suffix: str, *, offline: bool) -> dict[str, int]:
+    """Write the copy and its log; how many rows were kept, changed and dropped comes back."""
+    name, counts = name_of(ask.source), {"kept": 0, "changed": 0, "dropped": 0}
     with ExitStack() as stack:
         files = [stack.enter_context(half.open("w", encoding="utf-8", newline="")) for half in halves]
-        write = _writer(files[0], out.suffix.lower())
+        write = _writer(files[0], suffix)
         for chunk in chunks(ask.source, offline=offline):
             for line, raw in zip(chunk.lines, chunk.rows, strict=True):
                 before = parsed(raw)
@@ -71,10 +91,8 @@ def fix(ask: Ask, cures: Cures, out: Path, *, offline: bool = False) -> Fixed:
                     _log(files[1], {"where": where, "action": "changed", **change})
                 counts["changed"] += bool(changes)
                 counts["kept"] += 1
-                write(after)
-    for half, path in zip(halves, (out, log_of(out)), strict=True):
-        half.replace(path)
-    return Fixed(out, log_of(out), **counts)
+                write(where, after)
+    return counts
 
 
 def _cured(
@@ -128,21 +146,19 @@ def _spelt(value: object, labels: Mapping[str, str]) -> object:
     return labels.get((as_word(value) or "").strip(), value)
 
 
-def _writer(file: TextIO | TextIOWrapper, suffix: str) -> Callable[[Mapping[str, object]], None]:
-    """What writes a row to the copy, as JSON lines or as a table whose header is the first row's columns."""
+def _writer(file: TextIO | TextIOWrapper, suffix: str) -> Callable[[str, Mapping[str, object]], None]:
+    """What writes a row and its place to the copy: JSON lines, or a table whose header is the first row's columns."""
     if suffix in JSON_LINES:
-        return lambda row: _log(file, row)
+        return lambda where, row: _log(file, row)
     table = csv.writer(file, delimiter=TABLES[suffix], lineterminator="\n")
     header: list[str] = []
 
-    def write(row: Mapping[str, object]) -> None:
+    def write(where: str, row: Mapping[str, object]) -> None:
         if not header:
             header.extend(row)
             table.writerow(header)
-        if set(row) - set(header):
-            raise DataError(
-                f"row with the columns {sorted(set(row) - set(header))} that the first lacks; fix to .jsonl"
-            )
+        if more := sorted(set(row) - set(header)):
+            raise DataError(f"{where}: columns {more} that the first row lacks; name the copy .jsonl, not {suffix}")
         table.writerow([row.get(column, "") for column in header])
 
     return write

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.audit.ask import Embed
-from tunesmith.data.audit.near import ALIKE, Words, cross_pairs, groups_of, in_groups, near_pairs
+from tunesmith.data.audit.near import Words, cross_pairs, groups_of, in_groups, near_pairs
 from tunesmith.data.audit.shingles import Longs
 from tunesmith.data.audit.table import Table
 
@@ -79,7 +79,7 @@ def leaks(table: Table, test: Table, long: dict[int, int], words: Words, *, labe
         mine = _content(table, int(rows[one]), labelled)
         return words.alike(mine, _content(test, int(held[two]), labelled))
 
-    for one, two in cross_pairs(table.near[rows], test.near[held], alike, least=ALIKE).tolist():
+    for one, two in cross_pairs(table.near[rows], test.near[held], alike).tolist():
         found.setdefault(int(rows[one]), int(held[two]))
     broken = set(range(table.rows)) - set(rows.tolist()) if len(rows) < table.rows else set()
     return {row: other for row, other in found.items() if row not in broken}

@@ -86,7 +86,7 @@ def near_pairs(signatures: Shorts, alike: Callable[[int, int], float]) -> Pairs:
     return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
 
 
-def cross_pairs(rows: Shorts, held: Shorts, alike: Callable[[int, int], float], *, least: float) -> Pairs:
+def cross_pairs(rows: Shorts, held: Shorts, alike: Callable[[int, int], float]) -> Pairs:
     """(m, 2) of (row, held-out row) that are nearly the same; a row is told with the first that is found."""
     found: dict[int, int] = {}
     looked: set[int] = set()
@@ -99,7 +99,7 @@ def cross_pairs(rows: Shorts, held: Shorts, alike: Callable[[int, int], float], 
             hit = np.flatnonzero(start + step < end)
             pairs = np.stack([hit, order[start[hit] + step]], axis=1)
             for row, other in _unseen(_promising(rows, held, pairs), looked, len(held) + 1):
-                if row not in found and alike(row, other) >= least:
+                if row not in found and alike(row, other) >= ALIKE:
                     found[row] = other
     return np.array(sorted(found.items()), np.int64).reshape(-1, 2)
 

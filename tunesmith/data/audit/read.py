@@ -7,29 +7,36 @@ from numpy.typing import NDArray
 
 from tunesmith.data.audit.ask import Ask, Tools
 from tunesmith.data.audit.pool import in_order
-from tunesmith.data.audit.scan import Held, Plan, digest_of, held, scan
-from tunesmith.data.audit.stream import chunks, name_of
+from tunesmith.data.audit.runs import Held, Rule, held
+from tunesmith.data.audit.scan import Plan, digest_of, scan
+from tunesmith.data.audit.stream import chunks, has_column, head, name_of
 from tunesmith.data.audit.table import Table
+from tunesmith.data.rows import keep, missing_column
 from tunesmith.errors import DataError
 
 TOLD_EVERY = 100_000
+# Rows that are looked at for a column before the whole file is, and for the values that `where` should have named.
+FEW, MANY = 200, 100_000
 
 
 def read_held(source: str, table: Table, ask: Ask, tools: Tools) -> Held:
-    """Fill `table` with the test file; the index of its runs of 13 words comes back."""
-    plan = Plan(table.name, ask.columns, ask.where)
+    """Fill `table` with the test file; the index of its runs of 13 words comes back. Raises DataError without rows."""
+    _check_where(source, ask, tools)
+    plan = Plan(table.name, ask)
     questions: list[NDArray[np.uint32]] = []
     for chunk in chunks(source, offline=tools.offline):
         digest, slots = scan(plan, chunk)
         table.add(digest)
         questions += slots
     table.close()
-    return held(questions)
+    _check_rows(source, table, ask, tools)
+    return held(questions, Rule())
 
 
 def read_table(table: Table, ask: Ask, indices: list[Held], tools: Tools) -> None:
     """Fill `table` with the file. Raises DataError where it has no rows."""
-    plan = Plan(table.name, ask.columns, ask.where, tuple(indices))
+    _check_where(ask.source, ask, tools)
+    plan = Plan(table.name, ask, tuple(indices))
     told = 0
     pieces = chunks(ask.source, offline=tools.offline)
     for digest in in_order(digest_of, plan, pieces, workers=tools.workers):
@@ -38,5 +45,22 @@ def read_table(table: Table, ask: Ask, indices: list[Held], tools: Tools) -> Non
             told = table.rows
             tools.tell(f"{table.rows} rows read")
     table.close()
-    if not table.rows:
-        raise DataError(f"{name_of(ask.source)}: no rows; give a file with at least one")
+    _check_rows(ask.source, table, ask, tools)
+
+
+def _check_where(source: str, ask: Ask, tools: Tools) -> None:
+    """Raise DataError where no row has a column of `where`."""
+    rows = head(source, FEW, offline=tools.offline) if ask.where else []
+    for column in ask.where:
+        here = any(column in row.fields for row in rows)
+        if not here and not has_column(source, column, offline=tools.offline):
+            raise DataError(missing_column(rows, column))
+
+
+def _check_rows(source: str, table: Table, ask: Ask, tools: Tools) -> None:
+    """Raise DataError where no row came; where `where` left none, with the values that are there."""
+    if table.rows:
+        return
+    if ask.where:
+        keep(head(source, MANY, offline=tools.offline), ask.where)
+    raise DataError(f"{name_of(source)}: no rows; give a file with at least one")

@@ -2,54 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.data.audit.ask import Ask
 from tunesmith.data.audit.damage import damage
 from tunesmith.data.audit.keys import keys
 from tunesmith.data.audit.personal import personal
-from tunesmith.data.audit.shingles import Longs, digest, grams, signatures, slots, words_of
+from tunesmith.data.audit.runs import Held, leaked
+from tunesmith.data.audit.shingles import digest, signatures, slots, words_of
 from tunesmith.data.audit.stream import Chunk, parsed
 from tunesmith.data.audit.table import CUT, Digest
 from tunesmith.data.audit.view import LETTERS, View, view
 from tunesmith.data.audit.wording import chat_tokens, edges, language, refusal
-from tunesmith.data.rows import Row, as_word
-
-# Of a test row's runs of 13 words, the share that a row must have for it to be a leak.
-LEAKED_SHARE = 0.5
-MOST_OWNERS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """The runs of 13 words of a test file, sorted; whose they are, and how many each test row has."""
-
-    runs: Longs
-    owners: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+from tunesmith.data.rows import Row, has_listed, listed
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How to look at rows: the file's name, its columns, which rows to keep, and what must not be in them."""
+    """How to look at the rows of a file: its name, what is asked, and the test rows that must not be in it."""
 
     name: str
-    columns: Mapping[str, str]
-    where: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    ask: Ask
     held: tuple[Held, ...] = ()
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the answer is a label."""
-        return "label" in self.columns and "text" in self.columns
-
-    @property
-    def answered(self) -> bool:
-        """Whether there is an answer in words, whose language may be another than the question's."""
-        return not self.labelled and "text" not in self.columns
 
 
 def digest_of(plan: Plan, chunk: Chunk) -> Digest:
@@ -59,22 +37,18 @@ def digest_of(plan: Plan, chunk: Chunk) -> Digest:
 
 def scan(plan: Plan, chunk: Chunk) -> tuple[Digest, list[NDArray[np.uint32]]]:
     """The digest of a chunk, and the word slots of each of its questions."""
-    found = _Found()
+    found, wanted = _Found(), listed(plan.ask.where)
     for line, raw in zip(chunk.lines, chunk.rows, strict=True):
         fields = parsed(raw)
         if isinstance(fields, dict):
-            if not _kept(fields, plan.where):
+            if not has_listed(fields, wanted):
                 continue
-            seen = view(Row(f"{plan.name}:{line}", fields), plan.columns)
+            seen = view(Row(f"{plan.name}:{line}", fields), plan.ask.columns)
         else:
             seen = View("", "", (), "unreadable", fields)
-        found.take(line, seen, plan)
-    leaks = [leaked(found.slots, held) for held in plan.held]
+        found.take(line, seen, plan.ask)
+    leaks = [leaked(found.slots, test) for test in plan.held]
     return found.digest(leaks), found.slots
-
-
-def _kept(fields: Mapping[str, object], where: Mapping[str, frozenset[str]]) -> bool:
-    return all(as_word(fields.get(column)) in words for column, words in where.items())
 
 
 class _Found:
@@ -89,21 +63,21 @@ class _Found:
         self.counted: list[NDArray[np.uint32]] = []
         self.marks: dict[str, dict[int, str]] = {}
 
-    def take(self, line: int, seen: View, plan: Plan) -> None:
+    def take(self, line: int, seen: View, ask: Ask) -> None:
         """Look at one row."""
         row = len(self.lines)
         self.lines.append(line)
         self.views.append(seen)
-        whole = seen.question if plan.labelled or not seen.answer else f"{seen.question}\n{seen.answer}"
+        whole = seen.question if ask.labelled or not seen.answer else f"{seen.question}\n{seen.answer}"
         asked = words_of(seen.question)
         words = asked if whole is seen.question else words_of(whole)
         self.plain.append(" ".join(words).encode(errors="surrogatepass"))
         self.slots.append(slots(asked))
         self.counted.append(np.unique(self.slots[-1] if words is asked else slots(words)))
-        first, last = edges(seen.question if plan.labelled or not seen.answer else seen.answer)
+        first, last = edges(seen.question if ask.labelled or not seen.answer else seen.answer)
         ends = (digest(first) if first else 0, digest(last) if last else 0)
         both = digest(f"{seen.question.strip()}{CUT}{seen.answer.strip()}", exact=True)
-        speaks = language(seen.answer, words_of(seen.answer)) if plan.answered else language(whole, words)
+        speaks = language(seen.answer, words_of(seen.answer)) if ask.answered else language(whole, words)
         self.hashes.append((digest(seen.question), digest(seen.answer), both, *ends, speaks))
         if seen.fault:
             self.marks.setdefault(seen.fault, {})[row] = seen.why
@@ -155,33 +129,3 @@ LOOKS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("template_tokens", chat_tokens),
     ("boilerplate", refusal),
 )
-
-
-def held(questions: list[NDArray[np.uint32]]) -> Held:
-    """The index of a test file's runs of 13 words, without those that several of its rows share."""
-    runs, owners = grams(questions)
-    pairs = np.unique(np.stack([runs, owners.astype(np.uint64)], axis=1), axis=0) if len(runs) else np.zeros((0, 2))
-    runs, owners = pairs[:, 0].astype(np.uint64), pairs[:, 1].astype(np.int64)
-    _, place, times = np.unique(runs, return_inverse=True, return_counts=True)
-    alone = times[place] <= MOST_OWNERS
-    runs, owners = runs[alone], owners[alone]
-    return Held(runs, owners, np.bincount(owners, minlength=len(questions)))
-
-
-def leaked(questions: list[NDArray[np.uint32]], test: Held) -> dict[int, int]:
-    """Row -> the test row of whose runs of 13 words it has at least half, or which has half of its own."""
-    runs, owners = grams(questions)
-    if not len(runs) or not len(test.runs):
-        return {}
-    sizes = np.bincount(owners, minlength=len(questions))
-    hits: dict[tuple[int, int], int] = {}
-    start, end = (np.searchsorted(test.runs, runs, side=side) for side in ("left", "right"))
-    for step in range(MOST_OWNERS):
-        for i in np.flatnonzero(start + step < end):
-            pair = (int(owners[i]), int(test.owners[start[i] + step]))
-            hits[pair] = hits.get(pair, 0) + 1
-    found: dict[int, int] = {}
-    for (row, other), count in hits.items():
-        if count >= LEAKED_SHARE * min(sizes[row], test.sizes[other]):
-            found.setdefault(row, other)
-    return found

@@ -73,17 +73,17 @@ def signatures(texts: Sequence[bytes]) -> Shorts:
     return found
 
 
-def grams(hashes: Sequence[NDArray[np.uint32]]) -> tuple[Longs, NDArray[np.int64]]:
-    """The hash of every run of 13 words, and in which of the texts it stands; texts come as the slots of words."""
+def grams(hashes: Sequence[NDArray[np.uint32]], length: int = GRAM) -> tuple[Longs, NDArray[np.int64]]:
+    """The hash of every run of `length` words, and in which of the texts it stands; texts come as slots of words."""
     sizes = np.fromiter(map(len, hashes), np.int64, len(hashes))
-    long = np.flatnonzero(sizes >= GRAM)
+    long = np.flatnonzero(sizes >= length)
     if not len(long):
         return np.zeros(0, np.uint64), np.zeros(0, np.int64)
     stream = np.concatenate([hashes[int(i)] for i in long]).astype(np.uint64) * _MIX
     owner = np.repeat(long, sizes[long])
-    count = len(stream) - GRAM + 1
+    count = len(stream) - length + 1
     found = np.zeros(count, np.uint64)
-    for i in range(GRAM):
+    for i in range(length):
         found = found * np.uint64(0x100000001B3) + (stream[i : i + count] >> np.uint64(7))
-    same = owner[:count] == owner[GRAM - 1 :]
+    same = owner[:count] == owner[length - 1 :]
     return found[same], owner[:count][same]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from tunesmith.data.rows import READERS, Row, read_rows
+from tunesmith.data.rows import READERS, SHOWN_FAULTS, Row, read_rows, reason, refuse, refuse_utf16
+from tunesmith.data.separated import read_separated
 from tunesmith.errors import DataError
 
 CHUNK_ROWS = 2000
 CHUNK_BYTES = 4_000_000
-LARGE_TABLE = 50_000_000  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +27,14 @@ class Chunk:
 def chunks(source: str, *, offline: bool = False) -> Iterator[Chunk]:
     """All rows of a file. Lines of jsonl come unparsed, so that a line that is no row is a finding, not an end.
 
-    jsonl and plain csv are streamed; json, parquet and Hub data sets are read whole.
+    jsonl, csv and tsv are streamed; json, parquet and Hub data sets are read whole. Raises DataError for what cannot be
+    read, of a table after its last row.
     """
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_file() and suffix in (".jsonl", ".ndjson"):
         yield from _json_lines(path)
-    elif path.is_file() and suffix in (".csv", ".tsv") and _streams(path):
+    elif path.is_file() and suffix in (".csv", ".tsv"):
         yield from _table(path)
     else:
         rows = read_rows(source, offline=offline)
@@ -60,24 +60,36 @@ def parsed(raw: bytes | dict[str, object]) -> dict[str, object] | str:
     try:
         value = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        return f"not JSON ({error})"
+        return f"not JSON ({reason(error)})"
     return value if isinstance(value, dict) else f"{type(value).__name__}, not an object"
 
 
 def head(source: str, count: int, *, offline: bool = False) -> list[Row]:
     """The first rows that can be read, for their format to be told. Raises DataError where there is none."""
-    rows: list[Row] = []
+    rows, faults, more = list[Row](), list[str](), 0
     name = name_of(source)
     for chunk in chunks(source, offline=offline):
         for line, raw in zip(chunk.lines, chunk.rows, strict=True):
             fields = parsed(raw)
             if isinstance(fields, dict):
                 rows.append(Row(f"{name}:{line}", fields))
+            elif len(faults) < SHOWN_FAULTS:  # a file may be nothing but faults
+                faults.append(f"{name}:{line}: {fields}; write one JSON object on each line")
+            else:
+                more += 1
         if len(rows) >= count:
             break
+    if not rows and faults:
+        refuse(faults, more=more)
     if not rows:
         raise DataError(f"{name}: no rows; give a file with at least one")
     return rows[:count]
+
+
+def has_column(source: str, column: str, *, offline: bool = False) -> bool:
+    """Whether any row of a file has this column."""
+    rows = (parsed(raw) for chunk in chunks(source, offline=offline) for raw in chunk.rows)
+    return any(column in fields for fields in rows if isinstance(fields, dict))
 
 
 def _json_lines(path: Path) -> Iterator[Chunk]:
@@ -87,6 +99,7 @@ def _json_lines(path: Path) -> Iterator[Chunk]:
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
             if number == 1:
+                refuse_utf16(raw, path.name)
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             if not raw.strip():
                 continue
@@ -100,41 +113,7 @@ def _json_lines(path: Path) -> Iterator[Chunk]:
         yield Chunk(lines, raws)
 
 
-def _streams(path: Path) -> bool:
-    """Whether the table is too large to be read whole with all its checks; a small one is."""
-    return path.stat().st_size > LARGE_TABLE
-
-
 def _table(path: Path) -> Iterator[Chunk]:
-    """A large table, read row by row; raises DataError at its first broken row."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        marks = "\t" if path.suffix.lower() == ".tsv" else ",;\t"
-        mark = next((mark for mark in marks if mark in first), marks[0])
-        file.seek(0)
-        reader = csv.reader(file, delimiter=mark)
-        try:
-            yield from _grouped(reader, path.name)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise DataError(f"{path.name}:{reader.line_num}: not a table ({error}); write it as jsonl") from error
-
-
-def _grouped(reader: Any, name: str) -> Iterator[Chunk]:
-    header = [cell.strip() for cell in next(reader)]
-    lines: list[int] = []
-    rows: list[dict[str, object]] = []
-    start = int(reader.line_num) + 1
-    for cells in reader:
-        number, start = start, int(reader.line_num) + 1  # a cell may hold line ends: a row is told by its first line
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            cure = "write a cell that holds the separator in double quotes"
-            raise DataError(f"{name}:{number}: {len(cells)} cells, the header has {len(header)}; {cure}")
-        lines.append(number)
-        rows.append(dict(zip(header, cells, strict=True)))
-        if len(rows) >= CHUNK_ROWS:
-            yield Chunk(lines, rows)
-            lines, rows = [], []
-    if rows:
-        yield Chunk(lines, rows)
+    rows = read_separated(path)
+    while part := list(islice(rows, CHUNK_ROWS)):
+        yield Chunk([line_of(row) for row in part], [dict(row.fields) for row in part])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,6 @@ from tunesmith.errors import DataError
 
 # Word keeps these names in every language; mammoth maps the other headings by itself.
 STYLES = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => p:fresh\nr[style-name='Code'] => code"
-MONOSPACE = re.compile(r"courier|consol|mono|menlo", re.IGNORECASE)
 
 
 def docx_document(data: bytes) -> Document:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.data.collect.document import Document, from_json
+from tunesmith.data.cores import cores
 
 # A page that takes longer than this never comes.
 SILENCE = 90.0
@@ -37,7 +38,7 @@ def convert_all(
     paths: Sequence[Path], *, heard: Callable[[Path, int], None] = lambda path, page: None, silence: float = SILENCE
 ) -> Iterator[Converted]:
     """Every file as it is ready, in no order; `heard` is told of each page of the longer ones."""
-    count = max(1, min(len(paths), os.cpu_count() or 1, 4))
+    count = max(1, min(len(paths), cores(), 4))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     workers = [_Worker(silence) for _ in range(count)]
     for worker in workers:

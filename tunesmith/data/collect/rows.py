@@ -81,11 +81,19 @@ def _names(header: Sequence[str]) -> list[str]:
     return names
 
 
-SHAPES: Mapping[str, Callable[[Part, int], Iterator[Made]]] = {
-    "domain": domain_rows,
-    "instruct": instruct_rows,
-    "rag": rag_rows,
-    "table": table_rows,
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What rows can be made: from a part and a longest text in characters, and what they are for, in words."""
+
+    rows: Callable[[Part, int], Iterator[Made]]
+    about: str
+
+
+SHAPES: Mapping[str, Shape] = {
+    "domain": Shape(domain_rows, "running text, to learn the language of a field"),
+    "instruct": Shape(instruct_rows, "questions and answers: FAQ pages, definitions, calls"),
+    "rag": Shape(rag_rows, "passages of one section each, to be found"),
+    "table": Shape(table_rows, "a row for each line of a table"),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tunesmith.data.collect.convert import READERS
+from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import DataError
 
 # What programs put beside documents: Sphinx's second copy of every page, and things that are no text.
@@ -59,7 +59,7 @@ def find(named: Sequence[str | Path]) -> Found:
     sources, unreadable = [], {}
     for doc_id, path in sorted(paths.items()):
         try:
-            sources.append(Source(path, doc_id, _digest(path)))
+            sources.append(Source(path, doc_id, sha256_of_file(path)))
         except OSError as error:
             unreadable[doc_id] = f"cannot be read ({error.strerror}); check its permissions"
     return Found(tuple(sources), dict(skipped), unreadable)
@@ -89,8 +89,3 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
     if path.suffix.lower() not in READERS:
         raise DataError(f"{path.name}: cannot read this kind of file; give {kinds_read()}")
     yield path, path.name
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.collect.document import Document, from_json, to_json
+from tunesmith.data.files import sha256_of_file, write_whole, writing
 from tunesmith.errors import DataError
 
 FOLDER = "collected"
@@ -40,9 +39,11 @@ class Store:
         """Nothing where the rows may be written; DataError where that would lose what somebody else wrote."""
         if self.rows.suffix != ".jsonl":
             raise DataError(f"{self.rows}: rows are written as JSON lines; give a name that ends in .jsonl")
-        if not self.rows.exists():
-            return
-        if self.rows.is_dir() or digest(self.rows) != self.about().get("sha256"):
+        try:
+            held = sha256_of_file(self.rows) if self.rows.exists() else ""
+        except OSError as error:
+            raise DataError(f"{self.rows}: cannot be read ({error.strerror}); give another --out") from error
+        if held and held != self.about().get("sha256"):
             raise DataError(f"{self.rows}: not as collect left it, and kept as it is; give another --out, or move it")
 
     def about(self) -> dict[str, Any]:
@@ -57,21 +58,25 @@ class Store:
             return None  # absent, of another version or damaged: it is made again
 
     def keep(self, sha256: str, document: Document) -> None:
-        """Keep a document for the next time."""
-        self._document(sha256).parent.mkdir(parents=True, exist_ok=True)
-        _write(self._document(sha256), json.dumps(to_json(document), ensure_ascii=False))
+        """Keep a document for the next time. Raises DataError."""
+        self._make(self._document(sha256).parent)
+        write_whole(self._document(sha256), json.dumps(to_json(document), ensure_ascii=False))
 
     def write(self, rows: Iterable[Mapping[str, object]], about: Mapping[str, Any]) -> None:
         """The rows, and the account of how they came about. Raises DataError."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _write(self.rows, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            page = {**about, "sha256": digest(self.rows)}
-            _write(self._about, json.dumps(page, ensure_ascii=False, indent=1) + "\n")
+        self._make(self.folder)
+        write_whole(self.rows, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        page = {**about, "sha256": sha256_of_file(self.rows)}
+        write_whole(self._about, json.dumps(page, ensure_ascii=False, indent=1) + "\n")
+        with writing(self.folder):
             self._forget()
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            cure = "name a file in a folder that can be written"
-            raise DataError(f"{self.rows}: not written ({error.strerror}); {cure}") from error
+            cure = "give --out a file in another folder, or move what is in the way"
+            raise DataError(f"{folder}: no folder can be made there ({error.strerror}); {cure}") from error
 
     def _forget(self) -> None:
         """Drop the documents that no file of rows here was made from."""
@@ -95,16 +100,3 @@ def _account(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    """The text as the whole file, or the file as it was."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -14,11 +14,6 @@ METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace")
 MOST_TOOLS, DEEPEST = 5_000, 12
 
 
-def is_description(value: object) -> bool:
-    """Whether a JSON value describes calls, and is not rows."""
-    return bool(isinstance(value, Mapping) and ("openapi" in value or "swagger" in value)) or bool(_listed(value))
-
-
 def tools_document(value: object, *, title: str = "") -> Document:
     """Each call with its arguments as a section, and question-answer pairs about it. Raises DataError for none."""
     if isinstance(value, Mapping) and ("openapi" in value or "swagger" in value):

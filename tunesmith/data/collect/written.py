@@ -19,6 +19,8 @@ from tunesmith.data.collect.rows import Made, Part
 from tunesmith.data.collect.templates import STYLES, Filling, Template, messages, pairs_of, shown, spoken
 from tunesmith.data.collect.tools import describe
 from tunesmith.data.examples import Message
+from tunesmith.data.files import writing
+from tunesmith.errors import DataError
 
 ORIGIN = "synthetic"
 SHOWN_SEEDS = 3
@@ -93,21 +95,28 @@ def _tools(parts: Sequence[Part]) -> Iterator[tuple[Part, str, int | None, Tool 
 
 
 def answered(wanted: Sequence[Request], ask: Ask, kept: Path, writer: str) -> list[Answer]:
-    """The answer to each request. Those in `kept` are not asked for again; each new one is added as it comes."""
+    """The answer to each request. Those in `kept` are not asked for again; each new one is added as it comes.
+
+    Raises DataError where they cannot be kept, before anything is asked for.
+    """
     known = _read(kept)
     keys = [_key(request, writer) for request in wanted]
     missing = [i for i, key in enumerate(keys) if key not in known]
-    kept.parent.mkdir(parents=True, exist_ok=True)
     if missing:
-        with kept.open("a", encoding="utf-8") as file:
-            if known:
-                file.write("\n")  # ends a last line that was cut
-            for place, answer in ask([wanted[i].messages for i in missing]):
-                key = keys[missing[place]]
-                known[key] = answer
-                file.write(json.dumps({"key": key, "text": answer.text, "finished": answer.finished}) + "\n")
-                file.flush()
+        _add(kept, "\n" if known else "")  # ends a last line that was cut
+        for place, answer in ask([wanted[i].messages for i in missing]):
+            key = keys[missing[place]]
+            known[key] = answer
+            _add(kept, json.dumps({"key": key, "text": answer.text, "finished": answer.finished}) + "\n")
     return [known[key] for key in keys]
+
+
+def _add(path: Path, text: str) -> None:
+    """The text at the end of the file. Raises DataError."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
 
 
 def _key(request: Request, writer: str) -> str:
@@ -118,7 +127,11 @@ def _key(request: Request, writer: str) -> str:
 def _read(path: Path) -> dict[str, Answer]:
     """The answers of earlier times; a last line that was cut is asked for again."""
     known: dict[str, Answer] = {}
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); move it away, and all is asked for again") from error
+    for line in lines:
         try:
             value = json.loads(line)
             known[value["key"]] = Answer(str(value["text"]), bool(value["finished"]))

@@ -25,6 +25,29 @@ AMONG = 10
 # scikit-learn's C for unit-length features; clusters are looked for among at most SAMPLE rows.
 STRENGTH, SAMPLE = 10.0, 4000
 MOST_CLUSTERS = 400
+# Width of TF-IDF vectors, and words that are kept.
+WIDTH, MOST_WORDS = 128, 50_000
+
+
+def tfidf_vectors(texts: Sequence[str]) -> Vectors:
+    """[N, D]: words and pairs of words, weighed by TF-IDF and brought to at most 128 numbers by SVD."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = TfidfVectorizer(
+        ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True, max_features=MOST_WORDS
+    )
+    try:
+        counts = words.fit_transform(texts)
+    except ValueError:  # no text holds a word
+        return np.ones((len(texts), 1), dtype=np.float32)
+    width = min(WIDTH, counts.shape[1] - 1, len(texts) - 1)
+    if width < 1:
+        return np.ones((len(texts), 1), dtype=np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):  # texts that are all alike have no variance to explain
+        found = TruncatedSVD(width, random_state=0).fit_transform(counts)
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    return np.asarray(found / np.where(lengths == 0, 1, lengths), dtype=np.float32)  # zeros stay what they are
 
 
 def rank(vectors: Vectors, labels: Mapping[int, str], *, seed: int) -> list[int]:

@@ -7,8 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from tunesmith.workflows.label_order import FIRST, ROUND, Order, Vectors, rank
-from tunesmith.workflows.label_vectors import tfidf_vectors
+from tunesmith.feedback.order import FIRST, ROUND, Order, Vectors, rank, tfidf_vectors
 
 
 def blobs(*sizes: int, spread: float = 0.05) -> Vectors:
@@ -108,7 +107,7 @@ def test_a_ranking_that_fails_is_told_and_the_old_one_goes_on(monkeypatch: pytes
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr("tunesmith.workflows.label_order.rank", fails)
+        patch.setattr("tunesmith.feedback.order.rank", fails)
         order.learn({0: "a"})
         with pytest.raises(MemoryError):
             jobs[0]()

@@ -1,0 +1,15 @@
+"""How much this process may do at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import psutil
+
+
+def cores() -> int:
+    """Cores that this process may use: whole ones, since two threads of one core share its arithmetic."""
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else physical
+    return max(1, min(physical, allowed))

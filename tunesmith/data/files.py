@@ -1,0 +1,47 @@
+"""A file's digest, and files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tunesmith.errors import DataError
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex digest of what a file holds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The text as the file, which at any moment is the old one or the new one. Raises DataError where it cannot be.
+
+    A pipe or a device is written into as it is, and a link leads to the file that is replaced.
+    """
+    with writing(path):
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        whole = path.resolve()
+        half = whole.with_name(f".{whole.name}.{os.getpid()}.half")  # two processes may write one file
+        try:
+            half.write_text(text, encoding="utf-8")
+            half.replace(whole)
+        except OSError:
+            with suppress(OSError):
+                half.unlink()
+            raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A context in which what the disk refuses becomes a DataError about this file."""
+    try:
+        yield
+    except OSError as error:
+        cure = "name a file in a folder that is there and can be written"
+        raise DataError(f"{path}: not written ({error.strerror or error}); {cure}") from error

@@ -1,0 +1,120 @@
+"""Tables with a separator, csv and tsv, row by row: a file need not fit into memory."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Literal
+
+from tunesmith.data.rows import SHOWN_FAULTS, Row, not_utf8, refuse, refuse_utf16, unreadable
+from tunesmith.errors import DataError
+
+CLOSED_QUOTE = re.compile(r'"(?:[^"]|"")*"')
+LONGEST_CELL = 2**31 - 1  # the csv module refuses a cell above 131072 characters unless it is told otherwise
+
+
+def read_separated(path: Path) -> Iterator[Row]:
+    """Every row of a csv or tsv file, in order; after the last, one DataError for all that is wrong with the file."""
+    name, header = path.name, _first_line(path)
+    if not header:
+        raise DataError(f"{name}: empty; give a file with at least one row")
+    marks = "\t" if path.suffix.lower() == ".tsv" else ",;\t"
+    mark = next((mark for mark in marks if mark in header), marks[0])
+    plain = mark == "\t" and _quotes_are_text(path, header)
+    faults, more = list[str](), 0
+    cells = _cells(path, mark, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
+    try:
+        for row in _rows(cells, name, mark):
+            if isinstance(row, Row):
+                yield row
+            elif len(faults) < SHOWN_FAULTS:  # a file may be nothing but faults
+                faults.append(row)
+            else:
+                more += 1
+    except DataError as error:
+        faults.append(str(error))
+    if faults:
+        refuse(faults, more=more)
+
+
+def _rows(lines: Iterator[tuple[int, list[str]]], name: str, mark: str) -> Iterator[Row | str]:
+    """Each row, or the fault of a line that is none."""
+    number, header = next(lines, (1, [""]))
+    header = [cell.strip() for cell in header]
+    if twice := sorted({cell for cell in header if header.count(cell) > 1}):
+        yield f"{name}:{number}: the header has {twice} twice; give each column its own name"
+    cure = f"write a cell that holds {mark!r} in double quotes"
+    for line, cells in lines:
+        if len(cells) != len(header):
+            yield f"{name}:{line}: {len(cells)} cells, the header has {len(header)}; {cure}"
+        else:
+            yield Row(f"{name}:{line}", dict(zip(header, cells, strict=True)))
+
+
+def _cells(path: Path, mark: str, quoting: Literal[0, 3]) -> Iterator[tuple[int, list[str]]]:
+    """Each row that is not blank, with the line it starts on."""
+    start = 1
+    with closing(_lines(path, "")) as lines:
+        reader = csv.reader(lines, delimiter=mark, quoting=quoting, strict=True)
+        try:
+            while (cells := _next(reader)) is not None:
+                if len(cells) > 1 or any(cell.strip() for cell in cells):
+                    yield start, cells
+                start = reader.line_num + 1
+        except csv.Error as error:
+            cure = 'close every quoted cell, and write a quote inside it twice ("")'
+            raise DataError(f"{path.name}:{start}: not a table ({error}); {cure}") from error
+
+
+def _next(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next row; the limit, which is the whole process's, is back in its place before anything else runs."""
+    limit = csv.field_size_limit(LONGEST_CELL)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _first_line(path: Path) -> str:
+    """The first line with anything on it; blank for a file that has none."""
+    with closing(_lines(path, "\n")) as lines:
+        return next((line for line in lines if line.strip()), "")
+
+
+def _quotes_are_text(path: Path, header: str) -> bool:
+    """Whether a tsv file was written without quoting: some cell opens a quote and does not close it."""
+    found = False
+    with closing(_lines(path, "\n")) as lines:
+        for line in filter(str.strip, lines):
+            cells = line.rstrip("\n").rstrip("\r").split("\t")
+            if len(cells) != header.count("\t") + 1:
+                return False
+            found = found or any(cell.startswith('"') and not CLOSED_QUOTE.fullmatch(cell) for cell in cells)
+    return found
+
+
+def _lines(path: Path, newline: Literal["", "\n"]) -> Generator[str, None, None]:
+    """The lines of a file with their ends. Raises DataError where it is not UTF-8 or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            refuse_utf16(file.read(2), path.name)
+        with path.open(encoding="utf-8-sig", newline=newline) as text:
+            yield from text
+    except UnicodeDecodeError:
+        raise DataError(_not_utf8(path)) from None
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _not_utf8(path: Path) -> str:
+    """The fault of the first byte that is not UTF-8: decoding in blocks does not say where it lies."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return not_utf8(path.name, number, line[error.start])
+    return f"{path.name}: not UTF-8; save the file as UTF-8"
