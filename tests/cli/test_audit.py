@@ -171,3 +171,12 @@ def test_a_model_tells_rows_too_long_for_it_and_an_encoder_compares_meanings(
     done = command("audit", rows, "--against", test, "--model", tiny_bert, "--json", "--offline")
     found = {finding["kind"]: finding["rows"] for finding in json.loads(done.out)["findings"]}
     assert found["truncated"] == ["rows.jsonl:61"]
+
+
+def test_a_folder_is_sent_to_collect(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "manuals").mkdir()
+    (tmp_path / "manuals" / "a.txt").write_text("words")
+    said = command("audit", tmp_path / "manuals")
+    assert said.code == 2
+    assert "a folder" in said.err
+    assert "tunesmith collect" in said.err

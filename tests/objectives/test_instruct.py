@@ -104,3 +104,14 @@ def test_an_answer_longer_than_the_limit_is_cut_and_teaches_no_end():
 
 def test_no_head_of_its_own_is_needed():
     assert Instruct().head(32) is None
+
+
+def test_one_named_column_is_laid_over_what_the_rows_show():
+    rows = [Row("a.jsonl:1", {"prompt": "p", "answer": "a", "better": "b"})]
+    assert Instruct(answer="better").columns(rows) == {"prompt": "prompt", "answer": "better"}
+
+
+def test_one_named_column_without_another_part_beside_it_is_refused():
+    rows = [Row("a.jsonl:1", {"text": "t", "label": "x", "reply": "r"})]
+    with pytest.raises(DataError, match=r"^a\.jsonl: objective\.answer is named, .*; name objective\.prompt and"):
+        Instruct(answer="reply").columns(rows)

@@ -11,8 +11,9 @@ from torch import nn
 
 from tunesmith.data.examples import Chat, Example, Message, chats
 from tunesmith.data.formats import detect
-from tunesmith.data.rows import Row
+from tunesmith.data.rows import Row, file_of
 from tunesmith.data.template import Encoded, Template
+from tunesmith.errors import DataError
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
 from tunesmith.objectives.base import Loss
@@ -42,9 +43,17 @@ class Instruct(BaseModel):
         """Which column plays which part."""
         if self.messages:
             return {"messages": self.messages}
-        if self.prompt and self.answer:
-            return {"prompt": self.prompt, "answer": self.answer}
-        return detect(rows).columns
+        named = {part: column for part, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
+        if len(named) == 2:
+            return named
+        found = detect(rows).columns
+        if named and not {"prompt", "answer"} <= set(found):
+            part = next(iter(named))
+            raise DataError(
+                f"{file_of(rows)}: objective.{part} is named, and the rows show no other part beside it; "
+                "name objective.prompt and objective.answer"
+            )
+        return {**found, **named}
 
     def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
         """Chats, one per row."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tunesmith.data.rows import READERS, SHOWN_FAULTS, Row, read_rows, reason, refuse, refuse_utf16
+from tunesmith.data.rows import READERS, SHOWN_FAULTS, Row, read_rows, reason, refuse, refuse_utf16, unreadable
 from tunesmith.data.separated import read_separated
 from tunesmith.errors import DataError
 
@@ -32,6 +32,9 @@ def chunks(source: str, *, offline: bool = False) -> Iterator[Chunk]:
     """
     path = Path(source)
     suffix = path.suffix.lower()
+    if path.is_dir():
+        cure = f"make rows of its documents first: tunesmith collect {source} --out rows.jsonl"
+        raise DataError(f"{source}: a folder, which has no lines to point at; {cure}")
     if path.is_file() and suffix in (".jsonl", ".ndjson"):
         yield from _json_lines(path)
     elif path.is_file() and suffix in (".csv", ".tsv"):
@@ -96,7 +99,11 @@ def _json_lines(path: Path) -> Iterator[Chunk]:
     lines: list[int] = []
     raws: list[bytes] = []
     held = 0
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    with file:
         for number, raw in enumerate(file, 1):
             if number == 1:
                 refuse_utf16(raw, path.name)
