@@ -1,0 +1,23 @@
+"""A whole run as one value: the only room that knows both axes, and refuses pairs that cannot work."""
+
+from tunesmith.recipe.checks import check_gates, check_pair, check_replay, check_technique
+from tunesmith.recipe.read import load_recipe, make_recipe, save_recipe
+from tunesmith.recipe.sections import AnyObjective, AnyTechnique, Data, Gates, Machine, Recipe, Replay, Schedule
+
+__all__ = [
+    "AnyObjective",
+    "AnyTechnique",
+    "Data",
+    "Gates",
+    "Machine",
+    "Recipe",
+    "Replay",
+    "Schedule",
+    "check_gates",
+    "check_pair",
+    "check_replay",
+    "check_technique",
+    "load_recipe",
+    "make_recipe",
+    "save_recipe",
+]

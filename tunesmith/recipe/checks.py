@@ -1,0 +1,56 @@
+"""Recipes that cannot work, refused with the reason and the nearest that can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunesmith.errors import RecipeError
+from tunesmith.recipe.sections import Recipe
+
+
+def check_pair(recipe: Recipe, family: str) -> None:
+    """Raise RecipeError if this objective cannot work with this model family or technique."""
+    if family not in recipe.objective.families:
+        raise RecipeError(
+            f"objective {recipe.objective.kind}: needs a {' or '.join(recipe.objective.families)}, "
+            f"{recipe.model} is an {family}; nearest that works: model: smollm2-135m, or objective: classify"
+        )
+    if recipe.controls and recipe.objective.kind == "domain":
+        raise RecipeError("controls: texts have no answers to deal out at random; nearest that works: controls: false")
+    if (
+        recipe.objective.kind == "classify"
+        and recipe.objective.output == "words"
+        and (family == "encoder" or recipe.objective.multi)
+    ):
+        why = (
+            "an encoder has no words to answer with"
+            if family == "encoder"
+            else "rows with several labels have no single answer"
+        )
+        raise RecipeError(f"objective classify: output: words cannot work, {why}; nearest that works: output: linear")
+
+
+def check_technique(recipe: Recipe, network: Any, family: str) -> None:
+    """Raise RecipeError if this network cannot be tuned by this technique."""
+    if reason := recipe.technique.refusal(network, family=family):
+        raise RecipeError(f"technique {recipe.technique.kind}: {reason}")
+
+
+def check_replay(recipe: Recipe, family: str) -> None:
+    """Raise RecipeError where general rows cannot be mixed in."""
+    if not recipe.replay.share:
+        return
+    if recipe.objective.kind != "domain":
+        raise RecipeError(f"replay: not for {recipe.objective.kind}; nearest that works: objective: domain")
+    if recipe.replay.source == "self" and family == "encoder":
+        raise RecipeError("replay.source: an encoder writes no text; nearest that works: source: a file of texts")
+
+
+def check_gates(recipe: Recipe, family: str) -> None:
+    """Raise RecipeError for a gate that nothing would ever measure."""
+    gates = recipe.gates
+    if gates.max_general_nats is not None and family == "encoder":
+        raise RecipeError(
+            f"gates.max_general_nats: {recipe.model} is an encoder, which predicts no next token of a general text; "
+            "nearest that works: gates: {min_delta: 0.0}, or model: smollm2-135m"
+        )

@@ -1,0 +1,141 @@
+"""A recipe read from YAML or plain values, changed, and saved."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from tunesmith.aliases import translate
+from tunesmith.errors import RecipeError
+from tunesmith.objectives import OBJECTIVES
+from tunesmith.recipe.sections import Recipe, nearest
+from tunesmith.techniques import TECHNIQUES, Lora
+
+
+def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
+    """The recipe in a YAML file with `key=value` changes applied, and notes on names that were translated.
+
+    Paths inside it count from the file's folder. Raises RecipeError.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
+        raise RecipeError(
+            f"{path}: no such file; {f'did you mean {near[0]}?' if near else '`tunesmith init DATA` writes one'}"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}); mend that line") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(
+            f"{path}: a recipe is a mapping of keys, found {type(raw).__name__}; `tunesmith init DATA` writes one"
+        )
+    return make_recipe(raw, place=str(path), folder=path.parent, changes=changes)
+
+
+def make_recipe(
+    raw: Mapping[str, Any], *, place: str, folder: Path | None = None, changes: Sequence[str] = ()
+) -> tuple[Recipe, list[str]]:
+    """A checked recipe from plain values, and notes on names that were translated. Raises RecipeError."""
+    values, notes = translate(raw)
+    if isinstance(values.get("data"), str):
+        values["data"] = {"train": values["data"]}
+    for change in changes:
+        _apply(values, change)
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, place)) from None
+    return (_anchored(recipe, folder) if folder else recipe), notes
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe as YAML."""
+    path.write_text(
+        yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+
+
+def _anchored(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with data paths that exist beside it made to start from its folder."""
+
+    def anchor(value: float | str) -> float | str:
+        beside = folder / value if isinstance(value, str) else None
+        return str(beside) if beside is not None and not Path(str(value)).is_absolute() and beside.exists() else value
+
+    data = recipe.data
+    moved = {"train": anchor(data.train), "validation": anchor(data.validation), "test": anchor(data.test)}
+    replay = recipe.replay.model_copy(update={"source": anchor(recipe.replay.source)})
+    model = anchor(recipe.model) if "/" in recipe.model or recipe.model.endswith(".gguf") else recipe.model
+    return recipe.model_copy(update={"data": data.model_copy(update=moved), "model": model, "replay": replay})
+
+
+def _apply(values: dict[str, Any], change: str) -> None:
+    """Set one dotted key: `technique.rank=8`."""
+    key, sign, text = change.partition("=")
+    if not sign or not key:
+        raise RecipeError(f"--set {change}: not key=value; write for example --set technique.rank=8")
+    *parents, last = key.split(".")
+    place = values
+    for name in parents:
+        inner = place.get(name)
+        if isinstance(inner, str) and name in ("objective", "technique"):
+            inner = {"kind": inner}
+        if inner is None and name == "technique":
+            inner = {"kind": Lora().kind}  # the recipe's own default, of which one option changes
+        place[name] = inner = dict(inner) if isinstance(inner, Mapping) else {}
+        place = inner
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {change}: the value is not YAML; quote it") from None
+    if isinstance(value, Mapping) and not text.lstrip().startswith("{"):
+        value = text  # "Summarise in one line:" is a sentence, not a mapping
+    place[last] = value
+
+
+def _explain(error: ValidationError, place: str) -> str:
+    """One line for the first fault: dotted path, finding, cure."""
+    fault = error.errors()[0]
+    path = [str(part) for part in fault["loc"]]
+    section = _section(path)
+    # pydantic names the chosen union member inside the path; people wrote no such key.
+    dotted = ".".join(
+        p
+        for i, p in enumerate(path)
+        if not (i == 1 and path[0] in ("objective", "technique") and p == p.lower() and p in _KINDS)
+    )
+    if fault["type"] == "extra_forbidden":
+        known = sorted(section)
+        return f"{place}: unknown key {dotted!r}{nearest(path[-1], known)}; keys here: {', '.join(known)}"
+    if fault["type"] == "missing":
+        return f"{place}: {dotted} is missing; add it"
+    finding = fault["msg"].removeprefix("Value error, ")
+    return (
+        f"{place}: {dotted}: {finding} (found {fault['input']!r})"
+        if "unknown kind" not in finding
+        else f"{place}: {dotted}: {finding}"
+    )
+
+
+_KINDS = {get_args(part.model_fields["kind"].annotation)[0] for part in (*OBJECTIVES, *TECHNIQUES)}
+
+
+def _section(path: Sequence[str]) -> Mapping[str, Any]:
+    """The fields of the section a path ends in."""
+    fields = Recipe.model_fields.items()
+    models = {
+        n: f.annotation for n, f in fields if isinstance(f.annotation, type) and issubclass(f.annotation, BaseModel)
+    }
+    for part in (*OBJECTIVES, *TECHNIQUES):
+        models[get_args(part.model_fields["kind"].annotation)[0]] = part
+    for name in reversed(path[:-1]):
+        if name in models:
+            return models[name].model_fields
+    return Recipe.model_fields

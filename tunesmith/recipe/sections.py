@@ -1,0 +1,123 @@
+"""The parts of a recipe: typed, bounded and described once; docs and errors are read from here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
+
+from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
+from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Full, Ia3, Lora, Prefix, Prompt, PTuning
+
+
+class _Section(BaseModel):
+    """A part of the recipe: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Data(_Section):
+    """Where the rows come from and how they are split."""
+
+    train: str = Field(description="file or Hub data set")
+    validation: float | str = Field(0.1, description="fraction of the rows, or a file")
+    test: float | str = Field(0.2, description="fraction of the rows, or a file")
+    group: str = Field("", description="column whose values never straddle a split")
+    where: dict[str, list[Any]] = Field(default_factory=dict, description="keep rows with these values")
+    rows: int = Field(0, ge=0, description="use at most this many training rows; 0: all")
+    max_tokens: int = Field(512, ge=16, description="longest row; longer prompts are shortened and counted")
+    audit: Literal["stop", "note"] = Field(
+        "stop", description="grave faults of the rows: end the run, or go on and say so"
+    )
+
+
+class Schedule(_Section):
+    """How long and how fast."""
+
+    epochs: float = Field(1, gt=0, description="passes over the training rows")
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto", description="peak; auto: by technique, family and width"
+    )
+    batch_rows: int = Field(16, ge=1, description="rows per optimizer step")
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="tokens per forward pass; auto: 4096"
+    )
+    warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps with rising rate; then cosine to a tenth")
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+    save_steps: int | Literal["auto"] = Field("auto", description="steps between checkpoints; auto: ten per run")
+    eval_steps: int | Literal["auto"] = Field("auto", description="steps between validations; auto: six per run")
+    patience: int = Field(3, ge=1, description="validations without improvement before stopping")
+    probe: bool = Field(True, description="first see whether the model can learn eight rows at all")
+
+
+class Machine(_Section):
+    """What to run on; auto measures."""
+
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int = Field(0, ge=0, description="0: one per core")
+
+
+def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A validator that turns `lora`, `dora` or {kind: lora, ...} into a mapping with a known kind."""
+    kinds = {get_args(part.model_fields["kind"].annotation)[0] for part in parts}
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"kind": value}
+        if not isinstance(value, Mapping):
+            return value
+        value = dict(value)
+        kind = str(value.get("kind", ""))
+        value |= shorthands.get(kind, {})
+        if value.get("kind") not in kinds:
+            known = sorted(kinds | set(shorthands))
+            raise ValueError(f"unknown kind {kind!r}{nearest(kind, known)}; known: {', '.join(known)}")
+        return value
+
+    return BeforeValidator(read)
+
+
+AnyObjective = Annotated[Annotated[Classify | Domain | Instruct, Discriminator("kind")], _by_kind(OBJECTIVES, {})]
+_Technique = Annotated[Full | Lora | Ia3 | Prompt | Prefix | PTuning, Discriminator("kind")]
+AnyTechnique = Annotated[_Technique, _by_kind(TECHNIQUES, SHORTHANDS)]
+
+
+class Gates(_Section):
+    """Limits a run must stay within; one that is broken makes `tune` exit with 1."""
+
+    max_general_nats: float | None = Field(None, ge=0, description="largest rise of nats per token on general text")
+    min_delta: float | None = Field(None, description="smallest gain of the headline over the base")
+
+
+class Replay(_Section):
+    """General text mixed into the training rows, so that less of what the base knew is lost."""
+
+    share: float = Field(0.0, ge=0, lt=1, description="share of general rows among all training rows")
+    source: str = Field("self", description="self: what the base writes by itself; or a file of texts, or a folder")
+
+
+class Recipe(_Section):
+    """A whole run as one value."""
+
+    model: str = Field("smollm2-135m", description="alias, Hub id, folder or file.gguf")
+    data: Data
+    objective: AnyObjective
+    technique: AnyTechnique = Lora()
+    schedule: Schedule = Schedule()
+    machine: Machine = Machine()
+    replay: Replay = Replay()
+    gates: Gates = Gates()
+    style: dict[str, dict[str, Any]] = Field(default_factory=dict, description="rules answers should keep, by name")
+    controls: bool = Field(False, description="also tune on shuffled answers and a head alone: neither may win")
+    track: list[str] = Field(default_factory=list, description="tensorboard, wandb, mlflow, trackio")
+    seed: int = 0
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """A question after the nearest of some names; empty where none is near."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f", did you mean {near[0]!r}?" if near else ""
