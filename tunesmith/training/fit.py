@@ -34,6 +34,7 @@ class Hooks:
     validate: Callable[[], float] = lambda: 0.0  # lower is better
     resumed: Callable[[int], None] = lambda step: None  # what came after this step is about to happen again
     stop: Callable[[], bool] = lambda: False
+    smaller: Callable[[int], bool] = lambda step: False  # less at once from this step on; False: it is one row already
     clock: Callable[[], float] = time.perf_counter
 
 
@@ -63,13 +64,14 @@ def fit(
     """Train to the plan's end or to an early stop, leaving the best numbers seen in `policy`.
 
     Goes on from a checkpoint in `hooks.folder` when there is one: same machine, threads and versions
-    give the same weights to the bit. Raises Interrupted after saving, Refused when the loss is not finite.
+    give the same weights to the bit. Where memory runs out, the step is taken again in smaller micro-batches.
+    Raises Interrupted after saving, Refused when the loss is not finite or memory does not hold a single row.
     """
     optimizer = make_optimizer(policy, plan)
     state = _resume(policy, optimizer, hooks.folder) or State()
     hooks.resumed(state.step)
     while state.step < plan.steps and not state.stopped_early:
-        _record_step(policy, objective, window(state.step), optimizer=optimizer, run=(plan, hooks, state))
+        _record_step(policy, objective, window, optimizer=optimizer, run=(plan, hooks, state))
         last = state.step == plan.steps
         if plan.eval_steps and (state.step % plan.eval_steps == 0 or last):
             _validate(policy, state, plan=plan, hooks=hooks)
@@ -88,7 +90,7 @@ def fit(
 def _record_step(
     policy: Policy,
     objective: Objective,
-    batches: Sequence[Batch],
+    window: Callable[[int], Sequence[Batch]],
     *,
     optimizer: torch.optim.Optimizer,
     run: tuple[Plan, Hooks, State],
@@ -96,9 +98,9 @@ def _record_step(
     """One optimizer step, its place in the state, and its line in the journal."""
     plan, hooks, state = run
     began = hooks.clock()
-    torch.manual_seed(plan.seed * 1_000_003 + state.step)
     set_rate(optimizer, plan.rate(state.step))
-    loss, norm = step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)
+    loss, batches = _gathered(policy, objective, window, run=run)
+    norm = _move(policy, optimizer, clip=plan.clip)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Refused(
             f"step {state.step + 1}: the loss is {loss}, the gradient {norm}; lower schedule.learning_rate "
@@ -124,6 +126,44 @@ def _record_step(
     )
 
 
+def _gathered(
+    policy: Policy,
+    objective: Objective,
+    window: Callable[[int], Sequence[Batch]],
+    *,
+    run: tuple[Plan, Hooks, State],
+) -> tuple[float, Sequence[Batch]]:
+    """Loss per unit of the next step, whose gradients are now there, and the micro-batches that memory held.
+
+    Where it did not hold them, all gradients of the step are dropped and it begins again with smaller ones.
+    """
+    plan, hooks, state = run
+    while True:
+        torch.manual_seed(plan.seed * 1_000_003 + state.step)
+        batches = window(state.step)
+        try:
+            return accumulate(policy, objective, batches), batches
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        # Only here, where the error no longer holds the tensors of its frames, is there anything to give back.
+        for _, value in policy.trainable():
+            value.grad = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not hooks.smaller(state.step):
+            raise Refused(
+                f"step {state.step + 1}: memory does not hold one row at a time; lower data.max_tokens, "
+                "or take a technique that needs less (`tunesmith plan` says which)"
+            )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch has an error of its own for a GPU, and only words for a CPU."""
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
 def step(
     policy: Policy,
     objective: Objective,
@@ -132,7 +172,13 @@ def step(
     optimizer: torch.optim.Optimizer,
     clip: float,
 ) -> tuple[float, float]:
-    """Loss per unit over a window of micro-batches, and the gradient's norm, after moving the numbers once.
+    """Loss per unit over a window of micro-batches, and the gradient's norm, after moving the numbers once."""
+    loss = accumulate(policy, objective, batches)
+    return loss, _move(policy, optimizer, clip=clip)
+
+
+def accumulate(policy: Policy, objective: Objective, batches: Sequence[Batch]) -> float:
+    """Loss per unit over a window of micro-batches, with its gradient added to what is there.
 
     Losses are sums and the whole window's units divide them, so any cut into micro-batches gives the same step.
     """
@@ -143,10 +189,15 @@ def step(
         loss = objective.loss(objective.prepare(batch.to(policy.device), policy), policy)
         (loss.total / units).backward()
         total += float(loss.total.detach())
+    return total / units
+
+
+def _move(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: float) -> float:
+    """The gradient's norm, after moving the numbers once and dropping the gradient."""
     norm = torch.nn.utils.clip_grad_norm_([value for _, value in policy.trainable()], clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return total / units, float(norm)
+    return float(norm)
 
 
 def _validate(policy: Policy, state: State, *, plan: Plan, hooks: Hooks) -> None:

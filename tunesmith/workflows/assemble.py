@@ -79,7 +79,7 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
         training=_training(run),
         speed=_speed(run, len(test), seconds),
         memory=Memory(peak_bytes=peak_bytes(), model_bytes=resident_bytes(run.trained.policy.network)),
-        data=_data(run.prepared),
+        data=_data(run),
         environment=environment(run.prepared),
         broken_gates=broken,
         verdict=verdict(tasks[0], baselines, controls=controls, broken=broken),
@@ -208,8 +208,8 @@ def step_flops(trained: Trained) -> float:
     return float(trained.state.computed * (4 * numbers(matrices) + 2 * moving))
 
 
-def _data(prepared: Prepared) -> DataPart:
-    facts = prepared.facts
+def _data(run: Measured) -> DataPart:
+    facts = run.prepared.facts
     return DataPart(
         rows=facts.rows,
         train=facts.train,
@@ -221,7 +221,7 @@ def _data(prepared: Prepared) -> DataPart:
         truncated_rows=len(facts.truncated),
         zero_label_rows=len(facts.zero_label),
         sha256=facts.sha256,
-        notes=facts.notes,
+        notes=(*facts.notes, *run.trained.notes),
     )
 
 

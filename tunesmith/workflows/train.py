@@ -37,6 +37,7 @@ class Trained:
     plan: Plan
     state: State
     probe: Probe | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,10 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     hooks = Hooks(
         folder=out / "checkpoints",
         record=_recorder(journal, trackers, listen),
-        resumed=journal.rewind,
+        resumed=lambda step: _rewound(journal, batches, step),
         validate=lambda: _judged(prepared, policy, watch),
         stop=watch.stop,
+        smaller=lambda step: _smaller(batches, step, journal=journal, listen=listen),
     )
     listen({"event": "stage", "text": "training"})
     try:
@@ -75,7 +77,37 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
         for tracker in trackers:
             tracker.close()
     policy.mixed = None  # answers are given in full precision, here and wherever the run is loaded
-    return Trained(policy, plan, state, probe)
+    return Trained(policy, plan, state, probe, _notes(journal))
+
+
+# What a journal line about memory that ran out has, and no other: tokens that run at once from there on.
+AT_ONCE = "tokens_at_once"
+
+
+def _smaller(batches: Batches, step: int, *, journal: Journal, listen: Listener) -> bool:
+    """Whether less can run at once than in this step, which is then so from there on and stands in the journal."""
+    tokens = batches.halve(step)
+    if tokens:
+        journal.write({"step": step, "out_of_memory": True, AT_ONCE: tokens})
+        listen({"event": "stage", "text": _ran_out(step, tokens)})
+    return bool(tokens)
+
+
+def _ran_out(step: int, tokens: int) -> str:
+    return f"out of memory in step {step + 1}: at most {tokens} tokens at once from there on, as many rows a step"
+
+
+def _rewound(journal: Journal, batches: Batches, step: int) -> None:
+    """The journal up to this step, and no more at once than memory held by then."""
+    journal.rewind(step)
+    for record in journal.read():
+        if AT_ONCE in record:
+            batches.at_once(record[AT_ONCE])
+
+
+def _notes(journal: Journal) -> tuple[str, ...]:
+    """What a reader of the report has to know of how training went."""
+    return tuple(_ran_out(record["step"], record[AT_ONCE]) for record in journal.read() if AT_ONCE in record)
 
 
 def _recorder(journal: Journal, trackers: Sequence[Tracker], listen: Listener) -> Callable[[Mapping[str, Any]], None]:
@@ -182,6 +214,18 @@ class Batches:
         """The micro-batches of one optimizer step."""
         turn = step // self.sampler.steps_per_epoch
         return [self.of(numbers, turn) for numbers in self.sampler.window(step)]
+
+    def halve(self, step: int) -> int:
+        """Half the tokens that the largest micro-batch of this step takes, the bound from now on; 0 for lone rows."""
+        window = self.sampler.window(step)
+        half = max((len(rows) * self.sampler.lengths[rows[0]] for rows in window if len(rows) > 1), default=0) // 2
+        if half:
+            self.at_once(half)
+        return half
+
+    def at_once(self, tokens: int) -> None:
+        """Run no more than so many tokens at once, a row alone apart."""
+        self.sampler = replace(self.sampler, tokens=tokens)
 
     def all(self) -> list[Batch]:
         """Every row once, batches of like length."""
