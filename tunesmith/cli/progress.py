@@ -163,6 +163,7 @@ def _data(event: Event) -> list[str]:
 
 SAYINGS: dict[str, Callable[[Event], list[str]]] = {
     "stage": _stage,
+    "note": _stage,  # said in the middle of a stage
     "machine": _stage,
     "data": _data,
     "probe": _probe,

@@ -89,7 +89,7 @@ def _smaller(batches: Batches, step: int, *, journal: Journal, listen: Listener)
     tokens = batches.halve(step)
     if tokens:
         journal.write({"step": step, "out_of_memory": True, AT_ONCE: tokens})
-        listen({"event": "stage", "text": _ran_out(step, tokens)})
+        listen({"event": "note", "text": _ran_out(step, tokens)})
     return bool(tokens)
 
 
@@ -151,7 +151,7 @@ def _adapted(prepared: Prepared) -> Policy:
 def _judged(prepared: Prepared, policy: Policy, watch: Watch) -> float:
     """The validation loss, infinite outside a gate: such numbers cannot become the best."""
     if broken := watch.outside(policy):
-        watch.listen({"event": "stage", "text": f"not to be kept: {broken}"})
+        watch.listen({"event": "note", "text": f"not to be kept: {broken}"})
         return math.inf
     return validation_loss(prepared, policy)
 

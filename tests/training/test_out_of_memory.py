@@ -1,0 +1,112 @@
+"""Memory runs out in the middle of a step: the step is taken again in smaller pieces, and it is the same step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.bases import LORA, encoded, farthest, policy
+from tunesmith.errors import Refused
+from tunesmith.model.batch import Batch, collate
+from tunesmith.model.policy import Policy
+from tunesmith.objectives import Instruct
+from tunesmith.objectives.base import Loss
+from tunesmith.techniques import Full, Lora
+from tunesmith.training.fit import Hooks, fit, numbers, out_of_memory
+from tunesmith.training.optim import Plan
+from tunesmith.training.sampler import Sampler
+
+CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
+ROWS = encoded("llama", 12)
+
+
+def cramped(room: int, error: Exception) -> Instruct:
+    """Answers are learned where no more than so many rows run at once."""
+
+    class Cramped(Instruct):
+        def loss(self, batch: Batch, policy: Policy) -> Loss:
+            found = super().loss(batch, policy)
+            if batch.rows > room:
+                raise error
+            return found
+
+    return Cramped()
+
+
+class Cut:
+    """Windows of four rows: the longest alone at first, so that its gradient is there when the others fail."""
+
+    def __init__(self) -> None:
+        self.sampler = Sampler(tuple(row.length for row in ROWS), 4, 200, seed=0)
+        self.most = 3
+        self.asked: list[int] = []
+
+    def window(self, step: int) -> list[Batch]:
+        (rows,) = replace(self.sampler, tokens=10**6).window(step)
+        parts = [rows[:1], *(rows[i : i + self.most] for i in range(1, 4, self.most))]
+        return [collate([ROWS[i] for i in part]) for part in parts]
+
+    def smaller(self, step: int) -> bool:
+        self.asked.append(step)
+        self.most -= 1
+        return self.most > 0
+
+
+def run(
+    folder: Path, objective: Instruct, technique: Full | Lora = LORA
+) -> tuple[Policy, list[Mapping[str, Any]], Cut]:
+    torch.manual_seed(0)
+    made, cut, records = policy("llama", technique), Cut(), list[Mapping[str, Any]]()
+    hooks = Hooks(folder, records.append, smaller=cut.smaller)
+    fit(made, objective, cut.window, plan=Plan(steps=3, peak=1e-2), hooks=hooks)
+    return made, records, cut
+
+
+@pytest.mark.parametrize("technique", [Full(), LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU), MemoryError()],
+    ids=["gpu", "cpu", "python"],
+)
+def test_a_run_whose_memory_ran_out_takes_the_steps_of_one_whose_memory_did_not(
+    technique: Full | Lora, error: Exception, tmp_path: Path
+):
+    whole, wanted, roomy = run(tmp_path / "whole", Instruct(), technique)
+    made, records, cut = run(tmp_path / "cramped", cramped(2, error), technique)
+    assert (roomy.asked, cut.asked) == ([], [0])
+    assert [record["loss"] for record in records] == pytest.approx([record["loss"] for record in wanted], rel=1e-5)
+    assert [r["grad_norm"] for r in records] == pytest.approx([r["grad_norm"] for r in wanted], rel=1e-4)
+    assert [record["tokens"] for record in records] == [record["tokens"] for record in wanted]
+    assert farthest(numbers(made), numbers(whole)) < 1e-3
+
+
+def test_a_row_that_does_not_fit_alone_is_refused_with_what_needs_less(tmp_path: Path):
+    with pytest.raises(Refused, match=r"step 1: memory does not hold one row at a time; .*`tunesmith plan`"):
+        run(tmp_path, cramped(0, MemoryError()))
+
+
+@pytest.mark.parametrize(
+    ("error", "ran_out"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (MemoryError(), True),
+        (RuntimeError(CPU), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_only_memory_that_ran_out_is_tried_again(error: Exception, ran_out: bool):
+    assert out_of_memory(error) is ran_out
+
+
+def test_any_other_error_is_nobodys_to_swallow(tmp_path: Path):
+    class Broken(Instruct):
+        def loss(self, batch: Batch, policy: Policy) -> Loss:
+            raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        run(tmp_path, Broken())
