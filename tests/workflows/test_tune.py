@@ -45,7 +45,7 @@ def stop_after(count: int) -> Callable[[], bool]:
 
 def test_label_words_are_learned_and_the_run_folder_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tunesmith.workflows.tune.write_reports", write_reports)
-    monkeypatch.setattr("tunesmith.workflows.tune.cheap_ways", worth.cheap_ways)
+    monkeypatch.setattr("tunesmith.workflows.yardsticks.answering.cheap_ways", worth.cheap_ways)
     events: list[dict[str, Any]] = []
     schedule = {"epochs": 20, "learning_rate": 0.01, "patience": 99}
     objective = {"kind": "classify", "instruction": "Sort:"}

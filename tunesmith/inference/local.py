@@ -43,7 +43,7 @@ class LocalModel:
     """A responder and classifier over a policy.
 
     `limit` is the longest prompt in tokens; `wording` another way to put the question than the recipe's;
-    `temperature` calibrates label probabilities.
+    `temperature` calibrates label probabilities, and from `threshold` on one is sure enough to answer.
     """
 
     policy: Policy
@@ -52,6 +52,7 @@ class LocalModel:
     limit: int
     wording: str = ""
     temperature: float = 1.0
+    threshold: float | None = None
 
     def reply(self, messages: Sequence[Message], *, sampling: Sampling | None = None) -> Reply:
         """One answer."""

@@ -8,35 +8,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.data.examples import Example
-from tunesmith.evaluation.likelihood import Told
 from tunesmith.evaluation.retention import General
 from tunesmith.evaluation.significance import lower_is_better
-from tunesmith.evaluation.tasks import BESIDE, Arm, TaskScore, arms, task_score
+from tunesmith.evaluation.tasks import Arm, TaskScore
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.four_bit import numbers, resident_bytes
-from tunesmith.objectives import Domain
-from tunesmith.report.schema import Calibration, DataPart, Memory, Report, Retention, Speed, Style, Training
-from tunesmith.report.standing import BASE, holds_up, reaches
-from tunesmith.workflows import documents
-from tunesmith.workflows.answers import Answers, Ways, gold, groups
+from tunesmith.report.schema import DataPart, Memory, Report, Retention, Speed, Training
+from tunesmith.report.standing import holds_up, reaches
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.train import Trained
-from tunesmith.workflows.worth import SHUFFLED
+from tunesmith.workflows.yardsticks import Worth, Yardstick
 
 
 class Before(BaseModel):
-    """What is known of the untuned model before anything moves."""
+    """What is known of the untuned model before anything moves; `said` in the shape of the run's yardstick."""
 
     model_config = ConfigDict(frozen=True)
 
-    answers: Answers
-    ways: Ways
-    documents: list[Told] = []  # without labels there are no answers, only what is said to each document
-    controls: Ways = {}
+    said: dict[str, Any]
     general: General | None
 
 
@@ -46,22 +39,19 @@ class Measured:
 
     prepared: Prepared
     trained: Trained
-    before: Before
     model: LocalModel
-    tuned: Answers = Answers([], "", 0.0)
-    documents: Sequence[Told] = ()
-    controls: Mapping[str, list[str]] = field(default_factory=dict)
-    calibration: Calibration | None = None
+    yardstick: Yardstick[Any]
+    sides: tuple[Any, Any]  # what the base and the tuned model said to the test rows
+    controls: Mapping[str, Any] = field(default_factory=dict)
+    worth: Worth = Worth()
     retention: Retention | None = None
-    style: Style | None = None
 
 
 def assemble(run: Measured, *, name: str, seconds: float) -> Report:
     """The report of a run that took so long."""
     test, recipe = run.prepared.test, run.prepared.recipe
-    metric = recipe.objective.metric
-    tasks = _tasks(run, metric, name)
-    baselines, controls = _arms(run, tasks[0])
+    tasks = run.yardstick.tasks(*run.sides, name=name)
+    baselines, controls = run.yardstick.arms(tasks[0], run.sides, run.controls)
     broken = broken_gates(run, tasks[0])
     return Report(
         name=name,
@@ -74,8 +64,8 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
         baselines=baselines,
         controls=controls,
         retention=run.retention,
-        calibration=run.calibration,
-        style=run.style,
+        calibration=run.worth.calibration,
+        style=run.worth.style,
         training=_training(run),
         speed=_speed(run, len(test), seconds),
         memory=Memory(peak_bytes=peak_bytes(), model_bytes=resident_bytes(run.trained.policy.network)),
@@ -84,30 +74,6 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
         broken_gates=broken,
         verdict=verdict(tasks[0], baselines, controls=controls, broken=broken),
     )
-
-
-def _tasks(run: Measured, metric: str, name: str) -> list[TaskScore]:
-    """Base against tuned: their answers to the test rows, or what they say to the test documents."""
-    test, before = run.prepared.test, run.before
-    if isinstance(run.prepared.recipe.objective, Domain):
-        return documents.tasks(metric, (before.documents, run.documents), test, name=name)
-    return task_scores(metric, test, (before.answers.given, run.tuned.given), name=name)
-
-
-def _arms(run: Measured, task: TaskScore) -> tuple[list[Arm], list[Arm]]:
-    """Baselines, the base first, and controls; the tuned model's gains over all of them are one family of tests."""
-    if isinstance(run.prepared.recipe.objective, Domain):
-        told = run.before.documents
-        return [documents.base_arm(task, told, run.prepared.test, how=run.before.answers.how)], []
-    test, before = run.prepared.test, run.before
-    controls = {**before.controls, **run.controls}
-    ways = {BASE: before.answers.given, **before.ways, **controls}
-    details = {BASE: before.answers.how, SHUFFLED: "same recipe, answers dealt out at random; journal in control"}
-    found = [
-        arm.model_copy(update={"detail": details.get(arm.name, "")})
-        for arm in arms(task.metric, gold(test), ways, run.tuned.given, groups=groups(test))
-    ]
-    return [arm for arm in found if arm.name not in controls], [arm for arm in found if arm.name in controls]
 
 
 def broken_gates(run: Measured, task: TaskScore) -> list[str]:
@@ -149,15 +115,6 @@ def _named(found: Sequence[Arm]) -> str:
     return f"{best.name} ({best.score:.4g}{sure})"
 
 
-def task_scores(
-    metric: str, test: Sequence[Example], sides: tuple[Sequence[str], Sequence[str]], *, name: str
-) -> list[TaskScore]:
-    """The headline comparison first, then the metrics reported beside it."""
-    right, clusters = gold(test), groups(test)
-    wanted = [metric, *(m for m in BESIDE.get(metric, ()) if m not in ("bleu", "corpus_chrf"))]
-    return [task_score(m, right, sides, name=name, groups=clusters) for m in wanted]
-
-
 def _training(run: Measured) -> Training:
     trained = run.trained
     policy, state = trained.policy, trained.state
@@ -178,6 +135,7 @@ def _training(run: Measured) -> Training:
 
 
 def _speed(run: Measured, rows: int, total: float) -> Speed:
+    base, tuned = run.sides
     state = run.trained.state
     seconds = max(state.seconds, 1e-9)
     dtype = run.prepared.machine.dtype
@@ -189,8 +147,8 @@ def _speed(run: Measured, rows: int, total: float) -> Speed:
         tokens_per_second=state.tokens / seconds,
         rows_per_second=state.rows / seconds,
         mfu_of_measured_gemm=flops / peak if peak else 0.0,
-        answers_per_second_base=rows / max(run.before.answers.seconds, 1e-9),
-        answers_per_second_tuned=rows / max(run.tuned.seconds, 1e-9),
+        answers_per_second_base=rows / max(base.seconds, 1e-9),
+        answers_per_second_tuned=rows / max(tuned.seconds, 1e-9),
         total_seconds=total,
     )
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 
 from tunesmith.data.template import Template
 from tunesmith.errors import RecipeError
-from tunesmith.evaluation.tasks import BESIDE, Score, TaskScore, score
+from tunesmith.evaluation.tasks import Score, TaskScore
 from tunesmith.inference.folder import read_about
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.open import Found, identify, open_model
@@ -23,13 +23,12 @@ from tunesmith.objectives import Classify, Domain
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.recipe import load_recipe
-from tunesmith.workflows import documents
-from tunesmith.workflows.answers import Answers, Untuned, answer, gold, groups, question
-from tunesmith.workflows.assemble import task_scores
-from tunesmith.workflows.documents import Reader
+from tunesmith.workflows.answers import Untuned
 from tunesmith.workflows.frozen_head import open_base
 from tunesmith.workflows.prepare import Listener, read_data
 from tunesmith.workflows.questions import Asked, Task, read_task, recipe_file, seen
+from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
+from tunesmith.workflows.yardsticks.answering import Answered
 
 OWN_BASE = "base"  # the word for `against` that means: what the model was tuned over
 
@@ -72,57 +71,26 @@ def evaluate(asked: Asked, *, listen: Listener, offline: bool = False) -> Evalua
     other = _other(asked, found, offline=offline)
     if other is not None and asked.against != OWN_BASE:
         task.notes.extend(seen(other, task, offline=offline))
-    if isinstance(task.objective, Domain):
-        return _texts(asked, (found, other), task, task.objective, offline=offline)
+    yardstick = yardstick_of(Frozen(task.objective, task.examples, task.limit))
     listen({"event": "stage", "text": f"asking {asked.model} {len(task.examples)} questions"})
-    tuned = _ask(found, task, base=asked.base, offline=offline)
-    name, metric = Path(asked.data).stem, task.objective.metric
+    model = _open(found, task, base=asked.base, offline=offline)
+    tuned, name = _ask(yardstick, model, found.name, task), Path(asked.data).stem
     if other is None:
-        wanted = (metric, *BESIDE.get(metric, ()))
-        right, clusters = gold(task.examples), groups(task.examples)
-        scores = [score(m, right, tuned.given, name=name, groups=clusters) for m in wanted]
-        page: Scored | Compared = Scored(
-            **scores[0].model_dump(), model=asked.model, data=asked.data, tasks=scores, notes=task.notes
-        )
-        return Evaluation(page, _lines(task, tuned))
+        scores = yardstick.scores(tuned, name=name)
+        said = {"model": asked.model, "data": asked.data, "notes": task.notes}
+        page: Scored | Compared = Scored(**scores[0].model_dump(), tasks=scores, **said)
+        return Evaluation(page, yardstick.lines({"answer": tuned}))
     listen({"event": "stage", "text": f"asking {other.name} the same"})
     probing = asked.against == OWN_BASE and found.kind == "run" and task.own
-    base = _base_of_run(found, task, offline=offline) if probing else _ask(other, task, offline=offline)
-    tasks = task_scores(metric, task.examples, (base.given, tuned.given), name=name)
-    sides = {"model": asked.model, "against": other.name, "data": asked.data}
-    page = Compared(**tasks[0].model_dump(), **sides, tasks=tasks, notes=task.notes)
-    return Evaluation(page, _lines(task, tuned, base))
-
-
-def _texts(
-    asked: Asked, sides: tuple[Found, Found | None], task: Task, objective: Domain, *, offline: bool
-) -> Evaluation:
-    """The same for texts, to which no model gives an answer: what each says to every document."""
-    found, other = sides
-    reader, examples, name = Reader(objective, task.limit), task.examples, Path(asked.data).stem
-    model = open_model(found.name, objective=objective, base=asked.base, offline=offline, limit=task.limit)
-    tuned = reader.read(model.policy, model.template, examples).told
-    metric = objective.metric
-    if other is None:
-        alone = documents.scores(metric, tuned, examples, name=name)
-        said = {"model": asked.model, "data": asked.data, "notes": task.notes}
-        page: Scored | Compared = Scored(**alone[0].model_dump(), tasks=alone, **said)
-        return Evaluation(page, documents.lines(metric, (tuned,), examples, names=("answer",)))
-    against = (
-        open_base(found, objective, offline=offline) if asked.against == OWN_BASE and found.kind == "run" else None
-    )
-    if against is None:
-        against = open_model(other.name, objective=objective, offline=offline, limit=task.limit)
-    if against.template.tokenizer.get_vocab() != model.template.tokenizer.get_vocab():
-        raise RecipeError(
-            f"{other.name}: cuts texts into other tokens than {asked.model}, so their losses do not compare; "
-            "score each alone, and compare bits_per_byte"
-        )
-    base = reader.read(against.policy, against.template, examples).told
-    tasks = documents.tasks(metric, (base, tuned), examples, name=name)
+    base = _base_of_run(yardstick, found, task, offline=offline) if probing else None
+    if base is None:
+        against = _open(other, task, offline=offline)
+        _same_tokens(asked, other, task, (model, against))
+        base = _ask(yardstick, against, other.name, task)
+    tasks = yardstick.tasks(base, tuned, name=name)
     said = {"model": asked.model, "against": other.name, "data": asked.data, "notes": task.notes}
     page = Compared(**tasks[0].model_dump(), tasks=tasks, **said)
-    return Evaluation(page, documents.lines(metric, (tuned, base), examples, names=("answer", "against")))
+    return Evaluation(page, yardstick.lines({"answer": tuned, "against": base}))
 
 
 def schema() -> str:
@@ -140,16 +108,34 @@ def _other(asked: Asked, found: Found, *, offline: bool) -> Found | None:
     return identify(base, offline=offline)
 
 
-def _ask(found: Found, task: Task, *, base: str = "", offline: bool) -> Answers:
-    """What a model answers to the rows; what happened on the way becomes notes."""
+def _open(found: Found, task: Task, *, base: str = "", offline: bool) -> LocalModel:
+    """A model, asked as the task asks; what the reader should know of that becomes notes."""
     model = open_model(found.name, objective=task.objective, base=base, offline=offline, limit=task.limit)
-    task.notes.extend(f"{found.name}: {note}" for note in _reservations(model, task))
-    answers = answer(model, task.examples)
-    cut = answers.finished.count(False)
+    if not isinstance(task.objective, Domain):
+        task.notes.extend(f"{found.name}: {note}" for note in _reservations(model, task))
+    return model
+
+
+def _ask(yardstick: Yardstick[Any], model: LocalModel, name: str, task: Task) -> Any:
+    """What a model says to the rows; answers that had not ended become a note."""
+    said = yardstick.tuned(model)
+    cut = said.answers.finished.count(False) if isinstance(said, Answered) else 0
     if cut:
         longest = model.sampling.max_new_tokens
-        task.notes.append(f"{found.name}: {cut} answers were cut at {longest} tokens, where it had not ended")
-    return answers
+        task.notes.append(f"{name}: {cut} answers were cut at {longest} tokens, where it had not ended")
+    return said
+
+
+def _same_tokens(asked: Asked, other: Found, task: Task, sides: tuple[LocalModel, LocalModel]) -> None:
+    """Nothing where losses per token compare. Raises RecipeError where the sides cut texts differently."""
+    model, against = sides
+    if isinstance(task.objective, Domain) and (
+        against.template.tokenizer.get_vocab() != model.template.tokenizer.get_vocab()
+    ):
+        raise RecipeError(
+            f"{other.name}: cuts texts into other tokens than {asked.model}, so their losses do not compare; "
+            "score each alone, and compare bits_per_byte"
+        )
 
 
 def _reservations(model: LocalModel, task: Task) -> list[str]:
@@ -162,11 +148,14 @@ def _reservations(model: LocalModel, task: Task) -> list[str]:
     return notes
 
 
-def _base_of_run(found: Found, task: Task, *, offline: bool) -> Answers:
-    """The untuned base of a run as the run itself scored it: by the chosen wording, or by a linear probe."""
+def _base_of_run(yardstick: Yardstick[Any], found: Found, task: Task, *, offline: bool) -> Any:
+    """What the untuned base of a run says, scored as the run itself scored it; None where it is asked like any model:
+    an encoder of texts by the head it began with, others by the chosen wording or by a linear probe."""
     assert found.folder is not None
     about = read_about(found.folder)
-    assert not isinstance(about.objective, Domain)
+    if isinstance(about.objective, Domain):
+        opened = open_base(found, about.objective, offline=offline)
+        return None if opened is None else yardstick.tuned(opened)
     options = LoadOptions(device=choose_machine(dtype="float32").device)
     base = load_base(about.base, options=options, offline=offline)
     policy = Policy.over(base.network, family=base.family, reference=nullcontext)
@@ -181,24 +170,15 @@ def _base_of_run(found: Found, task: Task, *, offline: bool) -> Answers:
         train = read_data(load_recipe(page)[0], offline=offline).split.train
         answers = untuned.answer(train=train, validation=(), test=task.examples)
         task.notes.append(f"base: {answers.how}")
-        return answers
+        return Answered(answers)
     wording = _wording(found.folder.parent / "before.json")
     task.notes.append(f"base: plain prompt: {wording or 'the instruction as written'}")
-    return answer(untuned.model(wording), task.examples)
+    return yardstick.tuned(untuned.model(wording))
 
 
 def _wording(page: Path) -> str:
     """The wording that the run chose for its base on validation rows; empty: the instruction as written."""
     if not page.exists():
         return ""
-    how = str(json.loads(page.read_text(encoding="utf-8"))["answers"]["how"])
+    how = str(json.loads(page.read_text(encoding="utf-8"))["said"]["answers"]["how"])
     return next((wording for wording in (*WORDINGS, *PLAIN_WORDINGS) if wording and how.endswith(wording)), "")
-
-
-def _lines(task: Task, tuned: Answers, base: Answers | None = None) -> list[dict[str, str]]:
-    """One line per row for people who want to see where the score comes from."""
-    lines = []
-    for i, (example, right) in enumerate(zip(task.examples, gold(task.examples), strict=True)):
-        line = {"where": example.where, "question": question(example), "gold": right, "answer": tuned.given[i]}
-        lines.append(line if base is None else line | {"against": base.given[i]})
-    return lines

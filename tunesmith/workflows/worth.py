@@ -22,7 +22,7 @@ from tunesmith.model.policy import Policy
 from tunesmith.model.shipped import cache_dir
 from tunesmith.objectives import Classify
 from tunesmith.report.schema import Calibration, Retention, Style
-from tunesmith.workflows.answers import Answers, Ways, answer, gold, question
+from tunesmith.workflows.answers import Answers, Ways, gold, question
 from tunesmith.workflows.house_rules import columns
 from tunesmith.workflows.prepare import Prepared
 
@@ -121,22 +121,23 @@ def retention(base: General, tuned: General) -> Retention:
     )
 
 
-def calibrate(prepared: Prepared, model: LocalModel) -> float | None:
-    """Fit the model's temperature on validation rows and set it; the confidence from which on to answer.
+def calibrate(prepared: Prepared, model: LocalModel) -> None:
+    """Fit on validation rows the model's temperature and the confidence from which on it answers, and set them.
 
-    None where no answer is sure enough, or where nothing is calibrated: no labels, several a row, no validation rows.
+    Nothing is set where nothing can be calibrated: no labels, several a row, no validation rows.
     """
     validation = prepared.loaded.split.validation
     if not _calibrates(prepared):
-        return None
+        return
     truth = _places(prepared, validation)
     logits = model.label_logits([question(e) for e in validation]).numpy()
     model.temperature = calibration.fit_temperature(logits, truth)
     chosen = calibration.softmax(logits, temperature=model.temperature)
-    return calibration.threshold_for(chosen.max(axis=1), chosen.argmax(axis=1) == truth, TARGET_ACCURACY)
+    right = chosen.argmax(axis=1) == truth
+    model.threshold = calibration.threshold_for(chosen.max(axis=1), right, TARGET_ACCURACY)
 
 
-def reliability(prepared: Prepared, model: LocalModel, tuned: Answers, threshold: float | None) -> Calibration | None:
+def reliability(prepared: Prepared, model: LocalModel, tuned: Answers) -> Calibration | None:
     """How far the probabilities of the test answers hold, before and after the temperature."""
     if not _calibrates(prepared):
         return None
@@ -152,7 +153,7 @@ def reliability(prepared: Prepared, model: LocalModel, tuned: Answers, threshold
         ece=calibration.ece(after.max(axis=1), right),
         brier=calibration.brier(after, truth),
         coverage=[curve[i] for i in np.linspace(0, len(curve) - 1, min(CURVE_POINTS, len(curve))).round().astype(int)],
-        threshold=threshold,
+        threshold=model.threshold,
         target_accuracy=TARGET_ACCURACY,
     )
 
@@ -191,9 +192,3 @@ def voice(prepared: Prepared, sides: tuple[Answers, Answers], test: Sequence[Exa
 def _three(values: Sequence[float]) -> tuple[float, float, float]:
     base, tuned, human = values
     return base, tuned, human
-
-
-def control_answers(prepared: Prepared, policy: Policy, test: Sequence[Example]) -> Ways:
-    """What a policy trained on shuffled answers says."""
-    model = LocalModel(policy, prepared.template, prepared.recipe.objective, prepared.recipe.data.max_tokens)
-    return {SHUFFLED: answer(model, test).given}

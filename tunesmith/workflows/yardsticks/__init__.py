@@ -1,0 +1,17 @@
+"""How each kind of objective is measured. The visible table."""
+
+from typing import Any
+
+from tunesmith.workflows.yardsticks.answering import Answering
+from tunesmith.workflows.yardsticks.base import Frozen, Said, Worth, Yardstick
+from tunesmith.workflows.yardsticks.reading import Reading
+
+YARDSTICKS: dict[str, type[Yardstick[Any]]] = {"classify": Answering, "instruct": Answering, "domain": Reading}
+
+
+def yardstick_of(frozen: Frozen) -> Yardstick[Any]:
+    """What measures models on these rows."""
+    return YARDSTICKS[frozen.objective.kind](frozen)
+
+
+__all__ = ["YARDSTICKS", "Frozen", "Said", "Worth", "Yardstick", "yardstick_of"]
