@@ -26,6 +26,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         (SHIPPED / "reviews.jsonl", ["id", "text", "label", "group"], 2679),
         (SHIPPED / "general.jsonl", ["id", "text"], 21),
         (EXAMPLES / "synopsis.jsonl", ["id", "document", "summary", "source", "split"], 2600),
+        (EXAMPLES / "en-fr.jsonl", ["id", "en", "fr", "package", "split"], 600),
         (EXAMPLES / "postgresql.jsonl", ["id", "chapter", "text"], 132),
         (EXAMPLES / "mail.jsonl", ["id", "subject", "text", "label", "thread"], 2394),
     ],

@@ -54,6 +54,7 @@ SHARES = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
             "instruct",
             {"prompt": "question", "answer": "answer"},
         ),
+        ({"id": "x", "en": "hi", "fr": "salut"}, "translation", "instruct", {"prompt": "en", "answer": "fr"}),
         ({"text": "t", "label": 1}, "text_label", "classify", {"text": "text", "label": "label"}),
         (
             {"Review": "t", "Sentiment": "pos", "id": 4},
@@ -121,7 +122,7 @@ def test_sentences_in_a_target_column_are_no_labels():
 
 
 def test_unclear_columns_are_named_with_what_to_write():
-    with pytest.raises(DataError, match=r"^a\.jsonl: no known format has the columns \['en', 'fr'\]; write in the"):
-        detect(rows({"en": "a", "fr": "b"}))
+    with pytest.raises(DataError, match=r"^a\.jsonl: no known format has the columns \['en', 'frog'\]; write in the"):
+        detect(rows({"en": "a", "frog": "b"}))
     with pytest.raises(DataError, match=r"objective: \{kind: classify, text: COLUMN, label: COLUMN\}"):
-        detect(rows({"en": "a", "fr": "b"}))
+        detect(rows({"en": "a", "frog": "b"}))

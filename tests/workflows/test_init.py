@@ -11,6 +11,7 @@ import yaml
 
 from tests.cli.conftest import reviews, write_rows
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.objectives import Instruct
 from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.workflows.foreign import convert
 from tunesmith.workflows.init import Draft, draft
@@ -92,6 +93,14 @@ def test_the_longest_row_of_a_hundred_sets_max_tokens(tmp_path: Path) -> None:
 def test_the_metric_fits_the_answers(answers: list[str], metric: str, tmp_path: Path) -> None:
     lines = [{"prompt": f"case {i}", "answer": answers[i % len(answers)]} for i in range(30)]
     assert draft(str(write_rows(tmp_path / "r.jsonl", lines))).recipe.objective.metric == metric
+
+
+def test_two_languages_are_a_translation(tmp_path: Path) -> None:
+    pairs = [{"en": f"Paragraph {n}", "fr": f"Paragraphe {n}"} for n in range(40)]
+    objective = draft(str(write_rows(tmp_path / "rows.jsonl", pairs))).recipe.objective
+    assert isinstance(objective, Instruct)
+    assert (objective.prompt, objective.answer, objective.metric) == ("en", "fr", "chrf")
+    assert objective.instruction == "Translate into French:"
 
 
 def test_rare_labels_make_macro_f1_the_headline(tmp_path: Path) -> None:

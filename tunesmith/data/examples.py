@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from tunesmith.data.calls import Call, as_words, read_calls, read_tools
 from tunesmith.data.rows import Row, as_word, file_of, missing_column, refuse
 from tunesmith.errors import DataError
 
@@ -21,6 +22,7 @@ ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "function_call": "assistant",
     "tool": "tool",
     "observation": "tool",
     "function": "tool",
@@ -40,10 +42,20 @@ PAIR_PARTS = {"prompt", "answer", "input", "system"}
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat; the role is system, user, assistant or tool."""
+    """One turn of a chat; the role is system, user, assistant or tool.
+
+    `calls`: the tools that an assistant's turn calls. `tools`: on a chat's first turn, what may be called, as JSON.
+    """
 
     role: str
     content: str
+    calls: tuple[Call, ...] = ()
+    tools: str = ""
+
+    @property
+    def said(self) -> str:
+        """Content and calls as one text."""
+        return "\n".join(filter(None, [self.content, as_words(self.calls)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +80,12 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Turns of which at least one is an answer."""
+    """Turns of which at least one is an answer; `judged` is the one that a model's answer is compared with."""
 
     where: str
     messages: tuple[Message, ...]
     group: str = ""
+    judged: int = -1
 
 
 Example = Text | Labelled | Chat
@@ -98,7 +111,8 @@ def chats(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
     """One Chat for each row, from a column of turns or from a prompt and an answer.
 
     `columns` is {"messages": ...}, {"conversations": ...} or {"prompt": ..., "answer": ...}, where `system`
-    and, beside a prompt, `input` may be added. The instruction stands before the first user turn.
+    and, beside a prompt, `input`, beside turns, `tools` may be added. The instruction stands before the first
+    user turn.
     """
     dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
     if set(columns) - (DIALOGUE_PARTS if dialogue else PAIR_PARTS) or not (
@@ -113,6 +127,8 @@ def chats(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
         system = _optional(row, columns.get("system", ""))
         if system and turns[0].role != "system":
             turns = [Message("system", system), *turns]
+        if tools := read_tools(row.fields.get(columns.get("tools", "")), row.where):
+            turns = [replace(turns[0], tools=tools), *turns[1:]]
         return Chat(row.where, tuple(_instructed(turns, instruction)), group_of(row, group))
 
     return _parsed(rows, parse)
@@ -148,7 +164,7 @@ def _plain(text: str) -> str:
 
 
 def _turns_plain(messages: Sequence[Message]) -> str:
-    return "\x1e".join(f"{message.role}\x1f{_plain(message.content)}" for message in messages)
+    return "\x1e".join(f"{message.role}\x1f{_plain(message.said)}" for message in messages)
 
 
 def _parsed(rows: Sequence[Row], parse: Callable[[Row], E]) -> list[E]:
@@ -226,7 +242,7 @@ def _dialogue(row: Row, column: str) -> list[Message]:
             cure = "write an optional system turn, then user and assistant by turns"
             raise DataError(f"{row.where}: turn {number} is {turn.role} after {before or 'the start'}; {cure}")
         before = turn.role
-    if not any(turn.role == "assistant" and turn.content.strip() for turn in turns):
+    if not any(turn.role == "assistant" and (turn.content.strip() or turn.calls) for turn in turns):
         raise DataError(f"{row.where}: no assistant turn with content; add the answer or drop the row")
     return turns if turns[0].content.strip() else turns[1:]
 
@@ -235,17 +251,19 @@ def _turn(item: object, place: str) -> Message:
     if not isinstance(item, Mapping):
         raise DataError(f'{place} is {_short(item)}; write {{"role": ..., "content": ...}}')
     said_by = item.get("role", item.get("from"))
-    if said_by == "function_call" or item.get("tool_calls") or item.get("function_call"):
-        raise DataError(f"{place} calls a tool outside its content; write the call into the content")
     role = ROLES.get(str(said_by).strip().lower())
     if role is None:
         raise DataError(f"{place} has the role {said_by!r}; write one of {', '.join(FOLLOWING)[2:]}")
-    content = item.get("content", item.get("value"))
+    calls = read_calls(item, place)
+    if calls and role != "assistant":
+        raise DataError(f"{place} ({role}) calls a tool; only an assistant's turn may")
+    content = "" if said_by == "function_call" else item.get("content", item.get("value"))
     if content is None and role == "assistant":
         content = ""
     if not isinstance(content, str) or (role == "user" and not content.strip()):
         raise DataError(f"{place} ({role}) must hold text, found {_short(content)}; write its content as text")
-    return Message(role, _whole(content, place))
+    _whole("".join(f"{call.name}{call.arguments}" for call in calls), place)
+    return Message(role, _whole(content, place), calls)
 
 
 def _instructed(turns: Sequence[Message], instruction: str) -> list[Message]:

@@ -28,6 +28,15 @@ DOCUMENTS = ("text", "content")
 TEXTS = ("text", "sentence", "review", "content", "body", "comment", "message", "tweet", "title", "headline")
 LABELS = ("label", "labels", "category", "class", "sentiment", "target", "intent", "topic")
 
+# Two columns of these names hold one text in two languages.
+LANGUAGES = {
+    "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
+    "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian", "it": "Italian",
+    "ja": "Japanese", "ko": "Korean", "nl": "Dutch", "no": "Norwegian", "pl": "Polish", "pt": "Portuguese",
+    "ro": "Romanian", "ru": "Russian", "sv": "Swedish", "tr": "Turkish", "uk": "Ukrainian", "vi": "Vietnamese",
+    "zh": "Chinese",
+}  # fmt: skip
+
 EXPLICIT = (
     "{kind: classify, text: COLUMN, label: COLUMN}",
     "{kind: instruct, prompt: COLUMN, answer: COLUMN}",
@@ -39,7 +48,7 @@ PARTS = {
     "answer": "assistant turn",
     "messages": "turns by role and content",
     "conversations": "turns by from and value",
-    "tools": "not used (write tools into the system turn)",
+    "tools": "what the assistant may call",
     "chosen": "preferred answer",
     "rejected": "other answer",
     "text": "what is read",
@@ -186,6 +195,11 @@ def _prompt_completion(sample: _Sample) -> Format | None:
     return None
 
 
+def _translation(sample: _Sample) -> Format | None:
+    found = [column for name in sample.names if name in LANGUAGES and (column := sample.column([name], _is_text))]
+    return Format("translation", "instruct", {"prompt": found[0], "answer": found[1]}) if len(found) == 2 else None
+
+
 def _text_label(sample: _Sample) -> Format | None:
     text, label = sample.column(TEXTS, _is_text), sample.column(LABELS, _is_label)
     if text is None or label is None:
@@ -212,6 +226,7 @@ DETECTORS: tuple[Callable[[_Sample], Format | None], ...] = (
     _sharegpt,
     _alpaca,
     _prompt_completion,
+    _translation,
     _text_label,
     _text,
 )

@@ -7,12 +7,16 @@ asked in another format than the one it was trained in.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+from tunesmith.data.calls import Call
 from tunesmith.data.examples import Message
+from tunesmith.data.tool_words import in_words
 from tunesmith.errors import TemplateError
 
 if TYPE_CHECKING:
@@ -25,6 +29,14 @@ PLAIN_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
 )
+# A chat with all that tools need of a template, each part under a word that is found again.
+TOOL_PROBE = (
+    Message("user", "q", tools=json.dumps([{"type": "function", "function": {"name": "zqtool", "parameters": {}}}])),
+    Message("assistant", "", (Call("zqcall", json.dumps({"zqkey": 1})),)),
+    Message("tool", "zqresult"),
+    Message("assistant", "zq"),
+)
+TOOL_WORDS = ("zqtool", "zqcall", "zqkey", "zqresult")
 THOUGHTS = re.compile(r"\s*(<think>.*</think>\s*)?", re.DOTALL)
 
 
@@ -85,15 +97,13 @@ class Template:
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
         """A chat whose assistant turns, with their end tokens, are learned and nothing else is."""
-        clean = [self._clean(message) for message in messages]
-        full = self._render(clean)
-        spans = [self._span(clean, turn, full) for turn, m in enumerate(clean) if m["role"] == "assistant"]
+        full, spans = self._learned(self._ready(messages))
         ids, offsets = self._encode(full)
         return Tokens(ids, [any(a < end and b > start for start, end in spans) for a, b in offsets])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids after which the model is to answer."""
-        return self._encode(self._render([self._clean(m) for m in messages], answer=True))[0]
+        return self._encode(self._render(self._ready(messages), answer=True))[0]
 
     def answer(self, messages: Sequence[Message], text: str) -> list[int]:
         """The ids of one answer to `messages`, without the end of the turn."""
@@ -115,13 +125,12 @@ class Template:
             short = self._cut(whole, over)
             if len(short) >= len(whole):
                 break  # one word is left of it, and the answers alone are too long
-            fitted[longest], shortened = Message(fitted[longest].role, short), True
+            fitted[longest], shortened = replace(fitted[longest], content=short), True
         return fitted, shortened
 
     def _length(self, messages: Sequence[Message]) -> int:
         """Number of ids of a chat, or of a prompt if nothing is answered at its end."""
-        clean = [self._clean(message) for message in messages]
-        return len(self._encode(self._render(clean, answer=messages[-1].role != "assistant"))[0])
+        return len(self._encode(self._render(self._ready(messages), answer=messages[-1].role != "assistant"))[0])
 
     def _cut(self, content: str, over: int) -> str:
         """The text without its last `over` tokens, at least its first character."""
@@ -135,10 +144,39 @@ class Template:
         """The text of an answer, special tokens left out."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _clean(self, message: Message) -> dict[str, str]:
+    def _ready(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """The messages as the template takes them; a template that knows no tools gets them in words."""
+        tools = any(message.tools or message.calls for message in messages)
+        return [self._clean(m) for m in (in_words(messages) if tools and not self._takes_tools else messages)]
+
+    @cached_property
+    def _takes_tools(self) -> bool:
+        """Whether the template writes tools, calls and results, and calls can be found again in what it writes."""
+        try:
+            full, _ = self._learned([self._clean(message) for message in TOOL_PROBE])
+        except TemplateError:
+            return False
+        return all(word in full for word in TOOL_WORDS)
+
+    def _learned(self, clean: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
+        """The rendered chat and the characters of each assistant turn in it."""
+        full = self._render(clean)
+        return full, [self._span(clean, turn, full) for turn, m in enumerate(clean) if m["role"] == "assistant"]
+
+    def _clean(self, message: Message) -> dict[str, Any]:
         """The message with special tokens inside its text broken up: text cannot open or close a turn."""
         text = message.content.strip() if message.role == "assistant" else message.content
-        return {"role": message.role, "content": self.harmless(text)}
+        found: dict[str, Any] = {"role": message.role, "content": self.harmless(text)}
+        calls = [{"name": self.harmless(c.name), "arguments": self._json(c.arguments)} for c in message.calls]
+        if calls:
+            found["tool_calls"] = [{"type": "function", "function": call} for call in calls]
+        if message.tools:
+            found["tools"] = self._json(message.tools)
+        return found
+
+    def _json(self, text: str) -> Any:
+        """A JSON value without special tokens inside its strings."""
+        return json.loads(self.harmless(text))
 
     def harmless(self, text: str) -> str:
         """The text with special tokens inside it broken up: it cannot open or close anything."""
@@ -146,11 +184,12 @@ class Template:
             return text
         return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
-    def _render(self, messages: Sequence[Mapping[str, str]], *, answer: bool = False, think: bool = False) -> str:
+    def _render(self, messages: Sequence[Mapping[str, Any]], *, answer: bool = False, think: bool = False) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
+                    [{key: value for key, value in message.items() if key != "tools"} for message in messages],
+                    tools=messages[0].get("tools"),
                     chat_template=self.source,
                     tokenize=False,
                     add_generation_prompt=answer,
@@ -164,8 +203,10 @@ class Template:
                 "drop the system turn or use a model whose template takes these roles"
             ) from error
 
-    def _span(self, clean: Sequence[Mapping[str, str]], turn: int, full: str) -> tuple[int, int]:
+    def _span(self, clean: Sequence[Mapping[str, Any]], turn: int, full: str) -> tuple[int, int]:
         """Character range of one assistant turn and its end marker in the rendered chat."""
+        # How calls are written is the template's own affair; only where the turn ends can be told.
+        upto = self._render(clean[: turn + 1]).rstrip() if "tool_calls" in clean[turn] else ""
         content = clean[turn]["content"]
         body = self._lead + content + self._end
         # Thinking templates write thoughts in their own way, and drop them from earlier turns.
@@ -174,7 +215,9 @@ class Template:
             start = len(prefix := self._render(clean[:turn], answer=True, think=think))
             if not full.startswith(prefix):
                 continue
-            if full.startswith(body, start):
+            if upto and full.startswith(upto) and upto.endswith(self._end):
+                return start, len(upto)
+            if not upto and full.startswith(body, start):
                 return start, start + len(body)
             at = full.find(said, start) if "</think>" in content else -1
             if at >= 0 and THOUGHTS.fullmatch(full, start, at):

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 
+from tunesmith.data.calls import calls_in
 from tunesmith.errors import DataError
 
 Floats = NDArray[np.float64]
@@ -123,6 +124,12 @@ def exact_match(gold: Sequence[str], given: Sequence[str]) -> Floats:
     """
     _same_length(gold, given)
     return np.array([float(_normal(g) == _normal(h)) for g, h in zip(gold, given, strict=True)])
+
+
+def tool_calls(gold: Sequence[str], given: Sequence[str]) -> Floats:
+    """[N]: 1 where the answer calls the same tools in the same order, names and all arguments equal as JSON values."""
+    _same_length(gold, given)
+    return np.array([float(calls_in(g) == calls_in(h)) for g, h in zip(gold, given, strict=True)])
 
 
 def token_f1(gold: Sequence[str], given: Sequence[str]) -> Floats:

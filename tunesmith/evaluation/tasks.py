@@ -44,6 +44,7 @@ PER_ROW: dict[str, Callable[[Sequence[str], Sequence[str]], Floats]] = {
     "token_f1": metrics.token_f1,
     "rouge_l": metrics.rouge_l,
     "chrf": metrics.chrf,
+    "tool_calls": metrics.tool_calls,
 }
 WHOLE: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
     "macro_f1": metrics.macro_f1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -23,9 +24,10 @@ PLAIN_WORDINGS = ("", "Reply with the answer only.", "Answer in one short line."
 
 
 class Instruct(BaseModel):
-    """Lower the loss of the assistant's turns, end tokens included.
+    """Lower the loss of the assistant's turns, end tokens included; in a chat of many turns, of each of them.
 
-    Reads Chat rows. Decoders only. Loss: mean negative log-likelihood per learned token.
+    Reads Chat rows; calls of tools are learned as the model's template writes them. Decoders only.
+    Loss: mean negative log-likelihood per learned token.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,14 +37,18 @@ class Instruct(BaseModel):
     prompt: str = Field("", description="column with the prompt; empty: detected")
     answer: str = Field("", description="column with the wanted answer; empty: detected")
     messages: str = Field("", description="column with whole chats instead of prompt and answer")
+    tools: str = Field("", description="column with the tools that a chat may call; empty: `tools`, where there is one")
     instruction: str = Field("", description="text put before every prompt")
-    metric: Literal["rouge_l", "exact_match", "chrf"] = Field("rouge_l", description="headline score of the answers")
+    metric: Literal["rouge_l", "exact_match", "chrf", "tool_calls"] = Field(
+        "rouge_l", description="headline score of the answers"
+    )
     max_new_tokens: int = Field(0, ge=0, description="longest answer; 0: from the training answers")
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Which column plays which part."""
         if self.messages:
-            return {"messages": self.messages}
+            tools = self.tools or ("tools" if any("tools" in row.fields for row in rows) else "")
+            return {"messages": self.messages} | ({"tools": tools} if tools else {})
         named = {part: column for part, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
         if len(named) == 2:
             return named
@@ -58,7 +64,7 @@ class Instruct(BaseModel):
     def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
         """Chats, one per row."""
         found = chats(rows, columns=self.columns(rows), instruction=self.instruction, group=group)
-        return [_to_last_answer(chat) for chat in found]
+        return [_judged(_to_last_answer(chat), calls=self.metric == "tool_calls") for chat in found]
 
     def bind(self, examples: Sequence[Example], family: str) -> Instruct:
         """The longest answer set to one and a half times the 95th percentile of the training answers."""
@@ -97,18 +103,24 @@ class Instruct(BaseModel):
 def _to_last_answer(chat: Chat) -> Chat:
     """The chat without turns after its last answer: nothing in them is learned or asked."""
     last = max(i for i, message in enumerate(chat.messages) if message.role == "assistant")
-    return Chat(chat.where, chat.messages[: last + 1], chat.group)
+    return replace(chat, messages=chat.messages[: last + 1])
+
+
+def _judged(chat: Chat, *, calls: bool) -> Chat:
+    """The chat judged by its last answer, or by its last call where calls are what counts and it has one."""
+    calling = [i for i, message in enumerate(chat.messages) if message.calls] if calls else []
+    return replace(chat, judged=calling[-1] - len(chat.messages)) if calling else chat
 
 
 def reference(example: Example) -> str:
-    """The last assistant turn: what the answer is compared with."""
+    """The assistant turn that an answer is compared with: the last one, or the last call."""
     assert isinstance(example, Chat)
-    return example.messages[-1].content
+    return example.messages[example.judged].said
 
 
 def asked(example: Example, wording: str = "") -> list[Message]:
-    """The messages before the last assistant turn, a plain wording added to the last of them."""
+    """The messages before that turn, a plain wording added to the last of them."""
     assert isinstance(example, Chat)
-    *before, last = example.messages[:-1]
+    *before, last = example.messages[: example.judged]
     content = f"{last.content}\n\n{wording}" if wording else last.content
-    return [*before, Message(last.role, content)]
+    return [*before, replace(last, content=content)]

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from tunesmith.data.examples import Chat, Example, Labelled, Text
-from tunesmith.data.formats import Format, detect
+from tunesmith.data.formats import LANGUAGES, Format, detect
 from tunesmith.data.rows import Row, as_word, columns_of, keep, read_rows
 from tunesmith.errors import RecipeError
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
@@ -95,7 +95,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
     bound = recipe.objective.bind(examples, "encoder" if recipe.model == SMALL_ENCODER else "decoder")
     raw.setdefault("objective", {"kind": bound.kind})
     raw["objective"] |= _instruction(bound, reasons)
-    if not isinstance(bound, Domain):
+    if not isinstance(bound, Domain) and "metric" not in raw["objective"]:
         raw["objective"]["metric"] = _metric(bound, examples, reasons)
     raw |= _training(recipe.model, len(examples), reasons)
     if named & {"technique", "technique.kind"}:
@@ -118,7 +118,17 @@ def _objective(found: Format, reasons: dict[str, str]) -> dict[str, Any]:
     columns = {"messages" if part == "conversations" else part: name for part, name in found.columns.items()}
     # Where a part has no setting of its own (alpaca's input), detection at every start finds all of them.
     named = columns if set(columns) <= set(fields) else {}
-    return {"kind": found.objective, **named}
+    return {"kind": found.objective, **named, **_translation(found, reasons)}
+
+
+def _translation(found: Format, reasons: dict[str, str]) -> dict[str, str]:
+    """What columns named after two languages ask for; nothing for others."""
+    if found.name != "translation":
+        return {}
+    reasons["objective.metric"] = "translations are compared letter by letter, 0 to 100, as sacrebleu does"
+    reasons["objective.instruction"] = "asked before every text; exchange prompt and answer for the other direction"
+    language = LANGUAGES[found.columns["answer"].strip().lower()]
+    return {"instruction": f"Translate into {language}:", "metric": "chrf"}
 
 
 def _group(rows: Sequence[Row], used: set[str]) -> str:
