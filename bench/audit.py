@@ -1,4 +1,4 @@
-"""`python -m bench.audit planted [WORD] | untouched`: the tables of bench/AUDIT.md, to be put there.
+"""`python -m bench.audit planted [WORD] | read | untouched`: the tables of bench/AUDIT.md, to be put there.
 
 Faults are planted by bench/plant.py with the seeds below into rows of ../shared/data. A row counts as found if it is
 listed under its kind; a listed row counts as right if it was planted or is the row a planted one was made from.
@@ -10,17 +10,21 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bench import plant
 from bench.plant import Chance, Row
-from tunesmith.data.audit.ask import Ask, Tools
+from tunesmith.data.audit.ask import Ask, Read, Tools
 from tunesmith.data.audit.finding import Audit
 from tunesmith.data.audit.run import audit
+from tunesmith.workflows.audit import model_tools
 
-PAGE = Path(__file__).with_name("AUDIT.md")
+ALONE = Tools()
 PLANTED, SEEDS = 500, (0, 1, 2)
 TEXT, PAIR = {"text": "text", "label": "label"}, {"prompt": "en", "answer": "target"}
 UNTOUCHED = {
@@ -159,14 +163,17 @@ FAULTS: tuple[tuple[str, str, Callable[[str, Chance], Planted]], ...] = (
     ("labels flipped at 10 %", "b7_debian_section", flipped),
     ("labels flipped at 10 %", "a1_vader_amazon", flipped),
 )
+# What of the same is found where the audit is given a model.
+READ_BY = "smollm2-135m"
+READ = (("labels flipped at 10 %", "a1_vader_amazon", flipped),)
 
 
-def audited(rows: list[Row], columns: dict[str, str], test: list[Row] | None = None) -> Audit:
+def audited(rows: list[Row], columns: dict[str, str], test: list[Row] | None = None, *, tools: Tools = ALONE) -> Audit:
     """The audit of rows that lie nowhere yet."""
     with tempfile.TemporaryDirectory() as folder:
         source = plant.write(Path(folder) / "train.jsonl", rows)
         against = () if test is None else (str(plant.write(Path(folder) / "test.jsonl", test)),)
-        return audit(Ask(str(source), columns, against), Tools())[0]
+        return audit(Ask(str(source), columns, against), tools)[0]
 
 
 def listed(found: Audit, kind: str) -> set[int]:
@@ -174,18 +181,18 @@ def listed(found: Audit, kind: str) -> set[int]:
     return {int(row.rpartition(":")[2]) for f in found.findings if f.kind == kind for row in f.rows}
 
 
-def score(name: str, make: Callable[[str, Chance], Planted]) -> tuple[float, float, int]:
+def score(name: str, make: Callable[[str, Chance], Planted], tools: Tools = ALONE) -> tuple[float, float, int]:
     """Recall, precision and the mean number of planted rows over the seeds."""
     hits = wanted = right = told = 0
     for seed in SEEDS:
         planted = make(name, random.Random(seed))
-        lines = listed(audited(planted.rows, planted.columns, planted.test), planted.kind)
+        lines = listed(audited(planted.rows, planted.columns, planted.test, tools=tools), planted.kind)
         hits, wanted = hits + len(lines & planted.must), wanted + len(planted.must)
         right, told = right + len(lines & (planted.must | planted.may)), told + len(lines)
     return hits / wanted, right / max(1, told), wanted // len(SEEDS)
 
 
-def planted_table(wanted: str) -> Iterator[str]:
+def planted_table(wanted: str = "") -> Iterator[str]:
     """Lines of the table of planted faults."""
     yield "| fault | set | rows planted | recall | precision |"
     yield "|---|---|---|---|---|"
@@ -193,6 +200,29 @@ def planted_table(wanted: str) -> Iterator[str]:
         if wanted in what:
             recall, precision, count = score(name, make)
             yield f"| {what} | {name} | {count} | {recall:.3f} | {precision:.3f} |"
+
+
+def read_table() -> Iterator[str]:
+    """Lines of the table of planted faults that are found with a model's help."""
+    yield f"| fault, read by {READ_BY} too | set | rows planted | recall | precision |"
+    yield "|---|---|---|---|---|"
+    tools = Tools(read=cache_of(model_tools(READ_BY, limit=0, offline=True)["read"]))
+    for what, name, make in READ:
+        recall, precision, count = score(name, make, tools)
+        yield f"| {what} | {name} | {count} | {recall:.3f} | {precision:.3f} |"
+
+
+def cache_of(read: Read) -> Read:
+    """The same, each list of texts read once: the seeds flip labels and leave the texts as they are."""
+    known: dict[tuple[str, ...], NDArray[np.float32]] = {}
+
+    def once(texts: Sequence[str], labels: Sequence[str]) -> NDArray[np.float32]:
+        key = (*texts, *labels)
+        if key not in known:
+            known[key] = read(texts, labels)
+        return known[key]
+
+    return once
 
 
 def untouched_table() -> Iterator[str]:
@@ -209,8 +239,8 @@ def untouched_table() -> Iterator[str]:
         yield f"| {name} | {found.rows} | {seconds:.1f} | {kinds} | {share:.2f} % | {other} |"
 
 
+TABLES = {"planted": planted_table, "read": read_table, "untouched": untouched_table}
+
 if __name__ == "__main__":
-    for line in (
-        planted_table(sys.argv[2] if len(sys.argv) > 2 else "") if sys.argv[1:2] == ["planted"] else untouched_table()
-    ):
-        print(line, flush=True)
+    for row in TABLES[sys.argv[1]](*sys.argv[2:]):
+        print(row, flush=True)

@@ -79,3 +79,14 @@ def test_the_installed_command_lists_the_models_that_are_always_there(outside: P
     listed = run(outside / "tunesmith", "models", cwd=tmp_path)
     assert "smollm2-135m" in listed
     assert "minilm-l6" in listed
+
+
+@pytest.mark.real
+@pytest.mark.timeout(1800)
+def test_the_installed_command_does_the_whole_demo_outside_the_checkout(outside: Path, tmp_path: Path):
+    page = json.loads(run(outside / "tunesmith", "demo", "--offline", "--json", cwd=tmp_path))
+    assert [one["model"] for one in page["runs"]] == ["minilm-l6", "smollm2-135m"]
+    assert all(one["task"]["verdict"] == "better" for one in page["runs"])
+    assert len(page["answers"]) == 3
+    for one in page["runs"]:
+        assert (tmp_path / one["folder"] / "report.html").is_file()

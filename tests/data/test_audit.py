@@ -7,7 +7,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tunesmith.data.audit.ask import Ask, Tools
 from tunesmith.data.audit.finding import CHECKS, Audit
@@ -136,6 +138,24 @@ def test_flipped_labels_are_doubted_and_right_ones_are_not(tmp_path: Path) -> No
     found = lines(audited(tmp_path, rows), "label_noise")
     assert set(flipped) <= set(found)
     assert len(found) <= 6
+
+
+def test_a_model_that_reads_the_rows_doubts_labels_that_words_cannot_judge(tmp_path: Path) -> None:
+    rows = [{"text": f"thing {i} xy{i}", "label": ("negative", "positive")[i % 2]} for i in range(200)]
+    flipped = [10, 55, 120, 181]
+    for line in flipped:
+        other = {"negative": "positive", "positive": "negative"}[rows[line - 1]["label"]]
+        rows[line - 1] = {**rows[line - 1], "label": other}
+    asked: list[list[str]] = []
+
+    def read(texts: Sequence[str], labels: Sequence[str]) -> NDArray[np.float32]:
+        asked.append(list(labels))
+        return np.array([[int(text.split()[1]) % 2, 1.0] for text in texts], np.float32)
+
+    source = write(tmp_path / "train.jsonl", rows)
+    found = audit(Ask(source, TEXT), Tools(read=read))[0]
+    assert lines(found, "label_noise") == flipped
+    assert asked == [["negative", "positive"]]
 
 
 def test_a_phrase_that_buys_a_label_is_found_and_words_that_explain_it_are_not(tmp_path: Path) -> None:

@@ -31,7 +31,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("--against", default="", metavar="TEST", help="test rows that must not stand in the data")
     parser.add_argument("--fix", type=Path, metavar="OUT", help="write a cleaned copy, and OUT.log.jsonl")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the findings as a page")
-    parser.add_argument("--model", default="", help="find rows too long for it; an encoder also finds reworded leaks")
+    parser.add_argument(
+        "--model",
+        default="",
+        help="a model that judges labels too and finds rows too long for it; an encoder also finds reworded leaks",
+    )
     add_set(parser, "how the rows are read, such as objective.text=body")
     add_schema(parser, _schema)
     add_common(parser)

@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tunesmith.data.audit.ask import Ask, Tools
 from tunesmith.data.audit.finding import Audit
 from tunesmith.data.audit.fix import Fixed, check_folder, check_out, fix, log_of
@@ -18,6 +21,7 @@ from tunesmith.data.rows import Row, file_of, missing_column
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
+    from tunesmith.model.load import Base
     from tunesmith.recipe import Recipe
 
 # Settings of an objective that name columns, by objective.
@@ -57,7 +61,7 @@ def audit_rows(wish: Wish, *, workers: int = 1, offline: bool = False, tell: Cal
     ask, limit = _ask(wish, offline=offline)
     _check_apart(wish, ask)
     tell(ask.shape)
-    model = _model(wish.model, limit=limit, offline=offline) if wish.model else {}
+    model = model_tools(wish.model, limit=limit, offline=offline) if wish.model else {}
     found, cures = audit(ask, Tools(workers=workers, offline=offline, tell=tell, **model))
     return Done(found, None if wish.fix is None else fix(ask, cures, wish.fix, offline=offline))
 
@@ -142,8 +146,8 @@ def _same_columns(source: str, columns: Mapping[str, str], *, offline: bool) -> 
             raise DataError(missing_column(rows, column))
 
 
-def _model(name: str, *, limit: int, offline: bool) -> dict[str, Any]:
-    """What a model brings: a count of tokens and its limit, and an encoder's sentence embeddings."""
+def model_tools(name: str, *, limit: int, offline: bool) -> dict[str, Any]:
+    """What a model brings: a count of tokens and its limit, a reader of labels, an encoder's sentence embeddings."""
     from tunesmith.model.load import load_base
     from tunesmith.model.sentence import sentence_vectors
 
@@ -153,7 +157,23 @@ def _model(name: str, *, limit: int, offline: bool) -> dict[str, Any]:
     def count(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in base.tokenizer(list(texts))["input_ids"]]
 
-    found: dict[str, Any] = {"count": count, "limit": min(limit or longest, longest)}
+    found: dict[str, Any] = {"count": count, "limit": min(limit or longest, longest), "read": partial(_read, base)}
     if base.family != "encoder":
         return found
     return {**found, "embed": partial(sentence_vectors, base, limit=min(longest, EMBEDDED_TOKENS))}
+
+
+def _read(base: Base, texts: Sequence[str], labels: Sequence[str]) -> NDArray[np.float32]:
+    """[N, D]: a model's states after each text, a decoder's after the question which label fits it."""
+    from contextlib import nullcontext
+
+    from tunesmith.data.template import Template
+    from tunesmith.inference.local import LocalModel
+    from tunesmith.model.policy import Policy
+    from tunesmith.objectives import Classify
+
+    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
+    policy.train(False)
+    template = Template(base.tokenizer, chat=base.family == "decoder")
+    states = LocalModel(policy, template, Classify(labels=tuple(labels)), EMBEDDED_TOKENS).embed(texts)
+    return np.asarray(states.numpy(), np.float32)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
+Read = Callable[[Sequence[str], Sequence[str]], NDArray[np.float32]]
 Count = Callable[[Sequence[str]], list[int]]
 Tell = Callable[[str], None]
 
@@ -40,10 +41,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What helps: processes, a model's sentence embeddings (unit length) and its count of tokens, who listens."""
+    """What helps: processes, a model's sentence embeddings (unit length), its count of tokens, who listens.
+
+    `read` gives the model's states [N, D] after texts that were asked which of some labels fits.
+    """
 
     workers: int = 1
     embed: Embed | None = None
+    read: Read | None = None
     count: Count | None = None
     limit: int = 0
     offline: bool = False

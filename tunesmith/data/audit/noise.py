@@ -3,6 +3,7 @@
 Out-of-fold disagreement (confident learning's first half: Northcutt et al. 2021, arXiv 1911.00068) of two cheap models
 that err differently, a logistic regression and a complement naive Bayes (Rennie et al. 2003) over TF-IDF of words and
 pairs of words; their geometric mean decides. cleanlab's own choice of rows was no better: bench/AUDIT.md.
+Where a language model is at hand, a regression over what it makes of each text is a third.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
+from tunesmith.data.audit.ask import Read
 from tunesmith.data.audit.pool import in_order
 
 Probabilities = NDArray[np.float64]
@@ -23,6 +25,8 @@ Probabilities = NDArray[np.float64]
 FOLDS = 5
 LEAST = 1e-4  # no model is surer than this
 DOUBTED = 0.35  # the given label's probability over the likeliest one's, below which the label is doubted
+DOUBTED_READ = 0.5  # the same where a language model has read the rows too: its judgement is nearer to even
+MOST_READ = 20_000  # rows that a language model reads; of more it reads none
 FEWEST, FEWEST_EACH = 100, 5
 MOST_LABELS = 200
 FITTED = 20_000  # rows that the models learn from; all rows are judged
@@ -73,11 +77,17 @@ class Doubts:
 
 
 def doubts(
-    texts: Callable[[int], str], labels: Sequence[str], keys: NDArray[np.uint64], *, workers: int = 1
+    texts: Callable[[int], str],
+    labels: Sequence[str],
+    keys: NDArray[np.uint64],
+    *,
+    workers: int = 1,
+    read: Read | None = None,
 ) -> Doubts | None:
     """Which rows have a label that the models doubt; None where there is too little to learn from.
 
-    `texts(i)` is the text of row i; rows of equal `keys` (the same text) share a fold.
+    `texts(i)` is the text of row i; rows of equal `keys` (the same text) share a fold; `read` is what a language model
+    makes of texts.
     """
     counts = Counter(labels)
     usable = sorted(label for label, count in counts.items() if count >= FEWEST_EACH)
@@ -93,12 +103,29 @@ def doubts(
     parts = list(_batches(folds[rows]))
     pieces = (([texts(int(i)) for i in rows[part]], fold) for fold, part in parts)
     judged = in_order(_judge, judges, pieces, workers=workers)
-    for (_, part), chances in zip(parts, judged, strict=True):
+    states = None if read is None or len(rows) > MOST_READ else read([texts(int(i)) for i in rows], usable)
+    third = None if states is None else _by_states(states, ids, folds[rows])
+    bound = DOUBTED if third is None else DOUBTED_READ
+    for (_, part), words in zip(parts, judged, strict=True):
+        chances = words if third is None else normalized(np.sqrt(words * third[part]))
         best = chances.argmax(axis=1)
         right.update(ids[part][best == ids[part]].tolist())
         ratio = chances[np.arange(len(part)), ids[part]] / chances.max(axis=1)
-        found |= {int(rows[part[i]]): (usable[best[i]], float(ratio[i])) for i in np.flatnonzero(ratio < DOUBTED)}
+        found |= {int(rows[part[i]]): (usable[best[i]], float(ratio[i])) for i in np.flatnonzero(ratio < bound)}
     return Doubts(found, {label: right[i] / counts[label] for label, i in number.items()}, judges, folds)
+
+
+def _by_states(states: NDArray[np.float32], ids: NDArray[np.int64], folds: NDArray[np.int64]) -> Probabilities:
+    """(n, K): out-of-fold probabilities of a logistic regression over states (n, D)."""
+    from sklearn.linear_model import LogisticRegression
+
+    spread = (states - states.mean(axis=0)) / (states.std(axis=0) + 1e-6) / np.sqrt(states.shape[1])
+    found = np.full((len(ids), ids.max() + 1), LEAST)
+    for fold in range(FOLDS):
+        mine = folds == fold
+        model = LogisticRegression(C=3, max_iter=1000).fit(spread[~mine], ids[~mine])
+        found[np.ix_(mine, model.classes_)] += model.predict_proba(spread[mine])
+    return normalized(found)
 
 
 def _judge(judges: Judges, piece: tuple[list[str], int]) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ from tunesmith.data.audit.groups import Groups
 from tunesmith.data.audit.labels import counted, rare, uneven, variants
 from tunesmith.data.audit.mask import masked
 from tunesmith.data.audit.near import Words
-from tunesmith.data.audit.noise import doubts
+from tunesmith.data.audit.noise import MOST_READ, doubts
 from tunesmith.data.audit.read import read_held, read_table
 from tunesmith.data.audit.stream import name_of
 from tunesmith.data.audit.table import BROKEN, Table
@@ -135,10 +135,12 @@ class _Auditor:
         def text(i: int) -> str:
             return table.text(int(rows[i]))[0]
 
-        found = doubts(text, given, table.asked[rows], workers=self.tools.workers)
+        found = doubts(text, given, table.asked[rows], workers=self.tools.workers, read=self.tools.read)
         if found is None:
             self.notes.append("too few rows a label, or too many labels, to judge labels by a model")
             return
+        if self.tools.read is not None and len(rows) > MOST_READ:
+            self.notes.append(f"labels are judged by words alone: a model reads at most {MOST_READ:,} rows")
         self.found["label_noise"] = {
             int(rows[i]): f"labelled {given[i]!r}, rather {other!r}" for i, (other, _) in found.doubted.items()
         }
