@@ -6,7 +6,7 @@ STAMP := .venv/.stamp
 UNLOCKED := torch|torchvision|torchaudio|triton|nvidia-[^=]*|cuda-[^=]*|tunesmith
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-all check format bench reports lock clean
+.PHONY: help setup demo test test-fast test-all check format bench reports grid lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name does; do \
@@ -47,6 +47,9 @@ bench: setup ## the race behind bench/RESULTS.md, some 25 minutes; the peers go 
 
 reports: setup ## the examples tuned, their reports into docs/reports; what is finished in runs/ is not made again
 	$(BIN)/python -m bench.reports
+
+grid: setup ## every technique on every objective, docs/grid.md from the runs; hours, but cell by cell
+	$(BIN)/tunesmith grid --page docs/grid.md
 
 # Not after `setup`: a lock that no longer fits pyproject.toml must not stand in the way of its own renewal.
 lock: ## requirements.lock from what .venv holds, after bringing it up to pyproject.toml

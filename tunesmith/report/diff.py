@@ -57,17 +57,8 @@ def diff_runs(a: Path, b: Path) -> RunDiff:
 
     Raises CheckpointError for folders that are no finished runs, or that were scored on other test rows.
     """
-    report = read_report(a)
-    _refuse_other_rows(a, b, report, read_report(b))
-    first, second = _matched(a, b)
-    rows = [_side_by_side(one, two) for one, two in zip(first, second, strict=True)]
-    metric = report.task.metric if rows[0].score_tuned is None else ROW_SCORE
-    scores = row_scores(rows, metric)
-    if scores is None:
-        raise CheckpointError(
-            f"{a / FILE}: {metric} cannot be told row by row from it; compare the two reports instead"
-        )
-    found = _compared(rows, scores, metric)
+    rows, scores, metric = paired(a, b)
+    found = compared(rows, scores, metric)
     changed = tuple(
         Changed(where=row.where, question=row.question, gold=row.gold, a=a, b=b, better=_better(change))
         for row, change in zip(rows, scores[1] - scores[0], strict=True)
@@ -85,6 +76,22 @@ def diff_runs(a: Path, b: Path) -> RunDiff:
         changed=changed,
         settings=_settings(a, b),
     )
+
+
+def paired(a: Path, b: Path) -> tuple[list[Prediction], tuple[Any, Any], str]:
+    """The test rows with the answer of a in the base's place and that of b in the tuned one's, what each is worth ([N]
+    and [N]), and by which metric. Raises CheckpointError as `diff_runs` does."""
+    report = read_report(a)
+    _refuse_other_rows(a, b, report, read_report(b))
+    first, second = _matched(a, b)
+    rows = [_side_by_side(one, two) for one, two in zip(first, second, strict=True)]
+    metric = report.task.metric if rows[0].score_tuned is None else ROW_SCORE
+    scores = row_scores(rows, metric)
+    if scores is None:
+        raise CheckpointError(
+            f"{a / FILE}: {metric} cannot be told row by row from it; compare the two reports instead"
+        )
+    return rows, scores, metric
 
 
 def lines(diff: RunDiff) -> list[str]:
@@ -142,7 +149,8 @@ def _side_by_side(one: Prediction, two: Prediction) -> Prediction:
     return one.model_copy(update=sides)
 
 
-def _compared(rows: Sequence[Prediction], scores: tuple[Any, Any], metric: str) -> Comparison:
+def compared(rows: Sequence[Prediction], scores: tuple[Any, Any], metric: str) -> Comparison:
+    """What `paired` found, as a comparison; rows of several pairs of runs may stand one after another."""
     groups = groups_of(rows)
     if metric == "macro_f1":
         sides = ([row.gold for row in rows], [row.base for row in rows], [row.tuned for row in rows])

@@ -1,0 +1,55 @@
+"""`tunesmith grid` on the command line, and the process that each cell runs in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+from tunesmith.cli.grid import _child, _outcome
+from tunesmith.cli.signals import Signals
+from tunesmith.errors import TunesmithError
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_without_time_only_the_page_is_written(command: Command, tmp_path: Path):
+    done = command("grid", "--minutes", 0, "--examples", EXAMPLES, "--out", tmp_path / "runs", "--json")
+    assert done.code == 0
+    found = json.loads(done.out)
+    assert found["cells"] == []
+    assert "classify/lora/decoder" in found["missing"]
+    assert "instruct/prompt/encoder" in found["refused"]
+    assert (tmp_path / "runs" / "grid.md").read_text(encoding="utf-8").startswith("# The grid\n")
+
+
+def test_a_cell_that_is_not_there_is_refused(command: Command, tmp_path: Path):
+    done = command("grid", "--only", "classify/lara", "--out", tmp_path)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("option", ["--rows", "--seeds"])
+def test_no_rows_or_no_seed_is_refused(command: Command, option: str, tmp_path: Path):
+    assert command("grid", option, 0, "--out", tmp_path).code == 2
+
+
+def test_a_cells_process_is_asked_once_to_stop_and_may_save():
+    program = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(143)))\n"
+        "print('on its way', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    asked = iter([False, True, True, True, *[True] * 100])
+    code, said = _child([sys.executable, "-c", program], Signals(), lambda: next(asked))
+    assert (code, said) == (143, "on its way\nsaved\n")
+
+
+def test_what_a_run_says_of_its_end_is_understood():
+    assert _outcome(0, "{}") == _outcome(143, "") == ""
+    assert _outcome(2, json.dumps({"error": {"message": "technique prefix: no"}})) == "technique prefix: no"
+    with pytest.raises(TunesmithError, match="ended with exit code -9"):
+        _outcome(-9, "")

@@ -1,0 +1,64 @@
+"""The page of the grid, from lines made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tunesmith.report.grid import Grid, GridCell, GridPair, page
+
+
+def cell(**changes: Any) -> GridCell:
+    values: dict[str, Any] = {
+        "objective": "classify", "family": "decoder", "technique": "lora", "seed": 0, "folder": "runs/grid/x",
+        "model": "smollm2-135m", "metric": "accuracy", "base": 0.7, "tuned": 0.9, "delta": 0.2, "ci95": (0.15, 0.25),
+        "p_value": 0.0001, "train": 600, "epochs": 2.0, "test": 500, "head_only": 0.8, "shuffled": 0.5,
+        "cheap": ("TF-IDF", 0.75), "verdict": "better", "learning_rate": 1.3e-3, "trainable": 2_000,
+        "parameters": 100_000, "seconds": 75.0, "peak_bytes": 1_500_000_000, "model_bytes": 500_000_000,
+        "general": 0.01, "probe": -0.02,
+    }  # fmt: skip
+    return GridCell(**(values | changes))
+
+
+def pair(**changes: Any) -> GridPair:
+    values: dict[str, Any] = {
+        "objective": "classify", "family": "decoder", "technique": "full", "against": "lora", "seeds": (0, 1),
+        "metric": "accuracy", "delta": 0.01, "ci95": (-0.01, 0.03), "p_value": 0.4, "n": 1000,
+    }  # fmt: skip
+    return GridPair(**(values | changes))
+
+
+def test_a_line_says_what_moved_what_it_brought_and_what_it_cost():
+    text = page(Grid(cells=(cell(),), pairs=(), refused={}, missing=()))
+    assert "## classify, decoder\n\n`smollm2-135m`, measured by accuracy. lora: 600 training rows 2 times" in text
+    assert "Without a language model: TF-IDF, 0.750." in text
+    assert (
+        "| lora | 0 | 2,000 (2 %) | 0.700 | 0.900 | +0.200 (+0.150 to +0.250) | < 0.001 | 0.800 | 0.500 | **better** "
+        "| 0.0013 | 1 min 15 s | 1.5 GB | 500 MB | +0.010 | −2.0\N{NO-BREAK SPACE}% |"
+    ) in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({}, "equivalent within 3 points"),  # from -1 to 3 points
+        ({"ci95": (-0.01, 0.031)}, "not told apart by so few rows"),
+        ({"delta": 0.05, "ci95": (0.03, 0.07), "p_value": 0.001}, "better"),
+        ({"delta": -0.05, "ci95": (-0.07, -0.03), "p_value": 0.001}, "worse"),
+        ({"metric": "chrf"}, "not told apart by so few rows"),  # a scale of 100 has no such points
+    ],
+)
+def test_two_techniques_are_equal_only_where_the_whole_interval_is_within_three_points(
+    changes: dict[str, Any], verdict: str
+):
+    assert pair(**changes).verdict == verdict
+    text = page(Grid(cells=(cell(),), pairs=(pair(**changes),), refused={}, missing=()))
+    assert text.count(f"| 1,000 | {verdict} |") == 1
+
+
+def test_what_cannot_work_and_what_was_not_run_stand_on_the_page():
+    refused = {"instruct/lora/encoder": "instruct needs a decoder; nearest that works: classify"}
+    text = page(Grid(cells=(), pairs=(), refused=refused, missing=("domain/full/encoder",)))
+    assert "- `instruct/lora/encoder`: instruct needs a decoder; nearest that works: classify" in text
+    assert "## Not run yet\n\n`domain/full/encoder`." in text

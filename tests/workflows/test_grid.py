@@ -1,0 +1,110 @@
+"""The grid over tiny models: which cells there are, what they share, and what is read off finished ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bases import folder
+from tests.workflows.conftest import reviews
+from tunesmith.data.files import write_whole
+from tunesmith.errors import RecipeError
+from tunesmith.recipe import load_recipe
+from tunesmith.report.grid import page
+from tunesmith.workflows import grid
+from tunesmith.workflows.grid import Cell, Setting, cells, fill, read, recipe_of
+from tunesmith.workflows.tune import tune_recipe
+
+LORA, IA3 = Cell("classify", "lora", "decoder"), Cell("classify", "ia3", "decoder")
+
+
+@pytest.fixture
+def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
+    """An example of 48 short reviews, and tiny models."""
+    rows = "".join(f"{row}\n".replace("'", '"') for row in reviews())
+    write_whole(tmp_path / "rows.jsonl", rows)
+    for name in ("reviews.yaml", "synopsis.yaml", "domain.yaml"):
+        objective = {"r": "classify", "s": "instruct", "d": "{kind: domain, text: text}"}[name[0]]
+        machine = "machine: {device: cpu, dtype: float32, threads: 1}\nschedule: {probe: false, learning_rate: 0.02}\n"
+        write_whole(tmp_path / name, f"data: {{train: rows.jsonl, test: 0.3}}\nobjective: {objective}\n{machine}")
+    monkeypatch.setattr(grid, "MODELS", {"decoder": str(folder("llama")), "encoder": str(folder("bert"))})
+    return Setting(tmp_path, tmp_path / "runs", rows=20)
+
+
+def test_every_objective_meets_every_technique_on_both_families():
+    names = [cell.name for cell in cells()]
+    assert len(set(names)) == len(names) == 6 * 8 + 2  # and two that begin with random numbers
+    assert names[:2] == ["classify/lora/decoder", "classify/full/decoder"]
+
+
+def test_a_part_of_the_grid_is_chosen_by_pattern_and_a_wrong_one_is_refused():
+    assert [cell.name for cell in cells(["*/lora/encoder"])] == [
+        "classify/lora/encoder",
+        "domain/lora/encoder",
+        "instruct/lora/encoder",
+    ]
+    with pytest.raises(RecipeError, match=r"^--only classify/lara/\*: no such cell; write for example "):
+        cells(["classify/lara/*"])
+
+
+def test_a_cell_is_a_recipe_with_controls_but_for_texts_that_have_no_answers(setting: Setting):
+    made = recipe_of(Cell("classify", "prefix-random", "decoder"), setting, 3)
+    assert (made.technique.kind, made.data.rows, made.seed, made.controls) == ("prefix", 20, 3, True)
+    assert made.model == str(folder("llama"))
+    assert not recipe_of(Cell("domain", "lora", "encoder"), setting, 0).controls
+
+
+@pytest.mark.usefixtures("small_world")
+def test_cells_are_run_once_share_what_is_known_of_the_base_and_are_compared_row_by_row(setting: Setting):
+    said: list[str] = []
+    ran: list[str] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        said.append(str(event.get("text", "")))
+
+    def tune(recipe: Path, out: Path) -> str:
+        ran.append(out.name)
+        tune_recipe(load_recipe(recipe)[0], out=out, listen=listen)
+        return ""
+
+    for _ in range(2):
+        fill([LORA, IA3], setting, tune=tune, listen=listen, stop=lambda: False)
+    assert ran == ["classify-lora-decoder-20-0", "classify-ia3-decoder-20-0"]
+    assert sum(text.startswith("scoring") and text.endswith("as it is") for text in said) == 1
+    found = read(setting)
+    one, two = found.cells
+    assert (one.technique, two.technique, one.base) == ("lora", "ia3", two.base)
+    assert one.trainable > two.trainable > 0
+    assert one.head_only is not None
+    assert one.shuffled is not None
+    (pair,) = found.pairs
+    assert (pair.technique, pair.against, pair.n) == ("ia3", "lora", one.test)
+    assert pair.delta == pytest.approx(two.tuned - one.tuned)
+    assert "domain/lora/decoder" in found.missing
+    assert "| ia3 | lora | 0 | " in page(found)
+
+
+def test_a_pair_that_cannot_work_is_told_with_the_nearest_that_can_and_never_run(setting: Setting):
+    cell = Cell("instruct", "lora", "encoder")
+    fill([cell], setting, tune=lambda recipe, out: pytest.fail("it ran"), listen=print, stop=lambda: False)
+    assert "nearest that works:" in read(setting).refused[cell.name]
+
+
+def test_what_only_the_network_can_refuse_is_kept_and_told(setting: Setting):
+    why = "technique prefix: a bert takes no keys; nearest that works: prompt"
+    fill([LORA], setting, tune=lambda recipe, out: why, listen=print, stop=lambda: False)
+    assert read(setting).refused == {**read(setting).refused, LORA.name: why}
+
+
+def test_nothing_more_is_begun_once_it_is_to_stop(setting: Setting):
+    asked = iter([False, True])
+    ran: list[Path] = []
+
+    def tune(recipe: Path, out: Path) -> str:
+        ran.append(out)
+        return ""
+
+    fill([LORA, IA3], setting, tune=tune, listen=print, stop=lambda: next(asked))
+    assert len(ran) == 1

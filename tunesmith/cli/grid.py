@@ -1,0 +1,148 @@
+"""`tunesmith grid`: objective by technique by family, from runs, with controls."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunesmith.cli.options import UsageError, add_common, add_schema
+from tunesmith.cli.signals import Interruption, Signals, caught
+from tunesmith.cli.terminal import emit, log, show, show_table
+from tunesmith.data.files import write_whole
+from tunesmith.errors import TunesmithError
+from tunesmith.report.figures import bounds, figure, p_value, signed
+
+if TYPE_CHECKING:
+    from tunesmith.cli.options import Commands
+    from tunesmith.report.grid import Grid
+    from tunesmith.workflows.grid import Setting
+
+# How often a cell that runs is looked after.
+SECONDS = 0.5
+# What `tune` exits with when it was asked to stop and has saved.
+STOPPED = (130, 143)
+
+
+def add(commands: Commands) -> None:
+    """Add `grid`."""
+    parser = commands.add_parser(
+        "grid",
+        help="every technique on every objective and family, from runs, with controls",
+        description="Tunes the examples by every technique, cell by cell, beside a head alone and shuffled labels, "
+        "and writes what came of it as one page. Finished cells are not run again; a stopped one is gone on with.",
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="CELL",
+        help="run only such cells: classify/lora/decoder, */lora/*; may be repeated",
+    )
+    parser.add_argument("--rows", type=int, default=600, metavar="N", help="training rows of a cell (%(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run each cell with N seeds (%(default)s)")
+    parser.add_argument(
+        "--minutes", type=float, metavar="M", help="stop and save after so long; 0: only write the page"
+    )
+    parser.add_argument(
+        "--examples", type=Path, default=Path("examples"), metavar="FOLDER", help="where the recipes lie (%(default)s)"
+    )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write the page here (default: grid.md in --out)")
+    add_common(parser, out="folder of the runs (default: runs/grid)")
+    add_schema(parser, _schema)
+    parser.set_defaults(run=run)
+
+
+def _schema() -> str:
+    from tunesmith.report.grid import Grid
+
+    return json.dumps(Grid.model_json_schema(), indent=1)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fill the grid as the command line says, and write its page."""
+    from tunesmith.report.grid import page
+    from tunesmith.workflows.grid import Setting, read
+
+    if args.rows < 1 or args.seeds < 1:
+        raise UsageError("--rows, --seeds: a cell needs rows, and a seed; give 1 or more")
+    setting = Setting(args.examples, args.out or Path("runs/grid"), args.rows, args.seeds)
+    received = _fill(setting, args)
+    found = read(setting)
+    place = args.page or setting.out / "grid.md"
+    write_whole(place, page(found))
+    if received:
+        raise Interruption(received, "stopped and saved")
+    if args.json:
+        emit(found.model_dump(mode="json"))
+    else:
+        _show(found, place)
+    return 0
+
+
+def _fill(setting: Setting, args: argparse.Namespace) -> int:
+    """Run what is missing; the signal that stopped it, or 0."""
+    from tunesmith.workflows.grid import cells, fill
+
+    ends = None if args.minutes is None else time.monotonic() + 60 * args.minutes
+    with caught() as signals:
+
+        def stop() -> bool:
+            return signals.stop() or (ends is not None and time.monotonic() >= ends)
+
+        def tune(recipe: Path, folder: Path) -> str:
+            offline = ["--offline"] if args.offline else []
+            words = [sys.executable, "-m", "tunesmith", "tune", str(recipe), "--out", str(folder), "--json", *offline]
+            return _outcome(*_child(words, signals, stop))
+
+        fill(cells(args.only), setting, tune=tune, listen=lambda event: log(event["text"]), stop=stop)
+        return signals.received
+
+
+def _child(words: list[str], signals: Signals, stop: Callable[[], bool]) -> tuple[int, str]:
+    """The exit code and stdout of a run in a process of its own, so that its peak memory is its own."""
+    # A session of its own: Ctrl-C reaches it through us alone, once, and it saves.
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
+        signals.patient, asked = True, False
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    said, _ = child.communicate(timeout=SECONDS)
+                    return child.returncode, said
+                if stop() and not asked:
+                    child.terminate()
+                    asked = True
+        except BaseException:
+            child.kill()
+            raise
+        finally:
+            signals.patient = False
+
+
+def _outcome(code: int, said: str) -> str:
+    """Why a run was refused; nothing for one that was finished or saved. Raises TunesmithError for one that broke."""
+    if code == 0 or code in STOPPED:
+        return ""
+    try:
+        return str(json.loads(said)["error"]["message"])
+    except (ValueError, KeyError):
+        raise TunesmithError(f"grid: a run ended with exit code {code}; its own lines above say why") from None
+
+
+def _show(found: Grid, place: Path) -> None:
+    """Each cell in a line, and where the page is."""
+    rows = []
+    for cell in found.cells:
+        name = f"{cell.objective}/{cell.technique}/{cell.family}"
+        gain = f"{signed(cell.delta)} ({bounds(cell.ci95, sign=True)})"
+        scores = (figure(cell.base), figure(cell.tuned), gain, p_value(cell.p_value))
+        rows.append((name, str(cell.seed), *scores, figure(cell.head_only), figure(cell.shuffled), cell.verdict))
+    columns = ("cell", "seed>", "base>", "tuned>", "gain>", "p>", "head only>", "shuffled>", "verdict")
+    show_table(columns, rows)
+    show(f"{len(found.refused)} cells cannot work, {len(found.missing)} were not run yet; all of it: {place}")

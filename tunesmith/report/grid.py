@@ -1,0 +1,206 @@
+"""The grid: what each technique brought to each objective, beside its controls, as one page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.evaluation.significance import Comparison
+from tunesmith.report.figures import bounds, count, duration, figure, metric_name, p_value, share, signed, size
+
+# Two techniques count as equal where the whole interval of their difference is within this, on a scale of 0 to 1.
+EQUAL = 0.03
+ON_ONE = ("accuracy", "macro_f1", "sample_f1", "exact_match", "token_f1", "rouge_l")
+HEADINGS = (
+    "technique|seed|numbers moved|base|tuned|gain (95 %)|p|head only|shuffled|"
+    "verdict|learning rate|training|peak memory|weights|general text|probe"
+)
+INTRODUCTION = """# The grid
+
+What each technique brought to each objective on each family of models: real rows, small models, and two controls that
+must not win. The page is written by `tunesmith grid` from finished runs, of which each line is one, and what is not
+there has not been run.
+
+- **gain** is tuned − base on the same held-out rows, with its interval and p-value as in [proof.md](proof.md).
+- **head only** is a linear head on the frozen model, **shuffled** the same recipe on answers dealt out at random. A
+  cell that does not surely beat both (Holm's method over all arms of the run) reads **no effect**, whatever it gained.
+- **numbers moved** are those that training changes. **Training** is the time of the training steps alone, on a machine
+  that other work shares. **Peak memory** is that of the whole process, with the control's own copy of the base in it;
+  **weights** are the network's as they lie in memory.
+- **general text** is what a general text costs more than before, in nats per token; **probe** the change in the share
+  of 400 general questions answered right. Both measure what was lost.
+
+Learning rates and passes were chosen on validation rows, never on these test rows: [the
+defaults](stage2-tune.md#defaults-and-why)."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class GridCell(_Part):
+    """A finished run of the grid, in one line."""
+
+    objective: str
+    family: str
+    technique: str
+    seed: int
+    folder: str
+    model: str
+    metric: str
+    base: float
+    tuned: float
+    delta: float
+    ci95: tuple[float, float]
+    p_value: float
+    train: int
+    epochs: float
+    test: int
+    head_only: float | None
+    shuffled: float | None
+    cheap: tuple[str, float] | None  # the best way without a language model
+    verdict: str
+    learning_rate: float
+    trainable: int
+    parameters: int
+    seconds: float
+    peak_bytes: int
+    model_bytes: int | None
+    general: float | None
+    probe: float | None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Objective and family."""
+        return self.objective, self.family
+
+
+class GridPair(_Part):
+    """One technique against another on the same test rows, those of all seeds together."""
+
+    objective: str
+    family: str
+    technique: str
+    against: str
+    seeds: tuple[int, ...]
+    metric: str
+    delta: float
+    ci95: tuple[float, float]
+    p_value: float
+    n: int
+
+    @property
+    def verdict(self) -> str:
+        """Better, worse, equal within 3 points, or not to be told."""
+        low, high = self.ci95
+        if self.metric in ON_ONE and max(abs(low), abs(high)) <= EQUAL:
+            return "equivalent within 3 points"
+        if self.p_value < 0.05:
+            return "better" if self.delta > 0 else "worse"
+        return "not told apart by so few rows"
+
+
+class Grid(_Part):
+    """All that is known of the grid."""
+
+    cells: tuple[GridCell, ...]
+    pairs: tuple[GridPair, ...]
+    refused: dict[str, str]  # objective/technique/family -> why, and the nearest pair that works
+    missing: tuple[str, ...]  # objective/technique/family of what was not run yet
+
+
+def pair_of(one: GridCell, against: str, found: Comparison, metric: str, seeds: Sequence[int]) -> GridPair:
+    """A comparison under the names of both techniques."""
+    return GridPair(
+        objective=one.objective,
+        family=one.family,
+        technique=one.technique,
+        against=against,
+        seeds=tuple(seeds),
+        metric=metric,
+        delta=found.delta,
+        ci95=found.ci95,
+        p_value=found.p_value,
+        n=found.n,
+    )
+
+
+def page(grid: Grid) -> str:
+    """The grid as Markdown."""
+    parts = [INTRODUCTION]
+    for _, cells in groupby(grid.cells, key=lambda cell: cell.place):
+        parts.append(_section(list(cells), grid.pairs))
+    if grid.refused:
+        parts.append(
+            "## Pairs that cannot work\n\n" + "\n".join(f"- `{at}`: {why}" for at, why in grid.refused.items())
+        )
+    if grid.missing:
+        left = ", ".join(f"`{at}`" for at in grid.missing)
+        parts.append(f"## Not run yet\n\n{left}.\n\nRun `tunesmith grid --only CELL` with one of these names.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
+    """One objective on one family."""
+    first = cells[0]
+    name = metric_name(first.metric)
+    parts = [f"## {first.objective}, {first.family}", f"`{first.model}`, measured by {name}. {_settings(cells)}"]
+    if first.cheap is not None:
+        parts[-1] += f" Without a language model: {first.cheap[0]}, {figure(first.cheap[1])}."
+    parts.append(_table(HEADINGS.split("|"), (_line(cell) for cell in cells)))
+    beside = [pair for pair in pairs if (pair.objective, pair.family) == first.place]
+    if beside:
+        parts.append("One technique against another, row by row on the same test rows:")
+        headings = ("technique", "against", "seeds", "difference (95 %)", "p", "rows", "verdict")
+        parts.append(_table(headings, (_pair_line(pair) for pair in beside)))
+    return "\n\n".join(parts)
+
+
+def _settings(cells: Sequence[GridCell]) -> str:
+    """With how many rows and epochs the cells were made."""
+    by: dict[str, list[str]] = {}
+    for cell in cells:
+        made = f"{count(cell.train)} training rows {cell.epochs:g} times, {count(cell.test)} test rows"
+        by.setdefault(made, []).append(cell.technique)
+    told = (f"{', '.join(dict.fromkeys(names))}: {made}" for made, names in by.items())
+    return f"{'; '.join(told)}."
+
+
+def _line(cell: GridCell) -> list[str]:
+    return [
+        cell.technique,
+        str(cell.seed),
+        f"{count(cell.trainable)} ({100 * cell.trainable / cell.parameters:.3g} %)",
+        figure(cell.base),
+        figure(cell.tuned),
+        f"{signed(cell.delta)} ({bounds(cell.ci95, sign=True)})",
+        p_value(cell.p_value).removeprefix("p = ").removeprefix("p "),
+        figure(cell.head_only),
+        figure(cell.shuffled),
+        f"**{cell.verdict}**",
+        f"{cell.learning_rate:.2g}",
+        duration(cell.seconds),
+        size(cell.peak_bytes),
+        figure(None) if cell.model_bytes is None else size(cell.model_bytes),
+        signed(cell.general),
+        share(cell.probe),
+    ]
+
+
+def _pair_line(pair: GridPair) -> list[str]:
+    return [
+        pair.technique,
+        pair.against,
+        ", ".join(map(str, pair.seeds)),
+        f"{signed(pair.delta)} ({bounds(pair.ci95, sign=True)})",
+        p_value(pair.p_value).removeprefix("p = ").removeprefix("p "),
+        count(pair.n),
+        pair.verdict,
+    ]
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
