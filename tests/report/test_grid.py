@@ -58,7 +58,8 @@ def test_two_techniques_are_equal_only_where_the_whole_interval_is_within_three_
 
 
 def test_what_cannot_work_and_what_was_not_run_stand_on_the_page():
-    refused = {"instruct/lora/encoder": "instruct needs a decoder; nearest that works: classify"}
+    why = "instruct needs a decoder; nearest that works: classify"
+    refused = {"instruct/lora/encoder": why, "instruct/full/encoder": why}
     text = page(Grid(cells=(), pairs=(), refused=refused, missing=("domain/full/encoder",)))
-    assert "- `instruct/lora/encoder`: instruct needs a decoder; nearest that works: classify" in text
+    assert f"- {why} (`instruct/lora/encoder`, `instruct/full/encoder`)\n" in text
     assert "## Not run yet\n\n`domain/full/encoder`." in text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
 from pydantic import BaseModel, ConfigDict
@@ -140,6 +140,14 @@ def page(grid: Grid) -> str:
         left = ", ".join(f"`{at}`" for at in grid.missing)
         parts.append(f"## Not run yet\n\n{left}.\n\nRun `tunesmith grid --only CELL` with one of these names.")
     return "\n\n".join(parts) + "\n"
+
+
+def _reasons(refused: Mapping[str, str]) -> list[str]:
+    """Each reason once, with all the cells that it holds for."""
+    by: dict[str, list[str]] = {}
+    for at, why in refused.items():
+        by.setdefault(why, []).append(f"`{at}`")
+    return [f"- {why} ({', '.join(names)})" for why, names in by.items()]
 
 
 def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
