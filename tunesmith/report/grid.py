@@ -133,9 +133,7 @@ def page(grid: Grid) -> str:
     for _, cells in groupby(grid.cells, key=lambda cell: cell.place):
         parts.append(_section(list(cells), grid.pairs))
     if grid.refused:
-        parts.append(
-            "## Pairs that cannot work\n\n" + "\n".join(f"- `{at}`: {why}" for at, why in grid.refused.items())
-        )
+        parts.append("## Pairs that cannot work\n\n" + "\n".join(_reasons(grid.refused)))
     if grid.missing:
         left = ", ".join(f"`{at}`" for at in grid.missing)
         parts.append(f"## Not run yet\n\n{left}.\n\nRun `tunesmith grid --only CELL` with one of these names.")
