@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
@@ -118,6 +118,25 @@ def coverage_plot(points: Points, *, target: float | None) -> str:
             axes.legend(loc="lower left", handlelength=1.6)
         axes.set_xlim(0, 1.02)
         axes.set_ylim(max(0.0, min(accuracy for _, accuracy in points) - 0.03), 1.01)
+    return sheet.svg
+
+
+def need_plot(points: Mapping[str, Sequence[tuple[float, ...]]]) -> str:
+    """Scores over rows: `seeds`, `means`, the fitted `line` with its band, and what was foretold of the `held` size."""
+    said = "Score over rows: " + ", ".join(f"{y:.3g} at {x:,.0f}" for x, y in points["means"])
+    with _sheet("need", said, xlabel="training rows", ylabel="score") as sheet:
+        axes = sheet.axes
+        if points["line"]:
+            rows, middle, low, high = zip(*points["line"], strict=True)
+            axes.fill_between(rows, low, high, color=_TUNED, alpha=0.15, linewidth=0)
+            axes.plot(rows, middle, color=_TUNED, linewidth=1.8)
+        axes.plot(*_columns([(x, y) for x, y in points["seeds"]]), ".", color=_BASE, markersize=4)
+        axes.plot(*_columns([(x, y) for x, y in points["means"]]), "o", color=_TUNED, markersize=5, fillstyle="none")
+        for x, _, low_end, high_end in points["held"]:
+            axes.plot([x, x], [low_end, high_end], color=_INK, linewidth=1.2)
+        axes.set_xscale("log")
+        axes.set_xticks([x for x, _ in points["means"]], [f"{x:,.0f}" for x, _ in points["means"]])
+        axes.minorticks_off()
     return sheet.svg
 
 

@@ -23,6 +23,7 @@ class RunFolder:
 
     path: Path
     identity: str
+    file: str = PAGE  # what says whose folder it is
 
     @property
     def finished(self) -> bool:
@@ -32,28 +33,28 @@ class RunFolder:
     @property
     def begun(self) -> bool:
         """Whether a run of this recipe was started here."""
-        return (self.path / PAGE).exists()
+        return (self.path / self.file).exists()
 
     def page(self) -> dict[str, Any]:
         """What was written down when the run began."""
-        found: dict[str, Any] = json.loads((self.path / PAGE).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((self.path / self.file).read_text(encoding="utf-8"))
         return found
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Write down what the run is, so that only the same run goes on here."""
         self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"identity": self.identity, **facts}, indent=1)
-        write_whole(self.path / PAGE, text)
+        write_whole(self.path / self.file, text)
 
 
-def open_run(recipe: Recipe, out: Path | None) -> RunFolder:
+def open_run(recipe: Recipe, out: Path | None, *, prefix: str = "", file: str = PAGE) -> RunFolder:
     """The folder of this recipe's run, by name or by what the recipe and its files are.
 
-    Raises CheckpointError when the folder holds something else.
+    `prefix` and `file` keep apart what is no run of `tune`. Raises CheckpointError where it holds something else.
     """
     identity = _identity(recipe)
-    path = out or Path("runs") / _name(recipe, identity)
-    folder = RunFolder(path, identity)
+    path = out or Path("runs") / f"{prefix}{_name(recipe, identity)}"
+    folder = RunFolder(path, identity, file)
     if folder.begun:
         if folder.page().get("identity") != identity:
             raise CheckpointError(

@@ -1,0 +1,120 @@
+"""The learning curve of a recipe: cells that are kept, one set of test rows, and answers that may be refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workflows.conftest import recipe, reviews
+from tunesmith.errors import CheckpointError, RecipeError, Refused
+from tunesmith.report.need import Need
+from tunesmith.training.fit import Interrupted
+from tunesmith.workflows import need as story
+from tunesmith.workflows.need import Question, epochs_at, need
+from tunesmith.workflows.train import Watch
+
+pytestmark = pytest.mark.usefixtures("small_world")
+PLAIN = Question()
+SCHEDULE = {"epochs": 1, "eval_steps": 2, "save_steps": 99, "batch_rows": 16}
+
+
+def made(place: Path, count: int = 170, **parts: Any) -> Any:
+    return recipe(place, reviews(count), "bert", technique="full", schedule=SCHEDULE, data={"audit": "note"}, **parts)
+
+
+def ask(asked: Any, out: Path, question: Question = PLAIN, **watch: Any) -> tuple[Path, Need]:
+    return need(asked, question, out=out, watch=Watch(watch.pop("listen", lambda event: None), **watch))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, small_world: Any) -> tuple[Any, Path, Need]:
+    place = tmp_path_factory.mktemp("need")
+    asked = made(place)
+    return asked, *ask(asked, place / "curve")
+
+
+def test_every_size_is_measured_three_times_on_the_same_test_rows(measured: tuple[Any, Path, Need]):
+    _, folder, found = measured
+    assert [one.rows for one in found.sizes][::4] == [24, found.train_rows]
+    assert [len(one.scores) for one in found.sizes] == [3] * 5
+    assert found.test_rows == 34  # a fifth of 170
+    kept = sorted(path.name for path in (folder / "cells").iterdir())
+    assert len(kept) == 15
+    assert all(name.endswith(".json") for name in kept)
+
+
+def test_the_page_is_one_file_with_sentence_and_picture(measured: tuple[Any, Path, Need]):
+    _, folder, found = measured
+    page = (folder / "need.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert found.sentence.startswith(f"at {found.train_rows:,} rows accuracy (%) ")
+    assert Need.model_validate_json((folder / "need.json").read_text(encoding="utf-8")) == found
+
+
+def test_what_has_run_is_not_run_again(measured: tuple[Any, Path, Need], monkeypatch: pytest.MonkeyPatch):
+    asked, folder, found = measured
+    monkeypatch.setattr(story, "train", None)
+    _, again = ask(asked, folder, Question(target=2.0))
+    assert again.sizes == found.sizes
+
+
+def test_a_curve_that_was_stopped_goes_on_where_it_was(tmp_path: Path):
+    asked, left = made(tmp_path), [False] * 25  # ten steps a cell
+    with pytest.raises(Interrupted):
+        ask(asked, tmp_path / "curve", stop=lambda: not left or left.pop())
+    before = {path.name for path in (tmp_path / "curve" / "cells").glob("*.json")}
+    assert before
+    said: list[str] = []
+    ask(asked, tmp_path / "curve", listen=lambda event: said.append(str(event.get("text", ""))))
+    assert sum("rows, seed" in text for text in said) == 15 - len(before)
+
+
+def test_minutes_make_the_sizes_smaller_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = made(tmp_path)
+    monkeypatch.setattr(story, "_largest", lambda *_: 60)
+    _, found = ask(asked, tmp_path / "curve", Question(minutes=3))
+    assert [one.rows for one in found.sizes] == [24, 30, 38, 48, 60]
+    assert found.notes[0].startswith("held to 3 minutes: the largest size is 60 of ")
+
+
+def test_the_largest_size_is_the_largest_whose_ladder_fits():
+    # 100 rows in 1 % of the time: the ladder may pass over 10,000 rows, three times what its five sizes are.
+    assert story._largest(100, 10_000, 0.01, 5.0) == pytest.approx(1_800, rel=0.1)
+    with pytest.raises(Refused, match="--minutes: five sizes of three seeds take 15.0 times as long"):
+        story._largest(100, 10_000, 1.0, 5.0)
+
+
+def test_few_rows_are_passed_over_more_often_but_not_for_ever():
+    assert [epochs_at(rows, 1600, 1.0) for rows in (1600, 800, 400, 100)] == [1.0, 2.0, 4.0, 5.0]
+    assert epochs_at(100, 1600, 8.0) == 8.0
+
+
+def test_what_no_curve_can_tell_is_refused(tmp_path: Path):
+    with pytest.raises(Refused, match="training rows show no curve; collect 96 first"):
+        ask(made(tmp_path, 60), tmp_path / "few")
+    with pytest.raises(RecipeError, match=r"--rows: 9,999 is more than 4 times the \d+ training rows there are"):
+        ask(made(tmp_path), tmp_path / "far", Question(rows=(9_999,)))
+    assert not (tmp_path / "few").exists()
+
+
+def test_a_folder_of_another_recipe_is_left_alone(measured: tuple[Any, Path, Need], tmp_path: Path):
+    _, folder, _ = measured
+    other = made(tmp_path, 171)
+    with pytest.raises(CheckpointError, match="holds a run of another recipe"):
+        ask(other, folder)
+
+
+def test_a_loss_is_read_with_its_sign_turned_back(tmp_path: Path):
+    rows = [{"text": f"The quick brown fox number {i} jumps over the lazy dog and runs."} for i in range(170)]
+    asked = recipe(
+        tmp_path, rows, "llama", objective="domain", schedule=SCHEDULE, data={"audit": "note", "max_tokens": 32}
+    )
+    _, found = ask(asked, tmp_path / "curve")
+    assert (found.metric, found.lower_is_better, found.share) == ("perplexity", True, False)
+    assert all(one.mean > 1 for one in found.sizes)
+    assert found.held_out.low <= found.held_out.score <= found.held_out.high
+    assert json.loads((tmp_path / "curve" / "need.json").read_text())["power_law"]["ceiling"] >= 1

@@ -1,0 +1,264 @@
+"""The same recipe on more and more of its rows: a learning curve, and what it says of rows that are not there yet."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunesmith.data.files import write_whole
+from tunesmith.decision.need import FARTHEST, FEWEST_ROWS, SEEDS, SIZES, Cell, Guess, Reading, read_curve, sizes_of
+from tunesmith.errors import RecipeError, Refused
+from tunesmith.evaluation.significance import lower_is_better
+from tunesmith.inference.local import LocalModel
+from tunesmith.model.load import LoadOptions, load_base
+from tunesmith.recipe import Recipe
+from tunesmith.report.need import Expected, HeldOut, Need, Size, Target, page, sentence
+from tunesmith.workflows.prepare import Prepared, prepare
+from tunesmith.workflows.run_folder import RunFolder, open_run
+from tunesmith.workflows.train import Watch, train
+from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
+
+# Few rows may be passed over more often, as `init` would have it, so that small sizes are not small in steps too.
+MOST_EPOCHS = 5.0
+# The highest score there can be, losses with their sign turned; shares end at 1.
+BEST = {"chrf": 100.0, "bleu": 100.0, "corpus_chrf": 100.0, "perplexity": -1.0}
+POINTS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of the curve; without `rows`: twice and four times as many as there are."""
+
+    rows: tuple[int, ...] = ()
+    target: float | None = None
+    minutes: float | None = None
+
+
+@dataclass(slots=True)
+class Ladder:
+    """The cells of one learning curve: sizes and seeds over the same frozen test rows."""
+
+    prepared: Prepared
+    yardstick: Yardstick[Any]
+    folder: Path
+    watch: Watch
+    offline: bool
+
+    def cell(self, rows: int, seed: int) -> tuple[Cell, float]:
+        """What a model scores that was tuned on so many rows, and the seconds that took; kept once it is known."""
+        kept = self.folder / "cells" / f"{rows}-{seed}.json"
+        if kept.exists():
+            page = json.loads(kept.read_text(encoding="utf-8"))
+            return Cell(rows, seed, page["score"]), page["seconds"]
+        self.watch.listen({"event": "stage", "text": f"{rows} rows, seed {seed}"})
+        began = time.perf_counter()
+        work = kept.with_suffix("")
+        work.mkdir(parents=True, exist_ok=True)
+        dealt = self._dealt(rows, seed)
+        policy = train(dealt, work, watch=self.watch).policy
+        model = LocalModel(policy, dealt.template, dealt.recipe.objective, dealt.recipe.data.max_tokens)
+        score = self.yardstick.scores(self.yardstick.tuned(model), name="need")[0].score
+        seconds = time.perf_counter() - began
+        write_whole(kept, json.dumps({"rows": rows, "seed": seed, "score": score, "seconds": seconds}))
+        shutil.rmtree(work)
+        return Cell(rows, seed, score), seconds
+
+    def _dealt(self, rows: int, seed: int) -> Prepared:
+        """The recipe over so many of its training rows, on a base of its own: techniques change what they are given."""
+        recipe, everything = self.prepared.recipe, self.prepared.train
+        chosen = random.Random(f"{recipe.seed}/{seed}/need").sample(range(len(everything)), rows)
+        epochs = epochs_at(rows, len(everything), recipe.schedule.epochs)
+        schedule = recipe.schedule.model_copy(update={"epochs": epochs, "probe": False})
+        options = LoadOptions("float32", self.prepared.machine.device, recipe.technique.load_options().quantize)
+        return replace(
+            self.prepared,
+            recipe=recipe.model_copy(update={"seed": recipe.seed + seed, "schedule": schedule, "track": []}),
+            base=load_base(recipe.model, options=options, offline=self.offline),
+            train=[everything[i] for i in chosen],
+        )
+
+
+def need(
+    recipe: Recipe,
+    question: Question,
+    *,
+    out: Path | None = None,
+    watch: Watch,
+    offline: bool = False,
+) -> tuple[Path, Need]:
+    """What more rows would buy, and the folder where it is written; what is there of an earlier call is not run again.
+
+    Raises the errors of `prepare`, RecipeError for what may not be asked, Refused where rows or minutes are too few.
+    """
+    folder = open_run(recipe, out, prefix="need-", file="need.run.json")
+    prepared = prepare(_pinned(recipe, folder), listen=watch.listen, offline=offline)
+    available = len(prepared.train)
+    _check(question, prepared, available)
+    machine = prepared.machine
+    on = {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
+    folder.begin({"machine": on})
+    ladder = Ladder(prepared, yardstick_of(Frozen.of(prepared)), folder.path, watch, offline)
+    sizes, notes = _sizes(ladder, question.minutes)
+    if prepared.recipe.replay.share:
+        notes.append("replay is left out of these runs: only the rows of the recipe's own file are counted")
+    cells, seconds = _run(ladder, sizes)
+    found = _answer(ladder, question, cells, notes=notes, seconds=seconds)
+    write_whole(folder.path / "need.json", found.model_dump_json(indent=1))
+    write_whole(folder.path / "need.html", page(found))
+    return folder.path, found
+
+
+def epochs_at(rows: int, all_rows: int, epochs: float) -> float:
+    """Passes over so many rows: as many steps as all rows take, but no more than MOST_EPOCHS or the recipe's own."""
+    return max(epochs, min(MOST_EPOCHS, epochs * all_rows / rows))
+
+
+def _pinned(recipe: Recipe, folder: RunFolder) -> Recipe:
+    """The recipe on the machine that the first cells ran on."""
+    if not folder.begun:
+        return recipe
+    return recipe.model_copy(update={"machine": type(recipe.machine)(**folder.page()["machine"])})
+
+
+def _check(question: Question, prepared: Prepared, available: int) -> None:
+    """Raise for what no curve can tell."""
+    if prepared.recipe.objective.kind == "domain" and prepared.base.family == "encoder":
+        raise RecipeError("need: an encoder's hidden words are not scored here; nearest that works: a decoder")
+    if available < 4 * FEWEST_ROWS:
+        raise Refused(
+            f"{prepared.recipe.data.train}: {available} training rows show no curve; collect {4 * FEWEST_ROWS} first"
+        )
+    for rows in question.rows:
+        if rows > FARTHEST * available:
+            raise RecipeError(
+                f"--rows: {rows:,} is more than {FARTHEST:g} times the {available:,} training rows there are, "
+                "where any curve is right; ask for fewer"
+            )
+
+
+def _sizes(ladder: Ladder, minutes: float | None) -> tuple[list[int], list[str]]:
+    """The sizes to measure, and what the bound on minutes cost; chosen once, after the smallest cell was timed."""
+    available = len(ladder.prepared.train)
+    sizes = sizes_of(available)
+    if minutes is None:
+        return sizes, []
+    kept = ladder.folder / "sizes.json"
+    if kept.exists():
+        largest = json.loads(kept.read_text(encoding="utf-8"))["largest"]
+    else:
+        _, seconds = ladder.cell(sizes[0], 0)
+        largest = _largest(sizes[0], available, seconds / (60 * minutes), ladder.prepared.recipe.schedule.epochs)
+        write_whole(kept, json.dumps({"largest": largest, "minutes": minutes}))
+    if largest < available:
+        wider = math.sqrt(available / largest)
+        note = (
+            f"held to {minutes:g} minutes: the largest size is {largest:,} of {available:,} training rows, so nothing "
+            f"is said beyond {FARTHEST * largest:,.0f} rows, and intervals are about {wider:.1f} times as wide"
+        )
+        return sizes_of(largest, smallest=sizes[0]), [note]
+    return sizes, []
+
+
+def _largest(smallest: int, available: int, share: float, epochs: float) -> int:
+    """The largest size whose ladder fits, a cell of the smallest taking this share of the time there is.
+
+    A cell's time is taken to grow with the rows it passes over; what scoring takes does not grow, so this is safe.
+    """
+    per_row = share / (smallest * epochs_at(smallest, available, epochs))
+    for largest in sorted({round(available * 0.95**i) for i in range(120)}, reverse=True):
+        sizes = sizes_of(largest, smallest=smallest)
+        if len(sizes) < SIZES:
+            break
+        passed = SEEDS * sum(rows * epochs_at(rows, available, epochs) for rows in sizes)
+        if passed * per_row <= 1:
+            return largest
+    takes = SEEDS * SIZES * share
+    raise Refused(f"--minutes: five sizes of three seeds take {takes:.1f} times as long at the least; give more")
+
+
+def _run(ladder: Ladder, sizes: Sequence[int]) -> tuple[list[Cell], float]:
+    """Every cell, the small ones first, and the seconds they took together."""
+    cells, seconds = [], 0.0
+    for rows in sizes:
+        for seed in range(SEEDS):
+            cell, took = ladder.cell(rows, seed)
+            cells.append(cell)
+            seconds += took
+    return cells, seconds
+
+
+def _answer(ladder: Ladder, question: Question, cells: Sequence[Cell], *, notes: list[str], seconds: float) -> Need:
+    """The page of a measured ladder."""
+    recipe = ladder.prepared.recipe
+    metric = recipe.objective.metric
+    sign = -1.0 if lower_is_better(metric) else 1.0
+    best = BEST.get(metric, 0.0 if sign < 0 else 1.0)
+    reading = read_curve([replace(cell, score=sign * cell.score) for cell in cells], best=best)
+    largest = max(cell.rows for cell in cells)
+    asked = question.rows or (2 * largest, round(FARTHEST * largest))
+    held = _expected(reading.held.guess, sign)
+    measured = sign * reading.held.measured
+    may = not reading.faults
+    found = Need(
+        data=Path(recipe.data.train).name,
+        model=recipe.model,
+        objective=recipe.objective.kind,
+        technique=recipe.technique.kind,
+        metric=metric,
+        lower_is_better=sign < 0,
+        share=best == 1.0,
+        train_rows=len(ladder.prepared.train),
+        test_rows=len(ladder.prepared.test),
+        sizes=_measured(cells),
+        power_law={**asdict(reading.curve), "ceiling": sign * reading.curve.ceiling},
+        held_out=HeldOut(
+            **held.model_dump(), measured=measured, inside=reading.held.inside, width=held.high - held.low
+        ),
+        expected=[_expected(reading.guess(rows), sign) for rows in asked if rows <= FARTHEST * largest] if may else [],
+        curve=_drawn(reading, cells, sign, asked if may else ()),
+        ceiling=_expected(reading.ceiling, sign) if may else None,
+        target=_target(reading, question.target, largest, sign) if may else None,
+        faults=list(reading.faults),
+        notes=notes,
+        seconds=seconds,
+    )
+    return found.model_copy(update={"sentence": sentence(found)})
+
+
+def _measured(cells: Sequence[Cell]) -> list[Size]:
+    sizes = sorted({cell.rows for cell in cells})
+    scores = {rows: [cell.score for cell in cells if cell.rows == rows] for rows in sizes}
+    return [Size(rows=rows, scores=scores[rows], mean=float(np.mean(scores[rows]))) for rows in sizes]
+
+
+def _expected(guess: Guess, sign: float) -> Expected:
+    """A guess with its sign turned back, the smaller bound first."""
+    low, high = sorted((sign * guess.low, sign * guess.high))
+    return Expected(rows=guess.rows, score=sign * guess.score, low=low, high=high)
+
+
+def _drawn(reading: Reading, cells: Sequence[Cell], sign: float, asked: Sequence[int]) -> list[Expected]:
+    """The line of the plot, from the smallest size to the farthest that is foretold."""
+    rows = [*(cell.rows for cell in cells), *asked]
+    return [_expected(reading.guess(round(float(n))), sign) for n in np.geomspace(min(rows), max(rows), POINTS)]
+
+
+def _target(reading: Reading, target: float | None, largest: int, sign: float) -> Target | None:
+    """How many rows a score takes."""
+    if target is None:
+        return None
+    most = round(FARTHEST * largest)
+    return Target(
+        score=target,
+        rows=reading.rows_for(sign * target, most),
+        out_of_reach=sign * target > reading.ceiling.high,
+    )
