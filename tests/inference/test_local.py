@@ -188,5 +188,5 @@ def test_states_come_in_the_order_of_the_texts(kind: str, objective: Classify | 
 def test_label_rows_are_asked_as_they_were_taught():
     made = model("llama", words())
     taught = made.objective.encode(labelled(1)[0], template("llama"), limit=256).sequences[0].ids
-    prompt = made._prompt(made.objective.messages(labelled(1)[0].text))
+    prompt = made.prompt(made.objective.messages(labelled(1)[0].text))
     assert taught[: len(prompt)] == prompt

@@ -41,7 +41,7 @@ def forced(made: Policy, monkeypatch: pytest.MonkeyPatch, script: Sequence[Seque
             left.setdefault(id(one), list(script[len(left)]) if len(left) < len(script) else [])
         return torch.tensor([left[id(one)].pop(0) for one in chance])
 
-    monkeypatch.setattr(room, "_choose", choose)
+    monkeypatch.setattr(room, "choose", choose)
 
 
 # ------------------------------------------------------------------ greedy
@@ -177,7 +177,7 @@ def test_a_drawn_answer_depends_on_seed_and_prompt_and_not_on_company():
 def test_words_are_drawn_as_often_as_their_probability_at_the_temperature_says():
     logits = torch.tensor([[0.0, 1.0, 2.0, -30.0]]).repeat(4000, 1)
     chance = [torch.Generator().manual_seed(i) for i in range(4000)]
-    drawn = room._choose(logits, chance, Sampling(temperature=2.0))
+    drawn = room.choose(logits, chance, Sampling(temperature=2.0))
     shares = torch.bincount(drawn, minlength=4) / 4000
     # e^0, e^(1/2), e^1 over their sum 5.367
     assert torch.allclose(shares, torch.tensor([0.1863, 0.3072, 0.5065, 0.0]), atol=0.03)
@@ -187,11 +187,11 @@ def test_top_p_keeps_the_smallest_set_of_words_that_holds_it():
     logits = torch.tensor([[0.1, 0.5, 0.15, 0.25]]).log().repeat(500, 1)
     chance = [torch.Generator().manual_seed(i) for i in range(500)]
     for top_p, kept in ((0.4, {1}), (0.7, {1, 3}), (0.76, {1, 2, 3})):
-        assert set(room._choose(logits, chance, Sampling(temperature=1.0, top_p=top_p)).tolist()) == kept
+        assert set(room.choose(logits, chance, Sampling(temperature=1.0, top_p=top_p)).tolist()) == kept
 
 
 def test_at_temperature_zero_the_likeliest_word_is_taken():
-    assert room._choose(torch.tensor([[0.0, 2.0, 1.0]]), [], Sampling()).tolist() == [1]
+    assert room.choose(torch.tensor([[0.0, 2.0, 1.0]]), [], Sampling()).tolist() == [1]
 
 
 # ------------------------------------------------------------------ given answers

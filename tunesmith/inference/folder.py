@@ -78,16 +78,20 @@ def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> Loc
     """
     folder = find_model(run)
     about = read_about(folder)
-    if (folder / MANIFEST).exists():
-        verify_folder(folder, only="*.safetensors")
+    return over(read_base(about, device=device, offline=offline), folder, about)
+
+
+def read_base(about: About, *, device: str = "auto", offline: bool = False) -> Base:
+    """The base that a model folder was tuned over, as its technique wants it in memory."""
     place = choose_machine(device=device, dtype="float32").device
     options = LoadOptions("float32", place, about.technique.load_options().quantize)
-    base = load_base(about.base, options=options, offline=offline)
-    return _over(base, folder, about)
+    return load_base(about.base, options=options, offline=offline)
 
 
-def _over(base: Base, folder: Path, about: About) -> LocalModel:
-    """The saved numbers over a base that was read."""
+def over(base: Base, folder: Path, about: About) -> LocalModel:
+    """The saved numbers over a base that was read. Raises CheckpointError and TemplateError."""
+    if (folder / MANIFEST).exists():
+        verify_folder(folder, only="*.safetensors")
     if base.fingerprint != about.fingerprint:
         raise CheckpointError(
             f"{folder}: tuned over another base ({about.base} {about.fingerprint}, found {base.fingerprint}); "

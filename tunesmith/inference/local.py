@@ -61,7 +61,7 @@ class LocalModel:
     def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling | None = None) -> list[Reply]:
         """An answer to each, in order."""
         sampling = sampling or self.sampling
-        prompts = [self._prompt(messages) for messages in batch]
+        prompts = [self.prompt(messages) for messages in batch]
         drawn = generate(self._decoder(), prompts, sampling=sampling, template=self.template)
         return [
             Reply(
@@ -75,7 +75,7 @@ class LocalModel:
 
     def stream(self, messages: Sequence[Message], *, sampling: Sampling | None = None) -> Iterator[str]:
         """One answer, in pieces as it comes."""
-        prompt = self._prompt(messages)
+        prompt = self.prompt(messages)
         yield from stream(self._decoder(), prompt, sampling=sampling or self.sampling, template=self.template)
 
     def scores(self, messages: Sequence[Message], options: Sequence[str]) -> list[float]:
@@ -164,7 +164,7 @@ class LocalModel:
             raise RecipeError("generate: an encoder writes no text; use classify or embed, or tune a decoder")
         return self.policy
 
-    def _prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a question, its longest turn shortened where it exceeds the limit."""
         fitted, _ = self.template.fit(messages, self.limit)
         return self.template.prompt(fitted)
@@ -175,12 +175,12 @@ class LocalModel:
         if isinstance(self.objective, Domain):
             ids = self.template.document(text, limit=self.limit).ids
             return Tokens(ids, [False] * len(ids))
-        ids = self._prompt([Message("user", text)])
+        ids = self.prompt([Message("user", text)])
         return Tokens(ids, [False] * len(ids))
 
     def _scores(self, batch: Sequence[Sequence[Message]], options: Sequence[str]) -> Tensor:
         """[B, O]: log-probability of every option after every question."""
-        prompts = [self._prompt(messages) for messages in batch]
+        prompts = [self.prompt(messages) for messages in batch]
         ids = [self.template.answer(batch[0], option) for option in options]
         ends = self.template.end_ids if _one_begins_another(ids) else []
         ids = [[*option, *ends] for option in ids]

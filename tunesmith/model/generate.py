@@ -102,7 +102,7 @@ def stream(policy: Policy, prompt: list[int], *, sampling: Sampling, template: T
         text = template.decode(ids)
         if text.endswith("\ufffd"):  # the bytes of a character that is not whole yet
             continue
-        ready = before_stop(_decided(text, sampling.stop), sampling.stop).strip()
+        ready = before_stop(decided(text, sampling.stop), sampling.stop).strip()
         if len(ready) > len(said):
             yield ready[len(said) :]
             said = ready
@@ -110,7 +110,7 @@ def stream(policy: Policy, prompt: list[int], *, sampling: Sampling, template: T
         yield rest
 
 
-def _decided(text: str, stops: Sequence[str]) -> str:
+def decided(text: str, stops: Sequence[str]) -> str:
     """The text without an end that may be the beginning of a stop string."""
     begun = [size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
     return text[: len(text) - max(begun, default=0)]
@@ -129,10 +129,10 @@ def _steps(
     """(row, id) as they are drawn; (row, None) when a row ends by itself."""
     rows = list(range(len(prompts)))
     said: list[list[int]] = [[] for _ in prompts]
-    chance = [_generator(sampling.seed, prompt) for prompt in prompts]
+    chance = [chance_of(sampling.seed, prompt) for prompt in prompts]
     state = _prefill(policy, prompts)
     for step in range(sampling.max_new_tokens):
-        drawn = _choose(policy.words.logits(state.last).float(), [chance[row] for row in rows], sampling)
+        drawn = choose(policy.words.logits(state.last).float(), [chance[row] for row in rows], sampling)
         going = []
         for place, (row, token) in enumerate(zip(rows, drawn.tolist(), strict=True)):
             if token in template.stop_ids:
@@ -156,7 +156,7 @@ def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _Open:
     """Run the prompts, what they share once, padding on the left so that all end at the same place."""
     # A sliding window counts places in the cache: padding between the shared ids and a row's own would shift it.
     sliding = _slides(policy) and len(set(map(len, prompts))) > 1
-    shared = 0 if sliding else _common(prompts)
+    shared = 0 if sliding else common(prompts)
     width = max(map(len, prompts)) - shared
     ids = torch.zeros(len(prompts), width, dtype=torch.int64)
     real = torch.zeros(len(prompts), width, dtype=torch.bool)
@@ -171,7 +171,7 @@ def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _Open:
     return state
 
 
-def _common(prompts: Sequence[list[int]]) -> int:
+def common(prompts: Sequence[list[int]]) -> int:
     """Leading ids that all prompts share, at least one id left to each; 0 for a single prompt."""
     if len(prompts) < 2:
         return 0
@@ -183,7 +183,7 @@ def _common(prompts: Sequence[list[int]]) -> int:
     return limit
 
 
-def _choose(logits: Tensor, chance: Sequence[torch.Generator], sampling: Sampling) -> Tensor:
+def choose(logits: Tensor, chance: Sequence[torch.Generator], sampling: Sampling) -> Tensor:
     """[B, V] -> [B]: the likeliest id, or one drawn from the smallest set that holds top_p of the mass."""
     if sampling.temperature <= 0:
         return logits.argmax(dim=1)
@@ -196,7 +196,7 @@ def _choose(logits: Tensor, chance: Sequence[torch.Generator], sampling: Samplin
     return torch.cat(draws).to(logits.device)
 
 
-def _generator(seed: int, prompt: list[int]) -> torch.Generator:
+def chance_of(seed: int, prompt: list[int]) -> torch.Generator:
     """Chance that depends on the seed and the prompt, not on the company the prompt keeps."""
     digest = hashlib.sha256(f"{seed}/{prompt}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -8,7 +8,7 @@ time, and makes the gradient while the chunk is there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -103,6 +103,10 @@ class LanguageHead:
                 f"{config.get('model_type')}: this family changes its logits in a way not known here; choose another"
             )
         return head
+
+    def over(self, network: Any) -> LanguageHead:
+        """The same head with the output layer of another network of this family."""
+        return replace(self, layer=network.get_output_embeddings())
 
     def logits(self, states: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""

@@ -60,6 +60,14 @@ class FusedLora(PeftLinear):
         out: Tensor = _Updated.apply(x, frozen, self.lora_A[name].weight, self.lora_B[name].weight)  # type: ignore[no-untyped-call]
         return out
 
+    def update(self, x: Tensor) -> Tensor | None:
+        """[..., I] -> [..., O], what one plain update adds to the base's product; None where PEFT must tell."""
+        name = self._one_plain_update()
+        if name is None:
+            return None
+        low: Tensor = F.linear(F.linear(x, self.lora_A[name].weight), self.lora_B[name].weight)
+        return low.mul_(self.scaling[name])
+
     def _one_plain_update(self) -> str | None:
         """The name of the only update, if it is on, apart from the base's numbers, and nothing but A and B."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:

@@ -1,0 +1,66 @@
+"""What can be asked of a served model, and the ids that a question becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunesmith.data.examples import Message
+from tunesmith.data.tool_calls import Turns, tool_prompt
+from tunesmith.data.windows import beginning
+from tunesmith.errors import TunesmithError
+from tunesmith.inference.local import LocalModel
+from tunesmith.model.sampling import Sampling
+
+
+class AskError(TunesmithError):
+    """A question cannot be answered as it was asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A chat, a chat in which tools may be called, or a text to go on with; and how the answer is to be drawn.
+
+    `schema` is what the answer must hold to; `best` how many likely tokens are told beside each (-1: no scores).
+    """
+
+    model: str
+    messages: tuple[Message, ...] = ()
+    text: str | None = None
+    turns: Turns = ()
+    tools: Turns = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    schema: Mapping[str, Any] | None = None
+    best: int = -1
+    in_pieces: bool = False
+
+    def check(self, model: LocalModel, *, most: int) -> None:
+        """Nothing for a question that this model can be asked. Raises AskError."""
+        if model.policy.family != "decoder":
+            raise AskError(f"model: {self.model} is an encoder and writes no text; ask /classify or /v1/embeddings")
+        longest = self.sampling.max_new_tokens
+        if not 1 <= longest <= most:
+            raise AskError(f"max_tokens: {longest} is not between 1 and {most}; ask for so many")
+        if self.tools and "tools" not in model.template.source:
+            raise AskError(f"tools: the chat template of {self.model} has no place for them; leave them out")
+
+    def ids(self, model: LocalModel) -> list[int]:
+        """The question as `LocalModel` would put it. Raises AskError where nothing is left of it."""
+        if self.text is not None:
+            ids = beginning(self.text, model.template, limit=model.limit)
+        elif self.tools:
+            ids = tool_prompt(model.template, self.turns, self.tools)
+            if len(ids) > model.limit:
+                raise AskError(f"messages: {len(ids)} tokens with the tools, at most {model.limit} are read; send fewer")
+        else:
+            ids = model.prompt(self.messages)
+        if not ids:
+            raise AskError("prompt: there is nothing in it; send a text")
+        return ids
+
+
+def places_left(model: LocalModel, taken: int) -> int:
+    """Tokens that an answer can have before the model runs out of positions."""
+    most = getattr(model.policy.network.config, "max_position_embeddings", None)
+    return int(most) - taken if most else taken + 2**31

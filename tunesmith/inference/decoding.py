@@ -1,0 +1,151 @@
+"""Answers over one base, written together: rows join when they come, each step adds a token to all, and rows leave.
+
+Letters: B rows at work, T tokens of the longest question, D hidden, V words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.inference.beginnings import WORTH, Beginnings, alike
+from tunesmith.inference.row import End, Row
+from tunesmith.inference.shelf import Ground, Run
+from tunesmith.model.batch import cut
+from tunesmith.model.mixed import Mixed
+from tunesmith.model.slab import Slab
+
+
+class Decoding:
+    """The rows over one base. Row i lies in slot i of the slab, so that a step runs over the first slots alone."""
+
+    def __init__(self, ground: Ground, beginnings: Beginnings) -> None:
+        self.ground, self.rows = ground, list[Row]()
+        self.tokens_reused = 0
+        self._beginnings = beginnings
+        self._slab = Slab(ground.base.network.config)
+        self._mixed: Mixed | None = None
+        self._inside: dict[int, Run] = {}
+        self._made_for: dict[int, Run] = {}
+
+    @torch.inference_mode()
+    def join(self, rows: Sequence[Row], *, tokens: int) -> list[Row]:
+        """Read the questions of as many rows as fit into so many tokens, one at least; the rows that have to wait."""
+        first = rows[0].run
+        alike_run = [row for row in rows if row.run is first]
+        known = {id(row): self._beginnings.find(first.number, row.prompt) for row in alike_run}
+        self._share(alike_run, max(size for size, _ in known.values()))
+        left = [len(row.prompt) - known[id(row)][0] for row in alike_run]
+        order = sorted(range(len(left)), key=lambda i: -left[i])
+        chosen = [alike_run[i] for i in cut(order, left, tokens)[0]]
+        self._read(first, chosen)
+        return [row for row in rows if row not in chosen]
+
+    def step(self) -> int:
+        """A token more for every row; how many were drawn. Rows that end leave."""
+        if not self.rows:
+            return 0
+        return self._step()
+
+    @torch.inference_mode()
+    def _step(self) -> int:
+        network = self._network()
+        logits = self._logits(network)
+        drawn = [row.draw(logits[i]) for i, row in enumerate(self.rows)]
+        going = [not row.take(token) for row, token in zip(self.rows, drawn, strict=True)]
+        if not all(going):
+            drawn = self._leave(going, drawn)
+        if self.rows:
+            network = self._network()
+            starts = [row.columns - 1 for row in self.rows]
+            ids = torch.tensor(drawn)[:, None]
+            states = self._slab.feed(network, ids, slots=range(len(self.rows)), starts=starts)
+            for i, row in enumerate(self.rows):
+                row.last = states[i, -1]
+        else:
+            self._slab.clear()
+        return len(going)
+
+    def drop(self, row: Row, end: End, why: str = "") -> None:
+        """Let a row go before its end."""
+        row.leave(end, why)
+        self._leave([other is not row for other in self.rows], list(range(len(self.rows))))
+        if not self.rows:
+            self._slab.clear()
+
+    def _leave(self, going: Sequence[bool], drawn: list[int]) -> list[int]:
+        """Close the gaps with rows from the end; the tokens of the rows that stay, in their new order."""
+        kept = list(zip(self.rows, drawn, going, strict=True))
+        place = 0
+        while place < len(kept):
+            if kept[place][2]:
+                place += 1
+                continue
+            last = kept.pop()
+            if place < len(kept):
+                self._slab.move(len(kept), place, last[0].columns)
+                kept[place] = last
+        self.rows = [row for row, _, _ in kept]
+        return [token for _, token, _ in kept]
+
+    def _share(self, rows: Sequence[Row], known: int) -> None:
+        """Run once what all of several new questions begin with, where more of it is new than is worth finding."""
+        shared = min((alike(rows[0].prompt, row.prompt) for row in rows[1:]), default=0)
+        if shared - known < WORTH:
+            return
+        run, ids = rows[0].run, rows[0].prompt[:shared]
+        self._fill(run, [ids], [len(self.rows)])
+        self._beginnings.keep(run.number, ids, self._slab.take(len(self.rows), run.virtual + shared))
+
+    def _read(self, run: Run, rows: Sequence[Row]) -> None:
+        """Read the questions of rows under one run into the slots behind those at work."""
+        slots = range(len(self.rows), len(self.rows) + len(rows))
+        states = self._fill(run, [row.prompt for row in rows], slots)
+        for slot, row, last in zip(slots, rows, states, strict=True):
+            row.last = last
+            self._beginnings.keep(run.number, row.prompt, self._slab.take(slot, run.virtual + len(row.prompt)))
+        self.rows += rows
+
+    def _fill(self, run: Run, prompts: Sequence[list[int]], slots: Sequence[int]) -> list[Tensor]:
+        """The state [D] of each prompt's last id; keys and values of all its ids into its slot."""
+        sizes = []
+        for slot, prompt in zip(slots, prompts, strict=True):
+            size, past = self._beginnings.find(run.number, prompt, virtual=run.virtual)
+            if past or run.past:
+                self._slab.put(slot, past or run.past)
+            sizes.append(size)
+        self.tokens_reused += sum(sizes)
+        rest = [prompt[size:] for prompt, size in zip(prompts, sizes, strict=True)]
+        width = max(map(len, rest))
+        ids = torch.tensor([own + [0] * (width - len(own)) for own in rest])
+        starts = [run.virtual + size for size in sizes]
+        states = self._slab.feed(run.model.policy.network, ids, slots=slots, starts=starts)
+        return [states[i, len(own) - 1] for i, own in enumerate(rest)]
+
+    def _network(self) -> Any:
+        """The network of the one run that all rows are under, or all of them as one."""
+        runs = {row.run.number: row.run for row in self.rows}
+        if len(runs) == 1:
+            return next(iter(runs.values())).model.policy.network
+        mixed = self._mixed_of(runs)
+        places = sorted(range(len(self.rows)), key=lambda i: self.rows[i].run.number)
+        groups = groupby(places, key=lambda i: self.rows[i].run.number)
+        return mixed.by([(number, torch.tensor(list(own))) for number, own in groups])
+
+    def _mixed_of(self, runs: dict[int, Run]) -> Mixed:
+        """One network of these runs; kept as long as no run came, went, or is asked after it went."""
+        if self._mixed is None or self._made_for is not self.ground.runs or not runs.keys() <= self._inside.keys():
+            self._made_for = self.ground.runs
+            self._inside = {**self._made_for, **runs}
+            inside = {number: run.model.policy.network for number, run in self._inside.items()}
+            self._mixed = Mixed(self.ground.base.network, inside)
+        return self._mixed
+
+    def _logits(self, network: Any) -> Tensor:
+        """[B, V] of what comes next."""
+        words = self.rows[0].run.model.policy.words
+        return words.over(network).logits(torch.stack([row.last for row in self.rows])).float()

@@ -1,0 +1,257 @@
+"""Many questions at once to the runs on a shelf: one thread that owns the networks, a queue with limits, and tickets.
+
+No web in here. What a question gets back is told from the engine's thread, piece by piece.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from threading import Condition, Thread
+from typing import Any, Literal
+
+import torch
+
+from tunesmith.errors import TunesmithError
+from tunesmith.inference.ask import Ask
+from tunesmith.inference.beginnings import Beginnings
+from tunesmith.inference.decoding import Decoding
+from tunesmith.inference.row import End, Piece, Row, Told
+from tunesmith.inference.shelf import Ground, Run, Shelf
+from tunesmith.model.grammar import Grammar
+
+Kind = Literal["labels", "states"]
+TEXTS = 64  # labelled in one go, between two steps of the answers
+
+
+class Busy(TunesmithError):
+    """The queue is full, or the engine ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server takes on: answers at once, questions that wait, tokens of an answer, seconds from asking to end,
+    tokens of questions that are read between two steps, and memory for what questions begin with."""
+
+    rows: int = 32
+    waiting: int = 256
+    new_tokens: int = 4096
+    seconds: float = 120.0
+    read: int = 1024
+    kept_bytes: int = 256 * 2**20
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A question that was taken; `cancel` when nobody waits for its answer any more."""
+
+    run: Run
+    ask: Ask
+    told: Told
+    until: float
+    cancelled: bool = False
+    row: Row | None = None
+
+    def cancel(self) -> None:
+        """Nobody waits any more."""
+        self.cancelled = True
+
+
+@dataclass(slots=True, eq=False)
+class _Whole:
+    """Texts that are read in one go: labels or states."""
+
+    run: Run
+    kind: Kind
+    texts: Sequence[str]
+    until: float
+    future: Future[Any] = field(default_factory=Future)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What an engine has done since it began."""
+
+    asked: int = 0
+    tokens: int = 0
+    steps: int = 0
+    reused: int = 0
+    failed: int = 0
+
+
+class Engine:
+    """Answers from the runs on a shelf; `failed` is told the traceback of what must not happen."""
+
+    def __init__(self, shelf: Shelf, *, limits: Limits, failed: Callable[[str], None]) -> None:
+        self.shelf, self.limits, self.counts = shelf, limits, Counts()
+        self._failed = failed
+        self._beginnings = Beginnings(limits.kept_bytes)
+        self._decodings: dict[int, Decoding] = {}
+        self._grammars: dict[int, Grammar] = {}
+        self._waiting, self._wholes, self._tickets = deque[Ticket](), deque[_Whole](), list[Ticket]()
+        self._changed, self._ending = Condition(), False
+        self._thread = Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    def ask(self, ask: Ask, told: Told) -> Ticket:
+        """Take a question; raises UnknownModel, and Busy where too many wait."""
+        run = self.shelf.get(ask.model)
+        ask.check(run.model, self.limits.new_tokens)
+        ticket = Ticket(run, ask, told, time.monotonic() + self.limits.seconds)
+        with self._changed:
+            self._admit()
+            self._waiting.append(ticket)
+        return ticket
+
+    def whole(self, name: str, kind: Kind, texts: Sequence[str]) -> Future[Any]:
+        """`LocalModel.classify` or `.embed` of the texts, when their turn comes."""
+        job = _Whole(self.shelf.get(name), kind, texts, time.monotonic() + self.limits.seconds)
+        with self._changed:
+            self._admit()
+            self._wholes.append(job)
+        return job.future
+
+    @property
+    def at_work(self) -> int:
+        """Answers being written."""
+        return len(self._tickets)
+
+    @property
+    def queued(self) -> int:
+        """Questions that wait."""
+        return len(self._waiting) + len(self._wholes)
+
+    def close(self, seconds: float = 30.0) -> None:
+        """Take nothing more, end what was taken, and stop after so many seconds at the latest."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+        self._thread.join(seconds)
+
+    def _admit(self) -> None:
+        if self._ending:
+            raise Busy("server: it is ending; ask again when it is back")
+        if self.queued >= self.limits.waiting:
+            raise Busy(f"server: {self.queued} questions wait already; ask again later")
+        self.counts.asked += 1
+        self._changed.notify()
+
+    def _work(self) -> None:
+        """The engine's thread."""
+        while True:
+            with self._changed:
+                while not (self._waiting or self._wholes or self._tickets):
+                    if self._ending:
+                        return
+                    self._changed.wait()
+            try:
+                self._round()
+            except Exception as error:  # our own bug: told, and whoever waits is told too; the server stays
+                self._failed(traceback.format_exc())
+                self._fail(error)
+
+    def _round(self) -> None:
+        """What is overdue goes, some texts are labelled, some questions read, and every answer grows by a token."""
+        self._sweep()
+        self._read_texts()
+        self._let_in()
+        for decoding in list(self._decodings.values()):
+            self.counts.tokens += decoding.step()
+            self.counts.steps += 1
+        self.counts.reused = sum(decoding.tokens_reused for decoding in self._decodings.values())
+        at_work = {id(row) for decoding in self._decodings.values() for row in decoding.rows}
+        self._tickets = [ticket for ticket in self._tickets if id(ticket.row) in at_work]
+
+    def _sweep(self) -> None:
+        """Let go of answers that nobody waits for, and of those that took too long."""
+        now = time.monotonic()
+        for ticket in [*self._tickets, *self._waiting]:
+            if ticket.cancelled or now > ticket.until:
+                self._let_go(ticket, "gone" if ticket.cancelled else "late")
+        with self._changed:
+            self._wholes = deque(job for job in self._wholes if now <= job.until or job.future.cancel())
+
+    def _let_go(self, ticket: Ticket, end: End) -> None:
+        why = f"took more than {self.limits.seconds:.0f} s" if end == "late" else ""
+        if ticket.row is None:
+            with self._changed:
+                self._waiting.remove(ticket)
+            ticket.told(Piece(end=end, why=why))
+            return
+        self._decoding(ticket.run.ground).drop(ticket.row, end, why)
+        self._tickets.remove(ticket)
+
+    def _read_texts(self) -> None:
+        """Labels or states of texts that wait, those of one run together."""
+        with self._changed:
+            if not self._wholes:
+                return
+            first = self._wholes[0]
+            chosen: list[_Whole] = []
+            for job in [job for job in self._wholes if (job.run, job.kind) == (first.run, first.kind)]:
+                if not chosen or sum(len(other.texts) for other in chosen) + len(job.texts) <= TEXTS:
+                    chosen.append(job)
+                    self._wholes.remove(job)
+        chosen = [job for job in chosen if job.future.set_running_or_notify_cancel()]
+        texts = [text for job in chosen for text in job.texts]
+        try:
+            model = first.run.model
+            found = model.classify(texts) if first.kind == "labels" else model.embed(texts).tolist()
+        except Exception as error:
+            for job in chosen:
+                job.future.set_exception(error)
+            if not isinstance(error, TunesmithError):
+                raise
+            return
+        for job in chosen:
+            job.future.set_result([found.pop(0) for _ in job.texts])
+
+    def _let_in(self) -> None:
+        """Read the questions that wait, as many as there is room for, those over one base together."""
+        with self._changed:
+            room = self.limits.rows - len(self._tickets)
+            chosen = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        ready: dict[int, list[Ticket]] = {}
+        for ticket in chosen:
+            if self._prepare(ticket):
+                ready.setdefault(id(ticket.run.ground), []).append(ticket)
+        for tickets in ready.values():
+            rows = {id(ticket.row): ticket for ticket in tickets}
+            self._tickets += tickets
+            decoding = self._decoding(tickets[0].run.ground)
+            left = decoding.join([ticket.row for ticket in tickets if ticket.row is not None], tokens=self.limits.read)
+            later = [rows[id(row)] for row in left]
+            self._tickets = [ticket for ticket in self._tickets if ticket not in later]
+            with self._changed:
+                self._waiting.extendleft(reversed(later))
+
+    def _prepare(self, ticket: Ticket) -> bool:
+        """Whether the question became a row; what is wrong with it is told."""
+        if ticket.row is not None:
+            return True
+        try:
+            ask, run = ticket.ask, ticket.run
+            follower = self._grammar(run).follow(ask.schema) if ask.schema is not None else None
+            row = Row(run, ask.ids(run.model), ask.sampling, ticket.told, follower, ask.best, ask.in_pieces)
+            row.as_it_is = ask.text is not None
+        except TunesmithError as error:
+            ticket.told(Piece(end="failed", why=str(error)))
+            return False
+        ticket.row = row
+        return True
+
+    def _grammar(self, run: Run) -> Grammar:
+        if run.number not in self._grammars:
+            words = run.model.policy.network.get_output_embeddings().weight.shape[0]
+            self._grammars[run.number] = Grammar(run.model.template, words=words)
+        return self._grammars[run.number]
+
+    def _decoding(self, ground: Ground) -> Decoding:
+        """The answers over a base; what belongs to bases and runs that are gone is forgotten when a base is new."""
+        if id(ground) not in self._decodings:
+            self._decodings[id(ground)] = Decoding(ground, self._beginnings)
+        return self._decodings[id(ground)]

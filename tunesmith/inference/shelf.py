@@ -1,0 +1,171 @@
+"""Runs that are served together: each base read once, and every run's numbers over it under a name."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import torch
+
+from tunesmith.data.template import Template
+from tunesmith.errors import ModelError, TunesmithError
+from tunesmith.inference.folder import About, find_model, over, read_about, read_base
+from tunesmith.inference.local import LocalModel
+from tunesmith.model.attention import Past
+from tunesmith.model.load import Base
+from tunesmith.model.mixed import same_numbers
+from tunesmith.model.policy import Policy
+from tunesmith.model.slab import fits
+from tunesmith.objectives import Instruct
+from tunesmith.techniques import Full
+
+
+class UnknownModel(TunesmithError):
+    """No model of that name is served here."""
+
+
+@dataclass(slots=True, eq=False)
+class Ground:
+    """A base as it is in memory, and the runs over it; the dict is made anew when one comes or goes."""
+
+    base: Base
+    runs: dict[int, Run] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """A model under its name; `version` counts the folders given for the name, `past` stands before every row."""
+
+    name: str
+    version: int
+    number: int
+    model: LocalModel
+    ground: Ground
+    past: Past = ()
+
+    @property
+    def virtual(self) -> int:
+        """Columns that virtual tokens take."""
+        return self.past[0][0].shape[2] if self.past else 0
+
+
+class Shelf:
+    """What is served: names, the folders that each may stand for, oldest first, and which one it stands for now.
+
+    Threads may ask and load at once. Only these folders are ever read: a request names a name, never a place.
+    """
+
+    def __init__(self, sources: Mapping[str, Sequence[Path]], *, device: str = "auto", offline: bool = False) -> None:
+        self.sources = {name: tuple(folders) for name, folders in sources.items()}
+        self._device, self._offline = device, offline
+        self._numbers, self._lock = itertools.count(1), RLock()
+        self._grounds: dict[tuple[str, str], Ground] = {}
+        self._runs: dict[str, Run] = {}
+        self._bases: dict[str, Run] = {}
+
+    def load(self, name: str, *, version: int = 0) -> Run:
+        """The run of that name from now on, read anew; the newest version unless one is named."""
+        if name not in self.sources:
+            raise UnknownModel(f"model: {name!r} was not registered when the server started; {self._known()}")
+        folders = self.sources[name]
+        version = version or len(folders)
+        if not 1 <= version <= len(folders):
+            raise UnknownModel(f"model: {name!r} has no version {version}; it has 1 to {len(folders)}")
+        with self._lock:
+            run = self._read(name, folders[version - 1], version)
+            self._replace(name, run)
+        return run
+
+    def unload(self, name: str) -> None:
+        """Nobody is answered under that name from now on; what it answers now it ends."""
+        with self._lock:
+            if name not in self._runs:
+                raise UnknownModel(f"model: {name!r} is not loaded; {self._known()}")
+            self._replace(name, None)
+
+    def roll_back(self, name: str) -> Run:
+        """The version before the one that is served."""
+        return self.load(name, version=self._one(self._runs, name).version - 1 or -1)
+
+    def get(self, name: str) -> Run:
+        """The run of that name, or the base."""
+        return self._one({**self._bases, **self._runs}, name)
+
+    def runs(self) -> list[Run]:
+        """Everything that answers, runs first, then bases."""
+        return [*self._runs.values(), *(run for name, run in self._bases.items() if name not in self._runs)]
+
+    def grounds(self) -> list[Ground]:
+        """The bases in memory."""
+        return list(self._grounds.values())
+
+    def _one(self, runs: Mapping[str, Run], name: str) -> Run:
+        if name not in runs:
+            raise UnknownModel(f"model: {name[:100]!r} is not served here; {self._known()}")
+        return runs[name]
+
+    def _known(self) -> str:
+        return f"there are {', '.join(run.name for run in self.runs())}" if self.runs() else "none is loaded"
+
+    def _read(self, name: str, place: Path, version: int) -> Run:
+        folder = find_model(place)
+        about = read_about(folder)
+        if isinstance(about.technique, Full):
+            # Its weights are its own, so nothing is shared, and the base it was tuned over need not stay.
+            base = read_base(about, device=self._device, offline=self._offline)
+            model = over(base, folder, about)
+            ground = Ground(replace(base, network=model.policy.network))
+        else:
+            ground = self._ground(about)
+            model = over(replace(ground.base, network=same_numbers(ground.base.network)), folder, about)
+        return self._run(name, version, model, ground)
+
+    def _run(self, name: str, version: int, model: LocalModel, ground: Ground) -> Run:
+        run = Run(name, version, next(self._numbers), model, ground)
+        if model.policy.family != "decoder":
+            return run
+        if not fits(model.policy.network):
+            kind = model.policy.network.config.model_type
+            raise ModelError(f"{name}: a {kind} keeps more of a row than keys and values; ask it with `tunesmith ask`")
+        if model.policy.virtual is not None:
+            with torch.inference_mode():
+                run.past = model.policy.virtual.past(model.policy.network)
+        return run
+
+    def _ground(self, about: About) -> Ground:
+        """The base in memory, read if it is not there, with a run of its own under its own name."""
+        key = (about.fingerprint, about.technique.load_options().quantize)
+        if key not in self._grounds:
+            base = read_base(about, device=self._device, offline=self._offline)
+            base.network.requires_grad_(False)
+            self._grounds[key] = ground = Ground(base)
+            if base.family == "decoder":
+                model = _plain(base, about.limit)
+                run = self._run(Path(base.name).name, 1, model, ground)
+                self._bases[run.name] = run
+        return self._grounds[key]
+
+    def _replace(self, name: str, run: Run | None) -> None:
+        """Put a run in the place of another of its name, or of none; a base that nobody uses any more goes."""
+        old = self._runs.get(name)
+        kept = {other: held for other, held in self._runs.items() if other != name}
+        self._runs = {**kept, name: run} if run is not None else kept
+        if run is not None:
+            run.ground.runs = {**run.ground.runs, run.number: run}
+        if old is not None:
+            old.ground.runs = {number: other for number, other in old.ground.runs.items() if other is not old}
+        self._grounds = {key: ground for key, ground in self._grounds.items() if ground.runs}
+        self._bases = {name: base for name, base in self._bases.items() if base.ground in self._grounds.values()}
+
+
+def _plain(base: Base, limit: int) -> LocalModel:
+    """The base itself as a model that answers chats."""
+    network: Any = same_numbers(base.network)
+    policy = Policy.over(network, family=base.family, reference=nullcontext)
+    policy.train(False)
+    return LocalModel(policy, Template(base.tokenizer), Instruct(), limit)

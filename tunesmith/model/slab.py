@@ -1,0 +1,161 @@
+"""Keys and values of rows that come and go, in one block of memory that no row's leaving makes us copy.
+
+Each row lies in a slot of its own, its first token in column 0, so a token's column is its position and nothing is
+padded in front. What lies behind a row's end is never looked at.
+
+Letters: R slots, C columns, B rows at work, T tokens given, S columns looked at, G key heads, W width of a head, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from tunesmith.model.attention import SAME, Past
+
+STEP = 64  # columns grow by at least so many
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+class _Layer(CacheLayerMixin):
+    """Keys and values [R, C, G, W] of one layer."""
+
+    def __init__(self, slab: Slab) -> None:
+        super().__init__()
+        self.slab = slab
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: room is made when it is known how much."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """[B, G, T, W] of the rows at work in; theirs up to the last column, [B, G, S, W], out."""
+        slots, columns, width = self.slab.at
+        self.keys = self._written(self.keys, key_states, slots, columns)
+        self.values = self._written(self.values, value_states, slots, columns)
+        rows = slice(slots[0], slots[0] + len(slots))
+        return self.keys[rows, :width].transpose(1, 2), self.values[rows, :width].transpose(1, 2)
+
+    def _written(self, held: Tensor | None, given: Tensor, slots: Sequence[int], columns: Tensor) -> Tensor:
+        """The block with [B, G, T, W] in it, larger where it was too small."""
+        block = self.room(held, given, rows=slots[-1] + 1, columns=int(columns.max()) + 1)
+        block[torch.tensor(slots, device=block.device)[:, None], columns] = given.transpose(1, 2)
+        return block
+
+    def room(self, held: Tensor | None, like: Tensor, *, rows: int, columns: int) -> Tensor:
+        """The block, or one that has that many rows and columns with the same in it; zeros, since NaN * 0 is NaN."""
+        have = (0, 0) if held is None else held.shape[:2]
+        if rows <= have[0] and columns <= have[1]:
+            assert held is not None
+            return held
+        wide = have[1] if columns <= have[1] else max(columns + STEP, have[1] * 3 // 2) // STEP * STEP
+        high = have[0] if rows <= have[0] else max(rows, 2 * have[0])
+        block = like.new_zeros(high, max(wide, columns), like.shape[1], like.shape[3])
+        if held is not None:
+            block[: have[0], : have[1]] = held
+        return block
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns looked at, from the first on."""
+        return self.slab.at[2], 0
+
+    def get_seq_length(self) -> int:
+        """Columns looked at."""
+        return self.slab.at[2]
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+
+class Slab(Cache):
+    """The slots of one network; `feed` is the only way to run it."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(layers=[_Layer(self) for _ in range(config.num_hidden_layers)])
+        self.at: tuple[Sequence[int], Tensor, int] = ((0,), torch.zeros(1, 1, dtype=torch.int64), 0)
+        kinds = getattr(config, "layer_types", None) or [SLIDING if getattr(config, "sliding_window", None) else FULL]
+        self.kinds = sorted(set(kinds))
+        self.window = int(getattr(config, "sliding_window", None) or 0)
+
+    def feed(self, network: Any, ids: Tensor, *, slots: Sequence[int], starts: Sequence[int]) -> Tensor:
+        """[B, T, D]: states of ids [B, T] put into these slots, which lie next to each other, from these columns on."""
+        length, device = ids.shape[1], network.device
+        columns = torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)  # [B, T]
+        self.at = (slots, columns, max(starts) + length)
+        out = network.base_model(
+            input_ids=ids.to(device),
+            attention_mask=self._masks(columns, network.dtype),
+            position_ids=columns,
+            cache=self,
+            use_cache=True,
+        )
+        states: Tensor = out.last_hidden_state
+        return states
+
+    def put(self, slot: int, past: Past) -> None:
+        """Begin a slot with keys and values [1, G, P, W] of every layer."""
+        layers: list[Any] = self.layers
+        for layer, (keys, values) in zip(layers, past, strict=True):
+            width = keys.shape[2]
+            layer.keys = layer.room(layer.keys, keys, rows=slot + 1, columns=width)
+            layer.values = layer.room(layer.values, values, rows=slot + 1, columns=width)
+            layer.keys[slot, :width] = keys[0].transpose(0, 1)
+            layer.values[slot, :width] = values[0].transpose(0, 1)
+
+    def take(self, slot: int, size: int) -> Past:
+        """A copy of the first columns of a slot, [1, G, P, W] in every layer."""
+        layers: list[Any] = self.layers
+        return [
+            (layer.keys[slot, :size].transpose(0, 1)[None].clone(), layer.values[slot, :size].transpose(0, 1)[None].clone())
+            for layer in layers
+        ]  # fmt: skip
+
+    def move(self, slot: int, to: int, size: int) -> None:
+        """Put the first columns of a slot where another row was."""
+        layers: list[Any] = self.layers
+        for layer in layers:
+            layer.keys[to, :size] = layer.keys[slot, :size]
+            layer.values[to, :size] = layer.values[slot, :size]
+
+    def clear(self) -> None:
+        """Let the memory go."""
+        layers: list[Any] = self.layers
+        for layer in layers:
+            layer.keys = layer.values = None
+
+    def _masks(self, columns: Tensor, dtype: torch.dtype) -> Any:
+        """What each token sees, [B, 1, T, S] as numbers to add; by kind of layer where a network has several."""
+        behind = columns[:, :, None] - torch.arange(self.at[2], device=columns.device)
+        made = {}
+        for kind in self.kinds:
+            seen = behind >= 0
+            if kind == SLIDING:
+                seen = seen & (behind < self.window)
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            made[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+        return made if len(made) > 1 else made[self.kinds[0]]
+
+
+@torch.no_grad()
+def fits(network: Any) -> bool:
+    """Whether this decoder's rows can lie in a slab: two rows fed piece by piece have the states they have alone."""
+    slab = Slab(network.config)
+    if not set(slab.kinds) <= {FULL, SLIDING}:
+        return False
+    rows = torch.arange(1, 11, device=network.device).view(2, 5)
+    try:
+        first = slab.feed(network, rows[:, :3], slots=(0, 1), starts=(0, 0))
+        # The second row goes on from its second token, as a row does that joins later.
+        last = slab.feed(network, torch.stack([rows[0, 3:5], rows[1, 2:4]]), slots=(0, 1), starts=(3, 2))
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):  # a state that is no keys
+        return False
+    for row, (begin, states) in enumerate(((3, last[0]), (2, last[1]))):
+        alone = network.base_model(input_ids=rows[row : row + 1], use_cache=False).last_hidden_state[0].float()
+        wanted, found = alone[begin : begin + 2], states.float()
+        if (wanted - found).norm() > SAME * wanted.norm() or (alone[:2] - first[row, :2].float()).norm() > SAME * alone.norm():
+            return False
+    return True
