@@ -8,16 +8,14 @@ from __future__ import annotations
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from threading import Condition, Thread
 from typing import Any, Literal
 
-import torch
-
 from tunesmith.errors import TunesmithError
-from tunesmith.inference.ask import Ask
+from tunesmith.inference.ask import Ask, AskError, places_left
 from tunesmith.inference.beginnings import Beginnings
 from tunesmith.inference.decoding import Decoding
 from tunesmith.inference.row import End, Piece, Row, Told
@@ -92,6 +90,7 @@ class Engine:
         self._beginnings = Beginnings(limits.kept_bytes)
         self._decodings: dict[int, Decoding] = {}
         self._grammars: dict[int, Grammar] = {}
+        self._runs: Set[int] = frozenset()
         self._waiting, self._wholes, self._tickets = deque[Ticket](), deque[_Whole](), list[Ticket]()
         self._changed, self._ending = Condition(), False
         self._thread = Thread(target=self._work, name="engine", daemon=True)
@@ -100,7 +99,7 @@ class Engine:
     def ask(self, ask: Ask, told: Told) -> Ticket:
         """Take a question; raises UnknownModel, and Busy where too many wait."""
         run = self.shelf.get(ask.model)
-        ask.check(run.model, self.limits.new_tokens)
+        ask.check(run.model, most=self.limits.new_tokens)
         ticket = Ticket(run, ask, told, time.monotonic() + self.limits.seconds)
         with self._changed:
             self._admit()
@@ -150,13 +149,14 @@ class Engine:
                     self._changed.wait()
             try:
                 self._round()
-            except Exception as error:  # our own bug: told, and whoever waits is told too; the server stays
+            except Exception:  # our own bug: told, and whoever waits is told too; the server stays
                 self._failed(traceback.format_exc())
-                self._fail(error)
+                self._give_up()
 
     def _round(self) -> None:
         """What is overdue goes, some texts are labelled, some questions read, and every answer grows by a token."""
         self._sweep()
+        self._tidy()
         self._read_texts()
         self._let_in()
         for decoding in list(self._decodings.values()):
@@ -177,13 +177,32 @@ class Engine:
 
     def _let_go(self, ticket: Ticket, end: End) -> None:
         why = f"took more than {self.limits.seconds:.0f} s" if end == "late" else ""
-        if ticket.row is None:
-            with self._changed:
-                self._waiting.remove(ticket)
-            ticket.told(Piece(end=end, why=why))
+        if ticket in self._tickets and ticket.row is not None:
+            self._tickets.remove(ticket)
+            self._decoding(ticket.run.ground).drop(ticket.row, end, why)
             return
-        self._decoding(ticket.run.ground).drop(ticket.row, end, why)
-        self._tickets.remove(ticket)
+        with self._changed:
+            self._waiting.remove(ticket)
+        ticket.told(Piece(end=end, why=why))
+
+    def _tidy(self) -> None:
+        """Forget what belongs to runs that are gone and answer nothing any more."""
+        at_work = [ticket.run for ticket in [*self._tickets, *self._waiting]]
+        runs = {run.number: run for run in [*self.shelf.runs(), *at_work]}
+        if runs.keys() == self._runs:
+            return
+        self._runs = runs.keys()
+        self._beginnings.forget(list(runs))
+        self._grammars = {number: made for number, made in self._grammars.items() if number in runs}
+        grounds = {id(run.ground) for run in runs.values()}
+        self._decodings = {key: made for key, made in self._decodings.items() if key in grounds}
+
+    def _give_up(self) -> None:
+        """Tell everybody who is answered now that it failed."""
+        failed, self._tickets, self._decodings = self._tickets, [], {}
+        self.counts.failed += len(failed)
+        for ticket in failed:
+            ticket.told(Piece(end="broken", why="a bug in tunesmith; its log says more"))
 
     def _read_texts(self) -> None:
         """Labels or states of texts that wait, those of one run together."""
@@ -233,15 +252,18 @@ class Engine:
         """Whether the question became a row; what is wrong with it is told."""
         if ticket.row is not None:
             return True
+        ask, run = ticket.ask, ticket.run
         try:
-            ask, run = ticket.ask, ticket.run
             follower = self._grammar(run).follow(ask.schema) if ask.schema is not None else None
-            row = Row(run, ask.ids(run.model), ask.sampling, ticket.told, follower, ask.best, ask.in_pieces)
-            row.as_it_is = ask.text is not None
+            ids = ask.ids(run.model)
+            left = places_left(run.model, run.virtual + len(ids))
+            if left < 1:
+                raise AskError(f"messages: {len(ids)} tokens leave no room for an answer; send fewer")
         except TunesmithError as error:
-            ticket.told(Piece(end="failed", why=str(error)))
+            ticket.told(Piece(end="wrong", why=str(error)))
             return False
-        ticket.row = row
+        sampling = replace(ask.sampling, max_new_tokens=min(ask.sampling.max_new_tokens, left))
+        ticket.row = Row(run, ids, sampling, ticket.told, follower, ask.best, ask.in_pieces, ask.text is not None)
         return True
 
     def _grammar(self, run: Run) -> Grammar:
@@ -251,7 +273,7 @@ class Engine:
         return self._grammars[run.number]
 
     def _decoding(self, ground: Ground) -> Decoding:
-        """The answers over a base; what belongs to bases and runs that are gone is forgotten when a base is new."""
+        """The answers over a base."""
         if id(ground) not in self._decodings:
             self._decodings[id(ground)] = Decoding(ground, self._beginnings)
         return self._decodings[id(ground)]

@@ -14,7 +14,8 @@ from tunesmith.model.generate import before_stop, chance_of, choose, decided
 from tunesmith.model.grammar import Follower
 from tunesmith.model.sampling import Sampling
 
-End = Literal["", "stop", "length", "late", "gone", "failed"]
+# How an answer ends: by itself, at its longest, too late, nobody waits, asked wrongly, or by a bug of ours.
+End = Literal["", "stop", "length", "late", "gone", "wrong", "broken"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Plain ASGI, so that no answer can go round it, static files and errors included.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
@@ -50,11 +51,29 @@ class Refusal:
     text: str
 
 
+def _page_refuses(refused: Refusal) -> Mapping[str, Any]:
+    return {"detail": refused.text}
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How an app is asked: whether what posts must send our header, the most bytes and seconds a request may take to
+    come in, and what a refusal looks like."""
+
+    own_header: bool = True
+    most_bytes: int = MOST_BYTES
+    seconds: float = 20.0
+    refuses: Callable[[Refusal], Mapping[str, Any]] = _page_refuses
+
+
+PAGE = Manner()
+
+
 class Guard:
     """The app behind its checks; with an empty token (loopback only) everybody on this machine may ask."""
 
-    def __init__(self, app: App, *, token: str = "") -> None:
-        self._app, self._token = app, token
+    def __init__(self, app: App, *, token: str = "", manner: Manner = PAGE) -> None:
+        self._app, self._token, self._manner = app, token, manner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, hand on or refuse one request."""
@@ -69,11 +88,15 @@ class Guard:
             await _answer(send, 303, b"", [(b"location", b"/"), (b"set-cookie", self._cookie(headers))])
             return
         refused = refused or self._token_of(headers)
+        try:
+            body = b"" if refused is not None else await asyncio.wait_for(_whole(receive), self._manner.seconds)
+        except TimeoutError:
+            refused = Refusal(408, f"not all of it came within {self._manner.seconds:.0f} s; send it faster")
         if refused is not None:
-            body = json.dumps({"detail": refused.text}).encode()
-            await _answer(send, refused.status, body, [(b"content-type", b"application/json")])
+            said = json.dumps(self._manner.refuses(refused)).encode()
+            await _answer(send, refused.status, said, [(b"content-type", b"application/json")])
             return
-        await self._app(scope, receive, _with_headers(send))
+        await self._app(scope, _again(body, receive), _with_headers(send))
 
     def _host(self, headers: Headers) -> Refusal | None:
         """A name that somebody else pointed at this machine is no name of ours (DNS rebinding)."""
@@ -89,7 +112,9 @@ class Guard:
             return Refusal(403, "asked by a page of another site; use this page itself")
         if scope["method"] in SAFE:
             return None
-        if site not in ("same-origin", "none") or OWN_HEADER not in headers:
+        if site not in ("same-origin", "none"):
+            return Refusal(403, "asked by a page of another site; use this page itself")
+        if self._manner.own_header and OWN_HEADER not in headers:
             return Refusal(403, f"not asked by this page; programs send the header {OWN_HEADER}: 1")
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return Refusal(415, "only JSON is read; send content-type: application/json")
@@ -97,8 +122,9 @@ class Guard:
 
     def _size(self, headers: Headers) -> Refusal | None:
         length = headers.get("content-length", "0")
-        if "transfer-encoding" in headers or not length.isdigit() or int(length) > MOST_BYTES:
-            return Refusal(413, f"more than {MOST_BYTES} bytes, or no length; send less")
+        most = self._manner.most_bytes
+        if "transfer-encoding" in headers or not length.isdigit() or int(length) > most:
+            return Refusal(413, f"more than {most} bytes, or no length; send less")
         return None
 
     def _enters(self, scope: Scope) -> bool:
@@ -147,6 +173,26 @@ def _place(headers: Headers) -> tuple[str, int]:
         return (parts.hostname or "").lower(), parts.port or 80
     except ValueError:
         return "", 80
+
+
+async def _whole(receive: Receive) -> bytes:
+    """The whole body; the server holds it to the length that was checked."""
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """The body that was read, once, and then what comes after it."""
+    left = [body]
+
+    async def replayed() -> Message:
+        return {"type": "http.request", "body": left.pop(), "more_body": False} if left else await receive()
+
+    return replayed
 
 
 def _with_headers(send: Send) -> Send:

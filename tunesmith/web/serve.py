@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import TunesmithError
-from tunesmith.web.guard import Guard, is_loopback
+from tunesmith.web.guard import PAGE, Guard, Manner, is_loopback
 
-EXTRA = "needs the extra: pip install 'tunesmith[studio]'"
+EXTRA = "needs the extra: pip install 'tunesmith[{}]'"
+# Connections at once: each holds some memory, and one that sends nothing is never asked to leave.
+MOST_CONNECTIONS = 512
 
 
 class ServeError(TunesmithError):
@@ -33,13 +35,13 @@ class Address:
         return is_loopback(self.host)
 
 
-def need_libraries() -> None:
+def need_libraries(extra: str = "studio") -> None:
     """Raise ServeError where the libraries for pages are missing."""
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise ServeError(f"pages: {error.name} is not installed; it {EXTRA}") from error
+        raise ServeError(f"pages: {error.name} is not installed; it {EXTRA.format(extra)}") from error
 
 
 def listen(address: Address) -> socket.socket:
@@ -86,17 +88,19 @@ def kept_token(address: Address, path: Path) -> str:
     return token
 
 
-def serve(app: Any, sock: socket.socket, *, token: str = "") -> None:
-    """Answer requests until a signal comes; the signal is raised again when every answer is out."""
+def serve(app: Any, sock: socket.socket, *, token: str = "", manner: Manner = PAGE, drain: int = 2) -> None:
+    """Answer requests until a signal comes; the signal is raised again when every answer is out, or `drain` seconds
+    have passed."""
     import uvicorn
 
     config = uvicorn.Config(
-        Guard(app, token=token),
+        Guard(app, token=token, manner=manner),
         log_level="warning",
         access_log=False,
         server_header=False,
         date_header=False,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=drain,
+        limit_concurrency=MOST_CONNECTIONS,
         lifespan="off",
     )
     uvicorn.Server(config).run(sockets=[sock])

@@ -1,0 +1,75 @@
+"""Pieces of one answer on their way from the engine's thread to whoever asked, as long as somebody waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from tunesmith.errors import TunesmithError
+from tunesmith.inference.ask import AskError
+from tunesmith.inference.engine import Ticket
+from tunesmith.inference.row import Piece
+
+
+class Late(TunesmithError):
+    """An answer took longer than the server gives it."""
+
+
+class Broken(TunesmithError):
+    """A bug of ours; the log has its traceback."""
+
+
+class Pieces:
+    """An answer as it comes; when the client is gone its ticket is given back."""
+
+    def __init__(self, request: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.ticket: Ticket | None = None
+        self._request, self._loop = request, loop
+        self._queue: asyncio.Queue[Piece] = asyncio.Queue()
+        self._gone = loop.create_task(self._left())
+        self._over = False
+
+    def told(self, piece: Piece) -> None:
+        """What the engine's thread calls."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there any more
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return self
+
+    async def __anext__(self) -> Piece:
+        """The next piece. Raises AskError, Late or Broken for an answer that came to nothing."""
+        if self._over:
+            raise StopAsyncIteration
+        waits = asyncio.ensure_future(self._queue.get())
+        try:
+            await asyncio.wait({waits, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            waits.cancel()
+            self.let_go()
+            raise
+        if not waits.done():
+            waits.cancel()
+            self.let_go()
+            raise AskError("client: it is gone; ask again")  # nobody reads this
+        piece = waits.result()
+        if piece.end:
+            self.let_go()
+        failures: dict[str, type[TunesmithError]] = {"wrong": AskError, "late": Late, "broken": Broken}
+        if piece.end in failures:
+            raise failures[piece.end](piece.why)
+        return piece
+
+    def let_go(self) -> None:
+        """Nobody waits for more."""
+        self._over = True
+        self._gone.cancel()
+        if self.ticket is not None:
+            self.ticket.cancel()
+
+    async def _left(self) -> None:
+        """Ends when the client is gone."""
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass

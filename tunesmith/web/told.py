@@ -1,0 +1,103 @@
+"""Answers of a model in the shapes of OpenAI's API."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tunesmith.data.template import Template
+from tunesmith.data.tool_calls import Call
+from tunesmith.inference.row import Piece, Scored
+
+ENDS = {"stop": "stop", "length": "length"}
+
+
+class Telling:
+    """One answer being told: its name, its time, and the model that gives it."""
+
+    def __init__(self, model: str, template: Template, *, chat: bool) -> None:
+        self.model, self._template, self._chat = model, template, chat
+        self._id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+
+    def whole(self, text: str, scored: Sequence[Scored], last: Piece, calls: Sequence[Call] = ()) -> dict[str, Any]:
+        """The answer in one."""
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "tool_calls" if calls else ENDS[last.end]}
+        if self._chat:
+            choice["message"] = {"role": "assistant", "content": text or (None if calls else ""), **_calls(calls)}
+        else:
+            choice["text"] = text
+        choice["logprobs"] = self._scores(scored)
+        return {**self._head("chat.completion"), "choices": [choice], "usage": usage(last)}
+
+    def part(self, piece: Piece, *, first: bool = False, calls: Sequence[Call] = ()) -> dict[str, Any]:
+        """A piece of the answer."""
+        end = "tool_calls" if calls else ENDS.get(piece.end)
+        choice: dict[str, Any] = {"index": 0, "finish_reason": end, "logprobs": self._scores(piece.scored)}
+        if self._chat:
+            delta = {"role": "assistant"} if first else {}
+            choice["delta"] = {**delta, **({"content": piece.text} if piece.text or first else {}), **_calls(calls)}
+        else:
+            choice["text"] = piece.text
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def counted(self, last: Piece) -> dict[str, Any]:
+        """What the answer took, as the last part of a stream."""
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(last)}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        kind = kind if self._chat else "text_completion"
+        return {"id": self._id, "object": kind, "created": self._created, "model": self.model}
+
+    def _scores(self, scored: Sequence[Scored]) -> dict[str, Any] | None:
+        if not scored:
+            return None
+        if self._chat:
+            told = [
+                {**self._token(one.id, one.logprob), "top_logprobs": [self._token(*best) for best in one.best]}
+                for one in scored
+            ]
+            return {"content": told, "refusal": None}
+        words = [self._word(one.id) for one in scored]
+        return {
+            "tokens": words,
+            "token_logprobs": [one.logprob for one in scored],
+            "top_logprobs": [{self._word(token): logprob for token, logprob in one.best} for one in scored],
+            "text_offset": [len("".join(words[:i])) for i in range(len(words))],
+        }
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        word = self._word(token)
+        return {"token": word, "logprob": logprob, "bytes": list(word.encode())}
+
+    def _word(self, token: int) -> str:
+        return str(self._template.tokenizer.decode([token]))
+
+
+def usage(last: Piece) -> dict[str, int]:
+    """Tokens of question and answer."""
+    both = last.prompt_tokens + last.new_tokens
+    return {"prompt_tokens": last.prompt_tokens, "completion_tokens": last.new_tokens, "total_tokens": both}
+
+
+def wrong(text: str, *, kind: str = "invalid_request_error", code: str | None = None) -> Mapping[str, Any]:
+    """An error; its text is one line: place, finding, cure."""
+    place = text.partition(":")[0]
+    return {"error": {"message": text, "type": kind, "param": place if place.isidentifier() else None, "code": code}}
+
+
+def _calls(calls: Sequence[Call]) -> dict[str, Any]:
+    if not calls:
+        return {}
+    told = [
+        {
+            "index": number,
+            "id": f"call_{secrets.token_hex(12)}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for number, call in enumerate(calls)
+    ]
+    return {"tool_calls": told}

@@ -1,0 +1,198 @@
+"""What programs send to the server, in the words of OpenAI's API, and the question to a model that it becomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from tunesmith.data.examples import Message
+from tunesmith.inference.ask import Ask, AskError
+from tunesmith.model.sampling import Sampling
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+TURNS = TOOLS = 256
+TEXTS = 1024
+ANYTHING = {"type": "object"}
+
+
+class Part(BaseModel):
+    """A part of a turn; only texts are read here."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Turn(BaseModel):
+    """A turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+    @property
+    def text(self) -> str:
+        """Its text as one."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+    @property
+    def message(self) -> Message:
+        """The turn as every responder takes it."""
+        return Message("system" if self.role == "developer" else self.role, self.text)
+
+    def told(self) -> dict[str, Any]:
+        """The turn as a template with tools takes it: arguments are values, not JSON in a string."""
+        turn: dict[str, Any] = {"role": self.message.role, "content": self.text}
+        if self.tool_calls:
+            turn["tool_calls"] = [_call(call) for call in self.tool_calls]
+        return turn
+
+
+class StreamOptions(BaseModel):
+    """What is told at the end of a stream."""
+
+    include_usage: bool = False
+
+
+class Schema(BaseModel):
+    """A schema with its name."""
+
+    name: str = ""
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class Format(BaseModel):
+    """What the answer must look like."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+    @property
+    def schema_(self) -> Mapping[str, Any] | None:
+        """The schema, None for any text."""
+        if self.type == "json_schema" and self.json_schema is None:
+            raise AskError("response_format: json_schema is missing; send the schema in it")
+        if self.type == "json_schema" and self.json_schema is not None:
+            return self.json_schema.schema_
+        return ANYTHING if self.type == "json_object" else None
+
+
+class Drawn(BaseModel):
+    """How an answer is to be drawn; what is not asked for is as in training, at temperature 0."""
+
+    model: Name
+    max_tokens: int | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    stop: Stop | list[Stop] | None = Field(None, max_length=16)
+    seed: int = 0
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    user: str = ""
+    n: Literal[1] | None = 1
+    frequency_penalty: Literal[0] | None = 0
+    presence_penalty: Literal[0] | None = 0
+    logit_bias: None = None
+
+    def sampling(self, default: Sampling) -> Sampling:
+        """The model's own settings with these in their place."""
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        longest = self.longest
+        return Sampling(
+            max_new_tokens=default.max_new_tokens if longest is None else longest,
+            temperature=default.temperature if self.temperature is None else self.temperature,
+            top_p=default.top_p if self.top_p is None else self.top_p,
+            stop=stop,
+            seed=self.seed,
+        )
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest answer."""
+        return self.max_tokens
+
+
+class ChatWanted(Drawn):
+    """POST /v1/chat/completions."""
+
+    messages: list[Turn] = Field(min_length=1, max_length=TURNS)
+    max_completion_tokens: int | None = None
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+    response_format: Format | None = None
+    tools: list[dict[str, Any]] = Field([], max_length=TOOLS)
+    tool_choice: Literal["auto", "none"] = "auto"
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest answer, by either name."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def ask(self, name: str, default: Sampling) -> Ask:
+        """The question to a model."""
+        tools = self.tools if self.tool_choice == "auto" else []
+        if any(turn.role == "user" and not turn.text.strip() for turn in self.messages):
+            raise AskError("messages: a user turn is empty; write something")
+        return Ask(
+            name,
+            tuple(turn.message for turn in self.messages),
+            turns=[turn.told() for turn in self.messages],
+            tools=tools,
+            sampling=self.sampling(default),
+            schema=self.response_format.schema_ if self.response_format else None,
+            best=self.top_logprobs if self.logprobs else -1,
+            in_pieces=self.stream,
+        )
+
+
+class TextWanted(Drawn):
+    """POST /v1/completions: a text to go on with, no chat around it."""
+
+    prompt: str = Field(min_length=1)
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: Literal[False] | None = False
+
+    def ask(self, name: str, default: Sampling) -> Ask:
+        """The question to a model."""
+        best = -1 if self.logprobs is None else self.logprobs
+        return Ask(name, text=self.prompt, sampling=self.sampling(default), best=best, in_pieces=self.stream)
+
+
+class TextsWanted(BaseModel):
+    """POST /v1/embeddings and /classify: texts."""
+
+    model: Name
+    input: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] = Field(max_length=2**20)
+    encoding_format: Literal["float", "base64"] = "float"
+
+    @property
+    def texts(self) -> list[str]:
+        """All of them. Raises AskError for none and for too many."""
+        texts = [self.input] if isinstance(self.input, str) else self.input
+        if not 1 <= len(texts) <= TEXTS:
+            raise AskError(f"input: {len(texts)} texts, 1 to {TEXTS} are read; send them in parts")
+        return texts
+
+
+class NameWanted(BaseModel):
+    """POST /admin/...: a registered name."""
+
+    model: Name
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call whose arguments are values. Raises AskError."""
+    try:
+        told = dict(call["function"])
+        if isinstance(told.get("arguments"), str):
+            told["arguments"] = json.loads(told["arguments"] or "{}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise AskError("messages: a tool call has no function with JSON arguments; send it as it came") from error
+    return {"type": "function", "function": told}
