@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.data.examples import Message
-from tunesmith.data.tool_calls import Turns, tool_prompt
 from tunesmith.data.windows import beginning
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.local import LocalModel
@@ -20,7 +19,7 @@ class AskError(TunesmithError):
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A chat, a chat in which tools may be called, or a text to go on with; and how the answer is to be drawn.
+    """A chat, or a text to go on with; and how the answer is to be drawn.
 
     `schema` is what the answer must hold to; `best` how many likely tokens are told beside each (-1: no scores).
     """
@@ -28,8 +27,6 @@ class Ask:
     model: str
     messages: tuple[Message, ...] = ()
     text: str | None = None
-    turns: Turns = ()
-    tools: Turns = ()
     sampling: Sampling = field(default_factory=Sampling)
     schema: Mapping[str, Any] | None = None
     best: int = -1
@@ -42,19 +39,12 @@ class Ask:
         longest = self.sampling.max_new_tokens
         if not 1 <= longest <= most:
             raise AskError(f"max_tokens: {longest} is not between 1 and {most}; ask for so many")
-        if self.tools and "tools" not in model.template.source:
-            raise AskError(f"tools: the chat template of {self.model} has no place for them; leave them out")
 
     def ids(self, model: LocalModel) -> list[int]:
         """The question as `LocalModel` would put it. Raises AskError where nothing is left of it."""
-        if self.text is not None:
-            ids = beginning(self.text, model.template, limit=model.limit)
-        elif self.tools:
-            ids = tool_prompt(model.template, self.turns, self.tools)
-            if len(ids) > model.limit:
-                raise AskError(f"messages: {len(ids)} tokens with the tools, at most {model.limit} are read; send fewer")
-        else:
-            ids = model.prompt(self.messages)
+        if self.text is None:
+            return model.prompt(self.messages)
+        ids = beginning(self.text, model.template, limit=model.limit)
         if not ids:
             raise AskError("prompt: there is nothing in it; send a text")
         return ids

@@ -24,7 +24,7 @@ class Splits:
             left -= weight
             if left < 0:
                 return model
-        return next(reversed(weights))
+        return list(weights)[-1]  # rounding left a crumb
 
 
 def _place(text: str) -> float:

@@ -31,9 +31,8 @@ class Grammar:
         except ImportError as error:
             raise GrammarError("response_format: needs the extra: pip install 'tunesmith[serve]'") from error
         self._words = words
-        self._tokens = llguidance.hf.from_tokenizer(
-            template.tokenizer, n_vocab=words, eos_token=sorted(template.stop_ids)
-        )
+        tokenizer: Any = template.tokenizer
+        self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=words, eos_token=sorted(template.stop_ids))
 
     def follow(self, schema: Mapping[str, Any]) -> Follower:
         """What keeps one answer to this schema. Raises GrammarError for a schema that is none."""

@@ -65,8 +65,8 @@ class FusedLora(PeftLinear):
         name = self._one_plain_update()
         if name is None:
             return None
-        low: Tensor = F.linear(F.linear(x, self.lora_A[name].weight), self.lora_B[name].weight)
-        return low.mul_(self.scaling[name])
+        added: Tensor = self.lora_B[name](self.lora_A[name](x))
+        return added.mul_(self.scaling[name])
 
     def _one_plain_update(self) -> str | None:
         """The name of the only update, if it is on, apart from the base's numbers, and nothing but A and B."""

@@ -3,7 +3,8 @@
 Each row lies in a slot of its own, its first token in column 0, so a token's column is its position and nothing is
 padded in front. What lies behind a row's end is never looked at.
 
-Letters: R slots, C columns, B rows at work, T tokens given, S columns looked at, G key heads, W width of a head, D hidden.
+Letters: R slots, C columns, B rows at work, T tokens given, S columns looked at, P columns of a beginning, G key heads,
+W width of a head, D hidden.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class _Layer(CacheLayerMixin):
     """Keys and values [R, C, G, W] of one layer."""
 
     def __init__(self, slab: Slab) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] -- transformers' own is not annotated
         self.slab = slab
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -110,9 +111,9 @@ class Slab(Cache):
         """A copy of the first columns of a slot, [1, G, P, W] in every layer."""
         layers: list[Any] = self.layers
         return [
-            (layer.keys[slot, :size].transpose(0, 1)[None].clone(), layer.values[slot, :size].transpose(0, 1)[None].clone())
-            for layer in layers
-        ]  # fmt: skip
+            (keys[slot, :size].transpose(0, 1)[None].clone(), values[slot, :size].transpose(0, 1)[None].clone())
+            for keys, values in ((layer.keys, layer.values) for layer in layers)
+        ]
 
     def move(self, slot: int, to: int, size: int) -> None:
         """Put the first columns of a slot where another row was."""
@@ -156,6 +157,8 @@ def fits(network: Any) -> bool:
     for row, (begin, states) in enumerate(((3, last[0]), (2, last[1]))):
         alone = network.base_model(input_ids=rows[row : row + 1], use_cache=False).last_hidden_state[0].float()
         wanted, found = alone[begin : begin + 2], states.float()
-        if (wanted - found).norm() > SAME * wanted.norm() or (alone[:2] - first[row, :2].float()).norm() > SAME * alone.norm():
+        if (wanted - found).norm() > SAME * wanted.norm() or (
+            alone[:2] - first[row, :2].float()
+        ).norm() > SAME * alone.norm():
             return False
     return True

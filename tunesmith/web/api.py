@@ -10,9 +10,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from tunesmith.data.tool_calls import Call, read_calls
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.ask import Ask, AskError
 from tunesmith.inference.engine import Busy, Engine
@@ -23,7 +22,7 @@ from tunesmith.objectives import Classify, Instruct
 from tunesmith.web.guard import Manner, Refusal
 from tunesmith.web.metrics import Metrics
 from tunesmith.web.pieces import Broken, Late, Pieces
-from tunesmith.web.told import Telling, usage, wrong
+from tunesmith.web.told import Call, Telling, split_calls, wrong
 from tunesmith.web.wanted import ChatWanted, NameWanted, TextsWanted, TextWanted
 
 MOST_BYTES = 512 * 1024
@@ -123,7 +122,7 @@ class Api:
             text, last = text + piece.text, piece
             scored += piece.scored
         self._metrics.drew(telling.model, last)
-        text, calls = read_calls(text) if ask.tools else (text, list[Call]())
+        text, calls = split_calls(text, ask.messages)
         return telling.whole(text, scored, last, calls)
 
     async def _embeddings(self, request: Any) -> Any:
@@ -193,9 +192,9 @@ async def _stream(
     try:
         while piece is not None:
             calls: Sequence[Call] = ()
-            if ask.tools:
+            if ask.messages and ask.messages[0].tools:
                 held += piece.text
-                text, calls = read_calls(held) if piece.end else ("", ())
+                text, calls = split_calls(held, ask.messages) if piece.end else ("", ())
                 piece = Piece(text, piece.scored, piece.end, piece.prompt_tokens, piece.new_tokens)
             yield f"data: {json.dumps(telling.part(piece, first=not begun, calls=calls))}\n\n"
             begun = True

@@ -23,7 +23,10 @@ class Metrics:
             "tunesmith_request_seconds", "from request to answer", ["route"], registry=self._registry
         )
         self._tokens = Counter(
-            "tunesmith_tokens", "tokens of whole answers and their questions", ["model", "kind"], registry=self._registry
+            "tunesmith_tokens",
+            "tokens of whole answers and their questions",
+            ["model", "kind"],
+            registry=self._registry,
         )
 
     def answered(self, route: str, status: int, seconds: float) -> None:

@@ -91,6 +91,11 @@ def kept_token(address: Address, path: Path) -> str:
 def serve(app: Any, sock: socket.socket, *, token: str = "", manner: Manner = PAGE, drain: int = 2) -> None:
     """Answer requests until a signal comes; the signal is raised again when every answer is out, or `drain` seconds
     have passed."""
+    server(app, token=token, manner=manner, drain=drain).run(sockets=[sock])
+
+
+def server(app: Any, *, token: str = "", manner: Manner = PAGE, drain: int = 2) -> Any:
+    """A uvicorn server of the app behind its guard."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -103,7 +108,7 @@ def serve(app: Any, sock: socket.socket, *, token: str = "", manner: Manner = PA
         limit_concurrency=MOST_CONNECTIONS,
         lifespan="off",
     )
-    uvicorn.Server(config).run(sockets=[sock])
+    return uvicorn.Server(config)
 
 
 def _own_name() -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunesmith.data.calls import calls_in
+from tunesmith.data.examples import Message
 from tunesmith.data.template import Template
-from tunesmith.data.tool_calls import Call
 from tunesmith.inference.row import Piece, Scored
 
 ENDS = {"stop": "stop", "length": "length"}
+Call = Mapping[str, Any]
 
 
 class Telling:
@@ -76,6 +79,15 @@ class Telling:
         return str(self._template.tokenizer.decode([token]))
 
 
+def split_calls(text: str, messages: Sequence[Message]) -> tuple[str, list[Call]]:
+    """What an answer says, and which of the tools that it may call it calls."""
+    if not messages or not messages[0].tools:
+        return text, []
+    known = [tool.get("function", tool).get("name") for tool in json.loads(messages[0].tools)]
+    calls = [call for call in calls_in(text) if call["name"] in known]
+    return (text.partition("<tool_call>")[0].partition("{")[0].strip() if calls else text), list(calls)
+
+
 def usage(last: Piece) -> dict[str, int]:
     """Tokens of question and answer."""
     both = last.prompt_tokens + last.new_tokens
@@ -96,7 +108,7 @@ def _calls(calls: Sequence[Call]) -> dict[str, Any]:
             "index": number,
             "id": f"call_{secrets.token_hex(12)}",
             "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
+            "function": {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)},
         }
         for number, call in enumerate(calls)
     ]

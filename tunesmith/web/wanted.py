@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from tunesmith.data.calls import read_calls, read_tools
 from tunesmith.data.examples import Message
 from tunesmith.inference.ask import Ask, AskError
 from tunesmith.model.sampling import Sampling
@@ -42,17 +42,10 @@ class Turn(BaseModel):
             return "".join(part.text for part in self.content)
         return self.content or ""
 
-    @property
-    def message(self) -> Message:
+    def message(self, *, tools: str = "") -> Message:
         """The turn as every responder takes it."""
-        return Message("system" if self.role == "developer" else self.role, self.text)
-
-    def told(self) -> dict[str, Any]:
-        """The turn as a template with tools takes it: arguments are values, not JSON in a string."""
-        turn: dict[str, Any] = {"role": self.message.role, "content": self.text}
-        if self.tool_calls:
-            turn["tool_calls"] = [_call(call) for call in self.tool_calls]
-        return turn
+        role = "system" if self.role == "developer" else self.role
+        return Message(role, self.text, read_calls({"tool_calls": self.tool_calls}, "messages: a turn"), tools)
 
 
 class StreamOptions(BaseModel):
@@ -137,14 +130,13 @@ class ChatWanted(Drawn):
 
     def ask(self, name: str, default: Sampling) -> Ask:
         """The question to a model."""
-        tools = self.tools if self.tool_choice == "auto" else []
         if any(turn.role == "user" and not turn.text.strip() for turn in self.messages):
             raise AskError("messages: a user turn is empty; write something")
+        first, *others = self.messages
+        tools = read_tools(self.tools if self.tool_choice == "auto" else [], "tools")
         return Ask(
             name,
-            tuple(turn.message for turn in self.messages),
-            turns=[turn.told() for turn in self.messages],
-            tools=tools,
+            (first.message(tools=tools), *(turn.message() for turn in others)),
             sampling=self.sampling(default),
             schema=self.response_format.schema_ if self.response_format else None,
             best=self.top_logprobs if self.logprobs else -1,
@@ -185,14 +177,3 @@ class NameWanted(BaseModel):
     """POST /admin/...: a registered name."""
 
     model: Name
-
-
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A call whose arguments are values. Raises AskError."""
-    try:
-        told = dict(call["function"])
-        if isinstance(told.get("arguments"), str):
-            told["arguments"] = json.loads(told["arguments"] or "{}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise AskError("messages: a tool call has no function with JSON arguments; send it as it came") from error
-    return {"type": "function", "function": told}

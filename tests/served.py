@@ -1,0 +1,108 @@
+"""Runs of tiny models in folders, and a server over them in this process."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.bases import base, folder, labelled, policy, scrambled
+from tunesmith.data.template import Template
+from tunesmith.inference.engine import Engine, Limits
+from tunesmith.inference.folder import About, save_model
+from tunesmith.inference.local import LocalModel
+from tunesmith.inference.shelf import Shelf
+from tunesmith.inference.split import Splits
+from tunesmith.model.checkpoint import write_folder
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.techniques.base import Technique
+
+WRITES = Instruct(max_new_tokens=12)
+LABELS = Classify(output="words")
+HEAD = Classify(output="linear")
+
+
+def save_run(
+    out: Path, technique: Technique, objective: Any = WRITES, *, kind: str = "llama", seed: int = 1, lively: float = 0.3
+) -> Path:
+    """A run folder whose model answers in its own way."""
+    found = base(kind)
+    if isinstance(objective, Classify):
+        objective = objective.bind(labelled(4), found.family)
+    made = policy(kind, technique)
+    chance = torch.Generator().manual_seed(seed)
+    made.head = objective.head(made)
+    with torch.no_grad():
+        for _, value in made.trainable():
+            value.add_(torch.randn(value.shape, generator=chance), alpha=lively)
+    form = Template(found.tokenizer, chat=found.family == "decoder")
+    about = About(
+        base=str(folder(kind)),
+        fingerprint=found.fingerprint,
+        family=found.family,
+        objective=objective,
+        technique=technique,
+        template_hash=form.hash,
+        limit=128,
+        temperature=1.7,
+    )
+    model = LocalModel(made, form, objective, 128, temperature=1.7)
+    write_folder(out / "model", lambda half: save_model(half, model, about))
+    return out
+
+
+def engine_over(sources: Mapping[str, Sequence[Path]], *, limits: Limits | None = None) -> tuple[Engine, list[str]]:
+    """An engine with every name loaded, and the list that bugs are told to."""
+    shelf = Shelf(sources, offline=True)
+    for name in sources:
+        shelf.load(name)
+    bugs: list[str] = []
+    return Engine(shelf, limits=limits or Limits(), failed=bugs.append), bugs
+
+
+@dataclass
+class Served:
+    """A server that runs: its engine, where it is, and what went wrong in the engine."""
+
+    engine: Engine
+    url: str
+    port: int
+    bugs: list[str]
+
+
+@contextmanager
+def served(
+    sources: Mapping[str, Sequence[Path]],
+    *,
+    limits: Limits | None = None,
+    splits: Mapping[str, Mapping[str, float]] | None = None,
+    token: str = "",
+) -> Iterator[Served]:
+    """The server on a free port of loopback, ended with the context."""
+    from tunesmith.web.api import MANNER, Api
+    from tunesmith.web.metrics import Metrics
+    from tunesmith.web.serve import server
+
+    engine, bugs = engine_over(sources, limits=limits)
+    app = Api(engine, splits=Splits(splits or {}), metrics=Metrics()).app()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+        running = server(app, token=token, manner=MANNER)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]})
+        thread.start()
+        try:
+            yield Served(engine, f"http://127.0.0.1:{port}", port, bugs)
+        finally:
+            running.should_exit = True
+            thread.join(20)
+            engine.close(5)
+    assert not thread.is_alive()
+
+
+__all__ = ["HEAD", "LABELS", "WRITES", "Served", "engine_over", "save_run", "scrambled", "served"]
