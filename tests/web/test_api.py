@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from tests.served import HEAD, LABELS, WRITES, Served, save_run, served
+from tests.served import HEAD, LABELS, Served, save_run, served
 from tunesmith.data.examples import Message
 from tunesmith.inference.folder import load
 from tunesmith.model.device import Machine

@@ -26,7 +26,7 @@ class _Layer(CacheLayerMixin):
     """Keys and values [R, C, G, W] of one layer."""
 
     def __init__(self, slab: Slab) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] -- transformers' own is not annotated
+        super().__init__()  # type: ignore[no-untyped-call]  # transformers annotates it not
         self.slab = slab
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
