@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny import DECODERS, tiny_decoder, tiny_encoder
-from tunesmith.data.examples import Chat, Labelled, Message
+from tunesmith.data.examples import Chat, Labelled, Message, Pair
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.model.load import AS_THEY_ARE, Base, LoadOptions, load_base
 from tunesmith.model.policy import Policy
@@ -84,6 +84,12 @@ def labelled(count: int) -> list[Labelled]:
     """Rows whose label can be read off the text."""
     said = (("good", "positive"), ("bad", "negative"))
     return [Labelled(f"rows:{i}", f"This phone is {said[i % 2][0]} {i}", (said[i % 2][1],)) for i in range(count)]
+
+
+def pairs(count: int) -> list[Pair]:
+    """Rows of which the answer that likes the phone is preferred."""
+    said = ("I like the phone and the battery", "negative, bad, they do not")
+    return [Pair(f"rows:{i}", (Message("user", f"q{i}"),), f"{said[0]} {i}", f"{said[1]} {i}") for i in range(count)]
 
 
 def tokens(ids: Sequence[int], learn: str) -> Tokens:

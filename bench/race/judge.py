@@ -69,6 +69,7 @@ def _word_loss(job: Job, policy: Policy, held: Sequence[dict[str, Any]]) -> floa
     return total / units
 
 
+@torch.no_grad()
 def _word_accuracy(job: Job, policy: Policy) -> float:
     """Share of the rows whose own label is the likeliest of all labels."""
     rows = job.rows("held_labels")

@@ -66,6 +66,24 @@ def test_no_learned_position_costs_nothing():
     assert head.logprobs(states, targets(0)).tolist() == []
 
 
+@pytest.mark.parametrize("moves", ["states", "weight", "both"])
+def test_log_probabilities_that_count_differently_have_the_gradients_of_their_logits(moves: str):
+    layer, states = nn.Linear(HIDDEN, WORDS, bias=False), matrix(CHUNK + 7, HIDDEN, 2)
+    layer.weight.requires_grad_(moves != "states")
+    states.requires_grad_(moves != "weight")
+    goal, counts = targets(CHUNK + 7), torch.linspace(-1, 2, CHUNK + 7)
+    moved = [value for value in (states, layer.weight) if value.requires_grad]
+    found = LanguageHead(layer).logprobs(states, goal)
+    wanted = layer(states).log_softmax(dim=1)[torch.arange(CHUNK + 7), goal]
+    assert torch.allclose(found, wanted, atol=1e-5)
+    for ours, theirs in zip(
+        torch.autograd.grad((found * counts).sum(), moved),
+        torch.autograd.grad((wanted * counts).sum(), moved),
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
 @pytest.mark.parametrize("head", ["bias", "scale", "softcap"])
 def test_a_head_that_is_not_a_plain_product_costs_what_its_logits_say(head: str):
     layer, states = nn.Linear(4, 3, bias=head == "bias"), matrix(6, 4, 3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
 
-from tests.bases import base, documents, policy
+from tests.bases import base, documents, encoded, policy
 from tests.tiny import DECODERS, ENCODERS
 from tunesmith.errors import CheckpointError
 from tunesmith.model.batch import collate
@@ -51,17 +51,23 @@ def test_every_number_moves():
     assert sum(value.numel() for _, value in made.trainable()) == sum(p.numel() for p in made.network.parameters())
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_the_reference_is_a_copy_of_the_start_where_one_is_kept(keep: bool):
-    made = Full().adapt(base("llama").network, family="decoder", keep_reference=keep)
-    start = made.network(input_ids=IDS).logits.detach()
+def test_the_reference_answers_as_before_where_one_is_kept():
+    made = Full().adapt(base("llama").network, family="decoder", keep_reference=True)
+    batch = collate(encoded("llama"))
     with torch.no_grad():
-        made.network.lm_head.weight.mul_(2)
-    with made.reference() as reference:
-        assert (reference is not None) == keep
-        if reference is not None:
-            assert torch.equal(reference(input_ids=IDS).logits, start)
-            assert not any(value.requires_grad for value in reference.parameters())
+        start = made.logprobs(batch)
+        for _, value in made.trainable():
+            value.add_(0.01)
+        moved = made.logprobs(batch)
+    assert torch.equal(made.reference_logprobs(batch), start)
+    assert torch.equal(made.logprobs(batch).detach(), moved)
+    assert not torch.allclose(moved, start)
+
+
+def test_no_second_copy_is_made_unless_it_is_asked_for():
+    made = Full().adapt(base("llama").network, family="decoder", keep_reference=False)
+    with pytest.raises(AssertionError, match="keeps no reference"):
+        made.reference()
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path):

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bases import base, chats, labelled, policy, template
+from tests.bases import base, chats, labelled, pairs, policy, template
 from tests.tiny import DECODERS
 from tunesmith.data.examples import Text
 from tunesmith.data.template import Encoded
 from tunesmith.errors import RecipeError
 from tunesmith.model.batch import Batch, collate
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Classify, Domain, Instruct
+from tunesmith.model.reference import referenced
+from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
 from tunesmith.recipe import check_pair, make_recipe
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
@@ -31,7 +32,7 @@ TECHNIQUES: dict[str, tuple[Technique, float, float]] = {
     "lora": (Lora(rank=4), 1e-2, 0.9),
     "dora": (Lora(rank=4, dora=True), 1e-2, 0.9),
     "qlora": (Lora(rank=4, quantize="nf4"), 1e-2, 0.9),
-    "ia3": (Ia3(), 1e-1, 0.97),
+    "ia3": (Ia3(), 1e-1, 0.98),
     "prompt": (Prompt(tokens=6), 1e-1, 0.985),
     "prefix": (Prefix(tokens=6), 3e-1, 0.97),
     "p-tuning": (PTuning(tokens=6), 1e-2, 0.985),
@@ -44,6 +45,9 @@ CELLS: dict[str, tuple[Any, str]] = {
     "next token": (Domain(), "llama"),
     "encoder head": (Classify(), "bert"),
     "hidden words": (Domain(), "bert"),
+    "preferred answers": (Preference(), "llama"),
+    "decoder reward": (Reward(), "llama"),
+    "encoder reward": (Reward(), "bert"),
 }
 STEPS = 9
 
@@ -54,9 +58,12 @@ def rows_of(cell: str) -> tuple[Any, list[Encoded]]:
     form = template(kind)
     said = ("The quick brown fox jumps", "I like the lazy dog", "The phone is bad", "What is the capital of France")
     texts = [Text(f"rows:{i}", f"{said[i % 4]} {i}.") for i in range(8)]
-    examples = {"classify": labelled(8), "instruct": chats(8), "domain": texts}[objective.kind]
+    judged = dict.fromkeys(("preference", "reward"), pairs(8))
+    examples = {"classify": labelled(8), "instruct": chats(8), "domain": texts, **judged}[objective.kind]
     objective = objective.bind(examples, "decoder" if kind in DECODERS else "encoder")
     rows = encode_all(objective, examples, form, limit=256)
+    if isinstance(objective, Preference):
+        rows = referenced(rows, policy(kind))
     masking = masking_of(objective, form, seed=0)
     return objective, [masking.hide(row, 0) for row in rows] if masking else rows
 

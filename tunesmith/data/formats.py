@@ -40,6 +40,7 @@ LANGUAGES = {
 EXPLICIT = (
     "{kind: classify, text: COLUMN, label: COLUMN}",
     "{kind: instruct, prompt: COLUMN, answer: COLUMN}",
+    "{kind: preference, prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}",
 )
 PARTS = {
     "system": "system turn",
@@ -51,6 +52,7 @@ PARTS = {
     "tools": "what the assistant may call",
     "chosen": "preferred answer",
     "rejected": "other answer",
+    "margin": "by how much it is better",
     "text": "what is read",
     "label": "what is learned",
 }
@@ -150,7 +152,7 @@ def _preference(sample: _Sample) -> Format | None:
         return None
     # Without a column of its own the prompt is what the two answers begin with.
     prompt = sample.column(["prompt", "question", "instruction"], _is_answer)
-    columns = {"chosen": chosen, "rejected": rejected}
+    columns = {"chosen": chosen, "rejected": rejected, **sample.optional(margin=["margin"])}
     return Format("preference", "preference", {"prompt": prompt, **columns} if prompt else columns)
 
 

@@ -58,6 +58,7 @@ class Encoded:
     """One example as token sequences: one for most objectives, two for a pair, one for each window of a document.
 
     For a model that finds hidden words: the word of each id (-1: none), and once some are hidden their places and ids.
+    `reference` is the log-probability of the learned ids of each sequence before anything moved, once it is known.
     """
 
     sequences: tuple[Tokens, ...]
@@ -66,11 +67,17 @@ class Encoded:
     shortened: bool = False
     words: tuple[int, ...] = ()
     hidden: tuple[tuple[int, int], ...] = ()
+    reference: tuple[float, ...] = ()
 
     @property
     def length(self) -> int:
         """Number of tokens of the longest sequence."""
         return max(len(tokens.ids) for tokens in self.sequences)
+
+    @property
+    def size(self) -> int:
+        """Number of tokens of all sequences, each as long as the longest."""
+        return self.length * len(self.sequences)
 
 
 class Template:

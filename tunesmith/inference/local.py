@@ -17,7 +17,7 @@ from tunesmith.model.generate import before_stop, generate, option_scores, strea
 from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Reply, Sampling
-from tunesmith.objectives import Classify, Domain, Instruct
+from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class LocalModel:
 
     policy: Policy
     template: Template
-    objective: Classify | Domain | Instruct
+    objective: Classify | Domain | Instruct | Preference | Reward
     limit: int
     wording: str = ""
     temperature: float = 1.0
@@ -136,6 +136,16 @@ class LocalModel:
         probabilities = logits.sigmoid() if self.objective.multi else (logits / self.temperature).softmax(dim=1)
         return [self._classified(self.objective, row) for row in probabilities.tolist()]
 
+    def reward(self, prompt: str | Sequence[Message], answer: str) -> float:
+        """The score of an answer to a prompt. Raises RecipeError for a model that is no reward model."""
+        return self.rewards([(prompt, answer)])[0]
+
+    def rewards(self, asked: Sequence[tuple[str | Sequence[Message], str]]) -> list[float]:
+        """The score of each (prompt, answer), in order."""
+        from tunesmith.inference.judge import rewards
+
+        return rewards(self, asked)
+
     @torch.inference_mode()
     def label_logits(self, texts: Sequence[str]) -> Tensor:
         """[B, K]: log-probabilities of the label words, or the head's logits, before calibration."""
@@ -156,10 +166,12 @@ class LocalModel:
     @property
     def sampling(self) -> Sampling:
         """Greedy, as long as the training answers were."""
-        longest = self.objective.max_new_tokens if isinstance(self.objective, Instruct) else 0
+        longest = self.objective.max_new_tokens if isinstance(self.objective, Instruct | Preference) else 0
         return Sampling(max_new_tokens=longest or Sampling().max_new_tokens)
 
     def _decoder(self) -> Policy:
+        if isinstance(self.objective, Reward):
+            raise RecipeError("generate: a reward model writes no text, it scores answers; use reward")
         if self.policy.family != "decoder":
             raise RecipeError("generate: an encoder writes no text; use classify or embed, or tune a decoder")
         return self.policy

@@ -18,7 +18,8 @@ from tunesmith.model.load import Base, LoadOptions, choose_pad, load_base, locat
 from tunesmith.model.policy import Policy
 from tunesmith.model.quiet import quiet
 from tunesmith.model.weights import INDEX, PICKLES, SINGLE, read_json
-from tunesmith.objectives import Classify, Domain, Instruct
+from tunesmith.objectives import Classify, Instruct, Reward
+from tunesmith.recipe import AnyObjective
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # PEFT's methods that put their numbers inside the base's own layers: the base network answers with them.
@@ -64,7 +65,7 @@ def identify(name: str | Path, *, offline: bool = False) -> Found:
 def open_model(
     name: str | Path,
     *,
-    objective: Classify | Domain | Instruct | None = None,
+    objective: AnyObjective | None = None,
     base: str = "",
     offline: bool = False,
     limit: int = 512,
@@ -95,7 +96,7 @@ def open_model(
     return LocalModel(policy, Template(loaded.tokenizer), _in_words(objective, found.name), limit)
 
 
-def _asked(model: LocalModel, objective: Classify | Domain | Instruct | None, name: str) -> LocalModel:
+def _asked(model: LocalModel, objective: AnyObjective | None, name: str) -> LocalModel:
     """A run that is asked by its own objective, or by one of another kind where no head stands in the way."""
     if objective is None or objective.kind == model.objective.kind:
         return model
@@ -108,8 +109,10 @@ def _asked(model: LocalModel, objective: Classify | Domain | Instruct | None, na
     return model
 
 
-def _in_words(objective: Classify | Domain | Instruct | None, name: str) -> Classify | Domain | Instruct:
+def _in_words(objective: AnyObjective | None, name: str) -> AnyObjective:
     """The objective as a model without a head can follow it."""
+    if isinstance(objective, Reward):
+        raise RecipeError(f"{name}: scores need a head, and this model has none; give a run tuned with reward")
     if not isinstance(objective, Classify):
         return objective or Instruct()
     if objective.multi:

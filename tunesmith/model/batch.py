@@ -1,4 +1,7 @@
-"""Encoded rows to one pack of tokens. Letters: B rows, N packed tokens, M learned ids, L tokens of the longest row."""
+"""Encoded examples to one pack of tokens.
+
+Letters: E examples, B rows, N packed tokens, M learned ids, L tokens of the longest row.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +38,19 @@ class Batch:
     targets: Tensor  # [M] int64, the learned ids
     owners: Tensor  # [M] int64, the row of each learned id
     tokens: int  # of all rows as a user counts them: each row whole
-    labels: Tensor | None = None  # [B, K] float, what a head of the objective's own is to say
+    labels: Tensor | None = None  # [E, K] float, what is said of each example
+    reference: Tensor | None = None  # [B] float, log p of each row's learned ids before anything moved
+    each: int = 1  # rows of an example: the two answers of a pair follow each other
 
     @property
     def rows(self) -> int:
         """Number of rows B."""
         return len(self.paths)
+
+    @property
+    def examples(self) -> int:
+        """Number of examples E."""
+        return self.rows // self.each
 
     @property
     def computed(self) -> int:
@@ -65,6 +75,7 @@ class Batch:
             targets=self.targets.to(device),
             owners=self.owners.to(device),
             labels=None if self.labels is None else self.labels.to(device),
+            reference=None if self.reference is None else self.reference.to(device),
         )
 
 
@@ -80,8 +91,10 @@ def cut(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[i
 
 
 def collate(rows: Sequence[Encoded], *, share: bool = True) -> Batch:
-    """A batch of single-sequence rows; `share` lets what rows begin with run once, where that pays."""
-    batch = pack([row.sequences[0] for row in rows], share=share, labels=[row.label for row in rows])
+    """A batch of examples of equally many sequences; `share` lets what they begin with run once, where that pays."""
+    batch = pack([one for row in rows for one in row.sequences], share=share, labels=[row.label for row in rows])
+    reference = torch.tensor([known for row in rows for known in row.reference]) if rows[0].reference else None
+    batch = replace(batch, reference=reference, each=len(rows[0].sequences))
     hidden = [(number, place, told) for number, row in enumerate(rows) for place, told in row.hidden]
     if not hidden:
         return batch
@@ -112,6 +125,21 @@ def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tu
         tokens=sum(len(one.ids) for one in sequences),
         labels=torch.tensor(labels) if labels[0] else None,
     )
+
+
+def crossed(batch: Batch) -> Batch:
+    """Each row's beginning with the learned ids of the example before; those must be the last ids of their rows."""
+    ids, paths = batch.ids.tolist(), batch.paths.tolist()
+    owners, targets = batch.owners.tolist(), batch.targets.tolist()
+    answers: list[list[int]] = [[] for _ in paths]
+    for owner, target in zip(owners, targets, strict=True):
+        answers[owner].append(target)
+    rows = []
+    for row, path in enumerate(paths):
+        run = [ids[i] for i in path if i >= 0]
+        begin, answer = run[: len(run) + 1 - len(answers[row])], answers[row - batch.each]
+        rows.append(Tokens([*begin, *answer], [False] * len(begin) + [True] * len(answer)))
+    return pack(rows).to(batch.ids.device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,43 @@ def sum_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
     return total
 
 
+class _Logprobs(torch.autograd.Function):
+    """log p(target) of each position, with the gradient of the states made in the forward pass.
+
+    What backward brings is a number for each position, which only scales that position's gradient; where the weight
+    moves too, its gradient needs the softmax again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        grad_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        found = states.new_empty(len(states), dtype=torch.float32)
+        for start in range(0, len(states), CHUNK):
+            part, goal = states[start : start + CHUNK], targets[start : start + CHUNK]
+            logs = F.linear(part, weight).float().log_softmax(dim=1)
+            found[start : start + CHUNK] = logs.gather(1, goal[:, None])[:, 0]
+            if grad_states is not None:
+                grad_states[start : start + CHUNK] = weight[goal] - logs.exp_().to(weight.dtype) @ weight
+        ctx.save_for_backward(states, weight, targets, grad_states)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (scale,) = grads
+        states, weight, targets, grad_states = ctx.saved_tensors
+        if grad_states is not None:
+            grad_states = grad_states.mul_(scale[:, None].to(grad_states.dtype))
+        if not ctx.needs_input_grad[1]:
+            return grad_states, None, None
+        grad_weight = torch.zeros_like(weight)
+        for start in range(0, len(states), CHUNK):
+            part, goal = states[start : start + CHUNK], targets[start : start + CHUNK]
+            right = F.linear(part, weight).float().softmax(dim=1).neg_()
+            right[torch.arange(len(goal)), goal] += 1
+            grad_weight.addmm_((right * scale[start : start + CHUNK, None]).to(weight.dtype).T, part)
+        return grad_states, grad_weight, None
+
+
 @torch.no_grad()
 def judge(logits: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """[M] -log p of each target, and [M] whether it is the likeliest word, without gradient."""
@@ -115,13 +152,19 @@ class LanguageHead:
 
     def sum_nll(self, states: Tensor, targets: Tensor) -> Tensor:
         """[N, D] and [N] -> the sum of -log p(target)."""
-        layer = self.layer
-        as_they_are = self.scale == 1.0 and not self.softcap
-        if isinstance(layer, nn.Linear) and layer.bias is None and as_they_are:
-            return sum_nll(states, layer.weight, None, targets)
+        if (weight := self._plain()) is not None:
+            return sum_nll(states, weight, None, targets)
         return F.cross_entropy(self.logits(states).float(), targets, reduction="sum")
 
-    @torch.no_grad()
     def logprobs(self, states: Tensor, targets: Tensor) -> Tensor:
-        """[N, D] and [N] -> [N], log p(target), without gradient."""
-        return -judge(self.logits, states, targets)[0]
+        """[N, D] and [N] -> [N], log p(target)."""
+        if (weight := self._plain()) is not None:
+            found: Tensor = _Logprobs.apply(states, weight, targets)  # type: ignore[no-untyped-call]
+            return found
+        return -F.cross_entropy(self.logits(states).float(), targets, reduction="none")
+
+    def _plain(self) -> Tensor | None:
+        """The weight where the logits are states W^T and nothing else."""
+        layer = self.layer
+        as_they_are = self.scale == 1.0 and not self.softcap
+        return layer.weight if isinstance(layer, nn.Linear) and layer.bias is None and as_they_are else None

@@ -97,6 +97,16 @@ class Policy:
         finally:
             self.virtual = virtual
 
+    @contextmanager
+    def answered_by(self, other: Policy) -> Iterator[None]:
+        """A context in which another policy's network stands in for this one's."""
+        mine = self.network, self.language_head
+        self.network, self.language_head = other.network, other.language_head
+        try:
+            yield
+        finally:
+            self.network, self.language_head = mine
+
     def learned(self, batch: Batch) -> Tensor:
         """[M, D]: the state before each learned id."""
         return self.states(batch).index_select(0, batch.before)
@@ -106,10 +116,15 @@ class Policy:
         return self.words.sum_nll(self.learned(batch), batch.targets)
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """[B]: log p of each row's learned ids together, without gradient."""
-        with torch.no_grad():
-            each = self.words.logprobs(self.learned(batch), batch.targets)
-            return each.new_zeros(batch.rows).index_add_(0, batch.owners, each)
+        """[B]: log p of each row's learned ids together."""
+        each = self.words.logprobs(self.learned(batch), batch.targets)
+        return each.new_zeros(batch.rows).index_add(0, batch.owners, each)
+
+    @torch.no_grad()
+    def reference_logprobs(self, batch: Batch) -> Tensor:
+        """[B]: the same before the technique touched anything, without gradient."""
+        with self.reference():
+            return self.logprobs(batch)
 
     @property
     def words(self) -> LanguageHead:

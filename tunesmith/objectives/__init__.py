@@ -3,7 +3,9 @@
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.domain import Domain
 from tunesmith.objectives.instruct import Instruct
+from tunesmith.objectives.preference import Preference
+from tunesmith.objectives.reward import Reward
 
-OBJECTIVES = (Classify, Domain, Instruct)
+OBJECTIVES = (Classify, Domain, Instruct, Preference, Reward)
 
-__all__ = ["OBJECTIVES", "Classify", "Domain", "Instruct"]
+__all__ = ["OBJECTIVES", "Classify", "Domain", "Instruct", "Preference", "Reward"]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
 
-from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
+from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct, Preference, Reward
 from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Full, Ia3, Lora, Prefix, Prompt, PTuning
 
 
@@ -81,7 +81,8 @@ def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[
     return BeforeValidator(read)
 
 
-AnyObjective = Annotated[Annotated[Classify | Domain | Instruct, Discriminator("kind")], _by_kind(OBJECTIVES, {})]
+_Objective = Annotated[Classify | Domain | Instruct | Preference | Reward, Discriminator("kind")]
+AnyObjective = Annotated[_Objective, _by_kind(OBJECTIVES, {})]
 _Technique = Annotated[Full | Lora | Ia3 | Prompt | Prefix | PTuning, Discriminator("kind")]
 AnyTechnique = Annotated[_Technique, _by_kind(TECHNIQUES, SHORTHANDS)]
 

@@ -102,6 +102,16 @@ class Style(_Part):
     habits: dict[str, tuple[float, float, float]] = {}
 
 
+class Judgement(_Part):
+    """What learning from people's judgement did beside the headline, base and tuned; None where it is not measured."""
+
+    chosen_logprob: tuple[float, float] | None = None  # mean log p for each id of the answers that people liked
+    margin: tuple[float, float] | None = None  # mean lead of the preferred answers
+    length_bias: tuple[float, float] | None = None  # correlation of the lead with the difference in length
+    words: tuple[float, float] | None = None  # mean length of answers in own words
+    repeated_share: tuple[float, float] | None = None  # of these, share that repeat themselves
+
+
 class Report(_Part):
     """Everything measured about one run."""
 
@@ -117,6 +127,8 @@ class Report(_Part):
     retention: Retention | None = None
     calibration: Calibration | None = None
     style: Style | None = None
+    judgement: Judgement | None = None
+    alarms: tuple[str, ...] = ()
     training: Training
     speed: Speed
     memory: Memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,11 +42,9 @@ class Full(BaseModel):
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """All numbers trainable; a reference costs a second copy of the weights."""
+        before = copy.deepcopy(base).requires_grad_(False) if keep_reference else None
         base.requires_grad_(True)
-        if not keep_reference:
-            return Policy.over(base, family=family, reference=lambda: nullcontext(None))
-        start = copy.deepcopy(base).requires_grad_(False)
-        return Policy.over(base, family=family, reference=lambda: nullcontext(start))
+        return _beside(base, before, family)
 
     def save(self, policy: Policy, folder: Path) -> None:
         """A folder that plain transformers opens."""
@@ -61,4 +59,17 @@ class Full(BaseModel):
             )
         with quiet():
             network = type(base).from_pretrained(folder, use_safetensors=True, dtype=base.dtype).to(base.device).eval()
-        return Policy.over(network, family=family, reference=lambda: nullcontext(base))
+        return _beside(network, base.requires_grad_(False), family)
+
+
+def _beside(network: Any, before: Any, family: str) -> Policy:
+    """The network as a policy whose reference is another one, where there is one."""
+    policy = Policy.over(network, family=family, reference=_none_kept)
+    if before is not None:
+        start = Policy.over(before, family=family, reference=nullcontext)
+        policy.reference = lambda: policy.answered_by(start)
+    return policy
+
+
+def _none_kept() -> AbstractContextManager[None]:
+    raise AssertionError("full tuning keeps no reference unless it is asked to")

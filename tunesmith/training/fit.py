@@ -111,7 +111,7 @@ def _record_step(
     tokens = sum(batch.tokens for batch in batches)
     state.tokens += tokens
     state.computed += sum(batch.computed for batch in batches)
-    state.rows += sum(batch.rows for batch in batches)
+    state.rows += sum(batch.examples for batch in batches)
     hooks.record(
         {
             "step": state.step,

@@ -39,7 +39,7 @@ def can_learn(policy: Policy, objective: Objective, batch: Batch, *, plan: Plan)
     policy.train(False)
     if not _learned(losses):
         raise Refused(
-            f"overfit probe: {STEPS} steps on the same {batch.rows} rows took the loss from {losses[0]:.3f} "
+            f"overfit probe: {STEPS} steps on the same {batch.examples} rows took the loss from {losses[0]:.3f} "
             f"to only {min(losses):.3f}; raise schedule.learning_rate (now {plan.peak:g}) "
             "or look at what is learned with --dry-run"
         )

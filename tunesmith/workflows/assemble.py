@@ -66,6 +66,8 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
         retention=run.retention,
         calibration=run.worth.calibration,
         style=run.worth.style,
+        judgement=run.worth.judgement,
+        alarms=run.worth.alarms,
         training=_training(run),
         speed=_speed(run, len(test), seconds),
         memory=Memory(peak_bytes=peak_bytes(), model_bytes=resident_bytes(run.trained.policy.network)),

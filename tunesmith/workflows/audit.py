@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from tunesmith.recipe import Recipe
 
 # Settings of an objective that name columns, by objective.
-COLUMN_KEYS = {"classify": ("text", "label"), "instruct": ("prompt", "answer", "messages"), "domain": ("text",)}
+COLUMN_KEYS = {
+    "classify": ("text", "label"),
+    "instruct": ("prompt", "answer", "messages"),
+    "domain": ("text",),
+    "preference": ("chosen", "rejected", "prompt"),
+    "reward": ("chosen", "rejected", "prompt"),
+}
 EMBEDDED_TOKENS = 256
 
 
@@ -120,7 +126,7 @@ def _format(rows: list[Row], recipe: Recipe) -> Format:
     for column in named.values():
         if not any(column in row.fields for row in rows):
             raise DataError(missing_column(rows, column))
-    if "messages" in named or len(named) == 2 or (named and recipe.objective.kind == "domain"):
+    if "messages" in named or len(named) >= 2 or (named and recipe.objective.kind == "domain"):
         return Format("as named", "", named)
     found = detect(rows)
     columns = {**found.columns, **named}

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from tunesmith.data.examples import Example
 from tunesmith.data.template import Template
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.tasks import Score, TaskScore
@@ -19,7 +20,7 @@ from tunesmith.inference.open import Found, identify, open_model
 from tunesmith.model.device import choose_machine
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Classify, Domain
+from tunesmith.objectives import Classify, Domain, Preference, Reward
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.recipe import load_recipe
@@ -29,6 +30,7 @@ from tunesmith.workflows.prepare import Listener, read_data
 from tunesmith.workflows.questions import Asked, Task, read_task, recipe_file, seen
 from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
 from tunesmith.workflows.yardsticks.answering import Answered
+from tunesmith.workflows.yardsticks.judging import Judging
 
 OWN_BASE = "base"  # the word for `against` that means: what the model was tuned over
 
@@ -156,24 +158,37 @@ def _base_of_run(yardstick: Yardstick[Any], found: Found, task: Task, *, offline
     if isinstance(about.objective, Domain):
         opened = open_base(found, about.objective, offline=offline)
         return None if opened is None else yardstick.tuned(opened)
+    if isinstance(about.objective, Preference):
+        return None
     options = LoadOptions(device=choose_machine(dtype="float32").device)
     base = load_base(about.base, options=options, offline=offline)
     policy = Policy.over(base.network, family=base.family, reference=nullcontext)
     template = Template(base.tokenizer, chat=base.family == "decoder")
+    if isinstance(about.objective, Reward):
+        assert isinstance(yardstick, Judging)
+        policy.train(False)
+        train = _learned_from(found, offline=offline)
+        said = yardstick.probe(LocalModel(policy, template, about.objective, about.limit), train)
+        task.notes.append(f"base: {said.how}")
+        return said
     untuned = Untuned(base, policy, template, about.objective, about.limit)
     if base.family == "encoder" or (isinstance(about.objective, Classify) and about.objective.multi):
-        page = recipe_file(found)
-        if page is None:
-            raise RecipeError(
-                f"{found.name}: its base is a linear probe, and the recipe that names the training rows is gone"
-            )
-        train = read_data(load_recipe(page)[0], offline=offline).split.train
-        answers = untuned.answer(train=train, validation=(), test=task.examples)
+        answers = untuned.answer(train=_learned_from(found, offline=offline), validation=(), test=task.examples)
         task.notes.append(f"base: {answers.how}")
         return Answered(answers)
     wording = _wording(found.folder.parent / "before.json")
     task.notes.append(f"base: plain prompt: {wording or 'the instruction as written'}")
     return yardstick.tuned(untuned.model(wording))
+
+
+def _learned_from(found: Found, *, offline: bool) -> list[Example]:
+    """The training rows of a run. Raises RecipeError where nobody knows them any more."""
+    page = recipe_file(found)
+    if page is None:
+        raise RecipeError(
+            f"{found.name}: its base is a linear probe, and the recipe that names the training rows is gone"
+        )
+    return read_data(load_recipe(page)[0], offline=offline).split.train
 
 
 def _wording(page: Path) -> str:

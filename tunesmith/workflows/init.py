@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from tunesmith.data.examples import Chat, Example, Labelled, Text
+from tunesmith.data.examples import Example, Labelled, Text
 from tunesmith.data.formats import LANGUAGES, Format, detect
+from tunesmith.data.pairs import written
 from tunesmith.data.rows import Row, as_word, columns_of, keep, read_rows
 from tunesmith.errors import RecipeError
-from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
+from tunesmith.objectives import OBJECTIVES, Classify, Instruct
 from tunesmith.objectives.instruct import reference
 from tunesmith.recipe import AnyObjective, Recipe, make_recipe
 
@@ -95,7 +96,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
     bound = recipe.objective.bind(examples, "encoder" if recipe.model == SMALL_ENCODER else "decoder")
     raw.setdefault("objective", {"kind": bound.kind})
     raw["objective"] |= _instruction(bound, reasons)
-    if not isinstance(bound, Domain) and "metric" not in raw["objective"]:
+    if isinstance(bound, Classify | Instruct) and "metric" not in raw["objective"]:
         raw["objective"]["metric"] = _metric(bound, examples, reasons)
     raw |= _training(recipe.model, len(examples), reasons)
     if named & {"technique", "technique.kind"}:
@@ -178,8 +179,7 @@ def _data(examples: Sequence[Example], group: str, *, model: str, reasons: dict[
 
 def _size(example: Example) -> int:
     """Bytes of a row: three make about a token of European text, and one letter of Chinese."""
-    texts = [message.content for message in example.messages] if isinstance(example, Chat) else [example.text]
-    return sum(len(text.encode()) for text in texts)
+    return len(written(example).encode())
 
 
 def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons: dict[str, str]) -> str:

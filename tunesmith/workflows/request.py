@@ -18,7 +18,7 @@ GROUP_COLUMNS = ("group", "thread", "doc_id", "source_id")
 # With fewer groups than this a split by group could leave a part empty.
 ENOUGH_GROUPS = 10
 # Keys by which an objective names columns; one that names none has them detected.
-COLUMN_KEYS = {"text", "label", "prompt", "answer", "messages"}
+COLUMN_KEYS = {"text", "label", "prompt", "answer", "messages", "chosen", "rejected", "margin"}
 
 
 @dataclass(frozen=True, slots=True)

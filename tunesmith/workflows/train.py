@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tunesmith.evaluation import calibration
 from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, cut
 from tunesmith.model.device import DTYPES
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives import Classify, Instruct, Preference, Reward
 from tunesmith.recipe import Recipe
 from tunesmith.training.fit import Hooks, State, fit
 from tunesmith.training.journal import Journal
@@ -24,6 +25,7 @@ from tunesmith.training.probe import ROWS, Probe, can_learn
 from tunesmith.training.sampler import Sampler
 from tunesmith.training.track import Tracker, open_trackers
 from tunesmith.workflows.prepare import Listener, Prepared, masking_of
+from tunesmith.workflows.references import fallen, preferred, with_references
 
 # The pass whose hidden words rows have outside training: the same ones at each validation.
 HELD_OUT = "held out"
@@ -53,6 +55,7 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     """Fine-tune as the recipe says, going on from `out` when a checkpoint is there."""
     listen = watch.listen
     recipe, objective = prepared.recipe, prepared.recipe.objective
+    prepared = with_references(prepared, out, policy=_start(prepared), listen=listen)
     policy = _adapted(prepared)
     plan = make_plan(recipe, policy, rows=len(prepared.train))
     if not prepared.validation:  # rows may be there and teach nothing: a score of nothing would always be the best
@@ -62,11 +65,12 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     fresh = not (out / "checkpoints").exists()
     probe = _probe(prepared, policy, plan, listen) if fresh and recipe.schedule.probe else None
     trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
+    beside: dict[str, float] = {}
     hooks = Hooks(
         folder=out / "checkpoints",
-        record=_recorder(journal, trackers, listen),
+        record=_recorder(journal, trackers, listen, beside),
         resumed=lambda step: _rewound(journal, batches, step),
-        validate=lambda: _judged(prepared, policy, watch),
+        validate=lambda: _judged(prepared, policy, watch, beside),
         stop=watch.stop,
         smaller=lambda step: _smaller(batches, step, journal=journal, listen=listen),
     )
@@ -79,6 +83,9 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     policy.mixed = None  # answers are given in full precision, here and wherever the run is loaded
     return Trained(policy, plan, state, probe, _notes(journal))
 
+
+# Learning rates as a share of those that suit learning to answer: a preference is learned by small steps.
+PACE = {"preference": 0.1}
 
 # What a journal line about memory that ran out has, and no other: tokens that run at once from there on.
 AT_ONCE = "tokens_at_once"
@@ -110,17 +117,23 @@ def _notes(journal: Journal) -> tuple[str, ...]:
     return tuple(_ran_out(record["step"], record[AT_ONCE]) for record in journal.read() if AT_ONCE in record)
 
 
-def _recorder(journal: Journal, trackers: Sequence[Tracker], listen: Listener) -> Callable[[Mapping[str, Any]], None]:
-    """Tells journal, trackers and listener of every step and validation."""
+def _recorder(
+    journal: Journal, trackers: Sequence[Tracker], listen: Listener, beside: Mapping[str, float]
+) -> Callable[[Mapping[str, Any]], None]:
+    """Tells journal, trackers and listener of every step and validation, and what was seen `beside` its loss."""
 
     def record(entry: Mapping[str, Any]) -> None:
         if entry.get("validation_loss") == math.inf:  # outside a gate, as `_judged` has said; JSON has no infinity
             journal.write({"step": entry["step"], "outside_gate": True})
             return
+        entry = {**entry, **beside} if "validation_loss" in entry else entry
         journal.write(entry)
         for tracker in trackers:
             tracker.log(entry)
         listen({"event": "step", **entry})
+        if alarm := fallen(entry):
+            journal.write({"step": entry["step"], "alarm": alarm})
+            listen({"event": "note", "text": alarm})
 
     return record
 
@@ -130,17 +143,25 @@ def _opening(prepared: Prepared) -> list[int]:
     objective, words = prepared.recipe.objective, ""
     if isinstance(objective, Classify):
         words = f"{', '.join(objective.labels)}. {objective.instruction}"
-    if isinstance(objective, Instruct):
+    if isinstance(objective, Instruct | Preference | Reward):
         words = objective.instruction
     ids: list[int] = prepared.template.tokenizer(words, add_special_tokens=False)["input_ids"]
     return ids or prepared.train[0].sequences[0].ids
+
+
+def _start(prepared: Prepared) -> Policy:
+    """The base before a technique has touched it, computing as it does while it is trained."""
+    policy = Policy.over(prepared.base.network, family=prepared.base.family, reference=nullcontext)
+    policy.mixed = _mixed(prepared)
+    return policy
 
 
 def _adapted(prepared: Prepared) -> Policy:
     """The base under the recipe's technique, with the objective's head, before any step."""
     recipe, base = prepared.recipe, prepared.base
     torch.manual_seed(recipe.seed)
-    policy = recipe.technique.adapt(base.network, family=base.family, keep_reference=False, start=_opening(prepared))
+    keep = isinstance(recipe.objective, Preference) and recipe.objective.asks_reference
+    policy = recipe.technique.adapt(base.network, family=base.family, keep_reference=keep, start=_opening(prepared))
     policy.head = recipe.objective.head(policy)
     if policy.head is not None and prepared.head is not None:
         policy.head.load_state_dict(prepared.head)
@@ -148,11 +169,13 @@ def _adapted(prepared: Prepared) -> Policy:
     return policy
 
 
-def _judged(prepared: Prepared, policy: Policy, watch: Watch) -> float:
-    """The validation loss, infinite outside a gate: such numbers cannot become the best."""
+def _judged(prepared: Prepared, policy: Policy, watch: Watch, beside: dict[str, float]) -> float:
+    """The validation loss, infinite outside a gate: such numbers cannot become the best; `beside` it is what people
+    who read of preferences look at."""
     if broken := watch.outside(policy):
         watch.listen({"event": "note", "text": f"not to be kept: {broken}"})
         return math.inf
+    beside.update(preferred(prepared, policy))
     return validation_loss(prepared, policy)
 
 
@@ -177,7 +200,7 @@ def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> Plan:
     schedule = recipe.schedule
     per_epoch = -(-rows // schedule.batch_rows)
     steps = max(1, round(schedule.epochs * per_epoch))
-    automatic = recipe.technique.learning_rate(policy.hidden, policy.family)
+    automatic = recipe.technique.learning_rate(policy.hidden, policy.family) * PACE.get(recipe.objective.kind, 1.0)
     validated = recipe.data.validation not in (0, 0.0, "")
     return Plan(
         steps=steps,
@@ -201,7 +224,7 @@ class Batches:
         self._share = prepared.base.family == "decoder"
         self._masking = masking_of(prepared.recipe.objective, prepared.template, prepared.recipe.seed)
         tokens = TOKENS_PER_PASS if schedule.batch_tokens == "auto" else schedule.batch_tokens
-        self.sampler = Sampler(tuple(row.length for row in rows), schedule.batch_rows, tokens, prepared.recipe.seed)
+        self.sampler = Sampler(tuple(row.size for row in rows), schedule.batch_rows, tokens, prepared.recipe.seed)
 
     def of(self, numbers: Sequence[int], turn: int | str = HELD_OUT) -> Batch:
         """These rows as one batch; words are hidden as the turn, a pass over the rows, hides them."""

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.data.examples import Chat, Example, Labelled
+from tunesmith.data.examples import Chat, Example, Labelled, Pair, Thumb
 from tunesmith.data.files import write_whole
 from tunesmith.data.terms import general_text
 from tunesmith.evaluation import calibration, style
@@ -87,6 +87,11 @@ def _dealt(examples: Sequence[Example], chance: random.Random) -> list[Example]:
             mixed.append(replace(example, labels=other.labels))
         elif isinstance(example, Chat) and isinstance(other, Chat):
             mixed.append(replace(example, messages=(*example.messages[:-1], other.messages[-1])))
+        elif isinstance(example, Thumb) and isinstance(other, Thumb):
+            mixed.append(replace(example, good=other.good))
+        elif isinstance(example, Pair):
+            turned = chance.random() < 0.5
+            mixed.append(replace(example, chosen=example.rejected, rejected=example.chosen) if turned else example)
     return mixed
 
 

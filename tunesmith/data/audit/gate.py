@@ -18,7 +18,8 @@ from tunesmith.data.audit.keys import keys
 from tunesmith.data.audit.near import Words, cross_pairs
 from tunesmith.data.audit.runs import Rule, held, leaked
 from tunesmith.data.audit.shingles import WORD_BITS, signatures, slots, words_of
-from tunesmith.data.examples import Chat, Example, Labelled, question
+from tunesmith.data.examples import Example, Labelled, question
+from tunesmith.data.pairs import written
 from tunesmith.data.split import Split
 
 NAMED = 5  # places that are named before they are only counted
@@ -39,7 +40,7 @@ class Gate:
 def gate(split: Split) -> Gate:
     """What is gravely wrong with the rows that a run is to learn from, and with those it is to be scored on."""
     train, test = split.train, split.test or split.validation
-    texts = [_written(example)[:LONGEST] for example in train]
+    texts = [written(example)[:LONGEST] for example in train]
     found = [
         _told("secret", [e.where for e, text in zip(train, texts, strict=True) if keys(text)], len(train)),
         _told("encoding_damage", [e.where for e, text in zip(train, texts, strict=True) if damage(text)], len(train)),
@@ -49,13 +50,6 @@ def gate(split: Split) -> Gate:
     faults = [*filter(None, found), *([copies] if share > COPIED_SHARE else [])]
     notes = [f"{copies}; name their source as data.group"] if NOTED_SHARE < share <= COPIED_SHARE else []
     return Gate(tuple(faults), tuple(notes))
-
-
-def _written(example: Example) -> str:
-    """All text of an example as it is written, a turn after the other."""
-    if isinstance(example, Chat):
-        return "\n".join(message.content for message in example.messages)
-    return example.text
 
 
 def _told(kind: str, places: Sequence[str], rows: int) -> str:

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tunesmith.data.examples import DIALOGUES, ROLES, chats, labelled
+from tunesmith.data.examples import DIALOGUES, chats, labelled
 from tunesmith.data.rows import Row, as_word
+from tunesmith.data.turns import ROLES
 from tunesmith.errors import DataError
 
 NO_ANSWER = frozenset(

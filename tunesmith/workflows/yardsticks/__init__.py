@@ -4,9 +4,16 @@ from typing import Any
 
 from tunesmith.workflows.yardsticks.answering import Answering
 from tunesmith.workflows.yardsticks.base import Frozen, Said, Worth, Yardstick
+from tunesmith.workflows.yardsticks.judging import Judging
 from tunesmith.workflows.yardsticks.reading import Reading
 
-YARDSTICKS: dict[str, type[Yardstick[Any]]] = {"classify": Answering, "instruct": Answering, "domain": Reading}
+YARDSTICKS: dict[str, type[Yardstick[Any]]] = {
+    "classify": Answering,
+    "instruct": Answering,
+    "domain": Reading,
+    "preference": Judging,
+    "reward": Judging,
+}
 
 
 def yardstick_of(frozen: Frozen) -> Yardstick[Any]:

@@ -1,0 +1,124 @@
+"""Pairs and thumbs in the shapes that people's files have, and what is refused in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tunesmith.data.examples import Message, Pair, Thumb, fingerprint, question
+from tunesmith.data.pairs import pairs, thumbs, written
+from tunesmith.data.rows import Row
+from tunesmith.errors import DataError
+
+COLUMNS = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+SIDES = {"chosen": "chosen", "rejected": "rejected"}
+ASKED = (Message("user", "Capital?"),)
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def said(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def row(**fields: Any) -> Row:
+    return Row("p.jsonl:1", fields)
+
+
+@pytest.mark.parametrize(
+    ("columns", "fields"),
+    [
+        (COLUMNS, {"prompt": "Capital?", "chosen": "Paris.", "rejected": "Rome."}),
+        # TRL, conversational
+        (COLUMNS, {"prompt": [user("Capital?")], "chosen": [said("Paris.")], "rejected": [said("Rome.")]}),
+        # TRL, the prompt inside both chats
+        (SIDES, {"chosen": [user("Capital?"), said("Paris.")], "rejected": [user("Capital?"), said("Rome.")]}),
+        # UltraFeedback
+        (
+            COLUMNS,
+            {
+                "prompt": "Capital?",
+                "chosen": [user("Capital?"), said("Paris.")],
+                "rejected": [user("Capital?"), said("Rome.")],
+            },
+        ),
+        # Anthropic's hh-rlhf
+        (
+            SIDES,
+            {
+                "chosen": "\n\nHuman: Capital?\n\nAssistant: Paris.",
+                "rejected": "\n\nHuman: Capital?\n\nAssistant: Rome.",
+            },
+        ),
+    ],
+)
+def test_a_pair_is_read_from_every_usual_shape(columns: dict[str, str], fields: dict[str, Any]):
+    assert pairs([row(**fields)], columns=columns) == [Pair("p.jsonl:1", ASKED, "Paris.", "Rome.")]
+
+
+def test_earlier_turns_instruction_group_and_margin_are_kept():
+    turns = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: Capital?\n\nAssistant: "
+    fields = {"chosen": f"{turns}Paris.", "rejected": f"{turns}Rome.", "by": 1.5, "thread": 7}
+    (found,) = pairs([row(**fields)], columns={**SIDES, "margin": "by"}, instruction="Be brief.", group="thread")
+    assert [message.role for message in found.prompt] == ["user", "assistant", "user"]
+    assert found.prompt[0].content == "Be brief.\n\nhi"
+    assert (found.margin, found.group) == (1.5, "7")
+
+
+@pytest.mark.parametrize(
+    ("columns", "fields", "finding"),
+    [
+        (COLUMNS, {"prompt": "q", "chosen": "A b", "rejected": " A  b "}, "are the same answer, .* drop the row"),
+        (COLUMNS, {"prompt": "q", "chosen": "a", "rejected": " "}, "column 'rejected' must be text, found ' '"),
+        (COLUMNS, {"prompt": "q", "chosen": "a", "rejected": []}, r"column 'rejected' must be text, found \[\]"),
+        (COLUMNS, {"prompt": "q", "chosen": [said("")], "rejected": "b"}, "'chosen' must end with an answer"),
+        (COLUMNS, {"prompt": "q", "chosen": [user("q")], "rejected": "b"}, "'chosen' must end with an answer"),
+        (COLUMNS, {"prompt": [said("q")], "chosen": "a", "rejected": "b"}, "ends with an answer; end it with what"),
+        (SIDES, {"chosen": "a", "rejected": "b"}, "an answer alone; name the column .* objective.prompt"),
+        (
+            SIDES,
+            {"chosen": [user("q"), said("a")], "rejected": [user("other"), said("b")]},
+            "the turns before the two answers differ; .* cut both chats",
+        ),
+        (
+            COLUMNS,
+            {"prompt": "q", "chosen": [user("other"), said("a")], "rejected": [user("other"), said("b")]},
+            "the prompt and the last question in column 'chosen' differ",
+        ),
+        (
+            {**COLUMNS, "margin": "by"},
+            {"prompt": "q", "chosen": "a", "rejected": "b", "by": "much"},
+            "column 'by' must be a number, found 'much'",
+        ),
+        ({**COLUMNS, "margin": "by"}, {"prompt": "q", "chosen": "a", "rejected": "b", "by": "nan"}, "must be a number"),
+    ],
+)
+def test_a_pair_that_cannot_be_learned_is_refused_with_line_and_cure(
+    columns: dict[str, str], fields: dict[str, Any], finding: str
+):
+    with pytest.raises(DataError, match=rf"^p\.jsonl:1: .*{finding}"):
+        pairs([row(**fields)], columns=columns)
+
+
+@pytest.mark.parametrize(("label", "good"), [(True, True), (False, False), ("1", True), (0, False), ("True", True)])
+def test_a_thumb_is_up_or_down(label: Any, good: bool):
+    columns = {"prompt": "prompt", "answer": "completion", "label": "label"}
+    (found,) = thumbs([row(prompt="Capital?", completion="Paris.", label=label)], columns=columns)
+    assert found == Thumb("p.jsonl:1", ASKED, "Paris.", good)
+
+
+def test_a_thumb_that_is_neither_is_refused():
+    columns = {"prompt": "prompt", "answer": "completion", "label": "label"}
+    with pytest.raises(DataError, match=r"^p\.jsonl:1: column 'label' must be true, false, 1 or 0, found 'fine'"):
+        thumbs([row(prompt="q", completion="a", label="fine")], columns=columns)
+
+
+def test_pairs_turned_round_ask_the_same_and_are_not_the_same():
+    one, other = Pair("r", ASKED, "Paris.", "Rome."), Pair("s", ASKED, "rome.", "paris.")
+    assert question(one) == question(other)
+    assert fingerprint(one) != fingerprint(other)
+    assert question(one) != question(Pair("t", ASKED, "Paris.", "Oslo."))
+    assert written(one) == "Capital?\nParis.\nRome."

@@ -1,0 +1,144 @@
+"""People's judgement from rows to a measured run: pairs, thumbs, rewards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.workflows.conftest import recipe, tune
+from tunesmith.data.examples import Message
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.inference.folder import load
+from tunesmith.report.schema import read_report
+from tunesmith.workflows.evaluate import evaluate
+from tunesmith.workflows.questions import Asked
+
+pytestmark = pytest.mark.usefixtures("small_world")
+
+
+def pairs(count: int = 48) -> list[dict[str, Any]]:
+    return [
+        {"prompt": f"number {i}", "chosen": f"it is good, {i}", "rejected": f"bad {i % 5}", "shop": f"s{i % 12}"}
+        for i in range(count)
+    ]
+
+
+def thumbs(count: int = 48) -> list[dict[str, Any]]:
+    said = ("it is good", "bad")
+    return [{"prompt": f"number {i}", "completion": f"{said[i % 2]} {i}", "label": i % 2 == 0} for i in range(count)]
+
+
+def journal(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "journal.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def preferred(small_world: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("preferred")
+    made = recipe(place, pairs(), "llama", objective="preference", data={"group": "shop"}, schedule={"probe": False})
+    return tune(made, place / "run").folder
+
+
+@pytest.fixture(scope="module")
+def rewarding(small_world: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("rewarding")
+    made = recipe(place, pairs(), "llama", objective="reward", schedule={"probe": False}, controls=True)
+    return tune(made, place / "run").folder
+
+
+def test_pairs_are_told_by_log_probability_and_the_longer_answer_stands_beside(preferred: Path):
+    report = read_report(preferred)
+    assert report.task.metric == "preference_accuracy"
+    assert report.task.tuned == 1.0
+    assert [task.metric for task in report.tasks] == ["preference_accuracy", "preference_accuracy_summed"]
+    assert {arm.name: arm.score for arm in report.baselines}["the longer answer wins"] == 1.0
+    assert report.judgement is not None
+    assert report.judgement.chosen_logprob is not None
+    assert report.judgement.margin[1] > report.judgement.margin[0]
+
+
+def test_validations_say_what_the_preferred_answers_gained(preferred: Path):
+    seen = [line for line in journal(preferred) if "validation_loss" in line]
+    assert seen[-1]["margin"] > 0
+    assert set(seen[-1]) == {"step", "validation_loss", "chosen_gain", "margin", "preferred_more"}
+
+
+def test_what_the_start_says_is_kept_and_computed_once(preferred: Path):
+    kept = sorted((preferred / "reference").glob("*.json"))
+    assert len(kept) == 2  # training and validation rows
+    assert all(len(row) == 2 for row in json.loads(kept[0].read_text(encoding="utf-8")))
+
+
+def test_a_tuned_preference_run_answers_and_scores(preferred: Path):
+    model = load(preferred)
+    assert len(model.generate(["number 3"])) == 1
+    chosen, other = model.scores([Message("user", "number 3")], ["it is good", "is it good"])
+    assert chosen > other
+    with pytest.raises(RecipeError, match="tuned to preference and scores no answers"):
+        model.reward("number 3", "bad 3")
+
+
+def test_evaluate_scores_a_preference_run_on_other_pairs_and_against_its_base(preferred: Path, tmp_path: Path):
+    file = tmp_path / "more.jsonl"
+    file.write_text("".join(json.dumps(row | {"prompt": f"new {i}"}) + "\n" for i, row in enumerate(pairs(10))))
+    page = evaluate(Asked(str(preferred), str(file), against="base"), listen=lambda event: None).page
+    assert (page.metric, page.n, page.tuned) == ("preference_accuracy", 10, 1.0)
+    assert page.base == pytest.approx(read_report(preferred).task.base, abs=0.35)
+
+
+def test_a_reward_run_scores_answers_beside_a_probe_a_control_and_length(rewarding: Path):
+    report, model = read_report(rewarding), load(rewarding)
+    assert report.task.tuned == 1.0
+    assert [arm.name for arm in report.baselines] == ["base", "the longer answer wins"]
+    assert report.baselines[0].detail == "linear probe on differences of the frozen states"
+    assert [arm.name for arm in report.controls] == ["shuffled labels"]
+    assert report.calibration is not None
+    assert report.judgement is not None
+    assert report.judgement.length_bias is not None
+    good, bad = model.rewards([("number 7", "it is good, 7"), ("number 7", "bad 2")])
+    assert good > bad
+    assert model.reward("number 7", "bad 2") == pytest.approx(bad, abs=1e-4)
+    with pytest.raises(RecipeError, match="a reward model writes no text"):
+        model.generate(["number 7"])
+
+
+def test_evaluate_scores_a_reward_run_against_the_probe_on_its_base(rewarding: Path, tmp_path: Path):
+    file = tmp_path / "more.jsonl"
+    file.write_text("".join(json.dumps(row | {"prompt": f"new {i}"}) + "\n" for i, row in enumerate(pairs(10))))
+    found = evaluate(Asked(str(rewarding), str(file), against="base"), listen=lambda event: None)
+    assert found.page.tuned == 1.0
+    assert "base: linear probe on differences of the frozen states" in found.page.notes
+    assert {"where", "gold", "answer", "against", "worth"} <= set(found.answers[0])
+
+
+def test_an_encoder_learns_rewards(tmp_path: Path):
+    made = recipe(tmp_path, pairs(), "bert", objective="reward", schedule={"probe": False})
+    found = tune(made, tmp_path / "run")
+    assert found.report.task.tuned == 1.0
+    assert len(load(found.folder).rewards([("a", "it is good"), ("b", "bad")])) == 2
+
+
+@pytest.mark.parametrize("technique", ["full", "lora"])
+def test_thumbs_are_learned_with_kto(tmp_path: Path, technique: str):
+    parts = {"technique": technique, "schedule": {"probe": False, "learning_rate": 0.005}}
+    found = tune(recipe(tmp_path, thumbs(), "llama", objective="preference", **parts), tmp_path / "run")
+    assert found.report.task.metric == "thumbs_auc"
+    assert found.report.task.tuned > found.report.task.base
+    assert "loss: kto" in (tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("loss", ["ipo", "hinge", "dpo_norm", "kto", "orpo", "simpo"])
+def test_every_loss_raises_the_preferred_answers(tmp_path: Path, loss: str):
+    made = recipe(tmp_path, pairs(), "llama", objective={"kind": "preference", "loss": loss}, schedule={"probe": False})
+    found = tune(made, tmp_path / "run").report
+    assert found.task.tuned == 1.0
+    assert (tmp_path / "run" / "reference").exists() == (loss not in ("orpo", "simpo"))
+
+
+def test_thumbs_are_refused_where_a_loss_needs_pairs(tmp_path: Path):
+    made = recipe(tmp_path, thumbs(), "llama", objective={"kind": "preference", "loss": "dpo"})
+    with pytest.raises(DataError, match=r"objective\.loss dpo compares two answers, .* write loss: kto"):
+        tune(made, tmp_path / "run")

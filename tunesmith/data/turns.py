@@ -1,0 +1,105 @@
+"""The turns of a chat: who says what, read from the words of the usual programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from tunesmith.data.calls import Call, as_words, read_calls
+from tunesmith.errors import DataError
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
+}
+# Which roles may come after a role; "" is the start.
+FOLLOWING = {
+    "": ("system", "user"),
+    "system": ("user",),
+    "user": ("assistant",),
+    "assistant": ("user", "tool"),
+    "tool": ("tool", "assistant"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat; the role is system, user, assistant or tool.
+
+    `calls`: the tools that an assistant's turn calls. `tools`: on a chat's first turn, what may be called, as JSON.
+    """
+
+    role: str
+    content: str
+    calls: tuple[Call, ...] = ()
+    tools: str = ""
+
+    @property
+    def said(self) -> str:
+        """Content and calls as one text."""
+        return "\n".join(filter(None, [self.content, as_words(self.calls)]))
+
+
+def check_order(turns: Sequence[Message], where: str) -> None:
+    """Nothing where the roles follow each other as in a chat; else DataError."""
+    before = ""
+    for number, turn in enumerate(turns, 1):
+        if turn.role not in FOLLOWING[before]:
+            cure = "write an optional system turn, then user and assistant by turns"
+            raise DataError(f"{where}: turn {number} is {turn.role} after {before or 'the start'}; {cure}")
+        before = turn.role
+
+
+def turn_of(item: object, place: str) -> Message:
+    """A turn as one of the usual programs writes it."""
+    if not isinstance(item, Mapping):
+        raise DataError(f'{place} is {short(item)}; write {{"role": ..., "content": ...}}')
+    said_by = item.get("role", item.get("from"))
+    role = ROLES.get(str(said_by).strip().lower())
+    if role is None:
+        raise DataError(f"{place} has the role {said_by!r}; write one of {', '.join(FOLLOWING)[2:]}")
+    calls = read_calls(item, place)
+    if calls and role != "assistant":
+        raise DataError(f"{place} ({role}) calls a tool; only an assistant's turn may")
+    content = "" if said_by == "function_call" else item.get("content", item.get("value"))
+    if content is None and role == "assistant":
+        content = ""
+    if not isinstance(content, str) or (role == "user" and not content.strip()):
+        raise DataError(f"{place} ({role}) must hold text, found {short(content)}; write its content as text")
+    whole("".join(f"{call.name}{call.arguments}" for call in calls), place)
+    return Message(role, whole(content, place), calls)
+
+
+def instructed(turns: Sequence[Message], instruction: str) -> list[Message]:
+    """The turns with the instruction before the first that a user wrote."""
+    first = next(i for i, turn in enumerate(turns) if turn.role == "user")
+    content = "\n\n".join(filter(None, [instruction, turns[first].content]))
+    return [*turns[:first], replace(turns[first], content=content), *turns[first + 1 :]]
+
+
+def whole(text: str, place: str) -> str:
+    """The text, if it can be written as UTF-8 at all: no tokenizer can read half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"half a character (\\u{ord(text[error.start]):x}) at {error.start + 1}"
+        raise DataError(f"{place} holds {half}; the text was cut inside an emoji, remove it") from error
+    return text
+
+
+def short(value: object) -> str:
+    """A value as an error shows it."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

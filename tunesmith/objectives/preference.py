@@ -1,0 +1,152 @@
+"""People prefer this answer: pairs and thumbs, without a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from tunesmith.data.examples import Example, Pair, Thumb
+from tunesmith.data.pairs import pairs, thumbs
+from tunesmith.data.rows import Row, file_of
+from tunesmith.data.template import Encoded, Template
+from tunesmith.errors import DataError
+from tunesmith.model.batch import Batch, crossed
+from tunesmith.model.policy import Policy
+from tunesmith.objectives.base import Loss
+from tunesmith.objectives.instruct import room_for
+from tunesmith.objectives.judged import answered, columns_of
+from tunesmith.objectives.pair_losses import PAIR_LOSSES, Options, Sides, kto
+
+# Each loss's own scale: the papers', Tülu 3's for dpo_norm, and SimPO's lower bound.
+BETAS = {"dpo": 0.1, "ipo": 0.1, "hinge": 0.1, "dpo_norm": 5.0, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
+# How much of the chosen answer's own loss is added: ORPO's is part of its definition, KTO has none.
+NLL = {"orpo": 1.0, "kto": 0.0}
+SOME_NLL = 0.1
+WITHOUT_REFERENCE = ("orpo", "simpo")
+
+
+class Preference(BaseModel):
+    """Raise the answers that people prefer above the others, measured against the start.
+
+    Reads Pair rows, or Thumb rows with `kto`, which takes the two answers of a pair apart. Decoders only. Loss: one of
+    `pair_losses`, a sum over pairs (kto: thumbs), plus `nll` times the chosen answer's mean loss per id, which keeps
+    it from losing probability with the other one (Pang et al. 2024, arXiv 2404.19733).
+    """
+
+    # A recipe says `loss: dpo`; in here `loss` is what every objective can do.
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
+    families: ClassVar[tuple[str, ...]] = ("decoder",)
+
+    kind: Literal["preference"] = "preference"
+    prompt: str = Field("", description="column with the prompt; empty: detected")
+    chosen: str = Field("", description="column with the preferred answer, or the chat that ends with it")
+    rejected: str = Field("", description="column with the other answer")
+    answer: str = Field("", description="column with an answer that got a thumb")
+    label: str = Field("", description="column with the thumb: true or false")
+    instruction: str = Field("", description="text put before every prompt")
+    form: Literal["auto", "dpo", "ipo", "hinge", "dpo_norm", "kto", "orpo", "simpo"] = Field(
+        "auto", alias="loss", description="auto: dpo for pairs, kto for thumbs"
+    )
+    beta: Annotated[float, Field(gt=0)] | Literal["auto"] = Field("auto", description="scale; auto: by the loss")
+    gamma: float = Field(1.0, ge=0, description="simpo: the lead that is wanted")
+    nll: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="weight of the chosen answer's own loss; auto: by the loss"
+    )
+    metric: Literal["auto", "preference_accuracy", "thumbs_auc"] = Field("auto", description="headline; from the rows")
+    max_new_tokens: int = Field(0, ge=0, description="longest answer; 0: from the answers")
+
+    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
+        """Pairs or thumbs, one per row. Raises DataError for thumbs where the loss needs pairs."""
+        parts = ("prompt", "chosen", "rejected", "answer", "label")
+        columns = columns_of(rows, {part: getattr(self, part) for part in parts})
+        if "chosen" in columns:
+            used = {part: column for part, column in columns.items() if part in ("prompt", "chosen", "rejected")}
+            return list(pairs(rows, columns=used, instruction=self.instruction, group=group))
+        if self.form not in ("auto", "kto"):
+            raise DataError(
+                f"{file_of(rows)}: objective.loss {self.form} compares two answers, and these rows hold one with a "
+                "thumb; write loss: kto, or give rows with chosen and rejected"
+            )
+        return list(thumbs(rows, columns=columns, instruction=self.instruction, group=group))
+
+    def bind(self, examples: Sequence[Example], family: str) -> Preference:
+        """Loss, scale, headline and longest answer, as the rows are."""
+        paired = isinstance(examples[0], Pair)
+        form = self.form if self.form != "auto" else "dpo" if paired else "kto"
+        liked = [e.chosen if isinstance(e, Pair) else e.answer for e in examples if isinstance(e, Pair | Thumb)]
+        found = {
+            "form": form,
+            "beta": BETAS[form] if self.beta == "auto" else self.beta,
+            "nll": NLL.get(form, SOME_NLL) if self.nll == "auto" else self.nll,
+            "metric": "preference_accuracy" if paired else "thumbs_auc",
+            "max_new_tokens": self.max_new_tokens or room_for(liked),
+        }
+        return self.model_copy(update=found)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss asks what the start says to a row."""
+        return self.form not in WITHOUT_REFERENCE
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether it asks the start anew at every step: KTO does, about answers to other prompts."""
+        return self.form == "kto"
+
+    def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
+        """The chosen and the rejected answer behind their prompt, or the one with a thumb."""
+        assert isinstance(example, Pair | Thumb)
+        answers = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.answer,)
+        rows, shortened = answered(example.prompt, answers, template, limit=limit)
+        good = (1.0, 0.0) if isinstance(example, Pair) else (float(example.good),)
+        return Encoded(tuple(rows), example.where, label=good, shortened=shortened)
+
+    def head(self, policy: Policy) -> nn.Module | None:
+        """None: the model's own words are used."""
+        return None
+
+    def prepare(self, batch: Batch, policy: Policy) -> Batch:
+        """The batch with what the start says to its rows; with KTO that plus the KL to the start.
+
+        The KL is estimated on answers to other prompts of the batch and never below 0, so a batch of one has none.
+        """
+        if not self.needs_reference:
+            return batch
+        reference = policy.reference_logprobs(batch) if batch.reference is None else batch.reference
+        if self.asks_reference and batch.examples > 1:
+            reference = reference + _kl(crossed(batch), policy)
+        return replace(batch, reference=reference)
+
+    def units(self, batch: Batch) -> int:
+        """Pairs; with KTO thumbs, of which a pair holds two."""
+        return batch.rows if self.form == "kto" else batch.examples
+
+    def loss_of(self, logs: Tensor, batch: Batch) -> Tensor:
+        """The sum over a batch whose rows have these log-probabilities [B]."""
+        assert self.beta != "auto"
+        assert self.nll != "auto"
+        before = torch.zeros_like(logs) if batch.reference is None else batch.reference
+        ids = torch.bincount(batch.owners, minlength=batch.rows).clamp(min=1)
+        assert batch.labels is not None
+        good = batch.labels.flatten() > 0
+        own = self.nll * -(logs / ids)[good].sum()
+        if self.form == "kto":
+            return own + kto(logs - before, good, self.beta).sum()
+        sides = Sides(*(part[row::2] for part in (logs, before, ids) for row in (0, 1)))
+        return own + PAIR_LOSSES[self.form](sides, Options(self.beta, self.gamma)).sum()
+
+    def loss(self, batch: Batch, policy: Policy) -> Loss:
+        """Sum over pairs, or over thumbs."""
+        return Loss(self.loss_of(policy.logprobs(batch), batch), self.units(batch))
+
+
+@torch.no_grad()
+def _kl(batch: Batch, policy: Policy) -> Tensor:
+    """How far the policy is from the start on these rows, in nats a row, not below 0."""
+    gain = policy.logprobs(batch) - policy.reference_logprobs(batch)
+    return gain.mean().clamp(min=0)

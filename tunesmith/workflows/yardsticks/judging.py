@@ -1,0 +1,241 @@
+"""Measured by people's judgement: how often the answer that they preferred is the one a model finds worth more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.data.examples import Example, Pair, Thumb
+from tunesmith.errors import DataError
+from tunesmith.evaluation import calibration
+from tunesmith.evaluation.judged import difference_probe, length_bias, standing, wins
+from tunesmith.evaluation.significance import compare_paired, holm, interval
+from tunesmith.evaluation.style import habits
+from tunesmith.evaluation.tasks import Arm, Difference, Score, TaskScore, as_task
+from tunesmith.inference.judge import Valued, pair_states, valued
+from tunesmith.inference.local import LocalModel
+from tunesmith.model.policy import Policy
+from tunesmith.objectives import Preference, Reward
+from tunesmith.report.schema import Calibration, Judgement
+from tunesmith.report.standing import BASE
+from tunesmith.workflows.answers import groups
+from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.references import FALL
+from tunesmith.workflows.worth import SHUFFLED
+from tunesmith.workflows.yardsticks.base import Frozen, Worth
+
+Floats = NDArray[np.float64]
+
+LONGER = "the longer answer wins"
+DETAILS = {SHUFFLED: "same recipe, judgements dealt out at random; journal in control"}
+# Of the headline, and of the same counted by whole answers instead of by id.
+SUMMED = {"preference_accuracy": "preference_accuracy_summed", "thumbs_auc": "thumbs_auc_summed"}
+# Prompts that both models answer in their own words, to see how long and how repetitive they get.
+WRITTEN = 8
+# What raises an alarm: answers so many times as long, so many more that repeat themselves.
+GROWTH, REPETITION = 1.5, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a model finds the answers of each row worth, and some answers in its own words."""
+
+    valued: list[tuple[Valued, ...]]
+    seconds: float
+    how: str = ""
+    written: tuple[str, ...] = ()
+
+
+class Judging:
+    """Scores worths by people's judgement: of pairs how often the preferred one is ahead, of thumbs the AUC."""
+
+    shape: ClassVar[type[Any]] = Judged
+
+    def __init__(self, frozen: Frozen) -> None:
+        assert isinstance(frozen.objective, Preference | Reward)
+        self._objective = frozen.objective
+        self._examples = list(frozen.examples)
+        self._limit = frozen.limit
+        thumbs = [example.good for example in self._examples if isinstance(example, Thumb)]
+        if thumbs and len(set(thumbs)) < 2:
+            place, side = self._examples[0].where.rpartition(":")[0], "up" if thumbs[0] else "down"
+            raise DataError(f"{place}: all thumbs of the held-out rows are {side}, which tells nothing; give more rows")
+
+    def untuned(self, prepared: Prepared, policy: Policy, out: Path) -> Judged:
+        """The base's log-probabilities, or for a reward a linear probe on its frozen states."""
+        policy.train(False)
+        model = LocalModel(policy, prepared.template, self._objective, self._limit)
+        if isinstance(self._objective, Reward):
+            return self.probe(model, prepared.loaded.split.train)
+        return replace(self.tuned(model), how="as it is")
+
+    def probe(self, model: LocalModel, train: Sequence[Example]) -> Judged:
+        """Worths along the direction in which the preferred answers of the training rows lie, the model frozen."""
+        began = time.perf_counter()
+        known, asked = ([e for e in part if isinstance(e, Pair)] for part in (train, self._examples))
+        direction = difference_probe(pair_states(model, known).numpy(), groups=groups(known))
+        scores = pair_states(model, asked).numpy().astype(np.float64) @ direction
+        told: list[tuple[Valued, ...]] = [
+            (Valued(float(chosen), 1), Valued(float(other), 1)) for chosen, other in scores
+        ]
+        return Judged(told, time.perf_counter() - began, "linear probe on differences of the frozen states")
+
+    def tuned(self, model: LocalModel) -> Judged:
+        """A model's worths."""
+        began = time.perf_counter()
+        told = valued(model, self._examples)
+        seconds = time.perf_counter() - began
+        if isinstance(self._objective, Reward):
+            return Judged(told, seconds)
+        prompts = list(dict.fromkeys(e.prompt for e in self._examples if isinstance(e, Pair | Thumb)))[:WRITTEN]
+        return Judged(told, seconds, written=tuple(reply.text for reply in model.replies(prompts)))
+
+    def tasks(self, base: Judged, tuned: Judged, *, name: str) -> list[TaskScore]:
+        """Base against tuned by the headline, and for log-probabilities by those of whole answers."""
+        clusters = self._clusters()
+        return [
+            as_task(
+                compare_paired(self._right(base, metric), self._right(tuned, metric), groups=clusters),
+                name=name,
+                metric=metric,
+            )
+            for metric in self._metrics()
+        ]
+
+    def scores(self, said: Judged, *, name: str) -> list[Score]:
+        """One side by the same."""
+        return [self._score(metric, self._right(said, metric), name=name) for metric in self._metrics()]
+
+    def arms(
+        self, task: TaskScore, sides: tuple[Judged, Judged], controls: Mapping[str, Judged]
+    ) -> tuple[list[Arm], list[Arm]]:
+        """The base, the longer answer and the controls beside the tuned model."""
+        base, tuned = sides
+        ways = {BASE: self._right(base, task.metric), LONGER: self._of([self._lengths(e) for e in self._examples])}
+        ways |= {name: self._right(said, task.metric) for name, said in controls.items()}
+        right = self._right(tuned, task.metric)
+        found = {name: compare_paired(one, right, groups=self._clusters()) for name, one in ways.items()}
+        adjusted = holm({name: one.p_value for name, one in found.items()})
+        details = {BASE: base.how, **DETAILS}
+        made = [
+            Arm(
+                **{**self._score(task.metric, one, name=name).model_dump(), "detail": details.get(name, "")},
+                gain=Difference(**asdict(found[name])),
+                p_adjusted=adjusted[name],
+            )
+            for name, one in ways.items()
+        ]
+        return [arm for arm in made if arm.name not in controls], [arm for arm in made if arm.name in controls]
+
+    def lines(self, sides: Mapping[str, Judged]) -> list[dict[str, Any]]:
+        """Each row with the preferred answer, or the thumb, and what each side finds the answers worth."""
+        found = []
+        for i, example in enumerate(self._examples):
+            assert isinstance(example, Pair | Thumb)
+            worths = {name: [one.per_id for one in said.valued[i]] for name, said in sides.items()}
+            line: dict[str, Any] = {"where": example.where, "group": example.group}
+            if isinstance(example, Pair):
+                question = f"{example.prompt[-1].content}\n\nA: {example.chosen}\n\nB: {example.rejected}"
+                line |= {"question": question, "gold": "A"}
+                line |= {name: "A" if a > b else "B" for name, (a, b) in worths.items()}
+                line |= {f"score_{name}": float(a > b) for name, (a, b) in worths.items()}
+            else:
+                line |= {"question": f"{example.prompt[-1].content}\n\n{example.answer}"}
+                line |= {"gold": "good" if example.good else "bad", **dict.fromkeys(sides, "")}
+                line |= {f"score_{name}": values[0] * (1 if example.good else -1) for name, values in worths.items()}
+            found.append(line | {"worth": worths})
+        return found
+
+    def worth(self, prepared: Prepared, model: LocalModel, sides: tuple[Judged, Judged]) -> Worth:
+        """Margins, what length has to do with it, and what the answers in own words have become."""
+        facts = self._facts(sides)
+        return Worth(calibration=self._calibration(sides[1]), judgement=facts, alarms=alarms(facts))
+
+    def _facts(self, sides: tuple[Judged, Judged]) -> Judgement:
+        found: dict[str, Any] = {}
+        if isinstance(self._examples[0], Pair):
+            lengths = [self._lengths(example) for example in self._examples]
+            found["length_bias"] = tuple(length_bias(self._table(side), lengths) for side in sides)
+            found["margin"] = tuple(float(-np.diff(self._table(side)).mean()) for side in sides)
+        if all(side.written for side in sides):
+            voices = [habits(side.written) for side in sides]
+            found["chosen_logprob"] = tuple(self._liked(side) for side in sides)
+            found["words"] = tuple(voice.mean_words for voice in voices)
+            found["repeated_share"] = tuple(voice.repeated_share for voice in voices)
+        return Judgement(**found)
+
+    def _liked(self, said: Judged) -> float:
+        """Mean log-probability for each id of the answers that people liked."""
+        good = [e.good if isinstance(e, Thumb) else True for e in self._examples]
+        return float(np.mean([one[0].per_id for one, liked in zip(said.valued, good, strict=True) if liked]))
+
+    def _calibration(self, tuned: Judged) -> Calibration | None:
+        """How far the probability that a reward gives the preferred answer can be believed."""
+        if not isinstance(self._objective, Reward):
+            return None
+        lead = -np.diff(self._table(tuned))[:, 0]
+        sure = 1 / (1 + np.exp(-np.abs(lead)))
+        table = np.stack([1 - 1 / (1 + np.exp(-lead)), 1 / (1 + np.exp(-lead))], axis=1)
+        error = calibration.ece(sure, lead > 0)
+        curve = calibration.coverage_curve(sure, lead > 0)
+        some = np.linspace(0, len(curve) - 1, min(21, len(curve))).round().astype(int)
+        return Calibration(
+            temperature=1.0,
+            ece_before=error,
+            ece=error,
+            brier=calibration.brier(table, np.ones(len(lead), dtype=np.int64)),
+            coverage=[curve[i] for i in some],
+        )
+
+    def _metrics(self) -> tuple[str, ...]:
+        metric = self._objective.metric
+        return (metric,) if isinstance(self._objective, Reward) else (metric, SUMMED[metric])
+
+    def _right(self, said: Judged, metric: str) -> Floats:
+        """[N]: how far each pair, or each good answer, is told as people told it."""
+        whole = metric in SUMMED.values()
+        return self._of([tuple(one.value if whole else one.per_id for one in row) for row in said.valued])
+
+    def _table(self, said: Judged) -> Floats:
+        return np.array([[one.per_id for one in row] for row in said.valued])
+
+    def _of(self, values: Sequence[tuple[float, ...]]) -> Floats:
+        if isinstance(self._examples[0], Pair):
+            return wins(values)
+        return standing([one[0] for one in values], [isinstance(e, Thumb) and e.good for e in self._examples])
+
+    def _score(self, metric: str, right: Floats, *, name: str) -> Score:
+        bounds = interval(right, groups=self._clusters())
+        return Score(name=name, metric=metric, score=float(right.mean()), ci95=bounds, n=len(right))
+
+    def _clusters(self) -> list[str] | None:
+        """Groups of what is counted: pairs, or good answers."""
+        return groups([e for e in self._examples if isinstance(e, Pair) or (isinstance(e, Thumb) and e.good)])
+
+    @staticmethod
+    def _lengths(example: Example) -> tuple[float, ...]:
+        """Characters of each answer."""
+        if isinstance(example, Pair):
+            return float(len(example.chosen)), float(len(example.rejected))
+        return (float(len(example.answer)),) if isinstance(example, Thumb) else ()
+
+
+def alarms(facts: Judgement) -> tuple[str, ...]:
+    """What is known to go wrong when preferences are learned, where it did."""
+    found = []
+    if facts.chosen_logprob and (lost := facts.chosen_logprob[0] - facts.chosen_logprob[1]) > FALL:
+        cure = "raise objective.nll or lower schedule.learning_rate"
+        found.append(f"the preferred answers lost {lost:.2f} nats an id: it learned what not to say; {cure}")
+    if facts.words and facts.words[1] > GROWTH * facts.words[0]:
+        before, after = facts.words
+        found.append(f"its answers grew from {before:.0f} to {after:.0f} words; read some, and try loss: dpo_norm")
+    if facts.repeated_share and facts.repeated_share[1] - facts.repeated_share[0] > REPETITION:
+        before, after = facts.repeated_share
+        found.append(f"{after:.0%} of its answers repeat themselves, {before:.0%} before; lower schedule.learning_rate")
+    return tuple(found)
