@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -9,7 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,22 +71,22 @@ def rows(tmp_path: Path) -> Path:
 
 
 class Served:
-    """`tunesmith label` in a process of its own, on one port through all its lives."""
+    """A command that opens a page, in a process of its own, on one port through all its lives."""
 
-    def __init__(self, rows: Path, *words: str) -> None:
+    def __init__(self, *words: str) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        self.rows, self._words = rows, words
+        self._words = words
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start it and wait for its address."""
-        command = [sys.executable, "-m", "tunesmith", "label", str(self.rows), "--port", str(self.port), "--json"]
-        self._process = subprocess.Popen([*command, *self._words], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-m", "tunesmith", *self._words, "--port", str(self.port), "--json"]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         text = line = ""
         while line != "}\n":
             line = self._process.stdout.readline()  # type: ignore[union-attr]
-            assert line, "tunesmith label ended before it served"
+            assert line, "it ended before it served"
             text += line
         self.about: dict[str, Any] = json.loads(text)
         self.url: str = self.about["url"]
@@ -97,6 +99,38 @@ class Served:
             return process.wait(timeout=20)
 
 
+Ask = Callable[..., tuple[int, Any]]
+
+
+def await_here(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run it to its end in a thread: the browser's driver keeps a loop of its own in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, coroutine).result()
+
+
+def asking(app: Any) -> Ask:
+    """Asks an app: a path and a JSON body, or a GET without one; the status and what was answered."""
+
+    def call(path: str, **body: Any) -> tuple[int, Any]:
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "root_path": ""}
+        headers = [(b"content-type", b"application/json"), (b"host", b"127.0.0.1")]
+        asked = {"method": "POST" if body else "GET", "path": path, "raw_path": path.encode(), "query_string": b""}
+        await_here(app({**scope, **asked, "headers": headers, "server": ("127.0.0.1", 80)}, receive, send))
+        text = b"".join(part.get("body", b"") for part in sent[1:]).decode()
+        kind = dict(sent[0]["headers"]).get(b"content-type", b"").decode()
+        return sent[0]["status"], json.loads(text) if kind == "application/json" else text
+
+    return call
+
+
 Serve = Callable[..., Served]
 
 
@@ -105,8 +139,8 @@ def serve() -> Iterator[Serve]:
     """Starts servers, and ends them with the test."""
     started: list[Served] = []
 
-    def start(rows: Path, *words: str) -> Served:
-        started.append(Served(rows, *words))
+    def start(*words: object) -> Served:
+        started.append(Served(*map(str, words)))
         started[-1].start()
         return started[-1]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pytest
 
+from tests.web.conftest import await_here
 from tunesmith.web.guard import Guard, Message, Receive, Scope, Send, is_loopback
 
 TOKEN = "t0ken-t0ken-t0ken-t0ken-t0ken"
@@ -52,7 +52,7 @@ def asked(
         "headers": raw,
         "query_string": query.encode(),
     }
-    asyncio.run(Guard(inside, token=token)(scope, receive, send))
+    await_here(Guard(inside, token=token)(scope, receive, send))
     told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return Answer(sent[0]["status"], told, b"".join(part["body"] for part in sent[1:]).decode())
 

@@ -31,7 +31,7 @@ def exported(rows: Path, out: Path) -> list[dict[str, object]]:
 
 
 def test_ten_labels_by_keyboard_outlive_a_kill_of_the_server(page: Page, serve: Serve, rows: Path, tmp_path: Path):
-    server = serve(rows, "--labels", "good,bad")
+    server = serve("label", rows, "--labels", "good,bad")
     enter(page, server.url, "Ana")
     given = {press(page, key): {"1": "good", "2": "bad"}[key] for key in "1212121212"}
     expect(page.locator("#done")).to_have_text("10 labelled")
@@ -58,7 +58,7 @@ def test_ten_labels_by_keyboard_outlive_a_kill_of_the_server(page: Page, serve: 
 
 
 def test_undo_skip_new_labels_and_two_tabs(page: Page, serve: Serve, rows: Path):
-    server = serve(rows)
+    server = serve("label", rows)
     enter(page, server.url, "Ana")
 
     # No label is known: e asks for one, and it becomes the first key.
@@ -107,7 +107,7 @@ def test_a_script_in_a_row_stays_text_and_the_phone_needs_no_sideways_scroll(
     long = "unbroken" * 60
     label = f"<b>{'wide' * 12}</b>"
     rows = write_rows(tmp_path / "rows.jsonl", [SCRIPT, long])
-    server = serve(rows, "--labels", f"{label},no", "--show", "id", "--overlap", "1")
+    server = serve("label", rows, "--labels", f"{label},no", "--show", "id", "--overlap", "1")
     context = browser.new_context(viewport=PHONE, is_mobile=True, has_touch=True, color_scheme="dark")
     page = context.new_page()
     enter(page, server.url, "<i>Eve</i>")
@@ -133,7 +133,7 @@ def test_a_script_in_a_row_stays_text_and_the_phone_needs_no_sideways_scroll(
 
 def test_a_page_elsewhere_needs_the_token_and_two_people_agree(page: Page, serve: Serve, tmp_path: Path):
     rows = write_rows(tmp_path / "rows.jsonl", ["one phone", "two boats", "three cars", "four trees"])
-    server = serve(rows, "--labels", "good,bad", "--overlap", "1", "--host", "0.0.0.0")
+    server = serve("label", rows, "--labels", "good,bad", "--overlap", "1", "--host", "0.0.0.0")
     here, _, token = server.url.partition("?token=")
     here = f"http://127.0.0.1:{server.port}/"
     assert page.goto(here).status == 401  # type: ignore[union-attr]
@@ -160,7 +160,7 @@ def test_a_page_elsewhere_needs_the_token_and_two_people_agree(page: Page, serve
 
 
 def test_everything_that_can_be_pressed_has_a_name_and_every_row_is_announced(page: Page, serve: Serve, rows: Path):
-    server = serve(rows, "--labels", "good,bad")
+    server = serve("label", rows, "--labels", "good,bad")
     enter(page, server.url, "Ana")
     assert page.evaluate("document.activeElement.id") == "row"
     expect(page.get_by_role("article", name="Row to label")).to_be_visible()

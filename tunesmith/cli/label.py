@@ -6,15 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError, add_common
+from tunesmith.cli.options import UsageError, add_common, listed
+from tunesmith.cli.pages import Page, add_place, stay
 from tunesmith.cli.terminal import log, publish, show
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.workflows.label import Labelling
     from tunesmith.workflows.label_open import Wish
-
-PORT = 8377
 
 
 def add(commands: Commands) -> None:
@@ -32,13 +31,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("--show", default="", metavar="COLUMN,...", help="columns that are shown above the text")
     parser.add_argument("--import", dest="brought", default="", metavar="FILE", help="rows that have labels already")
     parser.add_argument("--export", type=Path, metavar="FILE", help="write the labelled rows as jsonl, and end")
-    parser.add_argument("--overlap", type=float, default=0.0, metavar="SHARE", help="rows that several people label")
-    parser.add_argument("--raters", type=int, default=2, metavar="N", help="people for each of them (%(default)s)")
     parser.add_argument("--features", default="tfidf", metavar="NAME", help="tfidf, or an encoder such as minilm-l6")
     parser.add_argument("--seed", type=int, default=0, help="another seed begins with other rows (%(default)s)")
-    parser.add_argument("--store", type=Path, metavar="FILE", help="where votes are kept (default: DATA.labels.db)")
-    parser.add_argument("--host", default="127.0.0.1", help="elsewhere than here a token is asked for (%(default)s)")
-    parser.add_argument("--port", type=int, default=PORT, help="0 takes a free one (%(default)s)")
+    add_place(parser, "DATA.labels.db")
     add_common(parser)
     parser.set_defaults(run=run)
 
@@ -49,26 +44,19 @@ def run(args: argparse.Namespace) -> int:
     if args.export is not None:
         return _export(wish, args)
     from tunesmith.web.label import label_app
-    from tunesmith.web.serve import Address, kept_token, listen, need_libraries, serve, url
     from tunesmith.workflows.label_open import open_labelling
 
-    need_libraries()
-    address = Address(args.host, args.port)
-    with listen(address) as sock:
-        work = open_labelling(wish, told=log)
-        token = kept_token(address, wish.kept_in.with_suffix(".token"))
-        place = url(sock, address, token)
-        _say(work, place, args)
-        try:
-            serve(label_app(work), sock, token=token)
-        finally:
-            work.store.close()
-            log(f"every label is in {work.store.path}; tunesmith label {args.data} --export FILE writes the rows")
-    return 0
+    page = Page(
+        make=lambda: open_labelling(wish, told=log),
+        app=label_app,
+        say=lambda work, place: _say(work, place, args),
+        bye=f"tunesmith label {args.data} --export FILE writes the rows",
+    )
+    return stay(page, args, wish.kept_in)
 
 
 def _wish(args: argparse.Namespace) -> Wish:
-    from tunesmith.workflows.label import Overlap
+    from tunesmith.feedback.turns import Overlap
     from tunesmith.workflows.label_open import Wish
     from tunesmith.workflows.label_rows import Columns
 
@@ -78,8 +66,8 @@ def _wish(args: argparse.Namespace) -> Wish:
         raise UsageError(f"--export: {args.export} is not named as JSON lines, which are written; end it in .jsonl")
     return Wish(
         source=args.data,
-        columns=Columns(args.text, args.label, _listed(args.show)),
-        labels=_listed(args.labels),
+        columns=Columns(args.text, args.label, listed(args.show)),
+        labels=listed(args.labels),
         brought=args.brought,
         store=args.store,
         overlap=Overlap(args.overlap, args.raters),
@@ -87,10 +75,6 @@ def _wish(args: argparse.Namespace) -> Wish:
         seed=args.seed,
         offline=args.offline,
     )
-
-
-def _listed(words: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
 def _export(wish: Wish, args: argparse.Namespace) -> int:

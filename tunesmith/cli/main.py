@@ -9,14 +9,30 @@ import traceback
 from collections.abc import Sequence
 
 from tunesmith import __version__
-from tunesmith.cli import audit, collect, demo, doctor, evaluate, grid, init, label, look, need, serve, tune, use
+from tunesmith.cli import (
+    audit,
+    collect,
+    demo,
+    doctor,
+    evaluate,
+    feedback,
+    grid,
+    init,
+    label,
+    look,
+    need,
+    serve,
+    tune,
+    use,
+    votes,
+)
 from tunesmith.cli.options import Parser
 from tunesmith.cli.signals import Interruption, caught
 from tunesmith.cli.terminal import emit, log
 from tunesmith.errors import TunesmithError
 
 # Every command there is, as `--help` shows them. None of these modules imports anything heavy.
-MODULES = (demo, init, collect, audit, label, need, tune, grid, evaluate, use, serve, look, doctor)
+MODULES = (demo, init, collect, audit, label, need, tune, grid, evaluate, use, serve, feedback, votes, look, doctor)
 
 ABOUT = "Decide, tune, prove, ship: fit a language model to your own data, and know whether you should."
 CODES = "exit codes: 0 good; 1 the data or a gate says no; 2 wrong input; 130/143 interrupted and saved; 70 our own bug"

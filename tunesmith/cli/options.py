@@ -87,6 +87,11 @@ def changes_of(args: argparse.Namespace) -> list[str]:
     return [*as_changes(named), *args.changes]
 
 
+def listed(words: str) -> tuple[str, ...]:
+    """The words between commas."""
+    return tuple(word.strip() for word in words.split(",") if word.strip())
+
+
 def add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: float) -> None:
     """How an answer of a model that was tuned here is drawn."""
     add_drawing(parser, temperature=temperature)

@@ -14,7 +14,7 @@ from itertools import combinations
 from pydantic import BaseModel
 
 
-class Pair(BaseModel):
+class Two(BaseModel):
     """Two people on the items that both judged; `kappa` is None where chance alone would agree always."""
 
     raters: tuple[str, str]
@@ -29,7 +29,7 @@ class Agreement(BaseModel):
     items: int
     same: float | None
     alpha: float | None
-    pairs: list[Pair]
+    pairs: list[Two]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +76,19 @@ def _coincidences(units: Sequence[Sequence[str]]) -> _Coincidences:
     return _Coincidences(float(labels.total()), equal, labels)
 
 
-def _pairs(units: Sequence[Mapping[str, str]]) -> list[Pair]:
+def _pairs(units: Sequence[Mapping[str, str]]) -> list[Two]:
     people = sorted({rater for unit in units for rater in unit})
     return [pair for a, b in combinations(people, 2) if (pair := _pair(units, a, b))]
 
 
-def _pair(units: Sequence[Mapping[str, str]], a: str, b: str) -> Pair | None:
+def _pair(units: Sequence[Mapping[str, str]], a: str, b: str) -> Two | None:
     both = [(unit[a], unit[b]) for unit in units if a in unit and b in unit]
     if not both:
         return None
     same = sum(x == y for x, y in both) / len(both)
     if len({label for pair in both for label in pair}) < 2:
-        return Pair(raters=(a, b), items=len(both), same=same, kappa=None)
+        return Two(raters=(a, b), items=len(both), same=same, kappa=None)
     from sklearn.metrics import cohen_kappa_score
 
     kappa = float(cohen_kappa_score([x for x, _ in both], [y for _, y in both]))
-    return Pair(raters=(a, b), items=len(both), same=same, kappa=kappa)
+    return Two(raters=(a, b), items=len(both), same=same, kappa=kappa)

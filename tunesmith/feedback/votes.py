@@ -46,6 +46,11 @@ class Votes:
         """Rater -> the label that stands."""
         return {rater: str(votes[-1].body["label"]) for rater, votes in self._cast.get(item, {}).items()}
 
+    def standing(self) -> list[Event]:
+        """Every vote that stands, in the order in which they were cast."""
+        found = [votes[-1] for raters in self._cast.values() for votes in raters.values()]
+        return sorted(found, key=lambda vote: vote.number)
+
     def items(self) -> list[str]:
         """Every item with a vote that stands, in the order of the first votes."""
         return list(self._cast)

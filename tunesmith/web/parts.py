@@ -5,12 +5,14 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
 # File in static/ -> what the browser is to take it for. The report's own sheet stands first: one look, one source.
-KINDS = {".css": "text/css", ".js": "text/javascript", ".html": "text/html", ".svg": "image/svg+xml"}
+KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 def make_app(page: str, *, refuses: type[Exception]) -> Any:
-    """A FastAPI app that answers / with that page and /static/NAME with its files.
+    """A FastAPI app that answers / with the page of that name in pages/, and /static/NAME with its files.
 
     What is raised as `refuses` is a bad request (422) with its text; no documentation pages, which load from elsewhere.
     """
@@ -21,6 +23,8 @@ def make_app(page: str, *, refuses: type[Exception]) -> Any:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     contents = {path.name: path.read_bytes() for path in (files("tunesmith.web") / "static").iterdir()}
     contents["report.css"] = (files("tunesmith.report") / "report.css").read_bytes()
+    templates = Environment(loader=PackageLoader("tunesmith.web", "pages"), autoescape=True, undefined=StrictUndefined)
+    html = templates.get_template(f"{page}.html.jinja").render()
 
     def file(name: str) -> Any:
         if name not in contents:
@@ -28,7 +32,7 @@ def make_app(page: str, *, refuses: type[Exception]) -> Any:
         return Response(contents[name], media_type=KINDS[name[name.rindex(".") :]])
 
     def front() -> Any:
-        return file(page)
+        return Response(html, media_type="text/html")
 
     def refused(_: Any, error: Exception) -> Any:
         return JSONResponse({"detail": str(error)}, status_code=422)

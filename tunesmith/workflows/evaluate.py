@@ -21,13 +21,11 @@ from tunesmith.model.device import choose_machine
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Domain, Preference, Reward
-from tunesmith.objectives.classify import WORDINGS
-from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.recipe import load_recipe
 from tunesmith.workflows.answers import Untuned
 from tunesmith.workflows.frozen_head import open_base
 from tunesmith.workflows.prepare import Listener, read_data
-from tunesmith.workflows.questions import Asked, Task, read_task, recipe_file, seen
+from tunesmith.workflows.questions import Asked, Task, chosen_wording, read_task, recipe_file, seen
 from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
 from tunesmith.workflows.yardsticks.answering import Answered
 from tunesmith.workflows.yardsticks.judging import Judging
@@ -176,7 +174,7 @@ def _base_of_run(yardstick: Yardstick[Any], found: Found, task: Task, *, offline
         answers = untuned.answer(train=_learned_from(found, offline=offline), validation=(), test=task.examples)
         task.notes.append(f"base: {answers.how}")
         return Answered(answers)
-    wording = _wording(found.folder.parent / "before.json")
+    wording = chosen_wording(found)
     task.notes.append(f"base: plain prompt: {wording or 'the instruction as written'}")
     return yardstick.tuned(untuned.model(wording))
 
@@ -189,11 +187,3 @@ def _learned_from(found: Found, *, offline: bool) -> list[Example]:
             f"{found.name}: its base is a linear probe, and the recipe that names the training rows is gone"
         )
     return read_data(load_recipe(page)[0], offline=offline).split.train
-
-
-def _wording(page: Path) -> str:
-    """The wording that the run chose for its base on validation rows; empty: the instruction as written."""
-    if not page.exists():
-        return ""
-    how = str(json.loads(page.read_text(encoding="utf-8"))["said"]["answers"]["how"])
-    return next((wording for wording in (*WORDINGS, *PLAIN_WORDINGS) if wording and how.endswith(wording)), "")

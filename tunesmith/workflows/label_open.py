@@ -6,11 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.errors import DataError, Refused
+from tunesmith.errors import Refused
 from tunesmith.feedback.order import Order
 from tunesmith.feedback.store import Store
+from tunesmith.feedback.turns import ALONE, Overlap
 from tunesmith.feedback.votes import Votes
-from tunesmith.workflows.label import WHAT, Labelling, Overlap
+from tunesmith.workflows.label import WHAT, Labelling
 from tunesmith.workflows.label_rows import (
     Columns,
     Exported,
@@ -36,7 +37,7 @@ class Wish:
     labels: tuple[str, ...] = ()
     brought: str = ""
     store: Path | None = None
-    overlap: Overlap = Overlap()
+    overlap: Overlap = ALONE
     features: str = TFIDF
     seed: int = 0
     offline: bool = False
@@ -74,7 +75,9 @@ def export_labels(wish: Wish, path: Path, *, told: Callable[[str], None]) -> Exp
 
 def _opened(wish: Wish, told: Callable[[str], None]) -> tuple[Rows, Store]:
     """The rows, and the store with every label that the command and the files bring."""
-    _check(wish)
+    wish.overlap.check()
+    for label in wish.labels:
+        check_label(label)
     rows = read_items(wish.source, wish.columns, offline=wish.offline)
     if rows.copies:
         told(f"{rows.copies} rows repeat the text of another: each text is labelled once, for all its rows")
@@ -96,12 +99,3 @@ def _tell(name: str, given: Given, told: Callable[[str], None]) -> None:
         told(f"{name}: {given.contradictions} rows say another label than the first row with their text, which counts")
     if given.strangers:
         told(f"{name}: {given.strangers} rows are left out, their text is not in the data")
-
-
-def _check(wish: Wish) -> None:
-    if not 0 <= wish.overlap.share <= 1:
-        raise DataError(f"--overlap: {wish.overlap.share} is no share of the rows; give 0 to 1")
-    if wish.overlap.raters < 2:
-        raise DataError(f"--raters: {wish.overlap.raters} leaves nothing to compare; give 2 or more")
-    for label in wish.labels:
-        check_label(label)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from tunesmith.errors import DataError, TunesmithError
 from tunesmith.inference.folder import About, read_about
 from tunesmith.inference.open import Found
 from tunesmith.objectives import Classify
+from tunesmith.objectives.classify import WORDINGS
+from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.recipe import AnyObjective, load_recipe, make_recipe
 from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.request import COLUMN_KEYS
@@ -95,6 +98,15 @@ def recipe_file(found: Found) -> Path | None:
     """The recipe of a run, if it still lies beside its model."""
     page = found.folder.parent / "recipe.yaml" if found.kind == "run" and found.folder else None
     return page if page is not None and page.exists() else None
+
+
+def chosen_wording(found: Found) -> str:
+    """The wording that a run chose for its base on validation rows; empty: the instruction as written."""
+    page = found.folder.parent / "before.json" if found.folder else None
+    if page is None or not page.exists():
+        return ""
+    how = str(json.loads(page.read_text(encoding="utf-8"))["said"]["answers"]["how"])
+    return next((wording for wording in (*WORDINGS, *PLAIN_WORDINGS) if wording and how.endswith(wording)), "")
 
 
 def _known_labels(objective: AnyObjective, examples: Sequence[Example], asked: Asked) -> list[str]:

@@ -1,0 +1,80 @@
+"""`tunesmith votes` and what `feedback` asks of a run; the page itself is tested in tests/web."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command, write_rows
+from tunesmith.workflows.ahead import usual_sampling
+from tunesmith.workflows.feedback import Wish, open_panel
+
+PAIRS: list[dict[str, object]] = [
+    {
+        "prompt": f"p{n}",
+        "chosen": f"good {n}",
+        "rejected": f"bad {n}",
+        "rater": "Ana",
+        "chosen_by": "a",
+        "rejected_by": "b",
+    }
+    for n in range(4)
+]
+
+
+@pytest.fixture
+def store(command: Command, tmp_path: Path) -> Path:
+    """Four votes of Ana."""
+    path = tmp_path / "votes.db"
+    done = command("votes", "import", path, write_rows(tmp_path / "in.jsonl", PAIRS), "--json")
+    assert json.loads(done.out) == {"store": str(path), "votes": 4, "items": 4, "known": 0}
+    return path
+
+
+def test_votes_come_in_are_summed_up_and_go_out(command: Command, store: Path, tmp_path: Path) -> None:
+    page = json.loads(command("votes", "summary", store, "--json").out)
+    assert (page["items"], page["judged"], page["at_random"]) == (4, 4, [])
+    assert [(duel["models"], duel["won"]) for duel in page["duels"]] == [(["a", "b"], 1.0)]
+    text = command("votes", "summary", store).out
+    assert "4 of 4 prompts are judged" in text
+    assert "a against b" in text
+    out = tmp_path / "out.jsonl"
+    done = command("votes", "export", store, out, "--json")
+    assert json.loads(done.out) == {"file": str(out), "rows": 4, "format": "pairs", "undecided": 0}
+    assert [json.loads(line) for line in out.read_text().splitlines()] == PAIRS
+
+
+def test_the_shape_of_the_summary_is_printed_and_a_wrong_act_told(command: Command, store: Path) -> None:
+    assert json.loads(command("votes", "--schema").out)["title"] == "Summary"
+    done = command("votes", "exprt", store)
+    assert done.code == 2
+    assert "did you mean 'export'?" in done.err
+    assert "write tunesmith votes export STORE FILE" in command("votes", "export", store).err
+    assert "end it in .jsonl" in command("votes", "export", store, "out.txt").err
+
+
+def test_without_the_only_person_there_is_nothing_to_write(command: Command, store: Path, tmp_path: Path) -> None:
+    assert command("votes", "export", store, tmp_path / "out.jsonl", "--without", "Ana").code == 1
+
+
+def test_a_run_is_asked_its_own_test_rows_with_its_instruction_and_beside_its_base(
+    decoder_run: Path, tmp_path: Path
+) -> None:
+    sampling = usual_sampling(str(decoder_run), offline=True)
+    assert sampling.max_new_tokens == 8
+    wish = Wish(str(decoder_run), "base", store=tmp_path / "v.db", sampling=sampling, offline=True)
+    work = open_panel(wish, told=print)
+    assert 1 <= len(work.items) <= 8  # a fifth of forty rows is held out
+    for item in work.items.values():
+        assert item.messages[0].content.startswith("Which?\n\nnumber ")
+        assert str(decoder_run) in item.by
+        assert len(set(item.by)) == 2
+
+
+def test_a_run_that_labels_is_refused(command: Command, encoder_run: Path, tmp_path: Path) -> None:
+    done = command("feedback", encoder_run, "--store", tmp_path / "v.db")
+    assert (done.code, done.out) == (2, "")
+    assert "people judge written answers" in done.err
+    assert not (tmp_path / "v.db").exists()

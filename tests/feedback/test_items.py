@@ -1,0 +1,30 @@
+"""What is worth judging."""
+
+from __future__ import annotations
+
+from tests.feedback.voting import item
+from tunesmith.data.examples import Message
+from tunesmith.feedback.items import FIRST, SECOND, Side, make_item, read_items, sample
+from tunesmith.feedback.store import Event
+
+ASKED = [[Message("user", f"Prompt {n}")] for n in range(4)]
+
+
+def test_equal_and_empty_answers_are_left_out_and_counted():
+    sides = [Side("a", ["same", "x", "one", "Case"]), Side("b", [" same\n", " ", "two", "case"])]
+    found = sample(ASKED, sides)
+    assert [one.answers for one in found.items] == [("one", "two"), ("Case", "case")]
+    assert (found.same, found.empty) == (1, 1)
+
+
+def test_the_same_answers_from_either_side_are_the_same_item():
+    one = make_item(ASKED[0], ("x", "y"), ("base", "tuned"), gold=SECOND)
+    other = make_item(ASKED[0], ("y", "x"), ("tuned", "base"), gold=FIRST)
+    assert one == other
+    assert one.answers[(FIRST, SECOND).index(one.gold)] == "y"
+
+
+def test_an_item_comes_back_from_its_event_as_it_was():
+    one = item(1, gold=FIRST)
+    entry = one.entry
+    assert read_items([Event(1, 0.0, "", entry.kind, entry.item, entry.body or {})]) == {one.key: one}

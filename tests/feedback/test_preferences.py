@@ -1,0 +1,107 @@
+"""Votes as rows of the preference objective, and back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.feedback.voting import Ballot, item, keyed
+from tunesmith.data.examples import Message
+from tunesmith.data.formats import detect
+from tunesmith.data.pairs import pairs, thumbs
+from tunesmith.data.rows import Row
+from tunesmith.errors import DataError
+from tunesmith.feedback.items import BAD, FIRST, GOOD, OWN, SECOND, TIE, make_item
+from tunesmith.feedback.preferences import pair_rows, read_votes, thumb_rows
+
+
+def as_rows(found: list[dict[str, Any]]) -> list[Row]:
+    """The rows as `data.rows` would read them."""
+    return [Row(f"votes.jsonl:{n}", json.loads(json.dumps(row))) for n, row in enumerate(found, 1)]
+
+
+def test_a_vote_is_a_row_that_the_preference_objective_reads_as_it_is():
+    one, chat = item(1), make_item([Message("system", "s"), Message("user", "u")], ("x", "y"), ("a", "b"))
+    ballot = Ballot()
+    ballot.cast("Ana", one, SECOND)
+    ballot.cast("Ana", chat, FIRST)
+    rows = as_rows(pair_rows(keyed([one, chat]), ballot.votes).rows)
+    read = pairs(rows, columns=detect(rows).columns)
+    assert [(pair.prompt, pair.chosen, pair.rejected) for pair in read] == [
+        ((Message("user", "Prompt 1"),), "second 1", "first 1"),
+        ((Message("system", "s"), Message("user", "u")), "x", "y"),
+    ]
+    assert rows[0].fields["rater"] == "Ana"
+    assert (rows[0].fields["chosen_by"], rows[0].fields["rejected_by"]) == ("tuned", "base")
+
+
+def test_ties_both_bad_and_draws_prefer_nothing_and_most_votes_win():
+    items = [item(n) for n in range(4)]
+    ballot = Ballot()
+    ballot.cast("Ana", items[0], TIE)
+    ballot.cast("Ana", items[1], BAD)
+    for rater, label in (("Ana", FIRST), ("Bo", SECOND)):
+        ballot.cast(rater, items[2], label)
+    for rater, label in (("Ana", FIRST), ("Bo", SECOND), ("Cy", FIRST)):
+        ballot.cast(rater, items[3], label)
+    found = pair_rows(keyed(items), ballot.votes)
+    assert [(row["chosen"], row["rater"]) for row in found.rows] == [("first 3", "Ana, Cy")]
+    assert found.undecided == 3
+
+
+def test_an_own_answer_is_chosen_over_both_whatever_others_say():
+    one, ballot = item(1), Ballot()
+    ballot.cast("Ana", one, OWN, text="better")
+    ballot.cast("Bo", one, FIRST)
+    rows = pair_rows(keyed([one]), ballot.votes).rows
+    assert [(row["chosen"], row["rejected"]) for row in rows] == [
+        ("first 1", "second 1"), ("better", "first 1"), ("better", "second 1"),
+    ]  # fmt: skip
+
+
+def test_thumbs_tell_of_each_answer_whether_it_is_good():
+    items = [item(1), item(2), item(3, "alone"), item(4)]
+    ballot = Ballot()
+    ballot.cast("Ana", items[0], FIRST)
+    ballot.cast("Ana", items[1], BAD)
+    ballot.cast("Ana", items[2], GOOD)
+    ballot.cast("Ana", items[3], OWN, text="mine")
+    rows = as_rows(thumb_rows(keyed(items), ballot.votes).rows)
+    read = thumbs(rows, columns=detect(rows).columns)
+    assert {thumb.answer: thumb.good for thumb in read} == {
+        "first 1": True, "second 1": False, "first 2": False, "second 2": False, "alone": True,
+        "mine": True, "first 4": False, "second 4": False,
+    }  # fmt: skip
+
+
+def test_planted_items_are_never_rows():
+    one, ballot = item(1, gold=FIRST), Ballot()
+    ballot.cast("Ana", one, FIRST)
+    assert pair_rows(keyed([one]), ballot.votes).rows == []
+
+
+def test_rows_come_back_as_the_votes_they_were():
+    one, two = item(1), item(2, "alone")
+    ballot = Ballot()
+    ballot.cast("Ana", one, SECOND)
+    (back,) = read_votes(as_rows(pair_rows(keyed([one]), ballot.votes).rows), rater="file")
+    assert (back.item, back.label, back.rater) == (one, SECOND, "Ana")
+    ballot.cast("Bo", two, BAD)
+    (back,) = read_votes(as_rows(thumb_rows(keyed([two]), ballot.votes).rows), rater="file")
+    assert (back.item.answers, back.label, back.rater) == (("alone",), BAD, "Bo")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a", "rejected": " a "}], ":2: "),
+        ([{"prompt": "p", "chosen": "a", "rejected": " a "}], "the same answer"),
+        ([{"prompt": "p", "answer": "a"}], "nothing was judged"),
+        ([{"text": "p", "label": "a"}, {"text": "q", "label": "b"}], "nothing was judged"),
+    ],
+)
+def test_rows_that_judge_nothing_are_refused_with_their_place(rows: list[dict[str, Any]], said: str):
+    with pytest.raises(DataError, match=said):
+        read_votes(as_rows(rows), rater="file")

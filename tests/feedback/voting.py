@@ -1,0 +1,44 @@
+"""Items and votes for tests, and people who judge by a rule."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from tunesmith.data.examples import Message
+from tunesmith.feedback.items import FIRST, SECOND, Item, make_item
+from tunesmith.feedback.store import Event
+from tunesmith.feedback.votes import Votes
+
+
+def item(n: int, *answers: str, by: Sequence[str] = ("base", "tuned"), gold: str = "") -> Item:
+    answers = answers or (f"first {n}", f"second {n}")
+    return make_item([Message("user", f"Prompt {n}")], answers, by[: len(answers)], gold=gold)
+
+
+def keyed(items: Sequence[Item]) -> dict[str, Item]:
+    return {one.key: one for one in items}
+
+
+class Ballot:
+    """Votes as they are cast, one after another."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def cast(self, rater: str, on: Item, label: str, **body: object) -> None:
+        number = len(self.events) + 1
+        self.events.append(Event(number, float(number), rater, "vote", on.key, {"label": label, **body}))
+
+    @property
+    def votes(self) -> Votes:
+        return Votes(self.events)
+
+
+def simulate(ballot: Ballot, rater: str, items: Sequence[Item], *, care: float, seed: str) -> None:
+    """A person who says "first" of every item with this chance, from whichever side it stands on, else "second"."""
+    chance = random.Random(f"{seed}/{rater}")
+    for one in items:
+        left = chance.randrange(2)
+        label = FIRST if chance.random() < care else SECOND
+        ballot.cast(rater, one, label, left=left, seconds=5.0)

@@ -1,0 +1,33 @@
+"""Answers that a tiny model is said to have given, so that a page of judgements opens without asking it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunesmith.data.examples import Message
+from tunesmith.feedback.items import ANSWER, prompt_key
+from tunesmith.feedback.store import Entry, Store
+from tunesmith.workflows.ahead import askers
+from tunesmith.workflows.feedback import Wish
+from tunesmith.workflows.panel import WHAT
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    """Prompts that are told apart by a number."""
+    path.write_text("".join(json.dumps({"prompt": f"Prompt {n}"}) + "\n" for n in range(count)), "utf-8")
+    return path
+
+
+def give_answers(wish: Wish, sides: Sequence[Sequence[str]]) -> None:
+    """Put answers to prompts 0, 1, ... into the store of the wish, as if its models had given them."""
+    assert wish.store is not None
+    store = Store(wish.store, what=WHAT)
+    for who, answers in zip(askers(wish.model, wish.against, wish.sampling, offline=True), sides, strict=False):
+        weights = who.weights
+        about = {"by": who.found.name, "weights": weights, "drawing": who.drawing(weights)}
+        for n, text in enumerate(answers):
+            key = prompt_key([Message("user", f"Prompt {n}")])
+            store.append(Entry("", ANSWER, key, {**about, "text": text}))
+    store.close()

@@ -1,0 +1,224 @@
+"""From a model and prompts to pairs, and from votes to rows and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bases import folder
+from tests.web.judged import give_answers, write_prompts
+from tunesmith.errors import DataError, Refused, TunesmithError
+from tunesmith.feedback.items import FIRST
+from tunesmith.feedback.store import Who
+from tunesmith.feedback.turns import Overlap
+from tunesmith.model.sampling import Sampling
+from tunesmith.workflows import ahead
+from tunesmith.workflows.feedback import Wish, open_panel
+from tunesmith.workflows.panel import GOLD_EVERY, Panel, Said
+from tunesmith.workflows.votes import export_votes, import_votes, summary_of
+
+ANA, BO = Who("Ana", "tab-aaaa"), Who("Bo", "tab-bbbb")
+DRAWN = Sampling(max_new_tokens=6, temperature=1.0)
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def wish(tmp_path: Path) -> Wish:
+    """Twenty prompts with answers that are there already."""
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 20)
+    wish = Wish(str(folder("llama")), prompts=str(prompts), store=tmp_path / "votes.db", sampling=DRAWN, offline=True)
+    give_answers(wish, [[f"short {n}" for n in range(20)], [f"a longer answer {n}" for n in range(20)]])
+    return wish
+
+
+def opened(wish: Wish, **changes: Any) -> Panel:
+    values = {name: getattr(wish, name) for name in wish.__slots__} | changes
+    return open_panel(Wish(**values), told=lambda line: None)
+
+
+def judge_all(work: Panel, who: Who, choice: str = "left", most: int = 1000) -> list[str]:
+    """Keys in the order in which a person got them, all with one choice."""
+    got = list[str]()
+    while len(got) < most and (key := work.turns.next(who)) is not None:
+        got.append(key)
+        work.vote(who, key, Said(choice))
+    return got
+
+
+def test_answers_are_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 5)
+    wish = Wish(str(folder("llama")), prompts=str(prompts), store=tmp_path / "v.db", sampling=DRAWN, offline=True)
+    monkeypatch.setattr(ahead, "BATCH", 2)
+    batches = list[int]()
+    real = ahead.open_model
+
+    def counting(*args: Any, **more: Any) -> Any:
+        model = real(*args, **more)
+        replies = model.replies
+
+        class Counted:
+            def replies(self, batch: Any, **more: Any) -> Any:
+                batches.append(len(batch))
+                if len(batches) == 2:
+                    raise KeyboardInterrupt
+                return replies(batch, **more)
+
+        return Counted()
+
+    monkeypatch.setattr(ahead, "open_model", counting)
+    with pytest.raises(KeyboardInterrupt):
+        opened(wish)
+    first = opened(wish)
+    # Two of five were on disk when it stopped; the other side is drawn by another chance.
+    assert batches == [2, 2, 2, 1, 2, 2, 1]
+    again = opened(wish)
+    assert len(batches) == 7
+    assert first.items == again.items
+    assert all(one.answers[0] != one.answers[1] for one in first.items.values())
+
+
+def test_the_sides_are_drawn_by_person_and_kept(wish: Wish):
+    work = opened(wish)
+    shown = {who: [work.shown(key, who) for key in work.items] for who in ("Ana", "Bo")}
+    assert shown["Ana"] == [opened(wish).shown(key, "Ana") for key in work.items]
+    assert shown["Ana"] != shown["Bo"]
+    assert 4 <= shown["Ana"].count((0, 1)) <= 16
+
+
+def test_left_and_right_are_the_answers_that_stood_there(wish: Wish):
+    work = opened(wish)
+    judge_all(work, ANA, "left")
+    for vote in work.turns.votes.standing():
+        left = work.shown(vote.item, "Ana")[0]
+        assert (vote.body["label"] == FIRST) is (left == 0)
+        assert vote.body["left"] == left
+
+
+def test_overlap_gives_each_pair_to_two_people_in_any_tabs_and_without_it_to_one(wish: Wish):
+    alone = opened(wish)
+    assert alone.turns.next(ANA) != alone.turns.next(BO)
+    both = opened(wish, overlap=Overlap(1.0, 2))
+    assert sorted(judge_all(both, ANA)) == sorted(judge_all(both, BO))
+    assert both.progress().agreement.items == 20
+
+
+def test_planted_pairs_come_to_everybody_now_and_then_and_are_not_counted(wish: Wish, tmp_path: Path):
+    gold = write(tmp_path / "gold.jsonl", [{"prompt": f"G {n}", "chosen": "yes", "rejected": "no"} for n in range(2)])
+    work = opened(wish, gold=gold, overlap=Overlap(1.0, 2))
+    for who in (ANA, BO):
+        got = judge_all(work, who)
+        assert [n for n, key in enumerate(got) if work.items[key].gold] == [GOLD_EVERY - 1, 2 * GOLD_EVERY - 1]
+    assert (work.progress().items, work.progress().judged) == (20, 20)
+    found = summary_of(work.store.path)
+    assert found.gold.items == 4
+    assert export_votes(work.store.path, tmp_path / "out.jsonl").rows <= 20
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [(Said("up"), "cannot be said"), (Said("first"), "cannot be said"), (Said("own", "  "), "empty"),
+     (Said("own", " short  3 "), "the same as one"), (Said("own", "x" * 20_001), "at most")],
+)  # fmt: skip
+def test_what_cannot_be_said_is_refused_and_nothing_is_kept(wish: Wish, said: Said, word: str):
+    work = opened(wish)
+    key = next(key for key, one in work.items.items() if "short 3" in one.answers)
+    with pytest.raises(DataError, match=word):
+        work.vote(ANA, key, said)
+    assert work.turns.votes.standing() == []
+
+
+def test_votes_go_out_as_rows_and_come_back_into_an_empty_store_as_the_same_rows(wish: Wish, tmp_path: Path):
+    work = opened(wish)
+    judge_all(work, ANA, "left", most=9)
+    judge_all(work, BO, "tie")
+    out, again = tmp_path / "out.jsonl", tmp_path / "again.jsonl"
+    done = export_votes(work.store.path, out)
+    assert (done.rows, done.format, done.undecided) == (9, "pairs", 11)
+    assert import_votes(tmp_path / "new.db", str(out)).votes == 9
+    export_votes(tmp_path / "new.db", again)
+    assert again.read_text() == out.read_text()
+    # The same file once more adds nothing.
+    more = import_votes(tmp_path / "new.db", str(out))
+    assert (more.votes, more.items, more.known) == (0, 0, 9)
+
+
+def test_votes_on_other_prompts_are_refused_whole_and_nothing_is_lost(wish: Wish, tmp_path: Path):
+    work = opened(wish)
+    judge_all(work, ANA, most=3)
+    before = work.store.since()
+    mixed = [{"prompt": f"Prompt {n}", "chosen": "x", "rejected": "y"} for n in (1, 2, 77)]
+    with pytest.raises(DataError, match=r"mixed.jsonl:3: its prompt is none of the 20"):
+        import_votes(work.store.path, write(tmp_path / "mixed.jsonl", mixed))
+    with pytest.raises(DataError, match="the same answer"):
+        import_votes(
+            work.store.path, write(tmp_path / "equal.jsonl", [{"prompt": "p", "chosen": "x", "rejected": "x"}])
+        )
+    with pytest.raises(DataError, match="20 of its 20 pairs are on prompts not in"):
+        opened(wish, prompts=write(tmp_path / "others.jsonl", [{"prompt": "another"}]))
+    assert work.store.since() == before
+    # More prompts beside the same ones are no other set.
+    longer = [*({"prompt": f"Prompt {n}"} for n in range(20)), {"prompt": "one more"}]
+    assert len(opened(wish, prompts=write(tmp_path / "longer.jsonl", longer), rows=20).items) >= 1
+
+
+def test_a_vote_from_elsewhere_lands_on_the_pair_that_is_there(wish: Wish, tmp_path: Path):
+    work = opened(wish)
+    row = {"prompt": "Prompt 3", "chosen": "a longer answer 3", "rejected": "short 3", "rater": "Zoe"}
+    done = import_votes(work.store.path, write(tmp_path / "zoe.jsonl", [row]))
+    assert (done.votes, done.items) == (1, 0)
+    work.turns.catch_up()
+    assert work.progress().people == {"Zoe": 1}
+
+
+def test_answers_of_a_model_that_was_tuned_again_are_not_mixed(wish: Wish, monkeypatch: pytest.MonkeyPatch):
+    opened(wish)
+    monkeypatch.setattr(ahead, "sha256_of_file", lambda path: "other")
+    with pytest.raises(DataError, match="before it was tuned again"):
+        opened(wish)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"thumbs": True, "against": "base"}, "leave one of them out"),
+        ({"against": "base"}, "a base itself"),
+        ({"prompts": ""}, "name prompts with --prompts"),
+        ({"column": "nothing"}, "no column 'nothing'"),
+        ({"overlap": Overlap(2.0)}, "no share"),
+    ],
+)
+def test_what_cannot_be_judged_is_refused_before_a_model_is_loaded(
+    wish: Wish, changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(ahead, "open_model", None)
+    with pytest.raises(TunesmithError, match=said):
+        opened(wish, **changes)
+
+
+def test_answers_that_are_all_the_same_leave_nothing_to_judge(tmp_path: Path):
+    prompts = write_prompts(tmp_path / "p.jsonl", 2)
+    wish = Wish(str(folder("llama")), prompts=str(prompts), store=tmp_path / "v.db", sampling=DRAWN, offline=True)
+    give_answers(wish, [["same", "same"], ["same", " same"]])
+    told = list[str]()
+    with pytest.raises(Refused, match="no prompt has two answers that differ"):
+        open_panel(wish, told=told.append)
+    assert told == ["2 of 2 prompts are left out: both answers are the same"]
+
+
+def test_an_export_of_nothing_is_refused_and_thumbs_come_from_pairs_too(wish: Wish, tmp_path: Path):
+    work = opened(wish)
+    with pytest.raises(Refused, match="no vote that makes a row"):
+        export_votes(work.store.path, tmp_path / "out.jsonl")
+    with pytest.raises(DataError, match="no such file"):
+        summary_of(tmp_path / "nothing.db")
+    judge_all(work, ANA, "left", most=2)
+    assert export_votes(work.store.path, tmp_path / "out.jsonl", format="thumbs").rows == 4
+    with pytest.raises(Refused, match="no vote"):
+        export_votes(work.store.path, tmp_path / "none.jsonl", without=["Ana"])

@@ -1,0 +1,153 @@
+"""`tunesmith votes`: what people judged, as rows, from rows, and what it amounts to."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunesmith.cli.options import UsageError, add_common, add_schema, listed
+from tunesmith.cli.terminal import publish, show, show_table
+from tunesmith.report.figures import NONE, p_value, share
+
+if TYPE_CHECKING:
+    from tunesmith.cli.options import Commands
+    from tunesmith.feedback.quality import Rater
+    from tunesmith.feedback.ranking import Duel, Ranked
+    from tunesmith.feedback.summary import Summary
+
+LINES = (".jsonl", ".ndjson")
+
+
+def add(commands: Commands) -> None:
+    """Add `votes`."""
+    parser = commands.add_parser(
+        "votes",
+        help="judgements as rows, from rows, and what they amount to",
+        description="summary STORE says how far it is, how far people agree, which model they prefer, and who clicks "
+        "at random. export STORE FILE writes what people preferred as rows of objective: preference. import STORE "
+        "FILE adds the judgements of such a file.",
+    )
+    parser.add_argument("act", metavar="ACT", choices=tuple(ACTS), help=", ".join(ACTS))
+    parser.add_argument("store", metavar="STORE", type=Path, help="file of votes, as feedback keeps them")
+    parser.add_argument("file", metavar="FILE", nargs="?", default="", help="rows to write or to read")
+    parser.add_argument("--format", choices=("pairs", "thumbs"), default="", help="export: else as they were cast")
+    parser.add_argument("--without", default="", metavar="NAME,...", help="leave out the votes of these people")
+    parser.add_argument("--rater", default="", metavar="NAME", help="import: whose votes, where rows name nobody")
+    add_schema(parser, _schema)
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def _schema() -> str:
+    from tunesmith.workflows.votes import schema
+
+    return schema()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was named."""
+    return ACTS[args.act](args)
+
+
+def export(args: argparse.Namespace) -> int:
+    """Write the votes as rows."""
+    from tunesmith.workflows.votes import export_votes
+
+    out = Path(_file(args))
+    if out.suffix.lower() not in LINES:
+        raise UsageError(f"FILE: {out} is not named as JSON lines, which are written; end it in .jsonl")
+    done = export_votes(args.store, out, format=args.format, without=listed(args.without))
+    if not publish({"file": out, **asdict(done)}, args):
+        show(f"{done.rows} rows ({done.format}) in {out}; {done.undecided} judged prompts prefer nothing")
+        show(f"next:\n  tunesmith tune {out} --objective preference")
+    return 0
+
+
+def bring(args: argparse.Namespace) -> int:
+    """Add the votes of a file."""
+    from tunesmith.workflows.votes import import_votes
+
+    done = import_votes(args.store, _file(args), rater=args.rater, offline=args.offline)
+    if not publish({"store": args.store, **asdict(done)}, args):
+        show(f"{done.votes} votes on {done.items} new items in {args.store}; {done.known} stood there already")
+    return 0
+
+
+def summary(args: argparse.Namespace) -> int:
+    """Say what the votes amount to."""
+    from tunesmith.workflows.votes import summary_of
+
+    page = summary_of(args.store, without=listed(args.without))
+    if publish(page.model_dump(mode="json"), args):
+        return 0
+    counts = ", ".join(f"{label} {count}" for label, count in page.votes.items())
+    show(f"{page.judged} of {page.items} prompts are judged ({counts or 'no vote yet'})")
+    if page.models:
+        show_table(("model", "beats the average>", "95 % interval", "votes>"), [_model(one) for one in page.models])
+    if page.duels:
+        columns = ("against", "votes>", "won>", "95 % interval", "won at equal length>")
+        show_table(columns, [_duel(one) for one in page.duels])
+    if page.raters:
+        columns = (
+            "rater",
+            "votes>",
+            "left>",
+            "seconds>",
+            "too fast>",
+            "planted right>",
+            "as the others>",
+            "by chance>",
+        )
+        show_table(columns, [_rater(one) for one in page.raters])
+    for line in _sayings(page):
+        show(line)
+    return 0
+
+
+ACTS = {"summary": summary, "export": export, "import": bring}
+
+
+def _model(one: Ranked) -> tuple[str, ...]:
+    return one.model, share(one.strength), _bounds(one.ci95), str(one.votes)
+
+
+def _duel(one: Duel) -> tuple[str, ...]:
+    names = f"{one.models[0]} against {one.models[1]}"
+    return names, str(one.votes), share(one.won), _bounds(one.ci95), share(one.same_length)
+
+
+def _rater(one: Rater) -> tuple[str, ...]:
+    seconds = "" if one.seconds is None else f"{one.seconds:.1f}"
+    planted = f"{share(one.gold.right)} of {one.gold.items}" if one.gold.items else ""
+    return (
+        one.rater, str(one.votes), share(one.position.left), seconds, share(one.too_fast), planted,
+        share(one.agreed), share(one.by_chance),
+    )  # fmt: skip
+
+
+def _sayings(page: Summary) -> Iterator[str]:
+    """What a table cannot say."""
+    found = page.agreement
+    if found.items and found.same is not None:
+        alpha = "not defined" if found.alpha is None else f"{found.alpha:.2f}"
+        said = f"{found.items} prompts were judged by several: they agree in {share(found.same)}"
+        yield f"{said}, Krippendorff's alpha {alpha}"
+    if page.position.p_value is not None and page.position.left is not None:
+        side = page.position
+        yield f"the left answer was chosen in {share(side.left)} of {side.votes} votes ({p_value(side.p_value)})"
+    for one in page.raters:
+        for reason in one.reasons:
+            yield f"{one.rater} seems to click at random: {reason}; leave the votes out with --without {one.rater!r}"
+
+
+def _bounds(interval: tuple[float, float] | None) -> str:
+    return NONE if interval is None else f"{share(interval[0])} to {share(interval[1])}"
+
+
+def _file(args: argparse.Namespace) -> str:
+    if not args.file:
+        raise UsageError(f"votes {args.act}: no FILE; write tunesmith votes {args.act} STORE FILE")
+    return str(args.file)

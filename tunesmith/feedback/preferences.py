@@ -1,0 +1,141 @@
+"""Votes as rows of the preference objective, and such rows as votes: nothing stands between the two.
+
+A pair is {"prompt", "chosen", "rejected"}, a thumb {"prompt", "completion", "label"}; the prompt is a text, or a list
+of turns where it is more than one. `rater`, `chosen_by`, `rejected_by` and `by` say whose vote and answers they are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.data.examples import Message, Pair, Thumb
+from tunesmith.data.formats import detect
+from tunesmith.data.pairs import pairs, thumbs
+from tunesmith.data.rows import Row, file_of
+from tunesmith.errors import DataError
+from tunesmith.feedback.items import BAD, FIRST, GOOD, OWN, SECOND, Item, alike, make_item
+from tunesmith.feedback.store import Event
+from tunesmith.feedback.votes import Votes
+
+PAIRS, THUMBS = "pairs", "thumbs"
+
+
+# The rows that the votes on one item make.
+RowsOf = Callable[[Item, Sequence[Event]], Iterator[dict[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one format, and how many judged items gave none: a tie, or as many for one answer as for another."""
+
+    rows: list[dict[str, Any]]
+    undecided: int
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """A row of a file as an item and what was said about it."""
+
+    item: Item
+    label: str
+    rater: str
+    where: str
+
+
+def pair_rows(items: Mapping[str, Item], votes: Votes) -> Rows:
+    """What most people preferred, a row per item; an answer that somebody wrote is chosen over both that they saw."""
+    return _rows(items, votes, _pairs_of)
+
+
+def thumb_rows(items: Mapping[str, Item], votes: Votes) -> Rows:
+    """Answers one by one: the better of two is good and the other bad, both are bad where people said so."""
+    return _rows(items, votes, _thumbs_of)
+
+
+def read_votes(rows: Sequence[Row], *, rater: str, gold: bool = False) -> list[Brought]:
+    """Rows of either format as votes. Raises DataError for rows without a part, and for a pair of equal answers."""
+    found = detect(rows)
+    if found.name == "preference":
+        read = [_pair(row, pair, gold) for row, pair in zip(rows, pairs(rows, columns=found.columns), strict=True)]
+    elif found.name == "thumbs":
+        read = [_thumb(row, thumb, gold) for row, thumb in zip(rows, thumbs(rows, columns=found.columns), strict=True)]
+    else:
+        cure = "give prompt, chosen, rejected, or prompt, completion, label (true or false)"
+        raise DataError(f"{file_of(rows)}: rows of the format {found.name}, in which nothing was judged; {cure}")
+    names = [str(row.fields.get("rater") or rater) for row in rows]
+    return [Brought(item, label, name, row.where) for (item, label), name, row in zip(read, names, rows, strict=True)]
+
+
+def prompt_of(messages: Sequence[Message]) -> str | list[dict[str, str]]:
+    """The prompt as a row holds it."""
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def _rows(items: Mapping[str, Item], votes: Votes, of: RowsOf) -> Rows:
+    cast: dict[str, list[Event]] = {}
+    for vote in votes.standing():
+        if vote.item in items and not items[vote.item].gold:
+            cast.setdefault(vote.item, []).append(vote)
+    rows, undecided = list[dict[str, Any]](), 0
+    for key, given in cast.items():
+        found = list(of(items[key], given))
+        rows += found
+        undecided += not found
+    return Rows(rows, undecided)
+
+
+def _decision(given: Sequence[Event]) -> tuple[str, list[str]]:
+    """What most people said about the answers they saw, and who said so; empty for a draw."""
+    labels = {vote.rater: str(vote.body["label"]) for vote in given if vote.body["label"] != OWN}
+    ranked = Counter(labels.values()).most_common(2)
+    if not ranked or (len(ranked) > 1 and ranked[0][1] == ranked[1][1]):
+        return "", []
+    return ranked[0][0], [rater for rater, label in labels.items() if label == ranked[0][0]]
+
+
+def _pairs_of(item: Item, given: Sequence[Event]) -> Iterator[dict[str, Any]]:
+    prompt = prompt_of(item.messages)
+    label, raters = _decision(given)
+    if label in (FIRST, SECOND):
+        won = (FIRST, SECOND).index(label)
+        chosen, rejected = item.answers[won], item.answers[1 - won]
+        by = {"chosen_by": item.by[won], "rejected_by": item.by[1 - won]}
+        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, "rater": ", ".join(raters), **by}
+    for vote, text in _written(given):
+        for answer, by_whom in zip(item.answers, item.by, strict=True):
+            if not alike(text, answer):
+                by = {"chosen_by": vote.rater, "rejected_by": by_whom}
+                yield {"prompt": prompt, "chosen": text, "rejected": answer, "rater": vote.rater, **by}
+
+
+def _thumbs_of(item: Item, given: Sequence[Event]) -> Iterator[dict[str, Any]]:
+    prompt, (label, raters) = prompt_of(item.messages), _decision(given)
+    written = list(_written(given))
+    if written and not label:
+        label, raters = BAD, [vote.rater for vote, _ in written]
+    verdicts = {FIRST: (True, False), SECOND: (False, True), BAD: (False, False), GOOD: (True, True)}.get(label, ())
+    for answer, by, good in zip(item.answers, item.by, verdicts, strict=False):
+        yield {"prompt": prompt, "completion": answer, "label": good, "rater": ", ".join(raters), "by": by}
+    for vote, text in written:
+        yield {"prompt": prompt, "completion": text, "label": True, "rater": vote.rater, "by": vote.rater}
+
+
+def _written(given: Sequence[Event]) -> Iterator[tuple[Event, str]]:
+    return ((vote, str(vote.body["text"])) for vote in given if vote.body["label"] == OWN)
+
+
+def _pair(row: Row, pair: Pair, gold: bool) -> tuple[Item, str]:
+    by = [str(row.fields.get(name) or "") for name in ("chosen_by", "rejected_by")]
+    item = make_item(pair.prompt, (pair.chosen, pair.rejected), by, gold=FIRST if gold else "")
+    return item, FIRST if item.answers[0] == pair.chosen else SECOND
+
+
+def _thumb(row: Row, thumb: Thumb, gold: bool) -> tuple[Item, str]:
+    label = GOOD if thumb.good else BAD
+    by = [str(row.fields.get("by") or "")]
+    return make_item(thumb.prompt, [thumb.answer], by, gold=label if gold else ""), label

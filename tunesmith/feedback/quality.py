@@ -1,0 +1,181 @@
+"""How good the judging is: position, speed, planted items, agreement, and who clicks at random."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel
+
+from tunesmith.evaluation.resampling import wilson
+from tunesmith.feedback.items import FIRST, OWN, SECOND, Item
+from tunesmith.feedback.store import Event
+
+# Wald's test (1945): who clicks is named where the votes are so many times likelier under clicking than under care.
+LIKELIER = 100.0
+# How often a careful person is right on a planted item, where nothing else is known.
+CARE, COIN = 0.9, 0.5
+# One side so often that a fair coin does it once in so many people.
+ONE_SIDED = 0.001
+# Words a second beyond which nobody reads; a page of 300 words in less than 20 seconds.
+WORDS_PER_SECOND = 15.0
+# No agreement is taken for perfect: one slip would then prove anything.
+BEST = 0.98
+
+
+class Position(BaseModel):
+    """Votes for the left answer among those for one of two, and the exact binomial p of a fair coin."""
+
+    votes: int
+    left: float | None
+    p_value: float | None
+
+
+class Gold(BaseModel):
+    """Planted items: how many were judged, the share that was judged right, its 95 % interval (Wilson)."""
+
+    items: int
+    right: float | None
+    ci95: tuple[float, float] | None
+
+
+class Rater(BaseModel):
+    """One person; `agreed` is the share of items on which they say what most of the others say, `by_chance` what that
+    share would be without looking. `evidence` is log10 of how much likelier clicking is than care."""
+
+    rater: str
+    votes: int
+    position: Position
+    seconds: float | None
+    too_fast: float | None
+    gold: Gold
+    compared: int
+    agreed: float | None
+    by_chance: float | None
+    evidence: float
+    at_random: bool
+    reasons: list[str]
+
+
+class Hits(BaseModel):
+    """Items on which a person's vote can be compared: how many, how many match, how many would by chance."""
+
+    n: int
+    hits: int
+    chance: float
+
+
+def position(votes: Sequence[Event]) -> Position:
+    """Whether the left answer is chosen more or less often than a fair coin would; the sides are drawn at random."""
+    sides = [_is_left(vote) for vote in votes if vote.body["label"] in (FIRST, SECOND) and "left" in vote.body]
+    if not sides:
+        return Position(votes=0, left=None, p_value=None)
+    from scipy.stats import binomtest
+
+    p = float(binomtest(sum(sides), len(sides), 0.5).pvalue)
+    return Position(votes=len(sides), left=sum(sides) / len(sides), p_value=p)
+
+
+def gold(items: Mapping[str, Item], votes: Sequence[Event]) -> Gold:
+    """How the planted items were judged."""
+    right = [vote.body["label"] == items[vote.item].gold for vote in votes if _gold(items, vote)]
+    if not right:
+        return Gold(items=0, right=None, ci95=None)
+    share = sum(right) / len(right)
+    return Gold(items=len(right), right=share, ci95=wilson(share, len(right)))
+
+
+def raters(items: Mapping[str, Item], votes: Sequence[Event]) -> list[Rater]:
+    """Everybody, those who click at random named; the most votes first.
+
+    A person's votes are compared with the planted labels and with what most others said of the same items. Under
+    clicking they match as often as chance has it; under care as often as people usually do (the median of the others;
+    9 in 10 for planted ones). Besides, whoever takes one side far too often is named for that. Two people who disagree
+    cannot be told apart without planted items: nobody is named then.
+    """
+    names = [name for name, _ in Counter(vote.rater for vote in votes).most_common()]
+    compared = {name: _against_others(name, items, votes) for name in names}
+    return [_rater(name, items, votes, compared) for name in names]
+
+
+def _rater(name: str, items: Mapping[str, Item], votes: Sequence[Event], compared: Mapping[str, Hits]) -> Rater:
+    mine = [vote for vote in votes if vote.rater == name]
+    planted, side, hits = gold(items, mine), position(mine), compared[name]
+    right = round((planted.right or 0) * planted.items)
+    evidence = _evidence(right, planted.items, COIN, CARE)
+    usual = [other.hits / other.n for who, other in compared.items() if who != name and other.n]
+    if hits.n and len(usual) > 1:
+        evidence += _evidence(hits.hits, hits.n, hits.chance, min(BEST, statistics.median(usual)))
+    reasons = []
+    if evidence > math.log10(LIKELIER):
+        reasons.append(f"the votes are {10 ** min(evidence, 9):.0f} times likelier under clicking than under care")
+    if side.p_value is not None and side.p_value < ONE_SIDED / len(compared):
+        share = f"{side.left:.0%}" if side.left is not None else ""
+        reasons.append(f"chose the left answer in {share} of {side.votes} votes (p = {side.p_value:.1g})")
+    seconds = [float(vote.body["seconds"]) for vote in mine if "seconds" in vote.body]
+    return Rater(
+        rater=name,
+        votes=len(mine),
+        position=side,
+        seconds=statistics.median(seconds) if seconds else None,
+        too_fast=_too_fast(items, mine),
+        gold=planted,
+        compared=hits.n,
+        agreed=hits.hits / hits.n if hits.n else None,
+        by_chance=hits.chance if hits.n else None,
+        evidence=evidence,
+        at_random=bool(reasons),
+        reasons=reasons,
+    )
+
+
+def _evidence(hits: int, n: int, chance: float, care: float) -> float:
+    """log10 of how much likelier so many matches are by chance than by care; 0 where the two are hardly apart."""
+    if n == 0 or care - chance < 0.1 or chance <= 0:
+        return 0.0
+    misses = n - hits
+    return hits * math.log10(chance / care) + misses * math.log10((1 - chance) / (1 - care))
+
+
+def _against_others(name: str, items: Mapping[str, Item], votes: Sequence[Event]) -> Hits:
+    """A person's votes against what most of the others say of the same items; draws among them are left out."""
+    on: dict[str, dict[str, str]] = {}
+    for vote in votes:
+        if vote.item in items and not items[vote.item].gold:
+            on.setdefault(vote.item, {})[vote.rater] = str(vote.body["label"])
+    mine, theirs = list[str](), list[str]()
+    for given in on.values():
+        others = Counter(label for rater, label in given.items() if rater != name).most_common(2)
+        if name not in given or not others or (len(others) > 1 and others[0][1] == others[1][1]):
+            continue
+        mine.append(given[name])
+        theirs.append(others[0][0])
+    if not mine:
+        return Hits(n=0, hits=0, chance=0.0)
+    own, other = Counter(mine), Counter(theirs)
+    chance = sum(own[label] * other[label] for label in own) / len(mine) ** 2
+    return Hits(n=len(mine), hits=sum(a == b for a, b in zip(mine, theirs, strict=True)), chance=chance)
+
+
+def _too_fast(items: Mapping[str, Item], votes: Sequence[Event]) -> float | None:
+    """The share of votes given faster than anybody reads the answers."""
+    timed = [vote for vote in votes if "seconds" in vote.body and vote.item in items]
+    if not timed:
+        return None
+    fast = [float(vote.body["seconds"]) * WORDS_PER_SECOND < _words(items[vote.item]) for vote in timed]
+    return sum(fast) / len(timed)
+
+
+def _words(item: Item) -> int:
+    return sum(len(re.findall(r"\S+", answer)) for answer in item.answers)
+
+
+def _is_left(vote: Event) -> bool:
+    return (FIRST, SECOND).index(str(vote.body["label"])) == vote.body["left"]
+
+
+def _gold(items: Mapping[str, Item], vote: Event) -> bool:
+    return vote.item in items and bool(items[vote.item].gold) and vote.body["label"] != OWN

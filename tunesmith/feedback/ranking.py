@@ -1,0 +1,167 @@
+"""Models ranked by what people preferred, and by how much their length had to do with it.
+
+M models, G games, R resamples. A game is one vote between the answers of two models; a tie is half a win for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+
+from tunesmith.evaluation.resampling import Clusters, percentiles
+from tunesmith.feedback.items import FIRST, SECOND, TIE, Item
+from tunesmith.feedback.store import Event
+
+Floats = NDArray[np.float64]
+
+RESAMPLES, STEPS = 1000, 200
+FEWEST_PROMPTS = 2
+SCORES = {FIRST: 1.0, TIE: 0.5, SECOND: 0.0}
+
+
+class Ranked(BaseModel):
+    """One model: the chance that it beats the average one (Bradley-Terry), with its interval, and its votes."""
+
+    model: str
+    strength: float
+    ci95: tuple[float, float] | None
+    votes: int
+
+
+class Duel(BaseModel):
+    """Two models that met: how often the first won, ties halved; and the same were all answers equally long.
+
+    The interval and the tests draw whole prompts. `same_length` is the intercept of a logistic regression of the votes
+    on the difference of the logarithms of the lengths (Dubois et al. 2024, "Length-Controlled AlpacaEval").
+    """
+
+    models: tuple[str, str]
+    votes: int
+    prompts: int
+    won: float
+    ci95: tuple[float, float] | None
+    same_length: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    """A vote between two models: the share of the win that the first has, and how much longer its answer is."""
+
+    models: tuple[str, str]
+    prompt: str
+    score: float
+    longer: float
+
+
+def games(items: Mapping[str, Item], votes: Iterable[Event]) -> list[Game]:
+    """The votes between answers of two models, in the order in which they were cast; planted items are no games."""
+    found = []
+    for vote in votes:
+        item = items.get(vote.item)
+        label = str(vote.body["label"])
+        if item is None or item.gold or label not in SCORES or len(set(item.by)) < 2:
+            continue
+        first, second = (np.log(len(answer) + 1.0) for answer in item.answers)
+        prompt = "\x1e".join(message.content for message in item.messages)
+        found.append(Game((item.by[0], item.by[1]), prompt, SCORES[label], float(first - second)))
+    return found
+
+
+def rank(played: Sequence[Game], *, seed: int = 0) -> list[Ranked]:
+    """All models that met, the strongest first; empty where some never met, not even through others."""
+    names = sorted({name for game in played for name in game.models})
+    place = {name: i for i, name in enumerate(names)}
+    pairs = np.array([[place[name] for name in game.models] for game in played], dtype=np.intp).reshape(-1, 2)
+    scores = np.array([game.score for game in played])
+    if len(names) < 2 or _apart(pairs, len(names)):
+        return []
+    clusters = Clusters.of(len(played), [game.prompt for game in played])
+    strengths = _strengths(_wins(pairs, scores, len(names))[None])[0]
+    ci: Floats | None = None
+    if clusters.count >= FEWEST_PROMPTS:
+        draws = clusters.drawn_rows(np.random.default_rng(seed), RESAMPLES)
+        drawn = _strengths(np.stack([_wins(pairs[rows], scores[rows], len(names)) for rows in draws]))
+        ci = np.array([percentiles(drawn[:, i], clusters.count) for i in range(len(names))])
+    ranked = [
+        Ranked(
+            model=name,
+            strength=float(strengths[i]),
+            ci95=None if ci is None else (float(ci[i, 0]), float(ci[i, 1])),
+            votes=int((pairs == i).sum()),
+        )
+        for name, i in place.items()
+    ]
+    return sorted(ranked, key=lambda one: -one.strength)
+
+
+def duels(played: Sequence[Game], *, seed: int = 0) -> list[Duel]:
+    """Each two models that met, in the order of their names."""
+    found = []
+    for models in sorted({game.models for game in played}):
+        some = [game for game in played if game.models == models]
+        clusters = Clusters.of(len(some), [game.prompt for game in some])
+        scores = np.array([game.score for game in some])
+        ci = None
+        if clusters.count >= FEWEST_PROMPTS:
+            ci = percentiles(clusters.drawn_means(scores, np.random.default_rng(seed), RESAMPLES), clusters.count)
+        won, same = float(scores.mean()), at_same_length(scores, np.array([game.longer for game in some]))
+        found.append(Duel(models=models, votes=len(some), prompts=clusters.count, won=won, ci95=ci, same_length=same))
+    return found
+
+
+def at_same_length(scores: Floats, longer: Floats) -> float | None:
+    """[G], [G] -> the share of wins were all answers equally long; None where the lengths never differ.
+
+    Logistic regression with a weak ridge on the slope alone, so that few games cannot make it infinite.
+    """
+    spread = float(longer.std())
+    if spread < 1e-9:
+        return None
+    x = np.stack([np.ones(len(longer)), longer / spread], axis=1)
+    weights, ridge = np.zeros(2), np.diag([1e-6, 1.0])
+    for _ in range(50):
+        chance = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        slope = x.T @ (scores - chance) - ridge @ weights
+        curve = (x * (chance * (1 - chance))[:, None]).T @ x + ridge
+        step = np.linalg.solve(curve, slope)
+        weights = weights + np.clip(step, -2, 2)
+        if np.abs(step).max() < 1e-9:
+            break
+    return float(1 / (1 + np.exp(-weights[0])))
+
+
+def _wins(pairs: NDArray[np.intp], scores: Floats, models: int) -> Floats:
+    """[G, 2], [G] -> [M, M]: how often each beat each."""
+    wins = np.zeros((models, models))
+    np.add.at(wins, (pairs[:, 0], pairs[:, 1]), scores)
+    np.add.at(wins, (pairs[:, 1], pairs[:, 0]), 1 - scores)
+    return wins
+
+
+def _strengths(wins: Floats) -> Floats:
+    """[R, M, M] -> [R, M]: each model's chance to beat an average one.
+
+    Zermelo's iteration (Hunter 2004, "MM algorithms for generalized Bradley-Terry models"). Half a win for each two
+    that met keeps a model that always won from infinity.
+    """
+    met = ((wins + wins.transpose(0, 2, 1)).sum(axis=0) > 0).astype(np.float64)
+    wins = wins + met / 2
+    played = wins + wins.transpose(0, 2, 1)
+    strength = np.ones(wins.shape[:2])
+    for _ in range(STEPS):
+        strength = wins.sum(axis=2) / (played / (strength[:, :, None] + strength[:, None, :])).sum(axis=2)
+        strength = strength / np.exp(np.log(strength).mean(axis=1, keepdims=True))
+    return np.asarray(strength / (1 + strength), dtype=np.float64)
+
+
+def _apart(pairs: NDArray[np.intp], models: int) -> bool:
+    """Whether some models never met, not even through others."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(models, models))
+    return int(connected_components(graph, directed=False)[0]) > 1

@@ -1,0 +1,130 @@
+"""Answers that are made before people judge them: in batches, kept in the store, gone on with where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.examples import Message
+from tunesmith.data.files import sha256_of_file
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.feedback.items import ANSWER, Side, prompt_key
+from tunesmith.feedback.store import Entry, Store
+from tunesmith.inference.folder import read_about
+from tunesmith.inference.open import Found, identify, open_model
+from tunesmith.model.sampling import Sampling
+from tunesmith.objectives import Instruct
+from tunesmith.workflows.questions import chosen_wording
+
+# Answers that are on disk together: what a stop loses at most.
+BATCH = 32
+OWN_BASE = "base"
+# Tokens of a prompt that a model without a run reads.
+LONGEST_PROMPT = 512
+SILENT = ("classify", "domain", "reward")
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """A model and how it is asked: by the objective and limit of a run, a plain wording added to every prompt."""
+
+    found: Found
+    sampling: Sampling
+    objective: Instruct | None = None
+    limit: int = LONGEST_PROMPT
+    wording: str = ""
+
+    @property
+    def weights(self) -> str:
+        """Digest of the numbers that answer."""
+        place = self.found.folder or Path(self.found.name)
+        files = sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]
+        return hashlib.sha256("".join(sha256_of_file(file) for file in files).encode()).hexdigest()[:16]
+
+    def drawing(self, weights: str) -> str:
+        """Digest of all that decides an answer."""
+        values: list[Any] = [weights, self.found.base, self.wording, self.limit, asdict(self.sampling)]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def askers(name: str, against: str, sampling: Sampling, *, offline: bool) -> list[Asker]:
+    """Who answers: the model and the other one, or the model twice by another chance. Raises RecipeError."""
+    found = identify(name, offline=offline)
+    objective, limit = _manner(found)
+    first = Asker(found, sampling, objective, limit)
+    if not against:
+        return [first, replace(first, sampling=replace(sampling, seed=sampling.seed + 1))]
+    if against == OWN_BASE and not found.base:
+        raise RecipeError(f"{name}: it is a base itself; name another model after --against")
+    other = identify(found.base if against == OWN_BASE else against, offline=offline)
+    if other.kind == "run":
+        return [first, Asker(other, sampling, *_manner(other))]
+    wording = chosen_wording(found) if other.name == found.base else ""
+    return [first, Asker(other, sampling, objective, limit, wording)]
+
+
+def usual_sampling(name: str, *, offline: bool) -> Sampling:
+    """Answers as long as a run's training answers were."""
+    objective, _ = _manner(identify(name, offline=offline))
+    longest = objective.max_new_tokens if objective else 0
+    return Sampling(max_new_tokens=longest or Sampling().max_new_tokens)
+
+
+def make_side(
+    asker: Asker, prompts: Sequence[Sequence[Message]], store: Store, *, told: Callable[[str], None], offline: bool
+) -> Side:
+    """An answer to each prompt: those that the store has, the others made now and put into it."""
+    name, weights = asker.found.name, asker.weights
+    about = {"by": name, "weights": weights, "drawing": asker.drawing(weights)}
+    known, keys = _kept(store, about), [prompt_key(messages) for messages in prompts]
+    open_ones = [i for i, key in enumerate(keys) if key not in known]
+    if not open_ones:
+        return Side(name, [known[key] for key in keys])
+    told(f"{name} answers {len(open_ones)} prompts" + (f"; {len(known)} are answered" if known else ""))
+    model = open_model(name, objective=asker.objective, offline=offline, limit=asker.limit)
+    cut = 0
+    for start in range(0, len(open_ones), BATCH):
+        some = open_ones[start : start + BATCH]
+        replies = model.replies([_worded(prompts[i], asker.wording) for i in some], sampling=asker.sampling)
+        made = {keys[i]: reply.text for i, reply in zip(some, replies, strict=True)}
+        store.append(*(Entry("", ANSWER, key, {**about, "text": text}) for key, text in made.items()))
+        known |= made
+        cut += sum(not reply.finished for reply in replies)
+        told(f"{name}: {min(start + BATCH, len(open_ones))} of {len(open_ones)} answers")
+    if cut:
+        told(f"{name}: {cut} answers were cut at {asker.sampling.max_new_tokens} tokens; see --max-new-tokens")
+    return Side(name, [known[key] for key in keys])
+
+
+def _kept(store: Store, about: Mapping[str, str]) -> dict[str, str]:
+    """Prompt -> the answer that the same model drew before. Raises DataError where the model is another by now."""
+    kept = dict[str, str]()
+    for event in store.since():
+        if event.kind == ANSWER and event.body["by"] == about["by"]:
+            if event.body["weights"] != about["weights"]:
+                cure = "name another file with --store"
+                raise DataError(f"{store.path}: holds answers of {about['by']} before it was tuned again; {cure}")
+            if event.body["drawing"] == about["drawing"]:
+                kept[event.item] = str(event.body["text"])
+    return kept
+
+
+def _manner(found: Found) -> tuple[Instruct | None, int]:
+    """By which objective and limit a model is asked. Raises RecipeError for one that does not write answers."""
+    if found.kind != "run" or found.folder is None:
+        return None, LONGEST_PROMPT
+    about = read_about(found.folder)
+    if about.family != "decoder" or about.objective.kind in SILENT:
+        cure = "give a run that answers prompts"
+        raise RecipeError(f"{found.name}: tuned to {about.objective.kind}, and people judge written answers; {cure}")
+    return (about.objective if isinstance(about.objective, Instruct) else None), about.limit
+
+
+def _worded(messages: Sequence[Message], wording: str) -> list[Message]:
+    """The messages with a plain wording added to the last of them."""
+    *before, last = messages
+    return [*before, replace(last, content=f"{last.content}\n\n{wording}" if wording else last.content)]

@@ -1,0 +1,150 @@
+"""A model, prompts and perhaps another model become pairs of answers that people can sit down to judge."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tunesmith.data.examples import Chat, Message, Pair, Thumb
+from tunesmith.data.prompts import prompts
+from tunesmith.data.rows import columns_of, read_rows
+from tunesmith.errors import DataError, RecipeError, Refused
+from tunesmith.feedback.items import Item, prompt_key, read_items, sample
+from tunesmith.feedback.preferences import read_votes
+from tunesmith.feedback.store import Store
+from tunesmith.feedback.turns import ALONE, Overlap
+from tunesmith.inference.folder import read_about
+from tunesmith.inference.open import Found, identify
+from tunesmith.model.sampling import Sampling
+from tunesmith.objectives import Instruct
+from tunesmith.objectives.instruct import asked
+from tunesmith.recipe import load_recipe
+from tunesmith.workflows.ahead import askers, make_side
+from tunesmith.workflows.panel import WHAT, Panel
+from tunesmith.workflows.prepare import read_data
+from tunesmith.workflows.questions import recipe_file
+
+Messages = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a person asked to have judged; without `prompts` the run's own test rows, without `store` beside the run.
+
+    `rows` is how many prompts are drawn, 0 for all; `thumbs` shows one answer at a time.
+    """
+
+    model: str
+    against: str = ""
+    prompts: str = ""
+    column: str = ""
+    rows: int = 100
+    thumbs: bool = False
+    gold: str = ""
+    store: Path | None = None
+    overlap: Overlap = ALONE
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_p=0.95))
+    offline: bool = False
+
+    @property
+    def kept_in(self) -> Path:
+        """The file of the votes."""
+        if self.store is not None:
+            return self.store
+        path = Path(self.model)
+        return path / "feedback.db" if path.is_dir() else Path(f"{path.name}.feedback.db")
+
+
+def open_panel(wish: Wish, *, told: Callable[[str], None]) -> Panel:
+    """The pairs as they stood when they were left; answers that are not there yet are made first.
+
+    Raises DataError for prompts, gold or a store that do not fit, Refused where no two answers differ.
+    """
+    wish.overlap.check()
+    if wish.thumbs and wish.against:
+        raise RecipeError("--thumbs: shows one answer, and --against asks for two; leave one of them out")
+    found = identify(wish.model, offline=wish.offline)
+    every = _prompts(wish, found)
+    gold = _gold(wish)
+    store = Store(wish.kept_in, what=WHAT)
+    try:
+        _same_prompts(store, every, wish)
+        items = _items(wish, _drawn(wish, every), store, told)
+        known = read_items(store.since())
+        store.append(*(item.entry for item in [*items, *gold] if item.key not in known))
+    except BaseException:
+        store.close()
+        raise
+    return Panel([*items, *gold], store, overlap=wish.overlap, seed=wish.sampling.seed)
+
+
+def _prompts(wish: Wish, found: Found) -> dict[str, Messages]:
+    """Every prompt of the file, or of the run's test rows, each once."""
+    about = read_about(found.folder) if found.kind == "run" and found.folder else None
+    instruct = about.objective if about is not None and isinstance(about.objective, Instruct) else None
+    if wish.prompts:
+        rows = read_rows(wish.prompts, offline=wish.offline)
+        column = wish.column or (instruct.prompt if instruct and instruct.prompt in columns_of(rows) else "")
+        turns = prompts(rows, column=column, instruction=instruct.instruction if instruct else "")
+        return {prompt_key(messages): messages for messages in turns}
+    page = recipe_file(found)
+    if page is None:
+        raise RecipeError(f"{wish.model}: no recipe that names test rows; name prompts with --prompts FILE")
+    split = read_data(load_recipe(page)[0], offline=wish.offline).split
+    told = [_turns_of(example, wish.model) for example in split.test or split.validation]
+    return {prompt_key(messages): messages for messages in told}
+
+
+def _turns_of(example: object, name: str) -> Messages:
+    if isinstance(example, Chat):
+        return tuple(asked(example))
+    if isinstance(example, Pair | Thumb):
+        return example.prompt
+    raise RecipeError(f"{name}: its rows hold no prompts; name some with --prompts FILE")
+
+
+def _drawn(wish: Wish, every: Mapping[str, Messages]) -> list[Messages]:
+    """As many prompts as are wanted, drawn by the seed."""
+    keys = list(every)
+    if wish.rows and wish.rows < len(keys):
+        keys = random.Random(wish.sampling.seed).sample(keys, wish.rows)
+    return [every[key] for key in keys]
+
+
+def _items(wish: Wish, some: Sequence[Messages], store: Store, told: Callable[[str], None]) -> list[Item]:
+    """The answers side by side, without those that nobody could choose between."""
+    who = askers(wish.model, wish.against, wish.sampling, offline=wish.offline)
+    sides = [make_side(one, some, store, told=told, offline=wish.offline) for one in who[: 1 if wish.thumbs else 2]]
+    found = sample(some, sides)
+    if found.same:
+        told(f"{found.same} of {len(some)} prompts are left out: both answers are the same")
+    if found.empty:
+        told(f"{found.empty} of {len(some)} prompts are left out: an answer is empty")
+    if not found.items:
+        cure = "raise --temperature, or give other prompts"
+        raise Refused(f"{wish.model}: nothing to judge, no prompt has two answers that differ; {cure}")
+    return found.items
+
+
+def _gold(wish: Wish) -> list[Item]:
+    """Items whose right label is known, to see whether people look. Raises DataError."""
+    if not wish.gold:
+        return []
+    rows = read_rows(wish.gold, offline=wish.offline)
+    items = [brought.item for brought in read_votes(rows, rater="", gold=True)]
+    if any((len(item.answers) == 1) is not wish.thumbs for item in items):
+        kind = "prompt, completion, label" if wish.thumbs else "prompt, chosen, rejected"
+        raise DataError(f"{wish.gold}: planted among these, its rows must hold {kind}; give such a file to --gold")
+    return items
+
+
+def _same_prompts(store: Store, every: Mapping[str, Messages], wish: Wish) -> None:
+    """Nothing where all that the store holds is on these prompts. Raises DataError."""
+    held = [item for item in read_items(store.since()).values() if not item.gold]
+    strange = sum(prompt_key(item.messages) not in every for item in held)
+    if strange:
+        source = wish.prompts or f"the test rows of {wish.model}"
+        cure = "give the prompts that it is on, or name another file with --store"
+        raise DataError(f"{store.path}: {strange} of its {len(held)} pairs are on prompts not in {source}; {cure}")

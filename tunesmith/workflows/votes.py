@@ -1,0 +1,126 @@
+"""What lies in a store of judgements: written as rows, read from rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.data.files import write_whole
+from tunesmith.data.rows import read_rows, refuse
+from tunesmith.errors import DataError, Refused
+from tunesmith.feedback.items import FIRST, SECOND, Item, prompt_key, read_items
+from tunesmith.feedback.preferences import PAIRS, THUMBS, Brought, Rows, pair_rows, read_votes, thumb_rows
+from tunesmith.feedback.store import Entry, Event, Store
+from tunesmith.feedback.summary import Summary, summarise
+from tunesmith.feedback.votes import VOTE, Votes
+from tunesmith.workflows.panel import WHAT
+
+FORMATS: dict[str, Callable[[dict[str, Item], Votes], Rows]] = {PAIRS: pair_rows, THUMBS: thumb_rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What an export wrote: rows, their format, and judged items that gave none because nothing was preferred."""
+
+    rows: int
+    format: str
+    undecided: int
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What an import added: votes and items; `known` votes stood there already."""
+
+    votes: int
+    items: int
+    known: int
+
+
+def export_votes(path: Path, out: Path, *, format: str = "", without: Collection[str] = ()) -> Exported:
+    """Write the votes of a store as rows that `objective: preference` reads; without a format as they were cast.
+
+    Raises DataError for what is no store, Refused where no vote prefers anything.
+    """
+    events = read_events(path)
+    items, votes = read_items(events), Votes(event for event in events if event.rater not in without)
+    format = format or (PAIRS if any(len(item.answers) == 2 for item in items.values()) else THUMBS)
+    found = FORMATS[format](items, votes)
+    if not found.rows:
+        raise Refused(f"{path}: no vote that makes a row of {format}; judge some with `tunesmith feedback`")
+    write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
+    return Exported(len(found.rows), format, found.undecided)
+
+
+def import_votes(path: Path, source: str, *, rater: str = "", offline: bool = False) -> Imported:
+    """Add the judgements of a file to a store, which is made if it is not there; all of them or none.
+
+    Raises DataError for rows that judge nothing, and for prompts that are not those of the store.
+    """
+    brought = read_votes(read_rows(source, offline=offline), rater=rater or Path(source).name)
+    store = Store(path, what=WHAT)
+    try:
+        events = store.since()
+        entries = _entries(brought, read_items(events), Votes(events), path)
+        if entries:
+            store.append(*entries)
+    finally:
+        store.close()
+    votes = sum(entry.kind == VOTE for entry in entries)
+    return Imported(votes, len(entries) - votes, len(brought) - votes)
+
+
+def summary_of(path: Path, *, without: Collection[str] = ()) -> Summary:
+    """What the votes of a store amount to. Raises DataError for what is no store."""
+    events = read_events(path)
+    votes = Votes(event for event in events if event.rater not in without)
+    return summarise(read_items(events), votes, store=str(path))
+
+
+def schema() -> str:
+    """The JSON schema of what `votes summary --json` prints."""
+    return json.dumps(Summary.model_json_schema(), indent=1)
+
+
+def read_events(path: Path) -> list[Event]:
+    """All that happened in a store. Raises DataError where there is none."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; `tunesmith feedback` says where it keeps the votes")
+    store = Store(path, what=WHAT)
+    try:
+        return store.since()
+    finally:
+        store.close()
+
+
+def _entries(brought: Sequence[Brought], items: dict[str, Item], votes: Votes, path: Path) -> list[Entry]:
+    """The events that a file adds."""
+    held = {prompt_key(item.messages) for item in items.values() if not item.gold}
+    if held and (strange := [one for one in brought if prompt_key(one.item.messages) not in held]):
+        cure = "name another store for votes on other prompts"
+        refuse([f"{one.where}: its prompt is none of the {len(held)} that {path} holds; {cure}" for one in strange])
+    known = {_content(item): item for item in items.values() if not item.gold}
+    entries = list[Entry]()
+    for one in brought:
+        item = known.setdefault(_content(one.item), one.item)
+        if item is one.item and item.key not in items:
+            entries.append(item.entry)
+            items[item.key] = item
+        label = _label_on(item, one)
+        if votes.on(item.key).get(one.rater) != label:
+            entries.append(Entry(one.rater, VOTE, item.key, {"label": label, "from": one.where}))
+    return entries
+
+
+def _content(item: Item) -> tuple[str, ...]:
+    """What tells answers to a prompt from others, whoever gave them."""
+    return (prompt_key(item.messages), *sorted(item.answers))
+
+
+def _label_on(item: Item, brought: Brought) -> str:
+    """What was said, of the answers in the order of the store's own item."""
+    if len(item.answers) == 1:
+        return brought.label
+    chosen = brought.item.answers[(FIRST, SECOND).index(brought.label)]
+    return (FIRST, SECOND)[item.answers.index(chosen)]
