@@ -27,7 +27,6 @@ RULES = (
     Rule("one_line", "match", pattern=r"^\S[^\n]*$"),
 )
 PATIENCE = 60_000  # milliseconds: the machine may train beside it
-OPEN = "document.getElementById('end').hidden === false || document.querySelector('.answer') !== null"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def judge(page: Page, url: str, rater: Rater, *, most: int) -> Counter[str]:
     page.goto(url)
     page.get_by_label("Your name").fill(rater.name)
     page.keyboard.press("Enter")
-    page.wait_for_function(OPEN)
+    expect(page.locator(".answer, #end:not([hidden])").first).to_be_visible(timeout=PATIENCE)
     while pressed.total() < most and page.locator("#work").is_visible():
         key = key_for([body.inner_text() for body in page.locator(".answer .body").all()], rater, chance)
         page.locator("#said").evaluate("said => { said.textContent = ''; }")

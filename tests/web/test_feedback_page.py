@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from bench.rater import Rater, judge
 from tests.web.conftest import SCRIPT, Serve
 from tests.web.judged import give_answers, write_prompts
 from tests.web.test_label_page import PHONE, WIDEST
@@ -169,3 +170,17 @@ def test_single_answers_get_thumbs_and_every_part_has_a_name(
     expect(page.get_by_role("heading", name="Every prompt is judged")).to_be_visible()
     rows = exported(tmp_path / "votes.db", tmp_path / "rows.jsonl")
     assert {row["completion"]: row["label"] for row in rows} == {"fine": True, "poor": False}
+
+
+def test_a_scripted_rater_votes_by_its_stated_rule_through_the_page(
+    page: Page, serve: Serve, tiny_llama: Path, tmp_path: Path
+):
+    wish = Wish(str(tiny_llama), prompts=str(write_prompts(tmp_path / "p.jsonl", 6)), store=tmp_path / "votes.db")
+    good, bad = [f"small tool {n}" for n in range(6)], [f"A tool {n}." for n in range(6)]
+    give_answers(wish, [[*good[:5], "An end."], bad])  # the last: an article and a full stop on both sides, a tie
+    server = serve(*words(wish))
+    pressed = judge(page, server.url, Rater("Rule"), most=100)
+    assert pressed.total() == 6
+    assert pressed["0"] == 1
+    rows = exported(tmp_path / "votes.db", tmp_path / "rows.jsonl")
+    assert sorted(str(row["chosen"]) for row in rows) == good[:5]

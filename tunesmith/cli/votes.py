@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from tunesmith.feedback.summary import Summary
 
 LINES = (".jsonl", ".ndjson")
+MODELS = ("model", "beats the average>", "95 % interval", "votes>")
+DUELS = ("against", "votes>", "won>", "95 % interval", "won at equal length>")
+RATERS = ("rater", "votes>", "left>", "seconds>", "too fast>", "planted right>", "as the others>", "by chance>")
 
 
 def add(commands: Commands) -> None:
@@ -86,22 +89,11 @@ def summary(args: argparse.Namespace) -> int:
     counts = ", ".join(f"{label} {count}" for label, count in page.votes.items())
     show(f"{page.judged} of {page.items} prompts are judged ({counts or 'no vote yet'})")
     if page.models:
-        show_table(("model", "beats the average>", "95 % interval", "votes>"), [_model(one) for one in page.models])
+        show_table(MODELS, [_model(one) for one in page.models])
     if page.duels:
-        columns = ("against", "votes>", "won>", "95 % interval", "won at equal length>")
-        show_table(columns, [_duel(one) for one in page.duels])
+        show_table(DUELS, [_duel(one) for one in page.duels])
     if page.raters:
-        columns = (
-            "rater",
-            "votes>",
-            "left>",
-            "seconds>",
-            "too fast>",
-            "planted right>",
-            "as the others>",
-            "by chance>",
-        )
-        show_table(columns, [_rater(one) for one in page.raters])
+        show_table(RATERS, [_rater(one) for one in page.raters])
     for line in _sayings(page):
         show(line)
     return 0

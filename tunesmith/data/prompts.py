@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunesmith.data.examples import DIALOGUES, Message, check_order, fault, instructed, need, parsed, text_of, turn_of
+from tunesmith.data.examples import DIALOGUES, Message, fault, need, parsed, text_of
 from tunesmith.data.rows import Row, columns_of, file_of
+from tunesmith.data.turns import check_order, instructed, turn_of
 from tunesmith.errors import DataError
 
 # Columns that usually hold what is asked, the likeliest first.

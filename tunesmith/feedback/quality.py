@@ -174,7 +174,7 @@ def _words(item: Item) -> int:
 
 
 def _is_left(vote: Event) -> bool:
-    return (FIRST, SECOND).index(str(vote.body["label"])) == vote.body["left"]
+    return (FIRST, SECOND).index(str(vote.body["label"])) == int(vote.body["left"])
 
 
 def _gold(items: Mapping[str, Item], vote: Event) -> bool:
