@@ -40,7 +40,8 @@ TASKS = {
     "instruct": Task("synopsis.yaml"),
 }
 PLACES = tuple((objective, family) for objective in TASKS for family in MODELS)
-# What a run by itself does more of, to be safe, and a cell beside its controls need not.
+# What a run by itself does more of, to be safe, and a cell beside its controls need not: a probe, and validations and
+# checkpoints ten or six times.
 CHANGES = ("data.validation=0.05", "schedule.probe=false")
 VALIDATIONS = 3
 # Technique -> its words in a recipe and how often it sees the rows: what moves few numbers needs more passes.
@@ -113,14 +114,16 @@ def cells(only: Sequence[str] = ()) -> list[Cell]:
 
 def recipe_of(cell: Cell, setting: Setting, seed: int) -> Recipe:
     """What a cell runs. Raises RecipeError."""
-    task, batch = TASKS[cell.objective], Schedule().batch_rows
+    task = TASKS[cell.objective]
     technique, epochs = {**TECHNIQUES, **RANDOM}[cell.technique]
+    each = max(1, round(setting.rows * epochs / Schedule().batch_rows / VALIDATIONS))
     own = {
         "model": MODELS[cell.family],
         "technique": technique,
         "schedule.epochs": epochs,
         "data.rows": max(1, setting.rows // task.rows_each),
-        "schedule.eval_steps": max(1, round(setting.rows * epochs / batch / VALIDATIONS)),
+        "schedule.eval_steps": each,
+        "schedule.save_steps": each,
         "controls": cell.objective != "domain",  # texts have no answers to deal out
         "seed": seed,
     }
