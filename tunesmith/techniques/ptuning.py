@@ -58,7 +58,8 @@ def _begin_as(policy: Policy, wanted: Tensor) -> None:
     What PEFT's fresh encoder puts out is far from any word, and a small model does not find back.
     """
     assert policy.virtual is not None
-    last: Any = policy.virtual.module.mlp_head[-1]  # type: ignore[union-attr, index]
+    encoder: Any = policy.virtual.module
+    last = encoder.mlp_head[-1]
     read: list[Tensor] = []
     hook = last.register_forward_pre_hook(lambda _, given: read.append(given[0]))
     policy.virtual.wrapped.get_prompt(1)
