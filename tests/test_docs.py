@@ -26,7 +26,7 @@ from tunesmith.aliases import ALIASES
 from tunesmith.cli.main import parser
 from tunesmith.evaluation.style import RULE_KINDS
 from tunesmith.objectives import OBJECTIVES
-from tunesmith.recipe import Data, Gates, Machine, Recipe, Schedule, make_recipe
+from tunesmith.recipe import Compare, Data, Documents, Gates, Machine, Recipe, Schedule, make_recipe
 from tunesmith.techniques import TECHNIQUES
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +54,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`schedule`": Schedule,
     "`machine`": Machine,
     "`gates`": Gates,
+    "`documents`": Documents,
+    "`compare`": Compare,
 }
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "none"}
 BOUNDS = {Ge: ("ge", "at least"), Gt: ("gt", "above"), Le: ("le", "at most"), Lt: ("lt", "below")}

@@ -13,6 +13,7 @@ from tunesmith.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES, SHIPPED = ROOT / "examples", ROOT / "tunesmith" / "shipped_data"
+FACTS = ["id", "country", "question", "answer", "evidence", "doc_id"]
 RECIPES = sorted(EXAMPLES.glob("*.yaml"))
 
 
@@ -28,6 +29,8 @@ def rows(path: Path) -> list[dict[str, str]]:
         (EXAMPLES / "synopsis.jsonl", ["id", "document", "summary", "source", "split"], 2600),
         (EXAMPLES / "en-fr.jsonl", ["id", "en", "fr", "package", "split"], 600),
         (EXAMPLES / "postgresql.jsonl", ["id", "chapter", "text"], 132),
+        (EXAMPLES / "factbook.jsonl", FACTS, 264),
+        (EXAMPLES / "factbook.test.jsonl", FACTS, 142),
         (EXAMPLES / "mail.jsonl", ["id", "subject", "text", "label", "thread"], 2394),
     ],
 )
@@ -47,6 +50,16 @@ def test_the_synopses_are_short_documents_and_keep_the_split_they_came_with():
     read = rows(EXAMPLES / "synopsis.jsonl")
     assert max(len(row["document"]) for row in read) <= 1200
     assert Counter(row["split"] for row in read) == {"train": 2200, "valid": 400}
+
+
+def test_each_question_of_the_factbook_names_a_document_that_says_the_answer():
+    pages = {row["doc_id"]: " ".join(row["text"].split()) for row in rows(EXAMPLES / "factbook.documents.jsonl")}
+    for name in ("factbook.jsonl", "factbook.test.jsonl"):
+        for row in rows(EXAMPLES / name):
+            assert row["answer"] in row["evidence"]
+            assert " ".join(row["evidence"].split()) in pages[row["doc_id"]]
+    both = [{row["country"] for row in rows(EXAMPLES / name)} for name in ("factbook.jsonl", "factbook.test.jsonl")]
+    assert not both[0] & both[1]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -12,6 +12,7 @@ from tunesmith import __version__
 from tunesmith.cli import (
     audit,
     collect,
+    compare,
     demo,
     doctor,
     evaluate,
@@ -32,7 +33,24 @@ from tunesmith.cli.terminal import emit, log
 from tunesmith.errors import TunesmithError
 
 # Every command there is, as `--help` shows them. None of these modules imports anything heavy.
-MODULES = (demo, init, collect, audit, label, need, tune, grid, evaluate, use, serve, feedback, votes, look, doctor)
+MODULES = (
+    demo,
+    init,
+    collect,
+    audit,
+    label,
+    compare,
+    need,
+    tune,
+    grid,
+    evaluate,
+    use,
+    serve,
+    feedback,
+    votes,
+    look,
+    doctor,
+)
 
 ABOUT = "Decide, tune, prove, ship: fit a language model to your own data, and know whether you should."
 CODES = "exit codes: 0 good; 1 the data or a gate says no; 2 wrong input; 130/143 interrupted and saved; 70 our own bug"

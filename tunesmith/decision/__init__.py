@@ -1,1 +1,1 @@
-"""Questions before a run: what it takes, which technique, how many more rows."""
+"""Whether to tune at all, and what it takes: the arms' questions and the verdict, memory, time, how many more rows."""

@@ -132,6 +132,15 @@ def tool_calls(gold: Sequence[str], given: Sequence[str]) -> Floats:
     return np.array([float(calls_in(g) == calls_in(h)) for g, h in zip(gold, given, strict=True)])
 
 
+def contains(gold: Sequence[str], given: Sequence[str]) -> Floats:
+    """[N]: 1 where the gold answer stands in the given one, word for word, normalised as in `exact_match`.
+
+    Credits an answer that is right in a whole sentence; keep answers short, for a long one may hit by chance.
+    """
+    _same_length(gold, given)
+    return np.array([float(f" {_normal(g)} " in f" {_normal(h)} ") for g, h in zip(gold, given, strict=True)])
+
+
 def token_f1(gold: Sequence[str], given: Sequence[str]) -> Floats:
     """[N]: F1 of the bags of words, normalised as in `exact_match`; for text without spaces use `chrf`."""
     _same_length(gold, given)

@@ -41,6 +41,7 @@ PER_ROW: dict[str, Callable[[Sequence[str], Sequence[str]], Floats]] = {
     "accuracy": metrics.accuracy,
     "sample_f1": _sample_f1,
     "exact_match": metrics.exact_match,
+    "contains": metrics.contains,
     "token_f1": metrics.token_f1,
     "rouge_l": metrics.rouge_l,
     "chrf": metrics.chrf,
@@ -61,6 +62,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "sample_f1": ("accuracy",),
     "rouge_l": ("exact_match", "chrf"),
     "exact_match": ("token_f1", "rouge_l"),
+    "contains": ("exact_match", "token_f1"),
     "chrf": ("bleu", "exact_match"),
 }
 
@@ -192,3 +194,25 @@ def _drawn_interval(
     statistic = _DRAWN[metric](gold, given, given)
     drawn = [statistic(rows)[0] for rows in clusters.drawn_rows(np.random.default_rng(0), RESAMPLES)]
     return percentiles(np.array(drawn), clusters.count)
+
+
+def redrawn(
+    metric: str,
+    gold: Sequence[str],
+    ways: Mapping[str, Sequence[str]],
+    *,
+    groups: Sequence[str] | None,
+    draws: int = RESAMPLES,
+) -> dict[str, Floats]:
+    """Each way's score on the same `draws` test sets, made of clusters drawn with repeats."""
+    clusters, rng = Clusters.of(len(gold), groups), np.random.default_rng(0)
+    if metric in PER_ROW:
+        rows = [PER_ROW[metric](gold, given) for given in ways.values()]
+        drawn = clusters.drawn_rates(rows, np.ones(len(gold)), rng, draws)
+        return {name: drawn[:, column] for column, name in enumerate(ways)}
+    scores: dict[str, list[float]] = {name: [] for name in ways}
+    for chosen in clusters.drawn_rows(rng, draws):
+        right = [gold[row] for row in chosen]
+        for name, given in ways.items():
+            scores[name].append(WHOLE[metric](right, [given[row] for row in chosen]))
+    return {name: np.array(found) for name, found in scores.items()}

@@ -80,7 +80,15 @@ class LocalModel:
 
     def scores(self, messages: Sequence[Message], options: Sequence[str]) -> list[float]:
         """Log-probability of each given answer."""
-        return self._scores([messages], options)[0].tolist()
+        return self.options([messages], options)[0].tolist()
+
+    def options(self, batch: Sequence[Sequence[Message]], answers: Sequence[str]) -> Tensor:
+        """[B, O]: log-probability of every given answer after every question."""
+        prompts = [self.prompt(messages) for messages in batch]
+        ids = [self.template.answer(batch[0], text) for text in answers]
+        ends = self.template.end_ids if _one_begins_another(ids) else []
+        ids = [[*option, *ends] for option in ids]
+        return option_scores(self._decoder(), prompts, [ids] * len(prompts))
 
     def generate(self, prompts: Sequence[str], *, sampling: Sampling | None = None) -> list[str]:
         """The text answered to each prompt, asked as the recipe asks; of a model of texts, how each goes on."""
@@ -152,7 +160,7 @@ class LocalModel:
         assert isinstance(self.objective, Classify)
         if self.policy.head is None:
             asked = [self.objective.messages(text, self.wording) for text in texts]
-            return self._scores(asked, self.objective.labels)
+            return self.options(asked, self.objective.labels)
         rows = [self.objective.question(text, self.template, limit=self.limit)[0] for text in texts]
         parts = [self.policy.head(self.policy.pooled(batch)).float() for batch in self._batches(rows)]
         return self._in_order(parts, rows)
@@ -189,14 +197,6 @@ class LocalModel:
             return Tokens(ids, [False] * len(ids))
         ids = self.prompt([Message("user", text)])
         return Tokens(ids, [False] * len(ids))
-
-    def _scores(self, batch: Sequence[Sequence[Message]], options: Sequence[str]) -> Tensor:
-        """[B, O]: log-probability of every option after every question."""
-        prompts = [self.prompt(messages) for messages in batch]
-        ids = [self.template.answer(batch[0], option) for option in options]
-        ends = self.template.end_ids if _one_begins_another(ids) else []
-        ids = [[*option, *ends] for option in ids]
-        return option_scores(self._decoder(), prompts, [ids] * len(prompts))
 
     def _batches(self, rows: Sequence[Tokens]) -> Iterator[Batch]:
         """The rows as batches of like length, longest first."""

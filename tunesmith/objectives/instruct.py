@@ -39,7 +39,7 @@ class Instruct(BaseModel):
     messages: str = Field("", description="column with whole chats instead of prompt and answer")
     tools: str = Field("", description="column with the tools that a chat may call; empty: `tools`, where there is one")
     instruction: str = Field("", description="text put before every prompt")
-    metric: Literal["rouge_l", "exact_match", "chrf", "tool_calls"] = Field(
+    metric: Literal["rouge_l", "exact_match", "contains", "chrf", "tool_calls"] = Field(
         "rouge_l", description="headline score of the answers"
     )
     max_new_tokens: int = Field(0, ge=0, description="longest answer; 0: from the training answers")

@@ -2,12 +2,27 @@
 
 from tunesmith.recipe.checks import check_gates, check_pair, check_replay, check_technique
 from tunesmith.recipe.read import load_recipe, make_recipe, save_recipe
-from tunesmith.recipe.sections import AnyObjective, AnyTechnique, Data, Gates, Machine, Recipe, Replay, Schedule
+from tunesmith.recipe.sections import (
+    ARMS,
+    AnyObjective,
+    AnyTechnique,
+    Compare,
+    Data,
+    Documents,
+    Gates,
+    Machine,
+    Recipe,
+    Replay,
+    Schedule,
+)
 
 __all__ = [
+    "ARMS",
     "AnyObjective",
     "AnyTechnique",
+    "Compare",
     "Data",
+    "Documents",
     "Gates",
     "Machine",
     "Recipe",

@@ -16,6 +16,9 @@ from tunesmith.objectives import OBJECTIVES
 from tunesmith.recipe.sections import Recipe, nearest
 from tunesmith.techniques import TECHNIQUES, Lora
 
+# Sections that a word may stand for, and the key that the word is.
+SHORT = {"objective": "kind", "technique": "kind", "documents": "source"}
+
 
 def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
     """The recipe in a YAML file with `key=value` changes applied, and notes on names that were translated.
@@ -66,14 +69,17 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with data paths that exist beside it made to start from its folder."""
 
     def anchor(value: float | str) -> float | str:
-        beside = folder / value if isinstance(value, str) else None
+        beside = folder / value if isinstance(value, str) and value else None
         return str(beside) if beside is not None and not Path(str(value)).is_absolute() and beside.exists() else value
 
     data = recipe.data
     moved = {"train": anchor(data.train), "validation": anchor(data.validation), "test": anchor(data.test)}
     replay = recipe.replay.model_copy(update={"source": anchor(recipe.replay.source)})
+    documents = recipe.documents.model_copy(update={"source": anchor(recipe.documents.source)})
     model = anchor(recipe.model) if "/" in recipe.model or recipe.model.endswith(".gguf") else recipe.model
-    return recipe.model_copy(update={"data": data.model_copy(update=moved), "model": model, "replay": replay})
+    return recipe.model_copy(
+        update={"data": data.model_copy(update=moved), "model": model, "replay": replay, "documents": documents}
+    )
 
 
 def _apply(values: dict[str, Any], change: str) -> None:
@@ -85,8 +91,8 @@ def _apply(values: dict[str, Any], change: str) -> None:
     place = values
     for name in parents:
         inner = place.get(name)
-        if isinstance(inner, str) and name in ("objective", "technique"):
-            inner = {"kind": inner}
+        if isinstance(inner, str) and name in SHORT:
+            inner = {SHORT[name]: inner}
         if inner is None and name == "technique":
             inner = {"kind": Lora().kind}  # the recipe's own default, of which one option changes
         place[name] = inner = dict(inner) if isinstance(inner, Mapping) else {}

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
 
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct, Preference, Reward
 from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Full, Ia3, Lora, Prefix, Prompt, PTuning
@@ -101,6 +101,53 @@ class Replay(_Section):
     source: str = Field("self", description="self: what the base writes by itself; or a file of texts, or a folder")
 
 
+class Documents(_Section):
+    """What arms with retrieval may look into, and how a passage is found in it."""
+
+    source: str = Field("", description="folder or file of documents, or rows with doc_id and text; empty: none")
+    size: int = Field(400, ge=80, description="characters of the longest chunk")
+    search: Literal["fused", "words", "vectors"] = Field("fused", description="BM25, vectors, or both by their ranks")
+    encoder: str = Field("minilm-l6", description="model that makes the vectors")
+    origin: str = Field("", description="column of the rows that names the document of the answer")
+    evidence: str = Field("", description="column with the words of the document that answer; empty: the answer")
+
+
+class Compare(_Section):
+    """How `tunesmith compare` asks and when a difference is worth its cost."""
+
+    rows: int = Field(0, ge=0, description="test rows that every arm answers; 0: all")
+    asks: str = Field("", description="decoder that arms without tuning ask; empty: the model")
+    margin: float = Field(0.02, ge=0, description="least gain, as a share of the scale, that is worth any cost")
+    facts: int = Field(20, ge=0, description="facts that are changed in the documents; 0: none")
+
+
+# Ways to answer that `compare` knows; the address of an OpenAI-compatible server is one more.
+ARMS = (
+    "prompt",
+    "few-shot",
+    "rag",
+    "tf-idf",
+    "tuned",
+    "tuned+rag",
+    "raft",
+    "taught",
+    "no-context",
+    "oracle-context",
+)
+
+
+def _known_arm(name: str) -> str:
+    """The name of an arm, or an address."""
+    if name not in ARMS and not name.startswith(("http://", "https://")):
+        raise ValueError(f"unknown arm {name!r}{nearest(name, ARMS)}; known: {', '.join(ARMS)}, or http://HOST/v1")
+    return name
+
+
+def _source(value: Any) -> Any:
+    """`documents: manual/` is short for `documents: {source: manual/}`."""
+    return {"source": value} if isinstance(value, str) else value
+
+
 class Recipe(_Section):
     """A whole run as one value."""
 
@@ -112,6 +159,11 @@ class Recipe(_Section):
     machine: Machine = Machine()
     replay: Replay = Replay()
     gates: Gates = Gates()
+    documents: Annotated[Documents, BeforeValidator(_source)] = Documents()
+    arms: list[Annotated[str, AfterValidator(_known_arm)]] = Field(
+        default_factory=list, description="ways to answer that are compared; empty: those that the rows allow"
+    )
+    compare: Compare = Compare()
     style: dict[str, dict[str, Any]] = Field(default_factory=dict, description="rules answers should keep, by name")
     controls: bool = Field(False, description="also tune on shuffled answers and a head alone: neither may win")
     track: list[str] = Field(default_factory=list, description="tensorboard, wandb, mlflow, trackio")

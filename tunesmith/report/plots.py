@@ -140,6 +140,51 @@ def need_plot(points: Mapping[str, Sequence[tuple[float, ...]]]) -> str:
     return sheet.svg
 
 
+def arms_plot(arms: Sequence[tuple[str, float, tuple[float, float]]], *, metric: str, chosen: str) -> str:
+    """Each arm's score with its interval, in the order given from the top; empty without arms."""
+    if not arms:
+        return ""
+    said = "Scores: " + ", ".join(f"{name} {score:.3g}" for name, score, _ in arms)
+    with _sheet("arms", said, xlabel=metric.replace("_", " "), ylabel="") as sheet:
+        axes, places = sheet.axes, range(len(arms), 0, -1)
+        for place, (name, score, (low, high)) in zip(places, arms, strict=True):
+            colour = _TUNED if name == chosen else _BASE
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.8)
+            axes.plot([score], [place], "o", color=colour, markersize=5)
+        axes.set_yticks(list(places), [_short(name) for name, _, _ in arms])
+        axes.set_ylim(0.4, len(arms) + 0.6)
+    return sheet.svg
+
+
+def worth_plot(arms: Sequence[tuple[str, float, float]], *, metric: str, chosen: str) -> str:
+    """Each arm's score against its seconds, on a scale of tenfolds; empty without arms."""
+    if not arms:
+        return ""
+    said = "Score against cost: " + ", ".join(f"{name} {score:.3g} at {cost:.3g} s" for name, cost, score in arms)
+    with _sheet(
+        "worth", said, xlabel="seconds to build and for 1,000 answers", ylabel=metric.replace("_", " ")
+    ) as sheet:
+        for name, cost, score in arms:
+            colour = _TUNED if name == chosen else _BASE
+            sheet.axes.plot([max(cost, 1e-3)], [score], "o", color=colour, markersize=5)
+            sheet.axes.annotate(
+                _short(name),
+                (max(cost, 1e-3), score),
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=8,
+                color=_INK,
+            )
+        sheet.axes.set_xscale("log")
+        sheet.axes.margins(0.15)
+    return sheet.svg
+
+
+def _short(name: str) -> str:
+    """A name that fits beside a picture; dollars would begin a formula."""
+    return name.replace("$", " ")[:24]
+
+
 def thin(points: Points) -> Points:
     """At most MOST_POINTS points: means over runs of equally many."""
     if len(points) <= MOST_POINTS:

@@ -16,6 +16,7 @@ from tunesmith.evaluation.retention import General
 from tunesmith.evaluation.significance import lower_is_better
 from tunesmith.evaluation.tasks import Arm, TaskScore
 from tunesmith.inference.local import LocalModel
+from tunesmith.model.device import Machine
 from tunesmith.model.four_bit import numbers, resident_bytes
 from tunesmith.report.schema import DataPart, Memory, Report, Retention, Speed, Training
 from tunesmith.report.standing import holds_up, reaches
@@ -72,7 +73,7 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
         speed=_speed(run, len(test), seconds),
         memory=Memory(peak_bytes=peak_bytes(), model_bytes=resident_bytes(run.trained.policy.network)),
         data=_data(run),
-        environment=environment(run.prepared),
+        environment=environment(run.prepared.machine),
         broken_gates=broken,
         verdict=verdict(tasks[0], baselines, controls=controls, broken=broken),
     )
@@ -185,9 +186,8 @@ def _data(run: Measured) -> DataPart:
     )
 
 
-def environment(prepared: Prepared) -> dict[str, str]:
+def environment(machine: Machine) -> dict[str, str]:
     """Machine and versions, as text."""
-    machine = prepared.machine
     found = {name: version(name) for name in ("tunesmith", "torch", "transformers", "peft")}
     rates = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in machine.gemm_gflops.items())
     return found | {

@@ -15,6 +15,8 @@ from tunesmith.errors import CheckpointError
 from tunesmith.recipe import Recipe
 
 PAGE = "run.json"
+# What a recipe may say that no number of a run depends on.
+BESIDE_THE_RUN: Any = {"machine": True, "data": {"audit"}, "documents": True, "arms": True, "compare": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +72,8 @@ def _identity(recipe: Recipe) -> str:
     data = recipe.data
     named = [Path(str(place)) for place in (data.train, data.validation, data.test, recipe.replay.source)]
     files = [sha256_of_file(file) for path in named for file in _files(path)]
-    return hashlib.sha256(
-        json.dumps([recipe.model_dump(mode="json", exclude={"machine": True, "data": {"audit"}}), files]).encode()
-    ).hexdigest()[:16]
+    rest = recipe.model_dump(mode="json", exclude=BESIDE_THE_RUN)
+    return hashlib.sha256(json.dumps([rest, files]).encode()).hexdigest()[:16]
 
 
 def _files(path: Path) -> list[Path]:

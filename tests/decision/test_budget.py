@@ -1,0 +1,28 @@
+"""A budget is dealt out between asking and learning, and says what fewer rows cost."""
+
+from __future__ import annotations
+
+import pytest
+
+from tunesmith.decision.budget import FEWEST_TEST, half_width, sizes
+
+
+def test_time_for_all_rows_takes_all_rows():
+    found = sizes(100_000, ["prompt", "tuned"], row=0.1, epochs=1, there=(200, 1000))
+    assert (found.test, found.train) == (200, 1000)
+
+
+def test_two_fifths_of_the_time_are_for_asking_where_something_is_learned():
+    # prompt 1.5 + tuned 2.5 rows of 0.5 s are 2 s a test row: 400 s of 1,000 ask 200 rows, the rest learns 600 / 0.75.
+    found = sizes(1000, ["prompt", "tuned"], row=0.5, epochs=1, there=(500, 5000))
+    assert (found.test, found.train) == (200, 800)
+    assert "200 of 500 test rows: a share of one half is known to +-7 points (all rows: +-4)" in found.note
+
+
+def test_no_test_is_smaller_than_one_that_can_say_something():
+    assert sizes(1, ["prompt"], row=1.0, epochs=1, there=(500, 100)).test == FEWEST_TEST
+
+
+def test_half_of_an_interval_shrinks_with_the_root_of_the_rows():
+    assert half_width(100) == pytest.approx(0.098)
+    assert half_width(400) == pytest.approx(0.049)

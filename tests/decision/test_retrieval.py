@@ -1,0 +1,159 @@
+"""Chunks know their origin, are found by words and by meaning, and only new ones are embedded."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.bases import folder
+from tunesmith.data.collect.store import Store
+from tunesmith.data.examples import Chat, Message
+from tunesmith.decision.chunks import Chunk, cut, page_of_text, read_pages
+from tunesmith.decision.facts import change, new_answers
+from tunesmith.decision.index import CHUNKS, RANK, Hit, Index, fused, open_index
+from tunesmith.decision.prompts import FORMS, cited, with_passages
+from tunesmith.decision.recall import Origin, recall, right_chunks
+from tunesmith.errors import DataError
+from tunesmith.recipe import Documents
+from tunesmith.workflows.lessons import PASSAGES, passages_of
+
+PAGES = [
+    page_of_text("arda", "Arda\n\nHeight:\n107 m\n\nPlants:\nmostly ardawort grows there"),
+    page_of_text("brin", "Brin\n\nHeight:\n114 m\n\nPlants:\nmostly brinwort grows there"),
+]
+
+
+def hit(name: str, text: str = "some text") -> Hit:
+    return Hit(Chunk(name, name.partition("#")[0], "", "", text), 1.0)
+
+
+def index(place: Path, pages: list = PAGES, search: str = "fused") -> Index:
+    settings = Documents(source="here", size=80, search=search, encoder=str(folder("bert")))
+    return open_index(place, cut(pages, 80), settings=settings, listen=lambda event: None, offline=True)
+
+
+def test_a_chunk_begins_with_the_title_of_its_document_and_names_it():
+    chunks = cut(PAGES, 80)
+    assert [chunk.id for chunk in chunks] == ["arda#1", "brin#1"]
+    assert chunks[0].text == "Arda\n\nHeight: 107 m\n\nPlants: mostly ardawort grows there"
+    assert chunks[0].section == "Arda"
+
+
+def test_documents_in_rows_need_a_name_and_a_text(tmp_path: Path):
+    file = tmp_path / "pages.jsonl"
+    file.write_text('{"doc_id": "a", "body": "x"}\n')
+    with pytest.raises(DataError, match="a document has doc_id and text"):
+        read_pages(str(file), store=Store(tmp_path / CHUNKS))
+
+
+def test_a_folder_of_documents_is_read_and_kept_for_the_next_time(tmp_path: Path):
+    place = tmp_path / "manual"
+    place.mkdir()
+    (place / "a.txt").write_text("First page about pumps and their valves.")
+    store = Store(tmp_path / "index" / CHUNKS)
+    (page,) = read_pages(str(place), store=store)
+    assert page.doc_id == "manual/a.txt"
+    assert store.document(page.digest) == page.document
+
+
+def test_ranks_are_fused_by_their_weighted_reciprocals():
+    found = dict(fused([(0.5, [7, 8]), (1.0, [8, 9])]))
+    assert found == {
+        8: pytest.approx(0.5 / (RANK + 2) + 1 / (RANK + 1)),
+        9: pytest.approx(1 / (RANK + 2)),
+        7: pytest.approx(0.5 / (RANK + 1)),
+    }
+    assert list(found) == [8, 9, 7]
+
+
+def test_words_find_the_chunk_that_has_them(tmp_path: Path):
+    found = index(tmp_path).find(["Where does brinwort grow?"], shown=1, search="words")
+    assert [hit.chunk.doc_id for hit in found[0]] == ["brin"]
+
+
+def test_vectors_find_a_chunk_by_its_own_text(tmp_path: Path):
+    made = index(tmp_path)
+    found = made.find([chunk.text for chunk in made.chunks], shown=2, search="vectors")
+    assert [hits[0].chunk.id for hits in found] == ["arda#1", "brin#1"]
+    assert {len(hits) for hits in found} == {2}
+
+
+def test_after_a_change_only_the_new_chunk_gets_a_vector_and_the_old_text_is_gone(tmp_path: Path):
+    assert index(tmp_path).embedded == 2
+    assert index(tmp_path).embedded == 0
+    changed = [PAGES[0], page_of_text("brin", "Brin\n\nHeight:\n999 m\n\nPlants:\nmostly brinwort grows there")]
+    again = index(tmp_path, changed)
+    assert again.embedded == 1
+    assert again.find(["114"], shown=2, search="words") == [[]]
+    assert again.find(["999"], shown=2, search="words")[0][0].chunk.id == "brin#1"
+    assert "114" not in (tmp_path / CHUNKS).read_text()
+
+
+def test_a_right_chunk_is_of_the_named_document_and_has_the_words_whole():
+    chunks = [hit("a#1", "it is 18 years").chunk, hit("a#2", "it is 180 years").chunk, hit("b#1", "18 years").chunk]
+    assert right_chunks(chunks, [Origin("18", "a"), Origin("18"), Origin("18", "c")]) == [
+        {"a#1"},
+        {"a#1", "b#1"},
+        set(),
+    ]
+
+
+def test_recall_counts_rows_whose_chunk_is_known():
+    hits = [[hit("a"), hit("b")], [hit("a"), hit("b")], [hit("a")], [hit("a")]]
+    found = recall("fused", hits, [{"a"}, {"b"}, {"z"}, set()])
+    assert found.n == 3
+    assert found.recall == {
+        1: pytest.approx(1 / 3),
+        3: pytest.approx(2 / 3),
+        5: pytest.approx(2 / 3),
+        10: pytest.approx(2 / 3),
+    }
+    assert found.mrr == pytest.approx((1 + 1 / 2 + 0) / 3)
+
+
+def test_the_best_passage_stands_next_to_the_question_and_cannot_take_its_place():
+    asked = [Message("user", "How high?")]
+    (turn,) = with_passages(asked, [hit("a", "best {question}"), hit("b", "second")], FORMS[0])
+    assert turn.content == "second\n\nbest {question}\n\nHow high?"
+    assert with_passages(asked, []) == asked
+
+
+def test_an_answer_cites_the_chunk_that_holds_it():
+    hits = [hit("a", "nothing here"), hit("b", "it is 114 m high")]
+    assert cited("114 m", hits) == "b"
+    assert cited("no idea", hits) == "a"
+    assert cited("no idea", []) == ""
+
+
+def test_a_figure_gets_other_digits_and_a_word_the_answer_of_a_like_question():
+    questions = ["Capital of Arda?", "Capital of Brin?", "Height of Arda?"]
+    assert new_answers(questions, ["Ardaton", "Brinton", "1,907"]) == ["Brinton", "Ardaton", "5,442"]
+    assert new_answers(["Capital of Arda?"], ["Ardaton"]) == [""]
+
+
+def test_a_fact_is_changed_in_the_words_that_say_it_and_nowhere_else():
+    pages = [page_of_text("arda", "Arda\n\nHeight:\n107 m\n\nRoads:\n107 km of 1,107 km")]
+    (page,), (fact,) = change(pages, ["How high?"], ["107"], [Origin("107 m", "arda")], most=5)
+    assert (fact.old, fact.new) == ("107", "542")
+    assert [block.text for block in page.document.blocks] == ["Height: 542 m", "Roads: 107 km of 1,107 km"]
+
+
+def test_raft_shows_a_right_chunk_in_four_of_five_rows():
+    hits, right = [hit(name) for name in ("a", "b", "c", "d")], [hit("r").chunk]
+    shown = [[one.chunk.id for one in passages_of(hits, right, random.Random(seed))] for seed in range(500)]
+    assert {len(names) for names in shown} == {PASSAGES}
+    assert sum("r" in names for names in shown) / 500 == pytest.approx(0.8, abs=0.05)
+    found = passages_of([hit("r"), *hits], right, random.Random(1))
+    assert [one.chunk.id for one in found] == ["r", "a", "b"]
+
+
+def test_a_chat_row_stays_a_chat_with_its_answer():
+    from tunesmith.decision.prompts import raft_example
+    from tunesmith.objectives import Instruct
+
+    row = Chat("rows:1", (Message("user", "How high?"), Message("assistant", "107 m")), "arda")
+    made = raft_example(row, [hit("a", "107 m")], Instruct())
+    assert made.messages == (Message("user", "107 m\n\nHow high?"), Message("assistant", "107 m"))
+    assert made.group == "arda"

@@ -1,0 +1,68 @@
+"""The verdict is a function of figures: swap the figures and it flips."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tunesmith.decision.verdict import Candidate, choose, confidence, needed, verdict
+
+SURE, UNSURE = 0.001, 0.4
+
+
+def arm(name: str, score: float, seconds: float, drawn: list[float] | None = None) -> Candidate:
+    return Candidate(name, score, seconds, np.array(drawn if drawn is not None else [score] * 4))
+
+
+def pair(p: float) -> dict[tuple[str, str], float]:
+    return {("prompt", "tuned"): p}
+
+
+def test_a_tenfold_of_cost_asks_for_the_margin_once_more():
+    assert needed(0.02, 10.0, 5.0) == pytest.approx(0.02)
+    assert needed(0.02, 10.0, 100.0) == pytest.approx(0.04)
+    assert needed(0.02, 10.0, 1000.0) == pytest.approx(0.06)
+
+
+def test_a_tuned_arm_that_surely_gains_more_than_its_cost_asks_for_is_taken():
+    found = verdict([arm("prompt", 0.50, 10), arm("tuned", 0.60, 1000)], pair(SURE), margin=0.02)
+    assert (found.arm, found.text) == ("tuned", "fine-tune")
+    assert "prompt (0.500) is cheaper, but tuned (0.600) surely beats it by 0.100" in found.reasons[0]
+
+
+def test_with_the_scores_swapped_the_verdict_flips():
+    found = verdict([arm("prompt", 0.60, 10), arm("tuned", 0.50, 1000)], pair(SURE), margin=0.02)
+    assert (found.arm, found.text) == ("prompt", "prompt, do not fine-tune")
+    assert found.reasons == ["tuned (0.500) scores no higher than prompt (0.600) at 100.0 times the cost"]
+
+
+@pytest.mark.parametrize(("gain", "p"), [(0.10, UNSURE), (0.05, SURE)])
+def test_a_gain_that_is_unsure_or_not_worth_its_cost_leaves_the_cheap_arm(gain: float, p: float):
+    chosen, passed = choose([arm("prompt", 0.5, 10), arm("tuned", 0.5 + gain, 1000)], pair(p), margin=0.02)
+    assert chosen.name == "prompt"
+    assert passed == []
+
+
+def test_with_the_costs_swapped_the_tuned_arm_needs_no_gain_at_all():
+    chosen, _ = choose([arm("prompt", 0.5, 1000), arm("tuned", 0.5, 10)], pair(UNSURE), margin=0.02)
+    assert chosen.name == "tuned"
+
+
+def test_a_cheap_winner_is_taken_before_dearer_arms_that_are_as_good():
+    arms = [arm("prompt", 0.2, 10), arm("rag", 0.8, 30), arm("raft", 0.81, 2000)]
+    p_values = {("prompt", "rag"): SURE, ("prompt", "raft"): SURE, ("rag", "raft"): UNSURE}
+    found = verdict(arms, p_values, margin=0.02)
+    assert found.arm == "rag"
+    assert any(reason.startswith("raft gains 0.010 over rag, not surely") for reason in found.reasons)
+
+
+def test_pairs_may_be_named_in_either_order():
+    arms = [arm("prompt", 0.2, 10), arm("tuned", 0.9, 20)]
+    assert choose(arms, {("tuned", "prompt"): SURE}, margin=0.02)[0].name == "tuned"
+
+
+def test_confidence_is_the_share_of_redraws_with_the_same_choice():
+    # At equal cost tuned has to gain 0.1: it does in the first, third and fourth redraw, not in the second.
+    arms = [arm("prompt", 0.5, 10, [0.5, 0.5, 0.5, 0.5]), arm("tuned", 0.7, 10, [0.7, 0.55, 0.65, 0.9])]
+    assert confidence(arms[1], arms, margin=0.1) == pytest.approx(3 / 4)
+    assert confidence(arms[0], arms, margin=0.1) == pytest.approx(1 / 4)

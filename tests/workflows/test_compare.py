@@ -1,0 +1,204 @@
+"""A comparison of tiny random models: every arm answers the same rows, keeps its answers, and the page says all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bases import folder
+from tests.glance import only_a_glance
+from tunesmith.decision.page import Comparison
+from tunesmith.decision.table import BELIEFS
+from tunesmith.errors import CheckpointError, RecipeError
+from tunesmith.model.device import Machine
+from tunesmith.recipe import Recipe, make_recipe
+from tunesmith.report.compare import page as html
+from tunesmith.training.fit import Interrupted
+from tunesmith.workflows.compare import Wishes, chosen_arms, compare
+from tunesmith.workflows.train import Watch
+
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
+KNOWN = Machine("cpu", "float32", 1, {"float32": 100.0}, "known")
+LANDS = ("Arda", "Brin", "Coll", "Dorn", "Elba", "Fell", "Gard", "Holm", "Isen", "Jarl")
+LABELS = (("good", "positive"), ("bad", "negative"))
+ARMS = ["prompt", "few-shot", "rag", "oracle-context", "no-context", "tuned", "tuned+rag", "raft"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for room in ("workflows.prepare", "workflows.contest", "inference.folder"):
+            patch.setattr(f"tunesmith.{room}.choose_machine", lambda **_: KNOWN)
+        patch.setattr("tunesmith.workflows.tune.write_reports", lambda place: None)
+        patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        only_a_glance(patch)
+        yield
+
+
+def facts() -> list[dict[str, Any]]:
+    return [
+        {
+            "q": f"How high is {land}?",
+            "a": f"{100 + 7 * i}",
+            "land": land,
+            "said": f"{100 + 7 * i} m",
+            "doc": land.lower(),
+        }
+        for i, land in enumerate(LANDS)
+    ] + [
+        {"q": f"What grows in {land}?", "a": f"{land}wort", "land": land, "said": f"{land}wort", "doc": land.lower()}
+        for land in LANDS
+    ]
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
+
+
+def recipe(place: Path, **parts: Any) -> Recipe:
+    pages = [
+        {
+            "doc_id": land.lower(),
+            "text": f"{land}\n\nHeight:\n{100 + 7 * i} m\n\nPlants:\nmostly {land}wort grows there",
+        }
+        for i, land in enumerate(LANDS)
+    ]
+    raw: dict[str, Any] = {
+        "model": str(folder("llama")),
+        "data": {"train": write(place / "rows.jsonl", facts()), "validation": 0.2, "test": 0.3, "group": "land"},
+        "objective": {"kind": "instruct", "prompt": "q", "answer": "a", "metric": "contains", "max_new_tokens": 4},
+        "technique": {"kind": "lora", "rank": 2},
+        "schedule": {"epochs": 1, "probe": False},
+        "documents": {
+            "source": write(place / "pages.jsonl", pages),
+            "size": 80,
+            "encoder": str(folder("bert")),
+            "origin": "doc",
+            "evidence": "said",
+        },
+        "machine": {"device": "cpu", "dtype": "float32", "threads": 1},
+        "arms": ARMS,
+    }
+    return make_recipe(raw | parts, place="test")[0]
+
+
+def run(made: Recipe, out: Path, wishes: Wishes | None = None, **watch: Any) -> Comparison:
+    return compare(made, wishes or Wishes(), watch=Watch(lambda event: None, **watch), out=out, offline=True)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
+    place = tmp_path_factory.mktemp("compare")
+    return run(recipe(place), place / "out", Wishes(price_per_hour=3600.0)), place
+
+
+def test_every_arm_answers_the_same_rows(done: tuple[Comparison, Path]) -> None:
+    page, place = done
+    assert [arm.name for arm in page.arms] == ARMS
+    assert {arm.n for arm in page.arms} == {page.rows} == {6}
+    kept = [json.loads(file.read_text()) for file in (place / "out" / "answers").iterdir()]
+    assert {len(one["given"]) for one in kept} == {6}
+
+
+def test_answers_with_passages_cite_a_chunk_of_the_documents(done: tuple[Comparison, Path]) -> None:
+    _, place = done
+    chunks = {json.loads(line)["id"] for line in (place / "out/index/chunks.jsonl").read_text().splitlines()}
+    for name in ("rag", "tuned+rag", "raft"):
+        cites = json.loads((place / f"out/answers/{name}.json").read_text())["cites"]
+        assert len(cites) == 6
+        assert set(cites) <= chunks
+    assert json.loads((place / "out/answers/prompt.json").read_text())["cites"] == []
+
+
+def test_each_line_of_the_table_has_belief_and_finding(done: tuple[Comparison, Path]) -> None:
+    page, _ = done
+    assert [row.row for row in page.table] == list(BELIEFS)
+    assert all(set(row.here) == set(ARMS) for row in page.table[:-1])
+    assert page.table[-1].here == {page.verdict.arm: page.verdict.text}
+
+
+def test_retrieval_is_measured_apart_for_each_way_to_search(done: tuple[Comparison, Path]) -> None:
+    page, _ = done
+    assert [one.search for one in page.retrieval] == ["fused", "words", "vectors"]
+    assert page.retrieval[1].recall[1] == 1.0  # each land is named in one document only
+
+
+def test_changed_facts_reach_the_arms_that_look_and_no_other(done: tuple[Comparison, Path]) -> None:
+    page, _ = done
+    known = {arm.name: arm.knowledge for arm in page.arms}
+    assert {name for name, one in known.items() if one is None} == {"oracle-context", "no-context"}
+    assert {one.facts for one in known.values() if one} == {6}
+    how = {name: one.how for name, one in known.items() if one}
+    assert how["rag"] == how["raft"] == "the index follows the documents"
+    assert how["tuned"] == "tune again"
+    assert known["prompt"] is not None
+    assert known["prompt"].seconds is None
+
+
+def test_a_price_per_hour_is_that_of_the_seconds(done: tuple[Comparison, Path]) -> None:
+    page, _ = done
+    for arm in page.arms:
+        assert arm.pace.price_per_1000 == pytest.approx(arm.pace.seconds_per_1000)  # 3,600 an hour is 1 a second
+
+
+def test_the_same_command_again_asks_nothing(done: tuple[Comparison, Path]) -> None:
+    page, place = done
+    said: list[str] = []
+    again = compare(recipe(place), Wishes(), watch=Watch(lambda e: said.append(e["text"])), out=place / "out")
+    assert [arm.score for arm in again.arms] == [arm.score for arm in page.arms]
+    assert not [text for text in said if "questions" in text or "settings" in text or "training" in text]
+
+
+def test_a_comparison_that_is_stopped_keeps_the_arms_that_are_done(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="stopped after arm prompt, 1 of 8"):
+        run(recipe(tmp_path), tmp_path / "out", stop=lambda: True)
+    assert [file.name for file in (tmp_path / "out/answers").iterdir()] == ["prompt.json"]
+
+
+def test_a_folder_of_other_rows_is_refused(done: tuple[Comparison, Path], tmp_path: Path) -> None:
+    _, place = done
+    with pytest.raises(CheckpointError, match="other rows or settings"):
+        run(recipe(tmp_path, seed=1), place / "out")
+
+
+def test_labels_are_compared_too(tmp_path: Path) -> None:
+    rows = [{"text": f"it is {word} {i}", "label": label} for i in range(20) for word, label in LABELS]
+    parts = {
+        "data": {"train": write(tmp_path / "labels.jsonl", rows), "validation": 0.2, "test": 0.2},
+        "objective": {"kind": "classify", "text": "text", "label": "label"},
+        "arms": [],
+        "documents": {},
+        "compare": {"rows": 6},
+    }
+    page = run(recipe(tmp_path, **parts), tmp_path / "out")
+    assert [arm.name for arm in page.arms] == ["prompt", "few-shot", "tf-idf", "tuned"]
+    assert {arm.n for arm in page.arms} == {6}
+    assert next(arm for arm in page.arms if arm.name == "tf-idf").score == 1.0
+    assert page.verdict.arm in ("tf-idf", "tuned")  # both are right on every row: the seconds decide
+    assert page.retrieval == []
+
+
+def test_an_arm_that_cannot_work_is_refused_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="rag needs documents to look into"):
+        chosen_arms(recipe(tmp_path, arms=["rag"], documents={}))
+    with pytest.raises(RecipeError, match="tf-idf answers with labels only"):
+        chosen_arms(recipe(tmp_path, arms=["tf-idf"]))
+    with pytest.raises(RecipeError, match="unknown arm 'rga', did you mean 'rag'"):
+        recipe(tmp_path, arms=["rga"])
+    with pytest.raises(RecipeError, match="domain rows ask nothing"):
+        chosen_arms(recipe(tmp_path, objective={"kind": "domain", "text": "q"}))
+
+
+def test_the_page_shows_every_arm_and_escapes_what_models_and_rows_say(done: tuple[Comparison, Path]) -> None:
+    page, _ = done
+    arms = [page.arms[0].model_copy(update={"detail": "<script>alert(1)</script>"}), *page.arms[1:]]
+    text = html(page.model_copy(update={"arms": arms}))
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+    assert all(f"<bdi>{name}</bdi>" in text for name in ARMS)
+    assert text.count("<svg") == 2

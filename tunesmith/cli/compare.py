@@ -1,0 +1,139 @@
+"""`tunesmith compare`: prompting, retrieval or tuning, measured on the user's own rows."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunesmith.cli.options import UsageError, add_changes, add_common, add_schema, changes_of
+from tunesmith.cli.progress import listening
+from tunesmith.cli.signals import Interruption, caught
+from tunesmith.cli.terminal import emit, hush, log, show, show_table
+from tunesmith.data.files import write_whole
+from tunesmith.report.figures import bounds, duration, figure, p_value, share, signed
+
+if TYPE_CHECKING:
+    from tunesmith.cli.options import Commands
+    from tunesmith.decision.page import ArmPage, Comparison
+    from tunesmith.recipe import Recipe
+    from tunesmith.workflows.compare import Wishes
+
+KEY = "TUNESMITH_API_KEY"
+
+
+def add(commands: Commands) -> None:
+    """Add `compare`."""
+    parser = commands.add_parser(
+        "compare",
+        help="prompt, retrieve or fine-tune: measured on your own rows",
+        description="Let every arm of a recipe answer the same held-out rows, and say which to take. "
+        "A comparison that was interrupted is gone on with where it stopped.",
+    )
+    parser.add_argument("source", metavar="RECIPE|DATA", help="recipe.yaml, or rows as jsonl, json, csv, tsv, parquet")
+    add_changes(parser)
+    add_common(parser, out="folder of the comparison (default: comparisons/NAME)")
+    parser.add_argument(
+        "--budget", type=float, default=0.0, metavar="MINUTES", help="use as many rows as fit into this time"
+    )
+    parser.add_argument(
+        "--price-per-hour", type=float, default=0.0, metavar="PRICE", help="what this machine costs, for the costs"
+    )
+    add_schema(parser, _schema)
+    parser.set_defaults(run=run)
+
+
+def _schema() -> str:
+    from tunesmith.decision.page import schema
+
+    return schema()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare as the command line says."""
+    from tunesmith.report.compare import page as html
+    from tunesmith.workflows.compare import HTML, Wishes
+    from tunesmith.workflows.request import request
+
+    for name, value in (("--budget", args.budget), ("--price-per-hour", args.price_per_hour)):
+        if not 0 <= value < float("inf"):
+            raise UsageError(f"{name}: {value} is no number from 0 on; leave it out for none")
+    asked = request(args.source, changes=changes_of(args), offline=args.offline)
+    for note in asked.notes:
+        log(note)
+    wishes = Wishes(args.budget, args.price_per_hour, os.environ.get(KEY, ""))
+    found = _compare(asked.recipe, wishes, args)
+    write_whole(Path(found.folder) / HTML, html(found))
+    if args.json:
+        emit(found.model_dump(mode="json"))
+    else:
+        _show(found)
+    return 0
+
+
+def _compare(recipe: Recipe, wishes: Wishes, args: argparse.Namespace) -> Comparison:
+    """The comparison, told as it goes; Ctrl-C ends it after a step or an arm, with everything kept."""
+    from tunesmith.training.fit import Interrupted
+    from tunesmith.workflows.compare import compare
+    from tunesmith.workflows.train import Watch
+
+    hush()
+    with caught() as signals, listening(signals) as listen:
+        try:
+            return compare(recipe, wishes, watch=Watch(listen, signals.stop), out=args.out, offline=args.offline)
+        except Interrupted as stopped:
+            raise Interruption(signals.received, f"{stopped} and kept") from None
+
+
+def _show(found: Comparison) -> None:
+    """The verdict, every arm, the table, and where the rest lies."""
+    show(
+        f"verdict: {found.verdict.text} ({found.verdict.arm}; the same in {share(found.verdict.confidence)} of redraws)"
+    )
+    for reason in found.verdict.reasons:
+        show(f"  - {reason}")
+    show()
+    heads = (
+        "arm",
+        f"{found.metric}>",
+        "95 % interval",
+        "against",
+        "gain>",
+        "p (Holm)>",
+        "p50>",
+        "p95>",
+        "answers/s>",
+        "to build>",
+        "per 1,000>",
+    )
+    show_table(heads, [_line(arm) for arm in sorted(found.arms, key=lambda arm: -arm.score)])
+    for one in found.retrieval:
+        cuts = ", ".join(f"@{cut} {value:.3f}" for cut, value in one.recall.items())
+        show(f"retrieval by {one.search}: recall {cuts}; MRR {one.mrr:.3f} ({one.n} rows, {found.chunks} chunks)")
+    show()
+    for row in found.table:
+        show(f"{row.row} (usual belief: {' / '.join(row.belief)})")
+        for arm, cell in row.here.items():
+            show(f"  {arm}: {cell}")
+    for note in found.notes:
+        show(f"note: {note}")
+    show(f"everything: {found.folder}")
+
+
+def _line(arm: ArmPage) -> tuple[str, ...]:
+    """An arm as a line of the table."""
+    pace, beside = arm.pace, arm.against
+    return (
+        arm.name if arm.candidate else f"({arm.name})",
+        figure(arm.score),
+        bounds(arm.ci95),
+        beside.arm if beside else "",
+        signed(beside.delta) if beside else "",
+        p_value(beside.p_adjusted) if beside else "",
+        figure(pace.p50),
+        figure(pace.p95),
+        figure(pace.answers_per_second),
+        duration(pace.build_seconds),
+        duration(pace.seconds_per_1000),
+    )

@@ -1,0 +1,99 @@
+"""Documents cut into chunks that say where they are from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.data.collect.document import Document
+from tunesmith.data.collect.passages import passages, repeated, without
+from tunesmith.data.collect.pool import convert_all
+from tunesmith.data.collect.sources import find
+from tunesmith.data.collect.store import Store
+from tunesmith.data.collect.text import text_document
+from tunesmith.data.rows import Row, read_rows, refuse
+from tunesmith.errors import DataError
+
+# Endings of files whose rows are documents; everything else is a document itself.
+ROWS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+# A first line of at most this many characters, with an empty one after it, names the document.
+TITLE = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A document before it is cut: `digest` tells whether it changed."""
+
+    doc_id: str
+    digest: str
+    document: Document
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a document: `id` names it, `doc_id` and `section` say where it stands."""
+
+    id: str
+    doc_id: str
+    digest: str
+    section: str
+    text: str
+
+
+def read_pages(source: str, *, store: Store, offline: bool = False) -> list[Page]:
+    """Every document of a folder or file, or of rows with the columns doc_id and text. Raises DataError.
+
+    What files were turned into lies in the store, so that only new ones are converted.
+    """
+    if Path(source).suffix.lower() in ROWS:
+        return [_page_of(row) for row in read_rows(source, offline=offline)]
+    found = find([source])
+    known = {one.path: document for one in found.sources if (document := store.document(one.sha256))}
+    ids: Mapping[Path, tuple[str, str]] = {one.path: (one.doc_id, one.sha256) for one in found.sources}
+    failed = dict(found.unreadable)
+    new = [path for path in ids if path not in known]
+    for done in convert_all(new) if new else ():
+        doc_id, digest = ids[done.path]
+        if done.document is None:
+            failed[doc_id] = done.error
+        else:
+            known[done.path] = done.document
+            store.keep(digest, done.document)
+    if failed:  # an answer may stand in the one that is missing
+        refuse([f"{doc_id}: {why}" for doc_id, why in sorted(failed.items())])
+    return sorted((Page(*ids[path], document) for path, document in known.items()), key=lambda page: page.doc_id)
+
+
+def page_of_text(doc_id: str, text: str) -> Page:
+    """A document from plain text; a short first line that stands alone is its title."""
+    head, _, body = text.strip().partition("\n\n")
+    titled = bool(body.strip()) and "\n" not in head and len(head) <= TITLE
+    document = text_document((body if titled else text).encode(errors="replace"))
+    title = head if titled else document.title
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    return Page(doc_id, digest, Document(document.blocks, title, notes=document.notes))
+
+
+def _page_of(row: Row) -> Page:
+    """The document in a row."""
+    text, name = row.fields.get("text"), row.fields.get("doc_id", row.fields.get("id"))
+    if not isinstance(text, str) or name is None:
+        raise DataError(f"{row.where}: a document has doc_id and text, found {sorted(row.fields)}; name the columns so")
+    return page_of_text(str(name), text)
+
+
+def cut(pages: Sequence[Page], size: int) -> list[Chunk]:
+    """The pages in chunks of at most `size` characters; what most of them repeat is left out."""
+    everywhere = repeated([page.document.blocks for page in pages])
+    return [chunk for page in pages for chunk in _cut(page, size, everywhere)]
+
+
+def _cut(page: Page, size: int, everywhere: frozenset[str]) -> list[Chunk]:
+    blocks = without(page.document.blocks, everywhere)
+    found = passages(blocks, size=size, joined=False, title=page.document.title)
+    return [
+        Chunk(f"{page.doc_id}#{number}", page.doc_id, page.digest, " > ".join(passage.section), passage.text)
+        for number, passage in enumerate(found, 1)
+    ]

@@ -1,0 +1,96 @@
+"""Facts changed in the documents, to see which arm then says the new one and which goes on with the old."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rapidfuzz import fuzz, process
+
+from tunesmith.data.collect.document import Block, Document, plain
+from tunesmith.decision.chunks import Page
+from tunesmith.decision.recall import Origin
+
+# So much is added to every digit; figures keep their length and their marks.
+SHIFT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One answer that is changed: the row that asks for it, what stood there and what stands there now."""
+
+    row: int
+    old: str
+    new: str
+
+
+def new_answers(questions: Sequence[str], answers: Sequence[str]) -> list[str]:
+    """For each answer another: a figure with other digits, or words that answer the most similar question.
+
+    Empty where no other question has another answer without digits.
+    """
+    return [_new(row, questions, answers) for row in range(len(answers))]
+
+
+def _new(row: int, questions: Sequence[str], answers: Sequence[str]) -> str:
+    old = answers[row]
+    if re.search(r"\d", old):
+        return re.sub(r"\d", _other_digit, old)
+    others = {
+        place: questions[place]
+        for place, answer in enumerate(answers)
+        if plain(answer) != plain(old) and not re.search(r"\d", answer)
+    }
+    found = process.extractOne(questions[row], others, scorer=fuzz.ratio)
+    return answers[found[2]] if found else ""
+
+
+def _other_digit(digit: re.Match[str]) -> str:
+    """Another digit, and never 0, so that no figure begins with it."""
+    return str((int(digit[0]) + SHIFT) % 9 + 1)
+
+
+def change(
+    pages: Sequence[Page], questions: Sequence[str], answers: Sequence[str], origins: Sequence[Origin], *, most: int
+) -> tuple[list[Page], list[Fact]]:
+    """The pages with at most `most` answers changed in the words that say them, and which these are.
+
+    A row counts whose document is known and holds its evidence with the answer in it, letter for letter.
+    """
+    found = {page.doc_id: page for page in pages}
+    new = new_answers(questions, answers)
+    facts: list[Fact] = []
+    order = list(range(len(answers)))
+    random.Random("facts").shuffle(order)  # rows of one kind often stand together
+    for row in order:
+        page = found.get(origins[row].doc_id)
+        if page is None or not new[row] or len(facts) >= most:
+            continue
+        changed = _changed(page, origins[row].evidence, answers[row], new[row])
+        if changed is not None:
+            found[page.doc_id] = changed
+            facts.append(Fact(row, answers[row], new[row]))
+    return [found[page.doc_id] for page in pages], facts
+
+
+def _changed(page: Page, evidence: str, old: str, new: str) -> Page | None:
+    """The page with the answer replaced in the block that holds the evidence; None where none holds both."""
+    wanted = f" {plain(evidence)} "
+    for place, block in enumerate(page.document.blocks):
+        if wanted in f" {plain(block.text)} " and re.search(_whole(old), block.text):
+            text = re.sub(_whole(old), lambda _: new, block.text)
+            blocks: tuple[Block, ...] = (
+                *page.document.blocks[:place],
+                replace(block, text=text),
+                *page.document.blocks[place + 1 :],
+            )
+            document: Document = replace(page.document, blocks=blocks)
+            return Page(page.doc_id, f"{page.digest}+", document)
+    return None
+
+
+def _whole(text: str) -> str:
+    """A pattern for a text that is not a part of a longer word or figure."""
+    return rf"(?<![\w,.]){re.escape(text)}(?!\w|[,.]\d)"

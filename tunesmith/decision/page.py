@@ -1,0 +1,117 @@
+"""The shape of what `compare --json` prints."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.decision.recall import Recall
+from tunesmith.decision.verdict import Verdict
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Knowledge(_Part):
+    """Share of changed facts that an arm gives as they are now and as they were, and what it takes until it can.
+
+    `seconds` is None for an arm that no document reaches.
+    """
+
+    facts: int
+    new: float
+    old: float
+    seconds: float | None
+    how: str
+
+
+class Pace(_Part):
+    """One row at a time: median and 95th percentile in seconds. In a batch: answers per second, seconds per 1,000."""
+
+    p50: float | None
+    p95: float | None
+    prompt_tokens: float | None
+    answers_per_second: float
+    seconds_per_1000: float
+    build_seconds: float
+    price_per_1000: float | None = None
+    price_to_build: float | None = None
+
+
+class Against(_Part):
+    """The arm beside the next best one: gain, interval, and the p-value adjusted for all pairs (Holm)."""
+
+    arm: str
+    delta: float
+    ci95: tuple[float, float]
+    p_adjusted: float
+
+
+class General(_Part):
+    """What is left of general knowledge: nats per token of general text beside the base's, share of probe items."""
+
+    nats_rise: float
+    probe: float | None
+    probe_base: float | None
+
+
+class Tone(_Part):
+    """How well answers can be told from people's (0.5: not at all), and the share that keeps each rule."""
+
+    auc: float | None
+    rules: dict[str, float]
+
+
+class ArmPage(_Part):
+    """One arm, measured on the same frozen rows as all others; `candidate`: whether the verdict may choose it."""
+
+    name: str
+    detail: str
+    candidate: bool
+    metric: str
+    score: float
+    ci95: tuple[float, float] | None
+    n: int
+    others: dict[str, float]
+    against: Against | None
+    domain: float | None
+    domain_n: int
+    general: General | None
+    style: Tone | None
+    pace: Pace
+    knowledge: Knowledge | None
+    labelled_rows: int
+    run: str = ""
+
+
+class TableRow(_Part):
+    """One line of the table: what is usually believed of prompting, retrieval and tuning, and what was found here."""
+
+    row: str
+    belief: tuple[str, str, str]
+    measured: str
+    here: dict[str, str]
+
+
+class Comparison(_Part):
+    """All that was measured, and what follows."""
+
+    folder: str
+    model: str
+    objective: str
+    metric: str
+    rows: int
+    arms: list[ArmPage]
+    retrieval: list[Recall]
+    chunks: int
+    table: list[TableRow]
+    verdict: Verdict
+    notes: list[str]
+    environment: dict[str, str]
+
+
+def schema() -> str:
+    """The JSON schema of a comparison."""
+    return json.dumps(Comparison.model_json_schema(), indent=1)

@@ -1,0 +1,71 @@
+"""What an arm asks: the plain question, examples before it, or passages above it. All arms ask the same rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tunesmith.data.collect.document import plain
+from tunesmith.data.examples import Chat, Example, Labelled, Message
+from tunesmith.decision.index import Hit
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives.instruct import asked, reference
+
+# How passages stand above a question; the best on validation is taken, and `raft` learns the first.
+FORMS = (
+    "{passages}\n\n{question}",
+    "Use the text to answer the question with a few words from the text.\n\nText:\n{passages}\n\nQuestion: {question}",
+)
+# Characters of an example in the prompt: more would crowd out the question.
+SHOT = 600
+
+
+def question_of(objective: Classify | Instruct, example: Example, wording: str = "") -> list[Message]:
+    """The turns that ask a row, in a wording."""
+    if isinstance(objective, Classify):
+        assert isinstance(example, Labelled)
+        return objective.messages(example.text, wording)
+    return asked(example, wording)
+
+
+def with_shots(
+    objective: Classify | Instruct, example: Example, shots: Sequence[Example], wording: str = ""
+) -> list[Message]:
+    """The question after answered ones, the most alike last."""
+    before = [turn for shot in reversed(shots) for turn in _answered(objective, shot, wording)]
+    return [*before, *question_of(objective, example, wording)]
+
+
+def _answered(objective: Classify | Instruct, shot: Example, wording: str) -> list[Message]:
+    """One example as a question and its answer, cut where it is long."""
+    if isinstance(shot, Labelled):
+        short: Example = replace(shot, text=shot.text[:SHOT])
+        return [*question_of(objective, short, wording), Message("assistant", shot.labels[0])]
+    last = question_of(objective, shot, wording)[-1]
+    return [Message("user", last.content[: SHOT + 200]), Message("assistant", reference(shot))]
+
+
+def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = FORMS[0]) -> list[Message]:
+    """The question with passages above it, the best one next to it; without any the question as it is."""
+    if not hits:
+        return list(messages)
+    passages = "\n\n".join(hit.chunk.text for hit in reversed(hits))
+    *before, last = messages
+    marks = {"{passages}": passages, "{question}": last.content}
+    filled = "".join(marks.get(part, part) for part in re.split(r"(\{passages\}|\{question\})", form))
+    return [*before, Message(last.role, filled)]
+
+
+def cited(answer: str, hits: Sequence[Hit]) -> str:
+    """The id of the shown chunk that holds the answer, else of the best one; empty where none was shown."""
+    wanted = f" {plain(answer)} "
+    holding = [hit.chunk.id for hit in hits if wanted.strip() and wanted in f" {plain(hit.chunk.text)} "]
+    return (holding or [hit.chunk.id for hit in hits] or [""])[0]
+
+
+def raft_example(example: Example, hits: Sequence[Hit], objective: Classify | Instruct) -> Chat:
+    """A training row whose question has passages above it: RAFT, Zhang et al. 2024, arXiv 2403.10131."""
+    asking = with_passages(question_of(objective, example), hits)
+    answer = example.labels[0] if isinstance(example, Labelled) else reference(example)
+    return Chat(example.where, (*asking, Message("assistant", answer)), example.group)

@@ -1,0 +1,102 @@
+"""The eight lines of the usual table, what is commonly believed beside what these rows say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tunesmith.decision.page import ArmPage, TableRow
+from tunesmith.decision.verdict import Verdict
+
+# What people say of prompting, retrieval and tuning, and by what it is measured.
+BELIEFS: dict[str, tuple[tuple[str, str, str], str]] = {
+    "General knowledge": (
+        ("yes", "yes", "yes"),
+        "rise of nats per token on general text; share of 400 general questions right",
+    ),
+    "Task-specific performance": (
+        ("sometimes limited", "good if retrieval is", "excellent"),
+        "the metric with its 95 % interval",
+    ),
+    "Access to your domain data": (
+        ("only if added", "through the store", "trained in"),
+        "the metric on rows whose answer stands in the documents",
+    ),
+    "Custom tone and style": (
+        ("hard", "partly", "easy"),
+        "how well answers can be told from people's (0.5: not at all); rules kept",
+    ),
+    "Fast inference": (
+        ("slower with long prompts", "slower by retrieval", "faster"),
+        "seconds for one answer, median and 95th percentile; tokens of the prompt; answers per second",
+    ),
+    "Easy to update knowledge": (
+        ("change the prompt", "update the store", "retrain"),
+        "changed facts given as they are now, as they were, and seconds until then",
+    ),
+    "Needs labelled data": (("no", "sometimes", "yes"), "labelled rows used"),
+    "Best use case": (("a first try", "facts that change", "labels, tone, format"), "the verdict for these rows"),
+}
+NOT_MEASURED = "not measured"
+
+
+def table(arms: Sequence[ArmPage], verdict: Verdict) -> list[TableRow]:
+    """The table with one cell per arm."""
+    rows = []
+    for name, (belief, measured) in BELIEFS.items():
+        cell = _CELLS.get(name)
+        here = {arm.name: cell(arm) for arm in arms} if cell else {verdict.arm: verdict.text}
+        rows.append(TableRow(row=name, belief=belief, measured=measured, here=here))
+    return rows
+
+
+def _general(arm: ArmPage) -> str:
+    if arm.general is None:
+        return NOT_MEASURED
+    probe = "" if arm.general.probe is None else f", {100 * arm.general.probe:.1f} % right"
+    return f"{arm.general.nats_rise:+.3f} nats{probe}"
+
+
+def _task(arm: ArmPage) -> str:
+    return f"{arm.score:.3f}" + (f" ({arm.ci95[0]:.3f} to {arm.ci95[1]:.3f})" if arm.ci95 else "")
+
+
+def _domain(arm: ArmPage) -> str:
+    return NOT_MEASURED if arm.domain is None else f"{arm.domain:.3f} on {arm.domain_n} rows"
+
+
+def _style(arm: ArmPage) -> str:
+    if arm.style is None:
+        return NOT_MEASURED
+    told = [] if arm.style.auc is None else [f"told apart {arm.style.auc:.2f}"]
+    told += [f"{name} {100 * share:.0f} %" for name, share in arm.style.rules.items()]
+    return "; ".join(told) or NOT_MEASURED
+
+
+def _pace(arm: ArmPage) -> str:
+    pace = arm.pace
+    alone = [] if pace.p50 is None or pace.p95 is None else [f"{pace.p50:.2f} s, {pace.p95:.2f} s"]
+    tokens = [] if pace.prompt_tokens is None else [f"{pace.prompt_tokens:.0f} tokens"]
+    return "; ".join([*alone, *tokens, f"{pace.answers_per_second:.1f}/s"])
+
+
+def _knowledge(arm: ArmPage) -> str:
+    known = arm.knowledge
+    if known is None:
+        return NOT_MEASURED
+    until = "" if known.seconds is None else f"{known.seconds:.1f} s: "
+    return f"now {100 * known.new:.0f} %, as before {100 * known.old:.0f} %; {until}{known.how}"
+
+
+def _labels(arm: ArmPage) -> str:
+    return str(arm.labelled_rows)
+
+
+_CELLS: dict[str, Callable[[ArmPage], str]] = {
+    "General knowledge": _general,
+    "Task-specific performance": _task,
+    "Access to your domain data": _domain,
+    "Custom tone and style": _style,
+    "Fast inference": _pace,
+    "Easy to update knowledge": _knowledge,
+    "Needs labelled data": _labels,
+}

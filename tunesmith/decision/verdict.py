@@ -1,0 +1,148 @@
+"""Which arm to take: the cheapest that no other surely beats by a margin worth its cost. A pure function of figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.evaluation.resampling import ALPHA
+
+Floats = NDArray[np.float64]
+
+# Answers over which the cost of building an arm is spread.
+ANSWERS = 1000
+WORDS = {
+    "prompt": "prompt, do not fine-tune",
+    "few-shot": "show examples in the prompt, do not fine-tune",
+    "rag": "retrieve, do not fine-tune",
+    "tf-idf": "TF-IDF and logistic regression do, no language model is needed",
+    "tuned": "fine-tune",
+    "tuned+rag": "fine-tune, and retrieve",
+    "raft": "fine-tune with retrieved text in the rows, and retrieve",
+    "taught": "fine-tune on the documents",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An arm that may be chosen: its score, what it costs, and its score on redrawn test sets [R].
+
+    Higher scores are better. `seconds` is what building it and 1,000 answers take.
+    """
+
+    name: str
+    score: float
+    seconds: float
+    drawn: Floats
+
+
+class Verdict(BaseModel):
+    """The arm to take, in words, why, and in which share of redrawn test sets the same one would be taken."""
+
+    model_config = ConfigDict(frozen=True)
+
+    arm: str
+    text: str
+    reasons: list[str]
+    confidence: float
+
+
+def needed(margin: float, cheap: float, dear: float) -> float:
+    """The gain that an arm must bring over a cheaper one: the margin, and once more for each tenfold of its cost."""
+    return margin * (1 + max(0.0, math.log10(max(dear, 1e-9) / max(cheap, 1e-9))))
+
+
+def choose(
+    candidates: Sequence[Candidate], p_values: Mapping[tuple[str, str], float], *, margin: float
+) -> tuple[Candidate, list[tuple[Candidate, Candidate]]]:
+    """The arm to take, and for each cheaper one that was passed over the arm that beats it.
+
+    `p_values` are those of each pair, cheaper first, adjusted for having looked at all of them; `margin` is in
+    the units of the scores.
+    """
+    order = sorted(candidates, key=lambda one: (one.seconds, one.name))
+    passed: list[tuple[Candidate, Candidate]] = []
+    for one in order:
+        better = [
+            other
+            for other in order
+            if _p(p_values, one, other) < ALPHA
+            and other.score - one.score >= needed(margin, one.seconds, other.seconds) > 0
+        ]
+        if not better:
+            return one, passed
+        passed.append((one, max(better, key=lambda other: other.score)))
+    raise ValueError("no arm to choose from")
+
+
+def confidence(chosen: Candidate, candidates: Sequence[Candidate], *, margin: float) -> float:
+    """The share of redrawn test sets, each taken at its word, in which the same arm would be chosen."""
+    order = sorted(candidates, key=lambda one: (one.seconds, one.name))
+    scores = np.stack([one.drawn for one in order])  # [A, R]
+    free = np.ones(scores.shape[1], dtype=bool)
+    for row, one in enumerate(order):
+        gains = np.array([needed(margin, one.seconds, other.seconds) for other in order])[:, None]
+        beaten = ((scores - scores[row] >= gains) & (np.arange(len(order)) != row)[:, None]).any(axis=0)
+        taken = free & ~beaten
+        if one.name == chosen.name:
+            return float(taken.mean())
+        free &= ~taken
+    raise ValueError(f"{chosen.name} is not among the candidates")
+
+
+def _p(p_values: Mapping[tuple[str, str], float], one: Candidate, other: Candidate) -> float:
+    """The adjusted p-value of a pair, 1 for an arm beside itself."""
+    return p_values.get((one.name, other.name), p_values.get((other.name, one.name), 1.0))
+
+
+def verdict(
+    candidates: Sequence[Candidate],
+    p_values: Mapping[tuple[str, str], float],
+    *,
+    margin: float,
+    extra: Sequence[str] = (),
+) -> Verdict:
+    """The arm to take with its reasons; `extra` are findings that the reader should have beside them."""
+    chosen, passed = choose(candidates, p_values, margin=margin)
+    reasons = [_beaten(one, other, _p(p_values, one, other)) for one, other in passed]
+    reasons += [
+        _not_worth(chosen, other, _p(p_values, chosen, other), needed(margin, chosen.seconds, other.seconds))
+        for other in sorted(candidates, key=lambda one: -one.score)
+        if other.seconds > chosen.seconds
+    ]
+    return Verdict(
+        arm=chosen.name,
+        text=WORDS.get(chosen.name, f"ask {chosen.name}, do not fine-tune"),
+        reasons=[*(reasons or [f"{chosen.name} is the only arm that was measured"]), *extra],
+        confidence=confidence(chosen, candidates, margin=margin),
+    )
+
+
+def _beaten(one: Candidate, other: Candidate, p: float) -> str:
+    times = _times(one, other)
+    return (
+        f"{one.name} ({one.score:.3f}) is cheaper, but {other.name} ({other.score:.3f}) surely beats it by "
+        f"{other.score - one.score:.3f} (adjusted {_said(p)}) {times}"
+    )
+
+
+def _not_worth(chosen: Candidate, other: Candidate, p: float, wanted: float) -> str:
+    gain, times = other.score - chosen.score, _times(chosen, other)
+    if gain <= 0:
+        return f"{other.name} ({other.score:.3f}) scores no higher than {chosen.name} ({chosen.score:.3f}) {times}"
+    sure = f"surely (adjusted {_said(p)})" if p < ALPHA else f"not surely (adjusted {_said(p)})"
+    return f"{other.name} gains {gain:.3f} over {chosen.name}, {sure}; {times} it would have to gain {wanted:.3f}"
+
+
+def _times(one: Candidate, other: Candidate) -> str:
+    ratio = other.seconds / max(one.seconds, 1e-9)
+    return f"at {ratio:.1f} times the cost" if ratio >= 1 else f"at {ratio:.2f} of the cost"
+
+
+def _said(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"

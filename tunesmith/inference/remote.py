@@ -1,0 +1,41 @@
+"""Any OpenAI-compatible server as a responder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint
+from tunesmith.data.examples import Message
+from tunesmith.errors import RecipeError
+from tunesmith.model.sampling import Reply, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A server's model; it tells no token counts that could be relied on, so they are 0."""
+
+    url: str
+    model: str = ""
+    key: str = ""
+    offline: bool = False
+
+    def reply(self, messages: Sequence[Message], *, sampling: Sampling) -> Reply:
+        """One answer."""
+        return self.replies([messages], sampling=sampling)[0]
+
+    def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling) -> list[Reply]:
+        """An answer to each, in order. Raises DataError."""
+        endpoint = Endpoint(
+            self.url, self.model, self.key, sampling.temperature, sampling.max_new_tokens, sampling.seed
+        )
+        found = dict(ask_endpoint(endpoint, batch, offline=self.offline))
+        return [Reply(found[place].text.strip(), 0, 0, found[place].finished) for place in range(len(batch))]
+
+    def stream(self, messages: Sequence[Message], *, sampling: Sampling) -> Iterator[str]:
+        """The whole answer as one piece."""
+        yield self.reply(messages, sampling=sampling).text
+
+    def scores(self, messages: Sequence[Message], options: Sequence[str]) -> list[float]:
+        """Nothing: servers do not say what they hold likely. Raises RecipeError."""
+        raise RecipeError(f"{self.url}: a server gives no probabilities of given answers; name a model on this machine")

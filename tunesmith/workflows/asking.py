@@ -1,0 +1,105 @@
+"""Questions put to a model, a batch for the throughput and some one at a time for the latency."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tunesmith.data.collect.document import plain
+from tunesmith.data.examples import Example, Message
+from tunesmith.decision.prompts import cited, question_of
+from tunesmith.inference.local import LocalModel
+from tunesmith.inference.remote import Remote
+from tunesmith.model.sampling import Sampling
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.workflows.answers import answer
+from tunesmith.workflows.contest import Answered, Contest
+
+# Rows that are asked one at a time: enough for a median, and a 95th percentile that is the slowest but one.
+ALONE = 24
+# The longest answer to a question about labels of a server, which gives no probabilities.
+LABEL_TOKENS = 24
+
+# Turns that ask each of some rows.
+Ask = Callable[[Sequence[Example]], list[list[Message]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """Answers to a batch."""
+
+    given: list[str]
+    finished: list[bool]
+    prompt_tokens: list[int]
+    seconds: float
+
+
+def say(model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objective: Classify | Instruct) -> Said:
+    """What a model answers: the likeliest label, or its own words."""
+    began = time.perf_counter()
+    if isinstance(objective, Classify) and isinstance(model, LocalModel):
+        scores = model.options(batch, objective.labels)
+        given = [objective.labels[place] for place in scores.argmax(dim=1).tolist()]
+        return Said(given, [], [len(model.prompt(messages)) for messages in batch], time.perf_counter() - began)
+    longest = objective.max_new_tokens if isinstance(objective, Instruct) else LABEL_TOKENS
+    replies = model.replies(batch, sampling=Sampling(max_new_tokens=longest))
+    given = [reply.text for reply in replies]
+    if isinstance(objective, Classify):
+        given = [label_in(text, objective.labels) for text in given]
+    finished = [reply.finished for reply in replies]
+    return Said(given, finished, [reply.prompt_tokens for reply in replies], time.perf_counter() - began)
+
+
+def label_in(text: str, labels: Sequence[str]) -> str:
+    """The label that an answer names first, the longer one where two begin alike; the answer itself if none."""
+    said = f" {plain(text)} "
+    found = [(said.find(f" {plain(label)} "), -len(label), label) for label in labels]
+    named = [place for place in found if place[0] >= 0]
+    return min(named)[2] if named else text
+
+
+def ask_all(contest: Contest, name: str, model: LocalModel | Remote, ask: Ask, *, detail: str) -> Answered:
+    """The answers of an arm to all test rows, with its pace; `ask` finds and shows whatever the arm shows."""
+    contest.listen({"event": "stage", "text": f"{name}: {len(contest.test)} questions"})
+    began = time.perf_counter()
+    batch = ask(contest.test)
+    finding = time.perf_counter() - began
+    said = say(model, batch, contest.objective)
+    alone = []
+    for example in contest.test[:ALONE]:
+        began = time.perf_counter()
+        say(model, ask([example]), contest.objective)
+        alone.append(time.perf_counter() - began)
+    return Answered(
+        name=name,
+        detail=detail,
+        given=said.given,
+        finished=said.finished,
+        seconds=finding + said.seconds,
+        latencies=alone,
+        prompt_tokens=said.prompt_tokens,
+    )
+
+
+def ask_tuned(contest: Contest, name: str, model: LocalModel, *, detail: str) -> Answered:
+    """The same for a tuned model that is asked as it was tuned, through its head where it has one."""
+    if model.policy.head is None:
+        return ask_all(contest, name, model, lambda rows: plainly(contest, rows), detail=detail)
+    contest.listen({"event": "stage", "text": f"{name}: {len(contest.test)} questions"})
+    found, alone = answer(model, contest.test), []
+    for example in contest.test[:ALONE]:
+        alone.append(answer(model, [example]).seconds)
+    return Answered(name=name, detail=detail, given=found.given, seconds=found.seconds, latencies=alone)
+
+
+def plainly(contest: Contest, rows: Sequence[Example], wording: str = "") -> list[list[Message]]:
+    """The rows' own questions."""
+    return [question_of(contest.objective, row, wording) for row in rows]
+
+
+def with_cites(contest: Contest, found: Answered) -> Answered:
+    """The same with the chunk that each answer rests on."""
+    hits = contest.retrieval().hits(contest.test)
+    cites = [cited(given, hit[: found.shown]) for given, hit in zip(found.given, hits, strict=True)]
+    return found.model_copy(update={"cites": cites})

@@ -1,0 +1,155 @@
+"""Prompting, retrieval or tuning: every arm answers the same frozen rows, and the figures say which to take."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.data.files import sha256_of_file, write_whole
+from tunesmith.decision.budget import sizes
+from tunesmith.decision.page import Comparison
+from tunesmith.errors import CheckpointError, RecipeError
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.recipe import Recipe, save_recipe
+from tunesmith.training.fit import Interrupted
+from tunesmith.workflows.asking import plainly, say
+from tunesmith.workflows.contest import Answered, Contest, Setting, some
+from tunesmith.workflows.measured import measured
+from tunesmith.workflows.prepare import read_data
+from tunesmith.workflows.train import Watch
+from tunesmith.workflows.ways import answered
+
+PAGE, HTML = "comparison.json", "report.html"
+NEED_DOCUMENTS = ("rag", "tuned+rag", "raft", "taught", "oracle-context")
+# Rows by which the pace of this machine is taken before a budget is dealt out.
+PACE_ROWS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the person asks for beside the recipe: minutes (0: no limit), a price per hour, the key of a server."""
+
+    minutes: float = 0.0
+    price_per_hour: float = 0.0
+    key: str = ""
+
+
+def compare(
+    recipe: Recipe,
+    wishes: Wishes,
+    *,
+    watch: Watch,
+    out: Path | None = None,
+    offline: bool = False,
+) -> Comparison:
+    """All arms of a recipe on its test rows, with the table and the verdict; written to the comparison's folder.
+
+    Goes on with what lies there. Raises the errors of all doors, and Interrupted after an arm that was kept.
+    """
+    arms = chosen_arms(recipe)
+    contest = _contest(recipe, wishes, watch, out=out, offline=offline)
+    _within(contest, arms, wishes)
+    found: list[Answered] = []
+    for name in arms:
+        found.append(answered(contest, name))
+        if watch.stop():
+            raise Interrupted(f"stopped after arm {name}, {len(found)} of {len(arms)}")
+    page = measured(contest, found, price_per_hour=wishes.price_per_hour)
+    write_whole(contest.folder / PAGE, page.model_dump_json(indent=1))
+    return page
+
+
+def chosen_arms(recipe: Recipe) -> list[str]:
+    """The arms of the recipe, or those that its rows allow. Raises RecipeError for an arm that cannot work."""
+    objective, documents = recipe.objective, recipe.documents.source
+    if not isinstance(objective, Classify | Instruct):
+        cure = "nearest that works: objective: instruct, or classify"
+        raise RecipeError(f"compare: {objective.kind} rows ask nothing that every arm could answer; {cure}")
+    label = isinstance(objective, Classify)
+    usual = ["prompt", "few-shot", *(["tf-idf"] if label else [])]
+    usual += ["rag", "oracle-context"] if documents and not label else []
+    usual += ["tuned", *(["tuned+rag", "raft"] if documents and not label else [])]
+    arms = list(dict.fromkeys(recipe.arms)) or usual
+    for arm in arms:
+        if arm in NEED_DOCUMENTS and not documents:
+            raise RecipeError(f"arms: {arm} needs documents to look into; add `documents: FOLDER`, or leave it out")
+        if arm == "tf-idf" and not label:
+            raise RecipeError("arms: tf-idf answers with labels only; leave it out, or use objective: classify")
+    return arms
+
+
+def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, offline: bool) -> Contest:
+    """The frozen rows in a folder that belongs to them."""
+    watch.listen({"event": "stage", "text": f"reading {recipe.data.train}"})
+    loaded = read_data(recipe, offline=offline)
+    split = loaded.split
+    rows = [*split.train, *split.validation, *split.test]
+    bound = recipe.objective.bind(rows, "decoder")
+    if isinstance(bound, Classify) and bound.multi:
+        raise RecipeError("compare: rows with several labels have no single answer to ask for; give one label a row")
+    test = some(split.test or split.validation, recipe.compare.rows, recipe.seed)
+    folder = _folder(recipe, out, sorted(loaded.sha256.items()))
+    return Contest(
+        recipe=recipe.model_copy(update={"objective": bound}),
+        source=recipe,
+        split=split,
+        test=test,
+        folder=folder,
+        watch=watch,
+        offline=offline,
+        notes=list(split.notes),
+        key=wishes.key,
+    )
+
+
+def _folder(recipe: Recipe, out: Path | None, parts: Sequence[tuple[str, str]]) -> Path:
+    """The folder of the comparison of these rows. Raises CheckpointError where something else lies there."""
+    told = recipe.model_dump(mode="json", exclude={"arms": True, "machine": True, "compare": {"margin"}})
+    documents = Path(recipe.documents.source)
+    files = sorted(documents.rglob("*")) if documents.is_dir() else [documents]
+    digests = [sha256_of_file(file) for file in files if recipe.documents.source and file.is_file()]
+    identity = hashlib.sha256(json.dumps([told, parts, digests]).encode()).hexdigest()[:16]
+    stem = re.sub(r"[^\w.]+", "-", Path(recipe.data.train).stem)
+    folder = out or Path("comparisons") / f"{stem}-{identity[:6]}"
+    page = folder / "identity.json"
+    if page.exists():
+        if json.loads(page.read_text(encoding="utf-8"))["identity"] != identity:
+            raise CheckpointError(
+                f"{folder}: holds a comparison of other rows or settings; give another --out, or delete it"
+            )
+    elif folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists and is not a comparison; give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(page, json.dumps({"identity": identity}))
+    save_recipe(recipe, folder / "recipe.yaml")
+    return folder
+
+
+def _within(contest: Contest, arms: Sequence[str], wishes: Wishes) -> None:
+    """Fewer rows where the minutes ask for that; the same ones when the comparison is gone on with."""
+    if not wishes.minutes:
+        return
+    recipe, split = contest.recipe, contest.split
+
+    def choose() -> Setting:
+        ask = contest.test[:PACE_ROWS]
+        said = say(contest.base(), plainly(contest, ask), contest.objective)
+        found = sizes(
+            60 * wishes.minutes,
+            arms,
+            row=said.seconds / len(ask),
+            epochs=recipe.schedule.epochs,
+            there=(len(contest.test), len(split.train)),
+        )
+        return [found.test, found.train, found.note]
+
+    test, train, note = contest.choice(f"budget {wishes.minutes:g}", choose)
+    contest.test = some(contest.test, int(str(test)), recipe.seed)
+    contest.notes.append(f"budget of {wishes.minutes:g} minutes: {note}")
+    contest.listen({"event": "stage", "text": str(note)})
+    if int(str(train)) < len(split.train):
+        contest.learn_only(int(str(train)))

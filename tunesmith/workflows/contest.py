@@ -1,0 +1,209 @@
+"""What all arms of a comparison share: the frozen rows, the documents, the untuned model, and what was kept on disk."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.data.collect.store import Store
+from tunesmith.data.examples import Example
+from tunesmith.data.files import write_whole
+from tunesmith.data.rows import read_rows
+from tunesmith.data.split import Split
+from tunesmith.data.template import Template
+from tunesmith.decision.chunks import Page, cut, read_pages
+from tunesmith.decision.index import CHUNKS, Hit, Index, open_index
+from tunesmith.decision.recall import origins_of, right_chunks
+from tunesmith.inference.local import LocalModel
+from tunesmith.model.device import Machine, choose_machine
+from tunesmith.model.load import LoadOptions, load_base
+from tunesmith.model.policy import Policy
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.recipe import Recipe
+from tunesmith.workflows.answers import gold, question
+from tunesmith.workflows.prepare import Listener, read_data
+from tunesmith.workflows.train import Watch
+
+# Chunks that are kept of each search: enough for recall@10 and for distractors.
+DEEP = 10
+# The longest prompt of an untuned model; examples and passages need room that training rows do not.
+LIMIT = 1536
+
+# What was chosen for an arm, as JSON has it.
+Setting = list[int | str]
+
+
+class Answered(BaseModel):
+    """What an arm said to every test row, and what that took. `latencies` are of rows asked one at a time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    detail: str
+    given: list[str]
+    finished: list[bool] = []
+    cites: list[str] = []
+    seconds: float
+    latencies: list[float] = []
+    prompt_tokens: list[int] = []
+    build_seconds: float = 0.0
+    labelled_rows: int = 0
+    run: str = ""  # folder of the run that answered, from the comparison's own
+    shown: int = 0  # passages above each question
+    form: str = ""
+
+
+@dataclass(slots=True)
+class Retrieval:
+    """The index with what it found for each row."""
+
+    pages: list[Page]
+    index: Index
+    seconds: float  # to read, cut and index the documents, the first time
+    columns: tuple[str, str]
+    rows: dict[str, dict[str, object]]  # by the place of the row
+    instruction: str
+    _hits: dict[str, list[Hit]] = field(default_factory=dict)
+
+    def hits(self, examples: Sequence[Example]) -> list[list[Hit]]:
+        """The best chunks for each row."""
+        new = [example for example in examples if example.where not in self._hits]
+        if new:
+            found = self.index.find([self.asked(example) for example in new], shown=DEEP)
+            self._hits |= {example.where: hits for example, hits in zip(new, found, strict=True)}
+        return [self._hits[example.where] for example in examples]
+
+    def asked(self, example: Example) -> str:
+        """The question that is searched with: without the instruction that all rows share."""
+        return question(example).removeprefix(self.instruction).strip()
+
+    def right(self, examples: Sequence[Example]) -> list[set[str]]:
+        """The ids of the chunks that hold each row's answer."""
+        fields = [self.rows.get(example.where, {}) for example in examples]
+        return right_chunks(self.index.chunks, origins_of(fields, gold(examples), self.columns))
+
+
+@dataclass(slots=True)
+class Contest:
+    """The rows, documents and models of one comparison; answers are kept in the folder as they come.
+
+    `source` is the recipe as it was written, which runs are made from; `recipe` knows labels and lengths too.
+    """
+
+    recipe: Recipe
+    source: Recipe
+    split: Split
+    test: list[Example]
+    folder: Path
+    watch: Watch
+    offline: bool
+    notes: list[str] = field(default_factory=list)
+    key: str = ""
+    _machine: Machine | None = None
+    _base: LocalModel | None = None
+    _retrieval: Retrieval | None = None
+
+    @property
+    def listen(self) -> Listener:
+        """Hears what is being done."""
+        return self.watch.listen
+
+    @property
+    def objective(self) -> Classify | Instruct:
+        """What the rows ask for."""
+        assert isinstance(self.recipe.objective, Classify | Instruct)
+        return self.recipe.objective
+
+    def machine(self) -> Machine:
+        """What the recipe runs on; answers are given in full precision, as everywhere."""
+        if self._machine is None:
+            wanted = self.recipe.machine
+            self._machine = choose_machine(device=wanted.device, dtype="float32", threads=wanted.threads)
+        return self._machine
+
+    def base(self) -> LocalModel:
+        """The untuned decoder that arms without tuning ask."""
+        if self._base is None:
+            options = LoadOptions("float32", self.machine().device)
+            found = load_base(self.recipe.compare.asks or self.recipe.model, options=options, offline=self.offline)
+            policy = Policy.over(found.network, family=found.family, reference=nullcontext)
+            template = Template(found.tokenizer, chat=found.family == "decoder")
+            objective: Classify | Instruct = self.objective
+            if isinstance(objective, Classify) and found.family == "decoder":
+                objective = objective.model_copy(update={"output": "words"})
+            room = min(LIMIT, int(found.network.config.max_position_embeddings) * 3 // 4)
+            self._base = LocalModel(policy, template, objective, room)
+        return self._base
+
+    def learn_only(self, rows: int) -> None:
+        """Use at most so many training rows, the same ones as a run does."""
+        data = self.source.data.model_copy(update={"rows": rows})
+        self.source = self.source.model_copy(update={"data": data})
+        self.split = read_data(self.source, offline=self.offline).split
+
+    def forget_base(self) -> None:
+        """Let go of the untuned model: a tuned one brings its own."""
+        self._base = None
+
+    def retrieval(self) -> Retrieval:
+        """The documents, indexed in the comparison's folder."""
+        if self._retrieval is None:
+            wanted, began = self.recipe.documents, time.perf_counter()
+            folder = self.folder / "index"
+            self.listen({"event": "stage", "text": f"indexing {wanted.source}"})
+            pages = read_pages(wanted.source, store=Store(folder / CHUNKS), offline=self.offline)
+            chunks = cut(pages, wanted.size)
+            index = open_index(folder, chunks, settings=wanted, listen=self.listen, offline=self.offline)
+            self._retrieval = Retrieval(
+                pages,
+                index,
+                float(self.choice("seconds to index", lambda: [str(time.perf_counter() - began)])[0]),
+                (wanted.evidence, wanted.origin),
+                self.columns(),
+                self.objective.instruction,
+            )
+        return self._retrieval
+
+    def columns(self) -> dict[str, dict[str, object]]:
+        """The columns of every row by its place, read again: examples do not keep them."""
+        data = self.recipe.data
+        files = {place for place in (data.train, data.validation, data.test) if isinstance(place, str)}
+        return {row.where: dict(row.fields) for file in files for row in read_rows(file, offline=True)}
+
+    def kept(self, name: str) -> Answered | None:
+        """What this arm answered before, None where it has not yet."""
+        file = self._file(name)
+        return Answered.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    def keep(self, found: Answered) -> Answered:
+        """The same, written down."""
+        self._file(found.name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(self._file(found.name), found.model_dump_json())
+        return found
+
+    def _file(self, name: str) -> Path:
+        return self.folder / "answers" / f"{''.join(c if c.isalnum() or c in '+-.' else '_' for c in name)}.json"
+
+    def choice(self, name: str, make: Callable[[], Setting]) -> Setting:
+        """A setting that was chosen on validation rows, from the disk where it was chosen before."""
+        file = self.folder / "choices.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if name not in known:
+            known[name] = make()
+            write_whole(file, json.dumps(known, indent=1))
+        return list(known[name])
+
+
+def some(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """`count` of the rows, drawn by the seed, in their order; all where there are no more."""
+    if not count or count >= len(examples):
+        return list(examples)
+    chosen = sorted(random.Random(f"{seed}/compare").sample(range(len(examples)), count))
+    return [examples[i] for i in chosen]

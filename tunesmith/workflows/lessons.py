@@ -1,0 +1,179 @@
+"""The runs of a comparison: the recipe's own, one with passages in its rows, and one on the documents themselves."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.collect.rows import Part
+from tunesmith.data.collect.templates import PARAPHRASES
+from tunesmith.data.collect.written import Wanted, answered, requests, written_rows
+from tunesmith.data.examples import Example
+from tunesmith.data.files import write_whole
+from tunesmith.decision.chunks import Chunk
+from tunesmith.decision.index import Hit
+from tunesmith.decision.prompts import raft_example
+from tunesmith.errors import RecipeError
+from tunesmith.objectives import Domain, Instruct
+from tunesmith.recipe import Recipe
+from tunesmith.workflows.collect_writer import Writer, ask_writer, counted
+from tunesmith.workflows.contest import Answered, Contest
+from tunesmith.workflows.run_folder import open_run
+from tunesmith.workflows.tune import tune_recipe
+
+# Passages in a row of `raft`; the share of rows that hold the right one (Zhang et al. 2024); tokens that they need.
+PASSAGES, ORACLE, ROOM = 3, 0.8, 1024
+# Chunks that `taught` learns from, those with answers first; paraphrases asked for of each, and passages asked about.
+TAUGHT, SAID_AGAIN, ASKED_ABOUT = 400, 2, 100
+EPOCHS = 3
+KEPT = 20  # chunks that `taught` is validated on
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A finished run: where it lies, the seconds of its training, and the labelled rows that it used."""
+
+    folder: Path
+    seconds: float
+    labelled_rows: int
+    note: str = ""
+
+    def built(self, found: Answered) -> Answered:
+        """The answers of the run's model with what it took to make it."""
+        return found.model_copy(
+            update={
+                "build_seconds": found.build_seconds + self.seconds,
+                "labelled_rows": self.labelled_rows,
+                "run": str(self.folder),
+            }
+        )
+
+
+def tuned_run(contest: Contest) -> Lesson:
+    """The run of the recipe itself, where it lies finished or in the comparison's folder."""
+    recipe = contest.source
+    own = open_run(recipe, None)
+    if own.finished:
+        return _made(contest, recipe, own.path)
+    if len(contest.test) < len(contest.split.test):  # it need not be scored on rows that no arm is asked
+        recipe = _on_parts(contest, recipe)
+    return _made(contest, recipe, contest.folder / "tuned")
+
+
+def _on_parts(contest: Contest, recipe: Recipe) -> Recipe:
+    """The recipe on the comparison's own rows, written out as they stand in their files."""
+    rows, files = contest.columns(), {}
+    parts = {"train": contest.split.train, "validation": contest.split.validation, "test": contest.test}
+    for part, examples in parts.items():
+        if examples:
+            files[part] = str(contest.folder / f"tuned.{part}.jsonl")
+            _write(Path(files[part]), [rows[example.where] for example in examples])
+    data = recipe.data.model_copy(update={"validation": 0.0, **files, "where": {}, "rows": 0})
+    return recipe.model_copy(update={"data": data})
+
+
+def raft_run(contest: Contest) -> Lesson:
+    """The recipe on the same rows with passages above each question, the right one among them four times in five."""
+    objective = contest.objective
+    if not isinstance(objective, Instruct):
+        raise RecipeError(
+            "arms: raft learns to answer from passages; nearest that works: objective: instruct, or tuned"
+        )
+    files = {}
+    for part, rows in (("train", contest.split.train), ("validation", contest.split.validation)):
+        files[part] = contest.folder / f"raft.{part}.jsonl"
+        _write(files[part], _raft_rows(contest, rows, part))
+    asked = objective.model_copy(update={"prompt": "", "answer": "", "messages": "messages", "instruction": ""})
+    data = {"train": str(files["train"]), "validation": str(files["validation"]), "test": 0.0, "group": "", "where": {}}
+    room = {"max_tokens": max(contest.recipe.data.max_tokens, ROOM), "audit": "note", "rows": 0}
+    return _made(contest, _changed(contest.source, asked, {**data, **room}), contest.folder / "raft")
+
+
+def _raft_rows(contest: Contest, rows: Sequence[Example], part: str) -> list[dict[str, Any]]:
+    """The rows as chats; those that are only validated on look as they will at the test."""
+    retrieval, objective = contest.retrieval(), contest.objective
+    by_id = {chunk.id: chunk for chunk in retrieval.index.chunks}
+    made = []
+    for row, hits, right in zip(rows, retrieval.hits(rows), retrieval.right(rows), strict=True):
+        shown = hits[:PASSAGES]
+        if part == "train":
+            chance = random.Random(f"{contest.recipe.seed}/{row.where}")
+            shown = passages_of(hits, [by_id[name] for name in sorted(right)], chance)
+        chat = raft_example(row, shown, objective)
+        made.append({"messages": [{"role": turn.role, "content": turn.content} for turn in chat.messages]})
+    return made
+
+
+def passages_of(hits: Sequence[Hit], right: Sequence[Chunk], chance: random.Random) -> list[Hit]:
+    """What stands above a training question: what was found, with a right chunk in it or, one time in five, none."""
+    known = {chunk.id for chunk in right}
+    wrong = [hit for hit in hits if hit.chunk.id not in known]
+    if not right or chance.random() >= ORACLE:
+        return wrong[:PASSAGES]
+    found = list(hits[:PASSAGES])
+    if not known & {hit.chunk.id for hit in found}:
+        found = wrong[: PASSAGES - 1]
+        found.insert(chance.randrange(len(found) + 1), Hit(chance.choice(list(right)), 0.0))
+    return found
+
+
+def taught_run(contest: Contest) -> Lesson:
+    """The base tuned on chunks of the documents and on what a model says them again in; no question is seen."""
+    chunks = contest.retrieval().index.chunks
+    answering = set().union(*contest.retrieval().right(contest.test))
+    first = [chunk for chunk in chunks if chunk.id in answering]
+    rest = [chunk for chunk in chunks if chunk.id not in answering]
+    random.Random(f"{contest.recipe.seed}/taught").shuffle(rest)
+    learn, held = [*first, *rest][:TAUGHT], rest[-KEPT:]
+    learn = [chunk for chunk in learn if chunk not in held]
+    again = _said_again(contest, {chunk.doc_id for chunk in first})
+    files = {"train": contest.folder / "taught.train.jsonl", "validation": contest.folder / "taught.validation.jsonl"}
+    _write(files["train"], [{"text": text} for text in (*(chunk.text for chunk in learn), *again)])
+    _write(files["validation"], [{"text": chunk.text} for chunk in held])
+    data = {"train": str(files["train"]), "validation": str(files["validation"]), "test": 0.0, "group": "", "where": {}}
+    recipe = _changed(contest.source, Domain(text="text"), {**data, "audit": "note", "rows": 0})
+    schedule = recipe.schedule.model_copy(update={"epochs": EPOCHS})
+    made = _made(contest, recipe.model_copy(update={"schedule": schedule}), contest.folder / "taught")
+    note = f"{len(learn)} of {len(chunks)} chunks, those with answers first, and {len(again)} paraphrases"
+    return Lesson(made.folder, made.seconds, 0, note)
+
+
+def _said_again(contest: Contest, documents: set[str]) -> list[str]:
+    """Paraphrases of the documents that hold answers, written by the untuned model and checked against them."""
+    parts = [
+        Part(page.doc_id, page.digest, page.document, page.document.blocks)
+        for page in contest.retrieval().pages
+        if page.doc_id in documents
+    ]
+    size, seed = contest.recipe.documents.size, contest.recipe.seed
+    wanted = Wanted((PARAPHRASES,), SAID_AGAIN, (), size, ASKED_ABOUT, seed)
+    writer = Writer(contest.recipe.compare.asks or contest.recipe.model, max_tokens=160, seed=seed)
+    asked = requests(parts, wanted)
+    if not asked:
+        return []
+    contest.listen({"event": "stage", "text": f"taught: {len(asked)} paraphrases"})
+    ask = counted(ask_writer(writer, offline=contest.offline), contest.listen)
+    answers = answered(asked, ask, contest.folder / "taught.replies.jsonl", writer.identity)
+    rows, _ = written_rows(asked, answers)
+    return [str(row["text"]) for row in rows]
+
+
+def _changed(recipe: Recipe, objective: Instruct | Domain, data: Mapping[str, Any]) -> Recipe:
+    """The recipe for other rows."""
+    rows = recipe.data.model_copy(update=dict(data))
+    return recipe.model_copy(update={"objective": objective, "data": rows, "controls": False, "style": {}})
+
+
+def _made(contest: Contest, recipe: Recipe, folder: Path) -> Lesson:
+    """The finished run of a recipe in a folder."""
+    contest.forget_base()
+    run = tune_recipe(recipe, out=folder, listen=contest.listen, stop=contest.watch.stop, offline=contest.offline)
+    return Lesson(run.folder, run.report.speed.seconds, run.report.data.train)
+
+
+def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

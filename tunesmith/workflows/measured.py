@@ -1,0 +1,234 @@
+"""From the answers of all arms to the page: scores, pairs, tone, general knowledge, pace, facts, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from tunesmith.data.examples import Example
+from tunesmith.decision.page import Against, ArmPage, Comparison, General, Knowledge, Pace, Tone
+from tunesmith.decision.recall import Recall, recall
+from tunesmith.decision.table import table
+from tunesmith.decision.verdict import ANSWERS, Candidate, Verdict, verdict
+from tunesmith.evaluation import style
+from tunesmith.evaluation.significance import holm
+from tunesmith.evaluation.tasks import BESIDE, TaskScore, redrawn, score, task_score, value
+from tunesmith.objectives import Instruct
+from tunesmith.report.schema import Retention, read_report
+from tunesmith.workflows.answers import gold, groups
+from tunesmith.workflows.assemble import environment
+from tunesmith.workflows.contest import Answered, Contest
+from tunesmith.workflows.house_rules import columns
+from tunesmith.workflows.knowledge import knowledge
+
+# Arms that only show where retrieval or reading fails.
+DIAGNOSIS = ("no-context", "oracle-context")
+# Metrics whose scale is not 1.
+SCALES = {"chrf": 100.0}
+SECONDS_AN_HOUR = 3600.0
+
+Pairs = dict[tuple[str, str], TaskScore]
+
+
+def measured(contest: Contest, found: Sequence[Answered], *, price_per_hour: float) -> Comparison:
+    """All that is known of the arms, and what follows from it."""
+    metric = contest.objective.metric
+    pairs = _pairs(contest, found)
+    adjusted = holm({f"{a}\n{b}": pair.p_value for (a, b), pair in pairs.items()})
+    p_values = {(a, b): adjusted[f"{a}\n{b}"] for a, b in pairs}
+    reports = [read_report(Path(one.run)).retention for one in found if one.run]
+    shared = _Shared(_facts(contest, found), [kept for kept in reports if kept], price_per_hour)
+    arms = [_arm(contest, one, shared) for one in found]
+    arms = [arm.model_copy(update={"against": _against(arm, arms, pairs, p_values)}) for arm in arms]
+    looked = _retrieval(contest) if contest.recipe.documents.source else []
+    said = _verdict(contest, found, p_values, extra=_findings(arms, looked))
+    return Comparison(
+        folder=str(contest.folder),
+        model=contest.recipe.model,
+        objective=contest.recipe.objective.kind,
+        metric=metric,
+        rows=len(contest.test),
+        arms=arms,
+        retrieval=looked,
+        chunks=len(contest.retrieval().index.chunks) if looked else 0,
+        table=table(arms, said),
+        verdict=said,
+        notes=contest.notes,
+        environment=environment(contest.machine()),
+    )
+
+
+def _pairs(contest: Contest, found: Sequence[Answered]) -> Pairs:
+    """Every two arms beside each other, all in one family of tests."""
+    right, clusters, metric = gold(contest.test), groups(contest.test), contest.objective.metric
+    return {
+        (a.name, b.name): task_score(metric, right, (a.given, b.given), name="compare", groups=clusters)
+        for a, b in combinations([one for one in found if one.name not in DIAGNOSIS], 2)
+    }
+
+
+def _verdict(
+    contest: Contest, found: Sequence[Answered], p_values: Mapping[tuple[str, str], float], *, extra: Sequence[str]
+) -> Verdict:
+    """The cheapest arm that no other surely beats by a margin worth its cost."""
+    metric, right = contest.objective.metric, gold(contest.test)
+    ways = {one.name: one.given for one in found if one.name not in DIAGNOSIS}
+    drawn = redrawn(metric, right, ways, groups=groups(contest.test))
+    candidates = [
+        Candidate(one.name, value(metric, right, one.given), _cost(one), drawn[one.name])
+        for one in found
+        if one.name in ways
+    ]
+    margin = contest.recipe.compare.margin * SCALES.get(metric, 1.0)
+    return verdict(candidates, p_values, margin=margin, extra=extra)
+
+
+def _cost(one: Answered) -> float:
+    """Seconds to build an arm and to let it answer 1,000 rows."""
+    return one.build_seconds + ANSWERS * one.seconds / len(one.given)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What the pages of all arms draw on."""
+
+    facts: Mapping[str, Knowledge]
+    runs: Sequence[Retention]
+    price_per_hour: float
+
+
+def _arm(contest: Contest, one: Answered, shared: _Shared) -> ArmPage:
+    metric, right, clusters = contest.objective.metric, gold(contest.test), groups(contest.test)
+    alone = score(metric, right, one.given, name=one.name, groups=clusters)
+    domain, count = _domain(contest, one, right)
+    return ArmPage(
+        name=one.name,
+        detail=one.detail,
+        candidate=one.name not in DIAGNOSIS,
+        metric=metric,
+        score=alone.score,
+        ci95=alone.ci95,
+        n=alone.n,
+        others={name: value(name, right, one.given) for name in BESIDE.get(metric, ())},
+        against=None,
+        domain=domain,
+        domain_n=count,
+        general=_general(one, shared.runs),
+        style=_tone(contest, one, right, contest.test),
+        pace=_pace(one, shared.price_per_hour),
+        knowledge=shared.facts.get(one.name),
+        labelled_rows=one.labelled_rows,
+        run=one.run,
+    )
+
+
+def _against(
+    arm: ArmPage, arms: Sequence[ArmPage], pairs: Pairs, p_values: Mapping[tuple[str, str], float]
+) -> Against | None:
+    """The arm beside the best of the others that score no higher; for the lowest, beside the next above it."""
+    others = [one for one in arms if one.candidate and one.name != arm.name]
+    if not arm.candidate or not others:
+        return None
+    below = [one for one in others if one.score <= arm.score]
+    other = max(below, key=lambda one: one.score) if below else min(others, key=lambda one: one.score)
+    forward = (other.name, arm.name) in pairs
+    key = (other.name, arm.name) if forward else (arm.name, other.name)
+    pair, sign = pairs[key], 1.0 if forward else -1.0
+    low, high = sorted((sign * pair.ci95[0], sign * pair.ci95[1]))
+    return Against(arm=other.name, delta=sign * pair.delta, ci95=(low, high), p_adjusted=p_values[key])
+
+
+def _domain(contest: Contest, one: Answered, right: Sequence[str]) -> tuple[float | None, int]:
+    """The score on the rows whose answer is known to stand in the documents."""
+    if not contest.recipe.documents.source:
+        return None, 0
+    rows = [row for row, ids in enumerate(contest.retrieval().right(contest.test)) if ids]
+    if not rows:
+        return None, 0
+    metric = contest.objective.metric
+    return value(metric, [right[row] for row in rows], [one.given[row] for row in rows]), len(rows)
+
+
+def _general(one: Answered, runs: Sequence[Retention]) -> General | None:
+    """What the arm's model still knows; an arm that asks the base as it is has lost nothing."""
+    if one.name.startswith("http") or one.name == "tf-idf":
+        return None
+    if not one.run:
+        base = runs[0].probe_base if runs else None
+        return General(nats_rise=0.0, probe=base, probe_base=base)
+    kept = read_report(Path(one.run)).retention
+    if kept is None:
+        return None
+    rise = kept.general_nll_tuned - kept.general_nll_base
+    return General(nats_rise=rise, probe=kept.probe_tuned, probe_base=kept.probe_base)
+
+
+def _tone(contest: Contest, one: Answered, right: Sequence[str], test: Sequence[Example]) -> Tone | None:
+    """How near written answers are to people's, by a discriminator and by the recipe's rules."""
+    if not isinstance(contest.objective, Instruct):
+        return None
+    rules = style.rules_of(contest.recipe.style)
+    enough = len(right) >= style.FEWEST_PAIRS
+    return Tone(
+        auc=style.discriminator_auc(one.given, right) if enough else None,
+        rules=style.rule_rates(one.given, rules, columns(contest.recipe, test)) if rules else {},
+    )
+
+
+def _pace(one: Answered, price_per_hour: float) -> Pace:
+    seconds = ANSWERS * one.seconds / len(one.given)
+    rate = price_per_hour / SECONDS_AN_HOUR
+    return Pace(
+        p50=float(np.median(one.latencies)) if one.latencies else None,
+        p95=float(np.quantile(one.latencies, 0.95)) if one.latencies else None,
+        prompt_tokens=float(np.mean(one.prompt_tokens)) if any(one.prompt_tokens) else None,
+        answers_per_second=len(one.given) / max(one.seconds, 1e-9),
+        seconds_per_1000=seconds,
+        build_seconds=one.build_seconds,
+        price_per_1000=seconds * rate if rate else None,
+        price_to_build=one.build_seconds * rate if rate else None,
+    )
+
+
+def _retrieval(contest: Contest) -> list[Recall]:
+    """Each way to search, measured on the test rows whose chunk is known."""
+    retrieval = contest.retrieval()
+    right = retrieval.right(contest.test)
+    if not any(right):
+        return []
+    asked = [retrieval.asked(row) for row in contest.test]
+    ways = ("fused", "words", "vectors") if retrieval.index.search == "fused" else (retrieval.index.search,)
+    return [recall(way, retrieval.index.find(asked, shown=10, search=way), right) for way in ways]
+
+
+def _facts(contest: Contest, found: Sequence[Answered]) -> dict[str, Knowledge]:
+    """What each arm says after facts changed; nothing without documents that rows name."""
+    settings = contest.recipe.documents
+    if not settings.source or not settings.origin or not contest.recipe.compare.facts:
+        return {}
+    return knowledge(contest, [one for one in found if one.name not in DIAGNOSIS])
+
+
+def _findings(arms: Sequence[ArmPage], looked: Sequence[Recall]) -> list[str]:
+    """What the reader should have beside the verdict: where retrieval or reading fails."""
+    by_name = {arm.name: arm for arm in arms}
+    found = [
+        f"retrieval ({one.search}) has a right chunk among the first 5 for {100 * one.recall[5]:.1f} % of rows"
+        for one in looked
+    ]
+    rag, oracle = by_name.get("rag"), by_name.get("oracle-context")
+    if rag and oracle:
+        read = f"with the right chunk in hand the untuned model scores {oracle.score:.3f}"
+        found.append(f"{read}, with what was found {rag.score:.3f}")
+    raft, later = by_name.get("raft"), by_name.get("tuned+rag")
+    if raft and later and raft.score < later.score:
+        found.append(f"raft ({raft.score:.3f}) is not above tuned+rag ({later.score:.3f}), other than published")
+    tuned = [arm for arm in arms if arm.general and arm.general.nats_rise > 0 and arm.run]
+    found += [
+        f"{arm.name} costs {arm.general.nats_rise:+.3f} nats/token of general text" for arm in tuned if arm.general
+    ]
+    return found

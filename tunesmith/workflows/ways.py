@@ -1,0 +1,228 @@
+"""The arms, one function each: how it asks, with what it is chosen on validation rows, and what it says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from tunesmith.data.examples import Example, Labelled, Message
+from tunesmith.decision.index import Hit
+from tunesmith.decision.prompts import FORMS, with_passages, with_shots
+from tunesmith.decision.shots import nearest_rows
+from tunesmith.evaluation.baselines import tfidf_classifier
+from tunesmith.evaluation.tasks import value
+from tunesmith.inference.folder import load
+from tunesmith.inference.local import LocalModel
+from tunesmith.inference.remote import Remote
+from tunesmith.objectives import Classify
+from tunesmith.objectives.classify import WORDINGS
+from tunesmith.objectives.instruct import PLAIN_WORDINGS
+from tunesmith.workflows.answers import gold, question
+from tunesmith.workflows.asking import Ask, ask_all, ask_tuned, plainly, say, with_cites
+from tunesmith.workflows.contest import Answered, Contest, Setting, some
+from tunesmith.workflows.lessons import PASSAGES, raft_run, taught_run, tuned_run
+
+# Validation rows that settings are chosen on; label scores are cheap, whole answers are not.
+CHOICE_ROWS = {"classify": 60, "instruct": 32}
+SHOTS, SHOWN = (1, 3, 5), (1, 3)
+
+
+def answered(contest: Contest, name: str) -> Answered:
+    """What an arm says to the test rows: from the disk, or asked now and kept."""
+    if (kept := contest.kept(name)) is not None:
+        return kept
+    way = WAYS.get(name)
+    return contest.keep(way(contest) if way else _server(contest, name))
+
+
+def _prompt(contest: Contest) -> Answered:
+    """The best of a few plain prompts."""
+    wording = _wording(contest)
+    return ask_all(
+        contest,
+        "prompt",
+        contest.base(),
+        lambda rows: plainly(contest, rows, wording),
+        detail=f"asked: {wording or 'the instruction as written'}",
+    )
+
+
+def _few_shot(contest: Contest) -> Answered:
+    """The best prompt after the training rows most like the question."""
+    wording, learn = _wording(contest), contest.split.train
+    known = [question(example) for example in learn]
+
+    def ask(count: int, rows: Sequence[Example]) -> list[list[Message]]:
+        near = nearest_rows(known, [question(row) for row in rows], count)
+        shots = [[learn[place] for place in places] for places in near]
+        return [with_shots(contest.objective, row, found, wording) for row, found in zip(rows, shots, strict=True)]
+
+    settings: list[Setting] = [[shots] for shots in SHOTS]
+    count = int(_chosen(contest, "few-shot", settings, lambda setting: partial(ask, int(setting[0])))[0])
+    found = ask_all(contest, "few-shot", contest.base(), partial(ask, count), detail=f"{count} examples each")
+    return found.model_copy(update={"labelled_rows": len(learn)})
+
+
+def _rag(contest: Contest) -> Answered:
+    """The untuned model with the best chunks above the question."""
+    shown, form = _reading(contest)
+    return _read(contest, "rag", contest.base(), shown, form)
+
+
+def _oracle(contest: Contest) -> Answered:
+    """The same with a chunk that holds the answer, as if retrieval never failed."""
+    _, form = _reading(contest)
+    by_id = {chunk.id: Hit(chunk, 1.0) for chunk in contest.retrieval().index.chunks}
+
+    def ask(rows: Sequence[Example]) -> list[list[Message]]:
+        right = contest.retrieval().right(rows)
+        hits = [[by_id[min(ids, key=_place)]] if ids else [] for ids in right]
+        return [with_passages(asked, hit, form) for asked, hit in zip(plainly(contest, rows), hits, strict=True)]
+
+    return ask_all(contest, "oracle-context", contest.base(), ask, detail="a chunk that holds the answer is shown")
+
+
+def _place(chunk_id: str) -> tuple[str, int]:
+    """Chunks in the order of their documents."""
+    document, _, number = chunk_id.rpartition("#")
+    return document, int(number)
+
+
+def _no_context(contest: Contest) -> Answered:
+    """The question of the rag arm with nothing above it."""
+    ask: Ask = lambda rows: plainly(contest, rows)  # noqa: E731  # an Ask by its type
+    return ask_all(contest, "no-context", contest.base(), ask, detail="the rows' own question, nothing shown")
+
+
+def _tfidf(contest: Contest) -> Answered:
+    """Logistic regression over words and runs of characters: no language model at all."""
+    objective, began = contest.objective, time.perf_counter()
+    assert isinstance(objective, Classify)
+    train = [(row.text, row.labels[0]) for row in contest.split.train if isinstance(row, Labelled)]
+    metric = "macro_f1" if objective.metric == "macro_f1" else "accuracy"
+    given = tfidf_classifier(train, [question(row) for row in contest.test], metric=metric, seed=contest.recipe.seed)
+    build = time.perf_counter() - began
+    # A fitted model answers a row in far less than it took to fit: what is left of the time is that of the words.
+    began = time.perf_counter()
+    tfidf_classifier(train[:2], [question(row) for row in contest.test], metric=metric, seed=contest.recipe.seed)
+    seconds = time.perf_counter() - began
+    return Answered(
+        name="tf-idf",
+        detail="settings by cross-validation",
+        given=given,
+        seconds=seconds,
+        build_seconds=build,
+        labelled_rows=len(train),
+    )
+
+
+def _tuned(contest: Contest) -> Answered:
+    """A run of this very recipe, asked as it was tuned."""
+    run = tuned_run(contest)
+    found = ask_tuned(contest, "tuned", load(run.folder, offline=contest.offline), detail=f"run {run.folder.name}")
+    return run.built(found)
+
+
+def _tuned_rag(contest: Contest) -> Answered:
+    """The tuned model given passages that it never saw in training."""
+    run = tuned_run(contest)
+    shown, _ = _reading(contest)
+    return run.built(_read(contest, "tuned+rag", load(run.folder, offline=contest.offline), shown, FORMS[0]))
+
+
+def _raft(contest: Contest) -> Answered:
+    """Tuned with passages and distractors in its rows, and given passages."""
+    run = raft_run(contest)
+    return run.built(_read(contest, "raft", load(run.folder, offline=contest.offline), PASSAGES, FORMS[0]))
+
+
+def _taught(contest: Contest) -> Answered:
+    """Tuned on the documents themselves and their paraphrases, asked without any."""
+    run = taught_run(contest)
+    model = load(run.folder, offline=contest.offline)
+    closed = LocalModel(model.policy, model.template, contest.objective, contest.base().limit)
+    wording = _wording(contest)
+    ask: Ask = lambda rows: plainly(contest, rows, wording)  # noqa: E731  # an Ask by its type
+    return run.built(ask_all(contest, "taught", closed, ask, detail=run.note))
+
+
+def _server(contest: Contest, address: str) -> Answered:
+    """A model behind an address, asked by the rows' own question; `URL#MODEL` names one of several."""
+    url, _, model = address.partition("#")
+    remote = Remote(url, model, contest.key, contest.offline)
+    ask: Ask = lambda rows: plainly(contest, rows, PLAIN_WORDINGS[1])  # noqa: E731  # an Ask by its type
+    return ask_all(contest, address, remote, ask, detail=f"asked: {PLAIN_WORDINGS[1]}")
+
+
+def _read(contest: Contest, name: str, model: LocalModel, shown: int, form: str) -> Answered:
+    """An arm that is shown the best chunks; what is found is part of its time."""
+    retrieval = contest.retrieval()
+    model.limit = max(model.limit, contest.base().limit)
+
+    def ask(rows: Sequence[Example]) -> list[list[Message]]:
+        found = retrieval.index.find([retrieval.asked(row) for row in rows], shown=shown)
+        return [with_passages(asked, hits, form) for asked, hits in zip(plainly(contest, rows), found, strict=True)]
+
+    found = ask_all(contest, name, model, ask, detail=f"{shown} chunks shown")
+    return with_cites(
+        contest, found.model_copy(update={"shown": shown, "form": form, "build_seconds": retrieval.seconds})
+    )
+
+
+def _wording(contest: Contest) -> str:
+    """The plain wording that does best on validation rows."""
+    wordings = ("", *WORDINGS) if isinstance(contest.objective, Classify) else PLAIN_WORDINGS
+
+    settings: list[Setting] = [[wording] for wording in wordings]
+
+    def asker(setting: Setting) -> Ask:
+        return lambda rows: plainly(contest, rows, str(setting[0]))
+
+    return str(_chosen(contest, "prompt", settings, asker)[0])
+
+
+def _reading(contest: Contest) -> tuple[int, str]:
+    """How many chunks are shown and in which form, by validation rows."""
+    retrieval = contest.retrieval()
+
+    def asker(setting: Setting) -> Ask:
+        shown, form = int(setting[0]), str(setting[1])
+        return lambda rows: [
+            with_passages(asked, hits[:shown], form)
+            for asked, hits in zip(plainly(contest, rows), retrieval.hits(rows), strict=True)
+        ]
+
+    settings: list[Setting] = [[shown, form] for shown in SHOWN for form in FORMS]
+    shown, form = _chosen(contest, "rag", settings, asker)
+    return int(shown), str(form)
+
+
+def _chosen(contest: Contest, name: str, settings: list[Setting], asker: Callable[[Setting], Ask]) -> Setting:
+    """The setting with the best score on some validation rows, the first among equals."""
+
+    def choose() -> Setting:
+        objective = contest.objective
+        rows = some(contest.split.validation or contest.split.train, CHOICE_ROWS[objective.kind], contest.recipe.seed)
+        metric = "accuracy" if isinstance(objective, Classify) else objective.metric
+        contest.listen({"event": "stage", "text": f"{name}: {len(settings)} settings on {len(rows)} validation rows"})
+        scores = [
+            value(metric, gold(rows), say(contest.base(), asker(each)(rows), objective).given) for each in settings
+        ]
+        return settings[scores.index(max(scores))]
+
+    return contest.choice(name, choose)
+
+
+WAYS: dict[str, Callable[[Contest], Answered]] = {
+    "prompt": _prompt,
+    "few-shot": _few_shot,
+    "rag": _rag,
+    "tf-idf": _tfidf,
+    "tuned": _tuned,
+    "tuned+rag": _tuned_rag,
+    "raft": _raft,
+    "taught": _taught,
+    "no-context": _no_context,
+    "oracle-context": _oracle,
+}
