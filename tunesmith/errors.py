@@ -6,6 +6,7 @@ TunesmithError            exit 2: the user's input is wrong
 ├── TemplateError         a chat format that cannot be masked, or differs from the run's
 ├── ModelError            a model that cannot be found, read or trusted
 ├── CheckpointError       a run folder that is broken, foreign or not a run
+├── RewardError           a reward that fails or gives no number
 └── Refused               exit 1: the input is well-formed, and the data or a gate says no
 
 Each message is one line: place, finding, cure. Anything else that is raised is our own bug.
@@ -36,6 +37,10 @@ class ModelError(TunesmithError):
 
 class CheckpointError(TunesmithError):
     """A run folder is broken, foreign, or made for another base."""
+
+
+class RewardError(TunesmithError):
+    """A reward raised an error or gave something that is no number."""
 
 
 class Refused(TunesmithError):

@@ -12,7 +12,7 @@ from tests.bases import QUESTIONS, policy, scrambled, template
 from tests.tiny import DECODERS
 from tunesmith.data.examples import Message
 from tunesmith.model import generate as room
-from tunesmith.model.generate import before_stop, generate, option_scores, stream
+from tunesmith.model.generate import Drawn, before_stop, generate, option_scores, sample, stream
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 
@@ -219,3 +219,45 @@ def test_each_prompt_may_have_options_of_its_own():
     found = option_scores(made, asked, [first, second])
     assert torch.allclose(found[0], option_scores(made, asked[:1], [first])[0], atol=1e-4)
     assert torch.allclose(found[1], option_scores(made, asked[1:], [second])[0], atol=1e-4)
+
+
+# ------------------------------------------------------------------ several answers to a prompt
+
+
+def drawn_of(made: Policy, asked: list[list[int]], *, seed: int = 3, count: int = 3) -> list[list[Drawn]]:
+    sampling = Sampling(max_new_tokens=6, temperature=1.0, seed=seed)
+    return sample(made, asked, count=count, sampling=sampling, template=template("llama"))
+
+
+def test_several_answers_differ_and_are_the_same_alone_in_company_and_again(monkeypatch: pytest.MonkeyPatch):
+    made, asked = talker("llama"), prompts("llama")
+    together = drawn_of(made, asked)
+    assert [len({tuple(one.ids) for one in group}) for group in together] == [3] * len(asked)
+    assert [drawn_of(made, [prompt])[0] for prompt in asked] == together
+    assert drawn_of(made, asked, seed=4) != together
+    monkeypatch.setattr(room, "SAMPLED", 6)
+    assert drawn_of(made, asked) == together
+
+
+def test_a_prompts_keys_are_made_once_for_all_its_answers():
+    made, asked = talker("llama"), prompts("llama")[:1]
+    seen: list[tuple[int, ...]] = []
+    hook = made.network.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    drawn_of(made, asked, count=4)
+    hook.remove()
+    assert seen[0] == (1, len(asked[0]))
+    assert seen[1] == (4, 1)
+
+
+def test_the_stop_token_of_an_answer_is_told_beside_it(monkeypatch: pytest.MonkeyPatch):
+    made, form = policy("gemma"), template("gemma")
+    forced(made, monkeypatch, [[70, 5], [80, 1], [90, 91]])
+    sampling = Sampling(max_new_tokens=2, temperature=1.0)
+    (drawn,) = sample(made, prompts("gemma")[:1], count=3, sampling=sampling, template=form)
+    assert [(one.ids, one.end, one.finished) for one in drawn] == [
+        ([70], (5,), True),
+        ([80], (1,), True),
+        ([90, 91], (), False),
+    ]

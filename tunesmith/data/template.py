@@ -68,6 +68,7 @@ class Encoded:
     words: tuple[int, ...] = ()
     hidden: tuple[tuple[int, int], ...] = ()
     reference: tuple[float, ...] = ()
+    asks: bool = False  # answers to it are drawn while training, so it teaches though nothing in it is learned
 
     @property
     def length(self) -> int:

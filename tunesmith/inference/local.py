@@ -17,7 +17,8 @@ from tunesmith.model.generate import before_stop, generate, option_scores, strea
 from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Reply, Sampling
-from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
+from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward, Rl
+from tunesmith.recipe import AnyObjective
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class LocalModel:
 
     policy: Policy
     template: Template
-    objective: Classify | Domain | Instruct | Preference | Reward
+    objective: AnyObjective
     limit: int
     wording: str = ""
     temperature: float = 1.0
@@ -174,7 +175,7 @@ class LocalModel:
     @property
     def sampling(self) -> Sampling:
         """Greedy, as long as the training answers were."""
-        longest = self.objective.max_new_tokens if isinstance(self.objective, Instruct | Preference) else 0
+        longest = self.objective.max_new_tokens if isinstance(self.objective, Instruct | Preference | Rl) else 0
         return Sampling(max_new_tokens=longest or Sampling().max_new_tokens)
 
     def _decoder(self) -> Policy:

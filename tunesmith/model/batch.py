@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tunesmith.data.template import Encoded, Tokens
 from tunesmith.model.attention import Layout, Segment, lay_out
+from tunesmith.model.rollout import Rollout
 
 # A segment more costs every layer an attention of its own: measured, it pays from about this many tokens on
 # (bench/NOTES.md).
@@ -41,6 +42,9 @@ class Batch:
     labels: Tensor | None = None  # [E, K] float, what is said of each example
     reference: Tensor | None = None  # [B] float, log p of each row's learned ids before anything moved
     each: int = 1  # rows of an example: the two answers of a pair follow each other
+    places: tuple[str, ...] = ()  # where the examples stand in their file
+    turn: int = 0  # the step that they are of
+    rollout: Rollout | None = None  # what is known of answers that were drawn
 
     @property
     def rows(self) -> int:
@@ -94,12 +98,13 @@ def collate(rows: Sequence[Encoded], *, share: bool = True) -> Batch:
     """A batch of examples of equally many sequences; `share` lets what they begin with run once, where that pays."""
     batch = pack([one for row in rows for one in row.sequences], share=share, labels=[row.label for row in rows])
     reference = torch.tensor([known for row in rows for known in row.reference]) if rows[0].reference else None
-    batch = replace(batch, reference=reference, each=len(rows[0].sequences))
+    places = tuple(row.where for row in rows)
+    batch = replace(batch, reference=reference, each=len(rows[0].sequences), places=places)
     hidden = [(number, place, told) for number, row in enumerate(rows) for place, told in row.hidden]
     if not hidden:
         return batch
-    owners, places, targets = torch.tensor(hidden).unbind(dim=1)
-    return replace(batch, before=batch.paths[owners, places], targets=targets, owners=owners)
+    owners, spots, targets = torch.tensor(hidden).unbind(dim=1)
+    return replace(batch, before=batch.paths[owners, spots], targets=targets, owners=owners)
 
 
 def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tuple[float, ...]] = ((),)) -> Batch:

@@ -20,6 +20,8 @@ from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 
 ROWS = 32
+# Answers drawn side by side when each prompt gets several: the weights are read once for all of them.
+SAMPLED = 64
 
 
 @dataclass(slots=True)
@@ -29,6 +31,12 @@ class _Open:
     cache: DynamicCache
     mask: Tensor  # [B, S] int64
     last: Tensor  # [B, D]
+
+    def spread(self, copies: int) -> None:
+        """Each row so many times, next to each other."""
+        self.cache.batch_repeat_interleave(copies)
+        self.mask = self.mask.repeat_interleave(copies, dim=0)
+        self.last = self.last.repeat_interleave(copies, dim=0)
 
     def keep(self, rows: list[int]) -> None:
         """Drop all other rows."""
@@ -50,37 +58,59 @@ class _Open:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Ids of one answer, the stop token left out, and whether it ended by itself."""
+    """Ids of one answer, the stop token left out, whether it ended by itself, and the stop token if it had one."""
 
     ids: list[int]
     finished: bool
+    end: tuple[int, ...] = ()
 
 
 def generate(policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template) -> list[Drawn]:
     """An answer to each prompt, in the order given; the same answers whatever is asked beside them."""
     answers: dict[int, Drawn] = {}
-    for group in _groups(policy, prompts):
-        ids: dict[int, list[int]] = {row: [] for row in group}
-        open_rows = set(group)
-        for place, token in _steps(policy, [prompts[i] for i in group], sampling=sampling, template=template):
-            row = group[place]
-            if token is None:
-                open_rows.discard(row)
-            else:
-                ids[row].append(token)
-        answers |= {row: Drawn(ids[row], row not in open_rows) for row in group}
+    for group in _groups(policy, prompts, ROWS):
+        drawn = _drawn(policy, [prompts[i] for i in group], sampling=sampling, template=template)
+        answers |= dict(zip(group, drawn, strict=True))
     return [answers[i] for i in range(len(prompts))]
 
 
-def _groups(policy: Policy, prompts: Sequence[list[int]]) -> Iterator[list[int]]:
-    """Prompts that are answered together, the longest first."""
+def sample(
+    policy: Policy, prompts: Sequence[list[int]], *, count: int, sampling: Sampling, template: Template
+) -> list[list[Drawn]]:
+    """`count` answers to each prompt, each by a chance of its own; a prompt's keys and values are made once."""
+    answers: dict[int, list[Drawn]] = {}
+    for group in _groups(policy, prompts, max(1, SAMPLED // count)):
+        some = [prompts[i] for i in group]
+        drawn = _drawn(policy, some, sampling=sampling, template=template, copies=count)
+        answers |= {row: drawn[place * count : (place + 1) * count] for place, row in enumerate(group)}
+    return [answers[i] for i in range(len(prompts))]
+
+
+def _drawn(
+    policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template, copies: int = 1
+) -> list[Drawn]:
+    """The answers to prompts that run together."""
+    ids: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
+    ends: dict[int, tuple[int, ...]] = {}
+    with policy.mixing():
+        for row, token, ended in _steps(policy, prompts, sampling=sampling, template=template, copies=copies):
+            stops = token in template.stop_ids
+            if not stops:
+                ids[row].append(token)
+            if ended:
+                ends[row] = (token,) if stops else ()
+    return [Drawn(said, row in ends, ends.get(row, ())) for row, said in enumerate(ids)]
+
+
+def _groups(policy: Policy, prompts: Sequence[list[int]], size: int) -> Iterator[list[int]]:
+    """Prompts that are answered together, at most `size`, the longest first."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     # Padding would stand between virtual tokens and a row's own, as in `_prefill`, so here nothing is padded.
     even = policy.virtual is not None and _slides(policy)
     for _, alike in groupby(order, key=lambda i: len(prompts[i]) if even else 0):
         members = list(alike)
-        for start in range(0, len(members), ROWS):
-            yield members[start : start + ROWS]
+        for start in range(0, len(members), size):
+            yield members[start : start + size]
 
 
 def _slides(policy: Policy) -> bool:
@@ -95,8 +125,8 @@ def stream(policy: Policy, prompt: list[int], *, sampling: Sampling, template: T
     """
     ids: list[int] = []
     said = ""
-    for _, token in _steps(policy, [prompt], sampling=sampling, template=template):
-        if token is None:
+    for _, token, _ in _steps(policy, [prompt], sampling=sampling, template=template):
+        if token in template.stop_ids:
             break
         ids.append(token)
         text = template.decode(ids)
@@ -124,32 +154,38 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
 
 @torch.inference_mode()
 def _steps(
-    policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template
-) -> Iterator[tuple[int, int | None]]:
-    """(row, id) as they are drawn; (row, None) when a row ends by itself."""
-    rows = list(range(len(prompts)))
-    said: list[list[int]] = [[] for _ in prompts]
-    chance = [chance_of(sampling.seed, prompt) for prompt in prompts]
+    policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template, copies: int = 1
+) -> Iterator[tuple[int, int, bool]]:
+    """(row, id, whether the row ends with it) as they are drawn; `copies` rows for each prompt."""
+    rows = list(range(len(prompts) * copies))
+    said: list[list[int]] = [[] for _ in rows]
+    chance = [chance_of(sampling.seed, prompt, copy) for prompt in prompts for copy in range(copies)]
     state = _prefill(policy, prompts)
+    if copies > 1:
+        state.spread(copies)
     for step in range(sampling.max_new_tokens):
-        drawn = choose(policy.words.logits(state.last).float(), [chance[row] for row in rows], sampling)
+        drawn = choose(_logits(policy, state.last), [chance[row] for row in rows], sampling)
         going = []
         for place, (row, token) in enumerate(zip(rows, drawn.tolist(), strict=True)):
-            if token in template.stop_ids:
-                yield row, None
-                continue
             said[row].append(token)
-            yield row, token
-            if sampling.stop and any(stop in template.decode(said[row]) for stop in sampling.stop):
-                yield row, None
-                continue
-            going.append(place)
+            ended = token in template.stop_ids or (
+                bool(sampling.stop) and any(stop in template.decode(said[row]) for stop in sampling.stop)
+            )
+            yield row, token, ended
+            if not ended:
+                going.append(place)
         if not going or step + 1 == sampling.max_new_tokens:
             return
         if len(going) < len(rows):
             state.keep(going)
             rows, drawn = [rows[place] for place in going], drawn[going]
         state.last = state.feed(policy, drawn[:, None], torch.ones_like(drawn[:, None], dtype=torch.bool))[:, -1]
+
+
+def _logits(policy: Policy, last: Tensor) -> Tensor:
+    """[B, V] in full precision: what half of it loses in the products before is less than what it would round here."""
+    with torch.autocast(last.device.type, enabled=False):
+        return policy.words.logits(last.to(policy.network.dtype)).float()
 
 
 def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _Open:
@@ -192,13 +228,15 @@ def choose(logits: Tensor, chance: Sequence[torch.Generator], sampling: Sampling
         ordered, index = probabilities.sort(dim=1, descending=True)
         ordered[ordered.cumsum(dim=1) - ordered > sampling.top_p] = 0
         probabilities = torch.zeros_like(probabilities).scatter_(1, index, ordered)
-    draws = [torch.multinomial(row.cpu(), 1, generator=g) for row, g in zip(probabilities, chance, strict=True)]
-    return torch.cat(draws).to(logits.device)
+    # One number per row and the place it falls on: torch.multinomial draws one for every word.
+    bounds = probabilities.cumsum(dim=1)
+    places = torch.stack([torch.rand(1, generator=one) for one in chance]).to(bounds.device) * bounds[:, -1:]
+    return torch.searchsorted(bounds, places, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
 
 
-def chance_of(seed: int, prompt: list[int]) -> torch.Generator:
-    """Chance that depends on the seed and the prompt, not on the company the prompt keeps."""
-    digest = hashlib.sha256(f"{seed}/{prompt}".encode()).digest()
+def chance_of(seed: int, prompt: list[int], copy: int = 0) -> torch.Generator:
+    """Chance that depends on the seed, the prompt and which of its answers it is, not on the company they keep."""
+    digest = hashlib.sha256((f"{seed}/{prompt}/{copy}" if copy else f"{seed}/{prompt}").encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
 

@@ -156,12 +156,12 @@ class LanguageHead:
             return sum_nll(states, weight, None, targets)
         return F.cross_entropy(self.logits(states).float(), targets, reduction="sum")
 
-    def logprobs(self, states: Tensor, targets: Tensor) -> Tensor:
-        """[N, D] and [N] -> [N], log p(target)."""
+    def logprobs(self, states: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
+        """[N, D] and [N] -> [N], log p(target) of a draw at this temperature."""
         if (weight := self._plain()) is not None:
-            found: Tensor = _Logprobs.apply(states, weight, targets)  # type: ignore[no-untyped-call]
+            found: Tensor = _Logprobs.apply(states / temperature, weight, targets)  # type: ignore[no-untyped-call]
             return found
-        return -F.cross_entropy(self.logits(states).float(), targets, reduction="none")
+        return -F.cross_entropy(self.logits(states).float() / temperature, targets, reduction="none")
 
     def _plain(self) -> Tensor | None:
         """The weight where the logits are states W^T and nothing else."""

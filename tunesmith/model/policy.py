@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,8 +58,12 @@ class Policy:
         """[N, D]: last hidden state of every packed token."""
         if self.mixed is None:
             return self._states(batch)
-        with torch.autocast(self.device.type, dtype=self.mixed):
+        with self.mixing():
             return self._states(batch).float()
+
+    def mixing(self) -> AbstractContextManager[Any]:
+        """A context in which products are made in the type to multiply in."""
+        return nullcontext() if self.mixed is None else torch.autocast(self.device.type, dtype=self.mixed)
 
     def _states(self, batch: Batch) -> Tensor:
         if self.packs and (self.virtual is None or self.virtual.is_past):

@@ -5,7 +5,8 @@ from tunesmith.objectives.domain import Domain
 from tunesmith.objectives.instruct import Instruct
 from tunesmith.objectives.preference import Preference
 from tunesmith.objectives.reward import Reward
+from tunesmith.objectives.rl import Rl
 
-OBJECTIVES = (Classify, Domain, Instruct, Preference, Reward)
+OBJECTIVES = (Classify, Domain, Instruct, Preference, Reward, Rl)
 
-__all__ = ["OBJECTIVES", "Classify", "Domain", "Instruct", "Preference", "Reward"]
+__all__ = ["OBJECTIVES", "Classify", "Domain", "Instruct", "Preference", "Reward", "Rl"]

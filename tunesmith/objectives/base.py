@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self
 
 from torch import Tensor, nn
@@ -13,18 +13,39 @@ from tunesmith.data.rows import Row
 from tunesmith.data.template import Encoded, Template
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
+from tunesmith.model.rollout import Figures
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A sum over a batch and the number of units it is a sum of; the loop divides by the window's units."""
+    """A sum over a batch and the number of units it is a sum of; the loop divides by the window's units.
+
+    `figures` go into the journal beside it.
+    """
 
     total: Tensor
     units: int
+    figures: Figures = field(default_factory=dict)
+
+
+class Learner(Protocol):
+    """What the loop needs to know: batches in, a loss out."""
+
+    def prepare(self, batch: Batch, policy: Policy) -> Batch:
+        """The batch with everything that needs no gradient."""
+        ...
+
+    def units(self, batch: Batch) -> int:
+        """What a loss over this prepared batch is a sum of: learned tokens or rows."""
+        ...
+
+    def loss(self, batch: Batch, policy: Policy) -> Loss:
+        """The summed loss of a prepared batch: a pure function of tensors."""
+        ...
 
 
 class Objective(Protocol):
-    """What is learned: rows in, a loss out. The recipe entry itself has these methods."""
+    """What is learned, as the recipe names it: rows in, sequences and a head out. Most are their own learner."""
 
     families: ClassVar[tuple[str, ...]]
 
@@ -47,16 +68,4 @@ class Objective(Protocol):
 
     def head(self, policy: Policy) -> nn.Module | None:
         """A fresh output layer of the objective's own over this network, None where the network's is used."""
-        ...
-
-    def prepare(self, batch: Batch, policy: Policy) -> Batch:
-        """The batch with everything that needs no gradient."""
-        ...
-
-    def units(self, batch: Batch) -> int:
-        """What a loss over this batch is a sum of: learned tokens or rows."""
-        ...
-
-    def loss(self, batch: Batch, policy: Policy) -> Loss:
-        """The summed loss of a batch: a pure function of tensors."""
         ...

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from tunesmith.aliases import translate
 from tunesmith.errors import RecipeError
-from tunesmith.objectives import OBJECTIVES
+from tunesmith.objectives import OBJECTIVES, Rl
 from tunesmith.recipe.sections import Recipe, nearest
 from tunesmith.techniques import TECHNIQUES, Lora
 
@@ -75,11 +75,26 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     data = recipe.data
     moved = {"train": anchor(data.train), "validation": anchor(data.validation), "test": anchor(data.test)}
     replay = recipe.replay.model_copy(update={"source": anchor(recipe.replay.source)})
+    objective = recipe.objective
+    if isinstance(objective, Rl):
+        objective = objective.model_copy(update={"reward": _beside(objective.reward, folder)})
     documents = recipe.documents.model_copy(update={"source": anchor(recipe.documents.source)})
     model = anchor(recipe.model) if "/" in recipe.model or recipe.model.endswith(".gguf") else recipe.model
-    return recipe.model_copy(
-        update={"data": data.model_copy(update=moved), "model": model, "replay": replay, "documents": documents}
+    changed = {"data": data.model_copy(update=moved), "model": model, "replay": replay, "documents": documents}
+    return recipe.model_copy(update={**changed, "objective": objective})
+
+
+def _beside(reward: str | dict[str, float], folder: Path) -> str | dict[str, float]:
+    """The same rewards; a run or a module that lies in the folder is named by its path."""
+    if not isinstance(reward, str):
+        return {str(_beside(name, folder)): weight for name, weight in reward.items()}
+    module, colon, function = reward.partition(":")
+    if not reward or Path(module).is_absolute():
+        return reward
+    file = (
+        folder / (module if module.endswith(".py") else f"{module.replace('.', '/')}.py") if colon else folder / module
     )
+    return f"{file}{colon}{function}" if file.exists() else reward
 
 
 def _apply(values: dict[str, Any], change: str) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
 
-from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct, Preference, Reward
+from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct, Preference, Reward, Rl
 from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Full, Ia3, Lora, Prefix, Prompt, PTuning
 
 
@@ -81,7 +81,7 @@ def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[
     return BeforeValidator(read)
 
 
-_Objective = Annotated[Classify | Domain | Instruct | Preference | Reward, Discriminator("kind")]
+_Objective = Annotated[Classify | Domain | Instruct | Preference | Reward | Rl, Discriminator("kind")]
 AnyObjective = Annotated[_Objective, _by_kind(OBJECTIVES, {})]
 _Technique = Annotated[Full | Lora | Ia3 | Prompt | Prefix | PTuning, Discriminator("kind")]
 AnyTechnique = Annotated[_Technique, _by_kind(TECHNIQUES, SHORTHANDS)]

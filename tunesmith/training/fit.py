@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.errors import Refused
+from tunesmith.errors import Refused, RewardError
 from tunesmith.model.batch import Batch
 from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
 from tunesmith.model.policy import Policy
-from tunesmith.objectives.base import Objective
+from tunesmith.model.rollout import Figures, added
+from tunesmith.objectives.base import Learner
 from tunesmith.training.optim import Plan, make_optimizer, optimizer_tensors, restore_optimizer, set_rate
 
 
@@ -52,10 +53,20 @@ class State:
     rows: int = 0
     stopped_early: bool = False
 
+    def count(self, batches: Sequence[Batch], prepared: Sequence[Batch], *, seconds: float) -> int:
+        """One step more, and the tokens of it; drawn answers are rows' tokens too, and are no rows of the user's."""
+        tokens = sum(batch.tokens for batch in prepared)
+        self.step += 1
+        self.seconds += seconds
+        self.tokens += tokens
+        self.computed += sum(batch.computed for batch in prepared)
+        self.rows += sum(batch.examples for batch in batches)
+        return tokens
+
 
 def fit(
     policy: Policy,
-    objective: Objective,
+    learner: Learner,
     window: Callable[[int], Sequence[Batch]],
     *,
     plan: Plan,
@@ -71,7 +82,11 @@ def fit(
     state = _resume(policy, optimizer, hooks.folder) or State()
     hooks.resumed(state.step)
     while state.step < plan.steps and not state.stopped_early:
-        _record_step(policy, objective, window, optimizer=optimizer, run=(plan, hooks, state))
+        try:
+            _record_step(policy, learner, window, optimizer=optimizer, run=(plan, hooks, state))
+        except RewardError:  # answers are scored before any number of the step moves
+            save(policy, optimizer, state, hooks.folder)
+            raise
         last = state.step == plan.steps
         if plan.eval_steps and (state.step % plan.eval_steps == 0 or last):
             _validate(policy, state, plan=plan, hooks=hooks)
@@ -89,7 +104,7 @@ def fit(
 
 def _record_step(
     policy: Policy,
-    objective: Objective,
+    learner: Learner,
     window: Callable[[int], Sequence[Batch]],
     *,
     optimizer: torch.optim.Optimizer,
@@ -99,19 +114,17 @@ def _record_step(
     plan, hooks, state = run
     began = hooks.clock()
     set_rate(optimizer, plan.rate(state.step))
-    loss, batches = _gathered(policy, objective, window, run=run)
+    batches, prepared, (loss, figures) = _gathered(policy, learner, window, run=run)
     norm = _move(policy, optimizer, clip=plan.clip)
+    for _ in range(1, plan.updates):
+        loss, figures = accumulate(policy, learner, prepared)
+        norm = _move(policy, optimizer, clip=plan.clip)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Refused(
             f"step {state.step + 1}: the loss is {loss}, the gradient {norm}; lower schedule.learning_rate "
             f"(now {plan.peak:g}) or look at the rows with `tunesmith tune --dry-run`"
         )
-    state.step += 1
-    state.seconds += hooks.clock() - began
-    tokens = sum(batch.tokens for batch in batches)
-    state.tokens += tokens
-    state.computed += sum(batch.computed for batch in batches)
-    state.rows += sum(batch.examples for batch in batches)
+    tokens = state.count(batches, prepared, seconds=hooks.clock() - began)
     hooks.record(
         {
             "step": state.step,
@@ -122,18 +135,19 @@ def _record_step(
             "tokens": tokens,
             "seconds": state.seconds,
             "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
+            **figures,
         }
     )
 
 
 def _gathered(
     policy: Policy,
-    objective: Objective,
+    learner: Learner,
     window: Callable[[int], Sequence[Batch]],
     *,
     run: tuple[Plan, Hooks, State],
-) -> tuple[float, Sequence[Batch]]:
-    """Loss per unit of the next step, whose gradients are now there, and the micro-batches that memory held.
+) -> tuple[Sequence[Batch], Sequence[Batch], tuple[float, dict[str, float]]]:
+    """The micro-batches of the next step that memory held, the same prepared, and what `accumulate` makes of them.
 
     Where it did not hold them, all gradients of the step are dropped and it begins again with smaller ones.
     """
@@ -142,7 +156,8 @@ def _gathered(
         torch.manual_seed(plan.seed * 1_000_003 + state.step)
         batches = window(state.step)
         try:
-            return accumulate(policy, objective, batches), batches
+            prepared = ready(policy, learner, batches)
+            return batches, prepared, accumulate(policy, learner, prepared)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -166,30 +181,37 @@ def out_of_memory(error: BaseException) -> bool:
 
 def step(
     policy: Policy,
-    objective: Objective,
+    learner: Learner,
     batches: Sequence[Batch],
     *,
     optimizer: torch.optim.Optimizer,
     clip: float,
 ) -> tuple[float, float]:
     """Loss per unit over a window of micro-batches, and the gradient's norm, after moving the numbers once."""
-    loss = accumulate(policy, objective, batches)
+    loss, _ = accumulate(policy, learner, ready(policy, learner, batches))
     return loss, _move(policy, optimizer, clip=clip)
 
 
-def accumulate(policy: Policy, objective: Objective, batches: Sequence[Batch]) -> float:
-    """Loss per unit over a window of micro-batches, with its gradient added to what is there.
+def ready(policy: Policy, learner: Learner, batches: Sequence[Batch]) -> list[Batch]:
+    """The micro-batches of a window with everything that needs no gradient, made before any number moves."""
+    policy.train(False)
+    return [learner.prepare(batch.to(policy.device), policy) for batch in batches]
+
+
+def accumulate(policy: Policy, learner: Learner, prepared: Sequence[Batch]) -> tuple[float, dict[str, float]]:
+    """Loss per unit over a window of prepared micro-batches, its gradient added to what is there; and other figures.
 
     Losses are sums and the whole window's units divide them, so any cut into micro-batches gives the same step.
     """
     policy.train()
-    units = sum(objective.units(batch) for batch in batches)
-    total = 0.0
-    for batch in batches:
-        loss = objective.loss(objective.prepare(batch.to(policy.device), policy), policy)
+    units = max(1, sum(learner.units(batch) for batch in prepared))
+    total, figures = 0.0, list[Figures]()
+    for batch in prepared:
+        loss = learner.loss(batch, policy)
         (loss.total / units).backward()
         total += float(loss.total.detach())
-    return total / units
+        figures.append(loss.figures)
+    return total / units, added(figures)
 
 
 def _move(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: float) -> float:

@@ -24,6 +24,7 @@ class Plan:
     eval_steps: int = 0  # 0: never
     save_steps: int = 0  # 0: only at the end
     patience: int = 3
+    updates: int = 1  # of the numbers in one step, on the same prepared batches
     seed: int = 0
 
     def rate(self, step: int) -> float:

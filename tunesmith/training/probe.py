@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tunesmith.errors import Refused
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
-from tunesmith.objectives.base import Objective
+from tunesmith.objectives.base import Learner
 from tunesmith.training.fit import load_numbers, numbers, step
 from tunesmith.training.optim import Plan, make_optimizer, set_rate
 
@@ -27,7 +27,7 @@ class Probe:
     steps: int
 
 
-def can_learn(policy: Policy, objective: Objective, batch: Batch, *, plan: Plan) -> Probe:
+def can_learn(policy: Policy, objective: Learner, batch: Batch, *, plan: Plan) -> Probe:
     """The probe's losses; the policy's numbers are put back as they were. Raises Refused if it learns nothing."""
     start = {name: value.clone() for name, value in numbers(policy).items()}
     optimizer = make_optimizer(policy, plan)

@@ -20,7 +20,7 @@ from tunesmith.inference.open import Found, identify, open_model
 from tunesmith.model.device import choose_machine
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Classify, Domain, Preference, Reward
+from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
 from tunesmith.recipe import load_recipe
 from tunesmith.workflows.answers import Untuned
 from tunesmith.workflows.frozen_head import open_base
@@ -169,6 +169,7 @@ def _base_of_run(yardstick: Yardstick[Any], found: Found, task: Task, *, offline
         said = yardstick.probe(LocalModel(policy, template, about.objective, about.limit), train)
         task.notes.append(f"base: {said.how}")
         return said
+    assert isinstance(about.objective, Classify | Instruct), "a run of rl is saved as the instruct model it is"
     untuned = Untuned(base, policy, template, about.objective, about.limit)
     if base.family == "encoder" or (isinstance(about.objective, Classify) and about.objective.multi):
         answers = untuned.answer(train=_learned_from(found, offline=offline), validation=(), test=task.examples)

@@ -86,9 +86,11 @@ def _trained(prepared: Prepared, out: Path, watch: Watch) -> dict[str, Tensor]:
         validate=lambda: validation_loss(prepared, policy),
         stop=watch.stop,
     )
+    objective = prepared.recipe.objective
+    assert isinstance(objective, Domain)
     fit(
         policy,
-        prepared.recipe.objective,
+        objective,
         Batches(prepared, prepared.train).window,
         plan=_plan(prepared, policy),
         hooks=hooks,

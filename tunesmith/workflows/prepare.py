@@ -20,6 +20,7 @@ from tunesmith.model.load import Base, LoadOptions, load_base
 from tunesmith.objectives import Domain
 from tunesmith.recipe import AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
 from tunesmith.workflows.house_rules import read_rules
+from tunesmith.workflows.rewards import check_reward
 
 Listener = Callable[[dict[str, Any]], None]
 # The least that `data.max_tokens` may be.
@@ -78,6 +79,7 @@ def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
 def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepared:
     """Rows, machine, model and encoded rows of a recipe. Raises the errors of all doors on the way."""
     read_rules(recipe, offline=offline)  # a rule that cannot be checked is refused now, not after the run
+    check_reward(recipe)
     listen({"event": "stage", "text": f"reading {recipe.data.train}"})
     loaded = _audited(recipe, read_data(recipe, offline=offline))
     wanted = recipe.machine
@@ -172,8 +174,8 @@ def _facts(recipe: Recipe, loaded: Loaded, train: Sequence[Encoded]) -> DataFact
 
 
 def _teaches(row: Encoded) -> bool:
-    """Whether the row has a learned token or a label for a head."""
-    return bool(row.label) or any(tokens.learned for tokens in row.sequences)
+    """Whether the row has a learned token, a label for a head, or asks for answers that are scored."""
+    return bool(row.label) or row.asks or any(tokens.learned for tokens in row.sequences)
 
 
 def _all(loaded: Loaded) -> list[Example]:

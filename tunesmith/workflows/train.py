@@ -16,7 +16,8 @@ from tunesmith.evaluation import calibration
 from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, cut
 from tunesmith.model.device import DTYPES
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Classify, Instruct, Preference, Reward
+from tunesmith.objectives import Classify, Instruct, Preference, Reward, Rl
+from tunesmith.objectives.practice import Practice
 from tunesmith.recipe import Recipe
 from tunesmith.training.fit import Hooks, State, fit
 from tunesmith.training.journal import Journal
@@ -24,6 +25,7 @@ from tunesmith.training.optim import Plan
 from tunesmith.training.probe import ROWS, Probe, can_learn
 from tunesmith.training.sampler import Sampler
 from tunesmith.training.track import Tracker, open_trackers
+from tunesmith.workflows.learner import held_out_reward, learner_of, needs_start, told_apart
 from tunesmith.workflows.prepare import Listener, Prepared, masking_of
 from tunesmith.workflows.references import fallen, preferred, with_references
 
@@ -56,14 +58,14 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     listen = watch.listen
     recipe, objective = prepared.recipe, prepared.recipe.objective
     prepared = with_references(prepared, out, policy=_start(prepared), listen=listen)
-    policy = _adapted(prepared)
+    policy, learner = _adapted(prepared), learner_of(prepared)
     plan = make_plan(recipe, policy, rows=len(prepared.train))
     if not prepared.validation:  # rows may be there and teach nothing: a score of nothing would always be the best
         plan = replace(plan, eval_steps=0)
     batches = Batches(prepared, prepared.train)
     journal = Journal(out / "journal.jsonl")
     fresh = not (out / "checkpoints").exists()
-    probe = _probe(prepared, policy, plan, listen) if fresh and recipe.schedule.probe else None
+    probe = _probe(prepared, policy, plan, watch) if fresh and recipe.schedule.probe else None
     trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
     beside: dict[str, float] = {}
     hooks = Hooks(
@@ -76,10 +78,12 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     )
     listen({"event": "stage", "text": "training"})
     try:
-        state = fit(policy, objective, batches.window, plan=plan, hooks=hooks)
+        state = fit(policy, learner, batches.window, plan=plan, hooks=hooks)
     finally:
         for tracker in trackers:
             tracker.close()
+    if isinstance(objective, Rl):
+        policy.head = None  # what expected rewards; the model that answers has no use for it
     policy.mixed = None  # answers are given in full precision, here and wherever the run is loaded
     return Trained(policy, plan, state, probe, _notes(journal))
 
@@ -143,7 +147,7 @@ def _opening(prepared: Prepared) -> list[int]:
     objective, words = prepared.recipe.objective, ""
     if isinstance(objective, Classify):
         words = f"{', '.join(objective.labels)}. {objective.instruction}"
-    if isinstance(objective, Instruct | Preference | Reward):
+    if isinstance(objective, Instruct | Preference | Reward | Rl):
         words = objective.instruction
     ids: list[int] = prepared.template.tokenizer(words, add_special_tokens=False)["input_ids"]
     return ids or prepared.train[0].sequences[0].ids
@@ -160,8 +164,9 @@ def _adapted(prepared: Prepared) -> Policy:
     """The base under the recipe's technique, with the objective's head, before any step."""
     recipe, base = prepared.recipe, prepared.base
     torch.manual_seed(recipe.seed)
-    keep = isinstance(recipe.objective, Preference) and recipe.objective.asks_reference
-    policy = recipe.technique.adapt(base.network, family=base.family, keep_reference=keep, start=_opening(prepared))
+    policy = recipe.technique.adapt(
+        base.network, family=base.family, keep_reference=needs_start(recipe.objective), start=_opening(prepared)
+    )
     policy.head = recipe.objective.head(policy)
     if policy.head is not None and prepared.head is not None:
         policy.head.load_state_dict(prepared.head)
@@ -179,12 +184,15 @@ def _judged(prepared: Prepared, policy: Policy, watch: Watch, beside: dict[str, 
     return validation_loss(prepared, policy)
 
 
-def _probe(prepared: Prepared, policy: Policy, plan: Plan, listen: Listener) -> Probe:
+def _probe(prepared: Prepared, policy: Policy, plan: Plan, watch: Watch) -> Probe | None:
     """Whether a few short rows can be learned at all; Refused if not."""
+    rows, listen = prepared.train, watch.listen
+    if isinstance(learner := learner_of(prepared), Practice):
+        told_apart(prepared, policy, learner, listen=listen)
+        return None
     listen({"event": "stage", "text": f"can it learn {ROWS} rows at all?"})
-    rows = prepared.train
     shortest = sorted(range(len(rows)), key=lambda i: rows[i].length)[: 4 * ROWS : 4]
-    found = can_learn(policy, prepared.recipe.objective, Batches(prepared, rows).of(shortest), plan=plan)
+    found = can_learn(policy, learner, Batches(prepared, rows).of(shortest), plan=plan)
     listen({"event": "probe", "first": found.first, "last": found.last, "steps": found.steps})
     return found
 
@@ -212,6 +220,7 @@ def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> Plan:
         save_steps=max(1, steps // 10) if schedule.save_steps == "auto" else schedule.save_steps,
         patience=schedule.patience,
         seed=recipe.seed,
+        updates=recipe.objective.updates if isinstance(recipe.objective, Rl) else 1,
     )
 
 
@@ -224,7 +233,12 @@ class Batches:
         self._share = prepared.base.family == "decoder"
         self._masking = masking_of(prepared.recipe.objective, prepared.template, prepared.recipe.seed)
         tokens = TOKENS_PER_PASS if schedule.batch_tokens == "auto" else schedule.batch_tokens
-        self.sampler = Sampler(tuple(row.size for row in rows), schedule.batch_rows, tokens, prepared.recipe.seed)
+        objective = prepared.recipe.objective
+        # Answers that are still to be drawn take their room too.
+        drawn = objective.group * objective.max_new_tokens if isinstance(objective, Rl) else 0
+        self.sampler = Sampler(
+            tuple(row.size + drawn for row in rows), schedule.batch_rows, tokens, prepared.recipe.seed
+        )
 
     def of(self, numbers: Sequence[int], turn: int | str = HELD_OUT) -> Batch:
         """These rows as one batch; words are hidden as the turn, a pass over the rows, hides them."""
@@ -236,7 +250,7 @@ class Batches:
     def window(self, step: int) -> list[Batch]:
         """The micro-batches of one optimizer step."""
         turn = step // self.sampler.steps_per_epoch
-        return [self.of(numbers, turn) for numbers in self.sampler.window(step)]
+        return [replace(self.of(numbers, turn), turn=step) for numbers in self.sampler.window(step)]
 
     def halve(self, step: int) -> int:
         """Half the tokens that the largest micro-batch of this step takes, the bound from now on; 0 for lone rows."""
@@ -264,13 +278,15 @@ def validation_loss(prepared: Prepared, policy: Policy) -> float:
     With a head for one label of several it is taken at the temperature that suits it best: a small encoder grows
     too sure long before it stops getting better, and the run fits that temperature at its end anyway.
     """
-    objective = prepared.recipe.objective
+    objective, learner = prepared.recipe.objective, learner_of(prepared)
+    if isinstance(learner, Practice):
+        return -held_out_reward(prepared, policy, learner)
     batches = Batches(prepared, prepared.validation).all()
     if policy.head is not None and isinstance(objective, Classify) and not objective.multi:
         return _calibrated_loss(policy, batches)
     total, units = 0.0, 0
     for batch in batches:
-        loss = objective.loss(objective.prepare(batch.to(policy.device), policy), policy)
+        loss = learner.loss(learner.prepare(batch.to(policy.device), policy), policy)
         total, units = total + float(loss.total), units + loss.units
     return total / max(1, units)
 

@@ -19,7 +19,7 @@ from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import write_folder
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Domain
+from tunesmith.objectives import Domain, Rl
 from tunesmith.recipe import Recipe, save_recipe
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
@@ -132,7 +132,8 @@ def _controls(prepared: Prepared, out: Path, yardstick: Yardstick[Any], watch: W
 def _model(prepared: Prepared, policy: Policy) -> LocalModel:
     """A policy that answers as the recipe asks."""
     recipe = prepared.recipe
-    return LocalModel(policy, prepared.template, recipe.objective, recipe.data.max_tokens)
+    objective = recipe.objective.answering() if isinstance(recipe.objective, Rl) else recipe.objective
+    return LocalModel(policy, prepared.template, objective, recipe.data.max_tokens)
 
 
 def _measured(
@@ -156,7 +157,7 @@ def _about(prepared: Prepared, model: LocalModel) -> About:
         base=recipe.model,
         fingerprint=prepared.base.fingerprint,
         family=prepared.base.family,
-        objective=recipe.objective,
+        objective=model.objective,
         technique=recipe.technique,
         template_hash=prepared.template.hash,
         limit=recipe.data.max_tokens,

@@ -6,6 +6,7 @@ from tunesmith.workflows.yardsticks.answering import Answering
 from tunesmith.workflows.yardsticks.base import Frozen, Said, Worth, Yardstick
 from tunesmith.workflows.yardsticks.judging import Judging
 from tunesmith.workflows.yardsticks.reading import Reading
+from tunesmith.workflows.yardsticks.rewarded import Rewarded
 
 YARDSTICKS: dict[str, type[Yardstick[Any]]] = {
     "classify": Answering,
@@ -13,6 +14,7 @@ YARDSTICKS: dict[str, type[Yardstick[Any]]] = {
     "domain": Reading,
     "preference": Judging,
     "reward": Judging,
+    "rl": Rewarded,
 }
 
 

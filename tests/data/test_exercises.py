@@ -1,0 +1,54 @@
+"""Prompts to be answered anew: from rows with an answer, without one, and from chats that end with a question."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tunesmith.data.examples import Message
+from tunesmith.data.exercises import Attempt, exercises
+from tunesmith.data.rows import Row
+from tunesmith.errors import DataError
+from tunesmith.objectives import Rl
+
+RL = Rl(reward="rules:score")
+
+
+def rows(*fields: dict[str, Any]) -> list[Row]:
+    return [Row(f"rows.jsonl:{i}", one) for i, one in enumerate(fields, 1)]
+
+
+def test_a_row_with_an_answer_keeps_it_as_its_reference_and_the_row_beside_it():
+    (one,) = exercises(
+        rows({"q": "Who?", "a": "Me.", "id": 7}), columns={"prompt": "q", "answer": "a"}, instruction="Say:"
+    )
+    assert one.prompt == (Message("user", "Say:\n\nWho?"),)
+    assert (one.reference, one.row["id"], one.where) == ("Me.", 7, "rows.jsonl:1")
+
+
+def test_a_row_of_a_prompt_alone_has_no_reference():
+    (one,) = RL.examples(rows({"prompt": "Who?", "level": 2}), group="")
+    attempt = Attempt(one, "Me.", True)
+    assert (one.prompt, one.reference) == ((Message("user", "Who?"),), "")
+    assert (attempt.question, attempt.row["level"]) == ("Who?", 2)
+
+
+def test_a_chat_may_end_with_the_question():
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "ho"},
+        {"role": "user", "content": "?"},
+    ]
+    (one,) = Rl(messages="messages", reward="r:s").examples(rows({"messages": turns}), group="")
+    assert [message.content for message in one.prompt] == ["hi", "ho", "?"]
+
+
+def test_rows_without_anything_like_a_prompt_are_refused():
+    with pytest.raises(DataError, match="no known format"):
+        RL.examples(rows({"colour": "red"}), group="")
+
+
+def test_a_blank_prompt_is_refused_with_its_place():
+    with pytest.raises(DataError, match=r"rows.jsonl:2: column 'prompt' must be text"):
+        RL.examples(rows({"prompt": "Who?"}, {"prompt": " "}), group="")

@@ -1,0 +1,141 @@
+"""From prompts and a reward to a measured run, with tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_examples import ROOT
+from tests.workflows.conftest import answers, recipe, tune
+from tunesmith.data.examples import Message
+from tunesmith.data.exercises import Attempt, Exercise
+from tunesmith.errors import RecipeError, Refused, RewardError
+from tunesmith.inference.folder import load
+from tunesmith.objectives import Rl
+from tunesmith.recipe import Recipe, make_recipe
+from tunesmith.training.fit import Interrupted
+from tunesmith.workflows.rewards import scorer_of
+
+pytestmark = pytest.mark.usefixtures("small_world")
+
+RULES = """
+import math
+
+def short(attempt):
+    return max(0.0, 1 - len(attempt.text) / 20)
+
+def known(attempt):
+    return attempt.row["prompt"] + attempt.question + attempt.exercise.reference
+
+def constant(attempt):
+    return 1
+
+def nothing(attempt):
+    return math.nan
+
+def fails(attempt):
+    return 1 / len("")
+"""
+
+
+@pytest.fixture
+def rules(tmp_path: Path) -> Path:
+    file = tmp_path / "rules.py"
+    file.write_text(RULES, encoding="utf-8")
+    return file
+
+
+def made(place: Path, reward: Any, **parts: Any) -> Recipe:
+    objective = {"kind": "rl", "reward": reward, "group": 4, "max_new_tokens": 6, **parts.pop("objective", {})}
+    schedule = {"epochs": 1, "batch_rows": 8, "save_steps": 1, **parts.pop("schedule", {})}
+    return recipe(place, answers(), "llama", objective=objective, schedule=schedule, **parts)
+
+
+def attempt(text: str = "hello") -> Attempt:
+    return Attempt(Exercise("rows:1", (Message("user", "Say it"),), row={"prompt": "x"}), text, True)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_run_is_measured_by_its_reward_and_answers_like_any_other(algorithm: str, rules: Path, tmp_path: Path):
+    run = tune(made(tmp_path, f"{rules}:short", objective={"algorithm": algorithm}), tmp_path / "run")
+    report = run.report
+    assert [task.metric for task in report.tasks] == ["reward", "rouge_l"]
+    assert report.baselines[0].name == "base"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert lines[0]["score_tuned"] == pytest.approx(max(0.0, 1 - len(lines[0]["tuned"]) / 20))
+    journal = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+    told = {"reward", "reward_spread", "groups_alike", "kl", "answer_tokens", "cut_off_share", "repeated_share"}
+    assert told <= set(journal[0])
+    model = load(tmp_path / "run")
+    assert model.policy.head is None
+    assert [reply.text for reply in model.replies([[Message("user", lines[0]["question"])]])] == [lines[0]["tuned"]]
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(rules: Path, tmp_path: Path):
+    wanted = made(tmp_path, f"{rules}:short")
+    whole = tune(wanted, tmp_path / "whole").report
+    left = [False, True]
+    with pytest.raises(Interrupted):
+        tune(wanted, tmp_path / "cut", stop=lambda: left.pop(0))
+    cut = tune(wanted, tmp_path / "cut").report
+    assert cut.task == whole.task.model_copy(update={"name": cut.name})
+    files = [(tmp_path / name / "model" / "adapter_model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert files[0] == files[1]
+
+
+def test_equal_rewards_end_a_run_before_its_first_step(rules: Path, tmp_path: Path):
+    with pytest.raises(Refused, match="all rewards within each group are equal"):
+        tune(made(tmp_path, f"{rules}:constant", objective={"missing_end_penalty": 0}), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("function", "said"), [("nothing", "it gave nan; give a finite number"), ("fails", "it raised ZeroDivisionError")]
+)
+def test_a_reward_that_fails_is_named_with_prompt_and_answer(function: str, said: str, rules: Path):
+    score = scorer_of(Rl(reward=f"{rules}:{function}"))
+    with pytest.raises(RewardError, match=rf"rules.py:{function}: rows:1, answer 'hello': {said}"):
+        score([attempt()])
+
+
+def test_several_rewards_are_added_by_their_weights(rules: Path):
+    score = scorer_of(Rl(reward={f"{rules}:short": 2.0, f"{rules}:constant": -0.5}))
+    assert score([attempt("0123456789")]) == [pytest.approx(2 * 0.5 - 0.5)]
+
+
+def test_a_reward_in_the_recipes_folder_is_found_by_its_name(rules: Path, tmp_path: Path):
+    raw = {"data": "rows.jsonl", "objective": "rl", "reward": "rules:constant"}
+    found, notes = make_recipe(raw, place="test", folder=tmp_path)
+    assert isinstance(found.objective, Rl)
+    assert found.objective.reward == f"{rules}:constant"
+    assert notes == ["reward -> objective.reward: rules:constant"]
+    assert scorer_of(found.objective)([attempt()]) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("", "objective.reward is missing"),
+        ("runs/nowhere", "'runs/nowhere' is no run here"),
+        ("no_such_module:score", "no_such_module cannot be imported"),
+        ("json:no_such", "json has no function 'no_such'; it has"),
+    ],
+)
+def test_a_reward_that_is_not_there_is_refused(reward: str, said: str):
+    with pytest.raises(RecipeError, match=said):
+        scorer_of(Rl(reward=reward))
+
+
+def test_the_rules_of_the_example_are_kept_or_not():
+    score = scorer_of(Rl(reward=f"{ROOT}/examples/synopsis_rules.py:score"))
+
+    def of(text: str, *, finished: bool = True) -> float:
+        row = Exercise("rows:1", (Message("user", "?"),), row={"id": "2vcard"})
+        return score([Attempt(row, text, finished)])[0]
+
+    assert of("convert an address book to vCard") == 1.0
+    assert of("convert an address book to vCard", finished=False) == 0.0
+    assert [of(text) for text in ("", "a converter", "The converter", "2vcard converts", "x" * 80)] == [0.0] * 5
+    assert of("anything that begins with an article's letters") == 1.0

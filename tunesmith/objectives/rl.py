@@ -1,0 +1,116 @@
+"""RLHF proper: answers are drawn, scored, and made likelier or less likely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from tunesmith.data.examples import Example
+from tunesmith.data.exercises import Exercise, exercises, prompt_column
+from tunesmith.data.formats import detect
+from tunesmith.data.rows import Row
+from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.errors import DataError
+from tunesmith.model.policy import Policy
+from tunesmith.objectives.instruct import Instruct, room_for
+
+# Longest answer where no row has one to go by.
+ROOM = 128
+
+
+class Rl(BaseModel):
+    """Raise the reward of the model's own answers while it stays near its start.
+
+    Reads prompts; a row's own answer is only compared with. Decoders only. `grpo`: an answer counts as much as it is
+    better than the others to its prompt (Shao et al. 2024, arXiv 2402.03300; loss per token as in DAPO, 2503.14476).
+    `ppo`: as much as it is better than a value head expected (Ouyang et al. 2022, arXiv 2203.02155).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    families: ClassVar[tuple[str, ...]] = ("decoder",)
+
+    kind: Literal["rl"] = "rl"
+    algorithm: Literal["grpo", "ppo"] = Field(
+        "grpo", description="grpo needs no value head and is the one to start with"
+    )
+    prompt: str = Field("", description="column with the prompt; empty: detected")
+    answer: str = Field(
+        "", description="column with a reference answer, for the report and the reward; empty: detected"
+    )
+    messages: str = Field("", description="column with whole chats instead of prompt and answer")
+    instruction: str = Field("", description="text put before every prompt")
+    reward: str | dict[str, float] = Field(
+        "",
+        description="what scores an answer: a `reward` run, a Python function `rules:score`, or several with weights",
+    )
+    group: int = Field(8, ge=1, description="answers drawn to each prompt; grpo compares them, so it needs 2")
+    max_new_tokens: int = Field(0, ge=0, description="longest answer; 0: from the rows' answers, or 128")
+    temperature: float = Field(1.0, gt=0, description="of the draw; the policy that learns is the one that draws")
+    beta: float = Field(0.04, ge=0, description="weight of the KL to the start, per token")
+    clip: float = Field(0.2, gt=0, description="how far a token's ratio may move before it counts no more")
+    updates: int = Field(1, ge=1, description="optimizer steps on the same answers")
+    scale: Literal["group", "none"] = Field(
+        "group", description="grpo: rewards in units of their group's spread, or as they are"
+    )
+    missing_end_penalty: float = Field(
+        1.0, ge=0, description="taken off the reward of an answer that max_new_tokens cut off"
+    )
+    mask_truncated: bool = Field(False, description="learn nothing from answers that were cut off")
+    spread: float = Field(0.95, ge=0, le=1, description="ppo: lambda of the generalised advantages")
+    value_weight: float = Field(0.1, ge=0, description="ppo: weight of the value head's loss")
+    metric: Literal["reward"] = Field("reward", description="headline: mean reward of greedy answers")
+
+    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Which column plays which part; an answer is not needed."""
+        if self.messages:
+            return {"messages": self.messages}
+        named = {part: column for part, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
+        if "prompt" in named:
+            return named
+        try:
+            found = detect(rows).columns
+        except DataError:
+            if not (column := prompt_column(rows)):
+                raise
+            return {"prompt": column, **named}
+        return {
+            **{part: column for part, column in found.items() if part not in ("chosen", "rejected", "label")},
+            **named,
+        }
+
+    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
+        """Exercises, one per row."""
+        return list(exercises(rows, columns=self.columns(rows), instruction=self.instruction, group=group))
+
+    def bind(self, examples: Sequence[Example], family: str) -> Rl:
+        """The longest answer from the rows that have one."""
+        known = [e.reference for e in examples if isinstance(e, Exercise) and e.reference]
+        return self.model_copy(update={"max_new_tokens": self.max_new_tokens or (room_for(known) if known else ROOM)})
+
+    def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
+        """The prompt, shortened where it does not fit; nothing in it is learned."""
+        assert isinstance(example, Exercise)
+        messages, shortened = template.fit(example.prompt, limit)
+        ids = template.prompt(messages)
+        return Encoded((Tokens(ids, [False] * len(ids)),), example.where, shortened=shortened, asks=True)
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether a step asks what the start would say."""
+        return self.beta > 0 or self.algorithm == "ppo"
+
+    def answering(self) -> Instruct:
+        """What the tuned model is for: answers, asked as here."""
+        return Instruct(**self.model_dump(include={"prompt", "answer", "messages", "instruction", "max_new_tokens"}))
+
+    def head(self, policy: Policy) -> nn.Module | None:
+        """A value head for ppo, which says nothing at first; grpo needs none."""
+        if self.algorithm == "grpo":
+            return None
+        head = nn.Linear(policy.hidden, 1)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        return head.to(policy.device)

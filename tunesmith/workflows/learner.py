@@ -1,0 +1,50 @@
+"""What learns in a run: the objective itself, or for `rl` the objective with all that scores its answers."""
+
+from __future__ import annotations
+
+from tunesmith.data.exercises import Exercise
+from tunesmith.model.batch import collate
+from tunesmith.model.policy import Policy
+from tunesmith.objectives import Preference, Rl
+from tunesmith.objectives.base import Learner
+from tunesmith.objectives.practice import Practice
+from tunesmith.recipe import AnyObjective
+from tunesmith.workflows.prepare import Listener, Prepared
+from tunesmith.workflows.rewards import scorer_of, watch
+
+# Prompts whose answers are looked at before time is spent.
+FIRST = 8
+# Validation prompts that are answered each time: enough to see a reward move, few enough to be quick.
+JUDGED = 64
+
+
+def learner_of(prepared: Prepared) -> Learner:
+    """The run's objective as the training loop knows it."""
+    objective = prepared.recipe.objective
+    if not isinstance(objective, Rl):
+        return objective
+    split = prepared.loaded.split
+    known = [e for part in (split.train, split.validation) for e in part if isinstance(e, Exercise)]
+    places = {exercise.where: exercise for exercise in known}
+    return Practice(objective, prepared.template, places, scorer_of(objective), prepared.recipe.seed, watch)
+
+
+def needs_start(objective: AnyObjective) -> bool:
+    """Whether a step asks what the start would say, so that full fine-tuning has to keep a copy of it."""
+    return isinstance(objective, Preference | Rl) and objective.asks_reference
+
+
+def told_apart(prepared: Prepared, policy: Policy, learner: Practice, *, listen: Listener) -> None:
+    """Tell the rewards of the first answers. Raises Refused where they are all equal."""
+    listen({"event": "stage", "text": "does the reward tell answers apart?"})
+    policy.train(False)
+    lowest, highest = learner.check(policy, collate(prepared.train[:FIRST]))
+    listen({"event": "note", "text": f"rewards of the first answers: {lowest:.3g} to {highest:.3g}"})
+
+
+def held_out_reward(prepared: Prepared, policy: Policy, learner: Practice) -> float:
+    """The mean reward of greedy answers to some validation prompts, in full precision as the report takes it."""
+    mixed, policy.mixed = policy.mixed, None
+    found = learner.mean_reward(policy, collate(prepared.validation[:JUDGED]))
+    policy.mixed = mixed
+    return found

@@ -1,0 +1,119 @@
+"""What scores answers: a tuned reward model, a Python function that the user names, or a weighted sum of several."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.exercises import Attempt, Scorer
+from tunesmith.errors import RecipeError, RewardError
+from tunesmith.evaluation.style import habits
+from tunesmith.model.rollout import Figures
+from tunesmith.objectives import Rl
+from tunesmith.recipe import Recipe
+
+SHOWN = 60
+
+
+def check_reward(recipe: Recipe) -> None:
+    """Raise RecipeError where an `rl` recipe names no reward that can be found."""
+    if isinstance(recipe.objective, Rl):
+        scorer_of(recipe.objective)
+
+
+def scorer_of(objective: Rl) -> Scorer:
+    """What scores answers, as the recipe names it. Raises RecipeError for what cannot be found.
+
+    A Python function gets one `Attempt` and gives a number; naming it runs its module. The scorer raises RewardError
+    where a reward fails or gives no number.
+    """
+    if not objective.reward:
+        raise RecipeError(
+            "objective.reward is missing: name what scores an answer, a run of objective: reward or a Python "
+            "function, as reward: runs/reward or reward: rules:score"
+        )
+    named = {objective.reward: 1.0} if isinstance(objective.reward, str) else objective.reward
+    parts = [(_source(name), weight) for name, weight in named.items()]
+
+    def score(attempts: Sequence[Attempt]) -> list[float]:
+        each = [[weight * value for value in source(attempts)] for source, weight in parts]
+        return [sum(values) for values in zip(*each, strict=True)]
+
+    return score
+
+
+def watch(attempts: Sequence[Attempt]) -> Figures:
+    """Length and repetition of some answers, for the journal: what a reward is often cheated by."""
+    found, count = habits([attempt.text for attempt in attempts]), len(attempts)
+    return {"answer_words": (found.mean_words * count, count), "repeated_share": (found.repeated_share * count, count)}
+
+
+@cache
+def _source(name: str) -> Scorer:
+    """The scorer of one name."""
+    if ":" not in name:
+        raise RecipeError(
+            f"objective.reward: {name!r} is no run here; name a run of objective: reward, or module:function"
+        )
+    function = _function(name)
+
+    def score(attempts: Sequence[Attempt]) -> list[float]:
+        return [_checked(name, function, attempt) for attempt in attempts]
+
+    return score
+
+
+def _function(name: str) -> Callable[[Attempt], Any]:
+    """The function that `module:function` or `path/file.py:function` names. Raises RecipeError."""
+    place, _, wanted = name.rpartition(":")
+    try:
+        module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except Exception as error:  # a module is a program of the user's: whatever it raises is its own finding
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise RecipeError(f"objective.reward: {place} cannot be imported ({type(error).__name__}: {said})") from error
+    found = getattr(module, wanted, None)
+    if not callable(found):
+        names = sorted(word for word, value in vars(module).items() if callable(value) and not word.startswith("_"))
+        raise RecipeError(f"objective.reward: {place} has no function {wanted!r}; it has {', '.join(names) or 'none'}")
+    function: Callable[[Attempt], Any] = found
+    return function
+
+
+def _from_file(path: Path) -> Any:
+    """The module in a file; what lies beside it can be imported by it."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise FileNotFoundError(f"no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+def _checked(name: str, function: Callable[[Attempt], Any], attempt: Attempt) -> float:
+    """The number for one attempt. Raises RewardError, which names function, prompt and answer."""
+    text = attempt.text if len(attempt.text) <= SHOWN else f"{attempt.text[: SHOWN - 3]}..."
+    place = f"reward {name}: {attempt.exercise.where}, answer {text!r}"
+    try:
+        value = function(attempt)
+    except Exception as error:  # the function is the user's: whatever it raises is told, not handled
+        said = " ".join(str(error).split())
+        raise RewardError(
+            f"{place}: it raised {type(error).__name__}: {said}; mend it, the run goes on from here"
+        ) from error
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RewardError(f"{place}: it gave {value!r}; give a finite number, the run goes on from here")
+    return number

@@ -1,0 +1,143 @@
+"""Measured by the reward: what greedy answers to held-out prompts are worth, and how far the model has moved for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunesmith.data.exercises import Attempt, Exercise, Scorer
+from tunesmith.evaluation.metrics import rouge_l
+from tunesmith.evaluation.significance import compare_paired, holm, interval
+from tunesmith.evaluation.tasks import Arm, Difference, Score, TaskScore, as_task
+from tunesmith.inference.local import LocalModel
+from tunesmith.model.policy import Policy
+from tunesmith.objectives import Rl
+from tunesmith.report.standing import BASE
+from tunesmith.workflows.answers import Answers, groups
+from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.rewards import scorer_of
+from tunesmith.workflows.worth import voice
+from tunesmith.workflows.yardsticks.base import Frozen, Worth
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A model's answers to the prompts and the reward of each."""
+
+    answers: Answers
+    rewards: list[float]
+
+    @property
+    def seconds(self) -> float:
+        """How long the answers took."""
+        return self.answers.seconds
+
+
+class Rewarded:
+    """Scores greedy answers by the recipe's reward, and beside it by what the rows answer."""
+
+    shape: ClassVar[type[Any]] = Tried
+
+    def __init__(self, frozen: Frozen) -> None:
+        assert isinstance(frozen.objective, Rl)
+        self._objective = frozen.objective
+        self._exercises = [example for example in frozen.examples if isinstance(example, Exercise)]
+        self._limit = frozen.limit
+        self._score: Scorer = scorer_of(frozen.objective)
+
+    def untuned(self, prepared: Prepared, policy: Policy, out: Path) -> Tried:
+        """What the base answers as it is asked, which is where the policy starts."""
+        policy.train(False)
+        return self.tuned(LocalModel(policy, prepared.template, self._objective.answering(), self._limit))
+
+    def tuned(self, model: LocalModel) -> Tried:
+        """A model's greedy answers."""
+        began = time.perf_counter()
+        replies = model.replies([exercise.prompt for exercise in self._exercises])
+        seconds = time.perf_counter() - began
+        attempts = [Attempt(e, r.text, r.finished) for e, r in zip(self._exercises, replies, strict=True)]
+        answers = Answers([a.text for a in attempts], "as it is", seconds, [a.finished for a in attempts])
+        return Tried(answers, self._score(attempts))
+
+    def tasks(self, base: Tried, tuned: Tried, *, name: str) -> list[TaskScore]:
+        """Base against tuned by reward, and by ROUGE-L where every row has an answer."""
+        return [
+            as_task(compare_paired(of(base), of(tuned), groups=groups(self._exercises)), name=name, metric=metric)
+            for metric, of in self._metrics()
+        ]
+
+    def scores(self, said: Tried, *, name: str) -> list[Score]:
+        """One side alone."""
+        clusters = groups(self._exercises)
+        return [
+            Score(
+                name=name,
+                metric=metric,
+                score=float(of(said).mean()),
+                ci95=interval(of(said), groups=clusters),
+                n=len(said.rewards),
+            )
+            for metric, of in self._metrics()
+        ]
+
+    def arms(
+        self, task: TaskScore, sides: tuple[Tried, Tried], controls: Mapping[str, Tried]
+    ) -> tuple[list[Arm], list[Arm]]:
+        """The base, and the rows' own answers where there are any: what the reward makes of people's work."""
+        base, tuned = sides
+        ways = {BASE: base.rewards, **{name: said.rewards for name, said in controls.items()}}
+        clusters = groups(self._exercises)
+        found = {
+            way: compare_paired(np.array(rewards), np.array(tuned.rewards), groups=clusters)
+            for way, rewards in ways.items()
+        }
+        adjusted = holm({way: one.p_value for way, one in found.items()})
+        arms = [
+            Arm(
+                name=way,
+                metric=task.metric,
+                score=float(np.mean(rewards)),
+                ci95=interval(np.array(rewards), groups=clusters),
+                n=len(rewards),
+                detail=base.answers.how if way == BASE else "",
+                gain=Difference(**{name: getattr(found[way], name) for name in Difference.model_fields}),
+                p_adjusted=adjusted[way],
+            )
+            for way, rewards in ways.items()
+        ]
+        return [arm for arm in arms if arm.name not in controls], [arm for arm in arms if arm.name in controls]
+
+    def lines(self, sides: Mapping[str, Tried]) -> list[dict[str, Any]]:
+        """Each row with its question, its own answer, what the sides answered and the reward of that."""
+        found = []
+        for i, exercise in enumerate(self._exercises):
+            line: dict[str, Any] = {"where": exercise.where, "group": exercise.group}
+            line |= {"question": exercise.prompt[-1].content, "gold": exercise.reference}
+            line |= {name: said.answers.given[i] for name, said in sides.items()}
+            found.append(line | {f"score_{name}": said.rewards[i] for name, said in sides.items()})
+        return found
+
+    def worth(self, prepared: Prepared, model: LocalModel, sides: tuple[Tried, Tried]) -> Worth:
+        """How near the answers are to the rows' own, where every row has one."""
+        base, tuned = (side.answers for side in sides)
+        return Worth(style=voice(prepared, (base, tuned), self._exercises) if self._referenced else None)
+
+    @property
+    def _referenced(self) -> bool:
+        return all(exercise.reference for exercise in self._exercises)
+
+    def _metrics(self) -> list[tuple[str, Callable[[Tried], Floats]]]:
+        """Metrics by name, the headline first, each a number per row."""
+        found: list[tuple[str, Callable[[Tried], Floats]]] = [("reward", lambda said: np.array(said.rewards))]
+        if self._referenced:
+            wanted = [exercise.reference for exercise in self._exercises]
+            found.append(("rouge_l", lambda said: rouge_l(wanted, said.answers.given)))
+        return found
