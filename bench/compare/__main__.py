@@ -1,0 +1,100 @@
+"""`python -m bench.compare rows | retrieval | store`: the rows of the cases, recall on all documents, two stores.
+
+The rows come from ../shared/data and go to bench/.compare, where the recipes of this folder are copied to as well. Then
+`tunesmith compare bench/.compare/CASE.yaml` runs a case: factbook, mail, synopsis or enough.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.compare import store
+from tunesmith.data.collect.store import Store
+from tunesmith.decision.chunks import cut, read_pages
+from tunesmith.decision.index import CHUNKS, Index, open_index
+from tunesmith.decision.recall import Origin, Recall, recall, right_chunks
+from tunesmith.recipe import Documents
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT.parent / "shared" / "data" / "f2_factbook_qa"
+PLACE = ROOT / "bench" / ".compare"
+# Countries to learn from, beside all that the test asks about: their documents fit into a quarter of an hour.
+COUNTRIES = 48
+WORDINGS = ("question", "question_alt")
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+
+
+def write(name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    PLACE.mkdir(exist_ok=True)
+    (PLACE / name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def asked(row: Mapping[str, Any], wording: str) -> dict[str, Any]:
+    kept = {name: row[name] for name in ("id", "country", "evidence", "doc_id")}
+    return {**kept, "question": row[wording], "answer": row["answers"][0]}
+
+
+def with_field(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A question with the field that answers it above it: what a plain prompt can read off."""
+    made = asked(row, "question_alt" if row["split"] == "valid" else "question")
+    return {**made, "question": f"{made['evidence']}\n\n{made['question']}"}
+
+
+def rows() -> None:
+    """The rows of factbook and enough; mail and synopsis have theirs in examples/."""
+    facts = read("f2_factbook_qa.jsonl")
+    learn = sorted({row["country"] for row in facts if row["split"] == "train"})
+    chosen = set(random.Random(0).sample(learn, COUNTRIES))
+    train = [row for row in facts if row["country"] in chosen]
+    test = [row for row in facts if row["split"] == "valid"]
+    write("factbook.jsonl", (asked(row, "question") for row in train))
+    write("factbook.test.jsonl", (asked(row, "question_alt") for row in test))
+    named = {row["doc_id"] for row in (*train, *test)}
+    pages = [{"doc_id": page["doc_id"], "text": page["text"]} for page in read("docs.jsonl")]
+    write("factbook.documents.jsonl", (page for page in pages if page["doc_id"] in named))
+    write("all.documents.jsonl", pages)
+    write("enough.jsonl", (with_field(row) for row in train))
+    write("enough.test.jsonl", (with_field(row) for row in test))
+    for recipe in Path(__file__).parent.glob("*.yaml"):
+        shutil.copy(recipe, PLACE)
+    for name in ("mail.jsonl", "synopsis.jsonl"):
+        shutil.copy(ROOT / "examples" / name, PLACE)
+    print(f"{len(train)} and {len(test)} questions, {len(named)} of {len(pages)} documents in {PLACE}")
+
+
+def retrieval() -> None:
+    """Recall on the test questions in both wordings among the chunks of all documents, each search apart."""
+    began = time.perf_counter()
+    settings = Documents(source=str(PLACE / "all.documents.jsonl"), origin="doc_id", evidence="evidence")
+    folder = PLACE / "index"
+    chunks = cut(read_pages(settings.source, store=Store(folder / CHUNKS)), settings.size)
+    index = open_index(folder, chunks, settings=settings, listen=lambda event: print(event["text"], flush=True))
+    print(f"{len(chunks)} chunks, {index.embedded} new ones, {time.perf_counter() - began:.0f} s")
+    test = [row for row in read("f2_factbook_qa.jsonl") if row["split"] == "valid"]
+    right = right_chunks(chunks, [Origin(row["evidence"], row["doc_id"]) for row in test])
+    for wording in WORDINGS:
+        for search in ("words", "vectors", "fused"):
+            print(wording, line(looked(index, [row[wording] for row in test], right, search)))
+
+
+def looked(index: Index, questions: list[str], right: list[set[str]], search: str) -> Recall:
+    return recall(search, index.find(questions, shown=10, search=search), right)
+
+
+def line(found: Recall) -> str:
+    cuts = " ".join(f"@{cut} {share:.3f}" for cut, share in found.recall.items())
+    return f"{found.search}: recall {cuts} MRR {found.mrr:.3f} ({found.n} rows)"
+
+
+if __name__ == "__main__":
+    {"rows": rows, "retrieval": retrieval, "store": store.measure}[sys.argv[1]]()
