@@ -7,11 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def nearest_rows(train: Sequence[str], asked: Sequence[str], count: int) -> list[list[int]]:
-    """For each text asked the numbers of the `count` training texts most like it by TF-IDF, the nearest first."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+class Nearest:
+    """Finds the texts that are most like another by TF-IDF of words and pairs of words."""
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
-    known = vectorizer.fit_transform(train)
-    near = (vectorizer.transform(asked) @ known.T).toarray()
-    return [np.argsort(-row, kind="stable")[:count].tolist() for row in near]
+    def __init__(self, known: Sequence[str]) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+        self._known = self._vectorizer.fit_transform(known)
+
+    def to(self, texts: Sequence[str], count: int) -> list[list[int]]:
+        """For each text the numbers of the `count` known ones most like it, the nearest first."""
+        near = (self._vectorizer.transform(texts) @ self._known.T).toarray()
+        return [np.argsort(-row, kind="stable")[:count].tolist() for row in near]

@@ -33,7 +33,7 @@ BELIEFS: dict[str, tuple[tuple[str, str, str], str]] = {
         ("change the prompt", "update the store", "retrain"),
         "changed facts given as they are now, as they were, and seconds until then",
     ),
-    "Needs labelled data": (("no", "sometimes", "yes"), "labelled rows used"),
+    "Needs labelled data": (("no", "sometimes", "yes"), "the metric, and the labelled rows used"),
     "Best use case": (("a first try", "facts that change", "labels, tone, format"), "the verdict for these rows"),
 }
 NOT_MEASURED = "not measured"
@@ -88,7 +88,7 @@ def _knowledge(arm: ArmPage) -> str:
 
 
 def _labels(arm: ArmPage) -> str:
-    return str(arm.labelled_rows)
+    return f"{arm.score:.3f} with {arm.labelled_rows}"
 
 
 _CELLS: dict[str, Callable[[ArmPage], str]] = {

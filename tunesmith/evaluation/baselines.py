@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -70,17 +70,26 @@ def majority(labels: Sequence[str]) -> str:
     return min(counts, key=lambda label: (-counts[label], label))
 
 
+Labeller = Callable[[Sequence[str]], list[str]]
+
+
 def tfidf_classifier(
     train: Sequence[tuple[str, str]], texts: Sequence[str], *, metric: str = "accuracy", seed: int = 0
 ) -> list[str]:
-    """Labels for `texts` by logistic regression on TF-IDF, learned from (text, label) rows.
+    """Labels for `texts` by logistic regression on TF-IDF, learned from (text, label) rows as in `tfidf_labeller`."""
+    return tfidf_labeller(train, metric=metric, seed=seed)(texts)
+
+
+def tfidf_labeller(train: Sequence[tuple[str, str]], *, metric: str = "accuracy", seed: int = 0) -> Labeller:
+    """What labels texts by logistic regression on TF-IDF, learned from (text, label) rows.
 
     Cross-validation picks the best by `metric` ("accuracy" or "macro_f1"), one question after the other: words
     alone or with runs of 2-5 characters, how strong, class weights. With too few rows these are fixed.
     """
     known, labels = [text for text, _ in train], [label for _, label in train]
-    if not texts or len(set(labels)) < 2 or not any(re.search(r"\w", text) for text in known):
-        return [majority(labels)] * len(texts)
+    if len(set(labels)) < 2 or not any(re.search(r"\w", text) for text in known):
+        common = majority(labels)
+        return lambda texts: [common] * len(texts)
     setting, vectorizer = _Setting(10.0), _vectorizer(characters=True)
     features, trials = vectorizer.fit_transform(known), _trials(labels, metric, seed)
     if trials:
@@ -90,7 +99,11 @@ def tfidf_classifier(
             vectorizer, features = plain, fewer
         setting = trials.best(features, setting, (1.0, 100.0))
     fitted = _fitted(features, np.array(labels), setting)
-    return [str(label) for label in fitted.predict(vectorizer.transform(texts))]
+
+    def label(texts: Sequence[str]) -> list[str]:
+        return [str(one) for one in fitted.predict(vectorizer.transform(texts))] if texts else []
+
+    return label
 
 
 def linear_probe(
@@ -103,7 +116,7 @@ def linear_probe(
 ) -> list[str]:
     """[N, D] vectors with labels -> a label for each vector asked, by standardised logistic regression.
 
-    The strength and the class weights are picked as in `tfidf_classifier`.
+    The strength and the class weights are picked as in `tfidf_labeller`.
     """
     known, unknown = np.asarray(vectors, dtype=np.float64), np.asarray(asked, dtype=np.float64)
     if not len(unknown) or len(set(labels)) < 2:

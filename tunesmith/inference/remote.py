@@ -27,7 +27,13 @@ class Remote:
     def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling) -> list[Reply]:
         """An answer to each, in order. Raises DataError."""
         endpoint = Endpoint(
-            self.url, self.model, self.key, sampling.temperature, sampling.max_new_tokens, sampling.seed
+            self.url,
+            self.model,
+            self.key,
+            sampling.temperature,
+            sampling.max_new_tokens,
+            sampling.seed,
+            naming="its name after the address: URL#MODEL",
         )
         found = dict(ask_endpoint(endpoint, batch, offline=self.offline))
         return [Reply(found[place].text.strip(), 0, 0, found[place].finished) for place in range(len(batch))]

@@ -128,6 +128,8 @@ ARMS = (
     "rag",
     "tf-idf",
     "tuned",
+    "tuned-30%",
+    "tuned-10%",
     "tuned+rag",
     "raft",
     "taught",

@@ -86,11 +86,21 @@ def ask_tuned(contest: Contest, name: str, model: LocalModel, *, detail: str) ->
     """The same for a tuned model that is asked as it was tuned, through its head where it has one."""
     if model.policy.head is None:
         return ask_all(contest, name, model, lambda rows: plainly(contest, rows), detail=detail)
+    found = pace(contest, name, lambda rows: answer(model, rows).given)
+    return found.model_copy(update={"detail": detail})
+
+
+def pace(contest: Contest, name: str, answers: Callable[[Sequence[Example]], list[str]]) -> Answered:
+    """The answers of something that reads no prompt, with its pace."""
     contest.listen({"event": "stage", "text": f"{name}: {len(contest.test)} questions"})
-    found, alone = answer(model, contest.test), []
+    began = time.perf_counter()
+    given = answers(contest.test)
+    seconds, alone = time.perf_counter() - began, []
     for example in contest.test[:ALONE]:
-        alone.append(answer(model, [example]).seconds)
-    return Answered(name=name, detail=detail, given=found.given, seconds=found.seconds, latencies=alone)
+        began = time.perf_counter()
+        answers([example])
+        alone.append(time.perf_counter() - began)
+    return Answered(name=name, detail="", given=given, seconds=seconds, latencies=alone)
 
 
 def plainly(contest: Contest, rows: Sequence[Example], wording: str = "") -> list[list[Message]]:

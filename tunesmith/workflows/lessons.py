@@ -28,8 +28,9 @@ from tunesmith.workflows.tune import tune_recipe
 # Passages in a row of `raft`; the share of rows that hold the right one (Zhang et al. 2024); tokens that they need.
 PASSAGES, ORACLE, ROOM = 3, 0.8, 1024
 # Chunks that `taught` learns from, those with answers first; paraphrases asked for of each, and passages asked about.
-TAUGHT, SAID_AGAIN, ASKED_ABOUT = 400, 2, 100
+TAUGHT, SAID_AGAIN, ASKED_ABOUT = 400, 2, 40
 EPOCHS = 3
+FEWEST = 8  # rows of a run on a part of them
 KEPT = 20  # chunks that `taught` is validated on
 
 
@@ -53,9 +54,13 @@ class Lesson:
         )
 
 
-def tuned_run(contest: Contest) -> Lesson:
-    """The run of the recipe itself, where it lies finished or in the comparison's folder."""
+def tuned_run(contest: Contest, percent: int = 100) -> Lesson:
+    """The run of the recipe itself, where it lies finished or in the comparison's folder; or of a part of its rows."""
     recipe = contest.source
+    if percent < 100:
+        rows = max(FEWEST, len(contest.split.train) * percent // 100)
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"rows": rows}), "controls": False})
+        return _made(contest, recipe, contest.folder / f"tuned-{percent}")
     own = open_run(recipe, None)
     if own.finished:
         return _made(contest, recipe, own.path)
@@ -172,7 +177,7 @@ def _made(contest: Contest, recipe: Recipe, folder: Path) -> Lesson:
     """The finished run of a recipe in a folder."""
     contest.forget_base()
     run = tune_recipe(recipe, out=folder, listen=contest.listen, stop=contest.watch.stop, offline=contest.offline)
-    return Lesson(run.folder, run.report.speed.seconds, run.report.data.train)
+    return Lesson(run.folder, run.report.speed.seconds, run.report.data.train, f"run {run.folder.name}")
 
 
 def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -25,8 +25,8 @@ from tunesmith.workflows.contest import Answered, Contest
 from tunesmith.workflows.house_rules import columns
 from tunesmith.workflows.knowledge import knowledge
 
-# Arms that only show where retrieval or reading fails.
-DIAGNOSIS = ("no-context", "oracle-context")
+# Arms that only show where retrieval or reading fails, or what fewer labelled rows bring.
+DIAGNOSIS = ("no-context", "oracle-context", "tuned-30%", "tuned-10%")
 # Metrics whose scale is not 1.
 SCALES = {"chrf": 100.0}
 SECONDS_AN_HOUR = 3600.0

@@ -9,8 +9,8 @@ from functools import partial
 from tunesmith.data.examples import Example, Labelled, Message
 from tunesmith.decision.index import Hit
 from tunesmith.decision.prompts import FORMS, with_passages, with_shots
-from tunesmith.decision.shots import nearest_rows
-from tunesmith.evaluation.baselines import tfidf_classifier
+from tunesmith.decision.shots import Nearest
+from tunesmith.evaluation.baselines import tfidf_labeller
 from tunesmith.evaluation.tasks import value
 from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
@@ -19,7 +19,7 @@ from tunesmith.objectives import Classify
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.workflows.answers import gold, question
-from tunesmith.workflows.asking import Ask, ask_all, ask_tuned, plainly, say, with_cites
+from tunesmith.workflows.asking import Ask, ask_all, ask_tuned, pace, plainly, say, with_cites
 from tunesmith.workflows.contest import Answered, Contest, Setting, some
 from tunesmith.workflows.lessons import PASSAGES, raft_run, taught_run, tuned_run
 
@@ -51,10 +51,10 @@ def _prompt(contest: Contest) -> Answered:
 def _few_shot(contest: Contest) -> Answered:
     """The best prompt after the training rows most like the question."""
     wording, learn = _wording(contest), contest.split.train
-    known = [question(example) for example in learn]
+    nearest = Nearest([question(example) for example in learn])
 
     def ask(count: int, rows: Sequence[Example]) -> list[list[Message]]:
-        near = nearest_rows(known, [question(row) for row in rows], count)
+        near = nearest.to([question(row) for row in rows], count)
         shots = [[learn[place] for place in places] for places in near]
         return [with_shots(contest.objective, row, found, wording) for row, found in zip(rows, shots, strict=True)]
 
@@ -101,27 +101,18 @@ def _tfidf(contest: Contest) -> Answered:
     assert isinstance(objective, Classify)
     train = [(row.text, row.labels[0]) for row in contest.split.train if isinstance(row, Labelled)]
     metric = "macro_f1" if objective.metric == "macro_f1" else "accuracy"
-    given = tfidf_classifier(train, [question(row) for row in contest.test], metric=metric, seed=contest.recipe.seed)
+    label = tfidf_labeller(train, metric=metric, seed=contest.recipe.seed)
     build = time.perf_counter() - began
-    # A fitted model answers a row in far less than it took to fit: what is left of the time is that of the words.
-    began = time.perf_counter()
-    tfidf_classifier(train[:2], [question(row) for row in contest.test], metric=metric, seed=contest.recipe.seed)
-    seconds = time.perf_counter() - began
-    return Answered(
-        name="tf-idf",
-        detail="settings by cross-validation",
-        given=given,
-        seconds=seconds,
-        build_seconds=build,
-        labelled_rows=len(train),
-    )
+    found = pace(contest, "tf-idf", lambda rows: label([question(row) for row in rows]))
+    how = {"detail": "settings by cross-validation", "build_seconds": build, "labelled_rows": len(train)}
+    return found.model_copy(update=how)
 
 
-def _tuned(contest: Contest) -> Answered:
-    """A run of this very recipe, asked as it was tuned."""
-    run = tuned_run(contest)
-    found = ask_tuned(contest, "tuned", load(run.folder, offline=contest.offline), detail=f"run {run.folder.name}")
-    return run.built(found)
+def _tuned(contest: Contest, percent: int = 100) -> Answered:
+    """A run of this very recipe, or of a part of its rows, asked as it was tuned."""
+    run = tuned_run(contest, percent)
+    name = "tuned" if percent == 100 else f"tuned-{percent}%"
+    return run.built(ask_tuned(contest, name, load(run.folder, offline=contest.offline), detail=run.note))
 
 
 def _tuned_rag(contest: Contest) -> Answered:
@@ -220,6 +211,8 @@ WAYS: dict[str, Callable[[Contest], Answered]] = {
     "rag": _rag,
     "tf-idf": _tfidf,
     "tuned": _tuned,
+    "tuned-30%": partial(_tuned, percent=30),
+    "tuned-10%": partial(_tuned, percent=10),
     "tuned+rag": _tuned_rag,
     "raft": _raft,
     "taught": _taught,

@@ -35,6 +35,7 @@ class Endpoint:
     temperature: float = 0.7
     max_tokens: int = 1024
     seed: int = 0
+    naming: str = "--writer-name"  # how the user names a model, for the error that asks for it
     pause: Callable[[float], None] = time.sleep
 
 
@@ -94,7 +95,7 @@ def _only_model(client: httpx.Client, endpoint: Endpoint) -> str:
     names = [one_line(str(item["id"])) for item in listed if isinstance(item, dict) and "id" in item]
     if len(names) != 1:
         shown = ", ".join(names[:10]) or "none"
-        raise DataError(f"{endpoint.url}: its models are {shown}; name one with --writer-name")
+        raise DataError(f"{endpoint.url}: its models are {shown}; name one with {endpoint.naming}")
     return names[0]
 
 
@@ -172,8 +173,8 @@ def _json(text: str, endpoint: Endpoint) -> dict[str, Any]:
 CURES = {
     401: "set the key in TUNESMITH_API_KEY",
     403: "set the key in TUNESMITH_API_KEY, or ask for access",
-    404: "check that the address ends in /v1 and name the model with --writer-name",
-    429: "wait, or ask for less with --passages",
+    404: "check that the address ends in /v1, and the name of the model",
+    429: "wait, or ask for less",
 }
 
 
