@@ -40,6 +40,7 @@ class Speed(_Part):
     answers_per_second_base: float
     answers_per_second_tuned: float
     total_seconds: float
+    predicted_seconds: float | None = None  # of training, before it began
 
 
 class Memory(_Part):

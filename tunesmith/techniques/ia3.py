@@ -55,3 +55,17 @@ class Ia3(Adapter):
         policy = super()._policy(base, wrapped, family)
         policy.weights = False
         return policy
+
+
+def layers_of(technique: Ia3, kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the layers that are scaled in a family, and those of them that are scaled where they read."""
+    from peft.utils import constants
+
+    if technique.targets:
+        return technique.targets, technique.feedforward
+    if kind in LAYERS:
+        return LAYERS[kind]
+    return (
+        tuple(constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING[kind]),
+        tuple(constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING[kind]),
+    )

@@ -18,6 +18,7 @@ from tunesmith.evaluation.tasks import Arm, TaskScore
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import Machine
 from tunesmith.model.four_bit import numbers, resident_bytes
+from tunesmith.report.plan import Prediction
 from tunesmith.report.schema import DataPart, Memory, Report, Retention, Speed, Training
 from tunesmith.report.standing import holds_up, reaches
 from tunesmith.workflows.prepare import Prepared
@@ -46,6 +47,7 @@ class Measured:
     controls: Mapping[str, Any] = field(default_factory=dict)
     worth: Worth = Worth()
     retention: Retention | None = None
+    prediction: Prediction | None = None  # what it was expected to take
 
 
 def assemble(run: Measured, *, name: str, seconds: float) -> Report:
@@ -71,7 +73,7 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
         alarms=run.worth.alarms,
         training=_training(run),
         speed=_speed(run, len(test), seconds),
-        memory=Memory(peak_bytes=peak_bytes(), model_bytes=resident_bytes(run.trained.policy.network)),
+        memory=_memory(run),
         data=_data(run),
         environment=environment(run.prepared.machine),
         broken_gates=broken,
@@ -118,6 +120,16 @@ def _named(found: Sequence[Arm]) -> str:
     return f"{best.name} ({best.score:.4g}{sure})"
 
 
+def _memory(run: Measured) -> Memory:
+    """Beside the process's peak what was foretold of it; on a GPU it is that one's memory which was foretold."""
+    foretold = run.prediction if run.prepared.machine.device == "cpu" else None
+    return Memory(
+        peak_bytes=peak_bytes(),
+        predicted_bytes=None if foretold is None else round(foretold.memory.expected),
+        model_bytes=resident_bytes(run.trained.policy.network),
+    )
+
+
 def _training(run: Measured) -> Training:
     trained = run.trained
     policy, state = trained.policy, trained.state
@@ -153,6 +165,7 @@ def _speed(run: Measured, rows: int, total: float) -> Speed:
         answers_per_second_base=rows / max(base.seconds, 1e-9),
         answers_per_second_tuned=rows / max(tuned.seconds, 1e-9),
         total_seconds=total,
+        predicted_seconds=None if run.prediction is None else run.prediction.seconds.expected,
     )
 
 

@@ -57,8 +57,8 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     """Fine-tune as the recipe says, going on from `out` when a checkpoint is there."""
     listen = watch.listen
     recipe, objective = prepared.recipe, prepared.recipe.objective
-    prepared = with_references(prepared, out, policy=_start(prepared), listen=listen)
-    policy, learner = _adapted(prepared), learner_of(prepared)
+    prepared = with_references(prepared, out, policy=untouched(prepared), listen=listen)
+    policy, learner = adapted(prepared), learner_of(prepared)
     plan = make_plan(recipe, policy, rows=len(prepared.train))
     if not prepared.validation:  # rows may be there and teach nothing: a score of nothing would always be the best
         plan = replace(plan, eval_steps=0)
@@ -153,14 +153,14 @@ def _opening(prepared: Prepared) -> list[int]:
     return ids or prepared.train[0].sequences[0].ids
 
 
-def _start(prepared: Prepared) -> Policy:
+def untouched(prepared: Prepared) -> Policy:
     """The base before a technique has touched it, computing as it does while it is trained."""
     policy = Policy.over(prepared.base.network, family=prepared.base.family, reference=nullcontext)
-    policy.mixed = _mixed(prepared)
+    policy.mixed = mixed_type(prepared)
     return policy
 
 
-def _adapted(prepared: Prepared) -> Policy:
+def adapted(prepared: Prepared) -> Policy:
     """The base under the recipe's technique, with the objective's head, before any step."""
     recipe, base = prepared.recipe, prepared.base
     torch.manual_seed(recipe.seed)
@@ -170,7 +170,7 @@ def _adapted(prepared: Prepared) -> Policy:
     policy.head = recipe.objective.head(policy)
     if policy.head is not None and prepared.head is not None:
         policy.head.load_state_dict(prepared.head)
-    policy.mixed = _mixed(prepared)
+    policy.mixed = mixed_type(prepared)
     return policy
 
 
@@ -197,7 +197,7 @@ def _probe(prepared: Prepared, policy: Policy, plan: Plan, watch: Watch) -> Prob
     return found
 
 
-def _mixed(prepared: Prepared) -> torch.dtype | None:
+def mixed_type(prepared: Prepared) -> torch.dtype | None:
     """The type to multiply in while training, when the machine is faster in it than in the weights' own."""
     wanted = DTYPES[prepared.machine.dtype]
     return None if wanted == prepared.base.network.dtype else wanted

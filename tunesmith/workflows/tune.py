@@ -28,6 +28,7 @@ from tunesmith.workflows.frozen_head import frozen_head
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
 from tunesmith.workflows.replay import with_replay
 from tunesmith.workflows.run_folder import RunFolder, open_run
+from tunesmith.workflows.survey import foresee
 from tunesmith.workflows.train import Trained, Watch, train
 from tunesmith.workflows.worth import SHUFFLED, calibrate, general_before, retention, shuffled
 from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
@@ -68,11 +69,13 @@ def tune_recipe(
     folder.begin({"machine": on, "audit": recipe.data.audit})
     save_recipe(prepared.recipe, folder.path / "recipe.yaml")
     prepared = _with_text(prepared, folder.path, Watch(listen, stop), offline=offline)
+    prediction = foresee(prepared, folder.path, listen=listen)
     yardstick = yardstick_of(Frozen.of(prepared))
     before = _before(prepared, folder, yardstick, listen)
     controls = _controls(prepared, folder.path, yardstick, Watch(listen, stop)) if recipe.controls else {}
     trained = train(prepared, folder.path, watch=Watch(listen, stop, _gate(prepared, before)))
-    measured = replace(_measured(yardstick, prepared, trained, before, listen), controls=controls)
+    measured = _measured(yardstick, prepared, trained, before, listen)
+    measured = replace(measured, controls=controls, prediction=prediction)
     about = _about(prepared, measured.model)
     write_folder(folder.path / "model", lambda half: save_model(half, measured.model, about))
     _write_predictions(measured, folder.path)

@@ -1,0 +1,119 @@
+"""The plan's formulas: counts against real adapters, memory against what autograd keeps, time by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.bases import base, policy
+from tunesmith.decision.plan import (
+    Pace,
+    Span,
+    Work,
+    estimate,
+    moving,
+    peak_bytes,
+    reading_seconds,
+    step_seconds,
+    trainable,
+    writing_seconds,
+)
+from tunesmith.model.size import Kept, NetworkSize, measure_size
+from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
+from tunesmith.techniques.base import Technique
+
+WORK = Work(
+    steps=10, passes=10, rows=160, computed=3000, padded=6000, learned=320, widest=400, widest_rows=16,
+    widest_padded=800,
+)  # fmt: skip
+# A network that one can work out by hand: two layers of 10 x 20 and 20 x 10, 100 words of width 10.
+SIZE = NetworkSize(
+    kind="llama", causal=True, layers=2, hidden=10, words=100, parameters=2000,
+    linear=(("a.up", 10, 20), ("a.down", 20, 10)), past=40, moving=Kept(1000.0, 50.0), frozen=Kept(600.0, 50.0),
+)  # fmt: skip
+PACE = Pace(products=1e9, products32=1e9, moved=1e9, mixed=False)
+ALL = [
+    Full(), Lora(rank=4), Lora(rank=4, dora=True), Lora(rank=3, targets=("q_proj", "k_lin", "query")), Ia3(),
+    Prompt(tokens=5), Prefix(tokens=5), PTuning(tokens=5), PTuning(tokens=5, width=7), PTuning(encoder="lstm"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma", "gemma3", "gpt2", "bert", "distilbert", "modernbert"])
+@pytest.mark.parametrize("technique", ALL, ids=lambda one: f"{one.kind}-{'-'.join(map(str, one.model_fields_set))}")
+def test_numbers_that_move_are_those_of_the_real_adapter(kind: str, technique: Technique):
+    if kind in ("gpt2", "modernbert") and getattr(technique, "targets", "all-linear") not in ("all-linear", ()):
+        pytest.skip("its layers have other names")
+    found = base(kind)
+    if technique.refusal(found.network, family=found.family):
+        pytest.skip("refused for this family")
+    size = measure_size(found.network, found.family, mixed=None)
+    real = sum(value.numel() for _, value in policy(kind, technique).trainable())
+    assert moving(technique, size) == real
+
+
+def test_the_objectives_head_is_counted_too():
+    assert trainable(Lora(rank=2), SIZE, replace(WORK, head=33)) == 2 * 30 * 2 + 33
+
+
+@pytest.mark.parametrize(("technique", "weights"), [(Full(), True), (Prompt(tokens=4), False)], ids=["full", "prompt"])
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_what_a_pass_keeps_grows_by_the_token_as_counted_on_short_rows(kind: str, technique: Technique, weights: bool):
+    from tunesmith.model.size import _kept_bytes
+
+    made, found = policy(kind, Full()), base(kind)
+    size = measure_size(found.network, found.family, mixed=None)
+    kept = size.moving if weights else size.frozen
+    long = _kept_bytes(made, 80, weights=weights)
+    assert long == pytest.approx(kept.once + 80 * kept.token, rel=0.15)
+
+
+def test_measuring_leaves_the_network_as_it_was():
+    found = base("llama")
+    found.network.get_input_embeddings().requires_grad_(False)
+    before = {name: value.requires_grad for name, value in found.network.named_parameters()}
+    measure_size(found.network, "decoder", mixed=torch.bfloat16)
+    assert {name: value.requires_grad for name, value in found.network.named_parameters()} == before
+    assert all(value.grad is None for value in found.network.parameters())
+
+
+def test_memory_is_what_stays_and_the_largest_pass():
+    by_hand = 1e6 + 190e6 + 12 * 2000 + 50 + 1.15 * 1000 * 400 + 3 * 4 * 256 * 100
+    assert peak_bytes(Full(), SIZE, WORK, PACE, held=1e6) == pytest.approx(by_hand)
+    lora = 16 * 120 + 50 + 1.15 * (1000 + 4 * 2 * 2) * 400
+    assert peak_bytes(Lora(rank=2), SIZE, WORK, PACE, held=0) == pytest.approx(190e6 + lora + 3 * 4 * 256 * 100)
+
+
+def test_four_bits_take_an_eighth_of_the_weights_memory():
+    saved = peak_bytes(Lora(), SIZE, WORK, PACE, held=0) - peak_bytes(Lora(quantize="nf4"), SIZE, WORK, PACE, held=0)
+    assert saved == pytest.approx(400 * (4 - 0.52))
+
+
+def test_time_is_arithmetic_and_moved_memory():
+    # 400 weights: 6 operations each and token; the words 6 x 10 x 100 for each learned place.
+    arithmetic = (3000 * 6 * 400 + 320 * 6 * 1000) / 1e9
+    moved = (3000 * 1000 * 8 + 10 * 40 * 2000 + 10 * 50 * 3) / 1e9
+    assert step_seconds(Full(), SIZE, WORK, PACE) == pytest.approx(arithmetic + moved + 10 * 2 * 2e-3)
+
+
+def test_virtual_tokens_run_once_a_pass_in_a_decoder_and_in_every_row_of_an_encoder():
+    fast = replace(PACE, moved=1e30, products32=1e30)
+    apart = [step_seconds(Prompt(tokens=5), replace(SIZE, causal=causal), WORK, fast) for causal in (True, False)]
+    plain = 10 * 2 * 2e-3
+    assert (apart[0] - plain) * 1e9 == pytest.approx((3000 + 10 * 5) * 4 * 400)
+    assert (apart[1] - plain) * 1e9 == pytest.approx((6000 + 160 * 5) * 4 * 400)
+
+
+def test_a_timed_step_corrects_the_formula_and_narrows_its_bounds():
+    plain = estimate(Lora(), SIZE, WORK, PACE, held=0)
+    timed = estimate(Lora(), SIZE, WORK, replace(PACE, factor=2.0, timed=True), held=0)
+    assert timed.seconds.expected == pytest.approx(2 * plain.seconds.expected)
+    assert timed.seconds.high / timed.seconds.expected < plain.seconds.high / plain.seconds.expected
+    assert Span.around(100.0, "memory").low == pytest.approx(87.0)
+
+
+def test_reading_costs_the_way_forward_and_writing_the_weights_once_a_step():
+    assert reading_seconds(100, SIZE, PACE) == pytest.approx(100 * (2 * 400 + 600 * 3) / 1e9)
+    each = (4 * 1400 + 32 * 2 * 1400) / 1e9 + 2 * 2e-3 / 4
+    assert writing_seconds(10, 32, SIZE, PACE) == pytest.approx(10 * each)

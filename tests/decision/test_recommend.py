@@ -1,0 +1,51 @@
+"""The table of the recommendation, case by case."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tunesmith.decision.recommend import RULES, STANDINGS, Case, recommend
+
+EVERYTHING = frozenset(STANDINGS)
+DECODER = Case("classify", "decoder", 1862, 134_515_008, 3_724, 4_884_480, EVERYTHING)
+ENCODER = replace(DECODER, family="encoder", parameters=22_713_216, learned_tokens=0, lora_numbers=589_824)
+
+
+@pytest.mark.parametrize(
+    ("case", "technique", "why"),
+    [
+        (DECODER, "lora", "as good as full tuning"),
+        (replace(DECODER, objective="instruct", learned_tokens=50_000), "lora", "as good as full tuning"),
+        (ENCODER, "full", "a small encoder"),
+        (replace(ENCODER, parameters=110_000_000), "lora", "as good as full tuning"),
+        (replace(DECODER, objective="domain", learned_tokens=9_768_960), "lora", "as good as full tuning"),
+        (replace(DECODER, objective="domain", learned_tokens=9_768_961), "full", "more is to be learned"),
+        (replace(DECODER, learned_tokens=10**8, fits=EVERYTHING - {"full"}), "lora", "as good as full tuning"),
+        (replace(DECODER, fits=frozenset({"qlora", "ia3", "prompt"})), "qlora", "does not fit into memory"),
+        (replace(ENCODER, fits=frozenset({"ia3", "prompt"})), "ia3", "nothing that scores better fits"),
+        (replace(DECODER, fits=frozenset({"prompt"})), "prompt", "nothing that scores better fits"),
+    ],
+)
+def test_the_first_rule_that_holds_and_fits_decides(case: Case, technique: str, why: str):
+    found = recommend(case)
+    assert found is not None
+    assert found.technique == technique
+    assert why in found.reasons[0]
+
+
+def test_where_nothing_fits_nothing_is_recommended():
+    assert recommend(replace(DECODER, fits=frozenset())) is None
+
+
+def test_what_does_not_fit_and_rows_that_are_few_are_said():
+    found = recommend(replace(DECODER, fits=EVERYTHING - {"full"}, rows=120))
+    assert found is not None
+    assert "full tuning does not fit into memory" in found.reasons
+    assert any(reason.startswith("120 rows are few") for reason in found.reasons)
+
+
+def test_every_technique_has_a_standing_and_every_rule_names_one():
+    assert {rule.technique for rule in RULES} <= set(STANDINGS)
+    assert {one.word for one in STANDINGS.values()} == {"level", "behind", "far behind"}

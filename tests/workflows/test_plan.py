@@ -1,0 +1,118 @@
+"""The plan: counted on the real batches, timed without moving anything, printed first and compared at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.workflows.conftest import answers, recipe, reviews, tune
+from tunesmith.report.plan import Outlook
+from tunesmith.techniques import Full, Lora
+from tunesmith.workflows import plan as story
+from tunesmith.workflows.plan import plan_recipe, techniques_of
+from tunesmith.workflows.prepare import prepare
+from tunesmith.workflows.survey import count_work, foresee, named
+from tunesmith.workflows.train import Batches
+
+pytestmark = pytest.mark.usefixtures("small_world")
+NAMES = ["full", "lora", "dora", "qlora", "ia3", "prompt", "prefix", "p-tuning"]
+
+
+def nobody(event: dict[str, Any]) -> None:
+    """Nobody listens."""
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_every_technique_has_its_line_and_one_is_recommended(kind: str, tmp_path: Path):
+    found = plan_recipe(recipe(tmp_path, reviews(), kind), listen=nobody)
+    assert [option.technique for option in found.options] == NAMES
+    assert found.recommendation is not None
+    assert found.recommendation.technique in NAMES
+    assert found.how == "by formula, corrected by timed steps of lora and full on these rows"
+    for option in found.options:
+        made = option.prediction
+        assert made is not None
+        assert 0 < made.seconds.low < made.seconds.expected < made.seconds.high
+        assert 0 < made.memory.low < made.memory.expected < made.memory.high
+        assert option.whole_seconds is not None
+        assert option.whole_seconds.expected > made.seconds.expected
+    assert Outlook.model_validate_json(found.model_dump_json()) == found
+
+
+def test_what_is_counted_is_what_the_steps_compute(tmp_path: Path):
+    prepared = prepare(recipe(tmp_path, reviews(), "llama", schedule={"epochs": 3}), listen=nobody)
+    work, batches = count_work(prepared), Batches(prepared, prepared.train)
+    steps = [batches.window(one) for one in range(work.steps)]
+    assert work.steps == 3 * 5  # 33 rows, eight a step
+    assert work.rows == 3 * 33
+    assert work.passes == sum(map(len, steps))
+    assert work.computed == pytest.approx(sum(b.computed for window in steps for b in window), rel=0.05)
+    assert work.learned == sum(len(b.targets) for window in steps for b in window)
+    assert work.widest >= 0.9 * max(b.computed for window in steps for b in window)
+
+
+def test_planning_moves_no_number_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    read = story.prepare
+    monkeypatch.setattr(story, "prepare", lambda *a, **k: seen.append(read(*a, **k)) or seen[-1])
+    made = recipe(tmp_path, reviews(), "llama")
+    before = {name: value.clone() for name, value in prepare(made, listen=nobody).base.network.state_dict().items()}
+    plan_recipe(made, listen=nobody)
+    after = seen[0].base.network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_quick_means_that_no_step_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(story, "step", None)
+    found = plan_recipe(recipe(tmp_path, answers(), "llama", objective="instruct"), listen=nobody, timed=False)
+    assert found.how == "by formula, not timed"
+
+
+@pytest.mark.parametrize("objective", ["preference", "reward", "domain"])
+def test_every_objective_can_be_planned(objective: str, tmp_path: Path):
+    rows = [{"prompt": f"number {i}", "chosen": f"it is good, {i}", "rejected": f"bad {i}"} for i in range(48)]
+    texts = [{"text": f"The quick brown fox number {i} jumps over the lazy dog and runs."} for i in range(48)]
+    made = recipe(tmp_path, texts if objective == "domain" else rows, "llama", objective=objective)
+    found = plan_recipe(made, listen=nobody)
+    assert found.recommendation is not None
+    assert all(option.prediction for option in found.options)
+
+
+def test_a_technique_the_model_cannot_take_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tunesmith.techniques.prefix.Prefix.refusal", lambda *_, **__: "not this one; take prompt")
+    found = plan_recipe(recipe(tmp_path, reviews(), "bert"), listen=nobody, timed=False)
+    (refused,) = [option for option in found.options if option.refused]
+    assert (refused.technique, refused.refused, refused.fits) == ("prefix", "not this one; take prompt", False)
+
+
+def test_the_recipes_own_settings_are_those_of_its_technique(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "llama", technique={"kind": "lora", "rank": 4, "dora": True})
+    found = techniques_of(made)
+    assert [named(one) for one in found] == NAMES
+    assert [one.rank for one in found if isinstance(one, Lora)] == [4, 4, 4]
+    assert isinstance(found[0], Full)
+
+
+def test_tune_says_its_line_first_and_the_report_compares(tmp_path: Path):
+    said: list[dict[str, Any]] = []
+    run = tune(recipe(tmp_path, reviews(), "llama"), tmp_path / "run", listen=said.append)
+    texts = [event.get("text", "") for event in said]
+    first = next(i for i, text in enumerate(texts) if text.startswith("plan: lora moves "))
+    assert first < next(i for i, text in enumerate(texts) if text.startswith("scoring"))
+    kept = json.loads((run.folder / "prediction.json").read_text())
+    assert kept["trainable"] == run.report.training.trainable
+    assert run.report.memory.predicted_bytes == round(kept["memory"]["expected"])
+    assert run.report.speed.predicted_seconds == kept["seconds"]["expected"]
+
+
+def test_a_run_gone_on_with_keeps_its_first_prediction(tmp_path: Path):
+    out = tmp_path / "run"
+    out.mkdir()
+    first = foresee(prepare(recipe(tmp_path, reviews(), "llama"), listen=nobody), out, listen=nobody)
+    other = prepare(recipe(tmp_path, reviews(40), "llama"), listen=nobody)
+    assert foresee(other, out, listen=nobody) == first

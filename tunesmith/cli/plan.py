@@ -1,0 +1,79 @@
+"""`tunesmith plan`: what each technique would take, and which to take."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tunesmith.cli.options import add_changes, add_common, add_schema, changes_of
+from tunesmith.cli.progress import Lines
+from tunesmith.cli.terminal import hush, log, publish, show, show_table
+from tunesmith.report.figures import count, size
+
+if TYPE_CHECKING:
+    from tunesmith.cli.options import Commands
+    from tunesmith.report.plan import Option, Outlook
+
+
+def add(commands: Commands) -> None:
+    """Add `plan`."""
+    parser = commands.add_parser(
+        "plan",
+        help="memory, time and the technique to take, before anything runs",
+        description="Count your rows and the model, time a few steps on them, and say what each technique would take: "
+        "numbers that move, memory, time, how it is expected to score; and which one to take.",
+    )
+    parser.add_argument("source", metavar="RECIPE|DATA", help="recipe.yaml, or rows as jsonl, json, csv, tsv, parquet")
+    parser.add_argument("--quick", action="store_true", help="by formula alone; no step is timed")
+    add_changes(parser)
+    add_schema(parser, _schema)
+    add_common(parser)
+    parser.set_defaults(run=run)
+
+
+def _schema() -> str:
+    from tunesmith.report.plan import schema
+
+    return schema()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; 1 where no technique fits into memory."""
+    from tunesmith.workflows.plan import plan_recipe
+    from tunesmith.workflows.request import request
+
+    hush()
+    asked = request(args.source, changes=changes_of(args), offline=args.offline)
+    for note in asked.notes:
+        log(note)
+    found = plan_recipe(asked.recipe, listen=Lines(), timed=not args.quick, offline=args.offline)
+    if not publish(found.model_dump(mode="json"), args):
+        _show(found)
+    return 0 if found.recommendation else 1
+
+
+def _show(found: Outlook) -> None:
+    """The table, what it rests on, and the recommendation."""
+    rows, tokens = count(found.train_rows), count(found.tokens)
+    show(f"{found.model}, {found.objective} on {rows} rows: {count(found.steps)} steps, {tokens} tokens computed")
+    columns = ("technique", "moves>", "peak memory>", "training>", "whole run>", "fits", "expected", "")
+    show_table(columns, [_cells(option) for option in found.options])
+    show(f"{found.how}; {size(found.room_bytes)} of memory may be used; bounds in brackets hold most outcomes")
+    for option in found.options:
+        if not option.refused:
+            show(f"  {option.technique}: {option.standing}; published: {option.published}; ours: {option.ours}")
+    if found.recommendation is None:
+        show("no technique fits into memory: take a smaller model, or lower data.max_tokens")
+        return
+    show(f"take {found.recommendation.technique}: {'; '.join(found.recommendation.reasons)}")
+
+
+def _cells(option: Option) -> tuple[str, ...]:
+    """A technique's line."""
+    from tunesmith.report.plan import memory, time
+
+    if option.prediction is None or option.whole_seconds is None:
+        return (option.technique, "", "", "", "", "no", "", option.refused)
+    made = option.prediction
+    figures = (count(made.trainable), memory(made.memory), time(made.seconds), time(option.whole_seconds))
+    return (option.technique, *figures, "yes" if option.fits else "no", option.standing, "")

@@ -1,0 +1,221 @@
+"""What a run takes, by formula: numbers that move, peak memory, seconds of training. Nothing is run here.
+
+Arithmetic: each weight is multiplied forward, and backward once for what it read and once more where it learns itself
+(2 operations each). The rest of a step is moving memory: what a pass keeps, and the optimizer's numbers. Timed steps
+of one technique correct all of them by one factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.model.size import Kept, NetworkSize, widths
+from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
+from tunesmith.techniques.base import Technique
+from tunesmith.techniques.ia3 import layers_of
+
+# Bytes of a number that moves: itself, its gradient and AdamW's two means, all in float32; a step reads and writes
+# them all, and the gradient's norm reads once more.
+NUMBER, LEARNING, STEP_BYTES = 4, 12, 40
+# Bytes per output that DoRA keeps beside LoRA: the product before it is scaled.
+DORA_KEPT = 4
+# Largest memory of a pass over what it keeps: gradients on the way back, and what the allocator rounds up.
+PASS_OVER_KEPT = 1.15
+# Times that what a pass keeps goes through memory, forward and backward together; and weights that are cast anew,
+# unpacked (QLoRA) or normed (DoRA) in each pass.
+KEPT_MOVED, CAST_MOVED, UNPACK_BYTES, NORM_BYTES = 8, 3, 20, 60
+# Seconds of a layer in a pass that no arithmetic explains: calls of small operations.
+CALLS = 2e-3
+# What PEFT, the libraries of reports and cheap ways, and answers to the test rows add while a run goes on.
+BESIDE = 190e6
+# Rows of logits that are there at once, and how many times over (tunesmith/model/head.py).
+HEAD_ROWS, HEAD_COPIES = 256, 3
+# Bytes of a weight in 4 bits with its scales, as bitsandbytes keeps them.
+FOUR_BITS = 0.52
+
+# Factors between which most outcomes lay (bench/PLAN.md).
+SURE = {"memory": (0.87, 1.15), "timed": (0.8, 1.3), "formula": (0.4, 2.5)}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What training on some rows comes to, whichever technique moves the numbers."""
+
+    steps: int
+    passes: int  # micro-batches
+    rows: int  # of all passes
+    computed: int  # tokens through the network, what rows share counted once
+    padded: int  # the same where rows run apart, each as long as the longest beside it
+    learned: int  # positions that the output layer sees
+    widest: int  # tokens of the largest pass, and the rows and padded tokens of that
+    widest_rows: int
+    widest_padded: int
+    head: int = 0  # numbers of a head of the objective's own
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What a machine was measured to do."""
+
+    products: float  # operations per second in the type that training multiplies in
+    products32: float  # the same in float32
+    moved: float  # bytes per second
+    mixed: bool  # training multiplies in two bytes a number
+    factor: float = 1.0  # seconds measured over seconds by formula
+    timed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A figure with the bounds that most outcomes lie between."""
+
+    low: float
+    expected: float
+    high: float
+
+    @classmethod
+    def around(cls, expected: float, kind: str) -> Span:
+        """The figure with the bounds of its kind."""
+        low, high = SURE[kind]
+        return cls(low * expected, expected, high * expected)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One technique's share of a plan: numbers that move, bytes, seconds of training."""
+
+    trainable: int
+    memory: Span
+    seconds: Span
+
+
+def estimate(technique: Technique, size: NetworkSize, work: Work, pace: Pace, *, held: float) -> Estimate:
+    """What a technique takes; `held` are the bytes that the process and plain weights take before it."""
+    seconds = pace.factor * step_seconds(technique, size, work, pace)
+    return Estimate(
+        trainable(technique, size, work),
+        Span.around(peak_bytes(technique, size, work, pace, held=held), "memory"),
+        Span.around(seconds, "timed" if pace.timed else "formula"),
+    )
+
+
+def trainable(technique: Technique, size: NetworkSize, work: Work) -> int:
+    """Numbers that move, those of the objective's head among them."""
+    return moving(technique, size) + work.head
+
+
+def moving(technique: Technique, size: NetworkSize) -> int:
+    """Numbers of the technique's own that move."""
+    (count,) = (count for kind, count in COUNTS.items() if isinstance(technique, kind))
+    return int(count(technique, size))
+
+
+def _lora(technique: Lora, size: NetworkSize) -> int:
+    """A and B beside each layer, and for DoRA a length for each output."""
+    reached = _reached(technique, size)
+    lengths = sum(outer for _, outer in reached) if technique.dora else 0
+    return sum(technique.rank * (inner + outer) for inner, outer in reached) + lengths
+
+
+def _reached(technique: Lora, size: NetworkSize) -> list[tuple[int, int]]:
+    if technique.targets == "all-linear":
+        return [(inner, outer) for _, inner, outer in size.linear]
+    return widths(size.linear, [technique.targets] if isinstance(technique.targets, str) else technique.targets)
+
+
+def _ia3(technique: Ia3, size: NetworkSize) -> int:
+    """A factor for each output, or for each input of a layer that is scaled where it reads."""
+    named, reading = layers_of(technique, size.kind)
+    answering = [name for name in named if name not in reading]
+    return sum(i for i, _ in widths(size.linear, reading)) + sum(o for _, o in widths(size.linear, answering))
+
+
+def _ptuning(technique: PTuning, size: NetworkSize) -> int:
+    """The embeddings, and the small network that they go through."""
+    hidden, width = size.hidden, technique.width or size.hidden
+    if technique.encoder == "mlp":
+        return technique.tokens * hidden + 2 * hidden * width + width * width + 2 * width + hidden
+    # Two layers, each both ways with four gates; then an MLP from twice the width.
+    gates = sum(2 * 4 * width * (read + width + 2) for read in (hidden, 2 * width))
+    return technique.tokens * hidden + gates + 4 * width * width + 2 * width + 2 * width * hidden + hidden
+
+
+COUNTS: Mapping[type[Any], Callable[[Any, NetworkSize], int]] = {
+    Full: lambda _, size: size.parameters,
+    Lora: _lora,
+    Ia3: _ia3,
+    Prompt: lambda technique, size: technique.tokens * size.hidden,
+    Prefix: lambda technique, size: technique.tokens * size.past,
+    PTuning: _ptuning,
+}
+
+
+def peak_bytes(technique: Technique, size: NetworkSize, work: Work, pace: Pace, *, held: float) -> float:
+    """The largest memory of the run: what stays, and the largest pass over it."""
+    count = trainable(technique, size, work)
+    stays = held + BESIDE + LEARNING * count + (0 if isinstance(technique, Full) else NUMBER * count)
+    kept = _kept(technique, size, pace)
+    tokens = _tokens(technique, size, (work.widest, work.widest_padded), (1, work.widest_rows))
+    logits = 0 if work.head else HEAD_COPIES * NUMBER * HEAD_ROWS * size.words
+    return stays + kept.once + PASS_OVER_KEPT * kept.token * tokens + logits
+
+
+def _kept(technique: Technique, size: NetworkSize, pace: Pace) -> Kept:
+    """What a pass keeps for the way back."""
+    if isinstance(technique, Full):
+        return size.moving
+    if isinstance(technique, Ia3):
+        return Kept(size.frozen.token + NUMBER * moving(technique, size), size.frozen.once)
+    if not isinstance(technique, Lora):
+        return size.frozen
+    reached = _reached(technique, size)
+    beside = (2 if pace.mixed else NUMBER) * technique.rank * len(reached)
+    beside += DORA_KEPT * sum(outer for _, outer in reached) if technique.dora else 0
+    packed = (NUMBER - FOUR_BITS) * size.matrices if technique.quantize else 0
+    return Kept(size.moving.token + beside, size.moving.once - packed)
+
+
+def _tokens(technique: Technique, size: NetworkSize, counted: tuple[int, int], over: tuple[int, int]) -> int:
+    """Tokens of passes, `counted` as (packed, padded), with the virtual ones that run in each of `over` passes or rows.
+
+    A decoder runs virtual tokens once a pass. An encoder's read the row too, so they run in every row, which is padded.
+    A prefix is no tokens that run, but keys that are there.
+    """
+    packed, padded = counted
+    passes, rows = over
+    if isinstance(technique, Prompt | PTuning):
+        virtual = technique.virtual_tokens()
+        return packed + passes * virtual if size.causal else padded + rows * virtual
+    return packed
+
+
+def step_seconds(technique: Technique, size: NetworkSize, work: Work, pace: Pace) -> float:
+    """Seconds of all training steps by formula, before any correction."""
+    tokens = _tokens(technique, size, (work.computed, work.padded), (work.passes, work.rows))
+    whole, kept = isinstance(technique, Full), _kept(technique, size, pace)
+    operations = tokens * (4 + 2 * whole) * size.matrices
+    moved = tokens * kept.token * KEPT_MOVED + work.steps * STEP_BYTES * trainable(technique, size, work)
+    if isinstance(technique, Lora):
+        operations += 6 * tokens * moving(technique, size)
+        moved += work.passes * size.matrices * (UNPACK_BYTES * bool(technique.quantize) + NORM_BYTES * technique.dora)
+    else:  # a fused low-rank update keeps the weights it has cast, all others cast them in each pass
+        moved += work.passes * size.moving.once * CAST_MOVED
+    words = 6 * work.learned * work.head if work.head else work.learned * (4 + 2 * whole) * size.words * size.hidden
+    # Weights in 4 bits are unpacked to float32 and multiplied as that.
+    products = pace.products32 if isinstance(technique, Lora) and technique.quantize else pace.products
+    calls = work.passes * size.layers * CALLS
+    return operations / products + words / pace.products32 + moved / pace.moved + calls
+
+
+def reading_seconds(tokens: float, size: NetworkSize, pace: Pace) -> float:
+    """Seconds of tokens that pass through the network without a way back."""
+    return pace.factor * tokens * (2 * size.matrices / pace.products32 + size.frozen.token * 3 / pace.moved)
+
+
+def writing_seconds(steps: float, rows: float, size: NetworkSize, pace: Pace) -> float:
+    """Seconds of so many steps in each of which so many rows get their next token."""
+    weights = NUMBER * (size.matrices + size.words * size.hidden)
+    each = weights / pace.moved + rows * 2 * (size.matrices + size.words * size.hidden) / pace.products32
+    return pace.factor * steps * (each + size.layers * CALLS / 4)

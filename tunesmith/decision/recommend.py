@@ -1,0 +1,118 @@
+"""Which technique to take: one table, read from the top; and how each is expected to come out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+# Up to so many numbers a network is small: full tuning costs little more than anything else and is as fast.
+SMALL = 60_000_000
+# Bits that a number of an update can hold, and bits to be learned in a token: beyond their balance LoRA falls behind
+# ("LoRA Without Regret", Schulman et al., Thinking Machines 2025).
+BITS_HELD, BITS_A_TOKEN = 2.0, 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What the choice hangs on."""
+
+    objective: str
+    family: str
+    rows: int
+    parameters: int
+    learned_tokens: int  # of all training rows, each row once
+    lora_numbers: int
+    fits: frozenset[str]  # techniques that the machine's memory holds and the model can take
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The technique to take, and why."""
+
+    technique: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A technique for the cases it is for."""
+
+    technique: str
+    holds: Callable[[Case], bool]
+    why: str
+
+
+# The first rule that holds and whose technique fits into memory decides.
+RULES = (
+    Rule(
+        "full",
+        lambda case: case.family == "encoder" and case.parameters <= SMALL,
+        "a small encoder: all of it is as fast to tune as a part of it, and the result needs no adapter",
+    ),
+    Rule(
+        "full",
+        lambda case: case.learned_tokens * BITS_A_TOKEN > case.lora_numbers * BITS_HELD,
+        "more is to be learned than a low-rank update of this size can hold",
+    ),
+    Rule(
+        "lora",
+        lambda case: True,
+        "as good as full tuning on rows as many as these, in less memory, and a small file as the result",
+    ),
+    Rule(
+        "qlora",
+        lambda case: True,
+        "LoRA over weights in 16 or 32 bits does not fit into memory; over 4 bits it does, and scores as well",
+    ),
+    Rule("ia3", lambda case: True, "nothing that scores better fits into memory"),
+    Rule("prompt", lambda case: True, "nothing that scores better fits into memory"),
+)
+
+
+def recommend(case: Case) -> Choice | None:
+    """The technique for a case; None where nothing fits."""
+    for rule in RULES:
+        if rule.technique in case.fits and rule.holds(case):
+            return Choice(rule.technique, (rule.why, *_beside(case, rule.technique)))
+    return None
+
+
+def _beside(case: Case, chosen: str) -> list[str]:
+    """Why not the neighbours."""
+    found = []
+    if chosen == "lora":
+        found.append("dora takes longer and gains nothing where both were measured alike")
+        found.append("soft prompts and (IA)^3 stay behind on models of this size")
+    if chosen != "full" and "full" not in case.fits:
+        found.append("full tuning does not fit into memory")
+    if case.rows < 200:
+        found.append(
+            f"{case.rows} rows are few: the choice of technique matters less than more rows (`tunesmith need`)"
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a technique is expected to score beside full tuning, by whose figures."""
+
+    word: str  # level, behind, far behind
+    published: str
+    ours: str
+
+
+NONE_YET = "none yet (`tunesmith grid`)"
+PEFT = "PEFT's MetaMathQA comparison, Llama-3.2-3B, GSM8K %"
+STANDINGS: Mapping[str, Standing] = {
+    "full": Standing("level", f"47.2 ({PEFT})", "mail by list, encoder: docs/reports/mail.html"),
+    "lora": Standing(
+        "level", f"47.8 to 51.3 ({PEFT}); GLUE 87.2 against full's 86.4 (Hu et al. 2021)",
+        "reviews 70.5 to 90.7, synopsis 0.232 to 0.357: docs/reports",
+    ),
+    "dora": Standing("level", f"46.9 in 1.26 times LoRA's time ({PEFT})", NONE_YET),
+    "qlora": Standing("level", "MMLU 53.1 against 53.0 in 16 bits (Dettmers et al. 2023)", NONE_YET),
+    "ia3": Standing("behind", f"31.1 to 45.5, by rate ({PEFT})", NONE_YET),
+    "prefix": Standing("behind", f"41.6 from real text, 18.6 from random numbers ({PEFT})", NONE_YET),
+    "prompt": Standing("far behind", f"34.3 from words, 5.7 from random numbers ({PEFT})", NONE_YET),
+    "p-tuning": Standing("far behind", f"35.0 ({PEFT})", NONE_YET),
+}  # fmt: skip

@@ -1,0 +1,145 @@
+"""A network in numbers: what its layers multiply, and what a training pass over it keeps in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.data.template import Tokens
+from tunesmith.model.batch import pack
+from tunesmith.model.four_bit import numbers
+from tunesmith.model.policy import Policy
+
+# Lengths of the two rows that memory is counted on: their difference is what tokens keep, the rest what a pass keeps.
+SHORT, LONG = 4, 12
+COPY_BYTES, COPIES = 32_000_000, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Bytes that a forward pass keeps for the backward one: for each token, and once for all."""
+
+    token: float
+    once: float
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSize:
+    """What formulas of time and memory need to know of a network."""
+
+    kind: str  # its family's name
+    causal: bool  # a decoder
+    layers: int
+    hidden: int
+    words: int  # rows of the output layer; 0 where nothing predicts words
+    parameters: int
+    linear: tuple[tuple[str, int, int], ...]  # name, inner and outer width of the layers that a low-rank update reaches
+    past: int  # numbers of one token's keys and values in all layers
+    moving: Kept  # where weights learn, or something beside them that needs what they read
+    frozen: Kept  # where only what stands before or between the layers learns
+
+    @property
+    def matrices(self) -> int:
+        """Numbers that each token is multiplied with."""
+        return sum(inner * outer for _, inner, outer in self.linear)
+
+
+def measure_size(network: Any, family: str, *, mixed: torch.dtype | None) -> NetworkSize:
+    """The network's size; `mixed` is the type that training multiplies in, None for that of the weights."""
+    config = network.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    policy = Policy.over(network, family=family, reference=nullcontext)
+    policy.mixed = mixed
+    return NetworkSize(
+        kind=config.model_type,
+        causal=family == "decoder",
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        words=config.vocab_size if family == "decoder" else 0,
+        parameters=numbers(network.parameters()),
+        linear=tuple(linear_layers(network)),
+        past=config.num_hidden_layers * 2 * heads * width,
+        moving=_kept(policy, weights=True),
+        frozen=_kept(policy, weights=False),
+    )
+
+
+def linear_layers(network: Any) -> Iterator[tuple[str, int, int]]:
+    """Name, inner and outer width of every linear layer but the output layer and an encoder's unused pooler."""
+    last = network.get_output_embeddings()
+    for name, module in network.named_modules():
+        if module is last or "pooler" in name:
+            continue
+        if isinstance(module, nn.Linear):
+            yield name, module.in_features, module.out_features
+        elif isinstance(module, Conv1D):
+            yield name, *module.weight.shape
+
+
+def _kept(policy: Policy, *, weights: bool) -> Kept:
+    """What autograd keeps of a pass, counted on rows of two lengths."""
+    short, long = (_kept_bytes(policy, length, weights=weights) for length in (SHORT, LONG))
+    token = (long - short) / (LONG - SHORT)
+    return Kept(token, max(0.0, short - token * SHORT))
+
+
+def _kept_bytes(policy: Policy, length: int, *, weights: bool) -> int:
+    """Bytes of all tensors kept for the backward pass over a row of this length, the network's own left out."""
+    own = {part.untyped_storage().data_ptr() for part in (*policy.network.parameters(), *policy.network.buffers())}
+    held: dict[int, Tensor] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        place = value.untyped_storage().data_ptr()
+        if place not in own:
+            held[place] = value
+        return value
+
+    row = Tokens(list(range(1, length + 1)), [False] * length)
+    with _learning(policy.network, weights=weights), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        policy.states(pack([row]).to(policy.device))
+        return sum(value.untyped_storage().nbytes() for value in held.values())
+
+
+@contextmanager
+def _learning(network: Any, *, weights: bool) -> Iterator[None]:
+    """A context in which gradients flow through the whole network, into its weights or only through them."""
+    before = {name: value.requires_grad for name, value in network.named_parameters()}
+    for value in network.parameters():
+        value.requires_grad_(weights and value.is_floating_point())
+    hook = network.get_input_embeddings().register_forward_hook(lambda _, __, out: out.detach().requires_grad_())
+    try:
+        yield
+    finally:
+        hook.remove()
+        for name, value in network.named_parameters():
+            value.requires_grad_(before[name])
+
+
+def copy_rate(device: str, *, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Bytes per second that memory moves, read and written ones counted, best of a few copies."""
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target, best = torch.empty_like(source), 0.0
+    for _ in range(COPIES):
+        began = clock()
+        target.copy_(source)
+        if source.is_cuda:
+            torch.cuda.synchronize(source.device)
+        best = max(best, 2 * COPY_BYTES / max(clock() - began, 1e-9))
+    return best
+
+
+def widths(layers: Sequence[tuple[str, int, int]], names: Sequence[str]) -> list[tuple[int, int]]:
+    """Inner and outer widths of the layers whose names end in one of these."""
+    return [(inner, outer) for name, inner, outer in layers if any(_ends(name, word) for word in names)]
+
+
+def _ends(name: str, word: str) -> bool:
+    return name == word or name.endswith(f".{word}")

@@ -1,0 +1,101 @@
+"""What runs would take: the shape of a plan, and its lines for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.report.figures import count, duration, size
+
+PREDICTION = "prediction.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Bounds(_Part):
+    """A figure, and the two that most outcomes lie between."""
+
+    low: float
+    expected: float
+    high: float
+
+
+class Prediction(_Part):
+    """What one run is expected to take: numbers that move, bytes at the peak, seconds of training steps."""
+
+    technique: str
+    trainable: int
+    memory: Bounds
+    seconds: Bounds
+    how: str
+
+
+class Option(_Part):
+    """One technique of a plan; `refused` says why the model cannot be tuned so, and then nothing else is known."""
+
+    technique: str
+    refused: str = ""
+    prediction: Prediction | None = None
+    whole_seconds: Bounds | None = None  # with validation and the scoring of base and tuned model
+    fits: bool = False
+    standing: str
+    published: str
+    ours: str
+
+
+class Recommended(_Part):
+    """The technique to take, and why."""
+
+    technique: str
+    reasons: list[str]
+
+
+class Outlook(_Part):
+    """What each technique would take on these rows, this model and this machine, and which to take."""
+
+    data: str
+    model: str
+    family: str
+    objective: str
+    train_rows: int
+    steps: int
+    tokens: int  # through the network in all steps, what rows share counted once
+    machine: str
+    room_bytes: int
+    how: str
+    options: list[Option]
+    recommendation: Recommended | None
+    notes: list[str]
+
+
+def schema() -> str:
+    """The JSON schema of `plan --json`."""
+    return json.dumps(Outlook.model_json_schema(), indent=1)
+
+
+def read_prediction(run: Path) -> Prediction | None:
+    """What a run was expected to take; None for one that nobody planned."""
+    kept = run / PREDICTION
+    return Prediction.model_validate_json(kept.read_text(encoding="utf-8")) if kept.exists() else None
+
+
+def told(found: Prediction) -> str:
+    """A prediction in one line."""
+    return (
+        f"plan: {found.technique} moves {count(found.trainable)} numbers; {memory(found.memory)} at the peak, "
+        f"{time(found.seconds)} of training ({found.how})"
+    )
+
+
+def memory(found: Bounds) -> str:
+    """Bytes with their bounds."""
+    return f"{size(found.expected)} ({size(found.low)} to {size(found.high)})"
+
+
+def time(found: Bounds) -> str:
+    """Seconds with their bounds."""
+    return f"{duration(found.expected)} ({duration(found.low)} to {duration(found.high)})"

@@ -1,0 +1,125 @@
+"""A run counted before it begins: network, rows and machine in numbers, and the recipe's own line of the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from tunesmith.data.files import write_whole
+from tunesmith.decision.plan import FOUR_BITS, NUMBER, Pace, Work, estimate
+from tunesmith.model.batch import Batch
+from tunesmith.model.size import NetworkSize, copy_rate, measure_size
+from tunesmith.recipe import AnyTechnique
+from tunesmith.report.plan import PREDICTION, Bounds, Prediction, read_prediction, told
+from tunesmith.techniques import Lora
+from tunesmith.workflows.prepare import Listener, Prepared
+from tunesmith.workflows.train import Batches, make_plan, mixed_type, untouched
+
+# Steps of the first pass over the rows that are counted, evenly spread; the rest are taken to be like them.
+COUNTED = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Everything that a plan's formulas are fed with."""
+
+    size: NetworkSize
+    work: Work
+    pace: Pace
+    held: float  # bytes that the process takes with plain weights
+    room: float  # bytes that it may take
+
+
+def survey(prepared: Prepared) -> Survey:
+    """The network, the rows and the machine in numbers; nothing is trained."""
+    network, machine = prepared.base.network, prepared.machine
+    mixed = mixed_type(prepared)
+    size = measure_size(network, prepared.base.family, mixed=mixed)
+    rates = machine.gemm_gflops
+    pace = Pace(
+        products=1e9 * rates.get(machine.dtype, rates["float32"]),
+        products32=1e9 * rates["float32"],
+        moved=copy_rate(machine.device),
+        mixed=mixed is not None,
+    )
+    held, room = _memory(machine.device)
+    if prepared.recipe.technique.load_options().quantize:  # the formulas start from plain weights
+        held += (NUMBER - FOUR_BITS) * size.matrices
+    if prepared.recipe.controls:  # the control is tuned over a base of its own
+        held += NUMBER * size.parameters
+    return Survey(size, count_work(prepared), pace, held, room)
+
+
+def _memory(device: str) -> tuple[float, float]:
+    """Bytes that are taken now, and those that may be: of the device that trains."""
+    if device.startswith("cuda"):
+        return float(torch.cuda.memory_allocated(device)), float(torch.cuda.mem_get_info(device)[1])
+    taken = float(psutil.Process().memory_info().rss)
+    return taken, taken + float(psutil.virtual_memory().available)
+
+
+def count_work(prepared: Prepared) -> Work:
+    """What all training steps come to, counted on the batches of some of them."""
+    batches = Batches(prepared, prepared.train)
+    sampler = batches.sampler
+    policy = untouched(prepared)
+    steps = make_plan(prepared.recipe, policy, rows=len(prepared.train)).steps
+    head = prepared.recipe.objective.head(policy)
+    every = range(sampler.steps_per_epoch)
+    spread = every[:: max(1, len(every) // COUNTED)]
+    counted = counts_of([batch for one in spread for batch in batches.window(one)])
+    times = steps / len(spread)
+    widest = max(every, key=lambda one: max(len(rows) * sampler.lengths[rows[0]] for rows in sampler.window(one)))
+    largest = max(batches.window(widest), key=lambda batch: batch.computed)
+    return Work(
+        steps=steps,
+        **{name: round(times * value) for name, value in counted.items()},
+        widest=largest.computed,
+        widest_rows=largest.rows,
+        widest_padded=largest.rows * largest.paths.shape[1],
+        head=sum(value.numel() for value in head.parameters()) if head is not None else 0,
+    )
+
+
+def counts_of(found: Sequence[Batch]) -> dict[str, int]:
+    """What micro-batches come to."""
+    return {
+        "passes": len(found),
+        "rows": sum(batch.rows for batch in found),
+        "computed": sum(batch.computed for batch in found),
+        "padded": sum(batch.rows * batch.paths.shape[1] for batch in found),
+        "learned": sum(len(batch.targets) for batch in found),
+    }
+
+
+def foresee(prepared: Prepared, out: Path, *, listen: Listener) -> Prediction:
+    """What the recipe's own technique takes, by formula alone; said, and kept in the folder from the first start on."""
+    made = read_prediction(out)
+    if made is None:
+        made = predict(prepared.recipe.technique, survey(prepared), how="by formula, not timed")
+        write_whole(out / PREDICTION, made.model_dump_json(indent=1))
+    listen({"event": "note", "text": told(made)})
+    return made
+
+
+def predict(technique: AnyTechnique, found: Survey, *, how: str) -> Prediction:
+    """One technique's prediction."""
+    made = estimate(technique, found.size, found.work, found.pace, held=found.held)
+    return Prediction(
+        technique=named(technique),
+        trainable=made.trainable,
+        memory=Bounds(**asdict(made.memory)),
+        seconds=Bounds(**asdict(made.seconds)),
+        how=how,
+    )
+
+
+def named(technique: AnyTechnique) -> str:
+    """A technique by the shortest word that a recipe knows it by."""
+    if isinstance(technique, Lora) and (technique.quantize or technique.dora):
+        return "qlora" if technique.quantize else "dora"
+    return technique.kind
