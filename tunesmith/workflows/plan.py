@@ -10,14 +10,16 @@ from statistics import median
 
 from tunesmith.decision.plan import moving, peak_bytes, reading_seconds, step_seconds, writing_seconds
 from tunesmith.decision.recommend import STANDINGS, Case, recommend
+from tunesmith.errors import RecipeError
 from tunesmith.model.generate import ROWS
-from tunesmith.objectives import Instruct, Preference
+from tunesmith.objectives import Instruct, Preference, Rl
 from tunesmith.recipe import AnyTechnique, Recipe
 from tunesmith.report.plan import Bounds, Option, Outlook, Recommended
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.training.fit import step
 from tunesmith.training.optim import make_optimizer, set_rate
 from tunesmith.workflows.answers import CHOICE_ROWS
+from tunesmith.workflows.learner import learner_of
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
 from tunesmith.workflows.survey import Survey, counts_of, named, predict, survey
 from tunesmith.workflows.train import Batches, adapted, make_plan, untouched
@@ -44,6 +46,9 @@ def techniques_of(recipe: Recipe) -> list[AnyTechnique]:
 
 def plan_recipe(recipe: Recipe, *, listen: Listener, timed: bool = True, offline: bool = False) -> Outlook:
     """What each technique would take, and which to take. Raises the errors of `prepare`."""
+    if isinstance(recipe.objective, Rl):
+        why = "how long answers will be is not known before they are drawn"
+        raise RecipeError(f"plan: rl: {why}; nearest that works: a plan of the same rows under objective: instruct")
     own = recipe.technique
     if own.load_options().quantize:  # weights as they are fit every technique's formula
         recipe = recipe.model_copy(update={"technique": techniques_of(recipe)[1]})
@@ -119,7 +124,7 @@ def _timed(prepared: Prepared, found: Survey, listen: Listener) -> dict[str, flo
 def _factor(prepared: Prepared, technique: AnyTechnique, found: Survey) -> float:
     """The median over a few steps that move nothing: their learning rate is 0."""
     recipe = prepared.recipe.model_copy(update={"technique": technique})
-    policy = adapted(replace(prepared, recipe=recipe))
+    policy, learner = adapted(replace(prepared, recipe=recipe)), learner_of(prepared)
     optimizer = make_optimizer(policy, make_plan(recipe, policy, rows=len(prepared.train)))
     set_rate(optimizer, 0.0)
     batches, ratios, began = Batches(prepared, prepared.train), [], time.perf_counter()
@@ -127,7 +132,7 @@ def _factor(prepared: Prepared, technique: AnyTechnique, found: Survey) -> float
     for turn in range(TIMED):
         window = batches.window(turn * every // TIMED)
         start = time.perf_counter()
-        step(policy, recipe.objective, window, optimizer=optimizer, clip=1.0)
+        step(policy, learner, window, optimizer=optimizer, clip=1.0)
         seconds = time.perf_counter() - start
         counted = replace(found.work, steps=1, **counts_of(window))
         ratios.append(seconds / step_seconds(technique, found.size, counted, found.pace))

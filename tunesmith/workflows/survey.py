@@ -13,6 +13,7 @@ from tunesmith.data.files import write_whole
 from tunesmith.decision.plan import FOUR_BITS, NUMBER, Pace, Work, estimate
 from tunesmith.model.batch import Batch
 from tunesmith.model.size import NetworkSize, copy_rate, measure_size
+from tunesmith.objectives import Rl
 from tunesmith.recipe import AnyTechnique
 from tunesmith.report.plan import PREDICTION, Bounds, Prediction, read_prediction, told
 from tunesmith.techniques import Lora
@@ -96,8 +97,13 @@ def counts_of(found: Sequence[Batch]) -> dict[str, int]:
     }
 
 
-def foresee(prepared: Prepared, out: Path, *, listen: Listener) -> Prediction:
-    """What the recipe's own technique takes, by formula alone; said, and kept in the folder from the first start on."""
+def foresee(prepared: Prepared, out: Path, *, listen: Listener) -> Prediction | None:
+    """What the recipe's own technique takes, by formula alone; said, and kept in the folder from the first start on.
+
+    None for `rl`: how long answers will be is not known before they are drawn.
+    """
+    if isinstance(prepared.recipe.objective, Rl):
+        return None
     made = read_prediction(out)
     if made is None:
         made = predict(prepared.recipe.technique, survey(prepared), how="by formula, not timed")
