@@ -39,6 +39,14 @@ def test_a_line_says_what_moved_what_it_brought_and_what_it_cost():
     ) in text
 
 
+def test_texts_have_no_controls_and_a_loss_is_said_to_be_one():
+    text = page(
+        Grid(cells=(cell(metric="perplexity", head_only=None, shuffled=None),), pairs=(), refused={}, missing=())
+    )
+    assert "measured by perplexity (lower is better)." in text
+    assert "| < 0.001 | – | – | **better** |" in text
+
+
 @pytest.mark.parametrize(
     ("changes", "verdict"),
     [

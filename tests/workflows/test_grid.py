@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.bases import folder
+from tests.techniques import test_grid as tiny_grid
 from tests.workflows.conftest import reviews
 from tunesmith.data.files import write_whole
 from tunesmith.errors import RecipeError
@@ -37,6 +38,10 @@ def test_every_objective_meets_every_technique_on_both_families():
     names = [cell.name for cell in cells()]
     assert len(set(names)) == len(names) == 6 * 8 + 2  # and two that begin with random numbers
     assert names[:2] == ["classify/lora/decoder", "classify/full/decoder"]
+
+
+def test_the_tests_on_tiny_models_run_the_same_techniques():
+    assert set(tiny_grid.TECHNIQUES) == set(grid.TECHNIQUES)
 
 
 def test_a_part_of_the_grid_is_chosen_by_pattern_and_a_wrong_one_is_refused():

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.evaluation.significance import Comparison
+from tunesmith.evaluation.significance import Comparison, lower_is_better
 from tunesmith.report.figures import bounds, count, duration, figure, metric_name, p_value, share, signed, size
 
 # Two techniques count as equal where the whole interval of their difference is within this, on a scale of 0 to 1.
@@ -151,7 +151,7 @@ def _reasons(refused: Mapping[str, str]) -> list[str]:
 def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
     """One objective on one family."""
     first = cells[0]
-    name = metric_name(first.metric)
+    name = metric_name(first.metric) + (" (lower is better)" if lower_is_better(first.metric) else "")
     parts = [f"## {first.objective}, {first.family}", f"`{first.model}`, measured by {name}. {_settings(cells)}"]
     if first.cheap is not None:
         parts[-1] += f" Without a language model: {first.cheap[0]}, {figure(first.cheap[1])}."
