@@ -27,6 +27,7 @@ class _Updated(torch.autograd.Function):
         a, b = a.to(weight.dtype), b.to(weight.dtype)
         with torch.autocast(x.device.type, enabled=False):
             low = flat @ a.T
+            bias = None if bias is None else bias.to(weight.dtype)
             out = F.linear(flat, weight, bias).addmm_(low, b.T, alpha=scale)
         ctx.save_for_backward(flat, low, a, b, weight)
         ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
