@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bases import base, chats, labelled, pairs, policy, template
+from tests.bases import base, chats, gradients, labelled, pairs, policy, template
 from tests.tiny import DECODERS
 from tunesmith.data.examples import Text
 from tunesmith.data.template import Encoded
@@ -109,6 +109,25 @@ def test_eight_rows_are_learned_kept_and_read_alike_alone_and_together(cell: str
     restored = technique.restore(found.network, tmp_path, family=found.family)
     restored.head = made.head
     assert loss_of(restored, objective, [batch]) == together
+
+
+@pytest.mark.parametrize("word", TECHNIQUES)
+@pytest.mark.parametrize("cell", ["words", "encoder head"])
+def test_products_in_half_precision_give_nearly_the_same_loss_and_gradients(cell: str, word: str):
+    if word == "qlora":
+        pytest.importorskip("bitsandbytes")
+    made, (objective, rows) = policy_of(cell, word), rows_of(cell)
+    if made.head is not None:
+        torch.nn.init.normal_(made.head.weight)  # one that starts at zero lets nothing through
+    batch, found = batch_of(rows, made), []
+    for mixed in (None, torch.bfloat16):
+        made.mixed = mixed
+        loss = objective.loss(batch, made).total
+        loss.backward()
+        found.append((loss.item(), torch.cat([value.flatten() for value in gradients(made).values()])))
+    (whole, wanted), (half, given) = found
+    assert half == pytest.approx(whole, rel=0.02)
+    assert (given - wanted).norm() < 0.1 * wanted.norm()
 
 
 @pytest.mark.parametrize("word", TECHNIQUES)
