@@ -31,6 +31,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         (EXAMPLES / "postgresql.jsonl", ["id", "chapter", "text"], 132),
         (EXAMPLES / "factbook.jsonl", FACTS, 264),
         (EXAMPLES / "factbook.test.jsonl", FACTS, 142),
+        (EXAMPLES / "pairs.jsonl", ["id", "prompt", "chosen", "rejected", "p_chosen", "group"], 1334),
         (EXAMPLES / "mail.jsonl", ["id", "subject", "text", "label", "thread"], 2394),
     ],
 )
@@ -62,12 +63,18 @@ def test_each_question_of_the_factbook_names_a_document_that_says_the_answer():
     assert not both[0] & both[1]
 
 
+def test_most_people_agree_which_sentence_of_a_pair_is_better_news_and_length_does_not_tell():
+    read = rows(EXAMPLES / "pairs.jsonl")
+    assert min(float(row["p_chosen"]) for row in read) == 0.85
+    assert sum(len(row["chosen"]) > len(row["rejected"]) for row in read) == 632
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_names_a_file_and_columns_that_are_there(path: Path):
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     columns = set(rows(path.parent / recipe["data"]["train"])[0])
     objective = recipe["objective"]
-    named = {objective[key] for key in ("text", "label", "prompt", "answer") if key in objective}
+    named = {objective[key] for key in ("text", "label", "prompt", "answer", "chosen", "rejected") if key in objective}
     assert {recipe["data"]["group"], *named} <= columns
 
 

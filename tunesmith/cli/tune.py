@@ -129,6 +129,9 @@ def show_next(run: Run) -> None:
     """Commands that use the run."""
     folder = shlex.quote(str(run.folder))
     show("next:")
+    if run.report.objective == "reward":
+        show(f"  tunesmith evaluate {folder} --data PAIRS")
+        return
     show(f'  tunesmith ask {folder} "..."')
     if run.report.family == "decoder" and run.report.objective != "classify":
         show(f"  tunesmith chat {folder}")

@@ -157,7 +157,7 @@ def _data(facts: Facts) -> str:
 
 
 def _use(facts: Facts) -> str:
-    ask = "tunesmith ask . 'your text'"
+    ask = "tunesmith ask . 'your text'" if facts.report.objective != "reward" else "tunesmith evaluate . --data PAIRS"
     parts = ["## Use", "In the folder of this card:", fence(ask, "sh"), fence("\n".join(python_lines(facts)), "python")]
     lines = transformers_lines(facts, base=hub_id(facts.report.model) or "PATH/TO/THE/BASE")
     if lines:

@@ -13,6 +13,9 @@ METRICS = {
     "chrf": "chrF",
     "corpus_chrf": "chrF",
     "bleu": "BLEU",
+    "preference_accuracy_summed": "the same by whole answers",
+    "thumbs_auc": "AUC of thumbs",
+    "thumbs_auc_summed": "the same by whole answers",
 }
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"

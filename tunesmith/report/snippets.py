@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.objectives import Classify, Domain, Instruct
+from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
 from tunesmith.report.facts import Facts
 from tunesmith.report.figures import clean
 
@@ -16,13 +16,16 @@ def python_lines(facts: Facts) -> list[str]:
         return [*loaded, f'found = model.classify(["{TEXT}"])[0]', "print(found.label, found.probabilities)"]
     if isinstance(facts.recipe.objective, Domain) and facts.report.family == "encoder":
         return [*loaded, f'print(model.fill(["{TEXT} [MASK]"])[0])  # the likeliest words at the mask token']
+    if isinstance(facts.recipe.objective, Reward):
+        return [*loaded, f'print(model.reward("{TEXT}", "an answer to it"))']
     return [*loaded, f'print(model.generate(["{TEXT}"])[0])']
 
 
 def transformers_lines(facts: Facts, *, base: str) -> list[str]:
     """The tuned model through transformers and PEFT; none where a head of our own stands between model and label."""
     objective = facts.recipe.objective
-    if facts.report.family != "decoder" or (isinstance(objective, Classify) and objective.output != "words"):
+    headed = isinstance(objective, Reward) or (isinstance(objective, Classify) and objective.output != "words")
+    if facts.report.family != "decoder" or headed:
         return []
     adapter = facts.report.technique != "full"
     load = (
@@ -62,7 +65,7 @@ def _question(facts: Facts) -> str:
     objective = facts.recipe.objective
     if isinstance(objective, Classify):
         return clean(objective.messages(TEXT)[-1].content)
-    instruction = objective.instruction if isinstance(objective, Instruct) else ""
+    instruction = objective.instruction if isinstance(objective, Instruct | Preference) else ""
     return clean(f"{instruction}\n\n{TEXT}" if instruction else TEXT)
 
 
@@ -71,4 +74,4 @@ def _longest(facts: Facts) -> int:
     objective = facts.recipe.objective
     if isinstance(objective, Classify):
         return 16
-    return objective.max_new_tokens or 256 if isinstance(objective, Instruct) else 256
+    return objective.max_new_tokens or 256 if isinstance(objective, Instruct | Preference) else 256

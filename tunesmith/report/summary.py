@@ -7,7 +7,7 @@ from math import exp
 from tunesmith.evaluation.resampling import ALPHA
 from tunesmith.evaluation.tasks import Arm, TaskScore
 from tunesmith.report.figures import count, figure, metric_name, share
-from tunesmith.report.schema import Report, Retention, Style
+from tunesmith.report.schema import Judgement, Report, Retention, Style
 from tunesmith.report.standing import BASE, holds_up
 
 COUNTED = ("accuracy", "exact_match")  # metrics whose mean is a share of rows
@@ -16,7 +16,9 @@ COUNTED = ("accuracy", "exact_match")  # metrics whose mean is a share of rows
 def in_short(report: Report) -> list[str]:
     """What was gained, what else does as well, what it cost in general ability, and how it sounds."""
     told = [_gain(report.task), _rivals(report), _cost(report.retention)]
-    return told if report.style is None else [*told, *_sound(report.style)]
+    told += [] if report.style is None else _sound(report.style)
+    told += [] if report.judgement is None else _judged(report.judgement)
+    return [*told, *(f"Alarm: {alarm}." for alarm in report.alarms)]
 
 
 def _gain(task: TaskScore) -> str:
@@ -69,3 +71,15 @@ def _sound(found: Style) -> list[str]:
         "Side by side with what people wrote, a classifier picks out the base's answer in "
         f"{share(found.auc_base)} of pairs and the tuned one's in {share(found.auc_tuned)} (50 %: it guesses)."
     ]
+
+
+def _judged(found: Judgement) -> list[str]:
+    """What became of the answers that people liked, and how much of the judgement is length."""
+    told = []
+    if found.chosen_logprob is not None:
+        before, after = map(figure, found.chosen_logprob)
+        told.append(f"Answers that people liked have a log-probability of {after} a token, {before} before.")
+    if found.length_bias is not None:
+        before, after = map(figure, found.length_bias)
+        told.append(f"What it finds a pair's answers worth goes with their length by r = {after} ({before} before).")
+    return told

@@ -46,9 +46,10 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
 
 
 def costs(report: Report) -> list[Text]:
-    """What tuning did to general ability, and what stated probabilities are worth, a line each."""
+    """What tuning did to general ability, what stated probabilities are worth, and what went wrong, a line each."""
     stated = [] if report.calibration is None else [_calibration(report.calibration)]
-    return [_retention(report.retention), *stated]
+    alarms = [Text(f"alarm: {clean(alarm)}", style="yellow") for alarm in report.alarms]
+    return [_retention(report.retention), *stated, *alarms]
 
 
 def _headline(report: Report) -> Text:

@@ -192,6 +192,8 @@ def _probe(prepared: Prepared, policy: Policy, plan: Plan, watch: Watch) -> Prob
         return None
     listen({"event": "stage", "text": f"can it learn {ROWS} rows at all?"})
     shortest = sorted(range(len(rows)), key=lambda i: rows[i].length)[: 4 * ROWS : 4]
+    # Small steps would not show within a few whether there is anything to learn.
+    plan = replace(plan, peak=plan.peak / PACE.get(prepared.recipe.objective.kind, 1.0))
     found = can_learn(policy, learner, Batches(prepared, rows).of(shortest), plan=plan)
     listen({"event": "probe", "first": found.first, "last": found.last, "steps": found.steps})
     return found

@@ -1,0 +1,142 @@
+"""`python -m bench.preference SET`: people's judgement, learned on some rows and told on the rest, pooled over folds.
+
+Each row is held out once. Beside the tuned model stand the base and "the longer answer wins". A fold is a run under
+runs/bench-preference; one that is finished is not made again. `speed` instead of a set: pairs a second of DPO on
+g1_pandalm_human, LoRA of rank 16, four pairs a step, as TRL 1.16 was measured. The rows are those of ../shared/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunesmith.evaluation.significance import compare_paired
+from tunesmith.recipe import make_recipe
+from tunesmith.report.predictions import read_predictions
+from tunesmith.workflows.tune import tune_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
+RUNS = ROOT / "runs" / "bench-preference"
+# Set -> the column whose values stay on one side.
+SETS = {"g1_pandalm_human": "prompt", "g4_debian_revisions": "source", "g5_vader_tone_pairs": "group"}
+TRL = 0.23  # pairs a second, measured for the issue
+
+
+@dataclass(frozen=True)
+class Told:
+    """A held-out pair: its group, and whether length, base and tuned model tell it as people did."""
+
+    group: str
+    longer: float
+    base: float
+    tuned: float
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    """The rows of a set."""
+    return [json.loads(line) for line in (DATA / name / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def cut(rows: Sequence[dict[str, Any]], group: str, folds: int) -> list[list[dict[str, Any]]]:
+    """The rows in as many parts, a group in one."""
+    names = sorted({str(row[group]) for row in rows})
+    random.Random(0).shuffle(names)
+    place = {name: i % folds for i, name in enumerate(names)}
+    return [[row for row in rows if place[str(row[group])] == fold] for fold in range(folds)]
+
+
+def write(rows: Sequence[dict[str, Any]], path: Path) -> str:
+    """The rows as a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def fold_run(asked: argparse.Namespace, parts: Sequence[Sequence[dict[str, Any]]], fold: int) -> list[Told]:
+    """What a run on the other parts tells of this one."""
+    words = [asked.set, asked.objective, asked.technique, f"{asked.folds}-{fold}"]
+    place = RUNS / "-".join([*words, *(change.replace("=", "").replace(".", "-") for change in asked.set_)])
+    rest = [row for i, part in enumerate(parts) if i != fold for row in part]
+    files = {
+        "train": write(rest, place / "rows" / "train.jsonl"),
+        "test": write(parts[fold], place / "rows" / "test.jsonl"),
+    }
+    raw = {"data": {**files, "group": SETS[asked.set], "rows": asked.rows}, "objective": asked.objective}
+    raw |= {"model": asked.model, "technique": asked.technique, "schedule": {"epochs": asked.epochs}}
+    recipe, _ = make_recipe(raw, place="bench", changes=asked.set_)
+    run = tune_recipe(recipe, out=place / "run", listen=told, offline=True)
+    by_line = {f"test.jsonl:{i}": row for i, row in enumerate(parts[fold], 1)}
+    found = []
+    for line in read_predictions(run.folder):
+        row = by_line[line.where]
+        assert line.score_base is not None
+        assert line.score_tuned is not None
+        longer = float(len(row["chosen"]) > len(row["rejected"]))
+        found.append(Told(str(row[SETS[asked.set]]), longer, line.score_base, line.score_tuned))
+    return found
+
+
+def told(event: dict[str, Any]) -> None:
+    """Stages on stderr."""
+    if "text" in event:
+        print(event["text"], file=sys.stderr, flush=True)
+
+
+def folds(asked: argparse.Namespace) -> None:
+    """All folds, or the first few, and what they come to together."""
+    parts = cut(read(asked.set), SETS[asked.set], asked.folds)
+    found = [one for fold in range(asked.only or asked.folds) for one in fold_run(asked, parts, fold)]
+    groups = [one.group for one in found]
+    sides = {name: [getattr(one, name) for one in found] for name in ("longer", "base", "tuned")}
+    print(f"{asked.set}, {asked.objective}, {asked.model}, {asked.technique}: {len(found)} held-out pairs")
+    for name, values in sides.items():
+        print(f"  {name:<7} {sum(values) / len(values):.3f}")
+    for other in ("base", "longer"):
+        print(f"  tuned against {other}: {compare_paired(sides[other], sides['tuned'], groups=groups).sentence}")
+
+
+def speed(asked: argparse.Namespace) -> None:
+    """Pairs a second of one epoch: the training steps, and with what the untuned model is asked for."""
+    from tunesmith.workflows.prepare import prepare
+    from tunesmith.workflows.train import Watch, train
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = write(read("g1_pandalm_human")[: asked.rows or 48], Path(folder) / "train.jsonl")
+        raw = {"data": {"train": file, "validation": 0, "test": 0.1}, "objective": "preference"}
+        raw |= {"technique": {"kind": "lora", "rank": 16}, "schedule": {"batch_rows": 4, "probe": False}}
+        prepared = prepare(make_recipe(raw, place="bench", changes=asked.set_)[0], listen=told, offline=True)
+        began = time.perf_counter()
+        trained = train(prepared, Path(folder), watch=Watch(told))
+        whole = time.perf_counter() - began
+    pairs, steps = len(prepared.train), trained.state.seconds
+    print(f"{pairs} pairs, {prepared.machine.dtype}: {pairs / steps:.2f} pairs/s in training steps,")
+    print(f"{pairs / whole:.2f} with the untuned model asked and all else; TRL 1.16 had {TRL}")
+
+
+def main() -> None:
+    """Folds of a set, or speed."""
+    parser = argparse.ArgumentParser(prog="python -m bench.preference", description=__doc__)
+    parser.add_argument("set", choices=[*SETS, "speed"])
+    parser.add_argument("--objective", choices=("preference", "reward"), default="preference")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--technique", default="lora")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--only", type=int, default=0, help="the first so many folds; 0: all")
+    parser.add_argument("--rows", type=int, default=0, help="training rows of a fold; 0: all")
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--set", dest="set_", action="append", default=[], metavar="KEY=VALUE")
+    asked = parser.parse_args()
+    speed(asked) if asked.set == "speed" else folds(asked)
+
+
+if __name__ == "__main__":
+    main()
