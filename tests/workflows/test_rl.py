@@ -16,8 +16,10 @@ from tunesmith.errors import RecipeError, Refused, RewardError
 from tunesmith.inference.folder import load
 from tunesmith.objectives import Rl
 from tunesmith.recipe import Recipe, make_recipe
+from tunesmith.report.schema import Pursuit
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.rewards import scorer_of
+from tunesmith.workflows.yardsticks.rewarded import alarms
 
 pytestmark = pytest.mark.usefixtures("small_world")
 
@@ -112,6 +114,35 @@ def test_a_reward_in_the_recipes_folder_is_found_by_its_name(rules: Path, tmp_pa
     assert found.objective.reward == f"{rules}:constant"
     assert notes == ["reward -> objective.reward: rules:constant"]
     assert scorer_of(found.objective)([attempt()]) == [1.0]
+
+
+def test_a_tuned_reward_model_scores_answers_as_it_does_elsewhere(tmp_path: Path):
+    pairs = [{"prompt": f"number {i}", "chosen": f"yes {i}", "rejected": f"no, not {i}"} for i in range(24)]
+    (tmp_path / "pairs").mkdir()
+    judged = recipe(tmp_path / "pairs", pairs, "llama", objective="reward", schedule={"epochs": 1})
+    run = str(tune(judged, tmp_path / "judge").folder)
+    answered = [attempt("yes"), attempt("no, not at all")]
+    wanted = load(run).rewards([(one.exercise.prompt, one.text) for one in answered])
+    assert scorer_of(Rl(reward={run: 2.0}))(answered) == [pytest.approx(2 * value) for value in wanted]
+    assert wanted[0] != wanted[1]
+    report = tune(made(tmp_path, run), tmp_path / "run").report
+    assert report.pursuit is not None
+    assert report.pursuit.kl_per_token is not None
+    assert report.pursuit.kl_per_token >= 0
+    answering = str(tmp_path / "run")
+    with pytest.raises(RecipeError, match="was tuned to instruct; name a run of objective: reward"):
+        scorer_of(Rl(reward=answering))
+
+
+def test_what_a_reward_is_cheated_by_raises_an_alarm():
+    calm = Pursuit(kl_per_token=0.4, words=(10, 6), repeated_share=(0.0, 0.05), cut_off_share=(0.2, 0.1))
+    assert alarms(calm) == ()
+    wild = Pursuit(kl_per_token=0.7, words=(10, 24), repeated_share=(0.0, 0.3), cut_off_share=(0.1, 0.5))
+    said = " | ".join(alarms(wild))
+    assert "0.70 nats a token" in said
+    assert "from 10 to 24 words" in said
+    assert "30% of its answers repeat themselves" in said
+    assert "50% of its answers never end" in said
 
 
 @pytest.mark.parametrize(

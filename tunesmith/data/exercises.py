@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tunesmith.data.examples import Chat, Message, chats, group_of, need, parsed, text_of
+from tunesmith.data.prompts import PROMPTS
 from tunesmith.data.rows import Row, columns_of
 from tunesmith.data.turns import check_order, instructed, turn_of
 from tunesmith.errors import DataError
-
-PROMPTS = ("prompt", "question", "instruction")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +77,7 @@ def exercises(
 
 def prompt_column(rows: Sequence[Row]) -> str:
     """The column with the prompt in rows that hold nothing else that is known; empty where none is named like one."""
-    names = {name.strip().lower(): name for name in columns_of(rows)}
-    return next((names[name] for name in PROMPTS if name in names), "")
+    return next((name for name in PROMPTS if name in columns_of(rows)), "")
 
 
 def _of(chat: Chat, row: Row) -> Exercise:

@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 
 from tunesmith.data.template import Encoded
-from tunesmith.model.batch import TOKENS_PER_PASS, collate, cut
+from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, cut
+from tunesmith.model.head import CHUNK
 from tunesmith.model.policy import Policy
 
 
@@ -23,3 +24,20 @@ def referenced(rows: Sequence[Encoded], policy: Policy, *, tokens: int = TOKENS_
         values = policy.logprobs(batch).float().cpu().view(len(numbers), -1).tolist()
         found.update(zip(numbers, map(tuple, values), strict=True))
     return [replace(row, reference=found[i]) for i, row in enumerate(rows)]
+
+
+@torch.no_grad()
+def kl_to_start(policy: Policy, batch: Batch) -> tuple[float, int]:
+    """The KL from the policy to its start over all words before each learned id, summed, in nats; and their number.
+
+    Where the ids were drawn by the policy, the sum divided by the number is the KL of a token.
+    """
+    now, total = policy.learned(batch), 0.0
+    with policy.reference():
+        before = policy.learned(batch)
+    for start in range(0, len(now), CHUNK):
+        logs = policy.words.logits(now[start : start + CHUNK]).float().log_softmax(dim=1)
+        with policy.reference():
+            theirs = policy.words.logits(before[start : start + CHUNK]).float().log_softmax(dim=1)
+        total += float((logs.exp() * (logs - theirs)).sum())
+    return total, len(now)

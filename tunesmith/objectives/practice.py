@@ -81,6 +81,12 @@ class Practice:
         figures["value_loss"] = (float(wrong.detach()), self.units(batch))
         return Loss(total, self.units(batch), figures)
 
+    def drawn_once(self, batch: Batch, policy: Policy) -> Batch:
+        """An answer drawn to each prompt, its tokens learned, nothing scored."""
+        once = replace(self, objective=self.objective.model_copy(update={"group": 1}))
+        prompts, drawn, _ = once._drawn(batch, policy)
+        return pack([_answered(prompt, one) for prompt, one in zip(prompts, drawn, strict=True)]).to(policy.device)
+
     def mean_reward(self, policy: Policy, batch: Batch) -> float:
         """The mean reward of greedy answers to the prompts of a batch."""
         prompts = _prompts(batch)

@@ -113,6 +113,15 @@ class Judgement(_Part):
     repeated_share: tuple[float, float] | None = None  # of these, share that repeat themselves
 
 
+class Pursuit(_Part):
+    """What pursuing a reward did beside it: pairs are base and tuned, by greedy answers to the test prompts."""
+
+    kl_per_token: float | None  # to the start, nats, on drawn answers; None where no start was kept
+    words: tuple[float, float]  # mean length
+    repeated_share: tuple[float, float]
+    cut_off_share: tuple[float, float]
+
+
 class Report(_Part):
     """Everything measured about one run."""
 
@@ -129,6 +138,7 @@ class Report(_Part):
     calibration: Calibration | None = None
     style: Style | None = None
     judgement: Judgement | None = None
+    pursuit: Pursuit | None = None
     alarms: tuple[str, ...] = ()
     training: Training
     speed: Speed

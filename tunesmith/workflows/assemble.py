@@ -70,6 +70,7 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
         calibration=run.worth.calibration,
         style=run.worth.style,
         judgement=run.worth.judgement,
+        pursuit=run.worth.pursuit,
         alarms=run.worth.alarms,
         training=_training(run),
         speed=_speed(run, len(test), seconds),

@@ -14,8 +14,9 @@ from typing import Any
 from tunesmith.data.exercises import Attempt, Scorer
 from tunesmith.errors import RecipeError, RewardError
 from tunesmith.evaluation.style import habits
+from tunesmith.inference.folder import find_model, load, read_about
 from tunesmith.model.rollout import Figures
-from tunesmith.objectives import Rl
+from tunesmith.objectives import Reward, Rl
 from tunesmith.recipe import Recipe
 
 SHOWN = 60
@@ -58,13 +59,29 @@ def watch(attempts: Sequence[Attempt]) -> Figures:
 def _source(name: str) -> Scorer:
     """The scorer of one name."""
     if ":" not in name:
-        raise RecipeError(
-            f"objective.reward: {name!r} is no run here; name a run of objective: reward, or module:function"
-        )
+        return _run(name)
     function = _function(name)
 
     def score(attempts: Sequence[Attempt]) -> list[float]:
         return [_checked(name, function, attempt) for attempt in attempts]
+
+    return score
+
+
+def _run(name: str) -> Scorer:
+    """A tuned reward model, read when it is first asked. Raises RecipeError for what is none."""
+    if not Path(name).exists():
+        cure = "name a run of objective: reward, or a Python function as module:function"
+        raise RecipeError(f"objective.reward: {name!r} is no run here; {cure}")
+    about = read_about(find_model(name))
+    if not isinstance(about.objective, Reward):
+        raise RecipeError(
+            f"objective.reward: {name} was tuned to {about.objective.kind}; name a run of objective: reward"
+        )
+    judge = cache(lambda: load(name, offline=True))
+
+    def score(attempts: Sequence[Attempt]) -> list[float]:
+        return judge().rewards([(attempt.exercise.prompt, attempt.text) for attempt in attempts])
 
     return score
 

@@ -12,7 +12,7 @@ from tunesmith.evaluation.tasks import Arm, Score, TaskScore
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
 from tunesmith.recipe import AnyObjective
-from tunesmith.report.schema import Calibration, Judgement, Style
+from tunesmith.report.schema import Calibration, Judgement, Pursuit, Style
 from tunesmith.workflows.prepare import Prepared
 
 
@@ -51,6 +51,7 @@ class Worth:
     calibration: Calibration | None = None
     style: Style | None = None
     judgement: Judgement | None = None
+    pursuit: Pursuit | None = None
     alarms: tuple[str, ...] = ()
 
 

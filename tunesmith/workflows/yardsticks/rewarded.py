@@ -14,18 +14,31 @@ from numpy.typing import NDArray
 from tunesmith.data.exercises import Attempt, Exercise, Scorer
 from tunesmith.evaluation.metrics import rouge_l
 from tunesmith.evaluation.significance import compare_paired, holm, interval
+from tunesmith.evaluation.style import habits
 from tunesmith.evaluation.tasks import Arm, Difference, Score, TaskScore, as_task
 from tunesmith.inference.local import LocalModel
+from tunesmith.model.batch import collate
 from tunesmith.model.policy import Policy
+from tunesmith.model.reference import kl_to_start
 from tunesmith.objectives import Rl
+from tunesmith.objectives.practice import Practice
+from tunesmith.report.schema import Pursuit
 from tunesmith.report.standing import BASE
 from tunesmith.workflows.answers import Answers, groups
+from tunesmith.workflows.learner import needs_start
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.rewards import scorer_of
 from tunesmith.workflows.worth import voice
 from tunesmith.workflows.yardsticks.base import Frozen, Worth
 
 Floats = NDArray[np.float64]
+
+
+# Prompts that answers are drawn to for the KL, and how many of them at a time.
+DRAWN, ANSWERED = 64, 16
+# What raises an alarm: nats a token from the start, answers so many times as long or as short, so many more that
+# repeat themselves or never end.
+FAR, STRETCH, MORE = 0.5, 2.0, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +139,25 @@ class Rewarded:
         return found
 
     def worth(self, prepared: Prepared, model: LocalModel, sides: tuple[Tried, Tried]) -> Worth:
-        """How near the answers are to the rows' own, where every row has one."""
+        """What the reward was paid with, and how near the answers are to the rows' own, where every row has one."""
         base, tuned = (side.answers for side in sides)
-        return Worth(style=voice(prepared, (base, tuned), self._exercises) if self._referenced else None)
+        style = voice(prepared, (base, tuned), self._exercises) if self._referenced else None
+        facts = Pursuit(kl_per_token=self._kl(prepared, model), **_habits(base, tuned))
+        return Worth(style=style, pursuit=facts, alarms=alarms(facts))
+
+    def _kl(self, prepared: Prepared, model: LocalModel) -> float | None:
+        """Nats a token to the start, on answers drawn to some of the prompts; None where no start was kept."""
+        if not needs_start(self._objective) and prepared.recipe.technique.kind == "full":
+            return None
+        learner = Practice(self._objective, model.template, {e.where: e for e in self._exercises}, self._score, 0)
+        rows = [self._objective.encode(e, model.template, limit=self._limit) for e in self._exercises[:DRAWN]]
+        total, count = 0.0, 0
+        for start in range(0, len(rows), ANSWERED):
+            some, tokens = kl_to_start(
+                model.policy, learner.drawn_once(collate(rows[start : start + ANSWERED]), model.policy)
+            )
+            total, count = total + some, count + tokens
+        return total / max(1, count)
 
     @property
     def _referenced(self) -> bool:
@@ -141,3 +170,29 @@ class Rewarded:
             wanted = [exercise.reference for exercise in self._exercises]
             found.append(("rouge_l", lambda said: rouge_l(wanted, said.answers.given)))
         return found
+
+
+def alarms(facts: Pursuit) -> tuple[str, ...]:
+    """What is known to go wrong when a reward is pursued, where it did."""
+    found = []
+    if facts.kl_per_token is not None and facts.kl_per_token > FAR:
+        found.append(f"{facts.kl_per_token:.2f} nats a token from the start; raise objective.beta or stop earlier")
+    before, after = facts.words
+    if not before / STRETCH <= after <= before * STRETCH:
+        found.append(
+            f"its answers went from {before:.0f} to {after:.0f} words; read some: is it what the reward is for?"
+        )
+    for what, (base, tuned) in (("repeat themselves", facts.repeated_share), ("never end", facts.cut_off_share)):
+        if tuned - base > MORE:
+            found.append(f"{tuned:.0%} of its answers {what}, {base:.0%} before; let the reward say that they must not")
+    return tuple(found)
+
+
+def _habits(base: Answers, tuned: Answers) -> dict[str, tuple[float, float]]:
+    """Length, repetition and missing ends of both sides."""
+    one, other = (habits(side.given, finished=side.finished) for side in (base, tuned))
+    return {
+        "words": (one.mean_words, other.mean_words),
+        "repeated_share": (one.repeated_share, other.repeated_share),
+        "cut_off_share": (one.never_ending_share or 0.0, other.never_ending_share or 0.0),
+    }
