@@ -175,7 +175,7 @@ def adapted(prepared: Prepared) -> Policy:
 
 
 def _judged(prepared: Prepared, policy: Policy, watch: Watch, beside: dict[str, float]) -> float:
-    """The validation loss, infinite outside a gate: such numbers are never the best. `beside` gets what goes with it."""
+    """The validation loss, infinite outside a gate, so never the best. `beside` gets what goes with it."""
     if broken := watch.outside(policy):
         watch.listen({"event": "note", "text": f"not to be kept: {broken}"})
         return math.inf
