@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.feedback.voting import Ballot, item, keyed
+from tests.feedback.voting import Ballot, item, keyed, label_for
 from tunesmith.data.examples import Message
 from tunesmith.data.formats import detect
 from tunesmith.data.pairs import pairs, thumbs
@@ -25,8 +25,8 @@ def as_rows(found: list[dict[str, Any]]) -> list[Row]:
 def test_a_vote_is_a_row_that_the_preference_objective_reads_as_it_is():
     one, chat = item(1), make_item([Message("system", "s"), Message("user", "u")], ("x", "y"), ("a", "b"))
     ballot = Ballot()
-    ballot.cast("Ana", one, SECOND)
-    ballot.cast("Ana", chat, FIRST)
+    ballot.cast("Ana", one, label_for(one, "second 1"))
+    ballot.cast("Ana", chat, label_for(chat, "x"))
     rows = as_rows(pair_rows(keyed([one, chat]), ballot.votes).rows)
     read = pairs(rows, columns=detect(rows).columns)
     assert [(pair.prompt, pair.chosen, pair.rejected) for pair in read] == [
@@ -47,7 +47,7 @@ def test_ties_both_bad_and_draws_prefer_nothing_and_most_votes_win():
     for rater, label in (("Ana", FIRST), ("Bo", SECOND), ("Cy", FIRST)):
         ballot.cast(rater, items[3], label)
     found = pair_rows(keyed(items), ballot.votes)
-    assert [(row["chosen"], row["rater"]) for row in found.rows] == [("first 3", "Ana, Cy")]
+    assert [(row["chosen"], row["rater"]) for row in found.rows] == [(items[3].answers[0], "Ana, Cy")]
     assert found.undecided == 3
 
 
@@ -57,14 +57,14 @@ def test_an_own_answer_is_chosen_over_both_whatever_others_say():
     ballot.cast("Bo", one, FIRST)
     rows = pair_rows(keyed([one]), ballot.votes).rows
     assert [(row["chosen"], row["rejected"]) for row in rows] == [
-        ("first 1", "second 1"), ("better", "first 1"), ("better", "second 1"),
+        one.answers, *(("better", answer) for answer in one.answers)
     ]  # fmt: skip
 
 
 def test_thumbs_tell_of_each_answer_whether_it_is_good():
     items = [item(1), item(2), item(3, "alone"), item(4)]
     ballot = Ballot()
-    ballot.cast("Ana", items[0], FIRST)
+    ballot.cast("Ana", items[0], label_for(items[0], "first 1"))
     ballot.cast("Ana", items[1], BAD)
     ballot.cast("Ana", items[2], GOOD)
     ballot.cast("Ana", items[3], OWN, text="mine")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
-from tests.feedback.voting import Ballot, item, keyed, simulate
+from tests.feedback.voting import Ballot, item, keyed, right, simulate
 from tunesmith.feedback.items import FIRST, SECOND
-from tunesmith.feedback.quality import gold, position, raters
+from tunesmith.feedback.quality import Hits, _p_value, gold, position, raters
 from tunesmith.feedback.summary import summarise
 
 ITEMS = [item(n) for n in range(60)]
@@ -32,7 +34,8 @@ def test_the_left_share_is_tested_against_a_fair_coin():
 def test_planted_items_are_scored_by_their_own_label():
     ballot = Ballot()
     for n in range(4):
-        ballot.cast("Ana", PLANTED[n], SECOND if n == 0 else FIRST)
+        wrong = SECOND if PLANTED[n].gold == FIRST else FIRST
+        ballot.cast("Ana", PLANTED[n], wrong if n == 0 else PLANTED[n].gold)
     found = gold(keyed(PLANTED), ballot.votes.standing())
     assert (found.items, found.right) == (4, 0.75)
 
@@ -62,6 +65,22 @@ def test_of_two_who_disagree_nobody_is_named():
     simulate(ballot, "Ana", ITEMS, care=0.9, seed="two")
     simulate(ballot, "Bo", ITEMS, care=0.5, seed="two")
     assert named(ballot) == []
+
+
+def test_an_odd_taste_is_not_taken_for_clicking():
+    odd = list[str]()
+    for seed in range(20):
+        ballot = Ballot()
+        for rater, care in (("Ana", 0.95), ("Bo", 0.95), ("Cy", 0.95), ("Odd", 0.75)):
+            simulate(ballot, rater, ITEMS, care=care, seed=f"odd {seed}")
+        odd += named(ballot)
+    assert odd == []
+
+
+def test_matches_by_chance_are_counted_over_planted_and_shared_items_together():
+    # Both of two planted and one of one shared, all by a coin: one in eight.
+    assert _p_value([Hits(n=2, hits=2, chance=0.5), Hits(n=1, hits=1, chance=0.5)]) == pytest.approx(1 / 8)
+    assert _p_value([Hits(n=2, hits=1, chance=0.5)]) == pytest.approx(3 / 4)
 
 
 def test_one_who_always_presses_the_same_key_is_named_for_it():
@@ -96,5 +115,10 @@ def test_the_summary_counts_planted_items_apart():
     ballot = Ballot()
     simulate(ballot, "Ana", [*ITEMS[:3], *PLANTED[:2]], care=1.0, seed="summary")
     found = summarise(keyed([*ITEMS, *PLANTED]), ballot.votes, store="votes.db")
-    assert (found.items, found.judged, found.votes, found.gold.items) == (60, 3, {FIRST: 3}, 2)
+    assert (found.items, found.judged, found.votes, found.gold.items) == (
+        60,
+        3,
+        dict(Counter(map(right, ITEMS[:3])).most_common()),
+        2,
+    )
     assert [duel.models for duel in found.duels] == [("base", "tuned")]

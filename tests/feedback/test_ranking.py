@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from tests.feedback.voting import Ballot, item, keyed
-from tunesmith.feedback.items import BAD, FIRST, SECOND, TIE
+from tests.feedback.voting import Ballot, item, keyed, label_for
+from tunesmith.feedback.items import BAD, FIRST, TIE
 from tunesmith.feedback.ranking import Game, at_same_length, duels, games, rank
 
 
@@ -55,8 +55,9 @@ def test_ties_are_half_a_win_and_other_votes_are_no_games():
     items = [item(n) for n in range(5)]
     mine = item(9, by=("base", "base"))
     ballot = Ballot()
-    for one, label in zip(items, (FIRST, TIE, SECOND, BAD, SECOND), strict=True):
-        ballot.cast("Ana", one, label)
+    for one, said in zip(items, ("first", TIE, "second", BAD, "second"), strict=True):
+        number = one.messages[0].content.removeprefix("Prompt ")
+        ballot.cast("Ana", one, said if said in (TIE, BAD) else label_for(one, f"{said} {number}"))
     ballot.cast("Ana", mine, FIRST)
     played = games(keyed([*items, mine]), ballot.votes.standing())
     (duel,) = duels(played)

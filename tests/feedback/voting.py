@@ -16,6 +16,16 @@ def item(n: int, *answers: str, by: Sequence[str] = ("base", "tuned"), gold: str
     return make_item([Message("user", f"Prompt {n}")], answers, by[: len(answers)], gold=gold)
 
 
+def label_for(on: Item, answer: str) -> str:
+    """The label that prefers this answer."""
+    return (FIRST, SECOND)[on.answers.index(answer)]
+
+
+def right(on: Item) -> str:
+    """The label of a planted item, else the one that prefers what "base" said."""
+    return on.gold or (FIRST, SECOND)[on.by.index("base")]
+
+
 def keyed(items: Sequence[Item]) -> dict[str, Item]:
     return {one.key: one for one in items}
 
@@ -36,9 +46,9 @@ class Ballot:
 
 
 def simulate(ballot: Ballot, rater: str, items: Sequence[Item], *, care: float, seed: str) -> None:
-    """A person who says "first" of every item with this chance, from whichever side it stands on, else "second"."""
+    """A person who says what is right with this chance, on whichever side it stands, else the other."""
     chance = random.Random(f"{seed}/{rater}")
     for one in items:
         left = chance.randrange(2)
-        label = FIRST if chance.random() < care else SECOND
-        ballot.cast(rater, one, label, left=left, seconds=5.0)
+        wrong = SECOND if right(one) == FIRST else FIRST
+        ballot.cast(rater, one, right(one) if chance.random() < care else wrong, left=left, seconds=5.0)

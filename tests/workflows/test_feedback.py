@@ -109,6 +109,19 @@ def test_overlap_gives_each_pair_to_two_people_in_any_tabs_and_without_it_to_one
     assert both.progress().agreement.items == 20
 
 
+def test_a_tab_that_slept_does_not_add_a_second_vote_to_a_pair_of_one(wish: Wish):
+    work = opened(wish)
+    key = work.turns.next(ANA)
+    assert key is not None
+    work.turns.release(ANA)  # as if its ten minutes were over
+    assert work.turns.next(BO) == key
+    work.vote(BO, key, Said("left"))
+    with pytest.raises(DataError, match="others have judged this one meanwhile"):
+        work.vote(ANA, key, Said("right"))
+    assert list(work.turns.votes.on(key)) == ["Bo"]
+    work.vote(BO, key, Said("tie"))  # whoever judged it may think again
+
+
 def test_planted_pairs_come_to_everybody_now_and_then_and_are_not_counted(wish: Wish, tmp_path: Path):
     gold = write(tmp_path / "gold.jsonl", [{"prompt": f"G {n}", "chosen": "yes", "rejected": "no"} for n in range(2)])
     work = opened(wish, gold=gold, overlap=Overlap(1.0, 2))

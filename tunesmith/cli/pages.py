@@ -6,10 +6,12 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from tunesmith.cli.terminal import log
-from tunesmith.feedback.store import Store
+
+if TYPE_CHECKING:
+    from tunesmith.feedback.store import Store
 
 PORT = 8377
 

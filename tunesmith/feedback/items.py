@@ -60,14 +60,17 @@ class Sampled:
 
 
 def make_item(messages: Sequence[Message], answers: Sequence[str], by: Sequence[str], *, gold: str = "") -> Item:
-    """An item; the same answers of the same people in either order are the same item."""
-    order = sorted(range(len(answers)), key=lambda i: (by[i], answers[i]))
+    """An item; the same answers of the same people in either order are the same item.
+
+    The order is as good as drawn, so that nobody's answers come first: else agreement beyond chance would look small
+    where one model usually wins.
+    """
+    turns = [[message.role, message.content] for message in messages]
+    order = sorted(range(len(answers)), key=lambda i: _digest([turns, answers[i], by[i]]))
     answers, by = tuple(answers[i] for i in order), tuple(by[i] for i in order)
     if gold in (FIRST, SECOND):
         gold = (FIRST, SECOND)[order.index((FIRST, SECOND).index(gold))]
-    turns = [[message.role, message.content] for message in messages]
-    key = hashlib.blake2b(json.dumps([turns, answers, by]).encode(), digest_size=12).hexdigest()
-    return Item(key, tuple(messages), answers, by, gold)
+    return Item(_digest([turns, answers, by]), tuple(messages), answers, by, gold)
 
 
 def read_items(events: Iterable[Event]) -> dict[str, Item]:
@@ -78,7 +81,7 @@ def read_items(events: Iterable[Event]) -> dict[str, Item]:
 def prompt_key(messages: Sequence[Message]) -> str:
     """What tells a prompt from others: its turns, blanks between words aside."""
     turns = [[message.role, " ".join(message.content.split())] for message in messages]
-    return hashlib.blake2b(json.dumps(turns).encode(), digest_size=12).hexdigest()
+    return _digest(turns)
 
 
 def alike(one: str, other: str) -> bool:
@@ -98,6 +101,10 @@ def sample(prompts: Sequence[Sequence[Message]], sides: Sequence[Side]) -> Sampl
         else:
             items.append(make_item(messages, answers, [side.name for side in sides]))
     return Sampled(items, same, empty)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=12).hexdigest()
 
 
 def _item(key: str, body: Mapping[str, Any]) -> Item:

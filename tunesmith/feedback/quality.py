@@ -22,8 +22,14 @@ CARE, COIN = 0.9, 0.5
 ONE_SIDED = 0.001
 # Words a second beyond which nobody reads; a page of 300 words in less than 20 seconds.
 WORDS_PER_SECOND = 15.0
+# Nearer than this, care and chance cannot be told from each other.
+APART = 0.1
 # No agreement is taken for perfect: one slip would then prove anything.
 BEST = 0.98
+
+
+# Whoever matches more often than chance does in one of so many cases may be odd, but looks.
+LOOKS = 0.01
 
 
 class Position(BaseModel):
@@ -44,7 +50,8 @@ class Gold(BaseModel):
 
 class Rater(BaseModel):
     """One person; `agreed` is the share of items on which they say what most of the others say, `by_chance` what that
-    share would be without looking. `evidence` is log10 of how much likelier clicking is than care."""
+    share would be without looking. `evidence` is log10 of how much likelier clicking is than care, `p_value` that of
+    matching so often by chance."""
 
     rater: str
     votes: int
@@ -56,6 +63,7 @@ class Rater(BaseModel):
     agreed: float | None
     by_chance: float | None
     evidence: float
+    p_value: float | None
     at_random: bool
     reasons: list[str]
 
@@ -93,8 +101,9 @@ def raters(items: Mapping[str, Item], votes: Sequence[Event]) -> list[Rater]:
 
     A person's votes are compared with the planted labels and with what most others said of the same items. Under
     clicking they match as often as chance has it; under care as often as people usually do (the median of the others;
-    9 in 10 for planted ones). Besides, whoever takes one side far too often is named for that. Two people who disagree
-    cannot be told apart without planted items: nobody is named then.
+    9 in 10 for planted ones). Named is who fits clicking far better, unless they match more often than chance would:
+    an odd taste is no clicking. Besides, whoever takes one side far too often is named for that. Two people who
+    disagree cannot be told apart without planted items: nobody is named then.
     """
     names = [name for name, _ in Counter(vote.rater for vote in votes).most_common()]
     compared = {name: _against_others(name, items, votes) for name in names}
@@ -104,13 +113,15 @@ def raters(items: Mapping[str, Item], votes: Sequence[Event]) -> list[Rater]:
 def _rater(name: str, items: Mapping[str, Item], votes: Sequence[Event], compared: Mapping[str, Hits]) -> Rater:
     mine = [vote for vote in votes if vote.rater == name]
     planted, side, hits = gold(items, mine), position(mine), compared[name]
-    right = round((planted.right or 0) * planted.items)
-    evidence = _evidence(right, planted.items, COIN, CARE)
+    tests = [(Hits(n=planted.items, hits=round((planted.right or 0) * planted.items), chance=COIN), CARE)]
     usual = [other.hits / other.n for who, other in compared.items() if who != name and other.n]
-    if hits.n and len(usual) > 1:
-        evidence += _evidence(hits.hits, hits.n, hits.chance, min(BEST, statistics.median(usual)))
+    if len(usual) > 1:
+        tests.append((hits, min(BEST, statistics.median(usual))))
+    telling = [(found, care) for found, care in tests if found.n and care - found.chance >= APART]
+    evidence = sum(_evidence(found, care) for found, care in telling)
+    p_value = _p_value([found for found, _ in telling]) if telling else None
     reasons = []
-    if evidence > math.log10(LIKELIER):
+    if evidence > math.log10(LIKELIER) and p_value is not None and p_value > LOOKS:
         reasons.append(f"the votes are {10 ** min(evidence, 9):.0f} times likelier under clicking than under care")
     if side.p_value is not None and side.p_value < ONE_SIDED / len(compared):
         share = f"{side.left:.0%}" if side.left is not None else ""
@@ -127,17 +138,27 @@ def _rater(name: str, items: Mapping[str, Item], votes: Sequence[Event], compare
         agreed=hits.hits / hits.n if hits.n else None,
         by_chance=hits.chance if hits.n else None,
         evidence=evidence,
+        p_value=p_value,
         at_random=bool(reasons),
         reasons=reasons,
     )
 
 
-def _evidence(hits: int, n: int, chance: float, care: float) -> float:
-    """log10 of how much likelier so many matches are by chance than by care; 0 where the two are hardly apart."""
-    if n == 0 or care - chance < 0.1 or chance <= 0:
-        return 0.0
-    misses = n - hits
-    return hits * math.log10(chance / care) + misses * math.log10((1 - chance) / (1 - care))
+def _evidence(found: Hits, care: float) -> float:
+    """log10 of how much likelier so many matches are by chance than by care."""
+    misses = found.n - found.hits
+    return found.hits * math.log10(found.chance / care) + misses * math.log10((1 - found.chance) / (1 - care))
+
+
+def _p_value(tests: Sequence[Hits]) -> float:
+    """The chance to match at least so often in all of them together without looking."""
+    import numpy as np
+    from scipy.stats import binom
+
+    together = np.ones(1)
+    for found in tests:
+        together = np.convolve(together, binom.pmf(np.arange(found.n + 1), found.n, found.chance))
+    return float(together[sum(found.hits for found in tests) :].sum())
 
 
 def _against_others(name: str, items: Mapping[str, Item], votes: Sequence[Event]) -> Hits:

@@ -49,7 +49,8 @@ class Duel(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """A vote between two models: the share of the win that the first has, and how much longer its answer is."""
+    """A vote between two models, in the order of their names: the share of the win that the first has, and by how much
+    its answer is longer, as a difference of logarithms."""
 
     models: tuple[str, str]
     prompt: str
@@ -66,8 +67,10 @@ def games(items: Mapping[str, Item], votes: Iterable[Event]) -> list[Game]:
         if item is None or item.gold or label not in SCORES or len(set(item.by)) < 2:
             continue
         first, second = (np.log(len(answer) + 1.0) for answer in item.answers)
-        prompt = "\x1e".join(message.content for message in item.messages)
-        found.append(Game((item.by[0], item.by[1]), prompt, SCORES[label], float(first - second)))
+        score, longer, models = SCORES[label], float(first - second), (item.by[0], item.by[1])
+        if models[0] > models[1]:
+            score, longer, models = 1 - score, -longer, (models[1], models[0])
+        found.append(Game(models, "\x1e".join(message.content for message in item.messages), score, longer))
     return found
 
 

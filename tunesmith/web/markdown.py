@@ -9,7 +9,7 @@ from typing import Any
 Node = str | dict[str, Any]
 
 TAGS = {
-    "paragraph": "p", "bullet_list": "ul", "ordered_list": "ol", "list_item": "li", "blockquote": "blockquote",
+    "paragraph": "p", "bullet_list": "ul", "list_item": "li", "blockquote": "blockquote",
     "strong": "strong", "em": "em", "s": "s", "table": "table", "thead": "thead", "tbody": "tbody", "tr": "tr",
     "th": "th", "td": "td", "heading": "h4",
 }  # fmt: skip
@@ -17,18 +17,29 @@ WORDS = {"text", "html_block", "html_inline", "text_special"}
 CODE = {"code_inline", "code_block", "fence"}
 
 
+# Of a text that keeps less than this of its letters the reader has hidden some: it is shown as it is.
+LEFT = 0.8
+
+
 def render(text: str) -> list[Node]:
     """The nodes of a text. HTML in it is text, a link stands beside its words, an image is its description."""
     from markdown_it.tree import SyntaxTreeNode
 
-    return _nodes(SyntaxTreeNode(_reader().parse(text)))
+    found = _nodes(SyntaxTreeNode(_reader().parse(text)))
+    kept, there = (sum(map(str.isalpha, part)) for part in (_text(found), text))
+    return found if kept >= LEFT * there else [{"tag": "pre", "parts": [text]}]
+
+
+def _text(nodes: list[Node]) -> str:
+    return "".join(node if isinstance(node, str) else _text(node["parts"]) for node in nodes)
 
 
 @cache
 def _reader() -> Any:
     from markdown_it import MarkdownIt
 
-    return MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    reader = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    return reader.disable("reference")  # a definition would be nowhere to be seen
 
 
 def _nodes(tree: Any) -> list[Node]:
@@ -48,5 +59,7 @@ def _node(tree: Any) -> list[Node]:
         place = str(tree.attrs.get("href") or tree.attrs.get("src") or "")
         words = _nodes(tree)
         return words if words == [place] else [*words, f" ({place})"]
+    if kind == "ordered_list":
+        return [{"tag": "ol", "parts": _nodes(tree), "start": tree.attrs.get("start", 1)}]
     # Of what is not known the inside stays; the paragraphs of a list without blank lines are hidden.
     return [{"tag": TAGS[kind], "parts": _nodes(tree)}] if kind in TAGS and not tree.hidden else _nodes(tree)

@@ -14,10 +14,10 @@ from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.feedback.items import ANSWER, Side, prompt_key
 from tunesmith.feedback.store import Entry, Store
-from tunesmith.inference.folder import read_about
+from tunesmith.inference.folder import About, read_about
 from tunesmith.inference.open import Found, identify, open_model
 from tunesmith.model.sampling import Sampling
-from tunesmith.objectives import Instruct
+from tunesmith.objectives import Instruct, Preference
 from tunesmith.workflows.questions import chosen_wording
 
 # Answers that are on disk together: what a stop loses at most.
@@ -30,11 +30,10 @@ SILENT = ("classify", "domain", "reward")
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """A model and how it is asked: by the objective and limit of a run, a plain wording added to every prompt."""
+    """A model and how it is asked: within the limit of a run, with a plain wording added to every prompt."""
 
     found: Found
     sampling: Sampling
-    objective: Instruct | None = None
     limit: int = LONGEST_PROMPT
     wording: str = ""
 
@@ -54,23 +53,23 @@ class Asker:
 def askers(name: str, against: str, sampling: Sampling, *, offline: bool) -> list[Asker]:
     """Who answers: the model and the other one, or the model twice by another chance. Raises RecipeError."""
     found = identify(name, offline=offline)
-    objective, limit = _manner(found)
-    first = Asker(found, sampling, objective, limit)
+    first = Asker(found, sampling, _limit(found))
     if not against:
         return [first, replace(first, sampling=replace(sampling, seed=sampling.seed + 1))]
     if against == OWN_BASE and not found.base:
         raise RecipeError(f"{name}: it is a base itself; name another model after --against")
     other = identify(found.base if against == OWN_BASE else against, offline=offline)
     if other.kind == "run":
-        return [first, Asker(other, sampling, *_manner(other))]
+        return [first, Asker(other, sampling, _limit(other))]
     wording = chosen_wording(found) if other.name == found.base else ""
-    return [first, Asker(other, sampling, objective, limit, wording)]
+    return [first, Asker(other, sampling, first.limit, wording)]
 
 
 def usual_sampling(name: str, *, offline: bool) -> Sampling:
     """Answers as long as a run's training answers were."""
-    objective, _ = _manner(identify(name, offline=offline))
-    longest = objective.max_new_tokens if objective else 0
+    about = _about(identify(name, offline=offline))
+    objective = about.objective if about is not None else None
+    longest = objective.max_new_tokens if isinstance(objective, Instruct | Preference) else 0
     return Sampling(max_new_tokens=longest or Sampling().max_new_tokens)
 
 
@@ -85,7 +84,7 @@ def make_side(
     if not open_ones:
         return Side(name, [known[key] for key in keys])
     told(f"{name} answers {len(open_ones)} prompts" + (f"; {len(known)} are answered" if known else ""))
-    model = open_model(name, objective=asker.objective, offline=offline, limit=asker.limit)
+    model = open_model(name, offline=offline, limit=asker.limit)
     cut = 0
     for start in range(0, len(open_ones), BATCH):
         some = open_ones[start : start + BATCH]
@@ -113,15 +112,21 @@ def _kept(store: Store, about: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def _manner(found: Found) -> tuple[Instruct | None, int]:
-    """By which objective and limit a model is asked. Raises RecipeError for one that does not write answers."""
+def _about(found: Found) -> About | None:
+    """The page about a run, None for what is no run. Raises RecipeError for one that does not write answers."""
     if found.kind != "run" or found.folder is None:
-        return None, LONGEST_PROMPT
+        return None
     about = read_about(found.folder)
     if about.family != "decoder" or about.objective.kind in SILENT:
         cure = "give a run that answers prompts"
         raise RecipeError(f"{found.name}: tuned to {about.objective.kind}, and people judge written answers; {cure}")
-    return (about.objective if isinstance(about.objective, Instruct) else None), about.limit
+    return about
+
+
+def _limit(found: Found) -> int:
+    """The longest prompt that a model is asked, in tokens."""
+    about = _about(found)
+    return LONGEST_PROMPT if about is None else about.limit
 
 
 def _worded(messages: Sequence[Message], wording: str) -> list[Message]:

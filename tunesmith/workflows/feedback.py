@@ -18,7 +18,7 @@ from tunesmith.feedback.turns import ALONE, Overlap
 from tunesmith.inference.folder import read_about
 from tunesmith.inference.open import Found, identify
 from tunesmith.model.sampling import Sampling
-from tunesmith.objectives import Instruct
+from tunesmith.objectives import Instruct, Preference
 from tunesmith.objectives.instruct import asked
 from tunesmith.recipe import load_recipe
 from tunesmith.workflows.ahead import askers, make_side
@@ -82,13 +82,12 @@ def open_panel(wish: Wish, *, told: Callable[[str], None]) -> Panel:
 
 def _prompts(wish: Wish, found: Found) -> dict[str, Messages]:
     """Every prompt of the file, or of the run's test rows, each once."""
-    about = read_about(found.folder) if found.kind == "run" and found.folder else None
-    instruct = about.objective if about is not None and isinstance(about.objective, Instruct) else None
     if wish.prompts:
+        own = read_about(found.folder).objective if found.kind == "run" and found.folder else None
+        usual, instruction = (own.prompt, own.instruction) if isinstance(own, Instruct | Preference) else ("", "")
         rows = read_rows(wish.prompts, offline=wish.offline)
-        column = wish.column or (instruct.prompt if instruct and instruct.prompt in columns_of(rows) else "")
-        turns = prompts(rows, column=column, instruction=instruct.instruction if instruct else "")
-        return {prompt_key(messages): messages for messages in turns}
+        column = wish.column or (usual if usual in columns_of(rows) else "")
+        return {prompt_key(turns): turns for turns in prompts(rows, column=column, instruction=instruction)}
     page = recipe_file(found)
     if page is None:
         raise RecipeError(f"{wish.model}: no recipe that names test rows; name prompts with --prompts FILE")

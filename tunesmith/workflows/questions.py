@@ -105,7 +105,9 @@ def chosen_wording(found: Found) -> str:
     page = found.folder.parent / "before.json" if found.folder else None
     if page is None or not page.exists():
         return ""
-    how = str(json.loads(page.read_text(encoding="utf-8"))["said"]["answers"]["how"])
+    # Only where answers were asked for did the base try several wordings.
+    answers = json.loads(page.read_text(encoding="utf-8"))["said"].get("answers", {})
+    how = str(answers.get("how", ""))
     return next((wording for wording in (*WORDINGS, *PLAIN_WORDINGS) if wording and how.endswith(wording)), "")
 
 

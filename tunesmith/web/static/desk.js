@@ -1,5 +1,5 @@
 // What every page of votes does: asks for the next item, sends votes, knows the person, shows how far it is.
-import { ask, count, find, keep, make, onKeys, recall, rows, tab, tell } from "/static/parts.js";
+import { Refused, ask, count, find, keep, make, onKeys, recall, rows, tab, tell } from "/static/parts.js";
 
 const NAME = "tunesmith.rater", KEYS = "tunesmith.keys", FACTS = "tunesmith.facts";
 
@@ -30,6 +30,7 @@ async function act(path, extra, done) {
     show();
     find("said").textContent = done;
   } catch (error) {
+    if (error instanceof Refused && path !== "next") pending = next; // asked again it would be refused again
     fault(error.message);
   } finally {
     busy = false;

@@ -1,0 +1,91 @@
+"""What the page of judgements asks of the server, without a browser."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.feedback.voting import item
+from tests.web.conftest import SCRIPT, Ask, asking
+from tunesmith.feedback.items import OWN
+from tunesmith.feedback.store import Store
+from tunesmith.web.feedback import feedback_app
+from tunesmith.web.markdown import render
+from tunesmith.workflows.panel import WHAT, Panel
+
+ANA = {"rater": "Ana", "tab": "tab-aaaa"}
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Panel:
+    items = [item(n, f"one {n}", f"two {n}", by=("runs/secret-a", "runs/secret-b")) for n in range(3)]
+    return Panel(items, Store(tmp_path / "votes.db", what=WHAT))
+
+
+@pytest.fixture
+def ask(work: Panel) -> Ask:
+    return asking(feedback_app(work))
+
+
+def test_nothing_that_the_browser_gets_tells_who_gave_an_answer(ask: Ask):
+    _, state = ask("/api/next", **ANA)
+    for _ in range(3):
+        assert "secret" not in json.dumps(state)
+        _, state = ask("/api/vote", **ANA, item=state["item"]["key"], choice="left", seconds=1.5)
+    assert state["item"] is None
+    assert state["progress"]["judged"] == 3
+    assert "secret" not in json.dumps(state)
+
+
+def test_an_own_answer_is_kept_with_its_seconds(ask: Ask, work: Panel):
+    _, state = ask("/api/next", **ANA)
+    ask("/api/vote", **ANA, item=state["item"]["key"], choice="own", text=" mine ", seconds=2.345)
+    (vote,) = work.turns.votes.standing()
+    left = work.shown(vote.item, "Ana")[0]
+    assert vote.body == {"label": OWN, "text": "mine", "left": left, "seconds": 2.35}
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"choice": "first"}, "cannot be said"),
+        ({"choice": "good"}, "cannot be said"),
+        ({"choice": "own", "text": " "}, "empty"),
+        ({"item": "0123456789ab"}, "not among these"),
+        ({"rater": ""}, "name"),
+        ({"text": 3}, "text"),
+    ],
+)
+def test_a_bad_request_is_told_and_changes_nothing(ask: Ask, work: Panel, change: dict[str, Any], word: str):
+    _, state = ask("/api/next", **ANA)
+    before = work.store.since()
+    status, answer = ask("/api/vote", **{**ANA, "item": state["item"]["key"], "choice": "left", **change})
+    assert status == 422
+    assert word in answer["detail"]
+    assert work.store.since() == before
+
+
+def test_markdown_becomes_plain_values_and_html_stays_text():
+    assert render("a **b**\nc") == [
+        {"tag": "p", "parts": ["a ", {"tag": "strong", "parts": ["b"]}, "", {"tag": "br", "parts": []}, "c"]}
+    ]
+    assert render("- x\n- y") == [
+        {"tag": "ul", "parts": [{"tag": "li", "parts": ["x"]}, {"tag": "li", "parts": ["y"]}]}
+    ]
+    assert render(SCRIPT) == [{"tag": "p", "parts": [SCRIPT]}]
+    assert render("2. y") == [{"tag": "ol", "parts": [{"tag": "li", "parts": ["y"]}], "start": 2}]
+    assert render("[k](http://a.example) ![i](http://b.example/y.png) <http://c.example>") == [
+        {
+            "tag": "p",
+            "parts": ["k", " (http://a.example)", " ", "i", " (http://b.example/y.png)", " ", "http://c.example"],
+        }
+    ]
+    assert render("`<b>`\n\n```\n<i>\n```")[1] == {"tag": "pre", "parts": [{"tag": "code", "parts": ["<i>\n"]}]}
+
+
+@pytest.mark.parametrize("text", ["> " * 5000 + "x", "*" * 5000 + "x", "[" * 5000 + "x", "- " * 3000 + "x", "[x]: /y"])
+def test_no_word_of_an_answer_is_hidden_however_it_is_marked(text: str):
+    assert "x" in json.dumps(render(text))
