@@ -70,4 +70,10 @@ def test_what_cannot_work_and_what_was_not_run_stand_on_the_page():
     refused = {"instruct/lora/encoder": why, "instruct/full/encoder": why}
     text = page(Grid(cells=(), pairs=(), refused=refused, missing=("domain/full/encoder",)))
     assert f"- {why} (`instruct/lora/encoder`, `instruct/full/encoder`)\n" in text
-    assert "## Not run yet\n\n`domain/full/encoder`." in text
+    assert "## Not run yet\n\n- domain, encoder: full\n" in text
+
+
+def test_the_verdicts_stand_in_a_sentence_too():
+    cells = (cell(), cell(seed=1), cell(technique="prompt", verdict="no effect"))
+    text = page(Grid(cells=cells, pairs=(), refused={}, missing=()))
+    assert "In words: better: lora (2 seeds); no effect: prompt." in text

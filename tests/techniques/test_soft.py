@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -139,7 +139,15 @@ def test_a_prompt_begins_as_the_embeddings_of_the_text_said_again_until_it_is_lo
     assert torch.equal(value, made.network.get_input_embeddings()(ids))
 
 
-@pytest.mark.parametrize("technique", [Prompt(init="random"), Prefix(init="random")])
+@pytest.mark.parametrize("encoder", ["mlp", "lstm"])
+def test_what_comes_out_of_a_fresh_encoder_is_the_embeddings_of_the_text(encoder: Literal["mlp", "lstm"]):
+    made = policy("llama", PTuning(tokens=7, encoder=encoder))
+    wanted = made.network.get_input_embeddings()(torch.tensor([*OPENING, *OPENING[:2]]))
+    assert made.virtual is not None
+    assert torch.allclose(made.virtual.wrapped.get_prompt(1)[0], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("technique", [Prompt(init="random"), Prefix(init="random"), PTuning(init="random")])
 def test_random_numbers_follow_from_the_seed_and_need_no_text(technique: Technique):
     made = []
     for seed in (1, 1, 2):
@@ -155,7 +163,7 @@ def test_a_prefix_has_keys_and_values_for_every_layer():
     assert value.shape == (7, LAYERS * 2 * 2 * 8)  # two key heads of width 8
 
 
-@pytest.mark.parametrize("technique", [Prompt(), Prefix()])
+@pytest.mark.parametrize("technique", [Prompt(), Prefix(), PTuning()])
 def test_a_text_to_begin_with_is_asked_for_where_there_is_none(technique: Technique):
     with pytest.raises(RecipeError, match=r"^technique\.init: there is no text to start from; use init: random$"):
         technique.adapt(base("llama").network, family="decoder", keep_reference=False)

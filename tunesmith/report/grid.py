@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
@@ -135,8 +136,8 @@ def page(grid: Grid) -> str:
     if grid.refused:
         parts.append("## Pairs that cannot work\n\n" + "\n".join(_reasons(grid.refused)))
     if grid.missing:
-        left = ", ".join(f"`{at}`" for at in grid.missing)
-        parts.append(f"## Not run yet\n\n{left}.\n\nRun `tunesmith grid --only CELL` with one of these names.")
+        parts.append("## Not run yet\n\n" + "\n".join(_left(grid.missing)))
+        parts.append("`tunesmith grid --only classify/lora/decoder` runs one of them.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -148,6 +149,14 @@ def _reasons(refused: Mapping[str, str]) -> list[str]:
     return [f"- {why} ({', '.join(names)})" for why, names in by.items()]
 
 
+def _left(missing: Sequence[str]) -> list[str]:
+    """What is missing, a line for each objective and family."""
+    by: dict[str, list[str]] = {}
+    for objective, technique, family in (name.split("/") for name in missing):
+        by.setdefault(f"{objective}, {family}", []).append(technique)
+    return [f"- {place}: {', '.join(names)}" for place, names in by.items()]
+
+
 def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
     """One objective on one family."""
     first = cells[0]
@@ -156,12 +165,26 @@ def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
     if first.cheap is not None:
         parts[-1] += f" Without a language model: {first.cheap[0]}, {figure(first.cheap[1])}."
     parts.append(_table(HEADINGS.split("|"), (_line(cell) for cell in cells)))
+    parts.append(_standing(cells))
     beside = [pair for pair in pairs if (pair.objective, pair.family) == first.place]
     if beside:
         parts.append("One technique against another, row by row on the same test rows:")
         headings = ("technique", "against", "seeds", "difference (95 %)", "p", "rows", "verdict")
         parts.append(_table(headings, (_pair_line(pair) for pair in beside)))
     return "\n\n".join(parts)
+
+
+def _standing(cells: Sequence[GridCell]) -> str:
+    """Which techniques come under which verdict, in a sentence."""
+    by: dict[str, list[str]] = {}
+    for cell in cells:
+        by.setdefault(cell.verdict, []).append(cell.technique)
+    counted = ((verdict, Counter(names)) for verdict, names in by.items())
+    told = (
+        f"{verdict}: {', '.join(name if times == 1 else f'{name} ({times} seeds)' for name, times in names.items())}"
+        for verdict, names in counted
+    )
+    return f"In words: {'; '.join(told)}."
 
 
 def _settings(cells: Sequence[GridCell]) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from tunesmith.model.policy import Policy
 from tunesmith.techniques import soft
@@ -19,6 +21,7 @@ class PTuning(soft.Soft):
 
     kind: Literal["p-tuning"] = "p-tuning"
     tokens: int = Field(20, ge=1, le=512, description="virtual tokens")
+    init: Literal["text", "random"] = Field("text", description="text: at first the words of instruction and labels")
     encoder: Literal["mlp", "lstm"] = Field("mlp", description="what the embeddings come out of")
     width: int = Field(0, ge=0, description="of the encoder; 0: that of the model")
 
@@ -42,4 +45,25 @@ class PTuning(soft.Soft):
             encoder_hidden_size=self.width or sizes["token_dim"],
             **sizes,
         )
-        return self._before(base, config, family=family)
+        policy = self._before(base, config, family=family)
+        if self.init == "text":
+            _begin_as(policy, base.get_input_embeddings()(soft.opening(start, self.tokens, base.device)))
+        return policy
+
+
+@torch.no_grad()
+def _begin_as(policy: Policy, wanted: Tensor) -> None:
+    """Let what comes out of the encoder be [V, D] at first: the smallest last layer that makes it so.
+
+    What PEFT's fresh encoder puts out is far from any word, and a small model does not find back.
+    """
+    assert policy.virtual is not None
+    encoder: Any = policy.virtual.module
+    last = encoder.mlp_head[-1]
+    read: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    policy.virtual.wrapped.get_prompt(1)
+    hook.remove()
+    last.bias.zero_()
+    # Not `lstsq`: torch 2.13 takes such features for ones of a lower rank and leaves the answer short.
+    last.weight.copy_((torch.linalg.pinv(read[0].flatten(0, -2).double()) @ wanted.double()).T)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tunesmith.data.files import write_whole
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe, check_pair, load_recipe, save_recipe
+from tunesmith.recipe import Recipe, Schedule, check_pair, load_recipe, save_recipe
 from tunesmith.report.diff import compared, paired
 from tunesmith.report.grid import Grid, GridCell, GridPair, pair_of
 from tunesmith.report.schema import Report, read_report
@@ -22,16 +22,28 @@ from tunesmith.workflows.run_folder import RunFolder, open_run
 from tunesmith.workflows.worth import HEAD_ONLY, SHUFFLED
 
 MODELS = {"decoder": "smollm2-135m", "encoder": "minilm-l6"}
-# Objective -> the example that is its task, and what the grid changes in it. The base writes no rows for replay: that
-# would take longer than the training.
-TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "classify": ("reviews.yaml", ()),
-    "domain": ("domain.yaml", ("replay.share=0",)),
-    "instruct": ("synopsis.yaml", ()),
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The example that stands for an objective, what the grid changes in it, and how many of its rows it takes."""
+
+    recipe: str
+    changes: tuple[str, ...] = ()
+    rows_each: int = 1  # a document counts as so many rows
+
+
+TASKS = {
+    "classify": Task("reviews.yaml", ("data.test=0.1",)),
+    # The base writes no rows for replay: that would take longer than the training.
+    "domain": Task("domain.yaml", ("replay.share=0",), rows_each=20),
+    "instruct": Task("synopsis.yaml"),
 }
 PLACES = tuple((objective, family) for objective in TASKS for family in MODELS)
-# Fewer validations than a run by itself makes; what they choose is when to stop.
-CHANGES = ("data.validation=0.05", "schedule.batch_rows=16")
+# What a run by itself does more of, to be safe, and a cell beside its controls need not: a probe, and validations and
+# checkpoints ten or six times.
+CHANGES = ("data.validation=0.05", "schedule.probe=false")
+VALIDATIONS = 2
 # Technique -> its words in a recipe and how often it sees the rows: what moves few numbers needs more passes.
 TECHNIQUES: dict[str, tuple[dict[str, Any], float]] = {
     "lora": ({"kind": "lora"}, 2),
@@ -102,18 +114,21 @@ def cells(only: Sequence[str] = ()) -> list[Cell]:
 
 def recipe_of(cell: Cell, setting: Setting, seed: int) -> Recipe:
     """What a cell runs. Raises RecipeError."""
-    file, changes = TASKS[cell.objective]
+    task = TASKS[cell.objective]
     technique, epochs = {**TECHNIQUES, **RANDOM}[cell.technique]
+    each = max(1, round(setting.rows * epochs / Schedule().batch_rows / VALIDATIONS))
     own = {
         "model": MODELS[cell.family],
         "technique": technique,
         "schedule.epochs": epochs,
-        "data.rows": setting.rows,
+        "data.rows": max(1, setting.rows // task.rows_each),
+        "schedule.eval_steps": each,
+        "schedule.save_steps": each,
         "controls": cell.objective != "domain",  # texts have no answers to deal out
         "seed": seed,
     }
-    wanted = [*CHANGES, *changes, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
-    return load_recipe(setting.examples / file, changes=wanted)[0]
+    wanted = [*CHANGES, *task.changes, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
+    return load_recipe(setting.examples / task.recipe, changes=wanted)[0]
 
 
 def fill(wanted: Sequence[Cell], setting: Setting, *, tune: Tune, listen: Listener, stop: Callable[[], bool]) -> None:
