@@ -15,7 +15,7 @@ from tunesmith.objectives.instruct import asked, reference
 # How passages stand above a question; the best on validation is taken, and `raft` learns the first.
 FORMS = (
     "{passages}\n\n{question}",
-    "Use the text to answer the question with a few words from the text.\n\nText:\n{passages}\n\nQuestion: {question}",
+    "Text: {passages}\n\n{question} Reply with the answer only.",
 )
 # Characters of an example in the prompt: more would crowd out the question.
 SHOT = 600

@@ -16,8 +16,8 @@ from tunesmith.objectives import Classify, Instruct
 from tunesmith.workflows.answers import answer
 from tunesmith.workflows.contest import Answered, Contest
 
-# Rows that are asked one at a time: enough for a median, and a 95th percentile that is the slowest but one.
-ALONE = 24
+# Rows that are asked one at a time: enough for a median; the 95th percentile lies between the two slowest.
+ALONE = 16
 # The longest answer to a question about labels of a server, which gives no probabilities.
 LABEL_TOKENS = 24
 

@@ -24,7 +24,7 @@ from tunesmith.workflows.contest import Answered, Contest, Setting, some
 from tunesmith.workflows.lessons import PASSAGES, raft_run, taught_run, tuned_run
 
 # Validation rows that settings are chosen on; label scores are cheap, whole answers are not.
-CHOICE_ROWS = {"classify": 60, "instruct": 32}
+CHOICE_ROWS = {"classify": 60, "instruct": 24}
 SHOTS, SHOWN = (1, 3, 5), (1, 3)
 
 

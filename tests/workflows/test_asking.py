@@ -1,0 +1,33 @@
+"""How a written answer is taken for a label, and which rows are drawn."""
+
+from __future__ import annotations
+
+from tunesmith.data.examples import Text
+from tunesmith.decision.shots import Nearest
+from tunesmith.workflows.asking import label_in
+from tunesmith.workflows.contest import some
+
+
+def test_the_label_that_stands_first_is_taken():
+    assert label_in("I would say: Spam, not ham.", ["ham", "spam"]) == "spam"
+
+
+def test_of_labels_that_begin_alike_the_longer_is_taken():
+    assert label_in("It is not good", ["not", "not good"]) == "not good"
+
+
+def test_a_part_of_a_word_is_no_label_and_no_label_leaves_the_answer():
+    assert label_in("hamster", ["ham"]) == "hamster"
+
+
+def test_rows_are_drawn_by_the_seed_and_keep_their_order():
+    rows = [Text(str(i), f"text {i}") for i in range(50)]
+    drawn = some(rows, 10, 3)
+    assert drawn == some(rows, 10, 3) != some(rows, 10, 4)
+    assert [int(row.where) for row in drawn] == sorted(int(row.where) for row in drawn)
+    assert some(rows, 0, 3) == some(rows, 60, 3) == rows
+
+
+def test_the_nearest_rows_share_the_most_telling_words():
+    nearest = Nearest(["how high is arda", "what grows in arda", "how high is brin"])
+    assert nearest.to(["how high is coll", "what grows in brin"], 2) == [[0, 2], [1, 2]]
