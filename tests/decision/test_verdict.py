@@ -56,6 +56,13 @@ def test_a_cheap_winner_is_taken_before_dearer_arms_that_are_as_good():
     assert any(reason.startswith("raft gains 0.010 over rag, not surely") for reason in found.reasons)
 
 
+def test_without_a_margin_any_sure_gain_is_taken_and_equal_scores_are_none():
+    assert choose([arm("prompt", 0.50, 10), arm("tuned", 0.51, 1000)], pair(SURE), margin=0.0)[0].name == "tuned"
+    arms = [arm("prompt", 0.5, 10, [0.5, 0.5]), arm("tuned", 0.5, 1000, [0.5, 0.6])]
+    assert choose(arms, pair(SURE), margin=0.0)[0].name == "prompt"
+    assert confidence(arms[0], arms, margin=0.0) == pytest.approx(1 / 2)
+
+
 def test_pairs_may_be_named_in_either_order():
     arms = [arm("prompt", 0.2, 10), arm("tuned", 0.9, 20)]
     assert choose(arms, {("tuned", "prompt"): SURE}, margin=0.02)[0].name == "tuned"

@@ -47,7 +47,9 @@ def test_a_server_answers_in_order_greedily_and_says_whether_it_ended(address: s
 
 
 def test_a_stream_is_the_whole_answer(address: str):
-    assert list(Remote(address, "m").stream([Message("user", "q")], sampling=Sampling(max_new_tokens=1))) == ["q m 0.0 1"]
+    assert list(Remote(address, "m").stream([Message("user", "q")], sampling=Sampling(max_new_tokens=1))) == [
+        "q m 0.0 1"
+    ]
 
 
 def test_a_server_has_no_probabilities_to_give():

@@ -183,6 +183,22 @@ def test_labels_are_compared_too(tmp_path: Path) -> None:
     assert page.retrieval == []
 
 
+def test_an_encoder_is_not_prompted(tmp_path: Path) -> None:
+    rows = [{"text": f"it is {word} {i}", "label": label} for i in range(20) for word, label in LABELS]
+    parts: dict[str, Any] = {
+        "model": str(folder("bert")),
+        "data": {"train": write(tmp_path / "labels.jsonl", rows), "validation": 0.2, "test": 0.2},
+        "objective": {"kind": "classify", "text": "text", "label": "label"},
+        "documents": {},
+    }
+    with pytest.raises(RecipeError, match="an encoder, which answers no prompt"):
+        run(recipe(tmp_path, **parts, arms=["prompt"]), tmp_path / "one")
+    asks = {"compare": {"asks": str(folder("llama"))}}
+    page = run(recipe(tmp_path, **parts, **asks, arms=["prompt", "tuned"]), tmp_path / "two")
+    assert [arm.name for arm in page.arms] == ["prompt", "tuned"]
+    assert page.arms[1].pace.prompt_tokens is None  # its head reads the text alone
+
+
 def test_an_arm_that_cannot_work_is_refused_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="rag needs documents to look into"):
         chosen_arms(recipe(tmp_path, arms=["rag"], documents={}))

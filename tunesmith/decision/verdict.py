@@ -72,7 +72,8 @@ def choose(
             other
             for other in order
             if _p(p_values, one, other) < ALPHA
-            and other.score - one.score >= needed(margin, one.seconds, other.seconds) > 0
+            and other.score > one.score
+            and other.score - one.score >= needed(margin, one.seconds, other.seconds)
         ]
         if not better:
             return one, passed
@@ -87,7 +88,8 @@ def confidence(chosen: Candidate, candidates: Sequence[Candidate], *, margin: fl
     free = np.ones(scores.shape[1], dtype=bool)
     for row, one in enumerate(order):
         gains = np.array([needed(margin, one.seconds, other.seconds) for other in order])[:, None]
-        beaten = ((scores - scores[row] >= gains) & (np.arange(len(order)) != row)[:, None]).any(axis=0)
+        ahead = scores - scores[row]
+        beaten = ((ahead > 0) & (ahead >= gains)).any(axis=0)
         taken = free & ~beaten
         if one.name == chosen.name:
             return float(taken.mean())

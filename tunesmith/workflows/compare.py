@@ -92,7 +92,7 @@ def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, 
     if isinstance(bound, Classify) and bound.multi:
         raise RecipeError("compare: rows with several labels have no single answer to ask for; give one label a row")
     test = some(split.test or split.validation, recipe.compare.rows, recipe.seed)
-    folder = _folder(recipe, out, sorted(loaded.sha256.items()))
+    folder = _folder(recipe, out, [*sorted(loaded.sha256.items()), ("minutes", f"{wishes.minutes:g}")])
     return Contest(
         recipe=recipe.model_copy(update={"objective": bound}),
         source=recipe,

@@ -21,6 +21,7 @@ from tunesmith.data.template import Template
 from tunesmith.decision.chunks import Page, cut, read_pages
 from tunesmith.decision.index import CHUNKS, Hit, Index, open_index
 from tunesmith.decision.recall import origins_of, right_chunks
+from tunesmith.errors import RecipeError
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import Machine, choose_machine
 from tunesmith.model.load import LoadOptions, load_base
@@ -71,6 +72,7 @@ class Retrieval:
     rows: dict[str, dict[str, object]]  # by the place of the row
     instruction: str
     _hits: dict[str, list[Hit]] = field(default_factory=dict)
+    _right: dict[str, set[str]] = field(default_factory=dict)
 
     def hits(self, examples: Sequence[Example]) -> list[list[Hit]]:
         """The best chunks for each row."""
@@ -86,8 +88,12 @@ class Retrieval:
 
     def right(self, examples: Sequence[Example]) -> list[set[str]]:
         """The ids of the chunks that hold each row's answer."""
-        fields = [self.rows.get(example.where, {}) for example in examples]
-        return right_chunks(self.index.chunks, origins_of(fields, gold(examples), self.columns))
+        new = [example for example in examples if example.where not in self._right]
+        if new:
+            fields = [self.rows.get(example.where, {}) for example in new]
+            found = right_chunks(self.index.chunks, origins_of(fields, gold(new), self.columns))
+            self._right |= {example.where: ids for example, ids in zip(new, found, strict=True)}
+        return [self._right[example.where] for example in examples]
 
 
 @dataclass(slots=True)
@@ -132,14 +138,16 @@ class Contest:
         """The untuned decoder that arms without tuning ask."""
         if self._base is None:
             options = LoadOptions("float32", self.machine().device)
-            found = load_base(self.recipe.compare.asks or self.recipe.model, options=options, offline=self.offline)
+            name = self.recipe.compare.asks or self.recipe.model
+            found = load_base(name, options=options, offline=self.offline)
+            if found.family != "decoder":
+                cure = "add compare: {asks: smollm2-135m}, or leave out the arms that prompt"
+                raise RecipeError(f"arms: {name} is an encoder, which answers no prompt; {cure}")
             policy = Policy.over(found.network, family=found.family, reference=nullcontext)
-            template = Template(found.tokenizer, chat=found.family == "decoder")
             objective: Classify | Instruct = self.objective
-            if isinstance(objective, Classify) and found.family == "decoder":
+            if isinstance(objective, Classify):
                 objective = objective.model_copy(update={"output": "words"})
-            room = min(LIMIT, int(found.network.config.max_position_embeddings) * 3 // 4)
-            self._base = LocalModel(policy, template, objective, room)
+            self._base = LocalModel(policy, Template(found.tokenizer), objective, room_of(policy))
         return self._base
 
     def learn_only(self, rows: int) -> None:
@@ -199,6 +207,11 @@ class Contest:
             known[name] = make()
             write_whole(file, json.dumps(known, indent=1))
         return list(known[name])
+
+
+def room_of(policy: Policy) -> int:
+    """The longest prompt in tokens: three quarters of what a model can hold, the rest is for the answer."""
+    return min(LIMIT, int(policy.network.config.max_position_embeddings) * 3 // 4)
 
 
 def some(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

@@ -21,7 +21,7 @@ from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
 from tunesmith.workflows.answers import gold
 from tunesmith.workflows.asking import plainly, say
-from tunesmith.workflows.contest import Answered, Contest
+from tunesmith.workflows.contest import Answered, Contest, room_of
 
 _Kept = TypeAdapter(dict[str, Knowledge])
 
@@ -91,5 +91,5 @@ def _model(contest: Contest, arm: Answered) -> LocalModel:
     if not arm.run:
         return contest.base()
     model = load(arm.run, offline=contest.offline)
-    model.limit = max(model.limit, contest.base().limit)
+    model.limit = max(model.limit, room_of(model.policy))
     return model

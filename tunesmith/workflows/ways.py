@@ -20,7 +20,7 @@ from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.workflows.answers import gold, question
 from tunesmith.workflows.asking import Ask, ask_all, ask_tuned, pace, plainly, say, with_cites
-from tunesmith.workflows.contest import Answered, Contest, Setting, some
+from tunesmith.workflows.contest import Answered, Contest, Setting, room_of, some
 from tunesmith.workflows.lessons import PASSAGES, raft_run, taught_run, tuned_run
 
 # Validation rows that settings are chosen on; label scores are cheap, whole answers are not.
@@ -132,7 +132,7 @@ def _taught(contest: Contest) -> Answered:
     """Tuned on the documents themselves and their paraphrases, asked without any."""
     run = taught_run(contest)
     model = load(run.folder, offline=contest.offline)
-    closed = LocalModel(model.policy, model.template, contest.objective, contest.base().limit)
+    closed = LocalModel(model.policy, model.template, contest.objective, room_of(model.policy))
     wording = _wording(contest)
     ask: Ask = lambda rows: plainly(contest, rows, wording)  # noqa: E731  # an Ask by its type
     return run.built(ask_all(contest, "taught", closed, ask, detail=run.note))
@@ -149,7 +149,7 @@ def _server(contest: Contest, address: str) -> Answered:
 def _read(contest: Contest, name: str, model: LocalModel, shown: int, form: str) -> Answered:
     """An arm that is shown the best chunks; what is found is part of its time."""
     retrieval = contest.retrieval()
-    model.limit = max(model.limit, contest.base().limit)
+    model.limit = max(model.limit, room_of(model.policy))
 
     def ask(rows: Sequence[Example]) -> list[list[Message]]:
         found = retrieval.index.find([retrieval.asked(row) for row in rows], shown=shown)
