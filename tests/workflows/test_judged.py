@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.bases import folder
 from tests.workflows.conftest import recipe, tune
 from tunesmith.data.examples import Message
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.folder import load
-from tunesmith.report.schema import read_report
+from tunesmith.model.policy import Policy
+from tunesmith.recipe import load_recipe
+from tunesmith.report.schema import Judgement, read_report
 from tunesmith.workflows.evaluate import evaluate
+from tunesmith.workflows.prepare import prepare
 from tunesmith.workflows.questions import Asked
+from tunesmith.workflows.references import fallen, with_references
+from tunesmith.workflows.yardsticks.judging import alarms
 
 pytestmark = pytest.mark.usefixtures("small_world")
 
@@ -70,6 +77,57 @@ def test_what_the_start_says_is_kept_and_computed_once(preferred: Path):
     kept = sorted((preferred / "reference").glob("*.json"))
     assert len(kept) == 2  # training and validation rows
     assert all(len(row) == 2 for row in json.loads(kept[0].read_text(encoding="utf-8")))
+
+
+def test_a_run_that_goes_on_does_not_ask_the_start_again(
+    preferred: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    prepared = prepare(load_recipe(preferred / "recipe.yaml")[0], listen=lambda event: None)
+    start = Policy.over(prepared.base.network, family="decoder", reference=nullcontext)
+    first = with_references(prepared, tmp_path, policy=start, listen=lambda event: None)
+    monkeypatch.delattr("tunesmith.workflows.references.referenced")
+    again = with_references(prepared, tmp_path, policy=start, listen=lambda event: None)
+    assert again.train == first.train
+    assert all(len(row.reference) == 2 for row in again.train)
+
+
+@pytest.mark.parametrize(
+    ("facts", "finding"),
+    [
+        ({"chosen_logprob": (-2.0, -2.2)}, "the preferred answers lost 0.20 nats an id"),
+        ({"words": (20.0, 31.0)}, "its answers grew from 20 to 31 words"),
+        ({"repeated_share": (0.0, 0.25)}, "25% of its answers repeat themselves, 0% before"),
+    ],
+)
+def test_what_goes_wrong_with_preferences_raises_an_alarm(facts: dict[str, Any], finding: str):
+    (alarm,) = alarms(Judgement(**facts))
+    assert finding in alarm
+    assert alarms(Judgement(chosen_logprob=(-2.0, -2.05), words=(20.0, 29.0), repeated_share=(0.5, 0.5))) == ()
+
+
+def test_a_validation_on_which_the_preferred_answers_fall_is_told():
+    assert fallen({"step": 3, "chosen_gain": -0.15}).startswith("alarm: the preferred answers lost 0.15 nats an id")
+    assert fallen({"step": 3, "chosen_gain": -0.05}) == fallen({"step": 3}) == ""
+
+
+def test_a_base_is_scored_on_pairs_and_on_thumbs(tmp_path: Path):
+    for rows, metric in ((pairs(12), "preference_accuracy"), (thumbs(12), "thumbs_auc")):
+        file = tmp_path / f"{metric}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        page = evaluate(Asked(str(folder("llama")), str(file)), listen=lambda event: None).page
+        assert page.metric == metric
+        assert 0 <= page.score <= 1
+    with pytest.raises(RecipeError, match="scores need a head, and this model has none"):
+        evaluate(
+            Asked(str(folder("llama")), str(tmp_path / "preference_accuracy.jsonl"), objective="reward"), listen=print
+        )
+
+
+def test_held_out_thumbs_that_are_all_up_are_refused(tmp_path: Path):
+    file = tmp_path / "up.jsonl"
+    file.write_text("".join(json.dumps(row | {"label": True}) + "\n" for row in thumbs(12)))
+    with pytest.raises(DataError, match=r"^up\.jsonl: all thumbs of the held-out rows are up"):
+        evaluate(Asked(str(folder("llama")), str(file)), listen=lambda event: None)
 
 
 def test_a_tuned_preference_run_answers_and_scores(preferred: Path):

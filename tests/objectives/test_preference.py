@@ -1,0 +1,107 @@
+"""What a pair becomes for a preference or a reward, and what they ask of the start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.bases import LORA, pairs, policy, template
+from tunesmith.data.examples import Message, Pair, Thumb
+from tunesmith.data.rows import Row
+from tunesmith.errors import DataError
+from tunesmith.model.batch import collate
+from tunesmith.objectives import Preference, Reward
+
+ROWS = [Row("p.jsonl:1", {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2})]
+THUMBS = [Row("t.jsonl:1", {"prompt": "q", "completion": "a", "label": True})]
+TURNS = (Message("user", "hi"), Message("assistant", "hello"), Message("user", "Capital?"))
+
+
+def test_what_the_rows_are_decides_loss_scale_and_headline():
+    pair, thumb = Preference().bind(pairs(2), "decoder"), Preference().bind([Thumb("r", TURNS, "a", True)], "decoder")
+    assert (pair.form, pair.beta, pair.nll, pair.metric) == ("dpo", 0.1, 0.1, "preference_accuracy")
+    assert (thumb.form, thumb.beta, thumb.nll, thumb.metric) == ("kto", 0.1, 0.0, "thumbs_auc")
+    assert Preference(loss="orpo").bind(pairs(2), "decoder").nll == 1.0
+    assert Preference(loss="simpo", beta=3.0).bind(pairs(2), "decoder").beta == 3.0
+
+
+def test_the_recipes_word_is_loss():
+    assert Preference(loss="ipo").model_dump()["loss"] == "ipo"
+    assert Preference.model_validate({"loss": "ipo"}).form == "ipo"
+
+
+def test_only_the_last_answer_is_learned_with_its_end():
+    objective = Preference().bind(pairs(2), "decoder")
+    made = objective.encode(Pair("r", TURNS, "Paris.", "Rome."), template("llama"), limit=512)
+    words = template("llama").tokenizer
+    told = [words.decode([i for i, x in zip(one.ids, one.learn, strict=True) if x]) for one in made.sequences]
+    assert told == ["Paris.<|im_end|>", "Rome.<|im_end|>"]
+    assert made.label == (1.0, 0.0)
+
+
+def test_a_prompt_gives_way_alike_for_both_answers():
+    pair = Pair("r", (Message("user", "fox " * 80),), "A rather long answer.", "No")
+    made = Preference().bind([pair], "decoder").encode(pair, template("llama"), limit=90)
+    prompts = [one.ids[: one.learn.index(True)] for one in made.sequences]
+    assert made.shortened
+    assert made.length <= 90
+    assert prompts[0] == prompts[1]
+
+
+def test_a_reward_reads_all_of_both_answers_and_learns_no_word():
+    made = Reward().encode(Pair("r", TURNS, "Paris.", "Rome.", margin=2.0), template("llama"), limit=512)
+    assert made.label == (2.0,)
+    assert not any(any(one.learn) for one in made.sequences)
+    assert template("llama").tokenizer.decode(made.sequences[0].ids).endswith("Paris.<|im_end|>\n")
+
+
+@pytest.mark.parametrize(("limit", "shortened"), [(512, False), (26, True), (12, True)])
+def test_an_encoder_reads_prompt_and_answer_as_one_text_and_the_answer_stays(limit: int, shortened: bool):
+    pair = Pair("r", (Message("user", "a quick brown fox jumps"),), "it is good", "no")
+    made = Reward().encode(pair, template("bert"), limit=limit)
+    words = template("bert").tokenizer
+    read = [words.decode(one.ids) for one in made.sequences]
+    assert made.shortened == shortened
+    assert made.length <= limit
+    assert all(text.startswith("[CLS]") and text.count("[CLS]") == 1 for text in read)
+    assert "it is good" in read[0] or limit == 12
+
+
+def test_a_margin_is_read_where_a_column_says_it():
+    assert Reward().examples(ROWS, group="")[0].margin == 2.0
+    assert Preference().examples(ROWS, group="")[0].margin == 0.0
+
+
+def test_rows_that_nobody_judged_are_refused():
+    rows = [Row("c.jsonl:1", {"text": "t", "label": "x"})]
+    for objective in (Preference(), Reward()):
+        with pytest.raises(DataError, match=r"rows of text_label, and nobody judged an answer .* objective: classify"):
+            objective.examples(rows, group="")
+    with pytest.raises(DataError, match=r"a reward is learned from two answers, .* objective: preference"):
+        Reward().examples(THUMBS, group="")
+
+
+def test_the_first_loss_of_dpo_is_the_logarithm_of_two_for_each_pair():
+    objective = Preference(loss="dpo", nll=0.0).bind(pairs(3), "decoder")
+    made = policy("llama", lively=0.0)
+    batch = collate([objective.encode(pair, template("llama"), limit=512) for pair in pairs(3)])
+    with torch.no_grad():
+        said = objective.loss_of(made.logprobs(batch), replace(batch, reference=made.logprobs(batch)))
+    assert said.item() == pytest.approx(3 * 0.693147, rel=1e-4)
+    assert objective.units(batch) == 3
+
+
+def test_kto_takes_a_pair_for_two_thumbs_and_asks_the_start_about_other_answers():
+    objective = Preference(loss="kto").bind(pairs(3), "decoder")
+    made = policy("llama", LORA, lively=0.2)
+    batch = collate([objective.encode(pair, template("llama"), limit=512) for pair in pairs(3)])
+    start = made.reference_logprobs(batch)
+    shift = objective.prepare(batch, made).reference
+    assert shift is not None
+    kl = (shift - start).unique()
+    assert (objective.units(batch), objective.asks_reference) == (6, True)
+    assert kl.numel() <= 6  # one number, but for the last digits
+    assert float(kl.max() - kl.min()) < 1e-3
+    assert float(kl.min()) >= 0.0
