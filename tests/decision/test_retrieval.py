@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -157,3 +158,21 @@ def test_a_chat_row_stays_a_chat_with_its_answer():
     made = raft_example(row, [hit("a", "107 m")], Instruct())
     assert made.messages == (Message("user", "107 m\n\nHow high?"), Message("assistant", "107 m"))
     assert made.group == "arda"
+
+
+@pytest.mark.real
+def test_on_real_questions_the_mixture_finds_more_than_words_alone(tmp_path: Path):
+    examples = Path(__file__).parents[2] / "examples"
+    rows = [json.loads(line) for line in (examples / "factbook.test.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["country"] in ("Cameroon", "Aruba")]
+    pages = read_pages(str(examples / "factbook.documents.jsonl"), store=Store(tmp_path / CHUNKS))
+    chunks = cut([page for page in pages if page.doc_id in {row["doc_id"] for row in rows}], 400)
+    made = open_index(tmp_path, chunks, settings=Documents(source="here"), listen=lambda event: None, offline=True)
+    right = right_chunks(chunks, [Origin(row["evidence"], row["doc_id"]) for row in rows])
+    assert all(right)
+    found = {
+        search: recall(search, made.find([row["question"] for row in rows], shown=10, search=search), right).recall[5]
+        for search in ("words", "fused")
+    }
+    assert found["fused"] >= 0.85
+    assert found["fused"] > found["words"]

@@ -183,6 +183,17 @@ def test_labels_are_compared_too(tmp_path: Path) -> None:
     assert page.retrieval == []
 
 
+def test_a_model_is_taught_the_documents_and_no_question(tmp_path: Path) -> None:
+    page = run(recipe(tmp_path, arms=["prompt", "taught", "tuned-30%"]), tmp_path / "out")
+    taught = page.arms[1]
+    assert taught.detail.startswith("9 of 10 chunks, those with answers first")
+    assert (taught.labelled_rows, page.arms[2].labelled_rows) == (0, 8)
+    assert not page.arms[2].candidate
+    learned = (tmp_path / "out/taught.train.jsonl").read_text()
+    assert "How high" not in learned
+    assert "wort grows there" in learned
+
+
 def test_an_encoder_is_not_prompted(tmp_path: Path) -> None:
     rows = [{"text": f"it is {word} {i}", "label": label} for i in range(20) for word, label in LABELS]
     parts: dict[str, Any] = {

@@ -133,8 +133,8 @@ def taught_run(contest: Contest) -> Lesson:
     first = [chunk for chunk in chunks if chunk.id in answering]
     rest = [chunk for chunk in chunks if chunk.id not in answering]
     random.Random(f"{contest.recipe.seed}/taught").shuffle(rest)
-    learn, held = [*first, *rest][:TAUGHT], rest[-KEPT:]
-    learn = [chunk for chunk in learn if chunk not in held]
+    kept = min(KEPT, len(rest) // 5) or 1
+    held, learn = [*first, *rest][-kept:], [*first, *rest][:-kept][:TAUGHT]
     again = _said_again(contest, {chunk.doc_id for chunk in first})
     files = {"train": contest.folder / "taught.train.jsonl", "validation": contest.folder / "taught.validation.jsonl"}
     _write(files["train"], [{"text": text} for text in (*(chunk.text for chunk in learn), *again)])

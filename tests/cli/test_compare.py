@@ -1,0 +1,56 @@
+"""`tunesmith compare` as people and programs meet it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import PLAIN, Command, reviews, write_rows
+
+ARMS = ("--set", "arms=[prompt, few-shot, tf-idf]", "--set", "data.audit=note")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "reviews.jsonl", reviews())
+
+
+def test_programs_get_one_document_with_arms_and_verdict(
+    command: Command, tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = command("compare", rows, "--model", tiny_llama, *PLAIN, *ARMS, "--json", "--out", out)
+    assert done.code == 0, done.err
+    page = json.loads(done.out)
+    assert [arm["name"] for arm in page["arms"]] == ["prompt", "few-shot", "tf-idf"]
+    assert set(page["verdict"]) == {"arm", "text", "reasons", "confidence"}
+    assert json.loads((out / "comparison.json").read_text()) == page
+    assert "Prompt, retrieve or fine-tune?" in (out / "report.html").read_text()
+
+
+def test_people_see_verdict_belief_and_where_it_lies(
+    command: Command, tiny_llama: Path, rows: Path, tmp_path: Path
+) -> None:
+    done = command(
+        "compare", rows, "--model", tiny_llama, *PLAIN, *ARMS, "--out", tmp_path / "out", "--budget", 5,
+        "--price-per-hour", 2,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.out.startswith("verdict: ")
+    assert "Task-specific performance (usual belief: sometimes limited / good if retrieval is / excellent)" in done.out
+    assert "note: budget of 5 minutes: 12 of 12 test rows" in done.out
+    assert f"everything: {tmp_path / 'out'}" in done.out
+
+
+@pytest.mark.parametrize("option", ["--budget", "--price-per-hour"])
+def test_a_number_below_zero_is_the_users_mistake(command: Command, rows: Path, option: str) -> None:
+    done = command("compare", rows, option, "-1")
+    assert done.code == 2
+    assert f"error: {option}: -1.0 is no number from 0 on" in done.err
+
+
+def test_the_shape_of_the_document_is_told(command: Command) -> None:
+    done = command("compare", "--schema")
+    assert set(json.loads(done.out)["required"]) >= {"arms", "verdict", "table"}
