@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
         "--objective", default="", metavar="KIND", help="classify, domain or instruct; else as tuned, or detected"
     )
     parser.add_argument("--base", default="", metavar="MODEL", help="put the adapter over this base")
+    parser.add_argument("--task", default="", metavar="NAME", help="which task of a run that learned several")
     parser.add_argument("--rows", type=int, default=0, metavar="N", help="score on N rows drawn at random")
     parser.add_argument("--answers", type=Path, metavar="FILE", help="write every question with its answers, as jsonl")
     add_set(parser, "how the rows are read, such as objective.text=body or data.group=thread")
@@ -55,7 +56,14 @@ def run(args: argparse.Namespace) -> int:
 
     hush()
     asked = Asked(
-        args.model, args.data, args.against, args.objective, args.base, max(0, args.rows), tuple(args.changes)
+        args.model,
+        args.data,
+        args.against,
+        args.objective,
+        args.base,
+        rows=max(0, args.rows),
+        changes=tuple(args.changes),
+        task=args.task,
     )
     done = evaluate(asked, listen=lambda event: log(event["text"]), offline=args.offline)
     for note in done.page.notes:

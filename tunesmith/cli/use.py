@@ -28,6 +28,7 @@ def add(commands: Commands) -> None:
     )
     asking.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
     asking.add_argument("text", metavar="TEXT", help="the text; - reads it from stdin")
+    asking.add_argument("--task", default="", metavar="NAME", help="which task of a run that learned several")
     add_sampling(asking, temperature=0.0, top_p=1.0)
     add_common(asking)
     asking.set_defaults(run=ask)
@@ -53,7 +54,7 @@ def ask(args: argparse.Namespace) -> int:
     text = (sys.stdin.read() if args.text == "-" else args.text).strip()
     if not text:
         raise UsageError("ask: TEXT is empty; give a text, or - and a text on stdin")
-    model = load(args.folder, offline=args.offline)
+    model = load(args.folder, offline=args.offline).at(args.task)
     sampling = sampling_of(args, model.sampling)
     told = _told(model, text, sampling)
     if publish({"run": args.folder, "text": text, **told}, args):

@@ -32,6 +32,7 @@ class About(BaseModel):
     template_hash: str
     limit: int
     temperature: float = 1.0
+    temperatures: dict[str, float] = {}  # of the tasks of a model of several
 
 
 def save_model(folder: Path, model: LocalModel, about: About) -> None:
@@ -110,7 +111,9 @@ def over(base: Base, folder: Path, about: About) -> LocalModel:
     policy.train(False)
     for _, value in policy.trainable():
         value.requires_grad_(False)
-    return LocalModel(policy, template, about.objective, about.limit, temperature=about.temperature)
+    model = LocalModel(policy, template, about.objective, about.limit, temperature=about.temperature)
+    model.temperatures = about.temperatures
+    return model
 
 
 def _tokenizer(folder: Path) -> Any:

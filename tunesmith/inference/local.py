@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from tunesmith.model.generate import before_stop, generate, option_scores, strea
 from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Reply, Sampling
-from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward, Rl
+from tunesmith.objectives import Classify, Domain, Instruct, Multitask, Preference, Reward, Rl
 from tunesmith.recipe import AnyObjective
 
 
@@ -54,10 +54,25 @@ class LocalModel:
     wording: str = ""
     temperature: float = 1.0
     threshold: float | None = None
+    temperatures: Mapping[str, float] = field(default_factory=dict)  # of the tasks of a model of several
 
-    def reply(self, messages: Sequence[Message], *, sampling: Sampling | None = None) -> Reply:
-        """One answer."""
-        return self.replies([messages], sampling=sampling)[0]
+    def at(self, task: str) -> LocalModel:
+        """The model as one of its tasks asks it; one of a single task as it is, where none is named.
+
+        Raises RecipeError for a task that it does not have, or where several have to be told apart.
+        """
+        tasks = self.objective.tasks if isinstance(self.objective, Multitask) else {}
+        if not tasks and not task:
+            return self
+        if not isinstance(self.objective, Multitask) or task not in tasks:
+            known = f"name one of: {', '.join(tasks)}" if tasks else "this model has one task; leave the name out"
+            raise RecipeError(f"task {task!r}: {known}" if task else f"several tasks in one model; {known}")
+        policy, objective = self.objective.seen(self.policy, task), tasks[task].objective
+        return replace(self, policy=policy, objective=objective, temperature=self.temperatures.get(task, 1.0))
+
+    def reply(self, messages: Sequence[Message], *, sampling: Sampling | None = None, task: str = "") -> Reply:
+        """One answer, of a model of several tasks as one of them gives it or as to any chat."""
+        return (self.at(task) if task else self).replies([messages], sampling=sampling)[0]
 
     def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling | None = None) -> list[Reply]:
         """An answer to each, in order."""
@@ -91,8 +106,13 @@ class LocalModel:
         ids = [[*option, *ends] for option in ids]
         return option_scores(self._decoder(), prompts, [ids] * len(prompts))
 
-    def generate(self, prompts: Sequence[str], *, sampling: Sampling | None = None) -> list[str]:
-        """The text answered to each prompt, asked as the recipe asks; of a model of texts, how each goes on."""
+    def generate(self, prompts: Sequence[str], *, sampling: Sampling | None = None, task: str = "") -> list[str]:
+        """The text answered to each prompt, asked as the recipe asks; of a model of texts, how each goes on.
+
+        A model of several tasks has to be told which.
+        """
+        if task or isinstance(self.objective, Multitask):
+            return self.at(task).generate(prompts, sampling=sampling)
         if isinstance(self.objective, Domain):
             return [reply.text for reply in self.complete(prompts, sampling=sampling)]
         instruction = self.objective.instruction
@@ -110,11 +130,13 @@ class LocalModel:
         ]
 
     @torch.inference_mode()
-    def fill(self, texts: Sequence[str], *, options: int = 5) -> list[list[tuple[str, float]]]:
+    def fill(self, texts: Sequence[str], *, options: int = 5, task: str = "") -> list[list[tuple[str, float]]]:
         """For each text the likeliest words, with probabilities, at its first mask token.
 
         Raises RecipeError for a model that was not tuned to find hidden words, and for a text without a mask token.
         """
+        if task or isinstance(self.objective, Multitask):
+            return self.at(task).fill(texts, options=options)
         mask = self.template.tokenizer.mask_token
         if not isinstance(self.policy.head, MaskedHead):
             raise RecipeError("fill: only an encoder tuned on texts finds hidden words; use generate or classify")
@@ -133,8 +155,10 @@ class LocalModel:
             found.append(list(zip(words, best.values.tolist(), strict=True)))
         return found
 
-    def classify(self, texts: Sequence[str]) -> list[Classified]:
+    def classify(self, texts: Sequence[str], *, task: str = "") -> list[Classified]:
         """Labels and probabilities of each text. Raises RecipeError for a model that was not tuned to label."""
+        if task or isinstance(self.objective, Multitask):
+            return self.at(task).classify(texts)
         if not isinstance(self.objective, Classify):
             raise RecipeError(
                 f"classify: this model was tuned to {self.objective.kind}, it has no labels; use generate or reply"

@@ -45,6 +45,8 @@ class Batch:
     places: tuple[str, ...] = ()  # where the examples stand in their file
     turn: int = 0  # the step that they are of
     rollout: Rollout | None = None  # what is known of answers that were drawn
+    task: str = ""  # whose rows these are, where one model learns several tasks
+    scale: float = 1.0  # what the loss is taken times, so that each task of a step counts by its weight
 
     @property
     def rows(self) -> int:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from tunesmith.errors import ModelError, TunesmithError
-from tunesmith.model import four_bit, weights
+from tunesmith.model import four_bit, run_base, weights
 from tunesmith.model.device import DTYPES
 from tunesmith.model.families import family_of
 from tunesmith.model.gguf_file import read_gguf
@@ -66,7 +66,7 @@ def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = 
         base = (
             _from_gguf(name, options)
             if name.lower().endswith(".gguf")
-            else _from_folder(name, locate(name, offline=offline), options)
+            else _from_place(name, locate(name, offline=offline), options, offline=offline)
         )
         weights.check_finite(base.network, where=name)
         choose_pad(base.tokenizer, rows=base.network.get_input_embeddings().num_embeddings)
@@ -76,12 +76,12 @@ def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = 
 
 
 def locate(name: str, *, offline: bool = False) -> Path:
-    """The folder that a name stands for: a shipped model, a folder that is there, or a copy from the Hub."""
+    """The folder that a name stands for: a shipped model, a folder that is there or a run's, a copy from the Hub."""
     if name in SHIPPED:
         return fetch(name, offline=offline)
     path = Path(name).expanduser()
     if name and path.is_dir():
-        return path
+        return run_base.model_folder(path)
     if name and path.is_file():
         cure = weights.CONVERT if path.suffix in weights.PICKLES else "name the folder it lies in"
         raise ModelError(f"{name}: a single file; {cure}")
@@ -145,6 +145,23 @@ def _from_hub(name: str, *, offline: bool) -> Path:
         raise ModelError(
             f"{name}: no such folder, not in the Hub's local cache, and {state}; connect once, or use {_always_there()}"
         ) from error
+
+
+def _from_place(name: str, folder: Path, options: LoadOptions, *, offline: bool) -> Base:
+    """The base in a folder; of a run with an adapter, the base it was tuned over with the adapter merged in."""
+    begin = run_base.begins_from(folder, where=name)
+    if not begin:
+        return _from_folder(name, folder, options)
+    if options.quantize:
+        raise ModelError(
+            f"{name}: a run's adapter is merged in memory, where nothing is kept in 4 bits; leave `quantize` out, "
+            "or export the run as merged first"
+        )
+    base = load_base(begin, options=options, offline=offline)
+    network, mark = run_base.merged(base.network, folder, found=base.fingerprint, where=name)
+    with _reading(name):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return Base(name, None, network, tokenizer, base.family, mark)
 
 
 def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:

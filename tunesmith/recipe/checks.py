@@ -10,6 +10,13 @@ from tunesmith.recipe.sections import Recipe
 
 def check_pair(recipe: Recipe, family: str) -> None:
     """Raise RecipeError if this objective cannot work with this model family or technique."""
+    for part in recipe.parts.values():
+        check_pair(part, family)
+    if recipe.schedule.batch_rows < len(recipe.parts):
+        raise RecipeError(
+            f"schedule.batch_rows: {recipe.schedule.batch_rows} rows a step are too few for {len(recipe.parts)} tasks; "
+            f"use {len(recipe.parts)} or more"
+        )
     if family not in recipe.objective.families:
         raise RecipeError(
             f"objective {recipe.objective.kind}: needs a {' or '.join(recipe.objective.families)}, "

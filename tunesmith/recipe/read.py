@@ -5,19 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from tunesmith.aliases import translate
 from tunesmith.errors import RecipeError
-from tunesmith.objectives import OBJECTIVES, Rl
+from tunesmith.objectives import OBJECTIVES, Multitask, Rl
+from tunesmith.objectives.multitask import Part, Rows
 from tunesmith.recipe.sections import Recipe, nearest
 from tunesmith.techniques import TECHNIQUES, Lora
 
 # Sections that a word may stand for, and the key that the word is.
 SHORT = {"objective": "kind", "technique": "kind", "documents": "source"}
+R = TypeVar("R", bound=Rows)
 
 
 def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
@@ -72,16 +74,21 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
         beside = folder / value if isinstance(value, str) and value else None
         return str(beside) if beside is not None and not Path(str(value)).is_absolute() and beside.exists() else value
 
-    data = recipe.data
-    moved = {"train": anchor(data.train), "validation": anchor(data.validation), "test": anchor(data.test)}
-    replay = recipe.replay.model_copy(update={"source": anchor(recipe.replay.source)})
+    def placed(rows: R) -> R:
+        files = {"train": rows.train, "validation": rows.validation, "test": rows.test}
+        return rows.model_copy(update={name: anchor(value) for name, value in files.items()})
+
     objective = recipe.objective
+    if isinstance(objective, Multitask):
+        tasks = {n: part.model_copy(update={"data": placed(part.data)}) for n, part in objective.tasks.items()}
+        objective = objective.model_copy(update={"tasks": tasks})
+    replay = recipe.replay.model_copy(update={"source": anchor(recipe.replay.source)})
     if isinstance(objective, Rl):
         objective = objective.model_copy(update={"reward": _beside(objective.reward, folder)})
     documents = recipe.documents.model_copy(update={"source": anchor(recipe.documents.source)})
     model = anchor(recipe.model) if "/" in recipe.model or recipe.model.endswith(".gguf") else recipe.model
-    changed = {"data": data.model_copy(update=moved), "model": model, "replay": replay, "documents": documents}
-    return recipe.model_copy(update={**changed, "objective": objective})
+    changed = {"data": placed(recipe.data), "objective": objective, "model": model}
+    return recipe.model_copy(update={**changed, "replay": replay, "documents": documents})
 
 
 def _beside(reward: str | dict[str, float], folder: Path) -> str | dict[str, float]:
@@ -128,9 +135,7 @@ def _explain(error: ValidationError, place: str) -> str:
     section = _section(path)
     # pydantic names the chosen union member inside the path; people wrote no such key.
     dotted = ".".join(
-        p
-        for i, p in enumerate(path)
-        if not (i == 1 and path[0] in ("objective", "technique") and p == p.lower() and p in _KINDS)
+        p for i, p in enumerate(path) if not (i and path[i - 1] in ("objective", "technique") and p in _KINDS)
     )
     if fault["type"] == "extra_forbidden":
         known = sorted(section)
@@ -138,6 +143,8 @@ def _explain(error: ValidationError, place: str) -> str:
     if fault["type"] == "missing":
         return f"{place}: {dotted} is missing; add it"
     finding = fault["msg"].removeprefix("Value error, ")
+    if not path:  # a finding about the recipe as a whole, which names its own keys
+        return f"{place}: {finding}"
     return (
         f"{place}: {dotted}: {finding} (found {fault['input']!r})"
         if "unknown kind" not in finding
@@ -154,6 +161,7 @@ def _section(path: Sequence[str]) -> Mapping[str, Any]:
     models = {
         n: f.annotation for n, f in fields if isinstance(f.annotation, type) and issubclass(f.annotation, BaseModel)
     }
+    models["tasks"] = Part
     for part in (*OBJECTIVES, *TECHNIQUES):
         models[get_args(part.model_fields["kind"].annotation)[0]] = part
     for name in reversed(path[:-1]):

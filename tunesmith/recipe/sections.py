@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 
-from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct, Preference, Reward, Rl
+from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct, Multitask, Preference, Reward, Rl
+from tunesmith.objectives.multitask import Part, Rows
 from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Full, Ia3, Lora, Prefix, Prompt, PTuning
 
 
@@ -18,15 +19,9 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Data(_Section):
-    """Where the rows come from and how they are split."""
+class Data(Rows):
+    """Where the rows come from, how they are split, and how long they may be."""
 
-    train: str = Field(description="file or Hub data set")
-    validation: float | str = Field(0.1, description="fraction of the rows, or a file")
-    test: float | str = Field(0.2, description="fraction of the rows, or a file")
-    group: str = Field("", description="column whose values never straddle a split")
-    where: dict[str, list[Any]] = Field(default_factory=dict, description="keep rows with these values")
-    rows: int = Field(0, ge=0, description="use at most this many training rows; 0: all")
     max_tokens: int = Field(512, ge=16, description="longest row; longer prompts are shortened and counted")
     audit: Literal["stop", "note"] = Field(
         "stop", description="grave faults of the rows: end the run, or go on and say so"
@@ -81,7 +76,7 @@ def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[
     return BeforeValidator(read)
 
 
-_Objective = Annotated[Classify | Domain | Instruct | Preference | Reward | Rl, Discriminator("kind")]
+_Objective = Annotated[Classify | Domain | Instruct | Preference | Reward | Rl | Multitask, Discriminator("kind")]
 AnyObjective = Annotated[_Objective, _by_kind(OBJECTIVES, {})]
 _Technique = Annotated[Full | Lora | Ia3 | Prompt | Prefix | PTuning, Discriminator("kind")]
 AnyTechnique = Annotated[_Technique, _by_kind(TECHNIQUES, SHORTHANDS)]
@@ -154,7 +149,7 @@ class Recipe(_Section):
     """A whole run as one value."""
 
     model: str = Field("smollm2-135m", description="alias, Hub id, folder or file.gguf")
-    data: Data
+    data: Data = Data()
     objective: AnyObjective
     technique: AnyTechnique = Lora()
     schedule: Schedule = Schedule()
@@ -170,6 +165,29 @@ class Recipe(_Section):
     controls: bool = Field(False, description="also tune on shuffled answers and a head alone: neither may win")
     track: list[str] = Field(default_factory=list, description="tensorboard, wandb, mlflow, trackio")
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _rows_are_named(self) -> Self:
+        """A recipe of one task names its rows, one of several leaves that to the tasks."""
+        several = isinstance(self.objective, Multitask)
+        if not several and not self.data.train:
+            raise ValueError("data.train is missing; add it")
+        if several and self.data.train:
+            raise ValueError("data.train: each task names its own rows; leave it out")
+        if isinstance(self.objective, Multitask) and len(self.objective.tasks) < 2:
+            raise ValueError("objective.tasks: name two tasks or more; one alone is an objective of its own")
+        return self
+
+    @property
+    def parts(self) -> dict[str, Recipe]:
+        """Each task of a multitask recipe as a recipe of its own; none for other objectives."""
+        if not isinstance(self.objective, Multitask):
+            return {}
+        return {name: self._part(part) for name, part in self.objective.tasks.items()}
+
+    def _part(self, part: Part) -> Recipe:
+        data = self.data.model_copy(update={key: getattr(part.data, key) for key in Rows.model_fields})
+        return self.model_copy(update={"data": data, "objective": part.objective, "controls": False})
 
 
 def nearest(word: str, known: Sequence[str]) -> str:

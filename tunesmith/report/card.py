@@ -10,9 +10,11 @@ from typing import Any
 import yaml
 
 from tunesmith.model.shipped import SHIPPED
+from tunesmith.objectives import Multitask
 from tunesmith.report import figures
 from tunesmith.report.facts import Contender, Facts, contenders
 from tunesmith.report.figures import bounds, count, figure, metric_name, p_value, share, signed
+from tunesmith.report.schema import PartOfMany
 from tunesmith.report.snippets import python_lines, transformers_lines
 from tunesmith.report.summary import in_short
 
@@ -25,7 +27,7 @@ PIPELINES = {"classify": "text-classification", "reward": "text-classification"}
 def card(facts: Facts) -> str:
     """The model card as Markdown with YAML in front."""
     matter = yaml.safe_dump(front_matter(facts), sort_keys=False, allow_unicode=True, width=100)
-    sections = (_what, _results, _retention, _data, _use, _limits, _environment, _again)
+    sections = (_what, _results, _together, _retention, _data, _use, _limits, _environment, _again)
     return f"---\n{matter}---\n\n" + "\n\n".join(filter(None, (write(facts) for write in sections))) + "\n"
 
 
@@ -92,7 +94,7 @@ def _results(facts: Facts) -> str:
     report = facts.report
     lines = [
         (
-            metric_name(t.metric),
+            metric_name(t.metric) if t.name == report.task.name else f"{t.name}: {metric_name(t.metric)}",
             figure(t.base),
             figure(t.tuned),
             signed(t.delta),
@@ -116,6 +118,36 @@ def _results(facts: Facts) -> str:
     if better := [one.name for one in contenders(facts) if one.beats]:
         parts.append(f"The tuned model does **not** beat: {text(', '.join(better))}.")
     return "\n\n".join(parts)
+
+
+def _together(facts: Facts) -> str:
+    """Task by task beside its own model, and how far tasks pull apart; nothing for a single task."""
+    found = facts.report.together
+    if found is None:
+        return ""
+    parts = [
+        "## Tasks",
+        f"The figures above are those of {text(found.parts[0].name)}, the first. Rows by {found.sampling}:",
+        table(("task", "objective", "share", "weight", "rows seen", "verdict"), [_task(part) for part in found.parts]),
+    ]
+    alone = [(part.name, part.alone) for part in found.parts if part.alone is not None]
+    if alone:
+        heads = ("task", "metric", "alone", "together", "difference", "95 % interval", "p-value")
+        lines = [
+            (name, metric_name(one.metric), figure(one.base), figure(one.tuned), signed(one.delta),
+             bounds(one.ci95, sign=True), p_value(one.p_value))
+            for name, one in alone
+        ]  # fmt: skip
+        parts += ["Beside models of one task each, tuned on as many of its rows:", table(heads, lines)]
+    pulls = [(" and ".join(c.tasks), figure(c.mean), figure(c.lowest), count(c.n)) for c in found.conflicts]
+    if pulls:
+        parts.append("Cosine of two tasks' gradients (below 0: what helps one harms the other):")
+        parts.append(table(("tasks", "mean", "lowest", "times"), pulls))
+    return "\n\n".join(parts)
+
+
+def _task(part: PartOfMany) -> tuple[str, ...]:
+    return (part.name, part.objective, share(part.share), figure(part.weight), count(part.rows), part.verdict)
 
 
 def _way(one: Contender) -> tuple[str, ...]:
@@ -194,7 +226,11 @@ def _environment(facts: Facts) -> str:
 
 def _again(facts: Facts) -> str:
     # Only what decides how it learns: the paths in a recipe are nobody's business on a public page.
-    shown = facts.recipe.model_dump(mode="json", include={"objective", "technique", "schedule", "seed"})
+    objective = facts.recipe.objective
+    objective = objective.without_rows() if isinstance(objective, Multitask) else objective
+    shown = facts.recipe.model_copy(update={"objective": objective}).model_dump(
+        mode="json", include={"objective", "technique", "schedule", "seed"}
+    )
     settings = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
     return f"## Run it again\n\n{fence(COMMAND, 'sh')}\n\n{fence(figures.clean(settings), 'yaml')}"
 

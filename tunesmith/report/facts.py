@@ -54,7 +54,7 @@ class Facts:
     @property
     def data_name(self) -> str:
         """The training file without the folders that lead to it."""
-        return Path(self.recipe.data.train).name
+        return ", ".join(Path(one.data.train).name for one in self.recipe.parts.values() or [self.recipe])
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,8 @@ def read_facts(folder: Path) -> Facts:
         recipe=load_recipe(recipe)[0],
         recipe_text=recipe.read_text(encoding="utf-8"),
         journal=Journal(folder / "journal.jsonl").read(),
-        predictions=read_predictions(folder),
+        # Of several tasks the page looks into the first, whose result is the headline.
+        predictions=[row for row in read_predictions(folder) if row.task in ("", report.task.name)],
     )
 
 

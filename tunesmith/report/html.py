@@ -27,12 +27,11 @@ from tunesmith.report.facts import (
     reliability,
 )
 from tunesmith.report.schema import Retention
-from tunesmith.report.standing import mood
+from tunesmith.report.standing import HUNDREDS, behind, mood
 from tunesmith.report.summary import in_short
 
 # A text of a row is shown whole up to SHORT characters, behind a fold up to LONGEST.
 SHORT, LONGEST = 280, 8000
-HUNDREDS = ("chrf", "bleu", "corpus_chrf")
 
 
 def write_reports(folder: Path) -> None:
@@ -87,6 +86,7 @@ def environment() -> Environment:
         "duration": figures.duration,
         "metric": figures.metric_name,
     }
+    made.tests["behind"] = behind
     made.globals |= {"SHORT": SHORT, "LONGEST": LONGEST, "exp": math.exp}
     return made
 

@@ -32,6 +32,7 @@ class Prediction(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     where: str
+    task: str = ""  # of a run of several
     group: str = ""
     question: str
     gold: str

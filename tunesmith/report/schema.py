@@ -122,6 +122,38 @@ class Pursuit(_Part):
     cut_off_share: tuple[float, float]
 
 
+class PartOfMany(_Part):
+    """One task of several: base against tuned by its headline, and beside its own model."""
+
+    name: str
+    objective: str
+    weight: float
+    share: float  # of the rows of a step
+    rows: int  # seen in training, repeats counted
+    task: TaskScore
+    baselines: list[Arm] = []
+    alone: TaskScore | None = None  # base: a model tuned on this task only, on as many of its rows
+    validation: list[tuple[int, float]] = []  # step, loss
+    verdict: str
+
+
+class Conflict(_Part):
+    """The cosine of two tasks' gradients on the numbers they share: below 0, what helps one harms the other."""
+
+    tasks: tuple[str, str]
+    mean: float
+    lowest: float
+    n: int  # validations at which it was taken
+
+
+class Together(_Part):
+    """Several tasks in one model; the first is the headline."""
+
+    sampling: str
+    parts: list[PartOfMany]
+    conflicts: list[Conflict] = []
+
+
 class Report(_Part):
     """Everything measured about one run."""
 
@@ -140,6 +172,7 @@ class Report(_Part):
     judgement: Judgement | None = None
     pursuit: Pursuit | None = None
     alarms: tuple[str, ...] = ()
+    together: Together | None = None
     training: Training
     speed: Speed
     memory: Memory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
+from tunesmith.objectives import Classify, Domain, Instruct, Multitask, Preference, Reward
 from tunesmith.report.facts import Facts
 from tunesmith.report.figures import clean
 
@@ -12,6 +12,8 @@ TEXT = "your text"
 def python_lines(facts: Facts) -> list[str]:
     """The tuned model through Tunesmith."""
     loaded = ["import tunesmith", "", 'model = tunesmith.load(".")']
+    if isinstance(facts.recipe.objective, Multitask):
+        return [*loaded, *_asked_by_task(facts.recipe.objective)]
     if isinstance(facts.recipe.objective, Classify):
         return [*loaded, f'found = model.classify(["{TEXT}"])[0]', "print(found.label, found.probabilities)"]
     if isinstance(facts.recipe.objective, Domain) and facts.report.family == "encoder":
@@ -21,10 +23,20 @@ def python_lines(facts: Facts) -> list[str]:
     return [*loaded, f'print(model.generate(["{TEXT}"])[0])']
 
 
+def _asked_by_task(objective: Multitask) -> list[str]:
+    """A line for each task."""
+    verbs = {
+        name: "classify" if isinstance(p.objective, Classify) else "generate" for name, p in objective.tasks.items()
+    }
+    return [f'print(model.{verb}(["{TEXT}"], task="{name}")[0])' for name, verb in verbs.items()]
+
+
 def transformers_lines(facts: Facts, *, base: str) -> list[str]:
     """The tuned model through transformers and PEFT; none where a head of our own stands between model and label."""
     objective = facts.recipe.objective
-    headed = isinstance(objective, Reward) or (isinstance(objective, Classify) and objective.output != "words")
+    headed = isinstance(objective, Multitask | Reward) or (
+        isinstance(objective, Classify) and objective.output != "words"
+    )
     if facts.report.family != "decoder" or headed:
         return []
     adapter = facts.report.technique != "full"

@@ -7,8 +7,11 @@ from typing import Literal
 from tunesmith.evaluation.resampling import ALPHA
 from tunesmith.evaluation.significance import lower_is_better
 from tunesmith.evaluation.tasks import Arm, TaskScore
-from tunesmith.report.schema import Report
+from tunesmith.report.schema import PartOfMany, Report, Together
 
+# Metrics that go from 0 to 100; others that are better when higher go from 0 to 1.
+HUNDREDS = ("chrf", "bleu", "corpus_chrf")
+POINTS = 3.0  # that a task may lose beside its own model before it is named, sure or not
 BASE = "base"  # the arm that the headline compares with
 Mood = Literal["good", "bad", "unsure", "plain"]
 _MOODS: dict[str, Mood] = {"better": "good", "worse": "bad", "inconclusive": "unsure"}
@@ -16,11 +19,43 @@ _MOODS: dict[str, Mood] = {"better": "good", "worse": "bad", "inconclusive": "un
 
 def mood(report: Report) -> Mood:
     """How the verdict should look: good only where nothing cheaper reaches the same and no gate is broken."""
-    if report.broken_gates:
+    if report.broken_gates or (report.together is not None and fallen(report.together)):
         return "bad"
     found = _MOODS.get(report.task.verdict, "plain")
     reached = any(holds_up(one, report.task) for one in [*report.baselines, *report.controls])
     return "unsure" if found == "good" and reached else found
+
+
+def fallen(together: Together) -> list[str]:
+    """The tasks that are worse than their base."""
+    return [part.name for part in together.parts if part.task.verdict == "worse"]
+
+
+def behind(part: PartOfMany) -> bool:
+    """Whether a task does worse than its own model: surely, or by more than three points of a hundred."""
+    if part.alone is None:
+        return False
+    return part.alone.verdict == "worse" or _points(part.alone) < -POINTS
+
+
+def _points(task: TaskScore) -> float:
+    """The difference in points of a hundred, where the metric has a highest value; else none."""
+    if lower_is_better(task.metric):
+        return 0.0
+    return task.delta if task.metric in HUNDREDS else 100 * task.delta
+
+
+def of_all(together: Together, headline: str) -> str:
+    """The verdict on several tasks: that of the first, then of each other, and which fell behind."""
+    first, *others = together.parts
+    said = [f"{first.name}: {headline}", *(f"{part.name}: {part.verdict}" for part in others)]
+    if worse := fallen(together):
+        said.append(f"worse than the base: {', '.join(worse)}")
+    if late := [f"{p.name} ({p.alone.delta:+.3g} {p.alone.metric})" for p in together.parts if p.alone and behind(p)]:
+        said.append(f"behind its own single-task model: {', '.join(late)}")
+    elif all(part.alone is not None for part in together.parts):
+        said.append("no task is behind its own single-task model")
+    return ". ".join(said)
 
 
 def reaches(one: Arm, task: TaskScore) -> bool:

@@ -23,8 +23,8 @@ from tunesmith.report.figures import (
     signed,
     size,
 )
-from tunesmith.report.schema import Calibration, Report, Retention
-from tunesmith.report.standing import holds_up, mood
+from tunesmith.report.schema import Calibration, Report, Retention, Together
+from tunesmith.report.standing import behind, holds_up, mood
 
 COLOURS = {"good": "green", "bad": "red", "unsure": "yellow", "plain": ""}
 # In the order in which people want to look at them.
@@ -40,6 +40,8 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
     """What a run came to: headline, scores, general ability, cost and files, in the order to print them."""
     gap = Text("")
     parts: list[RenderableType] = [_headline(report), gap, _tasks(report.tasks), gap]
+    if report.together is not None and (alone := _alone(report.together)) is not None:
+        parts += [alone, gap]
     if report.baselines or report.controls:
         parts += [_others(report), gap]
     return [*parts, *costs(report), _cost(report), gap, _files(folder)]
@@ -69,6 +71,16 @@ def _tasks(tasks: Sequence[TaskScore]) -> Table:
         values = (figure(task.base), figure(task.tuned), signed(task.delta), bounds(task.ci95, sign=True))
         _add(table, name, *values, p_value(task.p_value), count(task.n))
     return table
+
+
+def _alone(together: Together) -> Table | None:
+    """Each task beside its own model; None where none was made."""
+    made = [(part, part.alone) for part in together.parts if part.alone is not None]
+    table = _table("task", "metric", "alone>", "together>", "difference>", "95 % interval>", "")
+    for part, one in made:
+        values = (figure(one.base), figure(one.tuned), signed(one.delta), bounds(one.ci95, sign=True))
+        _add(table, part.name, metric_name(one.metric), *values, "behind" if behind(part) else "")
+    return table if made else None
 
 
 def _others(report: Report) -> Table:

@@ -18,12 +18,16 @@ from tunesmith.evaluation.tasks import Arm, TaskScore
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import Machine
 from tunesmith.model.four_bit import numbers, resident_bytes
+from tunesmith.objectives import Multitask
 from tunesmith.report.plan import Prediction
-from tunesmith.report.schema import DataPart, Memory, Report, Retention, Speed, Training
-from tunesmith.report.standing import holds_up, reaches
+from tunesmith.report.schema import DataPart, Memory, PartOfMany, Report, Retention, Speed, Together, Training
+from tunesmith.report.standing import holds_up, of_all, reaches
+from tunesmith.workflows.batches import mixture_of
 from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.tasks import conflicts, validations
 from tunesmith.workflows.train import Trained
-from tunesmith.workflows.yardsticks import Worth, Yardstick
+from tunesmith.workflows.yardsticks import ALONE, Worth, Yardstick
+from tunesmith.workflows.yardsticks import Together as Measures
 
 
 class Before(BaseModel):
@@ -56,6 +60,8 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
     tasks = run.yardstick.tasks(*run.sides, name=name)
     baselines, controls = run.yardstick.arms(tasks[0], run.sides, run.controls)
     broken = broken_gates(run, tasks[0])
+    together = together_of(run, tasks)
+    told = verdict(tasks[0], baselines, controls=controls, broken=broken)
     return Report(
         name=name,
         model=recipe.model,
@@ -72,14 +78,50 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
         judgement=run.worth.judgement,
         pursuit=run.worth.pursuit,
         alarms=run.worth.alarms,
+        together=together,
         training=_training(run),
         speed=_speed(run, len(test), seconds),
         memory=_memory(run),
         data=_data(run),
         environment=environment(run.prepared.machine),
         broken_gates=broken,
-        verdict=verdict(tasks[0], baselines, controls=controls, broken=broken),
+        verdict=told if together is None else of_all(together, told),
     )
+
+
+def together_of(run: Measured, tasks: Sequence[TaskScore]) -> Together | None:
+    """What several tasks came to, one by one and between them; None for a single one."""
+    objective, yardstick = run.prepared.recipe.objective, run.yardstick
+    if not isinstance(objective, Multitask) or not isinstance(yardstick, Measures):
+        return None
+    mixture = mixture_of(run.prepared, tokens=1)
+    parts = []
+    for number, (name, part) in enumerate(objective.tasks.items()):
+        headline = next(task for task in tasks if task.name == name)
+        baselines = yardstick.baselines(name, headline, run.sides)
+        parts.append(
+            PartOfMany(
+                name=name,
+                objective=part.objective.kind,
+                weight=part.weight,
+                share=mixture.shares[number],
+                rows=mixture.drawn(number, run.trained.state.step),
+                task=headline,
+                baselines=baselines,
+                alone=_beside_alone(run, yardstick, name),
+                validation=validations(run.trained.beside, name),
+                verdict=verdict(headline, baselines, controls=(), broken=()),
+            )
+        )
+    return Together(sampling=objective.sampling, parts=parts, conflicts=conflicts(run.trained.beside, objective.tasks))
+
+
+def _beside_alone(run: Measured, yardstick: Measures, name: str) -> TaskScore | None:
+    """One task's own model against the model of all, on the same rows; None where it was not made."""
+    if ALONE not in run.controls:
+        return None
+    own, all_of_them = run.controls[ALONE].parts[name], run.sides[1].parts[name]
+    return yardstick.parts[name].tasks(own, all_of_them, name=name)[0]
 
 
 def broken_gates(run: Measured, task: TaskScore) -> list[str]:

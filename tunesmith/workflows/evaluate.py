@@ -21,11 +21,11 @@ from tunesmith.model.device import choose_machine
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
-from tunesmith.recipe import load_recipe
 from tunesmith.workflows.answers import Untuned
 from tunesmith.workflows.frozen_head import open_base
 from tunesmith.workflows.prepare import Listener, read_data
-from tunesmith.workflows.questions import Asked, Task, chosen_wording, read_task, recipe_file, seen
+from tunesmith.workflows.questions import Asked, Task, chosen_wording, read_task, recipe_file, recipe_of, seen
+from tunesmith.workflows.run_folder import of_task
 from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
 from tunesmith.workflows.yardsticks.answering import Answered
 from tunesmith.workflows.yardsticks.judging import Judging
@@ -110,10 +110,17 @@ def _other(asked: Asked, found: Found, *, offline: bool) -> Found | None:
 
 def _open(found: Found, task: Task, *, base: str = "", offline: bool) -> LocalModel:
     """A model, asked as the task asks; what the reader should know of that becomes notes."""
-    model = open_model(found.name, objective=task.objective, base=base, offline=offline, limit=task.limit)
+    part = task.part if _several(found) else ""
+    objective = None if part else task.objective
+    model = open_model(found.name, objective=objective, base=base, offline=offline, limit=task.limit).at(part)
     if not isinstance(task.objective, Domain):
         task.notes.extend(f"{found.name}: {note}" for note in _reservations(model, task))
     return model
+
+
+def _several(found: Found) -> bool:
+    """Whether it is a run of several tasks."""
+    return found.kind == "run" and found.folder is not None and read_about(found.folder).objective.kind == "multitask"
 
 
 def _ask(yardstick: Yardstick[Any], model: LocalModel, name: str, task: Task) -> Any:
@@ -152,9 +159,9 @@ def _base_of_run(yardstick: Yardstick[Any], found: Found, task: Task, *, offline
     """What the untuned base of a run says, scored as the run itself scored it; None where it is asked like any model:
     an encoder of texts by the head it began with, others by the chosen wording or by a linear probe."""
     assert found.folder is not None
-    about = read_about(found.folder)
-    if isinstance(about.objective, Domain):
-        opened = open_base(found, about.objective, offline=offline)
+    about, objective = read_about(found.folder), task.objective
+    if isinstance(objective, Domain):
+        opened = open_base(found, objective, place=of_task(found.folder.parent, task.part), offline=offline)
         return None if opened is None else yardstick.tuned(opened)
     if isinstance(about.objective, Preference):
         return None
@@ -162,29 +169,29 @@ def _base_of_run(yardstick: Yardstick[Any], found: Found, task: Task, *, offline
     base = load_base(about.base, options=options, offline=offline)
     policy = Policy.over(base.network, family=base.family, reference=nullcontext)
     template = Template(base.tokenizer, chat=base.family == "decoder")
-    if isinstance(about.objective, Reward):
+    if isinstance(objective, Reward):
         assert isinstance(yardstick, Judging)
         policy.train(False)
-        train = _learned_from(found, offline=offline)
-        said = yardstick.probe(LocalModel(policy, template, about.objective, about.limit), train)
+        train = _learned_from(found, task, offline=offline)
+        said = yardstick.probe(LocalModel(policy, template, objective, about.limit), train)
         task.notes.append(f"base: {said.how}")
         return said
-    assert isinstance(about.objective, Classify | Instruct), "a run of rl is saved as the instruct model it is"
-    untuned = Untuned(base, policy, template, about.objective, about.limit)
-    if base.family == "encoder" or (isinstance(about.objective, Classify) and about.objective.multi):
-        answers = untuned.answer(train=_learned_from(found, offline=offline), validation=(), test=task.examples)
+    assert isinstance(objective, Classify | Instruct), "a run of rl is saved as the instruct model it is"
+    untuned = Untuned(base, policy, template, objective, about.limit)
+    if base.family == "encoder" or (isinstance(objective, Classify) and objective.multi):
+        answers = untuned.answer(train=_learned_from(found, task, offline=offline), validation=(), test=task.examples)
         task.notes.append(f"base: {answers.how}")
         return Answered(answers)
-    wording = chosen_wording(found)
+    wording = chosen_wording(found, task.part)
     task.notes.append(f"base: plain prompt: {wording or 'the instruction as written'}")
     return yardstick.tuned(untuned.model(wording))
 
 
-def _learned_from(found: Found, *, offline: bool) -> list[Example]:
-    """The training rows of a run. Raises RecipeError where nobody knows them any more."""
+def _learned_from(found: Found, task: Task, *, offline: bool) -> list[Example]:
+    """The training rows of a run, or of one of its tasks. Raises RecipeError where nobody knows them any more."""
     page = recipe_file(found)
     if page is None:
         raise RecipeError(
             f"{found.name}: its base is a linear probe, and the recipe that names the training rows is gone"
         )
-    return read_data(load_recipe(page)[0], offline=offline).split.train
+    return read_data(recipe_of(page, task.part), offline=offline).split.train

@@ -22,8 +22,10 @@ from tunesmith.model.policy import Policy
 from tunesmith.objectives import Domain
 from tunesmith.training.fit import Hooks, fit
 from tunesmith.training.optim import HEAD_RATE, Plan
+from tunesmith.workflows.batches import Batches
 from tunesmith.workflows.prepare import Prepared
-from tunesmith.workflows.train import Batches, Watch, make_plan, validation_loss
+from tunesmith.workflows.train import Watch, make_plan
+from tunesmith.workflows.validation import validation_loss
 
 # Fewer steps would leave the base behind where it can be, and its tuning would look better than it is.
 FEWEST_STEPS = 300
@@ -50,8 +52,8 @@ def how_made(out: Path) -> str:
     return (out / "base_head.txt").read_text(encoding="utf-8")
 
 
-def open_base(found: Found, objective: Domain, *, offline: bool) -> LocalModel | None:
-    """The base of an encoder's run with the head that the run began with; None for a decoder, which needs none.
+def open_base(found: Found, objective: Domain, *, place: Path, offline: bool) -> LocalModel | None:
+    """The base of an encoder's run with the head that the run began with, which lies in `place`; None for a decoder.
 
     Raises CheckpointError where the run's folder no longer has that head.
     """
@@ -59,15 +61,15 @@ def open_base(found: Found, objective: Domain, *, offline: bool) -> LocalModel |
     about = read_about(found.folder)
     if about.family == "decoder":
         return None
-    place = find_folder(found.folder.parent / "base_head")
-    if place is None:
+    kept = find_folder(place / "base_head")
+    if kept is None:
         raise CheckpointError(f"{found.name}: its folder base_head is gone, and with it what the base answers through")
     options = LoadOptions(device=choose_machine(dtype="float32").device)
     base = load_base(about.base, options=options, offline=offline)
     policy = Policy.over(base.network, family=base.family, reference=nullcontext)
     policy.head = objective.head(policy)
     assert policy.head is not None
-    policy.head.load_state_dict(load_tensors(place / HEAD))
+    policy.head.load_state_dict(load_tensors(kept / HEAD))
     policy.train(False)
     return LocalModel(policy, Template(base.tokenizer, chat=False), objective, about.limit)
 

@@ -8,15 +8,25 @@ from tunesmith.data.examples import Example
 from tunesmith.data.rows import missing_column, read_rows
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.style import NO_ROW, Rule, rules_of
-from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives import Instruct
 from tunesmith.recipe import Recipe
+
+# What an objective is about that has no answers in people's own words.
+NO_STYLE = {
+    "classify": "labels",
+    "domain": "texts that nobody asked for",
+    "preference": "pairs of answers",
+    "reward": "scores",
+    "rl": "answers to a reward",
+    "multitask": "several tasks together",
+}
 
 
 def read_rules(recipe: Recipe, *, offline: bool) -> tuple[Rule, ...]:
     """The recipe's rules. Raises RecipeError for one that cannot be checked, here or on these rows."""
     rules = rules_of(recipe.style)
     if rules and not isinstance(recipe.objective, Instruct):
-        what = "labels" if isinstance(recipe.objective, Classify) else "texts that nobody asked for"
+        what = NO_STYLE[recipe.objective.kind]
         raise RecipeError(f"style: {what} have no style to keep; leave `style` out, or use objective: instruct")
     for rule in rules:
         rows = read_rows(_tested(recipe), offline=offline) if rule.column else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tunesmith.data.exercises import Exercise
 from tunesmith.model.batch import collate
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Preference, Rl
+from tunesmith.objectives import Multitask, Preference, Rl
 from tunesmith.objectives.base import Learner
 from tunesmith.objectives.practice import Practice
 from tunesmith.recipe import AnyObjective
@@ -31,6 +31,8 @@ def learner_of(prepared: Prepared) -> Learner:
 
 def needs_start(objective: AnyObjective) -> bool:
     """Whether a step asks what the start would say, so that full fine-tuning has to keep a copy of it."""
+    if isinstance(objective, Multitask):
+        return any(needs_start(part.objective) for part in objective.tasks.values())
     return isinstance(objective, Preference | Rl) and objective.asks_reference
 
 

@@ -19,10 +19,11 @@ from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.training.fit import step
 from tunesmith.training.optim import make_optimizer, set_rate
 from tunesmith.workflows.answers import CHOICE_ROWS
+from tunesmith.workflows.batches import Batches
 from tunesmith.workflows.learner import learner_of
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
 from tunesmith.workflows.survey import Survey, counts_of, named, predict, survey
-from tunesmith.workflows.train import Batches, adapted, make_plan, untouched
+from tunesmith.workflows.train import adapted, make_plan, untouched
 
 # Steps that are timed, the first of them to warm up, until so many seconds are spent on one technique.
 TIMED, MOST_SECONDS = 4, 15.0

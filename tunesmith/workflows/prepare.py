@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from tunesmith.data.audit.gate import gate
-from tunesmith.data.examples import Example
+from tunesmith.data.examples import Example, question
 from tunesmith.data.masking import Masking
 from tunesmith.data.sources import Loaded, Sources, load
+from tunesmith.data.split import Split
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.device import Machine, choose_machine
 from tunesmith.model.load import Base, LoadOptions, load_base
-from tunesmith.objectives import Domain
+from tunesmith.objectives import Domain, Multitask
 from tunesmith.recipe import AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
 from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.rewards import check_reward
@@ -57,6 +58,7 @@ class Prepared:
     validation: list[Encoded]
     facts: DataFacts
     head: dict[str, Tensor] | None = None  # what a head that the base lacks begins with
+    parts: dict[str, Prepared] = field(default_factory=dict)  # the tasks of a run that learns several, each by itself
 
     @property
     def test(self) -> list[Example]:
@@ -65,7 +67,11 @@ class Prepared:
 
 
 def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
-    """The examples of a recipe, split; every fault of the files is found before a model is loaded."""
+    """The examples of a recipe of one task, split; every fault of the files is found before a model is loaded."""
+    if recipe.parts:
+        raise RecipeError(
+            f"objective multitask: this works on one task at a time, and it has {', '.join(recipe.parts)}"
+        )
     data, objective = recipe.data, recipe.objective
     sources = Sources(data.train, data.validation, data.test, data.group, data.where)
     loaded = load(sources, lambda rows: objective.examples(rows, group=data.group), seed=recipe.seed, offline=offline)
@@ -80,8 +86,7 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
     """Rows, machine, model and encoded rows of a recipe. Raises the errors of all doors on the way."""
     read_rules(recipe, offline=offline)  # a rule that cannot be checked is refused now, not after the run
     check_reward(recipe)
-    listen({"event": "stage", "text": f"reading {recipe.data.train}"})
-    loaded = _audited(recipe, read_data(recipe, offline=offline))
+    loaded = {name: _read(part, listen, offline=offline) for name, part in _parts(recipe).items()}
     wanted = recipe.machine
     machine = choose_machine(device=wanted.device, dtype=wanted.dtype, threads=wanted.threads)
     listen({"event": "machine", "text": machine.why})
@@ -93,6 +98,29 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
     check_replay(recipe, base.family)
     check_technique(recipe, base.network, base.family)
     recipe = _with_room(recipe, base, listen)
+    found = {name: _encoded(part, loaded[name], base, machine) for name, part in _parts(recipe).items()}
+    prepared = found[ALONE] if ALONE in found else _joined(recipe, found)
+    listen({"event": "data", **asdict(prepared.facts)})
+    return prepared
+
+
+# The name of the only task of a recipe that has no others.
+ALONE = ""
+
+
+def _parts(recipe: Recipe) -> dict[str, Recipe]:
+    """The tasks of a recipe, each as a recipe of its own."""
+    return recipe.parts or {ALONE: recipe}
+
+
+def _read(recipe: Recipe, listen: Listener, *, offline: bool) -> Loaded:
+    """The rows of one task."""
+    listen({"event": "stage", "text": f"reading {recipe.data.train}"})
+    return _audited(recipe, read_data(recipe, offline=offline))
+
+
+def _encoded(recipe: Recipe, loaded: Loaded, base: Base, machine: Machine) -> Prepared:
+    """One task with its objective told what only the rows know, and its rows as ids."""
     objective = recipe.objective.bind(_all(loaded), base.family)
     recipe = recipe.model_copy(update={"objective": objective})
     check_pair(recipe, base.family)
@@ -102,7 +130,6 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
         for part in (loaded.split.train, loaded.split.validation)
     )
     facts = _facts(recipe, loaded, train)
-    listen({"event": "data", **asdict(facts)})
     keep = [row for row in train if _teaches(row)]
     if not keep:
         raise Refused(
@@ -110,6 +137,69 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
             f"within {recipe.data.max_tokens} tokens; raise data.max_tokens or shorten the prompts"
         )
     return Prepared(recipe, loaded, base, machine, template, keep, [v for v in validation if _teaches(v)], facts)
+
+
+def _joined(recipe: Recipe, parts: Mapping[str, Prepared]) -> Prepared:
+    """The tasks of a recipe as one run: its objective with all that the rows told, its rows one after the other."""
+    objective = recipe.objective
+    assert isinstance(objective, Multitask)
+    found = list(parts.values())
+    tasks = {n: p.model_copy(update={"objective": parts[n].recipe.objective}) for n, p in objective.tasks.items()}
+    recipe = recipe.model_copy(update={"objective": objective.model_copy(update={"tasks": tasks})})
+    return Prepared(
+        recipe=recipe,
+        loaded=_loaded_of(parts),
+        base=found[0].base,
+        machine=found[0].machine,
+        template=found[0].template,
+        train=[row for part in found for row in part.train],
+        validation=[row for part in found for row in part.validation],
+        facts=_facts_of(parts),
+        parts=dict(parts),
+    )
+
+
+def _loaded_of(parts: Mapping[str, Prepared]) -> Loaded:
+    splits = [part.loaded.split for part in parts.values()]
+    whole = Split(
+        train=[example for one in splits for example in one.train],
+        validation=[example for one in splits for example in one.validation],
+        test=[example for part in parts.values() for example in part.test],
+        removed=sum(one.removed for one in splits),
+        notes=tuple(note for one in splits for note in one.notes),
+    )
+    digests = {f"{name} {what}": sha for name, part in parts.items() for what, sha in part.loaded.sha256.items()}
+    return Loaded(whole, sum(part.loaded.rows for part in parts.values()), digests)
+
+
+def _facts_of(parts: Mapping[str, Prepared]) -> DataFacts:
+    """Counts over all tasks."""
+    facts = [part.facts for part in parts.values()]
+    notes = (*(f"{name}: {note}" for name, part in parts.items() for note in part.facts.notes), *_shared(parts))
+    return DataFacts(
+        rows=sum(one.rows for one in facts),
+        train=sum(one.train for one in facts),
+        validation=sum(one.validation for one in facts),
+        test=sum(one.test for one in facts),
+        copies_removed=sum(one.copies_removed for one in facts),
+        learned_tokens=sum(one.learned_tokens for one in facts),
+        longest=max(one.longest for one in facts),
+        truncated=tuple(place for one in facts for place in one.truncated),
+        zero_label=tuple(place for one in facts for place in one.zero_label),
+        sha256={f"{name} {what}": sha for name, part in parts.items() for what, sha in part.facts.sha256.items()},
+        notes=notes,
+    )
+
+
+def _shared(parts: Mapping[str, Prepared]) -> list[str]:
+    """A note for each task whose test questions another task trains on, word for word."""
+    notes = []
+    for name, part in parts.items():
+        for other, trained in parts.items():
+            known = {question(example) for example in trained.loaded.split.train} if other != name else set()
+            if count := sum(question(example) in known for example in part.test):
+                notes.append(f"{count} test questions of {name} are training questions of {other}")
+    return notes
 
 
 def _audited(recipe: Recipe, loaded: Loaded) -> Loaded:

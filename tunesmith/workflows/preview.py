@@ -85,9 +85,14 @@ class Preview:
 def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
     """The first training rows with what is learned in them, and facts about all; nothing is trained."""
     prepared = prepare(recipe, listen=_nobody, offline=offline)
-    masking = masking_of(prepared.recipe.objective, prepared.template, prepared.recipe.seed)
-    shown = tuple(_shown(row, prepared, masking) for row in prepared.train[:rows])
-    return Preview(prepared.recipe, shown, _facts(prepared, masking), (prepared.machine.why, *prepared.facts.notes))
+    tasks = [(one, _masking(one)) for one in prepared.parts.values() or [prepared]]
+    shown = tuple(_shown(row, one, masking) for one, masking in tasks for row in one.train[:rows])
+    return Preview(prepared.recipe, shown, _facts(prepared, tasks), (prepared.machine.why, *prepared.facts.notes))
+
+
+def _masking(prepared: Prepared) -> Masking | None:
+    """How words are hidden from the rows of one task."""
+    return masking_of(prepared.recipe.objective, prepared.template, prepared.recipe.seed)
 
 
 def _nobody(event: dict[str, Any]) -> None:
@@ -127,11 +132,11 @@ def _text(ids: Sequence[int], template: Template) -> str:
     return str(template.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _facts(prepared: Prepared, masking: Masking | None) -> Facts:
-    """Counts over all training rows that teach something."""
+def _facts(prepared: Prepared, tasks: Sequence[tuple[Prepared, Masking | None]]) -> Facts:
+    """Counts over all training rows, of every task, that teach something."""
     train, facts = prepared.train, prepared.facts
-    sequences = [tokens for row in train for tokens in _seen(row, masking)]
-    texts = prepared.recipe.objective.kind == "domain"  # most windows of a document end inside it
+    sequences = [tokens for one, masking in tasks for row in one.train for tokens in _seen(row, masking)]
+    texts = any(one.recipe.objective.kind == "domain" for one, _ in tasks)  # most windows of a document end inside it
     lengths = [len(tokens.ids) for tokens in sequences]
     learned = sum(tokens.learned for tokens in sequences)
     p50, p95 = (int(np.percentile(lengths, part)) for part in (50, 95))

@@ -13,13 +13,13 @@ from tunesmith.data.examples import Example, Labelled
 from tunesmith.data.examples import question as asked_for
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row, columns_of, keep, read_rows
-from tunesmith.errors import DataError, TunesmithError
+from tunesmith.errors import DataError, RecipeError, TunesmithError
 from tunesmith.inference.folder import About, read_about
 from tunesmith.inference.open import Found
-from tunesmith.objectives import Classify
+from tunesmith.objectives import Classify, Multitask
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
-from tunesmith.recipe import AnyObjective, load_recipe, make_recipe
+from tunesmith.recipe import AnyObjective, Recipe, load_recipe, make_recipe
 from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.request import COLUMN_KEYS
 
@@ -29,7 +29,8 @@ SEEN_TOO_OFTEN = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Which model on which rows; `objective` is a kind, `base` what an adapter is put over, `rows` 0 for all."""
+    """Which model on which rows; `objective` is a kind, `base` what an adapter is put over, `rows` 0 for all, `task`
+    which of several tasks of one model."""
 
     model: str
     data: str
@@ -38,6 +39,7 @@ class Asked:
     base: str = ""
     rows: int = 0
     changes: tuple[str, ...] = ()
+    task: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +51,19 @@ class Task:
     limit: int
     own: bool  # whether the objective is the one that the run was tuned by
     notes: list[str] = field(default_factory=list)
+    part: str = ""  # which of several tasks of the model
 
 
 def read_task(asked: Asked, found: Found, *, offline: bool) -> Task:
     """The rows of the file, read by the run's objective or by one that fits the rows."""
     about = read_about(found.folder) if found.kind == "run" and found.folder else None
     rows = read_rows(asked.data, offline=offline)
-    own = about is not None and asked.objective in ("", about.objective.kind)
+    objective = _objective_of(about, asked)
+    own = objective is not None and asked.objective in ("", objective.kind)
     raw: dict[str, Any] = {"model": asked.model, "data": {"train": asked.data}}
-    raw["objective"] = _raw_objective(asked, about if own else None, rows)
+    raw["objective"] = _raw_objective(asked, objective if own else None, rows)
     if about is not None:
-        raw["data"] |= {"max_tokens": about.limit, "group": _group(found, rows)}
+        raw["data"] |= {"max_tokens": about.limit, "group": _group(found, rows, asked.task)}
     recipe, notes = make_recipe(raw, place=f"evaluate {asked.data}", changes=asked.changes)
     objective = recipe.objective
     examples = objective.examples(keep(rows, recipe.data.where), group=recipe.data.group)
@@ -71,26 +75,44 @@ def read_task(asked: Asked, found: Found, *, offline: bool) -> Task:
         notes += _known_labels(objective, examples, asked)
     else:
         objective = objective.bind(examples, "decoder")
-    return Task(objective, examples, recipe.data.max_tokens, own, notes)
+    return Task(objective, examples, recipe.data.max_tokens, own, notes, asked.task)
 
 
-def _raw_objective(asked: Asked, about: About | None, rows: Sequence[Row]) -> dict[str, Any]:
+def _objective_of(about: About | None, asked: Asked) -> AnyObjective | None:
+    """What a run was tuned by; of one of several tasks the one that is asked for. Raises RecipeError."""
+    if about is None or not isinstance(about.objective, Multitask):
+        if asked.task:
+            raise RecipeError(f"{asked.model}: has no tasks to choose from; leave --task out")
+        return None if about is None else about.objective
+    tasks = about.objective.tasks
+    if asked.task not in tasks:
+        raise RecipeError(f"{asked.model}: several tasks in one model; name one with --task: {', '.join(tasks)}")
+    return tasks[asked.task].objective
+
+
+def recipe_of(page: Path, part: str) -> Recipe:
+    """A run's recipe, or that of one of its several tasks."""
+    recipe = load_recipe(page)[0]
+    return recipe.parts.get(part, recipe)
+
+
+def _raw_objective(asked: Asked, own: AnyObjective | None, rows: Sequence[Row]) -> dict[str, Any]:
     """The run's objective, its columns detected where the file has others; without a run, what fits the rows."""
-    if about is None:
+    if own is None:
         return {"kind": asked.objective or detect(rows).objective}
-    values: dict[str, Any] = about.objective.model_dump(mode="json")
+    values: dict[str, Any] = own.model_dump(mode="json")
     here = set(columns_of(rows))
     if any(values.get(key) and values[key] not in here for key in COLUMN_KEYS):
         values |= dict.fromkeys(COLUMN_KEYS & set(values), "")
     return values
 
 
-def _group(found: Found, rows: Sequence[Row]) -> str:
+def _group(found: Found, rows: Sequence[Row], part: str) -> str:
     """The column by which the run kept rows together, if the file has it."""
     page = recipe_file(found)
     if page is None:
         return ""
-    column = load_recipe(page)[0].data.group
+    column = recipe_of(page, part).data.group
     return column if column in columns_of(rows) else ""
 
 
@@ -100,13 +122,14 @@ def recipe_file(found: Found) -> Path | None:
     return page if page is not None and page.exists() else None
 
 
-def chosen_wording(found: Found) -> str:
+def chosen_wording(found: Found, part: str = "") -> str:
     """The wording that a run chose for its base on validation rows; empty: the instruction as written."""
     page = found.folder.parent / "before.json" if found.folder else None
     if page is None or not page.exists():
         return ""
+    said = json.loads(page.read_text(encoding="utf-8"))["said"]
     # Only where answers were asked for did the base try several wordings.
-    answers = json.loads(page.read_text(encoding="utf-8"))["said"].get("answers", {})
+    answers = (said["parts"][part] if part else said).get("answers", {})
     how = str(answers.get("how", ""))
     return next((wording for wording in (*WORDINGS, *PLAIN_WORDINGS) if wording and how.endswith(wording)), "")
 
@@ -135,7 +158,7 @@ def seen(found: Found, task: Task, *, offline: bool) -> list[str]:
     if page is None:
         return [f"{found.name}: its recipe is gone, so nobody checked whether it was trained on these rows"]
     try:
-        train = read_data(load_recipe(page)[0], offline=offline).split.train
+        train = read_data(recipe_of(page, task.part), offline=offline).split.train
     except TunesmithError as error:
         return [f"{found.name}: nobody checked whether it was trained on these rows ({error})"]
     known = {asked_for(example) for example in train}

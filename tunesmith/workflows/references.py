@@ -28,7 +28,7 @@ def with_references(prepared: Prepared, out: Path, *, policy: Policy, listen: Li
     if not isinstance(objective, Preference) or not objective.needs_reference:
         return prepared
     folder = out / "reference"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     listen({"event": "stage", "text": "what the untuned model says to the answers, once for all epochs"})
     train, validation = (_kept(rows, folder, policy, listen) for rows in (prepared.train, prepared.validation))
     return replace(prepared, train=train, validation=validation)

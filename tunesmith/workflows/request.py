@@ -84,10 +84,12 @@ def _group_column(rows: Sequence[Row]) -> str:
 
 def _mapping(recipe: Recipe, *, offline: bool) -> list[str]:
     """Which column plays which part, where the recipe leaves that to detection."""
-    if _names_columns(recipe):
-        return []
-    rows = keep(read_rows(recipe.data.train, offline=offline), recipe.data.where)
-    return [detect(rows).explain()]
+    found = []
+    for name, one in (recipe.parts or {"": recipe}).items():
+        if not _names_columns(one):
+            rows = keep(read_rows(one.data.train, offline=offline), one.data.where)
+            found.append(f"{name}: {detect(rows).explain()}" if name else detect(rows).explain())
+    return found
 
 
 def _names_columns(recipe: Recipe) -> bool:

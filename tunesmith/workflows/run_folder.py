@@ -15,6 +15,13 @@ from tunesmith.errors import CheckpointError
 from tunesmith.recipe import Recipe
 
 PAGE = "run.json"
+
+
+def of_task(run: Path, task: str) -> Path:
+    """Where a run of several tasks keeps what only one of them needs; the run's folder for the only task of another."""
+    return run / "tasks" / task if task else run
+
+
 # What a recipe may say that no number of a run depends on.
 BESIDE_THE_RUN: Any = {"machine": True, "data": {"audit"}, "documents": True, "arms": True, "compare": True}
 
@@ -69,8 +76,9 @@ def open_run(recipe: Recipe, out: Path | None, *, prefix: str = "", file: str = 
 
 def _identity(recipe: Recipe) -> str:
     """Digest of the recipe and of the bytes of the files it names."""
-    data = recipe.data
-    named = [Path(str(place)) for place in (data.train, data.validation, data.test, recipe.replay.source)]
+    rows = [one.data for one in recipe.parts.values() or [recipe]]
+    places = [place for data in rows for place in (data.train, data.validation, data.test)]
+    named = [Path(str(place)) for place in (*places, recipe.replay.source)]
     files = [sha256_of_file(file) for path in named for file in _files(path)]
     rest = recipe.model_dump(mode="json", exclude=BESIDE_THE_RUN)
     return hashlib.sha256(json.dumps([rest, files]).encode()).hexdigest()[:16]
@@ -84,7 +92,7 @@ def _files(path: Path) -> list[Path]:
 def _name(recipe: Recipe, identity: str) -> str:
     """reviews-classify-lora-smollm2-135m-1a2b3c."""
     parts = (
-        Path(recipe.data.train).stem,
+        "+".join(recipe.parts) or Path(recipe.data.train).stem,
         recipe.objective.kind,
         recipe.technique.kind,
         Path(recipe.model).name,

@@ -17,8 +17,9 @@ from tunesmith.objectives import Rl
 from tunesmith.recipe import AnyTechnique
 from tunesmith.report.plan import PREDICTION, Bounds, Prediction, read_prediction, told
 from tunesmith.techniques import Lora
+from tunesmith.workflows.batches import batches_of
 from tunesmith.workflows.prepare import Listener, Prepared
-from tunesmith.workflows.train import Batches, make_plan, mixed_type, untouched
+from tunesmith.workflows.train import make_plan, mixed_type, untouched
 
 # Steps of the first pass over the rows that are counted, evenly spread; the rest are taken to be like them.
 COUNTED = 24
@@ -65,17 +66,15 @@ def _memory(device: str) -> tuple[float, float]:
 
 def count_work(prepared: Prepared) -> Work:
     """What all training steps come to, counted on the batches of some of them."""
-    batches = Batches(prepared, prepared.train)
-    sampler = batches.sampler
+    batches = batches_of(prepared)
     policy = untouched(prepared)
     steps = make_plan(prepared.recipe, policy, rows=len(prepared.train)).steps
     head = prepared.recipe.objective.head(policy)
-    every = range(sampler.steps_per_epoch)
+    every = range(batches.steps_per_epoch)
     spread = every[:: max(1, len(every) // COUNTED)]
     counted = counts_of([batch for one in spread for batch in batches.window(one)])
     times = steps / len(spread)
-    widest = max(every, key=lambda one: max(len(rows) * sampler.lengths[rows[0]] for rows in sampler.window(one)))
-    largest = max(batches.window(widest), key=lambda batch: batch.computed)
+    largest = max(batches.window(max(every, key=batches.widest)), key=lambda batch: batch.computed)
     return Work(
         steps=steps,
         **{name: round(times * value) for name, value in counted.items()},

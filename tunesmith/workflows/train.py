@@ -11,26 +11,23 @@ from typing import Any
 
 import torch
 
-from tunesmith.data.template import Encoded
-from tunesmith.evaluation import calibration
-from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, cut
 from tunesmith.model.device import DTYPES
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Classify, Instruct, Preference, Reward, Rl
+from tunesmith.objectives import Classify, Instruct, Multitask, Preference, Reward, Rl
 from tunesmith.objectives.practice import Practice
 from tunesmith.recipe import Recipe
 from tunesmith.training.fit import Hooks, State, fit
 from tunesmith.training.journal import Journal
 from tunesmith.training.optim import Plan
 from tunesmith.training.probe import ROWS, Probe, can_learn
-from tunesmith.training.sampler import Sampler
 from tunesmith.training.track import Tracker, open_trackers
-from tunesmith.workflows.learner import held_out_reward, learner_of, needs_start, told_apart
-from tunesmith.workflows.prepare import Listener, Prepared, masking_of
+from tunesmith.workflows.batches import Batches, MixedBatches, batches_of, parts_of
+from tunesmith.workflows.learner import learner_of, needs_start, told_apart
+from tunesmith.workflows.prepare import ALONE, Listener, Prepared
 from tunesmith.workflows.references import fallen, preferred, with_references
-
-# The pass whose hidden words rows have outside training: the same ones at each validation.
-HELD_OUT = "held out"
+from tunesmith.workflows.run_folder import of_task
+from tunesmith.workflows.tasks import LOSS_OF, losses, mean_of, pulls, seen_beside
+from tunesmith.workflows.validation import validation_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +39,7 @@ class Trained:
     state: State
     probe: Probe | None
     notes: tuple[str, ...] = ()
+    beside: tuple[dict[str, float], ...] = ()  # what was seen of each of several tasks at each validation
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +55,12 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     """Fine-tune as the recipe says, going on from `out` when a checkpoint is there."""
     listen = watch.listen
     recipe, objective = prepared.recipe, prepared.recipe.objective
-    prepared = with_references(prepared, out, policy=untouched(prepared), listen=listen)
+    prepared = _with_references(prepared, out, listen)
     policy, learner = adapted(prepared), learner_of(prepared)
     plan = make_plan(recipe, policy, rows=len(prepared.train))
     if not prepared.validation:  # rows may be there and teach nothing: a score of nothing would always be the best
         plan = replace(plan, eval_steps=0)
-    batches = Batches(prepared, prepared.train)
+    batches = batches_of(prepared)
     journal = Journal(out / "journal.jsonl")
     fresh = not (out / "checkpoints").exists()
     probe = _probe(prepared, policy, plan, watch) if fresh and recipe.schedule.probe else None
@@ -85,7 +83,7 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     if isinstance(objective, Rl):
         policy.head = None  # what expected rewards; the model that answers has no use for it
     policy.mixed = None  # answers are given in full precision, here and wherever the run is loaded
-    return Trained(policy, plan, state, probe, _notes(journal))
+    return Trained(policy, plan, state, probe, _notes(journal), seen_beside(journal))
 
 
 # Learning rates as a share of those that suit learning to answer: a preference is learned by small steps.
@@ -95,7 +93,7 @@ PACE = {"preference": 0.1}
 AT_ONCE = "tokens_at_once"
 
 
-def _smaller(batches: Batches, step: int, *, journal: Journal, listen: Listener) -> bool:
+def _smaller(batches: Batches | MixedBatches, step: int, *, journal: Journal, listen: Listener) -> bool:
     """Whether less can run at once than in this step, which is then so from there on and stands in the journal."""
     tokens = batches.halve(step)
     if tokens:
@@ -108,7 +106,7 @@ def _ran_out(step: int, tokens: int) -> str:
     return f"out of memory in step {step + 1}: at most {tokens} tokens at once from there on, as many rows a step"
 
 
-def _rewound(journal: Journal, batches: Batches, step: int) -> None:
+def _rewound(journal: Journal, batches: Batches | MixedBatches, step: int) -> None:
     """The journal up to this step, and no more at once than memory held by then."""
     journal.rewind(step)
     for record in journal.read():
@@ -153,6 +151,13 @@ def _opening(prepared: Prepared) -> list[int]:
     return ids or prepared.train[0].sequences[0].ids
 
 
+def _with_references(prepared: Prepared, out: Path, listen: Listener) -> Prepared:
+    """The rows with what the untuned model says to them, where their objective, or that of their task, asks for it."""
+    if not prepared.parts:
+        return with_references(prepared, out, policy=untouched(prepared), listen=listen)
+    return replace(prepared, parts={n: _with_references(p, of_task(out, n), listen) for n, p in prepared.parts.items()})
+
+
 def untouched(prepared: Prepared) -> Policy:
     """The base before a technique has touched it, computing as it does while it is trained."""
     policy = Policy.over(prepared.base.network, family=prepared.base.family, reference=nullcontext)
@@ -168,8 +173,10 @@ def adapted(prepared: Prepared) -> Policy:
         base.network, family=base.family, keep_reference=needs_start(recipe.objective), start=_opening(prepared)
     )
     policy.head = recipe.objective.head(policy)
-    if policy.head is not None and prepared.head is not None:
-        policy.head.load_state_dict(prepared.head)
+    for name, one in (prepared.parts or {ALONE: prepared}).items():
+        head = recipe.objective.seen(policy, name).head if isinstance(recipe.objective, Multitask) else policy.head
+        if head is not None and one.head is not None:
+            head.load_state_dict(one.head)
     policy.mixed = mixed_type(prepared)
     return policy
 
@@ -180,11 +187,17 @@ def _judged(prepared: Prepared, policy: Policy, watch: Watch, beside: dict[str, 
         watch.listen({"event": "note", "text": f"not to be kept: {broken}"})
         return math.inf
     beside.update(preferred(prepared, policy))
-    return validation_loss(prepared, policy)
+    if not prepared.parts:
+        return validation_loss(prepared, policy)
+    found = losses(prepared, policy, validation_loss)
+    beside |= pulls(prepared, policy, parts_of(prepared)) | {f"{LOSS_OF}{name}": loss for name, loss in found.items()}
+    return mean_of(prepared, found)
 
 
 def _probe(prepared: Prepared, policy: Policy, plan: Plan, watch: Watch) -> Probe | None:
-    """Whether a few short rows can be learned at all; Refused if not."""
+    """Whether a few short rows can be learned at all, of each of several tasks; Refused if not."""
+    if isinstance(objective := prepared.recipe.objective, Multitask):
+        return [_probe(one, objective.seen(policy, n), plan, watch) for n, one in prepared.parts.items()][0]
     rows, listen = prepared.train, watch.listen
     if isinstance(learner := learner_of(prepared), Practice):
         told_apart(prepared, policy, learner, listen=listen)
@@ -223,78 +236,3 @@ def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> Plan:
         seed=recipe.seed,
         updates=recipe.objective.updates if isinstance(recipe.objective, Rl) else 1,
     )
-
-
-class Batches:
-    """Encoded rows as the batches of each step."""
-
-    def __init__(self, prepared: Prepared, rows: Sequence[Encoded]) -> None:
-        schedule = prepared.recipe.schedule
-        self._rows = rows
-        self._share = prepared.base.family == "decoder"
-        self._masking = masking_of(prepared.recipe.objective, prepared.template, prepared.recipe.seed)
-        tokens = TOKENS_PER_PASS if schedule.batch_tokens == "auto" else schedule.batch_tokens
-        objective = prepared.recipe.objective
-        # Answers that are still to be drawn take their room too.
-        drawn = objective.group * objective.max_new_tokens if isinstance(objective, Rl) else 0
-        self.sampler = Sampler(
-            tuple(row.size + drawn for row in rows), schedule.batch_rows, tokens, prepared.recipe.seed
-        )
-
-    def of(self, numbers: Sequence[int], turn: int | str = HELD_OUT) -> Batch:
-        """These rows as one batch; words are hidden as the turn, a pass over the rows, hides them."""
-        rows = [self._rows[i] for i in numbers]
-        if self._masking is not None:
-            rows = [self._masking.hide(row, turn) for row in rows]
-        return collate(rows, share=self._share)
-
-    def window(self, step: int) -> list[Batch]:
-        """The micro-batches of one optimizer step."""
-        turn = step // self.sampler.steps_per_epoch
-        return [replace(self.of(numbers, turn), turn=step) for numbers in self.sampler.window(step)]
-
-    def halve(self, step: int) -> int:
-        """Half the tokens that the largest micro-batch of this step takes, the bound from now on; 0 for lone rows."""
-        window = self.sampler.window(step)
-        half = max((len(rows) * self.sampler.lengths[rows[0]] for rows in window if len(rows) > 1), default=0) // 2
-        if half:
-            self.at_once(half)
-        return half
-
-    def at_once(self, tokens: int) -> None:
-        """Run no more than so many tokens at once, a row alone apart."""
-        self.sampler = replace(self.sampler, tokens=tokens)
-
-    def all(self) -> list[Batch]:
-        """Every row once, batches of like length."""
-        lengths = self.sampler.lengths
-        order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-        return [self.of(numbers) for numbers in cut(order, lengths, self.sampler.tokens)]
-
-
-@torch.no_grad()
-def validation_loss(prepared: Prepared, policy: Policy) -> float:
-    """Loss per unit over the validation rows.
-
-    With a head for one label of several it is taken at the temperature that suits it best: a small encoder grows
-    too sure long before it stops getting better, and the run fits that temperature at its end anyway.
-    """
-    objective, learner = prepared.recipe.objective, learner_of(prepared)
-    if isinstance(learner, Practice):
-        return -held_out_reward(prepared, policy, learner)
-    batches = Batches(prepared, prepared.validation).all()
-    if policy.head is not None and isinstance(objective, Classify) and not objective.multi:
-        return _calibrated_loss(policy, batches)
-    total, units = 0.0, 0
-    for batch in batches:
-        loss = learner.loss(learner.prepare(batch.to(policy.device), policy), policy)
-        total, units = total + float(loss.total), units + loss.units
-    return total / max(1, units)
-
-
-def _calibrated_loss(policy: Policy, batches: Sequence[Batch]) -> float:
-    """Cross-entropy per row of a head's labels at its best temperature."""
-    assert policy.head is not None
-    logits = torch.cat([policy.head(policy.pooled(batch.to(policy.device))).float().cpu() for batch in batches]).numpy()
-    gold = torch.cat([batch.labels.argmax(dim=1) for batch in batches if batch.labels is not None]).numpy()
-    return calibration.nll(calibration.softmax(logits, temperature=calibration.fit_temperature(logits, gold)), gold)

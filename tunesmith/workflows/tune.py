@@ -19,7 +19,7 @@ from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import write_folder
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Domain, Rl
+from tunesmith.objectives import Domain, Multitask, Rl
 from tunesmith.recipe import Recipe, save_recipe
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
@@ -27,11 +27,12 @@ from tunesmith.workflows.assemble import Before, Measured, assemble
 from tunesmith.workflows.frozen_head import frozen_head
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
 from tunesmith.workflows.replay import with_replay
-from tunesmith.workflows.run_folder import RunFolder, open_run
+from tunesmith.workflows.run_folder import RunFolder, of_task, open_run
 from tunesmith.workflows.survey import foresee
+from tunesmith.workflows.tasks import alone_parts
 from tunesmith.workflows.train import Trained, Watch, train
 from tunesmith.workflows.worth import SHUFFLED, calibrate, general_before, retention, shuffled
-from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
+from tunesmith.workflows.yardsticks import ALONE, Frozen, Together, Yardstick, yardstick_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,14 @@ def tune_recipe(
 
 def _with_text(prepared: Prepared, out: Path, watch: Watch, *, offline: bool) -> Prepared:
     """What learning from texts needs before it begins: general rows, and an encoder's head for hidden words."""
+    if prepared.parts:
+        heads = {
+            name: _with_text(part, of_task(out, name), watch, offline=offline) for name, part in prepared.parts.items()
+        }
+        return replace(prepared, parts=heads)
     if not isinstance(prepared.recipe.objective, Domain):
         return prepared
+    out.mkdir(parents=True, exist_ok=True)
     found = with_replay(prepared, out, listen=watch.listen, offline=offline)
     return replace(found, head=frozen_head(found, out, watch=watch)) if found.base.family == "encoder" else found
 
@@ -123,13 +130,29 @@ def _gate(prepared: Prepared, before: Before) -> Callable[[Policy], str]:
 
 
 def _controls(prepared: Prepared, out: Path, yardstick: Yardstick[Any], watch: Watch) -> dict[str, Any]:
-    """What the same recipe says after shuffled answers, over a base of its own."""
+    """What the same recipe says after shuffled answers, over a base of its own; of several tasks, what each says
+    that was tuned alone on as many of its own rows."""
+    if isinstance(yardstick, Together):
+        return {ALONE: yardstick.gathered({n: _alone(one, n, out, watch) for n, one in alone_parts(prepared).items()})}
     watch.listen({"event": "stage", "text": "control: the same on shuffled answers"})
-    options = LoadOptions("float32", prepared.machine.device, prepared.recipe.technique.load_options().quantize)
-    dealt = replace(shuffled(prepared), base=load_base(prepared.recipe.model, options=options, offline=True))
     folder = out / "control"
     folder.mkdir(exist_ok=True)
+    dealt = _over_fresh_base(shuffled(prepared))
     return {SHUFFLED: yardstick.tuned(_model(prepared, train(dealt, folder, watch=watch).policy))}
+
+
+def _alone(part: Prepared, name: str, out: Path, watch: Watch) -> LocalModel:
+    """One task of several tuned by itself."""
+    watch.listen({"event": "stage", "text": f"{name} alone, on as many of its rows"})
+    folder = out / "alone" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return _model(part, train(_over_fresh_base(part), folder, watch=watch).policy)
+
+
+def _over_fresh_base(prepared: Prepared) -> Prepared:
+    """The same run over a base of its own."""
+    options = LoadOptions("float32", prepared.machine.device, prepared.recipe.technique.load_options().quantize)
+    return replace(prepared, base=load_base(prepared.recipe.model, options=options, offline=True))
 
 
 def _model(prepared: Prepared, policy: Policy) -> LocalModel:
@@ -155,16 +178,17 @@ def _measured(
 
 def _about(prepared: Prepared, model: LocalModel) -> About:
     """The page that goes with the tuned model."""
-    recipe = prepared.recipe
+    recipe, objective = prepared.recipe, model.objective
     return About(
         base=recipe.model,
         fingerprint=prepared.base.fingerprint,
         family=prepared.base.family,
-        objective=model.objective,
+        objective=objective.without_rows() if isinstance(objective, Multitask) else objective,
         technique=recipe.technique,
         template_hash=prepared.template.hash,
         limit=recipe.data.max_tokens,
         temperature=model.temperature,
+        temperatures=dict(model.temperatures),
     )
 
 

@@ -131,6 +131,10 @@ def calibrate(prepared: Prepared, model: LocalModel) -> None:
 
     Nothing is set where nothing can be calibrated: no labels, several a row, no validation rows.
     """
+    for name, part in prepared.parts.items():
+        asked = model.at(name)
+        calibrate(part, asked)
+        model.temperatures = {**model.temperatures, name: asked.temperature}
     validation = prepared.loaded.split.validation
     if not _calibrates(prepared):
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -36,12 +36,14 @@ class Frozen:
     examples: Sequence[Example]
     limit: int
     seed: int = 0
+    parts: Mapping[str, Frozen] = field(default_factory=dict)  # of several tasks, each by itself
 
     @classmethod
     def of(cls, prepared: Prepared) -> Frozen:
         """The test rows of a run."""
         recipe = prepared.recipe
-        return cls(recipe.objective, prepared.test, recipe.data.max_tokens, recipe.seed)
+        parts = {name: cls.of(part) for name, part in prepared.parts.items()}
+        return cls(recipe.objective, prepared.test, recipe.data.max_tokens, recipe.seed, parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,174 @@
+"""Several tasks in one run, each with its own rows, objective and yardstick, with tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bases import folder
+from tests.workflows.conftest import answers, reviews, tune
+from tests.workflows.test_domain import pages
+from tests.workflows.test_judged import pairs
+from tests.workflows.test_tune import digests, stop_after
+from tunesmith.errors import RecipeError
+from tunesmith.inference.folder import load, read_about
+from tunesmith.recipe import Recipe, load_recipe, make_recipe
+from tunesmith.report.html import write_reports
+from tunesmith.report.terminal import render
+from tunesmith.training.fit import Interrupted
+from tunesmith.workflows.evaluate import Compared, evaluate
+from tunesmith.workflows.preview import preview
+from tunesmith.workflows.questions import Asked
+
+pytestmark = [
+    pytest.mark.usefixtures("small_world"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
+]
+
+ROWS = {"mood": reviews, "count": answers, "field": pages, "liked": pairs, "judge": pairs}
+PARTS: dict[str, dict[str, Any]] = {
+    "mood": {"objective": {"kind": "classify", "instruction": "Good?"}},
+    "count": {"objective": {"kind": "instruct", "instruction": "Say it.", "max_new_tokens": 8}, "weight": 2},
+    "liked": {"objective": {"kind": "preference", "loss": "kto"}},
+    "judge": {"objective": "reward"},
+    "field": {"objective": "domain", "data": {"group": "doc", "test": 0.3}},
+}
+
+
+def mixed(place: Path, kind: str = "llama", tasks: tuple[str, ...] = ("mood", "count", "field"), **more: Any) -> Recipe:
+    """A recipe over these tasks, whose rows lie beside the run."""
+    parts = {}
+    for name in tasks:
+        file = place / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in ROWS[name]()), encoding="utf-8")
+        parts[name] = PARTS[name] | {"data": {"train": str(file), **PARTS[name].get("data", {})}}
+    raw: dict[str, Any] = {
+        "model": str(folder(kind)),
+        "data": {"max_tokens": 48},
+        "objective": {"kind": "multitask", "tasks": parts, **more.pop("objective", {})},
+        "technique": more.pop("technique", {"kind": "lora", "rank": 4}),
+        "schedule": {"learning_rate": 0.02, "epochs": 2, "batch_rows": 12, **more.pop("schedule", {})},
+        "machine": {"device": "cpu", "dtype": "float32", "threads": 1},
+    }
+    return make_recipe(raw | more, place="test")[0]
+
+
+def test_each_task_is_measured_by_its_own_yardstick_and_beside_its_own_model(tmp_path: Path):
+    run = tune(mixed(tmp_path, controls=True), tmp_path / "run")
+    report = run.report
+    assert report.together is not None
+    assert report.task == report.together.parts[0].task
+    heads = [(part.name, part.task.metric, part.task.verdict) for part in report.together.parts]
+    assert [head[:2] for head in heads] == [("mood", "accuracy"), ("count", "rouge_l"), ("field", "perplexity")]
+    assert {task.name for task in report.tasks} == {"mood", "count", "field"}
+    for part in report.together.parts:
+        assert part.alone is not None
+        assert part.alone.tuned == part.task.tuned
+        assert part.alone.n == part.task.n
+        assert len(part.validation) >= 2
+        assert f"{part.name}: " in report.verdict
+    assert sum(part.share for part in report.together.parts) == pytest.approx(1)
+    pairs = [conflict.tasks for conflict in report.together.conflicts]
+    assert pairs == [("mood", "count"), ("mood", "field"), ("count", "field")]
+    assert all(-1 <= conflict.lowest <= conflict.mean <= 1 for conflict in report.together.conflicts)
+    write_reports(run.folder)
+    page, card = (run.folder / "report.html").read_text(), (run.folder / "README.md").read_text()
+    assert "count.jsonl" in page
+    assert str(tmp_path) not in card
+    assert str(tmp_path) not in (run.folder / "model" / "tunesmith.json").read_text()
+    assert render(report, run.folder)
+
+
+def test_a_model_of_several_tasks_answers_as_the_one_that_is_named(tmp_path: Path):
+    run = tune(mixed(tmp_path), tmp_path / "run")
+    model = load(run.folder)
+    assert {found.label for found in model.classify(["good 1", "bad 2"], task="mood")} <= {"positive", "negative"}
+    assert model.generate(["number 4"], task="count") == model.at("count").generate(["number 4"])
+    assert model.at("count").sampling.max_new_tokens == 8
+    with pytest.raises(RecipeError, match="several tasks in one model; name one of: mood, count, field"):
+        model.classify(["good"])
+    with pytest.raises(RecipeError, match="task 'french': name one of: mood, count, field"):
+        model.generate(["x"], task="french")
+    found = evaluate(Asked(str(run.folder), str(tmp_path / "count.jsonl"), "base", task="count"), listen=print)
+    assert isinstance(found.page, Compared)
+    with pytest.raises(RecipeError, match="name one with --task: mood, count, field"):
+        evaluate(Asked(str(run.folder), str(tmp_path / "count.jsonl")), listen=print)
+
+
+def test_tasks_of_an_encoder_keep_a_head_each(tmp_path: Path):
+    run = tune(mixed(tmp_path, "bert", ("mood", "field"), technique="full"), tmp_path / "run")
+    model = load(run.folder)
+    assert run.report.together is not None
+    assert [part.task.metric for part in run.report.together.parts] == ["accuracy", "masked_loss"]
+    assert model.classify(["good 1"], task="mood")
+    assert model.fill(["the [MASK] table"], task="field")
+    assert model.at("mood").policy.head is not model.at("field").policy.head
+
+
+def test_people_s_judgement_can_be_one_of_the_tasks(tmp_path: Path):
+    made = mixed(tmp_path, tasks=("mood", "liked", "judge"), schedule={"probe": False, "epochs": 1})
+    run = tune(made, tmp_path / "run")
+    assert run.report.together is not None
+    metrics = [part.task.metric for part in run.report.together.parts]
+    assert metrics == ["accuracy", "preference_accuracy", "preference_accuracy"]
+    assert (run.folder / "tasks" / "liked" / "reference").is_dir()
+    assert isinstance(load(run.folder).at("judge").reward("number 3", "it is good, 3"), float)
+
+
+@pytest.mark.parametrize("technique", ["ia3", "prompt"])
+def test_other_techniques_learn_several_tasks_too(technique: str, tmp_path: Path):
+    schedule = {"probe": False, "epochs": 0.5}
+    run = tune(mixed(tmp_path, technique=technique, schedule=schedule), tmp_path / "run")
+    assert read_about(run.folder / "model").technique.kind == technique
+    assert load(run.folder).classify(["good"], task="mood")
+
+
+def test_a_stopped_run_of_several_tasks_goes_on_to_the_same_bits(tmp_path: Path):
+    schedule = {"save_steps": 3, "probe": False}
+    whole = tune(mixed(tmp_path, schedule=schedule), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        tune(mixed(tmp_path, schedule=schedule), tmp_path / "cut", stop=stop_after(5))
+    resumed = tune(mixed(tmp_path, schedule=schedule), tmp_path / "cut")
+    assert digests(resumed.folder) == digests(whole.folder)
+
+
+def test_the_rows_of_each_task_are_shown_before_anything_runs(tmp_path: Path):
+    found = preview(mixed(tmp_path), rows=1)
+    assert [row.where.split("/")[-1].split(":")[0] for row in found.rows] == [
+        "mood.jsonl",
+        "count.jsonl",
+        "field.jsonl",
+    ]
+
+
+def test_paths_of_tasks_count_from_the_recipes_folder(tmp_path: Path):
+    made = mixed(tmp_path)
+    text = json.dumps(made.model_dump(mode="json")).replace(f"{tmp_path}/", "")
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert load_recipe(tmp_path / "recipe.yaml")[0].parts["count"].data.train == str(tmp_path / "count.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        ("data.train=a.jsonl", "data.train: each task names its own rows"),
+        ("objective.tasks.mood.objective.lable=x", r"objective.tasks.mood.objective.lable'.*did you mean 'label'"),
+        ("objective.tasks.mood.wieght=2", r"'objective.tasks.mood.wieght', did you mean 'weight'"),
+        ("objective.tasks.mood.weight=0", "objective.tasks.mood.weight"),
+        ("objective.tasks.a.b.objective=domain", "objective.tasks"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_place(change: str, finding: str, tmp_path: Path):
+    raw = mixed(tmp_path).model_dump(mode="json")
+    with pytest.raises(RecipeError, match=finding):
+        make_recipe(raw, place="test", changes=[change])
+
+
+def test_one_task_alone_is_no_multitask_and_few_rows_a_step_are_refused(tmp_path: Path):
+    with pytest.raises(RecipeError, match="name two tasks or more"):
+        mixed(tmp_path, tasks=("mood",))
+    with pytest.raises(RecipeError, match="2 rows a step are too few for 3 tasks"):
+        tune(mixed(tmp_path, schedule={"batch_rows": 2}), tmp_path / "run")

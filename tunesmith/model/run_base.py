@@ -1,0 +1,63 @@
+"""A base out of a finished run: what an adapter learned becomes part of the weights, and another run begins there."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.files import sha256_of_file
+from tunesmith.errors import ModelError
+from tunesmith.model.checkpoint import MANIFEST, verify_folder
+from tunesmith.model.quiet import quiet
+from tunesmith.model.weights import read_json
+
+PAGE = "tunesmith.json"
+ADAPTER = "adapter_model.safetensors"
+# Techniques whose numbers can become weights of the base.
+MERGED = ("lora", "ia3")
+
+
+def model_folder(path: Path) -> Path:
+    """The folder with the model of a run folder; any other folder as it is."""
+    return path / "model" if (path / "model" / PAGE).exists() else path
+
+
+def begins_from(folder: Path, *, where: str) -> str:
+    """The base that a run's adapter is to be merged into; empty for a folder whose weights are whole.
+
+    Raises ModelError for a run that another cannot begin from.
+    """
+    if not (folder / PAGE).exists():
+        return ""
+    page = read_json(folder / PAGE, where=where)
+    technique, objective = (str(page.get(key, {}).get("kind")) for key in ("technique", "objective"))
+    # A masked-language head is left behind: what an encoder learned of a field lies in its body.
+    if (folder / "head.safetensors").exists() and objective != "domain":
+        raise ModelError(
+            f"{where}: tuned for {objective} with a head of its own, which no other run can begin with; "
+            f"begin from a run of domain or instruct, or from its base ({page.get('base')})"
+        )
+    if technique != "full" and technique not in MERGED:
+        raise ModelError(
+            f"{where}: what {technique} learned stands before the rows and is no weight, so it cannot be merged; "
+            f"begin from a run of {', '.join(MERGED)} or full"
+        )
+    if (folder / MANIFEST).exists():
+        verify_folder(folder, only="*.safetensors")
+    return "" if technique == "full" else str(page.get("base"))
+
+
+def merged(network: Any, folder: Path, *, found: str, where: str) -> tuple[Any, str]:
+    """The network with the run's adapter merged in, and the fingerprint of the two; `found` is that of the base.
+
+    Raises ModelError over another base than the run's own.
+    """
+    from peft import PeftModel
+
+    wanted = read_json(folder / PAGE, where=where).get("fingerprint")
+    if found != wanted:
+        raise ModelError(f"{where}: tuned over another base ({wanted}, found {found}); give the base it was tuned on")
+    with quiet():
+        whole = PeftModel.from_pretrained(network, folder).merge_and_unload()
+    return whole, hashlib.sha256(f"{found}{sha256_of_file(folder / ADAPTER)}".encode()).hexdigest()[:16]

@@ -1,0 +1,141 @@
+"""The rows of a run as micro-batches, step by step: of one task, or of several by their shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tunesmith.data.template import Encoded
+from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, cut
+from tunesmith.objectives import Multitask, Rl
+from tunesmith.recipe import Recipe
+from tunesmith.training.mixture import Mixture
+from tunesmith.training.sampler import Sampler
+from tunesmith.workflows.prepare import Prepared, masking_of
+
+# The pass whose hidden words rows have outside training: the same ones at each validation.
+HELD_OUT = "held out"
+
+
+def tokens_of(recipe: Recipe) -> int:
+    """Tokens that run at once, as long as memory holds them."""
+    return TOKENS_PER_PASS if recipe.schedule.batch_tokens == "auto" else recipe.schedule.batch_tokens
+
+
+def parts_of(prepared: Prepared) -> dict[str, Batches]:
+    """The training rows of each of several tasks."""
+    return {name: Batches(part, part.train) for name, part in prepared.parts.items()}
+
+
+def batches_of(prepared: Prepared) -> Batches | MixedBatches:
+    """The training rows of a run, of one task or of several."""
+    if not prepared.parts:
+        return Batches(prepared, prepared.train)
+    return MixedBatches(prepared, parts_of(prepared), tokens=tokens_of(prepared.recipe))
+
+
+class Batches:
+    """Encoded rows of one task as the batches of each step."""
+
+    def __init__(self, prepared: Prepared, rows: Sequence[Encoded]) -> None:
+        recipe = prepared.recipe
+        self._rows = rows
+        self._share = prepared.base.family == "decoder"
+        self._masking = masking_of(recipe.objective, prepared.template, recipe.seed)
+        # Answers that are still to be drawn take their room too.
+        drawn = recipe.objective.group * recipe.objective.max_new_tokens if isinstance(recipe.objective, Rl) else 0
+        lengths = tuple(row.size + drawn for row in rows)
+        self.sampler = Sampler(lengths, recipe.schedule.batch_rows, tokens_of(recipe), recipe.seed)
+
+    def of(self, numbers: Sequence[int], turn: int | str = HELD_OUT) -> Batch:
+        """These rows as one batch; words are hidden as the turn, a pass over the rows, hides them."""
+        rows = [self._rows[i] for i in numbers]
+        if self._masking is not None:
+            rows = [self._masking.hide(row, turn) for row in rows]
+        return collate(rows, share=self._share)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that see every row once."""
+        return self.sampler.steps_per_epoch
+
+    def widest(self, step: int) -> int:
+        """Rows times longest row of the largest micro-batch of this step."""
+        return max(len(rows) * self.sampler.lengths[rows[0]] for rows in self.sampler.window(step))
+
+    def window(self, step: int) -> list[Batch]:
+        """The micro-batches of one optimizer step."""
+        turn = step // self.sampler.steps_per_epoch
+        return [replace(self.of(numbers, turn), turn=step) for numbers in self.sampler.window(step)]
+
+    def halve(self, step: int) -> int:
+        """Half the tokens that the largest micro-batch of this step takes, the bound from now on; 0 for lone rows."""
+        window = self.sampler.window(step)
+        half = max((len(rows) * self.sampler.lengths[rows[0]] for rows in window if len(rows) > 1), default=0) // 2
+        if half:
+            self.at_once(half)
+        return half
+
+    def at_once(self, tokens: int) -> None:
+        """Run no more than so many tokens at once, a row alone apart."""
+        self.sampler = replace(self.sampler, tokens=tokens)
+
+    def all(self) -> list[Batch]:
+        """Every row once, batches of like length."""
+        lengths = self.sampler.lengths
+        order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+        return [self.of(numbers) for numbers in cut(order, lengths, self.sampler.tokens)]
+
+
+class MixedBatches:
+    """The rows of several tasks as the micro-batches of each step."""
+
+    def __init__(self, prepared: Prepared, parts: Mapping[str, Batches], *, tokens: int) -> None:
+        assert isinstance(prepared.recipe.objective, Multitask)
+        self._objective = prepared.recipe.objective
+        self._parts = dict(parts)
+        self.mixture = mixture_of(prepared, tokens=tokens)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that see as many rows as all tasks have."""
+        return -(-sum(map(len, self.mixture.lengths)) // self.mixture.rows)
+
+    def widest(self, step: int) -> int:
+        """Rows times longest row of the largest micro-batch of this step."""
+        return max(len(d.rows) * self.mixture.lengths[d.task][d.rows[0]] for d in self.mixture.window(step))
+
+    def window(self, step: int) -> list[Batch]:
+        """The micro-batches of one optimizer step, each with what its loss counts."""
+        names = list(self._parts)
+        drawn = [(names[draw.task], draw) for draw in self.mixture.window(step)]
+        batches = [replace(self._parts[name].of(draw.rows, draw.turn), task=name) for name, draw in drawn]
+        return self._objective.scaled(batches)
+
+    def halve(self, step: int) -> int:
+        """Half the tokens that the largest micro-batch of this step takes, the bound from now on; 0 for lone rows."""
+        lengths = self.mixture.lengths
+        window = self.mixture.window(step)
+        sizes = [len(draw.rows) * lengths[draw.task][draw.rows[0]] for draw in window if len(draw.rows) > 1]
+        half = max(sizes, default=0) // 2
+        if half:
+            self.at_once(half)
+        return half
+
+    def at_once(self, tokens: int) -> None:
+        """Run no more than so many tokens at once, a row alone apart."""
+        self.mixture = replace(self.mixture, tokens=tokens)
+
+
+def mixture_of(prepared: Prepared, *, tokens: int) -> Mixture:
+    """Which rows each step of a run takes."""
+    recipe = prepared.recipe
+    assert isinstance(recipe.objective, Multitask)
+    sizes = {name: len(part.train) for name, part in prepared.parts.items()}
+    return Mixture(
+        lengths=tuple(tuple(row.size for row in part.train) for part in prepared.parts.values()),
+        shares=tuple(recipe.objective.shares(sizes).values()),
+        rows=recipe.schedule.batch_rows,
+        tokens=tokens,
+        seed=recipe.seed,
+    )

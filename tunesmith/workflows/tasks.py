@@ -1,0 +1,103 @@
+"""Several tasks in one run: what each loses, alone and beside the others, and how far they pull apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from tunesmith.model.policy import Policy
+from tunesmith.objectives import Multitask
+from tunesmith.report.schema import Conflict
+from tunesmith.training.journal import Journal
+from tunesmith.workflows.batches import Batches, mixture_of
+from tunesmith.workflows.prepare import Prepared
+
+# Rows of each task whose gradients are compared, the same ones each time, and how many of them run at once.
+COMPARED, AT_ONCE = 16, 4
+# What begins the name of a task's validation loss in the journal, and of the cosine of two tasks' gradients.
+LOSS_OF, PULL_OF, AND = "validation_loss of ", "gradients of ", " and "
+
+
+def alone_parts(prepared: Prepared) -> dict[str, Prepared]:
+    """Each task as a run by itself that sees as many of its rows as the run of all of them does."""
+    mixture = mixture_of(prepared, tokens=1)
+    schedule = prepared.recipe.schedule
+    steps = max(1, round(schedule.epochs * -(-len(prepared.train) // schedule.batch_rows)))
+    found = {}
+    for task, (name, part) in enumerate(prepared.parts.items()):
+        epochs = mixture.drawn(task, steps) / len(part.train)
+        recipe = part.recipe.model_copy(update={"schedule": schedule.model_copy(update={"epochs": epochs})})
+        found[name] = replace(part, recipe=recipe)
+    return found
+
+
+def losses(prepared: Prepared, policy: Policy, one: Callable[[Prepared, Policy], float]) -> dict[str, float]:
+    """Each task's validation loss by `one`; of those that have validation rows."""
+    objective = prepared.recipe.objective
+    assert isinstance(objective, Multitask)
+    return {n: one(part, objective.seen(policy, n)) for n, part in prepared.parts.items() if part.validation}
+
+
+def mean_of(prepared: Prepared, found: Mapping[str, float]) -> float:
+    """The mean of the tasks' losses by their weights, as in training: the best numbers are chosen by it."""
+    objective = prepared.recipe.objective
+    assert isinstance(objective, Multitask)
+    weights = {name: objective.tasks[name].weight for name in found}
+    return sum(weights[name] * loss for name, loss in found.items()) / sum(weights.values())
+
+
+def pulls(prepared: Prepared, policy: Policy, parts: Mapping[str, Batches]) -> dict[str, float]:
+    """The cosine of each two tasks' gradients on the numbers they share, on the same rows each time.
+
+    1: what helps one helps the other; below 0: it harms (Yu et al. 2020, arXiv 2001.06782). No gradient is left behind.
+    """
+    found = {name: _direction(prepared, policy, name, batches) for name, batches in parts.items()}
+    return {f"{PULL_OF}{a}{AND}{b}": float(found[a] @ found[b]) for a, b in combinations(found, 2)}
+
+
+def conflicts(beside: Sequence[Mapping[str, float]], tasks: Iterable[str]) -> list[Conflict]:
+    """The cosines of each two tasks over all validations."""
+    found = []
+    for a, b in combinations(tasks, 2):
+        values = [line[f"{PULL_OF}{a}{AND}{b}"] for line in beside if f"{PULL_OF}{a}{AND}{b}" in line]
+        if values:
+            found.append(Conflict(tasks=(a, b), mean=sum(values) / len(values), lowest=min(values), n=len(values)))
+    return found
+
+
+def validations(beside: Sequence[Mapping[str, float]], task: str) -> list[tuple[int, float]]:
+    """(step, loss) of a task at each validation."""
+    key = f"{LOSS_OF}{task}"
+    return [(int(line["step"]), line[key]) for line in beside if key in line]
+
+
+def seen_beside(journal: Journal) -> tuple[dict[str, float], ...]:
+    """What stands in the journal of each task, validation by validation, with its step."""
+    wanted = (LOSS_OF, PULL_OF)
+    found = [{k: v for k, v in line.items() if k == "step" or k.startswith(wanted)} for line in journal.read()]
+    return tuple(line for line in found if len(line) > 1)
+
+
+def _direction(prepared: Prepared, policy: Policy, name: str, batches: Batches) -> Tensor:
+    """The gradient of a task's mean loss over its first rows, of length one."""
+    objective = prepared.recipe.objective
+    assert isinstance(objective, Multitask)
+    shared = [value for key, value in policy.trainable() if not key.startswith("head.")]
+    view, task = objective.seen(policy, name), objective.tasks[name].objective
+    total = [torch.zeros_like(value) for value in shared]
+    rows = range(min(COMPARED, len(prepared.parts[name].train)))
+    for start in rows[::AT_ONCE]:
+        batch = task.prepare(batches.of(rows[start : start + AT_ONCE]).to(policy.device), view)
+        with torch.enable_grad():
+            loss = task.loss(batch, view)
+            grads = torch.autograd.grad(loss.total, shared, allow_unused=True)
+        for sum_, grad in zip(total, grads, strict=True):
+            if grad is not None:
+                sum_.add_(grad)
+    flat = torch.cat([one.flatten().float() for one in total])
+    direction: Tensor = flat / flat.norm().clamp(min=1e-12)
+    return direction

@@ -1,0 +1,47 @@
+"""What a policy is worth while it trains: its loss on the validation rows, lower being better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tunesmith.evaluation import calibration
+from tunesmith.model.batch import Batch
+from tunesmith.model.policy import Policy
+from tunesmith.objectives import Classify
+from tunesmith.objectives.practice import Practice
+from tunesmith.workflows.batches import Batches
+from tunesmith.workflows.learner import held_out_reward, learner_of
+from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.tasks import losses, mean_of
+
+
+@torch.no_grad()
+def validation_loss(prepared: Prepared, policy: Policy) -> float:
+    """Loss per unit over the validation rows; of several tasks the mean by their weights.
+
+    With a head for one label of several it is taken at the temperature that suits it best: a small encoder grows
+    too sure long before it stops getting better, and the run fits that temperature at its end anyway.
+    """
+    if prepared.parts:
+        return mean_of(prepared, losses(prepared, policy, validation_loss))
+    objective, learner = prepared.recipe.objective, learner_of(prepared)
+    if isinstance(learner, Practice):
+        return -held_out_reward(prepared, policy, learner)
+    batches = Batches(prepared, prepared.validation).all()
+    if policy.head is not None and isinstance(objective, Classify) and not objective.multi:
+        return _calibrated_loss(policy, batches)
+    total, units = 0.0, 0
+    for batch in batches:
+        loss = learner.loss(learner.prepare(batch.to(policy.device), policy), policy)
+        total, units = total + float(loss.total), units + loss.units
+    return total / max(1, units)
+
+
+def _calibrated_loss(policy: Policy, batches: Sequence[Batch]) -> float:
+    """Cross-entropy per row of a head's labels at its best temperature."""
+    assert policy.head is not None
+    logits = torch.cat([policy.head(policy.pooled(batch.to(policy.device))).float().cpu() for batch in batches]).numpy()
+    gold = torch.cat([batch.labels.argmax(dim=1) for batch in batches if batch.labels is not None]).numpy()
+    return calibration.nll(calibration.softmax(logits, temperature=calibration.fit_temperature(logits, gold)), gold)
