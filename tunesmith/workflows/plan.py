@@ -50,6 +50,9 @@ def plan_recipe(recipe: Recipe, *, listen: Listener, timed: bool = True, offline
     if isinstance(recipe.objective, Rl):
         why = "how long answers will be is not known before they are drawn"
         raise RecipeError(f"plan: rl: {why}; nearest that works: a plan of the same rows under objective: instruct")
+    if recipe.parts:
+        why = "its tasks are counted one by one"
+        raise RecipeError(f"plan: multitask: {why}; nearest that works: a plan of each task's rows and objective")
     own = recipe.technique
     if own.load_options().quantize:  # weights as they are fit every technique's formula
         recipe = recipe.model_copy(update={"technique": techniques_of(recipe)[1]})
