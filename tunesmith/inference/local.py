@@ -193,7 +193,7 @@ class LocalModel:
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """[B, D]: pooled states of the texts as the objective reads them."""
-        rows = [self._tokens(text) for text in texts]
+        rows = [self.tokens(text) for text in texts]
         return self._in_order([self.policy.pooled(batch).float() for batch in self._batches(rows)], rows)
 
     @property
@@ -214,7 +214,8 @@ class LocalModel:
         fitted, _ = self.template.fit(messages, self.limit)
         return self.template.prompt(fitted)
 
-    def _tokens(self, text: str) -> Tokens:
+    def tokens(self, text: str) -> Tokens:
+        """A text as the objective reads it, nothing of it learned."""
         if isinstance(self.objective, Classify):
             return self.objective.question(text, self.template, limit=self.limit)[0]
         if isinstance(self.objective, Domain):

@@ -154,6 +154,26 @@ class Together(_Part):
     conflicts: list[Conflict] = []
 
 
+class Export(_Part):
+    """A run in another program's format, and what that program answered to the run's own test rows beside the run.
+
+    Shares of prompts that became the same tokens there and of greedy answers that are the same; a model that answers
+    through a head is compared by its states instead.
+    """
+
+    format: str
+    folder: str
+    checked: str  # the program
+    metric: str
+    rows: int
+    same_prompts: float
+    same_answers: float
+    score_original: float | None = None
+    score_export: float | None = None
+    seconds: float
+    faults: tuple[str, ...] = ()
+
+
 class Report(_Part):
     """Everything measured about one run."""
 
@@ -178,6 +198,7 @@ class Report(_Part):
     memory: Memory
     data: DataPart
     environment: dict[str, str]
+    exports: list[Export] = []
     broken_gates: list[str] = []
     verdict: str
 

@@ -1,0 +1,21 @@
+"""What Ollama is told about a model's chats."""
+
+from __future__ import annotations
+
+from tests.bases import template
+from tunesmith.inference.modelfile import modelfile
+
+
+def test_a_chat_of_turns_is_told_with_the_system_text_that_the_template_adds():
+    assert modelfile(template("llama"), gguf="model.gguf") == (
+        "FROM ./model.gguf\n"
+        "PARAMETER temperature 0\n"
+        'TEMPLATE """{{ if .System }}<|im_start|>system\n{{ .System }}{{ end }}<|im_end|>\n<|im_start|>user\n'
+        '{{ .Prompt }}<|im_end|>\n<|im_start|>assistant\n{{ .Response }}"""\n'
+        'SYSTEM """You are a helpful assistant."""\n'
+        'PARAMETER stop "<|im_end|>"\n'
+    )
+
+
+def test_a_chat_that_rewrites_its_turns_gets_no_template():
+    assert "no TEMPLATE" in modelfile(template("qwen3"), gguf="model.gguf")

@@ -1,0 +1,58 @@
+"""Decoders as GGUF files: read back by transformers, and by llama.cpp where a run is exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.bases import base
+from tests.tiny import CHATML_TOKENS, tokenizer
+from tunesmith.errors import ModelError
+from tunesmith.model.gguf_file import read_gguf
+from tunesmith.model.gguf_write import RULES, TELLING, write_gguf
+
+IDS = torch.tensor([[1, 20, 30, 40, 50, 60]])
+
+
+def test_what_is_written_reads_back_with_the_same_logits_and_tokens(tmp_path: Path):
+    made = base("llama")
+    write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
+    network, cutter = read_gguf(tmp_path / "model.gguf", where="tiny")
+    with torch.no_grad():
+        ours, theirs = made.network(IDS).logits, network(IDS).logits
+    assert (ours - theirs).abs().max() < 2e-3 * ours.abs().max()  # numbers of 16 bits
+    assert cutter(TELLING)["input_ids"] == made.tokenizer(TELLING)["input_ids"]
+    assert cutter.chat_template == made.tokenizer.chat_template
+
+
+def test_eight_bits_weigh_half_of_sixteen(tmp_path: Path):
+    made = base("llama")
+    sizes = []
+    for kind in ("f16", "q8_0"):
+        write_gguf(made.network, made.tokenizer, tmp_path / kind, kind=kind, name="tiny")
+        sizes.append((tmp_path / kind).stat().st_size)
+    matrices = sum(value.numel() for value in made.network.parameters() if value.ndim == 2)
+    assert sizes[0] - sizes[1] == pytest.approx(matrices * (2 - 34 / 32), rel=0.02)
+
+
+def test_no_two_rules_cut_the_telling_text_alike():
+    cuts = {tuple(rule.pre_tokenize_str(TELLING)) for rule in RULES.values()}
+    assert len(cuts) == len(RULES)
+
+
+def test_a_family_that_llama_cpp_would_read_otherwise_is_refused(tmp_path: Path):
+    made = base("gemma")
+    with pytest.raises(ModelError, match=r"not for gemma2; nearest that works: --format merged"):
+        write_gguf(made.network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
+    assert not (tmp_path / "model.gguf").exists()
+
+
+def test_a_tokenizer_that_llama_cpp_would_cut_otherwise_is_refused(tmp_path: Path):
+    from tokenizers import pre_tokenizers
+
+    made, cutter = base("llama"), tokenizer(CHATML_TOKENS)
+    cutter.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(ModelError, match="not known to cut text as this tokenizer does"):
+        write_gguf(made.network, cutter, tmp_path / "model.gguf", kind="f16", name="tiny")

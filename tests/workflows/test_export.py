@@ -1,0 +1,139 @@
+"""Runs in other programs' formats: run there after they are written, compared, and told in the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.workflows.conftest import answers, recipe, reviews, tune
+from tunesmith.errors import CheckpointError, RecipeError, Refused
+from tunesmith.inference import export as room
+from tunesmith.inference.folder import read_about
+from tunesmith.inference.llamacpp import LlamaCpp
+from tunesmith.report.schema import Export, read_report
+from tunesmith.workflows.export import Wanted, export
+from tunesmith.workflows.parity import Agreement, faults
+
+pytestmark = pytest.mark.usefixtures("small_world")
+NAMES = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
+
+
+@pytest.fixture(scope="module")
+def decoder(small_world: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("decoder")
+    return tune(
+        recipe(place, answers(), "llama", schedule={"probe": False}, objective="instruct"), place / "run"
+    ).folder
+
+
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.workflows.export.write_reports", lambda folder: None)
+
+
+def made(run: Path, kind: str, out: Path, numbers: str = "f16") -> Export:
+    return export(run, Wanted(kind, numbers), out=out, listen=lambda event: None, offline=True)
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])
+def test_the_other_program_answers_every_row_alike_and_the_report_says_so(decoder: Path, tmp_path: Path, kind: str):
+    found = made(decoder, kind, tmp_path / "out")
+    assert (found.same_prompts, found.same_answers, found.faults) == (1.0, 1.0, ())
+    assert found.score_export == found.score_original is not None
+    assert found.checked == NAMES[kind]
+    assert found in read_report(decoder).exports
+
+
+@pytest.mark.parametrize("kind", ["merged", "gguf"])
+def test_a_model_that_could_think_is_asked_there_without_thoughts_too(tmp_path: Path, kind: str):
+    parts = {"schedule": {"probe": False}, "objective": "instruct"}
+    run = tune(recipe(tmp_path, answers(), "qwen3", **parts), tmp_path / "run").folder
+    found = made(run, kind, tmp_path / "out")
+    assert (found.same_prompts, found.same_answers) == (1.0, 1.0)
+
+
+def test_an_adapter_in_gguf_answers_over_its_base_as_the_merged_file_does(decoder: Path, tmp_path: Path):
+    made(decoder, "adapter", tmp_path / "adapter")
+    made(decoder, "gguf", tmp_path / "merged")
+    base = room.merged(decoder / "model", read_about(decoder / "model"), offline=True)
+    bare = base.policy.network.from_pretrained(read_about(decoder / "model").base)
+    room.write_gguf(bare, base.template.tokenizer, tmp_path / "base.gguf", kind="f16", name="base")
+    prompts = [[1, 40 + i, 50, 60, 70] for i in range(8)]
+    sides = [
+        LlamaCpp(file, threads=1, positions=128, adapter=adapter).answers(prompts, longest=6)
+        for file, adapter in (
+            (tmp_path / "base.gguf", tmp_path / "adapter" / "adapter.gguf"),
+            (tmp_path / "merged" / "model.gguf", None),
+            (tmp_path / "base.gguf", None),
+        )
+    ]
+    assert sides[0] == sides[1] != sides[2]
+
+
+def test_an_export_that_answers_otherwise_is_refused_after_it_was_told(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = room.write_merged
+
+    def spoilt(model: object, folder: Path, out: Path) -> None:
+        whole(model, folder, out)  # type: ignore[arg-type]
+        weights = load_file(out / "model.safetensors")
+        save_file(
+            {name: -value for name, value in weights.items()}, out / "model.safetensors", metadata={"format": "pt"}
+        )
+
+    monkeypatch.setattr("tunesmith.workflows.export.write_merged", spoilt)
+    with pytest.raises(Refused, match=r"answers are the same, 100% have to be;.*do not use it"):
+        made(decoder, "merged", tmp_path / "out")
+    assert read_report(decoder).exports[-1].faults
+
+
+def test_an_encoder_is_compared_by_the_states_that_its_head_reads(tmp_path: Path):
+    run = tune(recipe(tmp_path, reviews(), "bert", schedule={"probe": False}), tmp_path / "run").folder
+    for kind in ("merged", "adapter"):
+        found = made(run, kind, tmp_path / kind)
+        assert (found.metric, found.same_answers) == ("states", 1.0)
+        assert (tmp_path / kind / "head.safetensors").exists()
+    with pytest.raises(RecipeError, match=r"an encoder has none; nearest: --format merged"):
+        made(run, "gguf", tmp_path / "gguf")
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_tokens_before_each_row_are_exported_as_an_adapter_only(tmp_path: Path, kind: str):
+    parts = {"technique": {"kind": kind, "tokens": 4}, "schedule": {"probe": False, "epochs": 1}}
+    run = tune(recipe(tmp_path, answers(), "llama", objective="instruct", **parts), tmp_path / "run").folder
+    assert made(run, "adapter", tmp_path / "adapter").same_answers == 1.0
+    with pytest.raises(RecipeError, match=rf"{kind} learns what stands before each row.*--format adapter"):
+        made(run, "merged", tmp_path / "merged")
+
+
+def test_full_tuning_leaves_no_adapter(tmp_path: Path):
+    parts = {"technique": "full", "schedule": {"probe": False, "epochs": 1, "learning_rate": 1e-3}}
+    run = tune(recipe(tmp_path, answers(), "llama", objective="instruct", **parts), tmp_path / "run").folder
+    assert made(run, "merged", tmp_path / "merged").same_answers == 1.0
+    with pytest.raises(RecipeError, match=r"full tuning leaves no adapter; nearest that works: --format merged"):
+        made(run, "adapter", tmp_path / "adapter")
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(decoder: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds something else; give another --out"):
+        made(decoder, "merged", tmp_path / "out")
+    assert (tmp_path / "out" / "letter.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("form", "score", "said"),
+    [
+        ("gguf f16", 0.90, ()),
+        ("gguf f16", 0.89, ()),  # one row of a hundred
+        ("gguf f16", 0.88, ("accuracy moves by 0.020",)),
+        ("merged", 0.89, ("accuracy moves by 0.010",)),
+    ],
+)
+def test_a_score_may_move_by_one_row_or_by_the_bound(form: str, score: float, said: tuple[str, ...]):
+    found = Agreement("accuracy", 100, 1.0, 1.0, score_original=0.90, score_export=score)
+    assert faults(found, form) == said

@@ -1,0 +1,48 @@
+"""A Modelfile for Ollama, whose templates are Go's and not the one inside the GGUF file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tunesmith.data.template import Template
+
+# Characters of the private use area stand for what is said.
+SYSTEM, USER, ANSWER = "\ue000", "\ue001", "\ue002"
+
+
+def modelfile(template: Template, *, gguf: str) -> str:
+    """The file; where chats are not written turn after turn it has no template, and says so."""
+    lines = [f"FROM ./{gguf}", "PARAMETER temperature 0"]
+    turns = _turns(template)
+    if turns is None:
+        return "\n".join([*lines, "# Chats are not written turn after turn here, so no TEMPLATE can say how.", ""])
+    opening, asking, answering, system = turns
+    said = f"{{{{ if .System }}}}{opening}{{{{ .System }}}}{{{{ end }}}}{asking}{{{{ .Prompt }}}}{answering}"
+    lines.append(f'TEMPLATE """{said}{{{{ .Response }}}}"""')
+    if system:
+        lines.append(f'SYSTEM """{system}"""')
+    stops = [f'PARAMETER stop "{template.tokenizer.decode([stop])}"' for stop in sorted(template.stop_ids)]
+    return "\n".join([*lines, *stops, ""])
+
+
+def _turns(template: Template) -> tuple[str, str, str, str] | None:
+    """What stands before a system text, between it and a question, between question and answer, and the system text
+    that the template adds by itself; None where a chat is no chain of these."""
+    opening, _, rest = _rendered(template, "system", "user", "assistant", "user").partition(SYSTEM)
+    asking, _, rest = rest.partition(USER)
+    answering, _, rest = rest.partition(ANSWER)
+    if rest != f"{asking}{USER}{answering}":
+        return None
+    alone = _rendered(template, "user")
+    system = alone.removeprefix(opening).partition(asking)[0]
+    if alone not in (f"{asking}{USER}{answering}", f"{opening}{system}{asking}{USER}{answering}"):
+        return None
+    return opening, asking, answering, system if alone.startswith(opening) else ""
+
+
+def _rendered(template: Template, *roles: str) -> str:
+    """A chat of these turns, up to where an answer begins."""
+    said = {"system": SYSTEM, "user": USER, "assistant": ANSWER}
+    turns = [{"role": role, "content": said[role]} for role in roles]
+    how: dict[str, Any] = {"chat_template": template.source, "tokenize": False, "add_generation_prompt": True}
+    return str(template.tokenizer.apply_chat_template(turns, enable_thinking=False, **how))

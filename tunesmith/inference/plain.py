@@ -1,0 +1,85 @@
+"""A folder as plain transformers and PEFT answer with it: nothing of ours between ids and answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.data.examples import Message
+from tunesmith.model.quiet import quiet
+
+
+class Plain:
+    """A decoder that transformers opened by itself, under an adapter that PEFT opened by itself where one is named."""
+
+    def __init__(self, folder: Path, *, adapter: Path | None = None) -> None:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        with quiet():
+            network: Any = AutoModelForCausalLM.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+            )
+            self._network: Any = network if adapter is None else PeftModel.from_pretrained(network, str(adapter))
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(adapter or folder, local_files_only=True)
+        self._network.eval()
+        self._virtual = adapter is not None and self._network.active_peft_config.is_prompt_learning
+        ends = self._network.generation_config.eos_token_id
+        self._stops = ends if isinstance(ends, list) else [ends]
+
+    def prompts(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
+        """The ids after which it answers each chat, by the template in the folder."""
+        turns = [[{"role": message.role, "content": message.content} for message in chat] for chat in chats]
+        return [
+            list(self._tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=True)["input_ids"])
+            for one in turns
+        ]
+
+    def ids(self, text: str) -> list[int]:
+        """A text as the folder's tokenizer cuts it."""
+        return list(self._tokenizer(text)["input_ids"])
+
+    @torch.inference_mode()
+    def answers(self, prompts: Sequence[list[int]], *, longest: int) -> list[str]:
+        """The greedy answer to each prompt, one after the other, at most so many tokens long."""
+        draw = self._token_by_token if self._virtual else self._generated
+        return [self._tokenizer.decode(draw(ids, longest), skip_special_tokens=True).strip() for ids in prompts]
+
+    def _generated(self, ids: list[int], longest: int) -> list[int]:
+        asked = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+        with quiet():
+            out = self._network.generate(**asked, do_sample=False, max_new_tokens=longest)
+        return list(out[0, len(ids) :].tolist())
+
+    def _token_by_token(self, ids: list[int], longest: int) -> list[int]:
+        """By the forward alone: PEFT 0.21's `generate` draws other tokens than its own forward behind virtual ones."""
+        whole = list(ids)
+        while len(whole) < len(ids) + longest and (len(whole) == len(ids) or whole[-1] not in self._stops):
+            asked = {"input_ids": torch.tensor([whole]), "attention_mask": torch.ones(1, len(whole), dtype=torch.int64)}
+            with quiet():
+                whole.append(int(self._network(**asked).logits[0, -1].argmax()))
+        return whole[len(ids) :]
+
+
+@torch.inference_mode()
+def pooled_states(folder: Path, rows: Sequence[list[int]], *, adapter: Path | None, family: str) -> Tensor:
+    """[B, D]: what transformers makes of each row of ids: a decoder's last state, the mean of an encoder's states."""
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    with quiet():
+        network: Any = AutoModel.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
+        )
+        if adapter is not None:
+            network = PeftModel.from_pretrained(network, str(adapter))
+    network.eval()
+    found = []
+    for ids in rows:
+        states = network(input_ids=torch.tensor([ids])).last_hidden_state[0, -len(ids) :]
+        found.append(states[-1] if family == "decoder" else states.mean(dim=0))
+    return torch.stack(found)

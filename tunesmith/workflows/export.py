@@ -1,0 +1,117 @@
+"""A run in another program's format, run there and compared with the original before anybody relies on it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from tunesmith.data.files import write_whole
+from tunesmith.errors import CheckpointError, Refused
+from tunesmith.inference.export import GGUF, HEAD, merged, refuse, write_adapter, write_file, write_merged
+from tunesmith.inference.folder import About, find_model, load, read_about
+from tunesmith.inference.llamacpp import LlamaCpp
+from tunesmith.inference.plain import Plain, pooled_states
+from tunesmith.model.checkpoint import MANIFEST, write_folder
+from tunesmith.model.load import locate
+from tunesmith.report.html import write_reports
+from tunesmith.report.predictions import read_predictions
+from tunesmith.report.schema import Export, read_report
+from tunesmith.workflows.parity import Opener, States, by_answers, by_states, faults
+from tunesmith.workflows.prepare import Listener
+
+ROWS = 64
+PROGRAMS = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
+# Positions that llama.cpp keeps for an answer.
+LONGEST = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be written: merged, gguf or adapter, and of a GGUF file in which numbers."""
+
+    kind: str
+    quantize: str = "f16"
+
+    @property
+    def name(self) -> str:
+        """The word for it in tables and folder names."""
+        return f"gguf {self.quantize}" if self.kind == "gguf" else self.kind
+
+
+def export(run: Path, wanted: Wanted, *, out: Path | None, listen: Listener, offline: bool = False) -> Export:
+    """Write the export, let the other program answer the run's own test rows from it, and compare.
+
+    The comparison stands in the run's report. Raises Refused where the export differs by more than BOUNDS, after
+    both are written; RecipeError for a form that this model has not, the errors of the doors for a broken run.
+    """
+    folder = find_model(run)
+    about = read_about(folder)
+    refuse(folder, about, wanted.kind)
+    out = out or folder.parent / "export" / wanted.name.replace(" ", "-")
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
+        raise CheckpointError(f"{out}: holds something else; give another --out")
+    rows = read_predictions(folder.parent)[:ROWS]
+    if not rows:
+        raise CheckpointError(f"{folder.parent}: its predictions.jsonl is gone, so no export could be compared")
+    listen({"event": "stage", "text": f"writing {out}"})
+    _write(folder, about, wanted, out, offline=offline)
+    listen({"event": "stage", "text": f"asking the original and {PROGRAMS[wanted.kind]}: {len(rows)} rows"})
+    began = time.perf_counter()
+    model = load(folder, offline=offline)
+    if (folder / HEAD).exists():
+        agreement = by_states(model, rows, _states(about, wanted, out, offline=offline))
+    else:
+        agreement = by_answers(model, rows, _opener(about, wanted, out, offline=offline))
+    found = Export(
+        format=wanted.name,
+        folder=str(out),
+        checked=PROGRAMS[wanted.kind],
+        seconds=time.perf_counter() - began,
+        faults=faults(agreement, wanted.name),
+        **asdict(agreement),
+    )
+    _keep(folder.parent, found)
+    if found.faults:
+        raise Refused(f"{out}: {'; '.join(found.faults)}; do not use it, and please report how it came about")
+    return found
+
+
+def _keep(run: Path, found: Export) -> None:
+    """Write the comparison into the run's report, over an earlier one of the same format."""
+    report = read_report(run)
+    exports = [*(one for one in report.exports if one.format != found.format), found]
+    write_whole(run / "report.json", report.model_copy(update={"exports": exports}).model_dump_json(indent=1))
+    write_reports(run)
+
+
+def _write(folder: Path, about: About, wanted: Wanted, out: Path, *, offline: bool) -> None:
+    """The folder, whole or not at all."""
+    if wanted.kind == "adapter":
+        model = load(folder, offline=offline)
+        write_folder(out, lambda half: write_adapter(model, folder, half))
+        return
+    model = merged(folder, about, offline=offline)
+    name = folder.parent.name if folder.name == "model" else folder.name
+    if wanted.kind == "merged":
+        write_folder(out, lambda half: write_merged(model, folder, half))
+    else:
+        write_folder(out, lambda half: write_file(model, half, quantize=wanted.quantize, name=name))
+
+
+def _opener(about: About, wanted: Wanted, out: Path, *, offline: bool) -> Opener:
+    """How the export is opened in the program it is meant for."""
+    if wanted.kind == "gguf":
+        return lambda: LlamaCpp(out / GGUF, threads=torch.get_num_threads(), positions=about.limit + LONGEST)
+    if wanted.kind == "merged":
+        return lambda: Plain(out)
+    return lambda: Plain(locate(about.base, offline=offline), adapter=out)
+
+
+def _states(about: About, wanted: Wanted, out: Path, *, offline: bool) -> States:
+    """The states that plain transformers makes of ids, from the export."""
+    adapted = wanted.kind == "adapter"
+    folder, adapter = (locate(about.base, offline=offline), out) if adapted else (out, None)
+    return lambda ids: pooled_states(folder, ids, adapter=adapter, family=about.family)
