@@ -137,7 +137,7 @@ def page(grid: Grid) -> str:
         parts.append("## Pairs that cannot work\n\n" + "\n".join(_reasons(grid.refused)))
     if grid.missing:
         parts.append("## Not run yet\n\n" + "\n".join(_left(grid.missing)))
-        parts.append("`tunesmith grid --only classify/lora/decoder` runs one of them.")
+        parts.append(f"`tunesmith grid --only {grid.missing[0]}` runs one of them.")
     return "\n\n".join(parts) + "\n"
 
 
