@@ -36,16 +36,20 @@ def test_no_rows_or_no_seed_is_refused(command: Command, option: str, tmp_path: 
     assert command("grid", option, 0, "--out", tmp_path).code == 2
 
 
-def test_a_cells_process_is_asked_once_to_stop_and_may_save():
+def test_a_cells_process_is_asked_once_to_stop_and_may_save(tmp_path: Path):
+    ready = tmp_path / "ready"
     program = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), sys.exit(143)))\n"
-        "print('on its way', flush=True)\n"
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved'), time.sleep(1.5), sys.exit(143)))\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
         "time.sleep(60)\n"
     )
-    asked = iter([False, True, True, True, *[True] * 100])
-    code, said = _child([sys.executable, "-c", program], Signals(), lambda: next(asked))
-    assert (code, said) == (143, "on its way\nsaved\n")
+
+    class Asked(Signals):
+        def stop(self) -> bool:
+            return ready.exists()
+
+    assert _child([sys.executable, "-c", program], Asked()) == (143, "saved\n")
 
 
 def test_what_a_run_says_of_its_end_is_understood():

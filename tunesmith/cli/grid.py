@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +47,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--rows", type=int, default=600, metavar="N", help="training rows of a cell (%(default)s)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="run each cell with N seeds (%(default)s)")
     parser.add_argument(
-        "--minutes", type=float, metavar="M", help="stop and save after so long; 0: only write the page"
+        "--minutes", type=float, metavar="M", help="begin no cell later than this; 0: only write the page"
     )
     parser.add_argument(
         "--examples", type=Path, default=Path("examples"), metavar="FOLDER", help="where the recipes lie (%(default)s)"
@@ -99,13 +98,13 @@ def _fill(setting: Setting, args: argparse.Namespace) -> int:
         def tune(recipe: Path, folder: Path) -> str:
             offline = ["--offline"] if args.offline else []
             words = [sys.executable, "-m", "tunesmith", "tune", str(recipe), "--out", str(folder), "--json", *offline]
-            return _outcome(*_child(words, signals, stop))
+            return _outcome(*_child(words, signals))
 
         fill(cells(args.only), setting, tune=tune, listen=lambda event: log(event["text"]), stop=stop)
         return signals.received
 
 
-def _child(words: list[str], signals: Signals, stop: Callable[[], bool]) -> tuple[int, str]:
+def _child(words: list[str], signals: Signals) -> tuple[int, str]:
     """The exit code and stdout of a run in a process of its own, so that its peak memory is its own."""
     # A session of its own: Ctrl-C reaches it through us alone, once, and it saves.
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as child:
@@ -115,7 +114,7 @@ def _child(words: list[str], signals: Signals, stop: Callable[[], bool]) -> tupl
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     said, _ = child.communicate(timeout=SECONDS)
                     return child.returncode, said
-                if stop() and not asked:
+                if signals.stop() and not asked:
                     child.terminate()
                     asked = True
         except BaseException:
