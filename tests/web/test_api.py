@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,156 @@ def test_labels_come_with_calibrated_scores(server: Served, runs: Path):
         for told, found in zip(answer["data"], load(runs / name).classify(QUESTIONS), strict=True):
             assert told["label"] == found.label
             assert told["probabilities"] == pytest.approx(found.probabilities, abs=1e-4)
+
+
+def test_scores_stop_and_seed_reach_the_answer(client: openai.OpenAI, runs: Path):
+    whole = chat(client, "hi").choices[0].message.content
+    cut = chat(client, "hi", stop=[whole[3:5]]).choices[0]
+    assert (cut.message.content, cut.finish_reason) == (whole[: whole.index(whole[3:5])].strip(), "stop")
+    scored = chat(client, "hi", logprobs=True, top_logprobs=3, max_tokens=4).choices[0].logprobs.content
+    assert [len(token.top_logprobs) for token in scored] == [3] * 4
+    for token in scored:
+        assert token.top_logprobs[0].logprob == token.logprob <= 0  # greedy: the likeliest was taken
+    parts = list(chat(client, "hi", logprobs=True, max_tokens=4, stream=True))
+    told = [
+        token.token
+        for part in parts
+        for token in (part.choices[0].logprobs.content if part.choices[0].logprobs else [])
+    ]
+    assert told == [token.token for token in scored]
+    warm = [chat(client, "hi", temperature=1.5, seed=seed).choices[0].message.content for seed in (1, 1, 2)]
+    assert warm[0] == warm[1] != warm[2]
+
+
+def test_answers_hold_to_a_schema_and_to_json(client: openai.OpenAI):
+    schema = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
+    wanted = {
+        "type": "json_schema",
+        "json_schema": {"name": "mood", "schema": {**schema, "additionalProperties": False}},
+    }
+    for stream in (False, True):
+        found = chat(client, "hi", response_format=wanted, max_tokens=60, stream=stream)
+        text = "".join(p.choices[0].delta.content or "" for p in found) if stream else found.choices[0].message.content
+        assert json.loads(text)["mood"] in ("good", "bad")
+
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object", "properties": {"word": {"type": "string"}}}},
+}
+CALL = '<tool_call>\n{"name": "look", "arguments": {"word": "fox"}}\n</tool_call>'
+
+
+def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch):
+    from tunesmith.inference.row import Row
+
+    real = Row._end
+    asked: list[list[int]] = []
+
+    def calls(self: Row, end: Any, why: str = "") -> None:
+        asked.append(self.prompt)
+        self.told(replace_text(self, end))
+
+    def replace_text(row: Row, end: Any) -> Any:
+        from tunesmith.inference.row import Piece
+
+        return Piece(f"Let me see. {CALL}"[len(row.said) :], (), end, len(row.prompt), len(row.ids))
+
+    monkeypatch.setattr(Row, "_end", calls)
+    answer = chat(client, "Look up fox.", tools=[TOOL]).choices[0]
+    assert (answer.finish_reason, answer.message.content) == ("tool_calls", "Let me see.")
+    (call,) = answer.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("look", {"word": "fox"})
+    parts = list(chat(client, "Look up fox.", tools=[TOOL], stream=True))
+    streamed = [call for part in parts for call in part.choices[0].delta.tool_calls or []]
+    assert [call.function.name for call in streamed] == ["look"]
+    assert parts[-1].choices[0].finish_reason == "tool_calls"
+    plain = chat(client, "Look up fox.").choices[0]
+    assert (plain.finish_reason in ("stop", "length"), plain.message.tool_calls) == (True, None)
+    other = chat(client, "x", tools=[{"type": "function", "function": {"name": "other", "parameters": {}}}]).choices[0]
+    assert other.message.tool_calls is None  # nobody offered it
+    monkeypatch.setattr(Row, "_end", real)
+    turns: list[Any] = [
+        {"role": "user", "content": "Look up fox."},
+        {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]},
+        {"role": "tool", "tool_call_id": call.id, "content": "an animal"},
+    ]
+    assert client.chat.completions.create(model="one", messages=turns, tools=[TOOL]).choices[0].message
+    assert len(asked[0]) > len(asked[2])  # the tools were told
+
+
+def test_texts_go_on_as_in_python(client: openai.OpenAI, runs: Path):
+    wanted = load(runs / "one").complete(["The quick"])[0]
+    answer = client.completions.create(model="one", prompt="The quick")
+    assert (answer.choices[0].text, answer.usage.completion_tokens) == (wanted.text, wanted.new_tokens)
+    said = "".join(
+        part.choices[0].text for part in client.completions.create(model="one", prompt="The quick", stream=True)
+    )
+    assert said == wanted.text
+
+
+@pytest.mark.parametrize("name", ["one", "head"])
+def test_states_of_texts_are_those_of_python(name: str, client: openai.OpenAI, runs: Path):
+    wanted = load(runs / name).embed(QUESTIONS)
+    found = client.embeddings.create(model=name, input=list(QUESTIONS))
+    for one, states in zip(found.data, wanted.tolist(), strict=True):
+        assert one.embedding == pytest.approx(states, abs=1e-3)
+    plain = client.embeddings.create(model=name, input=QUESTIONS[0], encoding_format="float")
+    assert plain.data[0].embedding == pytest.approx(wanted[0].tolist(), abs=1e-3)
+
+
+def test_a_split_gives_each_person_one_model_and_both_to_all(client: openai.OpenAI):
+    given = {user: chat(client, "hi", "both", user=user, max_tokens=1).model for user in map(str, range(12))}
+    assert set(given.values()) == {"one", "two"}
+    again = {user: chat(client, "hi", "both", user=user, max_tokens=1).model for user in list(given)[:4]}
+    assert again == {user: given[user] for user in again}
+
+
+def test_health_and_metrics_say_what_is_done(server: Served, client: openai.OpenAI):
+    chat(client, "hi")
+    health = httpx.get(f"{server.url}/health").json()
+    assert (health["status"], health["waiting"]) == ("ok", 0)
+    page = httpx.get(f"{server.url}/metrics").text
+    assert 'tunesmith_requests_total{route="/v1/chat/completions",status="200"}' in page
+    assert 'tunesmith_tokens_total{kind="answer",model="one"}' in page
+    assert "tunesmith_waiting 0.0" in page
+
+
+def test_runs_are_unloaded_loaded_and_rolled_back_by_name(server: Served, client: openai.OpenAI):
+    def admin(what: str, name: str) -> httpx.Response:
+        return httpx.post(f"{server.url}/admin/{what}", json={"model": name}, timeout=60)
+
+    assert admin("unload", "two").json() == {"id": "two", "loaded": False}
+    with pytest.raises(openai.NotFoundError, match="'two' is not served here"):
+        chat(client, "hi", "two")
+    assert admin("load", "two").json()["id"] == "two"
+    assert chat(client, "hi", "two").model == "two"
+    assert admin("rollback", "two").status_code == 404
+    for name in ("/etc", "../one", "nobody"):
+        assert admin("load", name).status_code == 404
+
+
+def test_with_a_token_every_route_asks_for_it(runs: Path):
+    with served({"one": [runs / "one"]}, token="t0ken-t0ken-t0ken-t0ken") as server:
+        routes = [("GET", "/v1/models"), ("GET", "/health"), ("GET", "/metrics"), ("GET", "/"), ("POST", "/classify")]
+        routes += [("POST", "/v1/chat/completions"), ("POST", "/admin/load"), ("GET", "/nothing")]
+        for method, path in routes:
+            answer = httpx.request(method, f"{server.url}{path}", json={} if method == "POST" else None)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "no_token"), path
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="t0ken-t0ken-t0ken-t0ken", max_retries=0)
+        assert chat(client, "hi").choices
+        wrong = openai.OpenAI(base_url=f"{server.url}/v1", api_key="guess", max_retries=0)
+        with pytest.raises(openai.AuthenticationError):
+            chat(wrong, "hi")
+
+
+def test_what_ends_the_server_waits_for_what_was_begun(runs: Path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor() as pool:
+        with served({"one": [runs / "one"]}) as server:
+            client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+            begun = pool.submit(chat, client, "hi", max_tokens=60)
+            while not server.engine.at_work and not begun.done():
+                pass
+        assert begun.result(30).choices[0].finish_reason in ("stop", "length")

@@ -12,6 +12,9 @@ from tunesmith.errors import TunesmithError
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.sampling import Sampling
 
+# Longer questions are refused, not shortened: next to nothing of them would be left, and cutting takes time.
+MOST_CHARACTERS = 65_536
+
 
 class AskError(TunesmithError):
     """A question cannot be answered as it was asked."""
@@ -36,6 +39,9 @@ class Ask:
         """Nothing for a question that this model can be asked. Raises AskError."""
         if model.policy.family != "decoder":
             raise AskError(f"model: {self.model} is an encoder and writes no text; ask /classify or /v1/embeddings")
+        characters = sum(len(message.content) + len(message.tools) for message in self.messages) + len(self.text or "")
+        if characters > max(MOST_CHARACTERS, 32 * model.limit):
+            raise AskError(f"messages: {characters} characters, of which {model.limit} tokens are read; send less")
         longest = self.sampling.max_new_tokens
         if not 1 <= longest <= most:
             raise AskError(f"max_tokens: {longest} is not between 1 and {most}; ask for so many")

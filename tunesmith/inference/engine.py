@@ -234,24 +234,25 @@ class Engine:
         with self._changed:
             room = self.limits.rows - len(self._tickets)
             chosen = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
-        ready: dict[int, list[Ticket]] = {}
+        self._tickets += chosen  # whatever goes wrong from here on, they are told
+        ready: dict[int, list[Row]] = {}
         for ticket in chosen:
-            if self._prepare(ticket):
-                ready.setdefault(id(ticket.run.ground), []).append(ticket)
-        for tickets in ready.values():
-            rows = {id(ticket.row): ticket for ticket in tickets}
-            self._tickets += tickets
-            decoding = self._decoding(tickets[0].run.ground)
-            left = decoding.join([ticket.row for ticket in tickets if ticket.row is not None], tokens=self.limits.read)
-            later = [rows[id(row)] for row in left]
-            self._tickets = [ticket for ticket in self._tickets if ticket not in later]
-            with self._changed:
-                self._waiting.extendleft(reversed(later))
+            if (row := self._prepare(ticket)) is not None:
+                ready.setdefault(id(ticket.run.ground), []).append(row)
+            else:
+                self._tickets.remove(ticket)
+        later: list[Row] = []
+        for rows in ready.values():
+            later += self._decoding(rows[0].run.ground).join(rows, tokens=self.limits.read)
+        back = [ticket for ticket in chosen if ticket.row in later]
+        self._tickets = [ticket for ticket in self._tickets if ticket not in back]
+        with self._changed:
+            self._waiting.extendleft(reversed(back))
 
-    def _prepare(self, ticket: Ticket) -> bool:
-        """Whether the question became a row; what is wrong with it is told."""
+    def _prepare(self, ticket: Ticket) -> Row | None:
+        """The question as a row; None, and what is wrong with it is told, where it cannot be one."""
         if ticket.row is not None:
-            return True
+            return ticket.row
         ask, run = ticket.ask, ticket.run
         try:
             follower = self._grammar(run).follow(ask.schema) if ask.schema is not None else None
@@ -261,10 +262,10 @@ class Engine:
                 raise AskError(f"messages: {len(ids)} tokens leave no room for an answer; send fewer")
         except TunesmithError as error:
             ticket.told(Piece(end="wrong", why=str(error)))
-            return False
+            return None
         sampling = replace(ask.sampling, max_new_tokens=min(ask.sampling.max_new_tokens, left))
         ticket.row = Row(run, ids, sampling, ticket.told, follower, ask.best, ask.in_pieces, ask.text is not None)
-        return True
+        return ticket.row
 
     def _grammar(self, run: Run) -> Grammar:
         if run.number not in self._grammars:

@@ -42,7 +42,8 @@ class Grammar:
         if len(text) > MOST_CHARACTERS:
             raise GrammarError(f"schema: {len(text)} characters, at most {MOST_CHARACTERS} are read; write less")
         try:
-            grammar = LLMatcher.grammar_from_json_schema(text)
+            # One space after a comma or colon and no other: small models never stop writing blanks where they may.
+            grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
         except ValueError as error:
             raise GrammarError(f"schema: {_line(error)}; write a JSON schema") from error
         matcher = LLMatcher(self._tokens, grammar)

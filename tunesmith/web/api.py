@@ -26,6 +26,12 @@ from tunesmith.web.told import Call, Telling, split_calls, wrong
 from tunesmith.web.wanted import ChatWanted, NameWanted, TextsWanted, TextWanted
 
 MOST_BYTES = 512 * 1024
+# What the web server itself says no with; a bug of ours is told without its traceback, which the log has.
+SAID = {
+    404: "no such route; docs/stage3-use.md lists them",
+    405: "not asked in that way; use GET or POST as docs/stage3-use.md says",
+    500: "a bug in tunesmith; the log of the server says more",
+}
 Handler = Callable[[Any], Awaitable[Any]]
 # What is raised -> HTTP status, kind and code of the error that is told.
 TOLD: dict[type[Exception], tuple[int, str, str | None]] = {
@@ -58,7 +64,7 @@ class Api:
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         for method, path, handler in self._routes():
             app.add_route(path, self._guarded(path, handler), methods=[method])
-        for status, text in ((404, "no such route; see docs/stage3-use.md"), (405, "not asked so; GET or POST")):
+        for status, text in SAID.items():
             app.exception_handler(status)(_says(status, text))
         return app
 
@@ -107,7 +113,7 @@ class Api:
         """An answer, in one or as it comes."""
         from fastapi.responses import StreamingResponse
 
-        pieces = Pieces(request, asyncio.get_running_loop())
+        pieces = Pieces(request, lambda last: self._metrics.drew(run.name, last))
         pieces.ticket = self._engine.ask(ask, pieces.told)
         telling = Telling(run.name, run.model.template, chat=ask.text is None)
         if not ask.in_pieces:
@@ -121,7 +127,6 @@ class Api:
         async for piece in pieces:
             text, last = text + piece.text, piece
             scored += piece.scored
-        self._metrics.drew(telling.model, last)
         text, calls = split_calls(text, ask.messages)
         return telling.whole(text, scored, last, calls)
 
@@ -256,6 +261,6 @@ def _told_of(error: Exception) -> tuple[int, Any]:
 
 def _says(status: int, text: str) -> Callable[[Any, Exception], Awaitable[Any]]:
     async def told(_: Any, error: Exception) -> Any:
-        return _json(wrong(text), status)
+        return _json(wrong(text, kind="server_error" if status == 500 else "invalid_request_error"), status)
 
     return told

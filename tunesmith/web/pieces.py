@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from tunesmith.errors import TunesmithError
@@ -24,11 +24,12 @@ class Broken(TunesmithError):
 class Pieces:
     """An answer as it comes; when the client is gone its ticket is given back."""
 
-    def __init__(self, request: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, request: Any, done: Callable[[Piece], None]) -> None:
         self.ticket: Ticket | None = None
-        self._request, self._loop = request, loop
+        self._request, self._done = request, done
+        self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Piece] = asyncio.Queue()
-        self._gone = loop.create_task(self._left())
+        self._gone = self._loop.create_task(self._left())
         self._over = False
 
     def told(self, piece: Piece) -> None:
@@ -56,6 +57,7 @@ class Pieces:
             raise AskError("client: it is gone; ask again")  # nobody reads this
         piece = waits.result()
         if piece.end:
+            self._done(piece)
             self.let_go()
         failures: dict[str, type[TunesmithError]] = {"wrong": AskError, "late": Late, "broken": Broken}
         if piece.end in failures:

@@ -1,0 +1,355 @@
+"""Many questions at once: the answers each would get alone, whichever adapter it asks and whoever comes or goes."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.served import HEAD, LABELS, engine_over, save_run
+from tunesmith.data.examples import Message
+from tunesmith.inference.ask import Ask, AskError
+from tunesmith.inference.engine import Busy, Engine, Limits
+from tunesmith.inference.folder import load
+from tunesmith.inference.row import Piece
+from tunesmith.inference.shelf import Shelf, UnknownModel
+from tunesmith.model.device import Machine
+from tunesmith.model.sampling import Sampling
+from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
+
+QUESTIONS = ("hi", "What is the capital of France?", "Tell me of the fox and the dog and the phone. " * 3)
+TECHNIQUES = {
+    "lora": Lora(rank=4),
+    "dora": Lora(rank=4, dora=True),
+    "ia3": Ia3(),
+    "prompt": Prompt(tokens=5),
+    "prefix": Prefix(tokens=5),
+    "p-tuning": PTuning(tokens=5),
+}
+GREEDY = Sampling(max_new_tokens=10)
+
+
+@pytest.fixture(autouse=True)
+def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Machine("cpu", "float32", 1, {}, "known")
+    monkeypatch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that several tests ask."""
+    return save_run(tmp_path_factory.mktemp("runs") / "one", Lora(rank=4))
+
+
+@pytest.fixture
+def over() -> Iterator[object]:
+    """Engines that are ended with the test, in which nothing went wrong unseen."""
+    made: list[tuple[Engine, list[str]]] = []
+
+    def start(sources: Mapping[str, Sequence[Path]], **limits: object) -> Engine:
+        made.append(engine_over(sources, limits=Limits(**limits)))  # type: ignore[arg-type]
+        return made[-1][0]
+
+    yield start
+    for engine, bugs in made:
+        engine.close(10)
+        assert bugs == []
+
+
+class Answer:
+    """What is told of one question."""
+
+    def __init__(self, engine: Engine, ask: Ask) -> None:
+        self._pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+        self.ticket = engine.ask(ask, self._pieces.put)
+
+    def pieces(self) -> list[Piece]:
+        found = [self._pieces.get(timeout=60)]
+        while not found[-1].end:
+            found.append(self._pieces.get(timeout=60))
+        return found
+
+    def text(self) -> str:
+        return "".join(piece.text for piece in self.pieces())
+
+
+def asked(name: str, question: str, **more: object) -> Ask:
+    return Ask(name, (Message("user", question),), **{"sampling": GREEDY, **more})  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ the same answers
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
+def test_a_batch_of_six_techniques_and_the_base_answers_each_as_if_it_were_alone(kind: str, tmp_path: Path, over):
+    for number, (name, technique) in enumerate(TECHNIQUES.items()):
+        save_run(tmp_path / name, technique, kind=kind, seed=number)
+    engine = over({name: [tmp_path / name] for name in TECHNIQUES})
+    names = [*TECHNIQUES, kind]
+    answers = {
+        (name, question): Answer(engine, asked(name, question, in_pieces=len(name) % 2 == 0))
+        for question in QUESTIONS
+        for name in names
+    }
+    said = {key: answer.pieces() for key, answer in answers.items()}
+    alone = {name: load(tmp_path / name) for name in TECHNIQUES} | {kind: engine.shelf.get(kind).model}
+    for (name, question), pieces in said.items():
+        wanted = alone[name].reply([Message("user", question)], sampling=GREEDY)
+        last = pieces[-1]
+        assert "".join(piece.text for piece in pieces) == wanted.text, name
+        assert (last.prompt_tokens, last.new_tokens) == (wanted.prompt_tokens, wanted.new_tokens)
+        assert last.end == ("stop" if wanted.finished else "length")
+    assert len({pieces[-1].text for pieces in said.values()}) > 4  # they do not all say the same
+
+
+def test_a_row_draws_the_same_by_chance_alone_and_among_others(one: Path, over):
+    engine = over({"one": [one]})
+    warm = Sampling(max_new_tokens=10, temperature=1.5, top_p=0.9, seed=7)
+    answers = [Answer(engine, asked("one", question, sampling=warm)) for question in QUESTIONS]
+    model = load(one)
+    wanted = [model.reply([Message("user", question)], sampling=warm).text for question in QUESTIONS]
+    assert [answer.text() for answer in answers] == wanted
+
+
+def test_a_run_of_its_own_weights_and_runs_over_the_base_are_served_side_by_side(tmp_path: Path, over):
+    save_run(tmp_path / "full", Full(), lively=0.05)
+    save_run(tmp_path / "lora", Lora(rank=4))
+    engine = over({"full": [tmp_path / "full"], "lora": [tmp_path / "lora"]})
+    for name in ("full", "lora"):
+        wanted = load(tmp_path / name).reply([Message("user", "hi")], sampling=GREEDY).text
+        assert Answer(engine, asked(name, "hi")).text() == wanted
+
+
+def test_what_questions_share_is_read_once_and_known_again_later(one: Path, over):
+    engine = over({"one": [one]})
+    opening = "Summarise the following text in one sentence, and answer with one word. "
+    first = [Answer(engine, asked("one", opening + word)).text() for word in ("fox", "dog")]
+    begun = engine.counts.reused
+    assert begun > 20
+    again = Answer(engine, asked("one", opening + "fox")).text()
+    assert again == first[0]
+    shared = len(engine.shelf.get("one").model.prompt((Message("user", opening + "fox"),)))
+    assert engine.counts.reused - begun == shared - 1  # all but the last id, whose state the answer begins with
+
+
+def test_stop_strings_logprobs_and_raw_texts_are_as_python_has_them(one: Path, over):
+    engine, model = over({"one": [one]}), load(one)
+    whole = model.reply([Message("user", "hi")], sampling=GREEDY).text
+    stop = whole[3:5]
+    assert (
+        Answer(engine, asked("one", "hi", sampling=replace(GREEDY, stop=(stop,)))).text()
+        == whole[: whole.index(stop)].strip()
+    )
+    (told,) = Answer(engine, Ask("one", text="The quick", sampling=GREEDY)).pieces()
+    assert told.text == model.complete(["The quick"], sampling=GREEDY)[0].text
+    (scored,) = Answer(engine, asked("one", "hi", best=2)).pieces()
+    ids = model.prompt([Message("user", "hi")])
+    for one in scored.scored:
+        with torch.no_grad():
+            logs = model.policy.network(torch.tensor([ids])).logits[0, -1].log_softmax(dim=0)
+        assert one.logprob == pytest.approx(float(logs[one.id]), abs=1e-3)
+        assert [best for best, _ in one.best] == logs.topk(2).indices.tolist()
+        ids.append(one.id)
+    assert len(scored.scored) == scored.new_tokens
+
+
+# ------------------------------------------------------------------ schemas
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "mood": {"enum": ["good", "bad"]},
+        "stars": {"type": "integer", "minimum": 1, "maximum": 5},
+        "words": {"type": "array", "items": {"type": "string", "maxLength": 3}, "maxItems": 2},
+    },
+    "required": ["mood", "stars", "words"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_answers_of_a_random_model_hold_to_their_schema(kind: str, tmp_path: Path, over):
+    save_run(tmp_path / "one", Lora(rank=4), kind=kind)
+    engine = over({"one": [tmp_path / "one"]})
+    hot = Sampling(max_new_tokens=120, temperature=1.0)
+    answers = [
+        Answer(engine, asked("one", f"number {i}", sampling=replace(hot, seed=i), schema=SCHEMA)) for i in range(8)
+    ]
+    free = Answer(engine, asked("one", "hi"))  # a row without a schema beside them stays free
+    for answer in answers:
+        (told,) = answer.pieces()
+        assert told.end == "stop"
+        found = json.loads(told.text)
+        assert set(found) == {"mood", "stars", "words"}
+        assert found["mood"] in ("good", "bad")
+        assert 1 <= found["stars"] <= 5
+        assert len(found["words"]) <= 2
+    assert free.text() == load(tmp_path / "one").reply([Message("user", "hi")], sampling=GREEDY).text
+
+
+def test_a_schema_that_is_none_is_told_and_harms_nobody(one: Path, over):
+    engine = over({"one": [one]})
+    (told,) = Answer(engine, asked("one", "hi", schema={"type": "nonsense"})).pieces()
+    assert told.end == "wrong"
+    assert told.why.startswith("schema: ")
+    assert Answer(engine, asked("one", "hi")).pieces()[-1].end in ("stop", "length")
+
+
+# ------------------------------------------------------------------ what is served
+
+
+def weights(*networks: torch.nn.Module) -> int:
+    """Bytes of all different tensors of some networks."""
+    held = {value.data_ptr(): value.numel() * value.element_size()
+            for network in networks for value in (*network.parameters(), *network.buffers())}  # fmt: skip
+    return sum(held.values())
+
+
+def test_eight_adapters_over_one_base_take_the_memory_of_one_base_and_eight_adapters(tmp_path: Path, over):
+    names = [f"run{number}" for number in range(8)]
+    for number, name in enumerate(names):
+        save_run(tmp_path / name, Lora(rank=2), seed=number)
+    engine = over({name: [tmp_path / name] for name in names})
+    answers = [Answer(engine, asked(name, "hi")).text() for name in names]
+    assert len(set(answers)) > 4
+    base = weights(engine.shelf.grounds()[0].base.network)
+    adapters = sum(
+        value.numel() * 4
+        for run in engine.shelf.runs()
+        for name, value in run.model.policy.network.named_parameters()
+        if "lora_" in name
+    )
+    everything = weights(*(run.model.policy.network for run in engine.shelf.runs()))
+    assert base < everything < (base + adapters) * 1.1
+    assert adapters / 8 == pytest.approx((everything - base) / 8, rel=0.01)
+
+
+def test_versions_are_loaded_unloaded_and_rolled_back_while_others_are_answered(tmp_path: Path, over):
+    for number in (1, 2):
+        save_run(tmp_path / f"v{number}", Lora(rank=4), seed=number)
+    save_run(tmp_path / "other", Ia3())
+    engine = over({"one": [tmp_path / "v1", tmp_path / "v2"], "other": [tmp_path / "other"]})
+    wanted = {v: load(tmp_path / f"v{v}").reply([Message("user", "hi")], sampling=GREEDY).text for v in (1, 2)}
+    assert wanted[1] != wanted[2]
+    long = Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=60)))
+    stop, others = threading.Event(), list[str]()
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            others.append(Answer(engine, asked("other", "hi")).text())
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    assert Answer(engine, asked("one", "hi")).text() == wanted[2]
+    assert engine.shelf.roll_back("one").version == 1
+    assert Answer(engine, asked("one", "hi")).text() == wanted[1]
+    with pytest.raises(UnknownModel, match="has no version"):
+        engine.shelf.roll_back("one")
+    engine.shelf.unload("one")
+    with pytest.raises(UnknownModel, match="'one' is not served here; there are other, llama"):
+        Answer(engine, asked("one", "hi"))
+    assert engine.shelf.load("one").version == 2
+    assert Answer(engine, asked("one", "hi")).text() == wanted[2]
+    stop.set()
+    asking.join(30)
+    assert len(set(others)) == 1
+    assert (
+        long.text() == load(tmp_path / "v2").reply([Message("user", "hi")], sampling=Sampling(max_new_tokens=60)).text
+    )  # it was begun before the version went
+
+
+def test_only_registered_names_are_read(one: Path):
+    shelf = Shelf({"one": [one]})
+    for name in (str(one), "../one", "one/../one", ""):
+        with pytest.raises(UnknownModel, match="was not registered"):
+            shelf.load(name)
+        with pytest.raises(UnknownModel):
+            shelf.get(name)
+
+
+def test_labels_and_states_of_several_askers_are_those_of_each_alone(tmp_path: Path, over):
+    save_run(tmp_path / "mood", Lora(rank=4), LABELS)
+    save_run(tmp_path / "head", Lora(rank=4), HEAD, kind="bert")
+    engine = over({"mood": [tmp_path / "mood"], "head": [tmp_path / "head"]})
+    for name in ("mood", "head"):
+        model = load(tmp_path / name)
+        jobs = [engine.whole(name, "labels", [text, "so"]) for text in QUESTIONS]
+        for text, job in zip(QUESTIONS, jobs, strict=True):
+            for found, wanted in zip(job.result(60), model.classify([text, "so"]), strict=True):
+                assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-3)
+        states = engine.whole(name, "states", QUESTIONS).result(60)
+        assert torch.allclose(torch.tensor(states), model.embed(QUESTIONS), atol=1e-3)
+    with pytest.raises(AskError, match="is an encoder and writes no text"):
+        engine.ask(asked("head", "hi"), lambda piece: None)
+
+
+# ------------------------------------------------------------------ limits
+
+
+def test_a_full_queue_says_so_and_an_overdue_answer_ends(one: Path, over):
+    engine = over({"one": [one]}, rows=1, waiting=2, seconds=0.3)
+    endless = Sampling(max_new_tokens=400)
+    answers = []
+
+    def ask_many() -> None:
+        for _ in range(50):
+            answers.append(Answer(engine, asked("one", "hi", sampling=endless)))
+
+    with pytest.raises(Busy, match="questions wait already; ask again later"):
+        ask_many()
+    ends = [answer.pieces()[-1] for answer in answers]
+    assert {piece.end for piece in ends} <= {"late", "length", "stop"}
+    assert "late" in {piece.end for piece in ends}
+
+
+def test_an_answer_that_nobody_waits_for_makes_room(one: Path, over):
+    engine = over({"one": [one]}, rows=1)
+    answers = [Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=380))) for _ in range(3)]
+    for answer in answers:
+        answer.ticket.cancel()
+    assert {answer.pieces()[-1].end for answer in answers} <= {"gone", "stop"}
+    began = time.monotonic()
+    assert Answer(engine, asked("one", "hi")).pieces()[-1].end in ("stop", "length")
+    assert time.monotonic() - began < 20
+    assert engine.queued == 0
+
+
+@pytest.mark.parametrize("longest", [0, -1, 4097, 10**9])
+def test_more_tokens_than_the_server_gives_are_refused(longest: int, one: Path, over):
+    engine = over({"one": [one]})
+    with pytest.raises(AskError, match=f"max_tokens: {longest} is not between 1 and 4096"):
+        Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=longest)))
+
+
+def test_an_answer_ends_where_the_model_has_no_more_positions(tmp_path: Path, over):
+    save_run(tmp_path / "one", Lora(rank=4), kind="gpt2")
+    engine = over({"one": [tmp_path / "one"]})
+    engine.shelf.get("one").model.policy.network.config.max_position_embeddings = 40
+    (told,) = Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=4000))).pieces()
+    assert told.end == "stop" or told.prompt_tokens + told.new_tokens == 40
+
+
+def test_an_engine_that_ends_takes_nothing_more_and_ends_what_it_began(one: Path, over):
+    engine = over({"one": [one]})
+    begun = Answer(engine, asked("one", "hi"))
+    engine.close(30)
+    assert begun.pieces()[-1].end in ("stop", "length")
+    with pytest.raises(Busy, match="it is ending"):
+        Answer(engine, asked("one", "hi"))
+
+
+def test_a_bug_is_told_to_the_log_and_to_who_waits_and_the_engine_goes_on(one: Path, monkeypatch):
+    engine, bugs = engine_over({"one": [one]})
+    with monkeypatch.context() as patch:
+        patch.setattr("tunesmith.inference.decoding.Decoding._read", lambda *_: 1 / 0)
+        assert Answer(engine, asked("one", "hi")).pieces()[-1].end == "broken"
+    assert "ZeroDivisionError" in bugs[0]
+    assert Answer(engine, asked("one", "hi")).pieces()[-1].end in ("stop", "length")
+    engine.close(5)

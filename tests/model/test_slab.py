@@ -1,0 +1,83 @@
+"""Rows that come and go in one block, and rows under different adapters in one pass: the states of each alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.bases import base, policy
+from tests.tiny import DECODERS
+from tunesmith.model.mixed import Mixed, same_numbers
+from tunesmith.model.slab import Slab, fits
+from tunesmith.techniques import Ia3, Lora
+
+ROWS = torch.arange(1, 61).view(3, 20)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@torch.no_grad()
+def test_a_row_has_the_same_states_wherever_it_lies_and_whoever_leaves(kind: str):
+    network = base(kind).network
+    slab = Slab(network.config)
+    slab.feed(network, ROWS[:2, :6], slots=(0, 1), starts=(0, 0))
+    slab.feed(network, ROWS[2:, :9], slots=(2,), starts=(0,))  # joins later, and is longer
+    slab.feed(network, torch.stack([ROWS[0, 6], ROWS[1, 6], ROWS[2, 9]])[:, None], slots=(0, 1, 2), starts=(6, 6, 9))
+    slab.move(2, 0, 10)  # row 0 leaves, row 2 takes its slot
+    ids = torch.stack([ROWS[2, 10:18], ROWS[1, 7:15]])
+    found = slab.feed(network, ids, slots=(0, 1), starts=(10, 7))
+    for states, row, begin in ((found[0], 2, 10), (found[1], 1, 7)):
+        alone = network.base_model(input_ids=ROWS[row : row + 1], use_cache=False).last_hidden_state[0]
+        assert torch.allclose(states, alone[begin : begin + 8], atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_beginning_that_is_put_into_a_slot_stands_for_its_ids():
+    network = base("llama").network
+    slab = Slab(network.config)
+    slab.feed(network, ROWS[:1, :12], slots=(0,), starts=(0,))
+    kept = slab.take(0, 10)
+    other = Slab(network.config)
+    other.put(4, kept)
+    found = other.feed(network, ROWS[:1, 10:], slots=(4,), starts=(10,))[0]
+    alone = network.base_model(input_ids=ROWS[:1], use_cache=False).last_hidden_state[0, 10:]
+    assert torch.allclose(found, alone, atol=1e-5)
+
+
+def test_a_network_that_keeps_something_else_does_not_fit():
+    network = base("llama").network
+    assert fits(network)
+    network.config.layer_types = ["linear_attention", "full_attention"]
+    assert not fits(network)
+
+
+@torch.no_grad()
+def test_each_row_of_a_mixed_pass_goes_by_its_own_adapter_and_the_base_by_none():
+    plain = base("llama").network
+    adapted = {}
+    for number, technique in ((1, Lora(rank=4)), (2, Ia3()), (3, Lora(rank=2, dora=True))):
+        network = same_numbers(plain)
+        made = technique.adapt(network, family="decoder", keep_reference=False)
+        for _, value in made.trainable():
+            value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(number)), alpha=0.3)
+        made.train(False)
+        adapted[number] = network
+    rows = ROWS[[0, 1, 2, 0, 1]]
+    by = [(1, torch.tensor([0, 3])), (2, torch.tensor([2])), (3, torch.tensor([4]))]
+    mixed = Mixed(plain, adapted).by(by)
+    found = mixed.base_model(input_ids=rows, use_cache=False).last_hidden_state
+    who = [1, None, 2, 1, 3]
+    for i, number in enumerate(who):
+        network = plain if number is None else adapted[number]
+        alone = network.base_model(input_ids=rows[i : i + 1], use_cache=False).last_hidden_state[0]
+        assert torch.allclose(found[i], alone, atol=1e-4)
+    assert not torch.allclose(found[0], plain.base_model(input_ids=rows[:1], use_cache=False).last_hidden_state[0])
+
+
+def test_a_second_tree_takes_no_memory_for_numbers():
+    plain = policy("llama").network
+    other = same_numbers(plain)
+    pairs = list(zip(plain.parameters(), other.parameters(), strict=True))
+    assert pairs
+    assert all(one is two for one, two in pairs)
+    assert other is not plain
+    assert other.model.layers[0] is not plain.model.layers[0]
