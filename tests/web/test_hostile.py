@@ -24,6 +24,7 @@ from tunesmith.techniques import Lora
 
 COUNT = 200
 CHAT, CLASSIFY = "/v1/chat/completions", "/classify"
+CLIENT = httpx.Client(timeout=60)
 GOOD: dict[str, Any] = {"model": "one", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
 DEEP = "[" * 50_000 + "]" * 50_000
 
@@ -101,7 +102,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def send(server: Served, path: str, body: bytes) -> int:
     """A request with its whole body; the status, and what is said is looked through."""
     headers = {"content-type": "application/json"}
-    answer = httpx.post(f"{server.url}{path}", content=body, headers=headers, timeout=60)
+    answer = CLIENT.post(f"{server.url}{path}", content=body, headers=headers)
     assert "Traceback" not in answer.text
     assert "site-packages" not in answer.text
     assert "/tmp" not in answer.text
@@ -158,11 +159,10 @@ def attack(server: Served, number: int) -> tuple[str, int]:
 
 
 def test_two_hundred_hostile_requests_leave_the_server_as_it_was(server: Served):
-    for number in range(0, 40, 2):  # libraries and caches fill first
-        attack(server, number)
-    settled(server)
-    memory = psutil.Process(os.getpid()).memory_info().rss
     with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: attack(server, number), range(COUNT, COUNT + 80)))  # libraries and caches fill
+        settled(server)
+        memory = psutil.Process(os.getpid()).memory_info().rss
         found = Counter(pool.map(lambda number: attack(server, number), range(COUNT)))
     assert sum(found.values()) == COUNT
     assert not [status for _, status in found if status >= 500], found

@@ -45,14 +45,11 @@ class Decoding:
         self._read(first, chosen)
         return [row for row in rows if row not in chosen]
 
+    @torch.inference_mode()
     def step(self) -> int:
         """A token more for every row; how many were drawn. Rows that end leave."""
         if not self.rows:
             return 0
-        return self._step()
-
-    @torch.inference_mode()
-    def _step(self) -> int:
         network = self._network()
         logits = self._logits(network)
         drawn = [row.draw(logits[i]) for i, row in enumerate(self.rows)]
@@ -70,6 +67,7 @@ class Decoding:
             self._slab.clear()
         return len(going)
 
+    @torch.inference_mode()
     def drop(self, row: Row, end: End, why: str = "") -> None:
         """Let a row go before its end."""
         row.leave(end, why)
