@@ -35,7 +35,9 @@ def save_run(
     found = base(kind)
     if isinstance(objective, Classify):
         objective = objective.bind(labelled(4), found.family)
-    made = policy(kind, technique)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = policy(kind, technique)
     chance = torch.Generator().manual_seed(seed)
     made.head = objective.head(made)
     with torch.no_grad():
