@@ -27,7 +27,7 @@ from tunesmith.cli.main import parser
 from tunesmith.evaluation.style import RULE_KINDS
 from tunesmith.objectives import OBJECTIVES
 from tunesmith.objectives.multitask import Part
-from tunesmith.recipe import Compare, Data, Documents, Gates, Machine, Recipe, Schedule, make_recipe
+from tunesmith.recipe import Compare, Data, Documents, Gates, Loop, Machine, Recipe, Schedule, make_recipe
 from tunesmith.techniques import TECHNIQUES
 
 ROOT = Path(__file__).parents[1]
@@ -56,6 +56,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`schedule`": Schedule,
     "`machine`": Machine,
     "`gates`": Gates,
+    "`loop`": Loop,
     "`documents`": Documents,
     "`compare`": Compare,
 }

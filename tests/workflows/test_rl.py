@@ -18,7 +18,7 @@ from tunesmith.objectives import Rl
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.schema import Pursuit
 from tunesmith.training.fit import Interrupted
-from tunesmith.workflows.rewards import scorer_of
+from tunesmith.workflows.rewards import scorer, scorer_of
 from tunesmith.workflows.yardsticks.rewarded import alarms
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -170,3 +170,10 @@ def test_the_rules_of_the_example_are_kept_or_not():
     assert of("convert an address book to vCard", finished=False) == 0.0
     assert [of(text) for text in ("", "a converter", "The converter", "2vcard converts", "x" * 80)] == [0.0] * 5
     assert of("anything that begins with an article's letters") == 1.0
+
+
+def test_the_judges_of_the_example_count_rules_and_shared_words():
+    row = Exercise("rows:1", (Message("user", "?"), Message("assistant", "vCard converter")), row={"id": "2vcard"})
+    kept, nearness = (scorer(f"{ROOT}/examples/synopsis_rules.py:{name}", key="judge") for name in ("kept", "nearness"))
+    assert kept([Attempt(row, "The 2vcard tool", True)]) == [0.5]
+    assert nearness([Attempt(row, "A converter", True), Attempt(row, "nothing", True)]) == [0.5, 0.0]

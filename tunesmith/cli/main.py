@@ -24,6 +24,7 @@ from tunesmith.cli import (
     look,
     need,
     plan,
+    rlhf,
     serve,
     tune,
     use,
@@ -52,6 +53,7 @@ MODULES = (
     serve,
     feedback,
     votes,
+    rlhf,
     look,
     doctor,
 )

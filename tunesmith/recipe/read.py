@@ -78,6 +78,9 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
         files = {"train": rows.train, "validation": rows.validation, "test": rows.test}
         return rows.model_copy(update={name: anchor(value) for name, value in files.items()})
 
+    def judge(value: str) -> str:
+        return str(_beside(value, folder))
+
     objective = recipe.objective
     if isinstance(objective, Multitask):
         tasks = {n: part.model_copy(update={"data": placed(part.data)}) for n, part in objective.tasks.items()}
@@ -87,8 +90,10 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
         objective = objective.model_copy(update={"reward": _beside(objective.reward, folder)})
     documents = recipe.documents.model_copy(update={"source": anchor(recipe.documents.source)})
     model = anchor(recipe.model) if "/" in recipe.model or recipe.model.endswith(".gguf") else recipe.model
+    loop = recipe.loop
+    loop = loop.model_copy(update={"judge": judge(loop.judge), "final_judge": judge(loop.final_judge)})
     changed = {"data": placed(recipe.data), "objective": objective, "model": model}
-    return recipe.model_copy(update={**changed, "replay": replay, "documents": documents})
+    return recipe.model_copy(update={**changed, "replay": replay, "documents": documents, "loop": loop})
 
 
 def _beside(reward: str | dict[str, float], folder: Path) -> str | dict[str, float]:

@@ -145,6 +145,21 @@ def _source(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+class Loop(_Section):
+    """How often people judge and the model learns from it, for `tunesmith rlhf`, and who judges."""
+
+    rounds: int = Field(2, ge=1, description="times that answers are judged and learned from")
+    prompts: int = Field(64, ge=4, description="prompts that are answered twice and judged in each round")
+    judge: str = Field(
+        "page", description="page: people, with `tunesmith feedback`; or a Python function `rules:score`, a simulation"
+    )
+    final_judge: str = Field(
+        "", description="needed: a function or a `reward` run that trains nothing and judges the end against the start"
+    )
+    held_out: int = Field(64, ge=4, description="test prompts that the end and the start answer")
+    temperature: float = Field(1.0, gt=0, description="of the answers that are judged")
+
+
 class Recipe(_Section):
     """A whole run as one value."""
 
@@ -156,6 +171,7 @@ class Recipe(_Section):
     machine: Machine = Machine()
     replay: Replay = Replay()
     gates: Gates = Gates()
+    loop: Loop = Loop()
     documents: Annotated[Documents, BeforeValidator(_source)] = Documents()
     arms: list[Annotated[str, AfterValidator(_known_arm)]] = Field(
         default_factory=list, description="ways to answer that are compared; empty: those that the rows allow"

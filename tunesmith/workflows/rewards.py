@@ -29,18 +29,24 @@ def check_reward(recipe: Recipe) -> None:
 
 
 def scorer_of(objective: Rl) -> Scorer:
-    """What scores answers, as the recipe names it. Raises RecipeError for what cannot be found.
+    """What scores the answers of a run, as its recipe names it. Raises RecipeError as `scorer` does."""
+    return scorer(objective.reward, key="objective.reward")
+
+
+def scorer(reward: str | dict[str, float], *, key: str) -> Scorer:
+    """What a key of a recipe names to score answers. Raises RecipeError for what cannot be found.
 
     A Python function gets one `Attempt` and gives a number; naming it runs its module. The scorer raises RewardError
     where a reward fails or gives no number.
     """
-    if not objective.reward:
+    if not reward:
+        last = key.rpartition(".")[2]
         raise RecipeError(
-            "objective.reward is missing: name what scores an answer, a run of objective: reward or a Python "
-            "function, as reward: runs/reward or reward: rules:score"
+            f"{key} is missing: name what scores an answer, a run of objective: reward or a Python function, "
+            f"as {last}: runs/reward or {last}: rules:score"
         )
-    named = {objective.reward: 1.0} if isinstance(objective.reward, str) else objective.reward
-    parts = [(_source(name), weight) for name, weight in named.items()]
+    named = {reward: 1.0} if isinstance(reward, str) else reward
+    parts = [(_source(name, key), weight) for name, weight in named.items()]
 
     def score(attempts: Sequence[Attempt]) -> list[float]:
         each = [[weight * value for value in source(attempts)] for source, weight in parts]
@@ -56,11 +62,11 @@ def watch(attempts: Sequence[Attempt]) -> Figures:
 
 
 @cache
-def _source(name: str) -> Scorer:
+def _source(name: str, key: str) -> Scorer:
     """The scorer of one name."""
     if ":" not in name:
-        return _run(name)
-    function = _function(name)
+        return _run(name, key)
+    function = _function(name, key)
 
     def score(attempts: Sequence[Attempt]) -> list[float]:
         return [_checked(name, function, attempt) for attempt in attempts]
@@ -68,16 +74,14 @@ def _source(name: str) -> Scorer:
     return score
 
 
-def _run(name: str) -> Scorer:
+def _run(name: str, key: str) -> Scorer:
     """A tuned reward model, read when it is first asked. Raises RecipeError for what is none."""
     if not Path(name).exists():
         cure = "name a run of objective: reward, or a Python function as module:function"
-        raise RecipeError(f"objective.reward: {name!r} is no run here; {cure}")
+        raise RecipeError(f"{key}: {name!r} is no run here; {cure}")
     about = read_about(find_model(name))
     if not isinstance(about.objective, Reward):
-        raise RecipeError(
-            f"objective.reward: {name} was tuned to {about.objective.kind}; name a run of objective: reward"
-        )
+        raise RecipeError(f"{key}: {name} was tuned to {about.objective.kind}; name a run of objective: reward")
     judge = cache(lambda: load(name, offline=True))
 
     def score(attempts: Sequence[Attempt]) -> list[float]:
@@ -86,18 +90,18 @@ def _run(name: str) -> Scorer:
     return score
 
 
-def _function(name: str) -> Callable[[Attempt], Any]:
+def _function(name: str, key: str) -> Callable[[Attempt], Any]:
     """The function that `module:function` or `path/file.py:function` names. Raises RecipeError."""
     place, _, wanted = name.rpartition(":")
     try:
         module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # a module is a program of the user's: whatever it raises is its own finding
         said = " ".join(str(error).split()) or type(error).__name__
-        raise RecipeError(f"objective.reward: {place} cannot be imported ({type(error).__name__}: {said})") from error
+        raise RecipeError(f"{key}: {place} cannot be imported ({type(error).__name__}: {said})") from error
     found = getattr(module, wanted, None)
     if not callable(found):
         names = sorted(word for word, value in vars(module).items() if callable(value) and not word.startswith("_"))
-        raise RecipeError(f"objective.reward: {place} has no function {wanted!r}; it has {', '.join(names) or 'none'}")
+        raise RecipeError(f"{key}: {place} has no function {wanted!r}; it has {', '.join(names) or 'none'}")
     function: Callable[[Attempt], Any] = found
     return function
 

@@ -1,0 +1,98 @@
+"""`tunesmith rlhf`: the model answers, people judge, the model learns, people judge again."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from tunesmith.cli.options import add_changes, add_common, add_schema, changes_of
+from tunesmith.cli.progress import listening
+from tunesmith.cli.signals import Interruption, caught
+from tunesmith.cli.terminal import emit, hush, log, show, show_table
+from tunesmith.report.figures import bounds, figure, metric_name, p_value, share, signed
+
+if TYPE_CHECKING:
+    from tunesmith.cli.options import Commands
+    from tunesmith.evaluation.winrate import WinRate
+    from tunesmith.recipe import Recipe
+    from tunesmith.report.rlhf import LoopReport
+
+
+def add(commands: Commands) -> None:
+    """Add `rlhf`."""
+    parser = commands.add_parser(
+        "rlhf",
+        help="the loop with people: answer, judge, learn, judge again",
+        description="Let a model answer prompts twice, have the pairs judged, learn from all judgements so far by "
+        "preference or by a reward and rl, as often as the recipe says, and judge the end against the start. While "
+        "pairs wait for people it says how to open the page, and the same command goes on where it was left.",
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe.yaml with a section `loop`, whose rows hold prompts")
+    add_changes(parser)
+    add_common(parser, out="folder of the loop (default: loops/NAME)")
+    add_schema(parser, _schema)
+    parser.set_defaults(run=run)
+
+
+def _schema() -> str:
+    from tunesmith.report.rlhf import schema
+
+    return schema()
+
+
+def run(args: argparse.Namespace) -> int:
+    """Walk the loop as far as it goes."""
+    from tunesmith.recipe import load_recipe
+
+    recipe, notes = load_recipe(args.recipe, changes=changes_of(args))
+    for note in notes:
+        log(note)
+    found = _walk(recipe, args)
+    if args.json:
+        emit(found.model_dump(mode="json"))
+    else:
+        _show(found)
+    return 0
+
+
+def _walk(recipe: Recipe, args: argparse.Namespace) -> LoopReport:
+    """The loop, told as it goes; Ctrl-C ends it after a step, with everything kept."""
+    from tunesmith.training.fit import Interrupted
+    from tunesmith.workflows.rlhf import Way, rlhf
+
+    hush()
+    with caught() as signals, listening(signals) as listen:
+        try:
+            return rlhf(recipe, way=Way(listen, signals.stop, args.offline), out=args.out)
+        except Interrupted as stopped:
+            raise Interruption(signals.received, f"{stopped} and kept") from None
+
+
+def _show(found: LoopReport) -> None:
+    """The verdict, round by round, and where the rest lies."""
+    show(found.verdict)
+    show(f"judged by {'a simulation, ' if found.simulated else ''}{found.judge}; the end by {found.final_judge}")
+    show()
+    heads = ("round", "preferred>", "95 % interval", "at equal length>", "95 % interval", "p>", "votes learned from>")
+    show_table(heads, [_line(one.number, one.over_start, one.rows) for one in found.rounds])
+    for one in found.rounds:
+        for learned in one.learned:
+            task = learned.task
+            gain = f"{figure(task.base)} to {figure(task.tuned)} ({signed(task.delta)}, {p_value(task.p_value)})"
+            show(f"round {one.number}, {learned.objective}: {metric_name(task.metric)} {gain}; {learned.folder}")
+            for alarm in learned.alarms:
+                show(f"alarm: {alarm}")
+    show(f"everything: {found.folder}")
+
+
+def _line(number: int, won: WinRate, rows: int) -> tuple[str, ...]:
+    """A round as a line of the table."""
+    return (
+        str(number),
+        share(won.rate),
+        bounds(won.ci95),
+        share(won.controlled),
+        bounds(won.controlled_ci95),
+        p_value(won.p_value),
+        str(rows),
+    )

@@ -1,0 +1,75 @@
+"""The report over all rounds of the loop with people: its shape, its file and its page."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.evaluation.tasks import TaskScore
+from tunesmith.evaluation.winrate import WinRate
+from tunesmith.feedback.summary import Summary
+from tunesmith.report.html import environment
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Learned(_Part):
+    """One run of a round: what it learned, where it lies, and its headline on held-out rows."""
+
+    objective: str
+    folder: str
+    task: TaskScore
+    general_nats: float | None  # by how much general text costs more than before, a token
+    alarms: tuple[str, ...] = ()
+
+
+class Round(_Part):
+    """Answers judged once, what was learned from all judgements so far, and how it stands beside the start."""
+
+    number: int
+    answered_by: str
+    votes: Summary
+    rows: int  # judgements that prefer something, of this round and those before
+    learned: list[Learned]
+    over_start: WinRate
+
+
+class LoopReport(_Part):
+    """Everything about one loop."""
+
+    name: str
+    folder: str
+    model: str
+    objective: str
+    technique: str
+    judge: str
+    simulated: bool
+    final_judge: str
+    rounds: list[Round]
+    verdict: str
+    environment: dict[str, str]
+
+
+def verdict_of(rounds: list[Round]) -> str:
+    """One sentence on the last round's policy against the start, length taken into account."""
+    last = rounds[-1].over_start
+    low, high = last.controlled_ci95
+    said = "better" if low > 0.5 else "worse" if high < 0.5 else "no effect"
+    raw = f"{last.rate:.1%} of {last.n} held-out prompts, {last.ties} ties, p = {last.p_value:.3f}"
+    return (
+        f"{said}: preferred over the start in {last.controlled:.1%} with lengths made equal "
+        f"(95 % {low:.1%} to {high:.1%}; as they are {raw})"
+    )
+
+
+def page(found: LoopReport) -> str:
+    """The loop's page; everything that came from people, rows and models is escaped."""
+    return environment().get_template("rlhf.html.jinja").render(r=found)
+
+
+def schema() -> str:
+    """The JSON schema of rlhf.json."""
+    return json.dumps(LoopReport.model_json_schema(), indent=1)

@@ -1,0 +1,85 @@
+"""The judging in a loop: pairs of answers for people to judge, or a rule that stands in for them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunesmith.data.exercises import Attempt, Exercise, Scorer
+from tunesmith.errors import Refused
+from tunesmith.evaluation.winrate import WinRate, win_rate
+from tunesmith.feedback.items import TIE, prompt_key
+from tunesmith.feedback.store import Who
+from tunesmith.inference.open import open_model
+from tunesmith.model.sampling import Sampling
+from tunesmith.objectives import Instruct
+from tunesmith.workflows.feedback import Wish
+from tunesmith.workflows.panel import LEFT, RIGHT, Panel, Said
+
+PEOPLE = "page"
+TAB = "rule"
+
+
+@dataclass(frozen=True, slots=True)
+class Replies:
+    """A model's greedy answers to held-out prompts, and which of them ended by themselves."""
+
+    texts: list[str]
+    finished: list[bool]
+
+
+def judge_by_rule(panel: Panel, exercises: Sequence[Exercise], score: Scorer, *, rater: str) -> None:
+    """A vote on every pair that has none: the answer with the higher score wins, equal scores are a tie.
+
+    The votes go through the same door as people's, under a name that says that nobody cast them.
+    """
+    who, known = Who(rater, TAB), {prompt_key(one.prompt): one for one in exercises}
+    while (key := panel.turns.next(who)) is not None:
+        item, shown = panel.item(key), panel.shown(key, who.rater)
+        exercise = known[prompt_key(item.messages)]
+        left, right = score([Attempt(exercise, item.answers[place], True) for place in shown])
+        panel.vote(who, key, Said(TIE if left == right else LEFT if left > right else RIGHT))
+
+
+def need_judged(panel: Panel, wish: Wish) -> None:
+    """Nothing where every pair has a vote. Raises Refused with the command that opens the page for the rest."""
+    progress = panel.progress()
+    if progress.judged == progress.items:
+        return
+    drawn = wish.sampling
+    words = [
+        "tunesmith", "feedback", wish.model, "--prompts", wish.prompts, "--rows", "0", "--store", str(wish.store),
+        "--temperature", f"{drawn.temperature:g}", "--top-p", f"{drawn.top_p:g}",
+        "--max-new-tokens", str(drawn.max_new_tokens), "--seed", str(drawn.seed),
+    ]  # fmt: skip
+    raise Refused(
+        f"{wish.store}: {progress.judged} of {progress.items} pairs are judged; judge the others with "
+        f"`{shlex.join(words)}`, then run the same command again"
+    )
+
+
+def replies_of(name: str, exercises: Sequence[Exercise], *, longest: int, limit: int) -> Replies:
+    """What a run or a base answers, greedily and as it is asked."""
+    model = open_model(name, objective=Instruct(max_new_tokens=longest), offline=True, limit=limit)
+    found = model.replies([one.prompt for one in exercises], sampling=Sampling(max_new_tokens=longest))
+    return Replies([reply.text for reply in found], [reply.finished for reply in found])
+
+
+def over(start: Replies, own: Replies, exercises: Sequence[Exercise], score: Scorer) -> WinRate:
+    """How often a judge that trained nothing scores the one side's answers above the start's."""
+    sides = [
+        score([Attempt(*each) for each in zip(exercises, side.texts, side.finished, strict=True)])
+        for side in (start, own)
+    ]
+    outcomes = [0.5 if a == b else float(b > a) for a, b in zip(*sides, strict=True)]
+    return win_rate(outcomes, (start.texts, own.texts))
+
+
+def as_rows(exercises: Sequence[Exercise]) -> list[dict[str, object]]:
+    """The exercises as rows of a file: whole turns, and the row's answer where it has one."""
+    rows = []
+    for one in exercises:
+        turns = [{"role": message.role, "content": message.content} for message in one.messages]
+        rows.append({**one.row, "messages": turns})
+    return rows
