@@ -1,0 +1,58 @@
+"""`tunesmith rlhf` as a person runs it: JSON out, and 1 while pairs wait for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Command
+
+RULES = (
+    "def short(attempt):\n    return -len(attempt.text)\n\ndef few(attempt):\n    return -len(attempt.text.split())\n"
+)
+RECIPE = """
+model: {model}
+data: {{train: rows.jsonl}}
+objective: {{kind: preference, max_new_tokens: 5}}
+schedule: {{epochs: 1, batch_rows: 8, learning_rate: 0.01, probe: false}}
+machine: {{device: cpu, dtype: float32, threads: 1}}
+loop: {{rounds: 1, prompts: 20, held_out: 5, judge: {judge}, final_judge: "rules:few"}}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def written(judge: str, model: Path) -> Path:
+    """A recipe in the working folder, with its rows and its rules."""
+    rows = [{"prompt": f"number {i}", "answer": f"it is {i}"} for i in range(50)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    Path("rules.py").write_text(RULES, encoding="utf-8")
+    Path("loop.yaml").write_text(RECIPE.format(model=model, judge=judge), encoding="utf-8")
+    return Path("loop.yaml")
+
+
+def test_a_loop_ends_with_one_json_document(command: Command, tiny_llama: Path):
+    done = command("rlhf", written('"rules:short"', tiny_llama), "--out", "loop", "--offline", "--json")
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
+    assert report["simulated"]
+    assert report["rounds"][0]["over_start"]["n"] == 5
+    again = command("rlhf", "loop.yaml", "--out", "loop", "--offline")
+    assert again.code == 0
+    assert "judged by a simulation, rules.py:short" in again.out
+
+
+def test_while_pairs_wait_it_ends_with_1_and_says_how_to_open_the_page(command: Command, tiny_llama: Path):
+    done = command("rlhf", written("page", tiny_llama), "--out", "waiting", "--offline")
+    assert done.code == 1
+    assert "tunesmith feedback" in done.err
+    assert "then run the same command again" in done.err
+
+
+def test_the_schema_of_its_report_is_told(command: Command):
+    assert "rounds" in json.loads(command("rlhf", "--schema").out)["properties"]
