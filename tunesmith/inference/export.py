@@ -62,9 +62,9 @@ def write_merged(model: LocalModel, folder: Path, out: Path) -> None:
         shutil.copy(folder / HEAD, out / HEAD)
 
 
-def write_file(model: LocalModel, out: Path, *, quantize: str, name: str) -> None:
+def write_file(model: LocalModel, out: Path, *, numbers: str, name: str) -> None:
     """The merged model as one GGUF file, and a Modelfile for Ollama."""
-    write_gguf(model.policy.network, model.template.tokenizer, out / GGUF, kind=quantize, name=name)
+    write_gguf(model.policy.network, model.template.tokenizer, out / GGUF, kind=numbers, name=name)
     (out / "Modelfile").write_text(modelfile(model.template, gguf=GGUF), encoding="utf-8")
 
 

@@ -33,12 +33,12 @@ class Wanted:
     """What is to be written: merged, gguf or adapter, and of a GGUF file in which numbers."""
 
     kind: str
-    quantize: str = "f16"
+    numbers: str = "f16"
 
     @property
     def name(self) -> str:
         """The word for it in tables and folder names."""
-        return f"gguf {self.quantize}" if self.kind == "gguf" else self.kind
+        return f"gguf {self.numbers}" if self.kind == "gguf" else self.kind
 
 
 def export(run: Path, wanted: Wanted, *, out: Path | None, listen: Listener, offline: bool = False) -> Export:
@@ -75,8 +75,14 @@ def export(run: Path, wanted: Wanted, *, out: Path | None, listen: Listener, off
     )
     _keep(folder.parent, found)
     if found.faults:
-        raise Refused(f"{out}: {'; '.join(found.faults)}; do not use it, and please report how it came about")
+        raise Refused(f"{out}: {'; '.join(found.faults)}; {_cure(wanted)}")
     return found
+
+
+def _cure(wanted: Wanted) -> str:
+    """What to do about an export that differs: fewer bits lose something, all else is a fault of ours."""
+    finer = {"q4_0": "q8_0", "q8_0": "f16"}.get(wanted.numbers if wanted.kind == "gguf" else "")
+    return f"take --numbers {finer}" if finer else "do not use it, and please report how it came about"
 
 
 def _keep(run: Path, found: Export) -> None:
@@ -98,7 +104,7 @@ def _write(folder: Path, about: About, wanted: Wanted, out: Path, *, offline: bo
     if wanted.kind == "merged":
         write_folder(out, lambda half: write_merged(model, folder, half))
     else:
-        write_folder(out, lambda half: write_file(model, half, quantize=wanted.quantize, name=name))
+        write_folder(out, lambda half: write_file(model, half, numbers=wanted.numbers, name=name))
 
 
 def _opener(about: About, wanted: Wanted, out: Path, *, offline: bool) -> Opener:
