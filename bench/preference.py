@@ -29,6 +29,15 @@ RUNS = ROOT / "runs" / "bench-preference"
 # Set -> the column whose values stay on one side.
 SETS = {"g1_pandalm_human": "prompt", "g4_debian_revisions": "source", "g5_vader_tone_pairs": "group"}
 TRL = 0.23  # pairs a second, measured for the issue
+PAGE = ROOT / "bench" / "PREFERENCE.md"
+HEAD = """# What people prefer, told by models
+
+Written by `python -m bench.preference SET [--objective reward]`. Share of held-out pairs whose preferred answer is
+ahead, every pair held out once, prompts or sources never on both sides. Ahead: the longer answer; the higher
+log-probability a token (preference) or score (reward; base: a linear probe on the frozen states). p: paired, by group.
+
+| set | objective | model | technique | changes | pairs | longer | base | tuned | tuned - base | tuned - longer |
+|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
@@ -92,16 +101,23 @@ def told(event: dict[str, Any]) -> None:
 
 
 def folds(asked: argparse.Namespace) -> None:
-    """All folds, or the first few, and what they come to together."""
+    """All folds, or the first few, what they come to together, and the page of all that is known."""
     parts = cut(read(asked.set), SETS[asked.set], asked.folds)
     found = [one for fold in range(asked.only or asked.folds) for one in fold_run(asked, parts, fold)]
     groups = [one.group for one in found]
     sides = {name: [getattr(one, name) for one in found] for name in ("longer", "base", "tuned")}
-    print(f"{asked.set}, {asked.objective}, {asked.model}, {asked.technique}: {len(found)} held-out pairs")
-    for name, values in sides.items():
-        print(f"  {name:<7} {sum(values) / len(values):.3f}")
-    for other in ("base", "longer"):
-        print(f"  tuned against {other}: {compare_paired(sides[other], sides['tuned'], groups=groups).sentence}")
+    shares = {name: sum(values) / len(values) for name, values in sides.items()}
+    against = {other: compare_paired(sides[other], sides["tuned"], groups=groups) for other in ("base", "longer")}
+    cells = [asked.set, asked.objective, asked.model, asked.technique, " ".join(asked.set_) or "-", str(len(found))]
+    cells += [f"{share:.3f}" for share in shares.values()]
+    cells += [f"{one.delta:+.3f}, p = {one.p_value:.3f}" for one in against.values()]
+    line = f"| {' | '.join(cells)} |"
+    (RUNS / f"{'-'.join(cells[:5]).replace(' ', '-').replace('/', '-')}.line").write_text(line, encoding="utf-8")
+    known = sorted(path.read_text(encoding="utf-8") for path in RUNS.glob("*.line"))
+    PAGE.write_text(f"{HEAD}\n" + "\n".join(known) + "\n", encoding="utf-8")
+    print(line)
+    for other, one in against.items():
+        print(f"tuned against {other}: {one.sentence}")
 
 
 def speed(asked: argparse.Namespace) -> None:

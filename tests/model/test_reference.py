@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.bases import LORA, OPENING, base, policy, template, tokens
+from tests.bases import LORA, OPENING, base, farthest, gradients, policy, template, tokens
 from tests.tiny import DECODERS
 from tunesmith.data.examples import Message, Pair
 from tunesmith.data.template import Encoded
@@ -13,6 +13,7 @@ from tunesmith.model.batch import collate, crossed
 from tunesmith.model.reference import referenced
 from tunesmith.objectives import Preference
 from tunesmith.techniques import Full, Prefix
+from tunesmith.techniques.base import Technique
 
 PAIRS = [
     Pair("r", (Message("user", "What is the capital of France?"),), "It is Paris, I think.", "Rome"),
@@ -49,7 +50,7 @@ def test_the_log_probability_of_an_answer_is_that_of_its_row_alone(kind: str):
 
 
 @pytest.mark.parametrize("technique", [LORA, Full(), Prefix(tokens=6)])
-def test_a_policy_that_moved_still_says_what_the_start_said(technique):
+def test_a_policy_that_moved_still_says_what_the_start_said(technique: Technique):
     network = base("llama").network
     start = referenced(rows("llama"), policy("llama"))
     made = technique.adapt(network, family="decoder", keep_reference=True, start=OPENING)
@@ -69,3 +70,17 @@ def test_crossed_rows_have_their_own_beginning_and_the_answer_of_the_example_bef
     assert [batch.targets[batch.owners == row].tolist() for row in range(4)] == [[6], [6, 6, 6], [7, 8], [9]]
     begins = [batch.ids[path[path >= 0]].tolist() for path in batch.paths]
     assert begins == [[1, 2, 3], [1, 2, 3, 6, 6], [4, 5, 7], [4, 5]]
+
+
+@pytest.mark.parametrize("technique", [LORA, Full(), Prefix(tokens=6)])
+def test_a_shared_prompt_changes_neither_a_pairs_loss_nor_its_gradients(technique: Technique):
+    objective = Preference(loss="dpo").bind(PAIRS, "decoder")
+    made = policy("llama", technique, lively=0.05)
+    start = referenced(rows("llama"), policy("llama"))
+    found = []
+    for share in (True, False):
+        loss = objective.loss(collate(start, share=share), made)
+        loss.total.backward()
+        found.append((loss.total.item(), gradients(made)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert farthest(found[0][1], found[1][1]) < 1e-3
