@@ -6,7 +6,7 @@ from tunesmith.cli.terminal import log
 from tunesmith.data.examples import Message
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.sampling import Sampling
-from tunesmith.objectives import Classify, Domain
+from tunesmith.objectives import Classify, Instruct, Preference, Rl
 from tunesmith.report.figures import clean
 
 HELP = "/quit ends, /reset forgets the conversation, /system TEXT sets the system turn and forgets"
@@ -16,7 +16,7 @@ def opening(model: LocalModel, text: str) -> Message:
     """The first user turn as the training rows put it: the recipe's instruction stands before it."""
     if isinstance(model.objective, Classify):
         return model.objective.messages(text)[0]
-    instruction = "" if isinstance(model.objective, Domain) else model.objective.instruction
+    instruction = model.objective.instruction if isinstance(model.objective, Instruct | Preference | Rl) else ""
     return Message("user", "\n\n".join(filter(None, (instruction, text))))
 
 
