@@ -72,14 +72,14 @@ def test_most_people_agree_which_sentence_of_a_pair_is_better_news_and_length_do
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_names_a_file_and_columns_that_are_there(path: Path):
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    columns = set(rows(path.parent / recipe["data"]["train"])[0])
-    objective = recipe["objective"]
-    named = {objective[key] for key in ("text", "label", "prompt", "answer", "chosen", "rejected") if key in objective}
-    assert {recipe["data"]["group"], *named} <= columns
+    for one in recipe["objective"].get("tasks", {"": recipe}).values():
+        columns, objective = set(rows(path.parent / one["data"]["train"])[0]), one["objective"]
+        keys = ("text", "label", "prompt", "answer", "chosen", "rejected")
+        assert {one["data"]["group"], *(objective[key] for key in keys if key in objective)} <= columns
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_is_read_without_a_note(path: Path):
     recipe, notes = load_recipe(path)
     assert notes == []
-    assert Path(recipe.data.train).exists()
+    assert all(Path(one.data.train).exists() for one in recipe.parts.values() or [recipe])

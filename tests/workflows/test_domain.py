@@ -94,7 +94,7 @@ def test_an_encoder_learns_hidden_words_and_is_compared_with_a_head_on_the_froze
     monkeypatch.setattr(frozen_head, "FEWEST_STEPS", 20)
     run = tune(on_texts(tmp_path, "bert", technique=technique, schedule={"epochs": 8}), tmp_path / "run")
     report = run.report
-    assert report.task.metric == "masked_loss"
+    assert [task.metric for task in report.tasks] == ["masked_loss", "masked_accuracy", "term_accuracy"]
     assert report.task.tuned < report.task.base
     assert report.baselines[0].detail == "a masked-language head trained on the frozen encoder"
     assert report.retention is None

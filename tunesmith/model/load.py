@@ -154,8 +154,7 @@ def _from_place(name: str, folder: Path, options: LoadOptions, *, offline: bool)
         return _from_folder(name, folder, options)
     if options.quantize:
         raise ModelError(
-            f"{name}: a run's adapter is merged in memory, where nothing is kept in 4 bits; leave `quantize` out, "
-            "or export the run as merged first"
+            f"{name}: a run's adapter is merged in memory, where nothing is kept in 4 bits; leave `quantize` out"
         )
     base = load_base(begin, options=options, offline=offline)
     network, mark = run_base.merged(base.network, folder, found=base.fingerprint, where=name)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
+from pydantic.fields import FieldInfo
 
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct, Multitask, Preference, Reward, Rl
 from tunesmith.objectives.multitask import Part, Rows
@@ -186,10 +187,11 @@ class Recipe(_Section):
     def _rows_are_named(self) -> Self:
         """A recipe of one task names its rows, one of several leaves that to the tasks."""
         several = isinstance(self.objective, Multitask)
+        named = [key for key, field in Rows.model_fields.items() if getattr(self.data, key) != _default(field)]
         if not several and not self.data.train:
             raise ValueError("data.train is missing; add it")
-        if several and self.data.train:
-            raise ValueError("data.train: each task names its own rows; leave it out")
+        if several and named:
+            raise ValueError(f"data.{named[0]}: each task names its own rows; write it under the task's own data")
         if isinstance(self.objective, Multitask) and len(self.objective.tasks) < 2:
             raise ValueError("objective.tasks: name two tasks or more; one alone is an objective of its own")
         return self
@@ -204,6 +206,10 @@ class Recipe(_Section):
     def _part(self, part: Part) -> Recipe:
         data = self.data.model_copy(update={key: getattr(part.data, key) for key in Rows.model_fields})
         return self.model_copy(update={"data": data, "objective": part.objective, "controls": False})
+
+
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True)
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
