@@ -16,6 +16,7 @@ from tests.workflows.test_tune import digests, stop_after
 from tunesmith.errors import RecipeError
 from tunesmith.inference.folder import load, read_about
 from tunesmith.recipe import Recipe, load_recipe, make_recipe
+from tunesmith.report.diff import diff_runs
 from tunesmith.report.html import write_reports
 from tunesmith.report.terminal import render
 from tunesmith.training.fit import Interrupted
@@ -80,6 +81,8 @@ def test_each_task_is_measured_by_its_own_yardstick_and_beside_its_own_model(tmp
     assert str(tmp_path) not in card
     assert str(tmp_path) not in (run.folder / "model" / "tunesmith.json").read_text()
     assert render(report, run.folder)
+    same = diff_runs(run.folder, run.folder)  # of the headline's rows only
+    assert (same.metric, same.n, same.score_a) == ("accuracy", report.task.n, report.task.tuned)
 
 
 def test_a_model_of_several_tasks_answers_as_the_one_that_is_named(tmp_path: Path):

@@ -14,7 +14,7 @@ from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.significance import Comparison, compare_macro_f1, compare_paired
 from tunesmith.evaluation.tasks import Difference
 from tunesmith.report.figures import bounds, clean, figure, metric_name, p_value, signed
-from tunesmith.report.predictions import FILE, Prediction, groups_of, read_predictions, row_scores
+from tunesmith.report.predictions import FILE, Prediction, groups_of, of_headline, read_predictions, row_scores
 from tunesmith.report.schema import Report, read_report
 
 SHOWN = 5
@@ -121,7 +121,7 @@ def _refuse_other_rows(a: Path, b: Path, one: Report, two: Report) -> None:
 
 def _matched(a: Path, b: Path) -> tuple[list[Prediction], list[Prediction]]:
     """The rows of both runs in the order of a, told by their place or, where files differ, by question and answer."""
-    first, second = read_predictions(a), read_predictions(b)
+    first, second = of_headline(read_predictions(a)), of_headline(read_predictions(b))
     for run, rows in ((a, first), (b, second)):
         if not rows:
             raise CheckpointError(f"{run}: no {FILE} in it, so its answers are gone; tune it again with --force")

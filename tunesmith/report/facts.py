@@ -17,7 +17,7 @@ from tunesmith.evaluation.significance import interval
 from tunesmith.evaluation.tasks import LABEL_BREAK, PER_ROW, Difference
 from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe, load_recipe
-from tunesmith.report.predictions import Prediction, groups_of, read_predictions, row_scores
+from tunesmith.report.predictions import Prediction, groups_of, of_headline, read_predictions, row_scores
 from tunesmith.report.schema import Report, read_report
 from tunesmith.report.standing import BASE, holds_up
 from tunesmith.training.journal import Journal
@@ -109,8 +109,7 @@ def read_facts(folder: Path) -> Facts:
         recipe=load_recipe(recipe)[0],
         recipe_text=recipe.read_text(encoding="utf-8"),
         journal=Journal(folder / "journal.jsonl").read(),
-        # Of several tasks the page looks into the first, whose result is the headline.
-        predictions=[row for row in read_predictions(folder) if row.task in ("", report.task.name)],
+        predictions=of_headline(read_predictions(folder)),
     )
 
 

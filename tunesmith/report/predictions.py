@@ -72,6 +72,11 @@ def _prediction(line: str, place: str) -> Prediction:
     raise CheckpointError(f"{place}: {finding}; written by another version or changed by hand")
 
 
+def of_headline(rows: Sequence[Prediction]) -> list[Prediction]:
+    """Of a run of several tasks the rows of the first, whose result is the headline; all rows of any other run."""
+    return [row for row in rows if row.task == rows[0].task]
+
+
 def groups_of(rows: Sequence[Prediction]) -> list[str] | None:
     """The group of each row; None if they have none."""
     return [row.group for row in rows] if any(row.group for row in rows) else None

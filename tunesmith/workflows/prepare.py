@@ -168,8 +168,14 @@ def _loaded_of(parts: Mapping[str, Prepared]) -> Loaded:
         removed=sum(one.removed for one in splits),
         notes=tuple(note for one in splits for note in one.notes),
     )
-    digests = {f"{name} {what}": sha for name, part in parts.items() for what, sha in part.loaded.sha256.items()}
-    return Loaded(whole, sum(part.loaded.rows for part in parts.values()), digests)
+    return Loaded(whole, sum(part.loaded.rows for part in parts.values()), _digests(parts))
+
+
+def _digests(parts: Mapping[str, Prepared]) -> dict[str, str]:
+    """The digest of each part of each task's rows; those of the first task, the headline, under their plain names."""
+    first = next(iter(parts))
+    found = ((name, what, sha) for name, part in parts.items() for what, sha in part.loaded.sha256.items())
+    return {what if name == first else f"{name} {what}": sha for name, what, sha in found}
 
 
 def _facts_of(parts: Mapping[str, Prepared]) -> DataFacts:
@@ -186,7 +192,7 @@ def _facts_of(parts: Mapping[str, Prepared]) -> DataFacts:
         longest=max(one.longest for one in facts),
         truncated=tuple(place for one in facts for place in one.truncated),
         zero_label=tuple(place for one in facts for place in one.zero_label),
-        sha256={f"{name} {what}": sha for name, part in parts.items() for what, sha in part.facts.sha256.items()},
+        sha256=_digests(parts),
         notes=notes,
     )
 
