@@ -1,4 +1,4 @@
-"""`python -m bench.compare rows | retrieval | store`: the rows of the cases, recall on all documents, two stores.
+"""`python -m bench.compare rows | retrieval [all | factbook] | store`: the rows, recall among documents, two stores.
 
 The rows come from ../shared/data and go to bench/.compare, where the recipes of this folder are copied to as well. Then
 `tunesmith compare bench/.compare/CASE.yaml` runs a case: factbook, mail, synopsis or enough.
@@ -73,10 +73,11 @@ def rows() -> None:
 
 
 def retrieval() -> None:
-    """Recall on the test questions in both wordings among the chunks of all documents, each search apart."""
+    """Recall on the test questions in both wordings, each search apart, among all documents or those of the case."""
+    which = sys.argv[2] if len(sys.argv) > 2 else "all"
     began = time.perf_counter()
-    settings = Documents(source=str(PLACE / "all.documents.jsonl"), origin="doc_id", evidence="evidence")
-    folder = PLACE / "index"
+    settings = Documents(source=str(PLACE / f"{which}.documents.jsonl"), origin="doc_id", evidence="evidence")
+    folder = PLACE / f"index-{which}"
     chunks = cut(read_pages(settings.source, store=Store(folder / CHUNKS)), settings.size)
     index = open_index(folder, chunks, settings=settings, listen=lambda event: print(event["text"], flush=True))
     print(f"{len(chunks)} chunks, {index.embedded} new ones, {time.perf_counter() - began:.0f} s")

@@ -16,8 +16,9 @@ from tunesmith.objectives import Classify, Instruct
 from tunesmith.workflows.answers import answer
 from tunesmith.workflows.contest import Answered, Contest
 
-# Rows that are asked one at a time: enough for a median; the 95th percentile lies between the two slowest.
-ALONE = 16
+# Rows that are asked one at a time, fewer of them where that takes long: enough for a median; the 95th percentile lies
+# between the two slowest.
+ALONE, FEWEST, LONG_ENOUGH = 16, 5, 15.0
 # The longest answer to a question about labels of a server, which gives no probabilities.
 LABEL_TOKENS = 24
 
@@ -66,20 +67,27 @@ def ask_all(contest: Contest, name: str, model: LocalModel | Remote, ask: Ask, *
     batch = ask(contest.test)
     finding = time.perf_counter() - began
     said = say(model, batch, contest.objective)
-    alone = []
-    for example in contest.test[:ALONE]:
-        began = time.perf_counter()
-        say(model, ask([example]), contest.objective)
-        alone.append(time.perf_counter() - began)
     return Answered(
         name=name,
         detail=detail,
         given=said.given,
         finished=said.finished,
         seconds=finding + said.seconds,
-        latencies=alone,
+        latencies=_alone(contest, lambda row: say(model, ask([row]), contest.objective)),
         prompt_tokens=said.prompt_tokens,
     )
+
+
+def _alone(contest: Contest, ask: Callable[[Example], object]) -> list[float]:
+    """Seconds of some rows, each asked by itself."""
+    alone: list[float] = []
+    for row in contest.test[:ALONE]:
+        if len(alone) >= FEWEST and sum(alone) > LONG_ENOUGH:
+            break
+        began = time.perf_counter()
+        ask(row)
+        alone.append(time.perf_counter() - began)
+    return alone
 
 
 def ask_tuned(contest: Contest, name: str, model: LocalModel, *, detail: str) -> Answered:
@@ -95,12 +103,9 @@ def pace(contest: Contest, name: str, answers: Callable[[Sequence[Example]], lis
     contest.listen({"event": "stage", "text": f"{name}: {len(contest.test)} questions"})
     began = time.perf_counter()
     given = answers(contest.test)
-    seconds, alone = time.perf_counter() - began, []
-    for example in contest.test[:ALONE]:
-        began = time.perf_counter()
-        answers([example])
-        alone.append(time.perf_counter() - began)
-    return Answered(name=name, detail="", given=given, seconds=seconds, latencies=alone)
+    seconds = time.perf_counter() - began
+    latencies = _alone(contest, lambda row: answers([row]))
+    return Answered(name=name, detail="", given=given, seconds=seconds, latencies=latencies)
 
 
 def plainly(contest: Contest, rows: Sequence[Example], wording: str = "") -> list[list[Message]]:
