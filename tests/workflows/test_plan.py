@@ -16,7 +16,7 @@ from tunesmith.workflows import plan as story
 from tunesmith.workflows.plan import plan_recipe, techniques_of
 from tunesmith.workflows.prepare import prepare
 from tunesmith.workflows.survey import count_work, foresee, named
-from tunesmith.workflows.train import Batches
+from tunesmith.workflows.train import Batches, untouched
 
 pytestmark = pytest.mark.usefixtures("small_world")
 NAMES = ["full", "lora", "dora", "qlora", "ia3", "prompt", "prefix", "p-tuning"]
@@ -45,7 +45,7 @@ def test_every_technique_has_its_line_and_one_is_recommended(kind: str, tmp_path
 
 def test_what_is_counted_is_what_the_steps_compute(tmp_path: Path):
     prepared = prepare(recipe(tmp_path, reviews(), "llama", schedule={"epochs": 3}), listen=nobody)
-    work, batches = count_work(prepared), Batches(prepared, prepared.train)
+    work, batches = count_work(prepared, untouched(prepared)), Batches(prepared, prepared.train)
     steps = [batches.window(one) for one in range(work.steps)]
     assert work.steps == 3 * 5  # 33 rows, eight a step
     assert work.rows == 3 * 33

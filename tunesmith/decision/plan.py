@@ -22,14 +22,14 @@ NUMBER, LEARNING, STEP_BYTES = 4, 12, 40
 # Bytes per output that DoRA keeps beside LoRA: the product before it is scaled.
 DORA_KEPT = 4
 # Largest memory of a pass over what it keeps: gradients on the way back, and what the allocator rounds up.
-PASS_OVER_KEPT = 1.15
+PASS_OVER_KEPT = 1.3
 # Times that what a pass keeps goes through memory, forward and backward together; and weights that are cast anew,
 # unpacked (QLoRA) or normed (DoRA) in each pass.
 KEPT_MOVED, CAST_MOVED, UNPACK_BYTES, NORM_BYTES = 8, 3, 20, 60
 # Seconds of a layer in a pass that no arithmetic explains: calls of small operations.
 CALLS = 2e-3
 # What PEFT, the libraries of reports and cheap ways, and answers to the test rows add while a run goes on.
-BESIDE = 190e6
+BESIDE = 200e6
 # Rows of logits that are there at once, and how many times over (tunesmith/model/head.py).
 HEAD_ROWS, HEAD_COPIES = 256, 3
 # Bytes of a weight in 4 bits with its scales, as bitsandbytes keeps them.
@@ -168,6 +168,8 @@ def _kept(technique: Technique, size: NetworkSize, pace: Pace) -> Kept:
         return size.moving
     if isinstance(technique, Ia3):
         return Kept(size.frozen.token + NUMBER * moving(technique, size), size.frozen.once)
+    if isinstance(technique, Prompt | PTuning) and size.causal:  # the network is cast for the virtual tokens once more
+        return Kept(size.frozen.token, 2 * size.frozen.once)
     if not isinstance(technique, Lora):
         return size.frozen
     reached = _reached(technique, size)
@@ -201,7 +203,7 @@ def step_seconds(technique: Technique, size: NetworkSize, work: Work, pace: Pace
         operations += 6 * tokens * moving(technique, size)
         moved += work.passes * size.matrices * (UNPACK_BYTES * bool(technique.quantize) + NORM_BYTES * technique.dora)
     else:  # a fused low-rank update keeps the weights it has cast, all others cast them in each pass
-        moved += work.passes * size.moving.once * CAST_MOVED
+        moved += work.passes * kept.once * CAST_MOVED
     words = 6 * work.learned * work.head if work.head else work.learned * (4 + 2 * whole) * size.words * size.hidden
     # Weights in 4 bits are unpacked to float32 and multiplied as that.
     products = pace.products32 if isinstance(technique, Lora) and technique.quantize else pace.products

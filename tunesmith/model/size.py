@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,19 +51,17 @@ class NetworkSize:
         return sum(inner * outer for _, inner, outer in self.linear)
 
 
-def measure_size(network: Any, family: str, *, mixed: torch.dtype | None) -> NetworkSize:
-    """The network's size; `mixed` is the type that training multiplies in, None for that of the weights."""
-    config = network.config
+def measure_size(policy: Policy) -> NetworkSize:
+    """The size of a network that nothing was put into, as it computes while it is trained."""
+    network, config = policy.network, policy.network.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    policy = Policy.over(network, family=family, reference=nullcontext)
-    policy.mixed = mixed
     return NetworkSize(
         kind=config.model_type,
-        causal=family == "decoder",
+        causal=policy.family == "decoder",
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        words=config.vocab_size if family == "decoder" else 0,
+        words=config.vocab_size if policy.family == "decoder" else 0,
         parameters=numbers(network.parameters()),
         linear=tuple(linear_layers(network)),
         past=config.num_hidden_layers * 2 * heads * width,

@@ -12,6 +12,7 @@ import torch
 from tunesmith.data.files import write_whole
 from tunesmith.decision.plan import FOUR_BITS, NUMBER, Pace, Work, estimate
 from tunesmith.model.batch import Batch
+from tunesmith.model.policy import Policy
 from tunesmith.model.size import NetworkSize, copy_rate, measure_size
 from tunesmith.objectives import Rl
 from tunesmith.recipe import AnyTechnique
@@ -19,7 +20,7 @@ from tunesmith.report.plan import PREDICTION, Bounds, Prediction, read_predictio
 from tunesmith.techniques import Lora
 from tunesmith.workflows.batches import batches_of
 from tunesmith.workflows.prepare import Listener, Prepared
-from tunesmith.workflows.train import make_plan, mixed_type, untouched
+from tunesmith.workflows.train import make_plan, untouched
 
 # Steps of the first pass over the rows that are counted, evenly spread; the rest are taken to be like them.
 COUNTED = 24
@@ -38,22 +39,22 @@ class Survey:
 
 def survey(prepared: Prepared) -> Survey:
     """The network, the rows and the machine in numbers; nothing is trained."""
-    network, machine = prepared.base.network, prepared.machine
-    mixed = mixed_type(prepared)
-    size = measure_size(network, prepared.base.family, mixed=mixed)
+    machine = prepared.machine
+    held, room = _memory(machine.device)  # first: what a look at the network takes is used again by the run
+    policy = untouched(prepared)
+    size = measure_size(policy)
     rates = machine.gemm_gflops
     pace = Pace(
         products=1e9 * rates.get(machine.dtype, rates["float32"]),
         products32=1e9 * rates["float32"],
         moved=copy_rate(machine.device),
-        mixed=mixed is not None,
+        mixed=policy.mixed is not None,
     )
-    held, room = _memory(machine.device)
     if prepared.recipe.technique.load_options().quantize:  # the formulas start from plain weights
         held += (NUMBER - FOUR_BITS) * size.matrices
     if prepared.recipe.controls:  # the control is tuned over a base of its own
         held += NUMBER * size.parameters
-    return Survey(size, count_work(prepared), pace, held, room)
+    return Survey(size, count_work(prepared, policy), pace, held, room)
 
 
 def _memory(device: str) -> tuple[float, float]:
@@ -64,10 +65,9 @@ def _memory(device: str) -> tuple[float, float]:
     return taken, taken + float(psutil.virtual_memory().available)
 
 
-def count_work(prepared: Prepared) -> Work:
-    """What all training steps come to, counted on the batches of some of them."""
+def count_work(prepared: Prepared, policy: Policy) -> Work:
+    """What all training steps come to, counted on the batches of some of them; `policy` is the base untouched."""
     batches = batches_of(prepared)
-    policy = untouched(prepared)
     steps = make_plan(prepared.recipe, policy, rows=len(prepared.train)).steps
     head = prepared.recipe.objective.head(policy)
     every = range(batches.steps_per_epoch)
