@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.workflows.conftest import recipe, reviews
+from tests.workflows.test_multitask import mixed
 from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.report.need import Need
 from tunesmith.training.fit import Interrupted
@@ -98,6 +99,8 @@ def test_what_no_curve_can_tell_is_refused(tmp_path: Path):
         ask(made(tmp_path, 60), tmp_path / "few")
     with pytest.raises(RecipeError, match=r"--rows: 9,999 is more than 4 times the \d+ training rows there are"):
         ask(made(tmp_path), tmp_path / "far", Question(rows=(9_999,)))
+    with pytest.raises(RecipeError, match="need: 2 tasks have no one curve; nearest that works: a recipe of count"):
+        ask(mixed(tmp_path, tasks=("mood", "count")), tmp_path / "mixed")
     assert not (tmp_path / "few").exists()
 
 

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from tests.workflows.conftest import answers, recipe, reviews, tune
+from tests.workflows.test_multitask import mixed
+from tunesmith.errors import RecipeError
+from tunesmith.objectives import Rl
 from tunesmith.report.plan import Outlook
 from tunesmith.techniques import Full, Lora
 from tunesmith.workflows import plan as story
@@ -81,6 +84,19 @@ def test_every_objective_can_be_planned(objective: str, tmp_path: Path):
     found = plan_recipe(made, listen=nobody)
     assert found.recommendation is not None
     assert all(option.prediction for option in found.options)
+
+
+def test_several_tasks_at_once_are_planned_by_their_mixture(tmp_path: Path):
+    found = plan_recipe(mixed(tmp_path, tasks=("mood", "liked", "count")), listen=nobody)
+    assert found.objective == "multitask"
+    assert found.recommendation is not None
+
+
+def test_rl_is_not_planned(tmp_path: Path):
+    made = recipe(tmp_path, answers(), "llama", objective="instruct")
+    rl = Rl.model_construct(kind="rl")
+    with pytest.raises(RecipeError, match="plan: rl: how long answers will be is not known before they are drawn"):
+        plan_recipe(made.model_copy(update={"objective": rl}), listen=nobody)
 
 
 def test_a_technique_the_model_cannot_take_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

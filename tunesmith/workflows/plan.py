@@ -19,7 +19,7 @@ from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.training.fit import step
 from tunesmith.training.optim import make_optimizer, set_rate
 from tunesmith.workflows.answers import CHOICE_ROWS
-from tunesmith.workflows.batches import Batches
+from tunesmith.workflows.batches import Batches, batches_of
 from tunesmith.workflows.learner import learner_of
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
 from tunesmith.workflows.survey import Survey, counts_of, named, predict, survey
@@ -50,9 +50,6 @@ def plan_recipe(recipe: Recipe, *, listen: Listener, timed: bool = True, offline
     if isinstance(recipe.objective, Rl):
         why = "how long answers will be is not known before they are drawn"
         raise RecipeError(f"plan: rl: {why}; nearest that works: a plan of the same rows under objective: instruct")
-    if recipe.parts:
-        why = "its tasks are counted one by one"
-        raise RecipeError(f"plan: multitask: {why}; nearest that works: a plan of each task's rows and objective")
     own = recipe.technique
     if own.load_options().quantize:  # weights as they are fit every technique's formula
         recipe = recipe.model_copy(update={"technique": techniques_of(recipe)[1]})
@@ -109,11 +106,7 @@ def _option(prepared: Prepared, technique: AnyTechnique, found: Survey, factors:
 
 def _timed(prepared: Prepared, found: Survey, listen: Listener) -> dict[str, float]:
     """Seconds measured over seconds by formula, for LoRA and, where its memory surely fits, for full tuning."""
-    objective = prepared.recipe.objective
-    if isinstance(objective, Preference) and objective.needs_reference:
-        # What the start says to the answers takes long to ask, and no time hangs on it.
-        rows = [replace(row, reference=(0.0,) * len(row.sequences)) for row in prepared.train]
-        prepared = replace(prepared, train=rows)
+    prepared = _answerable(prepared)
     lora = techniques_of(prepared.recipe)[1]
     asked: list[AnyTechnique] = [lora]
     if peak_bytes(Full(), found.size, found.work, found.pace, held=found.held) < SURELY * found.room:
@@ -125,14 +118,23 @@ def _timed(prepared: Prepared, found: Survey, listen: Listener) -> dict[str, flo
     return factors
 
 
+def _answerable(prepared: Prepared) -> Prepared:
+    """Rows whose loss can be taken: what the start says to the answers takes long to ask, and no time hangs on it."""
+    objective = prepared.recipe.objective
+    parts = {name: _answerable(part) for name, part in prepared.parts.items()}
+    if not isinstance(objective, Preference) or not objective.needs_reference:
+        return replace(prepared, parts=parts)
+    return replace(prepared, train=[replace(row, reference=(0.0,) * len(row.sequences)) for row in prepared.train])
+
+
 def _factor(prepared: Prepared, technique: AnyTechnique, found: Survey) -> float:
     """The median over a few steps that move nothing: their learning rate is 0."""
     recipe = prepared.recipe.model_copy(update={"technique": technique})
     policy, learner = adapted(replace(prepared, recipe=recipe)), learner_of(prepared)
     optimizer = make_optimizer(policy, make_plan(recipe, policy, rows=len(prepared.train)))
     set_rate(optimizer, 0.0)
-    batches, ratios, began = Batches(prepared, prepared.train), [], time.perf_counter()
-    every = batches.sampler.steps_per_epoch
+    batches, ratios, began = batches_of(prepared), [], time.perf_counter()
+    every = batches.steps_per_epoch
     for turn in range(TIMED):
         window = batches.window(turn * every // TIMED)
         start = time.perf_counter()
@@ -152,7 +154,8 @@ def _beside(prepared: Prepared, found: Survey) -> float:
     """Seconds of a run beside its training steps: validations, and the scoring of base and tuned model."""
     objective, split = prepared.recipe.objective, prepared.loaded.split
     plan = make_plan(prepared.recipe, untouched(prepared), rows=len(prepared.train))
-    checked = Batches(prepared, prepared.validation).all() if prepared.validation else []
+    parts = [part for part in prepared.parts.values() or [prepared] if part.validation]
+    checked = [batch for part in parts for batch in Batches(part, part.validation).all()]
     tokens = sum(batch.computed for batch in checked)
     each = found.work.computed / max(1, found.work.rows)
     test, validation = len(prepared.test), len(split.validation)
