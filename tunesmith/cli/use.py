@@ -100,8 +100,6 @@ def _answer(model: LocalModel, text: str, sampling: Sampling) -> dict[str, Any]:
 
 def chat(args: argparse.Namespace) -> int:
     """Answer line after line until /quit or the end of the input."""
-    from dataclasses import asdict
-
     from tunesmith.cli.conversation import HELP, Conversation
     from tunesmith.inference.folder import find_model, load, read_about
 
@@ -119,7 +117,7 @@ def chat(args: argparse.Namespace) -> int:
             log(talk.command(line))
         elif line:
             talk.turn(line)
-    publish({"run": args.folder, "messages": [asdict(message) for message in talk.messages]}, args)
+    publish({"run": args.folder, "messages": [{"role": m.role, "content": m.content} for m in talk.messages]}, args)
     return 0
 
 
