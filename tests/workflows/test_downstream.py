@@ -22,7 +22,8 @@ QUICK = {"epochs": 1, "probe": False}
 
 
 @pytest.mark.parametrize(
-    ("kind", "technique"), [("llama", "lora"), ("llama", "ia3"), ("llama", "full"), ("bert", "lora"), ("bert", "full")]
+    ("kind", "technique"),
+    [("llama", "lora"), ("llama", "qlora"), ("llama", "ia3"), ("llama", "full"), ("bert", "lora"), ("bert", "full")],
 )
 def test_a_base_out_of_a_run_computes_what_the_run_does(kind: str, technique: str, tmp_path: Path):
     run = tune(on_texts(tmp_path, kind, technique=technique, schedule=QUICK), tmp_path / "run")

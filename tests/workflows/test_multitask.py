@@ -21,6 +21,7 @@ from tunesmith.report.html import write_reports
 from tunesmith.report.terminal import render
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.evaluate import Compared, evaluate
+from tunesmith.workflows.export import Wanted, export
 from tunesmith.workflows.preview import preview
 from tunesmith.workflows.questions import Asked
 
@@ -99,6 +100,13 @@ def test_a_model_of_several_tasks_answers_as_the_one_that_is_named(tmp_path: Pat
     assert isinstance(found.page, Compared)
     with pytest.raises(RecipeError, match="name one with --task: mood, count, field"):
         evaluate(Asked(str(run.folder), str(tmp_path / "count.jsonl")), listen=print)
+
+
+def test_a_run_of_several_tasks_is_exported_and_compared_on_its_first(tmp_path: Path):
+    made = mixed(tmp_path, tasks=("count", "field"), schedule={"probe": False, "epochs": 1})
+    run = tune(made, tmp_path / "run")
+    found = export(run.folder, Wanted("merged"), out=None, listen=print)
+    assert found.faults == ()
 
 
 def test_tasks_of_an_encoder_keep_a_head_each(tmp_path: Path):

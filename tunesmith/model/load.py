@@ -6,7 +6,7 @@ import importlib.util
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,14 +149,16 @@ def _from_hub(name: str, *, offline: bool) -> Path:
 
 def _from_place(name: str, folder: Path, options: LoadOptions, *, offline: bool) -> Base:
     """The base in a folder; of a run with an adapter, the base it was tuned over with the adapter merged in."""
-    begin = run_base.begins_from(folder, where=name)
+    begin, bits = run_base.begins_from(folder, where=name)
     if not begin:
         return _from_folder(name, folder, options)
     if options.quantize:
         raise ModelError(
             f"{name}: a run's adapter is merged in memory, where nothing is kept in 4 bits; leave `quantize` out"
         )
-    base = load_base(begin, options=options, offline=offline)
+    base = load_base(begin, options=replace(options, quantize=bits), offline=offline)
+    if bits:  # unpacked, so that the adapter lies beside the very numbers it was learned beside
+        base.network = base.network.dequantize()
     network, mark = run_base.merged(base.network, folder, found=base.fingerprint, where=name)
     with _reading(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

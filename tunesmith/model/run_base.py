@@ -23,13 +23,15 @@ def model_folder(path: Path) -> Path:
     return path / "model" if (path / "model" / PAGE).exists() else path
 
 
-def begins_from(folder: Path, *, where: str) -> str:
-    """The base that a run's adapter is to be merged into; empty for a folder whose weights are whole.
+def begins_from(folder: Path, *, where: str) -> tuple[str, str]:
+    """The base that a run's adapter is to be merged into, and in how many bits it lay while the adapter was learned.
+
+    Both empty for a folder whose weights are whole.
 
     Raises ModelError for a run that another cannot begin from.
     """
     if not (folder / PAGE).exists():
-        return ""
+        return "", ""
     page = read_json(folder / PAGE, where=where)
     technique, objective = (str(page.get(key, {}).get("kind")) for key in ("technique", "objective"))
     # A masked-language head is left behind: what an encoder learned of a field lies in its body.
@@ -45,7 +47,9 @@ def begins_from(folder: Path, *, where: str) -> str:
         )
     if (folder / MANIFEST).exists():
         verify_folder(folder, only="*.safetensors")
-    return "" if technique == "full" else str(page.get("base"))
+    if technique == "full":
+        return "", ""
+    return str(page.get("base")), str(page["technique"].get("quantize", ""))
 
 
 def merged(network: Any, folder: Path, *, found: str, where: str) -> tuple[Any, str]:

@@ -17,7 +17,7 @@ from tunesmith.inference.plain import Plain, pooled_states
 from tunesmith.model.checkpoint import MANIFEST, write_folder
 from tunesmith.model.load import locate
 from tunesmith.report.html import write_reports
-from tunesmith.report.predictions import read_predictions
+from tunesmith.report.predictions import of_headline, read_predictions
 from tunesmith.report.schema import Export, read_report
 from tunesmith.workflows.parity import Opener, States, by_answers, by_states, faults
 from tunesmith.workflows.prepare import Listener
@@ -53,14 +53,14 @@ def export(run: Path, wanted: Wanted, *, out: Path | None, listen: Listener, off
     out = out or folder.parent / "export" / wanted.name.replace(" ", "-")
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
         raise CheckpointError(f"{out}: holds something else; give another --out")
-    rows = read_predictions(folder.parent)[:ROWS]
+    rows = of_headline(read_predictions(folder.parent))[:ROWS]
     if not rows:
         raise CheckpointError(f"{folder.parent}: its predictions.jsonl is gone, so no export could be compared")
     listen({"event": "stage", "text": f"writing {out}"})
     _write(folder, about, wanted, out, offline=offline)
     listen({"event": "stage", "text": f"asking the original and {PROGRAMS[wanted.kind]}: {len(rows)} rows"})
     began = time.perf_counter()
-    model = load(folder, offline=offline)
+    model = load(folder, offline=offline).at(rows[0].task)
     if (folder / HEAD).exists():
         agreement = by_states(model, rows, _states(about, wanted, out, offline=offline))
     else:
