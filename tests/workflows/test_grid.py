@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,26 @@ def test_cells_are_run_once_share_what_is_known_of_the_base_and_are_compared_row
     assert pair.delta == pytest.approx(two.tuned - one.tuned)
     assert "domain/lora/decoder" in found.missing
     assert "| ia3 | lora | 0 | " in page(found)
+
+
+@pytest.mark.usefixtures("small_world")
+def test_texts_are_read_without_controls_and_share_the_head_that_the_base_lacks(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tunesmith.workflows.frozen_head.FEWEST_STEPS", 2)
+    monkeypatch.setitem(grid.TASKS, "domain", replace(grid.TASKS["domain"], rows_each=1))
+    said: list[str] = []
+
+    def tune(recipe: Path, out: Path) -> str:
+        tune_recipe(load_recipe(recipe)[0], out=out, listen=lambda event: said.append(str(event.get("text", ""))))
+        return ""
+
+    some = [Cell("domain", name, "encoder") for name in ("lora", "ia3")]
+    fill(some, setting, tune=tune, listen=lambda event: None, stop=lambda: False)
+    assert said.count("a head for hidden words, on the frozen encoder") == 1
+    one, two = read(setting).cells
+    assert (one.head_only, one.shuffled) == (None, None)
+    assert one.base == two.base
 
 
 def test_a_pair_that_cannot_work_is_told_with_the_nearest_that_can_and_never_run(setting: Setting):
