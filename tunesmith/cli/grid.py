@@ -136,12 +136,14 @@ def _outcome(code: int, said: str) -> str:
 
 def _show(found: Grid, place: Path) -> None:
     """Each cell in a line, and where the page is."""
+    from tunesmith.report.grid import control
+
     rows = []
     for cell in found.cells:
         name = f"{cell.objective}/{cell.technique}/{cell.family}"
         gain = f"{signed(cell.delta)} ({bounds(cell.ci95, sign=True)})"
         scores = (figure(cell.base), figure(cell.tuned), gain, p_value(cell.p_value))
-        rows.append((name, str(cell.seed), *scores, figure(cell.head_only), figure(cell.shuffled), cell.verdict))
-    columns = ("cell", "seed>", "base>", "tuned>", "gain>", "p>", "head only>", "shuffled>", "verdict")
+        rows.append((name, str(cell.seed), *scores, control(cell.head_only), control(cell.shuffled), cell.verdict))
+    columns = ("cell", "seed>", "base>", "tuned>", "gain>", "p>", "head only (p)>", "shuffled (p)>", "verdict")
     show_table(columns, rows)
     show(f"{len(found.refused)} cells cannot work, {len(found.missing)} were not run yet; all of it: {place}")

@@ -15,7 +15,7 @@ from tunesmith.report.figures import bounds, count, duration, figure, metric_nam
 EQUAL = 0.03
 ON_ONE = ("accuracy", "macro_f1", "sample_f1", "exact_match", "token_f1", "rouge_l")
 HEADINGS = (
-    "technique|seed|numbers moved|base|tuned|gain (95 %)|p|head only|shuffled|"
+    "technique|seed|numbers moved|base|tuned|gain (95 %)|p|head only (p)|shuffled (p)|"
     "verdict|learning rate|training|peak memory|weights|general text|probe"
 )
 INTRODUCTION = """# The grid
@@ -25,8 +25,9 @@ must not win. The page is written by `tunesmith grid` from finished runs, of whi
 there has not been run.
 
 - **gain** is tuned − base on the same held-out rows, with its interval and p-value as in [proof.md](proof.md).
-- **head only** is a linear head on the frozen model, **shuffled** the same recipe on answers dealt out at random. A
-  cell that does not surely beat both (Holm's method over all arms of the run) reads **no effect**, whatever it gained.
+- **head only** is a linear head on the frozen model, **shuffled** the same recipe on answers dealt out at random, each
+  with the p-value of the gain over it, adjusted by Holm's method for all arms of the run. A cell that does not surely
+  beat both (p < 0.05) reads **no effect**, whatever it gained on the base.
 - **numbers moved** are those that training changes. **Training** is the time of the training steps alone, on a machine
   that other work shares. **Peak memory** is that of the whole process, with the control's own copy of the base in it;
   **weights** are the network's as they lie in memory.
@@ -39,6 +40,13 @@ defaults](stage2-tune.md#defaults-and-why)."""
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
+
+
+class Control(_Part):
+    """What must not win: its score, and the p-value of the gain over it, adjusted for all arms of the run."""
+
+    score: float
+    p_adjusted: float | None
 
 
 class GridCell(_Part):
@@ -59,8 +67,8 @@ class GridCell(_Part):
     train: int
     epochs: float
     test: int
-    head_only: float | None
-    shuffled: float | None
+    head_only: Control | None
+    shuffled: Control | None
     cheap: tuple[str, float] | None  # the best way without a language model
     verdict: str
     learning_rate: float
@@ -205,9 +213,9 @@ def _line(cell: GridCell) -> list[str]:
         figure(cell.base),
         figure(cell.tuned),
         f"{signed(cell.delta)} ({bounds(cell.ci95, sign=True)})",
-        p_value(cell.p_value).removeprefix("p = ").removeprefix("p "),
-        figure(cell.head_only),
-        figure(cell.shuffled),
+        _p(cell.p_value),
+        control(cell.head_only),
+        control(cell.shuffled),
         f"**{cell.verdict}**",
         f"{cell.learning_rate:.2g}",
         duration(cell.seconds),
@@ -218,13 +226,23 @@ def _line(cell: GridCell) -> list[str]:
     ]
 
 
+def control(one: Control | None) -> str:
+    """A control's score, and how surely it is beaten."""
+    return figure(None) if one is None else f"{figure(one.score)} ({_p(one.p_adjusted)})"
+
+
+def _p(value: float | None) -> str:
+    """A p-value under a heading that says what it is."""
+    return p_value(value).removeprefix("p = ").removeprefix("p ")
+
+
 def _pair_line(pair: GridPair) -> list[str]:
     return [
         pair.technique,
         pair.against,
         ", ".join(map(str, pair.seeds)),
         f"{signed(pair.delta)} ({bounds(pair.ci95, sign=True)})",
-        p_value(pair.p_value).removeprefix("p = ").removeprefix("p "),
+        _p(pair.p_value),
         count(pair.n),
         pair.verdict,
     ]

@@ -14,7 +14,7 @@ from tunesmith.data.files import write_whole
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe, Schedule, check_pair, load_recipe, save_recipe
 from tunesmith.report.diff import compared, paired
-from tunesmith.report.grid import Grid, GridCell, GridPair, pair_of
+from tunesmith.report.grid import Control, Grid, GridCell, GridPair, pair_of
 from tunesmith.report.schema import Report, read_report
 from tunesmith.report.standing import BASE, holds_up
 from tunesmith.workflows.prepare import Listener
@@ -203,7 +203,7 @@ def _told(cell: Cell, folder: Path, seed: int, recipe: Recipe) -> GridCell:
     """A finished run in one line."""
     report = read_report(folder)
     kept, task = report.retention, report.task
-    controls = {arm.name: arm.score for arm in report.controls}
+    controls = {arm.name: Control(score=arm.score, p_adjusted=arm.p_adjusted) for arm in report.controls}
     cheap = [arm for arm in report.baselines if arm.name != BASE]
     best = max(cheap, key=lambda arm: arm.score, default=None)
     return GridCell(
