@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,6 +120,18 @@ def test_after_a_step_good_answers_are_likelier_and_bad_ones_less(algorithm: str
         gain = made.logprobs(batch) - before
     each = torch.zeros(batch.rows).index_add_(0, batch.owners, good)
     assert float(gain @ each) > 0
+
+
+@pytest.mark.parametrize("technique", [Full(), LORA, Ia3(), Prefix(tokens=4)], ids=lambda one: one.kind)
+def test_answers_are_drawn_and_learned_from_in_half_precision_too(technique: Technique):
+    learner = practice()
+    made = technique.adapt(policy("llama").network, family="decoder", keep_reference=True, start=[40, 41, 42, 43])
+    made.mixed = torch.bfloat16
+    (batch,) = ready(made, learner, [prompts(2)])
+    loss, figures = accumulate(made, learner, [batch])
+    assert math.isfinite(loss)
+    assert figures["kl"] >= 0
+    assert any(float(value.grad.abs().sum()) > 0 for _, value in made.trainable() if value.grad is not None)
 
 
 def test_several_updates_on_the_same_answers_move_the_ratio_away_from_one(tmp_path: Path):

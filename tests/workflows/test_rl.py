@@ -16,6 +16,7 @@ from tunesmith.errors import RecipeError, Refused, RewardError
 from tunesmith.inference.folder import load
 from tunesmith.objectives import Rl
 from tunesmith.recipe import Recipe, make_recipe
+from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Pursuit
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.rewards import scorer, scorer_of
@@ -177,3 +178,11 @@ def test_the_judges_of_the_example_count_rules_and_shared_words():
     kept, nearness = (scorer(f"{ROOT}/examples/synopsis_rules.py:{name}", key="judge") for name in ("kept", "nearness"))
     assert kept([Attempt(row, "The 2vcard tool", True)]) == [0.5]
     assert nearness([Attempt(row, "A converter", True), Attempt(row, "nothing", True)]) == [0.5, 0.0]
+
+
+def test_the_page_shows_the_reward_and_what_it_was_paid_with(rules: Path, tmp_path: Path):
+    run = tune(made(tmp_path, f"{rules}:short"), tmp_path / "run")
+    write_reports(run.folder)
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "What the reward was paid with" in page
+    assert "nats a token from the start" in page

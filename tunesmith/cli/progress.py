@@ -118,8 +118,10 @@ def said(event: Event) -> list[str]:
 
 
 def measures(event: Event) -> str:
-    """Loss, learning rate and speed of a step."""
+    """Loss, learning rate and speed of a step; where a reward is pursued, that and the KL to the start."""
     speed = f"{event['tokens_per_second']:.0f} tok/s"
+    if "reward" in event:
+        speed = f"reward {event['reward']:.3f}  KL {event.get('kl', 0.0):.3f}  {speed}"
     return f"loss {event['loss']:.4f}  lr {event['learning_rate']:.1e}  {speed}"
 
 
@@ -141,6 +143,8 @@ def _probe(event: Event) -> list[str]:
 
 
 def _validation(event: Event) -> list[str]:
+    if "validation_reward" in event:
+        return [f"step {event['step']}  validation reward {event['validation_reward']:.4f}"]
     return [f"step {event['step']}  validation loss {event['validation_loss']:.4f}"]
 
 

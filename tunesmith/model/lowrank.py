@@ -85,7 +85,8 @@ class FusedLora(PeftLinear):
             return weight
         dtype = torch.get_autocast_dtype(x.device.type)
         if self.cast is None or self.cast.dtype != dtype:
-            self.cast = weight.detach().to(dtype)
+            with torch.inference_mode(False):  # answers may be drawn before a gradient flows through the same copy
+                self.cast = weight.detach().to(dtype)
         cast: Tensor = self.cast
         return cast
 

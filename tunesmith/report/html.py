@@ -98,10 +98,11 @@ def _clean(value: Any) -> Any:
 
 def _plots(facts: Facts) -> dict[str, str]:
     report = facts.report
+    what = "reward" if report.pursuit else "loss"
     target = None if report.calibration is None else report.calibration.target_accuracy
     return {
         "loss": plots.loss_plot(
-            curve(facts, "loss"), curve(facts, "validation_loss"), best_step=report.training.best_step
+            curve(facts, what), curve(facts, f"validation_{what}"), best_step=report.training.best_step, what=what
         ),
         "rate": plots.rate_plot(curve(facts, "learning_rate")),
         "reliability": plots.reliability_plot(reliability(facts)),

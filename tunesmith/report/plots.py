@@ -50,15 +50,16 @@ class _Sheet:
     svg: str = field(default="")
 
 
-def loss_plot(train: Points, validation: Points, *, best_step: int) -> str:
-    """Training and validation loss over steps, the kept step marked; empty without points."""
+def loss_plot(train: Points, validation: Points, *, best_step: int, what: str = "loss") -> str:
+    """Loss, or reward, in training and validation over steps, the kept step marked; empty without points."""
     if not train:
         return ""
-    said = f"Training loss from {train[0][1]:.3g} to {train[-1][1]:.3g} over {train[-1][0]:.0f} steps"
+    said = f"Training {what} from {train[0][1]:.3g} to {train[-1][1]:.3g} over {train[-1][0]:.0f} steps"
     if validation:
-        lowest = min(validation, key=lambda point: point[1])
-        said += f"; lowest validation loss {lowest[1]:.3g} at step {lowest[0]:.0f}"
-    with _sheet("loss", said, xlabel="step", ylabel="loss") as sheet:
+        best, word = (min, "lowest") if what == "loss" else (max, "highest")
+        found = best(validation, key=lambda point: point[1])
+        said += f"; {word} validation {what} {found[1]:.3g} at step {found[0]:.0f}"
+    with _sheet("loss", said, xlabel="step", ylabel=what) as sheet:
         axes = sheet.axes
         axes.plot(*_columns(thin(train)), color=_BASE, linewidth=1.2, label="training")
         if validation:

@@ -188,7 +188,9 @@ def _judged(prepared: Prepared, policy: Policy, watch: Watch, beside: dict[str, 
         return math.inf
     beside.update(preferred(prepared, policy))
     if not prepared.parts:
-        return validation_loss(prepared, policy)
+        found_loss = validation_loss(prepared, policy)
+        beside |= {"validation_reward": -found_loss} if isinstance(prepared.recipe.objective, Rl) else {}
+        return found_loss
     found = losses(prepared, policy, validation_loss)
     beside |= pulls(prepared, policy, parts_of(prepared)) | {f"{LOSS_OF}{name}": loss for name, loss in found.items()}
     return mean_of(prepared, found)
