@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.served import LABELS, Served, save_run, served
+from tests.web.conftest import await_here
 from tunesmith.inference.engine import Limits
 from tunesmith.model.device import Machine
 from tunesmith.techniques import Lora
@@ -210,7 +211,7 @@ def test_a_body_that_does_not_come_is_given_up(server: Served, monkeypatch: pyte
         "path": CHAT,
         "headers": [(b"host", b"127.0.0.1"), (b"content-type", b"application/json"), (b"content-length", b"9")],
     }
-    asyncio.run(Guard(app, manner=manner)(scope, never, send_out))
+    await_here(Guard(app, manner=manner)(scope, never, send_out))
     assert sent[0]["status"] == 408
 
 

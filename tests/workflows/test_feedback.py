@@ -105,7 +105,10 @@ def test_overlap_gives_each_pair_to_two_people_in_any_tabs_and_without_it_to_one
     alone = opened(wish)
     assert alone.turns.next(ANA) != alone.turns.next(BO)
     both = opened(wish, overlap=Overlap(1.0, 2))
-    assert sorted(judge_all(both, ANA)) == sorted(judge_all(both, BO))
+    first = sorted(judge_all(both, ANA))
+    assert (both.progress().judged, both.progress().votes, both.progress().wanted) == (20, 20, 40)
+    assert first == sorted(judge_all(both, BO))
+    assert both.progress().votes == 40
     assert both.progress().agreement.items == 20
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,8 +86,7 @@ def summary(args: argparse.Namespace) -> int:
     page = summary_of(args.store, without=listed(args.without))
     if publish(page.model_dump(mode="json"), args):
         return 0
-    counts = ", ".join(f"{label} {count}" for label, count in page.votes.items())
-    show(f"{page.judged} of {page.items} prompts are judged ({counts or 'no vote yet'})")
+    show(f"{page.judged} of {page.items} prompts are judged ({_counts(page.votes)})")
     if page.models:
         show_table(MODELS, [_model(one) for one in page.models])
     if page.duels:
@@ -100,6 +99,14 @@ def summary(args: argparse.Namespace) -> int:
 
 
 ACTS = {"summary": summary, "export": export, "import": bring}
+
+
+def _counts(votes: Mapping[str, int]) -> str:
+    """How often each thing was said; which of two answers was better is told by the tables."""
+    better = sum(votes.get(side, 0) for side in ("first", "second"))
+    others = [(label, count) for label, count in votes.items() if label not in ("first", "second")]
+    said = [*([("one is better", better)] if better else []), *others]
+    return ", ".join(f"{label}: {count}" for label, count in said) or "no vote yet"
 
 
 def _model(one: Ranked) -> tuple[str, ...]:

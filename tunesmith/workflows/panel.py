@@ -23,10 +23,13 @@ LEFT, RIGHT = "left", "right"
 
 
 class Progress(BaseModel):
-    """How far it is: items, items with a vote, votes by person, what a person put aside, agreement."""
+    """How far it is: items, those with a vote, votes that are there and that are wanted, votes by person, what a person
+    put aside, agreement."""
 
     items: int
     judged: int
+    votes: int
+    wanted: int
     people: dict[str, int]
     mine: int
     skipped: int
@@ -89,6 +92,8 @@ class Panel:
             return Progress(
                 items=len(self._plain),
                 judged=sum(bool(raters) for raters in given.values()),
+                votes=sum(min(len(raters), self.overlap.wanted(key)) for key, raters in given.items()),
+                wanted=sum(self.overlap.wanted(key) for key in self._plain),
                 people=dict(sorted(counts.items(), key=lambda pair: -pair[1])),
                 mine=counts.get(rater, 0),
                 skipped=len(votes.skipped(rater)),

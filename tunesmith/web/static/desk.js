@@ -77,7 +77,7 @@ function show() {
 }
 
 function showEnd(progress) {
-  const end = find("end"), open = progress.items - page.done(progress);
+  const end = find("end"), open = total(progress) - page.done(progress);
   const [title, text] = open > 0 && !progress.skipped
     ? ["Nothing for you right now", `The ${page.noun}s that are left are with other people.`]
     : open > 0
@@ -91,11 +91,14 @@ function showEnd(progress) {
   end.focus({ preventScroll: true });
 }
 
+// Where several people are to judge the same items there is more to do than there are items.
+const total = (progress) => progress.wanted ?? progress.items;
+
 function showProgress(progress) {
   document.querySelector(".how-far").hidden = false;
   find("done").textContent = `${count(page.done(progress))} ${page.verb}`;
-  find("left").textContent = `of ${rows(progress.items, page.noun)}`;
-  find("bar").max = progress.items;
+  find("left").textContent = `of ${rows(total(progress), total(progress) > progress.items ? "vote" : page.noun)}`;
+  find("bar").max = total(progress);
   find("bar").value = page.done(progress);
   page.facts?.(progress);
   find("by-person").replaceChildren(...Object.entries(progress.people).map((entry) => line(entry)));

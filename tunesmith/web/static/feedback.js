@@ -66,7 +66,7 @@ find("word").addEventListener("keydown", (event) => {
 open({
   noun: "prompt",
   verb: "judged",
-  done: (progress) => progress.judged,
+  done: (progress) => progress.votes,
   finished: ["Every prompt is judged", "Thank you. tunesmith votes says what it amounts to."],
   show, key,
   written: (text) => vote({ choice: "own", text }, "your own answer"),
