@@ -188,7 +188,7 @@ def read(setting: Setting) -> Grid:
     missing = []
     for cell in cells():
         done = [seed for seed in range(setting.seeds) if (setting.folder(cell, seed) / "report.json").exists()]
-        found += [_told(cell, setting.folder(cell, seed), seed, recipe_of(cell, setting, seed)) for seed in done]
+        found += [_told(cell, setting.folder(cell, seed), seed) for seed in done]
         said = setting.folder(cell, 0).with_suffix(".refused")
         why = refusal(cell, setting) or (said.read_text(encoding="utf-8") if said.exists() else "")
         if why and not done:
@@ -199,7 +199,7 @@ def read(setting: Setting) -> Grid:
     return Grid(cells=tuple(found), pairs=tuple(_pairs(found)), refused=refused, missing=tuple(missing))
 
 
-def _told(cell: Cell, folder: Path, seed: int, recipe: Recipe) -> GridCell:
+def _told(cell: Cell, folder: Path, seed: int) -> GridCell:
     """A finished run in one line."""
     report = read_report(folder)
     kept, task = report.retention, report.task
@@ -220,7 +220,7 @@ def _told(cell: Cell, folder: Path, seed: int, recipe: Recipe) -> GridCell:
         ci95=task.ci95,
         p_value=task.p_value,
         train=report.data.train,
-        epochs=recipe.schedule.epochs,
+        epochs=load_recipe(folder / "recipe.yaml")[0].schedule.epochs,
         test=task.n,
         head_only=controls.get(HEAD_ONLY),
         shuffled=controls.get(SHUFFLED),
