@@ -86,6 +86,10 @@ def test_memory_is_what_stays_and_the_largest_pass():
     assert peak_bytes(Lora(rank=2), SIZE, WORK, PACE, held=0) == pytest.approx(200e6 + lora + 3 * 4 * 256 * 100)
 
 
+def test_what_came_before_training_counts_where_it_is_more():
+    assert peak_bytes(Lora(rank=2), SIZE, replace(WORK, cheap=9e9), PACE, held=1e9) == 10e9
+
+
 def test_four_bits_take_an_eighth_of_the_weights_memory():
     saved = peak_bytes(Lora(), SIZE, WORK, PACE, held=0) - peak_bytes(Lora(quantize="nf4"), SIZE, WORK, PACE, held=0)
     assert saved == pytest.approx(400 * (4 - 0.52))

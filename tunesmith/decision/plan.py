@@ -35,7 +35,7 @@ HEAD_ROWS, HEAD_COPIES = 256, 3
 # Bytes of a weight in 4 bits with its scales, as bitsandbytes keeps them.
 FOUR_BITS = 0.52
 
-# Factors between which most outcomes lay (bench/PLAN.md).
+# Bounds as factors of what is expected; `python -m bench.plan` holds them to twelve runs.
 SURE = {"memory": (0.87, 1.15), "timed": (0.8, 1.3), "formula": (0.4, 2.5)}
 
 
@@ -53,6 +53,7 @@ class Work:
     widest_rows: int
     widest_padded: int
     head: int = 0  # numbers of a head of the objective's own
+    cheap: float = 0.0  # bytes that the cheap ways take before training begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,13 +154,13 @@ COUNTS: Mapping[type[Any], Callable[[Any, NetworkSize], int]] = {
 
 
 def peak_bytes(technique: Technique, size: NetworkSize, work: Work, pace: Pace, *, held: float) -> float:
-    """The largest memory of the run: what stays, and the largest pass over it."""
+    """The largest memory of the run: what stays and the largest pass over it, or what came before if that is more."""
     count = trainable(technique, size, work)
     stays = held + BESIDE + LEARNING * count + (0 if isinstance(technique, Full) else NUMBER * count)
     kept = _kept(technique, size, pace)
     tokens = _tokens(technique, size, (work.widest, work.widest_padded), (1, work.widest_rows))
     logits = 0 if work.head else HEAD_COPIES * NUMBER * HEAD_ROWS * size.words
-    return stays + kept.once + PASS_OVER_KEPT * kept.token * tokens + logits
+    return max(stays + kept.once + PASS_OVER_KEPT * kept.token * tokens + logits, held + work.cheap)
 
 
 def _kept(technique: Technique, size: NetworkSize, pace: Pace) -> Kept:

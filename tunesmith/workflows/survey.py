@@ -14,7 +14,7 @@ from tunesmith.decision.plan import FOUR_BITS, NUMBER, Pace, Work, estimate
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
 from tunesmith.model.size import NetworkSize, copy_rate, measure_size
-from tunesmith.objectives import Rl
+from tunesmith.objectives import Classify, Rl
 from tunesmith.recipe import AnyTechnique
 from tunesmith.report.plan import PREDICTION, Bounds, Prediction, read_prediction, told
 from tunesmith.techniques import Lora
@@ -24,6 +24,8 @@ from tunesmith.workflows.train import make_plan, untouched
 
 # Steps of the first pass over the rows that are counted, evenly spread; the rest are taken to be like them.
 COUNTED = 24
+# Bytes that TF-IDF with runs of characters takes on some thousand short texts: for a small encoder, more than training.
+TFIDF_BYTES = 650e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +69,9 @@ def _memory(device: str) -> tuple[float, float]:
 
 def count_work(prepared: Prepared, policy: Policy) -> Work:
     """What all training steps come to, counted on the batches of some of them; `policy` is the base untouched."""
-    batches = batches_of(prepared)
+    batches, objective = batches_of(prepared), prepared.recipe.objective
     steps = make_plan(prepared.recipe, policy, rows=len(prepared.train)).steps
-    head = prepared.recipe.objective.head(policy)
+    head = objective.head(policy)
     every = range(batches.steps_per_epoch)
     spread = every[:: max(1, len(every) // COUNTED)]
     counted = counts_of([batch for one in spread for batch in batches.window(one)])
@@ -81,6 +83,7 @@ def count_work(prepared: Prepared, policy: Policy) -> Work:
         widest=largest.computed,
         widest_rows=largest.rows,
         widest_padded=largest.rows * largest.paths.shape[1],
+        cheap=TFIDF_BYTES if isinstance(objective, Classify) and not objective.multi else 0.0,
         head=sum(value.numel() for value in head.parameters()) if head is not None else 0,
     )
 
