@@ -87,7 +87,7 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
 
 
 # Learning rates as a share of those that suit learning to answer: a preference is learned by small steps.
-PACE = {"preference": 0.1}
+PACE = {"preference": 0.1, "rl": 0.1}
 
 # What a journal line about memory that ran out has, and no other: tokens that run at once from there on.
 AT_ONCE = "tokens_at_once"
