@@ -18,6 +18,14 @@ pytestmark = [
     pytest.mark.usefixtures("small_world"),
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _a_head_in_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the head of a frozen encoder learns is looked at elsewhere."""
+    monkeypatch.setattr("tunesmith.workflows.frozen_head.FEWEST_STEPS", 4)
+
+
 QUICK = {"epochs": 1, "probe": False}
 
 
