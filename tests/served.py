@@ -90,20 +90,23 @@ def served(
     from tunesmith.web.api import MANNER, Api
     from tunesmith.web.metrics import Metrics
     from tunesmith.web.serve import server
+    from tunesmith.workflows.thumbs import FILE, Thumbs
 
     engine, bugs = engine_over(sources, limits=limits)
-    app = Api(engine, splits=Splits(splits or {}), metrics=Metrics()).app()
+    thumbs = Thumbs(lambda name: sources[name][0] / FILE)
+    app = Api(engine, splits=Splits(splits or {}), metrics=Metrics(), thumbs=thumbs).app()
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-        running = server(app, token=token, manner=MANNER)
+        running = server(app, token=token, manner=MANNER, drain=30)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]})
         thread.start()
         try:
             yield Served(engine, f"http://127.0.0.1:{port}", port, bugs)
         finally:
             running.should_exit = True
-            thread.join(20)
+            thread.join(60)
             engine.close(5)
+            thumbs.close()
     assert not thread.is_alive()
 
 

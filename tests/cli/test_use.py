@@ -5,15 +5,25 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cli.conftest import Command
-from tunesmith.cli.conversation import Conversation, opening
+from tunesmith.cli.conversation import HELP, Beside, Conversation, opening
 from tunesmith.data.examples import Message
-from tunesmith.inference.folder import load
+from tunesmith.inference.folder import load, read_about
 from tunesmith.inference.local import LocalModel
+from tunesmith.inference.open import open_model
 from tunesmith.model.sampling import Sampling
+from tunesmith.workflows.thumbs import FILE, Thumbs
+
+
+def _nothing(_: str = "") -> Any:
+    raise AssertionError("nobody asked for the base or for a place of thumbs")
+
+
+ALONE = Beside("run", _nothing, Thumbs(_nothing))
 
 
 def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -101,7 +111,39 @@ def test_reset_forgets_and_system_sets_the_turn_before_all_others(
     assert done.err.splitlines() == [
         "system turn: be brief",
         "forgotten",
-        "/quit ends, /reset forgets the conversation, /system TEXT sets the system turn and forgets",
+        HELP,
+    ]
+
+
+def test_a_chat_shows_the_base_saves_rows_and_keeps_thumbs(
+    command: Command, decoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows, kept = tmp_path / "rows.jsonl", tmp_path / "kept.jsonl"
+    (decoder_run / FILE).unlink(missing_ok=True)
+    type_in(
+        monkeypatch, f"/good\nnumber 1\n/base\n/good\nnumber 2\n/bad\n/save {rows}\n/save {tmp_path}\n/save {rows}\n"
+    )
+    done = command("chat", decoder_run, "--temperature", "0")
+    assert done.code == 0, done.err
+    said = done.err.splitlines()
+    assert said[0] == "/good: nothing is answered yet; ask something first"
+    assert "the base was asked the same" in done.err
+    assert f"{tmp_path}: not written (Is a directory); name another file" in said
+    answers = [line.strip() for line in done.out.splitlines() if line.strip()]
+    table = next(i for i, line in enumerate(answers) if line.split() == ["run", "base"])
+    base = open_model(read_about(decoder_run / "model").base, limit=512, offline=True)
+    wanted = base.reply([Message("user", "Which?\n\nnumber 1")], sampling=Sampling(max_new_tokens=8)).text
+    shown = " ".join(answers[table:])
+    assert all(word in shown for word in wanted.split())
+    saved = [json.loads(line)["messages"] for line in rows.read_text().splitlines()]
+    assert saved[0] == saved[1]
+    assert [turn["role"] for turn in saved[0]] == ["user", "assistant"] * 2
+    done = command("votes", "export", decoder_run / FILE, kept, "--json")
+    assert done.code == 0, done.err
+    found = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert sorted((row["label"], row["completion"], row["by"]) for row in found) == [
+        (False, saved[0][3]["content"], decoder_run.name),
+        (True, saved[0][1]["content"], decoder_run.name),
     ]
 
 
@@ -130,7 +172,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(
     decoder_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(LocalModel, "stream", interrupted_stream)
-    talk = Conversation(load(decoder_run, offline=True), Sampling(), system="", silent=False)
+    talk = Conversation(load(decoder_run, offline=True), Sampling(), beside=ALONE)
     talk.turn("hello")
     assert capsys.readouterr().out == "begun ...\n"
     assert talk.messages[-1] == Message("assistant", "begun")
@@ -141,7 +183,7 @@ def test_a_conversation_that_outgrows_the_model_forgets_its_oldest_turns(
 ):
     model = load(decoder_run, offline=True)
     model.limit = 200
-    talk = Conversation(model, Sampling(max_new_tokens=2), system="stay", silent=True)
+    talk = Conversation(model, Sampling(max_new_tokens=2), system="stay", silent=True, beside=ALONE)
     talk.messages += [Message("user", "x" * 90), Message("assistant", "y"), Message("user", "z" * 60)]
     talk.messages.append(Message("assistant", "y"))
     talk.turn("last")

@@ -16,6 +16,8 @@ from tunesmith.data.examples import Message
 from tunesmith.inference.folder import load
 from tunesmith.model.device import Machine
 from tunesmith.techniques import Ia3, Lora
+from tunesmith.workflows.thumbs import FILE
+from tunesmith.workflows.votes import export_votes
 
 QUESTIONS = ("hi", "What is the capital of France?", "Is this review positive or negative? I like the phone.")
 
@@ -209,6 +211,22 @@ def test_runs_are_unloaded_loaded_and_rolled_back_by_name(server: Served, client
     assert admin("rollback", "two").status_code == 404
     for name in ("/etc", "../one", "nobody"):
         assert admin("load", name).status_code == 404
+
+
+def test_thumbs_land_in_the_runs_file_of_votes_as_rows_of_preference(server: Served, runs: Path, tmp_path: Path):
+    asked = [{"role": "user", "content": "hi"}]
+    for answer, good in (("fine", True), ("bad one", False), ("fine", True)):
+        told = {"model": "one", "messages": asked, "answer": answer, "good": good, "rater": "ann"}
+        assert httpx.post(f"{server.url}/feedback", json=told).json() == {"kept": True}
+    done = export_votes(runs / "one" / FILE, tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert done.rows == 2
+    assert sorted((row["prompt"], row["completion"], row["label"], row["by"]) for row in rows) == [
+        ("hi", "bad one", False, "one"),
+        ("hi", "fine", True, "one"),
+    ]
+    assert httpx.post(f"{server.url}/feedback", json={**told, "model": "nobody"}).status_code == 404
+    assert httpx.post(f"{server.url}/feedback", json={**told, "answer": ""}).status_code == 400
 
 
 def test_with_a_token_every_route_asks_for_it(runs: Path):

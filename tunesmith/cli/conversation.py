@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from tunesmith.cli.terminal import log
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tunesmith.cli.terminal import log, show_table
 from tunesmith.data.examples import Message
+from tunesmith.errors import DataError
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Classify, Instruct, Preference, Rl
 from tunesmith.report.figures import clean
+from tunesmith.workflows.thumbs import Thumbs
 
-HELP = "/quit ends, /reset forgets the conversation, /system TEXT sets the system turn and forgets"
+HELP = (
+    "/quit ends, /reset forgets the conversation, /system TEXT sets the system turn and forgets, /base shows what the "
+    "base says to the same, /save FILE adds the conversation to a file of rows, /good and /bad judge the last answer"
+)
+SAVED = "chats.jsonl"
 
 
 def opening(model: LocalModel, text: str) -> Message:
@@ -20,23 +33,89 @@ def opening(model: LocalModel, text: str) -> Message:
     return Message("user", "\n\n".join(filter(None, (instruction, text))))
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a conversation needs beside its model: the model's name, its base when asked for, and where thumbs go."""
+
+    name: str
+    base: Callable[[], LocalModel]
+    thumbs: Thumbs
+
+
 class Conversation:
     """Turns so far, and a model that answers the next; `silent` prints nothing."""
 
-    def __init__(self, model: LocalModel, sampling: Sampling, *, system: str, silent: bool) -> None:
-        self.model, self.sampling, self.silent = model, sampling, silent
+    def __init__(
+        self, model: LocalModel, sampling: Sampling, *, system: str = "", silent: bool = False, beside: Beside
+    ) -> None:
+        self.model, self.sampling, self.silent, self._beside = model, sampling, silent, beside
         self._begin(system)
 
     def command(self, line: str) -> str:
         """Do what a line with a slash says, and tell what was done."""
         word, _, rest = line.partition(" ")
-        if word == "/reset":
-            self._begin(self.system)
-            return "forgotten"
-        if word == "/system":
-            self._begin(rest.strip())
-            return f"system turn: {self.system or 'none'}"
-        return HELP
+        known: dict[str, Callable[[str], str]] = {
+            "/reset": self._reset,
+            "/system": self._set_system,
+            "/base": self._compare,
+            "/save": self._save,
+            "/good": partial(self._judge, good=True),
+            "/bad": partial(self._judge, good=False),
+        }
+        if word in ("/base", "/save", "/good", "/bad") and self._answered is None:
+            return f"{word}: nothing is answered yet; ask something first"
+        return known[word](rest.strip()) if word in known else HELP
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The conversation as a row that `tunesmith tune` reads."""
+        return {"messages": [{"role": message.role, "content": message.content} for message in self.messages]}
+
+    @property
+    def _answered(self) -> tuple[list[Message], str] | None:
+        """The last answer and what it was given to; None before the first."""
+        if not self.messages or self.messages[-1].role != "assistant":
+            return None
+        return self.messages[:-1], self.messages[-1].content
+
+    def _reset(self, _: str) -> str:
+        self._begin(self.system)
+        return "forgotten"
+
+    def _set_system(self, text: str) -> str:
+        self._begin(text)
+        return f"system turn: {self.system or 'none'}"
+
+    def _compare(self, _: str) -> str:
+        """The last answer beside the base's."""
+        assert self._answered is not None
+        asked, answer = self._answered
+        base = self._beside.base().reply(asked, sampling=self.sampling).text
+        if not self.silent:
+            show_table((self._beside.name, "base"), [(answer, base)])
+        return "the base was asked the same; the conversation goes on with the first answer"
+
+    def _save(self, place: str) -> str:
+        """The conversation as one row more of a file."""
+        path = Path(place or SAVED).expanduser()
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(self.row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            return f"{path}: not written ({error.strerror}); name another file"
+        return f"a row more in {path}; `tunesmith tune {path}` learns from it"
+
+    def _judge(self, _: str, *, good: bool) -> str:
+        """A thumb for the last answer."""
+        assert self._answered is not None
+        asked, answer = self._answered
+        if not answer:
+            return "the answer is empty; there is nothing to judge"
+        try:
+            path = self._beside.thumbs.keep(asked, answer, by=self._beside.name, good=good)
+        except DataError as error:
+            return str(error)
+        return f"kept in {path}; `tunesmith votes export {path} rows.jsonl` writes rows"
 
     def turn(self, text: str) -> None:
         """Answer, piece by piece; Ctrl-C ends the answer and not the conversation."""

@@ -34,6 +34,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help="for one answer (%(default)s)")
     text = "where the token of other machines is kept (default: tunesmith-serve.token)"
     parser.add_argument("--token-file", type=Path, default=Path("tunesmith-serve.token"), metavar="FILE", help=text)
+    text = "where thumbs are kept (default: thumbs.db in the folder of each run)"
+    parser.add_argument("--store", type=Path, metavar="FILE", help=text)
     parser.add_argument("--host", default="127.0.0.1", help="elsewhere than here a token is asked for (%(default)s)")
     parser.add_argument("--port", type=int, default=PORT, help="0 takes a free one (%(default)s)")
     add_common(parser)
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.web.api import MANNER, Api
     from tunesmith.web.metrics import Metrics
     from tunesmith.web.serve import Address, kept_token, listen, serve, url
+    from tunesmith.workflows.thumbs import FILE, Thumbs
 
     splits = Splits(shares_of(args.split, sources))
     address = Address(args.host, args.port)
@@ -64,10 +67,13 @@ def run(args: argparse.Namespace) -> int:
         token = kept_token(address, args.token_file)
         engine = Engine(shelf, limits=limits, failed=log)
         _say(engine, url(sock, address), token, args)
+        thumbs = Thumbs(lambda name: args.store or sources.get(name, [Path()])[0] / FILE)
+        app = Api(engine, splits=splits, metrics=Metrics(), thumbs=thumbs).app()
         try:
-            serve(Api(engine, splits=splits, metrics=Metrics()).app(), sock, token=token, manner=MANNER, drain=DRAIN)
+            serve(app, sock, token=token, manner=MANNER, drain=DRAIN)
         finally:
             engine.close(DRAIN)
+            thumbs.close()
     return 0
 
 

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from tunesmith.cli.options import UsageError, add_common, add_sampling, sampling
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 
 if TYPE_CHECKING:
+    from tunesmith.cli.conversation import Beside
     from tunesmith.cli.options import Commands
+    from tunesmith.inference.folder import About
     from tunesmith.inference.local import LocalModel
     from tunesmith.model.sampling import Sampling
 
@@ -36,7 +39,8 @@ def add(commands: Commands) -> None:
         "chat",
         help="talk with a tuned decoder",
         description="Reads a turn a line, also from a pipe. /quit ends, /reset forgets the conversation, "
-        "/system TEXT sets the system turn and forgets.",
+        "/system TEXT sets the system turn and forgets, /base shows the base's answer beside the last one, /save FILE "
+        "adds the conversation to a file of rows, /good and /bad judge the last answer.",
     )
     chatting.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
     chatting.add_argument("--system", default="", metavar="TEXT", help="system turn before the conversation")
@@ -104,10 +108,11 @@ def chat(args: argparse.Namespace) -> int:
     from tunesmith.inference.folder import find_model, load, read_about
 
     hush()
-    if read_about(find_model(args.folder)).family != "decoder":
+    about = read_about(find_model(args.folder))
+    if about.family != "decoder":
         raise UsageError(f"{args.folder}: an encoder writes no text; use `tunesmith ask {args.folder} TEXT`")
-    model = load(args.folder, offline=args.offline)
-    talk = Conversation(model, sampling_of(args, model.sampling), system=args.system, silent=args.json)
+    model, beside = load(args.folder, offline=args.offline), _beside(args, about)
+    talk = Conversation(model, sampling_of(args, model.sampling), system=args.system, silent=args.json, beside=beside)
     if sys.stdin.isatty():
         log(HELP)
     for line in _lines():
@@ -117,8 +122,22 @@ def chat(args: argparse.Namespace) -> int:
             log(talk.command(line))
         elif line:
             talk.turn(line)
-    publish({"run": args.folder, "messages": [{"role": m.role, "content": m.content} for m in talk.messages]}, args)
+    publish({"run": args.folder, **talk.row}, args)
     return 0
+
+
+def _beside(args: argparse.Namespace, about: About) -> Beside:
+    """The base of the run, read when it is asked for, and the file of thumbs in the run's folder."""
+    from tunesmith.cli.conversation import Beside
+    from tunesmith.inference.open import open_model
+    from tunesmith.workflows.thumbs import FILE, Thumbs
+
+    @cache
+    def base() -> LocalModel:
+        log("reading the base")
+        return open_model(about.base, limit=about.limit, offline=args.offline)
+
+    return Beside(args.folder.resolve().name, base, Thumbs(lambda _: args.folder / FILE))
 
 
 def _lines() -> Iterator[str]:

@@ -8,6 +8,7 @@ import json
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,7 +24,8 @@ from tunesmith.web.guard import Manner, Refusal
 from tunesmith.web.metrics import Metrics
 from tunesmith.web.pieces import Broken, Late, Pieces
 from tunesmith.web.told import Call, Telling, split_calls, wrong
-from tunesmith.web.wanted import ChatWanted, NameWanted, TextsWanted, TextWanted
+from tunesmith.web.wanted import ChatWanted, NameWanted, TextsWanted, TextWanted, ThumbWanted
+from tunesmith.workflows.thumbs import Thumbs
 
 MOST_BYTES = 512 * 1024
 # What the web server itself says no with; a bug of ours is told without its traceback, which the log has.
@@ -54,8 +56,8 @@ MANNER = Manner(own_header=False, most_bytes=MOST_BYTES, refuses=refuses)
 class Api:
     """The routes over one engine."""
 
-    def __init__(self, engine: Engine, *, splits: Splits, metrics: Metrics) -> None:
-        self._engine, self._splits, self._metrics = engine, splits, metrics
+    def __init__(self, engine: Engine, *, splits: Splits, metrics: Metrics, thumbs: Thumbs) -> None:
+        self._engine, self._splits, self._metrics, self._thumbs = engine, splits, metrics, thumbs
 
     def app(self) -> Any:
         """The app; no pages of documentation, which load from elsewhere."""
@@ -74,6 +76,7 @@ class Api:
             ("POST", "/v1/completions", self._text),
             ("POST", "/v1/embeddings", self._embeddings),
             ("POST", "/classify", self._classify),
+            ("POST", "/feedback", self._thumb),
             ("GET", "/v1/models", self._models),
             ("GET", "/health", self._health),
             ("GET", "/metrics", self._count),
@@ -155,6 +158,14 @@ class Api:
             return await asyncio.wrap_future(self._engine.whole(run.name, kind, texts))
         except asyncio.CancelledError as error:
             raise Late(f"server: took more than {self._engine.limits.seconds:.0f} s; ask for less at once") from error
+
+    async def _thumb(self, request: Any) -> Any:
+        wanted = ThumbWanted.model_validate_json(await request.body())
+        run = self._run(wanted.model)
+        messages = [turn.message() for turn in wanted.messages]
+        keep = partial(self._thumbs.keep, by=run.name, good=wanted.good, rater=wanted.rater)
+        await asyncio.to_thread(keep, messages, wanted.answer)
+        return _json({"kept": True})
 
     async def _models(self, request: Any) -> Any:
         data = [_card(run) for run in self._engine.shelf.runs()]

@@ -173,6 +173,16 @@ class TextsWanted(BaseModel):
         return texts
 
 
+class ThumbWanted(BaseModel):
+    """POST /feedback: what was asked, what was answered, and whether that was good."""
+
+    model: Name
+    messages: list[Turn] = Field(min_length=1, max_length=TURNS)
+    answer: str = Field(min_length=1)
+    good: bool
+    rater: str = Field("", max_length=40)
+
+
 class NameWanted(BaseModel):
     """POST /admin/...: a registered name."""
 

@@ -1,0 +1,38 @@
+"""Thumbs up or down for answers given outside the feedback page, kept in a file that `tunesmith votes` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tunesmith.data.examples import Message
+from tunesmith.feedback.items import BAD, GOOD, make_item, read_items
+from tunesmith.feedback.store import Entry, Store
+from tunesmith.feedback.votes import VOTE
+from tunesmith.workflows.panel import WHAT
+
+# Not the page's own file: that one holds votes on its prompts alone.
+FILE = "thumbs.db"
+
+
+class Thumbs:
+    """What people said of single answers of some models, each in the file that `place` names for it."""
+
+    def __init__(self, place: Callable[[str], Path]) -> None:
+        self._place = place
+        self._stores: dict[Path, Store] = {}
+
+    def keep(self, messages: Sequence[Message], answer: str, *, by: str, good: bool, rater: str = "") -> Path:
+        """Whether an answer of a model was good; on disk in the file returned. Raises DataError."""
+        path = self._place(by)
+        if path not in self._stores:
+            self._stores[path] = Store(path, what=WHAT)
+        store, item = self._stores[path], make_item(messages, [answer], [by])
+        new = [] if item.key in read_items(store.since()) else [item.entry]
+        store.append(*new, Entry(rater, VOTE, item.key, {"label": GOOD if good else BAD, "left": 0}))
+        return path
+
+    def close(self) -> None:
+        """Write what is in the logs into the files."""
+        for store in self._stores.values():
+            store.close()
