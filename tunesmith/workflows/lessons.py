@@ -21,7 +21,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.objectives import Domain, Instruct
 from tunesmith.recipe import Recipe
 from tunesmith.workflows.collect_writer import Writer, ask_writer, counted
-from tunesmith.workflows.contest import Answered, Contest
+from tunesmith.workflows.contest import Answered, Contest, some
 from tunesmith.workflows.run_folder import open_run
 from tunesmith.workflows.tune import tune_recipe
 
@@ -31,7 +31,8 @@ PASSAGES, ORACLE, ROOM = 3, 0.8, 1024
 TAUGHT, SAID_AGAIN, ASKED_ABOUT = 400, 2, 40
 EPOCHS = 3
 FEWEST = 8  # rows of a run on a part of them
-KEPT = 20  # chunks that `taught` is validated on
+# Chunks that `taught` is validated on, and rows that `raft` is: with passages they are long.
+KEPT, JUDGED = 20, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ def raft_run(contest: Contest) -> Lesson:
             "arms: raft learns to answer from passages; nearest that works: objective: instruct, or tuned"
         )
     files = {}
-    for part, rows in (("train", contest.split.train), ("validation", contest.split.validation)):
+    held = some(contest.split.validation, JUDGED, contest.recipe.seed)
+    for part, rows in (("train", contest.split.train), ("validation", held)):
         files[part] = contest.folder / f"raft.{part}.jsonl"
         _write(files[part], _raft_rows(contest, rows, part))
     asked = objective.model_copy(update={"prompt": "", "answer": "", "messages": "messages", "instruction": ""})
