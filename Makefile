@@ -26,8 +26,8 @@ demo: setup ## the main job on shipped real rows, start to end
 test: setup ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
-test-fast: setup ## only tests without a real model or browser
-	$(BIN)/python -m pytest -m "not slow and not real and not browser" --numprocesses 2 --dist loadfile
+test-fast: setup ## only tests of parts: no real model, no browser, no whole run
+	$(BIN)/python -m pytest -m "not slow and not real and not browser and not whole" --numprocesses 2 --dist loadfile
 
 test-all: setup ## every test
 	$(BIN)/python -m pytest

@@ -21,6 +21,18 @@ from tests.tiny import tiny_decoder, tiny_encoder  # noqa: E402
 torch.set_num_threads(1)
 
 
+# Where tests go through a whole story, from rows to report: `make test-fast` leaves them to `make test`.
+WHOLE = ("workflows/", "cli/", "web/", "techniques/test_grid.py", "inference/test_engine.py", "test_imports.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of WHOLE."""
+    here = Path(__file__).parent
+    for item in items:
+        if str(item.path.relative_to(here)).startswith(WHOLE):
+            item.add_marker("whole")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """One thread again, whatever a test's own measuring chose: more are slower here, and sum in another order."""

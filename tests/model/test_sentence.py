@@ -9,7 +9,7 @@ import torch
 
 from tunesmith.model.load import load_base
 from tunesmith.model.sentence import sentence_vectors
-from tunesmith.workflows.audit import EMBEDDED_TOKENS, _model
+from tunesmith.workflows.audit import EMBEDDED_TOKENS, model_tools
 
 TEXTS = ["good phone", "", "a battery that lasts the whole day and then some more", "bad phone", "good phone"]
 LIMIT = 8
@@ -34,7 +34,7 @@ def test_a_text_is_the_mean_of_every_token_that_is_read_the_last_one_too(tiny_be
 
 
 def test_an_audit_reads_texts_in_the_same_way(tiny_bert: Path):
-    found = _model(str(tiny_bert), limit=0, offline=True)["embed"](TEXTS)
+    found = model_tools(str(tiny_bert), limit=0, offline=True)["embed"](TEXTS)
     np.testing.assert_allclose(found, by_hand(tiny_bert, EMBEDDED_TOKENS), atol=1e-5)
 
 
