@@ -86,8 +86,8 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     return Trained(policy, plan, state, probe, _notes(journal), seen_beside(journal))
 
 
-# Learning rates as a share of those that suit learning to answer: a preference is learned by small steps.
-PACE = {"preference": 0.1, "rl": 0.1}
+# Learning rates as a share of those that suit learning to answer: a reward is learned by small steps.
+PACE = {"rl": 0.1}
 
 # What a journal line about memory that ran out has, and no other: tokens that run at once from there on.
 AT_ONCE = "tokens_at_once"
@@ -206,8 +206,6 @@ def _probe(prepared: Prepared, policy: Policy, plan: Plan, watch: Watch) -> Prob
         return None
     listen({"event": "stage", "text": f"can it learn {ROWS} rows at all?"})
     shortest = sorted(range(len(rows)), key=lambda i: rows[i].length)[: 4 * ROWS : 4]
-    # Small steps would not show within a few whether there is anything to learn.
-    plan = replace(plan, peak=plan.peak / PACE.get(prepared.recipe.objective.kind, 1.0))
     found = can_learn(policy, learner, Batches(prepared, rows).of(shortest), plan=plan)
     listen({"event": "probe", "first": found.first, "last": found.last, "steps": found.steps})
     return found
