@@ -41,7 +41,7 @@ ALL = [
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma", "gemma3", "gpt2", "bert", "distilbert", "modernbert"])
-@pytest.mark.parametrize("technique", ALL, ids=lambda one: f"{one.kind}-{'-'.join(map(str, one.model_fields_set))}")
+@pytest.mark.parametrize("technique", ALL, ids=lambda one: "-".join((one.kind, *sorted(one.model_fields_set))))
 def test_numbers_that_move_are_those_of_the_real_adapter(kind: str, technique: Technique):
     if kind in ("gpt2", "modernbert") and getattr(technique, "targets", "all-linear") not in ("all-linear", ()):
         pytest.skip("its layers have other names")
