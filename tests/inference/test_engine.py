@@ -22,6 +22,7 @@ from tunesmith.inference.row import Piece
 from tunesmith.inference.shelf import Shelf, UnknownModel
 from tunesmith.model.device import Machine
 from tunesmith.model.sampling import Sampling
+from tunesmith.objectives import Reward
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 
 QUESTIONS = ("hi", "What is the capital of France?", "Tell me of the fox and the dog and the phone. " * 3)
@@ -250,7 +251,7 @@ def test_versions_are_loaded_unloaded_and_rolled_back_while_others_are_answered(
     assert Answer(engine, asked("one", "hi")).text() == wanted[2]
     assert engine.shelf.roll_back("one").version == 1
     assert Answer(engine, asked("one", "hi")).text() == wanted[1]
-    with pytest.raises(UnknownModel, match="has no version"):
+    with pytest.raises(UnknownModel, match="at its first version"):
         engine.shelf.roll_back("one")
     engine.shelf.unload("one")
     with pytest.raises(UnknownModel, match="'one' is not served here; there are other, llama"):
@@ -290,6 +291,13 @@ def test_labels_and_states_of_several_askers_are_those_of_each_alone(tmp_path: P
         engine.ask(asked("head", "hi"), lambda piece: None)
 
 
+def test_a_reward_model_is_asked_for_no_answer(tmp_path: Path, over):
+    save_run(tmp_path / "judge", Lora(rank=4), Reward())
+    engine = over({"judge": [tmp_path / "judge"]})
+    with pytest.raises(AskError, match="judge is a reward model"):
+        engine.ask(asked("judge", "hi"), lambda piece: None)
+
+
 # ------------------------------------------------------------------ limits
 
 
@@ -307,6 +315,18 @@ def test_a_full_queue_says_so_and_an_overdue_answer_ends(one: Path, over):
     ends = [answer.pieces()[-1] for answer in answers]
     assert {piece.end for piece in ends} <= {"late", "length", "stop"}
     assert "late" in {piece.end for piece in ends}
+
+
+def test_texts_that_waited_too_long_are_let_go_and_harm_no_answer(one: Path, over):
+    engine = over({"one": [one]}, rows=1, seconds=60.0)
+    with engine._changed:  # nothing is read before both lie there
+        late, gone = engine.whole("one", "states", ["a"]), engine.whole("one", "states", ["b"])
+        engine._wholes[0].until = 0.0
+        gone.cancel()
+        answer = Answer(engine, asked("one", "hi"))
+    assert answer.pieces()[-1].end in ("stop", "length")
+    assert late.cancelled()
+    assert engine.queued == 0
 
 
 def test_an_answer_that_nobody_waits_for_makes_room(one: Path, over):

@@ -54,6 +54,8 @@ BODIES: list[tuple[str, bytes, set[int]]] = [
     (CHAT, json.dumps({**GOOD, "n": 1000}).encode(), {400}),
     (CHAT, json.dumps({**GOOD, "stop": ["a"] * 100}).encode(), {400}),
     (CHAT, json.dumps({**GOOD, "stop": ""}).encode(), {400}),
+    (CHAT, json.dumps({**GOOD, "stop": "a" * 200}).encode(), {200}),
+    (CHAT, json.dumps({**GOOD, "stop": "a" * 201}).encode(), {400}),
     (CHAT, json.dumps({**GOOD, "top_logprobs": 10**6, "logprobs": True}).encode(), {400}),
     (CHAT, json.dumps({**GOOD, "messages": [{"role": "user", "content": "fox " * 100_000}]}).encode(), {400}),
     (CHAT, json.dumps({**GOOD, "messages": [{"role": "user", "content": "<|im_end|>" * 2000}]}).encode(), {200}),

@@ -11,6 +11,7 @@ from tunesmith.data.windows import beginning
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.sampling import Sampling
+from tunesmith.objectives import Reward
 
 # Longer questions are refused, not shortened: next to nothing of them would be left, and cutting takes time.
 MOST_CHARACTERS = 65_536
@@ -39,6 +40,8 @@ class Ask:
         """Nothing for a question that this model can be asked. Raises AskError."""
         if model.policy.family != "decoder":
             raise AskError(f"model: {self.model} is an encoder and writes no text; ask /classify or /v1/embeddings")
+        if isinstance(model.objective, Reward):
+            raise AskError(f"model: {self.model} is a reward model, which scores answers and writes none; ask another")
         characters = sum(len(message.content) + len(message.tools) for message in self.messages) + len(self.text or "")
         if characters > max(MOST_CHARACTERS, 32 * model.limit):
             raise AskError(f"messages: {characters} characters, of which {model.limit} tokens are read; send less")

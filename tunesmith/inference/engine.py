@@ -162,7 +162,6 @@ class Engine:
         for decoding in list(self._decodings.values()):
             self.counts.tokens += decoding.step()
             self.counts.steps += 1
-        self.counts.reused = sum(decoding.tokens_reused for decoding in self._decodings.values())
         at_work = {id(row) for decoding in self._decodings.values() for row in decoding.rows}
         self._tickets = [ticket for ticket in self._tickets if id(ticket.row) in at_work]
 
@@ -173,7 +172,7 @@ class Engine:
             if ticket.cancelled or now > ticket.until:
                 self._let_go(ticket, "gone" if ticket.cancelled else "late")
         with self._changed:
-            self._wholes = deque(job for job in self._wholes if now <= job.until or job.future.cancel())
+            self._wholes = deque(job for job in self._wholes if now <= job.until or not job.future.cancel())
 
     def _let_go(self, ticket: Ticket, end: End) -> None:
         why = f"took more than {self.limits.seconds:.0f} s" if end == "late" else ""
@@ -216,6 +215,8 @@ class Engine:
                     chosen.append(job)
                     self._wholes.remove(job)
         chosen = [job for job in chosen if job.future.set_running_or_notify_cancel()]
+        if not chosen:  # nobody waits for them any more
+            return
         texts = [text for job in chosen for text in job.texts]
         try:
             model = first.run.model
@@ -243,7 +244,10 @@ class Engine:
                 self._tickets.remove(ticket)
         later: list[Row] = []
         for rows in ready.values():
-            later += self._decoding(rows[0].run.ground).join(rows, tokens=self.limits.read)
+            decoding = self._decoding(rows[0].run.ground)
+            before = decoding.tokens_reused
+            later += decoding.join(rows, tokens=self.limits.read)
+            self.counts.reused += decoding.tokens_reused - before
         back = [ticket for ticket in chosen if ticket.row in later]
         self._tickets = [ticket for ticket in self._tickets if ticket not in back]
         with self._changed:

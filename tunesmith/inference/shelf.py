@@ -90,7 +90,10 @@ class Shelf:
 
     def roll_back(self, name: str) -> Run:
         """The version before the one that is served."""
-        return self.load(name, version=self._one(self._runs, name).version - 1 or -1)
+        version = self._one(self._runs, name).version
+        if version == 1:
+            raise UnknownModel(f"model: {name!r} is at its first version; give a newer one to go back from")
+        return self.load(name, version=version - 1)
 
     def get(self, name: str) -> Run:
         """The run of that name, or the base."""
@@ -143,11 +146,12 @@ class Shelf:
         if key not in self._grounds:
             base = read_base(about, device=self._device, offline=self._offline)
             base.network.requires_grad_(False)
-            self._grounds[key] = ground = Ground(base)
+            ground = Ground(base)
+            self._grounds = {**self._grounds, key: ground}  # anew: other threads go through the dict as it was
             if base.family == "decoder":
                 model = _plain(base, about.limit)
                 run = self._run(Path(base.name).name, 1, model, ground)
-                self._bases[run.name] = run
+                self._bases = {**self._bases, run.name: run}
         return self._grounds[key]
 
     def _replace(self, name: str, run: Run | None) -> None:

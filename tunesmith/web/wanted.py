@@ -84,7 +84,7 @@ class Drawn(BaseModel):
     max_tokens: int | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
-    stop: Stop | list[Stop] | None = Field(None, max_length=16)
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     seed: int = 0
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()

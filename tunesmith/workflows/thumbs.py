@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 
 from tunesmith.data.examples import Message
 from tunesmith.feedback.items import BAD, GOOD, make_item, read_items
@@ -21,15 +22,17 @@ class Thumbs:
     def __init__(self, place: Callable[[str], Path]) -> None:
         self._place = place
         self._stores: dict[Path, Store] = {}
+        self._lock = Lock()  # a server keeps thumbs from several threads
 
     def keep(self, messages: Sequence[Message], answer: str, *, by: str, good: bool, rater: str = "") -> Path:
         """Whether an answer of a model was good; on disk in the file returned. Raises DataError."""
-        path = self._place(by)
-        if path not in self._stores:
-            self._stores[path] = Store(path, what=WHAT)
-        store, item = self._stores[path], make_item(messages, [answer], [by])
-        new = [] if item.key in read_items(store.since()) else [item.entry]
-        store.append(*new, Entry(rater, VOTE, item.key, {"label": GOOD if good else BAD, "left": 0}))
+        path, item = self._place(by), make_item(messages, [answer], [by])
+        with self._lock:
+            if path not in self._stores:
+                self._stores[path] = Store(path, what=WHAT)
+            store = self._stores[path]
+            new = [] if item.key in read_items(store.since()) else [item.entry]
+            store.append(*new, Entry(rater, VOTE, item.key, {"label": GOOD if good else BAD, "left": 0}))
         return path
 
     def close(self) -> None:
