@@ -77,6 +77,16 @@ def test_an_odd_taste_is_not_taken_for_clicking():
     assert odd == []
 
 
+def test_one_who_never_says_what_the_others_say_is_compared_with_nothing():
+    ballot = Ballot()
+    for rater, label in (("Ana", FIRST), ("Bo", FIRST), ("Cy", FIRST), ("Dee", SECOND)):
+        for n in range(3):
+            ballot.cast(rater, ITEMS[n], label)
+    found = {one.rater: one for one in raters(keyed(ITEMS), ballot.votes.standing())}
+    assert (found["Dee"].compared, found["Dee"].agreed, found["Dee"].by_chance) == (3, 0.0, 0.0)
+    assert not found["Dee"].at_random
+
+
 def test_matches_by_chance_are_counted_over_planted_and_shared_items_together():
     # Both of two planted and one of one shared, all by a coin: one in eight.
     assert _p_value([Hits(n=2, hits=2, chance=0.5), Hits(n=1, hits=1, chance=0.5)]) == pytest.approx(1 / 8)

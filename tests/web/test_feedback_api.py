@@ -57,6 +57,8 @@ def test_an_own_answer_is_kept_with_its_seconds(ask: Ask, work: Panel):
         ({"item": "0123456789ab"}, "not among these"),
         ({"rater": ""}, "name"),
         ({"text": 3}, "text"),
+        ({"seconds": float("nan")}, "seconds"),
+        ({"seconds": -1}, "seconds"),
     ],
 )
 def test_a_bad_request_is_told_and_changes_nothing(ask: Ask, work: Panel, change: dict[str, Any], word: str):

@@ -117,7 +117,8 @@ def _rater(name: str, items: Mapping[str, Item], votes: Sequence[Event], compare
     usual = [other.hits / other.n for who, other in compared.items() if who != name and other.n]
     if len(usual) > 1:
         tests.append((hits, min(BEST, statistics.median(usual))))
-    telling = [(found, care) for found, care in tests if found.n and care - found.chance >= APART]
+    # Where chance has no match at all, a person and the others have no label in common: that is a taste, no clicking.
+    telling = [(found, care) for found, care in tests if found.n and 0 < found.chance <= care - APART]
     evidence = sum(_evidence(found, care) for found, care in telling)
     p_value = _p_value([found for found, _ in telling]) if telling else None
     reasons = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, StringConstraints, field_validator
+from pydantic import BaseModel, Field, StringConstraints, field_validator
 
 from tunesmith.feedback.store import Who
 from tunesmith.feedback.turns import Turns
@@ -50,7 +50,7 @@ class AskItem(AskNext):
 class AskVote(AskItem):
     """A vote on this item, after so many seconds of looking at it."""
 
-    seconds: float | None = None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     @property
     def took(self) -> dict[str, object]:
