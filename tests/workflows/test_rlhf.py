@@ -18,7 +18,7 @@ from tunesmith.report.rlhf import LoopReport
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.feedback import Wish, open_panel
 from tunesmith.workflows.panel import Said
-from tunesmith.workflows.rlhf import Way, rlhf
+from tunesmith.workflows.rlhf import Way, _opened, rlhf
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -70,6 +70,15 @@ def test_a_reward_is_learned_from_the_votes_and_pursued(tmp_path: Path):
     (only,) = found.rounds
     assert [run.objective for run in only.learned] == ["reward", "rl"]
     assert [run.task.metric for run in only.learned] == ["preference_accuracy", "reward"]
+
+
+def test_the_prompts_of_rl_lie_in_the_column_of_chats_that_its_recipe_names(tmp_path: Path):
+    rows = [{"talk": [{"role": "user", "content": f"number {i}"}], "prompt": "another thing"} for i in range(40)]
+    objective = {"kind": "rl", "reward": {"votes": 1.0}, "messages": "talk"}
+    loop = made(tmp_path).loop.model_copy(update={"rounds": 1})
+    wanted = recipe(tmp_path, rows, "llama", objective=objective).model_copy(update={"loop": loop})
+    asked = _opened(wanted, tmp_path / "loop", QUIET).train[0].prompt
+    assert asked[0].content.startswith("number")
 
 
 def test_a_loop_that_was_stopped_goes_on_to_the_same_end(tmp_path: Path):

@@ -112,7 +112,8 @@ def _opened(recipe: Recipe, out: Path | None, way: Way) -> _Loop:
     if settings.judge != PEOPLE:
         scorer(settings.judge, key="loop.judge")
     folder = open_run(recipe, out or Path("loops") / open_run(recipe, None).path.name)
-    reader = Rl(prompt=objective.prompt, instruction=objective.instruction, max_new_tokens=objective.max_new_tokens)
+    asks = {"prompt", "instruction", "max_new_tokens"}  # an answer in a row of preference is one that was judged
+    reader = Rl(**objective.model_dump(include=asks | {"answer", "messages"} if isinstance(objective, Rl) else asks))
     split = read_data(recipe.model_copy(update={"objective": reader}), offline=way.offline).split
     train, test = ([e for e in part if isinstance(e, Exercise)] for part in (split.train, split.test))
     wanted, there = settings.prompts * settings.rounds, len(train)
