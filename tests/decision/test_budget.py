@@ -19,6 +19,13 @@ def test_two_fifths_of_the_time_are_for_asking_where_something_is_learned():
     assert "200 of 500 test rows: a share of one half is known to +-7 points (all rows: +-4)" in found.note
 
 
+def test_a_run_on_a_tenth_of_the_rows_is_learned_too():
+    # tuned-10% asks 2.5 rows of 0.5 s a test row: 400 s of 1,000 ask 320 rows; 600 s learn at 0.5 * 1.5 / 10 s a row.
+    found = sizes(1000, ["tuned-10%"], row=0.5, epochs=1, there=(500, 10_000))
+    assert found.test == 320
+    assert found.train == pytest.approx(8000, abs=1)
+
+
 def test_no_test_is_smaller_than_one_that_can_say_something():
     assert sizes(1, ["prompt"], row=1.0, epochs=1, there=(500, 100)).test == FEWEST_TEST
 

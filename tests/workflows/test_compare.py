@@ -18,7 +18,7 @@ from tunesmith.model.device import Machine
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.compare import page as html
 from tunesmith.training.fit import Interrupted
-from tunesmith.workflows.compare import Wishes, chosen_arms, compare
+from tunesmith.workflows.compare import Wishes, _digests, chosen_arms, compare
 from tunesmith.workflows.train import Watch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -164,6 +164,16 @@ def test_a_folder_of_other_rows_is_refused(done: tuple[Comparison, Path], tmp_pa
     _, place = done
     with pytest.raises(CheckpointError, match="other rows or settings"):
         run(recipe(tmp_path, seed=1), place / "out")
+
+
+def test_without_documents_no_file_of_the_working_folder_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.md").write_text("a", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert len(_digests(".")) == 1
+    monkeypatch.setattr(Path, "rglob", lambda *_: pytest.fail("the folder was walked"))
+    assert _digests("") == []
 
 
 def test_labels_are_compared_too(tmp_path: Path) -> None:

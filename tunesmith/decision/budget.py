@@ -13,6 +13,8 @@ TIMES = {
     "rag": 3.0,
     "tf-idf": 0.1,
     "tuned": 2.5,
+    "tuned-30%": 2.5,
+    "tuned-10%": 2.5,
     "tuned+rag": 2.0,
     "raft": 4.0,
     "taught": 2.0,
@@ -20,7 +22,8 @@ TIMES = {
     "oracle-context": 1.5,
 }
 SERVER = 2.0
-TRAINED = {"tuned": 1.0, "raft": 3.0, "taught": 3.0}  # runs, by the length of their rows
+# Runs, by the length of their rows and the part of them that they learn.
+TRAINED = {"tuned": 1.0, "tuned-30%": 0.3, "tuned-10%": 0.1, "raft": 3.0, "taught": 3.0}
 # A row learned once, forward and back, in rows answered by the plain prompt; and the share of the time for learning.
 LEARN, SHARE = 1.5, 0.6
 FEWEST_TEST, FEWEST_TRAIN = 40, 64

@@ -109,10 +109,7 @@ def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, 
 def _folder(recipe: Recipe, out: Path | None, parts: Sequence[tuple[str, str]]) -> Path:
     """The folder of the comparison of these rows. Raises CheckpointError where something else lies there."""
     told = recipe.model_dump(mode="json", exclude={"arms": True, "machine": True, "compare": {"margin"}})
-    documents = Path(recipe.documents.source)
-    files = sorted(documents.rglob("*")) if documents.is_dir() else [documents]
-    digests = [sha256_of_file(file) for file in files if recipe.documents.source and file.is_file()]
-    identity = hashlib.sha256(json.dumps([told, parts, digests]).encode()).hexdigest()[:16]
+    identity = hashlib.sha256(json.dumps([told, parts, _digests(recipe.documents.source)]).encode()).hexdigest()[:16]
     stem = re.sub(r"[^\w.]+", "-", Path(recipe.data.train).stem)
     folder = out or Path("comparisons") / f"{stem}-{identity[:6]}"
     page = folder / "identity.json"
@@ -127,6 +124,14 @@ def _folder(recipe: Recipe, out: Path | None, parts: Sequence[tuple[str, str]]) 
     write_whole(page, json.dumps({"identity": identity}))
     save_recipe(recipe, folder / "recipe.yaml")
     return folder
+
+
+def _digests(documents: str) -> list[str]:
+    """The digest of each file of the documents; none where none are named: an empty path would be the whole folder
+    that the command runs in."""
+    place = Path(documents)
+    files = [] if not documents else sorted(place.rglob("*")) if place.is_dir() else [place]
+    return [sha256_of_file(file) for file in files if file.is_file()]
 
 
 def _within(contest: Contest, arms: Sequence[str], wishes: Wishes) -> None:
