@@ -15,8 +15,9 @@ from tunesmith.data.files import write_whole
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import load_recipe
 from tunesmith.report.grid import page
+from tunesmith.report.schema import Retention
 from tunesmith.workflows import grid
-from tunesmith.workflows.grid import Cell, Setting, cells, fill, read, recipe_of
+from tunesmith.workflows.grid import Cell, Setting, _gain, cells, fill, read, recipe_of
 from tunesmith.workflows.tune import tune_recipe
 
 LORA, IA3 = Cell("classify", "lora", "decoder"), Cell("classify", "ia3", "decoder")
@@ -110,6 +111,12 @@ def test_texts_are_read_without_controls_and_share_the_head_that_the_base_lacks(
     one, two = read(setting).cells
     assert (one.head_only, one.shuffled) == (None, None)
     assert one.base == two.base
+
+
+def test_a_base_that_knows_nothing_of_the_probe_is_told_too():
+    kept = Retention(general_nll_base=1.0, general_nll_tuned=1.0, probe_base=0.0, probe_tuned=0.25)
+    assert _gain(kept) == 0.25
+    assert _gain(kept.model_copy(update={"probe_tuned": None})) is None
 
 
 def test_a_pair_that_cannot_work_is_told_with_the_nearest_that_can_and_never_run(setting: Setting):

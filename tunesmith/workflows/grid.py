@@ -15,7 +15,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe, Schedule, check_pair, load_recipe, save_recipe
 from tunesmith.report.diff import compared, paired
 from tunesmith.report.grid import Control, Grid, GridCell, GridPair, pair_of
-from tunesmith.report.schema import Report, read_report
+from tunesmith.report.schema import Report, Retention, read_report
 from tunesmith.report.standing import BASE, holds_up
 from tunesmith.workflows.prepare import Listener
 from tunesmith.workflows.run_folder import RunFolder, open_run
@@ -233,8 +233,15 @@ def _told(cell: Cell, folder: Path, seed: int) -> GridCell:
         peak_bytes=report.memory.peak_bytes,
         model_bytes=report.memory.model_bytes,
         general=kept.general_nll_tuned - kept.general_nll_base if kept else None,
-        probe=kept.probe_tuned - kept.probe_base if kept and kept.probe_tuned and kept.probe_base else None,
+        probe=_gain(kept),
     )
+
+
+def _gain(kept: Retention | None) -> float | None:
+    """What the tuned model gets right of the probe beyond its base; a share of 0 is one too."""
+    if kept is None or kept.probe_tuned is None or kept.probe_base is None:
+        return None
+    return kept.probe_tuned - kept.probe_base
 
 
 def _verdict(report: Report) -> str:
