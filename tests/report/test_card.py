@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from tests.report.conftest import SHA, MakeRun, everything
-from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives import Classify, Instruct, Rl
 from tunesmith.recipe import Data, Recipe, save_recipe
 from tunesmith.report.card import card, code, fence, front_matter, text
 from tunesmith.report.facts import read_facts
@@ -91,6 +91,7 @@ def test_every_snippet_is_python(make_run: MakeRun):
     [
         (Classify(output="linear", labels=("bad", "good")), {"family": "encoder"}, "model.classify", False),
         (Instruct(instruction="Sum up:", max_new_tokens=40), {"objective": "instruct"}, "model.generate", True),
+        (Rl(reward="r:s", instruction="Sum up:", max_new_tokens=40), {"objective": "rl"}, "model.generate", True),
     ],
 )
 def test_the_snippets_fit_the_objective(make_run: MakeRun, objective, changes, python, plain):
