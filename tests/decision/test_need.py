@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tunesmith.decision.need import Cell, Curve, fit, read_curve, sizes_of
+from tunesmith.workflows.need import BEST
 
 SIZES = (100, 200, 400, 800, 1600)
 
@@ -41,6 +42,12 @@ def test_a_law_without_noise_is_found_again(curve: Curve):
 def test_a_ceiling_above_the_best_score_there_is_becomes_the_best():
     found = fit(cells(Curve(1.2, 2.0, 0.3)), best=1.0)
     assert found.ceiling == 1.0
+
+
+def test_a_reward_may_rise_above_any_share():
+    assert BEST["reward"] == math.inf
+    found = fit(cells(Curve(7.0, 20.0, 0.5)), best=BEST["reward"])
+    assert found.ceiling == pytest.approx(7.0, abs=0.01)
 
 
 def test_large_sizes_weigh_more_than_small_ones():
