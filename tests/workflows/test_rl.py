@@ -89,6 +89,11 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(rules: Path, tmp_pat
     assert files[0] == files[1]
 
 
+def test_a_control_that_no_reward_might_tell_from_the_run_is_refused(rules: Path, tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"^controls: a reward may never read the answers.*controls: false"):
+        tune(made(tmp_path, f"{rules}:short", controls=True), tmp_path / "run")
+
+
 def test_equal_rewards_end_a_run_before_its_first_step(rules: Path, tmp_path: Path):
     with pytest.raises(Refused, match="all rewards within each group are equal"):
         tune(made(tmp_path, f"{rules}:constant", objective={"missing_end_penalty": 0}), tmp_path / "run")

@@ -7,6 +7,12 @@ from typing import Any
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.sections import Recipe
 
+# Objectives whose answers cannot be dealt out at random, so that no control can be made of them.
+NOTHING_TO_DEAL = {
+    "domain": "texts have no answers to deal out at random",
+    "rl": "a reward may never read the answers that would be dealt out at random",
+}
+
 
 def check_pair(recipe: Recipe, family: str) -> None:
     """Raise RecipeError if this objective cannot work with this model family or technique."""
@@ -22,8 +28,8 @@ def check_pair(recipe: Recipe, family: str) -> None:
             f"objective {recipe.objective.kind}: needs a {' or '.join(recipe.objective.families)}, "
             f"{recipe.model} is an {family}; nearest that works: model: smollm2-135m, or objective: classify"
         )
-    if recipe.controls and recipe.objective.kind == "domain":
-        raise RecipeError("controls: texts have no answers to deal out at random; nearest that works: controls: false")
+    if recipe.controls and (why := NOTHING_TO_DEAL.get(recipe.objective.kind)):
+        raise RecipeError(f"controls: {why}; nearest that works: controls: false")
     if (
         recipe.objective.kind == "classify"
         and recipe.objective.output == "words"
