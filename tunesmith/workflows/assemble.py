@@ -207,7 +207,7 @@ def _speed(run: Measured, rows: int, total: float) -> Speed:
         mfu_of_measured_gemm=flops / peak if peak else 0.0,
         answers_per_second_base=rows / max(base.seconds, 1e-9),
         answers_per_second_tuned=rows / max(tuned.seconds, 1e-9),
-        total_seconds=total,
+        total_seconds=max(total, state.seconds),  # a run that went on has trained before this call too
         predicted_seconds=None if run.prediction is None else run.prediction.seconds.expected,
     )
 
