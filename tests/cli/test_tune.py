@@ -182,7 +182,7 @@ def faulty(name: str) -> list[dict[str, object]]:
 @pytest.mark.parametrize(
     ("fault", "code", "place", "finding"),
     [
-        ("empty text", 2, "reviews.jsonl:17", "must be text, found ' '"),
+        ("empty text", 2, "reviews.jsonl:17", "column 'text' is blank; drop the row"),
         ("one class", 2, "reviews.jsonl", "only one label ('positive') in 60 rows"),
         ("no label", 2, "reviews.jsonl", "no column 'label'"),
     ],

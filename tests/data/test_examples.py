@@ -41,7 +41,7 @@ def test_all_faults_of_a_file_are_told_together():
         texts(rows({"text": "ok"}, {"text": None}, {"text": "  "}, {"id": 3}), text="text")
     assert str(caught.value).split("\n") == [
         "train.jsonl:2: column 'text' must be text, found None; columns here: ['text']",
-        "train.jsonl:3: column 'text' must be text, found '  '; columns here: ['text']",
+        "train.jsonl:3: column 'text' is blank; drop the row, or `tunesmith audit DATA --fix OUT` does",
         "train.jsonl:4: column 'text' must be text, found None; columns here: ['id']",
     ]
 

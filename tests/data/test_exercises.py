@@ -50,5 +50,5 @@ def test_rows_without_anything_like_a_prompt_are_refused():
 
 
 def test_a_blank_prompt_is_refused_with_its_place():
-    with pytest.raises(DataError, match=r"rows.jsonl:2: column 'prompt' must be text"):
+    with pytest.raises(DataError, match=r"rows.jsonl:2: column 'prompt' is blank"):
         RL.examples(rows({"prompt": "Who?"}, {"prompt": " "}), group="")

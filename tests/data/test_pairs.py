@@ -72,7 +72,7 @@ def test_earlier_turns_instruction_group_and_margin_are_kept():
     ("columns", "fields", "finding"),
     [
         (COLUMNS, {"prompt": "q", "chosen": "A b", "rejected": " A  b "}, "are the same answer, .* drop the row"),
-        (COLUMNS, {"prompt": "q", "chosen": "a", "rejected": " "}, "column 'rejected' must be text, found ' '"),
+        (COLUMNS, {"prompt": "q", "chosen": "a", "rejected": " "}, "column 'rejected' is blank"),
         (COLUMNS, {"prompt": "q", "chosen": "a", "rejected": []}, r"column 'rejected' must be text, found \[\]"),
         (COLUMNS, {"prompt": "q", "chosen": [said("")], "rejected": "b"}, "'chosen' must end with an answer"),
         (COLUMNS, {"prompt": "q", "chosen": [user("q")], "rejected": "b"}, "'chosen' must end with an answer"),

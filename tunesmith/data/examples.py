@@ -188,8 +188,12 @@ def fault(row: Row, column: str, must: str) -> DataError:
 def text_of(row: Row, column: str) -> str:
     """The text of a column, which must not be blank."""
     value = row.fields.get(column)
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str):
         raise fault(row, column, "must be text")
+    if not value.strip():
+        raise DataError(
+            f"{row.where}: column {column!r} is blank; drop the row, or `tunesmith audit DATA --fix OUT` does"
+        )
     return whole(value, f"{row.where}: column {column!r}")
 
 
