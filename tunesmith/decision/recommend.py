@@ -102,6 +102,7 @@ class Standing:
 
 
 NONE_YET = "none yet (`tunesmith grid`)"
+GRID = "beside LoRA's 0.918 on 160 reviews: docs/grid.md"
 PEFT = "PEFT's MetaMathQA comparison, Llama-3.2-3B, GSM8K %"
 STANDINGS: Mapping[str, Standing] = {
     "full": Standing("level", f"47.2 ({PEFT})", "mail by list, encoder: docs/reports/mail.html"),
@@ -112,7 +113,7 @@ STANDINGS: Mapping[str, Standing] = {
     "dora": Standing("level", f"46.9 in 1.26 times LoRA's time ({PEFT})", NONE_YET),
     "qlora": Standing("level", "MMLU 53.1 against 53.0 in 16 bits (Dettmers et al. 2023)", NONE_YET),
     "ia3": Standing("behind", f"31.1 to 45.5, by rate ({PEFT})", NONE_YET),
-    "prefix": Standing("behind", f"41.6 from real text, 18.6 from random numbers ({PEFT})", NONE_YET),
-    "prompt": Standing("far behind", f"34.3 from words, 5.7 from random numbers ({PEFT})", NONE_YET),
-    "p-tuning": Standing("far behind", f"35.0 ({PEFT})", NONE_YET),
+    "prefix": Standing("behind", f"41.6 from real text, 18.6 from random numbers ({PEFT})", f"0.873 {GRID}"),
+    "prompt": Standing("far behind", f"34.3 from words, 5.7 from random numbers ({PEFT})", f"0.843 {GRID}"),
+    "p-tuning": Standing("far behind", f"35.0 ({PEFT})", f"0.877 {GRID}"),
 }  # fmt: skip

@@ -221,7 +221,7 @@ class Engine:
         try:
             model = first.run.model
             found = model.classify(texts) if first.kind == "labels" else model.embed(texts).tolist()
-        except Exception as error:
+        except Exception as error:  # whoever waits is told; what is our own bug goes on up to the loop
             for job in chosen:
                 job.future.set_exception(error)
             if not isinstance(error, TunesmithError):
