@@ -229,7 +229,7 @@ def test_an_export_without_a_label_is_refused(data: Path, tmp_path: Path):
         ([{"txt": "one"}], Columns(), "--text COLUMN"),
         ([{"text": "one"}], Columns(text="txt"), "did you mean 'text'"),
         ([{"text": "one"}], Columns(beside=("subject",)), "no column 'subject'"),
-        ([{"text": ""}], Columns(), "rows.jsonl:1: column 'text' must be text"),
+        ([{"text": ""}], Columns(), "rows.jsonl:1: column 'text' is blank"),
         ([{"text": "one", "label": 0.5}], Columns(), "rows.jsonl:1: column 'label' holds 0.5, not one word"),
         ([{"text": "one", "label": ["a", "b"]}], Columns(), "not one word"),
         ([{"text": "one", "label": "x" * 61}], Columns(), "61 characters"),
