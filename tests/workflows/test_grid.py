@@ -16,8 +16,9 @@ from tunesmith.errors import RecipeError
 from tunesmith.recipe import load_recipe
 from tunesmith.report.grid import page
 from tunesmith.report.schema import Retention
-from tunesmith.workflows import grid
-from tunesmith.workflows.grid import Cell, Setting, _gain, cells, fill, read, recipe_of
+from tunesmith.workflows import cells as grid
+from tunesmith.workflows.cells import Cell, Setting, cells, recipe_of
+from tunesmith.workflows.grid import _gain, fill, read
 from tunesmith.workflows.tune import tune_recipe
 
 LORA, IA3 = Cell("classify", "lora", "decoder"), Cell("classify", "ia3", "decoder")
@@ -38,7 +39,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
 
 def test_every_objective_meets_every_technique_on_both_families():
     names = [cell.name for cell in cells()]
-    assert len(set(names)) == len(names) == 6 * 8 + 2  # and two that begin with random numbers
+    assert len(set(names)) == len(names) == 14 * 8 + 2  # and two that begin with random numbers
     assert names[:2] == ["classify/lora/decoder", "classify/full/decoder"]
 
 
@@ -51,6 +52,10 @@ def test_a_part_of_the_grid_is_chosen_by_pattern_and_a_wrong_one_is_refused():
         "classify/lora/encoder",
         "domain/lora/encoder",
         "instruct/lora/encoder",
+        "preference/lora/encoder",
+        "reward/lora/encoder",
+        "rl/lora/encoder",
+        "multitask/lora/encoder",
     ]
     with pytest.raises(RecipeError, match=r"^--only classify/lara/\*: no such cell; write for example "):
         cells(["classify/lara/*"])
@@ -111,6 +116,31 @@ def test_texts_are_read_without_controls_and_share_the_head_that_the_base_lacks(
     one, two = read(setting).cells
     assert (one.head_only, one.shuffled) == (None, None)
     assert one.base == two.base
+
+
+@pytest.mark.usefixtures("small_world")
+def test_a_model_of_several_tasks_has_a_table_for_each(setting: Setting, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(grid.TASKS, "multitask", replace(grid.TASKS["multitask"], tasks=("sentiment", "words")))
+    own = "data: {train: rows.jsonl, test: 0.3}"
+    write_whole(
+        setting.examples / "multitask.yaml",
+        "objective:\n  kind: multitask\n  tasks:\n"
+        f"    sentiment: {{{own}, objective: classify}}\n"
+        f"    words: {{{own}, objective: {{kind: instruct, prompt: text, answer: label}}}}\n"
+        "machine: {device: cpu, dtype: float32, threads: 1}\nschedule: {learning_rate: 0.02}\n",
+    )
+
+    def tune(recipe: Path, out: Path) -> str:
+        tune_recipe(load_recipe(recipe)[0], out=out, listen=print)
+        return ""
+
+    cell = Cell("multitask", "lora", "decoder")
+    fill([cell], setting, tune=tune, listen=print, stop=lambda: False)
+    found = read(setting)
+    assert [(line.part, line.metric) for line in found.cells] == [("sentiment", "accuracy"), ("words", "rouge_l")]
+    told = page(found)
+    assert "## multitask, sentiment, decoder" in told
+    assert told.index("## multitask, sentiment") < told.index("## multitask, words")
 
 
 def test_a_base_that_knows_nothing_of_the_probe_is_told_too():

@@ -21,7 +21,7 @@ from tunesmith.report.figures import bounds, figure, p_value, signed
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.report.grid import Grid
-    from tunesmith.workflows.grid import Setting
+    from tunesmith.workflows.cells import Setting
 
 # How often a cell that runs is looked after.
 SECONDS = 0.5
@@ -67,7 +67,8 @@ def _schema() -> str:
 def run(args: argparse.Namespace) -> int:
     """Fill the grid as the command line says, and write its page."""
     from tunesmith.report.grid import page
-    from tunesmith.workflows.grid import Setting, read
+    from tunesmith.workflows.cells import Setting
+    from tunesmith.workflows.grid import read
 
     if args.rows < 1 or args.seeds < 1:
         raise UsageError("--rows, --seeds: a cell needs rows, and a seed; give 1 or more")
@@ -87,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _fill(setting: Setting, args: argparse.Namespace) -> int:
     """Run what is missing; the signal that stopped it, or 0."""
-    from tunesmith.workflows.grid import cells, fill
+    from tunesmith.workflows.cells import cells
+    from tunesmith.workflows.grid import fill
 
     ends = None if args.minutes is None else time.monotonic() + 60 * args.minutes
     with caught() as signals:

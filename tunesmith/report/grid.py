@@ -13,7 +13,7 @@ from tunesmith.report.figures import bounds, count, duration, figure, metric_nam
 
 # Two techniques count as equal where the whole interval of their difference is within this, on a scale of 0 to 1.
 EQUAL = 0.03
-ON_ONE = ("accuracy", "macro_f1", "sample_f1", "exact_match", "token_f1", "rouge_l")
+ON_ONE = ("accuracy", "preference_accuracy", "macro_f1", "sample_f1", "exact_match", "token_f1", "rouge_l")
 HEADINGS = (
     "technique|seed|numbers moved|base|tuned|gain (95 %)|p|head only (p)|shuffled (p)|"
     "verdict|learning rate|training|peak memory|weights|general text|probe"
@@ -50,10 +50,11 @@ class Control(_Part):
 
 
 class GridCell(_Part):
-    """A finished run of the grid, in one line."""
+    """A finished run of the grid, or one task of it, in one line."""
 
     objective: str
     family: str
+    part: str = ""
     technique: str
     seed: int
     folder: str
@@ -81,9 +82,9 @@ class GridCell(_Part):
     probe: float | None
 
     @property
-    def place(self) -> tuple[str, str]:
-        """Objective and family."""
-        return self.objective, self.family
+    def place(self) -> tuple[str, str, str]:
+        """Objective, family and task: what one table is of."""
+        return self.objective, self.family, self.part
 
 
 class GridPair(_Part):
@@ -169,12 +170,15 @@ def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
     """One objective on one family."""
     first = cells[0]
     name = metric_name(first.metric) + (" (lower is better)" if lower_is_better(first.metric) else "")
-    parts = [f"## {first.objective}, {first.family}", f"`{first.model}`, measured by {name}. {_settings(cells)}"]
+    parts = [
+        f"## {', '.join(filter(None, (first.objective, first.part, first.family)))}",
+        f"`{first.model}`, measured by {name}. {_settings(cells)}",
+    ]
     if first.cheap is not None:
         parts[-1] += f" Without a language model: {first.cheap[0]}, {figure(first.cheap[1])}."
     parts.append(_table(HEADINGS.split("|"), (_line(cell) for cell in cells)))
     parts.append(_standing(cells))
-    beside = [pair for pair in pairs if (pair.objective, pair.family) == first.place]
+    beside = [pair for pair in pairs if (pair.objective, pair.family, "") == first.place]
     if beside:
         parts.append("One technique against another, row by row on the same test rows:")
         headings = ("technique", "against", "seeds", "difference (95 %)", "p", "rows", "verdict")

@@ -2,133 +2,26 @@
 
 from __future__ import annotations
 
-import fnmatch
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunesmith.data.files import write_whole
-from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe, Schedule, check_pair, load_recipe, save_recipe
+from tunesmith.recipe import Recipe, load_recipe, save_recipe
 from tunesmith.report.diff import compared, paired
 from tunesmith.report.grid import Control, Grid, GridCell, GridPair, pair_of
 from tunesmith.report.schema import Report, Retention, read_report
 from tunesmith.report.standing import BASE, holds_up
+from tunesmith.workflows.cells import AGAINST, PLACES, TASKS, Cell, Setting, cells, recipe_of, refusal
 from tunesmith.workflows.prepare import Listener
 from tunesmith.workflows.run_folder import RunFolder, open_run
 from tunesmith.workflows.worth import HEAD_ONLY, SHUFFLED
 
-MODELS = {"decoder": "smollm2-135m", "encoder": "minilm-l6"}
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """The example that stands for an objective, what the grid changes in it, and how many of its rows it takes."""
-
-    recipe: str
-    changes: tuple[str, ...] = ()
-    rows_each: int = 1  # a document counts as so many rows
-
-
-TASKS = {
-    "classify": Task("reviews.yaml", ("data.test=0.1",)),
-    # The base writes no rows for replay: that would take longer than the training.
-    "domain": Task("domain.yaml", ("replay.share=0",), rows_each=20),
-    "instruct": Task("synopsis.yaml"),
-}
-PLACES = tuple((objective, family) for objective in TASKS for family in MODELS)
-# What a run by itself does more of, to be safe, and a cell beside its controls need not: a probe, and validations and
-# checkpoints ten or six times.
-CHANGES = ("data.validation=0.05", "schedule.probe=false")
-VALIDATIONS = 2
-# Technique -> its words in a recipe and how often it sees the rows: what moves few numbers needs more passes.
-TECHNIQUES: dict[str, tuple[dict[str, Any], float]] = {
-    "lora": ({"kind": "lora"}, 2),
-    "full": ({"kind": "full"}, 2),
-    "prefix": ({"kind": "prefix"}, 3),
-    "prompt": ({"kind": "prompt"}, 3),
-    "p-tuning": ({"kind": "p-tuning"}, 3),
-    "ia3": ({"kind": "ia3"}, 3),
-    "dora": ({"kind": "lora", "dora": True}, 2),
-    "qlora": ({"kind": "lora", "quantize": "nf4"}, 2),
-}
-# What virtual tokens begin as: run on one place only, to see whether it matters.
-RANDOM: dict[str, tuple[dict[str, Any], float]] = {
-    "prompt-random": ({"kind": "prompt", "init": "random"}, 3),
-    "prefix-random": ({"kind": "prefix", "init": "random"}, 3),
-}
-# Which pairs of techniques are compared row by row.
-AGAINST = {
-    **{name: "lora" for name in TECHNIQUES if name != "lora"},
-    "prompt-random": "prompt",
-    "prefix-random": "prefix",
-}
 # What a run keeps of its base, the same for all runs on the same rows.
 OF_THE_BASE = ("before.json", "base_head.txt", "base_head")
 
 # Tunes the recipe in a file into a folder; answers why it was refused, or nothing.
 Tune = Callable[[Path, Path], str]
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """A technique on an objective and a family."""
-
-    objective: str
-    technique: str
-    family: str
-
-    @property
-    def name(self) -> str:
-        """classify/lora/decoder."""
-        return f"{self.objective}/{self.technique}/{self.family}"
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """Where recipes and runs lie, how many training rows a cell sees, and how often with other seeds."""
-
-    examples: Path = Path("examples")
-    out: Path = Path("runs/grid")
-    rows: int = 600
-    seeds: int = 1
-
-    def folder(self, cell: Cell, seed: int) -> Path:
-        """Where the run of a cell lies."""
-        return self.out / f"{cell.name.replace('/', '-')}-{self.rows}-{seed}"
-
-
-def cells(only: Sequence[str] = ()) -> list[Cell]:
-    """All cells in the order of the tables, or those whose name one of the patterns fits. Raises RecipeError."""
-    every = [Cell(objective, name, family) for objective, family in PLACES for name in TECHNIQUES]
-    every += [Cell("classify", name, "decoder") for name in RANDOM]
-    names = [cell.name for cell in every]
-    for pattern in only:
-        if not fnmatch.filter(names, pattern):
-            raise RecipeError(f"--only {pattern}: no such cell; write for example classify/lora/decoder or */lora/*")
-    return [cell for cell in every if not only or any(fnmatch.fnmatch(cell.name, one) for one in only)]
-
-
-def recipe_of(cell: Cell, setting: Setting, seed: int) -> Recipe:
-    """What a cell runs. Raises RecipeError."""
-    task = TASKS[cell.objective]
-    technique, epochs = {**TECHNIQUES, **RANDOM}[cell.technique]
-    each = max(1, round(setting.rows * epochs / Schedule().batch_rows / VALIDATIONS))
-    own = {
-        "model": MODELS[cell.family],
-        "technique": technique,
-        "schedule.epochs": epochs,
-        "data.rows": max(1, setting.rows // task.rows_each),
-        "schedule.eval_steps": each,
-        "schedule.save_steps": each,
-        "controls": cell.objective != "domain",  # texts have no answers to deal out
-        "seed": seed,
-    }
-    wanted = [*CHANGES, *task.changes, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
-    return load_recipe(setting.examples / task.recipe, changes=wanted)[0]
 
 
 def fill(wanted: Sequence[Cell], setting: Setting, *, tune: Tune, listen: Listener, stop: Callable[[], bool]) -> None:
@@ -148,15 +41,6 @@ def fill(wanted: Sequence[Cell], setting: Setting, *, tune: Tune, listen: Listen
             save_recipe(recipe, place)
             if why := tune(place, folder.path):
                 write_whole(folder.path.with_suffix(".refused"), why)
-
-
-def refusal(cell: Cell, setting: Setting) -> str:
-    """Why a cell cannot work, with the nearest that can; nothing where it can."""
-    try:
-        check_pair(recipe_of(cell, setting, 0), cell.family)
-    except RecipeError as error:
-        return str(error)
-    return ""
 
 
 def _relatives(cell: Cell, setting: Setting, seed: int) -> Iterator[tuple[Recipe, Path]]:
@@ -188,20 +72,37 @@ def read(setting: Setting) -> Grid:
     missing = []
     for cell in cells():
         done = [seed for seed in range(setting.seeds) if (setting.folder(cell, seed) / "report.json").exists()]
-        found += [_told(cell, setting.folder(cell, seed), seed) for seed in done]
+        found += [line for seed in done for line in _told(cell, setting.folder(cell, seed), seed)]
         said = setting.folder(cell, 0).with_suffix(".refused")
         why = refusal(cell, setting) or (said.read_text(encoding="utf-8") if said.exists() else "")
         if why and not done:
             refused[cell.name] = why
         elif not done:
             missing.append(cell.name)
-    found.sort(key=lambda cell: PLACES.index(cell.place))  # the cells of one place together
+    found.sort(key=_place)
     return Grid(cells=tuple(found), pairs=tuple(_pairs(found)), refused=refused, missing=tuple(missing))
 
 
-def _told(cell: Cell, folder: Path, seed: int) -> GridCell:
-    """A finished run in one line."""
+def _place(cell: GridCell) -> tuple[int, int]:
+    """Where a line stands: the lines of one table together."""
+    names = TASKS[cell.objective].tasks
+    return PLACES.index((cell.objective, cell.family)), names.index(cell.part) if cell.part else 0
+
+
+def _told(cell: Cell, folder: Path, seed: int) -> list[GridCell]:
+    """A finished run in one line, or in one for each of its tasks."""
     report = read_report(folder)
+    if report.together is None:
+        return [_line(cell, folder, seed, report)]
+    parts = report.together.parts
+    told = [report.model_copy(update={"task": part.task, "verdict": part.verdict}) for part in parts]
+    return [
+        _line(cell, folder, seed, one).model_copy(update={"part": part.name})
+        for part, one in zip(parts, told, strict=True)
+    ]
+
+
+def _line(cell: Cell, folder: Path, seed: int, report: Report) -> GridCell:
     kept, task = report.retention, report.task
     controls = {arm.name: Control(score=arm.score, p_adjusted=arm.p_adjusted) for arm in report.controls}
     cheap = [arm for arm in report.baselines if arm.name != BASE]
@@ -253,7 +154,7 @@ def _verdict(report: Report) -> str:
 
 def _pairs(found: Sequence[GridCell]) -> Iterator[GridPair]:
     """Each technique against the one that it is measured by, over the seeds that both were run with."""
-    by = {(cell.place, cell.technique, cell.seed): cell for cell in found}
+    by = {((cell.objective, cell.family), cell.technique, cell.seed): cell for cell in found if not cell.part}
     for place in PLACES:
         for name, other in AGAINST.items():
             seeds = [seed for p, t, seed in by if (p, t) == (place, name) and (place, other, seed) in by]
