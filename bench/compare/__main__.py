@@ -45,9 +45,10 @@ def asked(row: Mapping[str, Any], wording: str) -> dict[str, Any]:
 
 
 def with_field(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A question with the field that answers it above it: what a plain prompt can read off."""
+    """A question with the field that answers it above it, under its name: what a plain prompt can copy."""
     made = asked(row, "question_alt" if row["split"] == "valid" else "question")
-    return {**made, "question": f"{made['evidence']}\n\n{made['question']}"}
+    field = made["id"].split("/")[1].replace("_", " ")
+    return {**made, "question": f"{made['country']}, {field}: {made['evidence']}\n\n{made['question']}"}
 
 
 def rows() -> None:
