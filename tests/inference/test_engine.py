@@ -18,6 +18,7 @@ from tunesmith.data.examples import Message
 from tunesmith.inference.ask import Ask, AskError
 from tunesmith.inference.engine import Busy, Engine, Limits
 from tunesmith.inference.folder import load
+from tunesmith.inference.local import LocalModel
 from tunesmith.inference.row import Piece
 from tunesmith.inference.shelf import Shelf, UnknownModel
 from tunesmith.model.device import Machine
@@ -327,6 +328,73 @@ def test_texts_that_waited_too_long_are_let_go_and_harm_no_answer(one: Path, ove
     assert answer.pieces()[-1].end in ("stop", "length")
     assert late.cancelled()
     assert engine.queued == 0
+
+
+def test_a_thousand_texts_are_read_in_slices_and_the_answers_beside_them_grow_in_between(
+    one: Path, over, monkeypatch: pytest.MonkeyPatch
+):
+    engine, slices = over({"one": [one]}, read=64), list[tuple[int, int]]()
+    embed = LocalModel.embed
+
+    def watched(model: LocalModel, texts: Sequence[str]) -> torch.Tensor:
+        slices.append((len(texts), engine.counts.tokens))
+        return embed(model, texts)
+
+    monkeypatch.setattr(LocalModel, "embed", watched)
+    texts = [f"phone {number}" for number in range(300)]
+    with engine._changed:
+        answer = Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=30)))
+        many, few = engine.whole("one", "states", texts), engine.whole("one", "states", ["hi"])
+    wanted = embed(load(one), [*texts, "hi"])
+    found = torch.tensor([*many.result(60), *few.result(60)])
+    assert torch.allclose(found, wanted, atol=1e-3)
+    answer.pieces()
+    beside = [tokens for count, tokens in slices if count < 64]
+    assert len(beside) > 5
+    assert beside == sorted(set(beside))  # a token came between any two slices
+    assert sum(count for count, _ in slices) == 301
+
+
+def test_a_few_texts_of_one_run_are_not_behind_a_thousand_of_another(one: Path, tmp_path: Path, over):
+    engine, done = over({"one": [one], "two": [save_run(tmp_path / "two", Ia3())]}), list[str]()
+    with engine._changed:
+        for name, count in (("one", 200), ("two", 2)):
+            job = engine.whole(name, "states", [f"phone {number}" for number in range(count)])
+            job.add_done_callback(lambda _, name=name: done.append(name))
+    job.result(60)
+    assert done == ["two"]
+
+
+def test_a_short_question_is_answered_before_the_last_of_the_long_ones_that_came_before(one: Path, over):
+    engine, ended = over({"one": [one]}, read=64), queue.SimpleQueue[str]()
+
+    def ask(name: str, question: str) -> None:
+        short = Sampling(max_new_tokens=2)
+        engine.ask(asked("one", question, sampling=short), lambda piece: piece.end and ended.put(name))
+
+    with engine._changed:
+        for number in range(8):
+            ask(f"long {number}", f"{number} times the fox and the dog and the phone. " * 12)
+        ask("short", "hi")
+    order = [ended.get(timeout=60) for _ in range(9)]
+    assert order.index("short") < 4
+    assert [name for name in order if name != "short"] == [f"long {number}" for number in range(8)]
+
+
+def test_a_long_question_is_answered_though_short_ones_keep_coming(one: Path, over):
+    engine, ended = over({"one": [one]}, read=64, waiting=40), queue.SimpleQueue[str]()
+
+    def ask(name: str, question: str) -> None:
+        brief = Sampling(max_new_tokens=2)
+        engine.ask(asked("one", question, sampling=brief), lambda piece: piece.end and ended.put(name))
+
+    with engine._changed:
+        ask("short", "hi")
+        ask("long", "The fox and the dog and the phone. " * 12)
+        for number in range(30):
+            ask("short", f"what is {number}?")
+    order = [ended.get(timeout=60) for _ in range(32)]
+    assert order.index("long") < 16
 
 
 def test_an_answer_that_nobody_waits_for_makes_room(one: Path, over):

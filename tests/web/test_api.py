@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,14 @@ import openai
 import pytest
 
 from tests.served import HEAD, LABELS, Served, save_run, served
+from tunesmith.cli.serve import folder_of
 from tunesmith.data.examples import Message
+from tunesmith.inference.ask import Ask
 from tunesmith.inference.folder import load
 from tunesmith.model.device import Machine
+from tunesmith.model.sampling import Sampling
 from tunesmith.techniques import Ia3, Lora
+from tunesmith.web.pieces import Pieces
 from tunesmith.workflows.thumbs import FILE
 from tunesmith.workflows.votes import export_votes
 
@@ -229,6 +234,12 @@ def test_thumbs_land_in_the_runs_file_of_votes_as_rows_of_preference(server: Ser
     assert httpx.post(f"{server.url}/feedback", json={**told, "answer": ""}).status_code == 400
 
 
+def test_thumbs_for_the_base_land_beside_those_of_the_first_run(tmp_path: Path):
+    sources = {"one": [tmp_path / "one"], "two": [tmp_path / "two", tmp_path / "newer"]}
+    assert folder_of("two", sources) == tmp_path / "two"
+    assert folder_of("smollm2-135m", sources) == tmp_path / "one"
+
+
 def test_with_a_token_every_route_asks_for_it(runs: Path):
     with served({"one": [runs / "one"]}, token="t0ken-t0ken-t0ken-t0ken") as server:
         routes = [("GET", "/v1/models"), ("GET", "/health"), ("GET", "/metrics"), ("GET", "/"), ("POST", "/classify")]
@@ -241,6 +252,26 @@ def test_with_a_token_every_route_asks_for_it(runs: Path):
         wrong = openai.OpenAI(base_url=f"{server.url}/v1", api_key="guess", max_retries=0)
         with pytest.raises(openai.AuthenticationError):
             chat(wrong, "hi")
+
+
+def test_an_answer_whose_client_goes_before_its_stream_begins_is_let_go(server: Served):
+    left = asyncio.Event()
+
+    class Request:
+        async def receive(self) -> dict[str, str]:
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+    async def ask() -> None:
+        pieces = Pieces(Request(), lambda piece: None)
+        long = Ask("one", (Message("user", "hi"),), sampling=Sampling(max_new_tokens=400), in_pieces=True)
+        pieces.ticket = server.engine.ask(long, pieces.told)
+        left.set()
+        for _ in range(3):  # nobody takes a piece
+            await asyncio.sleep(0)
+        assert pieces.ticket.cancelled
+
+    asyncio.run(ask())
 
 
 def test_what_ends_the_server_waits_for_what_was_begun(runs: Path):

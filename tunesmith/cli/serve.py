@@ -34,7 +34,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help="for one answer (%(default)s)")
     text = "where the token of other machines is kept (default: tunesmith-serve.token)"
     parser.add_argument("--token-file", type=Path, default=Path("tunesmith-serve.token"), metavar="FILE", help=text)
-    text = "where thumbs are kept (default: thumbs.db in the folder of each run)"
+    text = "where thumbs are kept (default: thumbs.db in the folder of each run; those for a base in the first one's)"
     parser.add_argument("--store", type=Path, metavar="FILE", help=text)
     parser.add_argument("--host", default="127.0.0.1", help="elsewhere than here a token is asked for (%(default)s)")
     parser.add_argument("--port", type=int, default=PORT, help="0 takes a free one (%(default)s)")
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         token = kept_token(address, args.token_file)
         engine = Engine(shelf, limits=limits, failed=log)
         _say(engine, url(sock, address), token, args)
-        thumbs = Thumbs(lambda name: args.store or sources.get(name, [Path()])[0] / FILE)
+        thumbs = Thumbs(lambda name: args.store or folder_of(name, sources) / FILE)
         app = Api(engine, splits=splits, metrics=Metrics(), thumbs=thumbs).app()
         try:
             serve(app, sock, token=token, manner=MANNER, drain=DRAIN)
@@ -88,6 +88,11 @@ def sources_of(runs: list[str]) -> dict[str, list[Path]]:
             raise UsageError(f"{given}: {name!r} is no name for a model; give NAME=FOLDER, of letters, digits, . _ -")
         sources.setdefault(name, []).append(folder)
     return sources
+
+
+def folder_of(name: str, sources: dict[str, list[Path]]) -> Path:
+    """Where the thumbs of a model are kept: a base has no folder of its own, and shares that of the first run."""
+    return sources.get(name, next(iter(sources.values())))[0]
 
 
 def shares_of(given: list[str], sources: dict[str, list[Path]]) -> dict[str, dict[str, float]]:

@@ -5,7 +5,7 @@ Letters: B rows at work, T tokens of the longest question, D hidden, V words.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -18,6 +18,10 @@ from tunesmith.inference.shelf import Ground, Run
 from tunesmith.model.batch import cut
 from tunesmith.model.mixed import Mixed
 from tunesmith.model.slab import Slab
+
+# A question of at most this part of the one that came first is short, and short ones may take this part of the tokens
+# that are read between two steps more.
+SHORT = 4
 
 
 class Decoding:
@@ -34,16 +38,23 @@ class Decoding:
 
     @torch.inference_mode()
     def join(self, rows: Sequence[Row], *, tokens: int) -> list[Row]:
-        """Read the questions of as many rows as fit into so many tokens, one at least; the rows that have to wait."""
-        first = rows[0].run
-        alike_run = [row for row in rows if row.run is first]
-        known = {id(row): self._beginnings.find(first.number, row.prompt) for row in alike_run}
-        self._share(alike_run, max(size for size, _ in known.values()))
-        left = [len(row.prompt) - known[id(row)][0] for row in alike_run]
-        order = sorted(range(len(left)), key=lambda i: -left[i])
-        chosen = [alike_run[i] for i in cut(order, left, tokens)[0]]
-        self._read(first, chosen)
-        return [row for row in rows if row not in chosen]
+        """Read the questions of as many rows as fit into so many tokens; those that have to wait, in the same order.
+
+        The row that came first is always read, others of its run with it, longest first. Where it is long, short ones
+        are read beside it, so that they do not wait for every long one that came before.
+        """
+        first = rows[0]
+        self._share([row for row in rows if row.run is first.run])
+        left = {row: len(row.prompt) - self._beginnings.find(row.run.number, row.prompt)[0] for row in rows}
+        by_length = sorted(rows, key=lambda row: left[row])
+        others = [row for row in reversed(by_length) if row is not first and row.run is first.run]
+        order = [first, *(row for row in others if left[row] <= left[first])]
+        chosen = [order[i] for i in cut(range(len(order)), [left[row] for row in order], tokens)[0]]
+        self._read(chosen)
+        waits = [row for row in by_length if row not in chosen and left[row] * SHORT <= left[first]]
+        if short := _beginning(waits, left, tokens // SHORT):
+            self._read(short)
+        return [row for row in rows if row not in (*chosen, *short)]
 
     @torch.inference_mode()
     def step(self) -> int:
@@ -90,18 +101,19 @@ class Decoding:
         self.rows = [row for row, _, _ in kept]
         return [token for _, token, _ in kept]
 
-    def _share(self, rows: Sequence[Row], known: int) -> None:
+    def _share(self, rows: Sequence[Row]) -> None:
         """Run once what all of several new questions begin with, where more of it is new than is worth finding."""
-        shared = min((alike(rows[0].prompt, row.prompt) for row in rows[1:]), default=0)
+        run, ids = rows[0].run, rows[0].prompt
+        shared = min((alike(ids, row.prompt) for row in rows[1:]), default=0)
+        known = max((self._beginnings.find(run.number, row.prompt)[0] for row in rows), default=0)
         if shared - known < WORTH:
             return
-        run, ids = rows[0].run, rows[0].prompt[:shared]
-        self._fill(run, [ids], [len(self.rows)])
-        self._beginnings.keep(run.number, ids, self._slab.take(len(self.rows), run.virtual + shared))
+        self._fill(run, [ids[:shared]], [len(self.rows)])
+        self._beginnings.keep(run.number, ids[:shared], self._slab.take(len(self.rows), run.virtual + shared))
 
-    def _read(self, run: Run, rows: Sequence[Row]) -> None:
+    def _read(self, rows: Sequence[Row]) -> None:
         """Read the questions of rows under one run into the slots behind those at work."""
-        slots = range(len(self.rows), len(self.rows) + len(rows))
+        run, slots = rows[0].run, range(len(self.rows), len(self.rows) + len(rows))
         states = self._fill(run, [row.prompt for row in rows], slots)
         for slot, row, last in zip(slots, rows, states, strict=True):
             row.last = last
@@ -147,3 +159,9 @@ class Decoding:
         """[B, V] of what comes next."""
         words = self.rows[0].run.model.policy.words
         return words.over(network).logits(torch.stack([row.last for row in self.rows])).float()
+
+
+def _beginning(rows: Sequence[Row], left: Mapping[Row, int], tokens: int) -> list[Row]:
+    """The first of the rows, shortest first, that are under the run of the very first and fit into so many tokens."""
+    under_it = [row for row in rows if row.run is rows[0].run]
+    return [row for count, row in enumerate(under_it, 1) if count * left[row] <= tokens]

@@ -10,9 +10,9 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from threading import Condition, Thread
-from typing import Any, Literal
+from typing import Any
 
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.ask import Ask, AskError, places_left
@@ -20,10 +20,8 @@ from tunesmith.inference.beginnings import Beginnings
 from tunesmith.inference.decoding import Decoding
 from tunesmith.inference.row import End, Piece, Row, Told
 from tunesmith.inference.shelf import Ground, Run, Shelf
+from tunesmith.inference.texts import Kind, Texts, read_on, together
 from tunesmith.model.grammar import Grammar
-
-Kind = Literal["labels", "states"]
-TEXTS = 64  # labelled in one go, between two steps of the answers
 
 
 class Busy(TunesmithError):
@@ -33,7 +31,7 @@ class Busy(TunesmithError):
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What one server takes on: answers at once, questions that wait, tokens of an answer, seconds from asking to end,
-    tokens of questions that are read between two steps, and memory for what questions begin with."""
+    tokens of questions and texts that are read between two steps, and memory for what questions begin with."""
 
     rows: int = 32
     waiting: int = 256
@@ -59,17 +57,6 @@ class Ticket:
         self.cancelled = True
 
 
-@dataclass(slots=True, eq=False)
-class _Whole:
-    """Texts that are read in one go: labels or states."""
-
-    run: Run
-    kind: Kind
-    texts: Sequence[str]
-    until: float
-    future: Future[Any] = field(default_factory=Future)
-
-
 @dataclass(slots=True)
 class Counts:
     """What an engine has done since it began."""
@@ -91,7 +78,7 @@ class Engine:
         self._decodings: dict[int, Decoding] = {}
         self._grammars: dict[int, Grammar] = {}
         self._runs: Set[int] = frozenset()
-        self._waiting, self._wholes, self._tickets = deque[Ticket](), deque[_Whole](), list[Ticket]()
+        self._waiting, self._wholes, self._tickets = deque[Ticket](), deque[Texts](), list[Ticket]()
         self._changed, self._ending = Condition(), False
         self._thread = Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
@@ -108,7 +95,7 @@ class Engine:
 
     def whole(self, name: str, kind: Kind, texts: Sequence[str]) -> Future[Any]:
         """`LocalModel.classify` or `.embed` of the texts, when their turn comes."""
-        job = _Whole(self.shelf.get(name), kind, texts, time.monotonic() + self.limits.seconds)
+        job = Texts(self.shelf.get(name), kind, texts, time.monotonic() + self.limits.seconds)
         with self._changed:
             self._admit()
             self._wholes.append(job)
@@ -172,7 +159,7 @@ class Engine:
             if ticket.cancelled or now > ticket.until:
                 self._let_go(ticket, "gone" if ticket.cancelled else "late")
         with self._changed:
-            self._wholes = deque(job for job in self._wholes if now <= job.until or not job.future.cancel())
+            self._wholes = deque(job for job in self._wholes if not job.overdue(now))
 
     def _let_go(self, ticket: Ticket, end: End) -> None:
         why = f"took more than {self.limits.seconds:.0f} s" if end == "late" else ""
@@ -204,31 +191,14 @@ class Engine:
             ticket.told(Piece(end="broken", why="a bug in tunesmith; its log says more"))
 
     def _read_texts(self) -> None:
-        """Labels or states of texts that wait, those of one run together."""
+        """Labels or states of some texts that wait; of few, where answers wait to grow. Those with more wait again."""
         with self._changed:
-            if not self._wholes:
-                return
-            first = self._wholes[0]
-            chosen: list[_Whole] = []
-            for job in [job for job in self._wholes if (job.run, job.kind) == (first.run, first.kind)]:
-                if not chosen or sum(len(other.texts) for other in chosen) + len(job.texts) <= TEXTS:
-                    chosen.append(job)
-                    self._wholes.remove(job)
-        chosen = [job for job in chosen if job.future.set_running_or_notify_cancel()]
-        if not chosen:  # nobody waits for them any more
-            return
-        texts = [text for job in chosen for text in job.texts]
-        try:
-            model = first.run.model
-            found = model.classify(texts) if first.kind == "labels" else model.embed(texts).tolist()
-        except Exception as error:  # whoever waits is told; what is our own bug goes on up to the loop
-            for job in chosen:
-                job.future.set_exception(error)
-            if not isinstance(error, TunesmithError):
-                raise
-            return
-        for job in chosen:
-            job.future.set_result([found.pop(0) for _ in job.texts])
+            chosen = together(self._wholes)
+            tokens = self.limits.read if self._tickets or self._waiting else None
+        if chosen:
+            going = read_on(chosen, tokens=tokens)
+            with self._changed:
+                self._wholes.extend(going)  # last, so that a few texts of another run are not behind a thousand
 
     def _let_in(self) -> None:
         """Read the questions that wait, as many as there is room for, those over one base together."""

@@ -29,8 +29,10 @@ class Pieces:
         self._request, self._done = request, done
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Piece] = asyncio.Queue()
-        self._gone = self._loop.create_task(self._left())
         self._over = False
+        self._gone = self._loop.create_task(self._left())
+        # An answer of which nothing was told yet is waited for by nobody else who could give its ticket back.
+        self._gone.add_done_callback(lambda _: self.let_go())
 
     def told(self, piece: Piece) -> None:
         """What the engine's thread calls."""
