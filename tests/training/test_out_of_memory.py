@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.bases import LORA, encoded, farthest, policy
+from tests.objectives.test_practice import practice, prompts
 from tunesmith.errors import Refused
 from tunesmith.model.batch import Batch, collate
 from tunesmith.model.policy import Policy
@@ -23,6 +24,7 @@ from tunesmith.training.sampler import Sampler
 
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
 ROWS = encoded("llama", 12)
+TIMES = ("seconds", "tokens_per_second")
 
 
 def cramped(room: int, error: Exception) -> Instruct:
@@ -36,6 +38,26 @@ def cramped(room: int, error: Exception) -> Instruct:
             return found
 
     return Cramped()
+
+
+class Later:
+    """Learns from rewards, where no more than so many answers run at once after the first update of a step."""
+
+    def __init__(self, room: int) -> None:
+        self.inner, self.room, self.seen = practice(updates=3), room, 0
+
+    def prepare(self, batch: Batch, policy: Policy) -> Batch:
+        self.seen = 0
+        return self.inner.prepare(batch, policy)
+
+    def units(self, batch: Batch) -> int:
+        return self.inner.units(batch)
+
+    def loss(self, batch: Batch, policy: Policy) -> Loss:
+        self.seen += 1
+        if self.seen > 1 and batch.rows > self.room:
+            raise MemoryError
+        return self.inner.loss(batch, policy)
 
 
 class Cut:
@@ -83,6 +105,24 @@ def test_a_run_whose_memory_ran_out_takes_the_steps_of_one_whose_memory_did_not(
     assert [r["grad_norm"] for r in records] == pytest.approx([r["grad_norm"] for r in wanted], rel=1e-4)
     assert [record["tokens"] for record in records] == [record["tokens"] for record in wanted]
     assert farthest(numbers(made), numbers(whole)) < 1e-3
+
+
+def test_memory_that_runs_out_when_rows_are_learned_from_again_leaves_the_same_step(tmp_path: Path):
+    steps = {}
+    for name, room in (("whole", 100), ("cramped", 4)):
+        torch.manual_seed(0)
+        made, records, asked = policy("llama", LORA, lively=0.05), list[Mapping[str, Any]](), list[int]()
+        hooks = Hooks(tmp_path / name, records.append, smaller=lambda step, asked=asked: not asked.append(step))
+        learner = Later(room)
+        fit(made, learner, lambda step: [prompts(2, turn=step)], plan=Plan(steps=2, peak=1e-2, updates=3), hooks=hooks)
+        steps[name] = (numbers(made), records, asked)
+    whole, cramped = steps["whole"], steps["cramped"]
+    assert (whole[2], cramped[2]) == ([], [0, 1])
+    for wanted, found in zip(whole[1], cramped[1], strict=True):
+        assert {name: found[name] for name in wanted if name not in TIMES} == pytest.approx(
+            {name: value for name, value in wanted.items() if name not in TIMES}, rel=1e-3
+        )
+    assert farthest(whole[0], cramped[0]) < 1e-3
 
 
 def test_a_row_that_does_not_fit_alone_is_refused_with_what_needs_less(tmp_path: Path):

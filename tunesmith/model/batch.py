@@ -136,17 +136,50 @@ def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tu
 
 def crossed(batch: Batch) -> Batch:
     """Each row's beginning with the learned ids of the example before; those must be the last ids of their rows."""
-    ids, paths = batch.ids.tolist(), batch.paths.tolist()
-    owners, targets = batch.owners.tolist(), batch.targets.tolist()
-    answers: list[list[int]] = [[] for _ in paths]
-    for owner, target in zip(owners, targets, strict=True):
+    rows = _parted(batch)
+    answers = [rows[row - batch.each][1] for row in range(len(rows))]
+    return pack([_ending(begin, answer) for (begin, _), answer in zip(rows, answers, strict=True)]).to(batch.ids.device)
+
+
+def halved(batch: Batch) -> list[Batch]:
+    """The same examples as two batches, one where there is only one; learned ids must be the last of their rows.
+
+    What is known of the answers goes with them; its figures, which are sums, with the first.
+    """
+    if batch.examples < 2:
+        return [batch]
+    middle, rows, halves = batch.examples // 2, _parted(batch), list[Batch]()
+    for start, end in ((0, middle), (middle, batch.examples)):
+        first, last = start * batch.each, end * batch.each
+        half = pack([_ending(*row) for row in rows[first:last]]).to(batch.ids.device)
+        known, chosen = batch.rollout, (batch.owners >= first) & (batch.owners < last)
+        halves.append(
+            replace(
+                half,
+                labels=None if batch.labels is None else batch.labels[start:end],
+                reference=None if batch.reference is None else batch.reference[first:last],
+                each=batch.each,
+                places=batch.places[start:end],
+                turn=batch.turn,
+                rollout=None if known is None else known.of(chosen, {} if start else known.figures),
+                task=batch.task,
+                scale=batch.scale,
+            )
+        )
+    return halves
+
+
+def _parted(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """Each row as its beginning and its learned ids, which are its last ones."""
+    ids, answers = batch.ids.tolist(), [list[int]() for _ in batch.paths]
+    for owner, target in zip(batch.owners.tolist(), batch.targets.tolist(), strict=True):
         answers[owner].append(target)
-    rows = []
-    for row, path in enumerate(paths):
-        run = [ids[i] for i in path if i >= 0]
-        begin, answer = run[: len(run) + 1 - len(answers[row])], answers[row - batch.each]
-        rows.append(Tokens([*begin, *answer], [False] * len(begin) + [True] * len(answer)))
-    return pack(rows).to(batch.ids.device)
+    runs = [[ids[i] for i in path if i >= 0] for path in batch.paths.tolist()]
+    return [(run[: len(run) + 1 - len(answer)], answer) for run, answer in zip(runs, answers, strict=True)]
+
+
+def _ending(begin: Sequence[int], answer: Sequence[int]) -> Tokens:
+    return Tokens([*begin, *answer], [False] * len(begin) + [True] * len(answer))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,13 @@ class Rollout:
     returns: Tensor | None = None  # what it should have expected
     figures: Figures = field(default_factory=dict)
 
+    def of(self, chosen: Tensor, figures: Figures) -> Rollout:
+        """What is known of the chosen [M] of these tokens; the figures are sums, so only one part may have them."""
+        old, reference, values, returns = (
+            None if part is None else part[chosen] for part in (self.old, self.reference, self.values, self.returns)
+        )
+        return Rollout(self.advantages[chosen], old, reference, values, returns, figures)
+
 
 def added(figures: list[Figures]) -> dict[str, float]:
     """The mean behind each name over several batches."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.errors import Refused, RewardError
-from tunesmith.model.batch import Batch
+from tunesmith.model.batch import Batch, halved
 from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
 from tunesmith.model.policy import Policy
 from tunesmith.model.rollout import Figures, added
@@ -117,7 +117,7 @@ def _record_step(
     batches, prepared, (loss, figures) = _gathered(policy, learner, window, run=run)
     norm = _move(policy, optimizer, clip=plan.clip)
     for _ in range(1, plan.updates):
-        loss, figures = accumulate(policy, learner, prepared)
+        prepared, (loss, figures) = _again(policy, learner, prepared, run=run)
         norm = _move(policy, optimizer, clip=plan.clip)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Refused(
@@ -162,15 +162,38 @@ def _gathered(
             if not out_of_memory(error):
                 raise
         # Only here, where the error no longer holds the tensors of its frames, is there anything to give back.
-        for _, value in policy.trainable():
-            value.grad = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if not hooks.smaller(state.step):
-            raise Refused(
-                f"step {state.step + 1}: memory does not hold one row at a time; lower data.max_tokens, "
-                "or take a technique that needs less (`tunesmith plan` says which)"
-            )
+        _make_room(policy, run=run)
+
+
+def _again(
+    policy: Policy, learner: Learner, prepared: Sequence[Batch], *, run: tuple[Plan, Hooks, State]
+) -> tuple[Sequence[Batch], tuple[float, dict[str, float]]]:
+    """What `accumulate` makes of rows that were learned from before in this step, and the batches that memory held.
+
+    They are cut and not made anew: their answers were drawn before any number moved.
+    """
+    while True:
+        try:
+            return prepared, accumulate(policy, learner, prepared)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        _make_room(policy, run=run)
+        prepared = [half for batch in prepared for half in halved(batch)]
+
+
+def _make_room(policy: Policy, *, run: tuple[Plan, Hooks, State]) -> None:
+    """Drop the gradients of a step that memory did not hold, and run less at once from it on. Raises Refused."""
+    _, hooks, state = run
+    for _, value in policy.trainable():
+        value.grad = None
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if not hooks.smaller(state.step):
+        raise Refused(
+            f"step {state.step + 1}: memory does not hold one row at a time; lower data.max_tokens, "
+            "or take a technique that needs less (`tunesmith plan` says which)"
+        )
 
 
 def out_of_memory(error: BaseException) -> bool:
