@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, load_recipe
 from tunesmith.workflows.request import as_changes, request
 
 
@@ -116,3 +116,16 @@ def test_settings_become_changes_with_sections_opened_and_kinds_kept_whole():
         'data.where.label=["a"]',
         'out="x"',
     ]
+
+
+def test_words_of_ours_are_read_before_files_of_that_name(tmp_path: Path):
+    for name in ("votes", "page", "self"):
+        (tmp_path / name).mkdir()
+    page = tmp_path / "recipe.yaml"
+    text = "data: rows.jsonl\nobjective: {kind: rl, reward: REWARD}\nloop: {judge: page}\nreplay: {share: 0.1}\n"
+    page.write_text(text.replace("REWARD", "votes"))
+    recipe, _ = load_recipe(page)
+    assert (recipe.objective.reward, recipe.loop.judge, recipe.replay.source) == ("votes", "page", "self")  # type: ignore[union-attr]
+    page.write_text(text.replace("REWARD", "{votes: 1.0, ./votes: 0.5}"))
+    recipe, _ = load_recipe(page)
+    assert recipe.objective.reward == {"votes": 1.0, str(tmp_path / "votes"): 0.5}  # type: ignore[union-attr]

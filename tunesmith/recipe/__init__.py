@@ -4,6 +4,9 @@ from tunesmith.recipe.checks import check_gates, check_pair, check_replay, check
 from tunesmith.recipe.read import load_recipe, make_recipe, save_recipe
 from tunesmith.recipe.sections import (
     ARMS,
+    PEOPLE,
+    SELF,
+    VOTES,
     AnyObjective,
     AnyTechnique,
     Compare,
@@ -19,6 +22,9 @@ from tunesmith.recipe.sections import (
 
 __all__ = [
     "ARMS",
+    "PEOPLE",
+    "SELF",
+    "VOTES",
     "AnyObjective",
     "AnyTechnique",
     "Compare",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunesmith.errors import RecipeError
-from tunesmith.recipe.sections import Recipe
+from tunesmith.recipe.sections import SELF, Recipe
 
 # Objectives whose answers cannot be dealt out at random, so that no control can be made of them.
 NOTHING_TO_DEAL = {
@@ -55,7 +55,7 @@ def check_replay(recipe: Recipe, family: str) -> None:
         return
     if recipe.objective.kind != "domain":
         raise RecipeError(f"replay: not for {recipe.objective.kind}; nearest that works: objective: domain")
-    if recipe.replay.source == "self" and family == "encoder":
+    if recipe.replay.source == SELF and family == "encoder":
         raise RecipeError("replay.source: an encoder writes no text; nearest that works: source: a file of texts")
 
 

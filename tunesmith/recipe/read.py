@@ -14,9 +14,11 @@ from tunesmith.aliases import translate
 from tunesmith.errors import RecipeError
 from tunesmith.objectives import OBJECTIVES, Multitask, Rl
 from tunesmith.objectives.multitask import Part, Rows
-from tunesmith.recipe.sections import Recipe, nearest
+from tunesmith.recipe.sections import PEOPLE, SELF, VOTES, Recipe, nearest
 from tunesmith.techniques import TECHNIQUES, Lora
 
+# Words that are read before any file of that name; `./votes` is the file.
+WORDS = (VOTES, PEOPLE, SELF)
 # Sections that a word may stand for, and the key that the word is.
 SHORT = {"objective": "kind", "technique": "kind", "documents": "source"}
 R = TypeVar("R", bound=Rows)
@@ -71,7 +73,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with data paths that exist beside it made to start from its folder."""
 
     def anchor(value: float | str) -> float | str:
-        beside = folder / value if isinstance(value, str) and value else None
+        beside = folder / value if isinstance(value, str) and value and value not in WORDS else None
         return str(beside) if beside is not None and not Path(str(value)).is_absolute() and beside.exists() else value
 
     def placed(rows: R) -> R:
@@ -97,11 +99,11 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _beside(reward: str | dict[str, float], folder: Path) -> str | dict[str, float]:
-    """The same rewards; a run or a module that lies in the folder is named by its path."""
+    """The same rewards; a run or a module in the folder, called otherwise than a word of ours, is named by its path."""
     if not isinstance(reward, str):
         return {str(_beside(name, folder)): weight for name, weight in reward.items()}
     module, colon, function = reward.partition(":")
-    if not reward or Path(module).is_absolute():
+    if not reward or reward in WORDS or Path(module).is_absolute():
         return reward
     file = (
         folder / (module if module.endswith(".py") else f"{module.replace('.', '/')}.py") if colon else folder / module

@@ -13,6 +13,9 @@ from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct, Multita
 from tunesmith.objectives.multitask import Part, Rows
 from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Full, Ia3, Lora, Prefix, Prompt, PTuning
 
+# What stands for no file: the votes of a loop as its reward, people as its judge, what the base writes as general text.
+VOTES, PEOPLE, SELF = "votes", "page", "self"
+
 
 class _Section(BaseModel):
     """A part of the recipe: frozen, and strict about its keys."""
@@ -94,7 +97,7 @@ class Replay(_Section):
     """General text mixed into the training rows, so that less of what the base knew is lost."""
 
     share: float = Field(0.0, ge=0, lt=1, description="share of general rows among all training rows")
-    source: str = Field("self", description="self: what the base writes by itself; or a file of texts, or a folder")
+    source: str = Field(SELF, description="self: what the base writes by itself; or a file of texts, or a folder")
 
 
 class Documents(_Section):
@@ -152,7 +155,7 @@ class Loop(_Section):
     rounds: int = Field(2, ge=1, description="times that answers are judged and learned from")
     prompts: int = Field(64, ge=4, description="prompts that are answered twice and judged in each round")
     judge: str = Field(
-        "page", description="page: people, with `tunesmith feedback`; or a Python function `rules:score`, a simulation"
+        PEOPLE, description="page: people, with `tunesmith feedback`; or a Python function `rules:score`, a simulation"
     )
     final_judge: str = Field(
         "", description="needed: a function or a `reward` run that trains nothing and judges the end against the start"

@@ -17,7 +17,6 @@ from tunesmith.objectives import Instruct
 from tunesmith.workflows.feedback import Wish
 from tunesmith.workflows.panel import LEFT, RIGHT, Panel, Said
 
-PEOPLE = "page"
 TAB = "rule"
 
 

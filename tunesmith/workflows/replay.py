@@ -24,6 +24,7 @@ from tunesmith.model.generate import generate
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Domain
+from tunesmith.recipe import SELF
 from tunesmith.workflows.prepare import Listener, Prepared, encode_all
 
 # Samples that are written at a time.
@@ -44,11 +45,11 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
         return prepared
     kept = out / "replay.jsonl"
     if not kept.exists():
-        texts = _samples(prepared, wanted, listen) if replay.source == "self" else _texts(prepared, offline=offline)
+        texts = _samples(prepared, wanted, listen) if replay.source == SELF else _texts(prepared, offline=offline)
         write_whole(kept, "".join(json.dumps({"text": text}) + "\n" for text in texts))
     rows = _rows(prepared, kept, wanted)
     note = f"{len(rows)} general rows mixed in ({len(rows) / (len(rows) + len(prepared.train)):.1%} of the rows)"
-    source = "written by the base itself" if replay.source == "self" else f"from {Path(replay.source).name}"
+    source = "written by the base itself" if replay.source == SELF else f"from {Path(replay.source).name}"
     facts = replace(prepared.facts, notes=(*prepared.facts.notes, f"{note}, {source}"))
     return replace(prepared, train=[*prepared.train, *rows], facts=facts)
 
@@ -59,7 +60,7 @@ def _rows(prepared: Prepared, kept: Path, wanted: int) -> list[Encoded]:
     texts = [Text(f"replay:{number}", json.loads(line)["text"]) for number, line in enumerate(lines, 1) if line]
     limit = prepared.recipe.data.max_tokens
     rows = encode_all(prepared.recipe.objective, texts, prepared.template, limit=limit)
-    if len(rows) < wanted and prepared.recipe.replay.source != "self":
+    if len(rows) < wanted and prepared.recipe.replay.source != SELF:
         raise DataError(
             f"{prepared.recipe.replay.source}: {len(rows)} windows of text, and replay.share asks for {wanted}; "
             "give more text, or lower replay.share"

@@ -14,11 +14,11 @@ from tunesmith.errors import RecipeError
 from tunesmith.model.device import choose_machine
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Preference, Reward, Rl
-from tunesmith.recipe import Data, Loop, Recipe, Schedule, save_recipe
+from tunesmith.recipe import PEOPLE, VOTES, Data, Loop, Recipe, Schedule, save_recipe
 from tunesmith.report.rlhf import Learned, LoopReport, Round, page, verdict_of
 from tunesmith.workflows.assemble import environment
 from tunesmith.workflows.feedback import Wish, open_panel
-from tunesmith.workflows.judging import PEOPLE, Replies, as_rows, judge_by_rule, need_judged, over, replies_of
+from tunesmith.workflows.judging import Replies, as_rows, judge_by_rule, need_judged, over, replies_of
 from tunesmith.workflows.prepare import Listener, read_data
 from tunesmith.workflows.rewards import scorer
 from tunesmith.workflows.run_folder import open_run
@@ -26,8 +26,6 @@ from tunesmith.workflows.tune import Run, tune_recipe
 from tunesmith.workflows.votes import export_votes, summary_of
 
 JSON, HTML = "rlhf.json", "rlhf.html"
-# What `objective.reward` names where the reward is learned from the votes of the loop itself.
-VOTES = "votes"
 # How a reward is learned from a few hundred votes.
 BRIEF = Schedule(epochs=3, batch_rows=8)
 START = "start.json"
