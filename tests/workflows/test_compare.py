@@ -19,6 +19,7 @@ from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.compare import page as html
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.compare import Wishes, _digests, chosen_arms, compare
+from tunesmith.workflows.contest import file_name
 from tunesmith.workflows.train import Watch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -239,3 +240,11 @@ def test_the_page_shows_every_arm_and_escapes_what_models_and_rows_say(done: tup
     assert "&lt;script&gt;" in text
     assert all(f"<bdi>{name}</bdi>" in text for name in ARMS)
     assert text.count("<svg") == 2
+
+
+def test_two_addresses_that_differ_by_a_colon_are_kept_in_two_files():
+    arms = ("http://a.b/v1", "http://a:b/v1", "http://a_b/v1", "tuned+rag", "tuned-30%")
+    names = [file_name(arm) for arm in arms]
+    assert len(set(names)) == len(names)
+    assert all(set(name) & set("/:%") == set() for name in names)
+    assert file_name("tuned+rag") == "tuned+rag"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
@@ -197,7 +198,7 @@ class Contest:
         return found
 
     def _file(self, name: str) -> Path:
-        return self.folder / "answers" / f"{''.join(c if c.isalnum() or c in '+-.' else '_' for c in name)}.json"
+        return self.folder / "answers" / f"{file_name(name)}.json"
 
     def choice(self, name: str, make: Callable[[], Setting]) -> Setting:
         """A setting that was chosen on validation rows, from the disk where it was chosen before."""
@@ -207,6 +208,12 @@ class Contest:
             known[name] = make()
             write_whole(file, json.dumps(known, indent=1))
         return list(known[name])
+
+
+def file_name(arm: str) -> str:
+    """What an arm's file is called: its name, or that of an address with a digest, since two may differ by a colon."""
+    plain = "".join(c if c.isalnum() or c in "+-." else "_" for c in arm)
+    return plain if plain == arm else f"{plain}-{hashlib.sha256(arm.encode()).hexdigest()[:8]}"
 
 
 def room_of(policy: Policy) -> int:
