@@ -113,3 +113,17 @@ def test_a_prefill_hands_every_row_the_same_keys():
 def test_a_tied_embedding_is_one_number_to_the_optimizer():
     shapes = [tuple(value.shape) for _, value in policy("llama").trainable()]
     assert shapes.count((WORDS, HIDDEN)) == 1
+
+
+def test_products_are_made_as_before_after_full_precision_was_asked_for_and_something_failed():
+    made = policy("llama")
+    made.mixed = torch.bfloat16
+
+    def fail() -> None:
+        with made.unmixed():
+            assert made.mixed is None
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert made.mixed is torch.bfloat16

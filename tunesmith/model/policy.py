@@ -65,6 +65,15 @@ class Policy:
         """A context in which products are made in the type to multiply in."""
         return nullcontext() if self.mixed is None else torch.autocast(self.device.type, dtype=self.mixed)
 
+    @contextmanager
+    def unmixed(self) -> Iterator[None]:
+        """A context in which products are made in the numbers' own type, as the report makes them."""
+        mixed, self.mixed = self.mixed, None
+        try:
+            yield
+        finally:
+            self.mixed = mixed
+
     def _states(self, batch: Batch) -> Tensor:
         if self.packs and (self.virtual is None or self.virtual.is_past):
             return attention.run(self.network, batch.ids, batch.positions, batch.layout, past=self._past())

@@ -46,7 +46,5 @@ def told_apart(prepared: Prepared, policy: Policy, learner: Practice, *, listen:
 
 def held_out_reward(prepared: Prepared, policy: Policy, learner: Practice) -> float:
     """The mean reward of greedy answers to some validation prompts, in full precision as the report takes it."""
-    mixed, policy.mixed = policy.mixed, None
-    found = learner.mean_reward(policy, collate(prepared.validation[:JUDGED]))
-    policy.mixed = mixed
-    return found
+    with policy.unmixed():
+        return learner.mean_reward(policy, collate(prepared.validation[:JUDGED]))

@@ -121,9 +121,8 @@ def _gate(prepared: Prepared, before: Before) -> Callable[[Policy], str]:
         return lambda policy: ""
 
     def outside(policy: Policy) -> str:
-        mixed, policy.mixed = policy.mixed, None  # in the precision of the report, which judges the gate at the end
-        rise = general_nll(policy, prepared.template) - general.nll
-        policy.mixed = mixed
+        with policy.unmixed():  # the report judges the gate at the end
+            rise = general_nll(policy, prepared.template) - general.nll
         return f"general text costs {rise:+.3f} nats/token, allowed {bound}" if rise > bound else ""
 
     return outside
