@@ -14,7 +14,7 @@ from tunesmith.data.examples import Message
 from tunesmith.errors import DataError
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.sampling import Sampling
-from tunesmith.objectives import Classify, Instruct, Preference, Rl
+from tunesmith.objectives import Classify
 from tunesmith.report.figures import clean
 from tunesmith.workflows.thumbs import Thumbs
 
@@ -29,8 +29,7 @@ def opening(model: LocalModel, text: str) -> Message:
     """The first user turn as the training rows put it: the recipe's instruction stands before it."""
     if isinstance(model.objective, Classify):
         return model.objective.messages(text)[0]
-    instruction = model.objective.instruction if isinstance(model.objective, Instruct | Preference | Rl) else ""
-    return Message("user", "\n\n".join(filter(None, (instruction, text))))
+    return Message("user", "\n\n".join(filter(None, (model.objective.instruction, text))))
 
 
 @dataclass(frozen=True, slots=True)

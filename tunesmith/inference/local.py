@@ -17,7 +17,7 @@ from tunesmith.model.generate import before_stop, generate, option_scores, strea
 from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Reply, Sampling
-from tunesmith.objectives import Classify, Domain, Instruct, Multitask, Preference, Reward, Rl
+from tunesmith.objectives import Classify, Domain, Multitask, Reward
 from tunesmith.recipe import AnyObjective
 
 
@@ -199,8 +199,7 @@ class LocalModel:
     @property
     def sampling(self) -> Sampling:
         """Greedy, as long as the training answers were."""
-        longest = self.objective.max_new_tokens if isinstance(self.objective, Instruct | Preference | Rl) else 0
-        return Sampling(max_new_tokens=longest or Sampling().max_new_tokens)
+        return Sampling(max_new_tokens=self.objective.max_new_tokens or Sampling().max_new_tokens)
 
     def _decoder(self) -> Policy:
         if isinstance(self.objective, Reward):

@@ -54,6 +54,16 @@ class Objective(Protocol):
         """The word for it in a recipe."""
         ...
 
+    @property
+    def instruction(self) -> str:
+        """Text put before every question; empty where there is none."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """The longest answer, as long as nearly all of the rows'; 0 where none is written or none is known."""
+        ...
+
     def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
         """Typed examples of this objective; raises DataError with the faults of the whole file."""
         ...

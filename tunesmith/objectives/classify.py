@@ -38,6 +38,7 @@ class Classify(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
+    max_new_tokens: ClassVar[int] = 0
 
     kind: Literal["classify"] = "classify"
     text: str = Field("", description="column with the text; empty: detected")

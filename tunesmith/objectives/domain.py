@@ -31,6 +31,8 @@ class Domain(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
+    instruction: ClassVar[str] = ""
+    max_new_tokens: ClassVar[int] = 0
 
     kind: Literal["domain"] = "domain"
     text: str = Field("", description="column with the text; empty: detected")

@@ -68,6 +68,8 @@ class Multitask(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
+    instruction: ClassVar[str] = ""
+    max_new_tokens: ClassVar[int] = 0
 
     kind: Literal["multitask"] = "multitask"
     tasks: dict[Annotated[str, Field(pattern=NAME)], Part] = Field(

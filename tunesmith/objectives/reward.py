@@ -31,6 +31,7 @@ class Reward(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
+    max_new_tokens: ClassVar[int] = 0
 
     kind: Literal["reward"] = "reward"
     prompt: str = Field("", description="column with the prompt; empty: detected")

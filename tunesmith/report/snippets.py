@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.objectives import Classify, Domain, Instruct, Multitask, Preference, Reward, Rl
+from tunesmith.objectives import Classify, Domain, Multitask, Reward
 from tunesmith.report.facts import Facts
 from tunesmith.report.figures import clean
 
@@ -77,8 +77,7 @@ def _question(facts: Facts) -> str:
     objective = facts.recipe.objective
     if isinstance(objective, Classify):
         return clean(objective.messages(TEXT)[-1].content)
-    instruction = objective.instruction if isinstance(objective, Instruct | Preference | Rl) else ""
-    return clean(f"{instruction}\n\n{TEXT}" if instruction else TEXT)
+    return clean(f"{objective.instruction}\n\n{TEXT}" if objective.instruction else TEXT)
 
 
 def _longest(facts: Facts) -> int:
@@ -86,4 +85,4 @@ def _longest(facts: Facts) -> int:
     objective = facts.recipe.objective
     if isinstance(objective, Classify):
         return 16
-    return objective.max_new_tokens or 256 if isinstance(objective, Instruct | Preference | Rl) else 256
+    return objective.max_new_tokens or 256

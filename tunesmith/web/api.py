@@ -19,7 +19,7 @@ from tunesmith.inference.engine import Busy, Engine
 from tunesmith.inference.row import Piece, Scored
 from tunesmith.inference.shelf import Run, UnknownModel
 from tunesmith.inference.split import Splits
-from tunesmith.objectives import Classify, Instruct, Preference, Rl
+from tunesmith.objectives import Classify
 from tunesmith.web.guard import Manner, Refusal
 from tunesmith.web.metrics import Metrics
 from tunesmith.web.pieces import Broken, Late, Pieces
@@ -230,7 +230,7 @@ def _card(run: Run) -> dict[str, Any]:
     about: dict[str, Any] = {"version": run.version, "objective": model.objective.kind, "limit": model.limit}
     if isinstance(model.objective, Classify):
         about["labels"] = list(model.objective.labels)
-    if isinstance(model.objective, Classify | Instruct | Preference | Rl):
+    if model.objective.instruction:
         about["instruction"] = model.objective.instruction
     return {**_named(run.name), **about}
 

@@ -17,7 +17,6 @@ from tunesmith.feedback.store import Entry, Store
 from tunesmith.inference.folder import About, read_about
 from tunesmith.inference.open import Found, identify, open_model
 from tunesmith.model.sampling import Sampling
-from tunesmith.objectives import Instruct, Preference
 from tunesmith.workflows.questions import chosen_wording
 
 # Answers that are on disk together: what a stop loses at most.
@@ -68,8 +67,7 @@ def askers(name: str, against: str, sampling: Sampling, *, offline: bool) -> lis
 def usual_sampling(name: str, *, offline: bool) -> Sampling:
     """Answers as long as a run's training answers were."""
     about = _about(identify(name, offline=offline))
-    objective = about.objective if about is not None else None
-    longest = objective.max_new_tokens if isinstance(objective, Instruct | Preference) else 0
+    longest = about.objective.max_new_tokens if about is not None else 0
     return Sampling(max_new_tokens=longest or Sampling().max_new_tokens)
 
 

@@ -43,7 +43,7 @@ def say(model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objectiv
         scores = model.options(batch, objective.labels)
         given = [objective.labels[place] for place in scores.argmax(dim=1).tolist()]
         return Said(given, [], [len(model.prompt(messages)) for messages in batch], time.perf_counter() - began)
-    longest = objective.max_new_tokens if isinstance(objective, Instruct) else LABEL_TOKENS
+    longest = objective.max_new_tokens or LABEL_TOKENS
     replies = model.replies(batch, sampling=Sampling(max_new_tokens=longest))
     given = [reply.text for reply in replies]
     if isinstance(objective, Classify):

@@ -13,7 +13,7 @@ import torch
 
 from tunesmith.model.device import DTYPES
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Classify, Instruct, Multitask, Preference, Reward, Rl
+from tunesmith.objectives import Classify, Multitask, Rl
 from tunesmith.objectives.practice import Practice
 from tunesmith.recipe import Recipe
 from tunesmith.training.fit import Hooks, State, fit
@@ -142,11 +142,10 @@ def _recorder(
 
 def _opening(prepared: Prepared) -> list[int]:
     """Ids of a text about the task: its labels and instruction, or the first row where it has none."""
-    objective, words = prepared.recipe.objective, ""
+    objective = prepared.recipe.objective
+    words = objective.instruction
     if isinstance(objective, Classify):
-        words = f"{', '.join(objective.labels)}. {objective.instruction}"
-    if isinstance(objective, Instruct | Preference | Reward | Rl):
-        words = objective.instruction
+        words = f"{', '.join(objective.labels)}. {words}"
     ids: list[int] = prepared.template.tokenizer(words, add_special_tokens=False)["input_ids"]
     return ids or prepared.train[0].sequences[0].ids
 
