@@ -5,7 +5,6 @@ import pytest
 
 from tunesmith.errors import DataError
 from tunesmith.evaluation import metrics
-from tunesmith.evaluation.metrics import ClassScore
 
 GOLD = ["yes", "yes", "yes", "no", "no", "maybe"]
 GIVEN = ["yes", "yes", "no", "no", "yes", "no"]
@@ -19,13 +18,6 @@ def test_confusion_counts_gold_down_and_given_across():
     labels, matrix = metrics.confusion(GOLD, GIVEN)
     assert labels == ["maybe", "no", "yes"]
     assert matrix.tolist() == [[0, 1, 0], [0, 1, 1], [0, 1, 2]]
-
-
-def test_each_label_gets_precision_recall_and_f1():
-    maybe, no, yes = metrics.per_class(GOLD, GIVEN)
-    assert maybe == ClassScore("maybe", 0.0, 0.0, 0.0, 1)
-    assert (no.precision, no.recall, no.support) == (pytest.approx(1 / 3), 0.5, 2)
-    assert yes.f1 == pytest.approx(2 * 2 / (3 + 3))
 
 
 def test_macro_f1_is_the_plain_mean_over_the_gold_labels():
@@ -59,17 +51,6 @@ def test_multilabel_f1_scores_sets_of_labels_row_by_row():
     assert scores.tolist() == pytest.approx([1.0, 1.0, 2 / 3])
 
 
-def test_multilabel_micro_weighs_decisions_and_macro_weighs_labels():
-    gold, given = [("a",), ("a",), ("a", "b")], [("a",), ("a",), ("a",)]
-    assert metrics.multilabel_micro_f1(gold, given) == pytest.approx(2 * 3 / (4 + 3))
-    assert metrics.multilabel_macro_f1(gold, given) == pytest.approx((1 + 0) / 2)
-
-
-def test_no_label_on_either_side_is_full_agreement():
-    assert metrics.multilabel_micro_f1([()], [()]) == metrics.multilabel_macro_f1([()], [()]) == 1.0
-    assert metrics.multilabel_macro_f1([()], [("a",)]) == 0.0
-
-
 def test_exact_match_forgets_case_punctuation_articles_and_spaces():
     gold = ["The Eiffel Tower", "Straße", "42", "+"]
     assert metrics.exact_match(gold, ["eiffel  tower.", "STRASSE", "43", "-"]).tolist() == [1, 1, 0, 0]
@@ -85,34 +66,18 @@ def test_token_f1_shares_words_counted_with_repeats():
     assert metrics.token_f1(["a red red car"], ["the red car, car"]).tolist() == pytest.approx([2 / 3])
 
 
-# Values of rouge-score 0.1.2, RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False).
+# Values of rouge-score 0.1.2, RougeScorer(["rougeL"], use_stemmer=False).
 REFERENCE = [
-    (
-        "The quick brown fox jumps over the lazy dog.",
-        "A quick dog jumps over a lazy brown fox!",
-        (0.777778, 0.25, 0.444444),
-    ),
-    (
-        "state-of-the-art GPU_driver 2.0 for X11",
-        "driver for the X11 GPU, state of the art (2.0)",
-        (0.952381, 0.421053, 0.571429),
-    ),
-    ("one", "two", (0.0, 0.0, 0.0)),
-    ("to be or not to be", "to be to be to be not or", (0.857143, 0.333333, 0.571429)),
+    ("The quick brown fox jumps over the lazy dog.", "A quick dog jumps over a lazy brown fox!", 0.444444),
+    ("state-of-the-art GPU_driver 2.0 for X11", "driver for the X11 GPU, state of the art (2.0)", 0.571429),
+    ("one", "two", 0.0),
+    ("to be or not to be", "to be to be to be not or", 0.571429),
 ]
 
 
 @pytest.mark.parametrize(("gold", "given", "wanted"), REFERENCE)
 def test_rouge_has_the_values_of_the_reference_program(gold, given, wanted):
-    found = [
-        float(scores[0])
-        for scores in (
-            metrics.rouge_n([gold], [given], 1),
-            metrics.rouge_n([gold], [given], 2),
-            metrics.rouge_l([gold], [given]),
-        )
-    ]
-    assert found == pytest.approx(wanted, abs=1e-6)
+    assert metrics.rouge_l([gold], [given]).tolist() == pytest.approx([wanted], abs=1e-6)
 
 
 def test_rouge_keeps_accented_letters_inside_words():

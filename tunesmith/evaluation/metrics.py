@@ -11,7 +11,6 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -31,17 +30,6 @@ _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 
 
-@dataclass(frozen=True, slots=True)
-class ClassScore:
-    """How well one label is found; a share whose denominator is empty counts as 0."""
-
-    label: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-
-
 def accuracy(gold: Sequence[str], given: Sequence[str]) -> Floats:
     """[N]: 1 where the given label is the gold one, letter for letter."""
     _same_length(gold, given)
@@ -53,22 +41,6 @@ def confusion(gold: Sequence[str], given: Sequence[str]) -> tuple[list[str], Int
     _same_length(gold, given)
     labels = sorted({*gold, *given})
     return labels, _matrix(_codes(gold, labels), _codes(given, labels), len(labels))
-
-
-def per_class(gold: Sequence[str], given: Sequence[str]) -> list[ClassScore]:
-    """One line per label of either side; a label that only the model uses has support 0."""
-    labels, matrix = confusion(gold, given)
-    right, support, used = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    return [
-        ClassScore(
-            label=label,
-            precision=float(right[k] / max(1, used[k])),
-            recall=float(right[k] / max(1, support[k])),
-            f1=float(2 * right[k] / max(1, used[k] + support[k])),
-            support=int(support[k]),
-        )
-        for k, label in enumerate(labels)
-    ]
 
 
 def macro_f1(gold: Sequence[str], given: Sequence[str]) -> float:
@@ -99,22 +71,6 @@ def multilabel_f1(gold: Sequence[Sequence[str]], given: Sequence[Sequence[str]])
     """[N]: F1 of each row's set of labels; 1 where both sets are empty."""
     _same_length(gold, given)
     return np.array([_set_f1(set(g), set(h)) for g, h in zip(gold, given, strict=True)])
-
-
-def multilabel_micro_f1(gold: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> float:
-    """F1 over all (row, label) decisions together: frequent labels weigh most."""
-    right, gold_count, given_count = _label_counts(gold, given)
-    total = gold_count.total() + given_count.total()
-    return 2 * right.total() / total if total else 1.0
-
-
-def multilabel_macro_f1(gold: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> float:
-    """The plain mean of F1 over the labels that occur in gold; 1 if no row has a label on either side."""
-    right, gold_count, given_count = _label_counts(gold, given)
-    if not gold_count:
-        return float(not given_count)
-    scores = [2 * right[k] / (gold_count[k] + given_count[k]) for k in gold_count]
-    return sum(scores) / len(scores)
 
 
 def exact_match(gold: Sequence[str], given: Sequence[str]) -> Floats:
@@ -155,12 +111,6 @@ def rouge_l(gold: Sequence[str], given: Sequence[str]) -> Floats:
     """
     _same_length(gold, given)
     return np.array([_rouge_l(words(g), words(h)) for g, h in zip(gold, given, strict=True)])
-
-
-def rouge_n(gold: Sequence[str], given: Sequence[str], n: int) -> Floats:
-    """[N]: F of the shared runs of `n` words (ROUGE-N), on the words of `rouge_l`; 0 if too short."""
-    _same_length(gold, given)
-    return np.array([_shared_f1(_grams(words(g), n), _grams(words(h), n)) for g, h in zip(gold, given, strict=True)])
 
 
 def chrf(gold: Sequence[str], given: Sequence[str]) -> Floats:
@@ -232,18 +182,6 @@ def _macro_f1_of(matrix: Ints) -> float:
     return float(f1[support > 0].mean())
 
 
-def _label_counts(
-    gold: Sequence[Sequence[str]], given: Sequence[Sequence[str]]
-) -> tuple[Counter[str], Counter[str], Counter[str]]:
-    _same_length(gold, given)
-    wanted, found, right = Counter[str](), Counter[str](), Counter[str]()
-    for gold_row, given_row in zip(gold, given, strict=True):
-        wanted.update(set(gold_row))
-        found.update(set(given_row))
-        right.update(set(gold_row) & set(given_row))
-    return right, wanted, found
-
-
 def _set_f1(gold: set[str], given: set[str]) -> float:
     total = len(gold) + len(given)
     return 2 * len(gold & given) / total if total else 1.0
@@ -267,10 +205,6 @@ def _bag_f1(gold: list[str], given: list[str]) -> float:
 def _shared_f1(gold: Counter[Item], given: Counter[Item]) -> float:
     total = gold.total() + given.total()
     return 2 * (gold & given).total() / total if total else 0.0
-
-
-def _grams(tokens: list[str], n: int) -> Counter[tuple[str, ...]]:
-    return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
 
 
 def _rouge_l(gold: list[str], given: list[str]) -> float:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from tunesmith.data.examples import Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,23 +24,3 @@ class Reply:
     prompt_tokens: int
     new_tokens: int
     finished: bool
-
-
-class Responder(Protocol):
-    """Anything that answers messages."""
-
-    def reply(self, messages: Sequence[Message], *, sampling: Sampling) -> Reply:
-        """One answer."""
-        ...
-
-    def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling) -> list[Reply]:
-        """An answer to each, in order."""
-        ...
-
-    def stream(self, messages: Sequence[Message], *, sampling: Sampling) -> Iterator[str]:
-        """One answer, in pieces as it comes."""
-        ...
-
-    def scores(self, messages: Sequence[Message], options: Sequence[str]) -> list[float]:
-        """Log-probability of each given answer."""
-        ...
