@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from tests.cli.conftest import reviews, write_rows
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.objectives import Instruct
 from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.workflows.draft import Draft
 from tunesmith.workflows.foreign import convert
-from tunesmith.workflows.init import Draft, draft
+from tunesmith.workflows.init import draft
 from tunesmith.workflows.preview import preview
 
 
@@ -130,8 +132,18 @@ def test_a_group_column_is_told_by_name_and_values(
     assert ("name the column" in made.reasons["data.test"]) == (not group)
 
 
-def test_columns_of_no_known_name_are_refused_until_they_are_named(tmp_path: Path) -> None:
+def test_columns_of_no_known_name_are_guessed_and_the_guess_is_shown(tmp_path: Path) -> None:
     lines = [{"words": f"mail {i}", "mood": "ab"[i % 2]} for i in range(30)]
+    made = draft(str(write_rows(tmp_path / "r.jsonl", lines)))
+    assert (made.recipe.objective.text, made.recipe.objective.label) == ("words", "mood")  # type: ignore[union-attr]
+    assert made.guessed == "--set 'objective={kind: classify, text: words, label: mood}'"
+    assert made.reasons["objective"].startswith("guessed from names and values, so look at it: words -> text")
+    again = draft(str(tmp_path / "r.jsonl"), changes=[shlex.split(made.guessed)[1]])
+    assert (again.recipe.objective.text, again.recipe.objective.label) == ("words", "mood")  # type: ignore[union-attr]
+
+
+def test_columns_that_give_no_guess_are_refused_until_they_are_named(tmp_path: Path) -> None:
+    lines = [{"words": f"mail {i}", "mood": f"a{i}"} for i in range(30)]
     data = str(write_rows(tmp_path / "r.jsonl", lines))
     with pytest.raises(DataError, match="no known format"):
         draft(data)

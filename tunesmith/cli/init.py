@@ -12,7 +12,7 @@ from tunesmith.cli.terminal import emit, log, show
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.workflows.init import Draft
+    from tunesmith.workflows.draft import Draft
 
 
 def add(commands: Commands) -> None:
@@ -40,9 +40,19 @@ def run(args: argparse.Namespace) -> int:
     made.write(args.out)
     for name, why in made.dropped.items():
         log(f"left out: {name}: {why}")
+    if made.guessed:
+        log(f"the columns have no known names; guessed: {made.guessed}")
     if args.json:
         recipe = made.recipe.model_dump(mode="json")
-        emit({"path": args.out, "recipe": recipe, "reasons": made.reasons, "left_out": made.dropped})
+        emit(
+            {
+                "path": args.out,
+                "recipe": recipe,
+                "reasons": made.reasons,
+                "left_out": made.dropped,
+                "guessed": made.guessed,
+            }
+        )
         return 0
     show(made.text(args.out.parent).rstrip())
     show()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tunesmith.data.guess import guess, nameless
 from tunesmith.data.rows import Row, as_word, columns_of, file_of
 from tunesmith.errors import DataError
 
@@ -82,7 +83,12 @@ def detect(rows: Sequence[Row]) -> Format:
         found = look(sample)
         if found is not None:
             return found
-    cure = "write in the recipe which is which, as objective: " + " or ".join(EXPLICIT)
+    if guessed := guess(rows):
+        cure = f"`tunesmith init` writes a recipe by this guess, and others take it as {guessed.change()}"
+    elif fault := nameless(rows):
+        raise DataError(fault)
+    else:
+        cure = "write in the recipe which is which, as objective: " + " or ".join(EXPLICIT)
     raise DataError(f"{file_of(rows)}: no known format has the columns {columns_of(rows)}; {cure}")
 
 
@@ -91,7 +97,7 @@ class _Sample:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
-        self.names = {name.strip().lower(): name for name in columns_of(rows)}
+        self.names = {name.strip().lower(): name for name in columns_of(rows) if name.strip()}
 
     def column(self, names: Sequence[str], holds: Callable[[object], bool]) -> str | None:
         """The first of these columns that holds such values in enough rows."""

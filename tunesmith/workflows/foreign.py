@@ -14,7 +14,7 @@ from tunesmith.aliases import ALIASES, translate
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import make_recipe
 from tunesmith.techniques import SHORTHANDS
-from tunesmith.workflows.init import Draft
+from tunesmith.workflows.draft import Draft
 from tunesmith.workflows.left_out import why_left_out
 
 # LLaMA-Factory's stage, axolotl's rl -> objective.

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
-import os
-import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import yaml
 
 from tunesmith.data.examples import Example, Labelled, Text
 from tunesmith.data.formats import LANGUAGES, Format, detect
+from tunesmith.data.guess import Guess, guess
 from tunesmith.data.pairs import written
 from tunesmith.data.rows import Row, as_word, columns_of, keep, read_rows
-from tunesmith.errors import RecipeError
+from tunesmith.errors import DataError
 from tunesmith.objectives import OBJECTIVES, Classify, Instruct
 from tunesmith.objectives.instruct import reference
-from tunesmith.recipe import AnyObjective, Recipe, make_recipe
+from tunesmith.recipe import AnyObjective, make_recipe
+from tunesmith.workflows.draft import Draft
 
 # Words for the source of a row; with these alone or before `_id`, rows that share a value belong together.
 SOURCES = (
@@ -39,50 +36,17 @@ BYTES_A_TOKEN, AROUND, ROUND_TO, LONGEST = 3, 48, 64, 2_048
 SMALL_ENCODER = "minilm-l6"
 ENCODER_LIMIT = 256
 TEXT_WINDOW = 512
-WIDTH = 108
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A recipe, why each of its dotted keys is what it is, and what was left out of another tool's file."""
-
-    recipe: Recipe
-    reasons: Mapping[str, str]
-    dropped: Mapping[str, str]
-
-    def text(self, folder: Path) -> str:
-        """The recipe as YAML for a file in `folder`, its reasons as comments."""
-        values = _from_folder(self.recipe.model_dump(mode="json", exclude_unset=True), folder)
-        lines: list[str] = []
-        for name, value in values.items():
-            lines += [*_comment(self.reasons.get(name, ""), 0), *_entry(name, value, self.reasons)]
-        if self.dropped:
-            lines += ["", "# Left out:"]
-            for name, why in self.dropped.items():
-                lines += textwrap.wrap(f"{name}: {why}", WIDTH, initial_indent="#   ", subsequent_indent="#     ")
-        return "\n".join(lines) + "\n"
-
-    def write(self, out: Path) -> None:
-        """Write the recipe. Raises RecipeError when something is there already, or the place cannot be written."""
-        try:
-            with out.open("x", encoding="utf-8") as file:
-                file.write(self.text(out.parent))
-        except FileExistsError:
-            raise RecipeError(f"{out}: exists and is left as it is; give another --out, or delete it") from None
-        except OSError as error:
-            cure = "name a file in a folder that is there"
-            raise RecipeError(f"{out}: not written ({error.strerror}); {cure}") from None
 
 
 def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> Draft:
     """A recipe for a file of rows, with the reason for everything in it.
 
-    Raises DataError for rows that cannot be read or whose columns are not known, RecipeError for a wrong change.
+    Raises DataError for rows that cannot be read or whose columns give no guess, RecipeError for a wrong change.
     """
     rows = read_rows(data, offline=offline)
     reasons: dict[str, str] = {}
     named = {change.partition("=")[0] for change in changes}
-    found = None if named & {"objective", "objective.kind"} else detect(rows)
+    found = None if named & {"objective", "objective.kind"} else _found(rows)
     raw: dict[str, Any] = {"model": "smollm2-135m", "data": {"train": data}}
     if found is not None:
         raw["objective"] = _objective(found, reasons)
@@ -92,7 +56,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
     group = recipe.data.group or _group(kept, used)
     examples = recipe.objective.examples(kept, group=group)
     raw["data"] |= _data(examples, group, model=recipe.model, reasons=reasons)
-    reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(columns_of(kept))}"
+    reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(filter(str.strip, columns_of(kept)))}"
     bound = recipe.objective.bind(examples, "encoder" if recipe.model == SMALL_ENCODER else "decoder")
     raw.setdefault("objective", {"kind": bound.kind})
     raw["objective"] |= _instruction(bound, reasons)
@@ -103,7 +67,8 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
         del raw["technique"]  # its options may not be those of the technique that was asked for
     reasons["model"] = _about(recipe.model)
     recipe, _ = make_recipe(raw | {"seed": 0}, place=f"init {data}", changes=changes)
-    return Draft(recipe, {key: _said(key, why, named) for key, why in reasons.items()}, {})
+    guessed = found.change() if isinstance(found, Guess) else ""
+    return Draft(recipe, {key: _said(key, why, named) for key, why in reasons.items()}, {}, guessed)
 
 
 def _said(key: str, why: str, named: set[str]) -> str:
@@ -111,8 +76,21 @@ def _said(key: str, why: str, named: set[str]) -> str:
     return "as asked" if any(name.removesuffix(".kind") in (key, key.partition(".")[0]) for name in named) else why
 
 
-def _objective(found: Format, reasons: dict[str, str]) -> dict[str, Any]:
+def _found(rows: Sequence[Row]) -> Format | Guess:
+    """What the rows are, or what they may be where no known names say it."""
+    try:
+        return detect(rows)
+    except DataError:
+        if (guessed := guess(rows)) is None:
+            raise
+        return guessed
+
+
+def _objective(found: Format | Guess, reasons: dict[str, str]) -> dict[str, Any]:
     """The objective that the columns call for; columns that its settings can name are named."""
+    if isinstance(found, Guess):
+        reasons["objective"] = f"guessed from names and values, so look at it: {found.explain()}"
+        return {"kind": found.objective, **found.columns}
     reasons["objective"] = found.explain()
     kind = next((part for part in OBJECTIVES if part().kind == found.objective), None)
     fields = {} if kind is None else kind.model_fields
@@ -249,46 +227,3 @@ def _about(model: str) -> str:
     if model == "smollm2-135m":
         return f"always there, and small enough for a laptop; for labels alone {SMALL_ENCODER} is quicker"
     return "as asked"
-
-
-def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The values with paths of files that are there made to count from the recipe's folder."""
-
-    def move(value: Any) -> Any:
-        if not isinstance(value, str) or not Path(value).exists():
-            return value
-        if Path(value).is_absolute() and folder.absolute() not in Path(value).parents:
-            return value
-        try:
-            path = os.path.relpath(value, folder)
-        except ValueError:  # another drive
-            return str(Path(value).absolute())
-        return Path(path).as_posix() if "/" in path or "." in path else f"./{path}"
-
-    data = {
-        key: move(value) if key in ("train", "validation", "test") else value for key, value in values["data"].items()
-    }
-    return values | {"data": data, "model": move(values["model"])}
-
-
-def _entry(name: str, value: Any, reasons: Mapping[str, str]) -> list[str]:
-    """A key with its value; a section as one line per key, each under its reason."""
-    if not isinstance(value, dict):
-        return [f"{name}: {_flow(value)}"]
-    lines = [f"{name}:"]
-    for key, inner in value.items():
-        lines += [*_comment(reasons.get(f"{name}.{key}", ""), 2), f"  {key}: {_flow(inner)}"]
-    return lines
-
-
-def _comment(text: str, indent: int) -> list[str]:
-    lead = " " * indent + "# "
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=lead, subsequent_indent=lead, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _flow(value: Any) -> str:
-    """The value on one line of YAML."""
-    value = int(value) if isinstance(value, float) and value.is_integer() else value
-    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=math.inf).strip()[1:-1]

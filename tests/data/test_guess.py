@@ -1,0 +1,60 @@
+"""Headers that nobody knows: which columns may be meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tunesmith.data.formats import detect
+from tunesmith.data.guess import guess
+from tunesmith.data.rows import Row, read_rows
+from tunesmith.errors import DataError
+
+LONG = "the battery of this phone holds a day"
+
+
+def rows(count: int = 12, **columns: object) -> list[Row]:
+    """Rows of these columns; a list is gone through again and again."""
+    return [
+        Row(f"a.csv:{n}", {name: v[n % len(v)] if isinstance(v, list) else f"{v} {n}" for name, v in columns.items()})
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "objective", "found"),
+    [
+        ({"Comment text": LONG, "Mood": ["good", "bad"]}, "classify", {"text": "Comment text", "label": "Mood"}),
+        ({"x1": ["good", "bad"], "x2": LONG}, "classify", {"text": "x2", "label": "x1"}),  # by their values alone
+        ({"userQuestion": LONG, "ourReply": LONG}, "instruct", {"prompt": "userQuestion", "answer": "ourReply"}),
+        ({"Q": LONG, "A": LONG}, "instruct", {"prompt": "Q", "answer": "A"}),
+        ({"note": LONG, "stars": [1, 5], "shop": ["a", "b"]}, "classify", {"text": "note", "label": "stars"}),
+    ],
+)  # fmt: skip
+def test_columns_are_guessed_by_name_or_by_what_they_hold(
+    columns: dict[str, object], objective: str, found: dict[str, str]
+):
+    guessed = guess(rows(**columns))
+    assert guessed is not None
+    assert (guessed.objective, guessed.columns) == (objective, found)
+
+
+@pytest.mark.parametrize("columns", [{"x1": LONG, "x2": LONG}, {"x1": ["a", "b"]}, {"x1": LONG, "x2": ["a"]}])
+def test_where_nothing_tells_the_parts_nothing_is_guessed(columns: dict[str, object]):
+    assert guess(rows(**columns)) is None
+
+
+def test_rows_of_no_known_format_are_refused_with_the_guess_as_an_option_to_paste():
+    odd = rows(**{"it's said": LONG, "Mood": ["good", "bad"]})
+    with pytest.raises(DataError, match=r"take it as --set 'objective=\{kind: classify, text: it'\"'\"'s said, label"):
+        detect(odd)
+
+
+def test_a_column_without_a_name_is_no_column_and_is_told(tmp_path: Path):
+    file = tmp_path / "a.csv"
+    file.write_text(",Mood\n" + "".join(f"{LONG} {n},{('good', 'bad')[n % 2]}\n" for n in range(12)))
+    with pytest.raises(DataError, match=r"^a\.csv: column 1 has no name; give it one in the first line$"):
+        detect(read_rows(file))
+    file.write_text(",text,label\n" + "".join(f"{n},{LONG} {n},{('good', 'bad')[n % 2]}\n" for n in range(12)))
+    assert detect(read_rows(file)).columns == {"text": "text", "label": "label"}  # a number beside them harms nobody
