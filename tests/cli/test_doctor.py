@@ -75,4 +75,16 @@ def test_doctor_exits_1_on_a_failure(command: Command, monkeypatch: pytest.Monke
     monkeypatch.setattr(doctor, "all_checks", lambda: [doctor.Check("x", FAIL, "broken", "mend it")])
     done = command("doctor")
     assert done.code == 1
-    assert done.out.splitlines()[2].split() == ["fail", "x", "broken", "mend", "it"]
+    assert done.out.splitlines() == ["fail  x  broken", "         cure: mend it"]
+
+
+def test_a_long_finding_is_wrapped_and_a_cure_stands_on_its_own_line_only_where_there_is_one(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+):
+    long = "12.3 GB free at " + " and ".join(["a/folder/of/some/depth"] * 6)
+    checks = [doctor.Check("disk for models", OK, long), doctor.Check("x", WARN, "odd", "pip install 'odd>=2'")]
+    monkeypatch.setattr(doctor, "all_checks", lambda: checks)
+    lines = command("doctor").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.strip() for line in lines if "cure" in line] == ["cure: pip install 'odd>=2'"]
+    assert " ".join(" ".join(lines[:-2]).split()) == f"ok disk for models {long}"

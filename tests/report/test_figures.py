@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.report.figures import clean, figure, p_value, size
+from tunesmith.report.figures import clean, figure, p_value, signed, size
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,13 @@ from tunesmith.report.figures import clean, figure, p_value, size
 )
 def test_a_score_has_three_places_and_a_large_one_fewer(value: float | None, text: str):
     assert figure(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.0004, "0.000"), (-0.0, "0.000"), (0.0004, "0.000"), (0.0006, "+0.001")]
+)
+def test_a_difference_that_rounds_to_nothing_has_no_sign(value: float, text: str):
+    assert signed(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.0004, "p < 0.001"), (0.0312, "p = 0.031"), (1.0, "p = 1.000")])

@@ -11,7 +11,7 @@ from tunesmith.cli.progress import listening
 from tunesmith.cli.signals import Interruption, caught
 from tunesmith.cli.terminal import emit, hush, show, show_table
 from tunesmith.cli.tune import as_document, show_next
-from tunesmith.report.figures import figure, p_value
+from tunesmith.report.figures import count, figure, p_value, signed
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -64,11 +64,12 @@ def _show(told: Demo) -> None:
     rows = []
     for run in runs:
         task, report = run.report.task, run.report
-        scores = (figure(task.base), figure(task.tuned), figure(task.delta), p_value(task.p_value))
+        scores = (figure(task.base), figure(task.tuned), signed(task.delta), p_value(task.p_value))
         rows.append((report.model, report.technique, task.metric, *scores, str(task.n)))
     show_table(("model", "technique", "metric", "base>", "tuned>", "delta>", "p-value>", "rows>"), rows)
     for run in runs:
-        show(f"{run.report.model}: {run.report.verdict}")
+        # Both runs are judged on the same test rows, and their cheap ways learn from as many rows as they do.
+        show(f"{run.report.model}, {count(run.report.data.train)} training rows: {run.report.verdict}")
         for other in run.report.baselines:
             show(f"  {other.name}: {figure(other.score)} {' '.join(other.detail.split())}".rstrip())
         for line in costs(run.report):

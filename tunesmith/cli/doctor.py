@@ -8,18 +8,20 @@ import platform
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tunesmith.cli.options import add_common
-from tunesmith.cli.terminal import publish, show_table
+from tunesmith.cli.terminal import publish, show
 from tunesmith.report.figures import size
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+WIDTH = 80
 OLDEST_PYTHON = (3, 11)
 # Both shipped models unpacked, and what a small run writes beside them.
 NEEDED_BYTES, WANTED_BYTES = 700_000_000, 3_000_000_000
@@ -60,8 +62,27 @@ def run(args: argparse.Namespace) -> int:
     failed = any(check.state == FAIL for check in checks)
     document = {"ok": not failed, "checks": [check._asdict() for check in checks]}
     if not publish(document, args):
-        show_table(("", "what", "finding", "cure"), [(c.state, c.name, c.finding, c.cure) for c in checks])
+        for line in _lines(checks):
+            show(line)
     return 1 if failed else 0
+
+
+def _lines(checks: Sequence[Check]) -> Iterator[str]:
+    """Each check in its columns, wrapped where it is long, and its cure below it where there is one."""
+    wide = max(len(check.name) for check in checks)
+    margin = " " * (wide + len("warn") + 4)
+    for check in checks:
+        first = f"{check.state:<4}  {check.name:<{wide}}  "
+        yield from _wrapped(check.finding, first, margin)
+        if check.cure:
+            yield from _wrapped(check.cure, f"{margin}cure: ", margin)
+
+
+def _wrapped(text: str, first: str, margin: str) -> list[str]:
+    """Lines of a width that every terminal has; a path or a command's word is never cut in two."""
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def all_checks() -> list[Check]:

@@ -53,7 +53,8 @@ def _general(arm: ArmPage) -> str:
     if arm.general is None:
         return NOT_MEASURED
     probe = "" if arm.general.probe is None else f", {100 * arm.general.probe:.1f} % right"
-    return f"{arm.general.nats_rise:+.3f} nats{probe}"
+    rise = round(arm.general.nats_rise, 3)  # what rounds to nothing has no sign
+    return f"{rise:+.3f} nats{probe}" if rise else f"0.000 nats{probe}"
 
 
 def _task(arm: ArmPage) -> str:

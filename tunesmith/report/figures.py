@@ -31,6 +31,7 @@ def figure(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return NONE
     text = f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    text = text.removeprefix("-") if text == "-0.000" else text  # nothing has no sign
     return text.replace("-", MINUS)
 
 
@@ -38,7 +39,8 @@ def signed(value: float | None) -> str:
     """A difference with its sign."""
     if value is None or not math.isfinite(value):
         return NONE
-    return ("+" if value > 0 else "") + figure(value)
+    text = figure(value)
+    return f"+{text}" if value > 0 and text != figure(0.0) else text
 
 
 def bounds(interval: tuple[float, float] | None, *, sign: bool = False) -> str:

@@ -111,7 +111,7 @@ def _retention(found: Retention | None) -> Text:
 
 def _calibration(found: Calibration) -> Text:
     """What stated probabilities are worth, in one line."""
-    line = f"stated probabilities off by {figure(found.ece_before)}, calibrated by {figure(found.ece)}"
+    line = f"stated probabilities off by {figure(found.ece_before)}, {figure(found.ece)} after calibration"
     if found.threshold is not None:
         line += f"; answer from {share(found.threshold)} sure for {share(found.target_accuracy)} right"
     return Text(line)

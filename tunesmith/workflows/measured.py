@@ -18,6 +18,7 @@ from tunesmith.evaluation import style
 from tunesmith.evaluation.significance import holm
 from tunesmith.evaluation.tasks import BESIDE, TaskScore, redrawn, score, task_score, value
 from tunesmith.objectives import Instruct
+from tunesmith.report.figures import signed
 from tunesmith.report.schema import Retention, read_report
 from tunesmith.workflows.answers import gold, groups
 from tunesmith.workflows.assemble import environment
@@ -229,6 +230,6 @@ def _findings(arms: Sequence[ArmPage], looked: Sequence[Recall]) -> list[str]:
         found.append(f"raft ({raft.score:.3f}) is not above tuned+rag ({later.score:.3f}), other than published")
     tuned = [arm for arm in arms if arm.general and arm.general.nats_rise > 0 and arm.run]
     found += [
-        f"{arm.name} costs {arm.general.nats_rise:+.3f} nats/token of general text" for arm in tuned if arm.general
+        f"{arm.name} costs {signed(arm.general.nats_rise)} nats/token of general text" for arm in tuned if arm.general
     ]
     return found
