@@ -53,9 +53,9 @@ class _Trials:
         tried = self.folds >= 0
         return METRICS[self.metric](self.labels[tried].tolist(), given[tried].tolist())
 
-    def best(self, features: Any, start: _Setting, strengths: Sequence[float]) -> _Setting:
-        """The strength that scores highest, then with class weights if they score higher still."""
-        scores = {start: self.score(features, start)}
+    def best(self, features: Any, first: tuple[_Setting, float], strengths: Sequence[float]) -> _Setting:
+        """The strength that scores highest, then with class weights if they score higher still; `first` is scored."""
+        scores = dict([first])
         scores |= {s: self.score(features, s) for s in (_Setting(strength) for strength in strengths)}
         chosen = max(scores, key=lambda setting: scores[setting])
         weighed = replace(chosen, balanced=True)
@@ -95,9 +95,10 @@ def tfidf_labeller(train: Sequence[tuple[str, str]], *, metric: str = "accuracy"
     if trials:
         plain = _vectorizer(characters=False)
         fewer = plain.fit_transform(known)
-        if trials.score(fewer, setting) > trials.score(features, setting):
-            vectorizer, features = plain, fewer
-        setting = trials.best(features, setting, (1.0, 100.0))
+        score, alone = trials.score(features, setting), trials.score(fewer, setting)
+        if alone > score:
+            vectorizer, features, score = plain, fewer, alone
+        setting = trials.best(features, (setting, score), (1.0, 100.0))
     fitted = _fitted(features, np.array(labels), setting)
 
     def label(texts: Sequence[str]) -> list[str]:
@@ -125,7 +126,8 @@ def linear_probe(
     spread[spread == 0] = 1  # a feature that never changes stays at 0
     features, trials, setting = (known - middle) / spread, _trials(labels, metric, seed), _Setting(0.01)
     if trials:
-        setting = trials.best(features, setting, (0.0001, 0.001, 0.1))
+        first = (setting, trials.score(features, setting))
+        setting = trials.best(features, first, (0.0001, 0.001, 0.1))
     fitted = _fitted(features, np.array(labels), setting)
     return [str(label) for label in fitted.predict((unknown - middle) / spread)]
 
