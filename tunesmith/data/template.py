@@ -16,19 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.calls import Call
 from tunesmith.data.examples import Message
+from tunesmith.data.tokenizer import chat_source, leading_bos, special_ids, special_tokens
 from tunesmith.data.tool_words import in_words
 from tunesmith.errors import TemplateError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# For models that never saw a chat: plain words, each turn closed by the end token.
-# Line ends are written as expressions: chat templates are read with trim_blocks, which eats bare ones.
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'].capitalize() + ':\n' + message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
-)
 # A chat with all that tools need of a template, each part under a word that is found again.
 TOOL_PROBE = (
     Message("user", "q", tools=json.dumps([{"type": "function", "function": {"name": "zqtool", "parameters": {}}}])),
@@ -86,9 +80,9 @@ class Template:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, chat: bool = True) -> None:
         self.tokenizer = tokenizer
-        self.source = _chat_source(tokenizer)
-        self._special = _special_tokens(tokenizer)
-        self._bos = _leading_bos(tokenizer)
+        self.source = chat_source(tokenizer)
+        self._special = special_tokens(tokenizer)
+        self._bos = leading_bos(tokenizer)
         self.chats = chat
         self._lead, self._end = self._find_end() if chat else ("", "")
         self.end_ids = self._close() if chat else []
@@ -253,7 +247,7 @@ class Template:
     def _close(self) -> list[int]:
         """The ids of the text that closes a turn."""
         ids: list[int] = self.tokenizer(self._end, add_special_tokens=False)["input_ids"]
-        if len(ids) > 1 and ids[-1] not in _special_ids(self.tokenizer):
+        if len(ids) > 1 and ids[-1] not in special_ids(self.tokenizer):
             raise TemplateError(
                 f"chat template: {self._end!r} closes an assistant turn, and this tokenizer reads it as "
                 f"{len(ids)} ordinary tokens; close it with the end token"
@@ -270,30 +264,3 @@ class Template:
             if ids[:1] != [self._bos]:
                 ids, offsets = [self._bos, *ids], [(0, 0), *offsets]
         return ids, offsets
-
-
-def _chat_source(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's chat template, or the plain one."""
-    source = tokenizer.chat_template
-    if isinstance(source, dict):
-        source = source.get("default")
-    return source or PLAIN_TEMPLATE
-
-
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids of all special tokens, those included that have no role of their own (`<start_of_turn>`)."""
-    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return added | set(tokenizer.all_special_ids)
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """A pattern that finds special tokens in a text, None where the tokenizer has none."""
-    names = tokenizer.convert_ids_to_tokens(sorted(_special_ids(tokenizer)))
-    longest_first = sorted(filter(None, names), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The id this tokenizer puts before every text, None if it puts none."""
-    bos = tokenizer.bos_token_id
-    return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None

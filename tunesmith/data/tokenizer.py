@@ -1,0 +1,44 @@
+"""What a tokenizer says of itself: its chat format, its special tokens, and whether it puts one before every text."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# For models that never saw a chat: plain words, each turn closed by the end token.
+# Line ends are written as expressions: chat templates are read with trim_blocks, which eats bare ones.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'].capitalize() + ':\n' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}"
+)
+
+
+def chat_source(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template, or the plain one."""
+    source = tokenizer.chat_template
+    if isinstance(source, dict):
+        source = source.get("default")
+    return source or PLAIN_TEMPLATE
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Ids of all special tokens, those included that have no role of their own (`<start_of_turn>`)."""
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """A pattern that finds special tokens in a text, None where the tokenizer has none."""
+    names = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
+    longest_first = sorted(filter(None, names), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def leading_bos(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The id this tokenizer puts before every text, None if it puts none."""
+    bos = tokenizer.bos_token_id
+    return bos if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else None
