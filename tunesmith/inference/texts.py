@@ -55,10 +55,10 @@ def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
     """
     model, kind = jobs[0].run.model, jobs[0].kind
     parts = [(job, text) for job in jobs for text in job.left][:TEXTS]
-    if tokens is not None:
-        parts = parts[: max(1, _fitting(model, [text for _, text in parts], tokens))]
-    texts = [text for _, text in parts]
     try:
+        if tokens is not None:
+            parts = parts[: max(1, _fitting(model, [text for _, text in parts], tokens))]
+        texts = [text for _, text in parts]
         found = model.classify(texts) if kind == "labels" else model.embed(texts).tolist()
     except Exception as error:  # whoever waits is told; what is our own bug goes on up to the loop
         for job in jobs:
