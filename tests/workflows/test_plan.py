@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tunesmith.techniques import Full, Lora
 from tunesmith.workflows import plan as story
 from tunesmith.workflows.plan import plan_recipe, techniques_of
 from tunesmith.workflows.prepare import prepare
-from tunesmith.workflows.survey import count_work, foresee, named
+from tunesmith.workflows.survey import count_work, foresee, named, predict, survey
 from tunesmith.workflows.train import Batches, untouched
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -44,6 +45,16 @@ def test_every_technique_has_its_line_and_one_is_recommended(kind: str, tmp_path
         assert option.whole_seconds is not None
         assert option.whole_seconds.expected > made.seconds.expected
     assert Outlook.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_half_the_look_at_the_network_tells_the_same_of_the_recipes_own_technique(kind: str, tmp_path: Path):
+    prepared = prepare(recipe(tmp_path, reviews(), kind), listen=nobody)
+    whole = survey(prepared)
+    for technique in techniques_of(prepared.recipe):
+        one = replace(prepared, recipe=prepared.recipe.model_copy(update={"technique": technique}))
+        half = replace(whole, size=survey(one, own=True).size)
+        assert predict(technique, half, how="") == predict(technique, whole, how=""), technique.kind
 
 
 def test_what_is_counted_is_what_the_steps_compute(tmp_path: Path):

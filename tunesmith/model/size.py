@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ class Kept:
     once: float
 
 
+UNKNOWN = Kept(math.nan, math.nan)
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkSize:
     """What formulas of time and memory need to know of a network."""
@@ -51,8 +55,12 @@ class NetworkSize:
         return sum(inner * outer for _, inner, outer in self.linear)
 
 
-def measure_size(policy: Policy) -> NetworkSize:
-    """The size of a network that nothing was put into, as it computes while it is trained."""
+def measure_size(policy: Policy, *, modes: Sequence[bool] = (True, False)) -> NetworkSize:
+    """The size of a network that nothing was put into, as it computes while it is trained.
+
+    What a pass keeps is measured where weights learn (True), where they do not (False), or both; what was not
+    measured is not a number, so that nobody reckons with it.
+    """
     network, config = policy.network, policy.network.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -65,8 +73,8 @@ def measure_size(policy: Policy) -> NetworkSize:
         parameters=numbers(network.parameters()),
         linear=tuple(linear_layers(network)),
         past=config.num_hidden_layers * 2 * heads * width,
-        moving=_kept(policy, weights=True),
-        frozen=_kept(policy, weights=False),
+        moving=_kept(policy, weights=True) if True in modes else UNKNOWN,
+        frozen=_kept(policy, weights=False) if False in modes else UNKNOWN,
     )
 
 

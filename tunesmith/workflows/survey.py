@@ -17,7 +17,7 @@ from tunesmith.model.size import NetworkSize, copy_rate, measure_size
 from tunesmith.objectives import Classify, Rl
 from tunesmith.recipe import AnyTechnique
 from tunesmith.report.plan import PREDICTION, Bounds, Prediction, read_prediction, told
-from tunesmith.techniques import Lora
+from tunesmith.techniques import Full, Lora
 from tunesmith.workflows.batches import batches_of
 from tunesmith.workflows.prepare import Listener, Prepared
 from tunesmith.workflows.train import make_plan, untouched
@@ -39,12 +39,16 @@ class Survey:
     room: float  # bytes that it may take
 
 
-def survey(prepared: Prepared) -> Survey:
-    """The network, the rows and the machine in numbers; nothing is trained."""
+def survey(prepared: Prepared, *, own: bool = False) -> Survey:
+    """The network, the rows and the machine in numbers; nothing is trained.
+
+    With `own` only what the recipe's technique asks for, which takes half the passes.
+    """
     machine = prepared.machine
     held, room = _memory(machine.device)  # first: what a look at the network takes is used again by the run
     policy = untouched(prepared)
-    size = measure_size(policy)
+    weights = isinstance(prepared.recipe.technique, Full | Lora)
+    size = measure_size(policy, modes=(weights,) if own else (True, False))
     rates = machine.gemm_gflops
     pace = Pace(
         products=1e9 * rates.get(machine.dtype, rates["float32"]),
@@ -108,7 +112,7 @@ def foresee(prepared: Prepared, out: Path, *, listen: Listener) -> Prediction | 
         return None
     made = read_prediction(out)
     if made is None:
-        made = predict(prepared.recipe.technique, survey(prepared), how="by formula, not timed")
+        made = predict(prepared.recipe.technique, survey(prepared, own=True), how="by formula, not timed")
         write_whole(out / PREDICTION, made.model_dump_json(indent=1))
     listen({"event": "note", "text": told(made)})
     return made
