@@ -12,7 +12,22 @@ from tunesmith.model.checkpoint import load_tensors, save_tensors
 from tunesmith.model.policy import Policy
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.fit import load_numbers, numbers
-from tunesmith.training.optim import HEAD_RATE, Plan, make_optimizer, optimizer_tensors, restore_optimizer, set_rate
+from tunesmith.training.optim import (
+    HEAD_RATE,
+    Plan,
+    between,
+    make_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_rate,
+)
+
+
+def test_a_run_of_any_length_is_validated_at_most_seven_times_and_all_but_short_ones_six_or_seven():
+    times = {steps: -(-steps // between(steps)) for steps in range(1, 400)}
+    assert max(times.values()) == 7
+    assert min(times[steps] for steps in range(16, 400)) == 6
+    assert (times[11], times[15], times[117]) == (6, 5, 7)  # 15 steps were validated eight times
 
 
 def test_the_rate_rises_to_its_peak_and_falls_as_a_cosine_to_a_tenth():

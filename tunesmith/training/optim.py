@@ -36,6 +36,16 @@ class Plan:
         return self.peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+# Times that a run is validated where nobody says how often.
+VALIDATIONS = 6
+
+
+def between(steps: int) -> int:
+    """Steps from one validation to the next, so that a run has six and at most one more for what is left over."""
+    each = max(1, steps // VALIDATIONS)
+    return each if steps <= (VALIDATIONS + 1) * each else -(-steps // VALIDATIONS)
+
+
 # A head of the objective's own starts from nothing, so it takes at least this rate whatever weights take, and just
 # this rate beside numbers that are no weights.
 HEAD_RATE = 1e-3

@@ -18,7 +18,7 @@ from tunesmith.objectives.practice import Practice
 from tunesmith.recipe import Recipe
 from tunesmith.training.fit import Hooks, State, fit
 from tunesmith.training.journal import Journal
-from tunesmith.training.optim import Plan
+from tunesmith.training.optim import Plan, between
 from tunesmith.training.probe import ROWS, Probe, can_learn
 from tunesmith.training.track import Tracker, open_trackers
 from tunesmith.workflows.batches import Batches, MixedBatches, batches_of, parts_of
@@ -229,7 +229,7 @@ def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> Plan:
         warmup=schedule.warmup,
         weight_decay=schedule.weight_decay,
         clip=schedule.clip,
-        eval_steps=(max(1, steps // 6) if schedule.eval_steps == "auto" else schedule.eval_steps) if validated else 0,
+        eval_steps=(between(steps) if schedule.eval_steps == "auto" else schedule.eval_steps) if validated else 0,
         save_steps=max(1, steps // 10) if schedule.save_steps == "auto" else schedule.save_steps,
         patience=schedule.patience,
         seed=recipe.seed,
