@@ -177,6 +177,8 @@ def worth_plot(arms: Sequence[tuple[str, float, float]], *, metric: str, chosen:
                 color=_INK,
             )
         sheet.axes.set_xscale("log")
+        for axis in (sheet.axes.xaxis.set_major_formatter, sheet.axes.xaxis.set_minor_formatter):
+            axis(lambda x, _: f"{x:,.0f}")
         sheet.axes.margins(0.15)
     return sheet.svg
 

@@ -60,7 +60,13 @@ def _few_shot(contest: Contest) -> Answered:
 
     settings: list[Setting] = [[shots] for shots in SHOTS]
     count = int(_chosen(contest, "few-shot", settings, lambda setting: partial(ask, int(setting[0])))[0])
-    found = ask_all(contest, "few-shot", contest.base(), partial(ask, count), detail=f"{count} examples each")
+    found = ask_all(
+        contest,
+        "few-shot",
+        contest.base(),
+        partial(ask, count),
+        detail=f"{count} {'example' if count == 1 else 'examples'} each",
+    )
     return found.model_copy(update={"labelled_rows": len(learn)})
 
 
@@ -155,7 +161,7 @@ def _read(contest: Contest, name: str, model: LocalModel, shown: int, form: str)
         found = retrieval.index.find([retrieval.asked(row) for row in rows], shown=shown)
         return [with_passages(asked, hits, form) for asked, hits in zip(plainly(contest, rows), found, strict=True)]
 
-    found = ask_all(contest, name, model, ask, detail=f"{shown} chunks shown")
+    found = ask_all(contest, name, model, ask, detail=f"{shown} {'chunk' if shown == 1 else 'chunks'} shown")
     return with_cites(
         contest, found.model_copy(update={"shown": shown, "form": form, "build_seconds": retrieval.seconds})
     )
