@@ -14,9 +14,13 @@ import torch
 
 from tests.bases import base, folder, labelled, policy, scrambled
 from tunesmith.data.template import Template
-from tunesmith.inference.engine import Engine, Limits
-from tunesmith.inference.folder import About, save_model
+from tunesmith.inference.answering import Limits
+from tunesmith.inference.engine import Engine
+from tunesmith.inference.export import merged, write_adapter, write_file, write_merged
+from tunesmith.inference.files import Files
+from tunesmith.inference.folder import About, load, read_about, save_model
 from tunesmith.inference.local import LocalModel
+from tunesmith.inference.outside import Outside, Program
 from tunesmith.inference.shelf import Shelf
 from tunesmith.inference.split import Splits
 from tunesmith.model.checkpoint import write_folder
@@ -59,6 +63,16 @@ def save_run(
     return out
 
 
+def export_run(run: Path, *, numbers: str = "f16") -> Path:
+    """The run in all three formats of other programs, where `tunesmith export` puts them; the folder of them."""
+    folder, out = run / "model", run / "export"
+    write_folder(out / "adapter", lambda half: write_adapter(load(folder), folder, half))
+    model = merged(folder, read_about(folder), offline=True)
+    write_folder(out / "merged", lambda half: write_merged(model, folder, half))
+    write_folder(out / f"gguf-{numbers}", lambda half: write_file(model, half, numbers=numbers, name=run.name))
+    return out
+
+
 def engine_over(sources: Mapping[str, Sequence[Path]], *, limits: Limits | None = None) -> tuple[Engine, list[str]]:
     """An engine with every name loaded, and the list that bugs are told to."""
     shelf = Shelf(sources, offline=True)
@@ -72,7 +86,7 @@ def engine_over(sources: Mapping[str, Sequence[Path]], *, limits: Limits | None 
 class Served:
     """A server that runs: its engine, where it is, and what went wrong in the engine."""
 
-    engine: Engine
+    engine: Any
     url: str
     port: int
     bugs: list[str]
@@ -86,14 +100,43 @@ def served(
     splits: Mapping[str, Mapping[str, float]] | None = None,
     token: str = "",
 ) -> Iterator[Served]:
-    """The server on a free port of loopback, ended with the context."""
+    """The server over runs on a free port of loopback, ended with the context."""
+    engine, bugs = engine_over(sources, limits=limits)
+    with listening(engine, bugs, {name: places[0] for name, places in sources.items()}, splits, token) as found:
+        yield found
+
+
+@contextmanager
+def served_files(places: Mapping[str, Path], *, limits: Limits | None = None, token: str = "") -> Iterator[Served]:
+    """The server over GGUF files."""
+    limits = limits or Limits(rows=4)
+    with served_outside(Files(places, slots=limits.rows), limits=limits, token=token) as found:
+        yield found
+
+
+@contextmanager
+def served_outside(program: Program, *, limits: Limits, token: str = "") -> Iterator[Served]:
+    """The server over another program."""
+    bugs: list[str] = []
+    with listening(Outside(program, limits=limits, failed=bugs.append), bugs, {}, {}, token) as found:
+        yield found
+
+
+@contextmanager
+def listening(
+    engine: Any,
+    bugs: list[str],
+    rooms: Mapping[str, Path],
+    splits: Mapping[str, Mapping[str, float]] | None,
+    token: str,
+) -> Iterator[Served]:
+    """A server over an engine; each room keeps the thumbs of its model."""
     from tunesmith.web.api import MANNER, Api
     from tunesmith.web.metrics import Metrics
     from tunesmith.web.serve import server
     from tunesmith.workflows.thumbs import FILE, Thumbs
 
-    engine, bugs = engine_over(sources, limits=limits)
-    thumbs = Thumbs(lambda name: sources[name][0] / FILE)
+    thumbs = Thumbs(lambda name: rooms[name] / FILE)
     app = Api(engine, splits=Splits(splits or {}), metrics=Metrics(), thumbs=thumbs).app()
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
@@ -110,4 +153,4 @@ def served(
     assert not thread.is_alive()
 
 
-__all__ = ["HEAD", "LABELS", "WRITES", "Served", "engine_over", "save_run", "scrambled", "served"]
+__all__ = ["HEAD", "LABELS", "WRITES", "Served", "engine_over", "export_run", "save_run", "scrambled", "served"]

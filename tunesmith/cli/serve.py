@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,14 @@ from tunesmith.cli.terminal import hush, log, publish, show
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.inference.engine import Engine, Limits
+    from tunesmith.inference.answering import Answering, Limits
+
+    Sources = dict[str, list[Path]]
 
 PORT = 8378
 DRAIN = 30
+ENGINES = ("torch", "llamacpp")
+SLOTS = 8
 
 
 def add(commands: Commands) -> None:
@@ -23,12 +28,16 @@ def add(commands: Commands) -> None:
         "serve",
         help="answer programs, with OpenAI's API; several runs over one base",
         description="Each run is a model under its folder's name, or NAME=RUN; the same name again is a newer version, "
-        "and /admin/rollback goes back. Runs over the same base share it in memory. Ctrl-C ends what was begun first.",
+        "and /admin/rollback goes back. Runs over the same base share it in memory. A .gguf file is answered by "
+        "llama.cpp. Ctrl-C ends what was begun first.",
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, or NAME=FOLDER")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, a .gguf file, or NAME=either")
+    text = "what answers (default: llamacpp where a .gguf file is named, which of a run takes its GGUF export)"
+    parser.add_argument("--engine", choices=ENGINES, help=text)
     text = "a name that stands for several by weight: NAME=RUN:0.9,RUN:0.1; may be repeated"
     parser.add_argument("--split", action="append", default=[], metavar="NAME=SHARES", help=text)
-    parser.add_argument("--rows", type=int, default=32, metavar="N", help="answers written at once (%(default)s)")
+    text = "answers written at once (32; llama.cpp 8, which keeps memory for each)"
+    parser.add_argument("--rows", type=int, metavar="N", help=text)
     parser.add_argument("--waiting", type=int, default=256, metavar="N", help="questions that may wait (%(default)s)")
     parser.add_argument("--longest", type=int, default=4096, metavar="N", help="tokens of an answer (%(default)s)")
     parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help="for one answer (%(default)s)")
@@ -48,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
 
     need_libraries("serve")
     hush()
-    limits, sources = _limits(args), sources_of(args.runs)
-    from tunesmith.inference.engine import Engine
-    from tunesmith.inference.shelf import Shelf
+    sources = sources_of(args.runs)
+    kind = _kind(args, sources)
+    limits = _limits(args, kind)
     from tunesmith.inference.split import Splits
     from tunesmith.web.api import MANNER, Api
     from tunesmith.web.metrics import Metrics
@@ -60,14 +69,10 @@ def run(args: argparse.Namespace) -> int:
     splits = Splits(shares_of(args.split, sources))
     address = Address(args.host, args.port)
     with listen(address) as sock:
-        shelf = Shelf(sources, offline=args.offline)
-        for name in sources:
-            log(f"reading {name}")
-            shelf.load(name)
         token = kept_token(address, args.token_file)
-        engine = Engine(shelf, limits=limits, failed=log)
+        engine = STARTS[kind](sources, limits, offline=args.offline)
         _say(engine, url(sock, address), token, args)
-        thumbs = Thumbs(lambda name: args.store or folder_of(name, sources) / FILE)
+        thumbs = Thumbs(lambda name: args.store or _room(folder_of(name, sources)) / FILE)
         app = Api(engine, splits=splits, metrics=Metrics(), thumbs=thumbs).app()
         try:
             serve(app, sock, token=token, manner=MANNER, drain=DRAIN)
@@ -77,13 +82,65 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _torch(sources: Sources, limits: Limits, *, offline: bool) -> Answering:
+    from tunesmith.inference.engine import Engine
+    from tunesmith.inference.shelf import Shelf
+
+    shelf = Shelf(sources, offline=offline)
+    for name in sources:
+        log(f"reading {name}")
+        shelf.load(name)
+    return Engine(shelf, limits=limits, failed=log)
+
+
+def _llamacpp(sources: Sources, limits: Limits, *, offline: bool) -> Answering:
+    from tunesmith.inference.files import Files
+    from tunesmith.inference.outside import Outside
+
+    log(f"reading {', '.join(sources)}")
+    places = {name: folders[0] for name, folders in sources.items()}
+    return Outside(Files(places, slots=limits.rows), limits=limits, failed=log)
+
+
+STARTS: dict[str, Callable[..., Answering]] = {"torch": _torch, "llamacpp": _llamacpp}
+
+
+def _kind(args: argparse.Namespace, sources: Sources) -> str:
+    """Which engine answers what was named. Raises UsageError."""
+    files = [place for folders in sources.values() for place in folders if _is_file(place)]
+    kind = args.engine or ("llamacpp" if files else "torch")
+    if kind != "llamacpp" and files:
+        raise UsageError(f"{files[0]}: a GGUF file is answered by llama.cpp alone; leave --engine {kind} out")
+    twice = [name for name, folders in sources.items() if len(folders) > 1]
+    if kind != "torch" and twice:
+        raise UsageError(f"{twice[0]}: versions of one name need --engine torch; give each a name of its own")
+    return str(kind)
+
+
+def _is_file(place: Path) -> bool:
+    return place.suffix.lower() == ".gguf"
+
+
+def _room(place: Path) -> Path:
+    """Where what belongs to a model is kept: its folder."""
+    return place.parent if _is_file(place) else place
+
+
+def name_of(place: Path) -> str:
+    """What a model is called where nobody says: its folder's name, or its file's, or of an export its run's."""
+    place = place.resolve()
+    if not _is_file(place):
+        return place.name
+    return place.parents[2].name if place.parts[-3:-2] == ("export",) else place.stem
+
+
 def sources_of(runs: list[str]) -> dict[str, list[Path]]:
     """Name -> its folders, oldest first. Raises UsageError."""
     sources: dict[str, list[Path]] = {}
     for given in runs:
         name, _, place = given.rpartition("=")
         folder = Path(place).expanduser()
-        name = name or folder.resolve().name
+        name = name or name_of(folder)
         if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise UsageError(f"{given}: {name!r} is no name for a model; give NAME=FOLDER, of letters, digits, . _ -")
         sources.setdefault(name, []).append(folder)
@@ -113,16 +170,18 @@ def shares_of(given: list[str], sources: dict[str, list[Path]]) -> dict[str, dic
     return found
 
 
-def _limits(args: argparse.Namespace) -> Limits:
-    from tunesmith.inference.engine import Limits
+def _limits(args: argparse.Namespace, kind: str) -> Limits:
+    from tunesmith.inference.answering import Limits
 
+    if args.rows is None:
+        args.rows = SLOTS if kind == "llamacpp" else Limits().rows
     for name in ("rows", "waiting", "longest", "seconds"):
         if not 1 <= getattr(args, name) < 2**31:
             raise UsageError(f"--{name}: {getattr(args, name)} is not possible; give 1 or more")
     return Limits(rows=args.rows, waiting=args.waiting, new_tokens=args.longest, seconds=args.seconds)
 
 
-def _say(engine: Engine, place: str, token: str, args: argparse.Namespace) -> None:
+def _say(engine: Answering, place: str, token: str, args: argparse.Namespace) -> None:
     """Where the server is and what it serves."""
     models = [run.name for run in engine.shelf.runs()]
     kept = {"token_file": args.token_file} if token else {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.data.examples import Message
+from tunesmith.data.template import Template
 from tunesmith.data.windows import beginning
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.local import LocalModel
@@ -19,6 +20,10 @@ MOST_CHARACTERS = 65_536
 
 class AskError(TunesmithError):
     """A question cannot be answered as it was asked."""
+
+
+class UnknownModel(TunesmithError):
+    """No model of that name is served here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +47,22 @@ class Ask:
             raise AskError(f"model: {self.model} is an encoder and writes no text; ask /classify or /v1/embeddings")
         if isinstance(model.objective, Reward):
             raise AskError(f"model: {self.model} is a reward model, which scores answers and writes none; ask another")
+        self.check_size(limit=model.limit, most=most)
+
+    def check_size(self, *, limit: int, most: int) -> None:
+        """Nothing for a question and an answer of a size that is served. Raises AskError."""
         characters = sum(len(message.content) + len(message.tools) for message in self.messages) + len(self.text or "")
-        if characters > max(MOST_CHARACTERS, 32 * model.limit):
-            raise AskError(f"messages: {characters} characters, of which {model.limit} tokens are read; send less")
+        if characters > max(MOST_CHARACTERS, 32 * limit):
+            raise AskError(f"messages: {characters} characters, of which {limit} tokens are read; send less")
         longest = self.sampling.max_new_tokens
         if not 1 <= longest <= most:
             raise AskError(f"max_tokens: {longest} is not between 1 and {most}; ask for so many")
 
-    def ids(self, model: LocalModel) -> list[int]:
+    def ids(self, template: Template, *, limit: int) -> list[int]:
         """The question as `LocalModel` would put it. Raises AskError where nothing is left of it."""
         if self.text is None:
-            return model.prompt(self.messages)
-        ids = beginning(self.text, model.template, limit=model.limit)
+            return template.prompt(template.fit(self.messages, limit)[0])
+        ids = beginning(self.text, template, limit=limit)
         if not ids:
             raise AskError("prompt: there is nothing in it; send a text")
         return ids

@@ -15,6 +15,7 @@ from threading import Condition, Thread
 from typing import Any
 
 from tunesmith.errors import TunesmithError
+from tunesmith.inference.answering import Busy, Counts, Limits
 from tunesmith.inference.ask import Ask, AskError, places_left
 from tunesmith.inference.beginnings import Beginnings
 from tunesmith.inference.decoding import Decoding
@@ -22,23 +23,6 @@ from tunesmith.inference.row import End, Piece, Row, Told
 from tunesmith.inference.shelf import Ground, Run, Shelf
 from tunesmith.inference.texts import Kind, Texts, read_on, together
 from tunesmith.model.grammar import Grammar
-
-
-class Busy(TunesmithError):
-    """The queue is full, or the engine ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one server takes on: answers at once, questions that wait, tokens of an answer, seconds from asking to end,
-    tokens of questions and texts that are read between two steps, and memory for what questions begin with."""
-
-    rows: int = 32
-    waiting: int = 256
-    new_tokens: int = 4096
-    seconds: float = 120.0
-    read: int = 1024
-    kept_bytes: int = 256 * 2**20
 
 
 @dataclass(slots=True, eq=False)
@@ -55,17 +39,6 @@ class Ticket:
     def cancel(self) -> None:
         """Nobody waits any more."""
         self.cancelled = True
-
-
-@dataclass(slots=True)
-class Counts:
-    """What an engine has done since it began."""
-
-    asked: int = 0
-    tokens: int = 0
-    steps: int = 0
-    reused: int = 0
-    failed: int = 0
 
 
 class Engine:
@@ -230,7 +203,7 @@ class Engine:
         ask, run = ticket.ask, ticket.run
         try:
             follower = self._grammar(run).follow(ask.schema) if ask.schema is not None else None
-            ids = ask.ids(run.model)
+            ids = ask.ids(run.template, limit=run.limit)
             left = places_left(run.model, run.virtual + len(ids))
             if left < 1:
                 raise AskError(f"messages: {len(ids)} tokens leave no room for an answer; send fewer")

@@ -98,7 +98,7 @@ def over(base: Base, folder: Path, about: About) -> LocalModel:
             f"{folder}: tuned over another base ({about.base} {about.fingerprint}, found {base.fingerprint}); "
             "give the base it was tuned on"
         )
-    tokenizer = _tokenizer(folder)
+    tokenizer = read_tokenizer(folder)
     template = Template(tokenizer, chat=about.family == "decoder")
     if template.hash != about.template_hash:
         raise TemplateError(
@@ -116,8 +116,8 @@ def over(base: Base, folder: Path, about: About) -> LocalModel:
     return model
 
 
-def _tokenizer(folder: Path) -> Any:
-    """The tokenizer saved with a model."""
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer saved with a model. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
     try:

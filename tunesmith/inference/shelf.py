@@ -13,20 +13,19 @@ from typing import Any
 import torch
 
 from tunesmith.data.template import Template
-from tunesmith.errors import ModelError, TunesmithError
+from tunesmith.errors import ModelError
+from tunesmith.inference.ask import UnknownModel
 from tunesmith.inference.folder import About, find_model, over, read_about, read_base
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.attention import Past
 from tunesmith.model.load import Base
 from tunesmith.model.mixed import same_numbers
 from tunesmith.model.policy import Policy
+from tunesmith.model.sampling import Sampling
 from tunesmith.model.slab import fits
 from tunesmith.objectives import Instruct
+from tunesmith.recipe import AnyObjective
 from tunesmith.techniques import Full
-
-
-class UnknownModel(TunesmithError):
-    """No model of that name is served here."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +46,26 @@ class Run:
     model: LocalModel
     ground: Ground
     past: Past = ()
+
+    @property
+    def objective(self) -> AnyObjective:
+        """What it was tuned to do."""
+        return self.model.objective
+
+    @property
+    def limit(self) -> int:
+        """The longest question in tokens."""
+        return self.model.limit
+
+    @property
+    def sampling(self) -> Sampling:
+        """How it answers where nobody says how."""
+        return self.model.sampling
+
+    @property
+    def template(self) -> Template:
+        """How a question becomes ids."""
+        return self.model.template
 
     @property
     def virtual(self) -> int:

@@ -21,14 +21,26 @@ DIGITS_APART = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshe
 
 def read_gguf(file: Path, *, where: str) -> tuple[Any, PreTrainedTokenizerBase]:
     """The file's decoder in float32 and its tokenizer, without a trace of GGUF, so that they can be saved."""
-    pre = _tokenizer_rule(file, where=where)
-    # The conversion draws its progress bar past every switch, straight on stderr.
+    tokenizer, _ = read_words(file, where=where)
     with contextlib.redirect_stderr(io.StringIO()):
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
         network = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, local_files_only=True, dtype=torch.float32
         )
     _forget_quantisation(network)
+    tokenizer.model_max_length = network.config.max_position_embeddings
+    return network, tokenizer
+
+
+def read_words(file: Path, *, where: str) -> tuple[PreTrainedTokenizerBase, int]:
+    """The file's tokenizer with its chat template, and how many positions it was trained with, 0 where it says none.
+
+    Raises ModelError on a broken file.
+    """
+    reader = _reader(file, where=where)
+    pre = _said(reader, "tokenizer.ggml.pre")
+    # The conversion draws its progress bar past every switch, straight on stderr.
+    with contextlib.redirect_stderr(io.StringIO()):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     if pre in DIGITS_APART:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [
@@ -36,19 +48,23 @@ def read_gguf(file: Path, *, where: str) -> tuple[Any, PreTrainedTokenizerBase]:
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
             ]
         )
-    tokenizer.model_max_length = network.config.max_position_embeddings
-    return network, tokenizer
+    return tokenizer, int(_said(reader, f"{_said(reader, 'general.architecture')}.context_length") or 0)
 
 
-def _tokenizer_rule(file: Path, *, where: str) -> str:
-    """The name of the file's rule for cutting text before the merges; raises ModelError on a broken file."""
+def _reader(file: Path, *, where: str) -> GGUFReader:
+    """What the file says of itself; raises ModelError on a broken file."""
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
             raise ModelError(f"{where}: not a GGUF file (wrong first bytes); download it again")
     try:
-        field = GGUFReader(file).get_field("tokenizer.ggml.pre")
+        return GGUFReader(file)
     except (ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
         raise ModelError(f"{where}: the GGUF file is cut short or damaged ({error}); download it again") from error
+
+
+def _said(reader: GGUFReader, key: str) -> str:
+    """A value in words, empty where the file has none."""
+    field = reader.get_field(key)
     return str(field.contents()) if field is not None else ""
 
 

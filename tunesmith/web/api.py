@@ -14,10 +14,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunesmith.errors import TunesmithError
-from tunesmith.inference.ask import Ask, AskError
-from tunesmith.inference.engine import Busy, Engine
+from tunesmith.inference.answering import Answering, Busy, Model
+from tunesmith.inference.ask import Ask, AskError, UnknownModel
 from tunesmith.inference.row import Piece, Scored
-from tunesmith.inference.shelf import Run, UnknownModel
 from tunesmith.inference.split import Splits
 from tunesmith.objectives import Classify
 from tunesmith.web.guard import Manner, Refusal
@@ -56,7 +55,7 @@ MANNER = Manner(own_header=False, most_bytes=MOST_BYTES, refuses=refuses)
 class Api:
     """The routes over one engine."""
 
-    def __init__(self, engine: Engine, *, splits: Splits, metrics: Metrics, thumbs: Thumbs) -> None:
+    def __init__(self, engine: Answering, *, splits: Splits, metrics: Metrics, thumbs: Thumbs) -> None:
         self._engine, self._splits, self._metrics, self._thumbs = engine, splits, metrics, thumbs
 
     def app(self) -> Any:
@@ -102,23 +101,23 @@ class Api:
     async def _chat(self, request: Any) -> Any:
         wanted = ChatWanted.model_validate_json(await request.body())
         run = self._run(wanted.model, wanted.user)
-        return await self._draw(request, run, wanted.ask(run.name, run.model.sampling), wanted.stream_options)
+        return await self._draw(request, run, wanted.ask(run.name, run.sampling), wanted.stream_options)
 
     async def _text(self, request: Any) -> Any:
         wanted = TextWanted.model_validate_json(await request.body())
         run = self._run(wanted.model, wanted.user)
-        return await self._draw(request, run, wanted.ask(run.name, run.model.sampling), wanted.stream_options)
+        return await self._draw(request, run, wanted.ask(run.name, run.sampling), wanted.stream_options)
 
-    def _run(self, name: str, who: str = "") -> Run:
+    def _run(self, name: str, who: str = "") -> Model:
         return self._engine.shelf.get(self._splits.choose(name, who=who))
 
-    async def _draw(self, request: Any, run: Run, ask: Ask, options: Any) -> Any:
+    async def _draw(self, request: Any, run: Model, ask: Ask, options: Any) -> Any:
         """An answer, in one or as it comes."""
         from fastapi.responses import StreamingResponse
 
         pieces = Pieces(request, lambda last: self._metrics.drew(run.name, last))
         pieces.ticket = self._engine.ask(ask, pieces.told)
-        telling = Telling(run.name, run.model.template, chat=ask.text is None)
+        telling = Telling(run.name, run.template, chat=ask.text is None)
         if not ask.in_pieces:
             return _json(await self._whole(pieces, ask, telling))
         first = await anext(aiter(pieces), None)  # what is wrong with the question still has a status of its own
@@ -139,21 +138,21 @@ class Api:
         vectors = await self._read(run, "states", wanted.texts)
         told = [_vector(vector, wanted.encoding_format) for vector in vectors]
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(told)]
-        tokens = sum(len(run.model.template.document(text).ids) for text in wanted.texts)
+        tokens = sum(len(run.template.document(text).ids) for text in wanted.texts)
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}
         return _json({"object": "list", "model": run.name, "data": data, "usage": counts})
 
     async def _classify(self, request: Any) -> Any:
         wanted = TextsWanted.model_validate_json(await request.body())
         run = self._run(wanted.model)
-        if not isinstance(run.model.objective, Classify):
+        if not isinstance(run.objective, Classify):
             raise AskError(f"model: {run.name} was not tuned to label; ask /v1/chat/completions")
         found = await self._read(run, "labels", wanted.texts)
         data = [{"index": i, "label": one.label, "labels": one.labels, "probabilities": one.probabilities}
                 for i, one in enumerate(found)]  # fmt: skip
         return _json({"object": "list", "model": run.name, "data": data})
 
-    async def _read(self, run: Run, kind: Any, texts: Sequence[str]) -> Any:
+    async def _read(self, run: Model, kind: Any, texts: Sequence[str]) -> Any:
         try:
             return await asyncio.wrap_future(self._engine.whole(run.name, kind, texts))
         except asyncio.CancelledError as error:
@@ -224,14 +223,14 @@ async def _stream(
         pieces.let_go()
 
 
-def _card(run: Run) -> dict[str, Any]:
+def _card(run: Model) -> dict[str, Any]:
     """A model as `/v1/models` lists it."""
-    model = run.model
-    about: dict[str, Any] = {"version": run.version, "objective": model.objective.kind, "limit": model.limit}
-    if isinstance(model.objective, Classify):
-        about["labels"] = list(model.objective.labels)
-    if model.objective.instruction:
-        about["instruction"] = model.objective.instruction
+    objective = run.objective
+    about: dict[str, Any] = {"version": run.version, "objective": objective.kind, "limit": run.limit}
+    if isinstance(objective, Classify):
+        about["labels"] = list(objective.labels)
+    if objective.instruction:
+        about["instruction"] = objective.instruction
     return {**_named(run.name), **about}
 
 

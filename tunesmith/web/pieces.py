@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from tunesmith.errors import TunesmithError
+from tunesmith.inference.answering import Taken
 from tunesmith.inference.ask import AskError
-from tunesmith.inference.engine import Ticket
 from tunesmith.inference.row import Piece
 
 
@@ -25,7 +25,7 @@ class Pieces:
     """An answer as it comes; when the client is gone its ticket is given back."""
 
     def __init__(self, request: Any, done: Callable[[Piece], None]) -> None:
-        self.ticket: Ticket | None = None
+        self.ticket: Taken | None = None
         self._request, self._done = request, done
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Piece] = asyncio.Queue()
