@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PORT = 8378
 DRAIN = 30
-ENGINES = ("torch", "llamacpp")
+ENGINES = ("torch", "llamacpp", "vllm")
 SLOTS = 8
 
 
@@ -102,7 +102,16 @@ def _llamacpp(sources: Sources, limits: Limits, *, offline: bool) -> Answering:
     return Outside(Files(places, slots=limits.rows), limits=limits, failed=log)
 
 
-STARTS: dict[str, Callable[..., Answering]] = {"torch": _torch, "llamacpp": _llamacpp}
+def _vllm(sources: Sources, limits: Limits, *, offline: bool) -> Answering:
+    from tunesmith.inference.outside import Outside
+    from tunesmith.inference.vllm import Vllm
+
+    log(f"reading {', '.join(sources)}")
+    folders = {name: places[0] for name, places in sources.items()}
+    return Outside(Vllm(folders, rows=limits.rows, offline=offline), limits=limits, failed=log)
+
+
+STARTS: dict[str, Callable[..., Answering]] = {"torch": _torch, "llamacpp": _llamacpp, "vllm": _vllm}
 
 
 def _kind(args: argparse.Namespace, sources: Sources) -> str:

@@ -1,0 +1,159 @@
+"""Runs behind the server in vLLM, where it is installed: LoRA as its own adapters, soft prompts as prompt embeddings.
+
+Written after vLLM's documentation (AsyncLLM, LoRARequest, EmbedsPrompt) and tested against a stand-in with that
+interface; it has never run on vLLM itself. The shelf reads and checks the runs as for our own engine, so their base is
+in this process's memory beside vLLM's.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.errors import ModelError
+from tunesmith.inference.ask import Ask, AskError
+from tunesmith.inference.export import HEAD
+from tunesmith.inference.folder import About, find_model, read_about
+from tunesmith.inference.outside import Known
+from tunesmith.inference.row import End, Piece
+from tunesmith.inference.shelf import Run, Shelf
+from tunesmith.model.load import locate
+from tunesmith.techniques import Full, Lora, Prompt, PTuning
+
+MISSING = "vLLM is not installed: pip install vllm, on a machine that it supports; or leave --engine vllm out"
+ELSE = "serve it with --engine torch"
+# The others scale what their embedding gives, at a place that may be another in vLLM.
+SOFT = ("llama", "qwen2", "qwen3")
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+ENDS: dict[str | None, End] = {"stop": "stop", "length": "length"}
+
+
+class Vllm:
+    """vLLM over one base and what was tuned over it. Raises ModelError for what it cannot answer with."""
+
+    title = "vLLM"
+
+    def __init__(self, folders: Mapping[str, Path], *, rows: int, offline: bool = False) -> None:
+        try:
+            import vllm  # noqa: F401
+        except ImportError:
+            raise ModelError(MISSING) from None
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        models = {name: find_model(folder) for name, folder in folders.items()}
+        abouts = {name: read_about(folder) for name, folder in models.items()}
+        for name, about in abouts.items():
+            refuse(name, models[name], about)
+        shelf = Shelf({name: [folder] for name, folder in models.items()}, device="cpu", offline=offline)
+        self._runs: dict[str, Run] = {name: shelf.load(name) for name in models}
+        if len({id(run.ground) for run in self._runs.values()}) > 1:
+            raise ModelError("vllm: the runs stand over several bases, and it holds one; serve them apart")
+        self._runs |= {run.name: run for run in shelf.runs()}  # the base answers too
+        self.models = {name: _known(run) for name, run in self._runs.items()}
+        self.loras = _loras(models, abouts)
+        first = next(iter(abouts))
+        base = (
+            models[first] if isinstance(abouts[first].technique, Full) else locate(abouts[first].base, offline=offline)
+        )
+        asked = engine_arguments(base, models[first], list(abouts.values()), rows=rows)
+        self._engine: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**asked))
+
+    async def draw(self, model: Known, ids: list[int], ask: Ask) -> AsyncGenerator[Piece, None]:
+        """An answer in pieces. Raises AskError for a schema and for scores of tokens."""
+        if ask.schema is not None or ask.best >= 0:
+            what = "response_format" if ask.schema is not None else "logprobs"
+            raise AskError(f"{what}: not given by vLLM here; leave it out, or serve the run with --engine torch")
+        stops, count = model.template.stop_ids, 0
+        drawn = self._engine.generate(
+            self.prompt(model.name, ids),
+            sampling_parameters(model, ask),
+            request_id=secrets.token_hex(8),
+            lora_request=self.loras.get(model.name),
+        )
+        async for output in drawn:
+            said = output.outputs[0]
+            count += sum(token not in stops for token in said.token_ids)
+            if output.finished and said.finish_reason not in ENDS:
+                raise RuntimeError(f"vLLM ended an answer by {said.finish_reason}")
+            yield Piece(said.text, end=ENDS[said.finish_reason] if output.finished else "", new_tokens=count)
+
+    def prompt(self, name: str, ids: Sequence[int]) -> dict[str, Any]:
+        """The question as vLLM takes it: ids, or [V + T, D] embeddings where virtual tokens stand before it."""
+        policy = self._runs[name].model.policy
+        if policy.virtual is None:
+            return {"prompt_token_ids": list(ids)}
+        with torch.inference_mode():
+            words = policy.network.get_input_embeddings()(torch.tensor(ids))
+            soft = policy.virtual.wrapped.get_prompt(1)[0].to(words.dtype)
+            return {"prompt_embeds": torch.cat([soft, words])}
+
+    def close(self) -> None:
+        """Stop its processes."""
+        self._engine.shutdown()
+
+
+def refuse(name: str, folder: Path, about: About) -> None:
+    """Raise ModelError where vLLM has no way to answer as this run does."""
+    technique = about.technique
+    if about.family != "decoder":
+        raise ModelError(f"{name}: an encoder writes no text; {ELSE}")
+    if technique.load_options().quantize:
+        raise ModelError(f"{name}: vLLM would not keep its base in the same 4 bits; {ELSE}")
+    if isinstance(technique, Lora) and technique.dora:
+        raise ModelError(f"{name}: vLLM has no DoRA; {ELSE}")
+    if isinstance(technique, Lora) and technique.rank > RANKS[-1]:
+        raise ModelError(f"{name}: vLLM takes ranks up to {RANKS[-1]}; {ELSE}")
+    if not isinstance(technique, Lora | Full | Prompt | PTuning):
+        raise ModelError(f"{name}: vLLM has no place for the numbers of {technique.kind}; {ELSE}")
+    if (folder / HEAD).exists():
+        raise ModelError(f"{name}: it answers through a head, which vLLM would not load; {ELSE}")
+
+
+def engine_arguments(base: Path, words: Path, abouts: Sequence[About], *, rows: int) -> dict[str, Any]:
+    """What vLLM is started with: the base, the tokenizer of the runs, and room for what was tuned."""
+    asked: dict[str, Any] = {"model": str(base), "tokenizer": str(words), "max_num_seqs": rows}
+    ranks = [about.technique.rank for about in abouts if isinstance(about.technique, Lora)]
+    if ranks:
+        rank = next(size for size in RANKS if size >= max(ranks))
+        asked |= {"enable_lora": True, "max_loras": len(ranks), "max_lora_rank": rank}
+    if any(about.technique.virtual_tokens() for about in abouts):
+        asked["enable_prompt_embeds"] = True
+    return asked
+
+
+def sampling_parameters(model: Known, ask: Ask) -> Any:
+    """How the answer is to be drawn, in vLLM's words, each part with what came since the last."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    wanted = ask.sampling
+    return SamplingParams(
+        max_tokens=wanted.max_new_tokens,
+        temperature=wanted.temperature,
+        top_p=wanted.top_p,
+        seed=wanted.seed,
+        stop=list(wanted.stop),
+        stop_token_ids=sorted(model.template.stop_ids),
+        output_kind=RequestOutputKind.DELTA,
+    )
+
+
+def _known(run: Run) -> Known:
+    """A run as the server knows it. Raises ModelError for virtual tokens over a family that scales embeddings."""
+    config = run.model.policy.network.config
+    if run.virtual and config.model_type not in SOFT:
+        raise ModelError(f"{run.name}: virtual tokens go to vLLM over {', '.join(SOFT)} alone; {ELSE}")
+    positions = config.max_position_embeddings - run.virtual
+    return Known(run.name, run.template, run.objective, run.limit, positions)
+
+
+def _loras(models: Mapping[str, Path], abouts: Mapping[str, About]) -> dict[str, Any]:
+    """Run -> its adapter, as vLLM is told of one with each question."""
+    from vllm.lora.request import LoRARequest
+
+    named = [name for name, about in abouts.items() if isinstance(about.technique, Lora)]
+    return {name: LoRARequest(name, number, str(models[name])) for number, name in enumerate(named, start=1)}
