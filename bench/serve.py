@@ -1,6 +1,7 @@
 """`python -m bench.serve WAY... --keep FOLDER`: answers a second and waiting time at 1, 8 and 32 clients.
 
-WAY is ours, mixed, plain, transformers, llamacpp or labels; `page` writes bench/SERVE.md from what lies in the folder.
+WAY is ours, mixed, plain, transformers, llamacpp, labels or adapters (memory); `page` writes bench/SERVE.md from what
+lies in the folder.
 The model is smollm2-135m under a LoRA of rank 16 whose numbers are random and small: speed does not depend on what was
 learned. The questions are descriptions of examples/synopsis.jsonl under the instruction of its recipe, each once.
 """
@@ -23,6 +24,8 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from bench.adapters import TITLE, adapters, section
 
 ROOT = Path(__file__).resolve().parent.parent
 SECOND_OF = {"1": 8, "8": 32, "32": 64}  # clients -> questions
@@ -93,7 +96,7 @@ def merged_run(keep: Path) -> Path:
     if not out.exists():
         model = merged(run / "model", read_about(run / "model"), offline=True)
         (keep / "gguf").mkdir(exist_ok=True)
-        write_file(model, keep / "gguf", quantize="f16", name="bench")
+        write_file(model, keep / "gguf", numbers="f16", name="bench")
         write_merged(model, run / "model", out)
     return out
 
@@ -280,6 +283,7 @@ WAYS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "batching": lambda keep: transformers(keep, "--continuous-batching"),
     "llamacpp": llamacpp,
     "labels": labels,
+    "adapters": lambda keep: adapters(keep, make_run(keep / "run0", seed=0)),
 }
 
 
@@ -315,6 +319,18 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     if "labels" in found:
         lines += ["", *of_labels(found["labels"])]
     return "\n".join([*lines, ""])
+
+
+def write_page(found: dict[str, dict[str, Any]]) -> None:
+    """The page of what was measured; a part that was not measured again stays as it stands there."""
+    file = ROOT / "bench" / "SERVE.md"
+    race, mark, memory = file.read_text(encoding="utf-8").partition(TITLE)
+    memory = mark + memory
+    if "plain" in found and "ours" in found:
+        race = f"{page(found)}\n"
+    if "adapters" in found:
+        memory = "\n".join([*section(found["adapters"]), ""])
+    file.write_text(f"{race.rstrip()}\n\n{memory}".rstrip() + "\n", encoding="utf-8")
 
 
 def verdict(found: dict[str, dict[str, Any]], plain_rate: float) -> list[str]:
@@ -377,7 +393,7 @@ def main() -> None:
                 for one in WAYS
                 if (args.keep / f"{one}.json").exists()
             }
-            (ROOT / "bench" / "SERVE.md").write_text(page(found), encoding="utf-8")
+            write_page(found)
             continue
         told = WAYS[way](args.keep)
         print(way, json.dumps(told), flush=True)

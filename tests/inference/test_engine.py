@@ -231,6 +231,7 @@ def test_eight_adapters_over_one_base_take_the_memory_of_one_base_and_eight_adap
     everything = weights(*(run.model.policy.network for run in engine.shelf.runs()))
     assert base < everything < (base + adapters) * 1.1
     assert adapters / 8 == pytest.approx((everything - base) / 8, rel=0.01)
+    assert len({id(engine.shelf.get(name).template) for name in names}) == 1  # a tokenizer takes as much as an adapter
 
 
 def test_versions_are_loaded_unloaded_and_rolled_back_while_others_are_answered(tmp_path: Path, over):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -26,6 +28,9 @@ from tunesmith.model.slab import fits
 from tunesmith.objectives import Instruct
 from tunesmith.recipe import AnyObjective
 from tunesmith.techniques import Full
+
+# The files of a tokenizer and its chat template.
+WORDS = ("*token*.json", "vocab*", "merges.txt", "chat_template*", "*.model", "spiece*")
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +91,7 @@ class Shelf:
         self._grounds: dict[tuple[str, str], Ground] = {}
         self._runs: dict[str, Run] = {}
         self._bases: dict[str, Run] = {}
+        self._templates: WeakValueDictionary[str, Template] = WeakValueDictionary()
 
     def load(self, name: str, *, version: int = 0) -> Run:
         """The run of that name from now on, read anew; the newest version unless one is named."""
@@ -145,7 +151,15 @@ class Shelf:
         else:
             ground = self._ground(about)
             model = over(replace(ground.base, network=same_numbers(ground.base.network)), folder, about)
+        model.template = self._same_words(folder, model.template)
         return self._run(name, version, model, ground)
+
+    def _same_words(self, folder: Path, template: Template) -> Template:
+        """The template of another run with the very same tokenizer files: a tokenizer takes as much as an adapter."""
+        digest = hashlib.sha256()
+        for path in sorted(path for pattern in WORDS for path in folder.glob(pattern)):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        return self._templates.setdefault(f"{template.chats} {digest.hexdigest()}", template)
 
     def _run(self, name: str, version: int, model: LocalModel, ground: Ground) -> Run:
         run = Run(name, version, next(self._numbers), model, ground)
