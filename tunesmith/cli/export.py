@@ -68,4 +68,4 @@ def _show(found: Export) -> None:
     if found.score_original is not None:
         show(f"{found.metric} on them: {found.score_original:.3f} here, {found.score_export:.3f} there")
     if found.format.startswith("gguf"):
-        show(f"next:\n  ollama create NAME -f {folder}/Modelfile\n  llama-server -m {folder}/model.gguf")
+        show(f"next:\n  tunesmith serve {folder}/model.gguf\n  ollama create NAME -f {folder}/Modelfile")
