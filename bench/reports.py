@@ -30,7 +30,8 @@ def main(words: Sequence[str]) -> None:
     for name in names or EXAMPLES:
         run(name, options)
     origin = "Made by `make reports` from the recipes in [examples](../../examples/README.md)."
-    beside = "Beside them stands [factbook.html](factbook.html), a comparison; [how it was made](../compare.md)."
+    pages = "[factbook.html](factbook.html) and [enough.html](enough.html)"
+    beside = f"Beside them stand two comparisons, {pages}; [how they were made](../compare.md)."
     lines = ["# Reports of real runs", "", origin, beside, ""]
     done = [name for name in EXAMPLES if (ROOT / "runs" / name / "report.json").exists()]
     lines += [line(name, read_report(ROOT / "runs" / name)) for name in done]

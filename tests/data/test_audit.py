@@ -433,3 +433,29 @@ def test_a_few_near_copies_are_noted_and_stop_nothing() -> None:
     found = gate(Split(parsed([*train, *copies]), [], parsed(test), 0, ()))  # type: ignore[arg-type]
     assert found.faults == ()
     assert "3 of 60 held-out rows" in found.notes[0]
+
+
+def test_an_answer_that_calls_a_function_is_an_answer_and_other_arguments_are_another_answer(tmp_path: Path) -> None:
+    def chat(city: str) -> Fields:
+        call = {"type": "function", "function": {"name": "weather", "arguments": json.dumps({"city": city})}}
+        asks = {"role": "user", "content": "What is the weather where I am?"}
+        return {"messages": [asks, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+
+    cities = ("Lima", "Oslo", "Accra", "Hanoi", "Quito", "Turin", "Perth", "Cairo")
+    source = write(tmp_path / "chats.jsonl", [chat(city) for city in cities])
+    found = audit(Ask(source, {"messages": "messages"}), Tools())[0]
+    assert not [f.kind for f in found.findings if f.kind in ("nothing_to_learn", "exact_duplicate")]
+
+
+def test_a_misspelled_label_is_no_class_of_its_own_that_is_rare_or_uneven(tmp_path: Path) -> None:
+    rows = reviews(60)
+    found = audited(tmp_path, [{**rows[0], "label": str(rows[0]["label"]).title()}, *rows[1:]])
+    kinds = {f.kind for f in found.findings}
+    assert "label_variant" in kinds
+    assert not kinds & {"label_imbalance", "rare_class"}
+
+
+def test_the_column_of_broken_json_is_counted_in_its_own_line(tmp_path: Path) -> None:
+    found = audited(tmp_path, [*reviews(20), '{"text": "cut off'])
+    (fault,) = [f for f in found.findings if f.kind == "unreadable"]
+    assert "column 10" in fault.samples[0].note

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -34,6 +36,12 @@ def test_with_the_scores_swapped_the_verdict_flips():
     found = verdict([arm("prompt", 0.60, 10), arm("tuned", 0.50, 1000)], pair(SURE), margin=0.02)
     assert (found.arm, found.text) == ("prompt", "prompt, do not fine-tune")
     assert found.reasons == ["tuned (0.500) scores no higher than prompt (0.600) at 100.0 times the cost"]
+
+
+def test_a_tuned_model_that_is_a_little_faster_does_not_win_by_a_tie():
+    slow, fast = arm("prompt", 0.95, 514), replace(arm("tuned", 0.90, 461), tuned=True)
+    assert verdict([slow, fast], pair(UNSURE), margin=0.02).arm == "prompt"
+    assert verdict([slow, replace(fast, seconds=200)], pair(UNSURE), margin=0.02).arm == "tuned"
 
 
 @pytest.mark.parametrize(("gain", "p"), [(0.10, UNSURE), (0.05, SURE)])

@@ -127,7 +127,7 @@ def test_two_stores_on_one_file_see_each_other(store: Store, clock: Clock):
 def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes):
     path = tmp_path / "rows.csv"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="--store"):
+    with pytest.raises(DataError, match="not a file of votes; name one that"):
         Store(path, what="labels")
     assert path.read_bytes() == content
 

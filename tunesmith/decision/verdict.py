@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 
 # Answers over which the cost of building an arm is spread.
 ANSWERS = 1000
+TUNED_COUNTS = 2
 WORDS = {
     "prompt": "prompt, do not fine-tune",
     "few-shot": "show examples in the prompt, do not fine-tune",
@@ -39,6 +40,12 @@ class Candidate:
     score: float
     seconds: float
     drawn: Floats
+    tuned: bool = False
+
+    @property
+    def cost(self) -> float:
+        """Seconds, those of a tuned model twice: it has to be tuned again when facts change, and it forgets."""
+        return self.seconds * (TUNED_COUNTS if self.tuned else 1)
 
 
 class Verdict(BaseModel):
@@ -65,7 +72,7 @@ def choose(
     `p_values` are those of each pair, cheaper first, adjusted for having looked at all of them; `margin` is in
     the units of the scores.
     """
-    order = sorted(candidates, key=lambda one: (one.seconds, one.name))
+    order = sorted(candidates, key=lambda one: (one.cost, one.name))
     passed: list[tuple[Candidate, Candidate]] = []
     for one in order:
         better = [
@@ -73,7 +80,7 @@ def choose(
             for other in order
             if _p(p_values, one, other) < ALPHA
             and other.score > one.score
-            and other.score - one.score >= needed(margin, one.seconds, other.seconds)
+            and other.score - one.score >= needed(margin, one.cost, other.cost)
         ]
         if not better:
             return one, passed
@@ -83,11 +90,11 @@ def choose(
 
 def confidence(chosen: Candidate, candidates: Sequence[Candidate], *, margin: float) -> float:
     """The share of redrawn test sets, each taken at its word, in which the same arm would be chosen."""
-    order = sorted(candidates, key=lambda one: (one.seconds, one.name))
+    order = sorted(candidates, key=lambda one: (one.cost, one.name))
     scores = np.stack([one.drawn for one in order])  # [A, R]
     free = np.ones(scores.shape[1], dtype=bool)
     for row, one in enumerate(order):
-        gains = np.array([needed(margin, one.seconds, other.seconds) for other in order])[:, None]
+        gains = np.array([needed(margin, one.cost, other.cost) for other in order])[:, None]
         ahead = scores - scores[row]
         beaten = ((ahead > 0) & (ahead >= gains)).any(axis=0)
         taken = free & ~beaten
@@ -113,9 +120,9 @@ def verdict(
     chosen, passed = choose(candidates, p_values, margin=margin)
     reasons = [_beaten(one, other, _p(p_values, one, other)) for one, other in passed]
     reasons += [
-        _not_worth(chosen, other, _p(p_values, chosen, other), needed(margin, chosen.seconds, other.seconds))
+        _not_worth(chosen, other, _p(p_values, chosen, other), needed(margin, chosen.cost, other.cost))
         for other in sorted(candidates, key=lambda one: -one.score)
-        if other.seconds > chosen.seconds
+        if other.cost > chosen.cost
     ]
     return Verdict(
         arm=chosen.name,
@@ -142,7 +149,7 @@ def _not_worth(chosen: Candidate, other: Candidate, p: float, wanted: float) -> 
 
 
 def _times(one: Candidate, other: Candidate) -> str:
-    ratio = other.seconds / max(one.seconds, 1e-9)
+    ratio = other.cost / max(one.cost, 1e-9)
     return f"at {ratio:.1f} times the cost" if ratio >= 1 else f"at {ratio:.2f} of the cost"
 
 

@@ -89,7 +89,7 @@ class Store:
     def _open(self, what: str) -> None:
         found = self._pragma("application_id")
         if found != APPLICATION and self._db.execute("select 1 from sqlite_master limit 1").fetchone():
-            raise DataError(f"{self.path}: a database of another program; name another file with --store")
+            raise DataError(f"{self.path}: a database of another program; name another file (--store)")
         if self._pragma("user_version") > FORMAT:
             raise DataError(f"{self.path}: written by a newer tunesmith; pip install --upgrade tunesmith")
         # With the write-ahead log and FULL each commit waits for the disk: a vote outlives a crash of the machine.
@@ -101,7 +101,7 @@ class Store:
             self._db.execute("insert or ignore into about values ('what', ?)", (what,))
         (held,) = self._db.execute("select value from about where key = 'what'").fetchone()
         if held != what:
-            raise DataError(f"{self.path}: holds {held}, not {what}; name another file with --store")
+            raise DataError(f"{self.path}: holds {held}, not {what}; name another file (--store)")
 
     def append(self, *entries: Entry) -> list[Event]:
         """The entries as events, all of them on disk or none."""
@@ -178,4 +178,4 @@ def _check_header(path: Path) -> None:
     with path.open("rb") as file:
         begins = file.read(len(HEADER))
     if begins and begins != HEADER:
-        raise DataError(f"{path}: not a file of votes; name another file with --store")
+        raise DataError(f"{path}: not a file of votes; name one that `tunesmith feedback` or `label` wrote")

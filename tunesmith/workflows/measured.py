@@ -80,7 +80,7 @@ def _verdict(
     ways = {one.name: one.given for one in found if one.name not in DIAGNOSIS}
     drawn = redrawn(metric, right, ways, groups=groups(contest.test))
     candidates = [
-        Candidate(one.name, value(metric, right, one.given), _cost(one), drawn[one.name])
+        Candidate(one.name, value(metric, right, one.given), _cost(one), drawn[one.name], tuned=bool(one.run))
         for one in found
         if one.name in ways
     ]

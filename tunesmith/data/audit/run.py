@@ -109,16 +109,17 @@ class _Auditor:
         table, rows = self.table, self.table.sound()
         counts = counted([table.labels[row] for row in rows.tolist()])
         self.cures.labels = variants(counts)
-        few = rare({label: count for label, count in counts.items() if label not in self.cures.labels})
+        merged: Counter[str] = Counter()
+        for label, count in counts.items():
+            merged[self.cures.labels.get(label, label)] += count
+        few = rare(merged)
         for kind, listed in (("label_variant", set(self.cures.labels)), ("rare_class", few)):
             self.found[kind] = {
                 row: self._said(label) for row in rows.tolist() for label in table.labels[row] if label in listed
             }
-        if gap := uneven(counts):
-            least = min(counts.values())
-            self.found["label_imbalance"] = {
-                row: gap for row in rows.tolist() if any(counts[label] == least for label in table.labels[row])
-            }
+        if gap := uneven(merged):
+            least = {label for label in counts if merged[self.cures.labels.get(label, label)] == min(merged.values())}
+            self.found["label_imbalance"] = {row: gap for row in rows.tolist() if least & set(table.labels[row])}
         if all(len(table.labels[row]) == 1 for row in rows.tolist()):
             self._doubted(rows)
 

@@ -61,7 +61,7 @@ def parsed(raw: bytes | dict[str, object]) -> dict[str, object] | str:
     if isinstance(raw, dict):
         return raw
     try:
-        value = json.loads(raw)
+        value = json.loads(raw.rstrip(b"\r\n"))  # else a fault at the end is told of a line 2
     except (ValueError, RecursionError) as error:
         return f"not JSON ({reason(error)})"
     return value if isinstance(value, dict) else f"{type(value).__name__}, not an object"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from tunesmith.data.calls import as_words, read_calls
 from tunesmith.data.examples import DIALOGUES, chats, labelled
 from tunesmith.data.rows import Row, as_word
 from tunesmith.data.turns import ROLES
@@ -96,7 +98,7 @@ def _dialogue(row: Row, columns: Mapping[str, str]) -> View:
     if not turns:
         return View("", "", (), "empty", "no turns")
     roles = [ROLES.get(str(turn.get("role", turn.get("from"))).strip().lower(), "") for turn in turns]
-    said = [_text(turn.get("content", turn.get("value"))) for turn in turns]
+    said = [_said(turn) for turn in turns]
     last = max((i for i, role in enumerate(roles) if role == "assistant"), default=len(turns))
     system = _text(row.fields.get(columns["system"])) if "system" in columns else ""
     question = "\n".join(filter(None, [system, *said[:last]]))
@@ -146,6 +148,15 @@ def _text(value: object) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        turns = [turn.get("content", turn.get("value")) for turn in value if isinstance(turn, Mapping)]
-        return "\n".join(turn for turn in turns if isinstance(turn, str))
+        return "\n".join(filter(None, (_said(turn) for turn in value if isinstance(turn, Mapping))))
     return ""
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    """What a turn says and calls: two answers that call something else are two answers."""
+    content = turn.get("content", turn.get("value"))
+    try:
+        calls = as_words(read_calls(turn, ""))
+    except DataError:  # the parser says what is wrong with them
+        calls = ""
+    return "\n".join(filter(None, [content if isinstance(content, str) else "", calls]))
