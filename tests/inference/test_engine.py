@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -266,6 +268,23 @@ def test_versions_are_loaded_unloaded_and_rolled_back_while_others_are_answered(
     assert (
         long.text() == load(tmp_path / "v2").reply([Message("user", "hi")], sampling=Sampling(max_new_tokens=60)).text
     )  # it was begun before the version went
+
+
+def test_a_run_that_was_unloaded_and_its_base_leave_the_memory_though_nobody_asks_again(tmp_path: Path, over):
+    save_run(tmp_path / "one", Lora(rank=4))
+    engine = over({"one": [tmp_path / "one"]})
+    Answer(engine, asked("one", "hi")).text()
+    gone = (
+        weakref.ref(engine.shelf.grounds()[0].base.network),
+        weakref.ref(engine.shelf.get("one").model.policy.network),
+    )
+    engine.shelf.unload("one")
+    for _ in range(100):
+        gc.collect()
+        if not any(ref() is not None for ref in gone):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"still there: {[ref() is not None for ref in gone]}")
 
 
 def test_only_registered_names_are_read(one: Path):

@@ -93,7 +93,7 @@ def test_a_loop_that_was_stopped_goes_on_to_the_same_end(tmp_path: Path):
 
 
 def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(tmp_path: Path):
-    wanted = made(tmp_path, judge="page", rounds=1)
+    wanted = made(tmp_path, {"kind": "preference", "instruction": "Answer:"}, judge="page", rounds=1)
     with pytest.raises(Refused, match="0 of [0-9]+ pairs are judged") as waiting:
         rlhf(wanted, way=QUIET, out=tmp_path / "loop")
     words = shlex.split(str(waiting.value).split("`")[1])
@@ -105,7 +105,13 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(tm
         seed=int(named["--seed"]),
     )
     wish = Wish(
-        words[2], prompts=named["--prompts"], rows=0, store=Path(named["--store"]), sampling=drawn, offline=True
+        words[2],
+        prompts=named["--prompts"],
+        column=named["--column"],  # a row may have others that look like what is asked
+        rows=0,
+        store=Path(named["--store"]),
+        sampling=drawn,
+        offline=True,
     )
     panel = open_panel(wish, told=lambda text: pytest.fail(f"nothing is answered again: {text}"))
     who = Who("Ana", "tab-aaaa")

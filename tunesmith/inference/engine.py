@@ -52,7 +52,8 @@ class Engine:
         self._grammars: dict[int, Grammar] = {}
         self._runs: Set[int] = frozenset()
         self._waiting, self._wholes, self._tickets = deque[Ticket](), deque[Texts](), list[Ticket]()
-        self._changed, self._ending = Condition(), False
+        self._changed, self._ending, self._moved = Condition(), False, False
+        shelf.changed = self._let_go_of_gone
         self._thread = Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
@@ -91,6 +92,12 @@ class Engine:
             self._changed.notify()
         self._thread.join(seconds)
 
+    def _let_go_of_gone(self) -> None:
+        """Have the thread forget runs that are gone now, not only when the next question comes."""
+        with self._changed:
+            self._moved = True
+            self._changed.notify()
+
     def _admit(self) -> None:
         if self._ending:
             raise Busy("server: it is ending; ask again when it is back")
@@ -103,10 +110,11 @@ class Engine:
         """The engine's thread."""
         while True:
             with self._changed:
-                while not (self._waiting or self._wholes or self._tickets):
+                while not (self._waiting or self._wholes or self._tickets or self._moved):
                     if self._ending:
                         return
                     self._changed.wait()
+                self._moved = False
             try:
                 self._round()
             except Exception:  # our own bug: told, and whoever waits is told too; the server stays
@@ -154,7 +162,7 @@ class Engine:
         self._beginnings.forget(list(runs))
         self._grammars = {number: made for number, made in self._grammars.items() if number in runs}
         grounds = {id(run.ground) for run in runs.values()}
-        self._decodings = {key: made for key, made in self._decodings.items() if key in grounds}
+        self._decodings = {key: made for key, made in self._decodings.items() if key in grounds and made.rows}
 
     def _give_up(self) -> None:
         """Tell everybody who is answered now that it failed."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from tunesmith.inference.folder import About, find_model, over, read_about, read
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.attention import Past
 from tunesmith.model.load import Base
+from tunesmith.model.lowrank import shed
 from tunesmith.model.mixed import same_numbers
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
@@ -92,6 +93,7 @@ class Shelf:
         self._runs: dict[str, Run] = {}
         self._bases: dict[str, Run] = {}
         self._templates: WeakValueDictionary[str, Template] = WeakValueDictionary()
+        self.changed: Callable[[], None] = lambda: None  # told when a run came or went
 
     def load(self, name: str, *, version: int = 0) -> Run:
         """The run of that name from now on, read anew; the newest version unless one is named."""
@@ -151,6 +153,8 @@ class Shelf:
         else:
             ground = self._ground(about)
             model = over(replace(ground.base, network=same_numbers(ground.base.network)), folder, about)
+            shed(model.policy.network)
+            model.policy.adapter = None  # it keeps what was shed, and is for saving
         model.template = self._same_words(folder, model.template)
         return self._run(name, version, model, ground)
 
@@ -198,6 +202,7 @@ class Shelf:
             old.ground.runs = {number: other for number, other in old.ground.runs.items() if other is not old}
         self._grounds = {key: ground for key, ground in self._grounds.items() if ground.runs}
         self._bases = {name: base for name, base in self._bases.items() if base.ground in self._grounds.values()}
+        self.changed()
 
 
 def _plain(base: Base, limit: int) -> LocalModel:

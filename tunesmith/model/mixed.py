@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tunesmith.model.lowrank import FusedLora
+from tunesmith.model.lowrank import LowRank
 
 Rows = Tensor  # [B'] int64, numbers of rows
 
@@ -39,11 +39,10 @@ class _MixedLayer(nn.Module):
             layer = self._changed.get(key)
             if layer is None:
                 continue
-            update = layer.update(x[rows]) if isinstance(layer, FusedLora) else None
-            if update is None:
-                out[rows] = layer(x[rows])
+            if isinstance(layer, LowRank):
+                out[rows] += layer.update(x[rows])
             else:
-                out[rows] += update
+                out[rows] = layer(x[rows])
         return out
 
 

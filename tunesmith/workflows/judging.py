@@ -48,7 +48,8 @@ def need_judged(panel: Panel, wish: Wish) -> None:
         return
     drawn = wish.sampling
     words = [
-        "tunesmith", "feedback", wish.model, "--prompts", wish.prompts, "--rows", "0", "--store", str(wish.store),
+        "tunesmith", "feedback", wish.model, "--prompts", wish.prompts, "--column", wish.column, "--rows", "0",
+        "--store", str(wish.store),
         "--temperature", f"{drawn.temperature:g}", "--top-p", f"{drawn.top_p:g}",
         "--max-new-tokens", str(drawn.max_new_tokens), "--seed", str(drawn.seed),
     ]  # fmt: skip
