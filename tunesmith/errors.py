@@ -12,6 +12,11 @@ TunesmithError            exit 2: the user's input is wrong
 Each message is one line: place, finding, cure. Anything else that is raised is our own bug.
 """
 
+import re
+from collections.abc import Sequence
+
+_MEMBER = re.compile(r"(constrained-)?(float|int|str|bool|list|dict|tuple)\b|literal\[|function-")
+
 
 class TunesmithError(Exception):
     """An error whose text is meant for the user: `place: finding; cure`."""
@@ -47,3 +52,8 @@ class Refused(TunesmithError):
     """The input is well-formed, and the data or a gate says no."""
 
     exit_code = 1
+
+
+def key_of(place: Sequence[int | str]) -> list[str]:
+    """The keys that a person wrote of a place that pydantic names: without the members of unions in it."""
+    return [part for part in map(str, place) if not _MEMBER.match(part)]

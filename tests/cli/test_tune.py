@@ -162,6 +162,7 @@ def _notes() -> str:
     return (
         "detected text_label: text -> what is read, label -> what is learned\n"
         "rows with the same 'group' stay on one side of the split (--set data.group= for no groups)\n"
+        "passes over the training rows: 5, about 14 steps (--set schedule.epochs=N for others)\n"
     )
 
 

@@ -18,7 +18,7 @@ from tests.tiny import DECODERS, ENCODERS, HIDDEN
 from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.model.batch import collate
 from tunesmith.model.policy import Policy
-from tunesmith.techniques import SHORTHANDS, Lora
+from tunesmith.techniques import SHORTHANDS, Full, Lora
 from tunesmith.techniques.base import width_rule
 
 OPTIONS = {"lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
@@ -143,6 +143,16 @@ def test_the_update_is_scaled_by_alpha_over_rank_or_its_root(technique: Lora, sc
         states = torch.ones(1, HIDDEN)
         wanted = layer.base_layer(states) + scale * 0.1 * layer.lora_A["default"].weight.sum()
         assert torch.allclose(layer(states), wanted, atol=1e-5)
+
+
+def test_a_single_name_is_a_list_of_one_and_a_layer_that_is_not_there_is_refused_before_anything_runs():
+    network = policy("llama", Full()).network
+    assert Lora(targets="q_proj").targets == ("q_proj",)
+    assert Lora(targets=r".*\.[qv]_proj").targets == r".*\.[qv]_proj"
+    assert Lora(targets=("self_attn.q_proj", "v_proj")).refusal(network, family="decoder") == ""
+    said = Lora(targets="query").refusal(network, family="decoder")
+    assert said.startswith("technique.targets: no layer is called 'query'; the last parts of names here: ")
+    assert "q_proj" in said
 
 
 def test_targets_may_be_named():

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tunesmith.aliases import translate
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, key_of
 from tunesmith.objectives import OBJECTIVES, Multitask, Rl
 from tunesmith.objectives.multitask import Part, Rows
 from tunesmith.recipe.sections import PEOPLE, SELF, VOTES, Recipe, nearest
@@ -138,9 +138,9 @@ def _apply(values: dict[str, Any], change: str) -> None:
 def _explain(error: ValidationError, place: str) -> str:
     """One line for the first fault: dotted path, finding, cure."""
     fault = error.errors()[0]
-    path = [str(part) for part in fault["loc"]]
+    # pydantic names the member of a union inside the path; people wrote no such key.
+    path = key_of(fault["loc"])
     section = _section(path)
-    # pydantic names the chosen union member inside the path; people wrote no such key.
     dotted = ".".join(
         p for i, p in enumerate(path) if not (i and path[i - 1] in ("objective", "technique") and p in _KINDS)
     )

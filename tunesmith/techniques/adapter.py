@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,13 @@ def put_inside(base: Any, config: Any, *, named: object, cure: str) -> Any:
         except ValueError as error:  # no layer of these names, or one that takes no change
             said = " ".join(str(error).split())[:160]
             raise RecipeError(f"technique.targets: {named!r}: {said}; {cure}") from error
+
+
+def no_such_layer(base: Any, named: Sequence[str]) -> str:
+    """Which of these names no layer of the network bears, whole or as its last part, and what there is instead."""
+    layers = [name for name, module in base.named_modules() if next(module.parameters(recurse=False), None) is not None]
+    for wanted in named:
+        if not any(f".{name}".endswith(f".{wanted}") for name in layers):
+            there = sorted({name.rpartition(".")[2] for name in layers})
+            return f"technique.targets: no layer is called {wanted!r}; the last parts of names here: {', '.join(there)}"
+    return ""

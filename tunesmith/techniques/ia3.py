@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tunesmith.model.policy import Policy
-from tunesmith.techniques.adapter import Adapter, put_inside
+from tunesmith.techniques.adapter import Adapter, no_such_layer, put_inside
 
 # Families whose layers PEFT has no names for: those that are scaled, and which of them are scaled where they read.
 LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -36,7 +36,9 @@ class Ia3(Adapter):
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 
         kind = base.config.model_type
-        if self.targets or kind in LAYERS or kind in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
+        if self.targets:
+            return no_such_layer(base, self.targets)
+        if kind in LAYERS or kind in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
             return ""
         return f"the layers of a {kind} are not known; name technique.targets, or take the nearest that works: lora"
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tunesmith.model.load import LoadOptions
 from tunesmith.model.policy import Policy
-from tunesmith.techniques.adapter import Adapter, put_inside
+from tunesmith.techniques.adapter import Adapter, no_such_layer, put_inside
 from tunesmith.techniques.base import width_rule
 
 
@@ -26,10 +27,19 @@ class Lora(Adapter):
     )
     alpha: int = Field(0, ge=0, description="scale; 0: twice the rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the update's input")
-    targets: str | tuple[str, ...] = Field("all-linear", description="layers by name, or all-linear")
+    targets: str | tuple[str, ...] = Field(
+        "all-linear", description="layers by name, a pattern of names, or all-linear"
+    )
     rslora: bool = Field(False, description="divide by the square root of the rank; steadier above rank 64")
     dora: bool = Field(False, description="learn direction and magnitude apart; slower")
     quantize: Literal["", "nf4"] = Field("", description="nf4: keep the base in 4 bits; less memory, more time")
+
+    @field_validator("targets")
+    @classmethod
+    def _one_name(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """A single name is a list of one: PEFT would take it as a pattern of whole paths, which it never is."""
+        alone = isinstance(value, str) and value != "all-linear" and re.fullmatch(r"[\w.]+", value)
+        return (str(value),) if alone else value
 
     def load_options(self) -> LoadOptions:
         """Weights as they are, or in 4 bits."""
@@ -38,6 +48,10 @@ class Lora(Adapter):
     def learning_rate(self, hidden: int, family: str) -> float:
         """Ten times full fine-tuning's (LoRA Without Regret; tinker-cookbook)."""
         return 10 * width_rule(hidden, family)
+
+    def refusal(self, base: Any, *, family: str) -> str:
+        """Layers that are named must be there; one word for all of them is left to PEFT, it may be a pattern."""
+        return no_such_layer(base, () if isinstance(self.targets, str) else self.targets)
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Updates in place in the base network; switched off they leave the base exactly."""

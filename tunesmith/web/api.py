@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import TunesmithError, key_of
 from tunesmith.inference.answering import Answering, Busy, Model
 from tunesmith.inference.ask import Ask, AskError, UnknownModel
 from tunesmith.inference.row import Piece, Scored
@@ -263,7 +263,7 @@ def _told_of(error: Exception) -> tuple[int, Any]:
     """Status and body for what was raised."""
     if isinstance(error, ValidationError):
         first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))[:100] or "body"
+        place = ".".join(key_of(first["loc"]))[:100] or "body"
         return 400, wrong(f"{place}: {first['msg']}; see docs/stage3-use.md")
     status, kind, code = next(told for kind_of, told in TOLD.items() if isinstance(error, kind_of))
     return status, wrong(str(error), kind=kind, code=code)

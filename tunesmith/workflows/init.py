@@ -19,6 +19,7 @@ from tunesmith.objectives import OBJECTIVES, Classify, Instruct
 from tunesmith.objectives.instruct import reference
 from tunesmith.recipe import AnyObjective, make_recipe
 from tunesmith.workflows.draft import Draft
+from tunesmith.workflows.request import BATCH_ROWS, passes
 
 # Words for the source of a row; with these alone or before `_id`, rows that share a value belong together.
 SOURCES = (
@@ -30,7 +31,6 @@ SOURCES = (
 FEWEST_GROUPS, LARGEST_GROUP, MOST_BLANK = 10, 0.2, 0.1
 # Training rows below which the rank of an update is enough; beyond the last: 32.
 RANKS = ((1_000, 8), (50_000, 16))
-STEPS_WANTED, BATCH_ROWS, MOST_EPOCHS = 200, 16, 5
 MOST_TEST_ROWS = 2_000
 BYTES_A_TOKEN, AROUND, ROUND_TO, LONGEST = 3, 48, 64, 2_048
 SMALL_ENCODER = "minilm-l6"
@@ -195,10 +195,9 @@ def _instruction(objective: AnyObjective, reasons: dict[str, str]) -> dict[str, 
 
 def _training(model: str, rows: int, reasons: dict[str, str]) -> dict[str, Any]:
     """The technique and the number of passes."""
-    trained = max(1, round(0.7 * rows))
-    epochs = min(MOST_EPOCHS, max(1, math.ceil(STEPS_WANTED * BATCH_ROWS / trained)))
+    epochs, steps = passes(rows)
     reasons["schedule.epochs"] = (
-        f"about {math.ceil(epochs * trained / BATCH_ROWS)} steps of {BATCH_ROWS} rows; "
+        f"about {steps} steps of {BATCH_ROWS} rows; "
         "the best checkpoint on validation is kept, so a pass too many costs only time"
     )
     if model == SMALL_ENCODER:

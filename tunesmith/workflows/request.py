@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from tunesmith.recipe import Recipe, load_recipe, make_recipe
 GROUP_COLUMNS = ("group", "thread", "doc_id", "source_id")
 # With fewer groups than this a split by group could leave a part empty.
 ENOUGH_GROUPS = 10
+# Of few rows several passes, so that there are this many steps; no more passes than this, which only repeat.
+STEPS_WANTED, BATCH_ROWS, MOST_EPOCHS = 200, 16, 5
 # Keys by which an objective names columns; one that names none has them detected.
 COLUMN_KEYS = {"text", "label", "prompt", "answer", "messages", "chosen", "rejected", "margin"}
 
@@ -56,6 +59,13 @@ def as_changes(settings: Mapping[str, Any], *, under: str = "") -> list[str]:
     return changes
 
 
+def passes(rows: int) -> tuple[int, int]:
+    """Passes over so many rows, a part of them held out, that make enough steps; and about how many steps."""
+    trained = max(1, round(0.7 * rows))
+    epochs = min(MOST_EPOCHS, max(1, math.ceil(STEPS_WANTED * BATCH_ROWS / trained)))
+    return epochs, math.ceil(epochs * trained / BATCH_ROWS)
+
+
 def _for_rows(source: str, changes: Sequence[str], renamed: Sequence[str], *, offline: bool) -> Request:
     """The default recipe for a file of rows."""
     rows = read_rows(source, offline=offline)
@@ -68,6 +78,12 @@ def _for_rows(source: str, changes: Sequence[str], renamed: Sequence[str], *, of
     if "data.group" not in named and (column := _group_column(rows)):
         raw["data"]["group"] = column
         notes.append(f"rows with the same {column!r} stay on one side of the split (--set data.group= for no groups)")
+    if not any(name.startswith("schedule.") for name in named):
+        epochs, steps = passes(len(rows))
+        raw["schedule"] = {"epochs": epochs}
+        notes.append(
+            f"passes over the training rows: {epochs}, about {steps} steps (--set schedule.epochs=N for others)"
+        )
     recipe, translated = make_recipe(raw, place=source, changes=changes)
     mapping = [] if _names_columns(recipe) else [detect(rows).explain()]
     return Request(recipe, (*translated, *renamed, *mapping, *notes))
