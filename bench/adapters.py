@@ -62,7 +62,7 @@ def resident() -> int:
 
 
 def measured(folders: list[Path]) -> dict[str, Any]:
-    """Bytes once a run was read, asked and unloaded, then with each adapter more, and after an answer by each at once.
+    """Bytes once a run was read, asked and let go, then with each adapter more, and after an answer by each at once.
 
     What stays of that first run is libraries, threads and room for products: no part of a model.
     """
@@ -72,12 +72,16 @@ def measured(folders: list[Path]) -> dict[str, Any]:
     from tunesmith.inference.engine import Engine
     from tunesmith.inference.shelf import Shelf
 
+    def opened() -> tuple[Shelf, Engine]:
+        shelf = Shelf({folder.name: [folder] for folder in folders}, offline=True)
+        return shelf, Engine(shelf, limits=Limits(kept_bytes=0), failed=print)
+
     names = [folder.name for folder in folders]
-    shelf = Shelf({folder.name: [folder] for folder in folders}, offline=True)
-    engine = Engine(shelf, limits=Limits(kept_bytes=0), failed=print)
+    shelf, engine = opened()
     shelf.load(names[0])
     answer_all(engine, names[:1])
-    shelf.unload(names[0])
+    engine.close(10)
+    shelf, engine = opened()
     before, steps = resident(), list[int]()
     for name in names:
         shelf.load(name)
@@ -117,7 +121,7 @@ def section(found: dict[str, Any]) -> list[str]:
         TITLE,
         "",
         "`python -m bench.serve adapters page`. smollm2-135m in float32 under LoRA of rank 16 each; resident memory of",
-        "a process of its own above what it has after a run was read, asked and unloaded.",
+        "a process of its own above what it has after a run was read, asked and let go.",
         "",
         "| read | MiB in memory | MiB of numbers |",
         "|---|---|---|",
