@@ -1,9 +1,9 @@
 """`python -m bench.rater URL --name Rule-1`: a scripted rater who judges pairs through the real page in Chromium.
 
-Such votes are *simulated*: they show that the loop learns what it is told, not what people want. The rule is Debian's
-for a one-line description, as `examples/synopsis.yaml` states it: one point each for fewer than 80 characters, no
-article at the start, no full stop at the end, and being one line. More points win; as many points are a tie, none at
-all on either side are both bad. `--care 0.9` lets one vote in ten be a coin's.
+Such votes are *simulated*: they show that the loop learns what it is told, not what people want. The rule: of two
+one-line descriptions the one wins that says more of what the long description's first sentence says, without other
+words (`alike` in examples/synopsis_rules.py). Less than 0.05 apart is a tie, nothing on either side is both bad, and a
+single answer is good from 0.3 on. `--care 0.9` lets one vote in ten be a coin's.
 """
 
 from __future__ import annotations
@@ -18,14 +18,9 @@ from dataclasses import dataclass
 
 from playwright.sync_api import Page, expect, sync_playwright
 
-from tunesmith.evaluation.style import Rule
+from examples.synopsis_rules import alike
 
-RULES = (
-    Rule("under_80_characters", "max_chars", limit=79),
-    Rule("no_leading_article", "not_match", pattern=r"(?i)^(an?|the)\b"),
-    Rule("no_full_stop", "not_match", pattern=r"\.\s*$"),
-    Rule("one_line", "match", pattern=r"^\S[^\n]*$"),
-)
+TIE, GOOD = 0.05, 0.3
 PATIENCE = 60_000  # milliseconds: the machine may train beside it
 
 
@@ -38,20 +33,16 @@ class Rater:
     seed: int = 0
 
 
-def points(answer: str) -> int:
-    """How many of the rules an answer keeps."""
-    return sum(rule.holds(answer.strip()) for rule in RULES)
-
-
-def key_for(answers: list[str], rater: Rater, chance: random.Random) -> str:
+def key_for(question: str, answers: list[str], rater: Rater, chance: random.Random) -> str:
     """The key that the rater presses for these answers, from left to right."""
     if chance.random() >= rater.care:
         return chance.choice("12")
-    found = [points(answer) for answer in answers]
+    description = question.partition("\n\n")[2] or question  # what stands before is the instruction
+    found = [alike(answer, description) for answer in answers]
     if len(found) == 1:
-        return "1" if found[0] == len(RULES) else "2"
-    if found[0] == found[1]:
-        return "b" if found[0] == 0 else "0"
+        return "1" if found[0] >= GOOD else "2"
+    if abs(found[0] - found[1]) < TIE:
+        return "0" if any(found) else "b"
     return "1" if found[0] > found[1] else "2"
 
 
@@ -64,7 +55,8 @@ def judge(page: Page, url: str, rater: Rater, *, most: int) -> Counter[str]:
     page.keyboard.press("Enter")
     expect(page.locator(".answer, #end:not([hidden])").first).to_be_visible(timeout=PATIENCE)
     while pressed.total() < most and page.locator("#work").is_visible():
-        key = key_for([body.inner_text() for body in page.locator(".answer .body").all()], rater, chance)
+        question = page.locator(".asked .words").last.inner_text()
+        key = key_for(question, [body.inner_text() for body in page.locator(".answer .body").all()], rater, chance)
         page.locator("#said").evaluate("said => { said.textContent = ''; }")
         page.keyboard.press(key)
         expect(page.locator("#said")).to_contain_text("Saved", timeout=PATIENCE)

@@ -1,4 +1,4 @@
-"""Debian's rules for a synopsis, as rewards and judges: `reward: synopsis_rules:score`, `judge: synopsis_rules:kept`.
+"""What a good synopsis is, as rewards and judges: `reward: synopsis_rules:score`, `judge: synopsis_rules:about`.
 
 Each function gets an answer as `attempt`: `attempt.text`, `attempt.finished` (it ended by itself), `attempt.row` (the
 row of the file) and `attempt.exercise.reference` (what the maintainer wrote).
@@ -6,6 +6,11 @@ row of the file) and `attempt.exercise.reference` (what the maintainer wrote).
 
 import re
 
+# Words that say nothing of what a package is.
+EMPTY = {
+    *re.findall(r"\w+", "a an and are as at be by can for from has have in is it its of on or that the this to which"),
+    *("with", "you"),
+}
 ARTICLE = re.compile(r"(an?|the)\b", re.IGNORECASE)
 
 
@@ -29,8 +34,28 @@ def score(attempt):
     return float(kept(attempt) == 1)
 
 
+def about(attempt):
+    """How much of an answer is what the first sentence of the description says: 0 to 1."""
+    return alike(attempt.text, attempt.row["document"])
+
+
+def alike(answer, description):
+    """F1 of the words of an answer and of a description's first sentence, those left out that say nothing."""
+    first = re.split(r"(?<=[.!?])\s", description.strip())[0]
+    return shared(words(answer) - EMPTY, words(first) - EMPTY)
+
+
 def nearness(attempt):
     """How much an answer has in common with what the maintainer wrote: F1 of their words."""
-    said, wanted = (set(re.findall(r"\w+", text.lower())) for text in (attempt.text, attempt.exercise.reference))
+    return shared(words(attempt.text), words(attempt.row["summary"]))
+
+
+def words(text):
+    """The words of a text, each once."""
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def shared(said, wanted):
+    """F1 of two sets."""
     both = len(said & wanted)
     return 2 * both / (len(said) + len(wanted)) if both else 0.0

@@ -174,8 +174,8 @@ def test_a_scripted_rater_votes_by_its_stated_rule_through_the_page(
     page: Page, serve: Serve, tiny_llama: Path, tmp_path: Path
 ):
     wish = Wish(str(tiny_llama), prompts=str(write_prompts(tmp_path / "p.jsonl", 6)), store=tmp_path / "votes.db")
-    good, bad = [f"small tool {n}" for n in range(6)], [f"A tool {n}." for n in range(6)]
-    give_answers(wish, [[*good[:5], "An end."], bad])  # the last: an article and a full stop on both sides, a tie
+    good, bad = [f"the prompt {n}" for n in range(6)], [f"a prompt and more {n}" for n in range(6)]
+    give_answers(wish, [[*good[:5], "prompt 5 and a more"], bad])  # the last: the same words, a tie
     server = serve(*words(wish))
     pressed = judge(page, server.url, Rater("Rule"), most=100)
     assert pressed.total() == 6

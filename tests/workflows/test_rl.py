@@ -179,10 +179,17 @@ def test_the_rules_of_the_example_are_kept_or_not():
 
 
 def test_the_judges_of_the_example_count_rules_and_shared_words():
-    row = Exercise("rows:1", (Message("user", "?"), Message("assistant", "vCard converter")), row={"id": "2vcard"})
-    kept, nearness = (scorer(f"{ROOT}/examples/synopsis_rules.py:{name}", key="judge") for name in ("kept", "nearness"))
+    fields = {"id": "2vcard", "document": "It converts vCards. More on that.", "summary": "vCard converter"}
+    row = Exercise("rows:1", (Message("user", "?"),), row=fields)
+    kept, nearness, about = (
+        scorer(f"{ROOT}/examples/synopsis_rules.py:{name}", key="judge") for name in ("kept", "nearness", "about")
+    )
     assert kept([Attempt(row, "The 2vcard tool", True)]) == [0.5]
     assert nearness([Attempt(row, "A converter", True), Attempt(row, "nothing", True)]) == [0.5, 0.0]
+    assert about([Attempt(row, "converts vCards", True), Attempt(row, "it converts", True)]) == [
+        1.0,
+        pytest.approx(2 / 3),
+    ]
 
 
 def test_the_page_shows_the_reward_and_what_it_was_paid_with(rules: Path, tmp_path: Path):

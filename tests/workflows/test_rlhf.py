@@ -30,7 +30,10 @@ def short(attempt):
     return -len(attempt.text)
 
 def few_words(attempt):
-    return -len(attempt.text.split())
+    return -len(attempt.text.split()) - sum(map(ord, attempt.text)) / 1e6
+
+def blind(attempt):
+    return 0.0
 """
 QUIET = Way(lambda event: None, offline=True)
 
@@ -90,6 +93,11 @@ def test_a_loop_that_was_stopped_goes_on_to_the_same_end(tmp_path: Path):
     cut = rlhf(made(tmp_path, rounds=1), way=QUIET, out=tmp_path / "cut")
     assert cut.rounds[0].over_start == whole.rounds[0].over_start
     assert cut.rounds[0].rows == whole.rounds[0].rows
+
+
+def test_a_last_judge_that_tells_nothing_apart_gives_no_verdict(tmp_path: Path):
+    with pytest.raises(Refused, match=r"loop.final_judge: gives all 12 answers 0, so it tells nothing apart; name one"):
+        rlhf(made(tmp_path, rounds=1, final_judge=f"{tmp_path}/rules.py:blind"), way=QUIET, out=tmp_path / "loop")
 
 
 def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(tmp_path: Path):

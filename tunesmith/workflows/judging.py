@@ -67,11 +67,19 @@ def replies_of(name: str, exercises: Sequence[Exercise], *, longest: int, limit:
 
 
 def over(start: Replies, own: Replies, exercises: Sequence[Exercise], score: Scorer) -> WinRate:
-    """How often a judge that trained nothing scores the one side's answers above the start's."""
+    """How often a judge that trained nothing scores the one side's answers above the start's.
+
+    Raises Refused for a judge that finds all answers of both sides equal.
+    """
     sides = [
         score([Attempt(*each) for each in zip(exercises, side.texts, side.finished, strict=True)])
         for side in (start, own)
     ]
+    if len({*sides[0], *sides[1]}) == 1 and start.texts != own.texts:
+        raise Refused(
+            f"loop.final_judge: gives all {2 * len(exercises)} answers {sides[0][0]:g}, so it tells nothing apart; "
+            "name one that does, then run the same command again"
+        )
     outcomes = [0.5 if a == b else float(b > a) for a, b in zip(*sides, strict=True)]
     return win_rate(outcomes, (start.texts, own.texts))
 

@@ -27,7 +27,7 @@ from tunesmith.report.standing import BASE
 from tunesmith.workflows.answers import Answers, groups
 from tunesmith.workflows.learner import needs_start
 from tunesmith.workflows.prepare import Prepared
-from tunesmith.workflows.rewards import scorer_of
+from tunesmith.workflows.rewards import scorer, scorer_of
 from tunesmith.workflows.worth import voice
 from tunesmith.workflows.yardsticks.base import Frozen, Worth
 
@@ -81,7 +81,7 @@ class Rewarded:
         return Tried(answers, self._score(attempts))
 
     def tasks(self, base: Tried, tuned: Tried, *, name: str) -> list[TaskScore]:
-        """Base against tuned by reward, and by ROUGE-L where every row has an answer."""
+        """Base against tuned by reward and by each part of it, and by ROUGE-L where every row has an answer."""
         return [
             as_task(compare_paired(of(base), of(tuned), groups=groups(self._exercises)), name=name, metric=metric)
             for metric, of in self._metrics()
@@ -166,10 +166,22 @@ class Rewarded:
     def _metrics(self) -> list[tuple[str, Callable[[Tried], Floats]]]:
         """Metrics by name, the headline first, each a number per row."""
         found: list[tuple[str, Callable[[Tried], Floats]]] = [("reward", lambda said: np.array(said.rewards))]
+        parts = self._objective.reward if isinstance(self._objective.reward, dict) else {}
+        found += [(f"reward {name.rpartition('/')[2]}", self._part(name)) for name in parts if len(parts) > 1]
         if self._referenced:
             wanted = [exercise.reference for exercise in self._exercises]
             found.append(("rouge_l", lambda said: rouge_l(wanted, said.answers.given)))
         return found
+
+    def _part(self, name: str) -> Callable[[Tried], Floats]:
+        """One of several rewards, unweighted."""
+        score = scorer(name, key="objective.reward")
+
+        def of(said: Tried) -> Floats:
+            each = zip(self._exercises, said.answers.given, said.answers.finished, strict=True)
+            return np.array(score([Attempt(*one) for one in each]))
+
+        return of
 
 
 def alarms(facts: Pursuit) -> tuple[str, ...]:
