@@ -76,17 +76,19 @@ def batches_of(job: Job, rows: Sequence[dict[str, Any]], *, share: bool) -> list
 
 
 @torch.no_grad()
-def scoring_rate(job: Job, policy: Policy, rows: list[list[dict[str, Any]]], *, share: bool) -> float:
-    """Row tokens a second when rows are only scored; the first window warms up."""
+def scoring_rate(job: Job, policy: Policy, windows: Sequence[list[dict[str, Any]]], *, share: bool) -> float:
+    """Row tokens a second when the rows of the timed steps are only scored, as many in a pass as ever are.
+
+    The first window warms up.
+    """
     policy.train(False)
     objective = objective_of(job)
     began = tokens = 0.0
-    for number, window in enumerate(rows):
-        if number == 1:
-            began = time.perf_counter()
-        for batch in batches_of(job, window, share=share):
+    for timed_rows in (windows[0], [row for window in windows[1:] for row in window]):
+        began, tokens = time.perf_counter(), 0.0
+        for batch in batches_of(job, timed_rows, share=share):
             objective.loss(objective.prepare(batch, policy), policy)
-            tokens += batch.tokens * (number > 0)
+            tokens += batch.tokens
     return tokens / (time.perf_counter() - began)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import Linear as PeftLinear
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -84,6 +85,17 @@ def test_a_saved_adapter_opens_in_peft_and_here_with_the_same_logits(kind: str, 
     assert torch.equal(logits(restored), logits(made))
     assert torch.equal(opened(input_ids=IDS).logits, logits(made))
     assert not torch.allclose(logits(made), plain, atol=1e-2)
+
+
+def test_many_tokens_without_gradient_get_the_same_from_update_and_weight_added_first():
+    made = policy("llama", Lora(rank=4), lively=0.05)
+    layer = made.network.model.layers[0].mlp.up_proj
+    outer, inner = layer.base_layer.weight.shape
+    states = torch.randn(4 * inner * outer // (inner + outer), inner)
+    with torch.no_grad():
+        wanted = PeftLinear.forward(layer, states)
+        assert torch.allclose(layer(states), wanted, atol=1e-5)
+        assert not torch.allclose(layer.base_layer(states), wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
