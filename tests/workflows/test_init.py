@@ -259,6 +259,26 @@ def test_axolotl_chats_name_their_column(alpaca: Path) -> None:
     assert made.recipe.objective.messages == "turns"  # type: ignore[union-attr]
 
 
+def test_rows_that_cannot_be_read_come_with_the_command_that_drops_them(tmp_path: Path) -> None:
+    rows = [{"what they wrote": f"a longer sentence {i}", "team": "" if i == 3 else "ab"[i % 2]} for i in range(40)]
+    with pytest.raises(DataError) as error:
+        draft(str(write_rows(tmp_path / "odd.jsonl", rows)))
+    finding, cure = str(error.value).splitlines()
+    assert "odd.jsonl:4: column 'team' must be" in finding
+    words = shlex.split(cure.split("`")[1])
+    assert words[:3] == ["tunesmith", "audit", str(tmp_path / "odd.jsonl")]
+    assert words[3:] == ["--set", "objective={kind: classify, text: what they wrote, label: team}", "--fix", "OUT"]
+
+
+def test_what_the_next_command_would_refuse_is_not_written(tmp_path: Path) -> None:
+    few = write_rows(tmp_path / "few.jsonl", [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(3)])
+    with pytest.raises(DataError, match="3 rows are too few to hold some of them out; give 10 or more"):
+        draft(str(few))
+    more = write_rows(tmp_path / "more.jsonl", [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(30)])
+    with pytest.raises(RecipeError, match="objective instruct: needs a decoder, minilm-l6 is an encoder"):
+        draft(str(more), changes=["model=minilm-l6"])
+
+
 def test_axolotl_prompts_by_field_name_theirs(alpaca: Path) -> None:
     sets = [{"path": "train.jsonl", "type": {"field_instruction": "q", "field_output": "a"}}]
     objective = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": sets})).recipe.objective

@@ -66,8 +66,9 @@ class FusedLora(PeftLinear):
         name = self._one_plain_update()
         if name is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
-        weight, bias, scale = self._weight(x), self.base_layer.bias, self.scaling[name]
-        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        layer: Any = self.base_layer
+        weight, bias, scale = self._weight(x), layer.bias, self.scaling[name]
+        a, b = self._factors(name)
         if not torch.is_grad_enabled() and _many(x, weight):
             return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
         out: Tensor = _Updated.apply(x, (weight, bias, scale), a, b)  # type: ignore[no-untyped-call]
@@ -78,7 +79,13 @@ class FusedLora(PeftLinear):
         name = self._one_plain_update()
         if name is None:
             return None
-        return LowRank(self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+        return LowRank(self.base_layer, *self._factors(name), self.scaling[name])
+
+    def _factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """A [R, I] and B [O, R]."""
+        a: Any = self.lora_A[name]
+        b: Any = self.lora_B[name]
+        return a.weight, b.weight
 
     def _one_plain_update(self) -> str | None:
         """The name of the only update, if it is on, apart from the base's numbers, and nothing but A and B."""
@@ -111,11 +118,10 @@ class FusedLora(PeftLinear):
 class LowRank(nn.Module):
     """A linear layer and its update, without the ten modules that PEFT keeps for each: they take 4 MiB a run."""
 
-    def __init__(self, base_layer: nn.Module, a: Any, b: Any, scale: float) -> None:
+    def __init__(self, base_layer: nn.Module, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
         super().__init__()
         self.base_layer, self.scale = base_layer, scale
-        self.lora_a: nn.Parameter = a  # [R, I]
-        self.lora_b: nn.Parameter = b  # [O, R]
+        self.lora_a, self.lora_b = a, b  # [R, I] and [O, R]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""

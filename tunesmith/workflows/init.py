@@ -17,7 +17,7 @@ from tunesmith.data.rows import Row, as_word, columns_of, keep, read_rows
 from tunesmith.errors import DataError
 from tunesmith.objectives import OBJECTIVES, Classify, Instruct
 from tunesmith.objectives.instruct import reference
-from tunesmith.recipe import AnyObjective, make_recipe
+from tunesmith.recipe import AnyObjective, Recipe, check_pair, make_recipe
 from tunesmith.workflows.draft import Draft
 from tunesmith.workflows.request import BATCH_ROWS, passes
 
@@ -31,7 +31,7 @@ SOURCES = (
 FEWEST_GROUPS, LARGEST_GROUP, MOST_BLANK = 10, 0.2, 0.1
 # Training rows below which the rank of an update is enough; beyond the last: 32.
 RANKS = ((1_000, 8), (50_000, 16))
-MOST_TEST_ROWS = 2_000
+MOST_TEST_ROWS, FEWEST_ROWS = 2_000, 10
 BYTES_A_TOKEN, AROUND, ROUND_TO, LONGEST = 3, 48, 64, 2_048
 SMALL_ENCODER = "minilm-l6"
 ENCODER_LIMIT = 256
@@ -54,10 +54,12 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
     kept = keep(rows, recipe.data.where)
     used = {value for value in recipe.objective.model_dump().values() if isinstance(value, str)}
     group = recipe.data.group or _group(kept, used)
-    examples = recipe.objective.examples(kept, group=group)
+    guessed = found.change() if isinstance(found, Guess) else ""
+    examples = _examples(recipe, kept, group, guessed)
+    family = "encoder" if recipe.model == SMALL_ENCODER else "decoder"
     raw["data"] |= _data(examples, group, model=recipe.model, reasons=reasons)
     reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(filter(str.strip, columns_of(kept)))}"
-    bound = recipe.objective.bind(examples, "encoder" if recipe.model == SMALL_ENCODER else "decoder")
+    bound = recipe.objective.bind(examples, family)
     raw.setdefault("objective", {"kind": bound.kind})
     raw["objective"] |= _instruction(bound, reasons)
     if isinstance(bound, Classify | Instruct) and "metric" not in raw["objective"]:
@@ -67,8 +69,21 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
         del raw["technique"]  # its options may not be those of the technique that was asked for
     reasons["model"] = _about(recipe.model)
     recipe, _ = make_recipe(raw | {"seed": 0}, place=f"init {data}", changes=changes)
-    guessed = found.change() if isinstance(found, Guess) else ""
+    check_pair(recipe, family)
     return Draft(recipe, {key: _said(key, why, named) for key, why in reasons.items()}, {}, guessed)
+
+
+def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> Sequence[Example]:
+    """The rows as the objective reads them. Raises DataError, with the way to drop those that it cannot read."""
+    try:
+        examples = recipe.objective.examples(rows, group=group)
+    except DataError as error:
+        audit = " ".join(["tunesmith", "audit", recipe.data.train, *filter(None, [guessed]), "--fix", "OUT"])
+        raise DataError(f"{error}\nto drop such rows: `{audit}`") from error
+    if len(examples) < FEWEST_ROWS and not isinstance(recipe.data.test, str):
+        cure = f"give {FEWEST_ROWS} or more"
+        raise DataError(f"{recipe.data.train}: {len(examples)} rows are too few to hold some of them out; {cure}")
+    return examples
 
 
 def _said(key: str, why: str, named: set[str]) -> str:
