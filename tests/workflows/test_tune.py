@@ -176,6 +176,16 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path):
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
+def test_a_run_that_stops_before_its_last_step_says_so_and_which_step_is_kept(tmp_path: Path):
+    schedule = {"eval_steps": 1, "patience": 1, "learning_rate": 1.0, "epochs": 9, "probe": False}
+    events: list[dict[str, Any]] = []
+    run = tune(recipe(tmp_path, reviews(), "bert", schedule=schedule), tmp_path / "run", listen=events.append)
+    (told,) = [event["text"] for event in events if "stopped at step" in event.get("text", "")]
+    assert told.endswith(
+        f"1 validations brought nothing better (schedule.patience); kept: step {run.report.training.best_step}"
+    )
+
+
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_a_run_that_was_stopped_twice_gives_the_weights_of_one_that_was_not(kind: str, tmp_path: Path):
     made = recipe(tmp_path, reviews(), kind, schedule={"patience": 99})

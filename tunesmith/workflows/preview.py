@@ -155,10 +155,10 @@ def _facts(prepared: Prepared, tasks: Sequence[tuple[Prepared, Masking | None]])
 
 def _beginnings(sequences: Sequence[Tokens], template: Template) -> str:
     """Whether every row begins with the beginning token as often as the model knows it: once, or never."""
-    bos = template.tokenizer.bos_token_id
-    if bos is None:
+    name = template.tokenizer.bos_token or template.tokenizer.cls_token
+    if name is None:
         return "no beginning token: this model has none"
-    name = template.tokenizer.bos_token
+    bos = template.tokenizer.convert_tokens_to_ids(name)
     twice = sum(tokens.ids[:2] == [bos, bos] for tokens in sequences)
     if twice:
         return f"warning: {twice} rows begin with two {name}; mend the chat template"

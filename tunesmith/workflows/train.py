@@ -80,6 +80,14 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     finally:
         for tracker in trackers:
             tracker.close()
+    if state.stopped_early:
+        why = f"{plan.patience} validations brought nothing better (schedule.patience)"
+        listen(
+            {
+                "event": "note",
+                "text": f"stopped at step {state.step} of {plan.steps}: {why}; kept: step {state.best_step}",
+            }
+        )
     if isinstance(objective, Rl):
         policy.head = None  # what expected rewards; the model that answers has no use for it
     policy.mixed = None  # answers are given in full precision, here and wherever the run is loaded
