@@ -152,6 +152,7 @@ class Decoding:
             self._made_for = self.ground.runs
             self._inside = {**self._made_for, **runs}
             inside = {number: run.model.policy.network for number, run in self._inside.items()}
+            self._mixed = None  # its memory is not needed beside that of the next
             self._mixed = Mixed(self.ground.base.network, inside)
         return self._mixed
 
