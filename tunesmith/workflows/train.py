@@ -81,13 +81,7 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
         for tracker in trackers:
             tracker.close()
     if state.stopped_early:
-        why = f"{plan.patience} validations brought nothing better (schedule.patience)"
-        listen(
-            {
-                "event": "note",
-                "text": f"stopped at step {state.step} of {plan.steps}: {why}; kept: step {state.best_step}",
-            }
-        )
+        listen({"event": "note", "text": _stopped(state, plan)})
     if isinstance(objective, Rl):
         policy.head = None  # what expected rewards; the model that answers has no use for it
     policy.mixed = None  # answers are given in full precision, here and wherever the run is loaded
@@ -108,6 +102,11 @@ def _smaller(batches: Batches | MixedBatches, step: int, *, journal: Journal, li
         journal.write({"step": step, "out_of_memory": True, AT_ONCE: tokens})
         listen({"event": "note", "text": _ran_out(step, tokens)})
     return bool(tokens)
+
+
+def _stopped(state: State, plan: Plan) -> str:
+    why = f"{plan.patience} validations brought nothing better (schedule.patience)"
+    return f"stopped at step {state.step} of {plan.steps}: {why}; kept: step {state.best_step}"
 
 
 def _ran_out(step: int, tokens: int) -> str:
