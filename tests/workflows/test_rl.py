@@ -108,6 +108,14 @@ def test_a_reward_that_fails_is_named_with_prompt_and_answer(function: str, said
         score([attempt()])
 
 
+def test_each_of_several_rewards_is_reported_beside_their_sum(rules: Path, tmp_path: Path):
+    run = tune(made(tmp_path, {f"{rules}:short": 1.0, f"{rules}:constant": 0.5}), tmp_path / "run")
+    whole, short, constant, _ = run.report.tasks
+    assert [task.metric for task in run.report.tasks] == ["reward", "reward: short", "reward: constant", "rouge_l"]
+    assert (constant.base, constant.tuned) == (1.0, 1.0)
+    assert whole.tuned == pytest.approx(short.tuned + 0.5)
+
+
 def test_several_rewards_are_added_by_their_weights(rules: Path):
     score = scorer_of(Rl(reward={f"{rules}:short": 2.0, f"{rules}:constant": -0.5}))
     assert score([attempt("0123456789")]) == [pytest.approx(2 * 0.5 - 0.5)]

@@ -167,7 +167,9 @@ class Rewarded:
         """Metrics by name, the headline first, each a number per row."""
         found: list[tuple[str, Callable[[Tried], Floats]]] = [("reward", lambda said: np.array(said.rewards))]
         parts = self._objective.reward if isinstance(self._objective.reward, dict) else {}
-        found += [(f"reward {name.rpartition('/')[2]}", self._part(name)) for name in parts if len(parts) > 1]
+        if len(parts) > 1:
+            last = {name: name.rpartition("/")[2].rpartition(":")[2] for name in parts}
+            found += [(f"reward: {last[name]}", self._part(name)) for name in parts]
         if self._referenced:
             wanted = [exercise.reference for exercise in self._exercises]
             found.append(("rouge_l", lambda said: rouge_l(wanted, said.answers.given)))
