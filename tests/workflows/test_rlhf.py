@@ -100,7 +100,8 @@ def test_a_last_judge_that_tells_nothing_apart_gives_no_verdict(tmp_path: Path):
         rlhf(made(tmp_path, rounds=1, final_judge=f"{tmp_path}/rules.py:blind"), way=QUIET, out=tmp_path / "loop")
 
 
-def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(tmp_path: Path):
+@pytest.mark.parametrize("name", ["Ana", "Rule (simulated)"])
+def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(name: str, tmp_path: Path):
     wanted = made(tmp_path, {"kind": "preference", "instruction": "Answer:"}, judge="page", rounds=1)
     with pytest.raises(Refused, match="0 of [0-9]+ pairs are judged") as waiting:
         rlhf(wanted, way=QUIET, out=tmp_path / "loop")
@@ -122,13 +123,13 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(tm
         offline=True,
     )
     panel = open_panel(wish, told=lambda text: pytest.fail(f"nothing is answered again: {text}"))
-    who = Who("Ana", "tab-aaaa")
+    who = Who(name, "tab-aaaa")
     while (key := panel.turns.next(who)) is not None:
         panel.vote(who, key, Said("left"))
     panel.store.close()
     found = rlhf(wanted, way=QUIET, out=tmp_path / "loop")
-    assert not found.simulated
-    assert [rater.rater for rater in found.rounds[0].votes.raters] == ["Ana"]
+    assert found.simulated is ("simulated" in name)
+    assert [rater.rater for rater in found.rounds[0].votes.raters] == [name]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ JSON, HTML = "rlhf.json", "rlhf.html"
 # How a reward is learned from a few hundred votes.
 BRIEF = Schedule(epochs=3, batch_rows=8)
 START = "start.json"
+SIMULATED = "simulated"  # what the name of a rater says who is no person
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ def _judged(loop: _Loop, model: str, place: Path, number: int) -> None:
     try:
         if settings.judge != PEOPLE:
             score = scorer(settings.judge, key="loop.judge")
-            judge_by_rule(panel, some, score, rater=f"simulated: {settings.judge}")
+            judge_by_rule(panel, some, score, rater=f"{SIMULATED}: {settings.judge}")
         need_judged(panel, wish)
     finally:
         panel.store.close()
@@ -245,7 +246,7 @@ def _report(loop: _Loop, rounds: list[Round]) -> LoopReport:
         objective=recipe.objective.kind,
         technique=recipe.technique.kind,
         judge=settings.judge,
-        simulated=settings.judge != PEOPLE,
+        simulated=any(SIMULATED in rater.rater.lower() for one in rounds for rater in one.votes.raters),
         final_judge=settings.final_judge,
         rounds=rounds,
         verdict=verdict_of(rounds),
