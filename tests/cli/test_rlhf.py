@@ -10,7 +10,7 @@ import pytest
 from tests.cli.conftest import Command
 
 RULES = (
-    "def short(attempt):\n    return -len(attempt.text)\n\ndef few(attempt):\n    return -len(attempt.text.split())\n"
+    "def short(attempt):\n    return -len(attempt.text)\n\ndef few(attempt):\n    return -sum(map(ord, attempt.text))\n"
 )
 RECIPE = """
 model: {model}
