@@ -80,7 +80,7 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     finally:
         for tracker in trackers:
             tracker.close()
-    if state.stopped_early:
+    if state.stopped_early and state.step < plan.steps:
         listen({"event": "note", "text": _stopped(state, plan)})
     if isinstance(objective, Rl):
         policy.head = None  # what expected rewards; the model that answers has no use for it
