@@ -33,7 +33,9 @@ def main(words: Sequence[str]) -> None:
     pages = "[factbook.html](factbook.html) and [enough.html](enough.html)"
     beside = f"Beside them stand two comparisons, {pages}; [how they were made](../compare.md). And a"
     curve = "learning curve: [need-reviews.html](need-reviews.html), [how](../before.md)."
-    people = "Answers that are judged: [the loop with people](rlhf/README.md), rules as a reward by [grpo](rl-grpo.html)"
+    people = (
+        "Answers that are judged: [the loop with people](rlhf/README.md), rules as a reward by [grpo](rl-grpo.html)"
+    )
     people += " and [ppo](rl-ppo.html)."
     lines = ["# Reports of real runs", "", origin, beside, curve, people, ""]
     done = [name for name in EXAMPLES if (ROOT / "runs" / name / "report.json").exists()]
