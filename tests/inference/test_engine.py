@@ -278,7 +278,10 @@ def test_a_run_that_was_unloaded_and_its_base_leave_the_memory_though_nobody_ask
         weakref.ref(engine.shelf.grounds()[0].base.network),
         weakref.ref(engine.shelf.get("one").model.policy.network),
     )
-    engine.shelf.unload("one")
+    last = Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=60)))
+    engine.shelf.unload("one")  # while it answers
+    last.text()
+    del last
     for _ in range(100):
         gc.collect()
         if not any(ref() is not None for ref in gone):

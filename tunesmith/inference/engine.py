@@ -124,7 +124,6 @@ class Engine:
     def _round(self) -> None:
         """What is overdue goes, some texts are labelled, some questions read, and every answer grows by a token."""
         self._sweep()
-        self._tidy()
         self._read_texts()
         self._let_in()
         for decoding in list(self._decodings.values()):
@@ -132,6 +131,7 @@ class Engine:
             self.counts.steps += 1
         at_work = {id(row) for decoding in self._decodings.values() for row in decoding.rows}
         self._tickets = [ticket for ticket in self._tickets if id(ticket.row) in at_work]
+        self._tidy()
 
     def _sweep(self) -> None:
         """Let go of answers that nobody waits for, and of those that took too long."""
