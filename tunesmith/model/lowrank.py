@@ -126,11 +126,9 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
         out: Tensor = self.base_layer(x)
-        return out + self.update(x)
-
-    def update(self, x: Tensor) -> Tensor:
-        """[..., I] -> [..., O], what the update adds to the base's product."""
-        return F.linear(F.linear(x, self.lora_a), self.lora_b).mul_(self.scale)
+        low = F.linear(x, self.lora_a)
+        out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), self.lora_b.T, alpha=self.scale)
+        return out
 
 
 def fuse(network: nn.Module) -> None:
