@@ -14,31 +14,33 @@ from tunesmith.techniques import Ia3, Lora
 ROWS = torch.arange(1, 61).view(3, 20)
 
 
+@pytest.mark.parametrize("more", [8, 3, 12])
+@pytest.mark.parametrize("in_line", [True, False])
 @pytest.mark.parametrize("kind", DECODERS)
 @torch.no_grad()
-def test_a_row_has_the_same_states_wherever_it_lies_and_whoever_leaves(kind: str):
-    network = base(kind).network
+def test_a_row_has_the_same_states_wherever_it_lies_and_whoever_leaves(kind: str, in_line: bool, more: int):
+    network = policy(kind).network if in_line else base(kind).network
     slab = Slab(network.config)
-    slab.feed(network, ROWS[:2, :6], slots=(0, 1), starts=(0, 0))
-    slab.feed(network, ROWS[2:, :9], slots=(2,), starts=(0,))  # joins later, and is longer
-    slab.feed(network, torch.stack([ROWS[0, 6], ROWS[1, 6], ROWS[2, 9]])[:, None], slots=(0, 1, 2), starts=(6, 6, 9))
+    rows = ROWS.tolist()
+    slab.feed(network, [rows[0][:6], rows[1][:6]], slots=range(2), starts=(0, 0))
+    slab.feed(network, [rows[2][:9]], slots=range(2, 3), starts=(0,))  # joins later, and is longer
+    slab.feed(network, [rows[0][6:7], rows[1][6:7], rows[2][9:10]], slots=range(3), starts=(6, 6, 9))
     slab.move(2, 0, 10)  # row 0 leaves, row 2 takes its slot
-    ids = torch.stack([ROWS[2, 10:18], ROWS[1, 7:15]])
-    found = slab.feed(network, ids, slots=(0, 1), starts=(10, 7))
-    for states, row, begin in ((found[0], 2, 10), (found[1], 1, 7)):
+    found = slab.feed(network, [rows[2][10:18], rows[1][7 : 7 + more]], slots=range(2), starts=(10, 7))
+    for states, row, begin, size in ((found[0], 2, 10, 8), (found[1], 1, 7, more)):
         alone = network.base_model(input_ids=ROWS[row : row + 1], use_cache=False).last_hidden_state[0]
-        assert torch.allclose(states, alone[begin : begin + 8], atol=1e-4)
+        assert torch.allclose(states, alone[begin : begin + size], atol=1e-4)
 
 
 @torch.no_grad()
 def test_a_beginning_that_is_put_into_a_slot_stands_for_its_ids():
     network = base("llama").network
     slab = Slab(network.config)
-    slab.feed(network, ROWS[:1, :12], slots=(0,), starts=(0,))
+    slab.feed(network, ROWS[:1, :12].tolist(), slots=range(1), starts=(0,))
     kept = slab.take(0, 10)
     other = Slab(network.config)
     other.put(4, kept)
-    found = other.feed(network, ROWS[:1, 10:], slots=(4,), starts=(10,))[0]
+    found = other.feed(network, ROWS[:1, 10:].tolist(), slots=range(4, 5), starts=(10,))[0]
     alone = network.base_model(input_ids=ROWS[:1], use_cache=False).last_hidden_state[0, 10:]
     assert torch.allclose(found, alone, atol=1e-5)
 

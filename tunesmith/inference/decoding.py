@@ -6,7 +6,7 @@ Letters: B rows at work, T tokens of the longest question, D hidden, V words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Decoding:
         by_length = sorted(rows, key=lambda row: left[row])
         others = [row for row in reversed(by_length) if row is not first and row.run is first.run]
         order = [first, *(row for row in others if left[row] <= left[first])]
-        chosen = [order[i] for i in cut(range(len(order)), [left[row] for row in order], tokens)[0]]
+        chosen = order[: _fitting([left[row] for row in order], tokens, packs=first.run.model.policy.packs)]
         self._read(chosen)
         waits = [row for row in by_length if row not in chosen and left[row] * SHORT <= left[first]]
         if short := _beginning(waits, left, tokens // SHORT):
@@ -70,10 +70,9 @@ class Decoding:
         if self.rows:
             network = self._network()
             starts = [row.columns - 1 for row in self.rows]
-            ids = torch.tensor(drawn)[:, None]
-            states = self._slab.feed(network, ids, slots=range(len(self.rows)), starts=starts)
-            for i, row in enumerate(self.rows):
-                row.last = states[i, -1]
+            states = self._slab.feed(network, [[one] for one in drawn], slots=range(len(drawn)), starts=starts)
+            for row, own in zip(self.rows, states, strict=True):
+                row.last = own[-1]
         else:
             self._slab.clear()
         return len(going)
@@ -108,7 +107,7 @@ class Decoding:
         known = max((self._beginnings.find(run.number, row.prompt)[0] for row in rows), default=0)
         if shared - known < WORTH:
             return
-        self._fill(run, [ids[:shared]], [len(self.rows)])
+        self._fill(run, [ids[:shared]], range(len(self.rows), len(self.rows) + 1))
         self._beginnings.keep(run.number, ids[:shared], self._slab.take(len(self.rows), run.virtual + shared))
 
     def _read(self, rows: Sequence[Row]) -> None:
@@ -120,7 +119,7 @@ class Decoding:
             self._beginnings.keep(run.number, row.prompt, self._slab.take(slot, run.virtual + len(row.prompt)))
         self.rows += rows
 
-    def _fill(self, run: Run, prompts: Sequence[list[int]], slots: Sequence[int]) -> list[Tensor]:
+    def _fill(self, run: Run, prompts: Sequence[list[int]], slots: range) -> list[Tensor]:
         """The state [D] of each prompt's last id; keys and values of all its ids into its slot."""
         sizes = []
         for slot, prompt in zip(slots, prompts, strict=True):
@@ -130,11 +129,9 @@ class Decoding:
             sizes.append(size)
         self.tokens_reused += sum(sizes)
         rest = [prompt[size:] for prompt, size in zip(prompts, sizes, strict=True)]
-        width = max(map(len, rest))
-        ids = torch.tensor([own + [0] * (width - len(own)) for own in rest])
         starts = [run.virtual + size for size in sizes]
-        states = self._slab.feed(run.model.policy.network, ids, slots=slots, starts=starts)
-        return [states[i, len(own) - 1] for i, own in enumerate(rest)]
+        states = self._slab.feed(run.model.policy.network, rest, slots=slots, starts=starts)
+        return [own[-1] for own in states]
 
     def _network(self) -> Any:
         """The network of the one run that all rows are under, or all of them as one."""
@@ -160,6 +157,13 @@ class Decoding:
         """[B, V] of what comes next."""
         words = self.rows[0].run.model.policy.words
         return words.over(network).logits(torch.stack([row.last for row in self.rows])).float()
+
+
+def _fitting(lengths: Sequence[int], tokens: int, *, packs: bool) -> int:
+    """How many rows, longest first, run in one pass of so many tokens: one at least, and padded unless packed."""
+    if packs:
+        return max(1, sum(total <= tokens for total in accumulate(lengths)))
+    return len(cut(range(len(lengths)), lengths, tokens)[0])
 
 
 def _beginning(rows: Sequence[Row], left: Mapping[Row, int], tokens: int) -> list[Row]:

@@ -22,6 +22,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tunesmith.model.ragged import Ragged
+
 NAME = "tunesmith"
 # What some families add to attention: they keep their own.
 NOT_KNOWN = ("softcap", "s_aux", "position_bias")
@@ -108,11 +110,14 @@ def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
     `states` as transformers hands them over: query [1, H, N, W], key and value [1, G, N, W], and the mask.
     """
     query, key, value, attention_mask = states
-    layout: Layout | None = kwargs.pop("layout", None)
+    layout: Layout | Ragged | None = kwargs.pop("layout", None)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if odd := [word for word in NOT_KNOWN if kwargs.get(word) is not None]:
         raise ValueError(f"attention with {odd[0]} is not known here")
+    if isinstance(layout, Ragged):
+        window, scale = kwargs.get("sliding_window"), kwargs.get("scaling")
+        return layout.attend(query, key, value, window=window, scale=scale), None
     asking, keys, values = (one[0].transpose(0, 1) for one in (query, key, value))
     causal = kwargs.get("is_causal")
     causal = module.is_causal if causal is None else causal

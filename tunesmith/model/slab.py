@@ -10,16 +10,29 @@ W width of a head, D hidden.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tunesmith.model.attention import SAME, Past
+from tunesmith.model.attention import NAME, NO_MASK, SAME, Past
+from tunesmith.model.ragged import Ragged
 
 STEP = 64  # columns grow by at least so many
 FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the tokens of a pass go: slots `first` to `end`, `width` columns of them looked at."""
+
+    first: int
+    end: int
+    width: int
+    slots: Tensor  # [B, 1] int64, or [1, N] where rows lie in one line
+    columns: Tensor  # [B, T] or [1, N]
 
 
 class _Layer(CacheLayerMixin):
@@ -33,17 +46,17 @@ class _Layer(CacheLayerMixin):
         """Nothing: room is made when it is known how much."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """[B, G, T, W] of the rows at work in; theirs up to the last column, [B, G, S, W], out."""
-        slots, columns, width = self.slab.at
-        self.keys = self._written(self.keys, key_states, slots, columns)
-        self.values = self._written(self.values, value_states, slots, columns)
-        rows = slice(slots[0], slots[0] + len(slots))
-        return self.keys[rows, :width].transpose(1, 2), self.values[rows, :width].transpose(1, 2)
+        """[B, G, T, W] of the rows at work in, or [1, G, N, W]; theirs up to the last column, [B, G, S, W], out."""
+        at = self.slab.at
+        self.keys = self._written(self.keys, key_states, at)
+        self.values = self._written(self.values, value_states, at)
+        rows = slice(at.first, at.end)
+        return self.keys[rows, : at.width].transpose(1, 2), self.values[rows, : at.width].transpose(1, 2)
 
-    def _written(self, held: Tensor | None, given: Tensor, slots: Sequence[int], columns: Tensor) -> Tensor:
-        """The block with [B, G, T, W] in it, larger where it was too small."""
-        block = self.room(held, given, rows=slots[-1] + 1, columns=int(columns.max()) + 1)
-        block[torch.tensor(slots, device=block.device)[:, None], columns] = given.transpose(1, 2)
+    def _written(self, held: Tensor | None, given: Tensor, at: _Place) -> Tensor:
+        """The block with what was given in it, larger where it was too small."""
+        block = self.room(held, given, rows=at.end, columns=at.width)
+        block[at.slots, at.columns] = given.transpose(1, 2)
         return block
 
     def room(self, held: Tensor | None, like: Tensor, *, rows: int, columns: int) -> Tensor:
@@ -61,11 +74,11 @@ class _Layer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns looked at, from the first on."""
-        return self.slab.at[2], 0
+        return self.slab.at.width, 0
 
     def get_seq_length(self) -> int:
         """Columns looked at."""
-        return self.slab.at[2]
+        return self.slab.at.width
 
     def get_max_length(self) -> int:
         """No maximum."""
@@ -77,23 +90,45 @@ class Slab(Cache):
 
     def __init__(self, config: Any) -> None:
         super().__init__(layers=[_Layer(self) for _ in range(config.num_hidden_layers)])
-        self.at: tuple[Sequence[int], Tensor, int] = ((0,), torch.zeros(1, 1, dtype=torch.int64), 0)
+        self.at = _Place(0, 1, 0, torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))
         kinds = getattr(config, "layer_types", None) or [SLIDING if getattr(config, "sliding_window", None) else FULL]
         self.kinds = sorted(set(kinds))
         self.window = int(getattr(config, "sliding_window", None) or 0)
 
-    def feed(self, network: Any, ids: Tensor, *, slots: Sequence[int], starts: Sequence[int]) -> Tensor:
-        """[B, T, D]: states of ids [B, T] put into these slots, which lie next to each other, from these columns on."""
-        length, device = ids.shape[1], network.device
-        columns = torch.tensor(starts, device=device)[:, None] + torch.arange(length, device=device)  # [B, T]
-        self.at = (slots, columns, max(starts) + length)
-        out = network.base_model(
-            input_ids=ids.to(device),
-            attention_mask=self._masks(columns, network.dtype),
-            position_ids=columns,
-            cache=self,
-            use_cache=True,
-        )
+    def feed(
+        self, network: Any, rows: Sequence[Sequence[int]], *, slots: range, starts: Sequence[int]
+    ) -> Sequence[Tensor]:
+        """[T, D] for each row: states of its ids, put into its slot from this column on."""
+        sizes, device = [len(row) for row in rows], network.device
+        even = max(sizes) == min(sizes)
+        if not even and network.config._attn_implementation == NAME:
+            return self._in_line(network, rows, slots=slots, starts=starts)
+        longest = max(sizes)
+        ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+        columns = torch.tensor(starts, device=device)[:, None] + torch.arange(longest, device=device)  # [B, T]
+        behind = torch.tensor(slots, device=device)[:, None]
+        self.at = _Place(slots.start, slots.stop, max(starts) + longest, behind, columns)
+        states = self._states(network, ids, attention_mask=self._masks(columns, network.dtype))
+        return [states[i, :size] for i, size in enumerate(sizes)]
+
+    def _in_line(
+        self, network: Any, rows: Sequence[Sequence[int]], *, slots: range, starts: Sequence[int]
+    ) -> Sequence[Tensor]:
+        """The same without padding: rows of unequal length one behind the other."""
+        sizes, device = [len(row) for row in rows], network.device
+        ids = torch.tensor([[token for row in rows for token in row]], device=device)
+        columns = [start + i for start, size in zip(starts, sizes, strict=True) for i in range(size)]
+        owners = [slot for slot, size in zip(slots, sizes, strict=True) for _ in range(size)]
+        line = torch.tensor([owners, columns], device=device)[:, None]  # [2, 1, N]
+        self.at = _Place(slots.start, slots.stop, max(columns) + 1, line[0], line[1])
+        ragged = Ragged.of(sizes, starts, device=device)
+        states = self._states(network, ids, attention_mask=NO_MASK.to(device), layout=ragged)
+        parts: Sequence[Tensor] = torch.split(states[0], sizes)
+        return parts
+
+    def _states(self, network: Any, ids: Tensor, **how: Any) -> Tensor:
+        """[B, T, D] of ids at the place that is set."""
+        out = network.base_model(input_ids=ids, position_ids=self.at.columns, cache=self, use_cache=True, **how)
         states: Tensor = out.last_hidden_state
         return states
 
@@ -130,7 +165,7 @@ class Slab(Cache):
 
     def _masks(self, columns: Tensor, dtype: torch.dtype) -> Any:
         """What each token sees, [B, 1, T, S] as numbers to add; by kind of layer where a network has several."""
-        behind = columns[:, :, None] - torch.arange(self.at[2], device=columns.device)
+        behind = columns[:, :, None] - torch.arange(self.at.width, device=columns.device)
         made = {}
         for kind in self.kinds:
             seen = behind >= 0
@@ -147,18 +182,17 @@ def fits(network: Any) -> bool:
     slab = Slab(network.config)
     if not set(slab.kinds) <= {FULL, SLIDING}:
         return False
-    rows = torch.arange(1, 11, device=network.device).view(2, 5)
+    rows = [list(range(1, 6)), list(range(6, 11))]
     try:
-        first = slab.feed(network, rows[:, :3], slots=(0, 1), starts=(0, 0))
-        # The second row goes on from its second token, as a row does that joins later.
-        last = slab.feed(network, torch.stack([rows[0, 3:5], rows[1, 2:4]]), slots=(0, 1), starts=(3, 2))
+        first = slab.feed(network, [row[:3] for row in rows], slots=range(2), starts=(0, 0))
+        # The second row goes on from its second token, as a row does that joins later, and further than the first.
+        last = slab.feed(network, [rows[0][3:5], rows[1][2:]], slots=range(2), starts=(3, 2))
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):  # a state that is no keys
         return False
-    for row, (begin, states) in enumerate(((3, last[0]), (2, last[1]))):
-        alone = network.base_model(input_ids=rows[row : row + 1], use_cache=False).last_hidden_state[0].float()
-        wanted, found = alone[begin : begin + 2], states.float()
-        if (wanted - found).norm() > SAME * wanted.norm() or (
-            alone[:2] - first[row, :2].float()
-        ).norm() > SAME * alone.norm():
-            return False
+    for row, begin, head, tail in zip(rows, (3, 2), first, last, strict=True):
+        ids = torch.tensor([row], device=network.device)
+        alone = network.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].float()
+        for wanted, found in ((alone[:2], head[:2]), (alone[begin:], tail)):
+            if (wanted - found.float()).norm() > SAME * wanted.norm():
+                return False
     return True
