@@ -16,19 +16,27 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
+Frozen = tuple[Tensor, Tensor | None, float]  # weight [O, I], bias, and the scale of the update
+
+
+def _product(flat: Tensor, frozen: Frozen, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, O], and [N, R] on the way to it, of [N, I]; all are in the weight's type."""
+    weight, bias, scale = frozen
+    with torch.autocast(flat.device.type, enabled=False):
+        low = flat @ a.T
+        bias = None if bias is None else bias.to(weight.dtype)
+        return F.linear(flat, weight, bias).addmm_(low, b.T, alpha=scale), low
+
 
 class _Updated(torch.autograd.Function):
     """x W^T + bias + scale (x A^T) B^T for a frozen W."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: tuple[Tensor, Tensor | None, float], a: Tensor, b: Tensor) -> Tensor:
-        weight, bias, scale = frozen
+    def forward(ctx: Any, x: Tensor, frozen: Frozen, a: Tensor, b: Tensor) -> Tensor:
+        weight, _, scale = frozen
         flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
         a, b = a.to(weight.dtype), b.to(weight.dtype)
-        with torch.autocast(x.device.type, enabled=False):
-            low = flat @ a.T
-            bias = None if bias is None else bias.to(weight.dtype)
-            out = F.linear(flat, weight, bias).addmm_(low, b.T, alpha=scale)
+        out, low = _product(flat, frozen, a, b)
         ctx.save_for_backward(flat, low, a, b, weight)
         ctx.scale, ctx.shape, ctx.dtype = scale, x.shape, x.dtype
         return out.view(*x.shape[:-1], -1)
@@ -60,6 +68,7 @@ class FusedLora(PeftLinear):
     """PEFT's layer; its forward is ours where one plain update is on, PEFT's everywhere else."""
 
     cast: Tensor | None = None  # the frozen weight in the type of the products
+    wide: tuple[tuple[int, int], Tensor, Tensor] | None = None  # the same beside B, A, and of when they are
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[..., I] -> [..., O]."""
@@ -67,12 +76,19 @@ class FusedLora(PeftLinear):
         if name is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
         layer: Any = self.base_layer
-        weight, bias, scale = self._weight(x), layer.bias, self.scaling[name]
+        frozen = weight, bias, scale = self._weight(x), layer.bias, self.scaling[name]
         a, b = self._factors(name)
-        if not torch.is_grad_enabled() and _many(x, weight):
+        if torch.is_grad_enabled():
+            out: Tensor = _Updated.apply(x, frozen, a, b)  # type: ignore[no-untyped-call]
+            return out
+        if _many(x, weight):
             return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
-        out: Tensor = _Updated.apply(x, (weight, bias, scale), a, b)  # type: ignore[no-untyped-call]
-        return out
+        if weight is self.cast:  # drawing: one product, as the thin one of B takes nearly as long as the weight's
+            inner, wide = self._side_by_side(a, b, scale)
+            x = x.to(wide.dtype)
+            return F.linear(torch.cat([x, F.linear(x, inner)], dim=-1), wide, bias)
+        out, _ = _product(x.reshape(-1, x.shape[-1]).to(weight.dtype), frozen, a, b)
+        return out.view(*x.shape[:-1], -1)
 
     def update_alone(self) -> LowRank | None:
         """The same layer to answer with, its base's and its update's numbers shared; None where only PEFT can tell."""
@@ -86,6 +102,21 @@ class FusedLora(PeftLinear):
         a: Any = self.lora_A[name]
         b: Any = self.lora_B[name]
         return a.weight, b.weight
+
+    def _side_by_side(self, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """A, and the frozen weight beside the scaled B, [O, I + R], in the type of the products, as A and B are now."""
+        assert self.cast is not None
+        moved, inner = (a._version, b._version), a.shape[1]
+        with torch.inference_mode(False), torch.no_grad():
+            if self.wide is None:
+                wide = torch.cat([self.cast, (b * scale).to(self.cast.dtype)], dim=1)
+                self.cast = wide[:, :inner]  # the same numbers, kept once
+                self.wide = moved, a.to(wide.dtype), wide
+            elif self.wide[0] != moved:
+                wide = self.wide[2]
+                wide[:, inner:] = b * scale
+                self.wide = moved, a.to(wide.dtype), wide
+        return self.wide[1:]
 
     def _one_plain_update(self) -> str | None:
         """The name of the only update, if it is on, apart from the base's numbers, and nothing but A and B."""
@@ -103,6 +134,7 @@ class FusedLora(PeftLinear):
             return weight
         dtype = torch.get_autocast_dtype(x.device.type)
         if self.cast is None or self.cast.dtype != dtype:
+            self.wide = None
             with torch.inference_mode(False):  # answers may be drawn before a gradient flows through the same copy
                 self.cast = weight.detach().to(dtype)
         cast: Tensor = self.cast
@@ -111,7 +143,7 @@ class FusedLora(PeftLinear):
     def train(self, mode: bool = True) -> FusedLora:
         """Training or evaluation mode; out of training the second copy of the weight goes."""
         if not mode:
-            self.cast = None
+            self.cast = self.wide = None
         return super().train(mode)
 
 
