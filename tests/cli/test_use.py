@@ -51,6 +51,12 @@ def test_any_other_run_answers_with_text_as_its_rows_were_asked(command: Command
     assert opening(model, "number 3") == Message("user", "Which?\n\nnumber 3")
 
 
+def test_a_text_that_does_not_fit_is_said_to_be_cut(command: Command, encoder_run: Path, decoder_run: Path):
+    for run in (encoder_run, decoder_run):
+        assert "its end was left out" not in command("ask", run, "number 3").err
+        assert "its end was left out" in command("ask", run, "number 3 " * 400).err
+
+
 def test_a_dash_reads_the_text_from_stdin(command: Command, encoder_run: Path, monkeypatch: pytest.MonkeyPatch):
     type_in(monkeypatch, " phone number 3 is good\n")
     piped = json.loads(command("ask", encoder_run, "-", "--json").out)

@@ -121,6 +121,13 @@ def test_sentences_in_a_target_column_are_no_labels():
         detect(rows({"text": "t", "target": "a long sentence " * 5}))
 
 
+def test_a_value_of_another_kind_in_a_known_column_is_shown_with_its_row():
+    with pytest.raises(DataError, match=r"and a\.jsonl:1 has no label in 'label': nan; "):
+        detect(rows({"text": "t", "label": float("nan")}))
+    with pytest.raises(DataError, match=r"and a\.jsonl:2 has no text in 'text': \['a', 'b'\]; "):
+        detect(rows({"text": "t", "label": "x"}, {"text": ["a", "b"], "label": "x"}))
+
+
 def test_unclear_columns_are_named_with_what_to_write():
     with pytest.raises(DataError, match=r"^a\.jsonl: no known format has the columns \['en', 'frog'\]; write in the"):
         detect(rows({"en": "a", "frog": "b"}))

@@ -183,7 +183,10 @@ def test_states_of_texts_are_those_of_python(name: str, client: openai.OpenAI, r
     found = client.embeddings.create(model=name, input=list(QUESTIONS))
     for one, states in zip(found.data, wanted.tolist(), strict=True):
         assert one.embedding == pytest.approx(states, abs=1e-3)
-    plain = client.embeddings.create(model=name, input=QUESTIONS[0], encoding_format="float")
+    width = wanted.shape[1]
+    with pytest.raises(openai.BadRequestError, match=f"dimensions: {name} gives {width} and was not trained"):
+        client.embeddings.create(model=name, input=QUESTIONS[0], dimensions=3)
+    plain = client.embeddings.create(model=name, input=QUESTIONS[0], encoding_format="float", dimensions=width)
     assert plain.data[0].embedding == pytest.approx(wanted[0].tolist(), abs=1e-3)
 
 

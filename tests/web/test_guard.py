@@ -88,6 +88,10 @@ def test_what_the_page_would_not_send_is_refused(change: dict[str, str], status:
     assert ";" in json.loads(answer.body)["detail"]  # the finding; the cure
 
 
+def test_a_method_that_sends_nothing_needs_no_type_and_is_told_apart_by_the_app():
+    assert asked({name: value for name, value in OWN.items() if name != "content-type"}, method="DELETE").status == 200
+
+
 def test_a_form_of_another_site_lacks_our_header():
     assert asked({name: value for name, value in OWN.items() if name != "x-tunesmith"}).status == 403
 

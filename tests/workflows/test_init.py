@@ -89,6 +89,7 @@ def test_the_longest_row_of_a_hundred_sets_max_tokens(tmp_path: Path) -> None:
     [
         (["yes", "no", "I cannot say"], "exact_match"),
         (["the display flickers when it is warm, so open it", "press the left key for three seconds"], "rouge_l"),
+        ([f'{{"name": "weather", "arguments": {{"city": "{city}"}}}}' for city in ("Rome", "Oslo")], "tool_calls"),
         (["das Gerät wird größer und wärmer als üblich", "für alle Fälle hält man es kühl"], "chrf"),
     ],
 )

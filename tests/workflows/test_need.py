@@ -59,7 +59,7 @@ def test_the_page_is_one_file_with_sentence_and_picture(measured: tuple[Any, Pat
 def test_what_has_run_is_not_run_again(measured: tuple[Any, Path, Need], monkeypatch: pytest.MonkeyPatch):
     asked, folder, found = measured
     monkeypatch.setattr(story, "train", None)
-    _, again = ask(asked, folder, Question(target=2.0))
+    _, again = ask(asked, folder, Question(target=0.99))
     assert again.sizes == found.sizes
 
 
@@ -95,6 +95,8 @@ def test_few_rows_are_passed_over_more_often_but_not_for_ever():
 
 
 def test_what_no_curve_can_tell_is_refused(tmp_path: Path):
+    with pytest.raises(RecipeError, match="--target: the best accuracy there is is 1, not 2; ask for that"):
+        ask(made(tmp_path), tmp_path / "beyond", Question(target=2.0))
     with pytest.raises(Refused, match="training rows show no curve; collect 96 first"):
         ask(made(tmp_path, 60), tmp_path / "few")
     with pytest.raises(RecipeError, match=r"--rows: 9,999 is more than 4 times the \d+ training rows there are"):

@@ -35,7 +35,11 @@ def add(commands: Commands) -> None:
     add_changes(parser)
     add_common(parser, out="folder of the comparison (default: comparisons/NAME)")
     parser.add_argument(
-        "--budget", type=float, default=0.0, metavar="MINUTES", help="use as many rows as fit into this time"
+        "--budget",
+        type=float,
+        default=0.0,
+        metavar="MINUTES",
+        help="use as many rows as fit into this time; 0: all that the recipe names",
     )
     parser.add_argument(
         "--price-per-hour", type=float, default=0.0, metavar="PRICE", help="what this machine costs, for the costs"

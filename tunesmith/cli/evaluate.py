@@ -35,7 +35,9 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--base", default="", metavar="MODEL", help="put the adapter over this base")
     parser.add_argument("--task", default="", metavar="NAME", help="which task of a run that learned several")
-    parser.add_argument("--rows", type=int, default=0, metavar="N", help="score on N rows drawn at random")
+    parser.add_argument(
+        "--rows", type=int, default=0, metavar="N", help="score on N rows drawn at random; 0 for all (%(default)s)"
+    )
     parser.add_argument("--answers", type=Path, metavar="FILE", help="write every question with its answers, as jsonl")
     add_set(parser, "how the rows are read, such as objective.text=body or data.group=thread")
     add_schema(parser, _schema)

@@ -61,6 +61,8 @@ def ask(args: argparse.Namespace) -> int:
     model = load(args.folder, offline=args.offline).at(args.task)
     sampling = sampling_of(args, model.sampling)
     told = _told(model, text, sampling)
+    if _was_cut(model, text):
+        log(f"ask: the text is longer than the {model.limit} tokens of a row; its end was left out")
     if publish({"run": args.folder, "text": text, **told}, args):
         return 0
     if "probabilities" in told:
@@ -72,6 +74,18 @@ def ask(args: argparse.Namespace) -> int:
     else:
         show(told["answer"])
     return 0
+
+
+def _was_cut(model: LocalModel, text: str) -> bool:
+    """Whether the model saw less than the whole text."""
+    from tunesmith.cli.conversation import opening
+    from tunesmith.objectives import Classify, Domain
+
+    if isinstance(model.objective, Classify):
+        return model.objective.question(text, model.template, limit=model.limit)[1]
+    if isinstance(model.objective, Domain):
+        return len(model.template.document(text).ids) > model.limit
+    return model.template.fit([opening(model, text)], model.limit)[1]
 
 
 def _told(model: LocalModel, text: str, sampling: Sampling) -> dict[str, Any]:

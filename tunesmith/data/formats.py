@@ -89,7 +89,7 @@ def detect(rows: Sequence[Row]) -> Format:
         raise DataError(fault)
     else:
         cure = "write in the recipe which is which, as objective: " + " or ".join(EXPLICIT)
-    raise DataError(f"{file_of(rows)}: no known format has the columns {columns_of(rows)}; {cure}")
+    raise DataError(f"{file_of(rows)}: no known format has the columns {columns_of(rows)}{_odd(sample)}; {cure}")
 
 
 class _Sample:
@@ -116,6 +116,16 @@ class _Sample:
         """Parts that may be blank in most rows: a column of such a name is enough."""
         found = {part: [self.names[name] for name in names if name in self.names] for part, names in parts.items()}
         return {part: columns[0] for part, columns in found.items() if columns}
+
+
+def _odd(sample: _Sample) -> str:
+    """The first value that keeps columns of known names from being read as texts and labels; nothing without one."""
+    for names, holds, kind in ((TEXTS, _is_text, "text"), (LABELS, _is_label, "label")):
+        for column in (sample.names[name] for name in names if name in sample.names):
+            for row in sample.rows:
+                if not holds(row.fields.get(column)):
+                    return f", and {row.where} has no {kind} in {column!r}: {str(row.fields.get(column))[:40]}"
+    return ""
 
 
 def _is_text(value: object) -> bool:

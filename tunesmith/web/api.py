@@ -136,6 +136,10 @@ class Api:
         wanted = TextsWanted.model_validate_json(await request.body())
         run = self._run(wanted.model)
         vectors = await self._read(run, "states", wanted.texts)
+        if wanted.dimensions not in (None, len(vectors[0])):
+            raise AskError(
+                f"dimensions: {run.name} gives {len(vectors[0])} and was not trained for fewer; leave it out"
+            )
         told = [_vector(vector, wanted.encoding_format) for vector in vectors]
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(told)]
         tokens = sum(len(run.template.document(text).ids) for text in wanted.texts)

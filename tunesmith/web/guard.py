@@ -116,7 +116,10 @@ class Guard:
             return Refusal(403, "asked by a page of another site; use this page itself")
         if self._manner.own_header and OWN_HEADER not in headers:
             return Refusal(403, f"not asked by this page; programs send the header {OWN_HEADER}: 1")
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if (
+            scope["method"] != "DELETE"
+            and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json"
+        ):
             return Refusal(415, "only JSON is read; send content-type: application/json")
         return None
 

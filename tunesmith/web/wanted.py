@@ -163,6 +163,7 @@ class TextsWanted(BaseModel):
     model: Name
     input: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] = Field(max_length=2**20)
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
 
     @property
     def texts(self) -> list[str]:

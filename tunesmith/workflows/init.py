@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.examples import Example, Labelled, Text
+from tunesmith.data.calls import calls_in
+from tunesmith.data.examples import Chat, Example, Labelled, Text
 from tunesmith.data.formats import LANGUAGES, Format, detect
 from tunesmith.data.guess import Guess, guess
 from tunesmith.data.pairs import written
@@ -190,7 +191,9 @@ def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons
     answers = [reference(example) for example in examples]
     words = float(np.median([len(answer.split()) for answer in answers]))
     foreign = sum(len(a) != len(a.encode()) for a in answers) / len(answers)
-    if words <= 3 and len(set(answers)) < 0.5 * len(answers):
+    if np.mean([_calls(example) for example in examples]) > 0.5:
+        metric, why_so = "tool_calls", "most rows call a tool: its name and its arguments are compared"
+    elif words <= 3 and len(set(answers)) < 0.5 * len(answers):
         metric, why_so = "exact_match", "most answers are a few words that come again: right or wrong"
     elif foreign > 0.5:
         metric, why_so = "chrf", "most answers have letters beyond English: compared letter by letter"
@@ -198,6 +201,12 @@ def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons
         metric, why_so = "rouge_l", f"answers of about {words:.0f} words: how much of the wanted wording is there"
     reasons["objective.metric"] = why_so
     return metric
+
+
+def _calls(example: Example) -> bool:
+    """Whether an answer of a chat calls a tool."""
+    assert isinstance(example, Chat)
+    return any(turn.role == "assistant" and bool(turn.calls or calls_in(turn.content)) for turn in example.messages)
 
 
 def _instruction(objective: AnyObjective, reasons: dict[str, str]) -> dict[str, str]:

@@ -140,6 +140,12 @@ def _check(question: Question, prepared: Prepared, available: int) -> None:
         raise Refused(
             f"{prepared.recipe.data.train}: {available} training rows show no curve; collect {4 * FEWEST_ROWS} first"
         )
+    metric = prepared.recipe.objective.metric
+    sign, best = _best(metric)
+    if question.target is not None and sign * question.target > best:
+        raise RecipeError(
+            f"--target: the best {metric} there is is {sign * best:g}, not {question.target:g}; ask for that"
+        )
     for rows in question.rows:
         if rows > FARTHEST * available:
             raise RecipeError(
@@ -203,8 +209,7 @@ def _answer(ladder: Ladder, question: Question, cells: Sequence[Cell], *, notes:
     """The page of a measured ladder."""
     recipe = ladder.prepared.recipe
     metric = recipe.objective.metric
-    sign = -1.0 if lower_is_better(metric) else 1.0
-    best = BEST.get(metric, 0.0 if sign < 0 else 1.0)
+    sign, best = _best(metric)
     reading = read_curve([replace(cell, score=sign * cell.score) for cell in cells], best=best)
     largest = max(cell.rows for cell in cells)
     asked = question.rows or (2 * largest, round(FARTHEST * largest))
@@ -235,6 +240,12 @@ def _answer(ladder: Ladder, question: Question, cells: Sequence[Cell], *, notes:
         seconds=seconds,
     )
     return found.model_copy(update={"sentence": sentence(found)})
+
+
+def _best(metric: str) -> tuple[float, float]:
+    """1 where more is better, -1 where less is; and the best score there is, times that."""
+    sign = -1.0 if lower_is_better(metric) else 1.0
+    return sign, BEST.get(metric, 0.0 if sign < 0 else 1.0)
 
 
 def _measured(cells: Sequence[Cell]) -> list[Size]:
