@@ -18,7 +18,7 @@ def in_short(report: Report) -> list[str]:
     told = [_gain(report.task), _rivals(report), _cost(report.retention)]
     told += [] if report.style is None else _sound(report.style)
     told += [] if report.judgement is None else _judged(report.judgement)
-    return [*told, *(f"Alarm: {alarm}." for alarm in report.alarms)]
+    return [*told, *(f"Alarm: {alarm}" + "." * (not alarm.endswith("?")) for alarm in report.alarms)]
 
 
 def _gain(task: TaskScore) -> str:
