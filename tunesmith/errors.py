@@ -17,6 +17,8 @@ from collections.abc import Sequence
 
 _MEMBER = re.compile(r"(constrained-)?(float|int|str|bool|list|dict|tuple)\b|literal\[|function-")
 
+_NAMING = ("where", "tasks")  # what stands below these is a name that a person gave
+
 
 class TunesmithError(Exception):
     """An error whose text is meant for the user: `place: finding; cure`."""
@@ -56,4 +58,5 @@ class Refused(TunesmithError):
 
 def key_of(place: Sequence[int | str]) -> list[str]:
     """The keys that a person wrote of a place that pydantic names: without the members of unions in it."""
-    return [part for part in map(str, place) if not _MEMBER.match(part)]
+    told = ["", *map(str, place)]
+    return [part for before, part in zip(told, told[1:], strict=False) if before in _NAMING or not _MEMBER.match(part)]

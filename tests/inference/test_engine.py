@@ -18,6 +18,7 @@ import torch
 from tests.served import HEAD, LABELS, engine_over, save_run
 from tunesmith.data.examples import Message
 from tunesmith.inference.ask import Ask, AskError
+from tunesmith.inference.decoding import _fitting
 from tunesmith.inference.engine import Busy, Engine, Limits
 from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
@@ -288,6 +289,48 @@ def test_a_run_that_was_unloaded_and_its_base_leave_the_memory_though_nobody_ask
             return
         time.sleep(0.05)
     pytest.fail(f"still there: {[ref() is not None for ref in gone]}")
+
+
+def test_a_run_that_was_mixed_with_another_leaves_the_memory_when_it_is_unloaded(tmp_path: Path, over):
+    for name, seed in (("one", 1), ("two", 2)):
+        save_run(tmp_path / name, Lora(rank=4), seed=seed)
+    engine = over({name: [tmp_path / name] for name in ("one", "two")})
+    long = Sampling(max_new_tokens=60)
+    answers = [Answer(engine, asked(name, "hi", sampling=long)) for name in ("one", "two")]
+    gone = weakref.ref(engine.shelf.get("two").model.policy.network)
+    engine.shelf.unload("two")  # while both are answered in one batch
+    wanted = load(tmp_path / "one").reply([Message("user", "hi")], sampling=long).text
+    assert answers[0].text() == wanted
+    answers.pop().text()
+    for _ in range(100):
+        gc.collect()
+        if gone() is None:
+            break
+        time.sleep(0.05)
+    assert gone() is None
+    assert Answer(engine, asked("one", "hi", sampling=long)).text() == wanted
+    kept = engine.shelf.get("one").model.policy.network
+    factors = [value for name, value in kept.named_parameters() if "lora_" in name]
+    assert factors
+    assert all(value.untyped_storage().nbytes() == value.numel() * value.element_size() for value in factors)
+
+
+def test_runs_that_change_the_output_layer_are_answered_together(tmp_path: Path, over):
+    targets = Lora(rank=4, targets=("q_proj", "lm_head"))
+    for name, seed in (("one", 1), ("two", 2)):
+        save_run(tmp_path / name, targets, seed=seed)
+    engine = over({name: [tmp_path / name] for name in ("one", "two")})
+    answers = {name: Answer(engine, asked(name, "hi")) for name in ("one", "two")}
+    for name, answer in answers.items():
+        assert answer.text() == load(tmp_path / name).reply([Message("user", "hi")], sampling=GREEDY).text
+
+
+def test_a_long_question_is_not_read_with_so_many_short_ones_that_padding_counts():
+    assert _fitting([700, *[10] * 31], 1024, packs=True) == 2
+    assert _fitting([100] * 12, 1024, packs=True) == 10
+    assert _fitting([160, *[60] * 20], 1024, packs=True) == 12
+    assert _fitting([5000, 10], 1024, packs=True) == 1
+    assert _fitting([160, *[60] * 20], 1024, packs=False) == 6
 
 
 def test_only_registered_names_are_read(one: Path):

@@ -7,10 +7,12 @@ import torch
 
 from tests.bases import base, policy
 from tests.tiny import DECODERS
+from tunesmith.model.attention import NAME
 from tunesmith.model.mixed import Mixed, same_numbers
 from tunesmith.model.slab import Slab, fits
 from tunesmith.techniques import Ia3, Lora
 
+IN_LINE = Slab._in_line
 ROWS = torch.arange(1, 61).view(3, 20)
 
 
@@ -18,8 +20,12 @@ ROWS = torch.arange(1, 61).view(3, 20)
 @pytest.mark.parametrize("in_line", [True, False])
 @pytest.mark.parametrize("kind", DECODERS)
 @torch.no_grad()
-def test_a_row_has_the_same_states_wherever_it_lies_and_whoever_leaves(kind: str, in_line: bool, more: int):
+def test_a_row_has_the_same_states_wherever_it_lies_and_whoever_leaves(
+    kind: str, in_line: bool, more: int, monkeypatch: pytest.MonkeyPatch
+):
     network = policy(kind).network if in_line else base(kind).network
+    lines: list[int] = []
+    monkeypatch.setattr(Slab, "_in_line", lambda *given, **how: lines.append(1) or IN_LINE(*given, **how))
     slab = Slab(network.config)
     rows = ROWS.tolist()
     slab.feed(network, [rows[0][:6], rows[1][:6]], slots=range(2), starts=(0, 0))
@@ -30,6 +36,8 @@ def test_a_row_has_the_same_states_wherever_it_lies_and_whoever_leaves(kind: str
     for states, row, begin, size in ((found[0], 2, 10, 8), (found[1], 1, 7, more)):
         alone = network.base_model(input_ids=ROWS[row : row + 1], use_cache=False).last_hidden_state[0]
         assert torch.allclose(states, alone[begin : begin + size], atol=1e-4)
+    assert bool(lines) == (more != 8 and network.config._attn_implementation == NAME)
+    assert in_line or not lines
 
 
 @torch.no_grad()

@@ -263,11 +263,12 @@ def test_axolotl_chats_name_their_column(alpaca: Path) -> None:
 def test_rows_that_cannot_be_read_come_with_the_command_that_drops_them(tmp_path: Path) -> None:
     rows = [{"what they wrote": f"a longer sentence {i}", "team": "" if i == 3 else "ab"[i % 2]} for i in range(40)]
     with pytest.raises(DataError) as error:
-        draft(str(write_rows(tmp_path / "odd.jsonl", rows)))
-    finding, cure = str(error.value).splitlines()
-    assert "odd.jsonl:4: column 'team' must be" in finding
-    words = shlex.split(cure.split("`")[1])
-    assert words[:3] == ["tunesmith", "audit", str(tmp_path / "odd.jsonl")]
+        draft(str(write_rows(tmp_path / "odd rows.jsonl", rows)))
+    finding, cure = str(error.value).split("; to drop such rows")
+    assert "\n" not in finding
+    assert "odd rows.jsonl:4: column 'team' must be" in finding
+    words = shlex.split(cure.split("`")[-2])
+    assert words[:3] == ["tunesmith", "audit", str(tmp_path / "odd rows.jsonl")]
     assert words[3:] == ["--set", "objective={kind: classify, text: what they wrote, label: team}", "--fix", "OUT"]
 
 

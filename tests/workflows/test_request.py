@@ -36,6 +36,9 @@ def test_rows_alone_become_the_default_recipe_and_what_was_found_is_told(reviews
         "passes over the training rows: 5, about 9 steps (--set schedule.epochs=N for others)",
     )
     assert request(reviews, changes=["schedule.epochs=2"]).recipe.schedule.epochs == 2
+    whole = request(reviews, changes=["schedule={epochs: 2}"])
+    assert whole.recipe.schedule.epochs == 2
+    assert not any("passes over" in note for note in whole.notes)
     assert request(reviews, changes=["schedule.batch_rows=8"]).recipe.schedule.epochs == 1  # who sets one sets all
 
 

@@ -116,6 +116,14 @@ def test_each_of_several_rewards_is_reported_beside_their_sum(rules: Path, tmp_p
     assert whole.tuned == pytest.approx(short.tuned + 0.5)
 
 
+def test_rewards_of_one_name_in_two_files_are_told_apart_by_their_files(rules: Path, tmp_path: Path):
+    other = rules.with_name("others.py")
+    other.write_text(RULES, encoding="utf-8")
+    run = tune(made(tmp_path, {f"{rules}:short": 1.0, f"{other}:short": 0.5}), tmp_path / "run")
+    names = [task.metric for task in run.report.tasks]
+    assert names == ["reward", f"reward: {rules}:short", f"reward: {other}:short", "rouge_l"]
+
+
 def test_several_rewards_are_added_by_their_weights(rules: Path):
     score = scorer_of(Rl(reward={f"{rules}:short": 2.0, f"{rules}:constant": -0.5}))
     assert score([attempt("0123456789")]) == [pytest.approx(2 * 0.5 - 0.5)]

@@ -100,6 +100,19 @@ def test_a_last_judge_that_tells_nothing_apart_gives_no_verdict(tmp_path: Path):
         rlhf(made(tmp_path, rounds=1, final_judge=f"{tmp_path}/rules.py:blind"), way=QUIET, out=tmp_path / "loop")
 
 
+def test_another_last_judge_looks_at_what_is_there_and_nothing_is_judged_or_learned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = rlhf(made(tmp_path, rounds=1), way=QUIET, out=tmp_path / "loop")
+    (tmp_path / "others.py").write_text("def brief(attempt):\n    return -sum(map(ord, attempt.text))\n")
+    other = made(tmp_path, rounds=1, final_judge=f"{tmp_path}/others.py:brief")
+    monkeypatch.setattr("tunesmith.workflows.judging.open_model", None)
+    again = rlhf(other, way=QUIET, out=tmp_path / "loop")
+    assert again.final_judge.endswith("others.py:brief")
+    assert again.rounds[0].learned == first.rounds[0].learned
+    assert again.rounds[0].over_start.words == first.rounds[0].over_start.words
+
+
 @pytest.mark.parametrize("name", ["Ana", "Rule (simulated)"])
 def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(name: str, tmp_path: Path):
     wanted = made(tmp_path, {"kind": "preference", "instruction": "Answer:"}, judge="page", rounds=1)

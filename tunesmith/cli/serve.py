@@ -191,12 +191,17 @@ def _limits(args: argparse.Namespace, kind: str) -> Limits:
 
 
 def _say(engine: Answering, place: str, token: str, args: argparse.Namespace) -> None:
-    """Where the server is and what it serves."""
+    """Where the server is, what it serves, and what a request has to carry that `ask` puts there by itself."""
+    from tunesmith.objectives import Classify
+
     models = [run.name for run in engine.shelf.runs()]
     kept = {"token_file": args.token_file} if token else {}
     if not publish({"url": f"{place}v1", "models": models, **kept}, args):
         show(f"models: {', '.join(models)}")
         show(f"OpenAI's API: {place}v1")
+        for run in engine.shelf.runs():
+            if run.objective.instruction and not isinstance(run.objective, Classify):
+                show(f"{run.name} learned behind an instruction; send it before each text: {run.objective.instruction}")
         if token:
             show(f"api key: what stands in {args.token_file}")
         show("Ctrl-C ends it when the answers that were begun are out")

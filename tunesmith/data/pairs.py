@@ -32,7 +32,8 @@ def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
             raise DataError(f"{row.where}: the turns before the two answers differ; {cure}")
         if " ".join(chosen.split()) == " ".join(rejected.split()):
             raise DataError(
-                f"{row.where}: chosen and rejected are the same answer, which prefers nothing; drop the row"
+                f"{row.where}: chosen and rejected are the same answer, which prefers nothing; drop the row, "
+                "or `tunesmith audit DATA --fix OUT` does"
             )
         prompt = tuple(instructed(one, instruction))
         return Pair(row.where, prompt, chosen, rejected, group_of(row, group), _margin(row, columns.get("margin", "")))

@@ -56,16 +56,21 @@ class Ask:
             raise AskError(f"messages: {characters} characters, of which {limit} tokens are read; send less")
         longest = self.sampling.max_new_tokens
         if not 1 <= longest <= most:
-            raise AskError(f"max_tokens: {longest} is not between 1 and {most}; ask for so many")
+            raise AskError(f"max_tokens: {longest} is not between 1 and {most}; ask for at most {most}")
 
-    def ids(self, template: Template, *, limit: int) -> list[int]:
-        """The question as `LocalModel` would put it. Raises AskError where nothing is left of it."""
+    def ids(self, template: Template, *, limit: int) -> tuple[list[int], bool]:
+        """The question as `LocalModel` would put it, and whether some of it was left out.
+
+        Raises AskError where nothing is left of it.
+        """
         if self.text is None:
-            return template.prompt(template.fit(self.messages, limit)[0])
+            fitted, shortened = template.fit(self.messages, limit)
+            return template.prompt(fitted), shortened
         ids = beginning(self.text, template, limit=limit)
         if not ids:
             raise AskError("prompt: there is nothing in it; send a text")
-        return ids
+        # All that is cut stands before what is kept, so it is cut where more room would hold more.
+        return ids, len(ids) == limit and len(beginning(self.text, template, limit=limit + 1)) > limit
 
 
 def places_left(model: LocalModel, taken: int) -> int:

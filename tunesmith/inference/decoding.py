@@ -22,6 +22,8 @@ from tunesmith.model.slab import Slab
 # A question of at most this part of the one that came first is short, and short ones may take this part of the tokens
 # that are read between two steps more.
 SHORT = 4
+# Rows times the longest of them may be so many times the tokens of a pass.
+WIDER = 2
 
 
 class Decoding:
@@ -84,6 +86,12 @@ class Decoding:
         self._leave([other is not row for other in self.rows], list(range(len(self.rows))))
         if not self.rows:
             self._slab.clear()
+
+    def forget(self) -> None:
+        """Let go of the runs that are mixed: the next step mixes those that are left."""
+        if self._mixed is not None:
+            self._mixed.take_apart()
+        self._mixed, self._inside, self._made_for = None, {}, {}
 
     def _leave(self, going: Sequence[bool], drawn: list[int]) -> list[int]:
         """Close the gaps with rows from the end; the tokens of the rows that stay, in their new order."""
@@ -160,9 +168,11 @@ class Decoding:
 
 
 def _fitting(lengths: Sequence[int], tokens: int, *, packs: bool) -> int:
-    """How many rows, longest first, run in one pass of so many tokens: one at least, and padded unless packed."""
+    """How many rows, longest first, run in one pass of so many tokens: one at least; unless packed, padding counts."""
     if packs:
-        return max(1, sum(total <= tokens for total in accumulate(lengths)))
+        # Attention is padded all the same: a long question with many short ones would take its square for each.
+        most = WIDER * tokens // lengths[0]
+        return max(1, sum(total <= tokens for total in [*accumulate(lengths)][:most]))
     return len(cut(range(len(lengths)), lengths, tokens)[0])
 
 

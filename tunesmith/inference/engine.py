@@ -162,6 +162,8 @@ class Engine:
         self._beginnings.forget(list(runs))
         self._grammars = {number: made for number, made in self._grammars.items() if number in runs}
         grounds = {id(run.ground) for run in runs.values()}
+        for decoding in self._decodings.values():
+            decoding.forget()
         self._decodings = {key: made for key, made in self._decodings.items() if key in grounds and made.rows}
 
     def _give_up(self) -> None:
@@ -187,6 +189,9 @@ class Engine:
             room = self.limits.rows - len(self._tickets)
             chosen = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
         self._tickets += chosen  # whatever goes wrong from here on, they are told
+        self._runs = self._runs | {
+            ticket.run.number for ticket in chosen
+        }  # some may be gone, and go again in this round
         ready: dict[int, list[Row]] = {}
         for ticket in chosen:
             if (row := self._prepare(ticket)) is not None:
@@ -211,7 +216,7 @@ class Engine:
         ask, run = ticket.ask, ticket.run
         try:
             follower = self._grammar(run).follow(ask.schema) if ask.schema is not None else None
-            ids = ask.ids(run.template, limit=run.limit)
+            ids, shortened = ask.ids(run.template, limit=run.limit)
             left = places_left(run.model, run.virtual + len(ids))
             if left < 1:
                 raise AskError(f"messages: {len(ids)} tokens leave no room for an answer; send fewer")
@@ -219,7 +224,8 @@ class Engine:
             ticket.told(Piece(end="wrong", why=str(error)))
             return None
         sampling = replace(ask.sampling, max_new_tokens=min(ask.sampling.max_new_tokens, left))
-        ticket.row = Row(run, ids, sampling, ticket.told, follower, ask.best, ask.in_pieces, ask.text is not None)
+        row = Row(run, ids, sampling, ticket.told, follower, ask.best, ask.in_pieces, ask.text is not None)
+        row.shortened, ticket.row = shortened, row
         return ticket.row
 
     def _grammar(self, run: Run) -> Grammar:

@@ -12,6 +12,7 @@ from tunesmith.inference.modelfile import modelfile
 from tunesmith.model.checkpoint import MANIFEST
 from tunesmith.model.gguf_write import write_adapter_gguf, write_gguf
 from tunesmith.model.quiet import quiet
+from tunesmith.objectives import Classify
 
 HEAD = "head.safetensors"
 GGUF, ADAPTER_GGUF = "model.gguf", "adapter.gguf"
@@ -65,7 +66,8 @@ def write_merged(model: LocalModel, folder: Path, out: Path) -> None:
 def write_file(model: LocalModel, out: Path, *, numbers: str, name: str) -> None:
     """The merged model as one GGUF file, and a Modelfile for Ollama."""
     write_gguf(model.policy.network, model.template.tokenizer, out / GGUF, kind=numbers, name=name)
-    (out / "Modelfile").write_text(modelfile(model.template, gguf=GGUF), encoding="utf-8")
+    said = "" if isinstance(model.objective, Classify) else model.objective.instruction
+    (out / "Modelfile").write_text(modelfile(model.template, gguf=GGUF, instruction=said), encoding="utf-8")
 
 
 def write_adapter(model: LocalModel, folder: Path, out: Path) -> None:

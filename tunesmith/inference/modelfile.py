@@ -10,9 +10,11 @@ from tunesmith.data.template import Template
 SYSTEM, USER, ANSWER = "\ue000", "\ue001", "\ue002"
 
 
-def modelfile(template: Template, *, gguf: str) -> str:
+def modelfile(template: Template, *, gguf: str, instruction: str = "") -> str:
     """The file; where chats are not written turn after turn it has no template, and says so."""
     lines = [f"FROM ./{gguf}", "PARAMETER temperature 0"]
+    if instruction:
+        lines.append(f"# It learned behind an instruction; write it before each text: {' '.join(instruction.split())}")
     turns = _turns(template)
     if turns is None:
         return "\n".join([*lines, "# Chats are not written turn after turn here, so no TEMPLATE can say how.", ""])

@@ -155,7 +155,7 @@ class Outside:
 
     async def _draw(self, model: Known, ask: Ask, told: Told) -> None:
         """Tell what the program says, without the space around an answer that our own engine leaves out too."""
-        ids = await self._ids(model, ask)
+        ids, shortened = await self._ids(model, ask)
         room = model.positions - len(ids)
         if room < 1:
             raise AskError(f"messages: {len(ids)} tokens leave no room for an answer; send fewer")
@@ -174,9 +174,9 @@ class Outside:
         if not last.end:
             raise RuntimeError(f"{self._program.title} ended an answer without saying how")
         self.counts.tokens += last.new_tokens
-        told(replace(last, text=sure[len(said) :], scored=tuple(scored), prompt_tokens=len(ids)))
+        told(replace(last, text=sure[len(said) :], scored=tuple(scored), prompt_tokens=len(ids), shortened=shortened))
 
-    async def _ids(self, model: Known, ask: Ask) -> list[int]:
+    async def _ids(self, model: Known, ask: Ask) -> tuple[list[int], bool]:
         """The question as our own engine would put it."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._reader, lambda: ask.ids(model.template, limit=model.limit))

@@ -37,6 +37,7 @@ class Piece:
     prompt_tokens: int = 0
     new_tokens: int = 0
     why: str = ""
+    shortened: bool = False  # the question was longer than the model reads, and was not read whole
 
 
 Told = Callable[[Piece], None]
@@ -54,6 +55,7 @@ class Row:
     best: int = -1
     in_pieces: bool = False
     as_it_is: bool = False  # space around the answer belongs to it
+    shortened: bool = False
     ids: list[int] = field(default_factory=list)
     last: Tensor = field(default_factory=lambda: torch.empty(0))  # [D], the state that the next token follows from
     said: str = ""
@@ -112,7 +114,7 @@ class Row:
     def _end(self, end: End, why: str = "") -> None:
         text = self._bare(before_stop(self.run.model.template.decode(self.ids), self.sampling.stop))
         counts = (len(self.prompt), len(self.ids))
-        self.told(Piece(text[len(self.said) :], tuple(self.scored), end, *counts, why))
+        self.told(Piece(text[len(self.said) :], tuple(self.scored), end, *counts, why, self.shortened))
 
     def _bare(self, text: str) -> str:
         return text if self.as_it_is else text.strip()

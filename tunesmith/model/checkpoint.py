@@ -29,7 +29,10 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         fill(half)
         sums = {str(path.relative_to(half)): sha256_of_file(path) for path in sorted(half.rglob("*")) if path.is_file()}
         (half / MANIFEST).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+        mode = (half / MANIFEST).stat().st_mode
         for path in (half, *half.rglob("*")):
+            if path.is_file():
+                path.chmod(mode)  # safetensors are written for their owner alone
             _flush(path)
     except OSError as error:
         shutil.rmtree(half, ignore_errors=True)

@@ -77,8 +77,11 @@ class FusedLora(PeftLinear):
             return super().forward(x, *args, **kwargs)
         layer: Any = self.base_layer
         frozen = weight, bias, scale = self._weight(x), layer.bias, self.scaling[name]
+        a: Tensor
+        b: Tensor
         a, b = self._factors(name)
         if torch.is_grad_enabled():
+            self.wide = None  # a step may follow, and a fused optimizer does not count what it moves
             out: Tensor = _Updated.apply(x, frozen, a, b)  # type: ignore[no-untyped-call]
             return out
         if _many(x, weight):
@@ -87,6 +90,7 @@ class FusedLora(PeftLinear):
             inner, wide = self._side_by_side(a, b, scale)
             x = x.to(wide.dtype)
             return F.linear(torch.cat([x, F.linear(x, inner)], dim=-1), wide, bias)
+        a, b = a.to(weight.dtype), b.to(weight.dtype)
         out, _ = _product(x.reshape(-1, x.shape[-1]).to(weight.dtype), frozen, a, b)
         return out.view(*x.shape[:-1], -1)
 
@@ -107,14 +111,10 @@ class FusedLora(PeftLinear):
         """A, and the frozen weight beside the scaled B, [O, I + R], in the type of the products, as A and B are now."""
         assert self.cast is not None
         moved, inner = (a._version, b._version), a.shape[1]
-        with torch.inference_mode(False), torch.no_grad():
-            if self.wide is None:
+        if self.wide is None or self.wide[0] != moved:
+            with torch.inference_mode(False), torch.no_grad():
                 wide = torch.cat([self.cast, (b * scale).to(self.cast.dtype)], dim=1)
                 self.cast = wide[:, :inner]  # the same numbers, kept once
-                self.wide = moved, a.to(wide.dtype), wide
-            elif self.wide[0] != moved:
-                wide = self.wide[2]
-                wide[:, inner:] = b * scale
                 self.wide = moved, a.to(wide.dtype), wide
         return self.wide[1:]
 

@@ -41,18 +41,27 @@ class _MixedLayer(nn.Module):
         self._others = {key: layer for key, layer in changed.items() if key not in low}
         self._route = route
         self._parts = tuple((key, len(layer.lora_a), layer.scale) for key, layer in low.items())
-        self._low = _side_by_side(list(low.values())) if low else None
+        self._apart = tuple(low.values())
+        self._low = _side_by_side(self._apart) if low else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, I] -> [B, T, O]."""
+        """[B, ..., I] -> [B, ..., O]."""
         out: Tensor = self.plain(x)
         if self._low is not None:
             a, b = self._low
-            out += F.linear(F.linear(x, a) * self._route.share(self._parts, x), b)
+            share = self._route.share(self._parts, x)
+            out += F.linear(F.linear(x, a) * share.view(len(x), *[1] * (x.dim() - 2), -1), b)
         for key, rows in self._route.rows:
             if key in self._others:
                 out[rows] = self._others[key](x[rows])
         return out
+
+    def take_apart(self) -> None:
+        """Each update's numbers in memory of their own, so that one that goes takes its memory with it."""
+        self._low = None
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in self._apart:
+                layer.lora_a.data, layer.lora_b.data = layer.lora_a.data.clone(), layer.lora_b.data.clone()
 
 
 def _side_by_side(layers: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
@@ -79,14 +88,14 @@ class _Route:
         self.rows, self._shares = rows, {}
 
     def share(self, parts: tuple[tuple[int, int, float], ...], x: Tensor) -> Tensor:
-        """[B, 1, S]: the scale where a part of the ranks is a row's own, 0 elsewhere; made once a pass."""
+        """[B, S]: the scale where a part of the ranks is a row's own, 0 elsewhere; made once a pass."""
         if parts not in self._shares:
             own = dict(self.rows)
-            made = [x.new_zeros(len(x), 1, rank) for _, rank, _ in parts]
+            made = [x.new_zeros(len(x), rank) for _, rank, _ in parts]
             for (key, _, scale), part in zip(parts, made, strict=True):
                 if key in own:
                     part[own[key]] = scale
-            self._shares[parts] = torch.cat(made, dim=2)
+            self._shares[parts] = torch.cat(made, dim=1)
         return self._shares[parts]
 
 
@@ -107,6 +116,12 @@ class Mixed:
         """The network, in which these rows go by these adapters, and all others by the base."""
         self._route.go(rows)
         return self.network
+
+    def take_apart(self) -> None:
+        """Give every adapter its numbers back; nothing is asked of this tree after it."""
+        for module in self.network.modules():
+            if isinstance(module, _MixedLayer):
+                module.take_apart()
 
 
 def _has(network: nn.Module, name: str) -> bool:

@@ -8,6 +8,7 @@ import json
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -77,6 +78,7 @@ class Api:
             ("POST", "/classify", self._classify),
             ("POST", "/feedback", self._thumb),
             ("GET", "/v1/models", self._models),
+            ("GET", "/v1/models/{name}", self._model),
             ("GET", "/health", self._health),
             ("GET", "/metrics", self._count),
             ("POST", "/admin/load", self._load),
@@ -175,6 +177,10 @@ class Api:
         data += [{**_named(name), "split": dict(shares)} for name, shares in self._splits.shares.items()]
         return _json({"object": "list", "data": data})
 
+    async def _model(self, request: Any) -> Any:
+        name = request.path_params["name"]
+        return _json(_named(name) if name in self._splits.shares else _card(self._engine.shelf.get(name)))
+
     async def _health(self, request: Any) -> Any:
         engine = self._engine
         loaded = [run.name for run in engine.shelf.runs()]
@@ -214,7 +220,7 @@ async def _stream(
             if ask.messages and ask.messages[0].tools:
                 held += piece.text
                 text, calls = split_calls(held, ask.messages) if piece.end else ("", ())
-                piece = Piece(text, piece.scored, piece.end, piece.prompt_tokens, piece.new_tokens)
+                piece = replace(piece, text=text)
             yield f"data: {json.dumps(telling.part(piece, first=not begun, calls=calls))}\n\n"
             begun = True
             if piece.end and usage_too:

@@ -88,10 +88,11 @@ def split_calls(text: str, messages: Sequence[Message]) -> tuple[str, list[Call]
     return (text.partition("<tool_call>")[0].partition("{")[0].strip() if calls else text), list(calls)
 
 
-def usage(last: Piece) -> dict[str, int]:
-    """Tokens of question and answer."""
+def usage(last: Piece) -> dict[str, Any]:
+    """Tokens of question and answer, and `shortened` where the question was not read whole."""
     both = last.prompt_tokens + last.new_tokens
-    return {"prompt_tokens": last.prompt_tokens, "completion_tokens": last.new_tokens, "total_tokens": both}
+    counts = {"prompt_tokens": last.prompt_tokens, "completion_tokens": last.new_tokens, "total_tokens": both}
+    return {**counts, "shortened": True} if last.shortened else counts
 
 
 def wrong(text: str, *, kind: str = "invalid_request_error", code: str | None = None) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -79,8 +80,10 @@ def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> 
     try:
         examples = recipe.objective.examples(rows, group=group)
     except DataError as error:
-        audit = " ".join(["tunesmith", "audit", recipe.data.train, *filter(None, [guessed]), "--fix", "OUT"])
-        raise DataError(f"{error}\nto drop such rows: `{audit}`") from error
+        audit = " ".join(
+            ["tunesmith", "audit", shlex.quote(recipe.data.train), *filter(None, [guessed]), "--fix", "OUT"]
+        )
+        raise DataError(f"{error}; to drop such rows: `{audit}`") from error
     if len(examples) < FEWEST_ROWS and not isinstance(recipe.data.test, str):
         cure = f"give {FEWEST_ROWS} or more"
         raise DataError(f"{recipe.data.train}: {len(examples)} rows are too few to hold some of them out; {cure}")

@@ -78,7 +78,7 @@ def over(start: Replies, own: Replies, exercises: Sequence[Exercise], score: Sco
     if len({*sides[0], *sides[1]}) == 1 and start.texts != own.texts:
         raise Refused(
             f"loop.final_judge: gives all {2 * len(exercises)} answers {sides[0][0]:g}, so it tells nothing apart; "
-            "name one that does, then run the same command again"
+            "name one that does and run it again; what was judged and learned is kept"
         )
     outcomes = [0.5 if a == b else float(b > a) for a, b in zip(*sides, strict=True)]
     return win_rate(outcomes, (start.texts, own.texts))

@@ -78,7 +78,7 @@ def _for_rows(source: str, changes: Sequence[str], renamed: Sequence[str], *, of
     if "data.group" not in named and (column := _group_column(rows)):
         raw["data"]["group"] = column
         notes.append(f"rows with the same {column!r} stay on one side of the split (--set data.group= for no groups)")
-    if not any(name.startswith("schedule.") for name in named):
+    if not any(name.partition(".")[0] == "schedule" for name in named):
         epochs, steps = passes(len(rows))
         raw["schedule"] = {"epochs": epochs}
         notes.append(

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import math
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -120,6 +121,12 @@ def _from_file(path: Path) -> Any:
     return module
 
 
+def _line(error: Exception) -> str:
+    """Where a function of the user's went wrong, in words."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"(line {last.lineno} of {Path(last.filename).name})"
+
+
 def _checked(name: str, function: Callable[[Attempt], Any], attempt: Attempt) -> float:
     """The number for one attempt. Raises RewardError, which names function, prompt and answer."""
     text = attempt.text if len(attempt.text) <= SHOWN else f"{attempt.text[: SHOWN - 3]}..."
@@ -129,7 +136,7 @@ def _checked(name: str, function: Callable[[Attempt], Any], attempt: Attempt) ->
     except Exception as error:  # the function is the user's: whatever it raises is told, not handled
         said = " ".join(str(error).split())
         raise RewardError(
-            f"{place}: it raised {type(error).__name__}: {said}; mend it, the run goes on from here"
+            f"{place}: it raised {type(error).__name__}: {said} {_line(error)}; mend it, the run goes on from here"
         ) from error
     try:
         number = float(value)

@@ -68,7 +68,9 @@ def rlhf(recipe: Recipe, *, way: Way, out: Path | None = None) -> LoopReport:
     loop = _opened(recipe, out, way)
     kept = loop.folder / JSON
     if kept.exists():
-        return LoopReport.model_validate_json(kept.read_text(encoding="utf-8"))
+        known = LoopReport.model_validate_json(kept.read_text(encoding="utf-8"))
+        if known.final_judge == loop.settings.final_judge:
+            return known
     start = _kept_replies(loop, recipe.model, loop.folder / START)
     rounds, model = list[Round](), recipe.model
     for number in range(1, loop.settings.rounds + 1):

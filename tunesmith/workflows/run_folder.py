@@ -80,7 +80,9 @@ def _identity(recipe: Recipe) -> str:
     places = [place for data in rows for place in (data.train, data.validation, data.test)]
     named = [Path(str(place)) for place in (*places, recipe.replay.source)]
     files = [sha256_of_file(file) for path in named for file in _files(path)]
-    rest = recipe.model_dump(mode="json", exclude=BESIDE_THE_RUN)
+    # Another last judge looks at the same answers: what people judged and what was learned from it stays.
+    judged_anew = {"loop": recipe.loop.model_copy(update={"final_judge": ""})}
+    rest = recipe.model_copy(update=judged_anew).model_dump(mode="json", exclude=BESIDE_THE_RUN)
     return hashlib.sha256(json.dumps([rest, files]).encode()).hexdigest()[:16]
 
 

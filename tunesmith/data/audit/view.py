@@ -114,6 +114,9 @@ def _preferred(row: Row, columns: Mapping[str, str]) -> View:
     chosen, rejected = (_text(row.fields.get(columns[part])) for part in ("chosen", "rejected"))
     # The same two answers are the same question, whichever was preferred.
     question = "\n".join(filter(None, [question, *sorted((chosen, rejected))]))
+    for part in ("chosen", "rejected"):
+        if isinstance(given := row.fields.get(columns[part]), int | float):
+            return View(question, chosen, (), "unreadable", f"{part} is {given!r}, which is no text")
     if not chosen.strip() or not rejected.strip():
         return View(question, chosen, (), "empty", "one of the two answers is blank")
     if chosen.strip() == rejected.strip():

@@ -169,6 +169,8 @@ class Rewarded:
         parts = self._objective.reward if isinstance(self._objective.reward, dict) else {}
         if len(parts) > 1:
             last = {name: name.rpartition("/")[2].rpartition(":")[2] for name in parts}
+            if len(set(last.values())) < len(last):
+                last = {name: name for name in parts}
             found += [(f"reward: {last[name]}", self._part(name)) for name in parts]
         if self._referenced:
             wanted = [exercise.reference for exercise in self._exercises]
