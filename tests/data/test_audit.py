@@ -447,6 +447,22 @@ def test_an_answer_that_calls_a_function_is_an_answer_and_other_arguments_are_an
     assert not [f.kind for f in found.findings if f.kind in ("nothing_to_learn", "exact_duplicate")]
 
 
+def test_a_pair_whose_answer_is_a_number_cannot_be_read_and_the_log_says_why(tmp_path: Path) -> None:
+    words = ("red", "green", "blue", "black", "white", "brown", "pink", "grey", "gold", "teal", "plum")
+    rows: list[Fields] = [
+        {"prompt": f"Name {word}", "chosen": f"{word} it is", "rejected": f"not {word}"} for word in words
+    ]
+    rows.append({"prompt": "A number?", "chosen": 7, "rejected": "none"})
+    source, out = write(tmp_path / "train.jsonl", rows), tmp_path / "out.jsonl"
+    ask = Ask(source, {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"})
+    found, rest = audit(ask, Tools())
+    assert lines(found, "unreadable") == [12]
+    fix(ask, rest, out)
+    (line,) = [json.loads(line) for line in log_of(out).read_text(encoding="utf-8").splitlines()]
+    assert (line["action"], line["kind"]) == ("dropped", "unreadable")
+    assert "chosen is 7" in line["why"]
+
+
 def test_a_misspelled_label_is_no_class_of_its_own_that_is_rare_or_uneven(tmp_path: Path) -> None:
     rows = reviews(60)
     found = audited(tmp_path, [{**rows[0], "label": str(rows[0]["label"]).title()}, *rows[1:]])

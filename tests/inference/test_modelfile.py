@@ -17,5 +17,11 @@ def test_a_chat_of_turns_is_told_with_the_system_text_that_the_template_adds():
     )
 
 
+def test_the_instruction_that_a_run_learned_behind_stands_in_one_comment():
+    made = modelfile(template("llama"), gguf="model.gguf", instruction="Summarise\nthis:")
+    (line,) = [line for line in made.splitlines() if line.startswith("#")]
+    assert line.endswith("write it before each text: Summarise this:")
+
+
 def test_a_chat_that_rewrites_its_turns_gets_no_template():
     assert "no TEMPLATE" in modelfile(template("qwen3"), gguf="model.gguf")

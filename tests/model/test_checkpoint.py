@@ -134,6 +134,16 @@ def test_the_manifest_names_every_file_with_its_digest(tmp_path: Path):
     assert sha256_of_file(tmp_path / "last" / "a.txt") == digest
 
 
+def test_every_file_may_be_read_by_whom_the_manifest_may(tmp_path: Path):
+    def fill(folder: Path) -> None:
+        for name, mode in (("a.txt", 0o600), ("b.txt", 0o644)):
+            (folder / name).write_text(name)
+            (folder / name).chmod(mode)
+
+    write_folder(tmp_path / "last", fill)
+    assert len({path.stat().st_mode for path in (tmp_path / "last").iterdir()}) == 1
+
+
 @pytest.mark.parametrize("damage", ["flipped", "missing", "longer"])
 def test_a_file_that_changed_since_it_was_written_is_refused(tmp_path: Path, damage: str):
     write_folder(tmp_path / "last", filler("word"))

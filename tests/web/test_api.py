@@ -83,6 +83,22 @@ def test_models_are_listed_with_the_base_and_the_splits(client: openai.OpenAI):
     assert {model.id for model in client.models.list()} == {"one", "two", "mood", "head", "llama", "both"}
 
 
+def test_one_model_is_told_as_the_list_tells_it(client: openai.OpenAI):
+    listed = {model.id: model for model in client.models.list()}
+    for name in ("one", "both", "llama"):
+        assert client.models.retrieve(name).id == listed[name].id
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("nobody")
+
+
+def test_a_question_that_was_not_read_whole_is_told_in_the_usage(client: openai.OpenAI):
+    told = {text: chat(client, text, max_tokens=2).usage for text in ("hi", "word " * 600)}
+    assert [usage.model_extra.get("shortened") for usage in told.values()] == [None, True]
+    for room in (600, 0):  # at the limit to a token, and past it
+        usage = client.completions.create(model="one", prompt=" a" * (100 + room), max_tokens=2).usage
+        assert usage.model_extra.get("shortened") == (True if room else None)
+
+
 def test_labels_come_with_calibrated_scores(server: Served, runs: Path):
     for name in ("mood", "head"):
         answer = httpx.post(f"{server.url}/classify", json={"model": name, "input": list(QUESTIONS)}).json()

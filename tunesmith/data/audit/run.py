@@ -81,7 +81,8 @@ class _Auditor:
     def _rows_alone(self) -> None:
         self.found.update(self.table.marks)
         for kind in BROKEN:
-            self._drop(kind, self.table.marks.get(kind, ()))
+            marks = self.table.marks.get(kind, {})
+            self._drop(kind, marks, marks)
 
     def _leaks(self, tests: list[Table]) -> None:
         leaks: dict[int, str] = {}
@@ -203,10 +204,10 @@ class _Auditor:
         self.found[kind] = notes
         self._drop(kind, (found.later if drop is None else drop).tolist(), notes)
 
-    def _drop(self, kind: str, rows: Iterable[int], notes: Rows | None = None) -> None:
+    def _drop(self, kind: str, rows: Iterable[int], notes: Rows) -> None:
         same: dict[str, tuple[str, str]] = {}
         for row in rows:
-            note = (notes or {}).get(row, "")
+            note = notes[row]
             self.cures.dropped.setdefault(int(self.table.lines[row]), same.setdefault(note, (kind, note)))
 
     def _finding(self, kind: str) -> Finding:
