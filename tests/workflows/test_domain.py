@@ -27,6 +27,7 @@ from tunesmith.workflows.evaluate import Compared, evaluate
 from tunesmith.workflows.init import draft
 from tunesmith.workflows.preview import preview
 from tunesmith.workflows.questions import Asked
+from tunesmith.workflows.replay import lost_too_much
 from tunesmith.workflows.request import request
 
 pytestmark = [
@@ -182,6 +183,20 @@ def test_replay_belongs_to_texts(tmp_path: Path):
         tune(recipe(tmp_path, answers(), "llama", objective="instruct", replay={"share": 0.1}), tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("rise", "share", "asked"),
+    [(-0.1, 0.0, ""), (0.04, 0.0, ""), (0.1, 0.0, "0.1"), (0.1, 0.1, ""), (0.5, 0.1, "0.33")],
+)
+def test_a_run_that_lost_much_is_told_how_many_general_rows_to_mix_in(
+    rise: float, share: float, asked: str, tmp_path: Path
+):
+    made = on_texts(tmp_path, "llama", replay={"share": share})
+    assert [alarm.rpartition("replay.share=")[2].split()[0] for alarm in lost_too_much(made, rise)] == [asked][
+        : len(asked)
+    ]
+    assert lost_too_much(recipe(tmp_path, answers(), "llama", objective="instruct"), 1.0) == ()
+
+
 def test_a_gate_on_the_gain_knows_that_less_perplexity_is_more(tmp_path: Path):
     gates = {"min_delta": 1e6}
     run = tune(on_texts(tmp_path, "llama", gates=gates, schedule={"epochs": 1, "probe": False}), tmp_path / "run")
@@ -213,3 +228,6 @@ def test_texts_and_folders_get_a_recipe_of_their_own(tmp_path: Path):
     assert made.recipe.objective.kind == "domain"
     assert "objective: {kind: domain" in made.text(tmp_path) or "kind: domain" in made.text(tmp_path)
     assert request(str(manual)).recipe.objective.kind == "domain"
+    assert made.recipe.replay.share == 0.1
+    assert draft(str(manual), changes=["technique=full"]).recipe.replay.share == 0.33
+    assert draft(str(manual), changes=["model=minilm-l6"]).recipe.replay.share == 0

@@ -24,6 +24,7 @@ from tunesmith.report.schema import DataPart, Memory, PartOfMany, Report, Retent
 from tunesmith.report.standing import holds_up, of_all, reaches
 from tunesmith.workflows.batches import mixture_of
 from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.replay import lost_too_much
 from tunesmith.workflows.tasks import conflicts, validations
 from tunesmith.workflows.train import Trained
 from tunesmith.workflows.yardsticks import ALONE, Worth, Yardstick
@@ -77,7 +78,7 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
         style=run.worth.style,
         judgement=run.worth.judgement,
         pursuit=run.worth.pursuit,
-        alarms=run.worth.alarms,
+        alarms=(*run.worth.alarms, *lost_too_much(recipe, _rise(run.retention))),
         together=together,
         training=_training(run),
         speed=_speed(run, len(test), seconds),
@@ -124,12 +125,17 @@ def _beside_alone(run: Measured, yardstick: Measures, name: str) -> TaskScore | 
     return yardstick.parts[name].tasks(own, all_of_them, name=name)[0]
 
 
+def _rise(kept: Retention | None) -> float:
+    """What general text costs more than before, in nats per token; 0 where that was not measured."""
+    return kept.general_nll_tuned - kept.general_nll_base if kept else 0.0
+
+
 def broken_gates(run: Measured, task: TaskScore) -> list[str]:
     """The recipe's gates that this run broke, in words."""
     gates, kept = run.prepared.recipe.gates, run.retention
     broken = []
     if gates.max_general_nats is not None and kept:
-        rise = kept.general_nll_tuned - kept.general_nll_base
+        rise = _rise(kept)
         if rise > gates.max_general_nats:
             broken.append(
                 f"max_general_nats: general text cost {rise:+.3f} nats/token, allowed {gates.max_general_nats}"

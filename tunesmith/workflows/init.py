@@ -17,9 +17,10 @@ from tunesmith.data.guess import Guess, guess
 from tunesmith.data.pairs import written
 from tunesmith.data.rows import Row, as_word, columns_of, keep, read_rows
 from tunesmith.errors import DataError
-from tunesmith.objectives import OBJECTIVES, Classify, Instruct
+from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
 from tunesmith.objectives.instruct import reference
 from tunesmith.recipe import AnyObjective, Recipe, check_pair, make_recipe
+from tunesmith.techniques import Full
 from tunesmith.workflows.draft import Draft
 from tunesmith.workflows.request import BATCH_ROWS, passes
 
@@ -67,6 +68,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
     if isinstance(bound, Classify | Instruct) and "metric" not in raw["objective"]:
         raw["objective"]["metric"] = _metric(bound, examples, reasons)
     raw |= _training(recipe.model, len(examples), reasons)
+    raw |= _general_rows(recipe, family, reasons)
     if named & {"technique", "technique.kind"}:
         del raw["technique"]  # its options may not be those of the technique that was asked for
     reasons["model"] = _about(recipe.model)
@@ -236,6 +238,17 @@ def _training(model: str, rows: int, reasons: dict[str, str]) -> dict[str, Any]:
         f"such as these (arXiv 2106.09685); rank {rank} holds what {rows} rows can teach"
     )
     return {"technique": {"kind": "lora", "rank": rank}, "schedule": {"epochs": epochs}}
+
+
+def _general_rows(recipe: Recipe, family: str, reasons: dict[str, str]) -> dict[str, Any]:
+    """General text among the rows of a decoder that learns the language of a field."""
+    if not isinstance(recipe.objective, Domain) or family == "encoder":
+        return {}
+    share = 0.33 if isinstance(recipe.technique, Full) else 0.1
+    reasons["replay"] = (
+        "rows that the base writes by itself, so that less of what it knew is lost; an alarm asks for more"
+    )
+    return {"replay": {"share": share}}
 
 
 def _machine() -> str:

@@ -7,6 +7,7 @@ Rehearsal of what a model knew keeps it from being overwritten; its own samples 
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 from collections.abc import Sequence
@@ -24,9 +25,12 @@ from tunesmith.model.generate import generate
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Domain
-from tunesmith.recipe import SELF
+from tunesmith.recipe import SELF, Recipe
 from tunesmith.workflows.prepare import Listener, Prepared, encode_all
 
+# A rise of general text up to so many nats per token, and the share of general rows that is worth having then: one in
+# twenty to one in ten for a field that is near, more for one that is far (Ibrahim et al. 2024, arXiv 2403.08763).
+SHARES = ((0.05, 0.0), (0.2, 0.1), (math.inf, 0.33))
 # Samples that are written at a time.
 AT_ONCE = 16
 # Shorter samples teach next to nothing.
@@ -52,6 +56,16 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     source = "written by the base itself" if replay.source == SELF else f"from {Path(replay.source).name}"
     facts = replace(prepared.facts, notes=(*prepared.facts.notes, f"{note}, {source}"))
     return replace(prepared, train=[*prepared.train, *rows], facts=facts)
+
+
+def lost_too_much(recipe: Recipe, rise: float) -> tuple[str, ...]:
+    """An alarm that names a share of general rows, where a run lost much and mixed fewer in; `rise` in nats a token."""
+    if not isinstance(recipe.objective, Domain):
+        return ()
+    share = next(share for most, share in SHARES if rise <= most)
+    if share <= recipe.replay.share:
+        return ()
+    return (f"general text costs {rise:.3f} nats a token more than before: replay.share={share} mixes general rows in",)
 
 
 def _rows(prepared: Prepared, kept: Path, wanted: int) -> list[Encoded]:
