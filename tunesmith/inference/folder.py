@@ -72,19 +72,19 @@ def find_model(run: str | Path) -> Path:
     raise CheckpointError(f"{run}: no finished model in it; finish it with `tunesmith tune`")
 
 
-def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> LocalModel:
+def load(run: str | Path, *, device: str = "auto", threads: int = 0, offline: bool = False) -> LocalModel:
     """The tuned model of a run, ready to classify, generate or reply.
 
     Raises CheckpointError for a broken folder or another base, TemplateError for a changed chat format.
     """
     folder = find_model(run)
     about = read_about(folder)
-    return over(read_base(about, device=device, offline=offline), folder, about)
+    return over(read_base(about, device=device, threads=threads, offline=offline), folder, about)
 
 
-def read_base(about: About, *, device: str = "auto", offline: bool = False) -> Base:
+def read_base(about: About, *, device: str = "auto", threads: int = 0, offline: bool = False) -> Base:
     """The base that a model folder was tuned over, as its technique wants it in memory."""
-    place = choose_machine(device=device, dtype="float32").device
+    place = choose_machine(device=device, dtype="float32", threads=threads).device
     options = LoadOptions("float32", place, about.technique.load_options().quantize)
     return load_base(about.base, options=options, offline=offline)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from tunesmith.data.collect.document import plain
 from tunesmith.data.examples import Example, Message
-from tunesmith.decision.prompts import cited, question_of
+from tunesmith.decision.index import Hit
+from tunesmith.decision.prompts import cited, question_of, with_passages
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.remote import Remote
 from tunesmith.model.sampling import Sampling
@@ -111,6 +112,15 @@ def pace(contest: Contest, name: str, answers: Callable[[Sequence[Example]], lis
 def plainly(contest: Contest, rows: Sequence[Example], wording: str = "") -> list[list[Message]]:
     """The rows' own questions."""
     return [question_of(contest.objective, row, wording) for row in rows]
+
+
+def within(model: LocalModel, asked: Sequence[Message], hits: Sequence[Hit], form: str) -> list[Message]:
+    """The question below as many of the passages, the best first, as the model can read with it."""
+    for count in range(len(hits), 0, -1):
+        messages = with_passages(asked, hits[:count], form)
+        if len(model.template.prompt(messages)) <= model.limit:
+            return messages
+    return list(asked)
 
 
 def with_cites(contest: Contest, found: Answered) -> Answered:

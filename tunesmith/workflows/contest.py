@@ -23,6 +23,7 @@ from tunesmith.decision.chunks import Page, cut, read_pages
 from tunesmith.decision.index import CHUNKS, Hit, Index, open_index
 from tunesmith.decision.recall import origins_of, right_chunks
 from tunesmith.errors import RecipeError
+from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import Machine, choose_machine
 from tunesmith.model.load import LoadOptions, load_base
@@ -151,6 +152,11 @@ class Contest:
             self._base = LocalModel(policy, Template(found.tokenizer), objective, room_of(policy))
         return self._base
 
+    def tuned(self, run: str | Path) -> LocalModel:
+        """A run's model on the machine that every arm is timed on."""
+        on = self.machine()
+        return load(run, device=on.device, threads=on.threads, offline=self.offline)
+
     def learn_only(self, rows: int) -> None:
         """Use at most so many training rows, the same ones as a run does."""
         data = self.source.data.model_copy(update={"rows": rows})
@@ -184,7 +190,7 @@ class Contest:
         """The columns of every row by its place, read again: examples do not keep them."""
         data = self.recipe.data
         files = {place for place in (data.train, data.validation, data.test) if isinstance(place, str)}
-        return {row.where: dict(row.fields) for file in files for row in read_rows(file, offline=True)}
+        return {row.where: dict(row.fields) for file in files for row in read_rows(file, offline=self.offline)}
 
     def kept(self, name: str) -> Answered | None:
         """What this arm answered before, None where it has not yet."""

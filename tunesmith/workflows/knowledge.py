@@ -14,13 +14,11 @@ from tunesmith.decision.chunks import cut
 from tunesmith.decision.facts import Fact, change
 from tunesmith.decision.index import Index, open_index
 from tunesmith.decision.page import Knowledge
-from tunesmith.decision.prompts import with_passages
 from tunesmith.decision.recall import origins_of
 from tunesmith.evaluation.metrics import contains
-from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
 from tunesmith.workflows.answers import gold
-from tunesmith.workflows.asking import plainly, say
+from tunesmith.workflows.asking import plainly, say, within
 from tunesmith.workflows.contest import Answered, Contest, room_of
 
 _Kept = TypeAdapter(dict[str, Knowledge])
@@ -82,14 +80,15 @@ def _again(contest: Contest, arm: Answered, index: Index, rows: Sequence[Example
     """The answers of an arm with passages from the changed documents."""
     retrieval = contest.retrieval()
     hits = index.find([retrieval.asked(row) for row in rows], shown=arm.shown)
-    batch = [with_passages(asked, hit, arm.form) for asked, hit in zip(plainly(contest, rows), hits, strict=True)]
-    return say(_model(contest, arm), batch, contest.objective).given
+    model, questions = _model(contest, arm), plainly(contest, rows)
+    batch = [within(model, asked, hit, arm.form) for asked, hit in zip(questions, hits, strict=True)]
+    return say(model, batch, contest.objective).given
 
 
 def _model(contest: Contest, arm: Answered) -> LocalModel:
     """The model that an arm asks."""
     if not arm.run:
         return contest.base()
-    model = load(arm.run, offline=contest.offline)
+    model = contest.tuned(arm.run)
     model.limit = max(model.limit, room_of(model.policy))
     return model

@@ -8,18 +8,17 @@ from functools import partial
 
 from tunesmith.data.examples import Example, Labelled, Message
 from tunesmith.decision.index import Hit
-from tunesmith.decision.prompts import FORMS, with_passages, with_shots
+from tunesmith.decision.prompts import FORMS, with_shots
 from tunesmith.decision.shots import Nearest
 from tunesmith.evaluation.baselines import tfidf_labeller
 from tunesmith.evaluation.tasks import value
-from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.remote import Remote
 from tunesmith.objectives import Classify
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.workflows.answers import gold, question
-from tunesmith.workflows.asking import Ask, ask_all, ask_tuned, pace, plainly, say, with_cites
+from tunesmith.workflows.asking import Ask, ask_all, ask_tuned, pace, plainly, say, with_cites, within
 from tunesmith.workflows.contest import Answered, Contest, Setting, room_of, some
 from tunesmith.workflows.lessons import PASSAGES, raft_run, taught_run, tuned_run
 
@@ -84,7 +83,8 @@ def _oracle(contest: Contest) -> Answered:
     def ask(rows: Sequence[Example]) -> list[list[Message]]:
         right = contest.retrieval().right(rows)
         hits = [[by_id[min(ids, key=_place)]] if ids else [] for ids in right]
-        return [with_passages(asked, hit, form) for asked, hit in zip(plainly(contest, rows), hits, strict=True)]
+        questions = plainly(contest, rows)
+        return [within(contest.base(), asked, hit, form) for asked, hit in zip(questions, hits, strict=True)]
 
     return ask_all(contest, "oracle-context", contest.base(), ask, detail="a chunk that holds the answer is shown")
 
@@ -118,26 +118,28 @@ def _tuned(contest: Contest, percent: int = 100) -> Answered:
     """A run of this very recipe, or of a part of its rows, asked as it was tuned."""
     run = tuned_run(contest, percent)
     name = "tuned" if percent == 100 else f"tuned-{percent}%"
-    return run.built(ask_tuned(contest, name, load(run.folder, offline=contest.offline), detail=run.note))
+    return run.built(ask_tuned(contest, name, contest.tuned(run.folder), detail=run.note))
 
 
 def _tuned_rag(contest: Contest) -> Answered:
     """The tuned model given passages that it never saw in training."""
     run = tuned_run(contest)
-    shown, _ = _reading(contest)
-    return run.built(_read(contest, "tuned+rag", load(run.folder, offline=contest.offline), shown, FORMS[0]))
+    model = contest.tuned(run.folder)
+    model.limit = max(model.limit, room_of(model.policy))
+    shown, form = _reading(contest, "tuned+rag", model)
+    return run.built(_read(contest, "tuned+rag", model, shown, form))
 
 
 def _raft(contest: Contest) -> Answered:
     """Tuned with passages and distractors in its rows, and given passages."""
     run = raft_run(contest)
-    return run.built(_read(contest, "raft", load(run.folder, offline=contest.offline), PASSAGES, FORMS[0]))
+    return run.built(_read(contest, "raft", contest.tuned(run.folder), PASSAGES, FORMS[0]))
 
 
 def _taught(contest: Contest) -> Answered:
     """Tuned on the documents themselves and their paraphrases, asked without any."""
     run = taught_run(contest)
-    model = load(run.folder, offline=contest.offline)
+    model = contest.tuned(run.folder)
     closed = LocalModel(model.policy, model.template, contest.objective, room_of(model.policy))
     wording = _wording(contest)
     ask: Ask = lambda rows: plainly(contest, rows, wording)  # noqa: E731  # an Ask by its type
@@ -159,7 +161,8 @@ def _read(contest: Contest, name: str, model: LocalModel, shown: int, form: str)
 
     def ask(rows: Sequence[Example]) -> list[list[Message]]:
         found = retrieval.index.find([retrieval.asked(row) for row in rows], shown=shown)
-        return [with_passages(asked, hits, form) for asked, hits in zip(plainly(contest, rows), found, strict=True)]
+        questions = plainly(contest, rows)
+        return [within(model, asked, hits, form) for asked, hits in zip(questions, found, strict=True)]
 
     found = ask_all(contest, name, model, ask, detail=f"{shown} {'chunk' if shown == 1 else 'chunks'} shown")
     return with_cites(
@@ -179,33 +182,41 @@ def _wording(contest: Contest) -> str:
     return str(_chosen(contest, "prompt", settings, asker)[0])
 
 
-def _reading(contest: Contest) -> tuple[int, str]:
-    """How many chunks are shown and in which form, by validation rows."""
+def _reading(contest: Contest, name: str = "rag", tuned: LocalModel | None = None) -> tuple[int, str]:
+    """How many chunks a model is shown and in which form, by validation rows."""
     retrieval = contest.retrieval()
 
     def asker(setting: Setting) -> Ask:
         shown, form = int(setting[0]), str(setting[1])
-        return lambda rows: [
-            with_passages(asked, hits[:shown], form)
-            for asked, hits in zip(plainly(contest, rows), retrieval.hits(rows), strict=True)
-        ]
+
+        def ask(rows: Sequence[Example]) -> list[list[Message]]:
+            model = tuned or contest.base()
+            found = [hits[:shown] for hits in retrieval.hits(rows)]
+            return [within(model, asked, hits, form) for asked, hits in zip(plainly(contest, rows), found, strict=True)]
+
+        return ask
 
     settings: list[Setting] = [[shown, form] for shown in SHOWN for form in FORMS]
-    shown, form = _chosen(contest, "rag", settings, asker)
+    shown, form = _chosen(contest, name, settings, asker, tuned)
     return int(shown), str(form)
 
 
-def _chosen(contest: Contest, name: str, settings: list[Setting], asker: Callable[[Setting], Ask]) -> Setting:
-    """The setting with the best score on some validation rows, the first among equals."""
+def _chosen(
+    contest: Contest,
+    name: str,
+    settings: list[Setting],
+    asker: Callable[[Setting], Ask],
+    tuned: LocalModel | None = None,
+) -> Setting:
+    """The first of the settings with which a model, else the untuned one, scores best on some validation rows."""
 
     def choose() -> Setting:
         objective = contest.objective
         rows = some(contest.split.validation or contest.split.train, CHOICE_ROWS[objective.kind], contest.recipe.seed)
         metric = "accuracy" if isinstance(objective, Classify) else objective.metric
         contest.listen({"event": "stage", "text": f"{name}: {len(settings)} settings on {len(rows)} validation rows"})
-        scores = [
-            value(metric, gold(rows), say(contest.base(), asker(each)(rows), objective).given) for each in settings
-        ]
+        model = tuned or contest.base()
+        scores = [value(metric, gold(rows), say(model, asker(each)(rows), objective).given) for each in settings]
         return settings[scores.index(max(scores))]
 
     return contest.choice(name, choose)
