@@ -14,9 +14,10 @@ from tunesmith.data.examples import Chat, Message
 from tunesmith.decision.chunks import Chunk, cut, page_of_text, read_pages
 from tunesmith.decision.facts import change, new_answers
 from tunesmith.decision.index import CHUNKS, RANK, Hit, Index, fused, open_index
-from tunesmith.decision.prompts import FORMS, cited, with_passages
+from tunesmith.decision.prompts import FORMS, cited, with_passages, with_shots
 from tunesmith.decision.recall import Origin, recall, right_chunks
 from tunesmith.errors import DataError
+from tunesmith.objectives import Instruct
 from tunesmith.recipe import Documents
 from tunesmith.workflows.lessons import PASSAGES, passages_of
 
@@ -121,6 +122,25 @@ def test_the_best_passage_stands_next_to_the_question_and_cannot_take_its_place(
     assert with_passages(asked, []) == asked
 
 
+def test_what_the_system_says_stays_above_the_examples_and_a_wording_below_a_long_one():
+    def row(text: str) -> Chat:
+        turns = (Message("system", "Be brief."), Message("user", text), Message("assistant", "yes"))
+        return Chat("rows:1", turns, "")
+
+    asked = with_shots(Instruct(), row("Is it?"), [row("long " * 400)], "In one word.")
+    assert [turn.role for turn in asked] == ["system", "user", "assistant", "user"]
+    assert all(turn.content.endswith("In one word.") for turn in asked if turn.role == "user")
+    assert len(asked[1].content) < 1000
+
+
+def test_documents_that_share_a_name_are_refused(tmp_path: Path):
+    pages = [{"doc_id": "m", "text": "page one"}, {"doc_id": "n", "text": "other"}, {"doc_id": "m", "text": "page two"}]
+    file = tmp_path / "pages.jsonl"
+    file.write_text("".join(json.dumps(page) + "\n" for page in pages))
+    with pytest.raises(DataError, match=r"pages.jsonl:3: the document 'm' stands in pages.jsonl:1 too; give each row"):
+        read_pages(str(file), store=Store(tmp_path / "store"))
+
+
 def test_an_answer_cites_the_chunk_that_holds_it():
     hits = [hit("a", "nothing here"), hit("b", "it is 114 m high")]
     assert cited("114 m", hits) == "b"
@@ -152,7 +172,6 @@ def test_raft_shows_a_right_chunk_in_four_of_five_rows():
 
 def test_a_chat_row_stays_a_chat_with_its_answer():
     from tunesmith.decision.prompts import raft_example
-    from tunesmith.objectives import Instruct
 
     row = Chat("rows:1", (Message("user", "How high?"), Message("assistant", "107 m")), "arda")
     made = raft_example(row, [hit("a", "107 m")], Instruct())

@@ -9,16 +9,25 @@ from typing import Any
 
 import pytest
 
-from tests.bases import folder
+from tests.bases import folder, template
 from tests.glance import only_a_glance
+from tunesmith.data.collect.written import Answer
+from tunesmith.data.examples import Message
+from tunesmith.decision.chunks import Chunk
+from tunesmith.decision.index import Hit
 from tunesmith.decision.page import Comparison
+from tunesmith.decision.prompts import FORMS, with_passages
 from tunesmith.decision.table import BELIEFS
-from tunesmith.errors import CheckpointError, RecipeError
+from tunesmith.errors import CheckpointError, DataError, RecipeError
+from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import Machine
+from tunesmith.objectives import Instruct
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.compare import page as html
 from tunesmith.training.fit import Interrupted
-from tunesmith.workflows.compare import Wishes, _digests, chosen_arms, compare
+from tunesmith.workflows.arms import chosen_arms
+from tunesmith.workflows.asking import within
+from tunesmith.workflows.compare import Wishes, _digests, _pinned, compare
 from tunesmith.workflows.contest import file_name
 from tunesmith.workflows.train import Watch
 
@@ -101,7 +110,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
 def test_every_arm_answers_the_same_rows(done: tuple[Comparison, Path]) -> None:
     page, place = done
     assert [arm.name for arm in page.arms] == ARMS
-    assert {arm.n for arm in page.arms} == {page.rows} == {6}
+    assert {arm.task.n for arm in page.arms} == {page.rows} == {6}
     kept = [json.loads(file.read_text()) for file in (place / "out" / "answers").iterdir()]
     assert {len(one["given"]) for one in kept} == {6}
 
@@ -131,7 +140,7 @@ def test_retrieval_is_measured_apart_for_each_way_to_search(done: tuple[Comparis
 
 def test_changed_facts_reach_the_arms_that_look_and_no_other(done: tuple[Comparison, Path]) -> None:
     page, _ = done
-    known = {arm.name: arm.knowledge for arm in page.arms}
+    known = {arm.name: arm.update for arm in page.arms}
     assert {name for name, one in known.items() if one is None} == {"oracle-context", "no-context"}
     assert {one.facts for one in known.values() if one} == {6}
     how = {name: one.how for name, one in known.items() if one}
@@ -144,14 +153,15 @@ def test_changed_facts_reach_the_arms_that_look_and_no_other(done: tuple[Compari
 def test_a_price_per_hour_is_that_of_the_seconds(done: tuple[Comparison, Path]) -> None:
     page, _ = done
     for arm in page.arms:
-        assert arm.pace.price_per_1000 == pytest.approx(arm.pace.seconds_per_1000)  # 3,600 an hour is 1 a second
+        assert arm.cost.price_per_1000 == pytest.approx(arm.cost.seconds_per_1000)  # 3,600 an hour is 1 a second
+        assert arm.update is None or arm.update.price == arm.update.seconds
 
 
 def test_the_same_command_again_asks_nothing(done: tuple[Comparison, Path]) -> None:
     page, place = done
     said: list[str] = []
     again = compare(recipe(place), Wishes(), watch=Watch(lambda e: said.append(e["text"])), out=place / "out")
-    assert [arm.score for arm in again.arms] == [arm.score for arm in page.arms]
+    assert [arm.task.score for arm in again.arms] == [arm.task.score for arm in page.arms]
     assert not [text for text in said if "questions" in text or "settings" in text or "training" in text]
 
 
@@ -188,8 +198,8 @@ def test_labels_are_compared_too(tmp_path: Path) -> None:
     }
     page = run(recipe(tmp_path, **parts), tmp_path / "out")
     assert [arm.name for arm in page.arms] == ["prompt", "few-shot", "tf-idf", "tuned"]
-    assert {arm.n for arm in page.arms} == {6}
-    assert next(arm for arm in page.arms if arm.name == "tf-idf").score == 1.0
+    assert {arm.task.n for arm in page.arms} == {6}
+    assert next(arm for arm in page.arms if arm.name == "tf-idf").task.score == 1.0
     assert page.verdict.arm in ("tf-idf", "tuned")  # both are right on every row: the seconds decide
     assert page.retrieval == []
 
@@ -198,7 +208,7 @@ def test_a_model_is_taught_the_documents_and_no_question(tmp_path: Path) -> None
     page = run(recipe(tmp_path, arms=["prompt", "taught", "tuned-30%"]), tmp_path / "out")
     taught = page.arms[1]
     assert taught.detail.startswith("9 of 10 chunks, those with answers first")
-    assert (taught.labelled_rows, page.arms[2].labelled_rows) == (0, 8)
+    assert (taught.labels, page.arms[2].labels) == (0, 8)
     assert not page.arms[2].candidate
     learned = (tmp_path / "out/taught.train.jsonl").read_text()
     assert "How high" not in learned
@@ -218,10 +228,90 @@ def test_an_encoder_is_not_prompted(tmp_path: Path) -> None:
     asks = {"compare": {"asks": str(folder("llama"))}}
     page = run(recipe(tmp_path, **parts, **asks, arms=["prompt", "tuned"]), tmp_path / "two")
     assert [arm.name for arm in page.arms] == ["prompt", "tuned"]
-    assert page.arms[1].pace.prompt_tokens is None  # its head reads the text alone
+    assert page.arms[1].latency.prompt_tokens is None  # its head reads the text alone
+
+
+def test_a_server_is_asked_the_text_and_told_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"text": f"it is {word} {i}", "label": label} for i in range(20) for word, label in LABELS]
+    parts = {
+        "data": {"train": write(tmp_path / "labels.jsonl", rows), "validation": 0.2, "test": 0.2},
+        "objective": {"kind": "classify", "text": "text", "label": "label"},
+        "documents": {},
+    }
+    heard: list[str] = []
+
+    def reply(endpoint: Any, batch: Any, *, offline: bool) -> Iterator[tuple[int, Answer]]:
+        for place, messages in enumerate(batch):
+            heard.append(messages[-1].content)
+            yield place, Answer("Positive." if "good" in heard[-1] else "I would say negative", True)
+
+    monkeypatch.setattr("tunesmith.inference.remote.ask_endpoint", reply)
+    page = run(recipe(tmp_path, **parts, arms=["http://127.0.0.1:1/v1#C:\\models\\q.gguf"]), tmp_path / "out")
+    assert page.arms[0].task.score == 1.0
+    assert all("it is" in text and "negative, positive" in text for text in heard)
+    assert "q.gguf" in html(page)
+
+
+def test_rows_that_cannot_be_told_apart_or_chosen_on_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    train, test = (
+        write(tmp_path / "rows.jsonl", facts()),
+        write(
+            tmp_path / "more" / "rows.jsonl",
+            [{**row, "q": f"{row['q']} And why is that?", "land": "Kell"} for row in facts()],
+        ),
+    )
+    for data, finding in (
+        ({"train": train, "test": test}, "rows.jsonl: two files have this name"),
+        ({"train": train, "validation": 0.0}, "data.validation: no rows, and settings of arms are chosen on them"),
+        ({"train": train, "test": 0.0}, "data.test: no rows, and arms are compared on them"),
+    ):
+        with pytest.raises(DataError, match=finding):
+            run(recipe(tmp_path, data={**data, "group": "land"}), tmp_path / "out")
+    named = recipe(tmp_path).documents.model_copy(update={"evidence": "sayd"})
+    with pytest.raises(RecipeError, match="documents.evidence: no column 'sayd' in the rows; name one of q, a, land"):
+        run(recipe(tmp_path).model_copy(update={"documents": named}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_do_not_say_where_their_answer_stands_get_no_figures_of_retrieval(tmp_path: Path) -> None:
+    made = recipe(tmp_path, arms=["prompt", "rag"])
+    blind = made.documents.model_copy(update={"evidence": "", "origin": ""})
+    made = made.model_copy(update={"documents": blind})
+    page = run(made, tmp_path / "out")
+    assert page.retrieval == []
+    assert [arm.domain for arm in page.arms] == [None, None]
+    assert "oracle-context" not in chosen_arms(made.model_copy(update={"arms": []}))
+    with pytest.raises(RecipeError, match="needs rows that say where their answer stands"):
+        chosen_arms(made.model_copy(update={"arms": ["prompt", "oracle-context"]}))
+
+
+def test_a_comparison_stays_on_the_machine_that_it_began_on(done: tuple[Comparison, Path]) -> None:
+    _, place = done
+    kept = json.loads((place / "out" / "machine.json").read_text())
+    moved = recipe(place, machine={"device": "cpu", "dtype": "float32", "threads": 7})
+    assert kept["threads"] == 1
+    assert _pinned(moved, place / "out").machine.threads == 1
+
+
+def test_passages_give_way_to_the_question_where_a_model_reads_little() -> None:
+    asked, hits = (
+        [Message("user", "How high is Arda?")],
+        [Hit(Chunk(f"d#{i}", "d", "", "", "word " * 20), 1.0) for i in (1, 2)],
+    )
+    model = LocalModel(None, template("llama"), Instruct(), 0)  # type: ignore[arg-type]
+    whole = [len(model.template.prompt(with_passages(asked, hits[:count]))) for count in (0, 1, 2)]
+    for limit, shown in ((whole[2], 2), (whole[2] - 1, 1), (whole[1] - 1, 0), (1, 0)):
+        model.limit = limit
+        assert within(model, asked, hits, FORMS[0]) == with_passages(asked, hits[:shown])
 
 
 def test_an_arm_that_cannot_work_is_refused_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no-context only show where others fail; name one to take"):
+        chosen_arms(recipe(tmp_path, arms=["no-context"]))
+    labels = {"objective": {"kind": "classify", "text": "q", "label": "a"}}
+    with pytest.raises(RecipeError, match="raft learns answers from passages"):
+        chosen_arms(recipe(tmp_path, **labels, arms=["raft"]))
     with pytest.raises(RecipeError, match="rag needs documents to look into"):
         chosen_arms(recipe(tmp_path, arms=["rag"], documents={}))
     with pytest.raises(RecipeError, match="tf-idf answers with labels only"):

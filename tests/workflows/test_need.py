@@ -80,6 +80,9 @@ def test_minutes_make_the_sizes_smaller_and_that_is_said(tmp_path: Path, monkeyp
     _, found = ask(asked, tmp_path / "curve", Question(minutes=3))
     assert [one.rows for one in found.sizes] == [24, 30, 38, 48, 60]
     assert found.notes[0].startswith("held to 3 minutes: the largest size is 60 of ")
+    monkeypatch.setattr(story, "_largest", lambda *_: 48)
+    assert ask(asked, tmp_path / "curve", Question(minutes=3))[1].sizes == found.sizes
+    assert ask(asked, tmp_path / "curve", Question(minutes=2))[1].sizes[-1].rows == 48
 
 
 def test_the_largest_size_is_the_largest_whose_ladder_fits():
@@ -97,6 +100,8 @@ def test_few_rows_are_passed_over_more_often_but_not_for_ever():
 def test_what_no_curve_can_tell_is_refused(tmp_path: Path):
     with pytest.raises(RecipeError, match="--target: the best accuracy there is is 1, not 2; ask for that"):
         ask(made(tmp_path), tmp_path / "beyond", Question(target=2.0))
+    with pytest.raises(RecipeError, match="--target: nan is no score"):
+        ask(made(tmp_path), tmp_path / "none", Question(target=float("nan")))
     with pytest.raises(Refused, match="training rows show no curve; collect 96 first"):
         ask(made(tmp_path, 60), tmp_path / "few")
     with pytest.raises(RecipeError, match=r"--rows: 9,999 is more than 4 times the \d+ training rows there are"):

@@ -111,7 +111,7 @@ def _show(found: Comparison) -> None:
         "to build>",
         "per 1,000>",
     )
-    show_table(heads, [_line(arm) for arm in sorted(found.arms, key=lambda arm: -arm.score)])
+    show_table(heads, [_line(arm) for arm in sorted(found.arms, key=lambda arm: -arm.task.score)])
     for one in found.retrieval:
         cuts = ", ".join(f"@{cut} {value:.3f}" for cut, value in one.recall.items())
         show(f"retrieval by {one.search}: recall {cuts}; MRR {one.mrr:.3f} ({one.n} rows, {found.chunks} chunks)")
@@ -127,17 +127,17 @@ def _show(found: Comparison) -> None:
 
 def _line(arm: ArmPage) -> tuple[str, ...]:
     """An arm as a line of the table."""
-    pace, beside = arm.pace, arm.against
+    found, beside = arm.latency, arm.against
     return (
         arm.name if arm.candidate else f"({arm.name})",
-        figure(arm.score),
-        bounds(arm.ci95),
+        figure(arm.task.score),
+        bounds(arm.task.ci95),
         beside.arm if beside else "",
         signed(beside.delta) if beside else "",
         p_value(beside.p_adjusted) if beside else "",
-        figure(pace.p50),
-        figure(pace.p95),
-        figure(pace.answers_per_second),
-        duration(pace.build_seconds),
-        duration(pace.seconds_per_1000),
+        figure(found.p50),
+        figure(found.p95),
+        figure(found.answers_per_second),
+        duration(arm.cost.build_seconds),
+        duration(arm.cost.seconds_per_1000),
     )

@@ -48,7 +48,7 @@ def read_pages(source: str, *, store: Store, offline: bool = False) -> list[Page
     What files were turned into lies in the store, so that only new ones are converted.
     """
     if Path(source).suffix.lower() in ROWS:
-        return [_page_of(row) for row in read_rows(source, offline=offline)]
+        return _pages_of(read_rows(source, offline=offline))
     found = find([source])
     known = {one.path: document for one in found.sources if (document := store.document(one.sha256))}
     ids: Mapping[Path, tuple[str, str]] = {one.path: (one.doc_id, one.sha256) for one in found.sources}
@@ -74,6 +74,21 @@ def page_of_text(doc_id: str, text: str) -> Page:
     title = head if titled else document.title
     digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
     return Page(doc_id, digest, Document(document.blocks, title, notes=document.notes))
+
+
+def _pages_of(rows: Sequence[Row]) -> list[Page]:
+    """The documents in rows, one each."""
+    pages = [_page_of(row) for row in rows]
+    first: dict[str, str] = {}
+    cure = "give each row an id of its own, or join the texts"
+    twice = [
+        f"{row.where}: the document {page.doc_id!r} stands in {before} too; {cure}"
+        for row, page in zip(rows, pages, strict=True)
+        if (before := first.setdefault(page.doc_id, row.where)) != row.where
+    ]
+    if twice:
+        refuse(twice)
+    return pages
 
 
 def _page_of(row: Row) -> Page:

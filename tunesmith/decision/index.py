@@ -1,6 +1,7 @@
 """Chunks that can be found: BM25 for the words, vectors for the meaning, and both fused by their ranks.
 
-C chunks, Q questions, D hidden. The store is a folder of JSON lines and safetensors: `docs/decisions/0008-index.md`.
+C chunks, Q questions, D hidden. The store is a folder of JSON lines and safetensors:
+`docs/decisions/0009-index-of-plain-files.md`.
 """
 
 from __future__ import annotations

@@ -14,10 +14,19 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Knowledge(_Part):
+class Task(_Part):
+    """The score on the rows that all arms answer."""
+
+    metric: str
+    score: float
+    ci95: tuple[float, float] | None
+    n: int
+
+
+class Update(_Part):
     """Share of changed facts that an arm gives as they are now and as they were, and what it takes until it can.
 
-    `seconds` is None for an arm that no document reaches.
+    `seconds` is None for an arm that no document reaches; `price` without a price of the machine.
     """
 
     facts: int
@@ -25,19 +34,25 @@ class Knowledge(_Part):
     old: float
     seconds: float | None
     how: str
+    price: float | None = None
 
 
-class Pace(_Part):
-    """One row at a time: median and 95th percentile in seconds. In a batch: answers per second, seconds per 1,000."""
+class Latency(_Part):
+    """One row alone: median and 95th percentile in seconds, tokens of its prompt. In a batch: answers per second."""
 
     p50: float | None
     p95: float | None
     prompt_tokens: float | None
     answers_per_second: float
-    seconds_per_1000: float
+
+
+class Cost(_Part):
+    """Seconds to build an arm and for 1,000 answers in a batch, and their price where the machine has one."""
+
     build_seconds: float
-    price_per_1000: float | None = None
+    seconds_per_1000: float
     price_to_build: float | None = None
+    price_per_1000: float | None = None
 
 
 class Against(_Part):
@@ -70,19 +85,17 @@ class ArmPage(_Part):
     name: str
     detail: str
     candidate: bool
-    metric: str
-    score: float
-    ci95: tuple[float, float] | None
-    n: int
+    task: Task
     others: dict[str, float]
     against: Against | None
     domain: float | None
     domain_n: int
     general: General | None
     style: Tone | None
-    pace: Pace
-    knowledge: Knowledge | None
-    labelled_rows: int
+    latency: Latency
+    update: Update | None
+    labels: int
+    cost: Cost
     run: str = ""
 
 

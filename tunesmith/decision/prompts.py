@@ -32,9 +32,11 @@ def question_of(objective: Classify | Instruct, example: Example, wording: str =
 def with_shots(
     objective: Classify | Instruct, example: Example, shots: Sequence[Example], wording: str = ""
 ) -> list[Message]:
-    """The question after answered ones, the most alike last."""
+    """The question after answered ones, the most alike last; what the system says stays first."""
     before = [turn for shot in reversed(shots) for turn in _answered(objective, shot, wording)]
-    return [*before, *question_of(objective, example, wording)]
+    own = question_of(objective, example, wording)
+    lead = [turn for turn in own if turn.role == "system"]
+    return [*lead, *before, *(turn for turn in own if turn.role != "system")]
 
 
 def _answered(objective: Classify | Instruct, shot: Example, wording: str) -> list[Message]:
@@ -42,8 +44,9 @@ def _answered(objective: Classify | Instruct, shot: Example, wording: str) -> li
     if isinstance(shot, Labelled):
         short: Example = replace(shot, text=shot.text[:SHOT])
         return [*question_of(objective, short, wording), Message("assistant", shot.labels[0])]
-    last = question_of(objective, shot, wording)[-1]
-    return [Message("user", last.content[: SHOT + 200]), Message("assistant", reference(shot))]
+    last = question_of(objective, shot)[-1]
+    told = last.content[: SHOT + 200]
+    return [Message("user", f"{told}\n\n{wording}" if wording else told), Message("assistant", reference(shot))]
 
 
 def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = FORMS[0]) -> list[Message]:

@@ -58,7 +58,8 @@ def _general(arm: ArmPage) -> str:
 
 
 def _task(arm: ArmPage) -> str:
-    return f"{arm.score:.3f}" + (f" ({arm.ci95[0]:.3f} to {arm.ci95[1]:.3f})" if arm.ci95 else "")
+    score, bounds = arm.task.score, arm.task.ci95
+    return f"{score:.3f}" + (f" ({bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else "")
 
 
 def _domain(arm: ArmPage) -> str:
@@ -73,23 +74,24 @@ def _style(arm: ArmPage) -> str:
     return "; ".join(told) or NOT_MEASURED
 
 
-def _pace(arm: ArmPage) -> str:
-    pace = arm.pace
-    alone = [] if pace.p50 is None or pace.p95 is None else [f"{pace.p50:.2f} s, {pace.p95:.2f} s"]
-    tokens = [] if pace.prompt_tokens is None else [f"{pace.prompt_tokens:.0f} tokens"]
-    return "; ".join([*alone, *tokens, f"{pace.answers_per_second:.1f}/s"])
+def _latency(arm: ArmPage) -> str:
+    found = arm.latency
+    alone = [] if found.p50 is None or found.p95 is None else [f"{found.p50:.2f} s, {found.p95:.2f} s"]
+    tokens = [] if found.prompt_tokens is None else [f"{found.prompt_tokens:.0f} tokens"]
+    return "; ".join([*alone, *tokens, f"{found.answers_per_second:.1f}/s"])
 
 
-def _knowledge(arm: ArmPage) -> str:
-    known = arm.knowledge
+def _update(arm: ArmPage) -> str:
+    known = arm.update
     if known is None:
         return NOT_MEASURED
-    until = "" if known.seconds is None else f"{known.seconds:.1f} s: "
+    price = "" if known.price is None else f", {known.price:.2g} to pay"
+    until = "" if known.seconds is None else f"{known.seconds:.1f} s{price}: "
     return f"now {100 * known.new:.0f} %, as before {100 * known.old:.0f} %; {until}{known.how}"
 
 
 def _labels(arm: ArmPage) -> str:
-    return f"{arm.score:.3f} with {arm.labelled_rows}"
+    return f"{arm.task.score:.3f} with {arm.labels}"
 
 
 _CELLS: dict[str, Callable[[ArmPage], str]] = {
@@ -97,7 +99,7 @@ _CELLS: dict[str, Callable[[ArmPage], str]] = {
     "Task-specific performance": _task,
     "Access to your domain data": _domain,
     "Custom tone and style": _style,
-    "Fast inference": _pace,
-    "Easy to update knowledge": _knowledge,
+    "Fast inference": _latency,
+    "Easy to update knowledge": _update,
     "Needs labelled data": _labels,
 }

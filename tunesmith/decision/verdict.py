@@ -17,6 +17,9 @@ Floats = NDArray[np.float64]
 # Answers over which the cost of building an arm is spread.
 ANSWERS = 1000
 TUNED_COUNTS = 2
+# Arms that only show where retrieval or reading fails, what fewer labelled rows bring, or what teaching the documents
+# brings at best: `taught` learns the chunks with the test's answers first, which nobody can know ahead.
+DIAGNOSIS = ("no-context", "oracle-context", "tuned-30%", "tuned-10%", "taught")
 WORDS = {
     "prompt": "prompt, do not fine-tune",
     "few-shot": "show examples in the prompt, do not fine-tune",
@@ -25,7 +28,6 @@ WORDS = {
     "tuned": "fine-tune",
     "tuned+rag": "fine-tune, and retrieve",
     "raft": "fine-tune with retrieved text in the rows, and retrieve",
-    "taught": "fine-tune on the documents",
 }
 
 

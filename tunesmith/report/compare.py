@@ -9,10 +9,12 @@ from tunesmith.report.plots import arms_plot, worth_plot
 
 def page(found: Comparison) -> str:
     """The comparison's page; everything that came from rows, documents and models is escaped."""
-    ranked = sorted(found.arms, key=lambda arm: -arm.score)
-    scores = [(arm.name, arm.score, arm.ci95 or (arm.score, arm.score)) for arm in ranked]
-    paces = [
-        (arm.name, arm.pace.build_seconds + arm.pace.seconds_per_1000, arm.score) for arm in ranked if arm.candidate
+    ranked = sorted(found.arms, key=lambda arm: -arm.task.score)
+    scores = [(arm.name, arm.task.score, arm.task.ci95 or (arm.task.score, arm.task.score)) for arm in ranked]
+    costs = [
+        (arm.name, arm.cost.build_seconds + arm.cost.seconds_per_1000, arm.task.score)
+        for arm in ranked
+        if arm.candidate
     ]
     return (
         environment()
@@ -21,6 +23,6 @@ def page(found: Comparison) -> str:
             c=found,
             arms=ranked,
             scores=arms_plot(scores, metric=found.metric, chosen=found.verdict.arm),
-            worth=worth_plot(paces, metric=found.metric, chosen=found.verdict.arm),
+            worth=worth_plot(costs, metric=found.metric, chosen=found.verdict.arm),
         )
     )

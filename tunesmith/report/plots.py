@@ -220,7 +220,8 @@ def _inlined(svg: str, said: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]*"', svg)
-    svg = re.sub(r"<svg[^>]*>", f'<svg {box[0] if box else ""} role="img" aria-label="{escape(said)}">', svg, count=1)
+    named = f'<svg {box[0] if box else ""} role="img" aria-label="{escape(said)}">'
+    svg = re.sub(r"<svg[^>]*>", lambda _: named, svg, count=1)
     svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
     # Every picture has its figure_1 and axes_1; only what is pointed at needs its name.
     pointed = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))

@@ -9,22 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunesmith.data.collect.sources import find
 from tunesmith.data.files import sha256_of_file, write_whole
 from tunesmith.decision.budget import sizes
+from tunesmith.decision.chunks import ROWS
 from tunesmith.decision.page import Comparison
 from tunesmith.errors import CheckpointError, RecipeError
-from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe, save_recipe
 from tunesmith.training.fit import Interrupted
+from tunesmith.workflows.arms import check_rows, chosen_arms, tunes
 from tunesmith.workflows.asking import plainly, say
 from tunesmith.workflows.contest import Answered, Contest, Setting, some
 from tunesmith.workflows.measured import measured
-from tunesmith.workflows.prepare import read_data
+from tunesmith.workflows.prepare import audited, read_data
 from tunesmith.workflows.train import Watch
 from tunesmith.workflows.ways import answered
 
 PAGE, HTML = "comparison.json", "report.html"
-NEED_DOCUMENTS = ("rag", "tuned+rag", "raft", "taught", "oracle-context")
 # Rows by which the pace of this machine is taken before a budget is dealt out.
 PACE_ROWS = 8
 
@@ -63,47 +65,38 @@ def compare(
     return page
 
 
-def chosen_arms(recipe: Recipe) -> list[str]:
-    """The arms of the recipe, or those that its rows allow. Raises RecipeError for an arm that cannot work."""
-    objective, documents = recipe.objective, recipe.documents.source
-    if not isinstance(objective, Classify | Instruct):
-        cure = "nearest that works: objective: instruct, or classify"
-        raise RecipeError(f"compare: {objective.kind} rows ask nothing that every arm could answer; {cure}")
-    label = isinstance(objective, Classify)
-    usual = ["prompt", "few-shot", *(["tf-idf"] if label else [])]
-    usual += ["rag", "oracle-context"] if documents and not label else []
-    usual += ["tuned", *(["tuned+rag", "raft"] if documents and not label else [])]
-    arms = list(dict.fromkeys(recipe.arms)) or usual
-    for arm in arms:
-        if arm in NEED_DOCUMENTS and not documents:
-            raise RecipeError(f"arms: {arm} needs documents to look into; add `documents: FOLDER`, or leave it out")
-        if arm == "tf-idf" and not label:
-            raise RecipeError("arms: tf-idf answers with labels only; leave it out, or use objective: classify")
-    return arms
-
-
 def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, offline: bool) -> Contest:
     """The frozen rows in a folder that belongs to them."""
     watch.listen({"event": "stage", "text": f"reading {recipe.data.train}"})
     loaded = read_data(recipe, offline=offline)
+    loaded = audited(recipe, loaded) if tunes(chosen_arms(recipe)) else loaded
     split = loaded.split
+    check_rows(recipe, split, offline=offline)
     rows = [*split.train, *split.validation, *split.test]
     bound = recipe.objective.bind(rows, "decoder")
     if isinstance(bound, Classify) and bound.multi:
         raise RecipeError("compare: rows with several labels have no single answer to ask for; give one label a row")
-    test = some(split.test or split.validation, recipe.compare.rows, recipe.seed)
     folder = _folder(recipe, out, [*sorted(loaded.sha256.items()), ("minutes", f"{wishes.minutes:g}")])
+    recipe = _pinned(recipe, folder)
     return Contest(
         recipe=recipe.model_copy(update={"objective": bound}),
         source=recipe,
         split=split,
-        test=test,
+        test=some(split.test, recipe.compare.rows, recipe.seed),
         folder=folder,
         watch=watch,
         offline=offline,
         notes=list(split.notes),
         key=wishes.key,
     )
+
+
+def _pinned(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe on the machine that the first arms were timed on: seconds of two compare with nothing."""
+    file = folder / "machine.json"
+    if not file.exists():
+        write_whole(file, recipe.machine.model_dump_json())
+    return recipe.model_copy(update={"machine": type(recipe.machine).model_validate_json(file.read_text("utf-8"))})
 
 
 def _folder(recipe: Recipe, out: Path | None, parts: Sequence[tuple[str, str]]) -> Path:
@@ -127,11 +120,13 @@ def _folder(recipe: Recipe, out: Path | None, parts: Sequence[tuple[str, str]]) 
 
 
 def _digests(documents: str) -> list[str]:
-    """The digest of each file of the documents; none where none are named: an empty path would be the whole folder
+    """The name and digest of each of the documents; none where none are named: an empty path would be the whole folder
     that the command runs in."""
-    place = Path(documents)
-    files = [] if not documents else sorted(place.rglob("*")) if place.is_dir() else [place]
-    return [sha256_of_file(file) for file in files if file.is_file()]
+    if not documents:
+        return []
+    if Path(documents).suffix.lower() in ROWS:
+        return [sha256_of_file(Path(documents))] if Path(documents).is_file() else []
+    return [f"{one.doc_id} {one.sha256}" for one in find([documents]).sources]
 
 
 def _within(contest: Contest, arms: Sequence[str], wishes: Wishes) -> None:

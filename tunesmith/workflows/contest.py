@@ -184,7 +184,15 @@ class Contest:
                 self.columns(),
                 self.objective.instruction,
             )
+            self._note_strangers(self._retrieval)
         return self._retrieval
+
+    def _note_strangers(self, found: Retrieval) -> None:
+        """Say how many test rows name a document that is not there: no chunk can be right for them."""
+        known = {page.doc_id for page in found.pages}
+        named = [str(found.rows.get(row.where, {}).get(found.columns[1]) or "") for row in self.test]
+        if strange := [name for name in named if name and name not in known]:
+            self.notes.append(f"{len(strange)} test rows name a document that is not there, such as {strange[0]!r}")
 
     def columns(self) -> dict[str, dict[str, object]]:
         """The columns of every row by its place, read again: examples do not keep them."""

@@ -13,7 +13,7 @@ from tunesmith.data.files import write_whole
 from tunesmith.decision.chunks import cut
 from tunesmith.decision.facts import Fact, change
 from tunesmith.decision.index import Index, open_index
-from tunesmith.decision.page import Knowledge
+from tunesmith.decision.page import Update
 from tunesmith.decision.recall import origins_of
 from tunesmith.evaluation.metrics import contains
 from tunesmith.inference.local import LocalModel
@@ -21,10 +21,10 @@ from tunesmith.workflows.answers import gold
 from tunesmith.workflows.asking import plainly, say, within
 from tunesmith.workflows.contest import Answered, Contest, room_of
 
-_Kept = TypeAdapter(dict[str, Knowledge])
+_Kept = TypeAdapter(dict[str, Update])
 
 
-def knowledge(contest: Contest, arms: Sequence[Answered]) -> dict[str, Knowledge]:
+def knowledge(contest: Contest, arms: Sequence[Answered]) -> dict[str, Update]:
     """For each arm the share of changed facts that it gives as they are now and as they were; empty without any.
 
     An arm without passages says what it said before: nothing that it knows has changed until it is tuned again.
@@ -59,7 +59,7 @@ def knowledge(contest: Contest, arms: Sequence[Answered]) -> dict[str, Knowledge
 
 def _known(
     contest: Contest, arm: Answered, index: Index, changed: tuple[Sequence[Fact], Sequence[Example]], indexed: float
-) -> Knowledge:
+) -> Update:
     """What one arm says to the questions after the change."""
     facts, rows = changed
     seconds: float | None
@@ -73,7 +73,7 @@ def _known(
         how = "tune again" if arm.run else "no document reaches it: the fact has to stand in the prompt"
     new = contains([fact.new for fact in facts], given)
     old = contains([fact.old for fact in facts], given)
-    return Knowledge(facts=len(facts), new=float(new.mean()), old=float(old.mean()), seconds=seconds, how=how)
+    return Update(facts=len(facts), new=float(new.mean()), old=float(old.mean()), seconds=seconds, how=how)
 
 
 def _again(contest: Contest, arm: Answered, index: Index, rows: Sequence[Example]) -> list[str]:

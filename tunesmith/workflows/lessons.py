@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from tunesmith.data.collect.rows import Part
 from tunesmith.data.collect.templates import PARAPHRASES
 from tunesmith.data.collect.written import Wanted, answered, requests, written_rows
-from tunesmith.data.examples import Example
+from tunesmith.data.examples import Chat, Example
 from tunesmith.data.files import write_whole
 from tunesmith.decision.chunks import Chunk
 from tunesmith.decision.index import Hit
@@ -85,10 +86,7 @@ def _on_parts(contest: Contest, recipe: Recipe) -> Recipe:
 def raft_run(contest: Contest) -> Lesson:
     """The recipe on the same rows with passages above each question, the right one among them four times in five."""
     objective = contest.objective
-    if not isinstance(objective, Instruct):
-        raise RecipeError(
-            "arms: raft learns to answer from passages; nearest that works: objective: instruct, or tuned"
-        )
+    assert isinstance(objective, Instruct)
     files = {}
     held = some(contest.split.validation, JUDGED, contest.recipe.seed)
     for part, rows in (("train", contest.split.train), ("validation", held)):
@@ -102,7 +100,7 @@ def raft_run(contest: Contest) -> Lesson:
 
 def _raft_rows(contest: Contest, rows: Sequence[Example], part: str) -> list[dict[str, Any]]:
     """The rows as chats; those that are only validated on look as they will at the test."""
-    retrieval, objective = contest.retrieval(), contest.objective
+    retrieval = contest.retrieval()
     by_id = {chunk.id: chunk for chunk in retrieval.index.chunks}
     made = []
     for row, hits, right in zip(rows, retrieval.hits(rows), retrieval.right(rows), strict=True):
@@ -110,9 +108,19 @@ def _raft_rows(contest: Contest, rows: Sequence[Example], part: str) -> list[dic
         if part == "train":
             chance = random.Random(f"{contest.recipe.seed}/{row.where}")
             shown = passages_of(hits, [by_id[name] for name in sorted(right)], chance)
-        chat = raft_example(row, shown, objective)
+        chat = _fitted(contest, row, shown)
         made.append({"messages": [{"role": turn.role, "content": turn.content} for turn in chat.messages]})
     return made
+
+
+def _fitted(contest: Contest, row: Example, shown: Sequence[Hit]) -> Chat:
+    """The row below as many of its passages as it has room for, so that its question is never what is cut."""
+    template, limit = contest.base().template, max(contest.recipe.data.max_tokens, ROOM)
+    for count in range(len(shown), 0, -1):
+        chat = raft_example(row, shown[:count], contest.objective)
+        if len(template.chat(chat.messages).ids) <= limit:
+            return chat
+    return raft_example(row, [], contest.objective)
 
 
 def passages_of(hits: Sequence[Hit], right: Sequence[Chunk], chance: random.Random) -> list[Hit]:
@@ -135,9 +143,13 @@ def taught_run(contest: Contest) -> Lesson:
     first = [chunk for chunk in chunks if chunk.id in answering]
     rest = [chunk for chunk in chunks if chunk.id not in answering]
     random.Random(f"{contest.recipe.seed}/taught").shuffle(rest)
+    if len(chunks) < 2:
+        raise RecipeError("arms: taught learns from two chunks at least; give more documents, or leave it out")
     kept = min(KEPT, len(rest) // 5) or 1
     held, learn = [*first, *rest][-kept:], [*first, *rest][:-kept][:TAUGHT]
+    began = time.perf_counter()
     again = _said_again(contest, {chunk.doc_id for chunk in first})
+    writing = float(contest.choice("seconds to paraphrase", lambda: [str(time.perf_counter() - began)])[0])
     files = {"train": contest.folder / "taught.train.jsonl", "validation": contest.folder / "taught.validation.jsonl"}
     _write(files["train"], [{"text": text} for text in (*(chunk.text for chunk in learn), *again)])
     _write(files["validation"], [{"text": chunk.text} for chunk in held])
@@ -146,7 +158,7 @@ def taught_run(contest: Contest) -> Lesson:
     schedule = recipe.schedule.model_copy(update={"epochs": EPOCHS})
     made = _made(contest, recipe.model_copy(update={"schedule": schedule}), contest.folder / "taught")
     note = f"{len(learn)} of {len(chunks)} chunks, those with answers first, and {len(again)} paraphrases"
-    return Lesson(made.folder, made.seconds, 0, note)
+    return Lesson(made.folder, writing + made.seconds, 0, note)
 
 
 def _said_again(contest: Contest, documents: set[str]) -> list[str]:

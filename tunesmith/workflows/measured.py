@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.data.examples import Example
-from tunesmith.decision.page import Against, ArmPage, Comparison, General, Knowledge, Pace, Tone
+from tunesmith.decision.page import Against, ArmPage, Comparison, Cost, General, Latency, Task, Tone, Update
 from tunesmith.decision.recall import Recall, recall
 from tunesmith.decision.table import table
-from tunesmith.decision.verdict import ANSWERS, Candidate, Verdict, verdict
+from tunesmith.decision.verdict import ANSWERS, DIAGNOSIS, Candidate, Verdict, verdict
 from tunesmith.evaluation import style
 from tunesmith.evaluation.significance import holm
 from tunesmith.evaluation.tasks import BESIDE, TaskScore, redrawn, score, task_score, value
@@ -21,13 +21,12 @@ from tunesmith.objectives import Instruct
 from tunesmith.report.figures import signed
 from tunesmith.report.schema import Retention, read_report
 from tunesmith.workflows.answers import gold, groups
+from tunesmith.workflows.arms import told_where
 from tunesmith.workflows.assemble import environment
 from tunesmith.workflows.contest import Answered, Contest
 from tunesmith.workflows.house_rules import columns
 from tunesmith.workflows.knowledge import knowledge
 
-# Arms that only show where retrieval or reading fails, or what fewer labelled rows bring.
-DIAGNOSIS = ("no-context", "oracle-context", "tuned-30%", "tuned-10%")
 # Metrics whose scale is not 1.
 SCALES = {"chrf": 100.0}
 SECONDS_AN_HOUR = 3600.0
@@ -45,7 +44,7 @@ def measured(contest: Contest, found: Sequence[Answered], *, price_per_hour: flo
     shared = _Shared(_facts(contest, found), [kept for kept in reports if kept], price_per_hour)
     arms = [_arm(contest, one, shared) for one in found]
     arms = [arm.model_copy(update={"against": _against(arm, arms, pairs, p_values)}) for arm in arms]
-    looked = _retrieval(contest) if contest.recipe.documents.source else []
+    looked = _retrieval(contest) if told_where(contest.recipe) else []
     said = _verdict(contest, found, p_values, extra=_findings(arms, looked))
     return Comparison(
         folder=str(contest.folder),
@@ -97,7 +96,7 @@ def _cost(one: Answered) -> float:
 class _Shared:
     """What the pages of all arms draw on."""
 
-    facts: Mapping[str, Knowledge]
+    facts: Mapping[str, Update]
     runs: Sequence[Retention]
     price_per_hour: float
 
@@ -106,23 +105,27 @@ def _arm(contest: Contest, one: Answered, shared: _Shared) -> ArmPage:
     metric, right, clusters = contest.objective.metric, gold(contest.test), groups(contest.test)
     alone = score(metric, right, one.given, name=one.name, groups=clusters)
     domain, count = _domain(contest, one, right)
+    seconds, rate = ANSWERS * one.seconds / len(one.given), shared.price_per_hour / SECONDS_AN_HOUR
     return ArmPage(
         name=one.name,
         detail=one.detail,
         candidate=one.name not in DIAGNOSIS,
-        metric=metric,
-        score=alone.score,
-        ci95=alone.ci95,
-        n=alone.n,
+        task=Task(metric=metric, score=alone.score, ci95=alone.ci95, n=alone.n),
         others={name: value(name, right, one.given) for name in BESIDE.get(metric, ())},
         against=None,
         domain=domain,
         domain_n=count,
-        general=_general(one, shared.runs),
+        general=_general(contest, one, shared.runs),
         style=_tone(contest, one, right, contest.test),
-        pace=_pace(one, shared.price_per_hour),
-        knowledge=shared.facts.get(one.name),
-        labelled_rows=one.labelled_rows,
+        latency=_latency(one),
+        update=_update(shared.facts.get(one.name), rate),
+        labels=one.labelled_rows,
+        cost=Cost(
+            build_seconds=one.build_seconds,
+            seconds_per_1000=seconds,
+            price_to_build=one.build_seconds * rate if rate else None,
+            price_per_1000=seconds * rate if rate else None,
+        ),
         run=one.run,
     )
 
@@ -134,8 +137,8 @@ def _against(
     others = [one for one in arms if one.candidate and one.name != arm.name]
     if not arm.candidate or not others:
         return None
-    below = [one for one in others if one.score <= arm.score]
-    other = max(below, key=lambda one: one.score) if below else min(others, key=lambda one: one.score)
+    below = [one for one in others if one.task.score <= arm.task.score]
+    other = max(below, key=lambda one: one.task.score) if below else min(others, key=lambda one: one.task.score)
     forward = (other.name, arm.name) in pairs
     key = (other.name, arm.name) if forward else (arm.name, other.name)
     pair, sign = pairs[key], 1.0 if forward else -1.0
@@ -145,7 +148,7 @@ def _against(
 
 def _domain(contest: Contest, one: Answered, right: Sequence[str]) -> tuple[float | None, int]:
     """The score on the rows whose answer is known to stand in the documents."""
-    if not contest.recipe.documents.source:
+    if not told_where(contest.recipe):
         return None, 0
     rows = [row for row, ids in enumerate(contest.retrieval().right(contest.test)) if ids]
     if not rows:
@@ -154,12 +157,13 @@ def _domain(contest: Contest, one: Answered, right: Sequence[str]) -> tuple[floa
     return value(metric, [right[row] for row in rows], [one.given[row] for row in rows]), len(rows)
 
 
-def _general(one: Answered, runs: Sequence[Retention]) -> General | None:
+def _general(contest: Contest, one: Answered, runs: Sequence[Retention]) -> General | None:
     """What the arm's model still knows; an arm that asks the base as it is has lost nothing."""
     if one.name.startswith("http") or one.name == "tf-idf":
         return None
     if not one.run:
-        base = runs[0].probe_base if runs else None
+        another = contest.recipe.compare.asks not in ("", contest.recipe.model)
+        base = runs[0].probe_base if runs and not another else None
         return General(nats_rise=0.0, probe=base, probe_base=base)
     kept = read_report(Path(one.run)).retention
     if kept is None:
@@ -180,19 +184,20 @@ def _tone(contest: Contest, one: Answered, right: Sequence[str], test: Sequence[
     )
 
 
-def _pace(one: Answered, price_per_hour: float) -> Pace:
-    seconds = ANSWERS * one.seconds / len(one.given)
-    rate = price_per_hour / SECONDS_AN_HOUR
-    return Pace(
+def _latency(one: Answered) -> Latency:
+    return Latency(
         p50=float(np.median(one.latencies)) if one.latencies else None,
         p95=float(np.quantile(one.latencies, 0.95)) if one.latencies else None,
         prompt_tokens=float(np.mean(one.prompt_tokens)) if any(one.prompt_tokens) else None,
         answers_per_second=len(one.given) / max(one.seconds, 1e-9),
-        seconds_per_1000=seconds,
-        build_seconds=one.build_seconds,
-        price_per_1000=seconds * rate if rate else None,
-        price_to_build=one.build_seconds * rate if rate else None,
     )
+
+
+def _update(known: Update | None, rate: float) -> Update | None:
+    """What it takes until changed facts are known, with its price where a second has one."""
+    if known is None or known.seconds is None or not rate:
+        return known
+    return known.model_copy(update={"price": known.seconds * rate})
 
 
 def _retrieval(contest: Contest) -> list[Recall]:
@@ -206,12 +211,11 @@ def _retrieval(contest: Contest) -> list[Recall]:
     return [recall(way, retrieval.index.find(asked, shown=10, search=way), right) for way in ways]
 
 
-def _facts(contest: Contest, found: Sequence[Answered]) -> dict[str, Knowledge]:
+def _facts(contest: Contest, found: Sequence[Answered]) -> dict[str, Update]:
     """What each arm says after facts changed; nothing without documents that rows name."""
-    settings = contest.recipe.documents
-    if not settings.source or not settings.origin or not contest.recipe.compare.facts:
+    if not told_where(contest.recipe) or not contest.recipe.documents.origin or not contest.recipe.compare.facts:
         return {}
-    return knowledge(contest, [one for one in found if one.name not in DIAGNOSIS])
+    return knowledge(contest, [one for one in found if one.name not in ("no-context", "oracle-context")])
 
 
 def _findings(arms: Sequence[ArmPage], looked: Sequence[Recall]) -> list[str]:
@@ -223,11 +227,13 @@ def _findings(arms: Sequence[ArmPage], looked: Sequence[Recall]) -> list[str]:
     ]
     rag, oracle = by_name.get("rag"), by_name.get("oracle-context")
     if rag and oracle:
-        read = f"with the right chunk in hand the untuned model scores {oracle.score:.3f}"
-        found.append(f"{read}, with what was found {rag.score:.3f}")
+        read = f"with the right chunk in hand the untuned model scores {oracle.task.score:.3f}"
+        found.append(f"{read}, with what was found {rag.task.score:.3f}")
     raft, later = by_name.get("raft"), by_name.get("tuned+rag")
-    if raft and later and raft.score < later.score:
-        found.append(f"raft ({raft.score:.3f}) is not above tuned+rag ({later.score:.3f}), other than published")
+    if raft and later and raft.task.score < later.task.score:
+        found.append(
+            f"raft ({raft.task.score:.3f}) is not above tuned+rag ({later.task.score:.3f}), other than published"
+        )
     tuned = [arm for arm in arms if arm.general and arm.general.nats_rise > 0 and arm.run]
     found += [
         f"{arm.name} costs {signed(arm.general.nats_rise)} nats/token of general text" for arm in tuned if arm.general

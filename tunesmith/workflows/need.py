@@ -142,6 +142,8 @@ def _check(question: Question, prepared: Prepared, available: int) -> None:
         )
     metric = prepared.recipe.objective.metric
     sign, best = _best(metric)
+    if question.target is not None and not math.isfinite(question.target):
+        raise RecipeError(f"--target: {question.target} is no score; give a number")
     if question.target is not None and sign * question.target > best:
         raise RecipeError(
             f"--target: the best {metric} there is is {sign * best:g}, not {question.target:g}; ask for that"
@@ -161,8 +163,9 @@ def _sizes(ladder: Ladder, minutes: float | None) -> tuple[list[int], list[str]]
     if minutes is None:
         return sizes, []
     kept = ladder.folder / "sizes.json"
-    if kept.exists():
-        largest = json.loads(kept.read_text(encoding="utf-8"))["largest"]
+    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    if known.get("minutes") == minutes:
+        largest = known["largest"]
     else:
         _, seconds = ladder.cell(sizes[0], 0)
         largest = _largest(sizes[0], available, seconds / (60 * minutes), ladder.prepared.recipe.schedule.epochs)

@@ -116,7 +116,7 @@ def _parts(recipe: Recipe) -> dict[str, Recipe]:
 def _read(recipe: Recipe, listen: Listener, *, offline: bool) -> Loaded:
     """The rows of one task."""
     listen({"event": "stage", "text": f"reading {recipe.data.train}"})
-    return _audited(recipe, read_data(recipe, offline=offline))
+    return audited(recipe, read_data(recipe, offline=offline))
 
 
 def _encoded(recipe: Recipe, loaded: Loaded, base: Base, machine: Machine) -> Prepared:
@@ -208,7 +208,7 @@ def _shared(parts: Mapping[str, Prepared]) -> list[str]:
     return notes
 
 
-def _audited(recipe: Recipe, loaded: Loaded) -> Loaded:
+def audited(recipe: Recipe, loaded: Loaded) -> Loaded:
     """The rows, with a note on each grave fault that the recipe goes on over; else Refused."""
     found = gate(loaded.split)
     if found.faults and recipe.data.audit == "stop":

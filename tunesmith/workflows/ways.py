@@ -149,9 +149,10 @@ def _taught(contest: Contest) -> Answered:
 def _server(contest: Contest, address: str) -> Answered:
     """A model behind an address, asked by the rows' own question; `URL#MODEL` names one of several."""
     url, _, model = address.partition("#")
+    wording = WORDINGS[0] if isinstance(contest.objective, Classify) else PLAIN_WORDINGS[1]
     remote = Remote(url, model, contest.key, contest.offline)
-    ask: Ask = lambda rows: plainly(contest, rows, PLAIN_WORDINGS[1])  # noqa: E731  # an Ask by its type
-    return ask_all(contest, address, remote, ask, detail=f"asked: {PLAIN_WORDINGS[1]}")
+    ask: Ask = lambda rows: plainly(contest, rows, wording)  # noqa: E731  # an Ask by its type
+    return ask_all(contest, address, remote, ask, detail=f"asked: {wording}")
 
 
 def _read(contest: Contest, name: str, model: LocalModel, shown: int, form: str) -> Answered:

@@ -1,0 +1,76 @@
+"""Which arms a comparison has, and what is in the way of them: found before any arm is asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from tunesmith.data.rows import columns_of, read_rows
+from tunesmith.data.split import Split
+from tunesmith.decision.verdict import DIAGNOSIS
+from tunesmith.errors import DataError, RecipeError
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.recipe import Recipe
+
+NEED_DOCUMENTS = ("rag", "tuned+rag", "raft", "taught", "oracle-context")
+
+
+def chosen_arms(recipe: Recipe) -> list[str]:
+    """The arms of the recipe, or those that its rows allow. Raises RecipeError for an arm that cannot work."""
+    objective = recipe.objective
+    if not isinstance(objective, Classify | Instruct):
+        cure = "nearest that works: objective: instruct, or classify"
+        raise RecipeError(f"compare: {objective.kind} rows ask nothing that every arm could answer; {cure}")
+    label, read = isinstance(objective, Classify), bool(recipe.documents.source)
+    usual = ["prompt", "few-shot", *(["tf-idf"] if label else [])]
+    usual += ["rag"] if read and not label else []
+    usual += ["oracle-context"] if told_where(recipe) and not label else []
+    usual += ["tuned", *(["tuned+rag", "raft"] if read and not label else [])]
+    arms = list(dict.fromkeys(recipe.arms)) or usual
+    for arm in arms:
+        _check(arm, recipe, label=label)
+    if all(arm in DIAGNOSIS for arm in arms):
+        raise RecipeError(f"arms: {', '.join(arms)} only show where others fail; name one to take, such as prompt")
+    return arms
+
+
+def _check(arm: str, recipe: Recipe, *, label: bool) -> None:
+    """Raise RecipeError for an arm that these rows cannot have."""
+    if arm in NEED_DOCUMENTS and not recipe.documents.source:
+        raise RecipeError(f"arms: {arm} needs documents to look into; add `documents: FOLDER`, or leave it out")
+    if arm == "oracle-context" and not told_where(recipe):
+        cure = "name documents.evidence or documents.origin, or leave it out"
+        raise RecipeError(f"arms: {arm} needs rows that say where their answer stands; {cure}")
+    if arm == "tf-idf" and not label:
+        raise RecipeError("arms: tf-idf answers with labels only; leave it out, or use objective: classify")
+    if arm == "raft" and label:
+        raise RecipeError("arms: raft learns answers from passages; nearest that works: objective: instruct, or tuned")
+
+
+def told_where(recipe: Recipe) -> bool:
+    """Whether rows say where in the documents their answer stands, without which a right chunk is a guess."""
+    documents = recipe.documents
+    return bool(documents.source and (documents.origin or documents.evidence))
+
+
+def tunes(arms: list[str]) -> bool:
+    """Whether an arm trains on the rows."""
+    return any(arm.startswith("tuned") or arm == "raft" for arm in arms)
+
+
+def check_rows(recipe: Recipe, split: Split, *, offline: bool) -> None:
+    """Raise for rows that cannot be compared on: DataError for what the files lack, RecipeError for a wrong name."""
+    data, documents = recipe.data, recipe.documents
+    files = {place for place in (data.train, data.validation, data.test) if isinstance(place, str)}
+    names = Counter(Path(file).name for file in files)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise DataError(f"{twice[0]}: two files have this name, by which rows are told apart; rename one of them")
+    for part, rows, fraction in (("validation", split.validation, 0.1), ("test", split.test, 0.2)):
+        if not rows:
+            use = "settings of arms are chosen" if part == "validation" else "arms are compared"
+            raise DataError(f"data.{part}: no rows, and {use} on them; give a file, or a fraction such as {fraction}")
+    if told_where(recipe):
+        there = columns_of(row for file in files for row in read_rows(file, offline=offline))
+        for key, column in (("origin", documents.origin), ("evidence", documents.evidence)):
+            if column and column not in there:
+                raise RecipeError(f"documents.{key}: no column {column!r} in the rows; name one of {', '.join(there)}")
