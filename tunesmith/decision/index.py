@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class Index:
     encoder: Base | None = None
     vectors: Floats | None = None  # [C, D], each of length 1
     embedded: int = 0  # chunks whose vector was made now, not read from the store
-    _words: Any = field(default=None)
+    words: Any = None  # BM25 over the chunks
 
     def find(self, questions: Sequence[str], *, shown: int, search: str = "") -> list[list[Hit]]:
         """The best chunks for each question."""
@@ -69,13 +69,8 @@ class Index:
 
     def _by_words(self, questions: Sequence[str]) -> list[list[int]]:
         """[Q] lists of chunk numbers by BM25; chunks without any word of the question are left out."""
-        bm25s = _bm25s()
-        if self._words is None:
-            texts = [chunk.text for chunk in self.chunks]
-            self._words = bm25s.BM25(k1=K1, b=B)
-            self._words.index(bm25s.tokenize(texts, stopwords="en", show_progress=False), show_progress=False)
-        asked = bm25s.tokenize(list(questions), stopwords="en", show_progress=False, return_ids=False)
-        places, scores = self._words.retrieve(asked, k=min(DEEP, len(self.chunks)), show_progress=False)
+        asked = _bm25s().tokenize(list(questions), stopwords="en", show_progress=False, return_ids=False)
+        places, scores = self.words.retrieve(asked, k=min(DEEP, len(self.chunks)), show_progress=False)
         return [
             [int(place) for place, score in zip(row, line, strict=True) if score > 0]
             for row, line in zip(places, scores, strict=True)
@@ -119,7 +114,7 @@ def open_index(
     if not chunks:
         raise DataError(f"{folder}: no text in the documents; give others")
     if settings.search != "vectors":
-        _bm25s()
+        index.words = _bm25([chunk.text for chunk in chunks])
     if settings.search != "words":
         index.encoder = load_base(settings.encoder, offline=offline)
         store = _Store(folder, index.encoder.fingerprint)
@@ -180,6 +175,14 @@ class _Store:
             metadata={"encoder": self.fingerprint},
         )
         half.replace(self.folder / VECTORS)
+
+
+def _bm25(texts: Sequence[str]) -> Any:
+    """What finds these texts by their words."""
+    library = _bm25s()
+    made = library.BM25(k1=K1, b=B)
+    made.index(library.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
+    return made
 
 
 def _bm25s() -> Any:

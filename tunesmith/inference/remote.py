@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint
+from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint, only_model
 from tunesmith.data.examples import Message
 from tunesmith.errors import RecipeError
 from tunesmith.model.sampling import Reply, Sampling
@@ -20,13 +20,21 @@ class Remote:
     key: str = ""
     offline: bool = False
 
+    def named(self) -> Remote:
+        """The same with the name of its model, which is asked for where none was given. Raises DataError."""
+        return self if self.model else replace(self, model=only_model(self._endpoint(Sampling()), offline=self.offline))
+
     def reply(self, messages: Sequence[Message], *, sampling: Sampling) -> Reply:
         """One answer."""
         return self.replies([messages], sampling=sampling)[0]
 
     def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling) -> list[Reply]:
         """An answer to each, in order. Raises DataError."""
-        endpoint = Endpoint(
+        found = dict(ask_endpoint(self._endpoint(sampling), batch, offline=self.offline))
+        return [Reply(found[place].text.strip(), 0, 0, found[place].finished) for place in range(len(batch))]
+
+    def _endpoint(self, sampling: Sampling) -> Endpoint:
+        return Endpoint(
             self.url,
             self.model,
             self.key,
@@ -35,8 +43,6 @@ class Remote:
             sampling.seed,
             naming="its name after the address: URL#MODEL",
         )
-        found = dict(ask_endpoint(endpoint, batch, offline=self.offline))
-        return [Reply(found[place].text.strip(), 0, 0, found[place].finished) for place in range(len(batch))]
 
     def stream(self, messages: Sequence[Message], *, sampling: Sampling) -> Iterator[str]:
         """The whole answer as one piece."""

@@ -150,7 +150,7 @@ def _server(contest: Contest, address: str) -> Answered:
     """A model behind an address, asked by the rows' own question; `URL#MODEL` names one of several."""
     url, _, model = address.partition("#")
     wording = WORDINGS[0] if isinstance(contest.objective, Classify) else PLAIN_WORDINGS[1]
-    remote = Remote(url, model, contest.key, contest.offline)
+    remote = Remote(url, model, contest.key, contest.offline).named()
     ask: Ask = lambda rows: plainly(contest, rows, wording)  # noqa: E731  # an Ask by its type
     return ask_all(contest, address, remote, ask, detail=f"asked: {wording}")
 

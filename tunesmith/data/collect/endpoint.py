@@ -67,13 +67,8 @@ def ask_endpoint(
     endpoint: Endpoint, questions: Sequence[Sequence[Message]], *, offline: bool = False
 ) -> Iterator[tuple[int, Answer]]:
     """The answers as they come, each with the place of its question. Raises DataError."""
-    import httpx
-
     check(endpoint, offline=offline)
-    # A proxy may stand before the network, never before this machine.
-    with httpx.Client(
-        timeout=httpx.Timeout(READ, connect=CONNECT), follow_redirects=False, trust_env=not is_local(endpoint.url)
-    ) as client:
+    with _client(endpoint) as client:
         model = endpoint.model or _only_model(client, endpoint)
         with ThreadPoolExecutor(AT_ONCE) as threads:
             waiting = {
@@ -85,6 +80,21 @@ def ask_endpoint(
                     yield waiting[done], done.result()
             finally:
                 threads.shutdown(wait=False, cancel_futures=True)
+
+
+def only_model(endpoint: Endpoint, *, offline: bool = False) -> str:
+    """The one model that the server has. Raises DataError."""
+    check(endpoint, offline=offline)
+    with _client(endpoint) as client:
+        return _only_model(client, endpoint)
+
+
+def _client(endpoint: Endpoint) -> httpx.Client:
+    import httpx
+
+    wait = httpx.Timeout(READ, connect=CONNECT)
+    # A proxy may stand before the network, never before this machine.
+    return httpx.Client(timeout=wait, follow_redirects=False, trust_env=not is_local(endpoint.url))
 
 
 def _only_model(client: httpx.Client, endpoint: Endpoint) -> str:
