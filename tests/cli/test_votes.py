@@ -44,6 +44,9 @@ def test_votes_come_in_are_summed_up_and_go_out(command: Command, store: Path, t
     done = command("votes", "export", store, out, "--json")
     assert json.loads(done.out) == {"file": str(out), "rows": 4, "format": "pairs", "undecided": 0}
     assert [json.loads(line) for line in out.read_text().splitlines()] == PAIRS
+    assert command("votes", "export", store, out).out.rstrip().endswith("--objective preference")
+    (tmp_path / "model").mkdir()  # votes that lie in a run's folder are learned from there
+    assert command("votes", "export", store, out).out.rstrip().endswith(f"--model {tmp_path}")
 
 
 def test_the_shape_of_the_summary_is_printed_and_a_wrong_act_told(command: Command, store: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -65,7 +66,9 @@ def export(args: argparse.Namespace) -> int:
     done = export_votes(args.store, out, format=args.format, without=listed(args.without))
     if not publish({"file": out, **asdict(done)}, args):
         show(f"{done.rows} rows ({done.format}) in {out}; {done.undecided} judged prompts prefer nothing")
-        show(f"next:\n  tunesmith tune {out} --objective preference")
+        run = args.store.parent
+        start = f" --model {shlex.quote(str(run))}" if (run / "model").is_dir() else ""
+        show(f"next:\n  tunesmith tune {shlex.quote(str(out))} --objective preference{start}")
     return 0
 
 

@@ -67,6 +67,8 @@ def open_panel(wish: Wish, *, told: Callable[[str], None]) -> Panel:
         raise RecipeError("--thumbs: shows one answer, and --against asks for two; leave one of them out")
     found = identify(wish.model, offline=wish.offline)
     every = _prompts(wish, found)
+    if not wish.prompts:
+        told("asked are the run's own test rows: what learns from these votes cannot be scored on them")
     gold = _gold(wish)
     store = Store(wish.kept_in, what=WHAT)
     try:
