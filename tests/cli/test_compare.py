@@ -25,6 +25,8 @@ def test_programs_get_one_document_with_arms_and_verdict(
     assert done.code == 0, done.err
     page = json.loads(done.out)
     assert [arm["name"] for arm in page["arms"]] == ["prompt", "few-shot", "tf-idf"]
+    promised = {"name", "task", "general", "style", "latency", "update", "labels", "cost"}
+    assert all(promised <= set(arm) for arm in page["arms"])
     assert set(page["verdict"]) == {"arm", "text", "reasons", "confidence"}
     assert json.loads((out / "comparison.json").read_text()) == page
     assert "Prompt, retrieve or fine-tune?" in (out / "report.html").read_text()

@@ -212,7 +212,7 @@ def audited(recipe: Recipe, loaded: Loaded) -> Loaded:
     """The rows, with a note on each grave fault that the recipe goes on over; else Refused."""
     found = gate(loaded.split)
     if found.faults and recipe.data.audit == "stop":
-        cure = "`tunesmith audit DATA --fix OUT` cures the rows, --force goes on"
+        cure = "`tunesmith audit DATA --fix OUT` cures the rows, `--set data.audit=note` goes on"
         raise Refused("\n".join(f"{recipe.data.train}: {fault}; {cure}" for fault in found.faults))
     forced = (f"gone on over a fault of the rows: {fault}" for fault in found.faults)
     notes = (*loaded.split.notes, *found.notes, *forced)
