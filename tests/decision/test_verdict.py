@@ -13,7 +13,8 @@ SURE, UNSURE = 0.001, 0.4
 
 
 def arm(name: str, score: float, seconds: float, drawn: list[float] | None = None) -> Candidate:
-    return Candidate(name, score, seconds, np.array(drawn if drawn is not None else [score] * 4))
+    redrawn = np.array(drawn if drawn is not None else [score] * 4)
+    return Candidate(name, score, seconds, redrawn, tuned=name == "tuned")
 
 
 def pair(p: float) -> dict[tuple[str, str], float]:
@@ -35,7 +36,16 @@ def test_a_tuned_arm_that_surely_gains_more_than_its_cost_asks_for_is_taken():
 def test_with_the_scores_swapped_the_verdict_flips():
     found = verdict([arm("prompt", 0.60, 10), arm("tuned", 0.50, 1000)], pair(SURE), margin=0.02)
     assert (found.arm, found.text) == ("prompt", "prompt, do not fine-tune")
-    assert found.reasons == ["tuned (0.500) scores no higher than prompt (0.600) at 100.0 times the cost"]
+    assert found.reasons == ["tuned (0.500) scores no higher than prompt (0.600) at 200.0 times the cost"]
+
+
+def test_a_verdict_is_no_surer_than_its_figures():
+    nothing = verdict([arm("prompt", 0.0, 10), arm("rag", 0.0, 20)], {}, margin=0.02)
+    assert nothing.text.startswith("none of these ways answers such rows")
+    assert verdict([arm("prompt", 0.5, 10), arm("rag", 0.4, 20)], {}, margin=0.02).text == "prompt"  # nothing was tuned
+    torn = verdict([arm("prompt", 0.5, 10, [0.1, 0.1, 0.5]), arm("tuned", 0.5, 20, [0.9, 0.9, 0.5])], {}, margin=0.02)
+    assert torn.text == "not decided by so few rows, for now: prompt, do not fine-tune"
+    assert torn.confidence == pytest.approx(1 / 3)
 
 
 def test_a_tuned_model_that_is_a_little_faster_does_not_win_by_a_tie():

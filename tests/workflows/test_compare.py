@@ -18,7 +18,7 @@ from tunesmith.decision.index import Hit
 from tunesmith.decision.page import Comparison
 from tunesmith.decision.prompts import FORMS, with_passages
 from tunesmith.decision.table import BELIEFS
-from tunesmith.errors import CheckpointError, DataError, RecipeError
+from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import Machine
 from tunesmith.objectives import Instruct
@@ -30,6 +30,7 @@ from tunesmith.workflows.asking import within
 from tunesmith.workflows.compare import Wishes, _digests, _pinned, compare
 from tunesmith.workflows.contest import file_name
 from tunesmith.workflows.train import Watch
+from tunesmith.workflows.ways import WAYS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 KNOWN = Machine("cpu", "float32", 1, {"float32": 100.0}, "known")
@@ -173,7 +174,7 @@ def test_a_comparison_that_is_stopped_keeps_the_arms_that_are_done(tmp_path: Pat
 
 def test_a_folder_of_other_rows_is_refused(done: tuple[Comparison, Path], tmp_path: Path) -> None:
     _, place = done
-    with pytest.raises(CheckpointError, match="other rows or settings"):
+    with pytest.raises(CheckpointError, match=r"other settings \(data.train, documents.source, seed\)"):
         run(recipe(tmp_path, seed=1), place / "out")
 
 
@@ -224,7 +225,9 @@ def test_an_encoder_is_not_prompted(tmp_path: Path) -> None:
         "documents": {},
     }
     with pytest.raises(RecipeError, match="an encoder, which answers no prompt"):
-        run(recipe(tmp_path, **parts, arms=["prompt"]), tmp_path / "one")
+        run(recipe(tmp_path, **parts, arms=["tf-idf", "prompt"]), tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+    assert chosen_arms(recipe(tmp_path, **parts, arms=[])) == ["tf-idf", "tuned"]
     asks = {"compare": {"asks": str(folder("llama"))}}
     page = run(recipe(tmp_path, **parts, **asks, arms=["prompt", "tuned"]), tmp_path / "two")
     assert [arm.name for arm in page.arms] == ["prompt", "tuned"]
@@ -246,10 +249,51 @@ def test_a_server_is_asked_the_text_and_told_the_labels(tmp_path: Path, monkeypa
             yield place, Answer("Positive." if "good" in heard[-1] else "I would say negative", True)
 
     monkeypatch.setattr("tunesmith.inference.remote.ask_endpoint", reply)
-    page = run(recipe(tmp_path, **parts, arms=["http://127.0.0.1:1/v1#C:\\models\\q.gguf"]), tmp_path / "out")
-    assert page.arms[0].task.score == 1.0
+    monkeypatch.setattr("tunesmith.inference.remote.reach", lambda endpoint, *, offline: None)
+    server = "http://127.0.0.1:1/v1#C:\\models\\q.gguf"
+    page = run(recipe(tmp_path, **parts, arms=["tf-idf", server]), tmp_path / "out", Wishes(price_per_hour=3600.0))
+    assert page.arms[1].task.score == 1.0
+    assert page.arms[1].cost.price_per_1000 is None
+    assert any("charges is not known" in reason for reason in page.verdict.reasons)
     assert all("it is" in text and "negative, positive" in text for text in heard)
     assert "q.gguf" in html(page)
+
+
+def test_a_server_that_is_not_there_is_said_before_any_arm_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="http://127.0.0.1:9/v1: cannot be reached"):
+        run(recipe(tmp_path, arms=["prompt", "http://127.0.0.1:9/v1#m"]), tmp_path / "out")
+    assert not (tmp_path / "out" / "answers").exists()
+
+
+def test_documents_that_no_row_names_are_said_with_the_names_there_are(tmp_path: Path) -> None:
+    made = recipe(tmp_path, arms=["prompt", "rag"])
+    named = made.documents.model_copy(update={"origin": "land"})
+    with pytest.raises(
+        DataError, match=r"no row names a document that is there, such as 'Brin'; .*'arda', 'brin', 'coll'"
+    ):
+        run(made.model_copy(update={"documents": named}), tmp_path / "out")
+
+
+def test_an_arm_that_fails_is_left_out_and_tried_again_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(tmp_path, arms=["prompt", "few-shot", "tuned"])
+    with monkeypatch.context() as patch:
+        patch.setitem(WAYS, "tuned", lambda contest: (_ for _ in ()).throw(Refused("rate: too low; raise it")))
+        page = run(made, tmp_path / "out")
+    assert [arm.name for arm in page.arms] == ["prompt", "few-shot"]
+    assert "tuned failed and is left out: rate: too low; raise it" in page.notes
+    assert [arm.name for arm in run(made, tmp_path / "out").arms] == ["prompt", "few-shot", "tuned"]
+
+
+def test_a_folder_in_which_nothing_was_asked_yet_is_taken_and_settings_that_differ_are_named(tmp_path: Path) -> None:
+    made = recipe(tmp_path, arms=["prompt", "no-context"])
+    with pytest.raises(ModelError):
+        run(made.model_copy(update={"model": str(tmp_path / "none")}), tmp_path / "out")
+    assert run(made, tmp_path / "out").rows == 6
+    other = made.model_copy(update={"seed": 3, "objective": made.objective.model_copy(update={"max_new_tokens": 5})})
+    with pytest.raises(CheckpointError, match=r"other settings \(objective.max_new_tokens, seed\)"):
+        run(other, tmp_path / "out")
 
 
 def test_rows_that_cannot_be_told_apart_or_chosen_on_are_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -307,15 +351,17 @@ def test_passages_give_way_to_the_question_where_a_model_reads_little() -> None:
 
 
 def test_an_arm_that_cannot_work_is_refused_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="tuned alone is no comparison; name another beside it"):
+        chosen_arms(recipe(tmp_path, arms="tuned"))
     with pytest.raises(RecipeError, match="no-context only show where others fail; name one to take"):
         chosen_arms(recipe(tmp_path, arms=["no-context"]))
     labels = {"objective": {"kind": "classify", "text": "q", "label": "a"}}
     with pytest.raises(RecipeError, match="raft learns answers from passages"):
         chosen_arms(recipe(tmp_path, **labels, arms=["raft"]))
     with pytest.raises(RecipeError, match="rag needs documents to look into"):
-        chosen_arms(recipe(tmp_path, arms=["rag"], documents={}))
+        chosen_arms(recipe(tmp_path, arms=["prompt", "rag"], documents={}))
     with pytest.raises(RecipeError, match="tf-idf answers with labels only"):
-        chosen_arms(recipe(tmp_path, arms=["tf-idf"]))
+        chosen_arms(recipe(tmp_path, arms=["prompt", "tf-idf"]))
     with pytest.raises(RecipeError, match="unknown arm 'rga', did you mean 'rag'"):
         recipe(tmp_path, arms=["rga"])
     with pytest.raises(RecipeError, match="domain rows ask nothing"):

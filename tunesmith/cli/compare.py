@@ -111,15 +111,22 @@ def _show(found: Comparison) -> None:
         "to build>",
         "per 1,000>",
     )
-    show_table(heads, [_line(arm) for arm in sorted(found.arms, key=lambda arm: -arm.task.score)])
+    ranked = sorted(found.arms, key=lambda arm: -arm.task.score)
+    show_table(heads, [_line(arm) for arm in ranked])
+    for arm in ranked:
+        if arm.cost.price_per_1000 is not None and arm.cost.price_to_build is not None:
+            build, answers = (f"{price:.2g}" for price in (arm.cost.price_to_build, arm.cost.price_per_1000))
+            show(f"price of {arm.name}: {build} to build, {answers} for 1,000 answers")
     for one in found.retrieval:
         cuts = ", ".join(f"@{cut} {value:.3f}" for cut, value in one.recall.items())
         show(f"retrieval by {one.search}: recall {cuts}; MRR {one.mrr:.3f} ({one.n} rows, {found.chunks} chunks)")
     show()
     for row in found.table:
-        show(f"{row.row} (usual belief: {' / '.join(row.belief)})")
-        for arm, cell in row.here.items():
-            show(f"  {arm}: {cell}")
+        show(f"{row.row} (usual belief: {' / '.join(row.belief)}): {row.measured}")
+        if not row.known:
+            show("  not measured")
+        for name, cell in row.here.items() if row.known else ():
+            show(f"  {name}: {cell}")
     for note in found.notes:
         show(f"note: {note}")
     show(f"everything: {found.folder}")

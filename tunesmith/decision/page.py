@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.decision.recall import Recall
 from tunesmith.decision.verdict import Verdict
 
+NOT_MEASURED = "not measured"
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
@@ -106,6 +108,11 @@ class TableRow(_Part):
     belief: tuple[str, str, str]
     measured: str
     here: dict[str, str]
+
+    @property
+    def known(self) -> bool:
+        """Whether any arm was measured by it."""
+        return any(cell != NOT_MEASURED for cell in self.here.values())
 
 
 class Comparison(_Part):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tunesmith.decision.page import ArmPage, TableRow
+from tunesmith.decision.page import NOT_MEASURED, ArmPage, TableRow
 from tunesmith.decision.verdict import Verdict
 
 # What people say of prompting, retrieval and tuning, and by what it is measured.
@@ -36,7 +36,6 @@ BELIEFS: dict[str, tuple[tuple[str, str, str], str]] = {
     "Needs labelled data": (("no", "sometimes", "yes"), "the metric, and the labelled rows used"),
     "Best use case": (("a first try", "facts that change", "labels, tone, format"), "the verdict for these rows"),
 }
-NOT_MEASURED = "not measured"
 
 
 def table(arms: Sequence[ArmPage], verdict: Verdict) -> list[TableRow]:

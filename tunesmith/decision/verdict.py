@@ -20,10 +20,13 @@ TUNED_COUNTS = 2
 # Arms that only show where retrieval or reading fails, what fewer labelled rows bring, or what teaching the documents
 # brings at best: `taught` learns the chunks with the test's answers first, which nobody can know ahead.
 DIAGNOSIS = ("no-context", "oracle-context", "tuned-30%", "tuned-10%", "taught")
+# The share of redrawn test sets with the same choice from which on it is a choice.
+DECIDED = 0.5
+NOT_TUNED = ", do not fine-tune"
 WORDS = {
-    "prompt": "prompt, do not fine-tune",
-    "few-shot": "show examples in the prompt, do not fine-tune",
-    "rag": "retrieve, do not fine-tune",
+    "prompt": f"prompt{NOT_TUNED}",
+    "few-shot": f"show examples in the prompt{NOT_TUNED}",
+    "rag": f"retrieve{NOT_TUNED}",
     "tf-idf": "TF-IDF and logistic regression do, no language model is needed",
     "tuned": "fine-tune",
     "tuned+rag": "fine-tune, and retrieve",
@@ -126,12 +129,23 @@ def verdict(
         for other in sorted(candidates, key=lambda one: -one.score)
         if other.cost > chosen.cost
     ]
+    sure = confidence(chosen, candidates, margin=margin)
     return Verdict(
         arm=chosen.name,
-        text=WORDS.get(chosen.name, f"ask {chosen.name}, do not fine-tune"),
+        text=_text(chosen, candidates, sure),
         reasons=[*(reasons or [f"{chosen.name} is the only arm that was measured"]), *extra],
-        confidence=confidence(chosen, candidates, margin=margin),
+        confidence=sure,
     )
+
+
+def _text(chosen: Candidate, candidates: Sequence[Candidate], sure: float) -> str:
+    """What to do in words, no surer than the figures are."""
+    if all(one.score == 0 for one in candidates):
+        return "none of these ways answers such rows: look at the rows, the metric and the answers first"
+    text = WORDS.get(chosen.name, f"ask {chosen.name}{NOT_TUNED}")
+    if not any(one.tuned for one in candidates):
+        text = text.removesuffix(NOT_TUNED)  # nobody looked what tuning brings
+    return text if sure >= DECIDED else f"not decided by so few rows, for now: {text}"
 
 
 def _beaten(one: Candidate, other: Candidate, p: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint, only_model
+from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint, only_model, reach
 from tunesmith.data.examples import Message
 from tunesmith.errors import RecipeError
 from tunesmith.model.sampling import Reply, Sampling
@@ -21,8 +21,12 @@ class Remote:
     offline: bool = False
 
     def named(self) -> Remote:
-        """The same with the name of its model, which is asked for where none was given. Raises DataError."""
-        return self if self.model else replace(self, model=only_model(self._endpoint(Sampling()), offline=self.offline))
+        """The same with the name of its model, asked for if none was given. Raises DataError where nobody answers."""
+        endpoint = self._endpoint(Sampling())
+        if self.model:
+            reach(endpoint, offline=self.offline)
+            return self
+        return replace(self, model=only_model(endpoint, offline=self.offline))
 
     def reply(self, messages: Sequence[Message], *, sampling: Sampling) -> Reply:
         """One answer."""

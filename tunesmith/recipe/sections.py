@@ -149,6 +149,11 @@ def _source(value: Any) -> Any:
     return {"source": value} if isinstance(value, str) else value
 
 
+def _listed(value: Any) -> Any:
+    """`arms: tuned` is short for `arms: [tuned]`."""
+    return [value] if isinstance(value, str) else value
+
+
 class Loop(_Section):
     """How often people judge and the model learns from it, for `tunesmith rlhf`, and who judges."""
 
@@ -177,7 +182,7 @@ class Recipe(_Section):
     gates: Gates = Gates()
     loop: Loop = Loop()
     documents: Annotated[Documents, BeforeValidator(_source)] = Documents()
-    arms: list[Annotated[str, AfterValidator(_known_arm)]] = Field(
+    arms: Annotated[list[Annotated[str, AfterValidator(_known_arm)]], BeforeValidator(_listed)] = Field(
         default_factory=list, description="ways to answer that are compared; empty: those that the rows allow"
     )
     compare: Compare = Compare()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -9,29 +10,55 @@ from tunesmith.data.rows import columns_of, read_rows
 from tunesmith.data.split import Split
 from tunesmith.decision.verdict import DIAGNOSIS
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.model.families import family_of
+from tunesmith.model.load import locate
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.recipe import Recipe
 
+# Arms that ask the untuned model in words, which an encoder cannot answer.
+PROMPTED = ("prompt", "few-shot", "rag", "no-context", "oracle-context", "taught")
 NEED_DOCUMENTS = ("rag", "tuned+rag", "raft", "taught", "oracle-context")
 
 
-def chosen_arms(recipe: Recipe) -> list[str]:
-    """The arms of the recipe, or those that its rows allow. Raises RecipeError for an arm that cannot work."""
+def chosen_arms(recipe: Recipe, *, offline: bool = False) -> list[str]:
+    """The arms of the recipe, or those that its rows and model allow. Raises RecipeError for what cannot work."""
     objective = recipe.objective
     if not isinstance(objective, Classify | Instruct):
         cure = "nearest that works: objective: instruct, or classify"
         raise RecipeError(f"compare: {objective.kind} rows ask nothing that every arm could answer; {cure}")
-    label, read = isinstance(objective, Classify), bool(recipe.documents.source)
-    usual = ["prompt", "few-shot", *(["tf-idf"] if label else [])]
-    usual += ["rag"] if read and not label else []
-    usual += ["oracle-context"] if told_where(recipe) and not label else []
-    usual += ["tuned", *(["tuned+rag", "raft"] if read and not label else [])]
-    arms = list(dict.fromkeys(recipe.arms)) or usual
+    arms = list(dict.fromkeys(recipe.arms)) or _usual(recipe, offline=offline)
+    label = isinstance(objective, Classify)
     for arm in arms:
         _check(arm, recipe, label=label)
     if all(arm in DIAGNOSIS for arm in arms):
         raise RecipeError(f"arms: {', '.join(arms)} only show where others fail; name one to take, such as prompt")
+    if len(arms) < 2:
+        raise RecipeError(f"arms: {arms[0]} alone is no comparison; name another beside it")
+    asked = [arm for arm in arms if arm in PROMPTED]
+    if asked and not _answers_prompts(recipe, offline=offline):
+        cure = "add compare: {asks: smollm2-135m}, or leave out the arms that prompt"
+        named = f"{recipe.compare.asks or recipe.model} is an encoder, which answers no prompt"
+        raise RecipeError(f"arms: {named}; {cure} ({', '.join(asked)})")
     return arms
+
+
+def _usual(recipe: Recipe, *, offline: bool) -> list[str]:
+    """What is compared where the recipe names no arms."""
+    label, read = isinstance(recipe.objective, Classify), bool(recipe.documents.source)
+    usual = ["prompt", "few-shot"] if not label or _answers_prompts(recipe, offline=offline) else []
+    usual += ["tf-idf"] if label else []
+    usual += ["rag"] if read and not label else []
+    usual += ["oracle-context"] if told_where(recipe) and not label else []
+    return [*usual, "tuned", *(["tuned+rag", "raft"] if read and not label else [])]
+
+
+def _answers_prompts(recipe: Recipe, *, offline: bool) -> bool:
+    """Whether the model that arms without tuning ask is a decoder, by its configuration alone."""
+    name = recipe.compare.asks or recipe.model
+    if name.lower().endswith(".gguf"):
+        return True
+    config = locate(name, offline=offline) / "config.json"
+    return not config.is_file() or family_of(json.loads(config.read_text("utf-8")), where=name) == "decoder"
 
 
 def _check(arm: str, recipe: Recipe, *, label: bool) -> None:

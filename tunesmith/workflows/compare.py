@@ -5,26 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunesmith.data.collect.sources import find
 from tunesmith.data.files import sha256_of_file, write_whole
 from tunesmith.decision.budget import sizes
 from tunesmith.decision.chunks import ROWS
 from tunesmith.decision.page import Comparison
-from tunesmith.errors import CheckpointError, RecipeError
+from tunesmith.decision.verdict import DIAGNOSIS
+from tunesmith.errors import CheckpointError, RecipeError, TunesmithError
 from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe, save_recipe
 from tunesmith.training.fit import Interrupted
-from tunesmith.workflows.arms import check_rows, chosen_arms, tunes
+from tunesmith.workflows.arms import NEED_DOCUMENTS, check_rows, chosen_arms, tunes
 from tunesmith.workflows.asking import plainly, say
 from tunesmith.workflows.contest import Answered, Contest, Setting, some
 from tunesmith.workflows.measured import measured
 from tunesmith.workflows.prepare import audited, read_data
 from tunesmith.workflows.train import Watch
-from tunesmith.workflows.ways import answered
+from tunesmith.workflows.ways import answered, remote
 
 PAGE, HTML = "comparison.json", "report.html"
 # Rows by which the pace of this machine is taken before a budget is dealt out.
@@ -52,24 +54,49 @@ def compare(
 
     Goes on with what lies there. Raises the errors of all doors, and Interrupted after an arm that was kept.
     """
-    arms = chosen_arms(recipe)
+    arms = chosen_arms(recipe, offline=offline)
     contest = _contest(recipe, wishes, watch, out=out, offline=offline)
     _within(contest, arms, wishes)
-    found: list[Answered] = []
-    for name in arms:
-        found.append(answered(contest, name))
-        if watch.stop():
-            raise Interrupted(f"stopped after arm {name}, {len(found)} of {len(arms)}")
+    _reachable(contest, arms)
+    found = _asked(contest, arms)
     page = measured(contest, found, price_per_hour=wishes.price_per_hour)
     write_whole(contest.folder / PAGE, page.model_dump_json(indent=1))
     return page
+
+
+def _asked(contest: Contest, arms: Sequence[str]) -> list[Answered]:
+    """The answers of every arm. One that fails is a note, and is tried again the next time; raises where all failed."""
+    found: list[Answered] = []
+    failed: list[TunesmithError] = []
+    for number, name in enumerate(arms, 1):
+        contest.listen({"event": "stage", "text": f"arm {number} of {len(arms)}: {name}"})
+        try:
+            found.append(answered(contest, name))
+        except TunesmithError as error:
+            failed.append(error)
+            contest.notes.append(f"{name} failed and is left out: {error}")
+            contest.listen({"event": "warning", "text": contest.notes[-1]})
+        if contest.watch.stop():
+            raise Interrupted(f"stopped after arm {name}, {number} of {len(arms)}")
+    if failed and all(one.name in DIAGNOSIS for one in found):
+        raise failed[0]
+    return found
+
+
+def _reachable(contest: Contest, arms: Sequence[str]) -> None:
+    """Raise now for documents and servers that are not there, not after the arms before them."""
+    for arm in arms:
+        if arm.startswith("http") and contest.kept(arm) is None:
+            remote(contest, arm)
+    if any(arm in NEED_DOCUMENTS for arm in arms):
+        contest.retrieval()
 
 
 def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, offline: bool) -> Contest:
     """The frozen rows in a folder that belongs to them."""
     watch.listen({"event": "stage", "text": f"reading {recipe.data.train}"})
     loaded = read_data(recipe, offline=offline)
-    loaded = audited(recipe, loaded) if tunes(chosen_arms(recipe)) else loaded
+    loaded = audited(recipe, loaded) if tunes(chosen_arms(recipe, offline=offline)) else loaded
     split = loaded.split
     check_rows(recipe, split, offline=offline)
     rows = [*split.train, *split.validation, *split.test]
@@ -107,16 +134,32 @@ def _folder(recipe: Recipe, out: Path | None, parts: Sequence[tuple[str, str]]) 
     folder = out or Path("comparisons") / f"{stem}-{identity[:6]}"
     page = folder / "identity.json"
     if page.exists():
-        if json.loads(page.read_text(encoding="utf-8"))["identity"] != identity:
-            raise CheckpointError(
-                f"{folder}: holds a comparison of other rows or settings; give another --out, or delete it"
-            )
+        known = json.loads(page.read_text(encoding="utf-8"))
+        if known["identity"] != identity and (folder / "answers").exists():
+            others = differing(known.get("settings", {}), told)
+            what = f"other settings ({', '.join(others)})" if others else "other rows or settings"
+            raise CheckpointError(f"{folder}: holds a comparison of {what}; give another --out, or delete it")
+        if known["identity"] != identity:  # nothing was asked yet, and what was chosen was chosen for others
+            for name in ("machine.json", "choices.json"):
+                (folder / name).unlink(missing_ok=True)
     elif folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise CheckpointError(f"{folder}: exists and is not a comparison; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(page, json.dumps({"identity": identity}))
+    write_whole(page, json.dumps({"identity": identity, "settings": told}))
     save_recipe(recipe, folder / "recipe.yaml")
     return folder
+
+
+def differing(one: Mapping[str, Any], other: Mapping[str, Any], place: str = "") -> list[str]:
+    """The dotted keys whose values differ, at most three."""
+    found: list[str] = []
+    for key in one:
+        left, right = one[key], other.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differing(left, right, f"{place}{key}.")
+        elif left != right:
+            found.append(f"{place}{key}")
+    return found[:3]
 
 
 def _digests(documents: str) -> list[str]:

@@ -22,7 +22,7 @@ from tunesmith.data.template import Template
 from tunesmith.decision.chunks import Page, cut, read_pages
 from tunesmith.decision.index import CHUNKS, Hit, Index, open_index
 from tunesmith.decision.recall import origins_of, right_chunks
-from tunesmith.errors import RecipeError
+from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import Machine, choose_machine
@@ -191,7 +191,11 @@ class Contest:
         """Say how many test rows name a document that is not there: no chunk can be right for them."""
         known = {page.doc_id for page in found.pages}
         named = [str(found.rows.get(row.where, {}).get(found.columns[1]) or "") for row in self.test]
-        if strange := [name for name in named if name and name not in known]:
+        strange = [name for name in named if name and name not in known]
+        if strange and len(strange) == len([name for name in named if name]):
+            cure = f"documents are called {', '.join(map(repr, sorted(known)[:3]))}, ...: name them so"
+            raise DataError(f"documents.origin: no row names a document that is there, such as {strange[0]!r}; {cure}")
+        if strange:
             self.notes.append(f"{len(strange)} test rows name a document that is not there, such as {strange[0]!r}")
 
     def columns(self) -> dict[str, dict[str, object]]:

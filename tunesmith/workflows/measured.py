@@ -105,7 +105,8 @@ def _arm(contest: Contest, one: Answered, shared: _Shared) -> ArmPage:
     metric, right, clusters = contest.objective.metric, gold(contest.test), groups(contest.test)
     alone = score(metric, right, one.given, name=one.name, groups=clusters)
     domain, count = _domain(contest, one, right)
-    seconds, rate = ANSWERS * one.seconds / len(one.given), shared.price_per_hour / SECONDS_AN_HOUR
+    seconds = ANSWERS * one.seconds / len(one.given)
+    rate = 0.0 if one.name.startswith("http") else shared.price_per_hour / SECONDS_AN_HOUR
     return ArmPage(
         name=one.name,
         detail=one.detail,
@@ -233,6 +234,10 @@ def _findings(arms: Sequence[ArmPage], looked: Sequence[Recall]) -> list[str]:
     if raft and later and raft.task.score < later.task.score:
         found.append(
             f"raft ({raft.task.score:.3f}) is not above tuned+rag ({later.task.score:.3f}), other than published"
+        )
+    if servers := [arm.name for arm in arms if arm.name.startswith("http")]:
+        found.append(
+            f"what {', '.join(servers)} charges is not known: its cost here is the time that this machine waits"
         )
     tuned = [arm for arm in arms if arm.general and arm.general.nats_rise > 0 and arm.run]
     found += [

@@ -194,7 +194,10 @@ def _largest(smallest: int, available: int, share: float, epochs: float) -> int:
         if passed * per_row <= 1:
             return largest
     takes = SEEDS * SIZES * share
-    raise Refused(f"--minutes: five sizes of three seeds take {takes:.1f} times as long at the least; give more")
+    raise Refused(
+        f"--minutes: five sizes of three seeds take {takes:.1f} times as long at the least; give so much more "
+        "(what was measured is kept)"
+    )
 
 
 def _run(ladder: Ladder, sizes: Sequence[int]) -> tuple[list[Cell], float]:

@@ -103,7 +103,13 @@ def _no_context(contest: Contest) -> Answered:
 
 def _tfidf(contest: Contest) -> Answered:
     """Logistic regression over words and runs of characters: no language model at all."""
-    objective, began = contest.objective, time.perf_counter()
+    import sklearn.feature_extraction.text
+    import sklearn.linear_model
+    import sklearn.model_selection
+    import sklearn.pipeline  # noqa: F401  # not timed: to import the library is no work of the arm
+
+    objective = contest.objective
+    began = time.perf_counter()
     assert isinstance(objective, Classify)
     train = [(row.text, row.labels[0]) for row in contest.split.train if isinstance(row, Labelled)]
     metric = "macro_f1" if objective.metric == "macro_f1" else "accuracy"
@@ -148,11 +154,15 @@ def _taught(contest: Contest) -> Answered:
 
 def _server(contest: Contest, address: str) -> Answered:
     """A model behind an address, asked by the rows' own question; `URL#MODEL` names one of several."""
-    url, _, model = address.partition("#")
     wording = WORDINGS[0] if isinstance(contest.objective, Classify) else PLAIN_WORDINGS[1]
-    remote = Remote(url, model, contest.key, contest.offline).named()
     ask: Ask = lambda rows: plainly(contest, rows, wording)  # noqa: E731  # an Ask by its type
-    return ask_all(contest, address, remote, ask, detail=f"asked: {wording}")
+    return ask_all(contest, address, remote(contest, address), ask, detail=f"asked: {wording}")
+
+
+def remote(contest: Contest, address: str) -> Remote:
+    """The server behind an address, which was reached. Raises DataError."""
+    url, _, model = address.partition("#")
+    return Remote(url, model, contest.key, contest.offline).named()
 
 
 def _read(contest: Contest, name: str, model: LocalModel, shown: int, form: str) -> Answered:

@@ -89,6 +89,23 @@ def only_model(endpoint: Endpoint, *, offline: bool = False) -> str:
         return _only_model(client, endpoint)
 
 
+def reach(endpoint: Endpoint, *, offline: bool = False) -> None:
+    """Nothing for an address where somebody answers, whatever is said there. Raises DataError."""
+    import httpx
+
+    check(endpoint, offline=offline)
+    with _client(endpoint) as client:
+        try:
+            _exchange(client, endpoint, "models", None)
+        except httpx.TransportError as error:
+            raise DataError(f"{endpoint.url}: {_unreached(error)}") from None
+
+
+def _unreached(error: Exception) -> str:
+    why = f"{type(error).__name__}: {one_line(str(error))[:120]}"
+    return f"cannot be reached ({why}); start it, or check the address"
+
+
 def _client(endpoint: Endpoint) -> httpx.Client:
     import httpx
 
@@ -141,8 +158,7 @@ def _sent(client: httpx.Client, endpoint: Endpoint, what: str, body: dict[str, A
         try:
             status, headers, text = _exchange(client, endpoint, what, body)
         except httpx.TransportError as error:
-            why = f"{type(error).__name__}: {one_line(str(error))[:120]}"
-            problem = f"cannot be reached ({why}); start it, or check the address"
+            problem = _unreached(error)
             if isinstance(error, httpx.ConnectError) and is_local(endpoint.url):
                 break  # nobody listens on this machine: waiting changes nothing
         else:
