@@ -19,6 +19,8 @@ from tunesmith.report.schema import Report, read_report
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reports"
 EXAMPLES = ("reviews", "synopsis", "mail")
+COMPARED = ("factbook", "routing", "tone", "enough")
+CURVES = ("reviews", "movies", "sections")
 # Shuffled answers and a head alone beside every score; a run with them takes twice as long.
 WITH_CONTROLS = ("--set", "controls=true")
 
@@ -30,9 +32,9 @@ def main(words: Sequence[str]) -> None:
     for name in names or EXAMPLES:
         run(name, options)
     origin = "Made by `make reports` from the recipes in [examples](../../examples/README.md)."
-    pages = "[factbook.html](factbook.html) and [enough.html](enough.html)"
-    beside = f"Beside them stand two comparisons, {pages}; [how they were made](../compare.md). And a"
-    curve = "learning curve: [need-reviews.html](need-reviews.html), [how](../before.md)."
+    pages = ", ".join(f"[{name}]({name}.html)" for name in COMPARED)
+    beside = f"Beside them stand comparisons: {pages}; [how they were made](../compare.md). And learning"
+    curve = f"curves: {', '.join(f'[{name}](need-{name}.html)' for name in CURVES)}; [how](../before.md)."
     people = (
         "Answers that are judged: [the loop with people](rlhf/README.md), rules as a reward by [grpo](rl-grpo.html)"
     )
