@@ -55,6 +55,7 @@ def compare(
     Goes on with what lies there. Raises the errors of all doors, and Interrupted after an arm that was kept.
     """
     arms = chosen_arms(recipe, offline=offline)
+    recipe = recipe.model_copy(update={"arms": arms})
     contest = _contest(recipe, wishes, watch, out=out, offline=offline)
     _within(contest, arms, wishes)
     _reachable(contest, arms)
@@ -96,7 +97,7 @@ def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, 
     """The frozen rows in a folder that belongs to them."""
     watch.listen({"event": "stage", "text": f"reading {recipe.data.train}"})
     loaded = read_data(recipe, offline=offline)
-    loaded = audited(recipe, loaded) if tunes(chosen_arms(recipe, offline=offline)) else loaded
+    loaded = audited(recipe, loaded) if tunes(recipe.arms) else loaded
     split = loaded.split
     check_rows(recipe, split, offline=offline)
     rows = [*split.train, *split.validation, *split.test]

@@ -22,6 +22,7 @@ from tunesmith.objectives.instruct import reference
 from tunesmith.recipe import AnyObjective, Recipe, check_pair, make_recipe
 from tunesmith.techniques import Full
 from tunesmith.workflows.draft import Draft
+from tunesmith.workflows.replay import FAR, NEAR
 from tunesmith.workflows.request import BATCH_ROWS, passes
 
 # Words for the source of a row; with these alone or before `_id`, rows that share a value belong together.
@@ -244,7 +245,7 @@ def _general_rows(recipe: Recipe, family: str, reasons: dict[str, str]) -> dict[
     """General text among the rows of a decoder that learns the language of a field."""
     if not isinstance(recipe.objective, Domain) or family == "encoder":
         return {}
-    share = 0.33 if isinstance(recipe.technique, Full) else 0.1
+    share = FAR if isinstance(recipe.technique, Full) else NEAR
     reasons["replay"] = (
         "rows that the base writes by itself, so that less of what it knew is lost; an alarm asks for more"
     )

@@ -30,7 +30,8 @@ from tunesmith.workflows.prepare import Listener, Prepared, encode_all
 
 # A rise of general text up to so many nats per token, and the share of general rows that is worth having then: one in
 # twenty to one in ten for a field that is near, more for one that is far (Ibrahim et al. 2024, arXiv 2403.08763).
-SHARES = ((0.05, 0.0), (0.2, 0.1), (math.inf, 0.33))
+NEAR, FAR = 0.1, 0.33
+SHARES = ((0.05, 0.0), (0.2, NEAR), (math.inf, FAR))
 # Samples that are written at a time.
 AT_ONCE = 16
 # Shorter samples teach next to nothing.
