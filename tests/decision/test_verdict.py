@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tunesmith.decision.verdict import Candidate, choose, confidence, needed, verdict
+from tunesmith.decision.verdict import Candidate, choose, needed, shares, verdict
 
 SURE, UNSURE = 0.001, 0.4
 
@@ -49,9 +49,22 @@ def test_a_verdict_is_no_surer_than_its_figures():
 
 
 def test_a_tuned_model_that_is_a_little_faster_does_not_win_by_a_tie():
-    slow, fast = arm("prompt", 0.95, 514), replace(arm("tuned", 0.90, 461), tuned=True)
+    slow, fast = arm("prompt", 0.95, 514), replace(arm("tuned", 0.90, 461, [0.90, 0.95, 0.90, 0.95]), tuned=True)
     assert verdict([slow, fast], pair(UNSURE), margin=0.02).arm == "prompt"
     assert verdict([slow, replace(fast, seconds=200)], pair(UNSURE), margin=0.02).arm == "tuned"
+
+
+def test_seconds_do_not_take_an_arm_that_redrawn_test_sets_hardly_ever_take():
+    drawn = [0.90] * 9 + [0.96]
+    fast, slow = arm("tuned", 0.90, 217, drawn), arm("prompt", 0.955, 514, [0.955] * 10)
+    found = verdict([fast, slow], {("prompt", "tuned"): 0.069}, margin=0.02)
+    assert (found.arm, found.text, found.confidence) == ("prompt", "prompt, do not fine-tune", pytest.approx(0.9))
+    assert found.reasons == [
+        "no test surely parts tuned (0.900) from prompt (0.955), but 10% of redrawn test sets take tuned and 90% prompt"
+    ]
+    torn = replace(fast, drawn=np.array([0.90] * 8 + [0.96] * 2))
+    unsure = verdict([torn, slow], {("prompt", "tuned"): 0.069}, margin=0.02)
+    assert unsure.text == "not decided by so few rows, for now: fine-tune"
 
 
 @pytest.mark.parametrize(("gain", "p"), [(0.10, UNSURE), (0.05, SURE)])
@@ -78,7 +91,7 @@ def test_without_a_margin_any_sure_gain_is_taken_and_equal_scores_are_none():
     assert choose([arm("prompt", 0.50, 10), arm("tuned", 0.51, 1000)], pair(SURE), margin=0.0)[0].name == "tuned"
     arms = [arm("prompt", 0.5, 10, [0.5, 0.5]), arm("tuned", 0.5, 1000, [0.5, 0.6])]
     assert choose(arms, pair(SURE), margin=0.0)[0].name == "prompt"
-    assert confidence(arms[0], arms, margin=0.0) == pytest.approx(1 / 2)
+    assert shares(arms, margin=0.0)[arms[0].name] == pytest.approx(1 / 2)
 
 
 def test_pairs_may_be_named_in_either_order():
@@ -89,5 +102,4 @@ def test_pairs_may_be_named_in_either_order():
 def test_confidence_is_the_share_of_redraws_with_the_same_choice():
     # At equal cost tuned has to gain 0.1: it does in the first, third and fourth redraw, not in the second.
     arms = [arm("prompt", 0.5, 10, [0.5, 0.5, 0.5, 0.5]), arm("tuned", 0.7, 10, [0.7, 0.55, 0.65, 0.9])]
-    assert confidence(arms[1], arms, margin=0.1) == pytest.approx(3 / 4)
-    assert confidence(arms[0], arms, margin=0.1) == pytest.approx(1 / 4)
+    assert shares(arms, margin=0.1) == pytest.approx({arms[1].name: 3 / 4, arms[0].name: 1 / 4})

@@ -203,6 +203,32 @@ def test_the_loss_of_a_head_is_cross_entropy_over_the_labels(kind: str):
     assert loss.total.item() == pytest.approx(-(2 * math.log(0.75) + math.log(0.25)), rel=1e-6)
 
 
+def uneven(*, train: int = 6, **changes: object) -> Classify:
+    """Six rows, five of them negative: their headline is macro F1."""
+    examples = [Labelled("m:1", "text", ("positive" if i == 0 else "negative",)) for i in range(train)]
+    bound = Classify(output="linear", **changes).bind(examples, "encoder")
+    return bound.weighed([bound.encode(one, template("bert"), limit=64) for one in examples])
+
+
+def test_balanced_labels_are_learned_with_the_log_of_their_share_added():
+    bound = uneven()
+    assert (bound.metric, bound.shares) == ("macro_f1", (6 / 8, 2 / 8))  # one of each is counted beside the rows
+    made = head_of("bert", bound, [0.0, 0.0])
+    loss = bound.loss(read("bert", bound, labelled(3)), made)
+    # a head that says nothing is read as the shares: rows are positive, negative, positive
+    assert loss.total.item() == pytest.approx(-(2 * math.log(2 / 8) + math.log(6 / 8)), rel=1e-6)
+    even = head_of("bert", bound, [math.log(2 / 8), math.log(6 / 8)])  # what the head itself says is taken on top
+    assert bound.loss(read("bert", bound, labelled(3)), even).total.item() == pytest.approx(3 * math.log(2), rel=1e-6)
+
+
+def test_labels_are_balanced_where_the_headline_is_macro_f1_or_it_is_wanted():
+    assert uneven(balance=False).shares == ()
+    assert uneven(metric="accuracy").shares == ()
+    assert uneven(metric="accuracy", balance=True).shares == (6 / 8, 2 / 8)
+    assert Classify(metric="macro_f1", output="words").bind(labelled(4), "decoder").weighed([]).shares == ()
+    assert uneven().weighed([]).shares == (1 / 2, 1 / 2)  # other rows, other shares
+
+
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_with_several_labels_each_label_costs_on_its_own_and_a_row_is_one_unit(kind: str):
     examples = several(("a", "b"), (), ("c",))

@@ -137,3 +137,16 @@ def test_pairs_that_cannot_work_are_refused_under_every_technique(word: str):
         recipe, _ = make_recipe({**raw, "objective": objective}, place="test")
         with pytest.raises(RecipeError, match=f"nearest that works: .*{why}"):
             check_pair(recipe, "encoder")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "family", "nearest"),
+    [({"output": "words"}, "decoder", "output: linear"), ({"multi": True}, "encoder", "balance: false")],
+)
+def test_balanced_labels_are_refused_where_no_head_gives_one_label(
+    wanted: dict[str, object], family: str, nearest: str
+):
+    objective = {"kind": "classify", "balance": True, **wanted}
+    recipe, _ = make_recipe({"data": "rows.jsonl", "model": "m", "objective": objective}, place="test")
+    with pytest.raises(RecipeError, match=f"balance: true is for a linear head .*nearest that works: {nearest}"):
+        check_pair(recipe, family)

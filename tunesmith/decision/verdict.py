@@ -1,4 +1,7 @@
-"""Which arm to take: the cheapest that no other surely beats by a margin worth its cost. A pure function of figures."""
+"""Which arm to take: the cheapest that no other surely beats by a margin worth its cost. A pure function of figures.
+
+Where that arm would hardly ever be taken on redrawn test sets and another nearly always, the other is taken.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,8 @@ TUNED_COUNTS = 2
 DIAGNOSIS = ("no-context", "oracle-context", "tuned-30%", "tuned-10%", "taught")
 # The share of redrawn test sets with the same choice from which on it is a choice.
 DECIDED = 0.5
+# The share from which on an arm is taken in place of one that is not decided.
+NEARLY_ALWAYS = 0.9
 NOT_TUNED = ", do not fine-tune"
 WORDS = {
     "prompt": f"prompt{NOT_TUNED}",
@@ -93,20 +98,19 @@ def choose(
     raise ValueError("no arm to choose from")
 
 
-def confidence(chosen: Candidate, candidates: Sequence[Candidate], *, margin: float) -> float:
-    """The share of redrawn test sets, each taken at its word, in which the same arm would be chosen."""
+def shares(candidates: Sequence[Candidate], *, margin: float) -> dict[str, float]:
+    """For each arm the share of redrawn test sets, each taken at its word, in which it would be chosen."""
     order = sorted(candidates, key=lambda one: (one.cost, one.name))
     scores = np.stack([one.drawn for one in order])  # [A, R]
     free = np.ones(scores.shape[1], dtype=bool)
+    found: dict[str, float] = {}
     for row, one in enumerate(order):
         gains = np.array([needed(margin, one.cost, other.cost) for other in order])[:, None]
         ahead = scores - scores[row]
         beaten = ((ahead > 0) & (ahead >= gains)).any(axis=0)
-        taken = free & ~beaten
-        if one.name == chosen.name:
-            return float(taken.mean())
-        free &= ~taken
-    raise ValueError(f"{chosen.name} is not among the candidates")
+        found[one.name] = float((free & ~beaten).mean())
+        free &= beaten
+    return found
 
 
 def _p(p_values: Mapping[tuple[str, str], float], one: Candidate, other: Candidate) -> float:
@@ -124,12 +128,17 @@ def verdict(
     """The arm to take with its reasons; `extra` are findings that the reader should have beside them."""
     chosen, passed = choose(candidates, p_values, margin=margin)
     reasons = [_beaten(one, other, _p(p_values, one, other)) for one, other in passed]
+    found = shares(candidates, margin=margin)
+    likely = max(candidates, key=lambda one: found[one.name])
+    if found[chosen.name] < DECIDED and found[likely.name] >= NEARLY_ALWAYS:
+        reasons.append(_hardly_ever(chosen, likely, found))
+        chosen = likely
     reasons += [
         _not_worth(chosen, other, _p(p_values, chosen, other), needed(margin, chosen.cost, other.cost))
         for other in sorted(candidates, key=lambda one: -one.score)
         if other.cost > chosen.cost
     ]
-    sure = confidence(chosen, candidates, margin=margin)
+    sure = found[chosen.name]
     return Verdict(
         arm=chosen.name,
         text=_text(chosen, candidates, sure),
@@ -153,6 +162,13 @@ def _beaten(one: Candidate, other: Candidate, p: float) -> str:
     return (
         f"{one.name} ({one.score:.3f}) is cheaper, but {other.name} ({other.score:.3f}) surely beats it by "
         f"{other.score - one.score:.3f} (adjusted {_said(p)}) {times}"
+    )
+
+
+def _hardly_ever(one: Candidate, other: Candidate, found: Mapping[str, float]) -> str:
+    return (
+        f"no test surely parts {one.name} ({one.score:.3f}) from {other.name} ({other.score:.3f}), but "
+        f"{found[one.name]:.0%} of redrawn test sets take {one.name} and {found[other.name]:.0%} {other.name}"
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.data.examples import Example, Labelled, Message, labelled
 from tunesmith.data.formats import detect
@@ -33,7 +33,9 @@ class Classify(BaseModel):
     Reads Labelled rows. With `words` the label is the assistant's answer and the loss is the mean
     negative log-likelihood of its tokens and the end token, over the whole vocabulary, so that the
     tuned model *says* the label in any program. With `linear` it is cross-entropy over the labels
-    (several labels per row: binary cross-entropy each).
+    (several labels per row: binary cross-entropy each). Balanced, the log of each label's share is
+    added to its logit while learning, so that the head alone answers as if all labels were equally
+    common (Menon et al. 2021, "Long-tail learning via logit adjustment", eq. 10).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +50,8 @@ class Classify(BaseModel):
     metric: Literal["auto", "accuracy", "macro_f1", "sample_f1"] = Field("auto", description="headline score")
     labels: tuple[str, ...] = Field((), description="all labels, in order; empty: from the rows")
     multi: bool = Field(False, description="several labels per row; set from the data")
+    balance: bool | Literal["auto"] = Field("auto", description="let rare labels count as much as common ones")
+    shares: tuple[float, ...] = Field((), description="each label's share of the training rows, when balanced")
 
     def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
         """Labelled texts, one per row."""
@@ -76,6 +80,14 @@ class Classify(BaseModel):
         by_data = "sample_f1" if multi else "macro_f1" if rare else "accuracy"
         metric = by_data if self.metric == "auto" else self.metric
         return self.model_copy(update={"labels": labels, "multi": multi, "output": output, "metric": metric})
+
+    def weighed(self, train: Sequence[Encoded]) -> Classify:
+        """The objective with each label's share of the training rows, where they are to be balanced."""
+        wanted = self.metric == "macro_f1" if self.balance == "auto" else self.balance
+        if not wanted or self.multi or self.output == "words":
+            return self.model_copy(update={"shares": ()})
+        counts = [1 + sum(row.label[place] for row in train) for place in range(len(self.labels))]
+        return self.model_copy(update={"shares": tuple(count / sum(counts) for count in counts)})
 
     def messages(self, text: str, wording: str = "") -> list[Message]:
         """What a decoder is asked about one text, by the recipe's instruction or by another wording."""
@@ -128,9 +140,14 @@ class Classify(BaseModel):
         """Sum of -log p of the label tokens, or of the labels."""
         if self.output == "words":
             return Loss(policy.sum_nll(batch), self.units(batch))
-        assert policy.head is not None
         assert batch.labels is not None
-        logits = policy.head(policy.pooled(batch)).float()
+        logits = self.logits(batch, policy)
         if self.multi:
             return Loss(F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum"), len(logits))
         return Loss(F.cross_entropy(logits, batch.labels.argmax(dim=1), reduction="sum"), len(logits))
+
+    def logits(self, batch: Batch, policy: Policy) -> Tensor:
+        """[B, K]: the head's logits as they are learned, with the log of each label's share added when balanced."""
+        assert policy.head is not None
+        logits = cast(Tensor, policy.head(policy.pooled(batch))).float()
+        return logits + logits.new_tensor(self.shares).log() if self.shares else logits

@@ -41,6 +41,15 @@ def check_pair(recipe: Recipe, family: str) -> None:
             else "rows with several labels have no single answer"
         )
         raise RecipeError(f"objective classify: output: words cannot work, {why}; nearest that works: output: linear")
+    if (
+        recipe.objective.kind == "classify"
+        and recipe.objective.balance is True
+        and (recipe.objective.output == "words" or recipe.objective.multi)
+    ):
+        raise RecipeError(
+            "objective classify: balance: true is for a linear head that gives one label a row; nearest that works: "
+            f"{'balance: false' if recipe.objective.multi else 'output: linear'}"
+        )
 
 
 def check_technique(recipe: Recipe, network: Any, family: str) -> None:

@@ -18,7 +18,7 @@ from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.device import Machine, choose_machine
 from tunesmith.model.load import Base, LoadOptions, load_base
-from tunesmith.objectives import Domain, Multitask
+from tunesmith.objectives import Classify, Domain, Multitask
 from tunesmith.recipe import AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
 from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.rewards import check_reward
@@ -129,6 +129,8 @@ def _encoded(recipe: Recipe, loaded: Loaded, base: Base, machine: Machine) -> Pr
         encode_all(objective, part, template, limit=recipe.data.max_tokens)
         for part in (loaded.split.train, loaded.split.validation)
     )
+    if isinstance(objective, Classify):
+        recipe = recipe.model_copy(update={"objective": objective.weighed(train)})
     facts = _facts(recipe, loaded, train)
     keep = [row for row in train if _teaches(row)]
     if not keep:

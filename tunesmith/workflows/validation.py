@@ -31,7 +31,7 @@ def validation_loss(prepared: Prepared, policy: Policy) -> float:
         return -held_out_reward(prepared, policy, learner)
     batches = Batches(prepared, prepared.validation).all()
     if policy.head is not None and isinstance(objective, Classify) and not objective.multi:
-        return _calibrated_loss(policy, batches)
+        return _calibrated_loss(objective, policy, batches)
     total, units = 0.0, 0
     for batch in batches:
         loss = learner.loss(learner.prepare(batch.to(policy.device), policy), policy)
@@ -39,9 +39,8 @@ def validation_loss(prepared: Prepared, policy: Policy) -> float:
     return total / max(1, units)
 
 
-def _calibrated_loss(policy: Policy, batches: Sequence[Batch]) -> float:
+def _calibrated_loss(objective: Classify, policy: Policy, batches: Sequence[Batch]) -> float:
     """Cross-entropy per row of a head's labels at its best temperature."""
-    assert policy.head is not None
-    logits = torch.cat([policy.head(policy.pooled(batch.to(policy.device))).float().cpu() for batch in batches]).numpy()
+    logits = torch.cat([objective.logits(batch.to(policy.device), policy).cpu() for batch in batches]).numpy()
     gold = torch.cat([batch.labels.argmax(dim=1) for batch in batches if batch.labels is not None]).numpy()
     return calibration.nll(calibration.softmax(logits, temperature=calibration.fit_temperature(logits, gold)), gold)
