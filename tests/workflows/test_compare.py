@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tunesmith.objectives import Instruct
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.compare import page as html
 from tunesmith.training.fit import Interrupted
+from tunesmith.workflows import asking
 from tunesmith.workflows.arms import chosen_arms
 from tunesmith.workflows.asking import within
 from tunesmith.workflows.compare import Wishes, _digests, _pinned, compare
@@ -284,6 +286,33 @@ def test_an_arm_that_fails_is_left_out_and_tried_again_the_next_time(
     assert [arm.name for arm in page.arms] == ["prompt", "few-shot"]
     assert "tuned failed and is left out: rate: too low; raise it" in page.notes
     assert [arm.name for arm in run(made, tmp_path / "out").arms] == ["prompt", "few-shot", "tuned"]
+
+
+def test_an_arm_that_breaks_off_keeps_its_answers_and_goes_on_with_the_next_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(tmp_path, arms=["prompt", "no-context"])
+    whole, asked, heard = run(made, tmp_path / "whole"), list[int](), list[dict[str, Any]]()
+    plain = asking.say
+
+    def say(model: LocalModel, batch: list[list[Message]], objective: Instruct, room: int = 99) -> asking.Said:
+        if len(asked) == room:
+            raise DataError("http://127.0.0.1:1: nobody answers; start the server")
+        asked.append(len(batch))
+        return plain(model, batch, objective)
+
+    monkeypatch.setattr(asking, "PORTION", 2)
+    monkeypatch.setattr(asking, "LINE", 0.0)
+    monkeypatch.setattr(asking, "say", partial(say, room=2))
+    with pytest.raises(DataError, match="start the server"):
+        run(made, tmp_path / "out")
+    assert (asked, len(list((tmp_path / "out" / "answers" / "prompt.portions").iterdir()))) == ([2, 2], 2)
+    monkeypatch.setattr(asking, "say", say)
+    page = compare(made, Wishes(), watch=Watch(heard.append), out=tmp_path / "out", offline=True)
+    assert asked[2] == 2  # the third portion, not the first
+    assert [arm.task.score for arm in page.arms] == [arm.task.score for arm in whole.arms]
+    assert "no-context: 2 of 6 answered" in [event.get("text") for event in heard]
+    assert not (tmp_path / "out" / "answers" / "prompt.portions").exists()
 
 
 def test_a_folder_in_which_nothing_was_asked_yet_is_taken_and_settings_that_differ_are_named(tmp_path: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
+
+from pydantic import BaseModel, ConfigDict
 
 from tunesmith.data.collect.document import plain
 from tunesmith.data.examples import Example, Message
+from tunesmith.data.files import write_whole
 from tunesmith.decision.index import Hit
 from tunesmith.decision.prompts import cited, question_of, with_passages
 from tunesmith.inference.local import LocalModel
@@ -27,14 +32,27 @@ LABEL_TOKENS = 24
 Ask = Callable[[Sequence[Example]], list[list[Message]]]
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+# Questions after which the answers are written down, and seconds from one line about them to the next.
+PORTION, LINE = 64, 5.0
+
+
+class Said(BaseModel):
     """Answers to a batch."""
 
-    given: list[str]
-    finished: list[bool]
-    prompt_tokens: list[int]
-    seconds: float
+    model_config = ConfigDict(frozen=True)
+
+    given: list[str] = []
+    finished: list[bool] = []
+    prompt_tokens: list[int] = []
+    seconds: float = 0.0
+
+    def __add__(self, more: Said) -> Said:
+        return Said(
+            given=self.given + more.given,
+            finished=self.finished + more.finished,
+            prompt_tokens=self.prompt_tokens + more.prompt_tokens,
+            seconds=self.seconds + more.seconds,
+        )
 
 
 def say(model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objective: Classify | Instruct) -> Said:
@@ -43,14 +61,19 @@ def say(model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objectiv
     if isinstance(objective, Classify) and isinstance(model, LocalModel):
         scores = model.options(batch, objective.labels)
         given = [objective.labels[place] for place in scores.argmax(dim=1).tolist()]
-        return Said(given, [], [len(model.prompt(messages)) for messages in batch], time.perf_counter() - began)
+        read = [len(model.prompt(messages)) for messages in batch]
+        return Said(given=given, prompt_tokens=read, seconds=time.perf_counter() - began)
     longest = objective.max_new_tokens or LABEL_TOKENS
     replies = model.replies(batch, sampling=Sampling(max_new_tokens=longest))
     given = [reply.text for reply in replies]
     if isinstance(objective, Classify):
         given = [label_in(text, objective.labels) for text in given]
-    finished = [reply.finished for reply in replies]
-    return Said(given, finished, [reply.prompt_tokens for reply in replies], time.perf_counter() - began)
+    return Said(
+        given=given,
+        finished=[reply.finished for reply in replies],
+        prompt_tokens=[reply.prompt_tokens for reply in replies],
+        seconds=time.perf_counter() - began,
+    )
 
 
 def label_in(text: str, labels: Sequence[str]) -> str:
@@ -67,7 +90,7 @@ def ask_all(contest: Contest, name: str, model: LocalModel | Remote, ask: Ask, *
     began = time.perf_counter()
     batch = ask(contest.test)
     finding = time.perf_counter() - began
-    said = say(model, batch, contest.objective)
+    said = _in_portions(contest, name, model, batch)
     return Answered(
         name=name,
         detail=detail,
@@ -77,6 +100,26 @@ def ask_all(contest: Contest, name: str, model: LocalModel | Remote, ask: Ask, *
         latencies=_alone(contest, lambda row: say(model, ask([row]), contest.objective)),
         prompt_tokens=said.prompt_tokens,
     )
+
+
+def _in_portions(contest: Contest, name: str, model: LocalModel | Remote, batch: Sequence[list[Message]]) -> Said:
+    """What a model answers to all; kept portion by portion, so that a fault or a kill loses one at most."""
+    asked = hashlib.sha256(json.dumps([[asdict(turn) for turn in one] for one in batch]).encode()).hexdigest()
+    kept = contest.portions(name)
+    found, told = Said(), time.monotonic()
+    for number, first in enumerate(range(0, len(batch), PORTION)):
+        place = kept / f"{asked[:16]}-{number}.json"
+        if place.exists():
+            found += Said.model_validate_json(place.read_text(encoding="utf-8"))
+            continue
+        said = say(model, batch[first : first + PORTION], contest.objective)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, said.model_dump_json())
+        found += said
+        if len(found.given) < len(batch) and time.monotonic() - told >= LINE:
+            told = time.monotonic()
+            contest.listen({"event": "stage", "text": f"{name}: {len(found.given)} of {len(batch)} answered"})
+    return found
 
 
 def _alone(contest: Contest, ask: Callable[[Example], object]) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -213,7 +214,12 @@ class Contest:
         """The same, written down."""
         self._file(found.name).parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._file(found.name), found.model_dump_json())
+        shutil.rmtree(self.portions(found.name), ignore_errors=True)
         return found
+
+    def portions(self, name: str) -> Path:
+        """Where the answers of an arm lie that has not answered all rows yet."""
+        return self.folder / "answers" / f"{file_name(name)}.portions"
 
     def _file(self, name: str) -> Path:
         return self.folder / "answers" / f"{file_name(name)}.json"
