@@ -21,7 +21,7 @@ TITLE = "## Eight adapters over one base"
 def adapters(keep: Path, first: Path) -> dict[str, Any]:
     """What a process of its own took, which reads the base and eight adapters and answers with each at once."""
     folders = [str(other_run(first, keep / f"adapter{number}", seed=number)) for number in range(ADAPTERS)]
-    done = subprocess.run([sys.executable, "-m", "bench.adapters", *folders], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "bench.serve.adapters", *folders], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

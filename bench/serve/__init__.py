@@ -1,0 +1,1 @@
+"""Answers a second and waiting time of our server beside others."""
