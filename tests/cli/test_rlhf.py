@@ -47,6 +47,16 @@ def test_a_loop_ends_with_one_json_document(command: Command, tiny_llama: Path):
     assert "judged by a simulation, rules.py:short" in again.out
 
 
+def test_a_dry_run_says_the_steps_and_those_done_and_writes_nothing(command: Command, tiny_llama: Path):
+    loop = ("rlhf", written('"rules:short"', tiny_llama), "--out", "loop", "--offline")
+    dry = command(*loop, "--dry-run")
+    assert (dry.code, Path("loop").exists()) == (0, False)
+    step = "round 1 of 1: 20 prompts answered twice, rules.py:short judges, a simulation, preference learns"
+    assert dry.out.splitlines()[:2] == ["35 prompts to train on, 5 held out", step]
+    assert command(*loop).code == 0
+    assert json.loads(command(*loop, "--dry-run", "--json").out)["steps"][1] == f"{step} (done)"
+
+
 def test_while_pairs_wait_it_ends_with_1_and_says_how_to_open_the_page(command: Command, tiny_llama: Path):
     done = command("rlhf", written("page", tiny_llama), "--out", "waiting", "--offline")
     assert done.code == 1

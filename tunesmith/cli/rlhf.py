@@ -30,6 +30,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="recipe.yaml with a section `loop`, whose rows hold prompts")
     add_changes(parser)
     add_common(parser, out="folder of the loop (default: loops/NAME)")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done and what is done, and stop")
     add_schema(parser, _schema)
     parser.set_defaults(run=run)
 
@@ -47,11 +48,26 @@ def run(args: argparse.Namespace) -> int:
     recipe, notes = load_recipe(args.recipe, changes=changes_of(args))
     for note in notes:
         log(note)
+    if args.dry_run:
+        return _dry_run(recipe, args)
     found = _walk(recipe, args)
     if args.json:
         emit(found.model_dump(mode="json"))
     else:
         _show(found)
+    return 0
+
+
+def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
+    """The steps of the loop, nothing written."""
+    from tunesmith.workflows.rlhf import Way, ahead
+
+    lines = ahead(recipe, way=Way(lambda event: None, offline=args.offline), out=args.out)
+    if args.json:
+        emit({"steps": lines})
+    else:
+        for line in lines:
+            show(line)
     return 0
 
 

@@ -28,7 +28,7 @@ from tunesmith.workflows.votes import export_votes, summary_of
 JSON, HTML = "rlhf.json", "rlhf.html"
 # How a reward is learned from a few hundred votes.
 BRIEF = Schedule(epochs=3, batch_rows=8)
-START = "start.json"
+START, REPLIES = "start.json", "replies.json"
 SIMULATED = "simulated"  # what the name of a rater says who is no person
 
 
@@ -79,7 +79,7 @@ def rlhf(recipe: Recipe, *, way: Way, out: Path | None = None) -> LoopReport:
         _judged(loop, model, place, number)
         votes = _all_votes(loop, number)
         runs = _learned(loop, place)
-        own = _kept_replies(loop, str(runs[-1].folder), place / "replies.json")
+        own = _kept_replies(loop, str(runs[-1].folder), place / REPLIES)
         rounds.append(
             Round(
                 number=number,
@@ -97,8 +97,36 @@ def rlhf(recipe: Recipe, *, way: Way, out: Path | None = None) -> LoopReport:
     return report
 
 
+def ahead(recipe: Recipe, *, way: Way, out: Path | None = None) -> list[str]:
+    """What the loop would do and has done, a line each; nothing is written. Raises what `rlhf` raises first."""
+    loop, settings = _read(recipe, out, way), recipe.loop
+    learns = "preference" if isinstance(recipe.objective, Preference) else f"a reward, then {recipe.objective.kind},"
+    judge = "people judge on the page" if settings.judge == PEOPLE else f"{settings.judge} judges, a simulation"
+    lines = [f"{len(loop.train)} prompts to train on, {len(loop.test)} held out"]
+    for number in range(1, settings.rounds + 1):
+        place = loop.folder / f"round-{number}"
+        state = "done" if (place / REPLIES).exists() else "begun" if place.exists() else ""
+        step = (
+            f"round {number} of {settings.rounds}: {settings.prompts} prompts answered twice, {judge}, {learns} learns"
+        )
+        lines.append(f"{step} ({state})" if state else step)
+    return [
+        *lines,
+        f"end: {len(loop.test)} held-out prompts answered by start and end, judged by {settings.final_judge}",
+        f"folder: {loop.folder}",
+    ]
+
+
 def _opened(recipe: Recipe, out: Path | None, way: Way) -> _Loop:
-    """The loop's folder and prompts; all that can be refused is refused here."""
+    """The loop with its folder begun."""
+    loop = _read(recipe, out, way)
+    open_run(recipe, loop.folder).begin({})
+    save_recipe(recipe, loop.folder / "recipe.yaml")
+    return loop
+
+
+def _read(recipe: Recipe, out: Path | None, way: Way) -> _Loop:
+    """The loop's prompts and place; all that can be refused is refused here, and nothing is written."""
     objective, settings = recipe.objective, recipe.loop
     if not isinstance(objective, Preference | Rl):
         cure = "use objective: preference, or objective: {kind: rl, reward: votes}"
@@ -123,8 +151,6 @@ def _opened(recipe: Recipe, out: Path | None, way: Way) -> _Loop:
         raise RecipeError(
             f"{recipe.data.train}: {there} prompts to train on and {len(test)} held out for {wanted}; {cure}"
         )
-    folder.begin({})
-    save_recipe(recipe, folder.path / "recipe.yaml")
     longest = reader.bind(train, "decoder").max_new_tokens
     return _Loop(recipe, folder.path, way, train, test[: settings.held_out], longest, final)
 
