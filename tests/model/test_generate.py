@@ -11,7 +11,9 @@ from torch import Tensor
 from tests.bases import QUESTIONS, policy, scrambled, template
 from tests.tiny import DECODERS
 from tunesmith.data.examples import Message
+from tunesmith.data.template import Tokens
 from tunesmith.model import generate as room
+from tunesmith.model.batch import Batch
 from tunesmith.model.generate import Drawn, before_stop, generate, option_scores, sample, stream
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
@@ -219,6 +221,20 @@ def test_each_prompt_may_have_options_of_its_own():
     found = option_scores(made, asked, [first, second])
     assert torch.allclose(found[0], option_scores(made, asked[:1], [first])[0], atol=1e-4)
     assert torch.allclose(found[1], option_scores(made, asked[1:], [second])[0], atol=1e-4)
+
+
+def test_long_prompts_are_scored_in_passes_of_so_many_tokens(monkeypatch: pytest.MonkeyPatch):
+    made, asked, options, sizes = talker("llama"), prompts("llama"), [[70, 71], [80]], list[int]()
+    whole, packed = option_scores(made, asked, [options] * 4), room.pack
+
+    def seen(rows: list[Tokens]) -> Batch:
+        sizes.append(len(rows))
+        return packed(rows)
+
+    monkeypatch.setattr(room, "pack", seen)
+    monkeypatch.setattr(room, "TOKENS_PER_PASS", 1)
+    assert torch.allclose(option_scores(made, asked, [options] * 4), whole, atol=1e-4)
+    assert sizes == [2, 2, 2, 2]
 
 
 # ------------------------------------------------------------------ several answers to a prompt

@@ -9,13 +9,14 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from os.path import commonprefix
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from tunesmith.data.template import Template, Tokens
-from tunesmith.model.batch import pack
+from tunesmith.model.batch import TOKENS_PER_PASS, cut, pack
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 
@@ -243,10 +244,11 @@ def chance_of(seed: int, prompt: list[int], copy: int = 0) -> torch.Generator:
 @torch.inference_mode()
 def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]) -> Tensor:
     """[B, O]: log-probability of each of a prompt's O options after it; what prompts and options share runs once."""
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    shared = len(commonprefix(prompts))
+    lengths = [len(one) - shared + sum(map(len, own)) for one, own in zip(prompts, options, strict=True)]
+    order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
     scores = torch.zeros(len(prompts), len(options[0]))
-    for start in range(0, len(order), ROWS):
-        group = order[start : start + ROWS]
+    for group in cut(order, lengths, TOKENS_PER_PASS):
         rows = [_answered(prompts[i], option) for i in group for option in options[i]]
         found = policy.logprobs(pack(rows).to(policy.device))
         scores[group] = found.float().cpu().view(len(group), -1)
