@@ -44,6 +44,14 @@ def test_gflops_are_operations_over_the_best_time() -> None:
     assert speed == pytest.approx(181.19, abs=0.01)
 
 
+def test_a_precision_that_is_only_imitated_is_not_waited_for() -> None:
+    # Each product takes 100 ms, also of 64 rows, so 1,024 rows would take 1.6 s: four small ones are all there is.
+    ticks = itertools.count()
+    speed = gemm_gflops("cpu", torch.float32, clock=lambda: next(ticks) * 0.1)
+    assert next(ticks) == 8
+    assert speed == pytest.approx(2 * 2 * 1024 * 576 * 1536 / 3.2 / 1e9, rel=1e-6)
+
+
 def test_choosing_takes_less_than_a_second_and_says_why() -> None:
     start = time.perf_counter()
     machine = choose_machine(threads=1)
