@@ -50,7 +50,7 @@ class Classify(BaseModel):
     metric: Literal["auto", "accuracy", "macro_f1", "sample_f1"] = Field("auto", description="headline score")
     labels: tuple[str, ...] = Field((), description="all labels, in order; empty: from the rows")
     multi: bool = Field(False, description="several labels per row; set from the data")
-    balance: bool | Literal["auto"] = Field("auto", description="let rare labels count as much as common ones")
+    balance: Literal["auto", True, False] = Field("auto", description="let rare labels count as much as common ones")
     shares: tuple[float, ...] = Field((), description="each label's share of the training rows, when balanced")
 
     def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
