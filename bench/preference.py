@@ -1,8 +1,7 @@
 """`python -m bench.preference SET`: people's judgement, learned on some rows and told on the rest, pooled over folds.
 
 Each row is held out once. Beside the tuned model stand the base and "the longer answer wins". A fold is a run under
-runs/bench-preference; one that is finished is not made again. `speed` instead of a set: pairs a second of DPO on
-g1_pandalm_human, LoRA of rank 16, four pairs a step, as TRL 1.16 was measured. The rows are those of ../shared/data.
+runs/bench-preference; one that is finished is not made again. The rows are those of ../shared/data.
 """
 
 from __future__ import annotations
@@ -11,8 +10,6 @@ import argparse
 import json
 import random
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +25,6 @@ DATA = ROOT.parent / "shared" / "data"
 RUNS = ROOT / "runs" / "bench-preference"
 # Set -> the column whose values stay on one side.
 SETS = {"g1_pandalm_human": "prompt", "g4_debian_revisions": "source", "g5_vader_tone_pairs": "group"}
-TRL = 0.23  # pairs a second, measured for the issue
 PAGE = ROOT / "bench" / "PREFERENCE.md"
 HEAD = """# What people prefer, told by models
 
@@ -120,28 +116,10 @@ def folds(asked: argparse.Namespace) -> None:
         print(f"tuned against {other}: {one.sentence}")
 
 
-def speed(asked: argparse.Namespace) -> None:
-    """Pairs a second of one epoch: the training steps, and with what the untuned model is asked for."""
-    from tunesmith.workflows.prepare import prepare
-    from tunesmith.workflows.train import Watch, train
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = write(read("g1_pandalm_human")[: asked.rows or 48], Path(folder) / "train.jsonl")
-        raw = {"data": {"train": file, "validation": 0, "test": 0.1}, "objective": "preference"}
-        raw |= {"technique": {"kind": "lora", "rank": 16}, "schedule": {"batch_rows": 4, "probe": False}}
-        prepared = prepare(make_recipe(raw, place="bench", changes=asked.set_)[0], listen=told, offline=True)
-        began = time.perf_counter()
-        trained = train(prepared, Path(folder), watch=Watch(told))
-        whole = time.perf_counter() - began
-    pairs, steps = len(prepared.train), trained.state.seconds
-    print(f"{pairs} pairs, {prepared.machine.dtype}: {pairs / steps:.2f} pairs/s in training steps,")
-    print(f"{pairs / whole:.2f} with the untuned model asked and all else; TRL 1.16 had {TRL}")
-
-
 def main() -> None:
-    """Folds of a set, or speed."""
+    """Folds of a set."""
     parser = argparse.ArgumentParser(prog="python -m bench.preference", description=__doc__)
-    parser.add_argument("set", choices=[*SETS, "speed"])
+    parser.add_argument("set", choices=[*SETS])
     parser.add_argument("--objective", choices=("preference", "reward"), default="preference")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--technique", default="lora")
@@ -150,8 +128,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=0, help="training rows of a fold; 0: all")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--set", dest="set_", action="append", default=[], metavar="KEY=VALUE")
-    asked = parser.parse_args()
-    speed(asked) if asked.set == "speed" else folds(asked)
+    folds(parser.parse_args())
 
 
 if __name__ == "__main__":
