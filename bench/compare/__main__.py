@@ -82,7 +82,7 @@ def retrieval() -> None:
     began = time.perf_counter()
     settings = Documents(source=str(PLACE / f"{which}.documents.jsonl"), origin="doc_id", evidence="evidence")
     folder = PLACE / f"index-{which}"
-    chunks = cut(read_pages(settings.source, store=Store(folder / CHUNKS)), settings.size)
+    chunks = cut(read_pages(settings.source, store=Store(folder / CHUNKS)).pages, settings.size)
     index = open_index(folder, chunks, settings=settings, listen=lambda event: print(event["text"], flush=True))
     print(f"{len(chunks)} chunks, {index.embedded} new ones, {time.perf_counter() - began:.0f} s")
     test = [row for row in read("f2_factbook_qa.jsonl") if row["split"] == "valid"]

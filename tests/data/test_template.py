@@ -262,3 +262,11 @@ def test_the_default_is_taken_where_a_tokenizer_has_several_templates():
     several = copy.deepcopy(base("llama").tokenizer)
     several.chat_template = {"default": CHATML, "tool_use": "x"}
     assert Template(several).hash == template("llama").hash
+
+
+def test_a_text_gives_way_and_not_what_is_asked_behind_it():
+    made = template("llama")
+    (short,) = made.fit_text("dog " * 60, lambda text: [Message("user", f"{text}\n\nIs it a dog?")], 60)
+    assert short.content.startswith("dog dog")
+    assert short.content.endswith("Is it a dog?")
+    assert len(made.prompt([short])) <= 60

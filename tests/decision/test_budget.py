@@ -27,7 +27,8 @@ def test_a_run_on_a_tenth_of_the_rows_is_learned_too():
 
 
 def test_no_test_is_smaller_than_one_that_can_say_something():
-    assert sizes(1, ["prompt"], row=1.0, epochs=1, there=(500, 100)).test == FEWEST_TEST
+    found = sizes(1, ["prompt"], row=1.0, epochs=1, there=(500, 100))
+    assert (found.test, found.seconds) == (FEWEST_TEST, 60.0)  # 40 rows of 1.5 s are more than there is
 
 
 def test_half_of_an_interval_shrinks_with_the_root_of_the_rows():

@@ -95,9 +95,10 @@ def test_a_line_over_log_rows_has_no_ceiling_to_speak_of():
 
 def test_rows_for_a_score_are_those_of_the_law_and_none_beyond_the_bound():
     reading = read_curve(cells(Curve(0.95, 2.0, 0.5)), best=1.0)
-    assert reading.rows_for(0.92, 6400) == pytest.approx((2 / 0.03) ** 2, rel=0.02)  # 4,444
-    assert reading.rows_for(0.94, 6400) is None  # (2 / 0.01) ** 2 = 40,000
-    assert reading.rows_for(0.96, 6400) is None
+    assert reading.rows_for(0.92, 100, 6400) == pytest.approx((2 / 0.03) ** 2, rel=0.02)  # 4,444
+    assert reading.rows_for(0.94, 100, 6400) is None  # (2 / 0.01) ** 2 = 40,000
+    assert reading.rows_for(0.96, 100, 6400) is None
+    assert reading.rows_for(0.70, 100, 6400) == 100  # (2 / 0.25) ** 2 = 64, and nothing below 100 was measured
 
 
 def test_sizes_are_geometric_and_end_at_all_rows():

@@ -14,7 +14,7 @@ from tunesmith.data.examples import Chat, Message
 from tunesmith.decision.chunks import Chunk, cut, page_of_text, read_pages
 from tunesmith.decision.facts import change, new_answers
 from tunesmith.decision.index import CHUNKS, RANK, Hit, Index, fused, open_index
-from tunesmith.decision.prompts import FORMS, cited, with_passages, with_shots
+from tunesmith.decision.prompts import FORMS, cited, question_of, with_passages, with_shots
 from tunesmith.decision.recall import Origin, recall, right_chunks
 from tunesmith.errors import DataError
 from tunesmith.objectives import Instruct
@@ -55,7 +55,7 @@ def test_a_folder_of_documents_is_read_and_kept_for_the_next_time(tmp_path: Path
     place.mkdir()
     (place / "a.txt").write_text("First page about pumps and their valves.")
     store = Store(tmp_path / "index" / CHUNKS)
-    (page,) = read_pages(str(place), store=store)
+    (page,) = read_pages(str(place), store=store).pages
     assert page.doc_id == "manual/a.txt"
     assert store.document(page.digest) == page.document
 
@@ -127,7 +127,8 @@ def test_what_the_system_says_stays_above_the_examples_and_a_wording_below_a_lon
         turns = (Message("system", "Be brief."), Message("user", text), Message("assistant", "yes"))
         return Chat("rows:1", turns, "")
 
-    asked = with_shots(Instruct(), row("Is it?"), [row("long " * 400)], "In one word.")
+    question = question_of(Instruct(), row("Is it?"), "In one word.")
+    asked = with_shots(Instruct(), question, [row("long " * 400)], "In one word.")
     assert [turn.role for turn in asked] == ["system", "user", "assistant", "user"]
     assert all(turn.content.endswith("In one word.") for turn in asked if turn.role == "user")
     assert len(asked[1].content) < 1000
@@ -141,11 +142,11 @@ def test_documents_that_share_a_name_are_refused(tmp_path: Path):
         read_pages(str(file), store=Store(tmp_path / "store"))
 
 
-def test_an_answer_cites_the_chunk_that_holds_it():
+def test_an_answer_cites_the_chunk_that_holds_it_and_none_that_does_not():
     hits = [hit("a", "nothing here"), hit("b", "it is 114 m high")]
     assert cited("114 m", hits) == "b"
-    assert cited("no idea", hits) == "a"
-    assert cited("no idea", []) == ""
+    assert cited("no idea", hits) == ""
+    assert cited("", hits) == ""
 
 
 def test_a_figure_gets_other_digits_and_a_word_the_answer_of_a_like_question():
@@ -184,7 +185,7 @@ def test_on_real_questions_the_mixture_finds_more_than_words_alone(tmp_path: Pat
     examples = Path(__file__).parents[2] / "examples"
     rows = [json.loads(line) for line in (examples / "factbook.test.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["country"] in ("Cameroon", "Aruba")]
-    pages = read_pages(str(examples / "factbook.documents.jsonl"), store=Store(tmp_path / CHUNKS))
+    pages = read_pages(str(examples / "factbook.documents.jsonl"), store=Store(tmp_path / CHUNKS)).pages
     chunks = cut([page for page in pages if page.doc_id in {row["doc_id"] for row in rows}], 400)
     made = open_index(tmp_path, chunks, settings=Documents(source="here"), listen=lambda event: None, offline=True)
     right = right_chunks(chunks, [Origin(row["evidence"], row["doc_id"]) for row in rows])

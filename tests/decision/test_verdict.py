@@ -48,6 +48,11 @@ def test_a_verdict_is_no_surer_than_its_figures():
     assert torn.confidence == pytest.approx(1 / 3)
 
 
+def test_a_verdict_without_tuning_says_on_which_part_of_the_rows_was_tuned():
+    found = verdict([arm("prompt", 0.60, 10), arm("tuned", 0.50, 1000)], pair(SURE), margin=0.02, learned="6 of 9 rows")
+    assert found.text == "prompt, beside tuning on 6 of 9 rows"
+
+
 def test_a_tuned_model_that_is_a_little_faster_does_not_win_by_a_tie():
     slow, fast = arm("prompt", 0.95, 514), replace(arm("tuned", 0.90, 461, [0.90, 0.95, 0.90, 0.95]), tuned=True)
     assert verdict([slow, fast], pair(UNSURE), margin=0.02).arm == "prompt"
@@ -62,6 +67,8 @@ def test_seconds_do_not_take_an_arm_that_redrawn_test_sets_hardly_ever_take():
     assert found.reasons == [
         "no test surely parts tuned (0.900) from prompt (0.955), but 10% of redrawn test sets take tuned and 90% prompt"
     ]
+    cheap, tuned = arm("prompt", 0.85, 100, [0.85] * 10), arm("tuned", 1.0, 1000, [1.0] * 10)
+    assert verdict([cheap, tuned], {("prompt", "tuned"): 0.25}, margin=0.02).text.startswith("not decided by so few")
     torn = replace(fast, drawn=np.array([0.90] * 8 + [0.96] * 2))
     unsure = verdict([torn, slow], {("prompt", "tuned"): 0.069}, margin=0.02)
     assert unsure.text == "not decided by so few rows, for now: fine-tune"

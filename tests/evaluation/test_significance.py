@@ -7,6 +7,7 @@ from tunesmith.errors import DataError
 from tunesmith.evaluation import significance
 from tunesmith.evaluation.metrics import accuracy, macro_f1_pair
 from tunesmith.evaluation.significance import compare_paired, corpus_compare, holm, interval
+from tunesmith.evaluation.tasks import redrawn, score
 
 SEEDS = range(24)
 QUICK = 400
@@ -213,3 +214,15 @@ def test_scores_that_are_not_finite_are_refused():
 def test_no_rows_are_refused():
     with pytest.raises(DataError, match="no rows"):
         compare_paired([], [])
+
+
+def test_the_interval_of_macro_f1_lies_around_its_score_where_rare_labels_are_missed():
+    # Ten labels, half of them rare and never found: a draw without their rows is lifted by their absence.
+    gold = [str(label) for label in range(5) for _ in range(20)] + [str(label) for label in range(5, 10)]
+    given = [label if int(label) < 5 else "0" for label in gold]
+    drawn = redrawn("macro_f1", gold, {"one": given}, groups=None)["one"]
+    alone = score("macro_f1", gold, given, name="one")
+    assert alone.score == pytest.approx(0.49, abs=0.01)
+    assert drawn.mean() == pytest.approx(alone.score)
+    assert alone.ci95 is not None
+    assert alone.ci95[0] < alone.score < alone.ci95[1] < 0.75

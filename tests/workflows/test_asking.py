@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from tunesmith.data.examples import Text
+from tests.bases import policy, template
+from tunesmith.data.examples import Message, Text
 from tunesmith.decision.shots import Nearest
-from tunesmith.workflows.asking import label_in
+from tunesmith.inference.local import LocalModel
+from tunesmith.objectives import Instruct
+from tunesmith.workflows.asking import fitting, label_in
 from tunesmith.workflows.contest import some
 
 
@@ -18,6 +21,17 @@ def test_of_labels_that_begin_alike_the_longer_is_taken():
 
 def test_a_part_of_a_word_is_no_label_and_no_label_leaves_the_answer():
     assert label_in("hamster", ["ham"]) == "hamster"
+
+
+def test_of_the_things_beside_a_question_as_many_stay_as_can_be_read_with_it():
+    def asked(count: int) -> list[Message]:
+        return [Message("user", "dog " * (10 * count) + "What is it?")]
+
+    room = len(template("llama").prompt(asked(2)))
+    made = LocalModel(policy("llama"), template("llama"), Instruct(), room)
+    assert fitting(made, 5, asked) == asked(2)
+    made.limit = 1
+    assert fitting(made, 5, asked) == asked(0)
 
 
 def test_rows_are_drawn_by_the_seed_and_keep_their_order():

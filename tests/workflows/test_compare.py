@@ -44,7 +44,7 @@ ARMS = ["prompt", "few-shot", "rag", "oracle-context", "no-context", "tuned", "t
 @pytest.fixture(scope="module", autouse=True)
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for room in ("workflows.prepare", "workflows.contest", "inference.folder"):
+        for room in ("workflows.prepare", "workflows.compare", "workflows.contest", "inference.folder"):
             patch.setattr(f"tunesmith.{room}.choose_machine", lambda **_: KNOWN)
         patch.setattr("tunesmith.workflows.tune.write_reports", lambda place: None)
         patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -118,13 +118,13 @@ def test_every_arm_answers_the_same_rows(done: tuple[Comparison, Path]) -> None:
     assert {len(one["given"]) for one in kept} == {6}
 
 
-def test_answers_with_passages_cite_a_chunk_of_the_documents(done: tuple[Comparison, Path]) -> None:
+def test_answers_with_passages_cite_a_chunk_of_the_documents_or_none(done: tuple[Comparison, Path]) -> None:
     _, place = done
     chunks = {json.loads(line)["id"] for line in (place / "out/index/chunks.jsonl").read_text().splitlines()}
     for name in ("rag", "tuned+rag", "raft"):
         cites = json.loads((place / f"out/answers/{name}.json").read_text())["cites"]
         assert len(cites) == 6
-        assert set(cites) <= chunks
+        assert set(cites) <= {*chunks, ""}
     assert json.loads((place / "out/answers/prompt.json").read_text())["cites"] == []
 
 
@@ -211,7 +211,7 @@ def test_a_model_is_taught_the_documents_and_no_question(tmp_path: Path) -> None
     page = run(recipe(tmp_path, arms=["prompt", "taught", "tuned-30%"]), tmp_path / "out")
     taught = page.arms[1]
     assert taught.detail.startswith("9 of 10 chunks, those with answers first")
-    assert (taught.labels, page.arms[2].labels) == (0, 8)
+    assert (taught.labels, page.arms[2].labels) == (0, 12)
     assert not page.arms[2].candidate
     learned = (tmp_path / "out/taught.train.jsonl").read_text()
     assert "How high" not in learned
@@ -255,9 +255,11 @@ def test_a_server_is_asked_the_text_and_told_the_labels(tmp_path: Path, monkeypa
     server = "http://127.0.0.1:1/v1#C:\\models\\q.gguf"
     page = run(recipe(tmp_path, **parts, arms=["tf-idf", server]), tmp_path / "out", Wishes(price_per_hour=3600.0))
     assert page.arms[1].task.score == 1.0
+    assert (page.arms[1].labels, page.arms[1].detail) == (8, "asked: the instruction as written")
     assert page.arms[1].cost.price_per_1000 is None
     assert any("charges is not known" in reason for reason in page.verdict.reasons)
-    assert all("it is" in text and "negative, positive" in text for text in heard)
+    assert all("it is" in text and "negative" in text and "positive" in text for text in heard)
+    assert len(heard) == 4 * 8 + 8 + 8  # four wordings on the validation rows, the test, and each of its rows alone
     assert "q.gguf" in html(page)
 
 
@@ -313,6 +315,73 @@ def test_an_arm_that_breaks_off_keeps_its_answers_and_goes_on_with_the_next_ques
     assert [arm.task.score for arm in page.arms] == [arm.task.score for arm in whole.arms]
     assert "no-context: 2 of 6 answered" in [event.get("text") for event in heard]
     assert not (tmp_path / "out" / "answers" / "prompt.portions").exists()
+
+
+def test_a_comparison_that_is_left_with_one_arm_fails_with_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WAYS, "tuned", lambda contest: (_ for _ in ()).throw(Refused("rate: too low; raise it")))
+    with pytest.raises(Refused, match="rate: too low; raise it"):
+        run(recipe(tmp_path, arms=["prompt", "no-context", "tuned"]), tmp_path / "out")
+
+
+def test_a_rule_of_style_that_cannot_be_checked_is_refused_before_any_arm_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="style"):
+        run(recipe(tmp_path, style={"odd": {"not_match": "("}}), tmp_path / "out")
+    assert not (tmp_path / "out" / "answers").exists()
+
+
+def test_a_budget_that_is_too_small_says_how_much_is_enough_and_nothing_is_asked(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"--budget 1e-05: 6 test rows and 10 training rows, .* take about 1 minutes"):
+        run(recipe(tmp_path, arms=["prompt", "tuned"]), tmp_path / "out", Wishes(minutes=0.00001))
+    assert not (tmp_path / "out" / "answers").exists()
+
+
+def test_a_budget_is_dealt_out_for_an_encoder_too(tmp_path: Path) -> None:
+    rows = [{"text": f"it is {word} {i}", "label": label} for i in range(20) for word, label in LABELS]
+    parts: dict[str, Any] = {
+        "model": str(folder("bert")),
+        "data": {"train": write(tmp_path / "labels.jsonl", rows), "validation": 0.2, "test": 0.2},
+        "objective": {"kind": "classify", "text": "text", "label": "label"},
+        "documents": {},
+        "arms": ["tf-idf", "tuned"],
+    }
+    page = run(recipe(tmp_path, **parts), tmp_path / "out", Wishes(minutes=60))
+    assert any(note.startswith("budget of 60 minutes: 8 of 8 test rows") for note in page.notes)
+
+
+def test_dates_in_the_rows_do_not_stand_in_the_way_of_a_part_of_them(tmp_path: Path) -> None:
+    import datetime
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    when = datetime.datetime(2026, 1, 2)
+    rows = [{"text": f"it is {word} {i}", "label": label, "when": when} for i in range(20) for word, label in LABELS]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "labels.parquet")
+    parts: dict[str, Any] = {
+        "data": {"train": str(tmp_path / "labels.parquet"), "validation": 0.2, "test": 0.2},
+        "objective": {"kind": "classify", "text": "text", "label": "label"},
+        "documents": {},
+        "arms": ["tf-idf", "tuned"],
+        "compare": {"rows": 3},
+    }
+    assert len(run(recipe(tmp_path, **parts), tmp_path / "out").arms) == 2
+    assert '"when": "2026-01-02 00:00:00"' in (tmp_path / "out" / "tuned.train.jsonl").read_text()
+
+
+def test_documents_that_give_nothing_to_find_are_noted(tmp_path: Path) -> None:
+    place = tmp_path / "manual"
+    place.mkdir()
+    for name, text in (("a.txt", "Phone: 555-1234"), ("b.txt", "Opening: 9-17"), ("c.txt", "..."), ("d.doc", "x")):
+        (place / name).write_text(text, encoding="utf-8")
+    made = recipe(tmp_path, arms=["prompt", "rag"])
+    documents = made.documents.model_copy(update={"source": str(place), "origin": "", "evidence": ""})
+    page = run(made.model_copy(update={"documents": documents}), tmp_path / "out")
+    assert f"{place}: files that are no documents are left out: .doc (1)" in page.notes
+    found = [json.loads(line)["text"] for line in (tmp_path / "out/index/chunks.jsonl").read_text().splitlines()]
+    assert any("555-1234" in text for text in found)
+    assert any("9-17" in text for text in found)
 
 
 def test_a_folder_in_which_nothing_was_asked_yet_is_taken_and_settings_that_differ_are_named(tmp_path: Path) -> None:

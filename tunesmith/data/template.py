@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -129,6 +129,12 @@ class Template:
                 break  # one word is left of it, and the answers alone are too long
             fitted[longest], shortened = replace(fitted[longest], content=short), True
         return fitted, shortened
+
+    def fit_text(self, text: str, ask: Callable[[str], Sequence[Message]], limit: int) -> list[Message]:
+        """What is asked about a text within `limit` tokens: the text gives way, at its end, and not what is asked."""
+        while (over := self._length(ask(text)) - limit) > 0 and len(short := self._cut(text, over)) < len(text):
+            text = short
+        return list(ask(text))
 
     def _length(self, messages: Sequence[Message]) -> int:
         """Number of ids of a chat, or of a prompt if nothing is answered at its end."""

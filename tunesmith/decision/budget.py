@@ -31,17 +31,19 @@ FEWEST_TEST, FEWEST_TRAIN = 40, 64
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Test rows that are asked and training rows that are learned, with what that means in words."""
+    """Test rows that are asked and training rows that are learned, with what that means in words, and takes."""
 
     test: int
     train: int
     note: str
+    seconds: float
 
 
 def sizes(seconds: float, arms: Sequence[str], *, row: float, epochs: float, there: tuple[int, int]) -> Sizes:
     """What fits into a time; `row` is the seconds of one plainly prompted row, `there` the test and training rows.
 
-    Estimates by fixed ratios: a run may take half as long again. Never fewer rows than a test needs to say anything.
+    Estimates by fixed ratios: a run may take half as long again. Never fewer rows than a test needs to say anything,
+    so `seconds` may be more than there are.
     """
     test_rows, train_rows = there
     asked = row * sum(TIMES.get(arm, SERVER) for arm in arms)
@@ -55,7 +57,7 @@ def sizes(seconds: float, arms: Sequence[str], *, row: float, epochs: float, the
         f"{test} of {test_rows} test rows: a share of one half is known to +-{100 * wide:.0f} points "
         f"(all rows: +-{100 * whole:.0f}); {train} of {train_rows} training rows"
     )
-    return Sizes(test, train, note)
+    return Sizes(test, train, note, test * asked + train * learned)
 
 
 def half_width(rows: int) -> float:

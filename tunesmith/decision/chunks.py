@@ -32,6 +32,14 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
+class Pages:
+    """All documents of a source, and what the user should know about how they were read."""
+
+    pages: list[Page]
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a document: `id` names it, `doc_id` and `section` say where it stands."""
 
@@ -42,13 +50,13 @@ class Chunk:
     text: str
 
 
-def read_pages(source: str, *, store: Store, offline: bool = False) -> list[Page]:
+def read_pages(source: str, *, store: Store, offline: bool = False) -> Pages:
     """Every document of a folder or file, or of rows with the columns doc_id and text. Raises DataError.
 
     What files were turned into lies in the store, so that only new ones are converted.
     """
     if Path(source).suffix.lower() in ROWS:
-        return _pages_of(read_rows(source, offline=offline))
+        return Pages(_pages_of(read_rows(source, offline=offline)), [])
     found = find([source])
     known = {one.path: document for one in found.sources if (document := store.document(one.sha256))}
     ids: Mapping[Path, tuple[str, str]] = {one.path: (one.doc_id, one.sha256) for one in found.sources}
@@ -63,7 +71,12 @@ def read_pages(source: str, *, store: Store, offline: bool = False) -> list[Page
             store.keep(digest, done.document)
     if failed:  # an answer may stand in the one that is missing
         refuse([f"{doc_id}: {why}" for doc_id, why in sorted(failed.items())])
-    return sorted((Page(*ids[path], document) for path, document in known.items()), key=lambda page: page.doc_id)
+    pages = sorted((Page(*ids[path], document) for path, document in known.items()), key=lambda page: page.doc_id)
+    notes = [f"{page.doc_id}: {note}" for page in pages for note in page.document.notes]
+    if found.skipped:
+        kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(found.skipped.items()))
+        notes.insert(0, f"{source}: files that are no documents are left out: {kinds}")
+    return Pages(pages, notes)
 
 
 def page_of_text(doc_id: str, text: str) -> Page:
@@ -107,7 +120,8 @@ def cut(pages: Sequence[Page], size: int) -> list[Chunk]:
 
 def _cut(page: Page, size: int, everywhere: frozenset[str]) -> list[Chunk]:
     blocks = without(page.document.blocks, everywhere)
-    found = passages(blocks, size=size, joined=False, title=page.document.title)
+    # A telephone number may be the answer to a question, however few letters stand beside it.
+    found = passages(blocks, size=size, joined=False, title=page.document.title, fewest=0)
     return [
         Chunk(f"{page.doc_id}#{number}", page.doc_id, page.digest, " > ".join(passage.section), passage.text)
         for number, passage in enumerate(found, 1)

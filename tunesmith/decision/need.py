@@ -96,10 +96,12 @@ class Reading:
         low, high = np.percentile([one.ceiling for one in self.draws], ENDS)
         return Guess(0, self.curve.ceiling, float(low), float(high))
 
-    def rows_for(self, target: float, most: int) -> int | None:
-        """The fewest rows, up to `most`, that the curve gives this score for; None where it does not."""
+    def rows_for(self, target: float, least: int, most: int) -> int | None:
+        """The fewest rows from `least` to `most` that the curve gives this score for; None where it does not."""
         if self.curve.at(most) < target:
             return None
+        if self.curve.at(least) >= target:
+            return least
         rows: float = (self.curve.drop / (self.curve.ceiling - target)) ** (1 / self.curve.power)
         return math.ceil(rows)
 

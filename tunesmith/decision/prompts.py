@@ -30,13 +30,12 @@ def question_of(objective: Classify | Instruct, example: Example, wording: str =
 
 
 def with_shots(
-    objective: Classify | Instruct, example: Example, shots: Sequence[Example], wording: str = ""
+    objective: Classify | Instruct, asked: Sequence[Message], shots: Sequence[Example], wording: str = ""
 ) -> list[Message]:
     """The question after answered ones, the most alike last; what the system says stays first."""
     before = [turn for shot in reversed(shots) for turn in _answered(objective, shot, wording)]
-    own = question_of(objective, example, wording)
-    lead = [turn for turn in own if turn.role == "system"]
-    return [*lead, *before, *(turn for turn in own if turn.role != "system")]
+    lead = [turn for turn in asked if turn.role == "system"]
+    return [*lead, *before, *(turn for turn in asked if turn.role != "system")]
 
 
 def _answered(objective: Classify | Instruct, shot: Example, wording: str) -> list[Message]:
@@ -61,10 +60,10 @@ def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = 
 
 
 def cited(answer: str, hits: Sequence[Hit]) -> str:
-    """The id of the shown chunk that holds the answer, else of the best one; empty where none was shown."""
+    """The id of the best shown chunk that holds the answer word for word; empty where none does."""
     wanted = f" {plain(answer)} "
-    holding = [hit.chunk.id for hit in hits if wanted.strip() and wanted in f" {plain(hit.chunk.text)} "]
-    return (holding or [hit.chunk.id for hit in hits] or [""])[0]
+    holding = (hit.chunk.id for hit in hits if wanted.strip() and wanted in f" {plain(hit.chunk.text)} ")
+    return next(holding, "")
 
 
 def raft_example(example: Example, hits: Sequence[Hit], objective: Classify | Instruct) -> Chat:

@@ -1,6 +1,7 @@
 """Which arm to take: the cheapest that no other surely beats by a margin worth its cost. A pure function of figures.
 
-Where that arm would hardly ever be taken on redrawn test sets and another nearly always, the other is taken.
+Where that arm is tuned, would hardly ever be taken on redrawn test sets, and one that is not tuned nearly always, that
+one is taken.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ TUNED_COUNTS = 2
 DIAGNOSIS = ("no-context", "oracle-context", "tuned-30%", "tuned-10%", "taught")
 # The share of redrawn test sets with the same choice from which on it is a choice.
 DECIDED = 0.5
-# The share from which on an arm is taken in place of one that is not decided.
+# The share from which on an arm without tuning is taken in place of a tuned one that is not decided.
 NEARLY_ALWAYS = 0.9
 NOT_TUNED = ", do not fine-tune"
 WORDS = {
@@ -123,14 +124,18 @@ def verdict(
     p_values: Mapping[tuple[str, str], float],
     *,
     margin: float,
+    learned: str = "",
     extra: Sequence[str] = (),
 ) -> Verdict:
-    """The arm to take with its reasons; `extra` are findings that the reader should have beside them."""
+    """The arm to take with its reasons; `extra` are findings that the reader should have beside them.
+
+    `learned` says on which part of the training rows arms were tuned, where it was not all of them.
+    """
     chosen, passed = choose(candidates, p_values, margin=margin)
     reasons = [_beaten(one, other, _p(p_values, one, other)) for one, other in passed]
     found = shares(candidates, margin=margin)
     likely = max(candidates, key=lambda one: found[one.name])
-    if found[chosen.name] < DECIDED and found[likely.name] >= NEARLY_ALWAYS:
+    if chosen.tuned and not likely.tuned and found[chosen.name] < DECIDED and found[likely.name] >= NEARLY_ALWAYS:
         reasons.append(_hardly_ever(chosen, likely, found))
         chosen = likely
     reasons += [
@@ -141,19 +146,21 @@ def verdict(
     sure = found[chosen.name]
     return Verdict(
         arm=chosen.name,
-        text=_text(chosen, candidates, sure),
+        text=_text(chosen, candidates, sure, learned),
         reasons=[*(reasons or [f"{chosen.name} is the only arm that was measured"]), *extra],
         confidence=sure,
     )
 
 
-def _text(chosen: Candidate, candidates: Sequence[Candidate], sure: float) -> str:
+def _text(chosen: Candidate, candidates: Sequence[Candidate], sure: float, learned: str) -> str:
     """What to do in words, no surer than the figures are."""
     if all(one.score == 0 for one in candidates):
         return "none of these ways answers such rows: look at the rows, the metric and the answers first"
     text = WORDS.get(chosen.name, f"ask {chosen.name}{NOT_TUNED}")
     if not any(one.tuned for one in candidates):
         text = text.removesuffix(NOT_TUNED)  # nobody looked what tuning brings
+    elif learned and not chosen.tuned:  # nor what it brings with all rows
+        text = f"{text.removesuffix(NOT_TUNED)}, beside tuning on {learned}"
     return text if sure >= DECIDED else f"not decided by so few rows, for now: {text}"
 
 

@@ -184,8 +184,7 @@ class LocalModel:
         """[B, K]: log-probabilities of the label words, or the head's logits, before calibration."""
         assert isinstance(self.objective, Classify)
         if self.policy.head is None:
-            asked = [self.objective.messages(text, self.wording) for text in texts]
-            return self.options(asked, self.objective.labels)
+            return self.options([self.about(text) for text in texts], self.objective.labels)
         rows = [self.objective.question(text, self.template, limit=self.limit)[0] for text in texts]
         parts = [self.policy.head(self.policy.pooled(batch)).float() for batch in self._batches(rows)]
         return self._in_order(parts, rows)
@@ -212,6 +211,14 @@ class LocalModel:
         """The ids of a question, its longest turn shortened where it exceeds the limit."""
         fitted, _ = self.template.fit(messages, self.limit)
         return self.template.prompt(fitted)
+
+    def about(self, text: str, wording: str = "") -> list[Message]:
+        """What is asked about a text that gets a label, in the model's wording or another."""
+        objective, wording = self.objective, wording or self.wording
+        assert isinstance(objective, Classify)
+        if not wording:  # the text stands last, so that it gives way as in training
+            return objective.messages(text)
+        return self.template.fit_text(text, lambda part: objective.messages(part, wording), self.limit)
 
     def tokens(self, text: str) -> Tokens:
         """A text as the objective reads it, nothing of it learned."""

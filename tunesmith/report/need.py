@@ -98,6 +98,8 @@ def sentence(need: Need) -> str:
     if need.target is None:
         return line
     wanted = said(need, need.target.score)
+    if need.target.rows == need.sizes[0].rows:
+        return f"{line}; {wanted} is reached with the {count(need.target.rows)} rows that are the fewest tried"
     if need.target.rows is not None:
         return f"{line}; {wanted} takes about {count(need.target.rows)} rows like these"
     reach = "is out of reach of more rows like these" if need.target.out_of_reach else _beyond(last.rows)

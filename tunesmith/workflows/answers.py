@@ -46,8 +46,10 @@ def question(example: Example) -> str:
 
 
 def groups(examples: Sequence[Example]) -> list[str] | None:
-    """The rows' groups; None when they have none."""
-    return [example.group for example in examples] if any(example.group for example in examples) else None
+    """The rows' groups, a row without one alone in its own; None when none has one."""
+    if not any(example.group for example in examples):
+        return None
+    return [example.group or f"\n{example.where}" for example in examples]  # no group is called like a row's place
 
 
 def answer(model: LocalModel, examples: Sequence[Example]) -> Answers:
@@ -97,7 +99,7 @@ class Untuned:
     def _choose(self, wordings: Sequence[str], examples: Sequence[Example]) -> str:
         """The wording with the best headline on some validation rows, the first among equals."""
         some = examples[: CHOICE_ROWS[self.objective.kind]]
-        metric = "accuracy" if isinstance(self.objective, Classify) else self.objective.metric
+        metric = self.objective.metric
         scores = {wording: value(metric, gold(some), answer(self.model(wording), some).given) for wording in wordings}
         return max(wordings, key=lambda wording: scores[wording])
 

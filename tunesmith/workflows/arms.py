@@ -35,7 +35,7 @@ def chosen_arms(recipe: Recipe, *, offline: bool = False) -> list[str]:
     if len(arms) < 2:
         raise RecipeError(f"arms: {arms[0]} alone is no comparison; name another beside it")
     asked = [arm for arm in arms if arm in PROMPTED]
-    if asked and not _answers_prompts(recipe, offline=offline):
+    if asked and not answers_prompts(recipe, offline=offline):
         cure = "add compare: {asks: smollm2-135m}, or leave out the arms that prompt"
         named = f"{recipe.compare.asks or recipe.model} is an encoder, which answers no prompt"
         raise RecipeError(f"arms: {named}; {cure} ({', '.join(asked)})")
@@ -45,14 +45,14 @@ def chosen_arms(recipe: Recipe, *, offline: bool = False) -> list[str]:
 def _usual(recipe: Recipe, *, offline: bool) -> list[str]:
     """What is compared where the recipe names no arms."""
     label, read = isinstance(recipe.objective, Classify), bool(recipe.documents.source)
-    usual = ["prompt", "few-shot"] if not label or _answers_prompts(recipe, offline=offline) else []
+    usual = ["prompt", "few-shot"] if not label or answers_prompts(recipe, offline=offline) else []
     usual += ["tf-idf"] if label else []
     usual += ["rag"] if read and not label else []
     usual += ["oracle-context"] if told_where(recipe) and not label else []
     return [*usual, "tuned", *(["tuned+rag", "raft"] if read and not label else [])]
 
 
-def _answers_prompts(recipe: Recipe, *, offline: bool) -> bool:
+def answers_prompts(recipe: Recipe, *, offline: bool) -> bool:
     """Whether the model that arms without tuning ask is a decoder, by its configuration alone."""
     name = recipe.compare.asks or recipe.model
     if name.lower().endswith(".gguf"):

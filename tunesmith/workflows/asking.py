@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.data.collect.document import plain
-from tunesmith.data.examples import Example, Message
+from tunesmith.data.examples import Example, Labelled, Message
 from tunesmith.data.files import write_whole
 from tunesmith.decision.index import Hit
 from tunesmith.decision.prompts import cited, question_of, with_passages
@@ -157,13 +157,26 @@ def plainly(contest: Contest, rows: Sequence[Example], wording: str = "") -> lis
     return [question_of(contest.objective, row, wording) for row in rows]
 
 
+def worded(model: LocalModel, example: Example, wording: str) -> list[Message]:
+    """A row's question in a wording, its text shortened where the model cannot read all of it."""
+    if isinstance(example, Labelled):
+        return model.about(example.text, wording)
+    assert isinstance(model.objective, Instruct)
+    return question_of(model.objective, example, wording)
+
+
 def within(model: LocalModel, asked: Sequence[Message], hits: Sequence[Hit], form: str) -> list[Message]:
     """The question below as many of the passages, the best first, as the model can read with it."""
-    for count in range(len(hits), 0, -1):
-        messages = with_passages(asked, hits[:count], form)
+    return fitting(model, len(hits), lambda count: with_passages(asked, hits[:count], form))
+
+
+def fitting(model: LocalModel, most: int, make: Callable[[int], list[Message]]) -> list[Message]:
+    """The messages with as many things beside the question, up to `most`, as the model can read with it."""
+    for count in range(most, 0, -1):
+        messages = make(count)
         if len(model.template.prompt(messages)) <= model.limit:
             return messages
-    return list(asked)
+    return make(0)
 
 
 def with_cites(contest: Contest, found: Answered) -> Answered:

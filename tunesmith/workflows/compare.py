@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +19,23 @@ from tunesmith.decision.chunks import ROWS
 from tunesmith.decision.page import Comparison
 from tunesmith.decision.verdict import DIAGNOSIS
 from tunesmith.errors import CheckpointError, RecipeError, TunesmithError
+from tunesmith.model.device import choose_machine
 from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe, save_recipe
 from tunesmith.training.fit import Interrupted
-from tunesmith.workflows.arms import NEED_DOCUMENTS, check_rows, chosen_arms, tunes
+from tunesmith.workflows.answers import question
+from tunesmith.workflows.arms import NEED_DOCUMENTS, answers_prompts, check_rows, chosen_arms, told_where, tunes
 from tunesmith.workflows.asking import plainly, say
 from tunesmith.workflows.contest import Answered, Contest, Setting, some
+from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.measured import measured
 from tunesmith.workflows.prepare import audited, read_data
 from tunesmith.workflows.train import Watch
 from tunesmith.workflows.ways import answered, remote
 
 PAGE, HTML = "comparison.json", "report.html"
+# What a recipe may say that no answer of an arm depends on.
+BESIDE_THE_ANSWERS: Any = {"arms": True, "machine": True, "style": True, "compare": {"margin"}}
 # Rows by which the pace of this machine is taken before a budget is dealt out.
 PACE_ROWS = 8
 
@@ -66,7 +73,7 @@ def compare(
 
 
 def _asked(contest: Contest, arms: Sequence[str]) -> list[Answered]:
-    """The answers of every arm. One that fails is a note, and is tried again the next time; raises where all failed."""
+    """The answers of every arm. One that fails is a note, is tried again the next time; raises where few are left."""
     found: list[Answered] = []
     failed: list[TunesmithError] = []
     for number, name in enumerate(arms, 1):
@@ -79,7 +86,7 @@ def _asked(contest: Contest, arms: Sequence[str]) -> list[Answered]:
             contest.listen({"event": "warning", "text": contest.notes[-1]})
         if contest.watch.stop():
             raise Interrupted(f"stopped after arm {name}, {number} of {len(arms)}")
-    if failed and all(one.name in DIAGNOSIS for one in found):
+    if failed and sum(one.name not in DIAGNOSIS for one in found) < 2:  # nothing to compare with
         raise failed[0]
     return found
 
@@ -89,7 +96,7 @@ def _reachable(contest: Contest, arms: Sequence[str]) -> None:
     for arm in arms:
         if arm.startswith("http") and contest.kept(arm) is None:
             remote(contest, arm)
-    if any(arm in NEED_DOCUMENTS for arm in arms):
+    if told_where(contest.recipe) or any(arm in NEED_DOCUMENTS for arm in arms):
         contest.retrieval()
 
 
@@ -100,6 +107,7 @@ def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, 
     loaded = audited(recipe, loaded) if tunes(recipe.arms) else loaded
     split = loaded.split
     check_rows(recipe, split, offline=offline)
+    read_rules(recipe, offline=offline)
     rows = [*split.train, *split.validation, *split.test]
     bound = recipe.objective.bind(rows, "decoder")
     if isinstance(bound, Classify) and bound.multi:
@@ -121,15 +129,17 @@ def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, 
 
 def _pinned(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe on the machine that the first arms were timed on: seconds of two compare with nothing."""
-    file = folder / "machine.json"
+    file, wanted = folder / "machine.json", recipe.machine
     if not file.exists():
-        write_whole(file, recipe.machine.model_dump_json())
+        found = choose_machine(device=wanted.device, dtype=wanted.dtype, threads=wanted.threads)
+        on = {"device": found.device, "dtype": found.dtype, "threads": found.threads}
+        write_whole(file, wanted.model_copy(update=on).model_dump_json())
     return recipe.model_copy(update={"machine": type(recipe.machine).model_validate_json(file.read_text("utf-8"))})
 
 
 def _folder(recipe: Recipe, out: Path | None, parts: Sequence[tuple[str, str]]) -> Path:
     """The folder of the comparison of these rows. Raises CheckpointError where something else lies there."""
-    told = recipe.model_dump(mode="json", exclude={"arms": True, "machine": True, "compare": {"margin"}})
+    told = recipe.model_dump(mode="json", exclude=BESIDE_THE_ANSWERS)
     identity = hashlib.sha256(json.dumps([told, parts, _digests(recipe.documents.source)]).encode()).hexdigest()[:16]
     stem = re.sub(r"[^\w.]+", "-", Path(recipe.data.train).stem)
     folder = out or Path("comparisons") / f"{stem}-{identity[:6]}"
@@ -180,15 +190,14 @@ def _within(contest: Contest, arms: Sequence[str], wishes: Wishes) -> None:
     recipe, split = contest.recipe, contest.split
 
     def choose() -> Setting:
-        ask = contest.test[:PACE_ROWS]
-        said = say(contest.base(), plainly(contest, ask), contest.objective)
-        found = sizes(
-            60 * wishes.minutes,
-            arms,
-            row=said.seconds / len(ask),
-            epochs=recipe.schedule.epochs,
-            there=(len(contest.test), len(split.train)),
-        )
+        there, epochs = (len(contest.test), len(split.train)), recipe.schedule.epochs
+        found = sizes(60 * wishes.minutes, arms, row=_pace(contest), epochs=epochs, there=there)
+        if found.seconds > 60 * wishes.minutes:
+            least = f"{found.test} test rows and {found.train} training rows"
+            raise RecipeError(
+                f"--budget {wishes.minutes:g}: {least}, the fewest that say anything, take about "
+                f"{math.ceil(found.seconds / 60)} minutes with {len(arms)} arms; give so many, or name fewer arms"
+            )
         return [found.test, found.train, found.note]
 
     test, train, note = contest.choice(f"budget {wishes.minutes:g}", choose)
@@ -197,3 +206,14 @@ def _within(contest: Contest, arms: Sequence[str], wishes: Wishes) -> None:
     contest.listen({"event": "stage", "text": str(note)})
     if int(str(train)) < len(split.train):
         contest.learn_only(int(str(train)))
+
+
+def _pace(contest: Contest) -> float:
+    """Seconds of a row asked plainly; of one read by an encoder where there is no model to ask."""
+    ask = contest.test[:PACE_ROWS]
+    if answers_prompts(contest.recipe, offline=contest.offline):
+        return say(contest.base(), plainly(contest, ask), contest.objective).seconds / len(ask)
+    model = contest.untuned(contest.recipe.model)
+    began = time.perf_counter()
+    model.embed([question(example) for example in ask])
+    return (time.perf_counter() - began) / len(ask)

@@ -20,7 +20,7 @@ from tunesmith.data.files import write_whole
 from tunesmith.data.rows import read_rows
 from tunesmith.data.split import Split
 from tunesmith.data.template import Template
-from tunesmith.decision.chunks import Page, cut, read_pages
+from tunesmith.decision.chunks import Chunk, Page, cut, read_pages
 from tunesmith.decision.index import CHUNKS, Hit, Index, open_index
 from tunesmith.decision.recall import origins_of, right_chunks
 from tunesmith.errors import DataError, RecipeError
@@ -115,6 +115,7 @@ class Contest:
     offline: bool
     notes: list[str] = field(default_factory=list)
     key: str = ""
+    learned: str = ""  # which part of the training rows is learned, where a budget leaves some out
     _machine: Machine | None = None
     _base: LocalModel | None = None
     _retrieval: Retrieval | None = None
@@ -140,18 +141,22 @@ class Contest:
     def base(self) -> LocalModel:
         """The untuned decoder that arms without tuning ask."""
         if self._base is None:
-            options = LoadOptions("float32", self.machine().device)
             name = self.recipe.compare.asks or self.recipe.model
-            found = load_base(name, options=options, offline=self.offline)
-            if found.family != "decoder":
+            found = self.untuned(name)
+            if found.policy.family != "decoder":
                 cure = "add compare: {asks: smollm2-135m}, or leave out the arms that prompt"
                 raise RecipeError(f"arms: {name} is an encoder, which answers no prompt; {cure}")
-            policy = Policy.over(found.network, family=found.family, reference=nullcontext)
-            objective: Classify | Instruct = self.objective
-            if isinstance(objective, Classify):
-                objective = objective.model_copy(update={"output": "words"})
-            self._base = LocalModel(policy, Template(found.tokenizer), objective, room_of(policy))
+            if isinstance(self.objective, Classify):
+                found.objective = self.objective.model_copy(update={"output": "words"})
+            self._base = found
         return self._base
+
+    def untuned(self, name: str) -> LocalModel:
+        """A model as it comes, for what the rows ask."""
+        found = load_base(name, options=LoadOptions("float32", self.machine().device), offline=self.offline)
+        policy = Policy.over(found.network, family=found.family, reference=nullcontext)
+        template = Template(found.tokenizer, chat=found.family == "decoder")
+        return LocalModel(policy, template, self.objective, room_of(policy))
 
     def tuned(self, run: str | Path) -> LocalModel:
         """A run's model on the machine that every arm is timed on."""
@@ -160,6 +165,7 @@ class Contest:
 
     def learn_only(self, rows: int) -> None:
         """Use at most so many training rows, the same ones as a run does."""
+        self.learned = f"{rows:,} of {len(self.split.train):,} training rows"
         data = self.source.data.model_copy(update={"rows": rows})
         self.source = self.source.model_copy(update={"data": data})
         self.split = read_data(self.source, offline=self.offline).split
@@ -174,8 +180,9 @@ class Contest:
             wanted, began = self.recipe.documents, time.perf_counter()
             folder = self.folder / "index"
             self.listen({"event": "stage", "text": f"indexing {wanted.source}"})
-            pages = read_pages(wanted.source, store=Store(folder / CHUNKS), offline=self.offline)
-            chunks = cut(pages, wanted.size)
+            read = read_pages(wanted.source, store=Store(folder / CHUNKS), offline=self.offline)
+            pages, chunks = read.pages, cut(read.pages, wanted.size)
+            self.notes += [*read.notes, *_without_text(pages, chunks)]
             index = open_index(folder, chunks, settings=wanted, listen=self.listen, offline=self.offline)
             self._retrieval = Retrieval(
                 pages,
@@ -232,6 +239,13 @@ class Contest:
             known[name] = make()
             write_whole(file, json.dumps(known, indent=1))
         return list(known[name])
+
+
+def _without_text(pages: Sequence[Page], chunks: Sequence[Chunk]) -> list[str]:
+    """A note on the documents that nothing can be found in, if there are any."""
+    found = {chunk.doc_id for chunk in chunks}
+    empty = [page.doc_id for page in pages if page.doc_id not in found]
+    return [f"{len(empty)} of {len(pages)} documents have no text to find, such as {empty[0]}"] if empty else []
 
 
 def file_name(arm: str) -> str:

@@ -191,8 +191,9 @@ def _made(contest: Contest, recipe: Recipe, folder: Path) -> Lesson:
     """The finished run of a recipe in a folder."""
     contest.forget_base()
     run = tune_recipe(recipe, out=folder, listen=contest.listen, stop=contest.watch.stop, offline=contest.offline)
-    return Lesson(run.folder, run.report.speed.seconds, run.report.data.train, f"run {run.folder.name}")
+    data = run.report.data
+    return Lesson(run.folder, run.report.speed.seconds, data.train + data.validation, f"run {run.folder.name}")
 
 
 def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(file, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))

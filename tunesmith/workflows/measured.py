@@ -84,7 +84,7 @@ def _verdict(
         if one.name in ways
     ]
     margin = contest.recipe.compare.margin * SCALES.get(metric, 1.0)
-    return verdict(candidates, p_values, margin=margin, extra=extra)
+    return verdict(candidates, p_values, margin=margin, learned=contest.learned, extra=extra)
 
 
 def _cost(one: Answered) -> float:

@@ -239,8 +239,9 @@ def _answer(ladder: Ladder, question: Question, cells: Sequence[Cell], *, notes:
         ),
         expected=[_expected(reading.guess(rows), sign) for rows in asked if rows <= FARTHEST * largest] if may else [],
         curve=_drawn(reading, cells, sign, asked if may else ()),
-        ceiling=_expected(reading.ceiling, sign) if may else None,
-        target=_target(reading, question.target, largest, sign) if may else None,
+        # A ceiling that is the best score there is was set by that score, not by these sizes.
+        ceiling=_expected(reading.ceiling, sign) if may and reading.curve.ceiling < best else None,
+        target=_target(reading, question.target, cells, sign) if may else None,
         faults=list(reading.faults),
         notes=notes,
         seconds=seconds,
@@ -272,13 +273,13 @@ def _drawn(reading: Reading, cells: Sequence[Cell], sign: float, asked: Sequence
     return [_expected(reading.guess(round(float(n))), sign) for n in np.geomspace(min(rows), max(rows), POINTS)]
 
 
-def _target(reading: Reading, target: float | None, largest: int, sign: float) -> Target | None:
+def _target(reading: Reading, target: float | None, cells: Sequence[Cell], sign: float) -> Target | None:
     """How many rows a score takes."""
     if target is None:
         return None
-    most = round(FARTHEST * largest)
+    rows = [cell.rows for cell in cells]
     return Target(
         score=target,
-        rows=reading.rows_for(sign * target, most),
+        rows=reading.rows_for(sign * target, min(rows), round(FARTHEST * max(rows))),
         out_of_reach=sign * target > reading.ceiling.high,
     )

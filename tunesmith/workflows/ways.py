@@ -18,7 +18,7 @@ from tunesmith.objectives import Classify
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.workflows.answers import gold, question
-from tunesmith.workflows.asking import Ask, ask_all, ask_tuned, pace, plainly, say, with_cites, within
+from tunesmith.workflows.asking import Ask, ask_all, ask_tuned, fitting, pace, plainly, say, with_cites, within, worded
 from tunesmith.workflows.contest import Answered, Contest, Setting, room_of, some
 from tunesmith.workflows.lessons import PASSAGES, raft_run, taught_run, tuned_run
 
@@ -38,13 +38,13 @@ def answered(contest: Contest, name: str) -> Answered:
 def _prompt(contest: Contest) -> Answered:
     """The best of a few plain prompts."""
     wording = _wording(contest)
-    return ask_all(
-        contest,
-        "prompt",
-        contest.base(),
-        lambda rows: plainly(contest, rows, wording),
-        detail=f"asked: {wording or 'the instruction as written'}",
-    )
+    ask: Ask = lambda rows: [worded(contest.base(), row, wording) for row in rows]  # noqa: E731  # an Ask by its type
+    found = ask_all(contest, "prompt", contest.base(), ask, detail=_told(wording))
+    return found.model_copy(update={"labelled_rows": len(_judging(contest))})
+
+
+def _told(wording: str) -> str:
+    return f"asked: {wording or 'the instruction as written'}"
 
 
 def _few_shot(contest: Contest) -> Answered:
@@ -54,8 +54,13 @@ def _few_shot(contest: Contest) -> Answered:
 
     def ask(count: int, rows: Sequence[Example]) -> list[list[Message]]:
         near = nearest.to([question(row) for row in rows], count)
-        shots = [[learn[place] for place in places] for places in near]
-        return [with_shots(contest.objective, row, found, wording) for row, found in zip(rows, shots, strict=True)]
+        return [shown(row, [learn[place] for place in places]) for row, places in zip(rows, near, strict=True)]
+
+    def shown(row: Example, shots: Sequence[Example]) -> list[Message]:
+        asked = worded(contest.base(), row, wording)
+        return fitting(
+            contest.base(), len(shots), lambda count: with_shots(contest.objective, asked, shots[:count], wording)
+        )
 
     settings: list[Setting] = [[shots] for shots in SHOTS]
     count = int(_chosen(contest, "few-shot", settings, lambda setting: partial(ask, int(setting[0])))[0])
@@ -66,7 +71,7 @@ def _few_shot(contest: Contest) -> Answered:
         partial(ask, count),
         detail=f"{count} {'example' if count == 1 else 'examples'} each",
     )
-    return found.model_copy(update={"labelled_rows": len(learn)})
+    return found.model_copy(update={"labelled_rows": len(learn) + len(_judging(contest))})
 
 
 def _rag(contest: Contest) -> Answered:
@@ -153,10 +158,16 @@ def _taught(contest: Contest) -> Answered:
 
 
 def _server(contest: Contest, address: str) -> Answered:
-    """A model behind an address, asked by the rows' own question; `URL#MODEL` names one of several."""
-    wording = WORDINGS[0] if isinstance(contest.objective, Classify) else PLAIN_WORDINGS[1]
-    ask: Ask = lambda rows: plainly(contest, rows, wording)  # noqa: E731  # an Ask by its type
-    return ask_all(contest, address, remote(contest, address), ask, detail=f"asked: {wording}")
+    """A model behind an address, in the plain wording that it does best with; `URL#MODEL` names one of several."""
+    server = remote(contest, address)
+    settings: list[Setting] = [[wording] for wording in _wordings(contest)]
+
+    def asker(setting: Setting) -> Ask:
+        return lambda rows: plainly(contest, rows, str(setting[0]))
+
+    (wording,) = _chosen(contest, address, settings, asker, server)
+    found = ask_all(contest, address, server, asker([wording]), detail=_told(str(wording)))
+    return found.model_copy(update={"labelled_rows": len(_judging(contest))})
 
 
 def remote(contest: Contest, address: str) -> Remote:
@@ -176,21 +187,23 @@ def _read(contest: Contest, name: str, model: LocalModel, shown: int, form: str)
         return [within(model, asked, hits, form) for asked, hits in zip(questions, found, strict=True)]
 
     found = ask_all(contest, name, model, ask, detail=f"{shown} {'chunk' if shown == 1 else 'chunks'} shown")
-    return with_cites(
-        contest, found.model_copy(update={"shown": shown, "form": form, "build_seconds": retrieval.seconds})
-    )
+    known = {"shown": shown, "form": form, "build_seconds": retrieval.seconds}
+    return with_cites(contest, found.model_copy(update={**known, "labelled_rows": len(_judging(contest))}))
 
 
 def _wording(contest: Contest) -> str:
     """The plain wording that does best on validation rows."""
-    wordings = ("", *WORDINGS) if isinstance(contest.objective, Classify) else PLAIN_WORDINGS
-
-    settings: list[Setting] = [[wording] for wording in wordings]
+    settings: list[Setting] = [[wording] for wording in _wordings(contest)]
 
     def asker(setting: Setting) -> Ask:
-        return lambda rows: plainly(contest, rows, str(setting[0]))
+        return lambda rows: [worded(contest.base(), row, str(setting[0])) for row in rows]
 
     return str(_chosen(contest, "prompt", settings, asker)[0])
+
+
+def _wordings(contest: Contest) -> tuple[str, ...]:
+    """Plain ways to put the question, the recipe's own first."""
+    return ("", *WORDINGS) if isinstance(contest.objective, Classify) else PLAIN_WORDINGS
 
 
 def _reading(contest: Contest, name: str = "rag", tuned: LocalModel | None = None) -> tuple[int, str]:
@@ -217,20 +230,24 @@ def _chosen(
     name: str,
     settings: list[Setting],
     asker: Callable[[Setting], Ask],
-    tuned: LocalModel | None = None,
+    model: LocalModel | Remote | None = None,
 ) -> Setting:
     """The first of the settings with which a model, else the untuned one, scores best on some validation rows."""
 
     def choose() -> Setting:
-        objective = contest.objective
-        rows = some(contest.split.validation or contest.split.train, CHOICE_ROWS[objective.kind], contest.recipe.seed)
-        metric = "accuracy" if isinstance(objective, Classify) else objective.metric
+        objective, rows = contest.objective, _judging(contest)
         contest.listen({"event": "stage", "text": f"{name}: {len(settings)} settings on {len(rows)} validation rows"})
-        model = tuned or contest.base()
-        scores = [value(metric, gold(rows), say(model, asker(each)(rows), objective).given) for each in settings]
+        asked, right = model or contest.base(), gold(rows)
+        scores = [value(objective.metric, right, say(asked, asker(each)(rows), objective).given) for each in settings]
         return settings[scores.index(max(scores))]
 
     return contest.choice(name, choose)
+
+
+def _judging(contest: Contest) -> list[Example]:
+    """The rows that settings are chosen on."""
+    rows = contest.split.validation or contest.split.train
+    return some(rows, CHOICE_ROWS[contest.objective.kind], contest.recipe.seed)
 
 
 WAYS: dict[str, Callable[[Contest], Answered]] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from tunesmith.data.collect.document import Block, markdown, plain, render
 
-# A passage with fewer letters says nothing by itself.
+# A passage to make rows of that has fewer letters says nothing by itself.
 FEWEST_LETTERS = 20
 _SENTENCE = re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+")
 
@@ -29,18 +29,21 @@ class _Piece:
     size: int
 
 
-def passages(blocks: Sequence[Block], *, size: int, joined: bool, title: str = "") -> list[Passage]:
-    """Passages of at most `size` characters. Nothing is lost and nothing stands twice, but the heads of cut tables.
+def passages(
+    blocks: Sequence[Block], *, size: int, joined: bool, title: str = "", fewest: int = FEWEST_LETTERS
+) -> list[Passage]:
+    """Passages of at most `size` characters. Nothing else is lost and nothing stands twice, but heads of cut tables.
 
     With `joined`, neighbouring sections share a passage while they fit, headings and all: for reading. Without,
-    each passage is of one section, and the title and its headings stand in its first line: for finding.
+    each passage is of one section, and the title and its headings stand in its first line: for finding. One with
+    fewer letters than `fewest` is left out.
     """
     sections = _sections(blocks) if joined else (_titled(section, title) for section in _sections(blocks))
     pieces = [piece for section in sections for piece in _pieces(section, size, joined=joined)]
     if joined:
         pieces = _merged(pieces, size)
     made = (_passage(piece, joined=joined) for piece in pieces)
-    return [passage for passage in made if sum(map(str.isalpha, passage.text)) >= FEWEST_LETTERS]
+    return [passage for passage in made if passage.text and sum(map(str.isalpha, passage.text)) >= fewest]
 
 
 def _sections(blocks: Sequence[Block]) -> Iterator[_Piece]:
