@@ -44,6 +44,13 @@ def test_people_see_verdict_belief_and_where_it_lies(
     assert "Task-specific performance (usual belief: sometimes limited / good if retrieval is / excellent)" in done.out
     assert "note: budget of 5 minutes: 12 of 12 test rows" in done.out
     assert f"everything: {tmp_path / 'out'}" in done.out
+    assert f'next: tunesmith ask {tmp_path / "out"} "..."' in done.out
+    asked = command("ask", tmp_path / "out", "this is fine", "--arm", "tf-idf", "--json")
+    assert asked.code == 0, asked.err
+    found = json.loads(asked.out)
+    assert (found["arm"], found["answer"] in ("negative", "positive")) == ("tf-idf", True)
+    wrong = command("ask", tmp_path / "out", "this is fine", "--arm", "raft")
+    assert (wrong.code, "name one of prompt, few-shot, tf-idf" in wrong.err) == (2, True)
 
 
 @pytest.mark.parametrize("option", ["--budget", "--price-per-hour"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -26,13 +27,14 @@ from tunesmith.objectives import Instruct
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.compare import page as html
 from tunesmith.training.fit import Interrupted
-from tunesmith.workflows import asking
+from tunesmith.workflows import answered as answering
+from tunesmith.workflows.answered import LESSONS
 from tunesmith.workflows.arms import chosen_arms
 from tunesmith.workflows.asking import within
 from tunesmith.workflows.compare import Wishes, _digests, _pinned, compare
 from tunesmith.workflows.contest import file_name
+from tunesmith.workflows.question import Question, ask_arm
 from tunesmith.workflows.train import Watch
-from tunesmith.workflows.ways import WAYS
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 KNOWN = Machine("cpu", "float32", 1, {"float32": 100.0}, "known")
@@ -141,6 +143,38 @@ def test_retrieval_is_measured_apart_for_each_way_to_search(done: tuple[Comparis
     assert page.retrieval[1].recall[1] == 1.0  # each land is named in one document only
 
 
+@pytest.mark.parametrize("arm", ["", "prompt", "few-shot", "rag", "tuned", "tuned+rag", "raft"])
+def test_every_arm_of_a_comparison_that_is_done_can_be_asked_more(done: tuple[Comparison, Path], arm: str) -> None:
+    page, place = done
+    found = ask_arm(place / "out", Question("How high is Arda?", arm), watch=Watch(lambda event: None))
+    assert found.arm == (arm or page.verdict.arm)
+    assert found.prompt_tokens > 0
+    looks = found.arm in ("rag", "tuned+rag", "raft")
+    assert bool(found.shown) == looks
+    if looks:
+        assert found.shown[0] == "arda#1"
+
+
+def test_an_arm_looks_into_the_documents_as_they_are_now(done: tuple[Comparison, Path], tmp_path: Path) -> None:
+    _, place = done
+    shutil.copytree(place, tmp_path / "copy")
+    pages = place / "pages.jsonl"
+    before = pages.read_text(encoding="utf-8")
+    try:
+        with pages.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"doc_id": "kark", "text": "Kark\n\nHeight:\n999 m"}) + "\n")
+        asked = Question("How high is Kark?", "rag")
+        assert ask_arm(tmp_path / "copy/out", asked, watch=Watch(lambda event: None)).shown[0] == "kark#1"
+    finally:
+        pages.write_text(before, encoding="utf-8")
+
+
+def test_an_arm_that_was_not_compared_is_refused_with_those_that_were(done: tuple[Comparison, Path]) -> None:
+    _, place = done
+    with pytest.raises(RecipeError, match=r"--arm taught: not in .*; name one of prompt, few-shot, rag, tuned"):
+        ask_arm(place / "out", Question("How high is Arda?", "taught"), watch=Watch(lambda event: None))
+
+
 def test_changed_facts_reach_the_arms_that_look_and_no_other(done: tuple[Comparison, Path]) -> None:
     page, _ = done
     known = {arm.name: arm.update for arm in page.arms}
@@ -204,6 +238,8 @@ def test_labels_are_compared_too(tmp_path: Path) -> None:
     assert {arm.task.n for arm in page.arms} == {6}
     assert next(arm for arm in page.arms if arm.name == "tf-idf").task.score == 1.0
     assert page.verdict.arm in ("tf-idf", "tuned")  # both are right on every row: the seconds decide
+    asked = Question("it is good 77", "tf-idf")
+    assert ask_arm(tmp_path / "out", asked, watch=Watch(lambda event: None)).answer == "positive"
     assert page.retrieval == []
 
 
@@ -283,7 +319,7 @@ def test_an_arm_that_fails_is_left_out_and_tried_again_the_next_time(
 ) -> None:
     made = recipe(tmp_path, arms=["prompt", "few-shot", "tuned"])
     with monkeypatch.context() as patch:
-        patch.setitem(WAYS, "tuned", lambda contest: (_ for _ in ()).throw(Refused("rate: too low; raise it")))
+        patch.setitem(LESSONS, "tuned", lambda contest: (_ for _ in ()).throw(Refused("rate: too low; raise it")))
         page = run(made, tmp_path / "out")
     assert [arm.name for arm in page.arms] == ["prompt", "few-shot"]
     assert "tuned failed and is left out: rate: too low; raise it" in page.notes
@@ -295,21 +331,21 @@ def test_an_arm_that_breaks_off_keeps_its_answers_and_goes_on_with_the_next_ques
 ) -> None:
     made = recipe(tmp_path, arms=["prompt", "no-context"])
     whole, asked, heard = run(made, tmp_path / "whole"), list[int](), list[dict[str, Any]]()
-    plain = asking.say
+    plain = answering.say
 
-    def say(model: LocalModel, batch: list[list[Message]], objective: Instruct, room: int = 99) -> asking.Said:
+    def say(model: LocalModel, batch: list[list[Message]], objective: Instruct, room: int = 99) -> answering.Said:
         if len(asked) == room:
             raise DataError("http://127.0.0.1:1: nobody answers; start the server")
         asked.append(len(batch))
         return plain(model, batch, objective)
 
-    monkeypatch.setattr(asking, "PORTION", 2)
-    monkeypatch.setattr(asking, "LINE", 0.0)
-    monkeypatch.setattr(asking, "say", partial(say, room=2))
+    monkeypatch.setattr(answering, "PORTION", 2)
+    monkeypatch.setattr(answering, "LINE", 0.0)
+    monkeypatch.setattr(answering, "say", partial(say, room=2))
     with pytest.raises(DataError, match="start the server"):
         run(made, tmp_path / "out")
     assert (asked, len(list((tmp_path / "out" / "answers" / "prompt.portions").iterdir()))) == ([2, 2], 2)
-    monkeypatch.setattr(asking, "say", say)
+    monkeypatch.setattr(answering, "say", say)
     page = compare(made, Wishes(), watch=Watch(heard.append), out=tmp_path / "out", offline=True)
     assert asked[2] == 2  # the third portion, not the first
     assert [arm.task.score for arm in page.arms] == [arm.task.score for arm in whole.arms]
@@ -320,7 +356,7 @@ def test_an_arm_that_breaks_off_keeps_its_answers_and_goes_on_with_the_next_ques
 def test_a_comparison_that_is_left_with_one_arm_fails_with_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(WAYS, "tuned", lambda contest: (_ for _ in ()).throw(Refused("rate: too low; raise it")))
+    monkeypatch.setitem(LESSONS, "tuned", lambda contest: (_ for _ in ()).throw(Refused("rate: too low; raise it")))
     with pytest.raises(Refused, match="rate: too low; raise it"):
         run(recipe(tmp_path, arms=["prompt", "no-context", "tuned"]), tmp_path / "out")
 

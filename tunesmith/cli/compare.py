@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,13 +114,7 @@ def _show(found: Comparison) -> None:
     )
     ranked = sorted(found.arms, key=lambda arm: -arm.task.score)
     show_table(heads, [_line(arm) for arm in ranked])
-    for arm in ranked:
-        if arm.cost.price_per_1000 is not None and arm.cost.price_to_build is not None:
-            build, answers = (f"{price:.2g}" for price in (arm.cost.price_to_build, arm.cost.price_per_1000))
-            show(f"price of {arm.name}: {build} to build, {answers} for 1,000 answers")
-    for one in found.retrieval:
-        cuts = ", ".join(f"@{cut} {value:.3f}" for cut, value in one.recall.items())
-        show(f"retrieval by {one.search}: recall {cuts}; MRR {one.mrr:.3f} ({one.n} rows, {found.chunks} chunks)")
+    _show_beside(found, ranked)
     show()
     for row in found.table:
         show(f"{row.row} (usual belief: {' / '.join(row.belief)}): {row.measured}")
@@ -130,6 +125,18 @@ def _show(found: Comparison) -> None:
     for note in found.notes:
         show(f"note: {note}")
     show(f"everything: {found.folder}")
+    show(f'next: tunesmith ask {found.folder} "..."')
+
+
+def _show_beside(found: Comparison, ranked: Sequence[ArmPage]) -> None:
+    """What the arms cost, and how well chunks are found."""
+    for arm in ranked:
+        if arm.cost.price_per_1000 is not None and arm.cost.price_to_build is not None:
+            build, answers = (f"{price:.2g}" for price in (arm.cost.price_to_build, arm.cost.price_per_1000))
+            show(f"price of {arm.name}: {build} to build, {answers} for 1,000 answers")
+    for one in found.retrieval:
+        cuts = ", ".join(f"@{cut} {value:.3f}" for cut, value in one.recall.items())
+        show(f"retrieval by {one.search}: recall {cuts}; MRR {one.mrr:.3f} ({one.n} rows, {found.chunks} chunks)")
 
 
 def _line(arm: ArmPage) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -10,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.cli.compare import KEY
 from tunesmith.cli.options import UsageError, add_common, add_sampling, sampling_of
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 
@@ -25,13 +27,15 @@ def add(commands: Commands) -> None:
     """Add `ask` and `chat`."""
     asking = commands.add_parser(
         "ask",
-        help="put one text to a tuned model",
+        help="put one text to a tuned model, or to the arm that a comparison chose",
         description="A run tuned to label answers with a label and probabilities, one tuned on texts goes on with the "
-        "text (an encoder finds what its mask token hides), any other answers with text.",
+        "text (an encoder finds what its mask token hides), any other answers with text. A comparison answers by the "
+        "arm of its verdict, which looks into the documents as they are now where it reads any.",
     )
-    asking.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
+    asking.add_argument("folder", metavar="RUN|COMPARISON", type=Path, help="folder of a run, or of a comparison")
     asking.add_argument("text", metavar="TEXT", help="the text; - reads it from stdin")
     asking.add_argument("--task", default="", metavar="NAME", help="which task of a run that learned several")
+    asking.add_argument("--arm", default="", metavar="NAME", help="which arm of a comparison (default: its verdict's)")
     add_sampling(asking, temperature=0.0, top_p=1.0)
     add_common(asking)
     asking.set_defaults(run=ask)
@@ -52,12 +56,19 @@ def add(commands: Commands) -> None:
 def ask(args: argparse.Namespace) -> int:
     """Answer one text."""
     from tunesmith.inference.folder import find_model, load
+    from tunesmith.workflows.question import compared
 
     hush()
-    find_model(args.folder)
+    comparison = compared(args.folder)
+    if not comparison:
+        find_model(args.folder)
     text = (sys.stdin.read() if args.text == "-" else args.text).strip()
     if not text:
         raise UsageError("ask: TEXT is empty; give a text, or - and a text on stdin")
+    if comparison:
+        return _ask_arm(args, text)
+    if args.arm:
+        raise UsageError(f"--arm: {args.folder} is a run, not a comparison; leave it out")
     model = load(args.folder, offline=args.offline).at(args.task)
     sampling = sampling_of(args, model.sampling)
     told = _told(model, text, sampling)
@@ -73,6 +84,24 @@ def ask(args: argparse.Namespace) -> int:
         show_table(("word", "probability>"), [(word, f"{p:.3f}") for word, p in told["words"]])
     else:
         show(told["answer"])
+    return 0
+
+
+def _ask_arm(args: argparse.Namespace, text: str) -> int:
+    """Answer by an arm of a comparison; which chunks it saw goes to stderr."""
+    from tunesmith.cli.progress import listening
+    from tunesmith.cli.signals import caught
+    from tunesmith.workflows.question import Question, ask_arm
+    from tunesmith.workflows.train import Watch
+
+    with caught() as signals, listening(signals) as listen:
+        question = Question(text, args.arm, os.environ.get(KEY, ""))
+        found = ask_arm(args.folder, question, watch=Watch(listen, signals.stop), offline=args.offline)
+    if publish({"comparison": args.folder, "text": text, **found.model_dump()}, args):
+        return 0
+    show(found.answer)
+    seen = f"; saw {', '.join(found.shown)}" if found.shown else ""
+    log(f"by {found.arm}{seen}{f'; {found.cites} holds the answer' if found.cites else ''}")
     return 0
 
 

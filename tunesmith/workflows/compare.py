@@ -14,6 +14,8 @@ from typing import Any
 
 from tunesmith.data.collect.sources import find
 from tunesmith.data.files import sha256_of_file, write_whole
+from tunesmith.data.sources import Loaded
+from tunesmith.data.split import Split
 from tunesmith.decision.budget import sizes
 from tunesmith.decision.chunks import ROWS
 from tunesmith.decision.page import Comparison
@@ -21,8 +23,9 @@ from tunesmith.decision.verdict import DIAGNOSIS
 from tunesmith.errors import CheckpointError, RecipeError, TunesmithError
 from tunesmith.model.device import choose_machine
 from tunesmith.objectives import Classify
-from tunesmith.recipe import Recipe, save_recipe
+from tunesmith.recipe import AnyObjective, Recipe, load_recipe, save_recipe
 from tunesmith.training.fit import Interrupted
+from tunesmith.workflows.answered import answered
 from tunesmith.workflows.answers import question
 from tunesmith.workflows.arms import NEED_DOCUMENTS, answers_prompts, check_rows, chosen_arms, told_where, tunes
 from tunesmith.workflows.asking import plainly, say
@@ -31,9 +34,9 @@ from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.measured import measured
 from tunesmith.workflows.prepare import audited, read_data
 from tunesmith.workflows.train import Watch
-from tunesmith.workflows.ways import answered, remote
+from tunesmith.workflows.ways import remote
 
-PAGE, HTML = "comparison.json", "report.html"
+PAGE, HTML, RECIPE = "comparison.json", "report.html", "recipe.yaml"
 # What a recipe may say that no answer of an arm depends on.
 BESIDE_THE_ANSWERS: Any = {"arms": True, "machine": True, "style": True, "compare": {"margin"}}
 # Rows by which the pace of this machine is taken before a budget is dealt out.
@@ -103,15 +106,11 @@ def _reachable(contest: Contest, arms: Sequence[str]) -> None:
 def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, offline: bool) -> Contest:
     """The frozen rows in a folder that belongs to them."""
     watch.listen({"event": "stage", "text": f"reading {recipe.data.train}"})
-    loaded = read_data(recipe, offline=offline)
-    loaded = audited(recipe, loaded) if tunes(recipe.arms) else loaded
+    loaded = _loaded(recipe, offline=offline)
     split = loaded.split
     check_rows(recipe, split, offline=offline)
     read_rules(recipe, offline=offline)
-    rows = [*split.train, *split.validation, *split.test]
-    bound = recipe.objective.bind(rows, "decoder")
-    if isinstance(bound, Classify) and bound.multi:
-        raise RecipeError("compare: rows with several labels have no single answer to ask for; give one label a row")
+    bound = _bound(recipe, split)
     folder = _folder(recipe, out, [*sorted(loaded.sha256.items()), ("minutes", f"{wishes.minutes:g}")])
     recipe = _pinned(recipe, folder)
     return Contest(
@@ -125,6 +124,28 @@ def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, 
         notes=list(split.notes),
         key=wishes.key,
     )
+
+
+def _loaded(recipe: Recipe, *, offline: bool) -> Loaded:
+    """The rows, without what an audit takes from those that are learned."""
+    found = read_data(recipe, offline=offline)
+    return audited(recipe, found) if tunes(recipe.arms) else found
+
+
+def _bound(recipe: Recipe, split: Split) -> AnyObjective:
+    """The objective with what it takes from the rows. Raises RecipeError for one that has no single answers."""
+    bound = recipe.objective.bind([*split.train, *split.validation, *split.test], "decoder")
+    if isinstance(bound, Classify) and bound.multi:
+        raise RecipeError("compare: rows with several labels have no single answer to ask for; give one label a row")
+    return bound
+
+
+def reopened(folder: Path, *, watch: Watch, key: str = "", offline: bool = False) -> Contest:
+    """A comparison that came to its end, to ask its arms more; its documents as they are now, and no test rows."""
+    recipe = _pinned(load_recipe(folder / RECIPE)[0], folder)
+    split = _loaded(recipe, offline=offline).split
+    bound = recipe.model_copy(update={"objective": _bound(recipe, split)})
+    return Contest(bound, recipe, split, [], folder, watch, offline, key=key)
 
 
 def _pinned(recipe: Recipe, folder: Path) -> Recipe:
@@ -157,7 +178,7 @@ def _folder(recipe: Recipe, out: Path | None, parts: Sequence[tuple[str, str]]) 
         raise CheckpointError(f"{folder}: exists and is not a comparison; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(page, json.dumps({"identity": identity, "settings": told}))
-    save_recipe(recipe, folder / "recipe.yaml")
+    save_recipe(recipe, folder / RECIPE)
     return folder
 
 

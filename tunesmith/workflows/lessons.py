@@ -52,6 +52,7 @@ class Lesson:
                 "build_seconds": found.build_seconds + self.seconds,
                 "labelled_rows": self.labelled_rows,
                 "run": str(self.folder),
+                "detail": found.detail or self.note,
             }
         )
 

@@ -1,10 +1,12 @@
-"""The arms, one function each: how it asks, with what it is chosen on validation rows, and what it says."""
+"""The arms, one function each: which model it asks, how, and with what it was chosen on validation rows."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from tunesmith.data.examples import Example, Labelled, Message
 from tunesmith.decision.index import Hit
@@ -17,37 +19,57 @@ from tunesmith.inference.remote import Remote
 from tunesmith.objectives import Classify
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
-from tunesmith.workflows.answers import gold, question
-from tunesmith.workflows.asking import Ask, ask_all, ask_tuned, fitting, pace, plainly, say, with_cites, within, worded
-from tunesmith.workflows.contest import Answered, Contest, Setting, room_of, some
-from tunesmith.workflows.lessons import PASSAGES, raft_run, taught_run, tuned_run
+from tunesmith.workflows.answers import answer, gold, question
+from tunesmith.workflows.asking import Ask, fitting, plainly, say, within, worded
+from tunesmith.workflows.contest import Contest, Setting, room_of, some
+from tunesmith.workflows.lessons import PASSAGES
 
 # Validation rows that settings are chosen on; label scores are cheap, whole answers are not.
 CHOICE_ROWS = {"classify": 60, "instruct": 24}
 SHOTS, SHOWN = (1, 3, 5), (1, 3)
 
 
-def answered(contest: Contest, name: str) -> Answered:
-    """What an arm says to the test rows: from the disk, or asked now and kept."""
-    if (kept := contest.kept(name)) is not None:
-        return kept
-    way = WAYS.get(name)
-    return contest.keep(way(contest) if way else _server(contest, name))
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """An arm that puts messages to a model; `known` is what its answers carry beside them."""
+
+    model: LocalModel | Remote
+    ask: Ask
+    detail: str
+    known: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _prompt(contest: Contest) -> Answered:
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """An arm that reads the rows and no prompt."""
+
+    label: Callable[[Sequence[Example]], list[str]]
+    detail: str
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+
+Way = Prompted | Labelling
+
+
+def way_of(contest: Contest, name: str, tuned: LocalModel | None = None) -> Way:
+    """How an arm answers; `tuned` is the model that was made for it, where one was."""
+    if tuned is not None:
+        return TUNED[name.partition("-")[0]](contest, tuned)
+    return UNTUNED[name](contest) if name in UNTUNED else _server(contest, name)
+
+
+def _prompt(contest: Contest) -> Way:
     """The best of a few plain prompts."""
     wording = _wording(contest)
     ask: Ask = lambda rows: [worded(contest.base(), row, wording) for row in rows]  # noqa: E731  # an Ask by its type
-    found = ask_all(contest, "prompt", contest.base(), ask, detail=_told(wording))
-    return found.model_copy(update={"labelled_rows": len(_judging(contest))})
+    return Prompted(contest.base(), ask, _told(wording), _judged(contest))
 
 
 def _told(wording: str) -> str:
     return f"asked: {wording or 'the instruction as written'}"
 
 
-def _few_shot(contest: Contest) -> Answered:
+def _few_shot(contest: Contest) -> Way:
     """The best prompt after the training rows most like the question."""
     wording, learn = _wording(contest), contest.split.train
     nearest = Nearest([question(example) for example in learn])
@@ -64,23 +86,16 @@ def _few_shot(contest: Contest) -> Answered:
 
     settings: list[Setting] = [[shots] for shots in SHOTS]
     count = int(_chosen(contest, "few-shot", settings, lambda setting: partial(ask, int(setting[0])))[0])
-    found = ask_all(
-        contest,
-        "few-shot",
-        contest.base(),
-        partial(ask, count),
-        detail=f"{count} {'example' if count == 1 else 'examples'} each",
-    )
-    return found.model_copy(update={"labelled_rows": len(learn) + len(_judging(contest))})
+    told = f"{count} {'example' if count == 1 else 'examples'} each"
+    return Prompted(contest.base(), partial(ask, count), told, _judged(contest, len(learn)))
 
 
-def _rag(contest: Contest) -> Answered:
+def _rag(contest: Contest) -> Way:
     """The untuned model with the best chunks above the question."""
-    shown, form = _reading(contest)
-    return _read(contest, "rag", contest.base(), shown, form)
+    return _read(contest, contest.base(), _reading(contest), _judged(contest))
 
 
-def _oracle(contest: Contest) -> Answered:
+def _oracle(contest: Contest) -> Way:
     """The same with a chunk that holds the answer, as if retrieval never failed."""
     _, form = _reading(contest)
     by_id = {chunk.id: Hit(chunk, 1.0) for chunk in contest.retrieval().index.chunks}
@@ -91,7 +106,7 @@ def _oracle(contest: Contest) -> Answered:
         questions = plainly(contest, rows)
         return [within(contest.base(), asked, hit, form) for asked, hit in zip(questions, hits, strict=True)]
 
-    return ask_all(contest, "oracle-context", contest.base(), ask, detail="a chunk that holds the answer is shown")
+    return Prompted(contest.base(), ask, "a chunk that holds the answer is shown")
 
 
 def _place(chunk_id: str) -> tuple[str, int]:
@@ -100,13 +115,12 @@ def _place(chunk_id: str) -> tuple[str, int]:
     return document, int(number)
 
 
-def _no_context(contest: Contest) -> Answered:
+def _no_context(contest: Contest) -> Way:
     """The question of the rag arm with nothing above it."""
-    ask: Ask = lambda rows: plainly(contest, rows)  # noqa: E731  # an Ask by its type
-    return ask_all(contest, "no-context", contest.base(), ask, detail="the rows' own question, nothing shown")
+    return Prompted(contest.base(), partial(plainly, contest), "the rows' own question, nothing shown")
 
 
-def _tfidf(contest: Contest) -> Answered:
+def _tfidf(contest: Contest) -> Way:
     """Logistic regression over words and runs of characters: no language model at all."""
     import sklearn.feature_extraction.text
     import sklearn.linear_model
@@ -119,55 +133,44 @@ def _tfidf(contest: Contest) -> Answered:
     train = [(row.text, row.labels[0]) for row in contest.split.train if isinstance(row, Labelled)]
     metric = "macro_f1" if objective.metric == "macro_f1" else "accuracy"
     label = tfidf_labeller(train, metric=metric, seed=contest.recipe.seed)
-    build = time.perf_counter() - began
-    found = pace(contest, "tf-idf", lambda rows: label([question(row) for row in rows]))
-    how = {"detail": "settings by cross-validation", "build_seconds": build, "labelled_rows": len(train)}
-    return found.model_copy(update=how)
+    known = {"build_seconds": time.perf_counter() - began, "labelled_rows": len(train)}
+    return Labelling(lambda rows: label([question(row) for row in rows]), "settings by cross-validation", known)
 
 
-def _tuned(contest: Contest, percent: int = 100) -> Answered:
-    """A run of this very recipe, or of a part of its rows, asked as it was tuned."""
-    run = tuned_run(contest, percent)
-    name = "tuned" if percent == 100 else f"tuned-{percent}%"
-    return run.built(ask_tuned(contest, name, contest.tuned(run.folder), detail=run.note))
+def _tuned(contest: Contest, model: LocalModel) -> Way:
+    """A run's model, asked as it was tuned."""
+    if model.policy.head is None:
+        return Prompted(model, partial(plainly, contest), "")
+    return Labelling(lambda rows: answer(model, rows).given, "")
 
 
-def _tuned_rag(contest: Contest) -> Answered:
+def _tuned_rag(contest: Contest, model: LocalModel) -> Way:
     """The tuned model given passages that it never saw in training."""
-    run = tuned_run(contest)
-    model = contest.tuned(run.folder)
     model.limit = max(model.limit, room_of(model.policy))
-    shown, form = _reading(contest, "tuned+rag", model)
-    return run.built(_read(contest, "tuned+rag", model, shown, form))
+    return _read(contest, model, _reading(contest, "tuned+rag", model))
 
 
-def _raft(contest: Contest) -> Answered:
-    """Tuned with passages and distractors in its rows, and given passages."""
-    run = raft_run(contest)
-    return run.built(_read(contest, "raft", contest.tuned(run.folder), PASSAGES, FORMS[0]))
+def _raft(contest: Contest, model: LocalModel) -> Way:
+    """A model tuned with passages and distractors in its rows, and given passages."""
+    return _read(contest, model, (PASSAGES, FORMS[0]))
 
 
-def _taught(contest: Contest) -> Answered:
-    """Tuned on the documents themselves and their paraphrases, asked without any."""
-    run = taught_run(contest)
-    model = contest.tuned(run.folder)
+def _taught(contest: Contest, model: LocalModel) -> Way:
+    """A model tuned on the documents themselves and their paraphrases, asked without any."""
     closed = LocalModel(model.policy, model.template, contest.objective, room_of(model.policy))
-    wording = _wording(contest)
-    ask: Ask = lambda rows: plainly(contest, rows, wording)  # noqa: E731  # an Ask by its type
-    return run.built(ask_all(contest, "taught", closed, ask, detail=run.note))
+    return Prompted(closed, partial(plainly, contest, wording=_wording(contest)), "")
 
 
-def _server(contest: Contest, address: str) -> Answered:
+def _server(contest: Contest, address: str) -> Way:
     """A model behind an address, in the plain wording that it does best with; `URL#MODEL` names one of several."""
     server = remote(contest, address)
     settings: list[Setting] = [[wording] for wording in _wordings(contest)]
 
     def asker(setting: Setting) -> Ask:
-        return lambda rows: plainly(contest, rows, str(setting[0]))
+        return partial(plainly, contest, wording=str(setting[0]))
 
     (wording,) = _chosen(contest, address, settings, asker, server)
-    found = ask_all(contest, address, server, asker([wording]), detail=_told(str(wording)))
-    return found.model_copy(update={"labelled_rows": len(_judging(contest))})
+    return Prompted(server, asker([wording]), _told(str(wording)), _judged(contest))
 
 
 def remote(contest: Contest, address: str) -> Remote:
@@ -176,9 +179,11 @@ def remote(contest: Contest, address: str) -> Remote:
     return Remote(url, model, contest.key, contest.offline).named()
 
 
-def _read(contest: Contest, name: str, model: LocalModel, shown: int, form: str) -> Answered:
-    """An arm that is shown the best chunks; what is found is part of its time."""
-    retrieval = contest.retrieval()
+def _read(
+    contest: Contest, model: LocalModel, reading: tuple[int, str], known: Mapping[str, Any] | None = None
+) -> Prompted:
+    """A model that is shown the best chunks; what is found is part of its time."""
+    retrieval, (shown, form) = contest.retrieval(), reading
     model.limit = max(model.limit, room_of(model.policy))
 
     def ask(rows: Sequence[Example]) -> list[list[Message]]:
@@ -186,9 +191,8 @@ def _read(contest: Contest, name: str, model: LocalModel, shown: int, form: str)
         questions = plainly(contest, rows)
         return [within(model, asked, hits, form) for asked, hits in zip(questions, found, strict=True)]
 
-    found = ask_all(contest, name, model, ask, detail=f"{shown} {'chunk' if shown == 1 else 'chunks'} shown")
-    known = {"shown": shown, "form": form, "build_seconds": retrieval.seconds}
-    return with_cites(contest, found.model_copy(update={**known, "labelled_rows": len(_judging(contest))}))
+    told = {"shown": shown, "form": form, "build_seconds": retrieval.seconds}
+    return Prompted(model, ask, f"{shown} {'chunk' if shown == 1 else 'chunks'} shown", {**told, **(known or {})})
 
 
 def _wording(contest: Contest) -> str:
@@ -250,17 +254,23 @@ def _judging(contest: Contest) -> list[Example]:
     return some(rows, CHOICE_ROWS[contest.objective.kind], contest.recipe.seed)
 
 
-WAYS: dict[str, Callable[[Contest], Answered]] = {
+def _judged(contest: Contest, more: int = 0) -> dict[str, int]:
+    """How many labelled rows an arm used: those, and `more`."""
+    return {"labelled_rows": len(_judging(contest)) + more}
+
+
+UNTUNED: dict[str, Callable[[Contest], Way]] = {
     "prompt": _prompt,
     "few-shot": _few_shot,
     "rag": _rag,
     "tf-idf": _tfidf,
+    "no-context": _no_context,
+    "oracle-context": _oracle,
+}
+# `tuned-30%` and `tuned-10%` are asked as `tuned` is.
+TUNED: dict[str, Callable[[Contest, LocalModel], Way]] = {
     "tuned": _tuned,
-    "tuned-30%": partial(_tuned, percent=30),
-    "tuned-10%": partial(_tuned, percent=10),
     "tuned+rag": _tuned_rag,
     "raft": _raft,
     "taught": _taught,
-    "no-context": _no_context,
-    "oracle-context": _oracle,
 }

@@ -1,0 +1,88 @@
+"""A question of one's own to an arm of a comparison that is done: the verdict put to use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.data.examples import Chat, Example, Labelled, Message
+from tunesmith.decision.page import Comparison
+from tunesmith.decision.prompts import cited
+from tunesmith.errors import RecipeError
+from tunesmith.inference.local import LocalModel
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.workflows.asking import say
+from tunesmith.workflows.compare import PAGE, reopened
+from tunesmith.workflows.contest import Contest
+from tunesmith.workflows.train import Watch
+from tunesmith.workflows.ways import Labelling, way_of
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A text, the arm that is to answer it (empty: the one of the verdict), and the key of a server."""
+
+    text: str
+    arm: str = ""
+    key: str = ""
+
+
+class Reply(BaseModel):
+    """What an arm answers, the chunks that it was shown, the best first, and the one that holds the answer."""
+
+    model_config = ConfigDict(frozen=True)
+
+    arm: str
+    answer: str
+    shown: list[str] = []
+    cites: str = ""
+    prompt_tokens: int = 0
+
+
+def compared(folder: Path) -> bool:
+    """Whether a folder is that of a comparison which came to its end."""
+    return (folder / PAGE).is_file()
+
+
+def ask_arm(folder: Path, question: Question, *, watch: Watch, offline: bool = False) -> Reply:
+    """The answer of an arm of a comparison.
+
+    Documents are looked into as they are now. Raises RecipeError for an arm that was not compared, and the errors of
+    all doors.
+    """
+    page = Comparison.model_validate_json((folder / PAGE).read_text(encoding="utf-8"))
+    known = [one.name for one in page.arms if one.name not in ("no-context", "oracle-context")]
+    name, text = question.arm or page.verdict.arm, question.text
+    if name not in known:
+        raise RecipeError(f"--arm {name}: not in {folder}; name one of {', '.join(known)}")
+    contest = reopened(folder, watch=watch, key=question.key, offline=offline)
+    way = way_of(contest, name, _tuned(contest, name))
+    row = _row(contest.objective, text)
+    if isinstance(way, Labelling):
+        return Reply(arm=name, answer=way.label([row])[0])
+    said = say(way.model, way.ask([row]), contest.objective)
+    count = int(way.known.get("shown", 0))
+    hits = contest.retrieval().index.find([text], shown=count)[0] if count else []
+    return Reply(
+        arm=name,
+        answer=said.given[0],
+        shown=[hit.chunk.id for hit in hits],
+        cites=cited(said.given[0], hits),
+        prompt_tokens=said.prompt_tokens[0],
+    )
+
+
+def _tuned(contest: Contest, name: str) -> LocalModel | None:
+    """The model that was tuned for the arm, None where none was."""
+    kept = contest.kept(name)
+    return contest.tuned(kept.run) if kept and kept.run else None
+
+
+def _row(objective: Classify | Instruct, text: str) -> Example:
+    """The text as a row that has no answer yet."""
+    if isinstance(objective, Classify):
+        return Labelled("question", text, ("",))
+    asked = "\n\n".join(filter(None, (objective.instruction, text)))
+    return Chat("question", (Message("user", asked), Message("assistant", "")))
