@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tunesmith.objectives import Classify
+from tunesmith.recipe import load_recipe
 from tunesmith.report.card import code, text
 from tunesmith.report.figures import bounds, count, figure, metric_name, p_value, share, signed
 from tunesmith.report.html import write_reports
-from tunesmith.report.schema import Report, read_report
+from tunesmith.report.schema import read_report
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reports"
@@ -41,7 +43,7 @@ def main(words: Sequence[str]) -> None:
     people += " and [ppo](rl-ppo.html)."
     lines = ["# Reports of real runs", "", origin, beside, curve, people, ""]
     done = [name for name in EXAMPLES if (ROOT / "runs" / name / "report.json").exists()]
-    lines += [line(name, read_report(ROOT / "runs" / name)) for name in done]
+    lines += [line(name, ROOT / "runs" / name) for name in done]
     (PAGES / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -58,8 +60,9 @@ def run(name: str, options: Sequence[str]) -> None:
     (PAGES / f"{name}.html").write_text((folder / "report.html").read_text(encoding="utf-8"), encoding="utf-8")
 
 
-def line(name: str, report: Report) -> str:
+def line(name: str, folder: Path) -> str:
     """One run in a few lines of Markdown."""
+    report = read_report(folder)
     task, kept = report.task, report.retention
     told = f"- [{name}.html]({name}.html): {code(report.model)}, {report.objective} by {report.technique}, "
     told += f"{count(report.data.train)} training rows, {count(task.n)} test rows. {metric_name(task.metric)} "
@@ -71,7 +74,16 @@ def line(name: str, report: Report) -> str:
     if report.style is not None and report.style.auc_tuned is not None:
         aucs = f"{figure(report.style.auc_base)} to {figure(report.style.auc_tuned)}"
         told += f" Told from people's answers with AUC {aucs}."
-    return told
+    return told + as_they_come(folder)
+
+
+def as_they_come(folder: Path) -> str:
+    """A note on a head that would be balanced today and was not; else nothing."""
+    made = load_recipe(folder / "recipe.yaml")[0].objective
+    balances = isinstance(made, Classify) and not made.multi and (made.output, made.metric) == ("linear", "macro_f1")
+    if not balances or made.shares:
+        return ""
+    return " Its head learned the labels as they come (today: `objective.balance: false`)."
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ def values(annotation: Any) -> str:
         annotation = get_args(annotation)[0]
     inside = get_args(annotation)
     if get_origin(annotation) is Literal:
-        return ", ".join(f"`{word}`" for word in inside)
+        return ", ".join(f"`{word if isinstance(word, str) else json.dumps(word)}`" for word in inside)
     if get_origin(annotation) in (Union, UnionType):
         return " or ".join(dict.fromkeys(values(part) for part in inside))
     if get_origin(annotation) in (list, tuple):

@@ -223,18 +223,33 @@ def test_each_prompt_may_have_options_of_its_own():
     assert torch.allclose(found[1], option_scores(made, asked[1:], [second])[0], atol=1e-4)
 
 
-def test_long_prompts_are_scored_in_passes_of_so_many_tokens(monkeypatch: pytest.MonkeyPatch):
-    made, asked, options, sizes = talker("llama"), prompts("llama"), [[70, 71], [80]], list[int]()
-    whole, packed = option_scores(made, asked, [options] * 4), room.pack
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of rows, a prompt with an option each, of every pass from now on."""
+    sizes, packed = list[int](), room.pack
 
     def seen(rows: list[Tokens]) -> Batch:
         sizes.append(len(rows))
         return packed(rows)
 
     monkeypatch.setattr(room, "pack", seen)
-    monkeypatch.setattr(room, "TOKENS_PER_PASS", 1)
+    return sizes
+
+
+def test_long_prompts_are_scored_in_passes_of_so_many_tokens(monkeypatch: pytest.MonkeyPatch):
+    made, options, shared = talker("llama"), [[70, 71], [80]], list(range(20, 28))
+    # Behind the 8 shared ids 2, 5, 3 and 4 of their own; with the 3 of the options 5, 8, 6 and 7.
+    asked = [[*shared, *range(start, start + own)] for start, own in ((40, 2), (50, 5), (60, 3), (30, 4))]
+    whole, sizes = option_scores(made, asked, [options] * 4), passes(monkeypatch)
+    # 2 x 8 are 16 tokens, 3 x 8 are more; 2 x 6 are fewer. With the shared ids each prompt would stand alone.
+    monkeypatch.setattr(room, "TOKENS_PER_PASS", 16)
     assert torch.allclose(option_scores(made, asked, [options] * 4), whole, atol=1e-4)
-    assert sizes == [2, 2, 2, 2]
+    assert sizes == [4, 4]
+
+
+def test_short_prompts_behind_a_long_beginning_are_scored_32_in_a_pass(monkeypatch: pytest.MonkeyPatch):
+    made, sizes = talker("llama"), passes(monkeypatch)
+    option_scores(made, [[*range(20, 60), 6 + place] for place in range(33)], [[[70], [80]]] * 33)
+    assert sizes == [64, 2]
 
 
 # ------------------------------------------------------------------ several answers to a prompt

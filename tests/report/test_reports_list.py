@@ -11,6 +11,7 @@ import pytest
 from bench import reports
 from tests.glance import only_a_glance
 from tests.report.conftest import everything, write_run
+from tunesmith.recipe import load_recipe, save_recipe
 
 
 @pytest.fixture
@@ -43,6 +44,19 @@ def test_the_pages_of_the_runs_named_are_copied_and_listed(world: list[list[str]
     assert "[mail.html](mail.html)" in listed
     assert "accuracy 0.600 to 0.800" in listed
     assert "AUC 0.970 to 0.610" in listed
+
+
+@pytest.mark.parametrize(
+    ("metric", "shares", "said"), [("macro_f1", (), True), ("macro_f1", (0.75, 0.25), False), ("accuracy", (), False)]
+)
+def test_a_head_that_was_not_balanced_is_said_in_its_line(
+    world: list[list[str]], tmp_path: Path, metric: str, shares: tuple[float, ...], said: bool
+):
+    run = tmp_path / "runs" / "mail"
+    recipe, _ = load_recipe(run / "recipe.yaml")
+    made = {"output": "linear", "metric": metric, "shares": shares}
+    save_recipe(recipe.model_copy(update={"objective": recipe.objective.model_copy(update=made)}), run / "recipe.yaml")
+    assert reports.line("mail", run).endswith(" as they come (today: `objective.balance: false`).") == said
 
 
 def test_an_example_that_cannot_be_tuned_ends_it_with_its_exit_code(world: list[list[str]], tmp_path: Path):

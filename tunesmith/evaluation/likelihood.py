@@ -19,14 +19,13 @@ from tunesmith.data.terms import words_of
 from tunesmith.data.windows import Window, windows
 from tunesmith.evaluation.resampling import Clusters, percentiles, sign_flip
 from tunesmith.evaluation.significance import Comparison, judged, lower_is_better
-from tunesmith.model.batch import collate
+from tunesmith.model.batch import TOKENS_PER_PASS, collate, cut
 from tunesmith.model.head import judge
 from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
 
 Floats = NDArray[np.float64]
 
-TOKENS_PER_PASS = 4096
 # An encoder is asked this many times, other words hidden each time: half of them once or more at 15 %.
 TURNS = 4
 RESAMPLES = 10_000
@@ -98,8 +97,10 @@ def read(policy: Policy, template: Template, texts: Sequence[str], asked: Asked)
         question for number, text in enumerate(texts) for question in _questions(number, text, template, asked)
     ]
     questions.sort(key=lambda question: -question.row.length)
+    lengths = [question.row.length for question in questions]
     found = [Told(0.0, 0, 0, 0, 0, 0)] * len(texts)
-    for batch in _batches(questions):
+    for numbers in cut(range(len(questions)), lengths, TOKENS_PER_PASS):
+        batch = [questions[i] for i in numbers]
         packed = collate([question.row for question in batch], share=False).to(policy.device)
         logits = policy.head if isinstance(policy.head, MaskedHead) else policy.words.logits
         nats, first = (each.cpu() for each in judge(logits, policy.learned(packed), packed.targets))
@@ -125,9 +126,9 @@ def _with(told: Told, question: _Question, nats: torch.Tensor, first: torch.Tens
 def _questions(number: int, text: str, template: Template, asked: Asked) -> Iterator[_Question]:
     """The windows of a text with what is to be told in them; an encoder's several times."""
     terms = set(asked.terms)
-    cut = windows(text, template, limit=asked.limit)
-    spans = [(a, b) for word, a, b in words_of(cut[0].text) if word in terms] if cut else []
-    for place, window in enumerate(cut):
+    pieces = windows(text, template, limit=asked.limit)
+    spans = [(a, b) for word, a, b in words_of(pieces[0].text) if word in terms] if pieces else []
+    for place, window in enumerate(pieces):
         inside = _whole(window, spans)
         if asked.masking is None:
             learn = set(window.told())
@@ -162,18 +163,6 @@ def _reach(window: Window) -> tuple[int, int]:
     """The characters between which a window's ids lie."""
     real = [span for span in window.spans if span[0] < span[1]]
     return (real[0][0], real[-1][1]) if real else (0, 0)
-
-
-def _batches(questions: Sequence[_Question]) -> Iterator[list[_Question]]:
-    """Questions, longest first, in packs of about 4,096 tokens."""
-    batch: list[_Question] = []
-    for question in questions:
-        if batch and (len(batch) + 1) * batch[0].row.length > TOKENS_PER_PASS:
-            yield batch
-            batch = []
-        batch.append(question)
-    if batch:
-        yield batch
 
 
 def rate(metric: str, told: Sequence[Told]) -> float:

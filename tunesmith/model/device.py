@@ -22,9 +22,9 @@ SHAPES = ((1024, 576, 1536), (1024, 1536, 576))
 WORTH = 1.3
 REPEATS = 6
 SECONDS_EACH = 0.1
-# A product of few rows, twice to warm up, foretells the whole one. Some processors imitate bfloat16 at a hundredth of
-# float32's rate: a product that would take this many seconds is not made; foretold is if anything too long, yet tells.
-FEW_ROWS, TOO_LONG = 64, 1.0
+# Some processors imitate bfloat16 at about a fiftieth of float32's rate. So a product of few rows foretells the whole
+# one: if that would take more seconds than this, it is not made. Foretold is if anything too long, yet tells.
+FEW_ROWS, TOO_LONG = 64, 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,7 @@ class Machine:
 
 
 def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 0) -> Machine:
-    """The device, dtype and thread count to use; sets torch's thread count. Takes less than a second,
-    or two where bfloat16 is imitated."""
+    """The device, dtype and thread count to use; sets torch's thread count. Takes a second or two."""
     if dtype not in ("auto", *DTYPES):
         raise RecipeError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}; auto measures and chooses")
     if threads < 0:
@@ -81,11 +80,13 @@ def gemm_gflops(device: str, dtype: torch.dtype, *, clock: Callable[[], float] =
 
 
 def _best_time(left: torch.Tensor, right: torch.Tensor, *, clock: Callable[[], float]) -> float:
-    """Seconds of the fastest product after two small ones to warm up, within a small budget of time."""
-    few = min(_seconds(left[:FEW_ROWS], right, clock), _seconds(left[:FEW_ROWS], right, clock))
-    foretold = few * len(left) / FEW_ROWS
-    if foretold > TOO_LONG:
-        return foretold
+    """Seconds of the fastest product after one to warm up, within a small budget of time; foretold where too long."""
+    if left.device.type == "cpu" and left.dtype != torch.float32:
+        few = min(_seconds(left[:FEW_ROWS], right, clock), _seconds(left[:FEW_ROWS], right, clock))
+        foretold = few * len(left) / FEW_ROWS
+        if foretold > TOO_LONG:
+            return foretold
+    _seconds(left, right, clock)
     times: list[float] = []
     while len(times) < REPEATS and sum(times) <= SECONDS_EACH:
         times.append(_seconds(left, right, clock))

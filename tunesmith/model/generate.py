@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from os.path import commonprefix
 
 import torch
 from torch import Tensor
@@ -243,9 +242,11 @@ def chance_of(seed: int, prompt: list[int], copy: int = 0) -> torch.Generator:
 
 @torch.inference_mode()
 def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]) -> Tensor:
-    """[B, O]: log-probability of each of a prompt's O options after it; what prompts and options share runs once."""
-    shared = len(commonprefix(prompts))
-    lengths = [len(one) - shared + sum(map(len, own)) for one, own in zip(prompts, options, strict=True)]
+    """[B, O]: log-probability of each of a prompt's O options after it; what they share runs once a pass."""
+    shared = common(prompts)
+    # What is shared runs once, but every prompt's keys are gathered from its first id on: so at most ROWS a pass.
+    least = TOKENS_PER_PASS // ROWS
+    lengths = [max(least, len(one) - shared + sum(map(len, own))) for one, own in zip(prompts, options, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
     scores = torch.zeros(len(prompts), len(options[0]))
     for group in cut(order, lengths, TOKENS_PER_PASS):

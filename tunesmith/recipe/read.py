@@ -150,6 +150,8 @@ def _explain(error: ValidationError, place: str) -> str:
     if fault["type"] == "missing":
         return f"{place}: {dotted} is missing; add it"
     finding = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "literal_error":  # pydantic writes Python, recipes are YAML
+        finding = finding.replace("True or False", "true or false")
     if not path:  # a finding about the recipe as a whole, which names its own keys
         return f"{place}: {finding}"
     return (
