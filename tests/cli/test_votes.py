@@ -16,7 +16,7 @@ PAIRS: list[dict[str, object]] = [
         "prompt": f"p{n}",
         "chosen": f"good {n}",
         "rejected": f"bad {n}",
-        "rater": "Ana",
+        "raters": ["Ana"],
         "chosen_by": "a",
         "rejected_by": "b",
     }

@@ -64,6 +64,12 @@ def test_ties_are_half_a_win_and_other_votes_are_no_games():
     assert (duel.models, duel.votes, duel.prompts, duel.won) == (("base", "tuned"), 4, 4, 0.375)
 
 
+def test_an_answer_that_a_person_wrote_is_no_model():
+    one, ballot = item(1, by=("Ana", "tuned")), Ballot()
+    ballot.cast("Ana", one, FIRST)
+    assert games(keyed([one]), ballot.votes.standing()) == []
+
+
 def test_a_win_that_is_all_length_is_even_at_the_same_length():
     chance = random.Random(3)
     longer = np.array([chance.gauss(1.0, 1.0) for _ in range(400)])

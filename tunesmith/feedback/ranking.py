@@ -59,12 +59,16 @@ class Game:
 
 
 def games(items: Mapping[str, Item], votes: Iterable[Event]) -> list[Game]:
-    """The votes between answers of two models, in the order in which they were cast; planted items are no games."""
-    found = []
-    for vote in votes:
+    """The votes between answers of two models, in the order in which they were cast.
+
+    Planted items are no games, nor are answers that one of the people wrote.
+    """
+    cast, found = list(votes), list[Game]()
+    people = {vote.rater for vote in cast}
+    for vote in cast:
         item = items.get(vote.item)
         label = str(vote.body["label"])
-        if item is None or item.gold or label not in SCORES or len(set(item.by)) < 2:
+        if item is None or item.gold or label not in SCORES or len(set(item.by)) < 2 or people & set(item.by):
             continue
         first, second = (np.log(len(answer) + 1.0) for answer in item.answers)
         score, longer, models = SCORES[label], float(first - second), (item.by[0], item.by[1])

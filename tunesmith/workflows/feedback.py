@@ -134,7 +134,7 @@ def _gold(wish: Wish) -> list[Item]:
     if not wish.gold:
         return []
     rows = read_rows(wish.gold, offline=wish.offline)
-    items = [brought.item for brought in read_votes(rows, rater="", gold=True)]
+    items = list({brought.item.key: brought.item for brought in read_votes(rows, rater="", gold=True)}.values())
     if any((len(item.answers) == 1) is not wish.thumbs for item in items):
         kind = "prompt, completion, label" if wish.thumbs else "prompt, chosen, rejected"
         raise DataError(f"{wish.gold}: planted among these, its rows must hold {kind}; give such a file to --gold")

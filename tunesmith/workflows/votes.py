@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.files import write_whole
 from tunesmith.data.rows import read_rows, refuse
 from tunesmith.errors import DataError, Refused
-from tunesmith.feedback.items import FIRST, SECOND, Item, prompt_key, read_items
+from tunesmith.feedback.items import FIRST, OWN, SECOND, Item, prompt_key, read_items
 from tunesmith.feedback.preferences import PAIRS, THUMBS, Brought, Rows, pair_rows, read_votes, thumb_rows
 from tunesmith.feedback.store import Entry, Event, Store
 from tunesmith.feedback.summary import Summary, summarise
@@ -56,9 +57,11 @@ def export_votes(path: Path, out: Path, *, format: str = "", without: Collection
 def import_votes(path: Path, source: str, *, rater: str = "", offline: bool = False) -> Imported:
     """Add the judgements of a file to a store, which is made if it is not there; all of them or none.
 
-    Raises DataError for rows that judge nothing, and for prompts that are not those of the store.
+    Rows that name nobody are the votes of the file; where it has several on the same answers, of one person each.
+    Raises DataError for rows that judge nothing, for a person who says two things about the same answers, and for
+    prompts that are not those of the store.
     """
-    brought = read_votes(read_rows(source, offline=offline), rater=rater or Path(source).name)
+    brought = _named(read_votes(read_rows(source, offline=offline), rater=rater), Path(source).name)
     store = Store(path, what=WHAT)
     try:
         events = store.since()
@@ -94,6 +97,18 @@ def read_events(path: Path) -> list[Event]:
         store.close()
 
 
+def _named(brought: Sequence[Brought], file: str) -> list[Brought]:
+    """The votes with a name on each: FILE, FILE #2, ... where nobody is named, the same every time."""
+    met, found = Counter[tuple[str, ...]](), list[Brought]()
+    for one in brought:
+        if not one.rater:
+            answers = _content(one.item)
+            met[answers] += 1
+            one = replace(one, rater=file if met[answers] == 1 else f"{file} #{met[answers]}")
+        found.append(one)
+    return found
+
+
 def _entries(brought: Sequence[Brought], items: dict[str, Item], votes: Votes, path: Path) -> list[Entry]:
     """The events that a file adds."""
     held = {prompt_key(item.messages) for item in items.values() if not item.gold}
@@ -101,16 +116,28 @@ def _entries(brought: Sequence[Brought], items: dict[str, Item], votes: Votes, p
         cure = "name another store for votes on other prompts"
         refuse([f"{one.where}: its prompt is none of the {len(held)} that {path} holds; {cure}" for one in strange])
     known = {_content(item): item for item in items.values() if not item.gold}
-    entries = list[Entry]()
+    stands = {(vote.item, vote.rater): _said(vote.body) for vote in votes.standing()}
+    entries, first = list[Entry](), dict[tuple[str, str], tuple[str, dict[str, str]]]()
     for one in brought:
         item = known.setdefault(_content(one.item), one.item)
         if item is one.item and item.key not in items:
             entries.append(item.entry)
             items[item.key] = item
-        label = _label_on(item, one)
-        if votes.on(item.key).get(one.rater) != label:
-            entries.append(Entry(one.rater, VOTE, item.key, {"label": label, "from": one.where}))
+        place = (item.key, one.rater)
+        said = {"label": _label_on(item, one), **({"text": one.text} if one.label == OWN else {})}
+        where, before = first.setdefault(place, (one.where, said))
+        if before != said:
+            cure = "keep one of the two lines"
+            raise DataError(f"{one.where}: {one.rater} says another thing of the same answers at {where}; {cure}")
+        if stands.get(place) != said:
+            entries.append(Entry(one.rater, VOTE, item.key, {**said, "from": one.where}))
+            stands[place] = said
     return entries
+
+
+def _said(body: Mapping[str, object]) -> dict[str, str]:
+    """What of a vote makes it another one."""
+    return {name: str(body[name]) for name in ("label", "text") if name in body}
 
 
 def _content(item: Item) -> tuple[str, ...]:
@@ -120,7 +147,7 @@ def _content(item: Item) -> tuple[str, ...]:
 
 def _label_on(item: Item, brought: Brought) -> str:
     """What was said, of the answers in the order of the store's own item."""
-    if len(item.answers) == 1:
+    if len(item.answers) == 1 or brought.label == OWN:
         return brought.label
     chosen = brought.item.answers[(FIRST, SECOND).index(brought.label)]
     return (FIRST, SECOND)[item.answers.index(chosen)]
