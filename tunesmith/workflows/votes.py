@@ -16,6 +16,7 @@ from tunesmith.feedback.preferences import PAIRS, THUMBS, Brought, Rows, pair_ro
 from tunesmith.feedback.store import Entry, Event, Store
 from tunesmith.feedback.summary import Summary, summarise
 from tunesmith.feedback.votes import VOTE, Votes
+from tunesmith.recipe.sections import nearest
 from tunesmith.workflows.panel import WHAT
 
 FORMATS: dict[str, Callable[[dict[str, Item], Votes], Rows]] = {PAIRS: pair_rows, THUMBS: thumb_rows}
@@ -42,10 +43,11 @@ class Imported:
 def export_votes(path: Path, out: Path, *, format: str = "", without: Collection[str] = ()) -> Exported:
     """Write the votes of a store as rows that `objective: preference` reads; without a format as they were cast.
 
-    Raises DataError for what is no store, Refused where no vote prefers anything.
+    Raises DataError for what is no store and for a name in `without` of nobody there, Refused where no vote prefers
+    anything.
     """
     events = read_events(path)
-    items, votes = read_items(events), Votes(event for event in events if event.rater not in without)
+    items, votes = read_items(events), _votes_without(without, events, path)
     format = format or (PAIRS if any(len(item.answers) == 2 for item in items.values()) else THUMBS)
     found = FORMATS[format](items, votes)
     if not found.rows:
@@ -75,10 +77,9 @@ def import_votes(path: Path, source: str, *, rater: str = "", offline: bool = Fa
 
 
 def summary_of(path: Path, *, without: Collection[str] = ()) -> Summary:
-    """What the votes of a store amount to. Raises DataError for what is no store."""
+    """What the votes of a store amount to. Raises DataError for what is no store and for a name of nobody there."""
     events = read_events(path)
-    votes = Votes(event for event in events if event.rater not in without)
-    return summarise(read_items(events), votes, store=str(path))
+    return summarise(read_items(events), _votes_without(without, events, path), store=str(path))
 
 
 def schema() -> str:
@@ -95,6 +96,18 @@ def read_events(path: Path) -> list[Event]:
         return store.since()
     finally:
         store.close()
+
+
+def _votes_without(names: Collection[str], events: Sequence[Event], path: Path) -> Votes:
+    """What stands of everybody else."""
+    people = {event.rater for event in events if event.kind == VOTE}
+    for name in names:
+        if name not in people:
+            known = ", ".join(map(repr, sorted(people))) or "nobody yet"
+            raise DataError(
+                f"--without: no vote of {name!r} in {path}{nearest(name, sorted(people))}; who voted: {known}"
+            )
+    return Votes(event for event in events if event.rater not in names)
 
 
 def _named(brought: Sequence[Brought], file: str) -> list[Brought]:
