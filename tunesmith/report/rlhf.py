@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +25,7 @@ class Learned(_Part):
     task: TaskScore
     general_nats: float | None  # by how much general text costs more than before, a token
     alarms: tuple[str, ...] = ()
+    broken_gates: tuple[str, ...] = ()
 
 
 class Round(_Part):
@@ -51,6 +53,29 @@ class LoopReport(_Part):
     rounds: list[Round]
     verdict: str
     environment: dict[str, str]
+
+    @property
+    def broken_gates(self) -> list[str]:
+        """The recipe's gates that a run of a round broke, in words."""
+        found = ((one.number, run) for one in self.rounds for run in one.learned)
+        return [f"round {number}, {run.objective}: {gate}" for number, run in found for gate in run.broken_gates]
+
+
+class RoundAhead(_Part):
+    """A round as a dry run sees it."""
+
+    number: int
+    state: Literal["ahead", "begun", "done"]
+
+
+class Ahead(_Part):
+    """What a loop would do and has done: prompts to train on and held out, its rounds, whether all of it is done."""
+
+    train: int
+    held_out: int
+    rounds: list[RoundAhead]
+    done: bool
+    folder: str
 
 
 def verdict_of(rounds: list[Round]) -> str:

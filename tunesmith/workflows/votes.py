@@ -56,6 +56,12 @@ def export_votes(path: Path, out: Path, *, format: str = "", without: Collection
     return Exported(len(found.rows), format, found.undecided)
 
 
+def preferred(path: Path, format: str) -> Rows:
+    """The rows that the votes of a store make, perhaps none. Raises DataError for what is no store."""
+    events = read_events(path)
+    return FORMATS[format](read_items(events), Votes(events))
+
+
 def import_votes(path: Path, source: str, *, rater: str = "", offline: bool = False) -> Imported:
     """Add the judgements of a file to a store, which is made if it is not there; all of them or none.
 
