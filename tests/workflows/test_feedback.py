@@ -123,6 +123,8 @@ def test_a_tab_that_slept_does_not_add_a_second_vote_to_a_pair_of_one(wish: Wish
         work.vote(ANA, key, Said("right"))
     assert list(work.turns.votes.on(key)) == ["Bo"]
     work.vote(BO, key, Said("tie"))  # whoever judged it may think again
+    work.vote(ANA, key, Said("own", "what nobody should have to write twice"))
+    assert list(work.turns.votes.on(key)) == ["Bo", "Ana"]
 
 
 def test_planted_pairs_come_to_everybody_now_and_then_and_are_not_counted(wish: Wish, tmp_path: Path):
