@@ -41,6 +41,15 @@ def test_an_order_of_strength_is_found_through_models_that_never_met():
     assert ranked[0].ci95[0] > ranked[2].ci95[1]
 
 
+def test_strengths_of_a_chain_are_the_odds_of_each_link_however_far_they_lie_apart():
+    # Nothing but its own votes bears on a link of a chain, so each difference is the logarithm of its odds.
+    played = [game(a, b, 1.0, f"p{n}") for a, b in ("ab", "bc", "cd", "de") for n in range(200)]
+    link = np.log(200.5 / 0.5)
+    wanted = [1 / (1 + np.exp(-link * place)) for place in (2, 1, 0, -1, -2)]
+    assert [one.model for one in rank(played)] == list("abcde")
+    assert [one.strength for one in rank(played)] == pytest.approx(wanted, rel=1e-9)
+
+
 def test_models_in_two_worlds_are_not_ranked():
     assert rank([game("a", "b", 1.0), game("c", "d", 1.0)]) == []
     assert rank([]) == []
