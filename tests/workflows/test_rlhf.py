@@ -20,7 +20,7 @@ from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import rlhf as walk
 from tunesmith.workflows.feedback import Wish, open_panel
 from tunesmith.workflows.judging import Replies
-from tunesmith.workflows.loop_learn import votes_so_far
+from tunesmith.workflows.loop_learn import enough, votes_so_far
 from tunesmith.workflows.loop_open import Way, ahead, open_loop
 from tunesmith.workflows.panel import Said
 from tunesmith.workflows.rlhf import rlhf
@@ -93,7 +93,7 @@ def test_a_rule_in_the_place_of_people_is_told_which_answers_were_cut_off(tmp_pa
     wanted = made(
         tmp_path, {"kind": "preference", "max_new_tokens": 3}, rounds=1, judge=f"{tmp_path}/rules.py:unfinished"
     )
-    with pytest.raises(Refused, match="no vote of 1 rounds prefers anything; raise loop.temperature and give another"):
+    with pytest.raises(Refused, match="rounds make 0 rows, too few to learn from; raise loop.temperature and"):
         rlhf(wanted, way=QUIET, out=tmp_path / "loop")
     store = tmp_path / "loop" / "round-1" / "votes.db"
     events = read_events(store)
@@ -113,12 +113,12 @@ def test_a_round_in_which_nobody_prefers_anything_teaches_nothing_and_the_next_o
 
     def listen(event: dict[str, Any]) -> None:
         told.append(event.get("text", ""))
-        if "nothing is learned" in told[-1]:
+        if "too few to learn from" in told[-1]:
             blind.clear()
 
-    wanted = made(tmp_path, judge=f"{tmp_path}/moods.py:mood")
+    wanted = made(tmp_path, prompts=8, judge=f"{tmp_path}/moods.py:mood")
     first, second = rlhf(wanted, way=Way(listen, offline=True), out=tmp_path / "loop").rounds
-    assert "round 1: no vote so far prefers anything, so nothing is learned" in told
+    assert "round 1: the votes so far make 0 rows, too few to learn from" in told
     assert (first.rows, first.learned, first.over_start.rate) == (0, [], 0.5)
     assert second.answered_by == wanted.model
     assert second.rows > 0
@@ -138,17 +138,18 @@ def test_votes_that_come_after_a_round_has_begun_to_learn_do_not_change_its_rows
         import_votes(place / "votes.db", str(tmp_path / "more.jsonl"))
 
     bring(chosen="x", rejected="y", raters=["Ana"])
-    assert votes_so_far(loop, 1) == 1
+    assert len(votes_so_far(loop, 1)) == 1
+    assert not enough(votes_so_far(loop, 1))
     (place / "policy").mkdir()
     kept = (place / "votes.jsonl").read_text(encoding="utf-8")
     bring(chosen="x", rejected="y", raters=["Bo"])
-    assert (votes_so_far(loop, 1), told) == (1, [])  # one more who says the same changes nothing
+    assert (len(votes_so_far(loop, 1)), told) == (1, [])  # one more who says the same changes nothing
     bring(chosen="y", rejected="x", raters=["Cy", "Di", "Eve"])
-    assert (votes_so_far(loop, 1), (place / "votes.jsonl").read_text(encoding="utf-8")) == (1, kept)
+    assert (len(votes_so_far(loop, 1)), (place / "votes.jsonl").read_text(encoding="utf-8")) == (1, kept)
     assert told == ["round 1: had begun to learn, so it leaves out 2 rows that later votes changed"]
     loop.round(2).mkdir()
     import_votes(loop.round(2) / "votes.db", str(tmp_path / "more.jsonl"))
-    assert votes_so_far(loop, 2) == 2
+    assert len(votes_so_far(loop, 2)) == 2
     assert json.loads((loop.round(2) / "votes.jsonl").read_text(encoding="utf-8").splitlines()[0])["chosen"] == "y"
 
 

@@ -19,10 +19,12 @@ from tunesmith.workflows.votes import preferred
 # How a reward is learned from a few hundred votes.
 BRIEF = Schedule(epochs=3, batch_rows=8)
 ROWS = "votes.jsonl"
+# A fifth to test on and a tenth to validate on are a row each from so many on.
+FEWEST_PROMPTS = 5
 
 
-def votes_so_far(loop: UnderWay, number: int) -> int:
-    """How many rows all judgements so far make; they lie in the round's folder.
+def votes_so_far(loop: UnderWay, number: int) -> list[dict[str, Any]]:
+    """The rows that all judgements so far make; they lie in the round's folder.
 
     Once the round has begun to learn they stay as they are, or the run that was begun could not go on.
     """
@@ -31,11 +33,16 @@ def votes_so_far(loop: UnderWay, number: int) -> int:
     rows = [row for store in stores for row in preferred(store, PAIRS).rows]
     if not (place / ROWS).exists() or not _begun(loop, number):
         write_rows(place / ROWS, rows)
-        return len(rows)
-    kept = [json.loads(line) for line in (place / ROWS).read_text(encoding="utf-8").splitlines()]
+        return rows
+    kept: list[dict[str, Any]] = [json.loads(line) for line in (place / ROWS).read_text(encoding="utf-8").splitlines()]
     if later := len(_preferences(rows) ^ _preferences(kept)):
         loop.way.note(f"round {number}: had begun to learn, so it leaves out {later} rows that later votes changed")
-    return len(kept)
+    return kept
+
+
+def enough(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether rows are on so many prompts that some can be held out of them."""
+    return len({json.dumps(row["prompt"]) for row in rows}) >= FEWEST_PROMPTS
 
 
 def learned(loop: UnderWay, place: Path) -> list[Run]:

@@ -17,7 +17,7 @@ from tunesmith.workflows.ahead import Asker
 from tunesmith.workflows.assemble import environment
 from tunesmith.workflows.feedback import Wish, open_panel
 from tunesmith.workflows.judging import Replies, as_rows, judge_by_rule, need_judged, over, replies_of
-from tunesmith.workflows.loop_learn import learned, votes_so_far, write_rows
+from tunesmith.workflows.loop_learn import enough, learned, votes_so_far, write_rows
 from tunesmith.workflows.loop_open import JSON, REPLIES, UnderWay, Way, open_loop
 from tunesmith.workflows.rewards import scorer
 from tunesmith.workflows.tune import Run
@@ -30,8 +30,9 @@ SIMULATED = "simulated"  # what the name of a rater says who is no person
 def rlhf(recipe: Recipe, *, way: Way, out: Path | None = None) -> LoopReport:
     """Judge and learn as often as the recipe says; every step that is done is kept, and the same command goes on.
 
-    Raises Refused with the command that opens the page while pairs wait for people and where no vote of any round
-    prefers anything, RecipeError for a recipe that learns nothing from judgements or names no judge for the end.
+    Raises Refused with the command that opens the page while pairs wait for people, and where the votes of all rounds
+    prefer too little to learn from; RecipeError for a recipe that learns nothing from judgements or names no judge for
+    the end.
     """
     loop = open_loop(recipe, out, way)
     if (known := loop.report()) is not None:
@@ -51,25 +52,26 @@ def _rounds(loop: UnderWay) -> list[Round]:
         place.mkdir(exist_ok=True)
         _judged(loop, model, place, number)
         rows = votes_so_far(loop, number)
-        runs = learned(loop, place) if rows else []
+        runs = learned(loop, place) if enough(rows) else []
         if runs:
             model = str(runs[-1].folder)
             own = _kept_replies(loop, model, place / REPLIES)
         else:
-            loop.way.note(f"round {number}: no vote so far prefers anything, so nothing is learned")
+            loop.way.note(f"round {number}: the votes so far make {len(rows)} rows, too few to learn from")
         rounds.append(
             Round(
                 number=number,
                 answered_by=asked,
                 votes=summary_of(place / "votes.db"),
-                rows=rows,
+                rows=len(rows),
                 learned=[_told(run) for run in runs],
                 over_start=over(start, own, loop.test, loop.final),
             )
         )
-    if not rounds[-1].rows:
+    if not rounds[-1].learned:
         cure = "raise loop.temperature and give another --out, or bring votes with `tunesmith votes import`"
-        raise Refused(f"{loop.folder}: no vote of {len(rounds)} rounds prefers anything; {cure}")
+        found = f"the votes of all rounds make {rounds[-1].rows} rows, too few to learn from"
+        raise Refused(f"{loop.folder}: {found}; {cure}")
     return rounds
 
 
