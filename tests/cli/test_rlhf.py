@@ -36,14 +36,17 @@ def written(judge: str, model: Path) -> Path:
     return Path("loop.yaml")
 
 
-def test_a_loop_ends_with_one_json_document(command: Command, tiny_llama: Path):
-    done = command("rlhf", written('"rules:short"', tiny_llama), "--out", "loop", "--offline", "--json")
-    assert done.code == 0, done.err
+def test_a_loop_ends_with_one_json_document_and_with_1_where_a_run_broke_a_gate(command: Command, tiny_llama: Path):
+    loop = ("rlhf", written('"rules:short"', tiny_llama), "--out", "loop", "--offline", "--set", "gates.min_delta=2")
+    done = command(*loop, "--json")
     report = json.loads(done.out)
     assert report["simulated"]
     assert report["rounds"][0]["over_start"]["n"] == 5
-    again = command("rlhf", "loop.yaml", "--out", "loop", "--offline")
-    assert again.code == 0
+    assert done.code == 1
+    assert "error: loop: round 1, preference: min_delta: preference_accuracy moved by" in done.err
+    assert "gate broken: round 1, preference: min_delta" in Path("loop/rlhf.html").read_text(encoding="utf-8")
+    again = command(*loop)
+    assert again.code == 1
     assert "judged by a simulation, rules.py:short" in again.out
 
 
@@ -51,10 +54,25 @@ def test_a_dry_run_says_the_steps_and_those_done_and_writes_nothing(command: Com
     loop = ("rlhf", written('"rules:short"', tiny_llama), "--out", "loop", "--offline")
     dry = command(*loop, "--dry-run")
     assert (dry.code, Path("loop").exists()) == (0, False)
-    step = "round 1 of 1: 20 prompts answered twice, rules.py:short judges, a simulation, preference learns"
+    step = "round 1 of 1: 20 prompts answered twice; rules.py:short judges, a simulation; preference learns"
     assert dry.out.splitlines()[:2] == ["35 prompts to train on, 5 held out", step]
     assert command(*loop).code == 0
-    assert json.loads(command(*loop, "--dry-run", "--json").out)["steps"][1] == f"{step} (done)"
+    again = command(*loop, "--dry-run").out.splitlines()
+    end = "end: start and end answer 5 held-out prompts; rules.py:few judges (done)"
+    assert again[1:] == [f"{step} (done)", end, "folder: loop"]
+    assert json.loads(command(*loop, "--dry-run", "--json").out) == {
+        "train": 35, "held_out": 5, "rounds": [{"number": 1, "state": "done"}], "done": True, "folder": "loop"
+    }  # fmt: skip
+
+
+def test_a_dry_run_of_rl_and_people_says_who_judges_and_what_learns(command: Command, tiny_llama: Path):
+    written("page", tiny_llama)
+    dry = command("rlhf", "loop.yaml", "--offline", "--dry-run", "--set", "objective={kind: rl, reward: votes}")
+    assert dry.out.splitlines()[1:3] == [
+        "round 1 of 1: 20 prompts answered twice; people judge on the page; a reward learns from the votes, then rl "
+        "from the reward",
+        "end: start and end answer 5 held-out prompts; rules.py:few judges",
+    ]
 
 
 def test_while_pairs_wait_it_ends_with_1_and_says_how_to_open_the_page(command: Command, tiny_llama: Path):

@@ -16,7 +16,7 @@ PAIRS: list[dict[str, object]] = [
         "prompt": f"p{n}",
         "chosen": f"good {n}",
         "rejected": f"bad {n}",
-        "rater": "Ana",
+        "raters": ["Ana"],
         "chosen_by": "a",
         "rejected_by": "b",
     }
@@ -60,6 +60,21 @@ def test_the_shape_of_the_summary_is_printed_and_a_wrong_act_told(command: Comma
 
 def test_without_the_only_person_there_is_nothing_to_write(command: Command, store: Path, tmp_path: Path) -> None:
     assert command("votes", "export", store, tmp_path / "out.jsonl", "--without", "Ana").code == 1
+
+
+def test_a_name_of_nobody_is_refused_with_the_nearest_and_one_with_a_comma_can_be_left_out(
+    command: Command, store: Path, tmp_path: Path
+) -> None:
+    more = [{**row, "raters": ["Bo, PhD"]} for row in PAIRS]
+    command("votes", "import", store, write_rows(tmp_path / "more.jsonl", more))
+    done = command("votes", "summary", store, "--without", "Anna")
+    assert done.code == 2
+    assert "--without: no vote of 'Anna' in" in done.err
+    assert "did you mean 'Ana'?; who voted: 'Ana', 'Bo, PhD'" in done.err
+    left = json.loads(command("votes", "summary", store, "--without", "Bo, PhD", "--json").out)
+    assert [one["rater"] for one in left["raters"]] == ["Ana"]
+    none = json.loads(command("votes", "summary", store, "--without", "Bo, PhD", "--without", "Ana", "--json").out)
+    assert none["judged"] == 0
 
 
 def test_a_run_is_asked_its_own_test_rows_with_its_instruction_and_beside_its_base(

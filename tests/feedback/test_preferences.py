@@ -33,7 +33,7 @@ def test_a_vote_is_a_row_that_the_preference_objective_reads_as_it_is():
         ((Message("user", "Prompt 1"),), "second 1", "first 1"),
         ((Message("system", "s"), Message("user", "u")), "x", "y"),
     ]
-    assert rows[0].fields["rater"] == "Ana"
+    assert rows[0].fields["raters"] == ["Ana"]
     assert (rows[0].fields["chosen_by"], rows[0].fields["rejected_by"]) == ("tuned", "base")
 
 
@@ -47,7 +47,7 @@ def test_ties_both_bad_and_draws_prefer_nothing_and_most_votes_win():
     for rater, label in (("Ana", FIRST), ("Bo", SECOND), ("Cy", FIRST)):
         ballot.cast(rater, items[3], label)
     found = pair_rows(keyed(items), ballot.votes)
-    assert [(row["chosen"], row["rater"]) for row in found.rows] == [(items[3].answers[0], "Ana, Cy")]
+    assert [(row["chosen"], row["raters"]) for row in found.rows] == [(items[3].answers[0], ["Ana", "Cy"])]
     assert found.undecided == 3
 
 
@@ -76,6 +76,15 @@ def test_thumbs_tell_of_each_answer_whether_it_is_good():
     }  # fmt: skip
 
 
+def test_an_answer_that_somebody_voted_for_is_not_bad_because_another_wrote_one():
+    one, ballot = item(1), Ballot()
+    ballot.cast("Ana", one, FIRST)
+    ballot.cast("Bo", one, SECOND)
+    ballot.cast("Cy", one, OWN, text="mine")
+    rows = thumb_rows(keyed([one]), ballot.votes).rows
+    assert [(row["completion"], row["label"]) for row in rows] == [("mine", True)]
+
+
 def test_planted_items_are_never_rows():
     one, ballot = item(1, gold=FIRST), Ballot()
     ballot.cast("Ana", one, FIRST)
@@ -91,6 +100,20 @@ def test_rows_come_back_as_the_votes_they_were():
     ballot.cast("Bo", two, BAD)
     (back,) = read_votes(as_rows(thumb_rows(keyed([two]), ballot.votes).rows), rater="file")
     assert (back.item.answers, back.label, back.rater) == (("alone",), BAD, "Bo")
+
+
+def test_a_row_is_one_vote_of_each_person_it_names_and_an_own_answer_comes_back_as_one():
+    one, two, ballot = item(1), item(2), Ballot()
+    for rater in ("Ana, PhD", "Bo"):
+        ballot.cast(rater, one, FIRST)
+    ballot.cast("Cy", one, OWN, text="mine")
+    ballot.cast("Cy", two, OWN, text="mine too")
+    rows = as_rows(pair_rows(keyed([one, two]), ballot.votes).rows)
+    assert len(rows) == 5
+    back = read_votes(rows, rater="file")
+    assert [(vote.item, vote.label, vote.rater, vote.text) for vote in back] == [
+        (one, FIRST, "Ana, PhD", ""), (one, FIRST, "Bo", ""), (one, OWN, "Cy", "mine"), (two, OWN, "Cy", "mine too"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

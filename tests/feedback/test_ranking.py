@@ -41,6 +41,15 @@ def test_an_order_of_strength_is_found_through_models_that_never_met():
     assert ranked[0].ci95[0] > ranked[2].ci95[1]
 
 
+def test_strengths_of_a_chain_are_the_odds_of_each_link_however_far_they_lie_apart():
+    # Nothing but its own votes bears on a link of a chain, so each difference is the logarithm of its odds.
+    played = [game(a, b, 1.0, f"p{n}") for a, b in ("ab", "bc", "cd", "de") for n in range(200)]
+    link = np.log(200.5 / 0.5)
+    wanted = [1 / (1 + np.exp(-link * place)) for place in (2, 1, 0, -1, -2)]
+    assert [one.model for one in rank(played)] == list("abcde")
+    assert [one.strength for one in rank(played)] == pytest.approx(wanted, rel=1e-9)
+
+
 def test_models_in_two_worlds_are_not_ranked():
     assert rank([game("a", "b", 1.0), game("c", "d", 1.0)]) == []
     assert rank([]) == []
@@ -62,6 +71,12 @@ def test_ties_are_half_a_win_and_other_votes_are_no_games():
     played = games(keyed([*items, mine]), ballot.votes.standing())
     (duel,) = duels(played)
     assert (duel.models, duel.votes, duel.prompts, duel.won) == (("base", "tuned"), 4, 4, 0.375)
+
+
+def test_an_answer_that_a_person_wrote_is_no_model():
+    one, ballot = item(1, by=("Ana", "tuned")), Ballot()
+    ballot.cast("Ana", one, FIRST)
+    assert games(keyed([one]), ballot.votes.standing()) == []
 
 
 def test_a_win_that_is_all_length_is_even_at_the_same_length():

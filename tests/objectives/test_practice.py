@@ -92,6 +92,26 @@ def test_an_answer_without_an_end_is_paid_less_or_not_learned_from():
     assert masked.rows == max(1, answers - cut_off)
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_micro_batch_whose_answers_were_all_cut_off_moves_nothing(algorithm: str):
+    made = start()
+    learner = practice(algorithm=algorithm, mask_truncated=True, max_new_tokens=1, updates=2)
+    torch.manual_seed(0)
+    made.head = learner.objective.head(made)
+    (batch,) = ready(made, learner, [prompts(2)])
+    assert batch.rollout is not None
+    assert batch.rollout.figures["cut_off_share"] == (8.0, 8)
+    loss, figures = accumulate(made, learner, [batch])
+    assert (loss, figures["cut_off_share"]) == (0.0, 1.0)
+    assert all(value.grad is None or not value.grad.any() for _, value in made.trainable())
+
+
+def test_grpo_with_one_answer_to_a_prompt_is_refused():
+    with pytest.raises(ValueError, match="leaves grpo nothing to compare; give 2 or more, or take algorithm: ppo"):
+        Rl(reward="rules:score", group=1)
+    assert Rl(reward="rules:score", group=1, algorithm="ppo").group == 1
+
+
 def test_the_start_is_asked_before_the_technique_touched_it():
     made, learner = start(lively=0.2), practice()
     batch = learner.prepare(prompts(), made)
@@ -207,6 +227,31 @@ def test_a_reward_that_fails_loses_no_finished_step(tmp_path: Path):
     whole = policy("llama", LORA)
     fit(whole, practice(), window, plan=plan, hooks=Hooks(tmp_path / "whole", lambda record: None))
     assert digest(again) == digest(whole)
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_a_reward_that_fails_in_a_validation_costs_no_step_and_the_validation_is_made_up_for(
+    broken: int, tmp_path: Path
+):
+    told, left = list[dict[str, Any]](), [False] * (broken - 1) + [True]
+
+    def validate() -> float:
+        if left and left.pop(0):
+            raise RewardError("reward rules:score: rows:0: it gave nan")
+        return -float(len(told))
+
+    hooks = Hooks(tmp_path, lambda record: told.append(dict(record)), validate)
+    window, plan = (lambda step: [prompts(2, turn=step)]), Plan(steps=4, peak=0.02, eval_steps=2)
+    torch.manual_seed(0)
+    with pytest.raises(RewardError):
+        fit(policy("llama", LORA), practice(), window, plan=plan, hooks=hooks)
+    steps = [record["step"] for record in told if "loss" in record]
+    assert steps == list(range(1, 2 * broken + 1))
+    torch.manual_seed(0)
+    state = fit(policy("llama", LORA), practice(), window, plan=plan, hooks=hooks)
+    assert [record["step"] for record in told if "loss" in record] == [1, 2, 3, 4]
+    assert [record["step"] for record in told if "validation_loss" in record] == [2, 4]
+    assert (state.best_step, state.owed) == (4, False)
 
 
 def test_a_value_head_says_nothing_at_first():

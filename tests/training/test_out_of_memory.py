@@ -14,11 +14,12 @@ from tests.bases import LORA, encoded, farthest, policy
 from tests.objectives.test_practice import practice, prompts
 from tunesmith.errors import Refused
 from tunesmith.model.batch import Batch, collate
+from tunesmith.model.device import out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Instruct
 from tunesmith.objectives.base import Loss
 from tunesmith.techniques import Full, Lora
-from tunesmith.training.fit import Hooks, fit, numbers, out_of_memory
+from tunesmith.training.fit import Hooks, fit, numbers
 from tunesmith.training.optim import Plan
 from tunesmith.training.sampler import Sampler
 

@@ -84,7 +84,7 @@ def test_ten_judgements_by_keyboard_outlive_a_kill_of_the_server(
     assert server.kill(signal.SIGINT) == 130
     rows = exported(tmp_path / "votes.db", tmp_path / "rows.jsonl")
     assert {row["prompt"]: (row["chosen"], row["rejected"]) for row in rows} == wanted
-    assert {row["rater"] for row in rows} == {"Ana"}
+    assert {name for row in rows for name in row["raters"]} == {"Ana"}
 
 
 def test_undo_own_answers_skips_and_two_tabs(page: Page, serve: Serve, command: list[str], tmp_path: Path):
@@ -99,6 +99,13 @@ def test_undo_own_answers_skips_and_two_tabs(page: Page, serve: Serve, command: 
     # e writes a better answer; keys are letters there, and Ctrl+Enter saves.
     page.keyboard.press("e")
     page.get_by_role("button", name="Begin with answer 2").click()
+    expect(page.get_by_role("textbox", name="I would write")).to_have_value(right)
+    # What the server refuses stays there to be mended.
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_role("alert")).to_contain_text("the same as one that is there")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#fault")).to_be_hidden()
+    page.keyboard.press("e")
     expect(page.get_by_role("textbox", name="I would write")).to_have_value(right)
     page.get_by_role("textbox", name="I would write").fill("1 best of all, su")
     page.keyboard.press("Control+Enter")

@@ -123,6 +123,8 @@ def test_a_tab_that_slept_does_not_add_a_second_vote_to_a_pair_of_one(wish: Wish
         work.vote(ANA, key, Said("right"))
     assert list(work.turns.votes.on(key)) == ["Bo"]
     work.vote(BO, key, Said("tie"))  # whoever judged it may think again
+    work.vote(ANA, key, Said("own", "what nobody should have to write twice"))
+    assert list(work.turns.votes.on(key)) == ["Bo", "Ana"]
 
 
 def test_planted_pairs_come_to_everybody_now_and_then_and_are_not_counted(wish: Wish, tmp_path: Path):
@@ -163,6 +165,42 @@ def test_votes_go_out_as_rows_and_come_back_into_an_empty_store_as_the_same_rows
     # The same file once more adds nothing.
     more = import_votes(tmp_path / "new.db", str(out))
     assert (more.votes, more.items, more.known) == (0, 0, 9)
+
+
+def test_nameless_rows_on_the_same_answers_are_one_person_each_and_a_second_import_adds_nothing(tmp_path: Path):
+    row = {"prompt": "p", "chosen": "x", "rejected": "y"}
+    file = write(tmp_path / "crowd.jsonl", [row, row, {"prompt": "p", "chosen": "y", "rejected": "x"}])
+    done = import_votes(tmp_path / "new.db", file)
+    assert (done.votes, done.items, done.known) == (3, 1, 0)
+    assert [one.rater for one in summary_of(tmp_path / "new.db").raters] == [
+        "crowd.jsonl", "crowd.jsonl #2", "crowd.jsonl #3"
+    ]  # fmt: skip
+    assert import_votes(tmp_path / "new.db", file).known == 3
+    export_votes(tmp_path / "new.db", tmp_path / "out.jsonl")
+    (kept,) = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert (kept["chosen"], kept["raters"]) == ("x", ["crowd.jsonl", "crowd.jsonl #2"])
+
+
+def test_a_person_who_says_two_things_of_the_same_answers_is_refused_with_both_lines(tmp_path: Path):
+    rows = [{"prompt": "p", "chosen": a, "rejected": b, "rater": "Zoe"} for a, b in ("xy", "xz", "yx")]
+    with pytest.raises(DataError, match=r"two.jsonl:3: Zoe says another thing of the same answers at .*two.jsonl:1; "):
+        import_votes(tmp_path / "new.db", write(tmp_path / "two.jsonl", rows))
+
+
+def test_a_store_that_is_written_out_and_read_again_holds_the_same_votes(wish: Wish, tmp_path: Path):
+    work = opened(wish, overlap=Overlap(1.0, 2))
+    judge_all(work, ANA, "left", most=5)
+    for key in work.items:
+        work.vote(BO, key, Said("own", f"Bo on {key}"))
+    out, again = tmp_path / "out.jsonl", tmp_path / "again.jsonl"
+    assert export_votes(work.store.path, out).rows == 45
+    assert import_votes(tmp_path / "new.db", str(out)).votes == 25
+    assert export_votes(tmp_path / "new.db", again).rows == 45
+    assert sorted(again.read_text().splitlines()) == sorted(out.read_text().splitlines())
+    first, second = summary_of(work.store.path), summary_of(tmp_path / "new.db")
+    assert (first.items, first.votes["own"]) == (second.items, second.votes["own"]) == (20, 20)
+    assert [one.model for one in first.models] == [one.model for one in second.models]
+    assert import_votes(tmp_path / "new.db", str(out)).votes == 0
 
 
 def test_votes_on_other_prompts_are_refused_whole_and_nothing_is_lost(wish: Wish, tmp_path: Path):

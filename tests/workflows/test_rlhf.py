@@ -11,14 +11,20 @@ import pytest
 
 from tests.workflows.conftest import answers, recipe
 from tunesmith.errors import RecipeError, Refused
+from tunesmith.feedback.items import ANSWER
 from tunesmith.feedback.store import Who
 from tunesmith.model.sampling import Sampling
 from tunesmith.recipe import Recipe
 from tunesmith.report.rlhf import LoopReport
 from tunesmith.training.fit import Interrupted
+from tunesmith.workflows import rlhf as walk
 from tunesmith.workflows.feedback import Wish, open_panel
+from tunesmith.workflows.judging import Replies
+from tunesmith.workflows.loop_learn import enough, votes_so_far
+from tunesmith.workflows.loop_open import Way, ahead, open_loop
 from tunesmith.workflows.panel import Said
-from tunesmith.workflows.rlhf import Way, _opened, rlhf
+from tunesmith.workflows.rlhf import rlhf
+from tunesmith.workflows.votes import import_votes, read_events, summary_of
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -34,6 +40,9 @@ def few_words(attempt):
 
 def blind(attempt):
     return 0.0
+
+def unfinished(attempt):
+    return 0.0 if attempt.finished else 1.0
 """
 QUIET = Way(lambda event: None, offline=True)
 
@@ -67,12 +76,103 @@ def test_a_rule_judges_and_the_policy_learns_from_all_votes_so_far(tmp_path: Pat
     assert rlhf(made(tmp_path), way=QUIET, out=tmp_path / "loop") == found
 
 
-def test_a_reward_is_learned_from_the_votes_and_pursued(tmp_path: Path):
+def test_a_reward_is_learned_from_the_votes_and_pursued_beside_a_validation_file_of_ones_own(tmp_path: Path):
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(json.dumps({"prompt": f"held {i}", "answer": "x"}) + "\n" for i in range(6)), "utf-8")
     objective = {"kind": "rl", "reward": {"votes": 1.0}, "group": 2, "max_new_tokens": 5}
-    found = rlhf(made(tmp_path, objective, rounds=1), way=QUIET, out=tmp_path / "loop")
-    (only,) = found.rounds
+    wanted = made(tmp_path, objective, rounds=1)
+    wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"validation": str(held)})})
+    (only,) = rlhf(wanted, way=QUIET, out=tmp_path / "loop").rounds
     assert [run.objective for run in only.learned] == ["reward", "rl"]
     assert [run.task.metric for run in only.learned] == ["preference_accuracy", "reward"]
+    written = (tmp_path / "loop" / "round-1" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["messages"][0]["content"] for line in written] == [f"held {i}" for i in range(6)]
+
+
+def test_a_rule_in_the_place_of_people_is_told_which_answers_were_cut_off(tmp_path: Path):
+    wanted = made(
+        tmp_path, {"kind": "preference", "max_new_tokens": 3}, rounds=1, judge=f"{tmp_path}/rules.py:unfinished"
+    )
+    with pytest.raises(Refused, match="rounds make 0 rows, too few to learn from; raise loop.temperature and"):
+        rlhf(wanted, way=QUIET, out=tmp_path / "loop")
+    store = tmp_path / "loop" / "round-1" / "votes.db"
+    events = read_events(store)
+    assert {event.body["finished"] for event in events if event.kind == ANSWER} == {False}
+    assert summary_of(store).votes.keys() == {"tie"}
+
+
+def test_a_round_in_which_nobody_prefers_anything_teaches_nothing_and_the_next_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    told, blind = list[str](), [True]
+    (tmp_path / "moods.py").write_text("def mood(attempt):\n    return 0.0\n", encoding="utf-8")
+    monkeypatch.setattr("tunesmith.workflows.rlhf.scorer", lambda *_, **__: judge)
+
+    def judge(attempts: Any) -> list[float]:
+        return [0.0 if blind else -float(len(one.text)) for one in attempts]
+
+    def listen(event: dict[str, Any]) -> None:
+        told.append(event.get("text", ""))
+        if "too few to learn from" in told[-1]:
+            blind.clear()
+
+    wanted = made(tmp_path, prompts=8, judge=f"{tmp_path}/moods.py:mood")
+    first, second = rlhf(wanted, way=Way(listen, offline=True), out=tmp_path / "loop").rounds
+    assert "round 1: the votes so far make 0 rows, too few to learn from" in told
+    assert (first.rows, first.learned, first.over_start.rate) == (0, [], 0.5)
+    assert second.answered_by == wanted.model
+    assert second.rows > 0
+    assert [run.objective for run in second.learned] == ["preference"]
+
+
+def test_votes_that_come_after_a_round_has_begun_to_learn_do_not_change_its_rows(tmp_path: Path):
+    told = list[str]()
+    loop = open_loop(
+        made(tmp_path), tmp_path / "loop", Way(lambda event: told.append(event.get("text", "")), offline=True)
+    )
+    place = loop.round(1)
+    place.mkdir()
+
+    def bring(**row: Any) -> None:
+        (tmp_path / "more.jsonl").write_text(json.dumps({"prompt": "p", **row}) + "\n", encoding="utf-8")
+        import_votes(place / "votes.db", str(tmp_path / "more.jsonl"))
+
+    bring(chosen="x", rejected="y", raters=["Ana"])
+    assert len(votes_so_far(loop, 1)) == 1
+    assert not enough(votes_so_far(loop, 1))
+    (place / "policy").mkdir()
+    kept = (place / "votes.jsonl").read_text(encoding="utf-8")
+    bring(chosen="x", rejected="y", raters=["Bo"])
+    assert (len(votes_so_far(loop, 1)), told) == (1, [])  # one more who says the same changes nothing
+    bring(chosen="y", rejected="x", raters=["Cy", "Di", "Eve"])
+    assert (len(votes_so_far(loop, 1)), (place / "votes.jsonl").read_text(encoding="utf-8")) == (1, kept)
+    assert told == ["round 1: had begun to learn, so it leaves out 2 rows that later votes changed"]
+    loop.round(2).mkdir()
+    import_votes(loop.round(2) / "votes.db", str(tmp_path / "more.jsonl"))
+    assert len(votes_so_far(loop, 2)) == 2
+    assert json.loads((loop.round(2) / "votes.jsonl").read_text(encoding="utf-8").splitlines()[0])["chosen"] == "y"
+
+
+def test_answers_of_other_weights_are_not_taken_for_those_of_the_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loop, kept = open_loop(made(tmp_path), tmp_path / "loop", QUIET), tmp_path / "kept.json"
+    answers_now = [Replies(["one"], [True]), Replies(["two"], [False])]
+    monkeypatch.setattr(walk, "replies_of", lambda *_, **__: answers_now.pop(0))
+    for _ in range(2):
+        assert walk._kept_replies(loop, loop.recipe.model, kept).texts == ["one"]
+    kept.write_text(json.dumps(json.loads(kept.read_text(encoding="utf-8")) | {"weights": "others"}), encoding="utf-8")
+    assert walk._kept_replies(loop, loop.recipe.model, kept) == Replies(["two"], [False])
+
+
+def test_what_is_ahead_is_told_of_a_loop_that_was_begun_and_nothing_is_written(tmp_path: Path):
+    wanted = made(tmp_path, {"kind": "rl", "reward": "votes"}, judge="page")
+    found = ahead(wanted, way=QUIET, out=tmp_path / "loop")
+    assert (found.train, found.held_out, found.done, (tmp_path / "loop").exists()) == (49, 6, False, False)
+    assert [one.state for one in found.rounds] == ["ahead", "ahead"]
+    with pytest.raises(Refused, match="pairs are judged"):
+        rlhf(wanted, way=QUIET, out=tmp_path / "loop")
+    assert [one.state for one in ahead(wanted, way=QUIET, out=tmp_path / "loop").rounds] == ["begun", "ahead"]
 
 
 def test_the_prompts_of_rl_lie_in_the_column_of_chats_that_its_recipe_names(tmp_path: Path):
@@ -80,7 +180,7 @@ def test_the_prompts_of_rl_lie_in_the_column_of_chats_that_its_recipe_names(tmp_
     objective = {"kind": "rl", "reward": {"votes": 1.0}, "messages": "talk"}
     loop = made(tmp_path).loop.model_copy(update={"rounds": 1})
     wanted = recipe(tmp_path, rows, "llama", objective=objective).model_copy(update={"loop": loop})
-    asked = _opened(wanted, tmp_path / "loop", QUIET).train[0].prompt
+    asked = open_loop(wanted, tmp_path / "loop", QUIET).prompts["train"][0].prompt
     assert asked[0].content.startswith("number")
 
 
@@ -152,6 +252,12 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(na
         ({"kind": "rl", "reward": "rules:short"}, {}, "write reward: votes"),
         ("preference", {"final_judge": ""}, "loop.final_judge is missing"),
         ("preference", {"judge": "json:loads", "final_judge": "json:loads"}, "trains the policy; name another"),
+        (
+            {"kind": "rl", "reward": {"votes": 1.0, "json:loads": 0.5}},
+            {"final_judge": "json.py:loads"},
+            "part of objective",
+        ),
+        ("preference", {"final_judge": "LOOP/round-1/reward"}, "is learned in this loop, and so trains the policy"),
         ("preference", {"judge": "json:nothing"}, "loop.judge: json has no function 'nothing'"),
         ("preference", {"prompts": 40}, "for 80; give more rows"),
     ],
@@ -159,6 +265,7 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(na
 def test_a_loop_that_cannot_work_is_refused_at_the_door(
     objective: Any, loop: dict[str, Any], said: str, tmp_path: Path
 ):
+    named = {key: str(value).replace("LOOP", str(tmp_path / "loop")) for key, value in loop.items()}
     with pytest.raises(RecipeError, match=said):
-        rlhf(made(tmp_path, objective, **loop), way=QUIET, out=tmp_path / "loop")
+        rlhf(made(tmp_path, objective, **named), way=QUIET, out=tmp_path / "loop")
     assert not (tmp_path / "loop").exists()

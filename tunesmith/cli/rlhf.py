@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import add_changes, add_common, add_schema, changes_of
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.evaluation.winrate import WinRate
     from tunesmith.recipe import Recipe
-    from tunesmith.report.rlhf import LoopReport
+    from tunesmith.report.rlhf import Ahead, LoopReport
 
 
 def add(commands: Commands) -> None:
@@ -55,26 +56,43 @@ def run(args: argparse.Namespace) -> int:
         emit(found.model_dump(mode="json"))
     else:
         _show(found)
-    return 0
+    for gate in found.broken_gates:
+        log(f"error: {found.folder}: {gate}; lower schedule.learning_rate, change the recipe, or loosen the gate")
+    return 1 if found.broken_gates else 0
 
 
 def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
     """The steps of the loop, nothing written."""
-    from tunesmith.workflows.rlhf import Way, ahead
+    from tunesmith.workflows.loop_open import Way, ahead
 
-    lines = ahead(recipe, way=Way(lambda event: None, offline=args.offline), out=args.out)
+    found = ahead(recipe, way=Way(lambda event: None, offline=args.offline), out=args.out)
     if args.json:
-        emit({"steps": lines})
+        emit(found.model_dump(mode="json"))
     else:
-        for line in lines:
+        for line in _steps(recipe, found):
             show(line)
     return 0
+
+
+def _steps(recipe: Recipe, found: Ahead) -> Iterator[str]:
+    """The steps in words, those done and begun marked."""
+    loop, kind = recipe.loop, recipe.objective.kind
+    learns = "a reward learns from the votes, then rl from the reward" if kind == "rl" else f"{kind} learns"
+    judges = "people judge on the page" if loop.judge == "page" else f"{loop.judge} judges, a simulation"
+    yield f"{found.train} prompts to train on, {found.held_out} held out"
+    for one in found.rounds:
+        step = f"round {one.number} of {loop.rounds}: {loop.prompts} prompts answered twice; {judges}; {learns}"
+        yield step if one.state == "ahead" else f"{step} ({one.state})"
+    end = f"end: start and end answer {found.held_out} held-out prompts; {loop.final_judge} judges"
+    yield f"{end} (done)" if found.done else end
+    yield f"folder: {found.folder}"
 
 
 def _walk(recipe: Recipe, args: argparse.Namespace) -> LoopReport:
     """The loop, told as it goes; Ctrl-C ends it after a step, with everything kept."""
     from tunesmith.training.fit import Interrupted
-    from tunesmith.workflows.rlhf import Way, rlhf
+    from tunesmith.workflows.loop_open import Way
+    from tunesmith.workflows.rlhf import rlhf
 
     hush()
     with caught() as signals, listening(signals) as listen:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError, add_common, add_schema, listed
+from tunesmith.cli.options import UsageError, add_common, add_schema
 from tunesmith.cli.terminal import publish, show, show_table
 from tunesmith.report.figures import NONE, p_value, share
 
@@ -38,7 +38,9 @@ def add(commands: Commands) -> None:
     parser.add_argument("store", metavar="STORE", type=Path, help="file of votes, as feedback keeps them")
     parser.add_argument("file", metavar="FILE", nargs="?", default="", help="rows to write or to read")
     parser.add_argument("--format", choices=("pairs", "thumbs"), default="", help="export: else as they were cast")
-    parser.add_argument("--without", default="", metavar="NAME,...", help="leave out the votes of these people")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="NAME", help="leave out this person's votes; may be repeated"
+    )
     parser.add_argument("--rater", default="", metavar="NAME", help="import: whose votes, where rows name nobody")
     add_schema(parser, _schema)
     add_common(parser)
@@ -63,7 +65,7 @@ def export(args: argparse.Namespace) -> int:
     out = Path(_file(args))
     if out.suffix.lower() not in LINES:
         raise UsageError(f"FILE: {out} is not named as JSON lines, which are written; end it in .jsonl")
-    done = export_votes(args.store, out, format=args.format, without=listed(args.without))
+    done = export_votes(args.store, out, format=args.format, without=args.without)
     if not publish({"file": out, **asdict(done)}, args):
         show(f"{done.rows} rows ({done.format}) in {out}; {done.undecided} judged prompts prefer nothing")
         run = args.store.parent
@@ -86,7 +88,7 @@ def summary(args: argparse.Namespace) -> int:
     """Say what the votes amount to."""
     from tunesmith.workflows.votes import summary_of
 
-    page = summary_of(args.store, without=listed(args.without))
+    page = summary_of(args.store, without=args.without)
     if publish(page.model_dump(mode="json"), args):
         return 0
     show(f"{page.judged} of {page.items} prompts are judged ({_counts(page.votes)})")
@@ -142,7 +144,8 @@ def _sayings(page: Summary) -> Iterator[str]:
         yield f"the left answer was chosen in {share(side.left)} of {side.votes} votes ({p_value(side.p_value)})"
     for one in page.raters:
         for reason in one.reasons:
-            yield f"{one.rater} seems to click at random: {reason}; leave the votes out with --without {one.rater!r}"
+            cure = f"leave the votes out with --without {shlex.quote(one.rater)}"
+            yield f"{one.rater} seems to click at random: {reason}; {cure}"
 
 
 def _bounds(interval: tuple[float, float] | None) -> str:

@@ -1,14 +1,14 @@
 """Votes as rows of the preference objective, and such rows as votes: nothing stands between the two.
 
 A pair is {"prompt", "chosen", "rejected"}, a thumb {"prompt", "completion", "label"}; the prompt is a text, or a list
-of turns where it is more than one. `rater`, `chosen_by`, `rejected_by` and `by` say whose vote and answers they are.
+of turns where it is more than one. `raters`, `chosen_by`, `rejected_by` and `by` say whose votes and answers they are.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.data.examples import Message, Pair, Thumb
@@ -37,12 +37,13 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """A row of a file as an item and what was said about it."""
+    """What one person said about an item in a file; `rater` is empty where the row names nobody."""
 
     item: Item
     label: str
     rater: str
     where: str
+    text: str = ""  # of an own answer
 
 
 def pair_rows(items: Mapping[str, Item], votes: Votes) -> Rows:
@@ -56,7 +57,10 @@ def thumb_rows(items: Mapping[str, Item], votes: Votes) -> Rows:
 
 
 def read_votes(rows: Sequence[Row], *, rater: str, gold: bool = False) -> list[Brought]:
-    """Rows of either format as votes. Raises DataError for rows without a part, and for a pair of equal answers."""
+    """Rows of either format as votes, one for each person whom a row names; `rater` where it names nobody.
+
+    Raises DataError for rows without a part, and for a pair of equal answers.
+    """
     found = detect(rows)
     if found.name == "preference":
         read = [_pair(row, pair, gold) for row, pair in zip(rows, pairs(rows, columns=found.columns), strict=True)]
@@ -65,8 +69,12 @@ def read_votes(rows: Sequence[Row], *, rater: str, gold: bool = False) -> list[B
     else:
         cure = "give prompt, chosen, rejected, or prompt, completion, label (true or false)"
         raise DataError(f"{file_of(rows)}: rows of the format {found.name}, in which nothing was judged; {cure}")
-    names = [str(row.fields.get("rater") or rater) for row in rows]
-    return [Brought(item, label, name, row.where) for (item, label), name, row in zip(read, names, rows, strict=True)]
+    cast = [
+        _cast(row, item, label, name)
+        for (item, label), row in zip(read, rows, strict=True)
+        for name in _raters(row, rater)
+    ]
+    return _own_together(cast)
 
 
 def prompt_of(messages: Sequence[Message]) -> str | list[dict[str, str]]:
@@ -105,24 +113,24 @@ def _pairs_of(item: Item, given: Sequence[Event]) -> Iterator[dict[str, Any]]:
         won = (FIRST, SECOND).index(label)
         chosen, rejected = item.answers[won], item.answers[1 - won]
         by = {"chosen_by": item.by[won], "rejected_by": item.by[1 - won]}
-        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, "rater": ", ".join(raters), **by}
+        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, "raters": raters, **by}
     for vote, text in _written(given):
         for answer, by_whom in zip(item.answers, item.by, strict=True):
             if not alike(text, answer):
                 by = {"chosen_by": vote.rater, "rejected_by": by_whom}
-                yield {"prompt": prompt, "chosen": text, "rejected": answer, "rater": vote.rater, **by}
+                yield {"prompt": prompt, "chosen": text, "rejected": answer, "raters": [vote.rater], **by}
 
 
 def _thumbs_of(item: Item, given: Sequence[Event]) -> Iterator[dict[str, Any]]:
     prompt, (label, raters) = prompt_of(item.messages), _decision(given)
     written = list(_written(given))
-    if written and not label:
+    if len(written) == len(given):  # an answer that somebody else voted for is not bad because one person wrote another
         label, raters = BAD, [vote.rater for vote, _ in written]
     verdicts = {FIRST: (True, False), SECOND: (False, True), BAD: (False, False), GOOD: (True, True)}.get(label, ())
     for answer, by, good in zip(item.answers, item.by, verdicts, strict=False):
-        yield {"prompt": prompt, "completion": answer, "label": good, "rater": ", ".join(raters), "by": by}
+        yield {"prompt": prompt, "completion": answer, "label": good, "raters": raters, "by": by}
     for vote, text in written:
-        yield {"prompt": prompt, "completion": text, "label": True, "rater": vote.rater, "by": vote.rater}
+        yield {"prompt": prompt, "completion": text, "label": True, "raters": [vote.rater], "by": vote.rater}
 
 
 def _written(given: Sequence[Event]) -> Iterator[tuple[Event, str]]:
@@ -139,3 +147,33 @@ def _thumb(row: Row, thumb: Thumb, gold: bool) -> tuple[Item, str]:
     label = GOOD if thumb.good else BAD
     by = [str(row.fields.get("by") or "")]
     return make_item(thumb.prompt, [thumb.answer], by, gold=label if gold else ""), label
+
+
+def _raters(row: Row, usual: str) -> list[str]:
+    """Everybody whom a row names."""
+    several = row.fields.get("raters")
+    names = several if isinstance(several, list) else [several or row.fields.get("rater")]
+    return list(dict.fromkeys(str(name) for name in names if name)) or [usual]
+
+
+def _cast(row: Row, item: Item, label: str, name: str) -> Brought:
+    """One person's vote; an answer that the person wrote is said of the other answer alone."""
+    if label not in (FIRST, SECOND) or item.gold or not name or row.fields.get("chosen_by") != name:
+        return Brought(item, label, name, row.where)
+    own = (FIRST, SECOND).index(label)
+    seen = make_item(item.messages, [item.answers[1 - own]], [item.by[1 - own]])
+    return Brought(seen, OWN, name, row.where, item.answers[own])
+
+
+def _own_together(cast: Sequence[Brought]) -> list[Brought]:
+    """The votes with an own answer in two rows, against each of two answers, as the one vote that it was."""
+    found = list[Brought]()
+    for one in cast:
+        before = found[-1] if found else one
+        same = (one.rater, one.text, one.item.messages) == (before.rater, before.text, before.item.messages)
+        if found and one.label == before.label == OWN and same and len(before.item.answers) == 1:
+            answers, by = (*before.item.answers, *one.item.answers), (*before.item.by, *one.item.by)
+            found[-1] = replace(before, item=make_item(one.item.messages, answers, by))
+        else:
+            found.append(one)
+    return found

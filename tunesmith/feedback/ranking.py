@@ -18,7 +18,9 @@ from tunesmith.feedback.store import Event
 
 Floats = NDArray[np.float64]
 
-RESAMPLES, STEPS = 1000, 200
+RESAMPLES = 1000
+# Newton's method ends where nothing moves by more, after some ten steps; the bound is for what cannot happen.
+STILL, STEPS = 1e-9, 100
 FEWEST_PROMPTS = 2
 SCORES = {FIRST: 1.0, TIE: 0.5, SECOND: 0.0}
 
@@ -59,12 +61,16 @@ class Game:
 
 
 def games(items: Mapping[str, Item], votes: Iterable[Event]) -> list[Game]:
-    """The votes between answers of two models, in the order in which they were cast; planted items are no games."""
-    found = []
-    for vote in votes:
+    """The votes between answers of two models, in the order in which they were cast.
+
+    Planted items are no games, nor are answers that one of the people wrote.
+    """
+    cast, found = list(votes), list[Game]()
+    people = {vote.rater for vote in cast}
+    for vote in cast:
         item = items.get(vote.item)
         label = str(vote.body["label"])
-        if item is None or item.gold or label not in SCORES or len(set(item.by)) < 2:
+        if item is None or item.gold or label not in SCORES or len(set(item.by)) < 2 or people & set(item.by):
             continue
         first, second = (np.log(len(answer) + 1.0) for answer in item.answers)
         score, longer, models = SCORES[label], float(first - second), (item.by[0], item.by[1])
@@ -148,17 +154,27 @@ def _wins(pairs: NDArray[np.intp], scores: Floats, models: int) -> Floats:
 def _strengths(wins: Floats) -> Floats:
     """[R, M, M] -> [R, M]: each model's chance to beat an average one.
 
-    Zermelo's iteration (Hunter 2004, "MM algorithms for generalized Bradley-Terry models"). Half a win for each two
-    that met keeps a model that always won from infinity.
+    Newton's method until nothing moves, on the likelihood of Bradley and Terry, which has one peak (Hunter 2004, "MM
+    algorithms for generalized Bradley-Terry models"). Half a win for each two that met keeps a model that always won
+    from infinity.
     """
+    models = wins.shape[1]
     met = ((wins + wins.transpose(0, 2, 1)).sum(axis=0) > 0).astype(np.float64)
     wins = wins + met / 2
     played = wins + wins.transpose(0, 2, 1)
-    strength = np.ones(wins.shape[:2])
+    strength = np.zeros(wins.shape[:2])  # logarithms, 0 for the average model
     for _ in range(STEPS):
-        strength = wins.sum(axis=2) / (played / (strength[:, :, None] + strength[:, None, :])).sum(axis=2)
-        strength = strength / np.exp(np.log(strength).mean(axis=1, keepdims=True))
-    return np.asarray(strength / (1 + strength), dtype=np.float64)
+        chance = 1 / (1 + np.exp(strength[:, None, :] - strength[:, :, None]))
+        slope = (wins - played * chance).sum(axis=2)
+        curve = played * chance * (1 - chance)
+        # All strengths may move together; one more in each place of the matrix holds their mean.
+        bend = np.eye(models) * curve.sum(axis=2)[:, :, None] - curve + 1 / models
+        step = np.linalg.solve(bend, slope[:, :, None])[:, :, 0]
+        strength = strength + np.clip(step, -2, 2)
+        strength = strength - strength.mean(axis=1, keepdims=True)
+        if np.abs(step).max() < STILL:
+            break
+    return np.asarray(1 / (1 + np.exp(-strength)), dtype=np.float64)
 
 
 def _apart(pairs: NDArray[np.intp], models: int) -> bool:

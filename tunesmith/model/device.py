@@ -116,3 +116,9 @@ def _place(device: str) -> str:
     if kind.type == "mps" and not torch.backends.mps.is_available():
         raise RecipeError("device: torch sees no mps here; use auto")
     return device
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch has an error of its own for a GPU, and only words for a CPU."""
+    words = ("can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)

@@ -134,6 +134,9 @@ class Practice:
         """What the tokens of the kept answers are worth, given what every answer [P, G] was paid."""
         objective = self.objective
         ppo = objective.algorithm == "ppo"
+        if not kept:  # the one row of the batch is a prompt, in which nothing is learned
+            none = torch.zeros(0, device=policy.device)
+            return Rollout(none, none, none, none, none)
         states = policy.learned(batch) if ppo or objective.updates > 1 else None
         old = None if states is None else self._said(states, batch, policy)
         reference = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import nn
 
 from tunesmith.data.examples import Example
@@ -62,6 +62,14 @@ class Rl(BaseModel):
     spread: float = Field(0.95, ge=0, le=1, description="ppo: lambda of the generalised advantages")
     value_weight: float = Field(0.1, ge=0, description="ppo: weight of the value head's loss")
     metric: Literal["reward"] = Field("reward", description="headline: mean reward of greedy answers")
+
+    @field_validator("group")
+    @classmethod
+    def _grpo_compares(cls, group: int, info: ValidationInfo) -> int:
+        """Alone in its group, every answer is as good as the group, and nothing is learned."""
+        if group < 2 and info.data.get("algorithm") == "grpo":
+            raise ValueError("leaves grpo nothing to compare; give 2 or more, or take algorithm: ppo")
+        return group
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Which column plays which part; an answer is not needed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +25,7 @@ class Learned(_Part):
     task: TaskScore
     general_nats: float | None  # by how much general text costs more than before, a token
     alarms: tuple[str, ...] = ()
+    broken_gates: tuple[str, ...] = ()
 
 
 class Round(_Part):
@@ -52,17 +54,53 @@ class LoopReport(_Part):
     verdict: str
     environment: dict[str, str]
 
+    @property
+    def broken_gates(self) -> list[str]:
+        """The recipe's gates that a run of a round broke, in words."""
+        found = ((one.number, run) for one in self.rounds for run in one.learned)
+        return [f"round {number}, {run.objective}: {gate}" for number, run in found for gate in run.broken_gates]
+
+
+class RoundAhead(_Part):
+    """A round as a dry run sees it."""
+
+    number: int
+    state: Literal["ahead", "begun", "done"]
+
+
+class Ahead(_Part):
+    """What a loop would do and has done: prompts to train on and held out, its rounds, whether all of it is done."""
+
+    train: int
+    held_out: int
+    rounds: list[RoundAhead]
+    done: bool
+    folder: str
+
 
 def verdict_of(rounds: list[Round]) -> str:
-    """One sentence on the last round's policy against the start, length taken into account."""
+    """One sentence on the last round's policy against the start: what holds as the answers are and at equal length."""
     last = rounds[-1].over_start
     low, high = last.controlled_ci95
-    said = "better" if low > 0.5 else "worse" if high < 0.5 else "no effect"
     raw = f"{last.rate:.1%} of {last.n} held-out prompts, {last.ties} ties, p = {last.p_value:.3f}"
     return (
-        f"{said}: preferred over the start in {last.controlled:.1%} with lengths made equal "
-        f"(95 % {low:.1%} to {high:.1%}; as they are {raw})"
+        f"{_word(_side(last.ci95), _side(last.controlled_ci95))}: preferred over the start in {last.controlled:.1%} "
+        f"with lengths made equal (95 % {low:.1%} to {high:.1%}; as they are {raw})"
     )
+
+
+def _word(plain: int, controlled: int) -> str:
+    """Better or worse without more where both ways to count say so."""
+    if not controlled:
+        return "no effect at equal length" if plain else "no effect"
+    word = "better" if controlled > 0 else "worse"
+    return word if plain == controlled else f"{word} at equal length only"
+
+
+def _side(interval: tuple[float, float]) -> int:
+    """On which side of one half an interval lies; 0 where it holds one half."""
+    low, high = interval
+    return int(low > 0.5) - int(high < 0.5)
 
 
 def page(found: LoopReport) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tunesmith.errors import Refused, RewardError
 from tunesmith.model.batch import Batch, halved
 from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
+from tunesmith.model.device import out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.model.rollout import Figures, added
 from tunesmith.objectives.base import Learner
@@ -52,6 +53,7 @@ class State:
     computed: int = 0  # tokens that passed through the network, a shared prefix counted once
     rows: int = 0
     stopped_early: bool = False
+    owed: bool = False  # the validation of this step, which a reward broke off
 
     def count(self, batches: Sequence[Batch], prepared: Sequence[Batch], *, seconds: float) -> int:
         """One step more, and the tokens of it; drawn answers are rows' tokens too, and are no rows of the user's."""
@@ -81,15 +83,17 @@ def fit(
     optimizer = make_optimizer(policy, plan)
     state = _resume(policy, optimizer, hooks.folder) or State()
     hooks.resumed(state.step)
-    while state.step < plan.steps and not state.stopped_early:
+    while state.owed or (state.step < plan.steps and not state.stopped_early):
         try:
-            _record_step(policy, learner, window, optimizer=optimizer, run=(plan, hooks, state))
-        except RewardError:  # answers are scored before any number of the step moves
+            if not state.owed:
+                _record_step(policy, learner, window, optimizer=optimizer, run=(plan, hooks, state))
+            last = state.step == plan.steps
+            state.owed = plan.eval_steps > 0 and (state.step % plan.eval_steps == 0 or last)
+            if state.owed:
+                _validate(policy, state, plan=plan, hooks=hooks)
+        except RewardError:  # answers are scored before any number of a step moves, or after all have
             save(policy, optimizer, state, hooks.folder)
             raise
-        last = state.step == plan.steps
-        if plan.eval_steps and (state.step % plan.eval_steps == 0 or last):
-            _validate(policy, state, plan=plan, hooks=hooks)
         last |= state.stopped_early
         stopping = hooks.stop() and not last
         if stopping or last or (plan.save_steps and state.step % plan.save_steps == 0):
@@ -196,12 +200,6 @@ def _make_room(policy: Policy, *, run: tuple[Plan, Hooks, State]) -> None:
         )
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: torch has an error of its own for a GPU, and only words for a CPU."""
-    words = ("can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
 def step(
     policy: Policy,
     learner: Learner,
@@ -249,6 +247,7 @@ def _validate(policy: Policy, state: State, *, plan: Plan, hooks: Hooks) -> None
     """Score the numbers as they are; keep them if they are the best so far, count if they are not."""
     policy.train(False)
     score = hooks.validate()
+    state.owed = False
     hooks.record({"step": state.step, "validation_loss": score})
     if score < state.best:
         state.best, state.best_step, state.worse = score, state.step, 0

@@ -87,9 +87,10 @@ def make_side(
     for start in range(0, len(open_ones), BATCH):
         some = open_ones[start : start + BATCH]
         replies = model.replies([_worded(prompts[i], asker.wording) for i in some], sampling=asker.sampling)
-        made = {keys[i]: reply.text for i, reply in zip(some, replies, strict=True)}
-        store.append(*(Entry("", ANSWER, key, {**about, "text": text}) for key, text in made.items()))
-        known |= made
+        made = {keys[i]: reply for i, reply in zip(some, replies, strict=True)}
+        said = {key: {"text": reply.text, "finished": reply.finished} for key, reply in made.items()}
+        store.append(*(Entry("", ANSWER, key, {**about, **body}) for key, body in said.items()))
+        known |= {key: reply.text for key, reply in made.items()}
         cut += sum(not reply.finished for reply in replies)
         told(f"{name}: {min(start + BATCH, len(open_ones))} of {len(open_ones)} answers")
     if cut:

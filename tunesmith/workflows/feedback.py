@@ -33,7 +33,8 @@ Messages = tuple[Message, ...]
 class Wish:
     """What a person asked to have judged; without `prompts` the run's own test rows, without `store` beside the run.
 
-    `rows` is how many prompts are drawn, 0 for all; `thumbs` shows one answer at a time.
+    `rows` is how many prompts are drawn, 0 for all; `thumbs` shows one answer at a time; `warmer` is where the person
+    may raise the temperature.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Wish:
     overlap: Overlap = ALONE
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_p=0.95))
     offline: bool = False
+    warmer: str = "--temperature"
 
     @property
     def kept_in(self) -> Path:
@@ -124,7 +126,7 @@ def _items(wish: Wish, some: Sequence[Messages], store: Store, told: Callable[[s
     if found.empty:
         told(f"{found.empty} of {len(some)} prompts are left out: an answer is empty")
     if not found.items:
-        cure = "raise --temperature, or give other prompts"
+        cure = f"raise {wish.warmer}, or give other prompts"
         raise Refused(f"{wish.model}: nothing to judge, no prompt has two answers that differ; {cure}")
     return found.items
 
@@ -134,7 +136,7 @@ def _gold(wish: Wish) -> list[Item]:
     if not wish.gold:
         return []
     rows = read_rows(wish.gold, offline=wish.offline)
-    items = [brought.item for brought in read_votes(rows, rater="", gold=True)]
+    items = list({brought.item.key: brought.item for brought in read_votes(rows, rater="", gold=True)}.values())
     if any((len(item.answers) == 1) is not wish.thumbs for item in items):
         kind = "prompt, completion, label" if wish.thumbs else "prompt, chosen, rejected"
         raise DataError(f"{wish.gold}: planted among these, its rows must hold {kind}; give such a file to --gold")

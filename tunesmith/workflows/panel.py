@@ -79,7 +79,8 @@ class Panel:
         body = {"label": label, "left": shown[0], **said.took}
         if label == OWN:
             body["text"] = _own(item, said.text)
-        self.turns.vote(who, key, body)
+        # Whoever wrote an answer looked long, and what they wrote is of use whoever voted meanwhile.
+        self.turns.vote(who, key, body, late=label == OWN)
 
     def progress(self, rater: str = "") -> Progress:
         """How far it is, for everybody and for this person; planted items count for nobody."""

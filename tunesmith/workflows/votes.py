@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.files import write_whole
 from tunesmith.data.rows import read_rows, refuse
 from tunesmith.errors import DataError, Refused
-from tunesmith.feedback.items import FIRST, SECOND, Item, prompt_key, read_items
+from tunesmith.feedback.items import FIRST, OWN, SECOND, Item, prompt_key, read_items
 from tunesmith.feedback.preferences import PAIRS, THUMBS, Brought, Rows, pair_rows, read_votes, thumb_rows
 from tunesmith.feedback.store import Entry, Event, Store
 from tunesmith.feedback.summary import Summary, summarise
 from tunesmith.feedback.votes import VOTE, Votes
+from tunesmith.recipe.sections import nearest
 from tunesmith.workflows.panel import WHAT
 
 FORMATS: dict[str, Callable[[dict[str, Item], Votes], Rows]] = {PAIRS: pair_rows, THUMBS: thumb_rows}
@@ -41,10 +43,11 @@ class Imported:
 def export_votes(path: Path, out: Path, *, format: str = "", without: Collection[str] = ()) -> Exported:
     """Write the votes of a store as rows that `objective: preference` reads; without a format as they were cast.
 
-    Raises DataError for what is no store, Refused where no vote prefers anything.
+    Raises DataError for what is no store and for a name in `without` of nobody there, Refused where no vote prefers
+    anything.
     """
     events = read_events(path)
-    items, votes = read_items(events), Votes(event for event in events if event.rater not in without)
+    items, votes = read_items(events), _votes_without(without, events, path)
     format = format or (PAIRS if any(len(item.answers) == 2 for item in items.values()) else THUMBS)
     found = FORMATS[format](items, votes)
     if not found.rows:
@@ -53,12 +56,20 @@ def export_votes(path: Path, out: Path, *, format: str = "", without: Collection
     return Exported(len(found.rows), format, found.undecided)
 
 
+def preferred(path: Path, format: str) -> Rows:
+    """The rows that the votes of a store make, perhaps none. Raises DataError for what is no store."""
+    events = read_events(path)
+    return FORMATS[format](read_items(events), Votes(events))
+
+
 def import_votes(path: Path, source: str, *, rater: str = "", offline: bool = False) -> Imported:
     """Add the judgements of a file to a store, which is made if it is not there; all of them or none.
 
-    Raises DataError for rows that judge nothing, and for prompts that are not those of the store.
+    Rows that name nobody are the votes of the file; where it has several on the same answers, of one person each.
+    Raises DataError for rows that judge nothing, for a person who says two things about the same answers, and for
+    prompts that are not those of the store.
     """
-    brought = read_votes(read_rows(source, offline=offline), rater=rater or Path(source).name)
+    brought = _named(read_votes(read_rows(source, offline=offline), rater=rater), Path(source).name)
     store = Store(path, what=WHAT)
     try:
         events = store.since()
@@ -72,10 +83,9 @@ def import_votes(path: Path, source: str, *, rater: str = "", offline: bool = Fa
 
 
 def summary_of(path: Path, *, without: Collection[str] = ()) -> Summary:
-    """What the votes of a store amount to. Raises DataError for what is no store."""
+    """What the votes of a store amount to. Raises DataError for what is no store and for a name of nobody there."""
     events = read_events(path)
-    votes = Votes(event for event in events if event.rater not in without)
-    return summarise(read_items(events), votes, store=str(path))
+    return summarise(read_items(events), _votes_without(without, events, path), store=str(path))
 
 
 def schema() -> str:
@@ -94,6 +104,30 @@ def read_events(path: Path) -> list[Event]:
         store.close()
 
 
+def _votes_without(names: Collection[str], events: Sequence[Event], path: Path) -> Votes:
+    """What stands of everybody else."""
+    people = {event.rater for event in events if event.kind == VOTE}
+    for name in names:
+        if name not in people:
+            known = ", ".join(map(repr, sorted(people))) or "nobody yet"
+            raise DataError(
+                f"--without: no vote of {name!r} in {path}{nearest(name, sorted(people))}; who voted: {known}"
+            )
+    return Votes(event for event in events if event.rater not in names)
+
+
+def _named(brought: Sequence[Brought], file: str) -> list[Brought]:
+    """The votes with a name on each: FILE, FILE #2, ... where nobody is named, the same every time."""
+    met, found = Counter[tuple[str, ...]](), list[Brought]()
+    for one in brought:
+        if not one.rater:
+            answers = _content(one.item)
+            met[answers] += 1
+            one = replace(one, rater=file if met[answers] == 1 else f"{file} #{met[answers]}")
+        found.append(one)
+    return found
+
+
 def _entries(brought: Sequence[Brought], items: dict[str, Item], votes: Votes, path: Path) -> list[Entry]:
     """The events that a file adds."""
     held = {prompt_key(item.messages) for item in items.values() if not item.gold}
@@ -101,16 +135,28 @@ def _entries(brought: Sequence[Brought], items: dict[str, Item], votes: Votes, p
         cure = "name another store for votes on other prompts"
         refuse([f"{one.where}: its prompt is none of the {len(held)} that {path} holds; {cure}" for one in strange])
     known = {_content(item): item for item in items.values() if not item.gold}
-    entries = list[Entry]()
+    stands = {(vote.item, vote.rater): _said(vote.body) for vote in votes.standing()}
+    entries, first = list[Entry](), dict[tuple[str, str], tuple[str, dict[str, str]]]()
     for one in brought:
         item = known.setdefault(_content(one.item), one.item)
         if item is one.item and item.key not in items:
             entries.append(item.entry)
             items[item.key] = item
-        label = _label_on(item, one)
-        if votes.on(item.key).get(one.rater) != label:
-            entries.append(Entry(one.rater, VOTE, item.key, {"label": label, "from": one.where}))
+        place = (item.key, one.rater)
+        said = {"label": _label_on(item, one), **({"text": one.text} if one.label == OWN else {})}
+        where, before = first.setdefault(place, (one.where, said))
+        if before != said:
+            cure = "keep one of the two lines"
+            raise DataError(f"{one.where}: {one.rater} says another thing of the same answers at {where}; {cure}")
+        if stands.get(place) != said:
+            entries.append(Entry(one.rater, VOTE, item.key, {**said, "from": one.where}))
+            stands[place] = said
     return entries
+
+
+def _said(body: Mapping[str, object]) -> dict[str, str]:
+    """What of a vote makes it another one."""
+    return {name: str(body[name]) for name in ("label", "text") if name in body}
 
 
 def _content(item: Item) -> tuple[str, ...]:
@@ -120,7 +166,7 @@ def _content(item: Item) -> tuple[str, ...]:
 
 def _label_on(item: Item, brought: Brought) -> str:
     """What was said, of the answers in the order of the store's own item."""
-    if len(item.answers) == 1:
+    if len(item.answers) == 1 or brought.label == OWN:
         return brought.label
     chosen = brought.item.answers[(FIRST, SECOND).index(brought.label)]
     return (FIRST, SECOND)[item.answers.index(chosen)]

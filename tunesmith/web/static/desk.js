@@ -9,6 +9,7 @@ let state = null; // the server's last answer
 let since = 0; // when the item came up
 let busy = false;
 let pending = null; // what is tried again after a fault
+const drafts = new Map(); // item -> what was written about it and is not saved yet
 const given = new Map(); // item -> what this page said about it, shown when an undo brings it back
 
 const who = () => ({ rater, tab });
@@ -26,6 +27,7 @@ async function act(path, extra, done) {
   try {
     state = await ask(path, { ...who(), ...extra });
     pending = null;
+    if (path === "vote") drafts.delete(extra.item);
     find("fault").hidden = true;
     show();
     find("said").textContent = done;
@@ -164,6 +166,7 @@ function named(event) {
   if (rater && rater !== name) {
     tell("release", who());
     given.clear();
+    drafts.clear();
   }
   rater = name;
   keep(NAME, rater);
@@ -174,12 +177,13 @@ function named(event) {
 
 function openAsk() {
   if (!state?.item) return;
-  find("word").value = "";
+  find("word").value = drafts.get(state.item.key) ?? "";
   find("ask").showModal();
 }
 
 function closedAsk() {
   const word = find("word").value.trim();
+  if (state?.item) drafts.set(state.item.key, word); // what the server refuses, or does not hear, is not lost
   if (find("ask").returnValue === "give" && word) page.written(word);
   find("ask").returnValue = "";
 }

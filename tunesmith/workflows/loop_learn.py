@@ -1,0 +1,98 @@
+"""What a round of the loop learns from: all judgements so far as rows, and the runs on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.files import write_whole
+from tunesmith.feedback.preferences import PAIRS
+from tunesmith.objectives import Preference, Reward, Rl
+from tunesmith.recipe import VOTES, Data, Loop, Recipe, Schedule
+from tunesmith.workflows.judging import as_rows
+from tunesmith.workflows.loop_open import POLICY, REWARD, UnderWay, named_rewards
+from tunesmith.workflows.tune import Run, tune_recipe
+from tunesmith.workflows.votes import preferred
+
+# How a reward is learned from a few hundred votes.
+BRIEF = Schedule(epochs=3, batch_rows=8)
+ROWS = "votes.jsonl"
+# A fifth to test on and a tenth to validate on are a row each from so many on.
+FEWEST_PROMPTS = 5
+
+
+def votes_so_far(loop: UnderWay, number: int) -> list[dict[str, Any]]:
+    """The rows that all judgements so far make; they lie in the round's folder.
+
+    Once the round has begun to learn they stay as they are, or the run that was begun could not go on.
+    """
+    place = loop.round(number)
+    stores = [loop.round(one) / "votes.db" for one in range(1, number + 1)]
+    rows = [row for store in stores for row in preferred(store, PAIRS).rows]
+    if not (place / ROWS).exists() or not _begun(loop, number):
+        write_rows(place / ROWS, rows)
+        return rows
+    kept: list[dict[str, Any]] = [json.loads(line) for line in (place / ROWS).read_text(encoding="utf-8").splitlines()]
+    if later := len(_preferences(rows) ^ _preferences(kept)):
+        loop.way.note(f"round {number}: had begun to learn, so it leaves out {later} rows that later votes changed")
+    return kept
+
+
+def enough(rows: Sequence[dict[str, Any]]) -> bool:
+    """Whether rows are on so many prompts that some can be held out of them."""
+    return len({json.dumps(row["prompt"]) for row in rows}) >= FEWEST_PROMPTS
+
+
+def learned(loop: UnderWay, place: Path) -> list[Run]:
+    """The round's runs, the policy last: from the untuned model on, by all judgements so far."""
+    recipe, objective = loop.recipe, loop.recipe.objective
+    data = Data(train=str(place / ROWS), audit="note", max_tokens=recipe.data.max_tokens)
+    votes = recipe.model_copy(update={"data": data, "loop": Loop()})
+    if isinstance(objective, Preference):
+        plain = objective.model_copy(update={"prompt": "", "instruction": "", "max_new_tokens": loop.longest})
+        return [_tuned(loop, votes.model_copy(update={"objective": plain}), place / POLICY)]
+    assert isinstance(objective, Rl)
+    judge = _tuned(loop, votes.model_copy(update={"objective": Reward(), "schedule": BRIEF}), place / REWARD)
+    sources = {str(judge.folder) if name == VOTES else name: part for name, part in named_rewards(objective).items()}
+    asked = {"prompt": "", "answer": "", "instruction": "", "messages": "messages", "max_new_tokens": loop.longest}
+    practice = {
+        "objective": objective.model_copy(update={**asked, "reward": sources}),
+        "data": _prompts(loop, place),
+        "loop": Loop(),
+    }
+    return [judge, _tuned(loop, recipe.model_copy(update=practice), place / POLICY)]
+
+
+def write_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Write rows as JSON lines."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _prompts(loop: UnderWay, place: Path) -> Data:
+    """The loop's prompts as files of whole turns, split as they are."""
+    files: dict[str, str | float] = {"validation": 0.0}
+    for name, part in loop.prompts.items():
+        if part:
+            write_rows(place / f"{name}.jsonl", as_rows(part))
+            files[name] = str(place / f"{name}.jsonl")
+    plain = {"group": "", "where": {}, "audit": "note"}
+    return loop.recipe.data.model_copy(update={**files, **plain})
+
+
+def _begun(loop: UnderWay, number: int) -> bool:
+    """Whether a round has begun to learn from its rows, or had nothing to learn and was left."""
+    return loop.left(number) or any((loop.round(number) / run).exists() for run in (POLICY, REWARD))
+
+
+def _preferences(rows: Sequence[dict[str, Any]]) -> set[str]:
+    """What rows prefer, whoever said so."""
+    return {json.dumps([row["prompt"], row["chosen"], row["rejected"]]) for row in rows}
+
+
+def _tuned(loop: UnderWay, recipe: Recipe, out: Path) -> Run:
+    """A finished run of the loop, gone on with where it stopped."""
+    way = loop.way
+    way.listen({"event": "stage", "text": f"{out}: {recipe.objective.kind}"})
+    return tune_recipe(recipe, out=out, listen=way.listen, stop=way.stop, offline=way.offline)

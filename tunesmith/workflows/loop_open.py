@@ -1,0 +1,163 @@
+"""A loop before it walks: its prompts and its judges, what is done of it, and all that it can be refused for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunesmith.data.examples import Example
+from tunesmith.data.exercises import Exercise, Scorer
+from tunesmith.errors import RecipeError
+from tunesmith.objectives import Preference, Rl
+from tunesmith.recipe import PEOPLE, VOTES, Loop, Recipe, save_recipe
+from tunesmith.report.rlhf import Ahead, LoopReport, RoundAhead
+from tunesmith.workflows.prepare import Listener, read_data
+from tunesmith.workflows.rewards import scorer
+from tunesmith.workflows.run_folder import RunFolder, open_run
+
+JSON, REPLIES = "rlhf.json", "replies.json"
+POLICY, REWARD = "policy", "reward"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a loop is walked: what hears of it, what may stop it, whether the network may be used."""
+
+    listen: Listener
+    stop: Callable[[], bool] = lambda: False
+    offline: bool = False
+
+    def note(self, text: str) -> None:
+        """Tell something that a person should know."""
+        self.listen({"event": "note", "text": text})
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A loop under way: its folder, its prompts, and who judges at its end."""
+
+    recipe: Recipe
+    run: RunFolder
+    way: Way
+    prompts: Mapping[str, list[Exercise]]  # of train, validation and test
+    longest: int
+    final: Scorer
+
+    @property
+    def settings(self) -> Loop:
+        """The recipe's section about it."""
+        return self.recipe.loop
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.run.path
+
+    @property
+    def test(self) -> list[Exercise]:
+        """The held-out prompts that the end and the start answer."""
+        return self.prompts["test"][: self.settings.held_out]
+
+    def round(self, number: int) -> Path:
+        """The folder of a round."""
+        return self.folder / f"round-{number}"
+
+    def left(self, number: int) -> bool:
+        """Whether a round is over: its policy has answered, or there was nothing to learn and the next one began."""
+        return (self.round(number) / REPLIES).exists() or self.round(number + 1).exists()
+
+    def report(self) -> LoopReport | None:
+        """The report of a loop that is done, by this last judge."""
+        kept = self.folder / JSON
+        if not kept.exists():
+            return None
+        known = LoopReport.model_validate_json(kept.read_text(encoding="utf-8"))
+        return known if known.final_judge == self.settings.final_judge else None
+
+
+def open_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
+    """The loop with its folder begun. Raises what `read_loop` raises."""
+    loop = read_loop(recipe, out, way)
+    loop.run.begin({})
+    save_recipe(recipe, loop.folder / "recipe.yaml")
+    return loop
+
+
+def ahead(recipe: Recipe, *, way: Way, out: Path | None = None) -> Ahead:
+    """What the loop would do and has done; nothing is written. Raises what `rlhf` raises first."""
+    loop = read_loop(recipe, out, way)
+
+    def step(number: int) -> RoundAhead:
+        begun = loop.round(number).exists()
+        return RoundAhead(number=number, state="done" if loop.left(number) else "begun" if begun else "ahead")
+
+    return Ahead(
+        train=len(loop.prompts["train"]),
+        held_out=len(loop.test),
+        rounds=[step(number) for number in range(1, loop.settings.rounds + 1)],
+        done=loop.report() is not None,
+        folder=str(loop.folder),
+    )
+
+
+def read_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
+    """The loop's prompts and place; all that can be refused is refused here, and nothing is written."""
+    objective, settings = recipe.objective, recipe.loop
+    if not isinstance(objective, Preference | Rl):
+        cure = "use objective: preference, or objective: {kind: rl, reward: votes}"
+        raise RecipeError(f"objective {objective.kind}: learns nothing from judgements of answers; {cure}")
+    if isinstance(objective, Rl) and VOTES not in named_rewards(objective):
+        raise RecipeError(
+            "objective.reward: a loop learns its reward from the votes; write reward: votes, or weigh it in"
+        )
+    place = out or Path("loops") / open_run(recipe, None).path.name
+    _check_last_judge(recipe, place)
+    final = scorer(settings.final_judge, key="loop.final_judge")
+    if settings.judge != PEOPLE:
+        scorer(settings.judge, key="loop.judge")
+    run = open_run(recipe, place)
+    asks = {"prompt", "instruction", "max_new_tokens"}  # an answer in a row of preference is one that was judged
+    reader = Rl(**objective.model_dump(include=asks | {"answer", "messages"} if isinstance(objective, Rl) else asks))
+    split = read_data(recipe.model_copy(update={"objective": reader}), offline=way.offline).split
+    prompts = {"train": _asked(split.train), "validation": _asked(split.validation), "test": _asked(split.test)}
+    wanted, there = settings.prompts * settings.rounds, len(prompts["train"])
+    if there < wanted or not prompts["test"]:
+        cure = "give more rows, or lower loop.rounds or loop.prompts"
+        raise RecipeError(
+            f"{recipe.data.train}: {there} prompts to train on and {len(prompts['test'])} held out for {wanted}; {cure}"
+        )
+    longest = reader.bind(split.train, "decoder").max_new_tokens
+    return UnderWay(recipe, run, way, prompts, longest, final)
+
+
+def named_rewards(objective: Rl) -> dict[str, float]:
+    """Each reward of an objective with its weight."""
+    return {objective.reward: 1.0} if isinstance(objective.reward, str) else objective.reward
+
+
+def _asked(part: list[Example]) -> list[Exercise]:
+    return [example for example in part if isinstance(example, Exercise)]
+
+
+def _check_last_judge(recipe: Recipe, folder: Path) -> None:
+    """Nothing for a last judge that trains nothing in the loop. Raises RecipeError."""
+    final, objective = recipe.loop.final_judge, recipe.objective
+    if not final:
+        return  # `scorer` says what to write
+    cure = "and so trains the policy; name another"
+    if _in_full(final) == _in_full(recipe.loop.judge):
+        raise RecipeError(f"loop.final_judge: {final} judges the rounds too, {cure}")
+    if isinstance(objective, Rl) and _in_full(final) in map(_in_full, named_rewards(objective)):
+        raise RecipeError(f"loop.final_judge: {final} is part of objective.reward, {cure}")
+    if ":" not in final and Path(final).resolve().is_relative_to(folder.resolve()):
+        raise RecipeError(f"loop.final_judge: {final} is learned in this loop, {cure}")
+
+
+def _in_full(judge: str) -> tuple[Path, str]:
+    """The file or run of a judge and the function in it, the same however they are written."""
+    place, colon, function = judge.rpartition(":")
+    if colon:
+        return Path(place if place.endswith(".py") else f"{place.replace('.', '/')}.py").resolve(), function
+    run = Path(judge).resolve()
+    return (run.parent if run.name == "model" else run), ""
