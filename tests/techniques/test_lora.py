@@ -144,6 +144,8 @@ def test_only_updates_move_and_every_linear_layer_but_the_head_has_one(kind: str
         (Lora(rank=4), 2.0),
         (Lora(rank=4, alpha=6), 1.5),
         (Lora(rank=4, alpha=6, rslora=True), 6 / math.sqrt(4)),
+        (Lora(rank=16, rslora=True), 2.0),  # 8 / 4, as without
+        (Lora(rank=64, rslora=True), 1.0),  # 8 / 8
     ],
 )
 def test_the_update_is_scaled_by_alpha_over_rank_or_its_root(technique: Lora, scale: float):

@@ -24,7 +24,7 @@ class Lora(Adapter):
     rank: int = Field(
         16, ge=1, le=1024, description="width of the update; 8-16 is enough up to some million learned tokens"
     )
-    alpha: int = Field(0, ge=0, description="scale; 0: twice the rank")
+    alpha: int = Field(0, ge=0, description="scale; 0: twice the rank, with rslora 8")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the update's input")
     targets: str | tuple[str, ...] = Field(
         "all-linear", description="layers by name, a pattern of names, or all-linear"
@@ -57,7 +57,8 @@ class Lora(Adapter):
 
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha or 2 * self.rank,
+            # With rslora 8, whatever the rank: at rank 16 the scale is 2 then too.
+            lora_alpha=self.alpha or (8 if self.rslora else 2 * self.rank),
             lora_dropout=self.dropout,
             target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
             # Where there is none, PEFT would warn whoever opens the adapter that nothing was excluded.
