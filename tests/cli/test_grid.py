@@ -12,6 +12,7 @@ from tests.cli.conftest import Command
 from tunesmith.cli.grid import _child, _outcome
 from tunesmith.cli.signals import Signals
 from tunesmith.errors import TunesmithError
+from tunesmith.workflows.grid import FAILED, REFUSED
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -52,8 +53,16 @@ def test_a_cells_process_is_asked_once_to_stop_and_may_save(tmp_path: Path):
     assert _child([sys.executable, "-c", program], Asked()) == (143, "saved\n")
 
 
+def failure(kind: str, message: str) -> str:
+    return json.dumps({"error": {"kind": kind, "message": message, "exit_code": 2}})
+
+
 def test_what_a_run_says_of_its_end_is_understood():
-    assert _outcome(0, "{}") == _outcome(143, "") == ""
-    assert _outcome(2, json.dumps({"error": {"message": "technique prefix: no"}})) == "technique prefix: no"
-    with pytest.raises(TunesmithError, match="ended with exit code -9"):
-        _outcome(-9, "")
+    assert _outcome(0, "{}") == _outcome(143, "") == ("", "")
+    assert _outcome(1, json.dumps({"folder": "runs/x", "broken_gates": ["min_delta"]})) == ("", "")
+    assert _outcome(2, failure("RecipeError", "technique prefix: no")) == (REFUSED, "technique prefix: no")
+    assert _outcome(2, failure("ModelError", "nf4 needs bitsandbytes")) == (FAILED, "nf4 needs bitsandbytes")
+    assert _outcome(1, failure("Refused", "all rewards are equal")) == (FAILED, "all rewards are equal")
+    assert _outcome(-9, "") == (FAILED, "it ended with exit code -9; its own lines say why")
+    with pytest.raises(TunesmithError, match="ended with exit code 70, our own bug"):
+        _outcome(70, failure("KeyError", "a bug in tunesmith"))

@@ -31,11 +31,12 @@ WORK = Work(
 # A network that one can work out by hand: two layers of 10 x 20 and 20 x 10, 100 words of width 10.
 SIZE = NetworkSize(
     kind="llama", causal=True, layers=2, hidden=10, words=100, parameters=2000,
-    linear=(("a.up", 10, 20), ("a.down", 20, 10)), past=40, moving=Kept(1000.0, 50.0), frozen=Kept(600.0, 50.0),
+    linear=(("a.up", 10, 20), ("a.down", 20, 10)), named=(("embed", 100, 10), ("head", 10, 100)), past=40,
+    moving=Kept(1000.0, 50.0), frozen=Kept(600.0, 50.0),
 )  # fmt: skip
 PACE = Pace(products=1e9, products32=1e9, moved=1e9, mixed=False)
 ALL = [
-    Full(), Lora(rank=4), Lora(rank=4, dora=True), Lora(rank=3, targets=("q_proj", "k_lin", "query")), Ia3(),
+    Full(), Lora(rank=4), Lora(rank=4, dora=True), Lora(rank=3, targets=r".*(q_proj|k_lin|query|c_attn|Wqkv)"), Ia3(),
     Prompt(tokens=5), Prefix(tokens=5), PTuning(tokens=5), PTuning(tokens=5, width=7), PTuning(encoder="lstm"),
 ]  # fmt: skip
 
@@ -43,14 +44,30 @@ ALL = [
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma", "gemma3", "gpt2", "bert", "distilbert", "modernbert"])
 @pytest.mark.parametrize("technique", ALL, ids=lambda one: "-".join((one.kind, *sorted(one.model_fields_set))))
 def test_numbers_that_move_are_those_of_the_real_adapter(kind: str, technique: Technique):
-    if kind in ("gpt2", "modernbert") and getattr(technique, "targets", "all-linear") not in ("all-linear", ()):
-        pytest.skip("its layers have other names")
     found = base(kind)
     if technique.refusal(found.network, family=found.family):
         pytest.skip("refused for this family")
     size = measure_size(policy(kind))
     real = sum(value.numel() for _, value in policy(kind, technique).trainable())
     assert moving(technique, size) == real
+
+
+@pytest.mark.parametrize("targets", [("q_proj", "lm_head"), ("embed_tokens",), r".*(embed_tokens|lm_head|o_proj)"])
+def test_embeddings_and_the_output_layer_count_where_they_are_named(targets: str | tuple[str, ...]):
+    made, technique = policy("llama"), Lora(rank=3, targets=targets)
+    network = made.network
+    network.lm_head.weight = torch.nn.Parameter(network.lm_head.weight.detach().clone())
+    assert technique.refusal(network, family="decoder") == ""
+    size = measure_size(made)
+    real = technique.adapt(network, family="decoder", keep_reference=False)
+    assert moving(technique, size) == sum(value.numel() for _, value in real.trainable())
+
+
+def test_full_tuning_keeps_a_copy_of_the_start_where_steps_ask_it():
+    asking = replace(WORK, copies=1)
+    for technique, copied in ((Full(), 4 * 2000), (Lora(rank=2), 0)):
+        more = peak_bytes(technique, SIZE, asking, PACE, held=0) - peak_bytes(technique, SIZE, WORK, PACE, held=0)
+        assert more == copied
 
 
 def test_the_objectives_head_is_counted_too():

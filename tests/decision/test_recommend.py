@@ -35,6 +35,13 @@ def test_the_first_rule_that_holds_and_fits_decides(case: Case, technique: str, 
     assert why in found.reasons[0]
 
 
+@pytest.mark.parametrize(("parameters", "word"), [(9_999_999_999, "stay behind"), (10_000_000_000, "come level")])
+def test_soft_prompts_stay_behind_on_models_below_ten_billion_numbers(parameters: int, word: str):
+    found = recommend(replace(DECODER, parameters=parameters))
+    assert found is not None
+    assert any("soft prompts" in reason and word in reason for reason in found.reasons)
+
+
 def test_where_nothing_fits_nothing_is_recommended():
     assert recommend(replace(DECODER, fits=frozenset())) is None
 

@@ -8,6 +8,7 @@ from tunesmith.objectives import Classify, Instruct, Rl
 from tunesmith.recipe import Data, Recipe, save_recipe
 from tunesmith.report.card import card, code, fence, front_matter, text
 from tunesmith.report.facts import read_facts
+from tunesmith.techniques import Lora
 
 
 def matter(written: str) -> dict:
@@ -104,3 +105,13 @@ def test_the_snippets_fit_the_objective(make_run: MakeRun, objective, changes, p
         assert "Sum up:\\n\\nyour text" in blocks[1]
         assert "max_new_tokens=40" in blocks[1]
         assert "peft" not in blocks[1]
+
+
+@pytest.mark.parametrize("quantize", ["", "nf4"])
+def test_a_base_that_lay_in_four_bits_does_so_in_the_code_without_tunesmith(make_run: MakeRun, quantize: str):
+    run = make_run(objective="instruct")
+    recipe = Recipe(data=Data(train="r.jsonl"), objective=Instruct(), technique=Lora(quantize=quantize))
+    save_recipe(recipe, run / "recipe.yaml")
+    block = code_blocks(card(read_facts(run)), "python")[1]
+    compile(block, "card", "exec")
+    assert ("quantization_config=four_bits" in block) == ("BitsAndBytesConfig(" in block) == bool(quantize)

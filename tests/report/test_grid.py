@@ -33,7 +33,7 @@ def pair(**changes: Any) -> GridPair:
 def test_a_line_says_what_moved_what_it_brought_and_what_it_cost():
     text = page(Grid(cells=(cell(),), pairs=(), refused={}, missing=()))
     assert "## classify, decoder\n\n`smollm2-135m`, measured by accuracy. lora: 600 training rows 2 times" in text
-    assert "Without a language model: TF-IDF, 0.750." in text
+    assert "500 test rows. Controls run: head only, shuffled. Without a language model: TF-IDF, 0.750." in text
     assert (
         "| lora | 0 | 2,000 (2 %) | 0.700 | 0.900 | +0.200 (+0.150 to +0.250) | < 0.001 "
         "| 0.800 (0.020) | 0.500 (< 0.001) | **better** "
@@ -47,6 +47,7 @@ def test_texts_have_no_controls_and_a_loss_is_said_to_be_one():
     )
     assert "measured by perplexity (lower is better)." in text
     assert "| < 0.001 | – | – | **better** |" in text
+    assert "Controls run: none." in text
 
 
 @pytest.mark.parametrize(

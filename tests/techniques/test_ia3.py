@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import IA3Config, PeftModel, get_peft_model
+from pydantic import ValidationError
 from transformers import AutoModel, AutoModelForCausalLM
 
 from tests.bases import base, documents, encoded, farthest, folder, gradients, policy
@@ -86,6 +87,17 @@ def test_layers_may_be_named():
     technique = Ia3(targets=("q_proj", "up_proj"), feedforward=("up_proj",))
     found = {name.split(".")[4]: value.shape for name, value in policy("llama", technique).trainable()}
     assert found == {"q_proj": (32, 1), "up_proj": (1, HIDDEN)}
+
+
+@pytest.mark.parametrize("targets", [(), ("q_proj",)])
+def test_what_is_scaled_where_it_reads_must_be_among_the_targets(targets: tuple[str, ...]):
+    with pytest.raises(ValidationError, match="feedforward: up_proj is not among targets; name it in both"):
+        Ia3(targets=targets, feedforward=("up_proj",))
+
+
+def test_a_weight_of_both_embeddings_takes_no_factor():
+    said = Ia3(targets="k_proj,lm_head").refusal(base("llama").network, family="decoder")
+    assert said.startswith("technique.targets: lm_head shares its weight with the model's other embedding")
 
 
 def test_a_layer_that_the_model_does_not_have_is_the_recipes_fault():

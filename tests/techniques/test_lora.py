@@ -144,6 +144,8 @@ def test_only_updates_move_and_every_linear_layer_but_the_head_has_one(kind: str
         (Lora(rank=4), 2.0),
         (Lora(rank=4, alpha=6), 1.5),
         (Lora(rank=4, alpha=6, rslora=True), 6 / math.sqrt(4)),
+        (Lora(rank=16, rslora=True), 2.0),  # 8 / 4, as without
+        (Lora(rank=64, rslora=True), 1.0),  # 8 / 8
     ],
 )
 def test_the_update_is_scaled_by_alpha_over_rank_or_its_root(technique: Lora, scale: float):
@@ -165,6 +167,52 @@ def test_a_single_name_is_a_list_of_one_and_a_layer_that_is_not_there_is_refused
     said = Lora(targets="query").refusal(network, family="decoder")
     assert said.startswith("technique.targets: no layer is called 'query'; the last parts of names here: ")
     assert "q_proj" in said
+
+
+def test_names_with_commas_between_them_are_a_list():
+    assert Lora(targets="q_proj, v_proj").targets == ("q_proj", "v_proj")
+    assert Lora(targets=r".*\.(q|v)_proj{1,1}").targets == r".*\.(q|v)_proj{1,1}"
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        ("*_proj", "'*_proj' is no pattern (nothing to repeat at position 0); a star for any letters is written .*"),
+        (r".*\.query", r"no layer matches '.*\\.query'; the last parts of names here: "),
+        ((), "no layer is called ''; the last parts of names here: "),
+        (r".*layers\.0\.self_attn.*", "reaches model.layers.0.self_attn, which cannot be changed so"),
+        (("q_proj", "norm"), "no layer is called 'norm'"),
+    ],
+)
+def test_targets_that_fit_nothing_are_refused_before_anything_is_scored(targets: str | tuple[str, ...], said: str):
+    assert said in Lora(targets=targets).refusal(base("llama").network, family="decoder")
+
+
+@pytest.mark.parametrize("targets", [("lm_head",), ("q_proj", "embed_tokens"), r".*(q_proj|lm_head)", r".*embed.*"])
+@pytest.mark.parametrize("quantize", ["", "nf4"])
+def test_a_weight_of_both_embeddings_takes_no_update_for_it_could_not_be_merged(
+    targets: str | tuple[str, ...], quantize: str
+):
+    if quantize:
+        pytest.importorskip("bitsandbytes")
+    technique = Lora(targets=targets, quantize=quantize)
+    said = technique.refusal(base("llama", technique.load_options()).network, family="decoder")
+    assert "shares its weight with the model's other embedding" in said
+    assert said.endswith("leave it out, or take technique: full")
+
+
+def test_embeddings_of_their_own_weight_take_updates_that_merge_to_the_same_answers():
+    network = base("llama").network
+    network.lm_head.weight = torch.nn.Parameter(network.lm_head.weight.detach().clone())
+    network.config.tie_word_embeddings = False
+    technique = Lora(rank=4, targets=("lm_head", "embed_tokens"))
+    assert technique.refusal(network, family="decoder") == ""
+    made = technique.adapt(network, family="decoder", keep_reference=False)
+    with torch.no_grad():
+        for _, value in made.trainable():
+            value.add_(0.05)
+        wanted = made.network(input_ids=IDS).logits
+        assert torch.allclose(made.adapter.merge_and_unload()(input_ids=IDS).logits, wanted, atol=1e-4)
 
 
 def test_targets_may_be_named():

@@ -100,6 +100,16 @@ def test_an_encoder_is_compared_by_the_states_that_its_head_reads(tmp_path: Path
         made(run, "gguf", tmp_path / "gguf")
 
 
+@pytest.mark.parametrize(("kind", "objective"), [("llama", "instruct"), ("bert", "classify")])
+def test_an_adapter_learned_over_four_bits_is_compared_over_four_bits(tmp_path: Path, kind: str, objective: str):
+    pytest.importorskip("bitsandbytes")
+    parts = {"technique": {"kind": "lora", "rank": 4, "quantize": "nf4"}, "schedule": {"probe": False}}
+    rows = answers() if objective == "instruct" else reviews()
+    run = tune(recipe(tmp_path, rows, kind, objective=objective, **parts), tmp_path / "run").folder
+    found = made(run, "adapter", tmp_path / "adapter")
+    assert (found.same_prompts, found.same_answers, found.faults) == (1.0, 1.0, ())
+
+
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])
 def test_tokens_before_each_row_are_exported_as_an_adapter_only(tmp_path: Path, kind: str):
     parts = {"technique": {"kind": kind, "tokens": 4}, "schedule": {"probe": False, "epochs": 1}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tunesmith.report.grid import page
 from tunesmith.report.schema import Retention
 from tunesmith.workflows import cells as grid
 from tunesmith.workflows.cells import Cell, Setting, cells, recipe_of
-from tunesmith.workflows.grid import _gain, fill, read
+from tunesmith.workflows.grid import FAILED, REFUSED, _gain, _verdict, fill, read
 from tunesmith.workflows.tune import tune_recipe
 
 LORA, IA3 = Cell("classify", "lora", "decoder"), Cell("classify", "ia3", "decoder")
@@ -76,10 +77,10 @@ def test_cells_are_run_once_share_what_is_known_of_the_base_and_are_compared_row
     def listen(event: dict[str, Any]) -> None:
         said.append(str(event.get("text", "")))
 
-    def tune(recipe: Path, out: Path) -> str:
+    def tune(recipe: Path, out: Path) -> tuple[str, str]:
         ran.append(out.name)
         tune_recipe(load_recipe(recipe)[0], out=out, listen=listen)
-        return ""
+        return "", ""
 
     for _ in range(2):
         fill([LORA, IA3], setting, tune=tune, listen=listen, stop=lambda: False)
@@ -106,9 +107,9 @@ def test_texts_are_read_without_controls_and_share_the_head_that_the_base_lacks(
     monkeypatch.setitem(grid.TASKS, "domain", replace(grid.TASKS["domain"], rows_each=1))
     said: list[str] = []
 
-    def tune(recipe: Path, out: Path) -> str:
+    def tune(recipe: Path, out: Path) -> tuple[str, str]:
         tune_recipe(load_recipe(recipe)[0], out=out, listen=lambda event: said.append(str(event.get("text", ""))))
-        return ""
+        return "", ""
 
     some = [Cell("domain", name, "encoder") for name in ("lora", "ia3")]
     fill(some, setting, tune=tune, listen=lambda event: None, stop=lambda: False)
@@ -130,9 +131,9 @@ def test_a_model_of_several_tasks_has_a_table_for_each(setting: Setting, monkeyp
         "machine: {device: cpu, dtype: float32, threads: 1}\nschedule: {learning_rate: 0.02}\n",
     )
 
-    def tune(recipe: Path, out: Path) -> str:
+    def tune(recipe: Path, out: Path) -> tuple[str, str]:
         tune_recipe(load_recipe(recipe)[0], out=out, listen=print)
-        return ""
+        return "", ""
 
     cell = Cell("multitask", "lora", "decoder")
     fill([cell], setting, tune=tune, listen=print, stop=lambda: False)
@@ -157,17 +158,35 @@ def test_a_pair_that_cannot_work_is_told_with_the_nearest_that_can_and_never_run
 
 def test_what_only_the_network_can_refuse_is_kept_and_told(setting: Setting):
     why = "technique prefix: a bert takes no keys; nearest that works: prompt"
-    fill([LORA], setting, tune=lambda recipe, out: why, listen=print, stop=lambda: False)
+    fill([LORA], setting, tune=lambda recipe, out: (REFUSED, why), listen=print, stop=lambda: False)
     assert read(setting).refused == {**read(setting).refused, LORA.name: why}
+
+
+def test_what_broke_is_not_run_yet_with_its_reason_until_it_is_run_again(setting: Setting):
+    why = "smollm2-135m: no such folder, and offline; connect once"
+    fill([LORA], setting, tune=lambda recipe, out: (FAILED, why), listen=print, stop=lambda: False)
+    found = read(setting)
+    assert LORA.name in found.missing
+    assert LORA.name not in found.refused
+    assert f"Begun, and not finished:\n\n- {why} (`{LORA.name}`)" in page(found)
+    fill([LORA], setting, tune=lambda recipe, out: ("", ""), listen=print, stop=lambda: False)
+    assert read(setting).failed == {}
+
+
+def test_a_gain_that_no_control_saw_says_so():
+    task = SimpleNamespace(verdict="better")
+    assert _verdict(SimpleNamespace(task=task, controls=[])) == "better, no control run"  # type: ignore[arg-type]
+    worse = SimpleNamespace(task=SimpleNamespace(verdict="worse"), controls=[])
+    assert _verdict(worse) == "worse"  # type: ignore[arg-type]
 
 
 def test_nothing_more_is_begun_once_it_is_to_stop(setting: Setting):
     asked = iter([False, True])
     ran: list[Path] = []
 
-    def tune(recipe: Path, out: Path) -> str:
+    def tune(recipe: Path, out: Path) -> tuple[str, str]:
         ran.append(out)
-        return ""
+        return "", ""
 
     fill([LORA, IA3], setting, tune=tune, listen=print, stop=lambda: next(asked))
     assert len(ran) == 1

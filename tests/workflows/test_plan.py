@@ -19,7 +19,7 @@ from tunesmith.techniques import Full, Lora
 from tunesmith.workflows import plan as story
 from tunesmith.workflows.plan import plan_recipe, techniques_of
 from tunesmith.workflows.prepare import prepare
-from tunesmith.workflows.survey import count_work, foresee, named, predict, survey
+from tunesmith.workflows.survey import _memory, count_work, foresee, named, predict, survey
 from tunesmith.workflows.train import Batches, untouched
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -115,6 +115,51 @@ def test_a_technique_the_model_cannot_take_says_why(tmp_path: Path, monkeypatch:
     found = plan_recipe(recipe(tmp_path, reviews(), "bert"), listen=nobody, timed=False)
     (refused,) = [option for option in found.options if option.refused]
     assert (refused.technique, refused.refused, refused.fits) == ("prefix", "not this one; take prompt", False)
+
+
+def test_qlora_is_not_offered_where_tune_would_refuse_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = plan_recipe(recipe(tmp_path, reviews(), "bert"), listen=nobody, timed=False)
+    (refused,) = [option for option in found.options if option.refused]
+    assert refused.technique == "qlora"
+    assert "nf4 needs bitsandbytes, which is missing" in refused.refused
+
+
+def test_steps_that_run_out_of_memory_leave_the_formula_and_the_base_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[dict[str, Any]] = []
+
+    def full_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(story, "step", full_memory)
+    found = plan_recipe(recipe(tmp_path, reviews(), "llama"), listen=said.append)
+    assert found.how == "by formula, not timed"
+    notes = [event["text"] for event in said if event["event"] == "note"]
+    assert [text for text in notes if text.startswith("memory ran out while")] == [
+        f"memory ran out while {name} was timed: it is told by formula" for name in ("lora", "full")
+    ]
+
+
+def test_nothing_is_timed_whose_memory_does_not_surely_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(story, "SURELY", 0.0)
+    monkeypatch.setattr(story, "step", None)
+    assert plan_recipe(recipe(tmp_path, reviews(), "llama"), listen=nobody).how == "by formula, not timed"
+
+
+def test_what_was_not_timed_keeps_the_wide_bounds(tmp_path: Path):
+    found = plan_recipe(recipe(tmp_path, reviews(), "llama"), listen=nobody)
+    seconds = {option.technique: option.prediction.seconds for option in found.options if option.prediction}
+    wide = {name for name, one in seconds.items() if one.high == pytest.approx(2.5 * one.expected)}
+    assert wide == set(NAMES) - {"lora", "full"}
+
+
+def test_the_room_on_a_gpu_is_what_this_process_holds_and_what_is_free(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 7)
+    assert _memory("cuda:0") == (7.0, 40.0)
 
 
 def test_the_recipes_own_settings_are_those_of_its_technique(tmp_path: Path):

@@ -15,7 +15,7 @@ from tunesmith.cli.options import UsageError, add_common, add_schema
 from tunesmith.cli.signals import Interruption, Signals, caught
 from tunesmith.cli.terminal import emit, log, show, show_table
 from tunesmith.data.files import write_whole
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.report.figures import bounds, figure, p_value, signed
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SECONDS = 0.5
 # What `tune` exits with when it was asked to stop and has saved.
 STOPPED = (130, 143)
+# And with what over a fault of our own.
+BUG = 70
 
 
 def add(commands: Commands) -> None:
@@ -97,7 +99,7 @@ def _fill(setting: Setting, args: argparse.Namespace) -> int:
         def stop() -> bool:
             return signals.stop() or (ends is not None and time.monotonic() >= ends)
 
-        def tune(recipe: Path, folder: Path) -> str:
+        def tune(recipe: Path, folder: Path) -> tuple[str, str]:
             offline = ["--offline"] if args.offline else []
             words = [sys.executable, "-m", "tunesmith", "tune", str(recipe), "--out", str(folder), "--json", *offline]
             return _outcome(*_child(words, signals))
@@ -126,14 +128,27 @@ def _child(words: list[str], signals: Signals) -> tuple[int, str]:
             signals.patient = False
 
 
-def _outcome(code: int, said: str) -> str:
-    """Why a run was refused; nothing for one that was finished or saved. Raises TunesmithError for one that broke."""
+def _outcome(code: int, said: str) -> tuple[str, str]:
+    """How a run that is not finished ended, and why; nothing twice for one that was finished or saved.
+
+    Raises TunesmithError for a bug of ours.
+    """
+    from tunesmith.workflows.grid import FAILED, REFUSED
+
     if code == 0 or code in STOPPED:
-        return ""
+        return "", ""
     try:
-        return str(json.loads(said)["error"]["message"])
-    except (ValueError, KeyError):
-        raise TunesmithError(f"grid: a run ended with exit code {code}; its own lines above say why") from None
+        document = json.loads(said)
+    except ValueError:
+        document = None
+    if code == BUG:
+        raise TunesmithError(f"grid: a run ended with exit code {code}, our own bug; please report its lines above")
+    if not isinstance(document, dict):
+        return FAILED, f"it ended with exit code {code}; its own lines say why"
+    if "error" not in document:  # a report: a gate was broken, and the run is finished
+        return "", ""
+    error = document["error"]
+    return REFUSED if (code, error["kind"]) == (2, RecipeError.__name__) else FAILED, str(error["message"])
 
 
 def _show(found: Grid, place: Path) -> None:

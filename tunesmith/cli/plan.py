@@ -58,7 +58,8 @@ def _show(found: Outlook) -> None:
     show(f"{found.model}, {found.objective} on {rows} rows: {count(found.steps)} steps, {tokens} tokens computed")
     columns = ("technique", "moves>", "peak memory>", "training>", "whole run>", "fits", "expected", "")
     show_table(columns, [_cells(option) for option in found.options])
-    show(f"{found.how}; {size(found.room_bytes)} of memory may be used; bounds in brackets hold most outcomes")
+    show(f"{found.how}; {size(found.room_bytes)} of memory may be used")
+    show("bounds in brackets are estimates, which no runs were held against yet")
     for option in found.options:
         if not option.refused:
             show(f"  {option.technique}: {option.standing}; published: {option.published}; ours: {option.ours}")

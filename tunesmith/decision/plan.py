@@ -7,12 +7,13 @@ of one technique correct all of them by one factor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunesmith.model.size import Kept, NetworkSize, widths
+from tunesmith.model.size import Kept, NetworkSize
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
+from tunesmith.techniques.adapter import reaches
 from tunesmith.techniques.base import Technique
 from tunesmith.techniques.ia3 import layers_of
 
@@ -35,7 +36,7 @@ HEAD_ROWS, HEAD_COPIES = 256, 3
 # Bytes of a weight in 4 bits with its scales, as bitsandbytes keeps them.
 FOUR_BITS = 0.52
 
-# Bounds as factors of what is expected; `python -m bench.plan` holds them to twelve runs.
+# Bounds as factors of what is expected, by judgement: no runs were held against them yet (`python -m bench.plan` does).
 SURE = {"memory": (0.87, 1.15), "timed": (0.8, 1.3), "formula": (0.4, 2.5)}
 
 
@@ -54,6 +55,7 @@ class Work:
     widest_padded: int
     head: int = 0  # numbers of a head of the objective's own
     cheap: float = 0.0  # bytes that the cheap ways take before training begins
+    copies: int = 0  # of the start, which full tuning keeps where steps ask what it would say
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A figure with the bounds that most outcomes lie between."""
+    """A figure with the bounds that outcomes are expected between."""
 
     low: float
     expected: float
@@ -123,14 +125,19 @@ def _lora(technique: Lora, size: NetworkSize) -> int:
 def _reached(technique: Lora, size: NetworkSize) -> list[tuple[int, int]]:
     if technique.targets == "all-linear":
         return [(inner, outer) for _, inner, outer in size.linear]
-    return widths(size.linear, [technique.targets] if isinstance(technique.targets, str) else technique.targets)
+    return _widths(size, technique.targets)
+
+
+def _widths(size: NetworkSize, wanted: str | Sequence[str]) -> list[tuple[int, int]]:
+    """Inner and outer widths of the layers that PEFT takes by these names or this pattern."""
+    return [(inner, outer) for name, inner, outer in (*size.linear, *size.named) if reaches(name, wanted)]
 
 
 def _ia3(technique: Ia3, size: NetworkSize) -> int:
     """A factor for each output, or for each input of a layer that is scaled where it reads."""
     named, reading = layers_of(technique, size.kind)
     answering = [name for name in named if name not in reading]
-    return sum(i for i, _ in widths(size.linear, reading)) + sum(o for _, o in widths(size.linear, answering))
+    return sum(i for i, _ in _widths(size, reading)) + sum(o for _, o in _widths(size, answering))
 
 
 def _ptuning(technique: PTuning, size: NetworkSize) -> int:
@@ -157,6 +164,8 @@ def peak_bytes(technique: Technique, size: NetworkSize, work: Work, pace: Pace, 
     """The largest memory of the run: what stays and the largest pass over it, or what came before if that is more."""
     count = trainable(technique, size, work)
     stays = held + BESIDE + LEARNING * count + (0 if isinstance(technique, Full) else NUMBER * count)
+    if isinstance(technique, Full):
+        stays += NUMBER * size.parameters * work.copies
     kept = _kept(technique, size, pace)
     tokens = _tokens(technique, size, (work.widest, work.widest_padded), (1, work.widest_rows))
     logits = 0 if work.head else HEAD_COPIES * NUMBER * HEAD_ROWS * size.words

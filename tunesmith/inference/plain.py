@@ -10,21 +10,19 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.examples import Message
+from tunesmith.model import four_bit
+from tunesmith.model.load import AS_THEY_ARE, LoadOptions, in_memory
 from tunesmith.model.quiet import quiet
 
 
 class Plain:
     """A decoder that transformers opened by itself, under an adapter that PEFT opened by itself where one is named."""
 
-    def __init__(self, folder: Path, *, adapter: Path | None = None) -> None:
-        from peft import PeftModel
+    def __init__(self, folder: Path, *, adapter: Path | None = None, options: LoadOptions = AS_THEY_ARE) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         with quiet():
-            network: Any = AutoModelForCausalLM.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
-            )
-            self._network: Any = network if adapter is None else PeftModel.from_pretrained(network, str(adapter))
+            self._network: Any = _opened(AutoModelForCausalLM, folder, adapter, options)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(adapter or folder, local_files_only=True)
         self._network.eval()
         self._virtual = adapter is not None and self._network.active_peft_config.is_prompt_learning
@@ -65,18 +63,25 @@ class Plain:
         return whole[len(ids) :]
 
 
-@torch.inference_mode()
-def pooled_states(folder: Path, rows: Sequence[list[int]], *, adapter: Path | None, family: str) -> Tensor:
-    """[B, D]: what transformers makes of each row of ids: a decoder's last state, the mean of an encoder's states."""
+def _opened(kind: Any, folder: Path, adapter: Path | None, options: LoadOptions) -> Any:
+    """The network of a folder with its weights as `options` say, under the adapter where there is one."""
     from peft import PeftModel
+
+    network = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **in_memory(options))
+    if options.quantize:
+        four_bit.settle(network)  # else some CPUs answer by a coarser arithmetic, which is no fault of the adapter
+    return network if adapter is None else PeftModel.from_pretrained(network, str(adapter))
+
+
+@torch.inference_mode()
+def pooled_states(
+    folder: Path, rows: Sequence[list[int]], *, adapter: Path | None, family: str, options: LoadOptions = AS_THEY_ARE
+) -> Tensor:
+    """[B, D]: what transformers makes of each row of ids: a decoder's last state, the mean of an encoder's states."""
     from transformers import AutoModel
 
     with quiet():
-        network: Any = AutoModel.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32
-        )
-        if adapter is not None:
-            network = PeftModel.from_pretrained(network, str(adapter))
+        network = _opened(AutoModel, folder, adapter, options)
     network.eval()
     found = []
     for ids in rows:

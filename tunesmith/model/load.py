@@ -62,6 +62,8 @@ class Base:
 def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = False) -> Base:
     """The model that an alias, Hub id, folder or GGUF file names, in evaluation mode."""
     _check_options(options)
+    if options.quantize and (why := not_in_4_bits(name, offline=offline)):
+        raise ModelError(why)
     with quiet():
         base = (
             _from_gguf(name, options)
@@ -121,8 +123,17 @@ def _check_options(options: LoadOptions) -> None:
         raise ModelError(f"dtype: {options.dtype!r} is not one of {', '.join(DTYPES)}; use one of them")
     if options.quantize not in ("", "nf4"):
         raise ModelError(f"quantize: {options.quantize!r} is not known; use nf4, or leave it out")
-    if options.quantize and importlib.util.find_spec("bitsandbytes") is None:
-        raise ModelError("quantize: nf4 needs bitsandbytes, which is missing; pip install 'tunesmith[quantize]'")
+
+
+def not_in_4_bits(name: str, *, offline: bool = False) -> str:
+    """Why a model cannot lie in 4 bits here, with the cure; empty where it can. Raises ModelError, as `locate` does."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return "quantize: nf4 needs bitsandbytes, which is missing; pip install 'tunesmith[quantize]'"
+    if name.lower().endswith(".gguf"):
+        return f"{name}: a GGUF file is not quantized a second time; leave `quantize` out"
+    if run_base.begins_from(locate(name, offline=offline), where=name)[0]:
+        return f"{name}: a run's adapter is merged in memory, where nothing is kept in 4 bits; leave `quantize` out"
+    return ""
 
 
 def _always_there() -> str:
@@ -152,10 +163,6 @@ def _from_place(name: str, folder: Path, options: LoadOptions, *, offline: bool)
     begin, bits = run_base.begins_from(folder, where=name)
     if not begin:
         return _from_folder(name, folder, options)
-    if options.quantize:
-        raise ModelError(
-            f"{name}: a run's adapter is merged in memory, where nothing is kept in 4 bits; leave `quantize` out"
-        )
     base = load_base(begin, options=replace(options, quantize=bits), offline=offline)
     if bits:  # unpacked, so that the adapter lies beside the very numbers it was learned beside
         base.network = base.network.dequantize()
@@ -181,7 +188,7 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # check_complete refuses them, and says which
-            **_memory(options),
+            **in_memory(options),
         )
         if options.quantize:
             four_bit.settle(network)
@@ -197,8 +204,6 @@ def _from_gguf(name: str, options: LoadOptions) -> Base:
     file = Path(name).expanduser()
     if not file.is_file():
         raise ModelError(f"{name}: no such file; check the path")
-    if options.quantize:
-        raise ModelError(f"{name}: a GGUF file is not quantized a second time; leave `quantize` out")
     with _reading(name):
         network, tokenizer = read_gguf(file, where=name)
     family = family_of(network.config.to_dict(), where=name)
@@ -207,7 +212,7 @@ def _from_gguf(name: str, options: LoadOptions) -> Base:
     return Base(name, None, network, tokenizer, family, mark)
 
 
-def _memory(options: LoadOptions) -> dict[str, Any]:
+def in_memory(options: LoadOptions) -> dict[str, Any]:
     """What transformers is told about dtype, place and 4 bits."""
     dtype = DTYPES[options.dtype]
     if not options.quantize:

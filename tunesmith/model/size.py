@@ -45,6 +45,7 @@ class NetworkSize:
     words: int  # rows of the output layer; 0 where nothing predicts words
     parameters: int
     linear: tuple[tuple[str, int, int], ...]  # name, inner and outer width of the layers that a low-rank update reaches
+    named: tuple[tuple[str, int, int], ...]  # the same of embeddings and the output layer, reached only where named
     past: int  # numbers of one token's keys and values in all layers
     moving: Kept  # where weights learn, or something beside them that needs what they read
     frozen: Kept  # where only what stands before or between the layers learns
@@ -72,6 +73,7 @@ def measure_size(policy: Policy, *, modes: Sequence[bool] = (True, False)) -> Ne
         words=config.vocab_size if policy.family == "decoder" else 0,
         parameters=numbers(network.parameters()),
         linear=tuple(linear_layers(network)),
+        named=tuple(named_layers(network)),
         past=config.num_hidden_layers * 2 * heads * width,
         moving=_kept(policy, weights=True) if True in modes else UNKNOWN,
         frozen=_kept(policy, weights=False) if False in modes else UNKNOWN,
@@ -88,6 +90,16 @@ def linear_layers(network: Any) -> Iterator[tuple[str, int, int]]:
             yield name, module.in_features, module.out_features
         elif isinstance(module, Conv1D):
             yield name, *module.weight.shape
+
+
+def named_layers(network: Any) -> Iterator[tuple[str, int, int]]:
+    """Name, inner and outer width of every embedding and of the output layer."""
+    last = network.get_output_embeddings()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Embedding):
+            yield name, module.num_embeddings, module.embedding_dim
+        elif module is last and isinstance(module, nn.Linear):
+            yield name, module.in_features, module.out_features
 
 
 def _kept(policy: Policy, *, weights: bool) -> Kept:
@@ -140,12 +152,3 @@ def copy_rate(device: str, *, clock: Callable[[], float] = time.perf_counter) ->
             torch.cuda.synchronize(source.device)
         best = max(best, 2 * COPY_BYTES / max(clock() - began, 1e-9))
     return best
-
-
-def widths(layers: Sequence[tuple[str, int, int]], names: Sequence[str]) -> list[tuple[int, int]]:
-    """Inner and outer widths of the layers whose names end in one of these."""
-    return [(inner, outer) for name, inner, outer in layers if any(_ends(name, word) for word in names)]
-
-
-def _ends(name: str, word: str) -> bool:
-    return name == word or name.endswith(f".{word}")

@@ -20,14 +20,15 @@ HEADINGS = (
 )
 INTRODUCTION = """# The grid
 
-What each technique brought to each objective on each family of models: real rows, small models, and two controls that
-must not win. The page is written by `tunesmith grid` from finished runs, of which each line is one, and what is not
-there has not been run.
+What each technique brought to each objective on each family of models: real rows, small models, and the controls
+that must not win, where there are some: each table says which. The page is written by `tunesmith grid` from finished
+runs, of which each line is one, and what is not there has not been run.
 
 - **gain** is tuned − base on the same held-out rows, with its interval and p-value as in [proof.md](proof.md).
 - **head only** is a linear head on the frozen model, **shuffled** the same recipe on answers dealt out at random, each
   with the p-value of the gain over it, adjusted by Holm's method for all arms of the run. A cell that does not surely
-  beat both (p < 0.05) reads **no effect**, whatever it gained on the base.
+  beat each control that was run (p < 0.05) reads **no effect**, whatever it gained on the base; where none was run, a
+  gain reads **better, no control run**.
 - **numbers moved** are those that training changes. **Training** is the time of the training steps alone, on a machine
   that other work shares. **Peak memory** is that of the whole process, with the control's own copy of the base in it;
   **weights** are the network's as they lie in memory.
@@ -119,6 +120,7 @@ class Grid(_Part):
     pairs: tuple[GridPair, ...]
     refused: dict[str, str]  # objective/technique/family -> why, and the nearest pair that works
     missing: tuple[str, ...]  # objective/technique/family of what was not run yet
+    failed: dict[str, str] = {}  # of these the ones that were begun and broke, and why
 
 
 def pair_of(one: GridCell, against: str, found: Comparison, metric: str, seeds: Sequence[int]) -> GridPair:
@@ -146,6 +148,8 @@ def page(grid: Grid) -> str:
         parts.append("## Pairs that cannot work\n\n" + "\n".join(_reasons(grid.refused)))
     if grid.missing:
         parts.append("## Not run yet\n\n" + "\n".join(_left(grid.missing)))
+        if grid.failed:
+            parts.append("Begun, and not finished:\n\n" + "\n".join(_reasons(grid.failed)))
         parts.append(f"`tunesmith grid --only {grid.missing[0]}` runs one of them.")
     return "\n\n".join(parts) + "\n"
 
@@ -172,7 +176,7 @@ def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
     name = metric_name(first.metric) + (" (lower is better)" if lower_is_better(first.metric) else "")
     parts = [
         f"## {', '.join(filter(None, (first.objective, first.part, first.family)))}",
-        f"`{first.model}`, measured by {name}. {_settings(cells)}",
+        f"`{first.model}`, measured by {name}. {_settings(cells)} {_controls(cells)}",
     ]
     if first.cheap is not None:
         parts[-1] += f" Without a language model: {first.cheap[0]}, {figure(first.cheap[1])}."
@@ -207,6 +211,12 @@ def _settings(cells: Sequence[GridCell]) -> str:
         by.setdefault(made, []).append(cell.technique)
     told = (f"{', '.join(dict.fromkeys(names))}: {made}" for made, names in by.items())
     return f"{'; '.join(told)}."
+
+
+def _controls(cells: Sequence[GridCell]) -> str:
+    """Which controls stand in the table."""
+    sides = {"head only": [cell.head_only for cell in cells], "shuffled": [cell.shuffled for cell in cells]}
+    return f"Controls run: {', '.join(name for name, found in sides.items() if any(found)) or 'none'}."
 
 
 def _line(cell: GridCell) -> list[str]:

@@ -17,7 +17,7 @@ class _Part(BaseModel):
 
 
 class Bounds(_Part):
-    """A figure, and the two that most outcomes lie between."""
+    """A figure, and the two that outcomes are expected between."""
 
     low: float
     expected: float

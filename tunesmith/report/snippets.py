@@ -39,24 +39,38 @@ def transformers_lines(facts: Facts, *, base: str) -> list[str]:
     )
     if facts.report.family != "decoder" or headed:
         return []
-    adapter = facts.report.technique != "full"
-    load = (
-        [
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")  # the base it was tuned on',
-            'model = PeftModel.from_pretrained(base, "model")',
-        ]
-        if adapter
-        else ['model = AutoModelForCausalLM.from_pretrained("model")']
-    )
     return [
-        *(["from peft import PeftModel"] if adapter else []),
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'tokenizer = AutoTokenizer.from_pretrained("model")',
-        *load,
+        *_loading(facts, base),
         *_asking(facts),
         f"answer = model.generate(**asked, do_sample=False, max_new_tokens={_longest(facts)})",
         'print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
+
+
+def _loading(facts: Facts, base: str) -> list[str]:
+    """Imports, tokenizer and model; a base that lay in 4 bits while the adapter was learned lies so again."""
+    tokenizer = 'tokenizer = AutoTokenizer.from_pretrained("model")'
+    if facts.report.technique == "full":
+        model = 'model = AutoModelForCausalLM.from_pretrained("model")'
+        return ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", tokenizer, model]
+    bits, more, options = [], "", ""
+    if facts.recipe.technique.load_options().quantize:
+        more, options = ", BitsAndBytesConfig", ", quantization_config=four_bits, dtype=torch.float32"
+        bits = [
+            "four_bits = BitsAndBytesConfig(",
+            '    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,',
+            "    bnb_4bit_compute_dtype=torch.float32,",
+            ")",
+        ]
+    return [
+        *(["import torch"] if bits else []),
+        "from peft import PeftModel",
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}",
+        "",
+        tokenizer,
+        *bits,
+        f'base = AutoModelForCausalLM.from_pretrained("{base}"{options})  # the base it was tuned on',
+        'model = PeftModel.from_pretrained(base, "model")',
     ]
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.model.load import LoadOptions
 from tunesmith.model.policy import Policy
 from tunesmith.model.quiet import quiet
+
+# Kinds of layers that PEFT puts a change beside.
+CHANGEABLE = (nn.Linear, nn.Embedding, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NAMES = re.compile(r"\s*[\w.]+(\s*,\s*[\w.]+)*\s*")
 
 
 class Adapter(BaseModel):
@@ -70,11 +77,50 @@ def put_inside(base: Any, config: Any, *, named: object, cure: str) -> Any:
             raise RecipeError(f"technique.targets: {named!r}: {said}; {cure}") from error
 
 
-def no_such_layer(base: Any, named: Sequence[str]) -> str:
-    """Which of these names no layer of the network bears, whole or as its last part, and what there is instead."""
-    layers = [name for name, module in base.named_modules() if next(module.parameters(recurse=False), None) is not None]
-    for wanted in named:
-        if not any(f".{name}".endswith(f".{wanted}") for name in layers):
-            there = sorted({name.rpartition(".")[2] for name in layers})
-            return f"technique.targets: no layer is called {wanted!r}; the last parts of names here: {', '.join(there)}"
+def names_in(value: object) -> object:
+    """The names in a text of nothing but names, with commas between them; anything else as it is."""
+    if isinstance(value, str) and NAMES.fullmatch(value):
+        return tuple(name.strip() for name in value.split(","))
+    return value
+
+
+def reaches(name: str, wanted: str | Sequence[str]) -> bool:
+    """Whether PEFT takes the layer of this name: by a pattern for all of it, or by a list of names for its end."""
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return any(f".{name}".endswith(f".{word}") for word in wanted)
+
+
+def unfit(base: Any, wanted: str | Sequence[str]) -> str:
+    """Why these layers of a network cannot be changed; empty where they can. `wanted` as in `reaches`."""
+    try:
+        parts: list[str | tuple[str, ...]] = (
+            [re.compile(wanted).pattern] if isinstance(wanted, str) else [(word,) for word in wanted]
+        )
+    except re.error as error:
+        return f"technique.targets: {wanted!r} is no pattern ({error}); a star for any letters is written .*"
+    modules = {name: module for name, module in base.named_modules() if "pooler" not in name}
+    layers = {name for name, module in modules.items() if isinstance(module, CHANGEABLE)}
+    for part in parts or [()]:
+        found = [name for name in modules if reaches(name, part)]
+        if not layers.intersection(found):
+            there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            what = f"matches {part!r}" if isinstance(part, str) else f"is called {''.join(part)!r}"
+            return f"technique.targets: no layer {what}; the last parts of names here: {there}"
+        if other := [name for name in found if name not in layers]:
+            return f"technique.targets: {part!r} reaches {other[0]}, which cannot be changed so; name layers inside it"
+    return _tied(base, [name for name in layers if reaches(name, wanted)])
+
+
+def _tied(base: Any, names: Sequence[str]) -> str:
+    """Why no change fits the one weight of both embeddings: beside one of them it acts, merged it acts in both."""
+    inner, outer = base.get_input_embeddings(), base.get_output_embeddings()
+    if outer is None or outer.weight is not inner.weight:
+        return ""
+    for name in names:
+        if base.get_submodule(name) in (inner, outer):
+            return (
+                f"technique.targets: {name} shares its weight with the model's other embedding, so that what is "
+                "learned beside one could not be merged; leave it out, or take technique: full"
+            )
     return ""

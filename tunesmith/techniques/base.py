@@ -53,8 +53,8 @@ class Technique(Protocol):
 def width_rule(hidden: int, family: str) -> float:
     """Full fine-tuning's learning rate for a model of this width and family.
 
-    Thinking Machines' fit over open models (tinker-cookbook, hyperparam_utils): 5e-5 at 2,000 wide,
-    falling with width to the power 0.781; narrow models want larger steps. The fit is over decoders; a third
+    Thinking Machines' fit over Llama models (tinker-cookbook, hyperparam_utils): 5e-5 at 2,000 wide,
+    falling with width to the power 0.781; narrow models want larger steps. They are decoders; a third
     of it suits encoders: MiniLM on the shipped reviews (seed 0, 1,862 rows) 86.7 % at 6e-5, 80.5 % at 1.8e-4.
     """
     decoder = float(5e-5 * (2000 / hidden) ** 0.781)

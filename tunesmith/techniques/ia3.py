@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from tunesmith.model.policy import Policy
-from tunesmith.techniques.adapter import Adapter, no_such_layer, put_inside
+from tunesmith.techniques.adapter import Adapter, names_in, put_inside, unfit
 
 # Families whose layers PEFT has no names for: those that are scaled, and which of them are scaled where they read.
 LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -27,6 +27,19 @@ class Ia3(Adapter):
     targets: tuple[str, ...] = Field((), description="layers by name; none: those of the family")
     feedforward: tuple[str, ...] = Field((), description="those of `targets` that are scaled where they read")
 
+    @field_validator("targets", "feedforward", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        """A text of names is a list of them."""
+        return names_in(value)
+
+    @model_validator(mode="after")
+    def _some_of_targets(self) -> Self:
+        """What is scaled where it reads is one of the layers that are scaled. Raises ValueError."""
+        if odd := [name for name in self.feedforward if name not in self.targets]:
+            raise ValueError(f"feedforward: {odd[0]} is not among targets; name it in both")
+        return self
+
     def learning_rate(self, hidden: int, family: str) -> float:
         """Whatever the width: the paper's."""
         return 3e-3
@@ -37,7 +50,7 @@ class Ia3(Adapter):
 
         kind = base.config.model_type
         if self.targets:
-            return no_such_layer(base, self.targets)
+            return unfit(base, self.targets)
         if kind in LAYERS or kind in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
             return ""
         return f"the layers of a {kind} are not known; name technique.targets, or take the nearest that works: lora"

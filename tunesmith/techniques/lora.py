@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,7 +9,7 @@ from pydantic import Field, field_validator
 
 from tunesmith.model.load import LoadOptions
 from tunesmith.model.policy import Policy
-from tunesmith.techniques.adapter import Adapter, no_such_layer, put_inside
+from tunesmith.techniques.adapter import Adapter, names_in, put_inside, unfit
 from tunesmith.techniques.base import width_rule
 
 
@@ -25,7 +24,7 @@ class Lora(Adapter):
     rank: int = Field(
         16, ge=1, le=1024, description="width of the update; 8-16 is enough up to some million learned tokens"
     )
-    alpha: int = Field(0, ge=0, description="scale; 0: twice the rank")
+    alpha: int = Field(0, ge=0, description="scale; 0: twice the rank, with rslora 8")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the update's input")
     targets: str | tuple[str, ...] = Field(
         "all-linear", description="layers by name, a pattern of names, or all-linear"
@@ -34,12 +33,11 @@ class Lora(Adapter):
     dora: bool = Field(False, description="learn direction and magnitude apart; slower")
     quantize: Literal["", "nf4"] = Field("", description="nf4: keep the base in 4 bits; less memory, more time")
 
-    @field_validator("targets")
+    @field_validator("targets", mode="before")
     @classmethod
-    def _one_name(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        """A single name is a list of one: PEFT would take it as a pattern of whole paths, which it never is."""
-        alone = isinstance(value, str) and value != "all-linear" and re.fullmatch(r"[\w.]+", value)
-        return (str(value),) if alone else value
+    def _names(cls, value: object) -> object:
+        """A text of names is a list of them: PEFT would take it as a pattern of whole paths, which it never is."""
+        return names_in(value)
 
     def load_options(self) -> LoadOptions:
         """Weights as they are, or in 4 bits."""
@@ -50,8 +48,8 @@ class Lora(Adapter):
         return 10 * width_rule(hidden, family)
 
     def refusal(self, base: Any, *, family: str) -> str:
-        """Layers that are named must be there; one word for all of them is left to PEFT, it may be a pattern."""
-        return no_such_layer(base, () if isinstance(self.targets, str) else self.targets)
+        """Layers that are named, or that a pattern is to match, must be there and no weight of both embeddings."""
+        return "" if self.targets == "all-linear" else unfit(base, self.targets)
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Updates in place in the base network; switched off they leave the base exactly."""
@@ -59,7 +57,8 @@ class Lora(Adapter):
 
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha or 2 * self.rank,
+            # With rslora 8, whatever the rank: at rank 16 the scale is 2 then too.
+            lora_alpha=self.alpha or (8 if self.rslora else 2 * self.rank),
             lora_dropout=self.dropout,
             target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
             # Where there is none, PEFT would warn whoever opens the adapter that nothing was excluded.

@@ -15,7 +15,7 @@ from tunesmith.inference.folder import About, find_model, load, read_about
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.plain import Plain, pooled_states
 from tunesmith.model.checkpoint import MANIFEST, write_folder
-from tunesmith.model.load import locate
+from tunesmith.model.load import AS_THEY_ARE, locate
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import of_headline, read_predictions
 from tunesmith.report.schema import Export, read_report
@@ -113,11 +113,13 @@ def _opener(about: About, wanted: Wanted, out: Path, *, offline: bool) -> Opener
         return lambda: LlamaCpp(out / GGUF, threads=torch.get_num_threads(), positions=about.limit + LONGEST)
     if wanted.kind == "merged":
         return lambda: Plain(out)
-    return lambda: Plain(locate(about.base, offline=offline), adapter=out)
+    options = about.technique.load_options()  # what lies in 4 bits was learned beside those
+    return lambda: Plain(locate(about.base, offline=offline), adapter=out, options=options)
 
 
 def _states(about: About, wanted: Wanted, out: Path, *, offline: bool) -> States:
     """The states that plain transformers makes of ids, from the export."""
     adapted = wanted.kind == "adapter"
     folder, adapter = (locate(about.base, offline=offline), out) if adapted else (out, None)
-    return lambda ids: pooled_states(folder, ids, adapter=adapter, family=about.family)
+    options = about.technique.load_options() if adapted else AS_THEY_ARE
+    return lambda ids: pooled_states(folder, ids, adapter=adapter, family=about.family, options=options)

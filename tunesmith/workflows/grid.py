@@ -20,8 +20,10 @@ from tunesmith.workflows.worth import HEAD_ONLY, SHUFFLED
 # What a run keeps of its base, the same for all runs on the same rows.
 OF_THE_BASE = ("before.json", "base_head.txt", "base_head")
 
-# Tunes the recipe in a file into a folder; answers why it was refused, or nothing.
-Tune = Callable[[Path, Path], str]
+# What becomes of a run that is not finished, as the end of a file's name: it cannot work, or it broke.
+REFUSED, FAILED = ".refused", ".failed"
+# Tunes the recipe in a file into a folder; answers one of the two and why, or nothing twice.
+Tune = Callable[[Path, Path], tuple[str, str]]
 
 
 def fill(wanted: Sequence[Cell], setting: Setting, *, tune: Tune, listen: Listener, stop: Callable[[], bool]) -> None:
@@ -39,8 +41,11 @@ def fill(wanted: Sequence[Cell], setting: Setting, *, tune: Tune, listen: Listen
                 _with_known_base(folder, recipe, _relatives(cell, setting, seed))
             place = folder.path.with_suffix(".yaml")
             save_recipe(recipe, place)
-            if why := tune(place, folder.path):
-                write_whole(folder.path.with_suffix(".refused"), why)
+            ended, why = tune(place, folder.path)
+            for end in (REFUSED, FAILED):
+                folder.path.with_suffix(end).unlink(missing_ok=True)
+            if ended:
+                write_whole(folder.path.with_suffix(ended), why)
 
 
 def _relatives(cell: Cell, setting: Setting, seed: int) -> Iterator[tuple[Recipe, Path]]:
@@ -69,18 +74,28 @@ def read(setting: Setting) -> Grid:
     """All that is known: finished cells, pairs on the same rows, pairs that cannot work, and what is missing."""
     found: list[GridCell] = []
     refused: dict[str, str] = {}
+    failed: dict[str, str] = {}
     missing = []
     for cell in cells():
         done = [seed for seed in range(setting.seeds) if (setting.folder(cell, seed) / "report.json").exists()]
         found += [line for seed in done for line in _told(cell, setting.folder(cell, seed), seed)]
-        said = setting.folder(cell, 0).with_suffix(".refused")
-        why = refusal(cell, setting) or (said.read_text(encoding="utf-8") if said.exists() else "")
-        if why and not done:
+        if done:
+            continue
+        if why := refusal(cell, setting) or _said(cell, setting, REFUSED):
             refused[cell.name] = why
-        elif not done:
-            missing.append(cell.name)
+            continue
+        missing.append(cell.name)
+        if why := _said(cell, setting, FAILED):
+            failed[cell.name] = why
     found.sort(key=_place)
-    return Grid(cells=tuple(found), pairs=tuple(_pairs(found)), refused=refused, missing=tuple(missing))
+    pairs = tuple(_pairs(found))
+    return Grid(cells=tuple(found), pairs=pairs, refused=refused, missing=tuple(missing), failed=failed)
+
+
+def _said(cell: Cell, setting: Setting, end: str) -> str:
+    """Why the cell's first run was refused or failed; nothing where it was not."""
+    said = setting.folder(cell, 0).with_suffix(end)
+    return said.read_text(encoding="utf-8") if said.exists() else ""
 
 
 def _place(cell: GridCell) -> tuple[int, int]:
@@ -146,10 +161,13 @@ def _gain(kept: Retention | None) -> float | None:
 
 
 def _verdict(report: Report) -> str:
-    """What the run is worth beside its base, or "no effect" where a control does as well."""
+    """What the run is worth beside its base, with "no effect" where a control does as well, and what no control saw."""
     task = report.task
-    unbeaten = any(holds_up(arm, task) for arm in report.controls)
-    return "no effect" if task.verdict == "better" and unbeaten else task.verdict
+    if task.verdict != "better":
+        return task.verdict
+    if not report.controls:
+        return "better, no control run"
+    return "no effect" if any(holds_up(arm, task) for arm in report.controls) else "better"
 
 
 def _pairs(found: Sequence[GridCell]) -> Iterator[GridPair]:

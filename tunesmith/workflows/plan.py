@@ -8,15 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from torch.optim import Optimizer
+
 from tunesmith.decision.plan import moving, peak_bytes, reading_seconds, step_seconds, writing_seconds
 from tunesmith.decision.recommend import STANDINGS, Case, recommend
 from tunesmith.errors import RecipeError
 from tunesmith.model.generate import ROWS
+from tunesmith.model.load import not_in_4_bits
+from tunesmith.model.policy import Policy
 from tunesmith.objectives import Instruct, Preference, Rl
 from tunesmith.recipe import AnyTechnique, Recipe
 from tunesmith.report.plan import Bounds, Option, Outlook, Recommended
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
-from tunesmith.training.fit import step
+from tunesmith.training.fit import out_of_memory, step
 from tunesmith.training.optim import make_optimizer, set_rate
 from tunesmith.workflows.answers import CHOICE_ROWS
 from tunesmith.workflows.batches import Batches, batches_of
@@ -27,7 +31,7 @@ from tunesmith.workflows.train import adapted, make_plan, untouched
 
 # Steps that are timed, the first of them to warm up, until so many seconds are spent on one technique.
 TIMED, MOST_SECONDS = 4, 15.0
-# Full tuning is only timed where its memory surely fits.
+# A technique is only timed where its memory surely fits.
 SURELY = 0.7
 # Seconds of a run that no row explains: loading, the cheap ways, writing the reports.
 AROUND = 25.0
@@ -88,11 +92,14 @@ def _option(prepared: Prepared, technique: AnyTechnique, found: Survey, factors:
     standing = STANDINGS[name]
     said = {"technique": name, "standing": standing.word, "published": standing.published, "ours": standing.ours}
     base = prepared.base
-    if reason := technique.refusal(base.network, family=base.family):
+    reason = technique.refusal(base.network, family=base.family)
+    if technique.load_options().quantize:
+        reason = reason or not_in_4_bits(base.name, offline=True)  # it has just been read
+    if reason:
         return Option(refused=reason, **said)
     factor = factors.get(name, factors.get("lora"))
     if factor is not None:
-        found = replace(found, pace=replace(found.pace, factor=factor, timed=True))
+        found = replace(found, pace=replace(found.pace, factor=factor, timed=name in factors))
     made = predict(technique, found, how=_how(factors))
     beside = _beside(prepared, found)
     low, high = WHOLE
@@ -105,16 +112,20 @@ def _option(prepared: Prepared, technique: AnyTechnique, found: Survey, factors:
 
 
 def _timed(prepared: Prepared, found: Survey, listen: Listener) -> dict[str, float]:
-    """Seconds measured over seconds by formula, for LoRA and, where its memory surely fits, for full tuning."""
+    """Seconds measured over seconds by formula, for LoRA and full tuning where the memory of each surely fits."""
     prepared = _answerable(prepared)
-    lora = techniques_of(prepared.recipe)[1]
-    asked: list[AnyTechnique] = [lora]
-    if peak_bytes(Full(), found.size, found.work, found.pace, held=found.held) < SURELY * found.room:
-        asked.append(Full())
+    asked: list[AnyTechnique] = [techniques_of(prepared.recipe)[1], Full()]
     factors: dict[str, float] = {}
     for technique in asked:
+        if peak_bytes(technique, found.size, found.work, found.pace, held=found.held) >= SURELY * found.room:
+            continue
         listen({"event": "stage", "text": f"timing a few steps: {technique.kind}"})
-        factors[technique.kind] = _factor(prepared, technique, found)
+        try:
+            factors[technique.kind] = _factor(prepared, technique, found)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            listen({"event": "note", "text": f"memory ran out while {technique.kind} was timed: it is told by formula"})
     return factors
 
 
@@ -130,10 +141,22 @@ def _answerable(prepared: Prepared) -> Prepared:
 def _factor(prepared: Prepared, technique: AnyTechnique, found: Survey) -> float:
     """The median over a few steps that move nothing: their learning rate is 0."""
     recipe = prepared.recipe.model_copy(update={"technique": technique})
-    policy, learner = adapted(replace(prepared, recipe=recipe)), learner_of(prepared)
-    optimizer = make_optimizer(policy, make_plan(recipe, policy, rows=len(prepared.train)))
-    set_rate(optimizer, 0.0)
-    batches, ratios, began = batches_of(prepared), [], time.perf_counter()
+    policy = adapted(replace(prepared, recipe=recipe))
+    try:
+        optimizer = make_optimizer(policy, make_plan(recipe, policy, rows=len(prepared.train)))
+        set_rate(optimizer, 0.0)
+        return median(_ratios(prepared, technique, found, policy, optimizer)[1:])
+    finally:
+        policy.train(False)
+        if policy.adapter is not None:
+            policy.adapter.unload()  # the base as it was
+
+
+def _ratios(
+    prepared: Prepared, technique: AnyTechnique, found: Survey, policy: Policy, optimizer: Optimizer
+) -> list[float]:
+    """Seconds measured over seconds by formula of each step that was timed."""
+    batches, learner, ratios, began = batches_of(prepared), learner_of(prepared), [], time.perf_counter()
     every = batches.steps_per_epoch
     for turn in range(TIMED):
         window = batches.window(turn * every // TIMED)
@@ -144,10 +167,7 @@ def _factor(prepared: Prepared, technique: AnyTechnique, found: Survey) -> float
         ratios.append(seconds / step_seconds(technique, found.size, counted, found.pace))
         if turn and time.perf_counter() - began > MOST_SECONDS:
             break
-    policy.train(False)
-    if policy.adapter is not None:
-        policy.adapter.unload()  # the base as it was
-    return median(ratios[1:])
+    return ratios
 
 
 def _beside(prepared: Prepared, found: Survey) -> float:

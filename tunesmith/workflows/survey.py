@@ -19,6 +19,7 @@ from tunesmith.recipe import AnyTechnique
 from tunesmith.report.plan import PREDICTION, Bounds, Prediction, read_prediction, told
 from tunesmith.techniques import Full, Lora
 from tunesmith.workflows.batches import batches_of
+from tunesmith.workflows.learner import needs_start
 from tunesmith.workflows.prepare import Listener, Prepared
 from tunesmith.workflows.train import make_plan, untouched
 
@@ -66,7 +67,8 @@ def survey(prepared: Prepared, *, own: bool = False) -> Survey:
 def _memory(device: str) -> tuple[float, float]:
     """Bytes that are taken now, and those that may be: of the device that trains."""
     if device.startswith("cuda"):
-        return float(torch.cuda.memory_allocated(device)), float(torch.cuda.mem_get_info(device)[1])
+        free, _ = torch.cuda.mem_get_info(device)  # of the rest, what others hold is not to be had
+        return float(torch.cuda.memory_allocated(device)), float(torch.cuda.memory_reserved(device) + free)
     taken = float(psutil.Process().memory_info().rss)
     return taken, taken + float(psutil.virtual_memory().available)
 
@@ -88,6 +90,7 @@ def count_work(prepared: Prepared, policy: Policy) -> Work:
         widest_rows=largest.rows,
         widest_padded=largest.rows * largest.paths.shape[1],
         cheap=TFIDF_BYTES if isinstance(objective, Classify) and not objective.multi else 0.0,
+        copies=int(needs_start(objective)),
         head=sum(value.numel() for value in head.parameters()) if head is not None else 0,
     )
 

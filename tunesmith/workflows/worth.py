@@ -96,11 +96,12 @@ def _dealt(examples: Sequence[Example], chance: random.Random) -> list[Example]:
 
 
 def general_before(prepared: Prepared, policy: Policy) -> General | None:
-    """General ability of the base, measured once per base and kept in the user's cache; None for encoders."""
+    """General ability of the base as it lies in memory, kept in the user's cache; None for encoders."""
     if policy.family != "decoder":
         return None
     asked = hashlib.sha256("\n".join([*general_text(), *map(repr, items())]).encode()).hexdigest()[:12]
-    kept = cache_dir() / "general" / f"{prepared.base.fingerprint}-{prepared.template.hash}-{asked}.json"
+    bits = prepared.recipe.technique.load_options().quantize or "whole"  # the fingerprint is the same in 4 bits
+    kept = cache_dir() / "general" / f"{prepared.base.fingerprint}-{prepared.template.hash}-{bits}-{asked}.json"
     if kept.exists():
         return General(**json.loads(kept.read_text(encoding="utf-8")))
     found = measure(policy, prepared.template)
