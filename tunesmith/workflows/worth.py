@@ -81,18 +81,38 @@ def _dealt(examples: Sequence[Example], chance: random.Random) -> list[Example]:
     """The questions in their order, each with the answer of another."""
     order = list(range(len(examples)))
     chance.shuffle(order)
+    chats = [example for example in examples if isinstance(example, Chat)]
+    if len(chats) == len(examples):
+        return _dealt_turns(chats, order)
     mixed: list[Example] = []
     for example, other in zip(examples, (examples[i] for i in order), strict=True):
         if isinstance(example, Labelled) and isinstance(other, Labelled):
             mixed.append(replace(example, labels=other.labels))
-        elif isinstance(example, Chat) and isinstance(other, Chat):
-            mixed.append(replace(example, messages=(*example.messages[:-1], other.messages[-1])))
         elif isinstance(example, Thumb) and isinstance(other, Thumb):
             mixed.append(replace(example, good=other.good))
         elif isinstance(example, Pair):
             turned = chance.random() < 0.5
             mixed.append(replace(example, chosen=example.rejected, rejected=example.chosen) if turned else example)
     return mixed
+
+
+def _dealt_turns(chats: Sequence[Chat], order: Sequence[int]) -> list[Example]:
+    """The chats, each with what the assistant said and called in another, turn by turn.
+
+    Calls stand where calls stood, so that results of tools follow a call.
+    """
+    turns = [list(chat.messages) for chat in chats]
+    for calling in (True, False):
+        places = [
+            [at for at, m in enumerate(chat.messages) if m.role == "assistant" and bool(m.calls) == calling]
+            for chat in chats
+        ]
+        givers = (i for i in order if places[i])
+        for taker, giver in zip((i for i, own in enumerate(places) if own), givers, strict=True):
+            for number, at in enumerate(places[taker]):
+                told = chats[giver].messages[places[giver][number % len(places[giver])]]
+                turns[taker][at] = replace(turns[taker][at], content=told.content, calls=told.calls)
+    return [replace(chat, messages=tuple(own)) for chat, own in zip(chats, turns, strict=True)]
 
 
 def general_before(prepared: Prepared, policy: Policy) -> General | None:
