@@ -60,13 +60,23 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
 
 
 def lost_too_much(recipe: Recipe, rise: float) -> tuple[str, ...]:
-    """An alarm that names a share of general rows, where a run lost much and mixed fewer in; `rise` in nats a token."""
+    """An alarm with what helps, where a run lost much: a share of general rows, or what is left where it has that.
+
+    `rise` is in nats a token.
+    """
     if not isinstance(recipe.objective, Domain):
         return ()
     share = next(share for most, share in SHARES if rise <= most)
-    if share <= recipe.replay.share:
+    if not share:
         return ()
-    return (f"general text costs {rise:.3f} nats a token more than before: replay.share={share} mixes general rows in",)
+    cure = f"replay.share={share} mixes general rows in"
+    if share <= recipe.replay.share:
+        gentler = "technique=lora, " if recipe.technique.kind == "full" else ""
+        cure = (
+            f"general rows are mixed in already; {gentler}a lower schedule.learning_rate, fewer schedule.epochs "
+            "or gates.max_general_nats keep more"
+        )
+    return (f"general text costs {rise:.3f} nats a token more than before: {cure}",)
 
 
 def _rows(prepared: Prepared, kept: Path, wanted: int) -> list[Encoded]:
