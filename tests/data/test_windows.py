@@ -8,15 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from tests.bases import template
-from tests.tiny import DECODERS, ENCODERS, SENTENCES
+from tests.tiny import BERT_ROLES, BERT_TOKENS, DECODERS, ENCODERS, SENTENCES
 from tunesmith.data.examples import Text
 from tunesmith.data.masking import Masking
 from tunesmith.data.near import near_copies, without_near_copies
 from tunesmith.data.rows import read_rows
 from tunesmith.data.sources import Sources, load
 from tunesmith.data.split import Split
+from tunesmith.data.template import Template
 from tunesmith.data.terms import field_terms, general_text
 from tunesmith.data.windows import windows
 from tunesmith.errors import DataError
@@ -115,6 +120,19 @@ def test_nothing_else_of_the_row_changes():
         for i, (a, b) in enumerate(zip(row.sequences[0].ids, hidden.sequences[0].ids, strict=True))
     )
     assert replace(hidden, sequences=row.sequences, hidden=()) == row
+
+
+def test_what_an_encoder_cannot_read_is_never_hidden():
+    vocabulary = {word: i for i, word in enumerate((*BERT_TOKENS, "the", "index", "is", "good"))}
+    inner = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = Whitespace()
+    form = Template(PreTrainedTokenizerFast(tokenizer_object=inner, mask_token="[MASK]", **BERT_ROLES), chat=False)
+    (window,) = windows("the zürn index is qqq good", form, limit=64)
+    assert window.ids == [5, 1, 6, 7, 1, 8]
+    row = window.row("m:1", next_token=False)
+    assert row.sequences[0].learn == [True, False, True, True, False, True]
+    hidden = [Masking.of(form, share=1.0, seed=0).hide(row, turn).hidden for turn in range(4)]
+    assert all([told for _, told in one] == [5, 6, 7, 8] for one in hidden)
 
 
 # ------------------------------------------------------------------ terms
