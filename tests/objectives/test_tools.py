@@ -181,5 +181,20 @@ def test_a_call_is_right_when_name_and_arguments_are_equal(given: str, right: in
     assert tool_calls([gold], [given]).tolist() == [right]
 
 
+@pytest.mark.parametrize(
+    ("gold", "given", "right"),
+    [
+        ("true", "1", 0),
+        ("[0, {}]", "[false, {}]", 0),
+        ("true", "true", 1),
+        ("1", "1.0", 1),
+        ('{"b": 0}', '{"b": 0.0}', 1),
+    ],
+)
+def test_a_boolean_is_no_number_and_a_whole_number_may_have_a_point(gold: str, given: str, right: int):
+    called = '{{"name": "f", "arguments": {{"a": {}}}}}'
+    assert tool_calls([called.format(gold)], [called.format(given)]).tolist() == [right]
+
+
 def test_where_nothing_was_to_be_called_nothing_may_be():
     assert tool_calls(["It is good."] * 2, ["Good.", '{"name": "f", "arguments": {}}']).tolist() == [1, 0]
