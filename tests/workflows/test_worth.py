@@ -1,12 +1,19 @@
-"""The control of shuffled answers: nothing true is left where a model's answer is judged."""
+"""The control of shuffled answers, in which nothing true is left, and the base's ability, kept in the cache."""
 
 from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+
+from tests.bases import template
 from tunesmith.data.calls import Call
 from tunesmith.data.examples import Chat, Message
+from tunesmith.evaluation.retention import General
+from tunesmith.workflows import worth
 from tunesmith.workflows.worth import _dealt
 
 
@@ -53,3 +60,14 @@ def test_calls_stand_where_calls_stood_though_chats_differ_in_their_number():
     dealt = _dealt(chats, random.Random(0))
     for one, own in zip(dealt, chats, strict=True):
         assert [bool(m.calls) for m in one.messages] == [bool(m.calls) for m in own.messages]
+
+
+def test_general_ability_is_kept_apart_where_texts_begin_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    measured: list[str] = []
+    monkeypatch.setattr(worth, "measure", lambda made, form: measured.append(form) or General(1.0, [True]))
+    for kind in ("gemma", "llama", "gemma"):
+        form = SimpleNamespace(tokenizer=template(kind).tokenizer, hash="same")
+        base = SimpleNamespace(fingerprint="same")
+        worth.general_before(SimpleNamespace(base=base, template=form), SimpleNamespace(family="decoder"))
+    assert len(measured) == len(list((tmp_path / "general").iterdir())) == 2

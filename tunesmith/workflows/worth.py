@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tunesmith.data.examples import Chat, Example, Labelled, Pair, Thumb
 from tunesmith.data.files import write_whole
 from tunesmith.data.terms import general_text
+from tunesmith.data.windows import frame
 from tunesmith.evaluation import calibration, style
 from tunesmith.evaluation.baselines import linear_probe, majority, tfidf_classifier
 from tunesmith.evaluation.retention import General, by_field, flips, items, measure
@@ -119,7 +120,8 @@ def general_before(prepared: Prepared, policy: Policy) -> General | None:
     """General ability of the base, measured once per base and kept in the user's cache; None for encoders."""
     if policy.family != "decoder":
         return None
-    asked = hashlib.sha256("\n".join([*general_text(), *map(repr, items())]).encode()).hexdigest()[:12]
+    said = [*general_text(), *map(repr, items()), *map(str, frame(prepared.template.tokenizer)[0])]
+    asked = hashlib.sha256("\n".join(said).encode()).hexdigest()[:12]
     kept = cache_dir() / "general" / f"{prepared.base.fingerprint}-{prepared.template.hash}-{asked}.json"
     if kept.exists():
         return General(**json.loads(kept.read_text(encoding="utf-8")))
