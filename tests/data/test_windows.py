@@ -179,6 +179,13 @@ def test_letters_of_a_language_without_spaces_are_words():
     assert near_copies([text(half), text(phrase), text(half[34:])], [text(page)]) == {0}
 
 
+@pytest.mark.parametrize(
+    ("content", "near"), [("bad: THE battery, is", True), ("The battery is bad", False), ("...", False)]
+)
+def test_a_text_too_short_for_runs_is_near_where_its_words_are_the_same(content: str, near: bool):
+    assert near_copies([text(content)], [text("Bad: the battery is!"), text(PAGE)]) == ({0} if near else set())
+
+
 def test_near_copies_leave_training_and_are_counted():
     other = [text(" ".join(f"{name}{i} is new" for i in range(40)), 5) for name in ("a", "b", "c")]
     cut = Split([*other, text(PAGE + " Once more.")], [text(PAGE[:-10], 9)], [text(PAGE, 2)], 3, ("before",))
