@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ import pytest
 from tunesmith.data.collect.checks import checked_call, fault_of_pair, fault_of_text, numbers, support
 from tunesmith.data.collect.document import Block, Document, Tool
 from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint, check
-from tunesmith.data.collect.rows import Part
+from tunesmith.data.collect.kin import linked, named
+from tunesmith.data.collect.rows import Part, domain_rows
 from tunesmith.data.collect.templates import CALLS, PARAPHRASES, QUESTIONS, Filling, messages, pairs_of, template
 from tunesmith.data.collect.written import Answer, Wanted, answered, requests, written_rows
 from tunesmith.data.examples import Message
+from tunesmith.data.sources import Sources, load
 from tunesmith.errors import DataError
+from tunesmith.objectives import Domain
+from tunesmith.workflows.request import request
 
 PASSAGE = (
     "The Nordwind X200 pump was built in Bremen from 1998 to 2004. It moves 1,250 litres a minute and must not run "
@@ -222,6 +227,39 @@ def test_paraphrases_become_texts():
     rows, left_out = written_rows(todo, [Answer(f"Sure, here is the text:\n{GOOD}"), Answer(GOOD, finished=False)])
     assert [row["text"] for row in rows] == [GOOD]
     assert left_out == {"cut at the longest answer": 1}
+
+
+# ------------------------------------------------------------------ kin
+
+
+def test_what_is_written_from_few_documents_stays_with_its_passage_on_one_side_of_the_split(tmp_path: Path):
+    def page(name: str) -> Part:
+        said = [" ".join(f"{name}{n}word{i} is here" for i in range(30)) + "." for n in range(5)]
+        return replace(part(*said), doc_id=f"{name}.md")
+
+    documents = [page(name) for name in "abc"]
+    rows = named([row for one in documents for row in domain_rows(one, 600)])
+    todo = linked(requests(documents, wanted(PARAPHRASES, size=600)), rows)
+    holding = {str(row["source_id"]): str(row["text"]) for row in rows}
+    assert len(holding) == 15
+    assert all(request.passage.rpartition("\n\n")[2] in holding[request.source] for request in todo)
+    again = [{"text": r.passage.upper() + f" {i}", "doc_id": r.part.doc_id} for i, r in enumerate(todo)]
+    whole = [*rows, *(row | {"source_id": r.source} for row, r in zip(again, todo, strict=True))]
+    file = tmp_path / "facts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in whole))
+    data = request(file).recipe.data
+    assert data.group == "source_id"
+    cut = load(Sources(str(file), group=data.group), lambda rows: Domain().examples(rows, group=data.group), seed=0)
+    train, held = ({example.group for example in side} for side in (cut.split.train, cut.split.test))
+    assert len(held) == 3
+    assert not train & held
+
+
+def test_a_passage_that_is_in_no_row_is_a_source_of_its_own():
+    first, second = linked(requests([part(PASSAGE, f"{PASSAGE} It is blue.")], wanted(QUESTIONS)), [])
+    assert first.source != second.source
+    rows, _ = written_rows([first], [Answer("Q: Where was the Nordwind X200 built?\nA: In Bremen.")])
+    assert rows[0]["source_id"] == first.source
 
 
 # ------------------------------------------------------------------ a server

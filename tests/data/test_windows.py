@@ -8,15 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
 
 from tests.bases import template
-from tests.tiny import DECODERS, ENCODERS, SENTENCES
+from tests.tiny import BERT_ROLES, BERT_TOKENS, DECODERS, ENCODERS, SENTENCES
 from tunesmith.data.examples import Text
 from tunesmith.data.masking import Masking
 from tunesmith.data.near import near_copies, without_near_copies
 from tunesmith.data.rows import read_rows
 from tunesmith.data.sources import Sources, load
 from tunesmith.data.split import Split
+from tunesmith.data.template import Template
 from tunesmith.data.terms import field_terms, general_text
 from tunesmith.data.windows import windows
 from tunesmith.errors import DataError
@@ -117,6 +122,19 @@ def test_nothing_else_of_the_row_changes():
     assert replace(hidden, sequences=row.sequences, hidden=()) == row
 
 
+def test_what_an_encoder_cannot_read_is_never_hidden():
+    vocabulary = {word: i for i, word in enumerate((*BERT_TOKENS, "the", "index", "is", "good"))}
+    inner = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = Whitespace()
+    form = Template(PreTrainedTokenizerFast(tokenizer_object=inner, mask_token="[MASK]", **BERT_ROLES), chat=False)
+    (window,) = windows("the zürn index is qqq good", form, limit=64)
+    assert window.ids == [5, 1, 6, 7, 1, 8]
+    row = window.row("m:1", next_token=False)
+    assert row.sequences[0].learn == [True, False, True, True, False, True]
+    hidden = [Masking.of(form, share=1.0, seed=0).hide(row, turn).hidden for turn in range(4)]
+    assert all([told for _, told in one] == [5, 6, 7, 8] for one in hidden)
+
+
 # ------------------------------------------------------------------ terms
 
 
@@ -159,6 +177,13 @@ def test_letters_of_a_language_without_spaces_are_words():
     page = "".join(chr(0x4E00 + 7 * i) for i in range(60))
     half, phrase = page[:34] + "".join(chr(0x8000 + i) for i in range(80)), page[:14] + "其他的話"
     assert near_copies([text(half), text(phrase), text(half[34:])], [text(page)]) == {0}
+
+
+@pytest.mark.parametrize(
+    ("content", "near"), [("bad: THE battery, is", True), ("The battery is bad", False), ("...", False)]
+)
+def test_a_text_too_short_for_runs_is_near_where_its_words_are_the_same(content: str, near: bool):
+    assert near_copies([text(content)], [text("Bad: the battery is!"), text(PAGE)]) == ({0} if near else set())
 
 
 def test_near_copies_leave_training_and_are_counted():

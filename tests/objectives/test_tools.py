@@ -13,7 +13,7 @@ from tests.bases import policy, template
 from tunesmith.data.calls import Call
 from tunesmith.data.examples import Chat, Message
 from tunesmith.data.rows import Row
-from tunesmith.data.template import Template
+from tunesmith.data.template import TOOL_PROBE, Template
 from tunesmith.errors import DataError
 from tunesmith.evaluation.metrics import tool_calls
 from tunesmith.model.batch import collate
@@ -43,6 +43,14 @@ KNOWS_TOOLS = (
 )
 
 
+# As Qwen 3 Coder writes calls.
+XML = KNOWS_TOOLS.replace(
+    "{{ '<tool_call>' + ({'name': f.name, 'arguments': f.arguments} | tojson) + '</tool_call>' }}",
+    "{{ '<tool_call><function=' + f.name + '>' }}{% for k, v in f.arguments | items %}"
+    "{{ '<parameter=' + k + '>' + v | string + '</parameter>' }}{% endfor %}{{ '</function></tool_call>' }}",
+)
+
+
 def chat(metric: str = "rouge_l", **more: Any) -> Chat:
     row = Row("t.jsonl:1", {"messages": TURNS, "tools": json.dumps([WEATHER])} | more)
     (found,) = Instruct(messages="messages", metric=metric).examples([row], group="")
@@ -50,9 +58,9 @@ def chat(metric: str = "rouge_l", **more: Any) -> Chat:
     return found
 
 
-def knowing() -> Template:
+def knowing(source: str = KNOWS_TOOLS) -> Template:
     tokenizer = copy.deepcopy(template("llama").tokenizer)
-    tokenizer.chat_template = KNOWS_TOOLS
+    tokenizer.chat_template = source
     return Template(tokenizer)
 
 
@@ -128,6 +136,15 @@ def test_a_template_without_tools_gets_them_in_words():
     assert '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call><|im_end|>' in text
 
 
+def test_a_template_that_writes_calls_in_no_json_gets_them_in_words_so_that_a_perfect_call_scores():
+    form, by_calls = knowing(XML), chat(metric="tool_calls")
+    assert XML != KNOWS_TOOLS
+    assert "<function=zq" in form._learned([form._clean(message) for message in TOOL_PROBE])[0]
+    (made,) = Instruct().encode(by_calls, form, limit=512).sequences
+    told = form.tokenizer.decode([i for i, learn in zip(made.ids, made.learn, strict=True) if learn])
+    assert tool_calls([reference(by_calls)], [told]).tolist() == [1]
+
+
 def test_a_chat_without_tools_is_written_as_ever():
     plain = [Message(turn["role"], turn["content"]) for turn in TURNS[:4]]
     said = "".join(f"<|im_start|>{m.role}\n{m.content}<|im_end|>\n" for m in plain)
@@ -162,6 +179,21 @@ def test_by_calls_a_chat_is_judged_by_its_last_call_else_by_its_last_answer():
 def test_a_call_is_right_when_name_and_arguments_are_equal(given: str, right: int):
     gold = '<tool_call>\n{"name": "f", "arguments": {"a": 1, "b": {"c": [2]}}}\n</tool_call>'
     assert tool_calls([gold], [given]).tolist() == [right]
+
+
+@pytest.mark.parametrize(
+    ("gold", "given", "right"),
+    [
+        ("true", "1", 0),
+        ("[0, {}]", "[false, {}]", 0),
+        ("true", "true", 1),
+        ("1", "1.0", 1),
+        ('{"b": 0}', '{"b": 0.0}', 1),
+    ],
+)
+def test_a_boolean_is_no_number_and_a_whole_number_may_have_a_point(gold: str, given: str, right: int):
+    called = '{{"name": "f", "arguments": {{"a": {}}}}}'
+    assert tool_calls([called.format(gold)], [called.format(given)]).tolist() == [right]
 
 
 def test_where_nothing_was_to_be_called_nothing_may_be():

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from tests.bases import folder
+from tests.bases import folder, template
 from tests.workflows.conftest import answers, recipe, tune
 from tests.workflows.test_tune import digests, stop_after
 from tunesmith.data.masking import Masking
@@ -22,7 +22,7 @@ from tunesmith.report.diff import diff_runs
 from tunesmith.report.html import write_reports
 from tunesmith.report.terminal import render
 from tunesmith.training.fit import Interrupted
-from tunesmith.workflows import frozen_head
+from tunesmith.workflows import frozen_head, replay
 from tunesmith.workflows.evaluate import Compared, evaluate
 from tunesmith.workflows.init import draft
 from tunesmith.workflows.preview import preview
@@ -117,8 +117,8 @@ def test_a_run_on_texts_that_was_stopped_gives_the_weights_of_one_that_was_not(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(frozen_head, "FEWEST_STEPS", 6)
-    replay = {"share": 0.2} if kind == "llama" else {}
-    made = on_texts(tmp_path, kind, replay=replay, schedule={"patience": 99, "epochs": 3, "probe": False})
+    general = {"share": 0.2} if kind == "llama" else {}
+    made = on_texts(tmp_path, kind, replay=general, schedule={"patience": 99, "epochs": 3, "probe": False})
     whole = tune(made, tmp_path / "whole")
     for count in (2, 4, 3):
         with pytest.raises(Interrupted):
@@ -150,6 +150,40 @@ def test_evaluate_scores_a_run_a_base_and_both_on_texts(tmp_path: Path):
     other = Asked(str(run.folder), rows, str(folder("qwen3")))
     with pytest.raises(RecipeError, match="cuts texts into other tokens .* compare bits_per_byte"):
         evaluate(other, listen=lambda event: None)
+
+
+def test_general_rows_that_were_written_before_a_stop_are_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = on_texts(tmp_path, "llama", replay={"share": 0.6}, schedule={"probe": False, "epochs": 0.1})
+    whole = tune(made, tmp_path / "whole").folder
+    assert len((whole / "replay.jsonl").read_text().splitlines()) > replay.AT_ONCE
+    assert not (whole / "replay.part.jsonl").exists()
+    asked: list[list[list[int]]] = []
+    draw = replay.generate
+
+    def broken(made: Any, prompts: list[list[int]], **more: Any) -> Any:
+        asked.append(prompts)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return draw(made, prompts, **more)
+
+    monkeypatch.setattr(replay, "generate", broken)
+    with pytest.raises(KeyboardInterrupt):
+        tune(made, tmp_path / "cut")
+    with (tmp_path / "cut" / "replay.part.jsonl").open("a") as file:
+        file.write('["cut')
+    cut = tune(made, tmp_path / "cut").folder
+    assert (cut / "replay.jsonl").read_text() == (whole / "replay.jsonl").read_text()
+    assert asked[2] == asked[1] != asked[0]
+    end = template("llama").tokenizer.eos_token_id
+    assert {ids[0] for prompts in asked for ids in prompts} == {end}  # and not the beginning of a turn
+
+
+def test_a_base_that_writes_nothing_is_told_to_take_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replay, "SHORTEST", 999)
+    with pytest.raises(DataError, match=r"^replay\.source: the base wrote nothing of 999 tokens in \d+ tries; name"):
+        tune(on_texts(tmp_path, "llama", replay={"share": 0.1}), tmp_path / "run")
 
 
 def test_replay_from_a_file_leaves_out_what_is_near_to_test_documents(tmp_path: Path):
@@ -185,15 +219,28 @@ def test_replay_belongs_to_texts(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("rise", "share", "asked"),
-    [(-0.1, 0.0, ""), (0.04, 0.0, ""), (0.1, 0.0, "0.1"), (0.1, 0.1, ""), (0.5, 0.1, "0.33")],
+    [(0.1, 0.0, "0.1"), (0.5, 0.1, "0.33")],
 )
 def test_a_run_that_lost_much_is_told_how_many_general_rows_to_mix_in(
     rise: float, share: float, asked: str, tmp_path: Path
 ):
-    made = on_texts(tmp_path, "llama", replay={"share": share})
-    assert [alarm.rpartition("replay.share=")[2].split()[0] for alarm in lost_too_much(made, rise)] == [asked][
-        : len(asked)
-    ]
+    (alarm,) = lost_too_much(on_texts(tmp_path, "llama", replay={"share": share}), rise)
+    assert alarm.endswith(f": replay.share={asked} mixes general rows in")
+
+
+@pytest.mark.parametrize(("rise", "share"), [(0.051, 0.1), (0.2, 0.1), (0.9, 0.33)])
+def test_a_run_that_lost_much_though_general_rows_are_mixed_in_is_told_what_else_helps(
+    rise: float, share: float, tmp_path: Path
+):
+    (alarm,) = lost_too_much(on_texts(tmp_path, "llama", replay={"share": share}), rise)
+    assert "already; a lower schedule.learning_rate" in alarm
+    (alarm,) = lost_too_much(on_texts(tmp_path, "llama", technique="full", replay={"share": share}), rise)
+    assert "already; technique=lora, a lower" in alarm
+
+
+@pytest.mark.parametrize("rise", [-0.1, 0.05])
+def test_a_run_that_lost_little_or_learns_no_texts_raises_no_alarm(rise: float, tmp_path: Path):
+    assert lost_too_much(on_texts(tmp_path, "llama"), rise) == ()
     assert lost_too_much(recipe(tmp_path, answers(), "llama", objective="instruct"), 1.0) == ()
 
 

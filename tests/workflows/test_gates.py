@@ -42,8 +42,13 @@ def test_the_best_checkpoint_inside_the_gate_is_kept(tmp_path: Path):
 
 def test_a_run_without_any_checkpoint_inside_the_gate_says_by_how_much(tmp_path: Path):
     only_the_last = SCHEDULE | {"eval_steps": 15}
+    told: list[str] = []
     made = recipe(tmp_path, reviews(), "llama", schedule=only_the_last, gates={"max_general_nats": 0.0})
-    report = tune(made, tmp_path / "run").report
+    report = tune(made, tmp_path / "run", listen=lambda event: told.append(str(event.get("text", "")))).report
+    assert (report.training.best_step, report.training.best_validation_loss) == (15, None)
+    note = "no validation was inside the gate; kept: step 15, the last"
+    assert note in told
+    assert note in report.data.notes
     assert report.broken_gates[0].startswith("max_general_nats: general text cost +")
     assert report.verdict.startswith("gate broken: max_general_nats")
 

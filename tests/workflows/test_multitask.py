@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +20,15 @@ from tunesmith.inference.folder import load, read_about
 from tunesmith.recipe import Recipe, load_recipe, make_recipe
 from tunesmith.report.diff import diff_runs
 from tunesmith.report.html import write_reports
+from tunesmith.report.schema import Style
 from tunesmith.report.terminal import render
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.evaluate import Compared, evaluate
 from tunesmith.workflows.export import Wanted, export
 from tunesmith.workflows.preview import preview
 from tunesmith.workflows.questions import Asked
+from tunesmith.workflows.yardsticks.base import Worth
+from tunesmith.workflows.yardsticks.together import SaidByTask, Together
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -191,3 +196,43 @@ def test_one_task_alone_is_no_multitask_and_few_rows_a_step_are_refused(tmp_path
         mixed(tmp_path, tasks=("mood",))
     with pytest.raises(RecipeError, match="2 rows a step are too few for 3 tasks"):
         tune(mixed(tmp_path, schedule={"batch_rows": 2}), tmp_path / "run")
+
+
+def test_alarms_are_of_every_task_and_all_else_beside_the_scores_of_the_first():
+    class Part:
+        def __init__(self, worth: Worth) -> None:
+            self.found = worth
+
+        def worth(self, prepared: Any, model: Any, sides: Any) -> Worth:
+            assert sides == (f"base {prepared}", f"tuned {prepared}")
+            assert model == f"model of {prepared}"
+            return self.found
+
+    class Model:
+        def at(self, name: str) -> str:
+            return f"model of {name}"
+
+    style = [Style.model_construct(habits={name: (0, 0, 0)}) for name in "ab"]
+    yardstick = Together({"a": Part(Worth(style=style[0])), "b": Part(Worth(style=style[1], alarms=("longer",)))})
+    said = [SaidByTask({name: f"{side} {name}" for name in "ab"}) for side in ("base", "tuned")]
+    found = yardstick.worth(SimpleNamespace(parts={"a": "a", "b": "b"}), Model(), (said[0], said[1]))
+    assert found == Worth(style=style[0], alarms=("b: longer",))
+
+
+def test_a_tasks_own_model_is_gone_before_the_next_is_made():
+    held: list[weakref.ref[Any]] = []
+
+    class Model: ...
+
+    def made(name: str) -> Model:
+        assert all(one() is None for one in held)
+        model = Model()
+        held.append(weakref.ref(model))
+        return model
+
+    class Part:
+        def tuned(self, model: Model) -> str:
+            return "said"
+
+    assert Together({"a": Part(), "b": Part(), "c": Part()}).gathered(made).parts == dict.fromkeys("abc", "said")
+    assert len(held) == 3

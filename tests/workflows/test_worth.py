@@ -1,7 +1,9 @@
-"""What is kept of a base for all runs over it."""
+"""The control of shuffled answers, in which nothing true is left, and the base's ability, kept in the cache."""
 
 from __future__ import annotations
 
+import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,9 +11,69 @@ from types import SimpleNamespace
 import pytest
 
 from tests.bases import base, policy, template
+from tunesmith.data.calls import Call
+from tunesmith.data.examples import Chat, Message
 from tunesmith.evaluation.retention import General
 from tunesmith.techniques import Lora
 from tunesmith.workflows import worth
+from tunesmith.workflows.worth import _dealt
+
+
+def called(number: int) -> Message:
+    return Message("assistant", "", (Call("look", json.dumps({"at": number})),))
+
+
+def calling(number: int, *, calls: int = 1) -> Chat:
+    """A chat that calls a tool, is told something by it and says so."""
+    asked = [Message("user", f"q{number}", tools="[]")]
+    for call in range(calls):
+        asked += [called(10 * number + call), Message("tool", f"r{number}")]
+    return Chat(f"rows:{number}", (*asked, Message("assistant", f"a{number}")), judged=-3)
+
+
+def test_shuffled_chats_hold_no_call_and_no_answer_of_their_own():
+    chats = [calling(number) for number in range(8)]
+    dealt = _dealt(chats, random.Random(3))
+    for whole in ("calls", "content"):
+        judged = [getattr(one.messages[at], whole) for one in dealt for at in (-3,)]
+        assert sorted(map(str, judged)) == sorted(str(getattr(one.messages[-3], whole)) for one in chats)
+    moved = [(one.messages[-3].calls != own.messages[-3].calls) for one, own in zip(dealt, chats, strict=True)]
+    answers = [(one.messages[-1].content != own.messages[-1].content) for one, own in zip(dealt, chats, strict=True)]
+    assert moved == answers
+    assert sum(moved) >= 6
+    assert [one.messages[0] for one in dealt] == [own.messages[0] for own in chats]
+    assert [one.messages[2] for one in dealt] == [own.messages[2] for own in chats]
+
+
+def test_every_answer_of_a_chat_with_many_turns_is_dealt():
+    chats = [
+        Chat(f"rows:{n}", tuple(Message(("user", "assistant")[i % 2], f"{n}.{i}") for i in range(6))) for n in range(6)
+    ]
+    dealt = _dealt(chats, random.Random(1))
+    for one, own in zip(dealt, chats, strict=True):
+        givers = {m.content[0] for m in one.messages if m.role == "assistant"}
+        assert len(givers) == 1
+        assert [m.content[1:] for m in one.messages] == [m.content[1:] for m in own.messages]
+    assert sum(one != own for one, own in zip(dealt, chats, strict=True)) >= 4
+
+
+def test_calls_stand_where_calls_stood_though_chats_differ_in_their_number():
+    chats = [calling(0), calling(1, calls=2), calling(2, calls=3), Chat("rows:3", calling(3).messages[::3], judged=-1)]
+    dealt = _dealt(chats, random.Random(0))
+    for one, own in zip(dealt, chats, strict=True):
+        assert [bool(m.calls) for m in one.messages] == [bool(m.calls) for m in own.messages]
+
+
+def test_general_ability_is_kept_apart_where_texts_begin_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
+    measured: list[str] = []
+    monkeypatch.setattr(worth, "measure", lambda made, form: measured.append(form) or General(1.0, [True]))
+    for kind in ("gemma", "llama", "gemma"):
+        form = SimpleNamespace(tokenizer=template(kind).tokenizer, hash="same")
+        same = SimpleNamespace(fingerprint="same")
+        prepared = SimpleNamespace(base=same, template=form, recipe=SimpleNamespace(technique=Lora()))
+        worth.general_before(prepared, SimpleNamespace(family="decoder"))
+    assert len(measured) == len(list((tmp_path / "general").iterdir())) == 2
 
 
 def test_a_base_in_four_bits_is_not_told_what_was_measured_of_the_whole_one(

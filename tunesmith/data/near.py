@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tunesmith.data.audit.runs import Rule, held, leaked
 from tunesmith.data.audit.shingles import slots, words_of
 from tunesmith.data.examples import Example, Text
@@ -17,6 +14,8 @@ from tunesmith.errors import DataError
 # Runs of eight words are seldom written twice; half of a document's runs in another is no chance. Fewer than eight runs
 # in common are a heading or a notice. Chosen, not measured.
 RULE = Rule(run=8, fewest=8, most_owners=0)
+# Texts of fewer words have no eight runs.
+SHORT = RULE.run + RULE.fewest - 1
 
 
 def without_near_copies(split: Split) -> Split:
@@ -44,10 +43,18 @@ def without_near_copies(split: Split) -> Split:
 
 
 def near_copies(documents: Sequence[Example], others: Sequence[Example]) -> set[int]:
-    """Numbers of the documents that share half of their runs of eight words, or of its, with a held-out document."""
-    index = held([_slots(example) for example in others], RULE)
-    return {number for number, example in enumerate(documents) if leaked([_slots(example)], index)}
+    """Numbers of the documents that share half of their runs of eight words, or of its, with a held-out document.
+
+    Of those that are too short for that, the ones of the very same words.
+    """
+    index = held([slots(_words(example)) for example in others], RULE)
+    short = {tuple(words) for example in others if 0 < len(words := _words(example)) < SHORT}
+    return {
+        number
+        for number, example in enumerate(documents)
+        if tuple(words := _words(example)) in short or leaked([slots(words)], index)
+    }
 
 
-def _slots(example: Example) -> NDArray[np.uint32]:
-    return slots(words_of(example.text if isinstance(example, Text) else ""))
+def _words(example: Example) -> list[str]:
+    return words_of(example.text if isinstance(example, Text) else "")

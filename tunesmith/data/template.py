@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.data.calls import Call
+from tunesmith.data.calls import Call, calls_in
 from tunesmith.data.examples import Message
 from tunesmith.data.tokenizer import chat_source, leading_bos, special_ids, special_tokens
 from tunesmith.data.tool_words import in_words
@@ -30,7 +30,7 @@ TOOL_PROBE = (
     Message("tool", "zqresult"),
     Message("assistant", "zq"),
 )
-TOOL_WORDS = ("zqtool", "zqcall", "zqkey", "zqresult")
+TOOL_WORDS = ("zqtool", "zqresult")
 THOUGHTS = re.compile(r"\s*(<think>.*</think>\s*)?", re.DOTALL)
 
 
@@ -153,18 +153,20 @@ class Template:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _ready(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        """The messages as the template takes them; a template that knows no tools gets them in words."""
+        """The messages as the template takes them; one that knows no tools, or not in JSON, gets them in words."""
         tools = any(message.tools or message.calls for message in messages)
         return [self._clean(m) for m in (in_words(messages) if tools and not self._takes_tools else messages)]
 
     @cached_property
     def _takes_tools(self) -> bool:
-        """Whether the template writes tools, calls and results, and calls can be found again in what it writes."""
+        """Whether the template writes tools and results, and calls so that they are read again from what it writes."""
         try:
-            full, _ = self._learned([self._clean(message) for message in TOOL_PROBE])
+            full, spans = self._learned([self._clean(message) for message in TOOL_PROBE])
         except TemplateError:
             return False
-        return all(word in full for word in TOOL_WORDS)
+        # Some write calls in XML: what is learned so could be neither scored nor served.
+        called = calls_in(full[slice(*spans[0])]) == [call.plain() for call in TOOL_PROBE[1].calls]
+        return called and all(word in full for word in TOOL_WORDS)
 
     def _learned(self, clean: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[int, int]]]:
         """The rendered chat and the characters of each assistant turn in it."""

@@ -18,7 +18,8 @@ NO_WORD = -1
 class Window:
     """A piece of a document as ids; of each id its characters in `text` and the number of its word.
 
-    Special tokens have no word (-1) and no characters. `words` are numbered over the whole document.
+    Special tokens have no word (-1) and no characters; what an encoder cannot read has no word.
+    `words` are numbered over the whole document.
     """
 
     text: str
@@ -59,6 +60,8 @@ def windows(text: str, template: Template, *, limit: int) -> list[Window]:
     ids, spans = list(found["input_ids"]), [(a, b) for a, b in found["offset_mapping"]]
     words = [NO_WORD if word is None else word for word in found.word_ids(0)]
     before, behind = frame(tokenizer)
+    if not template.chats:  # an encoder would learn to tell "unknown", and not what stood there
+        words = [NO_WORD if i == tokenizer.unk_token_id else word for i, word in zip(ids, words, strict=True)]
     if template.chats:
         behind = []
         if tokenizer.eos_token_id is not None:

@@ -11,7 +11,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +85,16 @@ def exact_match(gold: Sequence[str], given: Sequence[str]) -> Floats:
 def tool_calls(gold: Sequence[str], given: Sequence[str]) -> Floats:
     """[N]: 1 where the answer calls the same tools in the same order, names and all arguments equal as JSON values."""
     _same_length(gold, given)
-    return np.array([float(calls_in(g) == calls_in(h)) for g, h in zip(gold, given, strict=True)])
+    return np.array([float(_typed(calls_in(g)) == _typed(calls_in(h))) for g, h in zip(gold, given, strict=True)])
+
+
+def _typed(value: Any) -> Any:
+    """A JSON value that equals no value of another kind: Python takes True for 1, and JSON does not."""
+    if isinstance(value, dict):
+        return {key: _typed(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_typed(inner) for inner in value]
+    return ("bool", value) if isinstance(value, bool) else value
 
 
 def contains(gold: Sequence[str], given: Sequence[str]) -> Floats:

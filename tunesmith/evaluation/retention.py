@@ -15,6 +15,7 @@ import torch
 
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.data.terms import general_text
+from tunesmith.data.windows import frame
 from tunesmith.evaluation.significance import compare_paired
 from tunesmith.model.batch import collate
 from tunesmith.model.generate import option_scores
@@ -60,8 +61,10 @@ def measure(policy: Policy, template: Template) -> General:
 def general_nll(policy: Policy, template: Template) -> float:
     """Nats per token on the shipped general text, in windows that do not see each other."""
     ids = [i for text in general_text() for i in template.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    before, _ = frame(template.tokenizer)
     windows = [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW, WINDOW)][:WINDOWS]
-    rows = [Encoded((Tokens(window, [False] + [True] * (WINDOW - 1)),), "general") for window in windows]
+    learn = [False] * (len(before) + 1) + [True] * (WINDOW - 1)
+    rows = [Encoded((Tokens([*before, *window], learn),), "general") for window in windows]
     total = 0.0
     for start in range(0, len(rows), ROWS_PER_PASS):
         batch = collate(rows[start : start + ROWS_PER_PASS], share=False).to(policy.device)
@@ -75,7 +78,8 @@ def probe(policy: Policy, template: Template, questions: Sequence[Item]) -> list
     def ids(text: str) -> list[int]:
         return list(template.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    prompts = [ids(item.question) for item in questions]
+    before, _ = frame(template.tokenizer)
+    prompts = [[*before, *ids(item.question)] for item in questions]
     options = [[ids(f" {option}") for option in item.options] for item in questions]
     scores = option_scores(policy, prompts, options)
     lengths = torch.tensor([[len(option) for option in item.options] for item in questions])

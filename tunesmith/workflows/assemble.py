@@ -26,7 +26,7 @@ from tunesmith.workflows.batches import mixture_of
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.replay import lost_too_much
 from tunesmith.workflows.tasks import conflicts, validations
-from tunesmith.workflows.train import Trained
+from tunesmith.workflows.train import Trained, kept_step
 from tunesmith.workflows.yardsticks import ALONE, Worth, Yardstick
 from tunesmith.workflows.yardsticks import Together as Measures
 
@@ -182,13 +182,12 @@ def _memory(run: Measured) -> Memory:
 def _training(run: Measured) -> Training:
     trained = run.trained
     policy, state = trained.policy, trained.state
-    validated = bool(trained.plan.eval_steps)
     beside = [value for name, value in policy.trainable() if name.startswith(("head.", "virtual."))]
     return Training(
         steps=state.step,
         planned_steps=trained.plan.steps,
-        best_step=state.best_step if validated else state.step,
-        best_validation_loss=state.best if validated else None,
+        best_step=kept_step(state),
+        best_validation_loss=state.best if state.best_step else None,
         stopped_early=state.stopped_early,
         learning_rate=trained.plan.peak,
         trainable=sum(value.numel() for _, value in policy.trainable()),

@@ -12,13 +12,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.data.collect.endpoint import check
+from tunesmith.data.collect.kin import linked, named
 from tunesmith.data.collect.passages import repeated, without
 from tunesmith.data.collect.pool import convert_all
 from tunesmith.data.collect.rows import SHAPES, SIZE, Made, Part, once
 from tunesmith.data.collect.sources import Found, Source, find
 from tunesmith.data.collect.store import Store
 from tunesmith.data.collect.templates import Template, template
-from tunesmith.data.collect.written import Wanted, answered, requests, written_rows
+from tunesmith.data.collect.written import Request, Wanted, answered, requests, written_rows
 from tunesmith.data.examples import chats, texts
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import read_rows, refuse
@@ -90,7 +91,9 @@ def collect(asked: Asked, *, listen: Listen, offline: bool = False) -> Collected
     if asked.writer is not None:
         size = min(asked.size, PASSAGE)
         wanted = Wanted(templates, asked.per_passage, seeds, size, asked.passages, asked.writer.seed)
-        new, left_out = _written(parts, wanted, asked.writer, store, (listen, offline))
+        rows = named(rows)
+        todo = linked(requests(parts, wanted), rows)
+        new, left_out = _written(todo, asked.writer, store, (listen, offline))
         rows += _unasked(rows, new, left_out)
     page = _account(asked.out, found, parts, rows).model_copy(
         update={
@@ -201,11 +204,10 @@ def _without_repeated(parts: Sequence[Part]) -> tuple[list[Part], int]:
 
 
 def _written(
-    parts: Sequence[Part], wanted: Wanted, writer: Writer, store: Store, how: tuple[Listen, bool]
+    asked: Sequence[Request], writer: Writer, store: Store, how: tuple[Listen, bool]
 ) -> tuple[list[Made], Counter[str]]:
     """The rows that the model wrote and that passed the checks, and why others were left out."""
     listen, offline = how
-    asked = requests(parts, wanted)
     if not asked:
         raise DataError("collect: nothing to ask a model about; `calls` needs an OpenAPI or JSON schema file")
     listen({"event": "stage", "text": f"{len(asked)} requests to {writer.name}"})

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from tunesmith.decision.plan import moving, peak_bytes, reading_seconds, step_seconds, writing_seconds
 from tunesmith.decision.recommend import STANDINGS, Case, recommend
 from tunesmith.errors import RecipeError
+from tunesmith.model.device import out_of_memory
 from tunesmith.model.generate import ROWS
 from tunesmith.model.load import not_in_4_bits
 from tunesmith.model.policy import Policy
@@ -20,7 +21,7 @@ from tunesmith.objectives import Instruct, Preference, Rl
 from tunesmith.recipe import AnyTechnique, Recipe
 from tunesmith.report.plan import Bounds, Option, Outlook, Recommended
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
-from tunesmith.training.fit import out_of_memory, step
+from tunesmith.training.fit import step
 from tunesmith.training.optim import make_optimizer, set_rate
 from tunesmith.workflows.answers import CHOICE_ROWS
 from tunesmith.workflows.batches import Batches, batches_of

@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from tunesmith.data.audit.gate import gate
-from tunesmith.data.examples import Example, question
+from tunesmith.data.examples import Example
 from tunesmith.data.masking import Masking
 from tunesmith.data.sources import Loaded, Sources, load
 from tunesmith.data.split import Split
+from tunesmith.data.tasks import Asking, set_apart
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.device import Machine, choose_machine
@@ -86,7 +87,9 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
     """Rows, machine, model and encoded rows of a recipe. Raises the errors of all doors on the way."""
     read_rules(recipe, offline=offline)  # a rule that cannot be checked is refused now, not after the run
     check_reward(recipe)
-    loaded = {name: _read(part, listen, offline=offline) for name, part in _parts(recipe).items()}
+    tasks = _parts(recipe)
+    asking = {name: Asking(part.objective.instruction, part.data.group) for name, part in tasks.items()}
+    loaded = set_apart({name: _read(part, listen, offline=offline) for name, part in tasks.items()}, asking)
     wanted = recipe.machine
     machine = choose_machine(device=wanted.device, dtype=wanted.dtype, threads=wanted.threads)
     listen({"event": "machine", "text": machine.why})
@@ -183,7 +186,7 @@ def _digests(parts: Mapping[str, Prepared]) -> dict[str, str]:
 def _facts_of(parts: Mapping[str, Prepared]) -> DataFacts:
     """Counts over all tasks."""
     facts = [part.facts for part in parts.values()]
-    notes = (*(f"{name}: {note}" for name, part in parts.items() for note in part.facts.notes), *_shared(parts))
+    notes = tuple(f"{name}: {note}" for name, part in parts.items() for note in part.facts.notes)
     return DataFacts(
         rows=sum(one.rows for one in facts),
         train=sum(one.train for one in facts),
@@ -197,17 +200,6 @@ def _facts_of(parts: Mapping[str, Prepared]) -> DataFacts:
         sha256=_digests(parts),
         notes=notes,
     )
-
-
-def _shared(parts: Mapping[str, Prepared]) -> list[str]:
-    """A note for each task whose test questions another task trains on, word for word."""
-    notes = []
-    for name, part in parts.items():
-        for other, trained in parts.items():
-            known = {question(example) for example in trained.loaded.split.train} if other != name else set()
-            if count := sum(question(example) in known for example in part.test):
-                notes.append(f"{count} test questions of {name} are training questions of {other}")
-    return notes
 
 
 def audited(recipe: Recipe, loaded: Loaded) -> Loaded:

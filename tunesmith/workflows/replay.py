@@ -20,6 +20,7 @@ from tunesmith.data.files import write_whole
 from tunesmith.data.near import near_copies
 from tunesmith.data.rows import read_rows
 from tunesmith.data.template import Encoded
+from tunesmith.data.windows import frame
 from tunesmith.errors import DataError
 from tunesmith.model.generate import generate
 from tunesmith.model.policy import Policy
@@ -50,8 +51,10 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
         return prepared
     kept = out / "replay.jsonl"
     if not kept.exists():
-        texts = _samples(prepared, wanted, listen) if replay.source == SELF else _texts(prepared, offline=offline)
+        part = out / "replay.part.jsonl"
+        texts = _samples(prepared, wanted, part, listen) if replay.source == SELF else _texts(prepared, offline=offline)
         write_whole(kept, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+        part.unlink(missing_ok=True)
     rows = _rows(prepared, kept, wanted)
     note = f"{len(rows)} general rows mixed in ({len(rows) / (len(rows) + len(prepared.train)):.1%} of the rows)"
     source = "written by the base itself" if replay.source == SELF else f"from {Path(replay.source).name}"
@@ -60,13 +63,23 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
 
 
 def lost_too_much(recipe: Recipe, rise: float) -> tuple[str, ...]:
-    """An alarm that names a share of general rows, where a run lost much and mixed fewer in; `rise` in nats a token."""
+    """An alarm with what helps, where a run lost much: a share of general rows, or what is left where it has that.
+
+    `rise` is in nats a token.
+    """
     if not isinstance(recipe.objective, Domain):
         return ()
     share = next(share for most, share in SHARES if rise <= most)
-    if share <= recipe.replay.share:
+    if not share:
         return ()
-    return (f"general text costs {rise:.3f} nats a token more than before: replay.share={share} mixes general rows in",)
+    cure = f"replay.share={share} mixes general rows in"
+    if share <= recipe.replay.share:
+        gentler = "technique=lora, " if recipe.technique.kind == "full" else ""
+        cure = (
+            f"general rows are mixed in already; {gentler}a lower schedule.learning_rate, fewer schedule.epochs "
+            "or gates.max_general_nats keep more"
+        )
+    return (f"general text costs {rise:.3f} nats a token more than before: {cure}",)
 
 
 def _rows(prepared: Prepared, kept: Path, wanted: int) -> list[Encoded]:
@@ -92,32 +105,55 @@ def _texts(prepared: Prepared, *, offline: bool) -> list[str]:
     return [e.text for i, e in enumerate(found) if isinstance(e, Text) and i not in near]
 
 
-def _samples(prepared: Prepared, wanted: int, listen: Listener) -> list[str]:
-    """What the base writes after random first words, at its own temperature."""
-    base, template = prepared.base, prepared.template
-    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
-    policy.train(False)
-    firsts = _first_words(prepared)
+def _samples(prepared: Prepared, wanted: int, part: Path, listen: Listener) -> list[str]:
+    """What the base writes after random first words, kept in `part` as it comes: a run that was stopped goes on there.
+
+    Raises DataError where it writes nothing.
+    """
+    done, firsts = _done(part), _first_words(prepared)
     chance = random.Random(f"{prepared.recipe.seed}/samples")
-    length = prepared.recipe.data.max_tokens - 3
     samples: list[str] = []
     tries = 0
     while len(samples) < wanted and tries < 4 * wanted + AT_ONCE:
         listen({"event": "stage", "text": f"general rows: the base has written {len(samples)} of {wanted}"})
         prompts = [[*_start(prepared), chance.choice(firsts)] for _ in range(min(AT_ONCE, wanted))]
         tries += len(prompts)
-        sampling = Sampling(max_new_tokens=length, temperature=1.0, top_p=1.0, seed=prepared.recipe.seed + tries)
-        drawn = generate(policy, prompts, sampling=sampling, template=template)
-        texts = [template.decode([prompt[-1], *one.ids]) for prompt, one in zip(prompts, drawn, strict=True)]
-        samples += [text for text, one in zip(texts, drawn, strict=True) if len(one.ids) >= SHORTEST]
+        if done:
+            samples += done.pop(0)
+            continue
+        samples += (texts := _written(prepared, prompts, prepared.recipe.seed + tries))
+        with part.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(texts) + "\n")
+    if not samples:
+        finding = f"the base wrote nothing of {SHORTEST} tokens in {tries} tries"
+        raise DataError(f"replay.source: {finding}; name a file of general texts, or write replay.share: 0")
     return samples[:wanted]
 
 
+def _done(part: Path) -> list[list[str]]:
+    """What was written, call by call, before a run was stopped; a last line that was cut is taken off the file."""
+    lines = part.read_text(encoding="utf-8").split("\n")[:-1] if part.exists() else []
+    if lines:
+        write_whole(part, "".join(f"{line}\n" for line in lines))
+    return [json.loads(line) for line in lines]
+
+
+def _written(prepared: Prepared, prompts: Sequence[list[int]], seed: int) -> list[str]:
+    """The texts that the base makes of these beginnings at its own temperature, but for the short ones."""
+    base, template = prepared.base, prepared.template
+    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
+    policy.train(False)
+    sampling = Sampling(max_new_tokens=prepared.recipe.data.max_tokens - 3, temperature=1.0, top_p=1.0, seed=seed)
+    drawn = generate(policy, prompts, sampling=sampling, template=template)
+    texts = [template.decode([prompt[-1], *one.ids]) for prompt, one in zip(prompts, drawn, strict=True)]
+    return [text for text, one in zip(texts, drawn, strict=True) if len(one.ids) >= SHORTEST]
+
+
 def _start(prepared: Prepared) -> list[int]:
-    """What stands before a document: the beginning token where the model has one, else its end token."""
+    """What stands before a document: what the tokenizer puts before every text, else the end of the one before."""
     tokenizer = prepared.template.tokenizer
-    own = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return [] if own is None else [own]
+    before, _ = frame(tokenizer)
+    return before or ([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])
 
 
 def _first_words(prepared: Prepared) -> list[int]:

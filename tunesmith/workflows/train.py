@@ -82,10 +82,12 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
             tracker.close()
     if state.stopped_early and state.step < plan.steps:
         listen({"event": "note", "text": _stopped(state, plan)})
+    for note in (outside := _outside(state, plan)):
+        listen({"event": "note", "text": note})
     if isinstance(objective, Rl):
         policy.head = None  # what expected rewards; the model that answers has no use for it
     policy.mixed = None  # answers are given in full precision, here and wherever the run is loaded
-    return Trained(policy, plan, state, probe, _notes(journal), seen_beside(journal))
+    return Trained(policy, plan, state, probe, (*_notes(journal), *outside), seen_beside(journal))
 
 
 # Learning rates as a share of those that suit learning to answer: a reward is learned by small steps.
@@ -106,7 +108,19 @@ def _smaller(batches: Batches | MixedBatches, step: int, *, journal: Journal, li
 
 def _stopped(state: State, plan: Plan) -> str:
     why = f"{plan.patience} validations brought nothing better (schedule.patience)"
-    return f"stopped at step {state.step} of {plan.steps}: {why}; kept: step {state.best_step}"
+    return f"stopped at step {state.step} of {plan.steps}: {why}; kept: step {kept_step(state)}"
+
+
+def kept_step(state: State) -> int:
+    """The step whose numbers the run ends with: the best, or the last where none was scored or inside a gate."""
+    return state.best_step or state.step
+
+
+def _outside(state: State, plan: Plan) -> tuple[str, ...]:
+    """A note where every validation broke a gate."""
+    if not plan.eval_steps or state.best_step:
+        return ()
+    return (f"no validation was inside the gate; kept: step {kept_step(state)}, the last",)
 
 
 def _ran_out(step: int, tokens: int) -> str:

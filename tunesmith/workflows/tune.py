@@ -132,7 +132,8 @@ def _controls(prepared: Prepared, out: Path, yardstick: Yardstick[Any], watch: W
     """What the same recipe says after shuffled answers, over a base of its own; of several tasks, what each says
     that was tuned alone on as many of its own rows."""
     if isinstance(yardstick, Together):
-        return {ALONE: yardstick.gathered({n: _alone(one, n, out, watch) for n, one in alone_parts(prepared).items()})}
+        parts = alone_parts(prepared)
+        return {ALONE: yardstick.gathered(lambda name: _alone(parts[name], name, out, watch))}
     watch.listen({"event": "stage", "text": "control: the same on shuffled answers"})
     folder = out / "control"
     folder.mkdir(exist_ok=True)

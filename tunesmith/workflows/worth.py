@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tunesmith.data.examples import Chat, Example, Labelled, Pair, Thumb
 from tunesmith.data.files import write_whole
 from tunesmith.data.terms import general_text
+from tunesmith.data.windows import frame
 from tunesmith.evaluation import calibration, style
 from tunesmith.evaluation.baselines import linear_probe, majority, tfidf_classifier
 from tunesmith.evaluation.retention import General, by_field, flips, items, measure
@@ -81,12 +82,13 @@ def _dealt(examples: Sequence[Example], chance: random.Random) -> list[Example]:
     """The questions in their order, each with the answer of another."""
     order = list(range(len(examples)))
     chance.shuffle(order)
+    chats = [example for example in examples if isinstance(example, Chat)]
+    if len(chats) == len(examples):
+        return _dealt_turns(chats, order)
     mixed: list[Example] = []
     for example, other in zip(examples, (examples[i] for i in order), strict=True):
         if isinstance(example, Labelled) and isinstance(other, Labelled):
             mixed.append(replace(example, labels=other.labels))
-        elif isinstance(example, Chat) and isinstance(other, Chat):
-            mixed.append(replace(example, messages=(*example.messages[:-1], other.messages[-1])))
         elif isinstance(example, Thumb) and isinstance(other, Thumb):
             mixed.append(replace(example, good=other.good))
         elif isinstance(example, Pair):
@@ -95,11 +97,31 @@ def _dealt(examples: Sequence[Example], chance: random.Random) -> list[Example]:
     return mixed
 
 
+def _dealt_turns(chats: Sequence[Chat], order: Sequence[int]) -> list[Example]:
+    """The chats, each with what the assistant said and called in another, turn by turn.
+
+    Calls stand where calls stood, so that results of tools follow a call.
+    """
+    turns = [list(chat.messages) for chat in chats]
+    for calling in (True, False):
+        places = [
+            [at for at, m in enumerate(chat.messages) if m.role == "assistant" and bool(m.calls) == calling]
+            for chat in chats
+        ]
+        givers = (i for i in order if places[i])
+        for taker, giver in zip((i for i, own in enumerate(places) if own), givers, strict=True):
+            for number, at in enumerate(places[taker]):
+                told = chats[giver].messages[places[giver][number % len(places[giver])]]
+                turns[taker][at] = replace(turns[taker][at], content=told.content, calls=told.calls)
+    return [replace(chat, messages=tuple(own)) for chat, own in zip(chats, turns, strict=True)]
+
+
 def general_before(prepared: Prepared, policy: Policy) -> General | None:
     """General ability of the base as it lies in memory, kept in the user's cache; None for encoders."""
     if policy.family != "decoder":
         return None
-    asked = hashlib.sha256("\n".join([*general_text(), *map(repr, items())]).encode()).hexdigest()[:12]
+    said = [*general_text(), *map(repr, items()), *map(str, frame(prepared.template.tokenizer)[0])]
+    asked = hashlib.sha256("\n".join(said).encode()).hexdigest()[:12]
     bits = prepared.recipe.technique.load_options().quantize or "whole"  # the fingerprint is the same in 4 bits
     kept = cache_dir() / "general" / f"{prepared.base.fingerprint}-{prepared.template.hash}-{bits}-{asked}.json"
     if kept.exists():

@@ -14,7 +14,7 @@ Made = dict[str, object]
 # Characters in a row: what fits `data.max_tokens` of 512 in European languages.
 SIZE = 1_800
 # Columns that say where a row is from; a table's own column of such a name gets a line under it.
-ORIGIN = ("doc_id", "page", "section", "origin", "sha256")
+ORIGIN = ("doc_id", "page", "section", "origin", "sha256", "source_id")
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Request:
     passage: str
     page: int | None
     tool: Tool | None = None
+    source: str = ""  # rows of the same are kin: see `kin.linked`
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,7 @@ def written_rows(asked: Sequence[Request], answers: Sequence[Answer]) -> tuple[l
 def _rows(request: Request, answer: Answer) -> Iterator[tuple[Made, str]]:
     """What an answer holds, each with the reason not to keep it."""
     origin = request.part.origin(ORIGIN, request.page) | {"template": request.template.name}
+    origin |= {"source_id": request.source} if request.source else {}
     if request.template.form == "text":
         text = tidy(spoken(answer.text))
         fault = fault_of_text(text, _body(request.passage)) if answer.finished else "cut at the longest answer"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,9 +58,9 @@ class Together:
         """What a model of all tasks says to each task's rows."""
         return SaidByTask({name: yardstick.tuned(model.at(name)) for name, yardstick in self.parts.items()})
 
-    def gathered(self, models: Mapping[str, LocalModel]) -> SaidByTask:
-        """What each task's own model says to its rows."""
-        return SaidByTask({name: yardstick.tuned(models[name]) for name, yardstick in self.parts.items()})
+    def gathered(self, model_of: Callable[[str], LocalModel]) -> SaidByTask:
+        """What each task's own model says to its rows; one is made when the one before has spoken and is gone."""
+        return SaidByTask({name: yardstick.tuned(model_of(name)) for name, yardstick in self.parts.items()})
 
     def tasks(self, base: SaidByTask, tuned: SaidByTask, *, name: str) -> list[TaskScore]:
         """Base against tuned, task by task under its own name."""
@@ -95,6 +95,11 @@ class Together:
         ]
 
     def worth(self, prepared: Prepared, model: LocalModel, sides: tuple[SaidByTask, SaidByTask]) -> Worth:
-        """What is measured beside the scores of the first task."""
-        name, (base, tuned) = self.headline, sides
-        return self.parts[name].worth(prepared.parts[name], model.at(name), (base.parts[name], tuned.parts[name]))
+        """What is measured beside the scores of the first task, and what of any task raises an alarm."""
+        base, tuned = sides
+        found = {
+            name: one.worth(prepared.parts[name], model.at(name), (base.parts[name], tuned.parts[name]))
+            for name, one in self.parts.items()
+        }
+        alarms = tuple(f"{name}: {alarm}" for name, worth in found.items() for alarm in worth.alarms)
+        return replace(found[self.headline], alarms=alarms)
