@@ -130,6 +130,17 @@ def test_answers_with_passages_cite_a_chunk_of_the_documents_or_none(done: tuple
     assert json.loads((place / "out/answers/prompt.json").read_text())["cites"] == []
 
 
+def test_every_two_arms_that_may_be_chosen_stand_beside_each_other(done: tuple[Comparison, Path]) -> None:
+    page, _ = done
+    scores = {arm.name: arm.task.score for arm in page.arms if arm.candidate}
+    assert len(page.gains) == len(scores) * (len(scores) - 1) // 2
+    for one in page.gains:
+        assert one.delta == pytest.approx(scores[one.arm] - scores[one.over])
+        assert one.delta >= 0
+        assert one.ci95[0] <= one.delta <= one.ci95[1]
+    assert "Every two arms" in html(page)
+
+
 def test_each_line_of_the_table_has_belief_and_finding(done: tuple[Comparison, Path]) -> None:
     page, _ = done
     assert [row.row for row in page.table] == list(BELIEFS)

@@ -66,6 +66,12 @@ class Against(_Part):
     p_adjusted: float
 
 
+class Gain(Against):
+    """What an arm gains over another one that scores no higher."""
+
+    over: str
+
+
 class General(_Part):
     """What is left of general knowledge: nats per token of general text beside the base's, share of probe items."""
 
@@ -124,6 +130,7 @@ class Comparison(_Part):
     metric: str
     rows: int
     arms: list[ArmPage]
+    gains: list[Gain] = []
     retrieval: list[Recall]
     chunks: int
     table: list[TableRow]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.data.examples import Example
-from tunesmith.decision.page import Against, ArmPage, Comparison, Cost, General, Latency, Task, Tone, Update
+from tunesmith.decision.page import Against, ArmPage, Comparison, Cost, Gain, General, Latency, Task, Tone, Update
 from tunesmith.decision.recall import Recall, recall
 from tunesmith.decision.table import table
 from tunesmith.decision.verdict import ANSWERS, DIAGNOSIS, Candidate, Verdict, verdict
@@ -53,6 +53,7 @@ def measured(contest: Contest, found: Sequence[Answered], *, price_per_hour: flo
         metric=metric,
         rows=len(contest.test),
         arms=arms,
+        gains=_gains(pairs, p_values),
         retrieval=looked,
         chunks=len(contest.retrieval().index.chunks) if looked else 0,
         table=table(arms, said),
@@ -145,6 +146,17 @@ def _against(
     pair, sign = pairs[key], 1.0 if forward else -1.0
     low, high = sorted((sign * pair.ci95[0], sign * pair.ci95[1]))
     return Against(arm=other.name, delta=sign * pair.delta, ci95=(low, high), p_adjusted=p_values[key])
+
+
+def _gains(pairs: Pairs, p_values: Mapping[tuple[str, str], float]) -> list[Gain]:
+    """Every two arms, the better one first, the largest gain first."""
+    found = []
+    for (a, b), pair in pairs.items():
+        ahead = pair.delta >= 0
+        low, high = pair.ci95 if ahead else (-pair.ci95[1], -pair.ci95[0])
+        arm, over = (b, a) if ahead else (a, b)
+        found.append(Gain(arm=arm, over=over, delta=abs(pair.delta), ci95=(low, high), p_adjusted=p_values[a, b]))
+    return sorted(found, key=lambda one: -one.delta)
 
 
 def _domain(contest: Contest, one: Answered, right: Sequence[str]) -> tuple[float | None, int]:
