@@ -145,6 +145,7 @@ def test_documents_that_share_a_name_are_refused(tmp_path: Path):
 def test_an_answer_cites_the_chunk_that_holds_it_and_none_that_does_not():
     hits = [hit("a", "nothing here"), hit("b", "it is 114 m high")]
     assert cited("114 m", hits) == "b"
+    assert cited("It is 114 m tall", hits) == "b"
     assert cited("no idea", hits) == ""
     assert cited("", hits) == ""
 

@@ -60,10 +60,11 @@ def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = 
 
 
 def cited(answer: str, hits: Sequence[Hit]) -> str:
-    """The id of the best shown chunk that holds the answer word for word; empty where none does."""
-    wanted = f" {plain(answer)} "
-    holding = (hit.chunk.id for hit in hits if wanted.strip() and wanted in f" {plain(hit.chunk.text)} ")
-    return next(holding, "")
+    """The id of the shown chunk that holds the most of the answer's words; empty where none holds half of them."""
+    words = set(plain(answer).split())
+    held = [len(words & set(plain(hit.chunk.text).split())) for hit in hits]
+    most = max(held, default=0)
+    return hits[held.index(most)].chunk.id if most and most >= len(words) / 2 else ""
 
 
 def raft_example(example: Example, hits: Sequence[Hit], objective: Classify | Instruct) -> Chat:
