@@ -18,20 +18,16 @@ from typing import Any
 
 import torch
 
-SET = Path(__file__).resolve().parents[2] / "shared" / "data" / "g1_pandalm_human" / "g1_pandalm_human.jsonl"
+from bench.preference import read, write
+from bench.rl import TRL_AT_ITS_BEST
+
 PAIRS, RANK, RATE, BETA, LONGEST = 4, 16, 1e-4, 0.1, 512
 
 
 def rows(steps: int) -> list[dict[str, str]]:
     """The pairs of so many steps and of one before them."""
-    lines = SET.read_text(encoding="utf-8").splitlines()[: PAIRS * (steps + 1)]
-    return [{part: row[part] for part in ("prompt", "chosen", "rejected")} for row in map(json.loads, lines)]
-
-
-def write(pairs: Sequence[dict[str, str]], path: Path) -> str:
-    """The pairs as a file."""
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs), encoding="utf-8")
-    return str(path)
+    some = read("g1_pandalm_human")[: PAIRS * (steps + 1)]
+    return [{part: row[part] for part in ("prompt", "chosen", "rejected")} for row in some]
 
 
 def ours(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
@@ -41,11 +37,8 @@ def ours(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
     from tunesmith.workflows.train import Watch, train
 
     pairs = rows(asked.steps)
-    held_out = {
-        "prompt": "Say a word.",
-        "chosen": "A word.",
-        "rejected": "No.",
-    }  # a recipe has test rows; not asked here
+    # A recipe has test rows; none are asked here.
+    held_out = {"prompt": "Say a word.", "chosen": "A word.", "rejected": "No."}
     files = {"train": write(pairs, folder / "train.jsonl"), "test": write([held_out], folder / "test.jsonl")}
     raw: dict[str, Any] = {
         "model": "smollm2-135m",
@@ -97,13 +90,7 @@ def theirs(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
         learning_rate=RATE,
         beta=BETA,
         bf16=asked.half,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+        **TRL_AT_ITS_BEST,
     )
     trainer = DPOTrainer(
         model=str(fetch("smollm2-135m", offline=True)),

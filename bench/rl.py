@@ -19,6 +19,15 @@ from typing import Any
 import torch
 
 GROUP, NEW, RANK, RATE = 8, 48, 16, 1e-4
+TRL_AT_ITS_BEST: dict[str, Any] = {
+    "use_cpu": True,
+    "gradient_checkpointing": False,
+    "logging_strategy": "no",
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
 ROWS = Path(__file__).parents[1] / "examples" / "synopsis.jsonl"
 ASK = "Summarise this package description in one short line:"
 
@@ -116,13 +125,7 @@ def theirs(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
         beta=asked.beta,
         temperature=1.0,
         bf16=asked.half,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
+        **TRL_AT_ITS_BEST,
     )
     trainer = GRPOTrainer(
         model=str(fetch("smollm2-135m", offline=True)),

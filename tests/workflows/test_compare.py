@@ -30,10 +30,10 @@ from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import answered as answering
 from tunesmith.workflows.answered import LESSONS
 from tunesmith.workflows.arms import chosen_arms
+from tunesmith.workflows.ask_arm import Question, ask_arm
 from tunesmith.workflows.asking import within
 from tunesmith.workflows.compare import Wishes, _digests, _pinned, compare
 from tunesmith.workflows.contest import file_name
-from tunesmith.workflows.question import Question, ask_arm
 from tunesmith.workflows.train import Watch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -102,6 +102,16 @@ def recipe(place: Path, **parts: Any) -> Recipe:
     return make_recipe(raw | parts, place="test")[0]
 
 
+def labels(place: Path) -> dict[str, Any]:
+    """The parts of a recipe about forty texts of two labels."""
+    rows = [{"text": f"it is {word} {i}", "label": label} for i in range(20) for word, label in LABELS]
+    return {
+        "data": {"train": write(place / "labels.jsonl", rows), "validation": 0.2, "test": 0.2},
+        "objective": {"kind": "classify", "text": "text", "label": "label"},
+        "documents": {},
+    }
+
+
 def run(made: Recipe, out: Path, wishes: Wishes | None = None, **watch: Any) -> Comparison:
     return compare(made, wishes or Wishes(), watch=Watch(lambda event: None, **watch), out=out, offline=True)
 
@@ -154,7 +164,7 @@ def test_retrieval_is_measured_apart_for_each_way_to_search(done: tuple[Comparis
     assert page.retrieval[1].recall[1] == 1.0  # each land is named in one document only
 
 
-@pytest.mark.parametrize("arm", ["", "prompt", "few-shot", "rag", "tuned", "tuned+rag", "raft"])
+@pytest.mark.parametrize("arm", ["", "prompt", "few-shot", "rag", "no-context", "tuned", "tuned+rag", "raft"])
 def test_every_arm_of_a_comparison_that_is_done_can_be_asked_more(done: tuple[Comparison, Path], arm: str) -> None:
     page, place = done
     found = ask_arm(place / "out", Question("How high is Arda?", arm), watch=Watch(lambda event: None))
@@ -182,7 +192,7 @@ def test_an_arm_looks_into_the_documents_as_they_are_now(done: tuple[Comparison,
 
 def test_an_arm_that_was_not_compared_is_refused_with_those_that_were(done: tuple[Comparison, Path]) -> None:
     _, place = done
-    with pytest.raises(RecipeError, match=r"--arm taught: not in .*; name one of prompt, few-shot, rag, tuned"):
+    with pytest.raises(RecipeError, match=r"--arm taught: not in .*; name one of prompt, few-shot, rag, no-context, tuned"):
         ask_arm(place / "out", Question("How high is Arda?", "taught"), watch=Watch(lambda event: None))
 
 
@@ -236,12 +246,9 @@ def test_without_documents_no_file_of_the_working_folder_is_looked_at(
 
 
 def test_labels_are_compared_too(tmp_path: Path) -> None:
-    rows = [{"text": f"it is {word} {i}", "label": label} for i in range(20) for word, label in LABELS]
     parts = {
-        "data": {"train": write(tmp_path / "labels.jsonl", rows), "validation": 0.2, "test": 0.2},
-        "objective": {"kind": "classify", "text": "text", "label": "label"},
+        **labels(tmp_path),
         "arms": [],
-        "documents": {},
         "compare": {"rows": 6},
     }
     page = run(recipe(tmp_path, **parts), tmp_path / "out")
@@ -266,12 +273,9 @@ def test_a_model_is_taught_the_documents_and_no_question(tmp_path: Path) -> None
 
 
 def test_an_encoder_is_not_prompted(tmp_path: Path) -> None:
-    rows = [{"text": f"it is {word} {i}", "label": label} for i in range(20) for word, label in LABELS]
     parts: dict[str, Any] = {
         "model": str(folder("bert")),
-        "data": {"train": write(tmp_path / "labels.jsonl", rows), "validation": 0.2, "test": 0.2},
-        "objective": {"kind": "classify", "text": "text", "label": "label"},
-        "documents": {},
+        **labels(tmp_path),
     }
     with pytest.raises(RecipeError, match="an encoder, which answers no prompt"):
         run(recipe(tmp_path, **parts, arms=["tf-idf", "prompt"]), tmp_path / "one")
@@ -284,11 +288,8 @@ def test_an_encoder_is_not_prompted(tmp_path: Path) -> None:
 
 
 def test_a_server_is_asked_the_text_and_told_the_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"text": f"it is {word} {i}", "label": label} for i in range(20) for word, label in LABELS]
     parts = {
-        "data": {"train": write(tmp_path / "labels.jsonl", rows), "validation": 0.2, "test": 0.2},
-        "objective": {"kind": "classify", "text": "text", "label": "label"},
-        "documents": {},
+        **labels(tmp_path),
     }
     heard: list[str] = []
 
@@ -385,12 +386,9 @@ def test_a_budget_that_is_too_small_says_how_much_is_enough_and_nothing_is_asked
 
 
 def test_a_budget_is_dealt_out_for_an_encoder_too(tmp_path: Path) -> None:
-    rows = [{"text": f"it is {word} {i}", "label": label} for i in range(20) for word, label in LABELS]
     parts: dict[str, Any] = {
         "model": str(folder("bert")),
-        "data": {"train": write(tmp_path / "labels.jsonl", rows), "validation": 0.2, "test": 0.2},
-        "objective": {"kind": "classify", "text": "text", "label": "label"},
-        "documents": {},
+        **labels(tmp_path),
         "arms": ["tf-idf", "tuned"],
     }
     page = run(recipe(tmp_path, **parts), tmp_path / "out", Wishes(minutes=60))

@@ -56,7 +56,7 @@ def add(commands: Commands) -> None:
 def ask(args: argparse.Namespace) -> int:
     """Answer one text."""
     from tunesmith.inference.folder import find_model, load
-    from tunesmith.workflows.question import compared
+    from tunesmith.workflows.ask_arm import compared
 
     hush()
     comparison = compared(args.folder)
@@ -91,7 +91,7 @@ def _ask_arm(args: argparse.Namespace, text: str) -> int:
     """Answer by an arm of a comparison; which chunks it saw goes to stderr."""
     from tunesmith.cli.progress import listening
     from tunesmith.cli.signals import caught
-    from tunesmith.workflows.question import Question, ask_arm
+    from tunesmith.workflows.ask_arm import Question, ask_arm
     from tunesmith.workflows.train import Watch
 
     with caught() as signals, listening(signals) as listen:

@@ -42,7 +42,7 @@ def answered(contest: Contest, name: str) -> Answered:
     run = LESSONS[name](contest) if name in LESSONS else None
     way = way_of(contest, name, contest.tuned(run.folder) if run else None)
     found = _prompted(contest, name, way) if isinstance(way, Prompted) else _labelled(contest, name, way)
-    found = found.model_copy(update={"detail": way.detail, **way.known})
+    found = found.model_copy(update=way.known)
     if found.shown:
         found = _with_cites(contest, found)
     return contest.keep(run.built(found) if run else found)

@@ -53,18 +53,18 @@ def ask_arm(folder: Path, question: Question, *, watch: Watch, offline: bool = F
     all doors.
     """
     page = Comparison.model_validate_json((folder / PAGE).read_text(encoding="utf-8"))
-    known = [one.name for one in page.arms if one.name not in ("no-context", "oracle-context")]
-    name, text = question.arm or page.verdict.arm, question.text
+    known = [one.name for one in page.arms if one.name != "oracle-context"]  # it is told the right chunk
+    name = question.arm or page.verdict.arm
     if name not in known:
         raise RecipeError(f"--arm {name}: not in {folder}; name one of {', '.join(known)}")
     contest = reopened(folder, watch=watch, key=question.key, offline=offline)
     way = way_of(contest, name, _tuned(contest, name))
-    row = _row(contest.objective, text)
+    row = _row(contest.objective, question.text)
     if isinstance(way, Labelling):
         return Reply(arm=name, answer=way.label([row])[0])
     said = say(way.model, way.ask([row]), contest.objective)
     count = int(way.known.get("shown", 0))
-    hits = contest.retrieval().index.find([text], shown=count)[0] if count else []
+    hits = contest.retrieval().hits([row])[0][:count] if count else []
     return Reply(
         arm=name,
         answer=said.given[0],
