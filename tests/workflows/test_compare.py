@@ -192,7 +192,9 @@ def test_an_arm_looks_into_the_documents_as_they_are_now(done: tuple[Comparison,
 
 def test_an_arm_that_was_not_compared_is_refused_with_those_that_were(done: tuple[Comparison, Path]) -> None:
     _, place = done
-    with pytest.raises(RecipeError, match=r"--arm taught: not in .*; name one of prompt, few-shot, rag, no-context, tuned"):
+    with pytest.raises(
+        RecipeError, match=r"--arm taught: not in .*; name one of prompt, few-shot, rag, no-context, tuned"
+    ):
         ask_arm(place / "out", Question("How high is Arda?", "taught"), watch=Watch(lambda event: None))
 
 
