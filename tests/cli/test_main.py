@@ -126,6 +126,20 @@ def test_waiting_threads_sleep_unless_the_user_wants_otherwise(command: Command,
         assert os.environ["OMP_WAIT_POLICY"] == kept
 
 
+@pytest.mark.parametrize(
+    ("load", "spins"), [("0.9 1.2 1.3 1/67 4711", "3000"), ("0.1 0.2 0.2 2/67 4711", None), ("", None)]
+)
+def test_waiting_threads_look_out_for_work_a_moment_only_where_nobody_else_works(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, load: str, spins: str | None
+):
+    monkeypatch.delenv("GOMP_SPINCOUNT", False)
+    monkeypatch.setattr("tunesmith.cli.main.LOAD", tmp_path / "loadavg")
+    if load:
+        (tmp_path / "loadavg").write_text(load, encoding="ascii")
+    command("--version")
+    assert os.environ.pop("GOMP_SPINCOUNT", None) == spins
+
+
 def test_the_handlers_of_the_caller_are_put_back(command: Command):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     command("--version")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from tunesmith import __version__
 from tunesmith.cli import (
@@ -61,15 +63,14 @@ MODULES = (
 ABOUT = "Decide, tune, prove, ship: fit a language model to your own data, and know whether you should."
 CODES = "exit codes: 0 good; 1 the data or a gate says no; 2 wrong input; 130/143 interrupted and saved; 70 our own bug"
 BUG = 70
+LOAD = Path("/proc/loadavg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     wants_json = "--json" in words
-    # Threads that wait by spinning take the cores from whoever works: on two busy cores a training step took
-    # 7 s so and 4 s asleep. Read once, when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _let_threads_wait()
     try:
         with caught():
             return _run(words)
@@ -101,6 +102,27 @@ def parser() -> Parser:
     for module in MODULES:
         module.add(commands)
     return top
+
+
+def _let_threads_wait() -> None:
+    """Threads that wait for work sleep, where nobody else works only after a moment; torch reads it on import.
+
+    `docs/decisions/0013-threads-that-wait.md` has the seconds of both.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if _runnable() <= 1:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
+def _runnable() -> int:
+    """Threads of this machine that run or could, this one among them; 2 where the system does not say."""
+    if not LOAD.exists():
+        return 2
+    seen = []
+    for _ in range(3):  # whoever was awake just to start us is asleep by then
+        seen.append(int(LOAD.read_text(encoding="ascii").split()[3].partition("/")[0]))
+        time.sleep(0.005)
+    return min(seen)
 
 
 def _run(words: Sequence[str]) -> int:

@@ -19,7 +19,10 @@ from tunesmith.model.batch import TOKENS_PER_PASS, cut, pack
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 
-ROWS = 32
+# Rows answered side by side, and the tokens of their prompts, which are remembered until all have ended.
+ROWS, REMEMBERED = 64, 16_384
+# Questions whose options are scored in one pass.
+SCORED = 32
 # Answers drawn side by side when each prompt gets several: the weights are read once for all of them.
 SAMPLED = 64
 
@@ -103,14 +106,12 @@ def _drawn(
 
 
 def _groups(policy: Policy, prompts: Sequence[list[int]], size: int) -> Iterator[list[int]]:
-    """Prompts that are answered together, at most `size`, the longest first."""
+    """Prompts that are answered together, at most `size`, fewer where they are long; the longest first."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     # Padding would stand between virtual tokens and a row's own, as in `_prefill`, so here nothing is padded.
     even = policy.virtual is not None and _slides(policy)
     for _, alike in groupby(order, key=lambda i: len(prompts[i]) if even else 0):
-        members = list(alike)
-        for start in range(0, len(members), size):
-            yield members[start : start + size]
+        yield from cut(list(alike), [max(REMEMBERED // size, len(prompt)) for prompt in prompts], REMEMBERED)
 
 
 def _slides(policy: Policy) -> bool:
@@ -244,8 +245,8 @@ def chance_of(seed: int, prompt: list[int], copy: int = 0) -> torch.Generator:
 def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]) -> Tensor:
     """[B, O]: log-probability of each of a prompt's O options after it; what they share runs once a pass."""
     shared = common(prompts)
-    # What is shared runs once, but every prompt's keys are gathered from its first id on: so at most ROWS a pass.
-    least = TOKENS_PER_PASS // ROWS
+    # What is shared runs once, but every prompt's keys are gathered from its first id on: so at most SCORED a pass.
+    least = TOKENS_PER_PASS // SCORED
     lengths = [max(least, len(one) - shared + sum(map(len, own))) for one, own in zip(prompts, options, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
     scores = torch.zeros(len(prompts), len(options[0]))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from tunesmith.data.examples import Example, Labelled, Message
@@ -241,8 +242,11 @@ def _chosen(
     def choose() -> Setting:
         objective, rows = contest.objective, _judging(contest)
         contest.listen({"event": "stage", "text": f"{name}: {len(settings)} settings on {len(rows)} validation rows"})
-        asked, right = model or contest.base(), gold(rows)
-        scores = [value(objective.metric, right, say(asked, asker(each)(rows), objective).given) for each in settings]
+        asked = [
+            messages for setting in settings for messages in asker(setting)(rows)
+        ]  # together: fewer, fuller passes
+        given = iter(say(model or contest.base(), asked, objective).given)
+        scores = [value(objective.metric, gold(rows), list(islice(given, len(rows)))) for _ in settings]
         return settings[scores.index(max(scores))]
 
     return contest.choice(name, choose)
