@@ -59,7 +59,7 @@ ALIASES: dict[str, str] = {
     "peft_type": "technique.kind",
 }
 # Theirs count rows per forward pass, ours per optimizer step.
-PER_PASS = ("per_device_train_batch_size", "micro_batch_size")
+PER_PASS, ACCUMULATION = ("per_device_train_batch_size", "micro_batch_size"), "gradient_accumulation_steps"
 # Values of theirs that have another name here.
 VALUES: dict[str, dict[Any, Any]] = {
     "technique.targets": {"all": "all-linear"},
@@ -82,18 +82,28 @@ def translate(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The same recipe in Tunesmith's words, and one note for each name that was changed."""
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
     notes: list[str] = []
-    accumulation = values.pop("gradient_accumulation_steps", None)
+    accumulation = values.pop(ACCUMULATION, None)
+    if accumulation is not None and not set(PER_PASS) & set(values):
+        notes.append(f"{ACCUMULATION} is left out: schedule.batch_rows counts the rows of a whole step")
     for name in [key for key in values if key in ALIASES]:
         value = values.pop(name)
         key = ALIASES[name]
         if name in PER_PASS and isinstance(value, int) and isinstance(accumulation, int):
-            value, name = value * accumulation, f"{name} x gradient_accumulation_steps"
+            value, name = value * accumulation, f"{name} x {ACCUMULATION}"
         value = VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
         _place(values, key, value)
         notes.append(f"{name} -> {key}: {value}")
-    for section in ("technique", "schedule", "data"):
+    for section in ("objective", "technique", "schedule", "data"):
         notes += _inside(values, section)
     return values, notes
+
+
+def translate_change(change: str) -> tuple[str, list[str]]:
+    """The same `key=value` in Tunesmith's words, and a note where its name or value was changed."""
+    name, sign, value = change.partition("=")
+    key = ALIASES.get(name, name)
+    ours = VALUES.get(key, {}).get(value, value)
+    return f"{key}{sign}{ours}", [f"{name} -> {key}: {ours}"] if (key, ours) != (name, value) else []
 
 
 def _inside(values: dict[str, Any], section: str) -> list[str]:

@@ -133,7 +133,7 @@ def test_waiting_threads_look_out_for_work_a_moment_only_where_nobody_else_works
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, load: str, spins: str | None
 ):
     monkeypatch.delenv("GOMP_SPINCOUNT", False)
-    monkeypatch.setattr("tunesmith.cli.main.LOAD", tmp_path / "loadavg")
+    monkeypatch.setattr(sys.modules["tunesmith.cli.main"], "LOAD", tmp_path / "loadavg")
     if load:
         (tmp_path / "loadavg").write_text(load, encoding="ascii")
     command("--version")

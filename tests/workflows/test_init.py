@@ -241,7 +241,7 @@ def test_what_axolotl_says_in_vain_is_named_with_the_reason(alpaca: Path) -> Non
     }  # fmt: skip
     assert made.dropped["odd_key"] == "no counterpart here"
     text = made.text(alpaca.parent)
-    assert "#   wandb_name: the journal and the report are always written" in text
+    assert "#   wandb_name: name it under track: [wandb]" in text
     assert "  # was lora_r\n  rank: 32" in text
     assert "# was micro_batch_size x gradient_accumulation_steps\n  batch_rows: 8" in text
 
@@ -258,6 +258,15 @@ def test_axolotl_chats_name_their_column(alpaca: Path) -> None:
     sets = [{"path": "train.jsonl", "type": "chat_template", "field_messages": "turns"}]
     made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": sets}))
     assert made.recipe.objective.messages == "turns"  # type: ignore[union-attr]
+
+
+def test_llama_factorys_ppo_stays_ppo_and_its_reward_model_is_named_with_what_to_give(alpaca: Path) -> None:
+    rest = {"stage": "ppo", "dataset": "train.jsonl", "reward_model": "saves/rm", "gradient_accumulation_steps": 8}
+    raw = {key: value for key, value in FACTORY.items() if key != "per_device_train_batch_size"}
+    made = convert(write(alpaca.parent / "f.yaml", raw | rest))
+    assert made.recipe.objective.model_dump()["algorithm"] == "ppo"
+    assert made.dropped["reward_model"].startswith("objective.reward takes a run")
+    assert made.dropped["gradient_accumulation_steps"] == "schedule.batch_rows counts the rows of a whole step"
 
 
 def test_rows_that_cannot_be_read_come_with_the_command_that_drops_them(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.recipe import Recipe, load_recipe, make_recipe
 from tunesmith.workflows.request import as_changes, request
 
 
@@ -68,6 +68,22 @@ def test_changes_are_applied_with_other_tools_names_translated_and_told(reviews:
     assert asked.recipe.schedule.epochs == 3
     assert asked.recipe.objective.instruction == "Good?"
     assert "lora_r -> technique.rank: 4" in asked.notes
+
+
+def test_values_of_other_tools_are_translated_wherever_a_change_is_read():
+    raw = {"data": "x.jsonl", "objective": {"kind": "rl", "num_generations": 4, "reward": "rules:score"}}
+    recipe, notes = make_recipe(raw, place="r", changes=["peft_type=PROMPT_TUNING", "data.group="])
+    assert (recipe.technique.kind, recipe.data.group, recipe.objective.model_dump()["group"]) == ("prompt", "", 4)
+    assert notes == ["objective.num_generations -> objective.group: 4", "peft_type -> technique.kind: prompt"]
+
+
+def test_gradient_accumulation_that_nothing_is_multiplied_by_is_told_and_not_lost():
+    raw = {"data": "x.jsonl", "objective": "classify", "gradient_accumulation_steps": 4}
+    assert make_recipe(raw, place="r")[1] == [
+        "gradient_accumulation_steps is left out: schedule.batch_rows counts the rows of a whole step"
+    ]
+    (note,) = make_recipe({**raw, "micro_batch_size": 2}, place="r")[1]
+    assert note == "micro_batch_size x gradient_accumulation_steps -> schedule.batch_rows: 8"
 
 
 def test_an_objective_that_is_named_is_not_detected(tmp_path: Path):

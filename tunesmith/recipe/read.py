@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tunesmith.aliases import translate
+from tunesmith.aliases import translate, translate_change
 from tunesmith.errors import RecipeError, key_of
 from tunesmith.objectives import OBJECTIVES, Multitask, Rl
 from tunesmith.objectives.multitask import Part, Rows
@@ -54,7 +54,9 @@ def make_recipe(
     if isinstance(values.get("data"), str):
         values["data"] = {"train": values["data"]}
     for change in changes:
-        _apply(values, change)
+        ours, told = translate_change(change)
+        _apply(values, ours)
+        notes += told
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
@@ -127,7 +129,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
         place[name] = inner = dict(inner) if isinstance(inner, Mapping) else {}
         place = inner
     try:
-        value = yaml.safe_load(text)
+        value = yaml.safe_load(text) if text else text  # where nothing stands an empty text is meant, not YAML's null
     except yaml.YAMLError:
         raise RecipeError(f"--set {change}: the value is not YAML; quote it") from None
     if isinstance(value, Mapping) and not text.lstrip().startswith("{"):

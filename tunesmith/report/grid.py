@@ -35,7 +35,7 @@ runs, of which each line is one, and what is not there has not been run.
 - **general text** is what a general text costs more than before, in nats per token; **probe** the change in the share
   of 400 general questions answered right. Both measure what was lost.
 
-Learning rates and passes were chosen on validation rows, never on these test rows: [the
+Learning rates were chosen on validation rows, never on these test rows: [the
 defaults](stage2-tune.md#defaults-and-why)."""
 
 
@@ -150,7 +150,9 @@ def page(grid: Grid) -> str:
         parts.append("## Not run yet\n\n" + "\n".join(_left(grid.missing)))
         if grid.failed:
             parts.append("Begun, and not finished:\n\n" + "\n".join(_reasons(grid.failed)))
-        parts.append(f"`tunesmith grid --only {grid.missing[0]}` runs one of them.")
+        parts.append(
+            f"`tunesmith grid --only {grid.missing[0]}` runs one of them, with the `--rows` and `--out` of this page."
+        )
     return "\n\n".join(parts) + "\n"
 
 

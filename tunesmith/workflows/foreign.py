@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from tunesmith.aliases import ALIASES, translate
+from tunesmith.aliases import ACCUMULATION, ALIASES, PER_PASS, translate
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import make_recipe
 from tunesmith.techniques import SHORTHANDS
@@ -60,9 +60,8 @@ def convert(path: Path, *, data: str = "", changes: Sequence[str] = ()) -> Draft
         work.put("data", "train", data, "given on the command line")
     TOOLS[tool][1](work)
     _common(work)
-    kept = {
-        name: work.raw[name] for name in work.raw if name in ALIASES or name in ("gradient_accumulation_steps", "seed")
-    }
+    known = {*ALIASES, "seed", *([ACCUMULATION] if set(PER_PASS) & set(work.raw) else [])}
+    kept = {name: work.raw[name] for name in work.raw if name in known}
     for name in sorted(set(work.raw) - set(kept)):
         work.dropped[name] = why_left_out(name)
     values, notes = translate({**work.ours, **kept})
@@ -152,6 +151,8 @@ def _factory(work: Conversion) -> None:
     """What only LLaMA-Factory says its own way."""
     stage = str(work.take("stage") or "sft")
     work.put("objective", "kind", STAGES.get(stage, stage), f"stage: {stage}")
+    if stage == "ppo":
+        work.put("objective", "algorithm", "ppo", "stage: ppo")
     loss, beta = work.take("pref_loss"), work.take("pref_beta")
     if stage in ("dpo", "kto"):
         work.put("objective", "loss", LOSSES.get(str(loss), "dpo") if stage == "dpo" else "kto", "pref_loss")

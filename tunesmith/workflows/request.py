@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.aliases import ALIASES
+from tunesmith.aliases import translate_change
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row, as_word, keep, read_rows
 from tunesmith.recipe import Recipe, load_recipe, make_recipe
@@ -37,14 +37,13 @@ def request(source: str | Path | Recipe, *, changes: Sequence[str] = (), offline
 
     Raises RecipeError, and DataError for rows that cannot be read.
     """
-    changes, renamed = _translated(changes)
     if isinstance(source, Recipe):
         recipe, notes = make_recipe(source.model_dump(mode="json"), place="recipe", changes=changes)
     elif Path(source).suffix.lower() in (".yaml", ".yml"):
         recipe, notes = load_recipe(source, changes=changes)
     else:
-        return _for_rows(str(source), changes, renamed, offline=offline)
-    return Request(recipe, (*notes, *renamed, *_mapping(recipe, offline=offline)))
+        return _for_rows(str(source), changes, offline=offline)
+    return Request(recipe, (*notes, *_mapping(recipe, offline=offline)))
 
 
 def as_changes(settings: Mapping[str, Any], *, under: str = "") -> list[str]:
@@ -66,10 +65,10 @@ def passes(rows: int) -> tuple[int, int]:
     return epochs, math.ceil(epochs * trained / BATCH_ROWS)
 
 
-def _for_rows(source: str, changes: Sequence[str], renamed: Sequence[str], *, offline: bool) -> Request:
+def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Request:
     """The default recipe for a file of rows."""
     rows = read_rows(source, offline=offline)
-    named = {change.partition("=")[0] for change in changes}
+    named = {translate_change(change)[0].partition("=")[0] for change in changes}
     raw: dict[str, Any] = {"data": {"train": source}, "technique": {"kind": "lora"}}
     notes: list[str] = []
     if not named & {"objective", "objective.kind"}:
@@ -86,7 +85,7 @@ def _for_rows(source: str, changes: Sequence[str], renamed: Sequence[str], *, of
         )
     recipe, translated = make_recipe(raw, place=source, changes=changes)
     mapping = [] if _names_columns(recipe) else [detect(rows).explain()]
-    return Request(recipe, (*translated, *renamed, *mapping, *notes))
+    return Request(recipe, (*translated, *mapping, *notes))
 
 
 def _group_column(rows: Sequence[Row]) -> str:
@@ -110,16 +109,3 @@ def _mapping(recipe: Recipe, *, offline: bool) -> list[str]:
 
 def _names_columns(recipe: Recipe) -> bool:
     return any(recipe.objective.model_dump(include=COLUMN_KEYS).values())
-
-
-def _translated(changes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The changes in Tunesmith's words, and a note for each name that was changed."""
-    ours, notes = [], []
-    for change in changes:
-        name, sign, value = change.partition("=")
-        key = ALIASES.get(name, name)
-        if key != name:
-            notes.append(f"{name} -> {key}: {value}")
-        nothing = "''" if sign and not value else ""  # YAML would read null where people mean an empty text
-        ours.append(f"{key}{sign}{value}{nothing}")
-    return ours, notes
