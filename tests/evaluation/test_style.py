@@ -64,6 +64,10 @@ def test_a_leading_article_gives_the_style_away():
     assert discriminator_auc(answers, plain(60, 2)) > 0.99
 
 
+def test_answers_of_one_letter_have_no_style_to_tell_them_by():
+    assert discriminator_auc(list("1234" * 10), list("2341" * 10)) == 0.5
+
+
 def test_answers_equal_to_their_references_are_at_one_half():
     texts = plain(40, 3)
     assert discriminator_auc(texts, texts) == 0.5

@@ -7,8 +7,8 @@ from tunesmith.data.examples import Message, Text
 from tunesmith.decision.shots import Nearest
 from tunesmith.inference.local import LocalModel
 from tunesmith.objectives import Instruct
+from tunesmith.workflows.answers import some
 from tunesmith.workflows.asking import fitting, label_in
-from tunesmith.workflows.contest import some
 
 
 def test_the_label_that_stands_first_is_taken():
@@ -17,6 +17,10 @@ def test_the_label_that_stands_first_is_taken():
 
 def test_of_labels_that_begin_alike_the_longer_is_taken():
     assert label_in("It is not good", ["not", "not good"]) == "not good"
+
+
+def test_labels_that_differ_in_marks_alone_are_told_apart_by_an_answer_that_is_one():
+    assert [label_in(said, ["C", "C++", "C#", "+"]) for said in ("c#", "C", " C++ ", "+")] == ["C#", "C", "C++", "+"]
 
 
 def test_a_part_of_a_word_is_no_label_and_no_label_leaves_the_answer():

@@ -13,6 +13,7 @@ import pytest
 
 from tests.bases import folder, template
 from tests.glance import only_a_glance
+from tunesmith.cli.progress import Lines
 from tunesmith.data.collect.written import Answer
 from tunesmith.data.examples import Message
 from tunesmith.decision.chunks import Chunk
@@ -32,8 +33,8 @@ from tunesmith.workflows.answered import LESSONS
 from tunesmith.workflows.arms import chosen_arms
 from tunesmith.workflows.ask_arm import Question, ask_arm
 from tunesmith.workflows.asking import within
-from tunesmith.workflows.compare import Wishes, _digests, _pinned, compare
-from tunesmith.workflows.contest import file_name
+from tunesmith.workflows.compare import Wishes, _digests, _pinned, compare, reopened
+from tunesmith.workflows.contest import CHOICES, file_name
 from tunesmith.workflows.train import Watch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -113,7 +114,7 @@ def labels(place: Path) -> dict[str, Any]:
 
 
 def run(made: Recipe, out: Path, wishes: Wishes | None = None, **watch: Any) -> Comparison:
-    return compare(made, wishes or Wishes(), watch=Watch(lambda event: None, **watch), out=out, offline=True)
+    return compare(made, wishes or Wishes(), watch=Watch(Lines(), **watch), out=out, offline=True)
 
 
 @pytest.fixture(scope="module")
@@ -385,6 +386,14 @@ def test_a_budget_that_is_too_small_says_how_much_is_enough_and_nothing_is_asked
     with pytest.raises(RecipeError, match=r"--budget 1e-05: 6 test rows and 10 training rows, .* take about 1 minutes"):
         run(recipe(tmp_path, arms=["prompt", "tuned"]), tmp_path / "out", Wishes(minutes=0.00001))
     assert not (tmp_path / "out" / "answers").exists()
+
+
+def test_arms_of_a_budget_are_asked_later_with_no_more_rows_than_they_had(tmp_path: Path) -> None:
+    run(recipe(tmp_path, arms=["prompt", "few-shot"]), tmp_path / "out", Wishes(minutes=60))
+    chosen = tmp_path / "out" / CHOICES
+    known = json.loads(chosen.read_text())
+    chosen.write_text(json.dumps(known | {"budget 60": [6, 10, "as if by a slower machine"]}))
+    assert len(reopened(tmp_path / "out", watch=Watch(Lines()), offline=True).split.train) == 10
 
 
 def test_a_budget_is_dealt_out_for_an_encoder_too(tmp_path: Path) -> None:

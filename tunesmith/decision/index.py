@@ -33,6 +33,8 @@ K1, B = 0.5, 0.3
 WEIGHTS = {"words": 0.5, "vectors": 1.0}
 # Tokens of a chunk or a question that its vector is made of; chunks written to the disk at a time.
 LIMIT, AT_ONCE = 256, 1000
+# Questions whose nearness to all chunks is held in memory at a time.
+SEARCHED = 256
 CHUNKS, VECTORS = "chunks.jsonl", "vectors.safetensors"
 INSTALL = "pip install 'tunesmith[rag]'"
 
@@ -80,12 +82,14 @@ class Index:
         """[Q] lists of chunk numbers by cosine."""
         assert self.encoder is not None
         assert self.vectors is not None
-        asked = sentence_vectors(self.encoder, questions, LIMIT)
-        near = asked @ self.vectors.T
+        asked, found = sentence_vectors(self.encoder, questions, LIMIT), list[list[int]]()
         deep = min(DEEP, len(self.chunks))
-        best = np.argpartition(-near, deep - 1, axis=1)[:, :deep]
-        order = np.take_along_axis(near, best, axis=1).argsort(axis=1)[:, ::-1]
-        return [[int(place) for place in row] for row in np.take_along_axis(best, order, axis=1)]
+        for first in range(0, len(questions), SEARCHED):
+            near = asked[first : first + SEARCHED] @ self.vectors.T
+            best = np.argpartition(-near, deep - 1, axis=1)[:, :deep]
+            order = np.take_along_axis(near, best, axis=1).argsort(axis=1)[:, ::-1]
+            found += [[int(place) for place in row] for row in np.take_along_axis(best, order, axis=1)]
+        return found
 
 
 def fused(lists: Sequence[tuple[float, Sequence[int]]]) -> list[tuple[int, float]]:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# Texts that are compared with all known ones at a time: the table of both is dense.
+AT_ONCE = 256
+
 
 class Nearest:
     """Finds the texts that are most like another by TF-IDF of words and pairs of words."""
@@ -18,5 +21,8 @@ class Nearest:
 
     def to(self, texts: Sequence[str], count: int) -> list[list[int]]:
         """For each text the numbers of the `count` known ones most like it, the nearest first."""
-        near = (self._vectorizer.transform(texts) @ self._known.T).toarray()
-        return [np.argsort(-row, kind="stable")[:count].tolist() for row in near]
+        asked, found = self._vectorizer.transform(texts), list[list[int]]()
+        for first in range(0, len(texts), AT_ONCE):
+            near = (asked[first : first + AT_ONCE] @ self._known.T).toarray()
+            found += [np.argsort(-row, kind="stable")[:count].tolist() for row in near]
+        return found

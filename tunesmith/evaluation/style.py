@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -178,10 +179,11 @@ def _style_features(seen: Sequence[str], unseen: Sequence[str]) -> tuple[csr_mat
         analyzer="char", ngram_range=(2, 4), lowercase=False, sublinear_tf=True, min_df=2, max_features=50_000
     )
     grammar = TfidfVectorizer(vocabulary=FUNCTION_WORDS, token_pattern=r"(?u)\b\w+\b", use_idf=False)
-    return (
-        hstack([letters.fit_transform(seen), grammar.fit_transform(seen)], format="csr"),
-        hstack([letters.transform(unseen), grammar.transform(unseen)], format="csr"),
-    )
+    parts = [grammar.fit(seen)]
+    with suppress(ValueError):  # no two texts share a pair of letters: answers of one letter, or of one digit
+        parts.insert(0, letters.fit(seen))
+    read_seen, read_unseen = ([part.transform(texts) for part in parts] for texts in (seen, unseen))
+    return hstack(read_seen, format="csr"), hstack(read_unseen, format="csr")
 
 
 def _repetition(tokens: list[str]) -> float:

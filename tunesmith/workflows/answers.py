@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,14 @@ def groups(examples: Sequence[Example]) -> list[str] | None:
     return [example.group or f"\n{example.where}" for example in examples]  # no group is called like a row's place
 
 
+def some(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """`count` of the rows, drawn by the seed, in their order; all where there are no more."""
+    if not count or count >= len(examples):
+        return list(examples)
+    chosen = sorted(random.Random(f"{seed}/compare").sample(range(len(examples)), count))
+    return [examples[i] for i in chosen]
+
+
 def answer(model: LocalModel, examples: Sequence[Example]) -> Answers:
     """What a model answers to these rows."""
     began = time.perf_counter()
@@ -98,9 +107,11 @@ class Untuned:
 
     def _choose(self, wordings: Sequence[str], examples: Sequence[Example]) -> str:
         """The wording with the best headline on some validation rows, the first among equals."""
-        some = examples[: CHOICE_ROWS[self.objective.kind]]
+        chosen = some(examples, CHOICE_ROWS[self.objective.kind], seed=0)  # a file may be sorted by its labels
         metric = self.objective.metric
-        scores = {wording: value(metric, gold(some), answer(self.model(wording), some).given) for wording in wordings}
+        scores = {
+            wording: value(metric, gold(chosen), answer(self.model(wording), chosen).given) for wording in wordings
+        }
         return max(wordings, key=lambda wording: scores[wording])
 
     def _probe(self, train: Sequence[Example], test: Sequence[Example]) -> Answers:

@@ -66,6 +66,9 @@ def say(model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objectiv
 
 def label_in(text: str, labels: Sequence[str]) -> str:
     """The label that an answer names first, the longer one where two begin alike; the answer itself if none."""
+    exact = [label for label in labels if label.strip().casefold() == text.strip().casefold()]
+    if exact:  # C, C++ and C# differ in marks alone
+        return exact[0]
     said = f" {plain(text)} "
     found = [(said.find(f" {plain(label)} "), -len(label), label) for label in labels]
     named = [place for place in found if place[0] >= 0]

@@ -26,10 +26,10 @@ from tunesmith.objectives import Classify
 from tunesmith.recipe import AnyObjective, Recipe, load_recipe, save_recipe
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.answered import answered
-from tunesmith.workflows.answers import question
+from tunesmith.workflows.answers import question, some
 from tunesmith.workflows.arms import NEED_DOCUMENTS, answers_prompts, check_rows, chosen_arms, told_where, tunes
 from tunesmith.workflows.asking import plainly, say
-from tunesmith.workflows.contest import Answered, Contest, Setting, some
+from tunesmith.workflows.contest import CHOICES, Answered, Contest, Setting
 from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.measured import measured
 from tunesmith.workflows.prepare import audited, read_data
@@ -39,6 +39,8 @@ from tunesmith.workflows.ways import remote
 PAGE, HTML, RECIPE = "comparison.json", "report.html", "recipe.yaml"
 # What a recipe may say that no answer of an arm depends on.
 BESIDE_THE_ANSWERS: Any = {"arms": True, "machine": True, "style": True, "compare": {"margin"}}
+# How the settings of a comparison call its minutes.
+BUDGET = "budget "
 # Rows by which the pace of this machine is taken before a budget is dealt out.
 PACE_ROWS = 8
 
@@ -86,7 +88,7 @@ def _asked(contest: Contest, arms: Sequence[str]) -> list[Answered]:
         except TunesmithError as error:
             failed.append(error)
             contest.notes.append(f"{name} failed and is left out: {error}")
-            contest.listen({"event": "warning", "text": contest.notes[-1]})
+            contest.listen({"event": "note", "text": contest.notes[-1]})
         if contest.watch.stop():
             raise Interrupted(f"stopped after arm {name}, {number} of {len(arms)}")
     if failed and sum(one.name not in DIAGNOSIS for one in found) < 2:  # nothing to compare with
@@ -145,7 +147,11 @@ def reopened(folder: Path, *, watch: Watch, key: str = "", offline: bool = False
     recipe = _pinned(load_recipe(folder / RECIPE)[0], folder)
     split = _loaded(recipe, offline=offline).split
     bound = recipe.model_copy(update={"objective": _bound(recipe, split)})
-    return Contest(bound, recipe, split, [], folder, watch, offline, key=key)
+    contest = Contest(bound, recipe, split, [], folder, watch, offline, key=key)
+    for name, setting in contest.choices().items():
+        if name.startswith(BUDGET) and (train := int(str(setting[1]))) < len(split.train):
+            contest.learn_only(train)  # the arms knew no more
+    return contest
 
 
 def _pinned(recipe: Recipe, folder: Path) -> Recipe:
@@ -172,7 +178,7 @@ def _folder(recipe: Recipe, out: Path | None, parts: Sequence[tuple[str, str]]) 
             what = f"other settings ({', '.join(others)})" if others else "other rows or settings"
             raise CheckpointError(f"{folder}: holds a comparison of {what}; give another --out, or delete it")
         if known["identity"] != identity:  # nothing was asked yet, and what was chosen was chosen for others
-            for name in ("machine.json", "choices.json"):
+            for name in ("machine.json", CHOICES):
                 (folder / name).unlink(missing_ok=True)
     elif folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise CheckpointError(f"{folder}: exists and is not a comparison; give another --out")
@@ -221,7 +227,7 @@ def _within(contest: Contest, arms: Sequence[str], wishes: Wishes) -> None:
             )
         return [found.test, found.train, found.note]
 
-    test, train, note = contest.choice(f"budget {wishes.minutes:g}", choose)
+    test, train, note = contest.choice(f"{BUDGET}{wishes.minutes:g}", choose)
     contest.test = some(contest.test, int(str(test)), recipe.seed)
     contest.notes.append(f"budget of {wishes.minutes:g} minutes: {note}")
     contest.listen({"event": "stage", "text": str(note)})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -39,6 +38,8 @@ from tunesmith.workflows.train import Watch
 DEEP = 10
 # The longest prompt of an untuned model; examples and passages need room that training rows do not.
 LIMIT = 1536
+# Settings that were chosen, in the folder of the comparison.
+CHOICES = "choices.json"
 
 # What was chosen for an arm, as JSON has it.
 Setting = list[int | str]
@@ -59,7 +60,7 @@ class Answered(BaseModel):
     prompt_tokens: list[int] = []
     build_seconds: float = 0.0
     labelled_rows: int = 0
-    run: str = ""  # folder of the run that answered, from the comparison's own
+    run: str = ""  # folder of the run that answered
     shown: int = 0  # passages above each question
     form: str = ""
 
@@ -233,12 +234,17 @@ class Contest:
 
     def choice(self, name: str, make: Callable[[], Setting]) -> Setting:
         """A setting that was chosen on validation rows, from the disk where it was chosen before."""
-        file = self.folder / "choices.json"
-        known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        known = self.choices()
         if name not in known:
             known[name] = make()
-            write_whole(file, json.dumps(known, indent=1))
+            write_whole(self.folder / CHOICES, json.dumps(known, indent=1))
         return list(known[name])
+
+    def choices(self) -> dict[str, Setting]:
+        """All settings that were chosen, by the name of their arm."""
+        file = self.folder / CHOICES
+        known: dict[str, Setting] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return known
 
 
 def _without_text(pages: Sequence[Page], chunks: Sequence[Chunk]) -> list[str]:
@@ -257,11 +263,3 @@ def file_name(arm: str) -> str:
 def room_of(policy: Policy) -> int:
     """The longest prompt in tokens: three quarters of what a model can hold, the rest is for the answer."""
     return min(LIMIT, int(policy.network.config.max_position_embeddings) * 3 // 4)
-
-
-def some(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """`count` of the rows, drawn by the seed, in their order; all where there are no more."""
-    if not count or count >= len(examples):
-        return list(examples)
-    chosen = sorted(random.Random(f"{seed}/compare").sample(range(len(examples)), count))
-    return [examples[i] for i in chosen]

@@ -39,7 +39,7 @@ def columns(recipe: Recipe, examples: Sequence[Example]) -> list[Mapping[str, ob
     """The row that each example was made of, where a rule looks into it; read again, for examples do not keep it."""
     if not any(rule.column for rule in rules_of(recipe.style)):
         return [NO_ROW] * len(examples)
-    rows = {row.where: row.fields for row in read_rows(_tested(recipe), offline=True)}
+    rows = {row.where: row.fields for row in read_rows(_tested(recipe))}  # from where they were read at the start
     return [rows.get(example.where, NO_ROW) for example in examples]
 
 

@@ -21,8 +21,9 @@ from tunesmith.decision.prompts import raft_example
 from tunesmith.errors import RecipeError
 from tunesmith.objectives import Domain, Instruct
 from tunesmith.recipe import Recipe
+from tunesmith.workflows.answers import some
 from tunesmith.workflows.collect_writer import Writer, ask_writer, counted
-from tunesmith.workflows.contest import Answered, Contest, some
+from tunesmith.workflows.contest import Answered, Contest
 from tunesmith.workflows.run_folder import open_run
 from tunesmith.workflows.tune import tune_recipe
 

@@ -20,9 +20,9 @@ from tunesmith.inference.remote import Remote
 from tunesmith.objectives import Classify
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
-from tunesmith.workflows.answers import answer, gold, question
+from tunesmith.workflows.answers import answer, gold, question, some
 from tunesmith.workflows.asking import Ask, fitting, plainly, say, within, worded
-from tunesmith.workflows.contest import Contest, Setting, room_of, some
+from tunesmith.workflows.contest import Contest, Setting, room_of
 from tunesmith.workflows.lessons import PASSAGES
 
 # Validation rows that settings are chosen on; label scores are cheap, whole answers are not.
