@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tunesmith.data.examples import Message
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import DataError
 from tunesmith.inference.remote import Remote
 from tunesmith.model.sampling import Sampling
 
@@ -44,17 +44,6 @@ def test_a_server_answers_in_order_greedily_and_says_whether_it_ended(address: s
     replies = Remote(address, "m").replies(batch, sampling=Sampling(max_new_tokens=9))
     assert [reply.text for reply in replies] == [f"question {i} m 0.0 9" for i in range(6)]
     assert not any(reply.finished for reply in replies)
-
-
-def test_a_stream_is_the_whole_answer(address: str):
-    assert list(Remote(address, "m").stream([Message("user", "q")], sampling=Sampling(max_new_tokens=1))) == [
-        "q m 0.0 1"
-    ]
-
-
-def test_a_server_has_no_probabilities_to_give():
-    with pytest.raises(RecipeError, match="no probabilities"):
-        Remote("http://127.0.0.1:1/v1").scores([Message("user", "q")], ["a"])
 
 
 def test_a_server_elsewhere_is_not_asked_offline():

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.web.conftest import await_here
-from tunesmith.web.guard import Guard, Message, Receive, Scope, Send, is_loopback
+from tunesmith.data.collect.endpoint import is_loopback
+from tunesmith.web.guard import Guard, Message, Receive, Scope, Send
 
 TOKEN = "t0ken-t0ken-t0ken-t0ken-t0ken"
 OWN = {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint, only_model, reach
 from tunesmith.data.examples import Message
-from tunesmith.errors import RecipeError
 from tunesmith.model.sampling import Reply, Sampling
 
 
@@ -47,11 +46,3 @@ class Remote:
             sampling.seed,
             naming="its name after the address: URL#MODEL",
         )
-
-    def stream(self, messages: Sequence[Message], *, sampling: Sampling) -> Iterator[str]:
-        """The whole answer as one piece."""
-        yield self.reply(messages, sampling=sampling).text
-
-    def scores(self, messages: Sequence[Message], options: Sequence[str]) -> list[float]:
-        """Nothing: servers do not say what they hold likely. Raises RecipeError."""
-        raise RecipeError(f"{self.url}: a server gives no probabilities of given answers; name a model on this machine")

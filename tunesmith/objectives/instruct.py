@@ -125,6 +125,10 @@ def reference(example: Example) -> str:
 def asked(example: Example, wording: str = "") -> list[Message]:
     """The messages before that turn, a plain wording added to the last of them."""
     assert isinstance(example, Chat)
-    *before, last = example.messages[: example.judged]
-    content = f"{last.content}\n\n{wording}" if wording else last.content
-    return [*before, replace(last, content=content)]
+    return with_wording(example.messages[: example.judged], wording)
+
+
+def with_wording(messages: Sequence[Message], wording: str) -> list[Message]:
+    """The messages with a plain wording added to the last of them."""
+    *before, last = messages
+    return [*before, replace(last, content=f"{last.content}\n\n{wording}" if wording else last.content)]

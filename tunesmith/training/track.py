@@ -38,7 +38,6 @@ class Session:
 
     run: Path
     config: Mapping[str, Any]
-    online: bool = False
 
     @property
     def name(self) -> str:
@@ -51,7 +50,7 @@ class Session:
         return hashlib.sha256(str(self.run.absolute()).encode()).hexdigest()[:16]
 
 
-def open_trackers(names: Sequence[str], *, run: Path, config: Mapping[str, Any], online: bool = False) -> list[Tracker]:
+def open_trackers(names: Sequence[str], *, run: Path, config: Mapping[str, Any]) -> list[Tracker]:
     """The trackers of these names, ready for records. Raises RecipeError for an unknown or missing one."""
     for name in names:
         if name not in TRACKERS:
@@ -61,7 +60,7 @@ def open_trackers(names: Sequence[str], *, run: Path, config: Mapping[str, Any],
     opened: list[Tracker] = []
     try:
         for name in dict.fromkeys(names):
-            opened.append(TRACKERS[name](Session(run, config, online)))
+            opened.append(TRACKERS[name](Session(run, config)))
     except BaseException:
         for tracker in opened:
             tracker.close()
@@ -105,18 +104,16 @@ class TensorBoard:
 
 
 class Wandb:
-    """Weights & Biases; offline its files lie in `RUN/wandb`, and `wandb sync` sends them later."""
+    """Weights & Biases; its files lie in `RUN/wandb`, and `wandb sync` sends them later."""
 
     def __init__(self, session: Session) -> None:
         library = _library("wandb")
         quiet = library.Settings(silent=True, console="off")
         places = {"project": PROJECT, "name": session.name, "dir": str(session.run), "config": dict(session.config)}
-        # Offline it cannot know whether the run is there already, and warns about `resume`.
-        again = {"mode": "online", "id": session.id, "resume": "allow"} if session.online else {"mode": "offline"}
         try:
-            self._run = library.init(**places, **again, settings=quiet)
+            self._run = library.init(**places, mode="offline", settings=quiet)
         except library.errors.Error as error:
-            raise RecipeError(f"track: wandb cannot begin ({_line(error)}); wandb login, or track offline") from error
+            raise RecipeError(f"track: wandb cannot begin ({_line(error)}); leave wandb out of track") from error
 
     def log(self, record: Mapping[str, Any]) -> None:
         """All numbers of the step; a second record of the same step is added to it."""
@@ -128,21 +125,20 @@ class Wandb:
 
 
 class MLflow:
-    """MLflow; offline its files lie in `RUN/mlruns`, online its own settings name the server."""
+    """MLflow; its files lie in `RUN/mlruns`."""
 
     def __init__(self, session: Session) -> None:
         library = _library("mlflow")
-        if not session.online:
-            # The database that it prefers needs its full package; plain files it writes only when told so.
-            _library("mlflow.environment_variables").MLFLOW_ALLOW_FILE_STORE.set(True)
+        # The database that it prefers needs its full package; plain files it writes only when told so.
+        _library("mlflow.environment_variables").MLFLOW_ALLOW_FILE_STORE.set(True)
         self._failure: type[Exception] = library.exceptions.MlflowException
-        address = None if session.online else (session.run / "mlruns").absolute().as_uri()
+        address = (session.run / "mlruns").absolute().as_uri()
         self._lost = False
         try:
             self._client = library.MlflowClient(tracking_uri=address)
             self._id = self._begin(session)
         except self._failure as error:
-            raise RecipeError(f"track: mlflow cannot begin ({_line(error)}); set MLFLOW_TRACKING_URI") from error
+            raise RecipeError(f"track: mlflow cannot begin ({_line(error)}); leave mlflow out of track") from error
 
     def _begin(self, session: Session) -> str:
         """The run of this folder: the one that is there, or a new one with the recipe as its parameters."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tunesmith.data.collect.endpoint import is_loopback
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -157,16 +158,6 @@ class Guard:
         # Lax, not Strict: people come by a link in a mail, and a Strict cookie would not reach the page behind it.
         name = f"{COOKIE}{_place(headers)[1]}"
         return f"{name}={self._token}; Path=/; HttpOnly; SameSite=Lax; Max-Age=2592000".encode()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _place(headers: Headers) -> tuple[str, int]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.collect.endpoint import is_loopback
 from tunesmith.errors import TunesmithError
-from tunesmith.web.guard import PAGE, Guard, Manner, is_loopback
+from tunesmith.web.guard import PAGE, Guard, Manner
 
 EXTRA = "needs the extra: pip install 'tunesmith[{}]'"
 # Connections at once: each holds some memory, and one that sends nothing is never asked to leave.

@@ -17,11 +17,11 @@ from tunesmith.feedback.store import Entry, Store
 from tunesmith.inference.folder import About, read_about
 from tunesmith.inference.open import Found, identify, open_model
 from tunesmith.model.sampling import Sampling
-from tunesmith.workflows.questions import chosen_wording
+from tunesmith.objectives.instruct import with_wording
+from tunesmith.workflows.questions import OWN_BASE, chosen_wording
 
 # Answers that are on disk together: what a stop loses at most.
 BATCH = 32
-OWN_BASE = "base"
 # Tokens of a prompt that a model without a run reads.
 LONGEST_PROMPT = 512
 SILENT = ("classify", "domain", "reward")
@@ -86,7 +86,7 @@ def make_side(
     cut = 0
     for start in range(0, len(open_ones), BATCH):
         some = open_ones[start : start + BATCH]
-        replies = model.replies([_worded(prompts[i], asker.wording) for i in some], sampling=asker.sampling)
+        replies = model.replies([with_wording(prompts[i], asker.wording) for i in some], sampling=asker.sampling)
         made = {keys[i]: reply for i, reply in zip(some, replies, strict=True)}
         said = {key: {"text": reply.text, "finished": reply.finished} for key, reply in made.items()}
         store.append(*(Entry("", ANSWER, key, {**about, **body}) for key, body in said.items()))
@@ -126,9 +126,3 @@ def _limit(found: Found) -> int:
     """The longest prompt that a model is asked, in tokens."""
     about = _about(found)
     return LONGEST_PROMPT if about is None else about.limit
-
-
-def _worded(messages: Sequence[Message], wording: str) -> list[Message]:
-    """The messages with a plain wording added to the last of them."""
-    *before, last = messages
-    return [*before, replace(last, content=f"{last.content}\n\n{wording}" if wording else last.content)]

@@ -24,13 +24,11 @@ from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
 from tunesmith.workflows.answers import Untuned
 from tunesmith.workflows.frozen_head import open_base
 from tunesmith.workflows.prepare import Listener, read_data
-from tunesmith.workflows.questions import Asked, Task, chosen_wording, read_task, recipe_file, recipe_of, seen
+from tunesmith.workflows.questions import OWN_BASE, Asked, Task, chosen_wording, read_task, recipe_file, recipe_of, seen
 from tunesmith.workflows.run_folder import of_task
 from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
 from tunesmith.workflows.yardsticks.answering import Answered
 from tunesmith.workflows.yardsticks.judging import Judging
-
-OWN_BASE = "base"  # the word for `against` that means: what the model was tuned over
 
 
 class Scored(Score):

@@ -26,6 +26,9 @@ from tunesmith.workflows.request import COLUMN_KEYS
 # With this share of the questions among the training rows, a score tells nothing about new rows.
 SEEN_TOO_OFTEN = 0.5
 
+# The word for `against` that means: what the model was tuned over.
+OWN_BASE = "base"
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:

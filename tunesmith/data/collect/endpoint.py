@@ -56,7 +56,11 @@ def check(endpoint: Endpoint, *, offline: bool) -> None:
 
 def is_local(url: str) -> bool:
     """Whether an address is on this machine."""
-    host = urlsplit(url).hostname or ""
+    return is_loopback(urlsplit(url).hostname or "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs of this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
