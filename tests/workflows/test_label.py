@@ -206,7 +206,11 @@ def test_a_file_that_is_read_again_overrules_no_newer_vote_and_none_that_was_tak
     assert work.votes.on(key) == {"Ana": "b"}
     work.store.close()
     write(data, [{**rows[0], "label": "c"}])  # a new word of the file counts
-    assert opened(data).votes.on(key) == {"Ana": "c"}
+    work = opened(data)
+    assert work.votes.on(key) == {"Ana": "c"}
+    undone(work, ANA)
+    work.store.close()
+    assert opened(data).votes.on(key) == {"Ana": "b"}
 
 
 def test_of_labels_that_contradict_each_other_the_first_counts_at_every_start_and_it_is_told(tmp_path: Path):
