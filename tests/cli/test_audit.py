@@ -180,3 +180,13 @@ def test_a_folder_is_sent_to_collect(command: Command, tmp_path: Path) -> None:
     assert said.code == 2
     assert "a folder" in said.err
     assert "tunesmith collect" in said.err
+
+
+def test_a_recipe_of_several_tasks_is_asked_for_the_file_of_one(command: Command, tmp_path: Path) -> None:
+    rows, recipe = write_rows(tmp_path / "rows.jsonl", reviews()), tmp_path / "two.yaml"
+    task = "{objective: classify, data: {train: rows.jsonl}}"
+    recipe.write_text(f"objective: {{kind: multitask, tasks: {{one: {task}, two: {task}}}}}\n", encoding="utf-8")
+    said = command("audit", recipe)
+    assert said.code == 2
+    finding = "a recipe of 2 tasks, each with rows of its own; name one task's file, such as that of one"
+    assert f"error: {recipe}: {finding}: tunesmith audit {rows}" in said.err

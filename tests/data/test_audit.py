@@ -259,6 +259,45 @@ def test_a_cleaned_copy_has_nothing_left_to_fix_and_its_log_accounts_for_every_r
     assert {f.kind for f in again.findings} <= {"rare_class", "label_imbalance"}
 
 
+def test_half_an_emoji_is_told_and_what_is_left_of_its_rows_is_written(tmp_path: Path) -> None:
+    rows: list[Fields] = [{**row, "note": "cut \ud83d"} for row in reviews(40)]
+    source, out = (
+        write(tmp_path / "train.jsonl", [*rows, {"text": "abc \ud83d", "label": "positive"}]),
+        tmp_path / "o.jsonl",
+    )
+    for columns in (TEXT, {"text": "text"}):
+        found, cures = audit(Ask(source, columns), Tools())
+        assert lines(found, "unreadable") == [41]
+        (sample,) = next(f.samples for f in found.findings if f.kind == "unreadable")
+        assert "abc \\ud83d" in sample.text
+    done = fix(Ask(source, TEXT), cures, out)
+    assert (done.kept, done.dropped) == (40, 1)
+    assert json.loads(out.read_text(encoding="utf-8").splitlines()[0])["note"] == "cut \ud83d"
+
+
+def test_thumbs_are_rows_to_learn_from_and_only_votes_against_each_other_contradict(tmp_path: Path) -> None:
+    rows: list[Fields] = [
+        {"prompt": f"Name {noun}", "completion": f"{word} {noun}", "label": word in GOOD}
+        for noun in NOUNS
+        for word in (GOOD[0], BAD[1])
+    ]
+    source = write(tmp_path / "train.jsonl", [*rows, {**rows[0], "label": False}])
+    found, cures = audit(Ask(source, {"prompt": "prompt", "answer": "completion", "label": "label"}), Tools())
+    assert lines(found, "contradiction") == [1, 29]
+    assert set(cures.dropped) == {1, 29}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_labels_that_no_words_can_judge_are_left_and_it_is_noted(tmp_path: Path, shared: bool) -> None:
+    # Unique words tell nothing; and where one text has all rows of a label, its fold leaves only the other to learn.
+    rows: list[Fields] = [{"text": f"{GOOD[i % 8]}{i}", "label": "ab"[i % 2]} for i in range(120)]
+    if shared:
+        rows = [*reviews(120)[::2], *reviews(120)[::2], *({"text": "the same bad words", "label": "negative"},) * 9]
+    found = audited(tmp_path, rows)
+    assert any(note.startswith("too few rows or shared words") for note in found.notes)
+    assert not lines(found, "label_noise")
+
+
 def test_rows_that_contradict_one_another_leave_the_majority_or_nothing(tmp_path: Path) -> None:
     votes = [("it is fine alpha", "positive"), ("it is fine alpha", "positive "), ("it is fine alpha", "negative")]
     tied = [("so beta gamma", "positive"), ("so beta gamma", "negative")]

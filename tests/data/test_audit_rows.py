@@ -16,6 +16,7 @@ from tunesmith.data.rows import Row
 
 TEXT = {"text": "text", "label": "label"}
 PAIR = {"prompt": "q", "answer": "a"}
+THUMB = {"prompt": "prompt", "answer": "completion", "label": "label"}
 
 
 @pytest.mark.parametrize(
@@ -160,6 +161,13 @@ def test_sentences_at_both_ends_are_told_and_refusals_of_models() -> None:
             {"messages": "m"},
             "",
         ),
+        ({"prompt": "why?", "completion": "because", "label": True}, THUMB, ""),
+        ({"prompt": "why?", "completion": "N/A", "label": "0"}, THUMB, ""),
+        ({"prompt": "why?", "completion": "because", "label": None}, THUMB, "nothing_to_learn"),
+        ({"prompt": "why?", "completion": "because", "label": "maybe"}, THUMB, "unreadable"),
+        ({"prompt": "why?", "completion": " ", "label": False}, THUMB, "empty"),
+        ({"text": "cut \ud83d"}, {"text": "text"}, "unreadable"),
+        ({"chosen": "cut \ud83d", "rejected": "not"}, {"chosen": "chosen", "rejected": "rejected"}, "unreadable"),
         ({"chosen": "same", "rejected": "same"}, {"chosen": "chosen", "rejected": "rejected"}, "nothing_to_learn"),
     ],
 )

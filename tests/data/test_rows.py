@@ -6,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from tunesmith.data.audit.stream import head
 from tunesmith.data.rows import Row, as_word, keep, read_rows
 from tunesmith.errors import DataError
 
@@ -184,8 +185,9 @@ def fake_datasets(monkeypatch, version: str, rows: list[dict[str, object]]) -> l
 def test_a_hub_dataset_is_read_by_its_name_and_split(monkeypatch):
     asked = fake_datasets(monkeypatch, "4.8.0", [{"text": "x"}, {"text": "y"}])
     assert places(read_rows("nobody/reviews")) == ["nobody/reviews:1", "nobody/reviews:2"]
-    read_rows("nobody/reviews:test")
+    assert places(read_rows("nobody/reviews:test")) == ["nobody/reviews:test:1", "nobody/reviews:test:2"]
     assert asked == [("nobody/reviews", "train"), ("nobody/reviews", "test")]
+    assert places(head("nobody/reviews:test", 1)) == ["nobody/reviews:test:1"]
     with pytest.raises(DataError, match=r"cannot get its 'gone' split \(Unknown split 'gone'\)"):
         read_rows("nobody/reviews:gone")
 

@@ -249,6 +249,17 @@ def test_the_train_file_given_as_test_is_refused_before_its_groups_are_looked_at
         load(Sources(source, 0.1, source, group="group"), parse, seed=0)
 
 
+def test_two_files_of_one_name_are_refused_whatever_is_learned(tmp_path):
+    (tmp_path / "more").mkdir()
+    train = jsonl(tmp_path, "rows.jsonl", range(20))
+    for sources in (
+        Sources(train, 0.1, jsonl(tmp_path / "more", "rows.jsonl", range(20, 40))),
+        Sources(train, jsonl(tmp_path / "more", "rows.jsonl", range(40, 60)), 0.2),
+    ):
+        with pytest.raises(DataError, match=r"^rows\.jsonl: two files have this name, .*; rename one of them$"):
+            load(sources, parse, seed=0)
+
+
 def test_a_train_file_of_the_test_files_groups_only_is_refused(tmp_path):
     train, test = (
         jsonl(tmp_path, "a.jsonl", range(8), group="g"),

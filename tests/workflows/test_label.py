@@ -193,6 +193,26 @@ def test_labels_of_another_file_are_taken_over_by_text_and_person(tmp_path: Path
     assert [line for line in said if line == "old.jsonl: 1 rows are left out, their text is not in the data"]
 
 
+def test_a_file_that_is_read_again_overrules_no_newer_vote_and_none_that_was_taken_back(tmp_path: Path):
+    rows: list[dict[str, object]] = [{"text": "one", "label": "a", "rater": "Ana"}, {"text": "two"}]
+    data = write(tmp_path / "rows.jsonl", rows)
+    work = opened(data)
+    key = work.rows.items[0].key
+    work.vote(ANA, key, "b")
+    work.store.close()
+    write(data, [{"text": "zero"}, *rows])  # the row has moved
+    export_labels(Wish(str(data)), tmp_path / "out.jsonl", told=lambda line: None)
+    work = opened(data)
+    assert work.votes.on(key) == {"Ana": "b"}
+    work.store.close()
+    write(data, [{**rows[0], "label": "c"}])  # a new word of the file counts
+    work = opened(data)
+    assert work.votes.on(key) == {"Ana": "c"}
+    undone(work, ANA)
+    work.store.close()
+    assert opened(data).votes.on(key) == {"Ana": "b"}
+
+
 def test_of_labels_that_contradict_each_other_the_first_counts_at_every_start_and_it_is_told(tmp_path: Path):
     data = write(tmp_path / "rows.jsonl", [{"text": "one", "label": "a"}, {"text": "ONE", "label": "b"}])
     for _ in range(2):

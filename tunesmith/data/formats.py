@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunesmith.data.guess import guess, nameless
+from tunesmith.data.guess import LONGEST_LABEL, guess, nameless
 from tunesmith.data.rows import Row, as_word, columns_of, file_of
 from tunesmith.errors import DataError
 
 LOOKED_AT = 200
 ENOUGH = 0.9
-LONGEST_LABEL = 60
 
 DIALOGUES = ("messages", "conversations", "conversation", "dialogue")
 SYSTEMS = ("system", "system_prompt")

@@ -28,7 +28,8 @@ ANSWER_WORDS = (
     "answer", "reply", "response", "solution", "a", "output", "resolution", "agent", "assistant", "summary",
 )  # fmt: skip
 LOOKED_AT, ENOUGH = 200, 0.9
-MOST_LABELS, LONGEST_LABEL, ROWS_A_LABEL = 50, 60, 3
+LONGEST_LABEL = 60  # characters, also of labels that people write
+MOST_LABELS, ROWS_A_LABEL = 50, 3
 FEWEST_WORDS = 2  # of a text, in the middle
 
 

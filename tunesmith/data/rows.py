@@ -236,7 +236,8 @@ def _hub_rows(source: str, *, offline: bool) -> list[Row]:
     if int(hub.__version__.partition(".")[0]) < 4:
         raise DataError(f"{source}: this 'datasets' may run remote code; pip install 'datasets>=4.7'")
     try:
-        return _numbered(hub.load_dataset(name, split=split), name)
+        # The split is part of the place: rows of two splits are told apart by it.
+        return _numbered(hub.load_dataset(name, split=split), source)
     except (hub.exceptions.DatasetsError, OSError, ValueError) as error:
         cure = f"check the name and the network, or write '{name}:SPLIT'"
         raise DataError(f"{name}: cannot get its {split!r} split ({reason(error)}); {cure}") from error

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from pathlib import Path
 
 from tunesmith.data.rows import columns_of, read_rows
 from tunesmith.data.split import Split
@@ -89,9 +87,6 @@ def check_rows(recipe: Recipe, split: Split, *, offline: bool) -> None:
     """Raise for rows that cannot be compared on: DataError for what the files lack, RecipeError for a wrong name."""
     data, documents = recipe.data, recipe.documents
     files = {place for place in (data.train, data.validation, data.test) if isinstance(place, str)}
-    names = Counter(Path(file).name for file in files)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise DataError(f"{twice[0]}: two files have this name, by which rows are told apart; rename one of them")
     for part, rows, fraction in (("validation", split.validation, 0.1), ("test", split.test, 0.2)):
         if not rows:
             use = "settings of arms are chosen" if part == "validation" else "arms are compared"

@@ -86,6 +86,10 @@ def _check_apart(wish: Wish, ask: Ask) -> None:
 def _ask(wish: Wish, *, offline: bool) -> tuple[Ask, int]:
     """Which file and columns, and the longest row of the recipe (0 without one)."""
     recipe = _recipe(wish, offline=offline)
+    if recipe and recipe.parts:
+        name, part = next(iter(recipe.parts.items()))
+        cure = f"name one task's file, such as that of {name}: tunesmith audit {part.data.train}"
+        raise DataError(f"{wish.source}: a recipe of {len(recipe.parts)} tasks, each with rows of its own; {cure}")
     source = recipe.data.train if recipe else wish.source
     rows = head(source, LOOKED_AT, offline=offline)
     found = _format(rows, recipe) if recipe else detect(rows)

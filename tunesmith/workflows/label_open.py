@@ -85,10 +85,12 @@ def _opened(wish: Wish, told: Callable[[str], None]) -> tuple[Rows, Store]:
     if wish.brought:
         found[wish.brought] = brought_labels(wish.brought, rows, offline=wish.offline)
     store = Store(wish.kept_in, what=WHAT)  # not before: rows that are refused leave no file behind
-    votes = Votes(store.since())
+    events = store.since()
+    votes = Votes(events)
     for source, given in found.items():
         _tell(Path(source).name, given, told)
-    entries = [*words(wish.labels, votes), *(entry for given in found.values() for entry in not_yet(given, votes))]
+    brought = [entry for given in found.values() for entry in not_yet(given, votes, events)]
+    entries = [*words(wish.labels, votes), *brought]
     if entries:
         store.append(*entries)
     return rows, store

@@ -11,12 +11,12 @@ from pathlib import Path
 from tunesmith.data.examples import Text, question, texts
 from tunesmith.data.files import write_whole
 from tunesmith.data.formats import LABELS, TEXTS
+from tunesmith.data.guess import LONGEST_LABEL
 from tunesmith.data.rows import Row, as_word, columns_of, file_of, missing_column, read_rows, refuse
 from tunesmith.errors import DataError
-from tunesmith.feedback.store import Entry
+from tunesmith.feedback.store import Entry, Event
 from tunesmith.feedback.votes import VOTE, WORD, Votes
 
-LONGEST_LABEL = 60
 RATER = "rater"
 
 
@@ -117,9 +117,14 @@ def brought_labels(source: str, rows: Rows, *, offline: bool = False) -> Given:
     return Given(mine, found.contradictions, sum(key not in known for key in brought.keys))
 
 
-def not_yet(given: Given, votes: Votes) -> list[Entry]:
-    """The votes of a file without those that are known already."""
-    return [e for e in given.entries if e.body and votes.on(e.item).get(e.rater) != e.body["label"]]
+def not_yet(given: Given, votes: Votes, events: Sequence[Event]) -> list[Entry]:
+    """The votes of a file without those that stand, and without those that were taken over before.
+
+    A person may have said another thing since, or taken the vote back: their file, read again, must not overrule it.
+    """
+    taken = {_vote(event) for event in events if event.kind == VOTE}
+    new = [entry for entry in given.entries if _vote(entry) not in taken]
+    return [e for e in new if e.body and votes.on(e.item).get(e.rater) != e.body["label"]]
 
 
 def words(labels: Sequence[str], votes: Votes) -> list[Entry]:
@@ -158,6 +163,12 @@ def labelled_lines(rows: Rows, votes: Votes) -> tuple[list[str], Exported]:
         fields = {**row.fields, rows.label: label}
         lines.append(json.dumps(fields, ensure_ascii=False, default=str) + "\n")
     return lines, Exported(len(lines), tied)
+
+
+def _vote(vote: Entry | Event) -> tuple[str, str, str, str]:
+    """What makes a vote of a file the same one when the file is read again, its rows moved or not."""
+    body = vote.body or {}
+    return vote.item, vote.rater, str(body.get("label", "")), str(body.get("from", "")).rpartition(":")[0]
 
 
 def _key(read: Text) -> str:

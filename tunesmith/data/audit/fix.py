@@ -75,7 +75,7 @@ def _write(ask: Ask, cures: Cures, halves: Sequence[Path], suffix: str, *, offli
     """Write the copy and its log; how many rows were kept, changed and dropped comes back."""
     name, counts = name_of(ask.source), {"kept": 0, "changed": 0, "dropped": 0}
     with ExitStack() as stack:
-        files = [stack.enter_context(half.open("w", encoding="utf-8", newline="")) for half in halves]
+        files = [stack.enter_context(_open(half)) for half in halves]
         write = _writer(files[0], suffix)
         for chunk in chunks(ask.source, offline=offline):
             for line, raw in zip(chunk.lines, chunk.rows, strict=True):
@@ -93,6 +93,11 @@ def _write(ask: Ask, cures: Cures, halves: Sequence[Path], suffix: str, *, offli
                 counts["kept"] += 1
                 write(where, after)
     return counts
+
+
+def _open(path: Path) -> TextIO:
+    # Half a surrogate pair, in a column that no run reads, is written as JSON writes it: UTF-8 has no bytes for it.
+    return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def _cured(

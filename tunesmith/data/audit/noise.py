@@ -98,6 +98,8 @@ def doubts(
     ids = np.array([number[labels[i]] for i in rows], np.int64)
     folds = (keys % np.uint64(FOLDS)).astype(np.int64)
     judges = _fit(texts, rows, ids, folds[rows], usable)
+    if judges is None:
+        return None
     found: dict[int, tuple[str, float]] = {}
     right: Counter[int] = Counter()
     parts = list(_batches(folds[rows]))
@@ -145,8 +147,8 @@ def _fit(
     ids: NDArray[np.int64],
     folds: NDArray[np.int64],
     labels: list[str],
-) -> Judges:
-    """The judges, fitted on at most FITTED of the rows."""
+) -> Judges | None:
+    """The judges, fitted on at most FITTED of the rows; None where a fold leaves one label, or no words are shared."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import SGDClassifier
     from sklearn.naive_bayes import ComplementNB
@@ -155,7 +157,12 @@ def _fit(
     if len(rows) > FITTED:
         taken = np.sort(np.random.default_rng(0).choice(len(rows), FITTED, replace=False))
     vectors = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=50_000, dtype=np.float32)
-    features = vectors.fit_transform(texts(int(i))[:CHARACTERS] for i in rows[taken])
+    if any(len(np.unique(ids[taken][folds[taken] != fold])) < 2 for fold in range(FOLDS)):
+        return None
+    try:
+        features = vectors.fit_transform(texts(int(i))[:CHARACTERS] for i in rows[taken])
+    except ValueError:  # no word stands in two rows: nothing that one row could tell of another
+        return None
     models = []
     for fold in range(FOLDS):
         others = np.flatnonzero(folds[taken] != fold)

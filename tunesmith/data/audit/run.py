@@ -139,7 +139,7 @@ class _Auditor:
 
         found = doubts(text, given, table.asked[rows], workers=self.tools.workers, read=self.tools.read)
         if found is None:
-            self.notes.append("too few rows a label, or too many labels, to judge labels by a model")
+            self.notes.append("too few rows or shared words a label, or too many labels, to judge labels by a model")
             return
         if self.tools.read is not None and len(rows) > MOST_READ:
             self.notes.append(f"labels are judged by words alone: a model reads at most {MOST_READ:,} rows")
@@ -234,5 +234,5 @@ class _Auditor:
 def _sample(table: Table, row: int, note: str) -> Sample:
     """A row to look at; what must not be told on is masked."""
     text = " → ".join(filter(None, (" ".join(part.split()) for part in table.text(row))))
-    text = masked(text[: 4 * SHOWN])[0]
+    text = masked(text[: 4 * SHOWN])[0].encode(errors="backslashreplace").decode()  # half an emoji cannot be shown
     return Sample(where=table.where(row), text=text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…", note=note)

@@ -48,7 +48,7 @@ def chunks(source: str, *, offline: bool = False) -> Iterator[Chunk]:
 
 def name_of(source: str) -> str:
     """The file as `where` names it."""
-    return Path(source).name if Path(source).suffix.lower() in READERS else source.partition(":")[0]
+    return Path(source).name if Path(source).suffix.lower() in READERS else source
 
 
 def line_of(row: Row) -> int:

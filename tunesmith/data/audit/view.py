@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunesmith.data.calls import as_words, read_calls
-from tunesmith.data.examples import DIALOGUES, chats, labelled
+from tunesmith.data.examples import DIALOGUES, chats, labelled, text_of
+from tunesmith.data.pairs import thumbs
 from tunesmith.data.rows import Row, as_word
-from tunesmith.data.turns import ROLES
+from tunesmith.data.turns import ROLES, whole
 from tunesmith.errors import DataError
 
 NO_ANSWER = frozenset(
@@ -62,10 +63,22 @@ def view(row: Row, columns: Mapping[str, str]) -> View:
         return _preferred(row, columns)
     if any(part in columns for part in DIALOGUES):
         return _dialogue(row, columns)
+    if "answer" in columns and "label" in columns:
+        return _thumbed(row, columns)
     if "answer" in columns:
         return _pair(row, columns)
-    text = _text(row.fields.get(columns["text"]))
-    return View(text, "", fault="" if text.strip() else "empty", why="blank")
+    return _plain(row, columns["text"])
+
+
+def _plain(row: Row, column: str) -> View:
+    text = _text(row.fields.get(column))
+    if not text.strip():
+        return View(text, "", (), "empty", "blank")
+    try:
+        text_of(row, column)
+    except DataError as error:
+        return View(text, "", (), "unreadable", _why(row, error))
+    return View(text, "")
 
 
 def _labelled(row: Row, columns: Mapping[str, str]) -> View:
@@ -117,11 +130,30 @@ def _preferred(row: Row, columns: Mapping[str, str]) -> View:
     for part in ("chosen", "rejected"):
         if isinstance(given := row.fields.get(columns[part]), int | float):
             return View(question, chosen, (), "unreadable", f"{part} is {given!r}, which is no text")
+    try:
+        whole(question, "the row")
+    except DataError as error:
+        return View(question, chosen, (), "unreadable", str(error))
     if not chosen.strip() or not rejected.strip():
         return View(question, chosen, (), "empty", "one of the two answers is blank")
     if chosen.strip() == rejected.strip():
         return View(question, chosen, (), "nothing_to_learn", "both answers are the same")
     return View(question, chosen)
+
+
+def _thumbed(row: Row, columns: Mapping[str, str]) -> View:
+    """An answer with a thumb: both of them are what is asked, as in a run, and the thumb is what is learned."""
+    prompt, answer = (_text(row.fields.get(columns[part])) for part in ("prompt", "answer"))
+    question = "\n".join(filter(None, [prompt, answer]))
+    if not prompt.strip() or not answer.strip():
+        return View(question, "", (), "empty", "blank prompt or answer")
+    if row.fields.get(columns["label"]) in (None, ""):
+        return View(question, "", (), "nothing_to_learn", "no thumb")
+    try:
+        (read,) = thumbs([row], columns=columns)
+    except DataError as error:
+        return View(question, "", (), "unreadable", _why(row, error))
+    return View(question, "good" if read.good else "bad")
 
 
 def _answered(question: str, answer: str) -> View | None:
@@ -140,10 +172,15 @@ def _checked(row: Row, columns: Mapping[str, str], seen: View, *, fault: str = "
     try:
         chats([row], columns=columns)
     except DataError as error:
-        why = str(error).removeprefix(f"{row.where}: ")
+        why = _why(row, error)
         kind = "nothing_to_learn" if "no assistant turn with content" in why else fault
         return View(seen.question, seen.answer, (), kind, why)
     return seen
+
+
+def _why(row: Row, error: DataError) -> str:
+    """What the parser says of a row, without its place."""
+    return str(error).removeprefix(f"{row.where}: ")
 
 
 def _text(value: object) -> str:
