@@ -6,7 +6,7 @@ import pytest
 
 from tunesmith.data.examples import Chat, Example, Labelled, Message, Text, labelled, question, texts
 from tunesmith.data.rows import Row
-from tunesmith.data.sources import Sources, load
+from tunesmith.data.sources import Sources, check_names, load
 from tunesmith.data.split import Split, separate, split
 from tunesmith.errors import DataError, Refused
 
@@ -249,15 +249,13 @@ def test_the_train_file_given_as_test_is_refused_before_its_groups_are_looked_at
         load(Sources(source, 0.1, source, group="group"), parse, seed=0)
 
 
-def test_two_files_of_one_name_are_refused_whatever_is_learned(tmp_path):
+def test_two_files_of_one_name_are_told_apart_by_nothing_that_looks_a_row_up_by_its_place(tmp_path):
     (tmp_path / "more").mkdir()
-    train = jsonl(tmp_path, "rows.jsonl", range(20))
-    for sources in (
-        Sources(train, 0.1, jsonl(tmp_path / "more", "rows.jsonl", range(20, 40))),
-        Sources(train, jsonl(tmp_path / "more", "rows.jsonl", range(40, 60)), 0.2),
-    ):
-        with pytest.raises(DataError, match=r"^rows\.jsonl: two files have this name, .*; rename one of them$"):
-            load(sources, parse, seed=0)
+    train, other = jsonl(tmp_path, "rows.jsonl", range(20)), jsonl(tmp_path / "more", "rows.jsonl", range(20, 40))
+    check_names((train, 0.1, train, "owner/name:train", "owner/name:test"))
+    with pytest.raises(DataError, match=r"^rows\.jsonl: two files have this name, .*; rename one of them$"):
+        check_names((train, 0.1, other))
+    assert len(load(Sources(train, 0.1, other), parse, seed=0).split.test) == 20  # what does not may be trained
 
 
 def test_a_train_file_of_the_test_files_groups_only_is_refused(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -43,7 +43,6 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
     Raises DataError for faulty rows, and Refused where a held-out file repeats the train file.
     """
     given = {"train": sources.train, "validation": sources.validation, "test": sources.test}
-    _check_names([source for source in given.values() if isinstance(source, str)])
     shares = {name: share for name, share in given.items() if not isinstance(share, str)}
     rows, parts = 0, dict[str, list[Example]]()
     for name, source in given.items():
@@ -62,9 +61,10 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
     return Loaded(whole, rows, {name: _digest(part) for name, part in parts.items()})
 
 
-def _check_names(sources: Sequence[str]) -> None:
-    """Raise DataError where two files have one name: their rows would have the same places."""
-    names = {Path(source).resolve(): Path(source).name for source in sources if Path(source).is_file()}
+def check_names(given: Iterable[float | str]) -> None:
+    """Raise DataError where two files have one name, for what finds a row again by its place."""
+    files = [Path(source) for source in given if isinstance(source, str) and Path(source).is_file()]
+    names = {file.resolve(): file.name for file in files}
     if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
         raise DataError(f"{twice[0]}: two files have this name, by which rows are told apart; rename one of them")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from tunesmith.data.rows import columns_of, read_rows
+from tunesmith.data.sources import check_names
 from tunesmith.data.split import Split
 from tunesmith.decision.verdict import DIAGNOSIS
 from tunesmith.errors import DataError, RecipeError
@@ -87,6 +88,7 @@ def check_rows(recipe: Recipe, split: Split, *, offline: bool) -> None:
     """Raise for rows that cannot be compared on: DataError for what the files lack, RecipeError for a wrong name."""
     data, documents = recipe.data, recipe.documents
     files = {place for place in (data.train, data.validation, data.test) if isinstance(place, str)}
+    check_names((data.train, data.validation, data.test))
     for part, rows, fraction in (("validation", split.validation, 0.1), ("test", split.test, 0.2)):
         if not rows:
             use = "settings of arms are chosen" if part == "validation" else "arms are compared"

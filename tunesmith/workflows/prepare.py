@@ -12,14 +12,14 @@ from torch import Tensor
 from tunesmith.data.audit.gate import gate
 from tunesmith.data.examples import Example
 from tunesmith.data.masking import Masking
-from tunesmith.data.sources import Loaded, Sources, load
+from tunesmith.data.sources import Loaded, Sources, check_names, load
 from tunesmith.data.split import Split
 from tunesmith.data.tasks import Asking, set_apart
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.device import Machine, choose_machine
 from tunesmith.model.load import Base, LoadOptions, load_base
-from tunesmith.objectives import Classify, Domain, Multitask
+from tunesmith.objectives import Classify, Domain, Multitask, Rl
 from tunesmith.recipe import AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
 from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.rewards import check_reward
@@ -74,6 +74,8 @@ def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
             f"objective multitask: this works on one task at a time, and it has {', '.join(recipe.parts)}"
         )
     data, objective = recipe.data, recipe.objective
+    if isinstance(objective, Rl):  # an answer that is drawn finds its row again by its place
+        check_names((data.train, data.validation))
     sources = Sources(data.train, data.validation, data.test, data.group, data.where)
     loaded = load(sources, lambda rows: objective.examples(rows, group=data.group), seed=recipe.seed, offline=offline)
     if data.rows:
