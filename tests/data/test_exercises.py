@@ -52,3 +52,18 @@ def test_rows_without_anything_like_a_prompt_are_refused():
 def test_a_blank_prompt_is_refused_with_its_place():
     with pytest.raises(DataError, match=r"rows.jsonl:2: column 'prompt' is blank"):
         RL.examples(rows({"prompt": "Who?"}, {"prompt": " "}), group="")
+
+
+def test_rows_of_texts_alone_are_asked_as_they_stand():
+    for fields in ({"text": "Who?"}, {"text": "Who?", "label": "person"}):
+        (one,) = RL.examples(rows(fields), group="")
+        assert (one.prompt, one.reference) == ((Message("user", "Who?"),), "")
+
+
+def test_pairs_of_whole_chats_without_a_prompt_column_are_refused_until_one_is_named():
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]
+    pair = rows({"chosen": turns, "rejected": [turns[0], {"role": "assistant", "content": "You."}]})
+    with pytest.raises(DataError, match=r"no column with a prompt among .*chosen.*; name it in objective\.prompt"):
+        RL.examples(pair, group="")
+    (one,) = RL.model_copy(update={"prompt": "chosen"}).examples(pair, group="")
+    assert (one.prompt, one.reference) == ((Message("user", "Who?"),), "Me.")

@@ -96,7 +96,6 @@ def test_chrf_and_bleu_are_those_of_sacrebleu():
     gold, given = ["the cat sat on the mat", "it rains today"], ["the cat sat on a mat", "it is raining"]
     wanted = [sacrebleu.sentence_chrf(h, [g]).score for g, h in zip(gold, given, strict=True)]
     assert metrics.chrf(gold, given).tolist() == pytest.approx(wanted)
-    assert metrics.corpus_chrf(gold, given) == pytest.approx(sacrebleu.corpus_chrf(given, [gold]).score)
     assert metrics.corpus_bleu(gold, given) == pytest.approx(sacrebleu.corpus_bleu(given, [gold]).score)
 
 

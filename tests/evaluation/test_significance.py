@@ -171,14 +171,10 @@ def test_one_group_alone_tells_nothing():
     assert (lone.p_value, lone.ci95) == (1, (-1, 1))
 
 
-def test_a_clear_gain_in_macro_f1_and_in_bleu_is_better():
+def test_a_clear_gain_in_macro_f1_is_better():
     gold, base, _ = answers(1, right=0.4)
     found = significance.compare_macro_f1(gold, base, gold)
     assert (found.tuned, found.verdict, found.test) == (1, "better", "paired bootstrap")
-    texts = [f"item {i} of the list is number {i}" for i in range(40)]
-    bleu = significance.compare_bleu(texts, [t.replace("list", "row") for t in texts], texts)
-    assert bleu.tuned == pytest.approx(100)
-    assert bleu.verdict == "better"
 
 
 def test_the_same_seed_gives_the_same_numbers():

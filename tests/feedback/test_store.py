@@ -147,6 +147,16 @@ def test_votes_on_pairs_are_not_opened_as_labels(tmp_path: Path):
         Store(tmp_path / "votes.db", what="labels")
 
 
+def test_a_store_that_is_refused_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Store(tmp_path / "votes.db", what="pairs").close()
+    opened, connect = [], sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: opened.append(connect(*args, **more)) or opened[-1])
+    with pytest.raises(DataError, match="holds pairs, not labels"):
+        Store(tmp_path / "votes.db", what="labels")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("select 1")
+
+
 def test_a_store_of_a_newer_version_is_refused(store: Store):
     store.close()
     sqlite3.connect(store.path).execute("pragma user_version = 2")

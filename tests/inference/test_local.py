@@ -190,3 +190,9 @@ def test_label_rows_are_asked_as_they_were_taught():
     taught = made.objective.encode(labelled(1)[0], template("llama"), limit=256).sequences[0].ids
     prompt = made.prompt(made.objective.messages(labelled(1)[0].text))
     assert taught[: len(prompt)] == prompt
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_of_no_texts_there_are_no_states(kind: str):
+    made = model(kind, LINEAR)
+    assert made.embed([]).shape == (0, made.embed(["hi"]).shape[1])

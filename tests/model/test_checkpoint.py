@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import CheckpointError
@@ -125,6 +126,16 @@ def test_a_full_disk_is_an_error_for_the_user_and_the_old_folder_stays(tmp_path:
         write_folder(tmp_path / "last", full)
     assert content(tmp_path / "last") == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_a_disk_that_is_full_for_safetensors_is_told_alike_and_leaves_no_half_folder(tmp_path: Path):
+    def full(half: Path) -> None:
+        (half / "a.safetensors").write_text("x")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(CheckpointError, match=r"last: not written \(I/O error: No space .*\); free some space"):
+        write_folder(tmp_path / "last", full)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_manifest_names_every_file_with_its_digest(tmp_path: Path):

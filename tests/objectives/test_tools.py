@@ -87,6 +87,8 @@ def test_a_sharegpt_turn_is_read_as_the_same_call():
     [
         ({"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}, "calls a tool without a name"),
         ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}, "without a name or"),
+        ({"role": "assistant", "tool_calls": 5}, "tool_calls are not a list; write each"),
+        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[" * 100_000}]}, "without a name or"),
         ({"role": "user", "content": "q", "tool_calls": [CALLED]}, r"\(user\) calls a tool"),
     ],
 )
@@ -99,6 +101,12 @@ def test_a_call_that_is_none_is_refused_with_its_place(turn: dict[str, Any], fin
 def test_tools_that_are_no_list_are_refused():
     with pytest.raises(DataError, match=r"^t\.jsonl:1: tools are not a list"):
         chat(tools="weather")
+
+
+@pytest.mark.parametrize("tools", [[{"function": "x"}], [{"function": None}], "[" * 100_000])
+def test_a_tool_that_is_no_object_is_refused(tools: Any):
+    with pytest.raises(DataError, match=r"^t\.jsonl:1: tools are not a list of objects; write each"):
+        chat(tools=tools)
 
 
 def test_all_that_the_assistant_said_and_called_is_learned_and_nothing_else():

@@ -1,10 +1,11 @@
+import json
 import re
 
 import pytest
 import yaml
 
 from tests.report.conftest import SHA, MakeRun, everything
-from tunesmith.objectives import Classify, Instruct, Rl
+from tunesmith.objectives import Classify, Domain, Instruct, Rl
 from tunesmith.recipe import Data, Recipe, save_recipe
 from tunesmith.report.card import card, code, fence, front_matter, text
 from tunesmith.report.facts import read_facts
@@ -105,6 +106,16 @@ def test_the_snippets_fit_the_objective(make_run: MakeRun, objective, changes, p
         assert "Sum up:\\n\\nyour text" in blocks[1]
         assert "max_new_tokens=40" in blocks[1]
         assert "peft" not in blocks[1]
+
+
+@pytest.mark.parametrize("written", ["<mask>", {"content": "<mask>", "lstrip": True}, None])
+def test_an_encoder_is_asked_to_fill_its_own_mask_token(make_run: MakeRun, written: object):
+    run = make_run(family="encoder", objective="domain")
+    save_recipe(Recipe(data=Data(train="r.jsonl"), objective=Domain()), run / "recipe.yaml")
+    (run / "model").mkdir()
+    (run / "model" / "tokenizer_config.json").write_text(json.dumps({"mask_token": written}), encoding="utf-8")
+    (block,) = code_blocks(card(read_facts(run)), "python")
+    assert f'model.fill(["your text {"<mask>" if written else "[MASK]"}"])' in block
 
 
 @pytest.mark.parametrize("quantize", ["", "nf4"])

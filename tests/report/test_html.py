@@ -8,7 +8,8 @@ from tests.report.conftest import EVIL, MakeRun, everything, task_of, with_objec
 from tunesmith.errors import CheckpointError
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.report.facts import read_facts
-from tunesmith.report.html import page, write_reports
+from tunesmith.report.html import _forgotten, page, write_reports
+from tunesmith.report.schema import Retention
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -112,6 +113,14 @@ def test_what_was_not_measured_is_said_and_leaves_no_empty_section(make_run: Mak
     html = page(read_facts(make_run()))
     assert "style" not in sections(html)
     assert "Not measured in this run" in html
+
+
+@pytest.mark.parametrize(("p_value", "worse"), [(0.002, True), (0.2, False), (None, False)])
+def test_fewer_probe_questions_right_are_called_worse_only_where_a_test_says_so(p_value: float | None, worse: bool):
+    kept = Retention(
+        general_nll_base=2.9, general_nll_tuned=2.9, probe_base=0.5, probe_tuned=0.45, probe_n=400, p_value=p_value
+    )
+    assert [line["worse"] for line in _forgotten(kept)] == [False, worse]
 
 
 def test_a_baseline_that_the_tuned_model_does_not_beat_is_named(make_run: MakeRun):

@@ -15,6 +15,7 @@ import pytest
 from tests.served import HEAD, LABELS, Served, save_run, served
 from tunesmith.cli.serve import folder_of
 from tunesmith.data.examples import Message
+from tunesmith.feedback.votes import VOTE
 from tunesmith.inference.ask import Ask
 from tunesmith.inference.folder import load
 from tunesmith.model.device import Machine
@@ -22,7 +23,7 @@ from tunesmith.model.sampling import Sampling
 from tunesmith.techniques import Ia3, Lora
 from tunesmith.web.pieces import Pieces
 from tunesmith.workflows.thumbs import FILE
-from tunesmith.workflows.votes import export_votes
+from tunesmith.workflows.votes import export_votes, read_events
 
 QUESTIONS = ("hi", "What is the capital of France?", "Is this review positive or negative? I like the phone.")
 
@@ -251,6 +252,15 @@ def test_thumbs_land_in_the_runs_file_of_votes_as_rows_of_preference(server: Ser
     ]
     assert httpx.post(f"{server.url}/feedback", json={**told, "model": "nobody"}).status_code == 404
     assert httpx.post(f"{server.url}/feedback", json={**told, "answer": ""}).status_code == 400
+
+
+def test_thumbs_of_people_without_a_name_each_count(server: Served, runs: Path):
+    told = {"model": "two", "messages": [{"role": "user", "content": "hi"}], "answer": "fine", "good": True}
+    for more in ({}, {"rater": ""}, {"rater": " ", "good": False}, {"rater": "ann"}):
+        assert httpx.post(f"{server.url}/feedback", json={**told, **more}).json() == {"kept": True}
+    found = [event.rater for event in read_events(runs / "two" / FILE) if event.kind == VOTE]
+    assert len(set(found)) == 4
+    assert (all(found), found[-1]) == (True, "ann")
 
 
 def test_thumbs_for_the_base_land_beside_those_of_the_first_run(tmp_path: Path):

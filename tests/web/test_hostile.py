@@ -62,6 +62,8 @@ BODIES: list[tuple[str, bytes, set[int]]] = [
     (CHAT, json.dumps({**GOOD, "messages": [{"role": "user", "content": "\ud800\u0000\u202e"}]}).encode(), {200, 400}),
     (CHAT, json.dumps({**GOOD, "tools": [{"function": {"name": "{{ 7*7 }}"}}]}).encode(), {200, 400}),
     (CHAT, json.dumps({**GOOD, "tools": ["x"] * 500}).encode(), {400}),
+    (CHAT, json.dumps({**GOOD, "tools": [{"function": "x"}]}).encode(), {400}),
+    (CHAT, json.dumps({**GOOD, "tools": [{"function": None}]}).encode(), {400}),
     (CHAT, json.dumps({**GOOD, "messages": [{"role": "assistant", "tool_calls": [{}]}]}).encode(), {400}),
     (CHAT, json.dumps({**GOOD, "response_format": {"type": "json_schema"}}).encode(), {400}),
     (

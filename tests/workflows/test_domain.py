@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tests.workflows.test_tune import digests, stop_after
 from tunesmith.data.masking import Masking
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.folder import load
+from tunesmith.model.checkpoint import write_folder
 from tunesmith.report.diff import diff_runs
 from tunesmith.report.html import write_reports
 from tunesmith.report.terminal import render
@@ -126,6 +128,21 @@ def test_a_run_on_texts_that_was_stopped_gives_the_weights_of_one_that_was_not(
     cut = tune(made, tmp_path / "cut")
     assert digests(cut.folder) == digests(whole.folder)
     assert cut.report.task == whole.report.task.model_copy(update={"name": "cut"})
+
+
+def test_a_run_that_was_killed_right_after_its_head_was_kept_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(frozen_head, "FEWEST_STEPS", 6)
+    made = on_texts(tmp_path, "bert", schedule={"epochs": 1, "probe": False})
+
+    def killed(place: Path, fill: Callable[[Path], None]) -> None:
+        write_folder(place, fill)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen_head, "write_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tune(made, tmp_path / "run")
+    assert tune(made, tmp_path / "run").report.baselines[0].detail == frozen_head.TRAINED
 
 
 def test_evaluate_scores_a_run_a_base_and_both_on_texts(tmp_path: Path):

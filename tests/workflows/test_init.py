@@ -309,6 +309,14 @@ def test_llama_factory_is_carried_over_by_its_list_of_data_sets(alpaca: Path, ti
     assert preview(recipe, offline=True).faults == ()
 
 
+def test_words_where_numbers_stand_are_left_out_with_a_reason(alpaca: Path) -> None:
+    words = FACTORY | {"val_size": "auto", "quantization_bit": "nf4"}
+    made = convert(write(alpaca.parent / "f.yaml", words), data=str(alpaca))
+    assert made.dropped["val_size"] == "auto: the validation part is a share or a file"
+    assert made.dropped["quantization_bit"] == "nf4: weights are read as they are, or in 4 bits"
+    assert made.recipe.technique.kind == "lora"
+
+
 def test_a_data_set_that_is_only_a_name_needs_its_rows(alpaca: Path) -> None:
     page = write(alpaca.parent / "f.yaml", FACTORY)
     with pytest.raises(RecipeError, match="tunesmith init ROWS --from"):

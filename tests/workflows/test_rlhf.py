@@ -269,3 +269,13 @@ def test_a_loop_that_cannot_work_is_refused_at_the_door(
     with pytest.raises(RecipeError, match=said):
         rlhf(made(tmp_path, objective, **named), way=QUIET, out=tmp_path / "loop")
     assert not (tmp_path / "loop").exists()
+
+
+def test_a_single_prompt_to_judge_at_the_end_is_refused_before_anything_is_judged_or_learned(tmp_path: Path):
+    held = tmp_path / "held.jsonl"
+    held.write_text(json.dumps({"prompt": "number one", "answer": "1"}) + "\n", encoding="utf-8")
+    wanted = made(tmp_path)
+    wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"test": str(held)})})
+    with pytest.raises(RecipeError, match=r"held\.jsonl: 1 prompts held out, and the end needs 2 or more; give more"):
+        rlhf(wanted, way=QUIET, out=tmp_path / "loop")
+    assert not (tmp_path / "loop").exists()

@@ -166,6 +166,18 @@ def test_a_second_call_says_already_and_a_changed_recipe_or_file_does_not_go_on_
             tune(changed, tmp_path / "run")
 
 
+def test_a_finished_run_that_was_killed_before_its_page_gets_it_from_a_second_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = recipe(tmp_path, reviews(), "bert", schedule={"probe": False})
+    tune(made, tmp_path / "run")
+    assert not (tmp_path / "run" / "report.html").exists()
+    monkeypatch.setattr("tunesmith.workflows.tune.write_reports", write_reports)
+    assert tune(made, tmp_path / "run").already
+    assert (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "run" / "README.md").exists()
+
+
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path):
     made = recipe(tmp_path, reviews(), "bert")
     (tmp_path / "photos").mkdir()

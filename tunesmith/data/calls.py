@@ -36,6 +36,8 @@ def read_calls(turn: Mapping[str, Any], place: str) -> tuple[Call, ...]:
     if turn.get("from", turn.get("role")) == "function_call":
         listed = _parsed(turn.get("value", turn.get("content")))
         listed = listed if isinstance(listed, list) else [listed]
+    if not isinstance(listed, list | tuple):
+        raise DataError(f"{place}: tool_calls are not a list; write each as an object with name and arguments")
     return tuple(_call(one, place) for one in listed)
 
 
@@ -44,7 +46,7 @@ def read_tools(value: object, place: str) -> str:
     listed = _parsed(value) if isinstance(value, str) and value.strip() else value
     if not listed or (isinstance(listed, str) and not listed.strip()):
         return ""
-    if not isinstance(listed, list | tuple) or not all(isinstance(tool, Mapping) for tool in listed):
+    if not isinstance(listed, list | tuple) or not all(map(_is_tool, listed)):
         raise DataError(f"{place}: tools are not a list of objects; write each as JSON schema: name, parameters")
     return json.dumps(list(listed), ensure_ascii=False)
 
@@ -67,6 +69,11 @@ def calls_in(text: str) -> list[dict[str, Any]]:
             found.append(call)
         at = end if call is not None else at + 1
     return found
+
+
+def _is_tool(value: object) -> bool:
+    """Whether this describes a tool, as it is or as OpenAI's `function`."""
+    return isinstance(value, Mapping) and isinstance(value.get("function", value), Mapping)
 
 
 def _as_call(value: Any) -> dict[str, Any] | None:
@@ -94,5 +101,5 @@ def _parsed(text: object) -> Any:
     """The JSON value in a text; the text itself where it is none."""
     try:
         return json.loads(str(text))
-    except ValueError:
+    except (ValueError, RecursionError):  # brackets nested by the thousand
         return text

@@ -131,14 +131,6 @@ def chrf(gold: Sequence[str], given: Sequence[str]) -> Floats:
     return np.array([metric.sentence_score(h, [g]).score for g, h in zip(gold, given, strict=True)])
 
 
-def corpus_chrf(gold: Sequence[str], given: Sequence[str]) -> float:
-    """chrF2 over all rows together, 0-100, as sacrebleu prints it."""
-    from sacrebleu.metrics import CHRF
-
-    _same_length(gold, given)
-    return float(CHRF().corpus_score(list(given), [list(gold)]).score)
-
-
 def corpus_bleu(gold: Sequence[str], given: Sequence[str]) -> float:
     """BLEU over all rows together, 0-100, as sacrebleu prints it (13a tokens, exponential smoothing)."""
     from sacrebleu.metrics import BLEU

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tunesmith.errors import DataError
-from tunesmith.evaluation.metrics import RowStatistic, corpus_bleu_pair, macro_f1_pair
+from tunesmith.evaluation.metrics import RowStatistic, macro_f1_pair
 from tunesmith.evaluation.resampling import (
     ALPHA,
     Clusters,
@@ -126,7 +126,7 @@ def corpus_compare(
     seed: int = 0,
     resamples: int = 10_000,
 ) -> Comparison:
-    """A score of the whole set (macro-F1, BLEU) of tuned against base, by paired bootstrap over clusters.
+    """A score of the whole set (macro-F1) of tuned against base, by paired bootstrap over clusters.
 
     `statistic` gets row numbers, drawn with repeats, and answers (base, tuned) on those rows. p comes from
     the share of resamples beyond 0, widened as the interval is, so both say the same of 0. The scale
@@ -165,18 +165,6 @@ def compare_macro_f1(
 ) -> Comparison:
     """Macro-F1 of tuned against base, by `corpus_compare`."""
     return corpus_compare(macro_f1_pair(gold, base, tuned), len(gold), groups=groups, seed=seed)
-
-
-def compare_bleu(
-    gold: Sequence[str],
-    base: Sequence[str],
-    tuned: Sequence[str],
-    *,
-    groups: Sequence[str] | None = None,
-    seed: int = 0,
-) -> Comparison:
-    """Corpus BLEU of tuned against base, by `corpus_compare`."""
-    return corpus_compare(corpus_bleu_pair(gold, base, tuned), len(gold), groups=groups, seed=seed)
 
 
 def interval(values: ArrayLike, *, groups: Sequence[str] | None = None, seed: int = 0) -> tuple[float, float]:

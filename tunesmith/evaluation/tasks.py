@@ -13,7 +13,6 @@ from tunesmith.evaluation import metrics
 from tunesmith.evaluation.resampling import Clusters, percentiles
 from tunesmith.evaluation.significance import (
     Comparison,
-    compare_bleu,
     compare_macro_f1,
     compare_paired,
     holm,
@@ -50,11 +49,10 @@ PER_ROW: dict[str, Callable[[Sequence[str], Sequence[str]], Floats]] = {
 WHOLE: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
     "macro_f1": metrics.macro_f1,
     "bleu": metrics.corpus_bleu,
-    "corpus_chrf": metrics.corpus_chrf,
 }
 # Those of the whole set that can be taken again and again over drawn rows.
 _DRAWN = {"macro_f1": metrics.macro_f1_pair, "bleu": metrics.corpus_bleu_pair}
-_COMPARED = {"macro_f1": compare_macro_f1, "bleu": compare_bleu}
+_COMPARED = {"macro_f1": compare_macro_f1}
 # What is reported beside the headline.
 BESIDE: dict[str, tuple[str, ...]] = {
     "accuracy": ("macro_f1",),

@@ -81,7 +81,11 @@ class Store:
             self._db = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
             )
-            self._open(what)
+            try:
+                self._open(what)
+            except BaseException:
+                self._db.close()
+                raise
         except (OSError, sqlite3.Error) as error:
             cure = "name another file, in a folder that can be written, with --store"
             raise DataError(f"{path}: cannot keep votes here ({error}); {cure}") from error

@@ -192,6 +192,8 @@ class LocalModel:
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """[B, D]: pooled states of the texts as the objective reads them."""
+        if not texts:
+            return torch.empty(0, self.policy.hidden)
         rows = [self.tokens(text) for text in texts]
         return self._in_order([self.policy.pooled(batch).float() for batch in self._batches(rows)], rows)
 

@@ -21,6 +21,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
     Files are written beside the target, hashed into a manifest, flushed to disk and renamed.
     """
+    from safetensors import SafetensorError
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     half = folder.with_name(f".{folder.name}.half")
     shutil.rmtree(half, ignore_errors=True)
@@ -34,11 +36,10 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             if path.is_file():
                 path.chmod(mode)  # safetensors are written for their owner alone
             _flush(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors tell of a full disk in an error of their own
         shutil.rmtree(half, ignore_errors=True)
-        raise CheckpointError(
-            f"{folder}: not written ({error.strerror or error}); free some space and run the command again"
-        ) from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CheckpointError(f"{folder}: not written ({reason}); free some space and run the command again") from error
     old = folder.with_name(f".{folder.name}.old")
     if folder.exists():  # else `old` may be all there is, left by a crash between these two renames
         shutil.rmtree(old, ignore_errors=True)

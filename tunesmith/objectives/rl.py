@@ -11,7 +11,7 @@ from torch import nn
 from tunesmith.data.examples import Example
 from tunesmith.data.exercises import Exercise, exercises, prompt_column
 from tunesmith.data.formats import detect
-from tunesmith.data.rows import Row
+from tunesmith.data.rows import Row, columns_of, file_of
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.errors import DataError
 from tunesmith.model.policy import Policy
@@ -81,9 +81,11 @@ class Rl(BaseModel):
         try:
             found = detect(rows).columns
         except DataError:
-            if not (column := prompt_column(rows)):
+            if not prompt_column(rows):
                 raise
-            return {"prompt": column, **named}
+            found = {}
+        if not found.keys() & {"messages", "conversations", "prompt"}:
+            return {"prompt": _prompt_column(rows), **named}
         return {
             **{part: column for part, column in found.items() if part not in ("chosen", "rejected", "label")},
             **named,
@@ -122,3 +124,11 @@ class Rl(BaseModel):
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         return head.to(policy.device)
+
+
+def _prompt_column(rows: Sequence[Row]) -> str:
+    """The column with what is asked. Raises DataError where none is named like one."""
+    if column := prompt_column(rows):
+        return column
+    cure = "name it in objective.prompt, or give rows with one"
+    raise DataError(f"{file_of(rows)}: no column with a prompt among {columns_of(rows)}; {cure}")

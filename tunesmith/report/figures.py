@@ -11,7 +11,6 @@ METRICS = {
     "token_f1": "token F1",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
-    "corpus_chrf": "chrF",
     "bleu": "BLEU",
     "preference_accuracy_summed": "the same by whole answers",
     "thumbs_auc": "AUC of thumbs",

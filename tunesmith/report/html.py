@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tunesmith.data.files import write_whole
 from tunesmith.evaluation.resampling import ALPHA
 from tunesmith.report import figures, plots
 from tunesmith.report.card import COMMAND, card
@@ -37,11 +38,11 @@ SHORT, LONGEST = 280, 8000
 def write_reports(folder: Path) -> None:
     """Write report.html and README.md of a finished run beside its report.json.
 
-    Raises CheckpointError and RecipeError for a folder that cannot be read.
+    Raises CheckpointError and RecipeError for a folder that cannot be read, DataError for one that cannot be written.
     """
     facts = read_facts(folder)
-    (folder / "report.html").write_text(page(facts), encoding="utf-8")
-    (folder / "README.md").write_text(card(facts), encoding="utf-8")
+    write_whole(folder / "README.md", card(facts))
+    write_whole(folder / "report.html", page(facts))  # last: where it is, both are
 
 
 def page(facts: Facts) -> str:
@@ -149,7 +150,8 @@ def _forgotten(retention: Retention | None) -> list[dict[str, Any]]:
     before, after = retention.general_nll_base, retention.general_nll_tuned
     lines = [("general text, nats per token", before, after, after > before)]
     if retention.probe_base is not None and retention.probe_tuned is not None:
-        fell = retention.probe_tuned < retention.probe_base and (retention.p_value or 0) < ALPHA
+        sure = retention.p_value is not None and retention.p_value < ALPHA
+        fell = sure and retention.probe_tuned < retention.probe_base
         lines.append(("probe questions right", retention.probe_base, retention.probe_tuned, fell))
     lines += [(f"· {name}", *pair, False) for name, pair in retention.fields.items()]
     return [

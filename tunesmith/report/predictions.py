@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunesmith.errors import CheckpointError
-from tunesmith.evaluation.metrics import chrf
 from tunesmith.evaluation.tasks import PER_ROW
 
 Floats = NDArray[np.float64]
 
 FILE = "predictions.jsonl"
 # A score of the whole set is looked at row by row through the metric nearest to it.
-NEAREST = {"macro_f1": PER_ROW["accuracy"], "bleu": chrf, "corpus_chrf": chrf}
+NEAREST = {"macro_f1": PER_ROW["accuracy"]}
 
 
 class Prediction(BaseModel):

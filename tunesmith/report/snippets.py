@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from tunesmith.objectives import Classify, Domain, Multitask, Reward
 from tunesmith.report.facts import Facts
 from tunesmith.report.figures import clean
 
-TEXT = "your text"
+TEXT, MASK = "your text", "[MASK]"
 
 
 def python_lines(facts: Facts) -> list[str]:
@@ -17,10 +19,17 @@ def python_lines(facts: Facts) -> list[str]:
     if isinstance(facts.recipe.objective, Classify):
         return [*loaded, f'found = model.classify(["{TEXT}"])[0]', "print(found.label, found.probabilities)"]
     if isinstance(facts.recipe.objective, Domain) and facts.report.family == "encoder":
-        return [*loaded, f'print(model.fill(["{TEXT} [MASK]"])[0])  # the likeliest words at the mask token']
+        return [*loaded, f'print(model.fill(["{TEXT} {_mask(facts)}"])[0])  # the likeliest words at the mask token']
     if isinstance(facts.recipe.objective, Reward):
         return [*loaded, f'print(model.reward("{TEXT}", "an answer to it"))']
     return [*loaded, f'print(model.generate(["{TEXT}"])[0])']
+
+
+def _mask(facts: Facts) -> str:
+    """The tokenizer's own word for a place to fill, as it lies beside the model; BERT's where none does."""
+    page = facts.folder / "model" / "tokenizer_config.json"
+    written = json.loads(page.read_text(encoding="utf-8")).get("mask_token") if page.is_file() else None
+    return str(written.get("content", MASK) if isinstance(written, dict) else written or MASK)
 
 
 def _asked_by_task(objective: Multitask) -> list[str]:

@@ -10,7 +10,7 @@ from tunesmith.evaluation.tasks import Arm, TaskScore
 from tunesmith.report.schema import PartOfMany, Report, Together
 
 # Metrics that go from 0 to 100; others that are better when higher go from 0 to 1.
-HUNDREDS = ("chrf", "bleu", "corpus_chrf")
+HUNDREDS = ("chrf",)
 POINTS = 3.0  # that a task may lose beside its own model before it is named, sure or not
 BASE = "base"  # the arm that the headline compares with
 Mood = Literal["good", "bad", "unsure", "plain"]

@@ -168,7 +168,7 @@ class Api:
         wanted = ThumbWanted.model_validate_json(await request.body())
         run = self._run(wanted.model)
         messages = [turn.message() for turn in wanted.messages]
-        keep = partial(self._thumbs.keep, by=run.name, good=wanted.good, rater=wanted.rater)
+        keep = partial(self._thumbs.keep, by=run.name, good=wanted.good, rater=wanted.by)
         await asyncio.to_thread(keep, messages, wanted.answer)
         return _json({"kept": True})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -182,6 +183,11 @@ class ThumbWanted(BaseModel):
     answer: str = Field(min_length=1)
     good: bool
     rater: str = Field("", max_length=40)
+
+    @property
+    def by(self) -> str:
+        """Who says so; without a name somebody new each time, for one person's later vote replaces the earlier."""
+        return self.rater.strip() or f"somebody {secrets.token_hex(8)}"
 
 
 class NameWanted(BaseModel):

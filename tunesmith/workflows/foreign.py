@@ -171,7 +171,7 @@ def _factory(work: Conversion) -> None:
         work.put("data", "validation", _listed(work, held)[0], f"eval_dataset: {held}")
     work.put("technique", "kind", work.take("finetuning_type") or "lora", "finetuning_type")
     if (bits := work.take("quantization_bit")) is not None:
-        if int(bits) == 4:
+        if _number(bits) == 4:
             work.put("technique", "kind", "qlora", "quantization_bit: 4")
         else:
             work.dropped["quantization_bit"] = f"{bits}: weights are read as they are, or in 4 bits"
@@ -229,15 +229,31 @@ def _common(work: Conversion) -> None:
     targets = work.raw.get("lora_target")
     if isinstance(targets, str) and targets != "all":
         work.raw["lora_target"] = [name.strip() for name in targets.split(",")]
+    _validation(work)
+    for name in ("save_steps", "eval_steps"):
+        if name in work.raw and (not isinstance(work.raw[name], int) or work.raw[name] < 1):
+            work.dropped[name] = f"{work.take(name)}: counted in steps, by default by the length of the run"
+
+
+def _validation(work: Conversion) -> None:
+    """How much is held out while learning: a share is carried over."""
     for name in ("val_size", "val_set_size"):
-        if name in work.raw and float(work.raw[name]) >= 1:
+        share = _number(work.raw.get(name, 0))
+        if share is None:
+            work.dropped[name] = f"{work.take(name)}: the validation part is a share or a file"
+        elif share >= 1:
             work.dropped[name] = f"{work.take(name)} rows: the validation part is a share or a file"
         elif name in work.raw and isinstance(work.ours["data"].get("validation"), str):
             work.dropped[name] = "a validation file is given"
             work.take(name)
-    for name in ("save_steps", "eval_steps"):
-        if name in work.raw and (not isinstance(work.raw[name], int) or work.raw[name] < 1):
-            work.dropped[name] = f"{work.take(name)}: counted in steps, by default by the length of the run"
+
+
+def _number(value: Any) -> float | None:
+    """The number that a value says; None where it is a word or a list."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _found(work: Conversion, path: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tunesmith.data.files import write_whole
 from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError
 from tunesmith.inference.folder import read_about
@@ -40,8 +41,9 @@ def frozen_head(prepared: Prepared, out: Path, *, watch: Watch) -> dict[str, Ten
     if kept is None:
         own = own_head(prepared.base.network, prepared.base.folder)
         numbers = _trained(prepared, out, watch) if own is None else own.state_dict()
+        # Before the folder, which says that both are there.
+        write_whole(out / "base_head.txt", TRAINED if own is None else OWN)
         write_folder(place, lambda half: save_tensors(numbers, half / HEAD))
-        (out / "base_head.txt").write_text(TRAINED if own is None else OWN, encoding="utf-8")
         kept = place
     verify_folder(kept)
     return load_tensors(kept / HEAD)

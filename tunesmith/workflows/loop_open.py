@@ -18,6 +18,7 @@ from tunesmith.workflows.run_folder import RunFolder, open_run
 
 JSON, REPLIES = "rlhf.json", "replies.json"
 POLICY, REWARD = "policy", "reward"
+FEWEST_HELD_OUT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +122,7 @@ def read_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
     reader = Rl(**objective.model_dump(include=asks | {"answer", "messages"} if isinstance(objective, Rl) else asks))
     split = read_data(recipe.model_copy(update={"objective": reader}), offline=way.offline).split
     prompts = {"train": _asked(split.train), "validation": _asked(split.validation), "test": _asked(split.test)}
-    wanted, there = settings.prompts * settings.rounds, len(prompts["train"])
-    if there < wanted or not prompts["test"]:
-        cure = "give more rows, or lower loop.rounds or loop.prompts"
-        raise RecipeError(
-            f"{recipe.data.train}: {there} prompts to train on and {len(prompts['test'])} held out for {wanted}; {cure}"
-        )
+    _check_enough(recipe, prompts)
     longest = reader.bind(split.train, "decoder").max_new_tokens
     return UnderWay(recipe, run, way, prompts, longest, final)
 
@@ -138,6 +134,19 @@ def named_rewards(objective: Rl) -> dict[str, float]:
 
 def _asked(part: list[Example]) -> list[Exercise]:
     return [example for example in part if isinstance(example, Exercise)]
+
+
+def _check_enough(recipe: Recipe, prompts: Mapping[str, list[Exercise]]) -> None:
+    """Prompts for every round, and two for the end: of one there is no interval of the win rate. Raises RecipeError."""
+    data, wanted = recipe.data, recipe.loop.prompts * recipe.loop.rounds
+    there, held = len(prompts["train"]), len(prompts["test"])
+    if there < wanted:
+        cure = "give more rows, or lower loop.rounds or loop.prompts"
+        raise RecipeError(f"{data.train}: {there} prompts to train on and {held} held out for {wanted}; {cure}")
+    if held < FEWEST_HELD_OUT:
+        place = data.test if isinstance(data.test, str) else data.train
+        cure = "give more rows, or a larger part of them as data.test"
+        raise RecipeError(f"{place}: {held} prompts held out, and the end needs {FEWEST_HELD_OUT} or more; {cure}")
 
 
 def _check_last_judge(recipe: Recipe, folder: Path) -> None:

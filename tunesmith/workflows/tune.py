@@ -58,6 +58,8 @@ def tune_recipe(
     """
     folder = open_run(recipe, out)
     if folder.finished:
+        if not (folder.path / "report.html").exists():  # the machine stopped between the report and its page
+            write_reports(folder.path)
         return Run(folder.path, read_report(folder.path), already=True)
     if folder.begun:  # the same threads and dtype, or the weights would differ in their last bits
         page = folder.page()

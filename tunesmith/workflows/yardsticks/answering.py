@@ -19,7 +19,7 @@ from tunesmith.workflows.yardsticks.base import Frozen, Worth
 
 DETAILS = {SHUFFLED: "same recipe, answers dealt out at random; journal in control"}
 # Metrics of the whole set that need all answers at once and are slow to draw intervals for.
-ALONE_ONLY = ("bleu", "corpus_chrf")
+ALONE_ONLY = ("bleu",)
 
 
 @dataclass(frozen=True, slots=True)
