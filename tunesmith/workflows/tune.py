@@ -61,10 +61,8 @@ def tune_recipe(
         if not (folder.path / "report.html").exists():  # the machine stopped between the report and its page
             write_reports(folder.path)
         return Run(folder.path, read_report(folder.path), already=True)
-    if folder.begun:  # the same threads and dtype, or the weights would differ in their last bits
-        page = folder.page()
-        data = recipe.data.model_copy(update={"audit": page.get("audit", recipe.data.audit)})
-        recipe = recipe.model_copy(update={"machine": type(recipe.machine)(**page["machine"]), "data": data})
+    if folder.begun:
+        recipe = _as_begun(recipe, folder)
     began = time.perf_counter()
     prepared = prepare(recipe, listen=listen, offline=offline)
     machine = prepared.machine
@@ -86,6 +84,13 @@ def tune_recipe(
     write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
     write_reports(folder.path)
     return Run(folder.path, report)
+
+
+def _as_begun(recipe: Recipe, folder: RunFolder) -> Recipe:
+    """The recipe on the threads and in the dtype that the run began with: its last bits depend on both."""
+    page = folder.page()
+    data = recipe.data.model_copy(update={"audit": page.get("audit", recipe.data.audit)})
+    return recipe.model_copy(update={"machine": type(recipe.machine)(**page["machine"]), "data": data})
 
 
 def _with_text(prepared: Prepared, out: Path, watch: Watch, *, offline: bool) -> Prepared:
