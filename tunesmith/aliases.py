@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # Top-level or nested: other tools' word -> dotted key. Their users wrote these by the million; none is an error here.
@@ -60,6 +60,7 @@ ALIASES: dict[str, str] = {
 }
 # Theirs count rows per forward pass, ours per optimizer step.
 PER_PASS, ACCUMULATION = ("per_device_train_batch_size", "micro_batch_size"), "gradient_accumulation_steps"
+OF_A_STEP = "schedule.batch_rows counts the rows of a whole step"
 # Values of theirs that have another name here.
 VALUES: dict[str, dict[Any, Any]] = {
     "technique.targets": {"all": "all-linear"},
@@ -83,8 +84,9 @@ def translate(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     values = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
     notes: list[str] = []
     accumulation = values.pop(ACCUMULATION, None)
-    if accumulation is not None and not set(PER_PASS) & set(values):
-        notes.append(f"{ACCUMULATION} is left out: schedule.batch_rows counts the rows of a whole step")
+    multiplied = [name for name in PER_PASS if isinstance(values.get(name), int)]
+    if accumulation is not None and not (multiplied and isinstance(accumulation, int)):
+        notes.append(f"{ACCUMULATION} is left out: {OF_A_STEP}")
     for name in [key for key in values if key in ALIASES]:
         value = values.pop(name)
         key = ALIASES[name]
@@ -93,9 +95,7 @@ def translate(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         value = VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
         _place(values, key, value)
         notes.append(f"{name} -> {key}: {value}")
-    for section in ("objective", "technique", "schedule", "data"):
-        notes += _inside(values, section)
-    return values, notes
+    return values, notes + translate_sections(values)
 
 
 def translate_change(change: str) -> tuple[str, list[str]]:
@@ -104,6 +104,16 @@ def translate_change(change: str) -> tuple[str, list[str]]:
     key = ALIASES.get(name, name)
     ours = VALUES.get(key, {}).get(value, value)
     return f"{key}{sign}{ours}", [f"{name} -> {key}: {ours}"] if (key, ours) != (name, value) else []
+
+
+def changed_keys(changes: Sequence[str]) -> set[str]:
+    """The dotted keys that `key=value` changes set, in Tunesmith's words."""
+    return {translate_change(change)[0].partition("=")[0] for change in changes}
+
+
+def translate_sections(values: dict[str, Any]) -> list[str]:
+    """Put Tunesmith's words for names inside the sections; a note for each."""
+    return [note for section in ("objective", "technique", "schedule", "data") for note in _inside(values, section)]
 
 
 def _inside(values: dict[str, Any], section: str) -> list[str]:

@@ -122,8 +122,10 @@ def test_a_signal_ends_a_command_with_one_line_that_says_how_to_go_on(
 def test_waiting_threads_sleep_unless_the_user_wants_otherwise(command: Command, monkeypatch: pytest.MonkeyPatch):
     for given, kept in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
         monkeypatch.setenv("OMP_WAIT_POLICY", given) if given else monkeypatch.delenv("OMP_WAIT_POLICY", False)
+        monkeypatch.delenv("GOMP_SPINCOUNT", False)
         command("--version")
         assert os.environ["OMP_WAIT_POLICY"] == kept
+        assert given is None or "GOMP_SPINCOUNT" not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,8 @@ def test_waiting_threads_sleep_unless_the_user_wants_otherwise(command: Command,
 def test_waiting_threads_look_out_for_work_a_moment_only_where_nobody_else_works(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, load: str, spins: str | None
 ):
-    monkeypatch.delenv("GOMP_SPINCOUNT", False)
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, False)
     monkeypatch.setattr(sys.modules["tunesmith.cli.main"], "LOAD", tmp_path / "loadavg")
     if load:
         (tmp_path / "loadavg").write_text(load, encoding="ascii")

@@ -55,7 +55,7 @@ def test_a_blank_prompt_is_refused_with_its_place():
 
 
 def test_rows_of_texts_alone_are_asked_as_they_stand():
-    for fields in ({"text": "Who?"}, {"text": "Who?", "label": "person"}):
+    for fields in ({"text": "Who?"}, {"text": "Who?", "label": "person"}, {"source": "wiki", "text": "Who?"}):
         (one,) = RL.examples(rows(fields), group="")
         assert (one.prompt, one.reference) == ((Message("user", "Who?"),), "")
 

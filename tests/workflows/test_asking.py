@@ -20,7 +20,9 @@ def test_of_labels_that_begin_alike_the_longer_is_taken():
 
 
 def test_labels_that_differ_in_marks_alone_are_told_apart_by_an_answer_that_is_one():
-    assert [label_in(said, ["C", "C++", "C#", "+"]) for said in ("c#", "C", " C++ ", "+")] == ["C#", "C", "C++", "+"]
+    labels = ["C", "C++", "C#", "+"]
+    assert [label_in(said, labels) for said in ("c#", "C", " C++ ", "+")] == ["C#", "C", "C++", "+"]
+    assert [label_in(said, labels) for said in ("C.", "Answer: C", "C# is it", "c++!")] == ["C", "C", "C#", "C++"]
 
 
 def test_a_part_of_a_word_is_no_label_and_no_label_leaves_the_answer():

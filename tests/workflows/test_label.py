@@ -211,6 +211,13 @@ def test_a_file_that_is_read_again_overrules_no_newer_vote_and_none_that_was_tak
     undone(work, ANA)
     work.store.close()
     assert opened(data).votes.on(key) == {"Ana": "b"}
+    work = opened(data)
+    work.store.close()
+    for said in ("d", "a"):  # and one that it takes back
+        write(data, [{**rows[0], "label": said}])
+        work = opened(data)
+        assert work.votes.on(key) == {"Ana": said}
+        work.store.close()
 
 
 def test_of_labels_that_contradict_each_other_the_first_counts_at_every_start_and_it_is_told(tmp_path: Path):

@@ -74,6 +74,8 @@ def test_values_of_other_tools_are_translated_wherever_a_change_is_read():
     raw = {"data": "x.jsonl", "objective": {"kind": "rl", "num_generations": 4, "reward": "rules:score"}}
     recipe, notes = make_recipe(raw, place="r", changes=["peft_type=PROMPT_TUNING", "data.group="])
     assert (recipe.technique.kind, recipe.data.group, recipe.objective.model_dump()["group"]) == ("prompt", "", 4)
+    inside, _ = make_recipe(raw, place="r", changes=["technique={kind: lora, lora_r: 4}", "technique.lora_alpha=2"])
+    assert inside.technique.model_dump(include={"rank", "alpha"}) == {"rank": 4, "alpha": 2}
     assert notes == ["objective.num_generations -> objective.group: 4", "peft_type -> technique.kind: prompt"]
 
 
@@ -82,6 +84,10 @@ def test_gradient_accumulation_that_nothing_is_multiplied_by_is_told_and_not_los
     assert make_recipe(raw, place="r")[1] == [
         "gradient_accumulation_steps is left out: schedule.batch_rows counts the rows of a whole step"
     ]
+    assert (
+        "left out"
+        in make_recipe({**raw, "micro_batch_size": 2, "gradient_accumulation_steps": "auto"}, place="r")[1][0]
+    )
     (note,) = make_recipe({**raw, "micro_batch_size": 2}, place="r")[1]
     assert note == "micro_batch_size x gradient_accumulation_steps -> schedule.batch_rows: 8"
 

@@ -109,7 +109,9 @@ def _let_threads_wait() -> None:
 
     `docs/decisions/0013-threads-that-wait.md` has the seconds of both.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" in os.environ:
+        return
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
     if _runnable() <= 1:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 

@@ -45,16 +45,18 @@ def win_rate(outcomes: Sequence[float], texts: tuple[Sequence[str], Sequence[str
 
     won, (other, own) = np.asarray(outcomes, dtype=np.float64), texts
     lengths = [np.array([len(text) for text in side], dtype=np.float64) for side in (other, own)]
-    help_of_length = helped(lengths[1] - lengths[0])
+    longer = lengths[1] - lengths[0]
+    spread = float(longer.std()) or 1.0
+    help_of_length = np.tanh(longer / spread)
     wins, losses = int((won > 0.5).sum()), int((won < 0.5).sum())
     rng = np.random.default_rng(seed)
     drawn = [rng.integers(0, len(won), len(won)) for _ in range(DRAWS)]
-    controlled = np.array([at_equal_length(won[rows], help_of_length[rows]) for rows in drawn])
+    controlled = np.array([_at_equal_length(won[rows], help_of_length[rows]) for rows in drawn])
     return WinRate(
         rate=float(won.mean()),
         ci95=interval(won),
         p_value=float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
-        controlled=at_equal_length(won, help_of_length),
+        controlled=_at_equal_length(won, help_of_length),
         controlled_ci95=percentiles(controlled, len(won)),
         ties=len(won) - wins - losses,
         n=len(won),
@@ -62,12 +64,7 @@ def win_rate(outcomes: Sequence[float], texts: tuple[Sequence[str], Sequence[str
     )
 
 
-def helped(longer: Floats) -> Floats:
-    """[N] differences in length as what they may help by: bounded, in units of their spread."""
-    return np.tanh(longer / (float(longer.std()) or 1.0))
-
-
-def at_equal_length(won: Floats, help_of_length: Floats) -> float:
+def _at_equal_length(won: Floats, help_of_length: Floats) -> float:
     """The fitted chance to win where the difference in length is none; Newton's method on two numbers."""
     features = np.stack([np.ones_like(won), help_of_length], axis=1)
     weights = np.zeros(2)

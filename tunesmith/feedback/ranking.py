@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from tunesmith.evaluation.resampling import Clusters, percentiles
-from tunesmith.evaluation.winrate import at_equal_length, helped
 from tunesmith.feedback.items import FIRST, SECOND, TIE, Item
 from tunesmith.feedback.store import Event
 
@@ -124,8 +123,24 @@ def duels(played: Sequence[Game], *, seed: int = 0) -> list[Duel]:
 
 
 def at_same_length(scores: Floats, longer: Floats) -> float | None:
-    """[G], [G] -> the share of wins were all answers equally long; None where the lengths never differ."""
-    return at_equal_length(scores, helped(longer)) if float(longer.std()) >= 1e-9 else None
+    """[G], [G] -> the share of wins were all answers equally long; None where the lengths never differ.
+
+    Logistic regression with a weak ridge on the slope alone, so that few games cannot make it infinite.
+    """
+    spread = float(longer.std())
+    if spread < 1e-9:
+        return None
+    x = np.stack([np.ones(len(longer)), longer / spread], axis=1)
+    weights, ridge = np.zeros(2), np.diag([1e-6, 1.0])
+    for _ in range(50):
+        chance = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        slope = x.T @ (scores - chance) - ridge @ weights
+        curve = (x * (chance * (1 - chance))[:, None]).T @ x + ridge
+        step = np.linalg.solve(curve, slope)
+        weights = weights + np.clip(step, -2, 2)
+        if np.abs(step).max() < 1e-9:
+            break
+    return float(1 / (1 + np.exp(-weights[0])))
 
 
 def _wins(pairs: NDArray[np.intp], scores: Floats, models: int) -> Floats:

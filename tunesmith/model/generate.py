@@ -82,7 +82,7 @@ def sample(
 ) -> list[list[Drawn]]:
     """`count` answers to each prompt, each by a chance of its own; a prompt's keys and values are made once."""
     answers: dict[int, list[Drawn]] = {}
-    for group in _groups(policy, prompts, max(1, SAMPLED // count)):
+    for group in _groups(policy, prompts, max(1, SAMPLED // count), copies=count):
         some = [prompts[i] for i in group]
         drawn = _drawn(policy, some, sampling=sampling, template=template, copies=count)
         answers |= {row: drawn[place * count : (place + 1) * count] for place, row in enumerate(group)}
@@ -105,13 +105,14 @@ def _drawn(
     return [Drawn(said, row in ends, ends.get(row, ())) for row, said in enumerate(ids)]
 
 
-def _groups(policy: Policy, prompts: Sequence[list[int]], size: int) -> Iterator[list[int]]:
+def _groups(policy: Policy, prompts: Sequence[list[int]], size: int, copies: int = 1) -> Iterator[list[int]]:
     """Prompts that are answered together, at most `size`, fewer where they are long; the longest first."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     # Padding would stand between virtual tokens and a row's own, as in `_prefill`, so here nothing is padded.
     even = policy.virtual is not None and _slides(policy)
+    lengths = [max(REMEMBERED // size, len(prompt) * copies) for prompt in prompts]
     for _, alike in groupby(order, key=lambda i: len(prompts[i]) if even else 0):
-        yield from cut(list(alike), [max(REMEMBERED // size, len(prompt)) for prompt in prompts], REMEMBERED)
+        yield from cut(list(alike), lengths, REMEMBERED)
 
 
 def _slides(policy: Policy) -> bool:

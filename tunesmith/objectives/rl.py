@@ -85,7 +85,7 @@ class Rl(BaseModel):
                 raise
             found = {}
         if not found.keys() & {"messages", "conversations", "prompt"}:
-            return {"prompt": _prompt_column(rows), **named}
+            return {"prompt": found.get("text") or _prompt_column(rows), **named}
         return {
             **{part: column for part, column in found.items() if part not in ("chosen", "rejected", "label")},
             **named,

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from tunesmith.aliases import translate, translate_change
+from tunesmith.aliases import translate, translate_change, translate_sections
 from tunesmith.errors import RecipeError, key_of
 from tunesmith.objectives import OBJECTIVES, Multitask, Rl
 from tunesmith.objectives.multitask import Part, Rows
@@ -57,6 +57,7 @@ def make_recipe(
         ours, told = translate_change(change)
         _apply(values, ours)
         notes += told
+    notes += translate_sections(values)
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:

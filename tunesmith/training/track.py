@@ -34,7 +34,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a tracker is told at its start; `online` lets it speak to the server that its own settings name."""
+    """What a tracker is told at its start."""
 
     run: Path
     config: Mapping[str, Any]
@@ -155,7 +155,7 @@ class MLflow:
         return str(made.info.run_id)
 
     def log(self, record: Mapping[str, Any]) -> None:
-        """One metric per number; a server that goes away ends the tracking, not the run."""
+        """One metric per number; a disk that fails ends the tracking, not the run."""
         if self._lost:
             return
         try:
@@ -163,7 +163,7 @@ class MLflow:
                 self._client.log_metric(self._id, name, value, step=record["step"])
         except self._failure as error:
             self._lost = True
-            warnings.warn(f"mlflow: {_line(error)}; no more is sent, the journal has it all", stacklevel=2)
+            warnings.warn(f"mlflow: {_line(error)}; no more is kept there, the journal has it all", stacklevel=2)
 
     def close(self) -> None:
         """Mark the run as finished."""

@@ -67,12 +67,15 @@ def say(model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objectiv
 def label_in(text: str, labels: Sequence[str]) -> str:
     """The label that an answer names first, the longer one where two begin alike; the answer itself if none."""
     exact = [label for label in labels if label.strip().casefold() == text.strip().casefold()]
-    if exact:  # C, C++ and C# differ in marks alone
+    if exact:  # one of marks alone is found in no other way
         return exact[0]
     said = f" {plain(text)} "
     found = [(said.find(f" {plain(label)} "), -len(label), label) for label in labels]
     named = [place for place in found if place[0] >= 0]
-    return min(named)[2] if named else text
+    if not named:
+        return text
+    alike = [label for label in labels if plain(label) == plain(min(named)[2])]  # C, C++ and C# differ in marks alone
+    return max((label for label in alike if label.casefold() in text.casefold()), key=len, default=alike[0])
 
 
 def plainly(contest: Contest, rows: Sequence[Example], wording: str = "") -> list[list[Message]]:

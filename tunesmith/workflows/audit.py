@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.aliases import changed_keys
 from tunesmith.data.audit.ask import Ask, Tools
 from tunesmith.data.audit.finding import Audit
 from tunesmith.data.audit.fix import Fixed, check_folder, check_out, fix, log_of
@@ -114,7 +115,7 @@ def _recipe(wish: Wish, *, offline: bool) -> Recipe | None:
 
 def _raw(wish: Wish, *, offline: bool) -> dict[str, Any]:
     """A recipe for a file of rows; which objective, the columns that are named tell, else the rows."""
-    named = {change.partition("=")[0] for change in wish.changes}
+    named = changed_keys(wish.changes)
     raw: dict[str, Any] = {"data": {"train": wish.source}}
     if named & {"objective", "objective.kind"}:
         return raw

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tunesmith.aliases import changed_keys
 from tunesmith.data.calls import calls_in
 from tunesmith.data.examples import Chat, Example, Labelled, Text
 from tunesmith.data.formats import LANGUAGES, Format, detect
@@ -49,7 +50,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
     """
     rows = read_rows(data, offline=offline)
     reasons: dict[str, str] = {}
-    named = {change.partition("=")[0] for change in changes}
+    named = changed_keys(changes)
     found = None if named & {"objective", "objective.kind"} else _found(rows)
     raw: dict[str, Any] = {"model": "smollm2-135m", "data": {"train": data}}
     if found is not None:

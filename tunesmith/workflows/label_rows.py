@@ -122,8 +122,8 @@ def not_yet(given: Given, votes: Votes, events: Sequence[Event]) -> list[Entry]:
 
     A person may have said another thing since, or taken the vote back: their file, read again, must not overrule it.
     """
-    taken = {_vote(event) for event in events if event.kind == VOTE}
-    new = [entry for entry in given.entries if _vote(entry) not in taken]
+    last = dict(_vote(event) for event in events if event.kind == VOTE)  # what a file said when it was read last
+    new = [entry for entry in given.entries if last.get((vote := _vote(entry))[0]) != vote[1]]
     return [e for e in new if e.body and votes.on(e.item).get(e.rater) != e.body["label"]]
 
 
@@ -165,10 +165,10 @@ def labelled_lines(rows: Rows, votes: Votes) -> tuple[list[str], Exported]:
     return lines, Exported(len(lines), tied)
 
 
-def _vote(vote: Entry | Event) -> tuple[str, str, str, str]:
-    """What makes a vote of a file the same one when the file is read again, its rows moved or not."""
+def _vote(vote: Entry | Event) -> tuple[tuple[str, str, str], str]:
+    """Whose vote it is, on what and of which file, wherever its row stands; and the label."""
     body = vote.body or {}
-    return vote.item, vote.rater, str(body.get("label", "")), str(body.get("from", "")).rpartition(":")[0]
+    return (vote.item, vote.rater, str(body.get("from", "")).rpartition(":")[0]), str(body.get("label", ""))
 
 
 def _key(read: Text) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from tunesmith.aliases import ACCUMULATION, OF_A_STEP
+
 AUTO = "measured and chosen at the start"
+ONE_DEVICE = "one process on one device is all there is"
+PACKED = "the rows of a pass always run one behind the other, and nothing is padded"
 # Keys without a counterpart, and why none is needed; a name that ends in * stands for all that begin so.
 LEFT_OUT: dict[str, str] = {
     "output_dir": "give the folder at the start: tunesmith tune RECIPE --out FOLDER",
@@ -27,10 +31,10 @@ LEFT_OUT: dict[str, str] = {
     "cosine_*": "a cosine to a tenth of the peak is the only schedule",
     "warmup_steps": "the warm-up is a share of the steps: schedule.warmup",
     "max_steps": "the length is counted in passes: schedule.epochs",
-    "sample_packing*": "the rows of a pass always run one behind the other, and nothing is padded",
-    "packing": "the rows of a pass always run one behind the other, and nothing is padded",
-    "eval_sample_packing": "the rows of a pass always run one behind the other, and nothing is padded",
-    "pad_to_sequence_len": "nothing is padded",
+    "sample_packing*": PACKED,
+    "packing": PACKED,
+    "eval_sample_packing": PACKED,
+    "pad_to_sequence_len": PACKED,
     "group_by_length": "rows of like length always share a batch",
     "train_on_inputs": "only answers are learned",
     "train_on_prompt": "only answers are learned",
@@ -62,11 +66,11 @@ LEFT_OUT: dict[str, str] = {
     "per_device_eval_batch_size": "sized by tokens",
     "eval_batch_size": "sized by tokens",
     "load_in_8bit": "weights are read as they are",
-    "deepspeed": "one process on one device is all there is",
-    "fsdp*": "one process on one device is all there is",
-    "ddp_*": "one process on one device is all there is",
-    "local_rank": "one process on one device is all there is",
-    "gradient_accumulation_steps": "schedule.batch_rows counts the rows of a whole step",
+    "deepspeed": ONE_DEVICE,
+    "fsdp*": ONE_DEVICE,
+    "ddp_*": ONE_DEVICE,
+    "local_rank": ONE_DEVICE,
+    ACCUMULATION: OF_A_STEP,
     "reward_model": "objective.reward takes a run of `objective: reward`, a rule or a function of yours",
     "early_stopping_patience": "use schedule.patience",
     "strict": "unknown keys are always refused",

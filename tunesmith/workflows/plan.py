@@ -14,7 +14,7 @@ from tunesmith.decision.plan import moving, peak_bytes, reading_seconds, step_se
 from tunesmith.decision.recommend import STANDINGS, Case, recommend
 from tunesmith.errors import RecipeError
 from tunesmith.model.device import out_of_memory
-from tunesmith.model.generate import ROWS
+from tunesmith.model.generate import REMEMBERED, ROWS
 from tunesmith.model.load import not_in_4_bits
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Instruct, Preference, Rl
@@ -188,8 +188,9 @@ def _beside(prepared: Prepared, found: Survey) -> float:
     seconds = AROUND + reading_seconds(evaluations * tokens + asked * each + general, found.size, found.pace)
     if isinstance(objective, Instruct):
         longest = objective.max_new_tokens or 64
-        groups = (2 * test + 3 * min(validation, CHOICE_ROWS["instruct"])) / ROWS
-        seconds += writing_seconds(groups * longest, ROWS / 2, found.size, found.pace)
+        together = max(1, min(ROWS, REMEMBERED // max(1, round(each))))
+        groups = (2 * test + 3 * min(validation, CHOICE_ROWS["instruct"])) / together
+        seconds += writing_seconds(groups * longest, together / 2, found.size, found.pace)
     return seconds
 
 

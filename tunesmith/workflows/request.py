@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.aliases import translate_change
+from tunesmith.aliases import changed_keys
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row, as_word, keep, read_rows
 from tunesmith.recipe import Recipe, load_recipe, make_recipe
@@ -68,7 +68,7 @@ def passes(rows: int) -> tuple[int, int]:
 def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Request:
     """The default recipe for a file of rows."""
     rows = read_rows(source, offline=offline)
-    named = {translate_change(change)[0].partition("=")[0] for change in changes}
+    named = changed_keys(changes)
     raw: dict[str, Any] = {"data": {"train": source}, "technique": {"kind": "lora"}}
     notes: list[str] = []
     if not named & {"objective", "objective.kind"}:

@@ -17,7 +17,7 @@ from tunesmith.evaluation.baselines import tfidf_labeller
 from tunesmith.evaluation.tasks import value
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.remote import Remote
-from tunesmith.objectives import Classify
+from tunesmith.objectives import Classify, Instruct
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.workflows.answers import answer, gold, question, some
@@ -242,14 +242,23 @@ def _chosen(
     def choose() -> Setting:
         objective, rows = contest.objective, _judging(contest)
         contest.listen({"event": "stage", "text": f"{name}: {len(settings)} settings on {len(rows)} validation rows"})
-        asked = [
-            messages for setting in settings for messages in asker(setting)(rows)
-        ]  # together: fewer, fuller passes
-        given = iter(say(model or contest.base(), asked, objective).given)
-        scores = [value(objective.metric, gold(rows), list(islice(given, len(rows)))) for _ in settings]
+        given = _said(model or contest.base(), [asker(setting)(rows) for setting in settings], objective)
+        scores = [value(objective.metric, gold(rows), one) for one in given]
         return settings[scores.index(max(scores))]
 
     return contest.choice(name, choose)
+
+
+def _said(
+    model: LocalModel | Remote, batches: Sequence[list[list[Message]]], objective: Classify | Instruct
+) -> list[list[str]]:
+    """What a model answers to each batch."""
+    if isinstance(objective, Classify):  # what the questions of one wording begin with runs once
+        return [say(model, batch, objective).given for batch in batches]
+    given = iter(
+        say(model, [asked for batch in batches for asked in batch], objective).given
+    )  # in fewer, fuller passes
+    return [list(islice(given, len(batch))) for batch in batches]
 
 
 def _judging(contest: Contest) -> list[Example]:

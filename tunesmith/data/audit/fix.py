@@ -96,7 +96,7 @@ def _write(ask: Ask, cures: Cures, halves: Sequence[Path], suffix: str, *, offli
 
 
 def _open(path: Path) -> TextIO:
-    # Half a surrogate pair, in a column that no run reads, is written as JSON writes it: UTF-8 has no bytes for it.
+    # UTF-8 has no bytes for half a surrogate pair in a column that no run reads: JSON's word for it, in a table too.
     return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
