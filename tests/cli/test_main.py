@@ -120,10 +120,11 @@ def test_a_signal_ends_a_command_with_one_line_that_says_how_to_go_on(
 
 
 def test_waiting_threads_sleep_unless_the_user_wants_otherwise(command: Command, monkeypatch: pytest.MonkeyPatch):
+    replace_tune(monkeypatch, lambda args: 0)
     for given, kept in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
         monkeypatch.setenv("OMP_WAIT_POLICY", given) if given else monkeypatch.delenv("OMP_WAIT_POLICY", False)
         monkeypatch.delenv("GOMP_SPINCOUNT", False)
-        command("--version")
+        command("tune", "x.jsonl")
         assert os.environ["OMP_WAIT_POLICY"] == kept
         assert given is None or "GOMP_SPINCOUNT" not in os.environ
 
@@ -134,12 +135,13 @@ def test_waiting_threads_sleep_unless_the_user_wants_otherwise(command: Command,
 def test_waiting_threads_look_out_for_work_a_moment_only_where_nobody_else_works(
     command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, load: str, spins: str | None
 ):
+    replace_tune(monkeypatch, lambda args: 0)
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, False)
     monkeypatch.setattr(sys.modules["tunesmith.cli.main"], "LOAD", tmp_path / "loadavg")
     if load:
         (tmp_path / "loadavg").write_text(load, encoding="ascii")
-    command("--version")
+    command("tune", "x.jsonl")
     assert os.environ.pop("GOMP_SPINCOUNT", None) == spins
 
 

@@ -70,7 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     wants_json = "--json" in words
-    _let_threads_wait()
     try:
         with caught():
             return _run(words)
@@ -132,6 +131,7 @@ def _run(words: Sequence[str]) -> int:
         args = parser().parse_args(words)
     except SystemExit as done:  # --help and --version
         return int(done.code or 0)
+    _let_threads_wait()
     return int(args.run(args))
 
 
