@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
+from tunesmith.report.figures import metric_name
+
 Points = Sequence[tuple[float, float]]
 
 # Wide enough to be read at its own size on a phone; drawn larger elsewhere.
@@ -146,7 +148,7 @@ def arms_plot(arms: Sequence[tuple[str, float, tuple[float, float]]], *, metric:
     if not arms:
         return ""
     said = "Scores: " + ", ".join(f"{name} {score:.3g}" for name, score, _ in arms)
-    with _sheet("arms", said, xlabel=metric.replace("_", " "), ylabel="") as sheet:
+    with _sheet("arms", said, xlabel=metric_name(metric), ylabel="") as sheet:
         axes, places = sheet.axes, range(len(arms), 0, -1)
         for place, (name, score, (low, high)) in zip(places, arms, strict=True):
             colour = _TUNED if name == chosen else _BASE
@@ -162,9 +164,7 @@ def worth_plot(arms: Sequence[tuple[str, float, float]], *, metric: str, chosen:
     if not arms:
         return ""
     said = "Score against cost: " + ", ".join(f"{name} {score:.3g} at {cost:.3g} s" for name, cost, score in arms)
-    with _sheet(
-        "worth", said, xlabel="seconds to build and for 1,000 answers", ylabel=metric.replace("_", " ")
-    ) as sheet:
+    with _sheet("worth", said, xlabel="seconds to build and for 1,000 answers", ylabel=metric_name(metric)) as sheet:
         for name, cost, score in arms:
             colour = _TUNED if name == chosen else _BASE
             sheet.axes.plot([max(cost, 1e-3)], [score], "o", color=colour, markersize=5)
