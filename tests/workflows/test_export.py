@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from tests.workflows.conftest import answers, recipe, reviews, tune
-from tunesmith.errors import CheckpointError, RecipeError, Refused
+from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
 from tunesmith.inference import export as room
 from tunesmith.inference.folder import read_about
 from tunesmith.inference.llamacpp import LlamaCpp
@@ -33,8 +34,8 @@ def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tunesmith.workflows.export.write_reports", lambda folder: None)
 
 
-def made(run: Path, kind: str, out: Path, numbers: str = "f16") -> Export:
-    return export(run, Wanted(kind, numbers), out=out, listen=lambda event: None, offline=True)
+def made(run: Path, kind: str, out: Path, numbers: str = "") -> Export:
+    return export(run, Wanted.of(kind, numbers), out=out, listen=lambda event: None, offline=True)
 
 
 @pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])
@@ -77,8 +78,8 @@ def test_an_export_that_answers_otherwise_is_refused_after_it_was_told(
 ):
     whole = room.write_merged
 
-    def spoilt(model: object, folder: Path, out: Path) -> None:
-        whole(model, folder, out)  # type: ignore[arg-type]
+    def spoilt(model: object, folder: Path, out: Path, *, numbers: str) -> None:
+        whole(model, folder, out, numbers=numbers)  # type: ignore[arg-type]
         weights = load_file(out / "model.safetensors")
         save_file(
             {name: -value for name, value in weights.items()}, out / "model.safetensors", metadata={"format": "pt"}
@@ -106,8 +107,29 @@ def test_an_adapter_learned_over_four_bits_is_compared_over_four_bits(tmp_path: 
     parts = {"technique": {"kind": "lora", "rank": 4, "quantize": "nf4"}, "schedule": {"probe": False}}
     rows = answers() if objective == "instruct" else reviews()
     run = tune(recipe(tmp_path, rows, kind, objective=objective, **parts), tmp_path / "run").folder
-    found = made(run, "adapter", tmp_path / "adapter")
-    assert (found.same_prompts, found.same_answers, found.faults) == (1.0, 1.0, ())
+    for kind, numbers in (("adapter", ""), ("merged", ""), ("merged", "bf16")):
+        found = made(run, kind, tmp_path / f"{kind}{numbers}", numbers)
+        assert (found.same_prompts, found.same_answers, found.faults) == (1.0, 1.0, ())
+
+
+@pytest.mark.parametrize(("numbers", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])
+def test_a_merged_model_in_16_bits_takes_half_the_disk_and_is_scored_again(
+    decoder: Path, tmp_path: Path, numbers: str, dtype: torch.dtype
+):
+    found = made(decoder, "merged", tmp_path / "out", numbers)
+    assert (found.format, found.faults) == (f"merged {numbers}", ())
+    assert found.score_original is not None
+    assert found.score_export is not None
+    assert {value.dtype for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
+
+
+def test_numbers_that_a_format_has_not_are_refused_with_those_it_has(decoder: Path, tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"--numbers bf16: gguf is not kept so; use f16 or q8_0 or q4_0"):
+        Wanted.of("gguf", "bf16")
+    model = room.merged(decoder / "model", read_about(decoder / "model"), offline=True)
+    next(model.policy.network.parameters()).data.fill_(1e6)
+    with pytest.raises(ModelError, match=r"--numbers f16: .* holds a number too large for it; use bf16 or f32"):
+        room.write_merged(model, decoder / "model", tmp_path, numbers="f16")
 
 
 @pytest.mark.parametrize("kind", ["prefix", "prompt"])

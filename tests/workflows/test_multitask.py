@@ -117,7 +117,7 @@ def test_a_model_of_several_tasks_answers_as_the_one_that_is_named(tmp_path: Pat
 def test_a_run_of_several_tasks_is_exported_and_compared_on_its_first(tmp_path: Path):
     made = mixed(tmp_path, tasks=("count", "field"), schedule={"probe": False, "epochs": 1})
     run = tune(made, tmp_path / "run")
-    found = export(run.folder, Wanted("merged"), out=None, listen=print)
+    found = export(run.folder, Wanted.of("merged"), out=None, listen=print)
     assert found.faults == ()
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tunesmith.report.schema import Export
 
 FORMATS = ("merged", "gguf", "adapter")
-NUMBERS = ("f16", "q8_0", "q4_0")
+NUMBERS = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
 
 def add(commands: Commands) -> None:
@@ -31,7 +31,8 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run")
     parser.add_argument("--format", choices=FORMATS, default="merged", help="for which program (%(default)s)")
-    parser.add_argument("--numbers", choices=NUMBERS, default="f16", help="how a gguf keeps weights (%(default)s)")
+    numbers = "how weights are kept: merged as f32, f16 or bf16, gguf as f16, q8_0 or q4_0 (the first of each)"
+    parser.add_argument("--numbers", choices=NUMBERS, default="", help=numbers)
     add_schema(parser, _schema)
     add_common(parser, out="folder of the export (default: RUN/export/FORMAT)")
     parser.set_defaults(run=run)
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.workflows.export import Wanted, export
 
     hush()
-    wanted = Wanted(args.format, args.numbers)
+    wanted = Wanted.of(args.format, args.numbers)
     with caught() as signals, listening(signals) as listen:
         found = export(args.folder, wanted, out=args.out, listen=listen, offline=args.offline)
     args.out = None  # the folder, and no file for the page

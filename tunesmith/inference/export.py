@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from tunesmith.errors import RecipeError
+import torch
+
+from tunesmith.errors import ModelError, RecipeError
 from tunesmith.inference.folder import ABOUT, About, over, read_base
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.modelfile import modelfile
@@ -15,6 +17,7 @@ from tunesmith.model.quiet import quiet
 from tunesmith.objectives import Classify
 
 HEAD = "head.safetensors"
+ROUNDED = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 GGUF, ADAPTER_GGUF = "model.gguf", "adapter.gguf"
 # Thoughts are switched off where a model is tuned and asked, and on in other programs unless the template says so.
 NO_THOUGHTS = "{%- set enable_thinking = false %}"
@@ -54,8 +57,15 @@ def merged(folder: Path, about: About, *, offline: bool) -> LocalModel:
     return model
 
 
-def write_merged(model: LocalModel, folder: Path, out: Path) -> None:
-    """Weights, tokenizer and chat template as any transformers program opens them; a head lies beside them."""
+def write_merged(model: LocalModel, folder: Path, out: Path, *, numbers: str = "f32") -> None:
+    """Weights, tokenizer and chat template as any transformers program opens them; a head lies beside them.
+
+    The model is rounded to these numbers. Raises ModelError where one is too large for them.
+    """
+    model.policy.network.to(ROUNDED[numbers])
+    for name, weight in model.policy.network.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ModelError(f"--numbers {numbers}: {name} holds a number too large for it; use bf16 or f32")
     with quiet():
         model.policy.network.save_pretrained(out)
     model.template.tokenizer.save_pretrained(out)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tunesmith.data.files import write_whole
-from tunesmith.errors import CheckpointError, Refused
+from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.inference.export import GGUF, HEAD, merged, refuse, write_adapter, write_file, write_merged
 from tunesmith.inference.folder import About, find_model, load, read_about
 from tunesmith.inference.llamacpp import LlamaCpp
@@ -23,6 +23,8 @@ from tunesmith.workflows.parity import Opener, States, by_answers, by_states, fa
 from tunesmith.workflows.prepare import Listener
 
 ROWS = 64
+# In which numbers a format keeps the weights, the first if none are named; an adapter stays as it was learned.
+NUMBERS = {"merged": ("f32", "f16", "bf16"), "gguf": ("f16", "q8_0", "q4_0"), "adapter": ("f32",)}
 PROGRAMS = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
 # Positions that llama.cpp keeps for an answer.
 LONGEST = 512
@@ -30,15 +32,23 @@ LONGEST = 512
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is to be written: merged, gguf or adapter, and of a GGUF file in which numbers."""
+    """What is to be written: merged, gguf or adapter, and in which numbers."""
 
     kind: str
-    numbers: str = "f16"
+    numbers: str
+
+    @classmethod
+    def of(cls, kind: str, numbers: str = "") -> Wanted:
+        """A format in these numbers, else in its first. Raises RecipeError for numbers that it has not."""
+        if numbers and numbers not in NUMBERS[kind]:
+            has = " or ".join(NUMBERS[kind])
+            raise RecipeError(f"--numbers {numbers}: {kind} is not kept so; use {has}, or leave it out")
+        return cls(kind, numbers or NUMBERS[kind][0])
 
     @property
     def name(self) -> str:
         """The word for it in tables and folder names."""
-        return f"gguf {self.numbers}" if self.kind == "gguf" else self.kind
+        return self.kind if self.numbers == "f32" else f"{self.kind} {self.numbers}"
 
 
 def export(run: Path, wanted: Wanted, *, out: Path | None, listen: Listener, offline: bool = False) -> Export:
@@ -62,7 +72,7 @@ def export(run: Path, wanted: Wanted, *, out: Path | None, listen: Listener, off
     began = time.perf_counter()
     model = load(folder, offline=offline).at(rows[0].task)
     if (folder / HEAD).exists():
-        agreement = by_states(model, rows, _states(about, wanted, out, offline=offline))
+        agreement = by_states(model, rows, _states(about, wanted, out, offline=offline), form=wanted.name)
     else:
         agreement = by_answers(model, rows, _opener(about, wanted, out, offline=offline))
     found = Export(
@@ -81,7 +91,7 @@ def export(run: Path, wanted: Wanted, *, out: Path | None, listen: Listener, off
 
 def _cure(wanted: Wanted) -> str:
     """What to do about an export that differs: fewer bits lose something, all else is a fault of ours."""
-    finer = {"q4_0": "q8_0", "q8_0": "f16"}.get(wanted.numbers if wanted.kind == "gguf" else "")
+    finer = {"gguf q4_0": "q8_0", "gguf q8_0": "f16", "merged bf16": "f16", "merged f16": "f32"}.get(wanted.name)
     return f"take --numbers {finer}" if finer else "do not use it, and please report how it came about"
 
 
@@ -102,7 +112,7 @@ def _write(folder: Path, about: About, wanted: Wanted, out: Path, *, offline: bo
     model = merged(folder, about, offline=offline)
     name = folder.parent.name if folder.name == "model" else folder.name
     if wanted.kind == "merged":
-        write_folder(out, lambda half: write_merged(model, folder, half))
+        write_folder(out, lambda half: write_merged(model, folder, half, numbers=wanted.numbers))
     else:
         write_folder(out, lambda half: write_file(model, half, numbers=wanted.numbers, name=name))
 

@@ -18,11 +18,14 @@ from tunesmith.report.predictions import Prediction
 
 # Tokens of a text that a model of texts goes on from, and how far it goes.
 BEGINNING = 48
-# Largest difference of two pooled states, as a share of their length.
+# Largest difference of two pooled states, as a share of their length; weights of 16 bits make another.
 SAME_STATE = 1e-4
+ROUNDED_STATE = {"merged f16": 0.01, "merged bf16": 0.05}
 # By format: least share of equal answers, and most that the score may move; one row's worth is always allowed.
 BOUNDS = {
     "merged": (1.0, 0.0),
+    "merged f16": (0.95, 0.005),
+    "merged bf16": (0.90, 0.01),
     "adapter": (1.0, 0.0),
     "gguf f16": (0.95, 0.005),
     "gguf q8_0": (0.90, 0.01),
@@ -93,11 +96,11 @@ def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) ->
     )
 
 
-def by_states(model: LocalModel, rows: Sequence[Prediction], states: States) -> Agreement:
+def by_states(model: LocalModel, rows: Sequence[Prediction], states: States, *, form: str) -> Agreement:
     """The states [B, D] that a head reads, of both sides over the same ids."""
     ours = model.embed([row.question for row in rows])
     theirs = states([model.tokens(row.question).ids for row in rows])
-    same = (theirs - ours).norm(dim=1) <= SAME_STATE * ours.norm(dim=1)
+    same = (theirs - ours).norm(dim=1) <= ROUNDED_STATE.get(form, SAME_STATE) * ours.norm(dim=1)
     return Agreement("states", len(rows), same_prompts=1.0, same_answers=float(same.double().mean()))
 
 
