@@ -2,6 +2,7 @@
 
 TunesmithError            exit 2: the user's input is wrong
 ├── DataError             a row, a file or a column
+│   └── RowError          rows that no run can read
 ├── RecipeError           a key, a value or a pair that cannot work
 ├── TemplateError         a chat format that cannot be masked, or differs from the run's
 ├── ModelError            a model that cannot be found, read or trusted
@@ -28,6 +29,10 @@ class TunesmithError(Exception):
 
 class DataError(TunesmithError):
     """A row, a file or a column is not what the recipe needs."""
+
+
+class RowError(DataError):
+    """Rows that no run can read, each with its fault: `tunesmith audit --fix` drops them."""
 
 
 class RecipeError(TunesmithError):

@@ -16,7 +16,7 @@ from tunesmith.data.audit.finding import CHECKS, Audit
 from tunesmith.data.audit.fix import fix, log_of
 from tunesmith.data.audit.gate import gate
 from tunesmith.data.audit.pool import in_order
-from tunesmith.data.audit.run import audit
+from tunesmith.data.audit.run import Cures, audit
 from tunesmith.data.audit.runs import Rule, held, leaked
 from tunesmith.data.audit.shingles import slots
 from tunesmith.data.audit.stream import chunks, head
@@ -514,3 +514,62 @@ def test_the_column_of_broken_json_is_counted_in_its_own_line(tmp_path: Path) ->
     found = audited(tmp_path, [*reviews(20), '{"text": "cut off'])
     (fault,) = [f for f in found.findings if f.kind == "unreadable"]
     assert "column 10" in fault.samples[0].note
+
+
+def test_other_answers_to_one_prompt_stay_and_near_copies_need_near_answers(tmp_path: Path) -> None:
+    rows: list[Fields] = [
+        {"prompt": f"Name a good {noun} for our {other} shop", "completion": f"{word} {noun}"}
+        for noun, other in zip(NOUNS, reversed(NOUNS), strict=True)
+        for word in GOOD[:2]
+    ]
+    dates = [
+        {"prompt": f"Convert the date of March {day} 2021 to numbers", "completion": f"2021-03-{day}"}
+        for day in range(10, 29)
+    ]
+    source = write(tmp_path / "train.jsonl", [*rows, *dates])
+    found, cures = audit(Ask(source, {"prompt": "prompt", "answer": "completion"}), Tools())
+    assert len(lines(found, "contradiction")) == len(rows)
+    assert next(f.cure for f in found.findings if f.kind == "contradiction").startswith("read them")
+    assert not cures.dropped
+
+
+def test_a_near_copy_with_another_label_is_no_copy(tmp_path: Path) -> None:
+    said = "I would {}recommend the battery of this camera to anybody who travels far and often in winter"
+    rows = [
+        *reviews(40),
+        {"text": said.format(""), "label": "positive"},
+        {"text": said.format("not "), "label": "negative"},
+    ]
+    ask = Ask(write(tmp_path / "train.jsonl", rows), TEXT)
+    assert not {41, 42} & set(audit(ask, Tools())[1].dropped)
+
+
+def test_secrets_in_what_a_call_hands_over_are_masked(tmp_path: Path) -> None:
+    secret = "sk-proj-aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1vW3xY5z"
+    given = [{"key": secret, "n": 1}, json.dumps({"key": secret, "n": [1, "two"]})]
+    rows: list[Fields] = [
+        {
+            "messages": [
+                {"role": "user", "content": f"fetch page {i}"},
+                {"role": "assistant", "tool_calls": [{"function": {"name": "fetch", "arguments": given[i % 2]}}]},
+            ]
+        }
+        for i in range(12)
+    ]
+    ask = Ask(write(tmp_path / "train.jsonl", rows), {"messages": "messages"})
+    assert len(lines(audit(ask, Tools())[0], "secret")) == 12
+    fix(ask, Cures(), tmp_path / "clean.jsonl")
+    text = (tmp_path / "clean.jsonl").read_text(encoding="utf-8")
+    assert secret not in text
+    (call,) = json.loads(text.splitlines()[1])["messages"][1]["tool_calls"]
+    assert json.loads(call["function"]["arguments"])["n"] == [1, "two"]
+
+
+def test_a_list_has_no_place_in_a_table(tmp_path: Path) -> None:
+    rows = [{"text": row["text"], "label": [row["label"], "review"]} for row in reviews(10)]
+    ask = Ask(write(tmp_path / "train.jsonl", rows), TEXT)
+    with pytest.raises(
+        DataError, match=r"train\.jsonl:1: column 'label' holds a list, .* name the copy \.jsonl, not \.csv"
+    ):
+        fix(ask, audit(ask, Tools())[1], tmp_path / "clean.csv")
+    assert not list(tmp_path.glob("clean*"))

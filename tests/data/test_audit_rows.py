@@ -16,6 +16,7 @@ from tunesmith.data.rows import Row
 
 TEXT = {"text": "text", "label": "label"}
 PAIR = {"prompt": "q", "answer": "a"}
+PREFERRED = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
 THUMB = {"prompt": "prompt", "answer": "completion", "label": "label"}
 
 
@@ -169,6 +170,11 @@ def test_sentences_at_both_ends_are_told_and_refusals_of_models() -> None:
         ({"text": "cut \ud83d"}, {"text": "text"}, "unreadable"),
         ({"chosen": "cut \ud83d", "rejected": "not"}, {"chosen": "chosen", "rejected": "rejected"}, "unreadable"),
         ({"chosen": "same", "rejected": "same"}, {"chosen": "chosen", "rejected": "rejected"}, "nothing_to_learn"),
+        ({"prompt": "q", "chosen": "so it is", "rejected": "so  it is "}, PREFERRED, "nothing_to_learn"),
+        ({"prompt": " ", "chosen": "yes", "rejected": "no"}, PREFERRED, "empty"),
+        ({"prompt": "q", "chosen": "yes", "rejected": "no"}, {**PREFERRED, "margin": "by"}, ""),
+        ({"prompt": "q", "chosen": "yes", "rejected": "no", "by": "much"}, {**PREFERRED, "margin": "by"}, "unreadable"),
+        ({"prompt": [{"role": "king", "content": "q"}], "chosen": "yes", "rejected": "no"}, PREFERRED, "unreadable"),
     ],
 )
 def test_a_row_that_cannot_be_learned_from_is_told_by_its_fault(
@@ -181,6 +187,12 @@ def test_spellings_of_one_label_are_joined_and_numbers_are_not() -> None:
     counts = {"positive": 100, "Positive": 3, "positve": 2, "class_1": 50, "class_2": 1, "negative": 90}
     assert variants(counts) == {"Positive": "positive", "positve": "positive"}
     assert rare(counts) == {"Positive", "positve", "class_2"}
+    assert variants({"bug report": 9, "Bug_Report": 2, "bug-report": 1}) == dict.fromkeys(
+        ("Bug_Report", "bug-report"), "bug report"
+    )
+    for others in (("1", "-1", "0"), ("C", "C++", "C#"), ("A+", "A-", "A"), ("1.5", "15"), ("<5", ">5")):
+        assert variants({label: 9 - place for place, label in enumerate(others)}) == {}
+    assert variants({"vitamin b": 400, "vitamin d": 20, "group_a": 400, "group_b": 20}) == {}
     assert "'positive' 100 rows" in uneven(counts)
     assert uneven({"a": 9, "b": 1}) == ""
 

@@ -223,6 +223,11 @@ def test_markdown_is_read_with_its_tables_and_without_its_front_matter(tmp_path:
     assert markdown(found.blocks) == "# Head\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nSee here."
 
 
+def test_text_between_two_rules_is_no_front_matter(tmp_path: Path):
+    found = read(tmp_path, "a.md", b"---\n\n# Title\n\nThe first part.\n\n---\n\nThe second part.\n")
+    assert markdown(found.blocks) == "# Title\n\nThe first part.\n\nThe second part."
+
+
 def test_slides_are_pages_with_title_text_table_and_notes(tmp_path: Path):
     show = pptx.Presentation()
     for number in (1, 2):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.data.collect.document import Block, Document, from_json, markdown, plain, to_json
-from tunesmith.data.collect.faq import pairs
+from tunesmith.data.collect.faq import bare, pairs
 from tunesmith.data.collect.html import html_document
 from tunesmith.data.collect.passages import passages, repeated, without
 from tunesmith.data.collect.rows import SHAPES, Part, once
@@ -99,6 +99,13 @@ def test_headings_that_ask_are_answered_by_what_stands_below_them():
     page = """<h1>FAQ</h1><h2>3.1 What is it?</h2><p>A pump.</p><h3>Sizes</h3><ul><li>big</li></ul>
     <h2>Contact</h2><p>By mail.</p><h2>Is it loud?</h2><h2>Why？</h2><p>So.</p>"""
     assert asked(page) == [("What is it?", "A pump.\n\n### Sizes\n\n- big", "faq"), ("Why？", "So.", "faq")]
+
+
+def test_a_question_loses_its_number_and_not_what_it_counts():
+    numbered = ["1. What?", "2) What?", "3.1 What?", "Q3 What?", "Question 4: What?"]
+    assert {bare(text) for text in numbered} == {"What?"}
+    for text in ("3 days late, what now?", "10 GB reached?", "2.5 GB reached?", "24 hours passed?"):
+        assert bare(text) == text
 
 
 def test_details_and_definition_lists_are_pairs():

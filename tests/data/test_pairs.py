@@ -66,6 +66,9 @@ def test_earlier_turns_instruction_group_and_margin_are_kept():
     assert [message.role for message in found.prompt] == ["user", "assistant", "user"]
     assert found.prompt[0].content == "Be brief.\n\nhi"
     assert (found.margin, found.group) == (1.5, "7")
+    fields = [{"prompt": "q", "chosen": "a", "rejected": "b", "by": by} for by in (2, None, "")]
+    found_ = pairs([row(**one) for one in fields], columns={**COLUMNS, "margin": "by"})
+    assert [pair.margin for pair in found_] == [2.0, 0.0, 0.0]  # nobody need say by how much
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import csv
 import json
 import sys
+from datetime import date
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -98,6 +99,15 @@ def test_csv_rows_are_named_by_the_line_they_start_on(tmp_path):
     assert rows[0].fields == {"text": "two\r\nlines, one cell", "label": "a"}
 
 
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_header_may_hold_commas(tmp_path, mark):
+    lines = [["id", "Name, Vorname", "label"], ["1", "Doe, John", "pos"]]
+    content = "".join(mark.join(cells) + "\n" for cells in lines)
+    assert read_rows(write(tmp_path, "a.csv", content))[0].fields == dict(zip(*lines, strict=True))
+    content = f'id{mark}"Review, full text"{mark}label\n1{mark}"good, really"{mark}pos\n'
+    assert list(read_rows(write(tmp_path, "b.csv", content))[0].fields) == ["id", "Review, full text", "label"]
+
+
 def test_csv_takes_semicolons_where_the_header_has_no_comma(tmp_path):
     assert read_rows(write(tmp_path, "a.csv", "text;label\na, b;1\n"))[0].fields == {
         "text": "a, b",
@@ -137,6 +147,14 @@ def test_tsv_reads_quoted_cells_and_bare_quotes(tmp_path):
     assert [row.fields["text"] for row in bare] == ['"great" phone', '"open', 'end"']
 
 
+def test_an_object_in_a_parquet_cell_has_no_keys_of_other_rows(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    calls = [[{"name": "f", "arguments": {"a": 1}}], [{"name": "g", "arguments": {"b": "x"}}]]
+    parquet.write_table(arrow.table({"calls": calls}), tmp_path / "a.parquet")
+    assert [row.fields["calls"] for row in read_rows(tmp_path / "a.parquet")] == calls
+
+
 def test_parquet_rows_are_numbered_from_one(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -163,19 +181,33 @@ def test_folders_and_unknown_endings_are_refused(tmp_path):
         read_rows(write(tmp_path, "a.docx", "x"))
 
 
-def fake_datasets(monkeypatch, version: str, rows: list[dict[str, object]]) -> list[tuple[str, str]]:
+class ClassLabel:
+    def __init__(self, names: list[str]):
+        self.names = names
+
+
+class Table(list[dict[str, object]]):
+    features: dict[str, object]
+
+
+def fake_datasets(
+    monkeypatch, version: str, rows: list[dict[str, object]], classes: dict[str, list[str]] | None = None
+) -> list[tuple[str, str]]:
     asked = []
 
-    def load_dataset(name: str, *, split: str) -> list[dict[str, object]]:
+    def load_dataset(name: str, *, split: str) -> Table:
         asked.append((name, split))
         if split == "gone":
             raise ValueError("Unknown split\n'gone'")
-        return rows
+        table = Table(rows)
+        table.features = {"text": "string", **{name: ClassLabel(names) for name, names in (classes or {}).items()}}
+        return table
 
     library = ModuleType("datasets")
     library.__dict__.update(
         __version__=version,
         load_dataset=load_dataset,
+        ClassLabel=ClassLabel,
         exceptions=SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {})),
     )
     monkeypatch.setitem(sys.modules, "datasets", library)
@@ -190,6 +222,12 @@ def test_a_hub_dataset_is_read_by_its_name_and_split(monkeypatch):
     assert places(head("nobody/reviews:test", 1)) == ["nobody/reviews:test:1"]
     with pytest.raises(DataError, match=r"cannot get its 'gone' split \(Unknown split 'gone'\)"):
         read_rows("nobody/reviews:gone")
+
+
+def test_classes_of_the_hub_are_read_by_their_names(monkeypatch):
+    rows = [{"text": "x", "label": 1}, {"text": "y", "label": 0}, {"text": "z", "label": -1}]
+    fake_datasets(monkeypatch, "4.8.0", rows, classes={"label": ["neg", "pos"]})
+    assert [row.fields["label"] for row in read_rows("nobody/reviews")] == ["pos", "neg", None]
 
 
 def test_the_hub_is_never_asked_offline_or_with_a_library_that_runs_remote_code(monkeypatch):
@@ -224,6 +262,12 @@ def test_keep_finds_a_fraction_as_a_number_and_as_text():
     rows = [Row("a:1", {"p": 0.5}), Row("a:2", {"p": "0.5"}), Row("a:3", {"p": 0.25}), Row("a:4", {"p": None})]
     assert places(keep(rows, {"p": [0.5]})) == ["a:1", "a:2"]
     assert places(keep(rows, {"p": [None]})) == ["a:4"]
+
+
+def test_days_and_truth_values_of_a_recipe_find_the_texts_that_a_file_holds():
+    rows = [Row("a:1", {"day": "2024-01-05", "ok": "TRUE"}), Row("a:2", {"day": date(2024, 1, 5), "ok": True})]
+    assert places(keep(rows, {"day": [date(2024, 1, 5)], "ok": [True]})) == ["a:1", "a:2"]
+    assert places(keep(rows, {"day": ["2024-01-05"], "ok": ["true"]})) == ["a:1", "a:2"]
 
 
 def test_keep_refuses_unknown_columns_and_empty_results():

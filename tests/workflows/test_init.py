@@ -281,6 +281,29 @@ def test_rows_that_cannot_be_read_come_with_the_command_that_drops_them(tmp_path
     assert words[3:] == ["--set", "objective={kind: classify, text: what they wrote, label: team}", "--fix", "OUT"]
 
 
+def test_a_column_that_is_not_there_is_no_fault_of_rows(rows: Path) -> None:
+    for change in ("data.group=foo", "objective={kind: classify, text: klas, label: label}"):
+        with pytest.raises(DataError, match="no column") as error:
+            draft(str(rows), changes=[change])
+        assert "audit" not in str(error.value)
+
+
+def test_the_guess_is_taken_where_only_its_objective_is_named(tmp_path: Path) -> None:
+    lines = [{"words": f"mail {i}", "mood": "ab"[i % 2]} for i in range(30)]
+    made = draft(str(write_rows(tmp_path / "r.jsonl", lines)), changes=["objective=classify"])
+    assert (made.recipe.objective.text, made.recipe.objective.label) == ("words", "mood")  # type: ignore[union-attr]
+
+
+def test_axolotl_data_sets_may_be_paths_alone_and_what_is_none_is_told(alpaca: Path) -> None:
+    sets: object
+    for sets in ("train.jsonl", ["train.jsonl", "more.jsonl"], {"path": "train.jsonl"}):
+        made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": sets, "test_datasets": "held.jsonl"}))
+        assert str(made.recipe.data.train).endswith("train.jsonl")
+        assert made.recipe.data.validation == "held.jsonl"
+    with pytest.raises(RecipeError, match=r"a\.yaml: datasets: found 7; give a path, or a mapping with one"):
+        convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": [7]}))
+
+
 def test_what_the_next_command_would_refuse_is_not_written(tmp_path: Path) -> None:
     few = write_rows(tmp_path / "few.jsonl", [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(3)])
     with pytest.raises(DataError, match="3 rows are too few to hold some of them out; give 10 or more"):

@@ -154,6 +154,15 @@ def test_copies_are_labelled_once_and_all_written(tmp_path: Path):
     ]
 
 
+def test_rows_without_a_text_are_left_out_and_half_an_emoji_is_written_as_json_has_it(tmp_path: Path):
+    data = write(tmp_path / "rows.jsonl", [{"text": " "}, {"text": "one", "note": "cut \ud83d"}, {"text": None}])
+    work = opened(data)
+    assert work.progress().items == 1
+    label_all(work, ANA, "a")
+    assert export_labels(Wish(str(data)), tmp_path / "out.jsonl", told=print).rows == 1
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["note"] == "cut \ud83d"
+
+
 def test_labels_outlive_rows_that_are_added_and_moved(data: Path):
     work = opened(data)
     item = next_row(work, ANA)
@@ -256,7 +265,7 @@ def test_an_export_without_a_label_is_refused(data: Path, tmp_path: Path):
         ([{"txt": "one"}], Columns(), "--text COLUMN"),
         ([{"text": "one"}], Columns(text="txt"), "did you mean 'text'"),
         ([{"text": "one"}], Columns(beside=("subject",)), "no column 'subject'"),
-        ([{"text": ""}], Columns(), "rows.jsonl:1: column 'text' is blank"),
+        ([{"text": ""}], Columns(), "rows.jsonl: column 'text' is blank in every row; name another"),
         ([{"text": "one", "label": 0.5}], Columns(), "rows.jsonl:1: column 'label' holds 0.5, not one word"),
         ([{"text": "one", "label": ["a", "b"]}], Columns(), "not one word"),
         ([{"text": "one", "label": "x" * 61}], Columns(), "61 characters"),

@@ -10,7 +10,7 @@ from tunesmith.data.calls import read_tools
 from tunesmith.data.rows import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.turns import Message as Message  # a part of an example, known from here
 from tunesmith.data.turns import check_order, instructed, short, turn_of, whole
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, RowError
 
 E = TypeVar("E")
 DIALOGUES = ("messages", "conversations")
@@ -169,7 +169,7 @@ def parsed(rows: Sequence[Row], parse: Callable[[Row], E]) -> list[E]:
             examples.append(parse(row))
         except DataError as error:
             faults.append(str(error))
-    return examples if not faults else refuse(faults)
+    return examples if not faults else refuse(faults, kind=RowError)
 
 
 def need(rows: Sequence[Row], *columns: str) -> None:

@@ -107,7 +107,9 @@ def _turns(row: Row, column: str, role: str) -> list[Message]:
 
 def _margin(row: Row, column: str) -> float:
     """By how much the chosen answer is better, 0 where nobody says."""
-    value = row.fields.get(column) if column else 0.0
+    value = row.fields.get(column) if column else None
+    if value is None or value == "":
+        return 0.0
     try:
         margin = float(str(value))
     except ValueError:

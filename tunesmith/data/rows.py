@@ -9,12 +9,13 @@ import importlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from tunesmith.errors import DataError
 
@@ -76,16 +77,16 @@ def has_listed(fields: Mapping[str, object], wanted: Listed) -> bool:
 
 
 def as_word(value: object) -> str | None:
-    """A text, truth value or whole number as its word (1.0 is "1"); None for anything else."""
+    """A text, truth value, day or whole number as its word (1.0 is "1"); None for anything else."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value) if isinstance(value, str | int) else None
+    return str(value) if isinstance(value, str | int | date) else None
 
 
-def refuse(faults: Sequence[str], *, more: int = 0) -> NoReturn:
+def refuse(faults: Sequence[str], *, more: int = 0, kind: type[DataError] = DataError) -> NoReturn:
     """Raise the first 20 faults together, one a line, and say how many more there are, with `more` not given."""
     more += len(faults[SHOWN_FAULTS:])
-    raise DataError("\n".join([*faults[:SHOWN_FAULTS], *([f"... and {more} more"] if more else [])]))
+    raise kind("\n".join([*faults[:SHOWN_FAULTS], *([f"... and {more} more"] if more else [])]))
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
@@ -108,10 +109,12 @@ def missing_column(rows: Sequence[Row], column: str) -> str:
 
 
 def _comparable(value: object) -> tuple[str, str]:
-    # By word, so that `1` and `0.5` in a recipe find the texts "1" and "0.5" that a csv holds.
+    # By word, so that `1`, `0.5`, `true` and `2024-01-05` in a recipe find the texts that a csv holds.
     word = as_word(value)
     word = str(value) if word is None and isinstance(value, float) else word
-    return ("json", json.dumps(value, sort_keys=True, default=str)) if word is None else ("word", word)
+    if word is None:
+        return ("json", json.dumps(value, sort_keys=True, default=str))
+    return ("word", word.lower() if word.lower() in ("true", "false") else word)
 
 
 def _nearest_file(path: Path) -> str:
@@ -221,7 +224,18 @@ def _parquet(path: Path) -> list[Row]:
         values = parquet.read_table(str(path)).to_pylist()
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path.name}: not Parquet ({reason(error)}); write it as jsonl") from error
-    return _numbered(values, path.name)
+    return _numbered(map(_widened, values), path.name)
+
+
+def _widened(fields: Mapping[str, object]) -> dict[str, object]:
+    """A row of a table that gives every object inside a cell the keys of all others: those without a value go."""
+    return {column: _filled(value) for column, value in fields.items()}
+
+
+def _filled(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _filled(item) for key, item in value.items() if item is not None}
+    return [_filled(item) for item in value] if isinstance(value, list) else value
 
 
 def _hub_rows(source: str, *, offline: bool) -> list[Row]:
@@ -237,10 +251,18 @@ def _hub_rows(source: str, *, offline: bool) -> list[Row]:
         raise DataError(f"{source}: this 'datasets' may run remote code; pip install 'datasets>=4.7'")
     try:
         # The split is part of the place: rows of two splits are told apart by it.
-        return _numbered(hub.load_dataset(name, split=split), source)
+        return _numbered(_named(hub.load_dataset(name, split=split), hub.ClassLabel), source)
     except (hub.exceptions.DatasetsError, OSError, ValueError) as error:
         cure = f"check the name and the network, or write '{name}:SPLIT'"
         raise DataError(f"{name}: cannot get its {split!r} split ({reason(error)}); {cure}") from error
+
+
+def _named(rows: Any, classes: type[Any]) -> Iterator[dict[str, object]]:
+    """Rows of the Hub with the names of their classes, which are kept as numbers; -1 stands for none."""
+    names = {column: kind.names for column, kind in rows.features.items() if isinstance(kind, classes)}
+    for fields in rows:
+        known = {column: listed[fields[column]] for column, listed in names.items() if fields[column] not in (None, -1)}
+        yield {**_widened(fields), **dict.fromkeys(names), **known}
 
 
 def _library(name: str, where: str) -> ModuleType:

@@ -22,7 +22,8 @@ def read_separated(path: Path) -> Iterator[Row]:
     if not header:
         raise DataError(f"{name}: empty; give a file with at least one row")
     marks = "\t" if path.suffix.lower() == ".tsv" else ",;\t"
-    mark = next((mark for mark in marks if mark in header), marks[0])
+    # A cell of the header may hold another mark: the one that cuts it into the most cells is it.
+    mark = max(marks, key=lambda mark: len(next(csv.reader([header], delimiter=mark))))
     plain = mark == "\t" and _quotes_are_text(path, header)
     faults, more = list[str](), 0
     cells = _cells(path, mark, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)

@@ -32,6 +32,7 @@ COLUMN_KEYS = {
     "domain": ("text",),
     "preference": ("chosen", "rejected", "prompt"),
     "reward": ("chosen", "rejected", "prompt"),
+    "rl": ("prompt", "answer", "messages"),
 }
 EMBEDDED_TOKENS = 256
 
@@ -131,6 +132,10 @@ def _format(rows: list[Row], recipe: Recipe) -> Format:
     for column in named.values():
         if not any(column in row.fields for row in rows):
             raise DataError(missing_column(rows, column))
+    from tunesmith.objectives import Rl  # loaded with the recipe, and only then
+
+    if isinstance(recipe.objective, Rl) and set(asked := recipe.objective.columns(rows)) == {"prompt"}:
+        return Format("as named", "", {"text": asked["prompt"]})  # no answer is learned from
     if "messages" in named or len(named) >= 2 or (named and recipe.objective.kind == "domain"):
         return Format("as named", "", named)
     found = detect(rows)

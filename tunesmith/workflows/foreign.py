@@ -87,14 +87,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _axolotl(work: Conversion) -> None:
     """What only axolotl says its own way."""
     _axolotl_rl(work, work.take("rl"))
-    sets = work.take("datasets") or []
+    sets = _sets(work, "datasets")
     if sets:
         _axolotl_data(work, sets[0])
     for other in sets[1:]:
         work.dropped[f"datasets: {other.get('path')}"] = "one training file: join the rows into it"
-    held = work.take("test_datasets") or []
+    held = _sets(work, "test_datasets")
     if held:
-        work.put("data", "validation", _found(work, held[0].get("path", "")), "test_datasets")
+        work.put("data", "validation", _found(work, str(held[0].get("path", ""))), "test_datasets")
     adapter = work.take("adapter")
     work.put("technique", "kind", adapter or "full", "adapter" if adapter else "no adapter")
     if work.take("lora_target_linear"):
@@ -105,6 +105,16 @@ def _axolotl(work: Conversion) -> None:
             work.put("technique", name, True, f"peft_use_{name}")
     if work.take("load_in_4bit") and work.ours["technique"]["kind"] != "qlora":
         work.dropped["load_in_4bit"] = "only with adapter: qlora"
+
+
+def _sets(work: Conversion, name: str) -> list[Mapping[str, Any]]:
+    """The data sets under a name; a path alone stands for one that has nothing but a path."""
+    given = work.take(name) or []
+    entries = given if isinstance(given, list) else [given]
+    found = [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
+    if strange := [entry for entry in found if not isinstance(entry, Mapping)]:
+        raise RecipeError(f"{work.place}: {name}: found {strange[0]!r}; give a path, or a mapping with one")
+    return found
 
 
 def _axolotl_rl(work: Conversion, rl: Any) -> None:
@@ -203,7 +213,8 @@ def _listing(page: Path) -> Mapping[str, Any]:
         listed = json.loads(page.read_text(encoding="utf-8"))
     except ValueError as error:
         raise RecipeError(f"{page}: not JSON ({error}); mend it, or give the rows themselves") from None
-    return listed if isinstance(listed, dict) else {}
+    entries = listed if isinstance(listed, dict) else {}
+    return {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
 
 
 def _named(columns: Mapping[str, str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from tunesmith.data.formats import LANGUAGES, Format, detect
 from tunesmith.data.guess import Guess, guess
 from tunesmith.data.pairs import written
 from tunesmith.data.rows import Row, as_word, columns_of, keep, read_rows
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, RowError
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
 from tunesmith.objectives.instruct import reference
 from tunesmith.recipe import AnyObjective, Recipe, check_pair, make_recipe
@@ -56,6 +56,10 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
     if found is not None:
         raw["objective"] = _objective(found, reasons)
     recipe, _ = make_recipe(raw, place=f"init {data}", changes=changes)
+    if found is None and (fits := _fitting(rows, recipe.objective.kind)):
+        found, raw["objective"] = fits, _objective(fits, reasons)
+        changes = [change for change in changes if change != f"objective={fits.objective}"]
+        recipe, _ = make_recipe(raw, place=f"init {data}", changes=changes)
     kept = keep(rows, recipe.data.where)
     used = {value for value in recipe.objective.model_dump().values() if isinstance(value, str)}
     group = recipe.data.group or _group(kept, used)
@@ -83,7 +87,7 @@ def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> 
     """The rows as the objective reads them. Raises DataError, with the way to drop those that it cannot read."""
     try:
         examples = recipe.objective.examples(rows, group=group)
-    except DataError as error:
+    except RowError as error:
         audit = " ".join(
             ["tunesmith", "audit", shlex.quote(recipe.data.train), *filter(None, [guessed]), "--fix", "OUT"]
         )
@@ -107,6 +111,16 @@ def _found(rows: Sequence[Row]) -> Format | Guess:
         if (guessed := guess(rows)) is None:
             raise
         return guessed
+
+
+def _fitting(rows: Sequence[Row], kind: str) -> Guess | None:
+    """The guess at columns of no known names, if it is of the objective that was asked for."""
+    try:
+        detect(rows)
+    except DataError:
+        guessed = guess(rows)
+        return guessed if guessed and guessed.objective == kind else None
+    return None
 
 
 def _objective(found: Format | Guess, reasons: dict[str, str]) -> dict[str, Any]:

@@ -81,6 +81,8 @@ def _opened(wish: Wish, told: Callable[[str], None]) -> tuple[Rows, Store]:
     rows = read_items(wish.source, wish.columns, offline=wish.offline)
     if rows.copies:
         told(f"{rows.copies} rows repeat the text of another: each text is labelled once, for all its rows")
+    if rows.blank:
+        told(f"{rows.blank} rows have no text in {rows.text!r} and are left out")
     found = {wish.source: given_labels(rows, rater=Path(wish.source).name)}
     if wish.brought:
         found[wish.brought] = brought_labels(wish.brought, rows, offline=wish.offline)

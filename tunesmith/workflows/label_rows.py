@@ -39,6 +39,7 @@ class Rows:
     label: str
     items: list[Item]
     keys: list[str]
+    blank: int = 0  # rows without a text, which are left out
 
     @property
     def copies(self) -> int:
@@ -78,13 +79,16 @@ def read_items(source: str, columns: Columns, *, offline: bool = False) -> Rows:
     if absent := [name for name in (columns.text, *columns.beside) if name and name not in columns_of(rows)]:
         refuse([missing_column(rows, name) for name in absent])
     text, label = columns.text or _text_column(rows), columns.label or _label_column(rows)
+    found, rows = rows, [row for row in rows if (value := row.fields.get(text)) is not None and str(value).strip()]
+    if not rows:
+        raise DataError(f"{file_of(found)}: column {text!r} is blank in every row; name another with --text COLUMN")
     keys, items = [], dict[str, Item]()
     for row, read in zip(rows, texts(rows, text=text), strict=True):
         key = _key(read)
         keys.append(key)
         beside = tuple((name, _shown(row.fields.get(name))) for name in columns.beside)
         items.setdefault(key, Item(key, read.text, row.where, beside))
-    return Rows(rows, text, label, list(items.values()), keys)
+    return Rows(rows, text, label, list(items.values()), keys, len(found) - len(rows))
 
 
 def given_labels(rows: Rows, *, rater: str) -> Given:
@@ -161,7 +165,8 @@ def labelled_lines(rows: Rows, votes: Votes) -> tuple[list[str], Exported]:
             tied += bool(votes.on(key))
             continue
         fields = {**row.fields, rows.label: label}
-        lines.append(json.dumps(fields, ensure_ascii=False, default=str) + "\n")
+        line = json.dumps(fields, ensure_ascii=False, default=str)
+        lines.append(line.encode(errors="backslashreplace").decode() + "\n")  # half an emoji, in a column nobody reads
     return lines, Exported(len(lines), tied)
 
 

@@ -34,6 +34,11 @@ class Ask:
         return "label" in self.columns and "text" in self.columns
 
     @property
+    def judged(self) -> bool:
+        """Whether the answer is a judgement, a label, a thumb or a preference, of which one at most is right."""
+        return "label" in self.columns or "chosen" in self.columns
+
+    @property
     def answered(self) -> bool:
         """Whether there is an answer in words, whose language may be another than the question's."""
         return not self.labelled and "text" not in self.columns

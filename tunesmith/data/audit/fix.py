@@ -19,6 +19,8 @@ from tunesmith.data.audit.stream import chunks, name_of, parsed
 from tunesmith.data.rows import as_word
 from tunesmith.errors import DataError
 
+# Keys of a turn under which something is said.
+SAYING = ("content", "value", "tool_calls", "function_call", "function")
 JSON_LINES, TABLES = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
 
 
@@ -135,14 +137,34 @@ def _text(text: str, found: list[dict[str, object]]) -> str:
 
 
 def _texts(value: Any, change: Callable[[str], str]) -> Any:
-    """The value with every text in it changed, in turns too; roles stay."""
+    """The value with every text in it changed, in turns and in what they call too; roles and names stay."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
         return [_texts(item, change) for item in value]
     if isinstance(value, dict):
-        return {k: _texts(v, change) if k in ("content", "value") else v for k, v in value.items()}
+        return {k: _arguments(v, change) if k == "arguments" else _part(k, v, change) for k, v in value.items()}
     return value
+
+
+def _part(key: str, value: Any, change: Callable[[str], str]) -> Any:
+    return _texts(value, change) if key in SAYING else value
+
+
+def _arguments(value: Any, change: Callable[[str], str]) -> Any:
+    """What a call hands over, each text in it changed; JSON in a text stays JSON."""
+    if isinstance(value, dict):
+        return {key: _arguments(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_arguments(item, change) for item in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        read = json.loads(value)
+    except ValueError:
+        return change(value)
+    after = _arguments(read, change) if isinstance(read, dict | list) else read
+    return value if after == read else json.dumps(after, ensure_ascii=False)
 
 
 def _spelt(value: object, labels: Mapping[str, str]) -> object:
@@ -164,6 +186,10 @@ def _writer(file: TextIO | TextIOWrapper, suffix: str) -> Callable[[str, Mapping
             table.writerow(header)
         if more := sorted(set(row) - set(header)):
             raise DataError(f"{where}: columns {more} that the first row lacks; name the copy .jsonl, not {suffix}")
+        if nested := [column for column in header if isinstance(row.get(column), list | dict)]:
+            raise DataError(
+                f"{where}: column {nested[0]!r} holds a list, no table can; name the copy .jsonl, not {suffix}"
+            )
         table.writerow([row.get(column, "") for column in header])
 
     return write

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.audit.ask import Embed
-from tunesmith.data.audit.near import Words, cross_pairs, groups_of, in_groups, near_pairs
+from tunesmith.data.audit.near import ALIKE, Words, cross_pairs, groups_of, in_groups, near_pairs
 from tunesmith.data.audit.shingles import Longs
 from tunesmith.data.audit.table import Table
 
@@ -40,10 +40,15 @@ def exact(table: Table, rows: NDArray[np.int64]) -> Groups:
 
 
 def near(table: Table, rows: NDArray[np.int64], words: Words, *, labelled: bool) -> Groups:
-    """Rows that are nearly the same; none of those given is the exact copy of another."""
+    """Rows that are nearly the same, with the same label or nearly the same answer; none given is an exact copy."""
 
     def alike(one: int, two: int) -> float:
-        return words.alike(_content(table, int(rows[one]), labelled), _content(table, int(rows[two]), labelled))
+        first, second = int(rows[one]), int(rows[two])
+        if table.said[first] != table.said[second]:
+            answers = [table.text(row)[1] for row in (first, second)]
+            if labelled or words.alike(*answers) < ALIKE:
+                return 0.0
+        return words.alike(_content(table, first, labelled), _content(table, second, labelled))
 
     pairs = near_pairs(table.near[rows], alike)
     return Groups(tuple(rows[group] for group in in_groups(groups_of(pairs, len(rows)))))

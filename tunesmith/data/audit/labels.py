@@ -11,7 +11,10 @@ from rapidfuzz.distance import Levenshtein
 FEWEST_ROWS = 10
 UNEVEN = 10  # times the rows of the rarest
 SLIP_SHARE = 0.05  # a misspelling is at most so common as this share of what it misspells
-MARKS = re.compile(r"[\W_]+")
+# What may stand between two words of one label; other marks tell labels apart: -1 and 1, C and C++, 1.5 and 15.
+JOINS = re.compile(r"(?<=[^\W\d_])(?:[\s_]+(?=\w)|[\s_./-]+(?=[^\W\d_]))")
+WORDS = re.compile(r"[^\W_]+")
+SHORTEST_SLIP = 4  # letters of a word that may be misspelt: `vitamin b` and `vitamin d` are two things
 
 
 def variants(counts: Mapping[str, int]) -> dict[str, str]:
@@ -19,7 +22,7 @@ def variants(counts: Mapping[str, int]) -> dict[str, str]:
     found: dict[str, str] = {}
     by_form: dict[str, list[str]] = defaultdict(list)
     for label in counts:
-        by_form[MARKS.sub("", label.casefold()) or label].append(label)
+        by_form[JOINS.sub("", label.casefold().strip())].append(label)
     for same in by_form.values():
         best = max(same, key=lambda label: (counts[label], label))
         found |= {label: best for label in same if label != best}
@@ -36,6 +39,10 @@ def _slip(label: str, better: str) -> bool:
     """Whether a label is a misspelling: long enough, no digits, one letter wrong or two swapped."""
     one, two = label.casefold(), better.casefold()
     if min(len(one), len(two)) < 5 or any(map(str.isdigit, one + two)) or one[0] != two[0]:
+        return False
+    first, second = WORDS.findall(one), WORDS.findall(two)
+    wrong = [min(len(a), len(b)) for a, b in zip(first, second, strict=False) if a != b]
+    if len(first) != len(second) or min(wrong, default=SHORTEST_SLIP) < SHORTEST_SLIP:
         return False
     swapped = len(one) == len(two) and sorted(one) == sorted(two)
     distance = Levenshtein.distance(one, two, score_cutoff=2)

@@ -26,6 +26,7 @@ from tunesmith.data.audit.wording import LANGUAGES
 
 SAMPLES, SHOWN = 5, 220
 SHARED_ROWS, SHARED_SHARE = 10, 0.01  # a sentence that begins or ends so many rows is boilerplate
+SEVERAL = "read them: several good answers are no fault, answers that disagree are; --fix OUT leaves them"
 Rows = Mapping[int, str]  # row -> note
 
 
@@ -101,7 +102,9 @@ class _Auditor:
         same = groups.exact(self.table, rows)
         self._repeat("exact_duplicate", same)
         against = groups.contradictions(self.table, rows)
-        self._repeat("contradiction", against, drop=groups.outvoted(self.table, against))
+        # Several good answers to one prompt are no fault of the rows; two labels of one text are.
+        wrong = groups.outvoted(self.table, against) if self.ask.judged else np.zeros(0, np.int64)
+        self._repeat("contradiction", against, drop=wrong)
         alone = np.setdiff1d(rows, np.concatenate([same.later, against.rows]))
         self._repeat("near_duplicate", groups.near(self.table, alone, self.words, labelled=self.ask.labelled))
         self.table.near = self.table.near[:0].copy()  # of a million rows 200 MB that nothing looks at from here on
@@ -214,7 +217,7 @@ class _Auditor:
         """All rows of a kind, with some of them to look at."""
         notes, table, check = self.found[kind], self.table, CHECKS[kind]
         rows = np.fromiter(notes, np.int64, len(notes))
-        # Several good answers to one prompt are no fault of the rows; two labels of one text are.
+        several = kind == "contradiction" and not self.ask.judged
         blocks = None if kind == "contradiction" and not self.ask.labelled else check.blocks_from
         severity = severity_of(check, blocks, len(rows) / table.rows)
         shown = np.sort(rows)[:SAMPLES].tolist()
@@ -223,7 +226,7 @@ class _Auditor:
             severity=severity,
             count=len(rows),
             rows=table.places(rows),
-            cure=check.cure,
+            cure=SEVERAL if several else check.cure,
             about=check.about,
             share=round(len(rows) / table.rows, 6),
             blocks_from=blocks,

@@ -9,9 +9,9 @@ from typing import Any
 
 from tunesmith.data.calls import as_words, read_calls
 from tunesmith.data.examples import DIALOGUES, chats, labelled, text_of
-from tunesmith.data.pairs import thumbs
+from tunesmith.data.pairs import pairs, thumbs
 from tunesmith.data.rows import Row, as_word
-from tunesmith.data.turns import ROLES, whole
+from tunesmith.data.turns import ROLES
 from tunesmith.errors import DataError
 
 NO_ANSWER = frozenset(
@@ -126,18 +126,20 @@ def _preferred(row: Row, columns: Mapping[str, str]) -> View:
     question = _text(row.fields.get(columns["prompt"])) if "prompt" in columns else ""
     chosen, rejected = (_text(row.fields.get(columns[part])) for part in ("chosen", "rejected"))
     # The same two answers are the same question, whichever was preferred.
-    question = "\n".join(filter(None, [question, *sorted((chosen, rejected))]))
+    asked, question = question, "\n".join(filter(None, [question, *sorted((chosen, rejected))]))
     for part in ("chosen", "rejected"):
         if isinstance(given := row.fields.get(columns[part]), int | float):
             return View(question, chosen, (), "unreadable", f"{part} is {given!r}, which is no text")
-    try:
-        whole(question, "the row")
-    except DataError as error:
-        return View(question, chosen, (), "unreadable", str(error))
     if not chosen.strip() or not rejected.strip():
         return View(question, chosen, (), "empty", "one of the two answers is blank")
-    if chosen.strip() == rejected.strip():
+    if "prompt" in columns and not asked.strip():
+        return View(question, chosen, (), "empty", "blank prompt")
+    if " ".join(chosen.split()) == " ".join(rejected.split()):
         return View(question, chosen, (), "nothing_to_learn", "both answers are the same")
+    try:
+        pairs([row], columns={part: column for part, column in columns.items() if column in row.fields})
+    except DataError as error:
+        return View(question, chosen, (), "unreadable", _why(row, error))
     return View(question, chosen)
 
 

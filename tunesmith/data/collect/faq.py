@@ -9,7 +9,12 @@ from tunesmith.data.collect.document import Block, Document, Pair, markdown, pla
 
 # Question marks of Latin, Greek, Arabic, Chinese and Japanese text.
 MARKS = ("?", "？", "؟", "\u037e", "⁇")
-_NUMBER = re.compile(r"^(?:(?:Q|Question)\s*\d*\s*[.:)]\s*|(?:Q\s*)?\d+(?:\.\d+)*[.:)]?\s+)", re.IGNORECASE)
+_NUMBER = re.compile(
+    r"^(?:(?:Q|Question)\s*\d*\s*[.:)]\s*|(?:Q\s*)?\d+(?:\.\d+)*[.:)]\s+"
+    # Without a mark behind it a number may be part of what is asked: 3 days late, 2.5 GB.
+    r"|Q\s*\d+\s+|\d+(?:\.\d+)+\s+(?=(?-i:[A-Z][a-z]|[^\x00-\x7f])))",
+    re.IGNORECASE,
+)
 _ASKED = re.compile(r"^(?:Q|Question)\s*\d*\s*[.:)]\s+(.+)$", re.IGNORECASE | re.DOTALL)
 _ANSWERED = re.compile(r"^(?:A|Answer)\s*\d*\s*[.:)]\s+", re.IGNORECASE)
 # After a line "Q: ..." the answer may stand in the same paragraph.

@@ -18,7 +18,7 @@ _MARKS = (
 )
 _UNDERLINE = re.compile(r"([=\-~^\"'#*+`])\1{2,}\s*")
 _ITEM = re.compile(r"(\s*)(?:[-*+•◦▪·–]|(\d+|[a-z])[.)])\s+(?=\S)")
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
 
 
 def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
@@ -101,6 +101,16 @@ def _dedent(lines: list[str]) -> str:
     return "\n".join(line[least:].rstrip() for line in lines)
 
 
+def _are_keys(text: str) -> bool:
+    """Whether a text is the keys and values of a front matter, not what stands between two rules."""
+    import yaml
+
+    try:
+        return isinstance(yaml.safe_load(text), dict)
+    except yaml.YAMLError:
+        return False
+
+
 def markdown_document(data: bytes) -> Document:
     """A Markdown file, its raw HTML and tables included; a front matter is left out."""
     from markdown_it import MarkdownIt
@@ -108,7 +118,7 @@ def markdown_document(data: bytes) -> Document:
     from tunesmith.data.collect.html import html_document
 
     text, note = decode(data)
-    text = _FRONT_MATTER.sub("", text.replace("\r\n", "\n"))
+    text = _FRONT_MATTER.sub(lambda found: "" if _are_keys(found[1]) else found[0], text.replace("\r\n", "\n"))
     page = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text)
     document = html_document(page.encode("utf-8", errors="replace"), declared="utf-8")
     title = next((block.text for block in document.blocks if block.kind == "heading"), "")
