@@ -96,6 +96,22 @@ def test_a_head_that_is_not_a_plain_product_costs_what_its_logits_say(head: str)
     assert torch.allclose(made.logprobs(states, goal), logits.log_softmax(dim=1)[torch.arange(6), goal])
 
 
+def test_no_head_ever_makes_the_logits_of_all_positions_at_once(monkeypatch: pytest.MonkeyPatch):
+    made, seen = LanguageHead(nn.Linear(4, 3, bias=True), 1.0, 2.0), list[int]()
+    whole = LanguageHead.logits
+
+    def logits(self: LanguageHead, states: torch.Tensor) -> torch.Tensor:
+        seen.append(len(states))
+        return whole(self, states)
+
+    states, goal = matrix(600, 4, 3).requires_grad_(), torch.arange(600) % 3
+    wanted = torch.autograd.grad(F.cross_entropy(made.logits(states), goal, reduction="sum"), states)[0]
+    monkeypatch.setattr(LanguageHead, "logits", logits)
+    assert torch.allclose(torch.autograd.grad(made.sum_nll(states, goal), states)[0], wanted, atol=1e-5)
+    assert max(seen) <= CHUNK
+    assert made.sum_nll(states[:0], goal[:0]) == 0
+
+
 @pytest.mark.parametrize("kind", DECODERS)
 def test_every_familys_loss_and_gradients_are_those_of_its_own_logits(kind: str):
     network = base(kind).network

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import nn
+from transformers import MobileBertConfig, MobileBertModel
 
 from tests.bases import LORA, base, encoded, farthest, gradients, policy, tokens
 from tests.tiny import DECODERS, ENCODERS, HIDDEN, LAYERS, WORDS
@@ -64,6 +65,23 @@ def test_an_encoder_is_pooled_as_the_mean_of_its_real_tokens(kind: str):
         pooled = made.pooled(collate(rows, share=False))
         alone = made.network(input_ids=torch.tensor([[2, 3]])).last_hidden_state[0].mean(dim=0)
     assert torch.allclose(pooled[1], alone, atol=1e-5)
+
+
+def test_a_network_that_looks_at_its_padding_gets_the_padding_it_knows():
+    sizes = {"hidden_size": 32, "embedding_size": 16, "intra_bottleneck_size": 16, "intermediate_size": 32}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = MobileBertConfig(
+            vocab_size=64, num_hidden_layers=2, num_attention_heads=4, initializer_range=0.2, **sizes
+        )
+        network = MobileBertModel(config).eval()
+    network.embeddings.word_embeddings.weight.data[config.pad_token_id] = 0.0
+    made = Policy.over(network, family="encoder", reference=nullcontext)
+    assert not made.packs
+    rows = [Encoded((tokens(ids, "." * len(ids)),), f"rows:{i}") for i, ids in enumerate(([2, 8, 9, 7, 6, 3], [2, 3]))]
+    with torch.no_grad():
+        beside, alone = made.pooled(collate(rows, share=False))[1], made.pooled(collate(rows[1:], share=False))[0]
+    assert torch.allclose(beside, alone, rtol=1e-4, atol=1e-3 * float(alone.abs().max()))
 
 
 def test_multiplying_in_bfloat16_gives_nearly_the_same_states_and_leaves_the_numbers_alone():

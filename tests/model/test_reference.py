@@ -66,10 +66,14 @@ def test_a_policy_that_moved_still_says_what_the_start_said(technique: Technique
 def test_crossed_rows_have_their_own_beginning_and_the_answer_of_the_example_before():
     two = [tokens([1, 2, 3, 7, 8], "...xx"), tokens([1, 2, 3, 9], "...x")]
     other = [tokens([4, 5, 6], "..x"), tokens([4, 5, 6, 6, 6], "..xxx")]
-    batch = crossed(collate([Encoded(tuple(two), "r"), Encoded(tuple(other), "s")]))
+    own = collate([Encoded(tuple(two), "r"), Encoded(tuple(other), "s")])
+    batch = crossed(own, own, longest=6)
     assert [batch.targets[batch.owners == row].tolist() for row in range(4)] == [[6], [6, 6, 6], [7, 8], [9]]
     begins = [batch.ids[path[path >= 0]].tolist() for path in batch.paths]
     assert begins == [[1, 2, 3], [1, 2, 3, 6, 6], [4, 5, 7], [4, 5]]
+    short, long = (collate([Encoded((one,), "r")]) for one in (tokens([1, 2, 3, 4], "...x"), tokens([5, 6, 7], ".xx")))
+    assert crossed(short, long, longest=4).targets.tolist() == [6]  # cut, so that the row is no longer than before
+    assert crossed(long, short, longest=4).targets.tolist() == [4]
 
 
 @pytest.mark.parametrize("technique", [LORA, Full(), Prefix(tokens=6)])

@@ -135,6 +135,16 @@ def test_a_window_does_not_see_the_window_before_it():
     assert both == pytest.approx(alone + before, rel=1e-5)
 
 
+def test_the_head_of_a_checkpoint_in_half_precision_is_its_own(tmp_path):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        whole = AutoModelForMaskedLM.from_config(base("bert").network.config).eval()
+    with torch.no_grad():
+        whole.cls.predictions.transform.dense.weight.mul_(9)  # logits that half precision would round visibly
+    whole.to(torch.bfloat16).save_pretrained(tmp_path)
+    assert own_head(whole.float().base_model, tmp_path) is not None
+
+
 def test_the_head_of_a_checkpoint_without_one_is_fresh_and_its_words_are_the_networks():
     made = learner("bert")
     assert own_head(base("bert").network, None) is None

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bases import chats, farthest, gradients, labelled, policy, template
+from tests.bases import base, chats, farthest, gradients, labelled, pairs, policy, template
 from tunesmith.data.examples import Example
 from tunesmith.model.batch import Batch, collate
-from tunesmith.objectives import Classify, Instruct, Multitask
+from tunesmith.objectives import Classify, Instruct, Multitask, Preference
 from tunesmith.objectives.multitask import Part, Rows
-from tunesmith.techniques import Lora
-from tunesmith.training.fit import accumulate
+from tunesmith.techniques import Full, Lora
+from tunesmith.training.fit import accumulate, ready
 from tunesmith.training.mixture import Mixture
 
 LABELS = Classify(labels=("negative", "positive"), output="linear")
@@ -69,6 +69,25 @@ def test_tasks_with_a_head_have_their_own_and_others_none():
     ]
     assert isinstance(objective.seen(made, "mood").head, torch.nn.Linear)
     assert objective.seen(made, "talk").head is None
+
+
+def test_a_task_asks_the_start_of_full_tuning_not_the_network_as_it_is():
+    objective = Multitask(
+        tasks={"likes": Part(data=Rows(), objective=Preference(loss="kto").bind(pairs(3), "decoder"))}
+    )
+    made = Full().adapt(base("llama").network, family="decoder", keep_reference=True)
+    part = objective.tasks["likes"].objective
+    rows = [part.encode(pair, template("llama"), limit=512) for pair in pairs(3)]
+    own = replace(collate(rows), task="likes")
+    start = made.reference_logprobs(own)
+    with torch.no_grad():
+        for _, value in made.trainable():
+            value.add_(torch.randn_like(value), alpha=0.05)
+    assert torch.equal(objective.seen(made, "likes").reference_logprobs(own), start)
+    (batch,) = ready(made, objective, [own])
+    assert batch.reference is not None
+    assert float((batch.reference - start).min()) >= 0.0
+    assert not torch.allclose(made.logprobs(own), start, atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.bases import LORA, pairs, policy, template
+from tests.bases import LORA, farthest, gradients, pairs, policy, template
 from tunesmith.data.examples import Message, Pair, Thumb
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.model.batch import collate
 from tunesmith.objectives import Preference, Reward
+from tunesmith.techniques import Lora
+from tunesmith.training.fit import accumulate, ready
 
 ROWS = [Row("p.jsonl:1", {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2})]
 THUMBS = [Row("t.jsonl:1", {"prompt": "q", "completion": "a", "label": True})]
@@ -98,10 +100,55 @@ def test_kto_takes_a_pair_for_two_thumbs_and_asks_the_start_about_other_answers(
     made = policy("llama", LORA, lively=0.2)
     batch = collate([objective.encode(pair, template("llama"), limit=512) for pair in pairs(3)])
     start = made.reference_logprobs(batch)
-    shift = objective.prepare(batch, made).reference
-    assert shift is not None
-    kl = (shift - start).unique()
+    (shifted,) = ready(made, objective, [batch])
+    assert shifted.reference is not None
+    kl = (shifted.reference - start).unique()
     assert (objective.units(batch), objective.asks_reference) == (6, True)
     assert kl.numel() <= 6  # one number, but for the last digits
     assert float(kl.max() - kl.min()) < 1e-3
     assert float(kl.min()) >= 0.0
+
+
+@pytest.mark.parametrize("cut", [(4,), (2, 2), (1, 1, 1, 1)])
+def test_a_step_of_kto_is_the_same_however_it_is_cut(cut: tuple[int, ...]):
+    thumbs = [Thumb(f"r:{i}", (Message("user", f"q{i}"),), f"it is the fox {i}", i % 2 == 0) for i in range(4)]
+    objective = Preference().bind(thumbs, "decoder")
+    made = policy("llama", LORA, lively=0.2)
+    rows = [objective.encode(thumb, template("llama"), limit=512) for thumb in thumbs]
+    made.logprobs(collate(rows)).sum().backward()
+    with torch.no_grad():
+        for _, value in made.trainable():  # likelier than at the start
+            value.add_(value.grad, alpha=0.01)
+    gradients(made)
+    found = []
+    for sizes in ((4,), cut):
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+        batches = [collate(rows[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+        prepared = ready(made, objective, batches)
+        kl = [one.reference - made.reference_logprobs(one) for one in prepared if one.reference is not None]
+        loss, _ = accumulate(made, objective, prepared)
+        found.append((loss, float(torch.cat(kl).mean()), gradients(made)))
+    assert found[0][1] > 0
+    assert found[1][:2] == pytest.approx(found[0][:2], rel=1e-3)
+    assert farthest(found[1][2], found[0][2]) < 1e-3
+
+
+def test_what_is_compared_with_the_start_is_learned_without_dropout():
+    made = policy("llama", Lora(rank=4, dropout=0.5), lively=0.2)
+    rows = pairs(3)
+    losses = {}
+    for form in ("dpo", "orpo"):
+        objective = Preference(loss=form).bind(rows, "decoder")
+        batch = collate([objective.encode(pair, template("llama"), limit=512) for pair in rows])
+        losses[form] = [accumulate(made, objective, ready(made, objective, [batch]))[0] for _ in range(2)]
+    assert losses["dpo"][0] == losses["dpo"][1]
+    assert losses["orpo"][0] != losses["orpo"][1]
+
+
+def test_the_answer_of_more_tokens_decides_how_far_a_prompt_gives_way():
+    many, few = "\u1e9e\u0142\u0119" * 5, "the quick brown fox jumps over the lazy dog"
+    pair = Pair("r", (Message("user", "fox " * 80),), few, many)
+    assert len(few) > len(many)
+    made = Preference().bind([pair], "decoder").encode(pair, template("llama"), limit=90)
+    learned = [[i for i, learn in zip(one.ids, one.learn, strict=True) if learn] for one in made.sequences]
+    assert [ids[-1:] for ids in learned] == [template("llama").end_ids] * 2

@@ -19,7 +19,7 @@ from tunesmith.training.probe import STEPS, WANTED, can_learn
 def test_a_model_that_learns_is_told_so_and_left_as_it_was(technique: Full | Lora):
     made = policy("llama", technique)
     before = {name: value.clone() for name, value in numbers(made).items()}
-    found = can_learn(made, Instruct(), collate(encoded("llama", 8)), plan=Plan(steps=9, peak=2e-2))
+    found = can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=Plan(steps=9, peak=2e-2))
     assert found.last < WANTED * found.first
     assert found.steps <= STEPS
     assert all(torch.equal(value, before[name]) for name, value in numbers(made).items())
@@ -32,11 +32,11 @@ def test_a_model_that_does_not_learn_is_refused_and_left_as_it_was(rate: float):
     made = policy("llama", LORA)
     before = {name: value.clone() for name, value in numbers(made).items()}
     with pytest.raises(Refused, match=rf"^overfit probe: {STEPS} steps on the same 8 rows .* raise schedule.learn"):
-        can_learn(made, Instruct(), collate(encoded("llama", 8)), plan=Plan(steps=9, peak=rate))
+        can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=Plan(steps=9, peak=rate))
     assert all(torch.equal(value, before[name]) for name, value in numbers(made).items())
 
 
 def test_rows_that_are_known_already_need_no_learning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tunesmith.training.probe.step", lambda *args, **kwargs: (0.01, 0.1))
-    found = can_learn(policy("llama", LORA), Instruct(), collate(encoded("llama", 8)), plan=Plan(steps=9, peak=1))
+    found = can_learn(policy("llama", LORA), Instruct(), [collate(encoded("llama", 8))], plan=Plan(steps=9, peak=1))
     assert (found.first, found.last, found.steps) == (0.01, 0.01, 1)

@@ -14,8 +14,10 @@ from tunesmith.data.template import Tokens
 from tunesmith.errors import RecipeError
 from tunesmith.inference.folder import load
 from tunesmith.model.batch import pack
+from tunesmith.model.families import positions_of
 from tunesmith.recipe import Recipe
 from tunesmith.training.fit import Interrupted
+from tunesmith.workflows.prepare import prepare
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -70,6 +72,16 @@ def test_rows_are_cut_where_virtual_tokens_need_their_place_and_the_run_says_so(
     model = load(run.folder)
     assert model.limit == 492
     assert model.classify(["good " * 600])  # as long as may be, and no position beyond the model's
+
+
+def test_rows_are_cut_where_the_model_has_no_more_positions(tmp_path: Path):
+    events: list[dict[str, Any]] = []
+    prepared = prepare(recipe(tmp_path, reviews(), "bert", data={"max_tokens": 2048}), listen=events.append)
+    assert prepared.recipe.data.max_tokens == 512
+    assert any(str(event.get("text")).startswith("rows are cut at 512 tokens: ") for event in events)
+    assert positions_of({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}) == 512
+    assert positions_of({"model_type": "gpt2", "n_positions": 1024}) == 1024
+    assert positions_of({"model_type": "bloom"}) == 0
 
 
 def test_virtual_tokens_that_leave_no_room_for_rows_are_refused(tmp_path: Path):

@@ -213,6 +213,17 @@ def test_a_run_that_was_stopped_twice_gives_the_weights_of_one_that_was_not(kind
     assert cut.report.task == whole.report.task.model_copy(update={"name": "cut"})
 
 
+def test_a_run_does_not_go_on_over_a_base_that_was_changed_since(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert", schedule={"probe": False})
+    with pytest.raises(Interrupted):
+        tune(made, tmp_path / "run", stop=stop_after(3))
+    page = tmp_path / "run" / "run.json"
+    known = json.loads(page.read_text(encoding="utf-8"))
+    page.write_text(json.dumps({**known, "base": "another"}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"run: began over .* before that was changed; give another --out, or"):
+        tune(made, tmp_path / "run")
+
+
 def test_a_crash_between_checkpoints_leaves_no_step_in_the_journal_twice(tmp_path: Path):
     made = recipe(tmp_path, reviews(), "bert", schedule={"save_steps": 4, "probe": False, "patience": 99})
     whole = tune(made, tmp_path / "whole")

@@ -122,6 +122,8 @@ class Template:
         fitted, shortened = list(messages), False
         while (over := self._length(fitted) - limit) > 0:
             given = [i for i, message in enumerate(fitted) if message.role != "assistant"]
+            if not given:
+                break
             longest = max(given, key=lambda i: len(fitted[i].content))
             whole = self._clean(fitted[longest])["content"]
             short = self._cut(whole, over)

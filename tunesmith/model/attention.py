@@ -27,8 +27,8 @@ from tunesmith.model.ragged import Ragged
 NAME = "tunesmith"
 # What some families add to attention: they keep their own.
 NOT_KNOWN = ("softcap", "s_aux", "position_bias")
-# Largest distance between states of packed and lone rows, as a share of their size: half precision rounds this much.
-SAME = 0.02
+# Largest distance between states of packed and lone rows, as a share of their size; and what half precision rounds.
+SAME, SAME_IN_HALF = 0.001, 0.02
 # A mask of four dimensions is taken as it is, so the model builds none of its own over all N x N pairs.
 NO_MASK = torch.zeros(1, 1, 1, 1)
 # Keys and values [1, G, V, W] of virtual tokens, layer by layer.
@@ -274,6 +274,6 @@ def _same_states(network: Any, *, causal: bool) -> bool:
     for row, states in ((rows[0], packed[: shared + own]), (rows[1], packed[-own - 1 :])):
         alone = network.base_model(input_ids=torch.tensor([row], device=network.device)).last_hidden_state[0].float()
         alone = alone[-len(states) :]
-        if (states - alone).norm() > SAME * alone.norm():
+        if (states - alone).norm() > (SAME if network.dtype == torch.float32 else SAME_IN_HALF) * alone.norm():
             return False
     return True

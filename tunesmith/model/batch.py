@@ -134,11 +134,15 @@ def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tu
     )
 
 
-def crossed(batch: Batch) -> Batch:
-    """Each row's beginning with the learned ids of the example before; those must be the last ids of their rows."""
+def crossed(batch: Batch, before: Batch, *, longest: int) -> Batch:
+    """Each row's beginning with the learned ids of the example before, of the first with those of the last in `before`.
+
+    Those ids must be the last of their rows; they are cut where they would make a row longer than `longest`.
+    """
     rows = _parted(batch)
-    answers = [rows[row - batch.each][1] for row in range(len(rows))]
-    return pack([_ending(begin, answer) for (begin, _), answer in zip(rows, answers, strict=True)]).to(batch.ids.device)
+    answers = [answer for _, answer in (*_parted(before)[-batch.each :], *rows)]
+    mixed = [_ending(begin, answers[row][: max(1, longest - len(begin))]) for row, (begin, _) in enumerate(rows)]
+    return pack(mixed).to(batch.ids.device)
 
 
 def halved(batch: Batch) -> list[Batch]:

@@ -120,5 +120,5 @@ def _place(device: str) -> str:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out: torch has an error of its own for a GPU, and only words for a CPU."""
-    words = ("can't allocate memory", "not enough memory")
+    words = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)

@@ -17,13 +17,24 @@ from tunesmith.errors import ModelError
 # Model types that read a whole text at once and answer one state per token, given only ids and a mask.
 ENCODERS = frozenset(
     {
-        "albert", "bert", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
+        "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "ernie",
         "eurobert", "megatron-bert", "mobilebert", "modernbert", "mpnet", "nomic_bert", "rembert", "roberta",
         "roberta-prelayernorm", "roformer", "squeezebert", "xlm-roberta", "xlm-roberta-xl",
     }
 )  # fmt: skip
 # What transformers calls the classes that write text from text alone.
 WRITERS = ("ForCausalLM", "LMHeadModel")
+
+
+# Encoders whose first positions belong to the padding.
+OFFSET = frozenset({"camembert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"})
+
+
+def positions_of(config: Mapping[str, Any]) -> int:
+    """How many tokens a row may have; 0 where the network itself sets no bound."""
+    most = int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
+    taken = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in OFFSET else 0
+    return max(0, most - taken)
 
 
 def family_of(config: Mapping[str, Any], *, where: str) -> str:

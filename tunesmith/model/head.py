@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tunesmith.errors import ModelError
 
@@ -154,14 +155,23 @@ class LanguageHead:
         """[N, D] and [N] -> the sum of -log p(target)."""
         if (weight := self._plain()) is not None:
             return sum_nll(states, weight, None, targets)
-        return F.cross_entropy(self.logits(states).float(), targets, reduction="sum")
+        return self._nll(states, targets, 1.0).sum()
 
     def logprobs(self, states: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
         """[N, D] and [N] -> [N], log p(target) of a draw at this temperature."""
         if (weight := self._plain()) is not None:
             found: Tensor = _Logprobs.apply(states / temperature, weight, targets)  # type: ignore[no-untyped-call]
             return found
-        return -F.cross_entropy(self.logits(states).float() / temperature, targets, reduction="none")
+        return -self._nll(states, targets, temperature)
+
+    def _nll(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """[N], -log p of each target; logits are made a few rows at a time, and again for the gradient."""
+
+        def some(states: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(self.logits(states).float() / temperature, targets, reduction="none")
+
+        parts = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
+        return torch.cat([checkpoint(some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
     def _plain(self) -> Tensor | None:
         """The weight where the logits are states W^T and nothing else."""

@@ -65,7 +65,12 @@ def own_head(network: Any, folder: Path | None) -> MaskedHead | None:
     with quiet():
         try:
             whole, info = AutoModelForMaskedLM.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                dtype=network.dtype,
             )
         except ValueError:  # a kind of encoder for which there is no such model
             return None

@@ -31,6 +31,7 @@ class Policy:
     language_head: LanguageHead | None
     reference: Callable[[], AbstractContextManager[Any]]
     head: nn.Module | None = None
+    start: Policy | None = None  # a network of its own that answers as before, where a technique keeps one
     adapter: Any = None  # PEFT's own wrapper, where a technique has one: it knows how to save itself
     packs: bool = True  # the network's attention can be told who sees whom; else rows run padded
     mixed: torch.dtype | None = None  # multiply in this type while the numbers stay what they are
@@ -52,6 +53,9 @@ class Policy:
     @property
     def hidden(self) -> int:
         """Width D of the states."""
+        if self.language_head is not None:  # a few networks give out narrower states than they compute with
+            weight: Any = self.language_head.layer.weight
+            return int(weight.shape[-1])
         return int(self.network.config.hidden_size)
 
     def states(self, batch: Batch) -> Tensor:
@@ -79,6 +83,9 @@ class Policy:
             return attention.run(self.network, batch.ids, batch.positions, batch.layout, past=self._past())
         real = batch.paths >= 0
         ids = batch.ids[batch.paths.clamp(min=0)]
+        padding = self.network.config.pad_token_id
+        if padding is not None and padding >= 0:  # some networks look at what stands beside, masked or not
+            ids = ids.masked_fill(~real, padding)
         given = {"input_ids": ids, "attention_mask": real.long()}
         if self.virtual is not None:
             given = self.virtual.before(self.network, ids, real)

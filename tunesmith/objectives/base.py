@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Protocol, Self, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -41,6 +41,15 @@ class Learner(Protocol):
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """The summed loss of a prepared batch: a pure function of tensors."""
+        ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """A learner that needs to see all micro-batches of a step before one of them is learned from."""
+
+    def together(self, batches: Sequence[Batch], policy: Policy) -> list[Batch]:
+        """The prepared micro-batches with what only all of them tell; nothing here needs a gradient."""
         ...
 
 

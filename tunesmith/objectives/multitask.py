@@ -15,7 +15,7 @@ from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
-from tunesmith.objectives.base import Loss
+from tunesmith.objectives.base import Loss, Together
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.domain import Domain
 from tunesmith.objectives.instruct import Instruct
@@ -126,6 +126,8 @@ class Multitask(BaseModel):
         view = replace(policy, head=head)
         if view.virtual is not None:  # whose reference is the very policy without them
             view.reference = view.without_virtual
+        elif (start := view.start) is not None:  # and here the very policy with another network
+            view.reference = lambda: view.answered_by(start)
         return view
 
     def head(self, policy: Policy) -> nn.Module | None:
@@ -137,6 +139,17 @@ class Multitask(BaseModel):
     def prepare(self, batch: Batch, policy: Policy) -> Batch:
         """The batch as its task wants it."""
         return self.tasks[batch.task].objective.prepare(batch, self.seen(policy, batch.task))
+
+    def together(self, batches: Sequence[Batch], policy: Policy) -> list[Batch]:
+        """The micro-batches of a step, those of each task as it wants them together."""
+        found = list(batches)
+        for name in {batch.task for batch in batches}:
+            objective, places = self.tasks[name].objective, [i for i, one in enumerate(found) if one.task == name]
+            if isinstance(objective, Together):
+                mine = objective.together([found[i] for i in places], self.seen(policy, name))
+                for place, batch in zip(places, mine, strict=True):
+                    found[place] = batch
+        return found
 
     def units(self, batch: Batch) -> int:
         """Units of the batch's own task."""

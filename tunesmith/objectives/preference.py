@@ -111,16 +111,22 @@ class Preference(BaseModel):
         return None
 
     def prepare(self, batch: Batch, policy: Policy) -> Batch:
-        """The batch with what the start says to its rows; with KTO that plus the KL to the start.
-
-        The KL is estimated on answers to other prompts of the batch and never below 0, so a batch of one has none.
-        """
-        if not self.needs_reference:
+        """The batch with what the start says to its rows."""
+        if not self.needs_reference or batch.reference is not None:
             return batch
-        reference = policy.reference_logprobs(batch) if batch.reference is None else batch.reference
-        if self.asks_reference and batch.examples > 1:
-            reference = reference + _kl(crossed(batch), policy)
-        return replace(batch, reference=reference)
+        return replace(batch, reference=policy.reference_logprobs(batch))
+
+    def together(self, batches: Sequence[Batch], policy: Policy) -> list[Batch]:
+        """The prepared micro-batches of a step; with KTO what the start says plus the KL to it.
+
+        The KL is estimated on answers to other prompts of the step and never below 0; a step of one example has none.
+        """
+        if not self.asks_reference or sum(batch.examples for batch in batches) < 2:
+            return list(batches)
+        longest = 1 + max(batch.paths.shape[1] for batch in batches)  # the last id of a row is no token of its batch
+        mixed = [crossed(batch, batches[place - 1], longest=longest) for place, batch in enumerate(batches)]
+        kl = _kl(mixed, policy)
+        return [replace(one, reference=one.reference + kl) for one in batches if one.reference is not None]
 
     def units(self, batch: Batch) -> int:
         """Pairs; with KTO thumbs, of which a pair holds two."""
@@ -146,7 +152,7 @@ class Preference(BaseModel):
 
 
 @torch.no_grad()
-def _kl(batch: Batch, policy: Policy) -> Tensor:
+def _kl(batches: Sequence[Batch], policy: Policy) -> Tensor:
     """How far the policy is from the start on these rows, in nats a row, not below 0."""
-    gain = policy.logprobs(batch) - policy.reference_logprobs(batch)
-    return gain.mean().clamp(min=0)
+    gains = [policy.logprobs(batch) - policy.reference_logprobs(batch) for batch in batches]
+    return torch.cat(gains).mean().clamp(min=0)

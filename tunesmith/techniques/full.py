@@ -66,7 +66,7 @@ def _beside(network: Any, before: Any, family: str) -> Policy:
     """The network as a policy whose reference is another one, where there is one."""
     policy = Policy.over(network, family=family, reference=_none_kept)
     if before is not None:
-        start = Policy.over(before, family=family, reference=nullcontext)
+        start = policy.start = Policy.over(before, family=family, reference=nullcontext)
         policy.reference = lambda: policy.answered_by(start)
     return policy
 

@@ -19,7 +19,7 @@ from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, 
 from tunesmith.model.device import out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.model.rollout import Figures, added
-from tunesmith.objectives.base import Learner
+from tunesmith.objectives.base import Learner, Together
 from tunesmith.training.optim import Plan, make_optimizer, optimizer_tensors, restore_optimizer, set_rate
 
 
@@ -216,7 +216,8 @@ def step(
 def ready(policy: Policy, learner: Learner, batches: Sequence[Batch]) -> list[Batch]:
     """The micro-batches of a window with everything that needs no gradient, made before any number moves."""
     policy.train(False)
-    return [learner.prepare(batch.to(policy.device), policy) for batch in batches]
+    prepared = [learner.prepare(batch.to(policy.device), policy) for batch in batches]
+    return learner.together(prepared, policy) if isinstance(learner, Together) else prepared
 
 
 def accumulate(policy: Policy, learner: Learner, prepared: Sequence[Batch]) -> tuple[float, dict[str, float]]:
@@ -224,10 +225,11 @@ def accumulate(policy: Policy, learner: Learner, prepared: Sequence[Batch]) -> t
 
     Losses are sums and the whole window's units divide them, so any cut into micro-batches gives the same step.
     """
-    policy.train()
-    units = max(1, sum(learner.units(batch) for batch in prepared))
-    total, figures = 0.0, list[Figures]()
+    units, total, figures = max(1, sum(learner.units(batch) for batch in prepared)), 0.0, list[Figures]()
     for batch in prepared:
+        fresh = batch.reference is None and batch.rollout is None  # else compared with what was said without dropout
+        if policy.network.training is not fresh:
+            policy.train(fresh)
         loss = learner.loss(batch, policy)
         (loss.total / units).backward()
         total += float(loss.total.detach())

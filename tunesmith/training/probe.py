@@ -27,19 +27,20 @@ class Probe:
     steps: int
 
 
-def can_learn(policy: Policy, objective: Learner, batch: Batch, *, plan: Plan) -> Probe:
+def can_learn(policy: Policy, objective: Learner, batches: Sequence[Batch], *, plan: Plan) -> Probe:
     """The probe's losses; the policy's numbers are put back as they were. Raises Refused if it learns nothing."""
     start = {name: value.clone() for name, value in numbers(policy).items()}
     optimizer = make_optimizer(policy, plan)
     set_rate(optimizer, plan.peak)
     losses: list[float] = []
     while len(losses) < STEPS and not _learned(losses):
-        losses.append(step(policy, objective, [batch], optimizer=optimizer, clip=plan.clip)[0])
+        losses.append(step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)[0])
     load_numbers(policy, start)
     policy.train(False)
     if not _learned(losses):
+        rows = sum(batch.examples for batch in batches)
         raise Refused(
-            f"overfit probe: {STEPS} steps on the same {batch.examples} rows took the loss from {losses[0]:.3f} "
+            f"overfit probe: {STEPS} steps on the same {rows} rows took the loss from {losses[0]:.3f} "
             f"to only {min(losses):.3f}; raise schedule.learning_rate (now {plan.peak:g}) "
             "or look at what is learned with --dry-run"
         )

@@ -35,6 +35,8 @@ COLUMN_KEYS = {
     "rl": ("prompt", "answer", "messages"),
 }
 EMBEDDED_TOKENS = 256
+# Tokens of a row where neither the recipe nor the model sets a bound.
+LONGEST = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +166,12 @@ def _same_columns(source: str, columns: Mapping[str, str], *, offline: bool) -> 
 
 def model_tools(name: str, *, limit: int, offline: bool) -> dict[str, Any]:
     """What a model brings: a count of tokens and its limit, a reader of labels, an encoder's sentence embeddings."""
+    from tunesmith.model.families import positions_of
     from tunesmith.model.load import load_base
     from tunesmith.model.sentence import sentence_vectors
 
     base = load_base(name, offline=offline)
-    longest = int(base.network.config.max_position_embeddings)
+    longest = positions_of(base.network.config.to_dict()) or limit or LONGEST
 
     def count(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in base.tokenizer(list(texts))["input_ids"]]

@@ -84,18 +84,20 @@ def _trained(prepared: Prepared, out: Path, watch: Watch) -> dict[str, Tensor]:
     policy = Policy.over(network, family="encoder", reference=nullcontext)
     policy.head = prepared.recipe.objective.head(policy)
     assert policy.head is not None
+    batches = Batches(prepared, prepared.train)
     hooks = Hooks(
         folder=out / "base_head_checkpoints",
         record=lambda entry: watch.listen({"event": "step", **entry}),
         validate=lambda: validation_loss(prepared, policy),
         stop=watch.stop,
+        smaller=lambda step: bool(batches.halve(step)),
     )
     objective = prepared.recipe.objective
     assert isinstance(objective, Domain)
     fit(
         policy,
         objective,
-        Batches(prepared, prepared.train).window,
+        batches.window,
         plan=_plan(prepared, policy),
         hooks=hooks,
     )

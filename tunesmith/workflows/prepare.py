@@ -18,6 +18,7 @@ from tunesmith.data.tasks import Asking, set_apart
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.device import Machine, choose_machine
+from tunesmith.model.families import positions_of
 from tunesmith.model.load import Base, LoadOptions, load_base
 from tunesmith.objectives import Classify, Domain, Multitask, Rl
 from tunesmith.recipe import AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
@@ -232,17 +233,18 @@ def masking_of(objective: AnyObjective, template: Template, seed: int) -> Maskin
 
 
 def _with_room(recipe: Recipe, base: Base, listen: Listener) -> Recipe:
-    """The recipe with its longest row cut where virtual tokens before it would not fit into the model."""
+    """The recipe with its longest row cut where it, with virtual tokens before it, would not fit into the model."""
     virtual, wanted = recipe.technique.virtual_tokens(), recipe.data.max_tokens
-    if not virtual:
-        return recipe
-    positions = min(base.network.config.max_position_embeddings, base.tokenizer.model_max_length)
+    positions = positions_of(base.network.config.to_dict())
+    if virtual:
+        positions = min(positions or base.tokenizer.model_max_length, base.tokenizer.model_max_length)
     longest = positions - virtual
-    if longest >= wanted:
+    if longest >= wanted or not positions:
         return recipe
     if longest < SHORTEST:
         raise RecipeError(f"technique.tokens: {virtual} leave no room for rows in {positions} positions; use fewer")
-    text = f"rows are cut at {longest} tokens: with {virtual} virtual ones {recipe.model} holds no more"
+    beside = f"with {virtual} virtual ones " if virtual else ""
+    text = f"rows are cut at {longest} tokens: {beside}{recipe.model} holds no more"
     listen({"event": "stage", "text": text})
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_tokens": longest})})
 

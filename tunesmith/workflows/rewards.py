@@ -16,6 +16,7 @@ from tunesmith.data.exercises import Attempt, Scorer
 from tunesmith.errors import RecipeError, RewardError
 from tunesmith.evaluation.style import habits
 from tunesmith.inference.folder import find_model, load, read_about
+from tunesmith.inference.local import LocalModel
 from tunesmith.model.rollout import Figures
 from tunesmith.objectives import Reward, Rl
 from tunesmith.recipe import Recipe
@@ -83,7 +84,12 @@ def _run(name: str, key: str) -> Scorer:
     about = read_about(find_model(name))
     if not isinstance(about.objective, Reward):
         raise RecipeError(f"{key}: {name} was tuned to {about.objective.kind}; name a run of objective: reward")
-    judge = cache(lambda: load(name, offline=True))
+
+    @cache
+    def judge() -> LocalModel:
+        import torch
+
+        return load(name, threads=torch.get_num_threads(), offline=True)  # a run goes on as it began
 
     def score(attempts: Sequence[Attempt]) -> list[float]:
         return judge().rewards([(attempt.exercise.prompt, attempt.text) for attempt in attempts])

@@ -12,6 +12,7 @@ from torch import Tensor
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Multitask
 from tunesmith.report.schema import Conflict
+from tunesmith.training.fit import ready
 from tunesmith.training.journal import Journal
 from tunesmith.workflows.batches import Batches, mixture_of
 from tunesmith.workflows.prepare import Prepared
@@ -91,7 +92,7 @@ def _direction(prepared: Prepared, policy: Policy, name: str, batches: Batches) 
     total = [torch.zeros_like(value) for value in shared]
     rows = range(min(COMPARED, len(prepared.parts[name].train)))
     for start in rows[::AT_ONCE]:
-        batch = task.prepare(batches.of(rows[start : start + AT_ONCE]).to(policy.device), view)
+        (batch,) = ready(view, task, [batches.of(rows[start : start + AT_ONCE])])
         with torch.enable_grad():
             loss = task.loss(batch, view)
             grads = torch.autograd.grad(loss.total, shared, allow_unused=True)

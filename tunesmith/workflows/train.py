@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tunesmith.model.batch import cut
 from tunesmith.model.device import DTYPES
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask, Rl
@@ -226,7 +227,9 @@ def _probe(prepared: Prepared, policy: Policy, plan: Plan, watch: Watch) -> Prob
         return None
     listen({"event": "stage", "text": f"can it learn {ROWS} rows at all?"})
     shortest = sorted(range(len(rows)), key=lambda i: rows[i].length)[: 4 * ROWS : 4]
-    found = can_learn(policy, learner, Batches(prepared, rows).of(shortest), plan=plan)
+    batches = Batches(prepared, rows)
+    parts = cut(shortest[::-1], batches.sampler.lengths, batches.sampler.tokens)
+    found = can_learn(policy, learner, [batches.of(part) for part in parts], plan=plan)
     listen({"event": "probe", "first": found.first, "last": found.last, "steps": found.steps})
     return found
 

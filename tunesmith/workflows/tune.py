@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from tunesmith.data.files import write_whole
+from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.retention import general_nll, measure
 from tunesmith.inference.folder import About, save_model
 from tunesmith.inference.local import LocalModel
@@ -65,9 +66,7 @@ def tune_recipe(
         recipe = _as_begun(recipe, folder)
     began = time.perf_counter()
     prepared = prepare(recipe, listen=listen, offline=offline)
-    machine = prepared.machine
-    on = {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
-    folder.begin({"machine": on, "audit": recipe.data.audit})
+    _begin(folder, prepared)
     save_recipe(prepared.recipe, folder.path / "recipe.yaml")
     prepared = _with_text(prepared, folder.path, Watch(listen, stop), offline=offline)
     prediction = foresee(prepared, folder.path, listen=listen)
@@ -84,6 +83,16 @@ def tune_recipe(
     write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
     write_reports(folder.path)
     return Run(folder.path, report)
+
+
+def _begin(folder: RunFolder, prepared: Prepared) -> None:
+    """Write down what a run goes on with. Raises CheckpointError where it began over a base that was changed since."""
+    base, machine = prepared.base.fingerprint, prepared.machine
+    if folder.begun and folder.page().get("base", base) != base:
+        cure = "give another --out, or delete it"
+        raise CheckpointError(f"{folder.path}: began over {prepared.recipe.model} before that was changed; {cure}")
+    on = {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
+    folder.begin({"machine": on, "audit": prepared.recipe.data.audit, "base": base})
 
 
 def _as_begun(recipe: Recipe, folder: RunFolder) -> Recipe:

@@ -11,6 +11,7 @@ from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify
 from tunesmith.objectives.practice import Practice
+from tunesmith.training.fit import ready
 from tunesmith.workflows.batches import Batches
 from tunesmith.workflows.learner import held_out_reward, learner_of
 from tunesmith.workflows.prepare import Prepared
@@ -33,8 +34,8 @@ def validation_loss(prepared: Prepared, policy: Policy) -> float:
     if policy.head is not None and isinstance(objective, Classify) and not objective.multi:
         return _calibrated_loss(objective, policy, batches)
     total, units = 0.0, 0
-    for batch in batches:
-        loss = learner.loss(learner.prepare(batch.to(policy.device), policy), policy)
+    for batch in ready(policy, learner, batches):
+        loss = learner.loss(batch, policy)
         total, units = total + float(loss.total), units + loss.units
     return total / max(1, units)
 
