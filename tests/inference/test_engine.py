@@ -352,8 +352,9 @@ def test_labels_and_states_of_several_askers_are_those_of_each_alone(tmp_path: P
         for text, job in zip(QUESTIONS, jobs, strict=True):
             for found, wanted in zip(job.result(60), model.classify([text, "so"]), strict=True):
                 assert found.probabilities == pytest.approx(wanted.probabilities, abs=1e-3)
-        states = engine.whole(name, "states", QUESTIONS).result(60)
-        assert torch.allclose(torch.tensor(states), model.embed(QUESTIONS), atol=1e-3)
+        read = engine.whole(name, "states", [*QUESTIONS, "word " * 900]).result(60)
+        assert torch.allclose(torch.tensor([states for states, _ in read][:-1]), model.embed(QUESTIONS), atol=1e-3)
+        assert read[-1][1] == model.limit  # tokens that were read, not those that there are
     with pytest.raises(AskError, match="is an encoder and writes no text"):
         engine.ask(asked("head", "hi"), lambda piece: None)
 
@@ -412,13 +413,31 @@ def test_a_thousand_texts_are_read_in_slices_and_the_answers_beside_them_grow_in
         answer = Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=30)))
         many, few = engine.whole("one", "states", texts), engine.whole("one", "states", ["hi"])
     wanted = embed(load(one), [*texts, "hi"])
-    found = torch.tensor([*many.result(60), *few.result(60)])
+    found = torch.tensor([states for states, _ in (*many.result(60), *few.result(60))])
     assert torch.allclose(found, wanted, atol=1e-3)
     answer.pieces()
     beside = [tokens for count, tokens in slices if count < 64]
     assert len(beside) > 5
     assert beside == sorted(set(beside))  # a token came between any two slices
     assert sum(count for count, _ in slices) == 301
+
+
+def test_a_bug_over_one_question_ends_nobody_elses_answer(one: Path, monkeypatch: pytest.MonkeyPatch):
+    engine, bugs = engine_over({"one": [one]})
+    going = Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=60), in_pieces=True))
+    assert not going._pieces.get(timeout=60).end  # it is being written
+    monkeypatch.setattr("tunesmith.inference.engine.places_left", lambda model, used: {}[used])
+    broken = Answer(engine, asked("one", "hello"))
+    assert broken.pieces()[-1].end == "broken"
+    assert going.pieces()[-1].end in ("stop", "length")
+    engine.close(10)
+    assert len(bugs) == 1
+
+
+def test_a_question_that_nothing_can_be_taken_from_is_answered_or_refused(one: Path, over):
+    engine = over({"one": [one]})
+    turns = (Message("assistant", "word " * 900),)
+    assert Answer(engine, Ask("one", turns, sampling=Sampling(max_new_tokens=2))).pieces()[-1].end != "broken"
 
 
 def test_a_few_texts_of_one_run_are_not_behind_a_thousand_of_another(one: Path, tmp_path: Path, over):

@@ -5,6 +5,7 @@ import pytest
 from tests.report.conftest import ROWS, SHA, MakeRun, report_of
 from tunesmith.errors import CheckpointError
 from tunesmith.report.diff import diff_runs, lines
+from tunesmith.report.predictions import Prediction, groups_of
 from tunesmith.report.schema import DataPart
 
 
@@ -93,3 +94,15 @@ def test_the_lines_are_for_people_and_cannot_drive_the_terminal(make_run: MakeRu
     assert told[2].startswith("inconclusive: accuracy 0.800 of a, 0.700 of b")
     assert "right or better only in a: 1 rows" in told
     assert not any("\x1b" in line for line in told)
+
+
+def test_rows_without_a_group_are_each_alone_and_not_together_in_one():
+    rows = [
+        Prediction(where=f"r:{i}", group="a" if i < 2 else "", question="q", gold="g", base="g", tuned="g")
+        for i in range(4)
+    ]
+    found = groups_of(rows)
+    assert found is not None
+    assert found[:2] == ["a", "a"]
+    assert len(set(found)) == 3
+    assert groups_of(rows[2:]) is None

@@ -168,6 +168,15 @@ def test_answers_in_free_text_are_shown_by_how_much_they_changed(make_run: MakeR
     assert outline(html).faults == []
 
 
+def test_an_answer_that_the_metric_takes_is_marked_right_though_its_letters_differ(make_run: MakeRun):
+    rows = [("q1", "Paris", "Rome", "Paris."), ("q2", "Madrid", "x", "madrid"), ("q3", "Oslo", "oslo", "y")]
+    run = make_run(rows=rows, task=task_of("exact_match", 0.3, 0.7), objective="instruct")
+    with_objective(run, Instruct())
+    html = page(read_facts(run))
+    fixed = html[html.index("Fixed by tuning") : html.index("Broken by tuning")]
+    assert (fixed.count("✓ right"), fixed.count("✗ wrong")) == (2, 2)
+
+
 def test_several_labels_of_a_row_are_shown_and_many_labels_listed(make_run: MakeRun):
     rows = [(f"q{n}", f"label {n}", "label 0", f"label {n}") for n in range(12)]
     html = page(read_facts(make_run("many", rows=rows)))

@@ -125,6 +125,10 @@ def test_scores_stop_and_seed_reach_the_answer(client: openai.OpenAI, runs: Path
     assert told == [token.token for token in scored]
     warm = [chat(client, "hi", temperature=1.5, seed=seed).choices[0].message.content for seed in (1, 1, 2)]
     assert warm[0] == warm[1] != warm[2]
+    free = {chat(client, "hi", temperature=1.5, seed=None).choices[0].message.content for _ in range(4)}
+    assert len(free) > 1  # nobody asked for the same again
+    for token in scored:
+        assert token.bytes is None or bytes(token.bytes).decode(errors="replace") == token.token
 
 
 def test_answers_hold_to_a_schema_and_to_json(client: openai.OpenAI):
@@ -184,10 +188,19 @@ def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.Open
     assert len(asked[0]) > len(asked[2])  # the tools were told
 
 
+@pytest.mark.parametrize("key", ["seed", "stream", "stream_options", "logprobs", "top_logprobs", "tools", "user"])
+def test_what_is_sent_as_null_is_not_asked_for(server: Served, key: str):
+    asked = {"model": "one", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, key: None}
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=asked).status_code == 200
+
+
 def test_texts_go_on_as_in_python(client: openai.OpenAI, runs: Path):
     wanted = load(runs / "one").complete(["The quick"])[0]
     answer = client.completions.create(model="one", prompt="The quick")
     assert (answer.choices[0].text, answer.usage.completion_tokens) == (wanted.text, wanted.new_tokens)
+    assert client.completions.create(model="one", prompt=["The quick"]).choices[0].text == wanted.text
+    with pytest.raises(openai.BadRequestError, match="prompt: .*send each in a request of its own"):
+        client.completions.create(model="one", prompt=["a", "b"])
     said = "".join(
         part.choices[0].text for part in client.completions.create(model="one", prompt="The quick", stream=True)
     )
@@ -201,6 +214,9 @@ def test_states_of_texts_are_those_of_python(name: str, client: openai.OpenAI, r
     for one, states in zip(found.data, wanted.tolist(), strict=True):
         assert one.embedding == pytest.approx(states, abs=1e-3)
     width = wanted.shape[1]
+    assert found.usage.prompt_tokens == sum(len(load(runs / name).tokens(text).ids) for text in QUESTIONS)
+    with pytest.raises(openai.BadRequestError, match="input: .*check_embedding_ctx_length=False"):
+        client.embeddings.create(model=name, input=[[1, 2, 3]])
     with pytest.raises(openai.BadRequestError, match=f"dimensions: {name} gives {width} and was not trained"):
         client.embeddings.create(model=name, input=QUESTIONS[0], dimensions=3)
     plain = client.embeddings.create(model=name, input=QUESTIONS[0], encoding_format="float", dimensions=width)

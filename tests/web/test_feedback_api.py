@@ -42,10 +42,10 @@ def test_nothing_that_the_browser_gets_tells_who_gave_an_answer(ask: Ask):
 
 def test_an_own_answer_is_kept_with_its_seconds(ask: Ask, work: Panel):
     _, state = ask("/api/next", **ANA)
-    ask("/api/vote", **ANA, item=state["item"]["key"], choice="own", text=" mine ", seconds=2.345)
+    ask("/api/vote", **ANA, item=state["item"]["key"], choice="own", text=" mine \ud83d", seconds=2.345)
     (vote,) = work.turns.votes.standing()
     left = work.shown(vote.item, "Ana")[0]
-    assert vote.body == {"label": OWN, "text": "mine", "left": left, "seconds": 2.35}
+    assert vote.body == {"label": OWN, "text": "mine ?", "left": left, "seconds": 2.35}
 
 
 @pytest.mark.parametrize(

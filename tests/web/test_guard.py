@@ -97,6 +97,10 @@ def test_a_form_of_another_site_lacks_our_header():
     assert asked({name: value for name, value in OWN.items() if name != "x-tunesmith"}).status == 403
 
 
+def test_a_page_of_no_address_is_told_no():
+    assert asked({**OWN, "origin": "http://["}).status == 403
+
+
 @pytest.mark.parametrize("method", ["OPTIONS", "PUT", "DELETE"])
 def test_a_script_of_another_site_that_asks_first_is_told_no(method: str):
     headers = {"host": OWN["host"], "origin": "http://evil.example", "access-control-request-headers": "x-tunesmith"}

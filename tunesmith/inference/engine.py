@@ -68,7 +68,7 @@ class Engine:
         return ticket
 
     def whole(self, name: str, kind: Kind, texts: Sequence[str]) -> Future[Any]:
-        """`LocalModel.classify` or `.embed` of the texts, when their turn comes."""
+        """`LocalModel.classify` of the texts, or of each the state and its tokens, when their turn comes."""
         job = Texts(self.shelf.get(name), kind, texts, time.monotonic() + self.limits.seconds)
         with self._changed:
             self._admit()
@@ -222,6 +222,11 @@ class Engine:
                 raise AskError(f"messages: {len(ids)} tokens leave no room for an answer; send fewer")
         except TunesmithError as error:
             ticket.told(Piece(end="wrong", why=str(error)))
+            return None
+        except Exception:  # our own bug: told, and no reason to end what others wait for
+            self._failed(traceback.format_exc())
+            self.counts.failed += 1
+            ticket.told(Piece(end="broken", why="a bug in tunesmith; its log says more"))
             return None
         sampling = replace(ask.sampling, max_new_tokens=min(ask.sampling.max_new_tokens, left))
         row = Row(run, ids, sampling, ticket.told, follower, ask.best, ask.in_pieces, ask.text is not None)

@@ -59,7 +59,7 @@ def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
         if tokens is not None:
             parts = parts[: max(1, _fitting(model, [text for _, text in parts], tokens))]
         texts = [text for _, text in parts]
-        found = model.classify(texts) if kind == "labels" else model.embed(texts).tolist()
+        found = model.classify(texts) if kind == "labels" else _states(model, texts)
     except Exception as error:  # whoever waits is told; what is our own bug goes on up to the loop
         for job in jobs:
             if job.future.set_running_or_notify_cancel():
@@ -70,6 +70,12 @@ def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
     for (job, _), one in zip(parts, found, strict=True):
         job.found.append(one)
     return [*_unfinished(jobs)]
+
+
+def _states(model: LocalModel, texts: Sequence[str]) -> list[tuple[list[float], int]]:
+    """The state of each text, and how many of its tokens were read: counted here, as two threads at a tokenizer that
+    cuts texts off disturb each other."""
+    return list(zip(model.embed(texts).tolist(), [len(model.tokens(text).ids) for text in texts], strict=True))
 
 
 def _unfinished(jobs: Sequence[Texts]) -> Iterator[Texts]:

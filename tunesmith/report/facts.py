@@ -64,6 +64,7 @@ class Group:
     title: str
     rows: list[Prediction]
     total: int | None
+    right: tuple[bool, bool] | None = None  # whether the base and the tuned model are, where that is yes or no
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +154,9 @@ def groups_to_read(facts: Facts) -> list[Group]:
     base, tuned = found
     if np.isin([base, tuned], (0.0, 1.0)).all():
         return [
-            _chosen(facts, "Fixed by tuning", (base == 0) & (tuned == 1)),
-            _chosen(facts, "Broken by tuning", (base == 1) & (tuned == 0)),
-            _chosen(facts, "Wrong before and after", (base == 0) & (tuned == 0)),
+            _chosen(facts, "Fixed by tuning", (base == 0) & (tuned == 1), (False, True)),
+            _chosen(facts, "Broken by tuning", (base == 1) & (tuned == 0), (True, False)),
+            _chosen(facts, "Wrong before and after", (base == 0) & (tuned == 0), (False, False)),
         ]
     change, best = tuned - base, np.maximum(base, tuned)
     return [
@@ -165,13 +166,13 @@ def groups_to_read(facts: Facts) -> list[Group]:
     ]
 
 
-def _chosen(facts: Facts, title: str, mask: NDArray[np.bool_]) -> Group:
+def _chosen(facts: Facts, title: str, mask: NDArray[np.bool_], right: tuple[bool, bool]) -> Group:
     """Rows under the mask: where probabilities are stated the surest, else some from all over the file."""
     rows = [facts.predictions[i] for i in np.flatnonzero(mask)]
     if any(row.probabilities for row in rows):
-        return Group(title, sorted(rows, key=lambda row: -(row.confidence or 0))[:EXAMPLES], len(rows))
+        return Group(title, sorted(rows, key=lambda row: -(row.confidence or 0))[:EXAMPLES], len(rows), right)
     step = max(1.0, len(rows) / EXAMPLES)
-    return Group(title, [rows[int(i * step)] for i in range(min(EXAMPLES, len(rows)))], len(rows))
+    return Group(title, [rows[int(i * step)] for i in range(min(EXAMPLES, len(rows)))], len(rows), right)
 
 
 def _first(facts: Facts, title: str, order: NDArray[np.float64], total: int | None) -> Group:

@@ -77,8 +77,10 @@ def of_headline(rows: Sequence[Prediction]) -> list[Prediction]:
 
 
 def groups_of(rows: Sequence[Prediction]) -> list[str] | None:
-    """The group of each row; None if they have none."""
-    return [row.group for row in rows] if any(row.group for row in rows) else None
+    """The group of each row, one without it alone in its own; None if none has one."""
+    if not any(row.group for row in rows):
+        return None
+    return [row.group or f"\n{row.where}" for row in rows]  # no group is called like a row's place
 
 
 def row_scores(rows: Sequence[Prediction], metric: str) -> tuple[Floats, Floats] | None:

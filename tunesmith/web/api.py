@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -34,6 +35,8 @@ SAID = {
     405: "not asked in that way; use GET or POST as docs/stage3-use.md says",
     500: "a bug in tunesmith; the log of the server says more",
 }
+# What a path begins with: where a file lies is nobody's business but that of who runs the server.
+FOLDERS = re.compile(r"(?<![^\s'\"(])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:;,'\"]+[\\/])*")
 Handler = Callable[[Any], Awaitable[Any]]
 # What is raised -> HTTP status, kind and code of the error that is told.
 TOLD: dict[type[Exception], tuple[int, str, str | None]] = {
@@ -137,14 +140,14 @@ class Api:
     async def _embeddings(self, request: Any) -> Any:
         wanted = TextsWanted.model_validate_json(await request.body())
         run = self._run(wanted.model)
-        vectors = await self._read(run, "states", wanted.texts)
+        read = await self._read(run, "states", wanted.texts)
+        vectors, tokens = [vector for vector, _ in read], sum(count for _, count in read)
         if wanted.dimensions not in (None, len(vectors[0])):
             raise AskError(
                 f"dimensions: {run.name} gives {len(vectors[0])} and was not trained for fewer; leave it out"
             )
         told = [_vector(vector, wanted.encoding_format) for vector in vectors]
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(told)]
-        tokens = sum(len(run.template.document(text).ids) for text in wanted.texts)
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}
         return _json({"object": "list", "model": run.name, "data": data, "usage": counts})
 
@@ -276,7 +279,8 @@ def _told_of(error: Exception) -> tuple[int, Any]:
         place = ".".join(key_of(first["loc"]))[:100] or "body"
         return 400, wrong(f"{place}: {first['msg']}; see docs/stage3-use.md")
     status, kind, code = next(told for kind_of, told in TOLD.items() if isinstance(error, kind_of))
-    return status, wrong(str(error), kind=kind, code=code)
+    asked = isinstance(error, AskError | UnknownModel | Busy | Late | Broken)
+    return status, wrong(str(error) if asked else FOLDERS.sub("", str(error)), kind=kind, code=code)
 
 
 def _says(status: int, text: str) -> Callable[[Any, Exception], Awaitable[Any]]:

@@ -109,7 +109,7 @@ class Guard:
     def _origin(self, scope: Scope, headers: Headers) -> Refusal | None:
         """Pages of other sites may not ask, least of all write."""
         site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin", "")
-        if origin and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if origin and _netloc(origin) != headers.get("host", "").lower():
             return Refusal(403, "asked by a page of another site; use this page itself")
         if scope["method"] in SAFE:
             return None
@@ -167,6 +167,14 @@ def _place(headers: Headers) -> tuple[str, int]:
         return (parts.hostname or "").lower(), parts.port or 80
     except ValueError:
         return "", 80
+
+
+def _netloc(origin: str) -> str | None:
+    """The host and port of a page; None for what is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 async def _whole(receive: Receive) -> bytes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from tunesmith.data.calls import calls_in
@@ -13,6 +15,8 @@ from tunesmith.data.examples import Message
 from tunesmith.data.template import Template
 from tunesmith.inference.row import Piece, Scored
 
+# How a tokenizer writes a byte that is a part of a character.
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 ENDS = {"stop": "stop", "length": "length"}
 Call = Mapping[str, Any]
 
@@ -73,10 +77,28 @@ class Telling:
 
     def _token(self, token: int, logprob: float) -> dict[str, Any]:
         word = self._word(token)
-        return {"token": word, "logprob": logprob, "bytes": list(word.encode())}
+        return {"token": word, "logprob": logprob, "bytes": self._bytes(token, word)}
+
+    def _bytes(self, token: int, word: str) -> list[int] | None:
+        """The bytes of a token, also of one that is a part of a character; None where they cannot be told."""
+        if "\ufffd" not in word:
+            return list(word.encode())
+        piece = str(self._template.tokenizer.convert_ids_to_tokens(token))
+        if alone := BYTE.fullmatch(piece):
+            return [int(alone[1], 16)]
+        letters = _letters()
+        return [letters[letter] for letter in piece] if letters.keys() >= set(piece) else None
 
     def _word(self, token: int) -> str:
         return str(self._template.tokenizer.decode([token]))
+
+
+@cache
+def _letters() -> dict[str, int]:
+    """The byte that each letter of byte-level tokens stands for."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 def split_calls(text: str, messages: Sequence[Message]) -> tuple[str, list[Call]]:

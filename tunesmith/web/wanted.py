@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from tunesmith.data.calls import read_calls, read_tools
 from tunesmith.data.examples import Message
@@ -86,7 +86,7 @@ class Drawn(BaseModel):
     temperature: Temperature | None = None
     top_p: Share | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    seed: int = 0
+    seed: int | None = None
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     user: str = ""
@@ -104,8 +104,14 @@ class Drawn(BaseModel):
             temperature=default.temperature if self.temperature is None else self.temperature,
             top_p=default.top_p if self.top_p is None else self.top_p,
             stop=stop,
-            seed=self.seed,
+            seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
         )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, sent: Any) -> Any:
+        """What is sent as null is not asked for: OpenAI's own client says so."""
+        return {key: value for key, value in sent.items() if value is not None} if isinstance(sent, dict) else sent
 
     @property
     def longest(self) -> int | None:
@@ -148,9 +154,19 @@ class ChatWanted(Drawn):
 class TextWanted(Drawn):
     """POST /v1/completions: a text to go on with, no chat around it."""
 
-    prompt: str = Field(min_length=1)
+    prompt: Annotated[str, Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = False
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one(cls, sent: Any) -> Any:
+        """The text of a list of one, as some programs send it."""
+        if not isinstance(sent, list):
+            return sent
+        if len(sent) == 1 and isinstance(sent[0], str):
+            return sent[0]
+        raise ValueError("one text is gone on with; send each in a request of its own, and texts, not token ids")
 
     def ask(self, name: str, default: Sampling) -> Ask:
         """The question to a model."""
@@ -165,6 +181,14 @@ class TextsWanted(BaseModel):
     input: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] = Field(max_length=2**20)
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _no_ids(cls, sent: Any) -> Any:
+        """Texts: what programs cut into tokens by themselves they cut with another model's tokenizer."""
+        if isinstance(sent, list) and any(isinstance(one, int | list) for one in sent):
+            raise ValueError("token ids of another tokenizer; send texts (LangChain: check_embedding_ctx_length=False)")
+        return sent
 
     @property
     def texts(self) -> list[str]:

@@ -161,7 +161,7 @@ def _base_of_run(yardstick: Yardstick[Any], found: Found, task: Task, *, offline
     if isinstance(objective, Domain):
         opened = open_base(found, objective, place=of_task(found.folder.parent, task.part), offline=offline)
         return None if opened is None else yardstick.tuned(opened)
-    if isinstance(about.objective, Preference):
+    if isinstance(objective, Preference):
         return None
     options = LoadOptions(device=choose_machine(dtype="float32").device)
     base = load_base(about.base, options=options, offline=offline)

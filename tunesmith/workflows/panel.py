@@ -97,7 +97,7 @@ class Panel:
                 wanted=sum(self.overlap.wanted(key) for key in self._plain),
                 people=dict(sorted(counts.items(), key=lambda pair: -pair[1])),
                 mine=counts.get(rater, 0),
-                skipped=len(votes.skipped(rater)),
+                skipped=len(votes.skipped(rater).intersection(self._plain)),
                 agreement=agreement([raters for raters in given.values() if len(raters) > 1]),
             )
 
@@ -124,7 +124,7 @@ def _chance(*parts: str) -> int:
 
 def _own(item: Item, text: str) -> str:
     """The answer that somebody wrote, if it is one."""
-    text = text.strip()
+    text = text.encode("utf-8", "replace").decode().strip()  # half an emoji, of a paste that was cut, stands nowhere
     if not text:
         raise DataError("your answer: empty; write it, or choose one that is there")
     if len(text) > LONGEST_ANSWER:

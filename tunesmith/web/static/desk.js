@@ -176,7 +176,7 @@ function named(event) {
 // ---------------------------------------------------------------- hands
 
 function openAsk() {
-  if (!state?.item) return;
+  if (busy || !state?.item) return; // a vote on its way brings the next one, and this answer would be its
   find("word").value = drafts.get(state.item.key) ?? "";
   find("ask").showModal();
 }

@@ -55,6 +55,6 @@ export function onKeys(act, isOn) {
   document.addEventListener("keydown", (event) => {
     const writes = event.target.closest?.("input:not([type=checkbox]), textarea, select, dialog");
     if (!isOn() || writes || event.repeat || event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-    if (act(event.key)) event.preventDefault();
+    if (act(event.key.length === 1 ? event.key.toLowerCase() : event.key)) event.preventDefault();
   });
 }
