@@ -21,6 +21,7 @@ from tunesmith.inference.folder import load
 from tunesmith.model.device import Machine
 from tunesmith.model.sampling import Sampling
 from tunesmith.techniques import Ia3, Lora
+from tunesmith.web.api import FOLDERS
 from tunesmith.web.pieces import Pieces
 from tunesmith.workflows.thumbs import FILE
 from tunesmith.workflows.votes import export_votes, read_events
@@ -329,3 +330,19 @@ def test_what_ends_the_server_waits_for_what_was_begun(runs: Path):
             while not server.engine.at_work and not begun.done():
                 pass
         assert begun.result(30).choices[0].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("/srv/runs/mood/thumbs.db: not a file of votes", "thumbs.db: not a file of votes"),
+        ("over '/srv/base'; give /srv/runs/one, or delete it", "over 'base'; give one, or delete it"),
+        ("C:\\runs\\one: no finished model in it", "one: no finished model in it"),
+        (
+            "runs/mood: ends with 3/4 of it; see docs/stage3-use.md",
+            "runs/mood: ends with 3/4 of it; see docs/stage3-use.md",
+        ),
+    ],
+)
+def test_what_is_told_names_no_folder_of_the_machine(said: str, told: str):
+    assert FOLDERS.sub("", said) == told
