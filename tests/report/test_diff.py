@@ -4,8 +4,9 @@ import pytest
 
 from tests.report.conftest import ROWS, SHA, MakeRun, report_of
 from tunesmith.errors import CheckpointError
+from tunesmith.evaluation.resampling import groups_of
 from tunesmith.report.diff import diff_runs, lines
-from tunesmith.report.predictions import Prediction, groups_of
+from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import DataPart
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,27 @@ Indices = NDArray[np.intp]
 
 ALPHA = 0.05
 _BLOCK = 2_000_000  # random numbers held at a time
+
+
+class Placed(Protocol):
+    """A row that knows where it stands, and whose rows it belongs to."""
+
+    @property
+    def where(self) -> str:
+        """Its place in its file."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """The source that it shares with others; empty for none."""
+        ...
+
+
+def groups_of(rows: Sequence[Placed]) -> list[str] | None:
+    """The rows' groups, a row without one alone in its own; None when none has one."""
+    if not any(row.group for row in rows):
+        return None
+    return [row.group or f"\n{row.where}" for row in rows]  # no group is called like a row's place
 
 
 @dataclass(frozen=True, slots=True)

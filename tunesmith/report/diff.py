@@ -11,10 +11,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.errors import CheckpointError
+from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.significance import Comparison, compare_macro_f1, compare_paired
 from tunesmith.evaluation.tasks import Difference
 from tunesmith.report.figures import bounds, clean, figure, metric_name, p_value, signed
-from tunesmith.report.predictions import FILE, Prediction, groups_of, of_headline, read_predictions, row_scores
+from tunesmith.report.predictions import FILE, Prediction, of_headline, read_predictions, row_scores
 from tunesmith.report.schema import Report, read_report
 
 SHOWN = 5

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.evaluation.calibration import coverage_curve
+from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.significance import interval
 from tunesmith.evaluation.tasks import LABEL_BREAK, PER_ROW, Difference
 from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe, load_recipe
-from tunesmith.report.predictions import Prediction, groups_of, of_headline, read_predictions, row_scores
+from tunesmith.report.predictions import Prediction, of_headline, read_predictions, row_scores
 from tunesmith.report.schema import Report, read_report
 from tunesmith.report.standing import BASE, holds_up
 from tunesmith.training.journal import Journal

@@ -76,13 +76,6 @@ def of_headline(rows: Sequence[Prediction]) -> list[Prediction]:
     return [row for row in rows if row.task == rows[0].task]
 
 
-def groups_of(rows: Sequence[Prediction]) -> list[str] | None:
-    """The group of each row, one without it alone in its own; None if none has one."""
-    if not any(row.group for row in rows):
-        return None
-    return [row.group or f"\n{row.where}" for row in rows]  # no group is called like a row's place
-
-
 def row_scores(rows: Sequence[Prediction], metric: str) -> tuple[Floats, Floats] | None:
     """[N] and [N]: what the base's and the tuned model's answers are worth, higher being better.
 

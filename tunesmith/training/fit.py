@@ -291,8 +291,7 @@ def save(policy: Policy, optimizer: torch.optim.Optimizer, state: State, folder:
 
 def _resume(policy: Policy, optimizer: torch.optim.Optimizer, folder: Path) -> State | None:
     """The state of the newest whole checkpoint, its numbers put back; None when there is none."""
-    last = find_folder(folder / "last")
-    if last is None:
+    if (last := find_folder(folder / "last")) is None:
         return None
     verify_folder(last)
     load_numbers(policy, load_tensors(last / "numbers.safetensors"))

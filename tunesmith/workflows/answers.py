@@ -46,13 +46,6 @@ def question(example: Example) -> str:
     return example.text if isinstance(example, Labelled) else asked(example)[-1].content
 
 
-def groups(examples: Sequence[Example]) -> list[str] | None:
-    """The rows' groups, a row without one alone in its own; None when none has one."""
-    if not any(example.group for example in examples):
-        return None
-    return [example.group or f"\n{example.where}" for example in examples]  # no group is called like a row's place
-
-
 def some(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
     """`count` of the rows, drawn by the seed, in their order; all where there are no more."""
     if not count or count >= len(examples):

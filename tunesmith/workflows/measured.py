@@ -15,12 +15,13 @@ from tunesmith.decision.recall import Recall, recall
 from tunesmith.decision.table import table
 from tunesmith.decision.verdict import ANSWERS, DIAGNOSIS, Candidate, Verdict, verdict
 from tunesmith.evaluation import style
+from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.significance import holm
 from tunesmith.evaluation.tasks import BESIDE, TaskScore, redrawn, score, task_score, value
 from tunesmith.objectives import Instruct
 from tunesmith.report.figures import signed
 from tunesmith.report.schema import Retention, read_report
-from tunesmith.workflows.answers import gold, groups
+from tunesmith.workflows.answers import gold
 from tunesmith.workflows.arms import told_where
 from tunesmith.workflows.assemble import environment
 from tunesmith.workflows.contest import Answered, Contest
@@ -65,7 +66,7 @@ def measured(contest: Contest, found: Sequence[Answered], *, price_per_hour: flo
 
 def _pairs(contest: Contest, found: Sequence[Answered]) -> Pairs:
     """Every two arms beside each other, all in one family of tests."""
-    right, clusters, metric = gold(contest.test), groups(contest.test), contest.objective.metric
+    right, clusters, metric = gold(contest.test), groups_of(contest.test), contest.objective.metric
     return {
         (a.name, b.name): task_score(metric, right, (a.given, b.given), name="compare", groups=clusters)
         for a, b in combinations([one for one in found if one.name not in DIAGNOSIS], 2)
@@ -78,7 +79,7 @@ def _verdict(
     """The cheapest arm that no other surely beats by a margin worth its cost."""
     metric, right = contest.objective.metric, gold(contest.test)
     ways = {one.name: one.given for one in found if one.name not in DIAGNOSIS}
-    drawn = redrawn(metric, right, ways, groups=groups(contest.test))
+    drawn = redrawn(metric, right, ways, groups=groups_of(contest.test))
     candidates = [
         Candidate(one.name, value(metric, right, one.given), _cost(one), drawn[one.name], tuned=bool(one.run))
         for one in found
@@ -103,7 +104,7 @@ class _Shared:
 
 
 def _arm(contest: Contest, one: Answered, shared: _Shared) -> ArmPage:
-    metric, right, clusters = contest.objective.metric, gold(contest.test), groups(contest.test)
+    metric, right, clusters = contest.objective.metric, gold(contest.test), groups_of(contest.test)
     alone = score(metric, right, one.given, name=one.name, groups=clusters)
     domain, count = _domain(contest, one, right)
     seconds = ANSWERS * one.seconds / len(one.given)

@@ -143,12 +143,9 @@ def _texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list):
         return [_texts(item, change) for item in value]
     if isinstance(value, dict):
-        return {k: _arguments(v, change) if k == "arguments" else _part(k, v, change) for k, v in value.items()}
+        known = {"arguments": _arguments, **dict.fromkeys(SAYING, _texts)}
+        return {key: known[key](item, change) if key in known else item for key, item in value.items()}
     return value
-
-
-def _part(key: str, value: Any, change: Callable[[str], str]) -> Any:
-    return _texts(value, change) if key in SAYING else value
 
 
 def _arguments(value: Any, change: Callable[[str], str]) -> Any:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.tasks import BESIDE, Arm, Score, TaskScore, arms, score, task_score
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.report.standing import BASE
-from tunesmith.workflows.answers import Answers, Untuned, Ways, answer, gold, groups, question
+from tunesmith.workflows.answers import Answers, Untuned, Ways, answer, gold, question
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.worth import SHUFFLED, cheap_ways, head_only, reliability, voice
 from tunesmith.workflows.yardsticks.base import Frozen, Worth
@@ -61,14 +62,14 @@ class Answering:
 
     def tasks(self, base: Answered, tuned: Answered, *, name: str) -> list[TaskScore]:
         """Base against tuned by the headline and what is reported beside it."""
-        right, clusters = gold(self._examples), groups(self._examples)
+        right, clusters = gold(self._examples), groups_of(self._examples)
         sides = (base.answers.given, tuned.answers.given)
         wanted = (metric for metric in self._metrics() if metric not in ALONE_ONLY)
         return [task_score(metric, right, sides, name=name, groups=clusters) for metric in wanted]
 
     def scores(self, said: Answered, *, name: str) -> list[Score]:
         """One side by all metrics."""
-        right, clusters, given = gold(self._examples), groups(self._examples), said.answers.given
+        right, clusters, given = gold(self._examples), groups_of(self._examples), said.answers.given
         return [score(metric, right, given, name=name, groups=clusters) for metric in self._metrics()]
 
     def arms(
@@ -79,7 +80,7 @@ class Answering:
         meaningless = {**base.controls, **{name: said.answers.given for name, said in controls.items()}}
         ways = {BASE: base.answers.given, **base.ways, **meaningless}
         details = {BASE: base.answers.how, **DETAILS}
-        right, clusters = gold(self._examples), groups(self._examples)
+        right, clusters = gold(self._examples), groups_of(self._examples)
         found = [
             arm.model_copy(update={"detail": details.get(arm.name, "")})
             for arm in arms(task.metric, right, ways, tuned.answers.given, groups=clusters)

@@ -15,6 +15,7 @@ from tunesmith.data.examples import Example, Pair, Thumb
 from tunesmith.errors import DataError
 from tunesmith.evaluation import calibration
 from tunesmith.evaluation.judged import difference_probe, length_bias, standing, wins
+from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.significance import compare_paired, holm, interval
 from tunesmith.evaluation.style import habits
 from tunesmith.evaluation.tasks import Arm, Difference, Score, TaskScore, as_task
@@ -24,7 +25,6 @@ from tunesmith.model.policy import Policy
 from tunesmith.objectives import Preference, Reward
 from tunesmith.report.schema import Calibration, Judgement
 from tunesmith.report.standing import BASE
-from tunesmith.workflows.answers import groups
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.references import FALL
 from tunesmith.workflows.worth import SHUFFLED
@@ -79,7 +79,7 @@ class Judging:
         """Worths along the direction in which the preferred answers of the training rows lie, the model frozen."""
         began = time.perf_counter()
         known, asked = ([e for e in part if isinstance(e, Pair)] for part in (train, self._examples))
-        direction = difference_probe(pair_states(model, known).numpy(), groups=groups(known))
+        direction = difference_probe(pair_states(model, known).numpy(), groups=groups_of(known))
         scores = pair_states(model, asked).numpy().astype(np.float64) @ direction
         told: list[tuple[Valued, ...]] = [
             (Valued(float(chosen), 1), Valued(float(other), 1)) for chosen, other in scores
@@ -216,7 +216,7 @@ class Judging:
 
     def _clusters(self) -> list[str] | None:
         """Groups of what is counted: pairs, or good answers."""
-        return groups([e for e in self._examples if isinstance(e, Pair) or (isinstance(e, Thumb) and e.good)])
+        return groups_of([e for e in self._examples if isinstance(e, Pair) or (isinstance(e, Thumb) and e.good)])
 
     @staticmethod
     def _lengths(example: Example) -> tuple[float, ...]:

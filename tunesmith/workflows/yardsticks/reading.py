@@ -21,12 +21,12 @@ from tunesmith.evaluation.likelihood import (
     read,
     row_score,
 )
+from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.tasks import Arm, Difference, Score, TaskScore, as_task
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Domain
 from tunesmith.report.standing import BASE
-from tunesmith.workflows.answers import groups
 from tunesmith.workflows.frozen_head import how_made
 from tunesmith.workflows.prepare import Prepared, masking_of
 from tunesmith.workflows.yardsticks.base import Frozen, Worth
@@ -72,7 +72,7 @@ class Reading:
 
     def tasks(self, base: Read, tuned: Read, *, name: str) -> list[TaskScore]:
         """Base against tuned by the headline and what is reported beside it."""
-        clusters = groups(self._examples)
+        clusters = groups_of(self._examples)
         return [
             as_task(compare(one, base.told, tuned.told, groups=clusters), name=name, metric=one)
             for one in REPORTED[self._objective.metric]
@@ -86,7 +86,7 @@ class Reading:
                 name=name,
                 metric=one,
                 score=rate(one, said.told),
-                ci95=rate_interval(one, said.told, groups=groups(self._examples)),
+                ci95=rate_interval(one, said.told, groups=groups_of(self._examples)),
                 n=len(said.told),
             )
             for one in REPORTED[self._objective.metric]

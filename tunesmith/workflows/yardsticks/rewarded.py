@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tunesmith.data.exercises import Attempt, Exercise, Scorer
 from tunesmith.evaluation.metrics import rouge_l
+from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.significance import compare_paired, holm, interval
 from tunesmith.evaluation.style import habits
 from tunesmith.evaluation.tasks import Arm, Difference, Score, TaskScore, as_task
@@ -24,7 +25,7 @@ from tunesmith.objectives import Rl
 from tunesmith.objectives.practice import Practice
 from tunesmith.report.schema import Pursuit
 from tunesmith.report.standing import BASE
-from tunesmith.workflows.answers import Answers, groups
+from tunesmith.workflows.answers import Answers
 from tunesmith.workflows.learner import needs_start
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.rewards import scorer, scorer_of
@@ -83,13 +84,13 @@ class Rewarded:
     def tasks(self, base: Tried, tuned: Tried, *, name: str) -> list[TaskScore]:
         """Base against tuned by reward and by each part of it, and by ROUGE-L where every row has an answer."""
         return [
-            as_task(compare_paired(of(base), of(tuned), groups=groups(self._exercises)), name=name, metric=metric)
+            as_task(compare_paired(of(base), of(tuned), groups=groups_of(self._exercises)), name=name, metric=metric)
             for metric, of in self._metrics()
         ]
 
     def scores(self, said: Tried, *, name: str) -> list[Score]:
         """One side alone."""
-        clusters = groups(self._exercises)
+        clusters = groups_of(self._exercises)
         return [
             Score(
                 name=name,
@@ -107,7 +108,7 @@ class Rewarded:
         """The base, and the rows' own answers where there are any: what the reward makes of people's work."""
         base, tuned = sides
         ways = {BASE: base.rewards, **{name: said.rewards for name, said in controls.items()}}
-        clusters = groups(self._exercises)
+        clusters = groups_of(self._exercises)
         found = {
             way: compare_paired(np.array(rewards), np.array(tuned.rewards), groups=clusters)
             for way, rewards in ways.items()
