@@ -15,7 +15,8 @@ from tunesmith.decision.chunks import Chunk, cut, page_of_text, read_pages
 from tunesmith.decision.facts import change, new_answers
 from tunesmith.decision.index import CHUNKS, RANK, Hit, Index, fused, open_index
 from tunesmith.decision.prompts import FORMS, cited, question_of, with_passages, with_shots
-from tunesmith.decision.recall import Origin, recall, right_chunks
+from tunesmith.decision.recall import Origin, origins_of, recall, right_chunks
+from tunesmith.decision.shots import Nearest
 from tunesmith.errors import DataError
 from tunesmith.objectives import Instruct
 from tunesmith.recipe import Documents
@@ -161,6 +162,28 @@ def test_a_fact_is_changed_in_the_words_that_say_it_and_nowhere_else():
     (page,), (fact,) = change(pages, ["How high?"], ["107"], [Origin("107 m", "arda")], most=5)
     assert (fact.old, fact.new) == ("107", "542")
     assert [block.text for block in page.document.blocks] == ["Height: 542 m", "Roads: 107 km of 1,107 km"]
+
+
+def test_a_fact_whose_new_words_stand_there_already_is_left_as_it_is():
+    """The next change would take them for the old ones, and change both."""
+    pages = [page_of_text("people", "People\n\nAlice lives in Oslo. Bob lives in Bergen.")]
+    asked, answers = ["Where does Alice live?", "Where does Bob live?"], ["Oslo", "Bergen"]
+    origins = [Origin("Alice lives in Oslo", "people"), Origin("Bob lives in Bergen", "people")]
+    assert change(pages, asked, answers, origins, most=5) == (pages, [])
+
+
+def test_texts_of_marks_alone_are_shown_in_their_order():
+    assert Nearest(["\U0001f642", "!", "?"]).to(["hello", "!"], 2) == [[0, 1], [0, 1]]
+
+
+def test_documents_without_a_word_to_search_by_are_refused_with_the_cure(tmp_path: Path):
+    with pytest.raises(DataError, match="no words to search by; take documents.search: vectors"):
+        index(tmp_path, [page_of_text("a", "\U0001f642"), page_of_text("b", "the")])
+
+
+def test_a_document_called_0_is_a_document():
+    rows = [{"doc": 0, "says": 0}, {"doc": None}, {}]
+    assert origins_of(rows, ["7", "8", "9"], ("says", "doc")) == [Origin("0", "0"), Origin("8"), Origin("9")]
 
 
 def test_raft_shows_a_right_chunk_in_four_of_five_rows():

@@ -48,6 +48,12 @@ def test_a_verdict_is_no_surer_than_its_figures():
     assert torn.confidence == pytest.approx(1 / 3)
 
 
+def test_rows_of_too_few_groups_to_draw_from_decide_nothing():
+    found = verdict([arm("tuned", 0.5, 5, []), arm("prompt", 0.6, 20, [])], pair(UNSURE), margin=0.02)
+    assert (found.arm, found.confidence) == ("tuned", None)
+    assert found.text == "not decided by rows of so few groups, for now: fine-tune"
+
+
 def test_a_verdict_without_tuning_says_on_which_part_of_the_rows_was_tuned():
     found = verdict([arm("prompt", 0.60, 10), arm("tuned", 0.50, 1000)], pair(SURE), margin=0.02, learned="6 of 9 rows")
     assert found.text == "prompt, beside tuning on 6 of 9 rows"

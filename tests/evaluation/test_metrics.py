@@ -117,3 +117,12 @@ def test_a_test_set_without_rows_is_refused():
 def test_sides_of_different_length_are_a_bug():
     with pytest.raises(ValueError, match="2 gold answers against 1"):
         metrics.rouge_l(["a", "b"], ["a"])
+
+
+def test_macro_f1_of_answers_that_all_differ_needs_no_table_of_them():
+    gold = ["a", "b"] * 1500
+    given = [gold[i] if i % 3 else f"free text {i}" for i in range(3000)]
+    # 2,000 of 3,000 are right and nothing else names a label: F1 = 2 x 2/3 / (1 + 2/3) for either
+    assert metrics.macro_f1(gold, given) == pytest.approx(0.8)
+    pair = metrics.macro_f1_pair(gold, given, gold)
+    assert [pair(np.arange(size))[0] for size in (3000, 30)] == [pytest.approx(0.8)] * 2

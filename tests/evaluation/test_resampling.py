@@ -75,3 +75,23 @@ def test_p_is_one_half_tail_each_side_for_many_clusters():
     # 2.5 % of the draws lie below 0
     drawn = np.concatenate([np.full(25, -1.0), np.full(975, 1.0)])
     assert resampling.bootstrap_p(drawn, 100_000) == pytest.approx(2 * 26 / 1001, rel=1e-3)
+
+
+def test_the_interval_of_two_to_five_clusters_holds_the_truth_about_as_often_as_it_says():
+    """Their means alone, the smallest to the largest, would hold it in 53 % of tries for two clusters."""
+    chance = np.random.default_rng(0)
+    for count in (2, 3, 5):
+        hits = 0
+        for _ in range(200):
+            means = chance.normal(size=count)
+            drawn = Clusters.of(count, None).drawn_means(means, chance, 400)
+            low, high = resampling.percentiles(drawn, count)
+            hits += low <= 0 <= high
+            assert resampling.bootstrap_p(drawn, count) <= 1
+        assert hits >= 180
+
+
+def test_two_clusters_that_both_moved_alike_are_no_proof():
+    drawn = Clusters.of(2, None).drawn_means(np.array([0.1, 0.2]), np.random.default_rng(0), 2000)
+    assert resampling.bootstrap_p(drawn, 2) > 0.1
+    assert resampling.percentiles(drawn, 2)[0] < 0

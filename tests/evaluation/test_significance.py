@@ -212,6 +212,21 @@ def test_no_rows_are_refused():
         compare_paired([], [])
 
 
+def test_answers_that_are_all_right_or_all_wrong_claim_no_certainty_on_any_scale():
+    labels = ["a", "b"] * 10
+    assert score("macro_f1", labels, labels, name="t").ci95 == interval(np.ones(20))
+    low, high = score("chrf", ["yes"] * 8, ["yes"] * 8, name="t").ci95 or (0.0, 0.0)
+    assert (round(low, 1), high) == (67.6, 100.0)
+    low, high = score("chrf", ["yes"] * 8, ["no"] * 8, name="t").ci95 or (0.0, 0.0)
+    assert (low, round(high, 1)) == (0.0, 32.4)
+
+
+def test_an_interval_of_few_groups_is_wide_and_stays_on_the_scale():
+    low, high = interval(np.repeat([0.80, 0.82], 500), groups=["a"] * 500 + ["b"] * 500)
+    assert low < 0.7
+    assert high <= 1.0
+
+
 def test_the_interval_of_macro_f1_lies_around_its_score_where_rare_labels_are_missed():
     # Ten labels, half of them rare and never found: a draw without their rows is lifted by their absence.
     gold = [str(label) for label in range(5) for _ in range(20)] + [str(label) for label in range(5, 10)]

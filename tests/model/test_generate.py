@@ -19,6 +19,7 @@ from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 
 NEW = 12
+attend = room.Fork.attend
 START = "Answer the question as well as you can, please: "
 
 
@@ -293,6 +294,38 @@ def test_a_prompts_keys_are_made_once_for_all_its_answers():
     hook.remove()
     assert seen[0] == (1, len(asked[0]))
     assert seen[1] == (4, 1)
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_answers_beside_a_prompt_that_lies_once_are_those_beside_copies_of_it(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    made, asked, form = talker(kind), prompts(kind), template(kind)
+    sampling = Sampling(max_new_tokens=NEW, temperature=1.0, seed=1)
+    forks = []
+    monkeypatch.setattr(room.Fork, "attend", lambda *given: forks.append(given[1]) or attend(*given))
+    once = sample(made, asked, count=4, sampling=sampling, template=form)
+    assert bool(forks) != room._slides(made)  # a window counts places in the cache, so prompts are copied there
+    monkeypatch.setattr(made, "packs", False)
+    assert once == sample(made, asked, count=4, sampling=sampling, template=form)
+
+
+@pytest.mark.parametrize("mixed", [None, torch.bfloat16])
+def test_states_of_forked_answers_are_those_of_copies_whichever_have_ended(mixed: torch.dtype | None):
+    made, ids = talker("llama"), torch.tensor([[70], [80], [90], [71], [81], [91]])
+    made.mixed = mixed
+    found = []
+    with torch.no_grad(), made.mixing():
+        for packs in (True, False):
+            made.packs = packs
+            state = room._prefill(made, prompts("llama")[:2])
+            state.spread(3, made)
+            state.keep([0, 1, 2, 4, 5])
+            state.feed(made, ids[1:], torch.ones(5, 1, dtype=torch.bool))
+            state.keep([0, 4])
+            found.append(state.feed(made, ids[:2], torch.ones(2, 1, dtype=torch.bool)))
+            assert (state.fork is not None) == packs
+    torch.testing.assert_close(*found, rtol=0, atol=1e-5 if mixed is None else 0.05)
 
 
 def test_the_stop_token_of_an_answer_is_told_beside_it(monkeypatch: pytest.MonkeyPatch):

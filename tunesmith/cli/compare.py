@@ -93,9 +93,9 @@ def _compare(recipe: Recipe, wishes: Wishes, args: argparse.Namespace) -> Compar
 
 def _show(found: Comparison) -> None:
     """The verdict, every arm, the table, and where the rest lies."""
-    show(
-        f"verdict: {found.verdict.text} ({found.verdict.arm}; the same in {share(found.verdict.confidence)} of redraws)"
-    )
+    sure = found.verdict.confidence
+    redraws = "" if sure is None else f"; the same in {share(sure)} of redraws"
+    show(f"verdict: {found.verdict.text} ({found.verdict.arm}{redraws})")
     for reason in found.verdict.reasons:
         show(f"  - {reason}")
     show()

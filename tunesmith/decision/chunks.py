@@ -108,6 +108,8 @@ def _page_of(row: Row) -> Page:
     """The document in a row."""
     text, name = row.fields.get("text"), row.fields.get("doc_id", row.fields.get("id"))
     if not isinstance(text, str) or name is None:
+        if "text" in row.fields and name is not None:
+            raise DataError(f"{row.where}: the text of a document is {text!r:.60}; give it as text, or drop the row")
         raise DataError(f"{row.where}: a document has doc_id and text, found {sorted(row.fields)}; name the columns so")
     return page_of_text(str(name), text)
 

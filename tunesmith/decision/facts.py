@@ -79,7 +79,9 @@ def _changed(page: Page, evidence: str, old: str, new: str) -> Page | None:
     """The page with the answer replaced in the block that holds the evidence; None where none holds both."""
     wanted = f" {plain(evidence)} "
     for place, block in enumerate(page.document.blocks):
-        if wanted in f" {plain(block.text)} " and re.search(_whole(old), block.text):
+        # A new answer that stood there already would be taken for an old one by the next change.
+        free = re.search(_whole(old), block.text) and not re.search(_whole(new), block.text)
+        if free and wanted in f" {plain(block.text)} ":
             text = re.sub(_whole(old), lambda _: new, block.text)
             blocks: tuple[Block, ...] = (
                 *page.document.blocks[:place],

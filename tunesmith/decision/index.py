@@ -185,7 +185,10 @@ def _bm25(texts: Sequence[str]) -> Any:
     """What finds these texts by their words."""
     library = _bm25s()
     made = library.BM25(k1=K1, b=B)
-    made.index(library.tokenize(list(texts), stopwords="en", show_progress=False), show_progress=False)
+    words = library.tokenize(list(texts), stopwords="en", show_progress=False)
+    if not any(words.ids):
+        raise DataError("documents: no words to search by; take documents.search: vectors")
+    made.index(words, show_progress=False)
     return made
 
 

@@ -65,8 +65,11 @@ def origins_of(rows: Sequence[Mapping[str, object]], answers: Sequence[str], col
     """Where each row says its answer stands; `columns` are those of the evidence and of the document, or empty."""
     evidence, document = columns
     return [
-        Origin(
-            str(row.get(evidence) or answer) if evidence else answer, str(row.get(document) or "") if document else ""
-        )
-        for row, answer in zip(rows, answers, strict=True)
+        Origin(cell(row, evidence) or answer, cell(row, document)) for row, answer in zip(rows, answers, strict=True)
     ]
+
+
+def cell(row: Mapping[str, object], column: str) -> str:
+    """What stands in a column as text, empty where nothing does; 0 is something."""
+    value = row.get(column) if column else None
+    return "" if value is None else str(value)

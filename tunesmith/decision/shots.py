@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,10 +18,14 @@ class Nearest:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self._vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
-        self._known = self._vectorizer.fit_transform(known)
+        self._count = len(known)
+        # Texts of marks alone have no words to be alike in.
+        self._known = self._vectorizer.fit_transform(known) if any(re.search(r"\w", text) for text in known) else None
 
     def to(self, texts: Sequence[str], count: int) -> list[list[int]]:
         """For each text the numbers of the `count` known ones most like it, the nearest first."""
+        if self._known is None:
+            return [list(range(min(count, self._count)))] * len(texts)
         asked, found = self._vectorizer.transform(texts), list[list[int]]()
         for first in range(0, len(texts), AT_ONCE):
             near = (asked[first : first + AT_ONCE] @ self._known.T).toarray()

@@ -44,7 +44,8 @@ WORDS = {
 class Candidate:
     """An arm that may be chosen: its score, what it costs, and its score on redrawn test sets [R].
 
-    Higher scores are better. `seconds` is what building it and 1,000 answers take.
+    Higher scores are better. `seconds` is what building it and 1,000 answers take; R is 0 where test rows are in too
+    few groups to draw from.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Verdict(BaseModel):
     arm: str
     text: str
     reasons: list[str]
-    confidence: float
+    confidence: float | None
 
 
 def needed(margin: float, cheap: float, dear: float) -> float:
@@ -100,9 +101,11 @@ def choose(
 
 
 def shares(candidates: Sequence[Candidate], *, margin: float) -> dict[str, float]:
-    """For each arm the share of redrawn test sets, each taken at its word, in which it would be chosen."""
+    """For each arm the share of redrawn test sets, each taken at its word, in which it would be chosen; or nothing."""
     order = sorted(candidates, key=lambda one: (one.cost, one.name))
     scores = np.stack([one.drawn for one in order])  # [A, R]
+    if not scores.size:
+        return {}
     free = np.ones(scores.shape[1], dtype=bool)
     found: dict[str, float] = {}
     for row, one in enumerate(order):
@@ -134,8 +137,9 @@ def verdict(
     chosen, passed = choose(candidates, p_values, margin=margin)
     reasons = [_beaten(one, other, _p(p_values, one, other)) for one, other in passed]
     found = shares(candidates, margin=margin)
-    likely = max(candidates, key=lambda one: found[one.name])
-    if chosen.tuned and not likely.tuned and found[chosen.name] < DECIDED and found[likely.name] >= NEARLY_ALWAYS:
+    likely = max(candidates, key=lambda one: found.get(one.name, 0.0))
+    never = found.get(chosen.name, 1.0) < DECIDED and found[likely.name] >= NEARLY_ALWAYS
+    if chosen.tuned and not likely.tuned and never:
         reasons.append(_hardly_ever(chosen, likely, found))
         chosen = likely
     reasons += [
@@ -143,7 +147,7 @@ def verdict(
         for other in sorted(candidates, key=lambda one: -one.score)
         if other.cost > chosen.cost
     ]
-    sure = found[chosen.name]
+    sure = found.get(chosen.name)
     return Verdict(
         arm=chosen.name,
         text=_text(chosen, candidates, sure, learned),
@@ -152,7 +156,7 @@ def verdict(
     )
 
 
-def _text(chosen: Candidate, candidates: Sequence[Candidate], sure: float, learned: str) -> str:
+def _text(chosen: Candidate, candidates: Sequence[Candidate], sure: float | None, learned: str) -> str:
     """What to do in words, no surer than the figures are."""
     if all(one.score == 0 for one in candidates):
         return "none of these ways answers such rows: look at the rows, the metric and the answers first"
@@ -161,6 +165,8 @@ def _text(chosen: Candidate, candidates: Sequence[Candidate], sure: float, learn
         text = text.removesuffix(NOT_TUNED)  # nobody looked what tuning brings
     elif learned and not chosen.tuned:  # nor what it brings with all rows
         text = f"{text.removesuffix(NOT_TUNED)}, beside tuning on {learned}"
+    if sure is None:
+        return f"not decided by rows of so few groups, for now: {text}"
     return text if sure >= DECIDED else f"not decided by so few rows, for now: {text}"
 
 

@@ -17,6 +17,7 @@ from tunesmith.data.masking import Masking
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.data.terms import words_of
 from tunesmith.data.windows import Window, windows
+from tunesmith.errors import DataError
 from tunesmith.evaluation.resampling import Clusters, percentiles, sign_flip
 from tunesmith.evaluation.significance import Comparison, judged, lower_is_better
 from tunesmith.model.batch import TOKENS_PER_PASS, collate, cut
@@ -205,6 +206,9 @@ def compare(
     under = [how.under(one) for one in base]
     if under != [how.under(one) for one in tuned]:
         raise ValueError(f"{metric}: base and tuned were not asked the same")
+    for side, told in (("base", base), ("tuned", tuned)):
+        if not all(math.isfinite(how.over(one)) for one in told):
+            raise DataError(f"{metric} of the {side} model is no number: the run broke; tune with a lower rate")
     clusters, sign = Clusters.of(len(base), groups), -1.0 if lower_is_better(metric) else 1.0
     before, after = (np.array([how.over(one) for one in side], dtype=np.float64) for side in (base, tuned))
     change = clusters.sums(sign * (after - before))

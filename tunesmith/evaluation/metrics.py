@@ -49,19 +49,21 @@ def macro_f1(gold: Sequence[str], given: Sequence[str]) -> float:
     An answer outside the gold labels costs its row's recall, but makes no class of its own: else ten
     misspellings would count as ten classes. Equals scikit-learn's `macro` where there are no such answers.
     """
-    return _macro_f1_of(confusion(gold, given)[1])
+    before, _ = macro_f1_pair(gold, given, given)(np.arange(len(gold)))
+    return before
 
 
 def macro_f1_pair(gold: Sequence[str], base: Sequence[str], tuned: Sequence[str]) -> RowStatistic:
     """From row numbers (repeats allowed) to macro-F1 of base and of tuned on them; microseconds per call."""
     _same_length(gold, base)
     _same_length(gold, tuned)
-    labels = sorted({*gold, *base, *tuned})
+    labels = sorted(set(gold))
+    outside = len(labels)  # all other answers count as one: so many may differ that a table of them has no room
     truth, first, second = (_codes(side, labels) for side in (gold, base, tuned))
 
     def statistic(rows: NDArray[np.intp]) -> tuple[float, float]:
         here = truth[rows]
-        before, after = (_matrix(here, side[rows], len(labels)) for side in (first, second))
+        before, after = (_matrix(here, side[rows], outside + 1) for side in (first, second))
         return _macro_f1_of(before), _macro_f1_of(after)
 
     return statistic
@@ -169,7 +171,7 @@ def _same_length(gold: Sequence[object], given: Sequence[object]) -> None:
 
 def _codes(side: Sequence[str], labels: list[str]) -> Ints:
     number = {label: k for k, label in enumerate(labels)}
-    return np.array([number[label] for label in side], dtype=np.int64)
+    return np.array([number.get(label, len(labels)) for label in side], dtype=np.int64)
 
 
 def _matrix(gold: Ints, given: Ints, size: int) -> Ints:

@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 ALPHA = 0.05
+FEWEST = 6  # clusters, all moved alike, that an exact two-sided test needs: 2 / 2**6 < ALPHA < 2 / 2**5
 _BLOCK = 2_000_000  # random numbers held at a time
 
 
@@ -123,12 +124,19 @@ def sign_flip(change: Floats, rng: np.random.Generator, resamples: int) -> float
 
 
 def percentiles(drawn: Floats, clusters: int) -> tuple[float, float]:
-    """The middle 95 % of the resamples, widened for few clusters as Student's t is (Hesterberg 2015)."""
+    """The middle 95 % of the resamples, widened for few clusters as Student's t is (Hesterberg 2015).
+
+    Below FEWEST no resample lies beyond the smallest and the largest cluster, so Student's own interval counts as well.
+    """
     from scipy.special import ndtr, stdtrit
 
-    tail = float(ndtr(-math.sqrt(clusters / (clusters - 1)) * stdtrit(clusters - 1, 1 - ALPHA / 2)))
-    low, high = np.quantile(drawn, (tail, 1 - tail))
-    return float(low), float(high)
+    t = float(stdtrit(clusters - 1, 1 - ALPHA / 2))
+    tail = float(ndtr(-math.sqrt(clusters / (clusters - 1)) * t))
+    low, high = map(float, np.quantile(drawn, (tail, 1 - tail)))
+    if clusters < FEWEST:
+        middle, reach = float(drawn.mean()), t * _error(drawn, clusters)
+        low, high = min(low, middle - reach), max(high, middle + reach)
+    return low, high
 
 
 def bootstrap_p(drawn: Floats, clusters: int) -> float:
@@ -137,7 +145,16 @@ def bootstrap_p(drawn: Floats, clusters: int) -> float:
 
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     share = min(0.5, (1 + beyond) / (1 + len(drawn)))
-    return 2 * float(stdtr(clusters - 1, ndtri(share) * math.sqrt((clusters - 1) / clusters)))
+    p = 2 * float(stdtr(clusters - 1, ndtri(share) * math.sqrt((clusters - 1) / clusters)))
+    error = _error(drawn, clusters)
+    if clusters >= FEWEST or not error:
+        return p
+    return max(p, 2 * float(stdtr(clusters - 1, -abs(float(drawn.mean())) / error)))
+
+
+def _error(drawn: Floats, clusters: int) -> float:
+    """The standard error of what was drawn, made up for the clusters' mean being theirs (Hesterberg 2015)."""
+    return float(drawn.std()) * math.sqrt(clusters / (clusters - 1))
 
 
 def wilson(mean: float, n: int) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from tunesmith.errors import DataError
 from tunesmith.evaluation.metrics import RowStatistic, macro_f1_pair
 from tunesmith.evaluation.resampling import (
     ALPHA,
+    FEWEST,
     Clusters,
     bootstrap_p,
     mcnemar,
@@ -29,7 +30,6 @@ Floats = NDArray[np.float64]
 
 POWER = 0.80
 SMALL_SHARE = 0.02  # a difference below 2 % of the scale counts as none
-FEWEST = 6  # changes, all in one direction, that an exact two-sided test needs: 2 / 2**6 < ALPHA < 2 / 2**5
 # Losses and what is made of them; more of anything else is better.
 _LOSSES = frozenset({"perplexity", "nats_per_token", "bits_per_byte", "masked_loss"})
 
@@ -167,21 +167,27 @@ def compare_macro_f1(
     return corpus_compare(macro_f1_pair(gold, base, tuned), len(gold), groups=groups, seed=seed)
 
 
-def interval(values: ArrayLike, *, groups: Sequence[str] | None = None, seed: int = 0) -> tuple[float, float]:
+def interval(
+    values: ArrayLike, *, groups: Sequence[str] | None = None, seed: int = 0, scale: float = 1.0
+) -> tuple[float, float]:
     """The 95 % interval of a mean: Wilson for 0/1 scores of independent rows, else a bootstrap over clusters.
 
     0/1 scores that are all alike, or of one cluster, get Wilson's interval with clusters counted as rows: a
-    bootstrap of them would claim certainty.
+    bootstrap of them would claim certainty. `scale` is the highest score there is; scores up to it are not thought
+    to go beyond.
     """
     scores = _finite(values)
     clusters = Clusters.of(len(scores), groups)
     varied = bool(np.ptp(scores)) and clusters.count > 1
-    if _is_binary(scores) and not (clusters.grouped and varied):
-        return wilson(float(scores.mean()), clusters.count)
+    if _is_binary(scores / scale) and not (clusters.grouped and varied):
+        low, high = wilson(float(scores.mean()) / scale, clusters.count)
+        return scale * low, scale * high
     if clusters.count == 1:
         return float(scores.min()), float(scores.max())
     drawn = clusters.drawn_means(scores, np.random.default_rng(seed), 10_000)
-    return percentiles(drawn, clusters.count)
+    low, high = percentiles(drawn, clusters.count)
+    inside = scores.min() >= 0 and scores.max() <= scale
+    return (max(0.0, low), min(scale, high)) if inside else (low, high)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.evaluation import metrics
-from tunesmith.evaluation.resampling import Clusters, percentiles
+from tunesmith.evaluation.resampling import Clusters, percentiles, wilson
 from tunesmith.evaluation.significance import (
     Comparison,
     compare_macro_f1,
@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 
 # Draws for the interval of one score alone; a comparison, which a verdict hangs on, takes more.
 RESAMPLES = 2000
+# Metrics whose scale is not 1.
+SCALES = {"chrf": 100.0}
 
 # Several labels of one row travel as one text, a line each.
 LABEL_BREAK = "\n"
@@ -176,7 +178,9 @@ def score(
 ) -> Score:
     """A set of answers scored alone; the interval of a metric of the whole set is a bootstrap over clusters."""
     if metric in PER_ROW:
-        bounds: tuple[float, float] | None = interval(PER_ROW[metric](gold, given), groups=groups)
+        bounds: tuple[float, float] | None = interval(
+            PER_ROW[metric](gold, given), groups=groups, scale=SCALES.get(metric, 1.0)
+        )
     else:
         bounds = _drawn_interval(metric, gold, given, groups)
     return Score(name=name, metric=metric, score=value(metric, gold, given), ci95=bounds, n=len(gold))
@@ -190,8 +194,13 @@ def _drawn_interval(
     if metric not in _DRAWN or clusters.count < 2:
         return None
     statistic = _DRAWN[metric](gold, given, given)
-    drawn = [statistic(rows)[0] for rows in clusters.drawn_rows(np.random.default_rng(0), RESAMPLES)]
-    return percentiles(_centred(metric, np.array(drawn), value(metric, gold, given)), clusters.count)
+    drawn = np.array([statistic(rows)[0] for rows in clusters.drawn_rows(np.random.default_rng(0), RESAMPLES)])
+    found, scale = value(metric, gold, given), SCALES.get(metric, 1.0)
+    if not np.ptp(drawn):  # all right or all wrong: what was drawn would claim certainty
+        low, high = wilson(found / scale, clusters.count)
+    else:
+        low, high = (bound / scale for bound in percentiles(_centred(metric, drawn, found), clusters.count))
+    return scale * max(0.0, low), scale * min(1.0, high)
 
 
 def _centred(metric: str, drawn: Floats, score: float) -> Floats:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunesmith.model.attention import Past
+from tunesmith.model.fork import Past
 
 WORTH = 8  # fewer ids are run again sooner than they are found
 

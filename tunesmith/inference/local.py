@@ -165,7 +165,7 @@ class LocalModel:
             )
         if not texts:
             return []
-        logits = self.label_logits(texts)
+        logits = self.label_logits(texts).double()  # a small temperature leaves single precision nothing of the rest
         probabilities = logits.sigmoid() if self.objective.multi else (logits / self.temperature).softmax(dim=1)
         return [self._classified(self.objective, row) for row in probabilities.tolist()]
 

@@ -19,7 +19,7 @@ from tunesmith.errors import ModelError
 from tunesmith.inference.ask import UnknownModel
 from tunesmith.inference.folder import About, find_model, over, read_about, read_base
 from tunesmith.inference.local import LocalModel
-from tunesmith.model.attention import Past
+from tunesmith.model.fork import Past
 from tunesmith.model.load import Base
 from tunesmith.model.lowrank import shed
 from tunesmith.model.mixed import same_numbers

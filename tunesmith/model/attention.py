@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tunesmith.model.fork import Fork, Past
 from tunesmith.model.ragged import Ragged
 
 NAME = "tunesmith"
@@ -31,8 +32,6 @@ NOT_KNOWN = ("softcap", "s_aux", "position_bias")
 SAME, SAME_IN_HALF = 0.001, 0.02
 # A mask of four dimensions is taken as it is, so the model builds none of its own over all N x N pairs.
 NO_MASK = torch.zeros(1, 1, 1, 1)
-# Keys and values [1, G, V, W] of virtual tokens, layer by layer.
-Past = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,7 @@ def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
     `states` as transformers hands them over: query [1, H, N, W], key and value [1, G, N, W], and the mask.
     """
     query, key, value, attention_mask = states
-    layout: Layout | Ragged | None = kwargs.pop("layout", None)
+    layout: Layout | Ragged | Fork | None = kwargs.pop("layout", None)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if odd := [word for word in NOT_KNOWN if kwargs.get(word) is not None]:
@@ -118,6 +117,8 @@ def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
     if isinstance(layout, Ragged):
         window, scale = kwargs.get("sliding_window"), kwargs.get("scaling")
         return layout.attend(query, key, value, window=window, scale=scale), None
+    if isinstance(layout, Fork):
+        return layout.attend(module.layer_idx, (query, key, value), kwargs.get("scaling")), None
     asking, keys, values = (one[0].transpose(0, 1) for one in (query, key, value))
     causal = kwargs.get("is_causal")
     causal = module.is_causal if causal is None else causal

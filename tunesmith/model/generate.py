@@ -9,13 +9,16 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
 from tunesmith.data.template import Template, Tokens
+from tunesmith.model.attention import NO_MASK
 from tunesmith.model.batch import TOKENS_PER_PASS, cut, pack
+from tunesmith.model.fork import Fork
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 
@@ -34,17 +37,26 @@ class _Open:
     cache: DynamicCache
     mask: Tensor  # [B, S] int64
     last: Tensor  # [B, D]
+    fork: Fork | None = None  # where what lies in the cache comes after prompts that several rows share
 
-    def spread(self, copies: int) -> None:
-        """Each row so many times, next to each other."""
-        self.cache.batch_repeat_interleave(copies)
+    def spread(self, copies: int, policy: Policy) -> None:
+        """Each row so many times, next to each other; the prompts are not copied where attention can be told so."""
+        if policy.packs and not _slides(policy):
+            layers: list[Any] = self.cache.layers
+            self.fork = Fork.of([(one.keys, one.values) for one in layers], self.mask, copies=copies)
+            self.cache = DynamicCache(config=policy.network.config)
+        else:
+            self.cache.batch_repeat_interleave(copies)
         self.mask = self.mask.repeat_interleave(copies, dim=0)
         self.last = self.last.repeat_interleave(copies, dim=0)
 
     def keep(self, rows: list[int]) -> None:
         """Drop all other rows."""
         chosen = torch.tensor(rows, device=self.mask.device)
-        self.cache.batch_select_indices(chosen)
+        if self.cache.get_seq_length():  # a fork's is empty at first
+            self.cache.batch_select_indices(chosen)
+        if self.fork is not None:
+            self.fork = self.fork.keep(chosen)
         self.mask, self.last = self.mask[chosen], self.last[chosen]
 
     def feed(self, policy: Policy, ids: Tensor, real: Tensor) -> Tensor:
@@ -52,9 +64,10 @@ class _Open:
         before = self.mask.sum(dim=1, keepdim=True)
         self.mask = torch.cat([self.mask, real.long()], dim=1)
         positions = (before + real.long().cumsum(dim=1) - 1).clamp(min=0)
-        out = policy.network.base_model(
-            input_ids=ids, attention_mask=self.mask, position_ids=positions, cache=self.cache, use_cache=True
-        )
+        how: dict[str, Any] = {"attention_mask": self.mask}
+        if self.fork is not None:
+            how = {"attention_mask": NO_MASK.to(ids.device), "layout": self.fork}
+        out = policy.network.base_model(input_ids=ids, position_ids=positions, cache=self.cache, use_cache=True, **how)
         states: Tensor = out.last_hidden_state
         return states
 
@@ -164,7 +177,7 @@ def _steps(
     chance = [chance_of(sampling.seed, prompt, copy) for prompt in prompts for copy in range(copies)]
     state = _prefill(policy, prompts)
     if copies > 1:
-        state.spread(copies)
+        state.spread(copies, policy)
     for step in range(sampling.max_new_tokens):
         drawn = choose(_logits(policy, state.last), [chance[row] for row in rows], sampling)
         going = []

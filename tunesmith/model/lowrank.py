@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
+from tunesmith.model.thin import ThinLinear, linear
+
 Frozen = tuple[Tensor, Tensor | None, float]  # weight [O, I], bias, and the scale of the update
 
 
@@ -26,6 +28,13 @@ def _product(flat: Tensor, frozen: Frozen, a: Tensor, b: Tensor) -> tuple[Tensor
         low = flat @ a.T
         bias = None if bias is None else bias.to(weight.dtype)
         return F.linear(flat, weight, bias).addmm_(low, b.T, alpha=scale), low
+
+
+def _add_update(out: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """[..., O]: the base's output, with the update of x added in place."""
+    low = F.linear(x, a)
+    out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.T, alpha=scale)
+    return out
 
 
 class _Updated(torch.autograd.Function):
@@ -90,9 +99,7 @@ class FusedLora(PeftLinear):
             inner, wide = self._side_by_side(a, b, scale)
             x = x.to(wide.dtype)
             return F.linear(torch.cat([x, F.linear(x, inner)], dim=-1), wide, bias)
-        a, b = a.to(weight.dtype), b.to(weight.dtype)
-        out, _ = _product(x.reshape(-1, x.shape[-1]).to(weight.dtype), frozen, a, b)
-        return out.view(*x.shape[:-1], -1)
+        return _add_update(linear(x, weight, bias), x, a.to(weight.dtype), b.to(weight.dtype), scale)
 
     def update_alone(self) -> LowRank | None:
         """The same layer to answer with, its base's and its update's numbers shared; None where only PEFT can tell."""
@@ -157,16 +164,13 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
-        out: Tensor = self.base_layer(x)
-        low = F.linear(x, self.lora_a)
-        out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), self.lora_b.T, alpha=self.scale)
-        return out
+        return _add_update(self.base_layer(x), x, self.lora_a, self.lora_b, self.scale)
 
 
 def fuse(network: nn.Module) -> None:
     """Let PEFT's layers over plain linear ones take our path."""
     for module in network.modules():
-        if type(module) is PeftLinear and type(module.base_layer) is nn.Linear:
+        if type(module) is PeftLinear and type(module.base_layer) in (nn.Linear, ThinLinear):
             module.__class__ = FusedLora
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tunesmith.model import attention
+from tunesmith.model import attention, thin
 from tunesmith.model.batch import Batch
+from tunesmith.model.fork import Past
 from tunesmith.model.head import LanguageHead
 from tunesmith.model.virtual import Virtual
 
@@ -41,6 +42,7 @@ class Policy:
     @classmethod
     def over(cls, network: Any, *, family: str, reference: Callable[[], AbstractContextManager[Any]]) -> Policy:
         """A policy without a head of an objective's own."""
+        thin.install(network)
         language = LanguageHead.of(network) if family == "decoder" else None
         return cls(network, family, language, reference, packs=attention.install(network, causal=family == "decoder"))
 
@@ -96,7 +98,7 @@ class Policy:
         states: Tensor = out.flatten(0, 1).index_select(0, owner)
         return states
 
-    def _past(self) -> attention.Past:
+    def _past(self) -> Past:
         return () if self.virtual is None else self.virtual.past(self.network)
 
     def prefill(self, prefix: Tensor, *, rows: int) -> DynamicCache:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tunesmith.model.attention import NAME, NO_MASK, SAME, Past
+from tunesmith.model.attention import NAME, NO_MASK, SAME
+from tunesmith.model.fork import Past
 from tunesmith.model.ragged import Ragged
 
 STEP = 64  # columns grow by at least so many

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tunesmith.model.attention import SAME, Past
+from tunesmith.model.attention import SAME
+from tunesmith.model.fork import Past
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,11 +128,13 @@ def _bars(all_of_them: Sequence[Contender], metric: str) -> list[dict[str, Any]]
     """Each contender with its bar and interval in percent of the scale."""
     highest = max(max(one.score, *(one.ci95 or ())) if one.ci95 else one.score for one in all_of_them)
     scale = 100.0 if metric in HUNDREDS else 1.0 if highest <= 1 else 1.05 * highest
+    lowest = min(0.0, *(min(one.score, *(one.ci95 or ())) if one.ci95 else one.score for one in all_of_them))
     found = []
     for one in all_of_them:
         low, high = one.ci95 or (one.score, one.score)
         places = {"width": one.score, "low": low, "high": high}
-        found.append({"one": one, **{name: _percent(value / scale) for name, value in places.items()}})
+        shares = {name: _percent((value - lowest) / (scale - lowest)) for name, value in places.items()}
+        found.append({"one": one, **shares})
     return found
 
 

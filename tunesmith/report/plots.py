@@ -67,7 +67,8 @@ def loss_plot(train: Points, validation: Points, *, best_step: int, what: str = 
         if validation:
             axes.plot(*_columns(validation), "o-", color=_TUNED, linewidth=1.8, markersize=4.5, label="validation")
             axes.axvline(best_step, color=_TUNED, linewidth=1, linestyle=(0, (2, 3)), label="kept")
-        axes.set_ylim(min(0, axes.get_ylim()[0]), _top(train, validation))
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(0, low), _top(train, validation) if what == "loss" else max(0, high))
         _whole_steps(axes)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, handlelength=1.4, borderaxespad=0.2)
     return sheet.svg

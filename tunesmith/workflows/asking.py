@@ -70,7 +70,8 @@ def label_in(text: str, labels: Sequence[str]) -> str:
     if exact:  # one of marks alone is found in no other way
         return exact[0]
     said = f" {plain(text)} "
-    found = [(said.find(f" {plain(label)} "), -len(label), label) for label in labels]
+    # A label of marks alone would be found in the spaces of any text.
+    found = [(said.find(f" {plain(label)} "), -len(label), label) for label in labels if plain(label)]
     named = [place for place in found if place[0] >= 0]
     if not named:
         return text

@@ -21,7 +21,7 @@ from tunesmith.data.split import Split
 from tunesmith.data.template import Template
 from tunesmith.decision.chunks import Chunk, Page, cut, read_pages
 from tunesmith.decision.index import CHUNKS, Hit, Index, open_index
-from tunesmith.decision.recall import origins_of, right_chunks
+from tunesmith.decision.recall import cell, origins_of, right_chunks
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
@@ -199,7 +199,7 @@ class Contest:
     def _note_strangers(self, found: Retrieval) -> None:
         """Say how many test rows name a document that is not there: no chunk can be right for them."""
         known = {page.doc_id for page in found.pages}
-        named = [str(found.rows.get(row.where, {}).get(found.columns[1]) or "") for row in self.test]
+        named = [cell(found.rows.get(row.where, {}), found.columns[1]) for row in self.test]
         strange = [name for name in named if name and name not in known]
         if strange and len(strange) == len([name for name in named if name]):
             cure = f"documents are called {', '.join(map(repr, sorted(known)[:3]))}, ...: name them so"

@@ -15,9 +15,9 @@ from tunesmith.decision.recall import Recall, recall
 from tunesmith.decision.table import table
 from tunesmith.decision.verdict import ANSWERS, DIAGNOSIS, Candidate, Verdict, verdict
 from tunesmith.evaluation import style
-from tunesmith.evaluation.resampling import groups_of
+from tunesmith.evaluation.resampling import FEWEST, Clusters, groups_of
 from tunesmith.evaluation.significance import holm
-from tunesmith.evaluation.tasks import BESIDE, TaskScore, redrawn, score, task_score, value
+from tunesmith.evaluation.tasks import BESIDE, RESAMPLES, SCALES, TaskScore, redrawn, score, task_score, value
 from tunesmith.objectives import Instruct
 from tunesmith.report.figures import signed
 from tunesmith.report.schema import Retention, read_report
@@ -28,8 +28,6 @@ from tunesmith.workflows.contest import Answered, Contest
 from tunesmith.workflows.house_rules import columns
 from tunesmith.workflows.knowledge import knowledge
 
-# Metrics whose scale is not 1.
-SCALES = {"chrf": 100.0}
 SECONDS_AN_HOUR = 3600.0
 
 Pairs = dict[tuple[str, str], TaskScore]
@@ -79,7 +77,9 @@ def _verdict(
     """The cheapest arm that no other surely beats by a margin worth its cost."""
     metric, right = contest.objective.metric, gold(contest.test)
     ways = {one.name: one.given for one in found if one.name not in DIAGNOSIS}
-    drawn = redrawn(metric, right, ways, groups=groups_of(contest.test))
+    groups = groups_of(contest.test)
+    enough = Clusters.of(len(right), groups).count >= FEWEST  # else each draw is much the same rows
+    drawn = redrawn(metric, right, ways, groups=groups, draws=RESAMPLES if enough else 0)
     candidates = [
         Candidate(one.name, value(metric, right, one.given), _cost(one), drawn[one.name], tuned=bool(one.run))
         for one in found

@@ -218,7 +218,7 @@ def _answer(ladder: Ladder, question: Question, cells: Sequence[Cell], *, notes:
     sign, best = _best(metric)
     reading = read_curve([replace(cell, score=sign * cell.score) for cell in cells], best=best)
     largest = max(cell.rows for cell in cells)
-    asked = question.rows or (2 * largest, round(FARTHEST * largest))
+    asked = [rows for rows in question.rows or (2 * largest, round(FARTHEST * largest)) if rows <= FARTHEST * largest]
     held = _expected(reading.held.guess, sign)
     measured = sign * reading.held.measured
     may = not reading.faults
@@ -237,7 +237,7 @@ def _answer(ladder: Ladder, question: Question, cells: Sequence[Cell], *, notes:
         held_out=HeldOut(
             **held.model_dump(), measured=measured, inside=reading.held.inside, width=held.high - held.low
         ),
-        expected=[_expected(reading.guess(rows), sign) for rows in asked if rows <= FARTHEST * largest] if may else [],
+        expected=[_expected(reading.guess(rows), sign) for rows in asked] if may else [],
         curve=_drawn(reading, cells, sign, asked if may else ()),
         # A ceiling that is the best score there is was set by that score, not by these sizes.
         ceiling=_expected(reading.ceiling, sign) if may and reading.curve.ceiling < best else None,

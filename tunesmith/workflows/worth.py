@@ -176,7 +176,7 @@ def reliability(prepared: Prepared, model: LocalModel, tuned: Answers) -> Calibr
     objective, truth = prepared.recipe.objective, _places(prepared, prepared.test)
     assert isinstance(objective, Classify)
     after = np.array([[row[label] for label in objective.labels] for row in tuned.probabilities])
-    logits = model.temperature * np.log(np.maximum(after, 1e-12))  # up to a constant in each row, as softmax wants them
+    logits = model.temperature * np.log(np.maximum(after, 1e-300))  # up to a constant in each row
     before, right = calibration.softmax(logits), after.argmax(axis=1) == truth
     curve = calibration.coverage_curve(after.max(axis=1), right)
     return Calibration(
