@@ -60,6 +60,14 @@ def test_one_prompt_alone_has_no_interval():
     assert [one.ci95 for one in ranked] == [None, None]
 
 
+def test_a_few_prompts_that_all_went_one_way_are_no_certainty():
+    played = [game("a", "b", 1.0, prompt) for prompt in ("p", "q")]
+    assert [one.ci95 for one in rank(played)] == [None, None]
+    (duel,) = duels(played)
+    assert duel.ci95 is not None
+    assert duel.ci95[0] < 0.5
+
+
 def test_ties_are_half_a_win_and_other_votes_are_no_games():
     items = [item(n) for n in range(5)]
     mine = item(9, by=("base", "base"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import DataError
-from tunesmith.feedback.store import Entry, Store, Who
+from tunesmith.feedback.store import Entry, Store, Unwritten, Who
 
 ANA, BO = Who("Ana", "tab-a"), Who("Bo", "tab-b")
 
@@ -167,3 +167,17 @@ def test_a_store_of_a_newer_version_is_refused(store: Store):
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path):
     with pytest.raises(DataError, match="cannot keep votes here"):
         Store(tmp_path / "nowhere" / "votes.db", what="labels")
+
+
+def test_a_file_that_another_program_holds_is_told_with_its_place_and_the_vote_can_be_cast_again(
+    store: Store, tmp_path: Path
+):
+    store._db.execute("pragma busy_timeout = 50")
+    other = sqlite3.connect(tmp_path / "votes.db", isolation_level=None)
+    other.execute("begin immediate")
+    with pytest.raises(Unwritten, match=r"votes.db: cannot be written \(database is locked\); end what holds it"):
+        store.append(Entry("Ana", "vote", "x", {"label": "a"}))
+    other.execute("rollback")
+    other.close()
+    store.append(Entry("Ana", "vote", "x", {"label": "a"}))
+    assert len(store.since()) == 1

@@ -25,3 +25,7 @@ def test_the_instruction_that_a_run_learned_behind_stands_in_one_comment():
 
 def test_a_chat_that_rewrites_its_turns_gets_no_template():
     assert "no TEMPLATE" in modelfile(template("qwen3"), gguf="model.gguf")
+
+
+def test_a_chat_that_takes_no_system_turn_gets_no_template():
+    assert "no TEMPLATE" in modelfile(template("gemma"), gguf="model.gguf")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.bases import base
 from tests.tiny import CHATML_TOKENS, tokenizer
@@ -56,3 +57,14 @@ def test_a_tokenizer_that_llama_cpp_would_cut_otherwise_is_refused(tmp_path: Pat
     cutter.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(ModelError, match="not known to cut text as this tokenizer does"):
         write_gguf(made.network, cutter, tmp_path / "model.gguf", kind="f16", name="tiny")
+
+
+def test_a_config_that_says_no_width_of_a_head_is_written_too(tmp_path: Path):
+    made = base("llama")
+    sizes = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    network = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(made.tokenizer), intermediate_size=64, **sizes))
+    write_gguf(network, made.tokenizer, tmp_path / "model.gguf", kind="f16", name="tiny")
+    again, _ = read_gguf(tmp_path / "model.gguf", where="tiny")
+    with torch.no_grad():
+        ours, theirs = network(IDS).logits, again(IDS).logits
+    assert (ours - theirs).abs().max() < 2e-3 * ours.abs().max()

@@ -12,6 +12,7 @@ from tunesmith.data.examples import Text
 from tunesmith.data.masking import Masking
 from tunesmith.data.rows import Row
 from tunesmith.data.template import Encoded
+from tunesmith.errors import DataError
 from tunesmith.model.batch import Batch, collate
 from tunesmith.model.masked_head import MaskedHead, own_head
 from tunesmith.model.policy import Policy
@@ -172,3 +173,10 @@ def test_the_words_of_the_network_get_gradient_through_the_head_when_all_moves()
     states = torch.randn(4, 32)
     made.head.sum_nll(states, torch.tensor([5, 6, 7, 8])).backward()
     assert made.network.get_input_embeddings().weight.grad.abs().sum() > 0
+
+
+def test_terms_of_a_recipe_are_asked_for_in_any_letters_or_refused():
+    assert Domain(terms=("Vacuum", "WAL_log")).bind([], "decoder").terms == ("vacuum", "wal_log")
+    for term in ("two words", "x86_64"):
+        with pytest.raises(DataError, match=r"objective.terms: '.*' is asked for nowhere"):
+            Domain(terms=(term,)).bind([], "decoder")

@@ -115,3 +115,8 @@ def test_one_named_column_without_another_part_beside_it_is_refused():
     rows = [Row("a.jsonl:1", {"text": "t", "label": "x", "reply": "r"})]
     with pytest.raises(DataError, match=r"^a\.jsonl: objective\.answer is named, .*; name objective\.prompt and"):
         Instruct(answer="reply").columns(rows)
+
+
+def test_answers_in_other_scripts_get_the_room_of_their_bytes():
+    rows = [Chat("r", (Message("user", "q"), Message("assistant", "\u3042" * 40)))] * 40
+    assert Instruct().bind(rows, "decoder").max_new_tokens == 106  # 120 bytes / 2 * 1.5 + 16

@@ -96,6 +96,7 @@ def test_advantages_are_rewards_in_units_of_their_own_groups_spread():
 
 def test_unscaled_advantages_are_differences_from_the_mean():
     assert group_advantages(torch.tensor([[1.0, 0.0, 0.5]]), scaled=False).tolist() == [[0.5, -0.5, 0.0]]
+    assert not group_advantages(torch.full((1, 6), 1234.3), scaled=True).any()  # and not the rounding of their mean
 
 
 def test_the_kl_estimate_is_zero_where_nothing_moved_and_never_negative():

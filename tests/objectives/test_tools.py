@@ -206,3 +206,28 @@ def test_a_boolean_is_no_number_and_a_whole_number_may_have_a_point(gold: str, g
 
 def test_where_nothing_was_to_be_called_nothing_may_be():
     assert tool_calls(["It is good."] * 2, ["Good.", '{"name": "f", "arguments": {}}']).tolist() == [1, 0]
+
+
+def test_a_call_with_its_arguments_as_parameters_keeps_them():
+    called = {"role": "assistant", "content": None, "tool_calls": [{"name": "weather", "parameters": {"city": "Oslo"}}]}
+    (chat,) = Instruct(messages="m").examples([Row("r:1", {"m": [TURNS[1], called]})], group="")
+    assert isinstance(chat, Chat)
+    assert chat.messages[-1].calls == (Call("weather", '{"city": "Oslo"}'),)
+
+
+def test_a_column_of_tools_that_is_named_is_read_or_refused():
+    row = Row("r:1", {"messages": [TURNS[1], TURNS[2]], "functions": [WEATHER], "system": "Be kind."})
+    (chat,) = Instruct(tools="functions").examples([row], group="")
+    (named,) = Instruct(messages="messages", tools="functions").examples([row], group="")
+    assert isinstance(chat, Chat)
+    assert isinstance(named, Chat)
+    assert "weather" in chat.messages[0].tools
+    assert [message.content for message in named.messages][:1] == ["Be kind."]
+    with pytest.raises(DataError, match=r"no column 'function'; did you mean 'functions'\?"):
+        Instruct(tools="function").examples([row], group="")
+
+
+def test_a_chat_whose_tools_are_too_long_keeps_its_question():
+    many = json.dumps([WEATHER] * 20)
+    chat = [Message("user", "Weather in Paris?", tools=many), Message("assistant", "Good.")]
+    assert template("llama").fit(chat, 60) == (chat, False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from tunesmith.errors import Refused
 from tunesmith.model.batch import collate
 from tunesmith.objectives import Instruct
 from tunesmith.techniques import Full, Lora
+from tunesmith.training import probe
 from tunesmith.training.fit import numbers
 from tunesmith.training.optim import Plan
 from tunesmith.training.probe import STEPS, WANTED, can_learn
@@ -40,3 +43,21 @@ def test_rows_that_are_known_already_need_no_learning(monkeypatch: pytest.Monkey
     monkeypatch.setattr("tunesmith.training.probe.step", lambda *args, **kwargs: (0.01, 0.1))
     found = can_learn(policy("llama", LORA), Instruct(), [collate(encoded("llama", 8))], plan=Plan(steps=9, peak=1))
     assert (found.first, found.last, found.steps) == (0.01, 0.01, 1)
+
+
+def test_a_probe_that_is_cut_short_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch):
+    made, left = policy("llama", LORA), [0.0, 0.0]
+    before = {name: value.clone() for name, value in numbers(made).items()}
+    learn = probe.step
+
+    def step(*given: Any, **more: Any) -> tuple[float, float]:
+        if not left:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        left.pop()
+        return learn(*given, **more)
+
+    monkeypatch.setattr(probe, "step", step)
+    with pytest.raises(torch.OutOfMemoryError):
+        can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=Plan(steps=9, peak=2e-2))
+    assert all(torch.equal(value, before[name]) for name, value in numbers(made).items())
+    assert all(value.grad is None for _, value in made.trainable())

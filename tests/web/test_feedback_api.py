@@ -78,6 +78,9 @@ def test_markdown_becomes_plain_values_and_html_stays_text():
         {"tag": "ul", "parts": [{"tag": "li", "parts": ["x"]}, {"tag": "li", "parts": ["y"]}]}
     ]
     assert render(SCRIPT) == [{"tag": "p", "parts": [SCRIPT]}]
+    table = "|a|b|\n|-|-|\n|3|4|5|6|"
+    assert render(table) == [{"tag": "pre", "parts": [table]}]  # else 5 and 6 would be hidden
+    assert render("0.") == [{"tag": "ol", "parts": [{"tag": "li", "parts": []}], "start": 0}]
     assert render("2. y") == [{"tag": "ol", "parts": [{"tag": "li", "parts": ["y"]}], "start": 2}]
     assert render("[k](http://a.example) ![i](http://b.example/y.png) <http://c.example>") == [
         {

@@ -127,6 +127,25 @@ def test_undo_own_answers_skips_and_two_tabs(page: Page, serve: Serve, command: 
     assert {(row["chosen"], row["rejected"]) for row in rows} == {("1 best of all, su", text) for text in (left, right)}
 
 
+def test_an_undo_or_a_vote_whose_answer_is_lost_counts_once(
+    page: Page, serve: Serve, command: list[str], tmp_path: Path
+):
+    server = serve(*command)
+    enter(page, server.url, "Ana")
+    for _ in range(3):
+        press(page, "b")
+    expect(page.locator("#done")).to_have_text("3 judged")
+    for key, done in (("u", "2 judged"), ("b", "3 judged")):
+        page.route("**/api/*", lambda route: (route.fetch(), route.abort()))
+        page.keyboard.press(key)
+        expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+        page.unroute("**/api/*")
+        page.get_by_role("button", name="Try again").click()
+        expect(page.locator("#done")).to_have_text(done)
+    page.keyboard.press("u")
+    expect(page.locator("#done")).to_have_text("2 judged")
+
+
 def test_a_script_in_an_answer_stays_text_and_markdown_becomes_elements(
     browser: Browser, serve: Serve, tiny_llama: Path, tmp_path: Path
 ):

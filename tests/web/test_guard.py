@@ -122,7 +122,11 @@ def test_with_a_token_no_route_answers_without_it(path: str):
 
 
 def test_the_token_is_taken_as_cookie_and_as_bearer_under_any_name_of_the_machine():
-    for right in ({"authorization": f"Bearer {TOKEN}"}, {"cookie": f"other=1; tunesmith_8377={TOKEN}"}):
+    for right in (
+        {"authorization": f"Bearer {TOKEN}"},
+        {"cookie": f"other=1; tunesmith_8377={TOKEN}"},
+        {"cookie": f'prefs={{"a": 1}}; a[b]=1; bare; tunesmith_8377={TOKEN}'},
+    ):
         assert asked({**OWN, **right}, token=TOKEN).body == "inside"
     named = {**OWN, "host": "desk.local:8377", "authorization": f"Bearer {TOKEN}"}
     assert asked(named, token=TOKEN).body == "inside"

@@ -17,7 +17,7 @@ from tests.bases import folder, template
 from tests.workflows.conftest import answers, recipe, tune
 from tests.workflows.test_tune import digests, stop_after
 from tunesmith.data.masking import Masking
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.inference.folder import load
 from tunesmith.model.checkpoint import write_folder
 from tunesmith.report.diff import diff_runs
@@ -195,6 +195,17 @@ def test_general_rows_that_were_written_before_a_stop_are_not_written_again(
     assert asked[2] == asked[1] != asked[0]
     end = template("llama").tokenizer.eos_token_id
     assert {ids[0] for prompts in asked for ids in prompts} == {end}  # and not the beginning of a turn
+
+
+def test_a_line_of_general_rows_that_was_cut_alone_is_taken_off(tmp_path: Path):
+    (tmp_path / "part.jsonl").write_text('["cut')
+    assert replay._done(tmp_path / "part.jsonl") == []
+    assert (tmp_path / "part.jsonl").read_text() == ""
+
+
+def test_rows_of_which_none_is_held_out_are_refused_before_anything_runs(tmp_path: Path):
+    with pytest.raises(Refused, match=r"no row is held out to be scored; set data.test or data.validation"):
+        tune(on_texts(tmp_path, "llama", data={"test": 0, "validation": 0}), tmp_path / "run")
 
 
 def test_a_base_that_writes_nothing_is_told_to_take_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,14 +11,14 @@ import pytest
 from tests.bases import folder
 from tests.web.judged import give_answers, write_prompts
 from tunesmith.errors import DataError, Refused, TunesmithError
-from tunesmith.feedback.items import FIRST
-from tunesmith.feedback.store import Who
+from tunesmith.feedback.items import FIRST, read_items
+from tunesmith.feedback.store import Entry, Store, Who
 from tunesmith.feedback.turns import Overlap
 from tunesmith.model.sampling import Sampling
 from tunesmith.workflows import ahead
 from tunesmith.workflows.feedback import Wish, open_panel
-from tunesmith.workflows.panel import GOLD_EVERY, Panel, Said
-from tunesmith.workflows.votes import export_votes, import_votes, summary_of
+from tunesmith.workflows.panel import GOLD_EVERY, WHAT, Panel, Said
+from tunesmith.workflows.votes import export_votes, import_votes, read_events, summary_of
 
 ANA, BO = Who("Ana", "tab-aaaa"), Who("Bo", "tab-bbbb")
 DRAWN = Sampling(max_new_tokens=6, temperature=1.0)
@@ -125,6 +125,83 @@ def test_a_tab_that_slept_does_not_add_a_second_vote_to_a_pair_of_one(wish: Wish
     work.vote(BO, key, Said("tie"))  # whoever judged it may think again
     work.vote(ANA, key, Said("own", "what nobody should have to write twice"))
     assert list(work.turns.votes.on(key)) == ["Bo", "Ana"]
+
+
+def test_a_vote_that_is_sent_again_because_its_answer_was_lost_is_one_vote(wish: Wish):
+    work = opened(wish)
+    key = work.turns.next(ANA)
+    assert key is not None
+    for seconds in (1.0, 3.0):
+        work.vote(ANA, key, Said("left", took={"seconds": seconds}))
+    assert work.turns.undo(ANA) == key
+    assert work.turns.votes.on(key) == {}
+
+
+def test_a_pair_that_an_undo_brought_back_may_be_judged_again_whoever_did_so_meanwhile(wish: Wish):
+    work = opened(wish)
+    key = work.turns.next(ANA)
+    assert key is not None
+    work.vote(BO, key, Said("left"))
+    work.vote(ANA, key, Said("own", "written for long"))
+    work.turns.undo(BO)
+    work.vote(BO, key, Said("right"))
+    assert set(work.turns.votes.on(key)) == {"Ana", "Bo"}
+
+
+def test_a_planted_pair_is_shown_to_several_people_at_once_and_a_mended_one_is_the_one_that_counts(
+    wish: Wish, tmp_path: Path
+):
+    row = {"prompt": "G", "chosen": "yes", "rejected": "no"}
+    gold = write(tmp_path / "gold.jsonl", [row])
+    work = opened(wish, gold=gold, overlap=Overlap(1.0, 2))
+    for who in (ANA, BO):
+        judge_all(work, who, most=GOLD_EVERY - 1)
+    (one, two) = (work.turns.next(who) for who in (ANA, BO))
+    assert one == two
+    assert work.items[str(one)].gold
+    before = work.items[str(one)].gold
+    write(tmp_path / "gold.jsonl", [{**row, "chosen": "no", "rejected": "yes"}])
+    opened(wish, gold=gold)
+    assert read_items(work.store.since())[str(one)].gold not in ("", before)
+
+
+def test_a_file_read_again_does_not_overrule_who_thought_again(wish: Wish, tmp_path: Path):
+    work = opened(wish)
+    key = work.turns.next(ANA)
+    assert key is not None
+    work.vote(ANA, key, Said("left"))
+    out = tmp_path / "out.jsonl"
+    export_votes(work.store.path, out)
+    other = tmp_path / "other.db"
+    import_votes(other, str(out))
+    (kept,) = read_items(read_events(other)).values()
+    store = Store(other, what=WHAT)
+    store.append(Entry("Ana", "vote", kept.key, {"label": "bad"}))
+    store.close()
+    assert import_votes(other, str(out)).votes == 0
+
+
+def test_votes_on_pairs_and_on_single_answers_are_not_written_as_one_format(tmp_path: Path):
+    rows = [{"prompt": "p", "chosen": "x", "rejected": "y"}]
+    import_votes(tmp_path / "new.db", write(tmp_path / "pairs.jsonl", rows))
+    import_votes(
+        tmp_path / "new.db", write(tmp_path / "thumbs.jsonl", [{"prompt": "p", "completion": "z", "label": True}])
+    )
+    with pytest.raises(Refused, match="pairs and on single answers; give --format pairs or thumbs"):
+        export_votes(tmp_path / "new.db", tmp_path / "out.jsonl")
+    assert export_votes(tmp_path / "new.db", tmp_path / "out.jsonl", format="pairs").rows == 1
+
+
+def test_votes_on_planted_answers_and_names_that_no_file_can_hold_are_told_or_mended(wish: Wish, tmp_path: Path):
+    row = {"prompt": "G", "chosen": "yes", "rejected": "no"}
+    gold = write(tmp_path / "gold.jsonl", [row])
+    opened(wish, gold=gold)
+    held = {"prompt": "Prompt"}
+    with pytest.raises(DataError, match="prompt is none of|planted in"):
+        import_votes(tmp_path / "votes.db", gold)
+    broken = write(tmp_path / "half.jsonl", [{**row, **held, "rater": "Ana \ud83d"}])
+    import_votes(tmp_path / "new.db", broken)
+    assert [one.rater for one in summary_of(tmp_path / "new.db").raters] == ["Ana ?"]
 
 
 def test_planted_pairs_come_to_everybody_now_and_then_and_are_not_counted(wish: Wish, tmp_path: Path):

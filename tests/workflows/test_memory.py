@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.workflows.conftest import recipe, reviews, tune
+from tunesmith.errors import Refused
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify
@@ -65,3 +66,17 @@ def test_a_run_gone_on_with_does_not_try_the_size_again_that_did_not_fit(cramped
         record | {key: there[key] for key in ("seconds", "tokens_per_second") if key in record}
         for record, there in zip(journal(whole.folder), journal(cut.folder), strict=True)
     ]
+
+
+def test_the_probe_takes_what_memory_holds_too(cramped: list[int], tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "llama", schedule={**SCHEDULE, "probe": True})
+    assert tune(made, tmp_path / "run").report.training.steps == 10
+
+
+def test_a_probe_that_memory_never_holds_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def loss(*given: Any) -> Loss:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Classify, "loss", loss)
+    with pytest.raises(Refused, match="overfit probe: memory does not hold one row at a time; lower data.max_tokens"):
+        tune(recipe(tmp_path, reviews(), "llama", schedule={**SCHEDULE, "probe": True}), tmp_path / "run")

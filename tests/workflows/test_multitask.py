@@ -179,6 +179,7 @@ def test_paths_of_tasks_count_from_the_recipes_folder(tmp_path: Path):
     [
         ("data.train=a.jsonl", "data.train: each task names its own rows"),
         ("data.rows=9", "data.rows: each task names its own rows"),
+        ("objective.tasks.mood.data={group: g}", r"objective.tasks.mood.data.train is missing; add it"),
         ("objective.tasks.mood.objective.lable=x", r"objective.tasks.mood.objective.lable'.*did you mean 'label'"),
         ("objective.tasks.mood.wieght=2", r"'objective.tasks.mood.wieght', did you mean 'weight'"),
         ("objective.tasks.mood.weight=0", "objective.tasks.mood.weight"),

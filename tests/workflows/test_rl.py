@@ -44,6 +44,36 @@ def fails(attempt):
 """
 
 
+RICH = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+
+@dataclass
+class Rule:
+    size: float
+
+
+class Odd:
+    def __float__(self):
+        raise RuntimeError("no")
+
+
+def late(attempt):
+    from beside_rules import SIZE
+
+    return Rule(SIZE).size
+
+
+def odd(attempt):
+    return Odd()
+
+
+def huge(attempt):
+    return 1e39
+"""
+
+
 @pytest.fixture
 def rules(tmp_path: Path) -> Path:
     file = tmp_path / "rules.py"
@@ -110,6 +140,15 @@ def test_a_reward_that_fails_is_named_with_prompt_and_answer(function: str, said
     score = scorer_of(Rl(reward=f"{rules}:{function}"))
     with pytest.raises(RewardError, match=rf"rules.py:{function}: rows:1, answer 'hello': {said}"):
         score([attempt()])
+
+
+def test_a_module_of_rewards_may_hold_dataclasses_and_import_what_lies_beside_it(tmp_path: Path):
+    (tmp_path / "beside_rules.py").write_text("SIZE = 2.0\n", "utf-8")
+    (tmp_path / "rich.py").write_text(RICH, "utf-8")
+    assert scorer_of(Rl(reward=f"{tmp_path}/rich.py:late"))([attempt()]) == [2.0]
+    for name, said in (("odd", "give a finite number"), ("huge", "rows:1: the weighted sum is 1e.39; give smaller")):
+        with pytest.raises(RewardError, match=said):
+            scorer_of(Rl(reward=f"{tmp_path}/rich.py:{name}"))([attempt()])
 
 
 def test_each_of_several_rewards_is_reported_beside_their_sum(rules: Path, tmp_path: Path):

@@ -89,7 +89,8 @@ def _call(item: object, place: str) -> Call:
     """A call with its arguments in one spelling."""
     inner = item.get("function", item) if isinstance(item, Mapping) else {}
     named = inner if isinstance(inner, Mapping) else {}
-    found = _as_call({"arguments": {}, **{key: value for key, value in named.items() if value is not None}})
+    given = {key: value for key, value in named.items() if value is not None}
+    found = _as_call(given if any(key in given for key in ARGUMENTS) else {**given, "arguments": {}})
     if found is None:
         raise DataError(
             f'{place} calls a tool without a name or an object; write {{"name": ..., "arguments": {{...}}}}'

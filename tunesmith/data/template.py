@@ -128,7 +128,8 @@ class Template:
             whole = self._clean(fitted[longest])["content"]
             short = self._cut(whole, over)
             if len(short) >= len(whole):
-                break  # one word is left of it, and the answers alone are too long
+                # One word is left of it. Answers are too long alone, or tools, and then the turns are left as they are.
+                return (list(messages), False) if messages[0].tools else (fitted, shortened)
             fitted[longest], shortened = replace(fitted[longest], content=short), True
         return fitted, shortened
 

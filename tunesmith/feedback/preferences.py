@@ -138,14 +138,14 @@ def _written(given: Sequence[Event]) -> Iterator[tuple[Event, str]]:
 
 
 def _pair(row: Row, pair: Pair, gold: bool) -> tuple[Item, str]:
-    by = [str(row.fields.get(name) or "") for name in ("chosen_by", "rejected_by")]
+    by = [_name(row.fields.get(name) or "") for name in ("chosen_by", "rejected_by")]
     item = make_item(pair.prompt, (pair.chosen, pair.rejected), by, gold=FIRST if gold else "")
     return item, FIRST if item.answers[0] == pair.chosen else SECOND
 
 
 def _thumb(row: Row, thumb: Thumb, gold: bool) -> tuple[Item, str]:
     label = GOOD if thumb.good else BAD
-    by = [str(row.fields.get("by") or "")]
+    by = [_name(row.fields.get("by") or "")]
     return make_item(thumb.prompt, [thumb.answer], by, gold=label if gold else ""), label
 
 
@@ -153,7 +153,12 @@ def _raters(row: Row, usual: str) -> list[str]:
     """Everybody whom a row names."""
     several = row.fields.get("raters")
     names = several if isinstance(several, list) else [several or row.fields.get("rater")]
-    return list(dict.fromkeys(str(name) for name in names if name)) or [usual]
+    return list(dict.fromkeys(_name(name) for name in names if name)) or [usual]
+
+
+def _name(value: object) -> str:
+    """A name as text; half an emoji in it stands nowhere."""
+    return str(value).encode("utf-8", "replace").decode()
 
 
 def _cast(row: Row, item: Item, label: str, name: str) -> Brought:

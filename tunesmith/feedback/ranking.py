@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from tunesmith.evaluation.resampling import Clusters, percentiles
+from tunesmith.evaluation.significance import interval
 from tunesmith.feedback.items import FIRST, SECOND, TIE, Item
 from tunesmith.feedback.store import Event
 
@@ -94,7 +95,8 @@ def rank(played: Sequence[Game], *, seed: int = 0) -> list[Ranked]:
     if clusters.count >= FEWEST_PROMPTS:
         draws = clusters.drawn_rows(np.random.default_rng(seed), RESAMPLES)
         drawn = _strengths(np.stack([_wins(pairs[rows], scores[rows], len(names)) for rows in draws]))
-        ci = np.array([percentiles(drawn[:, i], clusters.count) for i in range(len(names))])
+        if np.ptp(drawn, axis=0).max() > 1e-9:  # where all went one way, every draw says the same, however few they are
+            ci = np.array([percentiles(drawn[:, i], clusters.count) for i in range(len(names))])
     ranked = [
         Ranked(
             model=name,
@@ -116,7 +118,7 @@ def duels(played: Sequence[Game], *, seed: int = 0) -> list[Duel]:
         scores = np.array([game.score for game in some])
         ci = None
         if clusters.count >= FEWEST_PROMPTS:
-            ci = percentiles(clusters.drawn_means(scores, np.random.default_rng(seed), RESAMPLES), clusters.count)
+            ci = interval(scores, groups=[game.prompt for game in some], seed=seed)
         won, same = float(scores.mean()), at_same_length(scores, np.array([game.longer for game in some]))
         found.append(Duel(models=models, votes=len(some), prompts=clusters.count, won=won, ci95=ci, same_length=same))
     return found

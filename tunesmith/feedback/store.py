@@ -39,6 +39,10 @@ SCHEMA = (
 )
 
 
+class Unwritten(DataError):
+    """The file cannot be written at the moment; the same may be tried again."""
+
+
 class Who(NamedTuple):
     """A person by the name they gave, and the tab they sit at."""
 
@@ -164,15 +168,20 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """A transaction that no other thread or process writes beside."""
+        """A transaction that no other thread or process writes beside. Raises Unwritten."""
         with self._lock:
-            self._db.execute("begin immediate")
             try:
-                yield
-            except BaseException:
-                self._db.execute("rollback")
-                raise
-            self._db.execute("commit")
+                self._db.execute("begin immediate")
+                try:
+                    yield
+                    self._db.execute("commit")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("rollback")
+                    raise
+            except sqlite3.OperationalError as error:
+                cure = "end what holds it or make room, then try again"
+                raise Unwritten(f"{self.path}: cannot be written ({error}); {cure}") from error
 
 
 def _check_header(path: Path) -> None:

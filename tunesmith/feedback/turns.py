@@ -5,7 +5,7 @@ The store is the truth, and everything here is made from it again after a crash.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from threading import RLock
 
@@ -79,14 +79,18 @@ class Turns:
     def vote(self, who: Who, key: str, body: dict[str, object], *before: Entry, late: bool = False) -> None:
         """Keep a vote, and what goes with it; all is on disk when this returns. `late` keeps one too many as well.
 
+        The same again, as from a page that did not hear of the first, adds nothing.
+
         Raises DataError where as many people as are to judge the item did so while this tab looked at it too long.
         """
         with self.lock:
             self.catch_up()
             given = self.votes.on(key)
-            if not late and who.rater not in given and len(given) >= self._rules.wanted(key):
+            mine = who in self.store.leases().get(key, ())  # an undo gave it back, whoever judged meanwhile
+            if not (late or mine or who.rater in given) and len(given) >= self._rules.wanted(key):
                 raise DataError("vote: others have judged this one meanwhile; go on with the next")
-            self.store.append(*before, Entry(who.rater, VOTE, key, body))
+            if not self._is_last(who.rater, key, body):
+                self.store.append(*before, Entry(who.rater, VOTE, key, body))
             self.store.release(who)
             self.catch_up()
 
@@ -128,6 +132,13 @@ class Turns:
                 self.votes.take(event)
             if self.votes.number != before:
                 self._rules.changed()
+
+    def _is_last(self, rater: str, key: str, body: Mapping[str, object]) -> bool:
+        """Whether what this person did last is this vote; how long they looked does not matter."""
+        last = self.votes.last(rater)
+        if last is None or (last.kind, last.item) != (VOTE, key):
+            return False
+        return {**last.body, "seconds": 0} == {**body, "seconds": 0}
 
     def _places(self, key: str, rater: str) -> int:
         """How many more people may judge an item, this one among them; 0 if it is not for this person."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from jinja2 import TemplateError
+
 from tunesmith.data.template import Template
 
 # Characters of the private use area stand for what is said.
@@ -30,12 +32,15 @@ def modelfile(template: Template, *, gguf: str, instruction: str = "") -> str:
 def _turns(template: Template) -> tuple[str, str, str, str] | None:
     """What stands before a system text, between it and a question, between question and answer, and the system text
     that the template adds by itself; None where a chat is no chain of these."""
-    opening, _, rest = _rendered(template, "system", "user", "assistant", "user").partition(SYSTEM)
+    try:
+        whole, alone = _rendered(template, "system", "user", "assistant", "user"), _rendered(template, "user")
+    except TemplateError:  # one that takes no system turn
+        return None
+    opening, _, rest = whole.partition(SYSTEM)
     asking, _, rest = rest.partition(USER)
     answering, _, rest = rest.partition(ANSWER)
     if rest != f"{asking}{USER}{answering}":
         return None
-    alone = _rendered(template, "user")
     system = alone.removeprefix(opening).partition(asking)[0]
     if alone not in (f"{asking}{USER}{answering}", f"{opening}{system}{asking}{USER}{answering}"):
         return None

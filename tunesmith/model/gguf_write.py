@@ -95,7 +95,7 @@ def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, 
 
 def _add_shape(writer: gguf.GGUFWriter, config: Any, *, file_type: gguf.LlamaFileType) -> None:
     """Widths, depths and positions."""
-    width = config.head_dim or config.hidden_size // config.num_attention_heads
+    width = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -195,7 +195,8 @@ def write_adapter_gguf(wrapped: Any, file: Path) -> bool:
     """Write PEFT's plain LoRA as a GGUF adapter; whether it could be, since other updates have no such form."""
     network, config = wrapped.get_base_model(), wrapped.peft_config["default"]
     known = ARCHITECTURES.get(network.config.model_type)
-    if known is None or config.peft_type.value != "LORA" or config.use_dora:
+    embedded = any(".lora_embedding_" in name for name, _ in network.named_parameters())
+    if known is None or config.peft_type.value != "LORA" or config.use_dora or embedded:
         return False
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[known.arch])
     writer.add_type("adapter")

@@ -12,7 +12,7 @@ from torch import nn
 
 from tunesmith.data.examples import Chat, Example, Message, chats
 from tunesmith.data.formats import detect
-from tunesmith.data.rows import Row, file_of
+from tunesmith.data.rows import Row, columns_of, file_of, missing_column, refuse
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import DataError
 from tunesmith.model.batch import Batch
@@ -46,9 +46,13 @@ class Instruct(BaseModel):
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Which column plays which part."""
+        there = set(columns_of(rows))
+        if self.tools and self.tools not in there:
+            refuse([missing_column(rows, self.tools)])
+        tools = {"tools": self.tools} if self.tools else {}
         if self.messages:
-            tools = self.tools or ("tools" if any("tools" in row.fields for row in rows) else "")
-            return {"messages": self.messages} | ({"tools": tools} if tools else {})
+            beside: dict[str, str] = {part: part for part in ("system", "tools") if part in there - {self.messages}}
+            return {"messages": self.messages, **beside, **tools}
         named = {part: column for part, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
         if len(named) == 2:
             return named
@@ -59,7 +63,7 @@ class Instruct(BaseModel):
                 f"{file_of(rows)}: objective.{part} is named, and the rows show no other part beside it; "
                 "name objective.prompt and objective.answer"
             )
-        return {**found, **named}
+        return {**found, **named, **tools}
 
     def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
         """Chats, one per row."""
@@ -100,8 +104,13 @@ class Instruct(BaseModel):
 
 def room_for(answers: Sequence[str]) -> int:
     """Tokens enough for nearly all answers like these: one and a half times their 95th percentile."""
-    # About three characters a token on European text; a bound for loops, not a budget for answers.
-    return int(np.percentile([len(answer) / 3 for answer in answers], 95) * 1.5) + 16
+    return int(np.percentile([_tokens(answer) for answer in answers], 95) * 1.5) + 16
+
+
+def _tokens(answer: str) -> float:
+    """About how many tokens an answer has: three characters each, two bytes of other scripts; a bound for loops."""
+    plain = sum(map(str.isascii, answer))
+    return plain / 3 + (len(answer.encode(errors="replace")) - plain) / 2
 
 
 def _to_last_answer(chat: Chat) -> Chat:

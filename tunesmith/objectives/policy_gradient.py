@@ -29,6 +29,7 @@ def group_advantages(rewards: Tensor, *, scaled: bool) -> Tensor:
 
     Shao et al. 2024 (DeepSeekMath), arXiv 2402.03300, section 4.1; unscaled: Liu et al. 2025 (Dr. GRPO), 2503.20783.
     """
+    rewards = rewards - rewards[:, :1]  # else the mean of equal numbers is off by rounding, over a spread of nothing
     ahead = rewards - rewards.mean(dim=1, keepdim=True)
     return ahead / (rewards.std(dim=1, keepdim=True) + LEAST_SPREAD) if scaled else ahead
 

@@ -20,7 +20,7 @@ from tunesmith.techniques import TECHNIQUES, Lora
 # Words that are read before any file of that name; `./votes` is the file.
 WORDS = (VOTES, PEOPLE, SELF)
 # Sections that a word may stand for, and the key that the word is.
-SHORT = {"objective": "kind", "technique": "kind", "documents": "source"}
+SHORT = {"objective": "kind", "technique": "kind", "documents": "source", "data": "train"}
 R = TypeVar("R", bound=Rows)
 
 

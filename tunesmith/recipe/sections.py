@@ -202,6 +202,9 @@ class Recipe(_Section):
             raise ValueError(f"data.{named[0]}: each task names its own rows; write it under the task's own data")
         if isinstance(self.objective, Multitask) and len(self.objective.tasks) < 2:
             raise ValueError("objective.tasks: name two tasks or more; one alone is an objective of its own")
+        for name, task in self.objective.tasks.items() if isinstance(self.objective, Multitask) else ():
+            if not task.data.train:
+                raise ValueError(f"objective.tasks.{name}.data.train is missing; add it")
         return self
 
     @property

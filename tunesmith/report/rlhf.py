@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.evaluation.resampling import ALPHA, FEWEST
 from tunesmith.evaluation.tasks import TaskScore
 from tunesmith.evaluation.winrate import WinRate
 from tunesmith.feedback.summary import Summary
@@ -82,9 +83,12 @@ def verdict_of(rounds: list[Round]) -> str:
     """One sentence on the last round's policy against the start: what holds as the answers are and at equal length."""
     last = rounds[-1].over_start
     low, high = last.controlled_ci95
+    plain = _side(last.ci95) if last.p_value < ALPHA else 0
+    # An interval drawn from hardly any pairs that were decided is sure of itself whatever they say.
+    controlled = _side(last.controlled_ci95) if last.n - last.ties >= FEWEST else 0
     raw = f"{last.rate:.1%} of {last.n} held-out prompts, {last.ties} ties, p = {last.p_value:.3f}"
     return (
-        f"{_word(_side(last.ci95), _side(last.controlled_ci95))}: preferred over the start in {last.controlled:.1%} "
+        f"{_word(plain, controlled)}: preferred over the start in {last.controlled:.1%} "
         f"with lengths made equal (95 % {low:.1%} to {high:.1%}; as they are {raw})"
     )
 

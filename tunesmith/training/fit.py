@@ -22,6 +22,11 @@ from tunesmith.model.rollout import Figures, added
 from tunesmith.objectives.base import Learner, Together
 from tunesmith.training.optim import Plan, make_optimizer, optimizer_tensors, restore_optimizer, set_rate
 
+NOT_ONE_ROW = (
+    "memory does not hold one row at a time; lower data.max_tokens, "
+    "or take a technique that needs less (`tunesmith plan` says which)"
+)
+
 
 class Interrupted(Exception):
     """The loop was asked to stop; the checkpoint of the last finished step is on disk."""
@@ -194,10 +199,7 @@ def _make_room(policy: Policy, *, run: tuple[Plan, Hooks, State]) -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if not hooks.smaller(state.step):
-        raise Refused(
-            f"step {state.step + 1}: memory does not hold one row at a time; lower data.max_tokens, "
-            "or take a technique that needs less (`tunesmith plan` says which)"
-        )
+        raise Refused(f"step {state.step + 1}: {NOT_ONE_ROW}")
 
 
 def step(

@@ -28,15 +28,21 @@ class Probe:
 
 
 def can_learn(policy: Policy, objective: Learner, batches: Sequence[Batch], *, plan: Plan) -> Probe:
-    """The probe's losses; the policy's numbers are put back as they were. Raises Refused if it learns nothing."""
+    """The probe's losses; the policy's numbers are put back as they were, whatever happens.
+
+    Raises Refused if it learns nothing.
+    """
     start = {name: value.clone() for name, value in numbers(policy).items()}
     optimizer = make_optimizer(policy, plan)
     set_rate(optimizer, plan.peak)
     losses: list[float] = []
-    while len(losses) < STEPS and not _learned(losses):
-        losses.append(step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)[0])
-    load_numbers(policy, start)
-    policy.train(False)
+    try:
+        while len(losses) < STEPS and not _learned(losses):
+            losses.append(step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)[0])
+    finally:
+        optimizer.zero_grad(set_to_none=True)
+        load_numbers(policy, start)
+        policy.train(False)
     if not _learned(losses):
         rows = sum(batch.examples for batch in batches)
         raise Refused(

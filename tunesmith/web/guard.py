@@ -10,7 +10,6 @@ import hmac
 import json
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -142,11 +141,10 @@ class Guard:
         if not self._token:
             return None
         kind, _, bearer = headers.get("authorization", "").partition(" ")
-        try:
-            kept = SimpleCookie(headers.get("cookie", "")).get(f"{COOKIE}{_place(headers)[1]}")
-        except CookieError:
-            kept = None
-        given = bearer.strip() if kind.lower() == "bearer" else kept.value if kept else ""
+        # Part by part: other programs' cookies come along, and not all of them are well formed.
+        cookies = dict(part.strip().partition("=")[::2] for part in headers.get("cookie", "").split(";"))
+        kept = cookies.get(f"{COOKIE}{_place(headers)[1]}", "")
+        given = bearer.strip() if kind.lower() == "bearer" else kept
         if self._is_token(given):
             return None
         return Refusal(401, "no token; open the whole address that tunesmith printed, with ?token= in it")

@@ -17,7 +17,7 @@ WORDS = {"text", "html_block", "html_inline", "text_special"}
 CODE = {"code_inline", "code_block", "fence"}
 
 
-# Of a text that keeps less than this of its letters the reader has hidden some: it is shown as it is.
+# Of a text that keeps less than this of its letters and digits the reader has hidden some: it is shown as it is.
 LEFT = 0.8
 
 
@@ -26,12 +26,18 @@ def render(text: str) -> list[Node]:
     from markdown_it.tree import SyntaxTreeNode
 
     found = _nodes(SyntaxTreeNode(_reader().parse(text)))
-    kept, there = (sum(map(str.isalpha, part)) for part in (_text(found), text))
+    kept, there = (sum(map(str.isalnum, part)) for part in (_text(found), text))
     return found if kept >= LEFT * there else [{"tag": "pre", "parts": [text]}]
 
 
 def _text(nodes: list[Node]) -> str:
-    return "".join(node if isinstance(node, str) else _text(node["parts"]) for node in nodes)
+    """What a reader sees, the numbers of lists with it."""
+    return "".join(node if isinstance(node, str) else _numbers(node) + _text(node["parts"]) for node in nodes)
+
+
+def _numbers(node: dict[str, Any]) -> str:
+    first = node.get("start")
+    return "" if first is None else " ".join(str(first + place) for place in range(len(node["parts"])))
 
 
 @cache

@@ -7,6 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from tunesmith.feedback.store import Unwritten
+
 # File in static/ -> what the browser is to take it for. The report's own sheet stands first: one look, one source.
 KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
@@ -14,7 +16,8 @@ KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 def make_app(page: str, *, refuses: type[Exception]) -> Any:
     """A FastAPI app that answers / with the page of that name in pages/, and /static/NAME with its files.
 
-    What is raised as `refuses` is a bad request (422) with its text; no documentation pages, which load from elsewhere.
+    What is raised as `refuses` is a bad request (422) with its text; Unwritten is one to try again (503). There are no
+    documentation pages, which load from elsewhere.
     """
     from fastapi import FastAPI, HTTPException
     from fastapi.exceptions import RequestValidationError
@@ -34,8 +37,8 @@ def make_app(page: str, *, refuses: type[Exception]) -> Any:
     def front() -> Any:
         return Response(html, media_type="text/html")
 
-    def refused(_: Any, error: Exception) -> Any:
-        return JSONResponse({"detail": str(error)}, status_code=422)
+    def telling(status: int) -> Any:
+        return lambda _, error: JSONResponse({"detail": str(error)}, status_code=status)
 
     def malformed(_: Any, error: Exception) -> Any:
         first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
@@ -44,6 +47,7 @@ def make_app(page: str, *, refuses: type[Exception]) -> Any:
 
     app.get("/")(front)
     app.get("/static/{name}")(file)
-    app.exception_handler(refuses)(refused)
+    app.exception_handler(refuses)(telling(422))
+    app.exception_handler(Unwritten)(telling(503))
     app.exception_handler(RequestValidationError)(malformed)
     return app

@@ -16,6 +16,7 @@ from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.plain import Plain, pooled_states
 from tunesmith.model.checkpoint import MANIFEST, write_folder
 from tunesmith.model.load import AS_THEY_ARE, locate
+from tunesmith.model.run_base import begins_from
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import of_headline, read_predictions
 from tunesmith.report.schema import Export, read_report
@@ -60,6 +61,8 @@ def export(run: Path, wanted: Wanted, *, out: Path | None, listen: Listener, off
     folder = find_model(run)
     about = read_about(folder)
     refuse(folder, about, wanted.kind)
+    if wanted.kind == "adapter" and begins_from(locate(about.base, offline=offline), where=about.base)[0]:
+        raise RecipeError("export: its base is another run, made in memory only; nearest that works: --format merged")
     out = out or folder.parent / "export" / wanted.name.replace(" ", "-")
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
         raise CheckpointError(f"{out}: holds something else; give another --out")

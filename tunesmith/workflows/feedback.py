@@ -77,7 +77,9 @@ def open_panel(wish: Wish, *, told: Callable[[str], None]) -> Panel:
         _same_prompts(store, every, wish)
         items = _items(wish, _drawn(wish, every), store, told)
         known = read_items(store.since())
-        store.append(*(item.entry for item in [*items, *gold] if item.key not in known))
+        new = [item for item in items if item.key not in known]
+        mended = [item for item in gold if item.key not in known or known[item.key].gold != item.gold]
+        store.append(*(item.entry for item in [*new, *mended]))
     except BaseException:
         store.close()
         raise

@@ -58,7 +58,9 @@ def _relatives(cell: Cell, setting: Setting, seed: int) -> Iterator[tuple[Recipe
 def _with_known_base(folder: RunFolder, recipe: Recipe, relatives: Iterator[tuple[Recipe, Path]]) -> None:
     """Begin a run with what a relative knows of the base that both have, its machine with it."""
     for other, place in relatives:
-        if other.technique.load_options() != recipe.technique.load_options() or not (place / OF_THE_BASE[0]).exists():
+        # Virtual tokens may leave rows less room, and then the base was asked other texts.
+        alike = [(one.technique.load_options(), one.technique.virtual_tokens()) for one in (other, recipe)]
+        if alike[0] != alike[1] or not (place / OF_THE_BASE[0]).exists():
             continue
         known = open_run(other, place)
         folder.begin({key: value for key, value in known.page().items() if key != "identity"})

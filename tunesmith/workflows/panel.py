@@ -17,6 +17,7 @@ from tunesmith.feedback.turns import ALONE, Overlap, Rules, Turns
 WHAT = "judgements"
 # A person gets a planted item each time they have judged so many.
 GOLD_EVERY = 8
+EVERYBODY = 1_000_000
 LONGEST_ANSWER = 20_000
 # What the page says of two answers by where they stand -> where they stand.
 LEFT, RIGHT = "left", "right"
@@ -113,7 +114,7 @@ class Panel:
     def _wanted(self, key: str) -> int:
         """How many people are to judge an item; a planted one everybody."""
         if self.items[key].gold:
-            return len(self.turns.votes.on(key)) + 1
+            return EVERYBODY
         return self.overlap.wanted(key)
 
 

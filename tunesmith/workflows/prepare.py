@@ -138,6 +138,8 @@ def _encoded(recipe: Recipe, loaded: Loaded, base: Base, machine: Machine) -> Pr
     if isinstance(objective, Classify):
         recipe = recipe.model_copy(update={"objective": objective.weighed(train)})
     facts = _facts(recipe, loaded, train)
+    if not loaded.split.test and not loaded.split.validation:
+        raise Refused(f"{recipe.data.train}: no row is held out to be scored; set data.test or data.validation")
     keep = [row for row in train if _teaches(row)]
     if not keep:
         raise Refused(

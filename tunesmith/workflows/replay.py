@@ -46,9 +46,9 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     Raises DataError for a file without enough text.
     """
     replay = prepared.recipe.replay
-    wanted = round(len(prepared.train) * replay.share / (1 - replay.share))
-    if not wanted:
+    if not replay.share:
         return prepared
+    wanted = max(1, round(len(prepared.train) * replay.share / (1 - replay.share)))
     kept = out / "replay.jsonl"
     if not kept.exists():
         part = out / "replay.part.jsonl"
@@ -133,7 +133,7 @@ def _samples(prepared: Prepared, wanted: int, part: Path, listen: Listener) -> l
 def _done(part: Path) -> list[list[str]]:
     """What was written, call by call, before a run was stopped; a last line that was cut is taken off the file."""
     lines = part.read_text(encoding="utf-8").split("\n")[:-1] if part.exists() else []
-    if lines:
+    if part.exists():
         write_whole(part, "".join(f"{line}\n" for line in lines))
     return [json.loads(line) for line in lines]
 

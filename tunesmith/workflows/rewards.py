@@ -22,6 +22,7 @@ from tunesmith.objectives import Reward, Rl
 from tunesmith.recipe import Recipe
 
 SHOWN = 60
+LARGEST = 1e30  # training counts in single precision
 
 
 def check_reward(recipe: Recipe) -> None:
@@ -52,7 +53,11 @@ def scorer(reward: str | dict[str, float], *, key: str) -> Scorer:
 
     def score(attempts: Sequence[Attempt]) -> list[float]:
         each = [[weight * value for value in source(attempts)] for source, weight in parts]
-        return [sum(values) for values in zip(*each, strict=True)]
+        paid = [sum(values) for values in zip(*each, strict=True)]
+        for attempt, value in zip(attempts, paid, strict=True):
+            if not abs(value) <= LARGEST:
+                raise RewardError(f"{key}: {attempt.exercise.where}: the weighted sum is {value}; give smaller rewards")
+        return paid
 
     return score
 
@@ -114,16 +119,15 @@ def _function(name: str, key: str) -> Callable[[Attempt], Any]:
 
 
 def _from_file(path: Path) -> Any:
-    """The module in a file; what lies beside it can be imported by it."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    """The module in a file; what lies beside it can be imported by it, also when it is asked."""
+    spec = importlib.util.spec_from_file_location(str(path.resolve()), path)  # a name that no other module has
     if spec is None or spec.loader is None or not path.exists():
         raise FileNotFoundError(f"no file {path}")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
+    if (beside := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(beside)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
     return module
 
 
@@ -146,7 +150,7 @@ def _checked(name: str, function: Callable[[Attempt], Any], attempt: Attempt) ->
         ) from error
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except Exception:  # of a value of the user's own kind
         number = math.nan
     if not math.isfinite(number):
         raise RewardError(f"{place}: it gave {value!r}; give a finite number, the run goes on from here")

@@ -9,6 +9,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from tunesmith.model.device import out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Multitask
 from tunesmith.report.schema import Conflict
@@ -90,12 +91,19 @@ def _direction(prepared: Prepared, policy: Policy, name: str, batches: Batches) 
     shared = [value for key, value in policy.trainable() if not key.startswith("head.")]
     view, task = objective.seen(policy, name), objective.tasks[name].objective
     total = [torch.zeros_like(value) for value in shared]
-    rows = range(min(COMPARED, len(prepared.parts[name].train)))
-    for start in rows[::AT_ONCE]:
-        (batch,) = ready(view, task, [batches.of(rows[start : start + AT_ONCE])])
-        with torch.enable_grad():
-            loss = task.loss(batch, view)
-            grads = torch.autograd.grad(loss.total, shared, allow_unused=True)
+    rows, at_once = range(min(COMPARED, len(prepared.parts[name].train))), AT_ONCE
+    while rows:
+        try:
+            (batch,) = ready(view, task, [batches.of(rows[:at_once])])
+            with torch.enable_grad():
+                loss = task.loss(batch, view)
+                grads = torch.autograd.grad(loss.total, shared, allow_unused=True)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or at_once == 1:
+                raise
+            at_once //= 2
+            continue
+        rows = rows[at_once:]
         for sum_, grad in zip(total, grads, strict=True):
             if grad is not None:
                 sum_.add_(grad)

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
+from tunesmith.errors import Refused
 from tunesmith.model.batch import cut
-from tunesmith.model.device import DTYPES
+from tunesmith.model.device import DTYPES, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask, Rl
 from tunesmith.objectives.practice import Practice
 from tunesmith.recipe import Recipe
-from tunesmith.training.fit import Hooks, State, fit
+from tunesmith.training.fit import NOT_ONE_ROW, Hooks, State, fit
 from tunesmith.training.journal import Journal
 from tunesmith.training.optim import Plan, between
 from tunesmith.training.probe import ROWS, Probe, can_learn
@@ -228,8 +229,17 @@ def _probe(prepared: Prepared, policy: Policy, plan: Plan, watch: Watch) -> Prob
     listen({"event": "stage", "text": f"can it learn {ROWS} rows at all?"})
     shortest = sorted(range(len(rows)), key=lambda i: rows[i].length)[: 4 * ROWS : 4]
     batches = Batches(prepared, rows)
-    parts = cut(shortest[::-1], batches.sampler.lengths, batches.sampler.tokens)
-    found = can_learn(policy, learner, [batches.of(part) for part in parts], plan=plan)
+    most, found = batches.sampler.tokens, None
+    while found is None:
+        parts = cut(shortest[::-1], batches.sampler.lengths, most)
+        try:
+            found = can_learn(policy, learner, [batches.of(part) for part in parts], plan=plan)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            if len(parts) == len(shortest):
+                raise Refused(f"overfit probe: {NOT_ONE_ROW}") from error
+            most //= 2
     listen({"event": "probe", "first": found.first, "last": found.last, "steps": found.steps})
     return found
 

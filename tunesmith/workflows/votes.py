@@ -48,6 +48,9 @@ def export_votes(path: Path, out: Path, *, format: str = "", without: Collection
     """
     events = read_events(path)
     items, votes = read_items(events), _votes_without(without, events, path)
+    sizes = {len(items[key].answers) for key in votes.items() if key in items and not items[key].gold}
+    if not format and len(sizes) > 1:
+        raise Refused(f"{path}: holds votes on pairs and on single answers; give --format {PAIRS} or {THUMBS}")
     format = format or (PAIRS if any(len(item.answers) == 2 for item in items.values()) else THUMBS)
     found = FORMATS[format](items, votes)
     if not found.rows:
@@ -73,7 +76,7 @@ def import_votes(path: Path, source: str, *, rater: str = "", offline: bool = Fa
     store = Store(path, what=WHAT)
     try:
         events = store.since()
-        entries = _entries(brought, read_items(events), Votes(events), path)
+        entries = _entries(brought, events, path)
         if entries:
             store.append(*entries)
     finally:
@@ -128,17 +131,22 @@ def _named(brought: Sequence[Brought], file: str) -> list[Brought]:
     return found
 
 
-def _entries(brought: Sequence[Brought], items: dict[str, Item], votes: Votes, path: Path) -> list[Entry]:
-    """The events that a file adds."""
+def _entries(brought: Sequence[Brought], events: Sequence[Event], path: Path) -> list[Entry]:
+    """The events that a file adds to those of a store."""
+    items, votes = read_items(events), Votes(events)
     held = {prompt_key(item.messages) for item in items.values() if not item.gold}
     if held and (strange := [one for one in brought if prompt_key(one.item.messages) not in held]):
         cure = "name another store for votes on other prompts"
         refuse([f"{one.where}: its prompt is none of the {len(held)} that {path} holds; {cure}" for one in strange])
     known = {_content(item): item for item in items.values() if not item.gold}
     stands = {(vote.item, vote.rater): _said(vote.body) for vote in votes.standing()}
+    # A person may have said another thing since, or taken it back: their file, read again, must not overrule that.
+    read = {(e.item, e.rater, _file(e.body["from"])): _said(e.body) for e in events if "from" in e.body}
     entries, first = list[Entry](), dict[tuple[str, str], tuple[str, dict[str, str]]]()
     for one in brought:
         item = known.setdefault(_content(one.item), one.item)
+        if item.key in items and items[item.key].gold:
+            raise DataError(f"{one.where}: these answers are planted in {path}, so a vote on them is none; drop it")
         if item is one.item and item.key not in items:
             entries.append(item.entry)
             items[item.key] = item
@@ -148,10 +156,15 @@ def _entries(brought: Sequence[Brought], items: dict[str, Item], votes: Votes, p
         if before != said:
             cure = "keep one of the two lines"
             raise DataError(f"{one.where}: {one.rater} says another thing of the same answers at {where}; {cure}")
-        if stands.get(place) != said:
+        if stands.get(place) != said != read.get((*place, _file(one.where))):
             entries.append(Entry(one.rater, VOTE, item.key, {**said, "from": one.where}))
             stands[place] = said
     return entries
+
+
+def _file(where: object) -> str:
+    """The file of a place in it."""
+    return str(where).rpartition(":")[0]
 
 
 def _said(body: Mapping[str, object]) -> dict[str, str]:

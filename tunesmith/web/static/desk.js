@@ -32,7 +32,8 @@ async function act(path, extra, done) {
     show();
     find("said").textContent = done;
   } catch (error) {
-    if (error instanceof Refused && path !== "next") pending = next; // asked again it would be refused again
+    // What was refused would be again; and an undo whose answer was lost may be done, and would take back one more.
+    if (path === "undo" || (error instanceof Refused && path !== "next")) pending = next;
     fault(error.message);
   } finally {
     busy = false;

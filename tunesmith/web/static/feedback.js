@@ -13,7 +13,7 @@ let choices = OF_TWO;
 function build(node) {
   if (typeof node === "string") return document.createTextNode(node);
   const made = make(TAGS.has(node.tag) ? node.tag : "span");
-  if (node.start > 1) made.setAttribute("start", node.start);
+  if (node.start !== undefined && node.start !== 1) made.setAttribute("start", node.start);
   made.append(...node.parts.map(build));
   return made;
 }

@@ -10,16 +10,21 @@ const HEADERS = { "content-type": "application/json", "x-tunesmith": "1" };
 
 export class Refused extends Error {}
 
-// The answer of /api/PATH as an object. Throws Refused with the server's words, or an Error when nobody answers.
+const PATIENCE = 30000; // milliseconds: a line that hangs looks like a page that works
+
+// The answer of /api/PATH as an object. Throws Refused with the server's words, or an Error where the same may be asked
+// again: nobody answers, or the votes cannot be written now.
 export async function ask(path, body) {
   let answer;
   try {
-    answer = await fetch(`/api/${path}`, { method: "POST", headers: HEADERS, body: JSON.stringify(body) });
+    answer = await fetch(`/api/${path}`, { method: "POST", headers: HEADERS, body: JSON.stringify(body), signal: AbortSignal.timeout(PATIENCE) });
   } catch {
     throw new Error("The server does not answer. Nothing was lost; start it again, then try again.");
   }
   const found = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Refused(String(found.detail ?? `The server refused (${answer.status}).`));
+  const refused = String(found.detail ?? `The server refused (${answer.status}).`);
+  if (answer.status >= 500) throw new Error(refused);
+  if (!answer.ok) throw new Refused(refused);
   return found;
 }
 
