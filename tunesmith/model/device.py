@@ -25,6 +25,11 @@ SECONDS_EACH = 0.1
 # Some processors imitate bfloat16 at about a fiftieth of float32's rate. So a product of few rows foretells the whole
 # one: if that would take more seconds than this, it is not made. Foretold is if anything too long, yet tells.
 FEW_ROWS, TOO_LONG = 64, 0.3
+# What is said where no cut helps any more.
+NOT_ONE_ROW = (
+    "memory does not hold one row at a time; lower data.max_tokens, "
+    "or take a technique that needs less (`tunesmith plan` says which)"
+)
 
 
 @dataclass(frozen=True, slots=True)

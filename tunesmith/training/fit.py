@@ -16,16 +16,11 @@ from torch import Tensor
 from tunesmith.errors import Refused, RewardError
 from tunesmith.model.batch import Batch, halved
 from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
-from tunesmith.model.device import out_of_memory
+from tunesmith.model.device import NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.model.rollout import Figures, added
 from tunesmith.objectives.base import Learner, Together
 from tunesmith.training.optim import Plan, make_optimizer, optimizer_tensors, restore_optimizer, set_rate
-
-NOT_ONE_ROW = (
-    "memory does not hold one row at a time; lower data.max_tokens, "
-    "or take a technique that needs less (`tunesmith plan` says which)"
-)
 
 
 class Interrupted(Exception):

@@ -13,12 +13,12 @@ import torch
 
 from tunesmith.errors import Refused
 from tunesmith.model.batch import cut
-from tunesmith.model.device import DTYPES, out_of_memory
+from tunesmith.model.device import DTYPES, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask, Rl
 from tunesmith.objectives.practice import Practice
 from tunesmith.recipe import Recipe
-from tunesmith.training.fit import NOT_ONE_ROW, Hooks, State, fit
+from tunesmith.training.fit import Hooks, State, fit
 from tunesmith.training.journal import Journal
 from tunesmith.training.optim import Plan, between
 from tunesmith.training.probe import ROWS, Probe, can_learn
