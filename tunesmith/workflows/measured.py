@@ -17,7 +17,7 @@ from tunesmith.decision.verdict import ANSWERS, DIAGNOSIS, Candidate, Verdict, v
 from tunesmith.evaluation import style
 from tunesmith.evaluation.resampling import FEWEST, Clusters, groups_of
 from tunesmith.evaluation.significance import holm
-from tunesmith.evaluation.tasks import BESIDE, RESAMPLES, SCALES, TaskScore, redrawn, score, task_score, value
+from tunesmith.evaluation.tasks import BESIDE, SCALES, TaskScore, redrawn, score, task_score, value
 from tunesmith.objectives import Instruct
 from tunesmith.report.figures import signed
 from tunesmith.report.schema import Retention, read_report
@@ -78,8 +78,8 @@ def _verdict(
     metric, right = contest.objective.metric, gold(contest.test)
     ways = {one.name: one.given for one in found if one.name not in DIAGNOSIS}
     groups = groups_of(contest.test)
-    enough = Clusters.of(len(right), groups).count >= FEWEST  # else each draw is much the same rows
-    drawn = redrawn(metric, right, ways, groups=groups, draws=RESAMPLES if enough else 0)
+    few = Clusters.of(len(right), groups).count < FEWEST  # so that each draw would be much the same rows
+    drawn = dict.fromkeys(ways, np.empty(0)) if few else redrawn(metric, right, ways, groups=groups)
     candidates = [
         Candidate(one.name, value(metric, right, one.given), _cost(one), drawn[one.name], tuned=bool(one.run))
         for one in found
