@@ -46,11 +46,11 @@ class Fork:
         far_keys, far_values = self.past[layer]
         with torch.autocast(query.device.type, enabled=False):
             asking = query.reshape(len(query), heads, -1, width) * (width**-0.5 if scale is None else scale)
-            shared = asking.shape[2]
-            far = self._alone(self._side_by_side(asking) @ far_keys.mT + self.hidden, shared)
+            queries = asking.shape[2]
+            far = self._alone(self._side_by_side(asking) @ far_keys.mT + self.hidden, queries)
             scores = torch.cat([far, asking @ key.mT], dim=-1).softmax(dim=-1)
             far, near = scores.split([far.shape[-1], key.shape[2]], dim=-1)
-            read = self._alone(self._side_by_side(far) @ far_values, shared) + near @ value
+            read = self._alone(self._side_by_side(far) @ far_values, queries) + near @ value
         out: Tensor = read.reshape(len(query), 1, -1, width)
         return out.to(states[0].dtype)
 
