@@ -2,9 +2,10 @@
 
 SIDE is `tunesmith` or `trl` (GRPOTrainer at its best: no gradient checkpointing, no logging, no checkpoints). Both:
 SmolLM2-135M, LoRA rank 16, prompts of examples/synopsis.jsonl, `--prompts` of them a step, 8 answers of at most 48
-tokens to each, temperature 1, one update, the KL weighted by `--beta`, bf16 where `--half`. Answers are as long as the
-model makes them: tokens are counted, not supposed. The first step warms up. `cpu_seconds` is what all threads used: on
-a busy machine the rate per such a second says more than the rate per second.
+tokens to each, temperature 1, one update, the KL weighted by `--beta`, bf16 where `--half`. TRL draws a step's answers
+together and may learn from them in `--micro` parts, where all at once ask for more memory than there is. Answers are as
+long as the model makes them: tokens are counted, not supposed. The first step warms up. `cpu_seconds` is what all
+threads used: on a busy machine the rate per such a second says more than the rate per second.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ def theirs(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
     ]
     settings = GRPOConfig(
         output_dir=str(folder),
-        per_device_train_batch_size=asked.prompts * GROUP,
+        per_device_train_batch_size=asked.micro or asked.prompts * GROUP,
+        gradient_accumulation_steps=asked.prompts * GROUP // (asked.micro or asked.prompts * GROUP),
         num_generations=GROUP,
         max_completion_length=NEW,
         max_steps=asked.steps,
@@ -148,6 +150,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--beta", type=float, default=0.04)
     parser.add_argument("--half", action="store_true")
+    parser.add_argument("--micro", type=int, help="answers that TRL learns from at once; all of a step's if not given")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-rl"))
     asked = parser.parse_args()

@@ -112,7 +112,7 @@ def tokenizer(special: tuple[str, ...], *, chat: str = "", **roles: Any) -> PreT
     return made
 
 
-def _frame(inner: Tokenizer, single: str, pair: str) -> None:
+def frame(inner: Tokenizer, single: str, pair: str) -> None:
     """Special tokens put around a text, as `document` calls see them."""
     marks = {part.split(":")[0] for part in single.split() + pair.split() if not part.startswith("$")}
     special = [(mark, inner.token_to_id(mark)) for mark in sorted(marks)]
@@ -121,14 +121,14 @@ def _frame(inner: Tokenizer, single: str, pair: str) -> None:
 
 def _bert_tokenizer() -> PreTrainedTokenizerFast:
     made = tokenizer(BERT_TOKENS, mask_token="[MASK]", **BERT_ROLES)
-    _frame(made.backend_tokenizer, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
+    frame(made.backend_tokenizer, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1")
     return made
 
 
 def _gemma_tokenizer(chat: str) -> PreTrainedTokenizerFast:
     roles = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     made = tokenizer(GEMMA_TOKENS, chat=chat, **roles)
-    _frame(made.backend_tokenizer, "<bos> $A", "<bos> $A <bos>:1 $B:1")
+    frame(made.backend_tokenizer, "<bos> $A", "<bos> $A <bos>:1 $B:1")
     return made
 
 

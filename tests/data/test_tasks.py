@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tunesmith.data.examples import Chat, Example, Labelled, Message, Pair
+from tunesmith.data.examples import Chat, Example, Labelled, Message, Pair, Text
 from tunesmith.data.sources import Loaded
 from tunesmith.data.split import Split
 from tunesmith.data.tasks import Asking, set_apart
@@ -37,7 +37,7 @@ def test_a_text_that_one_task_holds_out_is_not_learned_by_another(other: Example
     assert found["french"].split.removed == 1
     assert found["french"].split.notes == (
         "before",
-        "1 training rows left out: mood holds out the same text or group",
+        "1 training rows left out: mood holds out the same text, most of it, or the same group",
     )
     assert found["mood"] == tasks["mood"]
 
@@ -56,3 +56,11 @@ def test_a_task_of_which_too_little_is_left_is_refused():
     tasks = {"mood": loaded([label("x")], [label("a")]), "french": loaded([chat("a"), chat("b")])}
     with pytest.raises(DataError, match="french: 1 rows are left beside what other tasks hold out; give more rows"):
         set_apart(tasks, {"mood": Asking("", ""), "french": FRENCH})
+
+
+def test_a_document_most_of_which_another_task_holds_out_is_not_learned():
+    words = [f"word{number}" for number in range(40)]
+    held, near, far = (Text("t:1", " ".join(part)) for part in (words, [*words, "revised"], words[::-1]))
+    tasks = {"one": loaded([far], [held]), "two": loaded([near, far, far])}
+    found = set_apart(tasks, {"one": Asking("", ""), "two": Asking("", "")})
+    assert found["two"].split.train == [far, far]

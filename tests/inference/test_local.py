@@ -196,3 +196,12 @@ def test_label_rows_are_asked_as_they_were_taught():
 def test_of_no_texts_there_are_no_states(kind: str):
     made = model(kind, LINEAR)
     assert made.embed([]).shape == (0, made.embed(["hi"]).shape[1])
+
+
+def test_a_prompt_leaves_positions_for_its_answer():
+    made = model("gpt2", Instruct(), limit=512)
+    long = "the phone " * 600
+    (reply,) = made.replies([[Message("user", long)]], sampling=Sampling(max_new_tokens=40))
+    (going,) = made.complete([long], sampling=Sampling(max_new_tokens=40))
+    assert (reply.prompt_tokens, going.prompt_tokens) == (472, 472)
+    assert made.options([[Message("user", long)]], ["good", "bad"]).shape == (1, 2)

@@ -29,3 +29,8 @@ def test_a_chat_that_rewrites_its_turns_gets_no_template():
 
 def test_a_chat_that_takes_no_system_turn_gets_no_template():
     assert "no TEMPLATE" in modelfile(template("gemma"), gguf="model.gguf")
+
+
+def test_a_model_of_texts_goes_on_with_what_it_is_given():
+    made = modelfile(template("llama"), gguf="model.gguf", texts=True)
+    assert made.splitlines()[2:] == ['TEMPLATE """{{ .Prompt }}"""', 'PARAMETER stop "<|im_end|>"']

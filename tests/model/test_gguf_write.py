@@ -9,8 +9,9 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from tests.bases import base
-from tests.tiny import CHATML_TOKENS, tokenizer
+from tests.tiny import CHATML, CHATML_TOKENS, frame, tokenizer
 from tunesmith.errors import ModelError
+from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.model.gguf_file import read_gguf
 from tunesmith.model.gguf_write import RULES, TELLING, write_gguf
 
@@ -26,6 +27,16 @@ def test_what_is_written_reads_back_with_the_same_logits_and_tokens(tmp_path: Pa
     assert (ours - theirs).abs().max() < 2e-3 * ours.abs().max()  # numbers of 16 bits
     assert cutter(TELLING)["input_ids"] == made.tokenizer(TELLING)["input_ids"]
     assert cutter.chat_template == made.tokenizer.chat_template
+
+
+def test_the_beginning_of_a_text_is_written_by_the_tokenizer_and_that_of_a_chat_by_its_template(tmp_path: Path):
+    made, cutter = base("llama"), tokenizer(CHATML_TOKENS, bos_token="<|endoftext|>", eos_token="<|im_end|>")
+    frame(cutter.backend_tokenizer, "<|endoftext|> $A", "<|endoftext|> $A $B:1")
+    for chat in ("", CHATML):
+        cutter.chat_template = chat
+        write_gguf(made.network, cutter, tmp_path / "model.gguf", kind="f16", name="tiny")
+        found = LlamaCpp(tmp_path / "model.gguf", threads=1, positions=64).ids("the phone")
+        assert found == cutter("the phone", add_special_tokens=not chat)["input_ids"]
 
 
 def test_eight_bits_weigh_half_of_sixteen(tmp_path: Path):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 
 from tests.tiny import DECODERS, ENCODERS, tiny_decoder, tiny_encoder, tokenizer
+from tunesmith.errors import ModelError
 from tunesmith.model.families import ENCODERS as ENCODER_TYPES
 from tunesmith.model.families import family_of
 from tunesmith.model.load import LoadOptions, choose_pad, load_base
@@ -47,6 +50,22 @@ def test_every_encoder_loads_without_a_head(kind: str, tmp_path: Path) -> None:
     assert base.tokenizer.decode(ids, skip_special_tokens=True) == TEXT
     assert base.tokenizer.pad_token == "[PAD]"
     assert states.shape == (1, len(ids), 32)
+
+
+SMALL = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+OTHERS = {
+    "mamba": transformers.MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, state_size=4),
+    "openai-gpt": transformers.OpenAIGPTConfig(vocab_size=300, n_embd=32, n_layer=1, n_head=4),
+    "lfm2": transformers.Lfm2Config(**SMALL, intermediate_size=32, num_key_value_heads=2, layer_types=["conv"]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_decoder_that_does_not_go_on_from_keys_and_values_is_refused(kind: str, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(OTHERS[kind]).save_pretrained(tmp_path)
+    tokenizer(("</s>",), eos_token="</s>").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"a {kind} does not go on from keys and values, as answers are drawn here; "):
+        load_base(str(tmp_path))
 
 
 def test_weights_come_in_the_dtype_that_was_asked_for(tiny_llama: Path) -> None:
@@ -153,3 +172,11 @@ def test_four_bits_keep_the_fingerprint_and_nearly_the_answers(tiny_llama: Path)
     ids = torch.arange(3, 19)[None]
     plain = AutoModelForCausalLM.from_pretrained(tiny_llama)(ids).logits.flatten()
     assert torch.corrcoef(torch.stack([plain, base.network(ids).logits.flatten()]))[0, 1] > 0.8
+
+
+def test_penalties_of_a_base_are_not_in_force_and_its_ends_are(folder: Path) -> None:
+    page = folder / "generation_config.json"
+    page.write_text(json.dumps(json.loads(page.read_text()) | {"repetition_penalty": 1.3, "temperature": 0.7}))
+    made, plain = load_base(str(folder)).network.generation_config, GenerationConfig()
+    assert (made.repetition_penalty, made.temperature) == (plain.repetition_penalty, plain.temperature)
+    assert made.eos_token_id == json.loads(page.read_text())["eos_token_id"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-import transformers
 
 from tests.bases import OPENING, base, documents, farthest, gradients, policy, scrambled, template, tokens
 from tests.tiny import DECODERS, HIDDEN
@@ -129,15 +128,6 @@ def test_more_tokens_than_a_sliding_window_sees_are_refused(kind: str):
 @pytest.mark.parametrize("kind", DECODERS)
 def test_a_decoder_with_keys_and_values_takes_them_from_outside(kind: str):
     assert takes_past(base(kind).network)
-
-
-def test_a_decoder_that_keeps_another_state_is_refused_with_the_nearest_that_works():
-    sizes = {"vocab_size": 32, "hidden_size": HIDDEN, "num_hidden_layers": 1, "state_size": 4}
-    network = transformers.MambaForCausalLM(transformers.MambaConfig(**sizes)).eval()
-    for technique in SOFT.values():
-        assert technique.refusal(network, family="decoder") == (
-            "a mamba keeps more of a row than keys and values; nearest that works: technique: lora"
-        )
 
 
 def test_an_encoder_pools_its_rows_own_tokens_only():

@@ -86,9 +86,15 @@ def test_a_sharegpt_turn_is_read_as_the_same_call():
     ("turn", "finding"),
     [
         ({"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}, "calls a tool without a name"),
-        ({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]}, "without a name or"),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
+            "without a name, or its arguments are no JSON object",
+        ),
         ({"role": "assistant", "tool_calls": 5}, "tool_calls are not a list; write each"),
-        ({"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[" * 100_000}]}, "without a name or"),
+        (
+            {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[" * 100_000}]},
+            "without a name, or its arguments are no JSON object",
+        ),
         ({"role": "user", "content": "q", "tool_calls": [CALLED]}, r"\(user\) calls a tool"),
     ],
 )
@@ -99,13 +105,15 @@ def test_a_call_that_is_none_is_refused_with_its_place(turn: dict[str, Any], fin
 
 
 def test_tools_that_are_no_list_are_refused():
-    with pytest.raises(DataError, match=r"^t\.jsonl:1: tools are not a list"):
+    with pytest.raises(DataError, match=r"^t\.jsonl:1: tools are not a list of objects with a name; write each"):
+        chat(tools={"name": "weather"})
+    with pytest.raises(DataError, match=r"^t\.jsonl:1: tools are not JSON; write a list"):
         chat(tools="weather")
 
 
-@pytest.mark.parametrize("tools", [[{"function": "x"}], [{"function": None}], "[" * 100_000])
-def test_a_tool_that_is_no_object_is_refused(tools: Any):
-    with pytest.raises(DataError, match=r"^t\.jsonl:1: tools are not a list of objects; write each"):
+@pytest.mark.parametrize("tools", [[{"function": "x"}], [{"function": None}], [{"type": "function"}], "[" * 100_000])
+def test_a_tool_that_is_no_object_with_a_name_is_refused(tools: Any):
+    with pytest.raises(DataError, match=r"^t\.jsonl:1: tools are not (JSON|a list of objects with a name); write"):
         chat(tools=tools)
 
 
@@ -231,3 +239,18 @@ def test_a_chat_whose_tools_are_too_long_keeps_its_question():
     many = json.dumps([WEATHER] * 20)
     chat = [Message("user", "Weather in Paris?", tools=many), Message("assistant", "Good.")]
     assert template("llama").fit(chat, 60) == (chat, False)
+
+
+def test_tools_and_a_system_text_beside_a_prompt_and_an_answer_are_read():
+    fields = {"system": "Be brief.", "question": "Is it wet?", "answer": "Yes.", "tools": [WEATHER]}
+    for named in (Instruct(), Instruct(prompt="question", answer="answer")):
+        (found,) = named.examples([Row("t.jsonl:1", fields)], group="")
+        assert isinstance(found, Chat)
+        assert found.messages[0].content == "Be brief."
+        assert "weather" in found.messages[0].tools
+
+
+def test_calls_are_scored_only_where_there_are_some():
+    (found,) = Instruct(metric="tool_calls").examples([Row("t.jsonl:1", {"prompt": "q", "answer": "a"})], group="")
+    with pytest.raises(DataError, match=r"^objective\.metric: tool_calls, and no answer of the rows calls a tool"):
+        Instruct(metric="tool_calls").bind([found], "decoder")

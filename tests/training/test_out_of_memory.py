@@ -131,6 +131,17 @@ def test_a_row_that_does_not_fit_alone_is_refused_with_what_needs_less(tmp_path:
         run(tmp_path, cramped(0, MemoryError()))
 
 
+def test_memory_that_does_not_hold_the_optimizer_is_refused_with_what_needs_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def step(self: torch.optim.AdamW) -> None:
+        raise RuntimeError(CPU)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(Refused, match="the optimizer's two numbers for each that moves; take a technique that moves"):
+        run(tmp_path, Instruct())
+
+
 @pytest.mark.parametrize(
     ("error", "ran_out"),
     [

@@ -306,3 +306,10 @@ def test_texts_and_folders_get_a_recipe_of_their_own(tmp_path: Path):
     assert made.recipe.replay.share == 0.1
     assert draft(str(manual), changes=["technique=full"]).recipe.replay.share == 0.33
     assert draft(str(manual), changes=["model=minilm-l6"]).recipe.replay.share == 0
+
+
+def test_held_out_documents_of_one_token_are_refused(tmp_path: Path):
+    held_out = tmp_path / "lone.jsonl"
+    held_out.write_text("".join(json.dumps({"text": text, "doc": text}) + "\n" for text in "abc"))
+    with pytest.raises(DataError, match=r"data\.test: no document has a second token to tell; hold longer ones out"):
+        tune(on_texts(tmp_path, "llama", data={"test": str(held_out)}), tmp_path / "run")

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.workflows.conftest import answers, recipe, reviews, tune
+from tests.workflows.test_domain import on_texts
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
 from tunesmith.inference import export as room
 from tunesmith.inference.folder import read_about
@@ -51,6 +52,13 @@ def test_the_other_program_answers_every_row_alike_and_the_report_says_so(decode
 def test_a_model_that_could_think_is_asked_there_without_thoughts_too(tmp_path: Path, kind: str):
     parts = {"schedule": {"probe": False}, "objective": "instruct"}
     run = tune(recipe(tmp_path, answers(), "qwen3", **parts), tmp_path / "run").folder
+    found = made(run, kind, tmp_path / "out")
+    assert (found.same_prompts, found.same_answers) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["merged", "gguf"])
+def test_a_run_on_texts_goes_on_with_them_there_too(tmp_path: Path, kind: str):
+    run = tune(on_texts(tmp_path, "llama", schedule={"epochs": 1, "probe": False}), tmp_path / "run").folder
     found = made(run, kind, tmp_path / "out")
     assert (found.same_prompts, found.same_answers) == (1.0, 1.0)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe import Recipe, load_recipe, make_recipe
+from tunesmith.techniques import Lora
 from tunesmith.workflows.request import as_changes, request
 
 
@@ -157,3 +159,34 @@ def test_words_of_ours_are_read_before_files_of_that_name(tmp_path: Path):
     page.write_text(text.replace("REWARD", "{votes: 1.0, ./votes: 0.5}"))
     recipe, _ = load_recipe(page)
     assert recipe.objective.reward == {"votes": 1.0, str(tmp_path / "votes"): 0.5}  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "finding"),
+    [
+        ("objective: domain\nobjective: instruct\n", r"'objective' stands twice in line 2"),
+        ("objective: {kind: multitask, tasks: {yes: {}}}\n", r"'yes' is a truth value here, quote it"),
+        ("objective: domain\nreplay: 0.1\n", r"replay: has to be a mapping of keys \(found 0.1\)"),
+        ("objective: {kind: domain, terms: pump}\n", r"objective\.terms: has to be a list"),
+        (
+            "objective: {kind: multitask, tasks: {my task: {}}}\n",
+            r"objective\.tasks\.my task: a name begins with a letter",
+        ),
+    ],
+)
+def test_a_recipe_that_says_two_things_or_the_wrong_kind_is_refused_in_words(text: str, finding: str, tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=finding):
+        request(tmp_path / "recipe.yaml")
+
+
+def test_a_file_that_is_missed_is_sought_beside_the_recipe(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text("data: {train: rows.jsonl}\nobjective: domain\n")
+    with pytest.raises(DataError, match=f"^{re.escape(str(tmp_path / 'rows.jsonl'))}: no such file"):
+        request(tmp_path / "recipe.yaml")
+
+
+def test_what_a_recipe_writes_beside_a_shorthand_is_kept():
+    technique = {"kind": "dora", "rank": 4, "dora": False}
+    recipe, _ = make_recipe({"technique": technique, "data": "a.jsonl", "objective": "domain"}, place="r")
+    assert recipe.technique == Lora(rank=4, dora=False)

@@ -132,6 +132,8 @@ def show_next(run: Run) -> None:
     if run.report.objective == "reward":
         show(f"  tunesmith evaluate {folder} --data PAIRS")
         return
-    show(f'  tunesmith ask {folder} "..."')
-    if run.report.family == "decoder" and run.report.objective != "classify":
+    mask = " [MASK]" if run.report.objective == "domain" and run.report.family == "encoder" else ""
+    task = f" --task {run.report.tasks[0].name}" if run.report.objective == "multitask" else ""
+    show(f'  tunesmith ask {folder} "...{mask}"{task}')
+    if run.report.family == "decoder" and run.report.objective not in ("classify", "multitask"):
         show(f"  tunesmith chat {folder}")

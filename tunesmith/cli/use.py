@@ -47,6 +47,7 @@ def add(commands: Commands) -> None:
         "adds the conversation to a file of rows, /good and /bad judge the last answer.",
     )
     chatting.add_argument("folder", metavar="RUN", type=Path, help="folder of a run")
+    chatting.add_argument("--task", default="", metavar="NAME", help="which task of a run that learned several")
     chatting.add_argument("--system", default="", metavar="TEXT", help="system turn before the conversation")
     add_sampling(chatting, temperature=0.7, top_p=0.9)
     add_common(chatting)
@@ -72,8 +73,8 @@ def ask(args: argparse.Namespace) -> int:
     model = load(args.folder, offline=args.offline).at(args.task)
     sampling = sampling_of(args, model.sampling)
     told = _told(model, text, sampling)
-    if _was_cut(model, text):
-        log(f"ask: the text is longer than the {model.limit} tokens of a row; its end was left out")
+    if part := _left_out(model, text):
+        log(f"ask: the text is longer than the {model.limit} tokens of a row; its {part} was left out")
     if publish({"run": args.folder, "text": text, **told}, args):
         return 0
     if "probabilities" in told:
@@ -105,16 +106,19 @@ def _ask_arm(args: argparse.Namespace, text: str) -> int:
     return 0
 
 
-def _was_cut(model: LocalModel, text: str) -> bool:
-    """Whether the model saw less than the whole text."""
+def _left_out(model: LocalModel, text: str) -> str:
+    """Which part of the text the model did not see; empty where it saw the whole."""
     from tunesmith.cli.conversation import opening
     from tunesmith.objectives import Classify, Domain
 
-    if isinstance(model.objective, Classify):
-        return model.objective.question(text, model.template, limit=model.limit)[1]
     if isinstance(model.objective, Domain):
-        return len(model.template.document(text).ids) > model.limit
-    return model.template.fit([opening(model, text)], model.limit)[1]
+        part = "beginning" if model.policy.family == "decoder" else "end"
+        return part if len(model.template.document(text).ids) > model.limit else ""
+    if isinstance(model.objective, Classify):
+        cut = model.objective.question(text, model.template, limit=model.limit)[1]
+    else:
+        cut = model.template.fit([opening(model, text)], model.limit)[1]
+    return "end" if cut else ""
 
 
 def _told(model: LocalModel, text: str, sampling: Sampling) -> dict[str, Any]:
@@ -155,6 +159,7 @@ def chat(args: argparse.Namespace) -> int:
     if about.family != "decoder":
         raise UsageError(f"{args.folder}: an encoder writes no text; use `tunesmith ask {args.folder} TEXT`")
     model, beside = load(args.folder, offline=args.offline), _beside(args, about)
+    model = model.at(args.task) if args.task else model
     talk = Conversation(model, sampling_of(args, model.sampling), system=args.system, silent=args.json, beside=beside)
     if sys.stdin.isatty():
         log(HELP)

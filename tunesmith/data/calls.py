@@ -46,8 +46,10 @@ def read_tools(value: object, place: str) -> str:
     listed = _parsed(value) if isinstance(value, str) and value.strip() else value
     if not listed or (isinstance(listed, str) and not listed.strip()):
         return ""
+    if isinstance(listed, str):
+        raise DataError(f"{place}: tools are not JSON; write a list of objects, each with name and parameters")
     if not isinstance(listed, list | tuple) or not all(map(_is_tool, listed)):
-        raise DataError(f"{place}: tools are not a list of objects; write each as JSON schema: name, parameters")
+        raise DataError(f"{place}: tools are not a list of objects with a name; write each as JSON schema")
     return json.dumps(list(listed), ensure_ascii=False)
 
 
@@ -72,8 +74,9 @@ def calls_in(text: str) -> list[dict[str, Any]]:
 
 
 def _is_tool(value: object) -> bool:
-    """Whether this describes a tool, as it is or as OpenAI's `function`."""
-    return isinstance(value, Mapping) and isinstance(value.get("function", value), Mapping)
+    """Whether this describes a tool by its name, as it is or as OpenAI's `function`."""
+    inner = value.get("function", value) if isinstance(value, Mapping) else None
+    return isinstance(inner, Mapping) and isinstance(inner.get("name"), str)
 
 
 def _as_call(value: Any) -> dict[str, Any] | None:
@@ -93,7 +96,8 @@ def _call(item: object, place: str) -> Call:
     found = _as_call(given if any(key in given for key in ARGUMENTS) else {**given, "arguments": {}})
     if found is None:
         raise DataError(
-            f'{place} calls a tool without a name or an object; write {{"name": ..., "arguments": {{...}}}}'
+            f"{place} calls a tool without a name, or its arguments are no JSON object; "
+            'write {"name": ..., "arguments": {...}}'
         )
     return Call(found["name"], json.dumps(found["arguments"], ensure_ascii=False))
 

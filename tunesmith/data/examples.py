@@ -15,7 +15,7 @@ from tunesmith.errors import DataError, RowError
 E = TypeVar("E")
 DIALOGUES = ("messages", "conversations")
 DIALOGUE_PARTS = {*DIALOGUES, "system", "tools"}
-PAIR_PARTS = {"prompt", "answer", "input", "system"}
+PAIR_PARTS = {"prompt", "answer", "input", "system", "tools"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ EXPLICIT = (
     "{kind: classify, text: COLUMN, label: COLUMN}",
     "{kind: instruct, prompt: COLUMN, answer: COLUMN}",
     "{kind: preference, prompt: COLUMN, chosen: COLUMN, rejected: COLUMN}",
+    "{kind: domain, text: COLUMN}",
 )
 PARTS = {
     "system": "system turn",
@@ -119,7 +120,11 @@ class _Sample:
 
 def _odd(sample: _Sample) -> str:
     """The first value that keeps columns of known names from being read as texts and labels; nothing without one."""
-    for names, holds, kind in ((TEXTS, _is_text, "text"), (LABELS, _is_label, "label")):
+    for names, holds, kind in (
+        (DIALOGUES, _is_dialogue, "turns"),
+        (TEXTS, _is_text, "text"),
+        (LABELS, _is_label, "label"),
+    ):
         for column in (sample.names[name] for name in names if name in sample.names):
             for row in sample.rows:
                 if not holds(row.fields.get(column)):
@@ -137,6 +142,10 @@ def _are_turns(value: object, *, role: str = "role", content: str = "content") -
 
 def _is_turn(turn: object, role: str, content: str) -> bool:
     return isinstance(turn, dict) and role in turn and content in turn
+
+
+def _is_dialogue(value: object) -> bool:
+    return _are_turns(value) or _are_shares(value)
 
 
 def _are_shares(value: object) -> bool:
@@ -199,7 +208,7 @@ def _alpaca(sample: _Sample) -> Format | None:
     prompt, answer = sample.column(["instruction"], _is_text), sample.column(ANSWERS, _is_text)
     if prompt is None or answer is None:
         return None
-    extra = sample.optional(input=INPUTS, system=SYSTEMS)
+    extra = sample.optional(input=INPUTS, system=SYSTEMS, tools=["tools"])
     return Format("alpaca", "instruct", {"prompt": prompt, **extra, "answer": answer})
 
 
@@ -207,7 +216,7 @@ def _prompt_completion(sample: _Sample) -> Format | None:
     for prompt_name, answer_name in PAIRS:
         prompt, answer = sample.column([prompt_name], _is_text), sample.column([answer_name], _is_text)
         if prompt is not None and answer is not None:
-            extra = sample.optional(system=SYSTEMS)
+            extra = sample.optional(system=SYSTEMS, tools=["tools"])
             return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, "answer": answer})
     return None
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tunesmith.data.examples import Chat, Example, Pair, Thumb
+from tunesmith.data.near import near_copies
 from tunesmith.data.sources import Loaded
 from tunesmith.errors import DataError
 
@@ -19,7 +20,8 @@ class Asking:
 
 
 def set_apart(tasks: Mapping[str, Loaded], asking: Mapping[str, Asking]) -> dict[str, Loaded]:
-    """The tasks without training rows that another holds out: the same text asked about, or the same group.
+    """The tasks without training rows that another holds out: the same text asked about, the same group, or documents
+    that are mostly the same.
 
     Groups are compared where both tasks name the same column. What went is counted and said. Raises DataError where
     fewer than two rows of a task are left.
@@ -37,9 +39,15 @@ def _without(name: str, tasks: Mapping[str, Loaded], asking: Mapping[str, Asking
         held = [*tasks[other].split.validation, *tasks[other].split.test]
         texts = {_text(example, theirs.instruction) for example in held}
         groups = {example.group for example in held} - {""} if mine.group == theirs.group else set()
-        kept = [e for e in train if _text(e, mine.instruction) not in texts and e.group not in groups]
+        near = near_copies(train, held)
+        kept = [
+            example
+            for number, example in enumerate(train)
+            if _text(example, mine.instruction) not in texts and example.group not in groups and number not in near
+        ]
         if len(kept) < len(train):
-            notes.append(f"{len(train) - len(kept)} training rows left out: {other} holds out the same text or group")
+            left_out = f"{len(train) - len(kept)} training rows left out"
+            notes.append(f"{left_out}: {other} holds out the same text, most of it, or the same group")
         train = kept
     if len(train) < 2 <= len(split.train):
         raise DataError(

@@ -60,7 +60,11 @@ def measure(policy: Policy, template: Template) -> General:
 @torch.inference_mode()
 def general_nll(policy: Policy, template: Template) -> float:
     """Nats per token on the shipped general text, in windows that do not see each other."""
-    ids = [i for text in general_text() for i in template.tokenizer(text, add_special_tokens=False)["input_ids"]]
+    ids = [
+        i
+        for text in general_text()
+        for i in template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    ]
     before, _ = frame(template.tokenizer)
     windows = [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW, WINDOW)][:WINDOWS]
     learn = [False] * (len(before) + 1) + [True] * (WINDOW - 1)
@@ -76,7 +80,7 @@ def probe(policy: Policy, template: Template, questions: Sequence[Item]) -> list
     """For each item whether the likeliest option, per character, is the right one. Plain text, no chat format."""
 
     def ids(text: str) -> list[int]:
-        return list(template.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     before, _ = frame(template.tokenizer)
     prompts = [[*before, *ids(item.question)] for item in questions]

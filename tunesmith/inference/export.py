@@ -14,7 +14,7 @@ from tunesmith.inference.modelfile import modelfile
 from tunesmith.model.checkpoint import MANIFEST
 from tunesmith.model.gguf_write import write_adapter_gguf, write_gguf
 from tunesmith.model.quiet import quiet
-from tunesmith.objectives import Classify
+from tunesmith.objectives import Classify, Domain
 
 HEAD = "head.safetensors"
 ROUNDED = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -75,9 +75,14 @@ def write_merged(model: LocalModel, folder: Path, out: Path, *, numbers: str = "
 
 def write_file(model: LocalModel, out: Path, *, numbers: str, name: str) -> None:
     """The merged model as one GGUF file, and a Modelfile for Ollama."""
+    texts = isinstance(model.objective, Domain)
+    if texts:  # it goes on with a text and knows no chats
+        model.template.tokenizer.chat_template = None
     write_gguf(model.policy.network, model.template.tokenizer, out / GGUF, kind=numbers, name=name)
     said = "" if isinstance(model.objective, Classify) else model.objective.instruction
-    (out / "Modelfile").write_text(modelfile(model.template, gguf=GGUF, instruction=said), encoding="utf-8")
+    (out / "Modelfile").write_text(
+        modelfile(model.template, gguf=GGUF, instruction=said, texts=texts), encoding="utf-8"
+    )
 
 
 def write_adapter(model: LocalModel, folder: Path, out: Path) -> None:

@@ -57,8 +57,8 @@ class LlamaCpp:
         return found
 
     def ids(self, text: str) -> list[int]:
-        """A text as the file's tokenizer cuts it."""
-        asked = {"content": text, "add_special": False, "parse_special": True}
+        """A text as the file's tokenizer cuts it, with what it puts before every text."""
+        asked = {"content": text, "add_special": True, "parse_special": True}
         return [int(token) for token in self._post("tokenize", asked)["tokens"]]
 
     def answers(self, prompts: Sequence[list[int]], *, longest: int) -> list[str]:

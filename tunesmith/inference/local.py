@@ -13,6 +13,7 @@ from tunesmith.data.template import Template, Tokens
 from tunesmith.data.windows import beginning
 from tunesmith.errors import RecipeError
 from tunesmith.model.batch import TOKENS_PER_PASS, Batch, cut, pack
+from tunesmith.model.families import positions_of
 from tunesmith.model.generate import before_stop, generate, option_scores, stream
 from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
@@ -65,7 +66,9 @@ class LocalModel:
         if not tasks and not task:
             return self
         if not isinstance(self.objective, Multitask) or task not in tasks:
-            known = f"name one of: {', '.join(tasks)}" if tasks else "this model has one task; leave the name out"
+            known = (
+                f"name one as `task`: {', '.join(tasks)}" if tasks else "this model has one task; leave the name out"
+            )
             raise RecipeError(f"task {task!r}: {known}" if task else f"several tasks in one model; {known}")
         policy, objective = self.objective.seen(self.policy, task), tasks[task].objective
         return replace(self, policy=policy, objective=objective, temperature=self.temperatures.get(task, 1.0))
@@ -77,7 +80,7 @@ class LocalModel:
     def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling | None = None) -> list[Reply]:
         """An answer to each, in order."""
         sampling = sampling or self.sampling
-        prompts = [self.prompt(messages) for messages in batch]
+        prompts = [self.prompt(messages, answer=sampling.max_new_tokens) for messages in batch]
         drawn = generate(self._decoder(), prompts, sampling=sampling, template=self.template)
         return [
             Reply(
@@ -91,8 +94,9 @@ class LocalModel:
 
     def stream(self, messages: Sequence[Message], *, sampling: Sampling | None = None) -> Iterator[str]:
         """One answer, in pieces as it comes."""
-        prompt = self.prompt(messages)
-        yield from stream(self._decoder(), prompt, sampling=sampling or self.sampling, template=self.template)
+        sampling = sampling or self.sampling
+        prompt = self.prompt(messages, answer=sampling.max_new_tokens)
+        yield from stream(self._decoder(), prompt, sampling=sampling, template=self.template)
 
     def scores(self, messages: Sequence[Message], options: Sequence[str]) -> list[float]:
         """Log-probability of each given answer."""
@@ -100,10 +104,10 @@ class LocalModel:
 
     def options(self, batch: Sequence[Sequence[Message]], answers: Sequence[str]) -> Tensor:
         """[B, O]: log-probability of every given answer after every question."""
-        prompts = [self.prompt(messages) for messages in batch]
         ids = [self.template.answer(batch[0], text) for text in answers]
         ends = self.template.end_ids if _one_begins_another(ids) else []
         ids = [[*option, *ends] for option in ids]
+        prompts = [self.prompt(messages, answer=max(map(len, ids))) for messages in batch]
         return option_scores(self._decoder(), prompts, [ids] * len(prompts))
 
     def generate(self, prompts: Sequence[str], *, sampling: Sampling | None = None, task: str = "") -> list[str]:
@@ -122,7 +126,8 @@ class LocalModel:
     def complete(self, texts: Sequence[str], *, sampling: Sampling | None = None) -> list[Reply]:
         """How each text goes on, no chat around it; of a text that is too long its end counts."""
         sampling = sampling or self.sampling
-        starts = [beginning(text, self.template, limit=self.limit) for text in texts]
+        room = self.room(sampling.max_new_tokens)
+        starts = [beginning(text, self.template, limit=room) for text in texts]
         drawn = generate(self._decoder(), starts, sampling=sampling, template=self.template)
         return [
             Reply(before_stop(self.template.decode(d.ids), sampling.stop), len(start), len(d.ids), d.finished)
@@ -209,9 +214,15 @@ class LocalModel:
             raise RecipeError("generate: an encoder writes no text; use classify or embed, or tune a decoder")
         return self.policy
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a question, its longest turn shortened where it exceeds the limit."""
-        fitted, _ = self.template.fit(messages, self.limit)
+    def room(self, answer: int) -> int:
+        """Tokens that a prompt may have: the limit, less where an answer of so many would run out of positions."""
+        virtual = 0 if self.policy.virtual is None else self.policy.virtual.size
+        positions = positions_of(self.policy.network.config.to_dict())
+        return min(self.limit, positions - virtual - answer) if positions else self.limit
+
+    def prompt(self, messages: Sequence[Message], *, answer: int = 0) -> list[int]:
+        """The ids of a question, its longest turn shortened where it leaves no room for an answer of so many."""
+        fitted, _ = self.template.fit(messages, self.room(answer))
         return self.template.prompt(fitted)
 
     def about(self, text: str, wording: str = "") -> list[Message]:

@@ -12,11 +12,15 @@ from tunesmith.data.template import Template
 SYSTEM, USER, ANSWER = "\ue000", "\ue001", "\ue002"
 
 
-def modelfile(template: Template, *, gguf: str, instruction: str = "") -> str:
-    """The file; where chats are not written turn after turn it has no template, and says so."""
+def modelfile(template: Template, *, gguf: str, instruction: str = "", texts: bool = False) -> str:
+    """The file; where chats are not written turn after turn it has no template, and says so. Of texts the model goes on
+    with what it is given."""
     lines = [f"FROM ./{gguf}", "PARAMETER temperature 0"]
     if instruction:
         lines.append(f"# It learned behind an instruction; write it before each text: {' '.join(instruction.split())}")
+    stops = [f'PARAMETER stop "{template.tokenizer.decode([stop])}"' for stop in sorted(template.stop_ids)]
+    if texts:
+        return "\n".join([*lines, 'TEMPLATE """{{ .Prompt }}"""', *stops, ""])
     turns = _turns(template)
     if turns is None:
         return "\n".join([*lines, "# Chats are not written turn after turn here, so no TEMPLATE can say how.", ""])
@@ -25,7 +29,6 @@ def modelfile(template: Template, *, gguf: str, instruction: str = "") -> str:
     lines.append(f'TEMPLATE """{said}{{{{ .Response }}}}"""')
     if system:
         lines.append(f'SYSTEM """{system}"""')
-    stops = [f'PARAMETER stop "{template.tokenizer.decode([stop])}"' for stop in sorted(template.stop_ids)]
     return "\n".join([*lines, *stops, ""])
 
 

@@ -25,6 +25,8 @@ class Plain:
             self._network: Any = _opened(AutoModelForCausalLM, folder, adapter, options)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(adapter or folder, local_files_only=True)
         self._network.eval()
+        # The base's own generation_config stays in force under an adapter.
+        self._how = {} if adapter is None else {"repetition_penalty": 1.0}
         self._virtual = adapter is not None and self._network.active_peft_config.is_prompt_learning
         ends = self._network.generation_config.eos_token_id
         self._stops = ends if isinstance(ends, list) else [ends]
@@ -50,7 +52,7 @@ class Plain:
     def _generated(self, ids: list[int], longest: int) -> list[int]:
         asked = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
         with quiet():
-            out = self._network.generate(**asked, do_sample=False, max_new_tokens=longest)
+            out = self._network.generate(**asked, **self._how, do_sample=False, max_new_tokens=longest)
         return list(out[0, len(ids) :].tolist())
 
     def _token_by_token(self, ids: list[int], longest: int) -> list[int]:

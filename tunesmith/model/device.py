@@ -30,6 +30,10 @@ NOT_ONE_ROW = (
     "memory does not hold one row at a time; lower data.max_tokens, "
     "or take a technique that needs less (`tunesmith plan` says which)"
 )
+NOT_ITS_MOMENTS = (
+    "memory does not hold the optimizer's two numbers for each that moves; "
+    "take a technique that moves fewer (`tunesmith plan` says which)"
+)
 
 
 @dataclass(frozen=True, slots=True)

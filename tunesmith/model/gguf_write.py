@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
+from tunesmith.data.tokenizer import leading_bos
 from tunesmith.errors import ModelError
 
 Quantization = gguf.GGMLQuantizationType
@@ -136,7 +137,8 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, *, words: int, name:
     ):
         if number is not None:
             add(number)
-    writer.add_add_bos_token(False)  # the template writes what stands at the beginning
+    # Of chats the template writes what stands at the beginning.
+    writer.add_add_bos_token(not tokenizer.chat_template and leading_bos(tokenizer) is not None)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
 

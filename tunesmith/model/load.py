@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -28,6 +29,7 @@ from tunesmith.model.families import family_of
 from tunesmith.model.gguf_file import read_gguf
 from tunesmith.model.quiet import quiet
 from tunesmith.model.shipped import SHIPPED, fetch, nearest
+from tunesmith.model.virtual import takes_past
 
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -74,6 +76,8 @@ def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = 
         choose_pad(base.tokenizer, rows=base.network.get_input_embeddings().num_embeddings)
         _learn_the_end(base.network, base.tokenizer)
         base.network.eval()
+        if base.family == "decoder":
+            _ready_to_answer(base.network, where=name)
     return base
 
 
@@ -247,6 +251,22 @@ def _learn_the_end(network: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     embedding = network.get_input_embeddings()
     if embedding.padding_idx is not None and embedding.padding_idx == tokenizer.eos_token_id:
         embedding.padding_idx = None
+
+
+def _ready_to_answer(network: Any, *, where: str) -> None:
+    """A decoder that answers from what it is told alone. Raises ModelError for one that answers are not drawn from.
+
+    Penalties and temperatures of its generation_config would stay in every copy that is saved, and are not measured.
+    """
+    if not takes_past(network):
+        raise ModelError(
+            f"{where}: a {network.config.model_type} does not go on from keys and values, as answers are drawn here; "
+            "choose a decoder of the Llama, Qwen, Gemma or GPT-2 kind"
+        )
+    own = network.generation_config
+    network.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Domain(BaseModel):
 
     def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
         """Texts, one per row."""
-        return list(texts(rows, text=self.text or _column(rows), group=group))
+        return list(texts(rows, text=self.text or text_column(rows), group=group))
 
     def bind(self, examples: Sequence[Example], family: str) -> Domain:
         """The headline by the family, for a decoder predicts next tokens and an encoder hidden words; the terms."""
@@ -90,7 +90,7 @@ class Domain(BaseModel):
         return Loss(policy.head.sum_nll(policy.learned(batch), batch.targets), self.units(batch))
 
 
-def _column(rows: Sequence[Row]) -> str:
+def text_column(rows: Sequence[Row]) -> str:
     """The column with the text: the one of that name even where others would make another objective of the rows."""
     by_name = {name.strip().lower(): name for name in columns_of(rows)}
     named = next((by_name[name] for name in DOCUMENTS if name in by_name), "")

@@ -49,13 +49,14 @@ class Instruct(BaseModel):
         there = set(columns_of(rows))
         if self.tools and self.tools not in there:
             refuse([missing_column(rows, self.tools)])
-        tools = {"tools": self.tools} if self.tools else {}
+        taken = {self.messages, self.prompt, self.answer}
+        beside: dict[str, str] = {part: part for part in ("system", "tools") if part in there - taken}
+        beside |= {"tools": self.tools} if self.tools else {}
         if self.messages:
-            beside: dict[str, str] = {part: part for part in ("system", "tools") if part in there - {self.messages}}
-            return {"messages": self.messages, **beside, **tools}
+            return {"messages": self.messages, **beside}
         named = {part: column for part, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
         if len(named) == 2:
-            return named
+            return {**named, **beside}
         found = detect(rows).columns
         if named and not {"prompt", "answer"} <= set(found):
             part = next(iter(named))
@@ -63,7 +64,7 @@ class Instruct(BaseModel):
                 f"{file_of(rows)}: objective.{part} is named, and the rows show no other part beside it; "
                 "name objective.prompt and objective.answer"
             )
-        return {**found, **named, **tools}
+        return {**beside, **found, **named, **({"tools": self.tools} if self.tools else {})}
 
     def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
         """Chats, one per row."""
@@ -71,7 +72,11 @@ class Instruct(BaseModel):
         return [_judged(_to_last_answer(chat), calls=self.metric == "tool_calls") for chat in found]
 
     def bind(self, examples: Sequence[Example], family: str) -> Instruct:
-        """The longest answer set from those of the rows."""
+        """The longest answer set from those of the rows. Raises DataError where calls are scored and there are none."""
+        if self.metric == "tool_calls" and not any(
+            m.calls for e in examples if isinstance(e, Chat) for m in e.messages
+        ):
+            raise DataError("objective.metric: tool_calls, and no answer of the rows calls a tool; leave metric out")
         if self.max_new_tokens:
             return self
         return self.model_copy(update={"max_new_tokens": room_for([reference(example) for example in examples])})

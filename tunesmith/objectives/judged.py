@@ -33,7 +33,9 @@ def answered(
 
     The prompt gives way as far as the longest answer needs it to; an answer that is too long alone loses its end.
     """
-    longest = max(answers, key=lambda text: len(template.tokenizer(text, add_special_tokens=False)["input_ids"]))
+    longest = max(
+        answers, key=lambda text: len(template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    )
     fitted, shortened = template.fit([*prompt, Message("assistant", longest)], limit)
     start = len(template.prompt(fitted[:-1]))
     rows = []

@@ -20,8 +20,36 @@ from tunesmith.techniques import TECHNIQUES, Lora
 # Words that are read before any file of that name; `./votes` is the file.
 WORDS = (VOTES, PEOPLE, SELF)
 # Sections that a word may stand for, and the key that the word is.
+TAG = "tag:yaml.org,2002:"
+# What is said for pydantic's words, by the kind of fault.
+FINDINGS = {
+    "dict_type": "has to be a mapping of keys",
+    "model_type": "has to be a mapping of keys",
+    "model_attributes_type": "has to be a mapping of keys",
+    "tuple_type": "has to be a list, such as [a, b]",
+    "list_type": "has to be a list, such as [a, b]",
+    "string_pattern_mismatch": "a name begins with a letter of a to z, and only such letters, digits, - and _ follow",
+}
 SHORT = {"objective": "kind", "technique": "kind", "documents": "source", "data": "train"}
 R = TypeVar("R", bound=Rows)
+
+
+class _Once(yaml.SafeLoader):
+    """YAML in which no key stands twice beside itself, where the last would silently win, and none is a truth value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping. Raises ConstructorError, which names the line."""
+        seen = set[str]()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            found = ""
+            if key.tag == f"{TAG}bool":
+                found = f"{key.value!r} is a truth value here, quote it"
+            elif key.value in seen and key.tag != f"{TAG}merge":
+                found = f"{key.value!r} stands twice"
+            if found:
+                raise yaml.constructor.ConstructorError(None, None, found, key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
@@ -31,14 +59,15 @@ def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recip
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Once)  # noqa: S506, a SafeLoader
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
         raise RecipeError(
             f"{path}: no such file; {f'did you mean {near[0]}?' if near else '`tunesmith init DATA` writes one'}"
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: not YAML ({' '.join(str(error).split())}); mend that line") from None
+        said = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
+        raise RecipeError(f"{path}: not YAML ({said}); mend that line") from None
     if not isinstance(raw, dict):
         raise RecipeError(
             f"{path}: a recipe is a mapping of keys, found {type(raw).__name__}; `tunesmith init DATA` writes one"
@@ -76,8 +105,12 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with data paths that exist beside it made to start from its folder."""
 
     def anchor(value: float | str) -> float | str:
-        beside = folder / value if isinstance(value, str) and value and value not in WORDS else None
-        return str(beside) if beside is not None and not Path(str(value)).is_absolute() and beside.exists() else value
+        if not isinstance(value, str) or not value or value in WORDS or Path(value).is_absolute():
+            return value
+        beside = folder / value
+        # A file that is nowhere is missed beside the recipe, where its neighbours are; other words may name Hub data.
+        missed = bool(beside.suffix) and beside.parent.is_dir() and not Path(value).exists()
+        return str(beside) if beside.exists() or missed else value
 
     def placed(rows: R) -> R:
         files = {"train": rows.train, "validation": rows.validation, "test": rows.test}
@@ -142,7 +175,7 @@ def _explain(error: ValidationError, place: str) -> str:
     """One line for the first fault: dotted path, finding, cure."""
     fault = error.errors()[0]
     # pydantic names the member of a union inside the path; people wrote no such key.
-    path = key_of(fault["loc"])
+    path = [part for part in key_of(fault["loc"]) if part != "[key]"]
     section = _section(path)
     dotted = ".".join(
         p for i, p in enumerate(path) if not (i and path[i - 1] in ("objective", "technique") and p in _KINDS)
@@ -152,7 +185,7 @@ def _explain(error: ValidationError, place: str) -> str:
         return f"{place}: unknown key {dotted!r}{nearest(path[-1], known)}; keys here: {', '.join(known)}"
     if fault["type"] == "missing":
         return f"{place}: {dotted} is missing; add it"
-    finding = fault["msg"].removeprefix("Value error, ")
+    finding = FINDINGS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
     if fault["type"] == "literal_error":  # pydantic writes Python, recipes are YAML
         finding = finding.replace("True or False", "true or false")
     if not path:  # a finding about the recipe as a whole, which names its own keys

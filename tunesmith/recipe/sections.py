@@ -71,7 +71,8 @@ def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[
             return value
         value = dict(value)
         kind = str(value.get("kind", ""))
-        value |= shorthands.get(kind, {})
+        short = shorthands.get(kind, {})
+        value = {**short, **value, "kind": short.get("kind", kind)}
         if value.get("kind") not in kinds:
             known = sorted(kinds | set(shorthands))
             raise ValueError(f"unknown kind {kind!r}{nearest(kind, known)}; known: {', '.join(known)}")

@@ -15,7 +15,7 @@ from tunesmith.report import figures
 from tunesmith.report.facts import Contender, Facts, contenders
 from tunesmith.report.figures import bounds, count, figure, metric_name, p_value, share, signed
 from tunesmith.report.schema import PartOfMany
-from tunesmith.report.snippets import python_lines, transformers_lines
+from tunesmith.report.snippets import ask_line, python_lines, transformers_lines
 from tunesmith.report.summary import in_short
 
 COMMAND = "tunesmith tune recipe.yaml --out again"
@@ -189,7 +189,7 @@ def _data(facts: Facts) -> str:
 
 
 def _use(facts: Facts) -> str:
-    ask = "tunesmith ask . 'your text'" if facts.report.objective != "reward" else "tunesmith evaluate . --data PAIRS"
+    ask = "tunesmith evaluate . --data PAIRS" if facts.report.objective == "reward" else ask_line(facts)
     parts = ["## Use", "In the folder of this card:", fence(ask, "sh"), fence("\n".join(python_lines(facts)), "python")]
     lines = transformers_lines(facts, base=hub_id(facts.report.model) or "PATH/TO/THE/BASE")
     if lines:

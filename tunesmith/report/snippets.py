@@ -11,6 +11,15 @@ from tunesmith.report.figures import clean
 TEXT, MASK = "your text", "[MASK]"
 
 
+def ask_line(facts: Facts) -> str:
+    """The command that asks the model, of several tasks as the first."""
+    objective = facts.recipe.objective
+    if isinstance(objective, Multitask):
+        return f"tunesmith ask . '{TEXT}' --task {next(iter(objective.tasks))}"
+    fills = isinstance(objective, Domain) and facts.report.family == "encoder"
+    return f"tunesmith ask . '{TEXT} {_mask(facts)}'" if fills else f"tunesmith ask . '{TEXT}'"
+
+
 def python_lines(facts: Facts) -> list[str]:
     """The tuned model through Tunesmith."""
     loaded = ["import tunesmith", "", 'model = tunesmith.load(".")']
@@ -41,17 +50,19 @@ def _asked_by_task(objective: Multitask) -> list[str]:
 
 
 def transformers_lines(facts: Facts, *, base: str) -> list[str]:
-    """The tuned model through transformers and PEFT; none where a head of our own stands between model and label."""
+    """The tuned model through transformers and PEFT; none where they would answer otherwise, or by a head of ours."""
     objective = facts.recipe.objective
     headed = isinstance(objective, Multitask | Reward) or (
         isinstance(objective, Classify) and objective.output != "words"
     )
-    if facts.report.family != "decoder" or headed:
+    # PEFT 0.21's `generate` draws other tokens than its own forward behind virtual ones.
+    if facts.report.family != "decoder" or headed or facts.recipe.technique.virtual_tokens():
         return []
+    how = "" if facts.report.technique == "full" else ", repetition_penalty=1.0"
     return [
         *_loading(facts, base),
         *_asking(facts),
-        f"answer = model.generate(**asked, do_sample=False, max_new_tokens={_longest(facts)})",
+        f"answer = model.generate(**asked, do_sample=False{how}, max_new_tokens={_longest(facts)})",
         'print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
 

@@ -25,7 +25,9 @@ class Lora(Adapter):
         16, ge=1, le=1024, description="width of the update; 8-16 is enough up to some million learned tokens"
     )
     alpha: int = Field(0, ge=0, description="scale; 0: twice the rank, with rslora 8")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the update's input")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout on the update's input; off under losses that compare with the start"
+    )
     targets: str | tuple[str, ...] = Field(
         "all-linear", description="layers by name, a pattern of names, or all-linear"
     )

@@ -37,7 +37,7 @@ class Prefix(soft.Soft):
         return self.tokens
 
     def refusal(self, base: Any, *, family: str) -> str:
-        """A decoder must go on from keys and values, an encoder must take some."""
+        """An encoder must take keys and values from outside; every decoder here does."""
         if family == "encoder" and "cache" not in inspect.signature(base.base_model.forward).parameters:
             return f"a {base.config.model_type} takes no keys and values from outside; nearest that works: prompt"
         return super().refusal(base, family=family)

@@ -11,7 +11,7 @@ import torch
 from tunesmith.errors import RecipeError
 from tunesmith.model.policy import Policy
 from tunesmith.model.quiet import quiet
-from tunesmith.model.virtual import Virtual, takes_past
+from tunesmith.model.virtual import Virtual
 from tunesmith.techniques.adapter import Adapter
 
 # PEFT's model only puts virtual tokens before a row where it is told what the model is for.
@@ -20,13 +20,6 @@ TASKS = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
 
 class Soft(Adapter):
     """A technique of virtual tokens."""
-
-    def refusal(self, base: Any, *, family: str) -> str:
-        """A decoder must go on from keys and values."""
-        if family == "encoder" or takes_past(base):
-            return ""
-        kind = base.config.model_type
-        return f"a {kind} keeps more of a row than keys and values; nearest that works: technique: lora"
 
     def _before(self, base: Any, config: Any, *, family: str, start: torch.Tensor | None = None) -> Policy:
         """A policy whose numbers are virtual tokens by this configuration, `start` their first values where given."""

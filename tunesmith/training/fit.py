@@ -16,7 +16,7 @@ from torch import Tensor
 from tunesmith.errors import Refused, RewardError
 from tunesmith.model.batch import Batch, halved
 from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
-from tunesmith.model.device import NOT_ONE_ROW, out_of_memory
+from tunesmith.model.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.model.rollout import Figures, added
 from tunesmith.objectives.base import Learner, Together
@@ -198,12 +198,7 @@ def _make_room(policy: Policy, *, run: tuple[Plan, Hooks, State]) -> None:
 
 
 def step(
-    policy: Policy,
-    learner: Learner,
-    batches: Sequence[Batch],
-    *,
-    optimizer: torch.optim.Optimizer,
-    clip: float,
+    policy: Policy, learner: Learner, batches: Sequence[Batch], *, optimizer: torch.optim.Optimizer, clip: float
 ) -> tuple[float, float]:
     """Loss per unit over a window of micro-batches, and the gradient's norm, after moving the numbers once."""
     loss, _ = accumulate(policy, learner, ready(policy, learner, batches))
@@ -235,9 +230,14 @@ def accumulate(policy: Policy, learner: Learner, prepared: Sequence[Batch]) -> t
 
 
 def _move(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: float) -> float:
-    """The gradient's norm, after moving the numbers once and dropping the gradient."""
+    """The gradient's norm, after moving the numbers once and dropping the gradient. Raises Refused."""
     norm = torch.nn.utils.clip_grad_norm_([value for _, value in policy.trainable()], clip)
-    optimizer.step()
+    try:
+        optimizer.step()
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise Refused(NOT_ITS_MOMENTS) from error
     optimizer.zero_grad(set_to_none=True)
     return float(norm)
 

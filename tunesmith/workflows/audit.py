@@ -174,7 +174,7 @@ def model_tools(name: str, *, limit: int, offline: bool) -> dict[str, Any]:
     longest = positions_of(base.network.config.to_dict()) or limit or LONGEST
 
     def count(texts: Sequence[str]) -> list[int]:
-        return [len(ids) for ids in base.tokenizer(list(texts))["input_ids"]]
+        return [len(ids) for ids in base.tokenizer(list(texts), verbose=False)["input_ids"]]
 
     found: dict[str, Any] = {"count": count, "limit": min(limit or longest, longest), "read": partial(_read, base)}
     if base.family != "encoder":

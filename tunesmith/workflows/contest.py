@@ -26,6 +26,7 @@ from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import Machine, choose_machine
+from tunesmith.model.families import positions_of
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Instruct
@@ -262,4 +263,4 @@ def file_name(arm: str) -> str:
 
 def room_of(policy: Policy) -> int:
     """The longest prompt in tokens: three quarters of what a model can hold, the rest is for the answer."""
-    return min(LIMIT, int(policy.network.config.max_position_embeddings) * 3 // 4)
+    return min(LIMIT, (positions_of(policy.network.config.to_dict()) or LIMIT) * 3 // 4)

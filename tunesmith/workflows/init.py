@@ -193,8 +193,9 @@ def _data(examples: Sequence[Example], group: str, *, model: str, reasons: dict[
 
 
 def _size(example: Example) -> int:
-    """Bytes of a row: three make about a token of European text, and one letter of Chinese."""
-    return len(written(example).encode())
+    """Bytes of a row, tools among them: three make about a token of European text, and one letter of Chinese."""
+    tools = sum(len(m.tools.encode()) for m in example.messages) if isinstance(example, Chat) else 0
+    return len(written(example).encode()) + tools
 
 
 def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons: dict[str, str]) -> str:

@@ -126,11 +126,12 @@ def _asked(model: LocalModel, rows: Sequence[Prediction]) -> _Asked:
     if isinstance(objective, Domain):
         return _Asked([], texts, [template.document(text, limit=BEGINNING).ids for text in texts], BEGINNING)
     if isinstance(objective, Classify):
-        chats = [template.fit(objective.messages(text), model.limit)[0] for text in texts]
-        longest = 2 + max(len(template.answer(chats[0], label)) for label in objective.labels)
+        asked = [objective.messages(text) for text in texts]
+        longest = 2 + max(len(template.answer(asked[0], label)) for label in objective.labels)
     else:
-        chats = [template.fit([Message("user", text)], model.limit)[0] for text in texts]
+        asked = [[Message("user", text)] for text in texts]
         longest = model.sampling.max_new_tokens
+    chats = [template.fit(messages, model.room(longest))[0] for messages in asked]
     return _Asked(chats, [], [template.prompt(chat) for chat in chats], longest)
 
 

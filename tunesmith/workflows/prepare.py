@@ -12,6 +12,7 @@ from torch import Tensor
 from tunesmith.data.audit.gate import gate
 from tunesmith.data.examples import Example
 from tunesmith.data.masking import Masking
+from tunesmith.data.rows import read_rows
 from tunesmith.data.sources import Loaded, Sources, check_names, load
 from tunesmith.data.split import Split
 from tunesmith.data.tasks import Asking, set_apart
@@ -21,7 +22,7 @@ from tunesmith.model.device import Machine, choose_machine
 from tunesmith.model.families import positions_of
 from tunesmith.model.load import Base, LoadOptions, load_base
 from tunesmith.objectives import Classify, Domain, Multitask, Rl
-from tunesmith.recipe import AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
+from tunesmith.recipe import SELF, AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
 from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.rewards import check_reward
 
@@ -102,6 +103,8 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
     check_pair(recipe, base.family)
     check_gates(recipe, base.family)
     check_replay(recipe, base.family)
+    if recipe.replay.share and recipe.replay.source != SELF:
+        general_texts(recipe, offline=offline)  # what is wrong with them is told before a run begins
     check_technique(recipe, base.network, base.family)
     recipe = _with_room(recipe, base, listen)
     found = {name: _encoded(part, loaded[name], base, machine) for name, part in _parts(recipe).items()}
@@ -227,6 +230,11 @@ def encode_all(
     return [objective.encode(example, template, limit=limit) for example in examples]
 
 
+def general_texts(recipe: Recipe, *, offline: bool) -> Sequence[Example]:
+    """The texts of the file that `replay` mixes in. Raises DataError."""
+    return Domain().examples(read_rows(recipe.replay.source, offline=offline), group="")
+
+
 def masking_of(objective: AnyObjective, template: Template, seed: int) -> Masking | None:
     """How words are hidden from an encoder that learns the language of a field; None for all else."""
     if not isinstance(objective, Domain) or template.chats:
@@ -240,7 +248,8 @@ def _with_room(recipe: Recipe, base: Base, listen: Listener) -> Recipe:
     positions = positions_of(base.network.config.to_dict())
     if virtual:
         positions = min(positions or base.tokenizer.model_max_length, base.tokenizer.model_max_length)
-    longest = positions - virtual
+    drawn = recipe.objective.max_new_tokens if isinstance(recipe.objective, Rl) else 0  # behind the longest row
+    longest = positions - virtual - drawn
     if longest >= wanted or not positions:
         return recipe
     if longest < SHORTEST:

@@ -165,9 +165,10 @@ def _beginnings(sequences: Sequence[Tokens], template: Template) -> str:
     once = sum(tokens.ids[:1] == [bos] for tokens in sequences)
     if once == len(sequences):
         return f"every row begins with exactly one {name}"
-    wanted = template.tokenizer("a")["input_ids"][:1] == [bos]
-    if wanted or once:
+    if template.tokenizer("a")["input_ids"][:1] == [bos]:
         return f"warning: {len(sequences) - once} rows do not begin with {name}; mend the chat template"
+    if once:
+        return f"{once} rows begin with {name}, as chats do by their template; of the others none, as this model has it"
     return f"no row begins with {name}: this model puts none"
 
 

@@ -15,10 +15,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from tunesmith.data.examples import Example, Text
+from tunesmith.data.examples import Text
 from tunesmith.data.files import write_whole
 from tunesmith.data.near import near_copies
-from tunesmith.data.rows import read_rows
 from tunesmith.data.template import Encoded
 from tunesmith.data.windows import frame
 from tunesmith.errors import DataError
@@ -27,7 +26,7 @@ from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Domain
 from tunesmith.recipe import SELF, Recipe
-from tunesmith.workflows.prepare import Listener, Prepared, encode_all
+from tunesmith.workflows.prepare import Listener, Prepared, encode_all, general_texts
 
 # A rise of general text up to so many nats per token, and the share of general rows that is worth having then: one in
 # twenty to one in ten for a field that is near, more for one that is far (Ibrahim et al. 2024, arXiv 2403.08763).
@@ -58,6 +57,7 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     rows = _rows(prepared, kept, wanted)
     note = f"{len(rows)} general rows mixed in ({len(rows) / (len(rows) + len(prepared.train)):.1%} of the rows)"
     source = "written by the base itself" if replay.source == SELF else f"from {Path(replay.source).name}"
+    listen({"event": "note", "text": f"{note}, {source}"})
     facts = replace(prepared.facts, notes=(*prepared.facts.notes, f"{note}, {source}"))
     return replace(prepared, train=[*prepared.train, *rows], facts=facts)
 
@@ -100,7 +100,7 @@ def _rows(prepared: Prepared, kept: Path, wanted: int) -> list[Encoded]:
 def _texts(prepared: Prepared, *, offline: bool) -> list[str]:
     """The texts of the user's file, but for what is near to held-out documents."""
     split = prepared.loaded.split
-    found: Sequence[Example] = Domain().examples(read_rows(prepared.recipe.replay.source, offline=offline), group="")
+    found = general_texts(prepared.recipe, offline=offline)
     near = near_copies(found, [*split.validation, *split.test])
     return [e.text for i, e in enumerate(found) if isinstance(e, Text) and i not in near]
 

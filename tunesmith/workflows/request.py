@@ -12,6 +12,8 @@ from typing import Any
 from tunesmith.aliases import changed_keys
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row, as_word, keep, read_rows
+from tunesmith.objectives import Domain
+from tunesmith.objectives.domain import text_column
 from tunesmith.recipe import Recipe, load_recipe, make_recipe
 
 # Columns whose rows belong together in the data sets people bring; the first that is there is used.
@@ -84,7 +86,7 @@ def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Request:
             f"passes over the training rows: {epochs}, about {steps} steps (--set schedule.epochs=N for others)"
         )
     recipe, translated = make_recipe(raw, place=source, changes=changes)
-    mapping = [] if _names_columns(recipe) else [detect(rows).explain()]
+    mapping = [] if _names_columns(recipe) else [_explained(recipe, rows)]
     return Request(recipe, (*translated, *mapping, *notes))
 
 
@@ -103,8 +105,15 @@ def _mapping(recipe: Recipe, *, offline: bool) -> list[str]:
     for name, one in (recipe.parts or {"": recipe}).items():
         if not _names_columns(one):
             rows = keep(read_rows(one.data.train, offline=offline), one.data.where)
-            found.append(f"{name}: {detect(rows).explain()}" if name else detect(rows).explain())
+            found.append(f"{name}: {_explained(one, rows)}" if name else _explained(one, rows))
     return found
+
+
+def _explained(recipe: Recipe, rows: Sequence[Row]) -> str:
+    """One line that shows what was detected; of texts alone only their column counts."""
+    if isinstance(recipe.objective, Domain):
+        return f"detected texts: {text_column(rows)} -> what is read"
+    return detect(rows).explain()
 
 
 def _names_columns(recipe: Recipe) -> bool:

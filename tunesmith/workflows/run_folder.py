@@ -15,6 +15,7 @@ from tunesmith.errors import CheckpointError
 from tunesmith.recipe import Recipe
 
 PAGE = "run.json"
+LONGEST = 60  # characters of each part of a name; the digest at its end tells runs apart
 
 
 def of_task(run: Path, task: str) -> Path:
@@ -99,4 +100,4 @@ def _name(recipe: Recipe, identity: str) -> str:
         recipe.technique.kind,
         Path(recipe.model).name,
     )
-    return "-".join(re.sub(r"[^\w.]+", "-", part) for part in parts) + f"-{identity[:6]}"
+    return "-".join(re.sub(r"[^\w.]+", "-", part)[:LONGEST] for part in parts) + f"-{identity[:6]}"

@@ -71,7 +71,7 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     hooks = Hooks(
         folder=out / "checkpoints",
         record=_recorder(journal, trackers, listen, beside),
-        resumed=lambda step: _rewound(journal, batches, step),
+        resumed=lambda step: _rewound(journal, batches, step, listen),
         validate=lambda: _judged(prepared, policy, watch, beside),
         stop=watch.stop,
         smaller=lambda step: _smaller(batches, step, journal=journal, listen=listen),
@@ -129,8 +129,10 @@ def _ran_out(step: int, tokens: int) -> str:
     return f"out of memory in step {step + 1}: at most {tokens} tokens at once from there on, as many rows a step"
 
 
-def _rewound(journal: Journal, batches: Batches | MixedBatches, step: int) -> None:
-    """The journal up to this step, and no more at once than memory held by then."""
+def _rewound(journal: Journal, batches: Batches | MixedBatches, step: int, listen: Listener) -> None:
+    """The journal up to this step, and no more at once than memory held by then; a run that goes on says from where."""
+    if step:
+        listen({"event": "note", "text": f"going on after step {step}"})
     journal.rewind(step)
     for record in journal.read():
         if AT_ONCE in record:
@@ -169,7 +171,7 @@ def _opening(prepared: Prepared) -> list[int]:
     words = objective.instruction
     if isinstance(objective, Classify):
         words = f"{', '.join(objective.labels)}. {words}"
-    ids: list[int] = prepared.template.tokenizer(words, add_special_tokens=False)["input_ids"]
+    ids: list[int] = prepared.template.tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"]
     return ids or prepared.train[0].sequences[0].ids
 
 

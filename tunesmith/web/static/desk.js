@@ -24,19 +24,24 @@ async function act(path, extra, done) {
   if (busy) return;
   busy = true;
   pending = () => act(path, extra, done);
+  const asking = rater;
   try {
-    state = await ask(path, { ...who(), ...extra });
+    const answer = await ask(path, { ...who(), ...extra });
+    if (asking !== rater) return; // what comes for one person is not shown to the next
+    state = answer;
     pending = null;
     if (path === "vote") drafts.delete(extra.item);
     find("fault").hidden = true;
     show();
     find("said").textContent = done;
   } catch (error) {
+    if (asking !== rater) return;
     // What was refused would be again; and an undo whose answer was lost may be done, and would take back one more.
     if (path === "undo" || (error instanceof Refused && path !== "next")) pending = next;
     fault(error.message);
   } finally {
     busy = false;
+    if (asking !== rater) next();
   }
 }
 
@@ -168,6 +173,7 @@ function named(event) {
     tell("release", who());
     given.clear();
     drafts.clear();
+    state = pending = null; // the item on the page is not theirs
   }
   rater = name;
   keep(NAME, rater);

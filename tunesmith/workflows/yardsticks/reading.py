@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from tunesmith.data.examples import Text
 from tunesmith.data.template import Template
+from tunesmith.errors import DataError
 from tunesmith.evaluation.likelihood import (
     REPORTED,
     Asked,
@@ -123,6 +124,8 @@ class Reading:
         masking = masking_of(self._objective, template, self._frozen.seed)
         asked = Asked(self._frozen.limit, self._objective.terms, masking)
         told = read(policy, template, [e.text for e in self._examples if isinstance(e, Text)], asked)
+        if not any(one.tokens for one in told):
+            raise DataError("data.test: no document has a second token to tell; hold longer ones out")
         return Read(told, time.perf_counter() - began, how)
 
 
