@@ -81,9 +81,9 @@ def read(setting: Setting) -> Grid:
     for cell in cells():
         done = [seed for seed in range(setting.seeds) if (setting.folder(cell, seed) / "report.json").exists()]
         found += [line for seed in done for line in _told(cell, setting.folder(cell, seed), seed)]
-        if done:
+        if len(done) == setting.seeds:
             continue
-        if why := refusal(cell, setting) or _said(cell, setting, REFUSED):
+        if not done and (why := refusal(cell, setting) or _said(cell, setting, REFUSED)):
             refused[cell.name] = why
             continue
         missing.append(cell.name)
@@ -95,9 +95,9 @@ def read(setting: Setting) -> Grid:
 
 
 def _said(cell: Cell, setting: Setting, end: str) -> str:
-    """Why the cell's first run was refused or failed; nothing where it was not."""
-    said = setting.folder(cell, 0).with_suffix(end)
-    return said.read_text(encoding="utf-8") if said.exists() else ""
+    """Why a run of the cell was refused or failed, the first that was; nothing where none was."""
+    said = [setting.folder(cell, seed).with_suffix(end) for seed in range(setting.seeds)]
+    return next((one.read_text(encoding="utf-8") for one in said if one.exists()), "")
 
 
 def _place(cell: GridCell) -> tuple[int, int]:
