@@ -179,3 +179,21 @@ def test_everything_that_can_be_pressed_has_a_name_and_every_row_is_announced(pa
     page.wait_for_timeout(150)
     expect(page.locator("#text")).to_have_text(shown, use_inner_text=True)
     expect(page.locator("#done")).to_have_text("1 labelled")
+
+
+def test_who_takes_over_while_nobody_answers_votes_on_nothing_unseen(page: Page, serve: Serve, rows: Path):
+    server = serve("label", rows, "--labels", "good,bad")
+    enter(page, server.url, "Ana")
+    press(page, "1")
+    server.kill(signal.SIGKILL)
+    page.locator("#rename").click()
+    page.locator("#rater").fill("Ben")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("The server does not answer")
+    server.start()
+    for key in ("1", "s", "u"):  # Ana's item is not on the page any more
+        page.locator("body").press(key)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#text")).to_be_visible()
+    expect(page.locator("#done")).to_have_text("1 labelled")
+    expect(page.locator("#my-name")).to_have_text("Ben")

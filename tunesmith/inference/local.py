@@ -66,9 +66,7 @@ class LocalModel:
         if not tasks and not task:
             return self
         if not isinstance(self.objective, Multitask) or task not in tasks:
-            known = (
-                f"name one as `task`: {', '.join(tasks)}" if tasks else "this model has one task; leave the name out"
-            )
+            known = f"name one of: {', '.join(tasks)}" if tasks else "this model has one task; leave the name out"
             raise RecipeError(f"task {task!r}: {known}" if task else f"several tasks in one model; {known}")
         policy, objective = self.objective.seen(self.policy, task), tasks[task].objective
         return replace(self, policy=policy, objective=objective, temperature=self.temperatures.get(task, 1.0))
