@@ -127,12 +127,15 @@ def _show(run: Run) -> None:
 
 def show_next(run: Run) -> None:
     """Commands that use the run."""
+    from tunesmith.report.snippets import mask_of
+
     folder = shlex.quote(str(run.folder))
     show("next:")
     if run.report.objective == "reward":
         show(f"  tunesmith evaluate {folder} --data PAIRS")
         return
-    mask = " [MASK]" if run.report.objective == "domain" and run.report.family == "encoder" else ""
+    fills = run.report.objective == "domain" and run.report.family == "encoder"
+    mask = f" {mask_of(run.folder)}" if fills else ""
     task = f" --task {run.report.tasks[0].name}" if run.report.objective == "multitask" else ""
     show(f'  tunesmith ask {folder} "...{mask}"{task}')
     if run.report.family == "decoder" and run.report.objective not in ("classify", "multitask"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from tunesmith.objectives import Classify, Domain, Multitask, Reward
 from tunesmith.report.facts import Facts
@@ -17,7 +18,7 @@ def ask_line(facts: Facts) -> str:
     if isinstance(objective, Multitask):
         return f"tunesmith ask . '{TEXT}' --task {next(iter(objective.tasks))}"
     fills = isinstance(objective, Domain) and facts.report.family == "encoder"
-    return f"tunesmith ask . '{TEXT} {_mask(facts)}'" if fills else f"tunesmith ask . '{TEXT}'"
+    return f"tunesmith ask . '{TEXT} {mask_of(facts.folder)}'" if fills else f"tunesmith ask . '{TEXT}'"
 
 
 def python_lines(facts: Facts) -> list[str]:
@@ -28,15 +29,18 @@ def python_lines(facts: Facts) -> list[str]:
     if isinstance(facts.recipe.objective, Classify):
         return [*loaded, f'found = model.classify(["{TEXT}"])[0]', "print(found.label, found.probabilities)"]
     if isinstance(facts.recipe.objective, Domain) and facts.report.family == "encoder":
-        return [*loaded, f'print(model.fill(["{TEXT} {_mask(facts)}"])[0])  # the likeliest words at the mask token']
+        return [
+            *loaded,
+            f'print(model.fill(["{TEXT} {mask_of(facts.folder)}"])[0])  # the likeliest words at the mask token',
+        ]
     if isinstance(facts.recipe.objective, Reward):
         return [*loaded, f'print(model.reward("{TEXT}", "an answer to it"))']
     return [*loaded, f'print(model.generate(["{TEXT}"])[0])']
 
 
-def _mask(facts: Facts) -> str:
+def mask_of(run: Path) -> str:
     """The tokenizer's own word for a place to fill, as it lies beside the model; BERT's where none does."""
-    page = facts.folder / "model" / "tokenizer_config.json"
+    page = run / "model" / "tokenizer_config.json"
     written = json.loads(page.read_text(encoding="utf-8")).get("mask_token") if page.is_file() else None
     return str(written.get("content", MASK) if isinstance(written, dict) else written or MASK)
 
