@@ -257,6 +257,11 @@ def install(network: Any, *, causal: bool) -> bool:
     return False
 
 
+def same_by(network: Any) -> float:
+    """How far states that should be the same may lie apart, as a share of their size, in a network's own numbers."""
+    return SAME if network.dtype == torch.float32 else SAME_IN_HALF
+
+
 @torch.no_grad()
 def _same_states(network: Any, *, causal: bool) -> bool:
     """Whether two rows that share their beginning have the states they have alone."""
@@ -275,6 +280,6 @@ def _same_states(network: Any, *, causal: bool) -> bool:
     for row, states in ((rows[0], packed[: shared + own]), (rows[1], packed[-own - 1 :])):
         alone = network.base_model(input_ids=torch.tensor([row], device=network.device)).last_hidden_state[0].float()
         alone = alone[-len(states) :]
-        if (states - alone).norm() > (SAME if network.dtype == torch.float32 else SAME_IN_HALF) * alone.norm():
+        if (states - alone).norm() > same_by(network) * alone.norm():
             return False
     return True

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tunesmith.model.attention import SAME, SAME_IN_HALF
+from tunesmith.model.attention import same_by
 from tunesmith.model.fork import Past
 
 
@@ -85,5 +85,4 @@ def takes_past(network: Any) -> bool:
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):  # a state that is no keys and values
         return False
     wanted = network.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, 4:].float()
-    bound = SAME if network.dtype == torch.float32 else SAME_IN_HALF
-    return bool((after - wanted).norm() <= bound * wanted.norm())
+    return bool((after - wanted).norm() <= same_by(network) * wanted.norm())
