@@ -38,7 +38,7 @@ def fill(wanted: Sequence[Cell], setting: Setting, *, tune: Tune, listen: Listen
                 continue
             listen({"event": "stage", "text": f"{cell.name}, seed {seed}"})
             if not folder.begun:
-                _with_known_base(folder, recipe, _relatives(cell, setting, seed))
+                begin_with_known_base(folder, recipe, _relatives(cell, setting, seed))
             place = folder.path.with_suffix(".yaml")
             save_recipe(recipe, place)
             ended, why = tune(place, folder.path)
@@ -55,7 +55,7 @@ def _relatives(cell: Cell, setting: Setting, seed: int) -> Iterator[tuple[Recipe
             yield recipe_of(other, setting, seed), setting.folder(other, seed)
 
 
-def _with_known_base(folder: RunFolder, recipe: Recipe, relatives: Iterator[tuple[Recipe, Path]]) -> None:
+def begin_with_known_base(folder: RunFolder, recipe: Recipe, relatives: Iterator[tuple[Recipe, Path]]) -> None:
     """Begin a run with what a relative knows of the base that both have, its machine with it."""
     for other, place in relatives:
         # Virtual tokens may leave rows less room, and then the base was asked other texts.
