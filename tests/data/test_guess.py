@@ -29,6 +29,8 @@ def rows(count: int = 12, **columns: object) -> list[Row]:
         ({"x1": ["good", "bad"], "x2": LONG}, "classify", {"text": "x2", "label": "x1"}),  # by their values alone
         ({"userQuestion": LONG, "ourReply": LONG}, "instruct", {"prompt": "userQuestion", "answer": "ourReply"}),
         ({"Q": LONG, "A": LONG}, "instruct", {"prompt": "Q", "answer": "A"}),
+        ({"title": ["too hot"], "body": LONG, "queue": ["a", "b"]}, "classify", {"text": "body", "label": "queue"}),
+        ({"text": LONG, "department": ["a", "b"]}, "classify", {"text": "text", "label": "department"}),
         ({"note": LONG, "stars": [1, 5], "shop": ["a", "b"]}, "classify", {"text": "note", "label": "stars"}),
     ],
 )  # fmt: skip
@@ -43,6 +45,18 @@ def test_columns_are_guessed_by_name_or_by_what_they_hold(
 @pytest.mark.parametrize("columns", [{"x1": LONG, "x2": LONG}, {"x1": ["a", "b"]}, {"x1": LONG, "x2": ["a"]}])
 def test_where_nothing_tells_the_parts_nothing_is_guessed(columns: dict[str, object]):
     assert guess(rows(**columns)) is None
+
+
+def test_a_text_beside_a_column_called_like_a_label_is_not_taken_for_a_document():
+    with pytest.raises(DataError, match="kind: classify, text: text, label: department"):
+        detect(rows(text=LONG, department=["a", "b"]))
+    assert detect(rows(text=LONG, tags=[["a"], ["a", "b"], []])).columns == {"text": "text", "label": "tags"}
+
+
+def test_two_answers_to_a_prompt_are_no_answer_to_learn():
+    judged = rows(prompt=LONG, response_a=LONG, response_b=LONG, winner=["a", "b"])
+    with pytest.raises(DataError, match=r"^a\.csv: response_a and response_b both answer; write the better one as"):
+        detect(judged)
 
 
 def test_rows_of_no_known_format_are_refused_with_the_guess_as_an_option_to_paste():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunesmith.data.guess import LONGEST_LABEL, guess, nameless
+from tunesmith.data.guess import LONGEST_LABEL, fault, guess, has_label
 from tunesmith.data.rows import Row, as_word, columns_of, file_of
 from tunesmith.errors import DataError
 
@@ -26,7 +26,7 @@ PAIRS = (
 )
 DOCUMENTS = ("text", "content")
 TEXTS = ("text", "sentence", "review", "content", "body", "comment", "message", "tweet", "title", "headline")
-LABELS = ("label", "labels", "category", "class", "sentiment", "target", "intent", "topic")
+LABELS = ("label", "labels", "category", "class", "sentiment", "target", "intent", "topic", "tags")
 
 # Two columns of these names hold one text in two languages.
 LANGUAGES = {
@@ -85,8 +85,8 @@ def detect(rows: Sequence[Row]) -> Format:
             return found
     if guessed := guess(rows):
         cure = f"`tunesmith init` writes a recipe by this guess, and others take it as {guessed.change()}"
-    elif fault := nameless(rows):
-        raise DataError(fault)
+    elif unclear := fault(rows):
+        raise DataError(unclear)
     else:
         cure = "write in the recipe which is which, as objective: " + " or ".join(EXPLICIT)
     raise DataError(f"{file_of(rows)}: no known format has the columns {columns_of(rows)}{_odd(sample)}; {cure}")
@@ -240,7 +240,8 @@ def _text_label(sample: _Sample) -> Format | None:
 def _text(sample: _Sample) -> Format | None:
     text = sample.column(DOCUMENTS, _is_text)
     # Next to a column named like a label or an answer, text alone would be a guess.
-    if text is None or sample.optional(other=[*LABELS, *ANSWERS, "prompt", "question", "summary"]):
+    others = [*LABELS, *ANSWERS, "prompt", "question", "summary"]
+    if text is None or sample.optional(other=others) or has_label(sample.rows):
         return None
     return Format("text", "domain", {"text": text})
 

@@ -19,7 +19,7 @@ TEXT_WORDS = (
 )  # fmt: skip
 LABEL_WORDS = (
     "label", "labels", "class", "category", "sentiment", "rating", "stars", "score", "type", "intent", "topic", "tag",
-    "verdict", "status", "mood", "urgency", "priority", "department", "team", "emotion", "outcome",
+    "verdict", "status", "mood", "urgency", "priority", "department", "team", "queue", "emotion", "outcome",
 )  # fmt: skip
 PROMPT_WORDS = (
     "prompt", "question", "query", "request", "ask", "q", "instruction", "problem", "user", "customer", "issue",
@@ -59,9 +59,11 @@ class Guess:
 def guess(rows: Sequence[Row]) -> Guess | None:
     """The parts that names and values suggest: question and answer by their names, else a text and few-valued labels;
     None where nothing does."""
-    columns = [_Column(name, rows[:LOOKED_AT]) for name in columns_of(rows) if name.strip()]
+    columns = _columns(rows)
     texts = [column for column in columns if column.text]
     prompt, answer = _named(texts, PROMPT_WORDS), _named(texts, ANSWER_WORDS)
+    if prompt and _rivals(texts):
+        return None
     if prompt and answer and prompt is not answer:
         return Guess("instruct", {"prompt": prompt.name, "answer": answer.name})
     labels = [column for column in columns if column.few]
@@ -73,10 +75,33 @@ def guess(rows: Sequence[Row]) -> Guess | None:
     return Guess("classify", {"text": text.name, "label": label.name})
 
 
-def nameless(rows: Sequence[Row]) -> str:
-    """The fault of a column without a name, which no recipe can name; nothing where there is none."""
+def has_label(rows: Sequence[Row]) -> bool:
+    """Whether a column is called as labels are, and has few values."""
+    return _named([column for column in _columns(rows) if column.few], LABEL_WORDS) is not None
+
+
+def fault(rows: Sequence[Row]) -> str:
+    """What stands in the way of a guess: a column without a name, which no recipe can name, or two answers to a prompt
+    of which nobody knows the better; nothing where there is neither."""
     place = next((number for number, name in enumerate(columns_of(rows), 1) if not name.strip()), 0)
-    return f"{file_of(rows)}: column {place} has no name; give it one in the first line" if place else ""
+    if place:
+        return f"{file_of(rows)}: column {place} has no name; give it one in the first line"
+    texts = [column for column in _columns(rows) if column.text]
+    if _named(texts, PROMPT_WORDS) and (rivals := _rivals(texts)):
+        names = " and ".join(column.name for column in rivals[:2])
+        return f"{file_of(rows)}: {names} both answer; write the better one as `chosen`, the other as `rejected`"
+    return ""
+
+
+def _columns(rows: Sequence[Row]) -> list[_Column]:
+    return [_Column(name, rows[:LOOKED_AT]) for name in columns_of(rows) if name.strip()]
+
+
+def _rivals(texts: Sequence[_Column]) -> list[_Column]:
+    """Answers that only a number or a letter tells apart, as response_a and response_b; none where there is one."""
+    answer = _named(texts, ANSWER_WORDS)
+    alike = [column for column in texts if answer and column.called == answer.called]
+    return alike if len(alike) > 1 else []
 
 
 class _Column:
@@ -97,6 +122,6 @@ class _Column:
 
 
 def _named(columns: Sequence[_Column], words: Collection[str]) -> _Column | None:
-    """The column of whose name most is one of these words."""
+    """The column of whose name most is one of these words; of several the one with most in it."""
     found = [column for column in columns if column.called & set(words)]
-    return min(found, key=lambda column: len(column.called - set(words)), default=None)
+    return min(found, key=lambda column: (len(column.called - set(words)), -column.words), default=None)

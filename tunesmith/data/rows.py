@@ -41,11 +41,20 @@ def read_rows(source: str | Path, *, offline: bool = False) -> list[Row]:
 
         return read_folder(path)
     if path.exists() and path.suffix.lower() not in READERS:
-        raise DataError(f"{path.name}: cannot read this kind of file; give one of {', '.join(READERS)}")
+        raise DataError(f"{path.name}: cannot read this kind of file; {_readable(path)}")
     rows = READERS[path.suffix.lower()](path) if path.exists() else _hub_rows(str(source), offline=offline)
     if not rows:
         raise DataError(f"{path.name}: no rows; give a file with at least one")
     return rows
+
+
+def _readable(path: Path) -> str:
+    """What to give in place of a file of another kind."""
+    from tunesmith.data.collect.convert import READERS as DOCUMENTS
+
+    if path.suffix.lower() in DOCUMENTS:
+        return f"give the folder of your documents, or what `tunesmith collect {path.name}` makes of this one"
+    return f"give one of {', '.join(READERS)}"
 
 
 def keep(rows: Sequence[Row], where: Mapping[str, Sequence[object]]) -> list[Row]:
