@@ -19,6 +19,7 @@ PLACE = ROOT / "bench" / ".objectives"
 # Characters to learn from, about 300,000 tokens of the manual and 20,000 of the licences, and held-out documents.
 MANUAL, LICENCES = (1_200_000, 40), (80_000, 16)
 PAIRS, TESTED = 4_000, 300
+GENERAL = 30  # conversations, and passages of a novel
 PASSAGE, PASSAGES, CHAPTERS = 500, 4, 8  # characters, passages of a page, and chapters that are told apart
 
 
@@ -81,6 +82,15 @@ def pairs() -> None:
         write(file, ({"en": row["en"], "fr": row["target"], "package": row["package"]} for row in some))
 
 
+def general() -> None:
+    """People's conversations, and passages of the novel by which general text is measured, but for those measured."""
+    shipped = (ROOT / "tunesmith" / "shipped_data" / "general.jsonl").read_text(encoding="utf-8").splitlines()
+    measured = {json.loads(line)["id"] for line in shipped}
+    talks = ["\n".join(turn["text"] for turn in row["turns"]) for row in read("n1_chitchat_dialogues")[:GENERAL]]
+    novel = [row["text"] for row in read("e5_general_austen") if row["id"] not in measured][:GENERAL]
+    write("general.jsonl", ({"text": text} for text in (*talks, *novel)))
+
+
 def main() -> None:
     """All rows and recipes."""
     PLACE.mkdir(exist_ok=True)
@@ -89,6 +99,7 @@ def main() -> None:
     texts("licences", read("e4_cpt_legal_licences"), LICENCES)
     chapters([row for row in manual if row["id"] not in learned])
     pairs()
+    general()
     for file in (ROOT / "examples" / "synopsis.jsonl", ROOT / "tunesmith" / "shipped_data" / "reviews.jsonl"):
         shutil.copy(file, PLACE)
     for recipe in Path(__file__).parent.glob("*.yaml"):
