@@ -316,6 +316,14 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     assert out.read_text() == "mine"
 
 
+def test_a_copy_without_any_row_is_refused_and_not_left_behind(tmp_path: Path) -> None:
+    rows = [{"text": "the lens is dim", "label": ""}, {"text": "the lens is fine", "label": ""}]
+    ask = Ask(write(tmp_path / "train.jsonl", rows), TEXT)
+    with pytest.raises(DataError, match=r"none of 2 rows would be left in the copy \(.*\); name the columns"):
+        fix(ask, audit(ask, Tools())[1], tmp_path / "clean.jsonl")
+    assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
+
+
 def test_a_table_stays_a_table(tmp_path: Path) -> None:
     source = tmp_path / "train.csv"
     source.write_text('text,label\n"mail anna@posteo.net, now",positive\nthe lens is dim,negative\n', encoding="utf-8")

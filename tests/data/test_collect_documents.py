@@ -209,6 +209,27 @@ def test_a_text_that_is_not_utf8_is_read_with_a_note(tmp_path: Path):
     assert "not UTF-8, read as" in found.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("It’s the buyer’s duty to pay the fee – about £5 or €6 – for the “return”.", "cp1252"),
+        ("Der Käufer zahlt die Gebühr für die Rücksendung selbst.", "cp1252"),
+        ("La devolución se hará después de recibir el paquete; el año siguiente será más fácil.", "cp1252"),
+        ("Zwrot pieniędzy nastąpi po otrzymaniu przesyłki; kupujący płaci za odesłanie towaru łącznie.", "cp1250"),
+        ("Возврат денег производится после получения товара, покупатель платит за пересылку.", "cp1251"),
+    ],
+)
+def test_a_few_accents_of_windows_are_not_taken_for_those_of_dos(tmp_path: Path, text: str, encoding: str):
+    found = read(tmp_path, "a.txt", text.encode(encoding))
+    assert found.blocks[0].text == text
+    assert f"read as {encoding}; look at its accents" in found.notes[0]
+
+
+def test_raised_digits_stay_raised_and_what_was_struck_out_is_left_out(tmp_path: Path):
+    page = b"<p>It draws 10<sup>3</sup> watts on 4 m<sup>2</sup> and costs <del>15</del> <ins>12</ins> euros.</p>"
+    assert read(tmp_path, "a.html", page).blocks[0].text == "It draws 10³ watts on 4 m² and costs 12 euros."
+
+
 def test_plain_text_has_headings_lists_and_code_by_its_layout(tmp_path: Path):
     text = "Title\n=====\n\nOne line\ngoes on.\n\nPart\n----\n* first\n  goes on\n* second\n\n    code here\n      in\n"
     found = read(tmp_path, "a.txt", text.encode())

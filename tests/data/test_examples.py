@@ -142,6 +142,10 @@ def test_an_empty_system_turn_is_left_out():
         ),
         ([*turns("u:q"), {"role": "assistant", "content": None, "tool_calls": [{}]}], "turn 2 calls a tool "),
         (["hello"], "turn 1 is 'hello'; write "),
+        (
+            [*turns("u:q"), {"role": "assistant", "content": "no", "weight": 0}],
+            "turn 2 has weight 0, and every answer ",
+        ),
         ([], "column 'messages' must be a list of turns, found \\[\\]; "),
         ("hello", "column 'messages' must be a list of turns, found 'hello'; "),
     ],

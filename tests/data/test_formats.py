@@ -93,6 +93,24 @@ def test_votes_written_as_csv_text_are_thumbs_and_not_answers_to_learn():
     assert detect(rows({"prompt": "p", "completion": "c", "label": "0"})).name == "thumbs"
 
 
+def test_the_usual_words_for_a_thumb_are_thumbs_and_a_system_column_belongs_to_the_prompt():
+    for name, up, down in (("feedback", "thumbs_up", "thumbs_down"), ("label", "good", "bad"), ("thumb", "👍", "👎")):
+        judged = [{"prompt": f"p {n}", "response": "r", name: (up, down)[n % 2]} for n in range(20)]
+        assert detect(rows(*judged)).columns == {"prompt": "prompt", "answer": "response", "label": name}
+    pair = {"system": "Be brief.", "question": "q", "chosen": "c", "rejected": "r"}
+    assert detect(rows(pair)).columns["system"] == "system"
+
+
+def test_the_text_a_question_is_about_is_part_of_the_question():
+    asked = {"question": "How old?", "context": "CREATE TABLE head (age INTEGER)", "answer": "SELECT age FROM head"}
+    assert detect(rows(asked)).columns == {"prompt": "question", "input": "context", "answer": "answer"}
+
+
+def test_of_two_columns_called_like_labels_the_one_whose_values_come_again_is_read():
+    found = [{"title": "t", "category": f"free words {n}", "topic": "ab"[n % 2]} for n in range(40)]
+    assert detect(rows(*found)).columns == {"text": "title", "label": "topic"}
+
+
 def test_the_mapping_is_explained_in_one_line():
     found = detect(rows({"instruction": "i", "input": "x", "output": "o"}))
     assert found.explain() == "detected alpaca: instruction+input -> user turn, output -> assistant turn"

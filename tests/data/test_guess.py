@@ -59,6 +59,45 @@ def test_two_answers_to_a_prompt_are_no_answer_to_learn():
         detect(judged)
 
 
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"premise": LONG, "hypothesis": LONG, "label": ["yes", "no"]}, "premise and hypothesis are both read"),
+        ({"question1": LONG, "question2": LONG, "same": ["yes", "no"]}, "question1 and question2 are both"),
+        ({"question": LONG, "A": LONG, "B": LONG, "answer": ["A", "B"]}, "answer is a letter, and the choices"),
+        ({"question": LONG, "context": [{}, {}], "answers": [{"text": ["x"]}]}, r"answers holds objects \(text\)"),
+        ({"translation": [{"en": "a", "fr": "b"}]}, r"translation holds objects \(en, fr\); write each"),
+        ({"4": ["4", "0"], "I love this new phone": LONG}, r"the first line looks like a row \('4' stands below"),
+        ({"prompt": LONG, "response": LONG, "rating": [1, 5]}, r"rating marks the answers, .* data\.where: \{rating:"),
+    ],
+)  # fmt: skip
+def test_rows_that_say_more_than_their_columns_are_asked_about(columns: dict[str, object], found: str):
+    with pytest.raises(DataError, match=rf"^a\.csv: {found}"):
+        detect(rows(24, **columns))
+    assert guess(rows(24, **columns)) is None
+
+
+def test_a_good_and_a_bad_answer_are_a_pair_and_the_bad_one_is_never_learned():
+    guessed = guess(rows(question=LONG, good_answer=LONG, bad_answer=LONG))
+    assert guessed is not None
+    assert guessed.objective == "preference"
+    assert guessed.columns == {"prompt": "question", "chosen": "good_answer", "rejected": "bad_answer"}
+    assert guess(rows(question=LONG, bad_answer=LONG)) is None
+
+
+def test_names_numbers_and_dates_are_no_questions_and_no_answers():
+    tickets = {"Customer Name": ["Ada L", "Alan T"], "Ticket Type": ["bill", "tech"], "Ticket Text": LONG}
+    guessed = guess(rows(24, **tickets, **{"First Response Time": ["2023-06-01 12:15:36", "2023-06-02 08:00:01"]}))
+    assert guessed is not None
+    assert guessed.columns == {"text": "Ticket Text", "label": "Ticket Type"}
+
+
+def test_texts_without_spaces_between_words_are_texts():
+    guessed = guess(rows(评论="快递太慢了包装也坏了客服不回复", 标签=["差评", "好评"]))
+    assert guessed is not None
+    assert guessed.columns == {"text": "评论", "label": "标签"}
+
+
 def test_rows_of_no_known_format_are_refused_with_the_guess_as_an_option_to_paste():
     odd = rows(**{"it's said": LONG, "Mood": ["good", "bad"]})
     with pytest.raises(DataError, match=r"take it as --set 'objective=\{kind: classify, text: it'\"'\"'s said, label"):

@@ -115,8 +115,18 @@ def test_a_thumb_is_up_or_down(label: Any, good: bool):
 
 def test_a_thumb_that_is_neither_is_refused():
     columns = {"prompt": "prompt", "answer": "completion", "label": "label"}
-    with pytest.raises(DataError, match=r"^p\.jsonl:1: column 'label' must be true, false, 1 or 0, found 'fine'"):
+    with pytest.raises(DataError, match=r"^p\.jsonl:1: column 'label' must be true or false, 1 or 0, .*, found 'fine'"):
         thumbs([row(prompt="q", completion="a", label="fine")], columns=columns)
+
+
+def test_what_the_system_column_says_stands_before_what_was_judged():
+    fields = {"system": "Answer in French.", "prompt": "Capital?", "chosen": "Paris.", "rejected": "Rome."}
+    (pair,) = pairs([row(**fields)], columns={**COLUMNS, "system": "system"})
+    assert pair.prompt == (Message("system", "Answer in French."), *ASKED)
+    rated = {"system": "Be brief.", "prompt": "Capital?", "completion": "Paris.", "label": "👍"}
+    columns = {"prompt": "prompt", "answer": "completion", "label": "label", "system": "system"}
+    (thumb,) = thumbs([row(**rated)], columns=columns)
+    assert (thumb.prompt[0], thumb.good) == (Message("system", "Be brief."), True)
 
 
 def test_pairs_turned_round_ask_the_same_and_are_not_the_same():

@@ -291,3 +291,15 @@ def test_a_hundred_thousand_lines_are_read(tmp_path):
     line = json.dumps({"text": "a sentence of about the usual length for a review", "label": "positive"})
     rows = read_rows(write(tmp_path, "a.jsonl", f"{line}\n" * 100_000))
     assert rows[-1].where == "a.jsonl:100000"
+
+
+def test_tables_as_programs_really_write_them_are_read(tmp_path):
+    assert [row.fields for row in read_rows(write(tmp_path, "a.csv", "v1,v2,,\nham,hello,,\nspam,win,,\n"))][0][
+        "v2"
+    ] == "hello"
+    assert read_rows(write(tmp_path, "b.csv", "text,label\nx,a,\ny,b,\n"))[1].fields == {"text": "y", "label": "b"}
+    assert read_rows(write(tmp_path, "c.csv", "text|label\nx|a\n"))[0].fields == {"text": "x", "label": "a"}
+    (tmp_path / "d.csv").write_bytes(b"text,label\rx,a\ry,b\r")  # as Macs once wrote them
+    assert [row.fields["label"] for row in read_rows(tmp_path / "d.csv")] == ["a", "b"]
+    with pytest.raises(DataError, match=r"^e\.csv:1: 'sep=;' is for Excel alone; take that line out$"):
+        read_rows(write(tmp_path, "e.csv", "sep=;\ntext;label\nx;a\n"))

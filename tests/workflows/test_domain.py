@@ -25,8 +25,10 @@ from tunesmith.report.html import write_reports
 from tunesmith.report.terminal import render
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import frozen_head, replay
+from tunesmith.workflows.batches import batches_of
 from tunesmith.workflows.evaluate import Compared, evaluate
 from tunesmith.workflows.init import draft
+from tunesmith.workflows.prepare import prepare
 from tunesmith.workflows.preview import preview
 from tunesmith.workflows.questions import Asked
 from tunesmith.workflows.replay import lost_too_much
@@ -61,7 +63,8 @@ def test_a_decoder_learns_texts_and_everything_about_the_run_is_written(tmp_path
     assert report.verdict.startswith("better: ")
     assert report.retention is not None
     general = len((run.folder / "replay.jsonl").read_text().splitlines())
-    assert f"{general} general rows mixed in" in report.data.notes[-1]
+    assert f"{general // 2} general rows mixed in" in report.data.notes[-1]
+    assert f"{general} of them over 2 passes" in report.data.notes[-1]
     lines = [json.loads(line) for line in (run.folder / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 9
     assert all(line["score_tuned"] > line["score_base"] for line in lines)
@@ -212,6 +215,22 @@ def test_a_base_that_writes_nothing_is_told_to_take_a_file(tmp_path: Path, monke
     monkeypatch.setattr(replay, "SHORTEST", 999)
     with pytest.raises(DataError, match=r"^replay\.source: the base wrote nothing of 999 tokens in \d+ tries; name"):
         tune(on_texts(tmp_path, "llama", replay={"share": 0.1}), tmp_path / "run")
+
+
+def test_each_pass_over_the_rows_has_general_rows_of_its_own(tmp_path: Path):
+    wanted = on_texts(tmp_path, "llama", replay={"share": 0.2}, schedule={"epochs": 3})
+    prepared = prepare(wanted, listen=lambda event: None)
+    (tmp_path / "run").mkdir()
+    mixed = replay.with_replay(prepared, tmp_path / "run", listen=lambda event: None, offline=True)
+    each, own = len(mixed.general[0]), len(prepared.train)
+    assert len(mixed.general) == 3
+    batches = batches_of(mixed)
+    for turn, rows in enumerate(mixed.general):
+        steps = range(turn * batches.steps_per_epoch, (turn + 1) * batches.steps_per_epoch)
+        seen = [place for step in steps for batch in batches.window(step) for place in batch.places]
+        assert len(seen) == own + each
+        assert {place for place in seen if place.startswith("replay:")} == {row.where for row in rows}
+    assert len({row.where for rows in mixed.general for row in rows}) == 3 * each
 
 
 def test_replay_from_a_file_leaves_out_what_is_near_to_test_documents(tmp_path: Path):

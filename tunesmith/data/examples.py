@@ -107,14 +107,18 @@ def chats(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
 
     def parse(row: Row) -> Chat:
         turns = _dialogue(row, dialogue) if dialogue else _pair(row, columns)
-        system = _optional(row, columns.get("system", ""))
-        if system and turns[0].role != "system":
-            turns = [Message("system", system), *turns]
+        turns = with_system(turns, row, columns.get("system", ""))
         if tools := read_tools(row.fields.get(columns.get("tools", "")), row.where):
             turns = [replace(turns[0], tools=tools), *turns[1:]]
         return Chat(row.where, tuple(instructed(turns, instruction)), group_of(row, group))
 
     return parsed(rows, parse)
+
+
+def with_system(turns: Sequence[Message], row: Row, column: str) -> list[Message]:
+    """The turns behind what the row's system column says, where it has one and they do not begin with another."""
+    system = _optional(row, column)
+    return [Message("system", system), *turns] if system and turns[0].role != "system" else list(turns)
 
 
 def group_of(row: Row, column: str) -> str:

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunesmith.data.guess import LONGEST_LABEL, fault, guess, has_label
+from tunesmith.data.columns import LONGEST_LABEL
+from tunesmith.data.guess import guess, has_label
+from tunesmith.data.pairs import GOOD
 from tunesmith.data.rows import Row, as_word, columns_of, file_of
+from tunesmith.data.unclear import nameless, unclear, unjudged
 from tunesmith.errors import DataError
 
 LOOKED_AT = 200
+# Of more labels than these hardly any come again where they are names or sentences.
+FEW, CLASSES = 20, 0.8
 ENOUGH = 0.9
 
 DIALOGUES = ("messages", "conversations", "conversation", "dialogue")
 SYSTEMS = ("system", "system_prompt")
-INPUTS = ("input", "context")
+INPUTS = ("input", "context", "passage")
+THUMBS = ("label", "feedback", "thumb", "thumbs", "vote", "rating")
 ANSWERS = ("output", "response", "completion", "answer")
 PAIRS = (
     *(("prompt", answer) for answer in ("completion", "response", "answer")),
@@ -85,8 +91,8 @@ def detect(rows: Sequence[Row]) -> Format:
             return found
     if guessed := guess(rows):
         cure = f"`tunesmith init` writes a recipe by this guess, and others take it as {guessed.change()}"
-    elif unclear := fault(rows):
-        raise DataError(unclear)
+    elif why := unclear(rows) or (sample.optional(answer=ANSWERS) and unjudged(rows)) or nameless(rows):
+        raise DataError(why)
     else:
         cure = "write in the recipe which is which, as objective: " + " or ".join(EXPLICIT)
     raise DataError(f"{file_of(rows)}: no known format has the columns {columns_of(rows)}{_odd(sample)}; {cure}")
@@ -111,6 +117,11 @@ class _Sample:
     def values(self, column: str) -> Iterator[object]:
         """What each row has in this column; None where it has nothing."""
         return (row.fields.get(column) for row in self.rows)
+
+    def repeats(self, column: str) -> bool:
+        """Whether the values, or what lists of them hold, come again: names and sentences are no classes."""
+        found = [str(item) for value in self.values(column) for item in (value if isinstance(value, list) else [value])]
+        return len(found) < FEW or len(set(found)) <= CLASSES * len(found)
 
     def optional(self, **parts: Sequence[str]) -> dict[str, str]:
         """Parts that may be blank in most rows: a column of such a name is enough."""
@@ -159,7 +170,7 @@ def _is_answer(value: object) -> bool:
 def _is_thumb(value: object) -> bool:
     # A csv has no truth values, and 0/1 beside a prompt and an answer are votes too: trained on as plain
     # answers they would teach the bad ones.
-    return (as_word(value) or "").strip().lower() in {"true", "false", "0", "1"}
+    return (as_word(value) or "").strip().lower() in GOOD
 
 
 def _is_label(value: object) -> bool:
@@ -176,17 +187,18 @@ def _preference(sample: _Sample) -> Format | None:
         return None
     # Without a column of its own the prompt is what the two answers begin with.
     prompt = sample.column(["prompt", "question", "instruction"], _is_answer)
-    columns = {"chosen": chosen, "rejected": rejected, **sample.optional(margin=["margin"])}
+    columns = {"chosen": chosen, "rejected": rejected, **sample.optional(system=SYSTEMS, margin=["margin"])}
     return Format("preference", "preference", {"prompt": prompt, **columns} if prompt else columns)
 
 
 def _thumbs(sample: _Sample) -> Format | None:
-    label = sample.column(["label"], _is_thumb)
+    label = sample.column(THUMBS, _is_thumb)
     prompt = sample.column(["prompt", "question"], _is_answer)
     answer = sample.column(["completion", "response", "answer"], _is_answer)
     if label is None or prompt is None or answer is None:
         return None
-    return Format("thumbs", "preference", {"prompt": prompt, "answer": answer, "label": label})
+    columns = {"prompt": prompt, "answer": answer, "label": label}
+    return Format("thumbs", "preference", {**sample.optional(system=SYSTEMS), **columns})
 
 
 def _messages(sample: _Sample) -> Format | None:
@@ -215,9 +227,12 @@ def _alpaca(sample: _Sample) -> Format | None:
 def _prompt_completion(sample: _Sample) -> Format | None:
     for prompt_name, answer_name in PAIRS:
         prompt, answer = sample.column([prompt_name], _is_text), sample.column([answer_name], _is_text)
-        if prompt is not None and answer is not None:
-            extra = sample.optional(system=SYSTEMS, tools=["tools"])
-            return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, "answer": answer})
+        if prompt is None or answer is None or unjudged(sample.rows):
+            continue
+        extra = sample.optional(system=SYSTEMS, tools=["tools"])
+        beside = sample.column(["context", "passage"], _is_text)
+        given = {"input": beside} if beside and beside not in (prompt, answer) else {}
+        return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, **given, "answer": answer})
     return None
 
 
@@ -227,14 +242,11 @@ def _translation(sample: _Sample) -> Format | None:
 
 
 def _text_label(sample: _Sample) -> Format | None:
-    text, label = sample.column(TEXTS, _is_text), sample.column(LABELS, _is_label)
+    text = sample.column(TEXTS, _is_text)
+    label = next((name for name in LABELS if (at := sample.column([name], _is_label)) and sample.repeats(at)), None)
     if text is None or label is None:
         return None
-    found = [str(value) for value in sample.values(label)]
-    # Twenty values that are all different are names or sentences, not classes.
-    if len(found) >= 20 and len(set(found)) == len(found):
-        return None
-    return Format("text_label", "classify", {"text": text, "label": label})
+    return Format("text_label", "classify", {"text": text, "label": sample.names[label]})
 
 
 def _text(sample: _Sample) -> Format | None:

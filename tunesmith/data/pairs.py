@@ -6,12 +6,27 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
-from tunesmith.data.examples import Chat, Example, Message, Pair, Thumb, fault, group_of, need, parsed, text_of
+from tunesmith.data.examples import (
+    Chat,
+    Example,
+    Message,
+    Pair,
+    Thumb,
+    fault,
+    group_of,
+    need,
+    parsed,
+    text_of,
+    with_system,
+)
 from tunesmith.data.rows import Row, as_word
 from tunesmith.data.turns import check_order, instructed, turn_of
 from tunesmith.errors import DataError
 
-GOOD = {"true": True, "1": True, "false": False, "0": False}
+# What a thumb is called in small letters, and whether it is up.
+UP = ("true", "1", "good", "up", "thumbs up", "thumbs_up", "+1", "positive", "like", "👍")
+DOWN = ("false", "0", "bad", "down", "thumbs down", "thumbs_down", "-1", "negative", "dislike", "👎")
+GOOD = {**dict.fromkeys(UP, True), **dict.fromkeys(DOWN, False)}
 # How Anthropic's files write turns into one text.
 SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
@@ -19,8 +34,8 @@ SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = "") -> list[Pair]:
     """One Pair for each row.
 
-    `columns` names `chosen` and `rejected`, each an answer or a whole chat, and may name `prompt` and `margin`.
-    Where the two are whole chats, all turns before their last answers must be the same ones.
+    `columns` names `chosen` and `rejected`, each an answer or a whole chat, and may name `prompt`,
+    `system` and `margin`. Where the two are whole chats, all turns before their last answers must be the same ones.
     """
     need(rows, *columns.values(), group)
 
@@ -35,22 +50,23 @@ def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
                 f"{row.where}: chosen and rejected are the same answer, which prefers nothing; drop the row, "
                 "or `tunesmith audit DATA --fix OUT` does"
             )
-        prompt = tuple(instructed(one, instruction))
+        prompt = tuple(instructed(with_system(one, row, columns.get("system", "")), instruction))
         return Pair(row.where, prompt, chosen, rejected, group_of(row, group), _margin(row, columns.get("margin", "")))
 
     return parsed(rows, parse)
 
 
 def thumbs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = "") -> list[Thumb]:
-    """One Thumb for each row; `columns` names `prompt`, `answer` and `label`, which is true, false, 1 or 0."""
+    """One Thumb for each row; `columns` names `prompt`, `answer` and `label`, one of GOOD, and may name `system`."""
     need(rows, *columns.values(), group)
 
     def parse(row: Row) -> Thumb:
         prompt, answer = _answer(row, columns["answer"], _prompt(row, columns["prompt"]))
         good = GOOD.get((as_word(row.fields.get(columns["label"])) or "").strip().lower())
         if good is None:
-            raise fault(row, columns["label"], "must be true, false, 1 or 0")
-        return Thumb(row.where, tuple(instructed(prompt, instruction)), answer, good, group_of(row, group))
+            raise fault(row, columns["label"], "must be true or false, 1 or 0, good or bad, up or down")
+        asked = instructed(with_system(prompt, row, columns.get("system", "")), instruction)
+        return Thumb(row.where, tuple(asked), answer, good, group_of(row, group))
 
     return parsed(rows, parse)
 

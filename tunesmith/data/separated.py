@@ -21,7 +21,9 @@ def read_separated(path: Path) -> Iterator[Row]:
     name, header = path.name, _first_line(path)
     if not header:
         raise DataError(f"{name}: empty; give a file with at least one row")
-    marks = "\t" if path.suffix.lower() == ".tsv" else ",;\t"
+    if header.lower().startswith("sep="):
+        raise DataError(f"{name}:1: {header.strip()!r} is for Excel alone; take that line out")
+    marks = "\t" if path.suffix.lower() == ".tsv" else ",;\t|"
     # A cell of the header may hold another mark: the one that cuts it into the most cells is it.
     mark = max(marks, key=lambda mark: len(next(csv.reader([header], delimiter=mark))))
     plain = mark == "\t" and _quotes_are_text(path, header)
@@ -45,10 +47,12 @@ def _rows(lines: Iterator[tuple[int, list[str]]], name: str, mark: str) -> Itera
     """Each row, or the fault of a line that is none."""
     number, header = next(lines, (1, [""]))
     header = [cell.strip() for cell in header]
-    if twice := sorted({cell for cell in header if header.count(cell) > 1}):
+    if twice := sorted({cell for cell in header if cell and header.count(cell) > 1}):
         yield f"{name}:{number}: the header has {twice} twice; give each column its own name"
     cure = f"write a cell that holds {mark!r} in double quotes"
-    for line, cells in lines:
+    for line, found in lines:
+        # A program that ends each line with a mark adds cells that hold nothing.
+        cells = found if any(cell.strip() for cell in found[len(header) :]) else found[: len(header)]
         if len(cells) != len(header):
             yield f"{name}:{line}: {len(cells)} cells, the header has {len(header)}; {cure}"
         else:
@@ -81,7 +85,7 @@ def _next(reader: Iterator[list[str]]) -> list[str] | None:
 
 def _first_line(path: Path) -> str:
     """The first line with anything on it; blank for a file that has none."""
-    with closing(_lines(path, "\n")) as lines:
+    with closing(_lines(path, "")) as lines:
         return next((line for line in lines if line.strip()), "")
 
 

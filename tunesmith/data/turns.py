@@ -70,6 +70,9 @@ def turn_of(item: object, place: str) -> Message:
     role = ROLES.get(str(said_by).strip().lower())
     if role is None:
         raise DataError(f"{place} has the role {said_by!r}; write one of {', '.join(FOLLOWING)[2:]}")
+    if role == "assistant" and str(item.get("weight", 1)) in ("0", "0.0", "False"):
+        cure = "end the chat before it, or leave the weight out"
+        raise DataError(f"{place} has weight 0, and every answer of a chat is learned; {cure}")
     calls = read_calls(item, place)
     if calls and role != "assistant":
         raise DataError(f"{place} ({role}) calls a tool; only an assistant's turn may")

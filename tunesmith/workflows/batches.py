@@ -30,29 +30,43 @@ def parts_of(prepared: Prepared) -> dict[str, Batches]:
 def batches_of(prepared: Prepared) -> Batches | MixedBatches:
     """The training rows of a run, of one task or of several."""
     if not prepared.parts:
-        return Batches(prepared, prepared.train)
+        return Batches(prepared, prepared.train, prepared.general)
     return MixedBatches(prepared, parts_of(prepared), tokens=tokens_of(prepared.recipe))
 
 
 class Batches:
-    """Encoded rows of one task as the batches of each step."""
+    """Encoded rows of one task as the batches of each step; `general` stands for the last rows, anew in each pass."""
 
-    def __init__(self, prepared: Prepared, rows: Sequence[Encoded]) -> None:
+    def __init__(self, prepared: Prepared, rows: Sequence[Encoded], general: Sequence[Sequence[Encoded]] = ()) -> None:
         recipe = prepared.recipe
         self._rows = rows
+        self._general = general
         self._share = prepared.base.family == "decoder"
         self._masking = masking_of(recipe.objective, prepared.template, recipe.seed)
         # Answers that are still to be drawn take their room too.
         drawn = recipe.objective.group * recipe.objective.max_new_tokens if isinstance(recipe.objective, Rl) else 0
-        lengths = tuple(row.size + drawn for row in rows)
+        lengths = tuple(row.size + drawn for row in self._longest(rows))
         self.sampler = Sampler(lengths, recipe.schedule.batch_rows, tokens_of(recipe), recipe.seed)
 
     def of(self, numbers: Sequence[int], turn: int | str = HELD_OUT) -> Batch:
         """These rows as one batch; words are hidden as the turn, a pass over the rows, hides them."""
-        rows = [self._rows[i] for i in numbers]
+        rows = [self._row(i, turn) for i in numbers]
         if self._masking is not None:
             rows = [self._masking.hide(row, turn) for row in rows]
         return collate(rows, share=self._share)
+
+    def _row(self, number: int, turn: int | str) -> Encoded:
+        """A row as this pass has it: general rows are others in each."""
+        own = len(self._rows) - len(self._general[0]) if self._general else len(self._rows)
+        if number < own or not isinstance(turn, int):
+            return self._rows[number]
+        return self._general[turn % len(self._general)][number - own]
+
+    def _longest(self, rows: Sequence[Encoded]) -> list[Encoded]:
+        """For each row the longest that ever stands in its place."""
+        places = zip(*self._general, strict=True)
+        own = rows[: len(rows) - len(self._general[0])] if self._general else rows
+        return [*own, *(max(place, key=lambda row: row.size) for place in places)]
 
     @property
     def steps_per_epoch(self) -> int:

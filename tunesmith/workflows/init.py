@@ -24,7 +24,7 @@ from tunesmith.recipe import AnyObjective, Recipe, check_pair, make_recipe
 from tunesmith.techniques import Full
 from tunesmith.workflows.draft import Draft
 from tunesmith.workflows.replay import FAR, NEAR
-from tunesmith.workflows.request import BATCH_ROWS, passes
+from tunesmith.workflows.request import BATCH_ROWS, COLUMN_KEYS, passes
 
 # Words for the source of a row; with these alone or before `_id`, rows that share a value belong together.
 SOURCES = (
@@ -64,7 +64,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
     used = {value for value in recipe.objective.model_dump().values() if isinstance(value, str)}
     group = recipe.data.group or _group(kept, used)
     guessed = found.change() if isinstance(found, Guess) else ""
-    examples = _examples(recipe, kept, group, guessed)
+    examples = _examples(recipe, kept, group, guessed or _as_named(recipe))
     family = "encoder" if recipe.model == SMALL_ENCODER else "decoder"
     raw["data"] |= _data(examples, group, model=recipe.model, reasons=reasons)
     reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(filter(str.strip, columns_of(kept)))}"
@@ -96,6 +96,12 @@ def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> 
         cure = f"give {FEWEST_ROWS} or more"
         raise DataError(f"{recipe.data.train}: {len(examples)} rows are too few to hold some of them out; {cure}")
     return examples
+
+
+def _as_named(recipe: Recipe) -> str:
+    """The objective and its columns for a command line, where the recipe names some."""
+    columns = {key: value for key, value in recipe.objective.model_dump(include=COLUMN_KEYS).items() if value}
+    return Guess(recipe.objective.kind, columns).change() if columns else ""
 
 
 def _said(key: str, why: str, named: set[str]) -> str:

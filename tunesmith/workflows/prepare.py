@@ -61,6 +61,8 @@ class Prepared:
     validation: list[Encoded]
     facts: DataFacts
     head: dict[str, Tensor] | None = None  # what a head that the base lacks begins with
+    # The general rows of each pass, of which the first pass's stand at the end of `train`.
+    general: tuple[tuple[Encoded, ...], ...] = ()
     parts: dict[str, Prepared] = field(default_factory=dict)  # the tasks of a run that learns several, each by itself
 
     @property

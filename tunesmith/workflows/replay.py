@@ -47,19 +47,28 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     replay = prepared.recipe.replay
     if not replay.share:
         return prepared
-    wanted = max(1, round(len(prepared.train) * replay.share / (1 - replay.share)))
+    each = max(1, round(len(prepared.train) * replay.share / (1 - replay.share)))
+    wanted = each * math.ceil(
+        prepared.recipe.schedule.epochs
+    )  # each pass has its own: rows seen again are learned by heart
     kept = out / "replay.jsonl"
     if not kept.exists():
         part = out / "replay.part.jsonl"
         texts = _samples(prepared, wanted, part, listen) if replay.source == SELF else _texts(prepared, offline=offline)
         write_whole(kept, "".join(json.dumps({"text": text}) + "\n" for text in texts))
         part.unlink(missing_ok=True)
-    rows = _rows(prepared, kept, wanted)
-    note = f"{len(rows)} general rows mixed in ({len(rows) / (len(rows) + len(prepared.train)):.1%} of the rows)"
+    rows = _rows(prepared, kept, each, wanted)
+    general = tuple(
+        tuple(rows[(first + i) % len(rows)] for i in range(min(each, len(rows)))) for first in range(0, wanted, each)
+    )
+    mixed = len(general[0])
+    note = f"{mixed} general rows mixed in ({mixed / (mixed + len(prepared.train)):.1%} of the rows)"
+    if len(general) > 1:
+        note += f", {len(rows)} of them over {len(general)} passes"
     source = "written by the base itself" if replay.source == SELF else f"from {Path(replay.source).name}"
     listen({"event": "note", "text": f"{note}, {source}"})
     facts = replace(prepared.facts, notes=(*prepared.facts.notes, f"{note}, {source}"))
-    return replace(prepared, train=[*prepared.train, *rows], facts=facts)
+    return replace(prepared, train=[*prepared.train, *general[0]], general=general, facts=facts)
 
 
 def lost_too_much(recipe: Recipe, rise: float) -> tuple[str, ...]:
@@ -82,18 +91,18 @@ def lost_too_much(recipe: Recipe, rise: float) -> tuple[str, ...]:
     return (f"general text costs {rise:.3f} nats a token more than before: {cure}",)
 
 
-def _rows(prepared: Prepared, kept: Path, wanted: int) -> list[Encoded]:
-    """As many rows as are wanted, drawn by the seed where there are more."""
+def _rows(prepared: Prepared, kept: Path, fewest: int, wanted: int) -> list[Encoded]:
+    """As many rows as are wanted, drawn by the seed where there are more. Raises DataError for fewer than `fewest`."""
     lines = kept.read_text(encoding="utf-8").split("\n")
     texts = [Text(f"replay:{number}", json.loads(line)["text"]) for number, line in enumerate(lines, 1) if line]
     limit = prepared.recipe.data.max_tokens
     rows = encode_all(prepared.recipe.objective, texts, prepared.template, limit=limit)
-    if len(rows) < wanted and prepared.recipe.replay.source != SELF:
+    if len(rows) < fewest and prepared.recipe.replay.source != SELF:
         raise DataError(
-            f"{prepared.recipe.replay.source}: {len(rows)} windows of text, and replay.share asks for {wanted}; "
+            f"{prepared.recipe.replay.source}: {len(rows)} windows of text, and replay.share asks for {fewest}; "
             "give more text, or lower replay.share"
         )
-    chosen = sorted(random.Random(f"{prepared.recipe.seed}/replay").sample(range(len(rows)), min(wanted, len(rows))))
+    chosen = random.Random(f"{prepared.recipe.seed}/replay").sample(range(len(rows)), min(wanted, len(rows)))
     return [rows[i] for i in chosen]
 
 

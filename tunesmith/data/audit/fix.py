@@ -64,6 +64,10 @@ def fix(ask: Ask, cures: Cures, out: Path, *, offline: bool = False) -> Fixed:
     halves = [path.with_name(path.name + ".half") for path in (out, log_of(out))]
     try:
         counts = _write(ask, cures, halves, out.suffix.lower(), offline=offline)
+        if not counts["kept"]:
+            why = next(iter(cures.dropped.values()), ("", "none can be read"))[1]
+            finding = f"none of {counts['dropped']} rows would be left in the copy ({why})"
+            raise DataError(f"{ask.source}: {finding}; name the columns that are meant: {ask.shape}")
     except BaseException:
         for half in halves:
             half.unlink(missing_ok=True)

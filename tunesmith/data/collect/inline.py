@@ -12,7 +12,7 @@ DROPPED = frozenset(
     {
         "script", "style", "noscript", "template", "nav", "footer", "aside", "button", "select", "input", "textarea",
         "iframe", "object", "embed", "applet", "svg", "canvas", "audio", "video", "title", "dialog", "map", "datalist",
-        "meta", "link", "base",
+        "meta", "link", "base", "del", "s", "strike",
     }
 )  # fmt: skip
 ROLES = frozenset({"navigation", "banner", "contentinfo", "search", "complementary", "menu", "dialog"})
@@ -27,6 +27,8 @@ CLASSES = frozenset(
 SELF_LINKS = frozenset("#¶§")
 CODE = frozenset({"code", "kbd", "samp", "tt"})
 WIDEST = 200
+# Without them 10 to the third would read 103.
+RAISED = dict(zip("0123456789+-n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", strict=True))
 # Stands for <br> until spaces are collapsed; no page can bring it, `clean` takes it out.
 BREAK = "\x1d"
 
@@ -41,6 +43,8 @@ def inline(element: Any) -> str:
             parts.append(inline(child))
         parts.append(clean(child.tail or ""))
     text = "".join(parts)
+    if element.tag == "sup" and text.strip() and set(text.strip()) <= RAISED.keys():
+        return "".join(RAISED[sign] for sign in text.strip())
     if element.tag in CODE and text.strip() and "`" not in text and BREAK not in text:
         return f"`{text.strip()}`"
     return text

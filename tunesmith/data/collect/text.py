@@ -16,6 +16,17 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+# What DOS and old Macs wrote: a few accents of Windows look like it, and hardly a file is.
+_OLD = [
+    *(f"cp{page}" for page in (437, 720, 737, 775, 850, 852, 855, 857, 858, *range(860, 867), 869, 1006, 1125)),
+    *(f"mac_{name}" for name in ("cyrillic", "greek", "iceland", "latin2", "roman", "turkish")),
+    "hp_roman8", "kz1048", "ptcp154",
+]  # fmt: skip
+# By few letters these are taken for one another; in which languages it is the central European one.
+_LATIN = ("cp1250", "cp1252", "cp1257", *(f"iso8859_{number}" for number in (2, 4, 10, 13, 14, 15, 16)), "latin_1")
+_CENTRAL = frozenset(
+    ("Croatian", "Czech", "Hungarian", "Polish", "Romanian", "Slovak", "Slovene", "Estonian", "Lithuanian", "Latvian")
+)
 _UNDERLINE = re.compile(r"([=\-~^\"'#*+`])\1{2,}\s*")
 _ITEM = re.compile(r"(\s*)(?:[-*+•◦▪·–]|(\d+|[a-z])[.)])\s+(?=\S)")
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
@@ -46,10 +57,12 @@ def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
 def _guessed(data: bytes) -> tuple[str, str]:
     from charset_normalizer import from_bytes
 
-    found = from_bytes(data[:200_000]).best()
+    found = from_bytes(data[:200_000], cp_exclusion=_OLD).best()
     if found is None:
         raise DataError("bytes that are text in no encoding; save it as UTF-8")
-    return data.decode(found.encoding, errors="replace"), f"not UTF-8, read as {found.encoding}"
+    western = found.encoding in _LATIN and found.language not in _CENTRAL
+    name = "cp1252" if western else found.encoding
+    return data.decode(name, errors="replace"), f"not UTF-8, read as {name}; look at its accents, or save it as UTF-8"
 
 
 def text_document(data: bytes) -> Document:

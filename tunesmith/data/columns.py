@@ -1,0 +1,50 @@
+"""What the columns of rows hold, and what their headers are called, for guesses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from statistics import median
+
+from tunesmith.data.rows import Row, as_word, columns_of
+
+LOOKED_AT, ENOUGH = 200, 0.9
+LONGEST_LABEL = 60  # characters, also of labels that people write
+MOST_LABELS, ROWS_A_LABEL = 50, 3
+DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ,]+[\d:.+Z]+( ?[AP]M)?)?", re.IGNORECASE)
+# Scripts that put no spaces between words, of which a word has about two letters.
+UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")
+
+
+class Column:
+    """What one column holds."""
+
+    def __init__(self, name: str, rows: Sequence[Row]) -> None:
+        self.name = name
+        called = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+        self.called = {word for word in called if len(word) > 1 or len(called) == 1}  # Q and A, and not "is it a dog"
+        found = [row.fields.get(name) for row in rows]
+        there = [word.strip() for word in map(as_word, found) if word is not None and word.strip()]
+        self.nested = next((value for value in found if isinstance(value, dict)), None)
+        self.distinct = set(there)
+        self.values = len(self.distinct)
+        self.words = median(map(_words, there)) if there else 0
+        full = len(there) >= ENOUGH * len(rows)
+        self.text = full and not all(word.isdigit() or DATE.fullmatch(word) for word in there)
+        short = max(map(len, there), default=0) <= LONGEST_LABEL
+        self.few = full and short and 2 <= self.values <= min(MOST_LABELS, max(2, len(rows) // ROWS_A_LABEL))
+
+
+def columns_held(rows: Sequence[Row]) -> list[Column]:
+    """The columns that have a name, by their first 200 rows."""
+    return [Column(name, rows[:LOOKED_AT]) for name in columns_of(rows) if name.strip()]
+
+
+def named(columns: Sequence[Column], words: Collection[str]) -> Column | None:
+    """The column of whose name most is one of these words; of several the one with most in it."""
+    found = [column for column in columns if column.called & set(words)]
+    return min(found, key=lambda column: (len(column.called - set(words)), -column.words), default=None)
+
+
+def _words(text: str) -> float:
+    return len(text.split()) + len(UNSPACED.findall(text)) / 2

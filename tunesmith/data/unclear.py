@@ -1,0 +1,104 @@
+"""Why nobody can tell by the columns of rows what is to be learned from them, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunesmith.data.columns import Column, columns_held, named
+from tunesmith.data.rows import Row, columns_of, file_of
+
+# Words in a header that tell what is asked, what is answered, and how good an answer is.
+PROMPT_WORDS = (
+    "prompt", "question", "query", "request", "ask", "q", "instruction", "problem", "user", "customer", "issue",
+)  # fmt: skip
+ANSWER_WORDS = (
+    "answer", "answers", "reply", "response", "solution", "a", "output", "resolution", "agent", "assistant", "summary",
+)  # fmt: skip
+MARKS = ("rating", "score", "stars", "helpfulness", "quality", "vote", "grade")
+BOTH_READ = ({"premise", "hypothesis"}, {"question", "passage"}, {"question", "context"})
+FEWEST_ASKED = 3  # words of a question, in the middle: names have two
+
+
+def unclear(rows: Sequence[Row]) -> str:
+    """What keeps the columns from being guessed, with its cure; nothing where nothing does."""
+    columns = columns_held(rows)
+    found = _header(columns) or _nested(columns) or _letters(columns) or _rivals(columns) or _together(columns)
+    return f"{file_of(rows)}: {found}" if found else ""
+
+
+def unjudged(rows: Sequence[Row]) -> str:
+    """Why the answers of these rows are not simply what to learn: what else they need to be right, or marks that say
+    that some are bad; nothing where they are."""
+    columns = columns_held(rows)
+    if found := _letters(columns):
+        return f"{file_of(rows)}: {found}"
+    mark = next((one for one in columns if one.few and one.called and one.called <= set(MARKS) and _numbers(one)), None)
+    if mark is None:
+        return ""
+    cure = f"name the columns in the recipe, and keep the good ones by data.where: {{{mark.name}: [...]}}"
+    return f"{file_of(rows)}: {mark.name} marks the answers, so not all are to be learned; {cure}"
+
+
+def asked(columns: Sequence[Column]) -> Column | None:
+    """The column of questions, by its name: texts of several words that are not the same few."""
+    texts = [column for column in columns if column.text and not column.few and column.words >= FEWEST_ASKED]
+    return named(texts, PROMPT_WORDS)
+
+
+def nameless(rows: Sequence[Row]) -> str:
+    """The fault of a column without a name, which no recipe can name; nothing where there is none."""
+    place = next((number for number, name in enumerate(columns_of(rows), 1) if not name.strip()), 0)
+    return f"{file_of(rows)}: column {place} has no name; give it one in the first line" if place else ""
+
+
+def _header(columns: Sequence[Column]) -> str:
+    """A first line that is no header: a label in it comes again."""
+    row = next((column.name for column in columns if column.few and column.name in column.distinct), "")
+    return (
+        f"the first line looks like a row ({row!r} stands below it again); put a line of names above it" if row else ""
+    )
+
+
+def _nested(columns: Sequence[Column]) -> str:
+    """An answer or a translation inside another object, which no recipe can name."""
+    words = {*ANSWER_WORDS, "translation"}
+    inner = next((column for column in columns if column.nested and column.called & words), None)
+    if inner is None or inner.nested is None:
+        return ""
+    return f"{inner.name} holds objects ({', '.join(list(inner.nested)[:4])}); write each part as a column of its own"
+
+
+def _letters(columns: Sequence[Column]) -> str:
+    """An answer that is one of lettered choices, which says nothing without them."""
+    letters = [column.name for column in columns if column.name.strip().lower() in ("a", "b", "c", "d", "e")]
+    possible = {form for name in letters for form in (name, name.lower(), name.upper())}
+    answer = next((one for one in columns if one.called & set(ANSWER_WORDS) and one.distinct <= possible), None)
+    if len(letters) < 2 or answer is None or answer.name in letters:
+        return ""
+    cure = "write them into the question, and the right one's words as the answer"
+    return f"{answer.name} is a letter, and the choices stand in {', '.join(letters)}; {cure}"
+
+
+def _rivals(columns: Sequence[Column]) -> str:
+    """Answers that only a number or a letter tells apart, as response_a and response_b."""
+    texts = [column for column in columns if column.text]
+    answer = named(texts, ANSWER_WORDS)
+    alike = [column.name for column in texts if answer and column.called == answer.called]
+    if not asked(columns) or len(alike) < 2:
+        return ""
+    return f"{' and '.join(alike[:2])} both answer; write the better one as `chosen`, the other as `rejected`"
+
+
+def _together(columns: Sequence[Column]) -> str:
+    """Two texts of which a label says how they stand to each other."""
+    texts = [column for column in columns if column.text and not column.few]
+    for one in texts:
+        for other in texts[texts.index(one) + 1 :]:
+            alike = one.called == other.called and one.name != other.name and one.called
+            if alike or {one.name.strip().lower(), other.name.strip().lower()} in BOTH_READ:
+                return f"{one.name} and {other.name} are both read; write them into one column, as a prompt or a text"
+    return ""
+
+
+def _numbers(column: Column) -> bool:
+    return all(word.replace(".", "", 1).isdigit() for word in column.distinct)
