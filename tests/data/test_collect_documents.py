@@ -15,6 +15,7 @@ import pytest
 
 from tunesmith.data.collect.convert import convert
 from tunesmith.data.collect.document import Block, Document, clean, markdown, plain
+from tunesmith.data.collect.passages import passages
 from tunesmith.data.collect.text import markdown_document
 
 MANUAL = Path(__file__).parents[2] / "docs" / "stage1-data.md"
@@ -242,6 +243,16 @@ def test_markdown_is_read_with_its_tables_and_without_its_front_matter(tmp_path:
     text = "---\ntitle: x\n---\n# Head\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n<script>x()</script>\n\nSee [here](x).\n"
     found = read(tmp_path, "a.md", text.encode())
     assert markdown(found.blocks) == "# Head\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\nSee here."
+
+
+def test_a_front_matter_in_toml_is_left_out_too(tmp_path: Path):
+    found = read(tmp_path, "a.md", b'+++\ntitle = "x"\ndraft = true\n+++\n# Head\n\nThe first part.\n')
+    assert markdown(found.blocks) == "# Head\n\nThe first part."
+
+
+def test_a_short_passage_in_a_script_without_spaces_is_a_passage():
+    (found,) = passages([Block("paragraph", "请在十四天内申请退款，逾期不退。")], size=500, joined=True)
+    assert found.text == "请在十四天内申请退款，逾期不退。"
 
 
 def test_text_between_two_rules_is_no_front_matter(tmp_path: Path):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tunesmith.data.collect.document import Block, markdown, plain, render
+from tunesmith.data.columns import UNSPACED
 
 # A passage to make rows of that has fewer letters says nothing by itself.
 FEWEST_LETTERS = 20
@@ -43,7 +44,12 @@ def passages(
     if joined:
         pieces = _merged(pieces, size)
     made = (_passage(piece, joined=joined) for piece in pieces)
-    return [passage for passage in made if passage.text and sum(map(str.isalpha, passage.text)) >= fewest]
+    return [passage for passage in made if passage.text and _letters(passage.text) >= fewest]
+
+
+def _letters(text: str) -> int:
+    """Letters, those of scripts without spaces between words twice: they say as much."""
+    return sum(map(str.isalpha, text)) + len(UNSPACED.findall(text))
 
 
 def _sections(blocks: Sequence[Block]) -> Iterator[_Piece]:

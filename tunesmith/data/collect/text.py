@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import tomllib
 from dataclasses import replace
 
 from tunesmith.data.collect.document import Block, Document, clean, one_line
@@ -29,7 +30,7 @@ _CENTRAL = frozenset(
 )
 _UNDERLINE = re.compile(r"([=\-~^\"'#*+`])\1{2,}\s*")
 _ITEM = re.compile(r"(\s*)(?:[-*+•◦▪·–]|(\d+|[a-z])[.)])\s+(?=\S)")
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*\n", re.DOTALL)
+_FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(.*?)\n(?:\1|\.\.\.)[ \t]*\n", re.DOTALL)
 
 
 def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
@@ -114,13 +115,13 @@ def _dedent(lines: list[str]) -> str:
     return "\n".join(line[least:].rstrip() for line in lines)
 
 
-def _are_keys(text: str) -> bool:
+def _are_keys(mark: str, text: str) -> bool:
     """Whether a text is the keys and values of a front matter, not what stands between two rules."""
     import yaml
 
     try:
-        return isinstance(yaml.safe_load(text), dict)
-    except yaml.YAMLError:
+        return bool(tomllib.loads(text)) if mark == "+++" else isinstance(yaml.safe_load(text), dict)
+    except (yaml.YAMLError, tomllib.TOMLDecodeError):
         return False
 
 
@@ -131,7 +132,9 @@ def markdown_document(data: bytes) -> Document:
     from tunesmith.data.collect.html import html_document
 
     text, note = decode(data)
-    text = _FRONT_MATTER.sub(lambda found: "" if _are_keys(found[1]) else found[0], text.replace("\r\n", "\n"))
+    text = _FRONT_MATTER.sub(
+        lambda found: "" if _are_keys(found[1], found[2]) else found[0], text.replace("\r\n", "\n")
+    )
     page = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text)
     document = html_document(page.encode("utf-8", errors="replace"), declared="utf-8")
     title = next((block.text for block in document.blocks if block.kind == "heading"), "")
