@@ -50,6 +50,9 @@ def test_where_nothing_tells_the_parts_nothing_is_guessed(columns: dict[str, obj
 def test_a_text_beside_a_column_called_like_a_label_is_not_taken_for_a_document():
     with pytest.raises(DataError, match="kind: classify, text: text, label: department"):
         detect(rows(text=LONG, department=["a", "b"]))
+    with pytest.raises(DataError, match="kind: classify, text: text, label: spam"):
+        detect(rows(text=LONG, spam=["spam", "ham"]))
+    assert detect(rows(text=LONG, lang=["en", "fr"], split=["train", "test"])).objective == "domain"
     assert detect(rows(text=LONG, tags=[["a"], ["a", "b"], []])).columns == {"text": "text", "label": "tags"}
 
 

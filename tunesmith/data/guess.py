@@ -23,6 +23,11 @@ LABEL_WORDS = (
 )  # fmt: skip
 BETTER = ("chosen", "better", "good", "preferred", "accepted", "winner")
 WORSE = ("rejected", "worse", "bad", "dispreferred", "loser")
+NOTED = {
+    "split", "lang", "language", "source", "license", "licence", "url", "date", "year", "version", "page", "section",
+    "chapter", "doc", "document", "author", "id", "group", "book", "file", "path", "part", "subset", "format",
+}  # fmt: skip
+LONGEST_TEXT = 100  # words, in the middle: longer ones are documents
 FEWEST_WORDS = 2  # of a text, in the middle
 
 
@@ -74,5 +79,14 @@ def guess(rows: Sequence[Row]) -> Guess | None:
 
 
 def has_label(rows: Sequence[Row]) -> bool:
-    """Whether a column is called as labels are, and has few values."""
-    return named([column for column in columns_held(rows) if column.few], LABEL_WORDS) is not None
+    """Whether a column is called as labels are and has few values.
+
+    Beside short texts, which are no documents, any of few values is one that is not called as a note about a text.
+    """
+    columns = columns_held(rows)
+    few = [column for column in columns if column.few]
+    if named(few, LABEL_WORDS):
+        return True
+    longest = max((column.words for column in columns if column.text), default=0)
+    documents = longest > LONGEST_TEXT or any({"doc", "id"} <= column.called for column in columns)
+    return not documents and any(not column.called & NOTED for column in few)

@@ -17,6 +17,7 @@ ANSWER_WORDS = (
 MARKS = ("rating", "score", "stars", "helpfulness", "quality", "vote", "grade")
 BOTH_READ = ({"premise", "hypothesis"}, {"question", "passage"}, {"question", "context"})
 FEWEST_ASKED = 3  # words of a question, in the middle: names have two
+FEWEST_IN_SENTENCE = 4
 
 
 def unclear(rows: Sequence[Row]) -> str:
@@ -52,8 +53,9 @@ def nameless(rows: Sequence[Row]) -> str:
 
 
 def _header(columns: Sequence[Column]) -> str:
-    """A first line that is no header: a label in it comes again."""
-    row = next((column.name for column in columns if column.few and column.name in column.distinct), "")
+    """A first line that is no header: a label in it comes again, beside a sentence."""
+    sentence = any(len(column.name.split()) >= FEWEST_IN_SENTENCE for column in columns)
+    row = next((column.name for column in columns if sentence and column.few and column.name in column.distinct), "")
     return (
         f"the first line looks like a row ({row!r} stands below it again); put a line of names above it" if row else ""
     )
