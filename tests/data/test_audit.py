@@ -366,7 +366,6 @@ def test_a_table_comes_in_pieces_and_a_row_is_told_by_its_first_line(tmp_path: P
         ("u.csv", "text,label\nx,y\n".encode("utf-16"), r"^u\.csv:1: UTF-16, not UTF-8; save the file as UTF-8$"),
         ("t.csv", b"text,label,text\na,b,c\n", r"^t\.csv:1: the header has \['text'\] twice; give each column"),
         ("q.csv", b'text,label\nok,a\n"a"b,c\n', r"^q\.csv:3: not a table \(.*\); close every quoted cell"),
-        ("n.csv", b"text,label\na,b,c\nok,1\nd\n", r"^n\.csv:2: 3 cells, the header has 2; .*\nn\.csv:4: 1 cells"),
         ("l.csv", b"text,label\n" + b"x" * 200_000 + b",a\n", [(2, "x" * 200_000, "a")]),
         ("b.csv", b"\n\r\ntext;label\nx;y\n", [(4, "x", "y")]),
         ("p.tsv", b'text\tlabel\n"great" phone\tx\n"open\ty\n', [(2, '"great" phone', "x"), (3, '"open', "y")]),
@@ -389,6 +388,17 @@ def test_a_table_in_pieces_reads_as_one_that_is_read_whole(
     expected = [(line, {"text": text, "label": label}) for line, text, label in told]
     assert pieces() == expected
     assert [(int(row.where.rpartition(":")[2]), row.fields) for row in read_rows(path)] == expected
+
+
+def test_a_line_of_a_table_with_too_many_cells_is_a_finding_and_no_end(tmp_path: Path) -> None:
+    path = tmp_path / "n.csv"
+    path.write_text("text,label\na,b,c\nok,1\nd\n", encoding="utf-8")
+    (chunk,) = chunks(str(path))
+    assert chunk.lines == [2, 3, 4]
+    assert [raw for raw in chunk.rows if isinstance(raw, dict)] == [{"text": "ok", "label": "1"}]
+    assert str(chunk.rows[0]).startswith("3 cells, the header has 2; write a cell that holds ','")
+    with pytest.raises(DataError, match=r"^n\.csv:2: 3 cells, the header has 2; .*\nn\.csv:4: 1 cells"):
+        read_rows(path)
 
 
 def test_a_file_of_which_no_line_is_a_row_is_told_by_its_first_faults(tmp_path: Path) -> None:

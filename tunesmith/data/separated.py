@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Generator, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +17,33 @@ CLOSED_QUOTE = re.compile(r'"(?:[^"]|"")*"')
 LONGEST_CELL = 2**31 - 1  # the csv module refuses a cell above 131072 characters unless it is told otherwise
 
 
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A line of a table that is no row, and why."""
+
+    line: int
+    why: str
+
+
 def read_separated(path: Path) -> Iterator[Row]:
     """Every row of a csv or tsv file, in order; after the last, one DataError for all that is wrong with the file."""
+    faults, more = list[str](), 0
+    try:
+        for row in read_table(path):
+            if isinstance(row, Row):
+                yield row
+            elif len(faults) < SHOWN_FAULTS:  # a file may be nothing but faults
+                faults.append(f"{path.name}:{row.line}: {row.why}")
+            else:
+                more += 1
+    except DataError as error:
+        faults.append(str(error))
+    if faults:
+        refuse(faults, more=more)
+
+
+def read_table(path: Path) -> Iterator[Row | Broken]:
+    """Every line of a csv or tsv file as a row, or why it is none. Raises DataError for what is no table."""
     name, header = path.name, _first_line(path)
     if not header:
         raise DataError(f"{name}: empty; give a file with at least one row")
@@ -27,34 +53,20 @@ def read_separated(path: Path) -> Iterator[Row]:
     # A cell of the header may hold another mark: the one that cuts it into the most cells is it.
     mark = max(marks, key=lambda mark: len(next(csv.reader([header], delimiter=mark))))
     plain = mark == "\t" and _quotes_are_text(path, header)
-    faults, more = list[str](), 0
-    cells = _cells(path, mark, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL)
-    try:
-        for row in _rows(cells, name, mark):
-            if isinstance(row, Row):
-                yield row
-            elif len(faults) < SHOWN_FAULTS:  # a file may be nothing but faults
-                faults.append(row)
-            else:
-                more += 1
-    except DataError as error:
-        faults.append(str(error))
-    if faults:
-        refuse(faults, more=more)
+    return _rows(_cells(path, mark, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL), name, mark)
 
 
-def _rows(lines: Iterator[tuple[int, list[str]]], name: str, mark: str) -> Iterator[Row | str]:
-    """Each row, or the fault of a line that is none."""
+def _rows(lines: Iterator[tuple[int, list[str]]], name: str, mark: str) -> Iterator[Row | Broken]:
     number, header = next(lines, (1, [""]))
     header = [cell.strip() for cell in header]
     if twice := sorted({cell for cell in header if cell and header.count(cell) > 1}):
-        yield f"{name}:{number}: the header has {twice} twice; give each column its own name"
+        raise DataError(f"{name}:{number}: the header has {twice} twice; give each column its own name")
     cure = f"write a cell that holds {mark!r} in double quotes"
     for line, found in lines:
         # A program that ends each line with a mark adds cells that hold nothing.
         cells = found if any(cell.strip() for cell in found[len(header) :]) else found[: len(header)]
         if len(cells) != len(header):
-            yield f"{name}:{line}: {len(cells)} cells, the header has {len(header)}; {cure}"
+            yield Broken(line, f"{len(cells)} cells, the header has {len(header)}; {cure}")
         else:
             yield Row(f"{name}:{line}", dict(zip(header, cells, strict=True)))
 

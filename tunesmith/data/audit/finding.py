@@ -23,7 +23,7 @@ DROP = "--fix OUT drops these rows"
 FIRST = "--fix OUT keeps the first row of each group and drops the others"
 # Every check there is, in the order in which findings are told.
 CHECKS: Mapping[str, Check] = {
-    "unreadable": Check("blocking", 0, "the line is no row", DROP + "; or write one JSON object on each line"),
+    "unreadable": Check("blocking", 0, "the line is no row", DROP + "; or write an object, or cells as the header has"),
     "wrong_roles": Check("blocking", 0, "turns in an order or with roles that no chat has", DROP),
     "empty": Check("blocking", 0, "no text to read", DROP),
     "nothing_to_learn": Check("blocking", 0, "no answer or label, or one that only stands in for it", DROP),

@@ -9,19 +9,20 @@ from itertools import islice
 from pathlib import Path
 
 from tunesmith.data.rows import READERS, SHOWN_FAULTS, Row, read_rows, reason, refuse, refuse_utf16, unreadable
-from tunesmith.data.separated import read_separated
+from tunesmith.data.separated import Broken, read_table
 from tunesmith.errors import DataError
 
+CURE = "; write one JSON object on each line"
 CHUNK_ROWS = 2000
 CHUNK_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive rows: their lines in the file, and each as raw JSON or as columns."""
+    """Consecutive rows: their lines in the file, and each as raw JSON, as columns, or why it is none."""
 
     lines: list[int]
-    rows: Sequence[bytes | dict[str, object]]
+    rows: Sequence[bytes | dict[str, object] | str]
 
 
 def chunks(source: str, *, offline: bool = False) -> Iterator[Chunk]:
@@ -56,9 +57,9 @@ def line_of(row: Row) -> int:
     return int(row.where.rpartition(":")[2])
 
 
-def parsed(raw: bytes | dict[str, object]) -> dict[str, object] | str:
+def parsed(raw: bytes | dict[str, object] | str) -> dict[str, object] | str:
     """The columns of a row, or why the line is no row."""
-    if isinstance(raw, dict):
+    if isinstance(raw, dict | str):
         return raw
     try:
         value = json.loads(raw.rstrip(b"\r\n"))  # else a fault at the end is told of a line 2
@@ -77,7 +78,7 @@ def head(source: str, count: int, *, offline: bool = False) -> list[Row]:
             if isinstance(fields, dict):
                 rows.append(Row(f"{name}:{line}", fields))
             elif len(faults) < SHOWN_FAULTS:  # a file may be nothing but faults
-                faults.append(f"{name}:{line}: {fields}; write one JSON object on each line")
+                faults.append(f"{name}:{line}: {fields}{'' if isinstance(raw, str) else CURE}")
             else:
                 more += 1
         if len(rows) >= count:
@@ -121,6 +122,9 @@ def _json_lines(path: Path) -> Iterator[Chunk]:
 
 
 def _table(path: Path) -> Iterator[Chunk]:
-    rows = read_separated(path)
-    while part := list(islice(rows, CHUNK_ROWS)):
-        yield Chunk([line_of(row) for row in part], [dict(row.fields) for row in part])
+    lines = read_table(path)
+    while part := list(islice(lines, CHUNK_ROWS)):
+        yield Chunk(
+            [one.line if isinstance(one, Broken) else line_of(one) for one in part],
+            [one.why if isinstance(one, Broken) else dict(one.fields) for one in part],
+        )
