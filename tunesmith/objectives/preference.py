@@ -47,7 +47,7 @@ class Preference(BaseModel):
     chosen: str = Field("", description="column with the preferred answer, or the chat that ends with it")
     rejected: str = Field("", description="column with the other answer")
     answer: str = Field("", description="column with an answer that got a thumb")
-    label: str = Field("", description="column with the thumb: true or false")
+    label: str = Field("", description="column with the thumb, up or down")
     instruction: str = Field("", description="text put before every prompt")
     form: Literal["auto", "dpo", "ipo", "hinge", "dpo_norm", "kto", "orpo", "simpo"] = Field(
         "auto", alias="loss", description="auto: dpo for pairs, kto for thumbs"
