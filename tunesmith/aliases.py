@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunesmith.errors import RecipeError
+
 # Top-level or nested: other tools' word -> dotted key. Their users wrote these by the million; none is an error here.
 ALIASES: dict[str, str] = {
     "base_model": "model",
@@ -93,7 +95,7 @@ def translate(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if name in PER_PASS and isinstance(value, int) and isinstance(accumulation, int):
             value, name = value * accumulation, f"{name} x {ACCUMULATION}"
         value = VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
-        _place(values, key, value)
+        _place(values, key, value, name=name)
         notes.append(f"{name} -> {key}: {value}")
     return values, notes + translate_sections(values)
 
@@ -127,20 +129,31 @@ def _inside(values: dict[str, Any], section: str) -> list[str]:
         if key == name:
             continue
         value = inner.pop(name)
+        _once(inner, key, value, names=(name, ALIASES[name]))
         inner[key] = VALUES.get(ALIASES[name], {}).get(value, value) if isinstance(value, str) else value
         notes.append(f"{section}.{name} -> {section}.{key}: {inner[key]}")
     return notes
 
 
-def _place(values: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set a dotted key, turning `technique: lora` into a mapping on the way."""
+def _place(values: dict[str, Any], dotted: str, value: Any, *, name: str) -> None:
+    """Set a dotted key, turning `technique: lora` into a mapping on the way. Raises RecipeError for a second value."""
     section, _, key = dotted.partition(".")
     if not key:
+        _once(values, section, value, names=(name, dotted))
         values[section] = value
         return
     inner = values.get(section)
-    if isinstance(inner, str):
-        inner = {"kind": inner} if section in ("technique", "objective") else {"train": inner}
+    if isinstance(inner, str) and section in ("technique", "objective", "data"):
+        inner = {"train" if section == "data" else "kind": inner}
     if key != "kind" and section == "technique" and inner is None:
         inner = {"kind": "lora"}
+    if inner is not None and not isinstance(inner, Mapping):
+        raise RecipeError(f"{section}: has to be a mapping of keys (found {inner!r}); {name} belongs into it as {key}")
+    _once(inner or {}, key, value, names=(name, dotted))
     values[section] = {**(inner or {}), key: value}
+
+
+def _once(values: Mapping[str, Any], key: str, value: Any, *, names: tuple[str, str]) -> None:
+    """Nothing where a key has no other value yet: of two spellings one would silently win."""
+    if values.get(key, value) != value:
+        raise RecipeError(f"{names[0]} and {names[1]} are one setting with two values; keep one of them")

@@ -190,3 +190,40 @@ def test_what_a_recipe_writes_beside_a_shorthand_is_kept():
     technique = {"kind": "dora", "rank": 4, "dora": False}
     recipe, _ = make_recipe({"technique": technique, "data": "a.jsonl", "objective": "domain"}, place="r")
     assert recipe.technique == Lora(rank=4, dora=False)
+
+
+@pytest.mark.parametrize(
+    ("more", "finding"),
+    [
+        ("seed: -1", "seed: .* greater than or equal to 0"),
+        ("seed: 20261126154500", "seed: .* less than 2147483648"),
+        ("seed: 2024-13-45", "not YAML .month must be in 1..12.; mend that line"),
+        ("style: " + "[" * 3000, "not YAML .*; mend that line"),
+        ("schedule: {epochs: .inf}", "schedule.epochs: .* finite number"),
+        ("gates: {min_delta: .nan}", "gates.min_delta: .* finite number"),
+        ("schedule: {eval_steps: -1}", "schedule.eval_steps: .* greater than or equal to 0"),
+        ("schedule: fast\nepochs: 2", "unknown key 'epochs'|schedule: has to be a mapping"),
+        (
+            "technique: [lora]\nlora_r: 8",
+            r"technique: has to be a mapping of keys \(found \['lora'\]\); lora_r belongs",
+        ),
+        ("schedule: {epochs: 3}\nnum_train_epochs: 1", "num_train_epochs and schedule.epochs are one setting with two"),
+        ("base_model: smollm2-135m", "base_model and model are one setting with two values; keep one of them"),
+        ("schedule: {epochs: 3, num_train_epochs: 1}", "num_train_epochs and schedule.epochs are one setting"),
+    ],
+)
+def test_a_recipe_with_nonsense_or_two_values_for_one_setting_is_refused_before_anything_runs(
+    tmp_path: Path, more: str, finding: str
+):
+    place = tmp_path / "r.yaml"
+    place.write_text(f"model: minilm-l6\ndata: m.jsonl\nobjective: classify\n{more}\n")
+    with pytest.raises(RecipeError, match=finding):
+        load_recipe(place)
+    with pytest.raises(RecipeError, match=f"{tmp_path.name}: a folder; name the recipe in it"):
+        load_recipe(tmp_path)
+
+
+def test_two_spellings_of_one_value_are_one_and_data_may_be_changed_to_a_file():
+    wanted = {"model": "minilm-l6", "data": "m.jsonl", "objective": "classify", "technique": "lora", "adapter": "lora"}
+    recipe, _ = make_recipe(wanted, place="r.yaml", changes=["data=p.jsonl"])
+    assert (recipe.technique.kind, recipe.data.train) == ("lora", "p.jsonl")

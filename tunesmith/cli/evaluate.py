@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import add_common, add_schema, add_set
+from tunesmith.cli.options import UsageError, add_common, add_schema, add_set
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.data.files import write_whole
 from tunesmith.report.figures import bounds, figure, p_value
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.workflows.evaluate import Compared, evaluate
     from tunesmith.workflows.questions import Asked
 
+    if args.rows < 0:
+        raise UsageError(f"--rows: {args.rows} is no number of rows; give 1 or more, or 0 for all")
     hush()
     asked = Asked(
         args.model,
@@ -63,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         args.against,
         args.objective,
         args.base,
-        rows=max(0, args.rows),
+        rows=args.rows,
         changes=tuple(args.changes),
         task=args.task,
     )

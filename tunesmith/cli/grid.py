@@ -74,6 +74,12 @@ def run(args: argparse.Namespace) -> int:
 
     if args.rows < 1 or args.seeds < 1:
         raise UsageError("--rows, --seeds: a cell needs rows, and a seed; give 1 or more")
+    if args.minutes is not None and not args.minutes >= 0:
+        raise UsageError(f"--minutes: {args.minutes} is no time; give 0 or more")
+    if not args.examples.is_dir():
+        raise UsageError(
+            f"--examples: there is no folder {args.examples}; the grid runs in a clone, or name its examples"
+        )
     setting = Setting(args.examples, args.out or Path("runs/grid"), args.rows, args.seeds)
     received = _fill(setting, args)
     found = read(setting)

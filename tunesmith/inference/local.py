@@ -207,7 +207,8 @@ class LocalModel:
 
     def _decoder(self) -> Policy:
         if isinstance(self.objective, Reward):
-            raise RecipeError("generate: a reward model writes no text, it scores answers; use reward")
+            cure = "score answers with model.reward, or pairs with `tunesmith evaluate RUN --data PAIRS`"
+            raise RecipeError(f"generate: a reward model writes no text; {cure}")
         if self.policy.family != "decoder":
             raise RecipeError("generate: an encoder writes no text; use classify or embed, or tune a decoder")
         return self.policy

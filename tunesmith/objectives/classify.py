@@ -38,7 +38,7 @@ class Classify(BaseModel):
     common (Menon et al. 2021, "Long-tail learning via logit adjustment", eq. 10).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
     max_new_tokens: ClassVar[int] = 0
 

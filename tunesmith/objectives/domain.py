@@ -30,7 +30,7 @@ class Domain(BaseModel):
     Continued pre-training: Gururangan et al. 2020, arXiv 2004.10964.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
     instruction: ClassVar[str] = ""
     max_new_tokens: ClassVar[int] = 0

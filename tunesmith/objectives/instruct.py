@@ -30,7 +30,7 @@ class Instruct(BaseModel):
     Loss: mean negative log-likelihood per learned token.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     families: ClassVar[tuple[str, ...]] = ("decoder",)
 
     kind: Literal["instruct"] = "instruct"

@@ -29,7 +29,7 @@ NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 class Rows(BaseModel):
     """Where rows come from and how they are split."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     train: str = Field("", description="file or Hub data set")
     validation: float | str = Field(0.1, description="fraction of the rows, or a file")
@@ -51,7 +51,7 @@ PartObjective = Annotated[Annotated[AnyPart, Discriminator("kind")], _opened("ki
 class Part(BaseModel):
     """One task of several."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: Annotated[Rows, _opened("train")]
     objective: PartObjective
@@ -66,7 +66,7 @@ class Multitask(BaseModel):
     (Raffel et al. 2020, arXiv 1910.10683, section 3.5.2).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
     instruction: ClassVar[str] = ""
     max_new_tokens: ClassVar[int] = 0

@@ -39,7 +39,7 @@ class Preference(BaseModel):
     """
 
     # A recipe says `loss: dpo`; in here `loss` is what every objective can do.
-    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
     families: ClassVar[tuple[str, ...]] = ("decoder",)
 
     kind: Literal["preference"] = "preference"

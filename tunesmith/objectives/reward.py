@@ -29,7 +29,7 @@ class Reward(BaseModel):
     arXiv 2312.09244), without which only differences would mean anything.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
     max_new_tokens: ClassVar[int] = 0
 

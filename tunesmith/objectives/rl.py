@@ -29,7 +29,7 @@ class Rl(BaseModel):
     `ppo`: as much as it is better than a value head expected (Ouyang et al. 2022, arXiv 2203.02155).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     families: ClassVar[tuple[str, ...]] = ("decoder",)
 
     kind: Literal["rl"] = "rl"

@@ -65,7 +65,9 @@ def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recip
         raise RecipeError(
             f"{path}: no such file; {f'did you mean {near[0]}?' if near else '`tunesmith init DATA` writes one'}"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: a folder; name the recipe in it") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
         raise RecipeError(f"{path}: not YAML ({said}); mend that line") from None
     if not isinstance(raw, dict):
@@ -86,6 +88,8 @@ def make_recipe(
         ours, told = translate_change(change)
         _apply(values, ours)
         notes += told
+    if isinstance(values.get("data"), str):
+        values["data"] = {"train": values["data"]}
     notes += translate_sections(values)
     try:
         recipe = Recipe.model_validate(values)
@@ -164,7 +168,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
         place = inner
     try:
         value = yaml.safe_load(text) if text else text  # where nothing stands an empty text is meant, not YAML's null
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError(f"--set {change}: the value is not YAML; quote it") from None
     if isinstance(value, Mapping) and not text.lstrip().startswith("{"):
         value = text  # "Summarise in one line:" is a sentence, not a mapping

@@ -20,7 +20,7 @@ VOTES, PEOPLE, SELF = "votes", "page", "self"
 class _Section(BaseModel):
     """A part of the recipe: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Data(Rows):
@@ -35,7 +35,7 @@ class Data(Rows):
 class Schedule(_Section):
     """How long and how fast."""
 
-    epochs: float = Field(1, gt=0, description="passes over the training rows")
+    epochs: float = Field(1, gt=0, le=10_000, description="passes over the training rows")
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto", description="peak; auto: by technique, family and width"
     )
@@ -46,8 +46,12 @@ class Schedule(_Section):
     warmup: float = Field(0.06, ge=0, lt=1, description="share of the steps with rising rate; then cosine to a tenth")
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0, description="largest gradient norm")
-    save_steps: int | Literal["auto"] = Field("auto", description="steps between checkpoints; auto: ten per run")
-    eval_steps: int | Literal["auto"] = Field("auto", description="steps between validations; auto: six per run")
+    save_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="steps between checkpoints; auto: ten per run, 0: one at the end"
+    )
+    eval_steps: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="steps between validations; auto: six per run, 0: none, and no patience"
+    )
     patience: int = Field(3, ge=1, description="validations without improvement before stopping")
     probe: bool = Field(True, description="first see whether the model can learn eight rows at all")
 
@@ -190,7 +194,7 @@ class Recipe(_Section):
     style: dict[str, dict[str, Any]] = Field(default_factory=dict, description="rules answers should keep, by name")
     controls: bool = Field(False, description="also tune on shuffled answers and a head alone: neither may win")
     track: list[str] = Field(default_factory=list, description="tensorboard, wandb, mlflow, trackio")
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _rows_are_named(self) -> Self:

@@ -25,7 +25,7 @@ NAMES = re.compile(r"\s*[\w.]+(\s*,\s*[\w.]+)*\s*")
 class Adapter(BaseModel):
     """A technique that leaves the base's weights alone; what it learns is a small folder in PEFT's format."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def load_options(self) -> LoadOptions:
         """Plain weights."""

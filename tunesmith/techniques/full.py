@@ -20,7 +20,7 @@ from tunesmith.techniques.base import width_rule
 class Full(BaseModel):
     """All weights of the base; the most memory, and a copy of the whole model as the result."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["full"] = "full"
 
