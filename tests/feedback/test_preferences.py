@@ -128,3 +128,14 @@ def test_a_row_is_one_vote_of_each_person_it_names_and_an_own_answer_comes_back_
 def test_rows_that_judge_nothing_are_refused_with_their_place(rows: list[dict[str, Any]], said: str):
     with pytest.raises(DataError, match=said):
         read_votes(as_rows(rows), rater="file")
+
+
+def test_what_names_nobody_and_what_judges_nothing_is_told_with_its_row():
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    for odd in ({"raters": {"Ana": 1}}, {"rater": True}, {"rater": "x" * 201}):
+        with pytest.raises(DataError, match="is no name of a rater or a model; write a text"):
+            read_votes(as_rows([{**pair, **odd}]), rater="file")
+    with pytest.raises(DataError, match="column 'chosen' is blank"):
+        read_votes(as_rows([pair, {**pair, "chosen": ""}]), rater="file")
+    both = read_votes(as_rows([{**pair, "rater": "Ana", "raters": ["Bo"]}]), rater="file")
+    assert sorted(vote.rater for vote in both) == ["Ana", "Bo"]

@@ -12,15 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.data.examples import Message, Pair, Thumb
-from tunesmith.data.formats import detect
+from tunesmith.data.formats import Format, detect
 from tunesmith.data.pairs import pairs, thumbs
-from tunesmith.data.rows import Row, file_of
+from tunesmith.data.rows import Row, as_word, columns_of, file_of
 from tunesmith.errors import DataError
 from tunesmith.feedback.items import BAD, FIRST, GOOD, OWN, SECOND, Item, alike, make_item
 from tunesmith.feedback.store import Event
 from tunesmith.feedback.votes import Votes
 
 PAIRS, THUMBS = "pairs", "thumbs"
+LONGEST_NAME = 200
 
 
 # The rows that the votes on one item make.
@@ -61,7 +62,7 @@ def read_votes(rows: Sequence[Row], *, rater: str, gold: bool = False) -> list[B
 
     Raises DataError for rows without a part, and for a pair of equal answers.
     """
-    found = detect(rows)
+    found = _format(rows)
     if found.name == "preference":
         read = [_pair(row, pair, gold) for row, pair in zip(rows, pairs(rows, columns=found.columns), strict=True)]
     elif found.name == "thumbs":
@@ -75,6 +76,14 @@ def read_votes(rows: Sequence[Row], *, rater: str, gold: bool = False) -> list[B
         for name in _raters(row, rater)
     ]
     return _own_together(cast)
+
+
+def _format(rows: Sequence[Row]) -> Format:
+    """What the rows are; where the columns of a pair are there, a row that lacks one is told, however few there are."""
+    there = columns_of(rows)
+    parts = [part for part in ("prompt", "chosen", "rejected", "system") if part in there]
+    pair = {"prompt", "chosen", "rejected"} <= set(parts)
+    return Format("preference", "preference", {part: part for part in parts}) if pair else detect(rows)
 
 
 def prompt_of(messages: Sequence[Message]) -> str | list[dict[str, str]]:
@@ -138,27 +147,30 @@ def _written(given: Sequence[Event]) -> Iterator[tuple[Event, str]]:
 
 
 def _pair(row: Row, pair: Pair, gold: bool) -> tuple[Item, str]:
-    by = [_name(row.fields.get(name) or "") for name in ("chosen_by", "rejected_by")]
+    by = [_name(row.fields.get(name) or "", row) for name in ("chosen_by", "rejected_by")]
     item = make_item(pair.prompt, (pair.chosen, pair.rejected), by, gold=FIRST if gold else "")
     return item, FIRST if item.answers[0] == pair.chosen else SECOND
 
 
 def _thumb(row: Row, thumb: Thumb, gold: bool) -> tuple[Item, str]:
     label = GOOD if thumb.good else BAD
-    by = [_name(row.fields.get("by") or "")]
+    by = [_name(row.fields.get("by") or "", row)]
     return make_item(thumb.prompt, [thumb.answer], by, gold=label if gold else ""), label
 
 
 def _raters(row: Row, usual: str) -> list[str]:
     """Everybody whom a row names."""
-    several = row.fields.get("raters")
-    names = several if isinstance(several, list) else [several or row.fields.get("rater")]
-    return list(dict.fromkeys(_name(name) for name in names if name)) or [usual]
+    several, one = row.fields.get("raters"), row.fields.get("rater")
+    names = [*(several if isinstance(several, list) else [several]), one]
+    return list(dict.fromkeys(_name(name, row) for name in names if name)) or [usual]
 
 
-def _name(value: object) -> str:
-    """A name as text; half an emoji in it stands nowhere."""
-    return str(value).encode("utf-8", "replace").decode()
+def _name(value: object, row: Row) -> str:
+    """A name as text; half an emoji in it stands nowhere. Raises DataError for what names nobody."""
+    word = None if isinstance(value, bool) else as_word(value)
+    if word is None or len(word) > LONGEST_NAME:
+        raise DataError(f"{row.where}: {str(value)[:40]!r} is no name of a rater or a model; write a text")
+    return word.encode("utf-8", "replace").decode()
 
 
 def _cast(row: Row, item: Item, label: str, name: str) -> Brought:
