@@ -272,7 +272,9 @@ def test_a_run_that_lost_much_is_told_how_many_general_rows_to_mix_in(
     rise: float, share: float, asked: str, tmp_path: Path
 ):
     (alarm,) = lost_too_much(on_texts(tmp_path, "llama", replay={"share": share}), rise)
-    assert alarm.endswith(f": replay.share={asked} mixes general rows in")
+    assert alarm.endswith(
+        f": replay.share={asked} mixes general rows in; a file of texts as replay.source was shown to help"
+    )
 
 
 @pytest.mark.parametrize(("rise", "share"), [(0.051, 0.1), (0.2, 0.1), (0.9, 0.33)])

@@ -81,7 +81,7 @@ def lost_too_much(recipe: Recipe, rise: float) -> tuple[str, ...]:
     share = next(share for most, share in SHARES if rise <= most)
     if not share:
         return ()
-    cure = f"replay.share={share} mixes general rows in"
+    cure = f"replay.share={share} mixes general rows in; a file of texts as replay.source was shown to help"
     if share <= recipe.replay.share:
         gentler = "technique=lora, " if recipe.technique.kind == "full" else ""
         cure = (
