@@ -230,7 +230,7 @@ def _prompt_completion(sample: _Sample) -> Format | None:
         if prompt is None or answer is None or unjudged(sample.rows):
             continue
         extra = sample.optional(system=SYSTEMS, tools=["tools"])
-        beside = sample.column(["context", "passage"], _is_text)
+        beside = sample.column(INPUTS[1:], _is_text)
         given = {"input": beside} if beside and beside not in (prompt, answer) else {}
         return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, **given, "answer": answer})
     return None

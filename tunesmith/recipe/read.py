@@ -82,8 +82,6 @@ def make_recipe(
 ) -> tuple[Recipe, list[str]]:
     """A checked recipe from plain values, and notes on names that were translated. Raises RecipeError."""
     values, notes = translate(raw)
-    if isinstance(values.get("data"), str):
-        values["data"] = {"train": values["data"]}
     for change in changes:
         ours, told = translate_change(change)
         _apply(values, ours)
