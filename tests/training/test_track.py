@@ -89,9 +89,9 @@ def test_those_that_were_open_are_closed_when_one_fails(run: Path, monkeypatch: 
     def bad(session: track.Session) -> track.Tracker:
         raise RecipeError("no")
 
-    monkeypatch.setattr(track, "TRACKERS", {"good": lambda session: Good(), "bad": bad})
+    monkeypatch.setattr(track, "TRACKERS", {"tensorboard": lambda session: Good(), "wandb": bad})
     with pytest.raises(RecipeError):
-        open_trackers(["good", "bad"], run=run, config={})
+        open_trackers(["tensorboard", "wandb"], run=run, config={})
     assert closed == [True]
 
 

@@ -246,6 +246,12 @@ def test_replay_from_a_file_leaves_out_what_is_near_to_test_documents(tmp_path: 
         tune(on_texts(tmp_path, "bert", replay=replay | {"share": 0.95}), tmp_path / "more")
 
 
+def test_a_file_of_general_texts_that_no_row_comes_from_is_told(tmp_path: Path):
+    replay = {"share": 0, "source": str(tmp_path / "general.jsonl")}
+    run = tune(on_texts(tmp_path, "bert", replay=replay, schedule={"probe": False, "epochs": 0.1}), tmp_path / "run")
+    assert "nothing of general.jsonl is mixed in: replay.share is 0" in run.report.data.notes
+
+
 @pytest.mark.parametrize(
     ("kind", "parts", "finding"),
     [

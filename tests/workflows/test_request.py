@@ -172,6 +172,10 @@ def test_words_of_ours_are_read_before_files_of_that_name(tmp_path: Path):
             "objective: {kind: multitask, tasks: {my task: {}}}\n",
             r"objective\.tasks\.my task: a name begins with a letter",
         ),
+        (
+            "objective: {kind: multitask, tasks: {a: {data: {train: x, max_tokens: 9}, objective: domain}}}\n",
+            r"tasks\.a\.data\.max_tokens', data\.max_tokens is for all tasks; keys here: group, rows, test",
+        ),
     ],
 )
 def test_a_recipe_that_says_two_things_or_the_wrong_kind_is_refused_in_words(text: str, finding: str, tmp_path: Path):

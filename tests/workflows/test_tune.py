@@ -281,6 +281,12 @@ def test_rows_of_which_nothing_is_left_to_learn_are_refused(tmp_path: Path):
         tune(made, tmp_path / "run")
 
 
+def test_a_tracker_that_is_not_there_is_refused_before_the_base_is_scored(tmp_path: Path):
+    with pytest.raises(RecipeError, match="did you mean 'wandb'"):
+        tune(recipe(tmp_path, reviews(), "llama", track=["wandbb"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_model_that_is_not_there_is_refused_and_no_folder_made(tmp_path: Path):
     made = recipe(tmp_path, reviews(), "bert").model_copy(update={"model": str(tmp_path / "nowhere")})
     with pytest.raises(ModelError, match="no such folder"):

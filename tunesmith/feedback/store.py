@@ -91,13 +91,13 @@ class Store:
                 self._db.close()
                 raise
         except (OSError, sqlite3.Error) as error:
-            cure = "name another file, in a folder that can be written, with --store"
+            cure = "name a file of votes in a folder that can be written"
             raise DataError(f"{path}: cannot keep votes here ({error}); {cure}") from error
 
     def _open(self, what: str) -> None:
         found = self._pragma("application_id")
         if found != APPLICATION and self._db.execute("select 1 from sqlite_master limit 1").fetchone():
-            raise DataError(f"{self.path}: a database of another program; name another file (--store)")
+            raise DataError(f"{self.path}: a database of another program; name another file of votes")
         if self._pragma("user_version") > FORMAT:
             raise DataError(f"{self.path}: written by a newer tunesmith; pip install --upgrade tunesmith")
         # With the write-ahead log and FULL each commit waits for the disk: a vote outlives a crash of the machine.
@@ -109,7 +109,7 @@ class Store:
             self._db.execute("insert or ignore into about values ('what', ?)", (what,))
         (held,) = self._db.execute("select value from about where key = 'what'").fetchone()
         if held != what:
-            raise DataError(f"{self.path}: holds {held}, not {what}; name another file (--store)")
+            raise DataError(f"{self.path}: holds {held}, not {what}; name another file of votes")
 
     def append(self, *entries: Entry) -> list[Event]:
         """The entries as events, all of them on disk or none."""

@@ -14,7 +14,7 @@ from tunesmith.aliases import translate, translate_change, translate_sections
 from tunesmith.errors import RecipeError, key_of
 from tunesmith.objectives import OBJECTIVES, Multitask, Rl
 from tunesmith.objectives.multitask import Part, Rows
-from tunesmith.recipe.sections import PEOPLE, SELF, VOTES, Recipe, nearest
+from tunesmith.recipe.sections import PEOPLE, SELF, VOTES, Data, Recipe, nearest
 from tunesmith.techniques import TECHNIQUES, Lora
 
 # Words that are read before any file of that name; `./votes` is the file.
@@ -184,7 +184,9 @@ def _explain(error: ValidationError, place: str) -> str:
     )
     if fault["type"] == "extra_forbidden":
         known = sorted(section)
-        return f"{place}: unknown key {dotted!r}{nearest(path[-1], known)}; keys here: {', '.join(known)}"
+        shared = "tasks" in path and path[-2] == "data" and path[-1] in Data.model_fields
+        hint = f", data.{path[-1]} is for all tasks" if shared else nearest(path[-1], known)
+        return f"{place}: unknown key {dotted!r}{hint}; keys here: {', '.join(known)}"
     if fault["type"] == "missing":
         return f"{place}: {dotted} is missing; add it"
     finding = FINDINGS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
@@ -209,6 +211,8 @@ def _section(path: Sequence[str]) -> Mapping[str, Any]:
         n: f.annotation for n, f in fields if isinstance(f.annotation, type) and issubclass(f.annotation, BaseModel)
     }
     models["tasks"] = Part
+    if "tasks" in path:
+        models["data"] = Rows
     for part in (*OBJECTIVES, *TECHNIQUES):
         models[get_args(part.model_fields["kind"].annotation)[0]] = part
     for name in reversed(path[:-1]):

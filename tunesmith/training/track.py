@@ -50,13 +50,19 @@ class Session:
         return hashlib.sha256(str(self.run.absolute()).encode()).hexdigest()[:16]
 
 
-def open_trackers(names: Sequence[str], *, run: Path, config: Mapping[str, Any]) -> list[Tracker]:
-    """The trackers of these names, ready for records. Raises RecipeError for an unknown or missing one."""
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise RecipeError for a tracker that is unknown or not installed."""
     for name in names:
         if name not in TRACKERS:
             near = difflib.get_close_matches(name, TRACKERS, 1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise RecipeError(f"track: no tracker {name!r}; {hint}there are {', '.join(TRACKERS)}")
+        _library(name)
+
+
+def open_trackers(names: Sequence[str], *, run: Path, config: Mapping[str, Any]) -> list[Tracker]:
+    """The trackers of these names, ready for records. Raises RecipeError as `check_trackers` does."""
+    check_trackers(names)
     opened: list[Tracker] = []
     try:
         for name in dict.fromkeys(names):
@@ -89,7 +95,7 @@ class TensorBoard:
     """Event files in `RUN/tensorboard`, through torch's writer or tensorboardX."""
 
     def __init__(self, session: Session) -> None:
-        module = _library("torch.utils.tensorboard", "tensorboardX")
+        module = _library("tensorboard")
         self._writer = module.SummaryWriter(str(session.run / "tensorboard"))
         self._writer.add_text("recipe", f"```json\n{json.dumps(session.config, indent=1, default=str)}\n```", 0)
 
@@ -130,7 +136,7 @@ class MLflow:
     def __init__(self, session: Session) -> None:
         library = _library("mlflow")
         # The database that it prefers needs its full package; plain files it writes only when told so.
-        _library("mlflow.environment_variables").MLFLOW_ALLOW_FILE_STORE.set(True)
+        importlib.import_module("mlflow.environment_variables").MLFLOW_ALLOW_FILE_STORE.set(True)
         self._failure: type[Exception] = library.exceptions.MlflowException
         address = (session.run / "mlruns").absolute().as_uri()
         self._lost = False
@@ -206,15 +212,14 @@ TRACKERS: Mapping[str, Callable[[Session], Tracker]] = {
 }
 
 
-def _library(*names: str) -> ModuleType:
-    """The first of these modules that is installed."""
-    for name in names:
+def _library(tracker: str) -> ModuleType:
+    """What a tracker is written with. Raises RecipeError where it is not installed."""
+    for module in ("torch.utils.tensorboard", "tensorboardX") if tracker == "tensorboard" else (tracker,):
         try:
-            return importlib.import_module(name)
+            return importlib.import_module(module)
         except ImportError:
             continue
-    library = names[0].rpartition("torch.utils.")[2].partition(".")[0]
-    raise RecipeError(f"track: {library} is not installed; pip install 'tunesmith[track]', or leave it out")
+    raise RecipeError(f"track: {tracker} is not installed; pip install 'tunesmith[track]', or leave it out")
 
 
 def _line(error: Exception) -> str:

@@ -23,6 +23,7 @@ from tunesmith.model.families import positions_of
 from tunesmith.model.load import Base, LoadOptions, load_base
 from tunesmith.objectives import Classify, Domain, Multitask, Rl
 from tunesmith.recipe import SELF, AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
+from tunesmith.training.track import check_trackers
 from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.rewards import check_reward
 
@@ -93,6 +94,7 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
     """Rows, machine, model and encoded rows of a recipe. Raises the errors of all doors on the way."""
     read_rules(recipe, offline=offline)  # a rule that cannot be checked is refused now, not after the run
     check_reward(recipe)
+    check_trackers(recipe.track)
     tasks = _parts(recipe)
     asking = {name: Asking(part.objective.instruction, part.data.group) for name, part in tasks.items()}
     loaded = set_apart({name: _read(part, listen, offline=offline) for name, part in tasks.items()}, asking)

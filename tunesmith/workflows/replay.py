@@ -46,11 +46,12 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     """
     replay = prepared.recipe.replay
     if not replay.share:
-        return prepared
+        unused = f"nothing of {Path(replay.source).name} is mixed in: replay.share is 0"
+        return prepared if replay.source == SELF else _noted(prepared, unused, listen)
     each = max(1, round(len(prepared.train) * replay.share / (1 - replay.share)))
     wanted = each * math.ceil(
         prepared.recipe.schedule.epochs
-    )  # each pass has its own: rows seen again are learned by heart
+    )  # each pass its own: what comes again is learned by heart
     kept = out / "replay.jsonl"
     if not kept.exists():
         part = out / "replay.part.jsonl"
@@ -66,9 +67,14 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     if len(general) > 1:
         note += f", {len(rows)} of them over {len(general)} passes"
     source = "written by the base itself" if replay.source == SELF else f"from {Path(replay.source).name}"
-    listen({"event": "note", "text": f"{note}, {source}"})
-    facts = replace(prepared.facts, notes=(*prepared.facts.notes, f"{note}, {source}"))
-    return replace(prepared, train=[*prepared.train, *general[0]], general=general, facts=facts)
+    prepared = _noted(prepared, f"{note}, {source}", listen)
+    return replace(prepared, train=[*prepared.train, *general[0]], general=general)
+
+
+def _noted(prepared: Prepared, note: str, listen: Listener) -> Prepared:
+    """The run with a note that is told now and stands in its report."""
+    listen({"event": "note", "text": note})
+    return replace(prepared, facts=replace(prepared.facts, notes=(*prepared.facts.notes, note)))
 
 
 def lost_too_much(recipe: Recipe, rise: float) -> tuple[str, ...]:
