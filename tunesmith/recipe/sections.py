@@ -95,7 +95,9 @@ class Gates(_Section):
     """Limits a run must stay within; one that is broken makes `tune` exit with 1."""
 
     max_general_nats: float | None = Field(None, ge=0, description="largest rise of nats per token on general text")
-    min_delta: float | None = Field(None, description="smallest gain of the headline over the base")
+    min_delta: float | None = Field(
+        None, description="smallest gain of the headline over the base; of several tasks, of each"
+    )
 
 
 class Replay(_Section):

@@ -60,8 +60,8 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
     test, recipe = run.prepared.test, run.prepared.recipe
     tasks = run.yardstick.tasks(*run.sides, name=name)
     baselines, controls = run.yardstick.arms(tasks[0], run.sides, run.controls)
-    broken = broken_gates(run, tasks[0])
     together = together_of(run, tasks)
+    broken = broken_gates(run, [part.task for part in together.parts] if together else tasks[:1])
     told = verdict(tasks[0], baselines, controls=controls, broken=broken)
     return Report(
         name=name,
@@ -130,8 +130,8 @@ def _rise(kept: Retention | None) -> float:
     return kept.general_nll_tuned - kept.general_nll_base if kept else 0.0
 
 
-def broken_gates(run: Measured, task: TaskScore) -> list[str]:
-    """The recipe's gates that this run broke, in words."""
+def broken_gates(run: Measured, headlines: Sequence[TaskScore]) -> list[str]:
+    """The recipe's gates that this run broke, in words; each of several tasks has its headline."""
     gates, kept = run.prepared.recipe.gates, run.retention
     broken = []
     if gates.max_general_nats is not None and kept:
@@ -140,9 +140,14 @@ def broken_gates(run: Measured, task: TaskScore) -> list[str]:
             broken.append(
                 f"max_general_nats: general text cost {rise:+.3f} nats/token, allowed {gates.max_general_nats}"
             )
-    sign = -1 if lower_is_better(task.metric) else 1
-    if gates.min_delta is not None and sign * task.delta < gates.min_delta:
-        broken.append(f"min_delta: {task.metric} moved by {task.delta:+.3f}, wanted {sign * gates.min_delta:+}")
+    if gates.min_delta is None:
+        return broken
+    for task in headlines:
+        sign = -1 if lower_is_better(task.metric) else 1
+        if sign * task.delta < gates.min_delta:
+            whose = f"{task.name}: " if len(headlines) > 1 else ""
+            moved = f"{task.metric} moved by {task.delta:+.3f}, wanted {sign * gates.min_delta:+}"
+            broken.append(f"min_delta: {whose}{moved}")
     return broken
 
 
