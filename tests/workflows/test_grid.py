@@ -131,6 +131,14 @@ def test_a_model_of_several_tasks_has_a_table_for_each(setting: Setting, monkeyp
         "machine: {device: cpu, dtype: float32, threads: 1}\nschedule: {learning_rate: 0.02}\n",
     )
 
+    cheap_ways = "tunesmith.workflows.yardsticks.answering.cheap_ways"
+    monkeypatch.setattr(
+        cheap_ways,
+        lambda prepared, test: (
+            {} if prepared.recipe.objective.kind == "instruct" else {"guess": ["neither"] * len(test)}
+        ),
+    )
+
     def tune(recipe: Path, out: Path) -> tuple[str, str]:
         tune_recipe(load_recipe(recipe)[0], out=out, listen=print)
         return "", ""
@@ -139,6 +147,7 @@ def test_a_model_of_several_tasks_has_a_table_for_each(setting: Setting, monkeyp
     fill([cell], setting, tune=tune, listen=print, stop=lambda: False)
     found = read(setting)
     assert [(line.part, line.metric) for line in found.cells] == [("sentiment", "accuracy"), ("words", "rouge_l")]
+    assert [line.cheap for line in found.cells] == [("guess", 0.0), None]
     told = page(found)
     assert "## multitask, sentiment, decoder" in told
     assert told.index("## multitask, sentiment") < told.index("## multitask, words")

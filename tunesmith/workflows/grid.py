@@ -112,7 +112,10 @@ def _told(cell: Cell, folder: Path, seed: int) -> list[GridCell]:
     if report.together is None:
         return [_line(cell, folder, seed, report)]
     parts = report.together.parts
-    told = [report.model_copy(update={"task": part.task, "verdict": part.verdict}) for part in parts]
+    told = [
+        report.model_copy(update={"task": part.task, "verdict": part.verdict, "baselines": part.baselines})
+        for part in parts
+    ]
     return [
         _line(cell, folder, seed, one).model_copy(update={"part": part.name})
         for part, one in zip(parts, told, strict=True)
