@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bench import plant
 from bench.plant import Chance, Row
-from tunesmith.data.audit.ask import Ask, Read, Tools
+from tunesmith.data.audit.ask import AuditSource, Read, Tools
 from tunesmith.data.audit.finding import Audit
 from tunesmith.data.audit.run import audit
 from tunesmith.workflows.audit import model_tools
@@ -173,7 +173,7 @@ def audited(rows: list[Row], columns: dict[str, str], test: list[Row] | None = N
     with tempfile.TemporaryDirectory() as folder:
         source = plant.write(Path(folder) / "train.jsonl", rows)
         against = () if test is None else (str(plant.write(Path(folder) / "test.jsonl", test)),)
-        return audit(Ask(str(source), columns, against), tools)[0]
+        return audit(AuditSource(str(source), columns, against), tools)[0]
 
 
 def listed(found: Audit, kind: str) -> set[int]:

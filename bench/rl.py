@@ -55,7 +55,7 @@ def ours(asked: argparse.Namespace) -> dict[str, float]:
     from tunesmith.objectives.practice import Practice
     from tunesmith.techniques import Lora
     from tunesmith.training.fit import accumulate, ready
-    from tunesmith.training.optim import Plan, make_optimizer
+    from tunesmith.training.optim import TrainingPlan, make_optimizer
 
     found = rows(asked.prompts * asked.steps)
     made = exercises(
@@ -70,7 +70,7 @@ def ours(asked: argparse.Namespace) -> dict[str, float]:
     objective = Rl(reward="bench:reward", group=GROUP, max_new_tokens=NEW, beta=asked.beta, missing_end_penalty=0.0)
     places = {one.where: one for one in made}
     learner = Practice(objective, template, places, lambda attempts: [reward(a.text) for a in attempts], seed=0)
-    optimizer = make_optimizer(policy, Plan(steps=asked.steps, peak=RATE))
+    optimizer = make_optimizer(policy, TrainingPlan(steps=asked.steps, peak=RATE))
     encoded = [objective.encode(one, template, limit=512) for one in made]
     drawn, moved, tokens, used = 0.0, 0.0, 0, 0.0
     for step in range(asked.steps):

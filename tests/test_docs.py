@@ -26,7 +26,7 @@ from tunesmith.aliases import ALIASES
 from tunesmith.cli.main import parser
 from tunesmith.evaluation.style import RULE_KINDS
 from tunesmith.objectives import OBJECTIVES
-from tunesmith.objectives.multitask import Part
+from tunesmith.objectives.multitask import TaskSection
 from tunesmith.recipe import Compare, Data, Documents, Gates, Loop, Machine, Recipe, Schedule, make_recipe
 from tunesmith.techniques import TECHNIQUES
 
@@ -48,7 +48,7 @@ LINE_LANGUAGES = ("", "sh", "bash", "console", "text")
 
 # Heading in recipe.md -> the part of a recipe whose keys stand below it.
 SECTIONS: dict[str, type[BaseModel]] = {
-    "A task of multitask": Part,
+    "A task of multitask": TaskSection,
     "The recipe": Recipe,
     "`data`": Data,
     **{f"`objective`: {part().kind}": part for part in OBJECTIVES},

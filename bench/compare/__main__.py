@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.compare import store
-from tunesmith.data.collect.store import Store
+from tunesmith.data.collect.store import CollectStore
 from tunesmith.decision.chunks import cut, read_pages
 from tunesmith.decision.index import CHUNKS, Index, open_index
 from tunesmith.decision.recall import Origin, Recall, recall, right_chunks
@@ -82,7 +82,7 @@ def retrieval() -> None:
     began = time.perf_counter()
     settings = Documents(source=str(PLACE / f"{which}.documents.jsonl"), origin="doc_id", evidence="evidence")
     folder = PLACE / f"index-{which}"
-    chunks = cut(read_pages(settings.source, store=Store(folder / CHUNKS)).pages, settings.size)
+    chunks = cut(read_pages(settings.source, store=CollectStore(folder / CHUNKS)).pages, settings.size)
     index = open_index(folder, chunks, settings=settings, listen=lambda event: print(event["text"], flush=True))
     print(f"{len(chunks)} chunks, {index.embedded} new ones, {time.perf_counter() - began:.0f} s")
     test = [row for row in read("f2_factbook_qa.jsonl") if row["split"] == "valid"]

@@ -16,7 +16,7 @@ from tunesmith.data.template import Encoded
 from tunesmith.model.batch import TOKENS_PER_PASS
 from tunesmith.objectives import Classify
 from tunesmith.recipe import load_recipe
-from tunesmith.training.optim import Plan
+from tunesmith.training.optim import TrainingPlan
 from tunesmith.workflows.prepare import Prepared, prepare
 from tunesmith.workflows.train import Batches
 
@@ -101,8 +101,8 @@ def write_job(race: Race, folder: Path, *, dtype: str, steps: int) -> Job:
         threads=prepared.machine.threads,
         rate=recipe.technique.learning_rate(policy.hidden, base.family),
         beta2=0.99,
-        weight_decay=Plan(steps=1, peak=1).weight_decay,
-        clip=Plan(steps=1, peak=1).clip,
+        weight_decay=TrainingPlan(steps=1, peak=1).weight_decay,
+        clip=TrainingPlan(steps=1, peak=1).clip,
         seed=recipe.seed,
         windows=windows,
         tokens_per_pass=TOKENS_PER_PASS,

@@ -24,7 +24,7 @@ from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Domain, Instruct
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.fit import numbers, step
-from tunesmith.training.optim import Plan, make_optimizer
+from tunesmith.training.optim import TrainingPlan, make_optimizer
 
 Kind = Classify | Domain | Instruct
 OBJECTIVES: dict[str, type[Kind]] = {"classify": Classify, "domain": Domain, "instruct": Instruct}
@@ -96,7 +96,7 @@ def main() -> None:
     job, side, out = started()
     share = side == "tunesmith" and job.family == "decoder"
     policy, objective = start(job), objective_of(job)
-    plan = Plan(steps=len(job.windows), peak=job.rate, weight_decay=job.weight_decay, clip=job.clip)
+    plan = TrainingPlan(steps=len(job.windows), peak=job.rate, weight_decay=job.weight_decay, clip=job.clip)
     optimizer = make_optimizer(policy, plan)
     rows = job.rows("rows")
     windows = [[rows[i] for i in window] for window in job.windows]

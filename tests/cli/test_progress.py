@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from tunesmith.cli.progress import Bar, Lines, Pace, duration, listening, said
+from tunesmith.cli.progress import Bar, Lines, TimeLeft, duration, listening, said
 from tunesmith.cli.signals import Signals
 
 
@@ -41,7 +41,7 @@ def facts(**given: Any) -> dict[str, Any]:
 
 def test_time_left_is_what_the_steps_seen_so_far_took_each():
     clock = Clock()
-    pace = Pace(clock)
+    pace = TimeLeft(clock)
     assert pace.left(11, 50) is None
     clock.now += 20.0
     assert pace.left(21, 50) == 58.0  # 10 steps took 20 s, 29 are left

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.conftest import Command, write_rows
 from tunesmith.workflows.ahead import usual_sampling
-from tunesmith.workflows.feedback import Wish, open_panel
+from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 
 PAIRS: list[dict[str, object]] = [
     {
@@ -82,7 +82,7 @@ def test_a_run_is_asked_its_own_test_rows_with_its_instruction_and_beside_its_ba
 ) -> None:
     sampling = usual_sampling(str(decoder_run), offline=True)
     assert sampling.max_new_tokens == 8
-    wish = Wish(str(decoder_run), "base", store=tmp_path / "v.db", sampling=sampling, offline=True)
+    wish = FeedbackRequest(str(decoder_run), "base", store=tmp_path / "v.db", sampling=sampling, offline=True)
     work = open_panel(wish, told=print)
     assert 1 <= len(work.items) <= 8  # a fifth of forty rows is held out
     for item in work.items.values():

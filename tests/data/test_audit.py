@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tunesmith.data.audit.ask import Ask, Tools
+from tunesmith.data.audit.ask import AuditSource, Tools
 from tunesmith.data.audit.finding import CHECKS, Audit
 from tunesmith.data.audit.fix import fix, log_of
 from tunesmith.data.audit.gate import gate
 from tunesmith.data.audit.pool import in_order
 from tunesmith.data.audit.run import Cures, audit
-from tunesmith.data.audit.runs import Rule, held, leaked
+from tunesmith.data.audit.runs import QuotationRule, held, leaked
 from tunesmith.data.audit.shingles import slots
 from tunesmith.data.audit.stream import chunks, head
 from tunesmith.data.examples import labelled
@@ -70,7 +70,7 @@ def write(path: Path, rows: Sequence[Fields | str]) -> str:
 def audited(folder: Path, rows: Sequence[Fields | str], test: Sequence[Fields] = ()) -> Audit:
     source = write(folder / "train.jsonl", rows)
     against = (write(folder / "test.jsonl", test),) if test else ()
-    return audit(Ask(source, TEXT, against), Tools())[0]
+    return audit(AuditSource(source, TEXT, against), Tools())[0]
 
 
 def lines(found: Audit, kind: str) -> list[int]:
@@ -153,7 +153,7 @@ def test_a_model_that_reads_the_rows_doubts_labels_that_words_cannot_judge(tmp_p
         return np.array([[int(text.split()[1]) % 2, 1.0] for text in texts], np.float32)
 
     source = write(tmp_path / "train.jsonl", rows)
-    found = audit(Ask(source, TEXT), Tools(read=read))[0]
+    found = audit(AuditSource(source, TEXT), Tools(read=read))[0]
     assert lines(found, "label_noise") == flipped
     assert asked == [["negative", "positive"]]
 
@@ -200,7 +200,7 @@ def test_a_count_of_tokens_tells_rows_too_long_and_an_embedding_reworded_leaks(t
     source = write(tmp_path / "train.jsonl", rows)
     test = write(tmp_path / "test.jsonl", [{"text": "two days later it snapped", "label": "negative"}])
     tools = Tools(embed=embed, count=lambda texts: [len(t.split()) for t in texts], limit=10)
-    found = audit(Ask(source, TEXT, (test,)), tools)[0]
+    found = audit(AuditSource(source, TEXT, (test,)), tools)[0]
     assert lines(found, "leak") == [11]
     assert lines(found, "truncated") == [
         line for line, row in enumerate(rows, 1) if len(f"{row['text']} x".split()) > 10
@@ -238,7 +238,7 @@ def faulty() -> list[Fields | str]:
 
 def test_a_cleaned_copy_has_nothing_left_to_fix_and_its_log_accounts_for_every_row(tmp_path: Path) -> None:
     source, out = write(tmp_path / "train.jsonl", faulty()), tmp_path / "clean.jsonl"
-    ask = Ask(source, TEXT)
+    ask = AuditSource(source, TEXT)
     done = fix(ask, audit(ask, Tools())[1], out)
     kept = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     log = [json.loads(line) for line in log_of(out).read_text(encoding="utf-8").splitlines()]
@@ -255,7 +255,7 @@ def test_a_cleaned_copy_has_nothing_left_to_fix_and_its_log_accounts_for_every_r
         ("train.jsonl:44", "changed", "label_variant"),
     ]
     assert "hUn7er2!x9" not in log_of(out).read_text(encoding="utf-8")
-    again = audit(Ask(str(out), TEXT), Tools())[0]
+    again = audit(AuditSource(str(out), TEXT), Tools())[0]
     assert {f.kind for f in again.findings} <= {"rare_class", "label_imbalance"}
 
 
@@ -266,11 +266,11 @@ def test_half_an_emoji_is_told_and_what_is_left_of_its_rows_is_written(tmp_path:
         tmp_path / "o.jsonl",
     )
     for columns in (TEXT, {"text": "text"}):
-        found, cures = audit(Ask(source, columns), Tools())
+        found, cures = audit(AuditSource(source, columns), Tools())
         assert lines(found, "unreadable") == [41]
         (sample,) = next(f.samples for f in found.findings if f.kind == "unreadable")
         assert "abc \\ud83d" in sample.text
-    done = fix(Ask(source, TEXT), cures, out)
+    done = fix(AuditSource(source, TEXT), cures, out)
     assert (done.kept, done.dropped) == (40, 1)
     assert json.loads(out.read_text(encoding="utf-8").splitlines()[0])["note"] == "cut \ud83d"
 
@@ -282,7 +282,7 @@ def test_thumbs_are_rows_to_learn_from_and_only_votes_against_each_other_contrad
         for word in (GOOD[0], BAD[1])
     ]
     source = write(tmp_path / "train.jsonl", [*rows, {**rows[0], "label": False}])
-    found, cures = audit(Ask(source, {"prompt": "prompt", "answer": "completion", "label": "label"}), Tools())
+    found, cures = audit(AuditSource(source, {"prompt": "prompt", "answer": "completion", "label": "label"}), Tools())
     assert lines(found, "contradiction") == [1, 29]
     assert set(cures.dropped) == {1, 29}
 
@@ -302,13 +302,13 @@ def test_rows_that_contradict_one_another_leave_the_majority_or_nothing(tmp_path
     votes = [("it is fine alpha", "positive"), ("it is fine alpha", "positive "), ("it is fine alpha", "negative")]
     tied = [("so beta gamma", "positive"), ("so beta gamma", "negative")]
     rows = [*reviews(20), *({"text": text, "label": label} for text, label in [*votes, *tied])]
-    ask = Ask(write(tmp_path / "train.jsonl", rows), TEXT)
+    ask = AuditSource(write(tmp_path / "train.jsonl", rows), TEXT)
     dropped = {line: kind for line, (kind, _) in audit(ask, Tools())[1].dropped.items()}
     assert {line for line, kind in dropped.items() if kind == "contradiction"} == {23, 24, 25}
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:
-    ask = Ask(write(tmp_path / "train.jsonl", reviews(10)), TEXT)
+    ask = AuditSource(write(tmp_path / "train.jsonl", reviews(10)), TEXT)
     out = tmp_path / "there.jsonl"
     out.write_text("mine")
     with pytest.raises(DataError, match=r"there\.jsonl: exists and is left as it is"):
@@ -318,7 +318,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 
 def test_a_copy_without_any_row_is_refused_and_not_left_behind(tmp_path: Path) -> None:
     rows = [{"text": "the lens is dim", "label": ""}, {"text": "the lens is fine", "label": ""}]
-    ask = Ask(write(tmp_path / "train.jsonl", rows), TEXT)
+    ask = AuditSource(write(tmp_path / "train.jsonl", rows), TEXT)
     with pytest.raises(DataError, match=r"none of 2 rows would be left in the copy \(.*\); name the columns"):
         fix(ask, audit(ask, Tools())[1], tmp_path / "clean.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
@@ -327,7 +327,7 @@ def test_a_copy_without_any_row_is_refused_and_not_left_behind(tmp_path: Path) -
 def test_a_table_stays_a_table(tmp_path: Path) -> None:
     source = tmp_path / "train.csv"
     source.write_text('text,label\n"mail anna@posteo.net, now",positive\nthe lens is dim,negative\n', encoding="utf-8")
-    ask = Ask(str(source), TEXT)
+    ask = AuditSource(str(source), TEXT)
     fix(ask, audit(ask, Tools())[1], tmp_path / "clean.csv")
     assert (
         tmp_path / "clean.csv"
@@ -336,7 +336,7 @@ def test_a_table_stays_a_table(tmp_path: Path) -> None:
 
 def test_a_row_that_a_table_has_no_column_for_is_named_and_no_half_is_left(tmp_path: Path) -> None:
     rows = [*reviews(10), {**reviews(1, seed=2)[0], "extra": 1}]
-    ask = Ask(write(tmp_path / "two.jsonl", rows), TEXT)
+    ask = AuditSource(write(tmp_path / "two.jsonl", rows), TEXT)
     with pytest.raises(DataError, match=r"^two\.jsonl:11: columns \['extra'\] that the first row lacks; name the copy"):
         fix(ask, audit(ask, Tools())[1], tmp_path / "two.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["two.jsonl"]
@@ -427,7 +427,7 @@ def test_where_means_to_the_audit_what_it_means_to_a_run(tmp_path: Path, suffix:
         ({"stars": [1.0, "two"]}, 8),
         ({"stars": "two", "label": ["positive"]}, 2),
     ):
-        assert audit(Ask(str(source), TEXT, where=where), Tools())[0].rows == left
+        assert audit(AuditSource(str(source), TEXT, where=where), Tools())[0].rows == left
         assert len(keep(read_rows(source), where)) == left
 
 
@@ -436,28 +436,28 @@ def test_a_column_of_where_that_is_not_there_is_named_and_so_are_the_values_of_o
     source = write(tmp_path / "train.jsonl", late)
     test = write(tmp_path / "test.jsonl", reviews(4, seed=1))
     with pytest.raises(DataError, match=r"train\.jsonl: no column 'lable'; did you mean 'label'\?"):
-        audit(Ask(source, TEXT, where={"lable": ["positive"]}), Tools())
+        audit(AuditSource(source, TEXT, where={"lable": ["positive"]}), Tools())
     with pytest.raises(DataError, match=r"train\.jsonl: no row left with label in \['x'\]; values there: 'positive'"):
-        audit(Ask(source, TEXT, where={"label": ["x"]}), Tools())
-    assert audit(Ask(source, TEXT, where={"late": [1]}), Tools())[0].rows == 1
+        audit(AuditSource(source, TEXT, where={"label": ["x"]}), Tools())
+    assert audit(AuditSource(source, TEXT, where={"late": [1]}), Tools())[0].rows == 1
     with pytest.raises(DataError, match=r"test\.jsonl: no column 'late'"):
-        audit(Ask(source, TEXT, (test,), where={"late": [1]}), Tools())
+        audit(AuditSource(source, TEXT, (test,), where={"late": [1]}), Tools())
 
 
 def test_a_run_of_words_that_a_row_repeats_is_counted_once() -> None:
     test = [f"w{i}" for i in range(40)]
     again = [word for i in range(20) for word in [*test[:13], f"x{i}"]]
-    index = held([slots(test)], Rule())
+    index = held([slots(test)], QuotationRule())
     assert leaked([slots(again), slots(test[:30]), slots(["a"] * 40)], index) == {1: 0}
 
 
 def test_the_held_out_text_with_most_in_common_is_named_and_phrases_of_many_are_none() -> None:
     words = [f"w{i}" for i in range(60)]
     texts = [slots(words[:26]), slots(words)]
-    assert leaked([slots(words)], held(texts, Rule())) == {0: 1}
-    assert leaked([slots(words)], held([slots(words)] * 3, Rule())) == {}
-    assert leaked([slots(words)], held([slots(words)] * 3, Rule(most_owners=0))) == {0: 0}
-    assert leaked([slots(words)], held(texts, Rule(fewest=49))) == {}
+    assert leaked([slots(words)], held(texts, QuotationRule())) == {0: 1}
+    assert leaked([slots(words)], held([slots(words)] * 3, QuotationRule())) == {}
+    assert leaked([slots(words)], held([slots(words)] * 3, QuotationRule(most_owners=0))) == {0: 0}
+    assert leaked([slots(words)], held(texts, QuotationRule(fewest=49))) == {}
 
 
 def _add(shared: int, piece: int) -> int:
@@ -500,7 +500,7 @@ def test_an_answer_that_calls_a_function_is_an_answer_and_other_arguments_are_an
 
     cities = ("Lima", "Oslo", "Accra", "Hanoi", "Quito", "Turin", "Perth", "Cairo")
     source = write(tmp_path / "chats.jsonl", [chat(city) for city in cities])
-    found = audit(Ask(source, {"messages": "messages"}), Tools())[0]
+    found = audit(AuditSource(source, {"messages": "messages"}), Tools())[0]
     assert not [f.kind for f in found.findings if f.kind in ("nothing_to_learn", "exact_duplicate")]
 
 
@@ -511,7 +511,7 @@ def test_a_pair_whose_answer_is_a_number_cannot_be_read_and_the_log_says_why(tmp
     ]
     rows.append({"prompt": "A number?", "chosen": 7, "rejected": "none"})
     source, out = write(tmp_path / "train.jsonl", rows), tmp_path / "out.jsonl"
-    ask = Ask(source, {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"})
+    ask = AuditSource(source, {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"})
     found, rest = audit(ask, Tools())
     assert lines(found, "unreadable") == [12]
     fix(ask, rest, out)
@@ -545,7 +545,7 @@ def test_other_answers_to_one_prompt_stay_and_near_copies_need_near_answers(tmp_
         for day in range(10, 29)
     ]
     source = write(tmp_path / "train.jsonl", [*rows, *dates])
-    found, cures = audit(Ask(source, {"prompt": "prompt", "answer": "completion"}), Tools())
+    found, cures = audit(AuditSource(source, {"prompt": "prompt", "answer": "completion"}), Tools())
     assert len(lines(found, "contradiction")) == len(rows)
     assert next(f.cure for f in found.findings if f.kind == "contradiction").startswith("read them")
     assert not cures.dropped
@@ -558,7 +558,7 @@ def test_a_near_copy_with_another_label_is_no_copy(tmp_path: Path) -> None:
         {"text": said.format(""), "label": "positive"},
         {"text": said.format("not "), "label": "negative"},
     ]
-    ask = Ask(write(tmp_path / "train.jsonl", rows), TEXT)
+    ask = AuditSource(write(tmp_path / "train.jsonl", rows), TEXT)
     assert not {41, 42} & set(audit(ask, Tools())[1].dropped)
 
 
@@ -574,7 +574,7 @@ def test_secrets_in_what_a_call_hands_over_are_masked(tmp_path: Path) -> None:
         }
         for i in range(12)
     ]
-    ask = Ask(write(tmp_path / "train.jsonl", rows), {"messages": "messages"})
+    ask = AuditSource(write(tmp_path / "train.jsonl", rows), {"messages": "messages"})
     assert len(lines(audit(ask, Tools())[0], "secret")) == 12
     fix(ask, Cures(), tmp_path / "clean.jsonl")
     text = (tmp_path / "clean.jsonl").read_text(encoding="utf-8")
@@ -585,7 +585,7 @@ def test_secrets_in_what_a_call_hands_over_are_masked(tmp_path: Path) -> None:
 
 def test_a_list_has_no_place_in_a_table(tmp_path: Path) -> None:
     rows = [{"text": row["text"], "label": [row["label"], "review"]} for row in reviews(10)]
-    ask = Ask(write(tmp_path / "train.jsonl", rows), TEXT)
+    ask = AuditSource(write(tmp_path / "train.jsonl", rows), TEXT)
     with pytest.raises(
         DataError, match=r"train\.jsonl:1: column 'label' holds a list, .* name the copy \.jsonl, not \.csv"
     ):

@@ -11,7 +11,7 @@ from tunesmith.data.collect.document import Block, Document, from_json, markdown
 from tunesmith.data.collect.faq import bare, pairs
 from tunesmith.data.collect.html import html_document
 from tunesmith.data.collect.passages import passages, repeated, without
-from tunesmith.data.collect.rows import SHAPES, Part, once
+from tunesmith.data.collect.rows import SHAPES, DocumentPart, once
 from tunesmith.data.collect.sources import find
 from tunesmith.data.collect.text import markdown_document
 from tunesmith.data.collect.tools import faults, tools_document
@@ -138,7 +138,7 @@ PAGE = """<title>Pumps</title><h1>Pumps</h1><p>Pumps move water from one place t
 @pytest.mark.parametrize(("shape", "objective"), [("domain", "domain"), ("rag", "domain"), ("instruct", "instruct")])
 def test_rows_are_of_a_format_that_tune_detects(shape: str, objective: str):
     document = html_document(PAGE.encode())
-    rows = list(SHAPES[shape].rows(Part("a.html", "00", document, document.blocks), 1800))
+    rows = list(SHAPES[shape].rows(DocumentPart("a.html", "00", document, document.blocks), 1800))
     found = detect([Row(f"r:{n}", row) for n, row in enumerate(rows)])
     assert found.objective == objective
     assert all({"doc_id": "a.html", "sha256": "00"}.items() <= row.items() for row in rows)
@@ -146,7 +146,7 @@ def test_rows_are_of_a_format_that_tune_detects(shape: str, objective: str):
 
 def test_each_line_of_a_table_is_a_row_with_the_columns_of_the_table():
     document = html_document(PAGE.encode())
-    rows = list(SHAPES["table"].rows(Part("a.html", "00", document, document.blocks), 1800))
+    rows = list(SHAPES["table"].rows(DocumentPart("a.html", "00", document, document.blocks), 1800))
     origin = {"table": 1, "doc_id": "a.html", "page": None, "origin": "table", "sha256": "00"}
     assert rows == [
         {"page_": "P1", "size": "small", "size_": "1", **origin}, {"page_": "P2", "size": "big", "size_": "2", **origin}

@@ -16,9 +16,9 @@ from tunesmith.data.collect.checks import checked_call, fault_of_pair, fault_of_
 from tunesmith.data.collect.document import Block, Document, Tool
 from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint, check
 from tunesmith.data.collect.kin import linked, named
-from tunesmith.data.collect.rows import Part, domain_rows
+from tunesmith.data.collect.rows import DocumentPart, domain_rows
 from tunesmith.data.collect.templates import CALLS, PARAPHRASES, QUESTIONS, Filling, messages, pairs_of, template
-from tunesmith.data.collect.written import Answer, Wanted, answered, requests, written_rows
+from tunesmith.data.collect.written import Answer, WritingOptions, answered, requests, written_rows
 from tunesmith.data.examples import Message
 from tunesmith.data.sources import Sources, load
 from tunesmith.errors import DataError
@@ -135,16 +135,16 @@ def test_a_template_of_ones_own_is_read_or_refused(tmp_path: Path):
         template("question")
 
 
-def part(*texts: str, tools: tuple[Tool, ...] = ()) -> Part:
+def part(*texts: str, tools: tuple[Tool, ...] = ()) -> DocumentPart:
     blocks = [
         block for n, text in enumerate(texts) for block in (Block("heading", f"Part {n}", 1), Block("paragraph", text))
     ]
-    return Part("a.md", "00", Document(tuple(blocks), "Pumps", tools=tools), blocks)
+    return DocumentPart("a.md", "00", Document(tuple(blocks), "Pumps", tools=tools), blocks)
 
 
-def wanted(*templates: Any, **changes: Any) -> Wanted:
+def wanted(*templates: Any, **changes: Any) -> WritingOptions:
     given = {"count": 2, "seeds": (), "size": 1000, "limit": 0, "seed": 0} | changes
-    return Wanted(templates, **given)
+    return WritingOptions(templates, **given)
 
 
 def test_each_template_asks_about_what_it_is_for():
@@ -233,7 +233,7 @@ def test_paraphrases_become_texts():
 
 
 def test_what_is_written_from_few_documents_stays_with_its_passage_on_one_side_of_the_split(tmp_path: Path):
-    def page(name: str) -> Part:
+    def page(name: str) -> DocumentPart:
         said = [" ".join(f"{name}{n}word{i} is here" for i in range(30)) + "." for n in range(5)]
         return replace(part(*said), doc_id=f"{name}.md")
 

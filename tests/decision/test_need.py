@@ -7,17 +7,17 @@ import math
 import numpy as np
 import pytest
 
-from tunesmith.decision.need import Cell, Curve, fit, read_curve, sizes_of
+from tunesmith.decision.need import Curve, CurveCell, fit, read_curve, sizes_of
 from tunesmith.workflows.need import BEST
 
 SIZES = (100, 200, 400, 800, 1600)
 
 
-def cells(curve: Curve, noise: float = 0.0, seed: int = 0) -> list[Cell]:
+def cells(curve: Curve, noise: float = 0.0, seed: int = 0) -> list[CurveCell]:
     """Three seeds at each size; the noise shrinks with the square root of the rows, 100 rows having all of it."""
     chance = np.random.default_rng(seed)
     return [
-        Cell(rows, seed, curve.at(rows) + noise * chance.standard_normal() * math.sqrt(100 / rows))
+        CurveCell(rows, seed, curve.at(rows) + noise * chance.standard_normal() * math.sqrt(100 / rows))
         for rows in SIZES
         for seed in range(3)
     ]
@@ -52,7 +52,7 @@ def test_a_reward_may_rise_above_any_share():
 
 def test_large_sizes_weigh_more_than_small_ones():
     bent = [*cells(Curve(0.9, 2.0, 0.5))]
-    off = [Cell(c.rows, c.seed, c.score + (0.05 if c.rows == 100 else 0.0)) for c in bent]
+    off = [CurveCell(c.rows, c.seed, c.score + (0.05 if c.rows == 100 else 0.0)) for c in bent]
     found = fit(off, best=1.0)
     assert abs(found.at(1600) - 0.85) < 0.2 * abs(found.at(100) - 0.70)
 
@@ -78,7 +78,7 @@ def test_the_largest_size_is_foretold_from_the_smaller_ones_alone():
 
 def test_a_size_that_breaks_the_law_is_seen_and_named():
     law = cells(Curve(0.95, 2.0, 0.5), 0.002)
-    broken = [Cell(c.rows, c.seed, c.score - 0.1 * (c.rows == 1600)) for c in law]
+    broken = [CurveCell(c.rows, c.seed, c.score - 0.1 * (c.rows == 1600)) for c in law]
     assert "the smaller sizes did not foretell the score at 1,600 rows" in read_curve(broken, best=1.0).faults
 
 
@@ -88,8 +88,8 @@ def test_scores_that_do_not_rise_are_no_curve():
 
 
 def test_a_line_over_log_rows_has_no_ceiling_to_speak_of():
-    line = [Cell(rows, seed, 0.1 * math.log2(rows / 100) + 0.3) for rows in SIZES for seed in range(3)]
-    reading = read_curve([Cell(c.rows, c.seed, c.score + 0.001 * c.seed) for c in line], best=math.inf)
+    line = [CurveCell(rows, seed, 0.1 * math.log2(rows / 100) + 0.3) for rows in SIZES for seed in range(3)]
+    reading = read_curve([CurveCell(c.rows, c.seed, c.score + 0.001 * c.seed) for c in line], best=math.inf)
     assert "its power ended at a bound" in " ".join(reading.faults)
 
 

@@ -9,9 +9,9 @@ import torch
 
 from tests.bases import base, policy
 from tunesmith.decision.plan import (
-    Pace,
-    Span,
-    Work,
+    FigureBounds,
+    MachinePace,
+    TrainingWork,
     estimate,
     moving,
     peak_bytes,
@@ -24,7 +24,7 @@ from tunesmith.model.size import Kept, NetworkSize, measure_size
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
 
-WORK = Work(
+WORK = TrainingWork(
     steps=10, passes=10, rows=160, computed=3000, padded=6000, learned=320, widest=400, widest_rows=16,
     widest_padded=800,
 )  # fmt: skip
@@ -34,7 +34,7 @@ SIZE = NetworkSize(
     linear=(("a.up", 10, 20), ("a.down", 20, 10)), named=(("embed", 100, 10), ("head", 10, 100)), past=40,
     moving=Kept(1000.0, 50.0), frozen=Kept(600.0, 50.0),
 )  # fmt: skip
-PACE = Pace(products=1e9, products32=1e9, moved=1e9, mixed=False)
+PACE = MachinePace(products=1e9, products32=1e9, moved=1e9, mixed=False)
 ALL = [
     Full(), Lora(rank=4), Lora(rank=4, dora=True), Lora(rank=3, targets=r".*(q_proj|k_lin|query|c_attn|Wqkv)"), Ia3(),
     Prompt(tokens=5), Prefix(tokens=5), PTuning(tokens=5), PTuning(tokens=5, width=7), PTuning(encoder="lstm"),
@@ -132,7 +132,7 @@ def test_a_timed_step_corrects_the_formula_and_narrows_its_bounds():
     timed = estimate(Lora(), SIZE, WORK, replace(PACE, factor=2.0, timed=True), held=0)
     assert timed.seconds.expected == pytest.approx(2 * plain.seconds.expected)
     assert timed.seconds.high / timed.seconds.expected < plain.seconds.high / plain.seconds.expected
-    assert Span.around(100.0, "memory").low == pytest.approx(87.0)
+    assert FigureBounds.around(100.0, "memory").low == pytest.approx(87.0)
 
 
 def test_reading_costs_the_way_forward_and_writing_the_weights_once_a_step():

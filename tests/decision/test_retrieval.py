@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.bases import folder
-from tunesmith.data.collect.store import Store
+from tunesmith.data.collect.store import CollectStore
 from tunesmith.data.examples import Chat, Message
 from tunesmith.decision.chunks import Chunk, cut, page_of_text, read_pages
 from tunesmith.decision.facts import change, new_answers
@@ -48,14 +48,14 @@ def test_documents_in_rows_need_a_name_and_a_text(tmp_path: Path):
     file = tmp_path / "pages.jsonl"
     file.write_text('{"doc_id": "a", "body": "x"}\n')
     with pytest.raises(DataError, match="a document has doc_id and text"):
-        read_pages(str(file), store=Store(tmp_path / CHUNKS))
+        read_pages(str(file), store=CollectStore(tmp_path / CHUNKS))
 
 
 def test_a_folder_of_documents_is_read_and_kept_for_the_next_time(tmp_path: Path):
     place = tmp_path / "manual"
     place.mkdir()
     (place / "a.txt").write_text("First page about pumps and their valves.")
-    store = Store(tmp_path / "index" / CHUNKS)
+    store = CollectStore(tmp_path / "index" / CHUNKS)
     (page,) = read_pages(str(place), store=store).pages
     assert page.doc_id == "manual/a.txt"
     assert store.document(page.digest) == page.document
@@ -140,7 +140,7 @@ def test_documents_that_share_a_name_are_refused(tmp_path: Path):
     file = tmp_path / "pages.jsonl"
     file.write_text("".join(json.dumps(page) + "\n" for page in pages))
     with pytest.raises(DataError, match=r"pages.jsonl:3: the document 'm' stands in pages.jsonl:1 too; give each row"):
-        read_pages(str(file), store=Store(tmp_path / "store"))
+        read_pages(str(file), store=CollectStore(tmp_path / "store"))
 
 
 def test_an_answer_cites_the_chunk_that_holds_it_and_none_that_does_not():
@@ -209,7 +209,7 @@ def test_on_real_questions_the_mixture_finds_more_than_words_alone(tmp_path: Pat
     examples = Path(__file__).parents[2] / "examples"
     rows = [json.loads(line) for line in (examples / "factbook.test.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["country"] in ("Cameroon", "Aruba")]
-    pages = read_pages(str(examples / "factbook.documents.jsonl"), store=Store(tmp_path / CHUNKS)).pages
+    pages = read_pages(str(examples / "factbook.documents.jsonl"), store=CollectStore(tmp_path / CHUNKS)).pages
     chunks = cut([page for page in pages if page.doc_id in {row["doc_id"] for row in rows}], 400)
     made = open_index(tmp_path, chunks, settings=Documents(source="here"), listen=lambda event: None, offline=True)
     right = right_chunks(chunks, [Origin(row["evidence"], row["doc_id"]) for row in rows])

@@ -8,7 +8,7 @@ import torch
 from tests.bases import policy, template
 from tunesmith.data.terms import general_text
 from tunesmith.evaluation import retention
-from tunesmith.evaluation.retention import Item, general_nll, probe
+from tunesmith.evaluation.retention import ProbeItem, general_nll, probe
 
 BEGINNINGS = [("gemma", [2]), ("llama", [])]
 
@@ -39,6 +39,6 @@ def test_each_question_of_the_probe_begins_as_every_text_does(
         return whole(made, prompts, options)
 
     monkeypatch.setattr(retention, "option_scores", heard)
-    probe(policy(kind), template(kind), [Item("f", "What is good?", ("fox", "dog"), 0)])
+    probe(policy(kind), template(kind), [ProbeItem("f", "What is good?", ("fox", "dog"), 0)])
     words = template(kind).tokenizer("What is good?", add_special_tokens=False)["input_ids"]
     assert asked == [[*before, *words]]

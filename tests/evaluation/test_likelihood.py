@@ -16,7 +16,7 @@ from tunesmith.evaluation.likelihood import (
     RATES,
     RESAMPLES,
     TURNS,
-    Asked,
+    ReadingOptions,
     Told,
     compare,
     rate,
@@ -36,7 +36,7 @@ def told(nats: float, tokens: int = 10, *, found: int = 0) -> Told:
 
 
 def test_nats_are_those_of_transformers_over_the_text_without_its_end():
-    (found,) = read(policy("llama"), template("llama"), TEXTS[:1], Asked(512))
+    (found,) = read(policy("llama"), template("llama"), TEXTS[:1], ReadingOptions(512))
     (window,) = windows(TEXTS[0], template("llama"), limit=512)
     ids = torch.tensor([window.ids[:-1]])
     with torch.no_grad():
@@ -48,8 +48,8 @@ def test_nats_are_those_of_transformers_over_the_text_without_its_end():
 
 def test_windows_and_company_do_not_change_what_is_said():
     made = policy("llama")
-    together = read(made, template("llama"), TEXTS, Asked(32, ("france", "battery")))
-    alone = [read(made, template("llama"), [text], Asked(32, ("france", "battery")))[0] for text in TEXTS]
+    together = read(made, template("llama"), TEXTS, ReadingOptions(32, ("france", "battery")))
+    alone = [read(made, template("llama"), [text], ReadingOptions(32, ("france", "battery")))[0] for text in TEXTS]
     for one, other in zip(together, alone, strict=True):
         assert one.nats == pytest.approx(other.nats, rel=1e-4)
         assert (one.tokens, one.terms, one.size) == (other.tokens, other.terms, other.size)
@@ -57,11 +57,11 @@ def test_windows_and_company_do_not_change_what_is_said():
 
 def test_every_whole_term_is_asked_and_a_model_that_knows_all_finds_all(monkeypatch: pytest.MonkeyPatch):
     text = "Paris is in France. The capital of France is Paris, they say."
-    (found,) = read(policy("llama"), template("llama"), [text], Asked(512, ("france", "capital")))
+    (found,) = read(policy("llama"), template("llama"), [text], ReadingOptions(512, ("france", "capital")))
     assert (found.terms, found.found) == (3, 0)
     know = lambda logits, states, targets: (torch.zeros(len(targets)), torch.ones(len(targets), dtype=torch.bool))  # noqa: E731
     monkeypatch.setattr("tunesmith.evaluation.likelihood.judge", know)
-    (found,) = read(policy("llama"), template("llama"), [text], Asked(512, ("france", "capital")))
+    (found,) = read(policy("llama"), template("llama"), [text], ReadingOptions(512, ("france", "capital")))
     assert (found.terms, found.found, found.first) == (3, 3, found.tokens)
 
 
@@ -69,8 +69,8 @@ def test_an_encoder_is_asked_for_hidden_words_several_times():
     made, form = policy("bert"), template("bert")
     made.head = Domain().head(made)
     masking = Masking.of(form, share=0.2, seed=0)
-    first = read(made, form, TEXTS[:1], Asked(512, (), masking))
-    assert read(made, form, TEXTS[:1], Asked(512, (), masking)) == first
+    first = read(made, form, TEXTS[:1], ReadingOptions(512, (), masking))
+    assert read(made, form, TEXTS[:1], ReadingOptions(512, (), masking)) == first
     (window,) = windows(TEXTS[0], form, limit=512)
     row = window.row("text 0 window 0", next_token=False)
     assert first[0].tokens == sum(len(masking.hide(row, f"held out {turn}").hidden) for turn in range(TURNS))

@@ -10,7 +10,7 @@ import torch
 from tests.model.test_shipped import needs
 from tunesmith.data.template import Template
 from tunesmith.evaluation import retention
-from tunesmith.evaluation.retention import General, flips, general_nll, items, probe
+from tunesmith.evaluation.retention import GeneralAbility, flips, general_nll, items, probe
 from tunesmith.model.load import load_base
 from tunesmith.model.policy import Policy
 
@@ -40,9 +40,9 @@ def test_a_wrecked_model_loses_clearly_on_both_measures(
     policy, template = decoder
     monkeypatch.setattr(retention, "WINDOWS", 2)
     some = items()[::8]  # six or seven of each field
-    before = General(general_nll(policy, template), probe(policy, template, some))
+    before = GeneralAbility(general_nll(policy, template), probe(policy, template, some))
     wreck(policy, range(10, 13))
-    after = General(general_nll(policy, template), probe(policy, template, some))
+    after = GeneralAbility(general_nll(policy, template), probe(policy, template, some))
     assert after.nll > before.nll + 1
     lost, won, p_value = flips(before, after)
     assert lost > 2 * won

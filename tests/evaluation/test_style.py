@@ -3,7 +3,7 @@ import random
 import pytest
 
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.evaluation.style import Rule, discriminator_auc, habits, rule_rates, rules_of
+from tunesmith.evaluation.style import StyleRule, discriminator_auc, habits, rule_rates, rules_of
 
 NOUNS = ["driver", "library", "server", "editor", "parser", "compiler", "daemon", "viewer", "plugin", "toolkit"]
 VERBS = ["copies", "reads", "writes", "plays", "shows", "sorts", "prints", "checks", "sends", "finds"]
@@ -51,7 +51,7 @@ def test_a_rule_that_cannot_be_checked_is_refused(entry, message):
 
 def test_rules_need_texts():
     with pytest.raises(DataError, match="no answers"):
-        rule_rates([], [Rule("short", "max_chars", limit=3)])
+        rule_rates([], [StyleRule("short", "max_chars", limit=3)])
 
 
 def test_texts_of_one_style_cannot_be_told_apart():

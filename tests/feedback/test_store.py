@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import DataError
-from tunesmith.feedback.store import Entry, Store, Unwritten, Who
+from tunesmith.feedback.store import Entry, Unwritten, VoteStore, Who
 
 ANA, BO = Who("Ana", "tab-a"), Who("Bo", "tab-b")
 
@@ -32,23 +32,23 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Store:
-    return Store(tmp_path / "votes.db", what="labels", clock=clock)
+def store(tmp_path: Path, clock: Clock) -> VoteStore:
+    return VoteStore(tmp_path / "votes.db", what="labels", clock=clock)
 
 
-def test_an_event_is_there_for_another_process_as_soon_as_append_returns(store: Store):
+def test_an_event_is_there_for_another_process_as_soon_as_append_returns(store: VoteStore):
     store.append(Entry("Ana", "vote", "x", {"label": "Größe"}))
     code = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('select body from events').fetchall())"
     read = subprocess.run([sys.executable, "-c", code, str(store.path)], capture_output=True, text=True, check=True)
     assert "Größe" in read.stdout
 
 
-def test_a_commit_waits_for_the_disk(store: Store):
+def test_a_commit_waits_for_the_disk(store: VoteStore):
     assert store._db.execute("pragma journal_mode").fetchone() == ("wal",)
     assert store._db.execute("pragma synchronous").fetchone() == (2,)  # FULL
 
 
-def test_events_come_back_in_order_with_their_time(store: Store, clock: Clock):
+def test_events_come_back_in_order_with_their_time(store: VoteStore, clock: Clock):
     store.append(Entry("Ana", "vote", "x", {"label": "a"}), Entry("Ana", "skip", "y"))
     clock.now = 107.0
     store.append(Entry("Bo", "vote", "x", {"label": "b"}))
@@ -62,13 +62,13 @@ def test_events_come_back_in_order_with_their_time(store: Store, clock: Clock):
 
 
 @pytest.mark.parametrize("line", ["update events set rater = 'Eve'", "delete from events"])
-def test_no_program_changes_or_deletes_an_event(store: Store, line: str):
+def test_no_program_changes_or_deletes_an_event(store: VoteStore, line: str):
     store.append(Entry("Ana", "vote", "x", {"label": "a"}))
     with pytest.raises(sqlite3.IntegrityError, match="only added"):
         sqlite3.connect(store.path).execute(line)
 
 
-def test_entries_that_are_appended_together_are_all_there_or_none(store: Store):
+def test_entries_that_are_appended_together_are_all_there_or_none(store: VoteStore):
     with pytest.raises(TypeError):
         store.append(Entry("Ana", "vote", "x", {"label": "a"}), Entry("Ana", "vote", "y", {"label": object()}))
     assert store.since() == []
@@ -76,33 +76,33 @@ def test_entries_that_are_appended_together_are_all_there_or_none(store: Store):
     assert len(store.since()) == 1
 
 
-def test_two_tabs_never_hold_the_same_item(store: Store):
+def test_two_tabs_never_hold_the_same_item(store: VoteStore):
     assert store.lease("x", ANA, places=1, seconds=60)
     assert not store.lease("x", BO, places=1, seconds=60)
     assert store.leases() == {"x": [ANA]}
 
 
-def test_with_two_places_two_people_may_hold_an_item_but_never_one_person_twice(store: Store):
+def test_with_two_places_two_people_may_hold_an_item_but_never_one_person_twice(store: VoteStore):
     assert store.lease("x", ANA, places=2, seconds=60)
     assert not store.lease("x", Who("Ana", "tab-c"), places=2, seconds=60)
     assert store.lease("x", BO, places=2, seconds=60)
     assert not store.lease("x", Who("Cy", "tab-d"), places=2, seconds=60)
 
 
-def test_a_tab_lets_go_of_one_item_when_it_takes_another(store: Store):
+def test_a_tab_lets_go_of_one_item_when_it_takes_another(store: VoteStore):
     store.lease("x", ANA, places=1, seconds=60)
     store.lease("y", ANA, places=1, seconds=60)
     assert store.lease("x", BO, places=1, seconds=60)
 
 
-def test_a_lease_runs_out(store: Store, clock: Clock):
+def test_a_lease_runs_out(store: VoteStore, clock: Clock):
     store.lease("x", ANA, places=1, seconds=60)
     clock.now += 61
     assert store.leases() == {}
     assert store.lease("x", BO, places=1, seconds=60)
 
 
-def test_thirty_threads_that_want_one_item_get_it_once(store: Store):
+def test_thirty_threads_that_want_one_item_get_it_once(store: VoteStore):
     got: list[bool] = []
     wanting = [
         threading.Thread(target=lambda n=n: got.append(store.lease("x", Who("Ana", f"tab-{n}"), places=1, seconds=60)))
@@ -115,8 +115,8 @@ def test_thirty_threads_that_want_one_item_get_it_once(store: Store):
     assert sorted(got) == [False] * 29 + [True]
 
 
-def test_two_stores_on_one_file_see_each_other(store: Store, clock: Clock):
-    other = Store(store.path, what="labels", clock=clock)
+def test_two_stores_on_one_file_see_each_other(store: VoteStore, clock: Clock):
+    other = VoteStore(store.path, what="labels", clock=clock)
     other.append(Entry("Bo", "vote", "x", {"label": "b"}))
     assert [event.rater for event in store.since()] == ["Bo"]
     assert store.lease("x", ANA, places=1, seconds=60)
@@ -128,7 +128,7 @@ def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(tmp_path: Path, co
     path = tmp_path / "rows.csv"
     path.write_bytes(content)
     with pytest.raises(DataError, match="not a file of votes; name one that"):
-        Store(path, what="labels")
+        VoteStore(path, what="labels")
     assert path.read_bytes() == content
 
 
@@ -138,39 +138,39 @@ def test_a_database_of_another_program_is_refused(tmp_path: Path):
     other.execute("create table notes (text)")
     other.close()
     with pytest.raises(DataError, match="another program"):
-        Store(path, what="labels")
+        VoteStore(path, what="labels")
 
 
 def test_votes_on_pairs_are_not_opened_as_labels(tmp_path: Path):
-    Store(tmp_path / "votes.db", what="pairs").close()
+    VoteStore(tmp_path / "votes.db", what="pairs").close()
     with pytest.raises(DataError, match="holds pairs, not labels"):
-        Store(tmp_path / "votes.db", what="labels")
+        VoteStore(tmp_path / "votes.db", what="labels")
 
 
 def test_a_store_that_is_refused_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    Store(tmp_path / "votes.db", what="pairs").close()
+    VoteStore(tmp_path / "votes.db", what="pairs").close()
     opened, connect = [], sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: opened.append(connect(*args, **more)) or opened[-1])
     with pytest.raises(DataError, match="holds pairs, not labels"):
-        Store(tmp_path / "votes.db", what="labels")
+        VoteStore(tmp_path / "votes.db", what="labels")
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         opened[0].execute("select 1")
 
 
-def test_a_store_of_a_newer_version_is_refused(store: Store):
+def test_a_store_of_a_newer_version_is_refused(store: VoteStore):
     store.close()
     sqlite3.connect(store.path).execute("pragma user_version = 2")
     with pytest.raises(DataError, match="newer tunesmith"):
-        Store(store.path, what="labels")
+        VoteStore(store.path, what="labels")
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path):
     with pytest.raises(DataError, match="cannot keep votes here"):
-        Store(tmp_path / "nowhere" / "votes.db", what="labels")
+        VoteStore(tmp_path / "nowhere" / "votes.db", what="labels")
 
 
 def test_a_file_that_another_program_holds_is_told_with_its_place_and_the_vote_can_be_cast_again(
-    store: Store, tmp_path: Path
+    store: VoteStore, tmp_path: Path
 ):
     store._db.execute("pragma busy_timeout = 50")
     other = sqlite3.connect(tmp_path / "votes.db", isolation_level=None)

@@ -24,7 +24,7 @@ from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.row import Piece
 from tunesmith.inference.shelf import Shelf, UnknownModel
-from tunesmith.model.device import Machine
+from tunesmith.model.device import ChosenMachine
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Reward
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
@@ -43,7 +43,7 @@ GREEDY = Sampling(max_new_tokens=10)
 
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = Machine("cpu", "float32", 1, {}, "known")
+    known = ChosenMachine("cpu", "float32", 1, {}, "known")
     monkeypatch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
 
 

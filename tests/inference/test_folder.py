@@ -19,7 +19,7 @@ from tunesmith.errors import CheckpointError, TemplateError
 from tunesmith.inference.folder import ABOUT, About, find_model, load, read_about, save_model
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import MANIFEST, write_folder
-from tunesmith.model.device import Machine
+from tunesmith.model.device import ChosenMachine
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques import Full, Lora
 
@@ -33,7 +33,7 @@ OBJECTIVES = {
 
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = Machine("cpu", "float32", 1, {}, "known")
+    known = ChosenMachine("cpu", "float32", 1, {}, "known")
     monkeypatch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
 
 

@@ -19,7 +19,7 @@ from tunesmith.errors import CheckpointError, ModelError, RecipeError
 from tunesmith.inference.folder import About, save_model
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.open import identify, open_model
-from tunesmith.model.device import Machine
+from tunesmith.model.device import ChosenMachine
 from tunesmith.model.load import load_base
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques import Lora
@@ -35,7 +35,7 @@ LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "tas
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine is known, so that no test spends a second on measuring it."""
-    known = Machine("cpu", "float32", 1, {}, "known")
+    known = ChosenMachine("cpu", "float32", 1, {}, "known")
     for room in ("open", "folder"):
         monkeypatch.setattr(f"tunesmith.inference.{room}.choose_machine", lambda **_: known)
 

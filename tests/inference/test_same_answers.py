@@ -19,7 +19,7 @@ from tunesmith.data.template import Template
 from tunesmith.inference.folder import load
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.plain import Plain
-from tunesmith.model.device import Machine
+from tunesmith.model.device import ChosenMachine
 from tunesmith.objectives import Instruct
 from tunesmith.techniques import Lora
 
@@ -48,7 +48,7 @@ class World:
 
 @pytest.fixture(scope="module", autouse=True)
 def no_measuring() -> Iterator[None]:
-    known = Machine("cpu", "float32", 1, {}, "known")
+    known = ChosenMachine("cpu", "float32", 1, {}, "known")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
         yield

@@ -20,7 +20,7 @@ from tunesmith.errors import ModelError
 from tunesmith.inference.answering import Limits
 from tunesmith.inference.folder import load
 from tunesmith.inference.vllm import Vllm
-from tunesmith.model.device import Machine
+from tunesmith.model.device import ChosenMachine
 from tunesmith.model.quiet import quiet
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
@@ -91,7 +91,7 @@ made: list[AsyncLLM] = []
 
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = Machine("cpu", "float32", 1, {}, "known")
+    known = ChosenMachine("cpu", "float32", 1, {}, "known")
     monkeypatch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
 
 

@@ -14,7 +14,7 @@ from tunesmith.data.examples import Message
 from tunesmith.data.template import Tokens
 from tunesmith.model import generate as room
 from tunesmith.model.batch import Batch
-from tunesmith.model.generate import Drawn, before_stop, generate, option_scores, sample, stream
+from tunesmith.model.generate import AnswerIds, before_stop, generate, option_scores, sample, stream
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 
@@ -269,7 +269,7 @@ def test_short_prompts_behind_a_long_beginning_are_scored_32_in_a_pass(monkeypat
 # ------------------------------------------------------------------ several answers to a prompt
 
 
-def drawn_of(made: Policy, asked: list[list[int]], *, seed: int = 3, count: int = 3) -> list[list[Drawn]]:
+def drawn_of(made: Policy, asked: list[list[int]], *, seed: int = 3, count: int = 3) -> list[list[AnswerIds]]:
     sampling = Sampling(max_new_tokens=6, temperature=1.0, seed=seed)
     return sample(made, asked, count=count, sampling=sampling, template=template("llama"))
 

@@ -13,7 +13,7 @@ from tests.bases import base, chats, farthest, gradients, labelled, pairs, polic
 from tunesmith.data.examples import Example
 from tunesmith.model.batch import Batch, collate
 from tunesmith.objectives import Classify, Instruct, Multitask, Preference
-from tunesmith.objectives.multitask import Part, Rows
+from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.fit import accumulate, ready
 from tunesmith.training.mixture import Mixture
@@ -23,7 +23,10 @@ WORDS = Instruct()
 
 
 def both(**more: Any) -> Multitask:
-    parts = {"mood": Part(data=Rows(), objective=LABELS), "talk": Part(data=Rows(), objective=WORDS, weight=3)}
+    parts = {
+        "mood": TaskSection(data=TaskRows(), objective=LABELS),
+        "talk": TaskSection(data=TaskRows(), objective=WORDS, weight=3),
+    }
     return Multitask(tasks=parts, **more)
 
 
@@ -73,7 +76,7 @@ def test_tasks_with_a_head_have_their_own_and_others_none():
 
 def test_a_task_asks_the_start_of_full_tuning_not_the_network_as_it_is():
     objective = Multitask(
-        tasks={"likes": Part(data=Rows(), objective=Preference(loss="kto").bind(pairs(3), "decoder"))}
+        tasks={"likes": TaskSection(data=TaskRows(), objective=Preference(loss="kto").bind(pairs(3), "decoder"))}
     )
     made = Full().adapt(base("llama").network, family="decoder", keep_reference=True)
     part = objective.tasks["likes"].objective

@@ -23,7 +23,7 @@ from tunesmith.objectives.practice import Practice
 from tunesmith.techniques import Full, Ia3, Prefix
 from tunesmith.techniques.base import Technique
 from tunesmith.training.fit import Hooks, Interrupted, accumulate, fit, ready
-from tunesmith.training.optim import Plan, make_optimizer
+from tunesmith.training.optim import TrainingPlan, make_optimizer
 
 ASKED = [Exercise(f"rows:{i}", (Message("user", f"Say something about the fox {i}"),)) for i in range(6)]
 RL = Rl(reward="rules:score", group=4, max_new_tokens=5, beta=0.1)
@@ -133,7 +133,7 @@ def test_after_a_step_good_answers_are_likelier_and_bad_ones_less(algorithm: str
     assert batch.rollout is not None
     before, good = made.logprobs(batch), batch.rollout.advantages
     accumulate(made, learner, [batch])
-    optimizer = make_optimizer(made, Plan(steps=1, peak=1e-3))
+    optimizer = make_optimizer(made, TrainingPlan(steps=1, peak=1e-3))
     optimizer.step()
     made.train(False)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_answers_are_drawn_and_learned_from_in_half_precision_too(technique: Tec
 
 def test_several_updates_on_the_same_answers_move_the_ratio_away_from_one(tmp_path: Path):
     learner, records = practice(updates=3, scale="none"), list[Any]()
-    plan = Plan(steps=1, peak=0.1, warmup=0.0, updates=3)
+    plan = TrainingPlan(steps=1, peak=0.1, warmup=0.0, updates=3)
     fit(start(), learner, lambda step: [prompts(2, turn=step)], plan=plan, hooks=Hooks(tmp_path, records.append))
     assert records[0]["clipped_share"] > 0
     assert records[0]["kl"] > 0
@@ -188,7 +188,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path):
     def run(folder: Path, **hooks: Any) -> Policy:
         torch.manual_seed(0)
         made = policy("llama", LORA)
-        plan = Plan(steps=4, peak=0.02, save_steps=2)
+        plan = TrainingPlan(steps=4, peak=0.02, save_steps=2)
         fit(
             made,
             practice(),
@@ -214,7 +214,7 @@ def test_a_reward_that_fails_loses_no_finished_step(tmp_path: Path):
         return by_letters(attempts)
 
     hooks = Hooks(tmp_path, lambda record: None)
-    window, plan = (lambda step: [prompts(2, turn=step)]), Plan(steps=4, peak=0.02)
+    window, plan = (lambda step: [prompts(2, turn=step)]), TrainingPlan(steps=4, peak=0.02)
     torch.manual_seed(0)
     with pytest.raises(RewardError):
         fit(policy("llama", LORA), practice(fails), window, plan=plan, hooks=hooks)
@@ -241,7 +241,7 @@ def test_a_reward_that_fails_in_a_validation_costs_no_step_and_the_validation_is
         return -float(len(told))
 
     hooks = Hooks(tmp_path, lambda record: told.append(dict(record)), validate)
-    window, plan = (lambda step: [prompts(2, turn=step)]), Plan(steps=4, peak=0.02, eval_steps=2)
+    window, plan = (lambda step: [prompts(2, turn=step)]), TrainingPlan(steps=4, peak=0.02, eval_steps=2)
     torch.manual_seed(0)
     with pytest.raises(RewardError):
         fit(policy("llama", LORA), practice(), window, plan=plan, hooks=hooks)

@@ -22,7 +22,7 @@ from tunesmith.recipe import check_pair, make_recipe
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
 from tunesmith.training.fit import step
-from tunesmith.training.optim import Plan, make_optimizer, set_rate
+from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
 from tunesmith.workflows.prepare import encode_all, masking_of
 
 # What moves, a rate that suits a width of 32, and how much of the loss may be left: a few vectors change little in a
@@ -92,7 +92,7 @@ def test_eight_rows_are_learned_kept_and_read_alike_alone_and_together(cell: str
     if word == "qlora":
         pytest.importorskip("bitsandbytes")
     made, (objective, rows) = policy_of(cell, word), rows_of(cell)
-    batch, plan = batch_of(rows, made), Plan(steps=STEPS, peak=rate)
+    batch, plan = batch_of(rows, made), TrainingPlan(steps=STEPS, peak=rate)
     start = {name: value.detach().clone() for name, value in made.trainable()}
     optimizer = make_optimizer(made, plan)
     set_rate(optimizer, rate)

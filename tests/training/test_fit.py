@@ -23,12 +23,12 @@ from tunesmith.model.batch import Batch, collate
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques import Full, Lora
-from tunesmith.training.fit import Hooks, Interrupted, State, fit, numbers, step
-from tunesmith.training.optim import Plan, make_optimizer
+from tunesmith.training.fit import Hooks, Interrupted, TrainingState, fit, numbers, step
+from tunesmith.training.optim import TrainingPlan, make_optimizer
 from tunesmith.training.sampler import Sampler
 
 ROOT = Path(__file__).parents[2]
-PLAN = Plan(steps=8, peak=1e-2, save_steps=3)
+PLAN = TrainingPlan(steps=8, peak=1e-2, save_steps=3)
 
 
 def window(kind: str = "llama", *, rows: int = 12, tokens: int = 200) -> Callable[[int], list[Batch]]:
@@ -51,7 +51,9 @@ def start(technique: Full | Lora = LORA) -> Policy:
     return policy("llama", technique)
 
 
-def run(folder: Path, *, technique: Full | Lora = LORA, plan: Plan = PLAN, **hooks: Any) -> tuple[Policy, State, list]:
+def run(
+    folder: Path, *, technique: Full | Lora = LORA, plan: TrainingPlan = PLAN, **hooks: Any
+) -> tuple[Policy, TrainingState, list]:
     """A whole run in a folder: the policy, where it ended, and its records."""
     records: list[Mapping[str, Any]] = []
     made = start(technique)
@@ -75,7 +77,7 @@ def scores(*values: float) -> Callable[[], float]:
 
 @pytest.mark.parametrize("technique", [Full(), LORA, Lora(rank=4, dora=True)], ids=["full", "lora", "dora"])
 def test_the_loss_falls_and_every_step_is_recorded(technique: Full | Lora, tmp_path: Path):
-    plan = Plan(steps=12, peak=3e-2)
+    plan = TrainingPlan(steps=12, peak=3e-2)
     made, state, records = run(tmp_path, technique=technique, plan=plan)
     assert records[-1]["loss"] < 0.85 * records[0]["loss"]
     assert [record["step"] for record in records] == list(range(1, 13))
@@ -135,7 +137,7 @@ def test_a_heads_gradient_is_a_mean_over_rows_however_they_are_cut():
     for parts in ([rows], [rows[:1], rows[1:]]):
         made = policy("bert", LORA)
         made.head = bound.head(made)
-        optimizer = make_optimizer(made, Plan(steps=1, peak=1e-3))
+        optimizer = make_optimizer(made, TrainingPlan(steps=1, peak=1e-3))
         batches = [collate(part, share=False) for part in parts]
         loss, norm = step(made, bound, batches, optimizer=optimizer, clip=1.0)
         found.append((loss, norm))
@@ -165,7 +167,7 @@ def test_the_best_numbers_are_kept_and_patience_ends_the_run(tmp_path: Path):
         return [3.0, 2.0, 2.5, 2.0, 9.0][len(seen) - 1]
 
     records: list[Mapping[str, Any]] = []
-    plan = Plan(steps=20, peak=1e-2, eval_steps=2, patience=2)
+    plan = TrainingPlan(steps=20, peak=1e-2, eval_steps=2, patience=2)
     state = fit(made, Instruct(), window(), plan=plan, hooks=Hooks(tmp_path, records.append, validate))
     assert (state.step, state.best, state.best_step, state.stopped_early) == (8, 2.0, 4, True)
     assert digest(made) == seen[1]
@@ -173,7 +175,7 @@ def test_the_best_numbers_are_kept_and_patience_ends_the_run(tmp_path: Path):
 
 
 def test_the_last_step_is_validated_too(tmp_path: Path):
-    plan = Plan(steps=5, peak=1e-2, eval_steps=2)
+    plan = TrainingPlan(steps=5, peak=1e-2, eval_steps=2)
     made, state, _ = run(tmp_path, plan=plan, validate=scores(3.0, 2.0, 1.0))
     assert (state.best, state.best_step, state.stopped_early) == (1.0, 5, False)
     unvalidated, _, _ = run(tmp_path / "other", plan=replace(plan, eval_steps=0))
@@ -181,7 +183,7 @@ def test_the_last_step_is_validated_too(tmp_path: Path):
 
 
 def test_validations_that_are_no_numbers_are_never_the_best(tmp_path: Path):
-    plan = Plan(steps=4, peak=1e-2, eval_steps=1, patience=9)
+    plan = TrainingPlan(steps=4, peak=1e-2, eval_steps=1, patience=9)
     _, state, _ = run(tmp_path, plan=plan, validate=scores(math.nan, math.inf, 5.0, math.nan))
     assert (state.best, state.best_step) == (5.0, 3)
 
@@ -196,7 +198,7 @@ def test_dropout_is_off_while_validating_and_on_again_after(tmp_path: Path):
 
     trained: list[bool] = []
     hooks = Hooks(tmp_path, lambda record: trained.append(made.network.training), validate)
-    fit(made, Instruct(), window(), plan=Plan(steps=2, peak=1e-2, eval_steps=1), hooks=hooks)
+    fit(made, Instruct(), window(), plan=TrainingPlan(steps=2, peak=1e-2, eval_steps=1), hooks=hooks)
     assert modes == [False, False]
     assert trained == [True, False, True, False]  # step, validation, step, validation
 
@@ -219,7 +221,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_good_checkpoi
     monkeypatch.setattr(Instruct, "loss", loss)
     with pytest.raises(Refused, match=r"^step 5: the loss is (nan|inf), .* lower schedule\.learning_rate"):
         run(tmp_path)
-    kept = State(**json.loads((tmp_path / "last" / "state.json").read_text()))
+    kept = TrainingState(**json.loads((tmp_path / "last" / "state.json").read_text()))
     assert kept.step == 3
 
 
@@ -242,7 +244,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(technique: Full | Lora,
 
 
 def test_what_was_best_before_a_stop_is_still_the_best_after_it(tmp_path: Path):
-    plan = Plan(steps=6, peak=1e-2, eval_steps=1, save_steps=2, patience=9)
+    plan = TrainingPlan(steps=6, peak=1e-2, eval_steps=1, save_steps=2, patience=9)
     values = (3.0, 1.0, 2.0, 2.0, 2.0, 2.0)
     whole, state, _ = run(tmp_path / "whole", plan=plan, validate=scores(*values))
     with pytest.raises(Interrupted):
@@ -261,7 +263,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path):
 
 
 def test_a_run_that_stopped_early_is_not_trained_again(tmp_path: Path):
-    plan = Plan(steps=20, peak=1e-2, eval_steps=1, patience=1)
+    plan = TrainingPlan(steps=20, peak=1e-2, eval_steps=1, patience=1)
     first, state, _ = run(tmp_path, plan=plan, validate=scores(1.0, 2.0))
     again, later, records = run(tmp_path, plan=plan)
     assert (records, later) == ([], state)
@@ -326,7 +328,7 @@ def test_a_corrupted_checkpoint_is_refused(file: str, tmp_path: Path):
 
 
 def test_best_numbers_that_were_corrupted_or_lost_are_refused(tmp_path: Path):
-    plan = Plan(steps=2, peak=1e-2, eval_steps=1)
+    plan = TrainingPlan(steps=2, peak=1e-2, eval_steps=1)
     run(tmp_path, plan=plan, validate=scores(2.0, 1.0))
     file = tmp_path / "best" / "numbers.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")

@@ -20,7 +20,7 @@ from tunesmith.objectives import Instruct
 from tunesmith.objectives.base import Loss
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.fit import Hooks, fit, numbers
-from tunesmith.training.optim import Plan
+from tunesmith.training.optim import TrainingPlan
 from tunesmith.training.sampler import Sampler
 
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
@@ -86,7 +86,7 @@ def run(
     torch.manual_seed(0)
     made, cut, records = policy("llama", technique), Cut(), list[Mapping[str, Any]]()
     hooks = Hooks(folder, records.append, smaller=cut.smaller)
-    fit(made, objective, cut.window, plan=Plan(steps=3, peak=1e-2), hooks=hooks)
+    fit(made, objective, cut.window, plan=TrainingPlan(steps=3, peak=1e-2), hooks=hooks)
     return made, records, cut
 
 
@@ -115,7 +115,13 @@ def test_memory_that_runs_out_when_rows_are_learned_from_again_leaves_the_same_s
         made, records, asked = policy("llama", LORA, lively=0.05), list[Mapping[str, Any]](), list[int]()
         hooks = Hooks(tmp_path / name, records.append, smaller=lambda step, asked=asked: not asked.append(step))
         learner = Later(room)
-        fit(made, learner, lambda step: [prompts(2, turn=step)], plan=Plan(steps=2, peak=1e-2, updates=3), hooks=hooks)
+        fit(
+            made,
+            learner,
+            lambda step: [prompts(2, turn=step)],
+            plan=TrainingPlan(steps=2, peak=1e-2, updates=3),
+            hooks=hooks,
+        )
         steps[name] = (numbers(made), records, asked)
     whole, cramped = steps["whole"], steps["cramped"]
     assert (whole[2], cramped[2]) == ([], [0, 1])

@@ -14,7 +14,7 @@ from tunesmith.objectives import Instruct
 from tunesmith.techniques import Full, Lora
 from tunesmith.training import probe
 from tunesmith.training.fit import numbers
-from tunesmith.training.optim import Plan
+from tunesmith.training.optim import TrainingPlan
 from tunesmith.training.probe import STEPS, WANTED, can_learn
 
 
@@ -22,7 +22,7 @@ from tunesmith.training.probe import STEPS, WANTED, can_learn
 def test_a_model_that_learns_is_told_so_and_left_as_it_was(technique: Full | Lora):
     made = policy("llama", technique)
     before = {name: value.clone() for name, value in numbers(made).items()}
-    found = can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=Plan(steps=9, peak=2e-2))
+    found = can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, peak=2e-2))
     assert found.last < WANTED * found.first
     assert found.steps <= STEPS
     assert all(torch.equal(value, before[name]) for name, value in numbers(made).items())
@@ -35,13 +35,15 @@ def test_a_model_that_does_not_learn_is_refused_and_left_as_it_was(rate: float):
     made = policy("llama", LORA)
     before = {name: value.clone() for name, value in numbers(made).items()}
     with pytest.raises(Refused, match=rf"^overfit probe: {STEPS} steps on the same 8 rows .* raise schedule.learn"):
-        can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=Plan(steps=9, peak=rate))
+        can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, peak=rate))
     assert all(torch.equal(value, before[name]) for name, value in numbers(made).items())
 
 
 def test_rows_that_are_known_already_need_no_learning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tunesmith.training.probe.step", lambda *args, **kwargs: (0.01, 0.1))
-    found = can_learn(policy("llama", LORA), Instruct(), [collate(encoded("llama", 8))], plan=Plan(steps=9, peak=1))
+    found = can_learn(
+        policy("llama", LORA), Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, peak=1)
+    )
     assert (found.first, found.last, found.steps) == (0.01, 0.01, 1)
 
 
@@ -58,6 +60,6 @@ def test_a_probe_that_is_cut_short_leaves_the_model_as_it_was(monkeypatch: pytes
 
     monkeypatch.setattr(probe, "step", step)
     with pytest.raises(torch.OutOfMemoryError):
-        can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=Plan(steps=9, peak=2e-2))
+        can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, peak=2e-2))
     assert all(torch.equal(value, before[name]) for name, value in numbers(made).items())
     assert all(value.grad is None for _, value in made.trainable())

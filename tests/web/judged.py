@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tunesmith.data.examples import Message
 from tunesmith.feedback.items import ANSWER, prompt_key
-from tunesmith.feedback.store import Entry, Store
+from tunesmith.feedback.store import Entry, VoteStore
 from tunesmith.workflows.ahead import askers
-from tunesmith.workflows.feedback import Wish
+from tunesmith.workflows.feedback import FeedbackRequest
 from tunesmith.workflows.panel import WHAT
 
 
@@ -20,10 +20,10 @@ def write_prompts(path: Path, count: int) -> Path:
     return path
 
 
-def give_answers(wish: Wish, sides: Sequence[Sequence[str]]) -> None:
+def give_answers(wish: FeedbackRequest, sides: Sequence[Sequence[str]]) -> None:
     """Put answers to prompts 0, 1, ... into the store of the wish, as if its models had given them."""
     assert wish.store is not None
-    store = Store(wish.store, what=WHAT)
+    store = VoteStore(wish.store, what=WHAT)
     for who, answers in zip(askers(wish.model, wish.against, wish.sampling, offline=True), sides, strict=False):
         weights = who.weights
         about = {"by": who.found.name, "weights": weights, "drawing": who.drawing(weights)}

@@ -18,7 +18,7 @@ from tunesmith.data.examples import Message
 from tunesmith.feedback.votes import VOTE
 from tunesmith.inference.ask import Ask
 from tunesmith.inference.folder import load
-from tunesmith.model.device import Machine
+from tunesmith.model.device import ChosenMachine
 from tunesmith.model.sampling import Sampling
 from tunesmith.techniques import Ia3, Lora
 from tunesmith.web.api import FOLDERS
@@ -43,7 +43,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(runs: Path) -> Iterator[Served]:
     with pytest.MonkeyPatch.context() as patch:
-        known = Machine("cpu", "float32", 1, {}, "known")
+        known = ChosenMachine("cpu", "float32", 1, {}, "known")
         patch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
         sources = {name: [runs / name] for name in ("one", "two", "mood", "head")}
         with served(sources, splits={"both": {"one": 1.0, "two": 1.0}}) as found:
@@ -58,7 +58,7 @@ def client(server: Served) -> openai.OpenAI:
 
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = Machine("cpu", "float32", 1, {}, "known")
+    known = ChosenMachine("cpu", "float32", 1, {}, "known")
     monkeypatch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
 
 
@@ -152,21 +152,21 @@ CALL = '<tool_call>\n{"name": "look", "arguments": {"word": "fox"}}\n</tool_call
 
 
 def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch):
-    from tunesmith.inference.row import Row
+    from tunesmith.inference.row import LiveAnswer
 
-    real = Row._end
+    real = LiveAnswer._end
     asked: list[list[int]] = []
 
-    def calls(self: Row, end: Any, why: str = "") -> None:
+    def calls(self: LiveAnswer, end: Any, why: str = "") -> None:
         asked.append(self.prompt)
         self.told(replace_text(self, end))
 
-    def replace_text(row: Row, end: Any) -> Any:
+    def replace_text(row: LiveAnswer, end: Any) -> Any:
         from tunesmith.inference.row import Piece
 
         return Piece(f"Let me see. {CALL}"[len(row.said) :], (), end, len(row.prompt), len(row.ids))
 
-    monkeypatch.setattr(Row, "_end", calls)
+    monkeypatch.setattr(LiveAnswer, "_end", calls)
     answer = chat(client, "Look up fox.", tools=[TOOL]).choices[0]
     assert (answer.finish_reason, answer.message.content) == ("tool_calls", "Let me see.")
     (call,) = answer.message.tool_calls
@@ -179,7 +179,7 @@ def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.Open
     assert (plain.finish_reason in ("stop", "length"), plain.message.tool_calls) == (True, None)
     other = chat(client, "x", tools=[{"type": "function", "function": {"name": "other", "parameters": {}}}]).choices[0]
     assert other.message.tool_calls is None  # nobody offered it
-    monkeypatch.setattr(Row, "_end", real)
+    monkeypatch.setattr(LiveAnswer, "_end", real)
     turns: list[Any] = [
         {"role": "user", "content": "Look up fox."},
         {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]},

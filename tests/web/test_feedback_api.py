@@ -11,7 +11,7 @@ import pytest
 from tests.feedback.voting import item
 from tests.web.conftest import SCRIPT, Ask, asking
 from tunesmith.feedback.items import OWN
-from tunesmith.feedback.store import Store
+from tunesmith.feedback.store import VoteStore
 from tunesmith.web.feedback import feedback_app
 from tunesmith.web.markdown import render
 from tunesmith.workflows.panel import WHAT, Panel
@@ -22,7 +22,7 @@ ANA = {"rater": "Ana", "tab": "tab-aaaa"}
 @pytest.fixture
 def work(tmp_path: Path) -> Panel:
     items = [item(n, f"one {n}", f"two {n}", by=("runs/secret-a", "runs/secret-b")) for n in range(3)]
-    return Panel(items, Store(tmp_path / "votes.db", what=WHAT))
+    return Panel(items, VoteStore(tmp_path / "votes.db", what=WHAT))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from bench.rater import Rater, judge
 from tests.web.conftest import SCRIPT, Serve
 from tests.web.judged import give_answers, write_prompts
 from tests.web.test_label_page import PHONE, WIDEST
-from tunesmith.workflows.feedback import Wish
+from tunesmith.workflows.feedback import FeedbackRequest
 
 pytestmark = pytest.mark.browser
 
@@ -26,12 +26,12 @@ KINDS = {"1": "left", "2": "right", "0": "tie", "b": "bad"}
 def command(tiny_llama: Path, tmp_path: Path) -> list[str]:
     """The command for twelve prompts with two answers each, which need not be made."""
     prompts = write_prompts(tmp_path / "prompts.jsonl", 12)
-    wish = Wish(str(tiny_llama), prompts=str(prompts), store=tmp_path / "votes.db")
+    wish = FeedbackRequest(str(tiny_llama), prompts=str(prompts), store=tmp_path / "votes.db")
     give_answers(wish, [[f"short {n}" for n in range(12)], [f"a longer answer {n}" for n in range(12)]])
     return words(wish)
 
 
-def words(wish: Wish, *more: str) -> list[str]:
+def words(wish: FeedbackRequest, *more: str) -> list[str]:
     return ["feedback", wish.model, "--prompts", wish.prompts, "--store", str(wish.store), "--offline", *more]
 
 
@@ -152,7 +152,9 @@ def test_a_script_in_an_answer_stays_text_and_markdown_becomes_elements(
     marked = (
         f"**bold** and `code`\n\n- one\n- two\n\n[a link](javascript:alert(1)) ![x](http://127.0.0.1/x.png)\n\n{SCRIPT}"
     )
-    wish = Wish(str(tiny_llama), prompts=str(write_prompts(tmp_path / "p.jsonl", 1)), store=tmp_path / "votes.db")
+    wish = FeedbackRequest(
+        str(tiny_llama), prompts=str(write_prompts(tmp_path / "p.jsonl", 1)), store=tmp_path / "votes.db"
+    )
     give_answers(wish, [[marked], ["plain " + "unbroken" * 60]])
     server = serve(*words(wish))
     context = browser.new_context(viewport=PHONE, is_mobile=True, has_touch=True, color_scheme="dark")
@@ -178,7 +180,9 @@ def test_a_script_in_an_answer_stays_text_and_markdown_becomes_elements(
 def test_single_answers_get_thumbs_and_every_part_has_a_name(
     page: Page, serve: Serve, tiny_llama: Path, tmp_path: Path
 ):
-    wish = Wish(str(tiny_llama), prompts=str(write_prompts(tmp_path / "p.jsonl", 2)), store=tmp_path / "votes.db")
+    wish = FeedbackRequest(
+        str(tiny_llama), prompts=str(write_prompts(tmp_path / "p.jsonl", 2)), store=tmp_path / "votes.db"
+    )
     give_answers(wish, [["fine", "poor"]])
     server = serve(*words(wish, "--thumbs"))
     enter(page, server.url, "Ana")
@@ -199,7 +203,9 @@ def test_single_answers_get_thumbs_and_every_part_has_a_name(
 def test_a_scripted_rater_votes_by_its_stated_rule_through_the_page(
     page: Page, serve: Serve, tiny_llama: Path, tmp_path: Path
 ):
-    wish = Wish(str(tiny_llama), prompts=str(write_prompts(tmp_path / "p.jsonl", 6)), store=tmp_path / "votes.db")
+    wish = FeedbackRequest(
+        str(tiny_llama), prompts=str(write_prompts(tmp_path / "p.jsonl", 6)), store=tmp_path / "votes.db"
+    )
     good, bad = [f"the prompt {n}" for n in range(6)], [f"a prompt and more {n}" for n in range(6)]
     give_answers(wish, [[*good[:5], "prompt 5 and a more"], bad])  # the last: the same words, a tie
     server = serve(*words(wish))

@@ -25,7 +25,7 @@ from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.inference.answering import Limits
 from tunesmith.inference.files import Files, find_file
 from tunesmith.inference.folder import load
-from tunesmith.model.device import Machine
+from tunesmith.model.device import ChosenMachine
 from tunesmith.model.sampling import Sampling
 from tunesmith.techniques import Lora
 
@@ -36,7 +36,7 @@ LONG = "Tell me of the fox. " * 200  # more than the run reads
 
 @pytest.fixture(scope="module", autouse=True)
 def no_measuring() -> Iterator[None]:
-    known = Machine("cpu", "float32", 1, {}, "known")
+    known = ChosenMachine("cpu", "float32", 1, {}, "known")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
         yield

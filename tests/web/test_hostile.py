@@ -20,7 +20,7 @@ import pytest
 from tests.served import LABELS, Served, save_run, served
 from tests.web.conftest import await_here
 from tunesmith.inference.engine import Limits
-from tunesmith.model.device import Machine
+from tunesmith.model.device import ChosenMachine
 from tunesmith.techniques import Lora
 
 COUNT = 200
@@ -97,7 +97,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     save_run(folder / "one", Lora(rank=4))
     save_run(folder / "mood", Lora(rank=4), LABELS)
     with pytest.MonkeyPatch.context() as patch:
-        known = Machine("cpu", "float32", 1, {}, "known")
+        known = ChosenMachine("cpu", "float32", 1, {}, "known")
         patch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
         limits = Limits(rows=4, waiting=16, seconds=20, kept_bytes=2**20)
         with served({"one": [folder / "one"], "mood": [folder / "mood"]}, limits=limits) as found:

@@ -13,7 +13,7 @@ import pytest
 from tests.web.conftest import SCRIPT, Ask, asking
 from tunesmith.web.label import label_app
 from tunesmith.workflows.label import Labelling
-from tunesmith.workflows.label_open import Wish, open_labelling
+from tunesmith.workflows.label_open import LabelRequest, open_labelling
 
 ANA = {"rater": "Ana", "tab": "tab-aaaa"}
 FILES = [file for folder in ("static", "pages") for file in (files("tunesmith.web") / folder).iterdir()]
@@ -21,7 +21,7 @@ FILES = [file for folder in ("static", "pages") for file in (files("tunesmith.we
 
 @pytest.fixture
 def work(rows: Path) -> Labelling:
-    return open_labelling(Wish(str(rows), labels=("good", "bad")), told=print)
+    return open_labelling(LabelRequest(str(rows), labels=("good", "bad")), told=print)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from tests.bases import folder
 from tests.glance import only_a_glance
-from tunesmith.model.device import Machine
+from tunesmith.model.device import ChosenMachine
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.workflows.tune import Run, tune_recipe
 
@@ -21,7 +21,7 @@ WORDS = {"positive": ("good", "great", "lovely"), "negative": ("bad", "awful", "
 @pytest.fixture(scope="module")
 def small_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.MonkeyPatch]:
     """A known machine, a cache of its own, and only a glance at what other rooms' tests look at."""
-    known = Machine("cpu", "float32", 1, {"float32": 100.0, "bfloat16": 100.0}, "known")
+    known = ChosenMachine("cpu", "float32", 1, {"float32": 100.0, "bfloat16": 100.0}, "known")
     with pytest.MonkeyPatch.context() as patch:
         for place in ("workflows.prepare", "inference.folder"):
             patch.setattr(f"tunesmith.{place}.choose_machine", lambda **_: known)

@@ -23,7 +23,7 @@ from tunesmith.decision.prompts import FORMS, with_passages
 from tunesmith.decision.table import BELIEFS
 from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
 from tunesmith.inference.local import LocalModel
-from tunesmith.model.device import Machine
+from tunesmith.model.device import ChosenMachine
 from tunesmith.objectives import Instruct
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.compare import page as html
@@ -31,14 +31,14 @@ from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import answered as answering
 from tunesmith.workflows.answered import LESSONS
 from tunesmith.workflows.arms import chosen_arms
-from tunesmith.workflows.ask_arm import Question, ask_arm
+from tunesmith.workflows.ask_arm import ArmQuestion, ask_arm
 from tunesmith.workflows.asking import within
 from tunesmith.workflows.compare import Wishes, _digests, _pinned, compare, reopened
 from tunesmith.workflows.contest import CHOICES, file_name
 from tunesmith.workflows.train import Watch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-KNOWN = Machine("cpu", "float32", 1, {"float32": 100.0}, "known")
+KNOWN = ChosenMachine("cpu", "float32", 1, {"float32": 100.0}, "known")
 LANDS = ("Arda", "Brin", "Coll", "Dorn", "Elba", "Fell", "Gard", "Holm", "Isen", "Jarl")
 LABELS = (("good", "positive"), ("bad", "negative"))
 ARMS = ["prompt", "few-shot", "rag", "oracle-context", "no-context", "tuned", "tuned+rag", "raft"]
@@ -168,7 +168,7 @@ def test_retrieval_is_measured_apart_for_each_way_to_search(done: tuple[Comparis
 @pytest.mark.parametrize("arm", ["", "prompt", "few-shot", "rag", "no-context", "tuned", "tuned+rag", "raft"])
 def test_every_arm_of_a_comparison_that_is_done_can_be_asked_more(done: tuple[Comparison, Path], arm: str) -> None:
     page, place = done
-    found = ask_arm(place / "out", Question("How high is Arda?", arm), watch=Watch(lambda event: None))
+    found = ask_arm(place / "out", ArmQuestion("How high is Arda?", arm), watch=Watch(lambda event: None))
     assert found.arm == (arm or page.verdict.arm)
     assert found.prompt_tokens > 0
     looks = found.arm in ("rag", "tuned+rag", "raft")
@@ -185,7 +185,7 @@ def test_an_arm_looks_into_the_documents_as_they_are_now(done: tuple[Comparison,
     try:
         with pages.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"doc_id": "kark", "text": "Kark\n\nHeight:\n999 m"}) + "\n")
-        asked = Question("How high is Kark?", "rag")
+        asked = ArmQuestion("How high is Kark?", "rag")
         assert ask_arm(tmp_path / "copy/out", asked, watch=Watch(lambda event: None)).shown[0] == "kark#1"
     finally:
         pages.write_text(before, encoding="utf-8")
@@ -196,7 +196,7 @@ def test_an_arm_that_was_not_compared_is_refused_with_those_that_were(done: tupl
     with pytest.raises(
         RecipeError, match=r"--arm taught: not in .*; name one of prompt, few-shot, rag, no-context, tuned"
     ):
-        ask_arm(place / "out", Question("How high is Arda?", "taught"), watch=Watch(lambda event: None))
+        ask_arm(place / "out", ArmQuestion("How high is Arda?", "taught"), watch=Watch(lambda event: None))
 
 
 def test_changed_facts_reach_the_arms_that_look_and_no_other(done: tuple[Comparison, Path]) -> None:
@@ -259,7 +259,7 @@ def test_labels_are_compared_too(tmp_path: Path) -> None:
     assert {arm.task.n for arm in page.arms} == {6}
     assert next(arm for arm in page.arms if arm.name == "tf-idf").task.score == 1.0
     assert page.verdict.arm in ("tf-idf", "tuned")  # both are right on every row: the seconds decide
-    asked = Question("it is good 77", "tf-idf")
+    asked = ArmQuestion("it is good 77", "tf-idf")
     assert ask_arm(tmp_path / "out", asked, watch=Watch(lambda event: None)).answer == "positive"
     assert page.retrieval == []
 

@@ -30,7 +30,7 @@ from tunesmith.workflows.evaluate import Compared, evaluate
 from tunesmith.workflows.init import draft
 from tunesmith.workflows.prepare import prepare
 from tunesmith.workflows.preview import preview
-from tunesmith.workflows.questions import Asked
+from tunesmith.workflows.questions import EvaluateRequest
 from tunesmith.workflows.replay import lost_too_much
 from tunesmith.workflows.request import request
 
@@ -111,7 +111,7 @@ def test_an_encoder_learns_hidden_words_and_is_compared_with_a_head_on_the_froze
     assert 0 < sum(likely) < 1
     with pytest.raises(RecipeError, match=r"fill: no \[MASK\] in the text"):
         load(run.folder).fill(["server"])
-    done = evaluate(Asked(str(run.folder), str(tmp_path / "rows.jsonl"), "base"), listen=lambda event: None)
+    done = evaluate(EvaluateRequest(str(run.folder), str(tmp_path / "rows.jsonl"), "base"), listen=lambda event: None)
     assert isinstance(done.page, Compared)
     assert done.page.tuned < done.page.base
     assert 'model.fill(["your text [MASK]"])' in (write_reports(run.folder), (run.folder / "README.md").read_text())[1]
@@ -151,10 +151,12 @@ def test_a_run_that_was_killed_right_after_its_head_was_kept_goes_on(tmp_path: P
 def test_evaluate_scores_a_run_a_base_and_both_on_texts(tmp_path: Path):
     run = tune(on_texts(tmp_path, "llama", schedule={"epochs": 1, "probe": False}), tmp_path / "run")
     rows = str(tmp_path / "rows.jsonl")
-    alone = evaluate(Asked(str(run.folder), rows), listen=lambda event: None)
+    alone = evaluate(EvaluateRequest(str(run.folder), rows), listen=lambda event: None)
     assert [task.metric for task in alone.page.tasks][:3] == ["perplexity", "nats_per_token", "bits_per_byte"]
-    against = evaluate(Asked(str(run.folder), rows, "base"), listen=lambda event: None)
-    same = Asked(str(folder("llama")), rows, objective="domain", changes=("data.max_tokens=48", "data.group=doc"))
+    against = evaluate(EvaluateRequest(str(run.folder), rows, "base"), listen=lambda event: None)
+    same = EvaluateRequest(
+        str(folder("llama")), rows, objective="domain", changes=("data.max_tokens=48", "data.group=doc")
+    )
     plain = evaluate(same, listen=lambda event: None)
     assert against.page.base == pytest.approx(plain.page.score, rel=1e-3)
     assert against.page.tuned == pytest.approx(alone.page.score, rel=1e-6)
@@ -167,7 +169,7 @@ def test_evaluate_scores_a_run_a_base_and_both_on_texts(tmp_path: Path):
         counts = [one["counts"][side] for one in against.answers]
         assert sum(one["nats"] for one in counts) / sum(one["tokens"] for one in counts) == pytest.approx(nats)
         assert pair[f"score_{side}"] == pytest.approx(-counts[0]["nats"] / counts[0]["tokens"])
-    other = Asked(str(run.folder), rows, str(folder("qwen3")))
+    other = EvaluateRequest(str(run.folder), rows, str(folder("qwen3")))
     with pytest.raises(RecipeError, match="cuts texts into other tokens .* compare bits_per_byte"):
         evaluate(other, listen=lambda event: None)
 

@@ -13,14 +13,14 @@ from tests.cli.conftest import reviews, write_rows
 from tests.glance import only_a_glance
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.tasks import score
-from tunesmith.model.device import Machine
+from tunesmith.model.device import ChosenMachine
 from tunesmith.recipe import make_recipe
-from tunesmith.workflows.evaluate import Compared, Evaluation, Scored, evaluate, schema
-from tunesmith.workflows.questions import Asked
+from tunesmith.workflows.evaluate import Compared, Evaluation, ScoredAlone, evaluate, schema
+from tunesmith.workflows.questions import EvaluateRequest
 from tunesmith.workflows.tune import tune_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
-KNOWN = Machine("cpu", "float32", 1, {"float32": 100.0}, "known")
+KNOWN = ChosenMachine("cpu", "float32", 1, {"float32": 100.0}, "known")
 NEW = [
     {"text": f"camera {i} is {word}", "label": label}
     for i, (word, label) in enumerate([("good", "positive"), ("bad", "negative"), ("fine", "positive")] * 4)
@@ -65,13 +65,13 @@ def new(tmp_path: Path) -> Path:
 
 
 def ask(model: Path, data: Path, **more: Any) -> Evaluation:
-    return evaluate(Asked(str(model), str(data), **more), listen=lambda event: None, offline=True)
+    return evaluate(EvaluateRequest(str(model), str(data), **more), listen=lambda event: None, offline=True)
 
 
 def test_a_base_is_scored_alone_with_its_interval(tiny_llama: Path, new: Path) -> None:
     done = ask(tiny_llama, new)
     page = done.page
-    assert isinstance(page, Scored)
+    assert isinstance(page, ScoredAlone)
     right = sum(line["gold"] == line["answer"] for line in done.answers)
     assert (page.metric, page.score, page.n) == ("accuracy", right / 12, 12)
     assert page.ci95 is not None

@@ -15,8 +15,8 @@ from tunesmith.inference import export as room
 from tunesmith.inference.folder import read_about
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.report.schema import Export, read_report
-from tunesmith.workflows.export import Wanted, export
-from tunesmith.workflows.parity import Agreement, faults
+from tunesmith.workflows.export import ExportRequest, export
+from tunesmith.workflows.parity import ProgramAgreement, faults
 
 pytestmark = pytest.mark.usefixtures("small_world")
 NAMES = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
@@ -36,7 +36,7 @@ def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(run: Path, kind: str, out: Path, numbers: str = "") -> Export:
-    return export(run, Wanted.of(kind, numbers), out=out, listen=lambda event: None, offline=True)
+    return export(run, ExportRequest.of(kind, numbers), out=out, listen=lambda event: None, offline=True)
 
 
 @pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])
@@ -133,7 +133,7 @@ def test_a_merged_model_in_16_bits_takes_half_the_disk_and_is_scored_again(
 
 def test_numbers_that_a_format_has_not_are_refused_with_those_it_has(decoder: Path, tmp_path: Path):
     with pytest.raises(RecipeError, match=r"--numbers bf16: gguf is not kept so; use f16 or q8_0 or q4_0"):
-        Wanted.of("gguf", "bf16")
+        ExportRequest.of("gguf", "bf16")
     model = room.merged(decoder / "model", read_about(decoder / "model"), offline=True)
     next(model.policy.network.parameters()).data.fill_(1e6)
     with pytest.raises(ModelError, match=r"--numbers f16: .* holds a number too large for it; use bf16 or f32"):
@@ -175,5 +175,5 @@ def test_a_folder_that_holds_something_else_is_left_alone(decoder: Path, tmp_pat
     ],
 )
 def test_a_score_may_move_by_one_row_or_by_the_bound(form: str, score: float, said: tuple[str, ...]):
-    found = Agreement("accuracy", 100, 1.0, 1.0, score_original=0.90, score_export=score)
+    found = ProgramAgreement("accuracy", 100, 1.0, 1.0, score_original=0.90, score_export=score)
     assert faults(found, form) == said

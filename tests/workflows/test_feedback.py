@@ -12,12 +12,12 @@ from tests.bases import folder
 from tests.web.judged import give_answers, write_prompts
 from tunesmith.errors import DataError, Refused, TunesmithError
 from tunesmith.feedback.items import FIRST, read_items
-from tunesmith.feedback.store import Entry, Store, Who
+from tunesmith.feedback.store import Entry, VoteStore, Who
 from tunesmith.feedback.turns import Overlap
 from tunesmith.model.sampling import Sampling
 from tunesmith.workflows import ahead
-from tunesmith.workflows.feedback import Wish, open_panel
-from tunesmith.workflows.panel import GOLD_EVERY, WHAT, Panel, Said
+from tunesmith.workflows.feedback import FeedbackRequest, open_panel
+from tunesmith.workflows.panel import GOLD_EVERY, WHAT, PageChoice, Panel
 from tunesmith.workflows.votes import export_votes, import_votes, read_events, summary_of
 
 ANA, BO = Who("Ana", "tab-aaaa"), Who("Bo", "tab-bbbb")
@@ -30,17 +30,19 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 @pytest.fixture
-def wish(tmp_path: Path) -> Wish:
+def wish(tmp_path: Path) -> FeedbackRequest:
     """Twenty prompts with answers that are there already."""
     prompts = write_prompts(tmp_path / "prompts.jsonl", 20)
-    wish = Wish(str(folder("llama")), prompts=str(prompts), store=tmp_path / "votes.db", sampling=DRAWN, offline=True)
+    wish = FeedbackRequest(
+        str(folder("llama")), prompts=str(prompts), store=tmp_path / "votes.db", sampling=DRAWN, offline=True
+    )
     give_answers(wish, [[f"short {n}" for n in range(20)], [f"a longer answer {n}" for n in range(20)]])
     return wish
 
 
-def opened(wish: Wish, **changes: Any) -> Panel:
+def opened(wish: FeedbackRequest, **changes: Any) -> Panel:
     values = {name: getattr(wish, name) for name in wish.__slots__} | changes
-    return open_panel(Wish(**values), told=lambda line: None)
+    return open_panel(FeedbackRequest(**values), told=lambda line: None)
 
 
 def judge_all(work: Panel, who: Who, choice: str = "left", most: int = 1000) -> list[str]:
@@ -48,13 +50,15 @@ def judge_all(work: Panel, who: Who, choice: str = "left", most: int = 1000) -> 
     got = list[str]()
     while len(got) < most and (key := work.turns.next(who)) is not None:
         got.append(key)
-        work.vote(who, key, Said(choice))
+        work.vote(who, key, PageChoice(choice))
     return got
 
 
 def test_answers_are_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     prompts = write_prompts(tmp_path / "prompts.jsonl", 5)
-    wish = Wish(str(folder("llama")), prompts=str(prompts), store=tmp_path / "v.db", sampling=DRAWN, offline=True)
+    wish = FeedbackRequest(
+        str(folder("llama")), prompts=str(prompts), store=tmp_path / "v.db", sampling=DRAWN, offline=True
+    )
     monkeypatch.setattr(ahead, "BATCH", 2)
     batches = list[int]()
     real = ahead.open_model
@@ -84,7 +88,7 @@ def test_answers_are_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(one.answers[0] != one.answers[1] for one in first.items.values())
 
 
-def test_the_sides_are_drawn_by_person_and_kept(wish: Wish):
+def test_the_sides_are_drawn_by_person_and_kept(wish: FeedbackRequest):
     work = opened(wish)
     shown = {who: [work.shown(key, who) for key in work.items] for who in ("Ana", "Bo")}
     assert shown["Ana"] == [opened(wish).shown(key, "Ana") for key in work.items]
@@ -92,7 +96,7 @@ def test_the_sides_are_drawn_by_person_and_kept(wish: Wish):
     assert 4 <= shown["Ana"].count((0, 1)) <= 16
 
 
-def test_left_and_right_are_the_answers_that_stood_there(wish: Wish):
+def test_left_and_right_are_the_answers_that_stood_there(wish: FeedbackRequest):
     work = opened(wish)
     judge_all(work, ANA, "left")
     for vote in work.turns.votes.standing():
@@ -101,7 +105,7 @@ def test_left_and_right_are_the_answers_that_stood_there(wish: Wish):
         assert vote.body["left"] == left
 
 
-def test_overlap_gives_each_pair_to_two_people_in_any_tabs_and_without_it_to_one(wish: Wish):
+def test_overlap_gives_each_pair_to_two_people_in_any_tabs_and_without_it_to_one(wish: FeedbackRequest):
     alone = opened(wish)
     assert alone.turns.next(ANA) != alone.turns.next(BO)
     both = opened(wish, overlap=Overlap(1.0, 2))
@@ -112,44 +116,44 @@ def test_overlap_gives_each_pair_to_two_people_in_any_tabs_and_without_it_to_one
     assert both.progress().agreement.items == 20
 
 
-def test_a_tab_that_slept_does_not_add_a_second_vote_to_a_pair_of_one(wish: Wish):
+def test_a_tab_that_slept_does_not_add_a_second_vote_to_a_pair_of_one(wish: FeedbackRequest):
     work = opened(wish)
     key = work.turns.next(ANA)
     assert key is not None
     work.turns.release(ANA)  # as if its ten minutes were over
     assert work.turns.next(BO) == key
-    work.vote(BO, key, Said("left"))
+    work.vote(BO, key, PageChoice("left"))
     with pytest.raises(DataError, match="others have judged this one meanwhile"):
-        work.vote(ANA, key, Said("right"))
+        work.vote(ANA, key, PageChoice("right"))
     assert list(work.turns.votes.on(key)) == ["Bo"]
-    work.vote(BO, key, Said("tie"))  # whoever judged it may think again
-    work.vote(ANA, key, Said("own", "what nobody should have to write twice"))
+    work.vote(BO, key, PageChoice("tie"))  # whoever judged it may think again
+    work.vote(ANA, key, PageChoice("own", "what nobody should have to write twice"))
     assert list(work.turns.votes.on(key)) == ["Bo", "Ana"]
 
 
-def test_a_vote_that_is_sent_again_because_its_answer_was_lost_is_one_vote(wish: Wish):
+def test_a_vote_that_is_sent_again_because_its_answer_was_lost_is_one_vote(wish: FeedbackRequest):
     work = opened(wish)
     key = work.turns.next(ANA)
     assert key is not None
     for seconds in (1.0, 3.0):
-        work.vote(ANA, key, Said("left", took={"seconds": seconds}))
+        work.vote(ANA, key, PageChoice("left", took={"seconds": seconds}))
     assert work.turns.undo(ANA) == key
     assert work.turns.votes.on(key) == {}
 
 
-def test_a_pair_that_an_undo_brought_back_may_be_judged_again_whoever_did_so_meanwhile(wish: Wish):
+def test_a_pair_that_an_undo_brought_back_may_be_judged_again_whoever_did_so_meanwhile(wish: FeedbackRequest):
     work = opened(wish)
     key = work.turns.next(ANA)
     assert key is not None
-    work.vote(BO, key, Said("left"))
-    work.vote(ANA, key, Said("own", "written for long"))
+    work.vote(BO, key, PageChoice("left"))
+    work.vote(ANA, key, PageChoice("own", "written for long"))
     work.turns.undo(BO)
-    work.vote(BO, key, Said("right"))
+    work.vote(BO, key, PageChoice("right"))
     assert set(work.turns.votes.on(key)) == {"Ana", "Bo"}
 
 
 def test_a_planted_pair_is_shown_to_several_people_at_once_and_a_mended_one_is_the_one_that_counts(
-    wish: Wish, tmp_path: Path
+    wish: FeedbackRequest, tmp_path: Path
 ):
     row = {"prompt": "G", "chosen": "yes", "rejected": "no"}
     gold = write(tmp_path / "gold.jsonl", [row])
@@ -165,17 +169,17 @@ def test_a_planted_pair_is_shown_to_several_people_at_once_and_a_mended_one_is_t
     assert read_items(work.store.since())[str(one)].gold not in ("", before)
 
 
-def test_a_file_read_again_does_not_overrule_who_thought_again(wish: Wish, tmp_path: Path):
+def test_a_file_read_again_does_not_overrule_who_thought_again(wish: FeedbackRequest, tmp_path: Path):
     work = opened(wish)
     key = work.turns.next(ANA)
     assert key is not None
-    work.vote(ANA, key, Said("left"))
+    work.vote(ANA, key, PageChoice("left"))
     out = tmp_path / "out.jsonl"
     export_votes(work.store.path, out)
     other = tmp_path / "other.db"
     import_votes(other, str(out))
     (kept,) = read_items(read_events(other)).values()
-    store = Store(other, what=WHAT)
+    store = VoteStore(other, what=WHAT)
     store.append(Entry("Ana", "vote", kept.key, {"label": "bad"}))
     store.close()
     assert import_votes(other, str(out)).votes == 0
@@ -192,7 +196,9 @@ def test_votes_on_pairs_and_on_single_answers_are_not_written_as_one_format(tmp_
     assert export_votes(tmp_path / "new.db", tmp_path / "out.jsonl", format="pairs").rows == 1
 
 
-def test_votes_on_planted_answers_and_names_that_no_file_can_hold_are_told_or_mended(wish: Wish, tmp_path: Path):
+def test_votes_on_planted_answers_and_names_that_no_file_can_hold_are_told_or_mended(
+    wish: FeedbackRequest, tmp_path: Path
+):
     row = {"prompt": "G", "chosen": "yes", "rejected": "no"}
     gold = write(tmp_path / "gold.jsonl", [row])
     opened(wish, gold=gold)
@@ -204,7 +210,7 @@ def test_votes_on_planted_answers_and_names_that_no_file_can_hold_are_told_or_me
     assert [one.rater for one in summary_of(tmp_path / "new.db").raters] == ["Ana ?"]
 
 
-def test_planted_pairs_come_to_everybody_now_and_then_and_are_not_counted(wish: Wish, tmp_path: Path):
+def test_planted_pairs_come_to_everybody_now_and_then_and_are_not_counted(wish: FeedbackRequest, tmp_path: Path):
     gold = write(tmp_path / "gold.jsonl", [{"prompt": f"G {n}", "chosen": "yes", "rejected": "no"} for n in range(2)])
     work = opened(wish, gold=gold, overlap=Overlap(1.0, 2))
     for who in (ANA, BO):
@@ -218,10 +224,10 @@ def test_planted_pairs_come_to_everybody_now_and_then_and_are_not_counted(wish: 
 
 @pytest.mark.parametrize(
     ("said", "word"),
-    [(Said("up"), "cannot be said"), (Said("first"), "cannot be said"), (Said("own", "  "), "empty"),
-     (Said("own", " short  3 "), "the same as one"), (Said("own", "x" * 20_001), "at most")],
+    [(PageChoice("up"), "cannot be said"), (PageChoice("first"), "cannot be said"), (PageChoice("own", "  "), "empty"),
+     (PageChoice("own", " short  3 "), "the same as one"), (PageChoice("own", "x" * 20_001), "at most")],
 )  # fmt: skip
-def test_what_cannot_be_said_is_refused_and_nothing_is_kept(wish: Wish, said: Said, word: str):
+def test_what_cannot_be_said_is_refused_and_nothing_is_kept(wish: FeedbackRequest, said: PageChoice, word: str):
     work = opened(wish)
     key = next(key for key, one in work.items.items() if "short 3" in one.answers)
     with pytest.raises(DataError, match=word):
@@ -229,7 +235,7 @@ def test_what_cannot_be_said_is_refused_and_nothing_is_kept(wish: Wish, said: Sa
     assert work.turns.votes.standing() == []
 
 
-def test_votes_go_out_as_rows_and_come_back_into_an_empty_store_as_the_same_rows(wish: Wish, tmp_path: Path):
+def test_votes_go_out_as_rows_and_come_back_into_an_empty_store_as_the_same_rows(wish: FeedbackRequest, tmp_path: Path):
     work = opened(wish)
     judge_all(work, ANA, "left", most=9)
     judge_all(work, BO, "tie")
@@ -264,11 +270,11 @@ def test_a_person_who_says_two_things_of_the_same_answers_is_refused_with_both_l
         import_votes(tmp_path / "new.db", write(tmp_path / "two.jsonl", rows))
 
 
-def test_a_store_that_is_written_out_and_read_again_holds_the_same_votes(wish: Wish, tmp_path: Path):
+def test_a_store_that_is_written_out_and_read_again_holds_the_same_votes(wish: FeedbackRequest, tmp_path: Path):
     work = opened(wish, overlap=Overlap(1.0, 2))
     judge_all(work, ANA, "left", most=5)
     for key in work.items:
-        work.vote(BO, key, Said("own", f"Bo on {key}"))
+        work.vote(BO, key, PageChoice("own", f"Bo on {key}"))
     out, again = tmp_path / "out.jsonl", tmp_path / "again.jsonl"
     assert export_votes(work.store.path, out).rows == 45
     assert import_votes(tmp_path / "new.db", str(out)).votes == 25
@@ -280,7 +286,7 @@ def test_a_store_that_is_written_out_and_read_again_holds_the_same_votes(wish: W
     assert import_votes(tmp_path / "new.db", str(out)).votes == 0
 
 
-def test_votes_on_other_prompts_are_refused_whole_and_nothing_is_lost(wish: Wish, tmp_path: Path):
+def test_votes_on_other_prompts_are_refused_whole_and_nothing_is_lost(wish: FeedbackRequest, tmp_path: Path):
     work = opened(wish)
     judge_all(work, ANA, most=3)
     before = work.store.since()
@@ -299,7 +305,7 @@ def test_votes_on_other_prompts_are_refused_whole_and_nothing_is_lost(wish: Wish
     assert len(opened(wish, prompts=write(tmp_path / "longer.jsonl", longer), rows=20).items) >= 1
 
 
-def test_a_vote_from_elsewhere_lands_on_the_pair_that_is_there(wish: Wish, tmp_path: Path):
+def test_a_vote_from_elsewhere_lands_on_the_pair_that_is_there(wish: FeedbackRequest, tmp_path: Path):
     work = opened(wish)
     row = {"prompt": "Prompt 3", "chosen": "a longer answer 3", "rejected": "short 3", "rater": "Zoe"}
     done = import_votes(work.store.path, write(tmp_path / "zoe.jsonl", [row]))
@@ -308,7 +314,7 @@ def test_a_vote_from_elsewhere_lands_on_the_pair_that_is_there(wish: Wish, tmp_p
     assert work.progress().people == {"Zoe": 1}
 
 
-def test_answers_of_a_model_that_was_tuned_again_are_not_mixed(wish: Wish, monkeypatch: pytest.MonkeyPatch):
+def test_answers_of_a_model_that_was_tuned_again_are_not_mixed(wish: FeedbackRequest, monkeypatch: pytest.MonkeyPatch):
     opened(wish)
     monkeypatch.setattr(ahead, "sha256_of_file", lambda path: "other")
     with pytest.raises(DataError, match="before it was tuned again"):
@@ -326,7 +332,7 @@ def test_answers_of_a_model_that_was_tuned_again_are_not_mixed(wish: Wish, monke
     ],
 )
 def test_what_cannot_be_judged_is_refused_before_a_model_is_loaded(
-    wish: Wish, changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+    wish: FeedbackRequest, changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(ahead, "open_model", None)
     with pytest.raises(TunesmithError, match=said):
@@ -335,7 +341,9 @@ def test_what_cannot_be_judged_is_refused_before_a_model_is_loaded(
 
 def test_answers_that_are_all_the_same_leave_nothing_to_judge(tmp_path: Path):
     prompts = write_prompts(tmp_path / "p.jsonl", 2)
-    wish = Wish(str(folder("llama")), prompts=str(prompts), store=tmp_path / "v.db", sampling=DRAWN, offline=True)
+    wish = FeedbackRequest(
+        str(folder("llama")), prompts=str(prompts), store=tmp_path / "v.db", sampling=DRAWN, offline=True
+    )
     give_answers(wish, [["same", "same"], ["same", " same"]])
     told = list[str]()
     with pytest.raises(Refused, match="no prompt has two answers that differ"):
@@ -343,7 +351,7 @@ def test_answers_that_are_all_the_same_leave_nothing_to_judge(tmp_path: Path):
     assert told == ["2 of 2 prompts are left out: both answers are the same"]
 
 
-def test_an_export_of_nothing_is_refused_and_thumbs_come_from_pairs_too(wish: Wish, tmp_path: Path):
+def test_an_export_of_nothing_is_refused_and_thumbs_come_from_pairs_too(wish: FeedbackRequest, tmp_path: Path):
     work = opened(wish)
     with pytest.raises(Refused, match="no vote that makes a row"):
         export_votes(work.store.path, tmp_path / "out.jsonl")

@@ -19,7 +19,7 @@ from tunesmith.recipe import load_recipe
 from tunesmith.report.schema import Judgement, read_report
 from tunesmith.workflows.evaluate import evaluate
 from tunesmith.workflows.prepare import prepare
-from tunesmith.workflows.questions import Asked
+from tunesmith.workflows.questions import EvaluateRequest
 from tunesmith.workflows.references import fallen, with_references
 from tunesmith.workflows.yardsticks.judging import alarms
 
@@ -114,12 +114,13 @@ def test_a_base_is_scored_on_pairs_and_on_thumbs(tmp_path: Path):
     for rows, metric in ((pairs(12), "preference_accuracy"), (thumbs(12), "thumbs_auc")):
         file = tmp_path / f"{metric}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        page = evaluate(Asked(str(folder("llama")), str(file)), listen=lambda event: None).page
+        page = evaluate(EvaluateRequest(str(folder("llama")), str(file)), listen=lambda event: None).page
         assert page.metric == metric
         assert 0 <= page.score <= 1
     with pytest.raises(RecipeError, match="scores need a head, and this model has none"):
         evaluate(
-            Asked(str(folder("llama")), str(tmp_path / "preference_accuracy.jsonl"), objective="reward"), listen=print
+            EvaluateRequest(str(folder("llama")), str(tmp_path / "preference_accuracy.jsonl"), objective="reward"),
+            listen=print,
         )
 
 
@@ -127,7 +128,7 @@ def test_held_out_thumbs_that_are_all_up_are_refused(tmp_path: Path):
     file = tmp_path / "up.jsonl"
     file.write_text("".join(json.dumps(row | {"label": True}) + "\n" for row in thumbs(12)))
     with pytest.raises(DataError, match=r"^up\.jsonl: all thumbs of the held-out rows are up"):
-        evaluate(Asked(str(folder("llama")), str(file)), listen=lambda event: None)
+        evaluate(EvaluateRequest(str(folder("llama")), str(file)), listen=lambda event: None)
 
 
 def test_a_tuned_preference_run_answers_and_scores(preferred: Path):
@@ -142,7 +143,7 @@ def test_a_tuned_preference_run_answers_and_scores(preferred: Path):
 def test_evaluate_scores_a_preference_run_on_other_pairs_and_against_its_base(preferred: Path, tmp_path: Path):
     file = tmp_path / "more.jsonl"
     file.write_text("".join(json.dumps(row | {"prompt": f"new {i}"}) + "\n" for i, row in enumerate(pairs(10))))
-    page = evaluate(Asked(str(preferred), str(file), against="base"), listen=lambda event: None).page
+    page = evaluate(EvaluateRequest(str(preferred), str(file), against="base"), listen=lambda event: None).page
     assert (page.metric, page.n, page.tuned) == ("preference_accuracy", 10, 1.0)
     assert page.base == pytest.approx(read_report(preferred).task.base, abs=0.35)
 
@@ -166,7 +167,7 @@ def test_a_reward_run_scores_answers_beside_a_probe_a_control_and_length(rewardi
 def test_evaluate_scores_a_reward_run_against_the_probe_on_its_base(rewarding: Path, tmp_path: Path):
     file = tmp_path / "more.jsonl"
     file.write_text("".join(json.dumps(row | {"prompt": f"new {i}"}) + "\n" for i, row in enumerate(pairs(10))))
-    found = evaluate(Asked(str(rewarding), str(file), against="base"), listen=lambda event: None)
+    found = evaluate(EvaluateRequest(str(rewarding), str(file), against="base"), listen=lambda event: None)
     assert found.page.tuned == 1.0
     assert "base: linear probe on differences of the frozen states" in found.page.notes
     assert {"where", "gold", "answer", "against", "worth"} <= set(found.answers[0])

@@ -24,11 +24,11 @@ from tunesmith.report.schema import Style
 from tunesmith.report.terminal import render
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.evaluate import Compared, evaluate
-from tunesmith.workflows.export import Wanted, export
+from tunesmith.workflows.export import ExportRequest, export
 from tunesmith.workflows.preview import preview
-from tunesmith.workflows.questions import Asked
+from tunesmith.workflows.questions import EvaluateRequest
 from tunesmith.workflows.yardsticks.base import Worth
-from tunesmith.workflows.yardsticks.together import SaidByTask, Together
+from tunesmith.workflows.yardsticks.together import ManyTasks, SaidByTask
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -108,10 +108,12 @@ def test_a_model_of_several_tasks_answers_as_the_one_that_is_named(tmp_path: Pat
         model.classify(["good"])
     with pytest.raises(RecipeError, match="task 'french': name one of: mood, count, field"):
         model.generate(["x"], task="french")
-    found = evaluate(Asked(str(run.folder), str(tmp_path / "count.jsonl"), "base", task="count"), listen=print)
+    found = evaluate(
+        EvaluateRequest(str(run.folder), str(tmp_path / "count.jsonl"), "base", task="count"), listen=print
+    )
     assert isinstance(found.page, Compared)
     with pytest.raises(RecipeError, match="name one with --task: mood, count, field"):
-        evaluate(Asked(str(run.folder), str(tmp_path / "count.jsonl")), listen=print)
+        evaluate(EvaluateRequest(str(run.folder), str(tmp_path / "count.jsonl")), listen=print)
 
 
 def test_the_gate_on_the_gain_holds_for_each_task(tmp_path: Path):
@@ -123,7 +125,7 @@ def test_the_gate_on_the_gain_holds_for_each_task(tmp_path: Path):
 def test_a_run_of_several_tasks_is_exported_and_compared_on_its_first(tmp_path: Path):
     made = mixed(tmp_path, tasks=("count", "field"), schedule={"probe": False, "epochs": 1})
     run = tune(made, tmp_path / "run")
-    found = export(run.folder, Wanted.of("merged"), out=None, listen=print)
+    found = export(run.folder, ExportRequest.of("merged"), out=None, listen=print)
     assert found.faults == ()
 
 
@@ -220,7 +222,7 @@ def test_alarms_are_of_every_task_and_all_else_beside_the_scores_of_the_first():
             return f"model of {name}"
 
     style = [Style.model_construct(habits={name: (0, 0, 0)}) for name in "ab"]
-    yardstick = Together({"a": Part(Worth(style=style[0])), "b": Part(Worth(style=style[1], alarms=("longer",)))})
+    yardstick = ManyTasks({"a": Part(Worth(style=style[0])), "b": Part(Worth(style=style[1], alarms=("longer",)))})
     said = [SaidByTask({name: f"{side} {name}" for name in "ab"}) for side in ("base", "tuned")]
     found = yardstick.worth(SimpleNamespace(parts={"a": "a", "b": "b"}), Model(), (said[0], said[1]))
     assert found == Worth(style=style[0], alarms=("b: longer",))
@@ -241,5 +243,5 @@ def test_a_tasks_own_model_is_gone_before_the_next_is_made():
         def tuned(self, model: Model) -> str:
             return "said"
 
-    assert Together({"a": Part(), "b": Part(), "c": Part()}).gathered(made).parts == dict.fromkeys("abc", "said")
+    assert ManyTasks({"a": Part(), "b": Part(), "c": Part()}).gathered(made).parts == dict.fromkeys("abc", "said")
     assert len(held) == 3

@@ -14,11 +14,11 @@ from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.report.need import Need
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import need as story
-from tunesmith.workflows.need import Question, epochs_at, need
+from tunesmith.workflows.need import CurveQuestion, epochs_at, need
 from tunesmith.workflows.train import Watch
 
 pytestmark = pytest.mark.usefixtures("small_world")
-PLAIN = Question()
+PLAIN = CurveQuestion()
 SCHEDULE = {"epochs": 1, "eval_steps": 2, "save_steps": 99, "batch_rows": 16}
 
 
@@ -26,7 +26,7 @@ def made(place: Path, count: int = 170, **parts: Any) -> Any:
     return recipe(place, reviews(count), "bert", technique="full", schedule=SCHEDULE, data={"audit": "note"}, **parts)
 
 
-def ask(asked: Any, out: Path, question: Question = PLAIN, **watch: Any) -> tuple[Path, Need]:
+def ask(asked: Any, out: Path, question: CurveQuestion = PLAIN, **watch: Any) -> tuple[Path, Need]:
     return need(asked, question, out=out, watch=Watch(watch.pop("listen", lambda event: None), **watch))
 
 
@@ -59,7 +59,7 @@ def test_the_page_is_one_file_with_sentence_and_picture(measured: tuple[Any, Pat
 def test_what_has_run_is_not_run_again(measured: tuple[Any, Path, Need], monkeypatch: pytest.MonkeyPatch):
     asked, folder, found = measured
     monkeypatch.setattr(story, "train", None)
-    _, again = ask(asked, folder, Question(target=0.99))
+    _, again = ask(asked, folder, CurveQuestion(target=0.99))
     assert again.sizes == found.sizes
 
 
@@ -77,12 +77,12 @@ def test_a_curve_that_was_stopped_goes_on_where_it_was(tmp_path: Path):
 def test_minutes_make_the_sizes_smaller_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = made(tmp_path)
     monkeypatch.setattr(story, "_largest", lambda *_: 60)
-    _, found = ask(asked, tmp_path / "curve", Question(minutes=3))
+    _, found = ask(asked, tmp_path / "curve", CurveQuestion(minutes=3))
     assert [one.rows for one in found.sizes] == [24, 30, 38, 48, 60]
     assert found.notes[0].startswith("held to 3 minutes: the largest size is 60 of ")
     monkeypatch.setattr(story, "_largest", lambda *_: 48)
-    assert ask(asked, tmp_path / "curve", Question(minutes=3))[1].sizes == found.sizes
-    assert ask(asked, tmp_path / "curve", Question(minutes=2))[1].sizes[-1].rows == 48
+    assert ask(asked, tmp_path / "curve", CurveQuestion(minutes=3))[1].sizes == found.sizes
+    assert ask(asked, tmp_path / "curve", CurveQuestion(minutes=2))[1].sizes[-1].rows == 48
 
 
 def test_the_largest_size_is_the_largest_whose_ladder_fits():
@@ -99,13 +99,13 @@ def test_few_rows_are_passed_over_more_often_but_not_for_ever():
 
 def test_what_no_curve_can_tell_is_refused(tmp_path: Path):
     with pytest.raises(RecipeError, match="--target: the best accuracy there is is 1, not 2; ask for that"):
-        ask(made(tmp_path), tmp_path / "beyond", Question(target=2.0))
+        ask(made(tmp_path), tmp_path / "beyond", CurveQuestion(target=2.0))
     with pytest.raises(RecipeError, match="--target: nan is no score"):
-        ask(made(tmp_path), tmp_path / "none", Question(target=float("nan")))
+        ask(made(tmp_path), tmp_path / "none", CurveQuestion(target=float("nan")))
     with pytest.raises(Refused, match="training rows show no curve; collect 96 first"):
         ask(made(tmp_path, 60), tmp_path / "few")
     with pytest.raises(RecipeError, match=r"--rows: 9,999 is more than 4 times the \d+ training rows there are"):
-        ask(made(tmp_path), tmp_path / "far", Question(rows=(9_999,)))
+        ask(made(tmp_path), tmp_path / "far", CurveQuestion(rows=(9_999,)))
     with pytest.raises(RecipeError, match="need: 2 tasks have no one curve; nearest that works: a recipe of count"):
         ask(mixed(tmp_path, tasks=("mood", "count")), tmp_path / "mixed")
     assert not (tmp_path / "few").exists()

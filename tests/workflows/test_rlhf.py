@@ -18,11 +18,11 @@ from tunesmith.recipe import Recipe
 from tunesmith.report.rlhf import LoopReport
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import rlhf as walk
-from tunesmith.workflows.feedback import Wish, open_panel
+from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 from tunesmith.workflows.judging import Replies
 from tunesmith.workflows.loop_learn import enough, votes_so_far
 from tunesmith.workflows.loop_open import Way, ahead, open_loop
-from tunesmith.workflows.panel import Said
+from tunesmith.workflows.panel import PageChoice
 from tunesmith.workflows.rlhf import rlhf
 from tunesmith.workflows.votes import import_votes, read_events, summary_of
 
@@ -226,7 +226,7 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(na
         float(named["--top-p"]),
         seed=int(named["--seed"]),
     )
-    wish = Wish(
+    wish = FeedbackRequest(
         words[2],
         prompts=named["--prompts"],
         column=named["--column"],  # a row may have others that look like what is asked
@@ -238,7 +238,7 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(na
     panel = open_panel(wish, told=lambda text: pytest.fail(f"nothing is answered again: {text}"))
     who = Who(name, "tab-aaaa")
     while (key := panel.turns.next(who)) is not None:
-        panel.vote(who, key, Said("left"))
+        panel.vote(who, key, PageChoice("left"))
     panel.store.close()
     found = rlhf(wanted, way=QUIET, out=tmp_path / "loop")
     assert found.simulated is ("simulated" in name)

@@ -13,7 +13,7 @@ import pytest
 from tests.bases import base, policy, template
 from tunesmith.data.calls import Call
 from tunesmith.data.examples import Chat, Message
-from tunesmith.evaluation.retention import General
+from tunesmith.evaluation.retention import GeneralAbility
 from tunesmith.techniques import Lora
 from tunesmith.workflows import worth
 from tunesmith.workflows.worth import _dealt
@@ -67,7 +67,7 @@ def test_calls_stand_where_calls_stood_though_chats_differ_in_their_number():
 def test_general_ability_is_kept_apart_where_texts_begin_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     measured: list[str] = []
-    monkeypatch.setattr(worth, "measure", lambda made, form: measured.append(form) or General(1.0, [True]))
+    monkeypatch.setattr(worth, "measure", lambda made, form: measured.append(form) or GeneralAbility(1.0, [True]))
     for kind in ("gemma", "llama", "gemma"):
         form = SimpleNamespace(tokenizer=template(kind).tokenizer, hash="same")
         same = SimpleNamespace(fingerprint="same")
@@ -80,7 +80,7 @@ def test_a_base_in_four_bits_is_not_told_what_was_measured_of_the_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
-    answers = iter([General(1.0, [True]), General(2.0, [False])])
+    answers = iter([GeneralAbility(1.0, [True]), GeneralAbility(2.0, [False])])
     monkeypatch.setattr(worth, "measure", lambda policy, template: next(answers))
     found, made = replace(base("llama"), fingerprint="same"), policy("llama")
     for technique, nll in ((Lora(), 1.0), (Lora(quantize="nf4"), 2.0), (Lora(), 1.0), (Lora(quantize="nf4"), 2.0)):

@@ -51,12 +51,12 @@ def _schema() -> str:
 def run(args: argparse.Namespace) -> int:
     """Audit as the command line says; 1 where something blocks."""
     from tunesmith.data.cores import cores
-    from tunesmith.workflows.audit import Wish, audit_rows
+    from tunesmith.workflows.audit import AuditRequest, audit_rows
 
     if args.model:
         hush()
     pages = tuple(path for path in (args.html, args.out) if path is not None)
-    wish = Wish(args.source, args.against, args.model, tuple(args.changes), args.fix, pages)
+    wish = AuditRequest(args.source, args.against, args.model, tuple(args.changes), args.fix, pages)
     done = audit_rows(wish, workers=cores(), offline=args.offline, tell=log)
     if args.html is not None:
         _write_page(done.audit, args.html)

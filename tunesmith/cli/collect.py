@@ -14,7 +14,7 @@ from tunesmith.data.collect.rows import SHAPES
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.workflows.collect import Asked, Collected
+    from tunesmith.workflows.collect import Collected, CollectRequest
 
 # The key is read here and handed on: nothing further in looks into the environment.
 KEYS = ("TUNESMITH_API_KEY", "OPENAI_API_KEY")
@@ -84,9 +84,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(args: argparse.Namespace) -> Asked:
+def _asked(args: argparse.Namespace) -> CollectRequest:
     """What the command line asks for. Raises UsageError."""
-    from tunesmith.workflows.collect import Asked
+    from tunesmith.workflows.collect import CollectRequest
     from tunesmith.workflows.collect_writer import Writer
 
     if args.size < 200:
@@ -100,7 +100,7 @@ def _asked(args: argparse.Namespace) -> Asked:
     if args.writer:
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")
         writer = Writer(args.writer, args.writer_name, key, args.temperature, args.max_new_tokens, args.seed)
-    return Asked(
+    return CollectRequest(
         sources=tuple(args.sources),
         shape=args.shape,
         out=args.out,

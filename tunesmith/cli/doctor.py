@@ -35,7 +35,7 @@ RANGE: Mapping[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
 }
 
 
-class Check(NamedTuple):
+class DoctorCheck(NamedTuple):
     """One line: what was looked at, how it stands, what was found, and the cure if there is one."""
 
     name: str
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _lines(checks: Sequence[Check]) -> Iterator[str]:
+def _lines(checks: Sequence[DoctorCheck]) -> Iterator[str]:
     """Each check in its columns, wrapped where it is long, and its cure below it where there is one."""
     wide = max(len(check.name) for check in checks)
     margin = " " * (wide + len("warn") + 4)
@@ -85,33 +85,33 @@ def _wrapped(text: str, first: str, margin: str) -> list[str]:
     )
 
 
-def all_checks() -> list[Check]:
+def all_checks() -> list[DoctorCheck]:
     """Every check, in the order in which one would ask."""
     declared = _requirements()
     parts = (python(), libraries(declared), disk(), memory(), models(), machine(), extras(declared))
     return [check for part in parts for check in part]
 
 
-def python() -> list[Check]:
+def python() -> list[DoctorCheck]:
     """The interpreter."""
     version = platform.python_version()
     if sys.version_info < OLDEST_PYTHON:
-        return [Check("python", FAIL, version, "install Python 3.11 or newer")]
-    return [Check("python", OK, f"{version} at {sys.executable}")]
+        return [DoctorCheck("python", FAIL, version, "install Python 3.11 or newer")]
+    return [DoctorCheck("python", OK, f"{version} at {sys.executable}")]
 
 
-def libraries(requirements: Sequence[str]) -> list[Check]:
+def libraries(requirements: Sequence[str]) -> list[DoctorCheck]:
     """Every declared dependency against its range, as one line if all is well."""
     if not requirements:
         finding = "tunesmith is not installed, so its ranges are not known"
-        return [Check("libraries", WARN, finding, "pip install it, or make setup in its repository")]
+        return [DoctorCheck("libraries", WARN, finding, "pip install it, or make setup in its repository")]
     needed = [text for text in requirements if "extra ==" not in text]
     faults = [fault for text in needed if (fault := _fault(text))]
     shown = ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers", "peft"))
-    return faults or [Check("libraries", OK, f"{len(needed)} in their supported ranges ({shown})")]
+    return faults or [DoctorCheck("libraries", OK, f"{len(needed)} in their supported ranges ({shown})")]
 
 
-def extras(requirements: Sequence[str]) -> list[Check]:
+def extras(requirements: Sequence[str]) -> list[DoctorCheck]:
     """Which optional parts are installed; none is needed."""
     parts: dict[str, list[str]] = {}
     for text in requirements:
@@ -123,11 +123,11 @@ def extras(requirements: Sequence[str]) -> list[Check]:
         missing = [name for name in names if _version(name) is None]
         state = f"not installed (lacks {', '.join(missing)}); optional" if missing else "installed"
         cure = f"for it: pip install 'tunesmith[{extra}]'" if missing else ""
-        found.append(Check(f"extra {extra}", OK, state, cure))
+        found.append(DoctorCheck(f"extra {extra}", OK, state, cure))
     return found
 
 
-def disk(free_in: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free) -> list[Check]:
+def disk(free_in: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free) -> list[DoctorCheck]:
     """Room for the models and for runs, and whether the cache can be written."""
     from tunesmith.model.shipped import cache_dir
 
@@ -139,7 +139,7 @@ def disk(free_in: Callable[[Path], int] = lambda path: shutil.disk_usage(path).f
         cure = "" if state == OK else f"free some space, or {_elsewhere(name)}"
         if not os.access(there, os.W_OK):
             state, cure = FAIL, f"make {there} writable, or {_elsewhere(name)}"
-        found.append(Check(name, state, f"{size(free)} free at {place}", cure))
+        found.append(DoctorCheck(name, state, f"{size(free)} free at {place}", cure))
     return found
 
 
@@ -147,17 +147,17 @@ def _elsewhere(name: str) -> str:
     return "name another folder in TUNESMITH_CACHE" if name == "disk for models" else "work in another folder"
 
 
-def memory() -> list[Check]:
+def memory() -> list[DoctorCheck]:
     """Free memory."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
     short = free < WANTED_MEMORY
     cure = "close other programs, or tune minilm-l6, which needs less" if short else ""
-    return [Check("memory", WARN if short else OK, f"{size(free)} free", cure)]
+    return [DoctorCheck("memory", WARN if short else OK, f"{size(free)} free", cure)]
 
 
-def models() -> list[Check]:
+def models() -> list[DoctorCheck]:
     """The always-there models, every file compared with the digest it was written with."""
     from tunesmith.model.shipped import SHIPPED, damaged, folder_of, is_whole
 
@@ -167,19 +167,19 @@ def models() -> list[Check]:
         broken = damaged(alias)
         if broken:
             cure = f"delete {folder}, then tunesmith models --fetch"
-            found.append(Check(f"model {alias}", FAIL, f"damaged: {', '.join(broken)}", cure))
+            found.append(DoctorCheck(f"model {alias}", FAIL, f"damaged: {', '.join(broken)}", cure))
         elif not is_whole(folder):
-            found.append(Check(f"model {alias}", WARN, "not in the cache yet", "tunesmith models --fetch"))
+            found.append(DoctorCheck(f"model {alias}", WARN, "not in the cache yet", "tunesmith models --fetch"))
         else:
-            found.append(Check(f"model {alias}", OK, f"every file as it was written, in {folder}"))
+            found.append(DoctorCheck(f"model {alias}", OK, f"every file as it was written, in {folder}"))
     return found
 
 
-def machine() -> list[Check]:
+def machine() -> list[DoctorCheck]:
     """What a run would compute on, by measurement."""
     from tunesmith.model.device import choose_machine
 
-    return [Check("machine", OK, choose_machine().why)]
+    return [DoctorCheck("machine", OK, choose_machine().why)]
 
 
 def _requirements() -> list[str]:
@@ -192,14 +192,14 @@ def _requirements() -> list[str]:
         return []
 
 
-def _fault(requirement: str) -> Check | None:
+def _fault(requirement: str) -> DoctorCheck | None:
     """A check that failed, None for a library in its range."""
     name = _name(requirement)
     have, cure = _version(name), f"pip install '{requirement.partition(';')[0].strip()}'"
     if have is None:
-        return Check(name, FAIL, "not installed", cure)
+        return DoctorCheck(name, FAIL, "not installed", cure)
     wrong = [f"{sign}{want}" for sign, want in _bounds(requirement) if not RANGE[sign](_numbers(have), _numbers(want))]
-    return Check(name, FAIL, f"{have}, supported is {' and '.join(wrong)}", cure) if wrong else None
+    return DoctorCheck(name, FAIL, f"{have}, supported is {' and '.join(wrong)}", cure) if wrong else None
 
 
 def _name(requirement: str) -> str:

@@ -14,7 +14,7 @@ from tunesmith.report.figures import bounds, figure, p_value
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.workflows.evaluate import Compared, Scored
+    from tunesmith.workflows.evaluate import Compared, ScoredAlone
 
 
 def add(commands: Commands) -> None:
@@ -54,12 +54,12 @@ def _schema() -> str:
 def run(args: argparse.Namespace) -> int:
     """Score as the command line says."""
     from tunesmith.workflows.evaluate import Compared, evaluate
-    from tunesmith.workflows.questions import Asked
+    from tunesmith.workflows.questions import EvaluateRequest
 
     if args.rows < 0:
         raise UsageError(f"--rows: {args.rows} is no number of rows; give 1 or more, or 0 for all")
     hush()
-    asked = Asked(
+    asked = EvaluateRequest(
         args.model,
         args.data,
         args.against,
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show_scores(page: Scored) -> None:
+def _show_scores(page: ScoredAlone) -> None:
     """Every metric of one model with its interval."""
     show(f"{page.model} on {page.data}")
     rows = [(task.metric, figure(task.score), bounds(task.ci95), str(task.n)) for task in page.tasks]

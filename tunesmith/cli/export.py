@@ -48,10 +48,10 @@ def _schema() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Export as the command line says."""
-    from tunesmith.workflows.export import Wanted, export
+    from tunesmith.workflows.export import ExportRequest, export
 
     hush()
-    wanted = Wanted.of(args.format, args.numbers)
+    wanted = ExportRequest.of(args.format, args.numbers)
     with caught() as signals, listening(signals) as listen:
         found = export(args.folder, wanted, out=args.out, listen=listen, offline=args.offline)
     args.out = None  # the folder, and no file for the page

@@ -12,7 +12,7 @@ from tunesmith.cli.terminal import hush, log, publish, show
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.workflows.feedback import Wish
+    from tunesmith.workflows.feedback import FeedbackRequest
     from tunesmith.workflows.panel import Panel
 
 
@@ -64,14 +64,14 @@ def run(args: argparse.Namespace) -> int:
     return stay(page, args, wish.kept_in)
 
 
-def _wish(args: argparse.Namespace) -> Wish:
+def _wish(args: argparse.Namespace) -> FeedbackRequest:
     from tunesmith.feedback.turns import Overlap
     from tunesmith.workflows.ahead import usual_sampling
-    from tunesmith.workflows.feedback import Wish
+    from tunesmith.workflows.feedback import FeedbackRequest
 
     if args.rows < 0:
         raise UsageError(f"--rows: {args.rows} is no number of prompts; give 1 or more, or 0 for all")
-    wish = Wish(
+    wish = FeedbackRequest(
         model=args.model.rstrip("/") or args.model,
         against=args.against.rstrip("/"),
         prompts=args.prompts,

@@ -13,7 +13,7 @@ from tunesmith.cli.terminal import log, publish, show
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.workflows.label import Labelling
-    from tunesmith.workflows.label_open import Wish
+    from tunesmith.workflows.label_open import LabelRequest
 
 
 def add(commands: Commands) -> None:
@@ -55,16 +55,16 @@ def run(args: argparse.Namespace) -> int:
     return stay(page, args, wish.kept_in)
 
 
-def _wish(args: argparse.Namespace) -> Wish:
+def _wish(args: argparse.Namespace) -> LabelRequest:
     from tunesmith.feedback.turns import Overlap
-    from tunesmith.workflows.label_open import Wish
+    from tunesmith.workflows.label_open import LabelRequest
     from tunesmith.workflows.label_rows import Columns
 
     if args.export is not None and args.export.resolve() == Path(args.data).resolve():
         raise UsageError(f"--export: {args.export} is the data itself; name another file")
     if args.export is not None and args.export.suffix.lower() not in (".jsonl", ".ndjson"):
         raise UsageError(f"--export: {args.export} is not named as JSON lines, which are written; end it in .jsonl")
-    return Wish(
+    return LabelRequest(
         source=args.data,
         columns=Columns(args.text, args.label, listed(args.show)),
         labels=listed(args.labels),
@@ -77,7 +77,7 @@ def _wish(args: argparse.Namespace) -> Wish:
     )
 
 
-def _export(wish: Wish, args: argparse.Namespace) -> int:
+def _export(wish: LabelRequest, args: argparse.Namespace) -> int:
     from tunesmith.workflows.label_open import export_labels
 
     done = export_labels(wish, args.export, told=log)

@@ -42,7 +42,7 @@ def _schema() -> str:
 def run(args: argparse.Namespace) -> int:
     """Measure and say; 1 where nothing can be foretold."""
     from tunesmith.training.fit import Interrupted
-    from tunesmith.workflows.need import Question, need
+    from tunesmith.workflows.need import CurveQuestion, need
     from tunesmith.workflows.request import request
     from tunesmith.workflows.train import Watch
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     asked = request(args.source, changes=changes_of(args), offline=args.offline)
     for note in asked.notes:
         log(note)
-    question = Question(tuple(args.rows), args.target, args.minutes)
+    question = CurveQuestion(tuple(args.rows), args.target, args.minutes)
     with caught() as signals, listening(signals) as listen:
         try:
             watch = Watch(listen, signals.stop)

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from tunesmith.cli.terminal import log
 
 if TYPE_CHECKING:
-    from tunesmith.feedback.store import Store
+    from tunesmith.feedback.store import VoteStore
 
 PORT = 8377
 
 
-class Work(Protocol):
+class JudgedWork(Protocol):
     """Items that people judge, with the store of their votes."""
 
-    store: Store
+    store: VoteStore
 
 
-W = TypeVar("W", bound=Work)
+W = TypeVar("W", bound=JudgedWork)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from tunesmith.report.figures import clean
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tunesmith.workflows.preview import Preview, Shown
+    from tunesmith.workflows.preview import Preview, RowPreview
 
 LEARNED = "bold green"
 
@@ -54,7 +54,7 @@ def draw(preview: Preview, screen: Console) -> None:
         screen.print(clean(line), soft_wrap=True)
 
 
-def _row(row: Shown, *, coloured: bool) -> Any:
+def _row(row: RowPreview, *, coloured: bool) -> Any:
     """One row as rich text; nothing in it is taken for markup."""
     from rich.text import Text
 

@@ -22,7 +22,7 @@ STEPS_A_LINE, SOONEST, LATEST = 10, 1.0, 5.0
 NAMED = 5
 
 
-class Pace:
+class TimeLeft:
     """Seconds a training loop still needs, from the steps seen so far."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,7 +44,7 @@ class Lines:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.pace = Pace(clock)
+        self.pace = TimeLeft(clock)
         self._last = (-STEPS_A_LINE, 0.0)
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -66,7 +66,7 @@ class Bar:
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.pace = Pace()
+        self.pace = TimeLeft()
         self._task: Any = None
 
     def __call__(self, event: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Bar:
         """A bar that is over stays in the scrollback once, and the next run begins its own."""
         if event["event"] == "stage" and self._task is not None:
             self.progress.stop_task(self._task)
-            self._task, self.pace = None, Pace()
+            self._task, self.pace = None, TimeLeft()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tunesmith.cli.terminal import hush, log, publish, show
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.inference.answering import Answering, Limits
+    from tunesmith.inference.answering import AnsweringEngine, Limits
 
     Sources = dict[str, list[Path]]
 
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _torch(sources: Sources, limits: Limits, *, offline: bool) -> Answering:
+def _torch(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
     from tunesmith.inference.engine import Engine
     from tunesmith.inference.shelf import Shelf
 
@@ -93,7 +93,7 @@ def _torch(sources: Sources, limits: Limits, *, offline: bool) -> Answering:
     return Engine(shelf, limits=limits, failed=log)
 
 
-def _llamacpp(sources: Sources, limits: Limits, *, offline: bool) -> Answering:
+def _llamacpp(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
     from tunesmith.inference.files import Files
     from tunesmith.inference.outside import Outside
 
@@ -102,7 +102,7 @@ def _llamacpp(sources: Sources, limits: Limits, *, offline: bool) -> Answering:
     return Outside(Files(places, slots=limits.rows), limits=limits, failed=log)
 
 
-def _vllm(sources: Sources, limits: Limits, *, offline: bool) -> Answering:
+def _vllm(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
     from tunesmith.inference.outside import Outside
     from tunesmith.inference.vllm import Vllm
 
@@ -111,7 +111,7 @@ def _vllm(sources: Sources, limits: Limits, *, offline: bool) -> Answering:
     return Outside(Vllm(folders, rows=limits.rows, offline=offline), limits=limits, failed=log)
 
 
-STARTS: dict[str, Callable[..., Answering]] = {"torch": _torch, "llamacpp": _llamacpp, "vllm": _vllm}
+STARTS: dict[str, Callable[..., AnsweringEngine]] = {"torch": _torch, "llamacpp": _llamacpp, "vllm": _vllm}
 
 
 def _kind(args: argparse.Namespace, sources: Sources) -> str:
@@ -190,7 +190,7 @@ def _limits(args: argparse.Namespace, kind: str) -> Limits:
     return Limits(rows=args.rows, waiting=args.waiting, new_tokens=args.longest, seconds=args.seconds)
 
 
-def _say(engine: Answering, place: str, token: str, args: argparse.Namespace) -> None:
+def _say(engine: AnsweringEngine, place: str, token: str, args: argparse.Namespace) -> None:
     """Where the server is, what it serves, and what a request has to carry that `ask` puts there by itself."""
     from tunesmith.objectives import Classify
 

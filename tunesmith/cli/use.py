@@ -92,11 +92,11 @@ def _ask_arm(args: argparse.Namespace, text: str) -> int:
     """Answer by an arm of a comparison; which chunks it saw goes to stderr."""
     from tunesmith.cli.progress import listening
     from tunesmith.cli.signals import caught
-    from tunesmith.workflows.ask_arm import Question, ask_arm
+    from tunesmith.workflows.ask_arm import ArmQuestion, ask_arm
     from tunesmith.workflows.train import Watch
 
     with caught() as signals, listening(signals) as listen:
-        question = Question(text, args.arm, os.environ.get(KEY, ""))
+        question = ArmQuestion(text, args.arm, os.environ.get(KEY, ""))
         found = ask_arm(args.folder, question, watch=Watch(listen, signals.stop), offline=args.offline)
     if publish({"comparison": args.folder, "text": text, **found.model_dump()}, args):
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from tunesmith.data.audit.runs import Rule, held, leaked
+from tunesmith.data.audit.runs import QuotationRule, held, leaked
 from tunesmith.data.audit.shingles import slots, words_of
 from tunesmith.data.examples import Example, Text
 from tunesmith.data.split import Split
@@ -13,7 +13,7 @@ from tunesmith.errors import DataError
 
 # Runs of eight words are seldom written twice; half of a document's runs in another is no chance. Fewer than eight runs
 # in common are a heading or a notice. Chosen, not measured.
-RULE = Rule(run=8, fewest=8, most_owners=0)
+RULE = QuotationRule(run=8, fewest=8, most_owners=0)
 # Texts of fewer words have no eight runs.
 SHORT = RULE.run + RULE.fewest - 1
 

@@ -18,7 +18,7 @@ LONGEST_CELL = 2**31 - 1  # the csv module refuses a cell above 131072 character
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class BrokenLine:
     """A line of a table that is no row, and why."""
 
     line: int
@@ -42,7 +42,7 @@ def read_separated(path: Path) -> Iterator[Row]:
         refuse(faults, more=more)
 
 
-def read_table(path: Path) -> Iterator[Row | Broken]:
+def read_table(path: Path) -> Iterator[Row | BrokenLine]:
     """Every line of a csv or tsv file as a row, or why it is none. Raises DataError for what is no table."""
     name, header = path.name, _first_line(path)
     if not header:
@@ -56,7 +56,7 @@ def read_table(path: Path) -> Iterator[Row | Broken]:
     return _rows(_cells(path, mark, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL), name, mark)
 
 
-def _rows(lines: Iterator[tuple[int, list[str]]], name: str, mark: str) -> Iterator[Row | Broken]:
+def _rows(lines: Iterator[tuple[int, list[str]]], name: str, mark: str) -> Iterator[Row | BrokenLine]:
     number, header = next(lines, (1, [""]))
     header = [cell.strip() for cell in header]
     if twice := sorted({cell for cell in header if cell and header.count(cell) > 1}):
@@ -66,7 +66,7 @@ def _rows(lines: Iterator[tuple[int, list[str]]], name: str, mark: str) -> Itera
         # A program that ends each line with a mark adds cells that hold nothing.
         cells = found if any(cell.strip() for cell in found[len(header) :]) else found[: len(header)]
         if len(cells) != len(header):
-            yield Broken(line, f"{len(cells)} cells, the header has {len(header)}; {cure}")
+            yield BrokenLine(line, f"{len(cells)} cells, the header has {len(header)}; {cure}")
         else:
             yield Row(f"{name}:{line}", dict(zip(header, cells, strict=True)))
 

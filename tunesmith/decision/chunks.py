@@ -11,7 +11,7 @@ from tunesmith.data.collect.document import Document
 from tunesmith.data.collect.passages import passages, repeated, without
 from tunesmith.data.collect.pool import convert_all
 from tunesmith.data.collect.sources import find
-from tunesmith.data.collect.store import Store
+from tunesmith.data.collect.store import CollectStore
 from tunesmith.data.collect.text import text_document
 from tunesmith.data.rows import Row, read_rows, refuse
 from tunesmith.errors import DataError
@@ -23,7 +23,7 @@ TITLE = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class SourceDocument:
     """A document before it is cut: `digest` tells whether it changed."""
 
     doc_id: str
@@ -35,7 +35,7 @@ class Page:
 class Pages:
     """All documents of a source, and what the user should know about how they were read."""
 
-    pages: list[Page]
+    pages: list[SourceDocument]
     notes: list[str]
 
 
@@ -50,7 +50,7 @@ class Chunk:
     text: str
 
 
-def read_pages(source: str, *, store: Store, offline: bool = False) -> Pages:
+def read_pages(source: str, *, store: CollectStore, offline: bool = False) -> Pages:
     """Every document of a folder or file, or of rows with the columns doc_id and text. Raises DataError.
 
     What files were turned into lies in the store, so that only new ones are converted.
@@ -71,7 +71,9 @@ def read_pages(source: str, *, store: Store, offline: bool = False) -> Pages:
             store.keep(digest, done.document)
     if failed:  # an answer may stand in the one that is missing
         refuse([f"{doc_id}: {why}" for doc_id, why in sorted(failed.items())])
-    pages = sorted((Page(*ids[path], document) for path, document in known.items()), key=lambda page: page.doc_id)
+    pages = sorted(
+        (SourceDocument(*ids[path], document) for path, document in known.items()), key=lambda page: page.doc_id
+    )
     notes = [f"{page.doc_id}: {note}" for page in pages for note in page.document.notes]
     if found.skipped:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(found.skipped.items()))
@@ -79,17 +81,17 @@ def read_pages(source: str, *, store: Store, offline: bool = False) -> Pages:
     return Pages(pages, notes)
 
 
-def page_of_text(doc_id: str, text: str) -> Page:
+def page_of_text(doc_id: str, text: str) -> SourceDocument:
     """A document from plain text; a short first line that stands alone is its title."""
     head, _, body = text.strip().partition("\n\n")
     titled = bool(body.strip()) and "\n" not in head and len(head) <= TITLE
     document = text_document((body if titled else text).encode(errors="replace"))
     title = head if titled else document.title
     digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
-    return Page(doc_id, digest, Document(document.blocks, title, notes=document.notes))
+    return SourceDocument(doc_id, digest, Document(document.blocks, title, notes=document.notes))
 
 
-def _pages_of(rows: Sequence[Row]) -> list[Page]:
+def _pages_of(rows: Sequence[Row]) -> list[SourceDocument]:
     """The documents in rows, one each."""
     pages = [_page_of(row) for row in rows]
     first: dict[str, str] = {}
@@ -104,7 +106,7 @@ def _pages_of(rows: Sequence[Row]) -> list[Page]:
     return pages
 
 
-def _page_of(row: Row) -> Page:
+def _page_of(row: Row) -> SourceDocument:
     """The document in a row."""
     text, name = row.fields.get("text"), row.fields.get("doc_id", row.fields.get("id"))
     if not isinstance(text, str) or name is None:
@@ -114,13 +116,13 @@ def _page_of(row: Row) -> Page:
     return page_of_text(str(name), text)
 
 
-def cut(pages: Sequence[Page], size: int) -> list[Chunk]:
+def cut(pages: Sequence[SourceDocument], size: int) -> list[Chunk]:
     """The pages in chunks of at most `size` characters; what most of them repeat is left out."""
     everywhere = repeated([page.document.blocks for page in pages])
     return [chunk for page in pages for chunk in _cut(page, size, everywhere)]
 
 
-def _cut(page: Page, size: int, everywhere: frozenset[str]) -> list[Chunk]:
+def _cut(page: SourceDocument, size: int, everywhere: frozenset[str]) -> list[Chunk]:
     blocks = without(page.document.blocks, everywhere)
     # A telephone number may be the answer to a question, however few letters stand beside it.
     found = passages(blocks, size=size, joined=False, title=page.document.title, fewest=0)

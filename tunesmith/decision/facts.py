@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from rapidfuzz import fuzz, process
 
 from tunesmith.data.collect.document import Block, Document, plain
-from tunesmith.decision.chunks import Page
+from tunesmith.decision.chunks import SourceDocument
 from tunesmith.decision.recall import Origin
 
 # So much is added to every digit; figures keep their length and their marks.
@@ -53,8 +53,13 @@ def _other_digit(digit: re.Match[str]) -> str:
 
 
 def change(
-    pages: Sequence[Page], questions: Sequence[str], answers: Sequence[str], origins: Sequence[Origin], *, most: int
-) -> tuple[list[Page], list[Fact]]:
+    pages: Sequence[SourceDocument],
+    questions: Sequence[str],
+    answers: Sequence[str],
+    origins: Sequence[Origin],
+    *,
+    most: int,
+) -> tuple[list[SourceDocument], list[Fact]]:
     """The pages with at most `most` answers changed in the words that say them, and which these are.
 
     A row counts whose document is known and holds its evidence with the answer in it, letter for letter.
@@ -75,7 +80,7 @@ def change(
     return [found[page.doc_id] for page in pages], facts
 
 
-def _changed(page: Page, evidence: str, old: str, new: str) -> Page | None:
+def _changed(page: SourceDocument, evidence: str, old: str, new: str) -> SourceDocument | None:
     """The page with the answer replaced in the block that holds the evidence; None where none holds both."""
     wanted = f" {plain(evidence)} "
     for place, block in enumerate(page.document.blocks):
@@ -89,7 +94,7 @@ def _changed(page: Page, evidence: str, old: str, new: str) -> Page | None:
                 *page.document.blocks[place + 1 :],
             )
             document: Document = replace(page.document, blocks=blocks)
-            return Page(page.doc_id, f"{page.digest}+", document)
+            return SourceDocument(page.doc_id, f"{page.digest}+", document)
     return None
 
 

@@ -28,7 +28,7 @@ ENDS = (2.5, 97.5)
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class CurveCell:
     """What a model scored that was tuned on so many rows, drawn by this seed."""
 
     rows: int
@@ -55,7 +55,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class Guess:
+class ScoreEstimate:
     """A score to expect with so many rows, and its 95 % interval."""
 
     rows: int
@@ -65,10 +65,10 @@ class Guess:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class FitCheck:
     """The test of the fit: the largest size as the smaller ones foretold it, and as it was measured."""
 
-    guess: Guess
+    guess: ScoreEstimate
     measured: float
 
     @property
@@ -78,23 +78,23 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class CurveReading:
     """A learning curve and what it may be asked; `faults` says why it may not be asked at all."""
 
     curve: Curve
-    held: Held
+    held: FitCheck
     draws: tuple[Curve, ...]
     faults: tuple[str, ...]
 
-    def guess(self, rows: int) -> Guess:
+    def guess(self, rows: int) -> ScoreEstimate:
         """The score to expect with so many rows."""
         return _guess(self.curve, self.draws, rows)
 
     @property
-    def ceiling(self) -> Guess:
+    def ceiling(self) -> ScoreEstimate:
         """The score that no number of such rows goes beyond; `rows` is 0, as it is for none."""
         low, high = np.percentile([one.ceiling for one in self.draws], ENDS)
-        return Guess(0, self.curve.ceiling, float(low), float(high))
+        return ScoreEstimate(0, self.curve.ceiling, float(low), float(high))
 
     def rows_for(self, target: float, least: int, most: int) -> int | None:
         """The fewest rows from `least` to `most` that the curve gives this score for; None where it does not."""
@@ -113,7 +113,7 @@ def sizes_of(largest: int, *, smallest: int = 0) -> list[int]:
     return sorted({round(float(size)) for size in found})
 
 
-def read_curve(cells: Sequence[Cell], *, best: float, seed: int = 0) -> Reading:
+def read_curve(cells: Sequence[CurveCell], *, best: float, seed: int = 0) -> CurveReading:
     """The curve through all cells, tested on the largest size; `best` is the highest score there can be."""
     largest = max(cell.rows for cell in cells)
     early = [cell for cell in cells if cell.rows < largest]
@@ -124,13 +124,13 @@ def read_curve(cells: Sequence[Cell], *, best: float, seed: int = 0) -> Reading:
     means = chance.choice(spread, (DRAWS, len(measured))).mean(axis=1) / math.sqrt(largest)
     foretold = [one.at(largest) + noise for one, noise in zip(_redrawn(early, first, best, chance), means, strict=True)]
     low, high = np.percentile(foretold, ENDS)
-    held = Held(Guess(largest, first.at(largest), float(low), float(high)), float(np.mean(measured)))
+    held = FitCheck(ScoreEstimate(largest, first.at(largest), float(low), float(high)), float(np.mean(measured)))
     curve = fit(cells, best=best)
     draws = tuple(_redrawn(cells, curve, best, chance))
-    return Reading(curve, held, draws, tuple(_faults(cells, curve, held)))
+    return CurveReading(curve, held, draws, tuple(_faults(cells, curve, held)))
 
 
-def fit(cells: Sequence[Cell], *, best: float) -> Curve:
+def fit(cells: Sequence[CurveCell], *, best: float) -> Curve:
     """The curve with the smallest squared distance, each cell weighted by its rows."""
     rows, scores = _columns(cells)
     return _fitted(rows, scores[None], best)[0]
@@ -163,18 +163,18 @@ def _lines(rows: Floats, scores: Floats, power: float, best: float) -> tuple[Flo
     return ceiling, drop * float(rows.max()) ** power, left
 
 
-def _columns(cells: Sequence[Cell]) -> tuple[Floats, Floats]:
+def _columns(cells: Sequence[CurveCell]) -> tuple[Floats, Floats]:
     return np.array([float(cell.rows) for cell in cells]), np.array([cell.score for cell in cells])
 
 
-def _spread(cells: Sequence[Cell], curve: Curve) -> Floats:
+def _spread(cells: Sequence[CurveCell], curve: Curve) -> Floats:
     """Distances of the cells from the curve at one row's weight, widened for the three numbers that were fitted."""
     rows, scores = _columns(cells)
     left = (scores - [curve.at(size) for size in rows]) * np.sqrt(rows)
     return left * math.sqrt(len(cells) / max(1, len(cells) - 3))
 
 
-def _redrawn(cells: Sequence[Cell], curve: Curve, best: float, chance: np.random.Generator) -> list[Curve]:
+def _redrawn(cells: Sequence[CurveCell], curve: Curve, best: float, chance: np.random.Generator) -> list[Curve]:
     """Curves through cells that might as well have been measured: the curve with distances drawn from those seen."""
     rows, _ = _columns(cells)
     spread = _spread(cells, curve)
@@ -182,12 +182,12 @@ def _redrawn(cells: Sequence[Cell], curve: Curve, best: float, chance: np.random
     return _fitted(rows, expected + chance.choice(spread, (DRAWS, len(cells))) / np.sqrt(rows), best)
 
 
-def _guess(curve: Curve, draws: Sequence[Curve], rows: int) -> Guess:
+def _guess(curve: Curve, draws: Sequence[Curve], rows: int) -> ScoreEstimate:
     low, high = np.percentile([one.at(rows) for one in draws], ENDS)
-    return Guess(rows, curve.at(rows), float(low), float(high))
+    return ScoreEstimate(rows, curve.at(rows), float(low), float(high))
 
 
-def _faults(cells: Sequence[Cell], curve: Curve, held: Held) -> list[str]:
+def _faults(cells: Sequence[CurveCell], curve: Curve, held: FitCheck) -> list[str]:
     """Why the curve may not be asked about more rows; nothing where it may."""
     found = []
     rows = sorted({cell.rows for cell in cells})

@@ -41,7 +41,7 @@ SURE = {"memory": (0.87, 1.15), "timed": (0.8, 1.3), "formula": (0.4, 2.5)}
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class TrainingWork:
     """What training on some rows comes to, whichever technique moves the numbers."""
 
     steps: int
@@ -59,7 +59,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class MachinePace:
     """What a machine was measured to do."""
 
     products: float  # operations per second in the type that training multiplies in
@@ -71,7 +71,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class FigureBounds:
     """A figure with the bounds that outcomes are expected between."""
 
     low: float
@@ -79,7 +79,7 @@ class Span:
     high: float
 
     @classmethod
-    def around(cls, expected: float, kind: str) -> Span:
+    def around(cls, expected: float, kind: str) -> FigureBounds:
         """The figure with the bounds of its kind."""
         low, high = SURE[kind]
         return cls(low * expected, expected, high * expected)
@@ -90,21 +90,23 @@ class Estimate:
     """One technique's share of a plan: numbers that move, bytes, seconds of training."""
 
     trainable: int
-    memory: Span
-    seconds: Span
+    memory: FigureBounds
+    seconds: FigureBounds
 
 
-def estimate(technique: Technique, size: NetworkSize, work: Work, pace: Pace, *, held: float) -> Estimate:
+def estimate(
+    technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace, *, held: float
+) -> Estimate:
     """What a technique takes; `held` are the bytes that the process and plain weights take before it."""
     seconds = pace.factor * step_seconds(technique, size, work, pace)
     return Estimate(
         trainable(technique, size, work),
-        Span.around(peak_bytes(technique, size, work, pace, held=held), "memory"),
-        Span.around(seconds, "timed" if pace.timed else "formula"),
+        FigureBounds.around(peak_bytes(technique, size, work, pace, held=held), "memory"),
+        FigureBounds.around(seconds, "timed" if pace.timed else "formula"),
     )
 
 
-def trainable(technique: Technique, size: NetworkSize, work: Work) -> int:
+def trainable(technique: Technique, size: NetworkSize, work: TrainingWork) -> int:
     """Numbers that move, those of the objective's head among them."""
     return moving(technique, size) + work.head
 
@@ -160,7 +162,7 @@ COUNTS: Mapping[type[Any], Callable[[Any, NetworkSize], int]] = {
 }
 
 
-def peak_bytes(technique: Technique, size: NetworkSize, work: Work, pace: Pace, *, held: float) -> float:
+def peak_bytes(technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace, *, held: float) -> float:
     """The largest memory of the run: what stays and the largest pass over it, or what came before if that is more."""
     count = trainable(technique, size, work)
     stays = held + BESIDE + LEARNING * count + (0 if isinstance(technique, Full) else NUMBER * count)
@@ -172,7 +174,7 @@ def peak_bytes(technique: Technique, size: NetworkSize, work: Work, pace: Pace, 
     return max(stays + kept.once + PASS_OVER_KEPT * kept.token * tokens + logits, held + work.cheap)
 
 
-def _kept(technique: Technique, size: NetworkSize, pace: Pace) -> Kept:
+def _kept(technique: Technique, size: NetworkSize, pace: MachinePace) -> Kept:
     """What a pass keeps for the way back."""
     if isinstance(technique, Full):
         return size.moving
@@ -203,7 +205,7 @@ def _tokens(technique: Technique, size: NetworkSize, counted: tuple[int, int], o
     return packed
 
 
-def step_seconds(technique: Technique, size: NetworkSize, work: Work, pace: Pace) -> float:
+def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace) -> float:
     """Seconds of all training steps by formula, before any correction."""
     tokens = _tokens(technique, size, (work.computed, work.padded), (work.passes, work.rows))
     whole, kept = isinstance(technique, Full), _kept(technique, size, pace)
@@ -221,12 +223,12 @@ def step_seconds(technique: Technique, size: NetworkSize, work: Work, pace: Pace
     return operations / products + words / pace.products32 + moved / pace.moved + calls
 
 
-def reading_seconds(tokens: float, size: NetworkSize, pace: Pace) -> float:
+def reading_seconds(tokens: float, size: NetworkSize, pace: MachinePace) -> float:
     """Seconds of tokens that pass through the network without a way back."""
     return pace.factor * tokens * (2 * size.matrices / pace.products32 + size.frozen.token * 3 / pace.moved)
 
 
-def writing_seconds(steps: float, rows: float, size: NetworkSize, pace: Pace) -> float:
+def writing_seconds(steps: float, rows: float, size: NetworkSize, pace: MachinePace) -> float:
     """Seconds of so many steps in each of which so many rows get their next token."""
     weights = NUMBER * (size.matrices + size.words * size.hidden)
     each = weights / pace.moved + rows * 2 * (size.matrices + size.words * size.hidden) / pace.products32

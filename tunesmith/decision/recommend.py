@@ -38,7 +38,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class TechniqueRule:
     """A technique for the cases it is for."""
 
     technique: str
@@ -48,28 +48,28 @@ class Rule:
 
 # The first rule that holds and whose technique fits into memory decides.
 RULES = (
-    Rule(
+    TechniqueRule(
         "full",
         lambda case: case.family == "encoder" and case.parameters <= SMALL,
         "a small encoder: all of it is as fast to tune as a part of it, and the result needs no adapter",
     ),
-    Rule(
+    TechniqueRule(
         "full",
         lambda case: case.learned_tokens * BITS_A_TOKEN > case.lora_numbers * BITS_HELD,
         "more is to be learned than a low-rank update of this size can hold",
     ),
-    Rule(
+    TechniqueRule(
         "lora",
         lambda case: True,
         "as good as full tuning on rows as many as these, in less memory, and a small file as the result",
     ),
-    Rule(
+    TechniqueRule(
         "qlora",
         lambda case: True,
         "LoRA over weights in 16 or 32 bits does not fit into memory; over 4 bits it does, and scores as well",
     ),
-    Rule("ia3", lambda case: True, "nothing that scores better fits into memory"),
-    Rule("prompt", lambda case: True, "nothing that scores better fits into memory"),
+    TechniqueRule("ia3", lambda case: True, "nothing that scores better fits into memory"),
+    TechniqueRule("prompt", lambda case: True, "nothing that scores better fits into memory"),
 )
 
 

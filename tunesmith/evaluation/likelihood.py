@@ -19,7 +19,7 @@ from tunesmith.data.terms import words_of
 from tunesmith.data.windows import Window, windows
 from tunesmith.errors import DataError
 from tunesmith.evaluation.resampling import Clusters, percentiles, sign_flip
-from tunesmith.evaluation.significance import Comparison, judged, lower_is_better
+from tunesmith.evaluation.significance import PairedComparison, judged, lower_is_better
 from tunesmith.model.batch import TOKENS_PER_PASS, collate, cut
 from tunesmith.model.head import judge
 from tunesmith.model.masked_head import MaskedHead
@@ -73,7 +73,7 @@ REPORTED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ReadingOptions:
     """How texts are read: the longest window, the field's terms, and for an encoder what is hidden."""
 
     limit: int
@@ -92,7 +92,7 @@ class _Question:
 
 
 @torch.inference_mode()
-def read(policy: Policy, template: Template, texts: Sequence[str], asked: Asked) -> list[Told]:
+def read(policy: Policy, template: Template, texts: Sequence[str], asked: ReadingOptions) -> list[Told]:
     """What a model says to each text; windows and hidden words are the same for every model of one tokenizer."""
     questions = [
         question for number, text in enumerate(texts) for question in _questions(number, text, template, asked)
@@ -124,7 +124,7 @@ def _with(told: Told, question: _Question, nats: torch.Tensor, first: torch.Tens
     )
 
 
-def _questions(number: int, text: str, template: Template, asked: Asked) -> Iterator[_Question]:
+def _questions(number: int, text: str, template: Template, asked: ReadingOptions) -> Iterator[_Question]:
     """The windows of a text with what is to be told in them; an encoder's several times."""
     terms = set(asked.terms)
     pieces = windows(text, template, limit=asked.limit)
@@ -195,7 +195,7 @@ def rate_interval(metric: str, told: Sequence[Told], *, groups: Sequence[str] | 
 
 def compare(
     metric: str, base: Sequence[Told], tuned: Sequence[Told], *, groups: Sequence[str] | None = None
-) -> Comparison:
+) -> PairedComparison:
     """A rate of tuned against base on the same documents.
 
     p: sign-flip permutation of the summed differences of documents or groups, which without an effect may swap names.
@@ -216,7 +216,7 @@ def compare(
     drawn, lone = sign * (pairs[:, 1] - pairs[:, 0]), clusters.count == 1
     low, high = rate(metric, base), rate(metric, tuned)
     scale = low if lower_is_better(metric) else 1.0
-    found = Comparison(
+    found = PairedComparison(
         base=sign * low,
         tuned=sign * high,
         delta=sign * (high - low),
@@ -231,7 +231,7 @@ def compare(
     return _as_shown(judged(found, float(drawn.std()), scale=scale), sign)
 
 
-def _as_shown(found: Comparison, sign: float) -> Comparison:
+def _as_shown(found: PairedComparison, sign: float) -> PairedComparison:
     """The comparison in the metric's own sign: a better loss is a smaller one."""
     if sign > 0:
         return found

@@ -28,7 +28,7 @@ ROWS_PER_PASS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ProbeItem:
     """One question of the probe with its options."""
 
     field: str
@@ -38,23 +38,23 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class General:
+class GeneralAbility:
     """General ability of one model: nats per token, and for each item whether it was right."""
 
     nll: float
     right: list[bool]
 
 
-def items() -> list[Item]:
+def items() -> list[ProbeItem]:
     """The shipped probe: 400 items in 8 fields."""
     lines = (files("tunesmith") / "shipped_data" / "probe.jsonl").read_text(encoding="utf-8").splitlines()
     found = (json.loads(line) for line in lines)
-    return [Item(row["field"], row["question"], tuple(row["options"]), row["answer"]) for row in found]
+    return [ProbeItem(row["field"], row["question"], tuple(row["options"]), row["answer"]) for row in found]
 
 
-def measure(policy: Policy, template: Template) -> General:
+def measure(policy: Policy, template: Template) -> GeneralAbility:
     """General ability of a decoder as it is now."""
-    return General(general_nll(policy, template), probe(policy, template, items()))
+    return GeneralAbility(general_nll(policy, template), probe(policy, template, items()))
 
 
 @torch.inference_mode()
@@ -76,7 +76,7 @@ def general_nll(policy: Policy, template: Template) -> float:
     return total / (len(rows) * (WINDOW - 1))
 
 
-def probe(policy: Policy, template: Template, questions: Sequence[Item]) -> list[bool]:
+def probe(policy: Policy, template: Template, questions: Sequence[ProbeItem]) -> list[bool]:
     """For each item whether the likeliest option, per character, is the right one. Plain text, no chat format."""
 
     def ids(text: str) -> list[int]:
@@ -91,14 +91,14 @@ def probe(policy: Policy, template: Template, questions: Sequence[Item]) -> list
     return [choice == item.answer for choice, item in zip(chosen, questions, strict=True)]
 
 
-def by_field(questions: Sequence[Item], right: Sequence[bool]) -> dict[str, float]:
+def by_field(questions: Sequence[ProbeItem], right: Sequence[bool]) -> dict[str, float]:
     """Share of right items in each field."""
     pairs = sorted(zip([item.field for item in questions], right, strict=True))
     grouped = {field: [ok for _, ok in rows] for field, rows in groupby(pairs, key=lambda pair: pair[0])}
     return {field: sum(found) / len(found) for field, found in grouped.items()}
 
 
-def flips(base: General, tuned: General) -> tuple[int, int, float]:
+def flips(base: GeneralAbility, tuned: GeneralAbility) -> tuple[int, int, float]:
     """Items lost, items won, and the p-value of the difference (exact McNemar)."""
     lost = sum(b and not t for b, t in zip(base.right, tuned.right, strict=True))
     won = sum(t and not b for b, t in zip(base.right, tuned.right, strict=True))

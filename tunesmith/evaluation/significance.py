@@ -40,7 +40,7 @@ def lower_is_better(metric: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class PairedComparison:
     """Base against tuned on the same rows, and what may be said about it.
 
     `verdict`: "better" or "worse" (p < 0.05); "no effect" (these rows would have shown a difference of 2 % of
@@ -84,7 +84,7 @@ def compare_paired(
     groups: Sequence[str] | None = None,
     seed: int = 0,
     resamples: int = 10_000,
-) -> Comparison:
+) -> PairedComparison:
     """The mean per-row score of tuned against that of base, row by row.
 
     0/1 scores of independent rows: exact McNemar. All else: sign-flip permutation of the clusters' summed
@@ -101,7 +101,7 @@ def compare_paired(
     exact = binary and not clusters.grouped
     scale = 1.0 if binary else float(np.ptp(both))
     drawn = clusters.drawn_means(after - before, rng, resamples)
-    found = Comparison(
+    found = PairedComparison(
         base=float(before.mean()),
         tuned=float(after.mean()),
         delta=float((after - before).mean()),
@@ -125,7 +125,7 @@ def corpus_compare(
     groups: Sequence[str] | None = None,
     seed: int = 0,
     resamples: int = 10_000,
-) -> Comparison:
+) -> PairedComparison:
     """A score of the whole set (macro-F1) of tuned against base, by paired bootstrap over clusters.
 
     `statistic` gets row numbers, drawn with repeats, and answers (base, tuned) on those rows. p comes from
@@ -140,7 +140,7 @@ def corpus_compare(
     pairs = np.array([statistic(rows) for rows in draws])  # [R, 2]
     drawn, lone = pairs[:, 1] - pairs[:, 0], clusters.count == 1
     scale = 1.0 if max(abs(base), abs(tuned), float(np.abs(pairs).max())) <= 1 else 100.0
-    found = Comparison(
+    found = PairedComparison(
         base=base,
         tuned=tuned,
         delta=tuned - base,
@@ -162,7 +162,7 @@ def compare_macro_f1(
     *,
     groups: Sequence[str] | None = None,
     seed: int = 0,
-) -> Comparison:
+) -> PairedComparison:
     """Macro-F1 of tuned against base, by `corpus_compare`."""
     return corpus_compare(macro_f1_pair(gold, base, tuned), len(gold), groups=groups, seed=seed)
 
@@ -216,7 +216,7 @@ def _is_binary(scores: Floats) -> bool:
     return bool(np.isin(scores, (0.0, 1.0)).all())
 
 
-def judged(found: Comparison, deviation: float, *, scale: float, fewest_rows: int = 0) -> Comparison:
+def judged(found: PairedComparison, deviation: float, *, scale: float, fewest_rows: int = 0) -> PairedComparison:
     """The comparison with its verdict, from the deviation that `delta` has where there is no effect.
 
     At least `fewest_rows` scores must differ, however few differ here: else a model that changed one row of

@@ -43,7 +43,7 @@ VAGUE = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class StyleRule:
     """One thing each answer must do: a kind of RULE_KINDS, with the pattern, limit or column that it needs."""
 
     name: str
@@ -64,7 +64,7 @@ def _names(column: str, text: str, row: Mapping[str, object]) -> bool:
 
 
 # Patterns are searched for anywhere and mind case, as Python's do; "(?i)" in front makes them blind to it.
-RULE_KINDS: dict[str, Callable[[Rule, str, Mapping[str, object]], bool]] = {
+RULE_KINDS: dict[str, Callable[[StyleRule, str, Mapping[str, object]], bool]] = {
     "match": lambda rule, text, row: re.search(rule.pattern, text) is not None,
     "not_match": lambda rule, text, row: re.search(rule.pattern, text) is None,
     "max_chars": lambda rule, text, row: len(text) <= rule.limit,
@@ -90,13 +90,13 @@ class Habits:
     vague_share: float
 
 
-def rules_of(recipe: Mapping[str, Mapping[str, object]]) -> tuple[Rule, ...]:
+def rules_of(recipe: Mapping[str, Mapping[str, object]]) -> tuple[StyleRule, ...]:
     """The rules of a recipe such as `{"short": {"max_chars": 80}}`; refuses what cannot be checked."""
     return tuple(_rule(name, entry) for name, entry in recipe.items())
 
 
 def rule_rates(
-    texts: Sequence[str], rules: Sequence[Rule], rows: Sequence[Mapping[str, object]] = ()
+    texts: Sequence[str], rules: Sequence[StyleRule], rows: Sequence[Mapping[str, object]] = ()
 ) -> dict[str, float]:
     """For each rule the share of texts that keep it; `rows` are what rules about a column look into."""
     _some(texts)
@@ -146,7 +146,7 @@ def habits(texts: Sequence[str], *, finished: Sequence[bool] | None = None) -> H
     )
 
 
-def _rule(name: str, entry: Mapping[str, object]) -> Rule:
+def _rule(name: str, entry: Mapping[str, object]) -> StyleRule:
     place = f"style.{name}"
     if not isinstance(entry, Mapping) or len(entry) != 1:
         raise RecipeError(f"{place}: found {entry!r}; give one of {', '.join(RULE_KINDS)} with its value")
@@ -156,17 +156,17 @@ def _rule(name: str, entry: Mapping[str, object]) -> Rule:
     if kind.startswith("max_"):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise RecipeError(f"{place}.{kind}: found {value!r}; give a whole number from 1 up")
-        return Rule(name=name, kind=kind, limit=value)
+        return StyleRule(name=name, kind=kind, limit=value)
     if not isinstance(value, str):
         wanted = "the name of a column" if kind == "not_column" else "a regular expression in quotes"
         raise RecipeError(f"{place}.{kind}: found {value!r}; give {wanted}")
     if kind == "not_column":
-        return Rule(name=name, kind=kind, column=value)
+        return StyleRule(name=name, kind=kind, column=value)
     try:
         re.compile(value)
     except re.error as fault:
         raise RecipeError(f"{place}.{kind}: {value!r} is no regular expression ({fault}); mend it") from fault
-    return Rule(name=name, kind=kind, pattern=value)
+    return StyleRule(name=name, kind=kind, pattern=value)
 
 
 def _style_features(seen: Sequence[str], unseen: Sequence[str]) -> tuple[csr_matrix, csr_matrix]:

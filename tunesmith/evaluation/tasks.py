@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.evaluation import metrics
 from tunesmith.evaluation.resampling import Clusters, percentiles, wilson
 from tunesmith.evaluation.significance import (
-    Comparison,
+    PairedComparison,
     compare_macro_f1,
     compare_paired,
     holm,
@@ -128,7 +128,7 @@ def task_score(
     return as_task(_compared(metric, gold, sides, groups), name=name, metric=metric)
 
 
-def as_task(found: Comparison, *, name: str, metric: str) -> TaskScore:
+def as_task(found: PairedComparison, *, name: str, metric: str) -> TaskScore:
     """A comparison under a task's name."""
     return TaskScore(**asdict(found), name=name, metric=metric, sentence=found.sentence)
 
@@ -156,7 +156,7 @@ def arms(
 
 def _compared(
     metric: str, gold: Sequence[str], sides: tuple[Sequence[str], Sequence[str]], groups: Sequence[str] | None
-) -> Comparison:
+) -> PairedComparison:
     base, tuned = sides
     if metric in _COMPARED:
         return _COMPARED[metric](gold, base, tuned, groups=groups)

@@ -29,7 +29,7 @@ RowsOf = Callable[[Item, Sequence[Event]], Iterator[dict[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class VoteRows:
     """Rows of one format, and how many judged items gave none: a tie, or as many for one answer as for another."""
 
     rows: list[dict[str, Any]]
@@ -47,12 +47,12 @@ class Brought:
     text: str = ""  # of an own answer
 
 
-def pair_rows(items: Mapping[str, Item], votes: Votes) -> Rows:
+def pair_rows(items: Mapping[str, Item], votes: Votes) -> VoteRows:
     """What most people preferred, a row per item; an answer that somebody wrote is chosen over both that they saw."""
     return _rows(items, votes, _pairs_of)
 
 
-def thumb_rows(items: Mapping[str, Item], votes: Votes) -> Rows:
+def thumb_rows(items: Mapping[str, Item], votes: Votes) -> VoteRows:
     """Answers one by one: the better of two is good and the other bad, both are bad where people said so."""
     return _rows(items, votes, _thumbs_of)
 
@@ -93,7 +93,7 @@ def prompt_of(messages: Sequence[Message]) -> str | list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in messages]
 
 
-def _rows(items: Mapping[str, Item], votes: Votes, of: RowsOf) -> Rows:
+def _rows(items: Mapping[str, Item], votes: Votes, of: RowsOf) -> VoteRows:
     cast: dict[str, list[Event]] = {}
     for vote in votes.standing():
         if vote.item in items and not items[vote.item].gold:
@@ -103,7 +103,7 @@ def _rows(items: Mapping[str, Item], votes: Votes, of: RowsOf) -> Rows:
         found = list(of(items[key], given))
         rows += found
         undecided += not found
-    return Rows(rows, undecided)
+    return VoteRows(rows, undecided)
 
 
 def _decision(given: Sequence[Event]) -> tuple[str, list[str]]:

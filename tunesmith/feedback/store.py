@@ -72,7 +72,7 @@ class Entry:
     body: Mapping[str, Any] | None = None
 
 
-class Store:
+class VoteStore:
     """The events and leases of one file, made if it is not there; several threads and processes may share it.
 
     Raises DataError for a file that is not such a store, or that holds votes on something other than `what`.

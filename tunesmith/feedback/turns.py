@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from threading import RLock
 
 from tunesmith.errors import DataError
-from tunesmith.feedback.store import Entry, Store, Who
+from tunesmith.feedback.store import Entry, VoteStore, Who
 from tunesmith.feedback.votes import SKIP, UNDO, VOTE, Votes
 
 # An item that is looked at this long without a vote may go to somebody else.
@@ -52,7 +52,7 @@ class Rules:
 class Turns:
     """One store of votes on some items, for any number of people and tabs; `lock` guards what is made from it."""
 
-    def __init__(self, store: Store, rules: Rules) -> None:
+    def __init__(self, store: VoteStore, rules: Rules) -> None:
         self.store, self.votes, self.lock = store, Votes(), RLock()
         self._rules = rules
 

@@ -110,7 +110,7 @@ class Taken(Protocol):
         ...
 
 
-class Answering(Protocol):
+class AnsweringEngine(Protocol):
     """An engine."""
 
     @property

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tunesmith.inference.beginnings import WORTH, Beginnings, alike
-from tunesmith.inference.row import End, Row
-from tunesmith.inference.shelf import Ground, Run
+from tunesmith.inference.row import End, LiveAnswer
+from tunesmith.inference.shelf import Ground, ServedModel
 from tunesmith.model.batch import cut
 from tunesmith.model.mixed import Mixed
 from tunesmith.model.slab import Slab
@@ -30,16 +30,16 @@ class Decoding:
     """The rows over one base. Row i lies in slot i of the slab, so that a step runs over the first slots alone."""
 
     def __init__(self, ground: Ground, beginnings: Beginnings) -> None:
-        self.ground, self.rows = ground, list[Row]()
+        self.ground, self.rows = ground, list[LiveAnswer]()
         self.tokens_reused = 0
         self._beginnings = beginnings
         self._slab = Slab(ground.base.network.config)
         self._mixed: Mixed | None = None
-        self._inside: dict[int, Run] = {}
-        self._made_for: dict[int, Run] = {}
+        self._inside: dict[int, ServedModel] = {}
+        self._made_for: dict[int, ServedModel] = {}
 
     @torch.inference_mode()
-    def join(self, rows: Sequence[Row], *, tokens: int) -> list[Row]:
+    def join(self, rows: Sequence[LiveAnswer], *, tokens: int) -> list[LiveAnswer]:
         """Read the questions of as many rows as fit into so many tokens; those that have to wait, in the same order.
 
         The row that came first is always read, others of its run with it, longest first. Where it is long, short ones
@@ -80,7 +80,7 @@ class Decoding:
         return len(going)
 
     @torch.inference_mode()
-    def drop(self, row: Row, end: End, why: str = "") -> None:
+    def drop(self, row: LiveAnswer, end: End, why: str = "") -> None:
         """Let a row go before its end."""
         row.leave(end, why)
         self._leave([other is not row for other in self.rows], list(range(len(self.rows))))
@@ -108,7 +108,7 @@ class Decoding:
         self.rows = [row for row, _, _ in kept]
         return [token for _, token, _ in kept]
 
-    def _share(self, rows: Sequence[Row]) -> None:
+    def _share(self, rows: Sequence[LiveAnswer]) -> None:
         """Run once what all of several new questions begin with, where more of it is new than is worth finding."""
         run, ids = rows[0].run, rows[0].prompt
         shared = min((alike(ids, row.prompt) for row in rows[1:]), default=0)
@@ -118,7 +118,7 @@ class Decoding:
         self._fill(run, [ids[:shared]], range(len(self.rows), len(self.rows) + 1))
         self._beginnings.keep(run.number, ids[:shared], self._slab.take(len(self.rows), run.virtual + shared))
 
-    def _read(self, rows: Sequence[Row]) -> None:
+    def _read(self, rows: Sequence[LiveAnswer]) -> None:
         """Read the questions of rows under one run into the slots behind those at work."""
         run, slots = rows[0].run, range(len(self.rows), len(self.rows) + len(rows))
         states = self._fill(run, [row.prompt for row in rows], slots)
@@ -127,7 +127,7 @@ class Decoding:
             self._beginnings.keep(run.number, row.prompt, self._slab.take(slot, run.virtual + len(row.prompt)))
         self.rows += rows
 
-    def _fill(self, run: Run, prompts: Sequence[list[int]], slots: range) -> list[Tensor]:
+    def _fill(self, run: ServedModel, prompts: Sequence[list[int]], slots: range) -> list[Tensor]:
         """The state [D] of each prompt's last id; keys and values of all its ids into its slot."""
         sizes = []
         for slot, prompt in zip(slots, prompts, strict=True):
@@ -151,7 +151,7 @@ class Decoding:
         groups = groupby(places, key=lambda i: self.rows[i].run.number)
         return mixed.by([(number, torch.tensor(list(own))) for number, own in groups])
 
-    def _mixed_of(self, runs: dict[int, Run]) -> Mixed:
+    def _mixed_of(self, runs: dict[int, ServedModel]) -> Mixed:
         """One network of these runs; kept as long as no run came, went, or is asked after it went."""
         if self._mixed is None or self._made_for is not self.ground.runs or not runs.keys() <= self._inside.keys():
             self._made_for = self.ground.runs
@@ -176,7 +176,7 @@ def _fitting(lengths: Sequence[int], tokens: int, *, packs: bool) -> int:
     return len(cut(range(len(lengths)), lengths, tokens)[0])
 
 
-def _beginning(rows: Sequence[Row], left: Mapping[Row, int], tokens: int) -> list[Row]:
+def _beginning(rows: Sequence[LiveAnswer], left: Mapping[LiveAnswer, int], tokens: int) -> list[LiveAnswer]:
     """The first of the rows, shortest first, that are under the run of the very first and fit into so many tokens."""
     under_it = [row for row in rows if row.run is rows[0].run]
     return [row for count, row in enumerate(under_it, 1) if count * left[row] <= tokens]

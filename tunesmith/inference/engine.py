@@ -19,8 +19,8 @@ from tunesmith.inference.answering import Busy, Counts, Limits
 from tunesmith.inference.ask import Ask, AskError, places_left
 from tunesmith.inference.beginnings import Beginnings
 from tunesmith.inference.decoding import Decoding
-from tunesmith.inference.row import End, Piece, Row, Told
-from tunesmith.inference.shelf import Ground, Run, Shelf
+from tunesmith.inference.row import End, LiveAnswer, Piece, Told
+from tunesmith.inference.shelf import Ground, ServedModel, Shelf
 from tunesmith.inference.texts import Kind, Texts, read_on, together
 from tunesmith.model.grammar import Grammar
 
@@ -29,12 +29,12 @@ from tunesmith.model.grammar import Grammar
 class Ticket:
     """A question that was taken; `cancel` when nobody waits for its answer any more."""
 
-    run: Run
+    run: ServedModel
     ask: Ask
     told: Told
     until: float
     cancelled: bool = False
-    row: Row | None = None
+    row: LiveAnswer | None = None
 
     def cancel(self) -> None:
         """Nobody waits any more."""
@@ -192,13 +192,13 @@ class Engine:
         self._runs = self._runs | {
             ticket.run.number for ticket in chosen
         }  # some may be gone, and go again in this round
-        ready: dict[int, list[Row]] = {}
+        ready: dict[int, list[LiveAnswer]] = {}
         for ticket in chosen:
             if (row := self._prepare(ticket)) is not None:
                 ready.setdefault(id(ticket.run.ground), []).append(row)
             else:
                 self._tickets.remove(ticket)
-        later: list[Row] = []
+        later: list[LiveAnswer] = []
         for rows in ready.values():
             decoding = self._decoding(rows[0].run.ground)
             before = decoding.tokens_reused
@@ -209,7 +209,7 @@ class Engine:
         with self._changed:
             self._waiting.extendleft(reversed(back))
 
-    def _prepare(self, ticket: Ticket) -> Row | None:
+    def _prepare(self, ticket: Ticket) -> LiveAnswer | None:
         """The question as a row; None, and what is wrong with it is told, where it cannot be one."""
         if ticket.row is not None:
             return ticket.row
@@ -229,11 +229,11 @@ class Engine:
             ticket.told(Piece(end="broken", why="a bug in tunesmith; its log says more"))
             return None
         sampling = replace(ask.sampling, max_new_tokens=min(ask.sampling.max_new_tokens, left))
-        row = Row(run, ids, sampling, ticket.told, follower, ask.best, ask.in_pieces, ask.text is not None)
+        row = LiveAnswer(run, ids, sampling, ticket.told, follower, ask.best, ask.in_pieces, ask.text is not None)
         row.shortened, ticket.row = shortened, row
         return ticket.row
 
-    def _grammar(self, run: Run) -> Grammar:
+    def _grammar(self, run: ServedModel) -> Grammar:
         if run.number not in self._grammars:
             words = run.model.policy.network.get_output_embeddings().weight.shape[0]
             self._grammars[run.number] = Grammar(run.model.template, words=words)

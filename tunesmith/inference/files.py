@@ -20,7 +20,7 @@ from tunesmith.inference.export import GGUF
 from tunesmith.inference.folder import ABOUT, read_about, read_tokenizer
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.outside import Known
-from tunesmith.inference.row import End, Piece, Scored
+from tunesmith.inference.row import End, Piece, ScoredToken
 from tunesmith.model.generate import before_stop
 from tunesmith.model.gguf_file import read_words
 from tunesmith.model.gguf_write import TELLING
@@ -151,7 +151,7 @@ def _piece(told: Mapping[str, Any], model: Known, best: int) -> Piece:
     """A part of llama.cpp's answer; the end of the turn is no part of it."""
     stops = model.template.stop_ids
     scored = tuple(
-        Scored(one["id"], one["logprob"], tuple((top["id"], top["logprob"]) for top in one["top_logprobs"][:best]))
+        ScoredToken(one["id"], one["logprob"], tuple((top["id"], top["logprob"]) for top in one["top_logprobs"][:best]))
         for one in told.get("completion_probabilities", ())
         if one["id"] not in stops
     )

@@ -34,7 +34,7 @@ HEADLESS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundModel:
     """What a name stands for; `base` is what it was tuned over, empty for a model that stands alone."""
 
     name: str
@@ -43,7 +43,7 @@ class Found:
     base: str = ""
 
 
-def identify(name: str | Path, *, offline: bool = False) -> Found:
+def identify(name: str | Path, *, offline: bool = False) -> FoundModel:
     """What a folder, Hub id, alias or GGUF file holds, told by its files.
 
     Raises CheckpointError and ModelError.
@@ -51,15 +51,15 @@ def identify(name: str | Path, *, offline: bool = False) -> Found:
     name, path = str(name), Path(name).expanduser()
     if any((path / page).exists() for page in (f"model/{ABOUT}", ABOUT, "run.json")):
         folder = find_model(path)
-        return Found(name, "run", folder, read_about(folder).base)
+        return FoundModel(name, "run", folder, read_about(folder).base)
     if name.lower().endswith(".gguf"):
-        return Found(name, "model", None)
+        return FoundModel(name, "model", None)
     folder = locate(name, offline=offline)
     # Some trainers leave the base's config.json beside an adapter; only weights make a folder a model.
     if (folder / CONFIG).exists() and not any((folder / file).exists() for file in (SINGLE, INDEX)):
         base = read_json(folder / CONFIG, where=name).get("base_model_name_or_path")
-        return Found(name, "adapter", folder, str(base or ""))
-    return Found(name, "model", folder)
+        return FoundModel(name, "adapter", folder, str(base or ""))
+    return FoundModel(name, "model", folder)
 
 
 def open_model(
@@ -132,7 +132,7 @@ def _refuse_encoder(base: Base, name: str) -> None:
         )
 
 
-def _base_of(found: Found, base: str, options: LoadOptions, *, offline: bool) -> Base:
+def _base_of(found: FoundModel, base: str, options: LoadOptions, *, offline: bool) -> Base:
     """The base of an adapter that has been vetted, with the adapter's tokenizer if it brings one."""
     assert found.folder is not None
     _vet(found.folder, found.name)
@@ -184,7 +184,7 @@ def _vet(folder: Path, name: str) -> None:
         raise ModelError(f"{name}: {CONFIG} asks for code from elsewhere (megatron_core); do not use it")
 
 
-def _attach(found: Found, base: Base) -> Policy:
+def _attach(found: FoundModel, base: Base) -> Policy:
     """The base with the adapter's numbers inside. Raises ModelError when the two do not fit."""
     from peft import PeftModel
 

@@ -19,7 +19,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.inference.answering import Busy, Counts, Limits
 from tunesmith.inference.ask import Ask, AskError, UnknownModel
 from tunesmith.inference.local import sampling_of
-from tunesmith.inference.row import Piece, Scored, Told
+from tunesmith.inference.row import Piece, ScoredToken, Told
 from tunesmith.inference.texts import Kind
 from tunesmith.model.sampling import Sampling
 from tunesmith.recipe import AnyObjective
@@ -64,7 +64,7 @@ class Program(Protocol):
         ...
 
 
-class Fixed:
+class FixedModels:
     """The models of a program, which stay as they were when the server started."""
 
     def __init__(self, program: Program) -> None:
@@ -102,7 +102,7 @@ class Outside:
     """An engine over a program; `failed` is told the traceback of what must not happen."""
 
     def __init__(self, program: Program, *, limits: Limits, failed: Callable[[str], None]) -> None:
-        self.shelf, self.limits, self.counts, self.at_work = Fixed(program), limits, Counts(), 0
+        self.shelf, self.limits, self.counts, self.at_work = FixedModels(program), limits, Counts(), 0
         self._program, self._failed = program, failed
         self._slots, self._tasks = asyncio.Semaphore(limits.rows), set[asyncio.Task[None]]()
         self._reader = ThreadPoolExecutor(1, "reader")  # a tokenizer is no two threads' at once
@@ -160,7 +160,7 @@ class Outside:
         if room < 1:
             raise AskError(f"messages: {len(ids)} tokens leave no room for an answer; send fewer")
         sampling = replace(ask.sampling, max_new_tokens=min(ask.sampling.max_new_tokens, room))
-        text, said, scored, last = "", "", list[Scored](), Piece()
+        text, said, scored, last = "", "", list[ScoredToken](), Piece()
         async with aclosing(self._program.draw(model, ids, replace(ask, sampling=sampling))) as drawn:
             async for last in drawn:
                 text, scored = text + last.text, [*scored, *last.scored]

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tunesmith.inference.shelf import Run
+from tunesmith.inference.shelf import ServedModel
 from tunesmith.model.generate import before_stop, chance_of, choose, decided
 from tunesmith.model.grammar import Follower
 from tunesmith.model.sampling import Sampling
@@ -19,7 +19,7 @@ End = Literal["", "stop", "length", "late", "gone", "wrong", "broken"]
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredToken:
     """A token of an answer, its log-probability, and the likeliest tokens in its place with theirs."""
 
     id: int
@@ -32,7 +32,7 @@ class Piece:
     """What came since the last piece; the last one says how the answer ended and, of a failure, why."""
 
     text: str = ""
-    scored: tuple[Scored, ...] = ()
+    scored: tuple[ScoredToken, ...] = ()
     end: End = ""
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -44,10 +44,10 @@ Told = Callable[[Piece], None]
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class LiveAnswer:
     """An answer being written. `best` is how many likely tokens are told beside each, -1 for no scores at all."""
 
-    run: Run
+    run: ServedModel
     prompt: list[int]
     sampling: Sampling
     told: Told
@@ -59,7 +59,7 @@ class Row:
     ids: list[int] = field(default_factory=list)
     last: Tensor = field(default_factory=lambda: torch.empty(0))  # [D], the state that the next token follows from
     said: str = ""
-    scored: list[Scored] = field(default_factory=list)
+    scored: list[ScoredToken] = field(default_factory=list)
 
     @property
     def columns(self) -> int:
@@ -131,4 +131,4 @@ class Row:
         logs = logits.log_softmax(dim=0)
         found = logs.topk(self.best) if self.best else None
         best = tuple(zip(found.indices.tolist(), found.values.tolist(), strict=True)) if found is not None else ()
-        self.scored.append(Scored(token, float(logs[token]), best))
+        self.scored.append(ScoredToken(token, float(logs[token]), best))

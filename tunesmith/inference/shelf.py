@@ -39,11 +39,11 @@ class Ground:
     """A base as it is in memory, and the runs over it; the dict is made anew when one comes or goes."""
 
     base: Base
-    runs: dict[int, Run] = field(default_factory=dict)
+    runs: dict[int, ServedModel] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
-class Run:
+class ServedModel:
     """A model under its name; `version` counts the folders given for the name, `past` stands before every row."""
 
     name: str
@@ -90,12 +90,12 @@ class Shelf:
         self._device, self._offline = device, offline
         self._numbers, self._lock = itertools.count(1), RLock()
         self._grounds: dict[tuple[str, str], Ground] = {}
-        self._runs: dict[str, Run] = {}
-        self._bases: dict[str, Run] = {}
+        self._runs: dict[str, ServedModel] = {}
+        self._bases: dict[str, ServedModel] = {}
         self._templates: WeakValueDictionary[str, Template] = WeakValueDictionary()
         self.changed: Callable[[], None] = lambda: None  # told when a run came or went
 
-    def load(self, name: str, *, version: int = 0) -> Run:
+    def load(self, name: str, *, version: int = 0) -> ServedModel:
         """The run of that name from now on, read anew; the newest version unless one is named."""
         if name not in self.sources:
             raise UnknownModel(f"model: {name!r} was not registered when the server started; {self._known()}")
@@ -115,18 +115,18 @@ class Shelf:
                 raise UnknownModel(f"model: {name!r} is not loaded; {self._known()}")
             self._replace(name, None)
 
-    def roll_back(self, name: str) -> Run:
+    def roll_back(self, name: str) -> ServedModel:
         """The version before the one that is served."""
         version = self._one(self._runs, name).version
         if version == 1:
             raise UnknownModel(f"model: {name!r} is at its first version; give a newer one to go back from")
         return self.load(name, version=version - 1)
 
-    def get(self, name: str) -> Run:
+    def get(self, name: str) -> ServedModel:
         """The run of that name, or the base."""
         return self._one({**self._bases, **self._runs}, name)
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[ServedModel]:
         """Everything that answers, runs first, then bases."""
         return [*self._runs.values(), *(run for name, run in self._bases.items() if name not in self._runs)]
 
@@ -134,7 +134,7 @@ class Shelf:
         """The bases in memory."""
         return list(self._grounds.values())
 
-    def _one(self, runs: Mapping[str, Run], name: str) -> Run:
+    def _one(self, runs: Mapping[str, ServedModel], name: str) -> ServedModel:
         if name not in runs:
             raise UnknownModel(f"model: {name[:100]!r} is not served here; {self._known()}")
         return runs[name]
@@ -142,7 +142,7 @@ class Shelf:
     def _known(self) -> str:
         return f"there are {', '.join(run.name for run in self.runs())}" if self.runs() else "none is loaded"
 
-    def _read(self, name: str, place: Path, version: int) -> Run:
+    def _read(self, name: str, place: Path, version: int) -> ServedModel:
         folder = find_model(place)
         about = read_about(folder)
         if isinstance(about.technique, Full):
@@ -165,8 +165,8 @@ class Shelf:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
         return self._templates.setdefault(f"{template.chats} {digest.hexdigest()}", template)
 
-    def _run(self, name: str, version: int, model: LocalModel, ground: Ground) -> Run:
-        run = Run(name, version, next(self._numbers), model, ground)
+    def _run(self, name: str, version: int, model: LocalModel, ground: Ground) -> ServedModel:
+        run = ServedModel(name, version, next(self._numbers), model, ground)
         if model.policy.family != "decoder":
             return run
         if not fits(model.policy.network):
@@ -191,7 +191,7 @@ class Shelf:
                 self._bases = {**self._bases, run.name: run}
         return self._grounds[key]
 
-    def _replace(self, name: str, run: Run | None) -> None:
+    def _replace(self, name: str, run: ServedModel | None) -> None:
         """Put a run in the place of another of its name, or of none; a base that nobody uses any more goes."""
         old = self._runs.get(name)
         kept = {other: held for other, held in self._runs.items() if other != name}

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.local import LocalModel
-from tunesmith.inference.shelf import Run
+from tunesmith.inference.shelf import ServedModel
 
 Kind = Literal["labels", "states"]
 TEXTS = 64  # read in one go where nothing else is to be done
@@ -20,7 +20,7 @@ TEXTS = 64  # read in one go where nothing else is to be done
 class Texts:
     """Texts of one asker, and what was found of the first of them so far."""
 
-    run: Run
+    run: ServedModel
     kind: Kind
     texts: Sequence[str]
     until: float

@@ -20,7 +20,7 @@ from tunesmith.inference.export import HEAD
 from tunesmith.inference.folder import About, find_model, read_about
 from tunesmith.inference.outside import Known
 from tunesmith.inference.row import End, Piece
-from tunesmith.inference.shelf import Run, Shelf
+from tunesmith.inference.shelf import ServedModel, Shelf
 from tunesmith.model.load import locate
 from tunesmith.techniques import Full, Lora, Prompt, PTuning
 
@@ -50,7 +50,7 @@ class Vllm:
         for name, about in abouts.items():
             refuse(name, models[name], about)
         shelf = Shelf({name: [folder] for name, folder in models.items()}, device="cpu", offline=offline)
-        self._runs: dict[str, Run] = {name: shelf.load(name) for name in models}
+        self._runs: dict[str, ServedModel] = {name: shelf.load(name) for name in models}
         if len({id(run.ground) for run in self._runs.values()}) > 1:
             raise ModelError("vllm: the runs stand over several bases, and it holds one; serve them apart")
         self._runs |= {run.name: run for run in shelf.runs()}  # the base answers too
@@ -142,7 +142,7 @@ def sampling_parameters(model: Known, ask: Ask) -> Any:
     )
 
 
-def _known(run: Run) -> Known:
+def _known(run: ServedModel) -> Known:
     """A run as the server knows it. Raises ModelError for virtual tokens over a family that scales embeddings."""
     config = run.model.policy.network.config
     if run.virtual and config.model_type not in SOFT:

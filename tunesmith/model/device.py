@@ -37,7 +37,7 @@ NOT_ITS_MOMENTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class ChosenMachine:
     """Where and how to compute, and why so."""
 
     device: str
@@ -47,7 +47,7 @@ class Machine:
     why: str
 
 
-def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 0) -> Machine:
+def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 0) -> ChosenMachine:
     """The device, dtype and thread count to use; sets torch's thread count. Takes a second or two."""
     if dtype not in ("auto", *DTYPES):
         raise RecipeError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}; auto measures and chooses")
@@ -60,7 +60,7 @@ def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 
     chosen, reason = (dtype, "as asked") if dtype != "auto" else choose_dtype(place, measured)
     speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in measured.items())
     why = f"{place} with {count} thread{'s' * (count > 1)} measured {speeds} GFLOP/s: {chosen}, {reason}"
-    return Machine(place, chosen, count, measured, why)
+    return ChosenMachine(place, chosen, count, measured, why)
 
 
 def choose_dtype(device: str, measured: Mapping[str, float]) -> tuple[str, str]:

@@ -73,7 +73,7 @@ class _Open:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class AnswerIds:
     """Ids of one answer, the stop token left out, whether it ended by itself, and the stop token if it had one."""
 
     ids: list[int]
@@ -81,9 +81,11 @@ class Drawn:
     end: tuple[int, ...] = ()
 
 
-def generate(policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template) -> list[Drawn]:
+def generate(
+    policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template
+) -> list[AnswerIds]:
     """An answer to each prompt, in the order given; the same answers whatever is asked beside them."""
-    answers: dict[int, Drawn] = {}
+    answers: dict[int, AnswerIds] = {}
     for group in _groups(policy, prompts, ROWS):
         drawn = _drawn(policy, [prompts[i] for i in group], sampling=sampling, template=template)
         answers |= dict(zip(group, drawn, strict=True))
@@ -92,9 +94,9 @@ def generate(policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling
 
 def sample(
     policy: Policy, prompts: Sequence[list[int]], *, count: int, sampling: Sampling, template: Template
-) -> list[list[Drawn]]:
+) -> list[list[AnswerIds]]:
     """`count` answers to each prompt, each by a chance of its own; a prompt's keys and values are made once."""
-    answers: dict[int, list[Drawn]] = {}
+    answers: dict[int, list[AnswerIds]] = {}
     for group in _groups(policy, prompts, max(1, SAMPLED // count), copies=count):
         some = [prompts[i] for i in group]
         drawn = _drawn(policy, some, sampling=sampling, template=template, copies=count)
@@ -104,7 +106,7 @@ def sample(
 
 def _drawn(
     policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template, copies: int = 1
-) -> list[Drawn]:
+) -> list[AnswerIds]:
     """The answers to prompts that run together."""
     ids: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
     ends: dict[int, tuple[int, ...]] = {}
@@ -115,7 +117,7 @@ def _drawn(
                 ids[row].append(token)
             if ended:
                 ends[row] = (token,) if stops else ()
-    return [Drawn(said, row in ends, ends.get(row, ())) for row, said in enumerate(ids)]
+    return [AnswerIds(said, row in ends, ends.get(row, ())) for row, said in enumerate(ids)]
 
 
 def _groups(policy: Policy, prompts: Sequence[list[int]], size: int, copies: int = 1) -> Iterator[list[int]]:

@@ -45,7 +45,7 @@ class Learner(Protocol):
 
 
 @runtime_checkable
-class Together(Protocol):
+class WholeStepLearner(Protocol):
     """A learner that needs to see all micro-batches of a step before one of them is learned from."""
 
     def together(self, batches: Sequence[Batch], policy: Policy) -> list[Batch]:

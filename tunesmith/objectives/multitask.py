@@ -15,7 +15,7 @@ from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
-from tunesmith.objectives.base import Loss, Together
+from tunesmith.objectives.base import Loss, WholeStepLearner
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.domain import Domain
 from tunesmith.objectives.instruct import Instruct
@@ -26,7 +26,7 @@ from tunesmith.objectives.reward import Reward
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 
 
-class Rows(BaseModel):
+class TaskRows(BaseModel):
     """Where rows come from and how they are split."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -48,12 +48,12 @@ AnyPart = Classify | Domain | Instruct | Preference | Reward
 PartObjective = Annotated[Annotated[AnyPart, Discriminator("kind")], _opened("kind")]
 
 
-class Part(BaseModel):
+class TaskSection(BaseModel):
     """One task of several."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    data: Annotated[Rows, _opened("train")]
+    data: Annotated[TaskRows, _opened("train")]
     objective: PartObjective
     weight: float = Field(1.0, gt=0, description="how much the task counts in the loss of a step")
 
@@ -72,7 +72,7 @@ class Multitask(BaseModel):
     max_new_tokens: ClassVar[int] = 0
 
     kind: Literal["multitask"] = "multitask"
-    tasks: dict[Annotated[str, Field(pattern=NAME)], Part] = Field(
+    tasks: dict[Annotated[str, Field(pattern=NAME)], TaskSection] = Field(
         default_factory=dict, description="two or more tasks by name; the first is the headline"
     )
     sampling: Literal["size", "equal", "temperature", "weights"] = Field(
@@ -93,7 +93,7 @@ class Multitask(BaseModel):
     def without_rows(self) -> Multitask:
         """The same for whoever uses the model: where its rows lay is nobody's business."""
         return self.model_copy(
-            update={"tasks": {n: p.model_copy(update={"data": Rows()}) for n, p in self.tasks.items()}}
+            update={"tasks": {n: p.model_copy(update={"data": TaskRows()}) for n, p in self.tasks.items()}}
         )
 
     def shares(self, sizes: Mapping[str, int]) -> dict[str, float]:
@@ -145,7 +145,7 @@ class Multitask(BaseModel):
         found = list(batches)
         for name in {batch.task for batch in batches}:
             objective, places = self.tasks[name].objective, [i for i, one in enumerate(found) if one.task == name]
-            if isinstance(objective, Together):
+            if isinstance(objective, WholeStepLearner):
                 mine = objective.together([found[i] for i in places], self.seen(policy, name))
                 for place, batch in zip(places, mine, strict=True):
                     found[place] = batch

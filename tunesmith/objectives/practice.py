@@ -15,7 +15,7 @@ from tunesmith.data.exercises import Attempt, Exercise, Scorer
 from tunesmith.data.template import Template, Tokens
 from tunesmith.errors import Refused
 from tunesmith.model.batch import Batch, pack
-from tunesmith.model.generate import Drawn, generate, sample
+from tunesmith.model.generate import AnswerIds, generate, sample
 from tunesmith.model.policy import Policy
 from tunesmith.model.rollout import Figures, Rollout
 from tunesmith.model.sampling import Sampling
@@ -109,7 +109,7 @@ class Practice:
             )
         return float(scores.min()), float(scores.max())
 
-    def _drawn(self, batch: Batch, policy: Policy) -> tuple[list[list[int]], list[Drawn], list[Attempt]]:
+    def _drawn(self, batch: Batch, policy: Policy) -> tuple[list[list[int]], list[AnswerIds], list[Attempt]]:
         """The prompts of a batch, and G answers to each, one after another."""
         objective, prompts = self.objective, _prompts(batch)
         sampling = Sampling(
@@ -122,7 +122,7 @@ class Practice:
         attempts = [self._attempt(batch, place // objective.group, one) for place, one in enumerate(drawn)]
         return prompts, drawn, attempts
 
-    def _attempt(self, batch: Batch, row: int, drawn: Drawn) -> Attempt:
+    def _attempt(self, batch: Batch, row: int, drawn: AnswerIds) -> Attempt:
         return Attempt(self.exercises[batch.places[row]], self.template.decode(drawn.ids).strip(), drawn.finished)
 
     def _said(self, states: Tensor, batch: Batch, policy: Policy) -> Tensor:
@@ -170,7 +170,7 @@ def _prompts(batch: Batch) -> list[list[int]]:
     return [batch.ids[path[path >= 0]].tolist() for path in batch.paths]
 
 
-def _answered(prompt: list[int], drawn: Drawn) -> Tokens:
+def _answered(prompt: list[int], drawn: AnswerIds) -> Tokens:
     """A prompt with an answer and its stop token, of which each id is learned."""
     answer = [*drawn.ids, *drawn.end]
     return Tokens([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
@@ -183,7 +183,7 @@ def _values(states: Tensor, policy: Policy) -> Tensor:
     return values
 
 
-def _figures(scores: Tensor, paid: Tensor, drawn: Sequence[Drawn], cut_off: Tensor) -> Figures:
+def _figures(scores: Tensor, paid: Tensor, drawn: Sequence[AnswerIds], cut_off: Tensor) -> Figures:
     """What the journal tells of one window's answers."""
     answers, groups = len(drawn), len(paid)
     alike = paid.max(dim=1).values - paid.min(dim=1).values < EQUAL

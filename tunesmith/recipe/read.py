@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from tunesmith.aliases import translate, translate_change, translate_sections
 from tunesmith.errors import RecipeError, key_of
 from tunesmith.objectives import OBJECTIVES, Multitask, Rl
-from tunesmith.objectives.multitask import Part, Rows
+from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.recipe.sections import PEOPLE, SELF, VOTES, Data, Recipe, nearest
 from tunesmith.techniques import TECHNIQUES, Lora
 
@@ -31,7 +31,7 @@ FINDINGS = {
     "string_pattern_mismatch": "a name begins with a letter of a to z, and only such letters, digits, - and _ follow",
 }
 SHORT = {"objective": "kind", "technique": "kind", "documents": "source", "data": "train"}
-R = TypeVar("R", bound=Rows)
+R = TypeVar("R", bound=TaskRows)
 
 
 class _Once(yaml.SafeLoader):
@@ -210,9 +210,9 @@ def _section(path: Sequence[str]) -> Mapping[str, Any]:
     models = {
         n: f.annotation for n, f in fields if isinstance(f.annotation, type) and issubclass(f.annotation, BaseModel)
     }
-    models["tasks"] = Part
+    models["tasks"] = TaskSection
     if "tasks" in path:
-        models["data"] = Rows
+        models["data"] = TaskRows
     for part in (*OBJECTIVES, *TECHNIQUES):
         models[get_args(part.model_fields["kind"].annotation)[0]] = part
     for name in reversed(path[:-1]):

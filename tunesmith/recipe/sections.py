@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 from pydantic.fields import FieldInfo
 
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct, Multitask, Preference, Reward, Rl
-from tunesmith.objectives.multitask import Part, Rows
+from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Full, Ia3, Lora, Prefix, Prompt, PTuning
 
 # What stands for no file: the votes of a loop as its reward, people as its judge, what the base writes as general text.
@@ -23,7 +23,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Data(Rows):
+class Data(TaskRows):
     """Where the rows come from, how they are split, and how long they may be."""
 
     max_tokens: int = Field(512, ge=16, description="longest row; longer prompts are shortened and counted")
@@ -202,7 +202,7 @@ class Recipe(_Section):
     def _rows_are_named(self) -> Self:
         """A recipe of one task names its rows, one of several leaves that to the tasks."""
         several = isinstance(self.objective, Multitask)
-        named = [key for key, field in Rows.model_fields.items() if getattr(self.data, key) != _default(field)]
+        named = [key for key, field in TaskRows.model_fields.items() if getattr(self.data, key) != _default(field)]
         if not several and not self.data.train:
             raise ValueError("data.train is missing; add it")
         if several and named:
@@ -221,8 +221,8 @@ class Recipe(_Section):
             return {}
         return {name: self._part(part) for name, part in self.objective.tasks.items()}
 
-    def _part(self, part: Part) -> Recipe:
-        data = self.data.model_copy(update={key: getattr(part.data, key) for key in Rows.model_fields})
+    def _part(self, part: TaskSection) -> Recipe:
+        data = self.data.model_copy(update={key: getattr(part.data, key) for key in TaskRows.model_fields})
         return self.model_copy(update={"data": data, "objective": part.objective, "controls": False})
 
 

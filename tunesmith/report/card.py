@@ -12,7 +12,7 @@ import yaml
 from tunesmith.model.shipped import SHIPPED
 from tunesmith.objectives import Multitask
 from tunesmith.report import figures
-from tunesmith.report.facts import Contender, Facts, contenders
+from tunesmith.report.facts import Contender, RunFacts, contenders
 from tunesmith.report.figures import bounds, count, figure, metric_name, p_value, share, signed
 from tunesmith.report.schema import PartOfMany
 from tunesmith.report.snippets import ask_line, python_lines, transformers_lines
@@ -24,14 +24,14 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 PIPELINES = {"classify": "text-classification", "reward": "text-classification"}
 
 
-def card(facts: Facts) -> str:
+def card(facts: RunFacts) -> str:
     """The model card as Markdown with YAML in front."""
     matter = yaml.safe_dump(front_matter(facts), sort_keys=False, allow_unicode=True, width=100)
     sections = (_what, _results, _together, _retention, _data, _use, _limits, _environment, _again)
     return f"---\n{matter}---\n\n" + "\n\n".join(filter(None, (write(facts) for write in sections))) + "\n"
 
 
-def front_matter(facts: Facts) -> dict[str, Any]:
+def front_matter(facts: RunFacts) -> dict[str, Any]:
     """What the Hub reads: base, licence, library, tags and results."""
     report, shipped = facts.report, SHIPPED.get(facts.report.model)
     adapter = report.technique != "full"
@@ -55,13 +55,13 @@ def hub_id(model: str) -> str:
     return model if HUB_ID.fullmatch(model) and not Path(model).exists() and not model.endswith(".gguf") else ""
 
 
-def pipeline(facts: Facts) -> str:
+def pipeline(facts: RunFacts) -> str:
     """The Hub's word for what this model does."""
     by_family = "fill-mask" if facts.report.family == "encoder" else "text-generation"
     return PIPELINES.get(facts.report.objective, by_family)
 
 
-def _result(facts: Facts) -> dict[str, Any]:
+def _result(facts: RunFacts) -> dict[str, Any]:
     """One entry of model-index: the headline's data, and every metric of the tuned model."""
     digest = facts.report.data.sha256.get("test", "")
     dataset = {"name": facts.data_name, "type": re.sub(r"[^\w.-]+", "-", facts.data_name), "split": "test"}
@@ -75,7 +75,7 @@ def _result(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _what(facts: Facts) -> str:
+def _what(facts: RunFacts) -> str:
     report = facts.report
     base = hub_id(report.model)
     link = f"[{base}](https://huggingface.co/{base})" if base else code(Path(report.model).name)
@@ -90,7 +90,7 @@ def _what(facts: Facts) -> str:
     )
 
 
-def _results(facts: Facts) -> str:
+def _results(facts: RunFacts) -> str:
     report = facts.report
     lines = [
         (
@@ -120,7 +120,7 @@ def _results(facts: Facts) -> str:
     return "\n\n".join(parts)
 
 
-def _together(facts: Facts) -> str:
+def _together(facts: RunFacts) -> str:
     """Task by task beside its own model, and how far tasks pull apart; nothing for a single task."""
     found = facts.report.together
     if found is None:
@@ -158,7 +158,7 @@ def _way(one: Contender) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _retention(facts: Facts) -> str:
+def _retention(facts: RunFacts) -> str:
     found = facts.report.retention
     if found is None:
         return "## General ability\n\nNot measured: what tuning took from the base's general ability is unknown."
@@ -176,7 +176,7 @@ def _retention(facts: Facts) -> str:
     return "## General ability\n\n" + "\n".join(lines)
 
 
-def _data(facts: Facts) -> str:
+def _data(facts: RunFacts) -> str:
     data = facts.report.data
     parts = [
         "## Data",
@@ -188,7 +188,7 @@ def _data(facts: Facts) -> str:
     return "\n\n".join([*parts, *([] if not data.notes else ["\n".join(f"- {text(note)}" for note in data.notes)])])
 
 
-def _use(facts: Facts) -> str:
+def _use(facts: RunFacts) -> str:
     ask = "tunesmith evaluate . --data PAIRS" if facts.report.objective == "reward" else ask_line(facts)
     parts = ["## Use", "In the folder of this card:", fence(ask, "sh"), fence("\n".join(python_lines(facts)), "python")]
     lines = transformers_lines(facts, base=hub_id(facts.report.model) or "PATH/TO/THE/BASE")
@@ -197,7 +197,7 @@ def _use(facts: Facts) -> str:
     return "\n\n".join(parts)
 
 
-def _limits(facts: Facts) -> str:
+def _limits(facts: RunFacts) -> str:
     report = facts.report
     lines = [
         f"- Measured on rows of {code(facts.data_name)} only; on other texts the scores may differ.",
@@ -217,14 +217,14 @@ def _limits(facts: Facts) -> str:
     return "## Limits\n\n" + "\n".join(lines)
 
 
-def _environment(facts: Facts) -> str:
+def _environment(facts: RunFacts) -> str:
     report = facts.report
     lines = [*report.environment.items(), ("training time", figures.duration(report.speed.seconds))]
     lines.append(("peak memory", figures.size(report.memory.peak_bytes)))
     return "## Environment\n\n" + table(("what", "value"), [(name.replace("_", " "), value) for name, value in lines])
 
 
-def _again(facts: Facts) -> str:
+def _again(facts: RunFacts) -> str:
     # Only what decides how it learns: the paths in a recipe are nobody's business on a public page.
     objective = facts.recipe.objective
     objective = objective.without_rows() if isinstance(objective, Multitask) else objective

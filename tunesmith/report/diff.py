@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.resampling import groups_of
-from tunesmith.evaluation.significance import Comparison, compare_macro_f1, compare_paired
+from tunesmith.evaluation.significance import PairedComparison, compare_macro_f1, compare_paired
 from tunesmith.evaluation.tasks import Difference
 from tunesmith.report.figures import bounds, clean, figure, metric_name, p_value, signed
 from tunesmith.report.predictions import FILE, Prediction, of_headline, read_predictions, row_scores
@@ -150,7 +150,7 @@ def _side_by_side(one: Prediction, two: Prediction) -> Prediction:
     return one.model_copy(update=sides)
 
 
-def compared(rows: Sequence[Prediction], scores: tuple[Any, Any], metric: str) -> Comparison:
+def compared(rows: Sequence[Prediction], scores: tuple[Any, Any], metric: str) -> PairedComparison:
     """What `paired` found, as a comparison; rows of several pairs of runs may stand one after another."""
     groups = groups_of(rows)
     if metric == "macro_f1":
@@ -170,7 +170,7 @@ def _better(change: float) -> str:
     return "b" if change > 0 else "a" if change < 0 else "neither"
 
 
-def _sentence(found: Comparison, changed: Sequence[Changed], metric: str) -> str:
+def _sentence(found: PairedComparison, changed: Sequence[Changed], metric: str) -> str:
     """The whole difference as one line."""
     ups, downs = (sum(row.better == side for row in changed) for side in "ba")
     verdict = VERDICTS.get(found.verdict, found.verdict)

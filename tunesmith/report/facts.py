@@ -32,7 +32,7 @@ FEWEST_PER_BIN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class RunFacts:
     """Everything in a run folder that a report is written from."""
 
     folder: Path
@@ -101,11 +101,11 @@ class LabelLine:
     tuned: float
 
 
-def read_facts(folder: Path) -> Facts:
+def read_facts(folder: Path) -> RunFacts:
     """What lies in a finished run's folder. Raises CheckpointError and RecipeError."""
     report = read_report(folder)
     recipe = folder / "recipe.yaml"
-    return Facts(
+    return RunFacts(
         folder=folder,
         report=report,
         recipe=load_recipe(recipe)[0],
@@ -115,7 +115,7 @@ def read_facts(folder: Path) -> Facts:
     )
 
 
-def contenders(facts: Facts) -> list[Contender]:
+def contenders(facts: RunFacts) -> list[Contender]:
     """Base, baselines and controls on the headline's metric, then the tuned model, which should beat them all."""
     report, task = facts.report, facts.report.task
     kinds = [*((one, "baseline") for one in report.baselines), *((one, "control") for one in report.controls)]
@@ -138,7 +138,7 @@ def contenders(facts: Facts) -> list[Contender]:
     return [*found, Contender("tuned", "tuned", task.tuned, _tuned_interval(facts), facts.report.technique)]
 
 
-def _tuned_interval(facts: Facts) -> tuple[float, float] | None:
+def _tuned_interval(facts: RunFacts) -> tuple[float, float] | None:
     """The interval of the tuned model alone, where its score is a mean over rows."""
     metric = facts.report.task.metric
     if metric not in PER_ROW or not facts.predictions:
@@ -147,7 +147,7 @@ def _tuned_interval(facts: Facts) -> tuple[float, float] | None:
     return interval(scores, groups=groups_of(facts.predictions))
 
 
-def groups_to_read(facts: Facts) -> list[Group]:
+def groups_to_read(facts: RunFacts) -> list[Group]:
     """A few rows that tuning mended, a few that it broke, a few that both get wrong."""
     found = row_scores(facts.predictions, facts.report.task.metric)
     if found is None:
@@ -167,7 +167,7 @@ def groups_to_read(facts: Facts) -> list[Group]:
     ]
 
 
-def _chosen(facts: Facts, title: str, mask: NDArray[np.bool_], right: tuple[bool, bool]) -> Group:
+def _chosen(facts: RunFacts, title: str, mask: NDArray[np.bool_], right: tuple[bool, bool]) -> Group:
     """Rows under the mask: where probabilities are stated the surest, else some from all over the file."""
     rows = [facts.predictions[i] for i in np.flatnonzero(mask)]
     if any(row.probabilities for row in rows):
@@ -176,13 +176,13 @@ def _chosen(facts: Facts, title: str, mask: NDArray[np.bool_], right: tuple[bool
     return Group(title, [rows[int(i * step)] for i in range(min(EXAMPLES, len(rows)))], len(rows), right)
 
 
-def _first(facts: Facts, title: str, order: NDArray[np.float64], total: int | None) -> Group:
+def _first(facts: RunFacts, title: str, order: NDArray[np.float64], total: int | None) -> Group:
     """The rows with the smallest numbers, no more than there are of the sort."""
     some = np.argsort(order, kind="stable")[: EXAMPLES if total is None else min(EXAMPLES, total)]
     return Group(title, [facts.predictions[i] for i in some], total)
 
 
-def confusion(facts: Facts) -> Confusion | None:
+def confusion(facts: RunFacts) -> Confusion | None:
     """The confusion of both models, where each row has one of a few labels."""
     rows = facts.predictions
     labels = sorted({text for row in rows for text in (row.gold, row.base, row.tuned)})
@@ -196,7 +196,7 @@ def confusion(facts: Facts) -> Confusion | None:
     )
 
 
-def confusions(facts: Facts) -> list[tuple[str, str, int, int]]:
+def confusions(facts: RunFacts) -> list[tuple[str, str, int, int]]:
     """The commonest wrong answers (gold, given, times by base, times by tuned), where a matrix would be too wide."""
     if not facts.labels_one or confusion(facts) is not None:
         return []
@@ -206,7 +206,7 @@ def confusions(facts: Facts) -> list[tuple[str, str, int, int]]:
     return [(*pair, base[pair], tuned[pair]) for pair in pairs[:LISTED]]
 
 
-def label_lines(facts: Facts) -> list[LabelLine]:
+def label_lines(facts: RunFacts) -> list[LabelLine]:
     """F1 of each label of the test rows, the worst of the tuned model first; none if nothing is labelled."""
     if not isinstance(facts.recipe.objective, Classify) or not facts.predictions:
         return []
@@ -234,13 +234,13 @@ def _f1(gold: Sequence[set[str]], given: Sequence[set[str]]) -> dict[str, float]
     return {label: 2 * right[label] / (wanted[label] + used[label]) for label in wanted}
 
 
-def _stated(facts: Facts) -> tuple[list[float], list[bool]]:
+def _stated(facts: RunFacts) -> tuple[list[float], list[bool]]:
     """Confidence and rightness of the rows with one stated label."""
     rows = [row for row in facts.predictions if row.confidence is not None and facts.labels_one]
     return [row.confidence or 0.0 for row in rows], [row.tuned == row.gold for row in rows]
 
 
-def reliability(facts: Facts) -> list[tuple[float, float, int]]:
+def reliability(facts: RunFacts) -> list[tuple[float, float, int]]:
     """(mean confidence, accuracy, rows) of the tuned model in bins of about equally many rows."""
     confidence, right = _stated(facts)
     bins = min(BINS, len(confidence) // FEWEST_PER_BIN)
@@ -252,7 +252,7 @@ def reliability(facts: Facts) -> list[tuple[float, float, int]]:
     return [(float(a.mean()), float(b.mean()), len(a)) for a, b in parts]
 
 
-def coverage(facts: Facts) -> list[tuple[float, float]]:
+def coverage(facts: RunFacts) -> list[tuple[float, float]]:
     """(share answered, accuracy of those answers): the report's own curve, else read off the answers."""
     if facts.report.calibration is not None and facts.report.calibration.coverage:
         return list(facts.report.calibration.coverage)
@@ -260,7 +260,7 @@ def coverage(facts: Facts) -> list[tuple[float, float]]:
     return coverage_curve(confidence, right) if confidence else []
 
 
-def curve(facts: Facts, key: str) -> list[tuple[float, float]]:
+def curve(facts: RunFacts, key: str) -> list[tuple[float, float]]:
     """(step, value) of the journal lines that have this key and a finite value."""
     points = [(line["step"], line[key]) for line in facts.journal if key in line]
     return [(float(x), float(y)) for x, y in points if y is not None and math.isfinite(y)]

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.evaluation.significance import Comparison, lower_is_better
+from tunesmith.evaluation.significance import PairedComparison, lower_is_better
 from tunesmith.report.figures import bounds, count, duration, figure, metric_name, p_value, share, signed, size
 
 # Two techniques count as equal where the whole interval of their difference is within this, on a scale of 0 to 1.
@@ -123,7 +123,7 @@ class Grid(_Part):
     failed: dict[str, str] = {}  # of these the ones that were begun and broke, and why
 
 
-def pair_of(one: GridCell, against: str, found: Comparison, metric: str, seeds: Sequence[int]) -> GridPair:
+def pair_of(one: GridCell, against: str, found: PairedComparison, metric: str, seeds: Sequence[int]) -> GridPair:
     """A comparison under the names of both techniques."""
     return GridPair(
         objective=one.objective,

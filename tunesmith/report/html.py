@@ -16,7 +16,7 @@ from tunesmith.report.card import COMMAND, card
 from tunesmith.report.facts import (
     LISTED,
     Contender,
-    Facts,
+    RunFacts,
     confusion,
     confusions,
     contenders,
@@ -45,7 +45,7 @@ def write_reports(folder: Path) -> None:
     write_whole(folder / "report.html", page(facts))  # last: where it is, both are
 
 
-def page(facts: Facts) -> str:
+def page(facts: RunFacts) -> str:
     """The run's page; everything that came from files is escaped."""
     template = environment().get_template("report.html.jinja")
     return template.render(
@@ -97,7 +97,7 @@ def _clean(value: Any) -> Any:
     return figures.clean(value) if type(value) is str else value
 
 
-def _plots(facts: Facts) -> dict[str, str]:
+def _plots(facts: RunFacts) -> dict[str, str]:
     report = facts.report
     what = "reward" if report.pursuit else "loss"
     target = None if report.calibration is None else report.calibration.target_accuracy
@@ -111,7 +111,7 @@ def _plots(facts: Facts) -> dict[str, str]:
     }
 
 
-def _other(facts: Facts, metric: str) -> bool:
+def _other(facts: RunFacts, metric: str) -> bool:
     return metric != facts.report.task.metric
 
 

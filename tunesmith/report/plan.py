@@ -24,7 +24,7 @@ class Bounds(_Part):
     high: float
 
 
-class Prediction(_Part):
+class CostPrediction(_Part):
     """What one run is expected to take: numbers that move, bytes at the peak, seconds of training steps."""
 
     technique: str
@@ -39,7 +39,7 @@ class Option(_Part):
 
     technique: str
     refused: str = ""
-    prediction: Prediction | None = None
+    prediction: CostPrediction | None = None
     whole_seconds: Bounds | None = None  # with validation and the scoring of base and tuned model
     fits: bool = False
     standing: str
@@ -77,13 +77,13 @@ def schema() -> str:
     return json.dumps(Outlook.model_json_schema(), indent=1)
 
 
-def read_prediction(run: Path) -> Prediction | None:
+def read_prediction(run: Path) -> CostPrediction | None:
     """What a run was expected to take; None for one that nobody planned."""
     kept = run / PREDICTION
-    return Prediction.model_validate_json(kept.read_text(encoding="utf-8")) if kept.exists() else None
+    return CostPrediction.model_validate_json(kept.read_text(encoding="utf-8")) if kept.exists() else None
 
 
-def told(found: Prediction) -> str:
+def told(found: CostPrediction) -> str:
     """A prediction in one line."""
     return (
         f"plan: {found.technique} moves {count(found.trainable)} numbers; {memory(found.memory)} at the peak, "

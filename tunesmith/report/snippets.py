@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 from tunesmith.objectives import Classify, Domain, Multitask, Reward
-from tunesmith.report.facts import Facts
+from tunesmith.report.facts import RunFacts
 from tunesmith.report.figures import clean
 
 TEXT, MASK = "your text", "[MASK]"
 
 
-def ask_line(facts: Facts) -> str:
+def ask_line(facts: RunFacts) -> str:
     """The command that asks the model, of several tasks as the first."""
     objective = facts.recipe.objective
     if isinstance(objective, Multitask):
@@ -21,7 +21,7 @@ def ask_line(facts: Facts) -> str:
     return f"tunesmith ask . '{TEXT} {mask_of(facts.folder)}'" if fills else f"tunesmith ask . '{TEXT}'"
 
 
-def python_lines(facts: Facts) -> list[str]:
+def python_lines(facts: RunFacts) -> list[str]:
     """The tuned model through Tunesmith."""
     loaded = ["import tunesmith", "", 'model = tunesmith.load(".")']
     if isinstance(facts.recipe.objective, Multitask):
@@ -53,7 +53,7 @@ def _asked_by_task(objective: Multitask) -> list[str]:
     return [f'print(model.{verb}(["{TEXT}"], task="{name}")[0])' for name, verb in verbs.items()]
 
 
-def transformers_lines(facts: Facts, *, base: str) -> list[str]:
+def transformers_lines(facts: RunFacts, *, base: str) -> list[str]:
     """The tuned model through transformers and PEFT; none where they would answer otherwise, or by a head of ours."""
     objective = facts.recipe.objective
     headed = isinstance(objective, Multitask | Reward) or (
@@ -71,7 +71,7 @@ def transformers_lines(facts: Facts, *, base: str) -> list[str]:
     ]
 
 
-def _loading(facts: Facts, base: str) -> list[str]:
+def _loading(facts: RunFacts, base: str) -> list[str]:
     """Imports, tokenizer and model; a base that lay in 4 bits while the adapter was learned lies so again."""
     tokenizer = 'tokenizer = AutoTokenizer.from_pretrained("model")'
     if facts.report.technique == "full":
@@ -98,7 +98,7 @@ def _loading(facts: Facts, base: str) -> list[str]:
     ]
 
 
-def _asking(facts: Facts) -> list[str]:
+def _asking(facts: RunFacts) -> list[str]:
     """How the model is asked: as a chat, or with the beginning of a text."""
     if isinstance(facts.recipe.objective, Domain):
         return [f'asked = tokenizer("{TEXT}", return_tensors="pt")']
@@ -110,7 +110,7 @@ def _asking(facts: Facts) -> list[str]:
     ]
 
 
-def _question(facts: Facts) -> str:
+def _question(facts: RunFacts) -> str:
     """What the model is asked about a text, as it was in training."""
     objective = facts.recipe.objective
     if isinstance(objective, Classify):
@@ -118,7 +118,7 @@ def _question(facts: Facts) -> str:
     return clean(f"{objective.instruction}\n\n{TEXT}" if objective.instruction else TEXT)
 
 
-def _longest(facts: Facts) -> int:
+def _longest(facts: RunFacts) -> int:
     """Tokens that the longest answer may need."""
     objective = facts.recipe.objective
     if isinstance(objective, Classify):

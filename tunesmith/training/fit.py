@@ -19,8 +19,8 @@ from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, 
 from tunesmith.model.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.model.rollout import Figures, added
-from tunesmith.objectives.base import Learner, Together
-from tunesmith.training.optim import Plan, make_optimizer, optimizer_tensors, restore_optimizer, set_rate
+from tunesmith.objectives.base import Learner, WholeStepLearner
+from tunesmith.training.optim import TrainingPlan, make_optimizer, optimizer_tensors, restore_optimizer, set_rate
 
 
 class Interrupted(Exception):
@@ -41,7 +41,7 @@ class Hooks:
 
 
 @dataclass(slots=True)
-class State:
+class TrainingState:
     """Where a run is: all that a checkpoint holds beside tensors."""
 
     step: int = 0
@@ -71,9 +71,9 @@ def fit(
     learner: Learner,
     window: Callable[[int], Sequence[Batch]],
     *,
-    plan: Plan,
+    plan: TrainingPlan,
     hooks: Hooks,
-) -> State:
+) -> TrainingState:
     """Train to the plan's end or to an early stop, leaving the best numbers seen in `policy`.
 
     Goes on from a checkpoint in `hooks.folder` when there is one: same machine, threads and versions
@@ -81,7 +81,7 @@ def fit(
     Raises Interrupted after saving, Refused when the loss is not finite or memory does not hold a single row.
     """
     optimizer = make_optimizer(policy, plan)
-    state = _resume(policy, optimizer, hooks.folder) or State()
+    state = _resume(policy, optimizer, hooks.folder) or TrainingState()
     hooks.resumed(state.step)
     while state.owed or (state.step < plan.steps and not state.stopped_early):
         try:
@@ -112,7 +112,7 @@ def _record_step(
     window: Callable[[int], Sequence[Batch]],
     *,
     optimizer: torch.optim.Optimizer,
-    run: tuple[Plan, Hooks, State],
+    run: tuple[TrainingPlan, Hooks, TrainingState],
 ) -> None:
     """One optimizer step, its place in the state, and its line in the journal."""
     plan, hooks, state = run
@@ -149,7 +149,7 @@ def _gathered(
     learner: Learner,
     window: Callable[[int], Sequence[Batch]],
     *,
-    run: tuple[Plan, Hooks, State],
+    run: tuple[TrainingPlan, Hooks, TrainingState],
 ) -> tuple[Sequence[Batch], Sequence[Batch], tuple[float, dict[str, float]]]:
     """The micro-batches of the next step that memory held, the same prepared, and what `accumulate` makes of them.
 
@@ -170,7 +170,7 @@ def _gathered(
 
 
 def _again(
-    policy: Policy, learner: Learner, prepared: Sequence[Batch], *, run: tuple[Plan, Hooks, State]
+    policy: Policy, learner: Learner, prepared: Sequence[Batch], *, run: tuple[TrainingPlan, Hooks, TrainingState]
 ) -> tuple[Sequence[Batch], tuple[float, dict[str, float]]]:
     """What `accumulate` makes of rows that were learned from before in this step, and the batches that memory held.
 
@@ -186,7 +186,7 @@ def _again(
         prepared = [half for batch in prepared for half in halved(batch)]
 
 
-def _make_room(policy: Policy, *, run: tuple[Plan, Hooks, State]) -> None:
+def _make_room(policy: Policy, *, run: tuple[TrainingPlan, Hooks, TrainingState]) -> None:
     """Drop the gradients of a step that memory did not hold, and run less at once from it on. Raises Refused."""
     _, hooks, state = run
     for _, value in policy.trainable():
@@ -209,7 +209,7 @@ def ready(policy: Policy, learner: Learner, batches: Sequence[Batch]) -> list[Ba
     """The micro-batches of a window with everything that needs no gradient, made before any number moves."""
     policy.train(False)
     prepared = [learner.prepare(batch.to(policy.device), policy) for batch in batches]
-    return learner.together(prepared, policy) if isinstance(learner, Together) else prepared
+    return learner.together(prepared, policy) if isinstance(learner, WholeStepLearner) else prepared
 
 
 def accumulate(policy: Policy, learner: Learner, prepared: Sequence[Batch]) -> tuple[float, dict[str, float]]:
@@ -242,7 +242,7 @@ def _move(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: float) -> f
     return float(norm)
 
 
-def _validate(policy: Policy, state: State, *, plan: Plan, hooks: Hooks) -> None:
+def _validate(policy: Policy, state: TrainingState, *, plan: TrainingPlan, hooks: Hooks) -> None:
     """Score the numbers as they are; keep them if they are the best so far, count if they are not."""
     policy.train(False)
     score = hooks.validate()
@@ -275,7 +275,7 @@ def _best(folder: Path) -> dict[str, Tensor]:
     return load_tensors(best / "numbers.safetensors")
 
 
-def save(policy: Policy, optimizer: torch.optim.Optimizer, state: State, folder: Path) -> None:
+def save(policy: Policy, optimizer: torch.optim.Optimizer, state: TrainingState, folder: Path) -> None:
     """Write the checkpoint of this step, whole or not at all."""
 
     def fill(half: Path) -> None:
@@ -286,11 +286,11 @@ def save(policy: Policy, optimizer: torch.optim.Optimizer, state: State, folder:
     write_folder(folder / "last", fill)
 
 
-def _resume(policy: Policy, optimizer: torch.optim.Optimizer, folder: Path) -> State | None:
+def _resume(policy: Policy, optimizer: torch.optim.Optimizer, folder: Path) -> TrainingState | None:
     """The state of the newest whole checkpoint, its numbers put back; None when there is none."""
     if (last := find_folder(folder / "last")) is None:
         return None
     verify_folder(last)
     load_numbers(policy, load_tensors(last / "numbers.safetensors"))
     restore_optimizer(optimizer, policy, load_tensors(last / "optimizer.safetensors"))
-    return State(**json.loads((last / "state.json").read_text(encoding="utf-8")))
+    return TrainingState(**json.loads((last / "state.json").read_text(encoding="utf-8")))

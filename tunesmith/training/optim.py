@@ -13,7 +13,7 @@ from tunesmith.model.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class TrainingPlan:
     """Everything a loop must know beside the model and the rows, as numbers."""
 
     steps: int
@@ -51,7 +51,7 @@ def between(steps: int) -> int:
 HEAD_RATE = 1e-3
 
 
-def make_optimizer(policy: Policy, plan: Plan) -> torch.optim.AdamW:
+def make_optimizer(policy: Policy, plan: TrainingPlan) -> torch.optim.AdamW:
     """AdamW over the policy's trainable numbers; what is no weight (norms, biases, virtual tokens) is not decayed."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, value in policy.trainable():

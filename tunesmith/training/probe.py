@@ -10,7 +10,7 @@ from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
 from tunesmith.objectives.base import Learner
 from tunesmith.training.fit import load_numbers, numbers, step
-from tunesmith.training.optim import Plan, make_optimizer, set_rate
+from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
 
 ROWS = 8
 STEPS = 24
@@ -27,7 +27,7 @@ class Probe:
     steps: int
 
 
-def can_learn(policy: Policy, objective: Learner, batches: Sequence[Batch], *, plan: Plan) -> Probe:
+def can_learn(policy: Policy, objective: Learner, batches: Sequence[Batch], *, plan: TrainingPlan) -> Probe:
     """The probe's losses; the policy's numbers are put back as they were, whatever happens.
 
     Raises Refused if it learns nothing.

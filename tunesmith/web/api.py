@@ -16,14 +16,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunesmith.errors import TunesmithError, key_of
-from tunesmith.inference.answering import Answering, Busy, Model
+from tunesmith.inference.answering import AnsweringEngine, Busy, Model
 from tunesmith.inference.ask import Ask, AskError, UnknownModel
-from tunesmith.inference.row import Piece, Scored
+from tunesmith.inference.row import Piece, ScoredToken
 from tunesmith.inference.split import Splits
 from tunesmith.objectives import Classify
 from tunesmith.web.guard import Manner, Refusal
 from tunesmith.web.metrics import Metrics
-from tunesmith.web.pieces import Broken, Late, Pieces
+from tunesmith.web.pieces import InternalError, Late, Pieces
 from tunesmith.web.told import Call, Telling, split_calls, wrong
 from tunesmith.web.wanted import ChatWanted, NameWanted, TextsWanted, TextWanted, ThumbWanted
 from tunesmith.workflows.thumbs import Thumbs
@@ -43,7 +43,7 @@ TOLD: dict[type[Exception], tuple[int, str, str | None]] = {
     UnknownModel: (404, "invalid_request_error", "model_not_found"),
     Busy: (429, "rate_limit_error", "queue_full"),
     Late: (504, "timeout", "took_too_long"),
-    Broken: (500, "server_error", None),
+    InternalError: (500, "server_error", None),
     TunesmithError: (400, "invalid_request_error", None),
 }
 
@@ -59,7 +59,7 @@ MANNER = Manner(own_header=False, most_bytes=MOST_BYTES, refuses=refuses)
 class Api:
     """The routes over one engine."""
 
-    def __init__(self, engine: Answering, *, splits: Splits, metrics: Metrics, thumbs: Thumbs) -> None:
+    def __init__(self, engine: AnsweringEngine, *, splits: Splits, metrics: Metrics, thumbs: Thumbs) -> None:
         self._engine, self._splits, self._metrics, self._thumbs = engine, splits, metrics, thumbs
 
     def app(self) -> Any:
@@ -130,7 +130,7 @@ class Api:
         return StreamingResponse(parts, media_type="text/event-stream")
 
     async def _whole(self, pieces: Pieces, ask: Ask, telling: Telling) -> Any:
-        text, scored, last = "", list[Scored](), Piece(end="stop")
+        text, scored, last = "", list[ScoredToken](), Piece(end="stop")
         async for piece in pieces:
             text, last = text + piece.text, piece
             scored += piece.scored
@@ -279,7 +279,7 @@ def _told_of(error: Exception) -> tuple[int, Any]:
         place = ".".join(key_of(first["loc"]))[:100] or "body"
         return 400, wrong(f"{place}: {first['msg']}; see docs/stage3-use.md")
     status, kind, code = next(told for kind_of, told in TOLD.items() if isinstance(error, kind_of))
-    asked = isinstance(error, AskError | UnknownModel | Busy | Late | Broken)
+    asked = isinstance(error, AskError | UnknownModel | Busy | Late | InternalError)
     return status, wrong(str(error) if asked else FOLDERS.sub("", str(error)), kind=kind, code=code)
 
 

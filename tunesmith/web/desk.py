@@ -15,7 +15,7 @@ Tab = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 LONGEST_NAME = 40
 
 
-class Ask(BaseModel):
+class Visitor(BaseModel):
     """Who asks: the name they gave, and the tab they sit at."""
 
     rater: str
@@ -35,7 +35,7 @@ class Ask(BaseModel):
         return Who(self.rater, self.tab)
 
 
-class AskNext(Ask):
+class AskNext(Visitor):
     """An item, or with `skipped` one that was put aside."""
 
     skipped: bool = False
@@ -71,7 +71,7 @@ class Desk(Protocol):
 class Routes:
     """What the page asks for; each answer is the next thing to show, made by `state` of who asks and an item's key."""
 
-    def __init__(self, desk: Desk, state: Callable[[Ask, str | None], BaseModel]) -> None:
+    def __init__(self, desk: Desk, state: Callable[[Visitor, str | None], BaseModel]) -> None:
         self._desk, self._turns, self._state = desk, desk.turns, state
 
     def add_to(self, app: Any) -> None:
@@ -89,11 +89,11 @@ class Routes:
         self._turns.skip(ask.who, ask.item)
         return self.next(ask)
 
-    def undo(self, ask: Ask) -> BaseModel:
+    def undo(self, ask: Visitor) -> BaseModel:
         """The item of what this person did last, which is taken back."""
         return self._state(ask, self._turns.undo(ask.who) or self._turns.next(ask.who))
 
-    def release(self, ask: Ask) -> dict[str, bool]:
+    def release(self, ask: Visitor) -> dict[str, bool]:
         """Nothing to show: the tab was closed."""
         self._turns.release(ask.who)
         return {"released": True}

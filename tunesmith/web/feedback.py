@@ -7,10 +7,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from tunesmith.errors import DataError
-from tunesmith.web.desk import Ask, AskVote, Routes
+from tunesmith.web.desk import AskVote, Routes, Visitor
 from tunesmith.web.markdown import Node, render
 from tunesmith.web.parts import make_app
-from tunesmith.workflows.panel import Panel, Progress, Said
+from tunesmith.workflows.panel import JudgingProgress, PageChoice, Panel
 
 
 class AskJudgement(AskVote):
@@ -20,27 +20,27 @@ class AskJudgement(AskVote):
     text: str = ""
 
 
-class Turn(BaseModel):
+class ShownTurn(BaseModel):
     """One turn of what was asked."""
 
     role: str
     text: str
 
 
-class Shown(BaseModel):
+class ShownAnswers(BaseModel):
     """Answers as the page shows them: nothing tells who gave which."""
 
     key: str
-    turns: list[Turn]
+    turns: list[ShownTurn]
     answers: list[list[Node]]
     plain: list[str]  # what one's own answer can begin with
 
 
-class State(BaseModel):
+class FeedbackState(BaseModel):
     """What the page shows next: answers or none, how far it is, whether there is anything to undo."""
 
-    item: Shown | None
-    progress: Progress
+    item: ShownAnswers | None
+    progress: JudgingProgress
     undo: bool
 
 
@@ -48,20 +48,20 @@ def feedback_app(work: Panel) -> Any:
     """The app: the page, what it is made of, and what it asks for."""
     app = make_app("feedback", refuses=DataError)
 
-    def state(ask: Ask, key: str | None) -> State:
+    def state(ask: Visitor, key: str | None) -> FeedbackState:
         shown = None
         if key is not None:
             item = work.item(key)
             answers = [item.answers[place] for place in work.shown(key, ask.rater)]
-            turns = [Turn(role=message.role, text=message.content) for message in item.messages]
-            shown = Shown(key=key, turns=turns, answers=[render(text) for text in answers], plain=answers)
-        return State(item=shown, progress=work.progress(ask.rater), undo=work.turns.can_undo(ask.rater))
+            turns = [ShownTurn(role=message.role, text=message.content) for message in item.messages]
+            shown = ShownAnswers(key=key, turns=turns, answers=[render(text) for text in answers], plain=answers)
+        return FeedbackState(item=shown, progress=work.progress(ask.rater), undo=work.turns.can_undo(ask.rater))
 
     routes = Routes(work, state)
     routes.add_to(app)
 
     def vote(ask: AskJudgement) -> BaseModel:
-        work.vote(ask.who, ask.item, Said(ask.choice, ask.text, ask.took))
+        work.vote(ask.who, ask.item, PageChoice(ask.choice, ask.text, ask.took))
         return routes.next(ask)
 
     app.post("/api/vote", response_model=None)(vote)

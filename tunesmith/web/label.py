@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from tunesmith.errors import DataError
-from tunesmith.web.desk import Ask, AskVote, Routes
+from tunesmith.web.desk import AskVote, Routes, Visitor
 from tunesmith.web.parts import make_app
-from tunesmith.workflows.label import Labelling, Progress
+from tunesmith.workflows.label import Labelling, LabelProgress
 
 
 class AskLabel(AskVote):
@@ -19,7 +19,7 @@ class AskLabel(AskVote):
     label: str
 
 
-class Shown(BaseModel):
+class ShownRow(BaseModel):
     """A row as the page shows it."""
 
     key: str
@@ -28,12 +28,12 @@ class Shown(BaseModel):
     beside: list[tuple[str, str]]
 
 
-class State(BaseModel):
+class LabelState(BaseModel):
     """What the page shows next: a row or none, the labels, how far it is, whether there is anything to undo."""
 
-    item: Shown | None
+    item: ShownRow | None
     labels: list[str]
-    progress: Progress
+    progress: LabelProgress
     undo: bool
 
 
@@ -41,13 +41,13 @@ def label_app(work: Labelling) -> Any:
     """The app: the page, what it is made of, and what it asks for."""
     app = make_app("label", refuses=DataError)
 
-    def state(ask: Ask, key: str | None) -> State:
+    def state(ask: Visitor, key: str | None) -> LabelState:
         shown = None
         if key is not None:
             item = work.item(key)
-            shown = Shown(key=item.key, text=item.text, where=item.where, beside=list(item.beside))
+            shown = ShownRow(key=item.key, text=item.text, where=item.where, beside=list(item.beside))
         undo = work.turns.can_undo(ask.rater)
-        return State(item=shown, labels=work.labels(), progress=work.progress(ask.rater), undo=undo)
+        return LabelState(item=shown, labels=work.labels(), progress=work.progress(ask.rater), undo=undo)
 
     routes = Routes(work, state)
     routes.add_to(app)

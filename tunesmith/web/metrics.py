@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from tunesmith.inference.answering import Answering
+from tunesmith.inference.answering import AnsweringEngine
 from tunesmith.inference.row import Piece
 
 
@@ -39,7 +39,7 @@ class Metrics:
         self._tokens.labels(model, "prompt").inc(last.prompt_tokens)
         self._tokens.labels(model, "answer").inc(last.new_tokens)
 
-    def page(self, engine: Answering) -> tuple[bytes, str]:
+    def page(self, engine: AnsweringEngine) -> tuple[bytes, str]:
         """The text that Prometheus reads, and its type."""
         from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -51,7 +51,7 @@ class Metrics:
 class _Now:
     """What an engine does at this moment, and what it did since it began."""
 
-    def __init__(self, engine: Answering) -> None:
+    def __init__(self, engine: AnsweringEngine) -> None:
         self._engine = engine
 
     def collect(self) -> Iterator[Any]:

@@ -17,7 +17,7 @@ class Late(TunesmithError):
     """An answer took longer than the server gives it."""
 
 
-class Broken(TunesmithError):
+class InternalError(TunesmithError):
     """A bug of ours; the log has its traceback."""
 
 
@@ -61,7 +61,7 @@ class Pieces:
         if piece.end:
             self._done(piece)
             self.let_go()
-        failures: dict[str, type[TunesmithError]] = {"wrong": AskError, "late": Late, "broken": Broken}
+        failures: dict[str, type[TunesmithError]] = {"wrong": AskError, "late": Late, "broken": InternalError}
         if piece.end in failures:
             raise failures[piece.end](piece.why)
         return piece

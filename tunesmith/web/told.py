@@ -13,7 +13,7 @@ from typing import Any
 from tunesmith.data.calls import calls_in
 from tunesmith.data.examples import Message
 from tunesmith.data.template import Template
-from tunesmith.inference.row import Piece, Scored
+from tunesmith.inference.row import Piece, ScoredToken
 
 # How a tokenizer writes a byte that is a part of a character.
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -29,7 +29,9 @@ class Telling:
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
 
-    def whole(self, text: str, scored: Sequence[Scored], last: Piece, calls: Sequence[Call] = ()) -> dict[str, Any]:
+    def whole(
+        self, text: str, scored: Sequence[ScoredToken], last: Piece, calls: Sequence[Call] = ()
+    ) -> dict[str, Any]:
         """The answer in one."""
         choice: dict[str, Any] = {"index": 0, "finish_reason": "tool_calls" if calls else ENDS[last.end]}
         if self._chat:
@@ -58,7 +60,7 @@ class Telling:
         kind = kind if self._chat else "text_completion"
         return {"id": self._id, "object": kind, "created": self._created, "model": self.model}
 
-    def _scores(self, scored: Sequence[Scored]) -> dict[str, Any] | None:
+    def _scores(self, scored: Sequence[ScoredToken]) -> dict[str, Any] | None:
         if not scored:
             return None
         if self._chat:

@@ -22,18 +22,18 @@ TEXTS = 1024
 ANYTHING = {"type": "object"}
 
 
-class Part(BaseModel):
+class ContentPart(BaseModel):
     """A part of a turn; only texts are read here."""
 
     type: Literal["text"]
     text: str
 
 
-class Turn(BaseModel):
+class ChatTurn(BaseModel):
     """A turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | list[ContentPart] | None = None
     tool_calls: list[dict[str, Any]] | None = None
 
     @property
@@ -62,7 +62,7 @@ class Schema(BaseModel):
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class Format(BaseModel):
+class ResponseFormat(BaseModel):
     """What the answer must look like."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -78,7 +78,7 @@ class Format(BaseModel):
         return ANYTHING if self.type == "json_object" else None
 
 
-class Drawn(BaseModel):
+class SamplingFields(BaseModel):
     """How an answer is to be drawn; what is not asked for is as in training, at temperature 0."""
 
     model: Name
@@ -119,14 +119,14 @@ class Drawn(BaseModel):
         return self.max_tokens
 
 
-class ChatWanted(Drawn):
+class ChatWanted(SamplingFields):
     """POST /v1/chat/completions."""
 
-    messages: list[Turn] = Field(min_length=1, max_length=TURNS)
+    messages: list[ChatTurn] = Field(min_length=1, max_length=TURNS)
     max_completion_tokens: int | None = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
-    response_format: Format | None = None
+    response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] = Field([], max_length=TOOLS)
     tool_choice: Literal["auto", "none"] = "auto"
 
@@ -151,7 +151,7 @@ class ChatWanted(Drawn):
         )
 
 
-class TextWanted(Drawn):
+class TextWanted(SamplingFields):
     """POST /v1/completions: a text to go on with, no chat around it."""
 
     prompt: Annotated[str, Field(min_length=1)]
@@ -203,7 +203,7 @@ class ThumbWanted(BaseModel):
     """POST /feedback: what was asked, what was answered, and whether that was good."""
 
     model: Name
-    messages: list[Turn] = Field(min_length=1, max_length=TURNS)
+    messages: list[ChatTurn] = Field(min_length=1, max_length=TURNS)
     answer: str = Field(min_length=1)
     good: bool
     rater: str = Field("", max_length=40)

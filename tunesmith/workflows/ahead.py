@@ -13,9 +13,9 @@ from tunesmith.data.examples import Message
 from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.feedback.items import ANSWER, Side, prompt_key
-from tunesmith.feedback.store import Entry, Store
+from tunesmith.feedback.store import Entry, VoteStore
 from tunesmith.inference.folder import About, read_about
-from tunesmith.inference.open import Found, identify, open_model
+from tunesmith.inference.open import FoundModel, identify, open_model
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives.instruct import with_wording
 from tunesmith.workflows.questions import OWN_BASE, chosen_wording
@@ -31,7 +31,7 @@ SILENT = ("classify", "domain", "reward")
 class Asker:
     """A model and how it is asked: within the limit of a run, with a plain wording added to every prompt."""
 
-    found: Found
+    found: FoundModel
     sampling: Sampling
     limit: int = LONGEST_PROMPT
     wording: str = ""
@@ -72,7 +72,7 @@ def usual_sampling(name: str, *, offline: bool) -> Sampling:
 
 
 def make_side(
-    asker: Asker, prompts: Sequence[Sequence[Message]], store: Store, *, told: Callable[[str], None], offline: bool
+    asker: Asker, prompts: Sequence[Sequence[Message]], store: VoteStore, *, told: Callable[[str], None], offline: bool
 ) -> Side:
     """An answer to each prompt: those that the store has, the others made now and put into it."""
     name, weights = asker.found.name, asker.weights
@@ -98,7 +98,7 @@ def make_side(
     return Side(name, [known[key] for key in keys])
 
 
-def _kept(store: Store, about: Mapping[str, str]) -> dict[str, str]:
+def _kept(store: VoteStore, about: Mapping[str, str]) -> dict[str, str]:
     """Prompt -> the answer that the same model drew before. Raises DataError where the model is another by now."""
     kept = dict[str, str]()
     for event in store.since():
@@ -111,7 +111,7 @@ def _kept(store: Store, about: Mapping[str, str]) -> dict[str, str]:
     return kept
 
 
-def _about(found: Found) -> About | None:
+def _about(found: FoundModel) -> About | None:
     """The page about a run, None for what is no run. Raises RecipeError for one that does not write answers."""
     if found.kind != "run" or found.folder is None:
         return None
@@ -122,7 +122,7 @@ def _about(found: Found) -> About | None:
     return about
 
 
-def _limit(found: Found) -> int:
+def _limit(found: FoundModel) -> int:
     """The longest prompt that a model is asked, in tokens."""
     about = _about(found)
     return LONGEST_PROMPT if about is None else about.limit

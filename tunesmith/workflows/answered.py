@@ -12,10 +12,10 @@ from functools import partial
 from tunesmith.data.examples import Example, Message
 from tunesmith.data.files import write_whole
 from tunesmith.decision.prompts import cited
-from tunesmith.workflows.asking import Said, say
-from tunesmith.workflows.contest import Answered, Contest
+from tunesmith.workflows.asking import BatchAnswers, say
+from tunesmith.workflows.contest import ArmAnswers, Contest
 from tunesmith.workflows.lessons import Lesson, raft_run, taught_run, tuned_run
-from tunesmith.workflows.ways import Labelling, Prompted, way_of
+from tunesmith.workflows.ways import LabellingArm, Prompted, way_of
 
 # Rows that are asked one at a time, fewer of them where that takes long: enough for a median; the 95th percentile lies
 # between the two slowest.
@@ -35,7 +35,7 @@ LESSONS: dict[str, Callable[[Contest], Lesson]] = {
 }
 
 
-def answered(contest: Contest, name: str) -> Answered:
+def answered(contest: Contest, name: str) -> ArmAnswers:
     """What an arm says to the test rows: from the disk, or asked now and kept."""
     if (kept := contest.kept(name)) is not None:
         return kept
@@ -48,14 +48,14 @@ def answered(contest: Contest, name: str) -> Answered:
     return contest.keep(run.built(found) if run else found)
 
 
-def _prompted(contest: Contest, name: str, way: Prompted) -> Answered:
+def _prompted(contest: Contest, name: str, way: Prompted) -> ArmAnswers:
     """The answers of an arm to all test rows, with its pace; what it finds and shows is in it."""
     contest.listen({"event": "stage", "text": f"{name}: {len(contest.test)} questions"})
     began = time.perf_counter()
     batch = way.ask(contest.test)
     finding = time.perf_counter() - began
     said = _in_portions(contest, name, way, batch)
-    return Answered(
+    return ArmAnswers(
         name=name,
         detail=way.detail,
         given=said.given,
@@ -66,15 +66,15 @@ def _prompted(contest: Contest, name: str, way: Prompted) -> Answered:
     )
 
 
-def _in_portions(contest: Contest, name: str, way: Prompted, batch: Sequence[list[Message]]) -> Said:
+def _in_portions(contest: Contest, name: str, way: Prompted, batch: Sequence[list[Message]]) -> BatchAnswers:
     """What a model answers to all; kept portion by portion, so that a fault or a kill loses one at most."""
     asked = hashlib.sha256(json.dumps([[asdict(turn) for turn in one] for one in batch]).encode()).hexdigest()
     kept = contest.portions(name)
-    found, told = Said(), time.monotonic()
+    found, told = BatchAnswers(), time.monotonic()
     for number, first in enumerate(range(0, len(batch), PORTION)):
         place = kept / f"{asked[:16]}-{number}.json"
         if place.exists():
-            found += Said.model_validate_json(place.read_text(encoding="utf-8"))
+            found += BatchAnswers.model_validate_json(place.read_text(encoding="utf-8"))
             continue
         said = say(way.model, batch[first : first + PORTION], contest.objective)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -98,17 +98,17 @@ def _alone(contest: Contest, ask: Callable[[Example], object]) -> list[float]:
     return alone
 
 
-def _labelled(contest: Contest, name: str, way: Labelling) -> Answered:
+def _labelled(contest: Contest, name: str, way: LabellingArm) -> ArmAnswers:
     """The answers of something that reads no prompt, with its pace."""
     contest.listen({"event": "stage", "text": f"{name}: {len(contest.test)} questions"})
     began = time.perf_counter()
     given = way.label(contest.test)
     seconds = time.perf_counter() - began
     latencies = _alone(contest, lambda row: way.label([row]))
-    return Answered(name=name, detail=way.detail, given=given, seconds=seconds, latencies=latencies)
+    return ArmAnswers(name=name, detail=way.detail, given=given, seconds=seconds, latencies=latencies)
 
 
-def _with_cites(contest: Contest, found: Answered) -> Answered:
+def _with_cites(contest: Contest, found: ArmAnswers) -> ArmAnswers:
     """The same with the chunk that each answer rests on."""
     hits = contest.retrieval().hits(contest.test)
     cites = [cited(given, hit[: found.shown]) for given, hit in zip(found.given, hits, strict=True)]

@@ -17,11 +17,11 @@ from tunesmith.workflows.asking import say
 from tunesmith.workflows.compare import PAGE, reopened
 from tunesmith.workflows.contest import Contest
 from tunesmith.workflows.train import Watch
-from tunesmith.workflows.ways import Labelling, way_of
+from tunesmith.workflows.ways import LabellingArm, way_of
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ArmQuestion:
     """A text, the arm that is to answer it (empty: the one of the verdict), and the key of a server."""
 
     text: str
@@ -29,7 +29,7 @@ class Question:
     key: str = ""
 
 
-class Reply(BaseModel):
+class ArmReply(BaseModel):
     """What an arm answers, the chunks that it was shown, the best first, and the one that holds the answer."""
 
     model_config = ConfigDict(frozen=True)
@@ -46,7 +46,7 @@ def compared(folder: Path) -> bool:
     return (folder / PAGE).is_file()
 
 
-def ask_arm(folder: Path, question: Question, *, watch: Watch, offline: bool = False) -> Reply:
+def ask_arm(folder: Path, question: ArmQuestion, *, watch: Watch, offline: bool = False) -> ArmReply:
     """The answer of an arm of a comparison.
 
     Documents are looked into as they are now. Raises RecipeError for an arm that was not compared, and the errors of
@@ -60,12 +60,12 @@ def ask_arm(folder: Path, question: Question, *, watch: Watch, offline: bool = F
     contest = reopened(folder, watch=watch, key=question.key, offline=offline)
     way = way_of(contest, name, _tuned(contest, name))
     row = _row(contest.objective, question.text)
-    if isinstance(way, Labelling):
-        return Reply(arm=name, answer=way.label([row])[0])
+    if isinstance(way, LabellingArm):
+        return ArmReply(arm=name, answer=way.label([row])[0])
     said = say(way.model, way.ask([row]), contest.objective)
     count = int(way.known.get("shown", 0))
     hits = contest.retrieval().hits([row])[0][:count] if count else []
-    return Reply(
+    return ArmReply(
         arm=name,
         answer=said.given[0],
         shown=[hit.chunk.id for hit in hits],

@@ -24,7 +24,7 @@ LABEL_TOKENS = 24
 Ask = Callable[[Sequence[Example]], list[list[Message]]]
 
 
-class Said(BaseModel):
+class BatchAnswers(BaseModel):
     """Answers to a batch."""
 
     model_config = ConfigDict(frozen=True)
@@ -34,8 +34,8 @@ class Said(BaseModel):
     prompt_tokens: list[int] = []
     seconds: float = 0.0
 
-    def __add__(self, more: Said) -> Said:
-        return Said(
+    def __add__(self, more: BatchAnswers) -> BatchAnswers:
+        return BatchAnswers(
             given=self.given + more.given,
             finished=self.finished + more.finished,
             prompt_tokens=self.prompt_tokens + more.prompt_tokens,
@@ -43,20 +43,20 @@ class Said(BaseModel):
         )
 
 
-def say(model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objective: Classify | Instruct) -> Said:
+def say(model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objective: Classify | Instruct) -> BatchAnswers:
     """What a model answers: the likeliest label, or its own words."""
     began = time.perf_counter()
     if isinstance(objective, Classify) and isinstance(model, LocalModel):
         scores = model.options(batch, objective.labels)
         given = [objective.labels[place] for place in scores.argmax(dim=1).tolist()]
         read = [len(model.prompt(messages)) for messages in batch]
-        return Said(given=given, prompt_tokens=read, seconds=time.perf_counter() - began)
+        return BatchAnswers(given=given, prompt_tokens=read, seconds=time.perf_counter() - began)
     longest = objective.max_new_tokens or LABEL_TOKENS
     replies = model.replies(batch, sampling=Sampling(max_new_tokens=longest))
     given = [reply.text for reply in replies]
     if isinstance(objective, Classify):
         given = [label_in(text, objective.labels) for text in given]
-    return Said(
+    return BatchAnswers(
         given=given,
         finished=[reply.finished for reply in replies],
         prompt_tokens=[reply.prompt_tokens for reply in replies],

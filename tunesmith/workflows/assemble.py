@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.evaluation.retention import General
+from tunesmith.evaluation.retention import GeneralAbility
 from tunesmith.evaluation.significance import lower_is_better
 from tunesmith.evaluation.tasks import Arm, TaskScore
 from tunesmith.inference.local import LocalModel
-from tunesmith.model.device import Machine
+from tunesmith.model.device import ChosenMachine
 from tunesmith.model.four_bit import numbers, resident_bytes
 from tunesmith.objectives import Multitask
-from tunesmith.report.plan import Prediction
+from tunesmith.report.plan import CostPrediction
 from tunesmith.report.schema import DataPart, Memory, PartOfMany, Report, Retention, Speed, Together, Training
 from tunesmith.report.standing import holds_up, of_all, reaches
 from tunesmith.workflows.batches import mixture_of
@@ -27,8 +27,7 @@ from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.replay import lost_too_much
 from tunesmith.workflows.tasks import conflicts, validations
 from tunesmith.workflows.train import Trained, kept_step
-from tunesmith.workflows.yardsticks import ALONE, Worth, Yardstick
-from tunesmith.workflows.yardsticks import Together as Measures
+from tunesmith.workflows.yardsticks import ALONE, ManyTasks, Worth, Yardstick
 
 
 class Before(BaseModel):
@@ -37,7 +36,7 @@ class Before(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     said: dict[str, Any]
-    general: General | None
+    general: GeneralAbility | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class Measured:
     controls: Mapping[str, Any] = field(default_factory=dict)
     worth: Worth = Worth()
     retention: Retention | None = None
-    prediction: Prediction | None = None  # what it was expected to take
+    prediction: CostPrediction | None = None  # what it was expected to take
 
 
 def assemble(run: Measured, *, name: str, seconds: float) -> Report:
@@ -93,7 +92,7 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
 def together_of(run: Measured, tasks: Sequence[TaskScore]) -> Together | None:
     """What several tasks came to, one by one and between them; None for a single one."""
     objective, yardstick = run.prepared.recipe.objective, run.yardstick
-    if not isinstance(objective, Multitask) or not isinstance(yardstick, Measures):
+    if not isinstance(objective, Multitask) or not isinstance(yardstick, ManyTasks):
         return None
     mixture = mixture_of(run.prepared, tokens=1)
     parts = []
@@ -117,7 +116,7 @@ def together_of(run: Measured, tasks: Sequence[TaskScore]) -> Together | None:
     return Together(sampling=objective.sampling, parts=parts, conflicts=conflicts(run.trained.beside, objective.tasks))
 
 
-def _beside_alone(run: Measured, yardstick: Measures, name: str) -> TaskScore | None:
+def _beside_alone(run: Measured, yardstick: ManyTasks, name: str) -> TaskScore | None:
     """One task's own model against the model of all, on the same rows; None where it was not made."""
     if ALONE not in run.controls:
         return None
@@ -252,7 +251,7 @@ def _data(run: Measured) -> DataPart:
     )
 
 
-def environment(machine: Machine) -> dict[str, str]:
+def environment(machine: ChosenMachine) -> dict[str, str]:
     """Machine and versions, as text."""
     found = {name: version(name) for name in ("tunesmith", "torch", "transformers", "peft")}
     rates = ", ".join(f"{dtype} {rate:.0f}" for dtype, rate in machine.gemm_gflops.items())

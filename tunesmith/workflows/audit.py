@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.aliases import changed_keys
-from tunesmith.data.audit.ask import Ask, Tools
+from tunesmith.data.audit.ask import AuditSource, Tools
 from tunesmith.data.audit.finding import Audit
-from tunesmith.data.audit.fix import Fixed, check_folder, check_out, fix, log_of
+from tunesmith.data.audit.fix import CleanedCopy, check_folder, check_out, fix, log_of
 from tunesmith.data.audit.run import audit
 from tunesmith.data.audit.stream import head
 from tunesmith.data.formats import LOOKED_AT, Format, detect
@@ -40,7 +40,7 @@ LONGEST = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class AuditRequest:
     """What the user asked for: rows or a recipe, test rows, a model that helps, `key=value` changes, a cleaned copy.
 
     `pages` are files that the caller will write the findings to.
@@ -59,10 +59,10 @@ class Done:
     """What was found, and what became of the rows if a cleaned copy was asked for."""
 
     audit: Audit
-    fixed: Fixed | None
+    fixed: CleanedCopy | None
 
 
-def audit_rows(wish: Wish, *, workers: int = 1, offline: bool = False, tell: Callable[[str], None]) -> Done:
+def audit_rows(wish: AuditRequest, *, workers: int = 1, offline: bool = False, tell: Callable[[str], None]) -> Done:
     """The audit of a file, and its cleaned copy where one is asked for. Raises DataError, RecipeError, ModelError."""
     if wish.fix is not None:
         check_out(wish.fix)
@@ -76,7 +76,7 @@ def audit_rows(wish: Wish, *, workers: int = 1, offline: bool = False, tell: Cal
     return Done(found, None if wish.fix is None else fix(ask, cures, wish.fix, offline=offline))
 
 
-def _check_apart(wish: Wish, ask: Ask) -> None:
+def _check_apart(wish: AuditRequest, ask: AuditSource) -> None:
     """Raise DataError where a file would be written over one that is read, or over another that is written."""
     taken = {Path(source).resolve() for source in (wish.source, ask.source, *ask.against)}
     folders = [path for path in taken if path.is_dir()]
@@ -87,7 +87,7 @@ def _check_apart(wish: Wish, ask: Ask) -> None:
         taken.add(whole)
 
 
-def _ask(wish: Wish, *, offline: bool) -> tuple[Ask, int]:
+def _ask(wish: AuditRequest, *, offline: bool) -> tuple[AuditSource, int]:
     """Which file and columns, and the longest row of the recipe (0 without one)."""
     recipe = _recipe(wish, offline=offline)
     if recipe and recipe.parts:
@@ -102,10 +102,10 @@ def _ask(wish: Wish, *, offline: bool) -> tuple[Ask, int]:
     for other in against:
         _same_columns(other, found.columns, offline=offline)
     shape = found.explain().replace("detected as named", "columns as named")
-    return Ask(source, found.columns, against, where, shape), recipe.data.max_tokens if recipe else 0
+    return AuditSource(source, found.columns, against, where, shape), recipe.data.max_tokens if recipe else 0
 
 
-def _recipe(wish: Wish, *, offline: bool) -> Recipe | None:
+def _recipe(wish: AuditRequest, *, offline: bool) -> Recipe | None:
     """The recipe that was named, or that the changes stand for; None for rows alone."""
     if Path(wish.source).suffix.lower() not in (".yaml", ".yml") and not wish.changes:
         return None
@@ -116,7 +116,7 @@ def _recipe(wish: Wish, *, offline: bool) -> Recipe | None:
     return load_recipe(wish.source, changes=wish.changes)[0]
 
 
-def _raw(wish: Wish, *, offline: bool) -> dict[str, Any]:
+def _raw(wish: AuditRequest, *, offline: bool) -> dict[str, Any]:
     """A recipe for a file of rows; which objective, the columns that are named tell, else the rows."""
     named = changed_keys(wish.changes)
     raw: dict[str, Any] = {"data": {"train": wish.source}}

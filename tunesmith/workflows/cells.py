@@ -16,7 +16,7 @@ MODELS = {"decoder": "smollm2-135m", "encoder": "minilm-l6"}
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class GridTask:
     """The example that stands for an objective, what the grid changes in it, and how many of its rows it takes."""
 
     recipe: str
@@ -32,14 +32,14 @@ class Task:
 
 
 TASKS = {
-    "classify": Task("reviews.yaml", ("data.test=0.1",)),
+    "classify": GridTask("reviews.yaml", ("data.test=0.1",)),
     # The base writes no rows for replay, which would take longer than the training; texts have no answers to deal out.
-    "domain": Task("domain.yaml", ("replay.share=0",), rows_each=20, controls=False),
-    "instruct": Task("synopsis.yaml"),
-    "preference": Task("pairs.yaml"),
-    "reward": Task("pairs.yaml", ("objective.kind=reward",)),
-    "rl": Task("rl-synopsis.yaml", ("schedule.learning_rate=auto",), rows_each=8, controls=False),
-    "multitask": Task("multitask.yaml", tasks=("sentiment", "synopsis", "french"), controls=False),
+    "domain": GridTask("domain.yaml", ("replay.share=0",), rows_each=20, controls=False),
+    "instruct": GridTask("synopsis.yaml"),
+    "preference": GridTask("pairs.yaml"),
+    "reward": GridTask("pairs.yaml", ("objective.kind=reward",)),
+    "rl": GridTask("rl-synopsis.yaml", ("schedule.learning_rate=auto",), rows_each=8, controls=False),
+    "multitask": GridTask("multitask.yaml", tasks=("sentiment", "synopsis", "french"), controls=False),
 }
 PLACES = tuple((objective, family) for objective in TASKS for family in MODELS)
 # What a run by itself does more of, to be safe, and a cell beside its controls need not: a probe, and validations and

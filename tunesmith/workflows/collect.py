@@ -15,11 +15,11 @@ from tunesmith.data.collect.endpoint import check
 from tunesmith.data.collect.kin import linked, named
 from tunesmith.data.collect.passages import repeated, without
 from tunesmith.data.collect.pool import convert_all
-from tunesmith.data.collect.rows import SHAPES, SIZE, Made, Part, once
-from tunesmith.data.collect.sources import Found, Source, find
-from tunesmith.data.collect.store import Store
-from tunesmith.data.collect.templates import Template, template
-from tunesmith.data.collect.written import Request, Wanted, answered, requests, written_rows
+from tunesmith.data.collect.rows import SHAPES, SIZE, DocumentPart, Made, once
+from tunesmith.data.collect.sources import FoundFiles, Source, find
+from tunesmith.data.collect.store import CollectStore
+from tunesmith.data.collect.templates import WritingTemplate, template
+from tunesmith.data.collect.written import WriterQuestion, WritingOptions, answered, requests, written_rows
 from tunesmith.data.examples import chats, texts
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import read_rows, refuse
@@ -31,7 +31,7 @@ PASSAGE = 1_200
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CollectRequest:
     """What to collect, from where, and into which file."""
 
     sources: tuple[str, ...]
@@ -70,13 +70,13 @@ def schema() -> str:
     return json.dumps(Collected.model_json_schema(), indent=1)
 
 
-def collect(asked: Asked, *, listen: Listen, offline: bool = False) -> Collected:
+def collect(asked: CollectRequest, *, listen: Listen, offline: bool = False) -> Collected:
     """The rows of all sources, written to `asked.out`, and an account of them.
 
     A file that cannot be read is named in `failed` and the others go on. Raises DataError where no file can be read
     or no row is made, and RecipeError for a template that does not fit the shape.
     """
-    store = Store(asked.out)
+    store = CollectStore(asked.out)
     store.check()
     templates = _templates(asked, offline=offline)
     seeds = _seeds(asked.seeds)
@@ -90,7 +90,7 @@ def collect(asked: Asked, *, listen: Listen, offline: bool = False) -> Collected
     left_out: Counter[str] = Counter()
     if asked.writer is not None:
         size = min(asked.size, PASSAGE)
-        wanted = Wanted(templates, asked.per_passage, seeds, size, asked.passages, asked.writer.seed)
+        wanted = WritingOptions(templates, asked.per_passage, seeds, size, asked.passages, asked.writer.seed)
         rows = named(rows)
         todo = linked(requests(parts, wanted), rows)
         new, left_out = _written(todo, asked.writer, store, (listen, offline))
@@ -112,7 +112,7 @@ def collect(asked: Asked, *, listen: Listen, offline: bool = False) -> Collected
     return page
 
 
-def _account(out: Path, found: Found, parts: Sequence[Part], rows: Sequence[Made]) -> Collected:
+def _account(out: Path, found: FoundFiles, parts: Sequence[DocumentPart], rows: Sequence[Made]) -> Collected:
     """What can be read off the files and the rows; the rest is not counted yet."""
     return Collected(
         path=str(out),
@@ -124,7 +124,7 @@ def _account(out: Path, found: Found, parts: Sequence[Part], rows: Sequence[Made
     )
 
 
-def _templates(asked: Asked, *, offline: bool) -> tuple[Template, ...]:
+def _templates(asked: CollectRequest, *, offline: bool) -> tuple[WritingTemplate, ...]:
     """The templates, if they make rows of the shape and somebody is there to answer. Raises TunesmithError."""
     found = tuple(template(name) for name in asked.templates)
     if found and asked.writer is None:
@@ -153,7 +153,9 @@ def _seeds(file: str) -> tuple[tuple[str, str], ...]:
     return tuple((chat.messages[0].content, chat.messages[-1].content) for chat in chats(rows, columns=shape.columns))
 
 
-def _documents(found: Found, store: Store, listen: Listen) -> tuple[list[Part], dict[str, str], int]:
+def _documents(
+    found: FoundFiles, store: CollectStore, listen: Listen
+) -> tuple[list[DocumentPart], dict[str, str], int]:
     """Every document in the order of names, why others failed, and how many were converted now."""
     failed = dict(found.unreadable)
     known = {source.sha256: document for source in found.sources if (document := store.document(source.sha256))}
@@ -179,7 +181,7 @@ def _documents(found: Found, store: Store, listen: Listen) -> tuple[list[Part], 
             failed[source.doc_id] = errors[source.sha256]
         else:
             document = known[source.sha256]
-            parts.append(Part(source.doc_id, source.sha256, document, document.blocks))
+            parts.append(DocumentPart(source.doc_id, source.sha256, document, document.blocks))
     return parts, failed, converted
 
 
@@ -196,15 +198,15 @@ def _paced(todo: dict[Path, Source], listen: Listen) -> Callable[[Path, int], No
     return heard
 
 
-def _without_repeated(parts: Sequence[Part]) -> tuple[list[Part], int]:
+def _without_repeated(parts: Sequence[DocumentPart]) -> tuple[list[DocumentPart], int]:
     """The documents without what most of them repeat, and how many blocks that were."""
     texts = repeated([part.blocks for part in parts])
-    kept = [Part(part.doc_id, part.sha256, part.document, without(part.blocks, texts)) for part in parts]
+    kept = [DocumentPart(part.doc_id, part.sha256, part.document, without(part.blocks, texts)) for part in parts]
     return kept, sum(len(a.blocks) - len(b.blocks) for a, b in zip(parts, kept, strict=True))
 
 
 def _written(
-    asked: Sequence[Request], writer: Writer, store: Store, how: tuple[Listen, bool]
+    asked: Sequence[WriterQuestion], writer: Writer, store: CollectStore, how: tuple[Listen, bool]
 ) -> tuple[list[Made], Counter[str]]:
     """The rows that the model wrote and that passed the checks, and why others were left out."""
     listen, offline = how
@@ -228,7 +230,7 @@ def _unasked(rows: Sequence[Made], new: Sequence[Made], left_out: Counter[str]) 
     return written
 
 
-def _nothing(asked: Asked, page: Collected) -> str:
+def _nothing(asked: CollectRequest, page: Collected) -> str:
     """Why there is no row, and what to do."""
     if page.left_out:
         reasons = ", ".join(f"{why} ({count})" for why, count in Counter(page.left_out).most_common(5))

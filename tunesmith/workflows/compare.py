@@ -29,7 +29,7 @@ from tunesmith.workflows.answered import answered
 from tunesmith.workflows.answers import question, some
 from tunesmith.workflows.arms import NEED_DOCUMENTS, answers_prompts, check_rows, chosen_arms, told_where, tunes
 from tunesmith.workflows.asking import plainly, say
-from tunesmith.workflows.contest import CHOICES, Answered, Contest, Setting
+from tunesmith.workflows.contest import CHOICES, ArmAnswers, Contest, Setting
 from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.measured import measured
 from tunesmith.workflows.prepare import audited, read_data
@@ -77,9 +77,9 @@ def compare(
     return page
 
 
-def _asked(contest: Contest, arms: Sequence[str]) -> list[Answered]:
+def _asked(contest: Contest, arms: Sequence[str]) -> list[ArmAnswers]:
     """The answers of every arm. One that fails is a note, is tried again the next time; raises where few are left."""
-    found: list[Answered] = []
+    found: list[ArmAnswers] = []
     failed: list[TunesmithError] = []
     for number, name in enumerate(arms, 1):
         contest.listen({"event": "stage", "text": f"arm {number} of {len(arms)}: {name}"})

@@ -13,19 +13,19 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.data.collect.store import Store
+from tunesmith.data.collect.store import CollectStore
 from tunesmith.data.examples import Example
 from tunesmith.data.files import write_whole
 from tunesmith.data.rows import read_rows
 from tunesmith.data.split import Split
 from tunesmith.data.template import Template
-from tunesmith.decision.chunks import Chunk, Page, cut, read_pages
+from tunesmith.decision.chunks import Chunk, SourceDocument, cut, read_pages
 from tunesmith.decision.index import CHUNKS, Hit, Index, open_index
 from tunesmith.decision.recall import cell, origins_of, right_chunks
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
-from tunesmith.model.device import Machine, choose_machine
+from tunesmith.model.device import ChosenMachine, choose_machine
 from tunesmith.model.families import positions_of
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
@@ -46,7 +46,7 @@ CHOICES = "choices.json"
 Setting = list[int | str]
 
 
-class Answered(BaseModel):
+class ArmAnswers(BaseModel):
     """What an arm said to every test row, and what that took. `latencies` are of rows asked one at a time."""
 
     model_config = ConfigDict(frozen=True)
@@ -70,7 +70,7 @@ class Answered(BaseModel):
 class Retrieval:
     """The index with what it found for each row."""
 
-    pages: list[Page]
+    pages: list[SourceDocument]
     index: Index
     seconds: float  # to read, cut and index the documents, the first time
     columns: tuple[str, str]
@@ -118,7 +118,7 @@ class Contest:
     notes: list[str] = field(default_factory=list)
     key: str = ""
     learned: str = ""  # which part of the training rows is learned, where a budget leaves some out
-    _machine: Machine | None = None
+    _machine: ChosenMachine | None = None
     _base: LocalModel | None = None
     _retrieval: Retrieval | None = None
 
@@ -133,7 +133,7 @@ class Contest:
         assert isinstance(self.recipe.objective, Classify | Instruct)
         return self.recipe.objective
 
-    def machine(self) -> Machine:
+    def machine(self) -> ChosenMachine:
         """What the recipe runs on; answers are given in full precision, as everywhere."""
         if self._machine is None:
             wanted = self.recipe.machine
@@ -182,7 +182,7 @@ class Contest:
             wanted, began = self.recipe.documents, time.perf_counter()
             folder = self.folder / "index"
             self.listen({"event": "stage", "text": f"indexing {wanted.source}"})
-            read = read_pages(wanted.source, store=Store(folder / CHUNKS), offline=self.offline)
+            read = read_pages(wanted.source, store=CollectStore(folder / CHUNKS), offline=self.offline)
             pages, chunks = read.pages, cut(read.pages, wanted.size)
             self.notes += [*read.notes, *_without_text(pages, chunks)]
             index = open_index(folder, chunks, settings=wanted, listen=self.listen, offline=self.offline)
@@ -214,12 +214,12 @@ class Contest:
         files = {place for place in (data.train, data.validation, data.test) if isinstance(place, str)}
         return {row.where: dict(row.fields) for file in files for row in read_rows(file, offline=self.offline)}
 
-    def kept(self, name: str) -> Answered | None:
+    def kept(self, name: str) -> ArmAnswers | None:
         """What this arm answered before, None where it has not yet."""
         file = self._file(name)
-        return Answered.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
+        return ArmAnswers.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
 
-    def keep(self, found: Answered) -> Answered:
+    def keep(self, found: ArmAnswers) -> ArmAnswers:
         """The same, written down."""
         self._file(found.name).parent.mkdir(parents=True, exist_ok=True)
         write_whole(self._file(found.name), found.model_dump_json())
@@ -248,7 +248,7 @@ class Contest:
         return known
 
 
-def _without_text(pages: Sequence[Page], chunks: Sequence[Chunk]) -> list[str]:
+def _without_text(pages: Sequence[SourceDocument], chunks: Sequence[Chunk]) -> list[str]:
     """A note on the documents that nothing can be found in, if there are any."""
     found = {chunk.doc_id for chunk in chunks}
     empty = [page.doc_id for page in pages if page.doc_id not in found]

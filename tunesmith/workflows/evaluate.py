@@ -16,7 +16,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.evaluation.tasks import Score, TaskScore
 from tunesmith.inference.folder import read_about
 from tunesmith.inference.local import LocalModel
-from tunesmith.inference.open import Found, identify, open_model
+from tunesmith.inference.open import FoundModel, identify, open_model
 from tunesmith.model.device import choose_machine
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
@@ -24,14 +24,23 @@ from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
 from tunesmith.workflows.answers import Untuned
 from tunesmith.workflows.frozen_head import open_base
 from tunesmith.workflows.prepare import Listener, read_data
-from tunesmith.workflows.questions import OWN_BASE, Asked, Task, chosen_wording, read_task, recipe_file, recipe_of, seen
+from tunesmith.workflows.questions import (
+    OWN_BASE,
+    EvaluateRequest,
+    ScoringTask,
+    chosen_wording,
+    read_task,
+    recipe_file,
+    recipe_of,
+    seen,
+)
 from tunesmith.workflows.run_folder import of_task
 from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
 from tunesmith.workflows.yardsticks.answering import Answered
 from tunesmith.workflows.yardsticks.judging import Judging
 
 
-class Scored(Score):
+class ScoredAlone(Score):
     """A model scored alone: its headline at the top, all metrics in `tasks`."""
 
     model: str
@@ -54,11 +63,11 @@ class Compared(TaskScore):
 class Evaluation:
     """The page that `evaluate --json` prints, and for each row the question, the gold and the given answers."""
 
-    page: Scored | Compared
+    page: ScoredAlone | Compared
     answers: list[dict[str, Any]]
 
 
-def evaluate(asked: Asked, *, listen: Listener, offline: bool = False) -> Evaluation:
+def evaluate(asked: EvaluateRequest, *, listen: Listener, offline: bool = False) -> Evaluation:
     """The scores of a model on the rows of a file, with intervals; against another model, the paired comparison.
 
     Raises the errors of the doors: DataError, RecipeError, ModelError, CheckpointError, TemplateError.
@@ -76,7 +85,7 @@ def evaluate(asked: Asked, *, listen: Listener, offline: bool = False) -> Evalua
     if other is None:
         scores = yardstick.scores(tuned, name=name)
         said = {"model": asked.model, "data": asked.data, "notes": task.notes}
-        page: Scored | Compared = Scored(**scores[0].model_dump(), tasks=scores, **said)
+        page: ScoredAlone | Compared = ScoredAlone(**scores[0].model_dump(), tasks=scores, **said)
         return Evaluation(page, yardstick.lines({"answer": tuned}))
     listen({"event": "stage", "text": f"asking {other.name} the same"})
     probing = asked.against == OWN_BASE and found.kind == "run" and task.own
@@ -93,10 +102,10 @@ def evaluate(asked: Asked, *, listen: Listener, offline: bool = False) -> Evalua
 
 def schema() -> str:
     """The JSON schema of what `evaluate --json` prints."""
-    return json.dumps(TypeAdapter(Scored | Compared).json_schema(), indent=1)
+    return json.dumps(TypeAdapter(ScoredAlone | Compared).json_schema(), indent=1)
 
 
-def _other(asked: Asked, found: Found, *, offline: bool) -> Found | None:
+def _other(asked: EvaluateRequest, found: FoundModel, *, offline: bool) -> FoundModel | None:
     """What the model is compared with, None where nothing was named."""
     if asked.against != OWN_BASE:
         return identify(asked.against, offline=offline) if asked.against else None
@@ -106,7 +115,7 @@ def _other(asked: Asked, found: Found, *, offline: bool) -> Found | None:
     return identify(base, offline=offline)
 
 
-def _open(found: Found, task: Task, *, base: str = "", offline: bool) -> LocalModel:
+def _open(found: FoundModel, task: ScoringTask, *, base: str = "", offline: bool) -> LocalModel:
     """A model, asked as the task asks; what the reader should know of that becomes notes."""
     part = task.part if _several(found) else ""
     objective = None if part else task.objective
@@ -116,12 +125,12 @@ def _open(found: Found, task: Task, *, base: str = "", offline: bool) -> LocalMo
     return model
 
 
-def _several(found: Found) -> bool:
+def _several(found: FoundModel) -> bool:
     """Whether it is a run of several tasks."""
     return found.kind == "run" and found.folder is not None and read_about(found.folder).objective.kind == "multitask"
 
 
-def _ask(yardstick: Yardstick[Any], model: LocalModel, name: str, task: Task) -> Any:
+def _ask(yardstick: Yardstick[Any], model: LocalModel, name: str, task: ScoringTask) -> Any:
     """What a model says to the rows; answers that had not ended become a note."""
     said = yardstick.tuned(model)
     cut = said.answers.finished.count(False) if isinstance(said, Answered) else 0
@@ -131,7 +140,9 @@ def _ask(yardstick: Yardstick[Any], model: LocalModel, name: str, task: Task) ->
     return said
 
 
-def _same_tokens(asked: Asked, other: Found, task: Task, sides: tuple[LocalModel, LocalModel]) -> None:
+def _same_tokens(
+    asked: EvaluateRequest, other: FoundModel, task: ScoringTask, sides: tuple[LocalModel, LocalModel]
+) -> None:
     """Nothing where losses per token compare. Raises RecipeError where the sides cut texts differently."""
     model, against = sides
     if isinstance(task.objective, Domain) and (
@@ -143,7 +154,7 @@ def _same_tokens(asked: Asked, other: Found, task: Task, sides: tuple[LocalModel
         )
 
 
-def _reservations(model: LocalModel, task: Task) -> list[str]:
+def _reservations(model: LocalModel, task: ScoringTask) -> list[str]:
     """What the reader should know about how the questions were put."""
     encode, template = model.objective.encode, model.template
     short = sum(encode(example, template, limit=model.limit).shortened for example in task.examples)
@@ -153,7 +164,7 @@ def _reservations(model: LocalModel, task: Task) -> list[str]:
     return notes
 
 
-def _base_of_run(yardstick: Yardstick[Any], found: Found, task: Task, *, offline: bool) -> Any:
+def _base_of_run(yardstick: Yardstick[Any], found: FoundModel, task: ScoringTask, *, offline: bool) -> Any:
     """What the untuned base of a run says, scored as the run itself scored it; None where it is asked like any model:
     an encoder of texts by the head it began with, others by the chosen wording or by a linear probe."""
     assert found.folder is not None
@@ -185,7 +196,7 @@ def _base_of_run(yardstick: Yardstick[Any], found: Found, task: Task, *, offline
     return yardstick.tuned(untuned.model(wording))
 
 
-def _learned_from(found: Found, task: Task, *, offline: bool) -> list[Example]:
+def _learned_from(found: FoundModel, task: ScoringTask, *, offline: bool) -> list[Example]:
     """The training rows of a run, or of one of its tasks. Raises RecipeError where nobody knows them any more."""
     page = recipe_file(found)
     if page is None:

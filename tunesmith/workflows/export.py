@@ -32,14 +32,14 @@ LONGEST = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ExportRequest:
     """What is to be written: merged, gguf or adapter, and in which numbers."""
 
     kind: str
     numbers: str
 
     @classmethod
-    def of(cls, kind: str, numbers: str = "") -> Wanted:
+    def of(cls, kind: str, numbers: str = "") -> ExportRequest:
         """A format in these numbers, else in its first. Raises RecipeError for numbers that it has not."""
         if numbers and numbers not in NUMBERS[kind]:
             has = " or ".join(NUMBERS[kind])
@@ -52,7 +52,7 @@ class Wanted:
         return self.kind if self.numbers == "f32" else f"{self.kind} {self.numbers}"
 
 
-def export(run: Path, wanted: Wanted, *, out: Path | None, listen: Listener, offline: bool = False) -> Export:
+def export(run: Path, wanted: ExportRequest, *, out: Path | None, listen: Listener, offline: bool = False) -> Export:
     """Write the export, let the other program answer the run's own test rows from it, and compare.
 
     The comparison stands in the run's report. Raises Refused where the export differs by more than BOUNDS, after
@@ -92,7 +92,7 @@ def export(run: Path, wanted: Wanted, *, out: Path | None, listen: Listener, off
     return found
 
 
-def _cure(wanted: Wanted) -> str:
+def _cure(wanted: ExportRequest) -> str:
     """What to do about an export that differs: fewer bits lose something, all else is a fault of ours."""
     finer = {"gguf q4_0": "q8_0", "gguf q8_0": "f16", "merged bf16": "f16", "merged f16": "f32"}.get(wanted.name)
     return f"take --numbers {finer}" if finer else "do not use it, and please report how it came about"
@@ -106,7 +106,7 @@ def _keep(run: Path, found: Export) -> None:
     write_reports(run)
 
 
-def _write(folder: Path, about: About, wanted: Wanted, out: Path, *, offline: bool) -> None:
+def _write(folder: Path, about: About, wanted: ExportRequest, out: Path, *, offline: bool) -> None:
     """The folder, whole or not at all."""
     if wanted.kind == "adapter":
         model = load(folder, offline=offline)
@@ -120,7 +120,7 @@ def _write(folder: Path, about: About, wanted: Wanted, out: Path, *, offline: bo
         write_folder(out, lambda half: write_file(model, half, numbers=wanted.numbers, name=name))
 
 
-def _opener(about: About, wanted: Wanted, out: Path, *, offline: bool) -> Opener:
+def _opener(about: About, wanted: ExportRequest, out: Path, *, offline: bool) -> Opener:
     """How the export is opened in the program it is meant for."""
     if wanted.kind == "gguf":
         return lambda: LlamaCpp(out / GGUF, threads=torch.get_num_threads(), positions=about.limit + LONGEST)
@@ -130,7 +130,7 @@ def _opener(about: About, wanted: Wanted, out: Path, *, offline: bool) -> Opener
     return lambda: Plain(locate(about.base, offline=offline), adapter=out, options=options)
 
 
-def _states(about: About, wanted: Wanted, out: Path, *, offline: bool) -> States:
+def _states(about: About, wanted: ExportRequest, out: Path, *, offline: bool) -> States:
     """The states that plain transformers makes of ids, from the export."""
     adapted = wanted.kind == "adapter"
     folder, adapter = (locate(about.base, offline=offline), out) if adapted else (out, None)

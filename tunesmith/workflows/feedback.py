@@ -13,10 +13,10 @@ from tunesmith.data.rows import columns_of, read_rows
 from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.feedback.items import Item, prompt_key, read_items, sample
 from tunesmith.feedback.preferences import read_votes
-from tunesmith.feedback.store import Store
+from tunesmith.feedback.store import VoteStore
 from tunesmith.feedback.turns import ALONE, Overlap
 from tunesmith.inference.folder import read_about
-from tunesmith.inference.open import Found, identify
+from tunesmith.inference.open import FoundModel, identify
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Instruct, Preference
 from tunesmith.objectives.instruct import asked
@@ -30,7 +30,7 @@ Messages = tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class FeedbackRequest:
     """What a person asked to have judged; without `prompts` the run's own test rows, without `store` beside the run.
 
     `rows` is how many prompts are drawn, 0 for all; `thumbs` shows one answer at a time; `warmer` is where the person
@@ -59,7 +59,7 @@ class Wish:
         return path / "feedback.db" if path.is_dir() else Path(f"{path.name}.feedback.db")
 
 
-def open_panel(wish: Wish, *, told: Callable[[str], None]) -> Panel:
+def open_panel(wish: FeedbackRequest, *, told: Callable[[str], None]) -> Panel:
     """The pairs as they stood when they were left; answers that are not there yet are made first.
 
     Raises DataError for prompts, gold or a store that do not fit, Refused where no two answers differ.
@@ -72,7 +72,7 @@ def open_panel(wish: Wish, *, told: Callable[[str], None]) -> Panel:
     if not wish.prompts:
         told("asked are the run's own test rows: what learns from these votes cannot be scored on them")
     gold = _gold(wish)
-    store = Store(wish.kept_in, what=WHAT)
+    store = VoteStore(wish.kept_in, what=WHAT)
     try:
         _same_prompts(store, every, wish)
         items = _items(wish, _drawn(wish, every), store, told)
@@ -86,7 +86,7 @@ def open_panel(wish: Wish, *, told: Callable[[str], None]) -> Panel:
     return Panel([*items, *gold], store, overlap=wish.overlap, seed=wish.sampling.seed)
 
 
-def _prompts(wish: Wish, found: Found) -> dict[str, Messages]:
+def _prompts(wish: FeedbackRequest, found: FoundModel) -> dict[str, Messages]:
     """Every prompt of the file, or of the run's test rows, each once."""
     if wish.prompts:
         own = read_about(found.folder).objective if found.kind == "run" and found.folder else None
@@ -110,7 +110,7 @@ def _turns_of(example: object, name: str) -> Messages:
     raise RecipeError(f"{name}: its rows hold no prompts; name some with --prompts FILE")
 
 
-def _drawn(wish: Wish, every: Mapping[str, Messages]) -> list[Messages]:
+def _drawn(wish: FeedbackRequest, every: Mapping[str, Messages]) -> list[Messages]:
     """As many prompts as are wanted, drawn by the seed."""
     keys = list(every)
     if wish.rows and wish.rows < len(keys):
@@ -118,7 +118,9 @@ def _drawn(wish: Wish, every: Mapping[str, Messages]) -> list[Messages]:
     return [every[key] for key in keys]
 
 
-def _items(wish: Wish, some: Sequence[Messages], store: Store, told: Callable[[str], None]) -> list[Item]:
+def _items(
+    wish: FeedbackRequest, some: Sequence[Messages], store: VoteStore, told: Callable[[str], None]
+) -> list[Item]:
     """The answers side by side, without those that nobody could choose between."""
     who = askers(wish.model, wish.against, wish.sampling, offline=wish.offline)
     sides = [make_side(one, some, store, told=told, offline=wish.offline) for one in who[: 1 if wish.thumbs else 2]]
@@ -133,7 +135,7 @@ def _items(wish: Wish, some: Sequence[Messages], store: Store, told: Callable[[s
     return found.items
 
 
-def _gold(wish: Wish) -> list[Item]:
+def _gold(wish: FeedbackRequest) -> list[Item]:
     """Items whose right label is known, to see whether people look. Raises DataError."""
     if not wish.gold:
         return []
@@ -145,7 +147,7 @@ def _gold(wish: Wish) -> list[Item]:
     return items
 
 
-def _same_prompts(store: Store, every: Mapping[str, Messages], wish: Wish) -> None:
+def _same_prompts(store: VoteStore, every: Mapping[str, Messages], wish: FeedbackRequest) -> None:
     """Nothing where all that the store holds is on these prompts. Raises DataError."""
     held = [item for item in read_items(store.since()).values() if not item.gold]
     strange = sum(prompt_key(item.messages) not in every for item in held)

@@ -14,7 +14,7 @@ from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError
 from tunesmith.inference.folder import read_about
 from tunesmith.inference.local import LocalModel
-from tunesmith.inference.open import Found
+from tunesmith.inference.open import FoundModel
 from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
 from tunesmith.model.device import choose_machine
 from tunesmith.model.load import LoadOptions, load_base
@@ -22,7 +22,7 @@ from tunesmith.model.masked_head import own_head
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Domain
 from tunesmith.training.fit import Hooks, fit
-from tunesmith.training.optim import HEAD_RATE, Plan
+from tunesmith.training.optim import HEAD_RATE, TrainingPlan
 from tunesmith.workflows.batches import Batches
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.train import Watch, make_plan
@@ -54,7 +54,7 @@ def how_made(out: Path) -> str:
     return (out / "base_head.txt").read_text(encoding="utf-8")
 
 
-def open_base(found: Found, objective: Domain, *, place: Path, offline: bool) -> LocalModel | None:
+def open_base(found: FoundModel, objective: Domain, *, place: Path, offline: bool) -> LocalModel | None:
     """The base of an encoder's run with the head that the run began with, which lies in `place`; None for a decoder.
 
     Raises CheckpointError where the run's folder no longer has that head.
@@ -104,7 +104,7 @@ def _trained(prepared: Prepared, out: Path, watch: Watch) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in policy.head.state_dict().items()}
 
 
-def _plan(prepared: Prepared, policy: Policy) -> Plan:
+def _plan(prepared: Prepared, policy: Policy) -> TrainingPlan:
     """At least as many steps as the run itself has, at the rate of heads."""
     plan = make_plan(prepared.recipe, policy, rows=len(prepared.train))
     steps = max(FEWEST_STEPS, plan.steps)

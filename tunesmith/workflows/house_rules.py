@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from tunesmith.data.examples import Example
 from tunesmith.data.rows import missing_column, read_rows
 from tunesmith.errors import RecipeError
-from tunesmith.evaluation.style import NO_ROW, Rule, rules_of
+from tunesmith.evaluation.style import NO_ROW, StyleRule, rules_of
 from tunesmith.objectives import Instruct
 from tunesmith.recipe import Recipe
 
@@ -22,7 +22,7 @@ NO_STYLE = {
 }
 
 
-def read_rules(recipe: Recipe, *, offline: bool) -> tuple[Rule, ...]:
+def read_rules(recipe: Recipe, *, offline: bool) -> tuple[StyleRule, ...]:
     """The recipe's rules. Raises RecipeError for one that cannot be checked, here or on these rows."""
     rules = rules_of(recipe.style)
     if rules and not isinstance(recipe.objective, Instruct):

@@ -10,12 +10,12 @@ from tunesmith.data.exercises import Attempt, Exercise, Scorer
 from tunesmith.errors import Refused
 from tunesmith.evaluation.winrate import WinRate, win_rate
 from tunesmith.feedback.items import ANSWER, TIE, prompt_key
-from tunesmith.feedback.store import Store, Who
+from tunesmith.feedback.store import VoteStore, Who
 from tunesmith.inference.open import open_model
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Instruct
-from tunesmith.workflows.feedback import Wish
-from tunesmith.workflows.panel import LEFT, RIGHT, Panel, Said
+from tunesmith.workflows.feedback import FeedbackRequest
+from tunesmith.workflows.panel import LEFT, RIGHT, PageChoice, Panel
 
 TAB = "rule"
 
@@ -39,16 +39,16 @@ def judge_by_rule(panel: Panel, exercises: Sequence[Exercise], score: Scorer, *,
         item, shown = panel.item(key), panel.shown(key, who.rater)
         prompt, texts = prompt_key(item.messages), [item.answers[place] for place in shown]
         left, right = score([Attempt(known[prompt], text, (prompt, text) not in cut) for text in texts])
-        panel.vote(who, key, Said(TIE if left == right else LEFT if left > right else RIGHT))
+        panel.vote(who, key, PageChoice(TIE if left == right else LEFT if left > right else RIGHT))
 
 
-def _cut(store: Store) -> set[tuple[str, str]]:
+def _cut(store: VoteStore) -> set[tuple[str, str]]:
     """Prompt and text of every answer that was cut off; older stores do not say, and there all ended by themselves."""
     made = [event for event in store.since() if event.kind == ANSWER]
     return {(event.item, str(event.body["text"])) for event in made if not event.body.get("finished", True)}
 
 
-def need_judged(panel: Panel, wish: Wish) -> None:
+def need_judged(panel: Panel, wish: FeedbackRequest) -> None:
     """Nothing where every pair has a vote. Raises Refused with the command that opens the page for the rest."""
     progress = panel.progress()
     if progress.judged == progress.items:

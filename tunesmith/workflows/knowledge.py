@@ -19,12 +19,12 @@ from tunesmith.evaluation.metrics import contains
 from tunesmith.inference.local import LocalModel
 from tunesmith.workflows.answers import gold
 from tunesmith.workflows.asking import plainly, say, within
-from tunesmith.workflows.contest import Answered, Contest, room_of
+from tunesmith.workflows.contest import ArmAnswers, Contest, room_of
 
 _Kept = TypeAdapter(dict[str, Update])
 
 
-def knowledge(contest: Contest, arms: Sequence[Answered]) -> dict[str, Update]:
+def knowledge(contest: Contest, arms: Sequence[ArmAnswers]) -> dict[str, Update]:
     """For each arm the share of changed facts that it gives as they are now and as they were; empty without any.
 
     An arm without passages says what it said before: nothing that it knows has changed until it is tuned again.
@@ -58,7 +58,7 @@ def knowledge(contest: Contest, arms: Sequence[Answered]) -> dict[str, Update]:
 
 
 def _known(
-    contest: Contest, arm: Answered, index: Index, changed: tuple[Sequence[Fact], Sequence[Example]], indexed: float
+    contest: Contest, arm: ArmAnswers, index: Index, changed: tuple[Sequence[Fact], Sequence[Example]], indexed: float
 ) -> Update:
     """What one arm says to the questions after the change."""
     facts, rows = changed
@@ -76,7 +76,7 @@ def _known(
     return Update(facts=len(facts), new=float(new.mean()), old=float(old.mean()), seconds=seconds, how=how)
 
 
-def _again(contest: Contest, arm: Answered, index: Index, rows: Sequence[Example]) -> list[str]:
+def _again(contest: Contest, arm: ArmAnswers, index: Index, rows: Sequence[Example]) -> list[str]:
     """The answers of an arm with passages from the changed documents."""
     retrieval = contest.retrieval()
     hits = index.find([retrieval.asked(row) for row in rows], shown=arm.shown)
@@ -85,7 +85,7 @@ def _again(contest: Contest, arm: Answered, index: Index, rows: Sequence[Example
     return say(model, batch, contest.objective).given
 
 
-def _model(contest: Contest, arm: Answered) -> LocalModel:
+def _model(contest: Contest, arm: ArmAnswers) -> LocalModel:
     """The model that an arm asks."""
     if not arm.run:
         return contest.base()

@@ -13,16 +13,16 @@ from pydantic import BaseModel
 from tunesmith.errors import DataError
 from tunesmith.feedback.agreement import Agreement, agreement
 from tunesmith.feedback.order import Order
-from tunesmith.feedback.store import Entry, Store, Who
+from tunesmith.feedback.store import Entry, VoteStore, Who
 from tunesmith.feedback.turns import ALONE, Overlap, Rules, Turns
 from tunesmith.feedback.votes import WORD, Votes
-from tunesmith.workflows.label_rows import Item, Rows, check_label, labelled_lines
+from tunesmith.workflows.label_rows import LabelItem, RowsFile, check_label, labelled_lines
 
 WHAT = "labels"
 NO_FACTS: Mapping[str, object] = {}
 
 
-class Progress(BaseModel):
+class LabelProgress(BaseModel):
     """How far it is: items, items with a label, votes by label and by person, what a person put aside, agreement."""
 
     items: int
@@ -37,7 +37,7 @@ class Progress(BaseModel):
 class Labelling:
     """One file of rows being labelled by any number of people."""
 
-    def __init__(self, rows: Rows, store: Store, order: Order, *, overlap: Overlap = ALONE) -> None:
+    def __init__(self, rows: RowsFile, store: VoteStore, order: Order, *, overlap: Overlap = ALONE) -> None:
         self.rows, self.store, self.overlap, self._order = rows, store, overlap, order
         self._items = {item.key: item for item in rows.items}
         self._place = {item.key: place for place, item in enumerate(rows.items)}
@@ -49,7 +49,7 @@ class Labelling:
         """What the events amount to."""
         return self.turns.votes
 
-    def item(self, key: str) -> Item:
+    def item(self, key: str) -> LabelItem:
         """The row of this key. Raises DataError where it is none of these."""
         if key not in self._items:
             raise DataError("row: not among these rows; load the page again")
@@ -70,14 +70,14 @@ class Labelling:
         with self.turns.lock:
             return list(self.votes.words)
 
-    def progress(self, rater: str = "") -> Progress:
+    def progress(self, rater: str = "") -> LabelProgress:
         """How far it is, for everybody and for this person."""
         with self.turns.lock:
             self.turns.catch_up()
             here = [key for key in self.votes.items() if key in self._items]
             given = [label for key in here if (label := self.votes.label(key)) is not None]
             people = self.votes.counts()
-            return Progress(
+            return LabelProgress(
                 items=len(self._items),
                 labelled=len(here),
                 labels={label: given.count(label) for label in self.votes.words},

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from tunesmith.errors import Refused
 from tunesmith.feedback.order import Order
-from tunesmith.feedback.store import Store
+from tunesmith.feedback.store import VoteStore
 from tunesmith.feedback.turns import ALONE, Overlap
 from tunesmith.feedback.votes import Votes
 from tunesmith.workflows.label import WHAT, Labelling
 from tunesmith.workflows.label_rows import (
     Columns,
-    Exported,
     Given,
-    Rows,
+    LabelExport,
+    RowsFile,
     brought_labels,
     check_label,
     export,
@@ -29,7 +29,7 @@ from tunesmith.workflows.label_vectors import TFIDF, make_vectors
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class LabelRequest:
     """What a person asked to have labelled; an empty `store` lies beside the data."""
 
     source: str
@@ -51,7 +51,7 @@ class Wish:
         return path.with_suffix(".labels.db") if path.exists() else Path(f"{path.name.partition(':')[0]}.labels.db")
 
 
-def open_labelling(wish: Wish, *, told: Callable[[str], None]) -> Labelling:
+def open_labelling(wish: LabelRequest, *, told: Callable[[str], None]) -> Labelling:
     """The labelling as it stood when it was left, with the labels that were brought. Raises DataError."""
     rows, store = _opened(wish, told)
     texts = [item.text for item in rows.items]
@@ -60,7 +60,7 @@ def open_labelling(wish: Wish, *, told: Callable[[str], None]) -> Labelling:
     return Labelling(rows, store, Order(vectors, seed=wish.seed), overlap=wish.overlap)
 
 
-def export_labels(wish: Wish, path: Path, *, told: Callable[[str], None]) -> Exported:
+def export_labels(wish: LabelRequest, path: Path, *, told: Callable[[str], None]) -> LabelExport:
     """Write the labelled rows to the file. Raises Refused where no row has a label."""
     rows, store = _opened(wish, told)
     votes = Votes(store.since())
@@ -73,7 +73,7 @@ def export_labels(wish: Wish, path: Path, *, told: Callable[[str], None]) -> Exp
     return done
 
 
-def _opened(wish: Wish, told: Callable[[str], None]) -> tuple[Rows, Store]:
+def _opened(wish: LabelRequest, told: Callable[[str], None]) -> tuple[RowsFile, VoteStore]:
     """The rows, and the store with every label that the command and the files bring."""
     wish.overlap.check()
     for label in wish.labels:
@@ -86,7 +86,7 @@ def _opened(wish: Wish, told: Callable[[str], None]) -> tuple[Rows, Store]:
     found = {wish.source: given_labels(rows, rater=Path(wish.source).name)}
     if wish.brought:
         found[wish.brought] = brought_labels(wish.brought, rows, offline=wish.offline)
-    store = Store(wish.kept_in, what=WHAT)  # not before: rows that are refused leave no file behind
+    store = VoteStore(wish.kept_in, what=WHAT)  # not before: rows that are refused leave no file behind
     events = store.since()
     votes = Votes(events)
     for source, given in found.items():

@@ -21,7 +21,7 @@ RATER = "rater"
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class LabelItem:
     """One text to label. Copies of it, letter case and spacing aside, are the same item: they are labelled once."""
 
     key: str
@@ -31,13 +31,13 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowsFile:
     """A file of rows and which columns of it are read and written; `keys` names the item of each row."""
 
     rows: list[Row]
     text: str
     label: str
-    items: list[Item]
+    items: list[LabelItem]
     keys: list[str]
     blank: int = 0  # rows without a text, which are left out
 
@@ -66,14 +66,14 @@ class Given:
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class LabelExport:
     """What an export wrote: rows with a label, and rows left out because as many people said one thing as another."""
 
     rows: int
     tied: int
 
 
-def read_items(source: str, columns: Columns, *, offline: bool = False) -> Rows:
+def read_items(source: str, columns: Columns, *, offline: bool = False) -> RowsFile:
     """The items of a file. Raises DataError for rows without text or a column that is not there."""
     rows = read_rows(source, offline=offline)
     if absent := [name for name in (columns.text, *columns.beside) if name and name not in columns_of(rows)]:
@@ -82,16 +82,16 @@ def read_items(source: str, columns: Columns, *, offline: bool = False) -> Rows:
     found, rows = rows, [row for row in rows if (value := row.fields.get(text)) is not None and str(value).strip()]
     if not rows:
         raise DataError(f"{file_of(found)}: column {text!r} is blank in every row; name another with --text COLUMN")
-    keys, items = [], dict[str, Item]()
+    keys, items = [], dict[str, LabelItem]()
     for row, read in zip(rows, texts(rows, text=text), strict=True):
         key = _key(read)
         keys.append(key)
         beside = tuple((name, _shown(row.fields.get(name))) for name in columns.beside)
-        items.setdefault(key, Item(key, read.text, row.where, beside))
-    return Rows(rows, text, label, list(items.values()), keys, len(found) - len(rows))
+        items.setdefault(key, LabelItem(key, read.text, row.where, beside))
+    return RowsFile(rows, text, label, list(items.values()), keys, len(found) - len(rows))
 
 
-def given_labels(rows: Rows, *, rater: str) -> Given:
+def given_labels(rows: RowsFile, *, rater: str) -> Given:
     """The labels that stand in the file already, as votes. Raises DataError for what is no label."""
     entries, faults, first, others = list[Entry](), list[str](), dict[tuple[str, str], str](), 0
     for row, key in zip(rows.rows, rows.keys, strict=True):
@@ -109,7 +109,7 @@ def given_labels(rows: Rows, *, rater: str) -> Given:
     return Given(entries, others) if not faults else refuse(faults)
 
 
-def brought_labels(source: str, rows: Rows, *, offline: bool = False) -> Given:
+def brought_labels(source: str, rows: RowsFile, *, offline: bool = False) -> Given:
     """The labels of another file as votes on the same texts. Raises DataError."""
     columns = Columns(text=rows.text, label=rows.label)
     brought = read_items(source, columns, offline=offline)
@@ -149,14 +149,14 @@ def check_label(label: str) -> str:
     return plain
 
 
-def export(rows: Rows, votes: Votes, path: Path) -> Exported:
+def export(rows: RowsFile, votes: Votes, path: Path) -> LabelExport:
     """Write every row whose text has a label, with that label in the label's column, as JSON lines."""
     lines, counts = labelled_lines(rows, votes)
     write_whole(path, "".join(lines))
     return counts
 
 
-def labelled_lines(rows: Rows, votes: Votes) -> tuple[list[str], Exported]:
+def labelled_lines(rows: RowsFile, votes: Votes) -> tuple[list[str], LabelExport]:
     """The lines of an export, each with its line end."""
     lines, tied = [], 0
     for row, key in zip(rows.rows, rows.keys, strict=True):
@@ -167,7 +167,7 @@ def labelled_lines(rows: Rows, votes: Votes) -> tuple[list[str], Exported]:
         fields = {**row.fields, rows.label: label}
         line = json.dumps(fields, ensure_ascii=False, default=str)
         lines.append(line.encode(errors="backslashreplace").decode() + "\n")  # half an emoji, in a column nobody reads
-    return lines, Exported(len(lines), tied)
+    return lines, LabelExport(len(lines), tied)
 
 
 def _vote(vote: Entry | Event) -> tuple[tuple[str, str, str], str]:

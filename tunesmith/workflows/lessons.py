@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.collect.rows import Part
+from tunesmith.data.collect.rows import DocumentPart
 from tunesmith.data.collect.templates import PARAPHRASES
-from tunesmith.data.collect.written import Wanted, answered, requests, written_rows
+from tunesmith.data.collect.written import WritingOptions, answered, requests, written_rows
 from tunesmith.data.examples import Chat, Example
 from tunesmith.data.files import write_whole
 from tunesmith.decision.chunks import Chunk
@@ -23,7 +23,7 @@ from tunesmith.objectives import Domain, Instruct
 from tunesmith.recipe import Recipe
 from tunesmith.workflows.answers import some
 from tunesmith.workflows.collect_writer import Writer, ask_writer, counted
-from tunesmith.workflows.contest import Answered, Contest
+from tunesmith.workflows.contest import ArmAnswers, Contest
 from tunesmith.workflows.run_folder import open_run
 from tunesmith.workflows.tune import tune_recipe
 
@@ -46,7 +46,7 @@ class Lesson:
     labelled_rows: int
     note: str = ""
 
-    def built(self, found: Answered) -> Answered:
+    def built(self, found: ArmAnswers) -> ArmAnswers:
         """The answers of the run's model with what it took to make it."""
         return found.model_copy(
             update={
@@ -166,12 +166,12 @@ def taught_run(contest: Contest) -> Lesson:
 def _said_again(contest: Contest, documents: set[str]) -> list[str]:
     """Paraphrases of the documents that hold answers, written by the untuned model and checked against them."""
     parts = [
-        Part(page.doc_id, page.digest, page.document, page.document.blocks)
+        DocumentPart(page.doc_id, page.digest, page.document, page.document.blocks)
         for page in contest.retrieval().pages
         if page.doc_id in documents
     ]
     size, seed = contest.recipe.documents.size, contest.recipe.seed
-    wanted = Wanted((PARAPHRASES,), SAID_AGAIN, (), size, ASKED_ABOUT, seed)
+    wanted = WritingOptions((PARAPHRASES,), SAID_AGAIN, (), size, ASKED_ABOUT, seed)
     writer = Writer(contest.recipe.compare.asks or contest.recipe.model, max_tokens=160, seed=seed)
     asked = requests(parts, wanted)
     if not asked:

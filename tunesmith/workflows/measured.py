@@ -24,7 +24,7 @@ from tunesmith.report.schema import Retention, read_report
 from tunesmith.workflows.answers import gold
 from tunesmith.workflows.arms import told_where
 from tunesmith.workflows.assemble import environment
-from tunesmith.workflows.contest import Answered, Contest
+from tunesmith.workflows.contest import ArmAnswers, Contest
 from tunesmith.workflows.house_rules import columns
 from tunesmith.workflows.knowledge import knowledge
 
@@ -33,7 +33,7 @@ SECONDS_AN_HOUR = 3600.0
 Pairs = dict[tuple[str, str], TaskScore]
 
 
-def measured(contest: Contest, found: Sequence[Answered], *, price_per_hour: float) -> Comparison:
+def measured(contest: Contest, found: Sequence[ArmAnswers], *, price_per_hour: float) -> Comparison:
     """All that is known of the arms, and what follows from it."""
     metric = contest.objective.metric
     pairs = _pairs(contest, found)
@@ -62,7 +62,7 @@ def measured(contest: Contest, found: Sequence[Answered], *, price_per_hour: flo
     )
 
 
-def _pairs(contest: Contest, found: Sequence[Answered]) -> Pairs:
+def _pairs(contest: Contest, found: Sequence[ArmAnswers]) -> Pairs:
     """Every two arms beside each other, all in one family of tests."""
     right, clusters, metric = gold(contest.test), groups_of(contest.test), contest.objective.metric
     return {
@@ -72,7 +72,7 @@ def _pairs(contest: Contest, found: Sequence[Answered]) -> Pairs:
 
 
 def _verdict(
-    contest: Contest, found: Sequence[Answered], p_values: Mapping[tuple[str, str], float], *, extra: Sequence[str]
+    contest: Contest, found: Sequence[ArmAnswers], p_values: Mapping[tuple[str, str], float], *, extra: Sequence[str]
 ) -> Verdict:
     """The cheapest arm that no other surely beats by a margin worth its cost."""
     metric, right = contest.objective.metric, gold(contest.test)
@@ -89,7 +89,7 @@ def _verdict(
     return verdict(candidates, p_values, margin=margin, learned=contest.learned, extra=extra)
 
 
-def _cost(one: Answered) -> float:
+def _cost(one: ArmAnswers) -> float:
     """Seconds to build an arm and to let it answer 1,000 rows."""
     return one.build_seconds + ANSWERS * one.seconds / len(one.given)
 
@@ -103,7 +103,7 @@ class _Shared:
     price_per_hour: float
 
 
-def _arm(contest: Contest, one: Answered, shared: _Shared) -> ArmPage:
+def _arm(contest: Contest, one: ArmAnswers, shared: _Shared) -> ArmPage:
     metric, right, clusters = contest.objective.metric, gold(contest.test), groups_of(contest.test)
     alone = score(metric, right, one.given, name=one.name, groups=clusters)
     domain, count = _domain(contest, one, right)
@@ -160,7 +160,7 @@ def _gains(pairs: Pairs, p_values: Mapping[tuple[str, str], float]) -> list[Gain
     return sorted(found, key=lambda one: -one.delta)
 
 
-def _domain(contest: Contest, one: Answered, right: Sequence[str]) -> tuple[float | None, int]:
+def _domain(contest: Contest, one: ArmAnswers, right: Sequence[str]) -> tuple[float | None, int]:
     """The score on the rows whose answer is known to stand in the documents."""
     if not told_where(contest.recipe):
         return None, 0
@@ -171,7 +171,7 @@ def _domain(contest: Contest, one: Answered, right: Sequence[str]) -> tuple[floa
     return value(metric, [right[row] for row in rows], [one.given[row] for row in rows]), len(rows)
 
 
-def _general(contest: Contest, one: Answered, runs: Sequence[Retention]) -> General | None:
+def _general(contest: Contest, one: ArmAnswers, runs: Sequence[Retention]) -> General | None:
     """What the arm's model still knows; an arm that asks the base as it is has lost nothing."""
     if one.name.startswith("http") or one.name == "tf-idf":
         return None
@@ -186,7 +186,7 @@ def _general(contest: Contest, one: Answered, runs: Sequence[Retention]) -> Gene
     return General(nats_rise=rise, probe=kept.probe_tuned, probe_base=kept.probe_base)
 
 
-def _tone(contest: Contest, one: Answered, right: Sequence[str], test: Sequence[Example]) -> Tone | None:
+def _tone(contest: Contest, one: ArmAnswers, right: Sequence[str], test: Sequence[Example]) -> Tone | None:
     """How near written answers are to people's, by a discriminator and by the recipe's rules."""
     if not isinstance(contest.objective, Instruct):
         return None
@@ -198,7 +198,7 @@ def _tone(contest: Contest, one: Answered, right: Sequence[str], test: Sequence[
     )
 
 
-def _latency(one: Answered) -> Latency:
+def _latency(one: ArmAnswers) -> Latency:
     return Latency(
         p50=float(np.median(one.latencies)) if one.latencies else None,
         p95=float(np.quantile(one.latencies, 0.95)) if one.latencies else None,
@@ -225,7 +225,7 @@ def _retrieval(contest: Contest) -> list[Recall]:
     return [recall(way, retrieval.index.find(asked, shown=10, search=way), right) for way in ways]
 
 
-def _facts(contest: Contest, found: Sequence[Answered]) -> dict[str, Update]:
+def _facts(contest: Contest, found: Sequence[ArmAnswers]) -> dict[str, Update]:
     """What each arm says after facts changed; nothing without documents that rows name."""
     if not told_where(contest.recipe) or not contest.recipe.documents.origin or not contest.recipe.compare.facts:
         return {}

@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 
 from tunesmith.data.files import write_whole
-from tunesmith.decision.need import FARTHEST, FEWEST_ROWS, SEEDS, SIZES, Cell, Guess, Reading, read_curve, sizes_of
+from tunesmith.decision.need import (
+    FARTHEST,
+    FEWEST_ROWS,
+    SEEDS,
+    SIZES,
+    CurveCell,
+    CurveReading,
+    ScoreEstimate,
+    read_curve,
+    sizes_of,
+)
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.evaluation.significance import lower_is_better
 from tunesmith.inference.local import LocalModel
@@ -35,7 +45,7 @@ POINTS = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class CurveQuestion:
     """What is asked of the curve; without `rows`: twice and four times as many as there are."""
 
     rows: tuple[int, ...] = ()
@@ -53,12 +63,12 @@ class Ladder:
     watch: Watch
     offline: bool
 
-    def cell(self, rows: int, seed: int) -> tuple[Cell, float]:
+    def cell(self, rows: int, seed: int) -> tuple[CurveCell, float]:
         """What a model scores that was tuned on so many rows, and the seconds that took; kept once it is known."""
         kept = self.folder / "cells" / f"{rows}-{seed}.json"
         if kept.exists():
             page = json.loads(kept.read_text(encoding="utf-8"))
-            return Cell(rows, seed, page["score"]), page["seconds"]
+            return CurveCell(rows, seed, page["score"]), page["seconds"]
         self.watch.listen({"event": "stage", "text": f"{rows} rows, seed {seed}"})
         began = time.perf_counter()
         work = kept.with_suffix("")
@@ -70,7 +80,7 @@ class Ladder:
         seconds = time.perf_counter() - began
         write_whole(kept, json.dumps({"rows": rows, "seed": seed, "score": score, "seconds": seconds}))
         shutil.rmtree(work)
-        return Cell(rows, seed, score), seconds
+        return CurveCell(rows, seed, score), seconds
 
     def _dealt(self, rows: int, seed: int) -> Prepared:
         """The recipe over so many of its training rows, on a base of its own: techniques change what they are given."""
@@ -89,7 +99,7 @@ class Ladder:
 
 def need(
     recipe: Recipe,
-    question: Question,
+    question: CurveQuestion,
     *,
     out: Path | None = None,
     watch: Watch,
@@ -129,7 +139,7 @@ def _pinned(recipe: Recipe, folder: RunFolder) -> Recipe:
     return recipe.model_copy(update={"machine": type(recipe.machine)(**folder.page()["machine"])})
 
 
-def _check(question: Question, prepared: Prepared, available: int) -> None:
+def _check(question: CurveQuestion, prepared: Prepared, available: int) -> None:
     """Raise for what no curve can tell."""
     if prepared.parts:
         cure = f"nearest that works: a recipe of {min(prepared.parts)}"
@@ -200,7 +210,7 @@ def _largest(smallest: int, available: int, share: float, epochs: float) -> int:
     )
 
 
-def _run(ladder: Ladder, sizes: Sequence[int]) -> tuple[list[Cell], float]:
+def _run(ladder: Ladder, sizes: Sequence[int]) -> tuple[list[CurveCell], float]:
     """Every cell, the small ones first, and the seconds they took together."""
     cells, seconds = [], 0.0
     for rows in sizes:
@@ -211,7 +221,9 @@ def _run(ladder: Ladder, sizes: Sequence[int]) -> tuple[list[Cell], float]:
     return cells, seconds
 
 
-def _answer(ladder: Ladder, question: Question, cells: Sequence[Cell], *, notes: list[str], seconds: float) -> Need:
+def _answer(
+    ladder: Ladder, question: CurveQuestion, cells: Sequence[CurveCell], *, notes: list[str], seconds: float
+) -> Need:
     """The page of a measured ladder."""
     recipe = ladder.prepared.recipe
     metric = recipe.objective.metric
@@ -255,25 +267,25 @@ def _best(metric: str) -> tuple[float, float]:
     return sign, BEST.get(metric, 0.0 if sign < 0 else 1.0)
 
 
-def _measured(cells: Sequence[Cell]) -> list[Size]:
+def _measured(cells: Sequence[CurveCell]) -> list[Size]:
     sizes = sorted({cell.rows for cell in cells})
     scores = {rows: [cell.score for cell in cells if cell.rows == rows] for rows in sizes}
     return [Size(rows=rows, scores=scores[rows], mean=float(np.mean(scores[rows]))) for rows in sizes]
 
 
-def _expected(guess: Guess, sign: float) -> Expected:
+def _expected(guess: ScoreEstimate, sign: float) -> Expected:
     """A guess with its sign turned back, the smaller bound first."""
     low, high = sorted((sign * guess.low, sign * guess.high))
     return Expected(rows=guess.rows, score=sign * guess.score, low=low, high=high)
 
 
-def _drawn(reading: Reading, cells: Sequence[Cell], sign: float, asked: Sequence[int]) -> list[Expected]:
+def _drawn(reading: CurveReading, cells: Sequence[CurveCell], sign: float, asked: Sequence[int]) -> list[Expected]:
     """The line of the plot, from the smallest size to the farthest that is foretold."""
     rows = [*(cell.rows for cell in cells), *asked]
     return [_expected(reading.guess(round(float(n))), sign) for n in np.geomspace(min(rows), max(rows), POINTS)]
 
 
-def _target(reading: Reading, target: float | None, cells: Sequence[Cell], sign: float) -> Target | None:
+def _target(reading: CurveReading, target: float | None, cells: Sequence[CurveCell], sign: float) -> Target | None:
     """How many rows a score takes."""
     if target is None:
         return None

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from tunesmith.errors import DataError
 from tunesmith.feedback.agreement import Agreement, agreement
 from tunesmith.feedback.items import FIRST, OWN, SECOND, Item, alike
-from tunesmith.feedback.store import Store, Who
+from tunesmith.feedback.store import VoteStore, Who
 from tunesmith.feedback.turns import ALONE, Overlap, Rules, Turns
 
 WHAT = "judgements"
@@ -23,7 +23,7 @@ LONGEST_ANSWER = 20_000
 LEFT, RIGHT = "left", "right"
 
 
-class Progress(BaseModel):
+class JudgingProgress(BaseModel):
     """How far it is: items, those with a vote, votes that are there and that are wanted, votes by person, what a person
     put aside, agreement."""
 
@@ -38,7 +38,7 @@ class Progress(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class PageChoice:
     """A choice of the page: left, right or a label of the item, an own text, and what is kept beside it."""
 
     choice: str
@@ -49,7 +49,7 @@ class Said:
 class Panel:
     """Some items being judged by any number of people, in an order drawn once by `seed`."""
 
-    def __init__(self, items: Sequence[Item], store: Store, *, overlap: Overlap = ALONE, seed: int = 0) -> None:
+    def __init__(self, items: Sequence[Item], store: VoteStore, *, overlap: Overlap = ALONE, seed: int = 0) -> None:
         self.items = {item.key: item for item in items}
         self.store, self.overlap = store, overlap
         self._plain = sorted((i.key for i in items if not i.gold), key=lambda key: _chance(str(seed), key))
@@ -69,7 +69,7 @@ class Panel:
             return (0,)
         return (1, 0) if _chance(rater, key) & 1 else (0, 1)
 
-    def vote(self, who: Who, key: str, said: Said) -> None:
+    def vote(self, who: Who, key: str, said: PageChoice) -> None:
         """Keep a vote; it is on disk when this returns. Raises DataError for what cannot be said of the item."""
         item, shown = self.item(key), self.shown(key, who.rater)
         label = said.choice
@@ -83,7 +83,7 @@ class Panel:
         # Whoever wrote an answer looked long, and what they wrote is of use whoever voted meanwhile.
         self.turns.vote(who, key, body, late=label == OWN)
 
-    def progress(self, rater: str = "") -> Progress:
+    def progress(self, rater: str = "") -> JudgingProgress:
         """How far it is, for everybody and for this person; planted items count for nobody."""
         with self.turns.lock:
             self.turns.catch_up()
@@ -91,7 +91,7 @@ class Panel:
             given = {key: votes.on(key) for key in self._plain}
             people = [name for raters in given.values() for name in raters]
             counts = {name: people.count(name) for name in dict.fromkeys(people)}
-            return Progress(
+            return JudgingProgress(
                 items=len(self._plain),
                 judged=sum(bool(raters) for raters in given.values()),
                 votes=sum(min(len(raters), self.overlap.wanted(key)) for key, raters in given.items()),

@@ -33,7 +33,7 @@ BOUNDS = {
 }
 
 
-class Program(Protocol):
+class OpenedExport(Protocol):
     """Another program that has opened an export."""
 
     def prompts(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
@@ -49,12 +49,12 @@ class Program(Protocol):
         ...
 
 
-Opener = Callable[[], Program]
+Opener = Callable[[], OpenedExport]
 States = Callable[[Sequence[list[int]]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class ProgramAgreement:
     """How far two programs agree over some rows; scores where the rows say what is right."""
 
     metric: str
@@ -75,7 +75,7 @@ class _Asked:
     longest: int
 
 
-def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) -> Agreement:
+def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) -> ProgramAgreement:
     """The greedy answers of both sides to the same rows."""
     asked = _asked(model, rows)
     sampling = Sampling(max_new_tokens=asked.longest)
@@ -86,7 +86,7 @@ def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) ->
     said = program.answers(asked.prompts, longest=asked.longest)
     metric, gold = model.objective.metric, [row.gold for row in rows]
     scored = all(gold) and (metric in PER_ROW or metric in WHOLE)
-    return Agreement(
+    return ProgramAgreement(
         metric=metric,
         rows=len(rows),
         same_prompts=_share(theirs, asked.prompts),
@@ -96,15 +96,15 @@ def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) ->
     )
 
 
-def by_states(model: LocalModel, rows: Sequence[Prediction], states: States, *, form: str) -> Agreement:
+def by_states(model: LocalModel, rows: Sequence[Prediction], states: States, *, form: str) -> ProgramAgreement:
     """The states [B, D] that a head reads, of both sides over the same ids."""
     ours = model.embed([row.question for row in rows])
     theirs = states([model.tokens(row.question).ids for row in rows])
     same = (theirs - ours).norm(dim=1) <= ROUNDED_STATE.get(form, SAME_STATE) * ours.norm(dim=1)
-    return Agreement("states", len(rows), same_prompts=1.0, same_answers=float(same.double().mean()))
+    return ProgramAgreement("states", len(rows), same_prompts=1.0, same_answers=float(same.double().mean()))
 
 
-def faults(found: Agreement, form: str) -> tuple[str, ...]:
+def faults(found: ProgramAgreement, form: str) -> tuple[str, ...]:
     """What is wrong with an export of this form; empty for one that may be used."""
     least, most = BOUNDS[form]
     said = []

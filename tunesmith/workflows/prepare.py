@@ -18,7 +18,7 @@ from tunesmith.data.split import Split
 from tunesmith.data.tasks import Asking, set_apart
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError, Refused
-from tunesmith.model.device import Machine, choose_machine
+from tunesmith.model.device import ChosenMachine, choose_machine
 from tunesmith.model.families import positions_of
 from tunesmith.model.load import Base, LoadOptions, load_base
 from tunesmith.objectives import Classify, Domain, Multitask, Rl
@@ -56,7 +56,7 @@ class Prepared:
     recipe: Recipe
     loaded: Loaded
     base: Base
-    machine: Machine
+    machine: ChosenMachine
     template: Template
     train: list[Encoded]
     validation: list[Encoded]
@@ -132,7 +132,7 @@ def _read(recipe: Recipe, listen: Listener, *, offline: bool) -> Loaded:
     return audited(recipe, read_data(recipe, offline=offline))
 
 
-def _encoded(recipe: Recipe, loaded: Loaded, base: Base, machine: Machine) -> Prepared:
+def _encoded(recipe: Recipe, loaded: Loaded, base: Base, machine: ChosenMachine) -> Prepared:
     """One task with its objective told what only the rows know, and its rows as ids."""
     objective = recipe.objective.bind(_all(loaded), base.family)
     recipe = recipe.model_copy(update={"objective": objective})

@@ -18,7 +18,7 @@ NAMED = 20  # places of rows that are listed before they are only counted
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Stretch:
     """A stretch of a row that is learned, or is not, as it would be read back from its ids."""
 
     text: str
@@ -26,11 +26,11 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class RowPreview:
     """One row as the loss sees it; `label` is what a head of its own is to say."""
 
     where: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Stretch, ...]
     tokens: int
     label: str = ""
 
@@ -44,7 +44,7 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class PreviewFacts:
     """What is true of all training rows; `end` and `learned_share` are None where a head learns, not words."""
 
     rows: int
@@ -63,8 +63,8 @@ class Preview:
     """The first training rows, facts about all, and the recipe with what only the data could tell."""
 
     recipe: Recipe
-    rows: tuple[Shown, ...]
-    facts: Facts
+    rows: tuple[RowPreview, ...]
+    facts: PreviewFacts
     notes: tuple[str, ...]
 
     @property
@@ -99,12 +99,12 @@ def _nobody(event: dict[str, Any]) -> None:
     """Nobody listens: what matters is on the page."""
 
 
-def _shown(row: Encoded, prepared: Prepared, masking: Masking | None) -> Shown:
+def _shown(row: Encoded, prepared: Prepared, masking: Masking | None) -> RowPreview:
     """A row in pieces; of a pair, one sequence after the other."""
     pieces = tuple(piece for tokens in _seen(row, masking) for piece in pieces_of(tokens, prepared.template))
     names = prepared.recipe.objective.labels if prepared.recipe.objective.kind == "classify" else ()
     label = ", ".join(name for name, yes in zip(names, row.label, strict=False) if yes)
-    return Shown(row.where, pieces, row.length, label)
+    return RowPreview(row.where, pieces, row.length, label)
 
 
 def _seen(row: Encoded, masking: Masking | None) -> tuple[Tokens, ...]:
@@ -116,14 +116,14 @@ def _seen(row: Encoded, masking: Masking | None) -> tuple[Tokens, ...]:
     return tuple(Tokens(one.ids, [i in places for i in range(len(one.ids))]) for one in hidden.sequences)
 
 
-def pieces_of(tokens: Tokens, template: Template) -> Iterator[Piece]:
+def pieces_of(tokens: Tokens, template: Template) -> Iterator[Stretch]:
     """Runs of learned and of other ids as text, special tokens included; together they are the whole row."""
     start, before = 0, ""
     for learned, run in groupby(tokens.learn):
         start += len(list(run))
         # Decoded from the row's beginning: a stretch alone would lose the space in front of its first word.
         text = _text(tokens.ids[:start], template)
-        yield Piece(text[len(before) :], learned)
+        yield Stretch(text[len(before) :], learned)
         before = text
 
 
@@ -132,7 +132,7 @@ def _text(ids: Sequence[int], template: Template) -> str:
     return str(template.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _facts(prepared: Prepared, tasks: Sequence[tuple[Prepared, Masking | None]]) -> Facts:
+def _facts(prepared: Prepared, tasks: Sequence[tuple[Prepared, Masking | None]]) -> PreviewFacts:
     """Counts over all training rows, of every task, that teach something."""
     train, facts = prepared.train, prepared.facts
     sequences = [tokens for one, masking in tasks for row in one.train for tokens in _seen(row, masking)]
@@ -140,7 +140,7 @@ def _facts(prepared: Prepared, tasks: Sequence[tuple[Prepared, Masking | None]])
     lengths = [len(tokens.ids) for tokens in sequences]
     learned = sum(tokens.learned for tokens in sequences)
     p50, p95 = (int(np.percentile(lengths, part)) for part in (50, 95))
-    return Facts(
+    return PreviewFacts(
         rows=len(train),
         bos=_beginnings(sequences, prepared.template),
         end=_endings(sequences, prepared.template) if learned and not texts else None,

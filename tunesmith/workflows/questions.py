@@ -15,7 +15,7 @@ from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row, columns_of, keep, read_rows
 from tunesmith.errors import DataError, RecipeError, TunesmithError
 from tunesmith.inference.folder import About, read_about
-from tunesmith.inference.open import Found
+from tunesmith.inference.open import FoundModel
 from tunesmith.objectives import Classify, Multitask
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
@@ -31,7 +31,7 @@ OWN_BASE = "base"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class EvaluateRequest:
     """Which model on which rows; `objective` is a kind, `base` what an adapter is put over, `rows` 0 for all, `task`
     which of several tasks of one model."""
 
@@ -46,7 +46,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class ScoringTask:
     """Rows, how they are put to a model, and what there is to say about them."""
 
     objective: AnyObjective
@@ -57,7 +57,7 @@ class Task:
     part: str = ""  # which of several tasks of the model
 
 
-def read_task(asked: Asked, found: Found, *, offline: bool) -> Task:
+def read_task(asked: EvaluateRequest, found: FoundModel, *, offline: bool) -> ScoringTask:
     """The rows of the file, read by the run's objective or by one that fits the rows."""
     about = read_about(found.folder) if found.kind == "run" and found.folder else None
     rows = read_rows(asked.data, offline=offline)
@@ -78,10 +78,10 @@ def read_task(asked: Asked, found: Found, *, offline: bool) -> Task:
         notes += _known_labels(objective, examples, asked)
     else:
         objective = objective.bind(examples, "decoder")
-    return Task(objective, examples, recipe.data.max_tokens, own, notes, asked.task)
+    return ScoringTask(objective, examples, recipe.data.max_tokens, own, notes, asked.task)
 
 
-def _objective_of(about: About | None, asked: Asked) -> AnyObjective | None:
+def _objective_of(about: About | None, asked: EvaluateRequest) -> AnyObjective | None:
     """What a run was tuned by; of one of several tasks the one that is asked for. Raises RecipeError."""
     if about is None or not isinstance(about.objective, Multitask):
         if asked.task:
@@ -99,7 +99,7 @@ def recipe_of(page: Path, part: str) -> Recipe:
     return recipe.parts.get(part, recipe)
 
 
-def _raw_objective(asked: Asked, own: AnyObjective | None, rows: Sequence[Row]) -> dict[str, Any]:
+def _raw_objective(asked: EvaluateRequest, own: AnyObjective | None, rows: Sequence[Row]) -> dict[str, Any]:
     """The run's objective, its columns detected where the file has others; without a run, what fits the rows."""
     if own is None:
         return {"kind": asked.objective or detect(rows).objective}
@@ -110,7 +110,7 @@ def _raw_objective(asked: Asked, own: AnyObjective | None, rows: Sequence[Row]) 
     return values
 
 
-def _group(found: Found, rows: Sequence[Row], part: str) -> str:
+def _group(found: FoundModel, rows: Sequence[Row], part: str) -> str:
     """The column by which the run kept rows together, if the file has it."""
     page = recipe_file(found)
     if page is None:
@@ -119,13 +119,13 @@ def _group(found: Found, rows: Sequence[Row], part: str) -> str:
     return column if column in columns_of(rows) else ""
 
 
-def recipe_file(found: Found) -> Path | None:
+def recipe_file(found: FoundModel) -> Path | None:
     """The recipe of a run, if it still lies beside its model."""
     page = found.folder.parent / "recipe.yaml" if found.kind == "run" and found.folder else None
     return page if page is not None and page.exists() else None
 
 
-def chosen_wording(found: Found, part: str = "") -> str:
+def chosen_wording(found: FoundModel, part: str = "") -> str:
     """The wording that a run chose for its base on validation rows; empty: the instruction as written."""
     page = found.folder.parent / "before.json" if found.folder else None
     if page is None or not page.exists():
@@ -137,7 +137,7 @@ def chosen_wording(found: Found, part: str = "") -> str:
     return next((wording for wording in (*WORDINGS, *PLAIN_WORDINGS) if wording and how.endswith(wording)), "")
 
 
-def _known_labels(objective: AnyObjective, examples: Sequence[Example], asked: Asked) -> list[str]:
+def _known_labels(objective: AnyObjective, examples: Sequence[Example], asked: EvaluateRequest) -> list[str]:
     """A note on labels that the model cannot answer with. Raises DataError when it knows none of them."""
     if not isinstance(objective, Classify):
         return []
@@ -153,7 +153,7 @@ def _known_labels(objective: AnyObjective, examples: Sequence[Example], asked: A
     return [f"{rows} rows have labels that the model never learned ({', '.join(strange)})"] if rows else []
 
 
-def seen(found: Found, task: Task, *, offline: bool) -> list[str]:
+def seen(found: FoundModel, task: ScoringTask, *, offline: bool) -> list[str]:
     """A warning if the model's own training rows ask the same; what a foreign model was trained on nobody knows."""
     if found.kind != "run":
         return []

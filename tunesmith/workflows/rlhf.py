@@ -15,7 +15,7 @@ from tunesmith.recipe import PEOPLE, Recipe
 from tunesmith.report.rlhf import Learned, LoopReport, Round, page, verdict_of
 from tunesmith.workflows.ahead import Asker
 from tunesmith.workflows.assemble import environment
-from tunesmith.workflows.feedback import Wish, open_panel
+from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 from tunesmith.workflows.judging import Replies, as_rows, judge_by_rule, need_judged, over, replies_of
 from tunesmith.workflows.loop_learn import enough, learned, votes_so_far, write_rows
 from tunesmith.workflows.loop_open import JSON, REPLIES, UnderWay, Way, open_loop
@@ -83,7 +83,7 @@ def _judged(loop: UnderWay, model: str, place: Path, number: int) -> None:
     write_rows(prompts, as_rows(some))
     way.listen({"event": "stage", "text": f"round {number}: {model} answers {len(some)} prompts twice"})
     sampling = Sampling(loop.longest, settings.temperature, seed=loop.recipe.seed + 2 * number)
-    wish = Wish(
+    wish = FeedbackRequest(
         model,
         prompts=str(prompts),
         column="messages",

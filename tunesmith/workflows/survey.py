@@ -10,13 +10,13 @@ import psutil
 import torch
 
 from tunesmith.data.files import write_whole
-from tunesmith.decision.plan import FOUR_BITS, NUMBER, Pace, Work, estimate
+from tunesmith.decision.plan import FOUR_BITS, NUMBER, MachinePace, TrainingWork, estimate
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
 from tunesmith.model.size import NetworkSize, copy_rate, measure_size
 from tunesmith.objectives import Classify, Rl
 from tunesmith.recipe import AnyTechnique
-from tunesmith.report.plan import PREDICTION, Bounds, Prediction, read_prediction, told
+from tunesmith.report.plan import PREDICTION, Bounds, CostPrediction, read_prediction, told
 from tunesmith.techniques import Full, Lora
 from tunesmith.workflows.batches import batches_of
 from tunesmith.workflows.learner import needs_start
@@ -34,8 +34,8 @@ class Survey:
     """Everything that a plan's formulas are fed with."""
 
     size: NetworkSize
-    work: Work
-    pace: Pace
+    work: TrainingWork
+    pace: MachinePace
     held: float  # bytes that the process takes with plain weights
     room: float  # bytes that it may take
 
@@ -51,7 +51,7 @@ def survey(prepared: Prepared, *, own: bool = False) -> Survey:
     weights = isinstance(prepared.recipe.technique, Full | Lora)
     size = measure_size(policy, modes=(weights,) if own else (True, False))
     rates = machine.gemm_gflops
-    pace = Pace(
+    pace = MachinePace(
         products=1e9 * rates.get(machine.dtype, rates["float32"]),
         products32=1e9 * rates["float32"],
         moved=copy_rate(machine.device),
@@ -73,7 +73,7 @@ def _memory(device: str) -> tuple[float, float]:
     return taken, taken + float(psutil.virtual_memory().available)
 
 
-def count_work(prepared: Prepared, policy: Policy) -> Work:
+def count_work(prepared: Prepared, policy: Policy) -> TrainingWork:
     """What all training steps come to, counted on the batches of some of them; `policy` is the base untouched."""
     batches, objective = batches_of(prepared), prepared.recipe.objective
     steps = make_plan(prepared.recipe, policy, rows=len(prepared.train)).steps
@@ -83,7 +83,7 @@ def count_work(prepared: Prepared, policy: Policy) -> Work:
     counted = counts_of([batch for one in spread for batch in batches.window(one)])
     times = steps / len(spread)
     largest = max(batches.window(max(every, key=batches.widest)), key=lambda batch: batch.computed)
-    return Work(
+    return TrainingWork(
         steps=steps,
         **{name: round(times * value) for name, value in counted.items()},
         widest=largest.computed,
@@ -106,7 +106,7 @@ def counts_of(found: Sequence[Batch]) -> dict[str, int]:
     }
 
 
-def foresee(prepared: Prepared, out: Path, *, listen: Listener) -> Prediction | None:
+def foresee(prepared: Prepared, out: Path, *, listen: Listener) -> CostPrediction | None:
     """What the recipe's own technique takes, by formula alone; said, and kept in the folder from the first start on.
 
     None for `rl`: how long answers will be is not known before they are drawn.
@@ -121,10 +121,10 @@ def foresee(prepared: Prepared, out: Path, *, listen: Listener) -> Prediction | 
     return made
 
 
-def predict(technique: AnyTechnique, found: Survey, *, how: str) -> Prediction:
+def predict(technique: AnyTechnique, found: Survey, *, how: str) -> CostPrediction:
     """One technique's prediction."""
     made = estimate(technique, found.size, found.work, found.pace, held=found.held)
-    return Prediction(
+    return CostPrediction(
         technique=named(technique),
         trainable=made.trainable,
         memory=Bounds(**asdict(made.memory)),

@@ -8,7 +8,7 @@ from threading import Lock
 
 from tunesmith.data.examples import Message
 from tunesmith.feedback.items import BAD, GOOD, make_item, read_items
-from tunesmith.feedback.store import Entry, Store
+from tunesmith.feedback.store import Entry, VoteStore
 from tunesmith.feedback.votes import VOTE
 from tunesmith.workflows.panel import WHAT
 
@@ -21,7 +21,7 @@ class Thumbs:
 
     def __init__(self, place: Callable[[str], Path]) -> None:
         self._place = place
-        self._stores: dict[Path, Store] = {}
+        self._stores: dict[Path, VoteStore] = {}
         self._lock = Lock()  # a server keeps thumbs from several threads
 
     def keep(self, messages: Sequence[Message], answer: str, *, by: str, good: bool, rater: str = "") -> Path:
@@ -29,7 +29,7 @@ class Thumbs:
         path, item = self._place(by), make_item(messages, [answer], [by])
         with self._lock:
             if path not in self._stores:
-                self._stores[path] = Store(path, what=WHAT)
+                self._stores[path] = VoteStore(path, what=WHAT)
             store = self._stores[path]
             new = [] if item.key in read_items(store.since()) else [item.entry]
             store.append(*new, Entry(rater, VOTE, item.key, {"label": GOOD if good else BAD, "left": 0}))

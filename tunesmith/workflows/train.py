@@ -18,9 +18,9 @@ from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask, Rl
 from tunesmith.objectives.practice import Practice
 from tunesmith.recipe import Recipe
-from tunesmith.training.fit import Hooks, State, fit
+from tunesmith.training.fit import Hooks, TrainingState, fit
 from tunesmith.training.journal import Journal
-from tunesmith.training.optim import Plan, between
+from tunesmith.training.optim import TrainingPlan, between
 from tunesmith.training.probe import ROWS, Probe, can_learn
 from tunesmith.training.track import Tracker, open_trackers
 from tunesmith.workflows.batches import Batches, MixedBatches, batches_of, parts_of
@@ -37,8 +37,8 @@ class Trained:
     """A policy with its best numbers, and how it got them."""
 
     policy: Policy
-    plan: Plan
-    state: State
+    plan: TrainingPlan
+    state: TrainingState
     probe: Probe | None
     notes: tuple[str, ...] = ()
     beside: tuple[dict[str, float], ...] = ()  # what was seen of each of several tasks at each validation
@@ -108,17 +108,17 @@ def _smaller(batches: Batches | MixedBatches, step: int, *, journal: Journal, li
     return bool(tokens)
 
 
-def _stopped(state: State, plan: Plan) -> str:
+def _stopped(state: TrainingState, plan: TrainingPlan) -> str:
     why = f"{plan.patience} validations brought nothing better (schedule.patience)"
     return f"stopped at step {state.step} of {plan.steps}: {why}; kept: step {kept_step(state)}"
 
 
-def kept_step(state: State) -> int:
+def kept_step(state: TrainingState) -> int:
     """The step whose numbers the run ends with: the best, or the last where none was scored or inside a gate."""
     return state.best_step or state.step
 
 
-def _outside(state: State, plan: Plan) -> tuple[str, ...]:
+def _outside(state: TrainingState, plan: TrainingPlan) -> tuple[str, ...]:
     """A note where every validation broke a gate."""
     if not plan.eval_steps or state.best_step:
         return ()
@@ -220,7 +220,7 @@ def _judged(prepared: Prepared, policy: Policy, watch: Watch, beside: dict[str, 
     return mean_of(prepared, found)
 
 
-def _probe(prepared: Prepared, policy: Policy, plan: Plan, watch: Watch) -> Probe | None:
+def _probe(prepared: Prepared, policy: Policy, plan: TrainingPlan, watch: Watch) -> Probe | None:
     """Whether a few short rows can be learned at all, of each of several tasks; Refused if not."""
     if isinstance(objective := prepared.recipe.objective, Multitask):
         return [_probe(one, objective.seen(policy, n), plan, watch) for n, one in prepared.parts.items()][0]
@@ -252,14 +252,14 @@ def mixed_type(prepared: Prepared) -> torch.dtype | None:
     return None if wanted == prepared.base.network.dtype else wanted
 
 
-def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> Plan:
+def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> TrainingPlan:
     """The schedule in numbers."""
     schedule = recipe.schedule
     per_epoch = -(-rows // schedule.batch_rows)
     steps = max(1, round(schedule.epochs * per_epoch))
     automatic = recipe.technique.learning_rate(policy.hidden, policy.family) * PACE.get(recipe.objective.kind, 1.0)
     validated = recipe.data.validation not in (0, 0.0, "")
-    return Plan(
+    return TrainingPlan(
         steps=steps,
         peak=automatic if schedule.learning_rate == "auto" else schedule.learning_rate,
         warmup=schedule.warmup,

@@ -33,7 +33,7 @@ from tunesmith.workflows.survey import foresee
 from tunesmith.workflows.tasks import alone_parts
 from tunesmith.workflows.train import Trained, Watch, train
 from tunesmith.workflows.worth import SHUFFLED, calibrate, general_before, retention, shuffled
-from tunesmith.workflows.yardsticks import ALONE, Frozen, Together, Yardstick, yardstick_of
+from tunesmith.workflows.yardsticks import ALONE, Frozen, ManyTasks, Yardstick, yardstick_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def _gate(prepared: Prepared, before: Before) -> Callable[[Policy], str]:
 def _controls(prepared: Prepared, out: Path, yardstick: Yardstick[Any], watch: Watch) -> dict[str, Any]:
     """What the same recipe says after shuffled answers, over a base of its own; of several tasks, what each says
     that was tuned alone on as many of its own rows."""
-    if isinstance(yardstick, Together):
+    if isinstance(yardstick, ManyTasks):
         parts = alone_parts(prepared)
         return {ALONE: yardstick.gathered(lambda name: _alone(parts[name], name, out, watch))}
     watch.listen({"event": "stage", "text": "control: the same on shuffled answers"})

@@ -12,18 +12,18 @@ from tunesmith.data.files import write_whole
 from tunesmith.data.rows import read_rows, refuse
 from tunesmith.errors import DataError, Refused
 from tunesmith.feedback.items import FIRST, OWN, SECOND, Item, prompt_key, read_items
-from tunesmith.feedback.preferences import PAIRS, THUMBS, Brought, Rows, pair_rows, read_votes, thumb_rows
-from tunesmith.feedback.store import Entry, Event, Store
+from tunesmith.feedback.preferences import PAIRS, THUMBS, Brought, VoteRows, pair_rows, read_votes, thumb_rows
+from tunesmith.feedback.store import Entry, Event, VoteStore
 from tunesmith.feedback.summary import Summary, summarise
 from tunesmith.feedback.votes import VOTE, Votes
 from tunesmith.recipe.sections import nearest
 from tunesmith.workflows.panel import WHAT
 
-FORMATS: dict[str, Callable[[dict[str, Item], Votes], Rows]] = {PAIRS: pair_rows, THUMBS: thumb_rows}
+FORMATS: dict[str, Callable[[dict[str, Item], Votes], VoteRows]] = {PAIRS: pair_rows, THUMBS: thumb_rows}
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class VoteExport:
     """What an export wrote: rows, their format, and judged items that gave none because nothing was preferred."""
 
     rows: int
@@ -40,7 +40,7 @@ class Imported:
     known: int
 
 
-def export_votes(path: Path, out: Path, *, format: str = "", without: Collection[str] = ()) -> Exported:
+def export_votes(path: Path, out: Path, *, format: str = "", without: Collection[str] = ()) -> VoteExport:
     """Write the votes of a store as rows that `objective: preference` reads; without a format as they were cast.
 
     Raises DataError for what is no store and for a name in `without` of nobody there, Refused where no vote prefers
@@ -56,10 +56,10 @@ def export_votes(path: Path, out: Path, *, format: str = "", without: Collection
     if not found.rows:
         raise Refused(f"{path}: no vote that makes a row of {format}; judge some with `tunesmith feedback`")
     write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
-    return Exported(len(found.rows), format, found.undecided)
+    return VoteExport(len(found.rows), format, found.undecided)
 
 
-def preferred(path: Path, format: str) -> Rows:
+def preferred(path: Path, format: str) -> VoteRows:
     """The rows that the votes of a store make, perhaps none. Raises DataError for what is no store."""
     events = read_events(path)
     return FORMATS[format](read_items(events), Votes(events))
@@ -73,7 +73,7 @@ def import_votes(path: Path, source: str, *, rater: str = "", offline: bool = Fa
     prompts that are not those of the store.
     """
     brought = _named(read_votes(read_rows(source, offline=offline), rater=rater), Path(source).name)
-    store = Store(path, what=WHAT)
+    store = VoteStore(path, what=WHAT)
     try:
         events = store.since()
         entries = _entries(brought, events, path)
@@ -100,7 +100,7 @@ def read_events(path: Path) -> list[Event]:
     """All that happened in a store. Raises DataError where there is none."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; `tunesmith feedback` says where it keeps the votes")
-    store = Store(path, what=WHAT)
+    store = VoteStore(path, what=WHAT)
     try:
         return store.since()
     finally:

@@ -41,7 +41,7 @@ class Prompted:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelling:
+class LabellingArm:
     """An arm that reads the rows and no prompt."""
 
     label: Callable[[Sequence[Example]], list[str]]
@@ -49,7 +49,7 @@ class Labelling:
     known: Mapping[str, Any] = field(default_factory=dict)
 
 
-Way = Prompted | Labelling
+Way = Prompted | LabellingArm
 
 
 def way_of(contest: Contest, name: str, tuned: LocalModel | None = None) -> Way:
@@ -135,14 +135,14 @@ def _tfidf(contest: Contest) -> Way:
     metric = "macro_f1" if objective.metric == "macro_f1" else "accuracy"
     label = tfidf_labeller(train, metric=metric, seed=contest.recipe.seed)
     known = {"build_seconds": time.perf_counter() - began, "labelled_rows": len(train)}
-    return Labelling(lambda rows: label([question(row) for row in rows]), "settings by cross-validation", known)
+    return LabellingArm(lambda rows: label([question(row) for row in rows]), "settings by cross-validation", known)
 
 
 def _tuned(contest: Contest, model: LocalModel) -> Way:
     """A run's model, asked as it was tuned."""
     if model.policy.head is None:
         return Prompted(model, partial(plainly, contest), "")
-    return Labelling(lambda rows: answer(model, rows).given, "")
+    return LabellingArm(lambda rows: answer(model, rows).given, "")
 
 
 def _tuned_rag(contest: Contest, model: LocalModel) -> Way:

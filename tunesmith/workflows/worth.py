@@ -17,7 +17,7 @@ from tunesmith.data.terms import general_text
 from tunesmith.data.windows import frame
 from tunesmith.evaluation import calibration, style
 from tunesmith.evaluation.baselines import linear_probe, majority, tfidf_classifier
-from tunesmith.evaluation.retention import General, by_field, flips, items, measure
+from tunesmith.evaluation.retention import GeneralAbility, by_field, flips, items, measure
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
 from tunesmith.model.shipped import cache_dir
@@ -116,7 +116,7 @@ def _dealt_turns(chats: Sequence[Chat], order: Sequence[int]) -> list[Example]:
     return [replace(chat, messages=tuple(own)) for chat, own in zip(chats, turns, strict=True)]
 
 
-def general_before(prepared: Prepared, policy: Policy) -> General | None:
+def general_before(prepared: Prepared, policy: Policy) -> GeneralAbility | None:
     """General ability of the base as it lies in memory, kept in the user's cache; None for encoders."""
     if policy.family != "decoder":
         return None
@@ -125,14 +125,14 @@ def general_before(prepared: Prepared, policy: Policy) -> General | None:
     bits = prepared.recipe.technique.load_options().quantize or "whole"  # the fingerprint is the same in 4 bits
     kept = cache_dir() / "general" / f"{prepared.base.fingerprint}-{prepared.template.hash}-{bits}-{asked}.json"
     if kept.exists():
-        return General(**json.loads(kept.read_text(encoding="utf-8")))
+        return GeneralAbility(**json.loads(kept.read_text(encoding="utf-8")))
     found = measure(policy, prepared.template)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, json.dumps(asdict(found)))
     return found
 
 
-def retention(base: General, tuned: General) -> Retention:
+def retention(base: GeneralAbility, tuned: GeneralAbility) -> Retention:
     """Base against tuned on general text and probe."""
     lost, won, p_value = flips(base, tuned)
     before, after = by_field(items(), base.right), by_field(items(), tuned.right)

@@ -19,7 +19,7 @@ def _silent(text: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class AuditSource:
     """A file of rows, its columns by part, and the test files it must not repeat; `where` keeps some rows of each."""
 
     source: str

@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
-from tunesmith.data.audit.ask import Ask
+from tunesmith.data.audit.ask import AuditSource
 from tunesmith.data.audit.damage import damage, repaired
 from tunesmith.data.audit.mask import masked
 from tunesmith.data.audit.run import Cures
@@ -25,7 +25,7 @@ JSON_LINES, TABLES = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
+class CleanedCopy:
     """Where the copy and its log lie, and how many rows were kept, changed (and kept) and dropped."""
 
     out: Path
@@ -58,7 +58,7 @@ def check_folder(path: Path) -> None:
         raise DataError(f"{path}: no such folder; name a file in a folder that is there")
 
 
-def fix(ask: Ask, cures: Cures, out: Path, *, offline: bool = False) -> Fixed:
+def fix(ask: AuditSource, cures: Cures, out: Path, *, offline: bool = False) -> CleanedCopy:
     """Write the cleaned copy and its log. The file itself is not touched. Raises DataError."""
     check_out(out)
     halves = [path.with_name(path.name + ".half") for path in (out, log_of(out))]
@@ -74,10 +74,10 @@ def fix(ask: Ask, cures: Cures, out: Path, *, offline: bool = False) -> Fixed:
         raise
     for half, path in zip(halves, (out, log_of(out)), strict=True):
         half.replace(path)
-    return Fixed(out, log_of(out), **counts)
+    return CleanedCopy(out, log_of(out), **counts)
 
 
-def _write(ask: Ask, cures: Cures, halves: Sequence[Path], suffix: str, *, offline: bool) -> dict[str, int]:
+def _write(ask: AuditSource, cures: Cures, halves: Sequence[Path], suffix: str, *, offline: bool) -> dict[str, int]:
     """Write the copy and its log; how many rows were kept, changed and dropped comes back."""
     name, counts = name_of(ask.source), {"kept": 0, "changed": 0, "dropped": 0}
     with ExitStack() as stack:

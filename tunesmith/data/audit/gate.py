@@ -16,7 +16,7 @@ from tunesmith.data.audit.damage import damage
 from tunesmith.data.audit.finding import CHECKS
 from tunesmith.data.audit.keys import keys
 from tunesmith.data.audit.near import Words, cross_pairs
-from tunesmith.data.audit.runs import Rule, held, leaked
+from tunesmith.data.audit.runs import QuotationRule, held, leaked
 from tunesmith.data.audit.shingles import WORD_BITS, signatures, slots, words_of
 from tunesmith.data.examples import Example, Labelled, question
 from tunesmith.data.pairs import written
@@ -87,7 +87,7 @@ def _near_copies(train: Sequence[Example], test: Sequence[Example]) -> tuple[flo
     mine, theirs = (signatures([" ".join(w).encode(errors="surrogatepass") for w in part]) for part in split_up)
     pairs = cross_pairs(theirs, mine, lambda i, j: words.alike(asked[1][i], asked[0][j]))
     copied = {int(i): int(j) for i, j in pairs}
-    copied.update({other: row for row, other in leaked(placed[0], held(placed[1], Rule())).items()})
+    copied.update({other: row for row, other in leaked(placed[0], held(placed[1], QuotationRule())).items()})
     listed = _listed([f"{test[i].where} like {train[j].where}" for i, j in sorted(copied.items())])
     finding = f"leak: {len(copied)} of {len(test)} held-out rows nearly stand in the training rows ({listed})"
     return len(copied) / len(test), finding

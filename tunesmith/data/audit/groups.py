@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tunesmith.data.audit.ask import Embed
 from tunesmith.data.audit.near import ALIKE, Words, cross_pairs, groups_of, in_groups, near_pairs
 from tunesmith.data.audit.shingles import Longs
-from tunesmith.data.audit.table import Table
+from tunesmith.data.audit.table import RowTable
 
 # Cosine of two sentence embeddings from which on they say the same: a guess that no set here has confirmed.
 SAME_MEANING = 0.92
@@ -34,12 +34,12 @@ class Groups:
         return np.concatenate([group[1:] for group in self.groups]) if self.groups else np.zeros(0, np.int64)
 
 
-def exact(table: Table, rows: NDArray[np.int64]) -> Groups:
+def exact(table: RowTable, rows: NDArray[np.int64]) -> Groups:
     """Rows with the same question and the same answer, to the letter."""
     return Groups(tuple(rows[group] for group in in_groups(_numbered(table.whole[rows]))))
 
 
-def near(table: Table, rows: NDArray[np.int64], words: Words, *, labelled: bool) -> Groups:
+def near(table: RowTable, rows: NDArray[np.int64], words: Words, *, labelled: bool) -> Groups:
     """Rows that are nearly the same, with the same label or nearly the same answer; none given is an exact copy."""
 
     def alike(one: int, two: int) -> float:
@@ -54,13 +54,13 @@ def near(table: Table, rows: NDArray[np.int64], words: Words, *, labelled: bool)
     return Groups(tuple(rows[group] for group in in_groups(groups_of(pairs, len(rows)))))
 
 
-def contradictions(table: Table, rows: NDArray[np.int64]) -> Groups:
+def contradictions(table: RowTable, rows: NDArray[np.int64]) -> Groups:
     """Rows that ask the same and are answered differently."""
     groups = (rows[group] for group in in_groups(_numbered(table.asked[rows])))
     return Groups(tuple(group for group in groups if len(np.unique(table.said[group])) > 1))
 
 
-def outvoted(table: Table, groups: Groups) -> NDArray[np.int64]:
+def outvoted(table: RowTable, groups: Groups) -> NDArray[np.int64]:
     """Of rows that contradict one another those to drop: all but the majority's, or all where there is none."""
     dropped: list[int] = []
     for group in groups.groups:
@@ -69,7 +69,7 @@ def outvoted(table: Table, groups: Groups) -> NDArray[np.int64]:
     return np.array(dropped, np.int64)
 
 
-def leaks(table: Table, test: Table, long: dict[int, int], words: Words, *, labelled: bool) -> dict[int, int]:
+def leaks(table: RowTable, test: RowTable, long: dict[int, int], words: Words, *, labelled: bool) -> dict[int, int]:
     """Row -> the test row that it copies: the same question, long runs of its words (`long`), nearly its words."""
     found = dict(long)
     at: dict[int, int] = {}
@@ -90,7 +90,7 @@ def leaks(table: Table, test: Table, long: dict[int, int], words: Words, *, labe
     return {row: other for row, other in found.items() if row not in broken}
 
 
-def meant_alike(table: Table, test: Table, embed: Embed) -> dict[int, int]:
+def meant_alike(table: RowTable, test: RowTable, embed: Embed) -> dict[int, int]:
     """Row -> the test row that says the same in other words, by the nearest sentence embedding."""
     rows, held = table.sound(), test.sound()
     theirs = embed([test.text(row)[0] for row in held.tolist()])
@@ -104,7 +104,7 @@ def meant_alike(table: Table, test: Table, embed: Embed) -> dict[int, int]:
     return found
 
 
-def _content(table: Table, row: int, labelled: bool) -> str:
+def _content(table: RowTable, row: int, labelled: bool) -> str:
     question, answer = table.text(row)
     return question if labelled or not answer else f"{question}\n{answer}"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.data.audit.ask import Ask, Tools
+from tunesmith.data.audit.ask import AuditSource, Tools
 from tunesmith.data.audit.pool import in_order
-from tunesmith.data.audit.runs import Held, Rule, held
-from tunesmith.data.audit.scan import Plan, digest_of, scan
+from tunesmith.data.audit.runs import HeldOutRuns, QuotationRule, held
+from tunesmith.data.audit.scan import ScanPlan, digest_of, scan
 from tunesmith.data.audit.stream import chunks, has_column, head, name_of
-from tunesmith.data.audit.table import Table
+from tunesmith.data.audit.table import RowTable
 from tunesmith.data.rows import keep, missing_column
 from tunesmith.errors import DataError
 
@@ -19,10 +19,10 @@ TOLD_EVERY = 100_000
 FEW, MANY = 200, 100_000
 
 
-def read_held(source: str, table: Table, ask: Ask, tools: Tools) -> Held:
+def read_held(source: str, table: RowTable, ask: AuditSource, tools: Tools) -> HeldOutRuns:
     """Fill `table` with the test file; the index of its runs of 13 words comes back. Raises DataError without rows."""
     _check_where(source, ask, tools)
-    plan = Plan(table.name, ask)
+    plan = ScanPlan(table.name, ask)
     questions: list[NDArray[np.uint32]] = []
     for chunk in chunks(source, offline=tools.offline):
         digest, slots = scan(plan, chunk)
@@ -30,13 +30,13 @@ def read_held(source: str, table: Table, ask: Ask, tools: Tools) -> Held:
         questions += slots
     table.close()
     _check_rows(source, table, ask, tools)
-    return held(questions, Rule())
+    return held(questions, QuotationRule())
 
 
-def read_table(table: Table, ask: Ask, indices: list[Held], tools: Tools) -> None:
+def read_table(table: RowTable, ask: AuditSource, indices: list[HeldOutRuns], tools: Tools) -> None:
     """Fill `table` with the file. Raises DataError where it has no rows."""
     _check_where(ask.source, ask, tools)
-    plan = Plan(table.name, ask, tuple(indices))
+    plan = ScanPlan(table.name, ask, tuple(indices))
     told = 0
     pieces = chunks(ask.source, offline=tools.offline)
     for digest in in_order(digest_of, plan, pieces, workers=tools.workers):
@@ -48,7 +48,7 @@ def read_table(table: Table, ask: Ask, indices: list[Held], tools: Tools) -> Non
     _check_rows(ask.source, table, ask, tools)
 
 
-def _check_where(source: str, ask: Ask, tools: Tools) -> None:
+def _check_where(source: str, ask: AuditSource, tools: Tools) -> None:
     """Raise DataError where no row has a column of `where`."""
     rows = head(source, FEW, offline=tools.offline) if ask.where else []
     for column in ask.where:
@@ -57,7 +57,7 @@ def _check_where(source: str, ask: Ask, tools: Tools) -> None:
             raise DataError(missing_column(rows, column))
 
 
-def _check_rows(source: str, table: Table, ask: Ask, tools: Tools) -> None:
+def _check_rows(source: str, table: RowTable, ask: AuditSource, tools: Tools) -> None:
     """Raise DataError where no row came; where `where` left none, with the values that are there."""
     if table.rows:
         return

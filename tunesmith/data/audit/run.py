@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.audit import groups
-from tunesmith.data.audit.ask import Ask, Tools
+from tunesmith.data.audit.ask import AuditSource, Tools
 from tunesmith.data.audit.finding import CHECKS, Audit, Finding, Sample, severity_of, verdict_of
 from tunesmith.data.audit.groups import Groups
 from tunesmith.data.audit.labels import counted, rare, uneven, variants
@@ -20,7 +20,7 @@ from tunesmith.data.audit.near import Words
 from tunesmith.data.audit.noise import MOST_READ, doubts
 from tunesmith.data.audit.read import read_held, read_table
 from tunesmith.data.audit.stream import name_of
-from tunesmith.data.audit.table import BROKEN, Table
+from tunesmith.data.audit.table import BROKEN, RowTable
 from tunesmith.data.audit.trigger import triggers
 from tunesmith.data.audit.wording import LANGUAGES
 
@@ -38,11 +38,11 @@ class Cures:
     labels: dict[str, str] = field(default_factory=dict)
 
 
-def audit(ask: Ask, tools: Tools) -> tuple[Audit, Cures]:
+def audit(ask: AuditSource, tools: Tools) -> tuple[Audit, Cures]:
     """Everything that is wrong with a file, and what would cure it. Raises DataError for a file that is no rows."""
     with ExitStack() as stack:
-        table = stack.enter_context(Table(name_of(ask.source)))
-        tests = [stack.enter_context(Table(name_of(source))) for source in ask.against]
+        table = stack.enter_context(RowTable(name_of(ask.source)))
+        tests = [stack.enter_context(RowTable(name_of(source))) for source in ask.against]
         indices = [read_held(source, test, ask, tools) for source, test in zip(ask.against, tests, strict=True)]
         read_table(table, ask, indices, tools)
         return _Auditor(ask, tools, table, Cures()).all(tests)
@@ -51,13 +51,13 @@ def audit(ask: Ask, tools: Tools) -> tuple[Audit, Cures]:
 class _Auditor:
     """One table and what was found in it so far."""
 
-    def __init__(self, ask: Ask, tools: Tools, table: Table, cures: Cures) -> None:
+    def __init__(self, ask: AuditSource, tools: Tools, table: RowTable, cures: Cures) -> None:
         self.ask, self.tools, self.table, self.cures = ask, tools, table, cures
         self.words = Words(table.counts, table.rows)
         self.found: dict[str, Rows] = {}
         self.notes: list[str] = []
 
-    def all(self, tests: list[Table]) -> tuple[Audit, Cures]:
+    def all(self, tests: list[RowTable]) -> tuple[Audit, Cures]:
         """Every check there is, in an order in which each can build on those before."""
         self._rows_alone()
         self._leaks(tests)
@@ -85,7 +85,7 @@ class _Auditor:
             marks = self.table.marks.get(kind, {})
             self._drop(kind, marks, marks)
 
-    def _leaks(self, tests: list[Table]) -> None:
+    def _leaks(self, tests: list[RowTable]) -> None:
         leaks: dict[int, str] = {}
         for test, long in zip(tests, self.table.leaks, strict=True):
             self.tools.tell(f"comparing with {test.name}")
@@ -234,7 +234,7 @@ class _Auditor:
         )
 
 
-def _sample(table: Table, row: int, note: str) -> Sample:
+def _sample(table: RowTable, row: int, note: str) -> Sample:
     """A row to look at; what must not be told on is masked."""
     text = " → ".join(filter(None, (" ".join(part.split()) for part in table.text(row))))
     text = masked(text[: 4 * SHOWN])[0].encode(errors="backslashreplace").decode()  # half an emoji cannot be shown

@@ -16,7 +16,7 @@ SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class QuotationRule:
     """What counts as a quotation: how many words are a run, and the fewest runs that two texts must have in common.
 
     A run that more than `most_owners` of the held-out texts have is a phrase of theirs and is not looked at; with 0 all
@@ -29,16 +29,16 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldOutRuns:
     """The runs of words of held-out texts, sorted; whose they are, how many each text has, and the rule they serve."""
 
     runs: Longs
     owners: NDArray[np.int64]
     sizes: NDArray[np.int64]
-    rule: Rule
+    rule: QuotationRule
 
 
-def held(texts: Slots, rule: Rule) -> Held:
+def held(texts: Slots, rule: QuotationRule) -> HeldOutRuns:
     """The index of held-out texts, given as the slots of their words."""
     runs, owners = _each_once(texts, rule.run)
     order = np.argsort(runs, kind="stable")
@@ -47,10 +47,10 @@ def held(texts: Slots, rule: Rule) -> Held:
         _, place, times = np.unique(runs, return_inverse=True, return_counts=True)
         few = times[place] <= rule.most_owners
         runs, owners = runs[few], owners[few]
-    return Held(runs, owners, np.bincount(owners, minlength=len(texts)), rule)
+    return HeldOutRuns(runs, owners, np.bincount(owners, minlength=len(texts)), rule)
 
 
-def leaked(texts: Slots, others: Held) -> dict[int, int]:
+def leaked(texts: Slots, others: HeldOutRuns) -> dict[int, int]:
     """Text -> the held-out text that has half of its runs, or half of whose runs it has: the one with most of them."""
     runs, owners = _each_once(texts, others.rule.run)
     start, end = (np.searchsorted(others.runs, runs, side=side) for side in ("left", "right"))

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.data.audit.ask import Ask
+from tunesmith.data.audit.ask import AuditSource
 from tunesmith.data.audit.damage import damage
 from tunesmith.data.audit.keys import keys
 from tunesmith.data.audit.personal import personal
-from tunesmith.data.audit.runs import Held, leaked
+from tunesmith.data.audit.runs import HeldOutRuns, leaked
 from tunesmith.data.audit.shingles import digest, signatures, slots, words_of
-from tunesmith.data.audit.stream import Chunk, parsed
+from tunesmith.data.audit.stream import RowChunk, parsed
 from tunesmith.data.audit.table import CUT, Digest
 from tunesmith.data.audit.view import LETTERS, View, view
 from tunesmith.data.audit.wording import chat_tokens, edges, language, refusal
@@ -22,20 +22,20 @@ from tunesmith.data.rows import Row, has_listed, listed
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ScanPlan:
     """How to look at the rows of a file: its name, what is asked, and the test rows that must not be in it."""
 
     name: str
-    ask: Ask
-    held: tuple[Held, ...] = ()
+    ask: AuditSource
+    held: tuple[HeldOutRuns, ...] = ()
 
 
-def digest_of(plan: Plan, chunk: Chunk) -> Digest:
+def digest_of(plan: ScanPlan, chunk: RowChunk) -> Digest:
     """The digest of a chunk."""
     return scan(plan, chunk)[0]
 
 
-def scan(plan: Plan, chunk: Chunk) -> tuple[Digest, list[NDArray[np.uint32]]]:
+def scan(plan: ScanPlan, chunk: RowChunk) -> tuple[Digest, list[NDArray[np.uint32]]]:
     """The digest of a chunk, and the word slots of each of its questions."""
     found, wanted = _Found(), listed(plan.ask.where)
     for line, raw in zip(chunk.lines, chunk.rows, strict=True):
@@ -63,7 +63,7 @@ class _Found:
         self.counted: list[NDArray[np.uint32]] = []
         self.marks: dict[str, dict[int, str]] = {}
 
-    def take(self, line: int, seen: View, ask: Ask) -> None:
+    def take(self, line: int, seen: View, ask: AuditSource) -> None:
         """Look at one row."""
         row = len(self.lines)
         self.lines.append(line)

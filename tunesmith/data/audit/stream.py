@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from tunesmith.data.rows import READERS, SHOWN_FAULTS, Row, read_rows, reason, refuse, refuse_utf16, unreadable
-from tunesmith.data.separated import Broken, read_table
+from tunesmith.data.separated import BrokenLine, read_table
 from tunesmith.errors import DataError
 
 CURE = "; write one JSON object on each line"
@@ -18,14 +18,14 @@ CHUNK_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class RowChunk:
     """Consecutive rows: their lines in the file, and each as raw JSON, as columns, or why it is none."""
 
     lines: list[int]
     rows: Sequence[bytes | dict[str, object] | str]
 
 
-def chunks(source: str, *, offline: bool = False) -> Iterator[Chunk]:
+def chunks(source: str, *, offline: bool = False) -> Iterator[RowChunk]:
     """All rows of a file. Lines of jsonl come unparsed, so that a line that is no row is a finding, not an end.
 
     jsonl, csv and tsv are streamed; json, parquet and Hub data sets are read whole. Raises DataError for what cannot be
@@ -44,7 +44,7 @@ def chunks(source: str, *, offline: bool = False) -> Iterator[Chunk]:
         rows = read_rows(source, offline=offline)
         for start in range(0, len(rows), CHUNK_ROWS):
             part = rows[start : start + CHUNK_ROWS]
-            yield Chunk([line_of(row) for row in part], [dict(row.fields) for row in part])
+            yield RowChunk([line_of(row) for row in part], [dict(row.fields) for row in part])
 
 
 def name_of(source: str) -> str:
@@ -96,7 +96,7 @@ def has_column(source: str, column: str, *, offline: bool = False) -> bool:
     return any(column in fields for fields in rows if isinstance(fields, dict))
 
 
-def _json_lines(path: Path) -> Iterator[Chunk]:
+def _json_lines(path: Path) -> Iterator[RowChunk]:
     lines: list[int] = []
     raws: list[bytes] = []
     held = 0
@@ -115,16 +115,16 @@ def _json_lines(path: Path) -> Iterator[Chunk]:
             raws.append(raw)
             held += len(raw)
             if len(raws) >= CHUNK_ROWS or held >= CHUNK_BYTES:
-                yield Chunk(lines, raws)
+                yield RowChunk(lines, raws)
                 lines, raws, held = [], [], 0
     if raws:
-        yield Chunk(lines, raws)
+        yield RowChunk(lines, raws)
 
 
-def _table(path: Path) -> Iterator[Chunk]:
+def _table(path: Path) -> Iterator[RowChunk]:
     lines = read_table(path)
     while part := list(islice(lines, CHUNK_ROWS)):
-        yield Chunk(
-            [one.line if isinstance(one, Broken) else line_of(one) for one in part],
-            [one.why if isinstance(one, Broken) else dict(one.fields) for one in part],
+        yield RowChunk(
+            [one.line if isinstance(one, BrokenLine) else line_of(one) for one in part],
+            [one.why if isinstance(one, BrokenLine) else dict(one.fields) for one in part],
         )

@@ -43,7 +43,7 @@ class Digest:
     leaks: list[dict[int, int]] = field(default_factory=list)
 
 
-class Table:
+class RowTable:
     """All rows of a file. Use as a context: the texts lie in a temporary file that goes with it."""
 
     def __init__(self, name: str) -> None:
@@ -58,7 +58,7 @@ class Table:
         self._known: dict[tuple[str, ...], tuple[str, ...]] = {}
         self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
 
-    def __enter__(self) -> Table:
+    def __enter__(self) -> RowTable:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -38,7 +38,7 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class QuestionAnswer:
     """A question and its answer; `kind` says what the file showed them as: faq, definition or tool."""
 
     question: str
@@ -62,7 +62,7 @@ class Document:
 
     blocks: tuple[Block, ...]
     title: str = ""
-    pairs: tuple[Pair, ...] = ()
+    pairs: tuple[QuestionAnswer, ...] = ()
     tools: tuple[Tool, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
@@ -139,5 +139,5 @@ def from_json(value: Mapping[str, Any]) -> Document:
     if value["version"] != VERSION:
         raise ValueError("made by another version")
     blocks = (Block(**{**b, "cells": tuple(tuple(map(str, row)) for row in b["cells"])}) for b in value["blocks"])
-    pairs, tools = (Pair(**pair) for pair in value["pairs"]), (Tool(**tool) for tool in value["tools"])
+    pairs, tools = (QuestionAnswer(**pair) for pair in value["pairs"]), (Tool(**tool) for tool in value["tools"])
     return Document(tuple(blocks), value["title"], tuple(pairs), tuple(tools), tuple(value["notes"]))

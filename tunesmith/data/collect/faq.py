@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from tunesmith.data.collect.document import Block, Document, Pair, markdown, plain
+from tunesmith.data.collect.document import Block, Document, QuestionAnswer, markdown, plain
 
 # Question marks of Latin, Greek, Arabic, Chinese and Japanese text.
 MARKS = ("?", "？", "؟", "\u037e", "⁇")
@@ -23,9 +23,9 @@ LONGEST_TERM = 80
 DEFINITION = "What does {term} mean{where}?"
 
 
-def pairs(document: Document) -> list[Pair]:
+def pairs(document: Document) -> list[QuestionAnswer]:
     """Each question once, with its answer: as the page's own marks have it, else as its layout shows."""
-    found: dict[str, Pair] = {}
+    found: dict[str, QuestionAnswer] = {}
     marked = [
         _as_question(pair, document.title)
         for pair in document.pairs
@@ -55,27 +55,27 @@ def _is_term(text: str) -> bool:
     return is_question(text) or (word is not None and len(text) <= LONGEST_TERM)
 
 
-def _as_question(pair: Pair, title: str) -> Pair:
+def _as_question(pair: QuestionAnswer, title: str) -> QuestionAnswer:
     """A definition as a question that names its document; what already asks is a question of the page."""
     if pair.kind != "definition":
-        return Pair(bare(pair.question), pair.answer, pair.kind, pair.page)
+        return QuestionAnswer(bare(pair.question), pair.answer, pair.kind, pair.page)
     if is_question(pair.question):
-        return Pair(bare(pair.question), pair.answer, "faq", pair.page)
+        return QuestionAnswer(bare(pair.question), pair.answer, "faq", pair.page)
     asked = DEFINITION.format(term=pair.question.rstrip(" :."), where=f" in {title}" if title else "")
-    return Pair(asked, pair.answer, "definition", pair.page)
+    return QuestionAnswer(asked, pair.answer, "definition", pair.page)
 
 
-def _by_layout(blocks: Sequence[Block]) -> Iterator[Pair]:
+def _by_layout(blocks: Sequence[Block]) -> Iterator[QuestionAnswer]:
     """A heading or bold line that asks, and all up to the next of its rank; or a line that begins with Q:."""
     for start, block in enumerate(blocks):
         both = _BOTH.match(block.text) if block.kind in ("paragraph", "item") else None
         if both:
-            yield Pair(" ".join(both[1].split()), both[2].strip(), "faq", block.page)
+            yield QuestionAnswer(" ".join(both[1].split()), both[2].strip(), "faq", block.page)
             continue
         asked = _asks(block)
         if asked:
             answer = markdown(_unmarked(blocks[start + 1 : _end(blocks, start)]))
-            yield Pair(asked, answer, "faq", block.page)
+            yield QuestionAnswer(asked, answer, "faq", block.page)
 
 
 def _asks(block: Block) -> str:

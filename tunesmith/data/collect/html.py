@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from tunesmith.data.collect.document import Block, Document, Kind, Pair, clean, markdown, one_line, tidy
+from tunesmith.data.collect.document import Block, Document, Kind, QuestionAnswer, clean, markdown, one_line, tidy
 from tunesmith.data.collect.inline import BREAK, DROPPED, grid, inline, left_out, number
 from tunesmith.data.collect.structured import microdata_pairs, schema_pairs
 from tunesmith.data.collect.text import decode
@@ -39,7 +39,7 @@ def html_document(data: bytes, *, declared: str = "") -> Document:
     title = one_line(root.findtext(".//title") or "")
     walk = _Walk()
     walk.children(_main(root))
-    pairs = [Pair(_fragment(p.question), _fragment(p.answer)) for p in schema]
+    pairs = [QuestionAnswer(_fragment(p.question), _fragment(p.answer)) for p in schema]
     found = tuple(p for p in (*pairs, *walk.pairs) if p.question and p.answer)
     return Document(tuple(walk.blocks), title, found, notes=(note,) if note else ())
 
@@ -93,7 +93,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
-        self.pairs: list[Pair] = []
+        self.pairs: list[QuestionAnswer] = []
         self._line: list[str] = []
         self._as = PARAGRAPH
         self._depth = 0
@@ -187,7 +187,7 @@ class _Walk:
             self.children(child)
             answer = markdown(self.blocks[start:])
             if not _leads_on(child):
-                self.pairs += [Pair(term, answer, "definition") for term in terms if term]
+                self.pairs += [QuestionAnswer(term, answer, "definition") for term in terms if term]
 
     def _details(self, element: Any) -> None:
         summary = next(iter(element.findall("summary")), None)
@@ -202,7 +202,7 @@ class _Walk:
         start = len(self.blocks)
         self.children(element)
         if question:
-            self.pairs.append(Pair(question, markdown(self.blocks[start:]), "faq"))
+            self.pairs.append(QuestionAnswer(question, markdown(self.blocks[start:]), "faq"))
 
     def _table(self, element: Any) -> None:
         cells = grid(element)

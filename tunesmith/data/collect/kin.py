@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from tunesmith.data.audit.shingles import words_of
 from tunesmith.data.collect.rows import Made
-from tunesmith.data.collect.written import Request
+from tunesmith.data.collect.written import WriterQuestion
 
 # So many words in a row are seldom in two passages of a document.
 RUN = 5
@@ -20,7 +20,7 @@ def named(rows: Sequence[Made]) -> list[Made]:
     return [row | {"source_id": source_id(_text(row))} for row in rows]
 
 
-def linked(asked: Sequence[Request], rows: Sequence[Made]) -> list[Request]:
+def linked(asked: Sequence[WriterQuestion], rows: Sequence[Made]) -> list[WriterQuestion]:
     """The requests, each with the source of the row that holds most of its passage; its own where none holds any.
 
     So a split by `source_id` keeps a passage and what was written from it on one side.

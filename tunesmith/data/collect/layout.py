@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from tunesmith.data.collect.document import Block
-from tunesmith.data.collect.lines import Line, Table, without_edges
+from tunesmith.data.collect.lines import Line, RuledTable, without_edges
 
 # A heading is this much larger than the text, or bold and by itself; longer ones are paragraphs. A footnote is smaller.
 LARGER, SMALLER, LONGEST_HEADING, LONGEST_BOLD = 1.12, 0.9, 200, 2
@@ -18,7 +18,7 @@ _ENDS = (".", "!", "?", ":", ";", "。", "！", "？")
 CHARACTER = 0.6
 
 
-def blocks_of(found: Sequence[Line | Table]) -> list[Block]:
+def blocks_of(found: Sequence[Line | RuledTable]) -> list[Block]:
     """The blocks of a document, in the order of its lines; running heads and tables of contents are left out."""
     kept = without_edges(found)
     sizes: Counter[float] = Counter()
@@ -32,7 +32,7 @@ def blocks_of(found: Sequence[Line | Table]) -> list[Block]:
     return list(_joined(_block(group, body, ranks, words) for group in groups))
 
 
-def _vocabulary(found: Sequence[Line | Table]) -> set[str]:
+def _vocabulary(found: Sequence[Line | RuledTable]) -> set[str]:
     """Every word that stands inside a line, to tell a hyphen of the word from one of the line end."""
     return {
         word
@@ -53,11 +53,11 @@ def _is_heading(line: Line, body: float) -> bool:
     return line.size >= LARGER * body or (line.bold and line.size >= 0.95 * body)
 
 
-def _groups(found: Sequence[Line | Table], body: float) -> Iterator[list[Line] | Table]:
+def _groups(found: Sequence[Line | RuledTable], body: float) -> Iterator[list[Line] | RuledTable]:
     """Runs of lines that are one block, in their order."""
     run: list[Line] = []
     for part in found:
-        if isinstance(part, Table):
+        if isinstance(part, RuledTable):
             if run:
                 yield run
             yield part
@@ -99,7 +99,7 @@ def _starts(line: Line, first: Line) -> bool:
     return abs(line.x0 - first.x0) > 2 or bool(_NUMBERED.match(first.text))
 
 
-def _ranks(groups: Sequence[list[Line] | Table], body: float) -> dict[float, int]:
+def _ranks(groups: Sequence[list[Line] | RuledTable], body: float) -> dict[float, int]:
     """Type size of headings -> their level, the largest first; bold ones of about the text's size are the last."""
     looks = {_look(group[0], body) for group in groups if isinstance(group, list) and _heads(group, body)}
     return {look: min(6, place) for place, look in enumerate(sorted(looks, reverse=True), 1)}
@@ -109,10 +109,10 @@ def _look(line: Line, body: float) -> float:
     return line.size if line.size >= LARGER * body else 0.0
 
 
-def _notes_later(groups: list[list[Line] | Table], body: float) -> list[list[Line] | Table]:
+def _notes_later(groups: list[list[Line] | RuledTable], body: float) -> list[list[Line] | RuledTable]:
     """The groups with footnotes put behind a paragraph that goes on over the page end below them."""
-    found: list[list[Line] | Table] = []
-    notes: list[list[Line] | Table] = []
+    found: list[list[Line] | RuledTable] = []
+    notes: list[list[Line] | RuledTable] = []
     for group in groups:
         if isinstance(group, list) and group[0].size <= SMALLER * body:
             notes.append(group)
@@ -130,8 +130,8 @@ def _heads(group: list[Line], body: float) -> bool:
     return group[0].size >= LARGER * body or len(group) <= LONGEST_BOLD
 
 
-def _block(group: list[Line] | Table, body: float, ranks: dict[float, int], words: set[str]) -> Block:
-    if isinstance(group, Table):
+def _block(group: list[Line] | RuledTable, body: float, ranks: dict[float, int], words: set[str]) -> Block:
+    if isinstance(group, RuledTable):
         return Block("table", "", 0, group.page, group.cells)
     first = group[0]
     if all(line.mono for line in group) and (len(group) > 1 or " " in first.text):

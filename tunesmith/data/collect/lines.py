@@ -27,7 +27,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class RuledTable:
     """A ruled table and its place."""
 
     cells: Cells
@@ -45,7 +45,7 @@ _PAGE_NUMBER = re.compile(r"(?:page\s+)?[\divxlc]{1,6}(?:\s*(?:/|of)\s*\d+)?", r
 _OUTER_NUMBER = re.compile(r"^(\d{1,5})\b(?![.\d])|(?<![.\d])\b(\d{1,5})$")
 
 
-def without_edges(found: Sequence[Line | Table]) -> list[Line | Table]:
+def without_edges(found: Sequence[Line | RuledTable]) -> list[Line | RuledTable]:
     """The text alone: no running heads, page numbers and lines of a table of contents."""
     everywhere, offset = _everywhere(found), _offset(found)
     leaders = Counter(line.page for line in found if isinstance(line, Line) and _LEADERS.search(line.text))
@@ -57,10 +57,10 @@ def without_edges(found: Sequence[Line | Table]) -> list[Line | Table]:
         counted = offset is not None and any(number - line.page == offset for number in _outer(line))
         return line.edge and (bool(_PAGE_NUMBER.fullmatch(line.text)) or counted or _place(line) in everywhere)
 
-    return [part for part in found if isinstance(part, Table) or not aside(part)]
+    return [part for part in found if isinstance(part, RuledTable) or not aside(part)]
 
 
-def _everywhere(found: Sequence[Line | Table]) -> set[tuple[str, int]]:
+def _everywhere(found: Sequence[Line | RuledTable]) -> set[tuple[str, int]]:
     """Texts, numbers aside, that stand at one height of the page's edge on several pages."""
     seen: dict[tuple[str, int], set[int]] = {}
     for line in found:
@@ -74,7 +74,7 @@ def _place(line: Line) -> tuple[str, int]:
     return re.sub(r"\d+|\b[ivxlc]+\b", "#", plain(line.text)), round(line.top / 4)
 
 
-def _offset(found: Sequence[Line | Table]) -> int | None:
+def _offset(found: Sequence[Line | RuledTable]) -> int | None:
     """How far the printed page numbers are from the real ones, where many pages agree on it."""
     counts: Counter[int] = Counter()
     for line in found:

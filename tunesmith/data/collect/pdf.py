@@ -10,7 +10,7 @@ from typing import Any
 
 from tunesmith.data.collect.document import Block, Document, one_line, tidy
 from tunesmith.data.collect.layout import blocks_of
-from tunesmith.data.collect.lines import Line, Table
+from tunesmith.data.collect.lines import Line, RuledTable
 from tunesmith.errors import DataError
 
 # Share of the type size between two letters from which on they belong to two words. A fixed distance joins the
@@ -38,7 +38,7 @@ def pdf_document(data: bytes, heard: Callable[[int], None]) -> Document:
         with pdfplumber.open(io.BytesIO(data)) as pdf:
             if len(pdf.pages) > MOST_PAGES:
                 raise DataError(f"{len(pdf.pages)} pages; split it into files of at most {MOST_PAGES}")
-            found: list[Line | Table] = []
+            found: list[Line | RuledTable] = []
             for number, page in enumerate(pdf.pages, 1):
                 found += _page(page, number)
                 page.close()
@@ -69,12 +69,14 @@ def _first_heading(blocks: Sequence[Block]) -> str:
     return next((block.text for block in blocks if block.kind == "heading"), "")
 
 
-def _page(page: Any, number: int) -> list[Line | Table]:
+def _page(page: Any, number: int) -> list[Line | RuledTable]:
     """Lines and tables of a page in reading order."""
     tables = [(table.bbox, cells) for table in page.find_tables() if (cells := _cells(table))]
     words = [word for word in _words(page) if not any(_inside(word, box) for box, _ in tables)]
-    placed: list[Line | Table] = [Table(cells, box[0], box[2], box[1], box[3], number) for box, cells in tables]
-    lines: list[Line | Table] = []
+    placed: list[Line | RuledTable] = [
+        RuledTable(cells, box[0], box[2], box[1], box[3], number) for box, cells in tables
+    ]
+    lines: list[Line | RuledTable] = []
     for column in _columns(words, page):
         lines += _lines(column, number, page.height)
     return _with_tables(lines, placed)
@@ -221,7 +223,7 @@ def _spaced(run: list[dict[str, Any]]) -> Iterator[str]:
         before = word
 
 
-def _with_tables(lines: list[Line | Table], tables: list[Line | Table]) -> list[Line | Table]:
+def _with_tables(lines: list[Line | RuledTable], tables: list[Line | RuledTable]) -> list[Line | RuledTable]:
     """Each table put before the first line that stands below it in its own column."""
     for table in sorted(tables, key=lambda t: t.top):
         place = next(

@@ -18,7 +18,7 @@ ORIGIN = ("doc_id", "page", "section", "origin", "sha256", "source_id")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class DocumentPart:
     """A document with its name in rows, its digest, and its blocks without what stands in all of them."""
 
     doc_id: str
@@ -31,13 +31,13 @@ class Part:
         return {"doc_id": self.doc_id, "page": page, "origin": kind, "sha256": self.sha256}
 
 
-def domain_rows(part: Part, size: int = SIZE) -> Iterator[Made]:
+def domain_rows(part: DocumentPart, size: int = SIZE) -> Iterator[Made]:
     """Running text in pieces of at most `size` characters."""
     for passage in passages(part.blocks, size=size, joined=True):
         yield {"text": passage.text, **part.origin("document", passage.page)}
 
 
-def rag_rows(part: Part, size: int = SIZE) -> Iterator[Made]:
+def rag_rows(part: DocumentPart, size: int = SIZE) -> Iterator[Made]:
     """Passages to be found, each of one section; `id` names each."""
     found = passages(part.blocks, size=size, joined=False, title=part.document.title)
     for number, passage in enumerate(found, 1):
@@ -50,13 +50,13 @@ def rag_rows(part: Part, size: int = SIZE) -> Iterator[Made]:
         }
 
 
-def instruct_rows(part: Part, size: int = SIZE) -> Iterator[Made]:
+def instruct_rows(part: DocumentPart, size: int = SIZE) -> Iterator[Made]:
     """Questions and answers; an answer keeps its whole length."""
     for pair in pairs(Document(tuple(part.blocks), part.document.title, part.document.pairs)):
         yield {"question": pair.question, "answer": pair.answer, **part.origin(pair.kind, pair.page)}
 
 
-def table_rows(part: Part, size: int = SIZE) -> Iterator[Made]:
+def table_rows(part: DocumentPart, size: int = SIZE) -> Iterator[Made]:
     """Every line of every table, its columns named by the table's first line."""
     number = 0
     for block in part.blocks:
@@ -85,7 +85,7 @@ def _names(header: Sequence[str]) -> list[str]:
 class Shape:
     """What rows can be made: from a part and a longest text in characters, and what they are for, in words."""
 
-    rows: Callable[[Part, int], Iterator[Made]]
+    rows: Callable[[DocumentPart, int], Iterator[Made]]
     about: str
 
 

@@ -27,7 +27,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFiles:
     """The files to read in a fixed order; those of other kinds by their ending, with how many there are."""
 
     sources: tuple[Source, ...]
@@ -35,7 +35,7 @@ class Found:
     unreadable: dict[str, str]
 
 
-def find(named: Sequence[str | Path]) -> Found:
+def find(named: Sequence[str | Path]) -> FoundFiles:
     """Every file of a known kind that is named or lies in a named folder; hidden ones and links are passed over.
 
     Raises DataError for a name that leads nowhere, a file of another kind, and folders without any document.
@@ -62,7 +62,7 @@ def find(named: Sequence[str | Path]) -> Found:
             sources.append(Source(path, doc_id, sha256_of_file(path)))
         except OSError as error:
             unreadable[doc_id] = f"cannot be read ({error.strerror}); check its permissions"
-    return Found(tuple(sources), dict(skipped), unreadable)
+    return FoundFiles(tuple(sources), dict(skipped), unreadable)
 
 
 def kinds_read() -> str:

@@ -16,7 +16,7 @@ FOLDER = "collected"
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class CollectStore:
     """The file of rows, `manual.jsonl`, and what lies in the folder `collected` beside it.
 
     There are the converted documents by their digest, which all files of rows in one place share, and for each file

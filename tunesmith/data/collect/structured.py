@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from tunesmith.data.collect.document import Pair
+from tunesmith.data.collect.document import QuestionAnswer
 
 DEEPEST = 40
 
 
-def schema_pairs(root: Any) -> Iterator[Pair]:
+def schema_pairs(root: Any) -> Iterator[QuestionAnswer]:
     """Every question with its answer in the page's JSON-LD; what is not JSON is passed over."""
     for script in root.iter("script"):
         if (script.get("type") or "").strip().lower() != "application/ld+json":
@@ -23,7 +23,7 @@ def schema_pairs(root: Any) -> Iterator[Pair]:
         yield from _questions(value, DEEPEST)
 
 
-def _questions(value: Any, depth: int) -> Iterator[Pair]:
+def _questions(value: Any, depth: int) -> Iterator[QuestionAnswer]:
     """Questions anywhere inside a JSON value."""
     if depth == 0:
         return
@@ -35,7 +35,7 @@ def _questions(value: Any, depth: int) -> Iterator[Pair]:
         if "Question" in (kinds if isinstance(kinds, list) else [kinds]):
             question, answer = _word(value, "name", "text"), _answer(value)
             if question and answer:
-                yield Pair(question, answer)
+                yield QuestionAnswer(question, answer)
         for item in value.values():
             yield from _questions(item, depth - 1)
 
@@ -54,7 +54,7 @@ def _word(value: dict[str, Any], *keys: str) -> str:
     return next((value[key] for key in keys if isinstance(value.get(key), str) and value[key].strip()), "")
 
 
-def microdata_pairs(root: Any) -> Iterator[Pair]:
+def microdata_pairs(root: Any) -> Iterator[QuestionAnswer]:
     """Every question that the page marks with `itemtype` and `itemprop`, its parts as HTML."""
     from lxml import etree
 
@@ -63,4 +63,4 @@ def microdata_pairs(root: Any) -> Iterator[Pair]:
         text = item.xpath(".//*[contains(@itemtype, 'schema.org/Answer')]//*[@itemprop='text']")
         if name and text:
             inside = (text[0].text or "") + "".join(etree.tostring(child, encoding="unicode") for child in text[0])
-            yield Pair(" ".join("".join(name[0].itertext()).split()), inside)
+            yield QuestionAnswer(" ".join("".join(name[0].itertext()).split()), inside)

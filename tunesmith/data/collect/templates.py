@@ -33,7 +33,7 @@ STYLES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Template:
+class WritingTemplate:
     """A way to ask. `{passage}`, `{title}`, `{count}`, `{style}` and `{examples}` in the prompt are filled in.
 
     Replies of the form `pairs` are lines of Q: and A:, of `calls` the same with a call as JSON for an answer,
@@ -46,20 +46,20 @@ class Template:
     system: str = SYSTEM
 
 
-QUESTIONS = Template(
+QUESTIONS = WritingTemplate(
     "questions",
     "pairs",
     "Write {count} questions that the passage answers, each with its answer. Use only what the passage says, and keep "
     "names and numbers as they are. Each question must be clear to somebody who has never seen the passage: it names "
     f"what it is about.\n{_PAIRS_END}\n{{examples}}\nPassage from {{title}}:\n\n{{passage}}",
 )
-PARAPHRASES = Template(
+PARAPHRASES = WritingTemplate(
     "paraphrases",
     "text",
     "Say the passage again {style}. Keep every name, number and condition, add nothing, leave nothing out. Write only "
     "the new text.\n{examples}\nPassage from {title}:\n\n{passage}",
 )
-CALLS = Template(
+CALLS = WritingTemplate(
     "calls",
     "calls",
     "Write {count} requests that a person could make of the program below, each with the call that fulfils it. A "
@@ -69,7 +69,7 @@ CALLS = Template(
 TEMPLATES = (QUESTIONS, PARAPHRASES, CALLS)
 
 
-def template(name: str) -> Template:
+def template(name: str) -> WritingTemplate:
     """The template of this name, or the one in a YAML file. Raises DataError."""
     known = {each.name: each for each in TEMPLATES}
     if name in known:
@@ -85,7 +85,7 @@ def template(name: str) -> Template:
         raise DataError(f"{path.name}: a template has form, prompt and perhaps system; write these keys alone")
     if value.get("form") not in FORMS or "{passage}" not in str(value.get("prompt")):
         raise DataError(f"{path.name}: needs form ({', '.join(FORMS)}) and a prompt with {{passage}} in it; add them")
-    return Template(path.stem, value["form"], str(value["prompt"]), str(value.get("system", SYSTEM)))
+    return WritingTemplate(path.stem, value["form"], str(value["prompt"]), str(value.get("system", SYSTEM)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Filling:
     examples: str
 
 
-def messages(template: Template, filling: Filling) -> list[Message]:
+def messages(template: WritingTemplate, filling: Filling) -> list[Message]:
     """The turns that ask for rows; braces in the passage stay as they are."""
     values = {"{passage}": filling.passage, "{title}": filling.title, "{count}": str(filling.count),
               "{style}": filling.style, "{examples}": filling.examples}  # fmt: skip

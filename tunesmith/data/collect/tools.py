@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tunesmith.data.collect.document import Block, Document, Pair, Tool, clean, markdown, one_line, tidy
+from tunesmith.data.collect.document import Block, Document, QuestionAnswer, Tool, clean, markdown, one_line, tidy
 from tunesmith.errors import DataError
 
 METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace")
@@ -183,18 +183,18 @@ def _row(name: str, part: Mapping[str, Any], tool: Tool) -> tuple[str, ...]:
     return clean(name), kind, needed, "; ".join(filter(None, meaning))
 
 
-def _pairs(tool: Tool) -> Iterator[Pair]:
+def _pairs(tool: Tool) -> Iterator[QuestionAnswer]:
     """What the description itself answers: what the call does, what it takes, and its own example as a call."""
     if tool.description:
-        yield Pair(f"What does the call `{tool.name}` do?", tool.description, "tool")
+        yield QuestionAnswer(f"What does the call `{tool.name}` do?", tool.description, "tool")
     table = [block for block in describe(tool) if block.kind == "table"]
     if table:
-        yield Pair(f"Which arguments does the call `{tool.name}` take?", markdown(table), "tool")
+        yield QuestionAnswer(f"Which arguments does the call `{tool.name}` take?", markdown(table), "tool")
     example = _example(tool)
     if example and tool.description:
         task = tool.description.split("\n")[0].rstrip(".")
         given = ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in example.items())
-        yield Pair(f"Write the call for this: {task} ({given}).", call(tool.name, example), "tool")
+        yield QuestionAnswer(f"Write the call for this: {task} ({given}).", call(tool.name, example), "tool")
 
 
 def _example(tool: Tool) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from rapidfuzz import fuzz, process
 from tunesmith.data.collect.checks import checked_call, fault_of_pair, fault_of_text
 from tunesmith.data.collect.document import Tool, markdown, plain, tidy
 from tunesmith.data.collect.passages import passages
-from tunesmith.data.collect.rows import Made, Part
-from tunesmith.data.collect.templates import STYLES, Filling, Template, messages, pairs_of, shown, spoken
+from tunesmith.data.collect.rows import DocumentPart, Made
+from tunesmith.data.collect.templates import STYLES, Filling, WritingTemplate, messages, pairs_of, shown, spoken
 from tunesmith.data.collect.tools import describe
 from tunesmith.data.examples import Message
 from tunesmith.data.files import writing
@@ -41,12 +41,12 @@ Ask = Callable[[Sequence[Sequence[Message]]], Iterator[tuple[int, Answer]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class WriterQuestion:
     """One question to the model, and what is needed to check and place what comes back."""
 
-    template: Template
+    template: WritingTemplate
     messages: tuple[Message, ...]
-    part: Part
+    part: DocumentPart
     passage: str
     page: int | None
     tool: Tool | None = None
@@ -54,10 +54,10 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WritingOptions:
     """What to ask for: per passage `count` pairs or paraphrases, over at most `limit` passages, drawn by `seed`."""
 
-    templates: tuple[Template, ...]
+    templates: tuple[WritingTemplate, ...]
     count: int
     seeds: tuple[tuple[str, str], ...]
     size: int
@@ -65,10 +65,10 @@ class Wanted:
     seed: int
 
 
-def requests(parts: Sequence[Part], wanted: Wanted) -> list[Request]:
+def requests(parts: Sequence[DocumentPart], wanted: WritingOptions) -> list[WriterQuestion]:
     """Every question to the model, in a fixed order."""
     chance = random.Random(f"collect/{wanted.seed}")
-    found: list[Request] = []
+    found: list[WriterQuestion] = []
     for template in wanted.templates:
         places = list(_tools(parts) if template.form == "calls" else _passages(parts, wanted.size))
         if wanted.limit and len(places) > wanted.limit:
@@ -79,23 +79,23 @@ def requests(parts: Sequence[Part], wanted: Wanted) -> list[Request]:
             title = part.document.title or part.doc_id
             for style in STYLES[: wanted.count] if template.form == "text" else STYLES[:1]:
                 filling = Filling(passage, title, wanted.count, style, examples)
-                found.append(Request(template, tuple(messages(template, filling)), part, passage, page, tool))
+                found.append(WriterQuestion(template, tuple(messages(template, filling)), part, passage, page, tool))
     return found
 
 
-def _passages(parts: Sequence[Part], size: int) -> Iterator[tuple[Part, str, int | None, Tool | None]]:
+def _passages(parts: Sequence[DocumentPart], size: int) -> Iterator[tuple[DocumentPart, str, int | None, Tool | None]]:
     for part in parts:
         for passage in passages(part.blocks, size=size, joined=False, title=part.document.title):
             yield part, passage.text, passage.page, None
 
 
-def _tools(parts: Sequence[Part]) -> Iterator[tuple[Part, str, int | None, Tool | None]]:
+def _tools(parts: Sequence[DocumentPart]) -> Iterator[tuple[DocumentPart, str, int | None, Tool | None]]:
     for part in parts:
         for tool in part.document.tools:
             yield part, markdown(describe(tool)), None, tool
 
 
-def answered(wanted: Sequence[Request], ask: Ask, kept: Path, writer: str) -> list[Answer]:
+def answered(wanted: Sequence[WriterQuestion], ask: Ask, kept: Path, writer: str) -> list[Answer]:
     """The answer to each request. Those in `kept` are not asked for again; each new one is added as it comes.
 
     Raises DataError where they cannot be kept, before anything is asked for.
@@ -120,7 +120,7 @@ def _add(path: Path, text: str) -> None:
             file.write(text)
 
 
-def _key(request: Request, writer: str) -> str:
+def _key(request: WriterQuestion, writer: str) -> str:
     turns = [[message.role, message.content] for message in request.messages]
     return hashlib.sha256(json.dumps([writer, turns]).encode()).hexdigest()
 
@@ -141,7 +141,7 @@ def _read(path: Path) -> dict[str, Answer]:
     return known
 
 
-def written_rows(asked: Sequence[Request], answers: Sequence[Answer]) -> tuple[list[Made], Counter[str]]:
+def written_rows(asked: Sequence[WriterQuestion], answers: Sequence[Answer]) -> tuple[list[Made], Counter[str]]:
     """The rows that pass every check, and for the others how many were left out for which reason."""
     left_out: Counter[str] = Counter()
     rows: list[Made] = []
@@ -154,7 +154,7 @@ def written_rows(asked: Sequence[Request], answers: Sequence[Answer]) -> tuple[l
     return _distinct(rows, left_out), left_out
 
 
-def _rows(request: Request, answer: Answer) -> Iterator[tuple[Made, str]]:
+def _rows(request: WriterQuestion, answer: Answer) -> Iterator[tuple[Made, str]]:
     """What an answer holds, each with the reason not to keep it."""
     origin = request.part.origin(ORIGIN, request.page) | {"template": request.template.name}
     origin |= {"source_id": request.source} if request.source else {}

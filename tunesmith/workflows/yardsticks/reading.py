@@ -13,7 +13,7 @@ from tunesmith.data.template import Template
 from tunesmith.errors import DataError
 from tunesmith.evaluation.likelihood import (
     REPORTED,
-    Asked,
+    ReadingOptions,
     Told,
     can_tell,
     compare,
@@ -122,7 +122,7 @@ class Reading:
     def _read(self, policy: Policy, template: Template, *, how: str = "") -> Read:
         began = time.perf_counter()
         masking = masking_of(self._objective, template, self._frozen.seed)
-        asked = Asked(self._frozen.limit, self._objective.terms, masking)
+        asked = ReadingOptions(self._frozen.limit, self._objective.terms, masking)
         told = read(policy, template, [e.text for e in self._examples if isinstance(e, Text)], asked)
         if not any(one.tokens for one in told):
             raise DataError("data.test: no document has a second token to tell; hold longer ones out")
