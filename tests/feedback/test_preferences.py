@@ -13,8 +13,9 @@ from tunesmith.data.formats import detect
 from tunesmith.data.pairs import pairs, thumbs
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
-from tunesmith.feedback.items import BAD, FIRST, GOOD, OWN, SECOND, TIE, make_item
+from tunesmith.feedback.items import ANSWER, BAD, FIRST, GOOD, ITEM, OWN, SECOND, TIE, make_item, prompt_key, read_items
 from tunesmith.feedback.preferences import pair_rows, read_votes, thumb_rows
+from tunesmith.feedback.store import Event
 
 
 def as_rows(found: list[dict[str, Any]]) -> list[Row]:
@@ -35,6 +36,28 @@ def test_a_vote_is_a_row_that_the_preference_objective_reads_as_it_is():
     ]
     assert rows[0].fields["raters"] == ["Ana"]
     assert (rows[0].fields["chosen_by"], rows[0].fields["rejected_by"]) == ("tuned", "base")
+
+
+def test_an_answer_that_was_cut_off_is_told_in_its_row():
+    plain, ballot = item(1), Ballot()
+    key = prompt_key(plain.messages)
+    made = [Event(9, 9.0, "", ANSWER, key, {"text": text, "finished": text != "first 1"}) for text in plain.answers]
+    one = read_items([Event(8, 8.0, "", ITEM, plain.key, plain.entry.body or {}), *made])[plain.key]
+    ballot.cast("Ana", one, label_for(one, "second 1"))
+    ballot.cast("Bo", one, OWN, text="better")
+    rows = as_rows(pair_rows(keyed([one]), ballot.votes).rows)
+    assert [row.fields.get("rejected_cut") for row in rows].count(True) == 2
+    assert not any("chosen_cut" in row.fields for row in rows)
+    read = pairs(rows, columns=detect(rows).columns)
+    assert {(pair.rejected, pair.cut) for pair in read} == {
+        ("first 1", (False, True)),
+        ("second 1", (False, False)),
+    }
+    good = as_rows(thumb_rows(keyed([one]), ballot.votes).rows)
+    assert {(thumb.answer, thumb.good, thumb.cut) for thumb in thumbs(good, columns=detect(good).columns)} >= {
+        ("first 1", False, True),
+        ("second 1", True, False),
+    }
 
 
 def test_ties_both_bad_and_draws_prefer_nothing_and_most_votes_win():

@@ -43,6 +43,24 @@ def test_only_the_last_answer_is_learned_with_its_end():
     assert made.label == (1.0, 0.0)
 
 
+def test_of_an_answer_that_was_cut_off_no_end_is_learned():
+    objective, words = Preference().bind(pairs(2), "decoder"), template("llama").tokenizer
+    cut = Pair("r", TURNS, "Paris.", "Rome is", cut=(False, True))
+    for example, wanted in (
+        (cut, ["Paris.<|im_end|>", "Rome is"]),
+        (Thumb("r", TURNS, "It is", True, cut=True), ["It is"]),
+    ):
+        made = objective.encode(example, template("llama"), limit=512)
+        told = [words.decode([i for i, x in zip(one.ids, one.learn, strict=True) if x]) for one in made.sequences]
+        assert told == wanted
+    whole = objective.encode(replace(cut, cut=(False, False)), template("llama"), limit=512)
+    made = objective.encode(cut, template("llama"), limit=512)
+    assert [one.ids for one in whole.sequences] == [one.ids for one in made.sequences]
+    short = replace(cut, rejected="Rome is " * 60)
+    made = objective.encode(short, template("llama"), limit=90)  # too long, so its end is not there any more
+    assert made.sequences[1].learn[-1]
+
+
 def test_a_prompt_gives_way_alike_for_both_answers():
     pair = Pair("r", (Message("user", "fox " * 80),), "A rather long answer.", "No")
     made = Preference().bind([pair], "decoder").encode(pair, template("llama"), limit=90)

@@ -50,7 +50,10 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to the same turns, of which one was preferred, by `margin` where that is known."""
+    """Two answers to the same turns, of which one was preferred, by `margin` where that is known.
+
+    `cut` says whether the chosen and the rejected answer were cut off before they ended.
+    """
 
     where: str
     prompt: tuple[Message, ...]
@@ -58,17 +61,19 @@ class Pair:
     rejected: str
     group: str = ""
     margin: float = 0.0
+    cut: tuple[bool, bool] = (False, False)
 
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """An answer to some turns, found good or not."""
+    """An answer to some turns, found good or not; `cut`: it was cut off before it ended."""
 
     where: str
     prompt: tuple[Message, ...]
     answer: str
     good: bool
     group: str = ""
+    cut: bool = False
 
 
 Example = Text | Labelled | Chat | Pair | Thumb

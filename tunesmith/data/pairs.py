@@ -32,7 +32,7 @@ SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = "") -> list[Pair]:
-    """One Pair for each row.
+    """One Pair for each row; `chosen_cut` and `rejected_cut` may say that an answer was cut off.
 
     `columns` names `chosen` and `rejected`, each an answer or a whole chat, and may name `prompt`,
     `system` and `margin`. Where the two are whole chats, all turns before their last answers must be the same ones.
@@ -51,7 +51,9 @@ def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
                 "or `tunesmith audit DATA --fix OUT` does"
             )
         prompt = tuple(instructed(with_system(one, row, columns.get("system", "")), instruction))
-        return Pair(row.where, prompt, chosen, rejected, group_of(row, group), _margin(row, columns.get("margin", "")))
+        margin = _margin(row, columns.get("margin", ""))
+        cut = (row.fields.get("chosen_cut") is True, row.fields.get("rejected_cut") is True)
+        return Pair(row.where, prompt, chosen, rejected, group_of(row, group), margin, cut)
 
     return parsed(rows, parse)
 
@@ -66,7 +68,7 @@ def thumbs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str 
         if good is None:
             raise fault(row, columns["label"], "must be true or false, 1 or 0, good or bad, up or down")
         asked = instructed(with_system(prompt, row, columns.get("system", "")), instruction)
-        return Thumb(row.where, tuple(asked), answer, good, group_of(row, group))
+        return Thumb(row.where, tuple(asked), answer, good, group_of(row, group), row.fields.get("cut") is True)
 
     return parsed(rows, parse)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.data.examples import Message
@@ -21,13 +21,17 @@ OF_TWO, OF_ONE = (FIRST, SECOND, TIE, BAD, OWN), (GOOD, BAD, OWN)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One or two answers to a prompt and who gave each; of a planted one, `gold` is the label that is right."""
+    """One or two answers to a prompt and who gave each; of a planted one, `gold` is the label that is right.
+
+    `cut` says of each answer whether it was cut off before it ended; empty where nobody knows.
+    """
 
     key: str
     messages: tuple[Message, ...]
     answers: tuple[str, ...]
     by: tuple[str, ...]
     gold: str = ""
+    cut: tuple[bool, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -73,9 +77,16 @@ def make_item(messages: Sequence[Message], answers: Sequence[str], by: Sequence[
     return Item(_digest([turns, answers, by]), tuple(messages), answers, by, gold)
 
 
-def read_items(events: Iterable[Event]) -> dict[str, Item]:
+def read_items(events: Sequence[Event]) -> dict[str, Item]:
     """Key -> every item that was put into a store."""
-    return {event.item: _item(event.item, event.body) for event in events if event.kind == ITEM}
+    cut = cut_off(events)
+    return {event.item: _item(event.item, event.body, cut) for event in events if event.kind == ITEM}
+
+
+def cut_off(events: Iterable[Event]) -> set[tuple[str, str]]:
+    """Key of the prompt and text of every answer that was cut off; older stores do not say."""
+    made = (event for event in events if event.kind == ANSWER)
+    return {(event.item, str(event.body["text"])) for event in made if not event.body.get("finished", True)}
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
@@ -107,6 +118,10 @@ def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=12).hexdigest()
 
 
-def _item(key: str, body: Mapping[str, Any]) -> Item:
+def _item(key: str, body: Mapping[str, Any], cut: Collection[tuple[str, str]]) -> Item:
     messages = tuple(Message(role, content) for role, content in body["turns"])
-    return Item(key, messages, tuple(body["answers"]), tuple(body["by"]), body["gold"])
+    item = Item(key, messages, tuple(body["answers"]), tuple(body["by"]), body["gold"])
+    if not cut:
+        return item
+    prompt = prompt_key(messages)
+    return replace(item, cut=tuple((prompt, answer) in cut for answer in item.answers))

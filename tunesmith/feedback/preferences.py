@@ -1,7 +1,8 @@
 """Votes as rows of the preference objective, and such rows as votes: nothing stands between the two.
 
 A pair is {"prompt", "chosen", "rejected"}, a thumb {"prompt", "completion", "label"}; the prompt is a text, or a list
-of turns where it is more than one. `raters`, `chosen_by`, `rejected_by` and `by` say whose votes and answers they are.
+of turns where it is more than one. `raters`, `chosen_by`, `rejected_by` and `by` say whose votes and answers they are,
+`chosen_cut`, `rejected_cut` and `cut` that an answer was cut off before it ended.
 """
 
 from __future__ import annotations
@@ -122,12 +123,14 @@ def _pairs_of(item: Item, given: Sequence[Event]) -> Iterator[dict[str, Any]]:
         won = (FIRST, SECOND).index(label)
         chosen, rejected = item.answers[won], item.answers[1 - won]
         by = {"chosen_by": item.by[won], "rejected_by": item.by[1 - won]}
-        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, "raters": raters, **by}
+        cut = _cut(item, chosen_cut=won, rejected_cut=1 - won)
+        yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, "raters": raters, **by, **cut}
     for vote, text in _written(given):
-        for answer, by_whom in zip(item.answers, item.by, strict=True):
+        for place, answer in enumerate(item.answers):
             if not alike(text, answer):
-                by = {"chosen_by": vote.rater, "rejected_by": by_whom}
-                yield {"prompt": prompt, "chosen": text, "rejected": answer, "raters": [vote.rater], **by}
+                by = {"chosen_by": vote.rater, "rejected_by": item.by[place]}
+                cut = _cut(item, rejected_cut=place)
+                yield {"prompt": prompt, "chosen": text, "rejected": answer, "raters": [vote.rater], **by, **cut}
 
 
 def _thumbs_of(item: Item, given: Sequence[Event]) -> Iterator[dict[str, Any]]:
@@ -136,10 +139,16 @@ def _thumbs_of(item: Item, given: Sequence[Event]) -> Iterator[dict[str, Any]]:
     if len(written) == len(given):  # an answer that somebody else voted for is not bad because one person wrote another
         label, raters = BAD, [vote.rater for vote, _ in written]
     verdicts = {FIRST: (True, False), SECOND: (False, True), BAD: (False, False), GOOD: (True, True)}.get(label, ())
-    for answer, by, good in zip(item.answers, item.by, verdicts, strict=False):
-        yield {"prompt": prompt, "completion": answer, "label": good, "raters": raters, "by": by}
+    for place, (answer, good) in enumerate(zip(item.answers, verdicts, strict=False)):
+        row = {"prompt": prompt, "completion": answer, "label": good, "raters": raters}
+        yield {**row, "by": item.by[place], **_cut(item, cut=place)}
     for vote, text in written:
         yield {"prompt": prompt, "completion": text, "label": True, "raters": [vote.rater], "by": vote.rater}
+
+
+def _cut(item: Item, **places: int) -> dict[str, bool]:
+    """True under the name of each answer that was cut off, and nothing of the others."""
+    return {name: True for name, place in places.items() if item.cut and item.cut[place]}
 
 
 def _written(given: Sequence[Event]) -> Iterator[tuple[Event, str]]:

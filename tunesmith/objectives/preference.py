@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tunesmith.data.examples import Example, Pair, Thumb
 from tunesmith.data.pairs import pairs, thumbs
 from tunesmith.data.rows import Row, file_of
-from tunesmith.data.template import Encoded, Template
+from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.errors import DataError
 from tunesmith.model.batch import Batch, crossed
 from tunesmith.model.policy import Policy
@@ -103,10 +103,13 @@ class Preference(BaseModel):
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
         """The chosen and the rejected answer behind their prompt, or the one with a thumb."""
         assert isinstance(example, Pair | Thumb)
-        answers = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.answer,)
+        if isinstance(example, Pair):
+            answers, cuts, good = [example.chosen, example.rejected], [*example.cut], [1.0, 0.0]
+        else:
+            answers, cuts, good = [example.answer], [example.cut], [float(example.good)]
         rows, shortened = answered(example.prompt, answers, template, limit=limit)
-        good = (1.0, 0.0) if isinstance(example, Pair) else (float(example.good),)
-        return Encoded(tuple(rows), example.where, label=good, shortened=shortened)
+        rows = [_open_ended(row, template) if cut else row for row, cut in zip(rows, cuts, strict=True)]
+        return Encoded(tuple(rows), example.where, label=tuple(good), shortened=shortened)
 
     def head(self, policy: Policy) -> nn.Module | None:
         """None: the model's own words are used."""
@@ -151,6 +154,17 @@ class Preference(BaseModel):
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Sum over pairs, or over thumbs."""
         return Loss(self.loss_of(policy.logprobs(batch), batch), self.units(batch))
+
+
+def _open_ended(row: Tokens, template: Template) -> Tokens:
+    """The row without its end among what is learned: an answer that was cut off did not end there.
+
+    A rejected one would else teach that answers never end.
+    """
+    ends = [place for place, learned in enumerate(row.learn) if learned][-len(template.end_ids) :]
+    if [row.ids[place] for place in ends] != template.end_ids:  # too long, and cut before its end once more
+        return row
+    return Tokens(row.ids, [learned and place not in ends for place, learned in enumerate(row.learn)])
 
 
 @torch.no_grad()

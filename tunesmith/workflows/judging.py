@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from tunesmith.data.exercises import Attempt, Exercise, Scorer
 from tunesmith.errors import Refused
 from tunesmith.evaluation.winrate import WinRate, win_rate
-from tunesmith.feedback.items import ANSWER, TIE, prompt_key
-from tunesmith.feedback.store import VoteStore, Who
+from tunesmith.feedback.items import TIE, cut_off, prompt_key
+from tunesmith.feedback.store import Who
 from tunesmith.inference.open import open_model
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Instruct
@@ -34,18 +34,12 @@ def judge_by_rule(panel: Panel, exercises: Sequence[Exercise], score: Scorer, *,
     The votes go through the same door as people's, under a name that says that nobody cast them.
     """
     who, known = Who(rater, TAB), {prompt_key(one.prompt): one for one in exercises}
-    cut = _cut(panel.store)
+    cut = cut_off(panel.store.since())
     while (key := panel.turns.next(who)) is not None:
         item, shown = panel.item(key), panel.shown(key, who.rater)
         prompt, texts = prompt_key(item.messages), [item.answers[place] for place in shown]
         left, right = score([Attempt(known[prompt], text, (prompt, text) not in cut) for text in texts])
         panel.vote(who, key, PageChoice(TIE if left == right else LEFT if left > right else RIGHT))
-
-
-def _cut(store: VoteStore) -> set[tuple[str, str]]:
-    """Prompt and text of every answer that was cut off; older stores do not say, and there all ended by themselves."""
-    made = [event for event in store.since() if event.kind == ANSWER]
-    return {(event.item, str(event.body["text"])) for event in made if not event.body.get("finished", True)}
 
 
 def need_judged(panel: Panel, wish: FeedbackRequest) -> None:

@@ -39,8 +39,8 @@ def _kept(rows: Sequence[Encoded], folder: Path, policy: Policy, listen: Listene
     found: list[Encoded] = []
     for start in range(0, len(rows), PART):
         part = rows[start : start + PART]
-        ids = [[tokens.ids for tokens in row.sequences] for row in part]
-        page = folder / f"{hashlib.sha256(repr((ids, policy.mixed)).encode()).hexdigest()[:16]}.json"
+        said = [[(tokens.ids, tokens.learn) for tokens in row.sequences] for row in part]
+        page = folder / f"{hashlib.sha256(repr((said, policy.mixed)).encode()).hexdigest()[:16]}.json"
         if not page.exists():
             known = [row.reference for row in referenced(part, policy)]
             write_whole(page, json.dumps(known))
