@@ -1,10 +1,11 @@
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tunesmith.data.examples import Chat, Example, Labelled, Message, Text, labelled, question, texts
+from tunesmith.data.examples import Chat, Example, Labelled, Message, Pair, Text, Thumb, labelled, question, texts
 from tunesmith.data.rows import Row
 from tunesmith.data.sources import Sources, check_names, load
 from tunesmith.data.split import Split, separate, split
@@ -64,6 +65,25 @@ def test_a_group_stands_in_one_part_only():
     assert not groups(found.train) & groups(found.test)
     assert not groups(found.train) & groups(found.validation)
     assert not groups(found.validation) & groups(found.test)
+
+
+def judged(prompts: int, each: int) -> list[Example]:
+    asked = [(Message("user", f"question {n // each}"),) for n in range(prompts * each)]
+    return [Pair(f"p.jsonl:{n + 1}", turns, f"good {n}", f"bad {n}") for n, turns in enumerate(asked)]
+
+
+def test_judged_answers_to_one_prompt_stand_in_one_part_only():
+    found = split(judged(20, 5), validation=0.1, test=0.2, seed=0)
+    asked = [{example.prompt for example in part} for part in (found.train, found.validation, found.test)]
+    assert sizes(found) == (70, 10, 20)
+    assert sum(map(len, asked)) == len(set().union(*asked)) == 20
+    assert "20 prompts, none in two parts" in found.notes[0]
+    thumbs = [Thumb(pair.where, pair.prompt, pair.chosen, True) for pair in judged(20, 2)]
+    assert "20 prompts, none in two parts" in split(thumbs, validation=0.1, test=0.2, seed=0).notes[0]
+    named = [replace(pair, group=f"g{n % 10}") for n, pair in enumerate(judged(20, 5))]
+    assert "10 groups" in split(named, validation=0.1, test=0.2, seed=0).notes[0]
+    for rows in (judged(20, 1), judged(2, 10)):  # each its own prompt; too few to be cut by them
+        assert "cut by row, without groups" in split(rows, validation=0.1, test=0.2, seed=0).notes[0]
 
 
 def test_groups_are_taken_as_long_as_they_bring_the_part_nearer():

@@ -152,13 +152,18 @@ def question(example: Example) -> str:
     Of answers that were judged it is prompt and answers, in whatever order: what people said of them is the answer.
     """
     if isinstance(example, Pair):
-        return "\x1e".join([_turns_plain(example.prompt), *sorted(map(_plain, (example.chosen, example.rejected)))])
+        return "\x1e".join([prompt_of(example), *sorted(map(_plain, (example.chosen, example.rejected)))])
     if isinstance(example, Thumb):
-        return "\x1e".join([_turns_plain(example.prompt), _plain(example.answer)])
+        return "\x1e".join([prompt_of(example), _plain(example.answer)])
     if not isinstance(example, Chat):
         return _plain(example.text)
     answers = [i for i, message in enumerate(example.messages) if message.role == "assistant"]
     return _turns_plain(example.messages[: answers[-1]] if answers else example.messages)
+
+
+def prompt_of(example: Pair | Thumb) -> str:
+    """The turns that the judged answers are to, letter case and spacing aside."""
+    return _turns_plain(example.prompt)
 
 
 def _plain(text: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from tunesmith.data.examples import Example, Labelled, question
+from tunesmith.data.examples import Example, Labelled, Pair, Thumb, prompt_of, question
 from tunesmith.errors import DataError, Refused
 
 TOO_MANY_COPIES = 0.95
+# Answers to fewer prompts cannot be cut into three parts by them.
+FEWEST_PROMPTS = 10
 PARTS = ("train", "validation", "test")
 
 
@@ -30,7 +32,9 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
 
     Rows are drawn by a hash of the seed and their group or question, so that appended rows move few others.
     Test is drawn first and does not depend on `validation`. Copies of held-out questions are then removed.
+    Where no group is named, judged answers to the same prompt are one.
     """
+    examples, unit = _with_prompts(examples)
     shares = {"test": test, "validation": validation}
     _check_shares(shares)
     wanted = {name: int(len(examples) * share + 0.5) for name, share in shares.items()}
@@ -44,7 +48,7 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
     if test or validation:
         alone = sum(not example.group for example in examples)
         own = f" ({alone} rows name no group: each is cut alone)" if alone else ""
-        how = f"{groups} groups, none in two parts{own}" if groups else "cut by row, without groups"
+        how = f"{groups} {unit}, none in two parts{own}" if groups else "cut by row, without groups"
         sizes = ", ".join(f"{name} {len(parts[name])}" for name in PARTS if shares.get(name, 1))
         notes.append(f"{file_name(examples)}: cut into {sizes} rows; {how}")
     if removed:
@@ -82,6 +86,15 @@ def unlearned_labels(parts: Mapping[str, Sequence[Example]]) -> list[str]:
 def file_name(examples: Sequence[Example]) -> str:
     """The file that the examples came from, as errors name it."""
     return examples[0].where.rpartition(":")[0] or examples[0].where if examples else "data"
+
+
+def _with_prompts(examples: Sequence[Example]) -> tuple[Sequence[Example], str]:
+    """The examples and what their groups are: of judged answers without one their prompts, where some share one."""
+    judged = [example for example in examples if isinstance(example, Pair | Thumb) and not example.group]
+    prompts = [_lot(prompt_of(example), 0).hex() for example in judged]
+    if len(judged) < len(examples) or not FEWEST_PROMPTS <= len(set(prompts)) < len(prompts):
+        return examples, "groups"
+    return [replace(example, group=prompt) for example, prompt in zip(judged, prompts, strict=True)], "prompts"
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
