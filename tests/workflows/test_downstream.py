@@ -12,7 +12,10 @@ from tests.workflows.conftest import recipe, reviews, tune
 from tests.workflows.test_domain import on_texts
 from tunesmith.errors import ModelError
 from tunesmith.inference.folder import load, read_about
+from tunesmith.inference.open import identify
 from tunesmith.model.load import LoadOptions, load_base
+from tunesmith.workflows.lineage import seen
+from tunesmith.workflows.prepare import read_data
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -54,6 +57,17 @@ def test_labels_are_learned_from_the_model_of_a_field_and_found_again(tmp_path: 
     run = tune(made, tmp_path / "labels")
     assert read_about(run.folder / "model").base == str(domain.folder)
     assert load(run.folder).classify(["good"])[0].label in ("positive", "negative")
+
+
+def test_test_rows_that_the_run_below_was_trained_on_are_told_whichever_is_on_top(tmp_path: Path):
+    first = tune(recipe(tmp_path, reviews(), "llama", schedule=QUICK), tmp_path / "first")
+    same = tune(recipe(tmp_path, reviews(), "llama", model=str(first.folder), schedule=QUICK), tmp_path / "same")
+    assert not any("was trained on" in note for note in same.report.data.notes)
+    other = recipe(tmp_path, reviews(), "llama", model=str(same.folder), schedule=QUICK, seed=1)
+    notes = tune(other, tmp_path / "other").report.data.notes
+    assert any(f"{same.folder} was trained on" in note and "of these" in note for note in notes)
+    (told,) = seen(identify(same.folder), read_data(other, offline=True).split.test, offline=True)
+    assert told in notes
 
 
 def test_a_run_of_which_the_base_was_changed_is_not_begun_from(tmp_path: Path):

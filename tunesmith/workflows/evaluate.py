@@ -23,6 +23,7 @@ from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
 from tunesmith.workflows.answers import Untuned
 from tunesmith.workflows.frozen_head import open_base
+from tunesmith.workflows.lineage import recipe_file, recipe_of, seen
 from tunesmith.workflows.prepare import Listener, read_data
 from tunesmith.workflows.questions import (
     OWN_BASE,
@@ -30,9 +31,6 @@ from tunesmith.workflows.questions import (
     ScoringTask,
     chosen_wording,
     read_task,
-    recipe_file,
-    recipe_of,
-    seen,
 )
 from tunesmith.workflows.run_folder import of_task
 from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
@@ -74,10 +72,10 @@ def evaluate(asked: EvaluateRequest, *, listen: Listener, offline: bool = False)
     """
     found = identify(asked.model, offline=offline)
     task = read_task(asked, found, offline=offline)
-    task.notes.extend(seen(found, task, offline=offline))
+    task.notes.extend(seen(found, task.examples, part=task.part, offline=offline))
     other = _other(asked, found, offline=offline)
     if other is not None and asked.against != OWN_BASE:
-        task.notes.extend(seen(other, task, offline=offline))
+        task.notes.extend(seen(other, task.examples, part=task.part, offline=offline))
     yardstick = yardstick_of(Frozen(task.objective, task.examples, task.limit))
     listen({"event": "stage", "text": f"asking {asked.model} {len(task.examples)} questions"})
     model = _open(found, task, base=asked.base, offline=offline)

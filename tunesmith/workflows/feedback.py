@@ -22,9 +22,9 @@ from tunesmith.objectives import Instruct, Preference
 from tunesmith.objectives.instruct import asked
 from tunesmith.recipe import load_recipe
 from tunesmith.workflows.ahead import askers, make_side
+from tunesmith.workflows.lineage import recipe_file
 from tunesmith.workflows.panel import WHAT, Panel
 from tunesmith.workflows.prepare import read_data
-from tunesmith.workflows.questions import recipe_file
 
 Messages = tuple[Message, ...]
 

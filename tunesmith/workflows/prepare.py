@@ -71,6 +71,10 @@ class Prepared:
         """The frozen test rows; without any, the validation rows."""
         return self.loaded.split.test or self.loaded.split.validation
 
+    def noted(self, *notes: str) -> Prepared:
+        """The same with notes that stand in the report."""
+        return replace(self, facts=replace(self.facts, notes=(*self.facts.notes, *notes)))
+
 
 def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
     """The examples of a recipe of one task, split; every fault of the files is found before a model is loaded."""

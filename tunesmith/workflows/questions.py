@@ -6,25 +6,20 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tunesmith.data.examples import Example, Labelled
-from tunesmith.data.examples import question as asked_for
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row, columns_of, keep, read_rows
-from tunesmith.errors import DataError, RecipeError, TunesmithError
+from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.folder import About, read_about
 from tunesmith.inference.open import FoundModel
 from tunesmith.objectives import Classify, Multitask
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
-from tunesmith.recipe import AnyObjective, Recipe, load_recipe, make_recipe
-from tunesmith.workflows.prepare import read_data
+from tunesmith.recipe import AnyObjective, make_recipe
+from tunesmith.workflows.lineage import recipe_file, recipe_of
 from tunesmith.workflows.request import COLUMN_KEYS
-
-# With this share of the questions among the training rows, a score tells nothing about new rows.
-SEEN_TOO_OFTEN = 0.5
 
 # The word for `against` that means: what the model was tuned over.
 OWN_BASE = "base"
@@ -93,12 +88,6 @@ def _objective_of(about: About | None, asked: EvaluateRequest) -> AnyObjective |
     return tasks[asked.task].objective
 
 
-def recipe_of(page: Path, part: str) -> Recipe:
-    """A run's recipe, or that of one of its several tasks."""
-    recipe = load_recipe(page)[0]
-    return recipe.parts.get(part, recipe)
-
-
 def _raw_objective(asked: EvaluateRequest, own: AnyObjective | None, rows: Sequence[Row]) -> dict[str, Any]:
     """The run's objective, its columns detected where the file has others; without a run, what fits the rows."""
     if own is None:
@@ -117,12 +106,6 @@ def _group(found: FoundModel, rows: Sequence[Row], part: str) -> str:
         return ""
     column = recipe_of(page, part).data.group
     return column if column in columns_of(rows) else ""
-
-
-def recipe_file(found: FoundModel) -> Path | None:
-    """The recipe of a run, if it still lies beside its model."""
-    page = found.folder.parent / "recipe.yaml" if found.kind == "run" and found.folder else None
-    return page if page is not None and page.exists() else None
 
 
 def chosen_wording(found: FoundModel, part: str = "") -> str:
@@ -151,23 +134,3 @@ def _known_labels(objective: AnyObjective, examples: Sequence[Example], asked: E
         )
     rows = sum(bool(found - known) for found in labels)
     return [f"{rows} rows have labels that the model never learned ({', '.join(strange)})"] if rows else []
-
-
-def seen(found: FoundModel, task: ScoringTask, *, offline: bool) -> list[str]:
-    """A warning if the model's own training rows ask the same; what a foreign model was trained on nobody knows."""
-    if found.kind != "run":
-        return []
-    page = recipe_file(found)
-    if page is None:
-        return [f"{found.name}: its recipe is gone, so nobody checked whether it was trained on these rows"]
-    try:
-        train = read_data(recipe_of(page, task.part), offline=offline).split.train
-    except TunesmithError as error:
-        return [f"{found.name}: nobody checked whether it was trained on these rows ({error})"]
-    known = {asked_for(example) for example in train}
-    count = sum(asked_for(example) in known for example in task.examples)
-    if not count:
-        return []
-    line = f"{found.name} was trained on {count} of these {len(task.examples)} questions"
-    too_often = count >= SEEN_TOO_OFTEN * len(task.examples)
-    return [f"warning: {line}: the score says little about new rows" if too_often else line]

@@ -74,7 +74,7 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
 def _noted(prepared: Prepared, note: str, listen: Listener) -> Prepared:
     """The run with a note that is told now and stands in its report."""
     listen({"event": "note", "text": note})
-    return replace(prepared, facts=replace(prepared.facts, notes=(*prepared.facts.notes, note)))
+    return prepared.noted(note)
 
 
 def lost_too_much(recipe: Recipe, rise: float) -> tuple[str, ...]:

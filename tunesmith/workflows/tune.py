@@ -26,6 +26,7 @@ from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
 from tunesmith.workflows.assemble import Before, Measured, assemble
 from tunesmith.workflows.frozen_head import frozen_head
+from tunesmith.workflows.lineage import with_lineage
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
 from tunesmith.workflows.replay import with_replay
 from tunesmith.workflows.run_folder import RunFolder, of_task, open_run
@@ -68,6 +69,7 @@ def tune_recipe(
     prepared = prepare(recipe, listen=listen, offline=offline)
     _begin(folder, prepared)
     save_recipe(prepared.recipe, folder.path / "recipe.yaml")
+    prepared = with_lineage(prepared, listen=listen, offline=offline)
     prepared = _with_text(prepared, folder.path, Watch(listen, stop), offline=offline)
     prediction = foresee(prepared, folder.path, listen=listen)
     yardstick = yardstick_of(Frozen.of(prepared))
