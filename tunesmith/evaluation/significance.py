@@ -73,8 +73,11 @@ class PairedComparison:
         )
         if self.rows_needed is None:
             return line
-        smallest = f"{self.smallest_detectable:.2g}"
-        return f"{line}; so few rows show differences from {smallest} up, about {self.rows_needed:,} would do"
+        if self.clusters < FEWEST:
+            reach = f"fewer than {FEWEST} groups decide nothing"
+        else:
+            reach = f"so few rows show differences from {self.smallest_detectable:.2g} up"
+        return f"{line}; {reach}, about {self.rows_needed:,} would show one of {100 * SMALL_SHARE:g} % of the scale"
 
 
 def compare_paired(
