@@ -5,6 +5,7 @@ row of the file) and `attempt.exercise.reference` (what the maintainer wrote).
 """
 
 import re
+from functools import cache
 
 # Words that say nothing of what a package is.
 EMPTY = {
@@ -48,6 +49,22 @@ def alike(answer, description):
 def nearness(attempt):
     """How much an answer has in common with what the maintainer wrote: F1 of their words."""
     return shared(words(attempt.text), words(attempt.row["summary"]))
+
+
+def meaning(attempt):
+    """How near an answer is in meaning to the whole description: the cosine of their vectors by the shipped encoder."""
+    from tunesmith.model.sentence import sentence_vectors
+
+    answer, description = sentence_vectors(encoder(), [attempt.text, attempt.row["document"]], limit=256)
+    return float(answer @ description)
+
+
+@cache
+def encoder():
+    """The encoder that is always there, read once."""
+    from tunesmith.model.load import load_base
+
+    return load_base("minilm-l6", offline=True)
 
 
 def words(text):

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tunesmith.data.examples import Message
+from tunesmith.data.exercises import Attempt, Exercise
 from tunesmith.recipe import load_recipe
+from tunesmith.workflows.rewards import scorer
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES, SHIPPED = ROOT / "examples", ROOT / "tunesmith" / "shipped_data"
@@ -83,3 +86,13 @@ def test_a_recipe_is_read_without_a_note(path: Path):
     recipe, notes = load_recipe(path)
     assert notes == []
     assert all(Path(one.data.train).exists() for one in recipe.parts.values() or [recipe])
+
+
+@pytest.mark.real
+def test_the_judge_of_meaning_in_the_example_asks_no_word_to_be_the_same():
+    fields = {"id": "2vcard", "document": "Converts address books into the vCard format.", "summary": "vCard converter"}
+    row = Exercise("rows:1", (Message("user", "?"),), row=fields)
+    meaning = scorer(f"{EXAMPLES}/synopsis_rules.py:meaning", key="judge")
+    near, far, none = meaning([Attempt(row, text, True) for text in ("turns contacts to vcf", "a game of chess", "")])
+    assert near > far
+    assert near > none
