@@ -2,7 +2,8 @@
 
 TunesmithError            exit 2: the user's input is wrong
 ├── DataError             a row, a file or a column
-│   └── RowError          rows that no run can read
+│   ├── RowError          rows that no run can read
+│   └── UnsettledError    rows of a known shape that do not say what to learn
 ├── RecipeError           a key, a value or a pair that cannot work
 ├── TemplateError         a chat format that cannot be masked, or differs from the run's
 ├── ModelError            a model that cannot be found, read or trusted
@@ -33,6 +34,10 @@ class DataError(TunesmithError):
 
 class RowError(DataError):
     """Rows that no run can read, each with its fault: `tunesmith audit --fix` drops them."""
+
+
+class UnsettledError(DataError):
+    """Rows of a known shape that leave open what is to be learned: a guess would be wrong."""
 
 
 class RecipeError(TunesmithError):

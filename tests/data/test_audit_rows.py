@@ -214,3 +214,24 @@ def test_runs_of_thirteen_words_do_not_reach_into_the_next_text() -> None:
     assert owners.tolist() == [0, 0, 2]
     assert found[0] == found[2]
     assert found[0] != found[1]
+
+
+def test_the_audit_reads_thumbs_beside_chats_as_a_run_does() -> None:
+    turns = [{"role": "user", "content": "Capital?"}, {"role": "assistant", "content": "Paris."}]
+    for written in (turns, str(turns)):
+        seen = view(Row("a:1", {"m": written, "label": "no"}), {"messages": "m", "label": "label"})
+        assert (seen.question, seen.answer, seen.fault) == ("Capital?\nParis.", "bad", "")
+
+
+def test_the_audit_sees_what_a_judged_question_is_about_and_one_turn_alone() -> None:
+    columns = {**PREFERRED, "input": "input"}
+    fields = {"prompt": "p", "input": "about", "chosen": {"from": "gpt", "value": "a"}, "rejected": "b"}
+    seen = view(Row("a:1", fields), columns)
+    assert (seen.question, seen.answer, seen.fault) == ("p\nabout\na\nb", "a", "")
+
+
+def test_the_audit_tells_a_list_written_as_text_that_nobody_can_read() -> None:
+    unread = "[{'role': 'user', 'content': array(1)}]"
+    seen = view(Row("a:1", {"m": unread}), {"messages": "m"})
+    assert seen.fault == "unreadable"
+    assert "is a list written as text" in seen.why

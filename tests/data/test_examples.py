@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from tunesmith.data.examples import (
@@ -187,3 +189,36 @@ def test_the_question_leaves_out_label_and_last_answer():
     assert question(first) == question(second)
     assert fingerprint(first) != fingerprint(second)
     assert question(first) != question(Chat("a:1", (Message("user", "q"), Message("assistant", "a"))))
+
+
+def test_a_history_is_read_as_earlier_turns_and_refused_where_it_is_none():
+    columns = {"prompt": "instruction", "answer": "output", "history": "history"}
+    fields = {"instruction": "q", "output": "a", "history": [["old q", "old a"]]}
+    (found, bare) = chats(rows(fields, {**fields, "history": None}), columns=columns)
+    assert said(found) == ["u:old q", "a:old a", "u:q", "a:a"]
+    assert said(bare) == ["u:q", "a:a"]
+    with pytest.raises(DataError, match=r"column 'history' must be a list of \[question, answer\], found 'long ago'"):
+        chats(rows({**fields, "history": "long ago"}), columns=columns)
+
+
+def test_prompt_and_answer_may_be_lists_of_turns():
+    fields = {"prompt": turns("s:brief", "u:q"), "answer": turns("a:yes")}
+    (found,) = chats(rows(fields), columns=PAIR)
+    assert said(found) == ["s:brief", "u:q", "a:yes"]
+
+
+def test_chats_that_a_table_holds_as_text_are_read_or_refused():
+    spoken = turns("u:it's 5\n'o clock'", "a:so\nbe it")
+    (one, other) = chats(
+        rows({"messages": str(spoken)}, {"messages": json.dumps(spoken)}), columns={"messages": "messages"}
+    )
+    assert said(one) == said(other) == ["u:it's 5\n'o clock'", "a:so\nbe it"]
+    with pytest.raises(DataError, match=r"^train\.jsonl:1: column 'messages' is a list written as text"):
+        chats(rows({"messages": "[{'role': 'user', 'content': array(1)}]"}), columns={"messages": "messages"})
+
+
+def test_a_content_in_parts_is_their_texts():
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    fields = {"messages": [{"role": "user", "content": parts}, *turns("a:b")]}
+    (found,) = chats(rows(fields), columns={"messages": "messages"})
+    assert said(found) == ["u:one\ntwo", "a:b"]

@@ -1,8 +1,11 @@
+import json
+from collections.abc import Callable
+
 import pytest
 
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, UnsettledError
 
 
 def rows(*fields: dict[str, object]) -> list[Row]:
@@ -151,3 +154,99 @@ def test_unclear_columns_are_named_with_what_to_write():
         detect(rows({"en": "a", "frog": "b"}))
     with pytest.raises(DataError, match=r"objective: \{kind: classify, text: COLUMN, label: COLUMN\}"):
         detect(rows({"en": "a", "frog": "b"}))
+
+
+def of(*judged: dict[str, object]) -> dict[str, str]:
+    """What detection takes rows for, as {part: column} with the format's name."""
+    found = detect(rows(*judged))
+    return {"format": found.name, **found.columns}
+
+
+def test_thumbs_are_read_beside_chats_and_alpaca_rows_and_as_pandas_writes_them():
+    chat = of({"messages": TURNS, "label": False}, {"messages": TURNS, "label": True})
+    assert chat == {"format": "thumbs", "messages": "messages", "label": "label"}
+    shared = of({"conversations": SHARES, "kto_tag": False})
+    assert shared == {"format": "thumbs", "conversations": "conversations", "label": "kto_tag"}
+    alpaca = of({"instruction": "i", "input": "about", "output": "o", "kto_tag": False})
+    parts = {"prompt": "instruction", "input": "input", "answer": "output", "label": "kto_tag"}
+    assert alpaca == {"format": "thumbs", **parts}
+    for name, value in (("label", "1.0"), ("label", "no"), ("desirable", "False"), ("liked", False)):
+        assert of({"prompt": "p", "completion": "c", name: value})["format"] == "thumbs"
+    blank = [{"prompt": f"p {n}", "completion": f"c {n}", "label": ("1.0", "0.0")[n % 2]} for n in range(19)]
+    assert of(*blank, {"prompt": "p", "completion": "c", "label": ""})["format"] == "thumbs"
+
+
+@pytest.mark.parametrize(
+    "answered",
+    [
+        {"prompt": "p", "completion": "c"},
+        {"instruction": "i", "input": "", "output": "o"},
+        {"messages": TURNS},
+        {"conversations": SHARES},
+    ],
+)
+def test_what_may_say_which_answers_are_good_is_asked_about_and_never_passed_over(answered: dict[str, object]):
+    gaps = [{**answered, "label": (True, False, None)[n % 3]} for n in range(12)]
+    with pytest.raises(UnsettledError, match=r"^a\.jsonl: label may say which answers are good, .* call it `label`"):
+        detect(rows(*gaps))
+    named = [{**answered, "was it right": ("yes", "no")[n % 2]} for n in range(12)]
+    with pytest.raises(UnsettledError, match=r"was it right may say .* data\.where: \{was it right: \[\.\.\.\]\}"):
+        detect(rows(*named))
+    assert detect(rows(*named), learned=False).objective == "instruct"  # where no answer is learned
+    rated = [{**answered, "quality": n % 5} for n in range(24)]
+    with pytest.raises(UnsettledError, match="quality marks the answers"):
+        detect(rows(*rated))
+    noted = [{**answered, "group": n % 2, "multi_turn": False} for n in range(12)]
+    assert detect(rows(*noted)).objective == "instruct"
+
+
+def test_a_label_that_says_what_the_answer_says_is_no_thumb_to_learn_from_unasked():
+    spam = [
+        {"instruction": "Spam?", "input": f"mail {n}", "output": ("yes", "no")[n % 2], "label": 1 - n % 2}
+        for n in range(40)
+    ]
+    with pytest.raises(UnsettledError, match="label may say which answers are good"):
+        detect(rows(*spam))
+
+
+def test_the_text_a_judged_question_is_about_and_earlier_turns_belong_to_its_prompt():
+    judged = {"instruction": "Answer.", "input": "How do I boil an egg?", "chosen": "a", "rejected": "b"}
+    parts = {"prompt": "instruction", "input": "input", "chosen": "chosen", "rejected": "rejected"}
+    assert of(judged) == {"format": "preference", **parts}
+    history: dict[str, object] = {"history": [["old q", "old a"]]}
+    assert of({**judged, **history})["history"] == "history"
+    assert of({"instruction": "i", "output": "o", **history})["history"] == "history"
+    for name in ("input", "query"):
+        assert of({name: "q", "chosen": "a", "rejected": "b"})["prompt"] == name
+
+
+def test_a_dialogue_that_waits_for_an_answer_is_the_prompt_of_what_was_preferred():
+    asked = [*SHARES, {"from": "human", "value": "and?"}]
+    one, other = {"from": "gpt", "value": "a"}, {"from": "gpt", "value": "b"}
+    parts = {"format": "preference", "prompt": "conversations", "chosen": "chosen", "rejected": "rejected"}
+    assert of({"conversations": asked, "chosen": one, "rejected": other}) == parts
+    assert of({"conversations": asked, "chosen": [one], "rejected": [other]}) == parts
+    assert "prompt" not in of({"messages": TURNS, "chosen": TURNS, "rejected": TURNS})  # UltraFeedback's copy
+
+
+def test_rows_with_chosen_and_rejected_are_never_taken_for_anything_else():
+    with pytest.raises(UnsettledError, match=r"^a\.jsonl:2: 'chosen' holds '', no answer; write chosen and rejected"):
+        detect(
+            rows(
+                {"prompt": "p", "completion": "c", "chosen": "a", "rejected": "b"},
+                {"prompt": "p", "completion": "c", "chosen": "", "rejected": "b"},
+            )
+        )
+
+
+@pytest.mark.parametrize("written", [str, json.dumps])
+def test_chats_that_a_table_holds_as_text_are_told_as_chats(written: Callable[[object], str]):
+    assert of({"messages": written(TURNS)}) == {"format": "messages", "messages": "messages"}
+    assert of({"conversations": written(SHARES)})["format"] == "sharegpt"
+    assert of({"chosen": written(TURNS), "rejected": written(TURNS)})["format"] == "preference"
+
+
+def test_prompt_and_completion_may_be_turns_and_functions_are_tools():
+    asked, said = TURNS[:1], TURNS[1:]
+    assert of({"prompt": asked, "completion": said})["format"] == "prompt_completion"
+    assert of({"messages": TURNS, "functions": []})["tools"] == "functions"

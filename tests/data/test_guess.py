@@ -88,6 +88,22 @@ def test_a_good_and_a_bad_answer_are_a_pair_and_the_bad_one_is_never_learned():
     assert guess(rows(question=LONG, bad_answer=LONG)) is None
 
 
+def test_thumbs_of_other_names_are_guessed_and_gaps_in_them_are_asked_about():
+    guessed = guess(rows(user_message=LONG, bot_reply=LONG, thumbs=["up", "down"]))
+    assert guessed is not None
+    assert guessed.objective == "preference"
+    assert guessed.columns == {"prompt": "user_message", "answer": "bot_reply", "label": "thumbs"}
+    for judged in ({"thumbs": ["up", "down", ""]}, {"correct": ["yes", "no"]}):
+        found = rows(user_message=LONG, bot_reply=LONG, **judged)
+        assert guess(found) is None
+        with pytest.raises(DataError, match=rf"^a\.csv: {next(iter(judged))} may say which answers are good"):
+            detect(found)
+
+
+def test_a_column_of_notes_about_rows_is_no_label():
+    assert guess(rows(question_text=LONG, split=["train", "test"])) is None
+
+
 def test_names_numbers_and_dates_are_no_questions_and_no_answers():
     tickets = {"Customer Name": ["Ada L", "Alan T"], "Ticket Type": ["bill", "tech"], "Ticket Text": LONG}
     guessed = guess(rows(24, **tickets, **{"First Response Time": ["2023-06-01 12:15:36", "2023-06-02 08:00:01"]}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -16,11 +17,11 @@ SIDES = {"chosen": "chosen", "rejected": "rejected"}
 ASKED = (Message("user", "Capital?"),)
 
 
-def user(text: str) -> dict[str, str]:
+def user(text: str) -> dict[str, Any]:
     return {"role": "user", "content": text}
 
 
-def said(text: str) -> dict[str, str]:
+def said(text: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
@@ -53,6 +54,36 @@ def row(**fields: Any) -> Row:
                 "rejected": "\n\nHuman: Capital?\n\nAssistant: Rome.",
             },
         ),
+        # the same, cut into prompt and answers, with Windows' line ends
+        (COLUMNS, {"prompt": "\r\n\r\nHuman: Capital?\r\n\r\nAssistant:", "chosen": "Paris.", "rejected": "Rome."}),
+        # LLaMA-Factory: turns of from and value, one of them alone
+        (
+            COLUMNS,
+            {
+                "prompt": [{"from": "human", "value": "Capital?"}],
+                "chosen": {"from": "gpt", "value": "Paris."},
+                "rejected": [{"from": "gpt", "value": "Rome."}],
+            },
+        ),
+        # contents in parts, as OpenAI's programs write them
+        (
+            COLUMNS,
+            {
+                "prompt": "Capital?",
+                "chosen": [said([{"type": "text", "text": "Paris."}])],
+                "rejected": [said([{"type": "text", "text": "Rome."}])],
+            },
+        ),
+        # chats in the cells of a table, as Python and as JSON shows them
+        (
+            SIDES,
+            {
+                "chosen": str([user("Capital?"), said("Paris.")]),
+                "rejected": json.dumps([user("Capital?"), said("Rome.")]),
+            },
+        ),
+        # a question that differs by blanks alone
+        (SIDES, {"chosen": [user("Capital?"), said("Paris.")], "rejected": [user("Capital?\n"), said("Rome.")]}),
     ],
 )
 def test_a_pair_is_read_from_every_usual_shape(columns: dict[str, str], fields: dict[str, Any]):
@@ -106,7 +137,40 @@ def test_a_pair_that_cannot_be_learned_is_refused_with_line_and_cure(
         pairs([row(**fields)], columns=columns)
 
 
-@pytest.mark.parametrize(("label", "good"), [(True, True), (False, False), ("1", True), (0, False), ("True", True)])
+def test_the_prompt_may_be_the_first_question_of_a_chat_of_many_turns():
+    before = [user("Capital?"), said("Paris."), user("Of Italy?")]
+    fields = {"prompt": "Capital?", "chosen": [*before, said("Rome.")], "rejected": [*before, said("Oslo.")]}
+    (found,) = pairs([row(**fields)], columns=COLUMNS)
+    assert [turn.content for turn in found.prompt] == ["Capital?", "Paris.", "Of Italy?"]
+
+
+def test_what_a_judged_question_is_about_stands_behind_it_and_earlier_turns_before_it():
+    fields = {"prompt": "Answer.", "input": "Capital?", "history": [["Hi", "Hello"]], "chosen": "a", "rejected": "b"}
+    (found,) = pairs([row(**fields)], columns={**COLUMNS, "input": "input", "history": "history"})
+    turns = [Message("user", "Hi"), Message("assistant", "Hello"), Message("user", "Answer.\n\nCapital?")]
+    assert found.prompt == tuple(turns)
+
+
+def test_a_list_written_as_text_that_cannot_be_read_back_is_refused_and_never_learned():
+    unread = "[{'content': 'Capital?', 'role': 'user'}\n {'content': 'Paris.', 'role': 'assistant'}]"  # numpy's
+    with pytest.raises(DataError, match=r"'chosen' is a list written as text, .*; save the rows as jsonl or parquet"):
+        pairs([row(prompt="q", chosen=unread, rejected="b")], columns=COLUMNS)
+    plain = '[{"role": "nurse", "shift": 2}]'  # an answer that is a list of something else
+    (found,) = pairs([row(prompt="q", chosen=plain, rejected="b")], columns=COLUMNS)
+    assert found.chosen == plain
+
+
+@pytest.mark.parametrize("part", ["messages", "conversations"])
+def test_a_thumb_may_stand_beside_a_whole_chat(part: str):
+    turns = [{"from": "human", "value": "Capital?"}, {"from": "gpt", "value": "Paris."}]
+    (found,) = thumbs([row(turns=turns, label="no")], columns={part: "turns", "label": "label"})
+    assert found == Thumb("p.jsonl:1", ASKED, "Paris.", False)
+
+
+@pytest.mark.parametrize(
+    ("label", "good"),
+    [(True, True), (False, False), ("1", True), (0, False), ("True", True), ("0.0", False), (1.0, True), ("Yes", True)],
+)
 def test_a_thumb_is_up_or_down(label: Any, good: bool):
     columns = {"prompt": "prompt", "answer": "completion", "label": "label"}
     (found,) = thumbs([row(prompt="Capital?", completion="Paris.", label=label)], columns=columns)

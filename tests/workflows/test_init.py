@@ -356,3 +356,14 @@ def test_a_yaml_of_neither_is_refused(tmp_path: Path) -> None:
 def test_what_cannot_be_done_here_is_refused(value: dict[str, Any], alpaca: Path) -> None:
     with pytest.raises(RecipeError, match="unknown kind"):
         convert(write(alpaca.parent / "f.yaml", FACTORY | value), data=str(alpaca))
+
+
+def test_marks_on_answers_end_in_a_question_and_never_in_a_guess(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    rows = [
+        {"instruction": "Do it.", "input": f"to the text {n}", "output": f"done {n}", "was it right": n % 2 == 0}
+        for n in range(24)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(DataError, match=r"^a\.jsonl: was it right may say which answers are good"):
+        draft(str(file))

@@ -6,10 +6,15 @@ import re
 from collections.abc import Collection, Sequence
 from statistics import median
 
+from tunesmith.data.kinds import LONGEST_LABEL, is_thumb
 from tunesmith.data.rows import Row, as_word, columns_of
 
 LOOKED_AT, ENOUGH = 200, 0.9
-LONGEST_LABEL = 60  # characters, also of labels that people write
+# What a column is called that notes something about a row, and is not learned.
+NOTED = {
+    "split", "lang", "language", "source", "license", "licence", "url", "date", "year", "version", "page", "section",
+    "chapter", "doc", "document", "author", "id", "group", "book", "file", "path", "part", "subset", "format",
+}  # fmt: skip
 MOST_LABELS, ROWS_A_LABEL = 50, 3
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ,]+[\d:.+Z]+( ?[AP]M)?)?", re.IGNORECASE)
 # Scripts that put no spaces between words, of which a word has about two letters.
@@ -28,6 +33,7 @@ class Column:
         self.nested = next((value for value in found if isinstance(value, dict)), None)
         self.distinct = set(there)
         self.values = len(self.distinct)
+        self.thumbs = bool(self.distinct) and all(map(is_thumb, self.distinct))
         self.words = median(map(_words, there)) if there else 0
         full = len(there) >= ENOUGH * len(rows)
         self.text = full and not all(word.isdigit() or DATE.fullmatch(word) for word in there)

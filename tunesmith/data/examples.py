@@ -9,13 +9,13 @@ from typing import TypeVar
 from tunesmith.data.calls import read_tools
 from tunesmith.data.rows import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.turns import Message as Message  # a part of an example, known from here
-from tunesmith.data.turns import check_order, instructed, short, turn_of, whole
+from tunesmith.data.turns import check_order, instructed, short, turn_of, turns_in, whole
 from tunesmith.errors import DataError, RowError
 
 E = TypeVar("E")
 DIALOGUES = ("messages", "conversations")
 DIALOGUE_PARTS = {*DIALOGUES, "system", "tools"}
-PAIR_PARTS = {"prompt", "answer", "input", "system", "tools"}
+PAIR_PARTS = {"prompt", "answer", "input", "history", "system", "tools"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ def chats(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
     """One Chat for each row, from a column of turns or from a prompt and an answer.
 
     `columns` is {"messages": ...}, {"conversations": ...} or {"prompt": ..., "answer": ...}, where `system`
-    and, beside a prompt, `input`, beside turns, `tools` may be added. The instruction stands before the first
-    user turn.
+    and, beside a prompt, `input` and `history`, beside turns, `tools` may be added. The instruction stands
+    before the first user turn.
     """
     dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
     if set(columns) - (DIALOGUE_PARTS if dialogue else PAIR_PARTS) or not (
@@ -225,17 +225,41 @@ def _labels(row: Row, column: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(whole(word, f"{row.where}: column {column!r}") for word in words))
 
 
+def turns_of(row: Row, column: str, role: str) -> list[Message]:
+    """The turns of a column; a text is one of this role."""
+    given = turns_in(row.fields.get(column), f"{row.where}: column {column!r}")
+    turns = [turn_of(item, f"{row.where}: {column} turn {number}") for number, item in enumerate(given, 1)]
+    return turns or [Message(role, text_of(row, column))]
+
+
+def asked(row: Row, columns: Mapping[str, str], *, read: Callable[[Row, str, str], list[Message]]) -> list[Message]:
+    """What was said before, then the prompt as `read` gives its turns, with what it is about behind it."""
+    turns = [*_earlier(row, columns.get("history", "")), *read(row, columns["prompt"], "user")]
+    about = _optional(row, columns.get("input", ""))
+    return [*turns[:-1], replace(turns[-1], content=f"{turns[-1].content}\n\n{about}")] if about else turns
+
+
+def _earlier(row: Row, column: str) -> list[Message]:
+    """The exchanges of a history, each a question and its answer."""
+    said = (row.fields.get(column) if column else None) or []
+    if not isinstance(said, list) or not all(isinstance(one, list) and len(one) == 2 for one in said):
+        raise fault(row, column, "must be a list of [question, answer]")
+    roles = ("user", "assistant")
+    turns = [{"role": role, "content": text} for one in said for role, text in zip(roles, one, strict=True)]
+    return [turn_of(turn, f"{row.where}: {column} turn {number}") for number, turn in enumerate(turns, 1)]
+
+
 def _pair(row: Row, columns: Mapping[str, str]) -> list[Message]:
-    asked = [text_of(row, columns["prompt"]), _optional(row, columns.get("input", ""))]
-    answer = text_of(row, columns["answer"])
-    return [Message("user", "\n\n".join(filter(None, asked))), Message("assistant", answer)]
+    turns = [*asked(row, columns, read=turns_of), *turns_of(row, columns["answer"], "assistant")]
+    check_order(turns, row.where)
+    return turns
 
 
 def _dialogue(row: Row, column: str) -> list[Message]:
-    value = row.fields.get(column)
-    if not isinstance(value, list | tuple) or not value:
+    given = turns_in(row.fields.get(column), f"{row.where}: column {column!r}")
+    if not given:
         raise fault(row, column, "must be a list of turns")
-    turns = [turn_of(item, f"{row.where}: turn {number}") for number, item in enumerate(value, 1)]
+    turns = [turn_of(item, f"{row.where}: turn {number}") for number, item in enumerate(given, 1)]
     check_order(turns, row.where)
     if not any(turn.role == "assistant" and (turn.content.strip() or turn.calls) for turn in turns):
         raise DataError(f"{row.where}: no assistant turn with content; add the answer or drop the row")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tunesmith.data.examples import Chat, Message, chats, group_of, need, parsed, text_of
+from tunesmith.data.examples import Chat, Message, chats, group_of, need, parsed, turns_of
 from tunesmith.data.prompts import PROMPTS
 from tunesmith.data.rows import Row, columns_of
-from tunesmith.data.turns import check_order, instructed, turn_of
+from tunesmith.data.turns import check_order, instructed
 from tunesmith.errors import DataError
 
 
@@ -88,10 +88,7 @@ def _of(chat: Chat, row: Row) -> Exercise:
 
 def _turns(row: Row, column: str) -> list[Message]:
     """The turns of a column: a text is one question."""
-    value = row.fields.get(column)
-    if not isinstance(value, list | tuple) or not value:
-        return [Message("user", text_of(row, column))]
-    turns = [turn_of(item, f"{row.where}: turn {number}") for number, item in enumerate(value, 1)]
+    turns = turns_of(row, column, "user")
     check_order(turns, row.where)
     if not any(turn.role == "user" for turn in turns):
         raise DataError(f"{row.where}: nobody asks anything; add a user turn")

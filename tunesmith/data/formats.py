@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunesmith.data.columns import LONGEST_LABEL
-from tunesmith.data.guess import guess, has_label
-from tunesmith.data.pairs import GOOD
-from tunesmith.data.rows import Row, as_word, columns_of, file_of
-from tunesmith.data.unclear import nameless, unclear, unjudged
-from tunesmith.errors import DataError
+from tunesmith.data.guess import guess, has_label, unguessed
+from tunesmith.data.kinds import (
+    are_shares,
+    are_turns,
+    is_answer,
+    is_dialogue,
+    is_history,
+    is_label,
+    is_open,
+    is_text,
+    is_thumb,
+    may_be_text,
+)
+from tunesmith.data.rows import Row, columns_of, file_of
+from tunesmith.data.unclear import nameless, unjudged
+from tunesmith.errors import DataError, UnsettledError
 
 LOOKED_AT = 200
 # Of more labels than these hardly any come again where they are names or sentences.
@@ -20,7 +31,9 @@ ENOUGH = 0.9
 DIALOGUES = ("messages", "conversations", "conversation", "dialogue")
 SYSTEMS = ("system", "system_prompt")
 INPUTS = ("input", "context", "passage")
-THUMBS = ("label", "feedback", "thumb", "thumbs", "vote", "rating")
+TOOLS = ("tools", "functions")
+ASKED = ("prompt", "question", "instruction", "query", "input")
+THUMBS = ("label", "feedback", "thumb", "thumbs", "vote", "rating", "kto_tag", "desirable", "liked")
 ANSWERS = ("output", "response", "completion", "answer")
 PAIRS = (
     *(("prompt", answer) for answer in ("completion", "response", "answer")),
@@ -53,6 +66,7 @@ PARTS = {
     "system": "system turn",
     "prompt": "user turn",
     "input": "user turn",
+    "history": "earlier turns",
     "answer": "assistant turn",
     "messages": "turns by role and content",
     "conversations": "turns by from and value",
@@ -82,16 +96,20 @@ class Format:
         return f"detected {self.name}: {', '.join(parts)}"
 
 
-def detect(rows: Sequence[Row]) -> Format:
-    """The most specific format that at least 90 % of the first 200 rows have; unclear rows are refused."""
+def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
+    """The most specific format that at least 90 % of the first 200 rows have; unclear rows are refused.
+
+    Where answers are not `learned`, marks on them do not matter.
+    """
     sample = _Sample(rows[:LOOKED_AT])
-    for look in DETECTORS:
-        found = look(sample)
-        if found is not None:
-            return found
+    found = next(filter(None, (look(sample) for look in DETECTORS)), None)
+    if found is not None:
+        if learned and found.objective == "instruct" and (why := unjudged(rows, read=found.columns.values())):
+            raise UnsettledError(why)
+        return found
     if guessed := guess(rows):
         cure = f"`tunesmith init` writes a recipe by this guess, and others take it as {guessed.change()}"
-    elif why := unclear(rows) or (sample.optional(answer=ANSWERS) and unjudged(rows)) or nameless(rows):
+    elif why := unguessed(rows) or nameless(rows):
         raise DataError(why)
     else:
         cure = "write in the recipe which is which, as objective: " + " or ".join(EXPLICIT)
@@ -123,6 +141,12 @@ class _Sample:
         found = [str(item) for value in self.values(column) for item in (value if isinstance(value, list) else [value])]
         return len(found) < FEW or len(set(found)) <= CLASSES * len(found)
 
+    def settles(self, answer: str, label: str) -> bool:
+        """Whether a few answers come again and each always has the same label, which then says what they say."""
+        both = Counter(zip(map(str, self.values(answer)), map(str, self.values(label)), strict=True))
+        answers = {said for said, _ in both}
+        return len(both) == len(answers) and 2 <= len(answers) <= len(self.rows) / FEW
+
     def optional(self, **parts: Sequence[str]) -> dict[str, str]:
         """Parts that may be blank in most rows: a column of such a name is enough."""
         found = {part: [self.names[name] for name in names if name in self.names] for part, names in parts.items()}
@@ -132,9 +156,9 @@ class _Sample:
 def _odd(sample: _Sample) -> str:
     """The first value that keeps columns of known names from being read as texts and labels; nothing without one."""
     for names, holds, kind in (
-        (DIALOGUES, _is_dialogue, "turns"),
-        (TEXTS, _is_text, "text"),
-        (LABELS, _is_label, "label"),
+        (DIALOGUES, is_dialogue, "turns"),
+        (TEXTS, is_text, "text"),
+        (LABELS, is_label, "label"),
     ):
         for column in (sample.names[name] for name in names if name in sample.names):
             for row in sample.rows:
@@ -143,114 +167,98 @@ def _odd(sample: _Sample) -> str:
     return ""
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _are_turns(value: object, *, role: str = "role", content: str = "content") -> bool:
-    return isinstance(value, list) and bool(value) and all(_is_turn(turn, role, content) for turn in value)
-
-
-def _is_turn(turn: object, role: str, content: str) -> bool:
-    return isinstance(turn, dict) and role in turn and content in turn
-
-
-def _is_dialogue(value: object) -> bool:
-    return _are_turns(value) or _are_shares(value)
-
-
-def _are_shares(value: object) -> bool:
-    return _are_turns(value, role="from", content="value")
-
-
-def _is_answer(value: object) -> bool:
-    return _is_text(value) or _are_turns(value)
-
-
-def _is_thumb(value: object) -> bool:
-    # A csv has no truth values, and 0/1 beside a prompt and an answer are votes too: trained on as plain
-    # answers they would teach the bad ones.
-    return (as_word(value) or "").strip().lower() in GOOD
-
-
-def _is_label(value: object) -> bool:
-    if isinstance(value, list):
-        return all(not isinstance(item, list) and _is_label(item) for item in value)
-    word = as_word(value)
-    return word is not None and 0 < len(word.strip()) <= LONGEST_LABEL
-
-
 def _preference(sample: _Sample) -> Format | None:
-    chosen = sample.column(["chosen"], _is_answer)
-    rejected = sample.column(["rejected"], _is_answer)
-    if chosen is None or rejected is None:
+    named = [sample.names[side] for side in ("chosen", "rejected") if side in sample.names]
+    if len(named) < 2:
         return None
+    for column in named:
+        if sample.share(column, is_answer) < ENOUGH:
+            odd = next(row for row in sample.rows if not is_answer(row.fields.get(column)))
+            found = f"{column!r} holds {str(odd.fields.get(column))[:40]!r}, no answer"
+            raise UnsettledError(f"{odd.where}: {found}; write chosen and rejected as texts or as turns in every row")
+    columns = {"chosen": named[0], "rejected": named[1], **sample.optional(system=SYSTEMS, margin=["margin"])}
     # Without a column of its own the prompt is what the two answers begin with.
-    prompt = sample.column(["prompt", "question", "instruction"], _is_answer)
-    columns = {"chosen": chosen, "rejected": rejected, **sample.optional(system=SYSTEMS, margin=["margin"])}
-    return Format("preference", "preference", {"prompt": prompt, **columns} if prompt else columns)
+    return Format("preference", "preference", {**_asked(sample), **columns})
+
+
+def _asked(sample: _Sample) -> dict[str, str]:
+    """The columns of what was asked, as far as answers that were judged have one; a chat must wait for them."""
+    prompt = sample.column(ASKED, is_answer) or sample.column(DIALOGUES, is_open)
+    if prompt is None:
+        return {}
+    about = sample.column([name for name in INPUTS if sample.names.get(name) != prompt], may_be_text)
+    history = sample.column(["history"], is_history)
+    beside = {"input": about, "history": history}
+    return {"prompt": prompt, **{part: column for part, column in beside.items() if column}}
 
 
 def _thumbs(sample: _Sample) -> Format | None:
-    label = sample.column(THUMBS, _is_thumb)
-    prompt = sample.column(["prompt", "question"], _is_answer)
-    answer = sample.column(["completion", "response", "answer"], _is_answer)
-    if label is None or prompt is None or answer is None:
+    label = sample.column(THUMBS, is_thumb)
+    if label is None:
         return None
-    columns = {"prompt": prompt, "answer": answer, "label": label}
-    return Format("thumbs", "preference", {**sample.optional(system=SYSTEMS), **columns})
+    asked, answer = _asked(sample), sample.column(ANSWERS, is_answer)
+    chat = sample.column(DIALOGUES, is_dialogue)
+    if asked and answer and not sample.settles(answer, label):
+        columns = {**asked, "answer": answer}
+    elif chat and not answer:
+        columns = {"messages" if sample.column([chat.strip().lower()], are_turns) else "conversations": chat}
+    else:
+        return None
+    return Format("thumbs", "preference", {**sample.optional(system=SYSTEMS), **columns, "label": label})
 
 
 def _messages(sample: _Sample) -> Format | None:
-    column = sample.column(DIALOGUES, _are_turns)
+    column = sample.column(DIALOGUES, are_turns)
     if column is None:
         return None
-    return Format("messages", "instruct", {"messages": column, **sample.optional(system=SYSTEMS, tools=["tools"])})
+    return Format("messages", "instruct", {"messages": column, **sample.optional(system=SYSTEMS, tools=TOOLS)})
 
 
 def _sharegpt(sample: _Sample) -> Format | None:
-    column = sample.column(DIALOGUES, _are_shares)
+    column = sample.column(DIALOGUES, are_shares)
     if column is None:
         return None
-    extra = sample.optional(system=SYSTEMS, tools=["tools"])
+    extra = sample.optional(system=SYSTEMS, tools=TOOLS)
     return Format("sharegpt", "instruct", {"conversations": column, **extra})
 
 
 def _alpaca(sample: _Sample) -> Format | None:
-    prompt, answer = sample.column(["instruction"], _is_text), sample.column(ANSWERS, _is_text)
+    prompt, answer = sample.column(["instruction"], is_text), sample.column(ANSWERS, is_text)
     if prompt is None or answer is None:
         return None
     extra = sample.optional(input=INPUTS, system=SYSTEMS, tools=["tools"])
+    if history := sample.column(["history"], is_history):
+        extra["history"] = history
     return Format("alpaca", "instruct", {"prompt": prompt, **extra, "answer": answer})
 
 
 def _prompt_completion(sample: _Sample) -> Format | None:
     for prompt_name, answer_name in PAIRS:
-        prompt, answer = sample.column([prompt_name], _is_text), sample.column([answer_name], _is_text)
-        if prompt is None or answer is None or unjudged(sample.rows):
+        prompt, answer = sample.column([prompt_name], is_answer), sample.column([answer_name], is_answer)
+        if prompt is None or answer is None:
             continue
         extra = sample.optional(system=SYSTEMS, tools=["tools"])
-        beside = sample.column(INPUTS[1:], _is_text)
+        beside = sample.column(INPUTS[1:], is_text)
         given = {"input": beside} if beside and beside not in (prompt, answer) else {}
         return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, **given, "answer": answer})
     return None
 
 
 def _translation(sample: _Sample) -> Format | None:
-    found = [column for name in sample.names if name in LANGUAGES and (column := sample.column([name], _is_text))]
+    found = [column for name in sample.names if name in LANGUAGES and (column := sample.column([name], is_text))]
     return Format("translation", "instruct", {"prompt": found[0], "answer": found[1]}) if len(found) == 2 else None
 
 
 def _text_label(sample: _Sample) -> Format | None:
-    text = sample.column(TEXTS, _is_text)
-    label = next((name for name in LABELS if (at := sample.column([name], _is_label)) and sample.repeats(at)), None)
+    text = sample.column(TEXTS, is_text)
+    label = next((name for name in LABELS if (at := sample.column([name], is_label)) and sample.repeats(at)), None)
     if text is None or label is None:
         return None
     return Format("text_label", "classify", {"text": text, "label": sample.names[label]})
 
 
 def _text(sample: _Sample) -> Format | None:
-    text = sample.column(DOCUMENTS, _is_text)
+    text = sample.column(DOCUMENTS, is_text)
     # Next to a column named like a label or an answer, text alone would be a guess.
     others = [*LABELS, *ANSWERS, "prompt", "question", "summary"]
     if text is None or sample.optional(other=others) or has_label(sample.rows):

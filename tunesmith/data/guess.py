@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import yaml
 
-from tunesmith.data.columns import columns_held, named
+from tunesmith.data.columns import NOTED, Column, columns_held, named
 from tunesmith.data.rows import Row
-from tunesmith.data.unclear import ANSWER_WORDS, asked, unclear, unjudged
+from tunesmith.data.unclear import ANSWER_WORDS, THUMB_WORDS, asked, unclear, unjudged
 
 # Words in a header that tell a part, beside those that need no guess.
 TEXT_WORDS = (
@@ -23,10 +23,6 @@ LABEL_WORDS = (
 )  # fmt: skip
 BETTER = ("chosen", "better", "good", "preferred", "accepted", "winner")
 WORSE = ("rejected", "worse", "bad", "dispreferred", "loser")
-NOTED = {
-    "split", "lang", "language", "source", "license", "licence", "url", "date", "year", "version", "page", "section",
-    "chapter", "doc", "document", "author", "id", "group", "book", "file", "path", "part", "subset", "format",
-}  # fmt: skip
 LONGEST_TEXT = 100  # words, in the middle: longer ones are documents
 FEWEST_WORDS = 2  # of a text, in the middle
 
@@ -64,18 +60,33 @@ def guess(rows: Sequence[Row]) -> Guess | None:
         return Guess("preference", {"prompt": prompt.name, "chosen": better.name, "rejected": worse.name})
     if unclear(rows):
         return None
-    answer = named([one for one in texts if not one.few and not one.called & set(WORSE)], ANSWER_WORDS)
-    if prompt and answer and prompt is not answer:
-        if unjudged(rows):
-            return None
-        return Guess("instruct", {"prompt": prompt.name, "answer": answer.name})
     labels = [column for column in columns if column.few]
-    label = named(labels, LABEL_WORDS) or min(labels, key=lambda column: column.values, default=None)
+    if found := _pair(columns):
+        if thumb := named([column for column in labels if column.thumbs], THUMB_WORDS):
+            return Guess("preference", {**found, "label": thumb.name})
+        return None if unjudged(rows, read=found.values()) else Guess("instruct", found)
+    unnoted = [column for column in labels if not column.called & NOTED]
+    label = named(labels, LABEL_WORDS) or min(unnoted, key=lambda column: column.values, default=None)
     long = [column for column in texts if column is not label and column.words >= FEWEST_WORDS]
     text = named(long, TEXT_WORDS) or max(long, key=lambda column: column.words, default=None)
     if label is None or text is None:
         return None
     return Guess("classify", {"text": text.name, "label": label.name})
+
+
+def unguessed(rows: Sequence[Row]) -> str:
+    """Why nothing is guessed, with its cure; nothing where nothing speaks against a guess."""
+    found = _pair(columns_held(rows))
+    return unclear(rows) or (unjudged(rows, read=found.values()) if found else "")
+
+
+def _pair(columns: Sequence[Column]) -> dict[str, str]:
+    """The columns that are called like a prompt and its answer; nothing without both."""
+    texts = [column for column in columns if column.text and not column.few and not column.called & set(WORSE)]
+    prompt, answer = asked(columns), named(texts, ANSWER_WORDS)
+    if prompt is None or answer is None or prompt is answer:
+        return {}
+    return {"prompt": prompt.name, "answer": answer.name}
 
 
 def has_label(rows: Sequence[Row]) -> bool:

@@ -5,44 +5,45 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from tunesmith.data.examples import (
+    DIALOGUES,
     Chat,
     Example,
     Message,
     Pair,
     Thumb,
+    asked,
     fault,
     group_of,
     need,
     parsed,
-    text_of,
+    turns_of,
     with_system,
 )
-from tunesmith.data.rows import Row, as_word
-from tunesmith.data.turns import check_order, instructed, turn_of
+from tunesmith.data.kinds import thumb_of
+from tunesmith.data.rows import Row
+from tunesmith.data.turns import check_order, instructed
 from tunesmith.errors import DataError
 
-# What a thumb is called in small letters, and whether it is up.
-UP = ("true", "1", "good", "up", "thumbs up", "thumbs_up", "+1", "positive", "like", "👍")
-DOWN = ("false", "0", "bad", "down", "thumbs down", "thumbs_down", "-1", "negative", "dislike", "👎")
-GOOD = {**dict.fromkeys(UP, True), **dict.fromkeys(DOWN, False)}
 # How Anthropic's files write turns into one text.
-SPOKEN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+SPOKEN = re.compile(r"(?:^|\r?\n\r?\n)(Human|Assistant):")
 
 
 def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = "") -> list[Pair]:
     """One Pair for each row; `chosen_cut` and `rejected_cut` may say that an answer was cut off.
 
-    `columns` names `chosen` and `rejected`, each an answer or a whole chat, and may name `prompt`,
-    `system` and `margin`. Where the two are whole chats, all turns before their last answers must be the same ones.
+    `columns` names `chosen` and `rejected`, each an answer or a whole chat, and may name `prompt`, beside it `input`
+    and `history`, and `system` and `margin`. Where the two are whole chats, all turns before their last answers must
+    be the same ones.
     """
     need(rows, *columns.values(), group)
 
     def parse(row: Row) -> Pair:
-        given = _prompt(row, columns.get("prompt", ""))
+        given = _prompt(row, columns)
         (one, chosen), (other, rejected) = (_answer(row, columns[side], given) for side in ("chosen", "rejected"))
-        if one != other:
+        if _stripped(one) != _stripped(other):
             cure = "an answer is preferred to another one to the same turns; cut both chats behind the turns they share"
             raise DataError(f"{row.where}: the turns before the two answers differ; {cure}")
         if " ".join(chosen.split()) == " ".join(rejected.split()):
@@ -59,16 +60,22 @@ def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
 
 
 def thumbs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = "") -> list[Thumb]:
-    """One Thumb for each row; `columns` names `prompt`, `answer` and `label`, one of GOOD, and may name `system`."""
+    """One Thumb for each row.
+
+    `columns` names `label`, a thumb, and a chat that ends with the answer (`messages` or `conversations`) or `prompt`
+    and `answer`, and may name `system` and, beside a prompt, `input` and `history`.
+    """
     need(rows, *columns.values(), group)
+    dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
 
     def parse(row: Row) -> Thumb:
-        prompt, answer = _answer(row, columns["answer"], _prompt(row, columns["prompt"]))
-        good = GOOD.get((as_word(row.fields.get(columns["label"])) or "").strip().lower())
+        given = [] if dialogue else _prompt(row, columns)
+        before, answer = _answer(row, dialogue or columns["answer"], given)
+        good = thumb_of(row.fields.get(columns["label"]))
         if good is None:
-            raise fault(row, columns["label"], "must be true or false, 1 or 0, good or bad, up or down")
-        asked = instructed(with_system(prompt, row, columns.get("system", "")), instruction)
-        return Thumb(row.where, tuple(asked), answer, good, group_of(row, group), row.fields.get("cut") is True)
+            raise fault(row, columns["label"], "must be true or false, 1 or 0, yes or no, good or bad, up or down")
+        prompt = instructed(with_system(before, row, columns.get("system", "")), instruction)
+        return Thumb(row.where, tuple(prompt), answer, good, group_of(row, group), row.fields.get("cut") is True)
 
     return parsed(rows, parse)
 
@@ -83,11 +90,12 @@ def written(example: Example) -> str:
     return example.text
 
 
-def _prompt(row: Row, column: str) -> list[Message]:
-    """The turns that were answered, as far as they have a column of their own."""
+def _prompt(row: Row, columns: Mapping[str, str]) -> list[Message]:
+    """The turns that were answered, as far as they have columns of their own."""
+    column = columns.get("prompt", "")
     if not column:
         return []
-    turns = _turns(row, column, "user")
+    turns = asked(row, columns, read=_turns)
     if turns[-1].role == "assistant":
         raise DataError(f"{row.where}: column {column!r} ends with an answer; end it with what was asked")
     check_order(turns, row.where)
@@ -102,25 +110,31 @@ def _answer(row: Row, column: str, prompt: Sequence[Message]) -> tuple[list[Mess
     if not before and not prompt:
         cure = "name the column with what was asked as objective.prompt"
         raise DataError(f"{row.where}: column {column!r} is an answer alone; {cure}")
-    if before and prompt and before[-1].content.strip() != prompt[-1].content.strip():
+    # A chat of many turns may stand beside its first question alone.
+    first = next((turn for turn in before if turn.role == "user"), None)
+    known = [turn.content.strip() for turn in (first, *before[-1:]) if turn]
+    if before and prompt and prompt[-1].content.strip() not in known:
         cure = "make them the same, or leave one of them out"
         raise DataError(f"{row.where}: the prompt and the last question in column {column!r} differ; {cure}")
-    asked = before or list(prompt)
-    check_order([*asked, last], row.where)
-    return asked, last.content
+    answered = before or list(prompt)
+    check_order([*answered, last], row.where)
+    return answered, last.content
 
 
 def _turns(row: Row, column: str, role: str) -> list[Message]:
     """The turns of a chat; a text is a turn of this role, or several where it says who speaks."""
-    value = row.fields.get(column)
-    if isinstance(value, list | tuple) and value:
-        return [turn_of(item, f"{row.where}: {column} turn {number}") for number, item in enumerate(value, 1)]
-    text = text_of(row, column)
-    if not SPOKEN.match(text):
-        return [Message(role, text)]
-    _, *spoken = SPOKEN.split(text)
+    first, *others = turns_of(row, column, role)
+    if others or not SPOKEN.match(first.content):
+        return [first, *others]
+    _, *spoken = SPOKEN.split(first.content)
     names = {"Human": "user", "Assistant": "assistant"}
-    return [Message(names[who], said.strip()) for who, said in zip(spoken[::2], spoken[1::2], strict=True)]
+    turns = [Message(names[who], said.strip()) for who, said in zip(spoken[::2], spoken[1::2], strict=True)]
+    opened = role == "user" and len(turns) > 1 and turns[-1] == Message("assistant", "")
+    return turns[:-1] if opened else turns  # a prompt may end with the name of who is to speak
+
+
+def _stripped(turns: Sequence[Message]) -> list[Message]:
+    return [replace(turn, content=turn.content.strip()) for turn in turns]
 
 
 def _margin(row: Row, column: str) -> float:

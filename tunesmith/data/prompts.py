@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunesmith.data.examples import DIALOGUES, Message, fault, need, parsed, text_of
+from tunesmith.data.examples import DIALOGUES, Message, fault, need, parsed, turns_of
 from tunesmith.data.rows import Row, columns_of, file_of
-from tunesmith.data.turns import check_order, instructed, turn_of
+from tunesmith.data.turns import check_order, instructed
 from tunesmith.errors import DataError
 
 # Columns that usually hold what is asked, the likeliest first.
@@ -26,10 +26,7 @@ def prompts(rows: Sequence[Row], *, column: str = "", instruction: str = "") -> 
 
 
 def _asked(row: Row, column: str) -> list[Message]:
-    value = row.fields.get(column)
-    if not isinstance(value, list | tuple):
-        return [Message("user", text_of(row, column))]
-    turns = [turn_of(item, f"{row.where}: {column} turn {number}") for number, item in enumerate(value, 1)]
+    turns = turns_of(row, column, "user")
     while turns and turns[-1].role == "assistant":
         turns.pop()
     if not any(turn.role == "user" for turn in turns):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -32,6 +35,9 @@ FOLLOWING = {
     "assistant": ("user", "tool"),
     "tool": ("tool", "assistant"),
 }
+# A list of turns that a table's writer put into a cell, as JSON or as Python shows it.
+LIST_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:.*\}\s*\]\s*""", re.DOTALL)
+SPEAKER = re.compile(rf"""['"](?:role|from)['"]\s*:\s*['"](?:{"|".join(ROLES)})['"]""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,25 @@ def check_order(turns: Sequence[Message], where: str) -> None:
         before = turn.role
 
 
+def turns_in(value: object, place: str) -> Sequence[object]:
+    """The turns of a list, of a list that was written as text, or a single turn; none in anything else.
+
+    Raises DataError for such a text that cannot be read back.
+    """
+    if isinstance(value, Mapping):
+        return [value]
+    if isinstance(value, list | tuple):
+        return value
+    if not isinstance(value, str) or not LIST_AS_TEXT.fullmatch(value) or not SPEAKER.search(value):
+        return []
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return list(read(value))
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    raise DataError(f"{place} is a list written as text, which cannot be read back; save the rows as jsonl or parquet")
+
+
 def turn_of(item: object, place: str) -> Message:
     """A turn as one of the usual programs writes it."""
     if not isinstance(item, Mapping):
@@ -76,7 +101,7 @@ def turn_of(item: object, place: str) -> Message:
     calls = read_calls(item, place)
     if calls and role != "assistant":
         raise DataError(f"{place} ({role}) calls a tool; only an assistant's turn may")
-    content = "" if said_by == "function_call" else item.get("content", item.get("value"))
+    content = "" if said_by == "function_call" else joined(item.get("content", item.get("value")))
     if content is None and role == "assistant":
         content = ""
     if not isinstance(content, str) or (role == "user" and not content.strip()):
@@ -90,6 +115,15 @@ def instructed(turns: Sequence[Message], instruction: str) -> list[Message]:
     first = next(i for i, turn in enumerate(turns) if turn.role == "user")
     content = "\n\n".join(filter(None, [instruction, turns[first].content]))
     return [*turns[:first], replace(turns[first], content=content), *turns[first + 1 :]]
+
+
+def joined(content: object) -> object:
+    """The texts of a content that OpenAI's programs wrote in parts, as one; anything else as it is."""
+    if not isinstance(content, list) or not content:
+        return content
+    parts = [part for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+    texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    return "\n".join(texts) if len(texts) == len(content) else content
 
 
 def whole(text: str, place: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from tunesmith.data.columns import Column, columns_held, named
+from tunesmith.data.columns import NOTED, Column, columns_held, named
+from tunesmith.data.kinds import thumb_of
 from tunesmith.data.rows import Row, columns_of, file_of
 
 # Words in a header that tell what is asked, what is answered, and how good an answer is.
@@ -15,6 +16,7 @@ ANSWER_WORDS = (
     "answer", "answers", "reply", "response", "solution", "a", "output", "resolution", "agent", "assistant", "summary",
 )  # fmt: skip
 MARKS = ("rating", "score", "stars", "helpfulness", "quality", "vote", "grade")
+THUMB_WORDS = ("label", "feedback", "thumb", "thumbs", "vote", "rating", "kto", "desirable", "liked")
 BOTH_READ = ({"premise", "hypothesis"}, {"question", "passage"}, {"question", "context"})
 FEWEST_ASKED = 3  # words of a question, in the middle: names have two
 FEWEST_IN_SENTENCE = 4
@@ -27,17 +29,35 @@ def unclear(rows: Sequence[Row]) -> str:
     return f"{file_of(rows)}: {found}" if found else ""
 
 
-def unjudged(rows: Sequence[Row]) -> str:
-    """Why the answers of these rows are not simply what to learn: what else they need to be right, or marks that say
-    that some are bad; nothing where they are."""
+def unjudged(rows: Sequence[Row], *, read: Collection[str]) -> str:
+    """Why the answers in the columns that are `read` are not simply what to learn: what else they need to be right, or
+    marks beside them that say that some are bad; nothing where they are."""
     columns = columns_held(rows)
     if found := _letters(columns):
         return f"{file_of(rows)}: {found}"
-    mark = next((one for one in columns if one.few and one.called and one.called <= set(MARKS) and _numbers(one)), None)
-    if mark is None:
+    beside = [column for column in columns if column.name not in read]
+    mark = next((one for one in beside if one.few and one.called and one.called <= set(MARKS) and _numbers(one)), None)
+    if mark:
+        cure = f"name the columns in the recipe, and keep the good ones by data.where: {{{mark.name}: [...]}}"
+        return f"{file_of(rows)}: {mark.name} marks the answers, so not all are to be learned; {cure}"
+    thumb = next((column for column in beside if _judges(column, rows)), None)
+    if thumb is None:
         return ""
-    cure = f"name the columns in the recipe, and keep the good ones by data.where: {{{mark.name}: [...]}}"
-    return f"{file_of(rows)}: {mark.name} marks the answers, so not all are to be learned; {cure}"
+    cure = (
+        f"call it `label` and fill every row to learn from good and bad, or keep the good ones by data.where: "
+        f"{{{thumb.name}: [...]}}, or take it out if it says something else"
+    )
+    return f"{file_of(rows)}: {thumb.name} may say which answers are good, so not all are to be learned; {cure}"
+
+
+def _judges(column: Column, rows: Sequence[Row]) -> bool:
+    """Whether a column holds thumbs, perhaps not in every row: of both kinds, or called like one."""
+    if not column.thumbs or column.called & NOTED:
+        return False
+    return bool(column.called & set(THUMB_WORDS)) or {thumb_of(row.fields.get(column.name)) for row in rows} >= {
+        True,
+        False,
+    }
 
 
 def asked(columns: Sequence[Column]) -> Column | None:

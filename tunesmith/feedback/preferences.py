@@ -82,7 +82,7 @@ def read_votes(rows: Sequence[Row], *, rater: str, gold: bool = False) -> list[B
 def _format(rows: Sequence[Row]) -> Format:
     """What the rows are; where the columns of a pair are there, a row that lacks one is told, however few there are."""
     there = columns_of(rows)
-    parts = [part for part in ("prompt", "chosen", "rejected", "system") if part in there]
+    parts = [part for part in ("prompt", "input", "chosen", "rejected", "system") if part in there]
     pair = {"prompt", "chosen", "rejected"} <= set(parts)
     return Format("preference", "preference", {part: part for part in parts}) if pair else detect(rows)
 

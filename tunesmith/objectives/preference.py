@@ -65,9 +65,7 @@ class Preference(BaseModel):
         parts = ("prompt", "chosen", "rejected", "answer", "label")
         columns = columns_of(rows, {part: getattr(self, part) for part in parts})
         if "chosen" in columns:
-            used = {
-                part: column for part, column in columns.items() if part in ("system", "prompt", "chosen", "rejected")
-            }
+            used = {part: column for part, column in columns.items() if part != "margin"}
             return list(pairs(rows, columns=used, instruction=self.instruction, group=group))
         if self.form not in ("auto", "kto"):
             raise DataError(

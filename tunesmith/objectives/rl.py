@@ -79,7 +79,7 @@ class Rl(BaseModel):
         if "prompt" in named:
             return named
         try:
-            found = detect(rows).columns
+            found = detect(rows, learned=False).columns
         except DataError:
             if not prompt_column(rows):
                 raise

@@ -30,10 +30,12 @@ COLUMN_KEYS = {
     "classify": ("text", "label"),
     "instruct": ("prompt", "answer", "messages"),
     "domain": ("text",),
-    "preference": ("chosen", "rejected", "prompt"),
+    "preference": ("chosen", "rejected", "prompt", "answer", "label"),
     "reward": ("chosen", "rejected", "prompt"),
     "rl": ("prompt", "answer", "messages"),
 }
+# Parts that rows to compare with need not have.
+UNASKED = ("label", "answer", "system", "input", "history", "tools")
 EMBEDDED_TOKENS = 256
 # Tokens of a row where neither the recipe nor the model sets a bound.
 LONGEST = 2048
@@ -158,7 +160,7 @@ def _held(recipe: Recipe | None) -> tuple[str, ...]:
 
 def _same_columns(source: str, columns: Mapping[str, str], *, offline: bool) -> None:
     rows: list[Row] = head(source, LOOKED_AT, offline=offline)
-    asked = [column for part, column in columns.items() if part not in ("label", "answer", "system", "input", "tools")]
+    asked = [column for part, column in columns.items() if part not in UNASKED]
     for column in asked:
         if not any(column in row.fields for row in rows):
             raise DataError(missing_column(rows, column))

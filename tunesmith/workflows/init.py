@@ -17,7 +17,7 @@ from tunesmith.data.formats import LANGUAGES, Format, detect
 from tunesmith.data.guess import Guess, guess
 from tunesmith.data.pairs import written
 from tunesmith.data.rows import Row, as_word, columns_of, keep, read_rows
-from tunesmith.errors import DataError, RowError
+from tunesmith.errors import DataError, RowError, UnsettledError
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
 from tunesmith.objectives.instruct import reference
 from tunesmith.recipe import AnyObjective, Recipe, check_pair, make_recipe
@@ -113,6 +113,8 @@ def _found(rows: Sequence[Row]) -> Format | Guess:
     """What the rows are, or what they may be where no known names say it."""
     try:
         return detect(rows)
+    except UnsettledError:
+        raise
     except DataError:
         if (guessed := guess(rows)) is None:
             raise
@@ -123,6 +125,8 @@ def _fitting(rows: Sequence[Row], kind: str) -> Guess | None:
     """The guess at columns of no known names, if it is of the objective that was asked for."""
     try:
         detect(rows)
+    except UnsettledError:
+        return None
     except DataError:
         guessed = guess(rows)
         return guessed if guessed and guessed.objective == kind else None

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunesmith.data.columns import LONGEST_LABEL
 from tunesmith.data.examples import Text, question, texts
 from tunesmith.data.files import write_whole
 from tunesmith.data.formats import LABELS, TEXTS
+from tunesmith.data.kinds import LONGEST_LABEL
 from tunesmith.data.rows import Row, as_word, columns_of, file_of, missing_column, read_rows, refuse
 from tunesmith.errors import DataError
 from tunesmith.feedback.store import Entry, Event

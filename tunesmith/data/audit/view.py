@@ -11,7 +11,7 @@ from tunesmith.data.calls import as_words, read_calls
 from tunesmith.data.examples import DIALOGUES, chats, labelled, text_of
 from tunesmith.data.pairs import pairs, thumbs
 from tunesmith.data.rows import Row, as_word
-from tunesmith.data.turns import ROLES
+from tunesmith.data.turns import ROLES, joined, turns_in
 from tunesmith.errors import DataError
 
 NO_ANSWER = frozenset(
@@ -41,6 +41,7 @@ NO_ANSWER = frozenset(
         "lorem",
     ]
 )
+ASKED = ("history", "prompt", "input")
 LETTERS = re.compile(r"\w")
 
 
@@ -61,10 +62,10 @@ def view(row: Row, columns: Mapping[str, str]) -> View:
         return _labelled(row, columns)
     if "chosen" in columns:
         return _preferred(row, columns)
+    if "label" in columns:
+        return _thumbed(row, columns)
     if any(part in columns for part in DIALOGUES):
         return _dialogue(row, columns)
-    if "answer" in columns and "label" in columns:
-        return _thumbed(row, columns)
     if "answer" in columns:
         return _pair(row, columns)
     return _plain(row, columns["text"])
@@ -97,7 +98,7 @@ def _labelled(row: Row, columns: Mapping[str, str]) -> View:
 
 
 def _pair(row: Row, columns: Mapping[str, str]) -> View:
-    parts = [_text(row.fields.get(columns[part])) for part in ("system", "prompt", "input") if part in columns]
+    parts = [_text(row.fields.get(columns[part])) for part in ("system", *ASKED) if part in columns]
     question = "\n".join(filter(None, parts))
     answer = _text(row.fields.get(columns["answer"]))
     if not _text(row.fields.get(columns["prompt"])).strip():
@@ -107,9 +108,9 @@ def _pair(row: Row, columns: Mapping[str, str]) -> View:
 
 def _dialogue(row: Row, columns: Mapping[str, str]) -> View:
     value = row.fields.get(next(columns[part] for part in DIALOGUES if part in columns))
-    turns = [turn for turn in value if isinstance(turn, Mapping)] if isinstance(value, list) else []
+    turns = _turns(value)
     if not turns:
-        return View("", "", (), "empty", "no turns")
+        return _checked(row, columns, View("", "")) if value else View("", "", (), "empty", "no turns")
     roles = [ROLES.get(str(turn.get("role", turn.get("from"))).strip().lower(), "") for turn in turns]
     said = [_said(turn) for turn in turns]
     last = max((i for i, role in enumerate(roles) if role == "assistant"), default=len(turns))
@@ -123,7 +124,7 @@ def _dialogue(row: Row, columns: Mapping[str, str]) -> View:
 
 
 def _preferred(row: Row, columns: Mapping[str, str]) -> View:
-    question = _text(row.fields.get(columns["prompt"])) if "prompt" in columns else ""
+    question = "\n".join(_text(row.fields.get(columns[part])) for part in ASKED if part in columns)
     chosen, rejected = (_text(row.fields.get(columns[part])) for part in ("chosen", "rejected"))
     # The same two answers are the same question, whichever was preferred.
     asked, question = question, "\n".join(filter(None, [question, *sorted((chosen, rejected))]))
@@ -145,9 +146,9 @@ def _preferred(row: Row, columns: Mapping[str, str]) -> View:
 
 def _thumbed(row: Row, columns: Mapping[str, str]) -> View:
     """An answer with a thumb: both of them are what is asked, as in a run, and the thumb is what is learned."""
-    prompt, answer = (_text(row.fields.get(columns[part])) for part in ("prompt", "answer"))
-    question = "\n".join(filter(None, [prompt, answer]))
-    if not prompt.strip() or not answer.strip():
+    parts = {part: _text(row.fields.get(columns[part])) for part in (*DIALOGUES, *ASKED, "answer") if part in columns}
+    question = "\n".join(filter(None, parts.values()))
+    if not all(text.strip() for part, text in parts.items() if part not in ("input", "history")):
         return View(question, "", (), "empty", "blank prompt or answer")
     if row.fields.get(columns["label"]) in (None, ""):
         return View(question, "", (), "nothing_to_learn", "no thumb")
@@ -172,7 +173,7 @@ def _answered(question: str, answer: str) -> View | None:
 def _checked(row: Row, columns: Mapping[str, str], seen: View, *, fault: str = "unreadable") -> View:
     """The view, with the fault that would end a run if the parser finds one."""
     try:
-        chats([row], columns=columns)
+        chats([row], columns={part: column for part, column in columns.items() if column in row.fields})
     except DataError as error:
         why = _why(row, error)
         kind = "nothing_to_learn" if "no assistant turn with content" in why else fault
@@ -187,16 +188,24 @@ def _why(row: Row, error: DataError) -> str:
 
 def _text(value: object) -> str:
     """The text of a cell; turns as their contents, one after the other."""
-    if isinstance(value, str):
+    turns = _turns(value)
+    if isinstance(value, str) and not turns:
         return value
-    if isinstance(value, list):
-        return "\n".join(filter(None, (_said(turn) for turn in value if isinstance(turn, Mapping))))
-    return ""
+    exchanges = [text for one in value if isinstance(one, list) for text in one] if isinstance(value, list) else []
+    return "\n".join(filter(None, [*map(_said, turns), *map(_text, exchanges)]))
+
+
+def _turns(value: object) -> list[Mapping[str, Any]]:
+    """The turns of a cell; none where the parser cannot read them, which says why."""
+    try:
+        return [turn for turn in turns_in(value, "") if isinstance(turn, Mapping)]
+    except DataError:
+        return []
 
 
 def _said(turn: Mapping[str, Any]) -> str:
     """What a turn says and calls: two answers that call something else are two answers."""
-    content = turn.get("content", turn.get("value"))
+    content = joined(turn.get("content", turn.get("value")))
     try:
         calls = as_words(read_calls(turn, ""))
     except DataError:  # the parser says what is wrong with them

@@ -1,0 +1,88 @@
+"""What a single value is, whatever its column is called: a text, turns, an answer, a thumb, a label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tunesmith.data.rows import as_word
+from tunesmith.data.turns import ROLES, turns_in
+from tunesmith.errors import DataError
+
+LONGEST_LABEL = 60  # characters, also of labels that people write
+# What a thumb is called in small letters, and whether it is up.
+UP = ("true", "1", "1.0", "yes", "good", "up", "thumbs up", "thumbs_up", "+1", "positive", "like", "👍")
+DOWN = ("false", "0", "0.0", "no", "bad", "down", "thumbs down", "thumbs_down", "-1", "negative", "dislike", "👎")
+GOOD = {**dict.fromkeys(UP, True), **dict.fromkeys(DOWN, False)}
+
+
+def thumb_of(value: object) -> bool | None:
+    """Whether a thumb is up; None for what is no thumb."""
+    return GOOD.get((as_word(value) or "").strip().lower())
+
+
+def is_thumb(value: object) -> bool:
+    """Whether this is a thumb, also as a csv writes it, which has no truth values."""
+    return thumb_of(value) is not None
+
+
+def is_text(value: object) -> bool:
+    """Whether this is a text that is not blank."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def may_be_text(value: object) -> bool:
+    """Whether this is a text, or nothing."""
+    return value is None or isinstance(value, str)
+
+
+def are_turns(value: object) -> bool:
+    """Whether these are turns of role and content."""
+    return _are_turns(value, "role", "content")
+
+
+def are_shares(value: object) -> bool:
+    """Whether these are turns of from and value, as ShareGPT writes them."""
+    return _are_turns(value, "from", "value")
+
+
+def is_dialogue(value: object) -> bool:
+    """Whether these are turns of either spelling."""
+    return are_turns(value) or are_shares(value)
+
+
+def is_open(value: object) -> bool:
+    """Whether these are turns of which the last waits for an answer."""
+    if not is_dialogue(value):
+        return False
+    try:
+        *_, last = turns_in(value, "")
+    except DataError:
+        return False
+    said_by = last.get("role", last.get("from")) if isinstance(last, Mapping) else ""
+    return ROLES.get(str(said_by).strip().lower()) != "assistant"
+
+
+def is_history(value: object) -> bool:
+    """Whether this is a list of questions with their answers, or nothing."""
+    return not value or (isinstance(value, list) and all(isinstance(one, list) and len(one) == 2 for one in value))
+
+
+def is_answer(value: object) -> bool:
+    """Whether this is a text that is not blank, or turns."""
+    return is_text(value) or is_dialogue(value)
+
+
+def is_label(value: object) -> bool:
+    """Whether this is a short word, a whole number, a truth value or a list of them."""
+    if isinstance(value, list):
+        return all(not isinstance(item, list) and is_label(item) for item in value)
+    word = as_word(value)
+    return word is not None and 0 < len(word.strip()) <= LONGEST_LABEL
+
+
+def _are_turns(value: object, speaker: str, content: str) -> bool:
+    try:
+        turns = turns_in(value, "")
+    except DataError:
+        return speaker == "role"  # the parser says what is wrong with them
+    return bool(turns) and all(isinstance(turn, Mapping) and speaker in turn and content in turn for turn in turns)
