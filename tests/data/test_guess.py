@@ -130,3 +130,39 @@ def test_a_column_without_a_name_is_no_column_and_is_told(tmp_path: Path):
         detect(read_rows(file))
     file.write_text(",text,label\n" + "".join(f"{n},{LONG} {n},{('good', 'bad')[n % 2]}\n" for n in range(12)))
     assert detect(read_rows(file)).columns == {"text": "text", "label": "label"}  # a number beside them harms nobody
+
+
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        (
+            {"conversation_a": [[{}]], "conversation_b": [[{}]], "winner": ["a", "b"]},
+            "conversation_a and conversation_b",
+        ),
+        ({"history": LONG, "human_ref_A": LONG, "human_ref_B": LONG, "labels": [0, 1]}, "human_ref_A and human_ref_B"),
+        (
+            {
+                "question": [{"full_text": "q"}],
+                "answer_0": LONG,
+                "score_0": [1, -1],
+                "answer_1": LONG,
+                "score_1": [1, -1],
+            },
+            "answer_0 and answer_1",
+        ),
+    ],
+)
+def test_of_rival_answers_the_better_one_is_asked_for(columns: dict[str, object], found: str):
+    judged = rows(24, **columns)
+    with pytest.raises(DataError, match=rf"^a\.csv: {found} both answer; write the better one as `chosen`, the other"):
+        detect(judged)
+    assert guess(judged) is None
+
+
+def test_a_table_that_pandas_wrote_column_by_column_is_told_with_the_call_that_helps(tmp_path: Path):
+    for file in (tmp_path / "a.json", tmp_path / "a.jsonl"):
+        file.write_text('{"text": {"0": "a b", "1": "c d"}, "label": {"0": "x", "1": "y"}}', encoding="utf-8")
+        with pytest.raises(
+            DataError, match=r'column by column; write df.to_json\(FILE, orient="records", lines=True\)$'
+        ):
+            detect(read_rows(file))

@@ -367,3 +367,10 @@ def test_marks_on_answers_end_in_a_question_and_never_in_a_guess(tmp_path: Path)
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     with pytest.raises(DataError, match=r"^a\.jsonl: was it right may say which answers are good"):
         draft(str(file))
+
+
+def test_where_every_row_fails_nobody_is_told_to_drop_them_all(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q {i}", "chosen": "a", "rejected": "a"} for i in range(20)]
+    with pytest.raises(DataError, match="are the same answer") as error:
+        draft(str(write_rows(tmp_path / "r.jsonl", rows)))
+    assert "to drop such rows" not in str(error.value)

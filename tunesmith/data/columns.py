@@ -31,6 +31,7 @@ class Column:
         found = [row.fields.get(name) for row in rows]
         there = [word.strip() for word in map(as_word, found) if word is not None and word.strip()]
         self.nested = next((value for value in found if isinstance(value, dict)), None)
+        self.listed = any(isinstance(value, list) for value in found)
         self.distinct = set(there)
         self.values = len(self.distinct)
         self.thumbs = bool(self.distinct) and all(map(is_thumb, self.distinct))

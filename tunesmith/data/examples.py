@@ -183,7 +183,8 @@ def parsed(rows: Sequence[Row], parse: Callable[[Row], E]) -> list[E]:
             examples.append(parse(row))
         except DataError as error:
             faults.append(str(error))
-    return examples if not faults else refuse(faults, kind=RowError)
+    # Where every row fails, the columns are wrong, and dropping rows would leave none.
+    return examples if not faults else refuse(faults, kind=RowError if examples else DataError)
 
 
 def need(rows: Sequence[Row], *columns: str) -> None:

@@ -17,6 +17,9 @@ ANSWER_WORDS = (
 )  # fmt: skip
 MARKS = ("rating", "score", "stars", "helpfulness", "quality", "vote", "grade")
 THUMB_WORDS = ("label", "feedback", "thumb", "thumbs", "vote", "rating", "kto", "desirable", "liked")
+# What one of two answers is called, and what says which of them won: in Arena's, SHP's and WebGPT's rows.
+RIVALS = (*ANSWER_WORDS, "completion", "conversation", "chat", "ref")
+WON = {"winner", "preferred", "preference", "score", "labels"}
 BOTH_READ = ({"premise", "hypothesis"}, {"question", "passage"}, {"question", "context"})
 FEWEST_ASKED = 3  # words of a question, in the middle: names have two
 FEWEST_IN_SENTENCE = 4
@@ -25,7 +28,14 @@ FEWEST_IN_SENTENCE = 4
 def unclear(rows: Sequence[Row]) -> str:
     """What keeps the columns from being guessed, with its cure; nothing where nothing does."""
     columns = columns_held(rows)
-    found = _header(columns) or _nested(columns) or _letters(columns) or _rivals(columns) or _together(columns)
+    found = (
+        _by_column(rows)
+        or _header(columns)
+        or _nested(columns)
+        or _letters(columns)
+        or _rivals(columns)
+        or _together(columns)
+    )
     return f"{file_of(rows)}: {found}" if found else ""
 
 
@@ -81,6 +91,15 @@ def _header(columns: Sequence[Column]) -> str:
     )
 
 
+def _by_column(rows: Sequence[Row]) -> str:
+    """A table that pandas wrote column by column: one row, whose columns hold a value for each number."""
+    held = [] if len(rows) != 1 else list(rows[0].fields.values())
+    numbered = [isinstance(value, dict) and list(value) == [str(n) for n in range(len(value))] for value in held]
+    if not held or not all(numbered):
+        return ""
+    return 'the table stands there column by column; write df.to_json(FILE, orient="records", lines=True)'
+
+
 def _nested(columns: Sequence[Column]) -> str:
     """An answer or a translation inside another object, which no recipe can name."""
     words = {*ANSWER_WORDS, "translation"}
@@ -102,11 +121,13 @@ def _letters(columns: Sequence[Column]) -> str:
 
 
 def _rivals(columns: Sequence[Column]) -> str:
-    """Answers that only a number or a letter tells apart, as response_a and response_b."""
-    texts = [column for column in columns if column.text]
-    answer = named(texts, ANSWER_WORDS)
-    alike = [column.name for column in texts if answer and column.called == answer.called]
-    if not asked(columns) or len(alike) < 2:
+    """Answers or chats that only a number or a letter tells apart, as response_a and response_b."""
+    said = [column for column in columns if column.text or column.listed]
+    answer = named(said, RIVALS)
+    alike = [column.name for column in said if answer and column.called == answer.called]
+    # A question may be missing where something says which of the two won.
+    won = any(column.called & WON for column in columns)
+    if len(alike) < 2 or not (won or asked(columns)):
         return ""
     return f"{' and '.join(alike[:2])} both answer; write the better one as `chosen`, the other as `rejected`"
 
