@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from tests.workflows.conftest import answers, recipe, reviews, topics, tune
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
 from tunesmith.evaluation.baselines import linear_probe
 from tunesmith.inference.folder import load
+from tunesmith.recipe import Recipe
 from tunesmith.report.html import write_reports
 from tunesmith.training.fit import Interrupted
-from tunesmith.workflows import worth
+from tunesmith.workflows import run_folder, worth
+from tunesmith.workflows.run_folder import open_run
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -164,6 +167,51 @@ def test_a_second_call_says_already_and_a_changed_recipe_or_file_does_not_go_on_
     ):
         with pytest.raises(CheckpointError, match="holds a run of another recipe or of other rows; give another --out"):
             tune(changed, tmp_path / "run")
+
+
+def nearby(place: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe that names its rows and a base by paths from `place`, which is where we are."""
+    monkeypatch.chdir(place)
+    shutil.copytree(folder("bert"), place / "tiny")
+    made = recipe(place, reviews(), "bert", schedule={"probe": False})
+    data = made.data.model_copy(update={"train": "rows.jsonl"})
+    return made.model_copy(update={"model": "tiny", "data": data})
+
+
+def test_a_run_over_a_base_of_a_relative_path_is_used_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = tune(nearby(tmp_path, monkeypatch), Path("runs/here")).folder
+    answer = load(run).classify(["good 1"])
+    (tmp_path / "runs" / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "runs" / "elsewhere")
+    assert load("../here").classify(["good 1"]) == answer
+    shutil.move(tmp_path / "tiny", tmp_path / "moved")
+    with pytest.raises(ModelError, match=r"^tiny: .*; if it is a folder, start where the run was tuned"):
+        load("../here", offline=True)
+
+
+def test_a_run_is_known_however_the_paths_of_its_recipe_are_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = nearby(tmp_path, monkeypatch)
+    first = open_run(made, None)
+    first.begin({})
+    monkeypatch.chdir(tmp_path / "tiny")
+    for model, rows in (("../tiny", "../rows.jsonl"), (str(tmp_path / "tiny"), str(tmp_path / "rows.jsonl"))):
+        data = made.data.model_copy(update={"train": rows})
+        spelled = made.model_copy(update={"model": model, "data": data})
+        assert open_run(spelled, Path("..") / first.path).identity == first.identity
+    shutil.copytree(tmp_path / "tiny", tmp_path / "other")
+    with pytest.raises(CheckpointError, match="holds a run of another recipe"):
+        open_run(spelled.model_copy(update={"model": "../other"}), Path("..") / first.path)
+
+
+def test_a_run_that_was_known_by_its_recipe_as_it_was_spelled_is_still_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = nearby(tmp_path, monkeypatch)
+    spelled = run_folder._identity(made, made)
+    old = Path(f"runs/rows-classify-lora-tiny-{spelled[:6]}")
+    old.mkdir(parents=True)
+    (old / "run.json").write_text(json.dumps({"identity": spelled}))
+    assert open_run(made, None).path == old
 
 
 def test_a_finished_run_that_was_killed_before_its_page_gets_it_from_a_second_call(

@@ -8,11 +8,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunesmith.data.template import Template
-from tunesmith.errors import CheckpointError, TemplateError
+from tunesmith.errors import CheckpointError, ModelError, TemplateError
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import MANIFEST, load_tensors, save_tensors, verify_folder
 from tunesmith.model.device import choose_machine
 from tunesmith.model.load import Base, LoadOptions, load_base
+from tunesmith.model.run_base import base_place
+from tunesmith.model.shipped import SHIPPED
 from tunesmith.recipe import AnyObjective, AnyTechnique
 
 ABOUT = "tunesmith.json"
@@ -48,9 +50,10 @@ def save_model(folder: Path, model: LocalModel, about: About) -> None:
 
 
 def read_about(folder: Path) -> About:
-    """The page about a model folder. Raises CheckpointError."""
+    """The page about a model folder, its base named as it is found from here. Raises CheckpointError."""
     try:
-        return About.model_validate_json((folder / ABOUT).read_text(encoding="utf-8"))
+        about = About.model_validate_json((folder / ABOUT).read_text(encoding="utf-8"))
+        return about.model_copy(update={"base": base_place(about.base, folder)})
     except OSError:
         raise CheckpointError(
             f"{folder}: no {ABOUT} in it, so not a finished run; finish it with `tunesmith tune`"
@@ -86,7 +89,13 @@ def read_base(about: About, *, device: str = "auto", threads: int = 0, offline: 
     """The base that a model folder was tuned over, as its technique wants it in memory."""
     place = choose_machine(device=device, dtype="float32", threads=threads).device
     options = LoadOptions("float32", place, about.technique.load_options().quantize)
-    return load_base(about.base, options=options, offline=offline)
+    try:
+        return load_base(about.base, options=options, offline=offline)
+    except ModelError as error:
+        if about.base in SHIPPED or Path(about.base).is_absolute():
+            raise
+        cure = "if it is a folder, start where the run was tuned, from where its path counts"
+        raise ModelError(f"{error}; {cure}") from error
 
 
 def over(base: Base, folder: Path, about: About) -> LocalModel:

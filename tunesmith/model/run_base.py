@@ -10,6 +10,7 @@ from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import ModelError
 from tunesmith.model.checkpoint import MANIFEST, verify_folder
 from tunesmith.model.quiet import quiet
+from tunesmith.model.shipped import SHIPPED
 from tunesmith.model.weights import read_json
 
 PAGE = "tunesmith.json"
@@ -21,6 +22,17 @@ MERGED = ("lora", "ia3")
 def model_folder(path: Path) -> Path:
     """The folder with the model of a run folder; any other folder as it is."""
     return path / "model" if (path / "model" / PAGE).exists() else path
+
+
+def base_place(name: str, folder: Path) -> str:
+    """The base of the model in `folder`, as it is found from here.
+
+    A relative path counts from where the run was made, mostly one of the folders that the run lies in.
+    """
+    if name in SHIPPED or Path(name).expanduser().exists():
+        return name
+    around = (place / name for place in folder.resolve().parents)
+    return next((str(place) for place in around if place.is_dir() or place.is_file()), name)
 
 
 def begins_from(folder: Path, *, where: str) -> tuple[str, str]:
@@ -49,7 +61,7 @@ def begins_from(folder: Path, *, where: str) -> tuple[str, str]:
         verify_folder(folder, only="*.safetensors")
     if technique == "full":
         return "", ""
-    return str(page.get("base")), str(page["technique"].get("quantize", ""))
+    return base_place(str(page.get("base")), folder), str(page["technique"].get("quantize", ""))
 
 
 def merged(network: Any, folder: Path, *, found: str, where: str) -> tuple[Any, str]:

@@ -1,7 +1,7 @@
 """A whole run as one value: the only room that knows both axes, and refuses pairs that cannot work."""
 
 from tunesmith.recipe.checks import check_gates, check_pair, check_replay, check_technique
-from tunesmith.recipe.read import load_recipe, make_recipe, save_recipe
+from tunesmith.recipe.read import load_recipe, make_recipe, save_recipe, with_places
 from tunesmith.recipe.sections import (
     ARMS,
     PEOPLE,
@@ -43,4 +43,5 @@ __all__ = [
     "load_recipe",
     "make_recipe",
     "save_recipe",
+    "with_places",
 ]

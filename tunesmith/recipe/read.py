@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -106,40 +106,46 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
 def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with data paths that exist beside it made to start from its folder."""
 
-    def anchor(value: float | str) -> float | str:
-        if not isinstance(value, str) or not value or value in WORDS or Path(value).is_absolute():
+    def anchor(value: str) -> str:
+        if not value or value in WORDS or Path(value).is_absolute():
             return value
         beside = folder / value
         # A file that is nowhere is missed beside the recipe, where its neighbours are; other words may name Hub data.
         missed = bool(beside.suffix) and beside.parent.is_dir() and not Path(value).exists()
         return str(beside) if beside.exists() or missed else value
 
-    def placed(rows: R) -> R:
-        files = {"train": rows.train, "validation": rows.validation, "test": rows.test}
-        return rows.model_copy(update={name: anchor(value) for name, value in files.items()})
+    model = anchor(recipe.model) if "/" in recipe.model or recipe.model.endswith(".gguf") else recipe.model
+    return with_places(recipe, rows=anchor, code=lambda name: _beside(name, folder)).model_copy(update={"model": model})
 
-    def judge(value: str) -> str:
-        return str(_beside(value, folder))
+
+Place = Callable[[str], str]
+
+
+def with_places(recipe: Recipe, *, rows: Place, code: Place) -> Recipe:
+    """The recipe with each place it names but the model's changed: of files of rows and texts, and of what judges."""
+
+    def placed(data: R) -> R:
+        files = {"train": data.train, "validation": data.validation, "test": data.test}
+        named = {name: rows(value) for name, value in files.items() if isinstance(value, str)}
+        return data.model_copy(update=named)
 
     objective = recipe.objective
     if isinstance(objective, Multitask):
         tasks = {n: part.model_copy(update={"data": placed(part.data)}) for n, part in objective.tasks.items()}
         objective = objective.model_copy(update={"tasks": tasks})
-    replay = recipe.replay.model_copy(update={"source": anchor(recipe.replay.source)})
     if isinstance(objective, Rl):
-        objective = objective.model_copy(update={"reward": _beside(objective.reward, folder)})
-    documents = recipe.documents.model_copy(update={"source": anchor(recipe.documents.source)})
-    model = anchor(recipe.model) if "/" in recipe.model or recipe.model.endswith(".gguf") else recipe.model
-    loop = recipe.loop
-    loop = loop.model_copy(update={"judge": judge(loop.judge), "final_judge": judge(loop.final_judge)})
-    changed = {"data": placed(recipe.data), "objective": objective, "model": model}
-    return recipe.model_copy(update={**changed, "replay": replay, "documents": documents, "loop": loop})
+        given = objective.reward
+        reward = code(given) if isinstance(given, str) else {code(name): weight for name, weight in given.items()}
+        objective = objective.model_copy(update={"reward": reward})
+    replay = recipe.replay.model_copy(update={"source": rows(recipe.replay.source)})
+    documents = recipe.documents.model_copy(update={"source": rows(recipe.documents.source)})
+    judges = {"judge": code(recipe.loop.judge), "final_judge": code(recipe.loop.final_judge)}
+    changed = {"data": placed(recipe.data), "objective": objective, "loop": recipe.loop.model_copy(update=judges)}
+    return recipe.model_copy(update={**changed, "replay": replay, "documents": documents})
 
 
-def _beside(reward: str | dict[str, float], folder: Path) -> str | dict[str, float]:
-    """The same rewards; a run or a module in the folder, called otherwise than a word of ours, is named by its path."""
-    if not isinstance(reward, str):
-        return {str(_beside(name, folder)): weight for name, weight in reward.items()}
+def _beside(reward: str, folder: Path) -> str:
+    """The same reward; a run or a module in the folder, called otherwise than a word of ours, is named by its path."""
     module, colon, function = reward.partition(":")
     if not reward or reward in WORDS or Path(module).is_absolute():
         return reward

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 from tunesmith.data.files import sha256_of_file, write_whole
 from tunesmith.errors import CheckpointError
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, with_places
 
 PAGE = "run.json"
 LONGEST = 60  # characters of each part of a name; the digest at its end tells runs apart
@@ -62,11 +63,14 @@ def open_run(recipe: Recipe, out: Path | None, *, prefix: str = "", file: str = 
 
     `prefix` and `file` keep apart what is no run of `tune`. Raises CheckpointError where it holds something else.
     """
-    identity = _identity(recipe)
-    path = out or Path("runs") / f"{prefix}{_name(recipe, identity)}"
-    folder = RunFolder(path, identity, file)
+    runs = out.parent if out else Path("runs")
+    # A run that was begun before places were spelled in one way is known by its recipe as it stands.
+    known = [_identity(_placed(recipe, runs), recipe), _identity(recipe, recipe)]
+    places = [out] if out else [runs / f"{prefix}{_name(recipe, identity)}" for identity in known]
+    path = next((place for place in places if (place / file).exists()), places[0])
+    folder = RunFolder(path, known[0], file)
     if folder.begun:
-        if folder.page().get("identity") != identity:
+        if folder.page().get("identity") not in known:
             raise CheckpointError(
                 f"{path}: holds a run of another recipe or of other rows; give another --out, or delete it"
             )
@@ -75,15 +79,29 @@ def open_run(recipe: Recipe, out: Path | None, *, prefix: str = "", file: str = 
     return folder
 
 
-def _identity(recipe: Recipe) -> str:
-    """Digest of the recipe and of the bytes of the files it names."""
+def _placed(recipe: Recipe, runs: Path) -> Recipe:
+    """The recipe with every place in it spelled one way: rows, whose bytes tell them apart, by the name alone, what
+    else lies on the disk as it is seen from the folder of the runs."""
+
+    def seen(name: str) -> str:
+        path, colon, function = name.partition(":")
+        if not os.path.exists(path):  # noqa: PTH110, false also for what no disk takes as a name
+            return name
+        return f"{os.path.relpath(Path(path).resolve(), runs.resolve())}{colon}{function}"
+
+    placed = with_places(recipe, rows=lambda name: Path(name).name, code=seen)
+    return placed.model_copy(update={"model": seen(recipe.model)})
+
+
+def _identity(placed: Recipe, recipe: Recipe) -> str:
+    """Digest of a recipe, its places spelled in one way or the other, and of the bytes of the files it names."""
     rows = [one.data for one in recipe.parts.values() or [recipe]]
     places = [place for data in rows for place in (data.train, data.validation, data.test)]
     named = [Path(str(place)) for place in (*places, recipe.replay.source)]
     files = [sha256_of_file(file) for path in named for file in _files(path)]
     # Another last judge looks at the same answers: what people judged and what was learned from it stays.
-    judged_anew = {"loop": recipe.loop.model_copy(update={"final_judge": ""})}
-    rest = recipe.model_copy(update=judged_anew).model_dump(mode="json", exclude=BESIDE_THE_RUN)
+    judged_anew = {"loop": placed.loop.model_copy(update={"final_judge": ""})}
+    rest = placed.model_copy(update=judged_anew).model_dump(mode="json", exclude=BESIDE_THE_RUN)
     return hashlib.sha256(json.dumps([rest, files]).encode()).hexdigest()[:16]
 
 
