@@ -190,3 +190,17 @@ def test_a_recipe_of_several_tasks_is_asked_for_the_file_of_one(command: Command
     assert said.code == 2
     finding = "a recipe of 2 tasks, each with rows of its own; name one task's file, such as that of one"
     assert f"error: {recipe}: {finding}: tunesmith audit {rows}" in said.err
+
+
+def test_a_copy_that_the_disk_refuses_is_one_line_and_no_traceback(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tunesmith.data.audit.fix._open", refuse)
+    rows = write_rows(tmp_path / "rows.jsonl", [*reviews(), SECRET])
+    done = command("audit", rows, "--fix", tmp_path / "clean.jsonl", "--offline")
+    assert done.code == 2
+    assert "clean.jsonl: not written (Permission denied); name a place in a folder that is there" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

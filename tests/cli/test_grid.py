@@ -66,3 +66,10 @@ def test_what_a_run_says_of_its_end_is_understood():
     assert _outcome(-9, "") == (FAILED, "it ended with exit code -9; its own lines say why")
     with pytest.raises(TunesmithError, match="ended with exit code 70, our own bug"):
         _outcome(70, failure("KeyError", "a bug in tunesmith"))
+
+
+def test_a_place_that_no_folder_can_be_made_in_is_one_line(command: Command, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    done = command("grid", "--minutes", 0, "--examples", EXAMPLES, "--out", tmp_path / "file" / "runs")
+    assert (done.code, done.err.count("Traceback")) == (2, 0)
+    assert "not written (Not a directory); name a place in a folder that is there" in done.err

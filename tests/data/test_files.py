@@ -30,7 +30,7 @@ def test_a_file_that_cannot_be_finished_stays_as_it_was(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(DataError, match=r"a\.json: not written \(No space left on device\); name a file"):
+    with pytest.raises(DataError, match=r"a\.json: not written \(No space left on device\); free some space$"):
         write_whole(file, "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "old")]
 

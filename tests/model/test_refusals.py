@@ -246,3 +246,11 @@ def test_four_bits_without_their_library_name_the_cure(tiny_llama: Path, monkeyp
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'tunesmith\[quantize\]'"):
         load_base(str(tiny_llama), options=LoadOptions(quantize="nf4"))
+
+
+def test_an_unfinished_run_is_told_to_be_finished_and_a_name_of_300_letters_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ModelError, match="no finished model in it; finish it with `tunesmith tune`"):
+        load_base(str(tmp_path))
+    with pytest.raises(ModelError, match="no such folder"):
+        load_base("n" * 300, offline=True)

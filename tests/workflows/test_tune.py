@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from tests.bases import folder
 from tests.workflows.conftest import answers, recipe, reviews, topics, tune
-from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
+from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
 from tunesmith.evaluation.baselines import linear_probe
 from tunesmith.inference.folder import load
 from tunesmith.recipe import Recipe
@@ -234,6 +234,14 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path):
         with pytest.raises(CheckpointError, match="exists and is not a run; give another --out"):
             tune(made, tmp_path / place)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
+
+
+def test_a_place_that_no_folder_can_be_made_in_is_said_so(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        DataError, match=r"run: not written \(Not a directory\); name a place in a folder that is there"
+    ):
+        open_run(recipe(tmp_path, reviews(), "bert"), tmp_path / "file" / "run").begin({})
 
 
 def test_a_run_that_stops_before_its_last_step_says_so_and_which_step_is_kept(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -43,5 +44,22 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cure = "name a file in a folder that is there and can be written"
-        raise DataError(f"{path}: not written ({error.strerror or error}); {cure}") from error
+        raise DataError(f"{path}: not written ({error.strerror or error}); {cure_of(error)}") from error
+
+
+def cure_of(error: OSError) -> str:
+    """What to do about a place that the disk refused to write."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space"
+    return "name a place in a folder that is there and can be written"
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether something lies there; not for a name that is too long for any disk, where `Path.exists` raises."""
+    return os.path.exists(path)  # noqa: PTH110
+
+
+def refuse_utf16(start: bytes, name: str) -> None:
+    """Raise DataError where a file that starts so is UTF-16."""
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{name}:1: UTF-16, not UTF-8; save the file as UTF-8")

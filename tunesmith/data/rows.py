@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
+from tunesmith.data.files import is_there, refuse_utf16
 from tunesmith.errors import DataError
 
 T = TypeVar("T")
@@ -36,13 +37,14 @@ class Row:
 def read_rows(source: str | Path, *, offline: bool = False) -> list[Row]:
     """Every row of a file or Hub dataset, or one DataError that lists what is wrong with it."""
     path = Path(source)
-    if path.is_dir():
+    there = is_there(path)
+    if there and path.is_dir():
         from tunesmith.data.folder import read_folder
 
         return read_folder(path)
-    if path.exists() and path.suffix.lower() not in READERS:
+    if there and path.suffix.lower() not in READERS:
         raise DataError(f"{path.name}: cannot read this kind of file; {_readable(path)}")
-    rows = READERS[path.suffix.lower()](path) if path.exists() else _hub_rows(str(source), offline=offline)
+    rows = READERS[path.suffix.lower()](path) if there else _hub_rows(str(source), offline=offline)
     if not rows:
         raise DataError(f"{path.name}: no rows; give a file with at least one")
     return rows
@@ -105,7 +107,7 @@ def columns_of(rows: Iterable[Row]) -> list[str]:
 
 def file_of(rows: Sequence[Row]) -> str:
     """The file that the rows came from, as errors name it."""
-    return rows[0].where.rpartition(":")[0] or rows[0].where if rows else "data"
+    return rows[0].where.rpartition(":")[0] or rows[0].where.partition("/")[0] if rows else "data"
 
 
 def missing_column(rows: Sequence[Row], column: str) -> str:
@@ -127,7 +129,7 @@ def _comparable(value: object) -> tuple[str, str]:
 
 
 def _nearest_file(path: Path) -> str:
-    if not path.parent.is_dir():
+    if not (is_there(path.parent) and path.parent.is_dir()):
         return f"there is no folder {str(path.parent)!r} either, check the path"
     nearest = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
     return f"did you mean {nearest[0]!r}?" if nearest else f"give a file that ends in {', '.join(READERS)}"
@@ -136,12 +138,6 @@ def _nearest_file(path: Path) -> str:
 def unreadable(path: Path, error: OSError) -> DataError:
     """The error of a file that the disk does not give."""
     return DataError(f"{path.name}: cannot be read ({error.strerror}); check its permissions")
-
-
-def refuse_utf16(start: bytes, name: str) -> None:
-    """Raise DataError where a file that starts so is UTF-16."""
-    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{name}:1: UTF-16, not UTF-8; save the file as UTF-8")
 
 
 def not_utf8(name: str, line: int, byte: int) -> str:
@@ -249,7 +245,7 @@ def _filled(value: object) -> object:
 
 def _hub_rows(source: str, *, offline: bool) -> list[Row]:
     path, dataset = Path(source), HUB_ID.fullmatch(source)
-    if not dataset or path.suffix.lower() in READERS or path.parent.exists():
+    if not dataset or path.suffix.lower() in READERS or is_there(path.parent):
         raise DataError(f"{source}: no such file; {_nearest_file(path)}")
     if offline:
         cure = "leave out --offline, or give a file"

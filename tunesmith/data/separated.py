@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tunesmith.data.rows import SHOWN_FAULTS, Row, not_utf8, refuse, refuse_utf16, unreadable
+from tunesmith.data.files import refuse_utf16
+from tunesmith.data.rows import SHOWN_FAULTS, Row, not_utf8, refuse, unreadable
 from tunesmith.errors import DataError
 
 CLOSED_QUOTE = re.compile(r'"(?:[^"]|"")*"')

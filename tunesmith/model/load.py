@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tunesmith.data.files import is_there
 from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.model import four_bit, run_base, weights
 from tunesmith.model.device import DTYPES
@@ -86,9 +87,9 @@ def locate(name: str, *, offline: bool = False) -> Path:
     if name in SHIPPED:
         return fetch(name, offline=offline)
     path = Path(name).expanduser()
-    if name and path.is_dir():
+    if name and is_there(path) and path.is_dir():
         return run_base.model_folder(path)
-    if name and path.is_file():
+    if name and is_there(path) and path.is_file():
         cure = weights.CONVERT if path.suffix in weights.PICKLES else "name the folder it lies in"
         raise ModelError(f"{name}: a single file; {cure}")
     alias = nearest(name)

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.files import sha256_of_file
+from tunesmith.data.files import is_there, sha256_of_file
 from tunesmith.errors import ModelError
 from tunesmith.model.checkpoint import MANIFEST, verify_folder
 from tunesmith.model.quiet import quiet
@@ -14,14 +14,19 @@ from tunesmith.model.shipped import SHIPPED
 from tunesmith.model.weights import read_json
 
 PAGE = "tunesmith.json"
+BEGUN = "run.json"  # what every run folder has from its beginning
 ADAPTER = "adapter_model.safetensors"
 # Techniques whose numbers can become weights of the base.
 MERGED = ("lora", "ia3")
 
 
 def model_folder(path: Path) -> Path:
-    """The folder with the model of a run folder; any other folder as it is."""
-    return path / "model" if (path / "model" / PAGE).exists() else path
+    """The folder with the model of a run folder; any other folder as it is. Raises ModelError for an unfinished run."""
+    if (path / "model" / PAGE).exists():
+        return path / "model"
+    if (path / BEGUN).exists() and not (path / "config.json").exists():
+        raise ModelError(f"{path}: no finished model in it; finish it with `tunesmith tune`")
+    return path
 
 
 def base_place(name: str, folder: Path) -> str:
@@ -29,7 +34,7 @@ def base_place(name: str, folder: Path) -> str:
 
     A relative path counts from where the run was made, mostly one of the folders that the run lies in.
     """
-    if name in SHIPPED or Path(name).expanduser().exists():
+    if name in SHIPPED or is_there(Path(name).expanduser()):
         return name
     around = (place / name for place in folder.resolve().parents)
     return next((str(place) for place in around if place.is_dir() or place.is_file()), name)

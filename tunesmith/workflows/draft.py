@@ -6,12 +6,14 @@ import math
 import os
 import textwrap
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tunesmith.data.files import cure_of
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 
@@ -42,14 +44,16 @@ class Draft:
 
     def write(self, out: Path) -> None:
         """Write the recipe. Raises RecipeError when something is there already, or the place cannot be written."""
+        text = self.text(out.parent)
         try:
             with out.open("x", encoding="utf-8") as file:
-                file.write(self.text(out.parent))
+                file.write(text)
         except FileExistsError:
             raise RecipeError(f"{out}: exists and is left as it is; give another --out, or delete it") from None
         except OSError as error:
-            cure = "name a file in a folder that is there"
-            raise RecipeError(f"{out}: not written ({error.strerror}); {cure}") from None
+            with suppress(OSError):  # what the disk had no room for would be taken for a recipe
+                out.unlink()
+            raise RecipeError(f"{out}: not written ({error.strerror}); {cure_of(error)}") from None
 
 
 def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import write_whole, writing
 from tunesmith.recipe import Recipe, load_recipe, save_recipe
 from tunesmith.report.diff import compared, paired
 from tunesmith.report.grid import Control, Grid, GridCell, GridPair, pair_of
@@ -28,7 +28,8 @@ Tune = Callable[[Path, Path], tuple[str, str]]
 
 def fill(wanted: Sequence[Cell], setting: Setting, *, tune: Tune, listen: Listener, stop: Callable[[], bool]) -> None:
     """Run the cells that are not finished, one after another, until `stop`."""
-    setting.out.mkdir(parents=True, exist_ok=True)
+    with writing(setting.out):
+        setting.out.mkdir(parents=True, exist_ok=True)
     for seed in range(setting.seeds):
         for cell in wanted:
             if stop():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.data.files import sha256_of_file, write_whole
+from tunesmith.data.files import is_there, sha256_of_file, write_whole, writing
 from tunesmith.errors import CheckpointError
 from tunesmith.recipe import Recipe, with_places
 
@@ -53,7 +53,8 @@ class RunFolder:
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Write down what the run is, so that only the same run goes on here."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"identity": self.identity, **facts}, indent=1)
         write_whole(self.path / self.file, text)
 
@@ -85,7 +86,7 @@ def _placed(recipe: Recipe, runs: Path) -> Recipe:
 
     def seen(name: str) -> str:
         path, colon, function = name.partition(":")
-        if not os.path.exists(path):  # noqa: PTH110, false also for what no disk takes as a name
+        if not is_there(path):
             return name
         return f"{os.path.relpath(Path(path).resolve(), runs.resolve())}{colon}{function}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -16,6 +16,7 @@ from tunesmith.data.audit.damage import damage, repaired
 from tunesmith.data.audit.mask import masked
 from tunesmith.data.audit.run import Cures
 from tunesmith.data.audit.stream import chunks, name_of, parsed
+from tunesmith.data.files import writing
 from tunesmith.data.rows import as_word
 from tunesmith.errors import DataError
 
@@ -63,14 +64,16 @@ def fix(ask: AuditSource, cures: Cures, out: Path, *, offline: bool = False) -> 
     check_out(out)
     halves = [path.with_name(path.name + ".half") for path in (out, log_of(out))]
     try:
-        counts = _write(ask, cures, halves, out.suffix.lower(), offline=offline)
+        with writing(out):
+            counts = _write(ask, cures, halves, out.suffix.lower(), offline=offline)
         if not counts["kept"]:
             why = next(iter(cures.dropped.values()), ("", "none can be read"))[1]
             finding = f"none of {counts['dropped']} rows would be left in the copy ({why})"
             raise DataError(f"{ask.source}: {finding}; name the columns that are meant: {ask.shape}")
     except BaseException:
         for half in halves:
-            half.unlink(missing_ok=True)
+            with suppress(OSError):
+                half.unlink()
         raise
     for half, path in zip(halves, (out, log_of(out)), strict=True):
         half.replace(path)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tunesmith.data.rows import READERS, SHOWN_FAULTS, Row, read_rows, reason, refuse, refuse_utf16, unreadable
+from tunesmith.data.files import refuse_utf16
+from tunesmith.data.rows import READERS, SHOWN_FAULTS, Row, read_rows, reason, refuse, unreadable
 from tunesmith.data.separated import BrokenLine, read_table
 from tunesmith.errors import DataError
 
