@@ -63,6 +63,8 @@ ALIASES: dict[str, str] = {
 # Theirs count rows per forward pass, ours per optimizer step.
 PER_PASS, ACCUMULATION = ("per_device_train_batch_size", "micro_batch_size"), "gradient_accumulation_steps"
 OF_A_STEP = "schedule.batch_rows counts the rows of a whole step"
+# PEFT's own name for one of ours, too short to mean that outside of its section.
+INSIDE = {"r": "technique.rank"}
 # Values of theirs that have another name here.
 VALUES: dict[str, dict[Any, Any]] = {
     "technique.targets": {"all": "all-linear"},
@@ -123,14 +125,14 @@ def _inside(values: dict[str, Any], section: str) -> list[str]:
     inner = values.get(section)
     if not isinstance(inner, dict):
         return []
-    notes = []
-    for name in [key for key in inner if ALIASES.get(key, "").startswith(f"{section}.")]:
-        key = ALIASES[name].partition(".")[2]
+    notes, theirs = [], ALIASES | INSIDE
+    for name in [key for key in inner if theirs.get(key, "").startswith(f"{section}.")]:
+        key = theirs[name].partition(".")[2]
         if key == name:
             continue
         value = inner.pop(name)
-        _once(inner, key, value, names=(name, ALIASES[name]))
-        inner[key] = VALUES.get(ALIASES[name], {}).get(value, value) if isinstance(value, str) else value
+        _once(inner, key, value, names=(name, theirs[name]))
+        inner[key] = VALUES.get(theirs[name], {}).get(value, value) if isinstance(value, str) else value
         notes.append(f"{section}.{name} -> {section}.{key}: {inner[key]}")
     return notes
 

@@ -162,7 +162,7 @@ def test_copies_of_rows_without_groups_fall_together():
             4,
             0.1,
             0.3,
-            r"4 rows leave validation empty at validation: 0\.1; give more rows, raise the share, or write",
+            r"4 rows leave validation empty at validation: 0\.1; give more rows, .*, raise the share, or write",
         ),
         (4, 0, 0.1, r"4 rows leave test empty at test: 0\.1"),
         (4, 0.2, 0.5, "4 rows leave 1 to train on; give more rows"),
@@ -294,3 +294,12 @@ def test_the_digest_of_a_part_names_its_contents_in_any_order(tmp_path):
     one, two = (load(Sources(train, 0.1, held), parse, seed=0) for held in (test, backwards))
     assert one.sha256 == two.sha256
     assert one.sha256["test"] != one.sha256["validation"]
+
+
+def test_a_document_alone_is_told_to_be_cut_into_passages_and_a_folder_is_called_by_its_name():
+    one = [Text("ok/cjk.txt", "a long book")]
+    told = r"^ok: 1 rows leave 1 to train on; give more rows, cut documents into passages \(`tunesmith collect FOLDER"
+    with pytest.raises(DataError, match=told):
+        split(one, validation=0, test=0, seed=0)
+    many = [Text(f"ok/{i}.txt", f"text {i}") for i in range(20)]
+    assert split(many, validation=0.1, test=0.2, seed=0).notes[0].startswith("ok: cut into train 14, ")

@@ -374,3 +374,30 @@ def test_where_every_row_fails_nobody_is_told_to_drop_them_all(tmp_path: Path) -
     with pytest.raises(DataError, match="are the same answer") as error:
         draft(str(write_rows(tmp_path / "r.jsonl", rows)))
     assert "to drop such rows" not in str(error.value)
+
+
+def test_a_disk_without_room_leaves_no_half_recipe(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, out, opened = draft(str(rows)), rows.parent / "recipe.yaml", Path.open
+
+    def full(path: Path, *words: Any, **more: Any) -> Any:
+        file = opened(path, *words, **more)
+
+        def write(text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(file, "write", write, raising=False)
+        return file
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(RecipeError, match=r"not written \(No space left on device\); free some space$"):
+        made.write(out)
+    assert not out.exists()
+
+
+def test_documents_are_counted_in_windows_and_few_are_told_how_to_be_cut(tmp_path: Path) -> None:
+    books = write_rows(tmp_path / "books.jsonl", [{"text": f"book {i}. " + "word " * 4000} for i in range(20)])
+    made = draft(str(books), changes=["objective=domain"])
+    assert "rank 8 holds what 280 rows can teach" in made.reasons["technique"]
+    few = write_rows(tmp_path / "few.jsonl", [{"text": f"book {i}. " + "word " * 4000} for i in range(3)])
+    with pytest.raises(DataError, match=r"3 rows are too few .* cut them: `tunesmith collect FOLDER --as domain --out"):
+        draft(str(few), changes=["objective=domain"])

@@ -9,7 +9,7 @@ import pytest
 
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.recipe import Recipe, load_recipe, make_recipe
-from tunesmith.techniques import Lora
+from tunesmith.techniques import Lora, Prefix, Prompt, PTuning
 from tunesmith.workflows.request import as_changes, request
 
 
@@ -231,3 +231,76 @@ def test_two_spellings_of_one_value_are_one_and_data_may_be_changed_to_a_file():
     wanted = {"model": "minilm-l6", "data": "m.jsonl", "objective": "classify", "technique": "lora", "adapter": "lora"}
     recipe, _ = make_recipe(wanted, place="r.yaml", changes=["data=p.jsonl"])
     assert (recipe.technique.kind, recipe.data.train) == ("lora", "p.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("word", "technique"),
+    [
+        ("LoRA", Lora()),
+        ("QLORA", Lora(quantize="nf4")),
+        ("PREFIX_TUNING", Prefix()),
+        ("prefix_tuning", Prefix()),
+        ("prompt_tuning", Prompt()),
+        ("p_tuning", PTuning()),
+    ],
+)
+def test_a_technique_may_be_called_as_in_peft_and_in_any_case(word: str, technique: object):
+    raw = {"data": "a.jsonl", "objective": "domain"}
+    assert make_recipe(raw | {"technique": {"kind": word}}, place="r")[0].technique == technique
+    assert make_recipe(raw, place="r", changes=[f"technique={word}"])[0].technique == technique
+
+
+def test_pefts_r_is_the_rank_and_a_blank_section_is_none():
+    raw = {"data": "a.jsonl", "objective": "domain", "technique": {"kind": "lora", "r": 4}, "gates": None}
+    recipe, notes = make_recipe(raw, place="r")
+    assert (recipe.technique, recipe.gates.min_delta) == (Lora(rank=4), None)
+    assert notes == ["technique.r -> technique.rank: 4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [
+        ("bf16=true", "bf16: not a key here: measured and chosen at the start; leave it out"),
+        ("schedule.steps=9", "schedule.steps: not a key here: the length is counted in passes: schedule.epochs"),
+        ("max_steps=9", "max_steps: not a key here: the length is counted in passes: schedule.epochs"),
+        ("load_in_4bit=true", "load_in_4bit: not a key here: technique: qlora keeps the base in 4 bits"),
+        ("technique.modules_to_save=[x]", "technique.modules_to_save: not a key here: an adapter's own numbers"),
+        ("technique.tokens=9", "unknown key 'technique.tokens'"),  # another technique has it
+    ],
+)
+def test_keys_of_other_trainers_are_refused_with_why_none_is_needed(change: str, finding: str):
+    with pytest.raises(RecipeError, match=re.escape(finding)):
+        make_recipe({"data": "a.jsonl", "objective": "domain"}, place="r", changes=[change])
+
+
+def test_a_recipe_in_json_is_told_from_rows(reviews: Path):
+    made, rows = reviews.with_name("r.json"), reviews.with_name("rows.json")
+    made.write_text(json.dumps({"data": {"train": "reviews.jsonl"}, "objective": "classify", "seed": 3}))
+    assert request(made).recipe.seed == 3
+    rows.write_text(
+        json.dumps({"objective": "x", "data": [{"text": f"a {i}", "label": "pn"[i % 2]} for i in range(9)]})
+    )
+    assert request(rows).recipe.data.train == str(rows)
+
+
+def test_passes_over_documents_are_counted_in_windows(tmp_path: Path):
+    write(tmp_path / "books.jsonl", [{"text": "word " * 3072} for _ in range(32)])
+    # 15,360 bytes are about 5,120 tokens, 10 windows of 512: 320 of all, of which 0.7 are trained on.
+    (told,) = [note for note in request(tmp_path / "books.jsonl").notes if note.startswith("passes")]
+    assert told.startswith("passes over the training rows: 5, about 70 steps")
+
+
+def test_places_that_no_disk_can_hold_and_pages_in_utf16_are_one_line(reviews: Path, tmp_path: Path):
+    for place in (reviews / "x.yaml", tmp_path / f"{'n' * 300}.yaml"):
+        with pytest.raises(RecipeError, match=r"\.yaml: cannot be read \(.*\); check the path$"):
+            request(place)
+    for source in (f"{'n' * 300}.jsonl", f"{'n' * 300}/x.jsonl"):
+        with pytest.raises(DataError, match="no such file"):
+            request(source)
+        page = tmp_path / "recipe.yaml"
+        page.write_text(f"data: {source}\nobjective: domain\n")
+        with pytest.raises(DataError, match="no such file"):
+            request(page)
+    page.write_text("objective: domain\n", encoding="utf-16")
+    with pytest.raises(RecipeError, match="not UTF-8; save the file as UTF-8"):
+        request(page)

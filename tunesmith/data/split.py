@@ -7,12 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tunesmith.data.examples import Example, Labelled, Pair, Thumb, prompt_of, question
+from tunesmith.data.examples import Example, Labelled, Pair, Text, Thumb, prompt_of, question
 from tunesmith.errors import DataError, Refused
 
 TOO_MANY_COPIES = 0.95
 # Answers to fewer prompts cannot be cut into three parts by them.
 FEWEST_PROMPTS = 10
+PASSAGES = "tunesmith collect FOLDER --as domain --out FILE.jsonl"
 PARTS = ("train", "validation", "test")
 
 
@@ -84,8 +85,8 @@ def unlearned_labels(parts: Mapping[str, Sequence[Example]]) -> list[str]:
 
 
 def file_name(examples: Sequence[Example]) -> str:
-    """The file that the examples came from, as errors name it."""
-    return examples[0].where.rpartition(":")[0] or examples[0].where if examples else "data"
+    """The file or the folder that the examples came from, as errors name it."""
+    return examples[0].where.rpartition(":")[0] or examples[0].where.partition("/")[0] if examples else "data"
 
 
 def _with_prompts(examples: Sequence[Example]) -> tuple[Sequence[Example], str]:
@@ -114,11 +115,17 @@ def _check_parts(
     copies = f" once {removed} copies of held-out questions are out" if removed else ""
     for name, share in shares.items():
         if share and not parts[name]:
-            cure = f"give more {'groups' if groups else 'rows'}, raise the share, or write {name}: 0"
+            cure = f"{_more(examples, groups)}, raise the share, or write {name}: 0"
             raise DataError(f"{rows} leave {name} empty at {name}: {share}{copies}; {cure}")
     if len(parts["train"]) < 2:
-        cure = "give more rows, or lower validation and test"
+        cure = f"{_more(examples, 0)}, or lower validation and test"
         raise DataError(f"{rows} leave {len(parts['train'])} to train on{copies}; {cure}")
+
+
+def _more(examples: Sequence[Example], groups: int) -> str:
+    """What to give where there are too few to cut; a document is one, however long it is."""
+    passages = f", cut documents into passages (`{PASSAGES}`)" if isinstance(examples[0], Text) else ""
+    return f"give more {'groups' if groups else 'rows'}{passages}"
 
 
 def _by_group(examples: Sequence[Example], wanted: Mapping[str, int], seed: int) -> dict[int, str]:

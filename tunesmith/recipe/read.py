@@ -11,9 +11,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tunesmith.aliases import translate, translate_change, translate_sections
+from tunesmith.data.files import is_there
 from tunesmith.errors import RecipeError, key_of
 from tunesmith.objectives import OBJECTIVES, Multitask, Rl
 from tunesmith.objectives.multitask import TaskRows, TaskSection
+from tunesmith.recipe.left_out import why_left_out
 from tunesmith.recipe.sections import PEOPLE, SELF, VOTES, Data, Recipe, nearest
 from tunesmith.techniques import TECHNIQUES, Lora
 
@@ -67,6 +69,10 @@ def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recip
         ) from None
     except IsADirectoryError:
         raise RecipeError(f"{path}: a folder; name the recipe in it") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not UTF-8; save the file as UTF-8 (it may be UTF-16 or latin-1)") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         said = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
         raise RecipeError(f"{path}: not YAML ({said}); mend that line") from None
@@ -81,7 +87,8 @@ def make_recipe(
     raw: Mapping[str, Any], *, place: str, folder: Path | None = None, changes: Sequence[str] = ()
 ) -> tuple[Recipe, list[str]]:
     """A checked recipe from plain values, and notes on names that were translated. Raises RecipeError."""
-    values, notes = translate(raw)
+    # A section of which every line is a comment is as good as not there.
+    values, notes = translate({key: value for key, value in raw.items() if value is not None})
     for change in changes:
         ours, told = translate_change(change)
         _apply(values, ours)
@@ -111,8 +118,8 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
             return value
         beside = folder / value
         # A file that is nowhere is missed beside the recipe, where its neighbours are; other words may name Hub data.
-        missed = bool(beside.suffix) and beside.parent.is_dir() and not Path(value).exists()
-        return str(beside) if beside.exists() or missed else value
+        missed = bool(beside.suffix) and is_there(beside.parent) and not is_there(value)
+        return str(beside) if is_there(beside) or missed else value
 
     model = anchor(recipe.model) if "/" in recipe.model or recipe.model.endswith(".gguf") else recipe.model
     return with_places(recipe, rows=anchor, code=lambda name: _beside(name, folder)).model_copy(update={"model": model})
@@ -152,7 +159,7 @@ def _beside(reward: str, folder: Path) -> str:
     file = (
         folder / (module if module.endswith(".py") else f"{module.replace('.', '/')}.py") if colon else folder / module
     )
-    return f"{file}{colon}{function}" if file.exists() else reward
+    return f"{file}{colon}{function}" if is_there(file) else reward
 
 
 def _apply(values: dict[str, Any], change: str) -> None:
@@ -188,6 +195,8 @@ def _explain(error: ValidationError, place: str) -> str:
     dotted = ".".join(
         p for i, p in enumerate(path) if not (i and path[i - 1] in ("objective", "technique") and p in _KINDS)
     )
+    if fault["type"] == "extra_forbidden" and (why := why_left_out(path[-1])) and path[-1] not in _OPTIONS:
+        return f"{place}: {dotted}: not a key here: {why}; leave it out"
     if fault["type"] == "extra_forbidden":
         known = sorted(section)
         shared = "tasks" in path and path[-2] == "data" and path[-1] in Data.model_fields
@@ -207,6 +216,7 @@ def _explain(error: ValidationError, place: str) -> str:
     )
 
 
+_OPTIONS = {key for part in (*OBJECTIVES, *TECHNIQUES) for key in part.model_fields}
 _KINDS = {get_args(part.model_fields["kind"].annotation)[0] for part in (*OBJECTIVES, *TECHNIQUES)}
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from tunesmith.aliases import VALUES
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct, Multitask, Preference, Reward, Rl
 from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Full, Ia3, Lora, Prefix, Prompt, PTuning
@@ -65,8 +66,11 @@ class Machine(_Section):
 
 
 def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A validator that turns `lora`, `dora` or {kind: lora, ...} into a mapping with a known kind."""
+    """A validator that turns `lora`, `DoRA`, PEFT's `PREFIX_TUNING` or {kind: lora} into a mapping of a known kind."""
     kinds = {get_args(part.model_fields["kind"].annotation)[0] for part in parts}
+    known = sorted(kinds | set(shorthands))
+    theirs = {word.lower(): ours for word, ours in VALUES["technique.kind"].items() if ours in kinds}
+    words = theirs | {word: word for word in known}
 
     def read(value: Any) -> Any:
         if isinstance(value, str):
@@ -75,10 +79,10 @@ def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[
             return value
         value = dict(value)
         kind = str(value.get("kind", ""))
+        kind = words.get(kind.lower(), kind)
         short = shorthands.get(kind, {})
         value = {**short, **value, "kind": short.get("kind", kind)}
         if value.get("kind") not in kinds:
-            known = sorted(kinds | set(shorthands))
             raise ValueError(f"unknown kind {kind!r}{nearest(kind, known)}; known: {', '.join(known)}")
         return value
 

@@ -13,9 +13,9 @@ import yaml
 from tunesmith.aliases import ACCUMULATION, ALIASES, PER_PASS, translate
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import make_recipe
+from tunesmith.recipe.left_out import why_left_out
 from tunesmith.techniques import SHORTHANDS
 from tunesmith.workflows.draft import Draft
-from tunesmith.workflows.left_out import why_left_out
 
 # LLaMA-Factory's stage, axolotl's rl -> objective.
 STAGES = {"sft": "instruct", "pt": "domain", "rm": "reward", "ppo": "rl", "dpo": "preference", "kto": "preference"}
@@ -63,7 +63,7 @@ def convert(path: Path, *, data: str = "", changes: Sequence[str] = ()) -> Draft
     known = {*ALIASES, "seed", *([ACCUMULATION] if set(PER_PASS) & set(work.raw) else [])}
     kept = {name: work.raw[name] for name in work.raw if name in known}
     for name in sorted(set(work.raw) - set(kept)):
-        work.dropped[name] = why_left_out(name)
+        work.dropped[name] = why_left_out(name) or "no counterpart here"
     values, notes = translate({**work.ours, **kept})
     for note in notes:
         name, _, became = note.partition(" -> ")

@@ -17,6 +17,7 @@ from tunesmith.data.formats import LANGUAGES, Format, detect
 from tunesmith.data.guess import Guess, guess
 from tunesmith.data.pairs import written
 from tunesmith.data.rows import Row, as_word, columns_of, keep, read_rows
+from tunesmith.data.split import PASSAGES
 from tunesmith.errors import DataError, RowError, UnsettledError
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
 from tunesmith.objectives.instruct import reference
@@ -24,7 +25,7 @@ from tunesmith.recipe import AnyObjective, Recipe, check_pair, make_recipe
 from tunesmith.techniques import Full
 from tunesmith.workflows.draft import Draft
 from tunesmith.workflows.replay import FAR, NEAR
-from tunesmith.workflows.request import BATCH_ROWS, COLUMN_KEYS, passes
+from tunesmith.workflows.request import BATCH_ROWS, BYTES_A_TOKEN, COLUMN_KEYS, passes, windows
 
 # Words for the source of a row; with these alone or before `_id`, rows that share a value belong together.
 SOURCES = (
@@ -37,7 +38,7 @@ FEWEST_GROUPS, LARGEST_GROUP, MOST_BLANK = 10, 0.2, 0.1
 # Training rows below which the rank of an update is enough; beyond the last: 32.
 RANKS = ((1_000, 8), (50_000, 16))
 MOST_TEST_ROWS, FEWEST_ROWS = 2_000, 10
-BYTES_A_TOKEN, AROUND, ROUND_TO, LONGEST = 3, 48, 64, 2_048
+AROUND, ROUND_TO, LONGEST = 48, 64, 2_048
 SMALL_ENCODER = "minilm-l6"
 ENCODER_LIMIT = 256
 TEXT_WINDOW = 512
@@ -73,7 +74,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
     raw["objective"] |= _instruction(bound, reasons)
     if isinstance(bound, Classify | Instruct) and "metric" not in raw["objective"]:
         raw["objective"]["metric"] = _metric(bound, examples, reasons)
-    raw |= _training(recipe.model, len(examples), reasons)
+    raw |= _training(recipe.model, _learned(examples, raw["data"]["max_tokens"]), reasons)
     raw |= _general_rows(recipe, family, reasons)
     if named & {"technique", "technique.kind"}:
         del raw["technique"]  # its options may not be those of the technique that was asked for
@@ -93,7 +94,7 @@ def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> 
         )
         raise DataError(f"{error}; to drop such rows: `{audit}`") from error
     if len(examples) < FEWEST_ROWS and not isinstance(recipe.data.test, str):
-        cure = f"give {FEWEST_ROWS} or more"
+        cure = f"give {FEWEST_ROWS} or more" + f", or cut them: `{PASSAGES}`" * isinstance(examples[0], Text)
         raise DataError(f"{recipe.data.train}: {len(examples)} rows are too few to hold some of them out; {cure}")
     return examples
 
@@ -206,6 +207,11 @@ def _size(example: Example) -> int:
     """Bytes of a row, tools among them: three make about a token of European text, and one letter of Chinese."""
     tools = sum(len(m.tools.encode()) for m in example.messages) if isinstance(example, Chat) else 0
     return len(written(example).encode()) + tools
+
+
+def _learned(examples: Sequence[Example], limit: int) -> int:
+    """How many rows are learned, of texts about how many windows."""
+    return windows(map(_size, examples), limit) if isinstance(examples[0], Text) else len(examples)
 
 
 def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons: dict[str, str]) -> str:

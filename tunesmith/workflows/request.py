@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ GROUP_COLUMNS = ("group", "thread", "doc_id", "source_id")
 ENOUGH_GROUPS = 10
 # Of few rows several passes, so that there are this many steps; no more passes than this, which only repeat.
 STEPS_WANTED, BATCH_ROWS, MOST_EPOCHS = 200, 16, 5
+# Three bytes make about a token of European text, and one letter of Chinese.
+BYTES_A_TOKEN = 3
 # Keys by which an objective names columns; one that names none has them detected.
 COLUMN_KEYS = {"text", "label", "prompt", "answer", "messages", "chosen", "rejected", "margin"}
 
@@ -41,11 +43,23 @@ def request(source: str | Path | Recipe, *, changes: Sequence[str] = (), offline
     """
     if isinstance(source, Recipe):
         recipe, notes = make_recipe(source.model_dump(mode="json"), place="recipe", changes=changes)
-    elif Path(source).suffix.lower() in (".yaml", ".yml"):
+    elif is_recipe(Path(source)):
         recipe, notes = load_recipe(source, changes=changes)
     else:
         return _for_rows(str(source), changes, offline=offline)
     return Request(recipe, (*notes, *_mapping(recipe, offline=offline)))
+
+
+def is_recipe(path: Path) -> bool:
+    """Whether a file is a recipe and not rows: YAML, or JSON whose top has an objective."""
+    if path.suffix.lower() != ".json":
+        return path.suffix.lower() in (".yaml", ".yml")
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = json.loads(text) if text.lstrip().startswith("{") else None
+    except (OSError, ValueError, RecursionError):  # whoever reads it as rows says what is wrong with it
+        return False
+    return isinstance(whole, dict) and "objective" in whole and not isinstance(whole.get("data"), list)
 
 
 def as_changes(settings: Mapping[str, Any], *, under: str = "") -> list[str]:
@@ -67,6 +81,20 @@ def passes(rows: int) -> tuple[int, int]:
     return epochs, math.ceil(epochs * trained / BATCH_ROWS)
 
 
+def windows(sizes: Iterable[int], limit: int) -> int:
+    """About how many windows of so many tokens texts are cut into, by their bytes."""
+    return sum(math.ceil(max(1, size) / BYTES_A_TOKEN / limit) for size in sizes)
+
+
+def _learned(recipe: Recipe, rows: Sequence[Row]) -> int:
+    """How many rows are learned, of texts about how many windows."""
+    if not isinstance(recipe.objective, Domain):
+        return len(rows)
+    column = recipe.objective.text or text_column(rows)
+    texts = (str(row.fields.get(column) or "") for row in rows)
+    return windows((len(text.encode(errors="surrogatepass")) for text in texts), recipe.data.max_tokens)
+
+
 def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Request:
     """The default recipe for a file of rows."""
     rows = read_rows(source, offline=offline)
@@ -79,13 +107,13 @@ def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Request:
     if "data.group" not in named and (column := _group_column(rows)):
         raw["data"]["group"] = column
         notes.append(f"rows with the same {column!r} stay on one side of the split (--set data.group= for no groups)")
+    recipe, translated = make_recipe(raw, place=source, changes=changes)
     if not any(name.partition(".")[0] == "schedule" for name in named):
-        epochs, steps = passes(len(rows))
-        raw["schedule"] = {"epochs": epochs}
+        epochs, steps = passes(_learned(recipe, rows))
+        recipe, _ = make_recipe(raw | {"schedule": {"epochs": epochs}}, place=source, changes=changes)
         notes.append(
             f"passes over the training rows: {epochs}, about {steps} steps (--set schedule.epochs=N for others)"
         )
-    recipe, translated = make_recipe(raw, place=source, changes=changes)
     mapping = [] if _names_columns(recipe) else [_explained(recipe, rows)]
     return Request(recipe, (*translated, *mapping, *notes))
 

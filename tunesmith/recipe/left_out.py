@@ -6,6 +6,7 @@ from tunesmith.aliases import ACCUMULATION, OF_A_STEP
 
 AUTO = "measured and chosen at the start"
 ONE_DEVICE = "one process on one device is all there is"
+IN_PASSES = "the length is counted in passes: schedule.epochs"
 PACKED = "the rows of a pass always run one behind the other, and nothing is padded"
 # Keys without a counterpart, and why none is needed; a name that ends in * stands for all that begin so.
 LEFT_OUT: dict[str, str] = {
@@ -30,7 +31,8 @@ LEFT_OUT: dict[str, str] = {
     "lr_scheduler*": "a cosine to a tenth of the peak is the only schedule",
     "cosine_*": "a cosine to a tenth of the peak is the only schedule",
     "warmup_steps": "the warm-up is a share of the steps: schedule.warmup",
-    "max_steps": "the length is counted in passes: schedule.epochs",
+    "max_steps": IN_PASSES,
+    "steps": IN_PASSES,
     "sample_packing*": PACKED,
     "packing": PACKED,
     "eval_sample_packing": PACKED,
@@ -66,6 +68,9 @@ LEFT_OUT: dict[str, str] = {
     "per_device_eval_batch_size": "sized by tokens",
     "eval_batch_size": "sized by tokens",
     "load_in_8bit": "weights are read as they are",
+    "load_in_4bit": "technique: qlora keeps the base in 4 bits",
+    "modules_to_save": "an adapter's own numbers and the objective's head are all that is learned and saved",
+    "task_type": "told by the objective",
     "deepspeed": ONE_DEVICE,
     "fsdp*": ONE_DEVICE,
     "ddp_*": ONE_DEVICE,
@@ -78,9 +83,7 @@ LEFT_OUT: dict[str, str] = {
 
 
 def why_left_out(name: str) -> str:
-    """Why a key was left out."""
+    """Why a key of another trainer is not needed here; empty for a key that is of none."""
     if name in LEFT_OUT:
         return LEFT_OUT[name]
-    return next(
-        (why for key, why in LEFT_OUT.items() if key.endswith("*") and name.startswith(key[:-1])), "no counterpart here"
-    )
+    return next((why for key, why in LEFT_OUT.items() if key.endswith("*") and name.startswith(key[:-1])), "")
