@@ -96,3 +96,12 @@ def test_an_alias_that_fails_is_an_error_line(command: Command, monkeypatch: pyt
     monkeypatch.setattr(shipped, "fetch", fail)
     done = command("models", "--fetch")
     assert (done.code, done.err.splitlines()[-1]) == (2, "error: smollm2-135m: no room; make some")
+
+
+def test_a_run_is_called_by_the_name_of_its_lora(command: Command, decoder_run: Path, tmp_path: Path):
+    shutil.copytree(decoder_run, tmp_path / "run")
+    page = tmp_path / "run" / "recipe.yaml"
+    for options, name in (("dora: true", "dora"), ("quantize: nf4", "qlora"), ("dora: false", "lora")):
+        page.write_text(f"technique:\n  kind: lora\n  targets: [a]\n  {options}\n")
+        (line,) = json.loads(command("runs", tmp_path / "run", "--json").out)["runs"]
+        assert line["report"]["what"].split(", ")[1] == name

@@ -179,7 +179,7 @@ def test_names_with_commas_between_them_are_a_list():
     [
         ("*_proj", "'*_proj' is no pattern (nothing to repeat at position 0); a star for any letters is written .*"),
         (r".*\.query", r"no layer matches '.*\\.query'; the last parts of names here: "),
-        ((), "no layer is called ''; the last parts of names here: "),
+        ((), "names no layer; name one, or leave it out"),
         (r".*layers\.0\.self_attn.*", "reaches model.layers.0.self_attn, which cannot be changed so"),
         (("q_proj", "norm"), "no layer is called 'norm'"),
     ],

@@ -17,7 +17,7 @@ from tests.workflows.test_judged import pairs
 from tests.workflows.test_tune import digests, stop_after
 from tunesmith.errors import RecipeError
 from tunesmith.inference.folder import load, read_about
-from tunesmith.recipe import Recipe, load_recipe, make_recipe
+from tunesmith.recipe import Recipe, check_pair, load_recipe, make_recipe
 from tunesmith.report.diff import diff_runs
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Style
@@ -205,6 +205,13 @@ def test_one_task_alone_is_no_multitask_and_few_rows_a_step_are_refused(tmp_path
         mixed(tmp_path, tasks=("mood",))
     with pytest.raises(RecipeError, match="2 rows a step are too few for 3 tasks"):
         tune(mixed(tmp_path, schedule={"batch_rows": 2}), tmp_path / "run")
+
+
+def test_a_task_that_a_model_cannot_do_is_named():
+    tasks = {name: {"data": "a.jsonl", "objective": name} for name in ("classify", "instruct")}
+    made, _ = make_recipe({"objective": {"kind": "multitask", "tasks": tasks}}, place="test")
+    with pytest.raises(RecipeError, match=r"^objective\.tasks\.instruct: objective instruct: needs a decoder"):
+        check_pair(made, "encoder")
 
 
 def test_alarms_are_of_every_task_and_all_else_beside_the_scores_of_the_first():

@@ -125,3 +125,13 @@ def test_programs_get_the_same_as_json(tiny_llama: Path, rows: Path, capsys: pyt
     assert page["rows"][0]["pieces"][-2]["learned"] is True
     assert page["facts"]["truncated"] == {"count": 0, "first": []}
     assert page["recipe"]["objective"]["labels"] == ["negative", "positive"]
+
+
+def test_rows_that_the_model_cuts_are_its_own_and_not_the_recipes_fault(tiny_llama: Path, answers: Path) -> None:
+    lines = [{"prompt": f"number {i}? " + "and so on " * 400 * (i % 2), "answer": "yes"} for i in range(20)]
+    write_rows(answers, lines)
+    data = {"train": str(answers), "max_tokens": 2000, "audit": "note"}
+    made = preview(recipe(tiny_llama, answers, objective="instruct", data=data))
+    longest = made.recipe.data.max_tokens
+    assert f"rows are cut at {longest} tokens: {tiny_llama} holds no more" in made.notes
+    assert any(f"shortened to fit the {longest} tokens that the model holds: " in fault for fault in made.faults)

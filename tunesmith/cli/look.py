@@ -105,8 +105,20 @@ def _about(path: Path) -> dict[str, Any]:
         log(f"warning: {error}")
         return line | {"state": "unreadable"}
     task = report.task.model_dump(mode="json")
-    what = f"{report.objective}, {report.technique}, {report.model}"
+    what = f"{report.objective}, {_technique(path, report.technique)}, {report.model}"
     return line | {"step": report.training.steps, "report": {"what": what, "task": task}}
+
+
+def _technique(path: Path, kind: str) -> str:
+    """The technique as people call it: LoRA's options have names of their own."""
+    import yaml
+
+    from tunesmith.techniques import SHORTHANDS
+
+    page = path / "recipe.yaml"
+    recipe = yaml.safe_load(page.read_text(encoding="utf-8")) if page.exists() else {}
+    options = recipe.get("technique", {}).items()
+    return "+".join(word for word, short in SHORTHANDS.items() if len(short) > 1 and short.items() <= options) or kind
 
 
 def _cells(line: Mapping[str, Any]) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 
     count = threads or cores()
     torch.set_num_threads(count)
     measured = {name: gemm_gflops(place, DTYPES[name]) for name in ("float32", "bfloat16")}
-    chosen, reason = (dtype, "as asked") if dtype != "auto" else choose_dtype(place, measured)
+    chosen, reason = (dtype, "as set") if dtype != "auto" else choose_dtype(place, measured)
     speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in measured.items())
     why = f"{place} with {count} thread{'s' * (count > 1)} measured {speeds} GFLOP/s: {chosen}, {reason}"
     return ChosenMachine(place, chosen, count, measured, why)

@@ -16,8 +16,11 @@ NOTHING_TO_DEAL = {
 
 def check_pair(recipe: Recipe, family: str) -> None:
     """Raise RecipeError if this objective cannot work with this model family or technique."""
-    for part in recipe.parts.values():
-        check_pair(part, family)
+    for name, part in recipe.parts.items():
+        try:
+            check_pair(part, family)
+        except RecipeError as error:
+            raise RecipeError(f"objective.tasks.{name}: {error}") from None
     if recipe.schedule.batch_rows < len(recipe.parts):
         raise RecipeError(
             f"schedule.batch_rows: {recipe.schedule.batch_rows} rows a step are too few for {len(recipe.parts)} tasks; "

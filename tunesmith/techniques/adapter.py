@@ -93,6 +93,8 @@ def reaches(name: str, wanted: str | Sequence[str]) -> bool:
 
 def unfit(base: Any, wanted: str | Sequence[str]) -> str:
     """Why these layers of a network cannot be changed; empty where they can. `wanted` as in `reaches`."""
+    if not wanted:
+        return "technique.targets: names no layer; name one, or leave it out"
     try:
         parts: list[str | tuple[str, ...]] = (
             [re.compile(wanted).pattern] if isinstance(wanted, str) else [(word,) for word in wanted]
@@ -101,7 +103,7 @@ def unfit(base: Any, wanted: str | Sequence[str]) -> str:
         return f"technique.targets: {wanted!r} is no pattern ({error}); a star for any letters is written .*"
     modules = {name: module for name, module in base.named_modules() if "pooler" not in name}
     layers = {name for name, module in modules.items() if isinstance(module, CHANGEABLE)}
-    for part in parts or [()]:
+    for part in parts:
         found = [name for name in modules if reaches(name, part)]
         if not layers.intersection(found):
             there = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))

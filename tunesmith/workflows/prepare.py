@@ -262,10 +262,16 @@ def _with_room(recipe: Recipe, base: Base, listen: Listener) -> Recipe:
         return recipe
     if longest < SHORTEST:
         raise RecipeError(f"technique.tokens: {virtual} leave no room for rows in {positions} positions; use fewer")
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_tokens": longest})})
+    listen({"event": "stage", "text": cut_at(recipe)})
+    return recipe
+
+
+def cut_at(recipe: Recipe) -> str:
+    """What is said of a recipe whose longest row the model set."""
+    virtual = recipe.technique.virtual_tokens()
     beside = f"with {virtual} virtual ones " if virtual else ""
-    text = f"rows are cut at {longest} tokens: {beside}{recipe.model} holds no more"
-    listen({"event": "stage", "text": text})
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_tokens": longest})})
+    return f"rows are cut at {recipe.data.max_tokens} tokens: {beside}{recipe.model} holds no more"
 
 
 def _facts(recipe: Recipe, loaded: Loaded, train: Sequence[Encoded]) -> DataFacts:

@@ -12,7 +12,7 @@ import numpy as np
 from tunesmith.data.masking import Masking
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.recipe import Recipe
-from tunesmith.workflows.prepare import Prepared, masking_of, prepare
+from tunesmith.workflows.prepare import Prepared, cut_at, masking_of, prepare
 
 NAMED = 20  # places of rows that are listed before they are only counted
 
@@ -66,6 +66,7 @@ class Preview:
     rows: tuple[RowPreview, ...]
     facts: PreviewFacts
     notes: tuple[str, ...]
+    limit: str  # what says how long a row may be
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -73,7 +74,7 @@ class Preview:
         facts = self.facts
         found = [text for text in (facts.bos, facts.end) if text and text.startswith("warning")]
         for places, finding in (
-            (facts.truncated, f"shortened to fit data.max_tokens ({self.recipe.data.max_tokens})"),
+            (facts.truncated, f"shortened to fit {self.limit}"),
             (facts.zero_label, "with nothing to learn"),
         ):
             if places.count:
@@ -87,7 +88,11 @@ def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
     prepared = prepare(recipe, listen=_nobody, offline=offline)
     tasks = [(one, _masking(one)) for one in prepared.parts.values() or [prepared]]
     shown = tuple(_shown(row, one, masking) for one, masking in tasks for row in one.train[:rows])
-    return Preview(prepared.recipe, shown, _facts(prepared, tasks), (prepared.machine.why, *prepared.facts.notes))
+    longest = prepared.recipe.data.max_tokens
+    by_model = longest < recipe.data.max_tokens
+    notes = (prepared.machine.why, *([cut_at(prepared.recipe)] if by_model else []), *prepared.facts.notes)
+    limit = f"the {longest} tokens that the model holds" if by_model else f"data.max_tokens ({longest})"
+    return Preview(prepared.recipe, shown, _facts(prepared, tasks), notes, limit)
 
 
 def _masking(prepared: Prepared) -> Masking | None:
