@@ -40,8 +40,7 @@ RANKS = ((1_000, 8), (50_000, 16))
 MOST_TEST_ROWS, FEWEST_ROWS = 2_000, 10
 AROUND, ROUND_TO, LONGEST = 48, 64, 2_048
 SMALL_ENCODER = "minilm-l6"
-ENCODER_LIMIT = 256
-TEXT_WINDOW = 512
+ENCODER_LIMIT, TEXT_WINDOW = 256, 512
 
 
 def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> Draft:

@@ -19,17 +19,15 @@ from tunesmith.data.tasks import Asking, set_apart
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.device import ChosenMachine, choose_machine
-from tunesmith.model.families import positions_of
 from tunesmith.model.load import Base, LoadOptions, load_base
 from tunesmith.objectives import Classify, Domain, Multitask, Rl
 from tunesmith.recipe import SELF, AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
 from tunesmith.training.track import check_trackers
 from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.rewards import check_reward
+from tunesmith.workflows.room import with_room
 
 Listener = Callable[[dict[str, Any]], None]
-# The least that `data.max_tokens` may be.
-SHORTEST = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
     if recipe.replay.share and recipe.replay.source != SELF:
         general_texts(recipe, offline=offline)  # what is wrong with them is told before a run begins
     check_technique(recipe, base.network, base.family)
-    recipe = _with_room(recipe, base, listen)
+    recipe = with_room(recipe, base, listen)
     found = {name: _encoded(part, loaded[name], base, machine) for name, part in _parts(recipe).items()}
     prepared = found[ALONE] if ALONE in found else _joined(recipe, found)
     listen({"event": "data", **asdict(prepared.facts)})
@@ -248,30 +246,6 @@ def masking_of(objective: AnyObjective, template: Template, seed: int) -> Maskin
     if not isinstance(objective, Domain) or template.chats:
         return None
     return Masking.of(template, share=objective.hide, seed=seed)
-
-
-def _with_room(recipe: Recipe, base: Base, listen: Listener) -> Recipe:
-    """The recipe with its longest row cut where it, with virtual tokens before it, would not fit into the model."""
-    virtual, wanted = recipe.technique.virtual_tokens(), recipe.data.max_tokens
-    positions = positions_of(base.network.config.to_dict())
-    if virtual:
-        positions = min(positions or base.tokenizer.model_max_length, base.tokenizer.model_max_length)
-    drawn = recipe.objective.max_new_tokens if isinstance(recipe.objective, Rl) else 0  # behind the longest row
-    longest = positions - virtual - drawn
-    if longest >= wanted or not positions:
-        return recipe
-    if longest < SHORTEST:
-        raise RecipeError(f"technique.tokens: {virtual} leave no room for rows in {positions} positions; use fewer")
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_tokens": longest})})
-    listen({"event": "stage", "text": cut_at(recipe)})
-    return recipe
-
-
-def cut_at(recipe: Recipe) -> str:
-    """What is said of a recipe whose longest row the model set."""
-    virtual = recipe.technique.virtual_tokens()
-    beside = f"with {virtual} virtual ones " if virtual else ""
-    return f"rows are cut at {recipe.data.max_tokens} tokens: {beside}{recipe.model} holds no more"
 
 
 def _facts(recipe: Recipe, loaded: Loaded, train: Sequence[Encoded]) -> DataFacts:

@@ -12,7 +12,8 @@ import numpy as np
 from tunesmith.data.masking import Masking
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.recipe import Recipe
-from tunesmith.workflows.prepare import Prepared, cut_at, masking_of, prepare
+from tunesmith.workflows.prepare import Prepared, masking_of, prepare
+from tunesmith.workflows.room import cut_at
 
 NAMED = 20  # places of rows that are listed before they are only counted
 

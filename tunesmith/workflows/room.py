@@ -1,0 +1,39 @@
+"""The longest row that a model has room for, virtual tokens and drawn answers beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tunesmith.errors import RecipeError
+from tunesmith.model.families import positions_of
+from tunesmith.model.load import Base
+from tunesmith.objectives import Rl
+from tunesmith.recipe import Recipe
+
+# The least that `data.max_tokens` may be.
+SHORTEST = 16
+
+
+def with_room(recipe: Recipe, base: Base, listen: Callable[[dict[str, Any]], None]) -> Recipe:
+    """The recipe with its longest row cut where it, with virtual tokens before it, would not fit into the model."""
+    virtual, wanted = recipe.technique.virtual_tokens(), recipe.data.max_tokens
+    positions = positions_of(base.network.config.to_dict())
+    if virtual:
+        positions = min(positions or base.tokenizer.model_max_length, base.tokenizer.model_max_length)
+    drawn = recipe.objective.max_new_tokens if isinstance(recipe.objective, Rl) else 0  # behind the longest row
+    longest = positions - virtual - drawn
+    if longest >= wanted or not positions:
+        return recipe
+    if longest < SHORTEST:
+        raise RecipeError(f"technique.tokens: {virtual} leave no room for rows in {positions} positions; use fewer")
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_tokens": longest})})
+    listen({"event": "stage", "text": cut_at(recipe)})
+    return recipe
+
+
+def cut_at(recipe: Recipe) -> str:
+    """What is said of a recipe whose longest row the model set."""
+    virtual = recipe.technique.virtual_tokens()
+    beside = f"with {virtual} virtual ones " if virtual else ""
+    return f"rows are cut at {recipe.data.max_tokens} tokens: {beside}{recipe.model} holds no more"
