@@ -254,3 +254,55 @@ def test_calls_are_scored_only_where_there_are_some():
     (found,) = Instruct(metric="tool_calls").examples([Row("t.jsonl:1", {"prompt": "q", "answer": "a"})], group="")
     with pytest.raises(DataError, match=r"^objective\.metric: tool_calls, and no answer of the rows calls a tool"):
         Instruct(metric="tool_calls").bind([found], "decoder")
+
+
+HERMES = [
+    {"from": "system", "value": "Call as <tool_call>."},
+    {"from": "human", "value": "Weather in Paris?"},
+    {
+        "from": "gpt",
+        "value": '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris", "days": 2}}\n</tool_call>',
+    },
+    {"from": "tool", "value": "<tool_response>\ngood\n</tool_response>"},
+    {"from": "gpt", "value": "It is good."},
+]
+
+
+def test_a_text_that_is_nothing_but_marked_calls_is_read_as_calls_and_a_marked_result_as_a_result():
+    (found,) = Instruct(metric="tool_calls").examples([Row("t.jsonl:1", {"conversations": HERMES})], group="")
+    assert isinstance(found, Chat)
+    assert found.messages[2] == chat().messages[4]
+    assert found.messages[3] == Message("tool", "good")
+    assert Instruct(metric="tool_calls").bind([found], "decoder").metric == "tool_calls"
+    text = template("llama").tokenizer.decode(template("llama").chat(found.messages).ids)
+    assert text.count("<tool_response>") == 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_json_alone_beside_tools_is_learned_in_the_form_that_the_prompt_asks_for(several: bool):
+    call = {"name": "weather", "arguments": {"city": "Paris"}}
+    fields = {"query": "q", "tools": json.dumps([WEATHER]), "answers": json.dumps([call] * 2 if several else call)}
+    objective = Instruct(prompt="query", answer="answers", metric="tool_calls")
+    (found,) = objective.examples([Row("t.jsonl:1", fields)], group="")
+    assert isinstance(found, Chat)
+    assert [one.plain() for one in found.messages[-1].calls] == [call] * (1 + several)
+    assert objective.bind([found], "decoder").metric == "tool_calls"
+    text = template("llama").tokenizer.decode(template("llama").chat(found.messages).ids)
+    assert text.endswith("</tool_call><|im_end|>\n")
+
+
+@pytest.mark.parametrize(
+    "answer", ['I look: <tool_call>{"name": "f", "arguments": {}}</tool_call>', "<tool_call>no</tool_call>", "[]", "{}"]
+)
+def test_a_text_that_is_more_than_calls_stays_as_it_is(answer: str):
+    (found,) = Instruct().examples([Row("t.jsonl:1", {"prompt": "q", "answer": answer, "tools": [WEATHER]})], group="")
+    assert isinstance(found, Chat)
+    assert found.messages[-1] == Message("assistant", answer)
+
+
+def test_json_alone_without_tools_is_an_answer_like_any_other_and_can_be_scored_as_a_call():
+    answer, objective = '{"name": "f", "arguments": {}}', Instruct(metric="tool_calls")
+    (found,) = objective.examples([Row("t.jsonl:1", {"prompt": "q", "answer": answer})], group="")
+    assert isinstance(found, Chat)
+    assert found.messages[-1] == Message("assistant", answer)
+    assert objective.bind([found], "decoder").metric == "tool_calls"

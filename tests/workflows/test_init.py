@@ -98,6 +98,22 @@ def test_the_metric_fits_the_answers(answers: list[str], metric: str, tmp_path: 
     assert draft(str(write_rows(tmp_path / "r.jsonl", lines))).recipe.objective.metric == metric
 
 
+@pytest.mark.parametrize("form", ["xlam", "hermes"])
+def test_calls_of_tools_are_scored_where_the_run_finds_calls_too(form: str, tmp_path: Path, tiny_llama: Path) -> None:
+    def row(city: str) -> dict[str, Any]:
+        call = json.dumps({"name": "weather", "arguments": {"city": city}})
+        if form == "xlam":
+            return {"query": f"How is {city}?", "tools": json.dumps([{"name": "weather"}]), "answers": f"[{call}]"}
+        turns = [("human", f"How is {city}?"), ("gpt", f"<tool_call>\n{call}\n</tool_call>")]
+        return {"conversations": [{"from": name, "value": text} for name, text in turns]}
+
+    lines = [row(f"town {i}") for i in range(30)]
+    wanted = [f"model={tiny_llama}", "data.max_tokens=512"]
+    recipe = draft(str(write_rows(tmp_path / "r.jsonl", lines)), changes=wanted).recipe
+    assert recipe.objective.metric == "tool_calls"
+    assert preview(recipe, offline=True).faults == ()
+
+
 def test_two_languages_are_a_translation(tmp_path: Path) -> None:
     pairs = [{"en": f"Paragraph {n}", "fr": f"Paragraphe {n}"} for n in range(40)]
     objective = draft(str(write_rows(tmp_path / "rows.jsonl", pairs))).recipe.objective

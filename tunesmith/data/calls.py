@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from tunesmith.errors import DataError
 
 # Where templates and models write a call's arguments.
 ARGUMENTS = ("arguments", "parameters")
+MARKED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,16 @@ def calls_in(text: str) -> list[dict[str, Any]]:
             found.append(call)
         at = end if call is not None else at + 1
     return found
+
+
+def calls_alone(text: str, *, bare: bool) -> tuple[Call, ...]:
+    """The calls of a text that is nothing else: each between marks, or with `bare` as JSON; none of any other text."""
+    inside = [] if MARKED.sub("", text).strip() else MARKED.findall(text)
+    values = [_parsed(part) for part in inside or [text] * bare]
+    listed = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    found = [_as_call(one) if isinstance(one, Mapping) else None for one in listed]
+    read = [Call(one["name"], json.dumps(one["arguments"], ensure_ascii=False)) for one in found if one is not None]
+    return tuple(read) if len(read) == len(listed) else ()
 
 
 def _is_tool(value: object) -> bool:

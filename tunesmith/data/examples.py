@@ -9,7 +9,7 @@ from typing import TypeVar
 from tunesmith.data.calls import read_tools
 from tunesmith.data.rows import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.turns import Message as Message  # a part of an example, known from here
-from tunesmith.data.turns import check_order, instructed, short, turn_of, turns_in, whole
+from tunesmith.data.turns import check_order, instructed, short, turn_of, turns_in, unworded, whole
 from tunesmith.errors import DataError, RowError
 
 E = TypeVar("E")
@@ -113,7 +113,10 @@ def chats(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
     def parse(row: Row) -> Chat:
         turns = _dialogue(row, dialogue) if dialogue else _pair(row, columns)
         turns = with_system(turns, row, columns.get("system", ""))
-        if tools := read_tools(row.fields.get(columns.get("tools", "")), row.where):
+        tools = read_tools(row.fields.get(columns.get("tools", "")), row.where)
+        # Where nothing is offered, JSON alone is an answer like any other.
+        turns = [unworded(turn, bare=bool(tools)) for turn in turns]
+        if tools:
             turns = [replace(turns[0], tools=tools), *turns[1:]]
         return Chat(row.where, tuple(instructed(turns, instruction)), group_of(row, group))
 

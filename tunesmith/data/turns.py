@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tunesmith.data.calls import Call, as_words, read_calls
+from tunesmith.data.calls import Call, as_words, calls_alone, calls_in, read_calls
 from tunesmith.errors import DataError
 
 ROLES = {
@@ -35,6 +35,7 @@ FOLLOWING = {
     "assistant": ("user", "tool"),
     "tool": ("tool", "assistant"),
 }
+RESULT = "<tool_response>", "</tool_response>"
 # A list of turns that a table's writer put into a cell, as JSON or as Python shows it.
 LIST_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:.*\}\s*\]\s*""", re.DOTALL)
 SPEAKER = re.compile(rf"""['"](?:role|from)['"]\s*:\s*['"](?:{"|".join(ROLES)})['"]""")
@@ -56,6 +57,11 @@ class Message:
     def said(self) -> str:
         """Content and calls as one text."""
         return "\n".join(filter(None, [self.content, as_words(self.calls)]))
+
+    @property
+    def calling(self) -> bool:
+        """Whether it is an assistant's turn that calls a tool, if only in its words."""
+        return self.role == "assistant" and bool(self.calls or calls_in(self.content))
 
 
 def check_order(turns: Sequence[Message], where: str) -> None:
@@ -108,6 +114,20 @@ def turn_of(item: object, place: str) -> Message:
         raise DataError(f"{place} ({role}) must hold text, found {short(content)}; write its content as text")
     whole("".join(f"{call.name}{call.arguments}" for call in calls), place)
     return Message(role, whole(content, place), calls)
+
+
+def unworded(turn: Message, *, bare: bool) -> Message:
+    """The turn without what templates write around calls and results, for the model's own to write it.
+
+    A text beside calls stays as it is; `bare`: JSON alone is a call too.
+    """
+    if turn.role == "assistant" and (calls := calls_alone(turn.content, bare=bare)):
+        return replace(turn, content="", calls=(*turn.calls, *calls))
+    begin, end = RESULT
+    content = turn.content.strip()
+    if turn.role == "tool" and content.startswith(begin) and content.endswith(end):
+        return replace(turn, content=content.removeprefix(begin).removesuffix(end).strip())
+    return turn
 
 
 def instructed(turns: Sequence[Message], instruction: str) -> list[Message]:

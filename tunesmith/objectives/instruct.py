@@ -74,7 +74,7 @@ class Instruct(BaseModel):
     def bind(self, examples: Sequence[Example], family: str) -> Instruct:
         """The longest answer set from those of the rows. Raises DataError where calls are scored and there are none."""
         if self.metric == "tool_calls" and not any(
-            m.calls for e in examples if isinstance(e, Chat) for m in e.messages
+            m.calling for e in examples if isinstance(e, Chat) for m in e.messages
         ):
             raise DataError("objective.metric: tool_calls, and no answer of the rows calls a tool; leave metric out")
         if self.max_new_tokens:
@@ -126,7 +126,7 @@ def _to_last_answer(chat: Chat) -> Chat:
 
 def _judged(chat: Chat, *, calls: bool) -> Chat:
     """The chat judged by its last answer, or by its last call where calls are what counts and it has one."""
-    calling = [i for i, message in enumerate(chat.messages) if message.calls] if calls else []
+    calling = [i for i, message in enumerate(chat.messages) if message.calling] if calls else []
     return replace(chat, judged=calling[-1] - len(chat.messages)) if calling else chat
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from tunesmith.aliases import changed_keys
-from tunesmith.data.calls import calls_in
 from tunesmith.data.examples import Chat, Example, Labelled, Text
 from tunesmith.data.formats import LANGUAGES, Format, detect
 from tunesmith.data.guess import Guess, guess
@@ -243,7 +242,7 @@ def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons
 def _calls(example: Example) -> bool:
     """Whether an answer of a chat calls a tool."""
     assert isinstance(example, Chat)
-    return any(turn.role == "assistant" and bool(turn.calls or calls_in(turn.content)) for turn in example.messages)
+    return any(turn.calling for turn in example.messages)
 
 
 def _instruction(objective: AnyObjective, reasons: dict[str, str]) -> dict[str, str]:
