@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def test_an_own_answer_is_kept_with_its_seconds(ask: Ask, work: Panel):
         ({"choice": "own", "text": " "}, "empty"),
         ({"item": "0123456789ab"}, "not among these"),
         ({"rater": ""}, "name"),
+        ({"rater": "\u200d"}, "your name: write 1 to 40 characters"),
+        ({"rater": "A\u202ea"}, "your name: write 1 to 40 characters"),
         ({"text": 3}, "text"),
         ({"seconds": float("nan")}, "seconds"),
         ({"seconds": -1}, "seconds"),
@@ -94,3 +97,37 @@ def test_markdown_becomes_plain_values_and_html_stays_text():
 @pytest.mark.parametrize("text", ["> " * 5000 + "x", "*" * 5000 + "x", "[" * 5000 + "x", "- " * 3000 + "x", "[x]: /y"])
 def test_no_word_of_an_answer_is_hidden_however_it_is_marked(text: str):
     assert "x" in json.dumps(render(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "word " * 30 + "\n\n" + "> " * 25 + "secret nested",
+        "many words " * 90 + "\n\n|a|\n|-|\n|b|secret|",
+        "```secret of python\nprint()\n```",
+        "many words " * 90 + '\n\n[a](http://b.example "secret") ![i](/i.png "of mine")',
+    ],
+)
+def test_of_a_long_answer_too_nothing_is_hidden(text: str):
+    shown = json.dumps(render(text))
+    assert all(word in shown for word in set(re.findall(r"\w+", text)))
+
+
+def test_the_words_of_a_fence_stand_before_its_code():
+    named = {"tag": "em", "parts": ["python"]}
+    code = {"tag": "code", "parts": ["x\n"]}
+    assert render("```python\nx\n```") == [{"tag": "pre", "parts": [named, {"tag": "br", "parts": []}, code]}]
+
+
+def test_an_address_beyond_english_is_shown_as_it_was_written():
+    assert render("[k](http://b\u00fccher.example/\u00e9)") == [
+        {"tag": "p", "parts": ["k", " (http://b\u00fccher.example/\u00e9)"]}
+    ]
+
+
+@pytest.mark.parametrize("name", ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f52c"])
+def test_names_with_joined_letters_and_pictures_are_taken(name: str, ask: Ask):
+    status, state = ask("/api/next", rater=name, tab="tab-aaaa")
+    assert status == 200
+    _, state = ask("/api/vote", rater=name, tab="tab-aaaa", item=state["item"]["key"], choice="left")
+    assert state["progress"]["people"] == {name: 1}

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from bench.rater import Rater, judge
 from tests.web.conftest import SCRIPT, Serve
@@ -125,6 +125,28 @@ def test_undo_own_answers_skips_and_two_tabs(page: Page, serve: Serve, command: 
 
     rows = exported(tmp_path / "votes.db", tmp_path / "rows.jsonl")
     assert {(row["chosen"], row["rejected"]) for row in rows} == {("1 best of all, su", text) for text in (left, right)}
+
+
+def test_a_key_pressed_before_the_server_answered_is_not_said_to_be_the_vote(
+    page: Page, serve: Serve, command: list[str]
+):
+    enter(page, serve(*command).url, "Ana")
+    held, first = list[Route](), look(page)[0]
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/api/vote", hold)
+    with page.expect_request("**/api/vote"):
+        page.keyboard.press("1")
+    page.keyboard.press("2")
+    page.wait_for_timeout(50)
+    (only,) = held
+    only.continue_()
+    expect(page.locator("#turns")).not_to_have_text(first, use_inner_text=True)
+    page.keyboard.press("u")
+    expect(page.locator("#turns")).to_have_text(first, use_inner_text=True)
+    expect(page.locator("button.given")).to_contain_text("Answer 1 is better")
 
 
 def test_an_undo_or_a_vote_whose_answer_is_lost_counts_once(

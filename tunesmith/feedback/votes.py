@@ -10,6 +10,15 @@ from tunesmith.feedback.store import Event
 
 VOTE, SKIP, UNDO, WORD = "vote", "skip", "undo", "word"
 
+# Between letters they decide how those are written (Persian, Indic), between pictures they join an emoji.
+JOINERS = "\u200c\u200d"
+
+
+def can_be_read(text: str) -> bool:
+    """Whether there is something to see in a text, and no control character."""
+    seen = text.translate(dict.fromkeys(map(ord, JOINERS)))
+    return bool(seen.strip()) and seen.isprintable()
+
 
 class Votes:
     """The state after some events; `take` moves it on, and the same events always give the same state.

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, StringConstraints, field_validator
 
 from tunesmith.feedback.store import Who
 from tunesmith.feedback.turns import Turns
+from tunesmith.feedback.votes import can_be_read
 
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
 Tab = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
@@ -25,8 +26,8 @@ class Visitor(BaseModel):
     @classmethod
     def _named(cls, value: str) -> str:
         plain = " ".join(value.split())
-        if not plain or len(plain) > LONGEST_NAME or not plain.isprintable():
-            raise ValueError(f"a name of 1 to {LONGEST_NAME} characters is needed")
+        if len(plain) > LONGEST_NAME or not can_be_read(plain):
+            raise ValueError(f"your name: write 1 to {LONGEST_NAME} characters that can be read")
         return plain
 
     @property

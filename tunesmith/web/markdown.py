@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -17,17 +18,16 @@ WORDS = {"text", "html_block", "html_inline", "text_special"}
 CODE = {"code_inline", "code_block", "fence"}
 
 
-# Of a text that keeps less than this of its letters and digits the reader has hidden some: it is shown as it is.
-LEFT = 0.8
-
-
 def render(text: str) -> list[Node]:
-    """The nodes of a text. HTML in it is text, a link stands beside its words, an image is its description."""
+    """The nodes of a text. HTML in it is text, a link stands beside its words, an image is its description.
+
+    A text of which a letter or digit would be hidden is one node that shows it as it is.
+    """
     from markdown_it.tree import SyntaxTreeNode
 
     found = _nodes(SyntaxTreeNode(_reader().parse(text)))
-    kept, there = (sum(map(str.isalnum, part)) for part in (_text(found), text))
-    return found if kept >= LEFT * there else [{"tag": "pre", "parts": [text]}]
+    there, kept = (Counter(filter(str.isalnum, part)) for part in (text, _text(found)))
+    return found if there <= kept else [{"tag": "pre", "parts": [text]}]
 
 
 def _text(nodes: list[Node]) -> str:
@@ -44,7 +44,8 @@ def _numbers(node: dict[str, Any]) -> str:
 def _reader() -> Any:
     from markdown_it import MarkdownIt
 
-    reader = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    reader: Any = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    reader.normalizeLink = str  # an address is shown, never opened: as it was written
     return reader.disable("reference")  # a definition would be nowhere to be seen
 
 
@@ -58,13 +59,16 @@ def _node(tree: Any) -> list[Node]:
         return [tree.content]
     if kind in CODE:
         code: Node = {"tag": "code", "parts": [tree.content]}
-        return [code if kind == "code_inline" else {"tag": "pre", "parts": [code]}]
+        words: list[Node] = [{"tag": "em", "parts": [tree.info.strip()]}, {"tag": "br", "parts": []}]
+        return [
+            code if kind == "code_inline" else {"tag": "pre", "parts": [*(words if tree.info.strip() else []), code]}
+        ]
     if kind in ("softbreak", "hardbreak", "hr"):
         return [{"tag": "hr" if kind == "hr" else "br", "parts": []}]
     if kind in ("link", "image"):
-        place = str(tree.attrs.get("href") or tree.attrs.get("src") or "")
+        place, title = (str(tree.attrs.get(name, "")) for name in ("href" if kind == "link" else "src", "title"))
         words = _nodes(tree)
-        return words if words == [place] else [*words, f" ({place})"]
+        return words if words == [place] else [*words, f" ({' '.join(filter(None, [place, title]))})"]
     if kind == "ordered_list":
         return [{"tag": "ol", "parts": _nodes(tree), "start": tree.attrs.get("start", 1)}]
     # Of what is not known the inside stays; the paragraphs of a list without blank lines are hidden.

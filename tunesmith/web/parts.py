@@ -41,9 +41,11 @@ def make_app(page: str, *, refuses: type[Exception]) -> Any:
         return lambda _, error: JSONResponse({"detail": str(error)}, status_code=status)
 
     def malformed(_: Any, error: Exception) -> Any:
-        first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
+        told = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
+        first: dict[str, Any] = dict(told)
         place = ".".join(map(str, first["loc"])) or "request"
-        return JSONResponse({"detail": f"{place}: {first['msg']}"}, status_code=422)
+        own = first.get("ctx", {}).get("error")  # what a check of ours said, in its own words
+        return JSONResponse({"detail": str(own or f"{place}: {first['msg']}")}, status_code=422)
 
     app.get("/")(front)
     app.get("/static/{name}")(file)

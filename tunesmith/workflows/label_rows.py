@@ -15,7 +15,7 @@ from tunesmith.data.kinds import LONGEST_LABEL
 from tunesmith.data.rows import Row, as_word, columns_of, file_of, missing_column, read_rows, refuse
 from tunesmith.errors import DataError
 from tunesmith.feedback.store import Entry, Event
-from tunesmith.feedback.votes import VOTE, WORD, Votes
+from tunesmith.feedback.votes import VOTE, WORD, Votes, can_be_read
 
 RATER = "rater"
 
@@ -144,7 +144,7 @@ def check_label(label: str) -> str:
         raise DataError("label: empty; write a word")
     if len(plain) > LONGEST_LABEL:
         raise DataError(f"label: {len(plain)} characters; a label has at most {LONGEST_LABEL}")
-    if not plain.isprintable():
+    if not can_be_read(plain):
         raise DataError("label: holds a control character; write a word")
     return plain
 

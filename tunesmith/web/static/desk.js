@@ -57,7 +57,7 @@ const undo = () => state?.undo && act("undo", {}, "Taken back.");
 
 // Send a vote on what is shown; `word` is what it says, for people.
 export function vote(body, word) {
-  if (!state?.item) return;
+  if (busy || !state?.item) return; // one at a time: what is not sent must not be remembered as said
   const seconds = Math.min((performance.now() - since) / 1000, 3600);
   given.set(state.item.key, word);
   act("vote", { item: state.item.key, seconds, ...body }, `Saved: ${word}.`);
