@@ -20,6 +20,7 @@ from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Pursuit
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.rewards import scorer, scorer_of
+from tunesmith.workflows.tune import tune_recipe
 from tunesmith.workflows.yardsticks.rewarded import alarms
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -38,6 +39,15 @@ def constant(attempt):
 
 def nothing(attempt):
     return math.nan
+
+def leaves(attempt):
+    raise SystemExit(3)
+
+def of_trl(prompts, completions, **more):
+    return [0.0]
+
+async def waits(attempt):
+    return 1.0
 
 def fails(attempt):
     return 1 / len("")
@@ -133,6 +143,7 @@ def test_equal_rewards_end_a_run_before_its_first_step(rules: Path, tmp_path: Pa
     ("function", "said"),
     [
         ("nothing", "it gave nan; give a finite number"),
+        ("leaves", r"it raised SystemExit: 3 \(line \d+ of rules.py\)"),
         ("fails", r"it raised ZeroDivisionError: .* \(line \d+ of rules.py\)"),
     ],
 )
@@ -140,6 +151,79 @@ def test_a_reward_that_fails_is_named_with_prompt_and_answer(function: str, said
     score = scorer_of(Rl(reward=f"{rules}:{function}"))
     with pytest.raises(RewardError, match=rf"rules.py:{function}: rows:1, answer 'hello': {said}"):
         score([attempt()])
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (
+            "of_trl",
+            r"takes \(prompts, completions, \*\*more\); it must take one attempt; TRL's completion is `attempt.t",
+        ),
+        ("waits", "is async, and answers are scored one after the other; write a plain function"),
+    ],
+)
+def test_a_function_that_cannot_score_one_attempt_is_refused(function: str, said: str, rules: Path):
+    with pytest.raises(RecipeError, match=f"rules.py:{function} {said}"):
+        scorer_of(Rl(reward=f"{rules}:{function}"))
+
+
+def test_a_module_that_leaves_python_when_it_is_imported_is_refused(tmp_path: Path):
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit('no key')\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"leaving.py cannot be imported \(SystemExit: no key\)"):
+        scorer_of(Rl(reward=f"{tmp_path}/leaving.py:score"))
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_a_reward_that_was_mended_in_the_same_process_is_the_one_that_scores(
+    by_name: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"mended_{by_name}" + ("" if by_name else ".py")
+    file = tmp_path / f"mended_{by_name}.py"
+    file.write_text("def score(attempt):\n    return 1.0\n", encoding="utf-8")
+    assert scorer_of(Rl(reward=f"{name}:score"))([attempt()]) == [1.0]
+    file.write_text("def score(attempt):\n    return 2.0 + 0.5\n", encoding="utf-8")
+    assert scorer_of(Rl(reward=f"{name}:score"))([attempt()]) == [2.5]
+
+
+def test_a_finished_run_whose_reward_was_changed_says_so(rules: Path, tmp_path: Path):
+    wanted, told = made(tmp_path, f"{rules}:short"), list[str]()
+    tune(wanted, tmp_path / "run")
+    rules.write_text(RULES + "# mended\n", encoding="utf-8")
+    again = tune_recipe(
+        wanted, out=tmp_path / "run", listen=lambda event: told.append(event.get("text", "")), offline=True
+    )
+    assert again.already
+    assert told == [
+        f"{rules}:short: the reward's file has changed since this run began; "
+        "to train by what it says now, give another --out"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ({"RULES:short": 0}, "objective.reward: all weights are 0, so every answer is as good as any; give one that"),
+        ({"RULES:short": 1, "./RULES:short": 1}, "are the same; name it once, with the sum of the weights"),
+    ],
+)
+def test_weights_that_count_nothing_or_one_thing_twice_are_refused(
+    reward: dict[str, float], said: str, rules: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(rules.parent)
+    named = {name.replace("RULES", rules.name): weight for name, weight in reward.items()}
+    with pytest.raises(RecipeError, match=said):
+        scorer_of(Rl(reward=named))
+
+
+def test_a_weight_that_is_no_number_is_told_in_one_line():
+    raw = {"data": "rows.jsonl", "objective": {"kind": "rl", "reward": {"rules:score": "x"}}}
+    with pytest.raises(RecipeError, match="must be one name, or a mapping of name to a finite number") as told:
+        make_recipe(raw, place="test")
+    assert "\n" not in str(told.value)
+    assert Rl(reward={"rules:score": "1e-3"}).rewards == {"rules:score": 0.001}  # as YAML reads it
 
 
 def test_a_module_of_rewards_may_hold_dataclasses_and_import_what_lies_beside_it(tmp_path: Path):

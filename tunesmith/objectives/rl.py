@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import nn
 
 from tunesmith.data.examples import Example
@@ -106,6 +106,21 @@ class Rl(BaseModel):
         messages, shortened = template.fit(example.prompt, limit)
         ids = template.prompt(messages)
         return Encoded((Tokens(ids, [False] * len(ids)),), example.where, shortened=shortened, asks=True)
+
+    @field_validator("reward", mode="wrap")
+    @classmethod
+    def _weighed(cls, reward: Any, read: Callable[[Any], str | dict[str, float]]) -> str | dict[str, float]:
+        """One name, or names with their weights."""
+        try:
+            return read(reward)
+        except ValidationError as error:
+            raise ValueError("must be one name, or a mapping of name to a finite number") from error
+
+    @property
+    def rewards(self) -> dict[str, float]:
+        """Each reward with its weight; none where none is named."""
+        named = {self.reward: 1.0} if isinstance(self.reward, str) else self.reward
+        return {name: weight for name, weight in named.items() if name}
 
     @property
     def asks_reference(self) -> bool:

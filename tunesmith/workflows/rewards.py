@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tunesmith.data.exercises import Attempt, Scorer
+from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import RecipeError, RewardError
 from tunesmith.evaluation.style import habits
 from tunesmith.inference.folder import find_model, load, read_about
@@ -23,6 +26,7 @@ from tunesmith.recipe import Recipe
 
 SHOWN = 60
 LARGEST = 1e30  # training counts in single precision
+_IMPORTED: dict[str, tuple[int, ModuleType]] = {}  # place -> when its file was written, and what it then was
 
 
 def check_reward(recipe: Recipe) -> None:
@@ -49,6 +53,7 @@ def scorer(reward: str | dict[str, float], *, key: str) -> Scorer:
             f"as {last}: runs/reward or {last}: rules:score"
         )
     named = {reward: 1.0} if isinstance(reward, str) else reward
+    _check_weights(named, key)
     parts = [(_source(name, key), weight) for name, weight in named.items()]
 
     def score(attempts: Sequence[Attempt]) -> list[float]:
@@ -68,7 +73,31 @@ def watch(attempts: Sequence[Attempt]) -> Figures:
     return {"answer_words": (found.mean_words * count, count), "repeated_share": (found.repeated_share * count, count)}
 
 
-@cache
+def in_full(name: str) -> tuple[Path, str]:
+    """The file or run that a name means and the function in it, the same however they are written."""
+    place, colon, function = name.rpartition(":")
+    if colon:
+        return Path(place if place.endswith(".py") else f"{place.replace('.', '/')}.py").resolve(), function
+    run = Path(name).resolve()
+    return (run.parent if run.name == "model" else run), ""
+
+
+def digests(names: Iterable[str]) -> dict[str, str]:
+    """Function -> digest of its file, of those whose file lies where their name says."""
+    files = {name: in_full(name)[0] for name in names if ":" in name}
+    return {name: sha256_of_file(file) for name, file in files.items() if file.is_file()}
+
+
+def _check_weights(named: dict[str, float], key: str) -> None:
+    """Nothing for weights that each count, of things that are named once. Raises RecipeError."""
+    if not any(named.values()):
+        raise RecipeError(f"{key}: all weights are 0, so every answer is as good as any; give one that counts")
+    met = dict[tuple[Path, str], str]()
+    for name in named:
+        if (before := met.setdefault(in_full(name), name)) != name:
+            raise RecipeError(f"{key}: {before} and {name} are the same; name it once, with the sum of the weights")
+
+
 def _source(name: str, key: str) -> Scorer:
     """The scorer of one name."""
     if ":" not in name:
@@ -81,6 +110,7 @@ def _source(name: str, key: str) -> Scorer:
     return score
 
 
+@cache
 def _run(name: str, key: str) -> Scorer:
     """A tuned reward model, read when it is first asked. Raises RecipeError for what is none."""
     if not Path(name).exists():
@@ -106,8 +136,11 @@ def _function(name: str, key: str) -> Callable[[Attempt], Any]:
     """The function that `module:function` or `path/file.py:function` names. Raises RecipeError."""
     place, _, wanted = name.rpartition(":")
     try:
-        module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # a module is a program of the user's: whatever it raises is its own finding
+        module = _module(place)
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a module is a program of the user's: whatever it raises is its own finding
         said = " ".join(str(error).split()) or type(error).__name__
         raise RecipeError(f"{key}: {place} cannot be imported ({type(error).__name__}: {said})") from error
     found = getattr(module, wanted, None)
@@ -115,10 +148,45 @@ def _function(name: str, key: str) -> Callable[[Attempt], Any]:
         names = sorted(word for word, value in vars(module).items() if callable(value) and not word.startswith("_"))
         raise RecipeError(f"{key}: {place} has no function {wanted!r}; it has {', '.join(names) or 'none'}")
     function: Callable[[Attempt], Any] = found
+    _check_takes_one(name, function, key)
     return function
 
 
-def _from_file(path: Path) -> Any:
+def _check_takes_one(name: str, function: Callable[[Attempt], Any], key: str) -> None:
+    """Nothing for a plain function that can be called with one attempt. Raises RecipeError."""
+    if inspect.iscoroutinefunction(function):
+        raise RecipeError(f"{key}: {name} is async, and answers are scored one after the other; write a plain function")
+    try:
+        taken = inspect.signature(function)
+    except ValueError:  # some of those in C do not say
+        return
+    try:
+        taken.bind(None)
+    except TypeError:
+        cure = "it must take one attempt; TRL's completion is `attempt.text`"
+        raise RecipeError(f"{key}: {name} takes {taken}; {cure}") from None
+
+
+def _module(place: str) -> ModuleType:
+    """The module as its file is by now: who mends a reward in a notebook is to get the mended one."""
+    written, module = _IMPORTED.get(place, (0, None))
+    if module is not None and written == _written(module):
+        return module
+    if place.endswith(".py"):
+        found = _from_file(Path(place))
+    else:
+        found = importlib.import_module(place) if module is None else importlib.reload(module)
+    _IMPORTED[place] = (_written(found), found)
+    return found
+
+
+def _written(module: ModuleType) -> int:
+    """When the file of a module was written; 0 for one without."""
+    file = Path(str(module.__file__))
+    return file.stat().st_mtime_ns if file.is_file() else 0
+
+
+def _from_file(path: Path) -> ModuleType:
     """The module in a file; what lies beside it can be imported by it, also when it is asked."""
     spec = importlib.util.spec_from_file_location(str(path.resolve()), path)  # a name that no other module has
     if spec is None or spec.loader is None or not path.exists():
@@ -131,7 +199,7 @@ def _from_file(path: Path) -> Any:
     return module
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     """Where a function of the user's went wrong, in words."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"(line {last.lineno} of {Path(last.filename).name})"
@@ -143,7 +211,7 @@ def _checked(name: str, function: Callable[[Attempt], Any], attempt: Attempt) ->
     place = f"reward {name}: {attempt.exercise.where}, answer {text!r}"
     try:
         value = function(attempt)
-    except Exception as error:  # the function is the user's: whatever it raises is told, not handled
+    except (Exception, SystemExit) as error:  # the function is the user's: whatever it raises is told, not handled
         said = " ".join(str(error).split())
         raise RewardError(
             f"{place}: it raised {type(error).__name__}: {said} {_line(error)}; mend it, the run goes on from here"

@@ -13,7 +13,7 @@ from typing import Any
 
 from tunesmith.data.files import is_there, sha256_of_file, write_whole, writing
 from tunesmith.errors import CheckpointError
-from tunesmith.recipe import Recipe, with_places
+from tunesmith.recipe import Loop, Recipe, with_places
 
 PAGE = "run.json"
 LONGEST = 60  # characters of each part of a name; the digest at its end tells runs apart
@@ -51,6 +51,11 @@ class RunFolder:
         found: dict[str, Any] = json.loads((self.path / self.file).read_text(encoding="utf-8"))
         return found
 
+    def since(self, key: str, now: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+        """Digests as they were when the run began, and the names of those that are others now."""
+        kept: dict[str, str] = self.page().get(key, {}) if self.begun else {}
+        return {**now, **kept}, [name for name, digest in now.items() if kept.get(name, digest) != digest]
+
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Write down what the run is, so that only the same run goes on here."""
         with writing(self.path):
@@ -59,7 +64,14 @@ class RunFolder:
         write_whole(self.path / self.file, text)
 
 
-def open_run(recipe: Recipe, out: Path | None, *, prefix: str = "", file: str = PAGE) -> RunFolder:
+def open_run(
+    recipe: Recipe,
+    out: Path | None,
+    *,
+    prefix: str = "",
+    file: str = PAGE,
+    cure: str = "give another --out, or delete it",
+) -> RunFolder:
     """The folder of this recipe's run, by name or by what the recipe and its files are.
 
     `prefix` and `file` keep apart what is no run of `tune`. Raises CheckpointError where it holds something else.
@@ -72,9 +84,7 @@ def open_run(recipe: Recipe, out: Path | None, *, prefix: str = "", file: str = 
     folder = RunFolder(path, known[0], file)
     if folder.begun:
         if folder.page().get("identity") not in known:
-            raise CheckpointError(
-                f"{path}: holds a run of another recipe or of other rows; give another --out, or delete it"
-            )
+            raise CheckpointError(f"{path}: holds a run of another recipe or of other rows; {cure}")
     elif path.is_file() or (path.exists() and any(path.iterdir())):
         raise CheckpointError(f"{path}: exists and is not a run; give another --out")
     return folder
@@ -100,9 +110,10 @@ def _identity(placed: Recipe, recipe: Recipe) -> str:
     places = [place for data in rows for place in (data.train, data.validation, data.test)]
     named = [Path(str(place)) for place in (*places, recipe.replay.source)]
     files = [sha256_of_file(file) for path in named for file in _files(path)]
-    # Another last judge looks at the same answers: what people judged and what was learned from it stays.
-    judged_anew = {"loop": placed.loop.model_copy(update={"final_judge": ""})}
-    rest = placed.model_copy(update=judged_anew).model_dump(mode="json", exclude=BESIDE_THE_RUN)
+    # Another last judge looks at the same answers, and more rounds come after those that are there: what people judged
+    # and what was learned from it stays.
+    goes_on = {"loop": placed.loop.model_copy(update={"final_judge": "", "rounds": Loop().rounds})}
+    rest = placed.model_copy(update=goes_on).model_dump(mode="json", exclude=BESIDE_THE_RUN)
     return hashlib.sha256(json.dumps([rest, files]).encode()).hexdigest()[:16]
 
 

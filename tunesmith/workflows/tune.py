@@ -29,6 +29,7 @@ from tunesmith.workflows.frozen_head import frozen_head
 from tunesmith.workflows.lineage import with_lineage
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
 from tunesmith.workflows.replay import with_replay
+from tunesmith.workflows.rewards import digests
 from tunesmith.workflows.run_folder import RunFolder, of_task, open_run
 from tunesmith.workflows.survey import foresee
 from tunesmith.workflows.tasks import alone_parts
@@ -59,6 +60,7 @@ def tune_recipe(
     Goes on with an unfinished run of the same recipe; a finished one is returned as it is.
     """
     folder = open_run(recipe, out)
+    rewards = _rewards(recipe, folder, listen)
     if folder.finished:
         if not (folder.path / "report.html").exists():  # the machine stopped between the report and its page
             write_reports(folder.path)
@@ -67,7 +69,7 @@ def tune_recipe(
         recipe = _as_begun(recipe, folder)
     began = time.perf_counter()
     prepared = prepare(recipe, listen=listen, offline=offline)
-    _begin(folder, prepared)
+    _begin(folder, prepared, rewards)
     save_recipe(prepared.recipe, folder.path / "recipe.yaml")
     prepared = with_lineage(prepared, listen=listen, offline=offline)
     prepared = _with_text(prepared, folder.path, Watch(listen, stop), offline=offline)
@@ -87,14 +89,24 @@ def tune_recipe(
     return Run(folder.path, report)
 
 
-def _begin(folder: RunFolder, prepared: Prepared) -> None:
+def _rewards(recipe: Recipe, folder: RunFolder, listen: Listener) -> dict[str, str]:
+    """Digests of the files of its rewards, as they were when the run began; one that is another now is told."""
+    named = recipe.objective.rewards if isinstance(recipe.objective, Rl) else {}
+    kept, changed = folder.since("rewards", digests(named))
+    for name in changed:
+        cure = "to train by what it says now, give another --out"
+        listen({"event": "note", "text": f"{name}: the reward's file has changed since this run began; {cure}"})
+    return kept
+
+
+def _begin(folder: RunFolder, prepared: Prepared, rewards: dict[str, str]) -> None:
     """Write down what a run goes on with. Raises CheckpointError where it began over a base that was changed since."""
     base, machine = prepared.base.fingerprint, prepared.machine
     if folder.begun and folder.page().get("base", base) != base:
         cure = "give another --out, or delete it"
         raise CheckpointError(f"{folder.path}: began over {prepared.recipe.model} before that was changed; {cure}")
     on = {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
-    folder.begin({"machine": on, "audit": prepared.recipe.data.audit, "base": base})
+    folder.begin({"machine": on, "audit": prepared.recipe.data.audit, "base": base, "rewards": rewards})
 
 
 def _as_begun(recipe: Recipe, folder: RunFolder) -> Recipe:
