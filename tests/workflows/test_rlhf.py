@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 
 from tests.workflows.conftest import answers, recipe
-from tunesmith.errors import RecipeError, Refused
+from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.feedback.items import ANSWER
 from tunesmith.feedback.store import Who
 from tunesmith.model.sampling import Sampling
 from tunesmith.recipe import Recipe
-from tunesmith.report.rlhf import LoopReport
+from tunesmith.report.rlhf import LoopReport, Round
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import rlhf as walk
 from tunesmith.workflows.feedback import FeedbackRequest, open_panel
-from tunesmith.workflows.judging import Replies
+from tunesmith.workflows.judging import Replies, over
 from tunesmith.workflows.loop_learn import enough, votes_so_far
 from tunesmith.workflows.loop_open import Way, ahead, open_loop
 from tunesmith.workflows.panel import PageChoice
@@ -93,7 +93,10 @@ def test_a_rule_in_the_place_of_people_is_told_which_answers_were_cut_off(tmp_pa
     wanted = made(
         tmp_path, {"kind": "preference", "max_new_tokens": 3}, rounds=1, judge=f"{tmp_path}/rules.py:unfinished"
     )
-    with pytest.raises(Refused, match="rounds make 0 rows, too few to learn from; raise loop.temperature and"):
+    with pytest.raises(
+        Refused,
+        match=r"rounds make 0 rows, too few to learn from: .*:unfinished decided none of \d+ pairs; name one that",
+    ):
         rlhf(wanted, way=QUIET, out=tmp_path / "loop")
     store = tmp_path / "loop" / "round-1" / "votes.db"
     events = read_events(store)
@@ -213,6 +216,49 @@ def test_another_last_judge_looks_at_what_is_there_and_nothing_is_judged_or_lear
     assert again.rounds[0].over_start.words == first.rounds[0].over_start.words
 
 
+def test_more_rounds_go_on_from_those_that_are_there(tmp_path: Path):
+    before = rlhf(made(tmp_path, rounds=1), way=QUIET, out=tmp_path / "loop")
+    more = rlhf(made(tmp_path), way=QUIET, out=tmp_path / "loop")
+    assert more.rounds[0] == before.rounds[0]
+    assert [one.number for one in more.rounds] == [1, 2]
+
+
+def test_a_loop_of_another_recipe_is_told_to_keep_its_votes(tmp_path: Path):
+    open_loop(made(tmp_path), tmp_path / "loop", QUIET)
+    with pytest.raises(
+        CheckpointError, match="give another --out; `tunesmith votes export` and `votes import`"
+    ) as told:
+        open_loop(made(tmp_path, temperature=0.5), tmp_path / "loop", QUIET)
+    assert "delete" not in str(told.value)
+
+
+def test_a_judge_whose_file_has_changed_since_the_loop_began_is_named(tmp_path: Path):
+    told = list[str]()
+    way = Way(lambda event: told.append(event.get("text", "")), offline=True)
+    wanted = made(tmp_path)
+    open_loop(wanted, tmp_path / "loop", way)
+    assert told == []
+    (tmp_path / "rules.py").write_text(RULES + "# mended\n", encoding="utf-8")
+    open_loop(wanted, tmp_path / "loop", way)
+    assert told[0] == (
+        f"{tmp_path}/rules.py:short: the judge's file has changed since this loop began; what it judged before stays"
+    )
+
+
+def test_people_who_never_agree_are_told_how_many_pairs_are_undecided(tmp_path: Path):
+    loop = open_loop(made(tmp_path, judge="page", rounds=1), tmp_path / "loop", QUIET)
+    loop.round(1).mkdir()
+    rows = [{"prompt": f"p{n}", "chosen": a, "rejected": b, "rater": name}
+            for n in range(8) for name, a, b in (("Ana", "x", "y"), ("Bo", "y", "x"))]  # fmt: skip
+    (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    import_votes(loop.votes(1), str(tmp_path / "votes.jsonl"))
+    votes = summary_of(loop.votes(1))
+    start = Replies(["a", "b"], [True, True])
+    even = over(start, start, loop.test[:2], loop.final)
+    only = Round(number=1, answered_by="m", votes=votes, rows=0, learned=[], over_start=even)
+    assert "too few to learn from: 8 of 8 judged pairs are undecided; raise" in walk._too_few(loop, [only])
+
+
 @pytest.mark.parametrize("name", ["Ana", "Rule (simulated)"])
 def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(name: str, tmp_path: Path):
     wanted = made(tmp_path, {"kind": "preference", "instruction": "Answer:"}, judge="page", rounds=1)
@@ -258,6 +304,7 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(na
             "part of objective",
         ),
         ("preference", {"final_judge": "LOOP/round-1/reward"}, "is learned in this loop, and so trains the policy"),
+        ("preference", {"judge": "Page"}, "loop.judge: 'Page' is nobody; people on the page are written page"),
         ("preference", {"judge": "json:nothing"}, "loop.judge: json has no function 'nothing'"),
         ("preference", {"prompts": 40}, "for 80; give more rows"),
     ],

@@ -29,12 +29,16 @@ SILENT = ("classify", "domain", "reward")
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """A model and how it is asked: within the limit of a run, with a plain wording added to every prompt."""
+    """A model and how it is asked: within the limit of a run, with a plain wording added to every prompt.
+
+    `longer` is where a person may allow longer answers.
+    """
 
     found: FoundModel
     sampling: Sampling
     limit: int = LONGEST_PROMPT
     wording: str = ""
+    longer: str = "--max-new-tokens"
 
     @property
     def weights(self) -> str:
@@ -94,7 +98,7 @@ def make_side(
         cut += sum(not reply.finished for reply in replies)
         told(f"{name}: {min(start + BATCH, len(open_ones))} of {len(open_ones)} answers")
     if cut:
-        told(f"{name}: {cut} answers were cut at {asker.sampling.max_new_tokens} tokens; see --max-new-tokens")
+        told(f"{name}: {cut} answers were cut at {asker.sampling.max_new_tokens} tokens; see {asker.longer}")
     return Side(name, [known[key] for key in keys])
 
 

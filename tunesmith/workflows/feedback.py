@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tunesmith.data.examples import Chat, Message, Pair, Thumb
@@ -33,8 +33,8 @@ Messages = tuple[Message, ...]
 class FeedbackRequest:
     """What a person asked to have judged; without `prompts` the run's own test rows, without `store` beside the run.
 
-    `rows` is how many prompts are drawn, 0 for all; `thumbs` shows one answer at a time; `warmer` is where the person
-    may raise the temperature.
+    `rows` is how many prompts are drawn, 0 for all; `thumbs` shows one answer at a time; `warmer` and `longer`
+    are where the person may raise the temperature and the length.
     """
 
     model: str
@@ -49,6 +49,7 @@ class FeedbackRequest:
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_p=0.95))
     offline: bool = False
     warmer: str = "--temperature"
+    longer: str = "--max-new-tokens"
 
     @property
     def kept_in(self) -> Path:
@@ -122,17 +123,18 @@ def _items(
     wish: FeedbackRequest, some: Sequence[Messages], store: VoteStore, told: Callable[[str], None]
 ) -> list[Item]:
     """The answers side by side, without those that nobody could choose between."""
-    who = askers(wish.model, wish.against, wish.sampling, offline=wish.offline)
+    found = askers(wish.model, wish.against, wish.sampling, offline=wish.offline)
+    who = [replace(one, longer=wish.longer) for one in found]
     sides = [make_side(one, some, store, told=told, offline=wish.offline) for one in who[: 1 if wish.thumbs else 2]]
-    found = sample(some, sides)
-    if found.same:
-        told(f"{found.same} of {len(some)} prompts are left out: both answers are the same")
-    if found.empty:
-        told(f"{found.empty} of {len(some)} prompts are left out: an answer is empty")
-    if not found.items:
+    judged = sample(some, sides)
+    if judged.same:
+        told(f"{judged.same} of {len(some)} prompts are left out: both answers are the same")
+    if judged.empty:
+        told(f"{judged.empty} of {len(some)} prompts are left out: an answer is empty")
+    if not judged.items:
         cure = f"raise {wish.warmer}, or give other prompts"
         raise Refused(f"{wish.model}: nothing to judge, no prompt has two answers that differ; {cure}")
-    return found.items
+    return judged.items
 
 
 def _gold(wish: FeedbackRequest) -> list[Item]:

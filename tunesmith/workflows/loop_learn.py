@@ -12,7 +12,7 @@ from tunesmith.feedback.preferences import PAIRS
 from tunesmith.objectives import Preference, Reward, Rl
 from tunesmith.recipe import VOTES, Data, Loop, Recipe, Schedule
 from tunesmith.workflows.judging import as_rows
-from tunesmith.workflows.loop_open import POLICY, REWARD, UnderWay, named_rewards
+from tunesmith.workflows.loop_open import POLICY, REWARD, UnderWay
 from tunesmith.workflows.tune import Run, tune_recipe
 from tunesmith.workflows.votes import preferred
 
@@ -29,7 +29,7 @@ def votes_so_far(loop: UnderWay, number: int) -> list[dict[str, Any]]:
     Once the round has begun to learn they stay as they are, or the run that was begun could not go on.
     """
     place = loop.round(number)
-    stores = [loop.round(one) / "votes.db" for one in range(1, number + 1)]
+    stores = map(loop.votes, range(1, number + 1))
     rows = [row for store in stores for row in preferred(store, PAIRS).rows]
     if not (place / ROWS).exists() or not _begun(loop, number):
         write_rows(place / ROWS, rows)
@@ -55,7 +55,7 @@ def learned(loop: UnderWay, place: Path) -> list[Run]:
         return [_tuned(loop, votes.model_copy(update={"objective": plain}), place / POLICY)]
     assert isinstance(objective, Rl)
     judge = _tuned(loop, votes.model_copy(update={"objective": Reward(), "schedule": BRIEF}), place / REWARD)
-    sources = {str(judge.folder) if name == VOTES else name: part for name, part in named_rewards(objective).items()}
+    sources = {str(judge.folder) if name == VOTES else name: part for name, part in objective.rewards.items()}
     asked = {"prompt": "", "answer": "", "instruction": "", "messages": "messages", "max_new_tokens": loop.longest}
     practice = {
         "objective": objective.model_copy(update={**asked, "reward": sources}),

@@ -13,12 +13,14 @@ from tunesmith.objectives import Preference, Rl
 from tunesmith.recipe import PEOPLE, VOTES, Loop, Recipe, save_recipe
 from tunesmith.report.rlhf import Ahead, LoopReport, RoundAhead
 from tunesmith.workflows.prepare import Listener, read_data
-from tunesmith.workflows.rewards import scorer
+from tunesmith.workflows.rewards import digests, in_full, scorer
 from tunesmith.workflows.run_folder import RunFolder, open_run
 
 JSON, REPLIES = "rlhf.json", "replies.json"
 POLICY, REWARD = "policy", "reward"
 FEWEST_HELD_OUT = 2
+# What a loop's folder holds may be people's work.
+KEEP = "give another --out; `tunesmith votes export` and `votes import` bring the votes of its rounds along"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,10 @@ class UnderWay:
         """The folder of a round."""
         return self.folder / f"round-{number}"
 
+    def votes(self, number: int) -> Path:
+        """The store of a round."""
+        return self.round(number) / "votes.db"
+
     def left(self, number: int) -> bool:
         """Whether a round is over: its policy has answered, or there was nothing to learn and the next one began."""
         return (self.round(number) / REPLIES).exists() or self.round(number + 1).exists()
@@ -74,13 +80,18 @@ class UnderWay:
         if not kept.exists():
             return None
         known = LoopReport.model_validate_json(kept.read_text(encoding="utf-8"))
-        return known if known.final_judge == self.settings.final_judge else None
+        same = (known.final_judge, len(known.rounds)) == (self.settings.final_judge, self.settings.rounds)
+        return known if same else None
 
 
 def open_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
     """The loop with its folder begun. Raises what `read_loop` raises."""
     loop = read_loop(recipe, out, way)
-    loop.run.begin({})
+    judges = (recipe.loop.judge, recipe.loop.final_judge)
+    kept, changed = loop.run.since("judges", digests(judges))
+    for name in changed:
+        way.note(f"{name}: the judge's file has changed since this loop began; what it judged before stays")
+    loop.run.begin({"judges": kept})
     save_recipe(recipe, loop.folder / "recipe.yaml")
     return loop
 
@@ -108,7 +119,7 @@ def read_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
     if not isinstance(objective, Preference | Rl):
         cure = "use objective: preference, or objective: {kind: rl, reward: votes}"
         raise RecipeError(f"objective {objective.kind}: learns nothing from judgements of answers; {cure}")
-    if isinstance(objective, Rl) and VOTES not in named_rewards(objective):
+    if isinstance(objective, Rl) and VOTES not in objective.rewards:
         raise RecipeError(
             "objective.reward: a loop learns its reward from the votes; write reward: votes, or weigh it in"
         )
@@ -116,8 +127,10 @@ def read_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
     _check_last_judge(recipe, place)
     final = scorer(settings.final_judge, key="loop.final_judge")
     if settings.judge != PEOPLE:
+        if settings.judge.lower() == PEOPLE:
+            raise RecipeError(f"loop.judge: {settings.judge!r} is nobody; people on the page are written {PEOPLE}")
         scorer(settings.judge, key="loop.judge")
-    run = open_run(recipe, place)
+    run = open_run(recipe, place, cure=KEEP)
     asks = {"prompt", "instruction", "max_new_tokens"}  # an answer in a row of preference is one that was judged
     reader = Rl(**objective.model_dump(include=asks | {"answer", "messages"} if isinstance(objective, Rl) else asks))
     split = read_data(recipe.model_copy(update={"objective": reader}), offline=way.offline).split
@@ -125,11 +138,6 @@ def read_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
     _check_enough(recipe, prompts)
     longest = reader.bind(split.train, "decoder").max_new_tokens
     return UnderWay(recipe, run, way, prompts, longest, final)
-
-
-def named_rewards(objective: Rl) -> dict[str, float]:
-    """Each reward of an objective with its weight."""
-    return {objective.reward: 1.0} if isinstance(objective.reward, str) else objective.reward
 
 
 def _asked(part: list[Example]) -> list[Exercise]:
@@ -155,18 +163,9 @@ def _check_last_judge(recipe: Recipe, folder: Path) -> None:
     if not final:
         return  # `scorer` says what to write
     cure = "and so trains the policy; name another"
-    if _in_full(final) == _in_full(recipe.loop.judge):
+    if in_full(final) == in_full(recipe.loop.judge):
         raise RecipeError(f"loop.final_judge: {final} judges the rounds too, {cure}")
-    if isinstance(objective, Rl) and _in_full(final) in map(_in_full, named_rewards(objective)):
+    if isinstance(objective, Rl) and in_full(final) in map(in_full, objective.rewards):
         raise RecipeError(f"loop.final_judge: {final} is part of objective.reward, {cure}")
     if ":" not in final and Path(final).resolve().is_relative_to(folder.resolve()):
         raise RecipeError(f"loop.final_judge: {final} is learned in this loop, {cure}")
-
-
-def _in_full(judge: str) -> tuple[Path, str]:
-    """The file or run of a judge and the function in it, the same however they are written."""
-    place, colon, function = judge.rpartition(":")
-    if colon:
-        return Path(place if place.endswith(".py") else f"{place.replace('.', '/')}.py").resolve(), function
-    run = Path(judge).resolve()
-    return (run.parent if run.name == "model" else run), ""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tunesmith.data.files import write_whole
 from tunesmith.errors import Refused
+from tunesmith.feedback.preferences import PAIRS
 from tunesmith.inference.open import identify
 from tunesmith.model.device import choose_machine
 from tunesmith.model.sampling import Sampling
@@ -21,7 +22,7 @@ from tunesmith.workflows.loop_learn import enough, learned, votes_so_far, write_
 from tunesmith.workflows.loop_open import JSON, REPLIES, UnderWay, Way, open_loop
 from tunesmith.workflows.rewards import scorer
 from tunesmith.workflows.tune import Run
-from tunesmith.workflows.votes import summary_of
+from tunesmith.workflows.votes import preferred, summary_of
 
 HTML, START = "rlhf.html", "start.json"
 SIMULATED = "simulated"  # what the name of a rater says who is no person
@@ -62,17 +63,27 @@ def _rounds(loop: UnderWay) -> list[Round]:
             Round(
                 number=number,
                 answered_by=asked,
-                votes=summary_of(place / "votes.db"),
+                votes=summary_of(loop.votes(number)),
                 rows=len(rows),
                 learned=[_told(run) for run in runs],
                 over_start=over(start, own, loop.test, loop.final),
             )
         )
     if not rounds[-1].learned:
-        cure = "raise loop.temperature and give another --out, or bring votes with `tunesmith votes import`"
-        found = f"the votes of all rounds make {rounds[-1].rows} rows, too few to learn from"
-        raise Refused(f"{loop.folder}: {found}; {cure}")
+        raise Refused(f"{loop.folder}: {_too_few(loop, rounds)}")
     return rounds
+
+
+def _too_few(loop: UnderWay, rounds: list[Round]) -> str:
+    """Why there was nothing to learn from, and what to do."""
+    judge, judged = loop.settings.judge, sum(one.votes.judged for one in rounds)
+    undecided = sum(preferred(one_store, PAIRS).undecided for one_store in map(loop.votes, range(1, len(rounds) + 1)))
+    found = f"the votes of all rounds make {rounds[-1].rows} rows, too few to learn from"
+    if judge != PEOPLE and undecided == judged:
+        cure = "name one that does, or raise loop.temperature, and give another --out"
+        return f"{found}: {judge} decided none of {judged} pairs; {cure}"
+    cure = "raise loop.temperature and give another --out, or bring votes with `tunesmith votes import`"
+    return f"{found}: {undecided} of {judged} judged pairs are undecided; {cure}"
 
 
 def _judged(loop: UnderWay, model: str, place: Path, number: int) -> None:
@@ -88,10 +99,11 @@ def _judged(loop: UnderWay, model: str, place: Path, number: int) -> None:
         prompts=str(prompts),
         column="messages",
         rows=0,
-        store=place / "votes.db",
+        store=loop.votes(number),
         sampling=sampling,
         offline=way.offline,
         warmer="loop.temperature",
+        longer="objective.max_new_tokens",
     )
     panel = open_panel(wish, told=way.note)
     try:
