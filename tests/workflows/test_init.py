@@ -276,12 +276,40 @@ def test_axolotl_chats_name_their_column(alpaca: Path) -> None:
     assert made.recipe.objective.messages == "turns"  # type: ignore[union-attr]
 
 
+def test_axolotl_reward_model_learns_a_reward_and_what_its_data_set_says_is_not_lost(alpaca: Path) -> None:
+    made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"reward_model": True}))
+    assert made.recipe.objective.kind == "reward"
+    chat = {"type": "chat_template.default", "field_messages": "m", "field_chosen": "c", "field_rejected": "r"}
+    rest = {"rl": "dpo", "rl_beta": 0.3, "datasets": [{"path": "train.jsonl", "split": "train", **chat}]}
+    made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | rest))
+    assert made.recipe.objective.model_dump(include={"kind", "beta"}) == {"kind": "preference", "beta": 0.3}
+    assert {name for name in made.dropped if name.startswith("datasets: ")} == {f"datasets: {name}" for name in chat}
+
+
+def test_axolotl_grpo_is_carried_over_and_its_reward_is_to_be_named(alpaca: Path) -> None:
+    trl = {"beta": 0.01, "num_generations": 4, "max_completion_length": 64, "reward_funcs": ["r.f"], "use_vllm": True}
+    made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"rl": "grpo", "trl": trl}))
+    found = made.recipe.objective.model_dump(include={"kind", "beta", "group", "max_new_tokens"})
+    assert found == {"kind": "rl", "beta": 0.01, "group": 4, "max_new_tokens": 64}
+    assert made.dropped["trl.reward_funcs"].startswith("objective.reward takes a Python function of one attempt")
+    assert made.dropped["trl.use_vllm"] == "no counterpart here"
+    assert made.dropped["reward"].startswith("to be named as objective.reward")
+
+
+def test_llama_factorys_lead_and_answer_loss_are_carried_over(alpaca: Path) -> None:
+    rest = {"stage": "dpo", "pref_loss": "simpo", "simpo_gamma": 0.5, "pref_ftx": 0.2, "dataset": "train.jsonl"}
+    made = convert(write(alpaca.parent / "f.yaml", FACTORY | rest))
+    found = made.recipe.objective.model_dump(include={"form", "gamma", "nll"}, by_alias=True)
+    assert found == {"loss": "simpo", "gamma": 0.5, "nll": 0.2}
+
+
 def test_llama_factorys_ppo_stays_ppo_and_its_reward_model_is_named_with_what_to_give(alpaca: Path) -> None:
     rest = {"stage": "ppo", "dataset": "train.jsonl", "reward_model": "saves/rm", "gradient_accumulation_steps": 8}
     raw = {key: value for key, value in FACTORY.items() if key != "per_device_train_batch_size"}
     made = convert(write(alpaca.parent / "f.yaml", raw | rest))
     assert made.recipe.objective.model_dump()["algorithm"] == "ppo"
     assert made.dropped["reward_model"].startswith("objective.reward takes a run")
+    assert made.dropped["reward"].startswith("to be named as objective.reward")
     assert made.dropped["gradient_accumulation_steps"] == "schedule.batch_rows counts the rows of a whole step"
 
 

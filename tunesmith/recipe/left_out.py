@@ -8,6 +8,7 @@ AUTO = "measured and chosen at the start"
 ONE_DEVICE = "one process on one device is all there is"
 IN_PASSES = "the length is counted in passes: schedule.epochs"
 PACKED = "the rows of a pass always run one behind the other, and nothing is padded"
+UNNAMED = "to be named as objective.reward: a run of `objective: reward`, or a Python function of one attempt"
 # Keys without a counterpart, and why none is needed; a name that ends in * stands for all that begin so.
 LEFT_OUT: dict[str, str] = {
     "output_dir": "give the folder at the start: tunesmith tune RECIPE --out FOLDER",
@@ -76,6 +77,7 @@ LEFT_OUT: dict[str, str] = {
     "ddp_*": ONE_DEVICE,
     "local_rank": ONE_DEVICE,
     ACCUMULATION: OF_A_STEP,
+    "reward_funcs": "objective.reward takes a Python function of one attempt; TRL's completion is `attempt.text`",
     "reward_model": "objective.reward takes a run of `objective: reward`, a rule or a function of yours",
     "early_stopping_patience": "use schedule.patience",
     "strict": "unknown keys are always refused",

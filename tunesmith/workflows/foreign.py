@@ -13,7 +13,7 @@ import yaml
 from tunesmith.aliases import ACCUMULATION, ALIASES, PER_PASS, translate
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import make_recipe
-from tunesmith.recipe.left_out import why_left_out
+from tunesmith.recipe.left_out import UNNAMED, why_left_out
 from tunesmith.techniques import SHORTHANDS
 from tunesmith.workflows.draft import Draft
 
@@ -21,6 +21,10 @@ from tunesmith.workflows.draft import Draft
 STAGES = {"sft": "instruct", "pt": "domain", "rm": "reward", "ppo": "rl", "dpo": "preference", "kto": "preference"}
 LOSSES = {"sigmoid": "dpo", "hinge": "hinge", "ipo": "ipo", "kto_pair": "kto", "orpo": "orpo", "simpo": "simpo"}
 PREFERENCES = ("dpo", "ipo", "kto", "orpo", "simpo")
+# Their key -> ours, for preferences and for reinforcement; and of a data set, where its rows are.
+TUNED = {"pref_beta": "beta", "simpo_gamma": "gamma", "pref_ftx": "nll"}
+REINFORCED = {"beta": "beta", "num_generations": "group", "max_completion_length": "max_new_tokens"}
+PLACE = {"path", "data_files", "split", "ds_type"}
 ALPACA, CHATS, DOCUMENTS = ("alpaca",), ("sharegpt", "chat_template"), ("completion", "pretraining")
 
 
@@ -122,11 +126,23 @@ def _axolotl_rl(work: Conversion, rl: Any) -> None:
     if rl in PREFERENCES:
         work.put("objective", "kind", "preference", f"rl: {rl}")
         work.put("objective", "loss", rl, f"rl: {rl}")
-        for name in ("rl_beta", "dpo_beta"):
-            if (beta := work.take(name)) is not None:
-                work.put("objective", "beta", beta, name)
     elif rl:
         work.put("objective", "kind", "rl", f"rl: {rl}")
+        _reinforced(work, work.take("trl"))
+    elif work.raw.get("reward_model") is True:
+        work.put("objective", "kind", "reward", "reward_model: true")
+        work.take("reward_model")
+    for name in [name for name in ("rl_beta", "dpo_beta") if rl and name in work.raw]:
+        work.put("objective", "beta", work.take(name), name)
+
+
+def _reinforced(work: Conversion, trl: Any) -> None:
+    """What axolotl hands to TRL, and that the reward is to be named."""
+    given = dict(trl) if isinstance(trl, Mapping) else {}
+    for name in [name for name in REINFORCED if given.get(name) is not None]:
+        work.put("objective", REINFORCED[name], given.pop(name), f"trl.{name}")
+    work.dropped |= {f"trl.{name}": why_left_out(name) for name in given}
+    work.dropped["reward"] = UNNAMED
 
 
 def _axolotl_data(work: Conversion, entry: Mapping[str, Any]) -> None:
@@ -140,8 +156,12 @@ def _axolotl_data(work: Conversion, entry: Mapping[str, Any]) -> None:
         work.dropped["datasets: split"] = f"a slice of a split ({split}): use data.rows"
     if "train" not in work.ours["data"]:
         work.put("data", "train", path, "datasets: path")
-    kind = entry.get("type")
-    if "kind" in work.ours["objective"]:
+    kind, base = entry.get("type"), str(entry.get("type") or "").partition(".")[0]
+    judged = "kind" in work.ours["objective"]
+    read = PLACE if judged else {*PLACE, "type", *(["field_messages"] if base in CHATS else [])}
+    for name in sorted(set(entry) - read):
+        work.dropped[f"datasets: {name}"] = f"{entry[name]}: the form of the rows is detected, look at tune --dry-run"
+    if judged:
         return
     if isinstance(kind, Mapping):
         parts = {"prompt": kind.get("field_instruction"), "answer": kind.get("field_output")}
@@ -149,7 +169,6 @@ def _axolotl_data(work: Conversion, entry: Mapping[str, Any]) -> None:
         if all(parts.values()) and not kind.get("field_input"):
             work.ours["objective"] |= parts
         return
-    base = str(kind or "").partition(".")[0]
     work.put("objective", "kind", "domain" if base in DOCUMENTS else "instruct", f"datasets: type: {kind}")
     if base in CHATS and entry.get("field_messages"):
         work.put("objective", "messages", entry["field_messages"], "datasets: field_messages")
@@ -163,11 +182,12 @@ def _factory(work: Conversion) -> None:
     work.put("objective", "kind", STAGES.get(stage, stage), f"stage: {stage}")
     if stage == "ppo":
         work.put("objective", "algorithm", "ppo", "stage: ppo")
-    loss, beta = work.take("pref_loss"), work.take("pref_beta")
+        work.dropped["reward"] = UNNAMED
     if stage in ("dpo", "kto"):
+        loss = work.take("pref_loss")
         work.put("objective", "loss", LOSSES.get(str(loss), "dpo") if stage == "dpo" else "kto", "pref_loss")
-        if beta is not None:
-            work.put("objective", "beta", beta, "pref_beta")
+        for name in [name for name in TUNED if name in work.raw]:
+            work.put("objective", TUNED[name], work.take(name), name)
     names = str(work.take("dataset") or "").split(",")
     if (first := names[0].strip()) and "train" not in work.ours["data"]:
         file, columns = _listed(work, first)
