@@ -38,7 +38,7 @@ def test_votes_come_in_are_summed_up_and_go_out(command: Command, store: Path, t
     assert (page["items"], page["judged"], page["at_random"]) == (4, 4, [])
     assert [(duel["models"], duel["won"]) for duel in page["duels"]] == [(["a", "b"], 1.0)]
     text = command("votes", "summary", store).out
-    assert "4 of 4 prompts are judged" in text
+    assert "judged: 4 of 4 prompts (" in text
     assert "a against b" in text
     out = tmp_path / "out.jsonl"
     done = command("votes", "export", store, out, "--json")
@@ -96,3 +96,28 @@ def test_a_run_that_labels_is_refused(command: Command, encoder_run: Path, tmp_p
     assert (done.code, done.out) == (2, "")
     assert "people judge written answers" in done.err
     assert not (tmp_path / "v.db").exists()
+
+
+def test_one_of_a_thing_is_told_as_one_and_a_name_stands_on_one_line(command: Command, tmp_path: Path) -> None:
+    path, row = tmp_path / "votes.db", {"prompt": "p", "chosen": "a", "rejected": "b", "raters": ["Ana\nMaria", "Bo"]}
+    done = command("votes", "import", path, write_rows(tmp_path / "in.jsonl", [row | {"raters": ["Ana\nMaria"]}]))
+    assert done.out.strip() == f"{path}: 1 vote added with 1 new item; 0 stood there already"
+    command("votes", "import", path, write_rows(tmp_path / "in.jsonl", [row]))
+    text = command("votes", "summary", path).out
+    assert "judged: 1 of 1 prompt (" in text
+    assert "judged by several: 1 prompt; they agree" in text
+    assert "Ana Maria" in text
+
+
+def test_an_empty_file_is_no_store_and_stays_empty(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "votes.db"
+    path.touch()
+    done = command("votes", "summary", path)
+    assert (done.code, path.stat().st_size) == (2, 0)
+    assert "votes.db: empty, no file of votes" in done.err
+
+
+def test_a_name_longer_than_rows_may_have_is_refused(command: Command, tmp_path: Path) -> None:
+    done = command("votes", "import", tmp_path / "v.db", write_rows(tmp_path / "in.jsonl", PAIRS), "--rater", "x" * 201)
+    assert done.code == 2
+    assert "--rater: 201 characters; a name has at most 200" in done.err

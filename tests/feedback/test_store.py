@@ -164,6 +164,31 @@ def test_a_store_of_a_newer_version_is_refused(store: VoteStore):
         VoteStore(store.path, what="labels")
 
 
+@pytest.mark.parametrize(
+    ("kind", "body", "finding"),
+    [
+        ("vote", "{", "event 1: Expecting property name"),
+        ("vote", "{}", "event 1, vote, lacks label"),
+        ("item", "[]", "event 1, item, lacks answers, by, gold, turns"),
+    ],
+)
+def test_an_event_that_is_not_what_was_written_is_told_with_its_number(
+    store: VoteStore, kind: str, body: str, finding: str
+):
+    store._db.execute("insert into events (at, rater, kind, item, body) values (1, 'A', ?, 'x', ?)", (kind, body))
+    with pytest.raises(DataError, match=rf"votes.db: damaged inside \({finding}.*; go on with a copy from before"):
+        store.since()
+
+
+def test_a_store_whose_pages_are_damaged_is_said_to_be_damaged(store: VoteStore):
+    store.append(Entry("Ana", "vote", "x", {"label": "a"}))
+    store.close()
+    whole = store.path.read_bytes()
+    store.path.write_bytes(whole[:100] + b"\xff" * (len(whole) - 100))
+    with pytest.raises(DataError, match=r"votes.db: damaged inside \(database disk image is malformed\)"):
+        VoteStore(store.path, what="labels")
+
+
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path):
     with pytest.raises(DataError, match="cannot keep votes here"):
         VoteStore(tmp_path / "nowhere" / "votes.db", what="labels")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import UsageError, add_common, add_schema
 from tunesmith.cli.terminal import publish, show, show_table
-from tunesmith.report.figures import NONE, p_value, share
+from tunesmith.report.figures import NONE, p_value, several, share
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -67,7 +67,8 @@ def export(args: argparse.Namespace) -> int:
         raise UsageError(f"FILE: {out} is not named as JSON lines, which are written; end it in .jsonl")
     done = export_votes(args.store, out, format=args.format, without=args.without)
     if not publish({"file": out, **asdict(done)}, args):
-        show(f"{done.rows} rows ({done.format}) in {out}; {done.undecided} judged prompts prefer nothing")
+        undecided = several(done.undecided, "judged prompt")
+        show(f"{several(done.rows, 'row')} ({done.format}) in {out}; without a preference: {undecided}")
         run = args.store.parent
         start = f" --model {shlex.quote(str(run))}" if (run / "model").is_dir() else ""
         show(f"next:\n  tunesmith tune {shlex.quote(str(out))} --objective preference{start}")
@@ -80,7 +81,8 @@ def bring(args: argparse.Namespace) -> int:
 
     done = import_votes(args.store, _file(args), rater=args.rater, offline=args.offline)
     if not publish({"store": args.store, **asdict(done)}, args):
-        show(f"{done.votes} votes on {done.items} new items in {args.store}; {done.known} stood there already")
+        added = f"{several(done.votes, 'vote')} added with {several(done.items, 'new item')}"
+        show(f"{args.store}: {added}; {done.known} stood there already")
     return 0
 
 
@@ -91,7 +93,7 @@ def summary(args: argparse.Namespace) -> int:
     page = summary_of(args.store, without=args.without)
     if publish(page.model_dump(mode="json"), args):
         return 0
-    show(f"{page.judged} of {page.items} prompts are judged ({_counts(page.votes)})")
+    show(f"judged: {page.judged} of {several(page.items, 'prompt')} ({_counts(page.votes)})")
     if page.models:
         show_table(MODELS, [_model(one) for one in page.models])
     if page.duels:
@@ -127,7 +129,7 @@ def _rater(one: Rater) -> tuple[str, ...]:
     seconds = "" if one.seconds is None else f"{one.seconds:.1f}"
     planted = f"{share(one.gold.right)} of {one.gold.items}" if one.gold.items else ""
     return (
-        one.rater, str(one.votes), share(one.position.left), seconds, share(one.too_fast), planted,
+        _line(one.rater), str(one.votes), share(one.position.left), seconds, share(one.too_fast), planted,
         share(one.agreed), share(one.by_chance),
     )  # fmt: skip
 
@@ -137,15 +139,21 @@ def _sayings(page: Summary) -> Iterator[str]:
     found = page.agreement
     if found.items and found.same is not None:
         alpha = "not defined" if found.alpha is None else f"{found.alpha:.2f}"
-        said = f"{found.items} prompts were judged by several: they agree in {share(found.same)}"
-        yield f"{said}, Krippendorff's alpha {alpha}"
+        agreed = f"they agree in {share(found.same)}, Krippendorff's alpha {alpha}"
+        yield f"judged by several: {several(found.items, 'prompt')}; {agreed}"
     if page.position.p_value is not None and page.position.left is not None:
         side = page.position
-        yield f"the left answer was chosen in {share(side.left)} of {side.votes} votes ({p_value(side.p_value)})"
+        chosen = f"{share(side.left)} of {several(side.votes, 'vote')}"
+        yield f"the left answer was chosen in {chosen} ({p_value(side.p_value)})"
     for one in page.raters:
         for reason in one.reasons:
             cure = f"leave the votes out with --without {shlex.quote(one.rater)}"
-            yield f"{one.rater} seems to click at random: {reason}; {cure}"
+            yield f"{_line(one.rater)} seems to click at random: {reason}; {cure}"
+
+
+def _line(name: str) -> str:
+    """A name on one line."""
+    return " ".join(name.split())
 
 
 def _bounds(interval: tuple[float, float] | None) -> str:

@@ -22,6 +22,11 @@ from tunesmith.errors import DataError
 APPLICATION, FORMAT = 0x54536D56, 1
 HEADER = b"SQLite format 3\0"
 BUSY_SECONDS = 10.0
+# Kind of an event -> what its body holds.
+HOLDS = {
+    "vote": {"label"}, "word": {"label"}, "undo": {"of"},
+    "item": {"turns", "answers", "by", "gold"}, "answer": {"text", "by", "weights", "drawing"},
+}  # fmt: skip
 SCHEMA = (
     "create table if not exists about (key text primary key, value text not null)",
     """create table if not exists events (
@@ -91,6 +96,8 @@ class VoteStore:
                 self._db.close()
                 raise
         except (OSError, sqlite3.Error) as error:
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+                raise DataError(_damaged(path, str(error))) from error
             cure = "name a file of votes in a folder that can be written"
             raise DataError(f"{path}: cannot keep votes here ({error}); {cure}") from error
 
@@ -125,10 +132,27 @@ class VoteStore:
         return made
 
     def since(self, after: int = 0) -> list[Event]:
-        """The events after that number, in the order in which they happened."""
-        with self._lock:
-            found = self._db.execute("select * from events where number > ? order by number", (after,)).fetchall()
-        return [Event(number, at, rater, kind, item, json.loads(body)) for number, at, rater, kind, item, body in found]
+        """The events after that number, in the order in which they happened. Raises DataError for damaged ones."""
+        try:
+            with self._lock:
+                found = self._db.execute("select * from events where number > ? order by number", (after,)).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise DataError(_damaged(self.path, str(error))) from error
+        return [
+            Event(number, at, rater, kind, item, self._body(number, kind, body))
+            for number, at, rater, kind, item, body in found
+        ]
+
+    def _body(self, number: int, kind: str, body: str) -> dict[str, Any]:
+        """What an event says. Raises DataError where it is not what was written."""
+        try:
+            found = json.loads(body)
+        except (ValueError, TypeError) as error:
+            raise DataError(_damaged(self.path, f"event {number}: {error}")) from error
+        lacks = HOLDS.get(kind, set()) - set(found if isinstance(found, dict) else ())
+        if lacks or not isinstance(found, dict):
+            raise DataError(_damaged(self.path, f"event {number}, {kind}, lacks {', '.join(sorted(lacks))}"))
+        return found
 
     def lease(self, item: str, who: Who, *, places: int, seconds: float) -> bool:
         """Whether the tab may look at the item now, with at most `places` people at it; it lets go of any other.
@@ -182,6 +206,10 @@ class VoteStore:
             except sqlite3.OperationalError as error:
                 cure = "end what holds it or make room, then try again"
                 raise Unwritten(f"{self.path}: cannot be written ({error}); {cure}") from error
+
+
+def _damaged(path: Path, finding: str) -> str:
+    return f"{path}: damaged inside ({finding}); go on with a copy from before, or name another file of votes"
 
 
 def _check_header(path: Path) -> None:

@@ -70,6 +70,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
+def several(number: int, noun: str) -> str:
+    """So many of what a noun names: 1 vote, 2 votes."""
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def size(value: float) -> str:
     """Bytes in a unit that reads well."""
     for unit in ("B", "kB", "MB"):

@@ -12,7 +12,16 @@ from tunesmith.data.files import write_whole
 from tunesmith.data.rows import read_rows, refuse
 from tunesmith.errors import DataError, Refused
 from tunesmith.feedback.items import FIRST, OWN, SECOND, Item, prompt_key, read_items
-from tunesmith.feedback.preferences import PAIRS, THUMBS, Brought, VoteRows, pair_rows, read_votes, thumb_rows
+from tunesmith.feedback.preferences import (
+    LONGEST_NAME,
+    PAIRS,
+    THUMBS,
+    Brought,
+    VoteRows,
+    pair_rows,
+    read_votes,
+    thumb_rows,
+)
 from tunesmith.feedback.store import Entry, Event, VoteStore
 from tunesmith.feedback.summary import Summary, summarise
 from tunesmith.feedback.votes import VOTE, Votes
@@ -72,6 +81,8 @@ def import_votes(path: Path, source: str, *, rater: str = "", offline: bool = Fa
     Raises DataError for rows that judge nothing, for a person who says two things about the same answers, and for
     prompts that are not those of the store.
     """
+    if len(rater) > LONGEST_NAME:
+        raise DataError(f"--rater: {len(rater)} characters; a name has at most {LONGEST_NAME}")
     brought = _named(read_votes(read_rows(source, offline=offline), rater=rater), Path(source).name)
     store = VoteStore(path, what=WHAT)
     try:
@@ -100,6 +111,8 @@ def read_events(path: Path) -> list[Event]:
     """All that happened in a store. Raises DataError where there is none."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; `tunesmith feedback` says where it keeps the votes")
+    if not path.stat().st_size:
+        raise DataError(f"{path}: empty, no file of votes; `tunesmith feedback` says where it keeps them")
     store = VoteStore(path, what=WHAT)
     try:
         return store.since()
