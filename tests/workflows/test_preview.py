@@ -106,6 +106,17 @@ def test_learned_text_stands_in_brackets_or_in_colour(tiny_llama: Path, answers:
     assert "\x1b[1;32m[red]it is" in coloured
 
 
+def test_the_two_answers_of_a_pair_are_told_apart(tiny_llama: Path, tmp_path: Path) -> None:
+    lines = [{"prompt": f"number {i}", "chosen": f"it is {i}", "rejected": f"no idea, {i}"} for i in range(40)]
+    pairs = write_rows(tmp_path / "pairs.jsonl", lines)
+    made = preview(recipe(tiny_llama, pairs, objective="preference"), rows=1)
+    assert [*dict.fromkeys(piece.side for piece in made.rows[0].pieces)] == ["preferred", "other"]
+    better, other = drawn(made).split("\nother:\n")
+    assert better.splitlines()[1] == "preferred:"
+    assert "[[it is" in better
+    assert "[[no idea" in other
+
+
 def test_two_beginnings_are_a_fault(tiny_llama: Path) -> None:
     template = Template(load_base(str(tiny_llama)).tokenizer)
     twice = [Tokens([1, 1, 5], [False] * 3), Tokens([1, 5], [False] * 2)]

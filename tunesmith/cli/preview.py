@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tunesmith.workflows.preview import Preview, RowPreview
 
-LEARNED = "bold green"
+LEARNED, NEWLINE = "bold green", "\n"
 
 
 def show(preview: Preview, args: argparse.Namespace) -> int:
@@ -58,9 +58,12 @@ def _row(row: RowPreview, *, coloured: bool) -> Any:
     """One row as rich text; nothing in it is taken for markup."""
     from rich.text import Text
 
-    whole = Text()
+    whole, side = Text(), ""
     for piece in row.pieces:
         text = clean(piece.text)
+        if piece.side != side:
+            side = piece.side
+            whole.append(f"{'' if not whole or whole.plain.endswith(NEWLINE) else NEWLINE}{side}:\n", style="dim")
         if not piece.learned:
             whole.append(text)
         elif coloured:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -15,15 +15,20 @@ from tunesmith.recipe import Recipe
 from tunesmith.workflows.prepare import Prepared, masking_of, prepare
 from tunesmith.workflows.room import cut_at
 
+SIDES = ("preferred", "other")
 NAMED = 20  # places of rows that are listed before they are only counted
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A stretch of a row that is learned, or is not, as it would be read back from its ids."""
+    """A stretch of a row that is learned, or is not, as it would be read back from its ids.
+
+    Of two answers that are compared, `side` says which one it belongs to.
+    """
 
     text: str
     learned: bool
+    side: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +112,13 @@ def _nobody(event: dict[str, Any]) -> None:
 
 def _shown(row: Encoded, prepared: Prepared, masking: Masking | None) -> RowPreview:
     """A row in pieces; of a pair, one sequence after the other."""
-    pieces = tuple(piece for tokens in _seen(row, masking) for piece in pieces_of(tokens, prepared.template))
+    seen = _seen(row, masking)
+    sides = SIDES if prepared.recipe.objective.kind in ("preference", "reward") and len(seen) == 2 else [""] * len(seen)
+    pieces = tuple(
+        replace(piece, side=side)
+        for tokens, side in zip(seen, sides, strict=True)
+        for piece in pieces_of(tokens, prepared.template)
+    )
     names = prepared.recipe.objective.labels if prepared.recipe.objective.kind == "classify" else ()
     label = ", ".join(name for name, yes in zip(names, row.label, strict=False) if yes)
     return RowPreview(row.where, pieces, row.length, label)
