@@ -137,10 +137,7 @@ def _function(name: str, key: str) -> Callable[[Attempt], Any]:
     place, _, wanted = name.rpartition(":")
     try:
         module = _module(place)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a module is a program of the user's: whatever it raises is its own finding
+    except (Exception, SystemExit) as error:  # a module is a program of the user's: what it raises is its finding
         said = " ".join(str(error).split()) or type(error).__name__
         raise RecipeError(f"{key}: {place} cannot be imported ({type(error).__name__}: {said})") from error
     found = getattr(module, wanted, None)
