@@ -72,7 +72,7 @@ def test_a_model_that_is_missing_warns_and_a_damaged_one_fails(tmp_path: Path, m
 
 
 def test_doctor_exits_1_on_a_failure(command: Command, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "all_checks", lambda: [doctor.Check("x", FAIL, "broken", "mend it")])
+    monkeypatch.setattr(doctor, "all_checks", lambda: [doctor.DoctorCheck("x", FAIL, "broken", "mend it")])
     done = command("doctor")
     assert done.code == 1
     assert done.out.splitlines() == ["fail  x  broken", "         cure: mend it"]
@@ -82,7 +82,10 @@ def test_a_long_finding_is_wrapped_and_a_cure_stands_on_its_own_line_only_where_
     command: Command, monkeypatch: pytest.MonkeyPatch
 ):
     long = "12.3 GB free at " + " and ".join(["a/folder/of/some/depth"] * 6)
-    checks = [doctor.Check("disk for models", OK, long), doctor.Check("x", WARN, "odd", "pip install 'odd>=2'")]
+    checks = [
+        doctor.DoctorCheck("disk for models", OK, long),
+        doctor.DoctorCheck("x", WARN, "odd", "pip install 'odd>=2'"),
+    ]
     monkeypatch.setattr(doctor, "all_checks", lambda: checks)
     lines = command("doctor").out.splitlines()
     assert max(map(len, lines)) <= 80

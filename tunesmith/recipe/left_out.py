@@ -8,6 +8,7 @@ AUTO = "measured and chosen at the start"
 ONE_DEVICE = "one process on one device is all there is"
 IN_PASSES = "the length is counted in passes: schedule.epochs"
 PACKED = "the rows of a pass always run one behind the other, and nothing is padded"
+UNKNOWN = "no counterpart here"
 UNNAMED = "to be named as objective.reward: a run of `objective: reward`, or a Python function of one attempt"
 # Keys without a counterpart, and why none is needed; a name that ends in * stands for all that begin so.
 LEFT_OUT: dict[str, str] = {

@@ -13,7 +13,7 @@ import yaml
 from tunesmith.aliases import ACCUMULATION, ALIASES, PER_PASS, translate
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import make_recipe
-from tunesmith.recipe.left_out import UNNAMED, why_left_out
+from tunesmith.recipe.left_out import UNKNOWN, UNNAMED, why_left_out
 from tunesmith.techniques import SHORTHANDS
 from tunesmith.workflows.draft import Draft
 
@@ -67,7 +67,7 @@ def convert(path: Path, *, data: str = "", changes: Sequence[str] = ()) -> Draft
     known = {*ALIASES, "seed", *([ACCUMULATION] if set(PER_PASS) & set(work.raw) else [])}
     kept = {name: work.raw[name] for name in work.raw if name in known}
     for name in sorted(set(work.raw) - set(kept)):
-        work.dropped[name] = why_left_out(name) or "no counterpart here"
+        work.dropped[name] = why_left_out(name) or UNKNOWN
     values, notes = translate({**work.ours, **kept})
     for note in notes:
         name, _, became = note.partition(" -> ")
@@ -141,7 +141,7 @@ def _reinforced(work: Conversion, trl: Any) -> None:
     given = dict(trl) if isinstance(trl, Mapping) else {}
     for name in [name for name in REINFORCED if given.get(name) is not None]:
         work.put("objective", REINFORCED[name], given.pop(name), f"trl.{name}")
-    work.dropped |= {f"trl.{name}": why_left_out(name) for name in given}
+    work.dropped |= {f"trl.{name}": why_left_out(name) or UNKNOWN for name in given}
     work.dropped["reward"] = UNNAMED
 
 
