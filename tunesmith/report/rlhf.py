@@ -11,6 +11,7 @@ from tunesmith.evaluation.resampling import ALPHA, FEWEST
 from tunesmith.evaluation.tasks import TaskScore
 from tunesmith.evaluation.winrate import WinRate
 from tunesmith.feedback.summary import Summary
+from tunesmith.report.figures import p_value, share
 from tunesmith.report.html import environment
 
 
@@ -86,10 +87,10 @@ def verdict_of(rounds: list[Round]) -> str:
     plain = _side(last.ci95) if last.p_value < ALPHA else 0
     # An interval drawn from hardly any pairs that were decided is sure of itself whatever they say.
     controlled = _side(last.controlled_ci95) if last.n - last.ties >= FEWEST else 0
-    raw = f"{last.rate:.1%} of {last.n} held-out prompts, {last.ties} ties, p = {last.p_value:.3f}"
+    raw = f"{share(last.rate)} of {last.n} held-out prompts, {last.ties} ties, {p_value(last.p_value)}"
     return (
-        f"{_word(plain, controlled)}: preferred over the start in {last.controlled:.1%} "
-        f"with lengths made equal (95 % {low:.1%} to {high:.1%}; as they are {raw})"
+        f"{_word(plain, controlled)}: preferred over the start in {share(last.controlled)} "
+        f"with lengths made equal (95\N{NO-BREAK SPACE}% {share(low)} to {share(high)}; as they are {raw})"
     )
 
 
