@@ -250,3 +250,9 @@ def test_prompt_and_completion_may_be_turns_and_functions_are_tools():
     asked, said = TURNS[:1], TURNS[1:]
     assert of({"prompt": asked, "completion": said})["format"] == "prompt_completion"
     assert of({"messages": TURNS, "functions": []})["tools"] == "functions"
+
+
+def test_the_older_name_of_tools_is_read_beside_an_instruction_too():
+    fields = {"instruction": "ring", "output": "done", "functions": [{"name": "ring", "parameters": {}}]}
+    found = detect([Row(f"a.jsonl:{n}", fields | {"instruction": f"ring {n}"}) for n in range(20)])
+    assert found.columns["tools"] == "functions"

@@ -226,7 +226,7 @@ def _alpaca(sample: _Sample) -> Format | None:
     prompt, answer = sample.column(["instruction"], is_text), sample.column(ANSWERS, is_text)
     if prompt is None or answer is None:
         return None
-    extra = sample.optional(input=INPUTS, system=SYSTEMS, tools=["tools"])
+    extra = sample.optional(input=INPUTS, system=SYSTEMS, tools=TOOLS)
     if history := sample.column(["history"], is_history):
         extra["history"] = history
     return Format("alpaca", "instruct", {"prompt": prompt, **extra, "answer": answer})
@@ -237,7 +237,7 @@ def _prompt_completion(sample: _Sample) -> Format | None:
         prompt, answer = sample.column([prompt_name], is_answer), sample.column([answer_name], is_answer)
         if prompt is None or answer is None:
             continue
-        extra = sample.optional(system=SYSTEMS, tools=["tools"])
+        extra = sample.optional(system=SYSTEMS, tools=TOOLS)
         beside = sample.column(INPUTS[1:], is_text)
         given = {"input": beside} if beside and beside not in (prompt, answer) else {}
         return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, **given, "answer": answer})

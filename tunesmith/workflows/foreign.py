@@ -129,9 +129,8 @@ def _axolotl_rl(work: Conversion, rl: Any) -> None:
     elif rl:
         work.put("objective", "kind", "rl", f"rl: {rl}")
         _reinforced(work, work.take("trl"))
-    elif work.raw.get("reward_model") is True:
+    elif work.raw.get("reward_model") is True and work.take("reward_model"):
         work.put("objective", "kind", "reward", "reward_model: true")
-        work.take("reward_model")
     for name in [name for name in ("rl_beta", "dpo_beta") if rl and name in work.raw]:
         work.put("objective", "beta", work.take(name), name)
 
