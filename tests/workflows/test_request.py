@@ -304,3 +304,9 @@ def test_places_that_no_disk_can_hold_and_pages_in_utf16_are_one_line(reviews: P
     page.write_text("objective: domain\n", encoding="utf-16")
     with pytest.raises(RecipeError, match="not UTF-8; save the file as UTF-8"):
         request(page)
+
+
+def test_a_technique_in_capitals_with_a_slip_is_told_the_nearest(tmp_path: Path):
+    (tmp_path / "recipe.yaml").write_text("data: {train: x.jsonl}\nobjective: domain\ntechnique: PREFX\n")
+    with pytest.raises(RecipeError, match="unknown kind 'PREFX', did you mean 'prefix'"):
+        request(tmp_path / "recipe.yaml")

@@ -83,7 +83,7 @@ def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[
         short = shorthands.get(kind, {})
         value = {**short, **value, "kind": short.get("kind", kind)}
         if value.get("kind") not in kinds:
-            raise ValueError(f"unknown kind {kind!r}{nearest(kind, known)}; known: {', '.join(known)}")
+            raise ValueError(f"unknown kind {kind!r}{nearest(kind.lower(), known)}; known: {', '.join(known)}")
         return value
 
     return BeforeValidator(read)
