@@ -136,7 +136,7 @@ def listening(
     from tunesmith.web.serve import server
     from tunesmith.workflows.thumbs import FILE, Thumbs
 
-    thumbs = Thumbs(lambda name: rooms[name] / FILE)
+    thumbs = Thumbs(lambda name: rooms[name.partition("/")[0]] / FILE)
     app = Api(engine, splits=Splits(splits or {}), metrics=Metrics(), thumbs=thumbs).app()
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]

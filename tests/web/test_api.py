@@ -12,7 +12,8 @@ import httpx
 import openai
 import pytest
 
-from tests.served import HEAD, LABELS, Served, save_run, served
+from tests.bases import labelled
+from tests.served import HEAD, LABELS, WRITES, Served, save_run, served
 from tunesmith.cli.serve import folder_of
 from tunesmith.data.examples import Message
 from tunesmith.feedback.votes import VOTE
@@ -20,6 +21,8 @@ from tunesmith.inference.ask import Ask
 from tunesmith.inference.folder import load
 from tunesmith.model.device import ChosenMachine
 from tunesmith.model.sampling import Sampling
+from tunesmith.objectives import Classify, Multitask
+from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import Ia3, Lora
 from tunesmith.web.api import FOLDERS
 from tunesmith.web.pieces import Pieces
@@ -284,6 +287,33 @@ def test_thumbs_for_the_base_land_beside_those_of_the_first_run(tmp_path: Path):
     sources = {"one": [tmp_path / "one"], "two": [tmp_path / "two", tmp_path / "newer"]}
     assert folder_of("two", sources) == tmp_path / "two"
     assert folder_of("smollm2-135m", sources) == tmp_path / "one"
+
+
+def test_each_task_of_a_run_that_learned_several_is_a_model_of_its_own(tmp_path: Path):
+    parts = {"mood": LABELS.bind(labelled(4), "decoder"), "lines": WRITES, "kind": Classify(output="linear")}
+    parts["kind"] = parts["kind"].bind(labelled(3), "decoder")
+    tasks = {name: TaskSection(data=TaskRows(train="x.jsonl"), objective=part) for name, part in parts.items()}
+    run = save_run(tmp_path / "three", Lora(rank=4), Multitask(tasks=tasks))
+    thumb = {"messages": [{"role": "user", "content": "hi"}], "answer": "ho", "good": True}
+    with served({"three": [run]}) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30)
+        names = [f"three/{name}" for name in parts]
+        assert {model.id for model in client.models.list()} == {"three", *names, "llama"}
+        assert client.models.retrieve("three/mood").model_extra["labels"] == list(parts["mood"].labels)
+        alone = load(run)
+        for name in ("mood", "kind"):
+            body = {"model": f"three/{name}", "input": list(QUESTIONS)}
+            told = httpx.post(f"{server.url}/classify", json=body).json()["data"]
+            for one, wanted in zip(told, alone.classify(QUESTIONS, task=name), strict=True):
+                assert one["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-4)
+        wanted_text = alone.reply([Message("user", "hi")], task="lines").text
+        assert chat(client, "hi", "three/lines").choices[0].message.content == wanted_text
+        assert httpx.post(f"{server.url}/feedback", json={"model": "three/lines", **thumb}).json() == {"kept": True}
+        assert (
+            "was not tuned to label" in httpx.post(f"{server.url}/classify", json={"model": "three", "input": "a"}).text
+        )
+        assert server.bugs == []
+    assert folder_of("three/lines", {"one": [tmp_path], "three": [run]}) == run
 
 
 def test_with_a_token_every_route_asks_for_it(runs: Path):

@@ -176,4 +176,5 @@ def test_a_folder_that_holds_something_else_is_left_alone(decoder: Path, tmp_pat
 )
 def test_a_score_may_move_by_one_row_or_by_the_bound(form: str, score: float, said: tuple[str, ...]):
     found = ProgramAgreement("accuracy", 100, 1.0, 1.0, score_original=0.90, score_export=score)
-    assert faults(found, form) == said
+    assert faults({"": found}, form) == said
+    assert faults({"french": found}, form) == tuple(f"french: {one}" for one in said)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,12 @@ from tests.workflows.conftest import answers, reviews, tune
 from tests.workflows.test_domain import pages
 from tests.workflows.test_judged import pairs
 from tests.workflows.test_tune import digests, stop_after
-from tunesmith.errors import RecipeError
+from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.inference.folder import load, read_about
 from tunesmith.recipe import Recipe, check_pair, load_recipe, make_recipe
 from tunesmith.report.diff import diff_runs
 from tunesmith.report.html import write_reports
+from tunesmith.report.predictions import read_predictions
 from tunesmith.report.schema import Style
 from tunesmith.report.terminal import render
 from tunesmith.training.fit import Interrupted
@@ -122,11 +124,29 @@ def test_the_gate_on_the_gain_holds_for_each_task(tmp_path: Path):
     assert [gate.split(" moved")[0] for gate in broken] == ["min_delta: mood: accuracy", "min_delta: field: perplexity"]
 
 
-def test_a_run_of_several_tasks_is_exported_and_compared_on_its_first(tmp_path: Path):
+def test_a_run_of_several_tasks_is_exported_and_compared_on_each(tmp_path: Path):
     made = mixed(tmp_path, tasks=("count", "field"), schedule={"probe": False, "epochs": 1})
     run = tune(made, tmp_path / "run")
+    rows = Counter(row.task for row in read_predictions(run.folder))
     found = export(run.folder, ExportRequest.of("merged"), out=None, listen=print)
-    assert found.faults == ()
+    assert (found.faults, found.metric) == ((), run.report.task.metric)
+    assert found.rows == sum(min(count, 32) for count in rows.values())
+
+
+def test_runs_of_several_tasks_differ_by_the_task_that_is_named(tmp_path: Path):
+    made = mixed(tmp_path, tasks=("mood", "count"), schedule={"probe": False, "epochs": 0.5}, controls=True)
+    run = tune(made, tmp_path / "run")
+    assert diff_runs(run.folder, run.folder).metric == "accuracy"
+    count = diff_runs(run.folder, run.folder, "count")
+    rows = [row for row in read_predictions(run.folder) if row.task == "count"]
+    assert (count.n, count.delta, count.metric) == (len(rows), 0, "rouge_l")
+    with pytest.raises(CheckpointError, match="it has no task 'french'; name one of: mood, count"):
+        diff_runs(run.folder, run.folder, "french")
+    alone = tune(made.parts["count"], tmp_path / "alone")
+    beside = diff_runs(alone.folder, run.folder, "count")
+    assert (beside.n, beside.score_b) == (len(rows), count.score_b)
+    with pytest.raises(CheckpointError, match="both runs are of one task; leave it out"):
+        diff_runs(alone.folder, alone.folder, "count")
 
 
 def test_tasks_of_an_encoder_keep_a_head_each(tmp_path: Path):

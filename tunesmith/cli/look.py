@@ -25,7 +25,7 @@ def run_diff(args: argparse.Namespace, words: Sequence[str]) -> int:
 
     if len(words) != 2:
         raise UsageError(f"runs diff: two runs are compared, found {len(words)}; write `tunesmith runs diff A B`")
-    found = diff_runs(Path(words[0]), Path(words[1]))
+    found = diff_runs(Path(words[0]), Path(words[1]), args.task)
     if not publish(found.model_dump(mode="json"), args):
         for line in lines(found):
             show(line)
@@ -45,6 +45,7 @@ def add(commands: Commands) -> None:
         metavar="FOLDER | diff A B",
         help="where the runs lie (default: runs), or two runs to compare",
     )
+    runs.add_argument("--task", default="", metavar="NAME", help="diff: by which task of runs that learned several")
     add_common(runs)
     runs.set_defaults(run=run_runs)
     models = commands.add_parser("models", help="the models that are always there")

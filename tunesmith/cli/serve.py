@@ -27,9 +27,9 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "serve",
         help="answer programs, with OpenAI's API; several runs over one base",
-        description="Each run is a model under its folder's name, or NAME=RUN; the same name again is a newer version, "
-        "and /admin/rollback goes back. Runs over the same base share it in memory. A .gguf file is answered by "
-        "llama.cpp. Ctrl-C ends what was begun first.",
+        description="Each run is a model under its folder's name, or NAME=RUN, and each task of a run of several is "
+        "NAME/TASK. The same name again is a newer version, and /admin/rollback goes back. Runs over the same base "
+        "share it in memory. A .gguf file is answered by llama.cpp. Ctrl-C ends what was begun first.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, a .gguf file, or NAME=either")
     text = "what answers (default: llamacpp where a .gguf file is named, which of a run takes its GGUF export)"
@@ -158,7 +158,7 @@ def sources_of(runs: list[str]) -> dict[str, list[Path]]:
 
 def folder_of(name: str, sources: dict[str, list[Path]]) -> Path:
     """Where the thumbs of a model are kept: a base has no folder of its own, and shares that of the first run."""
-    return sources.get(name, next(iter(sources.values())))[0]
+    return sources.get(name.partition("/")[0], next(iter(sources.values())))[0]
 
 
 def shares_of(given: list[str], sources: dict[str, list[Path]]) -> dict[str, dict[str, float]]:

@@ -26,7 +26,7 @@ from tunesmith.model.mixed import same_numbers
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 from tunesmith.model.slab import fits
-from tunesmith.objectives import Instruct
+from tunesmith.objectives import Instruct, Multitask
 from tunesmith.recipe import AnyObjective
 from tunesmith.techniques import Full
 
@@ -44,7 +44,10 @@ class Ground:
 
 @dataclass(slots=True, eq=False)
 class ServedModel:
-    """A model under its name; `version` counts the folders given for the name, `past` stands before every row."""
+    """A model under its name; `version` counts the folders given for the name, `past` stands before every row.
+
+    `tasks` are those of a model of several, each as that task asks it, under the same number.
+    """
 
     name: str
     version: int
@@ -52,6 +55,7 @@ class ServedModel:
     model: LocalModel
     ground: Ground
     past: Past = ()
+    tasks: tuple[ServedModel, ...] = ()
 
     @property
     def objective(self) -> AnyObjective:
@@ -124,11 +128,12 @@ class Shelf:
 
     def get(self, name: str) -> ServedModel:
         """The run of that name, or the base."""
-        return self._one({**self._bases, **self._runs}, name)
+        return self._one({run.name: run for run in self.runs()}, name)
 
     def runs(self) -> list[ServedModel]:
-        """Everything that answers, runs first, then bases."""
-        return [*self._runs.values(), *(run for name, run in self._bases.items() if name not in self._runs)]
+        """Everything that answers, runs with their tasks first, then bases."""
+        bases = [run for name, run in self._bases.items() if name not in self._runs]
+        return [*(one for run in self._runs.values() for one in (run, *run.tasks)), *bases]
 
     def grounds(self) -> list[Ground]:
         """The bases in memory."""
@@ -168,14 +173,14 @@ class Shelf:
     def _run(self, name: str, version: int, model: LocalModel, ground: Ground) -> ServedModel:
         run = ServedModel(name, version, next(self._numbers), model, ground)
         if model.policy.family != "decoder":
-            return run
+            return _with_tasks(run)
         if not fits(model.policy.network):
             kind = model.policy.network.config.model_type
             raise ModelError(f"{name}: a {kind} keeps more of a row than keys and values; ask it with `tunesmith ask`")
         if model.policy.virtual is not None:
             with torch.inference_mode():
                 run.past = model.policy.virtual.past(model.policy.network)
-        return run
+        return _with_tasks(run)
 
     def _ground(self, about: About) -> Ground:
         """The base in memory, read if it is not there, with a run of its own under its own name."""
@@ -203,6 +208,14 @@ class Shelf:
         self._grounds = {key: ground for key, ground in self._grounds.items() if ground.runs}
         self._bases = {name: base for name, base in self._bases.items() if base.ground in self._grounds.values()}
         self.changed()
+
+
+def _with_tasks(run: ServedModel) -> ServedModel:
+    """The run with each of its tasks as a model of its own: RUN/TASK."""
+    if isinstance(run.objective, Multitask):
+        names = list(run.objective.tasks)
+        run.tasks = tuple(replace(run, name=f"{run.name}/{name}", model=run.model.at(name)) for name in names)
+    return run
 
 
 def _plain(base: Base, limit: int) -> LocalModel:

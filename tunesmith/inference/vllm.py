@@ -73,7 +73,7 @@ class Vllm:
             self.prompt(model.name, ids),
             sampling_parameters(model, ask),
             request_id=secrets.token_hex(8),
-            lora_request=self.loras.get(model.name),
+            lora_request=self.loras.get(model.name.partition("/")[0]),  # a task goes by its run's
         )
         async for output in drawn:
             said = output.outputs[0]

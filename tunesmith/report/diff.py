@@ -15,7 +15,7 @@ from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.significance import PairedComparison, compare_macro_f1, compare_paired
 from tunesmith.evaluation.tasks import Difference
 from tunesmith.report.figures import bounds, clean, figure, metric_name, p_value, signed
-from tunesmith.report.predictions import FILE, Prediction, of_headline, read_predictions, row_scores
+from tunesmith.report.predictions import FILE, Prediction, read_predictions, row_scores, rows_of_task
 from tunesmith.report.schema import Report, read_report
 
 SHOWN = 5
@@ -53,12 +53,14 @@ class RunDiff(Difference):
     settings: tuple[tuple[str, str, str], ...]
 
 
-def diff_runs(a: Path, b: Path) -> RunDiff:
+def diff_runs(a: Path, b: Path, task: str = "") -> RunDiff:
     """How the tuned model of run b differs from that of run a, row by row.
 
-    Raises CheckpointError for folders that are no finished runs, or that were scored on other test rows.
+    Of a run of several tasks by the one that is named, else by its first; the other may be that task's own model.
+    Raises CheckpointError for folders that are no finished runs, that were scored on other test rows or that have no
+    such task.
     """
-    rows, scores, metric = paired(a, b)
+    rows, scores, metric = paired(a, b, task)
     found = compared(rows, scores, metric)
     changed = tuple(
         Changed(where=row.where, question=row.question, gold=row.gold, a=a, b=b, better=_better(change))
@@ -79,14 +81,17 @@ def diff_runs(a: Path, b: Path) -> RunDiff:
     )
 
 
-def paired(a: Path, b: Path) -> tuple[list[Prediction], tuple[Any, Any], str]:
+def paired(a: Path, b: Path, task: str = "") -> tuple[list[Prediction], tuple[Any, Any], str]:
     """The test rows with the answer of a in the base's place and that of b in the tuned one's, what each is worth ([N]
     and [N]), and by which metric. Raises CheckpointError as `diff_runs` does."""
-    report = read_report(a)
-    _refuse_other_rows(a, b, report, read_report(b))
-    first, second = _matched(a, b)
+    reports = read_report(a), read_report(b)
+    if task:  # the files of several tasks have one hash together: the rows themselves are compared below
+        _refuse_unknown_task((a, b), reports, task)
+    else:
+        _refuse_other_rows(a, b, *reports)
+    first, second = _matched(a, b, task)
     rows = [_side_by_side(one, two) for one, two in zip(first, second, strict=True)]
-    metric = report.task.metric if rows[0].score_tuned is None else ROW_SCORE
+    metric = _metric(reports[0], task) if rows[0].score_tuned is None else ROW_SCORE
     scores = row_scores(rows, metric)
     if scores is None:
         raise CheckpointError(
@@ -120,9 +125,28 @@ def _refuse_other_rows(a: Path, b: Path, one: Report, two: Report) -> None:
         raise CheckpointError(f"{b}: scored on other test rows than {a} ({finding}); {cure}")
 
 
-def _matched(a: Path, b: Path) -> tuple[list[Prediction], list[Prediction]]:
+def _parts(report: Report) -> dict[str, str]:
+    """Task -> its metric, of a run of several."""
+    return {part.name: part.task.metric for part in report.together.parts} if report.together else {}
+
+
+def _metric(report: Report, task: str) -> str:
+    return _parts(report).get(task, report.task.metric)
+
+
+def _refuse_unknown_task(runs: Sequence[Path], reports: Sequence[Report], task: str) -> None:
+    """Nothing where one of the runs has the task, and the other has it too or is of one task; else CheckpointError."""
+    known = [_parts(report) for report in reports]
+    if not any(known):
+        raise CheckpointError(f"--task {task}: both runs are of one task; leave it out")
+    for run, parts in zip(runs, known, strict=True):
+        if parts and task not in parts:
+            raise CheckpointError(f"{run}: it has no task {task!r}; name one of: {', '.join(parts)}")
+
+
+def _matched(a: Path, b: Path, task: str) -> tuple[list[Prediction], list[Prediction]]:
     """The rows of both runs in the order of a, told by their place or, where files differ, by question and answer."""
-    first, second = of_headline(read_predictions(a)), of_headline(read_predictions(b))
+    first, second = (rows_of_task(read_predictions(run), task) for run in (a, b))
     for run, rows in ((a, first), (b, second)):
         if not rows:
             raise CheckpointError(f"{run}: no {FILE} in it, so its answers are gone; tune it again with --force")

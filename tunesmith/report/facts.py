@@ -18,7 +18,7 @@ from tunesmith.evaluation.significance import interval
 from tunesmith.evaluation.tasks import LABEL_BREAK, PER_ROW, Difference
 from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe, load_recipe
-from tunesmith.report.predictions import Prediction, of_headline, read_predictions, row_scores
+from tunesmith.report.predictions import Prediction, read_predictions, row_scores, rows_of_task
 from tunesmith.report.schema import Report, read_report
 from tunesmith.report.standing import BASE, holds_up
 from tunesmith.training.journal import Journal
@@ -111,7 +111,7 @@ def read_facts(folder: Path) -> RunFacts:
         recipe=load_recipe(recipe)[0],
         recipe_text=recipe.read_text(encoding="utf-8"),
         journal=Journal(folder / "journal.jsonl").read(),
-        predictions=of_headline(read_predictions(folder)),
+        predictions=rows_of_task(read_predictions(folder)),
     )
 
 

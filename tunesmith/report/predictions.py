@@ -71,9 +71,11 @@ def _prediction(line: str, place: str) -> Prediction:
     raise CheckpointError(f"{place}: {finding}; written by another version or changed by hand")
 
 
-def of_headline(rows: Sequence[Prediction]) -> list[Prediction]:
-    """Of a run of several tasks the rows of the first, whose result is the headline; all rows of any other run."""
-    return [row for row in rows if row.task == rows[0].task]
+def rows_of_task(rows: Sequence[Prediction], task: str = "") -> list[Prediction]:
+    """Of a run of several tasks the rows of one, else of its first, which is the headline; of any other run all."""
+    first = rows[0].task if rows else ""
+    wanted = task if task and first else first
+    return [row for row in rows if row.task == wanted]
 
 
 def row_scores(rows: Sequence[Prediction], metric: str) -> tuple[Floats, Floats] | None:

@@ -81,7 +81,7 @@ class Api:
             ("POST", "/classify", self._classify),
             ("POST", "/feedback", self._thumb),
             ("GET", "/v1/models", self._models),
-            ("GET", "/v1/models/{name}", self._model),
+            ("GET", "/v1/models/{name:path}", self._model),
             ("GET", "/health", self._health),
             ("GET", "/metrics", self._count),
             ("POST", "/admin/load", self._load),

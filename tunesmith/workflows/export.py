@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -18,9 +20,9 @@ from tunesmith.model.checkpoint import MANIFEST, write_folder
 from tunesmith.model.load import AS_THEY_ARE, locate
 from tunesmith.model.run_base import begins_from
 from tunesmith.report.html import write_reports
-from tunesmith.report.predictions import of_headline, read_predictions
+from tunesmith.report.predictions import Prediction, read_predictions, rows_of_task
 from tunesmith.report.schema import Export, read_report
-from tunesmith.workflows.parity import Opener, States, by_answers, by_states, faults
+from tunesmith.workflows.parity import Opener, ProgramAgreement, States, by_answers, by_states, faults, overall
 from tunesmith.workflows.prepare import Listener
 
 ROWS = 64
@@ -66,29 +68,42 @@ def export(run: Path, wanted: ExportRequest, *, out: Path | None, listen: Listen
     out = out or folder.parent / "export" / wanted.name.replace(" ", "-")
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
         raise CheckpointError(f"{out}: holds something else; give another --out")
-    rows = of_headline(read_predictions(folder.parent))[:ROWS]
+    rows = read_predictions(folder.parent)
     if not rows:
         raise CheckpointError(f"{folder.parent}: its predictions.jsonl is gone, so no export could be compared")
     listen({"event": "stage", "text": f"writing {out}"})
     _write(folder, about, wanted, out, offline=offline)
-    listen({"event": "stage", "text": f"asking the original and {PROGRAMS[wanted.kind]}: {len(rows)} rows"})
+    listen({"event": "stage", "text": f"asking the original and {PROGRAMS[wanted.kind]}: {min(len(rows), ROWS)} rows"})
     began = time.perf_counter()
-    model = load(folder, offline=offline).at(rows[0].task)
-    if (folder / HEAD).exists():
-        agreement = by_states(model, rows, _states(about, wanted, out, offline=offline), form=wanted.name)
-    else:
-        agreement = by_answers(model, rows, _opener(about, wanted, out, offline=offline))
+    agreements = _agreements(folder, wanted, out, rows, offline=offline)
     found = Export(
         format=wanted.name,
         folder=str(out),
         checked=PROGRAMS[wanted.kind],
         seconds=time.perf_counter() - began,
-        faults=faults(agreement, wanted.name),
-        **asdict(agreement),
+        faults=faults(agreements, wanted.name),
+        **asdict(overall(list(agreements.values()))),
     )
     _keep(folder.parent, found)
     if found.faults:
         raise Refused(f"{out}: {'; '.join(found.faults)}; {_cure(wanted)}")
+    return found
+
+
+def _agreements(
+    folder: Path, wanted: ExportRequest, out: Path, rows: Sequence[Prediction], *, offline: bool
+) -> dict[str, ProgramAgreement]:
+    """How far the original and the export agree, for each task of the run."""
+    about, model = read_about(folder), load(folder, offline=offline)
+    opened = cache(_opener(about, wanted, out, offline=offline))
+    tasks, found = dict.fromkeys(row.task for row in rows), {}
+    for task in tasks:
+        some = rows_of_task(rows, task)[: ROWS // len(tasks)]
+        if (folder / HEAD).exists():
+            states = _states(about, wanted, out, offline=offline)
+            found[task] = by_states(model.at(task), some, states, form=wanted.name)
+        else:
+            found[task] = by_answers(model.at(task), some, opened)
     return found
 
 

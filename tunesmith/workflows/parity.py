@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -104,8 +104,20 @@ def by_states(model: LocalModel, rows: Sequence[Prediction], states: States, *, 
     return ProgramAgreement("states", len(rows), same_prompts=1.0, same_answers=float(same.double().mean()))
 
 
-def faults(found: ProgramAgreement, form: str) -> tuple[str, ...]:
-    """What is wrong with an export of this form; empty for one that may be used."""
+def overall(parts: Sequence[ProgramAgreement]) -> ProgramAgreement:
+    """The rows of all tasks together; the scores are those of the first, which is the headline."""
+    rows = sum(part.rows for part in parts)
+    prompts = sum(part.same_prompts * part.rows for part in parts) / rows
+    answers = sum(part.same_answers * part.rows for part in parts) / rows
+    return replace(parts[0], rows=rows, same_prompts=prompts, same_answers=answers)
+
+
+def faults(found: Mapping[str, ProgramAgreement], form: str) -> tuple[str, ...]:
+    """What is wrong with an export of this form, by task where there are several; empty for one that may be used."""
+    return tuple(f"{task}: {said}" if task else said for task, part in found.items() for said in _faults(part, form))
+
+
+def _faults(found: ProgramAgreement, form: str) -> list[str]:
     least, most = BOUNDS[form]
     said = []
     if found.same_prompts < 1:
@@ -116,7 +128,7 @@ def faults(found: ProgramAgreement, form: str) -> tuple[str, ...]:
         moved = abs(found.score_export - found.score_original)
         if moved > max(most, 1 / found.rows if most else 0) + 1e-9:
             said.append(f"{found.metric} moves by {moved:.3f}")
-    return tuple(said)
+    return said
 
 
 def _asked(model: LocalModel, rows: Sequence[Prediction]) -> _Asked:
