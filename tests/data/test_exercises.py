@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from tunesmith.data.examples import Message
+from tunesmith.data.examples import Message, question
 from tunesmith.data.exercises import Attempt, exercises
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.objectives import Rl
+from tunesmith.objectives.instruct import asked
 
 RL = Rl(reward="rules:score")
 
@@ -42,6 +43,27 @@ def test_a_chat_may_end_with_the_question():
     ]
     (one,) = Rl(messages="messages", reward="r:s").examples(rows({"messages": turns}), group="")
     assert [message.content for message in one.prompt] == ["hi", "ho", "?"]
+    assert asked(one) == list(one.prompt)
+
+
+def test_chats_that_begin_alike_and_end_with_other_questions_are_no_copies():
+    begun = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    chats = [{"messages": [*begun, {"role": "user", "content": f"task {i}"}]} for i in range(3)]
+    assert len({question(one) for one in RL.examples(rows(*chats), group="")}) == 3
+
+
+def test_all_parts_of_a_prompt_are_asked_and_a_bad_answer_is_no_reference():
+    whole = {"system": "Be short.", "input": "The text.", "instruction": "Summarise."}
+    said = [Message("system", "Be short."), Message("user", "Summarise.\n\nThe text.")]
+    (one,) = RL.examples(rows({**whole, "chosen": "a", "rejected": "b"}), group="")
+    assert (list(one.prompt), one.reference) == (said, "")
+    (one,) = Rl(prompt="q", reward="r:s").examples(rows({"q": "Who?", "system": "Be short."}), group="")
+    assert list(one.prompt) == [Message("system", "Be short."), Message("user", "Who?")]
+    turns = [{"role": "user", "content": "Who?"}]
+    (one,) = Rl(messages="m", reward="r:s").examples(rows({"m": turns, "system": "Be short."}), group="")
+    assert one.prompt[0] == Message("system", "Be short.")
+    (one,) = RL.examples(rows({"prompt": "Who?", "completion": "Nobody.", "label": False}), group="")
+    assert (one.prompt, one.reference) == ((Message("user", "Who?"),), "")
 
 
 def test_rows_without_anything_like_a_prompt_are_refused():

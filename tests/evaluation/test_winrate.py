@@ -19,6 +19,16 @@ def test_a_tie_counts_half_and_the_p_value_is_the_sign_test():
     assert found.controlled == pytest.approx(0.8, abs=0.01)  # nothing to take off where no answer is longer
 
 
+def test_prompts_of_one_group_count_as_one():
+    same, groups = texts(*[10] * 64), [str(i // 8) for i in range(64)]
+    won = [float(i // 8 < 6) for i in range(64)]
+    alone, grouped = win_rate(won, (same, same)), win_rate(won, (same, same), groups=groups)
+    assert alone.p_value < 0.001
+    assert grouped.p_value == pytest.approx(2 * (1 + 8 + 28) / 2**8)  # 6 of 8 groups or more, either way
+    assert grouped.ci95[0] < 0.5 < alone.ci95[0]
+    assert grouped.controlled_ci95[0] < alone.controlled_ci95[0]
+
+
 def test_winning_by_length_alone_is_worth_a_half():
     # the longer answer wins four times of five, whoever gave it; own answers are longer in three quarters of the pairs
     own, other = texts(*[30] * 30, *[10] * 10), texts(*[10] * 30, *[30] * 10)

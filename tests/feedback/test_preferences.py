@@ -58,6 +58,12 @@ def test_an_answer_that_was_cut_off_is_told_in_its_row():
         ("first 1", False, True),
         ("second 1", True, False),
     }
+    back = [vote.item for vote in read_votes(rows, rater="")]
+    assert {dict(zip(one.answers, one.cut, strict=True))["first 1"] for one in back if "first 1" in one.answers} == {
+        True
+    }
+    again = read_items([Event(1, 1.0, "", ITEM, one.key, one.entry.body or {}) for one in back])
+    assert [one.cut for one in again.values()] == [one.cut for one in {one.key: one for one in back}.values()]
 
 
 def test_ties_both_bad_and_draws_prefer_nothing_and_most_votes_win():

@@ -94,6 +94,13 @@ def test_a_margin_is_read_where_a_column_says_it():
     assert Preference().examples(ROWS, group="")[0].margin == 0.0
 
 
+def test_a_margin_beside_named_columns_is_read_too():
+    rows = [Row("x:1", {"q": "Who?", "chosen": "a", "rejected": "b", "margin": 2})]
+    named = {"prompt": "q", "chosen": "chosen", "rejected": "rejected"}
+    assert [one.margin for one in Reward(**named).examples(rows, group="")] == [2.0]
+    assert [one.margin for one in Preference(**named).examples(rows, group="")] == [0.0]
+
+
 def test_rows_that_nobody_judged_are_refused():
     rows = [Row("c.jsonl:1", {"text": "t", "label": "x"})]
     for objective in (Preference(), Reward()):

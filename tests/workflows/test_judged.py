@@ -148,6 +148,21 @@ def test_evaluate_scores_a_preference_run_on_other_pairs_and_against_its_base(pr
     assert page.base == pytest.approx(read_report(preferred).task.base, abs=0.35)
 
 
+def test_a_pair_of_which_only_the_same_turns_fit_teaches_nothing(tmp_path: Path):
+    told = "all that was said before, " * 40
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": told},
+        {"role": "user", "content": "?"},
+    ]
+    rows = [*pairs(20), {"prompt": turns, "chosen": "good", "rejected": "bad"}]
+    made = recipe(tmp_path, rows, "llama", objective="preference", data={"max_tokens": 96})
+    prepared = prepare(made, listen=lambda event: None, offline=True)
+    left = [*prepared.facts.zero_label, *(one.where for one in prepared.loaded.split.validation)]
+    assert all(row.sequences[0].ids != row.sequences[1].ids for row in [*prepared.train, *prepared.validation])
+    assert "rows.jsonl:21" in " ".join([*left, *(one.where for one in prepared.loaded.split.test)])
+
+
 def test_a_reward_run_scores_answers_beside_a_probe_a_control_and_length(rewarding: Path):
     report, model = read_report(rewarding), load(rewarding)
     assert report.task.tuned == 1.0
@@ -187,6 +202,10 @@ def test_thumbs_are_learned_with_kto(tmp_path: Path, technique: str):
     assert found.report.task.metric == "thumbs_auc"
     assert found.report.task.tuned > found.report.task.base
     assert "loss: kto" in (tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8")
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in pairs(12)), encoding="utf-8")
+    page = evaluate(EvaluateRequest(str(found.folder), str(file)), listen=lambda event: None).page
+    assert page.metric == "preference_accuracy"
 
 
 @pytest.mark.parametrize("loss", ["ipo", "hinge", "dpo_norm", "kto", "orpo", "simpo"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Pursuit
 from tunesmith.training.fit import Interrupted
-from tunesmith.workflows.rewards import scorer, scorer_of
+from tunesmith.workflows.rewards import digests, scorer, scorer_of
 from tunesmith.workflows.tune import tune_recipe
 from tunesmith.workflows.yardsticks.rewarded import alarms
 
@@ -274,6 +275,13 @@ def test_a_tuned_reward_model_scores_answers_as_it_does_elsewhere(tmp_path: Path
     wanted = load(run).rewards([(one.exercise.prompt, one.text) for one in answered])
     assert scorer_of(Rl(reward={run: 2.0}))(answered) == [pytest.approx(2 * value) for value in wanted]
     assert wanted[0] != wanted[1]
+    assert list(digests([run, f"{run}/model"])) == [run, f"{run}/model"]
+    before = digests([run])
+    tune(judged.model_copy(update={"seed": 1}), tmp_path / "other")
+    shutil.rmtree(run)
+    (tmp_path / "other").rename(run)
+    assert digests([run]) != before
+    assert scorer_of(Rl(reward={run: 2.0}))(answered) != [pytest.approx(2 * value) for value in wanted]
     report = tune(made(tmp_path, run), tmp_path / "run").report
     assert report.pursuit is not None
     assert report.pursuit.kl_per_token is not None

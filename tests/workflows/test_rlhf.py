@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.workflows.conftest import answers, recipe
+from tests.workflows.conftest import answers, recipe, tune
 from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.feedback.items import ANSWER
 from tunesmith.feedback.store import Who
@@ -20,7 +21,7 @@ from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import rlhf as walk
 from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 from tunesmith.workflows.judging import Replies, over
-from tunesmith.workflows.loop_learn import enough, votes_so_far
+from tunesmith.workflows.loop_learn import enough, votes_so_far, write_rows
 from tunesmith.workflows.loop_open import Way, ahead, open_loop
 from tunesmith.workflows.panel import PageChoice
 from tunesmith.workflows.rlhf import rlhf
@@ -126,6 +127,31 @@ def test_a_round_in_which_nobody_prefers_anything_teaches_nothing_and_the_next_o
     assert second.answered_by == wanted.model
     assert second.rows > 0
     assert [run.objective for run in second.learned] == ["preference"]
+
+
+def test_a_loop_over_a_run_with_an_instruction_asks_its_own_once(tmp_path: Path):
+    start = tune(
+        recipe(tmp_path, answers(40), "llama", objective={"kind": "instruct", "instruction": "Say it:"}),
+        tmp_path / "start",
+    )
+    objective = {"kind": "preference", "instruction": "Say it:", "prompt": "prompt", "chosen": "better"}
+    wanted = made(tmp_path, objective, rounds=1).model_copy(update={"model": str(start.folder)})
+    wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"max_tokens": 64})})
+    assert rlhf(wanted, way=QUIET, out=tmp_path / "loop").rounds[0].learned
+    lines = (tmp_path / "loop" / "round-1" / "votes.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert {str(row["prompt"]).count("Say it:") for row in rows} == {1}
+
+
+def test_answers_with_separators_of_lines_in_them_are_read_again(tmp_path: Path):
+    loop = open_loop(made(tmp_path), tmp_path / "loop", QUIET)
+    loop.round(1).mkdir()
+    row = {"prompt": "p\u2028q", "chosen": "x\u2029", "rejected": "y\x85y", "when": date(2026, 1, 1)}
+    write_rows(tmp_path / "more.jsonl", [row])
+    import_votes(loop.round(1) / "votes.db", str(tmp_path / "more.jsonl"))
+    once = votes_so_far(loop, 1)
+    (loop.round(1) / "policy").mkdir()
+    assert votes_so_far(loop, 1) == once
 
 
 def test_votes_that_come_after_a_round_has_begun_to_learn_do_not_change_its_rows(tmp_path: Path):
@@ -265,6 +291,7 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(na
     with pytest.raises(Refused, match="0 of [0-9]+ pairs are judged") as waiting:
         rlhf(wanted, way=QUIET, out=tmp_path / "loop")
     words = shlex.split(str(waiting.value).split("`")[1])
+    assert words.pop() == "--as-written"
     named = dict(zip(words[3::2], words[4::2], strict=True))
     drawn = Sampling(
         int(named["--max-new-tokens"]),
@@ -277,6 +304,8 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(na
         prompts=named["--prompts"],
         column=named["--column"],  # a row may have others that look like what is asked
         rows=0,
+        as_written=True,
+        limit=int(named["--max-tokens"]),
         store=Path(named["--store"]),
         sampling=drawn,
         offline=True,

@@ -38,6 +38,10 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--rows", type=int, default=100, metavar="N", help="prompts drawn from them; 0 for all (%(default)s)"
     )
+    text = "put the prompts as they stand, without the run's own instruction"
+    parser.add_argument("--as-written", action="store_true", help=text)
+    text = "tokens of a prompt that are read, 0 for as many as in training (%(default)s)"
+    parser.add_argument("--max-tokens", type=int, default=0, metavar="N", help=text)
     parser.add_argument("--thumbs", action="store_true", help="one answer at a time: good or bad")
     parser.add_argument("--gold", default="", metavar="FILE", help="judged rows planted among them, to see who looks")
     add_sampling(parser, temperature=0.8, top_p=0.95)
@@ -71,12 +75,16 @@ def _wish(args: argparse.Namespace) -> FeedbackRequest:
 
     if args.rows < 0:
         raise UsageError(f"--rows: {args.rows} is no number of prompts; give 1 or more, or 0 for all")
+    if args.max_tokens < 0:
+        raise UsageError(f"--max-tokens: {args.max_tokens} is no number of tokens; give 1 or more, or leave it out")
     wish = FeedbackRequest(
         model=args.model.rstrip("/") or args.model,
         against=args.against.rstrip("/"),
         prompts=args.prompts,
         column=args.column,
         rows=args.rows,
+        as_written=args.as_written,
+        limit=args.max_tokens,
         thumbs=args.thumbs,
         gold=args.gold,
         store=args.store,

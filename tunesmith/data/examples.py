@@ -40,7 +40,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Turns of which at least one is an answer; `judged` is the one that a model's answer is compared with."""
+    """Turns; `judged` is the answer that a model's is compared with, their number where they end with the question."""
 
     where: str
     messages: tuple[Message, ...]
@@ -160,6 +160,8 @@ def question(example: Example) -> str:
         return "\x1e".join([prompt_of(example), _plain(example.answer)])
     if not isinstance(example, Chat):
         return _plain(example.text)
+    if example.judged == len(example.messages):  # the turns end with the question
+        return _turns_plain(example.messages)
     answers = [i for i, message in enumerate(example.messages) if message.role == "assistant"]
     return _turns_plain(example.messages[: answers[-1]] if answers else example.messages)
 

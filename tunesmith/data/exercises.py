@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from tunesmith.data.examples import Chat, Message, chats, group_of, need, parsed, turns_of
+from tunesmith.data.calls import read_tools
+from tunesmith.data.examples import (
+    DIALOGUES,
+    Chat,
+    Message,
+    asked,
+    chats,
+    group_of,
+    need,
+    parsed,
+    turns_of,
+    with_system,
+)
 from tunesmith.data.prompts import PROMPTS
 from tunesmith.data.rows import Row, columns_of
 from tunesmith.data.turns import check_order, instructed
@@ -57,20 +69,21 @@ def exercises(
 ) -> list[Exercise]:
     """One Exercise for each row.
 
-    `columns` is {"prompt": ...} and perhaps "answer", or {"messages": ...}; a chat may end with the question.
-    Other parts are taken as `chats` takes them.
+    `columns` are those of `chats`, of which "answer" may be left out; a chat may end with the question.
     """
     if "answer" in columns and "prompt" in columns:
         return [
             _of(chat, row)
             for chat, row in zip(chats(rows, columns=columns, instruction=instruction, group=group), rows, strict=True)
         ]
-    (column,) = (columns[part] for part in ("messages", "conversations", "prompt") if part in columns)
-    need(rows, column, group)
+    need(rows, *(column for part, column in columns.items() if part != "tools"), group)
 
     def parse(row: Row) -> Exercise:
-        turns = tuple(instructed(_turns(row, column), instruction))
-        return Exercise(row.where, turns, group_of(row, group), row=row.fields)
+        turns = instructed(with_system(_turns(row, columns), row, columns.get("system", "")), instruction)
+        if tools := read_tools(row.fields.get(columns.get("tools", "")), row.where):
+            turns = [replace(turns[0], tools=tools), *turns[1:]]
+        judged = -1 if turns[-1].role == "assistant" else len(turns)
+        return Exercise(row.where, tuple(turns), group_of(row, group), judged, row.fields)
 
     return parsed(rows, parse)
 
@@ -86,9 +99,10 @@ def _of(chat: Chat, row: Row) -> Exercise:
     return Exercise(chat.where, chat.messages[: last + 1], chat.group, row=row.fields)
 
 
-def _turns(row: Row, column: str) -> list[Message]:
-    """The turns of a column: a text is one question."""
-    turns = turns_of(row, column, "user")
+def _turns(row: Row, columns: Mapping[str, str]) -> list[Message]:
+    """The turns of a chat, or of a prompt with what it is about: a text is one question."""
+    dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
+    turns = turns_of(row, dialogue, "user") if dialogue else asked(row, columns, read=turns_of)
     check_order(turns, row.where)
     if not any(turn.role == "user" for turn in turns):
         raise DataError(f"{row.where}: nobody asks anything; add a user turn")

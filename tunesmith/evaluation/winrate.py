@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.evaluation.resampling import percentiles
+from tunesmith.evaluation.resampling import Clusters, mcnemar, percentiles, sign_flip
 from tunesmith.evaluation.significance import interval
 
 Floats = NDArray[np.float64]
 
-DRAWS, STEPS = 500, 25
+DRAWS, FLIPS, STEPS = 500, 10_000, 25
 # Keeps the fit finite where one side wins always.
 RIDGE = 1e-2
 
@@ -34,15 +34,20 @@ class WinRate(BaseModel):
     words: tuple[float, float]  # mean length of the other side's and of this side's answers
 
 
-def win_rate(outcomes: Sequence[float], texts: tuple[Sequence[str], Sequence[str]], *, seed: int = 0) -> WinRate:
+def win_rate(
+    outcomes: Sequence[float],
+    texts: tuple[Sequence[str], Sequence[str]],
+    *,
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> WinRate:
     """From 1 (won), 0.5 (tie) or 0 for each pair of (other, own) texts.
 
-    The p-value is the exact sign test of wins against losses. Controlled: the logistic regression of winning on the
-    difference in length, tanh(difference / its spread), at no difference (AlpacaEval 2: Dubois et al. 2024, arXiv
-    2404.04475, without its term for the prompt); its interval is a bootstrap over pairs.
+    The p-value is the exact sign test of wins against losses, or of groups a permutation of their signs. Controlled:
+    the logistic regression of winning on the difference in length, tanh(difference / its spread), at no difference
+    (AlpacaEval 2: Dubois et al. 2024, arXiv 2404.04475, without its term for the prompt); its interval is a bootstrap
+    over pairs, or over groups.
     """
-    from scipy.stats import binomtest
-
     won, (other, own) = np.asarray(outcomes, dtype=np.float64), texts
     lengths = [np.array([len(text) for text in side], dtype=np.float64) for side in (other, own)]
     longer = lengths[1] - lengths[0]
@@ -50,14 +55,15 @@ def win_rate(outcomes: Sequence[float], texts: tuple[Sequence[str], Sequence[str
     help_of_length = np.tanh(longer / spread)
     wins, losses = int((won > 0.5).sum()), int((won < 0.5).sum())
     rng = np.random.default_rng(seed)
-    drawn = [rng.integers(0, len(won), len(won)) for _ in range(DRAWS)]
+    clusters, lead = Clusters.of(len(won), groups), won - 0.5
+    drawn = clusters.drawn_rows(rng, DRAWS)
     controlled = np.array([_at_equal_length(won[rows], help_of_length[rows]) for rows in drawn])
     return WinRate(
         rate=float(won.mean()),
-        ci95=interval(won),
-        p_value=float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0,
+        ci95=interval(won, groups=groups),
+        p_value=sign_flip(clusters.sums(lead), rng, FLIPS) if clusters.grouped else mcnemar(lead),
         controlled=_at_equal_length(won, help_of_length),
-        controlled_ci95=percentiles(controlled, len(won)),
+        controlled_ci95=percentiles(controlled, clusters.count) if clusters.count > 1 else (0.0, 1.0),
         ties=len(won) - wins - losses,
         n=len(won),
         words=(_words(other), _words(own)),

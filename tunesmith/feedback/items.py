@@ -43,7 +43,8 @@ class Item:
         """The item as an event of a store."""
         turns = [[message.role, message.content] for message in self.messages]
         body = {"turns": turns, "answers": list(self.answers), "by": list(self.by), "gold": self.gold}
-        return Entry("", ITEM, self.key, body)
+        cut = {"cut": list(self.cut)} if any(self.cut) else {}
+        return Entry("", ITEM, self.key, {**body, **cut})
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,14 @@ class Sampled:
     empty: int
 
 
-def make_item(messages: Sequence[Message], answers: Sequence[str], by: Sequence[str], *, gold: str = "") -> Item:
+def make_item(
+    messages: Sequence[Message],
+    answers: Sequence[str],
+    by: Sequence[str],
+    *,
+    gold: str = "",
+    cut: Sequence[bool] = (),
+) -> Item:
     """An item; the same answers of the same people in either order are the same item.
 
     The order is as good as drawn, so that nobody's answers come first: else agreement beyond chance would look small
@@ -74,7 +82,8 @@ def make_item(messages: Sequence[Message], answers: Sequence[str], by: Sequence[
     answers, by = tuple(answers[i] for i in order), tuple(by[i] for i in order)
     if gold in (FIRST, SECOND):
         gold = (FIRST, SECOND)[order.index((FIRST, SECOND).index(gold))]
-    return Item(_digest([turns, answers, by]), tuple(messages), answers, by, gold)
+    cut = tuple(cut[i] for i in order) if any(cut) else ()
+    return Item(_digest([turns, answers, by]), tuple(messages), answers, by, gold, cut)
 
 
 def read_items(events: Sequence[Event]) -> dict[str, Item]:
@@ -120,8 +129,10 @@ def _digest(value: Any) -> str:
 
 def _item(key: str, body: Mapping[str, Any], cut: Collection[tuple[str, str]]) -> Item:
     messages = tuple(Message(role, content) for role, content in body["turns"])
-    item = Item(key, messages, tuple(body["answers"]), tuple(body["by"]), body["gold"])
+    told = tuple(body.get("cut", ()))
+    item = Item(key, messages, tuple(body["answers"]), tuple(body["by"]), body["gold"], told)
     if not cut:
         return item
     prompt = prompt_key(messages)
-    return replace(item, cut=tuple((prompt, answer) in cut for answer in item.answers))
+    known = told or (False,) * len(item.answers)
+    return replace(item, cut=tuple(one or (prompt, text) in cut for one, text in zip(known, item.answers, strict=True)))

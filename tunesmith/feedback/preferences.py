@@ -157,14 +157,14 @@ def _written(given: Sequence[Event]) -> Iterator[tuple[Event, str]]:
 
 def _pair(row: Row, pair: Pair, gold: bool) -> tuple[Item, str]:
     by = [_name(row.fields.get(name) or "", row) for name in ("chosen_by", "rejected_by")]
-    item = make_item(pair.prompt, (pair.chosen, pair.rejected), by, gold=FIRST if gold else "")
+    item = make_item(pair.prompt, (pair.chosen, pair.rejected), by, gold=FIRST if gold else "", cut=pair.cut)
     return item, FIRST if item.answers[0] == pair.chosen else SECOND
 
 
 def _thumb(row: Row, thumb: Thumb, gold: bool) -> tuple[Item, str]:
     label = GOOD if thumb.good else BAD
     by = [_name(row.fields.get("by") or "", row)]
-    return make_item(thumb.prompt, [thumb.answer], by, gold=label if gold else ""), label
+    return make_item(thumb.prompt, [thumb.answer], by, gold=label if gold else "", cut=[thumb.cut]), label
 
 
 def _raters(row: Row, usual: str) -> list[str]:
@@ -187,7 +187,8 @@ def _cast(row: Row, item: Item, label: str, name: str) -> Brought:
     if label not in (FIRST, SECOND) or item.gold or not name or row.fields.get("chosen_by") != name:
         return Brought(item, label, name, row.where)
     own = (FIRST, SECOND).index(label)
-    seen = make_item(item.messages, [item.answers[1 - own]], [item.by[1 - own]])
+    cut = [item.cut[1 - own]] if item.cut else []
+    seen = make_item(item.messages, [item.answers[1 - own]], [item.by[1 - own]], cut=cut)
     return Brought(seen, OWN, name, row.where, item.answers[own])
 
 
@@ -199,7 +200,8 @@ def _own_together(cast: Sequence[Brought]) -> list[Brought]:
         same = (one.rater, one.text, one.item.messages) == (before.rater, before.text, before.item.messages)
         if found and one.label == before.label == OWN and same and len(before.item.answers) == 1:
             answers, by = (*before.item.answers, *one.item.answers), (*before.item.by, *one.item.by)
-            found[-1] = replace(before, item=make_item(one.item.messages, answers, by))
+            cut = [any(each.item.cut) for each in (before, one)]
+            found[-1] = replace(before, item=make_item(one.item.messages, answers, by, cut=cut))
         else:
             found.append(one)
     return found

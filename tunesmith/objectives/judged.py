@@ -18,7 +18,7 @@ def columns_of(rows: Sequence[Row], named: Mapping[str, str]) -> Mapping[str, st
     """
     named = {part: column for part, column in named.items() if column}
     if {"chosen", "rejected"} <= named.keys() or {"prompt", "answer", "label"} <= named.keys():
-        beside = {"system"} & {name for row in rows for name in row.fields} - set(named.values())
+        beside = {"system", "margin"} & {name for row in rows for name in row.fields} - set(named.values())
         return {**named, **{part: part for part in beside}}
     found = detect(rows)
     if found.objective != "preference":

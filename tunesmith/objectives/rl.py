@@ -73,11 +73,11 @@ class Rl(BaseModel):
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Which column plays which part; an answer is not needed."""
-        if self.messages:
-            return {"messages": self.messages}
         named = {part: column for part, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
-        if "prompt" in named:
-            return named
+        beside = {"system", "tools"} & set(columns_of(rows)) - {self.messages, *named.values()}
+        if self.messages or "prompt" in named:
+            chosen = {"messages": self.messages} if self.messages else named
+            return {**chosen, **{part: part for part in beside}}
         try:
             found = detect(rows, learned=False).columns
         except DataError:
@@ -86,10 +86,8 @@ class Rl(BaseModel):
             found = {}
         if not found.keys() & {"messages", "conversations", "prompt"}:
             return {"prompt": found.get("text") or _prompt_column(rows), **named}
-        return {
-            **{part: column for part, column in found.items() if part not in ("chosen", "rejected", "label")},
-            **named,
-        }
+        judged = {"chosen", "rejected", "label", "margin", *(["answer"] if "label" in found else [])}
+        return {**{part: column for part, column in found.items() if part not in judged}, **named}
 
     def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
         """Exercises, one per row."""

@@ -33,8 +33,9 @@ Messages = tuple[Message, ...]
 class FeedbackRequest:
     """What a person asked to have judged; without `prompts` the run's own test rows, without `store` beside the run.
 
-    `rows` is how many prompts are drawn, 0 for all; `thumbs` shows one answer at a time; `warmer` and `longer`
-    are where the person may raise the temperature and the length.
+    `rows` is how many prompts are drawn, 0 for all; `as_written` puts them without the run's instruction, and `limit`
+    is how many tokens of one are read, 0 for as many as in training; `thumbs` shows one answer at a time; `warmer` and
+    `longer` are where the person may raise the temperature and the length.
     """
 
     model: str
@@ -42,6 +43,8 @@ class FeedbackRequest:
     prompts: str = ""
     column: str = ""
     rows: int = 100
+    as_written: bool = False
+    limit: int = 0
     thumbs: bool = False
     gold: str = ""
     store: Path | None = None
@@ -92,6 +95,7 @@ def _prompts(wish: FeedbackRequest, found: FoundModel) -> dict[str, Messages]:
     if wish.prompts:
         own = read_about(found.folder).objective if found.kind == "run" and found.folder else None
         usual, instruction = (own.prompt, own.instruction) if isinstance(own, Instruct | Preference) else ("", "")
+        instruction = "" if wish.as_written else instruction
         rows = read_rows(wish.prompts, offline=wish.offline)
         column = wish.column or (usual if usual in columns_of(rows) else "")
         return {prompt_key(turns): turns for turns in prompts(rows, column=column, instruction=instruction)}
@@ -124,7 +128,7 @@ def _items(
 ) -> list[Item]:
     """The answers side by side, without those that nobody could choose between."""
     found = askers(wish.model, wish.against, wish.sampling, offline=wish.offline)
-    who = [replace(one, longer=wish.longer) for one in found]
+    who = [replace(one, longer=wish.longer, limit=wish.limit or one.limit) for one in found]
     sides = [make_side(one, some, store, told=told, offline=wish.offline) for one in who[: 1 if wish.thumbs else 2]]
     judged = sample(some, sides)
     if judged.same:

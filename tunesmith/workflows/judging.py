@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tunesmith.data.exercises import Attempt, Exercise, Scorer
 from tunesmith.errors import Refused
+from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.winrate import WinRate, win_rate
 from tunesmith.feedback.items import TIE, cut_off, prompt_key
 from tunesmith.feedback.store import Who
@@ -50,9 +51,11 @@ def need_judged(panel: Panel, wish: FeedbackRequest) -> None:
     drawn = wish.sampling
     words = [
         "tunesmith", "feedback", wish.model, "--prompts", wish.prompts, "--column", wish.column, "--rows", "0",
+        "--max-tokens", str(wish.limit),
         "--store", str(wish.store),
         "--temperature", f"{drawn.temperature:g}", "--top-p", f"{drawn.top_p:g}",
         "--max-new-tokens", str(drawn.max_new_tokens), "--seed", str(drawn.seed),
+        "--as-written",
     ]  # fmt: skip
     raise Refused(
         f"{wish.store}: {progress.judged} of {progress.items} pairs are judged; judge the others with "
@@ -82,7 +85,7 @@ def over(start: Replies, own: Replies, exercises: Sequence[Exercise], score: Sco
             "name one that does and run it again; what was judged and learned is kept"
         )
     outcomes = [0.5 if a == b else float(b > a) for a, b in zip(*sides, strict=True)]
-    return win_rate(outcomes, (start.texts, own.texts))
+    return win_rate(outcomes, (start.texts, own.texts), groups=groups_of(exercises))
 
 
 def as_rows(exercises: Sequence[Exercise]) -> list[dict[str, object]]:

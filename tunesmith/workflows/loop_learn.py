@@ -34,7 +34,9 @@ def votes_so_far(loop: UnderWay, number: int) -> list[dict[str, Any]]:
     if not (place / ROWS).exists() or not _begun(loop, number):
         write_rows(place / ROWS, rows)
         return rows
-    kept: list[dict[str, Any]] = [json.loads(line) for line in (place / ROWS).read_text(encoding="utf-8").splitlines()]
+    # Not `splitlines`: JSON lets line separators such as U+2028 stand inside a text.
+    lines = (place / ROWS).read_text(encoding="utf-8").split("\n")
+    kept: list[dict[str, Any]] = [json.loads(line) for line in lines if line]
     if later := len(_preferences(rows) ^ _preferences(kept)):
         loop.way.note(f"round {number}: had begun to learn, so it leaves out {later} rows that later votes changed")
     return kept
@@ -51,7 +53,8 @@ def learned(loop: UnderWay, place: Path) -> list[Run]:
     data = Data(train=str(place / ROWS), audit="note", max_tokens=recipe.data.max_tokens)
     votes = recipe.model_copy(update={"data": data, "loop": Loop()})
     if isinstance(objective, Preference):
-        plain = objective.model_copy(update={"prompt": "", "instruction": "", "max_new_tokens": loop.longest})
+        blank = dict.fromkeys(("prompt", "chosen", "rejected", "answer", "label", "instruction"), "")
+        plain = objective.model_copy(update={**blank, "max_new_tokens": loop.longest})
         return [_tuned(loop, votes.model_copy(update={"objective": plain}), place / POLICY)]
     assert isinstance(objective, Rl)
     judge = _tuned(loop, votes.model_copy(update={"objective": Reward(), "schedule": BRIEF}), place / REWARD)
@@ -67,7 +70,7 @@ def learned(loop: UnderWay, place: Path) -> list[Run]:
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
     """Write rows as JSON lines."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
 def _prompts(loop: UnderWay, place: Path) -> Data:

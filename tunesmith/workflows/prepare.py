@@ -267,7 +267,12 @@ def _facts(recipe: Recipe, loaded: Loaded, train: Sequence[Encoded]) -> DataFact
 
 
 def _teaches(row: Encoded) -> bool:
-    """Whether the row has a learned token, a label for a head, or asks for answers that are scored."""
+    """Whether the row has a learned token, a label for a head, or asks for answers that are scored.
+
+    Two answers that were cut to the same ids prefer nothing.
+    """
+    if len(row.sequences) == 2 and row.sequences[0].ids == row.sequences[1].ids:
+        return False
     return bool(row.label) or row.asks or any(tokens.learned for tokens in row.sequences)
 
 

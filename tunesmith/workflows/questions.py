@@ -14,7 +14,7 @@ from tunesmith.data.rows import Row, columns_of, keep, read_rows
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.folder import About, read_about
 from tunesmith.inference.open import FoundModel
-from tunesmith.objectives import Classify, Multitask
+from tunesmith.objectives import Classify, Multitask, Preference
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.recipe import AnyObjective, make_recipe
@@ -70,6 +70,8 @@ def read_task(asked: EvaluateRequest, found: FoundModel, *, offline: bool) -> Sc
         notes.append(f"{asked.rows} of {len(examples)} rows, drawn with seed {recipe.seed}")
         examples = [examples[i] for i in some]
     if own:
+        if isinstance(objective, Preference):  # pairs and thumbs have each a metric of their own
+            objective = objective.bind(examples, "decoder")
         notes += _known_labels(objective, examples, asked)
     else:
         objective = objective.bind(examples, "decoder")

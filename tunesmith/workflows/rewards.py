@@ -20,6 +20,7 @@ from tunesmith.errors import RecipeError, RewardError
 from tunesmith.evaluation.style import habits
 from tunesmith.inference.folder import find_model, load, read_about
 from tunesmith.inference.local import LocalModel
+from tunesmith.model.checkpoint import MANIFEST
 from tunesmith.model.rollout import Figures
 from tunesmith.objectives import Reward, Rl
 from tunesmith.recipe import Recipe
@@ -83,8 +84,9 @@ def in_full(name: str) -> tuple[Path, str]:
 
 
 def digests(names: Iterable[str]) -> dict[str, str]:
-    """Function -> digest of its file, of those whose file lies where their name says."""
-    files = {name: in_full(name)[0] for name in names if ":" in name}
+    """Function or run -> digest of its file, or of all its files, of those that lie where their name says."""
+    places = {name: in_full(name) for name in names}
+    files = {name: place if function else place / "model" / MANIFEST for name, (place, function) in places.items()}
     return {name: sha256_of_file(file) for name, file in files.items() if file.is_file()}
 
 
@@ -101,7 +103,7 @@ def _check_weights(named: dict[str, float], key: str) -> None:
 def _source(name: str, key: str) -> Scorer:
     """The scorer of one name."""
     if ":" not in name:
-        return _run(name, key)
+        return _run(name, key, digests([name]).get(name, ""))
     function = _function(name, key)
 
     def score(attempts: Sequence[Attempt]) -> list[float]:
@@ -111,8 +113,8 @@ def _source(name: str, key: str) -> Scorer:
 
 
 @cache
-def _run(name: str, key: str) -> Scorer:
-    """A tuned reward model, read when it is first asked. Raises RecipeError for what is none."""
+def _run(name: str, key: str, digest: str) -> Scorer:
+    """A tuned reward model of this digest, read when it is first asked. Raises RecipeError for what is none."""
     if not Path(name).exists():
         cure = "name a run of objective: reward, or a Python function as module:function"
         raise RecipeError(f"{key}: {name!r} is no run here; {cure}")

@@ -99,6 +99,8 @@ def _judged(loop: UnderWay, model: str, place: Path, number: int) -> None:
         prompts=str(prompts),
         column="messages",
         rows=0,
+        as_written=True,
+        limit=loop.recipe.data.max_tokens,
         store=loop.votes(number),
         sampling=sampling,
         offline=way.offline,

@@ -93,7 +93,9 @@ def _dealt(examples: Sequence[Example], chance: random.Random) -> list[Example]:
             mixed.append(replace(example, good=other.good))
         elif isinstance(example, Pair):
             turned = chance.random() < 0.5
-            mixed.append(replace(example, chosen=example.rejected, rejected=example.chosen) if turned else example)
+            first, second = (example.rejected, example.chosen) if turned else (example.chosen, example.rejected)
+            cut = (example.cut[turned], example.cut[not turned])
+            mixed.append(replace(example, chosen=first, rejected=second, cut=cut))
     return mixed
 
 
