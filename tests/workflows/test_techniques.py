@@ -91,6 +91,23 @@ def test_virtual_tokens_that_leave_no_room_for_rows_are_refused(tmp_path: Path):
         tune(made(tmp_path, {"kind": "prompt", "tokens": 500}, "bert"), tmp_path / "run")
 
 
+def test_answers_that_are_drawn_have_room_behind_the_longest_row(tmp_path: Path):
+    (tmp_path / "rules.py").write_text("def score(attempt):\n    return len(attempt.text)\n", encoding="utf-8")
+    objective: dict[str, Any] = {"kind": "rl", "reward": f"{tmp_path}/rules.py:score"}
+    asked = [{"prompt": f"number {i}"} for i in range(40)]
+    plain = recipe(tmp_path, asked, "llama", objective=objective, data={"max_tokens": 8192})
+    prepared = prepare(plain, listen=lambda event: None)
+    positions = positions_of(prepared.base.network.config.to_dict())
+    assert prepared.recipe.data.max_tokens == positions - prepared.recipe.objective.max_new_tokens
+    with pytest.raises(RecipeError, match=r"^objective\.max_new_tokens: 4096 leave no room for rows"):
+        prepare(
+            recipe(
+                tmp_path, asked, "llama", objective={**objective, "max_new_tokens": 4096}, data={"max_tokens": 8192}
+            ),
+            listen=lambda event: None,
+        )
+
+
 def test_a_pair_that_cannot_work_is_refused_before_anything_is_scored(tmp_path: Path):
     with pytest.raises(RecipeError, match=r"^technique prefix: .*; nearest that works: prompt$"):
         tune(made(tmp_path, "prefix", "distilbert"), tmp_path / "run")

@@ -267,6 +267,8 @@ def test_a_run_that_was_stopped_twice_gives_the_weights_of_one_that_was_not(kind
     losses = [[(r["step"], r.get("loss"), r.get("validation_loss")) for r in map(json.loads, j)] for j in journals]
     assert losses[0] == losses[1]
     assert cut.report.task == whole.report.task.model_copy(update={"name": "cut"})
+    state = json.loads((tmp_path / "cut" / "checkpoints" / "last" / "state.json").read_text(encoding="utf-8"))
+    assert cut.report.memory.peak_bytes >= state["peak"] > 1e8  # of every process that trained
 
 
 def test_a_run_does_not_go_on_over_a_base_that_was_changed_since(tmp_path: Path):

@@ -91,7 +91,7 @@ def reaches(name: str, wanted: str | Sequence[str]) -> bool:
     return any(f".{name}".endswith(f".{word}") for word in wanted)
 
 
-def unfit(base: Any, wanted: str | Sequence[str]) -> str:
+def unfit(base: Any, wanted: str | Sequence[str], changeable: tuple[type[nn.Module], ...] = CHANGEABLE) -> str:
     """Why these layers of a network cannot be changed; empty where they can. `wanted` as in `reaches`."""
     if not wanted:
         return "technique.targets: names no layer; name one, or leave it out"
@@ -102,7 +102,7 @@ def unfit(base: Any, wanted: str | Sequence[str]) -> str:
     except re.error as error:
         return f"technique.targets: {wanted!r} is no pattern ({error}); a star for any letters is written .*"
     modules = {name: module for name, module in base.named_modules() if "pooler" not in name}
-    layers = {name for name, module in modules.items() if isinstance(module, CHANGEABLE)}
+    layers = {name for name, module in modules.items() if isinstance(module, changeable)}
     for part in parts:
         found = [name for name in modules if reaches(name, part)]
         if not layers.intersection(found):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith.model.policy import Policy
 from tunesmith.techniques.adapter import Adapter, names_in, put_inside, unfit
@@ -15,6 +17,8 @@ LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "distilbert": (("k_lin", "v_lin", "lin2"), ("lin2",)),
     "modernbert": (("Wqkv", "mlp.Wo"), ("mlp.Wo",)),
 }
+# Kinds of layers that PEFT puts factors beside: there are none for embeddings.
+SCALABLE = (nn.Linear, Conv1D, nn.Conv2d, nn.Conv3d)
 
 
 class Ia3(Adapter):
@@ -50,7 +54,7 @@ class Ia3(Adapter):
 
         kind = base.config.model_type
         if self.targets:
-            return unfit(base, self.targets)
+            return unfit(base, self.targets, SCALABLE)
         if kind in LAYERS or kind in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
             return ""
         return f"the layers of a {kind} are not known; name technique.targets, or take the nearest that works: lora"

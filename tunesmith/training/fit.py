@@ -16,7 +16,7 @@ from torch import Tensor
 from tunesmith.errors import Refused, RewardError
 from tunesmith.model.batch import Batch, halved
 from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
-from tunesmith.model.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory
+from tunesmith.model.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory, peak_bytes
 from tunesmith.model.policy import Policy
 from tunesmith.model.rollout import Figures, added
 from tunesmith.objectives.base import Learner, WholeStepLearner
@@ -53,6 +53,7 @@ class TrainingState:
     computed: int = 0  # tokens that passed through the network, a shared prefix counted once
     rows: int = 0
     stopped_early: bool = False
+    peak: int = 0  # bytes: the largest resident size of a process that trained
     owed: bool = False  # the validation of this step, which a reward broke off
 
     def count(self, batches: Sequence[Batch], prepared: Sequence[Batch], *, seconds: float) -> int:
@@ -63,6 +64,7 @@ class TrainingState:
         self.tokens += tokens
         self.computed += sum(batch.computed for batch in prepared)
         self.rows += sum(batch.examples for batch in batches)
+        self.peak = max(self.peak, peak_bytes())
         return tokens
 
 

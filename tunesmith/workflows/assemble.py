@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -16,7 +14,7 @@ from tunesmith.evaluation.retention import GeneralAbility
 from tunesmith.evaluation.significance import lower_is_better
 from tunesmith.evaluation.tasks import Arm, TaskScore
 from tunesmith.inference.local import LocalModel
-from tunesmith.model.device import ChosenMachine
+from tunesmith.model.device import ChosenMachine, peak_bytes
 from tunesmith.model.four_bit import numbers, resident_bytes
 from tunesmith.objectives import Multitask
 from tunesmith.report.plan import CostPrediction
@@ -174,10 +172,10 @@ def _named(found: Sequence[Arm]) -> str:
 
 
 def _memory(run: Measured) -> Memory:
-    """Beside the process's peak what was foretold of it; on a GPU it is that one's memory which was foretold."""
+    """Beside the peak, of each process that trained, what was foretold of it; on a GPU that one's memory was."""
     foretold = run.prediction if run.prepared.machine.device == "cpu" else None
     return Memory(
-        peak_bytes=peak_bytes(),
+        peak_bytes=max(peak_bytes(), run.trained.state.peak),
         predicted_bytes=None if foretold is None else round(foretold.memory.expected),
         model_bytes=resident_bytes(run.trained.policy.network),
     )
@@ -263,9 +261,3 @@ def environment(machine: ChosenMachine) -> dict[str, str]:
         "threads": str(machine.threads),
         "gemm_gflops": rates,
     }
-
-
-def peak_bytes() -> int:
-    """Largest resident size of this process so far; Linux counts in KiB, macOS in bytes."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024

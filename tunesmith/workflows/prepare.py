@@ -112,6 +112,8 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
     if recipe.replay.share and recipe.replay.source != SELF:
         general_texts(recipe, offline=offline)  # what is wrong with them is told before a run begins
     check_technique(recipe, base.network, base.family)
+    if isinstance(recipe.objective, Rl):  # its answers need room, and the rows say how long they are
+        recipe = recipe.model_copy(update={"objective": recipe.objective.bind(_all(loaded[ALONE]), base.family)})
     recipe = with_room(recipe, base, listen)
     found = {name: _encoded(part, loaded[name], base, machine) for name, part in _parts(recipe).items()}
     prepared = found[ALONE] if ALONE in found else _joined(recipe, found)

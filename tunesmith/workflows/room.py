@@ -26,7 +26,8 @@ def with_room(recipe: Recipe, base: Base, listen: Callable[[dict[str, Any]], Non
     if longest >= wanted or not positions:
         return recipe
     if longest < SHORTEST:
-        raise RecipeError(f"technique.tokens: {virtual} leave no room for rows in {positions} positions; use fewer")
+        key, taken = ("technique.tokens", virtual) if virtual >= drawn else ("objective.max_new_tokens", drawn)
+        raise RecipeError(f"{key}: {taken} leave no room for rows in {positions} positions; use fewer")
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_tokens": longest})})
     listen({"event": "stage", "text": cut_at(recipe)})
     return recipe

@@ -108,5 +108,4 @@ def _direction(prepared: Prepared, policy: Policy, name: str, batches: Batches) 
             if grad is not None:
                 sum_.add_(grad)
     flat = torch.cat([one.flatten().float() for one in total])
-    direction: Tensor = flat / flat.norm().clamp(min=1e-12)
-    return direction
+    return flat.div_(flat.norm().clamp(min=1e-12))
