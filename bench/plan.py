@@ -1,6 +1,6 @@
 """Twelve runs foretold by `tunesmith plan`, then run: how far were memory and time off?
 
-    python -m bench.plan predict     # writes PLAN.json: to be committed before anything runs
+    python -m bench.plan predict     # writes PLAN.json, each set in a process of its own: commit it before runs
     python -m bench.plan run [CASE]  # runs what has no outcome yet, each in a process of its own, and writes PLAN.md
 
 Small pieces of the examples' rows, few test rows. What general ability is left is looked at in passing only: it takes
@@ -45,29 +45,39 @@ def cases() -> list[str]:
 def predict() -> None:
     """Write what each case is expected to take; a prediction that is there is never made again."""
     page = _read()
-    for name, (file, changes, techniques) in SETS.items():
+    for name, (_, _, techniques) in SETS.items():
         wanted = [one for one in techniques if f"{name}/{one}" not in page]
-        if not wanted:
-            continue
-        recipe = request(EXAMPLES / file, changes=[*FEW, *changes, "technique=lora"], offline=True).recipe
-        found = plan_recipe(recipe, listen=lambda event: None, offline=True)
-        for option in found.options:
-            if option.technique in wanted and option.prediction is not None:
-                page[f"{name}/{option.technique}"] = {"predicted": option.prediction.model_dump(mode="json")}
-        _write(page)
+        if wanted:
+            found = _apart("foretell", name)
+            page |= {f"{name}/{one}": {"predicted": found[one]} for one in wanted if one in found}
+            _write(page)
+
+
+def foretell(name: str) -> None:
+    """Print what each technique is expected to take on one set; alone in a process, which holds no other's model."""
+    file, changes, _ = SETS[name]
+    recipe = request(EXAMPLES / file, changes=[*FEW, *changes, "technique=lora"], offline=True).recipe
+    options = plan_recipe(recipe, listen=lambda event: None, offline=True).options
+    made = ((option.technique, option.prediction) for option in options)
+    print(json.dumps({technique: one.model_dump(mode="json") for technique, one in made if one is not None}))
 
 
 def run(only: str = "") -> None:
-    """Run what has a prediction and no outcome."""
+    """Run what has a prediction and no outcome; what was not foretold, as qlora without bitsandbytes, is not run."""
     page = _read()
     for case in [only] if only else cases():
-        if "outcome" in page[case]:
+        if case not in page or "outcome" in page[case]:
             continue
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.plan", "one", case], capture_output=True, text=True, check=True
-        )
-        page[case]["outcome"] = json.loads(done.stdout.splitlines()[-1])
+        page[case]["outcome"] = _apart("one", case)
         _write(page)
+
+
+def _apart(command: str, what: str) -> dict[str, Any]:
+    """The last line that a command of this file prints in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.plan", command, what], capture_output=True, text=True, check=True
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def one(case: str) -> None:
@@ -143,4 +153,4 @@ def _write(page: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    {"predict": predict, "run": run, "one": one}[sys.argv[1]](*sys.argv[2:])
+    {"predict": predict, "foretell": foretell, "run": run, "one": one}[sys.argv[1]](*sys.argv[2:])

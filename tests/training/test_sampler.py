@@ -76,3 +76,15 @@ def test_rows_are_cut_where_padding_to_the_longest_would_exceed_the_tokens():
     assert cut(range(5), lengths, 4) == [[0], [1], [2], [3], [4]]  # a row alone may exceed it
     assert cut(range(5), lengths, 1000) == [[0, 1, 2, 3, 4]]
     assert cut([], lengths, 10) == []
+
+
+def test_a_window_of_many_rows_does_not_look_at_all_their_lengths():
+    class Lengths(tuple[int, ...]):
+        def __hash__(self) -> int:
+            raise AssertionError("all lengths were looked at")
+
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError("all lengths were looked at")
+
+    sampler = Sampler(Lengths(LENGTHS), 16, 1000, seed=3)
+    assert sampler.window(3) == Sampler(LENGTHS, 16, 1000, seed=3).window(3)

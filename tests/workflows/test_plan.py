@@ -142,6 +142,16 @@ def test_steps_that_run_out_of_memory_leave_the_formula_and_the_base_alone(
     ]
 
 
+def test_an_optimizer_that_memory_does_not_hold_leaves_the_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full_memory)
+    said: list[dict[str, Any]] = []
+    assert plan_recipe(recipe(tmp_path, reviews(), "llama"), listen=said.append).how == "by formula, not timed"
+    assert sum(event.get("text", "").startswith("memory ran out while") for event in said) == 2
+
+
 def test_nothing_is_timed_whose_memory_does_not_surely_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(story, "SURELY", 0.0)
     monkeypatch.setattr(story, "step", None)

@@ -13,9 +13,12 @@ from tunesmith.model.batch import cut
 POOL = 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Sampler:
-    """Windows of row numbers, one window per optimizer step, cut into micro-batches of like length."""
+    """Windows of row numbers, one window per optimizer step, cut into micro-batches of like length.
+
+    A sampler equals only itself: to remember its epochs, nobody has to look at all lengths.
+    """
 
     lengths: tuple[int, ...]
     rows: int  # per optimizer step

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from tunesmith.decision.plan import moving, peak_bytes, reading_seconds, step_seconds, writing_seconds
 from tunesmith.decision.recommend import STANDINGS, Case, recommend
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.device import out_of_memory
 from tunesmith.model.generate import REMEMBERED, ROWS
 from tunesmith.model.load import not_in_4_bits
@@ -123,8 +123,8 @@ def _timed(prepared: Prepared, found: Survey, listen: Listener) -> dict[str, flo
         listen({"event": "stage", "text": f"timing a few steps: {technique.kind}"})
         try:
             factors[technique.kind] = _factor(prepared, technique, found)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+        except (MemoryError, RuntimeError, Refused) as error:
+            if not out_of_memory(error.__cause__ or error):  # the optimizer's memory is refused in its own words
                 raise
             listen({"event": "note", "text": f"memory ran out while {technique.kind} was timed: it is told by formula"})
     return factors
