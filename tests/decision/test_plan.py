@@ -12,6 +12,7 @@ from tunesmith.decision.plan import (
     FigureBounds,
     MachinePace,
     TrainingWork,
+    Written,
     estimate,
     moving,
     peak_bytes,
@@ -19,6 +20,7 @@ from tunesmith.decision.plan import (
     step_seconds,
     trainable,
     writing_seconds,
+    written_bytes,
 )
 from tunesmith.model.size import Kept, NetworkSize, measure_size
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
@@ -97,14 +99,47 @@ def test_measuring_leaves_the_network_as_it_was():
 
 
 def test_memory_is_what_stays_and_the_largest_pass():
-    by_hand = 1e6 + 200e6 + 12 * 2000 + 50 + 1.3 * 1000 * 400 + 3 * 4 * 256 * 100
+    copied = 4 * 40 * (800 - 400)  # keys and values, once for each row
+    by_hand = 1e6 + 200e6 + 12 * 2000 + 50 + 1.3 * (1000 * 400 + copied) + 3 * 4 * 256 * 100
     assert peak_bytes(Full(), SIZE, WORK, PACE, held=1e6) == pytest.approx(by_hand)
-    lora = 16 * 120 + 50 + 1.3 * (1000 + 4 * 2 * 2) * 400
+    lora = 16 * 120 + 50 + 1.3 * ((1000 + 4 * 2 * 2) * 400 + copied)
     assert peak_bytes(Lora(rank=2), SIZE, WORK, PACE, held=0) == pytest.approx(200e6 + lora + 3 * 4 * 256 * 100)
 
 
 def test_what_came_before_training_counts_where_it_is_more():
     assert peak_bytes(Lora(rank=2), SIZE, replace(WORK, cheap=9e9), PACE, held=1e9) == 10e9
+
+
+def test_answers_remember_their_prompts_and_count_where_that_is_more_than_training():
+    group = Written(rows=64, prompt=250, fed=30, answer=10)
+    remembered = 64 * (260 * 40 * 4 * (1 + 1 / 2) + 4 * 100)
+    assert written_bytes(group, SIZE) == pytest.approx(remembered)
+    read = replace(group, fed=250, answer=0)  # a layer's states of all prompts, three of 20 and two of 10 numbers
+    assert written_bytes(read, SIZE) == pytest.approx(64 * (250 * (40 * 4 + 4 * (3 * 20 + 2 * 10)) + 4 * 100))
+    many = replace(WORK, written=(group, replace(group, rows=64_000)))
+    assert peak_bytes(Full(), SIZE, many, PACE, held=1e6) == pytest.approx(1e6 + 1000 * remembered)
+    assert peak_bytes(Full(), SIZE, replace(WORK, written=(group,)), PACE, held=0) == peak_bytes(
+        Full(), SIZE, WORK, PACE, held=0
+    )
+
+
+def test_the_vocabulary_counts_wherever_a_learned_state_meets_it_beside_a_head_too():
+    fast = replace(PACE, moved=1e30)
+    headed = replace(WORK, head=33, headed=5000)
+    more = step_seconds(Full(), SIZE, headed, fast) - step_seconds(Full(), SIZE, WORK, fast)
+    assert more * 1e9 == pytest.approx(6 * 5000)
+    only = replace(headed, learned=0)  # a head alone: no word is told
+    fewer = step_seconds(Full(), SIZE, headed, fast) - step_seconds(Full(), SIZE, only, fast)
+    assert fewer * 1e9 == pytest.approx(320 * 6 * 100 * 10)
+    logits = peak_bytes(Full(), SIZE, headed, PACE, held=0) - peak_bytes(Full(), SIZE, only, PACE, held=0)
+    assert logits == 3 * 4 * 256 * 100
+
+
+def test_attention_and_what_is_only_read_cost_time():
+    more = replace(WORK, attended=7000, read=500, told=20)
+    seconds = step_seconds(Full(), SIZE, more, PACE) - step_seconds(Full(), SIZE, WORK, PACE)
+    arithmetic = 7000 * 12 * 10 * 2 + 500 * 2 * 400 + 20 * 2 * 100 * 10
+    assert seconds * 1e9 == pytest.approx(arithmetic + 500 * 3 * 1000)
 
 
 def test_four_bits_take_an_eighth_of_the_weights_memory():

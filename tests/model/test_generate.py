@@ -53,11 +53,11 @@ def forced(made: Policy, monkeypatch: pytest.MonkeyPatch, script: Sequence[Seque
 def test_short_prompts_run_in_full_batches_and_long_ones_in_as_many_as_memory_is_kept_for():
     made = policy("llama")
     short, long = [[1] * 40] * (room.ROWS + 3), [[1] * 1000] * 20
-    assert [len(group) for group in room._groups(made, short, room.ROWS)] == [room.ROWS, 3]
+    assert [len(group) for group in room.groups(made, short, room.ROWS)] == [room.ROWS, 3]
     most = room.REMEMBERED // 1000
-    assert [len(group) for group in room._groups(made, long, room.ROWS)] == [most, 20 - most]
-    assert [len(group) for group in room._groups(made, [*short[:5], *long[:2]], room.ROWS)] == [7]
-    assert list(room._groups(made, [[1] * (room.REMEMBERED + 1)], room.ROWS)) == [[0]]
+    assert [len(group) for group in room.groups(made, long, room.ROWS)] == [most, 20 - most]
+    assert [len(group) for group in room.groups(made, [*short[:5], *long[:2]], room.ROWS)] == [7]
+    assert list(room.groups(made, [[1] * (room.REMEMBERED + 1)], room.ROWS)) == [[0]]
 
 
 # ------------------------------------------------------------------ greedy

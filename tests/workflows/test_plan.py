@@ -19,8 +19,8 @@ from tunesmith.techniques import Full, Lora
 from tunesmith.workflows import plan as story
 from tunesmith.workflows.plan import plan_recipe, techniques_of
 from tunesmith.workflows.prepare import prepare
-from tunesmith.workflows.survey import _memory, count_work, foresee, named, predict, survey
-from tunesmith.workflows.train import Batches, untouched
+from tunesmith.workflows.survey import _memory, foresee, named, predict, survey
+from tunesmith.workflows.train import Batches
 
 pytestmark = pytest.mark.usefixtures("small_world")
 NAMES = ["full", "lora", "dora", "qlora", "ia3", "prompt", "prefix", "p-tuning"]
@@ -59,7 +59,7 @@ def test_half_the_look_at_the_network_tells_the_same_of_the_recipes_own_techniqu
 
 def test_what_is_counted_is_what_the_steps_compute(tmp_path: Path):
     prepared = prepare(recipe(tmp_path, reviews(), "llama", schedule={"epochs": 3}), listen=nobody)
-    work, batches = count_work(prepared, untouched(prepared)), Batches(prepared, prepared.train)
+    work, batches = survey(prepared).work, Batches(prepared, prepared.train)
     steps = [batches.window(one) for one in range(work.steps)]
     assert work.steps == 3 * 5  # 33 rows, eight a step
     assert work.rows == 3 * 33

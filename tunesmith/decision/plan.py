@@ -24,13 +24,17 @@ NUMBER, LEARNING, STEP_BYTES = 4, 12, 40
 DORA_KEPT = 4
 # Largest memory of a pass over what it keeps: gradients on the way back, and what the allocator rounds up.
 PASS_OVER_KEPT = 1.3
-# Times that what a pass keeps goes through memory, forward and backward together; and weights that are cast anew,
-# unpacked (QLoRA) or normed (DoRA) in each pass.
-KEPT_MOVED, CAST_MOVED, UNPACK_BYTES, NORM_BYTES = 8, 3, 20, 60
+# Times that what a pass keeps goes through memory, forward and backward together, or forward alone; and weights that
+# are cast anew, unpacked (QLoRA) or normed (DoRA) in each pass.
+KEPT_MOVED, READ_MOVED, CAST_MOVED, UNPACK_BYTES, NORM_BYTES = 8, 3, 3, 20, 60
 # Seconds of a layer in a pass that no arithmetic explains: calls of small operations.
 CALLS = 2e-3
-# What PEFT, the libraries of reports and cheap ways, and answers to the test rows add while a run goes on.
+# What PEFT and the libraries of reports and cheap ways add while a run goes on.
 BESIDE = 200e6
+# States of a layer that are there at once where nothing is kept: inner ones of the widest layers, and outer ones.
+INNER, OUTER = 3, 2
+# Operations for each query, key and number of a state's width: two products forward, four on the way back.
+PAIR = 12
 # Rows of logits that are there at once, and how many times over (tunesmith/model/head.py).
 HEAD_ROWS, HEAD_COPIES = 256, 3
 # Bytes of a weight in 4 bits with its scales, as bitsandbytes keeps them.
@@ -38,6 +42,16 @@ FOUR_BITS = 0.52
 
 # Bounds as factors of what is expected, by judgement: no runs were held against them yet (`python -m bench.plan` does).
 SURE = {"memory": (0.87, 1.15), "timed": (0.8, 1.3), "formula": (0.4, 2.5)}
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Prompts that are answered side by side when a model is scored."""
+
+    rows: int
+    prompt: int  # tokens of the longest
+    fed: int  # of them those that each row brings: what all share runs once
+    answer: int  # tokens of an answer as long as it may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +63,18 @@ class TrainingWork:
     rows: int  # of all passes
     computed: int  # tokens through the network, what rows share counted once
     padded: int  # the same where rows run apart, each as long as the longest beside it
-    learned: int  # positions that the output layer sees
+    learned: int  # positions whose states meet the whole vocabulary
     widest: int  # tokens of the largest pass, and the rows and padded tokens of that
     widest_rows: int
     widest_padded: int
-    head: int = 0  # numbers of a head of the objective's own
+    attended: int = 0  # pairs of a query and a key; where there is no way back, three are one
+    read: int = 0  # tokens that pass once more without a way back, and positions of them that meet the vocabulary
+    told: int = 0
+    head: int = 0  # numbers of heads of the objective's own, and how many are met by the states that go through one
+    headed: int = 0
     cheap: float = 0.0  # bytes that the cheap ways take before training begins
     copies: int = 0  # of the start, which full tuning keeps where steps ask what it would say
+    written: tuple[Written, ...] = ()  # what one model is asked to write when it is scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,15 +182,27 @@ COUNTS: Mapping[type[Any], Callable[[Any, NetworkSize], int]] = {
 
 
 def peak_bytes(technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace, *, held: float) -> float:
-    """The largest memory of the run: what stays and the largest pass over it, or what came before if that is more."""
+    """The largest memory of the run: what stays and the largest pass over it, or what scoring takes if that is more."""
     count = trainable(technique, size, work)
     stays = held + BESIDE + LEARNING * count + (0 if isinstance(technique, Full) else NUMBER * count)
     if isinstance(technique, Full):
         stays += NUMBER * size.parameters * work.copies
     kept = _kept(technique, size, pace)
     tokens = _tokens(technique, size, (work.widest, work.widest_padded), (1, work.widest_rows))
-    logits = 0 if work.head else HEAD_COPIES * NUMBER * HEAD_ROWS * size.words
-    return max(stays + kept.once + PASS_OVER_KEPT * kept.token * tokens + logits, held + work.cheap)
+    logits = HEAD_COPIES * NUMBER * HEAD_ROWS * size.words if work.learned else 0
+    # Keys and values that rows share or that are padded are copied for each row (tunesmith/model/attention.py).
+    copied = (2 if pace.mixed else NUMBER) * size.past * max(0, work.widest_padded - work.widest)
+    training = stays + kept.once + PASS_OVER_KEPT * (kept.token * tokens + copied) + logits
+    return max(training, held + work.cheap, *(held + written_bytes(one, size) for one in work.written))
+
+
+def written_bytes(group: Written, size: NetworkSize) -> float:
+    """What answering needs: keys and values of all rows, which grow with the answers, or one layer's states before."""
+    remembered = NUMBER * size.past
+    states = NUMBER * (INNER * max(max(inner, outer) for _, inner, outer in size.linear) + OUTER * size.hidden)
+    # A layer's are there twice while a token is added to them.
+    grown = (group.prompt + group.answer) * remembered * (1 + 1 / size.layers)
+    return group.rows * (max(group.prompt * remembered + group.fed * states, grown) + NUMBER * size.words)
 
 
 def _kept(technique: Technique, size: NetworkSize, pace: MachinePace) -> Kept:
@@ -209,14 +240,16 @@ def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pa
     """Seconds of all training steps by formula, before any correction."""
     tokens = _tokens(technique, size, (work.computed, work.padded), (work.passes, work.rows))
     whole, kept = isinstance(technique, Full), _kept(technique, size, pace)
-    operations = tokens * (4 + 2 * whole) * size.matrices
-    moved = tokens * kept.token * KEPT_MOVED + work.steps * STEP_BYTES * trainable(technique, size, work)
+    operations = tokens * (4 + 2 * whole) * size.matrices + work.attended * PAIR * size.hidden * size.layers
+    operations += work.read * 2 * size.matrices
+    moved = (tokens * KEPT_MOVED + work.read * READ_MOVED) * kept.token
+    moved += work.steps * STEP_BYTES * trainable(technique, size, work)
     if isinstance(technique, Lora):
         operations += 6 * tokens * moving(technique, size)
         moved += work.passes * size.matrices * (UNPACK_BYTES * bool(technique.quantize) + NORM_BYTES * technique.dora)
     else:  # a fused low-rank update keeps the weights it has cast, all others cast them in each pass
         moved += work.passes * kept.once * CAST_MOVED
-    words = 6 * work.learned * work.head if work.head else work.learned * (4 + 2 * whole) * size.words * size.hidden
+    words = (work.learned * (4 + 2 * whole) + 2 * work.told) * size.words * size.hidden + 6 * work.headed
     # Weights in 4 bits are unpacked to float32 and multiplied as that.
     products = pace.products32 if isinstance(technique, Lora) and technique.quantize else pace.products
     calls = work.passes * size.layers * CALLS
@@ -225,7 +258,7 @@ def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pa
 
 def reading_seconds(tokens: float, size: NetworkSize, pace: MachinePace) -> float:
     """Seconds of tokens that pass through the network without a way back."""
-    return pace.factor * tokens * (2 * size.matrices / pace.products32 + size.frozen.token * 3 / pace.moved)
+    return pace.factor * tokens * (2 * size.matrices / pace.products32 + size.frozen.token * READ_MOVED / pace.moved)
 
 
 def writing_seconds(steps: float, rows: float, size: NetworkSize, pace: MachinePace) -> float:

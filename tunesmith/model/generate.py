@@ -86,7 +86,7 @@ def generate(
 ) -> list[AnswerIds]:
     """An answer to each prompt, in the order given; the same answers whatever is asked beside them."""
     answers: dict[int, AnswerIds] = {}
-    for group in _groups(policy, prompts, ROWS):
+    for group in groups(policy, prompts, ROWS):
         drawn = _drawn(policy, [prompts[i] for i in group], sampling=sampling, template=template)
         answers |= dict(zip(group, drawn, strict=True))
     return [answers[i] for i in range(len(prompts))]
@@ -97,7 +97,7 @@ def sample(
 ) -> list[list[AnswerIds]]:
     """`count` answers to each prompt, each by a chance of its own; a prompt's keys and values are made once."""
     answers: dict[int, list[AnswerIds]] = {}
-    for group in _groups(policy, prompts, max(1, SAMPLED // count), copies=count):
+    for group in groups(policy, prompts, max(1, SAMPLED // count), copies=count):
         some = [prompts[i] for i in group]
         drawn = _drawn(policy, some, sampling=sampling, template=template, copies=count)
         answers |= {row: drawn[place * count : (place + 1) * count] for place, row in enumerate(group)}
@@ -120,7 +120,7 @@ def _drawn(
     return [AnswerIds(said, row in ends, ends.get(row, ())) for row, said in enumerate(ids)]
 
 
-def _groups(policy: Policy, prompts: Sequence[list[int]], size: int, copies: int = 1) -> Iterator[list[int]]:
+def groups(policy: Policy, prompts: Sequence[list[int]], size: int, copies: int = 1) -> Iterator[list[int]]:
     """Prompts that are answered together, at most `size`, fewer where they are long; the longest first."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     # Padding would stand between virtual tokens and a row's own, as in `_prefill`, so here nothing is padded.

@@ -42,7 +42,7 @@ class NetworkSize:
     causal: bool  # a decoder
     layers: int
     hidden: int
-    words: int  # rows of the output layer; 0 where nothing predicts words
+    words: int  # of the vocabulary, which a decoder predicts, and an encoder where it finds hidden words
     parameters: int
     linear: tuple[tuple[str, int, int], ...]  # name, inner and outer width of the layers that a low-rank update reaches
     named: tuple[tuple[str, int, int], ...]  # the same of embeddings and the output layer, reached only where named
@@ -70,7 +70,7 @@ def measure_size(policy: Policy, *, modes: Sequence[bool] = (True, False)) -> Ne
         causal=policy.family == "decoder",
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        words=config.vocab_size if policy.family == "decoder" else 0,
+        words=config.vocab_size,
         parameters=numbers(network.parameters()),
         linear=tuple(linear_layers(network)),
         named=tuple(named_layers(network)),

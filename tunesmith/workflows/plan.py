@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -14,10 +15,10 @@ from tunesmith.decision.plan import moving, peak_bytes, reading_seconds, step_se
 from tunesmith.decision.recommend import STANDINGS, Case, recommend
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.device import out_of_memory
-from tunesmith.model.generate import REMEMBERED, ROWS
 from tunesmith.model.load import not_in_4_bits
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Instruct, Preference, Rl
+from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.recipe import AnyTechnique, Recipe
 from tunesmith.report.plan import Bounds, Option, Outlook, Recommended
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
@@ -25,9 +26,10 @@ from tunesmith.training.fit import step
 from tunesmith.training.optim import make_optimizer, set_rate
 from tunesmith.workflows.answers import CHOICE_ROWS
 from tunesmith.workflows.batches import Batches, batches_of
+from tunesmith.workflows.counting import planned, tasks_of
 from tunesmith.workflows.learner import learner_of
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
-from tunesmith.workflows.survey import Survey, counts_of, named, predict, survey
+from tunesmith.workflows.survey import Survey, named, predict, survey
 from tunesmith.workflows.train import adapted, make_plan, untouched
 
 # Steps that are timed, the first of them to warm up, until so many seconds are spent on one technique.
@@ -62,8 +64,8 @@ def plan_recipe(recipe: Recipe, *, listen: Listener, timed: bool = True, offline
     listen({"event": "stage", "text": "counting rows and network"})
     found = survey(prepared)
     factors = _timed(prepared, found, listen) if timed else {}
-    options = [_option(prepared, technique, found, factors) for technique in techniques_of(recipe)]
-    facts, how = prepared.facts, _how(factors)
+    beside, how = _beside(prepared, found), _how(factors)
+    options = [_option(prepared, technique, (found, beside), factors) for technique in techniques_of(recipe)]
     return Outlook(
         data=Path(recipe.data.train).name,
         model=recipe.model,
@@ -77,7 +79,7 @@ def plan_recipe(recipe: Recipe, *, listen: Listener, timed: bool = True, offline
         how=how,
         options=options,
         recommendation=_recommended(prepared, found, options),
-        notes=list(facts.notes),
+        notes=list(prepared.facts.notes),
     )
 
 
@@ -87,8 +89,11 @@ def _how(factors: dict[str, float]) -> str:
     return f"by formula, corrected by timed steps of {' and '.join(factors)} on these rows"
 
 
-def _option(prepared: Prepared, technique: AnyTechnique, found: Survey, factors: dict[str, float]) -> Option:
+def _option(
+    prepared: Prepared, technique: AnyTechnique, counted: tuple[Survey, _Beside], factors: dict[str, float]
+) -> Option:
     """A line of the plan."""
+    found, beside = counted
     name = named(technique)
     standing = STANDINGS[name]
     said = {"technique": name, "standing": standing.word, "published": standing.published, "ours": standing.ours}
@@ -102,12 +107,11 @@ def _option(prepared: Prepared, technique: AnyTechnique, found: Survey, factors:
     if factor is not None:
         found = replace(found, pace=replace(found.pace, factor=factor, timed=name in factors))
     made = predict(technique, found, how=_how(factors))
-    beside = _beside(prepared, found)
-    low, high = WHOLE
+    seconds, trained, (low, high) = beside.seconds(found), beside.trained, WHOLE
     whole = Bounds(
-        low=made.seconds.low + low * beside,
-        expected=made.seconds.expected + beside,
-        high=made.seconds.high + high * beside,
+        low=trained * made.seconds.low + low * seconds,
+        expected=trained * made.seconds.expected + seconds,
+        high=trained * made.seconds.high + high * seconds,
     )
     return Option(prediction=made, whole_seconds=whole, fits=made.memory.high <= found.room, **said)
 
@@ -164,34 +168,61 @@ def _ratios(
         start = time.perf_counter()
         step(policy, learner, window, optimizer=optimizer, clip=1.0)
         seconds = time.perf_counter() - start
-        counted = replace(found.work, steps=1, **counts_of(window))
+        numbers: dict[str, Any] = {name: round(value) for name, value in found.counter.counts(window).items()}
+        counted = replace(found.work, steps=1, **numbers)
         ratios.append(seconds / step_seconds(technique, found.size, counted, found.pace))
         if turn and time.perf_counter() - began > MOST_SECONDS:
             break
     return ratios
 
 
-def _beside(prepared: Prepared, found: Survey) -> float:
-    """Seconds of a run beside its training steps: validations, and the scoring of base and tuned model."""
-    objective, split = prepared.recipe.objective, prepared.loaded.split
-    plan = make_plan(prepared.recipe, untouched(prepared), rows=len(prepared.train))
-    parts = [part for part in prepared.parts.values() or [prepared] if part.validation]
-    checked = [batch for part in parts for batch in Batches(part, part.validation).all()]
-    tokens = sum(batch.computed for batch in checked)
+@dataclass(frozen=True, slots=True)
+class _Beside:
+    """What a run does beside its training steps, whichever technique moves the numbers."""
+
+    trained: int  # times that it trains: once more for its control
+    read: float  # tokens that pass without a way back
+    written: tuple[tuple[float, float], ...]  # steps in which so many rows get their next token
+
+    def seconds(self, found: Survey) -> float:
+        """How long that takes."""
+        wrote = sum(writing_seconds(steps, rows, found.size, found.pace) for steps, rows in self.written)
+        return AROUND + reading_seconds(self.read, found.size, found.pace) + wrote
+
+
+def _beside(prepared: Prepared, found: Survey) -> _Beside:
+    """Validations, and the scoring of base, tuned model and control, of each of several tasks."""
+    parts, plan = tasks_of(prepared), planned(prepared, untouched(prepared))
+    trained = 2 if prepared.recipe.controls else 1
+    checked = [batch for part in parts if part.validation for batch in Batches(part, part.validation).all()]
+    evaluations = plan.steps // plan.eval_steps if plan.eval_steps else 0
     each = found.work.computed / max(1, found.work.rows)
-    test, validation = len(prepared.test), len(split.validation)
-    evaluations = plan.steps // plan.eval_steps if plan.eval_steps and checked else 0
-    asked: float = 2 * test + validation + 4 * min(validation, CHOICE_ROWS.get(objective.kind, 0))
     general = 2 * GENERAL_TOKENS if prepared.base.family == "decoder" else 0
+    asked = sum(_asked(part, trained) for part in parts)
+    # They end when they want to, so half of the rows are there at a time.
+    answers = [((1 + trained) * group.answer, group.rows / 2) for group in found.work.written]
+    return _Beside(
+        trained=trained,
+        read=trained * evaluations * sum(map(found.counter.computed, checked)) + asked * each + general,
+        written=(*answers, *(one for part in parts for one in _chosen(part))),
+    )
+
+
+def _asked(part: Prepared, trained: int) -> float:
+    """Rows of a task that are read for scores, and for what the start says to them."""
+    objective, test, validation = part.recipe.objective, len(part.test), len(part.loaded.split.validation)
+    rows = (1 + trained) * test + validation + 4 * min(validation, CHOICE_ROWS.get(objective.kind, 0))
     if isinstance(objective, Preference) and objective.needs_reference:
-        asked += found.work.rows / prepared.recipe.schedule.epochs + validation
-    seconds = AROUND + reading_seconds(evaluations * tokens + asked * each + general, found.size, found.pace)
-    if isinstance(objective, Instruct):
-        longest = objective.max_new_tokens or 64
-        together = max(1, min(ROWS, REMEMBERED // max(1, round(each))))
-        groups = (2 * test + 3 * min(validation, CHOICE_ROWS["instruct"])) / together
-        seconds += writing_seconds(groups * longest, together / 2, found.size, found.pace)
-    return seconds
+        rows += trained * (sum(len(row.sequences) for row in part.train) + validation)
+    return rows
+
+
+def _chosen(part: Prepared) -> Iterator[tuple[float, float]]:
+    """Steps and rows of the answers by which the base's wording is chosen."""
+    if isinstance(part.recipe.objective, Instruct):
+        split = part.loaded.split
+        tried = min(len(split.validation or split.train), CHOICE_ROWS["instruct"])
+        yield len(PLAIN_WORDINGS) * part.recipe.objective.max_new_tokens, tried / 2
 
 
 def _recommended(prepared: Prepared, found: Survey, options: Sequence[Option]) -> Recommended | None:

@@ -48,7 +48,7 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     if not replay.share:
         unused = f"nothing of {Path(replay.source).name} is mixed in: replay.share is 0"
         return prepared if replay.source == SELF else _noted(prepared, unused, listen)
-    each = max(1, round(len(prepared.train) * replay.share / (1 - replay.share)))
+    each = general_rows(prepared)
     wanted = each * math.ceil(
         prepared.recipe.schedule.epochs
     )  # each pass its own: what comes again is learned by heart
@@ -69,6 +69,12 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     source = "written by the base itself" if replay.source == SELF else f"from {Path(replay.source).name}"
     prepared = _noted(prepared, f"{note}, {source}", listen)
     return replace(prepared, train=[*prepared.train, *general[0]], general=general)
+
+
+def general_rows(prepared: Prepared) -> int:
+    """General rows that each pass gets beside the rows of one task."""
+    share = prepared.recipe.replay.share
+    return max(1, round(len(prepared.train) * share / (1 - share))) if share and not prepared.parts else 0
 
 
 def _noted(prepared: Prepared, note: str, listen: Listener) -> Prepared:

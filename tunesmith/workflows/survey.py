@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,22 +10,14 @@ import torch
 
 from tunesmith.data.files import write_whole
 from tunesmith.decision.plan import FOUR_BITS, NUMBER, MachinePace, TrainingWork, estimate
-from tunesmith.model.batch import Batch
-from tunesmith.model.policy import Policy
 from tunesmith.model.size import NetworkSize, copy_rate, measure_size
-from tunesmith.objectives import Classify, Rl
+from tunesmith.objectives import Rl
 from tunesmith.recipe import AnyTechnique
 from tunesmith.report.plan import PREDICTION, Bounds, CostPrediction, read_prediction, told
 from tunesmith.techniques import Full, Lora
-from tunesmith.workflows.batches import batches_of
-from tunesmith.workflows.learner import needs_start
+from tunesmith.workflows.counting import Counter, count_work
 from tunesmith.workflows.prepare import Listener, Prepared
-from tunesmith.workflows.train import make_plan, untouched
-
-# Steps of the first pass over the rows that are counted, evenly spread; the rest are taken to be like them.
-COUNTED = 24
-# Bytes that TF-IDF with runs of characters takes on some thousand short texts: for a small encoder, more than training.
-TFIDF_BYTES = 650e6
+from tunesmith.workflows.train import untouched
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +29,7 @@ class Survey:
     pace: MachinePace
     held: float  # bytes that the process takes with plain weights
     room: float  # bytes that it may take
+    counter: Counter  # of further batches of the run
 
 
 def survey(prepared: Prepared, *, own: bool = False) -> Survey:
@@ -61,7 +53,8 @@ def survey(prepared: Prepared, *, own: bool = False) -> Survey:
         held += (NUMBER - FOUR_BITS) * size.matrices
     if prepared.recipe.controls:  # the control is tuned over a base of its own
         held += NUMBER * size.parameters
-    return Survey(size, count_work(prepared, policy), pace, held, room)
+    counter = Counter.of(prepared, policy)
+    return Survey(size, count_work(prepared, policy, counter), pace, held, room, counter)
 
 
 def _memory(device: str) -> tuple[float, float]:
@@ -71,39 +64,6 @@ def _memory(device: str) -> tuple[float, float]:
         return float(torch.cuda.memory_allocated(device)), float(torch.cuda.memory_reserved(device) + free)
     taken = float(psutil.Process().memory_info().rss)
     return taken, taken + float(psutil.virtual_memory().available)
-
-
-def count_work(prepared: Prepared, policy: Policy) -> TrainingWork:
-    """What all training steps come to, counted on the batches of some of them; `policy` is the base untouched."""
-    batches, objective = batches_of(prepared), prepared.recipe.objective
-    steps = make_plan(prepared.recipe, policy, rows=len(prepared.train)).steps
-    head = objective.head(policy)
-    every = range(batches.steps_per_epoch)
-    spread = every[:: max(1, len(every) // COUNTED)]
-    counted = counts_of([batch for one in spread for batch in batches.window(one)])
-    times = steps / len(spread)
-    largest = max(batches.window(max(every, key=batches.widest)), key=lambda batch: batch.computed)
-    return TrainingWork(
-        steps=steps,
-        **{name: round(times * value) for name, value in counted.items()},
-        widest=largest.computed,
-        widest_rows=largest.rows,
-        widest_padded=largest.rows * largest.paths.shape[1],
-        cheap=TFIDF_BYTES if isinstance(objective, Classify) and not objective.multi else 0.0,
-        copies=int(needs_start(objective)),
-        head=sum(value.numel() for value in head.parameters()) if head is not None else 0,
-    )
-
-
-def counts_of(found: Sequence[Batch]) -> dict[str, int]:
-    """What micro-batches come to."""
-    return {
-        "passes": len(found),
-        "rows": sum(batch.rows for batch in found),
-        "computed": sum(batch.computed for batch in found),
-        "padded": sum(batch.rows * batch.paths.shape[1] for batch in found),
-        "learned": sum(len(batch.targets) for batch in found),
-    }
 
 
 def foresee(prepared: Prepared, out: Path, *, listen: Listener) -> CostPrediction | None:

@@ -1,0 +1,141 @@
+"""The rows of a run counted before it begins: what its steps compute, and what it writes when it is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from tunesmith.data.examples import Message, Pair, Thumb
+from tunesmith.decision.plan import TrainingWork, Written
+from tunesmith.inference.local import LocalModel, sampling_of
+from tunesmith.model.batch import Batch
+from tunesmith.model.generate import ROWS, common, groups
+from tunesmith.model.masked_head import MaskedHead
+from tunesmith.model.policy import Policy
+from tunesmith.objectives import Classify, Instruct, Preference
+from tunesmith.objectives.instruct import asked
+from tunesmith.training.optim import TrainingPlan
+from tunesmith.workflows.batches import batches_of
+from tunesmith.workflows.learner import needs_start
+from tunesmith.workflows.prepare import ALONE, Prepared
+from tunesmith.workflows.replay import general_rows
+from tunesmith.workflows.train import make_plan
+from tunesmith.workflows.yardsticks.judging import WRITTEN
+
+# At most so many steps of the first pass over the rows are counted, evenly spread; the rest are taken to be like them.
+COUNTED = 24
+# Bytes that TF-IDF with runs of characters takes on some thousand short texts: for a small encoder, more than training.
+TFIDF_BYTES = 650e6
+# Passes without a gradient over as many tokens as are learned from, where steps ask the model and its start about
+# answers to other prompts (`Preference.together`).
+READINGS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """How the micro-batches of a run are counted, each by its task."""
+
+    packs: bool  # rows stand together and share what they begin with; else each is padded
+    heads: Mapping[str, int]  # numbers of each task's own head
+    worded: frozenset[str]  # tasks whose learned positions meet the vocabulary
+    asking: frozenset[str]  # tasks whose steps ask the start
+
+    @classmethod
+    def of(cls, prepared: Prepared, policy: Policy) -> Self:
+        """How this run's are; `policy` is the base untouched."""
+        objectives = {name: one.recipe.objective for name, one in (prepared.parts or {ALONE: prepared}).items()}
+        heads = {name: objective.head(policy) for name, objective in objectives.items()}
+        return cls(
+            packs=policy.packs,
+            heads={n: 0 if head is None else sum(v.numel() for v in head.parameters()) for n, head in heads.items()},
+            worded=frozenset(name for name, head in heads.items() if head is None or isinstance(head, MaskedHead)),
+            asking=frozenset(name for name, objective in objectives.items() if needs_start(objective)),
+        )
+
+    def counts(self, found: Sequence[Batch]) -> dict[str, float]:
+        """What micro-batches come to, under the names that `TrainingWork` has for it."""
+        worded = [batch for batch in found if batch.task in self.worded]
+        asking = [batch for batch in found if batch.task in self.asking]
+        headed = (self.heads[b.task] * (len(b.targets) if b.task in self.worded else b.rows) for b in found)
+        return {
+            "passes": len(found),
+            "rows": sum(batch.rows for batch in found),
+            "computed": sum(map(self.computed, found)),
+            "padded": sum(map(padded, found)),
+            "attended": sum(map(self._attended, found)) + READINGS / 3 * sum(map(self._attended, asking)),
+            "learned": sum(len(batch.targets) for batch in worded),
+            "headed": sum(headed),
+            "read": READINGS * sum(map(self.computed, asking)),
+            "told": READINGS * sum(len(batch.targets) for batch in asking),
+        }
+
+    def computed(self, batch: Batch) -> int:
+        """Tokens that pass through the network."""
+        return batch.computed if self.packs else padded(batch)
+
+    def _attended(self, batch: Batch) -> int:
+        """Pairs of a query and a key that are multiplied, those that are not seen among them."""
+        if not self.packs:
+            return batch.rows * batch.paths.shape[1] ** 2
+        return sum(level.queries.numel() * level.keys.shape[1] for level in batch.layout.levels)
+
+
+def padded(batch: Batch) -> int:
+    """Tokens of a batch whose rows are all as long as the longest."""
+    return batch.paths.numel()
+
+
+def count_work(prepared: Prepared, policy: Policy, counter: Counter) -> TrainingWork:
+    """All steps of the run, counted on the batches of some of them; `policy` is the base untouched."""
+    batches, steps = batches_of(prepared), planned(prepared, policy).steps
+    every = range(batches.steps_per_epoch)
+    some = min(COUNTED, len(every))
+    counted = counter.counts([one for place in range(some) for one in batches.window(place * len(every) // some)])
+    largest = max(batches.window(max(every, key=batches.widest)), key=counter.computed)
+    return TrainingWork(
+        steps=steps,
+        **{name: round(value * steps / some) for name, value in counted.items()},
+        widest=counter.computed(largest),
+        widest_rows=largest.rows,
+        widest_padded=padded(largest),
+        cheap=TFIDF_BYTES if any(map(_tries_words, tasks_of(prepared))) else 0.0,
+        copies=int(needs_start(prepared.recipe.objective)),
+        head=sum(counter.heads.values()),
+        written=tuple(group for part in tasks_of(prepared) for group in written(part, policy)),
+    )
+
+
+def planned(prepared: Prepared, policy: Policy) -> TrainingPlan:
+    """The schedule, general rows counted that `tune` will mix in."""
+    more = 0 if prepared.general else general_rows(prepared)
+    return make_plan(prepared.recipe, policy, rows=len(prepared.train) + more)
+
+
+def tasks_of(prepared: Prepared) -> list[Prepared]:
+    """Each task of a run that learns several; else the run."""
+    return list(prepared.parts.values()) or [prepared]
+
+
+def _tries_words(part: Prepared) -> bool:
+    """Whether TF-IDF is tried on the task."""
+    objective = part.recipe.objective
+    return isinstance(objective, Classify) and not objective.multi
+
+
+def written(part: Prepared, policy: Policy) -> Iterator[Written]:
+    """The groups in which one model answers what it is scored by, as `generate` makes them; none for what writes no
+    answers."""
+    objective = part.recipe.objective
+    chats: Sequence[Sequence[Message]] = ()
+    if isinstance(objective, Instruct):
+        chats = [asked(example) for example in part.test]
+    elif isinstance(objective, Preference):
+        chats = list(dict.fromkeys(e.prompt for e in part.test if isinstance(e, Pair | Thumb)))[:WRITTEN]
+    longest = sampling_of(objective).max_new_tokens
+    model = LocalModel(policy, part.template, objective, part.recipe.data.max_tokens)
+    prompts = [model.prompt(chat, answer=longest) for chat in chats]
+    for group in groups(policy, prompts, ROWS):
+        some = [prompts[i] for i in group]
+        prompt = max(map(len, some))
+        yield Written(rows=len(some), prompt=prompt, fed=prompt - common(some), answer=longest)
