@@ -27,7 +27,7 @@ def _gain(task: TaskScore) -> str:
         base, tuned = (count(round(value * task.n)) for value in (task.base, task.tuned))
         line = f"Of {count(task.n)} test rows the base answers {base} as wanted, the tuned model {tuned}"
     else:
-        line = f"{metric_name(task.metric)} goes from {figure(task.base)} to {figure(task.tuned)}"
+        line = f"Its {metric_name(task.metric)} goes from {figure(task.base)} to {figure(task.tuned)}"
     if task.verdict in ("better", "worse"):
         return f"{line}. That is more than chance."
     if task.verdict == "inconclusive":
