@@ -157,6 +157,8 @@ def test_tasks_of_an_encoder_keep_a_head_each(tmp_path: Path):
     assert model.classify(["good 1"], task="mood")
     assert model.fill(["the [MASK] table"], task="field")
     assert model.at("mood").policy.head is not model.at("field").policy.head
+    found = export(run.folder, ExportRequest.of("merged"), out=None, listen=print)
+    assert (found.faults, found.metric) == ((), "states")
 
 
 def test_people_s_judgement_can_be_one_of_the_tasks(tmp_path: Path):

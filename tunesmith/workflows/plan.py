@@ -65,7 +65,7 @@ def plan_recipe(recipe: Recipe, *, listen: Listener, timed: bool = True, offline
     found = survey(prepared)
     factors = _timed(prepared, found, listen) if timed else {}
     beside, how = _beside(prepared, found), _how(factors)
-    options = [_option(prepared, technique, (found, beside), factors) for technique in techniques_of(recipe)]
+    options = [_option(prepared, technique, found, beside, factors) for technique in techniques_of(recipe)]
     return Outlook(
         data=Path(recipe.data.train).name,
         model=recipe.model,
@@ -90,10 +90,9 @@ def _how(factors: dict[str, float]) -> str:
 
 
 def _option(
-    prepared: Prepared, technique: AnyTechnique, counted: tuple[Survey, _Beside], factors: dict[str, float]
+    prepared: Prepared, technique: AnyTechnique, found: Survey, beside: _Beside, factors: dict[str, float]
 ) -> Option:
     """A line of the plan."""
-    found, beside = counted
     name = named(technique)
     standing = STANDINGS[name]
     said = {"technique": name, "standing": standing.word, "published": standing.published, "ours": standing.ours}
