@@ -141,7 +141,8 @@ def _function(name: str, key: str) -> Callable[[Attempt], Any]:
         module = _module(place)
     except (Exception, SystemExit) as error:  # a module is a program of the user's: what it raises is its finding
         said = " ".join(str(error).split()) or type(error).__name__
-        raise RecipeError(f"{key}: {place} cannot be imported ({type(error).__name__}: {said})") from error
+        cure = "mend it, or name a file as path/to/rules.py:score"
+        raise RecipeError(f"{key}: {place} cannot be imported ({type(error).__name__}: {said}); {cure}") from error
     found = getattr(module, wanted, None)
     if not callable(found):
         names = sorted(word for word, value in vars(module).items() if callable(value) and not word.startswith("_"))
