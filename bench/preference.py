@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.evaluation.judged import wins
 from tunesmith.evaluation.significance import compare_paired
 from tunesmith.recipe import make_recipe
 from tunesmith.report.predictions import read_predictions
@@ -26,11 +27,13 @@ RUNS = ROOT / "runs" / "bench-preference"
 # Set -> the column whose values stay on one side.
 SETS = {"g1_pandalm_human": "prompt", "g4_debian_revisions": "source", "g5_vader_tone_pairs": "group"}
 PAGE = ROOT / "bench" / "PREFERENCE.md"
+FOLDS, EPOCHS = 5, 2.0
 HEAD = """# What people prefer, told by models
 
 Written by `python -m bench.preference SET [--objective reward]`. Share of held-out pairs whose preferred answer is
-ahead, every pair held out once, prompts or sources never on both sides. Ahead: the longer answer; the higher
-log-probability a token (preference) or score (reward; base: a linear probe on the frozen states). p: paired, by group.
+ahead, every pair held out once, prompts or sources never on both sides. Ahead: the longer answer (half a pair where
+both are as long); the higher log-probability a token (preference) or score (reward; base: a linear probe on the frozen
+states). p: paired, by group.
 
 | set | objective | model | technique | changes | pairs | longer | base | tuned | tuned - base | tuned - longer |
 |---|---|---|---|---|---|---|---|---|---|---|"""
@@ -85,8 +88,8 @@ def fold_run(asked: argparse.Namespace, parts: Sequence[Sequence[dict[str, Any]]
         row = by_line[line.where]
         assert line.score_base is not None
         assert line.score_tuned is not None
-        longer = float(len(row["chosen"]) > len(row["rejected"]))
-        found.append(Told(str(row[SETS[asked.set]]), longer, line.score_base, line.score_tuned))
+        (longer,) = wins([len(row["chosen"]), len(row["rejected"])], tie=0.5)
+        found.append(Told(str(row[SETS[asked.set]]), float(longer), line.score_base, line.score_tuned))
     return found
 
 
@@ -104,16 +107,28 @@ def folds(asked: argparse.Namespace) -> None:
     sides = {name: [getattr(one, name) for one in found] for name in ("longer", "base", "tuned")}
     shares = {name: sum(values) / len(values) for name, values in sides.items()}
     against = {other: compare_paired(sides[other], sides["tuned"], groups=groups) for other in ("base", "longer")}
-    cells = [asked.set, asked.objective, asked.model, asked.technique, " ".join(asked.set_) or "-", str(len(found))]
+    cells = [asked.set, asked.objective, asked.model, asked.technique, " ".join(changes(asked)) or "-", str(len(found))]
     cells += [f"{share:.3f}" for share in shares.values()]
     cells += [f"{one.delta:+.3f}, p = {one.p_value:.3f}" for one in against.values()]
-    line = f"| {' | '.join(cells)} |"
-    (RUNS / f"{'-'.join(cells[:5]).replace(' ', '-').replace('/', '-')}.line").write_text(line, encoding="utf-8")
-    known = sorted(path.read_text(encoding="utf-8") for path in RUNS.glob("*.line"))
-    PAGE.write_text(f"{HEAD}\n" + "\n".join(known) + "\n", encoding="utf-8")
-    print(line)
+    print(keep(cells))
     for other, one in against.items():
         print(f"tuned against {other}: {one.sentence}")
+
+
+def changes(asked: argparse.Namespace) -> list[str]:
+    """What was set other than it usually is."""
+    usual = {"folds": FOLDS, "only": 0, "rows": 0, "epochs": EPOCHS}
+    given = vars(asked)
+    return [*asked.set_, *(f"{name}={given[name]:g}" for name, value in usual.items() if given[name] != value)]
+
+
+def keep(cells: Sequence[str]) -> str:
+    """A line of the page, written there in place of an earlier one of the same setting."""
+    line, setting = f"| {' | '.join(cells)} |", f"| {' | '.join(cells[:5])} |"
+    page = PAGE.read_text(encoding="utf-8").splitlines()
+    others = [one for one in page if one.startswith("| g") and not one.startswith(setting)]
+    PAGE.write_text("\n".join([HEAD, *sorted([*others, line]), ""]), encoding="utf-8")
+    return line
 
 
 def main() -> None:
@@ -123,10 +138,10 @@ def main() -> None:
     parser.add_argument("--objective", choices=("preference", "reward"), default="preference")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--technique", default="lora")
-    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--folds", type=int, default=FOLDS)
     parser.add_argument("--only", type=int, default=0, help="the first so many folds; 0: all")
     parser.add_argument("--rows", type=int, default=0, help="training rows of a fold; 0: all")
-    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--epochs", type=float, default=EPOCHS)
     parser.add_argument("--set", dest="set_", action="append", default=[], metavar="KEY=VALUE")
     folds(parser.parse_args())
 

@@ -10,6 +10,7 @@ from tunesmith.evaluation.judged import difference_probe, length_bias, standing,
 
 def test_a_pair_is_won_where_the_chosen_answer_is_ahead_and_a_tie_is_no_win():
     assert wins([(2.0, 1.0), (1.0, 2.0), (3.0, 3.0)]).tolist() == [1.0, 0.0, 0.0]
+    assert wins([(2.0, 1.0), (1.0, 2.0), (3.0, 3.0)], tie=0.5).tolist() == [1.0, 0.0, 0.5]
 
 
 def test_a_good_answer_stands_above_the_share_of_bad_ones_below_it():

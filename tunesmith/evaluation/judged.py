@@ -13,10 +13,10 @@ STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)
 FOLDS = 5
 
 
-def wins(scores: ArrayLike) -> Floats:
-    """[N, 2] -> [N]: 1 where the chosen answer, which stands first, scores higher; equal scores are no win."""
-    table = np.asarray(scores, dtype=np.float64).reshape(-1, 2)
-    ahead: Floats = (table[:, 0] > table[:, 1]).astype(np.float64)
+def wins(scores: ArrayLike, *, tie: float = 0.0) -> Floats:
+    """[N, 2] -> [N]: 1 where the chosen answer, which stands first, scores higher, `tie` where both score the same."""
+    first, second = np.asarray(scores, dtype=np.float64).reshape(-1, 2).T
+    ahead: Floats = np.where(first == second, tie, first > second).astype(np.float64)
     return ahead
 
 

@@ -163,8 +163,8 @@ def _ratios(
     batches, learner, ratios, began = batches_of(prepared), learner_of(prepared), [], time.perf_counter()
     every = batches.steps_per_epoch
     for turn in range(TIMED):
-        window = batches.window(turn * every // TIMED)
         start = time.perf_counter()
+        window = batches.window(turn * every // TIMED)  # a run's steps make their batches too
         step(policy, learner, window, optimizer=optimizer, clip=1.0)
         seconds = time.perf_counter() - start
         numbers: dict[str, Any] = {name: round(value) for name, value in found.counter.counts(window).items()}

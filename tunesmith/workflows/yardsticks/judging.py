@@ -117,7 +117,7 @@ class Judging:
     ) -> tuple[list[Arm], list[Arm]]:
         """The base, the longer answer and the controls beside the tuned model."""
         base, tuned = sides
-        ways = {BASE: self._right(base, task.metric), LONGER: self._of([self._lengths(e) for e in self._examples])}
+        ways = {BASE: self._right(base, task.metric), LONGER: self._longer()}
         ways |= {name: self._right(said, task.metric) for name, said in controls.items()}
         right = self._right(tuned, task.metric)
         found = {name: compare_paired(one, right, groups=self._clusters()) for name, one in ways.items()}
@@ -209,6 +209,11 @@ class Judging:
         if isinstance(self._examples[0], Pair):
             return wins(values)
         return standing([one[0] for one in values], [isinstance(e, Thumb) and e.good for e in self._examples])
+
+    def _longer(self) -> Floats:
+        """What length alone tells; of answers of one length as much as a coin."""
+        lengths = [self._lengths(example) for example in self._examples]
+        return wins(lengths, tie=0.5) if isinstance(self._examples[0], Pair) else self._of(lengths)
 
     def _score(self, metric: str, right: Floats, *, name: str) -> Score:
         bounds = interval(right, groups=self._clusters())
