@@ -78,14 +78,21 @@ def test_the_objectives_head_is_counted_too():
 
 @pytest.mark.parametrize(("technique", "weights"), [(Full(), True), (Prompt(tokens=4), False)], ids=["full", "prompt"])
 @pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_what_a_pass_keeps_grows_by_the_token_as_counted_on_short_rows(kind: str, technique: Technique, weights: bool):
+def test_what_a_pass_keeps_grows_by_tokens_and_dropped_out_pairs_as_counted_on_short_rows(
+    kind: str, technique: Technique, weights: bool
+):
     from tunesmith.model.size import _kept_bytes
 
     made = policy(kind)
+    for module in made.network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
     size = measure_size(made)
     kept = size.moving if weights else size.frozen
-    long = _kept_bytes(made, 80, weights=weights)
-    assert long == pytest.approx(kept.once + 80 * kept.token, rel=0.15)
+    assert (kept.pair > 1) == (kind == "bert")  # its attention has dropout
+    for length in (80, 240):
+        long = _kept_bytes(made, length, weights=weights)
+        assert long == pytest.approx(kept.once + length * kept.token + length**2 * kept.pair, rel=0.05)
 
 
 def test_measuring_leaves_the_network_as_it_was():
@@ -93,7 +100,10 @@ def test_measuring_leaves_the_network_as_it_was():
     made.network.get_input_embeddings().requires_grad_(False)
     made.mixed = torch.bfloat16
     before = {name: value.requires_grad for name, value in made.network.named_parameters()}
+    random = torch.get_rng_state()
     measure_size(made)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not made.network.training
     assert {name: value.requires_grad for name, value in made.network.named_parameters()} == before
     assert all(value.grad is None for value in made.network.parameters())
 
@@ -145,6 +155,24 @@ def test_attention_and_what_is_only_read_cost_time():
 def test_four_bits_take_an_eighth_of_the_weights_memory():
     saved = peak_bytes(Lora(), SIZE, WORK, PACE, held=0) - peak_bytes(Lora(quantize="nf4"), SIZE, WORK, PACE, held=0)
     assert saved == pytest.approx(400 * (4 - 0.52))
+    cheap = replace(WORK, cheap=9e9, controls=1)  # reached before a control has a base of its own
+    assert peak_bytes(Lora(quantize="nf4"), SIZE, cheap, PACE, held=1e9) == pytest.approx(10e9 - saved)
+    controlled = [peak_bytes(Lora(quantize="nf4"), SIZE, replace(WORK, controls=n), PACE, held=0) for n in (0, 1)]
+    assert controlled[1] - controlled[0] == pytest.approx(4 * 2000 - saved)
+
+
+def test_no_copies_in_two_bytes_are_kept_of_weights_in_four_bits():
+    mixed, size = replace(PACE, mixed=True), replace(SIZE, moving=Kept(1000.0, 2 * 400 + 50))
+    plain, packed = (peak_bytes(one, size, WORK, mixed, held=0) for one in (Lora(), Lora(quantize="nf4")))
+    assert plain - packed == pytest.approx(400 * (4 - 0.52) + 2 * 400)
+
+
+def test_pairs_that_dropout_keeps_count_in_memory_and_time():
+    dropped, work = replace(SIZE, moving=Kept(1000.0, 50.0, 3.0)), replace(WORK, attended=7000, widest_attended=900)
+    more = peak_bytes(Full(), dropped, work, PACE, held=0) - peak_bytes(Full(), SIZE, work, PACE, held=0)
+    assert more == pytest.approx(1.3 * 3 * 900)
+    slower = step_seconds(Full(), dropped, work, PACE) - step_seconds(Full(), SIZE, work, PACE)
+    assert slower * 1e9 == pytest.approx(7000 * 8 * 3)
 
 
 def test_time_is_arithmetic_and_moved_memory():

@@ -174,6 +174,14 @@ def test_four_bits_keep_the_fingerprint_and_nearly_the_answers(tiny_llama: Path)
     assert torch.corrcoef(torch.stack([plain, base.network(ids).logits.flatten()]))[0, 1] > 0.8
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_the_file_of_a_base_in_four_bits_does_not_stay_in_memory(folder: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    base = load_base(str(folder), options=LoadOptions(quantize="nf4"))
+    assert str(folder) not in Path("/proc/self/maps").read_text()
+    assert base.network.get_input_embeddings().weight.dtype == torch.float32
+
+
 def test_penalties_of_a_base_are_not_in_force_and_its_ends_are(folder: Path) -> None:
     page = folder / "generation_config.json"
     page.write_text(json.dumps(json.loads(page.read_text()) | {"repetition_penalty": 1.3, "temperature": 0.7}))

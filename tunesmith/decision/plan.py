@@ -8,7 +8,7 @@ of one technique correct all of them by one factor.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.model.size import Kept, NetworkSize
@@ -67,12 +67,14 @@ class TrainingWork:
     widest: int  # tokens of the largest pass, and the rows and padded tokens of that
     widest_rows: int
     widest_padded: int
+    widest_attended: int = 0
     attended: int = 0  # pairs of a query and a key; where there is no way back, three are one
     read: int = 0  # tokens that pass once more without a way back, and positions of them that meet the vocabulary
     told: int = 0
     head: int = 0  # numbers of heads of the objective's own, and how many are met by the states that go through one
     headed: int = 0
     cheap: float = 0.0  # bytes that the cheap ways take before training begins
+    controls: int = 0  # tuned over bases of their own
     copies: int = 0  # of the start, which full tuning keeps where steps ask what it would say
     written: tuple[Written, ...] = ()  # what one model is asked to write when it is scored
 
@@ -116,7 +118,7 @@ class Estimate:
 def estimate(
     technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace, *, held: float
 ) -> Estimate:
-    """What a technique takes; `held` are the bytes that the process and plain weights take before it."""
+    """What a technique takes; `held` are the bytes that the process and its plain weights take before it."""
     seconds = pace.factor * step_seconds(technique, size, work, pace)
     return Estimate(
         trainable(technique, size, work),
@@ -182,8 +184,14 @@ COUNTS: Mapping[type[Any], Callable[[Any, NetworkSize], int]] = {
 
 
 def peak_bytes(technique: Technique, size: NetworkSize, work: TrainingWork, pace: MachinePace, *, held: float) -> float:
-    """The largest memory of the run: what stays and the largest pass over it, or what scoring takes if that is more."""
+    """The largest memory of the run: what stays and the largest pass over it, or what scoring takes if that is more.
+
+    `held` are the bytes that the process takes with plain weights.
+    """
     count = trainable(technique, size, work)
+    packed = (NUMBER - FOUR_BITS) * size.matrices if _in_four_bits(technique) else 0.0
+    before = held - packed
+    held = before + work.controls * (NUMBER * size.parameters - packed)
     stays = held + BESIDE + LEARNING * count + (0 if isinstance(technique, Full) else NUMBER * count)
     if isinstance(technique, Full):
         stays += NUMBER * size.parameters * work.copies
@@ -192,8 +200,9 @@ def peak_bytes(technique: Technique, size: NetworkSize, work: TrainingWork, pace
     logits = HEAD_COPIES * NUMBER * HEAD_ROWS * size.words if work.learned else 0
     # Keys and values that rows share or that are padded are copied for each row (tunesmith/model/attention.py).
     copied = (2 if pace.mixed else NUMBER) * size.past * max(0, work.widest_padded - work.widest)
-    training = stays + kept.once + PASS_OVER_KEPT * (kept.token * tokens + copied) + logits
-    return max(training, held + work.cheap, *(held + written_bytes(one, size) for one in work.written))
+    passing = kept.token * tokens + kept.pair * work.widest_attended + copied
+    training = stays + kept.once + PASS_OVER_KEPT * passing + logits
+    return max(training, before + work.cheap, *(held + written_bytes(one, size) for one in work.written))
 
 
 def written_bytes(group: Written, size: NetworkSize) -> float:
@@ -210,16 +219,21 @@ def _kept(technique: Technique, size: NetworkSize, pace: MachinePace) -> Kept:
     if isinstance(technique, Full):
         return size.moving
     if isinstance(technique, Ia3):
-        return Kept(size.frozen.token + NUMBER * moving(technique, size), size.frozen.once)
+        return replace(size.frozen, token=size.frozen.token + NUMBER * moving(technique, size))
     if isinstance(technique, Prompt | PTuning) and size.causal:  # the network is cast for the virtual tokens once more
-        return Kept(size.frozen.token, 2 * size.frozen.once)
+        return replace(size.frozen, once=2 * size.frozen.once)
     if not isinstance(technique, Lora):
         return size.frozen
     reached = _reached(technique, size)
     beside = (2 if pace.mixed else NUMBER) * technique.rank * len(reached)
     beside += DORA_KEPT * sum(outer for _, outer in reached) if technique.dora else 0
-    packed = (NUMBER - FOUR_BITS) * size.matrices if technique.quantize else 0
-    return Kept(size.moving.token + beside, size.moving.once - packed)
+    # Weights in 4 bits are unpacked layer by layer, and no copy in two bytes is kept of them.
+    cast = 2 * size.matrices if pace.mixed and technique.quantize else 0
+    return replace(size.moving, token=size.moving.token + beside, once=max(0.0, size.moving.once - cast))
+
+
+def _in_four_bits(technique: Technique) -> bool:
+    return isinstance(technique, Lora) and bool(technique.quantize)
 
 
 def _tokens(technique: Technique, size: NetworkSize, counted: tuple[int, int], over: tuple[int, int]) -> int:
@@ -242,7 +256,7 @@ def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pa
     whole, kept = isinstance(technique, Full), _kept(technique, size, pace)
     operations = tokens * (4 + 2 * whole) * size.matrices + work.attended * PAIR * size.hidden * size.layers
     operations += work.read * 2 * size.matrices
-    moved = (tokens * KEPT_MOVED + work.read * READ_MOVED) * kept.token
+    moved = (tokens * KEPT_MOVED + work.read * READ_MOVED) * kept.token + work.attended * KEPT_MOVED * kept.pair
     moved += work.steps * STEP_BYTES * trainable(technique, size, work)
     if isinstance(technique, Lora):
         operations += 6 * tokens * moving(technique, size)
@@ -251,7 +265,7 @@ def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pa
         moved += work.passes * kept.once * CAST_MOVED
     words = (work.learned * (4 + 2 * whole) + 2 * work.told) * size.words * size.hidden + 6 * work.headed
     # Weights in 4 bits are unpacked to float32 and multiplied as that.
-    products = pace.products32 if isinstance(technique, Lora) and technique.quantize else pace.products
+    products = pace.products32 if _in_four_bits(technique) else pace.products
     calls = work.passes * size.layers * CALLS
     return operations / products + words / pace.products32 + moved / pace.moved + calls
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -18,17 +19,21 @@ from tunesmith.model.batch import pack
 from tunesmith.model.four_bit import numbers
 from tunesmith.model.policy import Policy
 
-# Lengths of the two rows that memory is counted on: their difference is what tokens keep, the rest what a pass keeps.
-SHORT, LONG = 4, 12
+# Lengths of the rows that memory is counted on: one more than what tokens keep, pairs of them and a whole pass.
+LENGTHS = (4, 12, 20)
 COPY_BYTES, COPIES = 32_000_000, 5
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Bytes that a forward pass keeps for the backward one: for each token, and once for all."""
+    """Bytes that a forward pass keeps for the backward one: for each token, and once for all.
+
+    Where attention has dropout, for each pair of a query and a key too.
+    """
 
     token: float
     once: float
+    pair: float = 0.0
 
 
 UNKNOWN = Kept(math.nan, math.nan)
@@ -103,10 +108,10 @@ def named_layers(network: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def _kept(policy: Policy, *, weights: bool) -> Kept:
-    """What autograd keeps of a pass, counted on rows of two lengths."""
-    short, long = (_kept_bytes(policy, length, weights=weights) for length in (SHORT, LONG))
-    token = (long - short) / (LONG - SHORT)
-    return Kept(token, max(0.0, short - token * SHORT))
+    """What autograd keeps of a pass: the parabola through what it keeps of rows of three lengths."""
+    found = [_kept_bytes(policy, length, weights=weights) for length in LENGTHS]
+    pair, token, once = np.linalg.solve(np.vander(LENGTHS), found)
+    return Kept(float(token), max(0.0, float(once)), float(pair))
 
 
 def _kept_bytes(policy: Policy, length: int, *, weights: bool) -> int:
@@ -121,21 +126,28 @@ def _kept_bytes(policy: Policy, length: int, *, weights: bool) -> int:
         return value
 
     row = Tokens(list(range(1, length + 1)), [False] * length)
-    with _learning(policy.network, weights=weights), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+    with _learning(policy, weights=weights), torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         policy.states(pack([row]).to(policy.device))
         return sum(value.untyped_storage().nbytes() for value in held.values())
 
 
 @contextmanager
-def _learning(network: Any, *, weights: bool) -> Iterator[None]:
-    """A context in which gradients flow through the whole network, into its weights or only through them."""
+def _learning(policy: Policy, *, weights: bool) -> Iterator[None]:
+    """A context in which gradients flow through the whole network, into its weights or only through them.
+
+    Dropout is on, as in training, and takes nothing from the random numbers of what comes after.
+    """
+    network, mode, device = policy.network, policy.network.training, torch.device(policy.device)
     before = {name: value.requires_grad for name, value in network.named_parameters()}
     for value in network.parameters():
         value.requires_grad_(weights and value.is_floating_point())
     hook = network.get_input_embeddings().register_forward_hook(lambda _, __, out: out.detach().requires_grad_())
+    policy.train(True)
     try:
-        yield
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
     finally:
+        policy.train(mode)
         hook.remove()
         for name, value in network.named_parameters():
             value.requires_grad_(before[name])

@@ -63,7 +63,7 @@ class Counter:
             "rows": sum(batch.rows for batch in found),
             "computed": sum(map(self.computed, found)),
             "padded": sum(map(padded, found)),
-            "attended": sum(map(self._attended, found)) + READINGS / 3 * sum(map(self._attended, asking)),
+            "attended": sum(map(self.attended, found)) + READINGS / 3 * sum(map(self.attended, asking)),
             "learned": sum(len(batch.targets) for batch in worded),
             "headed": sum(headed),
             "read": READINGS * sum(map(self.computed, asking)),
@@ -74,7 +74,7 @@ class Counter:
         """Tokens that pass through the network."""
         return batch.computed if self.packs else padded(batch)
 
-    def _attended(self, batch: Batch) -> int:
+    def attended(self, batch: Batch) -> int:
         """Pairs of a query and a key that are multiplied, those that are not seen among them."""
         if not self.packs:
             return batch.rows * batch.paths.shape[1] ** 2
@@ -99,6 +99,8 @@ def count_work(prepared: Prepared, policy: Policy, counter: Counter) -> Training
         widest=counter.computed(largest),
         widest_rows=largest.rows,
         widest_padded=padded(largest),
+        widest_attended=counter.attended(largest),
+        controls=int(prepared.recipe.controls),
         cheap=TFIDF_BYTES if any(map(_tries_words, tasks_of(prepared))) else 0.0,
         copies=int(needs_start(prepared.recipe.objective)),
         head=sum(counter.heads.values()),

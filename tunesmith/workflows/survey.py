@@ -51,8 +51,6 @@ def survey(prepared: Prepared, *, own: bool = False) -> Survey:
     )
     if prepared.recipe.technique.load_options().quantize:  # the formulas start from plain weights
         held += (NUMBER - FOUR_BITS) * size.matrices
-    if prepared.recipe.controls:  # the control is tuned over a base of its own
-        held += NUMBER * size.parameters
     counter = Counter.of(prepared, policy)
     return Survey(size, count_work(prepared, policy, counter), pace, held, room, counter)
 
