@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -106,6 +107,20 @@ def test_measuring_leaves_the_network_as_it_was():
     assert not made.network.training
     assert {name: value.requires_grad for name, value in made.network.named_parameters()} == before
     assert all(value.grad is None for value in made.network.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_measuring_lets_go_of_what_its_passes_kept(kind: str):
+    made = policy(kind)
+    made.mixed = torch.bfloat16
+    before = _tensors()
+    measure_size(made)
+    assert _tensors() == before
+
+
+def _tensors() -> int:
+    """How many are alive, those that only a cycle holds too."""
+    return sum(type(one) is torch.Tensor for one in gc.get_objects())
 
 
 def test_memory_is_what_stays_and_the_largest_pass():

@@ -120,6 +120,7 @@ def _kept_bytes(policy: Policy, length: int, *, weights: bool) -> int:
     held: dict[int, Tensor] = {}
 
     def keep(value: Tensor) -> Tensor:
+        value = value.detach()  # a result that its own step keeps would hold the step, and never be let go of
         place = value.untyped_storage().data_ptr()
         if place not in own:
             held[place] = value
