@@ -7,19 +7,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.bases import folder
+from tests.report.test_grid import cell as line
 from tests.techniques import test_grid as tiny_grid
 from tests.workflows.conftest import reviews
 from tunesmith.data.files import write_whole
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import load_recipe
 from tunesmith.report.grid import page
+from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import Retention
 from tunesmith.workflows import cells as grid
 from tunesmith.workflows.cells import Cell, Setting, cells, recipe_of
-from tunesmith.workflows.grid import FAILED, REFUSED, _gain, _verdict, fill, read
+from tunesmith.workflows.grid import FAILED, REFUSED, _gain, _pair, _verdict, fill, read
 from tunesmith.workflows.tune import tune_recipe
 
 LORA, IA3 = Cell("classify", "lora", "decoder"), Cell("classify", "ia3", "decoder")
@@ -151,6 +154,21 @@ def test_a_model_of_several_tasks_has_a_table_for_each(setting: Setting, monkeyp
     told = page(found)
     assert "## multitask, sentiment, decoder" in told
     assert told.index("## multitask, sentiment") < told.index("## multitask, words")
+
+
+@pytest.mark.parametrize("group", ["", "x"])
+def test_a_row_that_several_seeds_test_counts_once(group: str, monkeypatch: pytest.MonkeyPatch):
+    right = [(0.0, 1.0)] * 8 + [(1.0, 0.0)] * 2 + [(1.0, 1.0)] * 50
+    rows = [
+        Prediction(where=f"r:{n}", group=group and f"{group}{n}", question="", gold="y", base=str(a), tuned=str(b))
+        for n, (a, b) in enumerate(right)
+    ]
+    scores = tuple(np.array(side) for side in zip(*right, strict=True))
+    monkeypatch.setattr("tunesmith.workflows.grid.paired", lambda a, b: (rows, scores, "accuracy"))
+    one, two = line(), line(technique="full")
+    found = _pair([(one, two)] * 3, [0, 1, 2])
+    assert found.n == 180
+    assert found.p_value == pytest.approx(_pair([(one, two)], [0]).p_value) == pytest.approx(112 / 1024)
 
 
 def test_a_base_that_knows_nothing_of_the_probe_is_told_too():

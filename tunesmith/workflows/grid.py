@@ -188,9 +188,10 @@ def _pairs(found: Sequence[GridCell]) -> Iterator[GridPair]:
 
 
 def _pair(sides: Sequence[tuple[GridCell, GridCell]], seeds: Sequence[int]) -> GridPair:
-    """The rows of all seeds as one comparison; a group that several seeds test is one cluster."""
+    """The rows of all seeds as one comparison; what several seeds test, a group or a row, counts once."""
     told = [paired(Path(a.folder), Path(b.folder)) for a, b in sides]
-    rows = [row for part, _, _ in told for row in part]
+    # Where no row has a group, each would count anew under every seed.
+    rows = [row.model_copy(update={"group": row.group or f"\n{row.where}"}) for part, _, _ in told for row in part]
     scores = tuple([value for _, both, _ in told for value in both[side]] for side in (0, 1))
     metric = told[0][2]
     against, one = sides[0]
