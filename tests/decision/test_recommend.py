@@ -25,6 +25,7 @@ ENCODER = replace(DECODER, family="encoder", parameters=22_713_216, learned_toke
         (replace(DECODER, learned_tokens=10**8, fits=EVERYTHING - {"full"}), "lora", "as good as full tuning"),
         (replace(DECODER, fits=frozenset({"qlora", "ia3", "prompt"})), "qlora", "does not fit into memory"),
         (replace(ENCODER, fits=frozenset({"ia3", "prompt"})), "ia3", "nothing that scores better fits"),
+        (replace(DECODER, fits=frozenset({"prefix", "prompt"})), "prefix", "nothing that scores better fits"),
         (replace(DECODER, fits=frozenset({"prompt"})), "prompt", "nothing that scores better fits"),
     ],
 )

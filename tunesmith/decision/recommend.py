@@ -69,6 +69,7 @@ RULES = (
         "LoRA over weights in 16 or 32 bits does not fit into memory; over 4 bits it does, and scores as well",
     ),
     TechniqueRule("ia3", lambda case: True, "nothing that scores better fits into memory"),
+    TechniqueRule("prefix", lambda case: True, "nothing that scores better fits into memory"),
     TechniqueRule("prompt", lambda case: True, "nothing that scores better fits into memory"),
 )
 
