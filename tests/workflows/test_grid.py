@@ -23,6 +23,7 @@ from tunesmith.report.schema import Retention
 from tunesmith.workflows import cells as grid
 from tunesmith.workflows.cells import Cell, Setting, cells, recipe_of
 from tunesmith.workflows.grid import FAILED, REFUSED, _gain, _pair, _verdict, fill, read
+from tunesmith.workflows.run_folder import open_run
 from tunesmith.workflows.tune import tune_recipe
 
 LORA, IA3 = Cell("classify", "lora", "decoder"), Cell("classify", "ia3", "decoder")
@@ -175,6 +176,28 @@ def test_a_base_that_knows_nothing_of_the_probe_is_told_too():
     kept = Retention(general_nll_base=1.0, general_nll_tuned=1.0, probe_base=0.0, probe_tuned=0.25)
     assert _gain(kept) == 0.25
     assert _gain(kept.model_copy(update={"probe_tuned": None})) is None
+
+
+def test_a_run_of_another_recipe_is_told_left_out_and_lends_no_base(setting: Setting):
+    old = setting.folder(LORA, 0)
+    open_run(recipe_of(LORA, replace(setting, rows=10), 0), old).begin({})
+    for name in ("report.json", "before.json"):
+        write_whole(old / name, "{}")
+    said: list[str] = []
+    ran: list[str] = []
+
+    def tune(recipe: Path, out: Path) -> tuple[str, str]:
+        ran.append(out.name)
+        return "", ""
+
+    fill([LORA, IA3], setting, tune=tune, listen=lambda event: said.append(event["text"]), stop=lambda: False)
+    assert ran == ["classify-ia3-decoder-20-0"]
+    assert said[0].startswith(f"{old}: holds a run of another recipe or of other rows; ")
+    assert not setting.folder(IA3, 0).exists()
+    found = read(setting)
+    assert (found.cells, found.stale) == ((), (LORA.name,))
+    assert LORA.name not in found.missing
+    assert "are run anew once they are deleted.\n\n- classify, decoder: lora\n" in page(found)
 
 
 def test_a_pair_that_cannot_work_is_told_with_the_nearest_that_can_and_never_run(setting: Setting):

@@ -169,4 +169,5 @@ def _show(found: Grid, place: Path) -> None:
         rows.append((name, str(cell.seed), *scores, control(cell.head_only), control(cell.shuffled), cell.verdict))
     columns = ("cell", "seed>", "base>", "tuned>", "gain>", "p>", "head only (p)>", "shuffled (p)>", "verdict")
     show_table(columns, rows)
-    show(f"{len(found.refused)} cells cannot work, {len(found.missing)} were not run yet; all of it: {place}")
+    stale = f", {len(found.stale)} were made by another recipe" if found.stale else ""
+    show(f"{len(found.refused)} cells cannot work, {len(found.missing)} were not run yet{stale}; all of it: {place}")

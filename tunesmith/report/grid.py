@@ -121,6 +121,7 @@ class Grid(_Part):
     refused: dict[str, str]  # objective/technique/family -> why, and the nearest pair that works
     missing: tuple[str, ...]  # objective/technique/family of what was not run yet
     failed: dict[str, str] = {}  # of these the ones that were begun and broke, and why
+    stale: tuple[str, ...] = ()  # whose folders hold runs of another recipe or of other rows
 
 
 def pair_of(one: GridCell, against: str, found: PairedComparison, metric: str, seeds: Sequence[int]) -> GridPair:
@@ -146,6 +147,11 @@ def page(grid: Grid) -> str:
         parts.append(_section(list(cells), grid.pairs))
     if grid.refused:
         parts.append("## Pairs that cannot work\n\n" + "\n".join(_reasons(grid.refused)))
+    if grid.stale:
+        parts.append(
+            "## Made by another recipe\n\nTheir folders hold runs of another recipe or of other rows: these stand in "
+            "no table, and are run anew once they are deleted.\n\n" + "\n".join(_left(grid.stale))
+        )
     if grid.missing:
         parts.append("## Not run yet\n\n" + "\n".join(_left(grid.missing)))
         if grid.failed:
@@ -165,7 +171,7 @@ def _reasons(refused: Mapping[str, str]) -> list[str]:
 
 
 def _left(missing: Sequence[str]) -> list[str]:
-    """What is missing, a line for each objective and family."""
+    """What is missing or stale, a line for each objective and family."""
     by: dict[str, list[str]] = {}
     for objective, technique, family in (name.split("/") for name in missing):
         by.setdefault(f"{objective}, {family}", []).append(technique)

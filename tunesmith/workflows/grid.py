@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tunesmith.data.files import write_whole, writing
+from tunesmith.errors import CheckpointError
 from tunesmith.recipe import Recipe, load_recipe, save_recipe
 from tunesmith.report.diff import compared, paired
 from tunesmith.report.grid import Control, Grid, GridCell, GridPair, pair_of
@@ -34,7 +35,12 @@ def fill(wanted: Sequence[Cell], setting: Setting, *, tune: Tune, listen: Listen
         for cell in wanted:
             if stop():
                 return
-            folder = open_run(recipe := recipe_of(cell, setting, seed), setting.folder(cell, seed))
+            recipe = recipe_of(cell, setting, seed)
+            try:
+                folder = open_run(recipe, setting.folder(cell, seed))
+            except CheckpointError as error:
+                listen({"event": "note", "text": f"{error}; left out"})
+                continue
             if folder.finished or refusal(cell, setting):
                 continue
             listen({"event": "stage", "text": f"{cell.name}, seed {seed}"})
@@ -63,7 +69,10 @@ def begin_with_known_base(folder: RunFolder, recipe: Recipe, relatives: Iterator
         alike = [(one.technique.load_options(), one.technique.virtual_tokens()) for one in (other, recipe)]
         if alike[0] != alike[1] or not (place / OF_THE_BASE[0]).exists():
             continue
-        known = open_run(other, place)
+        try:
+            known = open_run(other, place)
+        except CheckpointError:  # of another recipe, which may have had other rows
+            continue
         folder.begin({key: value for key, value in known.page().items() if key != "identity"})
         for name in OF_THE_BASE:
             if (place / name).is_dir():
@@ -74,15 +83,18 @@ def begin_with_known_base(folder: RunFolder, recipe: Recipe, relatives: Iterator
 
 
 def read(setting: Setting) -> Grid:
-    """All that is known: finished cells, pairs on the same rows, pairs that cannot work, and what is missing."""
+    """All that is known: finished cells, pairs on the same rows, pairs that cannot work, what is missing or stale."""
     found: list[GridCell] = []
     refused: dict[str, str] = {}
     failed: dict[str, str] = {}
-    missing = []
+    missing: list[str] = []
+    stale: list[str] = []
     for cell in cells():
-        done = [seed for seed in range(setting.seeds) if (setting.folder(cell, seed) / "report.json").exists()]
+        done, others = _finished(cell, setting)
+        if others:
+            stale.append(cell.name)
         found += [line for seed in done for line in _told(cell, setting.folder(cell, seed), seed)]
-        if len(done) == setting.seeds:
+        if len(done) + others == setting.seeds:
             continue
         if not done and (why := refusal(cell, setting) or _said(cell, setting, REFUSED)):
             refused[cell.name] = why
@@ -92,7 +104,26 @@ def read(setting: Setting) -> Grid:
             failed[cell.name] = why
     found.sort(key=_place)
     pairs = tuple(_pairs(found))
-    return Grid(cells=tuple(found), pairs=pairs, refused=refused, missing=tuple(missing), failed=failed)
+    return Grid(
+        cells=tuple(found), pairs=pairs, refused=refused, missing=tuple(missing), failed=failed, stale=tuple(stale)
+    )
+
+
+def _finished(cell: Cell, setting: Setting) -> tuple[list[int], int]:
+    """The seeds of which a cell's run is finished, and of how many the folder holds a run of another recipe."""
+    done, others = [], 0
+    for seed in range(setting.seeds):
+        place = setting.folder(cell, seed)
+        if not place.exists():
+            continue
+        try:
+            run = open_run(recipe_of(cell, setting, seed), place)
+        except CheckpointError:
+            others += 1
+            continue
+        if run.finished:
+            done.append(seed)
+    return done, others
 
 
 def _said(cell: Cell, setting: Setting, end: str) -> str:
