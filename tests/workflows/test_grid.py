@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import Retention
 from tunesmith.workflows import cells as grid
 from tunesmith.workflows.cells import Cell, Setting, cells, recipe_of
-from tunesmith.workflows.grid import FAILED, REFUSED, _gain, _pair, _verdict, fill, read
+from tunesmith.workflows.grid import FAILED, REFUSED, _gain, _pair, _verdict, begin_with_known_base, fill, read
 from tunesmith.workflows.run_folder import open_run
 from tunesmith.workflows.tune import tune_recipe
 
@@ -198,6 +199,25 @@ def test_a_run_of_another_recipe_is_told_left_out_and_lends_no_base(setting: Set
     assert (found.cells, found.stale) == ((), (LORA.name,))
     assert LORA.name not in found.missing
     assert "are run anew once they are deleted.\n\n- classify, decoder: lora\n" in page(found)
+
+
+def test_a_base_that_was_half_copied_is_copied_anew(setting: Setting, monkeypatch: pytest.MonkeyPatch):
+    known, recipe = setting.folder(LORA, 0), recipe_of(IA3, setting, 0)
+    open_run(recipe_of(LORA, setting, 0), known).begin({"base": "b"})
+    (known / "base_head").mkdir()
+    for name in ("before.json", "base_head/w"):
+        write_whole(known / name, "{}")
+    relatives = [(recipe_of(LORA, setting, 0), known)]
+    folder = open_run(recipe, setting.folder(IA3, 0))
+    with monkeypatch.context() as disk:
+        disk.setattr("shutil.copytree", Mock(side_effect=OSError("full")))
+        with pytest.raises(OSError, match="full"):
+            begin_with_known_base(folder, recipe, iter(relatives))
+    assert not open_run(recipe, folder.path).begun
+    begin_with_known_base(folder, recipe, iter(relatives))
+    assert folder.page() == {"identity": folder.identity, "base": "b"}
+    assert (folder.path / "base_head" / "w").exists()
+    assert sorted(path.name for path in setting.out.iterdir()) == [folder.path.name, known.name]
 
 
 def test_a_pair_that_cannot_work_is_told_with_the_nearest_that_can_and_never_run(setting: Setting):

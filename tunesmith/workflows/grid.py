@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tunesmith.data.files import write_whole, writing
@@ -73,12 +74,16 @@ def begin_with_known_base(folder: RunFolder, recipe: Recipe, relatives: Iterator
             known = open_run(other, place)
         except CheckpointError:  # of another recipe, which may have had other rows
             continue
-        folder.begin({key: value for key, value in known.page().items() if key != "identity"})
+        # Beside its place, then renamed: a run that knows half of its base would go on with that.
+        half = replace(folder, path=folder.path.with_name(f".{folder.path.name}.half"))
+        shutil.rmtree(half.path, ignore_errors=True)
+        half.begin({key: value for key, value in known.page().items() if key != "identity"})
         for name in OF_THE_BASE:
             if (place / name).is_dir():
-                shutil.copytree(place / name, folder.path / name)
+                shutil.copytree(place / name, half.path / name)
             elif (place / name).exists():
-                shutil.copy2(place / name, folder.path / name)
+                shutil.copy2(place / name, half.path / name)
+        half.path.replace(folder.path)
         return
 
 
