@@ -26,8 +26,8 @@ def pair(**changes: Any) -> GridPair:
     values: dict[str, Any] = {
         "objective": "classify", "family": "decoder", "technique": "full", "against": "lora", "seeds": (0, 1),
         "metric": "accuracy", "delta": 0.01, "ci95": (-0.01, 0.03), "p_value": 0.4, "n": 1000,
-    }  # fmt: skip
-    return GridPair(**(values | changes))
+    } | changes  # fmt: skip
+    return GridPair(**({"p_adjusted": values["p_value"]} | values))
 
 
 def test_a_line_says_what_moved_what_it_brought_and_what_it_cost():
@@ -57,6 +57,7 @@ def test_texts_have_no_controls_and_a_loss_is_said_to_be_one():
         ({"ci95": (-0.01, 0.031)}, "not told apart by so few rows"),
         ({"delta": 0.05, "ci95": (0.03, 0.07), "p_value": 0.001}, "better"),
         ({"delta": -0.05, "ci95": (-0.07, -0.03), "p_value": 0.001}, "worse"),
+        ({"delta": 0.05, "ci95": (0.01, 0.07), "p_value": 0.02, "p_adjusted": 0.1}, "not told apart by so few rows"),
         ({"metric": "chrf"}, "not told apart by so few rows"),  # a scale of 100 has no such points
     ],
 )

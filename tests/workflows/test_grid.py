@@ -13,6 +13,7 @@ import pytest
 
 from tests.bases import folder
 from tests.report.test_grid import cell as line
+from tests.report.test_grid import pair
 from tests.techniques import test_grid as tiny_grid
 from tests.workflows.conftest import reviews
 from tunesmith.data.files import write_whole
@@ -23,7 +24,7 @@ from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import Retention
 from tunesmith.workflows import cells as grid
 from tunesmith.workflows.cells import Cell, Setting, cells, recipe_of
-from tunesmith.workflows.grid import FAILED, REFUSED, _gain, _pair, _verdict, begin_with_known_base, fill, read
+from tunesmith.workflows.grid import FAILED, REFUSED, _gain, _pair, _pairs, _verdict, begin_with_known_base, fill, read
 from tunesmith.workflows.run_folder import open_run
 from tunesmith.workflows.tune import tune_recipe
 
@@ -171,6 +172,14 @@ def test_a_row_that_several_seeds_test_counts_once(group: str, monkeypatch: pyte
     found = _pair([(one, two)] * 3, [0, 1, 2])
     assert found.n == 180
     assert found.p_value == pytest.approx(_pair([(one, two)], [0]).p_value) == pytest.approx(112 / 1024)
+
+
+def test_the_p_values_of_the_pairs_of_one_table_are_adjusted_for_each_other(monkeypatch: pytest.MonkeyPatch):
+    told = {"full": 0.02, "prompt": 0.03, "dora": 0.5}
+    made = Mock(side_effect=[pair(technique=name, p_value=told[name]) for name in ("full", "prompt", "dora")])
+    monkeypatch.setattr("tunesmith.workflows.grid._pair", made)
+    found = list(_pairs([line(), *(line(technique=name) for name in told)]))
+    assert [(one.technique, one.p_adjusted) for one in found] == [("full", 0.06), ("prompt", 0.06), ("dora", 0.5)]
 
 
 def test_a_base_that_knows_nothing_of_the_probe_is_told_too():

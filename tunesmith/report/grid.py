@@ -100,6 +100,7 @@ class GridPair(_Part):
     delta: float
     ci95: tuple[float, float]
     p_value: float
+    p_adjusted: float  # for all pairs of the table
     n: int
 
     @property
@@ -108,7 +109,7 @@ class GridPair(_Part):
         low, high = self.ci95
         if self.metric in ON_ONE and max(abs(low), abs(high)) <= EQUAL:
             return "equivalent within 3 points"
-        if self.p_value < 0.05:
+        if self.p_adjusted < 0.05:
             return "better" if self.delta > 0 else "worse"
         return "not told apart by so few rows"
 
@@ -125,7 +126,7 @@ class Grid(_Part):
 
 
 def pair_of(one: GridCell, against: str, found: PairedComparison, metric: str, seeds: Sequence[int]) -> GridPair:
-    """A comparison under the names of both techniques."""
+    """A comparison under the names of both techniques, the only one of its table so far."""
     return GridPair(
         objective=one.objective,
         family=one.family,
@@ -136,6 +137,7 @@ def pair_of(one: GridCell, against: str, found: PairedComparison, metric: str, s
         delta=found.delta,
         ci95=found.ci95,
         p_value=found.p_value,
+        p_adjusted=found.p_value,
         n=found.n,
     )
 
@@ -192,8 +194,11 @@ def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
     parts.append(_standing(cells))
     beside = [pair for pair in pairs if (pair.objective, pair.family, "") == first.place]
     if beside:
-        parts.append("One technique against another, row by row on the same test rows:")
-        headings = ("technique", "against", "seeds", "difference (95 %)", "p", "rows", "verdict")
+        parts.append(
+            "One technique against another, row by row on the same test rows. The verdict goes by the p-value adjusted "
+            "by Holm's method for all pairs of the table, each interval is of its pair alone:"
+        )
+        headings = ("technique", "against", "seeds", "difference (95 %)", "p", "adjusted", "rows", "verdict")
         parts.append(_table(headings, (_pair_line(pair) for pair in beside)))
     return "\n\n".join(parts)
 
@@ -265,6 +270,7 @@ def _pair_line(pair: GridPair) -> list[str]:
         ", ".join(map(str, pair.seeds)),
         f"{signed(pair.delta)} ({bounds(pair.ci95, sign=True)})",
         _p(pair.p_value),
+        _p(pair.p_adjusted),
         count(pair.n),
         pair.verdict,
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunesmith.data.files import write_whole, writing
 from tunesmith.errors import CheckpointError
+from tunesmith.evaluation.significance import holm
 from tunesmith.recipe import Recipe, load_recipe, save_recipe
 from tunesmith.report.diff import compared, paired
 from tunesmith.report.grid import Control, Grid, GridCell, GridPair, pair_of
@@ -213,14 +214,20 @@ def _verdict(report: Report) -> str:
 
 
 def _pairs(found: Sequence[GridCell]) -> Iterator[GridPair]:
-    """Each technique against the one that it is measured by, over the seeds that both were run with."""
+    """Each technique against the one that it is measured by, over the seeds that both were run with.
+
+    The p-values of one table are adjusted for each other.
+    """
     by = {((cell.objective, cell.family), cell.technique, cell.seed): cell for cell in found if not cell.part}
     for place in PLACES:
+        beside = []
         for name, other in AGAINST.items():
             seeds = [seed for p, t, seed in by if (p, t) == (place, name) and (place, other, seed) in by]
             if seeds:
                 sides = [(by[place, other, seed], by[place, name, seed]) for seed in seeds]
-                yield _pair(sides, seeds)
+                beside.append(_pair(sides, seeds))
+        adjusted = holm({pair.technique: pair.p_value for pair in beside})
+        yield from (pair.model_copy(update={"p_adjusted": adjusted[pair.technique]}) for pair in beside)
 
 
 def _pair(sides: Sequence[tuple[GridCell, GridCell]], seeds: Sequence[int]) -> GridPair:
