@@ -24,7 +24,10 @@ def test_without_time_only_the_page_is_written(command: Command, tmp_path: Path)
     assert found["cells"] == []
     assert "classify/lora/decoder" in found["missing"]
     assert "instruct/prompt/encoder" in found["refused"]
-    assert (tmp_path / "runs" / "grid.md").read_text(encoding="utf-8").startswith("# The grid\n")
+    page = (tmp_path / "runs" / "grid.md").read_text(encoding="utf-8")
+    assert page.startswith("# The grid\n")
+    told = f"--rows 600 --out {tmp_path / 'runs'} --examples {EXAMPLES}"
+    assert page.endswith(f"`tunesmith grid --only classify/lora/decoder {told}` runs one of them.\n")
 
 
 def test_a_cell_that_is_not_there_is_refused(command: Command, tmp_path: Path):

@@ -122,6 +122,7 @@ class Grid(_Part):
     refused: dict[str, str]  # objective/technique/family -> why, and the nearest pair that works
     missing: tuple[str, ...]  # objective/technique/family of what was not run yet
     failed: dict[str, str] = {}  # of these the ones that were begun and broke, and why
+    options: str = ""  # of the command line that runs more of it
     stale: tuple[str, ...] = ()  # whose folders hold runs of another recipe or of other rows
 
 
@@ -158,9 +159,7 @@ def page(grid: Grid) -> str:
         parts.append("## Not run yet\n\n" + "\n".join(_left(grid.missing)))
         if grid.failed:
             parts.append("Begun, and not finished:\n\n" + "\n".join(_reasons(grid.failed)))
-        parts.append(
-            f"`tunesmith grid --only {grid.missing[0]}` runs one of them, with the `--rows` and `--out` of this page."
-        )
+        parts.append(f"`tunesmith grid --only {grid.missing[0]} {grid.options}` runs one of them.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,16 @@ class Setting:
     out: Path = Path("runs/grid")
     rows: int = 600
     seeds: int = 1
+
+    @property
+    def options(self) -> str:
+        """What names it on the command line: --rows 160 --out bench/grid."""
+        said = [f"--rows {self.rows}", f"--out {shlex.quote(str(self.out))}"]
+        if self.seeds > 1:
+            said.append(f"--seeds {self.seeds}")
+        if self.examples != Setting().examples:
+            said.append(f"--examples {shlex.quote(str(self.examples))}")
+        return " ".join(said)
 
     def folder(self, cell: Cell, seed: int) -> Path:
         """Where the run of a cell lies."""

@@ -111,7 +111,13 @@ def read(setting: Setting) -> Grid:
     found.sort(key=_place)
     pairs = tuple(_pairs(found))
     return Grid(
-        cells=tuple(found), pairs=pairs, refused=refused, missing=tuple(missing), failed=failed, stale=tuple(stale)
+        cells=tuple(found),
+        pairs=pairs,
+        refused=refused,
+        missing=tuple(missing),
+        failed=failed,
+        options=setting.options,
+        stale=tuple(stale),
     )
 
 
