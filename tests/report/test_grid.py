@@ -13,7 +13,7 @@ def cell(**changes: Any) -> GridCell:
     values: dict[str, Any] = {
         "objective": "classify", "family": "decoder", "technique": "lora", "seed": 0, "folder": "runs/grid/x",
         "model": "smollm2-135m", "metric": "accuracy", "base": 0.7, "tuned": 0.9, "delta": 0.2, "ci95": (0.15, 0.25),
-        "p_value": 0.0001, "train": 600, "epochs": 2.0, "test": 500,
+        "p_value": 0.0001, "train": 600, "epochs": 2.0, "steps": 76, "test": 500,
         "head_only": Control(score=0.8, p_adjusted=0.02), "shuffled": Control(score=0.5, p_adjusted=0.0001),
         "cheap": ("TF-IDF", 0.75), "verdict": "better", "learning_rate": 1.3e-3, "trainable": 2_000,
         "parameters": 100_000, "seconds": 75.0, "peak_bytes": 1_500_000_000, "model_bytes": 500_000_000,
@@ -32,8 +32,9 @@ def pair(**changes: Any) -> GridPair:
 
 def test_a_line_says_what_moved_what_it_brought_and_what_it_cost():
     text = page(Grid(cells=(cell(),), pairs=(), refused={}, missing=()))
-    assert "## classify, decoder\n\n`smollm2-135m`, measured by accuracy. lora: 600 training rows 2 times" in text
-    assert "500 test rows. Controls run: head only, shuffled. Without a language model: TF-IDF, 0.750." in text
+    assert "## classify, decoder\n\n`smollm2-135m`, measured by accuracy. lora: 600 training rows 2 times " in text
+    assert " 2 times (76 steps), 500 test rows. Controls run: head only, shuffled. " in text
+    assert "Without a language model: TF-IDF, 0.750." in text
     assert (
         "| lora | 0 | 2,000 (2 %) | 0.700 | 0.900 | +0.200 (+0.150 to +0.250) | < 0.001 "
         "| 0.800 (0.020) | 0.500 (< 0.001) | **better** "

@@ -68,6 +68,7 @@ class GridCell(_Part):
     p_value: float
     train: int
     epochs: float
+    steps: int  # of the optimizer
     test: int
     head_only: Control | None
     shuffled: Control | None
@@ -219,7 +220,8 @@ def _settings(cells: Sequence[GridCell]) -> str:
     """With how many rows and epochs the cells were made."""
     by: dict[str, list[str]] = {}
     for cell in cells:
-        made = f"{count(cell.train)} training rows {cell.epochs:g} times, {count(cell.test)} test rows"
+        passes = f"{cell.epochs:g} times ({count(cell.steps)} steps)"
+        made = f"{count(cell.train)} training rows {passes}, {count(cell.test)} test rows"
         by.setdefault(made, []).append(cell.technique)
     told = (f"{', '.join(dict.fromkeys(names))}: {made}" for made, names in by.items())
     return f"{'; '.join(told)}."

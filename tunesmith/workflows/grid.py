@@ -186,6 +186,7 @@ def _line(cell: Cell, folder: Path, seed: int, report: Report) -> GridCell:
         p_value=task.p_value,
         train=report.data.train,
         epochs=load_recipe(folder / "recipe.yaml")[0].schedule.epochs,
+        steps=report.training.planned_steps,
         test=task.n,
         head_only=controls.get(HEAD_ONLY),
         shuffled=controls.get(SHUFFLED),
