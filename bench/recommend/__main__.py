@@ -4,7 +4,8 @@
     python -m bench.recommend run [TASK]   # tunes by each technique what was not tuned yet, and writes RECOMMEND.md
 
 Each technique sees the same rows as often as in `tunesmith grid` and at its default rate. The recommendation loses
-where another technique is surely better on the same test rows (paired by group, p < 0.05, one comparison at a time).
+where another technique is surely better on the same test rows (paired by group, p < 0.05, one comparison at a time);
+elsewhere it wins or ties, and the page says in how many pairs the rows are too few to tell.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ import json
 import math
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.files import write_whole
+from tunesmith.evaluation.significance import PairedComparison
 from tunesmith.recipe import Recipe, load_recipe, save_recipe
 from tunesmith.report.diff import compared, paired
 from tunesmith.report.figures import bounds, figure, p_value, signed
+from tunesmith.report.grid import EQUIVALENT, NOT_TOLD, within
 from tunesmith.report.schema import Report, read_report
 from tunesmith.workflows.cells import TECHNIQUES
 from tunesmith.workflows.grid import begin_with_known_base
@@ -81,14 +85,20 @@ def table(page: dict[str, Any]) -> str:
         "runs (`git log bench/RECOMMEND.json`); `python -m bench.recommend run` made the rest.\nA technique is better "
         "than the recommended one where p < 0.05 on the same test rows, by group, one comparison at a time."
     ]
-    stood = []
+    stood: list[bool] = []
+    pairs: Counter[str] = Counter()
     for task, told in page.items():
         found = {name: read_report(RUNS / f"{task}-{name}") for name in TECHNIQUES if _ended(task, name)}
         if told["technique"] in found and len(found) > 1:
-            lines, beaten = _lines(task, told["technique"], found)
-            stood.append(not beaten)
-            parts.append(_section(task, told["technique"], found, lines, beaten))
-    parts.append(f"The recommendation wins or ties in {sum(stood)} of {len(stood)} tasks that ran.")
+            lines, verdicts = _lines(task, told["technique"], found)
+            stood.append("better" not in verdicts.values())
+            pairs.update(verdicts.values())
+            parts.append(_section(task, told["technique"], found, lines, verdicts))
+    parts.append(
+        f"The recommendation wins or ties in {sum(stood)} of {len(stood)} tasks that ran: no other technique is surely "
+        f"better there. Of all {pairs.total()} pairs, the other technique is better in {pairs['better']}, worse in "
+        f"{pairs['worse']}, {EQUIVALENT} in {pairs[EQUIVALENT]} and {NOT_TOLD} in {pairs[NOT_TOLD]}."
+    )
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,36 +106,45 @@ def _ended(task: str, technique: str) -> bool:
     return (RUNS / f"{task}-{technique}" / "report.json").exists()
 
 
-def _section(task: str, taken: str, found: dict[str, Report], lines: list[str], beaten: list[str]) -> str:
+def _section(task: str, taken: str, found: dict[str, Report], lines: list[str], verdicts: dict[str, str]) -> str:
     """One task: its table, and how the recommendation did."""
-    one = found[taken]
+    one, beaten = found[taken], [name for name, verdict in verdicts.items() if verdict == "better"]
     told = f"beaten by {', '.join(beaten)}" if beaten else "wins or ties"
     return "\n".join(
         (
             f"## {task}: {taken} {told}\n",
             f"`{one.model}`, {one.objective}, {one.data.train} training and {one.task.n} test rows, {one.task.metric}, "
             f"base {figure(one.task.base)}.\n",
-            f"| technique | tuned | beside {taken} (95 %) | p | training |",
-            "|---|---|---|---|---|",
+            f"| technique | tuned | beside {taken} (95 %) | p | verdict | training |",
+            "|---|---|---|---|---|---|",
             *lines,
         )
     )
 
 
-def _lines(task: str, taken: str, found: dict[str, Report]) -> tuple[list[str], list[str]]:
-    """The rows of a task's table, and the techniques that are surely better than the one that was recommended."""
-    lines, beaten = [], []
+def _lines(task: str, taken: str, found: dict[str, Report]) -> tuple[list[str], dict[str, str]]:
+    """The rows of a task's table, and what each other technique is beside the one that was recommended."""
+    lines, verdicts = [], {}
     for name, report in found.items():
-        beside = ["", ""]
+        beside = ["", "", ""]
         if name != taken:
             rows, scores, metric = paired(RUNS / f"{task}-{taken}", RUNS / f"{task}-{name}")
             difference = compared(rows, scores, metric)
-            beside = [f"{signed(difference.delta)} ({bounds(difference.ci95, sign=True)})", p_value(difference.p_value)]
-            if difference.verdict == "better":
-                beaten.append(name)
+            verdicts[name] = _verdict(difference, metric)
+            gain = f"{signed(difference.delta)} ({bounds(difference.ci95, sign=True)})"
+            beside = [gain, p_value(difference.p_value), verdicts[name]]
         cells = (name, figure(report.task.tuned), *beside, f"{math.ceil(report.speed.seconds)} s")
         lines.append(f"| {' | '.join(cells)} |")
-    return lines, beaten
+    return lines, verdicts
+
+
+def _verdict(difference: PairedComparison, metric: str) -> str:
+    """Better wherever that is sure, however little it is: what would beat the recommendation is never called equal."""
+    if difference.verdict == "better":
+        return "better"
+    if within(metric, difference.ci95):
+        return EQUIVALENT
+    return "worse" if difference.verdict == "worse" else NOT_TOLD
 
 
 def _read() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tunesmith.report.figures import bounds, count, duration, figure, metric_nam
 
 # Two techniques count as equal where the whole interval of their difference is within this, on a scale of 0 to 1.
 EQUAL = 0.03
+EQUIVALENT, NOT_TOLD = "equivalent within 3 points", "not told apart by so few rows"
 ON_ONE = ("accuracy", "preference_accuracy", "macro_f1", "sample_f1", "exact_match", "token_f1", "rouge_l")
 HEADINGS = (
     "technique|seed|numbers moved|base|tuned|gain (95 %)|p|head only (p)|shuffled (p)|"
@@ -107,12 +108,11 @@ class GridPair(_Part):
     @property
     def verdict(self) -> str:
         """Better, worse, equal within 3 points, or not to be told."""
-        low, high = self.ci95
-        if self.metric in ON_ONE and max(abs(low), abs(high)) <= EQUAL:
-            return "equivalent within 3 points"
+        if within(self.metric, self.ci95):
+            return EQUIVALENT
         if self.p_adjusted < 0.05:
             return "better" if self.delta > 0 else "worse"
-        return "not told apart by so few rows"
+        return NOT_TOLD
 
 
 class Grid(_Part):
@@ -125,6 +125,11 @@ class Grid(_Part):
     failed: dict[str, str] = {}  # of these the ones that were begun and broke, and why
     options: str = ""  # of the command line that runs more of it
     stale: tuple[str, ...] = ()  # whose folders hold runs of another recipe or of other rows
+
+
+def within(metric: str, ci95: tuple[float, float]) -> bool:
+    """Whether the whole interval of a difference says that two techniques are equal."""
+    return metric in ON_ONE and max(map(abs, ci95)) <= EQUAL
 
 
 def pair_of(one: GridCell, against: str, found: PairedComparison, metric: str, seeds: Sequence[int]) -> GridPair:
