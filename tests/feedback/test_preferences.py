@@ -131,6 +131,31 @@ def test_rows_come_back_as_the_votes_they_were():
     assert (back.item.answers, back.label, back.rater) == (("alone",), BAD, "Bo")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Human: why?",
+        "Assistant: A.\n\nHuman: B?",
+        "Assistant: yes",
+        '[{"role": "user", "content": "x"}]',
+        "[{'role': 'user', }]x]",
+    ],
+)
+def test_a_text_that_looks_like_turns_comes_back_as_it_was(text: str):
+    ask, ballot = [Message("user", text)], Ballot()
+    one, alone = make_item(ask, (text, "plain"), ("a", "b")), make_item(ask, (text,), ("a",))
+    ballot.cast("Ana", one, label_for(one, text))
+    ballot.cast("Bo", one, OWN, text=f"{text} own")
+    ballot.cast("Cy", alone, BAD)
+    rows = as_rows(pair_rows(keyed([one]), ballot.votes).rows)
+    back = read_votes(rows, rater="file")
+    assert [(vote.item, vote.label, vote.text) for vote in back] == [
+        (one, label_for(one, text), ""), (one, OWN, f"{text} own"),
+    ]  # fmt: skip
+    (back_alone,) = read_votes(as_rows(thumb_rows(keyed([alone]), ballot.votes).rows), rater="file")
+    assert (back_alone.item, back_alone.label) == (alone, BAD)
+
+
 def test_a_row_is_one_vote_of_each_person_it_names_and_an_own_answer_comes_back_as_one():
     one, two, ballot = item(1), item(2), Ballot()
     for rater in ("Ana, PhD", "Bo"):

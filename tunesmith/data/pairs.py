@@ -24,7 +24,7 @@ from tunesmith.data.examples import (
 )
 from tunesmith.data.kinds import thumb_of
 from tunesmith.data.rows import Row
-from tunesmith.data.turns import check_order, instructed
+from tunesmith.data.turns import check_order, instructed, turns_in
 from tunesmith.errors import DataError
 
 # How Anthropic's files write turns into one text.
@@ -90,6 +90,14 @@ def written(example: Example) -> str:
     return example.text
 
 
+def holds_turns(text: str) -> bool:
+    """Whether a text alone in a column is read as turns; one that must stay whole is written as a turn itself."""
+    try:
+        return bool(SPOKEN.match(text) or turns_in(text, ""))
+    except DataError:
+        return True
+
+
 def _prompt(row: Row, columns: Mapping[str, str]) -> list[Message]:
     """The turns that were answered, as far as they have columns of their own."""
     column = columns.get("prompt", "")
@@ -124,7 +132,7 @@ def _answer(row: Row, column: str, prompt: Sequence[Message]) -> tuple[list[Mess
 def _turns(row: Row, column: str, role: str) -> list[Message]:
     """The turns of a chat; a text is a turn of this role, or several where it says who speaks."""
     first, *others = turns_of(row, column, role)
-    if others or not SPOKEN.match(first.content):
+    if others or not SPOKEN.match(first.content) or turns_in(row.fields[column], ""):
         return [first, *others]
     _, *spoken = SPOKEN.split(first.content)
     names = {"Human": "user", "Assistant": "assistant"}

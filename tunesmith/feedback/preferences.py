@@ -1,8 +1,9 @@
 """Votes as rows of the preference objective, and such rows as votes: nothing stands between the two.
 
 A pair is {"prompt", "chosen", "rejected"}, a thumb {"prompt", "completion", "label"}; the prompt is a text, or a list
-of turns where it is more than one. `raters`, `chosen_by`, `rejected_by` and `by` say whose votes and answers they are,
-`chosen_cut`, `rejected_cut` and `cut` that an answer was cut off before it ended.
+of turns where it is more than one, and a text that would be read as turns is a turn in a list. `raters`, `chosen_by`,
+`rejected_by` and `by` say whose votes and answers they are, `chosen_cut`, `rejected_cut` and `cut` that an answer was
+cut off before it ended.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from tunesmith.data.examples import Message, Pair, Thumb
 from tunesmith.data.formats import Format, detect
-from tunesmith.data.pairs import pairs, thumbs
+from tunesmith.data.pairs import holds_turns, pairs, thumbs
 from tunesmith.data.rows import Row, as_word, columns_of, file_of
 from tunesmith.errors import DataError
 from tunesmith.feedback.items import BAD, FIRST, GOOD, OWN, SECOND, Item, alike, make_item
@@ -89,9 +90,14 @@ def _format(rows: Sequence[Row]) -> Format:
 
 def prompt_of(messages: Sequence[Message]) -> str | list[dict[str, str]]:
     """The prompt as a row holds it."""
-    if len(messages) == 1 and messages[0].role == "user":
+    if len(messages) == 1 and messages[0].role == "user" and not holds_turns(messages[0].content):
         return messages[0].content
     return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def answer_of(text: str) -> str | list[dict[str, str]]:
+    """An answer as a row holds it: models also write what would be read as turns, and it is to come back as it was."""
+    return [{"role": "assistant", "content": text}] if holds_turns(text) else text
 
 
 def _rows(items: Mapping[str, Item], votes: Votes, of: RowsOf) -> VoteRows:
@@ -121,7 +127,7 @@ def _pairs_of(item: Item, given: Sequence[Event]) -> Iterator[dict[str, Any]]:
     label, raters = _decision(given)
     if label in (FIRST, SECOND):
         won = (FIRST, SECOND).index(label)
-        chosen, rejected = item.answers[won], item.answers[1 - won]
+        chosen, rejected = answer_of(item.answers[won]), answer_of(item.answers[1 - won])
         by = {"chosen_by": item.by[won], "rejected_by": item.by[1 - won]}
         cut = _cut(item, chosen_cut=won, rejected_cut=1 - won)
         yield {"prompt": prompt, "chosen": chosen, "rejected": rejected, "raters": raters, **by, **cut}
@@ -130,7 +136,8 @@ def _pairs_of(item: Item, given: Sequence[Event]) -> Iterator[dict[str, Any]]:
             if not alike(text, answer):
                 by = {"chosen_by": vote.rater, "rejected_by": item.by[place]}
                 cut = _cut(item, rejected_cut=place)
-                yield {"prompt": prompt, "chosen": text, "rejected": answer, "raters": [vote.rater], **by, **cut}
+                sides = {"chosen": answer_of(text), "rejected": answer_of(answer)}
+                yield {"prompt": prompt, **sides, "raters": [vote.rater], **by, **cut}
 
 
 def _thumbs_of(item: Item, given: Sequence[Event]) -> Iterator[dict[str, Any]]:
@@ -140,10 +147,11 @@ def _thumbs_of(item: Item, given: Sequence[Event]) -> Iterator[dict[str, Any]]:
         label, raters = BAD, [vote.rater for vote, _ in written]
     verdicts = {FIRST: (True, False), SECOND: (False, True), BAD: (False, False), GOOD: (True, True)}.get(label, ())
     for place, (answer, good) in enumerate(zip(item.answers, verdicts, strict=False)):
-        row = {"prompt": prompt, "completion": answer, "label": good, "raters": raters}
+        row = {"prompt": prompt, "completion": answer_of(answer), "label": good, "raters": raters}
         yield {**row, "by": item.by[place], **_cut(item, cut=place)}
     for vote, text in written:
-        yield {"prompt": prompt, "completion": text, "label": True, "raters": [vote.rater], "by": vote.rater}
+        row = {"prompt": prompt, "completion": answer_of(text), "label": True}
+        yield {**row, "raters": [vote.rater], "by": vote.rater}
 
 
 def _cut(item: Item, **places: int) -> dict[str, bool]:
