@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,13 +16,13 @@ from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.feedback.items import ANSWER
 from tunesmith.feedback.store import Who
 from tunesmith.model.sampling import Sampling
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Gates, Recipe
 from tunesmith.report.rlhf import LoopReport, Round
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import rlhf as walk
 from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 from tunesmith.workflows.judging import Replies, over
-from tunesmith.workflows.loop_learn import enough, votes_so_far, write_rows
+from tunesmith.workflows.loop_learn import enough, learned, votes_so_far, write_rows
 from tunesmith.workflows.loop_open import Way, ahead, open_loop
 from tunesmith.workflows.panel import PageChoice
 from tunesmith.workflows.rlhf import rlhf
@@ -46,6 +47,14 @@ def unfinished(attempt):
     return 0.0 if attempt.finished else 1.0
 """
 QUIET = Way(lambda event: None, offline=True)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A run that was asked for."""
+
+    folder: Path
+    recipe: Recipe
 
 
 def made(place: Path, objective: Any = "preference", **loop: Any) -> Recipe:
@@ -88,6 +97,16 @@ def test_a_reward_is_learned_from_the_votes_and_pursued_beside_a_validation_file
     assert [run.task.metric for run in only.learned] == ["preference_accuracy", "reward"]
     written = (tmp_path / "loop" / "round-1" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["messages"][0]["content"] for line in written] == [f"held {i}" for i in range(6)]
+
+
+def test_gates_hold_for_the_policy_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tunesmith.workflows.loop_learn.tune_recipe", lambda made, out, **_: Asked(out, made))
+    wanted = made(tmp_path, {"kind": "rl", "reward": "votes"})
+    wanted = wanted.model_copy(update={"gates": Gates(min_delta=0.1)})
+    loop = open_loop(wanted, tmp_path / "loop", QUIET)
+    loop.round(1).mkdir()
+    reward, policy = [cast(Asked, run).recipe for run in learned(loop, loop.round(1))]
+    assert (reward.gates, policy.gates) == (Gates(), wanted.gates)
 
 
 def test_a_rule_in_the_place_of_people_is_told_which_answers_were_cut_off(tmp_path: Path):

@@ -10,7 +10,7 @@ from typing import Any
 from tunesmith.data.files import write_whole
 from tunesmith.feedback.preferences import PAIRS
 from tunesmith.objectives import Preference, Reward, Rl
-from tunesmith.recipe import VOTES, Data, Loop, Recipe, Schedule
+from tunesmith.recipe import VOTES, Data, Gates, Loop, Recipe, Schedule
 from tunesmith.workflows.judging import as_rows
 from tunesmith.workflows.loop_open import POLICY, REWARD, UnderWay
 from tunesmith.workflows.tune import Run, tune_recipe
@@ -57,7 +57,9 @@ def learned(loop: UnderWay, place: Path) -> list[Run]:
         plain = objective.model_copy(update={**blank, "max_new_tokens": loop.longest})
         return [_tuned(loop, votes.model_copy(update={"objective": plain}), place / POLICY)]
     assert isinstance(objective, Rl)
-    judge = _tuned(loop, votes.model_copy(update={"objective": Reward(), "schedule": BRIEF}), place / REWARD)
+    # The recipe's gates are about the policy: what a reward costs general text, nobody ever reads.
+    reward = {"objective": Reward(), "schedule": BRIEF, "gates": Gates()}
+    judge = _tuned(loop, votes.model_copy(update=reward), place / REWARD)
     sources = {str(judge.folder) if name == VOTES else name: part for name, part in objective.rewards.items()}
     asked = {"prompt": "", "answer": "", "instruction": "", "messages": "messages", "max_new_tokens": loop.longest}
     practice = {
