@@ -25,6 +25,7 @@ from tunesmith.workflows.judging import Replies, over
 from tunesmith.workflows.loop_learn import enough, learned, votes_so_far, write_rows
 from tunesmith.workflows.loop_open import Way, ahead, open_loop
 from tunesmith.workflows.panel import PageChoice
+from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.rlhf import rlhf
 from tunesmith.workflows.votes import import_votes, read_events, summary_of
 
@@ -107,6 +108,21 @@ def test_gates_hold_for_the_policy_alone(tmp_path: Path, monkeypatch: pytest.Mon
     loop.round(1).mkdir()
     reward, policy = [cast(Asked, run).recipe for run in learned(loop, loop.round(1))]
     assert (reward.gates, policy.gates) == (Gates(), wanted.gates)
+
+
+def test_prompts_of_one_group_stay_one_group_where_rl_learns_from_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tunesmith.workflows.loop_learn.tune_recipe", lambda made, out, **_: Asked(out, made))
+    wanted = made(tmp_path, {"kind": "rl", "reward": "votes"})
+    rows = [{**row, **({"source": i % 30} if i % 7 else {})} for i, row in enumerate(answers(70))]
+    write_rows(Path(wanted.data.train), rows)
+    wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"group": "source"})})
+    loop = open_loop(wanted, tmp_path / "loop", QUIET)
+    loop.round(1).mkdir()
+    policy = cast(Asked, learned(loop, loop.round(1))[-1]).recipe
+    parts = read_data(policy, offline=True).split
+    groups = {name: sorted(one.group for one in part) for name, part in loop.prompts.items()}
+    assert {name: sorted(one.group for one in getattr(parts, name)) for name in groups} == groups
+    assert len(set(groups["train"])) > 2
 
 
 def test_a_rule_in_the_place_of_people_is_told_which_answers_were_cut_off(tmp_path: Path):

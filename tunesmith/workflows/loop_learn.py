@@ -76,13 +76,16 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
 
 
 def _prompts(loop: UnderWay, place: Path) -> Data:
-    """The loop's prompts as files of whole turns, split as they are."""
+    """The loop's prompts as files of whole turns, split and grouped as they are."""
     files: dict[str, str | float] = {"validation": 0.0}
+    # A file in which no row names its group is refused where a column of groups is named.
+    grouped = all(any(one.group for one in part) for part in loop.prompts.values() if part)
+    group = loop.recipe.data.group if grouped else ""
     for name, part in loop.prompts.items():
         if part:
-            write_rows(place / f"{name}.jsonl", as_rows(part))
+            write_rows(place / f"{name}.jsonl", [{group: "", **row} if group else row for row in as_rows(part)])
             files[name] = str(place / f"{name}.jsonl")
-    plain = {"group": "", "where": {}, "audit": "note"}
+    plain = {"group": group, "where": {}, "audit": "note"}
     return loop.recipe.data.model_copy(update={**files, **plain})
 
 
