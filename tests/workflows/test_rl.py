@@ -135,9 +135,12 @@ def test_a_control_that_no_reward_might_tell_from_the_run_is_refused(rules: Path
         tune(made(tmp_path, f"{rules}:short", controls=True), tmp_path / "run")
 
 
-def test_equal_rewards_end_a_run_before_its_first_step(rules: Path, tmp_path: Path):
+@pytest.mark.parametrize("probe", [True, False])
+def test_equal_rewards_end_a_run_before_its_base_is_scored(probe: bool, rules: Path, tmp_path: Path):
+    wanted = made(tmp_path, f"{rules}:constant", objective={"missing_end_penalty": 0}, schedule={"probe": probe})
     with pytest.raises(Refused, match="all rewards within each group are equal"):
-        tune(made(tmp_path, f"{rules}:constant", objective={"missing_end_penalty": 0}), tmp_path / "run")
+        tune(wanted, tmp_path / "run")
+    assert not (tmp_path / "run" / "before.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,10 @@ def needs_start(objective: AnyObjective) -> bool:
     return isinstance(objective, Preference | Rl) and objective.asks_reference
 
 
-def told_apart(prepared: Prepared, policy: Policy, learner: Practice, *, listen: Listener) -> None:
-    """Tell the rewards of the first answers. Raises Refused where they are all equal."""
+def told_apart(prepared: Prepared, policy: Policy, *, listen: Listener) -> None:
+    """Tell the rewards of the first answers in a run of `rl`. Raises Refused where they are all equal."""
+    learner = learner_of(prepared)
+    assert isinstance(learner, Practice)
     listen({"event": "stage", "text": "does the reward tell answers apart?"})
     policy.train(False)
     lowest, highest = learner.check(policy, collate(prepared.train[:FIRST]))

@@ -16,7 +16,6 @@ from tunesmith.model.batch import cut
 from tunesmith.model.device import DTYPES, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask, Rl
-from tunesmith.objectives.practice import Practice
 from tunesmith.recipe import Recipe
 from tunesmith.training.fit import Hooks, TrainingState, fit
 from tunesmith.training.journal import Journal
@@ -24,7 +23,7 @@ from tunesmith.training.optim import TrainingPlan, between
 from tunesmith.training.probe import ROWS, Probe, can_learn
 from tunesmith.training.track import Tracker, open_trackers
 from tunesmith.workflows.batches import Batches, MixedBatches, batches_of, parts_of
-from tunesmith.workflows.learner import learner_of, needs_start, told_apart
+from tunesmith.workflows.learner import learner_of, needs_start
 from tunesmith.workflows.prepare import ALONE, Listener, Prepared
 from tunesmith.workflows.references import fallen, preferred, with_references
 from tunesmith.workflows.run_folder import of_task
@@ -65,7 +64,8 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     batches = batches_of(prepared)
     journal = Journal(out / "journal.jsonl")
     fresh = not (out / "checkpoints").exists()
-    probe = _probe(prepared, policy, plan, watch) if fresh and recipe.schedule.probe else None
+    learns = fresh and recipe.schedule.probe and not isinstance(objective, Rl)  # answers that are drawn are no rows
+    probe = _probe(prepared, policy, plan, watch) if learns else None
     trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
     beside: dict[str, float] = {}
     hooks = Hooks(
@@ -225,9 +225,7 @@ def _probe(prepared: Prepared, policy: Policy, plan: TrainingPlan, watch: Watch)
     if isinstance(objective := prepared.recipe.objective, Multitask):
         return [_probe(one, objective.seen(policy, n), plan, watch) for n, one in prepared.parts.items()][0]
     rows, listen = prepared.train, watch.listen
-    if isinstance(learner := learner_of(prepared), Practice):
-        told_apart(prepared, policy, learner, listen=listen)
-        return None
+    learner = learner_of(prepared)
     listen({"event": "stage", "text": f"can it learn {ROWS} rows at all?"})
     shortest = sorted(range(len(rows)), key=lambda i: rows[i].length)[: 4 * ROWS : 4]
     batches = Batches(prepared, rows)

@@ -26,6 +26,7 @@ from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
 from tunesmith.workflows.assemble import Before, Measured, assemble
 from tunesmith.workflows.frozen_head import frozen_head
+from tunesmith.workflows.learner import told_apart
 from tunesmith.workflows.lineage import with_lineage
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
 from tunesmith.workflows.replay import with_replay
@@ -33,7 +34,7 @@ from tunesmith.workflows.rewards import digests
 from tunesmith.workflows.run_folder import RunFolder, of_task, open_run
 from tunesmith.workflows.survey import foresee
 from tunesmith.workflows.tasks import alone_parts
-from tunesmith.workflows.train import Trained, Watch, train
+from tunesmith.workflows.train import Trained, Watch, train, untouched
 from tunesmith.workflows.worth import SHUFFLED, calibrate, general_before, retention, shuffled
 from tunesmith.workflows.yardsticks import ALONE, Frozen, ManyTasks, Yardstick, yardstick_of
 
@@ -135,6 +136,8 @@ def _before(prepared: Prepared, folder: RunFolder, yardstick: Yardstick[Any], li
     kept = folder.path / "before.json"
     if kept.exists():
         return Before.model_validate_json(kept.read_text(encoding="utf-8"))
+    if isinstance(prepared.recipe.objective, Rl):  # an untuned model that answers all test rows takes its time
+        told_apart(prepared, untouched(prepared), listen=listen)
     listen({"event": "stage", "text": f"scoring {prepared.recipe.model} as it is"})
     base = prepared.base
     policy = Policy.over(base.network, family=base.family, reference=nullcontext)
