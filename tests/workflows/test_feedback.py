@@ -305,6 +305,20 @@ def test_votes_on_other_prompts_are_refused_whole_and_nothing_is_lost(wish: Feed
     assert len(opened(wish, prompts=write(tmp_path / "longer.jsonl", longer), rows=20).items) >= 1
 
 
+def test_a_vote_on_a_prompt_whose_answers_came_out_equal_or_empty_is_taken(tmp_path: Path):
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 3)
+    wish = FeedbackRequest(
+        str(folder("llama")), prompts=str(prompts), store=tmp_path / "v.db", sampling=DRAWN, offline=True
+    )
+    give_answers(wish, [["same", "", "short"], ["same", "one", "long"]])
+    assert len(opened(wish).items) == 1
+    rows = [{"prompt": f"Prompt {n}", "chosen": "x", "rejected": "y"} for n in range(3)]
+    done = import_votes(tmp_path / "v.db", write(tmp_path / "more.jsonl", rows))
+    assert (done.votes, done.items) == (3, 3)
+    with pytest.raises(DataError, match="its prompt is none of the 3"):
+        import_votes(tmp_path / "v.db", write(tmp_path / "other.jsonl", [{**rows[0], "prompt": "Another"}]))
+
+
 def test_a_vote_from_elsewhere_lands_on_the_pair_that_is_there(wish: FeedbackRequest, tmp_path: Path):
     work = opened(wish)
     row = {"prompt": "Prompt 3", "chosen": "a longer answer 3", "rejected": "short 3", "rater": "Zoe"}

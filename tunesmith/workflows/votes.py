@@ -11,7 +11,7 @@ from pathlib import Path
 from tunesmith.data.files import write_whole
 from tunesmith.data.rows import read_rows, refuse
 from tunesmith.errors import DataError, Refused
-from tunesmith.feedback.items import FIRST, OWN, SECOND, Item, prompt_key, read_items
+from tunesmith.feedback.items import ANSWER, FIRST, OWN, SECOND, Item, prompt_key, read_items
 from tunesmith.feedback.preferences import (
     LONGEST_NAME,
     PAIRS,
@@ -148,6 +148,7 @@ def _entries(brought: Sequence[Brought], events: Sequence[Event], path: Path) ->
     """The events that a file adds to those of a store."""
     items, votes = read_items(events), Votes(events)
     held = {prompt_key(item.messages) for item in items.values() if not item.gold}
+    held |= {event.item for event in events if event.kind == ANSWER}  # equal or empty answers make no item
     if held and (strange := [one for one in brought if prompt_key(one.item.messages) not in held]):
         cure = "name another store for votes on other prompts"
         refuse([f"{one.where}: its prompt is none of the {len(held)} that {path} holds; {cure}" for one in strange])
