@@ -141,6 +141,24 @@ def test_a_vote_that_is_sent_again_because_its_answer_was_lost_is_one_vote(wish:
     assert work.turns.votes.on(key) == {}
 
 
+def test_a_pair_that_another_process_judged_just_now_is_not_given_out(
+    wish: FeedbackRequest, monkeypatch: pytest.MonkeyPatch
+):
+    here, there = opened(wish), opened(wish)
+    lease, taken = VoteStore.lease, list[str | None]()
+
+    def late(store: VoteStore, key: str, who: Who, **more: Any) -> bool:
+        if who == ANA and not taken:
+            taken.append(there.turns.next(BO))
+            there.vote(BO, key, PageChoice("left"))
+        return lease(store, key, who, **more)
+
+    monkeypatch.setattr(VoteStore, "lease", late)
+    got = here.turns.next(ANA)
+    assert None not in (got, *taken)
+    assert got not in taken
+
+
 def test_a_pair_that_an_undo_brought_back_may_be_judged_again_whoever_did_so_meanwhile(wish: FeedbackRequest):
     work = opened(wish)
     key = work.turns.next(ANA)

@@ -67,11 +67,10 @@ class Turns:
             held = next((key for key, holders in leases.items() if who in holders), "")
             aside = self.votes.skipped(who.rater)
             for key in filter(None, (held, *self._rules.order(who.rater))):
-                places = self._places(key, who.rater)
                 others = [one for one in leases.get(key, ()) if one.tab != who.tab]
-                if places <= len(others) or (key in aside) != skipped:
+                if self._places(key, who.rater) <= len(others) or (key in aside) != skipped:
                     continue
-                if self.store.lease(key, who, places=places, seconds=LEASE_SECONDS):
+                if self._leased(key, who):
                     return key
             self.store.release(who)
             return None
@@ -139,6 +138,16 @@ class Turns:
         if last is None or (last.kind, last.item) != (VOTE, key):
             return False
         return {**last.body, "seconds": 0} == {**body, "seconds": 0}
+
+    def _leased(self, key: str, who: Who) -> bool:
+        """Whether the tab has the item now, and as many people as are to judge it have not done so meanwhile."""
+        while (places := self._places(key, who.rater)) and self.store.lease(
+            key, who, places=places, seconds=LEASE_SECONDS
+        ):
+            self.catch_up()  # another process may have voted, and let go of it, just before
+            if self._places(key, who.rater) == places:
+                return True
+        return False
 
     def _places(self, key: str, rater: str) -> int:
         """How many more people may judge an item, this one among them; 0 if it is not for this person."""
