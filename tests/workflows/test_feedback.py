@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tunesmith.feedback.turns import Overlap
 from tunesmith.model.sampling import Sampling
 from tunesmith.workflows import ahead
 from tunesmith.workflows.feedback import FeedbackRequest, open_panel
+from tunesmith.workflows.judging import need_judged
 from tunesmith.workflows.panel import GOLD_EVERY, WHAT, PageChoice, Panel
 from tunesmith.workflows.votes import export_votes, import_votes, read_events, summary_of
 
@@ -335,6 +337,12 @@ def test_a_vote_on_a_prompt_whose_answers_came_out_equal_or_empty_is_taken(tmp_p
     assert (done.votes, done.items) == (3, 3)
     with pytest.raises(DataError, match="its prompt is none of the 3"):
         import_votes(tmp_path / "v.db", write(tmp_path / "other.jsonl", [{**rows[0], "prompt": "Another"}]))
+
+
+def test_the_command_that_judges_the_rest_draws_by_the_very_same_numbers(wish: FeedbackRequest):
+    drawn = replace(wish, sampling=replace(wish.sampling, temperature=0.7654321, top_p=0.1 + 0.2))
+    with pytest.raises(Refused, match=r"--temperature 0.7654321 --top-p 0.30000000000000004 "):
+        need_judged(opened(wish), drawn)
 
 
 def test_a_vote_from_elsewhere_lands_on_the_pair_that_is_there(wish: FeedbackRequest, tmp_path: Path):

@@ -53,7 +53,7 @@ def need_judged(panel: Panel, wish: FeedbackRequest) -> None:
         "tunesmith", "feedback", wish.model, "--prompts", wish.prompts, "--column", wish.column, "--rows", "0",
         "--max-tokens", str(wish.limit),
         "--store", str(wish.store),
-        "--temperature", f"{drawn.temperature:g}", "--top-p", f"{drawn.top_p:g}",
+        "--temperature", str(drawn.temperature), "--top-p", str(drawn.top_p),
         "--max-new-tokens", str(drawn.max_new_tokens), "--seed", str(drawn.seed),
         "--as-written",
     ]  # fmt: skip
