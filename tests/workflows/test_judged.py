@@ -21,7 +21,7 @@ from tunesmith.workflows.evaluate import evaluate
 from tunesmith.workflows.prepare import prepare
 from tunesmith.workflows.questions import EvaluateRequest
 from tunesmith.workflows.references import fallen, with_references
-from tunesmith.workflows.yardsticks.judging import alarms
+from tunesmith.workflows.yardsticks.judging import WRITTEN, alarms
 
 pytestmark = pytest.mark.usefixtures("small_world")
 
@@ -103,6 +103,7 @@ def test_what_goes_wrong_with_preferences_raises_an_alarm(facts: dict[str, Any],
     (alarm,) = alarms(Judgement(**facts))
     assert finding in alarm
     assert alarms(Judgement(chosen_logprob=(-2.0, -2.05), words=(20.0, 29.0), repeated_share=(0.5, 0.5))) == ()
+    assert alarms(Judgement(repeated_share=(0.0, 1 / WRITTEN))) == ()
 
 
 def test_a_validation_on_which_the_preferred_answers_fall_is_told():

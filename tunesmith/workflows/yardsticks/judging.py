@@ -36,8 +36,9 @@ LONGER = "the longer answer wins"
 DETAILS = {SHUFFLED: "same recipe, judgements dealt out at random; journal in control"}
 # Of the headline, and of the same counted by whole answers instead of by id.
 SUMMED = {"preference_accuracy": "preference_accuracy_summed", "thumbs_auc": "thumbs_auc_summed"}
-# Prompts that both models answer in their own words, to see how long and how repetitive they get.
-WRITTEN = 8
+# Prompts that both models answer in their own words, to see how long and how repetitive they get: so many that no
+# alarm rests on a single answer.
+WRITTEN = 32
 # What raises an alarm: answers so many times as long, so many more that repeat themselves.
 GROWTH, REPETITION = 1.5, 0.1
 
