@@ -11,12 +11,13 @@ from typing import Any, cast
 
 import pytest
 
+from tests.bases import folder
 from tests.workflows.conftest import answers, recipe, tune
 from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.feedback.items import ANSWER
 from tunesmith.feedback.store import Who
 from tunesmith.model.sampling import Sampling
-from tunesmith.recipe import Gates, Recipe
+from tunesmith.recipe import Gates, Recipe, Replay
 from tunesmith.report.rlhf import LoopReport, Round
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import rlhf as walk
@@ -379,6 +380,26 @@ def test_a_loop_that_cannot_work_is_refused_at_the_door(
     named = {key: str(value).replace("LOOP", str(tmp_path / "loop")) for key, value in loop.items()}
     with pytest.raises(RecipeError, match=said):
         rlhf(made(tmp_path, objective, **named), way=QUIET, out=tmp_path / "loop")
+    assert not (tmp_path / "loop").exists()
+
+
+@pytest.mark.parametrize(
+    ("objective", "parts", "said"),
+    [
+        ({"kind": "rl", "reward": {"votes": 0.0}}, {}, "write reward: votes, or weigh it in"),
+        ({"kind": "rl", "reward": {"votes": 1.0, "nowhere:score": 0.5}}, {}, "objective.reward: nowhere cannot be"),
+        ({"kind": "rl", "reward": "votes"}, {"controls": True}, "nearest that works: controls: false"),
+        ("preference", {"style": {"short": {"max_words": 5}}}, "style: pairs of answers have no style to keep"),
+        ("preference", {"replay": Replay(share=0.2)}, "replay: not for preference"),
+        ("preference", {"track": ["tensorbord"]}, "track: no tracker 'tensorbord'; did you mean 'tensorboard'"),
+        ("preference", {"model": str(folder("bert"))}, "objective preference: needs a decoder"),
+    ],
+)
+def test_runs_that_could_not_begin_are_refused_before_anybody_judges(
+    objective: Any, parts: dict[str, Any], said: str, tmp_path: Path
+):
+    with pytest.raises(RecipeError, match=said):
+        open_loop(made(tmp_path, objective).model_copy(update=parts), tmp_path / "loop", QUIET)
     assert not (tmp_path / "loop").exists()
 
 

@@ -10,8 +10,11 @@ from tunesmith.data.examples import Example
 from tunesmith.data.exercises import Exercise, Scorer
 from tunesmith.errors import RecipeError
 from tunesmith.objectives import Preference, Rl
-from tunesmith.recipe import PEOPLE, VOTES, Loop, Recipe, save_recipe
+from tunesmith.recipe import PEOPLE, VOTES, Compare, Loop, Recipe, check_pair, check_replay, save_recipe
 from tunesmith.report.rlhf import Ahead, LoopReport, RoundAhead
+from tunesmith.training.track import check_trackers
+from tunesmith.workflows.arms import answers_prompts
+from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.prepare import Listener, read_data
 from tunesmith.workflows.rewards import digests, in_full, scorer
 from tunesmith.workflows.run_folder import RunFolder, open_run
@@ -119,12 +122,13 @@ def read_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
     if not isinstance(objective, Preference | Rl):
         cure = "use objective: preference, or objective: {kind: rl, reward: votes}"
         raise RecipeError(f"objective {objective.kind}: learns nothing from judgements of answers; {cure}")
-    if isinstance(objective, Rl) and VOTES not in objective.rewards:
+    if isinstance(objective, Rl) and not objective.rewards.get(VOTES):
         raise RecipeError(
             "objective.reward: a loop learns its reward from the votes; write reward: votes, or weigh it in"
         )
     place = out or Path("loops") / open_run(recipe, None).path.name
     _check_last_judge(recipe, place)
+    _check_runs(recipe, offline=way.offline)
     final = scorer(settings.final_judge, key="loop.final_judge")
     if settings.judge != PEOPLE:
         if settings.judge.lower() == PEOPLE:
@@ -155,6 +159,19 @@ def _check_enough(recipe: Recipe, prompts: Mapping[str, list[Exercise]]) -> None
         place = data.test if isinstance(data.test, str) else data.train
         cure = "give more rows, or a larger part of them as data.test"
         raise RecipeError(f"{place}: {held} prompts held out, and the end needs {FEWEST_HELD_OUT} or more; {cure}")
+
+
+def _check_runs(recipe: Recipe, *, offline: bool) -> None:
+    """Nothing for a recipe whose runs can begin: they do so only once people have judged. Raises RecipeError."""
+    objective = recipe.objective
+    read_rules(recipe, offline=offline)
+    check_trackers(recipe.track)
+    if isinstance(objective, Rl) and (others := [name for name in objective.rewards if name != VOTES]):
+        scorer(dict.fromkeys(others, 1.0), key="objective.reward")
+    own = recipe.model_copy(update={"compare": Compare()})  # nothing else is asked here
+    family = "decoder" if answers_prompts(own, offline=offline) else "encoder"
+    check_pair(recipe, family)
+    check_replay(recipe, family)
 
 
 def _check_last_judge(recipe: Recipe, folder: Path) -> None:
