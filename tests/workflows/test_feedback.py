@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -359,6 +361,18 @@ def test_answers_of_a_model_that_was_tuned_again_are_not_mixed(wish: FeedbackReq
     monkeypatch.setattr(ahead, "sha256_of_file", lambda path: "other")
     with pytest.raises(DataError, match="before it was tuned again"):
         opened(wish)
+
+
+def test_a_model_that_was_moved_or_is_spelled_otherwise_keeps_its_answers_and_votes(
+    wish: FeedbackRequest, tmp_path: Path
+):
+    work = opened(wish)
+    judge_all(work, ANA)
+    shutil.copytree(wish.model, tmp_path / "moved")
+    for model in (os.path.relpath(wish.model), str(tmp_path / "moved")):
+        again = opened(wish, model=model)
+        assert again.items.keys() == work.items.keys()
+        assert again.progress().judged == 20
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ def make_side(
     asker: Asker, prompts: Sequence[Sequence[Message]], store: VoteStore, *, told: Callable[[str], None], offline: bool
 ) -> Side:
     """An answer to each prompt: those that the store has, the others made now and put into it."""
-    name, weights = asker.found.name, asker.weights
+    weights = asker.weights
+    name = _called(store, asker.found.name, weights)
     about = {"by": name, "weights": weights, "drawing": asker.drawing(weights)}
     known, keys = _kept(store, about), [prompt_key(messages) for messages in prompts]
     open_ones = [i for i, key in enumerate(keys) if key not in known]
@@ -102,17 +103,25 @@ def make_side(
     return Side(name, [known[key] for key in keys])
 
 
+def _called(store: VoteStore, name: str, weights: str) -> str:
+    """What the store calls these numbers already: votes stay theirs where a folder was moved or is spelled otherwise.
+
+    Raises DataError where the model of this place is another by now.
+    """
+    made = [event.body for event in store.since() if event.kind == ANSWER]
+    if known := next((str(body["by"]) for body in made if body["weights"] == weights), ""):
+        return known
+    if any(Path(str(body["by"])).expanduser().resolve() == Path(name).expanduser().resolve() for body in made):
+        cure = "name another file with --store"
+        raise DataError(f"{store.path}: holds answers of {name} before it was tuned again; {cure}")
+    return name
+
+
 def _kept(store: VoteStore, about: Mapping[str, str]) -> dict[str, str]:
-    """Prompt -> the answer that the same model drew before. Raises DataError where the model is another by now."""
-    kept = dict[str, str]()
-    for event in store.since():
-        if event.kind == ANSWER and event.body["by"] == about["by"]:
-            if event.body["weights"] != about["weights"]:
-                cure = "name another file with --store"
-                raise DataError(f"{store.path}: holds answers of {about['by']} before it was tuned again; {cure}")
-            if event.body["drawing"] == about["drawing"]:
-                kept[event.item] = str(event.body["text"])
-    return kept
+    """Prompt -> the answer that the same model drew before."""
+    made = [event for event in store.since() if event.kind == ANSWER]
+    same = [event for event in made if {name: event.body[name] for name in about} == about]
+    return {event.item: str(event.body["text"]) for event in same}
 
 
 def _about(found: FoundModel) -> About | None:
