@@ -59,6 +59,7 @@ def predict() -> None:
 
 def run(only: str = "") -> None:
     """Tune what was not tuned yet; a run that was stopped goes on."""
+    RUNS.mkdir(parents=True, exist_ok=True)
     for task in [only] if only else TASKS:
         for technique in TECHNIQUES:
             recipe, place = recipe_of(task, technique), RUNS / f"{task}-{technique}"

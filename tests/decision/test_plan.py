@@ -185,9 +185,15 @@ def test_no_copies_in_two_bytes_are_kept_of_weights_in_four_bits():
 def test_pairs_that_dropout_keeps_count_in_memory_and_time():
     dropped, work = replace(SIZE, moving=Kept(1000.0, 50.0, 3.0)), replace(WORK, attended=7000, widest_attended=900)
     more = peak_bytes(Full(), dropped, work, PACE, held=0) - peak_bytes(Full(), SIZE, work, PACE, held=0)
-    assert more == pytest.approx(1.3 * 3 * 900)
+    assert more == pytest.approx(1.8 * 3 * 900)
     slower = step_seconds(Full(), dropped, work, PACE) - step_seconds(Full(), SIZE, work, PACE)
     assert slower * 1e9 == pytest.approx(7000 * 8 * 3)
+
+
+def test_an_encoders_padded_queries_keys_and_values_are_there_in_float32():
+    encoder, padded = replace(SIZE, causal=False, past=64), replace(WORK, widest_padded=WORK.widest + 10)
+    level = peak_bytes(Full(), encoder, replace(WORK, widest_padded=WORK.widest), PACE, held=0)
+    assert peak_bytes(Full(), encoder, padded, PACE, held=0) - level == pytest.approx(1.3 * 4 * 1.5 * 64 * 10)
 
 
 def test_time_is_arithmetic_and_moved_memory():

@@ -22,8 +22,9 @@ from tunesmith.techniques.ia3 import layers_of
 NUMBER, LEARNING, STEP_BYTES = 4, 12, 40
 # Bytes per output that DoRA keeps beside LoRA: the product before it is scaled.
 DORA_KEPT = 4
-# Largest memory of a pass over what it keeps: gradients on the way back, and what the allocator rounds up.
-PASS_OVER_KEPT = 1.3
+# Largest memory of a pass over what it keeps of tokens, and of pairs of them: gradients on the way back, what the
+# allocator rounds up, and holes that passes of other lengths left behind them.
+PASS_OVER_KEPT, PAIRS_OVER_KEPT = 1.3, 1.8
 # Times that what a pass keeps goes through memory, forward and backward together, or forward alone; and weights that
 # are cast anew, unpacked (QLoRA) or normed (DoRA) in each pass.
 KEPT_MOVED, READ_MOVED, CAST_MOVED, UNPACK_BYTES, NORM_BYTES = 8, 3, 3, 20, 60
@@ -198,10 +199,12 @@ def peak_bytes(technique: Technique, size: NetworkSize, work: TrainingWork, pace
     kept = _kept(technique, size, pace)
     tokens = _tokens(technique, size, (work.widest, work.widest_padded), (1, work.widest_rows))
     logits = HEAD_COPIES * NUMBER * HEAD_ROWS * size.words if work.learned else 0
-    # Keys and values that rows share or that are padded are copied for each row (tunesmith/model/attention.py).
-    copied = (2 if pace.mixed else NUMBER) * size.past * max(0, work.widest_padded - work.widest)
-    passing = kept.token * tokens + kept.pair * work.widest_attended + copied
-    training = stays + kept.once + PASS_OVER_KEPT * passing + logits
+    # Keys and values that rows share or that are padded are copied for each row (tunesmith/model/attention.py); an
+    # encoder's queries too, and all of them in float32.
+    width = (2 if pace.mixed else NUMBER) if size.causal else 1.5 * NUMBER
+    passing = kept.token * tokens + width * size.past * max(0, work.widest_padded - work.widest)
+    pairs = PAIRS_OVER_KEPT * kept.pair * work.widest_attended
+    training = stays + kept.once + PASS_OVER_KEPT * passing + pairs + logits
     return max(training, before + work.cheap, *(held + written_bytes(one, size) for one in work.written))
 
 
