@@ -176,6 +176,14 @@ def test_four_bits_take_an_eighth_of_the_weights_memory():
     assert controlled[1] - controlled[0] == pytest.approx(4 * 2000 - saved)
 
 
+def test_weights_in_four_bits_are_multiplied_in_the_type_of_all_others():
+    apart = step_seconds(Lora(quantize="nf4"), SIZE, WORK, PACE) - step_seconds(Lora(), SIZE, WORK, PACE)
+    assert apart * 1e9 == pytest.approx(10 * 400 * 20)  # a pass unpacks 400 weights
+    slow = replace(PACE, products32=PACE.products32 / 2)
+    apart_slowly = step_seconds(Lora(quantize="nf4"), SIZE, WORK, slow) - step_seconds(Lora(), SIZE, WORK, slow)
+    assert apart_slowly == pytest.approx(apart)
+
+
 def test_no_copies_in_two_bytes_are_kept_of_weights_in_four_bits():
     mixed, size = replace(PACE, mixed=True), replace(SIZE, moving=Kept(1000.0, 2 * 400 + 50))
     plain, packed = (peak_bytes(one, size, WORK, mixed, held=0) for one in (Lora(), Lora(quantize="nf4")))
@@ -188,6 +196,11 @@ def test_pairs_that_dropout_keeps_count_in_memory_and_time():
     assert more == pytest.approx(1.8 * 3 * 900)
     slower = step_seconds(Full(), dropped, work, PACE) - step_seconds(Full(), SIZE, work, PACE)
     assert slower * 1e9 == pytest.approx(7000 * 8 * 3)
+
+
+def test_the_first_pass_finds_no_holes_of_others():
+    later, first = (peak_bytes(Full(), SIZE, replace(WORK, widest_first=one), PACE, held=0) for one in (False, True))
+    assert later - first == pytest.approx(0.3 * (1000 * 400 + 4 * 40 * 400))
 
 
 def test_an_encoders_padded_queries_keys_and_values_are_there_in_float32():

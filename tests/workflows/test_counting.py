@@ -64,6 +64,16 @@ def test_a_network_that_does_not_pack_is_counted_padded(tmp_path: Path):
     assert work.attended == 2 * sum(one.rows * one.paths.shape[1] ** 2 for one in batches)
 
 
+def test_a_largest_pass_that_comes_first_is_told_from_one_that_does_not(tmp_path: Path):
+    whole = read(recipe(tmp_path, reviews(), "llama", schedule={"batch_rows": 64}))
+    assert work_of(whole).widest_first  # there is no other
+    every = [read(recipe(tmp_path, reviews(), "llama", seed=seed, schedule={"batch_rows": 16})) for seed in range(6)]
+    places = [[batches_of(one).widest(step) for step in range(batches_of(one).steps_per_epoch)] for one in every]
+    first = [work_of(one).widest_first for one in every]
+    assert first == [sizes.index(max(sizes)) == 0 for sizes in places]
+    assert set(first) == {True, False}
+
+
 def test_attention_is_counted_by_the_queries_and_keys_of_each_level(tmp_path: Path):
     prepared = read(recipe(tmp_path, reviews(), "llama", schedule={"epochs": 1}))
     levels = [

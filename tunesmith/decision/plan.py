@@ -22,8 +22,8 @@ from tunesmith.techniques.ia3 import layers_of
 NUMBER, LEARNING, STEP_BYTES = 4, 12, 40
 # Bytes per output that DoRA keeps beside LoRA: the product before it is scaled.
 DORA_KEPT = 4
-# Largest memory of a pass over what it keeps of tokens, and of pairs of them: gradients on the way back, what the
-# allocator rounds up, and holes that passes of other lengths left behind them.
+# Largest memory of a pass over what it keeps of tokens, and of pairs of them: gradients on the way back, and holes that
+# passes of other lengths left behind them, where there were some.
 PASS_OVER_KEPT, PAIRS_OVER_KEPT = 1.3, 1.8
 # Times that what a pass keeps goes through memory, forward and backward together, or forward alone; and weights that
 # are cast anew, unpacked (QLoRA) or normed (DoRA) in each pass.
@@ -68,6 +68,7 @@ class TrainingWork:
     widest: int  # tokens of the largest pass, and the rows and padded tokens of that
     widest_rows: int
     widest_padded: int
+    widest_first: bool = False  # no other pass comes before it
     widest_attended: int = 0
     attended: int = 0  # pairs of a query and a key; where there is no way back, three are one
     read: int = 0  # tokens that pass once more without a way back, and positions of them that meet the vocabulary
@@ -204,7 +205,7 @@ def peak_bytes(technique: Technique, size: NetworkSize, work: TrainingWork, pace
     width = (2 if pace.mixed else NUMBER) if size.causal else 1.5 * NUMBER
     passing = kept.token * tokens + width * size.past * max(0, work.widest_padded - work.widest)
     pairs = PAIRS_OVER_KEPT * kept.pair * work.widest_attended
-    training = stays + kept.once + PASS_OVER_KEPT * passing + pairs + logits
+    training = stays + kept.once + (1.0 if work.widest_first else PASS_OVER_KEPT) * passing + pairs + logits
     return max(training, before + work.cheap, *(held + written_bytes(one, size) for one in work.written))
 
 
@@ -267,10 +268,8 @@ def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pa
     else:  # a fused low-rank update keeps the weights it has cast, all others cast them in each pass
         moved += work.passes * kept.once * CAST_MOVED
     words = (work.learned * (4 + 2 * whole) + 2 * work.told) * size.words * size.hidden + 6 * work.headed
-    # Weights in 4 bits are unpacked to float32 and multiplied as that.
-    products = pace.products32 if _in_four_bits(technique) else pace.products
     calls = work.passes * size.layers * CALLS
-    return operations / products + words / pace.products32 + moved / pace.moved + calls
+    return operations / pace.products + words / pace.products32 + moved / pace.moved + calls
 
 
 def reading_seconds(tokens: float, size: NetworkSize, pace: MachinePace) -> float:

@@ -93,13 +93,16 @@ def count_work(prepared: Prepared, policy: Policy, counter: Counter) -> Training
     every = range(batches.steps_per_epoch)
     some = min(COUNTED, len(every))
     counted = counter.counts([one for place in range(some) for one in batches.window(place * len(every) // some)])
-    largest = max(batches.window(max(every, key=batches.widest)), key=counter.computed)
+    place = max(every, key=batches.widest)
+    window = batches.window(place)
+    largest = max(window, key=counter.computed)
     return TrainingWork(
         steps=steps,
         **{name: round(value * steps / some) for name, value in counted.items()},
         widest=counter.computed(largest),
         widest_rows=largest.rows,
         widest_padded=padded(largest),
+        widest_first=place == 0 and largest is window[0],
         widest_attended=counter.attended(largest),
         controls=int(prepared.recipe.controls),
         cheap=max(map(_cheap_bytes, tasks_of(prepared))),
