@@ -87,6 +87,7 @@ def test_scores_that_a_run_states_itself_are_compared_as_they_are(make_run: Make
         path.write_text("".join(json.dumps(line) + "\n" for line in told))
     found = diff_runs(first, second)
     assert (found.metric, found.score_a, found.delta) == ("row_score", -2.0, 0.5)
+    assert (found.changed[0].a, found.changed[0].b) == (f"{ROWS[0][3]} (−2.000)", f"{ROWS[0][3]} (−1.500)")
 
 
 def test_the_lines_are_for_people_and_cannot_drive_the_terminal(make_run: MakeRun):

@@ -1,3 +1,4 @@
+import json
 import re
 from html import unescape
 from html.parser import HTMLParser
@@ -166,6 +167,18 @@ def test_answers_in_free_text_are_shown_by_how_much_they_changed(make_run: MakeR
     assert "labels" not in sections(html)
     assert "✓ right" not in html
     assert outline(html).faults == []
+
+
+def test_answers_with_a_reward_are_shown_with_it_and_where_there_are_none_it_stands_alone(make_run: MakeRun):
+    task = task_of("reward", 0.5, 1.25)
+    run = make_run(rows=[("q", "a gold", "a base", "a tuned"), ("text", "", "", "")], task=task, objective="instruct")
+    with_objective(run, Instruct())
+    file = run / "predictions.jsonl"
+    told = [json.loads(line) | {"score_base": 0.5, "score_tuned": 1.25} for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in told))
+    cards = re.findall(r"<dl>\s*(<div class=\"(?:gold|base)\">.*?)</dl>", page(read_facts(run)), re.DOTALL)
+    shown = {" ".join(re.sub(r"<[^>]*>", " ", part).split()) for part in cards}
+    assert shown == {"wanted a gold base a base 0.500 tuned a tuned 1.250", "base 0.500 tuned 1.250"}
 
 
 def test_an_answer_that_the_metric_takes_is_marked_right_though_its_letters_differ(make_run: MakeRun):

@@ -184,10 +184,14 @@ def compared(rows: Sequence[Prediction], scores: tuple[Any, Any], metric: str) -
 
 
 def _said(row: Prediction) -> tuple[str, str]:
-    """What each run says to a row; where that is no text, what it finds the row worth."""
-    if row.score_base is None or row.score_tuned is None:
-        return row.base, row.tuned
-    return figure(row.score_base), figure(row.score_tuned)
+    """What each run says to a row and what that was found worth, where the text alone does not show it."""
+    return _worth(row.base, row.score_base), _worth(row.tuned, row.score_tuned)
+
+
+def _worth(text: str, score: float | None) -> str:
+    if score is None:
+        return text
+    return f"{text} ({figure(score)})" if text else figure(score)
 
 
 def _better(change: float) -> str:
