@@ -9,7 +9,7 @@ import pytest
 from tunesmith.decision.recommend import RULES, STANDINGS, Case, recommend
 
 EVERYTHING = frozenset(STANDINGS)
-DECODER = Case("classify", "decoder", 1862, 134_515_008, 3_724, 4_884_480, EVERYTHING)
+DECODER = Case("decoder", 1862, 134_515_008, 3_724, 4_884_480, EVERYTHING)
 ENCODER = replace(DECODER, family="encoder", parameters=22_713_216, learned_tokens=0, lora_numbers=589_824)
 
 
@@ -17,16 +17,18 @@ ENCODER = replace(DECODER, family="encoder", parameters=22_713_216, learned_toke
     ("case", "technique", "why"),
     [
         (DECODER, "lora", "as good as full tuning"),
-        (replace(DECODER, objective="instruct", learned_tokens=50_000), "lora", "as good as full tuning"),
+        (replace(DECODER, learned_tokens=50_000), "lora", "as good as full tuning"),
         (ENCODER, "full", "a small encoder"),
         (replace(ENCODER, parameters=110_000_000), "lora", "as good as full tuning"),
-        (replace(DECODER, objective="domain", learned_tokens=9_768_960), "lora", "as good as full tuning"),
-        (replace(DECODER, objective="domain", learned_tokens=9_768_961), "full", "more is to be learned"),
-        (replace(DECODER, learned_tokens=10**8, fits=EVERYTHING - {"full"}), "lora", "as good as full tuning"),
+        (replace(DECODER, learned_tokens=9_768_960), "lora", "as good as full tuning"),
+        (replace(DECODER, learned_tokens=9_768_961), "full", "more is to be learned"),
+        (replace(DECODER, learned_tokens=10**8, fits=EVERYTHING - {"full"}), "lora", "holds the most"),
+        (replace(DECODER, learned_tokens=10**8, fits=frozenset({"qlora", "ia3"})), "qlora", "holds the most"),
         (replace(DECODER, fits=frozenset({"qlora", "ia3", "prompt"})), "qlora", "does not fit into memory"),
-        (replace(ENCODER, fits=frozenset({"ia3", "prompt"})), "ia3", "nothing that scores better fits"),
-        (replace(DECODER, fits=frozenset({"prefix", "prompt"})), "prefix", "nothing that scores better fits"),
-        (replace(DECODER, fits=frozenset({"prompt"})), "prompt", "nothing that scores better fits"),
+        (replace(ENCODER, fits=frozenset({"ia3", "prompt"})), "ia3", "nothing that moves more numbers fits"),
+        (replace(DECODER, fits=frozenset({"prefix", "prompt"})), "prefix", "nothing that moves more numbers fits"),
+        (replace(DECODER, fits=frozenset({"p-tuning", "prompt"})), "p-tuning", "nothing that moves more numbers fits"),
+        (replace(DECODER, fits=frozenset({"prompt"})), "prompt", "nothing that moves more numbers fits"),
     ],
 )
 def test_the_first_rule_that_holds_and_fits_decides(case: Case, technique: str, why: str):

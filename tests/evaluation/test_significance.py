@@ -127,6 +127,14 @@ def test_a_difference_of_the_smallest_detectable_size_is_found_four_times_in_fiv
     assert 70 <= hits <= 90
 
 
+def test_the_smallest_detectable_difference_does_not_grow_with_the_gain():
+    noise = np.random.default_rng(0).normal(size=200)
+    small, large = (compare_paired(np.zeros(200), noise + gain, resamples=QUICK) for gain in (0.5, 5.0))
+    assert (small.verdict, large.verdict) == ("better", "better")
+    assert small.smallest_detectable == pytest.approx(large.smallest_detectable)
+    assert small.smallest_detectable == pytest.approx((1.97 + 0.84) * noise.std() / math.sqrt(200), rel=0.01)
+
+
 def test_too_few_rows_are_inconclusive_and_the_sentence_says_how_many_would_do():
     base, tuned = np.zeros(100), np.zeros(100)
     tuned[:10] = 1

@@ -58,9 +58,9 @@ def test_measured_facts_stand_in_the_card(make_run: MakeRun):
     written = card(read_facts(make_run(**everything())))
     assert "| accuracy | 0.600 | 0.800 | +0.200 |" in written
     assert "Nats per token of general text: 2.900 before, 3.000 after (+0.100)" in written
-    assert "does **not** beat: oracle" in written
+    assert "does **not surely** beat: base, oracle" in written
     assert f"`{SHA['test']}`" in written
-    assert "tunesmith tune recipe.yaml" in written
+    assert "tunesmith tune RUN/recipe.yaml" in written
 
 
 def test_no_folder_of_the_machine_it_was_made_on_is_given_away(make_run: MakeRun):

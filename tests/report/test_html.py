@@ -126,7 +126,7 @@ def test_fewer_probe_questions_right_are_called_worse_only_where_a_test_says_so(
 
 def test_a_baseline_that_the_tuned_model_does_not_beat_is_named(make_run: MakeRun):
     html = page(read_facts(make_run()))
-    assert "Not surely beaten by the tuned model: oracle." in html
+    assert "Not surely beaten by the tuned model: base, oracle." in html
 
 
 def test_a_long_text_is_folded_and_complete(make_run: MakeRun):
@@ -178,7 +178,10 @@ def test_answers_with_a_reward_are_shown_with_it_and_where_there_are_none_it_sta
     file.write_text("".join(json.dumps(line) + "\n" for line in told))
     cards = re.findall(r"<dl>\s*(<div class=\"(?:gold|base)\">.*?)</dl>", page(read_facts(run)), re.DOTALL)
     shown = {" ".join(re.sub(r"<[^>]*>", " ", part).split()) for part in cards}
-    assert shown == {"wanted a gold base a base 0.500 tuned a tuned 1.250", "base 0.500 tuned 1.250"}
+    assert shown == {
+        "wanted a gold base a base reward 0.500 tuned a tuned reward 1.250",
+        "base reward 0.500 tuned reward 1.250",
+    }
 
 
 def test_an_answer_that_the_metric_takes_is_marked_right_though_its_letters_differ(make_run: MakeRun):

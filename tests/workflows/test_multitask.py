@@ -17,6 +17,7 @@ from tests.workflows.test_domain import pages
 from tests.workflows.test_judged import pairs
 from tests.workflows.test_tune import digests, stop_after
 from tunesmith.errors import CheckpointError, RecipeError
+from tunesmith.evaluation import calibration
 from tunesmith.inference.folder import load, read_about
 from tunesmith.recipe import Recipe, check_pair, load_recipe, make_recipe
 from tunesmith.report.diff import diff_runs
@@ -72,7 +73,10 @@ def mixed(place: Path, kind: str = "llama", tasks: tuple[str, ...] = ("mood", "c
     return make_recipe(raw | more, place="test")[0]
 
 
-def test_each_task_is_measured_by_its_own_yardstick_and_beside_its_own_model(tmp_path: Path):
+def test_each_task_is_measured_by_its_own_yardstick_and_beside_its_own_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(calibration, "threshold_for", lambda *_: 0.25)
     run = tune(mixed(tmp_path, controls=True), tmp_path / "run")
     report = run.report
     assert report.together is not None
@@ -80,6 +84,8 @@ def test_each_task_is_measured_by_its_own_yardstick_and_beside_its_own_model(tmp
     heads = [(part.name, part.task.metric, part.task.verdict) for part in report.together.parts]
     assert [head[:2] for head in heads] == [("mood", "accuracy"), ("count", "rouge_l"), ("field", "perplexity")]
     assert {task.name for task in report.tasks} == {"mood", "count", "field"}
+    assert report.calibration is not None
+    assert (report.calibration.threshold, report.calibration.answered) == (0.25, 1.0)  # of two labels one has as much
     for part in report.together.parts:
         assert part.alone is not None
         assert part.alone.tuned == part.task.tuned

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-# Up to so many numbers a network is small: full tuning costs little more than anything else and is as fast.
+# Up to so many numbers a network is small: full tuning costs little more than anything else.
 SMALL = 60_000_000
 # Bits that a number of an update can hold, and bits to be learned in a token: beyond their balance LoRA falls behind
 # ("LoRA Without Regret", Schulman et al., Thinking Machines 2025).
@@ -20,7 +20,6 @@ LARGE = 10_000_000_000
 class Case:
     """What the choice hangs on."""
 
-    objective: str
     family: str
     rows: int
     parameters: int
@@ -46,18 +45,28 @@ class TechniqueRule:
     why: str
 
 
+MOST_HELD = "holds the most of what fits into memory, though more is to be learned than its numbers can hold"
+SMALLER = "nothing that moves more numbers fits into memory"
+
+
+def _more_than_held(case: Case) -> bool:
+    return case.learned_tokens * BITS_A_TOKEN > case.lora_numbers * BITS_HELD
+
+
 # The first rule that holds and whose technique fits into memory decides.
 RULES = (
     TechniqueRule(
         "full",
         lambda case: case.family == "encoder" and case.parameters <= SMALL,
-        "a small encoder: all of it is as fast to tune as a part of it, and the result needs no adapter",
+        "a small encoder: all of it takes little longer to tune than a part of it, and the result needs no adapter",
     ),
     TechniqueRule(
         "full",
-        lambda case: case.learned_tokens * BITS_A_TOKEN > case.lora_numbers * BITS_HELD,
+        lambda case: _more_than_held(case),
         "more is to be learned than a low-rank update of this size can hold",
     ),
+    TechniqueRule("lora", lambda case: _more_than_held(case), MOST_HELD),
+    TechniqueRule("qlora", lambda case: _more_than_held(case), MOST_HELD),
     TechniqueRule(
         "lora",
         lambda case: True,
@@ -68,9 +77,7 @@ RULES = (
         lambda case: True,
         "LoRA over weights in 16 or 32 bits does not fit into memory; over 4 bits it does, and scores as well",
     ),
-    TechniqueRule("ia3", lambda case: True, "nothing that scores better fits into memory"),
-    TechniqueRule("prefix", lambda case: True, "nothing that scores better fits into memory"),
-    TechniqueRule("prompt", lambda case: True, "nothing that scores better fits into memory"),
+    *(TechniqueRule(one, lambda case: True, SMALLER) for one in ("ia3", "prefix", "p-tuning", "prompt")),
 )
 
 
@@ -88,7 +95,7 @@ def _beside(case: Case, chosen: str) -> list[str]:
     if chosen == "lora":
         found.append("dora takes longer and gains nothing where both were measured alike")
         found.append(
-            "soft prompts and (IA)^3 stay behind on models of less than 10 billion numbers"
+            "soft prompts and (IA)^3 are published to stay behind on models of less than 10 billion numbers"
             if case.parameters < LARGE
             else "on models this large soft prompts are published to come level; nothing was measured here"
         )

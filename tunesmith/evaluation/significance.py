@@ -116,8 +116,9 @@ def compare_paired(
         smallest_detectable=scale,
         verdict="no effect",
     )
-    # Without an effect each cluster's difference keeps its size and flips its sign: that sum's deviation.
-    deviation = math.sqrt(float(change @ change)) / len(before)
+    # The deviation of the sum where signs are flipped at random; what all rows have of a sure effect is no noise.
+    noise = clusters.sums(after - before - found.delta) if found.p_value < ALPHA else change
+    deviation = math.sqrt(float(noise @ noise)) / len(before)
     return judged(found, deviation, scale=scale, fewest_rows=FEWEST if binary else 0)
 
 

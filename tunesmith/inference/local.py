@@ -56,6 +56,7 @@ class LocalModel:
     temperature: float = 1.0
     threshold: float | None = None
     temperatures: Mapping[str, float] = field(default_factory=dict)  # of the tasks of a model of several
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
     def at(self, task: str) -> LocalModel:
         """The model as one of its tasks asks it; one of a single task as it is, where none is named.
@@ -69,7 +70,8 @@ class LocalModel:
             known = f"name one of: {', '.join(tasks)}" if tasks else "this model has one task; leave the name out"
             raise RecipeError(f"task {task!r}: {known}" if task else f"several tasks in one model; {known}")
         policy, objective = self.objective.seen(self.policy, task), tasks[task].objective
-        return replace(self, policy=policy, objective=objective, temperature=self.temperatures.get(task, 1.0))
+        temperature, threshold = self.temperatures.get(task, 1.0), self.thresholds.get(task)
+        return replace(self, policy=policy, objective=objective, temperature=temperature, threshold=threshold)
 
     def reply(self, messages: Sequence[Message], *, sampling: Sampling | None = None, task: str = "") -> Reply:
         """One answer, of a model of several tasks as one of them gives it or as to any chat."""

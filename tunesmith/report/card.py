@@ -16,9 +16,10 @@ from tunesmith.report.facts import Contender, RunFacts, contenders
 from tunesmith.report.figures import bounds, count, figure, metric_name, p_value, share, signed
 from tunesmith.report.schema import PartOfMany
 from tunesmith.report.snippets import ask_line, python_lines, transformers_lines
+from tunesmith.report.standing import BASE
 from tunesmith.report.summary import in_short
 
-COMMAND = "tunesmith tune recipe.yaml --out again"
+COMMAND = "tunesmith tune RUN/recipe.yaml --out again"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # The Hub's words for what a model of this objective does; a decoder that has no other writes text.
 PIPELINES = {"classify": "text-classification", "reward": "text-classification"}
@@ -112,11 +113,11 @@ def _results(facts: RunFacts) -> str:
     ]
     ways = [_way(one) for one in contenders(facts)]
     parts.append(f"Every way to answer the same rows, by {metric_name(main.metric)}:")
-    parts.append(table(("way", "kind", "score", "95 % interval", "tuned gains", "p-value", "adjusted"), ways))
+    parts.append(table(("way", "kind", "score", "95 % interval", "difference", "p-value", "adjusted"), ways))
     if (tests := sum(one.gain is not None for one in contenders(facts))) > 1:
         parts.append(f"Adjusted: by Holm's method for the {tests} tests of this table.")
     if better := [one.name for one in contenders(facts) if one.beats]:
-        parts.append(f"The tuned model does **not** beat: {text(', '.join(better))}.")
+        parts.append(f"The tuned model does **not surely** beat: {text(', '.join(better))}.")
     return "\n\n".join(parts)
 
 
@@ -152,9 +153,10 @@ def _task(part: PartOfMany) -> tuple[str, ...]:
 
 def _way(one: Contender) -> tuple[str, ...]:
     """A line of the table of ways; the p-values are those of what the tuned model gains over it."""
+    name = f"{one.name}: {one.detail}" if one.kind == BASE and one.detail else one.name
     gain, raw = (None, None) if one.gain is None else (one.gain.delta, one.gain.p_value)
     return (
-        one.name, one.kind, figure(one.score), bounds(one.ci95), signed(gain), p_value(raw), p_value(one.p_adjusted),
+        name, one.kind, figure(one.score), bounds(one.ci95), signed(gain), p_value(raw), p_value(one.p_adjusted),
     )  # fmt: skip
 
 
@@ -182,7 +184,8 @@ def _data(facts: RunFacts) -> str:
         "## Data",
         f"{code(facts.data_name)}: {count(data.rows)} rows; {count(data.train)} to train, "
         f"{count(data.validation)} to validate, {count(data.test)} to test. {count(data.copies_removed)} copies "
-        f"removed, {count(data.truncated_rows)} rows cut short, {count(data.zero_label_rows)} with nothing to learn.",
+        f"removed; of the training rows {count(data.truncated_rows)} cut short, "
+        f"{count(data.zero_label_rows)} with nothing to learn.",
         table(("part", "SHA-256 of its contents"), [(part, f"`{sha}`") for part, sha in sorted(data.sha256.items())]),
     ]
     return "\n\n".join([*parts, *([] if not data.notes else ["\n".join(f"- {text(note)}" for note in data.notes)])])
@@ -232,7 +235,8 @@ def _again(facts: RunFacts) -> str:
         mode="json", include={"objective", "technique", "schedule", "seed"}
     )
     settings = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-    return f"## Run it again\n\n{fence(COMMAND, 'sh')}\n\n{fence(figures.clean(settings), 'yaml')}"
+    where = "RUN is the folder of this card; start it where the files that its recipe names can be found."
+    return f"## Run it again\n\n{fence(COMMAND, 'sh')}\n\n{where}\n\n{fence(figures.clean(settings), 'yaml')}"
 
 
 def text(raw: str) -> str:

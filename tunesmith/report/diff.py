@@ -15,12 +15,13 @@ from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.significance import PairedComparison, compare_macro_f1, compare_paired
 from tunesmith.evaluation.tasks import Difference
 from tunesmith.report.figures import bounds, clean, figure, metric_name, p_value, signed
-from tunesmith.report.predictions import FILE, Prediction, read_predictions, row_scores, rows_of_task
+from tunesmith.report.predictions import FILE, STATED, Prediction, read_predictions, row_scores, rows_of_task
 from tunesmith.report.schema import Report, read_report
 
 SHOWN = 5
 LONGEST = 90
-# The name of a score that the run stated row by row, such as a document's log-probability.
+# The name of a score that the run stated row by row and whose mean is not its own metric: a document's, or any other's.
+ROW_SCORES = {"perplexity": "log_probability"}
 ROW_SCORE = "row_score"
 VERDICTS = {"better": "b is better", "worse": "b is worse", "no effect": "no difference"}
 # Settings that say where a run was made rather than what it is.
@@ -91,7 +92,9 @@ def paired(a: Path, b: Path, task: str = "") -> tuple[list[Prediction], tuple[An
         _refuse_other_rows(a, b, *reports)
     first, second = _matched(a, b, task)
     rows = [_side_by_side(one, two) for one, two in zip(first, second, strict=True)]
-    metric = _metric(reports[0], task) if rows[0].score_tuned is None else ROW_SCORE
+    metric = _metric(reports[0], task)
+    if rows[0].score_tuned is not None and metric not in STATED:
+        metric = ROW_SCORES.get(metric, ROW_SCORE)
     scores = row_scores(rows, metric)
     if scores is None:
         raise CheckpointError(

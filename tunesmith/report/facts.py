@@ -17,8 +17,8 @@ from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.significance import interval
 from tunesmith.evaluation.tasks import LABEL_BREAK, PER_ROW, Difference
 from tunesmith.objectives import Classify
-from tunesmith.recipe import Recipe, load_recipe
-from tunesmith.report.predictions import Prediction, read_predictions, row_scores, rows_of_task
+from tunesmith.recipe import AnyObjective, Recipe, load_recipe
+from tunesmith.report.predictions import STATED, Prediction, read_predictions, row_scores, rows_of_task
 from tunesmith.report.schema import Report, read_report
 from tunesmith.report.standing import BASE, holds_up
 from tunesmith.training.journal import Journal
@@ -43,14 +43,20 @@ class RunFacts:
     predictions: list[Prediction]
 
     @property
+    def objective(self) -> AnyObjective:
+        """What is learned; of several tasks the first, which is the headline."""
+        first = next(iter(self.recipe.parts.values()), self.recipe)
+        return first.objective
+
+    @property
     def labels_one(self) -> bool:
         """Whether each row has exactly one label."""
-        return isinstance(self.recipe.objective, Classify) and not self.recipe.objective.multi
+        return isinstance(self.objective, Classify) and not self.objective.multi
 
     @property
     def labels_many(self) -> bool:
         """Whether a row may have several labels."""
-        return isinstance(self.recipe.objective, Classify) and self.recipe.objective.multi
+        return isinstance(self.objective, Classify) and self.objective.multi
 
     @property
     def data_name(self) -> str:
@@ -134,17 +140,17 @@ def contenders(facts: RunFacts) -> list[Contender]:
         if one.metric == task.metric
     ]
     if not any(one.kind == BASE for one in found):
-        found.insert(0, Contender(BASE, BASE, task.base, None, "", task.verdict == "worse"))
+        found.insert(0, Contender(BASE, BASE, task.base, None, "", task.verdict != "better"))
     return [*found, Contender("tuned", "tuned", task.tuned, _tuned_interval(facts), facts.report.technique)]
 
 
 def _tuned_interval(facts: RunFacts) -> tuple[float, float] | None:
     """The interval of the tuned model alone, where its score is a mean over rows."""
     metric = facts.report.task.metric
-    if metric not in PER_ROW or not facts.predictions:
+    scores = row_scores(facts.predictions, metric)
+    if scores is None or (metric not in PER_ROW and metric not in STATED):
         return None
-    scores = PER_ROW[metric]([row.gold for row in facts.predictions], [row.tuned for row in facts.predictions])
-    return interval(scores, groups=groups_of(facts.predictions))
+    return interval(scores[1], groups=groups_of(facts.predictions))
 
 
 def groups_to_read(facts: RunFacts) -> list[Group]:
@@ -208,7 +214,7 @@ def confusions(facts: RunFacts) -> list[tuple[str, str, int, int]]:
 
 def label_lines(facts: RunFacts) -> list[LabelLine]:
     """F1 of each label of the test rows, the worst of the tuned model first; none if nothing is labelled."""
-    if not isinstance(facts.recipe.objective, Classify) or not facts.predictions:
+    if not isinstance(facts.objective, Classify) or not facts.predictions:
         return []
     split = _labels if facts.labels_many else _one
     sides = [[split(text) for text in (row.gold, row.base, row.tuned)] for row in facts.predictions]

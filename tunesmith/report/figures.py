@@ -11,6 +11,7 @@ METRICS = {
     "token_f1": "token F1",
     "rouge_l": "ROUGE-L",
     "chrf": "chrF",
+    "log_probability": "log-probability a token, by document,",
     "bleu": "BLEU",
     "preference_accuracy_summed": "the same by whole answers",
     "thumbs_auc": "AUC of thumbs",
@@ -23,6 +24,11 @@ MINUS = "\N{MINUS SIGN}"
 def metric_name(metric: str) -> str:
     """A metric's name in running text."""
     return METRICS.get(metric, metric.replace("_", " "))
+
+
+def worth_name(metric: str) -> str:
+    """What a row's answers are scored by where a run states it row by row."""
+    return "log-probability a token" if metric == "perplexity" else metric_name(metric)
 
 
 def figure(value: float | None) -> str:

@@ -62,6 +62,7 @@ def page(facts: RunFacts) -> str:
         mistakes=confusions(facts),
         labels=label_lines(facts)[:LISTED],
         groups=groups_to_read(facts),
+        worth_name=figures.worth_name(facts.report.task.metric),
         plots=_plots(facts),
     )
 

@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 FILE = "predictions.jsonl"
 # A score of the whole set is looked at row by row through the metric nearest to it.
 NEAREST = {"macro_f1": PER_ROW["accuracy"]}
+# Metrics that are the mean of what a run states row by row.
+STATED = ("reward", "preference_accuracy")
 
 
 class Prediction(BaseModel):

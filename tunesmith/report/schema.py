@@ -83,15 +83,17 @@ class Training(_Part):
 
 
 class Calibration(_Part):
-    """How far a stated probability can be believed, after a temperature fitted on validation."""
+    """How far a stated probability can be believed, after a temperature fitted on validation if there was one."""
 
-    temperature: float
+    temperature: float | None
     ece_before: float
     ece: float
     brier: float
     coverage: list[tuple[float, float]] = []
-    threshold: float | None = None
+    threshold: float | None = None  # the lowest confidence that keeps the target on the validation rows
     target_accuracy: float | None = None
+    answered: float | None = None  # share of the test rows from the threshold on, and how many of them are right
+    answered_right: float | None = None
 
 
 class Style(_Part):

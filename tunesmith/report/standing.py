@@ -71,4 +71,6 @@ def holds_up(one: Arm, task: TaskScore) -> bool:
     """
     if one.metric != task.metric:
         return False
-    return reaches(one, task) or (one.name != BASE and one.p_adjusted is not None and one.p_adjusted >= ALPHA)
+    if one.name == BASE:
+        return task.verdict != "better"
+    return reaches(one, task) or (one.p_adjusted is not None and one.p_adjusted >= ALPHA)

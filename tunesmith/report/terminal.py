@@ -24,7 +24,7 @@ from tunesmith.report.figures import (
     size,
 )
 from tunesmith.report.schema import Calibration, Report, Retention, Together
-from tunesmith.report.standing import behind, holds_up, mood
+from tunesmith.report.standing import BASE, behind, holds_up, mood
 
 COLOURS = {"good": "green", "bad": "red", "unsure": "yellow", "plain": ""}
 # In the order in which people want to look at them.
@@ -85,12 +85,13 @@ def _alone(together: Together) -> Table | None:
 
 def _others(report: Report) -> Table:
     """Baselines and controls, each marked if the tuned model does not beat it."""
-    table = _table("against", "kind", "score>", "tuned gains>", "p-value>", "adjusted>", "")
+    table = _table("against", "kind", "score>", "difference>", "p-value>", "adjusted>", "")
     kinds = [*((one, "baseline") for one in report.baselines), *((one, "control") for one in report.controls)]
     for one, kind in kinds:
         mark = "not beaten" if holds_up(one, report.task) else ""
         gain, raw = (None, None) if one.gain is None else (one.gain.delta, one.gain.p_value)
-        _add(table, one.name, kind, figure(one.score), signed(gain), p_value(raw), p_value(one.p_adjusted), mark)
+        told = f"{one.name}: {one.detail}" if one.name == BASE and one.detail else one.name
+        _add(table, told, kind, figure(one.score), signed(gain), p_value(raw), p_value(one.p_adjusted), mark)
     if (tests := sum(one.gain is not None for one, _ in kinds)) > 1:
         table.caption = Text(f"adjusted: by Holm's method for these {tests} tests", justify="left")
     return table
@@ -111,9 +112,13 @@ def _retention(found: Retention | None) -> Text:
 
 def _calibration(found: Calibration) -> Text:
     """What stated probabilities are worth, in one line."""
+    if found.temperature is None:
+        return Text(f"stated probabilities off by {figure(found.ece)}, no temperature was fitted")
     line = f"stated probabilities off by {figure(found.ece_before)}, {figure(found.ece)} after calibration"
     if found.threshold is not None:
-        line += f"; answer from {share(found.threshold)} sure for {share(found.target_accuracy)} right"
+        line += (
+            f"; answer from {share(found.threshold)} sure for {share(found.target_accuracy)} right on validation rows"
+        )
     return Text(line)
 
 

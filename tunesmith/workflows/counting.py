@@ -105,7 +105,7 @@ def count_work(prepared: Prepared, policy: Policy, counter: Counter) -> Training
         widest_first=place == 0 and largest is window[0],
         widest_attended=counter.attended(largest),
         controls=int(prepared.recipe.controls),
-        cheap=max(map(_cheap_bytes, tasks_of(prepared))),
+        cheap=max(map(_cheap_bytes, tasks_of(prepared))) if policy.device.type == "cpu" else 0.0,
         copies=int(needs_start(prepared.recipe.objective)),
         head=sum(counter.heads.values()),
         written=tuple(group for part in tasks_of(prepared) for group in written(part, policy)),

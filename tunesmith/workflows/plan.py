@@ -17,7 +17,7 @@ from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.device import out_of_memory
 from tunesmith.model.load import not_in_4_bits
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Instruct, Preference, Rl
+from tunesmith.objectives import Domain, Instruct, Preference, Rl
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.recipe import AnyTechnique, Recipe
 from tunesmith.report.plan import Bounds, Option, Outlook, Recommended
@@ -67,7 +67,7 @@ def plan_recipe(recipe: Recipe, *, listen: Listener, timed: bool = True, offline
     beside, how = _beside(prepared, found), _how(factors)
     options = [_option(prepared, technique, found, beside, factors) for technique in techniques_of(recipe)]
     return Outlook(
-        data=Path(recipe.data.train).name,
+        data=", ".join(Path(one.data.train).name for one in recipe.parts.values() or [recipe]),
         model=recipe.model,
         family=prepared.base.family,
         objective=recipe.objective.kind,
@@ -224,14 +224,21 @@ def _chosen(part: Prepared) -> Iterator[tuple[float, float]]:
         yield len(PLAIN_WORDINGS) * part.recipe.objective.max_new_tokens, tried / 2
 
 
+def _learned(prepared: Prepared) -> int:
+    """Tokens of the training rows that are learned: an encoder hides a share of a text's in each pass."""
+    objective, found = prepared.recipe.objective, prepared.facts.learned_tokens
+    if isinstance(objective, Domain) and prepared.base.family == "encoder":
+        return round(objective.hide * found)
+    return found
+
+
 def _recommended(prepared: Prepared, found: Survey, options: Sequence[Option]) -> Recommended | None:
     lora = techniques_of(prepared.recipe)[1]
     case = Case(
-        objective=prepared.recipe.objective.kind,
         family=prepared.base.family,
         rows=len(prepared.train),
         parameters=found.size.parameters,
-        learned_tokens=prepared.facts.learned_tokens,
+        learned_tokens=_learned(prepared),
         lora_numbers=moving(lora, found.size),
         fits=frozenset(option.technique for option in options if option.fits),
     )

@@ -160,6 +160,8 @@ def calibrate(prepared: Prepared, model: LocalModel) -> None:
         asked = model.at(name)
         calibrate(part, asked)
         model.temperatures = {**model.temperatures, name: asked.temperature}
+        if asked.threshold is not None:
+            model.thresholds = {**model.thresholds, name: asked.threshold}
     validation = prepared.loaded.split.validation
     if not _calibrates(prepared):
         return
@@ -181,6 +183,7 @@ def reliability(prepared: Prepared, model: LocalModel, tuned: Answers) -> Calibr
     logits = model.temperature * np.log(np.maximum(after, 1e-300))  # up to a constant in each row
     before, right = calibration.softmax(logits), after.argmax(axis=1) == truth
     curve = calibration.coverage_curve(after.max(axis=1), right)
+    sure = after.max(axis=1) >= (2.0 if model.threshold is None else model.threshold)
     return Calibration(
         temperature=model.temperature,
         ece_before=calibration.ece(before.max(axis=1), right),
@@ -189,6 +192,8 @@ def reliability(prepared: Prepared, model: LocalModel, tuned: Answers) -> Calibr
         coverage=[curve[i] for i in np.linspace(0, len(curve) - 1, min(CURVE_POINTS, len(curve))).round().astype(int)],
         threshold=model.threshold,
         target_accuracy=TARGET_ACCURACY,
+        answered=None if model.threshold is None else float(sure.mean()),
+        answered_right=float(right[sure].mean()) if sure.any() else None,
     )
 
 

