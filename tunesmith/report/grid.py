@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.evaluation.significance import PairedComparison, lower_is_better
 from tunesmith.report.figures import bounds, count, duration, figure, metric_name, p_value, share, signed, size
+from tunesmith.report.standing import HUNDREDS
 
-# Two techniques count as equal where the whole interval of their difference is within this, on a scale of 0 to 1.
+# Two techniques count as equal where the whole interval of their difference is within this share of the scale.
 EQUAL = 0.03
 EQUIVALENT, NOT_TOLD = "equivalent within 3 points", "not told apart by so few rows"
 ON_ONE = ("accuracy", "preference_accuracy", "macro_f1", "sample_f1", "exact_match", "token_f1", "rouge_l")
@@ -129,7 +130,8 @@ class Grid(_Part):
 
 def within(metric: str, ci95: tuple[float, float]) -> bool:
     """Whether the whole interval of a difference says that two techniques are equal."""
-    return metric in ON_ONE and max(map(abs, ci95)) <= EQUAL
+    points = EQUAL * (100 if metric in HUNDREDS else 1)
+    return metric in (*ON_ONE, *HUNDREDS) and max(map(abs, ci95)) <= points
 
 
 def pair_of(one: GridCell, against: str, found: PairedComparison, metric: str, seeds: Sequence[int]) -> GridPair:
