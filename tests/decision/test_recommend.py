@@ -25,10 +25,10 @@ ENCODER = replace(DECODER, family="encoder", parameters=22_713_216, learned_toke
         (replace(DECODER, learned_tokens=10**8, fits=EVERYTHING - {"full"}), "lora", "holds the most"),
         (replace(DECODER, learned_tokens=10**8, fits=frozenset({"qlora", "ia3"})), "qlora", "holds the most"),
         (replace(DECODER, fits=frozenset({"qlora", "ia3", "prompt"})), "qlora", "does not fit into memory"),
-        (replace(ENCODER, fits=frozenset({"ia3", "prompt"})), "ia3", "nothing that moves more numbers fits"),
-        (replace(DECODER, fits=frozenset({"prefix", "prompt"})), "prefix", "nothing that moves more numbers fits"),
-        (replace(DECODER, fits=frozenset({"p-tuning", "prompt"})), "p-tuning", "nothing that moves more numbers fits"),
-        (replace(DECODER, fits=frozenset({"prompt"})), "prompt", "nothing that moves more numbers fits"),
+        (replace(ENCODER, fits=frozenset({"ia3", "prompt"})), "ia3", "no form of LoRA fits"),
+        (replace(DECODER, fits=frozenset({"prefix", "prompt"})), "prefix", "no form of LoRA fits"),
+        (replace(DECODER, fits=frozenset({"p-tuning", "prompt"})), "p-tuning", "no form of LoRA fits"),
+        (replace(DECODER, fits=frozenset({"prompt"})), "prompt", "no form of LoRA fits"),
     ],
 )
 def test_the_first_rule_that_holds_and_fits_decides(case: Case, technique: str, why: str):

@@ -46,7 +46,7 @@ class TechniqueRule:
 
 
 MOST_HELD = "holds the most of what fits into memory, though more is to be learned than its numbers can hold"
-SMALLER = "nothing that moves more numbers fits into memory"
+SMALLER = "no form of LoRA fits into memory"
 
 
 def _more_than_held(case: Case) -> bool:
@@ -62,11 +62,11 @@ RULES = (
     ),
     TechniqueRule(
         "full",
-        lambda case: _more_than_held(case),
+        _more_than_held,
         "more is to be learned than a low-rank update of this size can hold",
     ),
-    TechniqueRule("lora", lambda case: _more_than_held(case), MOST_HELD),
-    TechniqueRule("qlora", lambda case: _more_than_held(case), MOST_HELD),
+    TechniqueRule("lora", _more_than_held, MOST_HELD),
+    TechniqueRule("qlora", _more_than_held, MOST_HELD),
     TechniqueRule(
         "lora",
         lambda case: True,
@@ -75,7 +75,7 @@ RULES = (
     TechniqueRule(
         "qlora",
         lambda case: True,
-        "LoRA over weights in 16 or 32 bits does not fit into memory; over 4 bits it does, and scores as well",
+        "LoRA over plain weights does not fit into memory; over 4 bits it does, and is published to score as well",
     ),
     *(TechniqueRule(one, lambda case: True, SMALLER) for one in ("ia3", "prefix", "p-tuning", "prompt")),
 )

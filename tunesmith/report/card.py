@@ -16,7 +16,7 @@ from tunesmith.report.facts import Contender, RunFacts, contenders
 from tunesmith.report.figures import bounds, count, figure, metric_name, p_value, share, signed
 from tunesmith.report.schema import PartOfMany
 from tunesmith.report.snippets import ask_line, python_lines, transformers_lines
-from tunesmith.report.standing import BASE
+from tunesmith.report.standing import told
 from tunesmith.report.summary import in_short
 
 COMMAND = "tunesmith tune RUN/recipe.yaml --out again"
@@ -153,10 +153,10 @@ def _task(part: PartOfMany) -> tuple[str, ...]:
 
 def _way(one: Contender) -> tuple[str, ...]:
     """A line of the table of ways; the p-values are those of what the tuned model gains over it."""
-    name = f"{one.name}: {one.detail}" if one.kind == BASE and one.detail else one.name
     gain, raw = (None, None) if one.gain is None else (one.gain.delta, one.gain.p_value)
     return (
-        name, one.kind, figure(one.score), bounds(one.ci95), signed(gain), p_value(raw), p_value(one.p_adjusted),
+        told(one.name, one.detail), one.kind, figure(one.score), bounds(one.ci95), signed(gain), p_value(raw),
+        p_value(one.p_adjusted),
     )  # fmt: skip
 
 

@@ -63,6 +63,11 @@ def reaches(one: Arm, task: TaskScore) -> bool:
     return one.score <= task.tuned if lower_is_better(task.metric) else one.score >= task.tuned
 
 
+def told(name: str, detail: str) -> str:
+    """A way to answer by its name; the base by how it answered too, which may be a probe."""
+    return f"{name}: {detail}" if name == BASE and detail else name
+
+
 def holds_up(one: Arm, task: TaskScore) -> bool:
     """Whether the tuned model does not surely beat this way to answer, by the same metric.
 

@@ -24,7 +24,7 @@ from tunesmith.report.figures import (
     size,
 )
 from tunesmith.report.schema import Calibration, Report, Retention, Together
-from tunesmith.report.standing import BASE, behind, holds_up, mood
+from tunesmith.report.standing import behind, holds_up, mood, told
 
 COLOURS = {"good": "green", "bad": "red", "unsure": "yellow", "plain": ""}
 # In the order in which people want to look at them.
@@ -90,8 +90,16 @@ def _others(report: Report) -> Table:
     for one, kind in kinds:
         mark = "not beaten" if holds_up(one, report.task) else ""
         gain, raw = (None, None) if one.gain is None else (one.gain.delta, one.gain.p_value)
-        told = f"{one.name}: {one.detail}" if one.name == BASE and one.detail else one.name
-        _add(table, told, kind, figure(one.score), signed(gain), p_value(raw), p_value(one.p_adjusted), mark)
+        _add(
+            table,
+            told(one.name, one.detail),
+            kind,
+            figure(one.score),
+            signed(gain),
+            p_value(raw),
+            p_value(one.p_adjusted),
+            mark,
+        )
     if (tests := sum(one.gain is not None for one, _ in kinds)) > 1:
         table.caption = Text(f"adjusted: by Holm's method for these {tests} tests", justify="left")
     return table
