@@ -169,6 +169,20 @@ def test_a_second_call_says_already_and_a_changed_recipe_or_file_does_not_go_on_
             tune(changed, tmp_path / "run")
 
 
+def test_two_processes_do_not_go_on_with_one_run(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert", schedule={"probe": False})
+    refused: list[str] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] == "step" and not refused:
+            with pytest.raises(CheckpointError) as told:
+                tune(made, tmp_path / "run")
+            refused.append(str(told.value))
+
+    assert not tune(made, tmp_path / "run", listen=listen).already
+    assert "run: another process is at work on this run; wait until it is done, or stop it" in refused[0]
+
+
 def nearby(place: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe that names its rows and a base by paths from `place`, which is where we are."""
     monkeypatch.chdir(place)

@@ -103,12 +103,13 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
 
 def _forget(recipe: Recipe, out: Path | None) -> None:
     """Delete the run that lies where this one is to lie; nothing that is not a run is touched."""
-    from tunesmith.workflows.run_folder import PAGE, open_run
+    from tunesmith.workflows.run_folder import PAGE, alone, open_run
 
     folder = out or open_run(recipe, None).path
     if (folder / PAGE).is_file():
-        log(f"deleting the run in {folder}")
-        shutil.rmtree(folder)
+        with alone(folder):
+            log(f"deleting the run in {folder}")
+            shutil.rmtree(folder)
     elif folder.exists():
         raise CheckpointError(f"{folder}: not a run, so --force leaves it alone; give another --out")
 

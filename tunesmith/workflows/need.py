@@ -33,7 +33,7 @@ from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.recipe import Recipe
 from tunesmith.report.need import Expected, HeldOut, Need, Size, Target, page, sentence
 from tunesmith.workflows.prepare import Prepared, prepare
-from tunesmith.workflows.run_folder import RunFolder, open_run
+from tunesmith.workflows.run_folder import RunFolder, alone, open_run
 from tunesmith.workflows.train import Watch, train
 from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
 
@@ -117,10 +117,11 @@ def need(
     on = {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
     folder.begin({"machine": on})
     ladder = Ladder(prepared, yardstick_of(Frozen.of(prepared)), folder.path, watch, offline)
-    sizes, notes = _sizes(ladder, question.minutes)
+    with alone(folder.path):
+        sizes, notes = _sizes(ladder, question.minutes)
+        cells, seconds = _run(ladder, sizes)
     if prepared.recipe.replay.share:
         notes.append("replay is left out of these runs: only the rows of the recipe's own file are counted")
-    cells, seconds = _run(ladder, sizes)
     found = _answer(ladder, question, cells, notes=notes, seconds=seconds)
     write_whole(folder.path / "need.json", found.model_dump_json(indent=1))
     write_whole(folder.path / "need.html", page(found))

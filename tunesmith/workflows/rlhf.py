@@ -21,6 +21,7 @@ from tunesmith.workflows.judging import Replies, as_rows, judge_by_rule, need_ju
 from tunesmith.workflows.loop_learn import enough, learned, votes_so_far, write_rows
 from tunesmith.workflows.loop_open import JSON, REPLIES, UnderWay, Way, open_loop
 from tunesmith.workflows.rewards import scorer
+from tunesmith.workflows.run_folder import alone
 from tunesmith.workflows.tune import Run
 from tunesmith.workflows.votes import preferred, summary_of
 
@@ -38,9 +39,10 @@ def rlhf(recipe: Recipe, *, way: Way, out: Path | None = None) -> LoopReport:
     loop = open_loop(recipe, out, way)
     if (known := loop.report()) is not None:
         return known
-    report = _report(loop, _rounds(loop))
-    write_whole(loop.folder / HTML, page(report))
-    write_whole(loop.folder / JSON, report.model_dump_json(indent=1))
+    with alone(loop.folder):
+        report = _report(loop, _rounds(loop))
+        write_whole(loop.folder / HTML, page(report))
+        write_whole(loop.folder / JSON, report.model_dump_json(indent=1))
     return report
 
 

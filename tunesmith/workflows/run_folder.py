@@ -6,16 +6,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from tunesmith.data.files import is_there, sha256_of_file, write_whole, writing
 from tunesmith.errors import CheckpointError
 from tunesmith.recipe import Loop, Recipe, with_places
 
-PAGE = "run.json"
+PAGE, LOCK = "run.json", ".lock"
 LONGEST = 60  # characters of each part of a name; the digest at its end tells runs apart
 
 
@@ -62,6 +65,21 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"identity": self.identity, **facts}, indent=1)
         write_whole(self.path / self.file, text)
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """A context in which no other process goes on with a run that was begun in this folder. Raises CheckpointError."""
+    lock = FileLock(run / LOCK, blocking=False)  # let go by the system too, where the process dies
+    try:
+        lock.acquire()
+    except Timeout:
+        cure = "wait until it is done, or stop it and go on from its last checkpoint"
+        raise CheckpointError(f"{run}: another process is at work on this run; {cure}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def open_run(

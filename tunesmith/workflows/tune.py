@@ -31,7 +31,7 @@ from tunesmith.workflows.lineage import with_lineage
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
 from tunesmith.workflows.replay import with_replay
 from tunesmith.workflows.rewards import digests
-from tunesmith.workflows.run_folder import RunFolder, of_task, open_run
+from tunesmith.workflows.run_folder import RunFolder, alone, of_task, open_run
 from tunesmith.workflows.survey import foresee
 from tunesmith.workflows.tasks import alone_parts
 from tunesmith.workflows.train import Trained, Watch, train, untouched
@@ -71,14 +71,22 @@ def tune_recipe(
     began = time.perf_counter()
     prepared = prepare(recipe, listen=listen, offline=offline)
     _begin(folder, prepared, rewards)
+    with alone(folder.path):
+        report = _through(prepared, folder, Watch(listen, stop), began=began, offline=offline)
+    return Run(folder.path, report)
+
+
+def _through(prepared: Prepared, folder: RunFolder, watch: Watch, *, began: float, offline: bool) -> Report:
+    """The run from its last checkpoint, or its beginning, to its reports; `began` is when the call did."""
+    listen = watch.listen
     save_recipe(prepared.recipe, folder.path / "recipe.yaml")
     prepared = with_lineage(prepared, listen=listen, offline=offline)
-    prepared = _with_text(prepared, folder.path, Watch(listen, stop), offline=offline)
+    prepared = _with_text(prepared, folder.path, watch, offline=offline)
     prediction = foresee(prepared, folder.path, listen=listen)
     yardstick = yardstick_of(Frozen.of(prepared))
     before = _before(prepared, folder, yardstick, listen)
-    controls = _controls(prepared, folder.path, yardstick, Watch(listen, stop)) if recipe.controls else {}
-    trained = train(prepared, folder.path, watch=Watch(listen, stop, _gate(prepared, before)))
+    controls = _controls(prepared, folder.path, yardstick, watch) if prepared.recipe.controls else {}
+    trained = train(prepared, folder.path, watch=replace(watch, outside=_gate(prepared, before)))
     measured = _measured(yardstick, prepared, trained, before, listen)
     measured = replace(measured, controls=controls, prediction=prediction)
     about = _about(prepared, measured.model)
@@ -87,7 +95,7 @@ def tune_recipe(
     report = assemble(measured, name=folder.path.name, seconds=time.perf_counter() - began)
     write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
     write_reports(folder.path)
-    return Run(folder.path, report)
+    return report
 
 
 def _rewards(recipe: Recipe, folder: RunFolder, listen: Listener) -> dict[str, str]:
