@@ -17,6 +17,7 @@ from tunesmith.objectives import Rl
 from tunesmith.report.plan import Outlook
 from tunesmith.techniques import Full, Lora
 from tunesmith.workflows import plan as story
+from tunesmith.workflows.beside import GENERAL_TOKENS, PROBED, count_beside
 from tunesmith.workflows.plan import plan_recipe, techniques_of
 from tunesmith.workflows.prepare import prepare
 from tunesmith.workflows.survey import _memory, foresee, named, predict, survey
@@ -101,6 +102,34 @@ def test_several_tasks_at_once_are_planned_by_their_mixture(tmp_path: Path):
     found = plan_recipe(mixed(tmp_path, tasks=("mood", "liked", "count")), listen=nobody)
     assert found.objective == "multitask"
     assert found.recommendation is not None
+
+
+def test_a_document_is_as_much_to_read_as_it_is_long(tmp_path: Path):
+    texts = [{"text": f"The quick brown fox number {i} jumps over the lazy dog and runs."} for i in range(48)]
+    held_out = tmp_path / "test.jsonl"
+    read = []
+    for times in (1, 5):
+        held_out.write_text(
+            "".join(json.dumps({"text": f"Row {i} " + "is long " * 9 * times}) + "\n" for i in range(9))
+        )
+        made = recipe(tmp_path, texts, "llama", objective="domain", data={"test": str(held_out)})
+        prepared = prepare(made, listen=nobody)
+        read.append(count_beside(prepared, survey(prepared)).read - GENERAL_TOKENS)
+    assert read[1] > 2 * read[0]
+
+
+def test_beside_training_an_encoder_reads_all_rows_for_its_probe_and_tries_no_wording(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert", data={"validation": 0}, schedule={"eval_steps": 0, "probe": False})
+    prepared = prepare(made, listen=nobody)
+    found = survey(prepared)
+    train, test = len(prepared.train), len(prepared.test)
+    beside = count_beside(prepared, found)
+    steps = found.work.steps * made.schedule.batch_rows
+    assert beside.read == pytest.approx((train + 2 * test) * found.work.computed / steps)
+    assert (beside.probed, beside.written) == (0.0, ())
+    probing = prepared.recipe.schedule.model_copy(update={"probe": True})
+    again = replace(prepared, recipe=prepared.recipe.model_copy(update={"schedule": probing}))
+    assert count_beside(again, found).probed == pytest.approx(PROBED * 8 / steps)
 
 
 def test_rl_is_not_planned(tmp_path: Path):

@@ -3,44 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from torch.optim import Optimizer
 
-from tunesmith.decision.plan import moving, peak_bytes, reading_seconds, step_seconds, writing_seconds
+from tunesmith.decision.plan import moving, peak_bytes, step_seconds
 from tunesmith.decision.recommend import STANDINGS, Case, recommend
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.device import out_of_memory
 from tunesmith.model.load import not_in_4_bits
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Domain, Instruct, Preference, Rl
-from tunesmith.objectives.instruct import PLAIN_WORDINGS
+from tunesmith.objectives import Domain, Preference, Rl
 from tunesmith.recipe import AnyTechnique, Recipe
-from tunesmith.report.plan import Bounds, Option, Outlook, Recommended
+from tunesmith.report.plan import Option, Outlook, Recommended
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.training.fit import step
 from tunesmith.training.optim import make_optimizer, set_rate
-from tunesmith.workflows.answers import CHOICE_ROWS
-from tunesmith.workflows.batches import Batches, batches_of
-from tunesmith.workflows.counting import planned, tasks_of
+from tunesmith.workflows.batches import batches_of
+from tunesmith.workflows.beside import Beside, count_beside
 from tunesmith.workflows.learner import learner_of
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
 from tunesmith.workflows.survey import Survey, named, predict, survey
-from tunesmith.workflows.train import adapted, make_plan, untouched
+from tunesmith.workflows.train import adapted, make_plan
 
 # Steps that are timed, the first of them to warm up, until so many seconds are spent on one technique.
 TIMED, MOST_SECONDS = 4, 15.0
 # A technique is only timed where its memory surely fits.
 SURELY = 0.7
-# Seconds of a run that no row explains: loading, the cheap ways, writing the reports.
-AROUND = 25.0
-# Bounds of a whole run as factors: answers end when they want to, and a run may stop early.
-WHOLE = (0.5, 2.0)
-GENERAL_TOKENS = 20_000
 
 
 def techniques_of(recipe: Recipe) -> list[AnyTechnique]:
@@ -64,7 +57,7 @@ def plan_recipe(recipe: Recipe, *, listen: Listener, timed: bool = True, offline
     listen({"event": "stage", "text": "counting rows and network"})
     found = survey(prepared)
     factors = _timed(prepared, found, listen) if timed else {}
-    beside, how = _beside(prepared, found), _how(factors)
+    beside, how = count_beside(prepared, found), _how(factors)
     options = [_option(prepared, technique, found, beside, factors) for technique in techniques_of(recipe)]
     return Outlook(
         data=", ".join(Path(one.data.train).name for one in recipe.parts.values() or [recipe]),
@@ -90,7 +83,7 @@ def _how(factors: dict[str, float]) -> str:
 
 
 def _option(
-    prepared: Prepared, technique: AnyTechnique, found: Survey, beside: _Beside, factors: dict[str, float]
+    prepared: Prepared, technique: AnyTechnique, found: Survey, beside: Beside, factors: dict[str, float]
 ) -> Option:
     """A line of the plan."""
     name = named(technique)
@@ -106,12 +99,7 @@ def _option(
     if factor is not None:
         found = replace(found, pace=replace(found.pace, factor=factor, timed=name in factors))
     made = predict(technique, found, how=_how(factors))
-    seconds, trained, (low, high) = beside.seconds(found), beside.trained, WHOLE
-    whole = Bounds(
-        low=trained * made.seconds.low + low * seconds,
-        expected=trained * made.seconds.expected + seconds,
-        high=trained * made.seconds.high + high * seconds,
-    )
+    whole = beside.whole(made.seconds, found)
     return Option(prediction=made, whole_seconds=whole, fits=made.memory.high <= found.room, **said)
 
 
@@ -173,55 +161,6 @@ def _ratios(
         if turn and time.perf_counter() - began > MOST_SECONDS:
             break
     return ratios
-
-
-@dataclass(frozen=True, slots=True)
-class _Beside:
-    """What a run does beside its training steps, whichever technique moves the numbers."""
-
-    trained: int  # times that it trains: once more for its control
-    read: float  # tokens that pass without a way back
-    written: tuple[tuple[float, float], ...]  # steps in which so many rows get their next token
-
-    def seconds(self, found: Survey) -> float:
-        """How long that takes."""
-        wrote = sum(writing_seconds(steps, rows, found.size, found.pace) for steps, rows in self.written)
-        return AROUND + reading_seconds(self.read, found.size, found.pace) + wrote
-
-
-def _beside(prepared: Prepared, found: Survey) -> _Beside:
-    """Validations, and the scoring of base, tuned model and control, of each of several tasks."""
-    parts, plan = tasks_of(prepared), planned(prepared, untouched(prepared))
-    trained = 2 if prepared.recipe.controls else 1
-    checked = [batch for part in parts if part.validation for batch in Batches(part, part.validation).all()]
-    evaluations = plan.steps // plan.eval_steps if plan.eval_steps else 0
-    each = found.work.computed / max(1, found.work.rows)
-    general = 2 * GENERAL_TOKENS if prepared.base.family == "decoder" else 0
-    asked = sum(_asked(part, trained) for part in parts)
-    # They end when they want to, so half of the rows are there at a time.
-    answers = [((1 + trained) * group.answer, group.rows / 2) for group in found.work.written]
-    return _Beside(
-        trained=trained,
-        read=trained * evaluations * sum(map(found.counter.computed, checked)) + asked * each + general,
-        written=(*answers, *(one for part in parts for one in _chosen(part))),
-    )
-
-
-def _asked(part: Prepared, trained: int) -> float:
-    """Rows of a task that are read for scores, and for what the start says to them."""
-    objective, test, validation = part.recipe.objective, len(part.test), len(part.loaded.split.validation)
-    rows = (1 + trained) * test + validation + 4 * min(validation, CHOICE_ROWS.get(objective.kind, 0))
-    if isinstance(objective, Preference) and objective.needs_reference:
-        rows += trained * (sum(len(row.sequences) for row in part.train) + validation)
-    return rows
-
-
-def _chosen(part: Prepared) -> Iterator[tuple[float, float]]:
-    """Steps and rows of the answers by which the base's wording is chosen."""
-    if isinstance(part.recipe.objective, Instruct):
-        split = part.loaded.split
-        tried = min(len(split.validation or split.train), CHOICE_ROWS["instruct"])
-        yield len(PLAIN_WORDINGS) * part.recipe.objective.max_new_tokens, tried / 2
 
 
 def _learned(prepared: Prepared) -> int:

@@ -1,0 +1,115 @@
+"""What a run does beside its training steps, counted before it begins: probes, validations, scores, written answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tunesmith.data.examples import Example, Text
+from tunesmith.decision.plan import reading_seconds, writing_seconds
+from tunesmith.objectives import Classify, Instruct, Preference, Reward
+from tunesmith.objectives.classify import WORDINGS
+from tunesmith.objectives.instruct import PLAIN_WORDINGS
+from tunesmith.report.plan import Bounds
+from tunesmith.training.probe import ROWS
+from tunesmith.workflows.answers import CHOICE_ROWS
+from tunesmith.workflows.batches import Batches
+from tunesmith.workflows.counting import planned, tasks_of
+from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.survey import Survey
+from tunesmith.workflows.train import untouched
+
+# Seconds of a run that no row explains: loading, the cheap ways, writing the reports.
+AROUND = 25.0
+# Steps after which the overfit probe has mostly seen enough.
+PROBED = 10
+# Tokens of the general text and of the probe's questions.
+GENERAL_TOKENS = 20_000
+# Bounds as factors: answers end when they want to, and a run may stop early.
+SURE = (0.5, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a run does beside its training steps, whichever technique moves the numbers."""
+
+    trained: int  # times that it trains: once more for its control
+    probed: float  # what the overfit probe takes, in trainings
+    read: float  # tokens that pass without a way back
+    written: tuple[tuple[float, float], ...]  # steps in which so many rows get their next token
+
+    def whole(self, training: Bounds, found: Survey) -> Bounds:
+        """The seconds of the whole run; `training` are those of training once."""
+        times, seconds, (low, high) = self.trained * (1 + self.probed), self.seconds(found), SURE
+        return Bounds(
+            low=times * training.low + low * seconds,
+            expected=times * training.expected + seconds,
+            high=times * training.high + high * seconds,
+        )
+
+    def seconds(self, found: Survey) -> float:
+        """How long that takes which trains nothing."""
+        wrote = sum(writing_seconds(steps, rows, found.size, found.pace) for steps, rows in self.written)
+        return AROUND + reading_seconds(self.read, found.size, found.pace) + wrote
+
+
+def count_beside(prepared: Prepared, found: Survey) -> Beside:
+    """What is read and written beside the training of these rows."""
+    parts, plan, work = tasks_of(prepared), planned(prepared, untouched(prepared)), found.work
+    trained = 2 if prepared.recipe.controls else 1
+    checked = [batch for part in parts if part.validation for batch in Batches(part, part.validation).all()]
+    evaluations = -(-plan.steps // plan.eval_steps) if plan.eval_steps else 0
+    learned = plan.steps * prepared.recipe.schedule.batch_rows  # rows of all passes, a text's windows each one
+    each = work.computed / learned * len(prepared.train) / sum(_size(part.loaded.split.train) for part in parts)
+    general = GENERAL_TOKENS if prepared.base.family == "decoder" else 0  # what the base says to them is kept
+    read = trained * evaluations * sum(map(found.counter.computed, checked))
+    # They end when they want to, so half of the rows are there at a time.
+    answers = [((1 + trained) * group.answer, group.rows / 2) for group in work.written]
+    return Beside(
+        trained=trained,
+        probed=PROBED * ROWS * len(parts) / learned if prepared.recipe.schedule.probe else 0.0,
+        read=read + each * sum(_asked(part, trained) for part in parts) + general,
+        written=(*answers, *(one for part in parts for one in _chosen(part))),
+    )
+
+
+def _asked(part: Prepared, trained: int) -> int:
+    """What a task reads to score it, to choose the base's wording or fit its head, and for references."""
+    objective, split = part.recipe.objective, part.loaded.split
+    train, validation, test = map(_size, (split.train, split.validation, part.test))
+    rows = (1 + trained) * test + len(_wordings(part)) * _tried(part)
+    if isinstance(objective, Classify | Reward) and not _wordings(part):
+        rows += train  # a probe on the frozen model, which is the base here
+    elif isinstance(objective, Classify) and part.recipe.controls:
+        rows += train + test  # the same as a control
+    if isinstance(objective, Classify):
+        rows += validation  # for the temperature
+    if isinstance(objective, Preference) and objective.needs_reference:
+        rows += trained * (train + validation)
+    return rows
+
+
+def _size(examples: Sequence[Example]) -> int:
+    """How much there is to read, in rows; of documents, one of which may be a hundred of others, in characters."""
+    return sum(len(example.text) if isinstance(example, Text) else 1 for example in examples)
+
+
+def _wordings(part: Prepared) -> tuple[str, ...]:
+    """The wordings among which the base's is chosen."""
+    objective = part.recipe.objective
+    if isinstance(objective, Instruct):
+        return PLAIN_WORDINGS
+    words = isinstance(objective, Classify) and part.base.family == "decoder" and not objective.multi
+    return ("", *WORDINGS) if words else ()
+
+
+def _tried(part: Prepared) -> int:
+    """Rows that each wording is tried on."""
+    split = part.loaded.split
+    return min(len(split.validation or split.train), CHOICE_ROWS.get(part.recipe.objective.kind, 0))
+
+
+def _chosen(part: Prepared) -> Iterator[tuple[float, float]]:
+    """Steps and rows of the answers by which the base's wording is chosen."""
+    if isinstance(part.recipe.objective, Instruct):
+        yield len(PLAIN_WORDINGS) * part.recipe.objective.max_new_tokens, _tried(part) / 2
