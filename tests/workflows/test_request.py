@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -271,6 +272,22 @@ def test_pefts_r_is_the_rank_and_a_blank_section_is_none():
 def test_keys_of_other_trainers_are_refused_with_why_none_is_needed(change: str, finding: str):
     with pytest.raises(RecipeError, match=re.escape(finding)):
         make_recipe({"data": "a.jsonl", "objective": "domain"}, place="r", changes=[change])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "place"),
+    [
+        ({}, "technique=lorra", "technique=lorra: technique: unknown kind"),
+        ({}, "objective.kind=clasify", "objective.kind=clasify: objective: unknown kind"),
+        ({}, "lora_r=0", "lora_r=0: technique.rank: "),
+        ({}, "schedul.epochs=1", "schedul.epochs=1: unknown key 'schedul'"),
+        ({"technique": "lorra"}, "technique.rank=8", "r.yaml: technique: unknown kind"),
+        ({"seed": -1}, "technique.rank=8", "r.yaml: seed: "),
+    ],
+)
+def test_a_fault_is_told_with_the_place_that_it_stands_in(file: dict[str, Any], change: str, place: str):
+    with pytest.raises(RecipeError, match=rf"^{re.escape(place)}"):
+        make_recipe({"data": "a.jsonl", "objective": "domain"} | file, place="r.yaml", changes=[change])
 
 
 def test_a_recipe_in_json_is_told_from_rows(reviews: Path):

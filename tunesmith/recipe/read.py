@@ -89,9 +89,11 @@ def make_recipe(
     """A checked recipe from plain values, and notes on names that were translated. Raises RecipeError."""
     # A section of which every line is a comment is as good as not there.
     values, notes = translate({key: value for key, value in raw.items() if value is not None})
+    asked: dict[str, str] = {}
     for change in changes:
         ours, told = translate_change(change)
         _apply(values, ours)
+        asked[ours.partition("=")[0]] = change
         notes += told
     if isinstance(values.get("data"), str):
         values["data"] = {"train": values["data"]}
@@ -99,7 +101,7 @@ def make_recipe(
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(_explain(error, place)) from None
+        raise RecipeError(_explain(error, place, asked)) from None
     return (_anchored(recipe, folder) if folder else recipe), notes
 
 
@@ -186,8 +188,8 @@ def _apply(values: dict[str, Any], change: str) -> None:
     place[last] = value
 
 
-def _explain(error: ValidationError, place: str) -> str:
-    """One line for the first fault: dotted path, finding, cure."""
+def _explain(error: ValidationError, place: str, asked: Mapping[str, str]) -> str:
+    """One line for the first fault: place, or the change of those asked for that brought it, dotted path, finding."""
     fault = error.errors()[0]
     # pydantic names the member of a union inside the path; people wrote no such key.
     path = [part for part in key_of(fault["loc"]) if part != "[key]"]
@@ -195,9 +197,17 @@ def _explain(error: ValidationError, place: str) -> str:
     dotted = ".".join(
         p for i, p in enumerate(path) if not (i and path[i - 1] in ("objective", "technique") and p in _KINDS)
     )
-    if fault["type"] == "extra_forbidden" and (why := why_left_out(path[-1])) and path[-1] not in _OPTIONS:
+    unknown = fault["type"] == "extra_forbidden"
+    for key, change in asked.items():
+        if (
+            key in (dotted, f"{dotted}.kind")
+            or dotted.startswith(f"{key}.")
+            or (unknown and key.startswith(f"{dotted}."))
+        ):
+            place = change
+    if unknown and (why := why_left_out(path[-1])) and path[-1] not in _OPTIONS:
         return f"{place}: {dotted}: not a key here: {why}; leave it out"
-    if fault["type"] == "extra_forbidden":
+    if unknown:
         known = sorted(section)
         shared = "tasks" in path and path[-2] == "data" and path[-1] in Data.model_fields
         hint = f", data.{path[-1]} is for all tasks" if shared else nearest(path[-1], known)
