@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe, Schedule, check_pair, load_recipe
+from tunesmith.recipe import Recipe, check_pair, load_recipe
 
 MODELS = {"decoder": "smollm2-135m", "encoder": "minilm-l6"}
 
@@ -124,20 +124,21 @@ def recipe_of(cell: Cell, setting: Setting, seed: int) -> Recipe:
     """What a cell runs. Raises RecipeError."""
     task = TASKS[cell.objective]
     technique, epochs = {**TECHNIQUES, **RANDOM}[cell.technique]
-    each = max(1, round(setting.rows * epochs / Schedule().batch_rows / VALIDATIONS))
     own = {
         "model": MODELS[cell.family],
         "technique": technique,
         "schedule.epochs": epochs,
-        "schedule.eval_steps": each,
-        "schedule.save_steps": each,
         "controls": task.controls,
         "seed": seed,
     }
-    rows = max(1, setting.rows // task.rows_each // max(1, len(task.tasks)))
+    tasks = max(1, len(task.tasks))
+    rows = max(1, setting.rows // task.rows_each // tasks)
     data = [*task.data("validation", VALIDATION), *task.data("rows", rows)]
     wanted = [*CHANGES, *data, *task.changes, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
-    return load_recipe(setting.examples / task.recipe, changes=wanted)[0]
+    recipe, _ = load_recipe(setting.examples / task.recipe, changes=wanted)
+    each = max(1, round(rows * tasks * epochs / recipe.schedule.batch_rows / VALIDATIONS))
+    spread = recipe.schedule.model_copy(update={"eval_steps": each, "save_steps": each})
+    return recipe.model_copy(update={"schedule": spread})
 
 
 def refusal(cell: Cell, setting: Setting) -> str:
