@@ -5,7 +5,7 @@ import pytest
 from tests.report.conftest import ROWS, SHA, MakeRun, report_of
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.resampling import groups_of
-from tunesmith.report.diff import diff_runs, lines
+from tunesmith.report.diff import diff_runs, lines, over_base
 from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import DataPart
 
@@ -43,6 +43,14 @@ def test_each_changed_answer_is_told_with_who_was_right(make_run: MakeRun):
     # McNemar with one row against two: 2 * (1 + 3) / 8, at most 1.
     assert found.p_value == pytest.approx(1)
     assert "3 answers differ, 1 for the better, 2 for the worse" in found.sentence
+
+
+def test_a_run_stands_beside_its_own_base_row_by_row(make_run: MakeRun):
+    rows, (base, tuned), metric = over_base(make_run("a"))
+    assert metric == "accuracy"
+    assert list(base) == [float(row[2] == row[1]) for row in ROWS]
+    assert list(tuned) == [float(row[3] == row[1]) for row in ROWS]
+    assert len(rows) == len(ROWS)
 
 
 def test_a_run_that_mends_enough_rows_is_better(make_run: MakeRun):

@@ -19,7 +19,7 @@ from tests.workflows.conftest import reviews
 from tunesmith.data.files import write_whole
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import load_recipe
-from tunesmith.report.grid import page
+from tunesmith.report.grid import Grid, page
 from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import Retention
 from tunesmith.workflows import cells as grid
@@ -160,26 +160,37 @@ def test_a_model_of_several_tasks_has_a_table_for_each(setting: Setting, monkeyp
 
 
 @pytest.mark.parametrize("group", ["", "x"])
-def test_a_row_that_several_seeds_test_counts_once(group: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_row_that_several_seeds_test_counts_once(group: str):
     right = [(0.0, 1.0)] * 8 + [(1.0, 0.0)] * 2 + [(1.0, 1.0)] * 50
     rows = [
         Prediction(where=f"r:{n}", group=group and f"{group}{n}", question="", gold="y", base=str(a), tuned=str(b))
         for n, (a, b) in enumerate(right)
     ]
     scores = tuple(np.array(side) for side in zip(*right, strict=True))
-    monkeypatch.setattr("tunesmith.workflows.grid.paired", lambda a, b: (rows, scores, "accuracy"))
-    one, two = line(), line(technique="full")
-    found = _pair([(one, two)] * 3, [0, 1, 2])
-    assert found.n == 180
-    assert found.p_value == pytest.approx(_pair([(one, two)], [0]).p_value) == pytest.approx(112 / 1024)
+    told = (rows, scores, "accuracy")
+    found = _pair([told] * 3, [line(seed=seed) for seed in range(3)], "lora")
+    assert (found.n, found.seeds) == (180, (0, 1, 2))
+    assert found.p_value == pytest.approx(_pair([told], [line()], "lora").p_value) == pytest.approx(112 / 1024)
 
 
 def test_the_p_values_of_the_pairs_of_one_table_are_adjusted_for_each_other(monkeypatch: pytest.MonkeyPatch):
     told = {"full": 0.02, "prompt": 0.03, "dora": 0.5}
     made = Mock(side_effect=[pair(technique=name, p_value=told[name]) for name in ("full", "prompt", "dora")])
     monkeypatch.setattr("tunesmith.workflows.grid._pair", made)
+    monkeypatch.setattr("tunesmith.workflows.grid.paired", Mock())
     found = list(_pairs([line(), *(line(technique=name) for name in told)]))
     assert [(one.technique, one.p_adjusted) for one in found] == [("full", 0.06), ("prompt", 0.06), ("dora", 0.5)]
+
+
+def test_techniques_of_several_seeds_are_held_to_their_base_too(monkeypatch: pytest.MonkeyPatch):
+    made = Mock(side_effect=lambda told, cells, against: pair(technique=cells[0].technique, against=against))
+    monkeypatch.setattr("tunesmith.workflows.grid._pair", made)
+    monkeypatch.setattr("tunesmith.workflows.grid.over_base", Mock())
+    found = list(_pairs([line(), line(seed=1), line(family="encoder")]))
+    assert [(one.technique, one.against) for one in found] == [("lora", "base")]
+    assert "\nEach technique over its base, on the test rows of all seeds. " in page(
+        Grid(cells=(line(),), pairs=tuple(found), refused={}, missing=())
+    )
 
 
 def test_a_base_that_knows_nothing_of_the_probe_is_told_too():

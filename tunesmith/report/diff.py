@@ -92,13 +92,22 @@ def paired(a: Path, b: Path, task: str = "") -> tuple[list[Prediction], tuple[An
         _refuse_other_rows(a, b, *reports)
     first, second = _matched(a, b, task)
     rows = [_side_by_side(one, two) for one, two in zip(first, second, strict=True)]
-    metric = _metric(reports[0], task)
+    return _scored(rows, _metric(reports[0], task), a)
+
+
+def over_base(run: Path) -> tuple[list[Prediction], tuple[Any, Any], str]:
+    """The same of a run of one task and the base that it began with. Raises CheckpointError."""
+    return _scored(read_predictions(run), read_report(run).task.metric, run)
+
+
+def _scored(rows: list[Prediction], metric: str, run: Path) -> tuple[list[Prediction], tuple[Any, Any], str]:
+    """The rows with what both answers to each are worth, by the metric or what stands for it row by row."""
     if rows[0].score_tuned is not None and metric not in STATED:
         metric = ROW_SCORES.get(metric, ROW_SCORE)
     scores = row_scores(rows, metric)
     if scores is None:
         raise CheckpointError(
-            f"{a / FILE}: {metric} cannot be told row by row from it; compare the two reports instead"
+            f"{run / FILE}: {metric} cannot be told row by row from it; compare the two reports instead"
         )
     return rows, scores, metric
 

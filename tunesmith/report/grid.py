@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.evaluation.significance import PairedComparison, lower_is_better
 from tunesmith.report.figures import bounds, count, duration, figure, metric_name, p_value, share, signed, size
-from tunesmith.report.standing import HUNDREDS
+from tunesmith.report.standing import BASE, HUNDREDS
 
 # Two techniques count as equal where the whole interval of their difference is within this share of the scale.
 EQUAL = 0.03
@@ -19,6 +19,11 @@ ON_ONE = ("accuracy", "preference_accuracy", "macro_f1", "sample_f1", "exact_mat
 HEADINGS = (
     "technique|seed|numbers moved|base|tuned|gain (95 %)|p|head only (p)|shuffled (p)|"
     "verdict|learning rate|training|peak memory|weights|general text|probe"
+)
+PAIR_HEADINGS = "technique|against|seeds|difference (95 %)|p|adjusted|rows|verdict"
+ADJUSTED = (
+    "Row by row; the verdict goes by the p-value adjusted by Holm's method for all pairs of the table, each interval "
+    "is of its pair alone:"
 )
 INTRODUCTION = """# The grid
 
@@ -92,7 +97,7 @@ class GridCell(_Part):
 
 
 class GridPair(_Part):
-    """One technique against another on the same test rows, those of all seeds together."""
+    """One technique against another, or its base, on the same test rows, those of all seeds together."""
 
     objective: str
     family: str
@@ -199,14 +204,13 @@ def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
         parts[-1] += f" Without a language model: {first.cheap[0]}, {figure(first.cheap[1])}."
     parts.append(_table(HEADINGS.split("|"), (_line(cell) for cell in cells)))
     parts.append(_standing(cells))
-    beside = [pair for pair in pairs if (pair.objective, pair.family, "") == first.place]
-    if beside:
-        parts.append(
-            "One technique against another, row by row on the same test rows. The verdict goes by the p-value adjusted "
-            "by Holm's method for all pairs of the table, each interval is of its pair alone:"
-        )
-        headings = ("technique", "against", "seeds", "difference (95 %)", "p", "adjusted", "rows", "verdict")
-        parts.append(_table(headings, (_pair_line(pair) for pair in beside)))
+    own = [pair for pair in pairs if (pair.objective, pair.family, "") == first.place]
+    for what, beside in (
+        ("Each technique over its base, on the test rows of all seeds.", [p for p in own if p.against == BASE]),
+        ("One technique against another, on the same test rows.", [p for p in own if p.against != BASE]),
+    ):
+        if beside:
+            parts += [f"{what} {ADJUSTED}", _table(PAIR_HEADINGS.split("|"), (_pair_line(pair) for pair in beside))]
     return "\n\n".join(parts)
 
 

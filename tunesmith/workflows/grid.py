@@ -6,13 +6,15 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tunesmith.data.files import write_whole, writing
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.significance import holm
 from tunesmith.recipe import Recipe, load_recipe, save_recipe
-from tunesmith.report.diff import compared, paired
+from tunesmith.report.diff import compared, over_base, paired
 from tunesmith.report.grid import Control, Grid, GridCell, GridPair, pair_of
+from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import Report, Retention, read_report
 from tunesmith.report.standing import BASE, holds_up
 from tunesmith.workflows.cells import AGAINST, PLACES, TASKS, Cell, Setting, cells, recipe_of, refusal
@@ -221,28 +223,35 @@ def _verdict(report: Report) -> str:
 
 
 def _pairs(found: Sequence[GridCell]) -> Iterator[GridPair]:
-    """Each technique against the one that it is measured by, over the seeds that both were run with.
+    """Each technique against the one that it is measured by, over the seeds that both were run with; and where those
+    are several, each over its base.
 
     The p-values of one table are adjusted for each other.
     """
     by = {((cell.objective, cell.family), cell.technique, cell.seed): cell for cell in found if not cell.part}
     for place in PLACES:
-        beside = []
-        for name, other in AGAINST.items():
-            seeds = [seed for p, t, seed in by if (p, t) == (place, name) and (place, other, seed) in by]
-            if seeds:
-                sides = [(by[place, other, seed], by[place, name, seed]) for seed in seeds]
-                beside.append(_pair(sides, seeds))
-        adjusted = holm({pair.technique: pair.p_value for pair in beside})
-        yield from (pair.model_copy(update={"p_adjusted": adjusted[pair.technique]}) for pair in beside)
+        above, beside = [], []
+        here = [cell for (at, _, _), cell in by.items() if at == place]
+        for name in dict.fromkeys(cell.technique for cell in here):
+            own = [cell for cell in here if cell.technique == name]
+            if len(own) > 1:
+                above.append(_pair([over_base(Path(cell.folder)) for cell in own], own, BASE))
+            other = AGAINST.get(name, "")
+            both = [cell for cell in own if (place, other, cell.seed) in by]
+            if both:
+                against = [Path(by[place, other, cell.seed].folder) for cell in both]
+                told = [paired(a, Path(cell.folder)) for a, cell in zip(against, both, strict=True)]
+                beside.append(_pair(told, both, other))
+        for pairs in (above, beside):
+            adjusted = holm({pair.technique: pair.p_value for pair in pairs})
+            yield from (pair.model_copy(update={"p_adjusted": adjusted[pair.technique]}) for pair in pairs)
 
 
-def _pair(sides: Sequence[tuple[GridCell, GridCell]], seeds: Sequence[int]) -> GridPair:
+def _pair(told: Sequence[tuple[list[Prediction], Any, str]], cells: Sequence[GridCell], against: str) -> GridPair:
     """The rows of all seeds as one comparison; what several seeds test, a group or a row, counts once."""
-    told = [paired(Path(a.folder), Path(b.folder)) for a, b in sides]
     # Where no row has a group, each would count anew under every seed.
     rows = [row.model_copy(update={"group": row.group or f"\n{row.where}"}) for part, _, _ in told for row in part]
     scores = tuple([value for _, both, _ in told for value in both[side]] for side in (0, 1))
     metric = told[0][2]
-    against, one = sides[0]
-    return pair_of(one, against.technique, compared(rows, (scores[0], scores[1]), metric), metric, seeds)
+    seeds = [cell.seed for cell in cells]
+    return pair_of(cells[0], against, compared(rows, (scores[0], scores[1]), metric), metric, seeds)
