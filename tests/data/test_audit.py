@@ -334,6 +334,16 @@ def test_a_table_stays_a_table(tmp_path: Path) -> None:
     ).read_text() == 'text,label\n"mail <email>, now",positive\nthe lens is dim,negative\n'
 
 
+def test_a_lone_carriage_return_in_a_cell_stays_in_its_cell(tmp_path: Path) -> None:
+    rows = [{"text": "mail anna@posteo.net\rnow", "label": "a"}, {"text": "the lens is dim", "label": "b"}]
+    ask = AuditSource(write(tmp_path / "train.jsonl", rows), TEXT)
+    fix(ask, audit(ask, Tools())[1], tmp_path / "clean.csv")
+    assert [row.fields["text"] for row in read_rows(str(tmp_path / "clean.csv"))] == [
+        "mail <email>\rnow",
+        "the lens is dim",
+    ]
+
+
 def test_a_row_that_a_table_has_no_column_for_is_named_and_no_half_is_left(tmp_path: Path) -> None:
     rows = [*reviews(10), {**reviews(1, seed=2)[0], "extra": 1}]
     ask = AuditSource(write(tmp_path / "two.jsonl", rows), TEXT)

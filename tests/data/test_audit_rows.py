@@ -79,6 +79,14 @@ def test_a_secret_is_masked_whole(text: str) -> None:
     assert text.split("=")[-1].strip(' "').split(": ")[-1] not in hidden
 
 
+def test_a_private_key_that_was_cut_off_is_masked_as_far_as_it_goes() -> None:
+    body = "\n".join(["MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7"] * 40)
+    for text in (f"-----BEGIN PRIVATE KEY-----\n{body}", f"-----BEGIN PRIVATE KEY-----\n{body}".replace("\n", "\\n")):
+        assert masked(f"so {text}") == ("so <secret>", ("secret",))
+    said = "-----BEGIN PRIVATE KEY----- is how the file of a key begins"
+    assert masked(said)[0] == "<secret> is how the file of a key begins"
+
+
 @pytest.mark.parametrize(
     "text",
     [

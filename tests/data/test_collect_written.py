@@ -383,6 +383,8 @@ def test_nobody_at_the_address_is_said_at_once(server: Server):
     ("url", "key", "offline", "said"),
     [
         ("ftp://x/v1", "", False, "no address of a server"),
+        ("http://localhost:abc/v1", "", False, "no address of a server"),
+        ("http://[::1/v1", "", False, "no address of a server"),
         ("http://me:pw@x.test/v1", "", False, "the address holds a password"),
         ("http://x.test/v1", "sk-1", False, "a key over http"),
         ("https://x.test/v1", "sk-1", True, "may not ask the network"),

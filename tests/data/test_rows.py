@@ -140,6 +140,11 @@ def test_cells_may_be_longer_than_the_csv_module_allows_and_its_limit_is_put_bac
     assert csv.field_size_limit() == limit
 
 
+def test_a_header_may_hold_a_cell_of_any_length(tmp_path):
+    (row,) = read_rows(write(tmp_path, "a.csv", f"{'x' * 200_000},label\nfine,good\n"))
+    assert row.fields["label"] == "good"
+
+
 def test_tsv_reads_quoted_cells_and_bare_quotes(tmp_path):
     quoted = read_rows(write(tmp_path, "a.tsv", 'text\tlabel\n"he said ""hi"""\tx\n'))
     assert quoted[0].fields["text"] == 'he said "hi"'

@@ -226,6 +226,26 @@ def test_load_reads_keeps_parses_and_splits(tmp_path):
     assert set(loaded.sha256) == {"train", "validation", "test"}
 
 
+def test_answers_to_one_prompt_stand_on_one_side_also_where_files_are_given(tmp_path):
+    def write(name: str, prompts: range) -> str:
+        rows = [{"p": f"question {n}", "c": f"good {n} {k}", "r": f"bad {n} {k}"} for n in prompts for k in range(3)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    def parsed(rows: list[Row]) -> list[Example]:
+        turns = [(Message("user", str(row.fields["p"])),) for row in rows]
+        return [
+            Pair(row.where, asked, str(row.fields["c"]), str(row.fields["r"]))
+            for row, asked in zip(rows, turns, strict=True)
+        ]
+
+    # Question 20 to 22 stand in both files, with other answers in none.
+    found = load(Sources(write("a.jsonl", range(23)), 0.1, write("b.jsonl", range(20, 40))), parsed, seed=0).split
+    assert len(groups(found.test)) == 20
+    assert not groups(found.train) & groups(found.test)
+    assert len(groups(found.train) | groups(found.validation)) == 20
+
+
 def test_load_gives_the_groups_that_the_parser_left_out(tmp_path):
     found = load(Sources(jsonl(tmp_path, "a.jsonl", range(100)), group="group"), parse, seed=0).split
     assert "" not in groups(found.train)

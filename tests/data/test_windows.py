@@ -149,6 +149,10 @@ def test_a_word_of_few_occurrences_is_no_term():
     assert field_terms(["tablespace and vacuum"] * 4) == ()
 
 
+def test_two_documents_have_terms_too():
+    assert field_terms([f"The vacuum of {word} tablespaces, one vacuum more. " * 5 for word in ("old", "new")])
+
+
 # ------------------------------------------------------------------ near-copies
 
 PAGE = " ".join(f"word{i} stands here" for i in range(40))

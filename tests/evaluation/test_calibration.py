@@ -17,6 +17,12 @@ def test_ece_does_not_depend_on_the_order_of_tied_rows():
     assert calibration.ece(sure, right) == calibration.ece(sure, right[::-1]) == pytest.approx(0)
 
 
+def test_ece_keeps_the_surest_rows_apart_from_the_less_sure():
+    # 0.6 and right in 80 of 100, 0.9 and right in 70: the gaps do not cancel
+    sure, right = np.repeat([0.6, 0.9], 100), np.repeat([1, 0, 1, 0], [80, 20, 70, 30])
+    assert calibration.ece(sure, right) == pytest.approx(0.2)
+
+
 def test_brier_sums_the_squares_of_all_classes():
     # (0.2**2 + 0.2**2 + 0.7**2 + 0.7**2) / 2
     assert calibration.brier([[0.8, 0.2], [0.3, 0.7]], [0, 0]) == pytest.approx(0.53)

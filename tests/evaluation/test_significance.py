@@ -154,8 +154,8 @@ def test_one_changed_row_in_fifty_does_not_measure_to_a_hair():
     found = compare_paired(base, tuned)
     # six rows at least must change, all one way
     assert (found.verdict, found.smallest_detectable) == ("inconclusive", 6 / 50)
-    # ((2.01 + 0.85) / 0.02)**2 * 0.02
-    assert found.rows_needed == 409
+    # ((1.97 + 0.84) / 0.02)**2 * 0.02: quantiles of 394 degrees
+    assert found.rows_needed == 395
 
 
 def test_enough_rows_without_a_difference_are_no_effect():
@@ -247,3 +247,20 @@ def test_the_interval_of_macro_f1_lies_around_its_score_where_rare_labels_are_mi
     assert drawn.mean() == pytest.approx(alone.score)
     assert alone.ci95 is not None
     assert alone.ci95[0] < alone.score < alone.ci95[1] < 0.75
+
+
+def test_bleu_alone_has_an_interval_on_its_own_scale():
+    gold = [f"the quick brown fox number {i} jumps over the lazy dog" for i in range(12)]
+    given = [text if i % 3 else text.replace("quick brown", "slow") for i, text in enumerate(gold)]
+    found = score("bleu", gold, given, name="bleu")
+    assert found.ci95 is not None
+    assert found.ci95[0] < found.score < found.ci95[1] <= 100
+    whole = score("bleu", gold, gold, name="bleu")
+    assert whole.ci95 == pytest.approx((75.7, 100), abs=0.1)  # Wilson: 12 of 12
+
+
+def test_rows_that_a_difference_would_take_are_told_by_the_quantiles_that_so_many_have():
+    found = compare_paired(np.array([0.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0]))
+    assert found.rows_needed is not None
+    # about ((1.96 + 0.84) / 0.02)**2 times the variance of a difference, at most 1; not by the quantiles of 2 degrees
+    assert found.rows_needed < 25_000

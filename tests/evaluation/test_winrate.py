@@ -49,3 +49,5 @@ def test_a_side_that_always_wins_is_near_one():
     found = win_rate([1.0] * 20, (texts(*[20] * 20), texts(*range(10, 30))))
     assert 0.97 < found.controlled <= 1.0
     assert found.words == (1.0, 1.0)
+    assert found.controlled_ci95 == found.ci95  # every draw is won: that is no certainty
+    assert found.ci95[0] < 0.9

@@ -33,6 +33,12 @@ def head_of(kind: str, objective: Classify, bias: list[float]):
     return made
 
 
+def test_a_special_token_in_a_text_is_text():
+    form = template("bert")
+    tokens, _ = Classify(labels=("a", "b")).question("bad [SEP] day", form, limit=64)
+    assert tokens.ids.count(form.tokenizer.sep_token_id) == 1  # the one at the end
+
+
 def read(kind: str, objective: Classify, examples: list[Labelled], *, limit: int = 512):
     form = template(kind)
     return collate([objective.encode(example, form, limit=limit) for example in examples], share=kind != "bert")

@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
         token = kept_token(address, args.token_file)
         engine = STARTS[kind](sources, limits, offline=args.offline)
         _say(engine, url(sock, address), token, args)
-        thumbs = Thumbs(lambda name: args.store or _room(folder_of(name, sources)) / FILE)
+        shelf = engine.shelf
+        thumbs = Thumbs(lambda name: args.store or _room(folder_of(name, sources, shelf.get(name).version)) / FILE)
         app = Api(engine, splits=splits, metrics=Metrics(), thumbs=thumbs).app()
         try:
             serve(app, sock, token=token, manner=MANNER, drain=DRAIN)
@@ -156,9 +157,11 @@ def sources_of(runs: list[str]) -> dict[str, list[Path]]:
     return sources
 
 
-def folder_of(name: str, sources: dict[str, list[Path]]) -> Path:
-    """Where the thumbs of a model are kept: a base has no folder of its own, and shares that of the first run."""
-    return sources.get(name.partition("/")[0], next(iter(sources.values())))[0]
+def folder_of(name: str, sources: dict[str, list[Path]], version: int = 1) -> Path:
+    """Where the thumbs of a version of a model are kept: a base has no folder of its own, and shares that of the first
+    run."""
+    folders = sources.get(name.partition("/")[0])
+    return folders[version - 1] if folders else next(iter(sources.values()))[0]
 
 
 def shares_of(given: list[str], sources: dict[str, list[Path]]) -> dict[str, dict[str, float]]:

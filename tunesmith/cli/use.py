@@ -73,8 +73,9 @@ def ask(args: argparse.Namespace) -> int:
     model = load(args.folder, offline=args.offline).at(args.task)
     sampling = sampling_of(args, model.sampling)
     told = _told(model, text, sampling)
-    if part := _left_out(model, text):
-        log(f"ask: the text is longer than the {model.limit} tokens of a row; its {part} was left out")
+    room = model.room(sampling.max_new_tokens)
+    if part := _left_out(model, text, room):
+        log(f"ask: the text is longer than the {room} tokens there are for it; its {part} was left out")
     if publish({"run": args.folder, "text": text, **told}, args):
         return 0
     if "probabilities" in told:
@@ -106,18 +107,19 @@ def _ask_arm(args: argparse.Namespace, text: str) -> int:
     return 0
 
 
-def _left_out(model: LocalModel, text: str) -> str:
-    """Which part of the text the model did not see; empty where it saw the whole."""
+def _left_out(model: LocalModel, text: str, room: int) -> str:
+    """Which part of the text the model did not see in so many tokens; empty where it saw the whole."""
     from tunesmith.cli.conversation import opening
     from tunesmith.objectives import Classify, Domain
 
     if isinstance(model.objective, Domain):
         part = "beginning" if model.policy.family == "decoder" else "end"
-        return part if len(model.template.document(text).ids) > model.limit else ""
+        most = room if part == "beginning" else model.limit
+        return part if len(model.template.document(text).ids) > most else ""
     if isinstance(model.objective, Classify):
         cut = model.objective.question(text, model.template, limit=model.limit)[1]
     else:
-        cut = model.template.fit([opening(model, text)], model.limit)[1]
+        cut = model.template.fit([opening(model, text)], room)[1]
     return "end" if cut else ""
 
 

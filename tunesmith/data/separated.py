@@ -52,7 +52,7 @@ def read_table(path: Path) -> Iterator[Row | BrokenLine]:
         raise DataError(f"{name}:1: {header.strip()!r} is for Excel alone; take that line out")
     marks = "\t" if path.suffix.lower() == ".tsv" else ",;\t|"
     # A cell of the header may hold another mark: the one that cuts it into the most cells is it.
-    mark = max(marks, key=lambda mark: len(next(csv.reader([header], delimiter=mark))))
+    mark = max(marks, key=lambda mark: len(_next(csv.reader([header], delimiter=mark)) or ()))
     plain = mark == "\t" and _quotes_are_text(path, header)
     return _rows(_cells(path, mark, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL), name, mark)
 

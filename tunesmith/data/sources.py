@@ -11,7 +11,7 @@ from pathlib import Path
 from tunesmith.data.examples import Example, fingerprint, group_of
 from tunesmith.data.near import without_near_copies
 from tunesmith.data.rows import Row, keep, read_rows
-from tunesmith.data.split import Split, file_name, separate, split, unlearned_labels
+from tunesmith.data.split import Split, by_prompt, file_name, separate, split, unlearned_labels
 from tunesmith.errors import DataError
 
 Parse = Callable[[list[Row]], Sequence[Example]]
@@ -50,6 +50,8 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
             read = keep(read_rows(source, offline=offline), sources.where)
             parts[name] = _grouped(list(parse(read)), read, sources.group)
             rows += len(read)
+    if len(parts) > 1:  # a single file is grouped as it is cut
+        _group_by_prompt(parts)
     before = sum(map(len, parts.values()))
     notes = _set_apart(parts)
     removed = before - sum(map(len, parts.values()))
@@ -78,6 +80,13 @@ def _grouped(examples: list[Example], rows: Sequence[Row], column: str) -> list[
         cure = "name the column that tells which rows belong together, or leave `group` out"
         raise DataError(f"{file_name(examples)}: the group column {column!r} is blank in every row; {cure}")
     return [example if example.group else replace(example, group=groups[example.where]) for example in examples]
+
+
+def _group_by_prompt(parts: dict[str, list[Example]]) -> None:
+    """Group judged answers to one prompt, in place, in whichever files they stand."""
+    together = iter(by_prompt([example for part in parts.values() for example in part]))
+    for name, part in parts.items():
+        parts[name] = [next(together) for _ in part]
 
 
 def _set_apart(parts: dict[str, list[Example]]) -> list[str]:

@@ -35,7 +35,8 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
     Test is drawn first and does not depend on `validation`. Copies of held-out questions are then removed.
     Where no group is named, judged answers to the same prompt are one.
     """
-    examples, unit = _with_prompts(examples)
+    bare, examples = examples, by_prompt(examples, fewest=FEWEST_PROMPTS)
+    unit = "groups" if examples is bare else "prompts"
     shares = {"test": test, "validation": validation}
     _check_shares(shares)
     wanted = {name: int(len(examples) * share + 0.5) for name, share in shares.items()}
@@ -73,6 +74,18 @@ def separate(train: Sequence[Example], held_out: Sequence[Example], *, what: str
     return kept, len(train) - len(kept)
 
 
+def by_prompt(examples: Sequence[Example], *, fewest: int = 2) -> Sequence[Example]:
+    """The examples, judged answers grouped by their prompts where none names a group and some share a prompt.
+
+    They stay as they are where there are fewer prompts than `fewest`.
+    """
+    judged = [example for example in examples if isinstance(example, Pair | Thumb) and not example.group]
+    prompts = [_lot(prompt_of(example), 0).hex() for example in judged]
+    if len(judged) < len(examples) or not fewest <= len(set(prompts)) < len(prompts):
+        return examples
+    return [replace(example, group=prompt) for example, prompt in zip(judged, prompts, strict=True)]
+
+
 def unlearned_labels(parts: Mapping[str, Sequence[Example]]) -> list[str]:
     """A note for each label that a held-out part has and train does not."""
     learned = _labels(parts["train"])
@@ -87,15 +100,6 @@ def unlearned_labels(parts: Mapping[str, Sequence[Example]]) -> list[str]:
 def file_name(examples: Sequence[Example]) -> str:
     """The file or the folder that the examples came from, as errors name it."""
     return examples[0].where.rpartition(":")[0] or examples[0].where.partition("/")[0] if examples else "data"
-
-
-def _with_prompts(examples: Sequence[Example]) -> tuple[Sequence[Example], str]:
-    """The examples and what their groups are: of judged answers without one their prompts, where some share one."""
-    judged = [example for example in examples if isinstance(example, Pair | Thumb) and not example.group]
-    prompts = [_lot(prompt_of(example), 0).hex() for example in judged]
-    if len(judged) < len(examples) or not FEWEST_PROMPTS <= len(set(prompts)) < len(prompts):
-        return examples, "groups"
-    return [replace(example, group=prompt) for example, prompt in zip(judged, prompts, strict=True)], "prompts"
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:

@@ -31,7 +31,9 @@ def field_terms(texts: Iterable[str]) -> tuple[str, ...]:
     """
     counts: Counter[str] = Counter()
     documents: Counter[str] = Counter()
+    read = 0
     for text in texts:
+        read += 1
         words = [word for word, _, _ in words_of(text)]
         counts.update(words)
         documents.update(set(words))
@@ -41,7 +43,7 @@ def field_terms(texts: Iterable[str]) -> tuple[str, ...]:
         word: _ratio(count, here, general[word], there)
         for word, count in counts.items()
         if count >= FEWEST
-        and documents[word] >= min(DOCUMENTS, len(documents))
+        and documents[word] >= min(DOCUMENTS, read)
         and (count / here) >= LIFT * (general[word] + 0.5) / there
     }
     return tuple(sorted(ranked, key=lambda word: (-ranked[word], word))[:MOST])

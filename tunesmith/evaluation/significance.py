@@ -29,6 +29,7 @@ from tunesmith.evaluation.resampling import (
 Floats = NDArray[np.float64]
 
 POWER = 0.80
+ROUNDS = 8
 SMALL_SHARE = 0.02  # a difference below 2 % of the scale counts as none
 # Losses and what is made of them; more of anything else is better.
 _LOSSES = frozenset({"perplexity", "nats_per_token", "bits_per_byte", "masked_loss"})
@@ -220,22 +221,36 @@ def _is_binary(scores: Floats) -> bool:
     return bool(np.isin(scores, (0.0, 1.0)).all())
 
 
+def _quantiles(clusters: float) -> float:
+    """Deviations of a difference that is found 80 times in 100."""
+    from scipy.special import stdtrit
+
+    degrees = max(1.0, clusters - 1)
+    return float(stdtrit(degrees, 1 - ALPHA / 2) + stdtrit(degrees, POWER))
+
+
+def _times(clusters: int, deviation: float) -> float:
+    """How many times the clusters would show the difference that `deviation` is in units of; more of them have
+    narrower quantiles too."""
+    times = 1.0
+    for _ in range(ROUNDS):
+        times = max(1.0, (_quantiles(times * clusters) * deviation) ** 2)
+    return times
+
+
 def judged(found: PairedComparison, deviation: float, *, scale: float, fewest_rows: int = 0) -> PairedComparison:
     """The comparison with its verdict, from the deviation that `delta` has where there is no effect.
 
     At least `fewest_rows` scores must differ, however few differ here: else a model that changed one row of
     50 would seem to be measured to a hair.
     """
-    from scipy.special import stdtrit
-
-    degrees, small = max(1, found.clusters - 1), SMALL_SHARE * scale
-    reach = float(stdtrit(degrees, 1 - ALPHA / 2) + stdtrit(degrees, POWER)) * deviation
+    small, reach = SMALL_SHARE * scale, _quantiles(found.clusters) * deviation
     smallest = scale if found.clusters < FEWEST else min(scale, max(reach, scale * fewest_rows / found.n))
     if found.p_value < ALPHA:
         return replace(found, smallest_detectable=smallest, verdict="better" if found.delta > 0 else "worse")
     low, high = found.ci95
     sure = deviation == 0 or smallest <= small
-    rows = 0.0 if sure else max(fewest_rows / SMALL_SHARE, found.n * max(1.0, (reach / small) ** 2))
+    rows = 0.0 if sure else max(fewest_rows / SMALL_SHARE, found.n * _times(found.clusters, deviation / small))
     return replace(
         found,
         ci95=(min(low, 0.0), max(high, 0.0)),

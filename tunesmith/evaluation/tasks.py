@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 # Draws for the interval of one score alone; a comparison, which a verdict hangs on, takes more.
 RESAMPLES = 2000
 # Metrics whose scale is not 1.
-SCALES = {"chrf": 100.0}
+SCALES = {"chrf": 100.0, "bleu": 100.0}
 
 # Several labels of one row travel as one text, a line each.
 LABEL_BREAK = "\n"

@@ -58,12 +58,15 @@ def win_rate(
     clusters, lead = Clusters.of(len(won), groups), won - 0.5
     drawn = clusters.drawn_rows(rng, DRAWS)
     controlled = np.array([_at_equal_length(won[rows], help_of_length[rows]) for rows in drawn])
+    plain = interval(won, groups=groups)
+    # Where all won, or lost, every draw is alike, and would claim certainty.
+    told = plain if not np.ptp(won) else percentiles(controlled, clusters.count)
     return WinRate(
         rate=float(won.mean()),
-        ci95=interval(won, groups=groups),
+        ci95=plain,
         p_value=sign_flip(clusters.sums(lead), rng, FLIPS) if clusters.grouped else mcnemar(lead),
         controlled=_at_equal_length(won, help_of_length),
-        controlled_ci95=percentiles(controlled, clusters.count) if clusters.count > 1 else (0.0, 1.0),
+        controlled_ci95=told if clusters.count > 1 else (0.0, 1.0),
         ties=len(won) - wins - losses,
         n=len(won),
         words=(_words(other), _words(own)),

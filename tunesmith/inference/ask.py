@@ -11,6 +11,7 @@ from tunesmith.data.template import Template
 from tunesmith.data.windows import beginning
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.local import LocalModel
+from tunesmith.model.families import positions_of
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Reward
 
@@ -75,5 +76,5 @@ class Ask:
 
 def places_left(model: LocalModel, taken: int) -> int:
     """Tokens that an answer can have before the model runs out of positions."""
-    most = getattr(model.policy.network.config, "max_position_embeddings", None)
-    return int(most) - taken if most else taken + 2**31
+    most = positions_of(model.policy.network.config.to_dict())
+    return most - taken if most else 2**31

@@ -69,7 +69,7 @@ class Files:
             if not ask.in_pieces:
                 yield _whole(json.loads(await answer.aread()), model, ask)
                 return
-            async for line in answer.aiter_lines():
+            async for line in _lines(answer):
                 mark, _, said = line.partition(": ")
                 if mark not in ("data", "error") or said == "[DONE]":
                     continue
@@ -86,6 +86,15 @@ class Files:
     def close(self) -> None:
         """Let go of all servers, which ends them."""
         self._servers.clear()
+
+
+async def _lines(answer: httpx.Response) -> AsyncGenerator[str, None]:
+    """What comes, line by line; httpx cuts at U+2028 and its like too, which stand in texts as they are."""
+    rest = ""
+    async for part in answer.aiter_text():
+        *lines, rest = (rest + part).split("\n")
+        for line in lines:
+            yield line.rstrip("\r")
 
 
 def find_file(place: Path) -> Path:

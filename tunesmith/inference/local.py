@@ -79,7 +79,7 @@ class LocalModel:
 
     def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling | None = None) -> list[Reply]:
         """An answer to each, in order."""
-        sampling = sampling or self.sampling
+        sampling = self._fitting(sampling)
         prompts = [self.prompt(messages, answer=sampling.max_new_tokens) for messages in batch]
         drawn = generate(self._decoder(), prompts, sampling=sampling, template=self.template)
         return [
@@ -94,7 +94,7 @@ class LocalModel:
 
     def stream(self, messages: Sequence[Message], *, sampling: Sampling | None = None) -> Iterator[str]:
         """One answer, in pieces as it comes."""
-        sampling = sampling or self.sampling
+        sampling = self._fitting(sampling)
         prompt = self.prompt(messages, answer=sampling.max_new_tokens)
         yield from stream(self._decoder(), prompt, sampling=sampling, template=self.template)
 
@@ -125,7 +125,7 @@ class LocalModel:
 
     def complete(self, texts: Sequence[str], *, sampling: Sampling | None = None) -> list[Reply]:
         """How each text goes on, no chat around it; of a text that is too long its end counts."""
-        sampling = sampling or self.sampling
+        sampling = self._fitting(sampling)
         room = self.room(sampling.max_new_tokens)
         starts = [beginning(text, self.template, limit=room) for text in texts]
         drawn = generate(self._decoder(), starts, sampling=sampling, template=self.template)
@@ -216,10 +216,22 @@ class LocalModel:
         return self.policy
 
     def room(self, answer: int) -> int:
-        """Tokens that a prompt may have: the limit, less where an answer of so many would run out of positions."""
+        """Tokens that a prompt may have: the limit, less where an answer of so many would run out of positions, of
+        which a prompt may have half."""
+        positions = self._positions()
+        return min(self.limit, max(positions - answer, positions // 2)) if positions else self.limit
+
+    def _positions(self) -> int:
+        """How many a prompt and its answer have together; 0 where the network says none."""
         virtual = 0 if self.policy.virtual is None else self.policy.virtual.size
         positions = positions_of(self.policy.network.config.to_dict())
-        return min(self.limit, positions - virtual - answer) if positions else self.limit
+        return positions - virtual if positions else 0
+
+    def _fitting(self, sampling: Sampling | None) -> Sampling:
+        """The wish, or the model's own way, with answers no longer than the positions that prompts leave them."""
+        wish, positions = sampling or self.sampling, self._positions()
+        left = positions - self.room(wish.max_new_tokens) if positions else wish.max_new_tokens
+        return replace(wish, max_new_tokens=min(wish.max_new_tokens, left))
 
     def prompt(self, messages: Sequence[Message], *, answer: int = 0) -> list[int]:
         """The ids of a question, its longest turn shortened where it leaves no room for an answer of so many."""
@@ -239,7 +251,7 @@ class LocalModel:
         if isinstance(self.objective, Classify):
             return self.objective.question(text, self.template, limit=self.limit)[0]
         if isinstance(self.objective, Domain):
-            ids = self.template.document(text, limit=self.limit).ids
+            ids = self.template.document(self.template.harmless(text), limit=self.limit).ids
             return Tokens(ids, [False] * len(ids))
         ids = self.prompt([Message("user", text)])
         return Tokens(ids, [False] * len(ids))

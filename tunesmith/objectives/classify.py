@@ -112,6 +112,7 @@ class Classify(BaseModel):
     def question(self, text: str, template: Template, *, limit: int) -> tuple[Tokens, bool]:
         """The ids that are read before a label is given, and whether the text was shortened."""
         if not template.chats:
+            text = template.harmless(text)
             tokens = template.document(text, limit=limit)
             shortened = len(tokens.ids) == limit and len(template.document(text).ids) > limit
             return Tokens(tokens.ids, [False] * len(tokens.ids)), shortened

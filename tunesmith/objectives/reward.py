@@ -109,8 +109,8 @@ def _as_texts(
     prompt: Sequence[Message], answers: Sequence[str], template: Template, *, limit: int
 ) -> tuple[list[Tokens], bool]:
     """Prompt and answer as one text for a model that knows no chats; the prompt gives way to the longest answer."""
-    tails = [template.document(answer).ids for answer in answers]
-    asked = template.document("\n".join(message.content for message in prompt)).ids
+    tails = [template.document(template.harmless(answer)).ids for answer in answers]
+    asked = template.document(template.harmless("\n".join(message.content for message in prompt))).ids
     room = max(0, limit - max(map(len, tails)))
     opens = template.tokenizer.cls_token_id
     # One opening token stands before all: the answer's own falls away behind a prompt.

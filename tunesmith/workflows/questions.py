@@ -11,6 +11,7 @@ from typing import Any
 from tunesmith.data.examples import Example, Labelled
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row, columns_of, keep, read_rows
+from tunesmith.data.split import by_prompt
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.inference.folder import About, read_about
 from tunesmith.inference.open import FoundModel
@@ -64,7 +65,7 @@ def read_task(asked: EvaluateRequest, found: FoundModel, *, offline: bool) -> Sc
         raw["data"] |= {"max_tokens": about.limit, "group": _group(found, rows, asked.task)}
     recipe, notes = make_recipe(raw, place=f"evaluate {asked.data}", changes=asked.changes)
     objective = recipe.objective
-    examples = objective.examples(keep(rows, recipe.data.where), group=recipe.data.group)
+    examples = [*by_prompt(objective.examples(keep(rows, recipe.data.where), group=recipe.data.group))]
     if asked.rows and asked.rows < len(examples):
         some = sorted(random.Random(recipe.seed).sample(range(len(examples)), asked.rows))
         notes.append(f"{asked.rows} of {len(examples)} rows, drawn with seed {recipe.seed}")

@@ -181,7 +181,8 @@ def _writer(file: TextIO | TextIOWrapper, suffix: str) -> Callable[[str, Mapping
     """What writes a row and its place to the copy: JSON lines, or a table whose header is the first row's columns."""
     if suffix in JSON_LINES:
         return lambda where, row: _log(file, row)
-    table = csv.writer(file, delimiter=TABLES[suffix], lineterminator="\n")
+    # A cell with a carriage return is quoted only where that may end a line.
+    table = csv.writer(file, delimiter=TABLES[suffix], lineterminator="\r\n")
     header: list[str] = []
 
     def write(where: str, row: Mapping[str, object]) -> None:

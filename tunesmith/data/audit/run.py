@@ -237,5 +237,5 @@ class _Auditor:
 def _sample(table: RowTable, row: int, note: str) -> Sample:
     """A row to look at; what must not be told on is masked."""
     text = " → ".join(filter(None, (" ".join(part.split()) for part in table.text(row))))
-    text = masked(text[: 4 * SHOWN])[0].encode(errors="backslashreplace").decode()  # half an emoji cannot be shown
+    text = masked(text)[0].encode(errors="backslashreplace").decode()  # half an emoji cannot be shown
     return Sample(where=table.where(row), text=text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…", note=note)

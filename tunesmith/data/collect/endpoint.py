@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from tunesmith.data.collect.document import one_line
 from tunesmith.data.collect.written import Answer
@@ -41,8 +41,8 @@ class Endpoint:
 
 def check(endpoint: Endpoint, *, offline: bool) -> None:
     """Nothing for an address that may be asked. Raises DataError."""
-    parts = urlsplit(endpoint.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    parts = _parts(endpoint.url)
+    if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
         raise DataError(f"{endpoint.url}: no address of a server; write http://HOST:PORT/v1")
     if parts.username or parts.password:
         raise DataError(f"{parts.hostname}: the address holds a password; give the key in TUNESMITH_API_KEY")
@@ -54,9 +54,19 @@ def check(endpoint: Endpoint, *, offline: bool) -> None:
         raise DataError(f"{endpoint.url}: a key over http can be read by others on the way; write https")
 
 
+def _parts(url: str) -> SplitResult | None:
+    """What an address is made of; None where it is none."""
+    try:
+        found = urlsplit(url)
+        return found if found.port != 0 else None
+    except ValueError:
+        return None
+
+
 def is_local(url: str) -> bool:
     """Whether an address is on this machine."""
-    return is_loopback(urlsplit(url).hostname or "")
+    parts = _parts(url)
+    return parts is not None and is_loopback(parts.hostname or "")
 
 
 def is_loopback(host: str) -> bool:
