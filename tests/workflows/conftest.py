@@ -29,7 +29,9 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.Mon
         only_a_glance(patch)
         patch.setattr("tunesmith.workflows.tune.write_reports", lambda folder: None)
         patch.setattr("tunesmith.workflows.yardsticks.answering.cheap_ways", lambda prepared, test: {})
-        patch.setattr("tunesmith.workflows.answers.linear_probe", lambda states, labels, asked: labels[:1] * len(asked))
+        patch.setattr(
+            "tunesmith.workflows.answers.linear_probe", lambda states, labels, asked, metric: labels[:1] * len(asked)
+        )
         yield patch
 
 

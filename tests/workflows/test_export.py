@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,9 @@ def test_a_score_may_move_by_one_row_or_by_the_bound(form: str, score: float, sa
     found = ProgramAgreement("accuracy", 100, 1.0, 1.0, score_original=0.90, score_export=score)
     assert faults({"": found}, form) == said
     assert faults({"french": found}, form) == tuple(f"french: {one}" for one in said)
+
+
+def test_a_score_of_a_hundred_may_move_a_hundred_times_as_far():
+    moved = ProgramAgreement("chrf", 64, 1.0, 62 / 64, score_original=49.3, score_export=49.0)
+    assert faults({"": moved}, "gguf f16") == ()
+    assert faults({"": replace(moved, score_export=47.0)}, "gguf f16") == ("chrf moves by 2.300",)

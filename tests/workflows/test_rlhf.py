@@ -24,7 +24,7 @@ from tunesmith.workflows import rlhf as walk
 from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 from tunesmith.workflows.judging import Replies, over
 from tunesmith.workflows.loop_learn import enough, learned, votes_so_far, write_rows
-from tunesmith.workflows.loop_open import Way, ahead, open_loop
+from tunesmith.workflows.loop_open import UnderWay, Way, ahead, begin_loop, read_loop
 from tunesmith.workflows.panel import PageChoice
 from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.rlhf import rlhf
@@ -49,6 +49,14 @@ def unfinished(attempt):
     return 0.0 if attempt.finished else 1.0
 """
 QUIET = Way(lambda event: None, offline=True)
+
+
+def open_loop(recipe: Recipe, out: Path, way: Way) -> UnderWay:
+    """A loop whose folder is begun."""
+    loop = read_loop(recipe, out, way)
+    loop.folder.mkdir(parents=True, exist_ok=True)
+    begin_loop(loop)
+    return loop
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from tunesmith.recipe import Recipe
 from tunesmith.report.html import write_reports
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import run_folder, worth
-from tunesmith.workflows.run_folder import open_run
+from tunesmith.workflows.run_folder import alone, open_run
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -181,6 +183,39 @@ def test_two_processes_do_not_go_on_with_one_run(tmp_path: Path):
 
     assert not tune(made, tmp_path / "run", listen=listen).already
     assert "run: another process is at work on this run; wait until it is done, or stop it" in refused[0]
+
+
+def test_a_folder_is_made_for_one_process_and_goes_again_where_it_stays_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    place = tmp_path / "runs" / "one"
+    with alone(place):
+        assert place.is_dir()
+        with pytest.raises(CheckpointError, match="another process is at work"), alone(place):
+            pass
+    assert list(tmp_path.iterdir()) == []
+    no_locks = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
+    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
+    with alone(place), alone(place):
+        assert place.is_dir()
+
+
+def test_a_run_that_another_process_ended_meanwhile_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = recipe(tmp_path, reviews(), "bert", schedule={"probe": False})
+    first = tune(made, tmp_path / "run")
+    seen = iter([False, True])  # not finished before the lock, finished behind it
+    monkeypatch.setattr(run_folder.RunFolder, "finished", property(lambda folder: next(seen)))
+    again = tune(made, tmp_path / "run")
+    assert (again.already, again.report) == (True, first.report)
+
+
+def test_a_place_that_is_left_empty_names_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    made = recipe(tmp_path, reviews(), "bert", replay={"source": ""}, data={"validation": ""})
+    assert made.data.validation == 0
+    before = open_run(made, None).path
+    (tmp_path / "other.txt").write_text("nothing of the run's")
+    assert open_run(made, None).path == before
 
 
 def nearby(place: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:

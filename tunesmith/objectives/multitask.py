@@ -26,14 +26,18 @@ from tunesmith.objectives.reward import Reward
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 
 
+# A share of the rows, or a file; where nothing is written none is held out.
+Part = Annotated[float | str, BeforeValidator(lambda value: 0.0 if value == "" else value)]
+
+
 class TaskRows(BaseModel):
     """Where rows come from and how they are split."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     train: str = Field("", description="file or Hub data set")
-    validation: float | str = Field(0.1, description="fraction of the rows, or a file")
-    test: float | str = Field(0.2, description="fraction of the rows, or a file")
+    validation: Part = Field(0.1, description="fraction of the rows, or a file")
+    test: Part = Field(0.2, description="fraction of the rows, or a file")
     group: str = Field("", description="column whose values never straddle a split")
     where: dict[str, list[Any]] = Field(default_factory=dict, description="keep rows with these values")
     rows: int = Field(0, ge=0, description="use at most this many training rows; 0: all")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tunesmith.evaluation.calibration import coverage_curve
 from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.significance import interval
-from tunesmith.evaluation.tasks import LABEL_BREAK, PER_ROW, Difference
+from tunesmith.evaluation.tasks import LABEL_BREAK, PER_ROW, SCALES, Difference
 from tunesmith.objectives import Classify
 from tunesmith.recipe import AnyObjective, Recipe, load_recipe
 from tunesmith.report.predictions import STATED, Prediction, read_predictions, row_scores, rows_of_task
@@ -150,7 +150,7 @@ def _tuned_interval(facts: RunFacts) -> tuple[float, float] | None:
     scores = row_scores(facts.predictions, metric)
     if scores is None or (metric not in PER_ROW and metric not in STATED):
         return None
-    return interval(scores[1], groups=groups_of(facts.predictions))
+    return interval(scores[1], groups=groups_of(facts.predictions), scale=SCALES.get(metric, 1.0))
 
 
 def groups_to_read(facts: RunFacts) -> list[Group]:

@@ -115,7 +115,13 @@ class Wandb:
     def __init__(self, session: Session) -> None:
         library = _library("wandb")
         quiet = library.Settings(silent=True, console="off")
-        places = {"project": PROJECT, "name": session.name, "dir": str(session.run), "config": dict(session.config)}
+        places = {
+            "project": PROJECT,
+            "name": session.name,
+            "dir": str(session.run),
+            "config": dict(session.config),
+            "id": session.id,
+        }
         try:
             self._run = library.init(**places, mode="offline", settings=quiet)
         except library.errors.Error as error:

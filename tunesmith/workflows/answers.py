@@ -41,6 +41,11 @@ def gold(examples: Sequence[Example]) -> list[str]:
     return [LABEL_BREAK.join(sorted(e.labels)) if isinstance(e, Labelled) else reference(e) for e in examples]
 
 
+def chosen_by(objective: Classify) -> str:
+    """The metric by which ways on frozen states or counted words choose their settings."""
+    return "accuracy" if objective.metric == "accuracy" else "macro_f1"
+
+
 def question(example: Example) -> str:
     """What a row asks, for people to read."""
     return example.text if isinstance(example, Labelled) else asked(example)[-1].content
@@ -116,11 +121,13 @@ class Untuned:
         seconds = time.perf_counter() - began  # as any other model's: what is learned before and after is not counted
         labels = [e.labels for e in train if isinstance(e, Labelled)]
         assert isinstance(self.objective, Classify)
+        metric = chosen_by(self.objective)
         if not self.objective.multi:
-            given = linear_probe(learn, [LABEL_BREAK.join(found) for found in labels], ask)
+            given = linear_probe(learn, [LABEL_BREAK.join(found) for found in labels], ask, metric=metric)
         else:
             columns = {
-                label: _yes(label, labels, lambda y: linear_probe(learn, y, ask)) for label in self.objective.labels
+                label: _yes(label, labels, lambda y: linear_probe(learn, y, ask, metric=metric))
+                for label in self.objective.labels
             }
             given = [
                 LABEL_BREAK.join(sorted(la for la in columns if columns[la][i] == "yes")) for i in range(len(test))

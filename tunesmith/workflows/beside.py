@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tunesmith.data.examples import Example, Text
 from tunesmith.decision.plan import reading_seconds, writing_seconds
+from tunesmith.evaluation.retention import WINDOW, WINDOWS
 from tunesmith.objectives import Classify, Instruct, Preference, Reward
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
@@ -14,7 +15,8 @@ from tunesmith.report.plan import Bounds
 from tunesmith.training.probe import ROWS
 from tunesmith.workflows.answers import CHOICE_ROWS
 from tunesmith.workflows.batches import Batches
-from tunesmith.workflows.counting import planned, tasks_of
+from tunesmith.workflows.counting import READINGS, planned, tasks_of
+from tunesmith.workflows.learner import needs_start
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.survey import Survey
 from tunesmith.workflows.train import untouched
@@ -57,20 +59,37 @@ def count_beside(prepared: Prepared, found: Survey) -> Beside:
     """What is read and written beside the training of these rows."""
     parts, plan, work = tasks_of(prepared), planned(prepared, untouched(prepared)), found.work
     trained = 2 if prepared.recipe.controls else 1
-    checked = [batch for part in parts if part.validation for batch in Batches(part, part.validation).all()]
     evaluations = -(-plan.steps // plan.eval_steps) if plan.eval_steps else 0
     learned = plan.steps * prepared.recipe.schedule.batch_rows  # rows of all passes, a text's windows each one
-    each = work.computed / learned * len(prepared.train) / sum(_size(part.loaded.split.train) for part in parts)
-    general = GENERAL_TOKENS if prepared.base.family == "decoder" else 0  # what the base says to them is kept
-    read = trained * evaluations * sum(map(found.counter.computed, checked))
+    # Of the tokens of all rows the share that passes through the network, where rows share what they begin with.
+    passing = work.computed / learned * len(prepared.train) / sum(map(_tokens, parts))
+    asked = sum(passing * _tokens(part) / _size(part.loaded.split.train) * _asked(part, trained) for part in parts)
+    decoder, gated = prepared.base.family == "decoder", prepared.recipe.gates.max_general_nats is not None
+    general = GENERAL_TOKENS if decoder else 0  # what the base says to them is kept
+    checked = sum(_checked(part, found) for part in parts) + (WINDOW * WINDOWS if decoder and gated else 0)
     # They end when they want to, so half of the rows are there at a time.
     answers = [((1 + trained) * group.answer, group.rows / 2) for group in work.written]
     return Beside(
         trained=trained,
         probed=PROBED * ROWS * len(parts) / learned if prepared.recipe.schedule.probe else 0.0,
-        read=read + each * sum(_asked(part, trained) for part in parts) + general,
+        read=trained * evaluations * checked + asked + general,
         written=(*answers, *(one for part in parts for one in _chosen(part))),
     )
+
+
+def _tokens(part: Prepared) -> int:
+    """Tokens of a task's training rows."""
+    return sum(row.length for row in part.train)
+
+
+def _checked(part: Prepared, found: Survey) -> int:
+    """Tokens that a validation of a task reads: for the loss, and beside its start for what answers have gained."""
+    if not part.validation:
+        return 0
+    objective = part.recipe.objective
+    beside = isinstance(objective, Preference) and objective.needs_reference
+    times = 1 + beside + (READINGS if needs_start(objective) else 0)
+    return times * sum(map(found.counter.computed, Batches(part, part.validation).all()))
 
 
 def _asked(part: Prepared, trained: int) -> int:

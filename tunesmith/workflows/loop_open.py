@@ -87,16 +87,15 @@ class UnderWay:
         return known if same else None
 
 
-def open_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
-    """The loop with its folder begun. Raises what `read_loop` raises."""
-    loop = read_loop(recipe, out, way)
+def begin_loop(loop: UnderWay) -> None:
+    """Write down what the loop is, or goes on with."""
+    recipe = loop.recipe
     judges = (recipe.loop.judge, recipe.loop.final_judge)
     kept, changed = loop.run.since("judges", digests(judges))
     for name in changed:
-        way.note(f"{name}: the judge's file has changed since this loop began; what it judged before stays")
+        loop.way.note(f"{name}: the judge's file has changed since this loop began; what it judged before stays")
     loop.run.begin({"judges": kept})
     save_recipe(recipe, loop.folder / "recipe.yaml")
-    return loop
 
 
 def ahead(recipe: Recipe, *, way: Way, out: Path | None = None) -> Ahead:

@@ -110,22 +110,25 @@ def need(
     Raises the errors of `prepare`, RecipeError for what may not be asked, Refused where rows or minutes are too few.
     """
     folder = open_run(recipe, out, prefix="need-", file="need.run.json")
-    prepared = prepare(_pinned(recipe, folder), listen=watch.listen, offline=offline)
-    available = len(prepared.train)
-    _check(question, prepared, available)
-    machine = prepared.machine
-    on = {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
-    folder.begin({"machine": on})
-    ladder = Ladder(prepared, yardstick_of(Frozen.of(prepared)), folder.path, watch, offline)
     with alone(folder.path):
-        sizes, notes = _sizes(ladder, question.minutes)
-        cells, seconds = _run(ladder, sizes)
+        return folder.path, _needed(recipe, question, folder, watch, offline=offline)
+
+
+def _needed(recipe: Recipe, question: CurveQuestion, folder: RunFolder, watch: Watch, *, offline: bool) -> Need:
+    """The answer, and its files in the folder."""
+    prepared = prepare(_pinned(recipe, folder), listen=watch.listen, offline=offline)
+    _check(question, prepared, len(prepared.train))
+    on = prepared.machine
+    folder.begin({"machine": {"device": on.device, "dtype": on.dtype, "threads": on.threads}})
+    ladder = Ladder(prepared, yardstick_of(Frozen.of(prepared)), folder.path, watch, offline)
+    sizes, notes = _sizes(ladder, question.minutes)
+    cells, seconds = _run(ladder, sizes)
     if prepared.recipe.replay.share:
         notes.append("replay is left out of these runs: only the rows of the recipe's own file are counted")
     found = _answer(ladder, question, cells, notes=notes, seconds=seconds)
     write_whole(folder.path / "need.json", found.model_dump_json(indent=1))
     write_whole(folder.path / "need.html", page(found))
-    return folder.path, found
+    return found
 
 
 def epochs_at(rows: int, all_rows: int, epochs: float) -> float:

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from tunesmith.data.examples import Message
-from tunesmith.evaluation.tasks import PER_ROW, WHOLE, value
+from tunesmith.evaluation.tasks import PER_ROW, SCALES, WHOLE, value
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.generate import generate
 from tunesmith.model.sampling import Sampling
@@ -126,7 +126,7 @@ def _faults(found: ProgramAgreement, form: str) -> list[str]:
         said.append(f"{found.same_answers:.1%} of {found.rows} answers are the same, {least:.0%} have to be")
     if found.score_original is not None and found.score_export is not None:
         moved = abs(found.score_export - found.score_original)
-        if moved > max(most, 1 / found.rows if most else 0) + 1e-9:
+        if moved / SCALES.get(found.metric, 1.0) > max(most, 1 / found.rows if most else 0) + 1e-9:
             said.append(f"{found.metric} moves by {moved:.3f}")
     return said
 

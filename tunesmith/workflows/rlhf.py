@@ -19,7 +19,7 @@ from tunesmith.workflows.assemble import environment
 from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 from tunesmith.workflows.judging import Replies, as_rows, judge_by_rule, need_judged, over, replies_of
 from tunesmith.workflows.loop_learn import enough, learned, votes_so_far, write_rows
-from tunesmith.workflows.loop_open import JSON, REPLIES, UnderWay, Way, open_loop
+from tunesmith.workflows.loop_open import JSON, REPLIES, UnderWay, Way, begin_loop, read_loop
 from tunesmith.workflows.rewards import scorer
 from tunesmith.workflows.run_folder import alone
 from tunesmith.workflows.tune import Run
@@ -36,10 +36,11 @@ def rlhf(recipe: Recipe, *, way: Way, out: Path | None = None) -> LoopReport:
     prefer too little to learn from; RecipeError for a recipe that learns nothing from judgements or names no judge for
     the end.
     """
-    loop = open_loop(recipe, out, way)
+    loop = read_loop(recipe, out, way)
     if (known := loop.report()) is not None:
         return known
     with alone(loop.folder):
+        begin_loop(loop)
         report = _report(loop, _rounds(loop))
         write_whole(loop.folder / HTML, page(report))
         write_whole(loop.folder / JSON, report.model_dump_json(indent=1))

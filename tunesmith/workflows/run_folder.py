@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,17 +69,35 @@ class RunFolder:
 
 @contextmanager
 def alone(run: Path) -> Iterator[None]:
-    """A context in which no other process goes on with a run that was begun in this folder. Raises CheckpointError."""
-    lock = FileLock(run / LOCK, blocking=False)  # let go by the system too, where the process dies
+    """A context in which no other process works in this folder, which is made, and goes again where it stays empty.
+
+    Raises CheckpointError where another one does.
+    """
+    made = [place for place in (run, *run.parents) if not place.exists()]
+    with writing(run):
+        run.mkdir(parents=True, exist_ok=True)
+    release = _locked(run)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # what is not empty stays
+            (run / LOCK).unlink()
+            for place in made:
+                place.rmdir()
+        release()
+
+
+def _locked(run: Path) -> Callable[[], None]:
+    """Lock the folder; what unlocks it, as the system does where the process dies."""
+    lock = FileLock(run / LOCK, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
         cure = "wait until it is done, or stop it and go on from its last checkpoint"
         raise CheckpointError(f"{run}: another process is at work on this run; {cure}") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    except (OSError, NotImplementedError):
+        return lambda: None  # a disk without locks: there is no telling
+    return lock.release
 
 
 def open_run(
@@ -103,7 +121,7 @@ def open_run(
     if folder.begun:
         if folder.page().get("identity") not in known:
             raise CheckpointError(f"{path}: holds a run of another recipe or of other rows; {cure}")
-    elif path.is_file() or (path.exists() and any(path.iterdir())):
+    elif path.is_file() or (path.exists() and any(one.name != LOCK for one in path.iterdir())):
         raise CheckpointError(f"{path}: exists and is not a run; give another --out")
     return folder
 
@@ -126,7 +144,7 @@ def _identity(placed: Recipe, recipe: Recipe) -> str:
     """Digest of a recipe, its places spelled in one way or the other, and of the bytes of the files it names."""
     rows = [one.data for one in recipe.parts.values() or [recipe]]
     places = [place for data in rows for place in (data.train, data.validation, data.test)]
-    named = [Path(str(place)) for place in (*places, recipe.replay.source)]
+    named = [Path(place) for place in (*places, recipe.replay.source) if isinstance(place, str) and place]
     files = [sha256_of_file(file) for path in named for file in _files(path)]
     # Another last judge looks at the same answers, and more rounds come after those that are there: what people judged
     # and what was learned from it stays.

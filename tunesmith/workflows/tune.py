@@ -61,24 +61,22 @@ def tune_recipe(
     Goes on with an unfinished run of the same recipe; a finished one is returned as it is.
     """
     folder = open_run(recipe, out)
+    if not folder.finished:
+        with alone(folder.path):
+            if not folder.finished:  # by a process that was at work until now
+                return Run(folder.path, _tuned(recipe, folder, Watch(listen, stop), offline=offline))
+    _rewards(recipe, folder, listen)
+    if not (folder.path / "report.html").exists():  # the machine stopped between the report and its page
+        write_reports(folder.path)
+    return Run(folder.path, read_report(folder.path), already=True)
+
+
+def _tuned(recipe: Recipe, folder: RunFolder, watch: Watch, *, offline: bool) -> Report:
+    """The run from its last checkpoint, or its beginning, to its reports."""
+    listen, began = watch.listen, time.perf_counter()
     rewards = _rewards(recipe, folder, listen)
-    if folder.finished:
-        if not (folder.path / "report.html").exists():  # the machine stopped between the report and its page
-            write_reports(folder.path)
-        return Run(folder.path, read_report(folder.path), already=True)
-    if folder.begun:
-        recipe = _as_begun(recipe, folder)
-    began = time.perf_counter()
-    prepared = prepare(recipe, listen=listen, offline=offline)
+    prepared = prepare(_as_begun(recipe, folder) if folder.begun else recipe, listen=listen, offline=offline)
     _begin(folder, prepared, rewards)
-    with alone(folder.path):
-        report = _through(prepared, folder, Watch(listen, stop), began=began, offline=offline)
-    return Run(folder.path, report)
-
-
-def _through(prepared: Prepared, folder: RunFolder, watch: Watch, *, began: float, offline: bool) -> Report:
-    """The run from its last checkpoint, or its beginning, to its reports; `began` is when the call did."""
-    listen = watch.listen
     save_recipe(prepared.recipe, folder.path / "recipe.yaml")
     prepared = with_lineage(prepared, listen=listen, offline=offline)
     prepared = _with_text(prepared, folder.path, watch, offline=offline)

@@ -23,7 +23,7 @@ from tunesmith.model.policy import Policy
 from tunesmith.model.shipped import cache_dir
 from tunesmith.objectives import Classify
 from tunesmith.report.schema import Calibration, Retention, Style
-from tunesmith.workflows.answers import Answers, Ways, gold, question
+from tunesmith.workflows.answers import Answers, Ways, chosen_by, gold, question
 from tunesmith.workflows.house_rules import columns
 from tunesmith.workflows.prepare import Prepared
 
@@ -40,16 +40,11 @@ def cheap_ways(prepared: Prepared, test: Sequence[Example]) -> Ways:
         return {}
     train = [(e.text, e.labels[0]) for e in prepared.loaded.split.train if isinstance(e, Labelled)]
     texts = [question(example) for example in test]
-    metric = _target(objective)
+    metric = chosen_by(objective)
     return {
         "most frequent label": [majority([label for _, label in train])] * len(texts),
         "TF-IDF + logistic regression": tfidf_classifier(train, texts, metric=metric, seed=prepared.recipe.seed),
     }
-
-
-def _target(objective: Classify) -> str:
-    """The metric that cheap ways choose their settings by."""
-    return "macro_f1" if objective.metric == "macro_f1" else "accuracy"
 
 
 def head_only(prepared: Prepared, model: LocalModel, test: Sequence[Example]) -> Ways:
@@ -62,7 +57,7 @@ def head_only(prepared: Prepared, model: LocalModel, test: Sequence[Example]) ->
         return {}
     train = prepared.loaded.split.train
     learn, ask = (model.embed([question(e) for e in part]).numpy() for part in (train, test))
-    return {HEAD_ONLY: linear_probe(learn, gold(train), ask, metric=_target(objective))}
+    return {HEAD_ONLY: linear_probe(learn, gold(train), ask, metric=chosen_by(objective))}
 
 
 def shuffled(prepared: Prepared) -> Prepared:
