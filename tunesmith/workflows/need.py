@@ -98,12 +98,7 @@ class Ladder:
 
 
 def need(
-    recipe: Recipe,
-    question: CurveQuestion,
-    *,
-    out: Path | None = None,
-    watch: Watch,
-    offline: bool = False,
+    recipe: Recipe, question: CurveQuestion, *, out: Path | None = None, watch: Watch, offline: bool = False
 ) -> tuple[Path, Need]:
     """What more rows would buy, and the folder where it is written; what is there of an earlier call is not run again.
 
