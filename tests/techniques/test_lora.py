@@ -262,9 +262,6 @@ def test_the_rate_is_ten_times_that_of_full_tuning_and_falls_with_width():
     assert width_rule(576, "decoder") == pytest.approx(5e-5 * (2000 / 576) ** 0.781)
     assert Lora().learning_rate(2000, "decoder") == pytest.approx(5e-4)
     assert Lora().learning_rate(2000, "encoder") == pytest.approx(5e-4 / 3)
-    four_bits = Lora(quantize="nf4")
-    assert four_bits.learning_rate(2000, "decoder") == pytest.approx(1.5e-4)
-    assert four_bits.learning_rate(2000, "encoder") == pytest.approx(5e-4 / 3)
 
 
 def test_shorthands_are_options_of_lora():

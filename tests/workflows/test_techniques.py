@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from tunesmith.errors import RecipeError
 from tunesmith.inference.folder import load
 from tunesmith.model.batch import pack
 from tunesmith.model.families import positions_of
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.prepare import prepare
+from tunesmith.workflows.train import make_plan
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -112,3 +114,20 @@ def test_a_pair_that_cannot_work_is_refused_before_anything_is_scored(tmp_path: 
     with pytest.raises(RecipeError, match=r"^technique prefix: .*; nearest that works: prompt$"):
         tune(made(tmp_path, "prefix", "distilbert"), tmp_path / "run")
     assert not (tmp_path / "run" / "before.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("technique", "objective", "family", "rate"),
+    [
+        ("lora", "classify", "decoder", 5e-4),
+        ("qlora", "classify", "decoder", 1.5e-4),  # over weights in 4 bits labels overshoot
+        ("qlora", "classify", "encoder", 5e-4 / 3),
+        ("qlora", "instruct", "decoder", 5e-4),
+        ("full", "classify", "decoder", 5e-5),
+    ],
+)
+def test_the_automatic_rate_is_the_techniques_own_but_for_labels_over_four_bits(
+    technique: str, objective: str, family: str, rate: float
+):
+    made = make_recipe({"data": "rows.jsonl", "technique": technique, "objective": objective}, place="test")[0]
+    assert make_plan(made, Mock(hidden=2000, family=family), rows=100).peak == pytest.approx(rate)
