@@ -83,6 +83,10 @@ def test_a_private_key_that_was_cut_off_is_masked_as_far_as_it_goes() -> None:
     body = "\n".join(["MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7"] * 40)
     for text in (f"-----BEGIN PRIVATE KEY-----\n{body}", f"-----BEGIN PRIVATE KEY-----\n{body}".replace("\n", "\\n")):
         assert masked(f"so {text}") == ("so <secret>", ("secret",))
+    for head in ("Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,0123456789ABCDEF\n\n", "Version: GnuPG v2\n\n"):
+        assert masked(f"-----BEGIN RSA PRIVATE KEY-----\n{head}{body}\nabcdEFGH123") == ("<secret>", ("secret",))
+    quoted = f"-----BEGIN PGP PRIVATE KEY BLOCK-----\n{body}".replace("\n", "\n> ")
+    assert masked(quoted) == ("<secret>", ("secret",))
     said = "-----BEGIN PRIVATE KEY----- is how the file of a key begins"
     assert masked(said)[0] == "<secret> is how the file of a key begins"
 

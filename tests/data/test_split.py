@@ -228,7 +228,8 @@ def test_load_reads_keeps_parses_and_splits(tmp_path):
 
 def test_answers_to_one_prompt_stand_on_one_side_also_where_files_are_given(tmp_path):
     def write(name: str, prompts: range) -> str:
-        rows = [{"p": f"question {n}", "c": f"good {n} {k}", "r": f"bad {n} {k}"} for n in prompts for k in range(3)]
+        said = [(n, f"{name} {n} {k}") for n in prompts for k in range(3)]  # other answers in each file
+        rows = [{"p": f"question {n}", "c": f"good {text}", "r": f"bad {text}"} for n, text in said]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
         return str(tmp_path / name)
 
@@ -239,11 +240,17 @@ def test_answers_to_one_prompt_stand_on_one_side_also_where_files_are_given(tmp_
             for row, asked in zip(rows, turns, strict=True)
         ]
 
-    # Question 20 to 22 stand in both files, with other answers in none.
+    def prompts(part: list[Example]) -> set[str]:
+        return {example.prompt[0].content for example in part if isinstance(example, Pair)}
+
+    # Questions 20 to 22 stand in both files.
     found = load(Sources(write("a.jsonl", range(23)), 0.1, write("b.jsonl", range(20, 40))), parsed, seed=0).split
     assert len(groups(found.test)) == 20
-    assert not groups(found.train) & groups(found.test)
-    assert len(groups(found.train) | groups(found.validation)) == 20
+    assert not prompts(found.train) & (prompts(found.test) | prompts(found.validation))
+    assert len(prompts(found.train) | prompts(found.validation)) == 20
+    # Three prompts are too few to be cut by them, and the rows of train are cut as they come.
+    few = load(Sources(write("c.jsonl", range(3)), 0.3, write("d.jsonl", range(20, 40))), parsed, seed=0).split
+    assert (groups(few.train), len(groups(few.test))) == ({""}, 20)
 
 
 def test_load_gives_the_groups_that_the_parser_left_out(tmp_path):

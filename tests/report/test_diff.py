@@ -53,6 +53,13 @@ def test_a_run_stands_beside_its_own_base_row_by_row(make_run: MakeRun):
     assert len(rows) == len(ROWS)
 
 
+def test_a_run_whose_answers_are_gone_is_told_so(make_run: MakeRun):
+    run = make_run("a")
+    (run / "predictions.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"a: no predictions\.jsonl in it, so its answers are gone"):
+        over_base(run)
+
+
 def test_a_run_that_mends_enough_rows_is_better(make_run: MakeRun):
     rows = [(f"row {n}", "good", "bad", "bad") for n in range(10)]
     better = [(*row[:3], "good") for row in rows]

@@ -6,7 +6,7 @@ import asyncio
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tunesmith.cli.serve import _kind, name_of, sources_of
 from tunesmith.data.examples import Message
 from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.inference.answering import Limits
-from tunesmith.inference.files import Files, find_file
+from tunesmith.inference.files import Files, _lines, find_file
 from tunesmith.inference.folder import load
 from tunesmith.model.device import ChosenMachine
 from tunesmith.model.sampling import Sampling
@@ -238,6 +238,19 @@ def test_a_file_whose_tokens_llama_cpp_cuts_otherwise_is_refused(run: Path, monk
     monkeypatch.setattr("tunesmith.inference.llamacpp.LlamaCpp.ids", lambda self, text: [1, 2])
     with pytest.raises(ModelError, match="cuts text into other tokens"):
         Files({"one": run}, slots=1)
+
+
+def test_a_line_ends_where_it_ends_and_not_within_a_text():
+    async def lines() -> list[str]:
+        parts = ['data: {"content": "a\u2028', 'b\x85c"}\r\n\r\ndata: [DONE]\n']
+
+        async def stream() -> AsyncIterator[bytes]:
+            for part in parts:
+                yield part.encode()
+
+        return [line async for line in _lines(httpx.Response(200, content=stream()))]
+
+    assert asyncio.run(lines()) == ['data: {"content": "a\u2028b\x85c"}', "", "data: [DONE]"]
 
 
 def test_the_finest_export_of_a_run_is_taken_and_a_run_without_one_says_how_to_make_it(tmp_path: Path):

@@ -24,3 +24,23 @@ def test_a_wording_that_knows_one_label_only_does_not_win_in_a_file_sorted_by_la
     kind = Classify(labels=("bad", "good"), metric="accuracy")
     untuned = Untuned(base("llama"), policy("llama"), template("llama"), kind, 64)
     assert untuned._choose(("", "Bad or good? {text}"), rows) != ""
+
+
+@pytest.mark.parametrize(
+    ("metric", "multi", "by"),
+    [("accuracy", False, "accuracy"), ("macro_f1", False, "macro_f1"), ("sample_f1", True, "macro_f1")],
+)
+def test_the_probe_that_is_an_encoders_base_is_chosen_by_what_counts(
+    metric: str, multi: bool, by: str, monkeypatch: pytest.MonkeyPatch
+):
+    rows: list[Example] = [Labelled(f"x:{i}", f"t{i}", ("bad" if i % 3 else "good",), multi=multi) for i in range(12)]
+    chosen: list[str] = []
+
+    def probe(states: object, labels: list[str], asked: list[object], *, metric: str) -> list[str]:
+        chosen.append(metric)
+        return labels[:1] * len(asked)
+
+    monkeypatch.setattr(answers, "linear_probe", probe)
+    kind = Classify(labels=("bad", "good"), metric=metric, multi=multi)
+    Untuned(base("bert"), policy("bert"), template("bert"), kind, 64).answer(train=rows, validation=[], test=rows)
+    assert set(chosen) == {by}

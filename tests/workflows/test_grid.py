@@ -280,3 +280,17 @@ def test_nothing_more_is_begun_once_it_is_to_stop(setting: Setting):
 
     fill([LORA, IA3], setting, tune=tune, listen=print, stop=lambda: next(asked))
     assert len(ran) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("classify/lora/decoder", 10),
+        ("classify/prompt/decoder", 15),
+        ("multitask/lora/decoder", 7),
+        ("rl/lora/decoder", 5),
+    ],
+)
+def test_a_cell_is_validated_twice_as_its_own_rows_ask(name: str, steps: int):
+    made = recipe_of(Cell(*name.split("/")), Setting(rows=160), 0).schedule
+    assert (made.eval_steps, made.save_steps) == (steps, steps)

@@ -185,25 +185,39 @@ def test_two_processes_do_not_go_on_with_one_run(tmp_path: Path):
     assert "run: another process is at work on this run; wait until it is done, or stop it" in refused[0]
 
 
-def test_a_folder_is_made_for_one_process_and_goes_again_where_it_stays_empty(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_one_process_works_in_a_folder_and_nothing_is_left_of_its_lock(tmp_path: Path):
     place = tmp_path / "runs" / "one"
     with alone(place):
-        assert place.is_dir()
+        assert [one.name for one in place.parent.iterdir()] == [".one.lock"]
         with pytest.raises(CheckpointError, match="another process is at work"), alone(place):
             pass
+        with pytest.raises(CheckpointError, match="another process is at work"), alone(place):
+            pass  # the lock is still there
     assert list(tmp_path.iterdir()) == []
-    no_locks = Mock(side_effect=OSError(errno.ENOLCK, "No locks available"))
-    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
-    with alone(place), alone(place):
-        assert place.is_dir()
+    (tmp_path / ".two.lock").touch()  # of a process that was killed
+    with alone(tmp_path / "two"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_without_locks_is_worked_on_and_a_lock_of_somebody_else_is_not_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    lock = tmp_path / ".one.lock"
+    lock.touch()
+    monkeypatch.setattr("filelock.FileLock.acquire", Mock(side_effect=PermissionError(errno.EACCES, "denied")))
+    with pytest.raises(CheckpointError, match=r"\.one\.lock: cannot be opened \(denied\)"), alone(tmp_path / "one"):
+        pass
+    assert lock.exists()
+    monkeypatch.setattr("filelock.FileLock.acquire", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    with alone(tmp_path / "one"), alone(tmp_path / "one"):
+        assert lock.exists()
 
 
 def test_a_run_that_another_process_ended_meanwhile_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = recipe(tmp_path, reviews(), "bert", schedule={"probe": False})
     first = tune(made, tmp_path / "run")
-    seen = iter([False, True])  # not finished before the lock, finished behind it
+    seen = iter([False, True])  # not finished before the lock is taken, finished behind it
     monkeypatch.setattr(run_folder.RunFolder, "finished", property(lambda folder: next(seen)))
     again = tune(made, tmp_path / "run")
     assert (again.already, again.report) == (True, first.report)

@@ -106,12 +106,12 @@ def _forget(recipe: Recipe, out: Path | None) -> None:
     from tunesmith.workflows.run_folder import PAGE, alone, open_run
 
     folder = out or open_run(recipe, None).path
-    if (folder / PAGE).is_file():
-        with alone(folder):
+    with alone(folder):
+        if (folder / PAGE).is_file():
             log(f"deleting the run in {folder}")
             shutil.rmtree(folder)
-    elif folder.exists():
-        raise CheckpointError(f"{folder}: not a run, so --force leaves it alone; give another --out")
+        elif folder.exists():
+            raise CheckpointError(f"{folder}: not a run, so --force leaves it alone; give another --out")
 
 
 def _show(run: Run) -> None:

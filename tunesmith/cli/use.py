@@ -57,6 +57,7 @@ def add(commands: Commands) -> None:
 def ask(args: argparse.Namespace) -> int:
     """Answer one text."""
     from tunesmith.inference.folder import find_model, load
+    from tunesmith.objectives import Classify
     from tunesmith.workflows.ask_arm import compared
 
     hush()
@@ -73,7 +74,8 @@ def ask(args: argparse.Namespace) -> int:
     model = load(args.folder, offline=args.offline).at(args.task)
     sampling = sampling_of(args, model.sampling)
     told = _told(model, text, sampling)
-    room = model.room(sampling.max_new_tokens)
+    written = model.policy.family == "decoder" and not isinstance(model.objective, Classify)
+    room = model.room(sampling.max_new_tokens) if written else model.limit
     if part := _left_out(model, text, room):
         log(f"ask: the text is longer than the {room} tokens there are for it; its {part} was left out")
     if publish({"run": args.folder, "text": text, **told}, args):
@@ -114,10 +116,9 @@ def _left_out(model: LocalModel, text: str, room: int) -> str:
 
     if isinstance(model.objective, Domain):
         part = "beginning" if model.policy.family == "decoder" else "end"
-        most = room if part == "beginning" else model.limit
-        return part if len(model.template.document(text).ids) > most else ""
+        return part if len(model.template.document(text).ids) > room else ""
     if isinstance(model.objective, Classify):
-        cut = model.objective.question(text, model.template, limit=model.limit)[1]
+        cut = model.objective.question(text, model.template, limit=room)[1]
     else:
         cut = model.template.fit([opening(model, text)], room)[1]
     return "end" if cut else ""

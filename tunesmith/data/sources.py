@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tunesmith.data.examples import Example, fingerprint, group_of
+from tunesmith.data.examples import Example, Pair, Thumb, fingerprint, group_of, prompt_of
 from tunesmith.data.near import without_near_copies
 from tunesmith.data.rows import Row, keep, read_rows
-from tunesmith.data.split import Split, by_prompt, file_name, separate, split, unlearned_labels
+from tunesmith.data.split import FEWEST_PROMPTS, Split, by_prompt, file_name, separate, split, unlearned_labels
 from tunesmith.errors import DataError
 
 Parse = Callable[[list[Row]], Sequence[Example]]
@@ -51,7 +51,7 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
             parts[name] = _grouped(list(parse(read)), read, sources.group)
             rows += len(read)
     if len(parts) > 1:  # a single file is grouped as it is cut
-        _group_by_prompt(parts)
+        _group_by_prompt(parts, cut=any(shares.values()))
     before = sum(map(len, parts.values()))
     notes = _set_apart(parts)
     removed = before - sum(map(len, parts.values()))
@@ -82,8 +82,13 @@ def _grouped(examples: list[Example], rows: Sequence[Row], column: str) -> list[
     return [example if example.group else replace(example, group=groups[example.where]) for example in examples]
 
 
-def _group_by_prompt(parts: dict[str, list[Example]]) -> None:
-    """Group judged answers to one prompt, in place, in whichever files they stand."""
+def _group_by_prompt(parts: dict[str, list[Example]], *, cut: bool) -> None:
+    """Group judged answers to one prompt, in place, in whichever files they stand; but for train that is to be cut and
+    has too few prompts for that."""
+    train = parts["train"]
+    if cut and len({prompt_of(one) for one in train if isinstance(one, Pair | Thumb)}) < FEWEST_PROMPTS:
+        parts.update({name: [*by_prompt(part)] for name, part in parts.items() if name != "train"})
+        return
     together = iter(by_prompt([example for part in parts.values() for example in part]))
     for name, part in parts.items():
         parts[name] = [next(together) for _ in part]

@@ -79,8 +79,9 @@ class LocalModel:
 
     def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling | None = None) -> list[Reply]:
         """An answer to each, in order."""
-        sampling = self._fitting(sampling)
+        sampling = sampling or self.sampling
         prompts = [self.prompt(messages, answer=sampling.max_new_tokens) for messages in batch]
+        sampling = self._fitting(sampling, prompts)
         drawn = generate(self._decoder(), prompts, sampling=sampling, template=self.template)
         return [
             Reply(
@@ -94,8 +95,9 @@ class LocalModel:
 
     def stream(self, messages: Sequence[Message], *, sampling: Sampling | None = None) -> Iterator[str]:
         """One answer, in pieces as it comes."""
-        sampling = self._fitting(sampling)
+        sampling = sampling or self.sampling
         prompt = self.prompt(messages, answer=sampling.max_new_tokens)
+        sampling = self._fitting(sampling, [prompt])
         yield from stream(self._decoder(), prompt, sampling=sampling, template=self.template)
 
     def scores(self, messages: Sequence[Message], options: Sequence[str]) -> list[float]:
@@ -125,9 +127,10 @@ class LocalModel:
 
     def complete(self, texts: Sequence[str], *, sampling: Sampling | None = None) -> list[Reply]:
         """How each text goes on, no chat around it; of a text that is too long its end counts."""
-        sampling = self._fitting(sampling)
+        sampling = sampling or self.sampling
         room = self.room(sampling.max_new_tokens)
         starts = [beginning(text, self.template, limit=room) for text in texts]
+        sampling = self._fitting(sampling, starts)
         drawn = generate(self._decoder(), starts, sampling=sampling, template=self.template)
         return [
             Reply(before_stop(self.template.decode(d.ids), sampling.stop), len(start), len(d.ids), d.finished)
@@ -227,11 +230,10 @@ class LocalModel:
         positions = positions_of(self.policy.network.config.to_dict())
         return positions - virtual if positions else 0
 
-    def _fitting(self, sampling: Sampling | None) -> Sampling:
-        """The wish, or the model's own way, with answers no longer than the positions that prompts leave them."""
-        wish, positions = sampling or self.sampling, self._positions()
-        left = positions - self.room(wish.max_new_tokens) if positions else wish.max_new_tokens
-        return replace(wish, max_new_tokens=min(wish.max_new_tokens, left))
+    def _fitting(self, wish: Sampling, prompts: Sequence[list[int]]) -> Sampling:
+        """The wish with answers no longer than the positions that these prompts leave them."""
+        left = self._positions() - max(map(len, prompts), default=0)
+        return replace(wish, max_new_tokens=min(wish.max_new_tokens, left)) if self._positions() else wish
 
     def prompt(self, messages: Sequence[Message], *, answer: int = 0) -> list[int]:
         """The ids of a question, its longest turn shortened where it leaves no room for an answer of so many."""

@@ -199,11 +199,9 @@ def _explain(error: ValidationError, place: str, asked: Mapping[str, str]) -> st
     )
     unknown = fault["type"] == "extra_forbidden"
     for key, change in asked.items():
-        if (
-            key in (dotted, f"{dotted}.kind")
-            or dotted.startswith(f"{key}.")
-            or (unknown and key.startswith(f"{dotted}."))
-        ):
+        # An unknown key comes of its own change, or of the one that made its section another kind's.
+        odd = unknown and (key.startswith(f"{dotted}.") or dotted.startswith(f"{key.removesuffix('.kind')}."))
+        if odd or key in (dotted, f"{dotted}.kind") or dotted.startswith(f"{key}."):
             place = change
     if unknown and (why := why_left_out(path[-1])) and path[-1] not in _OPTIONS:
         return f"{place}: {dotted}: not a key here: {why}; leave it out"

@@ -97,7 +97,7 @@ def paired(a: Path, b: Path, task: str = "") -> tuple[list[Prediction], tuple[An
 
 def over_base(run: Path) -> tuple[list[Prediction], tuple[Any, Any], str]:
     """The same of a run of one task and the base that it began with. Raises CheckpointError."""
-    return _scored(read_predictions(run), read_report(run).task.metric, run)
+    return _scored(_answers(run, ""), read_report(run).task.metric, run)
 
 
 def _scored(rows: list[Prediction], metric: str, run: Path) -> tuple[list[Prediction], tuple[Any, Any], str]:
@@ -156,12 +156,17 @@ def _refuse_unknown_task(runs: Sequence[Path], reports: Sequence[Report], task: 
             raise CheckpointError(f"{run}: it has no task {task!r}; name one of: {', '.join(parts)}")
 
 
+def _answers(run: Path, task: str) -> list[Prediction]:
+    """The rows of a run, or of one of its tasks, with its answers."""
+    rows = rows_of_task(read_predictions(run), task)
+    if not rows:
+        raise CheckpointError(f"{run}: no {FILE} in it, so its answers are gone; tune it again with --force")
+    return rows
+
+
 def _matched(a: Path, b: Path, task: str) -> tuple[list[Prediction], list[Prediction]]:
     """The rows of both runs in the order of a, told by their place or, where files differ, by question and answer."""
-    first, second = (rows_of_task(read_predictions(run), task) for run in (a, b))
-    for run, rows in ((a, first), (b, second)):
-        if not rows:
-            raise CheckpointError(f"{run}: no {FILE} in it, so its answers are gone; tune it again with --force")
+    first, second = _answers(a, task), _answers(b, task)
     keys = [_keys(rows) for rows in (first, second)]
     at = dict(zip(keys[1], second, strict=True))
     if set(keys[0]) != set(at) or len(first) != len(second):

@@ -88,8 +88,9 @@ class UnderWay:
 
 
 def begin_loop(loop: UnderWay) -> None:
-    """Write down what the loop is, or goes on with."""
+    """Write down what the loop is, or goes on with. Raises CheckpointError where it is another's folder by now."""
     recipe = loop.recipe
+    open_run(recipe, loop.folder, cure=KEEP)  # another process may have begun here meanwhile
     judges = (recipe.loop.judge, recipe.loop.final_judge)
     kept, changed = loop.run.since("judges", digests(judges))
     for name in changed:

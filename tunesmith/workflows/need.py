@@ -37,6 +37,7 @@ from tunesmith.workflows.run_folder import RunFolder, alone, open_run
 from tunesmith.workflows.train import Watch, train
 from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
 
+NEED = "need.run.json"
 # Few rows may be passed over more often, as `init` would have it, so that small sizes are not small in steps too.
 MOST_EPOCHS = 5.0
 # The highest score there can be, losses with their sign turned; shares end at 1, and a reward ends nowhere.
@@ -104,8 +105,9 @@ def need(
 
     Raises the errors of `prepare`, RecipeError for what may not be asked, Refused where rows or minutes are too few.
     """
-    folder = open_run(recipe, out, prefix="need-", file="need.run.json")
+    folder = open_run(recipe, out, prefix="need-", file=NEED)
     with alone(folder.path):
+        folder = open_run(recipe, folder.path, file=NEED)  # as a process left it that was at work until now
         return folder.path, _needed(recipe, question, folder, watch, offline=offline)
 
 

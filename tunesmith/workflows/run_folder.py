@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -18,7 +19,9 @@ from tunesmith.data.files import is_there, sha256_of_file, write_whole, writing
 from tunesmith.errors import CheckpointError
 from tunesmith.recipe import Loop, Recipe, with_places
 
-PAGE, LOCK = "run.json", ".lock"
+PAGE = "run.json"
+# What a disk says that knows no locks.
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 LONGEST = 60  # characters of each part of a name; the digest at its end tells runs apart
 
 
@@ -69,35 +72,40 @@ class RunFolder:
 
 @contextmanager
 def alone(run: Path) -> Iterator[None]:
-    """A context in which no other process works in this folder, which is made, and goes again where it stays empty.
-
-    Raises CheckpointError where another one does.
-    """
-    made = [place for place in (run, *run.parents) if not place.exists()]
+    """A context in which no other process works in this folder. Raises CheckpointError where another one does."""
+    place = run.with_name(f".{run.name}.lock")  # beside it: what lies in a folder makes it a run or none
+    made = [parent for parent in place.parents if not parent.exists()]
     with writing(run):
-        run.mkdir(parents=True, exist_ok=True)
-    release = _locked(run)
+        place.parent.mkdir(parents=True, exist_ok=True)
+    release = _locked(place, run)
     try:
         yield
     finally:
-        with suppress(OSError):  # what is not empty stays
-            (run / LOCK).unlink()
-            for place in made:
-                place.rmdir()
         release()
+        with suppress(OSError):  # what is not empty stays
+            for parent in made:
+                parent.rmdir()
 
 
-def _locked(run: Path) -> Callable[[], None]:
-    """Lock the folder; what unlocks it, as the system does where the process dies."""
-    lock = FileLock(run / LOCK, blocking=False, fallback_to_soft=False)
+def _locked(place: Path, run: Path) -> Callable[[], None]:
+    """Take the lock of a run; what lets go of it, as the system does where the process dies."""
+    lock = FileLock(place, blocking=False)
+
+    def release() -> None:
+        with suppress(OSError):
+            place.unlink()
+        lock.release()
+
     try:
         lock.acquire()
     except Timeout:
         cure = "wait until it is done, or stop it and go on from its last checkpoint"
         raise CheckpointError(f"{run}: another process is at work on this run; {cure}") from None
-    except (OSError, NotImplementedError):
-        return lambda: None  # a disk without locks: there is no telling
-    return lock.release
+    except OSError as error:
+        if error.errno in WITHOUT_LOCKS or not place.exists():  # there is no telling who else is at work
+            return lambda: None
+        raise CheckpointError(f"{place}: cannot be opened ({error.strerror}); delete it where nobody works") from error
+    return release
 
 
 def open_run(
@@ -121,7 +129,7 @@ def open_run(
     if folder.begun:
         if folder.page().get("identity") not in known:
             raise CheckpointError(f"{path}: holds a run of another recipe or of other rows; {cure}")
-    elif path.is_file() or (path.exists() and any(one.name != LOCK for one in path.iterdir())):
+    elif path.is_file() or (path.exists() and any(path.iterdir())):
         raise CheckpointError(f"{path}: exists and is not a run; give another --out")
     return folder
 

@@ -63,7 +63,8 @@ def tune_recipe(
     folder = open_run(recipe, out)
     if not folder.finished:
         with alone(folder.path):
-            if not folder.finished:  # by a process that was at work until now
+            folder = open_run(recipe, out)  # as a process left it that was at work until now
+            if not folder.finished:
                 return Run(folder.path, _tuned(recipe, folder, Watch(listen, stop), offline=offline))
     _rewards(recipe, folder, listen)
     if not (folder.path / "report.html").exists():  # the machine stopped between the report and its page

@@ -13,8 +13,9 @@ FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (piece, re.compile(pattern))
     for piece, pattern in (
         # To its end, or where that was cut off as far as its lines go.
-        ("-----BEGIN", r"-----BEGIN ((?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?)-----"
-         r"(?:[\s\S]*?-----END \1-----|(?:(?:\s|\\[nr])+[A-Za-z0-9+/=]{20,})*)"),
+        ("-----BEGIN", r"-----BEGIN ((?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?)-----(?:[\s\S]*?-----END \1-----"
+         r"|(?:(?:[\s>]|\\[nr])+(?:[A-Z][A-Za-z-]*: [^\n\\]*|[A-Za-z0-9+/=]{20,}))*"
+         r"(?:(?:[\s>]|\\[nr])+[A-Za-z0-9+/=]{1,19}$)?)"),
         ("AKIA", r"\bAKIA[0-9A-Z]{16}\b"),
         ("ASIA", r"\bASIA[0-9A-Z]{16}\b"),
         ("gh", r"\bgh[pousr]_[A-Za-z0-9]{36,}\b"),
