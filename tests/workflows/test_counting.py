@@ -18,6 +18,7 @@ from tunesmith.model import generate as room
 from tunesmith.recipe import Recipe
 from tunesmith.workflows import plan as story
 from tunesmith.workflows.batches import Batches, batches_of
+from tunesmith.workflows.beside import Beside, count_beside
 from tunesmith.workflows.counting import COUNTED, Counter, count_work, planned
 from tunesmith.workflows.prepare import Prepared, prepare
 from tunesmith.workflows.replay import with_replay
@@ -143,9 +144,9 @@ def test_general_rows_that_will_be_mixed_in_are_planned_and_those_that_are_in_no
     assert work_of(prepared).steps == steps[1]
 
 
-def _beside(prepared: Prepared) -> tuple[story._Beside, Survey]:
+def _beside(prepared: Prepared) -> tuple[Beside, Survey]:
     found = survey(prepared)
-    return story._beside(prepared, found), found
+    return count_beside(prepared, found), found
 
 
 def test_a_control_is_trained_checked_and_scored_too(tmp_path: Path):
