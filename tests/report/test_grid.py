@@ -35,6 +35,8 @@ def test_a_line_says_what_moved_what_it_brought_and_what_it_cost():
     assert "## classify, decoder\n\n`smollm2-135m`, measured by accuracy. lora: 600 training rows 2 times " in text
     assert " 2 times (76 steps), 500 test rows. Controls run: head only, shuffled. " in text
     assert "Without a language model: TF-IDF, 0.750." in text
+    seeds = page(Grid(cells=(cell(), cell(seed=1, test=490), cell(seed=2, test=507)), pairs=(), refused={}, missing=()))
+    assert "lora: 600 training rows 2 times (76 steps), 490 to 507 test rows. Controls" in seeds
     assert (
         "| lora | 0 | 2,000 (2 %) | 0.700 | 0.900 | +0.200 (+0.150 to +0.250) | < 0.001 "
         "| 0.800 (0.020) | 0.500 (< 0.001) | **better** "

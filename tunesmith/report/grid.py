@@ -229,12 +229,14 @@ def _standing(cells: Sequence[GridCell]) -> str:
 
 def _settings(cells: Sequence[GridCell]) -> str:
     """With how many rows and epochs the cells were made."""
-    by: dict[str, list[str]] = {}
+    by: dict[str, list[GridCell]] = {}
     for cell in cells:
         passes = f"{cell.epochs:g} times ({count(cell.steps)} steps)"
-        made = f"{count(cell.train)} training rows {passes}, {count(cell.test)} test rows"
-        by.setdefault(made, []).append(cell.technique)
-    told = (f"{', '.join(dict.fromkeys(names))}: {made}" for made, names in by.items())
+        by.setdefault(f"{count(cell.train)} training rows {passes}", []).append(cell)
+    told = []
+    for made, some in by.items():
+        names, tests = dict.fromkeys(cell.technique for cell in some), sorted({cell.test for cell in some})
+        told.append(f"{', '.join(names)}: {made}, {' to '.join(map(count, tests[:1] + tests[1:][-1:]))} test rows")
     return f"{'; '.join(told)}."
 
 
