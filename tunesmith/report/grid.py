@@ -235,8 +235,9 @@ def _settings(cells: Sequence[GridCell]) -> str:
         by.setdefault(f"{count(cell.train)} training rows {passes}", []).append(cell)
     told = []
     for made, some in by.items():
-        names, tests = dict.fromkeys(cell.technique for cell in some), sorted({cell.test for cell in some})
-        told.append(f"{', '.join(names)}: {made}, {' to '.join(map(count, tests[:1] + tests[1:][-1:]))} test rows")
+        names, tests = dict.fromkeys(cell.technique for cell in some), [cell.test for cell in some]
+        rows = " to ".join(map(count, dict.fromkeys((min(tests), max(tests)))))
+        told.append(f"{', '.join(names)}: {made}, {rows} test rows")
     return f"{'; '.join(told)}."
 
 

@@ -17,6 +17,7 @@ from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS, asked, reference
+from tunesmith.recipe import AnyObjective
 
 # Ways to answer the test rows, each with what it says to every one of them.
 Ways = dict[str, list[str]]
@@ -34,6 +35,14 @@ class Answers:
     seconds: float
     finished: list[bool] = field(default_factory=list)
     probabilities: list[dict[str, float]] = field(default_factory=list)
+
+
+def wordings_of(objective: AnyObjective, family: str) -> tuple[str, ...]:
+    """The ways to put the question among which the base's is chosen; none where it is a probe or read as it is."""
+    if isinstance(objective, Instruct):
+        return PLAIN_WORDINGS
+    words = isinstance(objective, Classify) and family == "decoder" and not objective.multi
+    return ("", *WORDINGS) if words else ()
 
 
 def gold(examples: Sequence[Example]) -> list[str]:
@@ -90,9 +99,9 @@ class Untuned:
 
     def answer(self, *, train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> Answers:
         """Its best answers to the test rows without tuning: a plain prompt chosen on validation, or a linear probe."""
-        if isinstance(self.objective, Classify) and (self.policy.family == "encoder" or self.objective.multi):
+        wordings = wordings_of(self.objective, self.policy.family)
+        if not wordings:
             return self._probe(train, test)
-        wordings = ("", *WORDINGS) if isinstance(self.objective, Classify) else PLAIN_WORDINGS
         best = self._choose(wordings, validation or train)
         found = answer(self.model(best), test)
         return Answers(

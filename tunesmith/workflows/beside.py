@@ -9,11 +9,10 @@ from tunesmith.data.examples import Example, Text
 from tunesmith.decision.plan import reading_seconds, writing_seconds
 from tunesmith.evaluation.retention import WINDOW, WINDOWS
 from tunesmith.objectives import Classify, Instruct, Preference, Reward
-from tunesmith.objectives.classify import WORDINGS
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.report.plan import Bounds
 from tunesmith.training.probe import ROWS
-from tunesmith.workflows.answers import CHOICE_ROWS
+from tunesmith.workflows.answers import CHOICE_ROWS, wordings_of
 from tunesmith.workflows.batches import Batches
 from tunesmith.workflows.counting import READINGS, planned, tasks_of
 from tunesmith.workflows.learner import needs_start
@@ -96,8 +95,9 @@ def _asked(part: Prepared, trained: int) -> int:
     """What a task reads to score it, to choose the base's wording or fit its head, and for references."""
     objective, split = part.recipe.objective, part.loaded.split
     train, validation, test = map(_size, (split.train, split.validation, part.test))
-    rows = (1 + trained) * test + len(_wordings(part)) * _tried(part)
-    if isinstance(objective, Classify | Reward) and not _wordings(part):
+    wordings = wordings_of(objective, part.base.family)
+    rows = (1 + trained) * test + len(wordings) * _tried(part)
+    if isinstance(objective, Classify | Reward) and not wordings:
         rows += train  # a probe on the frozen model, which is the base here
     elif isinstance(objective, Classify) and part.recipe.controls:
         rows += train + test  # the same as a control
@@ -111,15 +111,6 @@ def _asked(part: Prepared, trained: int) -> int:
 def _size(examples: Sequence[Example]) -> int:
     """How much there is to read, in rows; of documents, one of which may be a hundred of others, in characters."""
     return sum(len(example.text) if isinstance(example, Text) else 1 for example in examples)
-
-
-def _wordings(part: Prepared) -> tuple[str, ...]:
-    """The wordings among which the base's is chosen."""
-    objective = part.recipe.objective
-    if isinstance(objective, Instruct):
-        return PLAIN_WORDINGS
-    words = isinstance(objective, Classify) and part.base.family == "decoder" and not objective.multi
-    return ("", *WORDINGS) if words else ()
 
 
 def _tried(part: Prepared) -> int:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import io
+import lzma
 import zipfile
+import zlib
 
 from tunesmith.errors import DataError
 
 MOST_BYTES, MOST_PART, MOST_PARTS = 512 * 2**20, 128 * 2**20, 20_000
+# What opening and unpacking raise where bytes are missing or wrong, or packed by a method that zipfile lacks.
+BROKEN = (
+    zipfile.BadZipFile,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    zlib.error,
+    lzma.LZMAError,
+)
 OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
@@ -21,7 +33,7 @@ def open_zip(data: bytes) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         parts = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError) as error:
+    except BROKEN as error:
         raise DataError("broken, no whole zip archive; get it again, or open and save it anew") from error
     if any(part.flag_bits & 1 for part in parts):
         raise DataError("encrypted; remove the password and save it anew")
@@ -37,7 +49,5 @@ def read_part(archive: zipfile.ZipFile, name: str) -> bytes:
         return archive.read(name)
     except KeyError:
         raise DataError(f"has no {name}, so it is not of its kind; give a file of its real kind") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except BROKEN as error:
         raise DataError(f"its part {name} is broken; get it again, or open and save it anew") from error
-    except Exception as error:  # zlib.error and lzma.LZMAError are no OSError
-        raise DataError(f"its part {name} is broken ({type(error).__name__}); get it again") from error
