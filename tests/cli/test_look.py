@@ -105,3 +105,13 @@ def test_a_run_is_called_by_the_name_of_its_lora(command: Command, decoder_run: 
         page.write_text(f"technique:\n  kind: lora\n  targets: [a]\n  {options}\n")
         (line,) = json.loads(command("runs", tmp_path / "run", "--json").out)["runs"]
         assert line["report"]["what"].split(", ")[1] == name
+
+
+@pytest.mark.parametrize("text", ["technique: lora\n", "", "a: [\n", "technique:\n- x\n"])
+def test_a_recipe_that_somebody_edited_does_not_hide_the_runs(
+    command: Command, decoder_run: Path, tmp_path: Path, text: str
+):
+    shutil.copytree(decoder_run, tmp_path / "run")
+    (tmp_path / "run" / "recipe.yaml").write_text(text)
+    (line,) = json.loads(command("runs", tmp_path / "run", "--json").out)["runs"]
+    assert line["report"]["what"].split(", ")[1] == "lora"

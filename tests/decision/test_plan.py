@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AlbertConfig, AlbertModel
 
 from tests.bases import base, policy
 from tunesmith.decision.plan import (
@@ -23,6 +25,7 @@ from tunesmith.decision.plan import (
     writing_seconds,
     written_bytes,
 )
+from tunesmith.model.policy import Policy
 from tunesmith.model.size import Kept, NetworkSize, measure_size
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
@@ -33,8 +36,9 @@ WORK = TrainingWork(
 )  # fmt: skip
 # A network that one can work out by hand: two layers of 10 x 20 and 20 x 10, 100 words of width 10.
 SIZE = NetworkSize(
-    kind="llama", causal=True, layers=2, hidden=10, words=100, parameters=2000,
-    linear=(("a.up", 10, 20), ("a.down", 20, 10)), named=(("embed", 100, 10), ("head", 10, 100)), past=40,
+    kind="llama", causal=True, layers=2, hidden=10, embedded=10, words=100, parameters=2000,
+    linear=(("a.up", 10, 20), ("a.down", 20, 10)), named=(("embed", 100, 10), ("head", 10, 100)),
+    multiplied=400, past=40,
     moving=Kept(1000.0, 50.0), frozen=Kept(600.0, 50.0),
 )  # fmt: skip
 PACE = MachinePace(products=1e9, products32=1e9, moved=1e9, mixed=False)
@@ -53,6 +57,15 @@ def test_numbers_that_move_are_those_of_the_real_adapter(kind: str, technique: T
     size = measure_size(policy(kind))
     real = sum(value.numel() for _, value in policy(kind, technique).trainable())
     assert moving(technique, size) == real
+
+
+def test_virtual_tokens_are_as_wide_as_the_words_and_a_layer_counts_as_often_as_a_pass_meets_it():
+    options = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    network = AlbertModel(AlbertConfig(vocab_size=128, embedding_size=16, **options)).eval()
+    size = measure_size(Policy.over(network, family="encoder", reference=nullcontext), modes=())
+    assert (size.embedded, moving(Prompt(tokens=5), size)) == (16, 5 * 16)
+    once = 4 * 32 * 32 + 2 * 32 * 64
+    assert (size.matrices, size.multiplied) == (once + 16 * 32, 3 * once + 16 * 32)
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "lm_head"), ("embed_tokens",), r".*(embed_tokens|lm_head|o_proj)"])

@@ -29,6 +29,14 @@ def test_prompts_of_one_group_count_as_one():
     assert grouped.controlled_ci95[0] < alone.controlled_ci95[0]
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_of_few_groups_the_interval_stays_between_never_and_always(count: int):
+    own, other = texts(*range(10, 30)), texts(*range(29, 9, -1))
+    found = win_rate([float(i % 3 > 0) for i in range(20)], (other, own), groups=[str(i % count) for i in range(20)])
+    for low, high in (found.ci95, found.controlled_ci95):
+        assert 0 <= low < high <= 1
+
+
 def test_winning_by_length_alone_is_worth_a_half():
     # the longer answer wins four times of five, whoever gave it; own answers are longer in three quarters of the pairs
     own, other = texts(*[30] * 30, *[10] * 10), texts(*[10] * 30, *[30] * 10)

@@ -139,6 +139,7 @@ def test_an_adapter_kept_as_a_pickle_is_refused(adapter: Path) -> None:
         ({"peft_type": "PREFIX_TUNING"}, "does not lie inside"),
         ({"task_type": "SEQ_CLS"}, "made for SEQ_CLS"),
         ({"megatron_config": {"a": 1}, "megatron_core": "evil"}, "code from elsewhere"),
+        ({"alora_invocation_tokens": [5, 6]}, "acts from certain tokens on"),
         ({"base_model_name_or_path": None}, "names no base"),
         ({"peft_type": "LORA", "target_modules": ["nothing"]}, "does not fit"),
     ],

@@ -105,6 +105,15 @@ def test_scores_that_a_run_states_itself_are_compared_as_they_are(make_run: Make
     assert (found.changed[0].a, found.changed[0].b) == (f"{ROWS[0][3]} (−2.000)", f"{ROWS[0][3]} (−1.500)")
 
 
+def test_a_score_that_one_run_alone_states_is_left_and_the_answers_are_compared(make_run: MakeRun):
+    first, second = make_run("a"), make_run("b", rows=flipped(0))
+    path = second / "predictions.jsonl"
+    told = [json.loads(line) | {"score_base": 0.1, "score_tuned": 0.2} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in told))
+    found = diff_runs(first, second)
+    assert (found.metric, found.delta) == ("accuracy", pytest.approx(-0.1))
+
+
 def test_the_lines_are_for_people_and_cannot_drive_the_terminal(make_run: MakeRun):
     rows = [("a\x1b[31mb", *row[1:]) for row in flipped(0)]
     told = lines(diff_runs(make_run("a", rows=[("a\x1b[31mb", *row[1:]) for row in ROWS]), make_run("b", rows=rows)))

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from transformers import AutoModel, BertConfig, BertForMaskedLM
 
 from tests.bases import base, encoded, gradients, policy
 from tests.tiny import DECODERS
 from tunesmith.model.batch import collate
-from tunesmith.model.four_bit import numbers, resident_bytes
+from tunesmith.model.four_bit import numbers, resident_bytes, settle
+from tunesmith.model.load import in_memory
+from tunesmith.model.masked_head import own_head
 from tunesmith.recipe import make_recipe
 from tunesmith.techniques import Lora
 
@@ -84,3 +87,18 @@ def test_qlora_is_a_word_for_lora_over_four_bits():
     recipe, _ = make_recipe({"data": "rows.jsonl", "objective": "classify", "technique": "qlora"}, place="test")
     assert recipe.technique == Lora(quantize="nf4")
     assert recipe.technique.load_options().quantize == "nf4"
+
+
+def test_an_encoder_without_a_pooler_lies_in_four_bits_with_its_own_head_for_hidden_words(tmp_path: Path):
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=128, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        initializer_range=0.2,
+    )  # fmt: skip
+    BertForMaskedLM(config).save_pretrained(tmp_path)
+    options = in_memory(QLORA.load_options(), "encoder")
+    network = AutoModel.from_pretrained(tmp_path, **options).eval()
+    settle(network)
+    made = QLORA.adapt(network, family="encoder", keep_reference=False)
+    assert made.packs
+    assert own_head(network, tmp_path) is not None

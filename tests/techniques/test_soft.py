@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, FalconConfig, FalconForCausalLM
 
 from tests.bases import OPENING, base, documents, encoded, farthest, folder, gradients, policy
 from tests.tiny import DECODERS, HIDDEN, LAYERS
@@ -161,6 +161,19 @@ def test_random_numbers_follow_from_the_seed_and_need_no_text(technique: Techniq
 def test_a_prefix_has_keys_and_values_for_every_layer():
     ((_, value),) = policy("llama", Prefix(tokens=7)).trainable()
     assert value.shape == (7, LAYERS * 2 * 2 * 8)  # two key heads of width 8
+
+
+@pytest.mark.parametrize("init", ["text", "random"])
+def test_one_key_head_for_all_queries_is_found_where_the_configuration_names_it_otherwise(
+    init: Literal["text", "random"],
+):
+    config = FalconConfig(vocab_size=128, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=False)
+    network, technique = FalconForCausalLM(config).eval(), Prefix(tokens=5, init=init)
+    made = technique.adapt(network, family="decoder", keep_reference=False, start=OPENING)
+    (numbers,) = [value for _, value in made.trainable()]
+    assert numbers.shape == (5, 2 * 2 * 8)
+    assert made.virtual is not None
+    assert [keys.shape for keys, _ in made.virtual.past(network)] == [(1, 1, 5, 8)] * 2
 
 
 @pytest.mark.parametrize("technique", [Prompt(), Prefix(), PTuning()])

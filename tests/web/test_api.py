@@ -271,7 +271,13 @@ def test_thumbs_land_in_the_runs_file_of_votes_as_rows_of_preference(server: Ser
         ("hi", "fine", True, "one"),
     ]
     assert httpx.post(f"{server.url}/feedback", json={**told, "model": "nobody"}).status_code == 404
-    assert httpx.post(f"{server.url}/feedback", json={**told, "answer": ""}).status_code == 400
+    turns = [{"role": "user", "content": "hi"}, {"role": "user", "content": "there"}]
+    for more in (
+        {"answer": ""}, {"answer": " \n"}, {"messages": turns}, {"messages": [{"role": "user", "content": " "}]},
+        {"messages": [{"role": "system", "content": "be kind"}]}, {"model": "both"},
+    ):  # fmt: skip
+        assert httpx.post(f"{server.url}/feedback", json={**told, **more}).status_code == 400, more
+    assert export_votes(runs / "one" / FILE, tmp_path / "again.jsonl").rows == 2
 
 
 def test_thumbs_of_people_without_a_name_each_count(server: Served, runs: Path):

@@ -284,6 +284,11 @@ def test_an_encoder_is_not_prompted(tmp_path: Path) -> None:
         run(recipe(tmp_path, **parts, arms=["tf-idf", "prompt"]), tmp_path / "one")
     assert not (tmp_path / "one").exists()
     assert chosen_arms(recipe(tmp_path, **parts, arms=[])) == ["tf-idf", "tuned"]
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        chosen_arms(recipe(tmp_path, **{**parts, "model": str(broken)}, arms=[]))
     asks = {"compare": {"asks": str(folder("llama"))}}
     page = run(recipe(tmp_path, **parts, **asks, arms=["prompt", "tuned"]), tmp_path / "two")
     assert [arm.name for arm in page.arms] == ["prompt", "tuned"]

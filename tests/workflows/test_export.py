@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,7 +111,7 @@ def test_an_encoder_is_compared_by_the_states_that_its_head_reads(tmp_path: Path
         made(run, "gguf", tmp_path / "gguf")
 
 
-@pytest.mark.parametrize(("kind", "objective"), [("llama", "instruct"), ("bert", "classify")])
+@pytest.mark.parametrize(("kind", "objective"), [("llama", "instruct"), ("gpt2", "instruct"), ("bert", "classify")])
 def test_an_adapter_learned_over_four_bits_is_compared_over_four_bits(tmp_path: Path, kind: str, objective: str):
     pytest.importorskip("bitsandbytes")
     parts = {"technique": {"kind": "lora", "rank": 4, "quantize": "nf4"}, "schedule": {"probe": False}}
@@ -164,6 +165,15 @@ def test_a_folder_that_holds_something_else_is_left_alone(decoder: Path, tmp_pat
     with pytest.raises(CheckpointError, match="holds something else; give another --out"):
         made(decoder, "merged", tmp_path / "out")
     assert (tmp_path / "out" / "letter.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("part", ["model", "checkpoints/last"])
+def test_a_folder_of_a_run_is_not_taken_for_an_older_export(decoder: Path, tmp_path: Path, part: str):
+    run = shutil.copytree(decoder, tmp_path / "run")
+    before = sorted(run.rglob("*"))
+    with pytest.raises(CheckpointError, match="holds something else"):
+        made(run, "merged", run / part)
+    assert sorted(run.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

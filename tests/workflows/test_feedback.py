@@ -375,6 +375,25 @@ def test_a_model_that_was_moved_or_is_spelled_otherwise_keeps_its_answers_and_vo
         assert again.progress().judged == 20
 
 
+def test_a_model_that_was_moved_answers_what_is_open_itself_and_reads_as_much_as_it_is_told(
+    wish: FeedbackRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opened(wish)
+    moved = shutil.copytree(wish.model, tmp_path / "moved")
+    asked, real = list[tuple[str, Any]](), ahead.open_model
+
+    def watching(name: str, **more: Any) -> Any:
+        model = real(name, **more)
+        model.limit = 512  # as a run has one of its own
+        asked.append((name, model))
+        return model
+
+    monkeypatch.setattr(ahead, "open_model", watching)
+    work = opened(wish, model=str(moved), rows=10, limit=100)
+    assert {(name, model.limit) for name, model in asked} == {(str(moved), 100)}
+    assert {name for item in work.items.values() for name in item.by} == {wish.model}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

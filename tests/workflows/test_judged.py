@@ -178,6 +178,9 @@ def test_a_reward_run_scores_answers_beside_a_probe_a_control_and_length(rewardi
     assert model.reward("number 7", "bad 2") == pytest.approx(bad, abs=1e-4)
     with pytest.raises(RecipeError, match="a reward model writes no text"):
         model.generate(["number 7"])
+    # A recipe that is rewarded by it may say the same instruction before each prompt.
+    model.objective = model.objective.model_copy(update={"instruction": "Say it well:"})
+    assert model.reward("Say it well:\n\nnumber 7", "bad 2") == model.reward("number 7", "bad 2")
 
 
 def test_evaluate_scores_a_reward_run_against_the_probe_on_its_base(rewarding: Path, tmp_path: Path):

@@ -117,8 +117,10 @@ def _technique(path: Path, kind: str) -> str:
     from tunesmith.techniques import SHORTHANDS
 
     page = path / "recipe.yaml"
-    recipe = yaml.safe_load(page.read_text(encoding="utf-8")) if page.exists() else {}
-    options = recipe.get("technique", {}).items()
+    try:
+        options = yaml.safe_load(page.read_text(encoding="utf-8"))["technique"].items()
+    except (OSError, yaml.YAMLError, UnicodeError, KeyError, TypeError, AttributeError):  # a page that people edited
+        return kind
     return "+".join(word for word, short in SHORTHANDS.items() if len(short) > 1 and short.items() <= options) or kind
 
 

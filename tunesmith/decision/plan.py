@@ -167,7 +167,7 @@ def _ia3(technique: Ia3, size: NetworkSize) -> int:
 
 def _ptuning(technique: PTuning, size: NetworkSize) -> int:
     """The embeddings, and the small network that they go through."""
-    hidden, width = size.hidden, technique.width or size.hidden
+    hidden, width = size.embedded, technique.width or size.embedded
     if technique.encoder == "mlp":
         return technique.tokens * hidden + 2 * hidden * width + width * width + 2 * width + hidden
     # Two layers, each both ways with four gates; then an MLP from twice the width.
@@ -179,7 +179,7 @@ COUNTS: Mapping[type[Any], Callable[[Any, NetworkSize], int]] = {
     Full: lambda _, size: size.parameters,
     Lora: _lora,
     Ia3: _ia3,
-    Prompt: lambda technique, size: technique.tokens * size.hidden,
+    Prompt: lambda technique, size: technique.tokens * size.embedded,
     Prefix: lambda technique, size: technique.tokens * size.past,
     PTuning: _ptuning,
 }
@@ -258,8 +258,8 @@ def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pa
     """Seconds of all training steps by formula, before any correction."""
     tokens = _tokens(technique, size, (work.computed, work.padded), (work.passes, work.rows))
     whole, kept = isinstance(technique, Full), _kept(technique, size, pace)
-    operations = tokens * (4 + 2 * whole) * size.matrices + work.attended * PAIR * size.hidden * size.layers
-    operations += work.read * 2 * size.matrices
+    operations = tokens * (4 + 2 * whole) * size.multiplied + work.attended * PAIR * size.hidden * size.layers
+    operations += work.read * 2 * size.multiplied
     moved = (tokens * KEPT_MOVED + work.read * READ_MOVED) * kept.token + work.attended * KEPT_MOVED * kept.pair
     moved += work.steps * STEP_BYTES * trainable(technique, size, work)
     if isinstance(technique, Lora):
@@ -274,11 +274,11 @@ def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pa
 
 def reading_seconds(tokens: float, size: NetworkSize, pace: MachinePace) -> float:
     """Seconds of tokens that pass through the network without a way back."""
-    return pace.factor * tokens * (2 * size.matrices / pace.products32 + size.frozen.token * READ_MOVED / pace.moved)
+    return pace.factor * tokens * (2 * size.multiplied / pace.products32 + size.frozen.token * READ_MOVED / pace.moved)
 
 
 def writing_seconds(steps: float, rows: float, size: NetworkSize, pace: MachinePace) -> float:
     """Seconds of so many steps in each of which so many rows get their next token."""
-    weights = NUMBER * (size.matrices + size.words * size.hidden)
-    each = weights / pace.moved + rows * 2 * (size.matrices + size.words * size.hidden) / pace.products32
+    weights = NUMBER * (size.multiplied + size.words * size.hidden)
+    each = weights / pace.moved + rows * 2 * (size.multiplied + size.words * size.hidden) / pace.products32
     return pace.factor * steps * (each + size.layers * CALLS / 4)

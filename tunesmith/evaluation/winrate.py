@@ -60,13 +60,13 @@ def win_rate(
     controlled = np.array([_at_equal_length(won[rows], help_of_length[rows]) for rows in drawn])
     plain = interval(won, groups=groups)
     # Where all won, or lost, every draw is alike, and would claim certainty.
-    told = plain if not np.ptp(won) else percentiles(controlled, clusters.count)
+    low, high = percentiles(controlled, clusters.count) if np.ptp(won) and clusters.count > 1 else plain
     return WinRate(
         rate=float(won.mean()),
         ci95=plain,
         p_value=sign_flip(clusters.sums(lead), rng, FLIPS) if clusters.grouped else mcnemar(lead),
         controlled=_at_equal_length(won, help_of_length),
-        controlled_ci95=told if clusters.count > 1 else (0.0, 1.0),
+        controlled_ci95=(max(0.0, low), min(1.0, high)) if clusters.count > 1 else (0.0, 1.0),
         ties=len(won) - wins - losses,
         n=len(won),
         words=(_words(other), _words(own)),

@@ -96,7 +96,7 @@ def rank(played: Sequence[Game], *, seed: int = 0) -> list[Ranked]:
         draws = clusters.drawn_rows(np.random.default_rng(seed), RESAMPLES)
         drawn = _strengths(np.stack([_wins(pairs[rows], scores[rows], len(names)) for rows in draws]))
         if np.ptp(drawn, axis=0).max() > 1e-9:  # where all went one way, every draw says the same, however few they are
-            ci = np.array([percentiles(drawn[:, i], clusters.count) for i in range(len(names))])
+            ci = np.clip([percentiles(drawn[:, i], clusters.count) for i in range(len(names))], 0, 1)
     ranked = [
         Ranked(
             model=name,

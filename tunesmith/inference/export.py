@@ -12,6 +12,7 @@ from tunesmith.inference.folder import ABOUT, About, over, read_base
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.modelfile import modelfile
 from tunesmith.model.checkpoint import MANIFEST
+from tunesmith.model.four_bit import unpacked
 from tunesmith.model.gguf_write import write_adapter_gguf, write_gguf
 from tunesmith.model.quiet import quiet
 from tunesmith.objectives import Classify, Domain
@@ -46,7 +47,7 @@ def merged(folder: Path, about: About, *, offline: bool) -> LocalModel:
     """The tuned model with its adapter in the weights; a base in 4 bits is unpacked first, as it was trained over."""
     base = read_base(about, offline=offline)
     if about.technique.load_options().quantize:
-        base.network = base.network.dequantize()
+        base.network = unpacked(base.network)
     model = over(base, folder, about)
     if model.policy.adapter is not None:
         with quiet():

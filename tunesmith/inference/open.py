@@ -180,6 +180,11 @@ def _vet(folder: Path, name: str) -> None:
             f"{name}: made for {config['task_type']}, with a head that only its own trainer knows; "
             "tune a classifier here, or give an adapter made for CAUSAL_LM"
         )
+    if config.get("alora_invocation_tokens"):
+        raise ModelError(
+            f"{name}: an activated LoRA, which acts from certain tokens on and would be put over the whole text here; "
+            "ask it in PEFT, or give a plain LoRA"
+        )
     if config.get("megatron_config"):  # PEFT would import whatever module megatron_core names
         raise ModelError(f"{name}: {CONFIG} asks for code from elsewhere (megatron_core); do not use it")
 

@@ -22,7 +22,7 @@ class Plain:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         with quiet():
-            self._network: Any = _opened(AutoModelForCausalLM, folder, adapter, options)
+            self._network: Any = _opened(AutoModelForCausalLM, folder, adapter, in_memory(options, "decoder"))
             self._tokenizer: Any = AutoTokenizer.from_pretrained(adapter or folder, local_files_only=True)
         self._network.eval()
         # The base's own generation_config stays in force under an adapter.
@@ -65,12 +65,12 @@ class Plain:
         return whole[len(ids) :]
 
 
-def _opened(kind: Any, folder: Path, adapter: Path | None, options: LoadOptions) -> Any:
-    """The network of a folder with its weights as `options` say, under the adapter where there is one."""
+def _opened(kind: Any, folder: Path, adapter: Path | None, told: dict[str, Any]) -> Any:
+    """The network of a folder with its weights as transformers is told, under the adapter where there is one."""
     from peft import PeftModel
 
-    network = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **in_memory(options))
-    if options.quantize:
+    network = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **told)
+    if "quantization_config" in told:
         four_bit.settle(network)  # else some CPUs answer by a coarser arithmetic, which is no fault of the adapter
     return network if adapter is None else PeftModel.from_pretrained(network, str(adapter))
 
@@ -83,7 +83,7 @@ def pooled_states(
     from transformers import AutoModel
 
     with quiet():
-        network = _opened(AutoModel, folder, adapter, options)
+        network = _opened(AutoModel, folder, adapter, in_memory(options, family))
     network.eval()
     found = []
     for ids in rows:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 
 def settle(network: nn.Module) -> None:
@@ -25,6 +26,24 @@ def settle(network: nn.Module) -> None:
     for value in network.parameters():
         if value.is_cpu and value.is_floating_point():
             value.data = value.data.clone()
+
+
+def unpacked(network: Any) -> Any:
+    """The network with the plain weights that its packed ones stand for, in layers of the kinds its family has.
+
+    Packed layers are nn.Linear underneath. GPT-2's own keep a weight turned round, and are saved and read that way.
+    """
+    plain = network.dequantize()
+    with torch.device("meta"):
+        own = type(plain)(plain.config)
+    for name, module in own.named_modules():
+        if isinstance(module, Conv1D):
+            packed = plain.get_submodule(name)
+            layer = Conv1D(packed.out_features, packed.in_features)
+            layer.weight = nn.Parameter(packed.weight.T.contiguous(), requires_grad=False)
+            layer.bias = packed.bias
+            plain.set_submodule(name, layer)
+    return plain
 
 
 def numbers(values: Iterable[Tensor]) -> int:

@@ -170,7 +170,7 @@ def _from_place(name: str, folder: Path, options: LoadOptions, *, offline: bool)
         return _from_folder(name, folder, options)
     base = load_base(begin, options=replace(options, quantize=bits), offline=offline)
     if bits:  # unpacked, so that the adapter lies beside the very numbers it was learned beside
-        base.network = base.network.dequantize()
+        base.network = four_bit.unpacked(base.network)
     network, mark = run_base.merged(base.network, folder, found=base.fingerprint, where=name)
     with _reading(name):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -193,7 +193,7 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # check_complete refuses them, and says which
-            **in_memory(options),
+            **in_memory(options, family),
         )
         if options.quantize:
             four_bit.settle(network)
@@ -217,8 +217,11 @@ def _from_gguf(name: str, options: LoadOptions) -> Base:
     return Base(name, None, network, tokenizer, family, mark)
 
 
-def in_memory(options: LoadOptions) -> dict[str, Any]:
-    """What transformers is told about dtype, place and 4 bits."""
+def in_memory(options: LoadOptions, family: str) -> dict[str, Any]:
+    """What transformers is told about dtype, place and 4 bits.
+
+    An encoder's pooler stays whole: nobody reads it, and where a checkpoint has none it could not be packed.
+    """
     dtype = DTYPES[options.dtype]
     if not options.quantize:
         return {"dtype": dtype}
@@ -227,6 +230,7 @@ def in_memory(options: LoadOptions) -> dict[str, Any]:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["pooler"] if family == "encoder" else None,
     )
     return {"dtype": dtype, "quantization_config": four_bits, "device_map": {"": options.device}}
 

@@ -81,7 +81,7 @@ def own_head(network: Any, folder: Path | None) -> MaskedHead | None:
             fits = _fill(head, {"dense": dense, "norm": norm}, numbers)
             head.bias.data.copy_(numbers.get(bias, torch.zeros_like(head.bias)))
             head = head.to(network.device)
-            return head if fits and _same_logits(head, network, whole.to(network.device).eval()) else None
+            return head if fits and _same_logits(head, whole.to(network.device).eval()) else None
     return None
 
 
@@ -98,8 +98,8 @@ def _fill(head: MaskedHead, names: dict[str, str], numbers: dict[str, Tensor]) -
 
 
 @torch.no_grad()
-def _same_logits(head: MaskedHead, network: Any, whole: Any) -> bool:
-    """Whether states through this head are what the whole model says to a few ids."""
-    probe = torch.arange(1, 9, device=network.device)[None]
-    ours = head(network.base_model(input_ids=probe).last_hidden_state)
+def _same_logits(head: MaskedHead, whole: Any) -> bool:
+    """Whether the whole model's states through this head are what it says to a few ids; the network may be rounded."""
+    probe = torch.arange(1, 9, device=whole.device)[None]
+    ours = head(whole.base_model(input_ids=probe).last_hidden_state)
     return torch.allclose(ours.float(), whole(input_ids=probe).logits.float(), rtol=1e-2, atol=1e-2)

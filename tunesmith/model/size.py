@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tunesmith.data.template import Tokens
 from tunesmith.model.batch import pack
 from tunesmith.model.four_bit import numbers
 from tunesmith.model.policy import Policy
+from tunesmith.model.virtual import key_sizes
 
 # Lengths of the rows that memory is counted on: one more than what tokens keep, pairs of them and a whole pass.
 LENGTHS = (4, 12, 20)
@@ -47,17 +49,19 @@ class NetworkSize:
     causal: bool  # a decoder
     layers: int
     hidden: int
+    embedded: int  # width of a word's embedding, narrower than `hidden` in some families
     words: int  # of the vocabulary, which a decoder predicts, and an encoder where it finds hidden words
     parameters: int
     linear: tuple[tuple[str, int, int], ...]  # name, inner and outer width of the layers that a low-rank update reaches
     named: tuple[tuple[str, int, int], ...]  # the same of embeddings and the output layer, reached only where named
+    multiplied: int  # numbers that each token is multiplied with: those of `linear`, as often as a pass meets them
     past: int  # numbers of one token's keys and values in all layers
     moving: Kept  # where weights learn, or something beside them that needs what they read
     frozen: Kept  # where only what stands before or between the layers learns
 
     @property
     def matrices(self) -> int:
-        """Numbers that each token is multiplied with."""
+        """Numbers of the layers that a low-rank update reaches."""
         return sum(inner * outer for _, inner, outer in self.linear)
 
 
@@ -68,21 +72,43 @@ def measure_size(policy: Policy, *, modes: Sequence[bool] = (True, False)) -> Ne
     measured is not a number, so that nobody reckons with it.
     """
     network, config = policy.network, policy.network.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    causal = policy.family == "decoder"
+    # An encoder has as many keys as queries, and need not give them out.
+    keys = key_sizes(network) if causal else [(1, config.hidden_size)] * config.num_hidden_layers
     return NetworkSize(
         kind=config.model_type,
-        causal=policy.family == "decoder",
+        causal=causal,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
+        embedded=network.get_input_embeddings().embedding_dim,
         words=config.vocab_size,
         parameters=numbers(network.parameters()),
         linear=tuple(linear_layers(network)),
         named=tuple(named_layers(network)),
-        past=config.num_hidden_layers * 2 * heads * width,
+        multiplied=multiplied(policy),
+        past=2 * sum(heads * width for heads, width in keys),
         moving=_kept(policy, weights=True) if True in modes else UNKNOWN,
         frozen=_kept(policy, weights=False) if False in modes else UNKNOWN,
     )
+
+
+@torch.no_grad()
+def multiplied(policy: Policy, *, moving: bool = False) -> int:
+    """Numbers of linear layers that a token is multiplied with, or those of them that move.
+
+    A layer that stands in several places (ALBERT has one for all depths) counts as often as a pass comes through it.
+    """
+    network, met = policy.network, Counter[str]()
+    sizes = {name: inner * outer for name, inner, outer in linear_layers(network)}
+    if moving:
+        sizes = {name: size for name, size in sizes.items() if network.get_submodule(name).weight.requires_grad}
+    hooks = [
+        network.get_submodule(name).register_forward_hook(lambda *_, name=name: met.update((name,))) for name in sizes
+    ]
+    policy.states(pack([Tokens([1, 2], [False] * 2)]).to(policy.device))
+    for hook in hooks:
+        hook.remove()
+    return sum(size * max(1, met[name]) for name, size in sizes.items())
 
 
 def linear_layers(network: Any) -> Iterator[tuple[str, int, int]]:

@@ -69,6 +69,14 @@ def keys_of(network: Any, **given: Tensor) -> Past:
     return [(layer.keys, layer.values) for layer in layers]
 
 
+@torch.no_grad()
+def key_sizes(network: Any) -> list[tuple[int, int]]:
+    """G and W of the keys in every layer, as one token has them: families say it in their configurations each their
+    own way."""
+    past = keys_of(network, input_ids=torch.zeros(1, 1, dtype=torch.long, device=network.device))
+    return [(keys.shape[1], keys.shape[3]) for keys, _ in past]
+
+
 def flat(past: Past) -> Tensor:
     """[V, layers * 2 * G * W]: keys and values in the order in which PEFT keeps a prefix."""
     each = torch.stack([half[0] for pair in past for half in pair])  # [2 * layers, G, V, W]

@@ -6,6 +6,8 @@ from typing import Any
 
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.sections import SELF, Recipe
+from tunesmith.techniques import Lora
+from tunesmith.techniques.adapter import reaches
 
 # Objectives whose answers cannot be dealt out at random, so that no control can be made of them.
 NOTHING_TO_DEAL = {
@@ -57,8 +59,21 @@ def check_pair(recipe: Recipe, family: str) -> None:
 
 def check_technique(recipe: Recipe, network: Any, family: str) -> None:
     """Raise RecipeError if this network cannot be tuned by this technique."""
-    if reason := recipe.technique.refusal(network, family=family):
-        raise RecipeError(f"technique {recipe.technique.kind}: {reason}")
+    technique = recipe.technique
+    if reason := technique.refusal(network, family=family):
+        raise RecipeError(f"technique {technique.kind}: {reason}")
+    hides = family == "encoder" and "domain" in (
+        recipe.objective.kind,
+        *(p.objective.kind for p in recipe.parts.values()),
+    )
+    if hides and isinstance(technique, Lora) and technique.targets != "all-linear":
+        words = network.get_input_embeddings()
+        for name, module in network.named_modules():
+            if module is words and reaches(name, technique.targets):
+                raise RecipeError(
+                    f"technique.targets: {name} tells hidden words apart too, so that what is learned beside it "
+                    "could not be merged; leave it out, or take technique: full"
+                )
 
 
 def check_replay(recipe: Recipe, family: str) -> None:

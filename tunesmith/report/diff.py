@@ -102,7 +102,8 @@ def over_base(run: Path) -> tuple[list[Prediction], tuple[Any, Any], str]:
 
 def _scored(rows: list[Prediction], metric: str, run: Path) -> tuple[list[Prediction], tuple[Any, Any], str]:
     """The rows with what both answers to each are worth, by the metric or what stands for it row by row."""
-    if rows[0].score_tuned is not None and metric not in STATED:
+    both = all(None not in (row.score_base, row.score_tuned) for row in rows)  # one run may have stated, the other not
+    if both and metric not in STATED:
         metric = ROW_SCORES.get(metric, ROW_SCORE)
     scores = row_scores(rows, metric)
     if scores is None:

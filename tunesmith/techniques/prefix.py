@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from tunesmith.model.policy import Policy
-from tunesmith.model.virtual import flat, keys_of
+from tunesmith.model.virtual import flat, key_sizes, keys_of
 from tunesmith.techniques import soft
 
 
@@ -50,5 +50,14 @@ class Prefix(soft.Soft):
         if self.init == "text":
             with torch.no_grad():
                 first = flat(keys_of(base, input_ids=soft.opening(start, self.tokens, base.device)[None]))
-        config = PrefixTuningConfig(task_type=soft.TASKS[family], num_virtual_tokens=self.tokens)
+        config = PrefixTuningConfig(task_type=soft.TASKS[family], num_virtual_tokens=self.tokens, **_sizes(base))
         return self._before(base, config, family=family, start=first)
+
+
+def _sizes(base: Any) -> dict[str, Any]:
+    """Layers, heads and width of a base's keys, which PEFT finds by itself where the configuration counts key heads."""
+    if "num_key_value_heads" in base.config.to_dict():
+        return {}
+    layers = key_sizes(base)
+    heads, width = layers[0]
+    return {"num_layers": len(layers), "num_attention_heads": heads, "token_dim": heads * width}

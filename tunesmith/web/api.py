@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunesmith.errors import TunesmithError, key_of
+from tunesmith.feedback.store import Unwritten
 from tunesmith.inference.answering import AnsweringEngine, Busy, Model
 from tunesmith.inference.ask import Ask, AskError, UnknownModel
 from tunesmith.inference.row import Piece, ScoredToken
@@ -44,6 +45,7 @@ TOLD: dict[type[Exception], tuple[int, str, str | None]] = {
     Busy: (429, "rate_limit_error", "queue_full"),
     Late: (504, "timeout", "took_too_long"),
     InternalError: (500, "server_error", None),
+    Unwritten: (503, "server_error", None),
     TunesmithError: (400, "invalid_request_error", None),
 }
 
@@ -169,8 +171,9 @@ class Api:
 
     async def _thumb(self, request: Any) -> Any:
         wanted = ThumbWanted.model_validate_json(await request.body())
-        run = self._run(wanted.model)
-        messages = [turn.message() for turn in wanted.messages]
+        if wanted.model in self._splits.shares:
+            raise AskError(f"model: {wanted.model} stands for several; send the `model` that stands in the answer")
+        run, messages = self._run(wanted.model), wanted.judged()
         keep = partial(self._thumbs.keep, by=run.name, good=wanted.good, rater=wanted.by)
         await asyncio.to_thread(keep, messages, wanted.answer)
         return _json({"kept": True})
@@ -267,7 +270,7 @@ def _json(told: Any, status: int = 200) -> Any:
 def _error(error: Exception) -> Any:
     status, told = _told_of(error)
     answer = _json(told, status)
-    if status >= 500:
+    if status >= 500 and not isinstance(error, Unwritten):
         answer.headers["x-should-retry"] = "false"  # the same question would take as long again
     return answer
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from tunesmith.data.calls import read_calls, read_tools
 from tunesmith.data.examples import Message
+from tunesmith.data.turns import check_order
+from tunesmith.errors import DataError
 from tunesmith.inference.ask import Ask, AskError
 from tunesmith.model.sampling import Sampling
 
@@ -137,7 +139,7 @@ class ChatWanted(SamplingFields):
 
     def ask(self, name: str, default: Sampling) -> Ask:
         """The question to a model."""
-        if any(turn.role == "user" and not turn.text.strip() for turn in self.messages):
+        if _has_empty_question(self.messages):
             raise AskError("messages: a user turn is empty; write something")
         first, *others = self.messages
         tools = read_tools(self.tools if self.tool_choice == "auto" else [], "tools")
@@ -213,8 +215,25 @@ class ThumbWanted(BaseModel):
         """Who says so; without a name somebody new each time, for one person's later vote replaces the earlier."""
         return self.rater.strip() or f"somebody {secrets.token_hex(8)}"
 
+    def judged(self) -> list[Message]:
+        """The turns before the answer. Raises AskError for a chat that no row could be made of later."""
+        turns = [turn.message() for turn in self.messages]
+        if not self.answer.strip():
+            raise AskError("answer: is empty; a thumb is for an answer with words")
+        if not any(turn.role == "user" for turn in turns) or _has_empty_question(self.messages):
+            raise AskError("messages: no user turn, or an empty one; send what was asked")
+        try:
+            check_order([*turns, Message("assistant", self.answer)], "messages")
+        except DataError as error:
+            raise AskError(str(error)) from error
+        return turns
+
 
 class NameWanted(BaseModel):
     """POST /admin/...: a registered name."""
 
     model: Name
+
+
+def _has_empty_question(turns: Sequence[ChatTurn]) -> bool:
+    return any(turn.role == "user" and not turn.text.strip() for turn in turns)

@@ -87,7 +87,8 @@ def make_side(
     if not open_ones:
         return Side(name, [known[key] for key in keys])
     told(f"{name} answers {len(open_ones)} prompts" + (f"; {len(known)} are answered" if known else ""))
-    model = open_model(name, offline=offline, limit=asker.limit)
+    model = open_model(asker.found.name, offline=offline, limit=asker.limit)  # by its place, not by the store's word
+    model.limit = asker.limit  # a run has one of its own
     cut = 0
     for start in range(0, len(open_ones), BATCH):
         some = open_ones[start : start + BATCH]

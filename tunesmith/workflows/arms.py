@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 from tunesmith.data.rows import columns_of, read_rows
 from tunesmith.data.sources import check_names
 from tunesmith.data.split import Split
 from tunesmith.decision.verdict import DIAGNOSIS
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.inference.folder import ABOUT, read_about
 from tunesmith.model.families import family_of
 from tunesmith.model.load import locate
+from tunesmith.model.weights import read_json
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.recipe import Recipe
 
@@ -56,8 +56,11 @@ def answers_prompts(recipe: Recipe, *, offline: bool) -> bool:
     name = recipe.compare.asks or recipe.model
     if name.lower().endswith(".gguf"):
         return True
-    config = locate(name, offline=offline) / "config.json"
-    return not config.is_file() or family_of(json.loads(config.read_text("utf-8")), where=name) == "decoder"
+    folder = locate(name, offline=offline)
+    if (folder / ABOUT).is_file():  # a run, of an adapter perhaps, which has no configuration of a network
+        return read_about(folder).family == "decoder"
+    config = folder / "config.json"
+    return not config.is_file() or family_of(read_json(config, where=name), where=name) == "decoder"
 
 
 def _check(arm: str, recipe: Recipe, *, label: bool) -> None:

@@ -16,7 +16,7 @@ from tunesmith.evaluation.tasks import Arm, TaskScore
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import ChosenMachine, peak_bytes
 from tunesmith.model.four_bit import numbers, resident_bytes
-from tunesmith.model.size import linear_layers
+from tunesmith.model.size import multiplied
 from tunesmith.objectives import Multitask
 from tunesmith.report.plan import CostPrediction
 from tunesmith.report.schema import DataPart, Memory, PartOfMany, Report, Retention, Speed, Together, Training
@@ -223,10 +223,8 @@ def _speed(run: Measured, rows: int, total: float) -> Speed:
 def step_flops(trained: Trained) -> float:
     """Arithmetic of all training steps in the network's matrices: 2 forward and 2 back per weight and token, 2 more
     for the gradients of weights that move. The head works on learned positions only and is left out."""
-    network = trained.policy.network
-    layers = {name: inner * outer for name, inner, outer in linear_layers(network)}
-    moving = sum(size for name, size in layers.items() if network.get_parameter(f"{name}.weight").requires_grad)
-    return float(trained.state.computed * (4 * sum(layers.values()) + 2 * moving))
+    policy = trained.policy
+    return float(trained.state.computed * (4 * multiplied(policy) + 2 * multiplied(policy, moving=True)))
 
 
 def _data(run: Measured) -> DataPart:

@@ -13,7 +13,7 @@ import torch
 from tunesmith.data.files import write_whole
 from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.inference.export import GGUF, HEAD, merged, refuse, write_adapter, write_file, write_merged
-from tunesmith.inference.folder import About, find_model, load, read_about
+from tunesmith.inference.folder import ABOUT, About, find_model, load, read_about
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.plain import Plain, pooled_states
 from tunesmith.model.checkpoint import MANIFEST, write_folder
@@ -66,7 +66,7 @@ def export(run: Path, wanted: ExportRequest, *, out: Path | None, listen: Listen
     if wanted.kind == "adapter" and begins_from(locate(about.base, offline=offline), where=about.base)[0]:
         raise RecipeError("export: its base is another run, made in memory only; nearest that works: --format merged")
     out = out or folder.parent / "export" / wanted.name.replace(" ", "-")
-    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).exists():
+    if out.exists() and any(out.iterdir()) and not _is_export(out):
         raise CheckpointError(f"{out}: holds something else; give another --out")
     rows = read_predictions(folder.parent)
     if not rows:
@@ -88,6 +88,12 @@ def export(run: Path, wanted: ExportRequest, *, out: Path | None, listen: Listen
     if found.faults:
         raise Refused(f"{out}: {'; '.join(found.faults)}; {_cure(wanted)}")
     return found
+
+
+def _is_export(out: Path) -> bool:
+    """Whether a folder is an export, which may be written again; a run's model and checkpoints have a manifest too."""
+    made = any((out / name).exists() for name in (GGUF, "config.json", "adapter_config.json"))
+    return made and (out / MANIFEST).exists() and not (out / ABOUT).exists()
 
 
 def _agreements(

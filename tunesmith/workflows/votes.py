@@ -60,7 +60,7 @@ def export_votes(path: Path, out: Path, *, format: str = "", without: Collection
     sizes = {len(items[key].answers) for key in votes.items() if key in items and not items[key].gold}
     if not format and len(sizes) > 1:
         raise Refused(f"{path}: holds votes on pairs and on single answers; give --format {PAIRS} or {THUMBS}")
-    format = format or (PAIRS if any(len(item.answers) == 2 for item in items.values()) else THUMBS)
+    format = format or (THUMBS if sizes == {1} else PAIRS)
     found = FORMATS[format](items, votes)
     if not found.rows:
         raise Refused(f"{path}: no vote that makes a row of {format}; judge some with `tunesmith feedback`")
