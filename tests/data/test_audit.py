@@ -601,3 +601,17 @@ def test_a_list_has_no_place_in_a_table(tmp_path: Path) -> None:
     ):
         fix(ask, audit(ask, Tools())[1], tmp_path / "clean.csv")
     assert not list(tmp_path.glob("clean*"))
+
+
+def test_labels_that_cannot_be_told_apart_block_and_missing_ones_are_noted(tmp_path: Path) -> None:
+    same: list[Fields] = [{**row, "label": "spam"} for row in reviews(60)]
+    found = audited(tmp_path, same)
+    assert (found.verdict, [f.kind for f in found.findings if f.severity == "blocking"]) == ("blocked", ["one_class"])
+    rows: list[Fields] = [{**row, "label": "nan" if i % 2 else "a"} for i, row in enumerate(same)]
+    assert any("the label 'nan', as programs write a label that is missing" in n for n in audited(tmp_path, rows).notes)
+
+
+def test_a_label_with_a_fraction_is_no_missing_label(tmp_path: Path) -> None:
+    rows: list[Fields] = [{**row, "label": (1, 1.5, "x")[i % 3]} for i, row in enumerate(reviews(60))]
+    (told,) = [f for f in audited(tmp_path, rows).findings if f.kind in ("unreadable", "nothing_to_learn")]
+    assert (told.kind, "write a fraction as a text" in told.samples[0].note) == ("unreadable", True)

@@ -268,3 +268,12 @@ def test_sources_that_give_nothing_say_why(tmp_path: Path, name: str, said: str)
 def test_a_document_that_is_not_known_is_not_made_up():
     assert pairs(Document(())) == []
     assert passages([], size=500, joined=True) == []
+
+
+def test_questions_of_one_paragraph_are_told_apart_and_what_only_looks_like_one_is_not():
+    lines = "Q: How do I reset it?\nA: Press the button.\nQ: What does it cost?\nA: Ten euros."
+    assert asked(f"<p>{lines}</p>") == [
+        ("How do I reset it?", "Press the button.", "faq"), ("What does it cost?", "Ten euros.", "faq"),
+    ]  # fmt: skip
+    (one,) = asked("<p>Q: Who made it?\nA: Section Q: of the plant, and Mr. Q. A. Smith.</p>")
+    assert one[1].startswith("Section Q: of the plant")

@@ -256,3 +256,12 @@ def test_the_older_name_of_tools_is_read_beside_an_instruction_too():
     fields = {"instruction": "ring", "output": "done", "functions": [{"name": "ring", "parameters": {}}]}
     found = detect([Row(f"a.jsonl:{n}", fields | {"instruction": f"ring {n}"}) for n in range(20)])
     assert found.columns["tools"] == "functions"
+
+
+def test_of_two_names_that_differ_in_letters_the_one_in_small_letters_is_read():
+    assert detect(rows(*[{"text": "t", "label": "l", "Text": "other"}] * 3)).columns["text"] == "text"
+
+
+def test_a_label_with_a_fraction_is_told_with_its_cure():
+    with pytest.raises(DataError, match=r"no label in 'label': 1\.5 \(a fraction is no label: write it as a text\)"):
+        detect(rows(*[{"text": "t", "label": 1.5}] * 3))

@@ -8,7 +8,10 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from tunesmith.data.audit.stream import head
+from tunesmith.data.examples import texts
+from tunesmith.data.folder import passed_over
 from tunesmith.data.rows import Row, as_word, keep, read_rows
+from tunesmith.data.sources import Sources, load
 from tunesmith.errors import DataError
 
 
@@ -308,3 +311,55 @@ def test_tables_as_programs_really_write_them_are_read(tmp_path):
     assert [row.fields["label"] for row in read_rows(tmp_path / "d.csv")] == ["a", "b"]
     with pytest.raises(DataError, match=r"^e\.csv:1: 'sep=;' is for Excel alone; take that line out$"):
         read_rows(write(tmp_path, "e.csv", "sep=;\ntext;label\nx;a\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ('"Text\n(DE)";label\n"a;b";x\nc;y\n', {"Text\n(DE)": "a;b", "label": "x"}),
+        ("text;label;note, extra, more, most\na;b;z\nc;d;e, f\n",
+         {"text": "a", "label": "b", "note, extra, more, most": "z"}),
+        ("text,label\na;b;c,x\nd;e;f,y\n", {"text": "a;b;c", "label": "x"}),
+    ],
+)  # fmt: skip
+def test_the_mark_is_the_one_that_cuts_the_rows_as_it_cuts_the_header(tmp_path, text, fields):
+    assert read_rows(write(tmp_path, "a.csv", text))[0].fields == fields
+
+
+def test_columns_without_a_name_that_hold_values_are_told_before_one_is_lost(tmp_path):
+    with pytest.raises(DataError, match=r"^a\.csv:3: 2 columns have no name, and hold values; name them in line 1$"):
+        read_rows(write(tmp_path, "a.csv", "text,label,,\nhi,a,,\nho,b,x,y\n"))
+    assert len(read_rows(write(tmp_path, "b.csv", ",text,label\n0,hi,a\n"))[0].fields) == 3
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_key_that_stands_twice_is_told_and_not_the_last_one_taken(tmp_path, name):
+    row = '{"text": "x", "label": "a", "label": "b"}'
+    text = row if name == "a.jsonl" else f"[{row}]"
+    with pytest.raises(DataError, match=r"^a\.jsonl?:1: not JSON \('label' stands twice in one object\)"):
+        read_rows(write(tmp_path, name, text))
+
+
+@pytest.mark.parametrize("rows", ['"rows": [{"text": "x"}]', '"data": {"train": [{"text": "x"}]}'])
+def test_rows_inside_a_document_of_one_line_are_no_row(tmp_path, rows):
+    with pytest.raises(DataError, match=r"one JSON dict with the keys \['version', '(rows|data)'\], not rows"):
+        read_rows(write(tmp_path, "a.json", f'{{"version": "1", {rows}}}'))
+    turns = '{"messages": [{"role": "user", "content": "hi"}]}'
+    assert len(read_rows(write(tmp_path, "b.json", turns))) == 1
+
+
+def test_a_link_that_leads_nowhere_is_told_as_one(tmp_path):
+    (tmp_path / "a.jsonl").symlink_to("gone.jsonl")
+    with pytest.raises(DataError, match=r"it is a link to 'gone\.jsonl', where nothing is"):
+        read_rows(tmp_path / "a.jsonl")
+
+
+def test_of_a_folder_of_documents_what_is_not_read_is_told(tmp_path):
+    for name in ("a.txt", "b.doc", "c", "d.doc", "e.txt"):
+        (tmp_path / name).write_text(f"some words of {name}")
+    told = f"{tmp_path}: of another kind and not read: .doc (2), no ending (1)"
+    assert (len(read_rows(tmp_path)), passed_over(str(tmp_path))) == (2, told)
+    assert passed_over(str(tmp_path / "a.txt")) == ""
+    sources = Sources(str(tmp_path), 0.0, 0.0, "", {})
+    loaded = load(sources, lambda rows: texts(rows, text="text"), seed=0, offline=True)
+    assert told in loaded.split.notes

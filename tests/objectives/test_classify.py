@@ -255,3 +255,24 @@ def test_a_head_passes_its_gradient_on_to_the_network():
     bound.loss(bound.prepare(batch, made), made).total.backward()
     moved = {name for name, value in made.trainable() if value.grad is not None and value.grad.abs().sum() > 0}
     assert {"head.weight", "head.bias", "embeddings.word_embeddings.weight"} <= moved
+
+
+def test_labels_of_a_recipe_are_words_and_none_stands_twice():
+    assert Classify(labels=(1, True, " a ")).labels == ("1", "True", "a")
+    with pytest.raises(ValueError, match="'a' stands twice; name each label once"):
+        Classify(labels=("a", "b", "a"))
+
+
+def test_many_labels_that_are_all_fractions_are_scores():
+    scores = rows(*[f"{i / 10}" for i in range(30)])
+    with pytest.raises(DataError, match=r"30 labels, all numbers such as 0\.1: these look like scores"):
+        Classify().bind(scores, "decoder")
+    assert len(Classify(labels=tuple(f"{i / 10}" for i in range(30))).bind(scores, "decoder").labels) == 30
+    assert len(Classify().bind(rows("1.0", "1.5", "2.0"), "decoder").labels) == 3
+
+
+@pytest.mark.parametrize(("output", "kind"), [("words", "llama"), ("linear", "llama"), ("linear", "bert")])
+def test_what_stands_beside_the_text_is_counted_as_rows_are_made(output, kind):
+    form, made = template(kind), Classify(labels=("a", "a much longer one"), output=output)
+    row = made.encode(Labelled("f:1", "", ("a much longer one",)), form, limit=512)
+    assert made.beside_text(form) == (len(row.sequences[0].ids) if kind == "llama" else 0)

@@ -11,12 +11,13 @@ import pytest
 import yaml
 
 from tests.cli.conftest import reviews, write_rows
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.objectives import Instruct
-from tunesmith.recipe import Recipe, load_recipe
+from tunesmith.recipe import Recipe, load_recipe, make_recipe
 from tunesmith.workflows.draft import Draft
 from tunesmith.workflows.foreign import convert
 from tunesmith.workflows.init import draft
+from tunesmith.workflows.prepare import prepare
 from tunesmith.workflows.preview import preview
 
 
@@ -445,3 +446,22 @@ def test_documents_are_counted_in_windows_and_few_are_told_how_to_be_cut(tmp_pat
     few = write_rows(tmp_path / "few.jsonl", [{"text": f"book {i}. " + "word " * 4000} for i in range(3)])
     with pytest.raises(DataError, match=r"3 rows are too few .* cut them: `tunesmith collect FOLDER --as domain --out"):
         draft(str(few), changes=["objective=domain"])
+
+
+def test_many_labels_are_counted_in_max_tokens_and_a_recipe_without_room_for_a_text_is_refused(
+    tmp_path: Path, tiny_llama: Path
+) -> None:
+    lines = [{"text": f"text number {i} is about something", "label": f"some_intent_{i % 90}"} for i in range(900)]
+    rows = str(write_rows(tmp_path / "r.jsonl", lines))
+    made = draft(rows, changes=[f"model={tiny_llama}"]).recipe
+    assert made.data.max_tokens >= 90 * len("some_intent_10, ") / 2
+    raw = {"data": {"train": rows, "max_tokens": 64}, "model": str(tiny_llama), "objective": {"kind": "classify"}}
+    short, _ = make_recipe(raw, place="r.yaml")
+    with pytest.raises(Refused, match=r"its 90 labels and the answer take \d+ of data\.max_tokens 64"):
+        prepare(short, listen=lambda event: None, offline=True)
+
+
+def test_a_share_may_be_a_percentage() -> None:
+    data = {"train": "r.jsonl", "test": "20%", "validation": " 2.5 % "}
+    made, _ = make_recipe({"data": data, "objective": {"kind": "classify"}}, place="r.yaml")
+    assert (made.data.test, made.data.validation) == (0.2, 0.025)

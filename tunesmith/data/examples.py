@@ -227,7 +227,7 @@ def _labels(row: Row, column: str) -> tuple[str, ...]:
     value = row.fields.get(column)
     words = [(as_word(item) or "").strip() for item in (value if isinstance(value, list | tuple) else [value])]
     if not all(words):
-        raise fault(row, column, "must be a word, a whole number or a list of them")
+        raise fault(row, column, "must be a word, a whole number or a list of them (write a fraction as a text)")
     return tuple(dict.fromkeys(whole(word, f"{row.where}: column {column!r}") for word in words))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,7 +122,10 @@ class _Sample:
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
-        self.names = {name.strip().lower(): name for name in columns_of(rows) if name.strip()}
+        columns = [name for name in columns_of(rows) if name.strip()]
+        self.names = {name.strip().lower(): name for name in columns}
+        # Of `Text` and `text` the one in small letters is what is meant.
+        self.names |= {name: name for name in columns if name == name.strip().lower()}
 
     def column(self, names: Sequence[str], holds: Callable[[object], bool]) -> str | None:
         """The first of these columns that holds such values in enough rows."""
@@ -163,7 +167,10 @@ def _odd(sample: _Sample) -> str:
         for column in (sample.names[name] for name in names if name in sample.names):
             for row in sample.rows:
                 if not holds(row.fields.get(column)):
-                    return f", and {row.where} has no {kind} in {column!r}: {str(row.fields.get(column))[:40]}"
+                    value = row.fields.get(column)
+                    odd = isinstance(value, float) and math.isfinite(value)
+                    cure = " (a fraction is no label: write it as a text)" if odd else ""
+                    return f", and {row.where} has no {kind} in {column!r}: {str(value)[:40]}{cure}"
     return ""
 
 

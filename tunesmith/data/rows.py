@@ -5,19 +5,17 @@ Reads jsonl, ndjson, json, csv, tsv, parquet, and the Hub's data sets as `owner/
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
-from tunesmith.data.files import is_there, refuse_utf16
+from tunesmith.data.files import is_there, read_json, refuse_utf16
 from tunesmith.errors import DataError
 
 T = TypeVar("T")
@@ -44,10 +42,24 @@ def read_rows(source: str | Path, *, offline: bool = False) -> list[Row]:
         return read_folder(path)
     if there and path.suffix.lower() not in READERS:
         raise DataError(f"{path.name}: cannot read this kind of file; {_readable(path)}")
-    rows = READERS[path.suffix.lower()](path) if there else _hub_rows(str(source), offline=offline)
+    rows = READERS[path.suffix.lower()](path) if there else _from_hub(str(source), offline=offline)
     if not rows:
         raise DataError(f"{path.name}: no rows; give a file with at least one")
     return rows
+
+
+def _from_hub(source: str, *, offline: bool) -> list[Row]:
+    """The rows of a data set of the Hub. Raises DataError for what can be none."""
+    path, dataset = Path(source), HUB_ID.fullmatch(source)
+    if not dataset or path.suffix.lower() in READERS or is_there(path.parent):
+        raise DataError(f"{source}: no such file; {_nearest_file(path)}")
+    if offline:
+        cure = "leave out --offline, or give a file"
+        raise DataError(f"{source}: no such file, and this run may not ask the Hub for a dataset; {cure}")
+    from tunesmith.data.columnar import read_hub
+
+    name, split = dataset.groups("train")
+    return read_hub(source, str(name), str(split))
 
 
 def _readable(path: Path) -> str:
@@ -131,6 +143,8 @@ def _comparable(value: object) -> tuple[str, str]:
 def _nearest_file(path: Path) -> str:
     if not (is_there(path.parent) and path.parent.is_dir()):
         return f"there is no folder {str(path.parent)!r} either, check the path"
+    if path.is_symlink():
+        return f"it is a link to {str(path.readlink())!r}, where nothing is"
     nearest = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
     return f"did you mean {nearest[0]!r}?" if nearest else f"give a file that ends in {', '.join(READERS)}"
 
@@ -179,10 +193,11 @@ def _objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> l
 def _rows_of_lines(text: str, name: str) -> list[Row]:
     # Only "\n" ends a line: str.splitlines would also cut at U+2028 inside a text.
     lines = enumerate(text.split("\n"), 1)
-    return _objects(((f"{name}:{number}", line) for number, line in lines if line.strip()), json.loads)
+    return _objects(((f"{name}:{number}", line) for number, line in lines if line.strip()), read_json)
 
 
-def _numbered(values: Iterable[object], name: str) -> list[Row]:
+def numbered(values: Iterable[object], name: str) -> list[Row]:
+    """A row of each value, which has to be an object; its number is its place."""
     return _objects(((f"{name}:{n}", value) for n, value in enumerate(values, 1)), lambda value: value)
 
 
@@ -194,7 +209,7 @@ def _json_file(path: Path) -> list[Row]:
     text, name = _read_text(path), path.name
     cure = 'give an array of objects, {"data": [...]}, or one object on each line'
     try:
-        whole = json.loads(text)
+        whole = read_json(text)
     except (ValueError, RecursionError) as error:
         if _first_line_is_object(text):
             return _rows_of_lines(text, name)
@@ -203,11 +218,18 @@ def _json_file(path: Path) -> list[Row]:
     if isinstance(whole, dict) and isinstance(whole.get("data"), list):
         whole = whole["data"]
     if isinstance(whole, list):
-        return _numbered(whole, name)
-    if _first_line_is_object(text):
+        return numbered(whole, name)
+    if _first_line_is_object(text) and not any(map(_is_rows, whole.values())):
         return _rows_of_lines(text, name)
     keys = f" with the keys {list(whole)}" if isinstance(whole, dict) else ""
     raise DataError(f"{name}: one JSON {type(whole).__name__}{keys}, not rows; {cure}")
+
+
+def _is_rows(value: object) -> bool:
+    """Whether this is a list of rows, or holds one: no turns, which have a role."""
+    if isinstance(value, dict):
+        return any(map(_is_rows, value.values()))
+    return isinstance(value, list) and any(isinstance(one, dict) and not {"role", "from"} & one.keys() for one in value)
 
 
 def _first_line_is_object(text: str) -> bool:
@@ -224,58 +246,9 @@ def _separated(path: Path) -> list[Row]:
 
 
 def _parquet(path: Path) -> list[Row]:
-    arrow, parquet = _library("pyarrow", path.name), _library("pyarrow.parquet", path.name)
-    try:
-        values = parquet.read_table(str(path)).to_pylist()
-    except (arrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path.name}: not Parquet ({reason(error)}); write it as jsonl") from error
-    return _numbered(map(_widened, values), path.name)
+    from tunesmith.data.columnar import read_parquet
 
-
-def _widened(fields: Mapping[str, object]) -> dict[str, object]:
-    """A row of a table that gives every object inside a cell the keys of all others: those without a value go."""
-    return {column: _filled(value) for column, value in fields.items()}
-
-
-def _filled(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _filled(item) for key, item in value.items() if item is not None}
-    return [_filled(item) for item in value] if isinstance(value, list) else value
-
-
-def _hub_rows(source: str, *, offline: bool) -> list[Row]:
-    path, dataset = Path(source), HUB_ID.fullmatch(source)
-    if not dataset or path.suffix.lower() in READERS or is_there(path.parent):
-        raise DataError(f"{source}: no such file; {_nearest_file(path)}")
-    if offline:
-        cure = "leave out --offline, or give a file"
-        raise DataError(f"{source}: no such file, and this run may not ask the Hub for a dataset; {cure}")
-    hub, (name, split) = _library("datasets", source), dataset.groups("train")
-    # Before version 4 the library could run a script that came with the data.
-    if int(hub.__version__.partition(".")[0]) < 4:
-        raise DataError(f"{source}: this 'datasets' may run remote code; pip install 'datasets>=4.7'")
-    try:
-        # The split is part of the place: rows of two splits are told apart by it.
-        return _numbered(_named(hub.load_dataset(name, split=split), hub.ClassLabel), source)
-    except (hub.exceptions.DatasetsError, OSError, ValueError) as error:
-        cure = f"check the name and the network, or write '{name}:SPLIT'"
-        raise DataError(f"{name}: cannot get its {split!r} split ({reason(error)}); {cure}") from error
-
-
-def _named(rows: Any, classes: type[Any]) -> Iterator[dict[str, object]]:
-    """Rows of the Hub with the names of their classes, which are kept as numbers; -1 stands for none."""
-    names = {column: kind.names for column, kind in rows.features.items() if isinstance(kind, classes)}
-    for fields in rows:
-        known = {column: listed[fields[column]] for column, listed in names.items() if fields[column] not in (None, -1)}
-        yield {**_widened(fields), **dict.fromkeys(names), **known}
-
-
-def _library(name: str, where: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        library = name.partition(".")[0]
-        raise DataError(f"{where}: needs {library!r}; pip install {library}, or give a jsonl file") from error
+    return read_parquet(path)
 
 
 def reason(error: Exception) -> str:

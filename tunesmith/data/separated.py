@@ -7,6 +7,8 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +17,7 @@ from tunesmith.data.rows import SHOWN_FAULTS, Row, not_utf8, refuse, unreadable
 from tunesmith.errors import DataError
 
 CLOSED_QUOTE = re.compile(r'"(?:[^"]|"")*"')
+LOOKED_AT = 50  # lines
 LONGEST_CELL = 2**31 - 1  # the csv module refuses a cell above 131072 characters unless it is told otherwise
 
 
@@ -51,10 +54,24 @@ def read_table(path: Path) -> Iterator[Row | BrokenLine]:
     if header.lower().startswith("sep="):
         raise DataError(f"{name}:1: {header.strip()!r} is for Excel alone; take that line out")
     marks = "\t" if path.suffix.lower() == ".tsv" else ",;\t|"
-    # A cell of the header may hold another mark: the one that cuts it into the most cells is it.
-    mark = max(marks, key=lambda mark: len(_next(csv.reader([header], delimiter=mark)) or ()))
+    mark = max(marks, key=partial(_cuts, path))
     plain = mark == "\t" and _quotes_are_text(path, header)
     return _rows(_cells(path, mark, csv.QUOTE_NONE if plain else csv.QUOTE_MINIMAL), name, mark)
+
+
+def _cuts(path: Path, mark: str) -> tuple[bool, float, int]:
+    """How well a mark cuts the first rows: the header at all, how many as the header, and into how many cells.
+
+    A cell may hold other marks, and the end of a line.
+    """
+    with closing(_lines(path, "")) as lines:
+        reader = csv.reader(islice(lines, LOOKED_AT), delimiter=mark)
+        try:
+            rows = [cells for cells in iter(lambda: _next(reader), None) if any(cell.strip() for cell in cells)]
+        except csv.Error:  # the table is read with the mark that is found, and says where it is broken
+            rows = []
+    sizes = [len(cells) for cells in rows] or [0]
+    return sizes[0] > 1, sizes.count(sizes[0]) / len(sizes), sizes[0]
 
 
 def _rows(lines: Iterator[tuple[int, list[str]]], name: str, mark: str) -> Iterator[Row | BrokenLine]:
@@ -63,11 +80,16 @@ def _rows(lines: Iterator[tuple[int, list[str]]], name: str, mark: str) -> Itera
     if twice := sorted({cell for cell in header if cell and header.count(cell) > 1}):
         raise DataError(f"{name}:{number}: the header has {twice} twice; give each column its own name")
     cure = f"write a cell that holds {mark!r} in double quotes"
+    nameless = [place for place, cell in enumerate(header) if not cell]
     for line, found in lines:
         # A program that ends each line with a mark adds cells that hold nothing.
         cells = found if any(cell.strip() for cell in found[len(header) :]) else found[: len(header)]
         if len(cells) != len(header):
             yield BrokenLine(line, f"{len(cells)} cells, the header has {len(header)}; {cure}")
+        elif len([place for place in nameless if cells[place].strip()]) > 1:
+            raise DataError(
+                f"{name}:{line}: {len(nameless)} columns have no name, and hold values; name them in line 1"
+            )
         else:
             yield Row(f"{name}:{line}", dict(zip(header, cells, strict=True)))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tunesmith.data.examples import Example, Pair, Thumb, fingerprint, group_of, prompt_of
+from tunesmith.data.folder import passed_over
 from tunesmith.data.near import without_near_copies
 from tunesmith.data.rows import Row, keep, read_rows
 from tunesmith.data.split import FEWEST_PROMPTS, Split, by_prompt, file_name, separate, split, unlearned_labels
@@ -44,16 +45,17 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
     """
     given = {"train": sources.train, "validation": sources.validation, "test": sources.test}
     shares = {name: share for name, share in given.items() if not isinstance(share, str)}
-    rows, parts = 0, dict[str, list[Example]]()
+    rows, parts, notes = 0, dict[str, list[Example]](), list[str]()
     for name, source in given.items():
         if isinstance(source, str):
             read = keep(read_rows(source, offline=offline), sources.where)
             parts[name] = _grouped(list(parse(read)), read, sources.group)
             rows += len(read)
+            notes += filter(None, [passed_over(source)])
     if len(parts) > 1:  # a single file is grouped as it is cut
         _group_by_prompt(parts, cut=any(shares.values()))
     before = sum(map(len, parts.values()))
-    notes = _set_apart(parts)
+    notes += _set_apart(parts)
     removed = before - sum(map(len, parts.values()))
     cut = split(parts["train"], validation=shares.get("validation", 0.0), test=shares.get("test", 0.0), seed=seed)
     parts = {"validation": cut.validation, "test": cut.test, **parts, "train": cut.train}

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar, Literal, cast
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor, nn
 
 from tunesmith.data.examples import Example, Labelled, Message, labelled
 from tunesmith.data.formats import detect
-from tunesmith.data.rows import Row
+from tunesmith.data.rows import Row, as_word
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.errors import DataError
 from tunesmith.model.batch import Batch
@@ -25,6 +26,10 @@ WORDINGS = (
     "Text: {text}\n\nWhich label fits this text: {labels}?",
     "{text}\n\nIs this text {either}?",
 )
+
+
+# So many labels that are all numbers with a fraction are scores.
+NUMBER, MOST_NUMBERS = re.compile(r"[-+]?\d*[.,]\d+"), 20
 
 
 class Classify(BaseModel):
@@ -53,6 +58,17 @@ class Classify(BaseModel):
     balance: Literal["auto", True, False] = Field("auto", description="let rare labels count as much as common ones")
     shares: tuple[float, ...] = Field((), description="each label's share of the training rows, when balanced")
 
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _words(cls, value: object) -> object:
+        """Labels as rows have them: 1 and true are words. Raises ValueError for one that stands twice."""
+        if not isinstance(value, list | tuple):
+            return value
+        words = [item if (word := as_word(item)) is None else word.strip() for item in value]
+        if twice := [word for i, word in enumerate(words) if word in words[:i]]:
+            raise ValueError(f"{twice[0]!r} stands twice; name each label once")
+        return words
+
     def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
         """Labelled texts, one per row."""
         found = {} if self.text and self.label else detect(rows).columns
@@ -71,6 +87,9 @@ class Classify(BaseModel):
         if len(labels) < 2:
             only = labels[0] if labels else "none"
             raise DataError(f"{place}: only one label ({only!r}) in {len(rows)} rows; classify needs two or more")
+        if not self.labels and len(labels) > MOST_NUMBERS and all(map(NUMBER.fullmatch, labels)):
+            found = f"{len(labels)} labels, all numbers such as {labels[1]}: these look like scores, which are not read"
+            raise DataError(f"{place}: {found}; cut them into classes, or name all of them in objective.labels")
         for row in rows:
             if unknown := set(row.labels) - set(labels):
                 raise DataError(f"{row.where}: label {min(unknown)!r} is not among {list(labels)}; add it to `labels`")
@@ -119,6 +138,15 @@ class Classify(BaseModel):
         asked, shortened = template.fit(self.messages(text), limit)
         ids = template.prompt(asked)
         return Tokens(ids, [False] * len(ids)), shortened
+
+    def beside_text(self, template: Template) -> int:
+        """Tokens of a row that are not its text: the question to a decoder, and the longest label as its answer."""
+        if not template.chats:
+            return 0
+        asked = self.messages("")
+        if self.output != "words":
+            return len(template.prompt(asked))
+        return max(len(template.chat([*asked, Message("assistant", label)]).ids) for label in self.labels)
 
     def head(self, policy: Policy) -> nn.Module | None:
         """[B, D] -> [B, K], starting at zero so that the first loss is that of guessing."""

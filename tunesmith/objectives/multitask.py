@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NoReturn
@@ -26,8 +27,14 @@ from tunesmith.objectives.reward import Reward
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 
 
-# A share of the rows, or a file; where nothing is written none is held out.
-Part = Annotated[float | str, BeforeValidator(lambda value: 0.0 if value == "" else value)]
+def _share(value: object) -> object:
+    """20% as a share; where nothing is written none is held out; anything else as it is."""
+    percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", value) if isinstance(value, str) else None
+    return float(percent[1]) / 100 if percent else 0.0 if value == "" else value
+
+
+# A share of the rows, or a file.
+Part = Annotated[float | str, BeforeValidator(_share)]
 
 
 class TaskRows(BaseModel):

@@ -28,6 +28,7 @@ FINDINGS = {
     "dict_type": "has to be a mapping of keys",
     "model_type": "has to be a mapping of keys",
     "model_attributes_type": "has to be a mapping of keys",
+    "string_type": "has to be a text, in quotes where it is a number",
     "tuple_type": "has to be a list, such as [a, b]",
     "list_type": "has to be a list, such as [a, b]",
     "string_pattern_mismatch": "a name begins with a letter of a to z, and only such letters, digits, - and _ follow",

@@ -16,7 +16,7 @@ from tunesmith.data.audit.ask import AuditSource, Tools
 from tunesmith.data.audit.finding import Audit
 from tunesmith.data.audit.fix import CleanedCopy, check_folder, check_out, fix, log_of
 from tunesmith.data.audit.run import audit
-from tunesmith.data.audit.stream import head
+from tunesmith.data.audit.stream import has_column, head
 from tunesmith.data.formats import LOOKED_AT, Format, detect
 from tunesmith.data.rows import Row, file_of, missing_column
 from tunesmith.errors import DataError
@@ -100,6 +100,8 @@ def _ask(wish: AuditRequest, *, offline: bool) -> tuple[AuditSource, int]:
     rows = head(source, LOOKED_AT, offline=offline)
     found = _format(rows, recipe) if recipe else detect(rows)
     where = recipe.data.where if recipe else {}
+    if recipe and recipe.data.group and not has_column(source, recipe.data.group, offline=offline):
+        raise DataError(missing_column(rows, recipe.data.group))
     against = tuple(filter(None, [wish.against])) or _held(recipe)
     for other in against:
         _same_columns(other, found.columns, offline=offline)

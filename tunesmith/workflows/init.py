@@ -12,9 +12,9 @@ import numpy as np
 
 from tunesmith.aliases import changed_keys
 from tunesmith.data.examples import Chat, Example, Labelled, Text
+from tunesmith.data.folder import passed_over
 from tunesmith.data.formats import LANGUAGES, Format, detect
 from tunesmith.data.guess import Guess, guess
-from tunesmith.data.pairs import written
 from tunesmith.data.rows import Row, as_word, columns_of, keep, read_rows
 from tunesmith.data.split import PASSAGES
 from tunesmith.errors import DataError, RowError, UnsettledError
@@ -24,7 +24,7 @@ from tunesmith.recipe import AnyObjective, Recipe, check_pair, make_recipe
 from tunesmith.techniques import Full
 from tunesmith.workflows.draft import Draft
 from tunesmith.workflows.replay import FAR, NEAR
-from tunesmith.workflows.request import BATCH_ROWS, BYTES_A_TOKEN, COLUMN_KEYS, passes, windows
+from tunesmith.workflows.request import BATCH_ROWS, BYTES_A_TOKEN, COLUMN_KEYS, learned_rows, passes, size_of
 
 # Words for the source of a row; with these alone or before `_id`, rows that share a value belong together.
 SOURCES = (
@@ -37,7 +37,7 @@ FEWEST_GROUPS, LARGEST_GROUP, MOST_BLANK = 10, 0.2, 0.1
 # Training rows below which the rank of an update is enough; beyond the last: 32.
 RANKS = ((1_000, 8), (50_000, 16))
 MOST_TEST_ROWS, FEWEST_ROWS = 2_000, 10
-AROUND, ROUND_TO, LONGEST = 48, 64, 2_048
+AROUND, ROUND_TO, LONGEST, BYTES_A_LISTED_TOKEN = 48, 64, 2_048, 2
 SMALL_ENCODER = "minilm-l6"
 ENCODER_LIMIT, TEXT_WINDOW = 256, 512
 
@@ -65,14 +65,16 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
     guessed = found.change() if isinstance(found, Guess) else ""
     examples = _examples(recipe, kept, group, guessed or _as_named(recipe))
     family = "encoder" if recipe.model == SMALL_ENCODER else "decoder"
-    raw["data"] |= _data(examples, group, model=recipe.model, reasons=reasons)
-    reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(filter(str.strip, columns_of(kept)))}"
     bound = recipe.objective.bind(examples, family)
+    asked = _instruction(bound, reasons)
+    raw["data"] |= _data(examples, group, asked=asked.get("instruction", ""), model=recipe.model, reasons=reasons)
+    reasons["data.train"] = f"{len(kept)} rows with the columns {', '.join(filter(str.strip, columns_of(kept)))}"
+    reasons["data.train"] += f"; {left}" if (left := passed_over(data)) else ""
     raw.setdefault("objective", {"kind": bound.kind})
-    raw["objective"] |= _instruction(bound, reasons)
+    raw["objective"] |= asked
     if isinstance(bound, Classify | Instruct) and "metric" not in raw["objective"]:
         raw["objective"]["metric"] = _metric(bound, examples, reasons)
-    raw |= _training(recipe.model, _learned(examples, raw["data"]["max_tokens"]), reasons)
+    raw |= _training(recipe.model, learned_rows(examples, raw["data"]["max_tokens"]), reasons)
     raw |= _general_rows(recipe, family, reasons)
     if named & {"technique", "technique.kind"}:
         del raw["technique"]  # its options may not be those of the technique that was asked for
@@ -170,7 +172,9 @@ def _group(rows: Sequence[Row], used: set[str]) -> str:
     return ""
 
 
-def _data(examples: Sequence[Example], group: str, *, model: str, reasons: dict[str, str]) -> dict[str, Any]:
+def _data(
+    examples: Sequence[Example], group: str, *, asked: str, model: str, reasons: dict[str, str]
+) -> dict[str, Any]:
     """How the rows are cut and how long they may be."""
     share = min(0.2, round(MOST_TEST_ROWS / len(examples), 3))
     test = max(1, round(share * len(examples)))
@@ -187,8 +191,10 @@ def _data(examples: Sequence[Example], group: str, *, model: str, reasons: dict[
     else:
         known += "; if some rows share a source, name the column that says so as `group`"
     reasons["data.test"] = known
-    sizes = [_size(example) for example in examples]
+    sizes = [size_of(example) for example in examples]
     typical = float(np.percentile(sizes, 99)) / BYTES_A_TOKEN
+    # A question of usual length is in what stands around; names in a long list take more tokens than running text.
+    typical += max(0.0, len(asked.encode()) / BYTES_A_LISTED_TOKEN - AROUND)
     wanted = ROUND_TO * math.ceil((typical + AROUND) / ROUND_TO)
     limit = ENCODER_LIMIT if model == SMALL_ENCODER else LONGEST
     found["max_tokens"] = min(limit, max(2 * ROUND_TO, wanted))
@@ -199,17 +205,6 @@ def _data(examples: Sequence[Example], group: str, *, model: str, reasons: dict[
         found["max_tokens"] = min(limit, max(2 * ROUND_TO, wanted), TEXT_WINDOW)
         reasons["data.max_tokens"] = "documents are cut into windows of so many tokens; nothing of them is left out"
     return found
-
-
-def _size(example: Example) -> int:
-    """Bytes of a row, tools among them: three make about a token of European text, and one letter of Chinese."""
-    tools = sum(len(m.tools.encode()) for m in example.messages) if isinstance(example, Chat) else 0
-    return len(written(example).encode()) + tools
-
-
-def _learned(examples: Sequence[Example], limit: int) -> int:
-    """How many rows are learned, of texts about how many windows."""
-    return windows(map(_size, examples), limit) if isinstance(examples[0], Text) else len(examples)
 
 
 def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons: dict[str, str]) -> str:

@@ -25,7 +25,7 @@ from tunesmith.recipe import SELF, AnyObjective, Recipe, check_gates, check_pair
 from tunesmith.training.track import check_trackers
 from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.rewards import check_reward
-from tunesmith.workflows.room import with_room
+from tunesmith.workflows.room import check_room, with_room
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -142,6 +142,8 @@ def _encoded(recipe: Recipe, loaded: Loaded, base: Base, machine: ChosenMachine)
     recipe = recipe.model_copy(update={"objective": objective})
     check_pair(recipe, base.family)
     template = Template(base.tokenizer, chat=base.family == "decoder")
+    if isinstance(objective, Classify):
+        check_room(recipe, objective, template)
     train, validation = (
         encode_all(objective, part, template, limit=recipe.data.max_tokens)
         for part in (loaded.split.train, loaded.split.validation)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.aliases import changed_keys
+from tunesmith.data.examples import Chat, Example, Text
 from tunesmith.data.formats import detect
+from tunesmith.data.pairs import written
 from tunesmith.data.rows import Row, as_word, keep, read_rows
 from tunesmith.objectives import Domain
 from tunesmith.objectives.domain import text_column
@@ -84,6 +86,17 @@ def passes(rows: int) -> tuple[int, int]:
 def windows(sizes: Iterable[int], limit: int) -> int:
     """About how many windows of so many tokens texts are cut into, by their bytes."""
     return sum(math.ceil(max(1, size) / BYTES_A_TOKEN / limit) for size in sizes)
+
+
+def size_of(example: Example) -> int:
+    """Bytes of a row, tools among them: three make about a token of European text, and one letter of Chinese."""
+    tools = sum(len(m.tools.encode()) for m in example.messages) if isinstance(example, Chat) else 0
+    return len(written(example).encode()) + tools
+
+
+def learned_rows(examples: Sequence[Example], limit: int) -> int:
+    """How many rows are learned, of texts about how many windows."""
+    return windows(map(size_of, examples), limit) if isinstance(examples[0], Text) else len(examples)
 
 
 def _learned(recipe: Recipe, rows: Sequence[Row]) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tunesmith.errors import RecipeError
+from tunesmith.data.template import Template
+from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.families import positions_of
 from tunesmith.model.load import Base
-from tunesmith.objectives import Rl
+from tunesmith.objectives import Classify, Rl
 from tunesmith.recipe import Recipe
 
 # The least that `data.max_tokens` may be.
 SHORTEST = 16
+# Room for a text behind the question that all texts share.
+FEWEST_TEXT_TOKENS = 16
 
 
 def with_room(recipe: Recipe, base: Base, listen: Callable[[dict[str, Any]], None]) -> Recipe:
@@ -38,3 +41,14 @@ def cut_at(recipe: Recipe) -> str:
     virtual = recipe.technique.virtual_tokens()
     beside = f"with {virtual} virtual ones " if virtual else ""
     return f"rows are cut at {recipe.data.max_tokens} tokens: {beside}{recipe.model} holds no more"
+
+
+def check_room(recipe: Recipe, objective: Classify, template: Template) -> None:
+    """Raise Refused where what is asked before each text leaves no room for the text: all rows would look alike."""
+    asked, limit = objective.beside_text(template), recipe.data.max_tokens
+    if limit - asked < FEWEST_TEXT_TOKENS:
+        raise Refused(
+            f"{recipe.data.train}: what is asked of each text, its {len(objective.labels)} labels and the answer take "
+            f"{asked} of data.max_tokens {limit}, and texts would be cut off; raise data.max_tokens, "
+            "or write an objective.instruction without the labels"
+        )

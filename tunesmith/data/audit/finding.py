@@ -46,6 +46,7 @@ CHECKS: Mapping[str, Check] = {
         "find out who wrote these rows; drop them if you do not know",
     ),
     "label_variant": Check("warning", None, "a label written in two ways", "--fix OUT writes the commonest spelling"),
+    "one_class": Check("blocking", 0, "all rows have the same label: nothing can be told apart", "add rows of others"),
     "rare_class": Check("warning", None, "a label with too few rows to learn or to test", "add rows, merge or drop it"),
     "label_imbalance": Check("note", None, "one label has ten times the rows of another", "report macro F1, add rows"),
     "template_tokens": Check(

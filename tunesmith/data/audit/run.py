@@ -26,6 +26,7 @@ from tunesmith.data.audit.wording import LANGUAGES
 
 SAMPLES, SHOWN = 5, 220
 SHARED_ROWS, SHARED_SHARE = 10, 0.01  # a sentence that begins or ends so many rows is boilerplate
+MISSING = frozenset(["nan", "null", "n/a", "#n/a", "<na>"])
 SEVERAL = "read them: several good answers are no fault, answers that disagree are; --fix OUT leaves them"
 Rows = Mapping[int, str]  # row -> note
 
@@ -116,6 +117,12 @@ class _Auditor:
         merged: Counter[str] = Counter()
         for label, count in counts.items():
             merged[self.cures.labels.get(label, label)] += count
+        if len(merged) == 1:
+            self.found["one_class"] = {row: self._said(table.labels[row][0]) for row in rows.tolist()}
+        for label in sorted(label for label in merged if label.lower() in MISSING):
+            self.notes.append(
+                f"{merged[label]} rows have the label {label!r}, as programs write a label that is missing"
+            )
         few = rare(merged)
         for kind, listed in (("label_variant", set(self.cures.labels)), ("rare_class", few)):
             self.found[kind] = {

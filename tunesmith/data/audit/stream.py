@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tunesmith.data.files import refuse_utf16
+from tunesmith.data.files import read_json, refuse_utf16
 from tunesmith.data.rows import READERS, SHOWN_FAULTS, Row, read_rows, reason, refuse, unreadable
 from tunesmith.data.separated import BrokenLine, read_table
 from tunesmith.errors import DataError
@@ -63,7 +62,7 @@ def parsed(raw: bytes | dict[str, object] | str) -> dict[str, object] | str:
     if isinstance(raw, dict | str):
         return raw
     try:
-        value = json.loads(raw.rstrip(b"\r\n"))  # else a fault at the end is told of a line 2
+        value = read_json(raw.rstrip(b"\r\n"))  # else a fault at the end is told of a line 2
     except (ValueError, RecursionError) as error:
         return f"not JSON ({reason(error)})"
     return value if isinstance(value, dict) else f"{type(value).__name__}, not an object"

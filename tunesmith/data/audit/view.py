@@ -88,12 +88,12 @@ def _labelled(row: Row, columns: Mapping[str, str]) -> View:
     labels = tuple((as_word(item) or "").strip() for item in items)
     if not text.strip():
         return View(text, " ".join(labels), labels, "empty", "blank text")
-    if not all(labels):
+    if not items or any(item is None or (isinstance(item, str) and not item.strip()) for item in items):
         return View(text, "", (), "nothing_to_learn", "no label")
     try:
         labelled([row], text=columns["text"], label=columns["label"])
     except DataError as error:
-        return View(text, " ".join(labels), labels, "unreadable", str(error))
+        return View(text, " ".join(labels), labels, "unreadable", _why(row, error))
     return View(text, " | ".join(sorted(labels)), labels)
 
 

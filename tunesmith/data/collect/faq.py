@@ -19,6 +19,8 @@ _ASKED = re.compile(r"^(?:Q|Question)\s*\d*\s*[.:)]\s+(.+)$", re.IGNORECASE | re
 _ANSWERED = re.compile(r"^(?:A|Answer)\s*\d*\s*[.:)]\s+", re.IGNORECASE)
 # After a line "Q: ..." the answer may stand in the same paragraph.
 _BOTH = re.compile(r"^(?:Q|Question)\s*\d*\s*[.:)]\s+(.+?)\s+(?:A|Answer)\s*\d*\s*[.:)]\s+(.+)$", re.I | re.DOTALL)
+_FIRST = re.compile(r"^(Q|Question)\s*\d*\s*([.:)])\s+\S", re.IGNORECASE)
+_TOLD = re.compile(r"\s(A|Answer)\s*\d*\s*([.:)])\s", re.IGNORECASE)
 LONGEST_TERM = 80
 DEFINITION = "What does {term} mean{where}?"
 
@@ -68,14 +70,30 @@ def _as_question(pair: QuestionAnswer, title: str) -> QuestionAnswer:
 def _by_layout(blocks: Sequence[Block]) -> Iterator[QuestionAnswer]:
     """A heading or bold line that asks, and all up to the next of its rank; or a line that begins with Q:."""
     for start, block in enumerate(blocks):
-        both = _BOTH.match(block.text) if block.kind in ("paragraph", "item") else None
-        if both:
+        together = _together(block.text) if block.kind in ("paragraph", "item") else []
+        for both in together:
             yield QuestionAnswer(" ".join(both[1].split()), both[2].strip(), "faq", block.page)
+        if together:
             continue
         asked = _asks(block)
         if asked:
             answer = markdown(_unmarked(blocks[start + 1 : _end(blocks, start)]))
             yield QuestionAnswer(asked, answer, "faq", block.page)
+
+
+def _together(text: str) -> list[re.Match[str]]:
+    """Questions with their answers in one paragraph, told apart where others begin as the first two do."""
+    first, told = _FIRST.match(text), _TOLD.search(text)
+    if first is None or told is None:
+        return []
+    word, mark = re.escape(first[1]), re.escape(first[2])
+    answer = re.compile(rf"\s{re.escape(told[1])}\s*\d*\s*{re.escape(told[2])}\s")
+    parts = list[str]()
+    for part in re.split(rf"\s+(?={word}\s*\d*\s*{mark}\s+\S)", text):
+        if parts and answer.search(part) is None:  # no question with an answer: the one before goes on
+            part = f"{parts.pop()} {part}"
+        parts.append(part)
+    return [both for part in parts if (both := _BOTH.match(part))]
 
 
 def _asks(block: Block) -> str:
