@@ -294,3 +294,9 @@ def test_nothing_more_is_begun_once_it_is_to_stop(setting: Setting):
 def test_a_cell_is_validated_twice_as_its_own_rows_ask(name: str, steps: int):
     made = recipe_of(Cell(*name.split("/")), Setting(rows=160), 0).schedule
     assert (made.eval_steps, made.save_steps) == (steps, steps)
+
+
+def test_controls_can_be_left_out_of_every_cell_and_the_page_says_by_which_command():
+    cell, setting = Cell("classify", "lora", "decoder"), Setting(rows=160, seeds=3, controls=False)
+    assert (recipe_of(cell, setting, 0).controls, recipe_of(cell, Setting(), 0).controls) == (False, True)
+    assert setting.options == "--rows 160 --out runs/grid --seeds 3 --no-controls"

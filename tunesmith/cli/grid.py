@@ -54,6 +54,12 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--examples", type=Path, default=Path("examples"), metavar="FOLDER", help="where the recipes lie (%(default)s)"
     )
+    parser.add_argument(
+        "--no-controls",
+        dest="controls",
+        action="store_false",
+        help="no head alone and no shuffled labels: techniques are only compared with their base and with each other",
+    )
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the page here (default: grid.md in --out)")
     add_common(parser, out="folder of the runs (default: runs/grid)")
     add_schema(parser, _schema)
@@ -80,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--examples: there is no folder {args.examples}; the grid runs in a clone, or name its examples"
         )
-    setting = Setting(args.examples, args.out or Path("runs/grid"), args.rows, args.seeds)
+    setting = Setting(args.examples, args.out or Path("runs/grid"), args.rows, args.seeds, args.controls)
     received = _fill(setting, args)
     found = read(setting)
     place = args.page or setting.out / "grid.md"

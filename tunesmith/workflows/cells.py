@@ -87,12 +87,13 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where recipes and runs lie, how many training rows a cell sees, and how often with other seeds."""
+    """Where recipes and runs lie, how many training rows a cell sees, how often with other seeds, beside controls?"""
 
     examples: Path = Path("examples")
     out: Path = Path("runs/grid")
     rows: int = 600
     seeds: int = 1
+    controls: bool = True
 
     @property
     def options(self) -> str:
@@ -100,6 +101,8 @@ class Setting:
         said = [f"--rows {self.rows}", f"--out {shlex.quote(str(self.out))}"]
         if self.seeds > 1:
             said.append(f"--seeds {self.seeds}")
+        if not self.controls:
+            said.append("--no-controls")
         if self.examples != Setting().examples:
             said.append(f"--examples {shlex.quote(str(self.examples))}")
         return " ".join(said)
@@ -128,7 +131,7 @@ def recipe_of(cell: Cell, setting: Setting, seed: int) -> Recipe:
         "model": MODELS[cell.family],
         "technique": technique,
         "schedule.epochs": epochs,
-        "controls": task.controls,
+        "controls": task.controls and setting.controls,
         "seed": seed,
     }
     tasks = max(1, len(task.tasks))
