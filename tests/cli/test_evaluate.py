@@ -44,6 +44,8 @@ def test_the_sentence_of_a_comparison_is_shown(command: Command, encoder_run: Pa
     done = command("evaluate", encoder_run, "--data", rows, "--against", encoder_run, "--offline")
     assert "no effect" in done.out
     assert "95 %" in done.out
+    assert f"no effect: {encoder_run} " in done.out  # neither is the tuned one
+    assert "tuned" not in done.out.splitlines()[-1].replace(str(encoder_run), "")
 
 
 def test_an_encoder_without_a_head_is_the_users_mistake(command: Command, tiny_bert: Path, rows: Path) -> None:

@@ -35,10 +35,18 @@ def test_nll_is_in_nats_and_finite_where_the_right_class_had_no_chance():
 
 def test_temperature_makes_the_confidence_as_large_as_the_accuracy():
     # a logit gap of 4 and right three times in four: the gap must become ln 3
-    logits = np.array([[4.0, 0.0]] * 4)
-    temperature = calibration.fit_temperature(logits, [0, 0, 0, 1])
-    assert temperature == pytest.approx(4 / math.log(3), rel=1e-3)
-    assert calibration.softmax(logits, temperature=temperature)[0].tolist() == pytest.approx([0.75, 0.25], abs=1e-3)
+    logits = np.array([[4.0, 0.0]] * 4000)
+    temperature = calibration.fit_temperature(logits, [0, 0, 0, 1] * 1000)
+    assert temperature == pytest.approx(4 / math.log(3), rel=2e-2)
+    assert calibration.softmax(logits, temperature=temperature)[0].tolist() == pytest.approx([0.75, 0.25], abs=3e-3)
+
+
+def test_a_few_rows_that_are_all_right_do_not_make_every_answer_certain():
+    logits = np.array([[2.0, 0.0]] * 20)  # sure by 0.88, and rightly so
+    assert 0.5 < calibration.fit_temperature(logits, [0] * 20) < 1
+    assert calibration.fit_temperature(logits, [0] * 20) > calibration.fit_temperature(
+        np.tile(logits, (50, 1)), [0] * 1000
+    )
 
 
 def test_softmax_of_large_logits_stays_finite():

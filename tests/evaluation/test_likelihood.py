@@ -140,3 +140,11 @@ def test_the_bootstrap_of_a_rate_keeps_to_the_memory_of_all_draws(monkeypatch: p
     monkeypatch.setattr(resampling, "_blocks", lambda *sizes: asked.append(sizes) or blocks(*sizes))
     rate_interval("nats_per_token", [told(20.0 + i) for i in range(10)], groups=["a", "b"] * 5)
     assert asked == [(RESAMPLES, 2)]
+
+
+def test_the_interval_of_a_few_documents_holds_only_what_can_be():
+    some = [told(90.0, 100), told(800.0, 100, found=5), told(95.0, 100, found=1)]
+    low, high = rate_interval("perplexity", some, groups=None) or (0.0, 0.0)
+    assert 1 <= low < high
+    low, high = rate_interval("term_accuracy", some, groups=None) or (0.0, 0.0)
+    assert 0 <= low < high <= 1

@@ -264,3 +264,18 @@ def test_rows_that_a_difference_would_take_are_told_by_the_quantiles_that_so_man
     assert found.rows_needed is not None
     # about ((1.96 + 0.84) / 0.02)**2 times the variance of a difference, at most 1; not by the quantiles of 2 degrees
     assert found.rows_needed < 25_000
+
+
+@pytest.mark.parametrize("count", [2, 4, 5])
+def test_fewer_than_six_groups_decide_nothing_by_macro_f1_either(count: int):
+    gold = ["a", "b"] * 50
+    groups = [str(i % count) for i in range(100)]
+    found = corpus_compare(macro_f1_pair(gold, ["b", "a"] * 50, gold), 100, groups=groups, resamples=QUICK)
+    assert (found.delta, found.verdict) == (1.0, "inconclusive")
+
+
+def test_a_score_alone_is_as_unsure_as_its_one_row_or_group():
+    for values, groups in (([0.667], None), ([0.2, 0.9], ["a", "a"]), ([0.5] * 8, None)):
+        low, high = interval(values, groups=groups)
+        assert 0 <= low < np.mean(values) < high <= 1
+    assert interval([50.0], scale=100.0)[1] > 90

@@ -150,3 +150,10 @@ def test_balanced_labels_are_refused_where_no_head_gives_one_label(
     recipe, _ = make_recipe({"data": "rows.jsonl", "model": "m", "objective": objective}, place="test")
     with pytest.raises(RecipeError, match=f"balance: true is for a linear head .*nearest that works: {nearest}"):
         check_pair(recipe, family)
+
+
+def test_macro_f1_is_refused_where_a_row_has_several_labels():
+    objective = {"kind": "classify", "multi": True, "metric": "macro_f1"}
+    recipe, _ = make_recipe({"data": "rows.jsonl", "model": "m", "objective": objective}, place="test")
+    with pytest.raises(RecipeError, match="nearest that works: metric: sample_f1"):
+        check_pair(recipe, "encoder")

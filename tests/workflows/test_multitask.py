@@ -64,7 +64,7 @@ def mixed(place: Path, kind: str = "llama", tasks: tuple[str, ...] = ("mood", "c
         parts[name] = PARTS[name] | {"data": {"train": str(file), **PARTS[name].get("data", {})}}
     raw: dict[str, Any] = {
         "model": str(folder(kind)),
-        "data": {"max_tokens": 48},
+        "data": {"max_tokens": 96},
         "objective": {"kind": "multitask", "tasks": parts, **more.pop("objective", {})},
         "technique": more.pop("technique", {"kind": "lora", "rank": 4}),
         "schedule": {"learning_rate": 0.02, "epochs": 1, "batch_rows": 12, "probe": False, **more.pop("schedule", {})},

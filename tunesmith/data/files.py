@@ -75,6 +75,11 @@ def is_there(path: str | Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110
 
 
+def is_link(path: str | Path) -> bool:
+    """Whether a link lies there, wherever it leads; not for a name that is too long either."""
+    return os.path.islink(path)  # noqa: PTH114
+
+
 def refuse_utf16(start: bytes, name: str) -> None:
     """Raise DataError where a file that starts so is UTF-16."""
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from tunesmith.data.files import is_there, read_json, refuse_utf16
+from tunesmith.data.files import is_link, is_there, read_json, refuse_utf16
 from tunesmith.errors import DataError
 
 T = TypeVar("T")
@@ -143,7 +143,7 @@ def _comparable(value: object) -> tuple[str, str]:
 def _nearest_file(path: Path) -> str:
     if not (is_there(path.parent) and path.parent.is_dir()):
         return f"there is no folder {str(path.parent)!r} either, check the path"
-    if path.is_symlink():
+    if is_link(path):
         return f"it is a link to {str(path.readlink())!r}, where nothing is"
     nearest = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
     return f"did you mean {nearest[0]!r}?" if nearest else f"give a file that ends in {', '.join(READERS)}"

@@ -86,7 +86,7 @@ def page_of_text(doc_id: str, text: str) -> SourceDocument:
     head, _, body = text.strip().partition("\n\n")
     titled = bool(body.strip()) and "\n" not in head and len(head) <= TITLE
     document = text_document((body if titled else text).encode(errors="replace"))
-    title = head if titled else document.title
+    title = head.encode(errors="replace").decode() if titled else document.title
     digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
     return SourceDocument(doc_id, digest, Document(document.blocks, title, notes=document.notes))
 

@@ -151,7 +151,7 @@ def verdict(
     return Verdict(
         arm=chosen.name,
         text=_text(chosen, candidates, sure, learned),
-        reasons=[*(reasons or [f"{chosen.name} is the only arm that was measured"]), *extra],
+        reasons=[*(reasons or [f"{chosen.name} is the only arm that may be taken"]), *extra],
         confidence=sure,
     )
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tunesmith.evaluation.metrics import RowStatistic
+
 Floats = NDArray[np.float64]
 
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)
@@ -27,6 +29,24 @@ def standing(scores: ArrayLike, good: ArrayLike) -> Floats:
     below, not_above = (np.searchsorted(bad, values[liked], side=side) for side in ("left", "right"))
     share: Floats = (below + not_above) / (2 * max(1, len(bad)))
     return share
+
+
+def auc_pair(base: ArrayLike, tuned: ArrayLike, good: ArrayLike) -> RowStatistic:
+    """From row numbers (repeats allowed) to the AUC of base and of tuned on them; a coin's where one side is empty.
+
+    Good answers are no rows of their own: all of their shares hang on the same bad ones.
+    """
+    sides = [np.asarray(side, dtype=np.float64) for side in (base, tuned)]
+    liked = np.asarray(good, dtype=bool)
+
+    def statistic(rows: NDArray[np.intp]) -> tuple[float, float]:
+        kept = liked[rows]
+        if kept.all() or not kept.any():
+            return 0.5, 0.5
+        first, second = (float(standing(side[rows], kept).mean()) for side in sides)
+        return first, second
+
+    return statistic
 
 
 def length_bias(scores: ArrayLike, lengths: ArrayLike) -> float:

@@ -189,8 +189,8 @@ def rate_interval(metric: str, told: Sequence[Told], *, groups: Sequence[str] | 
     clusters = Clusters.of(len(told), groups)
     if clusters.count < 2:
         return None
-    drawn = _drawn(metric, [told], clusters)[:, 0]
-    return percentiles(drawn, clusters.count)
+    low, high = percentiles(_drawn(metric, [told], clusters)[:, 0], clusters.count)
+    return max(1.0 if RATES[metric].power else 0.0, low), high if lower_is_better(metric) else min(1.0, high)
 
 
 def compare(

@@ -140,16 +140,18 @@ def percentiles(drawn: Floats, clusters: int) -> tuple[float, float]:
 
 
 def bootstrap_p(drawn: Floats, clusters: int) -> float:
-    """The level at which the interval of `percentiles` would just reach 0."""
+    """The level at which the interval of `percentiles` would just reach 0; of few clusters no less than an exact
+    test of them all gone one way has."""
     from scipy.special import ndtri, stdtr
 
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     share = min(0.5, (1 + beyond) / (1 + len(drawn)))
-    p = 2 * float(stdtr(clusters - 1, ndtri(share) * math.sqrt((clusters - 1) / clusters)))
+    p: float = 2 * float(stdtr(clusters - 1, ndtri(share) * math.sqrt((clusters - 1) / clusters)))
     error = _error(drawn, clusters)
-    if clusters >= FEWEST or not error:
+    if clusters >= FEWEST:
         return p
-    return max(p, 2 * float(stdtr(clusters - 1, -abs(float(drawn.mean())) / error)))
+    p = max(p, 2.0 / 2**clusters)
+    return p if not error else max(p, 2 * float(stdtr(clusters - 1, -abs(float(drawn.mean())) / error)))
 
 
 def _error(drawn: Floats, clusters: int) -> float:

@@ -93,8 +93,8 @@ def compare_paired(
 
     0/1 scores of independent rows: exact McNemar. All else: sign-flip permutation of the clusters' summed
     differences, which assumes only that without an effect base and tuned may swap names cluster by cluster.
-    The interval is a percentile bootstrap over clusters, stretched to 0 where the test does not reject: the
-    two never disagree in the user's favour. The scale is 1 for 0/1 scores, else the span of the scores seen.
+    The interval is a percentile bootstrap over clusters, stretched to 0 where the test does not reject: it
+    never claims a difference alone. The scale is 1 for 0/1 scores, else the span of the scores seen.
     """
     before, after = _finite(base), _finite(tuned)
     if len(before) != len(after):
@@ -160,6 +160,20 @@ def corpus_compare(
     return judged(found, float(drawn.std()), scale=scale)
 
 
+def corpus_interval(
+    statistic: RowStatistic, n: int, *, groups: Sequence[str] | None = None, seed: int = 0, resamples: int = 2_000
+) -> tuple[float, float]:
+    """The 95 % interval of the first score of `statistic` alone, a share; all of 0 to 1 where one cluster is all."""
+    clusters = Clusters.of(n, groups)
+    found, _ = statistic(np.arange(n))
+    draws = clusters.drawn_rows(np.random.default_rng(seed), resamples)
+    drawn = np.array([statistic(rows)[0] for rows in draws])
+    if clusters.count < 2 or not np.ptp(drawn):  # what was drawn would claim certainty
+        return wilson(found, clusters.count)
+    low, high = percentiles(drawn, clusters.count)
+    return max(0.0, low), min(1.0, high)
+
+
 def compare_macro_f1(
     gold: Sequence[str],
     base: Sequence[str],
@@ -177,8 +191,8 @@ def interval(
 ) -> tuple[float, float]:
     """The 95 % interval of a mean: Wilson for 0/1 scores of independent rows, else a bootstrap over clusters.
 
-    0/1 scores that are all alike, or of one cluster, get Wilson's interval with clusters counted as rows: a
-    bootstrap of them would claim certainty. `scale` is the highest score there is; scores up to it are not thought
+    Scores that are all alike, or of one cluster, get Wilson's interval with clusters counted as rows: a bootstrap of
+    them would claim certainty. `scale` is the highest score there is; scores up to it are not thought
     to go beyond.
     """
     scores = _finite(values)
@@ -187,11 +201,12 @@ def interval(
     if _is_binary(scores / scale) and not (clusters.grouped and varied):
         low, high = wilson(float(scores.mean()) / scale, clusters.count)
         return scale * low, scale * high
-    if clusters.count == 1:
-        return float(scores.min()), float(scores.max())
+    inside = scores.min() >= 0 and scores.max() <= scale
+    if not varied:
+        low, high = wilson(float(scores.mean()) / scale, clusters.count) if inside else (scores.min(), scores.max())
+        return (scale * low, scale * high) if inside else (float(low), float(high))
     drawn = clusters.drawn_means(scores, np.random.default_rng(seed), 10_000)
     low, high = percentiles(drawn, clusters.count)
-    inside = scores.min() >= 0 and scores.max() <= scale
     return (max(0.0, low), min(scale, high)) if inside else (low, high)
 
 
@@ -249,7 +264,7 @@ def judged(found: PairedComparison, deviation: float, *, scale: float, fewest_ro
     if found.p_value < ALPHA:
         return replace(found, smallest_detectable=smallest, verdict="better" if found.delta > 0 else "worse")
     low, high = found.ci95
-    sure = deviation == 0 or smallest <= small
+    sure = (deviation == 0 and found.delta == 0) or smallest <= small
     rows = 0.0 if sure else max(fewest_rows / SMALL_SHARE, found.n * _times(found.clusters, deviation / small))
     return replace(
         found,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tunesmith.errors import RecipeError
+from tunesmith.objectives import Classify
 from tunesmith.recipe.sections import SELF, Recipe
 from tunesmith.techniques import Lora
 from tunesmith.techniques.adapter import reaches
@@ -35,25 +36,28 @@ def check_pair(recipe: Recipe, family: str) -> None:
         )
     if recipe.controls and (why := NOTHING_TO_DEAL.get(recipe.objective.kind)):
         raise RecipeError(f"controls: {why}; nearest that works: controls: false")
-    if (
-        recipe.objective.kind == "classify"
-        and recipe.objective.output == "words"
-        and (family == "encoder" or recipe.objective.multi)
-    ):
+    if isinstance(recipe.objective, Classify):
+        _check_labels(recipe.objective, family)
+
+
+def _check_labels(objective: Classify, family: str) -> None:
+    """Raise RecipeError for settings of `classify` that do not go together."""
+    if objective.output == "words" and (family == "encoder" or objective.multi):
         why = (
             "an encoder has no words to answer with"
             if family == "encoder"
             else "rows with several labels have no single answer"
         )
         raise RecipeError(f"objective classify: output: words cannot work, {why}; nearest that works: output: linear")
-    if (
-        recipe.objective.kind == "classify"
-        and recipe.objective.balance is True
-        and (recipe.objective.output == "words" or recipe.objective.multi)
-    ):
+    if objective.multi and objective.metric == "macro_f1":
+        raise RecipeError(
+            "objective.metric: macro_f1 is of rows with one label, and labels together would count as one more; "
+            "nearest that works: metric: sample_f1"
+        )
+    if objective.balance is True and (objective.output == "words" or objective.multi):
         raise RecipeError(
             "objective classify: balance: true is for a linear head that gives one label a row; nearest that works: "
-            f"{'balance: false' if recipe.objective.multi else 'output: linear'}"
+            f"{'balance: false' if objective.multi else 'output: linear'}"
         )
 
 

@@ -84,6 +84,7 @@ def environment() -> Environment:
         "p": figures.p_value,
         "share": figures.share,
         "count": figures.count,
+        "price": figures.price,
         "size": figures.size,
         "duration": figures.duration,
         "metric": figures.metric_name,

@@ -18,6 +18,7 @@ Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 4.6, 2.9
 # More points than the picture has pixels only make the page heavy.
 MOST_POINTS = 400
+LONGEST_NAME = 24  # letters
 
 # Stand-ins: matplotlib wants colours, the page knows them only when it is read.
 _INK, _FAINT, _TUNED, _BASE = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
@@ -185,8 +186,9 @@ def worth_plot(arms: Sequence[tuple[str, float, float]], *, metric: str, chosen:
 
 
 def _short(name: str) -> str:
-    """A name that fits beside a picture; dollars would begin a formula."""
-    return name.replace("$", " ")[:24]
+    """A name that fits beside a picture, of a long one its two ends; dollars would begin a formula."""
+    name = name.replace("$", " ")
+    return name if len(name) <= LONGEST_NAME else f"{name[:11]}…{name[-12:]}"
 
 
 def thin(points: Points) -> Points:

@@ -18,6 +18,7 @@ from tunesmith.model.device import ChosenMachine, peak_bytes
 from tunesmith.model.four_bit import numbers, resident_bytes
 from tunesmith.model.size import multiplied
 from tunesmith.objectives import Multitask
+from tunesmith.report.figures import p_value
 from tunesmith.report.plan import CostPrediction
 from tunesmith.report.schema import DataPart, Memory, PartOfMany, Report, Retention, Speed, Together, Training
 from tunesmith.report.standing import holds_up, of_all, reaches
@@ -168,7 +169,7 @@ def verdict(task: TaskScore, baselines: Sequence[Arm], *, controls: Sequence[Arm
 def _named(found: Sequence[Arm]) -> str:
     """The best of some arms with its score and the adjusted p-value of the gain over it."""
     best = max(found, key=lambda arm: -arm.score if lower_is_better(arm.metric) else arm.score)
-    sure = "" if best.p_adjusted is None else f", adjusted p = {best.p_adjusted:.3f}"
+    sure = "" if best.p_adjusted is None else f", adjusted {p_value(best.p_adjusted)}"
     return f"{best.name} ({best.score:.4g}{sure})"
 
 

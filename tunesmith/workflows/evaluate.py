@@ -92,10 +92,16 @@ def evaluate(asked: EvaluateRequest, *, listen: Listener, offline: bool = False)
         against = _open(other, task, offline=offline)
         _same_tokens(asked, other, task, (model, against))
         base = _ask(yardstick, against, other.name, task)
-    tasks = yardstick.tasks(base, tuned, name=name)
+    tasks = [_by_name(task, asked.model, other.name) for task in yardstick.tasks(base, tuned, name=name)]
     said = {"model": asked.model, "against": other.name, "data": asked.data, "notes": task.notes}
     page = Compared(**tasks[0].model_dump(), tasks=tasks, **said)
     return Evaluation(page, yardstick.lines({"answer": tuned, "against": base}))
+
+
+def _by_name(task: TaskScore, model: str, other: str) -> TaskScore:
+    """The comparison with both models' own names in its sentence: neither need be a base, nor tuned."""
+    sentence = task.sentence.replace(": tuned ", f": {model} ", 1).replace(", base ", f", {other} ", 1)
+    return task.model_copy(update={"sentence": sentence})
 
 
 def schema() -> str:

@@ -51,7 +51,7 @@ class Lesson:
         return found.model_copy(
             update={
                 "build_seconds": found.build_seconds + self.seconds,
-                "labelled_rows": self.labelled_rows,
+                "labelled_rows": self.labelled_rows or found.labelled_rows,
                 "run": str(self.folder),
                 "detail": found.detail or self.note,
             }
@@ -198,4 +198,4 @@ def _made(contest: Contest, recipe: Recipe, folder: Path) -> Lesson:
 
 
 def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_whole(file, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+    write_whole(file, "".join(json.dumps(row, default=str) + "\n" for row in rows))

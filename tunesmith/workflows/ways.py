@@ -107,7 +107,7 @@ def _oracle(contest: Contest) -> Way:
         questions = plainly(contest, rows)
         return [within(contest.base(), asked, hit, form) for asked, hit in zip(questions, hits, strict=True)]
 
-    return Prompted(contest.base(), ask, "a chunk that holds the answer is shown")
+    return Prompted(contest.base(), ask, "a chunk that holds the answer is shown", _judged(contest))
 
 
 def _place(chunk_id: str) -> tuple[str, int]:

@@ -14,9 +14,17 @@ from numpy.typing import NDArray
 from tunesmith.data.examples import Example, Pair, Thumb
 from tunesmith.errors import DataError
 from tunesmith.evaluation import calibration
-from tunesmith.evaluation.judged import difference_probe, length_bias, standing, wins
+from tunesmith.evaluation.judged import auc_pair, difference_probe, length_bias, wins
+from tunesmith.evaluation.metrics import RowStatistic
 from tunesmith.evaluation.resampling import groups_of
-from tunesmith.evaluation.significance import compare_paired, holm, interval
+from tunesmith.evaluation.significance import (
+    PairedComparison,
+    compare_paired,
+    corpus_compare,
+    corpus_interval,
+    holm,
+    interval,
+)
 from tunesmith.evaluation.style import habits
 from tunesmith.evaluation.tasks import Arm, Difference, Score, TaskScore, as_task
 from tunesmith.inference.judge import Valued, pair_states, valued
@@ -99,29 +107,24 @@ class Judging:
 
     def tasks(self, base: Judged, tuned: Judged, *, name: str) -> list[TaskScore]:
         """Base against tuned by the headline, and for log-probabilities by those of whole answers."""
-        clusters = self._clusters()
         return [
-            as_task(
-                compare_paired(self._right(base, metric), self._right(tuned, metric), groups=clusters),
-                name=name,
-                metric=metric,
-            )
+            as_task(self._compared(self._told(base, metric), self._told(tuned, metric)), name=name, metric=metric)
             for metric in self._metrics()
         ]
 
     def scores(self, said: Judged, *, name: str) -> list[Score]:
         """One side by the same."""
-        return [self._score(metric, self._right(said, metric), name=name) for metric in self._metrics()]
+        return [self._score(metric, self._told(said, metric), name=name) for metric in self._metrics()]
 
     def arms(
         self, task: TaskScore, sides: tuple[Judged, Judged], controls: Mapping[str, Judged]
     ) -> tuple[list[Arm], list[Arm]]:
         """The base, the longer answer and the controls beside the tuned model."""
         base, tuned = sides
-        ways = {BASE: self._right(base, task.metric), LONGER: self._longer()}
-        ways |= {name: self._right(said, task.metric) for name, said in controls.items()}
-        right = self._right(tuned, task.metric)
-        found = {name: compare_paired(one, right, groups=self._clusters()) for name, one in ways.items()}
+        ways = {BASE: self._told(base, task.metric), LONGER: self._longer()}
+        ways |= {name: self._told(said, task.metric) for name, said in controls.items()}
+        right = self._told(tuned, task.metric)
+        found = {name: self._compared(one, right) for name, one in ways.items()}
         adjusted = holm({name: one.p_value for name, one in found.items()})
         details = {BASE: base.how, **DETAILS}
         made = [
@@ -198,8 +201,8 @@ class Judging:
         metric = self._objective.metric
         return (metric,) if isinstance(self._objective, Reward) else (metric, SUMMED[metric])
 
-    def _right(self, said: Judged, metric: str) -> Floats:
-        """[N]: how far each pair, or each good answer, is told as people told it."""
+    def _told(self, said: Judged, metric: str) -> Floats:
+        """[N]: whether each pair is told as people told it, or what the answer with a thumb is worth."""
         whole = metric in SUMMED.values()
         return self._of([tuple(one.value if whole else one.per_id for one in row) for row in said.valued])
 
@@ -209,20 +212,32 @@ class Judging:
     def _of(self, values: Sequence[tuple[float, ...]]) -> Floats:
         if isinstance(self._examples[0], Pair):
             return wins(values)
-        return standing([one[0] for one in values], [isinstance(e, Thumb) and e.good for e in self._examples])
+        return np.array([one[0] for one in values])
 
     def _longer(self) -> Floats:
         """What length alone tells; of answers of one length as much as a coin."""
         lengths = [self._lengths(example) for example in self._examples]
         return wins(lengths, tie=0.5) if isinstance(self._examples[0], Pair) else self._of(lengths)
 
-    def _score(self, metric: str, right: Floats, *, name: str) -> Score:
-        bounds = interval(right, groups=self._clusters())
-        return Score(name=name, metric=metric, score=float(right.mean()), ci95=bounds, n=len(right))
+    def _score(self, metric: str, told: Floats, *, name: str) -> Score:
+        groups, statistic = groups_of(self._examples), self._auc(told, told)
+        if statistic is None:
+            score, bounds = float(told.mean()), interval(told, groups=groups)
+        else:
+            score, bounds = statistic(np.arange(len(told)))[0], corpus_interval(statistic, len(told), groups=groups)
+        return Score(name=name, metric=metric, score=score, ci95=bounds, n=len(told))
 
-    def _clusters(self) -> list[str] | None:
-        """Groups of what is counted: pairs, or good answers."""
-        return groups_of([e for e in self._examples if isinstance(e, Pair) or (isinstance(e, Thumb) and e.good)])
+    def _compared(self, base: Floats, tuned: Floats) -> PairedComparison:
+        groups, statistic = groups_of(self._examples), self._auc(base, tuned)
+        if statistic is None:
+            return compare_paired(base, tuned, groups=groups)
+        return corpus_compare(statistic, len(base), groups=groups)
+
+    def _auc(self, base: Floats, tuned: Floats) -> RowStatistic | None:
+        """How often a good answer is ahead of a bad one, by both; None for pairs."""
+        if isinstance(self._examples[0], Pair):
+            return None
+        return auc_pair(base, tuned, [isinstance(e, Thumb) and e.good for e in self._examples])
 
     @staticmethod
     def _lengths(example: Example) -> tuple[float, ...]:
