@@ -193,5 +193,7 @@ def test_a_conversation_that_outgrows_the_model_forgets_its_oldest_turns(
     talk.messages += [Message("user", "x" * 90), Message("assistant", "y"), Message("user", "z" * 60)]
     talk.messages.append(Message("assistant", "y"))
     talk.turn("last")
-    assert [m.content[0] for m in talk.messages[:3]] == ["s", "z", "y"]
+    assert [m.content[-1] for m in talk.messages[:3]] == ["y", "z", "y"]
+    # What the model learned behind stood before the turn that is gone, and goes on before the oldest that is left.
+    assert talk.messages[1].content == opening(model, "z" * 60).content != "z" * 60
     assert capsys.readouterr().err == "the 2 oldest turns no longer fit into 200 tokens and are forgotten\n"

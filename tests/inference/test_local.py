@@ -215,5 +215,16 @@ def test_an_answer_of_any_length_leaves_its_prompt_half_of_the_positions(asked: 
         made.complete([long], sampling=Sampling(max_new_tokens=asked)),
     ):
         assert (found[0].prompt_tokens, found[0].new_tokens <= 256) == (max(256, 512 - asked), True)
-    wish = made._fitting(Sampling(max_new_tokens=asked), [[1] * 12])
-    assert wish.max_new_tokens == min(asked, 500)  # a short question leaves the rest
+    # a short question leaves the rest
+    assert made._longest([1] * 12, Sampling(max_new_tokens=asked)) == min(asked, 500)
+
+
+def test_a_chat_that_no_answer_fits_behind_takes_nothing_from_those_beside_it():
+    made, wish = model("gpt2", Instruct(), limit=512), Sampling(max_new_tokens=6)
+    short, told = [Message("user", "hi")], "x y z " * 300
+    long = [Message("user", "q"), Message("assistant", told), Message("user", "and?")]
+    (alone,) = made.replies([short], sampling=wish)
+    beside, cut = made.replies([short, long], sampling=wish)
+    assert beside == alone
+    assert (cut.text, cut.new_tokens, cut.finished) == ("", 0, False)
+    assert list(made.stream(long, sampling=wish)) == []

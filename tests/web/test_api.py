@@ -17,6 +17,7 @@ from tests.served import HEAD, LABELS, WRITES, Served, save_run, served
 from tunesmith.cli.serve import folder_of
 from tunesmith.data.examples import Message
 from tunesmith.feedback.votes import VOTE
+from tunesmith.inference.answering import Limits
 from tunesmith.inference.ask import Ask
 from tunesmith.inference.folder import load
 from tunesmith.model.device import ChosenMachine
@@ -112,6 +113,19 @@ def test_labels_come_with_calibrated_scores(server: Served, runs: Path):
             assert told["probabilities"] == pytest.approx(found.probabilities, abs=1e-4)
 
 
+def test_a_long_chat_is_refused_where_answers_alone_are_too_long_and_read_where_they_are_not(client: openai.OpenAI):
+    asked: list[Any] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "x y z " * 500}]
+    with pytest.raises(openai.BadRequestError, match="tokens that cannot be cut, .* send fewer turns"):
+        client.chat.completions.create(model="one", messages=[*asked, {"role": "user", "content": "and?"}])
+
+
+def test_where_nothing_is_asked_for_an_answer_is_no_longer_than_the_server_gives(runs: Path):
+    asked = [{"role": "user", "content": "hi"}]
+    with served({"one": [runs / "one"]}, limits=Limits(new_tokens=3)) as found:
+        said = httpx.post(f"{found.url}/v1/chat/completions", json={"model": "one", "messages": asked}).json()
+    assert said["usage"]["completion_tokens"] <= 3
+
+
 def test_scores_stop_and_seed_reach_the_answer(client: openai.OpenAI, runs: Path):
     whole = chat(client, "hi").choices[0].message.content
     cut = chat(client, "hi", stop=[whole[3:5]]).choices[0]
@@ -159,6 +173,7 @@ def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.Open
 
     real = LiveAnswer._end
     asked: list[list[int]] = []
+    ends: list[Any] = ["stop"]
 
     def calls(self: LiveAnswer, end: Any, why: str = "") -> None:
         asked.append(self.prompt)
@@ -167,7 +182,7 @@ def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.Open
     def replace_text(row: LiveAnswer, end: Any) -> Any:
         from tunesmith.inference.row import Piece
 
-        return Piece(f"Let me see. {CALL}"[len(row.said) :], (), end, len(row.prompt), len(row.ids))
+        return Piece(f"Let me see. {CALL}"[len(row.said) :], (), ends[0], len(row.prompt), len(row.ids))
 
     monkeypatch.setattr(LiveAnswer, "_end", calls)
     answer = chat(client, "Look up fox.", tools=[TOOL]).choices[0]
@@ -182,6 +197,8 @@ def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.Open
     assert (plain.finish_reason in ("stop", "length"), plain.message.tool_calls) == (True, None)
     other = chat(client, "x", tools=[{"type": "function", "function": {"name": "other", "parameters": {}}}]).choices[0]
     assert other.message.tool_calls is None  # nobody offered it
+    ends[0] = "length"  # what comes behind the call is missing
+    assert chat(client, "Look up fox.", tools=[TOOL]).choices[0].finish_reason == "length"
     monkeypatch.setattr(LiveAnswer, "_end", real)
     turns: list[Any] = [
         {"role": "user", "content": "Look up fox."},

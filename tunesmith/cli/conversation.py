@@ -138,13 +138,16 @@ class Conversation:
 
     def _shorten(self) -> None:
         """Forget the oldest turns when the conversation outgrows what the model was tuned on."""
-        first = 1 if self.system else 0
+        first, room = 1 if self.system else 0, self.model.room(self.sampling.max_new_tokens)
         forgotten = 0
-        while len(self.messages) > first + 1 and self._tokens() > self.model.limit:
+        while len(self.messages) > first + 1 and self._tokens() > room:
             del self.messages[first : first + 2]
+            self.messages[first] = opening(self.model, self.messages[first].content)  # which stood before the oldest
             forgotten += 2
         if forgotten:
-            log(f"the {forgotten} oldest turns no longer fit into {self.model.limit} tokens and are forgotten")
+            log(f"the {forgotten} oldest turns no longer fit into {room} tokens and are forgotten")
+        if self._tokens() > room:
+            log(f"this turn is longer than the {room} tokens there are for it; what is too much is left out")
 
     def _tokens(self) -> int:
         return len(self.model.template.prompt(self.messages))

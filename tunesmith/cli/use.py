@@ -57,14 +57,14 @@ def add(commands: Commands) -> None:
 def ask(args: argparse.Namespace) -> int:
     """Answer one text."""
     from tunesmith.inference.folder import find_model, load
-    from tunesmith.objectives import Classify
+    from tunesmith.objectives import Classify, Domain
     from tunesmith.workflows.ask_arm import compared
 
     hush()
     comparison = compared(args.folder)
     if not comparison:
         find_model(args.folder)
-    text = (sys.stdin.read() if args.text == "-" else args.text).strip()
+    text = _given(args.text).strip()
     if not text:
         raise UsageError("ask: TEXT is empty; give a text, or - and a text on stdin")
     if comparison:
@@ -88,7 +88,19 @@ def ask(args: argparse.Namespace) -> int:
         show_table(("word", "probability>"), [(word, f"{p:.3f}") for word, p in told["words"]])
     else:
         show(told["answer"])
+        if told.get("finished") is False and not isinstance(model.objective, Domain):
+            log(f"ask: the answer was cut at {told['new_tokens']} tokens; see --max-new-tokens")
     return 0
+
+
+def _given(text: str) -> str:
+    """The text, or what is piped in. Raises UsageError and DataError for what is not UTF-8."""
+    from tunesmith.data.turns import whole
+
+    try:
+        return whole(sys.stdin.read() if text == "-" else text, "ask: TEXT")
+    except UnicodeDecodeError as error:
+        raise UsageError("ask: what is piped in is not UTF-8; convert it, as with iconv -f latin1 -t utf8") from error
 
 
 def _ask_arm(args: argparse.Namespace, text: str) -> int:
@@ -194,12 +206,17 @@ def _beside(args: argparse.Namespace, about: About) -> Beside:
 def _lines() -> Iterator[str]:
     """What is typed, or what is piped in, line by line without blanks around it."""
     if not sys.stdin.isatty():
-        yield from (line.strip() for line in sys.stdin)
+        yield from (_readable(line) for line in sys.stdin)
         return
     with suppress(ImportError):
         import readline  # noqa: F401 -- once it is imported, `input` has history and editing
     while True:
         try:
-            yield input("> ").strip()
+            yield _readable(input("> "))
         except EOFError:
             return
+
+
+def _readable(line: str) -> str:
+    """A line without blanks around it; bytes that were no text are question marks."""
+    return line.strip().encode(errors="replace").decode()

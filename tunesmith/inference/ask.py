@@ -52,7 +52,9 @@ class Ask:
 
     def check_size(self, *, limit: int, most: int) -> None:
         """Nothing for a question and an answer of a size that is served. Raises AskError."""
-        characters = sum(len(message.content) + len(message.tools) for message in self.messages) + len(self.text or "")
+        calls = sum(len(call.arguments) for message in self.messages for call in message.calls)
+        characters = sum(len(message.content) + len(message.tools) for message in self.messages) + calls
+        characters += len(self.text or "")
         if characters > max(MOST_CHARACTERS, 32 * limit):
             raise AskError(f"messages: {characters} characters, of which {limit} tokens are read; send less")
         longest = self.sampling.max_new_tokens
@@ -66,7 +68,10 @@ class Ask:
         """
         if self.text is None:
             fitted, shortened = template.fit(self.messages, limit)
-            return template.prompt(fitted), shortened
+            ids = template.prompt(fitted)
+            if len(ids) > limit and not self.messages[0].tools:  # answers are never shortened
+                raise AskError(f"messages: {len(ids)} tokens that cannot be cut, {limit} are read; send fewer turns")
+            return ids, shortened
         ids = beginning(self.text, template, limit=limit)
         if not ids:
             raise AskError("prompt: there is nothing in it; send a text")

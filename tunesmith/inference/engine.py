@@ -216,7 +216,8 @@ class Engine:
         ask, run = ticket.ask, ticket.run
         try:
             follower = self._grammar(run).follow(ask.schema) if ask.schema is not None else None
-            ids, shortened = ask.ids(run.template, limit=run.limit)
+            limit = min(run.limit, run.model.room(ask.sampling.max_new_tokens))  # as `.reply` reads it
+            ids, shortened = ask.ids(run.template, limit=limit)
             left = places_left(run.model, run.virtual + len(ids))
             if left < 1:
                 raise AskError(f"messages: {len(ids)} tokens leave no room for an answer; send fewer")

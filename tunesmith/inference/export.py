@@ -67,6 +67,8 @@ def write_merged(model: LocalModel, folder: Path, out: Path, *, numbers: str = "
     for name, weight in model.policy.network.named_parameters():
         if not torch.isfinite(weight).all():
             raise ModelError(f"--numbers {numbers}: {name} holds a number too large for it; use bf16 or f32")
+    if model.policy.family == "decoder":  # a base model's own end is no end of a turn
+        model.policy.network.generation_config.eos_token_id = sorted(model.template.stop_ids)
     with quiet():
         model.policy.network.save_pretrained(out)
     model.template.tokenizer.save_pretrained(out)
@@ -82,7 +84,14 @@ def write_file(model: LocalModel, out: Path, *, numbers: str, name: str) -> None
     write_gguf(model.policy.network, model.template.tokenizer, out / GGUF, kind=numbers, name=name)
     said = "" if isinstance(model.objective, Classify) else model.objective.instruction
     (out / "Modelfile").write_text(
-        modelfile(model.template, gguf=GGUF, instruction=said, texts=texts), encoding="utf-8"
+        modelfile(
+            model.template,
+            gguf=GGUF,
+            instruction=said,
+            texts=texts,
+            context=model.limit + model.sampling.max_new_tokens,
+        ),
+        encoding="utf-8",
     )
 
 

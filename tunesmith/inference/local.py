@@ -14,7 +14,7 @@ from tunesmith.data.windows import beginning
 from tunesmith.errors import RecipeError
 from tunesmith.model.batch import TOKENS_PER_PASS, Batch, cut, pack
 from tunesmith.model.families import positions_of
-from tunesmith.model.generate import before_stop, generate, option_scores, stream
+from tunesmith.model.generate import AnswerIds, before_stop, generate_within, option_scores, stream
 from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Reply, Sampling
@@ -81,8 +81,7 @@ class LocalModel:
         """An answer to each, in order."""
         sampling = sampling or self.sampling
         prompts = [self.prompt(messages, answer=sampling.max_new_tokens) for messages in batch]
-        sampling = self._fitting(sampling, prompts)
-        drawn = generate(self._decoder(), prompts, sampling=sampling, template=self.template)
+        drawn = self._drawn(prompts, sampling)
         return [
             Reply(
                 before_stop(self.template.decode(d.ids), sampling.stop).strip(),
@@ -97,8 +96,9 @@ class LocalModel:
         """One answer, in pieces as it comes."""
         sampling = sampling or self.sampling
         prompt = self.prompt(messages, answer=sampling.max_new_tokens)
-        sampling = self._fitting(sampling, [prompt])
-        yield from stream(self._decoder(), prompt, sampling=sampling, template=self.template)
+        if (longest := self._longest(prompt, sampling)) > 0:
+            sampling = replace(sampling, max_new_tokens=longest)
+            yield from stream(self._decoder(), prompt, sampling=sampling, template=self.template)
 
     def scores(self, messages: Sequence[Message], options: Sequence[str]) -> list[float]:
         """Log-probability of each given answer."""
@@ -130,8 +130,7 @@ class LocalModel:
         sampling = sampling or self.sampling
         room = self.room(sampling.max_new_tokens)
         starts = [beginning(text, self.template, limit=room) for text in texts]
-        sampling = self._fitting(sampling, starts)
-        drawn = generate(self._decoder(), starts, sampling=sampling, template=self.template)
+        drawn = self._drawn(starts, sampling)
         return [
             Reply(before_stop(self.template.decode(d.ids), sampling.stop), len(start), len(d.ids), d.finished)
             for start, d in zip(starts, drawn, strict=True)
@@ -230,10 +229,14 @@ class LocalModel:
         positions = positions_of(self.policy.network.config.to_dict())
         return positions - virtual if positions else 0
 
-    def _fitting(self, wish: Sampling, prompts: Sequence[list[int]]) -> Sampling:
-        """The wish with answers no longer than the positions that these prompts leave them."""
-        left = self._positions() - max(map(len, prompts), default=0)
-        return replace(wish, max_new_tokens=min(wish.max_new_tokens, left)) if self._positions() else wish
+    def _longest(self, prompt: list[int], wish: Sampling) -> int:
+        """Tokens of the longest answer: as many as are wished, as long as this prompt leaves positions for them."""
+        positions = self._positions()
+        return min(wish.max_new_tokens, positions - len(prompt)) if positions else wish.max_new_tokens
+
+    def _drawn(self, prompts: Sequence[list[int]], wish: Sampling) -> list[AnswerIds]:
+        longest = [self._longest(prompt, wish) for prompt in prompts]
+        return generate_within(self._decoder(), prompts, longest, sampling=wish, template=self.template)
 
     def prompt(self, messages: Sequence[Message], *, answer: int = 0) -> list[int]:
         """The ids of a question, its longest turn shortened where it leaves no room for an answer of so many."""

@@ -9,13 +9,16 @@ from jinja2 import TemplateError
 from tunesmith.data.template import Template
 
 # Characters of the private use area stand for what is said.
+OWN_CONTEXT = 2048
 SYSTEM, USER, ANSWER = "\ue000", "\ue001", "\ue002"
 
 
-def modelfile(template: Template, *, gguf: str, instruction: str = "", texts: bool = False) -> str:
+def modelfile(template: Template, *, gguf: str, instruction: str = "", texts: bool = False, context: int = 0) -> str:
     """The file; where chats are not written turn after turn it has no template, and says so. Of texts the model goes on
-    with what it is given."""
-    lines = [f"FROM ./{gguf}", "PARAMETER temperature 0"]
+    with what it is given. `context` are the tokens of the longest question with its answer."""
+    # Ollama's own penalty on what was said before would change greedy answers, and 2,048 tokens are all it reads.
+    lines = [f"FROM ./{gguf}", "PARAMETER temperature 0", "PARAMETER repeat_penalty 1.0"]
+    lines += [f"PARAMETER num_ctx {context}"] if context > OWN_CONTEXT else []
     if instruction:
         lines.append(f"# It learned behind an instruction; write it before each text: {' '.join(instruction.split())}")
     stops = [f'PARAMETER stop "{template.tokenizer.decode([stop])}"' for stop in sorted(template.stop_ids)]
@@ -26,6 +29,8 @@ def modelfile(template: Template, *, gguf: str, instruction: str = "", texts: bo
         return "\n".join([*lines, "# Chats are not written turn after turn here, so no TEMPLATE can say how.", ""])
     opening, asking, answering, system = turns
     said = f"{{{{ if .System }}}}{opening}{{{{ .System }}}}{{{{ end }}}}{asking}{{{{ .Prompt }}}}{answering}"
+    if not system and _rendered(template, "user").startswith(opening):  # it stands there without a system text too
+        said = f"{opening}{{{{ .System }}}}{asking}{{{{ .Prompt }}}}{answering}"
     lines.append(f'TEMPLATE """{said}{{{{ .Response }}}}"""')
     if system:
         lines.append(f'SYSTEM """{system}"""')

@@ -179,4 +179,6 @@ class Outside:
     async def _ids(self, model: Known, ask: Ask) -> tuple[list[int], bool]:
         """The question as our own engine would put it."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._reader, lambda: ask.ids(model.template, limit=model.limit))
+        room = max(model.positions - ask.sampling.max_new_tokens, model.positions // 2)
+        limit = min(model.limit, room)
+        return await loop.run_in_executor(self._reader, lambda: ask.ids(model.template, limit=limit))

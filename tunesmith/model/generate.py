@@ -6,8 +6,9 @@ Prompts are grouped by length, what they share is computed once, and a finished 
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -90,6 +91,22 @@ def generate(
         drawn = _drawn(policy, [prompts[i] for i in group], sampling=sampling, template=template)
         answers |= dict(zip(group, drawn, strict=True))
     return [answers[i] for i in range(len(prompts))]
+
+
+def generate_within(
+    policy: Policy, prompts: Sequence[list[int]], longest: Sequence[int], *, sampling: Sampling, template: Template
+) -> list[AnswerIds]:
+    """As `generate`, each answer at most as long as its own prompt leaves room for; none, and cut, where that is 0."""
+    found, by_length = dict[int, AnswerIds](), defaultdict[int, list[int]](list)
+    for i, most in enumerate(longest):
+        by_length[max(0, most)].append(i)
+    for most, some in by_length.items():
+        wish, asked = replace(sampling, max_new_tokens=most), [prompts[i] for i in some]
+        drawn = (
+            generate(policy, asked, sampling=wish, template=template) if most else [AnswerIds([], False)] * len(some)
+        )
+        found |= dict(zip(some, drawn, strict=True))
+    return [found[i] for i in range(len(prompts))]
 
 
 def sample(

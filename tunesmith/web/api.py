@@ -21,6 +21,7 @@ from tunesmith.inference.answering import AnsweringEngine, Busy, Model
 from tunesmith.inference.ask import Ask, AskError, UnknownModel
 from tunesmith.inference.row import Piece, ScoredToken
 from tunesmith.inference.split import Splits
+from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Classify
 from tunesmith.web.guard import Manner, Refusal
 from tunesmith.web.metrics import Metrics
@@ -108,12 +109,17 @@ class Api:
     async def _chat(self, request: Any) -> Any:
         wanted = ChatWanted.model_validate_json(await request.body())
         run = self._run(wanted.model, wanted.user)
-        return await self._draw(request, run, wanted.ask(run.name, run.sampling), wanted.stream_options)
+        return await self._draw(request, run, wanted.ask(run.name, self._usual(run)), wanted.stream_options)
 
     async def _text(self, request: Any) -> Any:
         wanted = TextWanted.model_validate_json(await request.body())
         run = self._run(wanted.model, wanted.user)
-        return await self._draw(request, run, wanted.ask(run.name, run.sampling), wanted.stream_options)
+        return await self._draw(request, run, wanted.ask(run.name, self._usual(run)), wanted.stream_options)
+
+    def _usual(self, run: Model) -> Sampling:
+        """How a model answers where nothing is asked for: as it was trained, no longer than is served."""
+        longest = min(run.sampling.max_new_tokens, self._engine.limits.new_tokens)
+        return replace(run.sampling, max_new_tokens=longest)
 
     def _run(self, name: str, who: str = "") -> Model:
         return self._engine.shelf.get(self._splits.choose(name, who=who))
@@ -204,7 +210,7 @@ class Api:
 
     async def _unload(self, request: Any) -> Any:
         wanted = NameWanted.model_validate_json(await request.body())
-        self._engine.shelf.unload(wanted.model)
+        await asyncio.to_thread(self._engine.shelf.unload, wanted.model)  # which waits while another is read
         return _json({"id": wanted.model, "loaded": False})
 
     async def _roll_back(self, request: Any) -> Any:

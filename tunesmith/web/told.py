@@ -33,7 +33,7 @@ class Telling:
         self, text: str, scored: Sequence[ScoredToken], last: Piece, calls: Sequence[Call] = ()
     ) -> dict[str, Any]:
         """The answer in one."""
-        choice: dict[str, Any] = {"index": 0, "finish_reason": "tool_calls" if calls else ENDS[last.end]}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": _ended(last.end, calls)}
         if self._chat:
             choice["message"] = {"role": "assistant", "content": text or (None if calls else ""), **_calls(calls)}
         else:
@@ -43,7 +43,7 @@ class Telling:
 
     def part(self, piece: Piece, *, first: bool = False, calls: Sequence[Call] = ()) -> dict[str, Any]:
         """A piece of the answer."""
-        end = "tool_calls" if calls else ENDS.get(piece.end)
+        end = _ended(piece.end, calls)
         choice: dict[str, Any] = {"index": 0, "finish_reason": end, "logprobs": self._scores(piece.scored)}
         if self._chat:
             delta = {"role": "assistant"} if first else {}
@@ -101,6 +101,11 @@ def _letters() -> dict[str, int]:
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     return {letter: byte for byte, letter in bytes_to_unicode().items()}
+
+
+def _ended(end: str, calls: Sequence[Call]) -> str | None:
+    """Why an answer ended, in OpenAI's words: one that was cut may lack a call."""
+    return "tool_calls" if calls and end != "length" else ENDS.get(end)
 
 
 def split_calls(text: str, messages: Sequence[Message]) -> tuple[str, list[Call]]:
