@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
+from tokenizers import processors
 
 from tests.bases import base, template
 from tests.tiny import CHATML, CHATML_TOKENS, DECODERS, tokenizer
@@ -270,3 +271,20 @@ def test_a_text_gives_way_and_not_what_is_asked_behind_it():
     assert short.content.startswith("dog dog")
     assert short.content.endswith("Is it a dog?")
     assert len(made.prompt([short])) <= 60
+
+
+def test_what_a_tokenizer_puts_before_every_text_stands_in_the_plain_words_that_are_kept_for_other_programs():
+    made = tokenizer(("<s>", "</s>"), bos_token="<s>", eos_token="</s>")
+    first = made.convert_tokens_to_ids("<s>")
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", first)]
+    )
+    ours = Template(made)
+    asked = [{"role": "user", "content": "hi"}]
+    theirs = made.apply_chat_template(asked, chat_template=ours.source, add_generation_prompt=True, return_dict=True)[
+        "input_ids"
+    ]
+    assert ours.prompt([Message("user", "hi")]) == theirs
+    assert theirs.count(first) == 1
+    chat = ours.chat([Message("user", "hi"), Message("assistant", "yes")])
+    assert made.decode([i for i, learn in zip(chat.ids, chat.learn, strict=True) if learn]).startswith("yes")

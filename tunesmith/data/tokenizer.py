@@ -18,11 +18,14 @@ PLAIN_TEMPLATE = (
 
 
 def chat_source(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's chat template, or the plain one."""
+    """The tokenizer's chat template, or the plain one, behind what the tokenizer puts before every text."""
     source = tokenizer.chat_template
     if isinstance(source, dict):
         source = source.get("default")
-    return source or PLAIN_TEMPLATE
+    if source:
+        return source
+    # Other programs put nothing before what a template writes.
+    return PLAIN_TEMPLATE if leading_bos(tokenizer) is None else "{{ bos_token }}" + PLAIN_TEMPLATE
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
