@@ -23,7 +23,7 @@ def chat_source(tokenizer: PreTrainedTokenizerBase) -> str:
     if isinstance(source, dict):
         source = source.get("default")
     if source:
-        return source
+        return str(source)
     # Other programs put nothing before what a template writes.
     return PLAIN_TEMPLATE if leading_bos(tokenizer) is None else "{{ bos_token }}" + PLAIN_TEMPLATE
 

@@ -37,8 +37,8 @@ def unpacked(network: Any) -> Any:
     with torch.device("meta"):
         own = type(plain)(plain.config)
     for name, module in own.named_modules():
-        if isinstance(module, Conv1D):
-            packed = plain.get_submodule(name)
+        packed = plain.get_submodule(name)
+        if isinstance(module, Conv1D) and isinstance(packed, nn.Linear):
             layer = Conv1D(packed.out_features, packed.in_features)
             layer.weight = nn.Parameter(packed.weight.T.contiguous(), requires_grad=False)
             layer.bias = packed.bias

@@ -146,7 +146,7 @@ class Classify(BaseModel):
         asked = self.messages("")
         if self.output != "words":
             return len(template.prompt(asked))
-        return max(len(template.chat([*asked, Message("assistant", label)]).ids) for label in self.labels)
+        return len(template.chat([*asked, Message("assistant", max(self.labels, key=len))]).ids)
 
     def head(self, policy: Policy) -> nn.Module | None:
         """[B, D] -> [B, K], starting at zero so that the first loss is that of guessing."""

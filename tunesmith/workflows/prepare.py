@@ -47,6 +47,9 @@ class DataFacts:
     notes: tuple[str, ...]
 
 
+NO_TEST_ROWS = "no test rows: scored on the validation rows, by which checkpoint and settings were chosen too"
+
+
 @dataclass(slots=True)
 class Prepared:
     """A recipe with everything it names read, bound and encoded."""
@@ -266,7 +269,7 @@ def _facts(recipe: Recipe, loaded: Loaded, train: Sequence[Encoded]) -> DataFact
         truncated=tuple(row.where for row in train if row.shortened),
         zero_label=tuple(row.where for row in train if not _teaches(row)),
         sha256=dict(loaded.sha256),
-        notes=tuple(split.notes),
+        notes=(*split.notes, *([] if split.test else [NO_TEST_ROWS])),
     )
 
 
