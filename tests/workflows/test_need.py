@@ -11,7 +11,7 @@ import pytest
 from tests.workflows.conftest import recipe, reviews
 from tests.workflows.test_multitask import mixed
 from tunesmith.errors import CheckpointError, RecipeError, Refused
-from tunesmith.report.need import Need
+from tunesmith.report.need import Need, sentence
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import need as story
 from tunesmith.workflows.need import CurveQuestion, epochs_at, need
@@ -45,6 +45,13 @@ def test_every_size_is_measured_three_times_on_the_same_test_rows(measured: tupl
     kept = sorted(path.name for path in (folder / "cells").iterdir())
     assert len(kept) == 15
     assert all(name.endswith(".json") for name in kept)
+
+
+def test_of_documents_windows_are_counted_and_called_so(measured: tuple[Any, Path, Need]):
+    _, _, found = measured
+    assert sentence(found.model_copy(update={"objective": "domain"})) == found.sentence.replace(
+        " rows", " windows of documents"
+    )
 
 
 def test_the_page_is_one_file_with_sentence_and_picture(measured: tuple[Any, Path, Need]):

@@ -86,28 +86,29 @@ def said(need: Need, score: float) -> str:
 
 def sentence(need: Need) -> str:
     """The whole answer in one line."""
-    last = need.sizes[-1]
+    # Of documents windows are learned and drawn: a small size has fewer of them, not fewer documents.
+    last, rows = need.sizes[-1], "windows of documents" if need.objective == "domain" else "rows"
     name = metric_name(need.metric) + (" (%)" if need.share else "")
-    line = f"at {count(last.rows)} rows {name} {said(need, last.mean)}"
+    line = f"at {count(last.rows)} {rows} {name} {said(need, last.mean)}"
     if need.faults:
-        return f"{line}; more rows are not foretold: {'; '.join(need.faults)}"
+        return f"{line}; more {rows} are not foretold: {'; '.join(need.faults)}"
     line += "".join(
-        f"; with {count(one.rows)} rows {said(need, one.score)} ({said(need, one.low)} to {said(need, one.high)})"
+        f"; with {count(one.rows)} {rows} {said(need, one.score)} ({said(need, one.low)} to {said(need, one.high)})"
         for one in need.expected
     )
     if need.target is None:
         return line
     wanted = said(need, need.target.score)
     if need.target.rows == need.sizes[0].rows:
-        return f"{line}; {wanted} is reached with the {count(need.target.rows)} rows that are the fewest tried"
+        return f"{line}; {wanted} is reached with the {count(need.target.rows)} {rows} that are the fewest tried"
     if need.target.rows is not None:
-        return f"{line}; {wanted} takes about {count(need.target.rows)} rows like these"
-    reach = "is out of reach of more rows like these" if need.target.out_of_reach else _beyond(last.rows)
+        return f"{line}; {wanted} takes about {count(need.target.rows)} {rows} like these"
+    reach = f"is out of reach of more {rows} like these" if need.target.out_of_reach else _beyond(last.rows, rows)
     return f"{line}; {wanted} {reach}"
 
 
-def _beyond(rows: int) -> str:
-    return f"takes more than {count(FARTHEST * rows)} rows, which is as far as this curve may be asked"
+def _beyond(largest: int, rows: str) -> str:
+    return f"takes more than {count(FARTHEST * largest)} {rows}, which is as far as this curve may be asked"
 
 
 def page(need: Need) -> str:
