@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tunesmith.data.collect.document import markdown
 from tunesmith.data.collect.pool import convert_all
-from tunesmith.data.collect.sources import find
+from tunesmith.data.collect.sources import find, sorted_out
 from tunesmith.data.files import is_there
 from tunesmith.data.rows import Row, refuse
 
@@ -33,5 +33,5 @@ def passed_over(source: str) -> str:
     """What of a folder of documents is not read, being of another kind; nothing for a file, or where all is."""
     if not (is_there(source) and Path(source).is_dir()):
         return ""
-    kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(find([source]).skipped.items()))
+    kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(sorted_out([source])[1].items()))
     return f"{source}: of another kind and not read: {kinds}" if kinds else ""

@@ -10,19 +10,20 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.evaluation import metrics
-from tunesmith.evaluation.resampling import Clusters, percentiles, wilson
+from tunesmith.evaluation.resampling import Clusters
 from tunesmith.evaluation.significance import (
+    DRAWS,
     PairedComparison,
+    around,
     compare_macro_f1,
     compare_paired,
+    corpus_interval,
     holm,
     interval,
 )
 
 Floats = NDArray[np.float64]
 
-# Draws for the interval of one score alone; a comparison, which a verdict hangs on, takes more.
-RESAMPLES = 2000
 # Metrics whose scale is not 1.
 SCALES = {"chrf": 100.0, "bleu": 100.0}
 
@@ -193,20 +194,8 @@ def _drawn_interval(
     clusters = Clusters.of(len(gold), groups)
     if metric not in _DRAWN or clusters.count < 2:
         return None
-    statistic = _DRAWN[metric](gold, given, given)
-    drawn = np.array([statistic(rows)[0] for rows in clusters.drawn_rows(np.random.default_rng(0), RESAMPLES)])
-    found, scale = value(metric, gold, given), SCALES.get(metric, 1.0)
-    if not np.ptp(drawn):  # all right or all wrong: what was drawn would claim certainty
-        low, high = wilson(found / scale, clusters.count)
-    else:
-        low, high = (bound / scale for bound in percentiles(_centred(metric, drawn, found), clusters.count))
-    return scale * max(0.0, low), scale * min(1.0, high)
-
-
-def _centred(metric: str, drawn: Floats, score: float) -> Floats:
-    """Macro F1 of drawn rows moved so that it scatters around the score: rare labels, often those that are missed, are
-    in no row of many draws, which lifts it."""
-    return np.clip(drawn + score - drawn.mean(), 0.0, 1.0) if metric == "macro_f1" else drawn
+    statistic, centred = _DRAWN[metric](gold, given, given), metric == "macro_f1"
+    return corpus_interval(statistic, len(gold), groups=groups, scale=SCALES.get(metric, 1.0), centred=centred)
 
 
 def redrawn(
@@ -215,7 +204,7 @@ def redrawn(
     ways: Mapping[str, Sequence[str]],
     *,
     groups: Sequence[str] | None,
-    draws: int = RESAMPLES,
+    draws: int = DRAWS,
 ) -> dict[str, Floats]:
     """Each way's score on the same `draws` test sets, made of clusters drawn with repeats."""
     clusters, rng = Clusters.of(len(gold), groups), np.random.default_rng(0)
@@ -228,4 +217,7 @@ def redrawn(
         right = [gold[row] for row in chosen]
         for name, given in ways.items():
             scores[name].append(WHOLE[metric](right, [given[row] for row in chosen]))
-    return {name: _centred(metric, np.array(scores[name]), value(metric, gold, ways[name])) for name in ways}
+    found = {name: np.array(scores[name]) for name in ways}
+    if metric == "macro_f1":
+        return {name: around(value(metric, gold, ways[name]), drawn) for name, drawn in found.items()}
+    return found

@@ -13,7 +13,7 @@ from tunesmith.data.template import Template, Tokens
 from tunesmith.data.windows import beginning
 from tunesmith.errors import RecipeError
 from tunesmith.model.batch import TOKENS_PER_PASS, Batch, cut, pack
-from tunesmith.model.families import positions_of
+from tunesmith.model.families import positions_of, room_before
 from tunesmith.model.generate import AnswerIds, before_stop, generate_within, option_scores, stream
 from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
@@ -218,10 +218,8 @@ class LocalModel:
         return self.policy
 
     def room(self, answer: int) -> int:
-        """Tokens that a prompt may have: the limit, less where an answer of so many would run out of positions, of
-        which a prompt may have half."""
-        positions = self._positions()
-        return min(self.limit, max(positions - answer, positions // 2)) if positions else self.limit
+        """Tokens that a prompt may have before an answer of so many."""
+        return room_before(answer, positions=self._positions(), limit=self.limit)
 
     def _positions(self) -> int:
         """How many a prompt and its answer have together; 0 where the network says none."""

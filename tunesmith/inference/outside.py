@@ -21,6 +21,7 @@ from tunesmith.inference.ask import Ask, AskError, UnknownModel
 from tunesmith.inference.local import sampling_of
 from tunesmith.inference.row import Piece, ScoredToken, Told
 from tunesmith.inference.texts import Kind
+from tunesmith.model.families import room_before
 from tunesmith.model.sampling import Sampling
 from tunesmith.recipe import AnyObjective
 
@@ -179,6 +180,5 @@ class Outside:
     async def _ids(self, model: Known, ask: Ask) -> tuple[list[int], bool]:
         """The question as our own engine would put it."""
         loop = asyncio.get_running_loop()
-        room = max(model.positions - ask.sampling.max_new_tokens, model.positions // 2)
-        limit = min(model.limit, room)
+        limit = room_before(ask.sampling.max_new_tokens, positions=model.positions, limit=model.limit)
         return await loop.run_in_executor(self._reader, lambda: ask.ids(model.template, limit=limit))

@@ -37,6 +37,12 @@ def positions_of(config: Mapping[str, Any]) -> int:
     return max(0, most - taken)
 
 
+def room_before(answer: int, *, positions: int, limit: int) -> int:
+    """Tokens that a prompt may have: the limit, less where an answer of so many would run out of positions, of which a
+    prompt may have half."""
+    return min(limit, max(positions - answer, positions // 2)) if positions else limit
+
+
 def family_of(config: Mapping[str, Any], *, where: str) -> str:
     """`decoder` or `encoder`; raises ModelError with the reason for every other kind of network."""
     kind = str(config.get("model_type") or "")

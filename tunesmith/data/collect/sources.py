@@ -40,6 +40,18 @@ def find(named: Sequence[str | Path]) -> FoundFiles:
 
     Raises DataError for a name that leads nowhere, a file of another kind, and folders without any document.
     """
+    paths, skipped = sorted_out(named)
+    sources, unreadable = [], {}
+    for doc_id, path in sorted(paths.items()):
+        try:
+            sources.append(Source(path, doc_id, sha256_of_file(path)))
+        except OSError as error:
+            unreadable[doc_id] = f"cannot be read ({error.strerror}); check its permissions"
+    return FoundFiles(tuple(sources), dict(skipped), unreadable)
+
+
+def sorted_out(named: Sequence[str | Path]) -> tuple[dict[str, Path], Counter[str]]:
+    """The files to read, by their names in rows, and how many of other kinds there are. Raises DataError as `find`."""
     paths: dict[str, Path] = {}
     skipped: Counter[str] = Counter()
     for name in named:
@@ -56,13 +68,7 @@ def find(named: Sequence[str | Path]) -> FoundFiles:
         raise DataError(
             f"{', '.join(map(str, named))}: no document in it{f', only {kinds}' if kinds else ''}; give {kinds_read()}"
         )
-    sources, unreadable = [], {}
-    for doc_id, path in sorted(paths.items()):
-        try:
-            sources.append(Source(path, doc_id, sha256_of_file(path)))
-        except OSError as error:
-            unreadable[doc_id] = f"cannot be read ({error.strerror}); check its permissions"
-    return FoundFiles(tuple(sources), dict(skipped), unreadable)
+    return paths, skipped
 
 
 def kinds_read() -> str:
