@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.evaluation import retention, significance, tasks
+from tunesmith.evaluation import retention, significance
 from tunesmith.workflows import worth
 
 
@@ -14,7 +14,7 @@ def only_a_glance(patch: pytest.MonkeyPatch) -> None:
     for room in (retention, worth):
         patch.setattr(room, "items", lambda: some)
     patch.setattr(retention, "WINDOWS", 1)
-    patch.setattr(tasks, "RESAMPLES", 100)
+    patch.setattr(significance, "DRAWS", 100)
     assert significance.corpus_compare.__kwdefaults__ is not None
     patch.setitem(significance.corpus_compare.__kwdefaults__, "resamples", 200)
     patch.setattr("tunesmith.report.html._plots", lambda facts: dict.fromkeys(PLOTS, ""))
