@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -100,12 +100,13 @@ class Served:
 
 
 Ask = Callable[..., tuple[int, Any]]
+Found = TypeVar("Found")
 
 
-def await_here(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run it to its end in a thread: the browser's driver keeps a loop of its own in this one."""
+def await_here(coroutine: Coroutine[Any, Any, Found]) -> Found:
+    """What it comes to, run in a thread: the browser's driver keeps a loop of its own in this one."""
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, coroutine).result()
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def asking(app: Any) -> Ask:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.bases import labelled
 from tests.served import HEAD, LABELS, WRITES, Served, save_run, served
+from tests.web.conftest import await_here
 from tunesmith.cli.serve import folder_of
 from tunesmith.data.examples import Message
 from tunesmith.feedback.votes import VOTE
@@ -370,7 +371,7 @@ def test_an_answer_whose_client_goes_before_its_stream_begins_is_let_go(server: 
             await asyncio.sleep(0)
         assert pieces.ticket.cancelled
 
-    asyncio.run(ask())
+    await_here(ask())
 
 
 def test_what_ends_the_server_waits_for_what_was_begun(runs: Path):

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 from tests.served import Served, export_run, save_run, served_files
-from tests.web.conftest import Serve
+from tests.web.conftest import Serve, await_here
 from tests.web.test_hostile import BODIES, CLASSIFY, send
 from tunesmith.cli.options import UsageError
 from tunesmith.cli.serve import _kind, name_of, sources_of
@@ -250,7 +250,7 @@ def test_a_line_ends_where_it_ends_and_not_within_a_text():
 
         return [line async for line in _lines(httpx.Response(200, content=stream()))]
 
-    assert asyncio.run(lines()) == ['data: {"content": "a\u2028b\x85c"}', "", "data: [DONE]"]
+    assert await_here(lines()) == ['data: {"content": "a\u2028b\x85c"}', "", "data: [DONE]"]
 
 
 def test_the_finest_export_of_a_run_is_taken_and_a_run_without_one_says_how_to_make_it(tmp_path: Path):
