@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tunesmith.data.audit.ask import AuditSource, Tools
 from tunesmith.data.audit.finding import CHECKS, Audit
 from tunesmith.data.audit.fix import fix, log_of
 from tunesmith.data.audit.gate import gate
+from tunesmith.data.audit.labels import variants
 from tunesmith.data.audit.pool import in_order
 from tunesmith.data.audit.run import Cures, audit
 from tunesmith.data.audit.runs import QuotationRule, held, leaked
@@ -615,3 +617,34 @@ def test_a_label_with_a_fraction_is_no_missing_label(tmp_path: Path) -> None:
     rows: list[Fields] = [{**row, "label": (1, 1.5, "x")[i % 3]} for i, row in enumerate(reviews(60))]
     (told,) = [f for f in audited(tmp_path, rows).findings if f.kind in ("unreadable", "nothing_to_learn")]
     assert (told.kind, "write a fraction as a text" in told.samples[0].note) == ("unreadable", True)
+
+
+def test_accents_written_apart_make_no_other_text_and_no_other_label(tmp_path: Path) -> None:
+    said = [{"text": f"la qualité de l'hôtel numéro {n} était élevée", "label": "très bon"} for n in range(30)]
+    apart = [{key: unicodedata.normalize("NFD", value) for key, value in row.items()} for row in said]
+    found = audited(tmp_path, [*reviews(60), *said], apart)
+    assert len(lines(found, "leak")) == 30
+    rows = [Row(f"a:{n}", row) for n, row in enumerate([said[0], apart[0]])]
+    assert len({example.labels for example in labelled(rows, text="text", label="label")}) == 1
+    assert variants({"good": 30, "good\u200b": 2}) == {"good\u200b": "good"}
+
+
+def test_a_row_to_which_no_label_applies_is_a_row(tmp_path: Path) -> None:
+    rows = [{**row, "label": [row["label"]] if n % 3 else []} for n, row in enumerate(reviews(60))]
+    assert lines(audited(tmp_path, rows), "nothing_to_learn") == []
+
+
+def test_two_spellings_of_a_label_do_not_contradict_each_other(tmp_path: Path) -> None:
+    twice = [dict(row) for row in reviews(60)[:6]]
+    rows = [{**row, "label": f"very {row['label']}"} for row in reviews(60)]
+    found = audited(tmp_path, [*rows, *[{**row, "label": f"very_{row['label']}"} for row in twice]])
+    assert lines(found, "contradiction") == []
+    assert len(lines(found, "label_variant")) == 6
+
+
+def test_a_notice_in_every_text_is_counted_for_each() -> None:
+    notice = [f"n{n}" for n in range(40)]
+    texts = [[*notice, *(f"w{n}x{i}" for i in range(60))] for n in range(3)]
+    index = held([slots(words) for words in texts], QuotationRule(run=8, fewest=8, most_owners=0))
+    assert leaked([slots([*notice, "own", "words"])], index) == {0: 0}
+    assert leaked([slots([*notice[:12], *(f"o{i}" for i in range(60))])], index) == {}

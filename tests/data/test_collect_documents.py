@@ -15,6 +15,7 @@ import pytest
 
 from tunesmith.data.collect.convert import convert
 from tunesmith.data.collect.document import Block, Document, clean, markdown, plain
+from tunesmith.data.collect.html import html_document
 from tunesmith.data.collect.passages import passages
 from tunesmith.data.collect.text import markdown_document
 
@@ -290,3 +291,22 @@ def test_a_book_is_read_in_the_order_of_its_spine(tmp_path: Path):
 def test_what_cannot_be_seen_is_taken_out():
     assert clean("a\u200bb\u202ec\U000e0041d\x1be\ufb01 \ud800f\u00ad") == "abcdefi f"
     assert clean("e\u0301") == "\u00e9"
+
+
+def test_a_line_that_ends_within_a_paragraph_keeps_its_words_apart():
+    assert clean("Annual\x0bReport\x85a\u2028b\r\nc") == "Annual\nReport\na\nb\nc"
+
+
+def test_a_class_of_the_whole_page_leaves_out_nothing():
+    page = b"<html><body class='home sidebar'><p>Text of it.</p><div class='sidebar'>links</div></body></html>"
+    assert [block.text for block in html_document(page).blocks] == ["Text of it."]
+
+
+def test_long_prose_is_cut_where_sentences_end_and_keeps_its_marks():
+    told = "他说：「好。」产品如何安装。" * 30
+    parts = [piece.text for piece in passages([Block("paragraph", told)], size=100, joined=True)]
+    assert "".join(parts) == told
+    assert all(part.endswith(("。", "」")) for part in parts)
+    said = 'She said "Stop." Then he went (slowly.) Home it is. ' * 8
+    parts = [piece.text for piece in passages([Block("paragraph", said.strip())], size=100, joined=True)]
+    assert " ".join(parts) == said.strip()

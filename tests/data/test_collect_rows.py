@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -247,7 +248,7 @@ def test_a_folder_gives_its_documents_by_relative_name_and_counts_the_rest(tmp_p
     (top / "link.md").symlink_to("/etc/hostname")
     found = find([top])
     assert [source.doc_id for source in found.sources] == ["manual/a/c.txt", "manual/b.md"]
-    assert found.skipped == {".json": 1, ".png": 1}
+    assert found.skipped == {".json": 1, ".png": 1, "_sources/": 1}
     assert [source.doc_id for source in find([top / "data.json"]).sources] == ["data.json"]
 
 
@@ -277,3 +278,16 @@ def test_questions_of_one_paragraph_are_told_apart_and_what_only_looks_like_one_
     ]  # fmt: skip
     (one,) = asked("<p>Q: Who made it?\nA: Section Q: of the plant, and Mr. Q. A. Smith.</p>")
     assert one[1].startswith("Section Q: of the plant")
+
+
+def test_a_folder_called_collected_is_left_out_only_where_we_made_it(tmp_path: Path):
+    for name in ("a/collected/x.txt", "b/collected/y.txt", "b/collected/documents/z.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("text")
+    assert [source.path.name for source in find([tmp_path]).sources] == ["x.txt"]
+
+
+def test_a_file_whose_name_is_no_utf8_has_one_in_rows(tmp_path: Path):
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("text")
+    (source,) = find([tmp_path]).sources
+    assert source.doc_id.endswith("/caf\\xe9.txt")

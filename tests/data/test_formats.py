@@ -265,3 +265,20 @@ def test_of_two_names_that_differ_in_letters_the_one_in_small_letters_is_read():
 def test_a_label_with_a_fraction_is_told_with_its_cure():
     with pytest.raises(DataError, match=r"no label in 'label': 1\.5 \(a fraction is no label: write it as a text\)"):
         detect(rows(*[{"text": "t", "label": 1.5}] * 3))
+
+
+@pytest.mark.parametrize(
+    ("fields", "columns"),
+    [
+        ({"prompt": "p", "input": "i", "output": "o"}, {"prompt": "prompt", "input": "input", "answer": "output"}),
+        ({"prompt": "p", "input": "i", "response": "r"}, {"prompt": "prompt", "input": "input", "answer": "response"}),
+        ({"input": "i", "context": "c", "output": "o"}, {"prompt": "input", "input": "context", "answer": "output"}),
+    ],
+)
+def test_what_a_prompt_is_about_stands_with_it(fields: dict[str, object], columns: dict[str, str]):
+    assert detect(rows(*[fields] * 20)).columns == columns
+
+
+def test_a_context_that_some_questions_lack_is_read_for_the_others():
+    some = [{"question": "q", "context": "" if n % 5 == 0 else "c", "answer": "a"} for n in range(20)]
+    assert detect(rows(*some)).columns == {"prompt": "question", "input": "context", "answer": "answer"}

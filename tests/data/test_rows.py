@@ -2,6 +2,7 @@ import csv
 import json
 import sys
 from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -289,7 +290,10 @@ def test_keep_refuses_unknown_columns_and_empty_results():
 
 @pytest.mark.parametrize(
     ("value", "word"),
-    [("a", "a"), (3, "3"), (True, "True"), (2.0, "2"), (0.5, None), (None, None), ([], None)],
+    [
+        *[("a", "a"), (3, "3"), (True, "True"), (2.0, "2"), (0.5, None), (None, None), ([], None)],
+        *[(Decimal("7"), "7"), (Decimal("0.5"), None), (Decimal("NaN"), None), (float("inf"), None)],
+    ],
 )
 def test_words_are_texts_truth_values_and_whole_numbers(value, word):
     assert as_word(value) == word

@@ -55,3 +55,8 @@ def test_the_nearest_rows_share_the_most_telling_words():
 
 def test_a_label_of_marks_alone_is_not_found_in_an_empty_answer():
     assert [label_in(said, ["+", "-"]) for said in ("", "?!", " \n", " + ")] == ["", "?!", " \n", "+"]
+
+
+def test_a_label_joined_by_underscores_is_found_in_words():
+    assert label_in("Not spam", ["spam", "not_spam"]) == "not_spam"
+    assert label_in("Very positive.", ["positive", "very_positive"]) == "very_positive"

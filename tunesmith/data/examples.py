@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -173,7 +174,7 @@ def prompt_of(example: Pair | Thumb) -> str:
 
 def _plain(text: str) -> str:
     # str.split also takes the separators \x1e and \x1f for spaces, so no content can imitate them.
-    return " ".join(text.casefold().split())
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def _turns_plain(messages: Sequence[Message]) -> str:
@@ -228,6 +229,8 @@ def _labels(row: Row, column: str) -> tuple[str, ...]:
     words = [(as_word(item) or "").strip() for item in (value if isinstance(value, list | tuple) else [value])]
     if not all(words):
         raise fault(row, column, "must be a word, a whole number or a list of them (write a fraction as a text)")
+    # One label, however its accents are written: macOS writes them apart.
+    words = [unicodedata.normalize("NFC", word) for word in words]
     return tuple(dict.fromkeys(whole(word, f"{row.where}: column {column!r}") for word in words))
 
 

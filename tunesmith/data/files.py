@@ -34,7 +34,7 @@ def write_whole(path: Path, text: str) -> None:
         try:
             half.write_text(text, encoding="utf-8")
             half.replace(whole)
-        except OSError:
+        except BaseException:
             with suppress(OSError):
                 half.unlink()
             raise

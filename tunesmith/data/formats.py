@@ -40,6 +40,7 @@ PAIRS = (
     *(("prompt", answer) for answer in ("completion", "response", "answer")),
     ("question", "answer"),
     ("question", "response"),
+    ("prompt", "output"),
     ("input", "output"),
     ("source", "target"),
     ("document", "summary"),
@@ -117,15 +118,19 @@ def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
     raise DataError(f"{file_of(rows)}: no known format has the columns {columns_of(rows)}{_odd(sample)}; {cure}")
 
 
+def by_word(rows: Sequence[Row]) -> dict[str, str]:
+    """Word in small letters -> the column so called; of `Text` and `text` the latter is what is meant."""
+    columns = [name for name in columns_of(rows) if name.strip()]
+    exact = {name: name for name in columns if name == name.strip().lower()}
+    return {name.strip().lower(): name for name in columns} | exact
+
+
 class _Sample:
     """The first rows, asked for columns by lower-case name."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
-        columns = [name for name in columns_of(rows) if name.strip()]
-        self.names = {name.strip().lower(): name for name in columns}
-        # Of `Text` and `text` the one in small letters is what is meant.
-        self.names |= {name: name for name in columns if name == name.strip().lower()}
+        self.names = by_word(rows)
 
     def column(self, names: Sequence[str], holds: Callable[[object], bool]) -> str | None:
         """The first of these columns that holds such values in enough rows."""
@@ -245,8 +250,8 @@ def _prompt_completion(sample: _Sample) -> Format | None:
         if prompt is None or answer is None:
             continue
         extra = sample.optional(system=SYSTEMS, tools=TOOLS)
-        beside = sample.column(INPUTS[1:], is_text)
-        given = {"input": beside} if beside and beside not in (prompt, answer) else {}
+        beside = sample.column([n for n in INPUTS if sample.names.get(n) not in (prompt, answer)], may_be_text)
+        given = {"input": beside} if beside else {}
         return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, **given, "answer": answer})
     return None
 

@@ -6,11 +6,13 @@ Reads jsonl, ndjson, json, csv, tsv, parquet, and the Hub's data sets as `owner/
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -101,8 +103,8 @@ def has_listed(fields: Mapping[str, object], wanted: Listed) -> bool:
 
 def as_word(value: object) -> str | None:
     """A text, truth value, day or whole number as its word (1.0 is "1"); None for anything else."""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        return str(int(value))  # warehouses unload whole numbers as decimals
     return str(value) if isinstance(value, str | int | date) else None
 
 

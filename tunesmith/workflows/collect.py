@@ -159,10 +159,9 @@ def _documents(
     """Every document in the order of names, why others failed, and how many were converted now."""
     failed = dict(found.unreadable)
     known = {source.sha256: document for source in found.sources if (document := store.document(source.sha256))}
-    todo: dict[Path, Source] = {}
-    for source in found.sources:
-        if source.sha256 not in known and source.sha256 not in {other.sha256 for other in todo.values()}:
-            todo[source.path] = source
+    # Of files that hold the same, one.
+    new = {source.sha256: source for source in reversed(found.sources) if source.sha256 not in known}
+    todo = {source.path: source for source in reversed(new.values())}
     if todo:
         listen({"event": "stage", "text": f"converting {len(todo)} of {len(found.sources)} files"})
     converted = 0

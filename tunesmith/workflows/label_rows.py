@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tunesmith.data.examples import Text, question, texts
 from tunesmith.data.files import write_whole
-from tunesmith.data.formats import LABELS, TEXTS
+from tunesmith.data.formats import LABELS, TEXTS, by_word
 from tunesmith.data.kinds import LONGEST_LABEL
 from tunesmith.data.rows import Row, as_word, columns_of, file_of, missing_column, read_rows, refuse
 from tunesmith.errors import DataError
@@ -181,7 +181,7 @@ def _key(read: Text) -> str:
 
 
 def _text_column(rows: Sequence[Row]) -> str:
-    here = {name.strip().lower(): name for name in columns_of(rows)}
+    here = by_word(rows)
     found = next((here[name] for name in TEXTS if name in here), None)
     if found is None:
         cure = "name the column that people are to read, with --text COLUMN"
@@ -190,7 +190,7 @@ def _text_column(rows: Sequence[Row]) -> str:
 
 
 def _label_column(rows: Sequence[Row]) -> str:
-    here = {name.strip().lower(): name for name in columns_of(rows)}
+    here = by_word(rows)
     return next((here[name] for name in LABELS if name in here), LABELS[0])
 
 

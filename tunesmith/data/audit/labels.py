@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import unicodedata
+from bisect import bisect
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -22,17 +24,22 @@ def variants(counts: Mapping[str, int]) -> dict[str, str]:
     found: dict[str, str] = {}
     by_form: dict[str, list[str]] = defaultdict(list)
     for label in counts:
-        by_form[JOINS.sub("", label.casefold().strip())].append(label)
+        by_form[JOINS.sub("", _seen(label).casefold().strip())].append(label)
     for same in by_form.values():
         best = max(same, key=lambda label: (counts[label], label))
         found |= {label: best for label in same if label != best}
     common = sorted((label for label in counts if label not in found), key=lambda label: -counts[label])
-    for i, label in enumerate(common):
-        for better in common[:i]:
-            if counts[label] <= SLIP_SHARE * counts[better] and _slip(label, better):
-                found[label] = better
-                break
+    for label in common:
+        much = bisect(common, -counts[label] / SLIP_SHARE, key=lambda other: -counts[other])
+        if better := next((other for other in common[:much] if _slip(label, other)), ""):
+            found[label] = better
     return found
+
+
+def _seen(label: str) -> str:
+    """A label as it looks: accents on their letters, nothing of no width."""
+    composed = unicodedata.normalize("NFC", label)
+    return "".join(sign for sign in composed if unicodedata.category(sign) != "Cf")
 
 
 def _slip(label: str, better: str) -> bool:

@@ -9,6 +9,8 @@ from tunesmith.data.audit.personal import personal, without_overlaps
 def masked(text: str) -> tuple[str, tuple[str, ...]]:
     """The text with `<email>`, `<phone>`, `<card>`, `<iban>`, `<ip>` and `<secret>` in place of what was there."""
     spans = without_overlaps([*keys(text), *personal(text)])
-    for span in reversed(spans):
-        text = f"{text[: span.start]}<{span.word}>{text[span.end :]}"
-    return text, tuple(span.word for span in spans)
+    parts, at = [], 0
+    for span in spans:
+        parts += [text[at : span.start], f"<{span.word}>"]
+        at = span.end
+    return "".join([*parts, text[at:]]), tuple(span.word for span in spans)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from bisect import bisect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -144,11 +145,13 @@ def personal(text: str) -> list[Span]:
 
 def without_overlaps(found: list[Span]) -> list[Span]:
     """The spans in order; of two that overlap the one that was found first."""
-    kept: list[Span] = []
+    kept: list[Span] = []  # in order, so that only two neighbours can overlap
     for span in found:
-        if all(span.end <= other.start or other.end <= span.start for other in kept):
-            kept.append(span)
-    return sorted(kept, key=lambda span: span.start)
+        at = bisect(kept, span.start, key=lambda other: other.start)
+        before, after = kept[at - 1 : at] if at else [], kept[at : at + 1]
+        if all(other.end <= span.start for other in before) and all(span.end <= other.start for other in after):
+            kept.insert(at, span)
+    return kept
 
 
 def luhn(digits: str) -> bool:

@@ -19,9 +19,11 @@ from tunesmith.data.audit.mask import masked
 from tunesmith.data.audit.near import Words
 from tunesmith.data.audit.noise import MOST_READ, doubts
 from tunesmith.data.audit.read import read_held, read_table
+from tunesmith.data.audit.shingles import digest
 from tunesmith.data.audit.stream import name_of
 from tunesmith.data.audit.table import BROKEN, RowTable
 from tunesmith.data.audit.trigger import triggers
+from tunesmith.data.audit.view import as_answer
 from tunesmith.data.audit.wording import LANGUAGES
 
 SAMPLES, SHOWN = 5, 220
@@ -62,6 +64,8 @@ class _Auditor:
         """Every check there is, in an order in which each can build on those before."""
         self._rows_alone()
         self._leaks(tests)
+        if self.ask.labelled:
+            self._spellings()
         self._copies()
         if self.ask.labelled:
             self._labels()
@@ -110,15 +114,22 @@ class _Auditor:
         self._repeat("near_duplicate", groups.near(self.table, alone, self.words, labelled=self.ask.labelled))
         self.table.near = self.table.near[:0].copy()  # of a million rows 200 MB that nothing looks at from here on
 
+    def _spellings(self) -> None:
+        """Labels written in two ways count as one from here on: such rows do not contradict one another."""
+        table, rows = self.table, self.table.sound().tolist()
+        better = self.cures.labels = variants(counted([table.labels[row] for row in rows]))
+        for row in rows:
+            if not better.keys().isdisjoint(table.labels[row]):
+                table.said[row] = digest(as_answer(better.get(label, label) for label in table.labels[row]))
+
     def _labels(self) -> None:
         table, rows = self.table, self.table.sound()
         counts = counted([table.labels[row] for row in rows.tolist()])
-        self.cures.labels = variants(counts)
         merged: Counter[str] = Counter()
         for label, count in counts.items():
             merged[self.cures.labels.get(label, label)] += count
         if len(merged) == 1:
-            self.found["one_class"] = {row: self._said(table.labels[row][0]) for row in rows.tolist()}
+            self.found["one_class"] = {row: self._said(label) for row in rows.tolist() for label in table.labels[row]}
         for label in sorted(label for label in merged if label.lower() in MISSING):
             self.notes.append(
                 f"{merged[label]} rows have the label {label!r}, as programs write a label that is missing"

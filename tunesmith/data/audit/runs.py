@@ -30,10 +30,15 @@ class QuotationRule:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutRuns:
-    """The runs of words of held-out texts, sorted; whose they are, how many each text has, and the rule they serve."""
+    """The runs of words of held-out texts, sorted, each once; how many each text has, and the rule they serve.
+
+    `owned[bands[i]]` are the texts that have run i. A notice in all of them is one band, however many runs it has, so
+    what a text shares with the others is counted band by band.
+    """
 
     runs: Longs
-    owners: NDArray[np.int64]
+    bands: NDArray[np.int64]
+    owned: tuple[NDArray[np.int64], ...]
     sizes: NDArray[np.int64]
     rule: QuotationRule
 
@@ -47,24 +52,34 @@ def held(texts: Slots, rule: QuotationRule) -> HeldOutRuns:
         _, place, times = np.unique(runs, return_inverse=True, return_counts=True)
         few = times[place] <= rule.most_owners
         runs, owners = runs[few], owners[few]
-    return HeldOutRuns(runs, owners, np.bincount(owners, minlength=len(texts)), rule)
+    sizes = np.bincount(owners, minlength=len(texts))
+    once, first = np.unique(runs, return_index=True)
+    if not len(once):
+        return HeldOutRuns(once, first, (), sizes, rule)
+    marks = np.random.default_rng(0).integers(1, 2**63, len(texts), dtype=np.uint64)
+    bands = np.unique(np.add.reduceat(marks[owners], first), return_index=True, return_inverse=True)
+    last = np.append(first[1:], len(runs))
+    owned = tuple(owners[first[i] : last[i]] for i in bands[1].tolist())
+    return HeldOutRuns(once, bands[2], owned, sizes, rule)
 
 
 def leaked(texts: Slots, others: HeldOutRuns) -> dict[int, int]:
     """Text -> the held-out text that has half of its runs, or half of whose runs it has: the one with most of them."""
     runs, owners = _each_once(texts, others.rule.run)
-    start, end = (np.searchsorted(others.runs, runs, side=side) for side in ("left", "right"))
+    place = np.searchsorted(others.runs, runs).clip(max=len(others.runs) - 1)
     sizes = np.bincount(owners, minlength=len(texts))
     found: dict[int, int] = {}
-    hit = np.flatnonzero(start < end)
+    hit = np.flatnonzero(others.runs[place] == runs) if len(others.runs) else place[:0]
     for part in np.split(hit, np.flatnonzero(np.diff(owners[hit])) + 1):
         if not len(part):
             continue
         row = int(owners[part[0]])
-        whose, shared = np.unique(np.concatenate([others.owners[start[i] : end[i]] for i in part]), return_counts=True)
-        enough = (shared >= others.rule.fewest) & (shared >= SHARE * np.minimum(sizes[row], others.sizes[whose]))
+        shared = np.zeros(len(others.sizes), np.int64)
+        for band, times in zip(*np.unique(others.bands[place[part]], return_counts=True), strict=True):
+            shared[others.owned[band]] += times
+        enough = (shared >= max(1, others.rule.fewest)) & (shared >= SHARE * np.minimum(sizes[row], others.sizes))
         if enough.any():
-            found[row] = int(whose[enough][shared[enough].argmax()])
+            found[row] = int(np.where(enough, shared, 0).argmax())
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 import zlib
 from collections.abc import Sequence
 
@@ -33,7 +34,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case, without marks between them."""
-    return WORD.findall(text.casefold())
+    return WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 def slots(words: Sequence[str]) -> NDArray[np.uint32]:
@@ -44,7 +45,7 @@ def slots(words: Sequence[str]) -> NDArray[np.uint32]:
 
 def digest(text: str, *, exact: bool = False) -> int:
     """64 bits of a text, letter case and spacing aside unless it is to be exact."""
-    plain = text if exact else " ".join(text.casefold().split())
+    plain = text if exact else " ".join(unicodedata.normalize("NFC", text).casefold().split())
     return int.from_bytes(hashlib.blake2b(plain.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,13 +88,18 @@ def _labelled(row: Row, columns: Mapping[str, str]) -> View:
     labels = tuple((as_word(item) or "").strip() for item in items)
     if not text.strip():
         return View(text, " ".join(labels), labels, "empty", "blank text")
-    if not items or any(item is None or (isinstance(item, str) and not item.strip()) for item in items):
+    if any(item is None or (isinstance(item, str) and not item.strip()) for item in items):
         return View(text, "", (), "nothing_to_learn", "no label")
     try:
         labelled([row], text=columns["text"], label=columns["label"])
     except DataError as error:
         return View(text, " ".join(labels), labels, "unreadable", _why(row, error))
-    return View(text, " | ".join(sorted(labels)), labels)
+    return View(text, as_answer(labels), labels)
+
+
+def as_answer(labels: Iterable[str]) -> str:
+    """Labels as the one answer that they are together."""
+    return " | ".join(sorted(set(labels)))
 
 
 def _pair(row: Row, columns: Mapping[str, str]) -> View:

@@ -12,13 +12,15 @@ Kind = Literal["heading", "paragraph", "item", "term", "code", "table"]
 Cells = tuple[tuple[str, ...], ...]
 
 # Written into every stored document: one that another version made is made again.
-VERSION = 1
+VERSION = 2
 
 # Controls, invisible marks, text direction and tag characters: none can be seen, all can carry hidden orders.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
                      "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]")  # fmt: skip
 # Joiners that change how Persian, Indic scripts and emoji are read.
 _JOINERS = "\u200c\u200d"
+# PowerPoint ends a line within a paragraph by \x0b.
+_LINE_ENDS = re.compile("\r\n|[\r\x0b\x85\u2028\u2029]")
 _LIGATURES = {ord(c): t for c, t in zip("ﬀﬁﬂﬃﬄﬅﬆ", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)}
 
 
@@ -69,7 +71,7 @@ class Document:
 
 def clean(text: str) -> str:
     """The text in NFC without what cannot be seen; spaces are kept."""
-    text = text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n")
+    text = _LINE_ENDS.sub("\n", text)
     text = _UNSEEN.sub(lambda found: found[0] if found[0] in _JOINERS else "", text.translate(_LIGATURES))
     return unicodedata.normalize("NFC", text)
 

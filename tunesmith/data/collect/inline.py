@@ -67,7 +67,8 @@ def left_out(element: Any) -> bool:
     ):
         return True
     classes = set((element.get("class") or "").lower().split())
-    return element.get("role") in ROLES or bool(classes & CLASSES)
+    # Of the whole page such a class says only what stands on it.
+    return element.get("role") in ROLES or (element.tag != "body" and bool(classes & CLASSES))
 
 
 def number(text: str | None, default: int) -> int:

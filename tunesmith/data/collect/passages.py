@@ -11,7 +11,11 @@ from tunesmith.data.columns import UNSPACED
 
 # A passage to make rows of that has fewer letters says nothing by itself.
 FEWEST_LETTERS = 20
-_SENTENCE = re.compile(r"(?<=[.!?。！？])[\"'”’)\]]*\s+")
+# Where a sentence ends, behind the marks that close it; Chinese and Japanese write no space there.
+_SENTENCE = re.compile(
+    r"(?<=[.!?])\s+|(?<=[.!?][\"'”’)\]])\s+|(?<=[。！？])(?![」』”’）])\s*|(?<=[。！？][」』”’）])\s*"
+)
+_UNSPACED_ENDS = tuple("。！？」』）")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +126,11 @@ def _cut(block: Block, size: int) -> list[Block]:
         parts = [line for whole in block.text.split("\n") for line in _chopped(whole, size - 8)]
         return [replace(block, text="\n".join(lines)) for lines in _packed(parts, size - 8, 1)]
     parts = [part for sentence in _SENTENCE.split(block.text) for part in _chopped(sentence, size - 8)]
-    return [replace(block, text=" ".join(sentences)) for sentences in _packed(parts, size - 8, 1)]
+    return [replace(block, text=_prose(sentences)) for sentences in _packed(parts, size - 8, 1)]
+
+
+def _prose(sentences: Sequence[str]) -> str:
+    return "".join(part if part.endswith(_UNSPACED_ENDS) else f"{part} " for part in sentences).rstrip()
 
 
 def _cut_table(block: Block, size: int) -> list[Block]:

@@ -10,11 +10,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from tunesmith.data.collect.convert import READERS
+from tunesmith.data.collect.store import FOLDER, KEPT
 from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import DataError
 
 # What programs put beside documents: Sphinx's second copy of every page, and things that are no text.
-APART = frozenset({"_sources", "_static", "__pycache__", "node_modules", "collected"})
+APART = frozenset({"_sources", "_static", "__pycache__", "node_modules"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def sorted_out(named: Sequence[str | Path]) -> tuple[dict[str, Path], Counter[st
     paths: dict[str, Path] = {}
     skipped: Counter[str] = Counter()
     for name in named:
-        for path, doc_id in _files(Path(name)):
+        for path, doc_id in _files(Path(name), skipped):
             suffix = path.suffix.lower()
             # In a folder, json and yaml are seldom descriptions of calls.
             if suffix in READERS and (path == Path(name) or suffix not in (".json", ".yaml", ".yml")):
@@ -76,16 +77,19 @@ def kinds_read() -> str:
     return ", ".join(suffix.removeprefix(".") for suffix in READERS)
 
 
-def _files(path: Path) -> Iterator[tuple[Path, str]]:
-    """Each file with its name in rows. Raises DataError."""
+def _files(path: Path, skipped: Counter[str]) -> Iterator[tuple[Path, str]]:
+    """Each file with its name in rows; folders of programs are counted as skipped. Raises DataError."""
     if path.is_dir():
         top = path.resolve().name
         for folder, folders, files in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in APART)
+            skipped.update(f"{name}/" for name in folders if name in APART)
+            ours = (Path(folder) / FOLDER / KEPT).is_dir()
+            left = APART | {FOLDER} if ours else APART
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in left)
             for name in sorted(files):
                 file = Path(folder) / name
                 if not name.startswith(".") and not file.is_symlink():
-                    yield file, f"{top}/{file.relative_to(path).as_posix()}"
+                    yield file, _written(f"{top}/{file.relative_to(path).as_posix()}")
         return
     if not path.exists():
         here = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -94,4 +98,9 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
         raise DataError(f"{path}: no such file or folder; {cure}")
     if path.suffix.lower() not in READERS:
         raise DataError(f"{path.name}: cannot read this kind of file; give {kinds_read()}")
-    yield path, path.name
+    yield path, _written(path.name)
+
+
+def _written(name: str) -> str:
+    """A file's name in UTF-8, which old disks and archives do not keep to."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -12,7 +12,7 @@ from tunesmith.data.collect.document import Document, from_json, to_json
 from tunesmith.data.files import sha256_of_file, write_whole, writing
 from tunesmith.errors import DataError
 
-FOLDER = "collected"
+FOLDER, KEPT = "collected", "documents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class CollectStore:
         """Drop the documents that no file of rows here was made from."""
         accounts = [_account(path) for path in self.folder.glob("*.json")]
         wanted = {f"{sha256}.json" for account in accounts for sha256 in account.get("documents", ())}
-        for path in (self.folder / "documents").glob("*.json"):
+        for path in (self.folder / KEPT).glob("*.json"):
             if path.name not in wanted:
                 path.unlink()
 
@@ -91,7 +91,7 @@ class CollectStore:
         return self.folder / f"{self.rows.stem}.json"
 
     def _document(self, sha256: str) -> Path:
-        return self.folder / "documents" / f"{sha256}.json"
+        return self.folder / KEPT / f"{sha256}.json"
 
 
 def _account(path: Path) -> dict[str, Any]:
