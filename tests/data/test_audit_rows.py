@@ -9,10 +9,11 @@ from tunesmith.data.audit.keys import keys
 from tunesmith.data.audit.labels import rare, uneven, variants
 from tunesmith.data.audit.mask import masked
 from tunesmith.data.audit.personal import luhn, mod97, personal
-from tunesmith.data.audit.shingles import grams, signatures, slots, words_of
+from tunesmith.data.audit.shingles import grams, signatures, slots
 from tunesmith.data.audit.view import view
 from tunesmith.data.audit.wording import LANGUAGES, chat_tokens, edges, language, refusal
 from tunesmith.data.rows import Row
+from tunesmith.data.words import words_of
 
 TEXT = {"text": "text", "label": "label"}
 PAIR = {"prompt": "q", "answer": "a"}

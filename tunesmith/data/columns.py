@@ -8,6 +8,7 @@ from statistics import median
 
 from tunesmith.data.kinds import LONGEST_LABEL, is_thumb
 from tunesmith.data.rows import Row, as_word, columns_of
+from tunesmith.data.words import unspaced
 
 LOOKED_AT, ENOUGH = 200, 0.9
 # What a column is called that notes something about a row, and is not learned.
@@ -17,8 +18,6 @@ NOTED = {
 }  # fmt: skip
 MOST_LABELS, ROWS_A_LABEL = 50, 3
 DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ,]+[\d:.+Z]+( ?[AP]M)?)?", re.IGNORECASE)
-# Scripts that put no spaces between words, of which a word has about two letters.
-UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0e7f]")
 
 
 class Column:
@@ -54,4 +53,5 @@ def named(columns: Sequence[Column], words: Collection[str]) -> Column | None:
 
 
 def _words(text: str) -> float:
-    return len(text.split()) + len(UNSPACED.findall(text)) / 2
+    """About how many words; of scripts that put no spaces between them each has about two letters."""
+    return len(text.split()) + unspaced(text) / 2

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tunesmith.data.audit.runs import QuotationRule, held, leaked
-from tunesmith.data.audit.shingles import slots, words_of
+from tunesmith.data.audit.shingles import slots
 from tunesmith.data.examples import Example, Text
 from tunesmith.data.split import Split
+from tunesmith.data.words import words_of
 from tunesmith.errors import DataError
 
 # Runs of eight words are seldom written twice; half of a document's runs in another is no chance. Fewer than eight runs

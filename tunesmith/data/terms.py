@@ -34,10 +34,10 @@ def field_terms(texts: Iterable[str]) -> tuple[str, ...]:
     read = 0
     for text in texts:
         read += 1
-        words = [word for word, _, _ in words_of(text)]
+        words = [word for word, _, _ in word_places(text)]
         counts.update(words)
         documents.update(set(words))
-    general = Counter(word for text in general_text() for word, _, _ in words_of(text))
+    general = Counter(word for text in general_text() for word, _, _ in word_places(text))
     here, there = counts.total(), general.total()
     ranked = {
         word: _ratio(count, here, general[word], there)
@@ -49,7 +49,7 @@ def field_terms(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(ranked, key=lambda word: (-ranked[word], word))[:MOST])
 
 
-def words_of(text: str) -> Iterator[tuple[str, int, int]]:
+def word_places(text: str) -> Iterator[tuple[str, int, int]]:
     """Each word that may be a term, in small letters, and its characters in the text."""
     for found in WORD.finditer(text):
         word = found[0]

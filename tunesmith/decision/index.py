@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.files import write_whole
+from tunesmith.data.words import paired
 from tunesmith.decision.chunks import Chunk
 from tunesmith.errors import DataError
 from tunesmith.model.load import Base, load_base
@@ -71,7 +72,7 @@ class Index:
 
     def _by_words(self, questions: Sequence[str]) -> list[list[int]]:
         """[Q] lists of chunk numbers by BM25; chunks without any word of the question are left out."""
-        asked = _bm25s().tokenize(list(questions), stopwords="en", show_progress=False, return_ids=False)
+        asked = _bm25s().tokenize(list(map(paired, questions)), stopwords="en", show_progress=False, return_ids=False)
         places, scores = self.words.retrieve(asked, k=min(DEEP, len(self.chunks)), show_progress=False)
         return [
             [int(place) for place, score in zip(row, line, strict=True) if score > 0]
@@ -185,7 +186,7 @@ def _bm25(texts: Sequence[str]) -> Any:
     """What finds these texts by their words."""
     library = _bm25s()
     made = library.BM25(k1=K1, b=B)
-    words = library.tokenize(list(texts), stopwords="en", show_progress=False)
+    words = library.tokenize(list(map(paired, texts)), stopwords="en", show_progress=False)
     if not any(words.ids):
         raise DataError("documents: no words to search by; take documents.search: vectors")
     made.index(words, show_progress=False)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tunesmith.data.masking import Masking
 from tunesmith.data.template import Encoded, Template, Tokens
-from tunesmith.data.terms import words_of
+from tunesmith.data.terms import word_places
 from tunesmith.data.windows import Window, windows
 from tunesmith.errors import DataError
 from tunesmith.evaluation.resampling import Clusters, percentiles, sign_flip
@@ -128,7 +128,7 @@ def _questions(number: int, text: str, template: Template, asked: ReadingOptions
     """The windows of a text with what is to be told in them; an encoder's several times."""
     terms = set(asked.terms)
     pieces = windows(text, template, limit=asked.limit)
-    spans = [(a, b) for word, a, b in words_of(pieces[0].text) if word in terms] if pieces else []
+    spans = [(a, b) for word, a, b in word_places(pieces[0].text) if word in terms] if pieces else []
     for place, window in enumerate(pieces):
         inside = _whole(window, spans)
         if asked.masking is None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 
 from tunesmith.data.calls import calls_in
+from tunesmith.data.words import spaced, words_of
 from tunesmith.errors import DataError
 
 Floats = NDArray[np.float64]
@@ -25,7 +26,6 @@ Ints = NDArray[np.int64]
 Item = TypeVar("Item", bound=Hashable)
 RowStatistic = Callable[[NDArray[np.intp]], tuple[float, float]]
 
-_WORD = re.compile(r"[^\W_]+")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 
@@ -109,7 +109,7 @@ def contains(gold: Sequence[str], given: Sequence[str]) -> Floats:
 
 
 def token_f1(gold: Sequence[str], given: Sequence[str]) -> Floats:
-    """[N]: F1 of the bags of words, normalised as in `exact_match`; for text without spaces use `chrf`."""
+    """[N]: F1 of the bags of words, normalised as in `exact_match`."""
     _same_length(gold, given)
     return np.array([_bag_f1(_normal(g).split(), _normal(h).split()) for g, h in zip(gold, given, strict=True)])
 
@@ -117,11 +117,11 @@ def token_f1(gold: Sequence[str], given: Sequence[str]) -> Floats:
 def rouge_l(gold: Sequence[str], given: Sequence[str]) -> Floats:
     """[N]: F of the longest common subsequence of words (ROUGE-L, Lin 2004).
 
-    Words are runs of letters and digits of any script, lower-cased, not stemmed: on English text the values
-    are those of `rouge_score` with `use_stemmer=False`. For text without spaces between words use `chrf`.
+    Words are runs of letters and digits, lower-cased, not stemmed: on English text the values are those of
+    `rouge_score` with `use_stemmer=False`. In scripts without spaces between words each letter is one.
     """
     _same_length(gold, given)
-    return np.array([_rouge_l(words(g), words(h)) for g, h in zip(gold, given, strict=True)])
+    return np.array([_rouge_l(words_of(g), words_of(h)) for g, h in zip(gold, given, strict=True)])
 
 
 def chrf(gold: Sequence[str], given: Sequence[str]) -> Floats:
@@ -157,11 +157,6 @@ def corpus_bleu_pair(gold: Sequence[str], base: Sequence[str], tuned: Sequence[s
     return statistic
 
 
-def words(text: str) -> list[str]:
-    """The lower-cased runs of letters and digits, in order."""
-    return _WORD.findall(text.lower())
-
-
 def _same_length(gold: Sequence[object], given: Sequence[object]) -> None:
     if len(gold) != len(given):
         raise ValueError(f"{len(gold)} gold answers against {len(given)} given ones")
@@ -191,7 +186,7 @@ def _set_f1(gold: set[str], given: set[str]) -> float:
 
 
 def _normal(text: str) -> str:
-    folded = text.casefold().strip()
+    folded = spaced(text).casefold().strip()
     kept = "".join(mark for mark in folded if not _is_punctuation(mark))
     # An answer such as "+" or "the" would vanish, and any two vanished answers would agree.
     return " ".join(_ARTICLE.sub(" ", kept).split()) or folded

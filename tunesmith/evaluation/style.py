@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tunesmith.data.words import words_of
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.evaluation.metrics import words
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -30,7 +30,7 @@ _GRAMMAR = """
     then there these they this those though through to too under until up upon us very was we were what
     when where whether which while who whom whose why will with within without would yet you your
 """
-FUNCTION_WORDS = tuple(words(_GRAMMAR))
+FUNCTION_WORDS = tuple(words_of(_GRAMMAR))
 
 VAGUE = re.compile(
     r"\bas an? (?:ai|language model)\b"
@@ -135,7 +135,7 @@ def habits(texts: Sequence[str], *, finished: Sequence[bool] | None = None) -> H
     _some(texts)
     if finished is not None and len(finished) != len(texts):
         raise ValueError(f"{len(finished)} finished marks for {len(texts)} texts")
-    tokens = [words(text) for text in texts]
+    tokens = [words_of(text) for text in texts]
     pairs = [pair for row in tokens for pair in zip(row, row[1:], strict=False)]
     return Habits(
         mean_words=sum(map(len, tokens)) / len(texts),

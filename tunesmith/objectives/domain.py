@@ -12,7 +12,7 @@ from tunesmith.data.examples import Example, Text, texts
 from tunesmith.data.formats import DOCUMENTS, detect
 from tunesmith.data.rows import Row, columns_of
 from tunesmith.data.template import Encoded, Template
-from tunesmith.data.terms import field_terms, words_of
+from tunesmith.data.terms import field_terms, word_places
 from tunesmith.data.windows import windows
 from tunesmith.errors import DataError
 from tunesmith.model.batch import Batch
@@ -48,7 +48,7 @@ class Domain(BaseModel):
     def bind(self, examples: Sequence[Example], family: str) -> Domain:
         """The headline by the family, for a decoder predicts next tokens and an encoder hidden words; the terms."""
         for term in self.terms:
-            if [word for word, _, _ in words_of(term)] != [term.casefold()]:
+            if [word for word, _, _ in word_places(term)] != [term.casefold()]:
                 raise DataError(f"objective.terms: {term!r} is asked for nowhere; give words of four letters or more")
         terms = tuple(term.casefold() for term in self.terms)
         terms = terms or field_terms(example.text for example in examples if isinstance(example, Text))

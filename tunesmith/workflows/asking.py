@@ -69,19 +69,14 @@ def label_in(text: str, labels: Sequence[str]) -> str:
     exact = [label for label in labels if label.strip().casefold() == text.strip().casefold()]
     if exact:  # one of marks alone is found in no other way
         return exact[0]
-    said = f" {_words(text)} "
+    said = f" {plain(text)} "
     # A label of marks alone would be found in the spaces of any text.
-    found = [(said.find(f" {_words(label)} "), -len(label), label) for label in labels if _words(label)]
+    found = [(said.find(f" {plain(label)} "), -len(label), label) for label in labels if plain(label)]
     named = [place for place in found if place[0] >= 0]
     if not named:
         return text
-    alike = [label for label in labels if _words(label) == _words(min(named)[2])]  # C, C++ and C# differ in marks alone
+    alike = [label for label in labels if plain(label) == plain(min(named)[2])]  # C, C++ and C# differ in marks alone
     return max((label for label in alike if label.casefold() in text.casefold()), key=len, default=alike[0])
-
-
-def _words(text: str) -> str:
-    """Letters and digits alone: a model says `Not spam` for `not_spam`."""
-    return plain(text.replace("_", " "))
 
 
 def plainly(contest: Contest, rows: Sequence[Example], wording: str = "") -> list[list[Message]]:

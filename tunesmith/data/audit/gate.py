@@ -17,10 +17,11 @@ from tunesmith.data.audit.finding import CHECKS
 from tunesmith.data.audit.keys import keys
 from tunesmith.data.audit.near import Words, cross_pairs
 from tunesmith.data.audit.runs import QuotationRule, held, leaked
-from tunesmith.data.audit.shingles import WORD_BITS, signatures, slots, words_of
+from tunesmith.data.audit.shingles import WORD_BITS, signatures, slots
 from tunesmith.data.examples import Example, Labelled, question
 from tunesmith.data.pairs import written
 from tunesmith.data.split import Split
+from tunesmith.data.words import words_of
 
 NAMED = 5  # places that are named before they are only counted
 # Near-copies of held-out rows: from so many held-out rows on their share can be told. Real sets that are cut row by

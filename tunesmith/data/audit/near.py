@@ -13,7 +13,8 @@ from rapidfuzz.distance import OSA
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from tunesmith.data.audit.shingles import WORD_BITS, Shorts, words_of
+from tunesmith.data.audit.shingles import WORD_BITS, Shorts
+from tunesmith.data.words import words_of
 
 Pairs = NDArray[np.int64]
 ALIKE = 0.8  # share of the information in the words that two rows must have in common

@@ -13,12 +13,13 @@ from tunesmith.data.audit.damage import damage
 from tunesmith.data.audit.keys import keys
 from tunesmith.data.audit.personal import personal
 from tunesmith.data.audit.runs import HeldOutRuns, leaked
-from tunesmith.data.audit.shingles import digest, signatures, slots, words_of
+from tunesmith.data.audit.shingles import digest, signatures, slots
 from tunesmith.data.audit.stream import RowChunk, parsed
 from tunesmith.data.audit.table import CUT, Digest
 from tunesmith.data.audit.view import LETTERS, View, view
 from tunesmith.data.audit.wording import chat_tokens, edges, language, refusal
 from tunesmith.data.rows import Row, has_listed, listed
+from tunesmith.data.words import words_of
 
 
 @dataclass(frozen=True, slots=True)

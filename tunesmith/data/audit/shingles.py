@@ -7,7 +7,6 @@ estimates the Jaccard likeness of their runs. All of it is array arithmetic over
 from __future__ import annotations
 
 import hashlib
-import re
 import unicodedata
 import zlib
 from collections.abc import Sequence
@@ -23,18 +22,11 @@ RUN = 5  # bytes in a shingle
 LONGEST = 8000  # bytes of a text that its signature looks at
 GRAM = 13  # words in a row that hardly two people write alike (GPT-3, arXiv 2005.14165, appendix C)
 WORD_BITS = 20
-# A run of letters and digits; a letter of Chinese or Japanese is a word of its own.
-WORD = re.compile(r"[぀-ヿ㐀-鿿]|[^\W぀-ヿ㐀-鿿]+")
 
 _DRAWN = np.random.default_rng(0x7_0_5)  # fixed, so that signatures of two files compare
 _XOR = _DRAWN.integers(0, 2**32, K, dtype=np.uint32)
 _TIMES = _DRAWN.integers(0, 2**31, K, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, without marks between them."""
-    return WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
 def slots(words: Sequence[str]) -> NDArray[np.uint32]:

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 
 from tunesmith.data.audit.noise import Doubts
-from tunesmith.data.audit.shingles import words_of
+from tunesmith.data.words import words_of
 
 FEWEST = 8  # rows of a phrase
 MOST_SHARE = 0.1  # of the rows; what is commoner is no rare phrase

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from tunesmith.data.words import words_of
+
 Kind = Literal["heading", "paragraph", "item", "term", "code", "table"]
 Cells = tuple[tuple[str, ...], ...]
 
@@ -88,8 +90,8 @@ def tidy(text: str) -> str:
 
 
 def plain(text: str) -> str:
-    """Letters and digits alone, in small letters: equal for texts that differ in form only."""
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    """The words alone: equal for texts that differ in form only."""
+    return " ".join(words_of(text))
 
 
 def markdown(blocks: Sequence[Block]) -> str:

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from tunesmith.data.audit.shingles import words_of
 from tunesmith.data.collect.rows import Made
 from tunesmith.data.collect.written import WriterQuestion
+from tunesmith.data.words import words_of
 
 # So many words in a row are seldom in two passages of a document.
 RUN = 5

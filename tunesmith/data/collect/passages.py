@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tunesmith.data.collect.document import Block, markdown, plain, render
-from tunesmith.data.columns import UNSPACED
+from tunesmith.data.words import unspaced
 
 # A passage to make rows of that has fewer letters says nothing by itself.
 FEWEST_LETTERS = 20
@@ -53,7 +53,7 @@ def passages(
 
 def _letters(text: str) -> int:
     """Letters, those of scripts without spaces between words twice: they say as much."""
-    return sum(map(str.isalpha, text)) + len(UNSPACED.findall(text))
+    return sum(map(str.isalpha, text)) + unspaced(text)
 
 
 def _sections(blocks: Sequence[Block]) -> Iterator[_Piece]:
