@@ -12,7 +12,7 @@ from tests.bases import folder
 from tunesmith.data.collect.store import CollectStore
 from tunesmith.data.examples import Chat, Message
 from tunesmith.decision.chunks import Chunk, cut, page_of_text, read_pages
-from tunesmith.decision.facts import change, new_answers
+from tunesmith.decision.facts import OtherAnswers, change
 from tunesmith.decision.index import CHUNKS, RANK, Hit, Index, fused, open_index
 from tunesmith.decision.prompts import FORMS, cited, question_of, with_passages, with_shots
 from tunesmith.decision.recall import Origin, origins_of, recall, right_chunks
@@ -153,8 +153,9 @@ def test_an_answer_cites_the_chunk_that_holds_it_and_none_that_does_not():
 
 def test_a_figure_gets_other_digits_and_a_word_the_answer_of_a_like_question():
     questions = ["Capital of Arda?", "Capital of Brin?", "Height of Arda?"]
-    assert new_answers(questions, ["Ardaton", "Brinton", "1,907"]) == ["Brinton", "Ardaton", "5,442"]
-    assert new_answers(["Capital of Arda?"], ["Ardaton"]) == [""]
+    others = OtherAnswers(questions, ["Ardaton", "Brinton", "1,907"])
+    assert [others.of(row) for row in range(3)] == ["Brinton", "Ardaton", "5,442"]
+    assert OtherAnswers(["Capital of Arda?"], ["Ardaton"]).of(0) == ""
 
 
 def test_a_fact_is_changed_in_the_words_that_say_it_and_nowhere_else():

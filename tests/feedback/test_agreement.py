@@ -41,13 +41,18 @@ def test_each_two_people_have_their_kappa_on_what_both_judged():
         {"Ana": "b", "Bo": "b"},
         {"Ana": "b", "Bo": "b", "Cy": "b"},
     ]
-    found = agreement(units)
+    found = agreement(units, each_two=True)
     assert found.items == 4
     assert found.same == pytest.approx(5 / 6)
     by_raters = {pair.raters: pair for pair in found.pairs}
     # Ana: 2 a, 2 b; Bo: 1 a, 3 b. By chance (2*1 + 2*3) / 16 = 1/2; found 3/4: (3/4 - 1/2) / (1/2).
     assert by_raters["Ana", "Bo"].kappa == pytest.approx(0.5)
-    assert by_raters["Ana", "Cy"].kappa is None
+    assert set(by_raters) == {("Ana", "Bo")}  # Cy judged one alone
+
+
+def test_two_people_who_say_one_thing_have_no_kappa():
+    (pair,) = agreement([{"Ana": "a", "Bo": "a"}] * 2, each_two=True).pairs
+    assert (pair.items, pair.same, pair.kappa) == (2, 1.0, None)
 
 
 def test_one_person_alone_has_no_agreement():

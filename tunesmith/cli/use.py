@@ -110,6 +110,11 @@ def _ask_arm(args: argparse.Namespace, text: str) -> int:
     from tunesmith.workflows.ask_arm import ArmQuestion, ask_arm
     from tunesmith.workflows.train import Watch
 
+    if (args.temperature, args.top_p, args.max_new_tokens, args.seed, args.task) != (0.0, 1.0, None, 0, ""):
+        options = "--temperature, --top-p, --max-new-tokens, --seed and --task"
+        raise UsageError(
+            f"ask: {args.folder} is a comparison, and its arms answer as they did there; leave out {options}"
+        )
     with caught() as signals, listening(signals) as listen:
         question = ArmQuestion(text, args.arm, os.environ.get(KEY, ""))
         found = ask_arm(args.folder, question, watch=Watch(listen, signals.stop), offline=args.offline)

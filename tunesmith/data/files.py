@@ -9,9 +9,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tunesmith.errors import DataError
+from tunesmith.errors import CheckpointError, DataError
+
+T = TypeVar("T")
 
 
 def sha256_of_file(path: Path) -> str:
@@ -44,6 +46,17 @@ def read_json(text: str | bytes) -> Any:
     """The value of a JSON text. Raises ValueError for one in which a key stands twice, where the last would silently
     win."""
     return json.loads(text, object_pairs_hook=_once)
+
+
+def read_page(path: Path, shape: type[T]) -> T:
+    """A file that we kept, in the shape it was written in. Raises CheckpointError for one that has another."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(shape).validate_json(path.read_bytes())
+    except ValidationError as error:
+        cure = "written by another version or changed by hand; delete it, or what it lies in"
+        raise CheckpointError(f"{path}: {error.errors()[0]['msg']}; {cure}") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -26,25 +26,21 @@ class Fact:
     new: str
 
 
-def new_answers(questions: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """For each answer another: a figure with other digits, or words that answer the most similar question.
+class OtherAnswers:
+    """For each answer another: a figure with other digits, or words that answer the most similar question."""
 
-    Empty where no other question has another answer without digits.
-    """
-    return [_new(row, questions, answers) for row in range(len(answers))]
+    def __init__(self, questions: Sequence[str], answers: Sequence[str]) -> None:
+        self._questions, self._answers = questions, answers
+        self._worded = {place: plain(answer) for place, answer in enumerate(answers) if not re.search(r"\d", answer)}
 
-
-def _new(row: int, questions: Sequence[str], answers: Sequence[str]) -> str:
-    old = answers[row]
-    if re.search(r"\d", old):
-        return re.sub(r"\d", _other_digit, old)
-    others = {
-        place: questions[place]
-        for place, answer in enumerate(answers)
-        if plain(answer) != plain(old) and not re.search(r"\d", answer)
-    }
-    found = process.extractOne(questions[row], others, scorer=fuzz.ratio)
-    return answers[found[2]] if found else ""
+    def of(self, row: int) -> str:
+        """Empty where no other question has another answer without digits."""
+        if row not in self._worded:
+            return re.sub(r"\d", _other_digit, self._answers[row])
+        old = self._worded[row]
+        others = {place: self._questions[place] for place, answer in self._worded.items() if answer != old}
+        found = process.extractOne(self._questions[row], others, scorer=fuzz.ratio)
+        return self._answers[found[2]] if found else ""
 
 
 def _other_digit(digit: re.Match[str]) -> str:
@@ -65,18 +61,19 @@ def change(
     A row counts whose document is known and holds its evidence with the answer in it, letter for letter.
     """
     found = {page.doc_id: page for page in pages}
-    new = new_answers(questions, answers)
+    others = OtherAnswers(questions, answers)
     facts: list[Fact] = []
     order = list(range(len(answers)))
     random.Random("facts").shuffle(order)  # rows of one kind often stand together
     for row in order:
+        if len(facts) >= most:
+            break
         page = found.get(origins[row].doc_id)
-        if page is None or not new[row] or len(facts) >= most:
-            continue
-        changed = _changed(page, origins[row].evidence, answers[row], new[row])
+        new = others.of(row) if page is not None else ""
+        changed = _changed(page, origins[row].evidence, answers[row], new) if page is not None and new else None
         if changed is not None:
-            found[page.doc_id] = changed
-            facts.append(Fact(row, answers[row], new[row]))
+            found[changed.doc_id] = changed
+            facts.append(Fact(row, answers[row], new))
     return [found[page.doc_id] for page in pages], facts
 
 

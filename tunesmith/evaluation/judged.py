@@ -36,17 +36,24 @@ def auc_pair(base: ArrayLike, tuned: ArrayLike, good: ArrayLike) -> RowStatistic
 
     Good answers are no rows of their own: all of their shares hang on the same bad ones.
     """
-    sides = [np.asarray(side, dtype=np.float64) for side in (base, tuned)]
+    sides = [np.unique(np.asarray(side, dtype=np.float64), return_inverse=True)[1] for side in (base, tuned)]
     liked = np.asarray(good, dtype=bool)
 
     def statistic(rows: NDArray[np.intp]) -> tuple[float, float]:
-        kept = liked[rows]
-        if kept.all() or not kept.any():
+        times = np.bincount(rows, minlength=len(liked))
+        pairs = float(times[liked].sum() * times[~liked].sum())
+        if not pairs:
             return 0.5, 0.5
-        first, second = (float(standing(side[rows], kept).mean()) for side in sides)
+        first, second = (_won_over(side, times * liked, times * ~liked) / pairs for side in sides)
         return first, second
 
     return statistic
+
+
+def _won_over(ranks: NDArray[np.intp], good: NDArray[np.intp], bad: NDArray[np.intp]) -> float:
+    """In how many pairs of a good and a bad answer the good one stands higher, ties by half; (N,) ranks and counts."""
+    liked, other = np.bincount(ranks, weights=good), np.bincount(ranks, weights=bad)
+    return float(liked @ (np.cumsum(other) - other / 2))
 
 
 def length_bias(scores: ArrayLike, lengths: ArrayLike) -> float:

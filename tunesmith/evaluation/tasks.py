@@ -212,11 +212,11 @@ def redrawn(
         rows = [PER_ROW[metric](gold, given) for given in ways.values()]
         drawn = clusters.drawn_rates(rows, np.ones(len(gold)), rng, draws)
         return {name: drawn[:, column] for column, name in enumerate(ways)}
+    statistics = {name: _DRAWN[metric](gold, given, given) for name, given in ways.items()}
     scores: dict[str, list[float]] = {name: [] for name in ways}
     for chosen in clusters.drawn_rows(rng, draws):
-        right = [gold[row] for row in chosen]
-        for name, given in ways.items():
-            scores[name].append(WHOLE[metric](right, [given[row] for row in chosen]))
+        for name, statistic in statistics.items():
+            scores[name].append(statistic(chosen)[0])
     found = {name: np.array(scores[name]) for name in ways}
     if metric == "macro_f1":
         return {name: around(value(metric, gold, ways[name]), drawn) for name, drawn in found.items()}

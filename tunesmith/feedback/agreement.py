@@ -6,6 +6,7 @@ for it is under the GPL, which this package cannot depend on; kappa is scikit-le
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,15 @@ class Two(BaseModel):
 
 
 class Agreement(BaseModel):
-    """Everybody on the items that several judged; `same` is the share of pairs of votes that agree."""
+    """Everybody on the items that several judged; `same` is the share of pairs of votes that agree.
+
+    `pairs` are each two people, where that was asked for.
+    """
 
     items: int
     same: float | None
     alpha: float | None
-    pairs: list[Two]
+    pairs: list[Two] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +43,16 @@ class _Coincidences:
     by_label: Mapping[str, int]
 
 
-def agreement(units: Sequence[Mapping[str, str]]) -> Agreement:
+def agreement(units: Sequence[Mapping[str, str]], *, each_two: bool = False) -> Agreement:
     """All of it for these units; units with one vote say nothing and are left out."""
     several = [unit for unit in units if len(unit) > 1]
-    met = [(a == b) for unit in several for a, b in combinations(unit.values(), 2)]
+    like = sum(math.comb(count, 2) for unit in several for count in Counter(unit.values()).values())
+    met = sum(math.comb(len(unit), 2) for unit in several)
     return Agreement(
         items=len(several),
-        same=sum(met) / len(met) if met else None,
+        same=like / met if met else None,
         alpha=krippendorff_alpha([list(unit.values()) for unit in several]),
-        pairs=_pairs(several),
+        pairs=_pairs(several) if each_two else [],
     )
 
 
@@ -77,14 +82,16 @@ def _coincidences(units: Sequence[Sequence[str]]) -> _Coincidences:
 
 
 def _pairs(units: Sequence[Mapping[str, str]]) -> list[Two]:
-    people = sorted({rater for unit in units for rater in unit})
-    return [pair for a, b in combinations(people, 2) if (pair := _pair(units, a, b))]
+    """Each two people who judged an item together; whoever judged one alone tells nothing of how they agree."""
+    judged = Counter(rater for unit in units for rater in unit)
+    met: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for unit in units:
+        for a, b in combinations(sorted(rater for rater in unit if judged[rater] > 1), 2):
+            met.setdefault((a, b), []).append((unit[a], unit[b]))
+    return [_two(a, b, both) for (a, b), both in sorted(met.items())]
 
 
-def _pair(units: Sequence[Mapping[str, str]], a: str, b: str) -> Two | None:
-    both = [(unit[a], unit[b]) for unit in units if a in unit and b in unit]
-    if not both:
-        return None
+def _two(a: str, b: str, both: Sequence[tuple[str, str]]) -> Two:
     same = sum(x == y for x, y in both) / len(both)
     if len({label for pair in both for label in pair}) < 2:
         return Two(raters=(a, b), items=len(both), same=same, kappa=None)

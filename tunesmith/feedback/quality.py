@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 import statistics
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pydantic import BaseModel
 
@@ -105,18 +107,36 @@ def raters(items: Mapping[str, Item], votes: Sequence[Event]) -> list[Rater]:
     an odd taste is no clicking. Besides, whoever takes one side far too often is named for that. Two people who
     disagree cannot be told apart without planted items: nobody is named then.
     """
-    names = [name for name, _ in Counter(vote.rater for vote in votes).most_common()]
-    compared = {name: _against_others(name, items, votes) for name in names}
-    return [_rater(name, items, votes, compared) for name in names]
+    by_rater: dict[str, list[Event]] = {}
+    for vote in votes:
+        by_rater.setdefault(vote.rater, []).append(vote)
+    compared = _against_others(items, votes)
+    shares = sorted(hits.hits / hits.n for hits in compared.values() if hits.n)
+    most_first = sorted(by_rater, key=lambda name: -len(by_rater[name]))
+    return [_rater(items, by_rater[name], compared[name], _Others(shares, len(by_rater))) for name in most_first]
 
 
-def _rater(name: str, items: Mapping[str, Item], votes: Sequence[Event], compared: Mapping[str, Hits]) -> Rater:
-    mine = [vote for vote in votes if vote.rater == name]
-    planted, side, hits = gold(items, mine), position(mine), compared[name]
+@dataclass(frozen=True, slots=True)
+class _Others:
+    """How often each person says what most others say, in order; and how many people there are."""
+
+    shares: Sequence[float]
+    people: int
+
+    def usual(self, hits: Hits) -> float | None:
+        """The median without the person of these hits; None with fewer than two others."""
+        without = list(self.shares)
+        if hits.n:
+            del without[bisect_left(without, hits.hits / hits.n)]
+        return statistics.median(without) if len(without) > 1 else None
+
+
+def _rater(items: Mapping[str, Item], mine: Sequence[Event], hits: Hits, others: _Others) -> Rater:
+    planted, side = gold(items, mine), position(mine)
     tests = [(Hits(n=planted.items, hits=round((planted.right or 0) * planted.items), chance=COIN), CARE)]
-    usual = [other.hits / other.n for who, other in compared.items() if who != name and other.n]
-    if len(usual) > 1:
-        tests.append((hits, min(BEST, statistics.median(usual))))
+    usual = others.usual(hits)
+    if usual is not None:
+        tests.append((hits, min(BEST, usual)))
     # Where chance has no match at all, a person and the others have no label in common: that is a taste, no clicking.
     telling = [(found, care) for found, care in tests if found.n and 0 < found.chance <= care - APART]
     evidence = sum(_evidence(found, care) for found, care in telling)
@@ -124,12 +144,12 @@ def _rater(name: str, items: Mapping[str, Item], votes: Sequence[Event], compare
     reasons = []
     if evidence > math.log10(LIKELIER) and p_value is not None and p_value > LOOKS:
         reasons.append(f"the votes are {10 ** min(evidence, 9):.0f} times likelier under clicking than under care")
-    if side.p_value is not None and side.p_value < ONE_SIDED / len(compared):
+    if side.p_value is not None and side.p_value < ONE_SIDED / others.people:
         share = f"{side.left:.0%}" if side.left is not None else ""
         reasons.append(f"chose the left answer in {share} of {side.votes} votes (p = {side.p_value:.1g})")
     seconds = [float(vote.body["seconds"]) for vote in mine if "seconds" in vote.body]
     return Rater(
-        rater=name,
+        rater=mine[0].rater,
         votes=len(mine),
         position=side,
         seconds=statistics.median(seconds) if seconds else None,
@@ -162,24 +182,28 @@ def _p_value(tests: Sequence[Hits]) -> float:
     return float(together[sum(found.hits for found in tests) :].sum())
 
 
-def _against_others(name: str, items: Mapping[str, Item], votes: Sequence[Event]) -> Hits:
-    """A person's votes against what most of the others say of the same items; draws among them are left out."""
+def _against_others(items: Mapping[str, Item], votes: Sequence[Event]) -> dict[str, Hits]:
+    """Each person's votes against what most of the others say of the same items; draws among them are left out."""
     on: dict[str, dict[str, str]] = {}
+    said: dict[str, list[tuple[str, str]]] = {vote.rater: [] for vote in votes}  # what they say, and most others
     for vote in votes:
         if vote.item in items and not items[vote.item].gold:
             on.setdefault(vote.item, {})[vote.rater] = str(vote.body["label"])
-    mine, theirs = list[str](), list[str]()
     for given in on.values():
-        others = Counter(label for rater, label in given.items() if rater != name).most_common(2)
-        if name not in given or not others or (len(others) > 1 and others[0][1] == others[1][1]):
-            continue
-        mine.append(given[name])
-        theirs.append(others[0][0])
-    if not mine:
+        counts = Counter(given.values())
+        for rater, label in given.items():
+            others = (counts - Counter([label])).most_common(2)
+            if others and (len(others) < 2 or others[0][1] > others[1][1]):
+                said[rater].append((label, others[0][0]))
+    return {rater: _hits(both) for rater, both in said.items()}
+
+
+def _hits(both: Sequence[tuple[str, str]]) -> Hits:
+    if not both:
         return Hits(n=0, hits=0, chance=0.0)
-    own, other = Counter(mine), Counter(theirs)
-    chance = sum(own[label] * other[label] for label in own) / len(mine) ** 2
-    return Hits(n=len(mine), hits=sum(a == b for a, b in zip(mine, theirs, strict=True)), chance=chance)
+    own, other = (Counter(side) for side in zip(*both, strict=True))
+    chance = sum(own[label] * other[label] for label in own) / len(both) ** 2
+    return Hits(n=len(both), hits=sum(mine == theirs for mine, theirs in both), chance=chance)
 
 
 def _too_fast(items: Mapping[str, Item], votes: Sequence[Event]) -> float | None:

@@ -41,7 +41,7 @@ def summarise(items: Mapping[str, Item], votes: Votes, *, store: str) -> Summary
         items=sum(not item.gold for item in items.values()),
         judged=len({vote.item for vote in plain}),
         votes=dict(Counter(str(vote.body["label"]) for vote in plain).most_common()),
-        agreement=agreement([unit for key in votes.items() if (unit := votes.on(key)) and _is_plain(items, key)]),
+        agreement=agreement([votes.on(key) for key in votes.items() if _is_plain(items, key)], each_two=True),
         position=position(plain),
         gold=gold(items, cast),
         raters=people,

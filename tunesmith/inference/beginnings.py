@@ -44,12 +44,18 @@ class Beginnings:
         return size, [(k[:, :, : virtual + size], v[:, :, : virtual + size]) for k, v in best.past]
 
     def keep(self, run: int, ids: Sequence[int], past: Past) -> None:
-        """Remember a question; the oldest ones go where there is no room."""
+        """Remember a question, once, with what it begins with; the oldest ones go where there is no room."""
         made = _Kept(run, list(ids), past)
+        known = next((kept for kept in self._kept if kept.run == run and kept.ids[: len(ids)] == made.ids), None)
+        if known is not None:  # whole, or in a longer one
+            self._kept.remove(known)
+            self._kept.append(known)
+            return
         if made.bytes > self.most_bytes:
             return
+        self._kept = [kept for kept in self._kept if kept.run != run or kept.ids != made.ids[: len(kept.ids)]]
         self._kept.append(made)
-        self.bytes += made.bytes
+        self.bytes = sum(kept.bytes for kept in self._kept)
         while self.bytes > self.most_bytes:
             self.bytes -= self._kept.pop(0).bytes
 

@@ -106,15 +106,27 @@ class LiveAnswer:
         """What is sure of the text so far: whole characters, no stop string begun, no space that may be the last."""
         if text.endswith("\ufffd"):
             return
-        sure = self._bare(before_stop(decided(text, self.sampling.stop), self.sampling.stop))
-        if len(sure) > len(self.said) or self.scored:
-            self.told(Piece(sure[len(self.said) :], tuple(self.scored)))
-            self.said, self.scored = max(self.said, sure, key=len), []
+        whole = decided(text, self.sampling.stop)
+        sure, scored = self._bare(whole), self._scored_within(text, len(whole))
+        if len(sure) > len(self.said) or scored:
+            self.told(Piece(sure[len(self.said) :], tuple(scored)))
+            self.said, self.scored = max(self.said, sure, key=len), self.scored[len(scored) :]
 
     def _end(self, end: End, why: str = "") -> None:
-        text = self._bare(before_stop(self.run.model.template.decode(self.ids), self.sampling.stop))
+        text = self.run.model.template.decode(self.ids)
+        whole = before_stop(text, self.sampling.stop)
+        said, scored = self._bare(whole)[len(self.said) :], tuple(self._scored_within(text, len(whole)))
         counts = (len(self.prompt), len(self.ids))
-        self.told(Piece(text[len(self.said) :], tuple(self.scored), end, *counts, why, self.shortened))
+        self.told(Piece(said, scored, end, *counts, why, self.shortened))
+
+    def _scored_within(self, text: str, length: int) -> list[ScoredToken]:
+        """The scores of tokens that begin within so many characters of the text: a stop string is no part of it."""
+        left = 0
+        while left < len(self.scored) and length < len(text):
+            if len(self.run.model.template.decode(self.ids[: len(self.ids) - left - 1])) < length:
+                break
+            left += 1
+        return self.scored[: len(self.scored) - left]
 
     def _bare(self, text: str) -> str:
         return text if self.as_it_is else text.strip()

@@ -253,9 +253,13 @@ def common(prompts: Sequence[list[int]]) -> int:
     return limit
 
 
+# Below this the likeliest id has all the mass, and a division by it may leave what a float holds.
+COLDEST = 1e-5
+
+
 def choose(logits: Tensor, chance: Sequence[torch.Generator], sampling: Sampling) -> Tensor:
     """[B, V] -> [B]: the likeliest id, or one drawn from the smallest set that holds top_p of the mass."""
-    if sampling.temperature <= 0:
+    if sampling.temperature < COLDEST:
         return logits.argmax(dim=1)
     probabilities = (logits / sampling.temperature).softmax(dim=1)
     if sampling.top_p < 1:

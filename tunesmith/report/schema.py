@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from tunesmith.data.files import read_page
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.tasks import Arm, TaskScore
 
@@ -208,14 +209,10 @@ class Report(_Part):
 def read_report(run: Path) -> Report:
     """The report of a finished run. Raises CheckpointError."""
     try:
-        return Report.model_validate_json((run / "report.json").read_text(encoding="utf-8"))
+        return read_page(run / "report.json", Report)
     except OSError:
         raise CheckpointError(
             f"{run}: no report.json in it, so not a finished run; finish it with `tunesmith tune`"
-        ) from None
-    except ValidationError as error:
-        raise CheckpointError(
-            f"{run / 'report.json'}: {error.errors()[0]['msg']}; written by another version or changed by hand"
         ) from None
 
 

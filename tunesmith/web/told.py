@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 from tunesmith.data.calls import calls_in
@@ -17,6 +18,7 @@ from tunesmith.inference.row import Piece, ScoredToken
 
 # How a tokenizer writes a byte that is a part of a character.
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+SPACE = "▁"
 ENDS = {"stop": "stop", "length": "length"}
 Call = Mapping[str, Any]
 
@@ -26,6 +28,7 @@ class Telling:
 
     def __init__(self, model: str, template: Template, *, chat: bool) -> None:
         self.model, self._template, self._chat = model, template, chat
+        self._tokens = self._letters = 0  # told so far
         self._id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         self._created = int(time.time())
 
@@ -63,22 +66,31 @@ class Telling:
     def _scores(self, scored: Sequence[ScoredToken]) -> dict[str, Any] | None:
         if not scored:
             return None
+        placed = [(one, not self._tokens and place == 0) for place, one in enumerate(scored)]
+        self._tokens += len(scored)
         if self._chat:
             told = [
-                {**self._token(one.id, one.logprob), "top_logprobs": [self._token(*best) for best in one.best]}
-                for one in scored
+                {
+                    **self._token(first, one.id, one.logprob),
+                    "top_logprobs": [self._token(first, *of) for of in one.best],
+                }
+                for one, first in placed
             ]
             return {"content": told, "refusal": None}
-        words = [self._word(one.id) for one in scored]
+        words = [self._word(one.id, first) for one, first in placed]
+        begins = list(accumulate(map(len, words), initial=self._letters))
+        self._letters = begins[-1]
         return {
             "tokens": words,
             "token_logprobs": [one.logprob for one in scored],
-            "top_logprobs": [{self._word(token): logprob for token, logprob in one.best} for one in scored],
-            "text_offset": [len("".join(words[:i])) for i in range(len(words))],
+            "top_logprobs": [
+                {self._word(token, first): logprob for token, logprob in one.best} for one, first in placed
+            ],
+            "text_offset": begins[:-1],
         }
 
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        word = self._word(token)
+    def _token(self, first: bool, token: int, logprob: float) -> dict[str, Any]:
+        word = self._word(token, first)
         return {"token": word, "logprob": logprob, "bytes": self._bytes(token, word)}
 
     def _bytes(self, token: int, word: str) -> list[int] | None:
@@ -91,8 +103,12 @@ class Telling:
         letters = _letters()
         return [letters[letter] for letter in piece] if letters.keys() >= set(piece) else None
 
-    def _word(self, token: int) -> str:
-        return str(self._template.tokenizer.decode([token]))
+    def _word(self, token: int, first: bool) -> str:
+        """What a token adds to the text. A lone one that begins a word loses its space where ▁ stands for it."""
+        tokenizer = self._template.tokenizer
+        word = str(tokenizer.decode([token]))
+        begins = str(tokenizer.convert_ids_to_tokens(token)).startswith(SPACE) and not word.startswith(" ")
+        return f" {word}" if begins and not first else word
 
 
 @cache

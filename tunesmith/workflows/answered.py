@@ -10,7 +10,7 @@ from dataclasses import asdict
 from functools import partial
 
 from tunesmith.data.examples import Example, Message
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import read_page, write_whole
 from tunesmith.decision.prompts import cited
 from tunesmith.workflows.asking import BatchAnswers, say
 from tunesmith.workflows.contest import ArmAnswers, Contest
@@ -74,7 +74,7 @@ def _in_portions(contest: Contest, name: str, way: Prompted, batch: Sequence[lis
     for number, first in enumerate(range(0, len(batch), PORTION)):
         place = kept / f"{asked[:16]}-{number}.json"
         if place.exists():
-            found += BatchAnswers.model_validate_json(place.read_text(encoding="utf-8"))
+            found += read_page(place, BatchAnswers)
             continue
         said = say(way.model, batch[first : first + PORTION], contest.objective)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.data.examples import Chat, Example, Labelled, Message
+from tunesmith.data.files import read_page
 from tunesmith.decision.page import Comparison
 from tunesmith.decision.prompts import cited
 from tunesmith.errors import RecipeError
@@ -52,7 +53,7 @@ def ask_arm(folder: Path, question: ArmQuestion, *, watch: Watch, offline: bool 
     Documents are looked into as they are now. Raises RecipeError for an arm that was not compared, and the errors of
     all doors.
     """
-    page = Comparison.model_validate_json((folder / PAGE).read_text(encoding="utf-8"))
+    page = read_page(folder / PAGE, Comparison)
     known = [one.name for one in page.arms if one.name != "oracle-context"]  # it is told the right chunk
     name = question.arm or page.verdict.arm
     if name not in known:

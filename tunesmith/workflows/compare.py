@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.collect.sources import find
-from tunesmith.data.files import sha256_of_file, write_whole
+from tunesmith.data.files import read_page, sha256_of_file, write_whole
 from tunesmith.data.sources import Loaded
 from tunesmith.data.split import Split
 from tunesmith.decision.budget import sizes
@@ -161,7 +161,7 @@ def _pinned(recipe: Recipe, folder: Path) -> Recipe:
         found = choose_machine(device=wanted.device, dtype=wanted.dtype, threads=wanted.threads)
         on = {"device": found.device, "dtype": found.dtype, "threads": found.threads}
         write_whole(file, wanted.model_copy(update=on).model_dump_json())
-    return recipe.model_copy(update={"machine": type(recipe.machine).model_validate_json(file.read_text("utf-8"))})
+    return recipe.model_copy(update={"machine": read_page(file, type(recipe.machine))})
 
 
 def _folder(recipe: Recipe, out: Path | None, parts: Sequence[tuple[str, str]]) -> Path:
@@ -172,7 +172,7 @@ def _folder(recipe: Recipe, out: Path | None, parts: Sequence[tuple[str, str]]) 
     folder = out or Path("comparisons") / f"{stem}-{identity[:6]}"
     page = folder / "identity.json"
     if page.exists():
-        known = json.loads(page.read_text(encoding="utf-8"))
+        known = read_page(page, dict[str, Any])
         if known["identity"] != identity and (folder / "answers").exists():
             others = differing(known.get("settings", {}), told)
             what = f"other settings ({', '.join(others)})" if others else "other rows or settings"

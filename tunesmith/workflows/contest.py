@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.data.collect.store import CollectStore
 from tunesmith.data.examples import Example
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.rows import read_rows
 from tunesmith.data.split import Split
 from tunesmith.data.template import Template
@@ -217,7 +217,7 @@ class Contest:
     def kept(self, name: str) -> ArmAnswers | None:
         """What this arm answered before, None where it has not yet."""
         file = self._file(name)
-        return ArmAnswers.model_validate_json(file.read_text(encoding="utf-8")) if file.exists() else None
+        return read_page(file, ArmAnswers) if file.exists() else None
 
     def keep(self, found: ArmAnswers) -> ArmAnswers:
         """The same, written down."""
@@ -244,8 +244,7 @@ class Contest:
     def choices(self) -> dict[str, Setting]:
         """All settings that were chosen, by the name of their arm."""
         file = self.folder / CHOICES
-        known: dict[str, Setting] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        return known
+        return read_page(file, dict[str, Setting]) if file.exists() else {}
 
 
 def _without_text(pages: Sequence[SourceDocument], chunks: Sequence[Chunk]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tunesmith.data.examples import Example
 from tunesmith.data.exercises import Exercise, Scorer
+from tunesmith.data.files import read_page
 from tunesmith.errors import RecipeError
 from tunesmith.objectives import Preference, Rl
 from tunesmith.recipe import PEOPLE, VOTES, Compare, Loop, Recipe, check_pair, check_replay, save_recipe
@@ -82,7 +83,7 @@ class UnderWay:
         kept = self.folder / JSON
         if not kept.exists():
             return None
-        known = LoopReport.model_validate_json(kept.read_text(encoding="utf-8"))
+        known = read_page(kept, LoopReport)
         same = (known.final_judge, len(known.rounds)) == (self.settings.final_judge, self.settings.rounds)
         return known if same else None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import read_page, write_whole
 from tunesmith.decision.need import (
     FARTHEST,
     FEWEST_ROWS,
@@ -68,7 +68,7 @@ class Ladder:
         """What a model scores that was tuned on so many rows, and the seconds that took; kept once it is known."""
         kept = self.folder / "cells" / f"{rows}-{seed}.json"
         if kept.exists():
-            page = json.loads(kept.read_text(encoding="utf-8"))
+            page = read_page(kept, dict[str, float])
             return CurveCell(rows, seed, page["score"]), page["seconds"]
         self.watch.listen({"event": "stage", "text": f"{rows} rows, seed {seed}"})
         began = time.perf_counter()
@@ -174,7 +174,7 @@ def _sizes(ladder: Ladder, minutes: float | None) -> tuple[list[int], list[str]]
     if minutes is None:
         return sizes, []
     kept = ladder.folder / "sizes.json"
-    known = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
+    known = read_page(kept, dict[str, Any]) if kept.exists() else {}
     if known.get("minutes") == minutes:
         largest = known["largest"]
     else:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.data.examples import Example, Labelled
+from tunesmith.data.files import read_page
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row, columns_of, keep, read_rows
 from tunesmith.data.split import by_prompt
@@ -116,7 +116,7 @@ def chosen_wording(found: FoundModel, part: str = "") -> str:
     page = found.folder.parent / "before.json" if found.folder else None
     if page is None or not page.exists():
         return ""
-    said = json.loads(page.read_text(encoding="utf-8"))["said"]
+    said = read_page(page, dict[str, Any])["said"]
     # Only where answers were asked for did the base try several wordings.
     answers = (said["parts"][part] if part else said).get("answers", {})
     how = str(answers.get("how", ""))

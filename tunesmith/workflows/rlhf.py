@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import read_page, write_whole
 from tunesmith.errors import Refused
 from tunesmith.feedback.preferences import PAIRS
 from tunesmith.inference.open import identify
@@ -138,7 +139,7 @@ def _kept_replies(loop: UnderWay, name: str, kept: Path) -> Replies:
     """A model's answers to the held-out prompts, made once for these weights."""
     weights = Asker(identify(name, offline=loop.way.offline), Sampling()).weights
     if kept.exists():
-        held = json.loads(kept.read_text(encoding="utf-8"))
+        held = read_page(kept, dict[str, Any])
         if held.pop("weights", weights) == weights:
             return Replies(**held)
     loop.way.listen({"event": "stage", "text": f"{name} answers {len(loop.test)} held-out prompts"})

@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tunesmith.data.files import is_there, sha256_of_file, write_whole, writing
+from tunesmith.data.files import is_there, read_page, sha256_of_file, write_whole, writing
 from tunesmith.errors import CheckpointError
 from tunesmith.recipe import Loop, Recipe, with_places
 
@@ -54,8 +54,7 @@ class RunFolder:
 
     def page(self) -> dict[str, Any]:
         """What was written down when the run began."""
-        found: dict[str, Any] = json.loads((self.path / self.file).read_text(encoding="utf-8"))
-        return found
+        return read_page(self.path / self.file, dict[str, Any])
 
     def since(self, key: str, now: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
         """Digests as they were when the run began, and the names of those that are others now."""

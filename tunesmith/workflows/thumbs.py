@@ -22,6 +22,7 @@ class Thumbs:
     def __init__(self, place: Callable[[str], Path]) -> None:
         self._place = place
         self._stores: dict[Path, VoteStore] = {}
+        self._items: dict[Path, set[str]] = {}  # what each file holds, read once
         self._lock = Lock()  # a server keeps thumbs from several threads
 
     def keep(self, messages: Sequence[Message], answer: str, *, by: str, good: bool, rater: str = "") -> Path:
@@ -30,9 +31,11 @@ class Thumbs:
         with self._lock:
             if path not in self._stores:
                 self._stores[path] = VoteStore(path, what=WHAT)
-            store = self._stores[path]
-            new = [] if item.key in read_items(store.since()) else [item.entry]
-            store.append(*new, Entry(rater, VOTE, item.key, {"label": GOOD if good else BAD, "left": 0}))
+                self._items[path] = set(read_items(self._stores[path].since()))
+            new = [] if item.key in self._items[path] else [item.entry]
+            vote = Entry(rater, VOTE, item.key, {"label": GOOD if good else BAD, "left": 0})
+            self._stores[path].append(*new, vote)
+            self._items[path].add(item.key)
         return path
 
     def close(self) -> None:

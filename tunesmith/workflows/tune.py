@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import read_page, write_whole
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.retention import general_nll, measure
 from tunesmith.inference.folder import About, save_model
@@ -142,7 +142,7 @@ def _before(prepared: Prepared, folder: RunFolder, yardstick: Yardstick[Any], li
     """The untuned model, kept in the run folder so that a resumed run need not ask again."""
     kept = folder.path / "before.json"
     if kept.exists():
-        return Before.model_validate_json(kept.read_text(encoding="utf-8"))
+        return read_page(kept, Before)
     if isinstance(prepared.recipe.objective, Rl):  # an untuned model that answers all test rows takes its time
         told_apart(prepared, untouched(prepared), listen=listen)
     listen({"event": "stage", "text": f"scoring {prepared.recipe.model} as it is"})
