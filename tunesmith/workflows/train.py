@@ -17,6 +17,7 @@ from tunesmith.model.device import DTYPES, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask, Rl
 from tunesmith.recipe import Recipe
+from tunesmith.techniques import Full, Lora
 from tunesmith.training.fit import Hooks, TrainingState, fit
 from tunesmith.training.journal import Journal
 from tunesmith.training.optim import TrainingPlan, between
@@ -272,6 +273,7 @@ def _pace(recipe: Recipe, family: str) -> float:
     """The automatic learning rate as a share of the technique's own, which suits learning to answer."""
     if isinstance(recipe.objective, Rl):
         return 0.1  # a reward is learned by small steps
-    words = isinstance(recipe.objective, Classify) and family == "decoder"
-    # Over weights in 4 bits labels overshoot at the whole rate, while answers in German want it (docs/stage2-tune.md).
-    return 0.3 if words and recipe.technique.load_options().quantize else 1.0
+    # By the whole rate labels are learned no better, some runs not at all, and far more is forgotten; answers in German
+    # want it (docs/stage2-tune.md).
+    labels = isinstance(recipe.objective, Classify) and family == "decoder"
+    return 0.3 if labels and isinstance(recipe.technique, Full | Lora) else 1.0
