@@ -235,7 +235,8 @@ def test_each_pass_over_the_rows_has_general_rows_of_its_own(tmp_path: Path):
     assert len({row.where for rows in mixed.general for row in rows}) == 3 * each
 
 
-def test_replay_from_a_file_leaves_out_what_is_near_to_test_documents(tmp_path: Path):
+def test_replay_from_a_file_leaves_out_what_is_near_to_test_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tunesmith.workflows.replay.SPARE", 100)  # all of the file
     general = [{"text": f"{row['text']} {row['text']}"} for row in pages()]
     general += [{"text": " ".join(f"tale{i}{j}" for j in range(30))} for i in range(30)]
     (tmp_path / "general.jsonl").write_text("".join(json.dumps(row) + "\n" for row in general))
@@ -246,6 +247,15 @@ def test_replay_from_a_file_leaves_out_what_is_near_to_test_documents(tmp_path: 
     assert len(kept.splitlines()) == 60 - held
     with pytest.raises(DataError, match=r"windows of text, and replay\.share asks for \d+; give more text"):
         tune(on_texts(tmp_path, "bert", replay=replay | {"share": 0.95}), tmp_path / "more")
+
+
+def test_of_many_general_texts_some_are_read(tmp_path: Path):
+    general = [{"text": " ".join(f"tale{i}{j}" for j in range(30))} for i in range(500)]
+    (tmp_path / "general.jsonl").write_text("".join(json.dumps(row) + "\n" for row in general))
+    replay = {"share": 0.1, "source": str(tmp_path / "general.jsonl")}
+    run = tune(on_texts(tmp_path, "bert", replay=replay, schedule={"probe": False, "epochs": 0.1}), tmp_path / "run")
+    kept = (run.folder / "replay.jsonl").read_text().splitlines()
+    assert 3 <= len(kept) < 100
 
 
 def test_a_file_of_general_texts_that_no_row_comes_from_is_told(tmp_path: Path):

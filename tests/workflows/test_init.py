@@ -465,3 +465,42 @@ def test_a_share_may_be_a_percentage() -> None:
     data = {"train": "r.jsonl", "test": "20%", "validation": " 2.5 % "}
     made, _ = make_recipe({"data": data, "objective": {"kind": "classify"}}, place="r.yaml")
     assert (made.data.test, made.data.validation) == (0.2, 0.025)
+
+
+@pytest.mark.parametrize(
+    ("stage", "columns", "named", "left"),
+    [
+        ("sft", {"prompt": "instruction", "response": "long"}, {"prompt": "instruction", "answer": "long"}, set()),
+        ("sft", {"prompt": "q", "query": "about", "response": "a"}, {}, {"prompt: q", "query: about", "response: a"}),
+        ("sft", {"prompt": "instruction", "query": "input", "response": "output"}, {}, set()),
+        ("pt", {"prompt": "body"}, {"text": "body"}, set()),
+        ("dpo", {"prompt": "q", "chosen": "c", "system": "s"}, {"prompt": "q", "chosen": "c"}, {"system: s"}),
+    ],
+)
+def test_llama_factorys_columns_are_named_or_told(
+    tmp_path: Path, stage: str, columns: dict[str, str], named: dict[str, str], left: set[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    listed = {"mine": {"file_name": "rows.jsonl", "columns": columns}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(listed))
+    made = convert(write(tmp_path / "f.yaml", FACTORY | {"stage": stage, "dataset": "mine"}))
+    ours = ("prompt", "answer", "text", "chosen", "rejected")
+    told = {key: value for key in ours if (value := made.recipe.objective.model_dump().get(key))}
+    assert told == named
+    assert {name.removeprefix("columns.") for name in made.dropped if name.startswith("columns.")} == left
+
+
+def test_files_beyond_the_first_are_told(tmp_path: Path) -> None:
+    sets = {"path": "json", "data_files": ["a.jsonl", "b.jsonl"], "type": "alpaca"}
+    held = [{"path": "json", "data_files": ["v.jsonl"], "split": "train"}, {"path": "w.jsonl"}]
+    made = convert(write(tmp_path / "x.yaml", AXOLOTL | {"datasets": [sets], "test_datasets": held}))
+    assert (made.recipe.data.train, made.recipe.data.validation) == ("a.jsonl", "v.jsonl")
+    assert {"datasets: b.jsonl", "test_datasets: w.jsonl"} <= set(made.dropped)
+
+
+def test_axolotls_gamma_of_simpo_is_carried_over_and_a_fault_names_the_file(tmp_path: Path) -> None:
+    made = convert(write(tmp_path / "x.yaml", AXOLOTL | {"rl": "simpo", "simpo_gamma": 1.2}))
+    assert made.recipe.objective.model_dump()["gamma"] == 1.2
+    page = write(tmp_path / "y.yaml", AXOLOTL | {"batch_size": 4, "micro_batch_size": 2})
+    with pytest.raises(RecipeError, match=r"y\.yaml: .*one setting with two values"):
+        convert(page)

@@ -19,6 +19,7 @@ from tests.workflows.test_tune import digests, stop_after
 from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.evaluation import calibration
 from tunesmith.inference.folder import load, read_about
+from tunesmith.inference.open import identify
 from tunesmith.recipe import Recipe, check_pair, load_recipe, make_recipe
 from tunesmith.report.diff import diff_runs
 from tunesmith.report.html import write_reports
@@ -28,6 +29,8 @@ from tunesmith.report.terminal import render
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.evaluate import Compared, evaluate
 from tunesmith.workflows.export import ExportRequest, export
+from tunesmith.workflows.lineage import seen
+from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.preview import preview
 from tunesmith.workflows.questions import EvaluateRequest
 from tunesmith.workflows.yardsticks.base import Worth
@@ -280,3 +283,11 @@ def test_a_tasks_own_model_is_gone_before_the_next_is_made():
 
     assert ManyTasks({"a": Part(), "b": Part(), "c": Part()}).gathered(made).parts == dict.fromkeys("abc", "said")
     assert len(held) == 3
+
+
+def test_rows_that_a_run_of_several_tasks_was_trained_on_are_told(tmp_path: Path):
+    made = mixed(tmp_path, tasks=("mood", "count"), schedule={"epochs": 0.2})
+    run = tune(made, tmp_path / "run")
+    learned = read_data(made.parts["count"], offline=True).split.train
+    (note,) = seen(identify(run.folder), learned, offline=True)
+    assert note.startswith(f"warning: {run.folder} was trained on {len(learned)} of these {len(learned)} questions")

@@ -119,14 +119,15 @@ def test_a_pair_that_cannot_work_is_refused_before_anything_is_scored(tmp_path: 
 @pytest.mark.parametrize(
     ("technique", "objective", "family", "rate"),
     [
-        ("lora", "classify", "decoder", 5e-4),
-        ("qlora", "classify", "decoder", 1.5e-4),  # over weights in 4 bits labels overshoot
+        ("lora", "classify", "decoder", 1.5e-4),
+        ("qlora", "classify", "decoder", 1.5e-4),
+        ("ia3", "classify", "decoder", 3e-3),
         ("qlora", "classify", "encoder", 5e-4 / 3),
         ("qlora", "instruct", "decoder", 5e-4),
-        ("full", "classify", "decoder", 5e-5),
+        ("full", "classify", "decoder", 1.5e-5),
     ],
 )
-def test_the_automatic_rate_is_the_techniques_own_but_for_labels_over_four_bits(
+def test_the_automatic_rate_is_the_techniques_own_but_for_weights_that_learn_labels(
     technique: str, objective: str, family: str, rate: float
 ):
     made = make_recipe({"data": "rows.jsonl", "technique": technique, "objective": objective}, place="test")[0]

@@ -22,10 +22,11 @@ from tests.workflows.conftest import answers, recipe, reviews, topics, tune
 from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
 from tunesmith.evaluation.baselines import linear_probe
 from tunesmith.inference.folder import load
-from tunesmith.recipe import Recipe
+from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.html import write_reports
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows import run_folder, worth
+from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.run_folder import alone, open_run
 
 pytestmark = [
@@ -270,7 +271,7 @@ def test_a_run_that_was_known_by_its_recipe_as_it_was_spelled_is_still_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     made = nearby(tmp_path, monkeypatch)
-    spelled = run_folder._identity(made, made)
+    _, spelled, *_ = run_folder._identities(made, Path("runs"))
     old = Path(f"runs/rows-classify-lora-tiny-{spelled[:6]}")
     old.mkdir(parents=True)
     (old / "run.json").write_text(json.dumps({"identity": spelled}))
@@ -413,3 +414,41 @@ def test_a_model_that_is_not_there_is_refused_and_no_folder_made(tmp_path: Path)
     with pytest.raises(ModelError, match="no such folder"):
         tune(made, tmp_path / "run", offline=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_rows_are_read_by_the_columns_of_the_train_rows(tmp_path: Path):
+    train = [{"text": f"good {n}", "category": f"thing {n}", "sentiment": "ab"[n % 2]} for n in range(60)]
+    test = [{"text": f"bad {n}", "category": f"thing {n}", "sentiment": "ab"[n % 2]} for n in range(12)]
+    for name, rows in (("train", train), ("test", test)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl"), "validation": 0.2}
+    made = make_recipe({"model": "tiny", "data": data, "objective": "classify"}, place="test")[0]
+    split = read_data(made, offline=True).split
+    assert {example.labels for example in split.test} == {example.labels for example in split.train}
+
+
+def test_a_tracker_that_is_left_out_later_leaves_the_run_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = nearby(tmp_path, monkeypatch)
+    first = open_run(made.model_copy(update={"track": ["tensorboard"]}), None)
+    first.begin({})
+    assert open_run(made, first.path).identity == first.identity
+    old = run_folder._identities(made, Path("runs"))[2]
+    (first.path / "run.json").write_text(json.dumps({"identity": old}))
+    assert open_run(made, first.path).path == first.path
+
+
+def test_a_run_may_lie_right_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = nearby(tmp_path, monkeypatch)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    made = made.model_copy(update={"model": "../tiny", "data": made.data.model_copy(update={"train": "../rows.jsonl"})})
+    run = tune(made, Path("."))
+    assert (run.report.name, run.folder) == ("here", tmp_path / "here")
+
+
+def test_a_run_that_goes_on_still_tells_its_overfit_probe(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert", schedule={"save_steps": 1, "epochs": 2})
+    with pytest.raises(Interrupted):
+        tune(made, tmp_path / "run", stop=stop_after(2))
+    report = tune(made, tmp_path / "run").report
+    assert report.training.probe_first is not None

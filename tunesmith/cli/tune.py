@@ -105,7 +105,7 @@ def _forget(recipe: Recipe, out: Path | None) -> None:
     """Delete the run that lies where this one is to lie; nothing that is not a run is touched."""
     from tunesmith.workflows.run_folder import PAGE, alone, open_run
 
-    folder = out or open_run(recipe, None).path
+    folder = out.resolve() if out else open_run(recipe, None).path
     with alone(folder):
         if (folder / PAGE).is_file():
             log(f"deleting the run in {folder}")

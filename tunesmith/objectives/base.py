@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, Self, runtime_checkable
 
@@ -73,8 +73,15 @@ class Objective(Protocol):
         """The longest answer, as long as nearly all of the rows'; 0 where none is written or none is known."""
         ...
 
-    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
-        """Typed examples of this objective; raises DataError with the faults of the whole file."""
+    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Which column plays which part, named or as the rows show; raises DataError where that is unclear."""
+        ...
+
+    def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
+        """Typed examples of this objective, read by `columns` or as the rows show.
+
+        Raises DataError with the faults of the whole file.
+        """
         ...
 
     def bind(self, examples: Sequence[Example], family: str) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, cast
 
 import torch.nn.functional as F
@@ -69,11 +69,14 @@ class Classify(BaseModel):
             raise ValueError(f"{twice[0]!r} stands twice; name each label once")
         return words
 
-    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
-        """Labelled texts, one per row."""
+    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Which column plays which part."""
         found = {} if self.text and self.label else detect(rows).columns
-        text, label = self.text or found.get("text", "text"), self.label or found.get("label", "label")
-        return list(labelled(rows, text=text, label=label, group=group))
+        return {"text": self.text or found.get("text", "text"), "label": self.label or found.get("label", "label")}
+
+    def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
+        """Labelled texts, one per row."""
+        return list(labelled(rows, **(columns or self.columns(rows)), group=group))
 
     def bind(self, examples: Sequence[Example], family: str) -> Classify:
         """Labels from the rows, the output from family and labels, the headline from their balance.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,9 +41,13 @@ class Domain(BaseModel):
     terms: tuple[str, ...] = Field((), description="words of the field that are asked for; empty: found in the texts")
     metric: Literal["auto", "perplexity", "masked_loss"] = Field("auto", description="headline; set from the model")
 
-    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
+    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Which column plays which part."""
+        return {"text": self.text or text_column(rows)}
+
+    def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Texts, one per row."""
-        return list(texts(rows, text=self.text or text_column(rows), group=group))
+        return list(texts(rows, **(columns or self.columns(rows)), group=group))
 
     def bind(self, examples: Sequence[Example], family: str) -> Domain:
         """The headline by the family, for a decoder predicts next tokens and an encoder hidden words; the terms."""

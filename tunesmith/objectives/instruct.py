@@ -66,9 +66,9 @@ class Instruct(BaseModel):
             )
         return {**beside, **found, **named, **({"tools": self.tools} if self.tools else {})}
 
-    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
+    def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Chats, one per row."""
-        found = chats(rows, columns=self.columns(rows), instruction=self.instruction, group=group)
+        found = chats(rows, columns=columns or self.columns(rows), instruction=self.instruction, group=group)
         return [_judged(_to_last_answer(chat), calls=self.metric == "tool_calls") for chat in found]
 
     def bind(self, examples: Sequence[Example], family: str) -> Instruct:

@@ -172,7 +172,11 @@ class Multitask(BaseModel):
         figures = {f"{batch.task} {name}": figure for name, figure in found.figures.items()}
         return replace(found, total=found.total * batch.scale, figures=figures)
 
-    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
+    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Of one task only."""
+        self._refuse()
+
+    def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Never: each task reads its own rows."""
         self._refuse()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
@@ -60,10 +60,14 @@ class Preference(BaseModel):
     metric: Literal["auto", "preference_accuracy", "thumbs_auc"] = Field("auto", description="headline; from the rows")
     max_new_tokens: int = Field(0, ge=0, description="longest answer; 0: from the answers")
 
-    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
-        """Pairs or thumbs, one per row. Raises DataError for thumbs where the loss needs pairs."""
+    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Which column plays which part."""
         parts = ("prompt", "chosen", "rejected", "answer", "label")
-        columns = columns_of(rows, {part: getattr(self, part) for part in parts})
+        return columns_of(rows, {part: getattr(self, part) for part in parts})
+
+    def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
+        """Pairs or thumbs, one per row. Raises DataError for thumbs where the loss needs pairs."""
+        columns = columns or self.columns(rows)
         if "chosen" in columns:
             used = {part: column for part, column in columns.items() if part != "margin"}
             return list(pairs(rows, columns=used, instruction=self.instruction, group=group))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
@@ -42,9 +42,13 @@ class Reward(BaseModel):
     center: float = Field(0.01, ge=0, description="weight of the pull that keeps scores around 0")
     metric: Literal["preference_accuracy"] = Field("preference_accuracy", description="headline score")
 
-    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
+    def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
+        """Which column plays which part."""
+        return columns_of(rows, {part: getattr(self, part) for part in ("prompt", "chosen", "rejected", "margin")})
+
+    def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Pairs, one per row. Raises DataError for thumbs."""
-        columns = columns_of(rows, {part: getattr(self, part) for part in ("prompt", "chosen", "rejected", "margin")})
+        columns = columns or self.columns(rows)
         if "chosen" not in columns:
             raise DataError(
                 f"{file_of(rows)}: a reward is learned from two answers, and these rows hold one with a thumb; "

@@ -89,9 +89,9 @@ class Rl(BaseModel):
         judged = {"chosen", "rejected", "label", "margin", *(["answer"] if "label" in found else [])}
         return {**{part: column for part, column in found.items() if part not in judged}, **named}
 
-    def examples(self, rows: Sequence[Row], *, group: str) -> list[Example]:
+    def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Exercises, one per row."""
-        return list(exercises(rows, columns=self.columns(rows), instruction=self.instruction, group=group))
+        return list(exercises(rows, columns=columns or self.columns(rows), instruction=self.instruction, group=group))
 
     def bind(self, examples: Sequence[Example], family: str) -> Rl:
         """The longest answer from the rows that have one."""

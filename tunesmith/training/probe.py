@@ -48,7 +48,7 @@ def can_learn(policy: Policy, objective: Learner, batches: Sequence[Batch], *, p
         raise Refused(
             f"overfit probe: {STEPS} steps on the same {rows} rows took the loss from {losses[0]:.3f} "
             f"to only {min(losses):.3f}; raise schedule.learning_rate (now {plan.peak:g}) "
-            "or look at what is learned with --dry-run"
+            "or look at what is learned with --dry-run; schedule.probe=false leaves this probe out"
         )
     return Probe(losses[0], losses[-1], len(losses))
 

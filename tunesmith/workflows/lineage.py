@@ -42,7 +42,8 @@ def seen(found: FoundModel, examples: Sequence[Example], *, part: str = "", offl
             return [f"{found.name}: its recipe is gone, so nobody checked whether it was trained on these rows"]
         try:
             recipe = recipe_of(page, part)
-            known.update(map(asked_for, read_data(recipe, offline=offline).split.train))
+            for one in recipe.parts.values() or [recipe]:
+                known.update(map(asked_for, read_data(one, offline=offline).split.train))
             found, part = identify(recipe.model, offline=offline), ""
         except TunesmithError as error:
             return [f"{found.name}: nobody checked whether it was trained on these rows ({error})"]

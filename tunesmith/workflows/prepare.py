@@ -24,6 +24,7 @@ from tunesmith.objectives import Classify, Domain, Multitask, Rl
 from tunesmith.recipe import SELF, AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
 from tunesmith.training.track import check_trackers
 from tunesmith.workflows.house_rules import read_rules
+from tunesmith.workflows.reader import Reader
 from tunesmith.workflows.rewards import check_reward
 from tunesmith.workflows.room import check_room, with_room
 
@@ -87,7 +88,7 @@ def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
     if isinstance(objective, Rl):  # an answer that is drawn finds its row again by its place
         check_names((data.train, data.validation))
     sources = Sources(data.train, data.validation, data.test, data.group, data.where)
-    loaded = load(sources, lambda rows: objective.examples(rows, group=data.group), seed=recipe.seed, offline=offline)
+    loaded = load(sources, Reader(objective, data.group), seed=recipe.seed, offline=offline)
     if data.rows:
         random.Random(recipe.seed).shuffle(loaded.split.train)
         del loaded.split.train[data.rows :]

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 from tunesmith.data.examples import Text
@@ -27,6 +28,7 @@ from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Domain
 from tunesmith.recipe import SELF, Recipe
 from tunesmith.workflows.prepare import Listener, Prepared, encode_all, general_texts
+from tunesmith.workflows.request import size_of, windows
 
 # A rise of general text up to so many nats per token, and the share of general rows that is worth having then: one in
 # twenty to one in ten for a field that is near, more for one that is far (Ibrahim et al. 2024, arXiv 2403.08763).
@@ -55,7 +57,11 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     kept = out / "replay.jsonl"
     if not kept.exists():
         part = out / "replay.part.jsonl"
-        texts = _samples(prepared, wanted, part, listen) if replay.source == SELF else _texts(prepared, offline=offline)
+        texts = (
+            _samples(prepared, wanted, part, listen)
+            if replay.source == SELF
+            else _texts(prepared, wanted, offline=offline)
+        )
         write_whole(kept, "".join(json.dumps({"text": text}) + "\n" for text in texts))
         part.unlink(missing_ok=True)
     rows = _rows(prepared, kept, each, wanted)
@@ -69,6 +75,11 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     source = "written by the base itself" if replay.source == SELF else f"from {Path(replay.source).name}"
     prepared = _noted(prepared, f"{note}, {source}", listen)
     return replace(prepared, train=[*prepared.train, *general[0]], general=general)
+
+
+# Texts are read until they should have so many times the windows that are wanted: some are near to held-out ones, and
+# there may be more bytes to a token than is thought.
+SPARE = 4
 
 
 def general_rows(prepared: Prepared) -> int:
@@ -118,10 +129,15 @@ def _rows(prepared: Prepared, kept: Path, fewest: int, wanted: int) -> list[Enco
     return [rows[i] for i in chosen]
 
 
-def _texts(prepared: Prepared, *, offline: bool) -> list[str]:
-    """The texts of the user's file, but for what is near to held-out documents."""
-    split = prepared.loaded.split
-    found = general_texts(prepared.recipe, offline=offline)
+def _texts(prepared: Prepared, wanted: int, *, offline: bool) -> list[str]:
+    """Texts of the user's file, of a long one some, but for what is near to held-out documents."""
+    split, recipe = prepared.loaded.split, prepared.recipe
+    found = general_texts(recipe, offline=offline)
+    room = [windows([size_of(one)], recipe.data.max_tokens) for one in found]
+    order = random.Random(f"{recipe.seed}/replay texts").sample(range(len(found)), len(found))
+    before = accumulate((room[place] for place in order), initial=0)
+    chosen = (place for place, held in zip(order, before, strict=False) if held < SPARE * wanted)
+    found = [found[place] for place in sorted(chosen)]
     near = near_copies(found, [*split.validation, *split.test])
     return [e.text for i, e in enumerate(found) if isinstance(e, Text) and i not in near]
 

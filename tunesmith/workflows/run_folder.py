@@ -31,7 +31,14 @@ def of_task(run: Path, task: str) -> Path:
 
 
 # What a recipe may say that no number of a run depends on.
-BESIDE_THE_RUN: Any = {"machine": True, "data": {"audit"}, "documents": True, "arms": True, "compare": True}
+BESIDE_THE_RUN: Any = {
+    "machine": True,
+    "data": {"audit"},
+    "documents": True,
+    "arms": True,
+    "compare": True,
+    "track": True,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +126,9 @@ def open_run(
 
     `prefix` and `file` keep apart what is no run of `tune`. Raises CheckpointError where it holds something else.
     """
+    out = out.resolve() if out and out.name in ("", "..") else out  # `.` has no name
     runs = out.parent if out else Path("runs")
-    # A run that was begun before places were spelled in one way is known by its recipe as it stands.
-    known = [_identity(_placed(recipe, runs), recipe), _identity(recipe, recipe)]
+    known = _identities(recipe, runs)
     places = [out] if out else [runs / f"{prefix}{_name(recipe, identity)}" for identity in known]
     path = next((place for place in places if (place / file).exists()), places[0])
     folder = RunFolder(path, known[0], file)
@@ -147,17 +154,25 @@ def _placed(recipe: Recipe, runs: Path) -> Recipe:
     return placed.model_copy(update={"model": seen(recipe.model)})
 
 
-def _identity(placed: Recipe, recipe: Recipe) -> str:
-    """Digest of a recipe, its places spelled in one way or the other, and of the bytes of the files it names."""
+def _identities(recipe: Recipe, runs: Path) -> list[str]:
+    """Digests of a recipe and of the bytes of the files it names: that of today, and then older ones.
+
+    Runs are known by those that began before places were spelled in one way, or when trackers were a part of it.
+    """
     rows = [one.data for one in recipe.parts.values() or [recipe]]
     places = [place for data in rows for place in (data.train, data.validation, data.test)]
     named = [Path(place) for place in (*places, recipe.replay.source) if isinstance(place, str) and place]
     files = [sha256_of_file(file) for path in named for file in _files(path)]
     # Another last judge looks at the same answers, and more rounds come after those that are there: what people judged
     # and what was learned from it stays.
-    goes_on = {"loop": placed.loop.model_copy(update={"final_judge": "", "rounds": Loop().rounds})}
-    rest = placed.model_copy(update=goes_on).model_dump(mode="json", exclude=BESIDE_THE_RUN)
-    return hashlib.sha256(json.dumps([rest, files]).encode()).hexdigest()[:16]
+    goes_on = {"final_judge": "", "rounds": Loop().rounds}
+    found = []
+    for beside in (BESIDE_THE_RUN, {key: value for key, value in BESIDE_THE_RUN.items() if key != "track"}):
+        for placed in (_placed(recipe, runs), recipe):
+            rest = placed.model_copy(update={"loop": placed.loop.model_copy(update=goes_on)})
+            told = rest.model_dump(mode="json", exclude=beside)
+            found.append(hashlib.sha256(json.dumps([told, files]).encode()).hexdigest()[:16])
+    return found
 
 
 def _files(path: Path) -> list[Path]:

@@ -37,6 +37,11 @@ def alone_parts(prepared: Prepared) -> dict[str, Prepared]:
     return found
 
 
+# Numbers that two tasks' gradients are compared by: all of an adapter's, some of a whole network's, which would take
+# the memory of its weights for each task.
+MOST_NUMBERS = 20_000_000
+
+
 def losses(prepared: Prepared, policy: Policy, one: Callable[[Prepared, Policy], float]) -> dict[str, float]:
     """Each task's validation loss by `one`; of those that have validation rows."""
     objective = prepared.recipe.objective
@@ -85,12 +90,13 @@ def seen_beside(journal: Journal) -> tuple[dict[str, float], ...]:
 
 
 def _direction(prepared: Prepared, policy: Policy, name: str, batches: Batches) -> Tensor:
-    """The gradient of a task's mean loss over its first rows, of length one."""
+    """The gradient of a task's mean loss over its first rows, of length one; every so many of very many numbers."""
     objective = prepared.recipe.objective
     assert isinstance(objective, Multitask)
     shared = [value for key, value in policy.trainable() if not key.startswith("head.")]
     view, task = objective.seen(policy, name), objective.tasks[name].objective
-    total = [torch.zeros_like(value) for value in shared]
+    every = -(-sum(value.numel() for value in shared) // MOST_NUMBERS)
+    total = [torch.zeros_like(value.flatten()[::every], dtype=torch.float32) for value in shared]
     rows, at_once = range(min(COMPARED, len(prepared.parts[name].train))), AT_ONCE
     while rows:
         try:
@@ -106,6 +112,6 @@ def _direction(prepared: Prepared, policy: Policy, name: str, batches: Batches) 
         rows = rows[at_once:]
         for sum_, grad in zip(total, grads, strict=True):
             if grad is not None:
-                sum_.add_(grad)
-    flat = torch.cat([one.flatten().float() for one in total])
+                sum_.add_(grad.flatten()[::every])
+    flat = torch.cat(total)
     return flat.div_(flat.norm().clamp(min=1e-12))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tunesmith.data.files import read_page, write_whole
 from tunesmith.errors import Refused
 from tunesmith.model.batch import cut
 from tunesmith.model.device import DTYPES, NOT_ONE_ROW, out_of_memory
@@ -66,7 +68,7 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     journal = Journal(out / "journal.jsonl")
     fresh = not (out / "checkpoints").exists()
     learns = fresh and recipe.schedule.probe and not isinstance(objective, Rl)  # answers that are drawn are no rows
-    probe = _probe(prepared, policy, plan, watch) if learns else None
+    probe = _kept_probe(out, lambda: _probe(prepared, policy, plan, watch) if learns else None)
     trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
     beside: dict[str, float] = {}
     hooks = Hooks(
@@ -91,6 +93,14 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
         policy.head = None  # what expected rewards; the model that answers has no use for it
     policy.mixed = None  # answers are given in full precision, here and wherever the run is loaded
     return Trained(policy, plan, state, probe, (*_notes(journal), *outside), seen_beside(journal))
+
+
+def _kept_probe(out: Path, look: Callable[[], Probe | None]) -> Probe | None:
+    """What the probe of this run came to, `look`ed for at its beginning; None for a run without one."""
+    kept = out / "probe.json"
+    if found := look():
+        write_whole(kept, json.dumps(asdict(found)))
+    return read_page(kept, Probe) if kept.exists() else None
 
 
 # What a journal line about memory that ran out has, and no other: tokens that run at once from there on.
