@@ -119,7 +119,7 @@ def test_a_pair_that_cannot_work_is_refused_before_anything_is_scored(tmp_path: 
 @pytest.mark.parametrize(
     ("technique", "objective", "family", "rate"),
     [
-        ("lora", "classify", "decoder", 1.5e-4),
+        ("lora", "classify", "decoder", 5e-4),
         ("qlora", "classify", "decoder", 1.5e-4),
         ("ia3", "classify", "decoder", 3e-3),
         ("qlora", "classify", "encoder", 5e-4 / 3),
@@ -132,3 +132,10 @@ def test_the_automatic_rate_is_the_techniques_own_but_for_weights_that_learn_lab
 ):
     made = make_recipe({"data": "rows.jsonl", "technique": technique, "objective": objective}, place="test")[0]
     assert make_plan(made, Mock(hidden=2000, family=family), rows=100).peak == pytest.approx(rate)
+
+
+@pytest.mark.parametrize(("rows", "share"), [(24 * 16, 1.0), (48 * 16, 0.5), (1000 * 16, 0.3)])
+def test_updates_that_learn_labels_go_as_far_in_many_steps_as_in_a_few(rows: int, share: float):
+    raw = {"data": "rows.jsonl", "technique": "lora", "objective": "classify", "schedule": {"epochs": 1}}
+    made = make_recipe(raw, place="test")[0]
+    assert make_plan(made, Mock(hidden=2000, family="decoder"), rows=rows).peak == pytest.approx(share * 5e-4)

@@ -263,7 +263,7 @@ def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> TrainingPlan:
     schedule = recipe.schedule
     per_epoch = -(-rows // schedule.batch_rows)
     steps = max(1, round(schedule.epochs * per_epoch))
-    automatic = recipe.technique.learning_rate(policy.hidden, policy.family) * _pace(recipe, policy.family)
+    automatic = recipe.technique.learning_rate(policy.hidden, policy.family) * _pace(recipe, policy.family, steps)
     validated = recipe.data.validation not in (0, 0.0, "")
     return TrainingPlan(
         steps=steps,
@@ -279,11 +279,18 @@ def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> TrainingPlan:
     )
 
 
-def _pace(recipe: Recipe, family: str) -> float:
+# Of its own rate what a technique takes at least to learn labels, and in how many steps it takes all of it.
+LEAST, FEW_STEPS = 0.3, 24
+
+
+def _pace(recipe: Recipe, family: str, steps: int) -> float:
     """The automatic learning rate as a share of the technique's own, which suits learning to answer."""
+    technique = recipe.technique
     if isinstance(recipe.objective, Rl):
         return 0.1  # a reward is learned by small steps
-    # By the whole rate labels are learned no better, some runs not at all, and far more is forgotten; answers in German
-    # want it (docs/stage2-tune.md).
-    labels = isinstance(recipe.objective, Classify) and family == "decoder"
-    return 0.3 if labels and isinstance(recipe.technique, Full | Lora) else 1.0
+    if not isinstance(recipe.objective, Classify) or family == "encoder" or not isinstance(technique, Full | Lora):
+        return 1.0
+    # By the whole rate weights learn labels no better, some runs not at all, and far more is forgotten. Only updates of
+    # plain weights want it for a few steps, and less for more of them: as far in all (docs/stage2-tune.md).
+    whole = isinstance(technique, Lora) and not technique.quantize
+    return min(1.0, max(LEAST, FEW_STEPS / steps)) if whole else LEAST
