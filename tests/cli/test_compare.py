@@ -49,6 +49,8 @@ def test_people_see_verdict_belief_and_where_it_lies(
     assert asked.code == 0, asked.err
     found = json.loads(asked.out)
     assert (found["arm"], found["answer"] in ("negative", "positive")) == ("tf-idf", True)
+    warm = command("ask", tmp_path / "out", "this is fine", "--temperature", "0.5")
+    assert (warm.code, "its arms answer as they did there" in warm.err) == (2, True)
     wrong = command("ask", tmp_path / "out", "this is fine", "--arm", "raft")
     assert (wrong.code, "name one of prompt, few-shot, tf-idf" in wrong.err) == (2, True)
 
@@ -63,3 +65,11 @@ def test_a_number_below_zero_is_the_users_mistake(command: Command, rows: Path, 
 def test_the_shape_of_the_document_is_told(command: Command) -> None:
     done = command("compare", "--schema")
     assert set(json.loads(done.out)["required"]) >= {"arms", "verdict", "table"}
+
+
+def test_a_page_of_another_version_is_told_in_a_line(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "comparison.json").write_text("{}")
+    ended = command("ask", tmp_path / "out", "this is fine")
+    assert ended.code == 2
+    assert "comparison.json: Field required; written by another version or changed by hand" in ended.err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tunesmith.feedback.agreement import agreement, krippendorff_alpha
@@ -58,3 +60,13 @@ def test_two_people_who_say_one_thing_have_no_kappa():
 def test_one_person_alone_has_no_agreement():
     found = agreement([{"Ana": "a"}, {"Ana": "b"}])
     assert (found.items, found.same, found.alpha, found.pairs) == (0, None, None, [])
+
+
+def test_thousands_who_judged_one_item_each_take_no_time():
+    units = [{f"somebody {n}": "good" if n % 3 else "bad" for n in range(start, start + 400)} for start in (0, 400)]
+    began = time.process_time()
+    found = agreement(
+        [*units, {"Ana": "good", "somebody 0": "good"}, {"Ana": "bad", "somebody 0": "bad"}], each_two=True
+    )
+    assert [pair.raters for pair in found.pairs] == [("Ana", "somebody 0")]
+    assert time.process_time() - began < 2

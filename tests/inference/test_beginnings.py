@@ -60,3 +60,17 @@ def test_a_split_gives_each_model_its_share_and_a_person_always_the_same():
     assert 0.72 < people.count("a") / 4000 < 0.78
     assert people == [splits.choose("live", who=str(number)) for number in range(4000)]
     assert splits.choose("other") == "other"
+
+
+def test_a_question_that_comes_again_lies_there_once():
+    room = Beginnings(10 * 20 * 8)
+    first, second = list(range(20)), list(range(100, 120))
+    room.keep(1, first, past(20))
+    for _ in range(20):
+        room.keep(1, second, past(20))
+    assert room.find(1, [*first, 5])[0] == 20
+    assert room.bytes == 2 * 20 * 8
+    room.keep(1, [*second, *range(20)], past(40))  # with what it begins with
+    assert room.bytes == (20 + 40) * 8
+    room.keep(2, second, past(20))
+    assert room.bytes == (20 + 40 + 20) * 8
