@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 from tunesmith.data.collect.document import plain
-from tunesmith.data.words import paired, spaced, words_of
+from tunesmith.data.words import searched, spaced, words_of
 from tunesmith.evaluation.metrics import contains, exact_match, rouge_l
 from tunesmith.workflows.asking import label_in
 
@@ -14,7 +14,7 @@ def test_marks_stay_with_their_letters_and_scripts_without_spaces_come_letter_by
     assert words_of("लड़की C++ a_b 3.5") == [unicodedata.normalize("NFC", "लड़की"), "c", "a", "b", "3", "5"]
     assert words_of("猫坐。ที่ ok") == ["猫", "坐", "ที่", "ok"]
     assert spaced("首都Rom") == " 首  都 Rom"
-    assert paired("德国的 is 京") == "德国 国的 is 京"
+    assert searched("德国的 is 京 ที่นี่ မြန်မာ။ की a_b x") == ["德国", "国的", "is", "ที่นี่", "မြန်", "န်မာ", "की", "a_b"]
 
 
 def test_words_that_differ_in_a_mark_are_two_and_accents_written_apart_are_none():

@@ -103,9 +103,9 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
 
 def _forget(recipe: Recipe, out: Path | None) -> None:
     """Delete the run that lies where this one is to lie; nothing that is not a run is touched."""
-    from tunesmith.workflows.run_folder import PAGE, alone, open_run
+    from tunesmith.workflows.run_folder import PAGE, alone, open_run, with_name
 
-    folder = out.resolve() if out else open_run(recipe, None).path
+    folder = with_name(out) if out else open_run(recipe, None).path
     with alone(folder):
         if (folder / PAGE).is_file():
             log(f"deleting the run in {folder}")

@@ -53,10 +53,11 @@ def read_page(path: Path, shape: type[T]) -> T:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(shape).validate_json(path.read_bytes())
-    except ValidationError as error:
+        return TypeAdapter(shape).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"not JSON ({error})"
         cure = "written by another version or changed by hand; delete it, or what it lies in"
-        raise CheckpointError(f"{path}: {error.errors()[0]['msg']}; {cure}") from None
+        raise CheckpointError(f"{path}: {why}; {cure}") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

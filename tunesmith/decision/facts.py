@@ -69,8 +69,10 @@ def change(
         if len(facts) >= most:
             break
         page = found.get(origins[row].doc_id)
-        new = others.of(row) if page is not None else ""
-        changed = _changed(page, origins[row].evidence, answers[row], new) if page is not None and new else None
+        if page is None:
+            continue
+        new = others.of(row)
+        changed = _changed(page, origins[row].evidence, answers[row], new) if new else None
         if changed is not None:
             found[changed.doc_id] = changed
             facts.append(Fact(row, answers[row], new))

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.files import write_whole
-from tunesmith.data.words import paired
+from tunesmith.data.words import searched
 from tunesmith.decision.chunks import Chunk
 from tunesmith.errors import DataError
 from tunesmith.model.load import Base, load_base
@@ -72,7 +72,7 @@ class Index:
 
     def _by_words(self, questions: Sequence[str]) -> list[list[int]]:
         """[Q] lists of chunk numbers by BM25; chunks without any word of the question are left out."""
-        asked = _bm25s().tokenize(list(map(paired, questions)), stopwords="en", show_progress=False, return_ids=False)
+        asked = [_told(question) for question in questions]
         places, scores = self.words.retrieve(asked, k=min(DEEP, len(self.chunks)), show_progress=False)
         return [
             [int(place) for place, score in zip(row, line, strict=True) if score > 0]
@@ -182,12 +182,17 @@ class _Store:
         half.replace(self.folder / VECTORS)
 
 
+def _told(text: str) -> list[str]:
+    """The words of a text that tell it from others."""
+    common = _bm25s().stopwords.STOPWORDS_EN
+    return [word for word in searched(text) if word not in common]
+
+
 def _bm25(texts: Sequence[str]) -> Any:
     """What finds these texts by their words."""
-    library = _bm25s()
-    made = library.BM25(k1=K1, b=B)
-    words = library.tokenize(list(map(paired, texts)), stopwords="en", show_progress=False)
-    if not any(words.ids):
+    made = _bm25s().BM25(k1=K1, b=B)
+    words = [_told(text) for text in texts]
+    if not any(words):
         raise DataError("documents: no words to search by; take documents.search: vectors")
     made.index(words, show_progress=False)
     return made

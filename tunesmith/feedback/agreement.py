@@ -1,4 +1,4 @@
-"""How far people agree beyond chance: Krippendorff's alpha over all of them, Cohen's kappa for each two.
+"""How far people agree beyond chance: Krippendorff's alpha over all of them, Cohen's kappa for two who met often.
 
 A unit is one item that several people judged: rater -> label. Alpha is written out here because the library
 for it is under the GPL, which this package cannot depend on; kappa is scikit-learn's.

@@ -125,10 +125,12 @@ class _Others:
 
     def usual(self, hits: Hits) -> float | None:
         """The median without the person of these hits; None with fewer than two others."""
-        without = list(self.shares)
-        if hits.n:
-            del without[bisect_left(without, hits.hits / hits.n)]
-        return statistics.median(without) if len(without) > 1 else None
+        count = len(self.shares) - bool(hits.n)
+        if count < 2:
+            return None
+        left_out = bisect_left(self.shares, hits.hits / hits.n) if hits.n else len(self.shares)
+        low, high = (self.shares[place + (place >= left_out)] for place in ((count - 1) // 2, count // 2))
+        return (low + high) / 2
 
 
 def _rater(items: Mapping[str, Item], mine: Sequence[Event], hits: Hits, others: _Others) -> Rater:

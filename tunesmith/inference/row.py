@@ -123,7 +123,8 @@ class LiveAnswer:
         """The scores of tokens that begin within so many characters of the text: a stop string is no part of it."""
         left = 0
         while left < len(self.scored) and length < len(text):
-            if len(self.run.model.template.decode(self.ids[: len(self.ids) - left - 1])) < length:
+            before = self.run.model.template.decode(self.ids[: len(self.ids) - left - 1])
+            if len(before.rstrip("\ufffd")) < length:  # else a part of a character would count as one
                 break
             left += 1
         return self.scored[: len(self.scored) - left]

@@ -38,7 +38,7 @@ class Schedule(_Section):
 
     epochs: float = Field(1, gt=0, le=10_000, description="passes over the training rows")
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        "auto", description="peak; auto: by technique, family and width"
+        "auto", description="peak; auto: by technique, family, width and objective"
     )
     batch_rows: int = Field(16, ge=1, description="rows per optimizer step")
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(

@@ -104,11 +104,11 @@ class Telling:
         return [letters[letter] for letter in piece] if letters.keys() >= set(piece) else None
 
     def _word(self, token: int, first: bool) -> str:
-        """What a token adds to the text. A lone one that begins a word loses its space where ▁ stands for it."""
+        """What a token adds to the text. A lone one loses its first space where ▁ stands for spaces."""
         tokenizer = self._template.tokenizer
-        word = str(tokenizer.decode([token]))
-        begins = str(tokenizer.convert_ids_to_tokens(token)).startswith(SPACE) and not word.startswith(" ")
-        return f" {word}" if begins and not first else word
+        word, piece = str(tokenizer.decode([token])), str(tokenizer.convert_ids_to_tokens(token))
+        lost = (len(piece) - len(piece.lstrip(SPACE))) - (len(word) - len(word.lstrip(" ")))
+        return word if first else " " * lost + word
 
 
 @cache

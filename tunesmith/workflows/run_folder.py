@@ -37,7 +37,6 @@ BESIDE_THE_RUN: Any = {
     "documents": True,
     "arms": True,
     "compare": True,
-    "track": True,
 }
 
 
@@ -74,6 +73,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"identity": self.identity, **facts}, indent=1)
         write_whole(self.path / self.file, text)
+
+
+def with_name(out: Path) -> Path:
+    """The same folder by a path that ends in its name, which `.` and `..` do not."""
+    return out.resolve() if out.name in ("", "..") else out
 
 
 @contextmanager
@@ -126,7 +130,7 @@ def open_run(
 
     `prefix` and `file` keep apart what is no run of `tune`. Raises CheckpointError where it holds something else.
     """
-    out = out.resolve() if out and out.name in ("", "..") else out  # `.` has no name
+    out = out and with_name(out)
     runs = out.parent if out else Path("runs")
     known = _identities(recipe, runs)
     places = [out] if out else [runs / f"{prefix}{_name(recipe, identity)}" for identity in known]
@@ -166,12 +170,15 @@ def _identities(recipe: Recipe, runs: Path) -> list[str]:
     # Another last judge looks at the same answers, and more rounds come after those that are there: what people judged
     # and what was learned from it stays.
     goes_on = {"final_judge": "", "rounds": Loop().rounds}
-    found = []
-    for beside in (BESIDE_THE_RUN, {key: value for key, value in BESIDE_THE_RUN.items() if key != "track"}):
-        for placed in (_placed(recipe, runs), recipe):
-            rest = placed.model_copy(update={"loop": placed.loop.model_copy(update=goes_on)})
-            told = rest.model_dump(mode="json", exclude=beside)
-            found.append(hashlib.sha256(json.dumps([told, files]).encode()).hexdigest()[:16])
+    placed, found = _placed(recipe, runs), []
+    for one, beside in (
+        (placed, {**BESIDE_THE_RUN, "track": True}),
+        (recipe, BESIDE_THE_RUN),
+        (placed, BESIDE_THE_RUN),
+    ):
+        rest = one.model_copy(update={"loop": one.loop.model_copy(update=goes_on)})
+        told = rest.model_dump(mode="json", exclude=beside)
+        found.append(hashlib.sha256(json.dumps([told, files]).encode()).hexdigest()[:16])
     return found
 
 

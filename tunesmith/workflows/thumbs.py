@@ -21,8 +21,7 @@ class Thumbs:
 
     def __init__(self, place: Callable[[str], Path]) -> None:
         self._place = place
-        self._stores: dict[Path, VoteStore] = {}
-        self._items: dict[Path, set[str]] = {}  # what each file holds, read once
+        self._stores: dict[Path, tuple[VoteStore, set[str]]] = {}  # with the keys of what each holds, read once
         self._lock = Lock()  # a server keeps thumbs from several threads
 
     def keep(self, messages: Sequence[Message], answer: str, *, by: str, good: bool, rater: str = "") -> Path:
@@ -30,15 +29,15 @@ class Thumbs:
         path, item = self._place(by), make_item(messages, [answer], [by])
         with self._lock:
             if path not in self._stores:
-                self._stores[path] = VoteStore(path, what=WHAT)
-                self._items[path] = set(read_items(self._stores[path].since()))
-            new = [] if item.key in self._items[path] else [item.entry]
-            vote = Entry(rater, VOTE, item.key, {"label": GOOD if good else BAD, "left": 0})
-            self._stores[path].append(*new, vote)
-            self._items[path].add(item.key)
+                store = VoteStore(path, what=WHAT)
+                self._stores[path] = store, set(read_items(store.since()))
+            store, known = self._stores[path]
+            new = [] if item.key in known else [item.entry]
+            store.append(*new, Entry(rater, VOTE, item.key, {"label": GOOD if good else BAD, "left": 0}))
+            known.add(item.key)
         return path
 
     def close(self) -> None:
         """Write what is in the logs into the files."""
-        for store in self._stores.values():
+        for store, _ in self._stores.values():
             store.close()
