@@ -630,8 +630,10 @@ def test_accents_written_apart_make_no_other_text_and_no_other_label(tmp_path: P
 
 
 def test_a_row_to_which_no_label_applies_is_a_row(tmp_path: Path) -> None:
-    rows = [{**row, "label": [row["label"]] if n % 3 else []} for n, row in enumerate(reviews(60))]
+    rows = [{**row, "label": [[], [row["label"]], [row["label"], "all"]][n % 3]} for n, row in enumerate(reviews(60))]
     assert lines(audited(tmp_path, rows), "nothing_to_learn") == []
+    rows = [{**row, "label": [] if n == 3 else row["label"]} for n, row in enumerate(reviews(60))]
+    assert lines(audited(tmp_path, rows), "nothing_to_learn") == [4]
 
 
 def test_two_spellings_of_a_label_do_not_contradict_each_other(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from tests.bases import folder
 from tests.workflows.conftest import answers, recipe, reviews, topics, tune
+from tunesmith.cli.tune import _forget
 from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
 from tunesmith.evaluation.baselines import linear_probe
 from tunesmith.inference.folder import load
@@ -452,3 +453,26 @@ def test_a_run_that_goes_on_still_tells_its_overfit_probe(tmp_path: Path):
         tune(made, tmp_path / "run", stop=stop_after(2))
     report = tune(made, tmp_path / "run").report
     assert report.training.probe_first is not None
+
+
+def test_what_only_a_held_out_file_has_beside_the_columns_is_read_too(tmp_path: Path):
+    train = [{"prompt": f"train {n}", "answer": f"a {n}"} for n in range(40)]
+    test = [{"prompt": f"test {n}", "input": f"about {n}", "answer": f"a {n}"} for n in range(12)]
+    for name, rows in (("train", train), ("test", test)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl"), "validation": 0.2}
+    made = make_recipe({"model": "tiny", "data": data, "objective": "instruct"}, place="test")[0]
+    asked = read_data(made, offline=True).split.test[0].messages[0].content
+    assert asked.startswith("test ")
+    assert "about" in asked
+
+
+def test_a_run_right_here_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = nearby(tmp_path, monkeypatch)
+    made = made.model_copy(update={"data": made.data.model_copy(update={"train": str(tmp_path / "rows.jsonl")})})
+    here = open_run(made, tmp_path / "here")
+    here.begin({})
+    (here.path / "checkpoints").mkdir()
+    monkeypatch.chdir(here.path)
+    _forget(made, Path("."))
+    assert list(here.path.iterdir()) == []

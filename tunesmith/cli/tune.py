@@ -109,7 +109,8 @@ def _forget(recipe: Recipe, out: Path | None) -> None:
     with alone(folder):
         if (folder / PAGE).is_file():
             log(f"deleting the run in {folder}")
-            shutil.rmtree(folder)
+            for entry in folder.iterdir():  # the folder itself may be where we are
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
         elif folder.exists():
             raise CheckpointError(f"{folder}: not a run, so --force leaves it alone; give another --out")
 

@@ -14,8 +14,7 @@ _OWN = rf"[[{UNSPACED}]&&[\p{{L}}\p{{N}}]]\p{{M}}*"
 _RUN = rf"[[\p{{L}}\p{{N}}]--[{UNSPACED}]][[\p{{L}}\p{{N}}\p{{M}}]--[{UNSPACED}]]*"
 _WORD = regex.compile(rf"{_OWN}|{_RUN}", regex.V1)
 _ALONE = regex.compile(_OWN, regex.V1)
-_UNPARTED = regex.compile(rf"(?:{_OWN}){{2,}}", regex.V1)
-_SEARCHED = regex.compile(r"[\w\p{M}]{2,}", regex.V1)
+_SEARCHED = regex.compile(rf"(?P<unparted>(?:{_OWN})+)|[[\w\p{{M}}]--[{UNSPACED}]]{{2,}}", regex.V1)
 
 
 def words_of(text: str) -> list[str]:
@@ -35,13 +34,11 @@ def spaced(text: str) -> str:
 def searched(text: str) -> list[str]:
     """The words of two letters or more that a text is found by; where a script puts no spaces between words, every two
     letters that follow one another."""
-    parted = _UNPARTED.sub(_pairs, unicodedata.normalize("NFC", text).lower())
-    return _SEARCHED.findall(parted)
-
-
-def _pairs(run: regex.Match[str]) -> str:
-    letters = _ALONE.findall(run[0])
-    return " ".join(map("".join, pairwise(letters)))
+    found: list[str] = []
+    for run in _SEARCHED.finditer(unicodedata.normalize("NFC", text).lower()):
+        letters = _ALONE.findall(run["unparted"] or "")
+        found += map("".join, pairwise(letters)) if len(letters) > 1 else [run[0]]
+    return found
 
 
 def unspaced(text: str) -> int:

@@ -160,8 +160,11 @@ def _documents(
     failed = dict(found.unreadable)
     known = {source.sha256: document for source in found.sources if (document := store.document(source.sha256))}
     # Of files that hold the same, one.
-    new = {source.sha256: source for source in reversed(found.sources) if source.sha256 not in known}
-    todo = {source.path: source for source in reversed(new.values())}
+    new: dict[str, Source] = {}
+    for source in found.sources:
+        if source.sha256 not in known:
+            new.setdefault(source.sha256, source)
+    todo = {source.path: source for source in new.values()}
     if todo:
         listen({"event": "stage", "text": f"converting {len(todo)} of {len(found.sources)} files"})
     converted = 0

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.formats import DIALOGUES, THUMBS
 from tunesmith.errors import RecipeError
 from tunesmith.recipe.left_out import UNKNOWN, UNNAMED
 from tunesmith.workflows.foreign_work import Conversion, found, number
@@ -16,7 +17,7 @@ STAGES = {"sft": "instruct", "pt": "domain", "rm": "reward", "ppo": "rl", "dpo":
 LOSSES = {"sigmoid": "dpo", "hinge": "hinge", "ipo": "ipo", "kto_pair": "kto", "orpo": "orpo", "simpo": "simpo"}
 TUNED = {"pref_beta": "beta", "simpo_gamma": "gamma", "pref_ftx": "nll"}
 # Of a data set of its own: the word for a column -> our key, by stage, and how such a column is usually called.
-JUDGED = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
+JUDGED = {"prompt": "prompt", "messages": "prompt", "chosen": "chosen", "rejected": "rejected"}
 COLUMNS = {
     "sft": {"prompt": "prompt", "response": "answer", "messages": "messages", "tools": "tools"},
     "pt": {"prompt": "text"},
@@ -25,7 +26,12 @@ COLUMNS = {
     "kto": {"prompt": "prompt", "response": "answer", "kto_tag": "label"},
     "ppo": {"prompt": "prompt", "response": "answer"},
 }
-USUAL = {"prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system"}
+USUAL = {"prompt": "instruction", "query": "input", "response": "output", "history": "history", "system": "system"} | {
+    name: name for name in ("tools", "chosen", "rejected", "kto_tag")
+}
+
+# Parts that are found by any of these names.
+FOUND = {"messages": DIALOGUES, "kto_tag": THUMBS}
 
 
 def factory(work: Conversion) -> None:
@@ -69,9 +75,9 @@ def _listed(work: Conversion, name: str) -> tuple[str, Mapping[str, str]]:
     for place in (work.folder / folder, Path(folder), work.folder):
         entry = _listing(place / "dataset_info.json").get(name, {})
         if file := entry.get("file_name"):
-            return str(place / file), entry.get("columns", {})
+            return str(place / file), entry.get("columns") or {}
         if hub := entry.get("hf_hub_url"):
-            return str(hub), entry.get("columns", {})
+            return str(hub), entry.get("columns") or {}
     path = found(work, name)
     if Path(path).exists() or "/" in name:
         return path, {}
@@ -97,10 +103,10 @@ def _named(work: Conversion, columns: Mapping[str, str], stage: str) -> dict[str
     """Their words for columns in ours. What has none in ours is found by its usual name, or told as left out."""
     ours = COLUMNS.get(stage, {})
     named = {ours[part]: column for part, column in columns.items() if part in ours}
-    if {"query", "history"} & set(columns):  # beside columns that are named these would not be read
+    if {"query", "history", *({"messages"} - set(ours))} & set(columns):  # not read beside columns that are named
         ours, named = {}, {}
     for part, column in columns.items():
-        if part not in ours and column != USUAL.get(part):
+        if part not in ours and column != USUAL.get(part) and column not in FOUND.get(part, ()):
             cure = f"name the column {USUAL[part]}, by which it is found" if part in USUAL else UNKNOWN
             work.dropped[f"columns.{part}: {column}"] = cure
     return named

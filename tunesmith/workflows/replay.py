@@ -13,10 +13,9 @@ import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import accumulate
 from pathlib import Path
 
-from tunesmith.data.examples import Text
+from tunesmith.data.examples import Example, Text
 from tunesmith.data.files import write_whole
 from tunesmith.data.near import near_copies
 from tunesmith.data.template import Encoded
@@ -28,7 +27,7 @@ from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Domain
 from tunesmith.recipe import SELF, Recipe
 from tunesmith.workflows.prepare import Listener, Prepared, encode_all, general_texts
-from tunesmith.workflows.request import size_of, windows
+from tunesmith.workflows.request import BYTES_A_TOKEN, size_of, windows
 
 # A rise of general text up to so many nats per token, and the share of general rows that is worth having then: one in
 # twenty to one in ten for a field that is near, more for one that is far (Ibrahim et al. 2024, arXiv 2403.08763).
@@ -130,16 +129,34 @@ def _rows(prepared: Prepared, kept: Path, fewest: int, wanted: int) -> list[Enco
 
 
 def _texts(prepared: Prepared, wanted: int, *, offline: bool) -> list[str]:
-    """Texts of the user's file, of a long one some, but for what is near to held-out documents."""
+    """Texts of the user's file, of much text some of each, but for what is near to held-out documents."""
     split, recipe = prepared.loaded.split, prepared.recipe
-    found = general_texts(recipe, offline=offline)
-    room = [windows([size_of(one)], recipe.data.max_tokens) for one in found]
-    order = random.Random(f"{recipe.seed}/replay texts").sample(range(len(found)), len(found))
-    before = accumulate((room[place] for place in order), initial=0)
-    chosen = (place for place, held in zip(order, before, strict=False) if held < SPARE * wanted)
-    found = [found[place] for place in sorted(chosen)]
-    near = near_copies(found, [*split.validation, *split.test])
-    return [e.text for i, e in enumerate(found) if isinstance(e, Text) and i not in near]
+    held = [*split.validation, *split.test]
+    found = [example for example in general_texts(recipe, offline=offline) if isinstance(example, Text)]
+    some = _apart(_some(found, SPARE * wanted, recipe), held)
+    enough = windows(map(size_of, some), recipe.data.max_tokens) >= wanted
+    return [example.text for example in (some if enough else _apart(found, held))]
+
+
+def _apart(texts: Sequence[Text], held: Sequence[Example]) -> list[Text]:
+    near = near_copies(texts, held)
+    return [text for place, text in enumerate(texts) if place not in near]
+
+
+def _some(texts: Sequence[Text], most: int, recipe: Recipe) -> list[Text]:
+    """Texts drawn by the seed, about as much as makes so many windows: of long ones a part, so that it is many."""
+    chance, limit = random.Random(f"{recipe.seed}/replay texts"), recipe.data.max_tokens
+    size = max(1, most // len(texts)) * limit * BYTES_A_TOKEN
+    drawn: dict[int, Text] = {}
+    held = 0
+    for place in chance.sample(range(len(texts)), len(texts)):
+        if held >= most:
+            break
+        text = texts[place].text
+        start = chance.randrange(len(text) - size) if len(text) > size else 0
+        drawn[place] = replace(texts[place], text=text[start : start + size])
+        held += windows([size_of(drawn[place])], limit)
+    return [drawn[place] for place in sorted(drawn)]
 
 
 def _samples(prepared: Prepared, wanted: int, part: Path, listen: Listener) -> list[str]:

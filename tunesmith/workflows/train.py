@@ -68,7 +68,9 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     journal = Journal(out / "journal.jsonl")
     fresh = not (out / "checkpoints").exists()
     learns = fresh and recipe.schedule.probe and not isinstance(objective, Rl)  # answers that are drawn are no rows
-    probe = _kept_probe(out, lambda: _probe(prepared, policy, plan, watch) if learns else None)
+    if learns and (looked := _probe(prepared, policy, plan, watch)):
+        write_whole(out / PROBE, json.dumps(asdict(looked)))
+    probe = read_page(out / PROBE, Probe) if (out / PROBE).exists() else None
     trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
     beside: dict[str, float] = {}
     hooks = Hooks(
@@ -95,14 +97,8 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
     return Trained(policy, plan, state, probe, (*_notes(journal), *outside), seen_beside(journal))
 
 
-def _kept_probe(out: Path, look: Callable[[], Probe | None]) -> Probe | None:
-    """What the probe of this run came to, `look`ed for at its beginning; None for a run without one."""
-    kept = out / "probe.json"
-    if found := look():
-        write_whole(kept, json.dumps(asdict(found)))
-    return read_page(kept, Probe) if kept.exists() else None
-
-
+# What the overfit probe came to, for a run that goes on.
+PROBE = "probe.json"
 # What a journal line about memory that ran out has, and no other: tokens that run at once from there on.
 AT_ONCE = "tokens_at_once"
 

@@ -85,6 +85,9 @@ class _Auditor:
         return audit, self.cures
 
     def _rows_alone(self) -> None:
+        if self.ask.labelled and max(map(len, self.table.labels), default=0) < 2:  # no row has several labels
+            bare = [row for row in self.table.sound().tolist() if not self.table.labels[row]]
+            self.table.marks.setdefault("nothing_to_learn", {}).update(dict.fromkeys(bare, "no label"))
         self.found.update(self.table.marks)
         for kind in BROKEN:
             marks = self.table.marks.get(kind, {})

@@ -74,12 +74,13 @@ def leaked(texts: Slots, others: HeldOutRuns) -> dict[int, int]:
         if not len(part):
             continue
         row = int(owners[part[0]])
-        shared = np.zeros(len(others.sizes), np.int64)
-        for band, times in zip(*np.unique(others.bands[place[part]], return_counts=True), strict=True):
-            shared[others.owned[band]] += times
-        enough = (shared >= max(1, others.rule.fewest)) & (shared >= SHARE * np.minimum(sizes[row], others.sizes))
+        bands, times = np.unique(others.bands[place[part]], return_counts=True)
+        owned = [others.owned[band] for band in bands.tolist()]
+        whose, at = np.unique(np.concatenate(owned), return_inverse=True)
+        shared = np.bincount(at, weights=np.repeat(times, list(map(len, owned))))
+        enough = (shared >= others.rule.fewest) & (shared >= SHARE * np.minimum(sizes[row], others.sizes[whose]))
         if enough.any():
-            found[row] = int(np.where(enough, shared, 0).argmax())
+            found[row] = int(whose[enough][shared[enough].argmax()])
     return found
 
 

@@ -13,9 +13,8 @@ from tunesmith.data.words import unspaced
 FEWEST_LETTERS = 20
 # Where a sentence ends, behind the marks that close it; Chinese and Japanese write no space there.
 _SENTENCE = re.compile(
-    r"(?<=[.!?])\s+|(?<=[.!?][\"'”’)\]])\s+|(?<=[。！？])(?![」』”’）])\s*|(?<=[。！？][」』”’）])\s*"
+    r"(?<=[.!?])\s+|(?<=[.!?][\"'”’)\]])\s+|(?<=[。！？])(?![。！？」』”’）])\s*|(?<=[。！？][」』”’）])\s*"
 )
-_UNSPACED_ENDS = tuple("。！？」』）")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +124,17 @@ def _cut(block: Block, size: int) -> list[Block]:
     if block.kind == "code":
         parts = [line for whole in block.text.split("\n") for line in _chopped(whole, size - 8)]
         return [replace(block, text="\n".join(lines)) for lines in _packed(parts, size - 8, 1)]
-    parts = [part for sentence in _SENTENCE.split(block.text) for part in _chopped(sentence, size - 8)]
-    return [replace(block, text=_prose(sentences)) for sentences in _packed(parts, size - 8, 1)]
+    parts = [part for sentence in _sentences(block.text) for part in _chopped(sentence, size - 8)]
+    return [replace(block, text="".join(told).strip()) for told in _packed(parts, size - 8, 0)]
 
 
-def _prose(sentences: Sequence[str]) -> str:
-    return "".join(part if part.endswith(_UNSPACED_ENDS) else f"{part} " for part in sentences).rstrip()
+def _sentences(text: str) -> Iterator[str]:
+    """The sentences with the space behind each; together they are the text."""
+    begin = 0
+    for found in _SENTENCE.finditer(text):
+        yield text[begin : found.end()]
+        begin = found.end()
+    yield text[begin:]
 
 
 def _cut_table(block: Block, size: int) -> list[Block]:
