@@ -124,7 +124,7 @@ STANDINGS: Mapping[str, Standing] = {
     "full": Standing("level", f"47.2 ({PEFT})", f"0.895 {GRID}"),
     "lora": Standing(
         "level", f"47.8 to 51.3 ({PEFT}); GLUE 87.2 against full's 86.4 (Hu et al. 2021)",
-        "reviews 70.5 to 90.7, synopsis 0.232 to 0.357: docs/reports",
+        "reviews 71.4 to 90.0, synopsis 0.232 to 0.357: docs/reports",
     ),
     "dora": Standing("level", f"46.9 in 1.26 times LoRA's time ({PEFT})", f"0.901 {GRID}"),
     "qlora": Standing(
