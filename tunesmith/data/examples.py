@@ -11,6 +11,7 @@ from tunesmith.data.calls import read_tools
 from tunesmith.data.rows import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.turns import Message as Message  # a part of an example, known from here
 from tunesmith.data.turns import check_order, instructed, short, turn_of, turns_in, unworded, whole
+from tunesmith.data.words import folded
 from tunesmith.errors import DataError, RowError
 
 E = TypeVar("E")
@@ -142,12 +143,12 @@ def group_of(row: Row, column: str) -> str:
 def fingerprint(example: Example) -> str:
     """The whole content, letter case and spacing aside: equal for exact copies."""
     if isinstance(example, Labelled):
-        return "\x1e".join([_plain(example.text), *sorted(map(_plain, example.labels))])
+        return "\x1e".join([folded(example.text), *sorted(map(folded, example.labels))])
     if isinstance(example, Pair):
-        return "\x1e".join([_turns_plain(example.prompt), _plain(example.chosen), _plain(example.rejected)])
+        return "\x1e".join([_turns_plain(example.prompt), folded(example.chosen), folded(example.rejected)])
     if isinstance(example, Thumb):
-        return "\x1e".join([_turns_plain(example.prompt), _plain(example.answer), str(example.good)])
-    return _turns_plain(example.messages) if isinstance(example, Chat) else _plain(example.text)
+        return "\x1e".join([_turns_plain(example.prompt), folded(example.answer), str(example.good)])
+    return _turns_plain(example.messages) if isinstance(example, Chat) else folded(example.text)
 
 
 def question(example: Example) -> str:
@@ -156,11 +157,11 @@ def question(example: Example) -> str:
     Of answers that were judged it is prompt and answers, in whatever order: what people said of them is the answer.
     """
     if isinstance(example, Pair):
-        return "\x1e".join([prompt_of(example), *sorted(map(_plain, (example.chosen, example.rejected)))])
+        return "\x1e".join([prompt_of(example), *sorted(map(folded, (example.chosen, example.rejected)))])
     if isinstance(example, Thumb):
-        return "\x1e".join([prompt_of(example), _plain(example.answer)])
+        return "\x1e".join([prompt_of(example), folded(example.answer)])
     if not isinstance(example, Chat):
-        return _plain(example.text)
+        return folded(example.text)
     if example.judged == len(example.messages):  # the turns end with the question
         return _turns_plain(example.messages)
     answers = [i for i, message in enumerate(example.messages) if message.role == "assistant"]
@@ -172,13 +173,8 @@ def prompt_of(example: Pair | Thumb) -> str:
     return _turns_plain(example.prompt)
 
 
-def _plain(text: str) -> str:
-    # str.split also takes the separators \x1e and \x1f for spaces, so no content can imitate them.
-    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
-
-
 def _turns_plain(messages: Sequence[Message]) -> str:
-    return "\x1e".join(f"{message.role}\x1f{_plain(message.said)}" for message in messages)
+    return "\x1e".join(f"{message.role}\x1f{folded(message.said)}" for message in messages)
 
 
 def parsed(rows: Sequence[Row], parse: Callable[[Row], E]) -> list[E]:

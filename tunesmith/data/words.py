@@ -25,6 +25,12 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 
+def folded(text: str) -> str:
+    """The text with letter case, spacing and the way its accents are written aside."""
+    # str.split also takes the separators \x1e and \x1f for spaces, so no content can imitate them.
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
 def spaced(text: str) -> str:
     """The text in NFC with spaces around each letter of a script without spaces."""
     text = unicodedata.normalize("NFC", text)

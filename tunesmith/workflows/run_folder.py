@@ -31,13 +31,8 @@ def of_task(run: Path, task: str) -> Path:
 
 
 # What a recipe may say that no number of a run depends on.
-BESIDE_THE_RUN: Any = {
-    "machine": True,
-    "data": {"audit"},
-    "documents": True,
-    "arms": True,
-    "compare": True,
-}
+BESIDE_BEFORE: Any = {"machine": True, "data": {"audit"}, "documents": True, "arms": True, "compare": True}
+BESIDE_THE_RUN: Any = {**BESIDE_BEFORE, "track": True}  # before, trackers were a part of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +166,7 @@ def _identities(recipe: Recipe, runs: Path) -> list[str]:
     # and what was learned from it stays.
     goes_on = {"final_judge": "", "rounds": Loop().rounds}
     placed, found = _placed(recipe, runs), []
-    for one, beside in (
-        (placed, {**BESIDE_THE_RUN, "track": True}),
-        (recipe, BESIDE_THE_RUN),
-        (placed, BESIDE_THE_RUN),
-    ):
+    for one, beside in ((placed, BESIDE_THE_RUN), (recipe, BESIDE_BEFORE), (placed, BESIDE_BEFORE)):
         rest = one.model_copy(update={"loop": one.loop.model_copy(update=goes_on)})
         told = rest.model_dump(mode="json", exclude=beside)
         found.append(hashlib.sha256(json.dumps([told, files]).encode()).hexdigest()[:16])

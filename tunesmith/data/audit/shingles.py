@@ -7,12 +7,13 @@ estimates the Jaccard likeness of their runs. All of it is array arithmetic over
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 import zlib
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tunesmith.data.words import folded
 
 Longs = NDArray[np.uint64]
 Shorts = NDArray[np.uint16]
@@ -37,7 +38,7 @@ def slots(words: Sequence[str]) -> NDArray[np.uint32]:
 
 def digest(text: str, *, exact: bool = False) -> int:
     """64 bits of a text, letter case and spacing aside unless it is to be exact."""
-    plain = text if exact else " ".join(unicodedata.normalize("NFC", text).casefold().split())
+    plain = text if exact else folded(text)
     return int.from_bytes(hashlib.blake2b(plain.encode(errors="surrogatepass"), digest_size=8).digest(), "little")
 
 
