@@ -34,7 +34,7 @@ from tunesmith.workflows.run_folder import open_run
 HERE = Path(__file__).resolve().parent
 PAGE, TABLE = HERE.parent / "RECOMMEND.json", HERE.parent / "RECOMMEND.md"
 RUNS = HERE.parents[1] / "runs" / "bench-recommend"
-TASKS = ("movies", "sections", "revisions", "policy", "german")
+TASKS = ("movies", "sections", "revisions", "german", "films")
 # What is not compared here, and would take longer than the training.
 BRIEF = ("schedule.probe=false", "schedule.eval_steps=1000000", "schedule.save_steps=1000000", "controls=false")
 
