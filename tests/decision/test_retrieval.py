@@ -14,7 +14,7 @@ from tunesmith.data.examples import Chat, Message
 from tunesmith.decision.chunks import Chunk, cut, page_of_text, read_pages
 from tunesmith.decision.facts import OtherAnswers, change
 from tunesmith.decision.index import CHUNKS, RANK, Hit, Index, fused, open_index
-from tunesmith.decision.prompts import FORMS, cited, question_of, with_passages, with_shots
+from tunesmith.decision.prompts import FORMS, cited, question_of, shown_in, with_passages, with_shots
 from tunesmith.decision.recall import Origin, origins_of, recall, right_chunks
 from tunesmith.decision.shots import Nearest
 from tunesmith.errors import DataError
@@ -121,6 +121,8 @@ def test_the_best_passage_stands_next_to_the_question_and_cannot_take_its_place(
     (turn,) = with_passages(asked, [hit("a", "best {question}"), hit("b", "second")], FORMS[0])
     assert turn.content == "second\n\nbest {question}\n\nHow high?"
     assert with_passages(asked, []) == asked
+    hits = [hit("a", "best"), hit("b", "second")]
+    assert shown_in(with_passages(asked, hits[:1], FORMS[1]), hits) == hits[:1]  # what did not fit was not seen
 
 
 def test_what_the_system_says_stays_above_the_examples_and_a_wording_below_a_long_one():
@@ -163,6 +165,17 @@ def test_a_fact_is_changed_in_the_words_that_say_it_and_nowhere_else():
     (page,), (fact,) = change(pages, ["How high?"], ["107"], [Origin("107 m", "arda")], most=5)
     assert (fact.old, fact.new) == ("107", "542")
     assert [block.text for block in page.document.blocks] == ["Height: 542 m", "Roads: 107 km of 1,107 km"]
+
+
+def test_a_fact_is_changed_in_a_script_that_parts_no_words():
+    pages = [page_of_text("firms", "公司\n\n手机小米很好。手表华为很好。")]
+    origins = [Origin("手机小米很好", "firms"), Origin("手表华为很好", "firms")]
+    (page,), facts = change(pages, ["手机?", "手表?"], ["小米", "华为"], origins, most=1)
+    assert len(facts) == 0  # either would stand there twice
+    pages = [page_of_text("one", "公司\n\n手机小米很好。"), page_of_text("two", "公司\n\n手表华为很好。")]
+    origins = [Origin("手机小米很好", "one"), Origin("手表华为很好", "two")]
+    _, (fact,) = change(pages, ["手机?", "手表?"], ["小米", "华为"], origins, most=1)
+    assert {fact.old, fact.new} == {"小米", "华为"}
 
 
 def test_a_fact_whose_new_words_stand_there_already_is_left_as_it_is():

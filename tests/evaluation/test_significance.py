@@ -41,14 +41,37 @@ def test_eight_rows_better_and_one_worse_is_mcnemar_by_hand():
     assert 0 < found.ci95[0] < 7 / 20 < found.ci95[1]
 
 
-def test_models_that_score_alike_have_no_effect():
-    scores = np.array([0.0, 1.0] * 30)
-    for groups in (None, [str(i // 6) for i in range(60)]):
-        found = compare_paired(scores, scores, groups=groups)
-        assert (found.delta, found.p_value, found.verdict, found.ci95) == (0, 1, "no effect", (0, 0))
-    gold, base, _ = answers(0)
-    whole = significance.compare_macro_f1(gold, base, base)
-    assert (whole.delta, whole.p_value, whole.verdict) == (0, 1, "no effect")
+@pytest.mark.parametrize(
+    ("rows", "verdict", "reach"), [(3, "inconclusive", 0.56), (60, "inconclusive", 0.06), (300, "no effect", 0.013)]
+)
+def test_models_that_score_alike_have_no_effect_where_so_many_rows_would_show_one(
+    rows: int, verdict: str, reach: float
+):
+    gold, base, _ = answers(0, n=rows)
+    scores = accuracy(gold, base)
+    for found in (compare_paired(scores, scores), significance.compare_macro_f1(gold, base, base)):
+        assert (found.delta, found.p_value, found.verdict) == (0, 1, verdict)
+        assert found.ci95 == (-found.ci95[1], pytest.approx(reach, abs=0.005))  # of nothing in so many rows
+
+
+def test_models_that_score_alike_are_as_sure_as_their_groups_are_many():
+    scores = np.array([0.0, 1.0] * 200)
+    found = compare_paired(scores, scores, groups=[str(i // 40) for i in range(400)])
+    assert found.ci95 == (-found.ci95[1], pytest.approx(0.278, abs=0.001))
+
+
+def test_four_rows_that_all_go_one_way_are_no_proof_by_macro_f1_either():
+    gold = ["a", "b"] * 30
+    base = [*(["b", "a"] * 2), *gold[4:]]
+    found = significance.compare_macro_f1(gold, base, gold)
+    assert (found.p_value, found.verdict) == (2 / 2**4, "inconclusive")
+    assert found.ci95[0] == 0.0
+
+
+def test_no_difference_of_shares_is_thought_to_go_beyond_one():
+    base, tuned, groups = np.zeros(10), np.ones(10), ["a", "b"] * 5
+    tuned[1::2] = 0.4
+    assert compare_paired(base, tuned, groups=groups).ci95 == (-1.0, 1.0)
 
 
 def test_shuffled_labels_are_rarely_called_a_difference():
@@ -62,7 +85,8 @@ def test_shuffled_labels_are_rarely_called_a_difference():
 
 
 def test_macro_f1_of_equal_models_is_rarely_called_a_difference():
-    found = [corpus_compare(macro_f1_pair(*answers(s)), 120, seed=s, resamples=QUICK) for s in SEEDS]
+    moved = [True] * 120
+    found = [corpus_compare(macro_f1_pair(*answers(s)), moved, seed=s, resamples=QUICK) for s in SEEDS]
     assert sum(c.p_value < 0.05 for c in found) <= 3
 
 
@@ -89,7 +113,7 @@ def test_macro_f1_by_group_keeps_the_level_too():
         other = np.where(gold == "a", "b", "a")
         sides = [np.where(right == 1, gold, other).tolist() for right in (base, tuned)]
         pair = macro_f1_pair(gold.tolist(), *sides)
-        hits += corpus_compare(pair, 200, groups=groups, seed=seed, resamples=QUICK).p_value < 0.05
+        hits += corpus_compare(pair, list(base != tuned), groups=groups, seed=seed, resamples=QUICK).p_value < 0.05
     assert hits <= 3
 
 
@@ -270,7 +294,7 @@ def test_rows_that_a_difference_would_take_are_told_by_the_quantiles_that_so_man
 def test_fewer_than_six_groups_decide_nothing_by_macro_f1_either(count: int):
     gold = ["a", "b"] * 50
     groups = [str(i % count) for i in range(100)]
-    found = corpus_compare(macro_f1_pair(gold, ["b", "a"] * 50, gold), 100, groups=groups, resamples=QUICK)
+    found = corpus_compare(macro_f1_pair(gold, ["b", "a"] * 50, gold), [True] * 100, groups=groups, resamples=QUICK)
     assert (found.delta, found.verdict) == (1.0, "inconclusive")
 
 

@@ -116,6 +116,17 @@ def test_a_rule_can_look_into_a_column_of_the_row():
     assert rule_rates(texts, rules, rows) == {"no_name": 0.6}
 
 
+def test_rules_know_scripts_without_spaces_and_accents_that_are_written_apart():
+    (named,), (short,) = rules_of({"no_name": {"not_column": "id"}}), rules_of({"short": {"max_words": 4}})
+    assert not named.holds("手机小米很好", {"id": "小米"})
+    assert not named.holds("I met Zo\u00e9 today", {"id": "Zoe\u0301"})
+    assert [short.holds(text) for text in ("手机很好", "手机小米很好", "a state-of-the-art thing here")] == [
+        True,
+        False,
+        True,
+    ]
+
+
 def test_a_rule_about_a_column_needs_its_name():
     with pytest.raises(RecipeError, match="style.x.not_column: found 3; give the name of a column"):
         rules_of({"x": {"not_column": 3}})

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.report.figures import clean, figure, p_value, signed, size
+from tunesmith.decision.table import price
+from tunesmith.report.figures import clean, figure, p_value, share, signed, size
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,19 @@ def test_a_score_has_three_places_and_a_large_one_fewer(value: float | None, tex
 )
 def test_a_difference_that_rounds_to_nothing_has_no_sign(value: float, text: str):
     assert signed(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.0, "100"), (0.9996, "99.96"), (0.99999999, "99.999"), (0.9994, "99.9"), (0.0002, "0.02"), (0.0, "0.0")],
+)
+def test_nearly_all_is_not_all_and_a_small_part_not_none(value: float, text: str):
+    assert share(value) == f"{text}\N{NO-BREAK SPACE}%"
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.00123, "0.0012"), (3.456, "3.5"), (123.4, "123"), (12345.6, "12,346")])
+def test_a_price_is_a_plain_number(value: float, text: str):
+    assert price(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.0004, "p < 0.001"), (0.0312, "p = 0.031"), (1.0, "p = 1.000")])

@@ -13,7 +13,7 @@ from tunesmith.cli.progress import listening
 from tunesmith.cli.signals import Interruption, caught
 from tunesmith.cli.terminal import emit, hush, log, show, show_table
 from tunesmith.data.files import write_whole
-from tunesmith.report.figures import bounds, duration, figure, p_value, price, share, signed
+from tunesmith.report.figures import bounds, duration, figure, p_value, share, signed
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -132,6 +132,8 @@ def _show_beside(found: Comparison, ranked: Sequence[ArmPage]) -> None:
     """What the arms cost, and how well chunks are found."""
     for arm in ranked:
         if arm.cost.price_per_1000 is not None and arm.cost.price_to_build is not None:
+            from tunesmith.decision.table import price
+
             build, answers = map(price, (arm.cost.price_to_build, arm.cost.price_per_1000))
             show(f"price of {arm.name}: {build} to build, {answers} for 1,000 answers")
     for one in found.retrieval:

@@ -129,16 +129,10 @@ def _show(run: Run) -> None:
 
 def show_next(run: Run) -> None:
     """Commands that use the run."""
-    from tunesmith.report.snippets import mask_of
+    from tunesmith.report.snippets import ask_line
 
     folder = shlex.quote(str(run.folder))
     show("next:")
-    if run.report.objective == "reward":
-        show(f"  tunesmith evaluate {folder} --data PAIRS")
-        return
-    fills = run.report.objective == "domain" and run.report.family == "encoder"
-    mask = f" {mask_of(run.folder)}" if fills else ""
-    task = f" --task {run.report.tasks[0].name}" if run.report.objective == "multitask" else ""
-    show(f'  tunesmith ask {folder} "...{mask}"{task}')
-    if run.report.family == "decoder" and run.report.objective not in ("classify", "multitask"):
+    show(f"  {ask_line(run.report, run.folder, place=folder, text='...')}")
+    if run.report.family == "decoder" and run.report.objective not in ("classify", "multitask", "reward"):
         show(f"  tunesmith chat {folder}")

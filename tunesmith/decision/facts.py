@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from rapidfuzz import fuzz, process
 
 from tunesmith.data.collect.document import Block, Document, plain
+from tunesmith.data.words import unspaced
 from tunesmith.decision.chunks import SourceDocument
 from tunesmith.decision.recall import Origin
 
@@ -98,5 +99,6 @@ def _changed(page: SourceDocument, evidence: str, old: str, new: str) -> SourceD
 
 
 def _whole(text: str) -> str:
-    """A pattern for a text that is not a part of a longer word or figure."""
-    return rf"(?<![\w,.]){re.escape(text)}(?!\w|[,.]\d)"
+    """A pattern for a text that is not a part of a longer word or figure; scripts without spaces part no words."""
+    before = "" if unspaced(text[:1]) else r"(?<![\w,.])"
+    return before + re.escape(text) + ("" if unspaced(text[-1:]) else r"(?!\w|[,.]\d)")

@@ -59,6 +59,11 @@ def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = 
     return [*before, Message(last.role, filled)]
 
 
+def shown_in(asked: Sequence[Message], hits: Sequence[Hit]) -> list[Hit]:
+    """Those of the hits that stand above the question: what did not fit was left out, the worst first."""
+    return [hit for hit in hits if hit.chunk.text in asked[-1].content]
+
+
 def cited(answer: str, hits: Sequence[Hit]) -> str:
     """The id of the shown chunk that holds the most of the answer's words; empty where none holds half of them."""
     words = set(plain(answer).split())

@@ -80,12 +80,17 @@ def _latency(arm: ArmPage) -> str:
     return "; ".join([*alone, *tokens, f"{found.answers_per_second:.1f}/s"])
 
 
+def price(value: float | None) -> str:
+    """What something costs, however little."""
+    return "–" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def _update(arm: ArmPage) -> str:
     known = arm.update
     if known is None:
         return NOT_MEASURED
-    price = "" if known.price is None else f", {known.price:.2g} to pay"
-    until = "" if known.seconds is None else f"{known.seconds:.1f} s{price}: "
+    paid = "" if known.price is None else f", {price(known.price)} to pay"
+    until = "" if known.seconds is None else f"{known.seconds:.1f} s{paid}: "
     return f"now {100 * known.new:.0f} %, as before {100 * known.old:.0f} %; {until}{known.how}"
 
 

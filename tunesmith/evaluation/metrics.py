@@ -27,6 +27,9 @@ Item = TypeVar("Item", bound=Hashable)
 RowStatistic = Callable[[NDArray[np.intp]], tuple[float, float]]
 
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
+# Marks that make a number another one, and those that do not.
+_OF_NUMBERS = re.compile(r"(?<=\d)[.,](?=\d)|(?<!\w)-(?=\d)")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 
 
@@ -34,13 +37,6 @@ def accuracy(gold: Sequence[str], given: Sequence[str]) -> Floats:
     """[N]: 1 where the given label is the gold one, letter for letter."""
     _same_length(gold, given)
     return np.array([float(g == h) for g, h in zip(gold, given, strict=True)])
-
-
-def confusion(gold: Sequence[str], given: Sequence[str]) -> tuple[list[str], Ints]:
-    """The labels of either side in order, and how often gold (down) was answered with given (across)."""
-    _same_length(gold, given)
-    labels = sorted({*gold, *given})
-    return labels, _matrix(_codes(gold, labels), _codes(given, labels), len(labels))
 
 
 def macro_f1(gold: Sequence[str], given: Sequence[str]) -> float:
@@ -58,13 +54,11 @@ def macro_f1_pair(gold: Sequence[str], base: Sequence[str], tuned: Sequence[str]
     _same_length(gold, base)
     _same_length(gold, tuned)
     labels = sorted(set(gold))
-    outside = len(labels)  # all other answers count as one: so many may differ that a table of them has no room
     truth, first, second = (_codes(side, labels) for side in (gold, base, tuned))
 
     def statistic(rows: NDArray[np.intp]) -> tuple[float, float]:
         here = truth[rows]
-        before, after = (_matrix(here, side[rows], outside + 1) for side in (first, second))
-        return _macro_f1_of(before), _macro_f1_of(after)
+        return _macro_f1_of(here, first[rows], len(labels)), _macro_f1_of(here, second[rows], len(labels))
 
     return statistic
 
@@ -78,7 +72,7 @@ def multilabel_f1(gold: Sequence[Sequence[str]], given: Sequence[Sequence[str]])
 def exact_match(gold: Sequence[str], given: Sequence[str]) -> Floats:
     """[N]: 1 where the answers agree after SQuAD's normalising (case, punctuation, English articles, spaces).
 
-    As in SQuAD, "-5" equals "5" and "C++" equals "c"; compare labels with `accuracy` instead.
+    Other than in SQuAD, 3.5 is not 35 and -5 is not 5. As there, "C++" equals "c"; compare labels with `accuracy`.
     """
     _same_length(gold, given)
     return np.array([float(_normal(g) == _normal(h)) for g, h in zip(gold, given, strict=True)])
@@ -165,18 +159,15 @@ def _same_length(gold: Sequence[object], given: Sequence[object]) -> None:
 
 
 def _codes(side: Sequence[str], labels: list[str]) -> Ints:
+    """[N]: the number of each label; all answers outside of them have one number, the last."""
     number = {label: k for k, label in enumerate(labels)}
     return np.array([number.get(label, len(labels)) for label in side], dtype=np.int64)
 
 
-def _matrix(gold: Ints, given: Ints, size: int) -> Ints:
-    """[N] and [N] -> [K, K] counts."""
-    return np.bincount(gold * size + given, minlength=size * size).reshape(size, size).astype(np.int64)
-
-
-def _macro_f1_of(matrix: Ints) -> float:
-    support = matrix.sum(axis=1)
-    f1 = 2 * np.diag(matrix) / np.maximum(1, support + matrix.sum(axis=0))
+def _macro_f1_of(gold: Ints, given: Ints, labels: int) -> float:
+    support, used = np.bincount(gold, minlength=labels), np.bincount(given, minlength=labels)[:labels]
+    hits = np.bincount(gold[gold == given], minlength=labels)
+    f1 = 2 * hits / np.maximum(1, support + used)
     return float(f1[support > 0].mean())
 
 
@@ -186,8 +177,9 @@ def _set_f1(gold: set[str], given: set[str]) -> float:
 
 
 def _normal(text: str) -> str:
-    folded = spaced(text).casefold().strip()
-    kept = "".join(mark for mark in folded if not _is_punctuation(mark))
+    folded = _THOUSANDS.sub("", spaced(text).casefold().strip().replace("\N{MINUS SIGN}", "-"))
+    figures = {found.start() for found in _OF_NUMBERS.finditer(folded)}
+    kept = "".join(mark for place, mark in enumerate(folded) if place in figures or not _is_punctuation(mark))
     # An answer such as "+" or "the" would vanish, and any two vanished answers would agree.
     return " ".join(_ARTICLE.sub(" ", kept).split()) or folded
 

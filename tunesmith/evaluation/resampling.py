@@ -139,6 +139,20 @@ def percentiles(drawn: Floats, clusters: int) -> tuple[float, float]:
     return low, high
 
 
+def difference_bounds(drawn: Floats, clusters: int, scale: float, *, most: float) -> tuple[float, float]:
+    """The interval of a difference that was drawn, no wider than `most`, which differences can be.
+
+    Where none was ever drawn, it would claim certainty: it is as wide as that of a share of 0.
+    """
+    if clusters < 2:
+        return -scale, scale
+    if not drawn.any():
+        reach = scale * wilson(0.0, clusters)[1]
+        return -reach, reach
+    low, high = percentiles(drawn, clusters)
+    return max(-most, low), min(most, high)
+
+
 def bootstrap_p(drawn: Floats, clusters: int) -> float:
     """The level at which the interval of `percentiles` would just reach 0; of few clusters no less than an exact
     test of them all gone one way has."""

@@ -20,6 +20,7 @@ from tunesmith.evaluation.resampling import (
     FEWEST,
     Clusters,
     bootstrap_p,
+    difference_bounds,
     mcnemar,
     percentiles,
     sign_flip,
@@ -47,7 +48,7 @@ class PairedComparison:
     """Base against tuned on the same rows, and what may be said about it.
 
     `verdict`: "better" or "worse" (p < 0.05); "no effect" (these rows would have shown a difference of 2 % of
-    the scale, or both models score alike in every row); "inconclusive" (too few rows to tell; about
+    the scale); "inconclusive" (too few rows to tell; about
     `rows_needed` would do). `smallest_detectable` is the difference that such rows show in 80 % of tries.
     Higher is taken for better: negate losses before comparing them.
     """
@@ -105,13 +106,13 @@ def compare_paired(
     both, change = np.concatenate([before, after]), clusters.sums(after - before)
     binary = _is_binary(both)
     exact = binary and not clusters.grouped
-    scale = 1.0 if binary else float(np.ptp(both))
-    drawn = clusters.drawn_means(after - before, rng, resamples)
+    scale = 1.0 if binary else float(np.ptp(both)) or 1.0
+    most = 1.0 if both.min() >= 0 and both.max() <= 1 else math.inf
     found = PairedComparison(
         base=float(before.mean()),
         tuned=float(after.mean()),
         delta=float((after - before).mean()),
-        ci95=percentiles(drawn, clusters.count) if clusters.count > 1 else (-scale, scale),
+        ci95=difference_bounds(clusters.drawn_means(after - before, rng, resamples), clusters.count, scale, most=most),
         p_value=mcnemar(change) if exact else sign_flip(change, rng, resamples),
         n=len(before),
         clusters=clusters.count,
@@ -122,12 +123,12 @@ def compare_paired(
     # The deviation of the sum where signs are flipped at random; what all rows have of a sure effect is no noise.
     noise = clusters.sums(after - before - found.delta) if found.p_value < ALPHA else change
     deviation = math.sqrt(float(noise @ noise)) / len(before)
-    return judged(found, deviation, scale=scale, fewest_rows=FEWEST if binary else 0)
+    return judged(found, deviation, scale=scale, fewest_rows=FEWEST if binary or not change.any() else 0)
 
 
 def corpus_compare(
     statistic: RowStatistic,
-    n: int,
+    moved: Sequence[bool],
     *,
     groups: Sequence[str] | None = None,
     seed: int = 0,
@@ -135,31 +136,33 @@ def corpus_compare(
 ) -> PairedComparison:
     """A score of the whole set (macro-F1) of tuned against base, by paired bootstrap over clusters.
 
-    `statistic` gets row numbers, drawn with repeats, and answers (base, tuned) on those rows. p comes from
-    the share of resamples beyond 0, widened as the interval is, so both say the same of 0. The scale
-    is 1 if every score seen is at most 1, else 100.
+    `statistic` gets row numbers, drawn with repeats, and answers (base, tuned) on those rows; `moved` [N] says in
+    which the two differ. p comes from the share of resamples beyond 0, widened as the interval is, and is no less than
+    an exact test of the clusters that moved can be, had all gone one way. The scale is 1 if every score seen is at
+    most 1, else 100.
     """
+    n = len(moved)
     if not n:
         raise DataError("scores: there are no rows to compare; give the test set at least one row")
     clusters = Clusters.of(n, groups)
     base, tuned = statistic(np.arange(n))
     draws = clusters.drawn_rows(np.random.default_rng(seed), resamples)
     pairs = np.array([statistic(rows) for rows in draws])  # [R, 2]
-    drawn, lone = pairs[:, 1] - pairs[:, 0], clusters.count == 1
+    drawn, changed = pairs[:, 1] - pairs[:, 0], int((clusters.sums(np.asarray(moved, dtype=np.float64)) > 0).sum())
     scale = 1.0 if max(abs(base), abs(tuned), float(np.abs(pairs).max())) <= 1 else 100.0
     found = PairedComparison(
         base=base,
         tuned=tuned,
         delta=tuned - base,
-        ci95=(-scale, scale) if lone else percentiles(drawn, clusters.count),
-        p_value=1.0 if lone else bootstrap_p(drawn, clusters.count),
+        ci95=difference_bounds(drawn, clusters.count, scale, most=scale),
+        p_value=1.0 if changed < 2 else max(bootstrap_p(drawn, clusters.count), 2.0 / 2**changed),
         n=n,
         clusters=clusters.count,
         test="paired bootstrap" + " by group" * clusters.grouped,
         smallest_detectable=scale,
         verdict="no effect",
     )
-    return judged(found, float(drawn.std()), scale=scale)
+    return judged(found, float(drawn.std()), scale=scale, fewest_rows=FEWEST)
 
 
 def around(score: float, drawn: Floats) -> Floats:
@@ -194,7 +197,8 @@ def compare_macro_f1(
     seed: int = 0,
 ) -> PairedComparison:
     """Macro-F1 of tuned against base, by `corpus_compare`."""
-    return corpus_compare(macro_f1_pair(gold, base, tuned), len(gold), groups=groups, seed=seed)
+    moved = [before != after for before, after in zip(base, tuned, strict=True)]
+    return corpus_compare(macro_f1_pair(gold, base, tuned), moved, groups=groups, seed=seed)
 
 
 def interval(
@@ -275,7 +279,7 @@ def judged(found: PairedComparison, deviation: float, *, scale: float, fewest_ro
     if found.p_value < ALPHA:
         return replace(found, smallest_detectable=smallest, verdict="better" if found.delta > 0 else "worse")
     low, high = found.ci95
-    sure = (deviation == 0 and found.delta == 0) or smallest <= small
+    sure = smallest <= small
     rows = 0.0 if sure else max(fewest_rows / SMALL_SHARE, found.n * _times(found.clusters, deviation / small))
     return replace(
         found,

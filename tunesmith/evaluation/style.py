@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunesmith.data.words import words_of
+from tunesmith.data.words import spaced, words_of
 from tunesmith.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class StyleRule:
 
 def _names(column: str, text: str, row: Mapping[str, object]) -> bool:
     """Whether the text has what the row says in this column, as words of their own; case does not matter."""
-    said = str(row.get(column) or "").strip()
-    return bool(said) and re.search(rf"(?<!\w){re.escape(said)}(?!\w)", text, re.IGNORECASE) is not None
+    said, told = (" ".join(spaced(one).split()) for one in (str(row.get(column) or ""), text))
+    return bool(said) and re.search(rf"(?<!\w){re.escape(said)}(?!\w)", told, re.IGNORECASE) is not None
 
 
 # Patterns are searched for anywhere and mind case, as Python's do; "(?i)" in front makes them blind to it.
@@ -68,7 +68,7 @@ RULE_KINDS: dict[str, Callable[[StyleRule, str, Mapping[str, object]], bool]] = 
     "match": lambda rule, text, row: re.search(rule.pattern, text) is not None,
     "not_match": lambda rule, text, row: re.search(rule.pattern, text) is None,
     "max_chars": lambda rule, text, row: len(text) <= rule.limit,
-    "max_words": lambda rule, text, row: len(text.split()) <= rule.limit,
+    "max_words": lambda rule, text, row: len(spaced(text).split()) <= rule.limit,
     "not_column": lambda rule, text, row: not _names(rule.column, text, row),
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.data.words import spaced
 from tunesmith.evaluation.resampling import Clusters, mcnemar, percentiles, sign_flip
 from tunesmith.evaluation.significance import interval
 
@@ -89,4 +90,4 @@ def _at_equal_length(won: Floats, help_of_length: Floats) -> float:
 
 
 def _words(texts: Sequence[str]) -> float:
-    return sum(len(text.split()) for text in texts) / max(1, len(texts))
+    return sum(len(spaced(text).split()) for text in texts) / max(1, len(texts))

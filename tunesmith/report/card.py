@@ -192,7 +192,7 @@ def _data(facts: RunFacts) -> str:
 
 
 def _use(facts: RunFacts) -> str:
-    ask = "tunesmith evaluate . --data PAIRS" if facts.report.objective == "reward" else ask_line(facts)
+    ask = ask_line(facts.report, facts.folder)
     parts = ["## Use", "In the folder of this card:", fence(ask, "sh"), fence("\n".join(python_lines(facts)), "python")]
     lines = transformers_lines(facts, base=hub_id(facts.report.model) or "PATH/TO/THE/BASE")
     if lines:

@@ -67,15 +67,12 @@ def share(value: float | None) -> str:
     """A fraction in percent."""
     if value is None or not math.isfinite(value):
         return NONE
-    percent = f"{100 * value:.1f}" if abs(value) < 0.9995 else f"{100 * value:.0f}"
+    percent = f"{100 * value:.1f}" if abs(value) != 1 else f"{100 * value:.0f}"
+    if 0.9995 <= abs(value) < 1:  # nearly all is not all
+        percent = f"{math.copysign(min(99.999, 100 * abs(value)), value):.3f}".rstrip("0")
     if value and abs(value) < 0.0005:  # a small part is not none
         percent = f"{100 * value:.2g}"
     return f"{percent.replace('-', MINUS)}\N{NO-BREAK SPACE}%"
-
-
-def price(value: float | None) -> str:
-    """What something costs, however little."""
-    return NONE if value is None else f"{value:.2g}"
 
 
 def count(value: float) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tunesmith.data.files import write_whole
+from tunesmith.decision.table import price
 from tunesmith.evaluation.resampling import ALPHA
 from tunesmith.report import figures, plots
 from tunesmith.report.card import COMMAND, card
@@ -84,7 +85,7 @@ def environment() -> Environment:
         "p": figures.p_value,
         "share": figures.share,
         "count": figures.count,
-        "price": figures.price,
+        "price": price,
         "size": figures.size,
         "duration": figures.duration,
         "metric": figures.metric_name,

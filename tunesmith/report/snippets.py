@@ -6,36 +6,38 @@ import json
 from pathlib import Path
 
 from tunesmith.objectives import Classify, Domain, Multitask, Reward
+from tunesmith.recipe import AnyObjective
 from tunesmith.report.facts import RunFacts
 from tunesmith.report.figures import clean
+from tunesmith.report.schema import Report
 
 TEXT, MASK = "your text", "[MASK]"
 
 
-def ask_line(facts: RunFacts) -> str:
-    """The command that asks the model, of several tasks as the first."""
-    objective = facts.recipe.objective
-    if isinstance(objective, Multitask):
-        return f"tunesmith ask . '{TEXT}' --task {next(iter(objective.tasks))}"
-    fills = isinstance(objective, Domain) and facts.report.family == "encoder"
-    return f"tunesmith ask . '{TEXT} {mask_of(facts.folder)}'" if fills else f"tunesmith ask . '{TEXT}'"
+def ask_line(report: Report, folder: Path, *, place: str = ".", text: str = TEXT) -> str:
+    """The command that asks the model in `place`, of several tasks the first that answers; a reward scores pairs."""
+    many = report.together
+    tasks = [(part.name, part.objective) for part in many.parts] if many else [("", report.objective)]
+    name, objective = next((one for one in tasks if one[1] != "reward"), tasks[0])
+    task = f" --task {name}" if name else ""
+    if objective == "reward":
+        return f"tunesmith evaluate {place} --data PAIRS{task}"
+    mask = f" {mask_of(folder)}" if objective == "domain" and report.family == "encoder" else ""
+    return f'tunesmith ask {place} "{text}{mask}"{task}'
 
 
 def python_lines(facts: RunFacts) -> list[str]:
     """The tuned model through Tunesmith."""
     loaded = ["import tunesmith", "", 'model = tunesmith.load(".")']
-    if isinstance(facts.recipe.objective, Multitask):
-        return [*loaded, *_asked_by_task(facts.recipe.objective)]
-    if isinstance(facts.recipe.objective, Classify):
+    objective = facts.recipe.objective
+    if isinstance(objective, Classify):
         return [*loaded, f'found = model.classify(["{TEXT}"])[0]', "print(found.label, found.probabilities)"]
-    if isinstance(facts.recipe.objective, Domain) and facts.report.family == "encoder":
+    if isinstance(objective, Multitask):
         return [
             *loaded,
-            f'print(model.fill(["{TEXT} {mask_of(facts.folder)}"])[0])  # the likeliest words at the mask token',
+            *(_used(facts, part.objective, f'model.at("{name}")') for name, part in objective.tasks.items()),
         ]
-    if isinstance(facts.recipe.objective, Reward):
-        return [*loaded, f'print(model.reward("{TEXT}", "an answer to it"))']
-    return [*loaded, f'print(model.generate(["{TEXT}"])[0])']
+    return [*loaded, _used(facts, objective, "model")]
 
 
 def mask_of(run: Path) -> str:
@@ -45,12 +47,15 @@ def mask_of(run: Path) -> str:
     return str(written.get("content", MASK) if isinstance(written, dict) else written or MASK)
 
 
-def _asked_by_task(objective: Multitask) -> list[str]:
-    """A line for each task."""
-    verbs = {
-        name: "classify" if isinstance(p.objective, Classify) else "generate" for name, p in objective.tasks.items()
-    }
-    return [f'print(model.{verb}(["{TEXT}"], task="{name}")[0])' for name, verb in verbs.items()]
+def _used(facts: RunFacts, objective: AnyObjective, model: str) -> str:
+    """The line that uses a model for what it was tuned to."""
+    if isinstance(objective, Classify):
+        return f'print({model}.classify(["{TEXT}"])[0])'
+    if isinstance(objective, Domain) and facts.report.family == "encoder":
+        return f'print({model}.fill(["{TEXT} {mask_of(facts.folder)}"])[0])  # the likeliest words at the mask token'
+    if isinstance(objective, Reward):
+        return f'print({model}.reward("{TEXT}", "an answer to it"))'
+    return f'print({model}.generate(["{TEXT}"])[0])'
 
 
 def transformers_lines(facts: RunFacts, *, base: str) -> list[str]:

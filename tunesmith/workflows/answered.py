@@ -11,7 +11,7 @@ from functools import partial
 
 from tunesmith.data.examples import Example, Message
 from tunesmith.data.files import read_page, write_whole
-from tunesmith.decision.prompts import cited
+from tunesmith.decision.prompts import cited, shown_in
 from tunesmith.workflows.asking import BatchAnswers, say
 from tunesmith.workflows.contest import ArmAnswers, Contest
 from tunesmith.workflows.lessons import Lesson, raft_run, taught_run, tuned_run
@@ -43,8 +43,6 @@ def answered(contest: Contest, name: str) -> ArmAnswers:
     way = way_of(contest, name, contest.tuned(run.folder) if run else None)
     found = _prompted(contest, name, way) if isinstance(way, Prompted) else _labelled(contest, name, way)
     found = found.model_copy(update=way.known)
-    if found.shown:
-        found = _with_cites(contest, found)
     return contest.keep(run.built(found) if run else found)
 
 
@@ -55,10 +53,12 @@ def _prompted(contest: Contest, name: str, way: Prompted) -> ArmAnswers:
     batch = way.ask(contest.test)
     finding = time.perf_counter() - began
     said = _in_portions(contest, name, way, batch)
+    cites, fewer = _cites(contest, way, batch, said.given)
     return ArmAnswers(
         name=name,
-        detail=way.detail,
+        detail=way.detail + (f"; fewer fitted above {fewer} of {len(batch)} questions" if fewer else ""),
         given=said.given,
+        cites=cites,
         finished=said.finished,
         seconds=finding + said.seconds,
         latencies=_alone(contest, lambda row: say(way.model, way.ask([row]), contest.objective)),
@@ -108,8 +108,14 @@ def _labelled(contest: Contest, name: str, way: LabellingArm) -> ArmAnswers:
     return ArmAnswers(name=name, detail=way.detail, given=given, seconds=seconds, latencies=latencies)
 
 
-def _with_cites(contest: Contest, found: ArmAnswers) -> ArmAnswers:
-    """The same with the chunk that each answer rests on."""
-    hits = contest.retrieval().hits(contest.test)
-    cites = [cited(given, hit[: found.shown]) for given, hit in zip(found.given, hits, strict=True)]
-    return found.model_copy(update={"cites": cites})
+def _cites(
+    contest: Contest, way: Prompted, batch: Sequence[list[Message]], given: Sequence[str]
+) -> tuple[list[str], int]:
+    """The chunk that each answer rests on, of those that were shown, and above how many questions not all fitted."""
+    most = int(way.known.get("shown", 0))
+    if not most:
+        return [], 0
+    found = [hits[:most] for hits in contest.retrieval().hits(contest.test)]
+    seen = [shown_in(asked, hits) for asked, hits in zip(batch, found, strict=True)]
+    fewer = sum(len(some) < len(all_) for some, all_ in zip(seen, found, strict=True))
+    return [cited(answer, hits) for answer, hits in zip(given, seen, strict=True)], fewer

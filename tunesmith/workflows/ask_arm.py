@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.data.examples import Chat, Example, Labelled, Message
 from tunesmith.data.files import read_page
 from tunesmith.decision.page import Comparison
-from tunesmith.decision.prompts import cited
+from tunesmith.decision.prompts import cited, shown_in
 from tunesmith.errors import RecipeError
 from tunesmith.inference.local import LocalModel
 from tunesmith.objectives import Classify, Instruct
@@ -63,9 +63,10 @@ def ask_arm(folder: Path, question: ArmQuestion, *, watch: Watch, offline: bool 
     row = _row(contest.objective, question.text)
     if isinstance(way, LabellingArm):
         return ArmReply(arm=name, answer=way.label([row])[0])
-    said = say(way.model, way.ask([row]), contest.objective)
+    batch = way.ask([row])
+    said = say(way.model, batch, contest.objective)
     count = int(way.known.get("shown", 0))
-    hits = contest.retrieval().hits([row])[0][:count] if count else []
+    hits = shown_in(batch[0], contest.retrieval().hits([row])[0][:count]) if count else []
     return ArmReply(
         arm=name,
         answer=said.given[0],

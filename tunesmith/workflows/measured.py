@@ -19,7 +19,7 @@ from tunesmith.evaluation.resampling import FEWEST, Clusters, groups_of
 from tunesmith.evaluation.significance import holm
 from tunesmith.evaluation.tasks import BESIDE, SCALES, TaskScore, redrawn, score, task_score, value
 from tunesmith.objectives import Instruct
-from tunesmith.report.figures import signed
+from tunesmith.report.figures import several, signed
 from tunesmith.report.schema import Retention, read_report
 from tunesmith.workflows.answers import gold
 from tunesmith.workflows.arms import told_where
@@ -236,13 +236,14 @@ def _findings(arms: Sequence[ArmPage], looked: Sequence[Recall]) -> list[str]:
     """What the reader should have beside the verdict: where retrieval or reading fails."""
     by_name = {arm.name: arm for arm in arms}
     found = [
-        f"retrieval ({one.search}) has a right chunk among the first 5 for {100 * one.recall[5]:.1f} % of rows"
+        f"retrieval ({one.search}) has a right chunk among the first 5 for {100 * one.recall[5]:.1f} % of the "
+        f"{several(one.n, 'row')} whose chunk is known"
         for one in looked
     ]
     rag, oracle = by_name.get("rag"), by_name.get("oracle-context")
-    if rag and oracle:
-        read = f"with the right chunk in hand the untuned model scores {oracle.task.score:.3f}"
-        found.append(f"{read}, with what was found {rag.task.score:.3f}")
+    if rag and oracle and rag.domain is not None and oracle.domain is not None:
+        read = f"with the right chunk in hand the untuned model scores {oracle.domain:.3f} on these"
+        found.append(f"{read}, with what was found {rag.domain:.3f}")
     raft, later = by_name.get("raft"), by_name.get("tuned+rag")
     if raft and later and raft.task.score < later.task.score:
         found.append(

@@ -231,7 +231,7 @@ class Judging:
         groups, statistic = groups_of(self._examples), self._auc(base, tuned)
         if statistic is None:
             return compare_paired(base, tuned, groups=groups)
-        return corpus_compare(statistic, len(base), groups=groups)
+        return corpus_compare(statistic, list(base != tuned), groups=groups)
 
     def _auc(self, base: Floats, tuned: Floats) -> RowStatistic | None:
         """How often a good answer is ahead of a bad one, by both; None for pairs."""
