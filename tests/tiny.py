@@ -94,6 +94,21 @@ def tiny_encoder(folder: Path, kind: str = "bert") -> Path:
     return _save(folder, ENCODERS[kind](), _bert_tokenizer(), "AutoModel")
 
 
+def odd_ends(folder: Path, odd: str) -> Path:
+    """The folder of a random Llama whose own end of a text is none of a turn; `odd` is one of the ways below."""
+    special, chat, begin = CHATML_TOKENS, CHATML, None
+    if odd == "ends by a name of its own":
+        special = ("<|endoftext|>", "<|turn|>", "<|done|>")
+        chat = chat.replace("<|im_start|>", "<|turn|>").replace("<|im_end|>", "<|done|>")
+    if odd == "begins unsaid":  # the tokenizer puts it before every text, the template does not
+        special, begin = (*special, "<|bos|>"), "<|bos|>"
+    made = tokenizer(special, chat=chat, eos_token="<|endoftext|>", pad_token="<|endoftext|>", bos_token=begin)
+    if begin:
+        frame(made.backend_tokenizer, f"{begin} $A", f"{begin} $A {begin}:1 $B:1")
+    ids = {"eos_token_id": 0, "bos_token_id": 3 if begin else None, "pad_token_id": 0}
+    return _save(folder, transformers.LlamaConfig(**_sizes(tie_word_embeddings=True, **ids)), made)
+
+
 def tokenizer(special: tuple[str, ...], *, chat: str = "", **roles: Any) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer of `WORDS` pieces with these special tokens first."""
     inner = Tokenizer(models.BPE())

@@ -15,7 +15,7 @@ from tunesmith.inference import local
 from tunesmith.inference.local import Classified, LocalModel
 from tunesmith.model.generate import option_scores
 from tunesmith.model.sampling import Sampling
-from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives import Classify, Domain, Instruct
 
 TEXTS = ("This phone is good", "hi", "This battery is bad and I do not like it. " * 3, "so")
 
@@ -196,6 +196,11 @@ def test_label_rows_are_asked_as_they_were_taught():
 def test_of_no_texts_there_are_no_states(kind: str):
     made = model(kind, LINEAR)
     assert made.embed([]).shape == (0, made.embed(["hi"]).shape[1])
+
+
+def test_an_empty_text_has_no_states_where_its_tokenizer_puts_nothing_around_it():
+    with pytest.raises(RecipeError, match="embed: text 2 is empty; leave it out"):
+        model("gpt2", Domain()).embed(["hi", ""])
 
 
 def test_a_prompt_leaves_positions_for_its_answer():

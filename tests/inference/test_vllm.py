@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from tests.served import HEAD, LABELS, save_run, served_outside
 from tunesmith.data.examples import Message
 from tunesmith.errors import ModelError
 from tunesmith.inference.answering import Limits
-from tunesmith.inference.folder import load
+from tunesmith.inference.folder import ABOUT, find_model, load
 from tunesmith.inference.vllm import Vllm
 from tunesmith.model.device import ChosenMachine
 from tunesmith.model.quiet import quiet
@@ -224,6 +225,16 @@ def test_what_vllm_has_no_way_to_answer_with_is_refused(
     save_run(tmp_path / "one", technique, kind=kind, **more)
     with pytest.raises(ModelError, match=f"one: .*{said}.*serve it with --engine torch"):
         Vllm({"one": tmp_path / "one"}, rows=2, offline=True)
+    assert stand_in == []
+
+
+def test_a_run_over_a_run_is_refused_before_vllm_is_started_on_an_adapter(tmp_path: Path, stand_in):
+    save_run(tmp_path / "one", Lora(rank=4))
+    save_run(tmp_path / "two", Lora(rank=4))
+    page = find_model(tmp_path / "two") / ABOUT
+    page.write_text(json.dumps(json.loads(page.read_text()) | {"base": str(tmp_path / "one")}))
+    with pytest.raises(ModelError, match="two: its base is a run, whose adapter vLLM would not merge"):
+        Vllm({"two": tmp_path / "two"}, rows=2, offline=True)
     assert stand_in == []
 
 

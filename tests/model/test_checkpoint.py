@@ -177,6 +177,7 @@ def test_a_folder_without_a_readable_manifest_is_refused(tmp_path: Path, text: s
 def test_tensors_come_back_as_they_were_also_when_they_share_memory(tmp_path: Path):
     whole = torch.arange(6.0).reshape(2, 3)
     tensors = {"whole": whole, "turned": whole.T, "step": torch.tensor(3.0), "half": whole[1].to(torch.bfloat16)}
+    tensors |= {"same": whole, "row": whole[1], "part": torch.arange(9.0)[3:5]}
     save_tensors(tensors, tmp_path / "x.safetensors")
     found = load_tensors(tmp_path / "x.safetensors")
     assert found.keys() == tensors.keys()

@@ -10,13 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests import tiny
 from tests.workflows.conftest import answers, recipe, reviews, tune
 from tests.workflows.test_domain import on_texts
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
 from tunesmith.inference import export as room
 from tunesmith.inference.folder import read_about
 from tunesmith.inference.llamacpp import LlamaCpp
+from tunesmith.report.facts import read_facts
+from tunesmith.report.predictions import read_predictions
 from tunesmith.report.schema import Export, read_report
+from tunesmith.report.snippets import transformers_lines
 from tunesmith.workflows.export import ExportRequest, export
 from tunesmith.workflows.parity import ProgramAgreement, faults
 
@@ -50,12 +54,26 @@ def test_the_other_program_answers_every_row_alike_and_the_report_says_so(decode
     assert found in read_report(decoder).exports
 
 
-@pytest.mark.parametrize("kind", ["merged", "gguf"])
+@pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])
 def test_a_model_that_could_think_is_asked_there_without_thoughts_too(tmp_path: Path, kind: str):
     parts = {"schedule": {"probe": False}, "objective": "instruct"}
     run = tune(recipe(tmp_path, answers(), "qwen3", **parts), tmp_path / "run").folder
     found = made(run, kind, tmp_path / "out")
     assert (found.same_prompts, found.same_answers) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("odd", ["ends elsewhere", "begins unsaid", "ends by a name of its own"])
+def test_other_programs_begin_and_end_where_an_odd_base_was_tuned_to(tmp_path: Path, odd: str):
+    base = tiny.odd_ends(tmp_path / "base", odd)
+    parts = {"schedule": {"probe": False, "epochs": 6}, "objective": "instruct", "model": str(base)}
+    run = tune(
+        recipe(tmp_path, [row | {"answer": "ok"} for row in answers()], "llama", **parts), tmp_path / "run"
+    ).folder
+    assert {row.tuned for row in read_predictions(run)} == {"ok"}  # it learned to end
+    for kind in ("merged", "adapter", "gguf"):
+        found = made(run, kind, tmp_path / kind)
+        assert (found.same_prompts, found.same_answers, found.faults) == (1.0, 1.0, ())
+    assert "eos_token_id=" in "".join(transformers_lines(read_facts(run), base="BASE")) or odd == "begins unsaid"
 
 
 @pytest.mark.parametrize("kind", ["merged", "gguf"])

@@ -22,10 +22,10 @@ def chat_source(tokenizer: PreTrainedTokenizerBase) -> str:
     source = tokenizer.chat_template
     if isinstance(source, dict):
         source = source.get("default")
-    if source:
-        return str(source)
+    source = str(source or PLAIN_TEMPLATE)
+    writes = "bos_token" in source or str(tokenizer.bos_token) in source
     # Other programs put nothing before what a template writes.
-    return PLAIN_TEMPLATE if leading_bos(tokenizer) is None else "{{ bos_token }}" + PLAIN_TEMPLATE
+    return source if writes or leading_bos(tokenizer) is None else "{{ bos_token }}" + source
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -52,10 +52,15 @@ def merged(folder: Path, about: About, *, offline: bool) -> LocalModel:
     if model.policy.adapter is not None:
         with quiet():
             model.policy.network = model.policy.adapter.merge_and_unload()
+    without_thoughts(model)
+    return model
+
+
+def without_thoughts(model: LocalModel) -> None:
+    """Let the tokenizer's chat template say to every program that thoughts are off."""
     source = model.template.source
     if model.template.chats and "enable_thinking" in source:
         model.template.tokenizer.chat_template = NO_THOUGHTS + source
-    return model
 
 
 def write_merged(model: LocalModel, folder: Path, out: Path, *, numbers: str = "f32") -> None:
@@ -81,6 +86,8 @@ def write_file(model: LocalModel, out: Path, *, numbers: str, name: str) -> None
     texts = isinstance(model.objective, Domain)
     if texts:  # it goes on with a text and knows no chats
         model.template.tokenizer.chat_template = None
+    else:
+        model.policy.network.generation_config.eos_token_id = sorted(model.template.stop_ids)
     write_gguf(model.policy.network, model.template.tokenizer, out / GGUF, kind=numbers, name=name)
     said = "" if isinstance(model.objective, Classify) else model.objective.instruction
     (out / "Modelfile").write_text(
@@ -100,4 +107,6 @@ def write_adapter(model: LocalModel, folder: Path, out: Path) -> None:
     for path in folder.iterdir():
         if path.name not in (ABOUT, MANIFEST):
             shutil.copy(path, out / path.name)
+    without_thoughts(model)
+    model.template.tokenizer.save_pretrained(out)
     write_adapter_gguf(model.policy.adapter, out / ADAPTER_GGUF)

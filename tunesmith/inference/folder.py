@@ -40,6 +40,8 @@ class About(BaseModel):
 def save_model(folder: Path, model: LocalModel, about: About) -> None:
     """Write the tuned numbers, head, tokenizer with chat template, and the page about them."""
     folder.mkdir(parents=True, exist_ok=True)
+    if about.family == "decoder":
+        _end_turns(model, folder, whole=about.technique.kind == "full")
     about.technique.save(model.policy, folder)
     if model.policy.head is not None:
         save_tensors(model.policy.head.state_dict(), folder / "head.safetensors")
@@ -47,6 +49,19 @@ def save_model(folder: Path, model: LocalModel, about: About) -> None:
         model.template.tokenizer.chat_template = model.template.source
     model.template.tokenizer.save_pretrained(folder)
     (folder / ABOUT).write_text(about.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _end_turns(model: LocalModel, folder: Path, *, whole: bool) -> None:
+    """Let other programs stop where turns end: a base model's own end is none. Over a base that says another,
+    the folder of an adapter says so."""
+    from transformers import GenerationConfig
+
+    settings, ends = model.policy.network.generation_config, sorted(model.template.stop_ids)
+    known = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    if whole:
+        settings.eos_token_id = ends
+    elif not {*ends} <= {*known}:
+        GenerationConfig(eos_token_id=ends).save_pretrained(folder)
 
 
 def read_about(folder: Path) -> About:

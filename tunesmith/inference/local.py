@@ -202,6 +202,8 @@ class LocalModel:
         if not texts:
             return torch.empty(0, self.policy.hidden)
         rows = [self.tokens(text) for text in texts]
+        if empty := [place for place, row in enumerate(rows) if not row.ids]:
+            raise RecipeError(f"embed: text {empty[0] + 1} is empty; leave it out")
         return self._in_order([self.policy.pooled(batch).float() for batch in self._batches(rows)], rows)
 
     @property

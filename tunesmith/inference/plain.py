@@ -19,16 +19,18 @@ class Plain:
     """A decoder that transformers opened by itself, under an adapter that PEFT opened by itself where one is named."""
 
     def __init__(self, folder: Path, *, adapter: Path | None = None, options: LoadOptions = AS_THEY_ARE) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
         with quiet():
             self._network: Any = _opened(AutoModelForCausalLM, folder, adapter, in_memory(options, "decoder"))
             self._tokenizer: Any = AutoTokenizer.from_pretrained(adapter or folder, local_files_only=True)
         self._network.eval()
         # The base's own generation_config stays in force under an adapter.
-        self._how = {} if adapter is None else {"repetition_penalty": 1.0}
+        self._how: dict[str, Any] = {} if adapter is None else {"repetition_penalty": 1.0}
         self._virtual = adapter is not None and self._network.active_peft_config.is_prompt_learning
-        ends = self._network.generation_config.eos_token_id
+        if adapter is not None and (adapter / "generation_config.json").exists():
+            self._how["eos_token_id"] = GenerationConfig.from_pretrained(adapter).eos_token_id
+        ends = self._how.get("eos_token_id", self._network.generation_config.eos_token_id)
         self._stops = ends if isinstance(ends, list) else [ends]
 
     def prompts(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:

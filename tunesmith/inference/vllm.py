@@ -22,6 +22,7 @@ from tunesmith.inference.outside import Known
 from tunesmith.inference.row import End, Piece
 from tunesmith.inference.shelf import ServedModel, Shelf
 from tunesmith.model.load import locate
+from tunesmith.model.run_base import begins_from, model_folder
 from tunesmith.techniques import Full, Lora, Prompt, PTuning
 
 MISSING = "vLLM is not installed: pip install vllm, on a machine that it supports; or leave --engine vllm out"
@@ -112,6 +113,8 @@ def refuse(name: str, folder: Path, about: About) -> None:
         raise ModelError(f"{name}: vLLM has no place for the numbers of {technique.kind}; {ELSE}")
     if (folder / HEAD).exists():
         raise ModelError(f"{name}: it answers through a head, which vLLM would not load; {ELSE}")
+    if begins_from(model_folder(Path(about.base)), where=about.base)[0]:
+        raise ModelError(f"{name}: its base is a run, whose adapter vLLM would not merge; {ELSE}")
 
 
 def engine_arguments(base: Path, words: Path, abouts: Sequence[About], *, rows: int) -> dict[str, Any]:

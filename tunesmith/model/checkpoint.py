@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -72,10 +73,14 @@ def verify_folder(folder: Path, *, only: str = "*") -> None:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to one safetensors file, with CPU memory of their own."""
+    """Write tensors to one safetensors file."""
     from safetensors.torch import save_file
 
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+    found = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    places = Counter(value.untyped_storage().data_ptr() for value in found.values())
+    # What shares its memory is refused by safetensors; a copy of all would take as much as the weights once more.
+    shared = [name for name, value in found.items() if places[value.untyped_storage().data_ptr()] > 1]
+    save_file(found | {name: found[name].clone() for name in shared}, path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

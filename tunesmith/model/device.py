@@ -16,7 +16,6 @@ from tunesmith.errors import RecipeError
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
 }
 # Rows, inner and outer width of a small model's widest layers, up and down.
 SHAPES = ((1024, 576, 1536), (1024, 1536, 576))
@@ -70,7 +69,7 @@ def choose_dtype(device: str, measured: Mapping[str, float]) -> tuple[str, str]:
     if device.startswith("cuda"):
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bfloat16", "which this GPU has in hardware"
-        return "float32", "since this GPU has no bfloat16 and float16 would need loss scaling"
+        return "float32", "since this GPU has no bfloat16"
     if device != "cpu":
         return "float32", f"since half precision is not tried on {device}"
     ratio = measured["bfloat16"] / measured["float32"]

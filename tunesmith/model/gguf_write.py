@@ -85,6 +85,10 @@ def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, 
     writer.add_name(name)
     _add_shape(writer, config, file_type=file_type)
     _add_tokenizer(writer, tokenizer, words=config.vocab_size, name=name)
+    if tokenizer.chat_template:
+        ends = network.generation_config.eos_token_id
+        for end in set(ends if isinstance(ends, list) else []) - {tokenizer.eos_token_id}:
+            writer.add_eot_token_id(end)  # llama.cpp knows only some ends of a turn by their names
     for title, values in _tensors(network, known):
         stored = _stored(values, embeddings if title == "token_embd.weight" else matrices)
         writer.add_tensor(title, quantize(values, stored), raw_dtype=stored)

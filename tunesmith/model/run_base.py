@@ -81,4 +81,5 @@ def merged(network: Any, folder: Path, *, found: str, where: str) -> tuple[Any, 
         raise ModelError(f"{where}: tuned over another base ({wanted}, found {found}); give the base it was tuned on")
     with quiet():
         whole = PeftModel.from_pretrained(network, folder).merge_and_unload()
+    whole.name_or_path = ""  # an adapter over it must not name the base below as its own
     return whole, hashlib.sha256(f"{found}{sha256_of_file(folder / ADAPTER)}".encode()).hexdigest()[:16]

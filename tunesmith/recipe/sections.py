@@ -61,7 +61,7 @@ class Machine(_Section):
     """What to run on; auto measures."""
 
     device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: int = Field(0, ge=0, description="0: one per core")
 
 

@@ -67,13 +67,19 @@ def transformers_lines(facts: RunFacts, *, base: str) -> list[str]:
     # PEFT 0.21's `generate` draws other tokens than its own forward behind virtual ones.
     if facts.report.family != "decoder" or headed or facts.recipe.technique.virtual_tokens():
         return []
-    how = "" if facts.report.technique == "full" else ", repetition_penalty=1.0"
+    how = "" if facts.report.technique == "full" else f", repetition_penalty=1.0{_ends(facts.folder)}"
     return [
         *_loading(facts, base),
         *_asking(facts),
         f"answer = model.generate(**asked, do_sample=False{how}, max_new_tokens={_longest(facts)})",
         'print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
+
+
+def _ends(run: Path) -> str:
+    """Where turns end, if the base's own settings do not say so."""
+    page = run / "model" / "generation_config.json"
+    return f", eos_token_id={json.loads(page.read_text(encoding='utf-8'))['eos_token_id']}" if page.is_file() else ""
 
 
 def _loading(facts: RunFacts, base: str) -> list[str]:
@@ -107,10 +113,13 @@ def _asking(facts: RunFacts) -> list[str]:
     """How the model is asked: as a chat, or with the beginning of a text."""
     if isinstance(facts.recipe.objective, Domain):
         return [f'asked = tokenizer("{TEXT}", return_tensors="pt")']
+    page = facts.folder / "model" / "chat_template.jinja"
+    thinks = page.is_file() and "enable_thinking" in page.read_text(encoding="utf-8")
     return [
         f'messages = [{{"role": "user", "content": {_question(facts)!r}}}]',
         "asked = tokenizer.apply_chat_template(",
-        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"' + "," * thinks,
+        *(["    enable_thinking=False,"] if thinks else []),
         ")",
     ]
 
