@@ -163,6 +163,8 @@ def test_sentences_at_both_ends_are_told_and_refusals_of_models() -> None:
         ({"text": "fine", "label": "x"}, TEXT, ""),
         ({"q": "why?", "a": "N/A"}, PAIR, "nothing_to_learn"),
         ({"q": "", "a": "because"}, PAIR, "empty"),
+        ({"q": "which is it?", "a": "none"}, PAIR, ""),
+        ({"q": "2 + 2?", "a": 4}, PAIR, "unreadable"),
         ({"q": "why?", "a": "because"}, PAIR, ""),
         ({"m": [{"role": "assistant", "content": "hi"}]}, {"messages": "m"}, "wrong_roles"),
         (
@@ -194,6 +196,18 @@ def test_a_row_that_cannot_be_learned_from_is_told_by_its_fault(
     fields: dict[str, object], columns: dict[str, str], fault: str
 ) -> None:
     assert view(Row("x.jsonl:1", fields), columns).fault == fault
+
+
+def test_the_system_turn_is_a_part_of_what_was_judged() -> None:
+    for fields, parts in (
+        ({"prompt": "q", "chosen": "yes", "rejected": "no"}, PREFERRED),
+        ({"prompt": "q", "completion": "yes", "label": True}, THUMB),
+    ):
+        seen = [
+            view(Row("x.jsonl:1", {**fields, "s": s}), {**parts, "system": "s"}) for s in ("be kind", "be curt", "")
+        ]
+        assert len({one.question for one in seen}) == 3
+        assert {one.fault for one in seen} == {""}
 
 
 def test_spellings_of_one_label_are_joined_and_numbers_are_not() -> None:

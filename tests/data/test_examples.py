@@ -135,7 +135,8 @@ def test_an_empty_system_turn_is_left_out():
         (turns("u:q", "u:r", "a:x"), "turn 2 is user after user; "),
         (turns("u:q", "s:s", "a:x"), "turn 2 is system after user; "),
         (turns("u:q", "t:1", "a:x"), "turn 2 is tool after user; "),
-        (turns("u:q", "a: "), "no assistant turn with content; "),
+        (turns("u:q", "a: "), "turn 2 \\(assistant\\) says nothing; "),
+        (turns("u:q", "a:fine", "u:r", "a:"), "turn 4 \\(assistant\\) says nothing; "),
         (turns("u:q"), "no assistant turn with content; "),
         (turns("u: ", "a:x"), "turn 1 \\(user\\) must hold text, found ' '; "),
         (
@@ -147,6 +148,12 @@ def test_an_empty_system_turn_is_left_out():
         (
             [*turns("u:q"), {"role": "assistant", "content": "no", "weight": 0}],
             "turn 2 has weight 0, and every answer ",
+        ),
+        ([*turns("u:q"), {"role": "assistant", "content": "no", "train": False}], "turn 2 has train False, and every "),
+        ([*turns("u:q"), {"role": "assistant", "content": "no", "loss": False}], "turn 2 has loss False, and every "),
+        (
+            [*turns("u:q"), {"role": "assistant", "content": "no", "reasoning_content": "hm"}],
+            "turn 2 has thoughts in 'reasoning_content', which would not be learned; ",
         ),
         ([], "column 'messages' must be a list of turns, found \\[\\]; "),
         ("hello", "column 'messages' must be a list of turns, found 'hello'; "),

@@ -3,6 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tunesmith.data.examples import chats
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError, UnsettledError
@@ -196,6 +197,9 @@ def test_what_may_say_which_answers_are_good_is_asked_about_and_never_passed_ove
     rated = [{**answered, "quality": n % 5} for n in range(24)]
     with pytest.raises(UnsettledError, match="quality marks the answers"):
         detect(rows(*rated))
+    by_mark = [{**answered, "quality": 5 - n // 100} for n in range(500)]  # a file may be sorted, the best first
+    with pytest.raises(UnsettledError, match="quality marks the answers"):
+        detect(rows(*by_mark))
     noted = [{**answered, "group": n % 2, "multi_turn": False} for n in range(12)]
     assert detect(rows(*noted)).objective == "instruct"
 
@@ -277,6 +281,18 @@ def test_a_label_with_a_fraction_is_told_with_its_cure():
 )
 def test_what_a_prompt_is_about_stands_with_it(fields: dict[str, object], columns: dict[str, str]):
     assert detect(rows(*[fields] * 20)).columns == columns
+
+
+def test_a_context_that_is_no_text_is_refused_and_not_left_out():
+    found = rows(*[{"question": f"q {n}", "context": ["a", "b"], "answer": "x"} for n in range(9)])
+    assert detect(found).columns["input"] == "context"
+    with pytest.raises(DataError, match=r"column 'context' must be text, found \['a', 'b'\]"):
+        chats(found, columns=detect(found).columns)
+
+
+def test_an_answer_that_is_a_number_is_told_with_its_row():
+    with pytest.raises(DataError, match=r"and a\.jsonl:1 has no text in 'answer': 4; "):
+        detect(rows(*[{"question": f"what is {n} and more", "answer": 4} for n in range(9)]))
 
 
 def test_a_context_that_some_questions_lack_is_read_for_the_others():

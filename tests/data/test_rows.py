@@ -171,6 +171,10 @@ def test_parquet_rows_are_numbered_from_one(tmp_path):
     rows = read_rows(tmp_path / "a.parquet")
     assert places(rows) == ["a.parquet:1", "a.parquet:2"]
     assert rows[1].fields == {"text": "y", "tags": []}
+    far = arrow.array([2**62], type=arrow.timestamp("us"))  # what databases write for "for ever"
+    parquet.write_table(arrow.table({"text": ["x"], "until": far}), tmp_path / "far.parquet")
+    with pytest.raises(DataError, match=r"^far\.parquet: a date beyond the year 9999 .*; write its column as text"):
+        read_rows(tmp_path / "far.parquet")
     with pytest.raises(DataError, match=r"^b\.parquet: not Parquet"):
         read_rows(write(tmp_path, "b.parquet", "text"))
 

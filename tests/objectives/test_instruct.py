@@ -24,6 +24,12 @@ def test_pairs_become_chats_with_the_instruction_in_front():
     ]
 
 
+def test_system_turns_and_tools_of_any_usual_name_stand_beside_columns_that_are_named():
+    fields = {"question": "q", "response": "a", "system_prompt": "be kind", "functions": "[]"}
+    found = Instruct(prompt="question", answer="response").columns([Row("x:1", fields)])
+    assert found == {"prompt": "question", "answer": "response", "system": "system_prompt", "tools": "functions"}
+
+
 def test_columns_are_detected():
     assert Instruct().columns(PAIRS) == {"prompt": "prompt", "answer": "answer"}
     assert Instruct(messages="turns").columns(PAIRS) == {"messages": "turns"}

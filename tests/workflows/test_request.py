@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe, load_recipe, make_recipe
 from tunesmith.techniques import Lora, Prefix, Prompt, PTuning
 from tunesmith.workflows.request import as_changes, request
@@ -166,7 +167,7 @@ def test_words_of_ours_are_read_before_files_of_that_name(tmp_path: Path):
     ("text", "finding"),
     [
         ("objective: domain\nobjective: instruct\n", r"'objective' stands twice in line 2"),
-        ("objective: {kind: multitask, tasks: {yes: {}}}\n", r"'yes' is a truth value here, quote it"),
+        ("objective: {kind: multitask, tasks: {true: {}}}\n", r"'true' is a truth value here, quote it"),
         ("objective: domain\nreplay: 0.1\n", r"replay: has to be a mapping of keys \(found 0.1\)"),
         ("objective: {kind: domain, terms: pump}\n", r"objective\.terms: has to be a list"),
         (
@@ -226,6 +227,18 @@ def test_a_recipe_with_nonsense_or_two_values_for_one_setting_is_refused_before_
         load_recipe(place)
     with pytest.raises(RecipeError, match=f"{tmp_path.name}: a folder; name the recipe in it"):
         load_recipe(tmp_path)
+
+
+def test_yes_and_no_are_words_in_a_recipe_and_true_and_false_alone_are_truth_values(tmp_path: Path):
+    place = tmp_path / "r.yaml"
+    rows = "data: {train: m.jsonl, where: {lang: [no, da, on]}}"
+    place.write_text(f"model: minilm-l6\n{rows}\nobjective: {{kind: classify, labels: [yes, no]}}\ncontrols: true\n")
+    found, _ = load_recipe(place, changes=["data.where.on=[off, y]", "gates.min_delta=0"])
+    assert found.data.where == {"lang": ["no", "da", "on"], "on": ["off", "y"]}
+    assert isinstance(found.objective, Classify)
+    assert (found.objective.labels, found.controls) == (("yes", "no"), True)
+    place.write_text(f"model: minilm-l6\n{rows}\nobjective: classify\ncontrols: no\n")
+    assert load_recipe(place)[0].controls is False
 
 
 def test_two_spellings_of_one_value_are_one_and_data_may_be_changed_to_a_file():

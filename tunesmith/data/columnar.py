@@ -17,6 +17,10 @@ def read_parquet(path: Path) -> list[Row]:
     arrow, parquet = _library("pyarrow", path.name), _library("pyarrow.parquet", path.name)
     try:
         values = parquet.read_table(str(path)).to_pylist()
+    except OverflowError as error:
+        raise DataError(
+            f"{path.name}: a date beyond the year 9999 ({reason(error)}); write its column as text"
+        ) from error
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path.name}: not Parquet ({reason(error)}); write it as jsonl") from error
     return numbered(map(_widened, values), path.name)

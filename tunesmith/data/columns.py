@@ -42,8 +42,9 @@ class Column:
 
 
 def columns_held(rows: Sequence[Row]) -> list[Column]:
-    """The columns that have a name, by their first 200 rows."""
-    return [Column(name, rows[:LOOKED_AT]) for name in columns_of(rows) if name.strip()]
+    """The columns that have a name, by 200 rows from all of the file, which may be sorted by one of them."""
+    seen = rows[:: max(1, len(rows) // LOOKED_AT)][:LOOKED_AT]
+    return [Column(name, seen) for name in columns_of(rows) if name.strip()]
 
 
 def named(columns: Sequence[Column], words: Collection[str]) -> Column | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tunesmith.data.guess import guess, has_label, unguessed
@@ -18,7 +18,6 @@ from tunesmith.data.kinds import (
     is_open,
     is_text,
     is_thumb,
-    may_be_text,
 )
 from tunesmith.data.rows import Row, columns_of, file_of
 from tunesmith.data.unclear import nameless, unjudged
@@ -125,6 +124,13 @@ def by_word(rows: Sequence[Row]) -> dict[str, str]:
     return {name.strip().lower(): name for name in columns} | exact
 
 
+def beside(rows: Sequence[Row], taken: Collection[str], **parts: Sequence[str]) -> dict[str, str]:
+    """Parts that stand beside what a recipe names, by the names that their columns mostly have."""
+    names = {word: column for word, column in by_word(rows).items() if column not in taken}
+    found = {part: next((names[word] for word in words if word in names), "") for part, words in parts.items()}
+    return {part: column for part, column in found.items() if column}
+
+
 class _Sample:
     """The first rows, asked for columns by lower-case name."""
 
@@ -168,6 +174,7 @@ def _odd(sample: _Sample) -> str:
         (DIALOGUES, is_dialogue, "turns"),
         (TEXTS, is_text, "text"),
         (LABELS, is_label, "label"),
+        (ANSWERS, is_answer, "text"),
     ):
         for column in (sample.names[name] for name in names if name in sample.names):
             for row in sample.rows:
@@ -198,7 +205,7 @@ def _asked(sample: _Sample) -> dict[str, str]:
     prompt = sample.column(ASKED, is_answer) or sample.column(DIALOGUES, is_open)
     if prompt is None:
         return {}
-    about = sample.column([name for name in INPUTS if sample.names.get(name) != prompt], may_be_text)
+    about = sample.optional(about=[name for name in INPUTS if sample.names.get(name) != prompt]).get("about")
     history = sample.column(["history"], is_history)
     beside = {"input": about, "history": history}
     return {"prompt": prompt, **{part: column for part, column in beside.items() if column}}
@@ -250,8 +257,7 @@ def _prompt_completion(sample: _Sample) -> Format | None:
         if prompt is None or answer is None:
             continue
         extra = sample.optional(system=SYSTEMS, tools=TOOLS)
-        beside = sample.column([n for n in INPUTS if sample.names.get(n) not in (prompt, answer)], may_be_text)
-        given = {"input": beside} if beside else {}
+        given = sample.optional(input=[n for n in INPUTS if sample.names.get(n) not in (prompt, answer)])
         return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, **given, "answer": answer})
     return None
 

@@ -30,11 +30,6 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def may_be_text(value: object) -> bool:
-    """Whether this is a text, or nothing."""
-    return value is None or isinstance(value, str)
-
-
 def are_turns(value: object) -> bool:
     """Whether these are turns of role and content."""
     return _are_turns(value, "role", "content")

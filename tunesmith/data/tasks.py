@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from tunesmith.data.examples import Chat, Example, Pair, Thumb
 from tunesmith.data.near import near_copies
 from tunesmith.data.sources import Loaded
+from tunesmith.data.words import folded
 from tunesmith.errors import DataError
 
 
@@ -66,4 +67,4 @@ def _text(example: Example, instruction: str) -> str:
         text = " ".join(turn.content for turn in turns if turn.role == "user").removeprefix(instruction)
     else:
         text = example.text
-    return " ".join(text.casefold().split())
+    return folded(text)

@@ -35,6 +35,9 @@ FOLLOWING = {
     "assistant": ("user", "tool"),
     "tool": ("tool", "assistant"),
 }
+# Keys by which other programs leave an answer of a chat out, and those of thoughts beside it.
+LEARNED, UNLEARNED = ("weight", "train", "training", "loss"), ("0", "0.0", "False", "false")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 RESULT = "<tool_response>", "</tool_response>"
 # A list of turns that a table's writer put into a cell, as JSON or as Python shows it.
 LIST_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:.*\}\s*\]\s*""", re.DOTALL)
@@ -101,9 +104,12 @@ def turn_of(item: object, place: str) -> Message:
     role = ROLES.get(str(said_by).strip().lower())
     if role is None:
         raise DataError(f"{place} has the role {said_by!r}; write one of {', '.join(FOLLOWING)[2:]}")
-    if role == "assistant" and str(item.get("weight", 1)) in ("0", "0.0", "False"):
-        cure = "end the chat before it, or leave the weight out"
-        raise DataError(f"{place} has weight 0, and every answer of a chat is learned; {cure}")
+    if role == "assistant" and (mark := next((name for name in LEARNED if str(item.get(name, 1)) in UNLEARNED), "")):
+        cure = f"end the chat before it, or leave out {mark}"
+        raise DataError(f"{place} has {mark} {item[mark]!r}, and every answer of a chat is learned; {cure}")
+    if role == "assistant" and (name := next((name for name in THOUGHTS if item.get(name)), "")):
+        cure = "write them into its content, or leave them out"
+        raise DataError(f"{place} has thoughts in {name!r}, which would not be learned; {cure}")
     calls = read_calls(item, place)
     if calls and role != "assistant":
         raise DataError(f"{place} ({role}) calls a tool; only an assistant's turn may")
@@ -112,6 +118,8 @@ def turn_of(item: object, place: str) -> Message:
         content = ""
     if not isinstance(content, str) or (role == "user" and not content.strip()):
         raise DataError(f"{place} ({role}) must hold text, found {short(content)}; write its content as text")
+    if role == "assistant" and not content.strip() and not calls:
+        raise DataError(f"{place} (assistant) says nothing; write the answer, or end the chat before it")
     whole("".join(f"{call.name}{call.arguments}" for call in calls), place)
     return Message(role, whole(content, place), calls)
 

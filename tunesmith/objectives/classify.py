@@ -123,12 +123,12 @@ class Classify(BaseModel):
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
         """Question and label as a chat (`words`), the question alone (decoder head), or the text alone (encoder)."""
         assert isinstance(example, Labelled)
-        target = tuple(float(label in example.labels) for label in self.labels)
         if self.output == "words":
             asked = [*self.messages(example.text), Message("assistant", example.labels[0])]
             asked, shortened = template.fit(asked, limit)
             return Encoded((template.chat(asked),), example.where, shortened=shortened)
         tokens, shortened = self.question(example.text, template, limit=limit)
+        target = tuple(1.0 if label in example.labels else 0.0 for label in self.labels)
         return Encoded((tokens,), example.where, label=target, shortened=shortened)
 
     def question(self, text: str, template: Template, *, limit: int) -> tuple[Tokens, bool]:

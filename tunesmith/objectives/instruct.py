@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from tunesmith.data.examples import Chat, Example, Message, chats
-from tunesmith.data.formats import detect
+from tunesmith.data.formats import SYSTEMS, TOOLS, beside, detect
 from tunesmith.data.rows import Row, columns_of, file_of, missing_column, refuse
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import DataError
@@ -46,17 +46,15 @@ class Instruct(BaseModel):
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Which column plays which part."""
-        there = set(columns_of(rows))
-        if self.tools and self.tools not in there:
+        if self.tools and self.tools not in columns_of(rows):
             refuse([missing_column(rows, self.tools)])
-        taken = {self.messages, self.prompt, self.answer}
-        beside: dict[str, str] = {part: part for part in ("system", "tools") if part in there - taken}
-        beside |= {"tools": self.tools} if self.tools else {}
+        more = beside(rows, {self.messages, self.prompt, self.answer}, system=SYSTEMS, tools=TOOLS)
+        more |= {"tools": self.tools} if self.tools else {}
         if self.messages:
-            return {"messages": self.messages, **beside}
+            return {"messages": self.messages, **more}
         named = {part: column for part, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
         if len(named) == 2:
-            return {**named, **beside}
+            return {**named, **more}
         found = detect(rows).columns
         if named and not {"prompt", "answer"} <= set(found):
             part = next(iter(named))
@@ -64,7 +62,7 @@ class Instruct(BaseModel):
                 f"{file_of(rows)}: objective.{part} is named, and the rows show no other part beside it; "
                 "name objective.prompt and objective.answer"
             )
-        return {**beside, **found, **named, **({"tools": self.tools} if self.tools else {})}
+        return {**more, **found, **named, **({"tools": self.tools} if self.tools else {})}
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Chats, one per row."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tunesmith.data.examples import Message
-from tunesmith.data.formats import detect
+from tunesmith.data.formats import SYSTEMS, beside, detect
 from tunesmith.data.rows import Row, file_of
 from tunesmith.data.template import Template, Tokens
 from tunesmith.errors import DataError
@@ -18,8 +18,7 @@ def columns_of(rows: Sequence[Row], named: Mapping[str, str]) -> Mapping[str, st
     """
     named = {part: column for part, column in named.items() if column}
     if {"chosen", "rejected"} <= named.keys() or {"prompt", "answer", "label"} <= named.keys():
-        beside = {"system", "margin"} & {name for row in rows for name in row.fields} - set(named.values())
-        return {**named, **{part: part for part in beside}}
+        return {**named, **beside(rows, named.values(), system=SYSTEMS, margin=["margin"])}
     found = detect(rows)
     if found.objective != "preference":
         cure = "name objective.chosen and objective.rejected, or tune with objective: " + found.objective

@@ -10,7 +10,7 @@ from torch import nn
 
 from tunesmith.data.examples import Example
 from tunesmith.data.exercises import Exercise, exercises, prompt_column
-from tunesmith.data.formats import detect
+from tunesmith.data.formats import SYSTEMS, TOOLS, beside, detect
 from tunesmith.data.rows import Row, columns_of, file_of
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.errors import DataError
@@ -74,10 +74,9 @@ class Rl(BaseModel):
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Which column plays which part; an answer is not needed."""
         named = {part: column for part, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
-        beside = {"system", "tools"} & set(columns_of(rows)) - {self.messages, *named.values()}
         if self.messages or "prompt" in named:
             chosen = {"messages": self.messages} if self.messages else named
-            return {**chosen, **{part: part for part in beside}}
+            return {**chosen, **beside(rows, chosen.values(), system=SYSTEMS, tools=TOOLS)}
         try:
             found = detect(rows, learned=False).columns
         except DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -38,7 +39,10 @@ R = TypeVar("R", bound=TaskRows)
 
 
 class _Once(yaml.SafeLoader):
-    """YAML in which no key stands twice beside itself, where the last would silently win, and none is a truth value."""
+    """YAML in which no key stands twice beside itself, where the last would silently win, and none is a truth value.
+
+    Truth values are true and false, as in YAML 1.2: `no` is Norwegian, and `[yes, no]` are two labels.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping. Raises ConstructorError, which names the line."""
@@ -53,6 +57,13 @@ class _Once(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, found, key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Once.yaml_implicit_resolvers = {
+    first: [one for one in found if one[0] != f"{TAG}bool"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Once.add_implicit_resolver(f"{TAG}bool", re.compile("true|True|TRUE|false|False|FALSE"), list("tTfF"))
 
 
 def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
@@ -181,7 +192,7 @@ def _apply(values: dict[str, Any], change: str) -> None:
         place[name] = inner = dict(inner) if isinstance(inner, Mapping) else {}
         place = inner
     try:
-        value = yaml.safe_load(text) if text else text  # where nothing stands an empty text is meant, not YAML's null
+        value = yaml.load(text, _Once) if text else text  # noqa: S506, a SafeLoader; where nothing stands an empty text is meant, not YAML's null
     except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError(f"--set {change}: the value is not YAML; quote it") from None
     if isinstance(value, Mapping) and not text.lstrip().startswith("{"):

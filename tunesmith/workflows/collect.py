@@ -23,6 +23,7 @@ from tunesmith.data.collect.written import WriterQuestion, WritingOptions, answe
 from tunesmith.data.examples import chats, texts
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import read_rows, refuse
+from tunesmith.data.words import folded
 from tunesmith.errors import DataError, RecipeError
 from tunesmith.workflows.collect_writer import PACE, Listen, Writer, ask_writer, counted, endpoint_of
 
@@ -223,10 +224,8 @@ def _written(
 def _unasked(rows: Sequence[Made], new: Sequence[Made], left_out: Counter[str]) -> list[Made]:
     """The written rows that no row of the documents already is."""
     kept, _ = once([*rows, *new])
-    asked = {" ".join(str(row["question"]).casefold().split()) for row in rows if "question" in row}
-    written = [
-        row for row in kept[len(rows) :] if " ".join(str(row.get("question", "")).casefold().split()) not in asked
-    ]
+    asked = {folded(str(row["question"])) for row in rows if "question" in row}
+    written = [row for row in kept[len(rows) :] if folded(str(row.get("question", ""))) not in asked]
     if gone := len(new) - len(written):
         left_out["already in the documents"] += gone
     return written

@@ -14,19 +14,16 @@ from tunesmith.data.rows import Row, as_word
 from tunesmith.data.turns import ROLES, joined, turns_in
 from tunesmith.errors import DataError
 
+# What is written where an answer is missing, and hardly ever is one: "none", "unknown" and "x" may be.
 NO_ANSWER = frozenset(
     [
         "n/a",
-        "na",
-        "none",
         "null",
         "nan",
-        "nil",
         "todo",
         "tbd",
         "tba",
         "fixme",
-        "unknown",
         "?",
         "??",
         "...",
@@ -34,8 +31,6 @@ NO_ANSWER = frozenset(
         "--",
         ".",
         "..",
-        "x",
-        "xx",
         "xxx",
         "placeholder",
         "lorem",
@@ -105,7 +100,9 @@ def as_answer(labels: Iterable[str]) -> str:
 def _pair(row: Row, columns: Mapping[str, str]) -> View:
     parts = [_text(row.fields.get(columns[part])) for part in ("system", *ASKED) if part in columns]
     question = "\n".join(filter(None, parts))
-    answer = _text(row.fields.get(columns["answer"]))
+    answer = _text(given := row.fields.get(columns["answer"]))
+    if isinstance(given, int | float):
+        return View(question, "", (), "unreadable", f"the answer is {given!r}, which is no text")
     if not _text(row.fields.get(columns["prompt"])).strip():
         return View(question, answer, (), "empty", "blank prompt")
     return _answered(question, answer) or _checked(row, columns, View(question, answer))
@@ -129,10 +126,11 @@ def _dialogue(row: Row, columns: Mapping[str, str]) -> View:
 
 
 def _preferred(row: Row, columns: Mapping[str, str]) -> View:
-    question = "\n".join(_text(row.fields.get(columns[part])) for part in ASKED if part in columns)
+    system, *parts = (_text(row.fields.get(columns[part])) if part in columns else "" for part in ("system", *ASKED))
+    asked = "\n".join(filter(None, parts))
     chosen, rejected = (_text(row.fields.get(columns[part])) for part in ("chosen", "rejected"))
     # The same two answers are the same question, whichever was preferred.
-    asked, question = question, "\n".join(filter(None, [question, *sorted((chosen, rejected))]))
+    question = "\n".join(filter(None, [system, asked, *sorted((chosen, rejected))]))
     for part in ("chosen", "rejected"):
         if isinstance(given := row.fields.get(columns[part]), int | float):
             return View(question, chosen, (), "unreadable", f"{part} is {given!r}, which is no text")
@@ -151,9 +149,13 @@ def _preferred(row: Row, columns: Mapping[str, str]) -> View:
 
 def _thumbed(row: Row, columns: Mapping[str, str]) -> View:
     """An answer with a thumb: both of them are what is asked, as in a run, and the thumb is what is learned."""
-    parts = {part: _text(row.fields.get(columns[part])) for part in (*DIALOGUES, *ASKED, "answer") if part in columns}
+    parts = {
+        part: _text(row.fields.get(columns[part]))
+        for part in ("system", *DIALOGUES, *ASKED, "answer")
+        if part in columns
+    }
     question = "\n".join(filter(None, parts.values()))
-    if not all(text.strip() for part, text in parts.items() if part not in ("input", "history")):
+    if not all(text.strip() for part, text in parts.items() if part not in ("system", "input", "history")):
         return View(question, "", (), "empty", "blank prompt or answer")
     if row.fields.get(columns["label"]) in (None, ""):
         return View(question, "", (), "nothing_to_learn", "no thumb")
@@ -181,7 +183,7 @@ def _checked(row: Row, columns: Mapping[str, str], seen: View, *, fault: str = "
         chats([row], columns={part: column for part, column in columns.items() if column in row.fields})
     except DataError as error:
         why = _why(row, error)
-        kind = "nothing_to_learn" if "no assistant turn with content" in why else fault
+        kind = "nothing_to_learn" if "says nothing" in why or "no assistant turn with" in why else fault
         return View(seen.question, seen.answer, (), kind, why)
     return seen
 
