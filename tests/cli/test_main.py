@@ -165,6 +165,27 @@ def test_a_reader_that_has_gone_is_no_traceback(tmp_path: Path):
         assert process.wait() == 128 + signal.SIGPIPE
 
 
+@pytest.mark.parametrize("words", [["runs", "nowhere", "--json"], ["ask", "nowhere", "x", "--json"]])
+def test_a_reader_that_has_gone_is_no_traceback_where_there_is_an_error_to_tell(words: list[str]):
+    with subprocess.Popen(
+        [sys.executable, "-m", "tunesmith", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
+        assert process.wait() in (2, 128 + signal.SIGPIPE)
+
+
+def test_what_a_terminal_has_no_letters_for_is_written_as_what_it_is(tmp_path: Path):
+    (tmp_path / "\u65e5").mkdir()
+    (tmp_path / "\u65e5" / "run.json").write_text("{}")
+    for more in ([], ["--json"]):
+        words = [sys.executable, "-m", "tunesmith", "runs", str(tmp_path), *more]
+        done = subprocess.run(words, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, check=False)
+        assert (done.returncode, b"\\u65e5" in done.stdout) == (0, True), done.stderr
+
+
 def test_the_command_module_and_the_package_run_the_same_main():
     done = subprocess.run([sys.executable, "-m", "tunesmith", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("tunesmith ")

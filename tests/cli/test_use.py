@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from tests.cli.conftest import Command
 from tunesmith.cli.conversation import HELP, Beside, Conversation, opening
+from tunesmith.cli.signals import Interruption
 from tunesmith.data.examples import Message
 from tunesmith.inference.folder import load, read_about
 from tunesmith.inference.local import LocalModel
@@ -182,6 +184,30 @@ def test_ctrl_c_ends_an_answer_and_not_the_conversation(
     talk.turn("hello")
     assert capsys.readouterr().out == "begun ...\n"
     assert talk.messages[-1] == Message("assistant", "begun")
+
+
+def test_another_signal_ends_the_conversation(decoder_run: Path, monkeypatch: pytest.MonkeyPatch):
+    def ended(*_: object, **__: object) -> Iterator[str]:
+        yield "begun"
+        raise Interruption(signal.SIGTERM)
+
+    monkeypatch.setattr(LocalModel, "stream", ended)
+    with pytest.raises(Interruption):
+        Conversation(load(decoder_run, offline=True), Sampling(), beside=ALONE).turn("hello")
+
+
+def test_a_pipe_that_is_no_text_or_closed_is_no_bug_of_ours(
+    command: Command, decoder_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8", errors="strict"))
+    messages = json.loads(command("chat", decoder_run, "--temperature", "0", "--json").out)["messages"]
+    assert messages[0]["content"] == "Which?\n\ncaf\N{REPLACEMENT CHARACTER}"
+    monkeypatch.setattr("sys.stdin", None)
+    done = command("ask", decoder_run, "-")
+    assert (done.code, done.err.splitlines()[-1]) == (
+        2,
+        "error: nothing can be read: stdin is closed; give a text, or pipe one in",
+    )
 
 
 def test_a_conversation_that_outgrows_the_model_forgets_its_oldest_turns(

@@ -271,6 +271,16 @@ def test_versions_are_loaded_unloaded_and_rolled_back_while_others_are_answered(
     )  # it was begun before the version went
 
 
+def test_one_base_in_two_forms_has_two_names(tmp_path: Path, over):
+    pytest.importorskip("bitsandbytes")
+    save_run(tmp_path / "plain", Lora(rank=4))
+    save_run(tmp_path / "small", Lora(rank=4, quantize="nf4"))
+    shelf = over({"small": [tmp_path / "small"], "plain": [tmp_path / "plain"]}).shelf
+    assert {run.name for run in shelf.runs()} == {"small", "plain", "llama", "llama-nf4"}
+    shelf.unload("small")
+    assert {run.name for run in shelf.runs()} == {"plain", "llama"}
+
+
 def test_a_run_that_was_unloaded_and_its_base_leave_the_memory_though_nobody_asks_again(tmp_path: Path, over):
     save_run(tmp_path / "one", Lora(rank=4))
     engine = over({"one": [tmp_path / "one"]})

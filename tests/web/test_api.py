@@ -16,6 +16,7 @@ from tests.bases import labelled
 from tests.served import HEAD, LABELS, WRITES, Served, save_run, served
 from tests.web.conftest import await_here
 from tunesmith.cli.serve import folder_of
+from tunesmith.data.calls import Call
 from tunesmith.data.examples import Message
 from tunesmith.feedback.votes import VOTE
 from tunesmith.inference.answering import Limits
@@ -28,6 +29,7 @@ from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import Ia3, Lora
 from tunesmith.web.api import FOLDERS
 from tunesmith.web.pieces import Pieces
+from tunesmith.web.wanted import ChatWanted
 from tunesmith.workflows.thumbs import FILE
 from tunesmith.workflows.votes import export_votes, read_events
 
@@ -400,3 +402,51 @@ def test_what_ends_the_server_waits_for_what_was_begun(runs: Path):
 )
 def test_what_is_told_names_no_folder_of_the_machine(said: str, told: str):
     assert FOLDERS.sub("", said) == told
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "said"),
+    [
+        ("chat/completions", {"top_k": 1}, "top_k"),
+        ("chat/completions", {"min_p": 0.1}, "min_p"),
+        ("chat/completions", {"repetition_penalty": 1.5}, "repetition_penalty"),
+        ("chat/completions", {"functions": [{"name": "f"}]}, "functions"),
+        ("chat/completions", {"logit_bias": {"5": 1}}, "logit_bias"),
+        ("completions", {"best_of": 3}, "best_of"),
+        ("completions", {"suffix": "end"}, "suffix"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+            "only parts of the type text are read here",
+        ),
+    ],
+)
+def test_what_would_change_an_answer_and_is_not_done_here_is_refused(
+    server: Served, path: str, more: dict[str, Any], said: str
+):
+    asked = {"model": "one", "prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    answer = httpx.post(f"{server.url}/v1/{path}", json=asked | more)
+    assert (answer.status_code, said in answer.json()["error"]["message"]) == (400, True), answer.text
+
+
+def test_what_is_null_or_says_what_holds_anyway_is_asked_for_by_nobody(server: Served):
+    turns = [{"role": "user", "content": "hi"}]
+    kept = {"top_k": -1, "repetition_penalty": 1.0, "min_p": 0.0, "logit_bias": {}, "functions": []}
+    form = {"type": "json_schema", "json_schema": {"name": None, "schema": {"type": "object"}}}
+    asked = {"model": "one", "messages": turns, "max_tokens": 2, "stream_options": {"include_usage": None}}
+    sent = {"model": "one", "input": "hi", "encoding_format": None}
+    for path, body in (
+        ("chat/completions", asked | kept),
+        ("chat/completions", asked | {"response_format": form}),
+        ("embeddings", sent),
+    ):
+        answer = httpx.post(f"{server.url}/v1/{path}", json=body)
+        assert answer.status_code == 200, answer.text
+
+
+def test_a_call_without_arguments_is_one_of_a_tool_that_takes_nothing():
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    (turn,) = ChatWanted.model_validate(
+        {"model": "one", "messages": [{"role": "assistant", "content": None, "tool_calls": [call]}]}
+    ).messages
+    assert turn.message().calls == (Call("f", "{}"),)

@@ -287,6 +287,14 @@ def test_the_engine_is_the_one_that_answers_what_was_named(engine: str | None, r
     assert _kind(Args(engine), sources_of(runs)) == kind  # type: ignore[arg-type]
 
 
+def test_a_folder_may_have_an_equals_sign_in_its_name(tmp_path: Path):
+    run = tmp_path / "lr=2e-4"
+    run.mkdir()
+    assert sources_of([f"one={run}"]) == {"one": [run]}
+    with pytest.raises(UsageError, match="'lr=2e-4' is no name for a model; give NAME=FOLDER"):
+        sources_of([str(run)])
+
+
 def test_torch_reads_no_gguf_file_here_and_llama_cpp_has_no_versions():
     with pytest.raises(UsageError, match=r"a GGUF file is answered by llama.cpp alone; leave --engine torch out"):
         _kind(Args("torch"), sources_of(["a.gguf"]))  # type: ignore[arg-type]

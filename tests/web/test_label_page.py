@@ -153,6 +153,8 @@ def test_a_page_elsewhere_needs_the_token_and_two_people_agree(page: Page, serve
     bo = {press(page, "1") for _ in range(3)} | {page.locator("#text").inner_text()}
     page.keyboard.press("1")
     assert ana == bo
+    expect(page.get_by_role("heading", name="On 1 row people disagree")).to_be_visible()  # it has no label
+    expect(page.locator("#done")).to_have_text("3 labelled")
     page.get_by_text("How far it is").click()
     # Seven of eight are "good": 1 - (2/8) / (2*7*1 / (8*7)) = 0.
     expect(page.locator("#agreement")).to_contain_text("On 4 rows")

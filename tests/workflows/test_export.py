@@ -180,6 +180,9 @@ def test_full_tuning_leaves_no_adapter(tmp_path: Path):
 def test_a_folder_that_holds_something_else_is_left_alone(decoder: Path, tmp_path: Path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "letter.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="file: holds something else; give another --out"):
+        made(decoder, "merged", tmp_path / "file")
     with pytest.raises(CheckpointError, match="holds something else; give another --out"):
         made(decoder, "merged", tmp_path / "out")
     assert (tmp_path / "out" / "letter.txt").read_text() == "mine"

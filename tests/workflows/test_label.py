@@ -254,6 +254,16 @@ def test_an_export_leaves_ties_out_says_so_and_is_read_by_tune(tmp_path: Path, d
     assert item.text not in {example.text for example in found}
 
 
+def test_where_all_disagree_there_is_no_label_and_the_cure_is_said(data: Path, tmp_path: Path):
+    work = opened(data, overlap=Overlap(1.0, 2))
+    label_all(work, ANA, "a")
+    label_all(work, BO, "b")
+    found = work.progress()
+    assert (found.items, found.labelled, found.tied, sum(found.labels.values())) == (12, 0, 12, 0)
+    with pytest.raises(Refused, match="as many people gave one label as another; let one more person label them"):
+        export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", told=print)
+
+
 def test_an_export_without_a_label_is_refused(data: Path, tmp_path: Path):
     with pytest.raises(Refused, match="no row has a label yet"):
         export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", told=print)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tunesmith.cli.signals import Interruption
 from tunesmith.cli.terminal import log, show_table
 from tunesmith.data.examples import Message
 from tunesmith.errors import DataError
@@ -127,7 +129,9 @@ class Conversation:
             for piece in self.model.stream(self.messages, sampling=self.sampling):
                 said.append(piece)
                 self._write(piece)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stopped:
+            if isinstance(stopped, Interruption) and stopped.exit_code != 128 + signal.SIGINT:
+                raise  # whoever sends another signal ends the command
             self._write(" ...")
         self._write("\n")
         self.messages.append(Message("assistant", "".join(said).strip()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -69,6 +70,19 @@ LOAD = Path("/proc/loadavg")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal has no letters for is no fault
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return _outcome(words)
+    except BrokenPipeError:
+        # Whoever read our output has gone. What Python flushes at its exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+
+
+def _outcome(words: Sequence[str]) -> int:
+    """The exit code of a command; what went wrong is said. Raises BrokenPipeError."""
     wants_json = "--json" in words
     try:
         with caught():
@@ -80,9 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = f"{stopped.text}; run the same command again to go on"
         return _fail("Interrupted", text, code=stopped.exit_code, as_json=wants_json)
     except BrokenPipeError:
-        # Whoever read our output has gone. What Python flushes at its exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        raise
     except Exception as error:  # whatever else is raised is our own bug: its traceback, and exit 70
         traceback.print_exc()
         return _fail(

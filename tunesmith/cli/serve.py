@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     splits = Splits(shares_of(args.split, sources))
     address = Address(args.host, args.port)
     with listen(address) as sock:
-        token = kept_token(address, args.token_file)
+        token = kept_token(address, args.token_file, option="--token-file")
         engine = STARTS[kind](sources, limits, offline=args.offline)
         _say(engine, url(sock, address), token, args)
         shelf = engine.shelf
@@ -148,7 +148,9 @@ def sources_of(runs: list[str]) -> dict[str, list[Path]]:
     """Name -> its folders, oldest first. Raises UsageError."""
     sources: dict[str, list[Path]] = {}
     for given in runs:
-        name, _, place = given.rpartition("=")
+        name, _, place = (
+            given.partition("=") if "=" in given and not Path(given).expanduser().exists() else ("", "", given)
+        )
         folder = Path(place).expanduser()
         name = name or name_of(folder)
         if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():

@@ -84,7 +84,8 @@ def emit(document: Mapping[str, Any]) -> None:
 
 
 def _json(document: Mapping[str, Any]) -> str:
-    return json.dumps(_finite(document), ensure_ascii=False, indent=1, allow_nan=False)
+    text = json.dumps(_finite(document), ensure_ascii=False, indent=1, allow_nan=False)
+    return text.encode(errors="backslashreplace").decode()  # half a character, as in a name that is not UTF-8
 
 
 def _finite(value: Any) -> Any:

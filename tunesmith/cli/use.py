@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tunesmith.cli.compare import KEY
 from tunesmith.cli.options import UsageError, add_common, add_sampling, sampling_of
@@ -98,7 +99,7 @@ def _given(text: str) -> str:
     from tunesmith.data.turns import whole
 
     try:
-        return whole(sys.stdin.read() if text == "-" else text, "ask: TEXT")
+        return whole(_stdin().read() if text == "-" else text, "ask: TEXT")
     except UnicodeDecodeError as error:
         raise UsageError("ask: what is piped in is not UTF-8; convert it, as with iconv -f latin1 -t utf8") from error
 
@@ -181,7 +182,7 @@ def chat(args: argparse.Namespace) -> int:
     model, beside = load(args.folder, offline=args.offline), _beside(args, about)
     model = model.at(args.task) if args.task else model
     talk = Conversation(model, sampling_of(args, model.sampling), system=args.system, silent=args.json, beside=beside)
-    if sys.stdin.isatty():
+    if _stdin().isatty():
         log(HELP)
     for line in _lines():
         if line in ("/quit", "/exit"):
@@ -210,7 +211,9 @@ def _beside(args: argparse.Namespace, about: About) -> Beside:
 
 def _lines() -> Iterator[str]:
     """What is typed, or what is piped in, line by line without blanks around it."""
-    if not sys.stdin.isatty():
+    if not _stdin().isatty():
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")
         yield from (_readable(line) for line in sys.stdin)
         return
     with suppress(ImportError):
@@ -220,6 +223,13 @@ def _lines() -> Iterator[str]:
             yield _readable(input("> "))
         except EOFError:
             return
+
+
+def _stdin() -> TextIO:
+    """What is piped in. Raises UsageError where it was closed."""
+    if sys.stdin is None:
+        raise UsageError("nothing can be read: stdin is closed; give a text, or pipe one in")
+    return sys.stdin
 
 
 def _readable(line: str) -> str:

@@ -192,9 +192,15 @@ class Shelf:
             self._grounds = {**self._grounds, key: ground}  # anew: other threads go through the dict as it was
             if base.family == "decoder":
                 model = _plain(base, about.limit)
-                run = self._run(Path(base.name).name, 1, model, ground)
+                run = self._run(self._base_name(base, key), 1, model, ground)
                 self._bases = {**self._bases, run.name: run}
         return self._grounds[key]
+
+    def _base_name(self, base: Base, key: tuple[str, str]) -> str:
+        """Its folder's name; in 4 bits, or where another base is called so, with what tells them apart."""
+        fingerprint, quantized = key
+        name = "-".join(filter(None, [Path(base.name).name, quantized]))
+        return name if name not in self._bases else f"{name}-{fingerprint[:8]}"
 
     def _replace(self, name: str, run: ServedModel | None) -> None:
         """Put a run in the place of another of its name, or of none; a base that nobody uses any more goes."""

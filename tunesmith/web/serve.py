@@ -52,7 +52,8 @@ def listen(address: Address) -> socket.socket:
         raise ServeError(f"{place}: cannot listen there (no port has that number); {cure}")
     try:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((address.host, address.port), family=family, backlog=128)
+        both = address.host == "::" and family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server((address.host, address.port), family=family, backlog=128, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:
         # No such name, or no name of this machine: another port changes nothing.
         if not isinstance(error, OSError) or isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
@@ -69,7 +70,7 @@ def url(sock: socket.socket, address: Address, token: str = "") -> str:
     return f"http://{host}:{sock.getsockname()[1]}/" + (f"?token={token}" if token else "")
 
 
-def kept_token(address: Address, path: Path) -> str:
+def kept_token(address: Address, path: Path, *, option: str = "--store") -> str:
     """No token on loopback; elsewhere the one in the file, drawn on the first call and readable by its owner only.
 
     It is kept so that the address that people have still works when the server starts again.
@@ -85,7 +86,7 @@ def kept_token(address: Address, path: Path) -> str:
             path.chmod(0o600)
             path.write_text(token + "\n", encoding="ascii")
     except (OSError, ValueError) as error:
-        raise ServeError(f"{path}: the token cannot be kept here ({error}); name a --store elsewhere") from error
+        raise ServeError(f"{path}: the token cannot be kept here ({error}); name another place by {option}") from error
     return token
 
 

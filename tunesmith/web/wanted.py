@@ -24,19 +24,36 @@ TEXTS = 1024
 ANYTHING = {"type": "object"}
 
 
-class ContentPart(BaseModel):
+class _Sent(BaseModel):
+    """What a program sends: what is null is not asked for, as OpenAI's own client says."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, sent: Any) -> Any:
+        return {key: value for key, value in sent.items() if value is not None} if isinstance(sent, dict) else sent
+
+
+class ContentPart(_Sent):
     """A part of a turn; only texts are read here."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatTurn(BaseModel):
+class ChatTurn(_Sent):
     """A turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
     tool_calls: list[dict[str, Any]] | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _texts(cls, sent: Any) -> Any:
+        """Parts of which all are texts."""
+        if isinstance(sent, list) and any(isinstance(part, dict) and part.get("type") != "text" for part in sent):
+            raise ValueError("only parts of the type text are read here")
+        return sent
 
     @property
     def text(self) -> str:
@@ -48,23 +65,34 @@ class ChatTurn(BaseModel):
     def message(self, *, tools: str = "") -> Message:
         """The turn as every responder takes it."""
         role = "system" if self.role == "developer" else self.role
-        return Message(role, self.text, read_calls({"tool_calls": self.tool_calls}, "messages: a turn"), tools)
+        calls = [_with_arguments(call) for call in self.tool_calls or []]
+        return Message(role, self.text, read_calls({"tool_calls": calls}, "messages: a turn"), tools)
 
 
-class StreamOptions(BaseModel):
+def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """The call; of a tool that takes nothing some programs write no arguments at all."""
+    told = call.get("function")
+    return (
+        call | {"function": told | {"arguments": "{}"}}
+        if isinstance(told, dict) and told.get("arguments") == ""
+        else call
+    )
+
+
+class StreamOptions(_Sent):
     """What is told at the end of a stream."""
 
     include_usage: bool = False
 
 
-class Schema(BaseModel):
+class Schema(_Sent):
     """A schema with its name."""
 
     name: str = ""
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(_Sent):
     """What the answer must look like."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -80,7 +108,7 @@ class ResponseFormat(BaseModel):
         return ANYTHING if self.type == "json_object" else None
 
 
-class SamplingFields(BaseModel):
+class SamplingFields(_Sent):
     """How an answer is to be drawn; what is not asked for is as in training, at temperature 0."""
 
     model: Name
@@ -93,9 +121,13 @@ class SamplingFields(BaseModel):
     stream_options: StreamOptions = StreamOptions()
     user: str = ""
     n: Literal[1] | None = 1
-    frequency_penalty: Literal[0] | None = 0
-    presence_penalty: Literal[0] | None = 0
-    logit_bias: None = None
+    frequency_penalty: Literal[0] = 0
+    presence_penalty: Literal[0] = 0
+    # What would change the answer and is not done here is refused, unless it is set to what changes nothing.
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    top_k: Literal[0, -1] = 0
+    min_p: Literal[0] = 0
+    repetition_penalty: Literal[1] = 1
 
     def sampling(self, default: Sampling) -> Sampling:
         """The model's own settings with these in their place."""
@@ -108,12 +140,6 @@ class SamplingFields(BaseModel):
             stop=stop,
             seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
         )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, sent: Any) -> Any:
-        """What is sent as null is not asked for: OpenAI's own client says so."""
-        return {key: value for key, value in sent.items() if value is not None} if isinstance(sent, dict) else sent
 
     @property
     def longest(self) -> int | None:
@@ -131,6 +157,7 @@ class ChatWanted(SamplingFields):
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] = Field([], max_length=TOOLS)
     tool_choice: Literal["auto", "none"] = "auto"
+    functions: Annotated[list[Any], Field(max_length=0)] = []  # the older word for tools
 
     @property
     def longest(self) -> int | None:
@@ -159,6 +186,8 @@ class TextWanted(SamplingFields):
     prompt: Annotated[str, Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = False
+    best_of: Literal[1] = 1
+    suffix: Literal[""] = ""
 
     @field_validator("prompt", mode="before")
     @classmethod
@@ -176,7 +205,7 @@ class TextWanted(SamplingFields):
         return Ask(name, text=self.prompt, sampling=self.sampling(default), best=best, in_pieces=self.stream)
 
 
-class TextsWanted(BaseModel):
+class TextsWanted(_Sent):
     """POST /v1/embeddings and /classify: texts."""
 
     model: Name
@@ -201,7 +230,7 @@ class TextsWanted(BaseModel):
         return texts
 
 
-class ThumbWanted(BaseModel):
+class ThumbWanted(_Sent):
     """POST /feedback: what was asked, what was answered, and whether that was good."""
 
     model: Name

@@ -66,7 +66,7 @@ def export(run: Path, wanted: ExportRequest, *, out: Path | None, listen: Listen
     if wanted.kind == "adapter" and begins_from(locate(about.base, offline=offline), where=about.base)[0]:
         raise RecipeError("export: its base is another run, made in memory only; nearest that works: --format merged")
     out = out or folder.parent / "export" / wanted.name.replace(" ", "-")
-    if out.exists() and any(out.iterdir()) and not _is_export(out):
+    if out.exists() and not (out.is_dir() and (_is_export(out) or not any(out.iterdir()))):
         raise CheckpointError(f"{out}: holds something else; give another --out")
     rows = read_predictions(folder.parent)
     if not rows:

@@ -23,10 +23,12 @@ NO_FACTS: Mapping[str, object] = {}
 
 
 class LabelProgress(BaseModel):
-    """How far it is: items, items with a label, votes by label and by person, what a person put aside, agreement."""
+    """How far it is: items, those with a label, those on which as many people say one label as another, votes by label
+    and by person, what a person put aside, agreement."""
 
     items: int
     labelled: int
+    tied: int
     labels: dict[str, int]
     people: dict[str, int]
     mine: int
@@ -79,7 +81,8 @@ class Labelling:
             people = self.votes.counts()
             return LabelProgress(
                 items=len(self._items),
-                labelled=len(here),
+                labelled=len(given),
+                tied=len(here) - len(given),
                 labels={label: given.count(label) for label in self.votes.words},
                 people=dict(people.most_common()),
                 mine=people[rater],

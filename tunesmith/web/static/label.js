@@ -1,5 +1,5 @@
 import { choice, line, open, shown, vote } from "/static/desk.js";
-import { find, make } from "/static/parts.js";
+import { find, make, rows } from "/static/parts.js";
 
 const DIGITS = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "0"];
 const LONG = 420; // characters from which on a row is set smaller
@@ -42,6 +42,7 @@ open({
   verb: "labelled",
   done: (progress) => progress.labelled,
   finished: ["Every row has a label", "The labelled rows can be loaded below, and tunesmith tune reads them."],
+  undecided: (progress) => progress.tied && [`On ${rows(progress.tied)} people disagree`, "As many say one label as another, so these have none. One more person settles them: start tunesmith label with --raters one higher, or change a label."],
   show, facts, key,
   written: give,
 });
