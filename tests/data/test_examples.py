@@ -123,6 +123,11 @@ def test_the_instruction_stands_before_the_first_user_turn_only():
     assert said(chat) == ["s:s", "u:Do.\n\none", "a:x", "u:two", "a:y"]
 
 
+def test_an_empty_answer_behind_the_last_one_is_left_out():
+    (chat,) = chats(rows({"messages": turns("u:q", "a:x", "u:r", "a:")}), columns={"messages": "messages"})
+    assert said(chat) == ["u:q", "a:x", "u:r"]
+
+
 def test_an_empty_system_turn_is_left_out():
     (chat,) = chats(rows({"messages": turns("s:", "u:q", "a:x")}), columns={"messages": "messages"})
     assert said(chat) == ["u:q", "a:x"]
@@ -135,8 +140,8 @@ def test_an_empty_system_turn_is_left_out():
         (turns("u:q", "u:r", "a:x"), "turn 2 is user after user; "),
         (turns("u:q", "s:s", "a:x"), "turn 2 is system after user; "),
         (turns("u:q", "t:1", "a:x"), "turn 2 is tool after user; "),
-        (turns("u:q", "a: "), "turn 2 \\(assistant\\) says nothing; "),
-        (turns("u:q", "a:fine", "u:r", "a:"), "turn 4 \\(assistant\\) says nothing; "),
+        (turns("u:q", "a: "), "no assistant turn with content; "),
+        (turns("u:q", "a:", "u:r", "a:fine"), "turn 2 \\(assistant\\) says nothing; "),
         (turns("u:q"), "no assistant turn with content; "),
         (turns("u: ", "a:x"), "turn 1 \\(user\\) must hold text, found ' '; "),
         (

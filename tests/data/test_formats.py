@@ -200,6 +200,9 @@ def test_what_may_say_which_answers_are_good_is_asked_about_and_never_passed_ove
     by_mark = [{**answered, "quality": 5 - n // 100} for n in range(500)]  # a file may be sorted, the best first
     with pytest.raises(UnsettledError, match="quality marks the answers"):
         detect(rows(*by_mark))
+    by_turns = [{**answered, "quality": (5, 1)[n % 2]} for n in range(400)]
+    with pytest.raises(UnsettledError, match="quality marks the answers"):
+        detect(rows(*by_turns))
     noted = [{**answered, "group": n % 2, "multi_turn": False} for n in range(12)]
     assert detect(rows(*noted)).objective == "instruct"
 
@@ -286,8 +289,15 @@ def test_what_a_prompt_is_about_stands_with_it(fields: dict[str, object], column
 def test_a_context_that_is_no_text_is_refused_and_not_left_out():
     found = rows(*[{"question": f"q {n}", "context": ["a", "b"], "answer": "x"} for n in range(9)])
     assert detect(found).columns["input"] == "context"
-    with pytest.raises(DataError, match=r"column 'context' must be text, found \['a', 'b'\]"):
+    with pytest.raises(
+        DataError, match=r"column 'context' must be one text \(join its parts, or name objective.prompt"
+    ):
         chats(found, columns=detect(found).columns)
+    for nothing in ([], None, float("nan")):
+        found = rows(*[{"question": f"q {n}", "context": nothing, "answer": "x"} for n in range(9)])
+        assert chats(found, columns=detect(found).columns)[0].messages[0].content == "q 0"
+    found = rows(*[{"question": f"q {n}", "input": n, "context": "all", "answer": "x"} for n in range(9)])
+    assert detect(found).columns["input"] == "context"  # a number is no text that a question is about
 
 
 def test_an_answer_that_is_a_number_is_told_with_its_row():

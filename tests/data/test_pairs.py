@@ -108,7 +108,7 @@ def test_earlier_turns_instruction_group_and_margin_are_kept():
         (COLUMNS, {"prompt": "q", "chosen": "A b", "rejected": " A  b "}, "are the same answer, .* drop the row"),
         (COLUMNS, {"prompt": "q", "chosen": "a", "rejected": " "}, "column 'rejected' is blank"),
         (COLUMNS, {"prompt": "q", "chosen": "a", "rejected": []}, r"column 'rejected' must be text, found \[\]"),
-        (COLUMNS, {"prompt": "q", "chosen": [said("")], "rejected": "b"}, "chosen turn 1 .assistant. says nothing"),
+        (COLUMNS, {"prompt": "q", "chosen": [said("")], "rejected": "b"}, "'chosen' must end with an answer"),
         (COLUMNS, {"prompt": "q", "chosen": [user("q")], "rejected": "b"}, "'chosen' must end with an answer"),
         (COLUMNS, {"prompt": [said("q")], "chosen": "a", "rejected": "b"}, "ends with an answer; end it with what"),
         (SIDES, {"chosen": "a", "rejected": "b"}, "an answer alone; name the column .* objective.prompt"),

@@ -176,6 +176,12 @@ def test_a_fact_is_changed_in_a_script_that_parts_no_words():
     origins = [Origin("手机小米很好", "one"), Origin("手表华为很好", "two")]
     _, (fact,) = change(pages, ["手机?", "手表?"], ["小米", "华为"], origins, most=1)
     assert {fact.old, fact.new} == {"小米", "华为"}
+    pages = [page_of_text("one", "公司\n\n费用为30元，共130天，十三天。")]
+    (page,), facts = change(
+        pages, ["费用?", "几天?"], ["30", "三天"], [Origin("费用为30元", "one"), Origin("十三天", "one")], most=2
+    )
+    assert [fact.old for fact in facts] == ["30"]
+    assert "费用为74元，共130天，十三天" in page.document.blocks[-1].text
 
 
 def test_a_fact_whose_new_words_stand_there_already_is_left_as_it_is():

@@ -111,7 +111,9 @@ def test_documents_of_one_group_are_one_witness():
 
 def test_equal_models_have_no_effect_and_a_share_grows_upwards():
     same = [told(30.0, found=i % 3) for i in range(12)]
-    assert compare("perplexity", same, same).verdict == "no effect"
+    assert compare("perplexity", same, same).verdict == "inconclusive"
+    assert compare("perplexity", same * 30, same * 30).verdict == "no effect"
+    assert compare("term_accuracy", same, same).ci95[1] > 0.2
     more = [told(30.0, found=i % 3 + 2) for i in range(12)]
     found = compare("term_accuracy", same, more)
     assert (found.verdict, found.delta) == ("better", pytest.approx(0.4))

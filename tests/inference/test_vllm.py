@@ -19,8 +19,8 @@ from tests.served import HEAD, LABELS, save_run, served_outside
 from tunesmith.data.examples import Message
 from tunesmith.errors import ModelError
 from tunesmith.inference.answering import Limits
-from tunesmith.inference.folder import ABOUT, find_model, load
-from tunesmith.inference.vllm import Vllm
+from tunesmith.inference.folder import ABOUT, find_model, load, read_about
+from tunesmith.inference.vllm import Vllm, refuse
 from tunesmith.model.device import ChosenMachine
 from tunesmith.model.quiet import quiet
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
@@ -236,6 +236,8 @@ def test_a_run_over_a_run_is_refused_before_vllm_is_started_on_an_adapter(tmp_pa
     with pytest.raises(ModelError, match="two: its base is a run, whose adapter vLLM would not merge"):
         Vllm({"two": tmp_path / "two"}, rows=2, offline=True)
     assert stand_in == []
+    folder = find_model(tmp_path / "two")
+    refuse("whole", folder, read_about(folder).model_copy(update={"technique": Full()}))  # whatever it began with
 
 
 def test_runs_over_two_bases_are_refused(tmp_path: Path, stand_in):

@@ -25,7 +25,7 @@ def test_pairs_become_chats_with_the_instruction_in_front():
 
 
 def test_system_turns_and_tools_of_any_usual_name_stand_beside_columns_that_are_named():
-    fields = {"question": "q", "response": "a", "system_prompt": "be kind", "functions": "[]"}
+    fields = {"question": "q", "response": "a", "system_prompt": "be kind", "functions": "[]", "System": "SAP"}
     found = Instruct(prompt="question", answer="response").columns([Row("x:1", fields)])
     assert found == {"prompt": "question", "answer": "response", "system": "system_prompt", "tools": "functions"}
 

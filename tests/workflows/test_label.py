@@ -257,6 +257,11 @@ def test_an_export_leaves_ties_out_says_so_and_is_read_by_tune(tmp_path: Path, d
 def test_where_all_disagree_there_is_no_label_and_the_cure_is_said(data: Path, tmp_path: Path):
     work = opened(data, overlap=Overlap(1.0, 2))
     label_all(work, ANA, "a")
+    item = next_row(work, BO)
+    assert item is not None
+    assert work.progress().tied == 0  # a second vote is due
+    work.vote(BO, item.key, "b")
+    assert work.progress().tied == 1
     label_all(work, BO, "b")
     found = work.progress()
     assert (found.items, found.labelled, found.tied, sum(found.labels.values())) == (12, 0, 12, 0)

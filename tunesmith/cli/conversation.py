@@ -98,6 +98,8 @@ class Conversation:
 
     def _save(self, place: str) -> str:
         """The conversation as one row more of a file."""
+        if not all(turn.content for turn in self.messages if turn.role == "assistant"):
+            return "an answer is empty; there is nothing to learn in it"
         path = Path(place or SAVED).expanduser()
         try:
             with path.open("a", encoding="utf-8") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Collection, Sequence
 from statistics import median
@@ -42,9 +43,18 @@ class Column:
 
 
 def columns_held(rows: Sequence[Row]) -> list[Column]:
-    """The columns that have a name, by 200 rows from all of the file, which may be sorted by one of them."""
-    seen = rows[:: max(1, len(rows) // LOOKED_AT)][:LOOKED_AT]
+    """The columns that have a name, by 200 rows drawn from all of the file, which may be sorted by one of them or take
+    turns; the same rows every time."""
+    places = sorted(random.Random(0).sample(range(len(rows)), min(LOOKED_AT, len(rows))))
+    seen = [rows[place] for place in places]
     return [Column(name, seen) for name in columns_of(rows) if name.strip()]
+
+
+def beside(rows: Sequence[Row], taken: Collection[str], **parts: Sequence[str]) -> dict[str, str]:
+    """Parts that stand beside what a recipe names, in columns that are called so to the letter."""
+    there = set(columns_of(rows)) - {*taken}
+    found = {part: next((word for word in words if word in there), "") for part, words in parts.items()}
+    return {part: column for part, column in found.items() if column}
 
 
 def named(columns: Sequence[Column], words: Collection[str]) -> Column | None:

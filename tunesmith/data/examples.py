@@ -8,9 +8,19 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tunesmith.data.calls import read_tools
+from tunesmith.data.kinds import is_nothing
 from tunesmith.data.rows import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.turns import Message as Message  # a part of an example, known from here
-from tunesmith.data.turns import check_order, instructed, short, turn_of, turns_in, unworded, whole
+from tunesmith.data.turns import (
+    check_order,
+    instructed,
+    refuse_unlearned,
+    short,
+    turn_of,
+    turns_in,
+    unworded,
+    whole,
+)
 from tunesmith.data.words import folded
 from tunesmith.errors import DataError, RowError
 
@@ -217,7 +227,9 @@ def text_of(row: Row, column: str) -> str:
 def _optional(row: Row, column: str) -> str:
     """The text of a column that may be blank."""
     value = row.fields.get(column) if column else None
-    return "" if value is None or (isinstance(value, str) and not value.strip()) else text_of(row, column)
+    if isinstance(value, list | dict) and value:
+        raise fault(row, column, "must be one text (join its parts, or name objective.prompt and objective.answer)")
+    return "" if is_nothing(value) or (isinstance(value, str) and not value.strip()) else text_of(row, column)
 
 
 def _labels(row: Row, column: str) -> tuple[str, ...]:
@@ -266,6 +278,12 @@ def _dialogue(row: Row, column: str) -> list[Message]:
         raise fault(row, column, "must be a list of turns")
     turns = [turn_of(item, f"{row.where}: turn {number}") for number, item in enumerate(given, 1)]
     check_order(turns, row.where)
-    if not any(turn.role == "assistant" and (turn.content.strip() or turn.calls) for turn in turns):
+    said = [at for at, turn in enumerate(turns) if turn.role == "assistant" and (turn.content.strip() or turn.calls)]
+    if not said:
         raise DataError(f"{row.where}: no assistant turn with content; add the answer or drop the row")
+    # What follows the last answer is not learned, an empty answer among it.
+    learned = {at: item for at, item in enumerate(given[: said[-1] + 1]) if turns[at].role == "assistant"}
+    for at, item in learned.items():
+        refuse_unlearned(item, turns[at], f"{row.where}: turn {at + 1}")
+    turns = [turn for at, turn in enumerate(turns) if at <= said[-1] or turn.role != "assistant" or at in said]
     return turns if turns[0].content.strip() else turns[1:]

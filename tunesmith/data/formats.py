@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tunesmith.data.guess import guess, has_label, unguessed
@@ -18,6 +18,7 @@ from tunesmith.data.kinds import (
     is_open,
     is_text,
     is_thumb,
+    may_be_text,
 )
 from tunesmith.data.rows import Row, columns_of, file_of
 from tunesmith.data.unclear import nameless, unjudged
@@ -124,13 +125,6 @@ def by_word(rows: Sequence[Row]) -> dict[str, str]:
     return {name.strip().lower(): name for name in columns} | exact
 
 
-def beside(rows: Sequence[Row], taken: Collection[str], **parts: Sequence[str]) -> dict[str, str]:
-    """Parts that stand beside what a recipe names, by the names that their columns mostly have."""
-    names = {word: column for word, column in by_word(rows).items() if column not in taken}
-    found = {part: next((names[word] for word in words if word in names), "") for part, words in parts.items()}
-    return {part: column for part, column in found.items() if column}
-
-
 class _Sample:
     """The first rows, asked for columns by lower-case name."""
 
@@ -161,6 +155,13 @@ class _Sample:
         both = Counter(zip(map(str, self.values(answer)), map(str, self.values(label)), strict=True))
         answers = {said for said, _ in both}
         return len(both) == len(answers) and 2 <= len(answers) <= len(self.rows) / FEW
+
+    def about(self, *taken: str) -> str | None:
+        """The column of what a question is about: texts, or lists and objects, which the parser refuses by name."""
+        names = [name for name in INPUTS if self.names.get(name) not in taken]
+        more = (self.names[name] for name in names if name in self.names)
+        nested = (column for column in more if any(isinstance(one, list | dict) and one for one in self.values(column)))
+        return self.column(names, may_be_text) or next(nested, None)
 
     def optional(self, **parts: Sequence[str]) -> dict[str, str]:
         """Parts that may be blank in most rows: a column of such a name is enough."""
@@ -205,7 +206,7 @@ def _asked(sample: _Sample) -> dict[str, str]:
     prompt = sample.column(ASKED, is_answer) or sample.column(DIALOGUES, is_open)
     if prompt is None:
         return {}
-    about = sample.optional(about=[name for name in INPUTS if sample.names.get(name) != prompt]).get("about")
+    about = sample.about(prompt)
     history = sample.column(["history"], is_history)
     beside = {"input": about, "history": history}
     return {"prompt": prompt, **{part: column for part, column in beside.items() if column}}
@@ -257,7 +258,7 @@ def _prompt_completion(sample: _Sample) -> Format | None:
         if prompt is None or answer is None:
             continue
         extra = sample.optional(system=SYSTEMS, tools=TOOLS)
-        given = sample.optional(input=[n for n in INPUTS if sample.names.get(n) not in (prompt, answer)])
+        given = {"input": about} if (about := sample.about(prompt, answer)) else {}
         return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, **given, "answer": answer})
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from tunesmith.data.rows import as_word
@@ -28,6 +29,16 @@ def is_thumb(value: object) -> bool:
 def is_text(value: object) -> bool:
     """Whether this is a text that is not blank."""
     return isinstance(value, str) and bool(value.strip())
+
+
+def may_be_text(value: object) -> bool:
+    """Whether this is a text, or nothing."""
+    return isinstance(value, str) or is_nothing(value)
+
+
+def is_nothing(value: object) -> bool:
+    """Whether nothing stands there, as JSON, pandas or a list says it."""
+    return value is None or value == [] or (isinstance(value, float) and math.isnan(value))
 
 
 def are_turns(value: object) -> bool:

@@ -104,12 +104,6 @@ def turn_of(item: object, place: str) -> Message:
     role = ROLES.get(str(said_by).strip().lower())
     if role is None:
         raise DataError(f"{place} has the role {said_by!r}; write one of {', '.join(FOLLOWING)[2:]}")
-    if role == "assistant" and (mark := next((name for name in LEARNED if str(item.get(name, 1)) in UNLEARNED), "")):
-        cure = f"end the chat before it, or leave out {mark}"
-        raise DataError(f"{place} has {mark} {item[mark]!r}, and every answer of a chat is learned; {cure}")
-    if role == "assistant" and (name := next((name for name in THOUGHTS if item.get(name)), "")):
-        cure = "write them into its content, or leave them out"
-        raise DataError(f"{place} has thoughts in {name!r}, which would not be learned; {cure}")
     calls = read_calls(item, place)
     if calls and role != "assistant":
         raise DataError(f"{place} ({role}) calls a tool; only an assistant's turn may")
@@ -118,10 +112,21 @@ def turn_of(item: object, place: str) -> Message:
         content = ""
     if not isinstance(content, str) or (role == "user" and not content.strip()):
         raise DataError(f"{place} ({role}) must hold text, found {short(content)}; write its content as text")
-    if role == "assistant" and not content.strip() and not calls:
-        raise DataError(f"{place} (assistant) says nothing; write the answer, or end the chat before it")
     whole("".join(f"{call.name}{call.arguments}" for call in calls), place)
     return Message(role, whole(content, place), calls)
+
+
+def refuse_unlearned(item: object, turn: Message, place: str) -> None:
+    """Raise DataError for an answer of a chat that would not be learned as it stands there."""
+    told = item if isinstance(item, Mapping) else {}
+    if mark := next((name for name in LEARNED if str(told.get(name, 1)) in UNLEARNED), ""):
+        cure = f"end the chat before it, or leave out {mark}"
+        raise DataError(f"{place} has {mark} {told[mark]!r}, and every answer of a chat is learned; {cure}")
+    if name := next((name for name in THOUGHTS if told.get(name)), ""):
+        cure = "write them into its content, or leave them out"
+        raise DataError(f"{place} has thoughts in {name!r}, which would not be learned; {cure}")
+    if not turn.content.strip() and not turn.calls:
+        raise DataError(f"{place} (assistant) says nothing; write the answer, or end the chat before it")
 
 
 def unworded(turn: Message, *, bare: bool) -> Message:

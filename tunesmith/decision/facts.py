@@ -7,15 +7,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import regex
 from rapidfuzz import fuzz, process
 
 from tunesmith.data.collect.document import Block, Document, plain
-from tunesmith.data.words import unspaced
+from tunesmith.data.words import UNSPACED, unspaced
 from tunesmith.decision.chunks import SourceDocument
 from tunesmith.decision.recall import Origin
 
 # So much is added to every digit; figures keep their length and their marks.
 SHIFT = 3
+_NUMERALS = "〇一二三四五六七八九十百千万億亿兩两"
+_PART = f"[{_NUMERALS}]"
+_JOINED = rf"[\w--[{UNSPACED}]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +89,9 @@ def _changed(page: SourceDocument, evidence: str, old: str, new: str) -> SourceD
     wanted = f" {plain(evidence)} "
     for place, block in enumerate(page.document.blocks):
         # A new answer that stood there already would be taken for an old one by the next change.
-        free = re.search(_whole(old), block.text) and not re.search(_whole(new), block.text)
+        free = regex.search(_whole(old), block.text, regex.V1) and not regex.search(_whole(new), block.text, regex.V1)
         if free and wanted in f" {plain(block.text)} ":
-            text = re.sub(_whole(old), lambda _: new, block.text)
+            text = regex.sub(_whole(old), lambda _: new, block.text, flags=regex.V1)
             blocks: tuple[Block, ...] = (
                 *page.document.blocks[:place],
                 replace(block, text=text),
@@ -99,6 +103,8 @@ def _changed(page: SourceDocument, evidence: str, old: str, new: str) -> SourceD
 
 
 def _whole(text: str) -> str:
-    """A pattern for a text that is not a part of a longer word or figure; scripts without spaces part no words."""
-    before = "" if unspaced(text[:1]) else r"(?<![\w,.])"
-    return before + re.escape(text) + ("" if unspaced(text[-1:]) else r"(?!\w|[,.]\d)")
+    """A pattern for a text that is not a part of a longer word or figure; scripts without spaces part no words, and
+    their numerals stand beside each other."""
+    first, last = (_PART if one in _NUMERALS else "" if unspaced(one) else _JOINED for one in (text[:1], text[-1:]))
+    before, after = (f"(?<!{first}|[,.])" if first else ""), (rf"(?!{last}|[,.]\d)" if last else "")
+    return before + regex.escape(text) + after

@@ -18,7 +18,7 @@ from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.data.terms import word_places
 from tunesmith.data.windows import Window, windows
 from tunesmith.errors import DataError
-from tunesmith.evaluation.resampling import Clusters, percentiles, sign_flip
+from tunesmith.evaluation.resampling import FEWEST, Clusters, difference_bounds, percentiles, sign_flip
 from tunesmith.evaluation.significance import PairedComparison, judged, lower_is_better
 from tunesmith.model.batch import TOKENS_PER_PASS, collate, cut
 from tunesmith.model.head import judge
@@ -213,14 +213,14 @@ def compare(
     before, after = (np.array([how.over(one) for one in side], dtype=np.float64) for side in (base, tuned))
     change = clusters.sums(sign * (after - before))
     pairs = _drawn(metric, [base, tuned], clusters)
-    drawn, lone = sign * (pairs[:, 1] - pairs[:, 0]), clusters.count == 1
+    drawn = sign * (pairs[:, 1] - pairs[:, 0])
     low, high = rate(metric, base), rate(metric, tuned)
     scale = low if lower_is_better(metric) else 1.0
     found = PairedComparison(
         base=sign * low,
         tuned=sign * high,
         delta=sign * (high - low),
-        ci95=(-scale, scale) if lone else percentiles(drawn, clusters.count),
+        ci95=difference_bounds(drawn, clusters.count, scale, most=math.inf if sign < 0 else 1.0),
         p_value=sign_flip(change, np.random.default_rng(0), RESAMPLES),
         n=len(base),
         clusters=clusters.count,
@@ -228,7 +228,8 @@ def compare(
         smallest_detectable=scale,
         verdict="no effect",
     )
-    return _as_shown(judged(found, float(drawn.std()), scale=scale), sign)
+    few = FEWEST if sign > 0 or not change.any() else 0
+    return _as_shown(judged(found, float(drawn.std()), scale=scale, fewest_rows=few), sign)
 
 
 def _as_shown(found: PairedComparison, sign: float) -> PairedComparison:

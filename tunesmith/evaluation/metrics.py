@@ -28,8 +28,11 @@ RowStatistic = Callable[[NDArray[np.intp]], tuple[float, float]]
 
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 # Marks that make a number another one, and those that do not.
-_OF_NUMBERS = re.compile(r"(?<=\d)[.,](?=\d)|(?<!\w)-(?=\d)")
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_OF_NUMBERS = re.compile(r"(?<=\d)[.,](?=\d)|(?<!\w)-(?=[$€£¥]?\d)")
+_DATE = re.compile(r"(?<![\d.,])\d+(?:\.\d+){2,}")
+_THOUSANDS = re.compile(r"(?<=\d)(?<!\b0),(?=\d{3}(?!\d))")
+_DECIMAL = re.compile(r"(?<=\d),(?=\d)")
+_BARE_POINT = re.compile(r"(?<![\w.,])\.(?=\d)")
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 
 
@@ -177,11 +180,18 @@ def _set_f1(gold: set[str], given: set[str]) -> float:
 
 
 def _normal(text: str) -> str:
-    folded = _THOUSANDS.sub("", spaced(text).casefold().strip().replace("\N{MINUS SIGN}", "-"))
+    folded = _plain_figures(spaced(text).casefold().strip())
     figures = {found.start() for found in _OF_NUMBERS.finditer(folded)}
     kept = "".join(mark for place, mark in enumerate(folded) if place in figures or not _is_punctuation(mark))
     # An answer such as "+" or "the" would vanish, and any two vanished answers would agree.
     return " ".join(_ARTICLE.sub(" ", kept).split()) or folded
+
+
+def _plain_figures(text: str) -> str:
+    """Figures without marks between thousands and in dates, with a point for the decimal comma and 0 before one."""
+    text = _DATE.sub(lambda date: date[0].replace(".", ""), text.replace("\N{MINUS SIGN}", "-"))
+    text = _BARE_POINT.sub("0.", _THOUSANDS.sub("", text))
+    return _DECIMAL.sub(".", text)
 
 
 def _is_punctuation(mark: str) -> bool:

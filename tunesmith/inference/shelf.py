@@ -183,24 +183,25 @@ class Shelf:
         return _with_tasks(run)
 
     def _ground(self, about: About) -> Ground:
-        """The base in memory, read if it is not there, with a run of its own under its own name."""
+        """The base in memory, read if it is not there."""
         key = (about.fingerprint, about.technique.load_options().quantize)
         if key not in self._grounds:
             base = read_base(about, device=self._device, offline=self._offline)
             base.network.requires_grad_(False)
-            ground = Ground(base)
-            self._grounds = {**self._grounds, key: ground}  # anew: other threads go through the dict as it was
-            if base.family == "decoder":
-                model = _plain(base, about.limit)
-                run = self._run(self._base_name(base, key), 1, model, ground)
-                self._bases = {**self._bases, run.name: run}
+            self._grounds = {**self._grounds, key: Ground(base)}  # anew: other threads go through the dict as it was
         return self._grounds[key]
 
-    def _base_name(self, base: Base, key: tuple[str, str]) -> str:
-        """Its folder's name; in 4 bits, or where another base is called so, with what tells them apart."""
+    def _name_base(self, run: ServedModel) -> None:
+        """Let the base under a run answer by its folder's name; in 4 bits, or where another base is called so, with
+        what tells them apart."""
+        key = next((key for key, ground in self._grounds.items() if ground is run.ground), None)
+        named = any(base.ground is run.ground for base in self._bases.values())
+        if key is None or named or run.ground.base.family != "decoder":
+            return
         fingerprint, quantized = key
-        name = "-".join(filter(None, [Path(base.name).name, quantized]))
-        return name if name not in self._bases else f"{name}-{fingerprint[:8]}"
+        name = "-".join(filter(None, [Path(run.ground.base.name).name, quantized]))
+        name = name if name not in self._bases else f"{name}-{fingerprint[:8]}"
+        self._bases = {**self._bases, name: self._run(name, 1, _plain(run.ground.base, run.limit), run.ground)}
 
     def _replace(self, name: str, run: ServedModel | None) -> None:
         """Put a run in the place of another of its name, or of none; a base that nobody uses any more goes."""
@@ -213,6 +214,8 @@ class Shelf:
             old.ground.runs = {number: other for number, other in old.ground.runs.items() if other is not old}
         self._grounds = {key: ground for key, ground in self._grounds.items() if ground.runs}
         self._bases = {name: base for name, base in self._bases.items() if base.ground in self._grounds.values()}
+        if run is not None:
+            self._name_base(run)
         self.changed()
 
 

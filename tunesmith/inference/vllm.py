@@ -113,7 +113,7 @@ def refuse(name: str, folder: Path, about: About) -> None:
         raise ModelError(f"{name}: vLLM has no place for the numbers of {technique.kind}; {ELSE}")
     if (folder / HEAD).exists():
         raise ModelError(f"{name}: it answers through a head, which vLLM would not load; {ELSE}")
-    if begins_from(model_folder(Path(about.base)), where=about.base)[0]:
+    if not isinstance(technique, Full) and begins_from(model_folder(Path(about.base)), where=about.base)[0]:
         raise ModelError(f"{name}: its base is a run, whose adapter vLLM would not merge; {ELSE}")
 
 

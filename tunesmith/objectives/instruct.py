@@ -10,8 +10,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from tunesmith.data.columns import beside
 from tunesmith.data.examples import Chat, Example, Message, chats
-from tunesmith.data.formats import SYSTEMS, TOOLS, beside, detect
+from tunesmith.data.formats import SYSTEMS, TOOLS, detect
 from tunesmith.data.rows import Row, columns_of, file_of, missing_column, refuse
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import DataError

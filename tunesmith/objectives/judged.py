@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from tunesmith.data.columns import beside
 from tunesmith.data.examples import Message
-from tunesmith.data.formats import SYSTEMS, beside, detect
+from tunesmith.data.formats import SYSTEMS, detect
 from tunesmith.data.rows import Row, file_of
 from tunesmith.data.template import Template, Tokens
 from tunesmith.errors import DataError

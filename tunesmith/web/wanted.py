@@ -124,8 +124,8 @@ class SamplingFields(_Sent):
     frequency_penalty: Literal[0] = 0
     presence_penalty: Literal[0] = 0
     # What would change the answer and is not done here is refused, unless it is set to what changes nothing.
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    top_k: Literal[0, -1] = 0
+    logit_bias: dict[str, Literal[0]] = {}
+    top_k: int = 0
     min_p: Literal[0] = 0
     repetition_penalty: Literal[1] = 1
 
@@ -133,9 +133,12 @@ class SamplingFields(_Sent):
         """The model's own settings with these in their place."""
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         longest = self.longest
+        temperature = default.temperature if self.temperature is None else self.temperature
+        if temperature and self.top_k > 0:
+            raise AskError("top_k: not done here; send top_p, or temperature 0")
         return Sampling(
             max_new_tokens=default.max_new_tokens if longest is None else longest,
-            temperature=default.temperature if self.temperature is None else self.temperature,
+            temperature=temperature,
             top_p=default.top_p if self.top_p is None else self.top_p,
             stop=stop,
             seed=secrets.randbelow(2**31) if self.seed is None else self.seed,

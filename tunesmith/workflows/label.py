@@ -23,8 +23,8 @@ NO_FACTS: Mapping[str, object] = {}
 
 
 class LabelProgress(BaseModel):
-    """How far it is: items, those with a label, those on which as many people say one label as another, votes by label
-    and by person, what a person put aside, agreement."""
+    """How far it is: items, those with a label, those of which all votes are in and as many people say one label as
+    another, votes by label and by person, what a person put aside, agreement."""
 
     items: int
     labelled: int
@@ -78,11 +78,12 @@ class Labelling:
             self.turns.catch_up()
             here = [key for key in self.votes.items() if key in self._items]
             given = [label for key in here if (label := self.votes.label(key)) is not None]
+            open_ = [key for key in here if self.votes.label(key) is None]
             people = self.votes.counts()
             return LabelProgress(
                 items=len(self._items),
                 labelled=len(given),
-                tied=len(here) - len(given),
+                tied=sum(len(self.votes.on(key)) >= self.overlap.wanted(key) for key in open_),
                 labels={label: given.count(label) for label in self.votes.words},
                 people=dict(people.most_common()),
                 mine=people[rater],

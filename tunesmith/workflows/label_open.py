@@ -66,9 +66,9 @@ def export_labels(wish: LabelRequest, path: Path, *, told: Callable[[str], None]
     votes = Votes(store.since())
     store.close()
     if not any(votes.label(key) for key in rows.keys):
-        if votes.items():
-            cure = "let one more person label them with --raters, one more than now"
-            raise Refused(f"{wish.kept_in}: of every row as many people gave one label as another; {cure}")
+        if any(votes.on(key) for key in rows.keys):
+            cure = "let one more person label them, with --raters one higher"
+            raise Refused(f"{wish.kept_in}: of every labelled row as many people gave one label as another; {cure}")
         raise Refused(f"{wish.kept_in}: no row has a label yet; label some with `tunesmith label {wish.source}`")
     done = export(rows, votes, path)
     if done.tied:

@@ -86,7 +86,7 @@ function show() {
 
 function showEnd(progress) {
   const end = find("end"), open = total(progress) - page.done(progress);
-  const [title, text] = (!progress.skipped && page.undecided?.(progress)) || (open > 0 && !progress.skipped
+  const [title, text] = (!progress.skipped && page.undecided?.(progress, open)) || (open > 0 && !progress.skipped
     ? ["Nothing for you right now", `The ${page.noun}s that are left are with other people.`]
     : open > 0
       ? [`Only skipped ${page.noun}s are left`, `You put ${rows(progress.skipped, page.noun)} aside.`]
@@ -211,7 +211,7 @@ function showKeys() {
 }
 
 // Begin. A page says: noun and verb of an item, done(progress), finished [title, text], show(item, state), key(key),
-// written(text), and may have facts(progress) and undecided(progress), the end's [title, text] where people disagree.
+// written(text), and may have facts(progress) and undecided(progress, left), the end's [title, text] where people disagree.
 export function open(made) {
   page = made;
   const clicks = { other: openAsk, cancel: () => find("ask").close(), skip, undo, "end-undo": undo, skipped, check: next, again: () => pending?.(), rename: askName };

@@ -42,7 +42,7 @@ open({
   verb: "labelled",
   done: (progress) => progress.labelled,
   finished: ["Every row has a label", "The labelled rows can be loaded below, and tunesmith tune reads them."],
-  undecided: (progress) => progress.tied && [`On ${rows(progress.tied)} people disagree`, "As many say one label as another, so these have none. One more person settles them: start tunesmith label with --raters one higher, or change a label."],
+  undecided: (progress, left) => progress.tied > 0 && progress.tied === left && [`On ${rows(progress.tied)} people disagree`, "As many say one label as another, so these have none. One more person settles them: start tunesmith label with --raters one higher, or change a label."],
   show, facts, key,
   written: give,
 });
