@@ -407,7 +407,7 @@ def test_what_is_told_names_no_folder_of_the_machine(said: str, told: str):
 @pytest.mark.parametrize(
     ("path", "more", "said"),
     [
-        ("chat/completions", {"top_k": 1}, "top_k"),
+        ("chat/completions", {"top_k": 5, "temperature": 1}, "top_k"),
         ("chat/completions", {"min_p": 0.1}, "min_p"),
         ("chat/completions", {"repetition_penalty": 1.5}, "repetition_penalty"),
         ("chat/completions", {"functions": [{"name": "f"}]}, "functions"),
@@ -431,7 +431,7 @@ def test_what_would_change_an_answer_and_is_not_done_here_is_refused(
 
 def test_what_is_null_or_says_what_holds_anyway_is_asked_for_by_nobody(server: Served):
     turns = [{"role": "user", "content": "hi"}]
-    kept = {"top_k": -1, "repetition_penalty": 1.0, "min_p": 0.0, "logit_bias": {}, "functions": []}
+    kept = {"top_k": 40, "repetition_penalty": 1.0, "min_p": 0.0, "logit_bias": {}, "functions": []}
     form = {"type": "json_schema", "json_schema": {"name": None, "schema": {"type": "object"}}}
     asked = {"model": "one", "messages": turns, "max_tokens": 2, "stream_options": {"include_usage": None}}
     sent = {"model": "one", "input": "hi", "encoding_format": None}
