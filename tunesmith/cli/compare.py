@@ -130,10 +130,10 @@ def _show(found: Comparison) -> None:
 
 def _show_beside(found: Comparison, ranked: Sequence[ArmPage]) -> None:
     """What the arms cost, and how well chunks are found."""
+    from tunesmith.decision.table import price
+
     for arm in ranked:
         if arm.cost.price_per_1000 is not None and arm.cost.price_to_build is not None:
-            from tunesmith.decision.table import price
-
             build, answers = map(price, (arm.cost.price_to_build, arm.cost.price_per_1000))
             show(f"price of {arm.name}: {build} to build, {answers} for 1,000 answers")
     for one in found.retrieval:

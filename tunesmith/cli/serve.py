@@ -148,9 +148,8 @@ def sources_of(runs: list[str]) -> dict[str, list[Path]]:
     """Name -> its folders, oldest first. Raises UsageError."""
     sources: dict[str, list[Path]] = {}
     for given in runs:
-        name, _, place = (
-            given.partition("=") if "=" in given and not Path(given).expanduser().exists() else ("", "", given)
-        )
+        named = "=" in given and not Path(given).expanduser().exists()
+        name, _, place = given.partition("=") if named else ("", "", given)
         folder = Path(place).expanduser()
         name = name or name_of(folder)
         if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():

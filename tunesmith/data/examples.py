@@ -281,9 +281,10 @@ def _dialogue(row: Row, column: str) -> list[Message]:
     said = [at for at, turn in enumerate(turns) if turn.role == "assistant" and (turn.content.strip() or turn.calls)]
     if not said:
         raise DataError(f"{row.where}: no assistant turn with content; add the answer or drop the row")
+    end = said[-1] + 1
+    for number, (item, turn) in enumerate(zip(given[:end], turns, strict=False), 1):
+        if turn.role == "assistant":
+            refuse_unlearned(item, turn, f"{row.where}: turn {number}")
     # What follows the last answer is not learned, an empty answer among it.
-    learned = {at: item for at, item in enumerate(given[: said[-1] + 1]) if turns[at].role == "assistant"}
-    for at, item in learned.items():
-        refuse_unlearned(item, turns[at], f"{row.where}: turn {at + 1}")
-    turns = [turn for at, turn in enumerate(turns) if at <= said[-1] or turn.role != "assistant" or at in said]
+    turns = turns[:end] + [turn for turn in turns[end:] if turn.role != "assistant"]
     return turns if turns[0].content.strip() else turns[1:]

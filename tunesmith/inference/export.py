@@ -53,6 +53,8 @@ def merged(folder: Path, about: About, *, offline: bool) -> LocalModel:
         with quiet():
             model.policy.network = model.policy.adapter.merge_and_unload()
     without_thoughts(model)
+    if model.policy.family == "decoder":  # a base model's own end is no end of a turn
+        model.policy.network.generation_config.eos_token_id = sorted(model.template.stop_ids)
     return model
 
 
@@ -72,8 +74,6 @@ def write_merged(model: LocalModel, folder: Path, out: Path, *, numbers: str = "
     for name, weight in model.policy.network.named_parameters():
         if not torch.isfinite(weight).all():
             raise ModelError(f"--numbers {numbers}: {name} holds a number too large for it; use bf16 or f32")
-    if model.policy.family == "decoder":  # a base model's own end is no end of a turn
-        model.policy.network.generation_config.eos_token_id = sorted(model.template.stop_ids)
     with quiet():
         model.policy.network.save_pretrained(out)
     model.template.tokenizer.save_pretrained(out)
@@ -86,8 +86,6 @@ def write_file(model: LocalModel, out: Path, *, numbers: str, name: str) -> None
     texts = isinstance(model.objective, Domain)
     if texts:  # it goes on with a text and knows no chats
         model.template.tokenizer.chat_template = None
-    else:
-        model.policy.network.generation_config.eos_token_id = sorted(model.template.stop_ids)
     write_gguf(model.policy.network, model.template.tokenizer, out / GGUF, kind=numbers, name=name)
     said = "" if isinstance(model.objective, Classify) else model.objective.instruction
     (out / "Modelfile").write_text(

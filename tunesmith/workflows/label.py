@@ -77,13 +77,14 @@ class Labelling:
         with self.turns.lock:
             self.turns.catch_up()
             here = [key for key in self.votes.items() if key in self._items]
-            given = [label for key in here if (label := self.votes.label(key)) is not None]
-            open_ = [key for key in here if self.votes.label(key) is None]
+            said = {key: self.votes.label(key) for key in here}
+            given = [label for label in said.values() if label is not None]
+            even = [key for key, label in said.items() if label is None]
             people = self.votes.counts()
             return LabelProgress(
                 items=len(self._items),
                 labelled=len(given),
-                tied=sum(len(self.votes.on(key)) >= self.overlap.wanted(key) for key in open_),
+                tied=sum(len(self.votes.on(key)) >= self.overlap.wanted(key) for key in even),
                 labels={label: given.count(label) for label in self.votes.words},
                 people=dict(people.most_common()),
                 mine=people[rater],
