@@ -301,7 +301,9 @@ def test_a_context_that_is_no_text_is_refused_and_not_left_out():
 
 
 def test_an_answer_that_is_a_number_is_told_with_its_row():
-    with pytest.raises(DataError, match=r"and a\.jsonl:1 has no text in 'answer': 4; "):
+    with pytest.raises(
+        DataError, match=r"and a\.jsonl:1 has no text in 'answer': 4 \(a number is no text: write it as a text\); "
+    ):
         detect(rows(*[{"question": f"what is {n} and more", "answer": 4} for n in range(9)]))
 
 

@@ -181,8 +181,9 @@ def _odd(sample: _Sample) -> str:
             for row in sample.rows:
                 if not holds(row.fields.get(column)):
                     value = row.fields.get(column)
-                    odd = isinstance(value, float) and math.isfinite(value)
-                    cure = " (a fraction is no label: write it as a text)" if odd else ""
+                    number = isinstance(value, int | float) and math.isfinite(value)
+                    what = "fraction" if kind == "label" else "number"
+                    cure = f" (a {what} is no {kind}: write it as a text)" if number else ""
                     return f", and {row.where} has no {kind} in {column!r}: {str(value)[:40]}{cure}"
     return ""
 
