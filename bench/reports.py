@@ -1,4 +1,4 @@
-"""`make reports`: every example tuned and scored, its page copied to docs/reports, and the list of them written.
+"""`make reports`: every example tuned and scored, its page copied to docs/reports, its line in their list made anew.
 
 A run that is finished in runs/NAME is not made again; its page is. `python -m bench.reports mail` makes one,
 and what follows the names goes to `tunesmith tune`: `python -m bench.reports mail --set schedule.epochs=1`.
@@ -21,30 +21,23 @@ from tunesmith.report.schema import read_report
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reports"
 EXAMPLES = ("reviews", "synopsis", "mail")
-COMPARED = ("factbook", "routing", "tone", "enough")
-CURVES = ("reviews", "movies", "sections")
 # Shuffled answers and a head alone beside every score; a run with them takes twice as long.
 WITH_CONTROLS = ("--set", "controls=true")
 
 
 def main(words: Sequence[str]) -> None:
-    """Make the reports of the examples named, of all if none is, and write docs/reports/README.md."""
+    """Make the reports of the examples named, of all if none is, and write their lines in docs/reports/README.md."""
     names = [word for word in words if word in EXAMPLES]
     options = list(words[len(names) :]) or list(WITH_CONTROLS)
     for name in names or EXAMPLES:
         run(name, options)
-    origin = "Made by `make reports` from the recipes in [examples](../../examples/README.md)."
-    pages = ", ".join(f"[{name}]({name}.html)" for name in COMPARED)
-    beside = f"Beside them stand comparisons: {pages}; [how they were made](../compare.md). And learning"
-    curve = f"curves: {', '.join(f'[{name}](need-{name}.html)' for name in CURVES)}; [how](../before.md)."
-    people = (
-        "Answers that are judged: [the loop with people](rlhf/README.md), rules as a reward by [grpo](rl-grpo.html)"
-    )
-    people += " and [ppo](rl-ppo.html)."
-    lines = ["# Reports of real runs", "", origin, beside, curve, people, ""]
-    done = [name for name in EXAMPLES if (ROOT / "runs" / name / "report.json").exists()]
-    lines += [line(name, ROOT / "runs" / name) for name in done]
-    (PAGES / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    page = PAGES / "README.md"
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for name in names or EXAMPLES:
+        before = [place for place, one in enumerate(lines) if one.startswith(f"- [{name}.html]")]
+        place = before[0] if before else len(lines)
+        lines[place : place + 1] = [line(name, ROOT / "runs" / name)]
+    page.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def run(name: str, options: Sequence[str]) -> None:

@@ -123,7 +123,7 @@ def test_macro_f1_of_answers_that_all_differ_needs_no_table_of_them():
 
 
 @pytest.mark.parametrize(
-    ("gold", "given", "right"),
+    ("answer", "gold", "right"),
     [
         ("3.5", "35", 0),
         ("3.5", "3.5", 1),
@@ -139,8 +139,16 @@ def test_macro_f1_of_answers_that_all_differ_needs_no_table_of_them():
         ("0,125", "0.125", 1),
         ("in 2023.", "2023", 1),
         ("well-known", "wellknown", 1),
-        ("2020-01", "202001", 1),
+        ("2020-01", "2020/01", 1),
+        ("1.11.2020", "11.1.2020", 0),
+        ("It needs 11.0.0 or later.", "1.10.0", 0),
+        ("since 1.10.0", "10", 0),
+        ("10.1.1.1", "101.1.1", 0),
+        ("1.234.567", "1234567", 1),
+        ("1'000", "1000", 1),
+        ("3-5", "35", 0),
+        ("3\N{EN DASH}5 days", "3-5", 1),
     ],
 )
-def test_a_mark_that_makes_another_number_of_it_counts(gold: str, given: str, right: int):
-    assert metrics.contains([given], [gold]).tolist() == [right]
+def test_a_mark_that_makes_another_number_of_it_counts(answer: str, gold: str, right: int):
+    assert metrics.contains([gold], [answer]).tolist() == [right]

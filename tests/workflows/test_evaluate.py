@@ -29,7 +29,7 @@ NEW = [
 
 @pytest.fixture(autouse=True)
 def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in ("inference.open", "inference.folder", "workflows.evaluate"):
+    for room in ("inference.open", "inference.folder"):
         monkeypatch.setattr(f"tunesmith.{room}.choose_machine", lambda **_: KNOWN)
 
 
@@ -104,6 +104,47 @@ def test_the_base_is_scored_as_the_run_scored_it(decoder: Path, encoder: Path, t
         assert [line["against"] for line in done.answers] == [line["base"] for line in lines]
         assert [line["answer"] for line in done.answers] == [line["tuned"] for line in lines]
         assert not any("trained on" in note for note in done.page.notes)
+
+
+def test_the_base_of_a_run_over_four_bits_lies_in_four_bits_too(tiny_llama: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    texts = [{"text": f"The {row['text']} {i}"} for i, row in enumerate(reviews())]
+    train, test = write_rows(tmp_path / "train.jsonl", texts[:40]), write_rows(tmp_path / "test.jsonl", texts[40:])
+    raw = {
+        "model": str(tiny_llama),
+        "data": {"train": str(train), "test": str(test), "validation": 0, "audit": "note"},
+        "objective": {"kind": "domain", "text": "text"},
+        "technique": {"kind": "lora", "rank": 2, "quantize": "nf4"},
+        "schedule": {"epochs": 0.3, "probe": False},
+        "machine": {"threads": 1, "dtype": "float32"},
+    }
+    recipe, _ = make_recipe(raw, place="test")
+    with pytest.MonkeyPatch.context() as patch:
+        only_a_glance(patch)
+        done = tune_recipe(recipe, out=tmp_path / "run", listen=lambda event: None)
+    page = ask(done.folder, test, against="base").page
+    assert isinstance(page, Compared)
+    assert (page.base, page.tuned) == pytest.approx((done.report.task.base, done.report.task.tuned), rel=1e-5)
+
+
+def test_models_that_begin_texts_by_other_tokens_are_not_compared_by_their_losses(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(tiny_llama, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    first = tokenizer["added_tokens"][0]
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": first["content"], "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            first["content"]: {"id": first["content"], "ids": [first["id"]], "tokens": [first["content"]]}
+        },
+    }
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"A battery is bad {i}"} for i in range(8)])
+    with pytest.raises(RecipeError, match="cuts texts into other tokens"):
+        ask(tiny_llama, texts, objective="domain", against=str(other))
 
 
 def test_two_runs_are_compared(decoder: Path, encoder: Path, new: Path) -> None:

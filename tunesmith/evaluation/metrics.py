@@ -28,9 +28,11 @@ RowStatistic = Callable[[NDArray[np.intp]], tuple[float, float]]
 
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 # Marks that make a number another one, and those that do not.
-_OF_NUMBERS = re.compile(r"(?<=\d)[.,](?=\d)|(?<!\w)-(?=[$€£¥]?\d)")
-_DATE = re.compile(r"(?<![\d.,])\d+(?:\.\d+){2,}")
-_THOUSANDS = re.compile(r"(?<=\d)(?<!\b0),(?=\d{3}(?!\d))")
+_OF_NUMBERS = re.compile(r"(?<=\d)[.,/](?=\d)|(?<!\w)-(?=[$€£¥]?\d)")
+_MILLIONS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3}){2,}(?![\d.,])")
+_PARTS = re.compile(r"(?<![\d.,])\d+(?:\.\d+){2,}")
+_BETWEEN = re.compile(r"(?<=\d)[^\w\s.,](?=\d)")
+_THOUSANDS = re.compile(r"(?<=\d)(?<!\b0)[,'’](?=\d{3}(?!\d))")
 _DECIMAL = re.compile(r"(?<=\d),(?=\d)")
 _BARE_POINT = re.compile(r"(?<![\w.,])\.(?=\d)")
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
@@ -188,10 +190,13 @@ def _normal(text: str) -> str:
 
 
 def _plain_figures(text: str) -> str:
-    """Figures without marks between thousands and in dates, with a point for the decimal comma and 0 before one."""
-    text = _DATE.sub(lambda date: date[0].replace(".", ""), text.replace("\N{MINUS SIGN}", "-"))
-    text = _BARE_POINT.sub("0.", _THOUSANDS.sub("", text))
-    return _DECIMAL.sub(".", text)
+    """Figures without marks between thousands, with a point for the decimal comma and 0 before one.
+
+    Between the parts of dates, versions and ranges stands a stroke, whatever stood there: 1.10.0 is not 11.0.0.
+    """
+    text = _MILLIONS.sub(lambda figure: figure[0].replace(".", ""), text.replace("\N{MINUS SIGN}", "-"))
+    text = _PARTS.sub(lambda parts: parts[0].replace(".", "/"), _THOUSANDS.sub("", text))
+    return _DECIMAL.sub(".", _BARE_POINT.sub("0.", _BETWEEN.sub("/", text)))
 
 
 def _is_punctuation(mark: str) -> bool:

@@ -35,12 +35,16 @@ HEADLESS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """What a name stands for; `base` is what it was tuned over, empty for a model that stands alone."""
+    """What a name stands for; `base` is what it was tuned over, empty for a model that stands alone.
+
+    `quantize` is how a model is to lie in memory, as in LoadOptions.
+    """
 
     name: str
     kind: Literal["run", "adapter", "model"]
     folder: Path | None
     base: str = ""
+    quantize: str = ""
 
 
 def identify(name: str | Path, *, offline: bool = False) -> FoundModel:
@@ -63,7 +67,7 @@ def identify(name: str | Path, *, offline: bool = False) -> FoundModel:
 
 
 def open_model(
-    name: str | Path,
+    name: str | Path | FoundModel,
     *,
     objective: AnyObjective | None = None,
     base: str = "",
@@ -75,13 +79,13 @@ def open_model(
     A run keeps its own objective and limit; all others are asked by `objective`, without one as a chat.
     `base` stands in for the base that an adapter names. Raises CheckpointError, ModelError, RecipeError.
     """
-    found = identify(name, offline=offline)
+    found = name if isinstance(name, FoundModel) else identify(name, offline=offline)
     if base and found.kind != "adapter":
-        raise RecipeError(f"{name}: base {base}: only an adapter can be put over another base; leave it out")
+        raise RecipeError(f"{found.name}: base {base}: only an adapter can be put over another base; leave it out")
     if found.kind == "run":
-        return _asked(load(found.folder or name, offline=offline), objective, found.name)
+        return _asked(load(found.folder or found.name, offline=offline), objective, found.name)
     machine = choose_machine(device="auto", dtype="float32")
-    options = LoadOptions(dtype=machine.dtype, device=machine.device)
+    options = LoadOptions(machine.dtype, machine.device, found.quantize)
     if found.kind == "model":
         loaded = load_base(found.name, options=options, offline=offline)
         _refuse_encoder(loaded, found.name)

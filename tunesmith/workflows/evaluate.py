@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ from pydantic import TypeAdapter
 
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Template
+from tunesmith.data.windows import frame
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.tasks import Score, TaskScore
-from tunesmith.inference.folder import read_about
+from tunesmith.inference.folder import read_about, read_base
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.open import FoundModel, identify, open_model
-from tunesmith.model.device import choose_machine
-from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
 from tunesmith.workflows.answers import Untuned
@@ -116,14 +115,17 @@ def _other(asked: EvaluateRequest, found: FoundModel, *, offline: bool) -> Found
     base = asked.base or found.base
     if not base:
         raise RecipeError(f"{asked.model}: it is a base itself; name another model after --against")
-    return identify(base, offline=offline)
+    other = identify(base, offline=offline)
+    if found.kind != "run" or found.folder is None or other.kind != "model":
+        return other
+    return replace(other, quantize=read_about(found.folder).technique.load_options().quantize)
 
 
 def _open(found: FoundModel, task: ScoringTask, *, base: str = "", offline: bool) -> LocalModel:
     """A model, asked as the task asks; what the reader should know of that becomes notes."""
     part = task.part if _several(found) else ""
     objective = None if part else task.objective
-    model = open_model(found.name, objective=objective, base=base, offline=offline, limit=task.limit).at(part)
+    model = open_model(found, objective=objective, base=base, offline=offline, limit=task.limit).at(part)
     if not isinstance(task.objective, Domain):
         task.notes.extend(f"{found.name}: {note}" for note in _reservations(model, task))
     return model
@@ -148,9 +150,9 @@ def _same_tokens(
     asked: EvaluateRequest, other: FoundModel, task: ScoringTask, sides: tuple[LocalModel, LocalModel]
 ) -> None:
     """Nothing where losses per token compare. Raises RecipeError where the sides cut texts differently."""
-    model, against = sides
+    first, second = (side.template.tokenizer for side in sides)
     if isinstance(task.objective, Domain) and (
-        against.template.tokenizer.get_vocab() != model.template.tokenizer.get_vocab()
+        first.get_vocab() != second.get_vocab() or frame(first) != frame(second)
     ):
         raise RecipeError(
             f"{other.name}: cuts texts into other tokens than {asked.model}, so their losses do not compare; "
@@ -178,8 +180,7 @@ def _base_of_run(yardstick: Yardstick[Any], found: FoundModel, task: ScoringTask
         return None if opened is None else yardstick.tuned(opened)
     if isinstance(objective, Preference):
         return None
-    options = LoadOptions(device=choose_machine(dtype="float32").device)
-    base = load_base(about.base, options=options, offline=offline)
+    base = read_base(about, offline=offline)
     policy = Policy.over(base.network, family=base.family, reference=nullcontext)
     template = Template(base.tokenizer, chat=base.family == "decoder")
     if isinstance(objective, Reward):

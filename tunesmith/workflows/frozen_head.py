@@ -12,12 +12,10 @@ from torch import Tensor
 from tunesmith.data.files import write_whole
 from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError
-from tunesmith.inference.folder import read_about
+from tunesmith.inference.folder import read_about, read_base
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.open import FoundModel
 from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
-from tunesmith.model.device import choose_machine
-from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.masked_head import own_head
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Domain
@@ -66,8 +64,7 @@ def open_base(found: FoundModel, objective: Domain, *, place: Path, offline: boo
     kept = find_folder(place / "base_head")
     if kept is None:
         raise CheckpointError(f"{found.name}: its folder base_head is gone, and with it what the base answers through")
-    options = LoadOptions(device=choose_machine(dtype="float32").device)
-    base = load_base(about.base, options=options, offline=offline)
+    base = read_base(about, offline=offline)
     policy = Policy.over(base.network, family=base.family, reference=nullcontext)
     policy.head = objective.head(policy)
     assert policy.head is not None
