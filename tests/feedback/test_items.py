@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from tests.feedback.voting import item
+from tunesmith.data.calls import Call
 from tunesmith.data.examples import Message
-from tunesmith.feedback.items import FIRST, SECOND, Side, make_item, read_items, sample
+from tunesmith.feedback.items import FIRST, SECOND, Side, make_item, prompt_key, read_items, sample
+from tunesmith.feedback.preferences import prompt_of
 from tunesmith.feedback.store import Event
 
 ASKED = [[Message("user", f"Prompt {n}")] for n in range(4)]
@@ -28,6 +30,22 @@ def test_an_item_comes_back_from_its_event_as_it_was():
     one = item(1, gold=FIRST)
     entry = one.entry
     assert read_items([Event(1, 0.0, "", entry.kind, entry.item, entry.body or {})]) == {one.key: one}
+
+
+def test_chats_that_differ_in_a_call_alone_are_two_and_keep_it_in_words():
+    towns = [
+        (Message("user", "Weather?"), Message("assistant", "", (Call("weather", f'{{"town": "{town}"}}'),)))
+        for town in ("Oslo", "Rome")
+    ]
+    chats = [(*chat, Message("tool", "Rain."), Message("user", "And?")) for chat in towns]
+    assert len({prompt_key(chat) for chat in chats}) == 2
+    items = [make_item(chat, ["Take a coat."], ["one"]) for chat in chats]
+    assert len({one.key for one in items}) == 2
+    entry = items[0].entry
+    back = read_items([Event(1, 0.0, "", entry.kind, entry.item, entry.body or {})])[entry.item]
+    assert "Oslo" in back.messages[1].content
+    assert prompt_of(items[0].messages) == prompt_of(back.messages)
+    assert prompt_key(items[0].messages) == prompt_key(back.messages)
 
 
 def test_neither_model_comes_first_more_often():

@@ -18,6 +18,7 @@ from tests.web.conftest import await_here
 from tunesmith.cli.serve import folder_of
 from tunesmith.data.calls import Call
 from tunesmith.data.examples import Message
+from tunesmith.data.turns import joined
 from tunesmith.feedback.votes import VOTE
 from tunesmith.inference.answering import Limits
 from tunesmith.inference.ask import Ask
@@ -29,7 +30,8 @@ from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import Ia3, Lora
 from tunesmith.web.api import FOLDERS
 from tunesmith.web.pieces import Pieces
-from tunesmith.web.wanted import ChatWanted
+from tunesmith.web.told import split_calls
+from tunesmith.web.wanted import ChatTurn, ChatWanted
 from tunesmith.workflows.thumbs import FILE
 from tunesmith.workflows.votes import export_votes, read_events
 
@@ -450,3 +452,24 @@ def test_a_call_without_arguments_is_one_of_a_tool_that_takes_nothing():
         {"model": "one", "messages": [{"role": "assistant", "content": None, "tool_calls": [call]}]}
     ).messages
     assert turn.message().calls == (Call("f", "{}"),)
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ("Let me see.\n<tool_call>\n", "Let me see."),
+        ("[", ""),
+        ("```json\n[", ""),
+        ("[TOOL_CALLS] [", ""),
+        ("In {x} notation this holds. <tool_call>", "In {x} notation this holds."),
+    ],
+)
+def test_what_is_said_before_a_call_is_told_without_the_mark_that_opens_it(before: str, told: str):
+    call = '{"name": "look", "arguments": {"word": "fox"}}'
+    asked = [Message("user", "Look up fox.", tools=json.dumps([TOOL]))]
+    assert split_calls(f"{before}{call}</tool_call>", asked) == (told, [json.loads(call)])
+
+
+def test_parts_of_a_text_stand_on_lines_of_their_own_as_in_rows():
+    parts = [{"type": "text", "text": text} for text in ("First.", "Second.")]
+    assert ChatTurn.model_validate({"role": "user", "content": parts}).text == joined(parts) == "First.\nSecond."

@@ -62,7 +62,12 @@ def as_words(calls: Sequence[Call]) -> str:
 
 def calls_in(text: str) -> list[dict[str, Any]]:
     """Every call that an answer holds, in order: a JSON object with a name and arguments, whatever stands around it."""
-    found, at, reader = [], 0, json.JSONDecoder()
+    return [call for _, call in placed_calls(text)]
+
+
+def placed_calls(text: str) -> list[tuple[int, dict[str, Any]]]:
+    """The same, each with the place where its object begins."""
+    found, at, reader = list[tuple[int, dict[str, Any]]](), 0, json.JSONDecoder()
     while (at := text.find("{", at)) >= 0:
         try:
             value, end = reader.raw_decode(text, at)
@@ -70,7 +75,7 @@ def calls_in(text: str) -> list[dict[str, Any]]:
             at += 1
             continue
         if (call := _as_call(value)) is not None:
-            found.append(call)
+            found.append((at, call))
         at = end if call is not None else at + 1
     return found
 

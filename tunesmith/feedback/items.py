@@ -41,7 +41,7 @@ class Item:
     @property
     def entry(self) -> Entry:
         """The item as an event of a store."""
-        turns = [[message.role, message.content] for message in self.messages]
+        turns = [[message.role, message.said] for message in self.messages]
         body = {"turns": turns, "answers": list(self.answers), "by": list(self.by), "gold": self.gold}
         cut = {"cut": list(self.cut)} if any(self.cut) else {}
         return Entry("", ITEM, self.key, {**body, **cut})
@@ -77,7 +77,7 @@ def make_item(
     The order is as good as drawn, so that nobody's answers come first: else agreement beyond chance would look small
     where one model usually wins.
     """
-    turns = [[message.role, message.content] for message in messages]
+    turns = [[message.role, message.said] for message in messages]
     order = sorted(range(len(answers)), key=lambda i: _digest([turns, answers[i], by[i]]))
     answers, by = tuple(answers[i] for i in order), tuple(by[i] for i in order)
     if gold in (FIRST, SECOND):
@@ -100,7 +100,7 @@ def cut_off(events: Iterable[Event]) -> set[tuple[str, str]]:
 
 def prompt_key(messages: Sequence[Message]) -> str:
     """What tells a prompt from others: its turns, blanks between words aside."""
-    turns = [[message.role, " ".join(message.content.split())] for message in messages]
+    turns = [[message.role, " ".join(message.said.split())] for message in messages]
     return _digest(turns)
 
 

@@ -92,7 +92,7 @@ def prompt_of(messages: Sequence[Message]) -> str | list[dict[str, str]]:
     """The prompt as a row holds it."""
     if len(messages) == 1 and messages[0].role == "user" and not holds_turns(messages[0].content):
         return messages[0].content
-    return [{"role": message.role, "content": message.content} for message in messages]
+    return [{"role": message.role, "content": message.said} for message in messages]
 
 
 def answer_of(text: str) -> str | list[dict[str, str]]:

@@ -77,7 +77,7 @@ def games(items: Mapping[str, Item], votes: Iterable[Event]) -> list[Game]:
         score, longer, models = SCORES[label], float(first - second), (item.by[0], item.by[1])
         if models[0] > models[1]:
             score, longer, models = 1 - score, -longer, (models[1], models[0])
-        found.append(Game(models, "\x1e".join(message.content for message in item.messages), score, longer))
+        found.append(Game(models, "\x1e".join(message.said for message in item.messages), score, longer))
     return found
 
 

@@ -120,7 +120,7 @@ def wanted(ids: list[int], ask: Ask) -> dict[str, Any]:
         "samplers": SAMPLERS,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "seed": sampling.seed,
+        "seed": sampling.seed % (2**32 - 1),  # that number, and what is negative, stand for any seed there
         "stop": list(sampling.stop),
     }
     if ask.schema is not None:

@@ -96,7 +96,7 @@ class LocalModel:
         """One answer, in pieces as it comes."""
         sampling = sampling or self.sampling
         prompt = self.prompt(messages, answer=sampling.max_new_tokens)
-        if (longest := self._longest(prompt, sampling)) > 0:
+        if (longest := self.longest(prompt, sampling)) > 0:
             sampling = replace(sampling, max_new_tokens=longest)
             yield from stream(self._decoder(), prompt, sampling=sampling, template=self.template)
 
@@ -229,13 +229,13 @@ class LocalModel:
         positions = positions_of(self.policy.network.config.to_dict())
         return positions - virtual if positions else 0
 
-    def _longest(self, prompt: list[int], wish: Sampling) -> int:
+    def longest(self, prompt: list[int], wish: Sampling) -> int:
         """Tokens of the longest answer: as many as are wished, as long as this prompt leaves positions for them."""
         positions = self._positions()
         return min(wish.max_new_tokens, positions - len(prompt)) if positions else wish.max_new_tokens
 
     def _drawn(self, prompts: Sequence[list[int]], wish: Sampling) -> list[AnswerIds]:
-        longest = [self._longest(prompt, wish) for prompt in prompts]
+        longest = [self.longest(prompt, wish) for prompt in prompts]
         return generate_within(self._decoder(), prompts, longest, sampling=wish, template=self.template)
 
     def prompt(self, messages: Sequence[Message], *, answer: int = 0) -> list[int]:

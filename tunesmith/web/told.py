@@ -11,7 +11,7 @@ from functools import cache
 from itertools import accumulate
 from typing import Any
 
-from tunesmith.data.calls import calls_in
+from tunesmith.data.calls import placed_calls
 from tunesmith.data.examples import Message
 from tunesmith.data.template import Template
 from tunesmith.inference.row import Piece, ScoredToken
@@ -19,6 +19,8 @@ from tunesmith.inference.row import Piece, ScoredToken
 # How a tokenizer writes a byte that is a part of a character.
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 SPACE = "▁"
+# What models write before the first call: a mark of their own, a fence, a list's bracket.
+OPENING = re.compile(r"(?:<[^<>\s]{1,40}>|```\w{0,20}|\[[A-Z_]{1,40}\]|\[)$")
 ENDS = {"stop": "stop", "length": "length"}
 Call = Mapping[str, Any]
 
@@ -129,8 +131,15 @@ def split_calls(text: str, messages: Sequence[Message]) -> tuple[str, list[Call]
     if not messages or not messages[0].tools:
         return text, []
     known = [tool.get("function", tool).get("name") for tool in json.loads(messages[0].tools)]
-    calls = [call for call in calls_in(text) if call["name"] in known]
-    return (text.partition("<tool_call>")[0].partition("{")[0].strip() if calls else text), list(calls)
+    placed = [(place, call) for place, call in placed_calls(text) if call["name"] in known]
+    return _unopened(text[: placed[0][0]]) if placed else text, [call for _, call in placed]
+
+
+def _unopened(text: str) -> str:
+    """The text without the mark, fence and bracket that open what comes after it."""
+    for _ in range(3):
+        text = OPENING.sub("", text.rstrip())
+    return text.strip()
 
 
 def usage(last: Piece) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class ChatTurn(_Sent):
     def text(self) -> str:
         """Its text as one."""
         if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
+            return "\n".join(part.text for part in self.content)  # as in rows that are learned
         return self.content or ""
 
     def message(self, *, tools: str = "") -> Message:

@@ -99,8 +99,9 @@ def within(model: LocalModel, asked: Sequence[Message], hits: Sequence[Hit], for
 
 def fitting(model: LocalModel, most: int, make: Callable[[int], list[Message]]) -> list[Message]:
     """The messages with as many things beside the question, up to `most`, as the model can read with it."""
+    room = model.room(model.objective.max_new_tokens or LABEL_TOKENS)
     for count in range(most, 0, -1):
         messages = make(count)
-        if len(model.template.prompt(messages)) <= model.limit:
+        if len(model.template.prompt(messages)) <= room:
             return messages
     return make(0)

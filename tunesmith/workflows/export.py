@@ -29,7 +29,7 @@ ROWS = 64
 # In which numbers a format keeps the weights, the first if none are named; an adapter stays as it was learned.
 NUMBERS = {"merged": ("f32", "f16", "bf16"), "gguf": ("f16", "q8_0", "q4_0"), "adapter": ("f32",)}
 PROGRAMS = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
-# Positions that llama.cpp keeps for an answer.
+# Positions that llama.cpp keeps for an answer at least.
 LONGEST = 512
 
 
@@ -101,8 +101,9 @@ def _agreements(
 ) -> dict[str, ProgramAgreement]:
     """How far the original and the export agree, for each task of the run."""
     about, model = read_about(folder), load(folder, offline=offline)
-    opened = cache(_opener(about, wanted, out, offline=offline))
     tasks, found = dict.fromkeys(row.task for row in rows), {}
+    room = about.limit + max(LONGEST, *(model.at(task).sampling.max_new_tokens for task in tasks))
+    opened = cache(_opener(about, wanted, out, room=room, offline=offline))
     for task in tasks:
         some = rows_of_task(rows, task)[: ROWS // len(tasks)]
         if (folder / HEAD).exists():
@@ -141,10 +142,10 @@ def _write(folder: Path, about: About, wanted: ExportRequest, out: Path, *, offl
         write_folder(out, lambda half: write_file(model, half, numbers=wanted.numbers, name=name))
 
 
-def _opener(about: About, wanted: ExportRequest, out: Path, *, offline: bool) -> Opener:
-    """How the export is opened in the program it is meant for."""
+def _opener(about: About, wanted: ExportRequest, out: Path, *, room: int, offline: bool) -> Opener:
+    """How the export is opened in the program it is meant for, with room for so many tokens."""
     if wanted.kind == "gguf":
-        return lambda: LlamaCpp(out / GGUF, threads=torch.get_num_threads(), positions=about.limit + LONGEST)
+        return lambda: LlamaCpp(out / GGUF, threads=torch.get_num_threads(), positions=room)
     if wanted.kind == "merged":
         return lambda: Plain(out)
     options = about.technique.load_options()  # what lies in 4 bits was learned beside those

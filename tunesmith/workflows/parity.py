@@ -144,7 +144,8 @@ def _asked(model: LocalModel, rows: Sequence[Prediction]) -> _Asked:
         asked = [[Message("user", text)] for text in texts]
         longest = model.sampling.max_new_tokens
     chats = [template.fit(messages, model.room(longest))[0] for messages in asked]
-    return _Asked(chats, [], [template.prompt(chat) for chat in chats], longest)
+    prompts = [template.prompt(chat) for chat in chats]
+    return _Asked(chats, [], prompts, min(model.longest(ids, Sampling(max_new_tokens=longest)) for ids in prompts))
 
 
 def _share(some: Sequence[object], others: Sequence[object]) -> float:
