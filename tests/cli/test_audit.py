@@ -147,7 +147,7 @@ def test_a_named_column_that_fits_no_part_of_the_rows_is_refused(command: Comman
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "why?", "answer": f"since {i}", "x": "y"} for i in range(9)])
     done = command("audit", rows, "--set", "objective.text=x", "--offline")
     assert done.code == 2
-    assert "rows.jsonl: prompt_completion rows have no text for objective.text; name objective.text and" in done.err
+    assert "rows.jsonl: prompt_completion rows have no label beside objective.text; name objective.text and" in done.err
 
 
 def test_tune_stops_at_a_secret_and_force_goes_on(command: Command, tmp_path: Path, tiny_bert: Path) -> None:
@@ -204,3 +204,43 @@ def test_a_copy_that_the_disk_refuses_is_one_line_and_no_traceback(
     assert done.code == 2
     assert "clean.jsonl: not written (Permission denied); name a place in a folder that is there" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_columns_beside_those_that_are_named_are_audited_too(command: Command, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"Why is it {word} {i}?", "answer": f"Since {word} {i}."} for i in range(8) for word in "ab"]
+    systems = ("Be brief.", "Be formal, key AKIAIOSFODNN7EXAMPL0.")
+    rows = write_rows(tmp_path / "rows.jsonl", [{"system": said, **pair} for said in systems for pair in pairs])
+    named = ["--set", "objective={kind: instruct, prompt: prompt, answer: answer}"]
+    done = command("audit", rows, *named, "--fix", tmp_path / "out.jsonl", "--offline")
+    kept = (tmp_path / "out.jsonl").read_text()
+    assert "Be brief." in kept
+    assert "Be formal, key <secret>." in kept
+    assert "secret" in done.err + done.out
+
+
+def test_a_judgement_of_which_one_part_is_named_is_audited(command: Command, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Why {i}?", "chosen": f"Since {i}.", "rejected": f"No {i}."} for i in range(20)]
+    place = write_rows(tmp_path / "rows.jsonl", rows)
+    named = ["--set", "objective={kind: preference, prompt: prompt, chosen: chosen}"]
+    assert command("audit", place, *named, "--offline").code == 0
+
+
+def test_a_recipe_in_json_is_audited_as_one(command: Command, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", reviews())
+    page = tmp_path / "recipe.json"
+    page.write_text(json.dumps({"data": rows.name, "objective": "classify"}))
+    assert command("audit", page, "--offline").code == 0
+
+
+def test_secrets_in_the_parts_of_a_content_are_masked(command: Command, tmp_path: Path) -> None:
+    def turns(i: int) -> list[dict[str, object]]:
+        said = f"The key {i} is AKIAIOSFODNN7EXAMPL0."
+        return [
+            {"role": "user", "content": [{"type": "text", "text": said}]},
+            {"role": "assistant", "content": f"Thank you, {i}."},
+        ]
+
+    place = write_rows(tmp_path / "rows.jsonl", [{"messages": turns(i)} for i in range(20)])
+    command("audit", place, "--fix", tmp_path / "out.jsonl", "--offline")
+    assert "AKIA" not in (tmp_path / "out.jsonl").read_text()
+    assert command("audit", tmp_path / "out.jsonl", "--offline").code == 0

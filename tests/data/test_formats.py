@@ -310,3 +310,16 @@ def test_an_answer_that_is_a_number_is_told_with_its_row():
 def test_a_context_that_some_questions_lack_is_read_for_the_others():
     some = [{"question": "q", "context": "" if n % 5 == 0 else "c", "answer": "a"} for n in range(20)]
     assert detect(rows(*some)).columns == {"prompt": "question", "input": "context", "answer": "answer"}
+
+
+def test_a_history_is_read_from_lists_and_from_json_and_refused_by_name_in_any_other_form():
+    said = [["Hi", "Hello."]]
+    for history in (said, json.dumps(said)):
+        few = rows(*[{"instruction": f"Why {i}?", "output": f"Since {i}.", "history": history} for i in range(12)])
+        found = detect(few)
+        assert found.columns["history"] == "history"
+        assert [turn.content for turn in chats(few, columns=found.columns)[0].messages][:2] == ["Hi", "Hello."]
+    odd = [{"role": "user", "content": "Hi"}]
+    few = rows(*[{"prompt": f"Why {i}?", "response": f"Since {i}.", "history": odd} for i in range(12)])
+    with pytest.raises(DataError, match="history.*must be a list of"):
+        chats(few, columns=detect(few).columns)

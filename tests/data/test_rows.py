@@ -201,6 +201,11 @@ class ClassLabel:
         self.names = names
 
 
+class HubList:
+    def __init__(self, feature: object):
+        self.feature = feature
+
+
 class Table(list[dict[str, object]]):
     features: dict[str, object]
 
@@ -216,6 +221,8 @@ def fake_datasets(
             raise ValueError("Unknown split\n'gone'")
         table = Table(rows)
         table.features = {"text": "string", **{name: ClassLabel(names) for name, names in (classes or {}).items()}}
+        if "moods" in rows[0]:
+            table.features |= {"moods": HubList(ClassLabel(["calm", "cross"])), "words": HubList("string")}
         return table
 
     library = ModuleType("datasets")
@@ -223,6 +230,7 @@ def fake_datasets(
         __version__=version,
         load_dataset=load_dataset,
         ClassLabel=ClassLabel,
+        List=HubList,
         exceptions=SimpleNamespace(DatasetsError=type("DatasetsError", (Exception,), {})),
     )
     monkeypatch.setitem(sys.modules, "datasets", library)
@@ -241,8 +249,12 @@ def test_a_hub_dataset_is_read_by_its_name_and_split(monkeypatch):
 
 def test_classes_of_the_hub_are_read_by_their_names(monkeypatch):
     rows = [{"text": "x", "label": 1}, {"text": "y", "label": 0}, {"text": "z", "label": -1}]
+    rows = [{**row, "moods": [1, 0][:place], "words": ["a"]} for place, row in enumerate(rows)]
     fake_datasets(monkeypatch, "4.8.0", rows, classes={"label": ["neg", "pos"]})
-    assert [row.fields["label"] for row in read_rows("nobody/reviews")] == ["pos", "neg", None]
+    read = read_rows("nobody/reviews")
+    assert [row.fields["label"] for row in read] == ["pos", "neg", None]
+    assert [row.fields["moods"] for row in read] == [[], ["cross"], ["cross", "calm"]]
+    assert read[0].fields["words"] == ["a"]
 
 
 def test_the_hub_is_never_asked_offline_or_with_a_library_that_runs_remote_code(monkeypatch):
@@ -371,3 +383,8 @@ def test_of_a_folder_of_documents_what_is_not_read_is_told(tmp_path):
     sources = Sources(str(tmp_path), 0.0, 0.0, "", {})
     loaded = load(sources, lambda rows: texts(rows, text="text"), seed=0, offline=True)
     assert told in loaded.split.notes
+
+
+def test_a_tsv_of_one_column_keeps_line_ends_in_quoted_cells(tmp_path):
+    read = read_rows(write(tmp_path, "a.tsv", 'text\n"first line\nsecond line"\n"another\nhere"\n'))
+    assert [row.fields["text"] for row in read] == ["first line\nsecond line", "another\nhere"]

@@ -330,3 +330,10 @@ def test_a_document_alone_is_told_to_be_cut_into_passages_and_a_folder_is_called
         split(one, validation=0, test=0, seed=0)
     many = [Text(f"ok/{i}.txt", f"text {i}") for i in range(20)]
     assert split(many, validation=0.1, test=0.2, seed=0).notes[0].startswith("ok: cut into train 14, ")
+
+
+def test_labels_of_one_row_draw_no_more_than_their_share_from_the_others():
+    found = split(marked({"a": 60} | {f"one{i}": 1 for i in range(200)}), validation=0.1, test=0.2, seed=0)
+    assert labels(found.test) == {"a": 13}
+    assert labels(found.validation) == {"a": 7}
+    assert labels(found.train)["a"] == 40

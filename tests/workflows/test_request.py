@@ -341,3 +341,36 @@ def test_a_technique_in_capitals_with_a_slip_is_told_the_nearest(tmp_path: Path)
     (tmp_path / "recipe.yaml").write_text("data: {train: x.jsonl}\nobjective: domain\ntechnique: PREFX\n")
     with pytest.raises(RecipeError, match="unknown kind 'PREFX', did you mean 'prefix'"):
         request(tmp_path / "recipe.yaml")
+
+
+def test_letters_beyond_two_bytes_come_through_changes_and_json(reviews: Path, tmp_path: Path):
+    said = "Be kind 😀"
+    assert request(reviews, changes=as_changes({"objective": {"kind": "classify", "instruction": said}})).recipe
+    page = tmp_path / "recipe.json"
+    raw = {"data": reviews.name, "objective": {"kind": "classify", "instruction": said}}
+    page.write_text(json.dumps(raw, indent="\t"))
+    for found in (
+        request(reviews, changes=as_changes({"objective": {"kind": "classify", "instruction": said}})).recipe,
+        load_recipe(page)[0],
+    ):
+        assert found.objective.instruction == said
+    page.write_text('{"data": "a.jsonl", "data": "b.jsonl"}')
+    with pytest.raises(RecipeError, match="'data' stands twice"):
+        load_recipe(page)
+
+
+def test_a_number_sign_in_a_sentence_begins_no_comment(reviews: Path):
+    for sentence in ("Answer question #3 briefly", "Issue #3: answer"):
+        found = request(reviews, changes=[f"objective.instruction={sentence}"]).recipe
+        assert found.objective.instruction == sentence
+    assert request(reviews, changes=["objective.instruction='Answer' # so"]).recipe.objective.instruction == "Answer"
+
+
+def test_every_model_that_a_recipe_names_is_sought_beside_it(tmp_path: Path):
+    (tmp_path / "m").mkdir()
+    page = tmp_path / "recipe.yaml"
+    page.write_text(
+        "data: rows.jsonl\nmodel: ./m\nobjective: instruct\ncompare: {asks: ./m}\ndocuments: {encoder: ./m}\n"
+    )
+    recipe, _ = load_recipe(page)
+    assert {recipe.model, recipe.compare.asks, recipe.documents.encoder} == {str(tmp_path / "m")}

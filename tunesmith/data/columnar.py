@@ -45,18 +45,22 @@ def read_hub(source: str, name: str, split: str) -> list[Row]:
         raise DataError(f"{source}: this 'datasets' may run remote code; pip install 'datasets>=4.7'")
     try:
         # The split is part of the place: rows of two splits are told apart by it.
-        return numbered(_named(hub.load_dataset(name, split=split), hub.ClassLabel), source)
+        return numbered(_named(hub.load_dataset(name, split=split), hub), source)
     except (hub.exceptions.DatasetsError, OSError, ValueError) as error:
         cure = f"check the name and the network, or write '{name}:SPLIT'"
         raise DataError(f"{name}: cannot get its {split!r} split ({reason(error)}); {cure}") from error
 
 
-def _named(rows: Any, classes: type[Any]) -> Iterator[dict[str, object]]:
+def _named(rows: Any, hub: ModuleType) -> Iterator[dict[str, object]]:
     """Rows of the Hub with the names of their classes, which are kept as numbers; -1 stands for none."""
-    names = {column: kind.names for column, kind in rows.features.items() if isinstance(kind, classes)}
+    kinds = rows.features.items()
+    names = {column: kind.names for column, kind in kinds if isinstance(kind, hub.ClassLabel)}
+    lists = {column: kind.feature for column, kind in kinds if isinstance(kind, hub.List)}
+    several = {column: kind.names for column, kind in lists.items() if isinstance(kind, hub.ClassLabel)}
     for fields in rows:
         known = {column: listed[fields[column]] for column, listed in names.items() if fields[column] not in (None, -1)}
-        yield {**_widened(fields), **dict.fromkeys(names), **known}
+        found = {column: [listed[one] for one in fields[column] or ()] for column, listed in several.items()}
+        yield {**_widened(fields), **dict.fromkeys(names), **known, **found}
 
 
 def _library(name: str, where: str) -> ModuleType:

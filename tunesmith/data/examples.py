@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tunesmith.data.calls import read_tools
-from tunesmith.data.kinds import is_nothing
+from tunesmith.data.kinds import is_nothing, listed
 from tunesmith.data.rows import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.turns import Message as Message  # a part of an example, known from here
 from tunesmith.data.turns import (
@@ -258,8 +258,9 @@ def asked(row: Row, columns: Mapping[str, str], *, read: Callable[[Row, str, str
 
 def _earlier(row: Row, column: str) -> list[Message]:
     """The exchanges of a history, each a question and its answer."""
-    said = (row.fields.get(column) if column else None) or []
-    if not isinstance(said, list) or not all(isinstance(one, list) and len(one) == 2 for one in said):
+    given = row.fields.get(column) if column else None
+    said = listed(given)
+    if (given and given != "[]" and not said) or not all(isinstance(one, list) and len(one) == 2 for one in said):
         raise fault(row, column, "must be a list of [question, answer]")
     roles = ("user", "assistant")
     turns = [{"role": role, "content": text} for one in said for role, text in zip(roles, one, strict=True)]

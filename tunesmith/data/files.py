@@ -98,3 +98,15 @@ def refuse_utf16(start: bytes, name: str) -> None:
     """Raise DataError where a file that starts so is UTF-16."""
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{name}:1: UTF-16, not UTF-8; save the file as UTF-8")
+
+
+def is_recipe(path: Path) -> bool:
+    """Whether a file is a recipe and not rows: YAML, or JSON whose top has an objective."""
+    if path.suffix.lower() != ".json":
+        return path.suffix.lower() in (".yaml", ".yml")
+    try:
+        text = path.read_text(encoding="utf-8")
+        whole = json.loads(text) if text.lstrip().startswith("{") else None
+    except (OSError, ValueError, RecursionError):  # whoever reads it as rows says what is wrong with it
+        return False
+    return isinstance(whole, dict) and "objective" in whole and not isinstance(whole.get("data"), list)

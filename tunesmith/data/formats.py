@@ -13,11 +13,11 @@ from tunesmith.data.kinds import (
     are_turns,
     is_answer,
     is_dialogue,
-    is_history,
     is_label,
     is_open,
     is_text,
     is_thumb,
+    listed,
     may_be_text,
 )
 from tunesmith.data.rows import Row, columns_of, file_of
@@ -163,6 +163,11 @@ class _Sample:
         nested = (column for column in more if any(isinstance(one, list | dict) and one for one in self.values(column)))
         return self.column(names, may_be_text) or next(nested, None)
 
+    def history(self) -> dict[str, str]:
+        """The column of what was said before: lists, which the parser refuses by name where they are no exchanges."""
+        column = self.names.get("history")
+        return {"history": column} if column and any(map(listed, self.values(column))) else {}
+
     def optional(self, **parts: Sequence[str]) -> dict[str, str]:
         """Parts that may be blank in most rows: a column of such a name is enough."""
         found = {part: [self.names[name] for name in names if name in self.names] for part, names in parts.items()}
@@ -208,9 +213,7 @@ def _asked(sample: _Sample) -> dict[str, str]:
     if prompt is None:
         return {}
     about = sample.about(prompt)
-    history = sample.column(["history"], is_history)
-    beside = {"input": about, "history": history}
-    return {"prompt": prompt, **{part: column for part, column in beside.items() if column}}
+    return {"prompt": prompt, **({"input": about} if about else {}), **sample.history()}
 
 
 def _thumbs(sample: _Sample) -> Format | None:
@@ -248,9 +251,7 @@ def _alpaca(sample: _Sample) -> Format | None:
     if prompt is None or answer is None:
         return None
     extra = sample.optional(input=INPUTS, system=SYSTEMS, tools=TOOLS)
-    if history := sample.column(["history"], is_history):
-        extra["history"] = history
-    return Format("alpaca", "instruct", {"prompt": prompt, **extra, "answer": answer})
+    return Format("alpaca", "instruct", {"prompt": prompt, **extra, **sample.history(), "answer": answer})
 
 
 def _prompt_completion(sample: _Sample) -> Format | None:
@@ -258,7 +259,7 @@ def _prompt_completion(sample: _Sample) -> Format | None:
         prompt, answer = sample.column([prompt_name], is_answer), sample.column([answer_name], is_answer)
         if prompt is None or answer is None:
             continue
-        extra = sample.optional(system=SYSTEMS, tools=TOOLS)
+        extra = sample.optional(system=SYSTEMS, tools=TOOLS) | sample.history()
         given = {"input": about} if (about := sample.about(prompt, answer)) else {}
         return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, **given, "answer": answer})
     return None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 from tunesmith.data.rows import as_word
 from tunesmith.data.turns import ROLES, turns_in
@@ -68,9 +71,12 @@ def is_open(value: object) -> bool:
     return ROLES.get(str(said_by).strip().lower()) != "assistant"
 
 
-def is_history(value: object) -> bool:
-    """Whether this is a list of questions with their answers, or nothing."""
-    return not value or (isinstance(value, list) and all(isinstance(one, list) and len(one) == 2 for one in value))
+def listed(value: object) -> list[Any]:
+    """The items of a list, also of one that was written as JSON text; none of anything else."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            value = json.loads(value)
+    return value if isinstance(value, list) else []
 
 
 def is_answer(value: object) -> bool:

@@ -181,13 +181,16 @@ def _strata(examples: Sequence[Example]) -> list[list[int]]:
 
 
 def _apportioned(wanted: int, sizes: Sequence[int], *, rooms: Sequence[int]) -> list[int]:
-    """`wanted` rows shared out in proportion to the sizes, largest remainders first, within the rooms."""
+    """`wanted` rows shared out in proportion to the sizes, largest remainders first, within the rooms.
+
+    What has no room is given up: other labels would have to give more than their share.
+    """
     total = max(1, sum(sizes))
     counts = [min(size * wanted // total, room) for size, room in zip(sizes, rooms, strict=True)]
     order = sorted(range(len(sizes)), key=lambda i: -(sizes[i] * wanted % total))
-    while sum(counts) < wanted and (unfilled := [i for i in order if counts[i] < rooms[i]]):
-        for i in unfilled[: wanted - sum(counts)]:
-            counts[i] += 1
+    with_room = [i for i in order if counts[i] < rooms[i] and counts[i] == sizes[i] * wanted // total]
+    for i in with_room[: wanted - sum(counts)]:
+        counts[i] += 1
     return counts
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -73,7 +75,7 @@ def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recip
     """
     path = Path(path)
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Once)  # noqa: S506, a SafeLoader
+        raw = _plain_values(path.read_text(encoding="utf-8"), as_json=path.suffix.lower() == ".json")
     except FileNotFoundError:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], 1)
         raise RecipeError(
@@ -93,6 +95,21 @@ def load_recipe(path: str | Path, *, changes: Sequence[str] = ()) -> tuple[Recip
             f"{path}: a recipe is a mapping of keys, found {type(raw).__name__}; `tunesmith init DATA` writes one"
         )
     return make_recipe(raw, place=str(path), folder=path.parent, changes=changes)
+
+
+def _plain_values(text: str, *, as_json: bool) -> Any:
+    """The values in YAML; or in JSON, which is YAML but for tabs and letters written in two halves."""
+    if as_json:
+        with suppress(ValueError):  # then YAML says what is wrong
+            return json.loads(text, object_pairs_hook=_once)
+    return yaml.load(text, _Once)  # noqa: S506, a SafeLoader
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a mapping. Raises ValueError where a key stands twice."""
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a key stands twice")
+    return dict(pairs)
 
 
 def make_recipe(
@@ -135,8 +152,16 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
         missed = bool(beside.suffix) and is_there(beside.parent) and not is_there(value)
         return str(beside) if is_there(beside) or missed else value
 
-    model = anchor(recipe.model) if "/" in recipe.model or recipe.model.endswith(".gguf") else recipe.model
-    return with_places(recipe, rows=anchor, code=lambda name: _beside(name, folder)).model_copy(update={"model": model})
+    def model(name: str) -> str:
+        return anchor(name) if "/" in name or name.endswith(".gguf") else name
+
+    placed = with_places(recipe, rows=anchor, code=lambda name: _beside(name, folder))
+    models = {
+        "model": model(recipe.model),
+        "compare": recipe.compare.model_copy(update={"asks": model(recipe.compare.asks)}),
+        "documents": placed.documents.model_copy(update={"encoder": model(recipe.documents.encoder)}),
+    }
+    return placed.model_copy(update=models)
 
 
 Place = Callable[[str], str]
@@ -195,8 +220,9 @@ def _apply(values: dict[str, Any], change: str) -> None:
         value = yaml.load(text, _Once) if text else text  # noqa: S506, a SafeLoader; where nothing stands an empty text is meant, not YAML's null
     except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError(f"--set {change}: the value is not YAML; quote it") from None
-    if isinstance(value, Mapping) and not text.lstrip().startswith("{"):
-        value = text  # "Summarise in one line:" is a sentence, not a mapping
+    sentence = isinstance(value, Mapping) and not text.lstrip().startswith("{")
+    if sentence or (isinstance(value, str) and " #" in text and text.lstrip()[0] not in "\"'"):
+        value = text  # "Summarise in one line:" and "Answer question #3" are sentences, no mapping and no comment
     place[last] = value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from tunesmith.data.audit.finding import Audit
 from tunesmith.data.audit.fix import CleanedCopy, check_folder, check_out, fix, log_of
 from tunesmith.data.audit.run import audit
 from tunesmith.data.audit.stream import has_column, head
+from tunesmith.data.files import is_recipe
 from tunesmith.data.formats import LOOKED_AT, Format, detect
 from tunesmith.data.rows import Row, file_of, missing_column
 from tunesmith.errors import DataError
@@ -111,11 +112,12 @@ def _ask(wish: AuditRequest, *, offline: bool) -> tuple[AuditSource, int]:
 
 def _recipe(wish: AuditRequest, *, offline: bool) -> Recipe | None:
     """The recipe that was named, or that the changes stand for; None for rows alone."""
-    if Path(wish.source).suffix.lower() not in (".yaml", ".yml") and not wish.changes:
+    whole = is_recipe(Path(wish.source))
+    if not whole and not wish.changes:
         return None
     from tunesmith.recipe import load_recipe, make_recipe  # loads torch, which rows alone do not need
 
-    if wish.changes and Path(wish.source).suffix.lower() not in (".yaml", ".yml"):
+    if not whole:
         return make_recipe(_raw(wish, offline=offline), place=wish.source, changes=wish.changes)[0]
     return load_recipe(wish.source, changes=wish.changes)[0]
 
@@ -142,16 +144,14 @@ def _format(rows: list[Row], recipe: Recipe) -> Format:
 
     if isinstance(recipe.objective, Rl) and set(asked := recipe.objective.columns(rows)) == {"prompt"}:
         return Format("as named", "", {"text": asked["prompt"]})  # no answer is learned from
-    if "messages" in named or len(named) >= 2 or (named and recipe.objective.kind == "domain"):
-        return Format("as named", "", named)
-    found = detect(rows)
-    columns = {**found.columns, **named}
-    if not set(named) <= set(found.columns) and set(columns) != {"text", "label"}:
-        part = next(iter(named))
+    if not named:
+        return detect(rows)
+    columns = dict(recipe.objective.columns(rows))
+    if missed := [part for part, column in columns.items() if not any(column in row.fields for row in rows)]:
         both = " and ".join(f"objective.{key}" for key in COLUMN_KEYS[recipe.objective.kind][:2])
-        cure = f"name {both}, or leave it out"
-        raise DataError(f"{file_of(rows)}: {found.name} rows have no {part} for objective.{part}; {cure}")
-    return replace(found, columns=columns)
+        found = f"{detect(rows).name} rows have no {missed[0]} beside objective.{next(iter(named))}"
+        raise DataError(f"{file_of(rows)}: {found}; name {both}, or leave it out")
+    return Format("as named", "", columns)
 
 
 def _held(recipe: Recipe | None) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from tunesmith.data.examples import Example
 from tunesmith.data.masking import Masking
 from tunesmith.data.rows import read_rows
 from tunesmith.data.sources import Loaded, Sources, check_names, load
-from tunesmith.data.split import Split
+from tunesmith.data.split import Split, unlearned_labels
 from tunesmith.data.tasks import Asking, set_apart
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError, Refused
@@ -92,6 +92,9 @@ def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
     if data.rows:
         random.Random(recipe.seed).shuffle(loaded.split.train)
         del loaded.split.train[data.rows :]
+        parts = {"train": loaded.split.train, "validation": loaded.split.validation, "test": loaded.split.test}
+        lost = [note for note in unlearned_labels(parts) if note not in loaded.split.notes]
+        loaded = replace(loaded, split=replace(loaded.split, notes=(*loaded.split.notes, *lost)))
     objective.bind(_all(loaded), "decoder")  # one label only, unknown labels: said now
     return loaded
 

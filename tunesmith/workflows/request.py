@@ -11,6 +11,7 @@ from typing import Any
 
 from tunesmith.aliases import changed_keys
 from tunesmith.data.examples import Chat, Example, Text
+from tunesmith.data.files import is_recipe
 from tunesmith.data.formats import detect
 from tunesmith.data.pairs import written
 from tunesmith.data.rows import Row, as_word, keep, read_rows
@@ -52,18 +53,6 @@ def request(source: str | Path | Recipe, *, changes: Sequence[str] = (), offline
     return Request(recipe, (*notes, *_mapping(recipe, offline=offline)))
 
 
-def is_recipe(path: Path) -> bool:
-    """Whether a file is a recipe and not rows: YAML, or JSON whose top has an objective."""
-    if path.suffix.lower() != ".json":
-        return path.suffix.lower() in (".yaml", ".yml")
-    try:
-        text = path.read_text(encoding="utf-8")
-        whole = json.loads(text) if text.lstrip().startswith("{") else None
-    except (OSError, ValueError, RecursionError):  # whoever reads it as rows says what is wrong with it
-        return False
-    return isinstance(whole, dict) and "objective" in whole and not isinstance(whole.get("data"), list)
-
-
 def as_changes(settings: Mapping[str, Any], *, under: str = "") -> list[str]:
     """The settings as `key=value` changes: sections opened, None left out, a mapping with a kind whole."""
     changes: list[str] = []
@@ -72,7 +61,7 @@ def as_changes(settings: Mapping[str, Any], *, under: str = "") -> list[str]:
         if isinstance(value, Mapping) and "kind" not in value:
             changes += as_changes(value, under=f"{key}.")
         elif value is not None:
-            changes.append(f"{key}={json.dumps(value, default=str)}")
+            changes.append(f"{key}={json.dumps(value, ensure_ascii=False, default=str)}")
     return changes
 
 

@@ -150,7 +150,8 @@ def _texts(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, list):
         return [_texts(item, change) for item in value]
     if isinstance(value, dict):
-        known = {"arguments": _arguments, **dict.fromkeys(SAYING, _texts)}
+        saying = (*SAYING, "text") if value.get("type") == "text" else SAYING
+        known = {"arguments": _arguments, **dict.fromkeys(saying, _texts)}
         return {key: known[key](item, change) if key in known else item for key, item in value.items()}
     return value
 
