@@ -305,7 +305,9 @@ def test_answers_beside_a_prompt_that_lies_once_are_those_beside_copies_of_it(
     forks = []
     monkeypatch.setattr(room.Fork, "attend", lambda *given: forks.append(given[1]) or attend(*given))
     once = sample(made, asked, count=4, sampling=sampling, template=form)
-    assert bool(forks) != room._slides(made)  # a window counts places in the cache, so prompts are copied there
+    assert bool(forks) != room.slides(
+        made.network.config
+    )  # a window counts places in the cache, so prompts are copied there
     monkeypatch.setattr(made, "packs", False)
     assert once == sample(made, asked, count=4, sampling=sampling, template=form)
 

@@ -83,5 +83,8 @@ def test_answers_drawn_in_half_precision_follow_every_step_and_learning_goes_on_
     assert ours.cast is not None
     assert ours.wide is not None
     assert ours.cast.data_ptr() == ours.wide[2].data_ptr()
+    kept = ours.cast
     ours.train(False)
+    assert ours.cast is kept  # every step begins so
+    ours(x)
     assert ours.cast is ours.wide is None

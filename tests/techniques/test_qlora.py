@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from peft.utils.integrations import dequantize_module_weight
 from transformers import AutoModel, BertConfig, BertForMaskedLM
 
-from tests.bases import base, encoded, gradients, policy
-from tests.tiny import DECODERS
+from tests.bases import OPENING, base, encoded, gradients, policy
+from tests.tiny import DECODERS, ENCODERS
 from tunesmith.model.batch import collate
 from tunesmith.model.four_bit import numbers, resident_bytes, settle
-from tunesmith.model.load import in_memory
+from tunesmith.model.load import AS_THEY_ARE, in_memory
 from tunesmith.model.masked_head import own_head
 from tunesmith.recipe import make_recipe
 from tunesmith.techniques import Lora
@@ -102,3 +103,72 @@ def test_an_encoder_without_a_pooler_lies_in_four_bits_with_its_own_head_for_hid
     made = QLORA.adapt(network, family="encoder", keep_reference=False)
     assert made.packs
     assert own_head(network, tmp_path) is not None
+
+
+def said(network: torch.nn.Module) -> torch.Tensor:
+    """What the network's body makes of IDS, [1, T, D]."""
+    with torch.no_grad():
+        return network.base_model(input_ids=IDS)[0]
+
+
+@pytest.mark.parametrize("kind", [*DECODERS, *ENCODERS])
+def test_updates_wide_enough_give_back_all_that_four_bits_lost(kind: str):
+    whole, packed = said(base(kind).network), said(base(kind, QLORA.load_options()).network)
+    found = said(policy(kind, Lora(rank=64, quantize="nf4")).network)
+    assert (packed - whole).norm() > 0.01 * whole.norm()
+    assert torch.allclose(found, whole, atol=1e-4)
+
+
+def test_a_narrow_update_gives_back_the_largest_part_of_what_its_layer_would_say_wrong():
+    whole, packed = (base("llama", options).network for options in (AS_THEY_ARE, QLORA.load_options()))
+    name = "model.layers.0.mlp.up_proj"
+    heard: list[torch.Tensor] = []
+    packed.get_submodule(name).register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0][0]))
+    packed(input_ids=torch.tensor([OPENING]))
+    loud = heard[0].square().mean(dim=0).sqrt()
+    lost = whole.get_submodule(name).weight - dequantize_module_weight(packed.get_submodule(name))
+    given = policy("llama", QLORA).network.get_submodule(name).get_delta_weight("default")
+    sizes = torch.linalg.svdvals(lost * loud)
+    assert torch.allclose(((lost - given) * loud).norm(), sizes[2:].norm(), rtol=1e-3)  # half of rank 4
+    assert sizes[2:].norm() < 0.95 * sizes.norm()
+
+
+def test_a_is_as_long_as_lora_draws_it_so_that_its_rate_fits():
+    torch.manual_seed(0)
+    drawn = Lora(rank=4).adapt(base("llama").network, family="decoder", keep_reference=False).trainable()
+    torch.manual_seed(0)
+    begun = policy("llama", QLORA).trainable()
+    lengths = [{name: value.norm(dim=1) for name, value in numbers if "lora_A" in name} for numbers in (drawn, begun)]
+    assert all(torch.allclose(value, lengths[1][name], rtol=1e-4) for name, value in lengths[0].items())
+
+
+@pytest.mark.parametrize(
+    ("technique", "keep_reference", "start"),
+    [(QLORA, True, OPENING), (QLORA, False, ()), (Lora(rank=4, dora=True, quantize="nf4"), False, OPENING)],
+)
+def test_what_is_compared_with_its_start_dora_and_updates_without_a_text_begin_as_the_packed_base(
+    technique: Lora, keep_reference: bool, start: tuple[int, ...]
+):
+    network = base("llama", QLORA.load_options()).network
+    before = said(network)
+    made = technique.adapt(network, family="decoder", keep_reference=keep_reference, start=start)
+    assert torch.allclose(said(made.network), before, atol=1e-5)
+
+
+def test_a_file_that_holds_other_weights_gives_nothing_back(tmp_path: Path):
+    network = base("llama", QLORA.load_options()).network
+    before, other = said(network), base("llama").network
+    with torch.no_grad():
+        for value in other.parameters():
+            value.normal_()
+    other.save_pretrained(tmp_path)
+    network.name_or_path = str(tmp_path)
+    made = QLORA.adapt(network, family="decoder", keep_reference=False, start=OPENING)
+    assert torch.equal(said(made.network), before)
+
+
+def test_a_text_longer_than_the_model_hears_is_cut():
+    made = QLORA.adapt(
+        base("bert", QLORA.load_options()).network, family="encoder", keep_reference=False, start=[7] * 5000
+    )
+    assert all(value.norm() > 0 for name, value in made.trainable() if "lora_B" in name)

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from tunesmith.model.families import slides
 from tunesmith.model.fork import Fork, Past
 from tunesmith.model.ragged import Ragged
 
@@ -93,6 +94,7 @@ class Layout:
     """The levels of one pack, first to last."""
 
     levels: tuple[Level, ...]
+    windows: set[int | None] | None = None  # is told the window of every layer, where somebody asks
 
     def to(self, device: torch.device | str) -> Layout:
         """The same layout on another device."""
@@ -122,6 +124,8 @@ def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
     asking, keys, values = (one[0].transpose(0, 1) for one in (query, key, value))
     causal = kwargs.get("is_causal")
     causal = module.is_causal if causal is None else causal
+    if layout.windows is not None:
+        layout.windows.add(kwargs.get("sliding_window"))
     start, parts = 0, []
     for level in layout.levels:
         mask = level.mask(causal=causal, window=kwargs.get("sliding_window"))
@@ -264,7 +268,7 @@ def same_by(network: Any) -> float:
 
 @torch.no_grad()
 def _same_states(network: Any, *, causal: bool) -> bool:
-    """Whether two rows that share their beginning have the states they have alone."""
+    """Whether two rows that share their beginning have the states they have alone, and windows are told."""
     shared, own = (4, 3) if causal else (0, 7)
     segments = [Segment(shared, -1, 0)] * bool(shared)
     segments += [Segment(own + row, len(segments) - 1, shared) for row in range(2)]
@@ -273,10 +277,13 @@ def _same_states(network: Any, *, causal: bool) -> bool:
     places = [list(range(len(row))) for row in rows]
     ids = torch.tensor(rows[0] + rows[1][shared:], device=network.device)
     positions = torch.tensor(places[0] + places[1][shared:], device=network.device)
+    windows: set[int | None] = set()
     try:
-        packed = run(network, ids, positions, layout.to(network.device)).float()
+        packed = run(network, ids, positions, replace(layout.to(network.device), windows=windows)).float()
     except (TypeError, ValueError, RuntimeError):  # an architecture that takes no positions, or no such words
         return False
+    if slides(network.config) and windows == {None}:
+        return False  # its windows are in its masks alone, and two short rows fit into any
     for row, states in ((rows[0], packed[: shared + own]), (rows[1], packed[-own - 1 :])):
         alone = network.base_model(input_ids=torch.tensor([row], device=network.device)).last_hidden_state[0].float()
         alone = alone[-len(states) :]

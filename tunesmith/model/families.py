@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, DynamicCache
 from transformers import __version__ as transformers_version
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -28,6 +28,19 @@ WRITERS = ("ForCausalLM", "LMHeadModel")
 
 # Encoders whose first positions belong to the padding.
 OFFSET = frozenset({"camembert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"})
+
+# Decoders that count places in the cache, padding among them, without a window of tokens.
+COUNT_PLACES = frozenset({"gpt_neo", "mpt"})
+
+
+def slides(config: Any) -> bool:
+    """Whether some layers of a network with this configuration see only so many tokens back."""
+    return any(DynamicCache(config=config).is_sliding)
+
+
+def counts_places(config: Any) -> bool:
+    """Whether padding within a row would shift what some layers see."""
+    return config.model_type in COUNT_PLACES or slides(config)
 
 
 def positions_of(config: Mapping[str, Any]) -> int:

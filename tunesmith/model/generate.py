@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from tunesmith.data.template import Template, Tokens
 from tunesmith.model.attention import NO_MASK
 from tunesmith.model.batch import TOKENS_PER_PASS, cut, pack
+from tunesmith.model.families import counts_places, slides
 from tunesmith.model.fork import Fork
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
@@ -42,7 +43,7 @@ class _Open:
 
     def spread(self, copies: int, policy: Policy) -> None:
         """Each row so many times, next to each other; the prompts are not copied where attention can be told so."""
-        if policy.packs and not _slides(policy):
+        if policy.packs and not slides(policy.network.config):
             layers: list[Any] = self.cache.layers
             self.fork = Fork.of([(one.keys, one.values) for one in layers], self.mask, copies=copies)
             self.cache = DynamicCache(config=policy.network.config)
@@ -141,15 +142,10 @@ def groups(policy: Policy, prompts: Sequence[list[int]], size: int, copies: int 
     """Prompts that are answered together, at most `size`, fewer where they are long; the longest first."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     # Padding would stand between virtual tokens and a row's own, as in `_prefill`, so here nothing is padded.
-    even = policy.virtual is not None and _slides(policy)
+    even = policy.virtual is not None and counts_places(policy.network.config)
     lengths = [max(REMEMBERED // size, len(prompt) * copies) for prompt in prompts]
     for _, alike in groupby(order, key=lambda i: len(prompts[i]) if even else 0):
         yield from cut(list(alike), lengths, REMEMBERED)
-
-
-def _slides(policy: Policy) -> bool:
-    """Whether some layers see only so many tokens back."""
-    return any(DynamicCache(config=policy.network.config).is_sliding)
 
 
 def stream(policy: Policy, prompt: list[int], *, sampling: Sampling, template: Template) -> Iterator[str]:
@@ -224,9 +220,9 @@ def _logits(policy: Policy, last: Tensor) -> Tensor:
 
 def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _Open:
     """Run the prompts, what they share once, padding on the left so that all end at the same place."""
-    # A sliding window counts places in the cache: padding between the shared ids and a row's own would shift it.
-    sliding = _slides(policy) and len(set(map(len, prompts))) > 1
-    shared = 0 if sliding else common(prompts)
+    # Padding between the shared ids and a row's own would shift what counts places.
+    uneven = counts_places(policy.network.config) and len(set(map(len, prompts))) > 1
+    shared = 0 if uneven else common(prompts)
     width = max(map(len, prompts)) - shared
     ids = torch.zeros(len(prompts), width, dtype=torch.int64)
     real = torch.zeros(len(prompts), width, dtype=torch.bool)

@@ -62,6 +62,8 @@ class _SumNll(torch.autograd.Function):
 
 def sum_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """Sum of -log p(target) under the logits states W^T + bias, for [M, D], [V, D], [V] and [M]."""
+    if not torch.is_grad_enabled():  # which a function does not see inside
+        states, weight, bias = states.detach(), weight.detach(), None if bias is None else bias.detach()
     total: Tensor = _SumNll.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
     return total
 

@@ -197,6 +197,8 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
         )
         if options.quantize:
             four_bit.settle(network)
+            if why := four_bit.left_whole(network):
+                raise ModelError(f"{name}: {why}")
         else:
             network.to(options.device)
     weights.check_complete(info, family=family, where=name)

@@ -134,10 +134,11 @@ class FusedLora(PeftLinear):
         return name if plain and isinstance(self.lora_dropout[name], nn.Identity) else None
 
     def _weight(self, x: Tensor) -> Tensor:
-        """The frozen weight in the type that products are made in, kept while training."""
+        """The frozen weight in the type that products are made in, kept until they are made in its own again."""
         weight = self.base_layer.weight
         assert isinstance(weight, Tensor)
         if not torch.is_autocast_enabled(x.device.type):
+            self.cast = self.wide = None
             return weight
         dtype = torch.get_autocast_dtype(x.device.type)
         if self.cast is None or self.cast.dtype != dtype:
@@ -146,12 +147,6 @@ class FusedLora(PeftLinear):
                 self.cast = weight.detach().to(dtype)
         cast: Tensor = self.cast
         return cast
-
-    def train(self, mode: bool = True) -> FusedLora:
-        """Training or evaluation mode; out of training the second copy of the weight goes."""
-        if not mode:
-            self.cast = self.wide = None
-        return super().train(mode)
 
 
 class LowRank(nn.Module):

@@ -77,7 +77,7 @@ def own_head(network: Any, folder: Path | None) -> MaskedHead | None:
     head, numbers = MaskedHead(network), whole.state_dict()
     for dense, norm, bias in NAMES:
         missing = any(key.startswith((f"{dense}.", f"{norm}.")) for key in info["missing_keys"])
-        if f"{dense}.weight" in numbers and not missing:
+        if {f"{dense}.weight", f"{norm}.weight"} <= numbers.keys() and not missing:
             fits = _fill(head, {"dense": dense, "norm": norm}, numbers)
             head.bias.data.copy_(numbers.get(bias, torch.zeros_like(head.bias)))
             head = head.to(network.device)

@@ -77,6 +77,13 @@ def key_sizes(network: Any) -> list[tuple[int, int]]:
     return [(keys.shape[1], keys.shape[3]) for keys, _ in past]
 
 
+@torch.no_grad()
+def even_keys(network: Any) -> bool:
+    """Whether every layer has keys and values of its own, all of one size."""
+    past = keys_of(network, input_ids=torch.zeros(1, 1, dtype=torch.long, device=network.device))
+    return len(past) == network.config.num_hidden_layers and len({half.shape for pair in past for half in pair}) == 1
+
+
 def flat(past: Past) -> Tensor:
     """[V, layers * 2 * G * W]: keys and values in the order in which PEFT keeps a prefix."""
     each = torch.stack([half[0] for pair in past for half in pair])  # [2 * layers, G, V, W]

@@ -17,7 +17,8 @@ class Lora(Adapter):
     """W + (alpha / rank) B A beside every linear layer, B starting at zero, in PEFT's format.
 
     Paper: Hu et al. 2021, arXiv 2106.09685, equation 3; rsLoRA 2312.03732 (alpha / sqrt(rank));
-    DoRA 2402.09353 (direction and magnitude apart); QLoRA 2305.14314 (over a base in 4 bits).
+    DoRA 2402.09353 (direction and magnitude apart); QLoRA 2305.14314 (over a base in 4 bits, see
+    `tunesmith.model.lost` for how it begins).
     """
 
     kind: Literal["lora"] = "lora"
@@ -50,8 +51,16 @@ class Lora(Adapter):
         return 10 * width_rule(hidden, family)
 
     def refusal(self, base: Any, *, family: str) -> str:
-        """Layers that are named, or that a pattern is to match, must be there and no weight of both embeddings."""
-        return "" if self.targets == "all-linear" else unfit(base, self.targets)
+        """Layers that are named, or that a pattern is to match, must be there and no weight of both embeddings.
+
+        Experts that lie together in one parameter take plain updates alone.
+        """
+        if self.targets != "all-linear":
+            return unfit(base, self.targets)
+        if (self.dora or self.dropout) and any(value.dim() == 3 for value in base.parameters()):
+            key = "dora" if self.dora else "dropout"
+            return f"technique.{key}: PEFT has none for experts that share a parameter, as here; leave it out"
+        return ""
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
         """Updates in place in the base network; switched off they leave the base exactly."""
@@ -68,7 +77,13 @@ class Lora(Adapter):
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
-        return self._policy(base, put_inside(base, config, named=self.targets, cure="use all-linear"), family)
+        wrapped = put_inside(base, config, named=self.targets, cure="use all-linear")
+        # What is compared with its start begins as the base; DoRA's magnitudes are those of the weights as they lie.
+        if self.quantize and start and not keep_reference and not self.dora:
+            from tunesmith.model.lost import give_back
+
+            give_back(base, start)
+        return self._policy(base, wrapped, family)
 
     def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
         """As every adapter's, plain updates on the short path."""

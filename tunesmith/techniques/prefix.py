@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from tunesmith.model.policy import Policy
-from tunesmith.model.virtual import flat, key_sizes, keys_of
+from tunesmith.model.virtual import even_keys, flat, key_sizes, keys_of
 from tunesmith.techniques import soft
 
 
@@ -37,9 +37,11 @@ class Prefix(soft.Soft):
         return self.tokens
 
     def refusal(self, base: Any, *, family: str) -> str:
-        """An encoder must take keys and values from outside; every decoder here does."""
+        """An encoder must take keys and values from outside, a decoder keep them in one size in every layer."""
         if family == "encoder" and "cache" not in inspect.signature(base.base_model.forward).parameters:
             return f"a {base.config.model_type} takes no keys and values from outside; nearest that works: prompt"
+        if family == "decoder" and not even_keys(base):
+            return f"a {base.config.model_type} keeps keys of several sizes, PEFT of one; nearest that works: prompt"
         return super().refusal(base, family=family)
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
