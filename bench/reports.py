@@ -36,7 +36,8 @@ def main(words: Sequence[str]) -> None:
     for name in names or EXAMPLES:
         before = [place for place, one in enumerate(lines) if one.startswith(f"- [{name}.html]")]
         place = before[0] if before else len(lines)
-        lines[place : place + 1] = [line(name, ROOT / "runs" / name)]
+        made = f" `tunesmith tune examples/{name}.yaml {' '.join(options)}`"
+        lines[place : place + 1] = [line(name, ROOT / "runs" / name) + made]
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

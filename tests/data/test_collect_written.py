@@ -23,6 +23,7 @@ from tunesmith.data.examples import Message
 from tunesmith.data.sources import Sources, load
 from tunesmith.errors import DataError
 from tunesmith.objectives import Domain
+from tunesmith.workflows.collect import _seeds
 from tunesmith.workflows.request import request
 
 PASSAGE = (
@@ -400,3 +401,29 @@ def test_addresses_are_judged_before_anything_is_sent(url: str, key: str, offlin
     with pytest.raises(DataError, match=said) as error:
         check(Endpoint(url, key=key), offline=offline)
     assert "pw" not in str(error.value).replace("password", "")
+
+
+@pytest.mark.parametrize(
+    ("answer", "passage"),
+    [
+        ("สองชั่วโมง", "แบตเตอรี่ใช้เวลาชาร์จสองชั่วโมงก่อนใช้งาน"),
+        ("ឧបករណ៍នៅកន្លែងស្ងួត", "រក្សាទុកឧបករណ៍នៅកន្លែងស្ងួតជានិច្ច"),
+        ("重置密码", "用户可以在设置里重置密码。"),
+    ],
+)
+def test_an_answer_that_stands_in_the_passage_is_supported_in_scripts_without_spaces(answer: str, passage: str):
+    assert support(answer, passage) == 1.0
+
+
+def test_a_row_that_shows_what_is_wanted_is_its_last_question_and_answer(tmp_path: Path):
+    turns = [
+        ("system", "You help."),
+        ("user", "hi"),
+        ("assistant", "Hello."),
+        ("user", "Reset?"),
+        ("assistant", "Hold 0."),
+    ]
+    row = {"messages": [{"role": role, "content": said} for role, said in turns]}
+    file = tmp_path / "seeds.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    assert _seeds(str(file)) == (("Reset?", "Hold 0."),)

@@ -314,7 +314,7 @@ def test_a_context_that_some_questions_lack_is_read_for_the_others():
 
 def test_a_history_is_read_from_lists_and_from_json_and_refused_by_name_in_any_other_form():
     said = [["Hi", "Hello."]]
-    for history in (said, json.dumps(said)):
+    for history in (said, json.dumps(said), str(said)):
         few = rows(*[{"instruction": f"Why {i}?", "output": f"Since {i}.", "history": history} for i in range(12)])
         found = detect(few)
         assert found.columns["history"] == "history"

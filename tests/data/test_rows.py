@@ -249,11 +249,11 @@ def test_a_hub_dataset_is_read_by_its_name_and_split(monkeypatch):
 
 def test_classes_of_the_hub_are_read_by_their_names(monkeypatch):
     rows = [{"text": "x", "label": 1}, {"text": "y", "label": 0}, {"text": "z", "label": -1}]
-    rows = [{**row, "moods": [1, 0][:place], "words": ["a"]} for place, row in enumerate(rows)]
+    rows = [{**row, "moods": [None, [1, -1], [1, 0]][place], "words": ["a"]} for place, row in enumerate(rows)]
     fake_datasets(monkeypatch, "4.8.0", rows, classes={"label": ["neg", "pos"]})
     read = read_rows("nobody/reviews")
     assert [row.fields["label"] for row in read] == ["pos", "neg", None]
-    assert [row.fields["moods"] for row in read] == [[], ["cross"], ["cross", "calm"]]
+    assert [row.fields["moods"] for row in read] == [None, ["cross"], ["cross", "calm"]]
     assert read[0].fields["words"] == ["a"]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tunesmith.decision.recommend import RULES, STANDINGS, Case, recommend
+from tunesmith.decision.recommend import ENCODERS, RULES, STANDINGS, Case, recommend
 
 EVERYTHING = frozenset(STANDINGS)
 DECODER = Case("decoder", 1862, 134_515_008, 3_724, 4_884_480, EVERYTHING)
@@ -58,4 +58,5 @@ def test_what_does_not_fit_and_rows_that_are_few_are_said():
 
 def test_every_technique_has_a_standing_and_every_rule_names_one():
     assert {rule.technique for rule in RULES} <= set(STANDINGS)
-    assert {one.word for one in STANDINGS.values()} == {"level", "behind", "far behind"}
+    assert ENCODERS.keys() == STANDINGS.keys()
+    assert {one.word for one in (*STANDINGS.values(), *ENCODERS.values())} == {"level", "behind", "far behind"}

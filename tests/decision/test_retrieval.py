@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.bases import folder
+from tunesmith.data.calls import Call
 from tunesmith.data.collect.store import CollectStore
-from tunesmith.data.examples import Chat, Message
+from tunesmith.data.examples import Chat, Message, chats
+from tunesmith.data.rows import Row
 from tunesmith.decision.chunks import Chunk, cut, page_of_text, read_pages
 from tunesmith.decision.facts import OtherAnswers, change
 from tunesmith.decision.index import CHUNKS, RANK, Hit, Index, fused, open_index
@@ -20,7 +22,7 @@ from tunesmith.decision.shots import Nearest
 from tunesmith.errors import DataError
 from tunesmith.objectives import Instruct
 from tunesmith.recipe import Documents
-from tunesmith.workflows.lessons import PASSAGES, passages_of
+from tunesmith.workflows.lessons import PASSAGES, as_row, passages_of
 
 PAGES = [
     page_of_text("arda", "Arda\n\nHeight:\n107 m\n\nPlants:\nmostly ardawort grows there"),
@@ -240,3 +242,24 @@ def test_on_real_questions_the_mixture_finds_more_than_words_alone(tmp_path: Pat
     }
     assert found["fused"] >= 0.85
     assert found["fused"] > found["words"]
+
+
+def test_tools_stay_with_the_question_under_passages_and_behind_examples():
+    tools = json.dumps([{"name": "look", "parameters": {}}])
+    chat = [Message("user", "How high?", tools=tools)]
+    assert with_passages(chat, [hit("a#1")])[0].tools == tools
+    shot = Chat("r:1", (Message("user", "What?"), Message("assistant", "That.")))
+    shown = with_shots(Instruct(), chat, [shot])
+    assert [turn.tools for turn in shown] == [tools, "", ""]
+    called = Message("assistant", "", (Call("look", "{}"),))
+    row = as_row(Chat("r:2", (*chat, called)))
+    assert chats([Row("r:3", row)], columns={"messages": "messages", "tools": "tools"})[0].messages == (*chat, called)
+
+
+def test_passages_of_one_document_are_that_document(tmp_path: Path):
+    rows = [{"id": f"a.md#{i}", "doc_id": "a.md", "text": f"Passage {i} of it."} for i in (1, 2)]
+    file = tmp_path / "rag.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"doc_id": "b.md", "text": "Another."}]))
+    pages = read_pages(str(file), store=CollectStore(tmp_path / "store")).pages
+    assert [page.doc_id for page in pages] == ["a.md", "b.md"]
+    assert any("Passage 2 of it." in chunk.text for chunk in cut(pages, 400))

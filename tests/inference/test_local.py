@@ -221,7 +221,7 @@ def test_an_answer_of_any_length_leaves_its_prompt_half_of_the_positions(asked: 
     ):
         assert (found[0].prompt_tokens, found[0].new_tokens <= 256) == (max(256, 512 - asked), True)
     # a short question leaves the rest
-    assert made._longest([1] * 12, Sampling(max_new_tokens=asked)) == min(asked, 500)
+    assert made.longest([1] * 12, Sampling(max_new_tokens=asked)) == min(asked, 500)
 
 
 def test_a_chat_that_no_answer_fits_behind_takes_nothing_from_those_beside_it():

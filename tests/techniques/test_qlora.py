@@ -13,12 +13,15 @@ from transformers import AutoModel, BertConfig, BertForMaskedLM
 
 from tests.bases import OPENING, base, encoded, gradients, policy
 from tests.tiny import DECODERS, ENCODERS
+from tests.workflows.conftest import recipe
 from tunesmith.model.batch import collate
 from tunesmith.model.four_bit import numbers, resident_bytes, settle
 from tunesmith.model.load import AS_THEY_ARE, in_memory
 from tunesmith.model.masked_head import own_head
 from tunesmith.recipe import make_recipe
 from tunesmith.techniques import Lora
+from tunesmith.workflows.prepare import prepare
+from tunesmith.workflows.train import adapted
 
 pytest.importorskip("bitsandbytes")
 QLORA = Lora(rank=4, quantize="nf4")
@@ -85,9 +88,9 @@ def test_a_saved_adapter_opens_in_peft_and_here_with_the_same_logits(kind: str, 
 
 
 def test_qlora_is_a_word_for_lora_over_four_bits():
-    recipe, _ = make_recipe({"data": "rows.jsonl", "objective": "classify", "technique": "qlora"}, place="test")
-    assert recipe.technique == Lora(quantize="nf4")
-    assert recipe.technique.load_options().quantize == "nf4"
+    made, _ = make_recipe({"data": "rows.jsonl", "objective": "classify", "technique": "qlora"}, place="test")
+    assert made.technique == Lora(quantize="nf4")
+    assert made.technique.load_options().quantize == "nf4"
 
 
 def test_an_encoder_without_a_pooler_lies_in_four_bits_with_its_own_head_for_hidden_words(tmp_path: Path):
@@ -172,3 +175,14 @@ def test_a_text_longer_than_the_model_hears_is_cut():
         base("bert", QLORA.load_options()).network, family="encoder", keep_reference=False, start=[7] * 5000
     )
     assert all(value.norm() > 0 for name, value in made.trainable() if "lora_B" in name)
+
+
+@pytest.mark.parametrize(("kind", "moved"), [("preference", False), ("instruct", True)])
+def test_what_is_compared_with_its_start_begins_there_in_a_run_too(tmp_path: Path, kind: str, moved: bool):
+    rows = [{"prompt": f"Why {i}?", "chosen": f"Since {i}.", "rejected": f"No {i}."} for i in range(20)]
+    if kind == "instruct":
+        rows = [{"prompt": row["prompt"], "answer": row["chosen"]} for row in rows]
+    made = prepare(recipe(tmp_path, rows, "llama", objective=kind, technique="qlora"), listen=lambda event: None)
+    begun = [bool(value.norm() > 0) for name, value in adapted(made).trainable() if "lora_B" in name]
+    assert begun
+    assert set(begun) == {moved}

@@ -461,6 +461,7 @@ def test_a_call_without_arguments_is_one_of_a_tool_that_takes_nothing():
         ("[", ""),
         ("```json\n[", ""),
         ("[TOOL_CALLS] [", ""),
+        ("<think>\nI look.\n</think>\n\n<tool_call>\n", "<think>\nI look.\n</think>"),
         ("In {x} notation this holds. <tool_call>", "In {x} notation this holds."),
     ],
 )

@@ -51,6 +51,8 @@ def test_rows_are_drawn_by_the_seed_and_keep_their_order():
 def test_the_nearest_rows_share_the_most_telling_words():
     nearest = Nearest(["how high is arda", "what grows in arda", "how high is brin"])
     assert nearest.to(["how high is coll", "what grows in brin"], 2) == [[0, 2], [1, 2]]
+    unspaced = Nearest(["如何重置密码", "今天天气很好", "怎样退货"])
+    assert unspaced.to(["密码怎么重置", "天气好吗", "我想退货"], 1) == [[0], [1], [2]]
 
 
 def test_a_label_of_marks_alone_is_not_found_in_an_empty_answer():

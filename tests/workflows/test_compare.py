@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from tests.bases import folder, template
+from tests.bases import folder, policy, template
 from tests.glance import only_a_glance
 from tunesmith.cli.progress import Lines
 from tunesmith.data.collect.written import Answer
@@ -275,6 +276,36 @@ def test_a_model_is_taught_the_documents_and_no_question(tmp_path: Path) -> None
     assert "wort grows there" in learned
 
 
+def test_answers_are_kept_for_rows_in_their_order_and_to_the_letter(tmp_path: Path) -> None:
+    rows = [{"text": f"it is {word} {i}", "label": label} for i in range(10) for word, label in LABELS]
+    train = write(tmp_path / "train.jsonl", rows)
+    tests = [{"text": f"so {word} {i}", "label": label} for i in range(6) for word, label in LABELS]
+    data = {"train": train, "validation": 0.2, "test": write(tmp_path / "test.jsonl", tests)}
+    made = recipe(tmp_path, **{**labels(tmp_path), "data": data}, arms=["tf-idf", "prompt"])
+    run(made, tmp_path / "out")
+    write(tmp_path / "test.jsonl", sorted(tests, key=lambda row: str(row["label"])))
+    with pytest.raises(CheckpointError, match="other rows or settings"):
+        run(made, tmp_path / "out")
+
+
+def test_a_model_that_was_changed_since_it_was_asked_is_refused(tmp_path: Path) -> None:
+    model = shutil.copytree(folder("llama"), tmp_path / "model")
+    parts = {**labels(tmp_path), "model": str(model)}
+    run(recipe(tmp_path, **parts, arms=["tf-idf", "prompt"]), tmp_path / "out")
+    weights = load_file(model / "model.safetensors")
+    save_file({name: value * 1.5 for name, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    page = run(recipe(tmp_path, **parts, arms=["tf-idf", "prompt", "few-shot"]), tmp_path / "out")
+    assert [arm.name for arm in page.arms] == ["tf-idf", "prompt"]
+    assert any("before that was changed" in note for note in page.notes)
+
+
+def test_a_run_with_a_head_is_shown_no_passages(tmp_path: Path) -> None:
+    parts = {**labels(tmp_path), "documents": {"source": str(tmp_path)}, "arms": ["tf-idf", "tuned+rag"]}
+    for more in ({"model": str(folder("bert"))}, {"objective": {"kind": "classify", "output": "linear"}}):
+        with pytest.raises(RecipeError, match=r"tuned\+rag .* this run has a head; nearest that works: tuned"):
+            chosen_arms(recipe(tmp_path, **{**parts, **more}))
+
+
 def test_an_encoder_is_not_prompted(tmp_path: Path) -> None:
     parts: dict[str, Any] = {
         "model": str(folder("bert")),
@@ -502,7 +533,7 @@ def test_passages_give_way_to_the_question_where_a_model_reads_little() -> None:
         [Message("user", "How high is Arda?")],
         [Hit(Chunk(f"d#{i}", "d", "", "", "word " * 20), 1.0) for i in (1, 2)],
     )
-    model = LocalModel(None, template("llama"), Instruct(), 0)  # type: ignore[arg-type]
+    model = LocalModel(policy("llama"), template("llama"), Instruct(), 0)
     whole = [len(model.template.prompt(with_passages(asked, hits[:count]))) for count in (0, 1, 2)]
     for limit, shown in ((whole[2], 2), (whole[2] - 1, 1), (whole[1] - 1, 0), (1, 0)):
         model.limit = limit

@@ -13,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from tests import tiny
 from tests.workflows.conftest import answers, recipe, reviews, tune
 from tests.workflows.test_domain import on_texts
+from tunesmith.data.examples import Message
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
 from tunesmith.inference import export as room
-from tunesmith.inference.folder import read_about
+from tunesmith.inference.folder import load, read_about
 from tunesmith.inference.llamacpp import LlamaCpp
+from tunesmith.inference.open import identify, open_model
 from tunesmith.report.facts import read_facts
 from tunesmith.report.predictions import read_predictions
 from tunesmith.report.schema import Export, read_report
@@ -135,9 +137,15 @@ def test_an_adapter_learned_over_four_bits_is_compared_over_four_bits(tmp_path: 
     parts = {"technique": {"kind": "lora", "rank": 4, "quantize": "nf4"}, "schedule": {"probe": False}}
     rows = answers() if objective == "instruct" else reviews()
     run = tune(recipe(tmp_path, rows, kind, objective=objective, **parts), tmp_path / "run").folder
-    for kind, numbers in (("adapter", ""), ("merged", ""), ("merged", "bf16")):
-        found = made(run, kind, tmp_path / f"{kind}{numbers}", numbers)
+    for form, numbers in (("adapter", ""), ("merged", ""), ("merged", "f16")):
+        found = made(run, form, tmp_path / f"{form}{numbers}", numbers)
         assert (found.same_prompts, found.same_answers, found.faults) == (1.0, 1.0, ())
+    assert identify(tmp_path / "adapter").quantize == "nf4"
+    assert not (tmp_path / "adapter" / "adapter.gguf").exists()
+    if kind != "bert":
+        asked, options = [Message("user", "fox?")], ["a fox", "no"]
+        known = load(run / "model").scores(asked, options)
+        assert open_model(tmp_path / "adapter").scores(asked, options) == pytest.approx(known, rel=1e-4)
 
 
 @pytest.mark.parametrize(("numbers", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])

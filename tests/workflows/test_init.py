@@ -275,6 +275,9 @@ def test_axolotl_chats_name_their_column(alpaca: Path) -> None:
     sets = [{"path": "train.jsonl", "type": "chat_template", "field_messages": "turns"}]
     made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": sets}))
     assert made.recipe.objective.messages == "turns"  # type: ignore[union-attr]
+    sets = [{"path": "train.jsonl", "type": "completion", "field": "output"}]
+    made = convert(write(alpaca.parent / "b.yaml", AXOLOTL | {"datasets": sets}))
+    assert made.recipe.objective.text == "output"  # type: ignore[union-attr]
 
 
 def test_axolotl_reward_model_learns_a_reward_and_what_its_data_set_says_is_not_lost(alpaca: Path) -> None:

@@ -70,7 +70,7 @@ def test_rows_are_cut_where_virtual_tokens_need_their_place_and_the_run_says_so(
     events: list[dict[str, Any]] = []
     run = tune(made(tmp_path, "prompt", "bert"), tmp_path / "run", listen=events.append)
     said = [event["text"] for event in events if event["event"] == "stage"]
-    assert any(text.startswith("rows are cut at 492 tokens: with 20 virtual ones ") for text in said)
+    assert any(text.startswith("rows may have 492 tokens: with 20 virtual ones ") for text in said)
     model = load(run.folder)
     assert model.limit == 492
     assert model.classify(["good " * 600])  # as long as may be, and no position beyond the model's
@@ -80,7 +80,7 @@ def test_rows_are_cut_where_the_model_has_no_more_positions(tmp_path: Path):
     events: list[dict[str, Any]] = []
     prepared = prepare(recipe(tmp_path, reviews(), "bert", data={"max_tokens": 2048}), listen=events.append)
     assert prepared.recipe.data.max_tokens == 512
-    assert any(str(event.get("text")).startswith("rows are cut at 512 tokens: ") for event in events)
+    assert any(str(event.get("text")).startswith("rows may have 512 tokens: ") for event in events)
     assert positions_of({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}) == 512
     assert positions_of({"model_type": "gpt2", "n_positions": 1024}) == 1024
     assert positions_of({"model_type": "bloom"}) == 0
@@ -88,7 +88,7 @@ def test_rows_are_cut_where_the_model_has_no_more_positions(tmp_path: Path):
 
 def test_virtual_tokens_that_leave_no_room_for_rows_are_refused(tmp_path: Path):
     with pytest.raises(
-        RecipeError, match=r"^technique\.tokens: 500 leave no room for rows in 512 positions; use fewer$"
+        RecipeError, match=r"^technique\.tokens: 500 leave no room for rows in 512 positions; use at most 496$"
     ):
         tune(made(tmp_path, {"kind": "prompt", "tokens": 500}, "bert"), tmp_path / "run")
 

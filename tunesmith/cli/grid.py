@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tunesmith.cli.options import UsageError, add_common, add_schema
 from tunesmith.cli.signals import Interruption, Signals, caught
 from tunesmith.cli.terminal import emit, log, show, show_table
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import check_folder, write_whole
 from tunesmith.errors import RecipeError, TunesmithError
 from tunesmith.report.figures import bounds, figure, p_value, signed
 
@@ -86,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--examples: there is no folder {args.examples}; the grid runs in a clone, or name its examples"
         )
+    if args.page:
+        check_folder(args.page)  # now, and not after hours of runs
     setting = Setting(args.examples, args.out or Path("runs/grid"), args.rows, args.seeds, args.controls)
     received = _fill(setting, args)
     found = read(setting)

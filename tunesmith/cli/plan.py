@@ -59,7 +59,7 @@ def _show(found: Outlook) -> None:
     columns = ("technique", "moves>", "peak memory>", "training>", "whole run>", "fits", "expected", "")
     show_table(columns, [_cells(option) for option in found.options])
     show(f"{found.how}; {size(found.room_bytes)} of memory may be used")
-    show("bounds in brackets are estimates, which twelve small runs stayed within (bench/PLAN.md)")
+    show("bounds in brackets are estimates; those of memory and training held in twelve small runs (bench/PLAN.md)")
     for option in found.options:
         if not option.refused:
             show(f"  {option.technique}: {option.standing}; published: {option.published}; ours: {option.ours}")

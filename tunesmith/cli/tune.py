@@ -98,6 +98,7 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
     from tunesmith.cli.preview import show as show_preview
     from tunesmith.workflows.preview import preview
 
+    hush()
     return show_preview(preview(recipe, offline=args.offline), args)
 
 

@@ -55,11 +55,14 @@ def _named(rows: Any, hub: ModuleType) -> Iterator[dict[str, object]]:
     """Rows of the Hub with the names of their classes, which are kept as numbers; -1 stands for none."""
     kinds = rows.features.items()
     names = {column: kind.names for column, kind in kinds if isinstance(kind, hub.ClassLabel)}
-    lists = {column: kind.feature for column, kind in kinds if isinstance(kind, hub.List)}
-    several = {column: kind.names for column, kind in lists.items() if isinstance(kind, hub.ClassLabel)}
+    inner = {column: kind.feature for column, kind in kinds if isinstance(kind, hub.List)}
+    several = {column: kind.names for column, kind in inner.items() if isinstance(kind, hub.ClassLabel)}
     for fields in rows:
         known = {column: listed[fields[column]] for column, listed in names.items() if fields[column] not in (None, -1)}
-        found = {column: [listed[one] for one in fields[column] or ()] for column, listed in several.items()}
+        lists = {column: fields[column] for column in several if fields[column] is not None}
+        found = {
+            column: [several[column][one] for one in items if one not in (None, -1)] for column, items in lists.items()
+        }
         yield {**_widened(fields), **dict.fromkeys(names), **known, **found}
 
 

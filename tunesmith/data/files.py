@@ -110,3 +110,11 @@ def is_recipe(path: Path) -> bool:
     except (OSError, ValueError, RecursionError):  # whoever reads it as rows says what is wrong with it
         return False
     return isinstance(whole, dict) and "objective" in whole and not isinstance(whole.get("data"), list)
+
+
+def check_folder(path: Path) -> None:
+    """Nothing for a file whose folder is there. Raises DataError."""
+    if path.is_dir():
+        raise DataError(f"{path}: a folder; name a file")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"{path}: no such folder; name a file in a folder that is there")

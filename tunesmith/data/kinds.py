@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from collections.abc import Mapping
@@ -72,11 +73,13 @@ def is_open(value: object) -> bool:
 
 
 def listed(value: object) -> list[Any]:
-    """The items of a list, also of one that was written as JSON text; none of anything else."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError, RecursionError):
-            value = json.loads(value)
-    return value if isinstance(value, list) else []
+    """The items of a list, also of one that was written as text, as JSON or as Python shows it; none of all else."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value if isinstance(value, list) else []
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return listed(read(value))
+    return []
 
 
 def is_answer(value: object) -> bool:

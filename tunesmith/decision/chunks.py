@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunesmith.data.collect.document import Document
@@ -92,7 +92,8 @@ def page_of_text(doc_id: str, text: str) -> SourceDocument:
 
 
 def _pages_of(rows: Sequence[Row]) -> list[SourceDocument]:
-    """The documents in rows, one each."""
+    """The documents in rows, one each; or of passages of one document, each with an id of its own, all together."""
+    rows = _joined(rows)
     pages = [_page_of(row) for row in rows]
     first: dict[str, str] = {}
     cure = "give each row an id of its own, or join the texts"
@@ -104,6 +105,22 @@ def _pages_of(rows: Sequence[Row]) -> list[SourceDocument]:
     if twice:
         refuse(twice)
     return pages
+
+
+def _joined(rows: Sequence[Row]) -> list[Row]:
+    """The rows, those that are passages of one document as one row at the place of the first."""
+    parts: dict[object, list[Row]] = {}
+    for row in rows:
+        name, own = (row.fields.get(key) for key in ("doc_id", "id"))
+        told = isinstance(row.fields.get("text"), str) and name is not None and own is not None
+        parts.setdefault(("document", str(name)) if told else row.where, []).append(row)
+    found = list[Row]()
+    for some in parts.values():
+        if len({str(row.fields.get("id")) for row in some}) == len(some) > 1:
+            text = "\n\n".join(str(row.fields["text"]) for row in some)
+            some = [replace(some[0], fields={**some[0].fields, "text": text})]
+        found += some
+    return found
 
 
 def _page_of(row: Row) -> SourceDocument:

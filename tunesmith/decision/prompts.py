@@ -34,8 +34,10 @@ def with_shots(
 ) -> list[Message]:
     """The question after answered ones, the most alike last; what the system says stays first."""
     before = [turn for shot in reversed(shots) for turn in _answered(objective, shot, wording)]
-    lead = [turn for turn in asked if turn.role == "system"]
-    return [*lead, *before, *(turn for turn in asked if turn.role != "system")]
+    tools, turns = asked[0].tools, [replace(turn, tools="") for turn in asked]
+    lead = [turn for turn in turns if turn.role == "system"]
+    first, *others = [*lead, *before, *(turn for turn in turns if turn.role != "system")]
+    return [replace(first, tools=tools), *others]
 
 
 def _answered(objective: Classify | Instruct, shot: Example, wording: str) -> list[Message]:
@@ -56,7 +58,7 @@ def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = 
     *before, last = messages
     marks = {"{passages}": passages, "{question}": last.content}
     filled = "".join(marks.get(part, part) for part in re.split(r"(\{passages\}|\{question\})", form))
-    return [*before, Message(last.role, filled)]
+    return [*before, replace(last, content=filled)]
 
 
 def shown_in(asked: Sequence[Message], hits: Sequence[Hit]) -> list[Hit]:

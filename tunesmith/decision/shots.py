@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
+
+from tunesmith.data.words import words_of
 
 # Texts that are compared with all known ones at a time: the table of both is dense.
 AT_ONCE = 256
@@ -17,10 +18,12 @@ class Nearest:
     def __init__(self, known: Sequence[str]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self._vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)
+        self._vectorizer = TfidfVectorizer(
+            ngram_range=(1, 2), tokenizer=words_of, token_pattern=None, sublinear_tf=True
+        )
         self._count = len(known)
         # Texts of marks alone have no words to be alike in.
-        self._known = self._vectorizer.fit_transform(known) if any(re.search(r"\w", text) for text in known) else None
+        self._known = self._vectorizer.fit_transform(known) if any(map(words_of, known)) else None
 
     def to(self, texts: Sequence[str], count: int) -> list[list[int]]:
         """For each text the numbers of the `count` known ones most like it, the nearest first."""

@@ -29,10 +29,10 @@ RowStatistic = Callable[[NDArray[np.intp]], tuple[float, float]]
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 # Marks that make a number another one, and those that do not.
 _OF_NUMBERS = re.compile(r"(?<=\d)[.,/](?=\d)|(?<!\w)-(?=[$€£¥]?\d)")
-_MILLIONS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3}){2,}(?![\d.,])")
+_MILLIONS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:\.\d{3}){2,}(?!\d|\.\d)")
 _PARTS = re.compile(r"(?<![\d.,])\d+(?:\.\d+){2,}")
-_BETWEEN = re.compile(r"(?<=\d)[^\w\s.,](?=\d)")
-_THOUSANDS = re.compile(r"(?<=\d)(?<!\b0)[,'’](?=\d{3}(?!\d))")
+_BETWEEN = re.compile(r"(?<=\d)[-/:\u2010-\u2015](?=\d)")
+_THOUSANDS = re.compile(r"(?<=\d)(?<!\b0)[,'’\u066c](?=\d{3}(?!\d))")
 _DECIMAL = re.compile(r"(?<=\d),(?=\d)")
 _BARE_POINT = re.compile(r"(?<![\w.,])\.(?=\d)")
 _ASCII_PUNCTUATION = frozenset(string.punctuation)

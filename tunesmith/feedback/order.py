@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tunesmith.data.words import words_of
+
 Vectors = NDArray[np.float32]
 Indexes = NDArray[np.int64]
 
@@ -35,7 +37,7 @@ def tfidf_vectors(texts: Sequence[str]) -> Vectors:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     words = TfidfVectorizer(
-        ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True, max_features=MOST_WORDS
+        ngram_range=(1, 2), tokenizer=words_of, token_pattern=None, sublinear_tf=True, max_features=MOST_WORDS
     )
     try:
         counts = words.fit_transform(texts)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import torch
 
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.inference.folder import ABOUT, About, over, read_base
+from tunesmith.inference.folder import ABOUT, About, over, read_about, read_base
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.modelfile import modelfile
+from tunesmith.inference.open import PACKED
 from tunesmith.model.checkpoint import MANIFEST
 from tunesmith.model.four_bit import unpacked
 from tunesmith.model.gguf_write import write_adapter_gguf, write_gguf
@@ -101,10 +103,16 @@ def write_file(model: LocalModel, out: Path, *, numbers: str, name: str) -> None
 
 
 def write_adapter(model: LocalModel, folder: Path, out: Path) -> None:
-    """The adapter in PEFT's format with tokenizer and head; of LoRA also as GGUF, for llama.cpp over its base."""
+    """The adapter in PEFT's format with tokenizer and head; of LoRA also as GGUF, for llama.cpp over its base.
+
+    One that was learned over 4 bits says so to `open_model`; llama.cpp has no such base.
+    """
     for path in folder.iterdir():
         if path.name not in (ABOUT, MANIFEST):
             shutil.copy(path, out / path.name)
     without_thoughts(model)
     model.template.tokenizer.save_pretrained(out)
-    write_adapter_gguf(model.policy.adapter, out / ADAPTER_GGUF)
+    if bits := read_about(folder).technique.load_options().quantize:
+        (out / PACKED).write_text(json.dumps({"quantize": bits}), encoding="utf-8")
+    else:
+        write_adapter_gguf(model.policy.adapter, out / ADAPTER_GGUF)

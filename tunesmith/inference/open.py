@@ -22,6 +22,7 @@ from tunesmith.objectives import Classify, Instruct, Reward
 from tunesmith.recipe import AnyObjective
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PACKED = "base_in_memory.json"  # beside an adapter of ours that was learned over 4 bits
 # PEFT's methods that put their numbers inside the base's own layers: the base network answers with them.
 INSIDE = frozenset(
     {
@@ -37,7 +38,7 @@ HEADLESS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 class FoundModel:
     """What a name stands for; `base` is what it was tuned over, empty for a model that stands alone.
 
-    `quantize` is how a model is to lie in memory, as in LoadOptions.
+    `quantize` is how a model, or the base of an adapter, is to lie in memory, as in LoadOptions.
     """
 
     name: str
@@ -62,7 +63,8 @@ def identify(name: str | Path, *, offline: bool = False) -> FoundModel:
     # Some trainers leave the base's config.json beside an adapter; only weights make a folder a model.
     if (folder / CONFIG).exists() and not any((folder / file).exists() for file in (SINGLE, INDEX)):
         base = read_json(folder / CONFIG, where=name).get("base_model_name_or_path")
-        return FoundModel(name, "adapter", folder, str(base or ""))
+        bits = read_json(folder / PACKED, where=name).get("quantize") if (folder / PACKED).exists() else ""
+        return FoundModel(name, "adapter", folder, str(base or ""), str(bits or ""))
     return FoundModel(name, "model", folder)
 
 

@@ -28,10 +28,15 @@ def settle(network: nn.Module) -> None:
             value.data = value.data.clone()
 
 
+def experts(network: nn.Module) -> int:
+    """Numbers that lie in parameters of several matrices each, as those of experts do; convolutions are none."""
+    parts = (module for module in network.modules() if not isinstance(module, nn.Conv1d))
+    return sum(value.numel() for part in parts for value in part.parameters(recurse=False) if value.dim() == 3)
+
+
 def left_whole(network: nn.Module) -> str:
     """Why 4 bits save next to nothing here; empty where they do."""
-    experts = sum(value.numel() for value in network.parameters() if value.dim() == 3)
-    if experts <= numbers(value for value in network.parameters() if value.dtype == torch.uint8):
+    if experts(network) <= numbers(value for value in network.parameters() if value.dtype == torch.uint8):
         return ""
     return "most of it are experts that share parameters, which bitsandbytes leaves whole; leave `quantize` out"
 

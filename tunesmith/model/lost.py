@@ -38,6 +38,8 @@ def give_back(network: Any, ids: Sequence[int]) -> None:
     text = list(ids)[: min(HEARD, positions_of(network.config.to_dict()) or HEARD)]
     inputs = _inputs(network, updates, torch.tensor([text], device=network.device))
     for name, error in _errors(network, updates):
+        if name not in inputs:  # such as attention to an encoder that is not there
+            continue
         layer = updates[name]
         a, b = (factors["default"].weight for factors in (layer.lora_A, layer.lora_B))
         heard = inputs[name].clamp_min(LEAST * inputs[name].mean())  # [I]
@@ -50,12 +52,12 @@ def give_back(network: Any, ids: Sequence[int]) -> None:
 
 
 def _inputs(network: Any, updates: Updates, ids: Tensor) -> dict[str, Tensor]:
-    """The root mean square of each layer's inputs [I] while the network reads the text [1, T]."""
-    found: dict[str, Tensor] = {}
+    """The root mean square of each layer's inputs [I] while the network reads the text [1, T], over all its calls."""
+    found: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Any:
         def hook(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            found[name] = inputs[0].flatten(end_dim=-2).float().square().mean(dim=0).sqrt()
+            found.setdefault(name, []).append(inputs[0].flatten(end_dim=-2).float())
 
         return hook
 
@@ -63,7 +65,7 @@ def _inputs(network: Any, updates: Updates, ids: Tensor) -> dict[str, Tensor]:
     network.base_model(input_ids=ids)  # no logits
     for hook in hooks:
         hook.remove()
-    return found
+    return {name: torch.cat(heard).square().mean(dim=0).sqrt() for name, heard in found.items()}
 
 
 def _errors(network: Any, updates: Updates) -> Iterator[tuple[str, Tensor]]:

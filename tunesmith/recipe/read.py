@@ -217,7 +217,8 @@ def _apply(values: dict[str, Any], change: str) -> None:
         place[name] = inner = dict(inner) if isinstance(inner, Mapping) else {}
         place = inner
     try:
-        value = yaml.load(text, _Once) if text else text  # noqa: S506, a SafeLoader; where nothing stands an empty text is meant, not YAML's null
+        # Where nothing stands an empty text is meant, not YAML's null.
+        value = _plain_values(text, as_json=text[0] in '"[{') if text else text
     except (yaml.YAMLError, ValueError, RecursionError):
         raise RecipeError(f"--set {change}: the value is not YAML; quote it") from None
     sentence = isinstance(value, Mapping) and not text.lstrip().startswith("{")

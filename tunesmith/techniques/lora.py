@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from tunesmith.model.four_bit import experts
 from tunesmith.model.load import LoadOptions
 from tunesmith.model.policy import Policy
 from tunesmith.techniques.adapter import Adapter, names_in, put_inside, unfit
@@ -57,7 +58,7 @@ class Lora(Adapter):
         """
         if self.targets != "all-linear":
             return unfit(base, self.targets)
-        if (self.dora or self.dropout) and any(value.dim() == 3 for value in base.parameters()):
+        if (self.dora or self.dropout) and experts(base):
             key = "dora" if self.dora else "dropout"
             return f"technique.{key}: PEFT has none for experts that share a parameter, as here; leave it out"
         return ""

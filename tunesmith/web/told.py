@@ -20,7 +20,7 @@ from tunesmith.inference.row import Piece, ScoredToken
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 SPACE = "▁"
 # What models write before the first call: a mark of their own, a fence, a list's bracket.
-OPENING = re.compile(r"(?:<[^<>\s]{1,40}>|```\w{0,20}|\[[A-Z_]{1,40}\]|\[)$")
+OPENING = re.compile(r"(?:<[^<>\s/][^<>\s]{0,40}>)?\s{0,4}(?:```\w{0,20})?\s{0,4}(?:\[[A-Z_]{1,40}\])?\s{0,4}\[?$")
 ENDS = {"stop": "stop", "length": "length"}
 Call = Mapping[str, Any]
 
@@ -137,9 +137,7 @@ def split_calls(text: str, messages: Sequence[Message]) -> tuple[str, list[Call]
 
 def _unopened(text: str) -> str:
     """The text without the mark, fence and bracket that open what comes after it."""
-    for _ in range(3):
-        text = OPENING.sub("", text.rstrip())
-    return text.strip()
+    return OPENING.sub("", text.rstrip()).strip()
 
 
 def usage(last: Piece) -> dict[str, Any]:

@@ -38,6 +38,12 @@ def chosen_arms(recipe: Recipe, *, offline: bool = False) -> list[str]:
         cure = "add compare: {asks: smollm2-135m}, or leave out the arms that prompt"
         named = f"{recipe.compare.asks or recipe.model} is an encoder, which answers no prompt"
         raise RecipeError(f"arms: {named}; {cure} ({', '.join(asked)})")
+    through_head = isinstance(recipe.objective, Classify) and (
+        recipe.objective.output == "linear" or not _is_decoder(recipe.model, offline=offline)
+    )
+    if "tuned+rag" in arms and through_head:
+        cure = "nearest that works: tuned"
+        raise RecipeError(f"arms: tuned+rag reads passages and answers in words, and this run has a head; {cure}")
     return arms
 
 
@@ -52,8 +58,12 @@ def _usual(recipe: Recipe, *, offline: bool) -> list[str]:
 
 
 def answers_prompts(recipe: Recipe, *, offline: bool) -> bool:
-    """Whether the model that arms without tuning ask is a decoder, by its configuration alone."""
-    name = recipe.compare.asks or recipe.model
+    """Whether the model that arms without tuning ask is a decoder."""
+    return _is_decoder(recipe.compare.asks or recipe.model, offline=offline)
+
+
+def _is_decoder(name: str, *, offline: bool) -> bool:
+    """Whether a model is a decoder, by its configuration alone."""
     if name.lower().endswith(".gguf"):
         return True
     folder = locate(name, offline=offline)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from tunesmith.aliases import changed_keys
 from tunesmith.data.audit.ask import AuditSource, Tools
 from tunesmith.data.audit.finding import Audit
-from tunesmith.data.audit.fix import CleanedCopy, check_folder, check_out, fix, log_of
+from tunesmith.data.audit.fix import CleanedCopy, check_out, fix, log_of
 from tunesmith.data.audit.run import audit
 from tunesmith.data.audit.stream import has_column, head
-from tunesmith.data.files import is_recipe
+from tunesmith.data.files import check_folder, is_recipe
 from tunesmith.data.formats import LOOKED_AT, Format, detect
 from tunesmith.data.rows import Row, file_of, missing_column
 from tunesmith.errors import DataError

@@ -20,7 +20,7 @@ from tunesmith.data.collect.sources import FoundFiles, Source, find
 from tunesmith.data.collect.store import CollectStore
 from tunesmith.data.collect.templates import WritingTemplate, template
 from tunesmith.data.collect.written import WriterQuestion, WritingOptions, answered, requests, written_rows
-from tunesmith.data.examples import chats, texts
+from tunesmith.data.examples import Chat, chats, texts
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import read_rows, refuse
 from tunesmith.data.words import folded
@@ -151,7 +151,13 @@ def _seeds(file: str) -> tuple[tuple[str, str], ...]:
         return tuple(("", example.text) for example in texts(rows, text=shape.columns["text"]))
     if shape.objective != "instruct":
         raise DataError(f"{Path(file).name}: seed rows have a question and an answer, or a text; give such a file")
-    return tuple((chat.messages[0].content, chat.messages[-1].content) for chat in chats(rows, columns=shape.columns))
+    return tuple(map(_last_exchange, chats(rows, columns=shape.columns)))
+
+
+def _last_exchange(chat: Chat) -> tuple[str, str]:
+    """What was asked last in a chat, and the answer."""
+    *before, answer = chat.messages
+    return next((turn.content for turn in reversed(before) if turn.role == "user"), ""), answer.said
 
 
 def _documents(

@@ -113,7 +113,7 @@ def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, 
     check_rows(recipe, split, offline=offline)
     read_rules(recipe, offline=offline)
     bound = _bound(recipe, split)
-    folder = _folder(recipe, out, [*sorted(loaded.sha256.items()), ("minutes", f"{wishes.minutes:g}")])
+    folder = _folder(recipe, out, [*_exactly(split), ("minutes", f"{wishes.minutes:g}")])
     recipe = _pinned(recipe, folder)
     return Contest(
         recipe=recipe.model_copy(update={"objective": bound}),
@@ -126,6 +126,12 @@ def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, 
         notes=list(split.notes),
         key=wishes.key,
     )
+
+
+def _exactly(split: Split) -> list[tuple[str, str]]:
+    """Digests of the parts to the letter and in their order: answers are kept by the place of their row."""
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    return [(name, hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()) for name, rows in parts.items()]
 
 
 def _loaded(recipe: Recipe, *, offline: bool) -> Loaded:

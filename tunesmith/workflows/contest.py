@@ -22,7 +22,7 @@ from tunesmith.data.template import Template
 from tunesmith.decision.chunks import Chunk, SourceDocument, cut, read_pages
 from tunesmith.decision.index import CHUNKS, Hit, Index, open_index
 from tunesmith.decision.recall import cell, origins_of, right_chunks
-from tunesmith.errors import DataError, RecipeError
+from tunesmith.errors import CheckpointError, DataError, RecipeError
 from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import ChosenMachine, choose_machine
@@ -156,9 +156,20 @@ class Contest:
     def untuned(self, name: str) -> LocalModel:
         """A model as it comes, for what the rows ask."""
         found = load_base(name, options=LoadOptions("float32", self.machine().device), offline=self.offline)
+        self._check_same(name, found.fingerprint)
         policy = Policy.over(found.network, family=found.family, reference=nullcontext)
         template = Template(found.tokenizer, chat=found.family == "decoder")
         return LocalModel(policy, template, self.objective, room_of(policy))
+
+    def _check_same(self, name: str, fingerprint: str) -> None:
+        """Nothing for a model as it was when it was asked first; raises CheckpointError for one that was changed."""
+        file = self.folder / "models.json"
+        known = read_page(file, dict[str, str]) if file.exists() else {}
+        if known.get(name, fingerprint) != fingerprint:
+            cure = "give another --out, or delete it"
+            raise CheckpointError(f"{self.folder}: asked {name} before that was changed; {cure}")
+        if name not in known:
+            write_whole(file, json.dumps(known | {name: fingerprint}))
 
     def tuned(self, run: str | Path) -> LocalModel:
         """A run's model on the machine that every arm is timed on."""

@@ -116,9 +116,12 @@ def _other(asked: EvaluateRequest, found: FoundModel, *, offline: bool) -> Found
     if not base:
         raise RecipeError(f"{asked.model}: it is a base itself; name another model after --against")
     other = identify(base, offline=offline)
-    if found.kind != "run" or found.folder is None or other.kind != "model":
+    if other.kind != "model" or found.folder is None:
         return other
-    return replace(other, quantize=read_about(found.folder).technique.load_options().quantize)
+    run = found.kind == "run"
+    return replace(
+        other, quantize=read_about(found.folder).technique.load_options().quantize if run else found.quantize
+    )
 
 
 def _open(found: FoundModel, task: ScoringTask, *, base: str = "", offline: bool) -> LocalModel:

@@ -93,7 +93,8 @@ def _axolotl_data(work: Conversion, sets: Sequence[Mapping[str, Any]]) -> None:
         work.put("data", "train", path, "datasets: path")
     kind, base = entry.get("type"), str(entry.get("type") or "").partition(".")[0]
     judged = "kind" in work.ours["objective"]
-    read = PLACE if judged else {*PLACE, "type", *(["field_messages"] if base in CHATS else [])}
+    named = ["field_messages"] if base in CHATS else ["field"] if base in DOCUMENTS else []
+    read = PLACE if judged else {*PLACE, "type", *named}
     for name in sorted(set(entry) - read):
         work.dropped[f"datasets: {name}"] = f"{entry[name]}: the form of the rows is detected, look at tune --dry-run"
     if judged:
@@ -107,5 +108,7 @@ def _axolotl_data(work: Conversion, sets: Sequence[Mapping[str, Any]]) -> None:
     work.put("objective", "kind", "domain" if base in DOCUMENTS else "instruct", f"datasets: type: {kind}")
     if base in CHATS and entry.get("field_messages"):
         work.put("objective", "messages", entry["field_messages"], "datasets: field_messages")
+    if base in DOCUMENTS and entry.get("field"):
+        work.put("objective", "text", entry["field"], "datasets: field")
     if base not in (*ALPACA, *CHATS, *DOCUMENTS):
         work.dropped["datasets: type"] = f"{kind}: the form of the rows is detected, look at tune --dry-run"

@@ -36,6 +36,13 @@ def needs_start(objective: AnyObjective) -> bool:
     return isinstance(objective, Preference | Rl) and objective.asks_reference
 
 
+def compares(objective: AnyObjective) -> bool:
+    """Whether what is learned is compared with the start, now or beforehand, so that it has to begin there."""
+    if isinstance(objective, Multitask):
+        return any(compares(part.objective) for part in objective.tasks.values())
+    return isinstance(objective, Rl) or (isinstance(objective, Preference) and objective.needs_reference)
+
+
 def told_apart(prepared: Prepared, policy: Policy, *, listen: Listener) -> None:
     """Tell the rewards of the first answers in a run of `rl`. Raises Refused where they are all equal."""
     learner = learner_of(prepared)

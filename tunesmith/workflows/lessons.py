@@ -111,8 +111,19 @@ def _raft_rows(contest: Contest, rows: Sequence[Example], part: str) -> list[dic
             chance = random.Random(f"{contest.recipe.seed}/{row.where}")
             shown = passages_of(hits, [by_id[name] for name in sorted(right)], chance)
         chat = _fitted(contest, row, shown)
-        made.append({"messages": [{"role": turn.role, "content": turn.content} for turn in chat.messages]})
+        made.append(as_row(chat))
     return made
+
+
+def as_row(chat: Chat) -> dict[str, Any]:
+    """The chat as a row of messages, with the tools that it may call and what it calls."""
+    turns = [
+        {"role": turn.role, "content": turn.content, **({"tool_calls": calls} if calls else {})}
+        for turn in chat.messages
+        for calls in [[call.plain() for call in turn.calls]]
+    ]
+    tools = chat.messages[0].tools
+    return {"messages": turns, **({"tools": tools} if tools else {})}
 
 
 def _fitted(contest: Contest, row: Example, shown: Sequence[Hit]) -> Chat:

@@ -115,8 +115,9 @@ def _needed(recipe: Recipe, question: CurveQuestion, folder: RunFolder, watch: W
     """The answer, and its files in the folder."""
     prepared = prepare(_pinned(recipe, folder), listen=watch.listen, offline=offline)
     _check(question, prepared, len(prepared.train))
-    on = prepared.machine
-    folder.begin({"machine": {"device": on.device, "dtype": on.dtype, "threads": on.threads}})
+    on, base = prepared.machine, prepared.base.fingerprint
+    folder.check_base(recipe.model, base)
+    folder.begin({"machine": {"device": on.device, "dtype": on.dtype, "threads": on.threads}, "base": base})
     ladder = Ladder(prepared, yardstick_of(Frozen.of(prepared)), folder.path, watch, offline)
     sizes, notes = _sizes(ladder, question.minutes)
     cells, seconds = _run(ladder, sizes)

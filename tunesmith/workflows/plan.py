@@ -12,7 +12,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from tunesmith.decision.plan import moving, peak_bytes, step_seconds
-from tunesmith.decision.recommend import STANDINGS, Case, recommend
+from tunesmith.decision.recommend import ENCODERS, STANDINGS, Case, recommend
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.model.device import out_of_memory
 from tunesmith.model.load import not_in_4_bits
@@ -87,7 +87,7 @@ def _option(
 ) -> Option:
     """A line of the plan."""
     name = named(technique)
-    standing = STANDINGS[name]
+    standing = (ENCODERS if prepared.base.family == "encoder" else STANDINGS)[name]
     said = {"technique": name, "standing": standing.word, "published": standing.published, "ours": standing.ours}
     base = prepared.base
     reason = technique.refusal(base.network, family=base.family)

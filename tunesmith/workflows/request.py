@@ -61,7 +61,7 @@ def as_changes(settings: Mapping[str, Any], *, under: str = "") -> list[str]:
         if isinstance(value, Mapping) and "kind" not in value:
             changes += as_changes(value, under=f"{key}.")
         elif value is not None:
-            changes.append(f"{key}={json.dumps(value, ensure_ascii=False, default=str)}")
+            changes.append(f"{key}={json.dumps(value, default=str)}")
     return changes
 
 

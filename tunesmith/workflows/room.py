@@ -30,7 +30,9 @@ def with_room(recipe: Recipe, base: Base, listen: Callable[[dict[str, Any]], Non
         return recipe
     if longest < SHORTEST:
         key, taken = ("technique.tokens", virtual) if virtual >= drawn else ("objective.max_new_tokens", drawn)
-        raise RecipeError(f"{key}: {taken} leave no room for rows in {positions} positions; use fewer")
+        most = taken - (SHORTEST - longest)
+        cure = f"use at most {most}" if most > 0 else "use fewer, here and of the other"
+        raise RecipeError(f"{key}: {taken} leave no room for rows in {positions} positions; {cure}")
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_tokens": longest})})
     listen({"event": "stage", "text": cut_at(recipe)})
     return recipe
@@ -40,7 +42,7 @@ def cut_at(recipe: Recipe) -> str:
     """What is said of a recipe whose longest row the model set."""
     virtual = recipe.technique.virtual_tokens()
     beside = f"with {virtual} virtual ones " if virtual else ""
-    return f"rows are cut at {recipe.data.max_tokens} tokens: {beside}{recipe.model} holds no more"
+    return f"rows may have {recipe.data.max_tokens} tokens: {beside}{recipe.model} holds no more"
 
 
 def check_room(recipe: Recipe, objective: Classify, template: Template) -> None:

@@ -62,6 +62,12 @@ class RunFolder:
         kept: dict[str, str] = self.page().get(key, {}) if self.begun else {}
         return {**now, **kept}, [name for name, digest in now.items() if kept.get(name, digest) != digest]
 
+    def check_base(self, model: str, fingerprint: str) -> None:
+        """Raise CheckpointError where the run began over a base that was changed since."""
+        if self.begun and self.page().get("base", fingerprint) != fingerprint:
+            cure = "give another --out, or delete it"
+            raise CheckpointError(f"{self.path}: began over {model} before that was changed; {cure}")
+
     def begin(self, facts: Mapping[str, Any]) -> None:
         """Write down what the run is, so that only the same run goes on here."""
         with writing(self.path):

@@ -26,7 +26,7 @@ from tunesmith.training.optim import TrainingPlan, between
 from tunesmith.training.probe import ROWS, Probe, can_learn
 from tunesmith.training.track import Tracker, open_trackers
 from tunesmith.workflows.batches import Batches, MixedBatches, batches_of, parts_of
-from tunesmith.workflows.learner import learner_of, needs_start
+from tunesmith.workflows.learner import compares, learner_of, needs_start
 from tunesmith.workflows.prepare import ALONE, Listener, Prepared
 from tunesmith.workflows.references import fallen, preferred, with_references
 from tunesmith.workflows.run_folder import of_task
@@ -197,8 +197,9 @@ def adapted(prepared: Prepared) -> Policy:
     """The base under the recipe's technique, with the objective's head, before any step."""
     recipe, base = prepared.recipe, prepared.base
     torch.manual_seed(recipe.seed)
+    keeps = needs_start if isinstance(recipe.technique, Full) else compares  # full tuning pays for it with a copy
     policy = recipe.technique.adapt(
-        base.network, family=base.family, keep_reference=needs_start(recipe.objective), start=_opening(prepared)
+        base.network, family=base.family, keep_reference=keeps(recipe.objective), start=_opening(prepared)
     )
     policy.head = recipe.objective.head(policy)
     for name, one in (prepared.parts or {ALONE: prepared}).items():

@@ -13,7 +13,6 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from tunesmith.data.files import read_page, write_whole
-from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.retention import general_nll, measure
 from tunesmith.inference.folder import About, save_model
 from tunesmith.inference.local import LocalModel
@@ -110,9 +109,7 @@ def _rewards(recipe: Recipe, folder: RunFolder, listen: Listener) -> dict[str, s
 def _begin(folder: RunFolder, prepared: Prepared, rewards: dict[str, str]) -> None:
     """Write down what a run goes on with. Raises CheckpointError where it began over a base that was changed since."""
     base, machine = prepared.base.fingerprint, prepared.machine
-    if folder.begun and folder.page().get("base", base) != base:
-        cure = "give another --out, or delete it"
-        raise CheckpointError(f"{folder.path}: began over {prepared.recipe.model} before that was changed; {cure}")
+    folder.check_base(prepared.recipe.model, base)
     on = {"device": machine.device, "dtype": machine.dtype, "threads": machine.threads}
     folder.begin({"machine": on, "audit": prepared.recipe.data.audit, "base": base, "rewards": rewards})
 

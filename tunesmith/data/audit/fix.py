@@ -16,7 +16,7 @@ from tunesmith.data.audit.damage import damage, repaired
 from tunesmith.data.audit.mask import masked
 from tunesmith.data.audit.run import Cures
 from tunesmith.data.audit.stream import chunks, name_of, parsed
-from tunesmith.data.files import writing
+from tunesmith.data.files import check_folder, writing
 from tunesmith.data.rows import as_word
 from tunesmith.errors import DataError
 
@@ -49,14 +49,6 @@ def check_out(out: Path) -> None:
         if path.exists():
             raise DataError(f"{path}: exists and is left as it is; give --fix another name, or delete it")
     check_folder(out)
-
-
-def check_folder(path: Path) -> None:
-    """Nothing for a file whose folder is there. Raises DataError."""
-    if path.is_dir():
-        raise DataError(f"{path}: a folder; name a file")
-    if not path.absolute().parent.is_dir():
-        raise DataError(f"{path}: no such folder; name a file in a folder that is there")
 
 
 def fix(ask: AuditSource, cures: Cures, out: Path, *, offline: bool = False) -> CleanedCopy:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
+import regex
 from rapidfuzz import fuzz
 
 from tunesmith.data.collect.document import Tool, plain
 from tunesmith.data.collect.tools import call, faults
+from tunesmith.data.words import UNSPACED
 
 # Share of an answer's words that the passage must have, and of a paraphrase's: that one is to use other words.
 SUPPORTED, SAID_AGAIN = 0.6, 0.35
@@ -19,7 +23,7 @@ NAMES_KEPT, SHORTEST, LONGEST, COPY = 0.8, 0.4, 2.5, 90.0
 STEM = 5
 _NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_UNPARTED = regex.compile(rf"[[{UNSPACED}\uac00-\ud7af]&&[\p{{L}}\p{{N}}]]\p{{M}}*", regex.V1)
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;\n\"“(]\s*|^\W+)([^\W\d_]+)", re.MULTILINE)
 _POINTS_AWAY = re.compile(
     r"\b(?:the|this|that|above|given|following|provided)\s+(?:\w+\s+)?(?:passage|text|paragraph|excerpt|document|"
@@ -128,10 +132,8 @@ def support(text: str, passage: str) -> float:
 def _telling(text: str) -> set[str]:
     """Stems of the longer words; of scripts without spaces, pairs of letters."""
     words = {word[:STEM] for word in map(_bare, _WORD.findall(text)) if len(word) > 3 and word not in _COMMON}
-    signs = "".join(_CJK.findall(text))
-    if not signs:
-        return words
-    return {a + b for a, b in zip(signs, signs[1:], strict=False)}
+    signs = _UNPARTED.findall(unicodedata.normalize("NFC", text))
+    return set(map("".join, pairwise(signs))) if signs else words
 
 
 def _all_words(text: str) -> set[str]:
