@@ -5,6 +5,7 @@ Letters: T tokens, I and O inner and outer width, R rank.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,14 @@ def give_back(network: Any, ids: Sequence[int]) -> None:
 
 def _inputs(network: Any, updates: Updates, ids: Tensor) -> dict[str, Tensor]:
     """The root mean square of each layer's inputs [I] while the network reads the text [1, T], over all its calls."""
-    found: dict[str, list[Tensor]] = {}
+    squares: dict[str, Tensor] = {}
+    tokens = Counter[str]()
 
     def keep(name: str) -> Any:
         def hook(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            found.setdefault(name, []).append(inputs[0].flatten(end_dim=-2).float())
+            heard = inputs[0].flatten(end_dim=-2).float()
+            squares[name] = squares.get(name, torch.zeros((), device=heard.device)) + heard.square().sum(dim=0)
+            tokens[name] += len(heard)
 
         return hook
 
@@ -65,7 +69,7 @@ def _inputs(network: Any, updates: Updates, ids: Tensor) -> dict[str, Tensor]:
     network.base_model(input_ids=ids)  # no logits
     for hook in hooks:
         hook.remove()
-    return {name: torch.cat(heard).square().mean(dim=0).sqrt() for name, heard in found.items()}
+    return {name: (total / tokens[name]).sqrt() for name, total in squares.items()}
 
 
 def _errors(network: Any, updates: Updates) -> Iterator[tuple[str, Tensor]]:

@@ -130,8 +130,13 @@ def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, 
 
 def _exactly(split: Split) -> list[tuple[str, str]]:
     """Digests of the parts to the letter and in their order: answers are kept by the place of their row."""
-    parts = {"train": split.train, "validation": split.validation, "test": split.test}
-    return [(name, hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()) for name, rows in parts.items()]
+    found = []
+    for name, rows in {"train": split.train, "validation": split.validation, "test": split.test}.items():
+        digest = hashlib.sha256()
+        for row in rows:
+            digest.update(f"{row!r}\n".encode())
+        found.append((name, digest.hexdigest()))
+    return found
 
 
 def _loaded(recipe: Recipe, *, offline: bool) -> Loaded:
