@@ -143,7 +143,9 @@ ENCODERS: Mapping[str, Standing] = {
     "full": Standing("level", NOBODY, "the best of eight on three tasks: bench/RECOMMEND.md"),
     "lora": Standing("behind", NOBODY, f"0.758 {FILMS}"),
     "dora": Standing("behind", NOBODY, f"0.754 {FILMS}"),
-    "qlora": Standing("behind", NOBODY, "0.783 beside LoRA's 0.682 on 160 reviews, not told apart on 160 pairs, minilm-l6: docs/grid.md"),
+    "qlora": Standing(
+        "behind", NOBODY, "0.783 beside LoRA's 0.682 on 160 reviews, alike on 160 pairs, minilm-l6: docs/grid.md",
+    ),
     "ia3": Standing("behind", NOBODY, f"0.750 {FILMS}"),
     "prefix": Standing("behind", NOBODY, f"0.763 {FILMS}"),
     "prompt": Standing("far behind", NOBODY, f"0.739 {FILMS}"),
