@@ -35,6 +35,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def test_the_pages_of_the_runs_named_are_copied_and_listed(world: list[list[str]], tmp_path: Path):
+    before = "# Reports\n\nWritten by hand.\n\n- [mail.html](mail.html): old.\n- [three](three.html): kept.\n"
+    (tmp_path / "docs" / "reports" / "README.md").write_text(before)
     reports.main(["mail", "--set", "seed=1"])
     assert world == [["tune", "examples/mail.yaml", "--out", "runs/mail", "--set", "seed=1"]]
     pages = tmp_path / "docs" / "reports"
@@ -44,6 +46,10 @@ def test_the_pages_of_the_runs_named_are_copied_and_listed(world: list[list[str]
     assert "[mail.html](mail.html)" in listed
     assert "accuracy 0.600 to 0.800" in listed
     assert "AUC 0.970 to 0.610" in listed
+    assert "`tunesmith tune examples/mail.yaml --set seed=1`" in listed
+    assert "old" not in listed
+    assert "Written by hand." in listed
+    assert "- [three](three.html): kept." in listed
 
 
 @pytest.mark.parametrize(
