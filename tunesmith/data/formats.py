@@ -212,8 +212,7 @@ def _asked(sample: _Sample) -> dict[str, str]:
     prompt = sample.column(ASKED, is_answer) or sample.column(DIALOGUES, is_open)
     if prompt is None:
         return {}
-    about = sample.about(prompt)
-    return {"prompt": prompt, **({"input": about} if about else {}), **sample.history()}
+    return {"prompt": prompt, **({"input": about} if (about := sample.about(prompt)) else {}), **sample.history()}
 
 
 def _thumbs(sample: _Sample) -> Format | None:

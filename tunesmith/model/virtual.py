@@ -73,15 +73,19 @@ def keys_of(network: Any, **given: Tensor) -> Past:
 def key_sizes(network: Any) -> list[tuple[int, int]]:
     """G and W of the keys in every layer, as one token has them: families say it in their configurations each their
     own way."""
-    past = keys_of(network, input_ids=torch.zeros(1, 1, dtype=torch.long, device=network.device))
-    return [(keys.shape[1], keys.shape[3]) for keys, _ in past]
+    return [(keys.shape[1], keys.shape[3]) for keys, _ in _one_token(network)]
 
 
 @torch.no_grad()
 def even_keys(network: Any) -> bool:
     """Whether every layer has keys and values of its own, all of one size."""
-    past = keys_of(network, input_ids=torch.zeros(1, 1, dtype=torch.long, device=network.device))
+    past = _one_token(network)
     return len(past) == network.config.num_hidden_layers and len({half.shape for pair in past for half in pair}) == 1
+
+
+def _one_token(network: Any) -> Past:
+    """Keys and values of a single token."""
+    return keys_of(network, input_ids=torch.zeros(1, 1, dtype=torch.long, device=network.device))
 
 
 def flat(past: Past) -> Tensor:
