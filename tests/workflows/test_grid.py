@@ -127,7 +127,9 @@ def test_texts_are_read_without_controls_and_share_the_head_that_the_base_lacks(
 
 @pytest.mark.usefixtures("small_world")
 def test_a_model_of_several_tasks_has_a_table_for_each(setting: Setting, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(grid.TASKS, "multitask", replace(grid.TASKS["multitask"], tasks=("sentiment", "words")))
+    monkeypatch.setitem(
+        grid.TASKS, "multitask", replace(grid.TASKS["multitask"], changes=(), tasks=("sentiment", "words"))
+    )
     own = "data: {train: rows.jsonl, test: 0.3}"
     write_whole(
         setting.examples / "multitask.yaml",
