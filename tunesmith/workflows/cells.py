@@ -37,7 +37,7 @@ WRITTEN = "data.test=0.05"
 TASKS = {
     "classify": GridTask("reviews.yaml", ("data.test=0.1",)),
     # The base writes no rows for replay, which would take longer than the training; texts have no answers to deal out.
-    "domain": GridTask("domain.yaml", ("replay.share=0",), rows_each=20, controls=False),
+    "domain": GridTask("domain.yaml", ("replay.share=0", "schedule.batch_rows=4"), rows_each=4, controls=False),
     "instruct": GridTask("synopsis.yaml", (WRITTEN,)),
     "preference": GridTask("pairs.yaml"),
     "reward": GridTask("pairs.yaml", ("objective.kind=reward",)),
