@@ -27,7 +27,7 @@ from tunesmith.cli.main import parser
 from tunesmith.evaluation.style import RULE_KINDS
 from tunesmith.objectives import OBJECTIVES
 from tunesmith.objectives.multitask import TaskSection
-from tunesmith.recipe import Compare, Data, Documents, Gates, Loop, Machine, Recipe, Schedule, make_recipe
+from tunesmith.recipe import Compare, Data, Documents, Gates, Loop, Machine, Recipe, Replay, Schedule, make_recipe
 from tunesmith.techniques import TECHNIQUES
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +55,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     **{f"`technique`: {part().kind}": part for part in TECHNIQUES},
     "`schedule`": Schedule,
     "`machine`": Machine,
+    "`replay`": Replay,
     "`gates`": Gates,
     "`loop`": Loop,
     "`documents`": Documents,

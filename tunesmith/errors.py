@@ -22,6 +22,11 @@ _MEMBER = re.compile(r"(constrained-)?(float|int|str|bool|list|dict|tuple)\b|lit
 _NAMING = ("where", "tasks")  # what stands below these is a name that a person gave
 
 
+def briefly(said: object) -> str:
+    """The first 200 characters of an error, or of what a library says of one, on one line."""
+    return " ".join(str(said).split())[:200] or type(said).__name__
+
+
 class TunesmithError(Exception):
     """An error whose text is meant for the user: `place: finding; cure`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import unicodedata
@@ -22,7 +23,7 @@ from tunesmith.data.audit.run import Cures, audit
 from tunesmith.data.audit.runs import QuotationRule, held, leaked
 from tunesmith.data.audit.shingles import slots
 from tunesmith.data.audit.stream import chunks, head
-from tunesmith.data.examples import labelled
+from tunesmith.data.examples import chats, labelled
 from tunesmith.data.rows import Row, keep, read_rows
 from tunesmith.data.split import Split
 from tunesmith.errors import DataError
@@ -650,3 +651,31 @@ def test_a_notice_in_every_text_is_counted_for_each() -> None:
     index = held([slots(words) for words in texts], QuotationRule(run=8, fewest=8, most_owners=0))
     assert leaked([slots([*notice, "own", "words"])], index) == {0: 0}
     assert leaked([slots([*notice[:12], *(f"o{i}" for i in range(60))])], index) == {}
+
+
+def words(start: int, count: int) -> str:
+    """Words that are no misspellings of each other."""
+    return " ".join(hashlib.sha256(bytes(str(i), "ascii")).hexdigest()[:9] for i in range(start, start + count))
+
+
+def test_long_rows_that_begin_alike_are_no_copies(tmp_path: Path) -> None:
+    texts = [f"{words(0, 650)} {words(1000 * i, 300)}" for i in range(1, 31)]
+    rows: list[Fields] = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts)]
+    assert "near_duplicate" not in {f.kind for f in audited(tmp_path, rows).findings}
+    rows.append({"text": f"{texts[4]} again", "label": "a"})
+    assert lines(audited(tmp_path, rows), "near_duplicate") == [5, 31]
+
+
+def test_a_system_turn_that_all_rows_share_makes_no_leak() -> None:
+    def asked(number: int) -> Row:
+        said = [("system", words(0, 650)), ("user", words(1000 * number, 12)), ("assistant", f"answer {number}")]
+        return Row(f"t.jsonl:{number}", {"messages": [{"role": role, "content": text} for role, text in said]})
+
+    found = chats([asked(i) for i in range(1, 181)], columns={"messages": "messages"})
+    assert gate(Split([*found[:120]], [], [*found[120:]], 0, ())).faults == ()
+
+
+def test_copies_of_a_test_file_without_labels_are_found(tmp_path: Path) -> None:
+    test = reviews(20, seed=1)
+    found = audited(tmp_path, [*reviews(40), *test[:3]], [{"text": row["text"]} for row in test])
+    assert lines(found, "leak") == [41, 42, 43]

@@ -262,3 +262,9 @@ def test_the_audit_tells_a_list_written_as_text_that_nobody_can_read() -> None:
     seen = view(Row("a:1", {"m": unread}), {"messages": "m"})
     assert seen.fault == "unreadable"
     assert "is a list written as text" in seen.why
+
+
+def test_a_thumb_without_a_part_that_other_rows_have_is_read_as_a_run_reads_it() -> None:
+    columns = {"system": "system", "prompt": "prompt", "input": "input", **THUMB}
+    seen = view(Row("t.jsonl:1", {"prompt": "why?", "completion": "so", "label": True}), columns)
+    assert (seen.fault, seen.answer) == ("", "good")

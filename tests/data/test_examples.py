@@ -234,3 +234,18 @@ def test_a_content_in_parts_is_their_texts():
     fields = {"messages": [{"role": "user", "content": parts}, *turns("a:b")]}
     (found,) = chats(rows(fields), columns={"messages": "messages"})
     assert said(found) == ["u:one\ntwo", "a:b"]
+
+
+def test_a_list_of_labels_that_was_written_as_text_is_a_list():
+    found = labelled(
+        rows(
+            {"text": "one", "label": "['toxic', 'insult']"},
+            {"text": "two", "label": '["spam"]'},
+            {"text": "three", "label": "[]"},
+            {"text": "four", "label": "[sic]"},
+        ),
+        text="text",
+        label="label",
+    )
+    assert [example.labels for example in found] == [("toxic", "insult"), ("spam",), (), ("[sic]",)]
+    assert all(example.multi for example in found)

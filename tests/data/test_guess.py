@@ -67,6 +67,8 @@ def test_two_answers_to_a_prompt_are_no_answer_to_learn():
     [
         ({"premise": LONG, "hypothesis": LONG, "label": ["yes", "no"]}, "premise and hypothesis are both read"),
         ({"question1": LONG, "question2": LONG, "same": ["yes", "no"]}, "question1 and question2 are both"),
+        ({"question": LONG, "sentence": LONG, "label": [0, 1]}, "question and sentence are both read"),
+        ({"question": LONG, "choices": [["x", "y"], ["z", "w"]], "answer": [0, 1]}, "answer says which of the choices"),
         ({"question": LONG, "A": LONG, "B": LONG, "answer": ["A", "B"]}, "answer is a letter, and the choices"),
         ({"question": LONG, "context": [{}, {}], "answers": [{"text": ["x"]}]}, r"answers holds objects \(text\)"),
         ({"translation": [{"en": "a", "fr": "b"}]}, r"translation holds objects \(en, fr\); write each"),

@@ -5,20 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tunesmith.evaluation.judged import auc_pair, difference_probe, length_bias, standing, wins
+from tunesmith.evaluation.judged import auc_pair, difference_probe, length_bias, wins
 from tunesmith.evaluation.significance import corpus_compare, corpus_interval
 
 
 def test_a_pair_is_won_where_the_chosen_answer_is_ahead_and_a_tie_is_no_win():
     assert wins([(2.0, 1.0), (1.0, 2.0), (3.0, 3.0)]).tolist() == [1.0, 0.0, 0.0]
     assert wins([(2.0, 1.0), (1.0, 2.0), (3.0, 3.0)], tie=0.5).tolist() == [1.0, 0.0, 0.5]
-
-
-def test_a_good_answer_stands_above_the_share_of_bad_ones_below_it():
-    # good: 3, 1, 2; bad: 2, 0 -> above both, above one, above one and level with the other
-    found = standing([3.0, 2.0, 1.0, 0.0, 2.0], [True, False, True, False, True])
-    assert found.tolist() == [1.0, 0.5, 0.75]
-    assert found.mean() == pytest.approx(0.75)  # the AUC
 
 
 def test_a_score_that_is_length_goes_with_length_all_the_way():

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.report.grid import Control, Grid, GridCell, GridPair, page
+from tunesmith.report.grid import Control, Grid, GridCell, GridPair
+from tunesmith.report.gridpage import page
 
 
 def cell(**changes: Any) -> GridCell:

@@ -131,6 +131,14 @@ def test_an_encoder_is_compared_by_the_states_that_its_head_reads(tmp_path: Path
         made(run, "gguf", tmp_path / "gguf")
 
 
+@pytest.mark.parametrize("technique", ["lora", "ia3", "prompt", "prefix"])
+def test_the_adapter_of_a_decoder_that_answers_through_a_head_opens_over_its_base(tmp_path: Path, technique: str):
+    parts = {"technique": technique, "objective": {"kind": "classify", "output": "linear"}}
+    run = tune(recipe(tmp_path, reviews(), "llama", schedule={"probe": False}, **parts), tmp_path / "run").folder
+    found = made(run, "adapter", tmp_path / "adapter")
+    assert (found.metric, found.same_answers, found.faults) == ("states", 1.0, ())
+
+
 @pytest.mark.parametrize(("kind", "objective"), [("llama", "instruct"), ("gpt2", "instruct"), ("bert", "classify")])
 def test_an_adapter_learned_over_four_bits_is_compared_over_four_bits(tmp_path: Path, kind: str, objective: str):
     pytest.importorskip("bitsandbytes")

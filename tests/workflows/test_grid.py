@@ -19,7 +19,8 @@ from tests.workflows.conftest import reviews
 from tunesmith.data.files import write_whole
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import load_recipe
-from tunesmith.report.grid import Grid, page
+from tunesmith.report.grid import Grid
+from tunesmith.report.gridpage import page
 from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import Retention
 from tunesmith.workflows import cells as grid

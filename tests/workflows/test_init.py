@@ -92,6 +92,10 @@ def test_the_longest_row_of_a_hundred_sets_max_tokens(tmp_path: Path) -> None:
         (["the display flickers when it is warm, so open it", "press the left key for three seconds"], "rouge_l"),
         ([f'{{"name": "weather", "arguments": {{"city": "{city}"}}}}' for city in ("Rome", "Oslo")], "tool_calls"),
         (["das Gerät wird größer und wärmer als üblich", "für alle Fälle hält man es kühl"], "chrf"),
+        (
+            ["it\u2019s red \u2014 so he changed the fuse", "\u201cpress\u201d the left key for three seconds"],
+            "rouge_l",
+        ),
     ],
 )
 def test_the_metric_fits_the_answers(answers: list[str], metric: str, tmp_path: Path) -> None:

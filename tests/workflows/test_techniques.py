@@ -19,7 +19,7 @@ from tunesmith.model.families import positions_of
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.prepare import prepare
-from tunesmith.workflows.train import make_plan
+from tunesmith.workflows.training_plan import make_plan
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),

@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from tests.bases import base, policy, template
+from tests.workflows.conftest import recipe, reviews
 from tunesmith.data.calls import Call
 from tunesmith.data.examples import Chat, Message
 from tunesmith.evaluation.retention import GeneralAbility
-from tunesmith.techniques import Lora
+from tunesmith.techniques import Lora, Prompt
 from tunesmith.workflows import worth
-from tunesmith.workflows.worth import _dealt
+from tunesmith.workflows.prepare import prepare
+from tunesmith.workflows.worth import _dealt, general_window, shuffled
 
 
 def called(number: int) -> Message:
@@ -67,10 +69,12 @@ def test_calls_stand_where_calls_stood_though_chats_differ_in_their_number():
 def test_general_ability_is_kept_apart_where_texts_begin_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     measured: list[str] = []
-    monkeypatch.setattr(worth, "measure", lambda made, form: measured.append(form) or GeneralAbility(1.0, [True]))
+    monkeypatch.setattr(
+        worth, "measure", lambda made, form, window: measured.append(form) or GeneralAbility(1.0, [True])
+    )
     for kind in ("gemma", "llama", "gemma"):
         form = SimpleNamespace(tokenizer=template(kind).tokenizer, hash="same")
-        same = SimpleNamespace(fingerprint="same")
+        same = SimpleNamespace(fingerprint="same", network=base(kind).network)
         prepared = SimpleNamespace(base=same, template=form, recipe=SimpleNamespace(technique=Lora()))
         worth.general_before(prepared, SimpleNamespace(family="decoder"))
     assert len(measured) == len(list((tmp_path / "general").iterdir())) == 2
@@ -81,10 +85,29 @@ def test_a_base_in_four_bits_is_not_told_what_was_measured_of_the_whole_one(
 ):
     monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path))
     answers = iter([GeneralAbility(1.0, [True]), GeneralAbility(2.0, [False])])
-    monkeypatch.setattr(worth, "measure", lambda policy, template: next(answers))
+    monkeypatch.setattr(worth, "measure", lambda policy, template, window: next(answers))
     found, made = replace(base("llama"), fingerprint="same"), policy("llama")
     for technique, nll in ((Lora(), 1.0), (Lora(quantize="nf4"), 2.0), (Lora(), 1.0), (Lora(quantize="nf4"), 2.0)):
         prepared = SimpleNamespace(base=found, template=template("llama"), recipe=SimpleNamespace(technique=technique))
         general = worth.general_before(prepared, made)  # type: ignore[arg-type]
         assert general is not None
         assert general.nll == nll
+
+
+@pytest.mark.parametrize(
+    ("positions", "virtual", "window"), [(0, 20, 256), (256, 0, 255), (256, 20, 235), (2048, 20, 256)]
+)
+def test_windows_of_general_text_leave_room_for_virtual_tokens(positions: int, virtual: int, window: int):
+    network = SimpleNamespace(config=SimpleNamespace(to_dict=lambda: {"n_positions": positions}))
+    technique = Prompt(tokens=virtual) if virtual else Lora()
+    prepared = SimpleNamespace(
+        base=SimpleNamespace(network=network), template=template("gemma"), recipe=SimpleNamespace(technique=technique)
+    )
+    assert general_window(prepared) == window
+
+
+@pytest.mark.usefixtures("small_world")
+def test_a_control_may_fail_to_learn(tmp_path: Path):
+    own = prepare(recipe(tmp_path, reviews(), "bert"), listen=lambda event: None, offline=True)
+    assert own.recipe.schedule.probe
+    assert not shuffled(own).recipe.schedule.probe

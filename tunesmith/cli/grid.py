@@ -74,7 +74,7 @@ def _schema() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Fill the grid as the command line says, and write its page."""
-    from tunesmith.report.grid import page
+    from tunesmith.report.gridpage import page
     from tunesmith.workflows.cells import Setting
     from tunesmith.workflows.grid import read
 
@@ -167,7 +167,7 @@ def _outcome(code: int, said: str) -> tuple[str, str]:
 
 def _show(found: Grid, place: Path) -> None:
     """Each cell in a line, and where the page is."""
-    from tunesmith.report.grid import control
+    from tunesmith.report.gridpage import control
 
     rows = []
     for cell in found.cells:

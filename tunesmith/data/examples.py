@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tunesmith.data.calls import read_tools
-from tunesmith.data.kinds import is_nothing, listed
+from tunesmith.data.kinds import is_nothing, label_items, listed
 from tunesmith.data.rows import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.turns import Message as Message  # a part of an example, known from here
 from tunesmith.data.turns import (
@@ -100,7 +100,7 @@ def texts(rows: Sequence[Row], *, text: str, group: str = "") -> list[Text]:
 def labelled(rows: Sequence[Row], *, text: str, label: str, group: str = "") -> list[Labelled]:
     """One Labelled for each row; if any row holds a list of labels, all are multi-label."""
     need(rows, text, label, group)
-    multi = any(isinstance(row.fields.get(label), list | tuple) for row in rows)
+    multi = any(label_items(value := row.fields.get(label)) != [value] for row in rows)
     return parsed(
         rows,
         lambda row: Labelled(row.where, text_of(row, text), _labels(row, label), group_of(row, group), multi),
@@ -233,8 +233,7 @@ def _optional(row: Row, column: str) -> str:
 
 
 def _labels(row: Row, column: str) -> tuple[str, ...]:
-    value = row.fields.get(column)
-    words = [(as_word(item) or "").strip() for item in (value if isinstance(value, list | tuple) else [value])]
+    words = [(as_word(item) or "").strip() for item in label_items(row.fields.get(column))]
     if not all(words):
         raise fault(row, column, "must be a word, a whole number or a list of them (write a fraction as a text)")
     # One label, however its accents are written: macOS writes them apart.

@@ -21,7 +21,7 @@ from tunesmith.data.kinds import (
     may_be_text,
 )
 from tunesmith.data.rows import Row, columns_of, file_of
-from tunesmith.data.unclear import nameless, unjudged
+from tunesmith.data.unclear import BOTH_READ, nameless, unjudged
 from tunesmith.errors import DataError, UnsettledError
 
 LOOKED_AT = 200
@@ -47,7 +47,7 @@ PAIRS = (
 )
 DOCUMENTS = ("text", "content")
 TEXTS = ("text", "sentence", "review", "content", "body", "comment", "message", "tweet", "title", "headline")
-LABELS = ("label", "labels", "category", "class", "sentiment", "target", "intent", "topic", "tags")
+LABELS = ("label", "labels", "category", "class", "sentiment", "stance", "target", "intent", "topic", "tags")
 
 # Two columns of these names hold one text in two languages.
 LANGUAGES = {
@@ -272,7 +272,7 @@ def _translation(sample: _Sample) -> Format | None:
 def _text_label(sample: _Sample) -> Format | None:
     text = sample.column(TEXTS, is_text)
     label = next((name for name in LABELS if (at := sample.column([name], is_label)) and sample.repeats(at)), None)
-    if text is None or label is None:
+    if text is None or label is None or any(pair <= sample.names.keys() for pair in BOTH_READ):
         return None
     return Format("text_label", "classify", {"text": text, "label": sample.names[label]})
 

@@ -82,6 +82,14 @@ def listed(value: object) -> list[Any]:
     return []
 
 
+def label_items(value: object) -> list[Any]:
+    """The labels of a cell: those of a list, also of one that was written as text, or the one that stands there."""
+    if isinstance(value, list | tuple):
+        return list(value)
+    found = listed(value)
+    return found if found or (isinstance(value, str) and value.strip() == "[]") else [value]
+
+
 def is_answer(value: object) -> bool:
     """Whether this is a text that is not blank, or turns."""
     return is_text(value) or is_dialogue(value)
@@ -89,10 +97,8 @@ def is_answer(value: object) -> bool:
 
 def is_label(value: object) -> bool:
     """Whether this is a short word, a whole number, a truth value or a list of them."""
-    if isinstance(value, list):
-        return all(not isinstance(item, list) and is_label(item) for item in value)
-    word = as_word(value)
-    return word is not None and 0 < len(word.strip()) <= LONGEST_LABEL
+    words = [None if isinstance(item, list) else as_word(item) for item in label_items(value)]
+    return all(word is not None and 0 < len(word.strip()) <= LONGEST_LABEL for word in words)
 
 
 def _are_turns(value: object, speaker: str, content: str) -> bool:

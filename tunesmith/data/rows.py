@@ -15,7 +15,7 @@ from datetime import date
 from decimal import Decimal
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 from tunesmith.data.files import is_link, is_there, read_json, refuse_utf16
 from tunesmith.errors import DataError
@@ -24,6 +24,15 @@ T = TypeVar("T")
 Listed = Mapping[str, frozenset[tuple[str, str]]]
 SHOWN_FAULTS = 20
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?")
+
+
+class Placed(Protocol):
+    """What came from a place in a file."""
+
+    @property
+    def where(self) -> str:
+        """file:line."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +128,8 @@ def columns_of(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row.fields))
 
 
-def file_of(rows: Sequence[Row]) -> str:
-    """The file that the rows came from, as errors name it."""
+def file_of(rows: Sequence[Placed]) -> str:
+    """The file or the folder that the rows came from, as errors name it."""
     return rows[0].where.rpartition(":")[0] or rows[0].where.partition("/")[0] if rows else "data"
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from tunesmith.data.examples import Example, Pair, Thumb, fingerprint, group_of, prompt_of
 from tunesmith.data.folder import passed_over
 from tunesmith.data.near import without_near_copies
-from tunesmith.data.rows import Row, keep, read_rows
-from tunesmith.data.split import FEWEST_PROMPTS, Split, by_prompt, file_name, separate, split, unlearned_labels
+from tunesmith.data.rows import Row, file_of, keep, read_rows
+from tunesmith.data.split import FEWEST_PROMPTS, Split, by_prompt, separate, split, unlearned_labels
 from tunesmith.errors import DataError
 
 Parse = Callable[[list[Row]], Sequence[Example]]
@@ -80,7 +80,7 @@ def _grouped(examples: list[Example], rows: Sequence[Row], column: str) -> list[
     groups = {row.where: group_of(row, column) for row in rows}
     if not any(groups.values()):
         cure = "name the column that tells which rows belong together, or leave `group` out"
-        raise DataError(f"{file_name(examples)}: the group column {column!r} is blank in every row; {cure}")
+        raise DataError(f"{file_of(examples)}: the group column {column!r} is blank in every row; {cure}")
     return [example if example.group else replace(example, group=groups[example.where]) for example in examples]
 
 
@@ -102,7 +102,7 @@ def _set_apart(parts: dict[str, list[Example]]) -> list[str]:
     for what, other in (("test", "validation"), ("test", "train"), ("validation", "train")):
         if what not in parts or other not in parts:
             continue
-        held, file, held_file = parts[what], file_name(parts[other]), file_name(parts[what])
+        held, file, held_file = parts[what], file_of(parts[other]), file_of(parts[what])
         free, copies = separate(parts[other], held, what=what)
         groups = {example.group for example in held} - {""}
         parts[other] = [example for example in free if example.group not in groups]

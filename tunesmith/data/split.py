@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tunesmith.data.examples import Example, Labelled, Pair, Text, Thumb, prompt_of, question
+from tunesmith.data.rows import file_of
 from tunesmith.errors import DataError, Refused
 
 TOO_MANY_COPIES = 0.95
@@ -52,7 +53,7 @@ def split(examples: Sequence[Example], *, validation: float, test: float, seed: 
         own = f" ({alone} rows name no group: each is cut alone)" if alone else ""
         how = f"{groups} {unit}, none in two parts{own}" if groups else "cut by row, without groups"
         sizes = ", ".join(f"{name} {len(parts[name])}" for name in PARTS if shares.get(name, 1))
-        notes.append(f"{file_name(examples)}: cut into {sizes} rows; {how}")
+        notes.append(f"{file_of(examples)}: cut into {sizes} rows; {how}")
     if removed:
         notes.append(f"{removed} rows left out: a held-out part has the same question")
     return Split(**parts, removed=removed, notes=(*notes, *unlearned_labels(parts)))
@@ -67,8 +68,8 @@ def separate(train: Sequence[Example], held_out: Sequence[Example], *, what: str
     in_train, held = set(asked), [question(example) for example in held_out]
     found = sum(text in in_train for text in held)
     if held and found >= TOO_MANY_COPIES * len(held):
-        finding = f"{found} of {len(held)} {what} rows also stand in {file_name(train)}"
-        raise Refused(f"{file_name(held_out)}: {finding}; give a {what} file of other rows")
+        finding = f"{found} of {len(held)} {what} rows also stand in {file_of(train)}"
+        raise Refused(f"{file_of(held_out)}: {finding}; give a {what} file of other rows")
     unwanted = set(held)
     kept = [example for example, text in zip(train, asked, strict=True) if text not in unwanted]
     return kept, len(train) - len(kept)
@@ -97,11 +98,6 @@ def unlearned_labels(parts: Mapping[str, Sequence[Example]]) -> list[str]:
     ]
 
 
-def file_name(examples: Sequence[Example]) -> str:
-    """The file or the folder that the examples came from, as errors name it."""
-    return examples[0].where.rpartition(":")[0] or examples[0].where.partition("/")[0] if examples else "data"
-
-
 def _check_shares(shares: Mapping[str, float]) -> None:
     for name, share in shares.items():
         if not 0 <= share < 1:
@@ -114,7 +110,7 @@ def _check_parts(
     examples: Sequence[Example], parts: Mapping[str, Sequence[Example]], shares: Mapping[str, float]
 ) -> None:
     groups = len({example.group for example in examples} - {""})
-    rows = f"{file_name(examples)}: {len(examples)} rows" + (f" in {groups} groups" if groups else "")
+    rows = f"{file_of(examples)}: {len(examples)} rows" + (f" in {groups} groups" if groups else "")
     removed = len(examples) - sum(map(len, parts.values()))
     copies = f" once {removed} copies of held-out questions are out" if removed else ""
     for name, share in shares.items():

@@ -20,7 +20,13 @@ THUMB_WORDS = ("label", "feedback", "thumb", "thumbs", "vote", "rating", "kto", 
 # What one of two answers is called, and what says which of them won: in Arena's, SHP's and WebGPT's rows.
 RIVALS = (*ANSWER_WORDS, "completion", "conversation", "chat", "ref")
 WON = {"winner", "preferred", "preference", "score", "labels"}
-BOTH_READ = ({"premise", "hypothesis"}, {"question", "passage"}, {"question", "context"})
+CHOICES, LONGEST_CHOICE = {"choices", "options", "endings"}, 2  # a letter or a number
+BOTH_READ = (
+    {"premise", "hypothesis"},
+    {"question", "passage"},
+    {"question", "context"},
+    {"question", "sentence"},
+)
 FEWEST_ASKED = 3  # words of a question, in the middle: names have two
 FEWEST_IN_SENTENCE = 4
 
@@ -111,12 +117,16 @@ def _nested(columns: Sequence[Column]) -> str:
 
 def _letters(columns: Sequence[Column]) -> str:
     """An answer that is one of lettered choices, which says nothing without them."""
+    cure = "write them into the question, and the right one's words as the answer"
+    choices = next((one.name for one in columns if one.called & CHOICES and (one.listed or one.nested)), "")
+    which = next((one.name for one in columns if one.few and max(map(len, one.distinct)) <= LONGEST_CHOICE), "")
+    if choices and which:
+        return f"{which} says which of the choices in {choices} is right; {cure}"
     letters = [column.name for column in columns if column.name.strip().lower() in ("a", "b", "c", "d", "e")]
     possible = {form for name in letters for form in (name, name.lower(), name.upper())}
     answer = next((one for one in columns if one.called & set(ANSWER_WORDS) and one.distinct <= possible), None)
     if len(letters) < 2 or answer is None or answer.name in letters:
         return ""
-    cure = "write them into the question, and the right one's words as the answer"
     return f"{answer.name} is a letter, and the choices stand in {', '.join(letters)}; {cure}"
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sklearn.pipeline import FeatureUnion
 
 FOLDS = 3
+# Of the widest feature's spread; MiniLM has a feature that moves by 1e-30.
+LEAST_SPREAD = 1e-6
 MOST_ROWS = 2000  # settings are tried on at most this many rows; the final fit sees all
 
 METRICS = {"accuracy": lambda gold, given: float(accuracy(gold, given).mean()), "macro_f1": macro_f1}
@@ -107,29 +109,46 @@ def tfidf_labeller(train: Sequence[tuple[str, str]], *, metric: str = "accuracy"
     return label
 
 
-def linear_probe(
-    vectors: ArrayLike,
-    labels: Sequence[str],
-    asked: ArrayLike,
-    *,
-    metric: str = "accuracy",
-    seed: int = 0,
-) -> list[str]:
-    """[N, D] vectors with labels -> a label for each vector asked, by standardised logistic regression.
+@dataclass(frozen=True, slots=True)
+class LinearFit:
+    """Logits of K labels as weight [K, D] times a vector plus bias [K]."""
+
+    labels: tuple[str, ...]
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    balanced: bool = False  # fitted as if all labels were equally common
+
+    def label(self, vectors: ArrayLike) -> list[str]:
+        """The likeliest label of each of [N, D] vectors."""
+        logits = np.asarray(vectors, dtype=np.float64).reshape(-1, self.weight.shape[1]) @ self.weight.T + self.bias
+        return [self.labels[place] for place in logits.argmax(axis=1)]
+
+
+def fit_linear(vectors: ArrayLike, labels: Sequence[str], *, metric: str = "accuracy") -> LinearFit:
+    """Standardised logistic regression on [N, D] vectors with labels.
 
     The strength and the class weights are picked as in `tfidf_labeller`.
     """
-    known, unknown = np.asarray(vectors, dtype=np.float64), np.asarray(asked, dtype=np.float64)
-    if not len(unknown) or len(set(labels)) < 2:
-        return [majority(labels)] * len(unknown)
+    known = np.asarray(vectors, dtype=np.float64)
+    if len(set(labels)) < 2:
+        return LinearFit((majority(labels),), np.zeros((1, known.shape[1])), np.zeros(1))
     middle, spread = known.mean(axis=0), known.std(axis=0)
-    spread[spread == 0] = 1  # a feature that never changes stays at 0
-    features, trials, setting = (known - middle) / spread, _trials(labels, metric, seed), _Setting(0.01)
+    spread[spread <= LEAST_SPREAD * spread.max()] = 1  # what never changes stays at 0, and its last bits are no feature
+    features, trials, setting = (known - middle) / spread, _trials(labels, metric, seed=0), _Setting(0.01)
     if trials:
         first = (setting, trials.score(features, setting))
         setting = trials.best(features, first, (0.0001, 0.001, 0.1))
-    fitted = _fitted(features, np.array(labels), setting)
-    return [str(label) for label in fitted.predict((unknown - middle) / spread)]
+    fitted: Any = _fitted(features, np.array(labels), setting)
+    weight, bias = fitted.coef_, fitted.intercept_
+    if len(weight) == 1:  # of two labels the second's logit over the first's
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / spread
+    return LinearFit(tuple(map(str, fitted.classes_)), weight, bias - weight @ middle, setting.balanced)
+
+
+def linear_probe(vectors: ArrayLike, labels: Sequence[str], asked: ArrayLike, *, metric: str = "accuracy") -> list[str]:
+    """[N, D] vectors with labels -> a label for each vector asked, by `fit_linear`."""
+    return fit_linear(vectors, labels, metric=metric).label(asked) if len(np.asarray(asked)) else []
 
 
 def _vectorizer(*, characters: bool) -> FeatureUnion:

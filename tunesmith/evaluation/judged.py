@@ -22,15 +22,6 @@ def wins(scores: ArrayLike, *, tie: float = 0.0) -> Floats:
     return ahead
 
 
-def standing(scores: ArrayLike, good: ArrayLike) -> Floats:
-    """[N] and [N] -> for each good answer the share of bad ones below it, ties by half; the mean is the AUC."""
-    values, liked = np.asarray(scores, dtype=np.float64), np.asarray(good, dtype=bool)
-    bad = np.sort(values[~liked])
-    below, not_above = (np.searchsorted(bad, values[liked], side=side) for side in ("left", "right"))
-    share: Floats = (below + not_above) / (2 * max(1, len(bad)))
-    return share
-
-
 def auc_pair(base: ArrayLike, tuned: ArrayLike, good: ArrayLike) -> RowStatistic:
     """From row numbers (repeats allowed) to the AUC of base and of tuned on them; a coin's where one side is empty.
 

@@ -52,28 +52,28 @@ def items() -> list[ProbeItem]:
     return [ProbeItem(row["field"], row["question"], tuple(row["options"]), row["answer"]) for row in found]
 
 
-def measure(policy: Policy, template: Template) -> GeneralAbility:
+def measure(policy: Policy, template: Template, *, window: int = WINDOW) -> GeneralAbility:
     """General ability of a decoder as it is now."""
-    return GeneralAbility(general_nll(policy, template), probe(policy, template, items()))
+    return GeneralAbility(general_nll(policy, template, window=window), probe(policy, template, items()))
 
 
 @torch.inference_mode()
-def general_nll(policy: Policy, template: Template) -> float:
-    """Nats per token on the shipped general text, in windows that do not see each other."""
+def general_nll(policy: Policy, template: Template, *, window: int = WINDOW) -> float:
+    """Nats per token on the shipped general text, in windows of so many tokens that do not see each other."""
     ids = [
         i
         for text in general_text()
         for i in template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     ]
     before, _ = frame(template.tokenizer)
-    windows = [ids[start : start + WINDOW] for start in range(0, len(ids) - WINDOW, WINDOW)][:WINDOWS]
-    learn = [False] * (len(before) + 1) + [True] * (WINDOW - 1)
-    rows = [Encoded((Tokens([*before, *window], learn),), "general") for window in windows]
+    windows = [ids[start : start + window] for start in range(0, len(ids) - window, window)][:WINDOWS]
+    learn = [False] * (len(before) + 1) + [True] * (window - 1)
+    rows = [Encoded((Tokens([*before, *some], learn),), "general") for some in windows]
     total = 0.0
     for start in range(0, len(rows), ROWS_PER_PASS):
         batch = collate(rows[start : start + ROWS_PER_PASS], share=False).to(policy.device)
         total += float(policy.sum_nll(batch))
-    return total / (len(rows) * (WINDOW - 1))
+    return total / (len(rows) * (window - 1))
 
 
 def probe(policy: Policy, template: Template, questions: Sequence[ProbeItem]) -> list[bool]:

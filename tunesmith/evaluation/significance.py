@@ -194,11 +194,10 @@ def compare_macro_f1(
     tuned: Sequence[str],
     *,
     groups: Sequence[str] | None = None,
-    seed: int = 0,
 ) -> PairedComparison:
     """Macro-F1 of tuned against base, by `corpus_compare`."""
     moved = [before != after for before, after in zip(base, tuned, strict=True)]
-    return corpus_compare(macro_f1_pair(gold, base, tuned), moved, groups=groups, seed=seed)
+    return corpus_compare(macro_f1_pair(gold, base, tuned), moved, groups=groups)
 
 
 def interval(

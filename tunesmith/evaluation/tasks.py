@@ -204,17 +204,16 @@ def redrawn(
     ways: Mapping[str, Sequence[str]],
     *,
     groups: Sequence[str] | None,
-    draws: int = DRAWS,
 ) -> dict[str, Floats]:
-    """Each way's score on the same `draws` test sets, made of clusters drawn with repeats."""
+    """Each way's score on the same DRAWS test sets, made of clusters drawn with repeats."""
     clusters, rng = Clusters.of(len(gold), groups), np.random.default_rng(0)
     if metric in PER_ROW:
         rows = [PER_ROW[metric](gold, given) for given in ways.values()]
-        drawn = clusters.drawn_rates(rows, np.ones(len(gold)), rng, draws)
+        drawn = clusters.drawn_rates(rows, np.ones(len(gold)), rng, DRAWS)
         return {name: drawn[:, column] for column, name in enumerate(ways)}
     statistics = {name: _DRAWN[metric](gold, given, given) for name, given in ways.items()}
     scores: dict[str, list[float]] = {name: [] for name in ways}
-    for chosen in clusters.drawn_rows(rng, draws):
+    for chosen in clusters.drawn_rows(rng, DRAWS):
         for name, statistic in statistics.items():
             scores[name].append(statistic(chosen)[0])
     found = {name: np.array(scores[name]) for name in ways}

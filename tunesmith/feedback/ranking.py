@@ -109,7 +109,7 @@ def rank(played: Sequence[Game], *, seed: int = 0) -> list[Ranked]:
     return sorted(ranked, key=lambda one: -one.strength)
 
 
-def duels(played: Sequence[Game], *, seed: int = 0) -> list[Duel]:
+def duels(played: Sequence[Game]) -> list[Duel]:
     """Each two models that met, in the order of their names."""
     found = []
     for models in sorted({game.models for game in played}):
@@ -118,7 +118,7 @@ def duels(played: Sequence[Game], *, seed: int = 0) -> list[Duel]:
         scores = np.array([game.score for game in some])
         ci = None
         if clusters.count >= FEWEST_PROMPTS:
-            ci = interval(scores, groups=[game.prompt for game in some], seed=seed)
+            ci = interval(scores, groups=[game.prompt for game in some])
         won, same = float(scores.mean()), at_same_length(scores, np.array([game.longer for game in some]))
         found.append(Duel(models=models, votes=len(some), prompts=clusters.count, won=won, ci95=ci, same_length=same))
     return found

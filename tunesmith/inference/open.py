@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.data.template import Template
-from tunesmith.errors import CheckpointError, ModelError, RecipeError
+from tunesmith.errors import CheckpointError, ModelError, RecipeError, briefly
 from tunesmith.inference.folder import ABOUT, find_model, load, read_about
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import choose_machine
@@ -91,7 +90,7 @@ def open_model(
     if found.kind == "model":
         loaded = load_base(found.name, options=options, offline=offline)
         _refuse_encoder(loaded, found.name)
-        policy = Policy.over(loaded.network, family=loaded.family, reference=nullcontext)
+        policy = Policy.over(loaded.network, family=loaded.family)
     else:
         loaded = _base_of(found, base, options, offline=offline)
         _refuse_encoder(loaded, found.name)
@@ -158,7 +157,7 @@ def _base_of(found: FoundModel, base: str, options: LoadOptions, *, offline: boo
                 loaded.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(
-                f"{found.name}: its tokenizer cannot be read ({_line(error)}); download it again"
+                f"{found.name}: its tokenizer cannot be read ({briefly(error)}); download it again"
             ) from error
         choose_pad(loaded.tokenizer, rows=loaded.network.get_input_embeddings().num_embeddings)
     return loaded
@@ -206,7 +205,7 @@ def _attach(found: FoundModel, base: Base) -> Policy:
             warnings.simplefilter("always")
             wrapped: Any = PeftModel.from_pretrained(base.network, str(found.folder))
     except Exception as error:  # a foreign configuration can be wrong in any way, so can PEFT's error
-        raise ModelError(f"{found.name}: does not fit {base.name} ({_line(error)}); {_OTHER_BASE}") from error
+        raise ModelError(f"{found.name}: does not fit {base.name} ({briefly(error)}); {_OTHER_BASE}") from error
     if any("missing adapter keys" in str(warning.message) for warning in said):
         raise ModelError(f"{found.name}: does not fit {base.name}, some of its numbers are absent; {_OTHER_BASE}")
     policy = Policy.over(base.network, family=base.family, reference=wrapped.disable_adapter)
@@ -228,11 +227,6 @@ def _make_room(base: Base, file: Path) -> None:
     rows = {shape[0] for key, shape in shapes.items() if key.endswith(f"{name.rpartition('.')[2]}.weight")}
     if rows and max(rows) != embedding.num_embeddings:
         base.network.resize_token_embeddings(max(rows), mean_resizing=False)
-
-
-def _line(error: Exception) -> str:
-    """The first 200 characters of an error, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 _OTHER_BASE = "name the base it was trained on with --base"

@@ -82,13 +82,20 @@ def pooled_states(
     folder: Path, rows: Sequence[list[int]], *, adapter: Path | None, family: str, options: LoadOptions = AS_THEY_ARE
 ) -> Tensor:
     """[B, D]: what transformers makes of each row of ids: a decoder's last state, the mean of an encoder's states."""
-    from transformers import AutoModel
+    from transformers import AutoModel, AutoModelForCausalLM
 
+    # A decoder's adapter names the layers of the network that writes, and PEFT lays it over nothing else.
+    kind = AutoModelForCausalLM if family == "decoder" and adapter is not None else AutoModel
     with quiet():
-        network = _opened(AutoModel, folder, adapter, in_memory(options, family))
+        network = _opened(kind, folder, adapter, in_memory(options, family))
     network.eval()
+    heard: list[Tensor] = []
+    inner = (network if adapter is None else network.get_base_model()).base_model
+    inner.register_forward_hook(lambda _, __, out: heard.append(out.last_hidden_state))
     found = []
     for ids in rows:
-        states = network(input_ids=torch.tensor([ids])).last_hidden_state[0, -len(ids) :]
+        with quiet():  # PEFT names a prefix's keys and values by a word that transformers gives up
+            network(input_ids=torch.tensor([ids]))
+        states = heard.pop()[0, -len(ids) :]
         found.append(states[-1] if family == "decoder" else states.mean(dim=0))
     return torch.stack(found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import RLock
@@ -230,6 +229,6 @@ def _with_tasks(run: ServedModel) -> ServedModel:
 def _plain(base: Base, limit: int) -> LocalModel:
     """The base itself as a model that answers chats."""
     network: Any = same_numbers(base.network)
-    policy = Policy.over(network, family=base.family, reference=nullcontext)
+    policy = Policy.over(network, family=base.family)
     policy.train(False)
     return LocalModel(policy, Template(base.tokenizer), Instruct(), limit)

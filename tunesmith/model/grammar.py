@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tunesmith.data.template import Template
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import TunesmithError, briefly
 
 MOST_CHARACTERS = 32_768
 
@@ -45,10 +45,10 @@ class Grammar:
             # One space after a comma or colon and no other: small models never stop writing blanks where they may.
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
         except ValueError as error:
-            raise GrammarError(f"schema: {_line(error)}; write a JSON schema") from error
+            raise GrammarError(f"schema: {briefly(error)}; write a JSON schema") from error
         matcher = LLMatcher(self._tokens, grammar)
         if matcher.is_error():
-            raise GrammarError(f"schema: {_line(matcher.get_error())}; leave that keyword out")
+            raise GrammarError(f"schema: {briefly(matcher.get_error())}; leave that keyword out")
         return Follower(matcher, self._words)
 
 
@@ -69,8 +69,3 @@ class Follower:
         """Go on by one word, and whether the answer is whole now and nothing may follow."""
         self._matcher.consume_token(token)
         return bool(self._matcher.is_stopped())
-
-
-def _line(said: object) -> str:
-    """The first 200 characters of what the library says, on one line."""
-    return " ".join(str(said).split())[:200]

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from tunesmith.data.files import is_there
-from tunesmith.errors import ModelError, TunesmithError
+from tunesmith.errors import ModelError, TunesmithError, briefly
 from tunesmith.model import four_bit, run_base, weights
 from tunesmith.model.device import DTYPES
 from tunesmith.model.families import family_of
@@ -289,5 +289,6 @@ def _reading(where: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelError(f"{where}: does not fit into memory; take a smaller model, or quantize: nf4") from error
     except Exception as error:  # a damaged folder can make transformers raise anything
-        said = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ModelError(f"{where}: transformers cannot read it ({said}); check or download it again") from error
+        raise ModelError(
+            f"{where}: transformers cannot read it ({briefly(error)}); check or download it again"
+        ) from error

@@ -40,7 +40,9 @@ class Policy:
     weights: bool = True  # what moves are weights: they decay, and a head may take their rate
 
     @classmethod
-    def over(cls, network: Any, *, family: str, reference: Callable[[], AbstractContextManager[Any]]) -> Policy:
+    def over(
+        cls, network: Any, *, family: str, reference: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> Policy:
         """A policy without a head of an objective's own."""
         thin.install(network)
         language = LanguageHead.of(network) if family == "decoder" else None

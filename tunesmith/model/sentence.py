@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from tunesmith.model.policy import Policy
 @torch.inference_mode()
 def sentence_vectors(base: Base, texts: Sequence[str], limit: int) -> NDArray[np.float32]:
     """[N, D] of length 1: the mean of an encoder's states over the first `limit` tokens; a decoder's last state."""
-    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
+    policy = Policy.over(base.network, family=base.family)
     policy.train(False)
     template = Template(base.tokenizer, chat=False)
     read = [template.document(text, limit=limit).ids for text in texts]

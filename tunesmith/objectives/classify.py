@@ -152,7 +152,7 @@ class Classify(BaseModel):
         return len(template.chat([*asked, Message("assistant", max(self.labels, key=len))]).ids)
 
     def head(self, policy: Policy) -> nn.Module | None:
-        """[B, D] -> [B, K], starting at zero so that the first loss is that of guessing."""
+        """[B, D] -> [B, K], at zero: a run gives it its beginning (workflows/first_head.py)."""
         if self.output == "words":
             return None
         layer = nn.Linear(policy.hidden, len(self.labels), device=policy.device)

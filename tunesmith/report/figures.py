@@ -28,7 +28,7 @@ def metric_name(metric: str) -> str:
 
 def worth_name(metric: str) -> str:
     """What a row's answers are scored by where a run states it row by row."""
-    return "log-probability a token" if metric == "perplexity" else metric_name(metric)
+    return "log-probability a token" if metric in ("perplexity", "masked_loss") else metric_name(metric)
 
 
 def figure(value: float | None) -> str:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.errors import CheckpointError, RecipeError
+from tunesmith.errors import CheckpointError, RecipeError, briefly
 from tunesmith.model.load import LoadOptions
 from tunesmith.model.policy import Policy
 from tunesmith.model.quiet import quiet
@@ -73,8 +73,7 @@ def put_inside(base: Any, config: Any, *, named: object, cure: str) -> Any:
         try:
             return get_peft_model(base, config)
         except ValueError as error:  # no layer of these names, or one that takes no change
-            said = " ".join(str(error).split())[:160]
-            raise RecipeError(f"technique.targets: {named!r}: {said}; {cure}") from error
+            raise RecipeError(f"technique.targets: {named!r}: {briefly(error)}; {cure}") from error
 
 
 def names_in(value: object) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,14 +59,14 @@ class Full(BaseModel):
             )
         with quiet():
             network = type(base).from_pretrained(folder, use_safetensors=True, dtype=base.dtype).to(base.device).eval()
-        return _beside(network, base.requires_grad_(False), family)
+        return _beside(network, None, family)
 
 
 def _beside(network: Any, before: Any, family: str) -> Policy:
     """The network as a policy whose reference is another one, where there is one."""
     policy = Policy.over(network, family=family, reference=_none_kept)
     if before is not None:
-        start = policy.start = Policy.over(before, family=family, reference=nullcontext)
+        start = policy.start = Policy.over(before, family=family)
         policy.reference = lambda: policy.answered_by(start)
     return policy
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ class Soft(Adapter):
     def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
         """The base with PEFT's virtual tokens before it. Raises RecipeError for more than a window sees."""
         base.requires_grad_(False)
-        policy = Policy.over(base, family=family, reference=nullcontext)
+        policy = Policy.over(base, family=family)
         policy.adapter, policy.weights = wrapped, False
         policy.virtual = Virtual(wrapped, wrapped.active_peft_config.num_virtual_tokens, family == "decoder")
         policy.reference = policy.without_virtual

@@ -24,7 +24,6 @@ class Sampler:
     rows: int  # per optimizer step
     tokens: int  # per micro-batch, padding included
     seed: int
-    buckets: bool = True
 
     @property
     def steps_per_epoch(self) -> int:
@@ -44,8 +43,6 @@ def _epoch(sampler: Sampler, epoch: int) -> list[list[int]]:
     chance = random.Random(f"{sampler.seed}/{epoch}")
     order = list(range(len(sampler.lengths)))
     chance.shuffle(order)
-    if not sampler.buckets:
-        return [order[start : start + sampler.rows] for start in range(0, len(order), sampler.rows)]
     windows = []
     for start in range(0, len(order), sampler.rows * POOL):
         pool = sorted(order[start : start + sampler.rows * POOL], key=lambda row: sampler.lengths[row])

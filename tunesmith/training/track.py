@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from tunesmith.errors import RecipeError
+from tunesmith.errors import RecipeError, briefly
 
 PROJECT = "tunesmith"
 
@@ -125,7 +125,7 @@ class Wandb:
         try:
             self._run = library.init(**places, mode="offline", settings=quiet)
         except library.errors.Error as error:
-            raise RecipeError(f"track: wandb cannot begin ({_line(error)}); leave wandb out of track") from error
+            raise RecipeError(f"track: wandb cannot begin ({briefly(error)}); leave wandb out of track") from error
 
     def log(self, record: Mapping[str, Any]) -> None:
         """All numbers of the step; a second record of the same step is added to it."""
@@ -150,7 +150,7 @@ class MLflow:
             self._client = library.MlflowClient(tracking_uri=address)
             self._id = self._begin(session)
         except self._failure as error:
-            raise RecipeError(f"track: mlflow cannot begin ({_line(error)}); leave mlflow out of track") from error
+            raise RecipeError(f"track: mlflow cannot begin ({briefly(error)}); leave mlflow out of track") from error
 
     def _begin(self, session: Session) -> str:
         """The run of this folder: the one that is there, or a new one with the recipe as its parameters."""
@@ -175,7 +175,7 @@ class MLflow:
                 self._client.log_metric(self._id, name, value, step=record["step"])
         except self._failure as error:
             self._lost = True
-            warnings.warn(f"mlflow: {_line(error)}; no more is kept there, the journal has it all", stacklevel=2)
+            warnings.warn(f"mlflow: {briefly(error)}; no more is kept there, the journal has it all", stacklevel=2)
 
     def close(self) -> None:
         """Mark the run as finished."""
@@ -226,8 +226,3 @@ def _library(tracker: str) -> ModuleType:
         except ImportError:
             continue
     raise RecipeError(f"track: {tracker} is not installed; pip install 'tunesmith[track]', or leave it out")
-
-
-def _line(error: Exception) -> str:
-    """The first 200 characters of an error, on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -188,14 +188,13 @@ def model_tools(name: str, *, limit: int, offline: bool) -> dict[str, Any]:
 
 def _read(base: Base, texts: Sequence[str], labels: Sequence[str]) -> NDArray[np.float32]:
     """[N, D]: a model's states after each text, a decoder's after the question which label fits it."""
-    from contextlib import nullcontext
 
     from tunesmith.data.template import Template
     from tunesmith.inference.local import LocalModel
     from tunesmith.model.policy import Policy
     from tunesmith.objectives import Classify
 
-    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
+    policy = Policy.over(base.network, family=base.family)
     policy.train(False)
     template = Template(base.tokenizer, chat=base.family == "decoder")
     states = LocalModel(policy, template, Classify(labels=tuple(labels)), EMBEDDED_TOKENS).embed(texts)

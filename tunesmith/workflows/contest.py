@@ -7,7 +7,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -157,7 +156,7 @@ class Contest:
         """A model as it comes, for what the rows ask."""
         found = load_base(name, options=LoadOptions("float32", self.machine().device), offline=self.offline)
         self._check_same(name, found.fingerprint)
-        policy = Policy.over(found.network, family=found.family, reference=nullcontext)
+        policy = Policy.over(found.network, family=found.family)
         template = Template(found.tokenizer, chat=found.family == "decoder")
         return LocalModel(policy, template, self.objective, room_of(policy))
 

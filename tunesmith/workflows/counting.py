@@ -20,7 +20,7 @@ from tunesmith.workflows.batches import batches_of
 from tunesmith.workflows.learner import needs_start
 from tunesmith.workflows.prepare import ALONE, Prepared
 from tunesmith.workflows.replay import general_rows
-from tunesmith.workflows.train import make_plan
+from tunesmith.workflows.training_plan import make_plan
 from tunesmith.workflows.yardsticks.judging import WRITTEN
 
 # At most so many steps of the first pass over the rows are counted, evenly spread; the rest are taken to be like them.

@@ -88,6 +88,7 @@ def _entry(name: str, value: Any, reasons: Mapping[str, str]) -> list[str]:
 
 def _comment(text: str, indent: int) -> list[str]:
     lead = " " * indent + "# "
+    text = "".join(letter if letter.isprintable() else " " for letter in text)  # YAML reads no others, in no place
     return textwrap.wrap(
         text, WIDTH, initial_indent=lead, subsequent_indent=lead, break_long_words=False, break_on_hyphens=False
     )

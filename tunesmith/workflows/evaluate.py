@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -184,7 +183,7 @@ def _base_of_run(yardstick: Yardstick[Any], found: FoundModel, task: ScoringTask
     if isinstance(objective, Preference):
         return None
     base = read_base(about, offline=offline)
-    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
+    policy = Policy.over(base.network, family=base.family)
     template = Template(base.tokenizer, chat=base.family == "decoder")
     if isinstance(objective, Reward):
         assert isinstance(yardstick, Judging)

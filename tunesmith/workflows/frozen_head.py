@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,8 @@ from tunesmith.training.fit import Hooks, fit
 from tunesmith.training.optim import HEAD_RATE, TrainingPlan
 from tunesmith.workflows.batches import Batches
 from tunesmith.workflows.prepare import Prepared
-from tunesmith.workflows.train import Watch, make_plan
+from tunesmith.workflows.train import Watch
+from tunesmith.workflows.training_plan import make_plan
 from tunesmith.workflows.validation import validation_loss
 
 # Fewer steps would leave the base behind where it can be, and its tuning would look better than it is.
@@ -65,7 +65,7 @@ def open_base(found: FoundModel, objective: Domain, *, place: Path, offline: boo
     if kept is None:
         raise CheckpointError(f"{found.name}: its folder base_head is gone, and with it what the base answers through")
     base = read_base(about, offline=offline)
-    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
+    policy = Policy.over(base.network, family=base.family)
     policy.head = objective.head(policy)
     assert policy.head is not None
     policy.head.load_state_dict(load_tensors(kept / HEAD))
@@ -78,7 +78,7 @@ def _trained(prepared: Prepared, out: Path, watch: Watch) -> dict[str, Tensor]:
     watch.listen({"event": "stage", "text": "a head for hidden words, on the frozen encoder"})
     torch.manual_seed(prepared.recipe.seed)
     network = prepared.base.network.requires_grad_(False)
-    policy = Policy.over(network, family="encoder", reference=nullcontext)
+    policy = Policy.over(network, family="encoder")
     policy.head = prepared.recipe.objective.head(policy)
     assert policy.head is not None
     batches = Batches(prepared, prepared.train)

@@ -221,7 +221,7 @@ def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons
         return objective.metric
     answers = [reference(example) for example in examples]
     words = float(np.median([len(answer.split()) for answer in answers]))
-    foreign = sum(len(a) != len(a.encode()) for a in answers) / len(answers)
+    foreign = sum(any(c.isalpha() and not c.isascii() for c in a) for a in answers) / len(answers)
     if np.mean([_calls(example) for example in examples]) > 0.5:
         metric, why_so = "tool_calls", "most rows call a tool: its name and its arguments are compared"
     elif words <= 3 and len(set(answers)) < 0.5 * len(answers):

@@ -28,7 +28,8 @@ from tunesmith.workflows.beside import Beside, count_beside
 from tunesmith.workflows.learner import learner_of
 from tunesmith.workflows.prepare import Listener, Prepared, prepare
 from tunesmith.workflows.survey import Survey, named, predict, survey
-from tunesmith.workflows.train import adapted, make_plan
+from tunesmith.workflows.train import adapted
+from tunesmith.workflows.training_plan import make_plan
 
 # Steps that are timed, the first of them to warm up, until so many seconds are spent on one technique.
 TIMED, MOST_SECONDS = 4, 15.0

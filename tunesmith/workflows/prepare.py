@@ -157,7 +157,7 @@ def _encoded(recipe: Recipe, loaded: Loaded, base: Base, machine: ChosenMachine)
     )
     if isinstance(objective, Classify):
         recipe = recipe.model_copy(update={"objective": objective.weighed(train)})
-    facts = _facts(recipe, loaded, train)
+    facts = _facts(loaded, train)
     if not loaded.split.test and not loaded.split.validation:
         raise Refused(f"{recipe.data.train}: no row is held out to be scored; set data.test or data.validation")
     keep = [row for row in train if _teaches(row)]
@@ -259,7 +259,7 @@ def masking_of(objective: AnyObjective, template: Template, seed: int) -> Maskin
     return Masking.of(template, share=objective.hide, seed=seed)
 
 
-def _facts(recipe: Recipe, loaded: Loaded, train: Sequence[Encoded]) -> DataFacts:
+def _facts(loaded: Loaded, train: Sequence[Encoded]) -> DataFacts:
     """Counts over the encoded training rows."""
     split = loaded.split
     return DataFacts(

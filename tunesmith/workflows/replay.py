@@ -11,7 +11,6 @@ import math
 import random
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,7 +194,7 @@ def _done(part: Path) -> list[list[str]]:
 def _written(prepared: Prepared, prompts: Sequence[list[int]], seed: int) -> list[str]:
     """The texts that the base makes of these beginnings at its own temperature, but for the short ones."""
     base, template = prepared.base, prepared.template
-    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
+    policy = Policy.over(base.network, family=base.family)
     policy.train(False)
     sampling = Sampling(max_new_tokens=prepared.recipe.data.max_tokens - 3, temperature=1.0, top_p=1.0, seed=seed)
     drawn = generate(policy, prompts, sampling=sampling, template=template)

@@ -160,9 +160,9 @@ def _placed(recipe: Recipe, runs: Path) -> Recipe:
 
 
 def _identities(recipe: Recipe, runs: Path) -> list[str]:
-    """Digests of a recipe and of the bytes of the files it names: that of today, and then older ones.
+    """Digests of a recipe and of the bytes of the files it names: that of today, and then an older one.
 
-    Runs are known by those that began before places were spelled in one way, or when trackers were a part of it.
+    Runs are known by those that began when trackers were a part of it, too.
     """
     rows = [one.data for one in recipe.parts.values() or [recipe]]
     places = [place for data in rows for place in (data.train, data.validation, data.test)]
@@ -172,8 +172,8 @@ def _identities(recipe: Recipe, runs: Path) -> list[str]:
     # and what was learned from it stays.
     goes_on = {"final_judge": "", "rounds": Loop().rounds}
     placed, found = _placed(recipe, runs), []
-    for one, beside in ((placed, BESIDE_THE_RUN), (recipe, BESIDE_BEFORE), (placed, BESIDE_BEFORE)):
-        rest = one.model_copy(update={"loop": one.loop.model_copy(update=goes_on)})
+    for beside in (BESIDE_THE_RUN, BESIDE_BEFORE):
+        rest = placed.model_copy(update={"loop": placed.loop.model_copy(update=goes_on)})
         told = rest.model_dump(mode="json", exclude=beside)
         found.append(hashlib.sha256(json.dumps([told, files]).encode()).hexdigest()[:16])
     return found

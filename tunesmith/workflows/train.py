@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,20 @@ from tunesmith.model.batch import cut
 from tunesmith.model.device import DTYPES, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask, Rl
-from tunesmith.recipe import Recipe
-from tunesmith.techniques import Full, Lora
+from tunesmith.techniques import Full
 from tunesmith.training.fit import Hooks, TrainingState, fit
 from tunesmith.training.journal import Journal
-from tunesmith.training.optim import TrainingPlan, between
+from tunesmith.training.optim import TrainingPlan
 from tunesmith.training.probe import ROWS, Probe, can_learn
 from tunesmith.training.track import Tracker, open_trackers
 from tunesmith.workflows.batches import Batches, MixedBatches, batches_of, parts_of
+from tunesmith.workflows.first_head import begin_heads
 from tunesmith.workflows.learner import compares, learner_of, needs_start
 from tunesmith.workflows.prepare import ALONE, Listener, Prepared
 from tunesmith.workflows.references import fallen, preferred, with_references
 from tunesmith.workflows.run_folder import of_task
 from tunesmith.workflows.tasks import LOSS_OF, losses, mean_of, pulls, seen_beside
+from tunesmith.workflows.training_plan import make_plan
 from tunesmith.workflows.validation import validation_loss
 
 
@@ -66,10 +66,8 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
         plan = replace(plan, eval_steps=0)
     batches = batches_of(prepared)
     journal = Journal(out / "journal.jsonl")
-    fresh = not (out / "checkpoints").exists()
-    learns = fresh and recipe.schedule.probe and not isinstance(objective, Rl)  # answers that are drawn are no rows
-    if learns and (looked := _probe(prepared, policy, plan, watch)):
-        write_whole(out / PROBE, json.dumps(asdict(looked)))
+    if not (out / "checkpoints").exists():
+        _begin(prepared, policy, plan, out, watch)
     probe = read_page(out / PROBE, Probe) if (out / PROBE).exists() else None
     trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
     beside: dict[str, float] = {}
@@ -99,6 +97,16 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
 
 # What the overfit probe came to, for a run that goes on.
 PROBE = "probe.json"
+
+
+def _begin(prepared: Prepared, policy: Policy, plan: TrainingPlan, out: Path, watch: Watch) -> None:
+    """Look whether it can learn at all, and give its heads of labels their beginning."""
+    learns = prepared.recipe.schedule.probe and not isinstance(prepared.recipe.objective, Rl)  # drawn answers: no rows
+    if learns and (looked := _probe(prepared, policy, plan, watch)):
+        write_whole(out / PROBE, json.dumps(asdict(looked)))
+    begin_heads(prepared, policy)
+
+
 # What a journal line about memory that ran out has, and no other: tokens that run at once from there on.
 AT_ONCE = "tokens_at_once"
 
@@ -188,7 +196,7 @@ def _with_references(prepared: Prepared, out: Path, listen: Listener) -> Prepare
 
 def untouched(prepared: Prepared) -> Policy:
     """The base before a technique has touched it, computing as it does while it is trained."""
-    policy = Policy.over(prepared.base.network, family=prepared.base.family, reference=nullcontext)
+    policy = Policy.over(prepared.base.network, family=prepared.base.family)
     policy.mixed = mixed_type(prepared)
     return policy
 
@@ -253,41 +261,3 @@ def mixed_type(prepared: Prepared) -> torch.dtype | None:
     """The type to multiply in while training, when the machine is faster in it than in the weights' own."""
     wanted = DTYPES[prepared.machine.dtype]
     return None if wanted == prepared.base.network.dtype else wanted
-
-
-def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> TrainingPlan:
-    """The schedule in numbers."""
-    schedule = recipe.schedule
-    per_epoch = -(-rows // schedule.batch_rows)
-    steps = max(1, round(schedule.epochs * per_epoch))
-    automatic = recipe.technique.learning_rate(policy.hidden, policy.family) * _pace(recipe, policy.family, steps)
-    validated = recipe.data.validation not in (0, 0.0, "")
-    return TrainingPlan(
-        steps=steps,
-        peak=automatic if schedule.learning_rate == "auto" else schedule.learning_rate,
-        warmup=schedule.warmup,
-        weight_decay=schedule.weight_decay,
-        clip=schedule.clip,
-        eval_steps=(between(steps) if schedule.eval_steps == "auto" else schedule.eval_steps) if validated else 0,
-        save_steps=max(1, steps // 10) if schedule.save_steps == "auto" else schedule.save_steps,
-        patience=schedule.patience,
-        seed=recipe.seed,
-        updates=recipe.objective.updates if isinstance(recipe.objective, Rl) else 1,
-    )
-
-
-# Of its own rate what a technique takes at least to learn labels, and in how many steps it takes all of it.
-LEAST, FEW_STEPS = 0.3, 24
-
-
-def _pace(recipe: Recipe, family: str, steps: int) -> float:
-    """The automatic learning rate as a share of the technique's own, which suits learning to answer."""
-    technique = recipe.technique
-    if isinstance(recipe.objective, Rl):
-        return 0.1  # a reward is learned by small steps
-    if not isinstance(recipe.objective, Classify) or family == "encoder" or not isinstance(technique, Full | Lora):
-        return 1.0
-    # By the whole rate weights learn labels no better, some runs not at all, and far more is forgotten. Only updates of
-    # plain weights want it for a few steps, and less for more of them: as far in all (docs/stage2-tune.md).
-    whole = isinstance(technique, Lora) and not technique.quantize
-    return min(1.0, max(LEAST, FEW_STEPS / steps)) if whole else LEAST

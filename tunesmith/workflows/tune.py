@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from tunesmith.workflows.run_folder import RunFolder, alone, of_task, open_run
 from tunesmith.workflows.survey import foresee
 from tunesmith.workflows.tasks import alone_parts
 from tunesmith.workflows.train import Trained, Watch, train, untouched
-from tunesmith.workflows.worth import SHUFFLED, calibrate, general_before, retention, shuffled
+from tunesmith.workflows.worth import SHUFFLED, calibrate, general_before, general_window, retention, shuffled
 from tunesmith.workflows.yardsticks import ALONE, Frozen, ManyTasks, Yardstick, yardstick_of
 
 
@@ -144,7 +143,7 @@ def _before(prepared: Prepared, folder: RunFolder, yardstick: Yardstick[Any], li
         told_apart(prepared, untouched(prepared), listen=listen)
     listen({"event": "stage", "text": f"scoring {prepared.recipe.model} as it is"})
     base = prepared.base
-    policy = Policy.over(base.network, family=base.family, reference=nullcontext)
+    policy = Policy.over(base.network, family=base.family)
     said = TypeAdapter(yardstick.shape).dump_python(yardstick.untuned(prepared, policy, folder.path), mode="json")
     found = Before(said=said, general=general_before(prepared, policy))
     write_whole(kept, found.model_dump_json())
@@ -156,10 +155,11 @@ def _gate(prepared: Prepared, before: Before) -> Callable[[Policy], str]:
     bound, general = prepared.recipe.gates.max_general_nats, before.general
     if bound is None or general is None:
         return lambda policy: ""
+    window = general_window(prepared)
 
     def outside(policy: Policy) -> str:
         with policy.unmixed():  # the report judges the gate at the end
-            rise = general_nll(policy, prepared.template) - general.nll
+            rise = general_nll(policy, prepared.template, window=window) - general.nll
         return f"general text costs {rise:+.3f} nats/token, allowed {bound}" if rise > bound else ""
 
     return outside
@@ -204,7 +204,7 @@ def _measured(
 ) -> Measured:
     """What the tuned model says, and all that is measured on it beside the base."""
     listen({"event": "stage", "text": "scoring the tuned model"})
-    general = measure(trained.policy, prepared.template) if before.general else None
+    general = measure(trained.policy, prepared.template, window=general_window(prepared)) if before.general else None
     kept = retention(before.general, general) if before.general and general else None
     model = _model(prepared, trained.policy)
     calibrate(prepared, model)

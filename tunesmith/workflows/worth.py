@@ -17,8 +17,9 @@ from tunesmith.data.terms import general_text
 from tunesmith.data.windows import frame
 from tunesmith.evaluation import calibration, style
 from tunesmith.evaluation.baselines import linear_probe, majority, tfidf_classifier
-from tunesmith.evaluation.retention import GeneralAbility, by_field, flips, items, measure
+from tunesmith.evaluation.retention import WINDOW, GeneralAbility, by_field, flips, items, measure
 from tunesmith.inference.local import LocalModel
+from tunesmith.model.families import positions_of
 from tunesmith.model.policy import Policy
 from tunesmith.model.shipped import cache_dir
 from tunesmith.objectives import Classify
@@ -65,12 +66,17 @@ def shuffled(prepared: Prepared) -> Prepared:
     chance = random.Random(f"{prepared.recipe.seed}/control")
     split = prepared.loaded.split
     dealt = replace(split, train=_dealt(split.train, chance), validation=_dealt(split.validation, chance))
-    objective, limit = prepared.recipe.objective, prepared.recipe.data.max_tokens
+    # Not to learn is no fault of a control.
+    recipe = prepared.recipe.model_copy(
+        update={"schedule": prepared.recipe.schedule.model_copy(update={"probe": False})}
+    )
+    objective, limit = recipe.objective, recipe.data.max_tokens
     encode = [
         [objective.encode(example, prepared.template, limit=limit) for example in part]
         for part in (dealt.train, dealt.validation)
     ]
-    return replace(prepared, loaded=replace(prepared.loaded, split=dealt), train=encode[0], validation=encode[1])
+    loaded = replace(prepared.loaded, split=dealt)
+    return replace(prepared, recipe=recipe, loaded=loaded, train=encode[0], validation=encode[1])
 
 
 def _dealt(examples: Sequence[Example], chance: random.Random) -> list[Example]:
@@ -113,17 +119,26 @@ def _dealt_turns(chats: Sequence[Chat], order: Sequence[int]) -> list[Example]:
     return [replace(chat, messages=tuple(own)) for chat, own in zip(chats, turns, strict=True)]
 
 
+def general_window(prepared: Prepared) -> int:
+    """Tokens of a window of general text: fewer than usual where the model has no room for them behind virtual ones."""
+    positions = positions_of(prepared.base.network.config.to_dict())
+    taken = prepared.recipe.technique.virtual_tokens() + len(frame(prepared.template.tokenizer)[0])
+    return min(WINDOW, max(2, positions - taken)) if positions else WINDOW
+
+
 def general_before(prepared: Prepared, policy: Policy) -> GeneralAbility | None:
     """General ability of the base as it lies in memory, kept in the user's cache; None for encoders."""
     if policy.family != "decoder":
         return None
+    window = general_window(prepared)
     said = [*general_text(), *map(repr, items()), *map(str, frame(prepared.template.tokenizer)[0])]
+    said += [str(window)] if window != WINDOW else []
     asked = hashlib.sha256("\n".join(said).encode()).hexdigest()[:12]
     bits = prepared.recipe.technique.load_options().quantize or "whole"  # the fingerprint is the same in 4 bits
     kept = cache_dir() / "general" / f"{prepared.base.fingerprint}-{prepared.template.hash}-{bits}-{asked}.json"
     if kept.exists():
         return GeneralAbility(**json.loads(kept.read_text(encoding="utf-8")))
-    found = measure(policy, prepared.template)
+    found = measure(policy, prepared.template, window=window)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, json.dumps(asdict(found)))
     return found

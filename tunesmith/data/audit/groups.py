@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.audit.ask import Embed
-from tunesmith.data.audit.near import ALIKE, Words, cross_pairs, groups_of, in_groups, near_pairs
+from tunesmith.data.audit.near import ALIKE, KNOWN, Words, counted, cross_pairs, groups_of, in_groups, near_pairs
 from tunesmith.data.audit.shingles import Longs
 from tunesmith.data.audit.table import RowTable
 
@@ -42,13 +44,15 @@ def exact(table: RowTable, rows: NDArray[np.int64]) -> Groups:
 def near(table: RowTable, rows: NDArray[np.int64], words: Words, *, labelled: bool) -> Groups:
     """Rows that are nearly the same, with the same label or nearly the same answer; none given is an exact copy."""
 
+    content = _contents(table, labelled)
+
     def alike(one: int, two: int) -> float:
         first, second = int(rows[one]), int(rows[two])
         if table.said[first] != table.said[second]:
-            answers = [table.text(row)[1] for row in (first, second)]
+            answers = [counted(table.text(row)[1]) for row in (first, second)]
             if labelled or words.alike(*answers) < ALIKE:
                 return 0.0
-        return words.alike(_content(table, first, labelled), _content(table, second, labelled))
+        return words.alike(content(first), content(second))
 
     pairs = near_pairs(table.near[rows], alike)
     return Groups(tuple(rows[group] for group in in_groups(groups_of(pairs, len(rows)))))
@@ -73,16 +77,17 @@ def leaks(table: RowTable, test: RowTable, long: dict[int, int], words: Words, *
     """Row -> the test row that it copies: the same question, long runs of its words (`long`), nearly its words."""
     found = dict(long)
     at: dict[int, int] = {}
-    held = test.sound()
+    held = test.asking()
     for row in held.tolist():
         at.setdefault(int(test.asked[row]), row)
     rows = table.sound()
     same = np.isin(table.asked[rows], test.asked[held])
     found.update({int(row): at[int(table.asked[row])] for row in rows[same]})
 
+    mine, theirs = _contents(table, labelled), _contents(test, labelled)
+
     def alike(one: int, two: int) -> float:
-        mine = _content(table, int(rows[one]), labelled)
-        return words.alike(mine, _content(test, int(held[two]), labelled))
+        return words.alike(mine(int(rows[one])), theirs(int(held[two])))
 
     for one, two in cross_pairs(table.near[rows], test.near[held], alike).tolist():
         found.setdefault(int(rows[one]), int(held[two]))
@@ -92,7 +97,7 @@ def leaks(table: RowTable, test: RowTable, long: dict[int, int], words: Words, *
 
 def meant_alike(table: RowTable, test: RowTable, embed: Embed) -> dict[int, int]:
     """Row -> the test row that says the same in other words, by the nearest sentence embedding."""
-    rows, held = table.sound(), test.sound()
+    rows, held = table.sound(), test.asking()
     theirs = embed([test.text(row)[0] for row in held.tolist()])
     found: dict[int, int] = {}
     for start in range(0, len(rows), 2000):
@@ -104,9 +109,15 @@ def meant_alike(table: RowTable, test: RowTable, embed: Embed) -> dict[int, int]
     return found
 
 
-def _content(table: RowTable, row: int, labelled: bool) -> str:
-    question, answer = table.text(row)
-    return question if labelled or not answer else f"{question}\n{answer}"
+def _contents(table: RowTable, labelled: bool) -> Callable[[int], Counter[str]]:
+    """The words of a row, of its answer too where that is no label; the last rows that were asked for are kept."""
+
+    @lru_cache(KNOWN)
+    def content(row: int) -> Counter[str]:
+        question, answer = table.text(row)
+        return counted(question if labelled or not answer else f"{question}\n{answer}")
+
+    return content
 
 
 def _numbered(hashes: Longs) -> NDArray[np.int64]:

@@ -21,7 +21,13 @@ ALIKE = 0.8  # share of the information in the words that two rows must have in 
 FEW = 30_000  # up to so many rows, bands are narrow: no likeness is missed, and chance meetings cost little
 WINDOW = 3  # neighbours in a bucket that are compared
 ESTIMATE = 0.28  # agreement of signatures below which the words are not looked at
-MOST_WORDS = 600
+LONGEST = 40_000  # letters of a text that are looked at
+KNOWN = 512  # rows whose words are kept while their neighbours are looked at
+
+
+def counted(text: str) -> Counter[str]:
+    """How often a text has each of its words."""
+    return Counter(words_of(text[:LONGEST]))
 
 
 class Words:
@@ -41,9 +47,8 @@ class Words:
                 self._known[word] = found
         return found
 
-    def alike(self, one: str, two: str) -> float:
+    def alike(self, first: Counter[str], second: Counter[str]) -> float:
         """The share of both texts' information that they have in common, from 0 to 1; misspellings are forgiven."""
-        first, second = Counter(words_of(one)[:MOST_WORDS]), Counter(words_of(two)[:MOST_WORDS])
         common = first & second
         left, right = first - common, second - common
         shared = sum(self.look(word)[0] * count for word, count in common.items())

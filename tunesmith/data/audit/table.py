@@ -115,6 +115,13 @@ class RowTable:
 
     def sound(self) -> NDArray[np.int64]:
         """The rows that hold what a row must hold."""
+        return self._without(BROKEN)
+
+    def asking(self) -> NDArray[np.int64]:
+        """The rows that ask something, whether or not they say what is right, as a test file may leave out."""
+        return self._without([kind for kind in BROKEN if kind != "nothing_to_learn"])
+
+    def _without(self, kinds: Sequence[str]) -> NDArray[np.int64]:
         keep = np.ones(self.rows, bool)
-        keep[[row for kind in BROKEN for row in self.marks.get(kind, ())]] = False
+        keep[[row for kind in kinds for row in self.marks.get(kind, ())]] = False
         return np.flatnonzero(keep)

@@ -9,6 +9,7 @@ from typing import Any
 
 from tunesmith.data.calls import as_words, read_calls
 from tunesmith.data.examples import DIALOGUES, chats, labelled, text_of
+from tunesmith.data.kinds import label_items
 from tunesmith.data.pairs import pairs, thumbs
 from tunesmith.data.rows import Row, as_word
 from tunesmith.data.turns import ROLES, joined, turns_in
@@ -79,7 +80,7 @@ def _plain(row: Row, column: str) -> View:
 
 def _labelled(row: Row, columns: Mapping[str, str]) -> View:
     text, value = _text(row.fields.get(columns["text"])), row.fields.get(columns["label"])
-    items = value if isinstance(value, list | tuple) else [value]
+    items = label_items(value)
     labels = tuple((as_word(item) or "").strip() for item in items)
     if not text.strip():
         return View(text, " ".join(labels), labels, "empty", "blank text")
@@ -160,7 +161,7 @@ def _thumbed(row: Row, columns: Mapping[str, str]) -> View:
     if row.fields.get(columns["label"]) in (None, ""):
         return View(question, "", (), "nothing_to_learn", "no thumb")
     try:
-        (read,) = thumbs([row], columns=columns)
+        (read,) = thumbs([row], columns={part: column for part, column in columns.items() if column in row.fields})
     except DataError as error:
         return View(question, "", (), "unreadable", _why(row, error))
     return View(question, "good" if read.good else "bad")

@@ -150,12 +150,12 @@ def _gutter(words: list[dict[str, Any]], page: Any) -> float | None:
         crossing = sum(word["x0"] < x + GUTTER / 2 and word["x1"] > x - GUTTER / 2 for word in words)
         left = [word for word in words if word["x1"] <= x]
         enough = min(len(left), len(words) - len(left) - crossing) >= EITHER_SIDE * len(words)
-        if crossing <= CROSSING * len(words) and enough and _runs_on(left, words):
+        if crossing <= CROSSING * len(words) and enough and _runs_on(left):
             return float(x)
     return None
 
 
-def _runs_on(left: list[dict[str, Any]], words: list[dict[str, Any]]) -> bool:
+def _runs_on(left: list[dict[str, Any]]) -> bool:
     """Whether lines left of the gap are full, as in running text, and not short entries of a table."""
     lines = _by_line(left)
     x0, x1 = min(word["x0"] for word in left), max(word["x1"] for word in left)

@@ -14,11 +14,12 @@ METHODS = ("get", "put", "post", "delete", "patch", "head", "options", "trace")
 MOST_TOOLS, DEEPEST = 5_000, 12
 
 
-def tools_document(value: object, *, title: str = "") -> Document:
+def tools_document(value: object) -> Document:
     """Each call with its arguments as a section, and question-answer pairs about it. Raises DataError for none."""
+    title = ""
     if isinstance(value, Mapping) and ("openapi" in value or "swagger" in value):
         info = value.get("info")
-        title = one_line(str(info.get("title") or "")) if isinstance(info, Mapping) else title
+        title = one_line(str(info.get("title") or "")) if isinstance(info, Mapping) else ""
         found = list(_operations(value))
     else:
         found = [tool for item in _listed(value) if (tool := _tool(item))]

@@ -1,0 +1,195 @@
+"""The grid as one page of Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+from tunesmith.evaluation.significance import lower_is_better
+from tunesmith.report.figures import (
+    bounds,
+    count,
+    duration,
+    figure,
+    metric_name,
+    p_value,
+    share,
+    signed,
+    size,
+    worth_name,
+)
+from tunesmith.report.grid import Control, Grid, GridCell, GridPair
+from tunesmith.report.standing import BASE
+
+HEADINGS = (
+    "technique|seed|numbers moved|base|tuned|gain (95 %)|p|head only (p)|shuffled (p)|"
+    "verdict|learning rate|training|peak memory|weights|general text|probe"
+)
+PAIR_HEADINGS = "technique|against|seeds|difference (95 %)|p|adjusted|rows|verdict"
+ADJUSTED = (
+    "Row by row; the verdict goes by the p-value adjusted by Holm's method for all pairs of the table, each interval "
+    "is of its pair alone:"
+)
+INTRODUCTION = """# The grid
+
+What each technique brought to each objective on each family of models: real rows, small models, and the controls
+that must not win, where there are some: each table says which. The page is written by `tunesmith grid` from finished
+runs, of which each line is one, and what is not there has not been run.
+
+- **gain** is tuned − base on the same held-out rows, with its interval and p-value as in [proof.md](proof.md). The base
+  of **qlora**, and the model under its head, lie in 4 bits as it does: what it gains is no gain over the others' base.
+- **head only** is a linear head on the frozen model, **shuffled** the same recipe on answers dealt out at random, each
+  with the p-value of the gain over it, adjusted by Holm's method for all arms of the run. A cell that does not surely
+  beat each control that was run (p < 0.05) reads **no effect**, whatever it gained on the base; where none was run, a
+  gain reads **better, no control run**.
+- **numbers moved** are those that training changes. **Training** is the time of the training steps alone, on a machine
+  that other work shares. **Peak memory** is that of the whole process, with the control's own copy of the base in it;
+  **weights** are the network's as they lie in memory.
+- **general text** is what a general text costs more than before, in nats per token; **probe** the change in the share
+  of 400 general questions answered right. Both measure what was lost.
+
+Learning rates were chosen on validation rows, never on these test rows: [the
+defaults](stage2-tune.md#defaults-and-why)."""
+
+
+def page(grid: Grid) -> str:
+    """The grid as Markdown."""
+    parts = [INTRODUCTION]
+    for _, cells in groupby(grid.cells, key=lambda cell: cell.place):
+        parts.append(_section(list(cells), grid.pairs))
+    if grid.refused:
+        parts.append("## Pairs that cannot work\n\n" + "\n".join(_reasons(grid.refused)))
+    if grid.stale:
+        parts.append(
+            "## Made by another recipe\n\nTheir folders hold runs of another recipe or of other rows: these stand in "
+            "no table, and are run anew once they are deleted.\n\n" + "\n".join(_left(grid.stale))
+        )
+    if grid.missing:
+        parts.append("## Not run yet\n\n" + "\n".join(_left(grid.missing)))
+        if grid.failed:
+            parts.append("Begun, and not finished:\n\n" + "\n".join(_reasons(grid.failed)))
+        parts.append(f"`tunesmith grid --only {grid.missing[0]} {grid.options}` runs one of them.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _reasons(refused: Mapping[str, str]) -> list[str]:
+    """Each reason once, with all the cells that it holds for."""
+    by: dict[str, list[str]] = {}
+    for at, why in refused.items():
+        by.setdefault(why, []).append(f"`{at}`")
+    return [f"- {why} ({', '.join(names)})" for why, names in by.items()]
+
+
+def _left(missing: Sequence[str]) -> list[str]:
+    """What is missing or stale, a line for each objective and family."""
+    by: dict[str, list[str]] = {}
+    for objective, technique, family in (name.split("/") for name in missing):
+        by.setdefault(f"{objective}, {family}", []).append(technique)
+    return [f"- {place}: {', '.join(names)}" for place, names in by.items()]
+
+
+def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
+    """One objective on one family."""
+    first = cells[0]
+    name = metric_name(first.metric) + (" (lower is better)" if lower_is_better(first.metric) else "")
+    parts = [
+        f"## {', '.join(filter(None, (first.objective, first.part, first.family)))}",
+        f"`{first.model}`, measured by {name}. {_settings(cells)} {_controls(cells)}",
+    ]
+    if first.cheap is not None:
+        parts[-1] += f" Without a language model: {first.cheap[0]}, {figure(first.cheap[1])}."
+    parts.append(_table(HEADINGS.split("|"), (_line(cell) for cell in cells)))
+    parts.append(_standing(cells))
+    own = [pair for pair in pairs if (pair.objective, pair.family, "") == first.place]
+    for what, beside in (
+        ("Each technique over its base, on the test rows of all seeds.", [p for p in own if p.against == BASE]),
+        ("One technique against another, on the same test rows.", [p for p in own if p.against != BASE]),
+    ):
+        if beside:
+            if beside[0].metric != first.metric:  # the table above is by a figure that no single row has
+                what = f"{what[:-1]}, by {worth_name(first.metric)} row by row: higher is better."
+            parts += [f"{what} {ADJUSTED}", _table(PAIR_HEADINGS.split("|"), (_pair_line(pair) for pair in beside))]
+    return "\n\n".join(parts)
+
+
+def _standing(cells: Sequence[GridCell]) -> str:
+    """Which techniques come under which verdict, in a sentence."""
+    by: dict[str, list[str]] = {}
+    for cell in cells:
+        by.setdefault(cell.verdict, []).append(cell.technique)
+    counted = ((verdict, Counter(names)) for verdict, names in by.items())
+    told = (
+        f"{verdict}: {', '.join(name if times == 1 else f'{name} ({times} seeds)' for name, times in names.items())}"
+        for verdict, names in counted
+    )
+    return f"In words: {'; '.join(told)}."
+
+
+def _settings(cells: Sequence[GridCell]) -> str:
+    """With how many rows and epochs the cells were made."""
+    by: dict[str, list[GridCell]] = {}
+    for cell in cells:
+        passes = f"{cell.epochs:g} times ({count(cell.steps)} steps)"
+        by.setdefault(f"{count(cell.train)} training rows {passes}", []).append(cell)
+    told = []
+    for made, some in by.items():
+        names, tests = dict.fromkeys(cell.technique for cell in some), [cell.test for cell in some]
+        rows = " to ".join(map(count, dict.fromkeys((min(tests), max(tests)))))
+        told.append(f"{', '.join(names)}: {made}, {rows} test rows")
+    return f"{'; '.join(told)}."
+
+
+def _controls(cells: Sequence[GridCell]) -> str:
+    """Which controls stand in the table."""
+    sides = {"head only": [cell.head_only for cell in cells], "shuffled": [cell.shuffled for cell in cells]}
+    return f"Controls run: {', '.join(name for name, found in sides.items() if any(found)) or 'none'}."
+
+
+def _line(cell: GridCell) -> list[str]:
+    return [
+        cell.technique,
+        str(cell.seed),
+        f"{count(cell.trainable)} ({100 * cell.trainable / cell.parameters:.3g} %)",
+        figure(cell.base),
+        figure(cell.tuned),
+        f"{signed(cell.delta)} ({bounds(cell.ci95, sign=True)})",
+        _p(cell.p_value),
+        control(cell.head_only),
+        control(cell.shuffled),
+        f"**{cell.verdict}**",
+        f"{cell.learning_rate:.2g}",
+        duration(cell.seconds),
+        size(cell.peak_bytes),
+        figure(None) if cell.model_bytes is None else size(cell.model_bytes),
+        signed(cell.general),
+        share(cell.probe),
+    ]
+
+
+def control(one: Control | None) -> str:
+    """A control's score, and how surely it is beaten."""
+    return figure(None) if one is None else f"{figure(one.score)} ({_p(one.p_adjusted)})"
+
+
+def _p(value: float | None) -> str:
+    """A p-value under a heading that says what it is."""
+    return p_value(value).removeprefix("p = ").removeprefix("p ")
+
+
+def _pair_line(pair: GridPair) -> list[str]:
+    return [
+        pair.technique,
+        pair.against,
+        ", ".join(map(str, pair.seeds)),
+        f"{signed(pair.delta)} ({bounds(pair.ci95, sign=True)})",
+        _p(pair.p_value),
+        _p(pair.p_adjusted),
+        count(pair.n),
+        pair.verdict,
+    ]
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
