@@ -14,9 +14,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # `from tests.tiny import ...` also where pytest is started by its own script.
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import torch  # noqa: E402
+import torch
 
-from tests.tiny import tiny_decoder, tiny_encoder  # noqa: E402
+from tests.tiny import tiny_decoder, tiny_encoder
 
 torch.set_num_threads(1)
 

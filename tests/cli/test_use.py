@@ -126,24 +126,26 @@ def test_reset_forgets_and_system_sets_the_turn_before_all_others(
 def test_a_chat_shows_the_base_saves_rows_and_keeps_thumbs(
     command: Command, decoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    rows, kept = tmp_path / "rows.jsonl", tmp_path / "kept.jsonl"
+    rows, kept, folder = tmp_path / "rows.jsonl", tmp_path / "kept.jsonl", tmp_path / "folder.jsonl"
     (decoder_run / FILE).unlink(missing_ok=True)
-    type_in(
-        monkeypatch, f"/good\nnumber 1\n/base\n/good\nnumber 2\n/bad\n/save {rows}\n/save {tmp_path}\n/save {rows}\n"
-    )
+    folder.mkdir()
+    rows.write_text('{"messages": 0}')  # a last line without an end
+    places = "\n".join(f"/save {place}" for place in (rows, folder, tmp_path / "rows.csv", rows))
+    type_in(monkeypatch, f"/good\nnumber 1\n/base\n/good\nnumber 2\n/bad\n{places}\n")
     done = command("chat", decoder_run, "--temperature", "0")
     assert done.code == 0, done.err
     said = done.err.splitlines()
     assert said[0] == "/good: nothing is answered yet; ask something first"
     assert "the base was asked the same" in done.err
-    assert f"{tmp_path}: not written (Is a directory); name another file" in said
+    assert f"{folder}: not written (Is a directory); name another file" in said
+    assert f"{tmp_path / 'rows.csv'}: a row is written as a JSON line; name a file ending in .jsonl" in said
     answers = [line.strip() for line in done.out.splitlines() if line.strip()]
     table = next(i for i, line in enumerate(answers) if line.split() == ["run", "base"])
     base = open_model(read_about(decoder_run / "model").base, limit=512, offline=True)
     wanted = base.reply([Message("user", "Which?\n\nnumber 1")], sampling=Sampling(max_new_tokens=8)).text
     shown = " ".join(answers[table:])
     assert all(word in shown for word in wanted.split())
-    saved = [json.loads(line)["messages"] for line in rows.read_text().splitlines()]
+    saved = [json.loads(line)["messages"] for line in rows.read_text().splitlines()[1:]]
     assert saved[0] == saved[1]
     assert [turn["role"] for turn in saved[0]] == ["user", "assistant"] * 2
     done = command("votes", "export", decoder_run / FILE, kept, "--json")

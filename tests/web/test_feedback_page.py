@@ -19,8 +19,6 @@ from tunesmith.workflows.feedback import FeedbackRequest
 
 pytestmark = pytest.mark.browser
 
-KINDS = {"1": "left", "2": "right", "0": "tie", "b": "bad"}
-
 
 @pytest.fixture
 def command(tiny_llama: Path, tmp_path: Path) -> list[str]:

@@ -7,13 +7,14 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from os import SEEK_END
 from pathlib import Path
 from typing import Any
 
 from tunesmith.cli.signals import Interruption
 from tunesmith.cli.terminal import log, show_table
 from tunesmith.data.examples import Message
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, TemplateError
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Classify
@@ -24,7 +25,7 @@ HELP = (
     "/quit ends, /reset forgets the conversation, /system TEXT sets the system turn and forgets, /base shows what the "
     "base says to the same, /save FILE adds the conversation to a file of rows, /good and /bad judge the last answer"
 )
-SAVED = "chats.jsonl"
+SAVED, LINES = "chats.jsonl", (".jsonl", ".ndjson")
 
 
 def opening(model: LocalModel, text: str) -> Message:
@@ -84,6 +85,10 @@ class Conversation:
         return "forgotten"
 
     def _set_system(self, text: str) -> str:
+        try:
+            self.model.template.prompt([*([Message("system", text)] if text else []), Message("user", "?")])
+        except TemplateError as error:
+            return str(error)
         self._begin(text)
         return f"system turn: {self.system or 'none'}"
 
@@ -101,9 +106,13 @@ class Conversation:
         if not all(turn.content for turn in self.messages if turn.role == "assistant"):
             return "an answer is empty; there is nothing to learn in it"
         path = Path(place or SAVED).expanduser()
+        if path.suffix.lower() not in LINES:
+            return f"{path}: a row is written as a JSON line; name a file ending in {LINES[0]}"
         try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(self.row, ensure_ascii=False) + "\n")
+            with path.open("ab+") as file:
+                file.seek(max(0, file.seek(0, SEEK_END) - 1))
+                begins = b"\n" if file.read(1) not in (b"", b"\n") else b""  # behind a last line without an end
+                file.write(begins + json.dumps(self.row, ensure_ascii=False).encode() + b"\n")
         except OSError as error:
             return f"{path}: not written ({error.strerror}); name another file"
         return f"a row more in {path}; `tunesmith tune {path}` learns from it"

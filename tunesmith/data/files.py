@@ -86,12 +86,12 @@ def cure_of(error: OSError) -> str:
 
 def is_there(path: str | Path) -> bool:
     """Whether something lies there; not for a name that is too long for any disk, where `Path.exists` raises."""
-    return os.path.exists(path)  # noqa: PTH110
+    return os.path.exists(path)
 
 
 def is_link(path: str | Path) -> bool:
     """Whether a link lies there, wherever it leads; not for a name that is too long either."""
-    return os.path.islink(path)  # noqa: PTH114
+    return os.path.islink(path)
 
 
 def refuse_utf16(start: bytes, name: str) -> None:

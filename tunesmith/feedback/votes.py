@@ -30,6 +30,7 @@ class Votes:
         self.number = 0  # of the last event taken
         self.words: list[str] = []  # labels that can be given, in the order in which they were first known
         self._cast: dict[str, dict[str, list[Event]]] = {}  # item -> rater -> votes not taken back
+        self._labels: dict[str, str | None] = {}  # item -> what stands, as far as it was asked for
         self._skipped: defaultdict[str, set[str]] = defaultdict(set)  # rater -> items
         self._done: defaultdict[str, list[Event]] = defaultdict(list)  # rater -> what can be taken back
         for event in events:
@@ -39,6 +40,7 @@ class Votes:
         """Move on by one event."""
         self.number = event.number
         if event.kind == VOTE:
+            self._labels.pop(event.item, None)
             self._cast.setdefault(event.item, {}).setdefault(event.rater, []).append(event)
             self._skipped[event.rater].discard(event.item)
             self._known(event.body["label"])
@@ -66,9 +68,11 @@ class Votes:
 
     def label(self, item: str) -> str | None:
         """The label that most people gave; None for a tie or no vote."""
-        ranked = Counter(self.on(item).values()).most_common(2)
-        tied = len(ranked) > 1 and ranked[0][1] == ranked[1][1]
-        return ranked[0][0] if ranked and not tied else None
+        if item not in self._labels:
+            ranked = Counter(self.on(item).values()).most_common(2)
+            tied = len(ranked) > 1 and ranked[0][1] == ranked[1][1]
+            self._labels[item] = ranked[0][0] if ranked and not tied else None
+        return self._labels[item]
 
     def skipped(self, rater: str) -> set[str]:
         """Items that a person has put aside and not voted on since."""
@@ -100,6 +104,7 @@ class Votes:
         if gone.kind == SKIP:
             self._skipped[event.rater].discard(gone.item)
             return
+        self._labels.pop(gone.item, None)
         votes = self._cast[gone.item][event.rater]
         votes.remove(gone)
         if not votes:

@@ -137,7 +137,7 @@ def _known(name: str, file: Path) -> Known:
     run = file.absolute().parent / ".." / ".." / "model"
     if file.absolute().parent.name in EXPORTS and (run / ABOUT).exists():
         about = read_about(run)
-        positions = min(most, max(POSITIONS, about.limit + LONGEST))
+        positions = min(most, max(POSITIONS, about.limit + max(LONGEST, about.objective.max_new_tokens)))
         return Known(name, Template(read_tokenizer(run)), about.objective, about.limit, positions)
     positions = min(most, POSITIONS)
     return Known(name, Template(words), Instruct(), positions // 2, positions)

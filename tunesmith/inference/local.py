@@ -151,7 +151,9 @@ class LocalModel:
         for text in texts:
             ids = self.template.document(text, limit=self.limit).ids
             if self.template.tokenizer.mask_token_id not in ids:
-                raise RecipeError(f"fill: no {mask} in the text; write {mask} where a word is to be found")
+                beyond = self.template.tokenizer.mask_token_id in self.template.document(text).ids
+                cure = f"it stands beyond the {self.limit} tokens that are read; shorten the text" if beyond else ""
+                raise RecipeError(f"fill: no {mask} in the text; {cure or f'write {mask} where a word is to be found'}")
             place = ids.index(self.template.tokenizer.mask_token_id)
             batch = pack([Tokens(ids, [False] * len(ids))]).to(self.policy.device)
             logits = self.policy.head(self.policy.states(batch)[batch.paths[0, place]]).float()

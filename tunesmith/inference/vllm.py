@@ -25,7 +25,9 @@ from tunesmith.model.load import locate
 from tunesmith.model.run_base import begins_from, model_folder
 from tunesmith.techniques import Full, Lora, Prompt, PTuning
 
-MISSING = "vLLM is not installed: pip install vllm, on a machine that it supports; or leave --engine vllm out"
+MISSING = (
+    "vLLM is not installed: pip install 'tunesmith[vllm]', on a machine that it supports; or leave --engine vllm out"
+)
 ELSE = "serve it with --engine torch"
 # The others scale what their embedding gives, at a place that may be another in vLLM.
 SOFT = ("llama", "qwen2", "qwen3")

@@ -80,7 +80,6 @@ class Multitask(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
     instruction: ClassVar[str] = ""
-    max_new_tokens: ClassVar[int] = 0
 
     kind: Literal["multitask"] = "multitask"
     tasks: dict[Annotated[str, Field(pattern=NAME)], TaskSection] = Field(
@@ -90,6 +89,11 @@ class Multitask(BaseModel):
         "size", description="how the rows of a step are shared out among the tasks"
     )
     temperature: float = Field(2.0, ge=1, description="for sampling: temperature; 1: by size, higher: more equal")
+
+    @property
+    def max_new_tokens(self) -> int:
+        """That of the task with the longest answers."""
+        return max(part.objective.max_new_tokens for part in self.tasks.values())
 
     @property
     def metric(self) -> str:

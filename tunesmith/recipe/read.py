@@ -24,7 +24,6 @@ from tunesmith.techniques import TECHNIQUES, Lora
 
 # Words that are read before any file of that name; `./votes` is the file.
 WORDS = (VOTES, PEOPLE, SELF)
-# Sections that a word may stand for, and the key that the word is.
 TAG = "tag:yaml.org,2002:"
 # What is said for pydantic's words, by the kind of fault.
 FINDINGS = {
@@ -36,6 +35,7 @@ FINDINGS = {
     "list_type": "has to be a list, such as [a, b]",
     "string_pattern_mismatch": "a name begins with a letter of a to z, and only such letters, digits, - and _ follow",
 }
+# Sections that a word may stand for, and the key that the word is.
 SHORT = {"objective": "kind", "technique": "kind", "documents": "source", "data": "train"}
 R = TypeVar("R", bound=TaskRows)
 
@@ -102,7 +102,7 @@ def _plain_values(text: str, *, as_json: bool) -> Any:
     if as_json:
         with suppress(ValueError):  # then YAML says what is wrong
             return json.loads(text, object_pairs_hook=_once)
-    return yaml.load(text, _Once)  # noqa: S506, a SafeLoader
+    return yaml.load(text, _Once)  # a SafeLoader
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

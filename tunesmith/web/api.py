@@ -22,7 +22,7 @@ from tunesmith.inference.ask import Ask, AskError, UnknownModel
 from tunesmith.inference.row import Piece, ScoredToken
 from tunesmith.inference.split import Splits
 from tunesmith.model.sampling import Sampling
-from tunesmith.objectives import Classify
+from tunesmith.objectives import Classify, Multitask
 from tunesmith.web.guard import Manner, Refusal
 from tunesmith.web.metrics import Metrics
 from tunesmith.web.pieces import InternalError, Late, Pieces
@@ -147,13 +147,12 @@ class Api:
 
     async def _embeddings(self, request: Any) -> Any:
         wanted = TextsWanted.model_validate_json(await request.body())
-        run = self._run(wanted.model)
+        run = self._run(wanted.model, wanted.user)
         read = await self._read(run, "states", wanted.texts)
         vectors, tokens = [vector for vector, _ in read], sum(count for _, count in read)
         if wanted.dimensions not in (None, len(vectors[0])):
-            raise AskError(
-                f"dimensions: {run.name} gives {len(vectors[0])} and was not trained for fewer; leave it out"
-            )
+            found = f"{run.name} gives {len(vectors[0])} and was not trained for fewer"
+            raise AskError(f"dimensions: {found}; leave it out")
         told = [_vector(vector, wanted.encoding_format) for vector in vectors]
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(told)]
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -161,9 +160,11 @@ class Api:
 
     async def _classify(self, request: Any) -> Any:
         wanted = TextsWanted.model_validate_json(await request.body())
-        run = self._run(wanted.model)
+        run = self._run(wanted.model, wanted.user)
         if not isinstance(run.objective, Classify):
-            raise AskError(f"model: {run.name} was not tuned to label; ask /v1/chat/completions")
+            tasks = [*run.objective.tasks] if isinstance(run.objective, Multitask) else []
+            cure = f"name one of its tasks, such as {run.name}/{tasks[0]}" if tasks else "ask for an answer or a vector"
+            raise AskError(f"model: {run.name} was not tuned to label; {cure}")
         found = await self._read(run, "labels", wanted.texts)
         data = [{"index": i, "label": one.label, "labels": one.labels, "probabilities": one.probabilities}
                 for i, one in enumerate(found)]  # fmt: skip

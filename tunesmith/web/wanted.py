@@ -213,6 +213,7 @@ class TextsWanted(_Sent):
 
     model: Name
     input: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] = Field(max_length=2**20)
+    user: str = ""
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
 

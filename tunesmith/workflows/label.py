@@ -6,6 +6,7 @@ that is worth most.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from pydantic import BaseModel
@@ -78,14 +79,14 @@ class Labelling:
             self.turns.catch_up()
             here = [key for key in self.votes.items() if key in self._items]
             said = {key: self.votes.label(key) for key in here}
-            given = [label for label in said.values() if label is not None]
+            given = Counter(label for label in said.values() if label is not None)
             even = [key for key, label in said.items() if label is None]
             people = self.votes.counts()
             return LabelProgress(
                 items=len(self._items),
-                labelled=len(given),
+                labelled=given.total(),
                 tied=sum(len(self.votes.on(key)) >= self.overlap.wanted(key) for key in even),
-                labels={label: given.count(label) for label in self.votes.words},
+                labels={label: given[label] for label in self.votes.words},
                 people=dict(people.most_common()),
                 mine=people[rater],
                 skipped=len(self.votes.skipped(rater)),

@@ -140,6 +140,9 @@ def read_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
     reader = Rl(**objective.model_dump(include=asks | {"answer", "messages"} if isinstance(objective, Rl) else asks))
     split = read_data(recipe.model_copy(update={"objective": reader}), offline=way.offline).split
     prompts = {"train": _asked(split.train), "validation": _asked(split.validation), "test": _asked(split.test)}
+    if tools := next((one.where for part in prompts.values() for one in part if one.messages[0].tools), ""):
+        cure = "tune on calls with objective: rl and a reward, or leave the column of tools out"
+        raise RecipeError(f"{tools}: tools may be called here, which votes do not keep; {cure}")
     _check_enough(recipe, prompts)
     longest = reader.bind(split.train, "decoder").max_new_tokens
     return UnderWay(recipe, run, way, prompts, longest, final)
