@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError, add_changes, add_common, add_schema, changes_of
-from tunesmith.cli.progress import listening
-from tunesmith.cli.signals import Interruption, caught
-from tunesmith.cli.terminal import emit, hush, log, show, show_table
+from tunesmith.cli.options import UsageError, add_common, add_schema, add_source, recipe_of
+from tunesmith.cli.progress import work
+from tunesmith.cli.terminal import emit, hush, show, show_table
 from tunesmith.data.files import write_whole
 from tunesmith.report.figures import bounds, duration, figure, p_value, share, signed
 
@@ -32,8 +31,7 @@ def add(commands: Commands) -> None:
         description="Let every arm of a recipe answer the same held-out rows, and say which to take. "
         "A comparison that was interrupted is gone on with where it stopped.",
     )
-    parser.add_argument("source", metavar="RECIPE|DATA", help="recipe.yaml, or rows as jsonl, json, csv, tsv, parquet")
-    add_changes(parser)
+    add_source(parser)
     add_common(parser, out="folder of the comparison (default: comparisons/NAME)")
     parser.add_argument(
         "--budget",
@@ -59,16 +57,13 @@ def run(args: argparse.Namespace) -> int:
     """Compare as the command line says."""
     from tunesmith.report.compare import page as html
     from tunesmith.workflows.compare import HTML, Wishes
-    from tunesmith.workflows.request import request
 
     for name, value in (("--budget", args.budget), ("--price-per-hour", args.price_per_hour)):
         if not 0 <= value < float("inf"):
             raise UsageError(f"{name}: {value} is no number from 0 on; leave it out for none")
-    asked = request(args.source, changes=changes_of(args), offline=args.offline)
-    for note in asked.notes:
-        log(note)
+    recipe = recipe_of(args)
     wishes = Wishes(args.budget, args.price_per_hour, os.environ.get(KEY, ""))
-    found = _compare(asked.recipe, wishes, args)
+    found = _compare(recipe, wishes, args)
     write_whole(Path(found.folder) / HTML, html(found))
     if args.json:
         emit(found.model_dump(mode="json"))
@@ -79,16 +74,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _compare(recipe: Recipe, wishes: Wishes, args: argparse.Namespace) -> Comparison:
     """The comparison, told as it goes; Ctrl-C ends it after a step or an arm, with everything kept."""
-    from tunesmith.training.fit import Interrupted
     from tunesmith.workflows.compare import compare
     from tunesmith.workflows.train import Watch
 
     hush()
-    with caught() as signals, listening(signals) as listen:
-        try:
-            return compare(recipe, wishes, watch=Watch(listen, signals.stop), out=args.out, offline=args.offline)
-        except Interrupted as stopped:
-            raise Interruption(signals.received, f"{stopped} and kept") from None
+    with work(kept="kept") as watched:
+        return compare(recipe, wishes, watch=Watch(*watched), out=args.out, offline=args.offline)
 
 
 def _show(found: Comparison) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import add_common
-from tunesmith.cli.progress import listening
-from tunesmith.cli.signals import Interruption, caught
+from tunesmith.cli.progress import work
 from tunesmith.cli.terminal import emit, hush, show, show_table
 from tunesmith.cli.tune import as_document, show_next
 from tunesmith.report.figures import count, figure, p_value, signed
@@ -33,15 +32,11 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo, or show it again when it is finished."""
-    from tunesmith.training.fit import Interrupted
     from tunesmith.workflows.demo import demo
 
     hush()
-    with caught() as signals, listening(signals) as listen:
-        try:
-            told = demo(args.out or Path("runs"), listen=listen, stop=signals.stop, offline=args.offline)
-        except Interrupted as stopped:
-            raise Interruption(signals.received, f"{stopped} and saved") from None
+    with work(kept="saved") as (listen, stop):
+        told = demo(args.out or Path("runs"), listen=listen, stop=stop, offline=args.offline)
     if args.json:
         emit(_document(told))
     else:

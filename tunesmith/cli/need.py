@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.options import UsageError, add_changes, add_common, add_schema, changes_of
-from tunesmith.cli.progress import listening
-from tunesmith.cli.signals import Interruption, caught
-from tunesmith.cli.terminal import emit, hush, log, show, show_table
+from tunesmith.cli.options import UsageError, add_common, add_schema, add_source, recipe_of
+from tunesmith.cli.progress import work
+from tunesmith.cli.terminal import emit, hush, show, show_table
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -23,11 +22,10 @@ def add(commands: Commands) -> None:
         description="Tune on five sizes of the training rows, three times each, score all on the same test rows, and "
         "say what more rows would bring. What has run is not run again. Exits 1 where the rows do not tell.",
     )
-    parser.add_argument("source", metavar="RECIPE|DATA", help="recipe.yaml, or rows as jsonl, json, csv, tsv, parquet")
     parser.add_argument("--rows", type=int, action="append", default=[], metavar="N", help="foretell N training rows")
     parser.add_argument("--target", type=float, metavar="SCORE", help="how many rows does this score take?")
     parser.add_argument("--minutes", type=float, metavar="M", help="measure smaller sizes, to be done in about so long")
-    add_changes(parser)
+    add_source(parser)
     add_schema(parser, _schema)
     add_common(parser, out="folder of the curve (default: runs/need-NAME)")
     parser.set_defaults(run=run)
@@ -41,24 +39,16 @@ def _schema() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and say; 1 where nothing can be foretold."""
-    from tunesmith.training.fit import Interrupted
     from tunesmith.workflows.need import CurveQuestion, need
-    from tunesmith.workflows.request import request
     from tunesmith.workflows.train import Watch
 
     if any(rows < 1 for rows in args.rows) or (args.minutes is not None and not args.minutes > 0):
         raise UsageError("need: --rows and --minutes are above zero; leave them out, or give a larger number")
     hush()
-    asked = request(args.source, changes=changes_of(args), offline=args.offline)
-    for note in asked.notes:
-        log(note)
+    recipe = recipe_of(args)
     question = CurveQuestion(tuple(args.rows), args.target, args.minutes)
-    with caught() as signals, listening(signals) as listen:
-        try:
-            watch = Watch(listen, signals.stop)
-            folder, found = need(asked.recipe, question, out=args.out, watch=watch, offline=args.offline)
-        except Interrupted as stopped:
-            raise Interruption(signals.received, f"{stopped} and saved") from None
+    with work(kept="saved") as watched:
+        folder, found = need(recipe, question, out=args.out, watch=Watch(*watched), offline=args.offline)
     if args.json:
         emit({"folder": folder, **found.model_dump(mode="json")})
     else:

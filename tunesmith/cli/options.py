@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tunesmith.cli.terminal import log
 from tunesmith.errors import TunesmithError
 
 if TYPE_CHECKING:
     from tunesmith.model.sampling import Sampling
+    from tunesmith.recipe import Recipe
 
     # What every command module's `add` receives; argparse gives the type no public name.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -73,6 +75,12 @@ def add_changes(parser: argparse.ArgumentParser) -> None:
     add_set(parser, "change a key of the recipe, such as technique.rank=8")
 
 
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add the recipe or the rows that a command is about, and what changes the recipe."""
+    parser.add_argument("source", metavar="RECIPE|DATA", help="recipe.yaml, or rows as jsonl, json, csv, tsv, parquet")
+    add_changes(parser)
+
+
 def add_set(parser: argparse.ArgumentParser, what: str) -> None:
     """Add `--set`, which does `what`."""
     text = f"{what}; may be repeated"
@@ -85,6 +93,16 @@ def changes_of(args: argparse.Namespace) -> list[str]:
 
     named = {"model": args.model, "objective": args.objective, "technique": args.technique}
     return [*as_changes(named), *args.changes]
+
+
+def recipe_of(args: argparse.Namespace, *more: str) -> Recipe:
+    """The recipe of `add_source` with its changes and `more` of them; what was chosen or translated is told."""
+    from tunesmith.workflows.request import request
+
+    asked = request(args.source, changes=[*changes_of(args), *more], offline=args.offline)
+    for note in asked.notes:
+        log(note)
+    return asked.recipe
 
 
 def listed(words: str) -> tuple[str, ...]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import add_changes, add_common, add_schema, changes_of
+from tunesmith.cli.options import add_common, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import Lines
-from tunesmith.cli.terminal import hush, log, publish, show, show_table
+from tunesmith.cli.terminal import hush, publish, show, show_table
 from tunesmith.report.figures import count, size
 
 if TYPE_CHECKING:
@@ -23,9 +23,8 @@ def add(commands: Commands) -> None:
         description="Count your rows and the model, time a few steps on them, and say what each technique would take: "
         "numbers that move, memory, time, how it is expected to score; and which one to take.",
     )
-    parser.add_argument("source", metavar="RECIPE|DATA", help="recipe.yaml, or rows as jsonl, json, csv, tsv, parquet")
     parser.add_argument("--quick", action="store_true", help="by formula alone; no step is timed")
-    add_changes(parser)
+    add_source(parser)
     add_schema(parser, _schema)
     add_common(parser)
     parser.set_defaults(run=run)
@@ -40,13 +39,9 @@ def _schema() -> str:
 def run(args: argparse.Namespace) -> int:
     """Print the plan; 1 where no technique fits into memory."""
     from tunesmith.workflows.plan import plan_recipe
-    from tunesmith.workflows.request import request
 
     hush()
-    asked = request(args.source, changes=changes_of(args), offline=args.offline)
-    for note in asked.notes:
-        log(note)
-    found = plan_recipe(asked.recipe, listen=Lines(), timed=not args.quick, offline=args.offline)
+    found = plan_recipe(recipe_of(args), listen=Lines(), timed=not args.quick, offline=args.offline)
     if not publish(found.model_dump(mode="json"), args):
         _show(found)
     return 0 if found.recommendation else 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.signals import Signals
+from tunesmith.cli.signals import Interruption, Signals, caught
 from tunesmith.cli.terminal import console, log
 from tunesmith.report.figures import clean, figure
 
@@ -101,6 +101,19 @@ def listening(signals: Signals) -> Iterator[Callable[[dict[str, Any]], None]]:
     words = TextColumn("{task.fields[measures]}", markup=False)
     with Progress(BarColumn(12), MofNCompleteColumn(), words, console=screen) as progress:
         yield _watched(Bar(progress), signals)
+
+
+@contextmanager
+def work(*, kept: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[], bool]]]:
+    """Who listens to a piece of work, and whether it is to stop. One that was stopped ends the command, and what it did
+    is `kept`, in a word."""
+    from tunesmith.training.fit import Interrupted
+
+    with caught() as signals, listening(signals) as listen:
+        try:
+            yield listen, signals.stop
+        except Interrupted as stopped:
+            raise Interruption(signals.received, f"{stopped} and {kept}") from None
 
 
 def _watched(listener: Callable[[dict[str, Any]], None], signals: Signals) -> Callable[[dict[str, Any]], None]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import add_changes, add_common, add_schema, changes_of
-from tunesmith.cli.progress import listening
-from tunesmith.cli.signals import Interruption, caught
+from tunesmith.cli.progress import work
 from tunesmith.cli.terminal import emit, hush, log, show, show_table
+from tunesmith.cli.tune import verdict
 from tunesmith.report.figures import bounds, figure, metric_name, p_value, share, signed
 
 if TYPE_CHECKING:
@@ -56,9 +56,7 @@ def run(args: argparse.Namespace) -> int:
         emit(found.model_dump(mode="json"))
     else:
         _show(found)
-    for gate in found.broken_gates:
-        log(f"error: {found.folder}: {gate}; lower schedule.learning_rate, change the recipe, or loosen the gate")
-    return 1 if found.broken_gates else 0
+    return verdict(found.folder, found.broken_gates)
 
 
 def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
@@ -90,16 +88,12 @@ def _steps(recipe: Recipe, found: Ahead) -> Iterator[str]:
 
 def _walk(recipe: Recipe, args: argparse.Namespace) -> LoopReport:
     """The loop, told as it goes; Ctrl-C ends it after a step, with everything kept."""
-    from tunesmith.training.fit import Interrupted
     from tunesmith.workflows.loop_open import Way
     from tunesmith.workflows.rlhf import rlhf
 
     hush()
-    with caught() as signals, listening(signals) as listen:
-        try:
-            return rlhf(recipe, way=Way(listen, signals.stop, args.offline), out=args.out)
-        except Interrupted as stopped:
-            raise Interruption(signals.received, f"{stopped} and kept") from None
+    with work(kept="kept") as watched:
+        return rlhf(recipe, way=Way(*watched, args.offline), out=args.out)
 
 
 def _show(found: LoopReport) -> None:

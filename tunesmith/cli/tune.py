@@ -6,12 +6,12 @@ import argparse
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.cli.options import add_changes, add_common, add_schema, changes_of
-from tunesmith.cli.progress import listening
-from tunesmith.cli.signals import Interruption, caught
+from tunesmith.cli.options import add_common, add_schema, add_source, recipe_of
+from tunesmith.cli.progress import work
 from tunesmith.cli.terminal import console, emit, hush, log, show
 from tunesmith.errors import CheckpointError
 
@@ -29,8 +29,7 @@ def add(commands: Commands) -> None:
         description="Fine-tune a model by a recipe or straight on a file of rows, and measure what it "
         "brought. An unfinished run of the same recipe is gone on with; a finished one is left as it is.",
     )
-    parser.add_argument("source", metavar="RECIPE|DATA", help="recipe.yaml, or rows as jsonl, json, csv, tsv, parquet")
-    add_changes(parser)
+    add_source(parser)
     add_common(parser, out="folder of the run (default: runs/NAME)")
     parser.add_argument("--dry-run", action="store_true", help="show what would be learned, and stop")
     parser.add_argument(
@@ -44,29 +43,24 @@ def add(commands: Commands) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Tune as the command line says."""
-    from tunesmith.workflows.request import request
-
-    forced = ["data.audit=note"] if args.force else []
-    asked = request(args.source, changes=[*changes_of(args), *forced], offline=args.offline)
-    for note in asked.notes:
-        log(note)
+    recipe = recipe_of(args, *(["data.audit=note"] if args.force else []))
     if args.dry_run:
-        return _dry_run(asked.recipe, args)
+        return _dry_run(recipe, args)
     if args.force:
-        _forget(asked.recipe, args.out)
-    finished = _tune(asked.recipe, args)
+        _forget(recipe, args.out)
+    finished = _tune(recipe, args)
     if args.json:
         emit(as_document(finished))
     else:
         _show(finished)
-    return verdict(finished)
+    return verdict(finished.folder, finished.report.broken_gates)
 
 
-def verdict(run: Run) -> int:
-    """1 for a run that broke a gate of its recipe, which is said on stderr; else 0."""
-    for gate in run.report.broken_gates:
-        log(f"error: {run.folder}: {gate}; lower schedule.learning_rate, change the recipe, or loosen the gate")
-    return 1 if run.report.broken_gates else 0
+def verdict(folder: str | Path, broken_gates: Sequence[str]) -> int:
+    """1 for what broke a gate of its recipe, which is said on stderr; else 0."""
+    for gate in broken_gates:
+        log(f"error: {folder}: {gate}; lower schedule.learning_rate, change the recipe, or loosen the gate")
+    return 1 if broken_gates else 0
 
 
 def _schema() -> str:
@@ -82,15 +76,11 @@ def as_document(run: Run) -> dict[str, Any]:
 
 def _tune(recipe: Recipe, args: argparse.Namespace) -> Run:
     """The run, told as it goes; Ctrl-C ends it after a step, with everything saved."""
-    from tunesmith.training.fit import Interrupted
     from tunesmith.workflows.tune import tune_recipe
 
     hush()
-    with caught() as signals, listening(signals) as listen:
-        try:
-            return tune_recipe(recipe, out=args.out, listen=listen, stop=signals.stop, offline=args.offline)
-        except Interrupted as stopped:
-            raise Interruption(signals.received, f"{stopped} and saved") from None
+    with work(kept="saved") as (listen, stop):
+        return tune_recipe(recipe, out=args.out, listen=listen, stop=stop, offline=args.offline)
 
 
 def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:

@@ -48,4 +48,4 @@ class Masking:
                 ids[place] = self.mask
             elif fates[word] < MASKED + REPLACED:
                 ids[place] = chance.choice(self.ordinary)
-        return replace(row, sequences=(Tokens(ids, [False] * len(ids)),), hidden=tuple(hidden))
+        return replace(row, sequences=(Tokens.of(ids),), hidden=tuple(hidden))

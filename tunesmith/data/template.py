@@ -41,6 +41,11 @@ class Tokens:
     ids: list[int]
     learn: list[bool]
 
+    @classmethod
+    def of(cls, asked: Sequence[int], answer: Sequence[int] = ()) -> Tokens:
+        """What is asked with its answer, of which alone each id is learned."""
+        return cls([*asked, *answer], [False] * len(asked) + [True] * len(answer))
+
     @property
     def learned(self) -> int:
         """Number of ids the loss may look at."""

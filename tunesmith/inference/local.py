@@ -155,7 +155,7 @@ class LocalModel:
                 cure = f"it stands beyond the {self.limit} tokens that are read; shorten the text" if beyond else ""
                 raise RecipeError(f"fill: no {mask} in the text; {cure or f'write {mask} where a word is to be found'}")
             place = ids.index(self.template.tokenizer.mask_token_id)
-            batch = pack([Tokens(ids, [False] * len(ids))]).to(self.policy.device)
+            batch = pack([Tokens.of(ids)]).to(self.policy.device)
             logits = self.policy.head(self.policy.states(batch)[batch.paths[0, place]]).float()
             logits[self.template.tokenizer.all_special_ids] = -torch.inf  # no word at all
             likely = logits.softmax(dim=0)
@@ -259,9 +259,9 @@ class LocalModel:
             return self.objective.question(text, self.template, limit=self.limit)[0]
         if isinstance(self.objective, Domain):
             ids = self.template.document(self.template.harmless(text), limit=self.limit).ids
-            return Tokens(ids, [False] * len(ids))
+            return Tokens.of(ids)
         ids = self.prompt([Message("user", text)])
-        return Tokens(ids, [False] * len(ids))
+        return Tokens.of(ids)
 
     def _batches(self, rows: Sequence[Tokens]) -> Iterator[Batch]:
         """The rows as batches of like length, longest first."""

@@ -141,7 +141,7 @@ def crossed(batch: Batch, before: Batch, *, longest: int) -> Batch:
     """
     rows = _parted(batch)
     answers = [answer for _, answer in (*_parted(before)[-batch.each :], *rows)]
-    mixed = [_ending(begin, answers[row][: max(1, longest - len(begin))]) for row, (begin, _) in enumerate(rows)]
+    mixed = [Tokens.of(begin, answers[row][: max(1, longest - len(begin))]) for row, (begin, _) in enumerate(rows)]
     return pack(mixed).to(batch.ids.device)
 
 
@@ -155,7 +155,7 @@ def halved(batch: Batch) -> list[Batch]:
     middle, rows, halves = batch.examples // 2, _parted(batch), list[Batch]()
     for start, end in ((0, middle), (middle, batch.examples)):
         first, last = start * batch.each, end * batch.each
-        half = pack([_ending(*row) for row in rows[first:last]]).to(batch.ids.device)
+        half = pack([Tokens.of(*row) for row in rows[first:last]]).to(batch.ids.device)
         known, chosen = batch.rollout, (batch.owners >= first) & (batch.owners < last)
         halves.append(
             replace(
@@ -180,10 +180,6 @@ def _parted(batch: Batch) -> list[tuple[list[int], list[int]]]:
         answers[owner].append(target)
     runs = [[ids[i] for i in path if i >= 0] for path in batch.paths.tolist()]
     return [(run[: len(run) + 1 - len(answer)], answer) for run, answer in zip(runs, answers, strict=True)]
-
-
-def _ending(begin: Sequence[int], answer: Sequence[int]) -> Tokens:
-    return Tokens([*begin, *answer], [False] * len(begin) + [True] * len(answer))
 
 
 @dataclass(frozen=True, slots=True)

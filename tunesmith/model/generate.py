@@ -284,12 +284,7 @@ def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequenc
     order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
     scores = torch.zeros(len(prompts), len(options[0]))
     for group in cut(order, lengths, TOKENS_PER_PASS):
-        rows = [_answered(prompts[i], option) for i in group for option in options[i]]
+        rows = [Tokens.of(prompts[i], option) for i in group for option in options[i]]
         found = policy.logprobs(pack(rows).to(policy.device))
         scores[group] = found.float().cpu().view(len(group), -1)
     return scores
-
-
-def _answered(prompt: list[int], option: list[int]) -> Tokens:
-    """The prompt with an option of which every id counts."""
-    return Tokens([*prompt, *option], [False] * len(prompt) + [True] * len(option))

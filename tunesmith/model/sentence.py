@@ -25,6 +25,6 @@ def sentence_vectors(base: Base, texts: Sequence[str], limit: int) -> NDArray[np
     found = torch.zeros(len(read), policy.hidden)
     for rows in cut(longest_first, [len(ids) for ids in read], TOKENS_PER_PASS):
         # Nothing is learned from these: a row's last learned id would be left out of its own vector.
-        tokens = [Tokens(read[row], [False] * len(read[row])) for row in rows]
+        tokens = [Tokens.of(read[row]) for row in rows]
         found[rows] = policy.pooled(pack(tokens, share=False).to(policy.device)).float().cpu()
     return torch.nn.functional.normalize(found, dim=1).numpy()

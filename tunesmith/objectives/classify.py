@@ -137,10 +137,10 @@ class Classify(BaseModel):
             text = template.harmless(text)
             tokens = template.document(text, limit=limit)
             shortened = len(tokens.ids) == limit and len(template.document(text).ids) > limit
-            return Tokens(tokens.ids, [False] * len(tokens.ids)), shortened
+            return Tokens.of(tokens.ids), shortened
         asked, shortened = template.fit(self.messages(text), limit)
         ids = template.prompt(asked)
-        return Tokens(ids, [False] * len(ids)), shortened
+        return Tokens.of(ids), shortened
 
     def beside_text(self, template: Template) -> int:
         """Tokens of a row that are not its text: the question to a decoder, and the longest label as its answer."""

@@ -51,7 +51,7 @@ class Practice:
         paid = (scores - objective.missing_end_penalty * cut_off).view(len(prompts), -1)
         kept = [i for i, attempt in enumerate(attempts) if attempt.finished or not objective.mask_truncated]
         rows = [_answered(prompts[i // objective.group], drawn[i]) for i in kept]
-        packed = pack(rows or [Tokens(prompts[0], [False] * len(prompts[0]))]).to(policy.device)
+        packed = pack(rows or [Tokens.of(prompts[0])]).to(policy.device)
         sizes = [rows[place].learned for place in range(len(rows))]
         figures = {**_figures(scores, paid, drawn, cut_off), **self.watch(attempts)}
         worth = self._worth(packed, policy, paid, kept, sizes)
@@ -172,8 +172,7 @@ def _prompts(batch: Batch) -> list[list[int]]:
 
 def _answered(prompt: list[int], drawn: AnswerIds) -> Tokens:
     """A prompt with an answer and its stop token, of which each id is learned."""
-    answer = [*drawn.ids, *drawn.end]
-    return Tokens([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
+    return Tokens.of(prompt, [*drawn.ids, *drawn.end])
 
 
 def _values(states: Tensor, policy: Policy) -> Tensor:

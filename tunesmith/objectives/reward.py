@@ -74,7 +74,7 @@ class Reward(BaseModel):
             rows, shortened = answered(prompt, answers, template, limit=limit)
         else:
             rows, shortened = _as_texts(prompt, answers, template, limit=limit)
-        return [Tokens(row.ids, [False] * len(row.ids)) for row in rows], shortened
+        return [Tokens.of(row.ids) for row in rows], shortened
 
     def head(self, policy: Policy) -> nn.Module | None:
         """[B, D] -> [B, 1], starting at zero so that the first loss is that of guessing."""
@@ -120,4 +120,4 @@ def _as_texts(
     # One opening token stands before all: the answer's own falls away behind a prompt.
     behind = [tail[1:] if room and tail[:1] == [opens] else tail for tail in tails]
     rows = [[*asked[:room], *tail][:limit] for tail in behind]
-    return [Tokens(ids, [False] * len(ids)) for ids in rows], len(asked) > room or max(map(len, tails)) > limit
+    return [Tokens.of(ids) for ids in rows], len(asked) > room or max(map(len, tails)) > limit

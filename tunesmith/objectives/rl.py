@@ -103,7 +103,7 @@ class Rl(BaseModel):
         assert isinstance(example, Exercise)
         messages, shortened = template.fit(example.prompt, limit)
         ids = template.prompt(messages)
-        return Encoded((Tokens(ids, [False] * len(ids)),), example.where, shortened=shortened, asks=True)
+        return Encoded((Tokens.of(ids),), example.where, shortened=shortened, asks=True)
 
     @field_validator("reward", mode="wrap")
     @classmethod
