@@ -108,7 +108,7 @@ def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
     ):
         if beside:
             if beside[0].metric != first.metric:  # the table above is by a figure that no single row has
-                what = f"{what[:-1]}, by {worth_name(first.metric)} row by row: higher is better."
+                what = f"{what[:-1]}, by {worth_name(first.metric)}: higher is better."
             parts += [f"{what} {ADJUSTED}", _table(PAIR_HEADINGS.split("|"), (_pair_line(pair) for pair in beside))]
     return "\n\n".join(parts)
 
