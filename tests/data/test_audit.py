@@ -666,13 +666,18 @@ def test_long_rows_that_begin_alike_are_no_copies(tmp_path: Path) -> None:
     assert lines(audited(tmp_path, rows), "near_duplicate") == [5, 31]
 
 
-def test_a_system_turn_that_all_rows_share_makes_no_leak() -> None:
-    def asked(number: int) -> Row:
-        said = [("system", words(0, 650)), ("user", words(1000 * number, 12)), ("assistant", f"answer {number}")]
-        return Row(f"t.jsonl:{number}", {"messages": [{"role": role, "content": text} for role, text in said]})
+def test_a_system_turn_that_all_rows_share_makes_no_leak_and_one_of_its_own_tells_rows_apart() -> None:
+    def found(shared: bool) -> tuple[str, ...]:
+        rows = []
+        for number in range(1, 181):
+            own, price = words(1000 * number, 12), "what is the price?"
+            said = ("system", words(0, 650) if shared else own), ("user", own if shared else price), ("assistant", "so")
+            fields = {"messages": [{"role": role, "content": text} for role, text in said]}
+            rows.append(Row(f"t.jsonl:{number}", fields))
+        read = chats(rows, columns={"messages": "messages"})
+        return gate(Split([*read[:120]], [], [*read[120:]], 0, ())).faults
 
-    found = chats([asked(i) for i in range(1, 181)], columns={"messages": "messages"})
-    assert gate(Split([*found[:120]], [], [*found[120:]], 0, ())).faults == ()
+    assert found(shared=True) == found(shared=False) == ()
 
 
 def test_copies_of_a_test_file_without_labels_are_found(tmp_path: Path) -> None:

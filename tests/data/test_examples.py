@@ -249,3 +249,9 @@ def test_a_list_of_labels_that_was_written_as_text_is_a_list():
     )
     assert [example.labels for example in found] == [("toxic", "insult"), ("spam",), (), ("[sic]",)]
     assert all(example.multi for example in found)
+
+
+@pytest.mark.parametrize("value", ["['insult' 'toxic']", "[0 1]"])
+def test_labels_that_numpy_wrote_without_commas_are_a_fault(value: str):
+    with pytest.raises(DataError, match="must be a word, or a list with commas between its labels"):
+        labelled(rows({"text": "t", "label": value}, {"text": "u", "label": "[1]"}), text="text", label="label")

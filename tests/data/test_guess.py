@@ -82,6 +82,13 @@ def test_rows_that_say_more_than_their_columns_are_asked_about(columns: dict[str
     assert guess(rows(24, **columns)) is None
 
 
+def test_a_short_column_beside_options_is_no_answer_key():
+    found = detect(rows(24, question=LONG, options=[["x", "y"]], answer=LONG, lang=["en", "de"]))
+    assert found.columns["answer"] == "answer"
+    apart = detect(rows(24, text=LONG, label=["a", "b"], question=LONG, context=LONG))
+    assert apart.columns == {"text": "text", "label": "label"}
+
+
 def test_a_good_and_a_bad_answer_are_a_pair_and_the_bad_one_is_never_learned():
     guessed = guess(rows(question=LONG, good_answer=LONG, bad_answer=LONG))
     assert guessed is not None

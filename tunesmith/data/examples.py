@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from tunesmith.data.calls import read_tools
-from tunesmith.data.kinds import is_nothing, label_items, listed
+from tunesmith.data.kinds import is_array, is_nothing, label_items, listed
 from tunesmith.data.rows import Row, as_word, file_of, missing_column, refuse
 from tunesmith.data.turns import Message as Message  # a part of an example, known from here
 from tunesmith.data.turns import (
@@ -233,7 +233,10 @@ def _optional(row: Row, column: str) -> str:
 
 
 def _labels(row: Row, column: str) -> tuple[str, ...]:
-    words = [(as_word(item) or "").strip() for item in label_items(row.fields.get(column))]
+    value = row.fields.get(column)
+    if is_array(value):
+        raise fault(row, column, "must be a word, or a list with commas between its labels")
+    words = [(as_word(item) or "").strip() for item in label_items(value)]
     if not all(words):
         raise fault(row, column, "must be a word, a whole number or a list of them (write a fraction as a text)")
     # One label, however its accents are written: macOS writes them apart.

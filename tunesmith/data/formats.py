@@ -17,6 +17,7 @@ from tunesmith.data.kinds import (
     is_open,
     is_text,
     is_thumb,
+    label_items,
     listed,
     may_be_text,
 )
@@ -147,7 +148,7 @@ class _Sample:
 
     def repeats(self, column: str) -> bool:
         """Whether the values, or what lists of them hold, come again: names and sentences are no classes."""
-        found = [str(item) for value in self.values(column) for item in (value if isinstance(value, list) else [value])]
+        found = [str(item) for value in self.values(column) for item in label_items(value)]
         return len(found) < FEW or len(set(found)) <= CLASSES * len(found)
 
     def settles(self, answer: str, label: str) -> bool:
@@ -272,7 +273,7 @@ def _translation(sample: _Sample) -> Format | None:
 def _text_label(sample: _Sample) -> Format | None:
     text = sample.column(TEXTS, is_text)
     label = next((name for name in LABELS if (at := sample.column([name], is_label)) and sample.repeats(at)), None)
-    if text is None or label is None or any(pair <= sample.names.keys() for pair in BOTH_READ):
+    if text is None or label is None or any(text.lower() in pair <= sample.names.keys() for pair in BOTH_READ):
         return None
     return Format("text_label", "classify", {"text": text, "label": sample.names[label]})
 

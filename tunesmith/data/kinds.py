@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -13,6 +14,8 @@ from tunesmith.data.rows import as_word
 from tunesmith.data.turns import ROLES, turns_in
 from tunesmith.errors import DataError
 
+_ITEM = r"""(?:'[^',]*'|"[^",]*"|[-\d.]+)"""
+ARRAY = re.compile(rf"\[\s*{_ITEM}(?:\s+{_ITEM})+\s*\]")
 LONGEST_LABEL = 60  # characters, also of labels that people write
 # What a thumb is called in small letters, and whether it is up.
 UP = ("true", "1", "1.0", "yes", "good", "up", "thumbs up", "thumbs_up", "+1", "positive", "like", "👍")
@@ -82,10 +85,17 @@ def listed(value: object) -> list[Any]:
     return []
 
 
+def is_array(value: object) -> bool:
+    """Whether this is a text in which numpy wrote several items, without commas."""
+    return isinstance(value, str) and ARRAY.fullmatch(value.strip()) is not None
+
+
 def label_items(value: object) -> list[Any]:
     """The labels of a cell: those of a list, also of one that was written as text, or the one that stands there."""
     if isinstance(value, list | tuple):
         return list(value)
+    if is_array(value):
+        return [value]
     found = listed(value)
     return found if found or (isinstance(value, str) and value.strip() == "[]") else [value]
 

@@ -21,6 +21,7 @@ THUMB_WORDS = ("label", "feedback", "thumb", "thumbs", "vote", "rating", "kto", 
 RIVALS = (*ANSWER_WORDS, "completion", "conversation", "chat", "ref")
 WON = {"winner", "preferred", "preference", "score", "labels"}
 CHOICES, LONGEST_CHOICE = {"choices", "options", "endings"}, 2  # a letter or a number
+WHICH = {*ANSWER_WORDS, "label", "target", "gold", "key"}
 BOTH_READ = (
     {"premise", "hypothesis"},
     {"question", "passage"},
@@ -119,7 +120,8 @@ def _letters(columns: Sequence[Column]) -> str:
     """An answer that is one of lettered choices, which says nothing without them."""
     cure = "write them into the question, and the right one's words as the answer"
     choices = next((one.name for one in columns if one.called & CHOICES and (one.listed or one.nested)), "")
-    which = next((one.name for one in columns if one.few and max(map(len, one.distinct)) <= LONGEST_CHOICE), "")
+    keys = [one for one in columns if one.few and one.called & WHICH and not one.called & NOTED]
+    which = next((one.name for one in keys if max(map(len, one.distinct)) <= LONGEST_CHOICE), "")
     if choices and which:
         return f"{which} says which of the choices in {choices} is right; {cure}"
     letters = [column.name for column in columns if column.name.strip().lower() in ("a", "b", "c", "d", "e")]

@@ -124,18 +124,18 @@ class LinearFit:
         return [self.labels[place] for place in logits.argmax(axis=1)]
 
 
-def fit_linear(vectors: ArrayLike, labels: Sequence[str], *, metric: str = "accuracy") -> LinearFit:
+def fit_linear(vectors: ArrayLike, labels: Sequence[str], *, metric: str = "accuracy", tries: bool = True) -> LinearFit:
     """Standardised logistic regression on [N, D] vectors with labels.
 
-    The strength and the class weights are picked as in `tfidf_labeller`.
+    The strength and the class weights are picked as in `tfidf_labeller`, or without tries fixed.
     """
     known = np.asarray(vectors, dtype=np.float64)
     if len(set(labels)) < 2:
         return LinearFit((majority(labels),), np.zeros((1, known.shape[1])), np.zeros(1))
     middle, spread = known.mean(axis=0), known.std(axis=0)
     spread[spread <= LEAST_SPREAD * spread.max()] = 1  # what never changes stays at 0, and its last bits are no feature
-    features, trials, setting = (known - middle) / spread, _trials(labels, metric, seed=0), _Setting(0.01)
-    if trials:
+    features, setting = (known - middle) / spread, _Setting(0.01)
+    if tries and (trials := _trials(labels, metric, seed=0)):
         first = (setting, trials.score(features, setting))
         setting = trials.best(features, first, (0.0001, 0.001, 0.1))
     fitted: Any = _fitted(features, np.array(labels), setting)

@@ -46,8 +46,8 @@ def between(steps: int) -> int:
     return each if steps <= (VALIDATIONS + 1) * each else -(-steps // VALIDATIONS)
 
 
-# A head of the objective's own starts from nothing, so it takes at least this rate whatever weights take, and just
-# this rate beside numbers that are no weights.
+# A head of the objective's own starts from nothing, or from a probe, so it takes at least this rate whatever weights
+# take, and just this rate beside numbers that are no weights.
 HEAD_RATE = 1e-3
 
 

@@ -14,13 +14,13 @@ from tunesmith.model.batch import TOKENS_PER_PASS, collate, cut
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask
 from tunesmith.workflows.answers import chosen_by
-from tunesmith.workflows.prepare import ALONE, Prepared
+from tunesmith.workflows.prepare import ALONE, Listener, Prepared
 
 # A beginning need not have seen all rows.
 MOST_ROWS = 2000
 
 
-def begin_heads(prepared: Prepared, policy: Policy) -> None:
+def begin_heads(prepared: Prepared, policy: Policy, listen: Listener) -> None:
     """Let each head of labels begin as a linear probe of what the network says before any step.
 
     A head of zeros pulls the network out of shape until it has learned what a probe knows (Kumar et al. 2022, arXiv
@@ -32,6 +32,7 @@ def begin_heads(prepared: Prepared, policy: Policy) -> None:
         if not isinstance(objective, Classify) or objective.output == "words":
             continue
         seen = whole.seen(policy, name) if isinstance(whole, Multitask) else policy
+        listen({"event": "stage", "text": "a linear probe, for the head to begin as"})
         states, targets = _states(one, seen)
         weight, bias = (_several if objective.multi else _one)(states, targets, objective)
         assert seen.head is not None
@@ -69,10 +70,10 @@ def _one(states: NDArray[np.float32], targets: NDArray[np.float32], objective: C
 
 
 def _several(states: NDArray[np.float32], targets: NDArray[np.float32], objective: Classify) -> Numbers:
-    """[K, D] and [K] for rows of several labels: each label against its absence."""
+    """[K, D] and [K] for rows of several labels: each label against its absence, by a strength that suits most."""
     weight, bias = np.zeros((len(objective.labels), states.shape[1])), np.zeros(len(objective.labels))
     for place, column in enumerate(targets.T):
-        fit = fit_linear(states, ["yes" if has else "no" for has in column], metric=chosen_by(objective))
+        fit = fit_linear(states, ["yes" if has else "no" for has in column], tries=False)
         if len(fit.labels) == 2:
             weight[place], bias[place] = np.diff(fit.weight, axis=0)[0], np.diff(fit.bias)[0]
         else:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tunesmith.data.examples import Text, question, texts
 from tunesmith.data.files import write_whole
 from tunesmith.data.formats import LABELS, TEXTS, by_word
-from tunesmith.data.kinds import LONGEST_LABEL
+from tunesmith.data.kinds import LONGEST_LABEL, label_items
 from tunesmith.data.rows import Row, as_word, columns_of, file_of, missing_column, read_rows, refuse
 from tunesmith.errors import DataError
 from tunesmith.feedback.store import Entry, Event
@@ -197,8 +197,10 @@ def _label_column(rows: Sequence[Row]) -> str:
 def _given(row: Row, column: str) -> str:
     """The label that a row has already, empty for none."""
     value = row.fields.get(column)
-    if isinstance(value, list | tuple) and len(value) <= 1:
-        value = value[0] if value else None
+    if len(items := label_items(value)) <= 1:
+        value = items[0] if items else None
+    elif isinstance(value, str):
+        value = items
     word = "" if value is None else as_word(value)
     if word is None:
         cure = "name another column for the label, with --label COLUMN"

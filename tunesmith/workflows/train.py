@@ -14,6 +14,7 @@ import torch
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.errors import Refused
 from tunesmith.model.batch import cut
+from tunesmith.model.checkpoint import find_folder
 from tunesmith.model.device import DTYPES, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask, Rl
@@ -66,7 +67,7 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
         plan = replace(plan, eval_steps=0)
     batches = batches_of(prepared)
     journal = Journal(out / "journal.jsonl")
-    if not (out / "checkpoints").exists():
+    if find_folder(out / "checkpoints" / "last") is None:
         _begin(prepared, policy, plan, out, watch)
     probe = read_page(out / PROBE, Probe) if (out / PROBE).exists() else None
     trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
@@ -104,7 +105,7 @@ def _begin(prepared: Prepared, policy: Policy, plan: TrainingPlan, out: Path, wa
     learns = prepared.recipe.schedule.probe and not isinstance(prepared.recipe.objective, Rl)  # drawn answers: no rows
     if learns and (looked := _probe(prepared, policy, plan, watch)):
         write_whole(out / PROBE, json.dumps(asdict(looked)))
-    begin_heads(prepared, policy)
+    begin_heads(prepared, policy, watch.listen)
 
 
 # What a journal line about memory that ran out has, and no other: tokens that run at once from there on.

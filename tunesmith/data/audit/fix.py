@@ -17,6 +17,7 @@ from tunesmith.data.audit.mask import masked
 from tunesmith.data.audit.run import Cures
 from tunesmith.data.audit.stream import chunks, name_of, parsed
 from tunesmith.data.files import check_folder, writing
+from tunesmith.data.kinds import label_items
 from tunesmith.data.rows import as_word
 from tunesmith.errors import DataError
 
@@ -167,6 +168,9 @@ def _arguments(value: Any, change: Callable[[str], str]) -> Any:
 def _spelt(value: object, labels: Mapping[str, str]) -> object:
     if isinstance(value, list):
         return list(dict.fromkeys(_spelt(item, labels) for item in value))
+    if (items := label_items(value)) != [value]:  # a list in a table is a text
+        spelt = _spelt(items, labels)
+        return value if spelt == items else json.dumps(spelt, ensure_ascii=False)
     return labels.get((as_word(value) or "").strip(), value)
 
 

@@ -7,7 +7,7 @@ and splitting have refused or removed them before.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -75,16 +75,23 @@ def _contradicting(train: Sequence[Example]) -> list[str]:
     return [e.where for same in by_text.values() if len({frozenset(e.labels) for e in same}) > 1 for e in same]
 
 
-def _said(example: Example) -> str:
-    """What is asked, without a system turn: that all rows may share, and it may be longer than all else."""
-    return "\x1e".join(part for part in question(example).split("\x1e") if not part.startswith("system\x1f"))
+def _asked(examples: Sequence[Example], shared: Collection[str]) -> list[str]:
+    """What is asked, without the turns that most rows share: a system turn may be longer than all else."""
+    return ["\x1e".join(turn for turn in question(e).split("\x1e") if turn not in shared) for e in examples]
+
+
+def _shared(examples: Sequence[Example]) -> set[str]:
+    """System turns that stand in most rows."""
+    counts = Counter(turn for e in examples for turn in question(e).split("\x1e") if turn.startswith("system\x1f"))
+    return {turn for turn, count in counts.items() if count > len(examples) / 2}
 
 
 def _near_copies(train: Sequence[Example], test: Sequence[Example]) -> tuple[float, str]:
     """The share of the held-out rows that have a near-copy among the training rows, and the finding."""
     if len(test) < ENOUGH_HELD:
         return 0.0, ""
-    split_up = [[words_of(_said(example)[:LONGEST]) for example in part] for part in (train, test)]
+    shared = _shared(train)
+    split_up = [[words_of(text[:LONGEST]) for text in _asked(part, shared)] for part in (train, test)]
     placed = [[slots(words) for words in part] for part in split_up]
     counts = np.zeros(1 << WORD_BITS, np.uint32)
     for one in (*placed[0], *placed[1]):
