@@ -87,3 +87,12 @@ def test_the_verdicts_stand_in_a_sentence_too():
     cells = (cell(), cell(seed=1), cell(technique="prompt", verdict="no effect"))
     text = page(Grid(cells=cells, pairs=(), refused={}, missing=()))
     assert "In words: better: lora (2 seeds); no effect: prompt." in text
+
+
+def test_a_cell_that_was_run_with_some_of_the_seeds_is_not_called_missing():
+    told = page(Grid(cells=(cell(),), pairs=(), refused={}, missing=(), partly=("classify/lora/decoder",)))
+    assert "Not run yet" not in told
+    assert (
+        "## With fewer seeds\n\nTheir tables have a line for each seed that was run.\n\n- classify, decoder: lora"
+        in told
+    )

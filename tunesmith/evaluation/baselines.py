@@ -133,7 +133,9 @@ def fit_linear(vectors: ArrayLike, labels: Sequence[str], *, metric: str = "accu
     if len(set(labels)) < 2:
         return LinearFit((majority(labels),), np.zeros((1, known.shape[1])), np.zeros(1))
     middle, spread = known.mean(axis=0), known.std(axis=0)
-    spread[spread <= LEAST_SPREAD * np.median(spread)] = 1  # what never changes stays at 0, and its last bits are no feature
+    spread[spread <= LEAST_SPREAD * np.median(spread)] = (
+        1  # what never changes stays at 0, and its last bits are no feature
+    )
     features, setting = (known - middle) / spread, _Setting(0.01)
     if tries and (trials := _trials(labels, metric, seed=0)):
         first = (setting, trials.score(features, setting))

@@ -97,6 +97,7 @@ class Grid(_Part):
     pairs: tuple[GridPair, ...]
     refused: dict[str, str]  # objective/technique/family -> why, and the nearest pair that works
     missing: tuple[str, ...]  # objective/technique/family of what was not run yet
+    partly: tuple[str, ...] = ()  # and of what was run, but not with all seeds
     failed: dict[str, str] = {}  # of these the ones that were begun and broke, and why
     options: str = ""  # of the command line that runs more of it
     stale: tuple[str, ...] = ()  # whose folders hold runs of another recipe or of other rows

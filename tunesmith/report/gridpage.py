@@ -65,11 +65,15 @@ def page(grid: Grid) -> str:
             "## Made by another recipe\n\nTheir folders hold runs of another recipe or of other rows: these stand in "
             "no table, and are run anew once they are deleted.\n\n" + "\n".join(_left(grid.stale))
         )
+    if grid.partly:
+        told = "Their tables have a line for each seed that was run."
+        parts.append(f"## With fewer seeds\n\n{told}\n\n" + "\n".join(_left(grid.partly)))
     if grid.missing:
         parts.append("## Not run yet\n\n" + "\n".join(_left(grid.missing)))
-        if grid.failed:
-            parts.append("Begun, and not finished:\n\n" + "\n".join(_reasons(grid.failed)))
-        parts.append(f"`tunesmith grid --only {grid.missing[0]} {grid.options}` runs one of them.")
+    if grid.failed:
+        parts.append("Begun, and not finished:\n\n" + "\n".join(_reasons(grid.failed)))
+    if left := (*grid.missing, *grid.partly):
+        parts.append(f"`tunesmith grid --only {left[0]} {grid.options}` runs one of them.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -96,6 +96,7 @@ def read(setting: Setting) -> Grid:
     refused: dict[str, str] = {}
     failed: dict[str, str] = {}
     missing: list[str] = []
+    partly: list[str] = []
     stale: list[str] = []
     for cell in cells():
         done, others = _finished(cell, setting)
@@ -107,7 +108,7 @@ def read(setting: Setting) -> Grid:
         if not done and (why := refusal(cell, setting) or _said(cell, setting, REFUSED)):
             refused[cell.name] = why
             continue
-        missing.append(cell.name)
+        (partly if done else missing).append(cell.name)
         if why := _said(cell, setting, FAILED):
             failed[cell.name] = why
     found.sort(key=_place)
@@ -117,6 +118,7 @@ def read(setting: Setting) -> Grid:
         pairs=pairs,
         refused=refused,
         missing=tuple(missing),
+        partly=tuple(partly),
         failed=failed,
         options=setting.options,
         stale=tuple(stale),
