@@ -125,7 +125,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[AsyncLLM]]:
 
 def test_where_it_is_not_installed_one_line_says_how_to_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ModelError, match="vLLM is not installed: pip install vllm"):
+    with pytest.raises(ModelError, match=r"vLLM is not installed: pip install 'tunesmith\[vllm\]'"):
         Vllm({"one": tmp_path}, rows=4)
 
 
