@@ -13,6 +13,7 @@ from typing import Any
 
 from tunesmith.cli.signals import Interruption
 from tunesmith.cli.terminal import log, show_table
+from tunesmith.cli.votes import LINES
 from tunesmith.data.examples import Message
 from tunesmith.errors import DataError, TemplateError
 from tunesmith.inference.local import LocalModel
@@ -25,7 +26,7 @@ HELP = (
     "/quit ends, /reset forgets the conversation, /system TEXT sets the system turn and forgets, /base shows what the "
     "base says to the same, /save FILE adds the conversation to a file of rows, /good and /bad judge the last answer"
 )
-SAVED, LINES = "chats.jsonl", (".jsonl", ".ndjson")
+SAVED = "chats.jsonl"
 
 
 def opening(model: LocalModel, text: str) -> Message:

@@ -281,10 +281,8 @@ def _text_label(sample: _Sample) -> Format | None:
 def _text(sample: _Sample) -> Format | None:
     text = sample.column(DOCUMENTS, is_text)
     # Next to a column named like a label or an answer, text alone would be a guess.
-    others = [*LABELS, *ANSWERS, "prompt", "question", "summary"]
-    if text is None or sample.optional(other=others) or has_label(sample.rows):
-        return None
-    return Format("text", "domain", {"text": text})
+    other = sample.optional(other=[*LABELS, *ANSWERS, "prompt", "question", "summary"]) or has_label(sample.rows)
+    return None if text is None or other else Format("text", "domain", {"text": text})
 
 
 DETECTORS: tuple[Callable[[_Sample], Format | None], ...] = (

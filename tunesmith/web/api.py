@@ -150,9 +150,8 @@ class Api:
         run = self._run(wanted.model, wanted.user)
         read = await self._read(run, "states", wanted.texts)
         vectors, tokens = [vector for vector, _ in read], sum(count for _, count in read)
-        if wanted.dimensions not in (None, len(vectors[0])):
-            found = f"{run.name} gives {len(vectors[0])} and was not trained for fewer"
-            raise AskError(f"dimensions: {found}; leave it out")
+        if wanted.dimensions not in (None, wide := len(vectors[0])):
+            raise AskError(f"dimensions: {run.name} gives {wide} and was not trained for fewer; leave it out")
         told = [_vector(vector, wanted.encoding_format) for vector in vectors]
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(told)]
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}

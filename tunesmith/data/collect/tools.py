@@ -19,7 +19,7 @@ def tools_document(value: object) -> Document:
     title = ""
     if isinstance(value, Mapping) and ("openapi" in value or "swagger" in value):
         info = value.get("info")
-        title = one_line(str(info.get("title") or "")) if isinstance(info, Mapping) else ""
+        title = one_line(str(info.get("title") or "")) if isinstance(info, Mapping) else title
         found = list(_operations(value))
     else:
         found = [tool for item in _listed(value) if (tool := _tool(item))]
