@@ -18,7 +18,7 @@ from tunesmith.feedback.items import FIRST, read_items
 from tunesmith.feedback.store import Entry, VoteStore, Who
 from tunesmith.feedback.turns import Overlap
 from tunesmith.model.sampling import Sampling
-from tunesmith.workflows import ahead
+from tunesmith.workflows import ahead, feedback
 from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 from tunesmith.workflows.judging import need_judged
 from tunesmith.workflows.panel import GOLD_EVERY, WHAT, PageChoice, Panel
@@ -434,3 +434,17 @@ def test_an_export_of_nothing_is_refused_and_thumbs_come_from_pairs_too(wish: Fe
     assert export_votes(work.store.path, tmp_path / "out.jsonl", format="thumbs").rows == 4
     with pytest.raises(Refused, match="no vote"):
         export_votes(work.store.path, tmp_path / "none.jsonl", without=["Ana"])
+
+
+def test_prompts_with_tools_say_that_votes_do_not_keep_them(wish: FeedbackRequest, monkeypatch: pytest.MonkeyPatch):
+    """Only a run's own test rows hold tools."""
+    known = feedback._prompts
+    tools = json.dumps([{"type": "function", "function": {"name": "look", "parameters": {}}}])
+
+    def with_tools(*args: Any) -> Any:
+        return {key: (replace(turns[0], tools=tools), *turns[1:]) for key, turns in known(*args).items()}
+
+    told: list[str] = []
+    monkeypatch.setattr(feedback, "_prompts", with_tools)
+    open_panel(wish, told=told.append)
+    assert any("tools may be called here, which votes do not keep" in line for line in told)

@@ -75,6 +75,8 @@ def open_panel(wish: FeedbackRequest, *, told: Callable[[str], None]) -> Panel:
     every = _prompts(wish, found)
     if not wish.prompts:
         told("asked are the run's own test rows: what learns from these votes cannot be scored on them")
+    if any(turns[0].tools for turns in every.values()):
+        told("tools may be called here, which votes do not keep: judge by them, and tune on calls by objective: rl")
     gold = _gold(wish)
     store = VoteStore(wish.kept_in, what=WHAT)
     try:
