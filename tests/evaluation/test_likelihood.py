@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +85,17 @@ def test_rates_are_sums_over_sums():
     assert rate("term_accuracy", both) == pytest.approx(0.5)
     assert row_score("nats_per_token", both[1]) == pytest.approx(-3.0)
     assert row_score("term_accuracy", both[1]) == pytest.approx(0.8)
+
+
+def test_shares_of_which_all_were_told_or_few_documents_could_be_asked_claim_no_certainty():
+    none = [told(10.0, found=0)] * 6
+    low, high = rate_interval("term_accuracy", none, groups=None) or (0, 0)
+    assert (low, high) == pytest.approx((0.0, 0.39), abs=0.01)  # Wilson's of none in six
+    some = [told(10.0, found=4)] * 2 + [told(10.0, found=3)]
+    without = [replace(told(10.0), terms=0)] * 17
+    assert rate_interval("term_accuracy", [*some, *without], groups=None) == rate_interval(
+        "term_accuracy", some, groups=None
+    )
 
 
 def test_a_smaller_loss_is_better_and_keeps_its_sign():

@@ -211,6 +211,12 @@ def test_a_clear_gain_in_macro_f1_is_better():
     assert (found.tuned, found.verdict, found.test) == (1, "better", "paired bootstrap")
 
 
+def test_more_rows_may_change_than_a_number_has_bits():
+    gold, base, tuned = ["a", "b"] * 1000, ["b", "a"] * 1000, ["a", "b"] * 1000
+    found = corpus_compare(macro_f1_pair(gold, base, tuned), [True] * 2000, resamples=50)
+    assert (found.delta, found.verdict) == (1.0, "better")
+
+
 def test_the_same_seed_gives_the_same_numbers():
     base, tuned, groups = clustered(3)
     assert compare_paired(base, tuned, groups=groups, seed=5) == compare_paired(base, tuned, groups=groups, seed=5)

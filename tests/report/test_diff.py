@@ -1,10 +1,15 @@
 import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.report.conftest import ROWS, SHA, MakeRun, report_of
+from tests.report.conftest import ROWS, SHA, MakeRun, report_of, task_of
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.resampling import groups_of
+from tunesmith.objectives import Rl
+from tunesmith.recipe import Data, Recipe, save_recipe
 from tunesmith.report.diff import diff_runs, lines, over_base
 from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import DataPart
@@ -112,6 +117,56 @@ def test_a_score_that_one_run_alone_states_is_left_and_the_answers_are_compared(
     path.write_text("".join(json.dumps(line) + "\n" for line in told))
     found = diff_runs(first, second)
     assert (found.metric, found.delta) == ("accuracy", pytest.approx(-0.1))
+
+
+def stating(run: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """The run with these parts in its rows."""
+    path = run / "predictions.jsonl"
+    told = [json.loads(line) | dict(row) for line, row in zip(path.read_text().splitlines(), rows, strict=True)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in told))
+    return run
+
+
+def test_thumbs_are_compared_by_how_often_a_good_answer_is_ahead_of_a_bad_one(make_run: MakeRun):
+    """b finds every answer less likely; by the mean of scores with the sign turned for bad ones it would be ahead."""
+    good = [n % 5 == 0 for n in range(len(ROWS))]
+    sides = {"a": [-1.0 if one else -2.0 for one in good], "b": [-9.0 if one else -5.0 for one in good]}
+    task = task_of("thumbs_auc", 0.5, 0.5)
+    runs = [
+        stating(
+            make_run(name, task=task, tasks=[task]),
+            [
+                {"gold": "good" if one else "bad", "score_base": 0.0, "score_tuned": value if one else -value}
+                for one, value in zip(good, values, strict=True)
+            ],
+        )
+        for name, values in sides.items()
+    ]
+    found = diff_runs(*runs)
+    assert (found.metric, found.score_a, found.score_b) == ("thumbs_auc", 1.0, 0.0)
+
+
+def test_scores_that_are_measured_otherwise_are_refused(make_run: MakeRun):
+    def with_tokens(name: str, tokens: int, metric: str = "perplexity") -> Path:
+        task = task_of(metric, 9.0, 8.0)
+        row = {"score_base": -2.0, "score_tuned": -1.5, "counts": {"tuned": {"tokens": tokens}}}
+        return stating(make_run(name, task=task, tasks=[task]), [row] * len(ROWS))
+
+    a = with_tokens("a", 10)
+    assert diff_runs(a, with_tokens("same", 10)).delta == 0
+    with pytest.raises(CheckpointError, match="finer: texts are cut into other tokens than of .*a, so the two do not"):
+        diff_runs(a, with_tokens("finer", 15))
+    with pytest.raises(CheckpointError, match=r"rows state another score \(masked loss, not perplexity\)"):
+        diff_runs(a, with_tokens("masked", 10, "masked_loss"))
+
+
+def test_rewards_that_are_weighed_otherwise_are_refused(make_run: MakeRun):
+    runs = [stating(make_run(name), [{"score_base": 0.1, "score_tuned": 0.2}] * len(ROWS)) for name in "ab"]
+    for run, weight in zip(runs, (1.0, 2.0), strict=True):
+        objective = Rl(prompt="q", answer="a", reward={"rules.py:score": weight})
+        save_recipe(Recipe(data=Data(train="r.jsonl"), objective=objective), run / "recipe.yaml")
+    with pytest.raises(CheckpointError, match="answers earn another reward than of"):
+        diff_runs(*runs)
 
 
 def test_the_lines_are_for_people_and_cannot_drive_the_terminal(make_run: MakeRun):

@@ -112,6 +112,8 @@ def test_what_no_curve_can_tell_is_refused(tmp_path: Path):
         ask(made(tmp_path, 60), tmp_path / "few")
     with pytest.raises(RecipeError, match=r"--rows: 9,999 is more than 4 times the \d+ training rows there are"):
         ask(made(tmp_path), tmp_path / "far", CurveQuestion(rows=(9_999,)))
+    with pytest.raises(RecipeError, match=r"--rows: 5 is fewer than the \d+ that are measured first; ask for more"):
+        ask(made(tmp_path), tmp_path / "near", CurveQuestion(rows=(5,)))
     with pytest.raises(RecipeError, match="need: 2 tasks have no one curve; nearest that works: a recipe of count"):
         ask(mixed(tmp_path, tasks=("mood", "count")), tmp_path / "mixed")
     assert not (tmp_path / "few").exists()

@@ -18,7 +18,7 @@ from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.data.terms import word_places
 from tunesmith.data.windows import Window, windows
 from tunesmith.errors import DataError
-from tunesmith.evaluation.resampling import FEWEST, Clusters, difference_bounds, percentiles, sign_flip
+from tunesmith.evaluation.resampling import FEWEST, Clusters, difference_bounds, percentiles, sign_flip, wilson
 from tunesmith.evaluation.significance import PairedComparison, judged, lower_is_better
 from tunesmith.model.batch import TOKENS_PER_PASS, collate, cut
 from tunesmith.model.head import judge
@@ -186,10 +186,15 @@ def row_score(metric: str, told: Told) -> float:
 
 def rate_interval(metric: str, told: Sequence[Told], *, groups: Sequence[str] | None) -> tuple[float, float] | None:
     """The 95 % interval of a rate alone, by a bootstrap over documents or groups; None where there is but one."""
+    asked = [i for i, one in enumerate(told) if RATES[metric].under(one)]  # a draw of the others alone has no rate
+    told, groups = [told[i] for i in asked], None if groups is None else [groups[i] for i in asked]
     clusters = Clusters.of(len(told), groups)
     if clusters.count < 2:
         return None
-    low, high = percentiles(_drawn(metric, [told], clusters)[:, 0], clusters.count)
+    drawn = _drawn(metric, [told], clusters)[:, 0]
+    if not lower_is_better(metric) and not np.ptp(drawn):  # a share of which what was drawn would claim certainty
+        return wilson(rate(metric, told), clusters.count)
+    low, high = percentiles(drawn, clusters.count)
     return max(1.0 if RATES[metric].power else 0.0, low), high if lower_is_better(metric) else min(1.0, high)
 
 

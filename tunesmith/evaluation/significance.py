@@ -155,7 +155,7 @@ def corpus_compare(
         tuned=tuned,
         delta=tuned - base,
         ci95=difference_bounds(drawn, clusters.count, scale, most=scale),
-        p_value=1.0 if changed < 2 else max(bootstrap_p(drawn, clusters.count), 2.0 / 2**changed),
+        p_value=1.0 if changed < 2 else max(bootstrap_p(drawn, clusters.count), 2.0 ** (1 - changed)),
         n=n,
         clusters=clusters.count,
         test="paired bootstrap" + " by group" * clusters.grouped,

@@ -7,12 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.errors import CheckpointError
+from tunesmith.evaluation.judged import auc_pair
 from tunesmith.evaluation.resampling import groups_of
-from tunesmith.evaluation.significance import PairedComparison, compare_macro_f1, compare_paired
+from tunesmith.evaluation.significance import PairedComparison, compare_macro_f1, compare_paired, corpus_compare
 from tunesmith.evaluation.tasks import Difference
 from tunesmith.report.figures import bounds, clean, figure, metric_name, p_value, signed
 from tunesmith.report.predictions import FILE, STATED, Prediction, read_predictions, row_scores, rows_of_task
@@ -20,8 +22,9 @@ from tunesmith.report.schema import Report, read_report
 
 SHOWN = 5
 LONGEST = 90
-# The name of a score that the run stated row by row and whose mean is not its own metric: a document's, or any other's.
-ROW_SCORES = {"perplexity": "log_probability"}
+# The name of a score that the run stated row by row and whose mean is not its own metric: a document's, thumbs', whose
+# metric is of them all, or any other's.
+ROW_SCORES = {"perplexity": "log_probability", "thumbs_auc": "thumbs_auc"}
 ROW_SCORE = "row_score"
 VERDICTS = {"better": "b is better", "worse": "b is worse", "no effect": "no difference"}
 # Settings that say where a run was made rather than what it is.
@@ -91,6 +94,8 @@ def paired(a: Path, b: Path, task: str = "") -> tuple[list[Prediction], tuple[An
     else:
         _refuse_other_rows(a, b, *reports)
     first, second = _matched(a, b, task)
+    if why := _measured_otherwise(a, b, (first, second), [_metric(report, task) for report in reports]):
+        raise CheckpointError(f"{b}: {why} than of {a}, so the two do not compare; tune both with one objective")
     rows = [_side_by_side(one, two) for one, two in zip(first, second, strict=True)]
     return _scored(rows, _metric(reports[0], task), a)
 
@@ -136,6 +141,21 @@ def _refuse_other_rows(a: Path, b: Path, one: Report, two: Report) -> None:
         finding = f"sha256 {two_hash[:8] or 'unknown'}, not {one_hash[:8] or 'unknown'}"
         cure = "tune both on the same data, group and seed"
         raise CheckpointError(f"{b}: scored on other test rows than {a} ({finding}); {cure}")
+
+
+def _measured_otherwise(a: Path, b: Path, sides: Sequence[Sequence[Prediction]], metrics: Sequence[str]) -> str:
+    """In what the scores that both runs state row by row are others; nothing where they are told by the answers."""
+    if any(row.score_tuned is None for side in sides for row in side):
+        return ""
+    if metrics[0] != metrics[1]:
+        return f"rows state another score ({metric_name(metrics[1])}, not {metric_name(metrics[0])})"
+    if [row.tokens for row in sides[0]] != [row.tokens for row in sides[1]]:
+        return "texts are cut into other tokens"
+    one, two = (_flat(_recipe(run)) for run in (a, b))
+    reward = "objective.reward."
+    if any(one.get(key) != two.get(key) for key in {**one, **two} if key.startswith(reward)):
+        return "answers earn another reward"
+    return ""
 
 
 def _parts(report: Report) -> dict[str, str]:
@@ -198,6 +218,10 @@ def compared(rows: Sequence[Prediction], scores: tuple[Any, Any], metric: str) -
     if metric == "macro_f1":
         sides = ([row.gold for row in rows], [row.base for row in rows], [row.tuned for row in rows])
         return compare_macro_f1(*sides, groups=groups)
+    if metric == "thumbs_auc":
+        good = [row.gold == "good" for row in rows]
+        a, b = (np.where(good, side, -side) for side in scores)  # a bad answer's is stated with its sign turned
+        return corpus_compare(auc_pair(a, b, good), list(a != b), groups=groups)
     return compare_paired(*scores, groups=groups)
 
 

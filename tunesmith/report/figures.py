@@ -28,6 +28,8 @@ def metric_name(metric: str) -> str:
 
 def worth_name(metric: str) -> str:
     """What a row's answers are scored by where a run states it row by row."""
+    if metric == "thumbs_auc":
+        return "log-probability a token (of a bad answer with its sign turned)"
     return "log-probability a token" if metric in ("perplexity", "masked_loss") else metric_name(metric)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.data.files import read_page
 from tunesmith.report.figures import count, duration, size
 
 PREDICTION = "prediction.json"
@@ -80,7 +81,7 @@ def schema() -> str:
 def read_prediction(run: Path) -> CostPrediction | None:
     """What a run was expected to take; None for one that nobody planned."""
     kept = run / PREDICTION
-    return CostPrediction.model_validate_json(kept.read_text(encoding="utf-8")) if kept.exists() else None
+    return read_page(kept, CostPrediction) if kept.exists() else None
 
 
 def told(found: CostPrediction) -> str:

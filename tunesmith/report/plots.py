@@ -19,6 +19,7 @@ WIDTH, HEIGHT = 4.6, 2.9
 # More points than the picture has pixels only make the page heavy.
 MOST_POINTS = 400
 LONGEST_NAME = 24  # letters
+ONE_TENFOLD = 10  # costs farther apart have room for the names of tenfolds alone
 
 # Stand-ins: matplotlib wants colours, the page knows them only when it is read.
 _INK, _FAINT, _TUNED, _BASE = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
@@ -165,6 +166,8 @@ def worth_plot(arms: Sequence[tuple[str, float, float]], *, metric: str, chosen:
     """Each arm's score against its seconds, on a scale of tenfolds; empty without arms."""
     if not arms:
         return ""
+    from matplotlib.ticker import NullFormatter
+
     said = "Score against cost: " + ", ".join(f"{name} {score:.3g} at {cost:.3g} s" for name, cost, score in arms)
     with _sheet("worth", said, xlabel="seconds to build and for 1,000 answers", ylabel=metric_name(metric)) as sheet:
         for name, cost, score in arms:
@@ -179,10 +182,16 @@ def worth_plot(arms: Sequence[tuple[str, float, float]], *, metric: str, chosen:
                 color=_INK,
             )
         sheet.axes.set_xscale("log")
-        for axis in (sheet.axes.xaxis.set_major_formatter, sheet.axes.xaxis.set_minor_formatter):
-            axis(lambda x, _: f"{x:,.0f}")
+        sheet.axes.xaxis.set_major_formatter(_seconds)
+        spread = max(cost for _, cost, _ in arms) / max(1e-3, min(cost for _, cost, _ in arms))
+        sheet.axes.xaxis.set_minor_formatter(_seconds if spread < ONE_TENFOLD else NullFormatter())
         sheet.axes.margins(0.15)
     return sheet.svg
+
+
+def _seconds(cost: float, _: int) -> str:
+    """A cost at its place on the scale."""
+    return f"{cost:,.0f}" if cost >= 1 else f"{cost:g}"
 
 
 def _short(name: str) -> str:

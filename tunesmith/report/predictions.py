@@ -42,6 +42,12 @@ class Prediction(BaseModel):
     probabilities: dict[str, float] = {}
     score_base: float | None = None
     score_tuned: float | None = None
+    counts: dict[str, dict[str, float]] = {}  # of a document: what its score was made of, for base and tuned
+
+    @property
+    def tokens(self) -> float | None:
+        """How many tokens of a document were scored; None of anything else."""
+        return self.counts["tuned"]["tokens"] if self.counts else None
 
     @property
     def confidence(self) -> float | None:

@@ -140,7 +140,7 @@ def _exactly(split: Split) -> list[tuple[str, str]]:
 
 
 def _loaded(recipe: Recipe, *, offline: bool) -> Loaded:
-    """The rows, without what an audit takes from those that are learned."""
+    """The rows; where an arm learns from them, with what an audit notes or refuses."""
     found = read_data(recipe, offline=offline)
     return audited(recipe, found) if tunes(recipe.arms) else found
 

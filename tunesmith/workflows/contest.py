@@ -181,6 +181,7 @@ class Contest:
         data = self.source.data.model_copy(update={"rows": rows})
         self.source = self.source.model_copy(update={"data": data})
         self.split = read_data(self.source, offline=self.offline).split
+        self.notes += [note for note in self.split.notes if note not in self.notes]  # such as labels that went with it
 
     def forget_base(self) -> None:
         """Let go of the untuned model: a tuned one brings its own."""

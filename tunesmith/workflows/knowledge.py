@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pydantic import TypeAdapter
 
 from tunesmith.data.examples import Example
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import read_page, write_whole
 from tunesmith.decision.chunks import cut
 from tunesmith.decision.facts import Fact, change
 from tunesmith.decision.index import Index, open_index
@@ -31,7 +31,7 @@ def knowledge(contest: Contest, arms: Sequence[ArmAnswers]) -> dict[str, Update]
     """
     file = contest.folder / "knowledge.json"
     if file.exists():
-        known = _Kept.validate_json(file.read_text(encoding="utf-8"))
+        known = read_page(file, dict[str, Update])
         if set(known) >= {arm.name for arm in arms}:
             return known
     retrieval, test = contest.retrieval(), contest.test

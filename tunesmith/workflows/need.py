@@ -152,20 +152,19 @@ def _check(question: CurveQuestion, prepared: Prepared, available: int) -> None:
         raise Refused(
             f"{prepared.recipe.data.train}: {available} training rows show no curve; collect {4 * FEWEST_ROWS} first"
         )
-    metric = prepared.recipe.objective.metric
+    metric, target = prepared.recipe.objective.metric, question.target
     sign, best = _best(metric)
-    if question.target is not None and not math.isfinite(question.target):
-        raise RecipeError(f"--target: {question.target} is no score; give a number")
-    if question.target is not None and sign * question.target > best:
-        raise RecipeError(
-            f"--target: the best {metric} there is is {sign * best:g}, not {question.target:g}; ask for that"
-        )
+    if target is not None and not math.isfinite(target):
+        raise RecipeError(f"--target: {target} is no score; give a number")
+    if target is not None and sign * target > best:
+        raise RecipeError(f"--target: the best {metric} there is is {sign * best:g}, not {target:g}; ask for that")
+    fewest, most = sizes_of(available)[0], FARTHEST * available
     for rows in question.rows:
-        if rows > FARTHEST * available:
-            raise RecipeError(
-                f"--rows: {rows:,} is more than {FARTHEST:g} times the {available:,} training rows there are, "
-                "where any curve is right; ask for fewer"
-            )
+        if rows < fewest:
+            raise RecipeError(f"--rows: {rows:,} is fewer than the {fewest:,} that are measured first; ask for more")
+        if rows > most:
+            there = f"{FARTHEST:g} times the {available:,} training rows there are, where any curve is right"
+            raise RecipeError(f"--rows: {rows:,} is more than {there}; ask for fewer")
 
 
 def _sizes(ladder: Ladder, minutes: float | None) -> tuple[list[int], list[str]]:

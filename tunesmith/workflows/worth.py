@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.data.examples import Chat, Example, Labelled, Pair, Thumb
-from tunesmith.data.files import write_whole
+from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.terms import general_text
 from tunesmith.data.windows import frame
 from tunesmith.evaluation import calibration, style
@@ -137,7 +137,7 @@ def general_before(prepared: Prepared, policy: Policy) -> GeneralAbility | None:
     bits = prepared.recipe.technique.load_options().quantize or "whole"  # the fingerprint is the same in 4 bits
     kept = cache_dir() / "general" / f"{prepared.base.fingerprint}-{prepared.template.hash}-{bits}-{asked}.json"
     if kept.exists():
-        return GeneralAbility(**json.loads(kept.read_text(encoding="utf-8")))
+        return read_page(kept, GeneralAbility)
     found = measure(policy, prepared.template, window=window)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_whole(kept, json.dumps(asdict(found)))

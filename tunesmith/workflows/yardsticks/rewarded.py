@@ -105,7 +105,7 @@ class Rewarded:
     def arms(
         self, task: TaskScore, sides: tuple[Tried, Tried], controls: Mapping[str, Tried]
     ) -> tuple[list[Arm], list[Arm]]:
-        """The base, and the rows' own answers where there are any: what the reward makes of people's work."""
+        """The base and the controls, each against the tuned model by what their answers earn."""
         base, tuned = sides
         ways = {BASE: base.rewards, **{name: said.rewards for name, said in controls.items()}}
         clusters = groups_of(self._exercises)
