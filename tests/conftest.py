@@ -33,9 +33,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("whole")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_core() -> Iterator[None]:
+    """Models that are opened take one thread: more are slower here, and sum in another order."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tunesmith.model.device.cores", lambda: 1)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """One thread again, whatever a test's own measuring chose: more are slower here, and sum in another order."""
+    """One thread again, whatever a test's own machine was."""
     yield
     torch.set_num_threads(1)
 

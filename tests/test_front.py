@@ -36,6 +36,7 @@ def test_the_version_is_that_of_the_installed_package():
 def test_rows_are_tuned_on_loaded_and_asked(reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     only_a_glance(monkeypatch)
     heard: list[str] = []
+    notes: list[str] = []
     settings = {"machine": {"threads": 1, "dtype": "float32"}, "schedule": {"probe": False}, "lr": 0.01}
     bert = tiny_encoder(tmp_path / "bert")
     run = ts.tune(
@@ -45,12 +46,13 @@ def test_rows_are_tuned_on_loaded_and_asked(reviews: Path, tmp_path: Path, monke
         objective="classify",
         out=tmp_path / "run",
         offline=True,
-        listen=lambda event: heard.append(event["event"]),
+        listen=lambda event: (heard.append(event["event"]), notes.append(event.get("text", ""))),
         **settings,
     )
     assert run.folder == tmp_path / "run"
     assert run.report.task.n == 12
     assert set(heard) >= {"stage", "machine", "data", "step"}
+    assert "lr -> schedule.learning_rate: 0.01" in notes
     found = ts.load(run.folder, offline=True).classify(["phone 3 is bad"])
     assert found[0].label in ("yes", "no")
     again = ts.tune(reviews, model=str(bert), technique="full", objective="classify", out=run.folder, **settings)

@@ -13,6 +13,7 @@ from tunesmith.errors import (
     ModelError,
     RecipeError,
     Refused,
+    RewardError,
     TemplateError,
     TunesmithError,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "ModelError",
     "RecipeError",
     "Refused",
+    "RewardError",
     "TemplateError",
     "TunesmithError",
     "__version__",
@@ -62,6 +64,8 @@ def tune(
     offline, listen = bool(settings.pop("offline", False)), settings.pop("listen", _unheard)
     changes = as_changes({"model": model, "technique": technique, **settings})
     asked = request(data_or_recipe, changes=changes, offline=offline)
+    for text in asked.notes:
+        listen({"event": "note", "text": text})
     return tune_recipe(asked.recipe, out=None if out is None else Path(out), listen=listen, offline=offline)
 
 
@@ -69,7 +73,7 @@ def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> Loc
     """The tuned model of a run, ready to `classify`, `generate` or `reply`. Raises TunesmithError."""
     from tunesmith.inference.folder import load as load_model
 
-    return load_model(run, device=device, offline=offline)
+    return load_model(run, device=device, threads=None, offline=offline)
 
 
 def _unheard(event: dict[str, Any]) -> None:

@@ -106,7 +106,7 @@ def translate_change(change: str) -> tuple[str, list[str]]:
     """The same `key=value` in Tunesmith's words, and a note where its name or value was changed."""
     name, sign, value = change.partition("=")
     key = ALIASES.get(name, name)
-    ours = VALUES.get(key, {}).get(value, value)
+    ours = VALUES.get(key, {}).get(value.strip("\"'"), value)
     return f"{key}{sign}{ours}", [f"{name} -> {key}: {ours}"] if (key, ours) != (name, value) else []
 
 

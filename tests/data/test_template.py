@@ -150,6 +150,17 @@ def test_a_document_carries_the_tokenizers_own_frame_and_is_learned():
     assert template("bert").document("hi " * 50, limit=8).ids[-1] == 3
 
 
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+def test_a_document_is_cut_as_the_tokenizer_cuts_and_leaves_no_state_in_it(kind: str):
+    """Another thread may be at the tokenizer, and would cut its texts off or not."""
+    made = template(kind)
+    for text in ("hi", "This battery is bad. " * 30):
+        wanted = made.tokenizer(text, truncation=True, max_length=9, verbose=False)["input_ids"]
+        made.tokenizer.backend_tokenizer.no_truncation()
+        assert made.document(text, limit=9).ids == wanted
+        assert made.tokenizer.backend_tokenizer.truncation is None
+
+
 # ------------------------------------------------------------------ one answer
 
 

@@ -24,7 +24,6 @@ from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.row import Piece
 from tunesmith.inference.shelf import Shelf, UnknownModel
-from tunesmith.model.device import ChosenMachine
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Reward
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
@@ -39,12 +38,6 @@ TECHNIQUES = {
     "p-tuning": PTuning(tokens=5),
 }
 GREEDY = Sampling(max_new_tokens=10)
-
-
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = ChosenMachine("cpu", "float32", 1, {}, "known")
-    monkeypatch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
 
 
 @pytest.fixture(scope="module")
@@ -504,10 +497,10 @@ def test_an_answer_that_nobody_waits_for_makes_room(one: Path, over):
     assert engine.queued == 0
 
 
-@pytest.mark.parametrize("longest", [0, -1, 4097, 10**9])
+@pytest.mark.parametrize("longest", [4097, 10**9])
 def test_more_tokens_than_the_server_gives_are_refused(longest: int, one: Path, over):
     engine = over({"one": [one]})
-    with pytest.raises(AskError, match=f"max_tokens: {longest} is not between 1 and 4096"):
+    with pytest.raises(AskError, match=f"max_tokens: {longest} are more than the 4096 that are served"):
         Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=longest)))
 
 

@@ -19,7 +19,6 @@ from tunesmith.errors import CheckpointError, TemplateError
 from tunesmith.inference.folder import ABOUT, About, find_model, load, read_about, save_model
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import MANIFEST, write_folder
-from tunesmith.model.device import ChosenMachine
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques import Full, Lora
 
@@ -29,12 +28,6 @@ OBJECTIVES = {
     "linear": Classify(output="linear"),
     "instruct": Instruct(max_new_tokens=5),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = ChosenMachine("cpu", "float32", 1, {}, "known")
-    monkeypatch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
 
 
 def tuned(out: Path, kind: str, technique: Full | Lora, name: str = "instruct") -> LocalModel:
@@ -187,15 +180,27 @@ def test_a_page_of_another_version_is_refused(changes: dict, finding: str, tmp_p
 def test_a_page_that_is_no_json_is_refused(tmp_path: Path):
     tuned(tmp_path, "llama", LORA)
     (tmp_path / "model" / ABOUT).write_text("{")
-    with pytest.raises(CheckpointError, match=rf"{ABOUT}: Invalid JSON.*; written by another version"):
+    with pytest.raises(CheckpointError, match=rf"{ABOUT}: not JSON .*; written by another version"):
         load(tmp_path)
 
 
 def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path: Path):
     tuned(tmp_path, "llama", LORA)
-    (tmp_path / "model" / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="its tokenizer cannot be read"):
+    for damage in ("{", "{}", "[]"):
+        (tmp_path / "model" / "tokenizer.json").write_text(damage)
+        with pytest.raises(CheckpointError, match="transformers cannot read it .*; or restore the folder"):
+            load(tmp_path)
+    (tmp_path / "model" / ABOUT).write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=f"{ABOUT}: not JSON"):
         load(tmp_path)
+
+
+def test_a_loaded_model_knows_from_where_on_it_is_sure_enough(tmp_path: Path):
+    made = tuned(tmp_path, "bert", LORA, "linear")
+    page = json.loads((tmp_path / "model" / ABOUT).read_text())
+    assert load(tmp_path).threshold is None
+    (tmp_path / "model" / ABOUT).write_text(json.dumps(page | {"threshold": 0.7}))
+    assert (load(tmp_path).threshold, made.threshold) == (0.7, None)
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -118,9 +120,53 @@ def test_with_several_labels_a_text_has_those_of_at_least_one_half():
 
 
 def test_asking_for_labels_leaves_no_gradient_behind():
+    assert not model("bert", LINEAR).label_logits(TEXTS).requires_grad
+
+
+def test_a_layer_of_ones_own_learns_on_states():
+    states = model("bert", LINEAR).embed(TEXTS)
+    layer = torch.nn.Linear(states.shape[1], 1)
+    layer(states).sum().backward()
+    assert layer.weight.grad is not None
+
+
+def test_texts_are_any_list_of_texts_and_a_text_alone_is_none():
     made = model("bert", LINEAR)
-    assert not made.label_logits(TEXTS).requires_grad
-    assert made.label_logits(TEXTS).is_inference()
+    wanted = made.classify(list(TEXTS))
+    assert made.classify(np.array(TEXTS)) == wanted == made.classify(text for text in TEXTS)
+    assert (made.classify(iter(())), len(made.embed(np.array([], dtype=str)))) == ([], 0)
+    with pytest.raises(RecipeError, match="classify: 'bad phone' is one text and no list of them"):
+        made.classify("bad phone")
+    with pytest.raises(RecipeError, match="embed: text 2 is nan and no text; leave it out"):
+        made.embed(["hi", math.nan])
+    with pytest.raises(RecipeError, match="generate: 'hi' is one text"):
+        model("llama", Instruct()).generate("hi")
+
+
+def test_what_asks_nothing_is_refused():
+    writer = model("llama", Instruct())
+    for nothing in ([], "hi", [{"role": "user", "content": "hi"}]):
+        with pytest.raises(RecipeError, match="reply: .* is no list of turns; give "):
+            writer.reply(nothing)
+    with pytest.raises(RecipeError, match="scores: of no answers"):
+        writer.scores([Message("user", "hi")], [])
+    with pytest.raises(RecipeError, match="complete: text 2 is empty; leave it out"):
+        model("llama", Domain()).complete(["hi", ""])
+
+
+@pytest.mark.parametrize(
+    ("setting", "finding"),
+    [
+        ({"temperature": -1}, "temperature: -1 is no number from 0 on"),
+        ({"temperature": math.nan}, "temperature: nan is no number"),
+        ({"top_p": 0}, "top_p: 0 is no share"),
+        ({"max_new_tokens": 0}, "max_new_tokens: 0 leaves no room"),
+        ({"stop": "END"}, r"stop: 'END' is one text; write \(text,\)"),
+    ],
+)
+def test_settings_that_nothing_can_be_drawn_with_are_refused(setting: dict[str, Any], finding: str):
+    with pytest.raises(RecipeError, match=finding):
+        Sampling(**setting)
 
 
 def test_a_writer_has_no_labels_and_an_encoder_writes_no_text():

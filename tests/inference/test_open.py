@@ -19,7 +19,6 @@ from tunesmith.errors import CheckpointError, ModelError, RecipeError
 from tunesmith.inference.folder import About, save_model
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.open import identify, open_model
-from tunesmith.model.device import ChosenMachine
 from tunesmith.model.load import load_base
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques import Lora
@@ -30,14 +29,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:Futu
 MOOD = Classify(labels=("bad", "good"), instruction="How does it sound?")
 TEXTS = ["This battery is bad.", "I like the phone."]
 LORA = {"r": 4, "target_modules": "all-linear", "init_lora_weights": False, "task_type": "CAUSAL_LM"}
-
-
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine is known, so that no test spends a second on measuring it."""
-    known = ChosenMachine("cpu", "float32", 1, {}, "known")
-    for room in ("open", "folder"):
-        monkeypatch.setattr(f"tunesmith.inference.{room}.choose_machine", lambda **_: known)
 
 
 def foreign(folder: Path, base: Path, config: Any, *, resize: int = 0) -> Any:

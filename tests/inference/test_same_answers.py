@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from tunesmith.data.template import Template
 from tunesmith.inference.folder import load
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.plain import Plain
-from tunesmith.model.device import ChosenMachine
 from tunesmith.objectives import Instruct
 from tunesmith.techniques import Lora
 
@@ -44,14 +43,6 @@ class World:
     exports: Path
     ids: list[list[int]]
     answers: list[str]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_measuring() -> Iterator[None]:
-    known = ChosenMachine("cpu", "float32", 1, {}, "known")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from tunesmith.errors import ModelError
 from tunesmith.inference.answering import Limits
 from tunesmith.inference.folder import ABOUT, find_model, load, read_about
 from tunesmith.inference.vllm import Vllm, refuse
-from tunesmith.model.device import ChosenMachine
 from tunesmith.model.quiet import quiet
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
@@ -88,12 +87,6 @@ class AsyncLLM:
 
 
 made: list[AsyncLLM] = []
-
-
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = ChosenMachine("cpu", "float32", 1, {}, "known")
-    monkeypatch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
 
 
 @pytest.fixture

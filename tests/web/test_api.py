@@ -23,7 +23,6 @@ from tunesmith.feedback.votes import VOTE
 from tunesmith.inference.answering import Limits
 from tunesmith.inference.ask import Ask
 from tunesmith.inference.folder import load
-from tunesmith.model.device import ChosenMachine
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Classify, Multitask
 from tunesmith.objectives.multitask import TaskRows, TaskSection
@@ -51,24 +50,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(runs: Path) -> Iterator[Served]:
-    with pytest.MonkeyPatch.context() as patch:
-        known = ChosenMachine("cpu", "float32", 1, {}, "known")
-        patch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
-        sources = {name: [runs / name] for name in ("one", "two", "mood", "head")}
-        with served(sources, splits={"both": {"one": 1.0, "two": 1.0}}) as found:
-            yield found
-            assert found.bugs == []
+    sources = {name: [runs / name] for name in ("one", "two", "mood", "head")}
+    with served(sources, splits={"both": {"one": 1.0, "two": 1.0}}) as found:
+        yield found
+        assert found.bugs == []
 
 
 @pytest.fixture
 def client(server: Served) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=30)
-
-
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = ChosenMachine("cpu", "float32", 1, {}, "known")
-    monkeypatch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
 
 
 def chat(client: openai.OpenAI, question: str, model: str = "one", **more: Any) -> Any:

@@ -25,21 +25,12 @@ from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.inference.answering import Limits
 from tunesmith.inference.files import Files, _lines, find_file
 from tunesmith.inference.folder import load
-from tunesmith.model.device import ChosenMachine
 from tunesmith.model.sampling import Sampling
 from tunesmith.techniques import Lora
 
 QUESTIONS = ("hi", "What is the capital of France?", "Is this review positive or negative? I like the phone.")
 CUT = "\ufffd"  # of a character that the longest answer cuts in two, llama.cpp streams nothing
 LONG = "Tell me of the fox. " * 200  # more than the run reads
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_measuring() -> Iterator[None]:
-    known = ChosenMachine("cpu", "float32", 1, {}, "known")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +133,7 @@ def test_answers_hold_to_a_schema(client: openai.OpenAI):
         ("/admin/rollback", {"model": "one"}, 400, "stays loaded"),
         ("/admin/load", {"model": "/etc"}, 404, "is not served here; there are one"),
         ("/v1/completions", {"model": "some-adapter", "prompt": "x"}, 404, "is not served here; there are one"),
-        ("/v1/completions", {"model": "one", "prompt": "x", "max_tokens": 10**9}, 400, "between 1 and 4096"),
+        ("/v1/completions", {"model": "one", "prompt": "x", "max_tokens": 10**9}, 400, "more than the 4096"),
     ],
 )
 def test_what_llama_cpp_cannot_do_here_is_told(server: Served, path: str, body: dict[str, Any], status: int, said: str):

@@ -20,7 +20,6 @@ import pytest
 from tests.served import LABELS, Served, save_run, served
 from tests.web.conftest import await_here
 from tunesmith.inference.engine import Limits
-from tunesmith.model.device import ChosenMachine
 from tunesmith.techniques import Lora
 
 COUNT = 200
@@ -96,12 +95,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("hostile")
     save_run(folder / "one", Lora(rank=4))
     save_run(folder / "mood", Lora(rank=4), LABELS)
-    with pytest.MonkeyPatch.context() as patch:
-        known = ChosenMachine("cpu", "float32", 1, {}, "known")
-        patch.setattr("tunesmith.inference.folder.choose_machine", lambda **_: known)
-        limits = Limits(rows=4, waiting=16, seconds=20, kept_bytes=2**20)
-        with served({"one": [folder / "one"], "mood": [folder / "mood"]}, limits=limits) as found:
-            yield found
+    limits = Limits(rows=4, waiting=16, seconds=20, kept_bytes=2**20)
+    with served({"one": [folder / "one"], "mood": [folder / "mood"]}, limits=limits) as found:
+        yield found
 
 
 def send(server: Served, path: str, body: bytes) -> int:

@@ -23,8 +23,7 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.Mon
     """A known machine, a cache of its own, and only a glance at what other rooms' tests look at."""
     known = ChosenMachine("cpu", "float32", 1, {"float32": 100.0, "bfloat16": 100.0}, "known")
     with pytest.MonkeyPatch.context() as patch:
-        for place in ("workflows.prepare", "inference.folder"):
-            patch.setattr(f"tunesmith.{place}.choose_machine", lambda **_: known)
+        patch.setattr("tunesmith.workflows.prepare.choose_machine", lambda **_: known)
         patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
         only_a_glance(patch)
         patch.setattr("tunesmith.workflows.tune.write_reports", lambda folder: None)

@@ -48,8 +48,8 @@ ARMS = ["prompt", "few-shot", "rag", "oracle-context", "no-context", "tuned", "t
 @pytest.fixture(scope="module", autouse=True)
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for room in ("workflows.prepare", "workflows.compare", "workflows.contest", "inference.folder"):
-            patch.setattr(f"tunesmith.{room}.choose_machine", lambda **_: KNOWN)
+        for room in ("prepare", "compare", "contest"):
+            patch.setattr(f"tunesmith.workflows.{room}.choose_machine", lambda **_: KNOWN)
         patch.setattr("tunesmith.workflows.tune.write_reports", lambda place: None)
         patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
         only_a_glance(patch)

@@ -27,12 +27,6 @@ NEW = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def no_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in ("inference.open", "inference.folder"):
-        monkeypatch.setattr(f"tunesmith.{room}.choose_machine", lambda **_: KNOWN)
-
-
 def tuned(folder: Path, model: Path, **objective: Any) -> Path:
     """A run of sixty labelled sentences, barely trained."""
     rows = write_rows(folder / "train.jsonl", reviews())

@@ -72,6 +72,8 @@ def test_changes_are_applied_with_other_tools_names_translated_and_told(reviews:
     assert asked.recipe.schedule.epochs == 3
     assert asked.recipe.objective.instruction == "Good?"
     assert "lora_r -> technique.rank: 4" in asked.notes
+    from_python = request(reviews, changes=as_changes({"lora_target": "all", "objective": "classify"}))
+    assert from_python.recipe.technique.model_dump()["targets"] == "all-linear"
 
 
 def test_values_of_other_tools_are_translated_wherever_a_change_is_read():
@@ -140,12 +142,16 @@ def test_settings_become_changes_with_sections_opened_and_kinds_kept_whole():
         "technique": {"kind": "lora", "rank": 8},
         "schedule": {"epochs": 2},
         "data": {"where": {"label": ["a"]}},
+        "style": {"most.words": 3},
+        "reward": {"rules.py:score": 1.0},
         "out": Path("x"),
     }
     assert as_changes(settings) == [
         'technique={"kind": "lora", "rank": 8}',
         "schedule.epochs=2",
         'data.where.label=["a"]',
+        'style={"most.words": 3}',
+        'reward={"rules.py:score": 1.0}',
         'out="x"',
     ]
 

@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError, add_common, add_drawing, add_schema, check_drawing
+from tunesmith.cli.options import UsageError, add_common, add_drawing, add_schema, drawing
 from tunesmith.cli.terminal import emit, hush, log, show
 from tunesmith.data.collect.rows import SHAPES
 
@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _asked(args: argparse.Namespace) -> CollectRequest:
     """What the command line asks for. Raises UsageError."""
+    from tunesmith.model.sampling import Sampling
     from tunesmith.workflows.collect import CollectRequest
     from tunesmith.workflows.collect_writer import Writer
 
@@ -95,7 +96,7 @@ def _asked(args: argparse.Namespace) -> CollectRequest:
         raise UsageError(f"--per-passage: {args.per_passage} is not between 1 and 5; more are copies of each other")
     if args.passages < 0:
         raise UsageError(f"--passages: {args.passages} is below zero; 0 asks about all of them")
-    check_drawing(args.temperature, args.max_new_tokens)
+    drawing(Sampling(), temperature=args.temperature, max_new_tokens=args.max_new_tokens)
     writer = None
     if args.writer:
         key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "")

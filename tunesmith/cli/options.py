@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tunesmith.cli.terminal import log
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import RecipeError, TunesmithError
 
 if TYPE_CHECKING:
     from tunesmith.model.sampling import Sampling
@@ -117,30 +116,28 @@ def add_sampling(parser: argparse.ArgumentParser, *, temperature: float, top_p: 
 
 
 def add_drawing(parser: argparse._ActionsContainer, *, temperature: float, longest: int | None = None) -> None:
-    """What can be asked of anybody who answers, also of a server; check with `check_drawing`."""
+    """What can be asked of anybody who answers, also of a server; check with `drawing`."""
     most = "else as in training" if longest is None else "%(default)s"
     parser.add_argument("--temperature", type=float, default=temperature, help="0: always the likeliest (%(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=longest, metavar="N", help=f"longest answer; {most}")
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same again (%(default)s)")
 
 
-def check_drawing(temperature: float, longest: int) -> None:
-    """Nothing for settings that an answer can be drawn with; `longest` in tokens. Raises UsageError."""
-    if not 0 <= temperature < math.inf:  # so written, nan is none of them
-        raise UsageError(f"--temperature: {temperature} is no number from 0 on; 0 takes the likeliest token")
-    if longest < 1:
-        raise UsageError(f"--max-new-tokens: {longest} leaves no room for an answer; give 1 or more")
-
-
-def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
+def drawing(default: Sampling, **wished: Any) -> Sampling:
     """The model's own settings with those of the command line in their place. Raises UsageError."""
     from dataclasses import replace
 
-    if not 0 < args.top_p <= 1:
-        raise UsageError(f"--top-p: {args.top_p} is no share; give a number above 0, at most 1")
-    longest = default.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens
-    check_drawing(args.temperature, longest)
-    return replace(default, temperature=args.temperature, top_p=args.top_p, max_new_tokens=longest, seed=args.seed)
+    try:
+        return replace(default, **{key: value for key, value in wished.items() if value is not None})
+    except RecipeError as error:
+        key, colon, why = str(error).partition(":")
+        raise UsageError(f"--{key.replace('_', '-')}{colon}{why}") from None
+
+
+def sampling_of(args: argparse.Namespace, default: Sampling) -> Sampling:
+    """What `add_drawing` and `--top-p` set. Raises UsageError."""
+    wished = {name: vars(args)[name] for name in ("temperature", "top_p", "max_new_tokens", "seed")}
+    return drawing(default, **wished)
 
 
 def _no_network() -> bool:

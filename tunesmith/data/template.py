@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.calls import Call, calls_in
 from tunesmith.data.examples import Message
-from tunesmith.data.tokenizer import chat_source, leading_bos, special_ids, special_tokens
+from tunesmith.data.tokenizer import chat_source, frame, leading_bos, special_ids, special_tokens
 from tunesmith.data.tool_words import in_words
 from tunesmith.errors import TemplateError
 
@@ -88,6 +88,7 @@ class Template:
         self.source = chat_source(tokenizer)
         self._special = special_tokens(tokenizer)
         self._bos = leading_bos(tokenizer)
+        self._behind = frame(tokenizer)[1]
         self.chats = chat
         self._lead, self._end = self._find_end() if chat else ("", "")
         self.end_ids = self._close() if chat else []
@@ -98,8 +99,10 @@ class Template:
 
     def document(self, text: str, *, limit: int = 0) -> Tokens:
         """A text with the tokenizer's own special tokens, every id learned; cut at `limit` tokens if given."""
-        cut = {"truncation": True, "max_length": limit} if limit else {}
-        ids = self.tokenizer(text, verbose=False, **cut)["input_ids"]
+        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        # Not by the tokenizer's own truncation, which is a state that all threads share.
+        if limit and len(ids) > limit:
+            ids = [*ids[: limit - len(self._behind)], *self._behind]
         return Tokens(ids, [True] * len(ids))
 
     def chat(self, messages: Sequence[Message]) -> Tokens:

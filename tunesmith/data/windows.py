@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tunesmith.data.template import Encoded, Template, Tokens
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tunesmith.data.tokenizer import frame
 
 NO_WORD = -1
 
@@ -92,12 +89,3 @@ def _cuts(length: int, room: int) -> list[int]:
     if len(cuts) > 2 and cuts[-1] - cuts[-2] < 2:
         cuts[-2] -= 1
     return cuts
-
-
-def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The ids that this tokenizer puts before and behind every text."""
-    bare, whole = tokenizer("a", add_special_tokens=False)["input_ids"], tokenizer("a")["input_ids"]
-    for start in range(len(whole) - len(bare) + 1):
-        if whole[start : start + len(bare)] == bare:
-            return list(whole[:start]), list(whole[start + len(bare) :])
-    return [], []

@@ -15,7 +15,7 @@ import torch
 
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.data.terms import general_text
-from tunesmith.data.windows import frame
+from tunesmith.data.tokenizer import frame
 from tunesmith.evaluation.significance import compare_paired
 from tunesmith.model.batch import collate
 from tunesmith.model.generate import option_scores

@@ -57,9 +57,8 @@ class Ask:
         characters += len(self.text or "")
         if characters > max(MOST_CHARACTERS, 32 * limit):
             raise AskError(f"messages: {characters} characters, of which {limit} tokens are read; send less")
-        longest = self.sampling.max_new_tokens
-        if not 1 <= longest <= most:
-            raise AskError(f"max_tokens: {longest} is not between 1 and {most}; ask for at most {most}")
+        if (longest := self.sampling.max_new_tokens) > most:
+            raise AskError(f"max_tokens: {longest} are more than the {most} that are served; ask for at most {most}")
 
     def ids(self, template: Template, *, limit: int) -> tuple[list[int], bool]:
         """The question as `LocalModel` would put it, and whether some of it was left out.

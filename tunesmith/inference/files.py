@@ -17,7 +17,7 @@ from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.inference.ask import Ask, AskError
 from tunesmith.inference.export import GGUF
-from tunesmith.inference.folder import ABOUT, read_about, read_tokenizer
+from tunesmith.inference.folder import ABOUT, read_about
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.outside import Known
 from tunesmith.inference.row import End, Piece, ScoredToken
@@ -25,6 +25,7 @@ from tunesmith.model.generate import before_stop
 from tunesmith.model.gguf_file import read_words
 from tunesmith.model.gguf_write import TELLING
 from tunesmith.model.grammar import Grammar
+from tunesmith.model.load import read_tokenizer
 from tunesmith.objectives import Instruct
 
 # Positions of a question with its answer where the run asks for no more: each slot keeps memory for so many.
@@ -138,7 +139,7 @@ def _known(name: str, file: Path) -> Known:
     if file.absolute().parent.name in EXPORTS and (run / ABOUT).exists():
         about = read_about(run)
         positions = min(most, max(POSITIONS, about.limit + max(LONGEST, about.objective.max_new_tokens)))
-        return Known(name, Template(read_tokenizer(run)), about.objective, about.limit, positions)
+        return Known(name, Template(read_tokenizer(run, where=name)), about.objective, about.limit, positions)
     positions = min(most, POSITIONS)
     return Known(name, Template(words), Instruct(), positions // 2, positions)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from tunesmith.data.files import read_page
 from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError, ModelError, TemplateError
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import MANIFEST, load_tensors, save_tensors, verify_folder
-from tunesmith.model.device import choose_machine
-from tunesmith.model.load import Base, LoadOptions, load_base
+from tunesmith.model.device import settle
+from tunesmith.model.load import Base, LoadOptions, load_base, read_tokenizer
 from tunesmith.model.run_base import base_place
 from tunesmith.model.shipped import SHIPPED
 from tunesmith.recipe import AnyObjective, AnyTechnique
@@ -34,7 +35,9 @@ class About(BaseModel):
     template_hash: str
     limit: int
     temperature: float = 1.0
+    threshold: float | None = None
     temperatures: dict[str, float] = {}  # of the tasks of a model of several
+    thresholds: dict[str, float] = {}
 
 
 def save_model(folder: Path, model: LocalModel, about: About) -> None:
@@ -67,16 +70,12 @@ def _end_turns(model: LocalModel, folder: Path, *, whole: bool) -> None:
 def read_about(folder: Path) -> About:
     """The page about a model folder, its base named as it is found from here. Raises CheckpointError."""
     try:
-        about = About.model_validate_json((folder / ABOUT).read_text(encoding="utf-8"))
-        return about.model_copy(update={"base": base_place(about.base, folder)})
+        about = read_page(folder / ABOUT, About)
     except OSError:
         raise CheckpointError(
             f"{folder}: no {ABOUT} in it, so not a finished run; finish it with `tunesmith tune`"
         ) from None
-    except ValidationError as error:
-        raise CheckpointError(
-            f"{folder / ABOUT}: {error.errors()[0]['msg']}; written by another version or changed by hand"
-        ) from None
+    return about.model_copy(update={"base": base_place(about.base, folder)})
 
 
 def find_model(run: str | Path) -> Path:
@@ -90,8 +89,8 @@ def find_model(run: str | Path) -> Path:
     raise CheckpointError(f"{run}: no finished model in it; finish it with `tunesmith tune`")
 
 
-def load(run: str | Path, *, device: str = "auto", threads: int = 0, offline: bool = False) -> LocalModel:
-    """The tuned model of a run, ready to classify, generate or reply.
+def load(run: str | Path, *, device: str = "auto", threads: int | None = 0, offline: bool = False) -> LocalModel:
+    """The tuned model of a run, ready to classify, generate or reply; on `threads` as `settle` takes them.
 
     Raises CheckpointError for a broken folder or another base, TemplateError for a changed chat format.
     """
@@ -100,10 +99,9 @@ def load(run: str | Path, *, device: str = "auto", threads: int = 0, offline: bo
     return over(read_base(about, device=device, threads=threads, offline=offline), folder, about)
 
 
-def read_base(about: About, *, device: str = "auto", threads: int = 0, offline: bool = False) -> Base:
+def read_base(about: About, *, device: str = "auto", threads: int | None = 0, offline: bool = False) -> Base:
     """The base that a model folder was tuned over, as its technique wants it in memory."""
-    place = choose_machine(device=device, dtype="float32", threads=threads).device
-    options = LoadOptions("float32", place, about.technique.load_options().quantize)
+    options = LoadOptions("float32", settle(device, threads=threads), about.technique.load_options().quantize)
     try:
         return load_base(about.base, options=options, offline=offline)
     except ModelError as error:
@@ -122,7 +120,10 @@ def over(base: Base, folder: Path, about: About) -> LocalModel:
             f"{folder}: tuned over another base ({about.base} {about.fingerprint}, found {base.fingerprint}); "
             "give the base it was tuned on"
         )
-    tokenizer = read_tokenizer(folder)
+    try:
+        tokenizer = read_tokenizer(folder, where=str(folder))
+    except ModelError as error:
+        raise CheckpointError(f"{error}; or restore the folder") from None
     template = Template(tokenizer, chat=about.family == "decoder")
     if template.hash != about.template_hash:
         raise TemplateError(
@@ -135,18 +136,13 @@ def over(base: Base, folder: Path, about: About) -> LocalModel:
     policy.train(False)
     for _, value in policy.trainable():
         value.requires_grad_(False)
-    model = LocalModel(policy, template, about.objective, about.limit, temperature=about.temperature)
-    model.temperatures = about.temperatures
-    return model
-
-
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer saved with a model. Raises CheckpointError."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder}: its tokenizer cannot be read ({str(error).splitlines()[0]}); restore the folder"
-        ) from None
+    return LocalModel(
+        policy,
+        template,
+        about.objective,
+        about.limit,
+        temperature=about.temperature,
+        threshold=about.threshold,
+        temperatures=about.temperatures,
+        thresholds=about.thresholds,
+    )

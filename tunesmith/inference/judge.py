@@ -48,7 +48,10 @@ def rewards(model: LocalModel, asked: Sequence[tuple[str | Sequence[Message], st
     rows = []
     for prompt, answer in asked:
         turns = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-        asked_so = next(turn.content for turn in turns if turn.role == "user").startswith(objective.instruction)
+        question = next((turn.content for turn in turns if turn.role == "user"), None)
+        if question is None:
+            raise RecipeError("reward: a prompt without a user's turn asks nothing; give one")
+        asked_so = question.startswith(objective.instruction)
         turns = turns if asked_so else instructed(turns, objective.instruction)  # the recipe that asks may say it too
         (tokens,), _ = objective.read(turns, [answer], model.template, limit=model.limit)
         rows.append(Encoded((tokens,), ""))

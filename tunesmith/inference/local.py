@@ -12,6 +12,7 @@ from tunesmith.data.examples import Message
 from tunesmith.data.template import Template, Tokens
 from tunesmith.data.windows import beginning
 from tunesmith.errors import RecipeError
+from tunesmith.inference.given import listed, refuse_empty, turns
 from tunesmith.model.batch import TOKENS_PER_PASS, Batch, cut, pack
 from tunesmith.model.families import positions_of, room_before
 from tunesmith.model.generate import AnswerIds, before_stop, generate_within, option_scores, stream
@@ -83,12 +84,7 @@ class LocalModel:
         prompts = [self.prompt(messages, answer=sampling.max_new_tokens) for messages in batch]
         drawn = self._drawn(prompts, sampling)
         return [
-            Reply(
-                before_stop(self.template.decode(d.ids), sampling.stop).strip(),
-                len(prompt),
-                len(d.ids),
-                d.finished,
-            )
+            Reply(before_stop(self.template.decode(d.ids), sampling.stop).strip(), len(prompt), len(d.ids), d.finished)
             for prompt, d in zip(prompts, drawn, strict=True)
         ]
 
@@ -106,7 +102,9 @@ class LocalModel:
 
     def options(self, batch: Sequence[Sequence[Message]], answers: Sequence[str]) -> Tensor:
         """[B, O]: log-probability of every given answer after every question."""
-        ids = [self.template.answer(batch[0], text) for text in answers]
+        if not (batch and answers):
+            raise RecipeError("scores: of no answers, or to no question; give one of each at least")
+        ids = [self.template.answer(turns(batch[0]), text) for text in answers]
         ends = self.template.end_ids if _one_begins_another(ids) else []
         ids = [[*option, *ends] for option in ids]
         prompts = [self.prompt(messages, answer=max(map(len, ids))) for messages in batch]
@@ -119,6 +117,7 @@ class LocalModel:
         """
         if task or isinstance(self.objective, Multitask):
             return self.at(task).generate(prompts, sampling=sampling)
+        prompts = listed(prompts, "generate")
         if isinstance(self.objective, Domain):
             return [reply.text for reply in self.complete(prompts, sampling=sampling)]
         instruction = self.objective.instruction
@@ -129,7 +128,8 @@ class LocalModel:
         """How each text goes on, no chat around it; of a text that is too long its end counts."""
         sampling = sampling or self.sampling
         room = self.room(sampling.max_new_tokens)
-        starts = [beginning(text, self.template, limit=room) for text in texts]
+        starts = [beginning(text, self.template, limit=room) for text in listed(texts, "complete")]
+        refuse_empty(starts, "complete")
         drawn = self._drawn(starts, sampling)
         return [
             Reply(before_stop(self.template.decode(d.ids), sampling.stop), len(start), len(d.ids), d.finished)
@@ -148,7 +148,7 @@ class LocalModel:
         if not isinstance(self.policy.head, MaskedHead):
             raise RecipeError("fill: only an encoder tuned on texts finds hidden words; use generate or classify")
         found = []
-        for text in texts:
+        for text in listed(texts, "fill"):
             ids = self.template.document(text, limit=self.limit).ids
             if self.template.tokenizer.mask_token_id not in ids:
                 beyond = self.template.tokenizer.mask_token_id in self.template.document(text).ids
@@ -172,6 +172,7 @@ class LocalModel:
             raise RecipeError(
                 f"classify: this model was tuned to {self.objective.kind}, it has no labels; use generate or reply"
             )
+        texts = listed(texts, "classify")
         if not texts:
             return []
         logits = self.label_logits(texts).double()  # a small temperature leaves single precision nothing of the rest
@@ -188,7 +189,7 @@ class LocalModel:
 
         return rewards(self, asked)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def label_logits(self, texts: Sequence[str]) -> Tensor:
         """[B, K]: log-probabilities of the label words, or the head's logits, before calibration."""
         assert isinstance(self.objective, Classify)
@@ -198,14 +199,13 @@ class LocalModel:
         parts = [self.policy.head(self.policy.pooled(batch)).float() for batch in self._batches(rows)]
         return self._in_order(parts, rows)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
         """[B, D]: pooled states of the texts as the objective reads them."""
-        if not texts:
+        rows = [self.tokens(text) for text in listed(texts, "embed")]
+        if not rows:
             return torch.empty(0, self.policy.hidden)
-        rows = [self.tokens(text) for text in texts]
-        if empty := [place for place, row in enumerate(rows) if not row.ids]:
-            raise RecipeError(f"embed: text {empty[0] + 1} is empty; leave it out")
+        refuse_empty([row.ids for row in rows], "embed")
         return self._in_order([self.policy.pooled(batch).float() for batch in self._batches(rows)], rows)
 
     @property
@@ -242,7 +242,7 @@ class LocalModel:
 
     def prompt(self, messages: Sequence[Message], *, answer: int = 0) -> list[int]:
         """The ids of a question, its longest turn shortened where it leaves no room for an answer of so many."""
-        fitted, _ = self.template.fit(messages, self.room(answer))
+        fitted, _ = self.template.fit(turns(messages), self.room(answer))
         return self.template.prompt(fitted)
 
     def about(self, text: str, wording: str = "") -> list[Message]:

@@ -12,10 +12,9 @@ from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, briefly
 from tunesmith.inference.folder import ABOUT, find_model, load, read_about
 from tunesmith.inference.local import LocalModel
-from tunesmith.model.device import choose_machine
-from tunesmith.model.load import Base, LoadOptions, choose_pad, load_base, locate
+from tunesmith.model.device import settle
+from tunesmith.model.load import Base, LoadOptions, choose_pad, load_base, locate, read_tokenizer
 from tunesmith.model.policy import Policy
-from tunesmith.model.quiet import quiet
 from tunesmith.model.weights import INDEX, PICKLES, SINGLE, read_json
 from tunesmith.objectives import Classify, Instruct, Reward
 from tunesmith.recipe import AnyObjective
@@ -85,8 +84,7 @@ def open_model(
         raise RecipeError(f"{found.name}: base {base}: only an adapter can be put over another base; leave it out")
     if found.kind == "run":
         return _asked(load(found.folder or found.name, offline=offline), objective, found.name)
-    machine = choose_machine(device="auto", dtype="float32")
-    options = LoadOptions(machine.dtype, machine.device, found.quantize)
+    options = LoadOptions("float32", settle(), found.quantize)
     if found.kind == "model":
         loaded = load_base(found.name, options=options, offline=offline)
         _refuse_encoder(loaded, found.name)
@@ -150,15 +148,7 @@ def _base_of(found: FoundModel, base: str, options: LoadOptions, *, offline: boo
         cure = "" if base else "; or name the base with --base"
         raise ModelError(f"{found.name}: its base {error}{cure}") from error
     if (folder := found.folder).joinpath("tokenizer_config.json").exists():
-        from transformers import AutoTokenizer
-
-        try:
-            with quiet():
-                loaded.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"{found.name}: its tokenizer cannot be read ({briefly(error)}); download it again"
-            ) from error
+        loaded.tokenizer = read_tokenizer(folder, where=found.name)
         choose_pad(loaded.tokenizer, rows=loaded.network.get_input_embeddings().num_embeddings)
     return loaded
 

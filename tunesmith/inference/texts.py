@@ -73,8 +73,7 @@ def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
 
 
 def _states(model: LocalModel, texts: Sequence[str]) -> list[tuple[list[float], int]]:
-    """The state of each text, and how many of its tokens were read: counted here, as two threads at a tokenizer that
-    cuts texts off disturb each other."""
+    """The state of each text, and how many of its tokens were read."""
     return list(zip(model.embed(texts).tolist(), [len(model.tokens(text).ids) for text in texts], strict=True))
 
 

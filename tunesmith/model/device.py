@@ -55,9 +55,7 @@ def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 
         raise RecipeError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}; auto measures and chooses")
     if threads < 0:
         raise RecipeError(f"threads: {threads} is below zero; use 0 for one per core")
-    place = _place(device)
-    count = threads or cores()
-    torch.set_num_threads(count)
+    place, count = settle(device, threads=threads), torch.get_num_threads()
     # By turns: whoever else works here may take the processor for as long as one of the two is measured.
     rounds = [{name: gemm_gflops(place, DTYPES[name]) for name in ("float32", "bfloat16")} for _ in range(ROUNDS)]
     measured = {name: max(found[name] for found in rounds) for name in rounds[0]}
@@ -65,6 +63,14 @@ def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 
     speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in measured.items())
     why = f"{place} with {count} thread{'s' * (count > 1)} measured {speeds} GFLOP/s: {chosen}, {reason}"
     return ChosenMachine(place, chosen, count, measured, why)
+
+
+def settle(device: str = "auto", *, threads: int | None = 0) -> str:
+    """The device to use; sets torch's thread count, 0 for one per core, and leaves it as it is for None."""
+    place = _place(device)
+    if threads is not None:
+        torch.set_num_threads(threads or cores())
+    return place
 
 
 def choose_dtype(device: str, measured: Mapping[str, float]) -> tuple[str, str]:

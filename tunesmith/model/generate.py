@@ -98,16 +98,15 @@ def generate_within(
     policy: Policy, prompts: Sequence[list[int]], longest: Sequence[int], *, sampling: Sampling, template: Template
 ) -> list[AnswerIds]:
     """As `generate`, each answer at most as long as its own prompt leaves room for; none, and cut, where that is 0."""
-    found, by_length = dict[int, AnswerIds](), defaultdict[int, list[int]](list)
+    found, by_length = [AnswerIds([], False)] * len(prompts), defaultdict[int, list[int]](list)
     for i, most in enumerate(longest):
-        by_length[max(0, most)].append(i)
+        if most > 0:
+            by_length[most].append(i)
     for most, some in by_length.items():
         wish, asked = replace(sampling, max_new_tokens=most), [prompts[i] for i in some]
-        drawn = (
-            generate(policy, asked, sampling=wish, template=template) if most else [AnswerIds([], False)] * len(some)
-        )
-        found |= dict(zip(some, drawn, strict=True))
-    return [found[i] for i in range(len(prompts))]
+        for i, drawn in zip(some, generate(policy, asked, sampling=wish, template=template), strict=True):
+            found[i] = drawn
+    return found
 
 
 def sample(

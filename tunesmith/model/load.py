@@ -172,9 +172,13 @@ def _from_place(name: str, folder: Path, options: LoadOptions, *, offline: bool)
     if bits:  # unpacked, so that the adapter lies beside the very numbers it was learned beside
         base.network = four_bit.unpacked(base.network)
     network, mark = run_base.merged(base.network, folder, found=base.fingerprint, where=name)
-    with _reading(name):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return Base(name, None, network, tokenizer, base.family, mark)
+    return Base(name, None, network, read_tokenizer(folder, where=name), base.family, mark)
+
+
+def read_tokenizer(folder: Path, *, where: str) -> Any:
+    """The tokenizer that lies in a folder. Raises ModelError."""
+    with _reading(where), quiet():
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
@@ -184,8 +188,8 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
     _refuse_foreign_code(config, where=name)
     files = weights.weight_files(folder, where=name)
     kind: Any = AutoModelForCausalLM if family == "decoder" else AutoModel
+    tokenizer = read_tokenizer(folder, where=name)
     with _reading(name):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         network, info = kind.from_pretrained(
             folder,
             trust_remote_code=False,

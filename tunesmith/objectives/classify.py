@@ -135,9 +135,8 @@ class Classify(BaseModel):
         """The ids that are read before a label is given, and whether the text was shortened."""
         if not template.chats:
             text = template.harmless(text)
-            tokens = template.document(text, limit=limit)
-            shortened = len(tokens.ids) == limit and len(template.document(text).ids) > limit
-            return Tokens.of(tokens.ids), shortened
+            ids, whole = (template.document(text, limit=most).ids for most in (limit, 0))
+            return Tokens.of(ids), len(ids) < len(whole)
         asked, shortened = template.fit(self.messages(text), limit)
         ids = template.prompt(asked)
         return Tokens.of(ids), shortened

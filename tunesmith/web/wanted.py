@@ -19,6 +19,7 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Longest = Annotated[int, Field(ge=1)]
 TURNS = TOOLS = 256
 TEXTS = 1024
 ANYTHING = {"type": "object"}
@@ -112,7 +113,7 @@ class SamplingFields(_Sent):
     """How an answer is to be drawn; what is not asked for is as in training, at temperature 0."""
 
     model: Name
-    max_tokens: int | None = None
+    max_tokens: Longest | None = None
     temperature: Temperature | None = None
     top_p: Share | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
@@ -154,7 +155,7 @@ class ChatWanted(SamplingFields):
     """POST /v1/chat/completions."""
 
     messages: list[ChatTurn] = Field(min_length=1, max_length=TURNS)
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Longest | None = None
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=20)
     response_format: ResponseFormat | None = None

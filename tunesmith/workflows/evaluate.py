@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from tunesmith.data.examples import Example
 from tunesmith.data.template import Template
-from tunesmith.data.windows import frame
+from tunesmith.data.tokenizer import frame
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.tasks import Score, TaskScore
 from tunesmith.inference.folder import read_about, read_base

@@ -18,7 +18,7 @@ from tunesmith.data.examples import Example, Text
 from tunesmith.data.files import write_whole
 from tunesmith.data.near import near_copies
 from tunesmith.data.template import Encoded
-from tunesmith.data.windows import frame
+from tunesmith.data.tokenizer import frame
 from tunesmith.errors import DataError
 from tunesmith.model.generate import generate
 from tunesmith.model.policy import Policy

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.aliases import changed_keys
+from tunesmith.aliases import ALIASES, changed_keys
 from tunesmith.data.examples import Chat, Example, Text
 from tunesmith.data.files import is_recipe
 from tunesmith.data.formats import detect
@@ -54,15 +54,21 @@ def request(source: str | Path | Recipe, *, changes: Sequence[str] = (), offline
 
 
 def as_changes(settings: Mapping[str, Any], *, under: str = "") -> list[str]:
-    """The settings as `key=value` changes: sections opened, None left out, a mapping with a kind whole."""
+    """The settings as `key=value` changes: sections opened, None left out; whole is a mapping with a kind, one under
+    another tool's name, and one whose own keys are no names."""
     changes: list[str] = []
     for name, value in settings.items():
         key = f"{under}{name}"
-        if isinstance(value, Mapping) and "kind" not in value:
+        if isinstance(value, Mapping) and _opens(key, value):
             changes += as_changes(value, under=f"{key}.")
         elif value is not None:
             changes.append(f"{key}={json.dumps(value, default=str)}")
     return changes
+
+
+def _opens(key: str, value: Mapping[str, Any]) -> bool:
+    """Whether a setting is a section, each of its keys a setting of its own."""
+    return "kind" not in value and key not in ALIASES and not any({".", "="} & set(str(inner)) for inner in value)
 
 
 def passes(rows: int) -> tuple[int, int]:

@@ -124,9 +124,7 @@ def _run(name: str, key: str, digest: str) -> Scorer:
 
     @cache
     def judge() -> LocalModel:
-        import torch
-
-        return load(name, threads=torch.get_num_threads(), offline=True)  # a run goes on as it began
+        return load(name, threads=None, offline=True)  # a run goes on as it began
 
     def score(attempts: Sequence[Attempt]) -> list[float]:
         return judge().rewards([(attempt.exercise.prompt, attempt.text) for attempt in attempts])

@@ -225,7 +225,9 @@ def _about(prepared: Prepared, model: LocalModel) -> About:
         template_hash=prepared.template.hash,
         limit=recipe.data.max_tokens,
         temperature=model.temperature,
+        threshold=model.threshold,
         temperatures=dict(model.temperatures),
+        thresholds=dict(model.thresholds),
     )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tunesmith.data.examples import Chat, Example, Labelled, Pair, Thumb
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.terms import general_text
-from tunesmith.data.windows import frame
+from tunesmith.data.tokenizer import frame
 from tunesmith.evaluation import calibration, style
 from tunesmith.evaluation.baselines import linear_probe, majority, tfidf_classifier
 from tunesmith.evaluation.retention import WINDOW, GeneralAbility, by_field, flips, items, measure

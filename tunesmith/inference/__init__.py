@@ -1,0 +1,1 @@
+"""A tuned model or its base, ready to answer: here, over HTTP, in other programs' files."""

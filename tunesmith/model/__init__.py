@@ -1,0 +1,1 @@
+"""Networks: read, measured, run on batches of tokens, and written."""
