@@ -18,7 +18,7 @@ from tunesmith.model.batch import collate
 from tunesmith.model.checkpoint import load_tensors
 from tunesmith.model.load import load_base
 from tunesmith.model.policy import Policy
-from tunesmith.training.fit import load_numbers
+from tunesmith.training.state import load_numbers
 
 PER_PASS = 32
 

@@ -23,8 +23,9 @@ from tunesmith.model.load import load_base
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Domain, Instruct
 from tunesmith.techniques import Full, Lora
-from tunesmith.training.fit import numbers, step
+from tunesmith.training.fit import step
 from tunesmith.training.optim import TrainingPlan, make_optimizer
+from tunesmith.training.state import numbers
 
 Kind = Classify | Domain | Instruct
 OBJECTIVES: dict[str, type[Kind]] = {"classify": Classify, "domain": Domain, "instruct": Instruct}

@@ -23,9 +23,10 @@ from tunesmith.model.batch import Batch, collate
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques import Full, Lora
-from tunesmith.training.fit import Hooks, Interrupted, TrainingState, fit, numbers, step
+from tunesmith.training.fit import Hooks, Interrupted, fit, step
 from tunesmith.training.optim import TrainingPlan, make_optimizer
 from tunesmith.training.sampler import Sampler
+from tunesmith.training.state import TrainingState, numbers
 
 ROOT = Path(__file__).parents[2]
 PLAN = TrainingPlan(steps=8, peak=1e-2, save_steps=3)
@@ -240,7 +241,29 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(technique: Full | Lora,
     assert digest(again) == digest(whole)
     assert resumed == [stop]
     assert [r["loss"] for r in rest] == [r["loss"] for r in records[stop:]]
-    assert replace(later, seconds=0.0) == replace(state, seconds=0.0)
+    # How much memory the test's process ever had is no part of where a run is.
+    assert replace(later, seconds=0.0, peak=0) == replace(state, seconds=0.0, peak=0)
+
+
+def test_a_run_that_goes_on_ends_with_the_numbers_of_its_own_best_step(tmp_path: Path):
+    """A life that was killed after its validation of step 4 and before its next checkpoint left numbers of step 4."""
+    plan = TrainingPlan(steps=6, peak=1e-2, eval_steps=2, save_steps=3, patience=9)
+    seen: list[str] = []
+
+    def killed(score: float) -> float:
+        seen.append(digest(made))
+        if score < 0.2:
+            raise KeyboardInterrupt
+        return score
+
+    made = start()
+    first = Hooks(tmp_path, lambda record: None, validate=lambda left=[0.5, 0.3, 0.1]: killed(left.pop(0)))
+    with pytest.raises(KeyboardInterrupt):
+        fit(made, Instruct(), window(), plan=plan, hooks=first)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best-2", "best-4", "last"]
+    again, state, _ = run(tmp_path, plan=plan, validate=scores(0.6, 0.7))  # scored by another rule
+    assert (state.best_step, digest(again)) == (2, seen[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best-2", "last"]
 
 
 def test_what_was_best_before_a_stop_is_still_the_best_after_it(tmp_path: Path):
@@ -330,10 +353,10 @@ def test_a_corrupted_checkpoint_is_refused(file: str, tmp_path: Path):
 def test_best_numbers_that_were_corrupted_or_lost_are_refused(tmp_path: Path):
     plan = TrainingPlan(steps=2, peak=1e-2, eval_steps=1)
     run(tmp_path, plan=plan, validate=scores(2.0, 1.0))
-    file = tmp_path / "best" / "numbers.safetensors"
+    file = tmp_path / "best-2" / "numbers.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(CheckpointError, match="missing or changed since it was written"):
         run(tmp_path, plan=plan)
-    shutil.rmtree(tmp_path / "best")
+    shutil.rmtree(tmp_path / "best-2")
     with pytest.raises(CheckpointError, match="no readable manifest"):
         run(tmp_path, plan=plan)

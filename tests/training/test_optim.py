@@ -11,7 +11,6 @@ from tunesmith.model.batch import collate
 from tunesmith.model.checkpoint import load_tensors, save_tensors
 from tunesmith.model.policy import Policy
 from tunesmith.techniques import Full, Lora
-from tunesmith.training.fit import load_numbers, numbers
 from tunesmith.training.optim import (
     HEAD_RATE,
     TrainingPlan,
@@ -21,6 +20,7 @@ from tunesmith.training.optim import (
     restore_optimizer,
     set_rate,
 )
+from tunesmith.training.state import load_numbers, numbers
 
 
 def test_a_run_of_any_length_is_validated_at_most_seven_times_and_all_but_short_ones_six_or_seven():

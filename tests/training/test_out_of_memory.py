@@ -19,9 +19,10 @@ from tunesmith.model.policy import Policy
 from tunesmith.objectives import Instruct
 from tunesmith.objectives.base import Loss
 from tunesmith.techniques import Full, Lora
-from tunesmith.training.fit import Hooks, fit, numbers
+from tunesmith.training.fit import Hooks, fit
 from tunesmith.training.optim import TrainingPlan
 from tunesmith.training.sampler import Sampler
+from tunesmith.training.state import numbers
 
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
 ROWS = encoded("llama", 12)
@@ -42,10 +43,10 @@ def cramped(room: int, error: Exception) -> Instruct:
 
 
 class Later:
-    """Learns from rewards, where no more than so many answers run at once after the first update of a step."""
+    """Learns from rewards, where no more than so many answers run at once after so many losses of a step."""
 
-    def __init__(self, room: int) -> None:
-        self.inner, self.room, self.seen = practice(updates=3), room, 0
+    def __init__(self, room: int, *, after: int = 1) -> None:
+        self.inner, self.room, self.after, self.seen = practice(updates=3), room, after, 0
 
     def prepare(self, batch: Batch, policy: Policy) -> Batch:
         self.seen = 0
@@ -56,7 +57,7 @@ class Later:
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         self.seen += 1
-        if self.seen > 1 and batch.rows > self.room:
+        if self.seen > self.after and batch.rows > self.room:
             raise MemoryError
         return self.inner.loss(batch, policy)
 
@@ -130,6 +131,27 @@ def test_memory_that_runs_out_when_rows_are_learned_from_again_leaves_the_same_s
             {name: value for name, value in wanted.items() if name not in TIMES}, rel=1e-3
         )
     assert farthest(whole[0], cramped[0]) < 1e-3
+
+
+def test_the_answers_to_a_lone_prompt_are_cut_where_memory_does_not_hold_them_together(tmp_path: Path):
+    """There is no smaller batch of prompts, and the answers are rows too."""
+    ends = {}
+    for name, room in (("whole", 99), ("cramped", 2)):
+        torch.manual_seed(0)
+        made = policy("llama", LORA, lively=0.05)
+        plan = TrainingPlan(steps=2, peak=1e-2, updates=1)
+        hooks = Hooks(tmp_path / name, lambda record: None)  # whose `smaller` says no
+        fit(made, Later(room, after=0), lambda step: [prompts(1, turn=step)], plan=plan, hooks=hooks)
+        ends[name] = numbers(made)
+    assert farthest(ends["whole"], ends["cramped"]) < 1e-3
+    with pytest.raises(Refused, match="memory does not hold one row at a time"):
+        fit(
+            made,
+            Later(0, after=0),
+            lambda step: [prompts(1, turn=step)],
+            plan=plan,
+            hooks=replace(hooks, folder=tmp_path),
+        )
 
 
 def test_a_row_that_does_not_fit_alone_is_refused_with_what_needs_less(tmp_path: Path):

@@ -13,9 +13,9 @@ from tunesmith.model.batch import collate
 from tunesmith.objectives import Instruct
 from tunesmith.techniques import Full, Lora
 from tunesmith.training import probe
-from tunesmith.training.fit import numbers
 from tunesmith.training.optim import TrainingPlan
 from tunesmith.training.probe import STEPS, WANTED, can_learn
+from tunesmith.training.state import numbers
 
 
 @pytest.mark.parametrize("technique", [Full(), LORA], ids=["full", "lora"])

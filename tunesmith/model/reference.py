@@ -14,12 +14,13 @@ from tunesmith.model.policy import Policy
 
 
 @torch.no_grad()
-def referenced(rows: Sequence[Encoded], policy: Policy) -> list[Encoded]:
-    """The rows, each with the log-probability of the learned ids of its sequences under the policy as it is."""
+def referenced(rows: Sequence[Encoded], policy: Policy, *, tokens: int = TOKENS_PER_PASS) -> list[Encoded]:
+    """The rows, each with the log-probability of the learned ids of its sequences under the policy as it is; so many
+    `tokens` at once."""
     sizes = [row.size for row in rows]
     order = sorted(range(len(rows)), key=lambda row: -sizes[row])
     found: dict[int, tuple[float, ...]] = {}
-    for numbers in cut(order, sizes, TOKENS_PER_PASS):
+    for numbers in cut(order, sizes, tokens):
         batch = collate([rows[i] for i in numbers]).to(policy.device)
         values = policy.logprobs(batch).float().cpu().view(len(numbers), -1).tolist()
         found.update(zip(numbers, map(tuple, values), strict=True))

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tunesmith.errors import Refused, RewardError
 from tunesmith.model.batch import Batch, halved
-from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
-from tunesmith.model.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory, peak_bytes
+from tunesmith.model.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.model.rollout import Figures, added
 from tunesmith.objectives.base import Learner, WholeStepLearner
-from tunesmith.training.optim import TrainingPlan, make_optimizer, optimizer_tensors, restore_optimizer, set_rate
+from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
+from tunesmith.training.state import TrainingState, best_numbers, keep, load_numbers, resume, save
 
 
 class Interrupted(Exception):
@@ -40,34 +38,6 @@ class Hooks:
     clock: Callable[[], float] = time.perf_counter
 
 
-@dataclass(slots=True)
-class TrainingState:
-    """Where a run is: all that a checkpoint holds beside tensors."""
-
-    step: int = 0
-    best: float = math.inf
-    best_step: int = 0
-    worse: int = 0  # validations since the best
-    seconds: float = 0.0  # training steps only
-    tokens: int = 0
-    computed: int = 0  # tokens that passed through the network, a shared prefix counted once
-    rows: int = 0
-    stopped_early: bool = False
-    peak: int = 0  # bytes: the largest resident size of a process that trained
-    owed: bool = False  # the validation of this step, which a reward broke off
-
-    def count(self, batches: Sequence[Batch], prepared: Sequence[Batch], *, seconds: float) -> int:
-        """One step more, and the tokens of it; drawn answers are rows' tokens too, and are no rows of the user's."""
-        tokens = sum(batch.tokens for batch in prepared)
-        self.step += 1
-        self.seconds += seconds
-        self.tokens += tokens
-        self.computed += sum(batch.computed for batch in prepared)
-        self.rows += sum(batch.examples for batch in batches)
-        self.peak = max(self.peak, peak_bytes())
-        return tokens
-
-
 def fit(
     policy: Policy,
     learner: Learner,
@@ -83,7 +53,7 @@ def fit(
     Raises Interrupted after saving, Refused when the loss is not finite or memory does not hold a single row.
     """
     optimizer = make_optimizer(policy, plan)
-    state = _resume(policy, optimizer, hooks.folder) or TrainingState()
+    state = resume(policy, optimizer, hooks.folder) or TrainingState()
     hooks.resumed(state.step)
     while state.owed or (state.step < plan.steps and not state.stopped_early):
         try:
@@ -103,7 +73,7 @@ def fit(
         if stopping:
             raise Interrupted(f"stopped after step {state.step} of {plan.steps}")
     if plan.eval_steps and state.best_step:
-        load_numbers(policy, _best(hooks.folder))
+        load_numbers(policy, best_numbers(state, hooks.folder))
     policy.train(False)
     return state
 
@@ -163,10 +133,14 @@ def _gathered(
         batches = window(state.step)
         try:
             prepared = ready(policy, learner, batches)
-            return batches, prepared, accumulate(policy, learner, prepared)
+            drawn = any(batch.rollout is not None for batch in prepared)
+            if not drawn:
+                return batches, prepared, accumulate(policy, learner, prepared)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
+        else:
+            return batches, *_again(policy, learner, prepared, run=run)
         # Only here, where the error no longer holds the tensors of its frames, is there anything to give back.
         _make_room(policy, run=run)
 
@@ -174,28 +148,28 @@ def _gathered(
 def _again(
     policy: Policy, learner: Learner, prepared: Sequence[Batch], *, run: tuple[TrainingPlan, Hooks, TrainingState]
 ) -> tuple[Sequence[Batch], tuple[float, dict[str, float]]]:
-    """What `accumulate` makes of rows that were learned from before in this step, and the batches that memory held.
-
-    They are cut and not made anew: their answers were drawn before any number moved.
-    """
+    """What `accumulate` makes of rows whose answers were drawn before any number moved, and the batches that memory
+    held: they are cut and not made anew."""
     while True:
         try:
             return prepared, accumulate(policy, learner, prepared)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-        _make_room(policy, run=run)
-        prepared = [half for batch in prepared for half in halved(batch)]
+        smaller = [half for batch in prepared for half in halved(batch)]
+        _make_room(policy, run=run, cut=len(smaller) > len(prepared))
+        prepared = smaller
 
 
-def _make_room(policy: Policy, *, run: tuple[TrainingPlan, Hooks, TrainingState]) -> None:
-    """Drop the gradients of a step that memory did not hold, and run less at once from it on. Raises Refused."""
+def _make_room(policy: Policy, *, run: tuple[TrainingPlan, Hooks, TrainingState], cut: bool = False) -> None:
+    """Drop the gradients of a step that memory did not hold, and run less at once from it on. Raises Refused where
+    nothing is left to be cut."""
     _, hooks, state = run
     for _, value in policy.trainable():
         value.grad = None
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    if not hooks.smaller(state.step):
+    if not hooks.smaller(state.step) and not cut:
         raise Refused(f"step {state.step + 1}: {NOT_ONE_ROW}")
 
 
@@ -252,47 +226,7 @@ def _validate(policy: Policy, state: TrainingState, *, plan: TrainingPlan, hooks
     hooks.record({"step": state.step, "validation_loss": score})
     if score < state.best:
         state.best, state.best_step, state.worse = score, state.step, 0
-        write_folder(hooks.folder / "best", lambda half: save_tensors(numbers(policy), half / "numbers.safetensors"))
+        keep(policy, state, hooks.folder)
     else:
         state.worse += 1
         state.stopped_early = state.worse >= plan.patience
-
-
-def numbers(policy: Policy) -> dict[str, Tensor]:
-    """The trainable numbers by name."""
-    return {name: value.detach() for name, value in policy.trainable()}
-
-
-@torch.no_grad()
-def load_numbers(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
-    """Put saved numbers back."""
-    for name, value in policy.trainable():
-        value.copy_(tensors[name])
-
-
-def _best(folder: Path) -> dict[str, Tensor]:
-    """The numbers with the best validation."""
-    best = find_folder(folder / "best") or folder / "best"
-    verify_folder(best)
-    return load_tensors(best / "numbers.safetensors")
-
-
-def save(policy: Policy, optimizer: torch.optim.Optimizer, state: TrainingState, folder: Path) -> None:
-    """Write the checkpoint of this step, whole or not at all."""
-
-    def fill(half: Path) -> None:
-        save_tensors(numbers(policy), half / "numbers.safetensors")
-        save_tensors(optimizer_tensors(optimizer, policy), half / "optimizer.safetensors")
-        (half / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
-
-    write_folder(folder / "last", fill)
-
-
-def _resume(policy: Policy, optimizer: torch.optim.Optimizer, folder: Path) -> TrainingState | None:
-    """The state of the newest whole checkpoint, its numbers put back; None when there is none."""
-    if (last := find_folder(folder / "last")) is None:
-        return None
-    verify_folder(last)
-    load_numbers(policy, load_tensors(last / "numbers.safetensors"))
-    restore_optimizer(optimizer, policy, load_tensors(last / "optimizer.safetensors"))
-    return TrainingState(**json.loads((last / "state.json").read_text(encoding="utf-8")))

@@ -9,8 +9,9 @@ from tunesmith.errors import Refused
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
 from tunesmith.objectives.base import Learner
-from tunesmith.training.fit import load_numbers, numbers, step
+from tunesmith.training.fit import step
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
+from tunesmith.training.state import load_numbers, numbers
 
 ROWS = 8
 STEPS = 24

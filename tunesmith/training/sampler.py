@@ -8,8 +8,8 @@ from functools import lru_cache
 
 from tunesmith.model.batch import cut
 
-# Windows whose rows are sorted by length together: enough to make rows of a window alike in length,
-# few enough that windows stay a random draw.
+# Windows whose rows are sorted by length together: enough to make rows of a window alike in length. Where there are no
+# more windows than that, all epochs have the same in another order; the short window of a pool has its longest rows.
 POOL = 16
 
 

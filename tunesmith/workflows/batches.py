@@ -84,8 +84,14 @@ class Batches:
 
     def halve(self, step: int) -> int:
         """Half the tokens that the largest micro-batch of this step takes, the bound from now on; 0 for lone rows."""
-        window = self.sampler.window(step)
-        half = max((len(rows) * self.sampler.lengths[rows[0]] for rows in window if len(rows) > 1), default=0) // 2
+        return self._halve(self.sampler.window(step))
+
+    def halve_all(self) -> int:
+        """The same of the micro-batches of all rows."""
+        return self._halve(self._all())
+
+    def _halve(self, batches: Sequence[Sequence[int]]) -> int:
+        half = max((len(rows) * self.sampler.lengths[rows[0]] for rows in batches if len(rows) > 1), default=0) // 2
         if half:
             self.at_once(half)
         return half
@@ -96,9 +102,12 @@ class Batches:
 
     def all(self) -> list[Batch]:
         """Every row once, batches of like length."""
+        return [self.of(numbers) for numbers in self._all()]
+
+    def _all(self) -> list[list[int]]:
         lengths = self.sampler.lengths
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-        return [self.of(numbers) for numbers in cut(order, lengths, self.sampler.tokens)]
+        return cut(order, lengths, self.sampler.tokens)
 
 
 class MixedBatches:

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from tunesmith.evaluation.baselines import fit_linear
-from tunesmith.model.batch import TOKENS_PER_PASS, collate, cut
+from tunesmith.model.batch import collate, cut
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask
 from tunesmith.workflows.answers import chosen_by
+from tunesmith.workflows.batches import tokens_of
 from tunesmith.workflows.prepare import ALONE, Listener, Prepared
 
 # A beginning need not have seen all rows.
@@ -48,7 +49,7 @@ def _states(prepared: Prepared, policy: Policy) -> tuple[NDArray[np.float32], ND
         rows = random.Random(prepared.recipe.seed).sample(rows, MOST_ROWS)
     sizes = [row.size for row in rows]
     found = np.empty((len(rows), policy.hidden), dtype=np.float32)
-    for numbers in cut(sorted(range(len(rows)), key=lambda row: -sizes[row]), sizes, TOKENS_PER_PASS):
+    for numbers in cut(sorted(range(len(rows)), key=lambda row: -sizes[row]), sizes, tokens_of(prepared.recipe)):
         batch = collate([rows[i] for i in numbers]).to(policy.device)
         found[numbers] = policy.pooled(batch).float().cpu().numpy()
     return found, np.array([row.label for row in rows], dtype=np.float32)

@@ -14,6 +14,7 @@ from tunesmith.data.template import Encoded
 from tunesmith.model.policy import Policy
 from tunesmith.model.reference import referenced
 from tunesmith.objectives import Preference
+from tunesmith.workflows.batches import tokens_of
 from tunesmith.workflows.prepare import Listener, Prepared
 
 # Examples whose log-probabilities are computed and written down together.
@@ -30,11 +31,12 @@ def with_references(prepared: Prepared, out: Path, *, policy: Policy, listen: Li
     folder = out / "reference"
     folder.mkdir(parents=True, exist_ok=True)
     listen({"event": "stage", "text": "what the untuned model says to the answers, once for all epochs"})
-    train, validation = (_kept(rows, folder, policy, listen) for rows in (prepared.train, prepared.validation))
+    most = tokens_of(prepared.recipe)
+    train, validation = (_kept(rows, folder, policy, listen, most) for rows in (prepared.train, prepared.validation))
     return replace(prepared, train=train, validation=validation)
 
 
-def _kept(rows: Sequence[Encoded], folder: Path, policy: Policy, listen: Listener) -> list[Encoded]:
+def _kept(rows: Sequence[Encoded], folder: Path, policy: Policy, listen: Listener, tokens: int) -> list[Encoded]:
     """The rows with their log-probabilities, read from the folder as far as they lie there."""
     found: list[Encoded] = []
     for start in range(0, len(rows), PART):
@@ -42,7 +44,7 @@ def _kept(rows: Sequence[Encoded], folder: Path, policy: Policy, listen: Listene
         said = [[(tokens.ids, tokens.learn) for tokens in row.sequences] for row in part]
         page = folder / f"{hashlib.sha256(repr((said, policy.mixed)).encode()).hexdigest()[:16]}.json"
         if not page.exists():
-            known = [row.reference for row in referenced(part, policy)]
+            known = [row.reference for row in referenced(part, policy, tokens=tokens)]
             write_whole(page, json.dumps(known))
             listen({"event": "stage", "text": f"untuned model: {start + len(part)} of {len(rows)} rows"})
         told = json.loads(page.read_text(encoding="utf-8"))
@@ -60,7 +62,7 @@ def preferred(prepared: Prepared, policy: Policy) -> dict[str, float]:
         return {}
     gains: list[float] = []
     margins: list[float] = []
-    for row, now in zip(rows, referenced(rows, policy), strict=True):
+    for row, now in zip(rows, referenced(rows, policy, tokens=tokens_of(prepared.recipe)), strict=True):
         gained = [after - before for after, before in zip(now.reference, row.reference, strict=True)]
         liked = [i for i, good in enumerate(row.label) if good > 0]
         gains += [gained[i] / max(1, row.sequences[i].learned) for i in liked]

@@ -18,11 +18,13 @@ from tunesmith.model.checkpoint import find_folder
 from tunesmith.model.device import DTYPES, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask, Rl
+from tunesmith.objectives.base import Learner
 from tunesmith.techniques import Full
-from tunesmith.training.fit import Hooks, TrainingState, fit
+from tunesmith.training.fit import Hooks, fit
 from tunesmith.training.journal import Journal
 from tunesmith.training.optim import TrainingPlan
 from tunesmith.training.probe import ROWS, Probe, can_learn
+from tunesmith.training.state import TrainingState
 from tunesmith.training.track import Tracker, open_trackers
 from tunesmith.workflows.batches import Batches, MixedBatches, batches_of, parts_of
 from tunesmith.workflows.first_head import begin_heads
@@ -76,7 +78,7 @@ def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
         folder=out / "checkpoints",
         record=_recorder(journal, trackers, listen, beside),
         resumed=lambda step: _rewound(journal, batches, step, listen),
-        validate=lambda: _judged(prepared, policy, watch, beside),
+        validate=lambda: _judged(prepared, (policy, learner), watch, beside),
         stop=watch.stop,
         smaller=lambda step: _smaller(batches, step, journal=journal, listen=listen),
     )
@@ -219,14 +221,15 @@ def adapted(prepared: Prepared) -> Policy:
     return policy
 
 
-def _judged(prepared: Prepared, policy: Policy, watch: Watch, beside: dict[str, float]) -> float:
+def _judged(prepared: Prepared, learns: tuple[Policy, Learner], watch: Watch, beside: dict[str, float]) -> float:
     """The validation loss, infinite outside a gate, so never the best. `beside` gets what goes with it."""
+    policy, learner = learns
     if broken := watch.outside(policy):
         watch.listen({"event": "note", "text": f"not to be kept: {broken}"})
         return math.inf
     beside.update(preferred(prepared, policy))
     if not prepared.parts:
-        found_loss = validation_loss(prepared, policy)
+        found_loss = validation_loss(prepared, policy, learner)
         beside |= {"validation_reward": -found_loss} if isinstance(prepared.recipe.objective, Rl) else {}
         return found_loss
     found = losses(prepared, policy, validation_loss)

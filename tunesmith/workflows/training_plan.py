@@ -23,7 +23,7 @@ def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> TrainingPlan:
         weight_decay=schedule.weight_decay,
         clip=schedule.clip,
         eval_steps=(between(steps) if schedule.eval_steps == "auto" else schedule.eval_steps) if validated else 0,
-        save_steps=max(1, steps // 10) if schedule.save_steps == "auto" else schedule.save_steps,
+        save_steps=-(-steps // 10) if schedule.save_steps == "auto" else schedule.save_steps,
         patience=schedule.patience,
         seed=recipe.seed,
         updates=recipe.objective.updates if isinstance(recipe.objective, Rl) else 1,

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from tunesmith.errors import Refused
 from tunesmith.evaluation import calibration
 from tunesmith.model.batch import Batch
+from tunesmith.model.device import NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify
+from tunesmith.objectives.base import Learner
 from tunesmith.objectives.practice import Practice
 from tunesmith.training.fit import ready
 from tunesmith.workflows.batches import Batches
@@ -19,20 +22,33 @@ from tunesmith.workflows.tasks import losses, mean_of
 
 
 @torch.no_grad()
-def validation_loss(prepared: Prepared, policy: Policy) -> float:
+def validation_loss(prepared: Prepared, policy: Policy, learner: Learner | None = None) -> float:
     """Loss per unit over the validation rows; of several tasks the mean by their weights.
 
     With a head for one label of several it is taken at the temperature that suits it best: a small encoder grows
-    too sure long before it stops getting better, and the run fits that temperature at its end anyway.
+    too sure long before it stops getting better, and the run fits that temperature at its end anyway. `learner` is
+    one that was made already. Raises Refused where memory does not hold one row.
     """
     if prepared.parts:
         return mean_of(prepared, losses(prepared, policy, validation_loss))
-    objective, learner = prepared.recipe.objective, learner_of(prepared)
+    learner = learner or learner_of(prepared)
     if isinstance(learner, Practice):
         return -held_out_reward(prepared, policy, learner)
-    batches = Batches(prepared, prepared.validation).all()
-    if policy.head is not None and isinstance(objective, Classify) and not objective.multi:
-        return _calibrated_loss(objective, policy, batches)
+    batches = Batches(prepared, prepared.validation)
+    while True:
+        try:
+            return _loss(learner, policy, batches.all())
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        if not batches.halve_all():
+            raise Refused(f"validation: {NOT_ONE_ROW}")
+
+
+def _loss(learner: Learner, policy: Policy, batches: Sequence[Batch]) -> float:
+    """Loss per unit over the batches."""
+    if policy.head is not None and isinstance(learner, Classify) and not learner.multi:
+        return _calibrated_loss(learner, policy, batches)
     total, units = 0.0, 0
     for batch in ready(policy, learner, batches):
         loss = learner.loss(batch, policy)
