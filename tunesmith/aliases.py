@@ -91,7 +91,8 @@ def translate(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     multiplied = [name for name in PER_PASS if isinstance(values.get(name), int)]
     if accumulation is not None and not (multiplied and isinstance(accumulation, int)):
         notes.append(f"{ACCUMULATION} is left out: {OF_A_STEP}")
-    for name in [key for key in values if key in ALIASES]:
+    # The technique's name first: a setting of LoRA's that came before it would stand for LoRA.
+    for name in sorted((key for key in values if key in ALIASES), key=lambda key: ALIASES[key] != "technique.kind"):
         value = values.pop(name)
         key = ALIASES[name]
         if name in PER_PASS and isinstance(value, int) and isinstance(accumulation, int):

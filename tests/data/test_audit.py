@@ -490,7 +490,7 @@ def test_a_run_is_stopped_by_a_secret_and_by_a_test_set_that_stands_in_train() -
     sound = gate(Split(parsed(train), [], parsed(test), 0, ()))  # type: ignore[arg-type]
     assert (sound.faults, sound.notes) == ((), ())
     copies = [{**row, "text": f"{row['text']} indeed"} for row in test[:20]]
-    train[4] = {**train[4], "text": "the key is AKIAIOSFODNN7EXAMPLE"}
+    train[4] = {**train[4], "text": f"{'a long page ' * 3000}the key is AKIAIOSFODNN7EXAMPLE"}
     found = gate(Split(parsed([*train, *copies]), [], parsed(test), 0, ()))  # type: ignore[arg-type]
     assert [fault.partition(":")[0] for fault in found.faults] == ["secret", "leak"]
     assert "1 of 140 training rows (t.jsonl:5)" in found.faults[0]

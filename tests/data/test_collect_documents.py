@@ -211,6 +211,21 @@ def test_a_text_that_is_not_utf8_is_read_with_a_note(tmp_path: Path):
     assert "not UTF-8, read as" in found.notes[0]
 
 
+def test_accents_far_into_a_long_file_are_told_by_what_stands_around_them(tmp_path: Path):
+    german = "Der Käufer zahlt die Gebühr für die Rücksendung selbst.\n\n"
+    found = read(tmp_path, "a.txt", ("plain words here\n\n" * 15_000 + 40 * german).encode("cp1252"))
+    assert found.blocks[-1].text == german.strip()
+    chinese = "买方自行支付退货费用，卖方应在收到包裹后退款。\n\n" * 6000
+    assert read(tmp_path, "b.txt", ("a" + chinese).encode("gb18030")).blocks[-1].text == chinese.strip()[-23:]
+    broken = german.encode() * 10 + b"\xff" + german.encode()
+    assert read(tmp_path, "c.txt", broken).blocks[0].text == german.strip()
+
+
+def test_a_text_may_be_one_heading_after_another(tmp_path: Path):
+    found = read(tmp_path, "a.txt", "".join(f"Part {n}\n-----------\n" for n in range(3000)).encode() + b"the end")
+    assert (len(found.blocks), found.blocks[-1].text) == (3001, "the end")
+
+
 @pytest.mark.parametrize(
     ("text", "encoding"),
     [

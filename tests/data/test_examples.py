@@ -154,6 +154,8 @@ def test_an_empty_system_turn_is_left_out():
             [*turns("u:q"), {"role": "assistant", "content": "no", "weight": 0}],
             "turn 2 has weight 0, and every answer ",
         ),
+        ([*turns("u:q"), {"role": "assistant", "content": "no", "weight": 0.01}], "turn 2 has weight 0.01, and every "),
+        ([*turns("u:q"), {"role": "assistant", "content": "no", "weight": "0.00"}], "turn 2 has weight '0.00', and "),
         ([*turns("u:q"), {"role": "assistant", "content": "no", "train": False}], "turn 2 has train False, and every "),
         ([*turns("u:q"), {"role": "assistant", "content": "no", "loss": False}], "turn 2 has loss False, and every "),
         (

@@ -144,6 +144,33 @@ def test_the_prompt_may_be_the_first_question_of_a_chat_of_many_turns():
     assert [turn.content for turn in found.prompt] == ["Capital?", "Paris.", "Of Italy?"]
 
 
+@pytest.mark.parametrize("read", [pairs, thumbs])
+def test_turns_before_the_question_are_kept_wherever_they_stand(read: Any):
+    """A chat beside its prompt may begin with the prompt's last question, its first, or its system turn."""
+    system, answer = {"role": "system", "content": "Speak French."}, said("Rome.")
+    asked = [user("Capital?"), said("Paris."), user("Of Italy?")]
+    parts = ("chosen", "rejected") if read is pairs else ("answer", "label")
+    for prompt, chat in (
+        ([system, *asked], [user("Of Italy?"), answer]),
+        ([system, *asked], [system, *asked, answer]),
+        ([system, user("Capital?")], [*asked, answer]),
+        ([user("Of Italy?")], [system, *asked, answer]),
+    ):
+        judged = (chat, [*chat[:-1], said("Oslo.")] if read is pairs else True)
+        columns = {name: name for name in ("prompt", *parts)}
+        (found,) = read([row(prompt=prompt, **dict(zip(parts, judged, strict=True)))], columns=columns)
+        assert [turn.content for turn in found.prompt] == ["Speak French.", "Capital?", "Paris.", "Of Italy?"] or (
+            len(chat) == 2 and found.prompt[-1].content == "Of Italy?" and found.prompt[0].role == "system"
+        )
+
+
+def test_a_prompt_that_says_other_things_than_its_chat_is_refused():
+    other = [{"role": "system", "content": "Be brief."}, user("q"), said("a")]
+    asked = [{"role": "system", "content": "Speak French."}, user("q")]
+    with pytest.raises(DataError, match="the prompt and the last question in column 'chosen' differ"):
+        pairs([row(prompt=asked, chosen=other, rejected=other)], columns=COLUMNS)
+
+
 def test_what_a_judged_question_is_about_stands_behind_it_and_earlier_turns_before_it():
     fields = {"prompt": "Answer.", "input": "Capital?", "history": [["Hi", "Hello"]], "chosen": "a", "rejected": "b"}
     (found,) = pairs([row(**fields)], columns={**COLUMNS, "input": "input", "history": "history"})

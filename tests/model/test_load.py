@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 
 from tests.tiny import DECODERS, ENCODERS, tiny_decoder, tiny_encoder, tokenizer
+from tunesmith.data.tokenizer import choose_pad
 from tunesmith.errors import ModelError
 from tunesmith.model.families import ENCODERS as ENCODER_TYPES
 from tunesmith.model.families import family_of
-from tunesmith.model.load import LoadOptions, choose_pad, load_base
+from tunesmith.model.load import LoadOptions, load_base
 
 TEXT = "Hello,  World! 123\n\n45 ~`\\"
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
-from transformers import T5Config
+from transformers import AutoTokenizer, T5Config
 
 from tunesmith.errors import ModelError
 from tunesmith.model import load
@@ -47,6 +47,23 @@ def test_a_folder_with_only_a_pickle_is_refused_unread(folder: Path, name: str) 
     line = refusal(folder)
     assert f"{name} is a pickle and may run code" in line
     assert "convert it to safetensors" in line
+
+
+def test_a_tokenizer_whose_chats_the_embedding_has_no_room_for_is_refused(folder: Path) -> None:
+    kept = AutoTokenizer.from_pretrained(folder)
+    kept.add_tokens(["<|turn|>"], special_tokens=True)
+    kept.save_pretrained(folder)
+    load_base(str(folder))  # a token that nobody writes is no harm
+    kept.chat_template = "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    kept.save_pretrained(folder)
+    line = refusal(folder)
+    assert "its chats are written with '<|turn|>', for which it has no embedding; call resize_token_embeddings" in line
+
+
+def test_an_adapter_alone_is_told_from_a_model(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    assert "this is an adapter, not a whole model; name its base model here" in refusal(folder)
 
 
 def test_a_pickle_file_is_refused_by_name(folder: Path) -> None:

@@ -36,6 +36,7 @@ from tunesmith.workflows.ask_arm import ArmQuestion, ask_arm
 from tunesmith.workflows.asking import within
 from tunesmith.workflows.compare import Wishes, _digests, _pinned, compare, reopened
 from tunesmith.workflows.contest import CHOICES, file_name
+from tunesmith.workflows.run_folder import alone
 from tunesmith.workflows.train import Watch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -422,6 +423,23 @@ def test_a_budget_that_is_too_small_says_how_much_is_enough_and_nothing_is_asked
     with pytest.raises(RecipeError, match=r"--budget 1e-05: 6 test rows and 10 training rows, .* take about 1 minutes"):
         run(recipe(tmp_path, arms=["prompt", "tuned"]), tmp_path / "out", Wishes(minutes=0.00001))
     assert not (tmp_path / "out" / "answers").exists()
+
+
+def test_two_processes_do_not_compare_in_one_folder(tmp_path: Path) -> None:
+    with alone(tmp_path / "out"), pytest.raises(CheckpointError, match="out: another process is at work"):
+        run(recipe(tmp_path, arms=["prompt", "few-shot"]), tmp_path / "out")
+
+
+def test_an_arm_that_another_process_is_making_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = answering.answered
+
+    def answered(contest: Any, name: str) -> Any:
+        with alone(contest.folder / "tuned"):
+            return known(contest, name)
+
+    monkeypatch.setattr("tunesmith.workflows.compare.answered", answered)
+    with pytest.raises(CheckpointError, match="tuned: another process is at work"):
+        run(recipe(tmp_path, arms=["prompt", "few-shot", "tuned"]), tmp_path / "out")
 
 
 def test_arms_of_a_budget_are_asked_later_with_no_more_rows_than_they_had(tmp_path: Path) -> None:

@@ -366,9 +366,12 @@ def test_what_the_next_command_would_refuse_is_not_written(tmp_path: Path) -> No
 
 
 def test_axolotl_prompts_by_field_name_theirs(alpaca: Path) -> None:
-    sets = [{"path": "train.jsonl", "type": {"field_instruction": "q", "field_output": "a"}}]
-    objective = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": sets})).recipe.objective
+    form = {"field_instruction": "q", "field_output": "a", "format": "[INST] {instruction}"}
+    sets = [{"path": "train.jsonl", "type": form}]
+    made = convert(write(alpaca.parent / "a.yaml", AXOLOTL | {"datasets": sets}))
+    objective = made.recipe.objective
     assert (objective.prompt, objective.answer) == ("q", "a")  # type: ignore[union-attr]
+    assert "datasets: type: format" in made.dropped
 
 
 def test_llama_factory_is_carried_over_by_its_list_of_data_sets(alpaca: Path, tiny_llama: Path) -> None:
@@ -495,6 +498,17 @@ def test_llama_factorys_columns_are_named_or_told(
     told = {key: value for key in ours if (value := made.recipe.objective.model_dump().get(key))}
     assert told == named
     assert {name.removeprefix("columns.") for name in made.dropped if name.startswith("columns.")} == left
+
+
+def test_what_llama_factory_says_of_a_data_set_is_read_or_told(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    told = {"hf_hub_url": "a/adgen", "split": "train", "subset": "en", "num_samples": 500, "tags": {"role_tag": "r"}}
+    listed = {"mine": told, "held": {"hf_hub_url": "a/adgen", "split": "validation"}}
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(listed))
+    made = convert(write(tmp_path / "f.yaml", FACTORY | {"dataset": "mine", "eval_dataset": "held"}))
+    assert (made.recipe.data.train, made.recipe.data.validation) == ("a/adgen:train", "a/adgen:validation")
+    assert {"mine: subset", "mine: num_samples", "mine: tags"} <= set(made.dropped)
+    assert made.dropped["mine: num_samples"] == "set data.rows"
 
 
 def test_files_beyond_the_first_are_told(tmp_path: Path) -> None:

@@ -85,6 +85,22 @@ def test_values_of_other_tools_are_translated_wherever_a_change_is_read():
     assert notes == ["objective.num_generations -> objective.group: 4", "peft_type -> technique.kind: prompt"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"lora_r": 32, "adapter": "qlora"},
+        {"num_virtual_tokens": 8, "peft_type": "PROMPT_TUNING"},
+        {"target_modules": ["q_proj"], "peft_type": "IA3"},
+    ],
+)
+def test_a_technique_may_be_named_behind_its_settings(words: dict[str, Any]):
+    raw = {"data": "x.jsonl", "objective": "instruct"}
+    before, behind = (
+        make_recipe({**raw, **dict(order)}, place="r")[0] for order in (words.items(), reversed(words.items()))
+    )
+    assert before.technique == behind.technique != make_recipe(raw, place="r")[0].technique
+
+
 def test_gradient_accumulation_that_nothing_is_multiplied_by_is_told_and_not_lost():
     raw = {"data": "x.jsonl", "objective": "classify", "gradient_accumulation_steps": 4}
     assert make_recipe(raw, place="r")[1] == [

@@ -387,9 +387,7 @@ def test_a_pair_that_cannot_work_is_refused_with_the_nearest_that_can(objective,
 def test_rows_of_which_nothing_is_left_to_learn_are_refused(tmp_path: Path):
     rows = [{"prompt": f"number {i}", "answer": "it is so"} for i in range(20)]
     made = recipe(tmp_path, rows, "llama", objective="instruct", data={"max_tokens": 16})
-    with pytest.raises(
-        Refused, match=r"none of \d+ rows has anything to learn within 16 tokens; raise data.max_tokens"
-    ):
+    with pytest.raises(Refused, match=r"none of \d+ rows has anything to learn within 16 tokens; shorten the prompts"):
         tune(made, tmp_path / "run")
 
 

@@ -118,15 +118,26 @@ def _answer(row: Row, column: str, prompt: Sequence[Message]) -> tuple[list[Mess
     if not before and not prompt:
         cure = "name the column with what was asked as objective.prompt"
         raise DataError(f"{row.where}: column {column!r} is an answer alone; {cure}")
-    # A chat of many turns may stand beside its first question alone.
-    first = next((turn for turn in before if turn.role == "user"), None)
-    known = [turn.content.strip() for turn in (first, *before[-1:]) if turn]
-    if before and prompt and prompt[-1].content.strip() not in known:
+    answered = _together(before, prompt)
+    if answered is None:
         cure = "make them the same, or leave one of them out"
         raise DataError(f"{row.where}: the prompt and the last question in column {column!r} differ; {cure}")
-    answered = before or list(prompt)
     check_order([*answered, last], row.where)
     return answered, last.content
+
+
+def _together(before: Sequence[Message], prompt: Sequence[Message]) -> list[Message] | None:
+    """The turns that were answered, of a chat with what stands beside it; None where the two say different things."""
+    if not (before and prompt):
+        return [*before, *prompt]
+    chat, asked_ = ([(turn.role, turn.content.strip()) for turn in turns] for turns in (before, prompt))
+    for shared in range(min(len(chat), len(asked_)), 0, -1):
+        if asked_[-shared:] == chat[:shared]:  # the chat goes on where the prompt ends
+            return [*prompt[:-shared], *before]
+        if asked_ == chat[-shared:]:
+            return list(before)
+    first = next((turn for turn in chat if turn[0] == "user"), None)  # of many turns it may stand alone beside them
+    return list(before) if asked_ == [first] else None
 
 
 def _turns(row: Row, column: str, role: str) -> list[Message]:

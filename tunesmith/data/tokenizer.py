@@ -54,3 +54,32 @@ def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         if whole[start : start + len(bare)] == bare:
             return list(whole[:start]), list(whole[start + len(bare) :])
     return [], []
+
+
+def choose_pad(tokenizer: PreTrainedTokenizerBase, *, rows: int) -> None:
+    """A tokenizer that has a pad token: its own, else an unused special one, else the end token."""
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < rows:
+        return
+    used = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    spare = [
+        token.content
+        for number, token in sorted(tokenizer.added_tokens_decoder.items())
+        if token.special and number not in used and number < rows
+    ]
+    named = [token for token in spare if "pad" in token.lower()] or [
+        token for token in spare if "reserved" in token.lower() or "unused" in token.lower()
+    ]
+    spare_unknown = [tokenizer.unk_token] if tokenizer.unk_token in spare else []
+    for token in (*named, *spare_unknown, tokenizer.eos_token, *spare):
+        if token:
+            tokenizer.pad_token = token
+            return
+    # Padding is told by length everywhere here, so any word will do.
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+
+
+def homeless(tokenizer: PreTrainedTokenizerBase, *, rows: int) -> str:
+    """The first token of the chat format, or the end, that an embedding of so many rows has none for."""
+    source = chat_source(tokenizer)
+    beyond = {token.content for number, token in tokenizer.added_tokens_decoder.items() if number >= rows}
+    return next((token for token in sorted(beyond) if token in source or token == tokenizer.eos_token), "")

@@ -36,7 +36,7 @@ FOLLOWING = {
     "tool": ("tool", "assistant"),
 }
 # Keys by which other programs leave an answer of a chat out, and those of thoughts beside it.
-LEARNED, UNLEARNED = ("weight", "train", "training", "loss"), ("0", "0.0", "False", "false")
+LEARNED, WHOLE = ("weight", "train", "training", "loss"), ("1", "1.0", "True", "true", "None")
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 RESULT = "<tool_response>", "</tool_response>"
 # A list of turns that a table's writer put into a cell, as JSON or as Python shows it.
@@ -119,9 +119,9 @@ def turn_of(item: object, place: str) -> Message:
 def refuse_unlearned(item: object, turn: Message, place: str) -> None:
     """Raise DataError for an answer of a chat that would not be learned as it stands there."""
     told = item if isinstance(item, Mapping) else {}
-    if mark := next((name for name in LEARNED if str(told.get(name, 1)) in UNLEARNED), ""):
+    if mark := next((name for name in LEARNED if str(told.get(name)) not in WHOLE), ""):
         cure = f"end the chat before it, or leave out {mark}"
-        raise DataError(f"{place} has {mark} {told[mark]!r}, and every answer of a chat is learned; {cure}")
+        raise DataError(f"{place} has {mark} {told[mark]!r}, and every answer of a chat is learned whole; {cure}")
     if name := next((name for name in THOUGHTS if told.get(name)), ""):
         cure = "write them into its content, or leave them out"
         raise DataError(f"{place} has thoughts in {name!r}, which would not be learned; {cure}")

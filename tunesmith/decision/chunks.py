@@ -130,7 +130,10 @@ def _page_of(row: Row) -> SourceDocument:
         if "text" in row.fields and name is not None:
             raise DataError(f"{row.where}: the text of a document is {text!r:.60}; give it as text, or drop the row")
         raise DataError(f"{row.where}: a document has doc_id and text, found {sorted(row.fields)}; name the columns so")
-    return page_of_text(str(name), text)
+    try:
+        return page_of_text(str(name), text)
+    except DataError as error:
+        raise DataError(f"{row.where}: {error}") from None
 
 
 def cut(pages: Sequence[SourceDocument], size: int) -> list[Chunk]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.data.template import Template
+from tunesmith.data.tokenizer import choose_pad
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, briefly
 from tunesmith.inference.folder import ABOUT, find_model, load, read_about
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import settle
-from tunesmith.model.load import Base, LoadOptions, choose_pad, load_base, locate, read_tokenizer
+from tunesmith.model.load import Base, LoadOptions, load_base, locate, read_tokenizer
 from tunesmith.model.policy import Policy
 from tunesmith.model.weights import INDEX, PICKLES, SINGLE, read_json
 from tunesmith.objectives import Classify, Instruct, Reward

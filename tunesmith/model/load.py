@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from tunesmith.data.files import is_there
+from tunesmith.data.tokenizer import choose_pad, homeless
 from tunesmith.errors import ModelError, TunesmithError, briefly
 from tunesmith.model import four_bit, run_base, weights
 from tunesmith.model.device import DTYPES
@@ -74,7 +75,11 @@ def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = 
             else _from_place(name, locate(name, offline=offline), options, offline=offline)
         )
         weights.check_finite(base.network, where=name)
-        choose_pad(base.tokenizer, rows=base.network.get_input_embeddings().num_embeddings)
+        rows = base.network.get_input_embeddings().num_embeddings
+        if token := homeless(base.tokenizer, rows=rows):
+            cure = "call resize_token_embeddings(len(tokenizer)) on it and save it again, or take the template out"
+            raise ModelError(f"{name}: its chats are written with {token!r}, for which it has no embedding; {cure}")
+        choose_pad(base.tokenizer, rows=rows)
         _learn_the_end(base.network, base.tokenizer)
         base.network.eval()
         if base.family == "decoder":
@@ -98,28 +103,6 @@ def locate(name: str, *, offline: bool = False) -> Path:
     if not HUB_ID.fullmatch(name):
         raise ModelError(f"{name or 'model'}: no such folder; use a folder, a Hub id or {_always_there()}")
     return _from_hub(name, offline=offline)
-
-
-def choose_pad(tokenizer: PreTrainedTokenizerBase, *, rows: int) -> None:
-    """A tokenizer that has a pad token: its own, else an unused special one, else the end token."""
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < rows:
-        return
-    used = {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    spare = [
-        token.content
-        for number, token in sorted(tokenizer.added_tokens_decoder.items())
-        if token.special and number not in used and number < rows
-    ]
-    named = [token for token in spare if "pad" in token.lower()] or [
-        token for token in spare if "reserved" in token.lower() or "unused" in token.lower()
-    ]
-    spare_unknown = [tokenizer.unk_token] if tokenizer.unk_token in spare else []
-    for token in (*named, *spare_unknown, tokenizer.eos_token, *spare):
-        if token:
-            tokenizer.pad_token = token
-            return
-    # Padding is told by length everywhere here, so any word will do.
-    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
 
 
 def _check_options(options: LoadOptions) -> None:
@@ -183,6 +166,8 @@ def read_tokenizer(folder: Path, *, where: str) -> Any:
 
 def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
     """The base in a folder, which is vetted before transformers sees it."""
+    if not (folder / "config.json").exists() and (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{name}: {weights.ADAPTER}")
     config = weights.read_json(folder / "config.json", where=name)
     family = family_of(config, where=name)
     _refuse_foreign_code(config, where=name)

@@ -20,8 +20,10 @@ INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 CONVERT = (
     "convert it to safetensors where you trust it: "
-    'python -c "from transformers import AutoModel as M; M.from_pretrained(FOLDER).save_pretrained(NEW)"'
+    'python -c "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; '
+    '[one.from_pretrained(FOLDER).save_pretrained(NEW) for one in (M, T)]" (AutoModel as M for an encoder)'
 )
+ADAPTER = "this is an adapter, not a whole model; name its base model here, and evaluate or ask the adapter"
 # What a base is recognised by, besides its tensors.
 SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
 SAMPLE = 16
@@ -79,7 +81,7 @@ def _no_weights(folder: Path) -> str:
     if pickles:
         return f"{pickles[0]} is a pickle and may run code; {CONVERT}"
     if (folder / "adapter_config.json").is_file():
-        return "this is an adapter, not a whole model; name its base model here, and evaluate or ask the adapter"
+        return ADAPTER
     if (folder / "model" / "config.json").is_file():
         return f"no {SINGLE} here; did you mean {folder / 'model'}?"
     return f"no {SINGLE} here; choose a model that is kept as safetensors, or save it so with save_pretrained"

@@ -62,7 +62,7 @@ class Machine(_Section):
 
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int = Field(0, ge=0, description="0: one per core")
+    threads: int = Field(0, ge=0, le=1024, description="0: one per core")
 
 
 def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[str, Any]]) -> Any:

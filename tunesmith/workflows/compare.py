@@ -33,6 +33,7 @@ from tunesmith.workflows.contest import CHOICES, ArmAnswers, Contest, Setting
 from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.measured import measured
 from tunesmith.workflows.prepare import audited, read_data
+from tunesmith.workflows.run_folder import AtWorkError, alone
 from tunesmith.workflows.train import Watch
 from tunesmith.workflows.ways import remote
 
@@ -69,11 +70,12 @@ def compare(
     arms = chosen_arms(recipe, offline=offline)
     recipe = recipe.model_copy(update={"arms": arms})
     contest = _contest(recipe, wishes, watch, out=out, offline=offline)
-    _within(contest, arms, wishes)
-    _reachable(contest, arms)
-    found = _asked(contest, arms)
-    page = measured(contest, found, price_per_hour=wishes.price_per_hour)
-    write_whole(contest.folder / PAGE, page.model_dump_json(indent=1))
+    with alone(contest.folder):
+        _within(contest, arms, wishes)
+        _reachable(contest, arms)
+        found = _asked(contest, arms)
+        page = measured(contest, found, price_per_hour=wishes.price_per_hour)
+        write_whole(contest.folder / PAGE, page.model_dump_json(indent=1))
     return page
 
 
@@ -85,6 +87,8 @@ def _asked(contest: Contest, arms: Sequence[str]) -> list[ArmAnswers]:
         contest.listen({"event": "stage", "text": f"arm {number} of {len(arms)}: {name}"})
         try:
             found.append(answered(contest, name))
+        except AtWorkError:  # an arm that another process is making has not failed
+            raise
         except TunesmithError as error:
             failed.append(error)
             contest.notes.append(f"{name} failed and is left out: {error}")

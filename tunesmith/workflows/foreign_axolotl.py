@@ -18,6 +18,9 @@ TUNED_BY = {"simpo": {"simpo_gamma": "gamma"}, "orpo": {"orpo_alpha": "beta"}}
 PLACE = {"path", "data_files", "split", "ds_type"}
 ALPACA, CHATS, DOCUMENTS = ("alpaca",), ("sharegpt", "chat_template"), ("completion", "pretraining")
 
+# Why a word about the form of rows is left out.
+DETECTED = "the form of the rows is detected, look at tune --dry-run"
+
 
 def axolotl(work: Conversion) -> None:
     """What only axolotl says its own way."""
@@ -96,10 +99,12 @@ def _axolotl_data(work: Conversion, sets: Sequence[Mapping[str, Any]]) -> None:
     named = ["field_messages"] if base in CHATS else ["field"] if base in DOCUMENTS else []
     read = PLACE if judged else {*PLACE, "type", *named}
     for name in sorted(set(entry) - read):
-        work.dropped[f"datasets: {name}"] = f"{entry[name]}: the form of the rows is detected, look at tune --dry-run"
+        work.dropped[f"datasets: {name}"] = f"{entry[name]}: {DETECTED}"
     if judged:
         return
     if isinstance(kind, Mapping):
+        unread = sorted(set(kind) - {"field_instruction", "field_output", "field_input"})
+        work.dropped |= {f"datasets: type: {name}": f"{kind[name]}: {DETECTED}" for name in unread}
         parts = {"prompt": kind.get("field_instruction"), "answer": kind.get("field_output")}
         work.put("objective", "kind", "instruct", "datasets: type")
         if all(parts.values()) and not kind.get("field_input"):
@@ -111,4 +116,4 @@ def _axolotl_data(work: Conversion, sets: Sequence[Mapping[str, Any]]) -> None:
     if base in DOCUMENTS and entry.get("field"):
         work.put("objective", "text", entry["field"], "datasets: field")
     if base not in (*ALPACA, *CHATS, *DOCUMENTS):
-        work.dropped["datasets: type"] = f"{kind}: the form of the rows is detected, look at tune --dry-run"
+        work.dropped["datasets: type"] = f"{kind}: {DETECTED}"

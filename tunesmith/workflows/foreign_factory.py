@@ -34,6 +34,15 @@ USUAL = {"prompt": "instruction", "query": "input", "response": "output", "histo
 FOUND = {"messages": DIALOGUES, "kto_tag": THUMBS}
 
 
+# Keys of a data set in dataset_info.json that are read or found out from the rows, and why others are not.
+READ = {"file_name", "hf_hub_url", "ms_hub_url", "split", "columns", "formatting", "ranking"}
+UNREAD = {
+    "num_samples": "set data.rows",
+    "subset": "a data set of several is not read: save the one as a file",
+    "tags": "roles and texts are found by their usual names, look at tune --dry-run",
+}
+
+
 def factory(work: Conversion) -> None:
     """What only LLaMA-Factory says its own way."""
     stage = str(work.take("stage") or "sft")
@@ -74,10 +83,12 @@ def _listed(work: Conversion, name: str) -> tuple[str, Mapping[str, str]]:
     folder = str(work.raw.get("dataset_dir", "data"))
     for place in (work.folder / folder, Path(folder), work.folder):
         entry = _listing(place / "dataset_info.json").get(name, {})
-        if file := entry.get("file_name"):
-            return str(place / file), entry.get("columns") or {}
-        if hub := entry.get("hf_hub_url"):
-            return str(hub), entry.get("columns") or {}
+        file, hub = entry.get("file_name"), entry.get("hf_hub_url")
+        if not (file or hub):
+            continue
+        work.dropped |= {f"{name}: {key}": UNREAD.get(key, UNKNOWN) for key in sorted(set(entry) - READ)}
+        split = f":{entry['split']}" if entry.get("split") else ""
+        return str(place / file) if file else f"{hub}{split}", entry.get("columns") or {}
     path = found(work, name)
     if Path(path).exists() or "/" in name:
         return path, {}

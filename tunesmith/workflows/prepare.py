@@ -164,7 +164,8 @@ def _encoded(recipe: Recipe, loaded: Loaded, base: Base, machine: ChosenMachine)
     if not keep:
         raise Refused(
             f"{recipe.data.train}: none of {len(train)} rows has anything to learn "
-            f"within {recipe.data.max_tokens} tokens; raise data.max_tokens or shorten the prompts"
+            f"within {recipe.data.max_tokens} tokens; shorten the prompts, or raise data.max_tokens "
+            "where the model holds more"
         )
     return Prepared(recipe, loaded, base, machine, template, keep, [v for v in validation if _teaches(v)], facts)
 

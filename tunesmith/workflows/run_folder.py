@@ -81,9 +81,13 @@ def with_name(out: Path) -> Path:
     return out.resolve() if out.name in ("", "..") else out
 
 
+class AtWorkError(CheckpointError):
+    """Another process works in a folder."""
+
+
 @contextmanager
 def alone(run: Path) -> Iterator[None]:
-    """A context in which no other process works in this folder. Raises CheckpointError where another one does."""
+    """A context in which no other process works in this folder. Raises AtWorkError where another one does."""
     place = run.with_name(f".{run.name}.lock")  # beside it: what lies in a folder makes it a run or none
     made = [parent for parent in place.parents if not parent.exists()]
     with writing(run):
@@ -111,7 +115,7 @@ def _locked(place: Path, run: Path) -> Callable[[], None]:
         lock.acquire()
     except Timeout:
         cure = "wait until it is done, or stop it and go on from its last checkpoint"
-        raise CheckpointError(f"{run}: another process is at work on this run; {cure}") from None
+        raise AtWorkError(f"{run}: another process is at work on this run; {cure}") from None
     except OSError as error:
         if error.errno in WITHOUT_LOCKS or not place.exists():  # there is no telling who else is at work
             return lambda: None

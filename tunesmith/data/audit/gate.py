@@ -28,7 +28,7 @@ NAMED = 5  # places that are named before they are only counted
 # Near-copies of held-out rows: from so many held-out rows on their share can be told. Real sets that are cut row by
 # row have up to a tenth (bench/AUDIT.md): that is noted. That a fifth stops a run is chosen, not measured.
 ENOUGH_HELD, NOTED_SHARE, COPIED_SHARE = 50, 0.01, 0.2
-LONGEST = 20_000
+LONGEST = 20_000  # letters by which a row is told from near-copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Gate:
 def gate(split: Split) -> Gate:
     """What is gravely wrong with the rows that a run is to learn from, and with those it is to be scored on."""
     train, test = split.train, split.test or split.validation
-    texts = [written(example)[:LONGEST] for example in train]
+    texts = [written(example) for example in train]
     found = [
         _told("secret", [e.where for e, text in zip(train, texts, strict=True) if keys(text)], len(train)),
         _told("encoding_damage", [e.where for e, text in zip(train, texts, strict=True) if damage(text)], len(train)),

@@ -172,12 +172,15 @@ def _packed(parts: Sequence[str], size: int, between: int) -> Iterator[list[str]
 
 def _chopped(text: str, size: int) -> Iterator[str]:
     """The text in pieces of at most `size`, cut at a space where there is one in the second half."""
-    while len(text) > size:
-        cut = text.rfind(" ", size // 2, size)
-        cut = size if cut < 0 else cut
-        yield text[:cut]
-        text = text[cut:].lstrip()
-    yield text
+    at = 0
+    while len(text) - at > size:
+        cut = text.rfind(" ", at + size // 2, at + size)
+        cut = at + size if cut < 0 else cut
+        yield text[at:cut]
+        at = cut
+        while at < len(text) and text[at].isspace():
+            at += 1
+    yield text[at:]
 
 
 def repeated(documents: Sequence[Sequence[Block]]) -> frozenset[str]:

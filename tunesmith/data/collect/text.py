@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import tomllib
+from collections import deque
 from dataclasses import replace
 
 from tunesmith.data.collect.document import Block, Document, clean, one_line
@@ -28,6 +29,8 @@ _LATIN = ("cp1250", "cp1252", "cp1257", *(f"iso8859_{number}" for number in (2, 
 _CENTRAL = frozenset(
     ("Croatian", "Czech", "Hungarian", "Polish", "Romanian", "Slovak", "Slovene", "Estonian", "Lithuanian", "Latvian")
 )
+SAMPLE = 200_000  # bytes by which an encoding is told
+BROKEN_SHARE = 0.1  # of the lines that are not ASCII; up to it a file is UTF-8 with a few broken bytes
 _UNDERLINE = re.compile(r"([=\-~^\"'#*+`])\1{2,}\s*")
 _ITEM = re.compile(r"(\s*)(?:[-*+•◦▪·–]|(\d+|[a-z])[.)])\s+(?=\S)")
 _FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(.*?)\n(?:\1|\.\.\.)[ \t]*\n", re.DOTALL)
@@ -58,12 +61,32 @@ def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
 def _guessed(data: bytes) -> tuple[str, str]:
     from charset_normalizer import from_bytes
 
-    found = from_bytes(data[:200_000], cp_exclusion=_OLD).best()
+    lines = _telling(data)
+    broken = sum(not _is_utf8(line) for line in lines)
+    if broken <= BROKEN_SHARE * len(lines):
+        text = data.decode(errors="replace")
+        return text, f"bytes that are no UTF-8 in {broken} lines, read as \N{REPLACEMENT CHARACTER}; mend them"
+    found = from_bytes(b"\n".join(lines)[:SAMPLE], cp_exclusion=_OLD).best()
     if found is None:
         raise DataError("bytes that are text in no encoding; save it as UTF-8")
     western = found.encoding in _LATIN and found.language not in _CENTRAL
     name = "cp1252" if western else found.encoding
     return data.decode(name, errors="replace"), f"not UTF-8, read as {name}; look at its accents, or save it as UTF-8"
+
+
+def _telling(data: bytes) -> list[bytes]:
+    """The lines that are not ASCII, by which encodings are told: the others look alike in all of them."""
+    if b"\x00" in data:  # two bytes a letter, whose lines end otherwise
+        return [data]
+    return [line for line in data.split(b"\n") if not line.isascii()]
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def text_document(data: bytes) -> Document:
@@ -78,22 +101,30 @@ def text_document(data: bytes) -> Document:
 
 def _chunk(chunk: str, ranks: list[str]) -> list[Block]:
     """The blocks of lines without a blank line between; `ranks` are the underlines met so far, outermost first."""
-    lines = chunk.split("\n")
-    if len(lines) > 2 and _UNDERLINE.fullmatch(lines[0]) and _UNDERLINE.fullmatch(lines[2]):
-        lines = lines[1:]
-    if len(lines) > 1 and _UNDERLINE.fullmatch(lines[1]) and lines[0].strip():
-        mark = lines[1].strip()[0]
+    lines, found = deque(chunk.split("\n")), list[Block]()
+    while len(lines) > 1:
+        if len(lines) > 2 and _UNDERLINE.fullmatch(lines[0]) and _UNDERLINE.fullmatch(lines[2]):
+            lines.popleft()
+        if not (_UNDERLINE.fullmatch(lines[1]) and lines[0].strip()):
+            break
+        mark, heading = lines[1].strip()[0], one_line(lines[0])
         if mark not in ranks:
             ranks.append(mark)
-        heading = Block("heading", one_line(lines[0]), min(6, ranks.index(mark) + 1))
-        rest = "\n".join(lines[2:])
-        return [heading, *(_chunk(rest, ranks) if rest.strip() else [])]
+        found.append(Block("heading", heading, min(6, ranks.index(mark) + 1)))
+        lines.popleft()
+        lines.popleft()
+    return [*found, *_rest(list(lines))]
+
+
+def _rest(lines: list[str]) -> list[Block]:
+    """The blocks of lines under all headings."""
+    if not any(line.strip() for line in lines):
+        return []
     if _ITEM.match(lines[0]):
         return _items(lines)
     if all(line.startswith("    ") or not line.strip() for line in lines):
         return [Block("code", _dedent(lines))]
-    text = one_line(chunk)
-    return [Block("paragraph", text)] if text else []
+    return [Block("paragraph", one_line("\n".join(lines)))]
 
 
 def _items(lines: list[str]) -> list[Block]:
