@@ -100,10 +100,15 @@ class Template:
     def document(self, text: str, *, limit: int = 0) -> Tokens:
         """A text with the tokenizer's own special tokens, every id learned; cut at `limit` tokens if given."""
         ids = self.tokenizer(text, verbose=False)["input_ids"]
-        # Not by the tokenizer's own truncation, which is a state that all threads share.
-        if limit and len(ids) > limit:
-            ids = [*ids[: limit - len(self._behind)], *self._behind]
+        ids = self.shortened(ids, limit) if limit else ids
         return Tokens(ids, [True] * len(ids))
+
+    def shortened(self, ids: list[int], limit: int) -> list[int]:
+        """The ids of a document within `limit`, what stands behind every text at their end.
+
+        Not by the tokenizer's own truncation, which is a state that all threads share.
+        """
+        return ids if len(ids) <= limit else [*ids[: limit - len(self._behind)], *self._behind]
 
     def chat(self, messages: Sequence[Message]) -> Tokens:
         """A chat whose assistant turns, with their end tokens, are learned and nothing else is."""

@@ -135,8 +135,8 @@ class Classify(BaseModel):
         """The ids that are read before a label is given, and whether the text was shortened."""
         if not template.chats:
             text = template.harmless(text)
-            ids, whole = (template.document(text, limit=most).ids for most in (limit, 0))
-            return Tokens.of(ids), len(ids) < len(whole)
+            whole = template.document(text).ids
+            return Tokens.of(template.shortened(whole, limit)), len(whole) > limit
         asked, shortened = template.fit(self.messages(text), limit)
         ids = template.prompt(asked)
         return Tokens.of(ids), shortened
