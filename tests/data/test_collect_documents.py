@@ -219,6 +219,23 @@ def test_accents_far_into_a_long_file_are_told_by_what_stands_around_them(tmp_pa
     assert read(tmp_path, "b.txt", ("a" + chinese).encode("gb18030")).blocks[-1].text == chinese.strip()[-23:]
     broken = german.encode() * 10 + b"\xff" + german.encode()
     assert read(tmp_path, "c.txt", broken).blocks[0].text == german.strip()
+    short = read(tmp_path, "d.txt", (2 * german).encode() + b"d\xe9j\xe0")
+    assert (short.blocks[0].text, short.notes[0][:42]) == (german.strip(), "bytes that are no UTF-8 at 2 places, read ")
+
+
+def test_words_of_blocks_in_a_cell_a_heading_or_a_term_are_apart(tmp_path: Path):
+    cell = "<td><p>Mon-Fri</p><p>9-17</p></td><td><ul><li>chat</li><li>phone</li></ul></td>"
+    page = f"<table><tr><th>When</th><th>How</th></tr><tr>{cell}</tr></table><h2>Fees<div>of 2024</div></h2><p>Up.</p>"
+    table, heading, _ = read(tmp_path, "a.html", page.encode()).blocks
+    assert [" ".join(one.split()) for one in table.cells[1]] == ["Mon-Fri 9-17", "chat phone"]
+    assert heading.text == "Fees of 2024"
+
+
+def test_code_keeps_its_line_ends_and_drops_what_a_reader_does_not_see(tmp_path: Path):
+    lines = '<span class="token-line">pip install a<br></span><span class="token-line">pip install b<br></span>'
+    page = f"<pre><button>Copy</button><span hidden>no</span><script>no()</script>{lines}</pre>"
+    (code,) = read(tmp_path, "a.html", page.encode()).blocks
+    assert (code.kind, code.text) == ("code", "pip install a\npip install b")
 
 
 def test_a_text_may_be_one_heading_after_another(tmp_path: Path):

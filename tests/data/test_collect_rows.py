@@ -252,6 +252,16 @@ def test_a_folder_gives_its_documents_by_relative_name_and_counts_the_rest(tmp_p
     assert [source.doc_id for source in find([top / "data.json"]).sources] == ["data.json"]
 
 
+def test_reports_of_runs_and_comparisons_are_no_documents(tmp_path: Path):
+    """The answers to held-out rows stand in them."""
+    for name in ("manual.md", "runs/x/report.html", "comparisons/y/report.html", "comparisons/y/tuned/report.html"):
+        (tmp_path / "top" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "top" / name).write_text("text")
+    for name in ("runs/x/run.json", "runs/x/recipe.yaml", "comparisons/y/identity.json", "comparisons/y/recipe.yaml"):
+        (tmp_path / "top" / name).write_text("{}")
+    assert [source.doc_id for source in find([tmp_path / "top"]).sources] == ["top/manual.md"]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

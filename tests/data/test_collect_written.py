@@ -347,6 +347,14 @@ def test_a_busy_server_is_asked_again_after_the_time_it_names(server: Server):
     assert pauses == [7.0, 7.0]
 
 
+def test_an_overloaded_gateway_is_asked_again_whatever_its_status(server: Server):
+    pauses: list[float] = []
+    parts = json.dumps({"choices": [{"message": {"content": [{"type": "text", "text": "Oslo"}]}}]})
+    server.plan = [(529, "overloaded"), (200, '{"error": {"code": 429}}'), (200, parts)]
+    assert ask(Endpoint(server.url, "m", pause=pauses.append), "a") == ["Oslo"]
+    assert len(pauses) == 2
+
+
 @pytest.mark.parametrize(
     ("status", "body", "said"),
     [
@@ -355,6 +363,8 @@ def test_a_busy_server_is_asked_again_after_the_time_it_names(server: Server):
         (302, "", "refused with 302"),
         (200, "<html>", "something other than JSON"),
         (200, "{}", "its answer has no choices"),
+        (200, '{"error": {"code": 400}}', "its answer has no choices"),
+        (200, '{"choices": [{"message": {"content": 7}}]}', "answers with something other than text"),
     ],
 )
 def test_a_server_that_answers_something_else_is_one_line(server: Server, status: int, body: str, said: str):

@@ -120,7 +120,7 @@ def test_earlier_turns_instruction_group_and_margin_are_kept():
         (
             COLUMNS,
             {"prompt": "q", "chosen": [user("other"), said("a")], "rejected": [user("other"), said("b")]},
-            "the prompt and the last question in column 'chosen' differ",
+            "the prompt and column 'chosen' say different things before the answer",
         ),
         (
             {**COLUMNS, "margin": "by"},
@@ -154,6 +154,7 @@ def test_turns_before_the_question_are_kept_wherever_they_stand(read: Any):
         ([system, *asked], [user("Of Italy?"), answer]),
         ([system, *asked], [system, *asked, answer]),
         ([system, user("Capital?")], [*asked, answer]),
+        ([system, user("Of Italy?")], [system, *asked, answer]),
         ([user("Of Italy?")], [system, *asked, answer]),
     ):
         judged = (chat, [*chat[:-1], said("Oslo.")] if read is pairs else True)
@@ -167,7 +168,7 @@ def test_turns_before_the_question_are_kept_wherever_they_stand(read: Any):
 def test_a_prompt_that_says_other_things_than_its_chat_is_refused():
     other = [{"role": "system", "content": "Be brief."}, user("q"), said("a")]
     asked = [{"role": "system", "content": "Speak French."}, user("q")]
-    with pytest.raises(DataError, match="the prompt and the last question in column 'chosen' differ"):
+    with pytest.raises(DataError, match="the prompt and column 'chosen' say different things before the answer"):
         pairs([row(prompt=asked, chosen=other, rejected=other)], columns=COLUMNS)
 
 

@@ -60,7 +60,15 @@ def test_a_folder_of_documents_is_read_and_kept_for_the_next_time(tmp_path: Path
     store = CollectStore(tmp_path / "index" / CHUNKS)
     (page,) = read_pages(str(place), store=store).pages
     assert page.doc_id == "manual/a.txt"
-    assert store.document(page.digest) == page.document
+    assert store.document(f"{page.digest}.txt") == page.document
+    (place / "a.txt").write_text("# Pumps\n\nFirst page.")
+    (text,) = read_pages(str(place), store=store).pages
+    (place / "a.txt").rename(place / "a.md")  # the same bytes, which another reader reads
+    (marked,) = read_pages(str(place), store=store).pages
+    assert ([one.kind for one in text.document.blocks], marked.document.blocks[0].kind) == (
+        ["paragraph"] * 2,
+        "heading",
+    )
 
 
 def test_ranks_are_fused_by_their_weighted_reciprocals():
@@ -160,6 +168,8 @@ def test_a_figure_gets_other_digits_and_a_word_the_answer_of_a_like_question():
     others = OtherAnswers(questions, ["Ardaton", "Brinton", "1,907"])
     assert [others.of(row) for row in range(3)] == ["Brinton", "Ardaton", "5,442"]
     assert OtherAnswers(["Capital of Arda?"], ["Ardaton"]).of(0) == ""
+    alike = OtherAnswers(["Lid?", "Lids?", "Base?"], ["blue", "dark blue", "red"])
+    assert [alike.of(row) for row in range(2)] == ["red", "red"]  # who says "dark blue" says "blue" too
 
 
 def test_a_fact_is_changed_in_the_words_that_say_it_and_nowhere_else():
@@ -192,6 +202,11 @@ def test_a_fact_whose_new_words_stand_there_already_is_left_as_it_is():
     asked, answers = ["Where does Alice live?", "Where does Bob live?"], ["Oslo", "Bergen"]
     origins = [Origin("Alice lives in Oslo", "people"), Origin("Bob lives in Bergen", "people")]
     assert change(pages, asked, answers, origins, most=5) == (pages, [])
+    pages = [page_of_text("kettle", "Kettle\n\nWait 90 days for the refund.\n\nThe battery lasts 44 hours.")]
+    origins = [Origin("90", "kettle"), Origin("44", "kettle")]
+    (page,), facts = change(pages, ["Refund?", "Battery?"], ["90", "44"], origins, most=5)
+    assert [(fact.old, fact.new) for fact in facts] == [("44", "88")]  # 90 would become 44, which stands there
+    assert any(block.text == "Wait 90 days for the refund." for block in page.document.blocks)
 
 
 def test_texts_of_marks_alone_are_shown_in_their_order():

@@ -9,8 +9,8 @@ from tests.report.conftest import ROWS, SHA, MakeRun, report_of, task_of
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.resampling import groups_of
 from tunesmith.objectives import Rl
-from tunesmith.recipe import Data, Recipe, save_recipe
-from tunesmith.report.diff import diff_runs, lines, over_base
+from tunesmith.recipe import Data, Recipe, load_recipe, save_recipe
+from tunesmith.report.diff import RunDiff, diff_runs, lines, over_base
 from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import DataPart
 
@@ -147,26 +147,35 @@ def test_thumbs_are_compared_by_how_often_a_good_answer_is_ahead_of_a_bad_one(ma
 
 
 def test_scores_that_are_measured_otherwise_are_refused(make_run: MakeRun):
-    def with_tokens(name: str, tokens: int, metric: str = "perplexity") -> Path:
+    def with_tokens(name: str, tokens: int, metric: str = "perplexity", model: str = "smollm2-135m") -> Path:
         task = task_of(metric, 9.0, 8.0)
         row = {"score_base": -2.0, "score_tuned": -1.5, "counts": {"tuned": {"tokens": tokens}}}
-        return stating(make_run(name, task=task, tasks=[task]), [row] * len(ROWS))
+        run = stating(make_run(name, task=task, tasks=[task]), [row] * len(ROWS))
+        save_recipe(load_recipe(run / "recipe.yaml", changes=[f"model={model}"])[0], run / "recipe.yaml")
+        return run
 
     a = with_tokens("a", 10)
     assert diff_runs(a, with_tokens("same", 10)).delta == 0
     with pytest.raises(CheckpointError, match="finer: texts are cut into other tokens than of .*a, so the two do not"):
-        diff_runs(a, with_tokens("finer", 15))
+        diff_runs(a, with_tokens("finer", 15, model="other/model"))
+    assert diff_runs(a, with_tokens("virtual", 9)).delta == 0  # virtual tokens leave rows of one model less room
     with pytest.raises(CheckpointError, match=r"rows state another score \(masked loss, not perplexity\)"):
         diff_runs(a, with_tokens("masked", 10, "masked_loss"))
 
 
 def test_rewards_that_are_weighed_otherwise_are_refused(make_run: MakeRun):
     runs = [stating(make_run(name), [{"score_base": 0.1, "score_tuned": 0.2}] * len(ROWS)) for name in "ab"]
-    for run, weight in zip(runs, (1.0, 2.0), strict=True):
-        objective = Rl(prompt="q", answer="a", reward={"rules.py:score": weight})
-        save_recipe(Recipe(data=Data(train="r.jsonl"), objective=objective), run / "recipe.yaml")
-    with pytest.raises(CheckpointError, match="answers earn another reward than of"):
-        diff_runs(*runs)
+
+    def rewarded(*rewards: str | dict[str, float]) -> RunDiff:
+        for run, reward in zip(runs, rewards, strict=True):
+            objective = Rl(prompt="q", answer="a", reward=reward)
+            save_recipe(Recipe(data=Data(train="r.jsonl"), objective=objective), run / "recipe.yaml")
+        return diff_runs(*runs)
+
+    assert rewarded("rules.py:score", {"rules.py:score": 1.0}).delta == 0
+    for other in ({"rules.py:score": 2.0}, "rules.py:other"):
+        with pytest.raises(CheckpointError, match="answers earn another reward than of"):
+            rewarded("rules.py:score", other)
 
 
 def test_the_lines_are_for_people_and_cannot_drive_the_terminal(make_run: MakeRun):

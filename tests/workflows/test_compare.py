@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,9 +36,10 @@ from tunesmith.workflows.arms import chosen_arms
 from tunesmith.workflows.ask_arm import ArmQuestion, ask_arm
 from tunesmith.workflows.asking import within
 from tunesmith.workflows.compare import Wishes, _digests, _pinned, compare, reopened
-from tunesmith.workflows.contest import CHOICES, file_name
+from tunesmith.workflows.contest import CHOICES, Contest, file_name
 from tunesmith.workflows.run_folder import alone
 from tunesmith.workflows.train import Watch
+from tunesmith.workflows.ways import remote
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 KNOWN = ChosenMachine("cpu", "float32", 1, {"float32": 100.0}, "known")
@@ -355,6 +357,30 @@ def test_a_server_that_is_not_there_is_said_before_any_arm_is_asked(tmp_path: Pa
     with pytest.raises(DataError, match="http://127.0.0.1:9/v1: cannot be reached"):
         run(recipe(tmp_path, arms=["prompt", "http://127.0.0.1:9/v1#m"]), tmp_path / "out")
     assert not (tmp_path / "out" / "answers").exists()
+
+
+def test_a_server_is_not_asked_where_tools_may_be_called(tmp_path: Path) -> None:
+    tools = json.dumps([{"type": "function", "function": {"name": "look", "parameters": {}}}])
+    turns = [[{"role": "user", "content": f"q {n}"}, {"role": "assistant", "content": "a"}] for n in range(40)]
+    rows = write(tmp_path / "calls.jsonl", [{"messages": one, "tools": tools} for one in turns])
+    data = {"train": rows, "validation": 0.2, "test": 0.3}
+    arms = ["prompt", "http://127.0.0.1:9/v1#m"]
+    made = recipe(tmp_path, data=data, objective={"kind": "instruct"}, documents={}, arms=arms)
+    with pytest.raises(DataError, match=r"calls\.jsonl:\d+: tools may be called, which http"):
+        run(made, tmp_path / "out")
+
+
+def test_another_model_behind_an_address_does_not_go_on_with_its_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunesmith.inference.remote.reach", lambda endpoint, *, offline: None)
+    monkeypatch.setattr("tunesmith.inference.remote.only_model", lambda endpoint, *, offline: names.pop(0))
+    names = ["old", "new"]
+    place: Any = SimpleNamespace(folder=tmp_path, key="", offline=True)
+    place.check_same = partial(Contest.check_same, place)
+    remote(place, "http://127.0.0.1:9/v1")
+    with pytest.raises(CheckpointError, match="asked http://127.0.0.1:9/v1 before that was changed"):
+        remote(place, "http://127.0.0.1:9/v1")
 
 
 def test_documents_that_no_row_names_are_said_with_the_names_there_are(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_settings_become_changes_with_sections_opened_and_kinds_kept_whole():
     assert as_changes(settings) == [
         'technique={"kind": "lora", "rank": 8}',
         "schedule.epochs=2",
-        'data.where.label=["a"]',
+        'data.where={"label": ["a"]}',
         'style={"most.words": 3}',
         'reward={"rules.py:score": 1.0}',
         'out="x"',

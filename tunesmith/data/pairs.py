@@ -121,7 +121,7 @@ def _answer(row: Row, column: str, prompt: Sequence[Message]) -> tuple[list[Mess
     answered = _together(before, prompt)
     if answered is None:
         cure = "make them the same, or leave one of them out"
-        raise DataError(f"{row.where}: the prompt and the last question in column {column!r} differ; {cure}")
+        raise DataError(f"{row.where}: the prompt and column {column!r} say different things before the answer; {cure}")
     check_order([*answered, last], row.where)
     return answered, last.content
 
@@ -130,6 +130,9 @@ def _together(before: Sequence[Message], prompt: Sequence[Message]) -> list[Mess
     """The turns that were answered, of a chat with what stands beside it; None where the two say different things."""
     if not (before and prompt):
         return [*before, *prompt]
+    if before[0] == prompt[0] and before[0].role == "system":
+        rest = _together(before[1:], prompt[1:])
+        return None if rest is None else [before[0], *rest]
     chat, asked_ = ([(turn.role, turn.content.strip()) for turn in turns] for turns in (before, prompt))
     for shared in range(min(len(chat), len(asked_)), 0, -1):
         if asked_[-shared:] == chat[:shared]:  # the chat goes on where the prompt ends

@@ -58,17 +58,17 @@ def read_pages(source: str, *, store: CollectStore, offline: bool = False) -> Pa
     if Path(source).suffix.lower() in ROWS:
         return Pages(_pages_of(read_rows(source, offline=offline)), [])
     found = find([source])
-    known = {one.path: document for one in found.sources if (document := store.document(one.sha256))}
+    known = {one.path: document for one in found.sources if (document := store.document(one.kept))}
     ids: Mapping[Path, tuple[str, str]] = {one.path: (one.doc_id, one.sha256) for one in found.sources}
+    kept = {one.path: one.kept for one in found.sources}
     failed = dict(found.unreadable)
     new = [path for path in ids if path not in known]
     for done in convert_all(new) if new else ():
-        doc_id, digest = ids[done.path]
         if done.document is None:
-            failed[doc_id] = done.error
+            failed[ids[done.path][0]] = done.error
         else:
             known[done.path] = done.document
-            store.keep(digest, done.document)
+            store.keep(kept[done.path], done.document)
     if failed:  # an answer may stand in the one that is missing
         refuse([f"{doc_id}: {why}" for doc_id, why in sorted(failed.items())])
     pages = sorted(

@@ -42,8 +42,12 @@ class OtherAnswers:
         """Empty where no other question has another answer without digits."""
         if row not in self._worded:
             return re.sub(r"\d", _other_digit, self._answers[row])
-        old = self._worded[row]
-        others = {place: self._questions[place] for place, answer in self._worded.items() if answer != old}
+        old = f" {self._worded[row]} "  # neither may stand in the other: who says one would say both
+        others = {
+            place: self._questions[place]
+            for place, answer in self._worded.items()
+            if old not in f" {answer} " and f" {answer} " not in old
+        }
         found = process.extractOne(self._questions[row], others, scorer=fuzz.ratio)
         return self._answers[found[2]] if found else ""
 
@@ -87,10 +91,11 @@ def change(
 def _changed(page: SourceDocument, evidence: str, old: str, new: str) -> SourceDocument | None:
     """The page with the answer replaced in the block that holds the evidence; None where none holds both."""
     wanted = f" {plain(evidence)} "
+    # A new answer that stood there already would be taken for an old one by the next change.
+    if any(regex.search(_whole(new), block.text, regex.V1) for block in page.document.blocks):
+        return None
     for place, block in enumerate(page.document.blocks):
-        # A new answer that stood there already would be taken for an old one by the next change.
-        free = regex.search(_whole(old), block.text, regex.V1) and not regex.search(_whole(new), block.text, regex.V1)
-        if free and wanted in f" {plain(block.text)} ":
+        if regex.search(_whole(old), block.text, regex.V1) and wanted in f" {plain(block.text)} ":
             text = regex.sub(_whole(old), lambda _: new, block.text, flags=regex.V1)
             blocks: tuple[Block, ...] = (
                 *page.document.blocks[:place],

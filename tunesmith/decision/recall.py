@@ -39,12 +39,23 @@ def right_chunks(chunks: Sequence[Chunk], origins: Sequence[Origin]) -> list[set
     texts = {chunk.id: f" {plain(chunk.text)} " for chunk in chunks}
     for chunk in chunks:
         by_document.setdefault(chunk.doc_id, []).append(chunk)
+    holding = _by_word(chunks, texts) if any(not origin.doc_id for origin in origins) else {}
     found = []
     for origin in origins:
         wanted = plain(origin.evidence)
-        among = by_document.get(origin.doc_id, []) if origin.doc_id else chunks
+        rarest = min((holding.get(word, []) for word in wanted.split()), key=len, default=[])
+        among = by_document.get(origin.doc_id, []) if origin.doc_id else rarest
         found.append({chunk.id for chunk in among if wanted and f" {wanted} " in texts[chunk.id]})
     return found
+
+
+def _by_word(chunks: Sequence[Chunk], texts: Mapping[str, str]) -> dict[str, list[Chunk]]:
+    """Word -> the chunks that hold it: not each row has to be sought in each chunk."""
+    holding: dict[str, list[Chunk]] = {}
+    for chunk in chunks:
+        for word in set(texts[chunk.id].split()):
+            holding.setdefault(word, []).append(chunk)
+    return holding
 
 
 def recall(search: str, hits: Sequence[Sequence[Hit]], right: Sequence[set[str]]) -> Recall:

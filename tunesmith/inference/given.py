@@ -26,7 +26,7 @@ def refuse_empty(rows: Sequence[Sequence[int]], what: str) -> None:
 
 def turns(messages: Sequence[Message]) -> Sequence[Message]:
     """The turns of a chat. Raises RecipeError for none of them, and for what is none."""
-    if isinstance(messages, str) or not messages or not all(isinstance(one, Message) for one in messages):
+    if not (isinstance(messages, list | tuple) and messages and all(isinstance(one, Message) for one in messages)):
         cure = 'give [Message("user", text)], of tunesmith.data.examples'
         raise RecipeError(f"reply: {str(messages)[:40]!r} is no list of turns; {cure}")
     return messages

@@ -102,6 +102,7 @@ class LocalModel:
 
     def options(self, batch: Sequence[Sequence[Message]], answers: Sequence[str]) -> Tensor:
         """[B, O]: log-probability of every given answer after every question."""
+        answers = listed(answers, "scores")
         if not (batch and answers):
             raise RecipeError("scores: of no answers, or to no question; give one of each at least")
         ids = [self.template.answer(turns(batch[0]), text) for text in answers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tunesmith.data.examples import Chat, Example
 from tunesmith.data.rows import columns_of, read_rows
 from tunesmith.data.sources import check_names
 from tunesmith.data.split import Split
@@ -97,6 +98,12 @@ def tunes(arms: list[str]) -> bool:
     return any(arm.startswith("tuned") or arm == "raft" for arm in arms)
 
 
+def _calls(example: Example) -> bool:
+    """Whether tools may be called in a row, or were."""
+    turns = example.messages if isinstance(example, Chat) else ()
+    return any(turn.tools or turn.calls for turn in turns)
+
+
 def check_rows(recipe: Recipe, split: Split, *, offline: bool) -> None:
     """Raise for rows that cannot be compared on: DataError for what the files lack, RecipeError for a wrong name."""
     data, documents = recipe.data, recipe.documents
@@ -106,6 +113,9 @@ def check_rows(recipe: Recipe, split: Split, *, offline: bool) -> None:
         if not rows:
             use = "settings of arms are chosen" if part == "validation" else "arms are compared"
             raise DataError(f"data.{part}: no rows, and {use} on them; give a file, or a fraction such as {fraction}")
+    server = next((arm for arm in recipe.arms if arm.startswith("http")), "")
+    if server and (row := next((one for one in split.test if _calls(one)), None)) is not None:
+        raise DataError(f"{row.where}: tools may be called, which {server} would not be told; leave that arm out")
     if told_where(recipe):
         there = columns_of(row for file in files for row in read_rows(file, offline=offline))
         for key, column in (("origin", documents.origin), ("evidence", documents.evidence)):

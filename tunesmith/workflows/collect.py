@@ -109,7 +109,7 @@ def collect(asked: CollectRequest, *, listen: Listen, offline: bool = False) -> 
     )
     if not rows:
         raise DataError(_nothing(asked, page))
-    store.write(rows, {**page.model_dump(mode="json"), "documents": sorted({part.sha256 for part in parts})})
+    store.write(rows, {**page.model_dump(mode="json"), "documents": sorted({one.kept for one in found.sources})})
     return page
 
 
@@ -165,12 +165,12 @@ def _documents(
 ) -> tuple[list[DocumentPart], dict[str, str], int]:
     """Every document in the order of names, why others failed, and how many were converted now."""
     failed = dict(found.unreadable)
-    known = {source.sha256: document for source in found.sources if (document := store.document(source.sha256))}
+    known = {source.kept: document for source in found.sources if (document := store.document(source.kept))}
     # Of files that hold the same, one.
     new: dict[str, Source] = {}
     for source in found.sources:
-        if source.sha256 not in known:
-            new.setdefault(source.sha256, source)
+        if source.kept not in known:
+            new.setdefault(source.kept, source)
     todo = {source.path: source for source in new.values()}
     if todo:
         listen({"event": "stage", "text": f"converting {len(todo)} of {len(found.sources)} files"})
@@ -179,17 +179,17 @@ def _documents(
     for done in convert_all(list(todo), heard=_paced(todo, listen)) if todo else ():
         source = todo[done.path]
         if done.document is None:
-            errors[source.sha256] = done.error
+            errors[source.kept] = done.error
             continue
         converted += 1
-        known[source.sha256] = done.document
-        store.keep(source.sha256, done.document)
+        known[source.kept] = done.document
+        store.keep(source.kept, done.document)
     parts = []
     for source in found.sources:
-        if source.sha256 in errors:
-            failed[source.doc_id] = errors[source.sha256]
+        if source.kept in errors:
+            failed[source.doc_id] = errors[source.kept]
         else:
-            document = known[source.sha256]
+            document = known[source.kept]
             parts.append(DocumentPart(source.doc_id, source.sha256, document, document.blocks))
     return parts, failed, converted
 

@@ -155,12 +155,12 @@ class Contest:
     def untuned(self, name: str) -> LocalModel:
         """A model as it comes, for what the rows ask."""
         found = load_base(name, options=LoadOptions("float32", self.machine().device), offline=self.offline)
-        self._check_same(name, found.fingerprint)
+        self.check_same(name, found.fingerprint)
         policy = Policy.over(found.network, family=found.family)
         template = Template(found.tokenizer, chat=found.family == "decoder")
         return LocalModel(policy, template, self.objective, room_of(policy))
 
-    def _check_same(self, name: str, fingerprint: str) -> None:
+    def check_same(self, name: str, fingerprint: str) -> None:
         """Nothing for a model as it was when it was asked first; raises CheckpointError for one that was changed."""
         file = self.folder / "models.json"
         known = read_page(file, dict[str, str]) if file.exists() else {}

@@ -68,6 +68,8 @@ def as_changes(settings: Mapping[str, Any], *, under: str = "") -> list[str]:
 
 def _opens(key: str, value: Mapping[str, Any]) -> bool:
     """Whether a setting is a section, each of its keys a setting of its own."""
+    if key in ("objective.reward", "data.where"):  # what stands there takes the place of all that stood there
+        return False
     return "kind" not in value and key not in ALIASES and not any({".", "="} & set(str(inner)) for inner in value)
 
 

@@ -177,7 +177,9 @@ def _server(contest: Contest, address: str) -> Way:
 def remote(contest: Contest, address: str) -> Remote:
     """The server behind an address, which was reached. Raises DataError."""
     url, _, model = address.partition("#")
-    return Remote(url, model, contest.key, contest.offline).named()
+    server = Remote(url, model, contest.key, contest.offline).named()
+    contest.check_same(url, server.model)  # answers that are kept are another's else
+    return server
 
 
 def _read(

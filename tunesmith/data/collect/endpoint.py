@@ -14,6 +14,7 @@ from urllib.parse import SplitResult, urlsplit
 from tunesmith.data.collect.document import one_line
 from tunesmith.data.collect.written import Answer
 from tunesmith.data.examples import Message
+from tunesmith.data.turns import joined
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 AT_ONCE, TRIES, LONGEST_WAIT = 4, 5, 60.0
 CONNECT, READ = 10.0, 300.0
 MOST_BYTES = 8 * 2**20
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ def reach(endpoint: Endpoint, *, offline: bool = False) -> None:
     with _client(endpoint) as client:
         try:
             _exchange(client, endpoint, "models", None)
-        except httpx.TransportError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise DataError(f"{endpoint.url}: {_unreached(error)}") from None
 
 
@@ -156,10 +157,12 @@ def _answer(client: httpx.Client, endpoint: Endpoint, model: str, question: Sequ
     )
     try:
         choice = page["choices"][0]
-        text = choice["message"]["content"]
+        text = joined(choice["message"]["content"])
     except (KeyError, IndexError, TypeError):
         raise DataError(f"{endpoint.url}: its answer has no choices; check that it is OpenAI-compatible") from None
-    return Answer(text if isinstance(text, str) else "", choice.get("finish_reason") != "length")
+    if not isinstance(text, str | None):
+        raise DataError(f"{endpoint.url}: answers with something other than text; ask another model")
+    return Answer(text or "", choice.get("finish_reason") != "length")
 
 
 def _sent(client: httpx.Client, endpoint: Endpoint, what: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -171,13 +174,15 @@ def _sent(client: httpx.Client, endpoint: Endpoint, what: str, body: dict[str, A
         wait = 2.0**attempt
         try:
             status, headers, text = _exchange(client, endpoint, what, body)
-        except httpx.TransportError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             problem = _unreached(error)
             if isinstance(error, httpx.ConnectError) and is_local(endpoint.url):
                 break  # nobody listens on this machine: waiting changes nothing
         else:
             if status == 200:
-                return _json(text, endpoint)
+                page = _json(text, endpoint)
+                if (status := _failed(page)) not in AGAIN:
+                    return page
             problem = _refusal(status, text)
             if status not in AGAIN:
                 break
@@ -208,6 +213,13 @@ def _json(text: str, endpoint: Endpoint) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{endpoint.url}: answers with something other than JSON; check that the address ends in /v1")
     return value
+
+
+def _failed(page: dict[str, Any]) -> int:
+    """The status that a page of an error states, as gateways send them with a 200; else 0."""
+    error = page.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) else 0
 
 
 CURES = {

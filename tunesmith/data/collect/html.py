@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tunesmith.data.collect.document import Block, Document, Kind, QuestionAnswer, clean, markdown, one_line, tidy
-from tunesmith.data.collect.inline import BREAK, DROPPED, grid, inline, left_out, number
+from tunesmith.data.collect.inline import BREAK, DROPPED, grid, inline, left_out, lines_of, number
 from tunesmith.data.collect.structured import microdata_pairs, schema_pairs
 from tunesmith.data.collect.text import decode
 from tunesmith.errors import DataError
@@ -152,7 +152,7 @@ class _Walk:
             self.children(element)
 
     def _code(self, element: Any) -> None:
-        text = clean("".join(element.itertext())).strip("\n")
+        text = clean(lines_of(element)).strip("\n")
         text = "\n".join(line.rstrip() for line in text.split("\n"))
         if text.strip():
             self.blocks.append(Block("code", text))

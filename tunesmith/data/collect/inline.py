@@ -26,6 +26,8 @@ CLASSES = frozenset(
 # The signs by which a heading links to itself.
 SELF_LINKS = frozenset("#¶§")
 CODE = frozenset({"code", "kbd", "samp", "tt"})
+# What begins on a line of its own inside a cell or a heading: its words are not those of its neighbours.
+BLOCKS = frozenset({"p", "div", "li", "ul", "ol", "dl", "dt", "dd", "pre", "blockquote", "section", "article", "tr"})
 WIDEST = 200
 # Without them 10 to the third would read 103.
 RAISED = dict(zip("0123456789+-n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", strict=True))
@@ -40,7 +42,8 @@ def inline(element: Any) -> str:
     parts = [clean(element.text or "")]
     for child in element:
         if not left_out(child):
-            parts.append(inline(child))
+            apart = BREAK if child.tag in BLOCKS else ""
+            parts.append(f"{apart}{inline(child)}{apart}")
         parts.append(clean(child.tail or ""))
     text = "".join(parts)
     if element.tag == "sup" and text.strip() and set(text.strip()) <= RAISED.keys():
@@ -48,6 +51,14 @@ def inline(element: Any) -> str:
     if element.tag in CODE and text.strip() and "`" not in text and BREAK not in text:
         return f"`{text.strip()}`"
     return text
+
+
+def lines_of(element: Any) -> str:
+    """The text of code, its line ends kept and what a reader does not see left out."""
+    if element.tag == "br":
+        return "\n"
+    inner = (("" if left_out(child) else lines_of(child)) + (child.tail or "") for child in element)
+    return (element.text or "") + "".join(inner)
 
 
 def left_out(element: Any) -> bool:
@@ -93,7 +104,7 @@ def grid(element: Any) -> tuple[tuple[str, ...], ...]:
             cell = next(cells, None)
             if cell is None:
                 break
-            text = tidy(inline(cell).replace("\n", " ").replace(BREAK, "\n"))
+            text = tidy(inline(cell).replace("\n", " ").replace(BREAK, "\n")).strip("\n")
             for _ in range(min(number(cell.get("colspan"), 1) or 1, WIDEST - len(row))):
                 if (down := number(cell.get("rowspan"), 1)) > 1:
                     waiting[len(row)] = (min(down, 1000) - 1, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -36,7 +37,8 @@ class _Piece:
 def passages(
     blocks: Sequence[Block], *, size: int, joined: bool, title: str = "", fewest: int = FEWEST_LETTERS
 ) -> list[Passage]:
-    """Passages of at most `size` characters. Nothing else is lost and nothing stands twice, but heads of cut tables.
+    """Passages of at most `size` characters. Nothing else is lost, but headings without text under them where passages
+    are for finding; nothing stands twice, but heads of cut tables.
 
     With `joined`, neighbouring sections share a passage while they fit, headings and all: for reading. Without,
     each passage is of one section, and the title and its headings stand in its first line: for finding. One with
@@ -87,11 +89,18 @@ def _pieces(section: _Piece, size: int, *, joined: bool) -> Iterator[_Piece]:
     if not joined:
         blocks = [block for block in blocks if block.kind != "heading"]
     run: list[Block] = []
-    for block in blocks:
-        alone = bool(run) and all(part.kind == "heading" for part in run)
-        if run and not alone and len(markdown([*run, block])) > room:
-            yield _piece(run, section.path)
-            run = []
+    left = deque(blocks)
+    while left:
+        block = left.popleft()
+        if run and len(markdown([*run, block])) > room:
+            under_heading = all(part.kind == "heading" for part in run)  # which goes with what follows
+            parts = _cut(block, max(room // 2, room - len(markdown(run)) - 2)) if under_heading else []
+            if len(parts) > 1:
+                left.extendleft(reversed(parts))
+                continue
+            if not under_heading:
+                yield _piece(run, section.path)
+                run = []
         run.append(block)
     if run:
         yield _piece(run, section.path)

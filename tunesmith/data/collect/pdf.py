@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from tunesmith.errors import DataError
 BETWEEN_WORDS = 0.15
 SMALLEST = 3.0
 MOST_PAGES = 20_000
+RIGHT_TO_LEFT = 0.3  # share of letters from which on a reader has to look
 _BOLD = re.compile(r"bold|black|heavy|semibold|demi", re.IGNORECASE)
 _MONO = re.compile(r"mono|courier|consol|typewriter|fixed|cmtt|lmtt|menlo|terminal", re.IGNORECASE)
 # Columns of text: the gap between them in points, how much of the page's words may cross it, and the least share
@@ -49,7 +51,15 @@ def pdf_document(data: bytes, heard: Callable[[int], None]) -> Document:
     if not found:
         raise DataError(f"no text on its {pages} pages, so they are pictures; run OCR over it first")
     blocks = blocks_of(found)
-    return Document(tuple(blocks), title or _first_heading(blocks))
+    return Document(tuple(blocks), title or _first_heading(blocks), notes=_backwards(blocks))
+
+
+def _backwards(blocks: Sequence[Block]) -> tuple[str, ...]:
+    """A note where the page is written from the right: its letters come in the order in which they are drawn."""
+    letters = [unicodedata.bidirectional(letter) for block in blocks for letter in block.text if letter.isalpha()]
+    if sum(way in ("R", "AL") for way in letters) <= len(letters) * RIGHT_TO_LEFT:
+        return ()
+    return ("written from right to left, and a PDF may tell words backwards: look at them, or give docx or html",)
 
 
 def _reason(error: Exception) -> str:

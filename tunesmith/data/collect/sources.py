@@ -26,6 +26,11 @@ class Source:
     doc_id: str
     sha256: str
 
+    @property
+    def kept(self) -> str:
+        """What its document is kept under: bytes of another kind are read by another reader."""
+        return f"{self.sha256}{self.path.suffix.lower()}"
+
 
 @dataclass(frozen=True, slots=True)
 class FoundFiles:
@@ -85,6 +90,7 @@ def _files(path: Path, skipped: Counter[str]) -> Iterator[tuple[Path, str]]:
             skipped.update(f"{name}/" for name in folders if name in APART)
             ours = (Path(folder) / FOLDER / KEPT).is_dir()
             left = APART | {FOLDER} if ours else APART
+            left |= {name for name in folders if _is_made_here(Path(folder) / name)}
             folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in left)
             for name in sorted(files):
                 file = Path(folder) / name
@@ -99,6 +105,12 @@ def _files(path: Path, skipped: Counter[str]) -> Iterator[tuple[Path, str]]:
     if path.suffix.lower() not in READERS:
         raise DataError(f"{path.name}: cannot read this kind of file; give {kinds_read()}")
     yield path, _written(path.name)
+
+
+def _is_made_here(folder: Path) -> bool:
+    """Whether a folder is a run's or a comparison's, whose reports hold the answers to held-out rows."""
+    pages = ("run.json", "identity.json")
+    return (folder / "recipe.yaml").is_file() and any((folder / page).is_file() for page in pages)
 
 
 def _written(name: str) -> str:

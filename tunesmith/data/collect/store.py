@@ -50,17 +50,17 @@ class CollectStore:
         """The account of the last time; empty where there is none that can be read."""
         return _account(self._about)
 
-    def document(self, sha256: str) -> Document | None:
-        """The document that a file of this digest was turned into, if this version did."""
+    def document(self, kept: str) -> Document | None:
+        """The document that a file, kept under its digest and ending, was turned into, if this version did."""
         try:
-            return from_json(json.loads(self._document(sha256).read_text(encoding="utf-8")))
+            return from_json(json.loads(self._document(kept).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             return None  # absent, of another version or damaged: it is made again
 
-    def keep(self, sha256: str, document: Document) -> None:
+    def keep(self, kept: str, document: Document) -> None:
         """Keep a document for the next time. Raises DataError."""
-        self._make(self._document(sha256).parent)
-        write_whole(self._document(sha256), json.dumps(to_json(document), ensure_ascii=False))
+        self._make(self._document(kept).parent)
+        write_whole(self._document(kept), json.dumps(to_json(document), ensure_ascii=False))
 
     def write(self, rows: Iterable[Mapping[str, object]], about: Mapping[str, Any]) -> None:
         """The rows, and the account of how they came about. Raises DataError."""
@@ -81,7 +81,7 @@ class CollectStore:
     def _forget(self) -> None:
         """Drop the documents that no file of rows here was made from."""
         accounts = [_account(path) for path in self.folder.glob("*.json")]
-        wanted = {f"{sha256}.json" for account in accounts for sha256 in account.get("documents", ())}
+        wanted = {f"{kept}.json" for account in accounts for kept in account.get("documents", ())}
         for path in (self.folder / KEPT).glob("*.json"):
             if path.name not in wanted:
                 path.unlink()
@@ -90,8 +90,8 @@ class CollectStore:
     def _about(self) -> Path:
         return self.folder / f"{self.rows.stem}.json"
 
-    def _document(self, sha256: str) -> Path:
-        return self.folder / KEPT / f"{sha256}.json"
+    def _document(self, kept: str) -> Path:
+        return self.folder / KEPT / f"{kept}.json"
 
 
 def _account(path: Path) -> dict[str, Any]:

@@ -30,7 +30,8 @@ _CENTRAL = frozenset(
     ("Croatian", "Czech", "Hungarian", "Polish", "Romanian", "Slovak", "Slovene", "Estonian", "Lithuanian", "Latvian")
 )
 SAMPLE = 200_000  # bytes by which an encoding is told
-BROKEN_SHARE = 0.1  # of the lines that are not ASCII; up to it a file is UTF-8 with a few broken bytes
+# Of the characters that are not ASCII; up to it a file is UTF-8 with a few broken bytes.
+LOST, BROKEN_SHARE = "\N{REPLACEMENT CHARACTER}", 0.25
 _UNDERLINE = re.compile(r"([=\-~^\"'#*+`])\1{2,}\s*")
 _ITEM = re.compile(r"(\s*)(?:[-*+•◦▪·–]|(\d+|[a-z])[.)])\s+(?=\S)")
 _FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(.*?)\n(?:\1|\.\.\.)[ \t]*\n", re.DOTALL)
@@ -61,12 +62,11 @@ def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
 def _guessed(data: bytes) -> tuple[str, str]:
     from charset_normalizer import from_bytes
 
-    lines = _telling(data)
-    broken = sum(not _is_utf8(line) for line in lines)
-    if broken <= BROKEN_SHARE * len(lines):
-        text = data.decode(errors="replace")
-        return text, f"bytes that are no UTF-8 in {broken} lines, read as \N{REPLACEMENT CHARACTER}; mend them"
-    found = from_bytes(b"\n".join(lines)[:SAMPLE], cp_exclusion=_OLD).best()
+    text = data.decode(errors="replace")
+    others = sum(not letter.isascii() for letter in text)
+    if (lost := text.count(LOST)) <= BROKEN_SHARE * others:
+        return text, f"bytes that are no UTF-8 at {lost} places, read as {LOST}; mend them"
+    found = from_bytes(_telling(data), cp_exclusion=_OLD).best()
     if found is None:
         raise DataError("bytes that are text in no encoding; save it as UTF-8")
     western = found.encoding in _LATIN and found.language not in _CENTRAL
@@ -74,19 +74,11 @@ def _guessed(data: bytes) -> tuple[str, str]:
     return data.decode(name, errors="replace"), f"not UTF-8, read as {name}; look at its accents, or save it as UTF-8"
 
 
-def _telling(data: bytes) -> list[bytes]:
+def _telling(data: bytes) -> bytes:
     """The lines that are not ASCII, by which encodings are told: the others look alike in all of them."""
     if b"\x00" in data:  # two bytes a letter, whose lines end otherwise
-        return [data]
-    return [line for line in data.split(b"\n") if not line.isascii()]
-
-
-def _is_utf8(line: bytes) -> bool:
-    try:
-        line.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+        return data[:SAMPLE]
+    return b"\n".join(line for line in data.split(b"\n") if not line.isascii())[:SAMPLE]
 
 
 def text_document(data: bytes) -> Document:
