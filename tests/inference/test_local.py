@@ -17,7 +17,8 @@ from tunesmith.inference import local
 from tunesmith.inference.local import Classified, LocalModel
 from tunesmith.model.generate import option_scores
 from tunesmith.model.sampling import Sampling
-from tunesmith.objectives import Classify, Domain, Instruct
+from tunesmith.objectives import Classify, Domain, Instruct, Multitask
+from tunesmith.objectives.multitask import TaskRows, TaskSection
 
 TEXTS = ("This phone is good", "hi", "This battery is bad and I do not like it. " * 3, "so")
 
@@ -152,6 +153,14 @@ def test_what_asks_nothing_is_refused():
         writer.scores([Message("user", "hi")], [])
     with pytest.raises(RecipeError, match="complete: text 2 is empty; leave it out"):
         model("llama", Domain()).complete(["hi", ""])
+
+
+def test_an_encoder_of_several_tasks_is_told_which_reads_a_text():
+    mood = model("bert", LINEAR)
+    tasks = {"mood": TaskSection(data=TaskRows(train="x.jsonl"), objective=LINEAR)}
+    both = LocalModel(mood.policy, mood.template, Multitask(tasks=tasks), mood.limit)
+    with pytest.raises(RecipeError, match="several tasks in one model; name one of: mood"):
+        both.embed(TEXTS)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tunesmith.inference.row import LiveAnswer, Piece, ScoredToken
 from tunesmith.model.generate import choose
+from tunesmith.model.grammar import Follower
 from tunesmith.model.sampling import Sampling
 from tunesmith.web.told import Telling
 
@@ -75,3 +76,21 @@ def test_tokens_that_begin_words_have_their_space_and_their_place_through_a_stre
 def test_a_temperature_next_to_nothing_takes_the_likeliest(temperature: float):
     logits = torch.arange(9.0).flip(0)[None]
     assert choose(logits, [torch.Generator()], Sampling(temperature=temperature)).tolist() == [0]
+
+
+def test_an_answer_whose_words_cannot_follow_its_schema_is_told_as_wrong_and_not_as_whole():
+    class Matcher:
+        """In error, which it also calls stopped."""
+
+        def consume_token(self, token: int) -> None: ...
+        def is_error(self) -> bool:
+            return True
+
+        def is_stopped(self) -> bool:
+            return True
+
+    told: list[Piece] = []
+    run: Any = SimpleNamespace(model=SimpleNamespace(template=Template()), virtual=0)
+    answer = LiveAnswer(run, [1], Sampling(), told.append, follower=Follower(Matcher(), len(LETTERS)))
+    assert answer.take(0)
+    assert (told[-1].end, told[-1].why[:28]) == ("wrong", "response_format: this model ")

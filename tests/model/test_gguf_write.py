@@ -61,6 +61,15 @@ def test_a_family_that_llama_cpp_would_read_otherwise_is_refused(tmp_path: Path)
     assert not (tmp_path / "model.gguf").exists()
 
 
+def test_layers_that_see_only_a_window_are_refused(tmp_path: Path):
+    config = Qwen2Config(
+        vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=0,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="tiny: some layers see only so many tokens back; nearest that works"):
+        write_gguf(Qwen2ForCausalLM(config), base("llama").tokenizer, tmp_path / "q.gguf", kind="f16", name="tiny")
+
+
 def test_a_tokenizer_that_llama_cpp_would_cut_otherwise_is_refused(tmp_path: Path):
     from tokenizers import pre_tokenizers
 

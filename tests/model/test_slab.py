@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from tests.bases import base, policy
 from tests.tiny import DECODERS
@@ -58,6 +59,15 @@ def test_a_network_that_keeps_something_else_does_not_fit():
     assert fits(network)
     network.config.layer_types = ["linear_attention", "full_attention"]
     assert not fits(network)
+    config = GPTNeoConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=2,
+        attention_types=[[["global", "local"], 1]],
+        window_size=4,
+    )
+    assert not fits(GPTNeoForCausalLM(config).eval())  # a row's window would begin where the longest row's does
 
 
 @torch.no_grad()

@@ -201,8 +201,10 @@ class LocalModel:
         return self._in_order(parts, rows)
 
     @torch.no_grad()
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """[B, D]: pooled states of the texts as the objective reads them."""
+    def embed(self, texts: Sequence[str], *, task: str = "") -> Tensor:
+        """[B, D]: pooled states of the texts as the objective reads them; an encoder of several tasks is told which."""
+        if task or (isinstance(self.objective, Multitask) and self.policy.family == "encoder"):
+            return self.at(task).embed(texts)
         rows = [self.tokens(text) for text in listed(texts, "embed")]
         if not rows:
             return torch.empty(0, self.policy.hidden)
@@ -259,10 +261,8 @@ class LocalModel:
         if isinstance(self.objective, Classify):
             return self.objective.question(text, self.template, limit=self.limit)[0]
         if isinstance(self.objective, Domain):
-            ids = self.template.document(self.template.harmless(text), limit=self.limit).ids
-            return Tokens.of(ids)
-        ids = self.prompt([Message("user", text)])
-        return Tokens.of(ids)
+            return Tokens.of(self.template.document(self.template.harmless(text), limit=self.limit).ids)
+        return Tokens.of(self.prompt([Message("user", text)]))
 
     def _batches(self, rows: Sequence[Tokens]) -> Iterator[Batch]:
         """The rows as batches of like length, longest first."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tunesmith.inference.shelf import ServedModel
 from tunesmith.model.generate import before_stop, chance_of, choose, decided
-from tunesmith.model.grammar import Follower
+from tunesmith.model.grammar import Follower, GrammarError
 from tunesmith.model.sampling import Sampling
 
 # How an answer ends: by itself, at its longest, too late, nobody waits, asked wrongly, or by a bug of ours.
@@ -87,7 +87,11 @@ class LiveAnswer:
             self._end("stop")
             return True
         self.ids.append(token)
-        done = self.follower is not None and self.follower.take(token)
+        try:
+            done = self.follower is not None and self.follower.take(token)
+        except GrammarError as error:
+            self._end("wrong", str(error))
+            return True
         if self.in_pieces or self.sampling.stop:
             text = template.decode(self.ids)
             done = done or any(stop in text for stop in self.sampling.stop)

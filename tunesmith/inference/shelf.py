@@ -18,7 +18,9 @@ from tunesmith.errors import ModelError
 from tunesmith.inference.ask import UnknownModel
 from tunesmith.inference.folder import About, find_model, over, read_about, read_base
 from tunesmith.inference.local import LocalModel
+from tunesmith.model import thin
 from tunesmith.model.fork import Past
+from tunesmith.model.four_bit import experts
 from tunesmith.model.load import Base
 from tunesmith.model.lowrank import shed
 from tunesmith.model.mixed import same_numbers
@@ -156,6 +158,9 @@ class Shelf:
             ground = Ground(replace(base, network=model.policy.network))
         else:
             ground = self._ground(about)
+            if experts(ground.base.network) and not about.technique.virtual_tokens():
+                cure = "merge it, or ask it with `tunesmith ask`"
+                raise ModelError(f"{name}: adapters of a mixture of experts cannot answer beside others; {cure}")
             model = over(replace(ground.base, network=same_numbers(ground.base.network)), folder, about)
             shed(model.policy.network)
             model.policy.adapter = None  # it keeps what was shed, and is for saving
@@ -187,6 +192,7 @@ class Shelf:
         if key not in self._grounds:
             base = read_base(about, device=self._device, offline=self._offline)
             base.network.requires_grad_(False)
+            thin.install(base.network)  # as in each run over it: what all have alike is computed once for all
             self._grounds = {**self._grounds, key: Ground(base)}  # anew: other threads go through the dict as it was
         return self._grounds[key]
 

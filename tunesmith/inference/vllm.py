@@ -21,6 +21,7 @@ from tunesmith.inference.folder import About, find_model, read_about
 from tunesmith.inference.outside import Known
 from tunesmith.inference.row import End, Piece
 from tunesmith.inference.shelf import ServedModel, Shelf
+from tunesmith.model.families import positions_of
 from tunesmith.model.load import locate
 from tunesmith.model.run_base import begins_from, model_folder
 from tunesmith.techniques import Full, Lora, Prompt, PTuning
@@ -152,8 +153,10 @@ def _known(run: ServedModel) -> Known:
     config = run.model.policy.network.config
     if run.virtual and config.model_type not in SOFT:
         raise ModelError(f"{run.name}: virtual tokens go to vLLM over {', '.join(SOFT)} alone; {ELSE}")
-    positions = config.max_position_embeddings - run.virtual
-    return Known(run.name, run.template, run.objective, run.limit, positions)
+    positions = positions_of(config.to_dict())
+    if not positions:
+        raise ModelError(f"{run.name}: its base sets no bound on positions, which vLLM is told; {ELSE}")
+    return Known(run.name, run.template, run.objective, run.limit, positions - run.virtual)
 
 
 def _loras(models: Mapping[str, Path], abouts: Mapping[str, About]) -> dict[str, Any]:

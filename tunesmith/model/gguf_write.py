@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tunesmith.data.tokenizer import leading_bos
 from tunesmith.errors import ModelError
+from tunesmith.model.families import slides
 
 Quantization = gguf.GGMLQuantizationType
 
@@ -80,6 +81,8 @@ def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, 
     rope = config.rope_parameters
     if rope.get("rope_type", "default") != "default":
         raise ModelError(f"{name}: its positions are scaled ({rope['rope_type']}); nearest that works: --format merged")
+    if slides(config):
+        raise ModelError(f"{name}: some layers see only so many tokens back; nearest that works: --format merged")
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[known.arch])
     matrices, embeddings, file_type = FORMATS[kind]
     writer.add_name(name)

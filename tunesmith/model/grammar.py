@@ -66,6 +66,11 @@ class Follower:
         logits.masked_fill_(open_.flatten()[: len(logits)].to(logits.device) == 0, -torch.inf)
 
     def take(self, token: int) -> bool:
-        """Go on by one word, and whether the answer is whole now and nothing may follow."""
+        """Go on by one word, and whether the answer is whole now and nothing may follow.
+
+        Raises GrammarError where the words of this model cannot write what the schema wants next.
+        """
         self._matcher.consume_token(token)
+        if self._matcher.is_error():
+            raise GrammarError("response_format: this model has no words for what the schema wants; ask for other text")
         return bool(self._matcher.is_stopped())
