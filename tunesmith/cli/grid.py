@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # How often a cell that runs is looked after.
 SECONDS = 0.5
+# Of so many cells that cannot work each is told with its reason; of more they stand on the page.
+FEW = 8
 # What `tune` exits with when it was asked to stop and has saved.
 STOPPED = (130, 143)
 # And with what over a fault of our own.
@@ -75,7 +78,7 @@ def _schema() -> str:
 def run(args: argparse.Namespace) -> int:
     """Fill the grid as the command line says, and write its page."""
     from tunesmith.report.gridpage import page
-    from tunesmith.workflows.cells import Setting
+    from tunesmith.workflows.cells import TASKS, Setting, cells
     from tunesmith.workflows.grid import read
 
     if args.rows < 1 or args.seeds < 1:
@@ -86,19 +89,23 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"--examples: there is no folder {args.examples}; the grid runs in a clone, or name its examples"
         )
+    wanted = sorted({task.recipe for task in TASKS.values()})
+    if not any((args.examples / name).is_file() for name in wanted):
+        raise UsageError(f"--examples: none of {', '.join(wanted)} is in {args.examples}; name the examples of a clone")
     if args.page:
         check_folder(args.page)  # now, and not after hours of runs
+    chosen = [cell.name for cell in cells(args.only)]
     setting = Setting(args.examples, args.out or Path("runs/grid"), args.rows, args.seeds, args.controls)
     received = _fill(setting, args)
     found = read(setting)
     place = args.page or setting.out / "grid.md"
-    write_whole(place, page(found))
+    write_whole(place, page(found, linked=(place.parent / "proof.md").exists()))
     if received:
         raise Interruption(received, "stopped and saved")
     if args.json:
         emit(found.model_dump(mode="json"))
     else:
-        _show(found, place)
+        _show(found, chosen, place)
     return 0
 
 
@@ -165,8 +172,8 @@ def _outcome(code: int, said: str) -> tuple[str, str]:
     return REFUSED if (code, error["kind"]) == (2, RecipeError.__name__) else FAILED, str(error["message"])
 
 
-def _show(found: Grid, place: Path) -> None:
-    """Each cell in a line, and where the page is."""
+def _show(found: Grid, chosen: Sequence[str], place: Path) -> None:
+    """Each cell in a line, what of the chosen ones cannot work or was not run, and where the page is."""
     from tunesmith.report.gridpage import control
 
     rows = []
@@ -177,5 +184,10 @@ def _show(found: Grid, place: Path) -> None:
         rows.append((name, str(cell.seed), *scores, control(cell.head_only), control(cell.shuffled), cell.verdict))
     columns = ("cell", "seed>", "base>", "tuned>", "gain>", "p>", "head only (p)>", "shuffled (p)>", "verdict")
     show_table(columns, rows)
-    stale = f", {len(found.stale)} were made by another recipe" if found.stale else ""
-    show(f"{len(found.refused)} cells cannot work, {len(found.missing)} were not run yet{stale}; all of it: {place}")
+    parts = (found.refused, found.missing, found.stale)
+    refused, missing, stale = (sum(name in part for name in chosen) for part in parts)
+    for name in chosen if refused <= FEW else ():
+        if name in found.refused:
+            show(f"{name} cannot work: {found.refused[name]}")
+    others = f", {stale} were made by another recipe" if stale else ""
+    show(f"{refused} of {len(chosen)} cells cannot work, {missing} were not run yet{others}; all of it: {place}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import add_common, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import Lines
 from tunesmith.cli.terminal import hush, publish, show, show_table
+from tunesmith.data.files import check_folder
 from tunesmith.report.figures import count, size
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.workflows.plan import plan_recipe
 
     hush()
+    if args.out:
+        check_folder(Path(args.out))  # now, and not after the steps that are timed
     found = plan_recipe(recipe_of(args), listen=Lines(), timed=not args.quick, offline=args.offline)
     if not publish(found.model_dump(mode="json"), args):
         _show(found)

@@ -166,6 +166,8 @@ def _data(event: Event) -> list[str]:
     sizes = f"train {event['train']}, validation {event['validation']}, test {event['test']}"
     learned = f"{event['learned_tokens']} learned tokens, " if event["learned_tokens"] else ""
     tokens = f"{learned}longest row {event['longest']} tokens"
+    left = event["rows"] - event["train"] - event["validation"] - event["test"] - event["copies_removed"]
+    sizes += f", {left} left out" if left > 0 else ""
     lines = [f"{event['rows']} rows: {sizes}; {event['copies_removed']} copies removed; {tokens}"]
     lines += [f"note: {note}" for note in event["notes"]]
     for key, finding in (

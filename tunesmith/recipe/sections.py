@@ -70,7 +70,7 @@ def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[
     kinds = {get_args(part.model_fields["kind"].annotation)[0] for part in parts}
     known = sorted(kinds | set(shorthands))
     theirs = {word.lower(): ours for word, ours in VALUES["technique.kind"].items() if ours in kinds}
-    words = theirs | {word: word for word in known}
+    words = {word.replace("_", "-"): ours for word, ours in (theirs | {word: word for word in known}).items()}
 
     def read(value: Any) -> Any:
         if isinstance(value, str):
@@ -79,7 +79,7 @@ def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[
             return value
         value = dict(value)
         kind = str(value.get("kind", ""))
-        kind = words.get(kind.lower(), kind)
+        kind = words.get(kind.strip().lower().replace("_", "-"), kind)
         short = shorthands.get(kind, {})
         value = {**short, **value, "kind": short.get("kind", kind)}
         if value.get("kind") not in kinds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -53,9 +54,9 @@ Learning rates were chosen on validation rows, never on these test rows: [the
 defaults](stage2-tune.md#defaults-and-why)."""
 
 
-def page(grid: Grid) -> str:
-    """The grid as Markdown."""
-    parts = [INTRODUCTION]
+def page(grid: Grid, *, linked: bool = True) -> str:
+    """The grid as Markdown, `linked` to the pages of docs/ where it lies beside them."""
+    parts = [INTRODUCTION if linked else re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", INTRODUCTION)]
     for _, cells in groupby(grid.cells, key=lambda cell: cell.place):
         parts.append(_section(list(cells), grid.pairs))
     if grid.refused:

@@ -42,6 +42,7 @@ class Speed(_Part):
     answers_per_second_tuned: float
     total_seconds: float
     predicted_seconds: float | None = None  # of training, before it began
+    predicted_between: tuple[float, float] | None = None  # the two that it was expected between
 
 
 class Memory(_Part):

@@ -218,6 +218,7 @@ def _speed(run: Measured, rows: int, total: float) -> Speed:
         answers_per_second_tuned=rows / max(tuned.seconds, 1e-9),
         total_seconds=max(total, state.seconds),  # a run that went on has trained before this call too
         predicted_seconds=None if run.prediction is None else run.prediction.seconds.expected,
+        predicted_between=None if run.prediction is None else (run.prediction.seconds.low, run.prediction.seconds.high),
     )
 
 

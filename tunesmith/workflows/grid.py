@@ -217,11 +217,9 @@ def _gain(kept: Retention | None) -> float | None:
 def _verdict(report: Report) -> str:
     """What the run is worth beside its base, with "no effect" where a control does as well, and what no control saw."""
     task = report.task
-    if task.verdict != "better":
-        return task.verdict
-    if not report.controls:
-        return "better, no control run"
-    return "no effect" if any(holds_up(arm, task) for arm in report.controls) else "better"
+    if task.verdict != "worse" and any(holds_up(arm, task) for arm in report.controls):
+        return "no effect"
+    return "better, no control run" if task.verdict == "better" and not report.controls else task.verdict
 
 
 def _pairs(found: Sequence[GridCell]) -> Iterator[GridPair]:
