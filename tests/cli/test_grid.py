@@ -30,6 +30,21 @@ def test_without_time_only_the_page_is_written(command: Command, tmp_path: Path)
     assert page.endswith(f"`tunesmith grid --only classify/lora/decoder {told}` runs one of them.\n")
 
 
+def test_a_chosen_cell_that_cannot_work_says_why(command: Command, tmp_path: Path):
+    here = ("--minutes", 0, "--examples", EXAMPLES, "--out", tmp_path / "runs")
+    done = command("grid", "--only", "rl/lora/encoder", *here)
+    assert "rl/lora/encoder cannot work: " in done.out
+    assert "1 of 1 cells cannot work, 0 were not run yet; all of it: " in done.out
+    page = (tmp_path / "runs" / "grid.md").read_text(encoding="utf-8")
+    assert "as in proof.md. The base" in page  # a link would lead nowhere from here
+
+
+def test_a_folder_without_the_recipes_is_refused(command: Command, tmp_path: Path):
+    done = command("grid", "--minutes", 0, "--examples", tmp_path, "--out", tmp_path / "runs")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "--examples: none of " in done.err
+
+
 def test_a_cell_that_is_not_there_is_refused(command: Command, tmp_path: Path):
     done = command("grid", "--only", "classify/lara", "--out", tmp_path)
     assert (done.code, done.err.count("\n")) == (2, 1)

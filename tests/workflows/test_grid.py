@@ -22,7 +22,7 @@ from tunesmith.recipe import load_recipe
 from tunesmith.report.grid import Grid
 from tunesmith.report.gridpage import page
 from tunesmith.report.predictions import Prediction
-from tunesmith.report.schema import Retention
+from tunesmith.report.schema import Arm, Retention
 from tunesmith.workflows import cells as grid
 from tunesmith.workflows.cells import Cell, Setting, cells, recipe_of
 from tunesmith.workflows.grid import FAILED, REFUSED, _gain, _pair, _pairs, _verdict, begin_with_known_base, fill, read
@@ -271,6 +271,15 @@ def test_a_gain_that_no_control_saw_says_so():
     assert _verdict(SimpleNamespace(task=task, controls=[])) == "better, no control run"  # type: ignore[arg-type]
     worse = SimpleNamespace(task=SimpleNamespace(verdict="worse"), controls=[])
     assert _verdict(worse) == "worse"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("verdict", ["better", "inconclusive", "no effect"])
+def test_what_does_not_surely_beat_a_control_is_no_effect_whatever_it_gained(verdict: str):
+    level = Arm(name="shuffled labels", metric="accuracy", score=0.7, ci95=(0.6, 0.8), n=9, p_adjusted=0.4)
+    beaten = level.model_copy(update={"score": 0.5, "p_adjusted": 0.001})
+    task = SimpleNamespace(verdict=verdict, metric="accuracy", tuned=0.75)
+    assert _verdict(SimpleNamespace(task=task, controls=[beaten, level])) == "no effect"  # type: ignore[arg-type]
+    assert _verdict(SimpleNamespace(task=task, controls=[beaten])) == verdict  # type: ignore[arg-type]
 
 
 def test_nothing_more_is_begun_once_it_is_to_stop(setting: Setting):

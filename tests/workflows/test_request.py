@@ -277,6 +277,7 @@ def test_two_spellings_of_one_value_are_one_and_data_may_be_changed_to_a_file():
         ("PREFIX_TUNING", Prefix()),
         ("prefix_tuning", Prefix()),
         ("prompt_tuning", Prompt()),
+        ("prompt-tuning", Prompt()),
         ("p_tuning", PTuning()),
     ],
 )
