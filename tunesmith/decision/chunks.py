@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,21 +59,19 @@ def read_pages(source: str, *, store: CollectStore, offline: bool = False) -> Pa
         return Pages(_pages_of(read_rows(source, offline=offline)), [])
     found = find([source])
     known = {one.path: document for one in found.sources if (document := store.document(one.kept))}
-    ids: Mapping[Path, tuple[str, str]] = {one.path: (one.doc_id, one.sha256) for one in found.sources}
-    kept = {one.path: one.kept for one in found.sources}
+    sources = {one.path: one for one in found.sources}
     failed = dict(found.unreadable)
-    new = [path for path in ids if path not in known]
+    new = [path for path in sources if path not in known]
     for done in convert_all(new) if new else ():
         if done.document is None:
-            failed[ids[done.path][0]] = done.error
+            failed[sources[done.path].doc_id] = done.error
         else:
             known[done.path] = done.document
-            store.keep(kept[done.path], done.document)
+            store.keep(sources[done.path].kept, done.document)
     if failed:  # an answer may stand in the one that is missing
         refuse([f"{doc_id}: {why}" for doc_id, why in sorted(failed.items())])
-    pages = sorted(
-        (SourceDocument(*ids[path], document) for path, document in known.items()), key=lambda page: page.doc_id
-    )
+    read = (SourceDocument(sources[path].doc_id, sources[path].sha256, document) for path, document in known.items())
+    pages = sorted(read, key=lambda page: page.doc_id)
     notes = [f"{page.doc_id}: {note}" for page in pages for note in page.document.notes]
     if found.skipped:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(found.skipped.items()))

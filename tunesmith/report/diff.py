@@ -151,10 +151,8 @@ def _measured_otherwise(a: Path, b: Path, sides: Sequence[Sequence[Prediction]],
         return f"rows state another score ({metric_name(metrics[1])}, not {metric_name(metrics[0])})"
     one, two = (_recipe(run) for run in (a, b))
     # Of one model an encoder's hidden words are others where virtual tokens leave rows less room; they compare.
-    if (
-        one.get("model") != two.get("model")
-        and [[row.tokens for row in side] for side in sides] != [[row.tokens for row in sides[0]]] * 2
-    ):
+    first, second = ([row.tokens for row in side] for side in sides)
+    if one.get("model") != two.get("model") and first != second:
         return "texts are cut into other tokens"
     if _rewards(one) != _rewards(two):
         return "answers earn another reward"

@@ -64,7 +64,7 @@ def _guessed(data: bytes) -> tuple[str, str]:
 
     text = data.decode(errors="replace")
     others = sum(not letter.isascii() for letter in text)
-    if (lost := text.count(LOST)) <= BROKEN_SHARE * others:
+    if "\x00" not in text and (lost := text.count(LOST)) <= BROKEN_SHARE * others:
         return text, f"bytes that are no UTF-8 at {lost} places, read as {LOST}; mend them"
     found = from_bytes(_telling(data), cp_exclusion=_OLD).best()
     if found is None:
