@@ -10,19 +10,11 @@ from typing import Any
 
 import pytest
 
+from tunesmith.evaluation.results import Calibration, Retention, Style
 from tunesmith.evaluation.tasks import Arm, TaskScore, arms, task_score
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.recipe import Data, Recipe, save_recipe
-from tunesmith.report.schema import (
-    Calibration,
-    DataPart,
-    Memory,
-    Report,
-    Retention,
-    Speed,
-    Style,
-    Training,
-)
+from tunesmith.report.schema import DataPart, Memory, Report, Speed, Training
 
 EVIL = "<script>alert('x')</script>"
 # (question, gold, base, tuned): three fixed, one broken, one wrong in both, five right in both.

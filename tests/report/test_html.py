@@ -7,10 +7,10 @@ import pytest
 
 from tests.report.conftest import EVIL, MakeRun, everything, task_of, with_objective
 from tunesmith.errors import CheckpointError
+from tunesmith.evaluation.results import Retention
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.report.facts import read_facts
 from tunesmith.report.html import _forgotten, page, write_reports
-from tunesmith.report.schema import Retention
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 

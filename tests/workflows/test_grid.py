@@ -18,11 +18,12 @@ from tests.techniques import test_grid as tiny_grid
 from tests.workflows.conftest import reviews
 from tunesmith.data.files import write_whole
 from tunesmith.errors import RecipeError
+from tunesmith.evaluation.results import Retention
 from tunesmith.recipe import load_recipe
 from tunesmith.report.grid import Grid
 from tunesmith.report.gridpage import page
 from tunesmith.report.predictions import Prediction
-from tunesmith.report.schema import Arm, Retention
+from tunesmith.report.schema import Arm
 from tunesmith.workflows import cells as grid
 from tunesmith.workflows.cells import Cell, Setting, cells, recipe_of
 from tunesmith.workflows.grid import FAILED, REFUSED, _gain, _pair, _pairs, _verdict, begin_with_known_base, fill, read

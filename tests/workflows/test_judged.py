@@ -13,10 +13,11 @@ from tests.bases import folder
 from tests.workflows.conftest import recipe, tune
 from tunesmith.data.examples import Message
 from tunesmith.errors import DataError, RecipeError
+from tunesmith.evaluation.results import Judgement
 from tunesmith.inference.folder import load
 from tunesmith.model.policy import Policy
 from tunesmith.recipe import load_recipe
-from tunesmith.report.schema import Judgement, read_report
+from tunesmith.report.schema import read_report
 from tunesmith.workflows.evaluate import evaluate
 from tunesmith.workflows.prepare import prepare
 from tunesmith.workflows.questions import EvaluateRequest

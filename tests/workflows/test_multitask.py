@@ -18,13 +18,13 @@ from tests.workflows.test_judged import pairs
 from tests.workflows.test_tune import digests, stop_after
 from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.evaluation import calibration
+from tunesmith.evaluation.results import Style
 from tunesmith.inference.folder import load, read_about
 from tunesmith.inference.open import identify
 from tunesmith.recipe import Recipe, check_pair, load_recipe, make_recipe
 from tunesmith.report.diff import diff_runs
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import read_predictions
-from tunesmith.report.schema import Style
 from tunesmith.report.terminal import render
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.evaluate import Compared, evaluate

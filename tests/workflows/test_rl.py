@@ -14,11 +14,11 @@ from tests.workflows.conftest import answers, recipe, tune
 from tunesmith.data.examples import Message
 from tunesmith.data.exercises import Attempt, Exercise
 from tunesmith.errors import RecipeError, Refused, RewardError
+from tunesmith.evaluation.results import Pursuit
 from tunesmith.inference.folder import load
 from tunesmith.objectives import Rl
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.html import write_reports
-from tunesmith.report.schema import Pursuit
 from tunesmith.training.fit import Interrupted
 from tunesmith.workflows.rewards import digests, scorer, scorer_of
 from tunesmith.workflows.tune import tune_recipe

@@ -111,6 +111,11 @@ class Classify(BaseModel):
         counts = [1 + sum(row.label[place] for row in train) for place in range(len(self.labels))]
         return self.model_copy(update={"shares": tuple(count / sum(counts) for count in counts)})
 
+    @property
+    def probe_metric(self) -> str:
+        """Name the metric by which probes and TF-IDF baselines choose their settings."""
+        return "accuracy" if self.metric == "accuracy" else "macro_f1"
+
     def messages(self, text: str, wording: str = "") -> list[Message]:
         """What a decoder is asked about one text, by the recipe's instruction or by another wording."""
         if wording:

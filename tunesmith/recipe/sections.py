@@ -104,6 +104,12 @@ class Gates(_Section):
     )
 
 
+# Share of general rows mixed in for a domain close to general text, and for one far from it
+# (Ibrahim et al. 2024, arXiv 2403.08763).
+REPLAY_NEAR = 0.1
+REPLAY_FAR = 0.33
+
+
 class Replay(_Section):
     """General text mixed into the training rows, so that less of what the base knew is lost."""
 

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from tunesmith.evaluation.calibration import coverage_curve
 from tunesmith.evaluation.resampling import groups_of
+from tunesmith.evaluation.results import BASE
 from tunesmith.evaluation.significance import interval
 from tunesmith.evaluation.tasks import LABEL_BREAK, PER_ROW, SCALES, Difference
 from tunesmith.objectives import Classify
 from tunesmith.recipe import AnyObjective, Recipe, load_recipe
 from tunesmith.report.predictions import STATED, Prediction, read_predictions, row_scores, rows_of_task
 from tunesmith.report.schema import Report, read_report
-from tunesmith.report.standing import BASE, holds_up
+from tunesmith.report.standing import holds_up
 from tunesmith.training.journal import Journal
 
 EXAMPLES = 4

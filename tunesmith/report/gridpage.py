@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
+from tunesmith.evaluation.results import BASE
 from tunesmith.evaluation.significance import lower_is_better
 from tunesmith.report.figures import (
     bounds,
@@ -21,7 +22,6 @@ from tunesmith.report.figures import (
     worth_name,
 )
 from tunesmith.report.grid import Control, Grid, GridCell, GridPair
-from tunesmith.report.standing import BASE
 
 HEADINGS = (
     "technique|seed|numbers moved|base|tuned|gain (95 %)|p|head only (p)|shuffled (p)|"

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tunesmith.data.files import write_whole
 from tunesmith.decision.table import price
 from tunesmith.evaluation.resampling import ALPHA
+from tunesmith.evaluation.results import Retention
 from tunesmith.report import figures, plots
 from tunesmith.report.card import COMMAND, card
 from tunesmith.report.facts import (
@@ -28,7 +29,6 @@ from tunesmith.report.facts import (
     read_facts,
     reliability,
 )
-from tunesmith.report.schema import Retention
 from tunesmith.report.standing import HUNDREDS, behind, mood
 from tunesmith.report.summary import in_short
 

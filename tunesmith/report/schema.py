@@ -5,32 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from tunesmith.data.files import read_page
 from tunesmith.errors import CheckpointError
+from tunesmith.evaluation.results import Calibration, Judgement, Pursuit, ReportPart, Retention, Style
 from tunesmith.evaluation.tasks import Arm, TaskScore
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Retention(_Part):
-    """How much general ability is left: nats per token of general text, share of probe items right."""
-
-    general_nll_base: float
-    general_nll_tuned: float
-    probe_base: float | None = None
-    probe_tuned: float | None = None
-    probe_n: int = 0
-    lost: int = 0
-    won: int = 0
-    p_value: float | None = None
-    fields: dict[str, tuple[float, float]] = {}
-
-
-class Speed(_Part):
+class Speed(ReportPart):
     """Training steps only; every token of every row counted."""
 
     seconds: float
@@ -45,7 +26,7 @@ class Speed(_Part):
     predicted_between: tuple[float, float] | None = None  # the two that it was expected between
 
 
-class Memory(_Part):
+class Memory(ReportPart):
     """Largest resident size of the process."""
 
     peak_bytes: int
@@ -53,7 +34,7 @@ class Memory(_Part):
     model_bytes: int | None = None  # weights of the network as they lie in memory
 
 
-class DataPart(_Part):
+class DataPart(ReportPart):
     """What the rows came to."""
 
     rows: int
@@ -69,7 +50,7 @@ class DataPart(_Part):
     notes: tuple[str, ...] = ()
 
 
-class Training(_Part):
+class Training(ReportPart):
     """What the loop did."""
 
     steps: int
@@ -84,49 +65,7 @@ class Training(_Part):
     probe_last: float | None = None
 
 
-class Calibration(_Part):
-    """How far a stated probability can be believed, after a temperature fitted on validation if there was one."""
-
-    temperature: float | None
-    ece_before: float
-    ece: float
-    brier: float
-    coverage: list[tuple[float, float]] = []
-    threshold: float | None = None  # the lowest confidence that keeps the target on the validation rows
-    target_accuracy: float | None = None
-    answered: float | None = None  # share of the test rows from the threshold on, and how many of them are right
-    answered_right: float | None = None
-
-
-class Style(_Part):
-    """How near the answers are to the wanted voice."""
-
-    auc_base: float | None
-    auc_tuned: float | None
-    rules: dict[str, tuple[float, float, float]] = {}  # rule -> base, tuned, human
-    habits: dict[str, tuple[float, float, float]] = {}
-
-
-class Judgement(_Part):
-    """What learning from people's judgement did beside the headline, base and tuned; None where it is not measured."""
-
-    chosen_logprob: tuple[float, float] | None = None  # mean log p for each id of the answers that people liked
-    margin: tuple[float, float] | None = None  # mean lead of the preferred answers
-    length_bias: tuple[float, float] | None = None  # correlation of the lead with the difference in length
-    words: tuple[float, float] | None = None  # mean length of answers in own words
-    repeated_share: tuple[float, float] | None = None  # of these, share that repeat themselves
-
-
-class Pursuit(_Part):
-    """What pursuing a reward did beside it: pairs are base and tuned, by greedy answers to the test prompts."""
-
-    kl_per_token: float | None  # to the start, nats, on drawn answers; None where no start was kept
-    words: tuple[float, float]  # mean length
-    repeated_share: tuple[float, float]
-    cut_off_share: tuple[float, float]
-
-
-class PartOfMany(_Part):
+class PartOfMany(ReportPart):
     """One task of several: base against tuned by its headline, and beside its own model."""
 
     name: str
@@ -141,7 +80,7 @@ class PartOfMany(_Part):
     verdict: str
 
 
-class Conflict(_Part):
+class Conflict(ReportPart):
     """The cosine of two tasks' gradients on the numbers they share: below 0, what helps one harms the other."""
 
     tasks: tuple[str, str]
@@ -150,7 +89,7 @@ class Conflict(_Part):
     n: int  # validations at which it was taken
 
 
-class Together(_Part):
+class Together(ReportPart):
     """Several tasks in one model; the first is the headline."""
 
     sampling: str
@@ -158,7 +97,7 @@ class Together(_Part):
     conflicts: list[Conflict] = []
 
 
-class Export(_Part):
+class Export(ReportPart):
     """A run in another program's format, and what that program answered to the run's own test rows beside the run.
 
     Shares of prompts that became the same tokens there and of greedy answers that are the same; a model that answers
@@ -178,7 +117,7 @@ class Export(_Part):
     faults: tuple[str, ...] = ()
 
 
-class Report(_Part):
+class Report(ReportPart):
     """Everything measured about one run."""
 
     name: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from tunesmith.evaluation.resampling import ALPHA
+from tunesmith.evaluation.results import BASE
 from tunesmith.evaluation.significance import lower_is_better
 from tunesmith.evaluation.tasks import Arm, TaskScore
 from tunesmith.report.schema import PartOfMany, Report, Together
@@ -12,7 +13,6 @@ from tunesmith.report.schema import PartOfMany, Report, Together
 # Metrics that go from 0 to 100; others that are better when higher go from 0 to 1.
 HUNDREDS = ("chrf",)
 POINTS = 3.0  # that a task may lose beside its own model before it is named, sure or not
-BASE = "base"  # the arm that the headline compares with
 Mood = Literal["good", "bad", "unsure", "plain"]
 _MOODS: dict[str, Mood] = {"better": "good", "worse": "bad", "inconclusive": "unsure"}
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from math import exp
 
 from tunesmith.evaluation.resampling import ALPHA
+from tunesmith.evaluation.results import BASE, Judgement, Retention, Style
 from tunesmith.evaluation.tasks import Arm, TaskScore
 from tunesmith.report.figures import count, figure, metric_name, share
-from tunesmith.report.schema import Judgement, Report, Retention, Style
-from tunesmith.report.standing import BASE, holds_up
+from tunesmith.report.schema import Report
+from tunesmith.report.standing import holds_up
 
 COUNTED = ("accuracy", "exact_match")  # metrics whose mean is a share of rows
 

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.evaluation.results import Calibration, Retention
 from tunesmith.evaluation.tasks import TaskScore
 from tunesmith.report.figures import (
     bounds,
@@ -23,7 +24,7 @@ from tunesmith.report.figures import (
     signed,
     size,
 )
-from tunesmith.report.schema import Calibration, Report, Retention, Together
+from tunesmith.report.schema import Report, Together
 from tunesmith.report.standing import behind, holds_up, mood, told
 
 COLOURS = {"good": "green", "bad": "red", "unsure": "yellow", "plain": ""}

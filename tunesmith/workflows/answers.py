@@ -50,11 +50,6 @@ def gold(examples: Sequence[Example]) -> list[str]:
     return [LABEL_BREAK.join(sorted(e.labels)) if isinstance(e, Labelled) else reference(e) for e in examples]
 
 
-def chosen_by(objective: Classify) -> str:
-    """The metric by which ways on frozen states or counted words choose their settings."""
-    return "accuracy" if objective.metric == "accuracy" else "macro_f1"
-
-
 def question(example: Example) -> str:
     """What a row asks, for people to read."""
     return example.text if isinstance(example, Labelled) else asked(example)[-1].content
@@ -130,7 +125,7 @@ class Untuned:
         seconds = time.perf_counter() - began  # as any other model's: what is learned before and after is not counted
         labels = [e.labels for e in train if isinstance(e, Labelled)]
         assert isinstance(self.objective, Classify)
-        metric = chosen_by(self.objective)
+        metric = self.objective.probe_metric
         if not self.objective.multi:
             given = linear_probe(learn, [LABEL_BREAK.join(found) for found in labels], ask, metric=metric)
         else:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import combinations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.retention import GeneralAbility
 from tunesmith.evaluation.significance import lower_is_better
 from tunesmith.evaluation.tasks import Arm, TaskScore
@@ -20,12 +22,12 @@ from tunesmith.model.size import multiplied
 from tunesmith.objectives import Multitask
 from tunesmith.report.figures import p_value
 from tunesmith.report.plan import CostPrediction
-from tunesmith.report.schema import DataPart, Memory, PartOfMany, Report, Retention, Speed, Together, Training
+from tunesmith.report.schema import Conflict, DataPart, Memory, PartOfMany, Report, Speed, Together, Training
 from tunesmith.report.standing import holds_up, of_all, reaches
 from tunesmith.workflows.batches import mixture_of
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.replay import lost_too_much
-from tunesmith.workflows.tasks import conflicts, validations
+from tunesmith.workflows.tasks import AND, PULL_OF, validations
 from tunesmith.workflows.train import Trained, kept_step
 from tunesmith.workflows.yardsticks import ALONE, ManyTasks, Worth, Yardstick
 
@@ -258,3 +260,13 @@ def environment(machine: ChosenMachine) -> dict[str, str]:
         "threads": str(machine.threads),
         "gemm_gflops": rates,
     }
+
+
+def conflicts(beside: Sequence[Mapping[str, float]], tasks: Iterable[str]) -> list[Conflict]:
+    """The cosines of each two tasks over all validations."""
+    found = []
+    for a, b in combinations(tasks, 2):
+        values = [line[f"{PULL_OF}{a}{AND}{b}"] for line in beside if f"{PULL_OF}{a}{AND}{b}" in line]
+        if values:
+            found.append(Conflict(tasks=(a, b), mean=sum(values) / len(values), lowest=min(values), n=len(values)))
+    return found

@@ -13,7 +13,6 @@ from tunesmith.evaluation.baselines import fit_linear
 from tunesmith.model.batch import collate, cut
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask
-from tunesmith.workflows.answers import chosen_by
 from tunesmith.workflows.batches import tokens_of
 from tunesmith.workflows.prepare import ALONE, Listener, Prepared
 
@@ -60,7 +59,7 @@ Numbers = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 def _one(states: NDArray[np.float32], targets: NDArray[np.float32], objective: Classify) -> Numbers:
     """[K, D] and [K] for rows of one label each."""
-    fit = fit_linear(states, [objective.labels[i] for i in targets.argmax(axis=1)], metric=chosen_by(objective))
+    fit = fit_linear(states, [objective.labels[i] for i in targets.argmax(axis=1)], metric=objective.probe_metric)
     weight = np.zeros((len(objective.labels), states.shape[1]))
     bias = np.full(len(objective.labels), -_sure(states))
     places = [objective.labels.index(label) for label in fit.labels]

@@ -10,13 +10,14 @@ from typing import Any
 
 from tunesmith.data.files import write_whole, writing
 from tunesmith.errors import CheckpointError
+from tunesmith.evaluation.results import BASE, Retention
 from tunesmith.evaluation.significance import holm
 from tunesmith.recipe import Recipe, load_recipe, save_recipe
 from tunesmith.report.diff import compared, over_base, paired
 from tunesmith.report.grid import Control, Grid, GridCell, GridPair, pair_of
 from tunesmith.report.predictions import Prediction
-from tunesmith.report.schema import Report, Retention, read_report
-from tunesmith.report.standing import BASE, holds_up
+from tunesmith.report.schema import Report, read_report
+from tunesmith.report.standing import holds_up
 from tunesmith.workflows.cells import AGAINST, PLACES, TASKS, Cell, Setting, cells, recipe_of, refusal
 from tunesmith.workflows.prepare import Listener
 from tunesmith.workflows.run_folder import RunFolder, open_run

@@ -21,9 +21,9 @@ from tunesmith.errors import DataError, RowError, UnsettledError
 from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct
 from tunesmith.objectives.instruct import reference
 from tunesmith.recipe import AnyObjective, Recipe, check_pair, make_recipe
+from tunesmith.recipe.sections import REPLAY_FAR, REPLAY_NEAR
 from tunesmith.techniques import Full
 from tunesmith.workflows.draft import Draft
-from tunesmith.workflows.replay import FAR, NEAR
 from tunesmith.workflows.request import BATCH_ROWS, BYTES_A_TOKEN, COLUMN_KEYS, learned_rows, passes, size_of
 
 # Words for the source of a row; with these alone or before `_id`, rows that share a value belong together.
@@ -270,7 +270,7 @@ def _general_rows(recipe: Recipe, family: str, reasons: dict[str, str]) -> dict[
     """General text among the rows of a decoder that learns the language of a field."""
     if not isinstance(recipe.objective, Domain) or family == "encoder":
         return {}
-    share = FAR if isinstance(recipe.technique, Full) else NEAR
+    share = REPLAY_FAR if isinstance(recipe.technique, Full) else REPLAY_NEAR
     reasons["replay"] = (
         "rows that the base writes by itself, so that less of what it knew is lost; an alarm asks for more"
     )

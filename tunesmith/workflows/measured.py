@@ -16,11 +16,12 @@ from tunesmith.decision.table import table
 from tunesmith.decision.verdict import ANSWERS, DIAGNOSIS, Candidate, Verdict, verdict
 from tunesmith.evaluation import style
 from tunesmith.evaluation.resampling import FEWEST, Clusters, groups_of
+from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.significance import holm
 from tunesmith.evaluation.tasks import BESIDE, SCALES, TaskScore, redrawn, score, task_score, value
 from tunesmith.objectives import Instruct
 from tunesmith.report.figures import several, signed
-from tunesmith.report.schema import Retention, read_report
+from tunesmith.report.schema import read_report
 from tunesmith.workflows.answers import gold
 from tunesmith.workflows.arms import told_where
 from tunesmith.workflows.assemble import environment

@@ -25,13 +25,13 @@ from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Domain
 from tunesmith.recipe import SELF, Recipe
+from tunesmith.recipe.sections import REPLAY_FAR, REPLAY_NEAR
 from tunesmith.workflows.prepare import Listener, Prepared, encode_all, general_texts
 from tunesmith.workflows.request import BYTES_A_TOKEN, size_of, windows
 
 # A rise of general text up to so many nats per token, and the share of general rows that is worth having then: one in
 # twenty to one in ten for a field that is near, more for one that is far (Ibrahim et al. 2024, arXiv 2403.08763).
-NEAR, FAR = 0.1, 0.33
-SHARES = ((0.05, 0.0), (0.2, NEAR), (math.inf, FAR))
+SHARES = ((0.05, 0.0), (0.2, REPLAY_NEAR), (math.inf, REPLAY_FAR))
 # Samples that are written at a time.
 AT_ONCE = 16
 # Shorter samples teach next to nothing.

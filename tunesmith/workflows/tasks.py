@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from tunesmith.model.device import out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Multitask
-from tunesmith.report.schema import Conflict
 from tunesmith.training.fit import ready
 from tunesmith.training.journal import Journal
 from tunesmith.workflows.batches import Batches, mixture_of
@@ -64,16 +63,6 @@ def pulls(prepared: Prepared, policy: Policy, parts: Mapping[str, Batches]) -> d
     """
     found = {name: _direction(prepared, policy, name, batches) for name, batches in parts.items()}
     return {f"{PULL_OF}{a}{AND}{b}": float(found[a] @ found[b]) for a, b in combinations(found, 2)}
-
-
-def conflicts(beside: Sequence[Mapping[str, float]], tasks: Iterable[str]) -> list[Conflict]:
-    """The cosines of each two tasks over all validations."""
-    found = []
-    for a, b in combinations(tasks, 2):
-        values = [line[f"{PULL_OF}{a}{AND}{b}"] for line in beside if f"{PULL_OF}{a}{AND}{b}" in line]
-        if values:
-            found.append(Conflict(tasks=(a, b), mean=sum(values) / len(values), lowest=min(values), n=len(values)))
-    return found
 
 
 def validations(beside: Sequence[Mapping[str, float]], task: str) -> list[tuple[int, float]]:

@@ -17,14 +17,14 @@ from tunesmith.data.terms import general_text
 from tunesmith.data.tokenizer import frame
 from tunesmith.evaluation import calibration, style
 from tunesmith.evaluation.baselines import linear_probe, majority, tfidf_classifier
+from tunesmith.evaluation.results import Calibration, Retention, Style
 from tunesmith.evaluation.retention import WINDOW, GeneralAbility, by_field, flips, items, measure
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.families import positions_of
 from tunesmith.model.policy import Policy
 from tunesmith.model.shipped import cache_dir
 from tunesmith.objectives import Classify
-from tunesmith.report.schema import Calibration, Retention, Style
-from tunesmith.workflows.answers import Answers, Ways, chosen_by, gold, question
+from tunesmith.workflows.answers import Answers, Ways, gold, question
 from tunesmith.workflows.house_rules import columns
 from tunesmith.workflows.prepare import Prepared
 
@@ -41,7 +41,7 @@ def cheap_ways(prepared: Prepared, test: Sequence[Example]) -> Ways:
         return {}
     train = [(e.text, e.labels[0]) for e in prepared.loaded.split.train if isinstance(e, Labelled)]
     texts = [question(example) for example in test]
-    metric = chosen_by(objective)
+    metric = objective.probe_metric
     return {
         "most frequent label": [majority([label for _, label in train])] * len(texts),
         "TF-IDF + logistic regression": tfidf_classifier(train, texts, metric=metric, seed=prepared.recipe.seed),
@@ -58,7 +58,7 @@ def head_only(prepared: Prepared, model: LocalModel, test: Sequence[Example]) ->
         return {}
     train = prepared.loaded.split.train
     learn, ask = (model.embed([question(e) for e in part]).numpy() for part in (train, test))
-    return {HEAD_ONLY: linear_probe(learn, gold(train), ask, metric=chosen_by(objective))}
+    return {HEAD_ONLY: linear_probe(learn, gold(train), ask, metric=objective.probe_metric)}
 
 
 def shuffled(prepared: Prepared) -> Prepared:

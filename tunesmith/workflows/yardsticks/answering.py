@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tunesmith.evaluation.resampling import groups_of
+from tunesmith.evaluation.results import BASE
 from tunesmith.evaluation.tasks import BESIDE, Arm, Score, TaskScore, arms, score, task_score
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Instruct
-from tunesmith.report.standing import BASE
 from tunesmith.workflows.answers import Answers, Untuned, Ways, answer, gold, question
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.worth import SHUFFLED, cheap_ways, head_only, reliability, voice

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from tunesmith.data.examples import Example
+from tunesmith.evaluation.results import Calibration, Judgement, Pursuit, Style
 from tunesmith.evaluation.tasks import Arm, Score, TaskScore
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
 from tunesmith.recipe import AnyObjective
-from tunesmith.report.schema import Calibration, Judgement, Pursuit, Style
 from tunesmith.workflows.prepare import Prepared
 
 

@@ -17,6 +17,7 @@ from tunesmith.evaluation import calibration
 from tunesmith.evaluation.judged import auc_pair, difference_probe, length_bias, wins
 from tunesmith.evaluation.metrics import RowStatistic
 from tunesmith.evaluation.resampling import groups_of
+from tunesmith.evaluation.results import BASE, Calibration, Judgement
 from tunesmith.evaluation.significance import (
     PairedComparison,
     compare_paired,
@@ -31,8 +32,6 @@ from tunesmith.inference.judge import Valued, pair_states, valued
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Preference, Reward
-from tunesmith.report.schema import Calibration, Judgement
-from tunesmith.report.standing import BASE
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.references import FALL
 from tunesmith.workflows.worth import SHUFFLED

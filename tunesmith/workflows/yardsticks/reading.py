@@ -23,11 +23,11 @@ from tunesmith.evaluation.likelihood import (
     row_score,
 )
 from tunesmith.evaluation.resampling import groups_of
+from tunesmith.evaluation.results import BASE
 from tunesmith.evaluation.tasks import Arm, Difference, Score, TaskScore, as_task
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Domain
-from tunesmith.report.standing import BASE
 from tunesmith.workflows.frozen_head import how_made
 from tunesmith.workflows.prepare import Prepared, masking_of
 from tunesmith.workflows.yardsticks.base import Frozen, Worth

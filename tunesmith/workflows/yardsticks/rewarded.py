@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tunesmith.data.exercises import Attempt, Exercise, Scorer
 from tunesmith.evaluation.metrics import rouge_l
 from tunesmith.evaluation.resampling import groups_of
+from tunesmith.evaluation.results import BASE, Pursuit
 from tunesmith.evaluation.significance import compare_paired, holm, interval
 from tunesmith.evaluation.style import habits
 from tunesmith.evaluation.tasks import Arm, Difference, Score, TaskScore, as_task
@@ -23,8 +24,6 @@ from tunesmith.model.policy import Policy
 from tunesmith.model.reference import kl_to_start
 from tunesmith.objectives import Rl
 from tunesmith.objectives.practice import Practice
-from tunesmith.report.schema import Pursuit
-from tunesmith.report.standing import BASE
 from tunesmith.workflows.answers import Answers
 from tunesmith.workflows.learner import needs_start
 from tunesmith.workflows.prepare import Prepared
