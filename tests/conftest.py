@@ -22,7 +22,15 @@ torch.set_num_threads(1)
 
 
 # Where tests go through a whole story, from rows to report: `make test-fast` leaves them to `make test`.
-WHOLE = ("workflows/", "cli/", "web/", "techniques/test_grid.py", "inference/test_engine.py", "test_imports.py")
+WHOLE = (
+    "bench/",
+    "workflows/",
+    "cli/",
+    "web/",
+    "techniques/test_grid.py",
+    "inference/test_engine.py",
+    "test_imports.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

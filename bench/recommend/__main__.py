@@ -3,7 +3,7 @@
     python -m bench.recommend predict      # writes RECOMMEND.json: to be committed before anything runs
     python -m bench.recommend run [TASK]   # tunes by each technique what was not tuned yet, and writes RECOMMEND.md
 
-Each technique sees the same rows as often as in `tunesmith grid` and at its default rate. The recommendation loses
+Each technique sees the same rows as often as in the technique grid and at its default rate. The recommendation loses
 where another technique is surely better on the same test rows (paired by group, p < 0.05, one comparison at a time);
 elsewhere it wins or ties, and the page says in how many pairs the rows are too few to tell.
 """
@@ -19,15 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.technique_grid.cells import TECHNIQUES
+from bench.technique_grid.report import EQUIVALENT, NOT_TOLD, within
+from bench.technique_grid.run import begin_with_known_base
 from tunesmith.data.files import write_whole
 from tunesmith.evaluation.significance import PairedComparison
 from tunesmith.recipe import Recipe, load_recipe, save_recipe
 from tunesmith.report.diff import compared, paired
 from tunesmith.report.figures import bounds, figure, p_value, signed
-from tunesmith.report.grid import EQUIVALENT, NOT_TOLD, within
 from tunesmith.report.schema import Report, read_report
-from tunesmith.workflows.cells import TECHNIQUES
-from tunesmith.workflows.grid import begin_with_known_base
 from tunesmith.workflows.plan import plan_recipe
 from tunesmith.workflows.run_folder import open_run
 

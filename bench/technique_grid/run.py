@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.technique_grid.cells import AGAINST, PLACES, TASKS, Cell, Setting, cells, recipe_of, refusal
+from bench.technique_grid.report import Control, Grid, GridCell, GridPair, pair_of
 from tunesmith.data.files import write_whole, writing
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.results import BASE, Retention
 from tunesmith.evaluation.significance import holm
 from tunesmith.recipe import Recipe, load_recipe, save_recipe
 from tunesmith.report.diff import compared, over_base, paired
-from tunesmith.report.grid import Control, Grid, GridCell, GridPair, pair_of
 from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import Report, read_report
 from tunesmith.report.standing import holds_up
-from tunesmith.workflows.cells import AGAINST, PLACES, TASKS, Cell, Setting, cells, recipe_of, refusal
 from tunesmith.workflows.prepare import Listener
 from tunesmith.workflows.run_folder import RunFolder, open_run
 from tunesmith.workflows.worth import HEAD_ONLY, SHUFFLED

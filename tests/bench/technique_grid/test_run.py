@@ -11,22 +11,21 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
+from bench.technique_grid import cells as grid
+from bench.technique_grid.cells import Cell, Setting, cells, recipe_of
+from bench.technique_grid.report import Grid, page
+from bench.technique_grid.run import FAILED, REFUSED, _gain, _pair, _pairs, _verdict, begin_with_known_base, fill, read
 from tests.bases import folder
-from tests.report.test_grid import cell as line
-from tests.report.test_grid import pair
+from tests.bench.technique_grid.test_report import cell as line
+from tests.bench.technique_grid.test_report import pair
 from tests.techniques import test_grid as tiny_grid
 from tests.workflows.conftest import reviews
 from tunesmith.data.files import write_whole
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.results import Retention
 from tunesmith.recipe import load_recipe
-from tunesmith.report.grid import Grid
-from tunesmith.report.gridpage import page
 from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import Arm
-from tunesmith.workflows import cells as grid
-from tunesmith.workflows.cells import Cell, Setting, cells, recipe_of
-from tunesmith.workflows.grid import FAILED, REFUSED, _gain, _pair, _pairs, _verdict, begin_with_known_base, fill, read
 from tunesmith.workflows.run_folder import open_run
 from tunesmith.workflows.tune import tune_recipe
 
@@ -180,16 +179,16 @@ def test_a_row_that_several_seeds_test_counts_once(group: str):
 def test_the_p_values_of_the_pairs_of_one_table_are_adjusted_for_each_other(monkeypatch: pytest.MonkeyPatch):
     told = {"full": 0.02, "prompt": 0.03, "dora": 0.5}
     made = Mock(side_effect=[pair(technique=name, p_value=told[name]) for name in ("full", "prompt", "dora")])
-    monkeypatch.setattr("tunesmith.workflows.grid._pair", made)
-    monkeypatch.setattr("tunesmith.workflows.grid.paired", Mock())
+    monkeypatch.setattr("bench.technique_grid.run._pair", made)
+    monkeypatch.setattr("bench.technique_grid.run.paired", Mock())
     found = list(_pairs([line(), *(line(technique=name) for name in told)]))
     assert [(one.technique, one.p_adjusted) for one in found] == [("full", 0.06), ("prompt", 0.06), ("dora", 0.5)]
 
 
 def test_techniques_of_several_seeds_are_held_to_their_base_too(monkeypatch: pytest.MonkeyPatch):
     made = Mock(side_effect=lambda told, cells, against: pair(technique=cells[0].technique, against=against))
-    monkeypatch.setattr("tunesmith.workflows.grid._pair", made)
-    monkeypatch.setattr("tunesmith.workflows.grid.over_base", Mock())
+    monkeypatch.setattr("bench.technique_grid.run._pair", made)
+    monkeypatch.setattr("bench.technique_grid.run.over_base", Mock())
     found = list(_pairs([line(), line(seed=1), line(family="encoder")]))
     assert [(one.technique, one.against) for one in found] == [("lora", "base")]
     assert "\nEach technique over its base, on the test rows of all seeds. " in page(

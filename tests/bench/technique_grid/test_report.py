@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.report.grid import Control, Grid, GridCell, GridPair
-from tunesmith.report.gridpage import page
+from bench.technique_grid.report import Control, Grid, GridCell, GridPair, page
 
 
 def cell(**changes: Any) -> GridCell:
