@@ -26,6 +26,7 @@ WHOLE = (
     "bench/",
     "workflows/",
     "cli/",
+    "golden/",
     "web/",
     "techniques/test_grid.py",
     "inference/test_engine.py",
