@@ -109,7 +109,7 @@ def test_a_test_set_without_rows_is_refused():
 
 
 def test_sides_of_different_length_are_a_bug():
-    with pytest.raises(ValueError, match="2 gold answers against 1"):
+    with pytest.raises(ValueError, match="2 references for 1 answers"):
         metrics.rouge_l(["a", "b"], ["a"])
 
 

@@ -167,7 +167,7 @@ def test_too_few_rows_are_inconclusive_and_the_sentence_says_how_many_would_do()
     assert (found.verdict, found.p_value) == ("inconclusive", 1)
     # ((1.98 + 0.845) / 0.02)**2 * 0.2, Student's quantiles at 99 degrees
     assert found.rows_needed == pytest.approx(4000, rel=0.02)
-    assert f"about {found.rows_needed:,} would show one of 2 % of the scale" in found.sentence
+    assert f"about {found.rows_needed:,} rows would detect 2 % of the scale" in found.sentence
     few = compare_paired([0.0, 0.5, 0.0, 0.1], [0.1, 0.6, 0.3, 0.1])
     assert "; fewer than 6 groups decide nothing, about " in few.sentence
 

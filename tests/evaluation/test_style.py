@@ -35,10 +35,10 @@ def test_patterns_mind_case_unless_told():
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"match": "(a"}, r"style\.r\.match: '\(a' is no regular expression"),
+        ({"match": "(a"}, r"style\.r\.match: invalid regular expression '\(a'"),
         ({"match": 3}, "give a regular expression"),
-        ({"max_chars": "80"}, "whole number"),
-        ({"max_words": True}, "whole number"),
+        ({"max_chars": "80"}, "expected an integer >= 1"),
+        ({"max_words": True}, "expected an integer >= 1"),
         ({"min_chars": 3}, "unknown rule 'min_chars'; use one of match"),
         ({}, "give one of match"),
         ("short", "give one of match"),
@@ -74,7 +74,7 @@ def test_answers_equal_to_their_references_are_at_one_half():
 
 
 def test_a_style_needs_twenty_rows():
-    with pytest.raises(DataError, match="19 answers are too few"):
+    with pytest.raises(DataError, match="expected at least 20 answers, got 19"):
         discriminator_auc(["a"] * 19, ["b"] * 19)
 
 
@@ -128,5 +128,5 @@ def test_rules_know_scripts_without_spaces_and_accents_that_are_written_apart():
 
 
 def test_a_rule_about_a_column_needs_its_name():
-    with pytest.raises(RecipeError, match="style.x.not_column: found 3; give the name of a column"):
+    with pytest.raises(RecipeError, match="style.x.not_column: got 3; give the name of a column"):
         rules_of({"x": {"not_column": 3}})

@@ -49,7 +49,7 @@ def test_a_run_tells_rules_habits_and_the_discriminator_for_base_tuned_and_peopl
     ("objective", "rows", "rule", "finding"),
     [
         ("instruct", answers(), {"not_column": "idd"}, "style.x: rows.jsonl: no column 'idd'"),
-        ("instruct", answers(), {"not_match": "("}, "is no regular expression"),
+        ("instruct", answers(), {"not_match": "("}, "invalid regular expression"),
         ("classify", reviews(), {"max_chars": 9}, "labels have no style to keep; leave `style` out"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Is the confidence worth anything: calibration errors, a temperature that mends it, and when to stay silent.
+"""Calibration of the stated probabilities: error measures, temperature scaling, and confidence thresholds.
 
-N rows, K classes. `correct` holds 0/1, `gold` the number of the right class.
+N rows, K classes. `correct` [N] holds 0/1, `labels` [N] the index of the right class.
 """
 
 from __future__ import annotations
@@ -16,78 +16,99 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TEMPERATURES = (0.01, 100.0)
-SPREAD = 0.5  # of the temperature's logarithm, before any row was seen
-_SMALLEST = 1e-12  # a right class given probability 0 costs 27.6 nats, not infinity
+SPREAD = 0.5  # standard deviation of the prior on log(temperature)
+_SMALLEST = 1e-12  # a right class with probability 0 costs 27.6 nats, not infinity
 
 
 def softmax(logits: ArrayLike, *, temperature: float = 1.0) -> Floats:
-    """[N, K] logits -> [N, K] probabilities."""
+    """Return probabilities [N, K] of logits [N, K] divided by the temperature."""
     scaled = np.asarray(logits, dtype=np.float64) / temperature
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
 def ece(confidence: ArrayLike, correct: ArrayLike, bins: int = 15) -> float:
-    """The mean distance between confidence and accuracy over bins of equally many rows (0 is perfect).
+    """Return the expected calibration error over bins with equally many rows.
 
     Rows of equal confidence share a bin, so the order of the rows does not matter. With few rows the value is
     above 0 even for a perfect model: compare it only between models on the same rows.
+
+    Args:
+        confidence: stated probability of each answer, [N].
+        correct: 1 where the answer is right, else 0, [N].
+        bins: number of bins.
+
+    Returns:
+        Mean absolute difference between confidence and accuracy; 0 is perfect.
+
+    Source: Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", with equal-mass bins.
     """
-    sure, right = _pairs(confidence, correct)
-    place = np.searchsorted(np.sort(sure), sure, side="left") * bins // len(sure)  # [N]
-    return float(np.abs(np.bincount(place, weights=sure - right)).sum() / len(sure))
+    stated, right = _pairs(confidence, correct)
+    bin_of_row = np.searchsorted(np.sort(stated), stated, side="left") * bins // len(stated)  # [N]
+    return float(np.abs(np.bincount(bin_of_row, weights=stated - right)).sum() / len(stated))
 
 
-def brier(probabilities: ArrayLike, gold: ArrayLike) -> float:
-    """The mean squared distance of the K probabilities from the truth: 0 is perfect, 2 the worst."""
-    shares, truth = _table(probabilities, gold)
-    wanted = np.zeros_like(shares)
-    wanted[np.arange(len(truth)), truth] = 1
-    return float(((shares - wanted) ** 2).sum(axis=1).mean())
+def brier(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Return the mean squared distance of probabilities [N, K] from one-hot labels: 0 is perfect, 2 the worst.
+
+    Source: Brier 1950, "Verification of Forecasts Expressed in Terms of Probability".
+    """
+    predicted, truth = _table(probabilities, labels)
+    one_hot = np.zeros_like(predicted)
+    one_hot[np.arange(len(truth)), truth] = 1
+    return float(((predicted - one_hot) ** 2).sum(axis=1).mean())
 
 
-def nll(probabilities: ArrayLike, gold: ArrayLike) -> float:
-    """The mean negative log-probability of the right class, in nats."""
-    shares, truth = _table(probabilities, gold)
-    return float(-np.log(np.maximum(shares[np.arange(len(truth)), truth], _SMALLEST)).mean())
+def nll(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Return the mean negative log-probability of the right class, in nats per row."""
+    predicted, truth = _table(probabilities, labels)
+    return float(-np.log(np.maximum(predicted[np.arange(len(truth)), truth], _SMALLEST)).mean())
 
 
-def fit_temperature(logits: ArrayLike, gold: ArrayLike) -> float:
-    """The number to divide logits by for the least NLL on these (validation) rows; above 1 = overconfident.
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+    """Fit the temperature that minimizes the NLL of validation rows.
 
-    Guo et al. 2017, arXiv 1706.04599. The order of the classes, and with it accuracy, stays as it was. That it lies
-    near 1 is believed beforehand, as much as a few dozen rows weigh: such rows are soon all right, and alone would
-    make every answer certain.
+    A prior keeps it near 1 with the weight of a few dozen rows: on so small a set all rows may be right, and the
+    likelihood alone would make every answer certain. Accuracy does not change, since the order of classes is kept.
+
+    Args:
+        logits: [N, K].
+        labels: index of the right class, [N].
+
+    Returns:
+        The divisor of the logits; above 1 the model was overconfident.
+
+    Source: Guo et al. 2017, arXiv 1706.04599. The prior is ours.
     """
     from scipy.optimize import minimize_scalar
 
-    values, truth = _table(logits, gold)
+    values, truth = _table(logits, labels)
 
     def loss(log_temperature: float) -> float:
         scaled = values / math.exp(log_temperature)
         top = scaled.max(axis=1)
         chosen = scaled[np.arange(len(truth)), truth]
-        likely = (np.log(np.exp(scaled - top[:, None]).sum(axis=1)) + top - chosen).sum()
-        return float(likely + (log_temperature / SPREAD) ** 2 / 2)
+        total_nll = (np.log(np.exp(scaled - top[:, None]).sum(axis=1)) + top - chosen).sum()
+        return float(total_nll + (log_temperature / SPREAD) ** 2 / 2)
 
     low, high = TEMPERATURES
-    found = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded")
-    return math.exp(float(found.x))
+    result = minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded")
+    return math.exp(float(result.x))
 
 
 def coverage_curve(confidence: ArrayLike, correct: ArrayLike) -> list[tuple[float, float]]:
-    """(share answered, accuracy of those answers), from the surest rows to all of them.
+    """Return (coverage, accuracy of the accepted answers) for every threshold, highest confidence first.
 
-    One point per distinct confidence: no threshold can part rows that are equally sure.
+    There is one point per distinct confidence: no threshold separates rows of equal confidence.
     """
     coverage, accuracy, _ = _selective(confidence, correct)
     return list(zip(coverage.tolist(), accuracy.tolist(), strict=True))
 
 
 def threshold_for(confidence: ArrayLike, correct: ArrayLike, target_accuracy: float) -> float | None:
-    """The lowest confidence to answer from, so that the answers reach the target; None if none does.
+    """Return the lowest confidence threshold at which accepted answers reach the target accuracy, or None.
 
-    To be picked on validation rows and judged on test rows: it is the luckiest of many thresholds.
+    Choose it on validation rows and report it on test rows: the best of many thresholds is biased upwards.
     """
     _, accuracy, thresholds = _selective(confidence, correct)
     reached = np.flatnonzero(accuracy >= target_accuracy - 1e-12)
@@ -95,31 +116,33 @@ def threshold_for(confidence: ArrayLike, correct: ArrayLike, target_accuracy: fl
 
 
 def _selective(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """Coverage, accuracy and confidence at each distinct confidence, highest first."""
-    sure, right = _pairs(confidence, correct)
-    order = np.argsort(-sure, kind="stable")
-    ranked = sure[order]
+    """Return coverage, accuracy and confidence at each distinct confidence, highest first."""
+    stated, right = _pairs(confidence, correct)
+    order = np.argsort(-stated, kind="stable")
+    ranked = stated[order]
     ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
-    answered = ends + 1.0
-    return answered / len(sure), np.cumsum(right[order])[ends] / answered, ranked[ends]
+    accepted = ends + 1.0
+    return accepted / len(stated), np.cumsum(right[order])[ends] / accepted, ranked[ends]
 
 
 def _pairs(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
-    sure, right = np.asarray(confidence, dtype=np.float64), np.asarray(correct, dtype=np.float64)
-    if sure.shape != right.shape or sure.ndim != 1:
-        raise ValueError(f"confidence of shape {sure.shape} against correct of shape {right.shape}")
-    _some(len(sure))
-    return sure, right
+    stated = np.asarray(confidence, dtype=np.float64)
+    right = np.asarray(correct, dtype=np.float64)
+    if stated.shape != right.shape or stated.ndim != 1:
+        raise ValueError(f"expected equal shapes [N], got confidence {stated.shape} and correct {right.shape}")
+    _check_not_empty(len(stated))
+    return stated, right
 
 
-def _table(values: ArrayLike, gold: ArrayLike) -> tuple[Floats, Ints]:
-    table, truth = np.asarray(values, dtype=np.float64), np.asarray(gold, dtype=np.int64)
+def _table(values: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
+    table = np.asarray(values, dtype=np.float64)
+    truth = np.asarray(labels, dtype=np.int64)
     if table.ndim != 2 or truth.shape != table.shape[:1]:
-        raise ValueError(f"values of shape {table.shape} against gold of shape {truth.shape}")
-    _some(len(truth))
+        raise ValueError(f"expected shapes [N, K] and [N], got values {table.shape} and labels {truth.shape}")
+    _check_not_empty(len(truth))
     return table, truth
 
 
-def _some(rows: int) -> None:
+def _check_not_empty(rows: int) -> None:
     if not rows:
-        raise DataError("calibration: there are no rows; give the validation set at least one")
+        raise DataError("calibration: no rows; give the validation set at least one")

@@ -1,6 +1,7 @@
-"""How well a model knows texts: nats, bits per byte and terms, document by document, and base against tuned.
+"""Likelihood of texts under a model: perplexity, bits per byte and term accuracy, and base against tuned.
 
-D documents. A score is a rate over all of them, such as nats over tokens; chance enters by document or by group.
+D documents, R resamples, S models. A metric is a ratio of sums over documents, such as nats per token; tests and
+intervals resample documents or groups.
 """
 
 from __future__ import annotations
@@ -27,45 +28,45 @@ from tunesmith.model.policy import Policy
 
 Floats = NDArray[np.float64]
 
-# An encoder is asked this many times, other words hidden each time: half of them once or more at 15 %.
+# Forward passes of an encoder per window, each with other masked words: at 15 %, four passes cover half of the words.
 TURNS = 4
 RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a model says to one document: summed over the ids it had to tell, and over the field's terms."""
+    """Likelihood of one document, summed over the predicted tokens and over the domain terms."""
 
-    nats: float
-    tokens: int
-    first: int  # ids that were its first choice
-    size: int  # bytes of text that the ids stand for
-    terms: int
-    found: int  # terms of which every id was its first choice
+    nats: float  # negative log-likelihood
+    tokens: int  # predicted tokens
+    first: int  # tokens predicted correctly by argmax
+    size: int  # UTF-8 bytes of the predicted text
+    terms: int  # occurrences of domain terms
+    found: int  # occurrences with every token predicted correctly by argmax
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A metric as a sum over a sum; with `power` e to the quotient."""
+    """A metric as a ratio of two sums over documents."""
 
-    over: Callable[[Told], float]
-    under: Callable[[Told], float]
-    power: bool = False  # shown as e to the quotient
+    over: Callable[[Told], float]  # numerator
+    under: Callable[[Told], float]  # denominator
+    power: bool = False  # the metric is exp(ratio)
 
     def shown(self, quotient: Floats) -> Floats:
-        """Quotients as people know them."""
+        """Convert ratios of sums to the metric."""
         return np.exp(quotient) if self.power else quotient
 
 
 RATES: dict[str, Rate] = {
-    "perplexity": Rate(lambda told: told.nats, lambda told: told.tokens, power=True),
-    "nats_per_token": Rate(lambda told: told.nats, lambda told: told.tokens),
-    "bits_per_byte": Rate(lambda told: told.nats / math.log(2), lambda told: told.size),
-    "masked_loss": Rate(lambda told: told.nats, lambda told: told.tokens),
-    "masked_accuracy": Rate(lambda told: told.first, lambda told: told.tokens),
-    "term_accuracy": Rate(lambda told: told.found, lambda told: told.terms),
+    "perplexity": Rate(lambda doc: doc.nats, lambda doc: doc.tokens, power=True),
+    "nats_per_token": Rate(lambda doc: doc.nats, lambda doc: doc.tokens),
+    "bits_per_byte": Rate(lambda doc: doc.nats / math.log(2), lambda doc: doc.size),
+    "masked_loss": Rate(lambda doc: doc.nats, lambda doc: doc.tokens),
+    "masked_accuracy": Rate(lambda doc: doc.first, lambda doc: doc.tokens),
+    "term_accuracy": Rate(lambda doc: doc.found, lambda doc: doc.terms),
 }
-# What is reported for a headline: itself first.
+# Metrics reported for each headline metric, itself first.
 REPORTED = {
     "perplexity": ("perplexity", "nats_per_token", "bits_per_byte", "term_accuracy"),
     "masked_loss": ("masked_loss", "masked_accuracy", "term_accuracy"),
@@ -74,16 +75,16 @@ REPORTED = {
 
 @dataclass(frozen=True, slots=True)
 class ReadingOptions:
-    """How texts are read: the longest window, the field's terms, and for an encoder what is hidden."""
+    """How texts are scored."""
 
-    limit: int
-    terms: Sequence[str] = ()
-    masking: Masking | None = None
+    limit: int  # maximum window length in tokens
+    terms: Sequence[str] = ()  # domain terms to count
+    masking: Masking | None = None  # masking of an encoder; None for next-token prediction
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    """A window that a model is to tell: its document, its row, and the targets of each whole term, by number."""
+class _WindowJob:
+    """A window to score: index of its document, encoded row, bytes, and target indices of each complete term."""
 
     document: int
     row: Encoded
@@ -92,108 +93,119 @@ class _Question:
 
 
 @torch.inference_mode()
-def read(policy: Policy, template: Template, texts: Sequence[str], asked: ReadingOptions) -> list[Told]:
-    """What a model says to each text; windows and hidden words are the same for every model of one tokenizer."""
-    questions = [
-        question for number, text in enumerate(texts) for question in _questions(number, text, template, asked)
-    ]
-    questions.sort(key=lambda question: -question.row.length)
-    lengths = [question.row.length for question in questions]
-    found = [Told(0.0, 0, 0, 0, 0, 0)] * len(texts)
-    for numbers in cut(range(len(questions)), lengths, TOKENS_PER_PASS):
-        batch = [questions[i] for i in numbers]
-        packed = collate([question.row for question in batch], share=False).to(policy.device)
+def read(policy: Policy, template: Template, texts: Sequence[str], options: ReadingOptions) -> list[Told]:
+    """Score each text; windows and masked words are equal for all models with the same tokenizer.
+
+    Args:
+        policy: the model, a decoder or an encoder with a masked-LM head.
+        template: its tokenizer and format.
+        texts: D documents of any length; long ones are scored in windows.
+        options: window length, domain terms and masking.
+
+    Returns:
+        D likelihoods, in the order of the texts.
+    """
+    jobs = [job for index, text in enumerate(texts) for job in _window_jobs(index, text, template, options)]
+    jobs.sort(key=lambda job: -job.row.length)
+    lengths = [job.row.length for job in jobs]
+    likelihoods = [Told(0.0, 0, 0, 0, 0, 0)] * len(texts)
+    for indices in cut(range(len(jobs)), lengths, TOKENS_PER_PASS):
+        batch = [jobs[i] for i in indices]
+        packed = collate([job.row for job in batch], share=False).to(policy.device)
         logits = policy.head if isinstance(policy.head, MaskedHead) else policy.words.logits
         nats, first = (each.cpu() for each in judge(logits, policy.learned(packed), packed.targets))
-        for number, question in enumerate(batch):
-            mine = packed.owners.cpu() == number
-            found[question.document] = _with(found[question.document], question, nats[mine], first[mine])
-    return found
+        for row, job in enumerate(batch):
+            mine = packed.owners.cpu() == row
+            correct = first[mine].tolist()
+            before = likelihoods[job.document]
+            likelihoods[job.document] = Told(
+                nats=before.nats + float(nats[mine].double().sum()),
+                tokens=before.tokens + len(correct),
+                first=before.first + sum(correct),
+                size=before.size + job.size,
+                terms=before.terms + len(job.terms),
+                found=before.found + sum(all(correct[i] for i in term) for term in job.terms),
+            )
+    return likelihoods
 
 
-def _with(told: Told, question: _Question, nats: torch.Tensor, first: torch.Tensor) -> Told:
-    """A document's sums with those of one more window."""
-    right = first.tolist()
-    return Told(
-        nats=told.nats + float(nats.double().sum()),
-        tokens=told.tokens + len(right),
-        first=told.first + sum(right),
-        size=told.size + question.size,
-        terms=told.terms + len(question.terms),
-        found=told.found + sum(all(right[i] for i in term) for term in question.terms),
-    )
-
-
-def _questions(number: int, text: str, template: Template, asked: ReadingOptions) -> Iterator[_Question]:
-    """The windows of a text with what is to be told in them; an encoder's several times."""
-    terms = set(asked.terms)
-    pieces = windows(text, template, limit=asked.limit)
+def _window_jobs(document: int, text: str, template: Template, options: ReadingOptions) -> Iterator[_WindowJob]:
+    """Yield the windows of a text with their targets, for an encoder TURNS times with other words masked."""
+    terms = set(options.terms)
+    pieces = windows(text, template, limit=options.limit)
     spans = [(a, b) for word, a, b in word_places(pieces[0].text) if word in terms] if pieces else []
-    for place, window in enumerate(pieces):
-        inside = _whole(window, spans)
-        if asked.masking is None:
-            learn = set(window.told())
-            tokens = Tokens(window.ids, [i in learn for i in range(len(window.ids))])
-            rows, sizes = [(Encoded((tokens,), ""), sorted(learn))], window.size
+    for index, window in enumerate(pieces):
+        term_positions = _complete_terms(window, spans)
+        if options.masking is None:
+            learned = set(window.told())
+            tokens = Tokens(window.ids, [i in learned for i in range(len(window.ids))])
+            rows = [(Encoded((tokens,), ""), sorted(learned))]
+            size = window.size
         else:
-            row = window.row(f"text {number} window {place}", next_token=False)
-            hidden = [asked.masking.hide(row, f"held out {turn}") for turn in range(TURNS)]
-            rows, sizes = [(one, [at for at, _ in one.hidden]) for one in hidden], 0
-        for one, targets in rows:
-            order = {at: i for i, at in enumerate(targets)}
-            told = [[order[at] for at in term] for term in inside if all(at in order for at in term)]
+            # The names seed the masking, so they must stay as they are.
+            row = window.row(f"text {document} window {index}", next_token=False)
+            masked = [options.masking.hide(row, f"held out {turn}") for turn in range(TURNS)]
+            rows = [(encoded, [position for position, _ in encoded.hidden]) for encoded in masked]
+            size = 0
+        for encoded, targets in rows:
+            order = {position: i for i, position in enumerate(targets)}
+            in_targets = [term for term in term_positions if all(position in order for position in term)]
             if targets:
-                yield _Question(number, one, sizes, told)
+                term_targets = [[order[position] for position in term] for term in in_targets]
+                yield _WindowJob(document, encoded, size, term_targets)
 
 
-def _whole(window: Window, spans: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """The places of each term that stands whole in a window."""
-    first, last = _reach(window)
-    places: dict[int, list[int]] = {}
-    near = [(number, span) for number, span in enumerate(spans) if first <= span[0] and span[1] <= last]
-    at = 0
-    for place, (a, b) in enumerate(window.spans):
-        while at < len(near) and near[at][1][1] <= a:
-            at += 1
-        if at < len(near) and a < b and a < near[at][1][1] and b > near[at][1][0]:
-            places.setdefault(near[at][0], []).append(place)
-    return list(places.values())
-
-
-def _reach(window: Window) -> tuple[int, int]:
-    """The characters between which a window's ids lie."""
+def _complete_terms(window: Window, spans: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return the token positions of each term (a character span) that is completely inside the window."""
     real = [span for span in window.spans if span[0] < span[1]]
-    return (real[0][0], real[-1][1]) if real else (0, 0)
+    first, last = (real[0][0], real[-1][1]) if real else (0, 0)
+    positions: dict[int, list[int]] = {}
+    inside = [(index, span) for index, span in enumerate(spans) if first <= span[0] and span[1] <= last]
+    at = 0
+    for position, (a, b) in enumerate(window.spans):
+        while at < len(inside) and inside[at][1][1] <= a:
+            at += 1
+        if at < len(inside) and a < b and a < inside[at][1][1] and b > inside[at][1][0]:
+            positions.setdefault(inside[at][0], []).append(position)
+    return list(positions.values())
 
 
-def rate(metric: str, told: Sequence[Told]) -> float:
-    """A metric over all documents; nothing to divide by is 0."""
-    how = RATES[metric]
-    under = sum(how.under(one) for one in told)
-    return float(how.shown(np.array(sum(how.over(one) for one in told) / under))) if under else 0.0
+def rate(metric: str, likelihoods: Sequence[Told]) -> float:
+    """Return a metric of RATES over all documents; 0 where its denominator is 0."""
+    ratio = RATES[metric]
+    under = sum(ratio.under(likelihood) for likelihood in likelihoods)
+    return float(ratio.shown(np.array(sum(map(ratio.over, likelihoods)) / under))) if under else 0.0
 
 
-def can_tell(metric: str, told: Sequence[Told]) -> bool:
-    """Whether there is anything to divide by: a text without terms says nothing of terms."""
-    return any(RATES[metric].under(one) for one in told)
+def can_tell(metric: str, likelihoods: Sequence[Told]) -> bool:
+    """Return whether the metric is defined: term accuracy is not for texts without terms."""
+    return any(RATES[metric].under(likelihood) for likelihood in likelihoods)
 
 
-def row_score(metric: str, told: Told) -> float:
-    """What a document is worth, higher being better."""
-    value = rate(metric, [told])
+def row_score(metric: str, likelihood: Told) -> float:
+    """Return the metric of one document, negated where lower is better."""
+    value = rate(metric, [likelihood])
     return -value if lower_is_better(metric) else value
 
 
-def rate_interval(metric: str, told: Sequence[Told], *, groups: Sequence[str] | None) -> tuple[float, float] | None:
-    """The 95 % interval of a rate alone, by a bootstrap over documents or groups; None where there is but one."""
-    asked = [i for i, one in enumerate(told) if RATES[metric].under(one)]  # a draw of the others alone has no rate
-    told, groups = [told[i] for i in asked], None if groups is None else [groups[i] for i in asked]
-    clusters = Clusters.of(len(told), groups)
+def rate_interval(
+    metric: str, likelihoods: Sequence[Told], *, groups: Sequence[str] | None
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of one model's metric by a bootstrap over documents or groups.
+
+    Returns:
+        (low, high), or None where there are fewer than two documents or groups.
+    """
+    # Resamples of documents with denominator 0 alone would have no value.
+    defined = [i for i, likelihood in enumerate(likelihoods) if RATES[metric].under(likelihood)]
+    likelihoods = [likelihoods[i] for i in defined]
+    groups = None if groups is None else [groups[i] for i in defined]
+    clusters = Clusters.of(len(likelihoods), groups)
     if clusters.count < 2:
         return None
-    drawn = _drawn(metric, [told], clusters)[:, 0]
-    if not lower_is_better(metric) and not np.ptp(drawn):  # a share of which what was drawn would claim certainty
-        return wilson(rate(metric, told), clusters.count)
+    drawn = _resampled(metric, [likelihoods], clusters)[:, 0]
+    if not lower_is_better(metric) and not np.ptp(drawn):  # an interval of width 0 would claim certainty
+        return wilson(rate(metric, likelihoods), clusters.count)
     low, high = percentiles(drawn, clusters.count)
     return max(1.0 if RATES[metric].power else 0.0, low), high if lower_is_better(metric) else min(1.0, high)
 
@@ -201,30 +213,49 @@ def rate_interval(metric: str, told: Sequence[Told], *, groups: Sequence[str] | 
 def compare(
     metric: str, base: Sequence[Told], tuned: Sequence[Told], *, groups: Sequence[str] | None = None
 ) -> PairedComparison:
-    """A rate of tuned against base on the same documents.
+    """Compare tuned with base on the same documents.
 
-    p: sign-flip permutation of the summed differences of documents or groups, which without an effect may swap names.
-    The interval is a bootstrap over them, stretched to 0 where the test does not reject. The scale is the base's
-    rate, for a share it is 1. Raises ValueError where the two were asked different things.
+    The p-value is a sign-flip permutation of the differences summed per document or group: without an effect, base
+    and tuned are exchangeable. The interval is a bootstrap over documents or groups, extended to 0 where the test
+    does not reject.
+
+    Args:
+        metric: a key of RATES.
+        base: likelihoods under the base model, D.
+        tuned: likelihoods under the tuned model, D.
+        groups: group of each document, or None.
+
+    Returns:
+        The comparison in the sign of the metric. Its scale is the base's value where lower is better, else 1.
+
+    Raises:
+        ValueError: base and tuned predicted different tokens.
+        DataError: a loss is not finite.
     """
-    how = RATES[metric]
-    under = [how.under(one) for one in base]
-    if under != [how.under(one) for one in tuned]:
-        raise ValueError(f"{metric}: base and tuned were not asked the same")
-    for side, told in (("base", base), ("tuned", tuned)):
-        if not all(math.isfinite(how.over(one)) for one in told):
-            raise DataError(f"{metric} of the {side} model is no number: the run broke; tune with a lower rate")
-    clusters, sign = Clusters.of(len(base), groups), -1.0 if lower_is_better(metric) else 1.0
-    before, after = (np.array([how.over(one) for one in side], dtype=np.float64) for side in (base, tuned))
-    change = clusters.sums(sign * (after - before))
-    pairs = _drawn(metric, [base, tuned], clusters)
+    ratio = RATES[metric]
+    under = [ratio.under(likelihood) for likelihood in base]
+    if under != [ratio.under(likelihood) for likelihood in tuned]:
+        raise ValueError(f"{metric}: base and tuned were scored on different tokens")
+    for side, likelihoods in (("base", base), ("tuned", tuned)):
+        if not all(math.isfinite(ratio.over(likelihood)) for likelihood in likelihoods):
+            raise DataError(
+                f"{metric} of the {side} model: not finite, the run diverged; tune with a lower learning rate"
+            )
+    clusters = Clusters.of(len(base), groups)
+    sign = -1.0 if lower_is_better(metric) else 1.0
+    base_sums, tuned_sums = (
+        np.array([ratio.over(likelihood) for likelihood in side], dtype=np.float64) for side in (base, tuned)
+    )
+    change = clusters.sums(sign * (tuned_sums - base_sums))
+    pairs = _resampled(metric, [base, tuned], clusters)
     drawn = sign * (pairs[:, 1] - pairs[:, 0])
-    low, high = rate(metric, base), rate(metric, tuned)
-    scale = low if lower_is_better(metric) else 1.0
-    found = PairedComparison(
-        base=sign * low,
-        tuned=sign * high,
-        delta=sign * (high - low),
+    base_value = rate(metric, base)
+    tuned_value = rate(metric, tuned)
+    scale = base_value if lower_is_better(metric) else 1.0
+    comparison = PairedComparison(
+        base=sign * base_value,
+        tuned=sign * tuned_value,
+        delta=sign * (tuned_value - base_value),
         ci95=difference_bounds(drawn, clusters.count, scale, most=math.inf if sign < 0 else 1.0),
         p_value=sign_flip(change, np.random.default_rng(0), RESAMPLES),
         n=len(base),
@@ -233,21 +264,18 @@ def compare(
         smallest_detectable=scale,
         verdict="no effect",
     )
-    few = FEWEST if sign > 0 or not change.any() else 0
-    return _as_shown(judged(found, float(drawn.std()), scale=scale, fewest_rows=few), sign)
-
-
-def _as_shown(found: PairedComparison, sign: float) -> PairedComparison:
-    """The comparison in the metric's own sign: a better loss is a smaller one."""
+    fewest = FEWEST if sign > 0 or not change.any() else 0
+    result = judged(comparison, float(drawn.std()), scale=scale, fewest_rows=fewest)
     if sign > 0:
-        return found
-    low, high = found.ci95
-    return replace(found, base=-found.base, tuned=-found.tuned, delta=-found.delta, ci95=(0.0 - high, 0.0 - low))
+        return result
+    low, high = result.ci95
+    # 0.0 - x instead of -x: no negative zero in reports.
+    return replace(result, base=-result.base, tuned=-result.tuned, delta=-result.delta, ci95=(0.0 - high, 0.0 - low))
 
 
-def _drawn(metric: str, sides: Sequence[Sequence[Told]], clusters: Clusters) -> Floats:
-    """[R, sides]: the rate over clusters drawn with repeats, the same ones for each side."""
-    how = RATES[metric]
-    under = np.array([how.under(one) for one in sides[0]], dtype=np.float64)
-    over = [np.array([how.over(one) for one in side], dtype=np.float64) for side in sides]
-    return how.shown(clusters.drawn_rates(over, under, np.random.default_rng(0), RESAMPLES))
+def _resampled(metric: str, sides: Sequence[Sequence[Told]], clusters: Clusters) -> Floats:
+    """Return the metric of S models in R bootstrap resamples of clusters, [R, S]; all models share the resamples."""
+    ratio = RATES[metric]
+    under = np.array([ratio.under(likelihood) for likelihood in sides[0]], dtype=np.float64)
+    over = [np.array([ratio.over(likelihood) for likelihood in side], dtype=np.float64) for side in sides]
+    return ratio.shown(clusters.drawn_rates(over, under, np.random.default_rng(0), RESAMPLES))

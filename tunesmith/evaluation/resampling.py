@@ -1,6 +1,6 @@
-"""Draws over clusters of rows, and the tests and intervals read off them.
+"""Bootstrap and permutation over clusters of rows, and the tests and intervals based on them.
 
-N rows, G clusters, R resamples. Rows without a group are clusters of one.
+N rows, G clusters, R resamples, S scores per row. A row without a group is a cluster of its own.
 """
 
 from __future__ import annotations
@@ -17,70 +17,82 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 ALPHA = 0.05
-FEWEST = 6  # clusters, all moved alike, that an exact two-sided test needs: 2 / 2**6 < ALPHA < 2 / 2**5
-_BLOCK = 2_000_000  # random numbers held at a time
+FEWEST = 6  # clusters with equal sign that an exact two-sided test needs: 2 / 2**6 < ALPHA < 2 / 2**5
+_BLOCK = 2_000_000  # random values in memory at a time
 
 
 class Placed(Protocol):
-    """A row that knows where it stands, and whose rows it belongs to."""
+    """A row with its location and group."""
 
     @property
     def where(self) -> str:
-        """Its place in its file."""
+        """Return its location, `file:line`."""
         ...
 
     @property
     def group(self) -> str:
-        """The source that it shares with others; empty for none."""
+        """Return its source, shared with other rows; empty for none."""
         ...
 
 
 def groups_of(rows: Sequence[Placed]) -> list[str] | None:
-    """The rows' groups, a row without one alone in its own; None when none has one."""
+    """Return the group of each row, a row without one being its own group; None if no row has a group."""
     if not any(row.group for row in rows):
         return None
-    return [row.group or f"\n{row.where}" for row in rows]  # no group is called like a row's place
+    return [row.group or f"\n{row.where}" for row in rows]  # no group name begins with a line break
 
 
 @dataclass(frozen=True, slots=True)
 class Clusters:
-    """Which rows belong together: the cluster of each row [N] and the rows of each cluster [G]."""
+    """The assignment of rows to clusters, the unit of all resampling."""
 
-    codes: Indices
-    sizes: Floats
+    codes: Indices  # cluster index of each row, [N]
+    sizes: Floats  # rows of each cluster, [G]
 
     @classmethod
     def of(cls, n: int, groups: Sequence[str] | None) -> Clusters:
-        """The clusters of `n` rows; each row its own where there are no groups."""
+        """Return the clusters of `n` rows; without groups each row is its own cluster."""
         if groups is None:
             return cls(np.arange(n), np.ones(n))
         if len(groups) != n:
             raise ValueError(f"{len(groups)} groups for {n} rows")
-        number: dict[str, int] = {}
-        codes = np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.intp)
+        index: dict[str, int] = {}
+        codes = np.array([index.setdefault(group, len(index)) for group in groups], dtype=np.intp)
         return cls(codes, np.bincount(codes).astype(np.float64))
 
     @property
     def count(self) -> int:
-        """How many clusters there are."""
+        """Return the number of clusters, G."""
         return len(self.sizes)
 
     @property
     def grouped(self) -> bool:
-        """Whether any two rows belong together."""
+        """Return whether any cluster has several rows."""
         return len(self.sizes) < len(self.codes)
 
     def sums(self, values: Floats) -> Floats:
-        """[N] -> [G]: the sum of each cluster."""
+        """Sum values [N] within each cluster, [G]."""
         return np.bincount(self.codes, weights=values, minlength=self.count).astype(np.float64)
 
     def drawn_means(self, values: Floats, rng: np.random.Generator, resamples: int) -> Floats:
-        """[N] -> [R]: the mean over the rows of G clusters drawn with repeats."""
+        """Return bootstrap means [R] of values [N], each over G clusters sampled with replacement."""
         return self.drawn_rates([values], np.ones(len(self.codes)), rng, resamples)[:, 0]
 
     def drawn_rates(self, over: Sequence[Floats], under: Floats, rng: np.random.Generator, resamples: int) -> Floats:
-        """S times [N], and [N] -> [R, S]: sum over sum in G clusters drawn with repeats, the same ones for all S."""
-        below, above, blocks = self.sums(under), [self.sums(values) for values in over], []
+        """Return bootstrap ratios of sums, each over G clusters sampled with replacement.
+
+        Args:
+            over: S numerators, each [N].
+            under: the denominator, [N].
+            rng: source of randomness.
+            resamples: R.
+
+        Returns:
+            [R, S]; all S ratios of a resample use the same clusters.
+        """
+        below = self.sums(under)
+        above = [self.sums(values) for values in over]
+        blocks = []
         for size in _blocks(resamples, self.count):
             drawn = rng.integers(self.count, size=(size, self.count))
             divisor = np.maximum(below[drawn].sum(axis=1), 1e-12)
@@ -88,8 +100,9 @@ class Clusters:
         return np.concatenate(blocks)
 
     def drawn_rows(self, rng: np.random.Generator, resamples: int) -> Iterator[Indices]:
-        """R times the row numbers of G clusters drawn with repeats."""
-        order, lengths = np.argsort(self.codes, kind="stable"), self.sizes.astype(np.intp)
+        """Yield R times the row indices of G clusters sampled with replacement."""
+        order = np.argsort(self.codes, kind="stable")
+        lengths = self.sizes.astype(np.intp)
         starts = np.cumsum(lengths) - lengths
         for _ in range(resamples):
             drawn = rng.integers(self.count, size=self.count)
@@ -99,19 +112,35 @@ class Clusters:
 
 
 def mcnemar(change: Floats) -> float:
-    """The exact two-sided p of as many rows going one way, were both ways equally likely."""
+    """Return the p-value of the exact two-sided McNemar test.
+
+    Args:
+        change: difference per row, [N]; only its sign is used.
+
+    Source: McNemar 1947, in the exact binomial form.
+    """
     from scipy.special import bdtr
 
-    better, worse = int((change > 0).sum()), int((change < 0).sum())
+    better = int((change > 0).sum())
+    worse = int((change < 0).sum())
     return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
 
 
 def sign_flip(change: Floats, rng: np.random.Generator, resamples: int) -> float:
-    """[G] -> the share of sign flips whose sum is at least as far from 0; all flips where they are few."""
+    """Return the two-sided p-value of a sign-flip permutation test.
+
+    Args:
+        change: difference per cluster, [G].
+        rng: source of randomness.
+        resamples: random flips; all flips are enumerated where there are no more than this.
+
+    Returns:
+        Share of flips whose sum is at least as far from 0 as the observed one.
+    """
     moved = change[change != 0]
     if not len(moved):
         return 1.0
-    # Sums of the same numbers in another order differ in their last bits: they are ties all the same.
+    # Floating-point sums in another order differ in their last bits; the tolerance counts them as ties.
     observed = abs(float(moved.sum())) - 1e-9 * float(np.abs(moved).sum())
     if 2 ** len(moved) <= resamples:
         signs = 1.0 - 2.0 * ((np.arange(2 ** len(moved))[:, None] >> np.arange(len(moved))) & 1)
@@ -124,9 +153,12 @@ def sign_flip(change: Floats, rng: np.random.Generator, resamples: int) -> float
 
 
 def percentiles(drawn: Floats, clusters: int) -> tuple[float, float]:
-    """The middle 95 % of the resamples, widened for few clusters as Student's t is (Hesterberg 2015).
+    """Return the 95 % percentile interval of bootstrap resamples [R], expanded for few clusters.
 
-    Below FEWEST no resample lies beyond the smallest and the largest cluster, so Student's own interval counts as well.
+    Below FEWEST clusters the resamples cannot exceed the range of the clusters, so the interval also covers the one
+    of Student's t.
+
+    Source: Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279, expanded percentiles.
     """
     from scipy.special import ndtr, stdtrit
 
@@ -134,15 +166,23 @@ def percentiles(drawn: Floats, clusters: int) -> tuple[float, float]:
     tail = float(ndtr(-math.sqrt(clusters / (clusters - 1)) * t))
     low, high = map(float, np.quantile(drawn, (tail, 1 - tail)))
     if clusters < FEWEST:
-        middle, reach = float(drawn.mean()), t * _error(drawn, clusters)
+        middle = float(drawn.mean())
+        reach = t * _standard_error(drawn, clusters)
         low, high = min(low, middle - reach), max(high, middle + reach)
     return low, high
 
 
 def difference_bounds(drawn: Floats, clusters: int, scale: float, *, most: float) -> tuple[float, float]:
-    """The interval of a difference that was drawn, no wider than `most`, which differences can be.
+    """Return the 95 % interval of a difference from its bootstrap resamples.
 
-    Where none was ever drawn, it would claim certainty: it is as wide as that of a share of 0.
+    Where all resamples are 0 the percentile interval would claim certainty; it is replaced by the Wilson interval of
+    a share of 0.
+
+    Args:
+        drawn: resampled differences, [R].
+        clusters: number of clusters, G.
+        scale: range of the metric, used where resamples give no interval.
+        most: largest possible absolute difference.
     """
     if clusters < 2:
         return -scale, scale
@@ -154,27 +194,33 @@ def difference_bounds(drawn: Floats, clusters: int, scale: float, *, most: float
 
 
 def bootstrap_p(drawn: Floats, clusters: int) -> float:
-    """The level at which the interval of `percentiles` would just reach 0; of few clusters no less than an exact
-    test of them all gone one way has."""
+    """Return the level at which the interval of `percentiles` just reaches 0.
+
+    Below FEWEST clusters it is no smaller than that of an exact test in which all clusters have the same sign.
+
+    Args:
+        drawn: resampled differences, [R].
+        clusters: number of clusters, G.
+    """
     from scipy.special import ndtri, stdtr
 
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     share = min(0.5, (1 + beyond) / (1 + len(drawn)))
     p: float = 2 * float(stdtr(clusters - 1, ndtri(share) * math.sqrt((clusters - 1) / clusters)))
-    error = _error(drawn, clusters)
+    error = _standard_error(drawn, clusters)
     if clusters >= FEWEST:
         return p
     p = max(p, 2.0 / 2**clusters)
     return p if not error else max(p, 2 * float(stdtr(clusters - 1, -abs(float(drawn.mean())) / error)))
 
 
-def _error(drawn: Floats, clusters: int) -> float:
-    """The standard error of what was drawn, made up for the clusters' mean being theirs (Hesterberg 2015)."""
+def _standard_error(drawn: Floats, clusters: int) -> float:
+    """Return the bootstrap standard error, unbiased by sqrt(G / (G - 1)) (Hesterberg 2015)."""
     return float(drawn.std()) * math.sqrt(clusters / (clusters - 1))
 
 
 def wilson(mean: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share seen in `n` independent rows (Wilson 1927)."""
+    """Return the 95 % Wilson score interval of a share `mean` of `n` independent rows. Source: Wilson 1927."""
     from scipy.special import ndtri
 
     z2 = float(ndtri(1 - ALPHA / 2)) ** 2

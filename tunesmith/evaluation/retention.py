@@ -1,6 +1,6 @@
-"""How much general ability is left: a general text, and 400 questions anybody could answer.
+"""General ability before and after tuning: loss on a general text and 400 multiple-choice questions.
 
-PEFT's "forgetting" is the same measure: the rise of cross-entropy on a general text, in nats per token.
+The rise of cross-entropy on a general text, in nats per token, is also what PEFT's benchmark calls forgetting.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tunesmith.model.batch import collate
 from tunesmith.model.generate import option_scores
 from tunesmith.model.policy import Policy
 
-# 12 windows of 256 tokens: only the paired difference matters, and it varies far less than the mean.
+# Tokens per window and windows. 12 of 256 suffice: only the paired difference matters, and its variance is small.
 WINDOW = 256
 WINDOWS = 12
 ROWS_PER_PASS = 8
@@ -29,7 +29,7 @@ ROWS_PER_PASS = 8
 
 @dataclass(frozen=True, slots=True)
 class ProbeItem:
-    """One question of the probe with its options."""
+    """One multiple-choice question of the probe; `answer` is the index of the right option."""
 
     field: str
     question: str
@@ -39,27 +39,33 @@ class ProbeItem:
 
 @dataclass(frozen=True, slots=True)
 class GeneralAbility:
-    """General ability of one model: nats per token, and for each item whether it was right."""
+    """General ability of one model: loss in nats per token, and for each probe item whether it was right."""
 
     nll: float
     right: list[bool]
 
 
 def items() -> list[ProbeItem]:
-    """The shipped probe: 400 items in 8 fields."""
+    """Load the shipped probe: 400 items in 8 fields."""
     lines = (files("tunesmith") / "shipped_data" / "probe.jsonl").read_text(encoding="utf-8").splitlines()
-    found = (json.loads(line) for line in lines)
-    return [ProbeItem(row["field"], row["question"], tuple(row["options"]), row["answer"]) for row in found]
+    rows = (json.loads(line) for line in lines)
+    return [ProbeItem(row["field"], row["question"], tuple(row["options"]), row["answer"]) for row in rows]
 
 
 def measure(policy: Policy, template: Template, *, window: int = WINDOW) -> GeneralAbility:
-    """General ability of a decoder as it is now."""
+    """Measure the general ability of a decoder in its current state.
+
+    Args:
+        policy: the decoder.
+        template: its tokenizer; no chat format is used.
+        window: tokens per window of the general text.
+    """
     return GeneralAbility(general_nll(policy, template, window=window), probe(policy, template, items()))
 
 
 @torch.inference_mode()
 def general_nll(policy: Policy, template: Template, *, window: int = WINDOW) -> float:
-    """Nats per token on the shipped general text, in windows of so many tokens that do not see each other."""
+    """Return the loss on the shipped general text in nats per token, over separate windows of `window` tokens."""
     ids = [
         i
         for text in general_text()
@@ -68,7 +74,7 @@ def general_nll(policy: Policy, template: Template, *, window: int = WINDOW) -> 
     before, _ = frame(template.tokenizer)
     windows = [ids[start : start + window] for start in range(0, len(ids) - window, window)][:WINDOWS]
     learn = [False] * (len(before) + 1) + [True] * (window - 1)
-    rows = [Encoded((Tokens([*before, *some], learn),), "general") for some in windows]
+    rows = [Encoded((Tokens([*before, *chunk], learn),), "general") for chunk in windows]
     total = 0.0
     for start in range(0, len(rows), ROWS_PER_PASS):
         batch = collate(rows[start : start + ROWS_PER_PASS], share=False).to(policy.device)
@@ -77,7 +83,10 @@ def general_nll(policy: Policy, template: Template, *, window: int = WINDOW) -> 
 
 
 def probe(policy: Policy, template: Template, questions: Sequence[ProbeItem]) -> list[bool]:
-    """For each item whether the likeliest option, per character, is the right one. Plain text, no chat format."""
+    """Return for each item whether the option with the highest log-probability per character is the right one.
+
+    Items are scored as plain text without a chat format.
+    """
 
     def ids(text: str) -> list[int]:
         return list(template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
@@ -92,15 +101,15 @@ def probe(policy: Policy, template: Template, questions: Sequence[ProbeItem]) ->
 
 
 def by_field(questions: Sequence[ProbeItem], right: Sequence[bool]) -> dict[str, float]:
-    """Share of right items in each field."""
+    """Return the share of right items in each field."""
     pairs = sorted(zip([item.field for item in questions], right, strict=True))
     grouped = {field: [ok for _, ok in rows] for field, rows in groupby(pairs, key=lambda pair: pair[0])}
-    return {field: sum(found) / len(found) for field, found in grouped.items()}
+    return {field: sum(marks) / len(marks) for field, marks in grouped.items()}
 
 
 def flips(base: GeneralAbility, tuned: GeneralAbility) -> tuple[int, int, float]:
-    """Items lost, items won, and the p-value of the difference (exact McNemar)."""
+    """Return items lost, items gained, and the p-value of the difference (exact McNemar)."""
     lost = sum(b and not t for b, t in zip(base.right, tuned.right, strict=True))
     won = sum(t and not b for b, t in zip(base.right, tuned.right, strict=True))
-    found = compare_paired([float(b) for b in base.right], [float(t) for t in tuned.right])
-    return lost, won, found.p_value
+    comparison = compare_paired([float(b) for b in base.right], [float(t) for t in tuned.right])
+    return lost, won, comparison.p_value

@@ -1,7 +1,7 @@
-"""Is the tuned model really better on these rows, and could these rows have told?
+"""Significance of the difference between base and tuned model, and the power of the test set.
 
-The unit of chance is the cluster: rows of one source document rise and fall together, and a test that takes
-them for independent finds differences that are not there. N rows, G clusters; delta = tuned - base.
+The unit of chance is the cluster: scores of rows from one source document are correlated, and a test that treats
+them as independent reports differences that do not exist. N rows, G clusters, R resamples; delta = tuned - base.
 """
 
 from __future__ import annotations
@@ -30,58 +30,57 @@ from tunesmith.evaluation.resampling import (
 Floats = NDArray[np.float64]
 
 POWER = 0.80
-# For the interval of one score alone; a comparison, which a verdict hangs on, takes more.
+# Resamples for the interval of a single score. Comparisons use 10,000: a verdict depends on them.
 DRAWS = 2_000
-ROUNDS = 8
-SMALL_SHARE = 0.02  # a difference below 2 % of the scale counts as none
-# Losses and what is made of them; more of anything else is better.
+ROUNDS = 8  # fixed-point iterations for the required sample size
+SMALL_SHARE = 0.02  # differences below 2 % of the scale are negligible
+# Losses and functions of them; of every other metric, higher is better.
 _LOSSES = frozenset({"perplexity", "nats_per_token", "bits_per_byte", "masked_loss"})
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller score is the better one."""
+    """Return whether lower values of the metric are better."""
     return metric in _LOSSES
 
 
 @dataclass(frozen=True, slots=True)
 class PairedComparison:
-    """Base against tuned on the same rows, and what may be said about it.
+    """Base against tuned model on the same rows, with interval, p-value and verdict.
 
-    `verdict`: "better" or "worse" (p < 0.05); "no effect" (these rows would have shown a difference of 2 % of
-    the scale); "inconclusive" (too few rows to tell; about
-    `rows_needed` would do). `smallest_detectable` is the difference that such rows show in 80 % of tries.
-    Higher is taken for better: negate losses before comparing them.
+    Higher is better: negate losses before the comparison.
     """
 
     base: float
     tuned: float
-    delta: float
-    ci95: tuple[float, float]
+    delta: float  # tuned - base
+    ci95: tuple[float, float]  # of delta
     p_value: float
-    n: int
+    n: int  # rows
     clusters: int
-    test: str
-    smallest_detectable: float
+    test: str  # name of the test behind p_value
+    smallest_detectable: float  # difference that such a test set detects with 80 % power
+    # "better" or "worse" (p < 0.05); "no effect" (a difference of 2 % of the scale would have been detected);
+    # "inconclusive" (the test set is too small; about `rows_needed` rows suffice)
     verdict: str
     rows_needed: int | None = None
 
     @property
     def sentence(self) -> str:
-        """The whole comparison as one line for people."""
+        """Return the comparison as one readable line."""
         low, high = self.ci95
-        where = f"{self.n} rows" + (f" in {self.clusters} groups" if self.clusters < self.n else "")
+        rows = f"{self.n} rows" + (f" in {self.clusters} groups" if self.clusters < self.n else "")
         p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
         line = (
             f"{self.verdict}: tuned {self.tuned:.4g}, base {self.base:.4g}, difference {self.delta:+.3g} "
-            f"(95 % {low:+.3g} to {high:+.3g}, {p}, {where})"
+            f"(95 % {low:+.3g} to {high:+.3g}, {p}, {rows})"
         )
         if self.rows_needed is None:
             return line
         if self.clusters < FEWEST:
-            reach = f"fewer than {FEWEST} groups decide nothing"
+            limit = f"a test needs at least {FEWEST} groups"
         else:
-            reach = f"so few rows show differences from {self.smallest_detectable:.2g} up"
-        return f"{line}; {reach}, about {self.rows_needed:,} would show one of {100 * SMALL_SHARE:g} % of the scale"
+            limit = f"this test set detects differences of {self.smallest_detectable:.2g} or more"
+        return f"{line}; {limit}; about {self.rows_needed:,} rows would detect {100 * SMALL_SHARE:g} % of the scale"
 
 
 def compare_paired(
@@ -92,23 +91,37 @@ def compare_paired(
     seed: int = 0,
     resamples: int = 10_000,
 ) -> PairedComparison:
-    """The mean per-row score of tuned against that of base, row by row.
+    """Compare mean scores of base and tuned by a paired test.
 
-    0/1 scores of independent rows: exact McNemar. All else: sign-flip permutation of the clusters' summed
-    differences, which assumes only that without an effect base and tuned may swap names cluster by cluster.
-    The interval is a percentile bootstrap over clusters, stretched to 0 where the test does not reject: it
-    never claims a difference alone. The scale is 1 for 0/1 scores, else the span of the scores seen.
+    Binary scores of independent rows: exact McNemar. Otherwise: sign-flip permutation of the differences summed per
+    cluster, which assumes only that without an effect base and tuned are exchangeable within a cluster. The interval
+    is a percentile bootstrap over clusters, extended to 0 where the test does not reject, so that it never claims a
+    difference on its own. The scale is 1 for binary scores, else the range of the observed scores.
+
+    Args:
+        base: score of the base model per row, [N].
+        tuned: score of the tuned model per row, [N].
+        groups: group of each row, [N]; None treats rows as independent.
+        seed: of the resampling.
+        resamples: bootstrap resamples and random sign flips, R.
+
+    Raises:
+        ValueError: the scores are not two lists of equal length.
+        DataError: there are no scores, or some are not finite.
     """
-    before, after = _finite(base), _finite(tuned)
+    before = _finite(base)
+    after = _finite(tuned)
     if len(before) != len(after):
-        raise ValueError(f"{len(before)} scores of base against {len(after)} of tuned")
-    clusters, rng = Clusters.of(len(before), groups), np.random.default_rng(seed)
-    both, change = np.concatenate([before, after]), clusters.sums(after - before)
+        raise ValueError(f"{len(before)} scores of base for {len(after)} of tuned")
+    clusters = Clusters.of(len(before), groups)
+    rng = np.random.default_rng(seed)
+    both = np.concatenate([before, after])
+    change = clusters.sums(after - before)
     binary = _is_binary(both)
     exact = binary and not clusters.grouped
     scale = 1.0 if binary else float(np.ptp(both)) or 1.0
     most = 1.0 if both.min() >= 0 and both.max() <= 1 else math.inf
-    found = PairedComparison(
+    comparison = PairedComparison(
         base=float(before.mean()),
         tuned=float(after.mean()),
         delta=float((after - before).mean()),
@@ -120,10 +133,10 @@ def compare_paired(
         smallest_detectable=scale,
         verdict="no effect",
     )
-    # The deviation of the sum where signs are flipped at random; what all rows have of a sure effect is no noise.
-    noise = clusters.sums(after - before - found.delta) if found.p_value < ALPHA else change
+    # Standard deviation of the mean under random sign flips; a significant mean difference is not part of the noise.
+    noise = clusters.sums(after - before - comparison.delta) if comparison.p_value < ALPHA else change
     deviation = math.sqrt(float(noise @ noise)) / len(before)
-    return judged(found, deviation, scale=scale, fewest_rows=FEWEST if binary or not change.any() else 0)
+    return judged(comparison, deviation, scale=scale, fewest_rows=FEWEST if binary or not change.any() else 0)
 
 
 def corpus_compare(
@@ -134,23 +147,32 @@ def corpus_compare(
     seed: int = 0,
     resamples: int = 10_000,
 ) -> PairedComparison:
-    """A score of the whole set (macro-F1) of tuned against base, by paired bootstrap over clusters.
+    """Compare a corpus-level score (such as macro-F1) of base and tuned by a paired bootstrap over clusters.
 
-    `statistic` gets row numbers, drawn with repeats, and answers (base, tuned) on those rows; `moved` [N] says in
-    which the two differ. p comes from the share of resamples beyond 0, widened as the interval is, and is no less than
-    an exact test of the clusters that moved can be, had all gone one way. The scale is 1 if every score seen is at
-    most 1, else 100.
+    The p-value is the share of resamples beyond 0, expanded like the interval, and no smaller than that of an exact
+    test in which all changed clusters have the same sign. The scale is 1 if no observed score exceeds 1, else 100.
+
+    Args:
+        statistic: maps row indices (repeats allowed) to the scores of base and tuned on these rows.
+        moved: whether the two answers differ, [N].
+        groups: group of each row, [N]; None treats rows as independent.
+        seed: of the resampling.
+        resamples: R.
+
+    Raises:
+        DataError: there are no rows.
     """
     n = len(moved)
     if not n:
-        raise DataError("scores: there are no rows to compare; give the test set at least one row")
+        raise DataError("scores: no rows to compare; give the test set at least one row")
     clusters = Clusters.of(n, groups)
     base, tuned = statistic(np.arange(n))
     draws = clusters.drawn_rows(np.random.default_rng(seed), resamples)
     pairs = np.array([statistic(rows) for rows in draws])  # [R, 2]
-    drawn, changed = pairs[:, 1] - pairs[:, 0], int((clusters.sums(np.asarray(moved, dtype=np.float64)) > 0).sum())
+    drawn = pairs[:, 1] - pairs[:, 0]
+    changed = int((clusters.sums(np.asarray(moved, dtype=np.float64)) > 0).sum())
     scale = 1.0 if max(abs(base), abs(tuned), float(np.abs(pairs).max())) <= 1 else 100.0
-    found = PairedComparison(
+    comparison = PairedComparison(
         base=base,
         tuned=tuned,
         delta=tuned - base,
@@ -162,29 +184,39 @@ def corpus_compare(
         smallest_detectable=scale,
         verdict="no effect",
     )
-    return judged(found, float(drawn.std()), scale=scale, fewest_rows=FEWEST)
+    return judged(comparison, float(drawn.std()), scale=scale, fewest_rows=FEWEST)
 
 
 def around(score: float, drawn: Floats) -> Floats:
-    """Drawn scores moved so that they scatter around the score: rare labels, often those that are missed, are in no row
-    of many draws, which lifts macro F1."""
-    moved: Floats = np.clip(drawn + score - drawn.mean(), 0.0, 1.0)
-    return moved
+    """Center resampled scores [R] on the observed score.
+
+    Corrects the bias of resampled macro-F1: rare labels, which models often get wrong, are missing from many
+    resamples, which raises the score.
+    """
+    centred: Floats = np.clip(drawn + score - drawn.mean(), 0.0, 1.0)
+    return centred
 
 
 def corpus_interval(
     statistic: RowStatistic, n: int, *, groups: Sequence[str] | None = None, scale: float = 1.0, centred: bool = False
 ) -> tuple[float, float]:
-    """The 95 % interval of the first score of `statistic` alone, between 0 and `scale`, by a bootstrap over clusters;
-    `centred` by `around`."""
+    """Return the 95 % interval of a corpus-level score by a bootstrap over clusters.
+
+    Args:
+        statistic: maps row indices to scores; only the first score is used.
+        n: number of rows.
+        groups: group of each row, or None.
+        scale: highest possible score.
+        centred: center the resamples with `around`.
+    """
     clusters = Clusters.of(n, groups)
-    found = statistic(np.arange(n))[0] / scale
+    score = statistic(np.arange(n))[0] / scale
     draws = clusters.drawn_rows(np.random.default_rng(0), DRAWS)
     drawn = np.array([statistic(rows)[0] for rows in draws]) / scale
-    if clusters.count < 2 or not np.ptp(drawn):  # what was drawn would claim certainty
-        low, high = wilson(found, clusters.count)
+    if clusters.count < 2 or not np.ptp(drawn):  # an interval of width 0 would claim certainty
+        low, high = wilson(score, clusters.count)
     else:
-        low, high = percentiles(around(found, drawn) if centred else drawn, clusters.count)
+        low, high = percentiles(around(score, drawn) if centred else drawn, clusters.count)
     return scale * max(0.0, low), scale * min(1.0, high)
 
 
@@ -195,7 +227,7 @@ def compare_macro_f1(
     *,
     groups: Sequence[str] | None = None,
 ) -> PairedComparison:
-    """Macro-F1 of tuned against base, by `corpus_compare`."""
+    """Compare macro-F1 of base and tuned labels with `corpus_compare`."""
     moved = [before != after for before, after in zip(base, tuned, strict=True)]
     return corpus_compare(macro_f1_pair(gold, base, tuned), moved, groups=groups)
 
@@ -203,11 +235,19 @@ def compare_macro_f1(
 def interval(
     values: ArrayLike, *, groups: Sequence[str] | None = None, seed: int = 0, scale: float = 1.0
 ) -> tuple[float, float]:
-    """The 95 % interval of a mean: Wilson for 0/1 scores of independent rows, else a bootstrap over clusters.
+    """Return the 95 % interval of a mean: Wilson for binary scores of independent rows, else a cluster bootstrap.
 
-    Scores that are all alike, or of one cluster, get Wilson's interval with clusters counted as rows: a bootstrap of
-    them would claim certainty. `scale` is the highest score there is; scores up to it are not thought
-    to go beyond.
+    Constant scores, or scores of a single cluster, get the Wilson interval with clusters as rows: the bootstrap would
+    claim certainty.
+
+    Args:
+        values: score per row, [N].
+        groups: group of each row, or None.
+        seed: of the resampling.
+        scale: highest possible score; the interval is clipped to [0, scale] if all scores are inside.
+
+    Raises:
+        DataError: there are no scores, or some are not finite.
     """
     scores = _finite(values)
     clusters = Clusters.of(len(scores), groups)
@@ -225,7 +265,7 @@ def interval(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """The p-values adjusted for having looked at several (Holm 1979), named and ordered as they came."""
+    """Adjust p-values for multiple comparisons by Holm's method; names and order are kept. Source: Holm 1979."""
     adjusted: dict[str, float] = {}
     highest = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
@@ -237,12 +277,12 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def _finite(values: ArrayLike) -> Floats:
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim != 1:
-        raise ValueError(f"scores of shape {scores.shape}; one number per row is needed")
+        raise ValueError(f"expected one score per row, got scores of shape {scores.shape}")
     if not len(scores):
-        raise DataError("scores: there are no rows to compare; give the test set at least one row")
-    lost = int((~np.isfinite(scores)).sum())
-    if lost:
-        raise DataError(f"scores: {lost} of {len(scores)} are not finite; look for a model that diverged")
+        raise DataError("scores: no rows to compare; give the test set at least one row")
+    not_finite = int((~np.isfinite(scores)).sum())
+    if not_finite:
+        raise DataError(f"scores: {not_finite} of {len(scores)} are not finite; check whether a model diverged")
     return scores
 
 
@@ -251,7 +291,7 @@ def _is_binary(scores: Floats) -> bool:
 
 
 def _quantiles(clusters: float) -> float:
-    """Deviations of a difference that is found 80 times in 100."""
+    """Return the difference, in standard errors, that a two-sided t-test detects with 80 % power."""
     from scipy.special import stdtrit
 
     degrees = max(1.0, clusters - 1)
@@ -259,31 +299,39 @@ def _quantiles(clusters: float) -> float:
 
 
 def _times(clusters: int, deviation: float) -> float:
-    """How many times the clusters would show the difference that `deviation` is in units of; more of them have
-    narrower quantiles too."""
-    times = 1.0
+    """Return the factor by which the number of clusters must grow; `deviation` is in units of the difference."""
+    times = 1.0  # a fixed point: with more clusters the quantiles of t are narrower as well
     for _ in range(ROUNDS):
         times = max(1.0, (_quantiles(times * clusters) * deviation) ** 2)
     return times
 
 
-def judged(found: PairedComparison, deviation: float, *, scale: float, fewest_rows: int = 0) -> PairedComparison:
-    """The comparison with its verdict, from the deviation that `delta` has where there is no effect.
+def judged(comparison: PairedComparison, deviation: float, *, scale: float, fewest_rows: int = 0) -> PairedComparison:
+    """Add the verdict and the power of the test set to a comparison.
 
-    At least `fewest_rows` scores must differ, however few differ here: else a model that changed one row of
-    50 would seem to be measured to a hair.
+    Args:
+        comparison: the comparison; its `verdict` and `smallest_detectable` are replaced.
+        deviation: standard deviation of `delta` without an effect.
+        scale: range of the metric.
+        fewest_rows: scores that must differ for a test to reject. Without this, a model that changes one of 50 rows
+            would appear to be measured very precisely.
     """
-    small, reach = SMALL_SHARE * scale, _quantiles(found.clusters) * deviation
-    smallest = scale if found.clusters < FEWEST else min(scale, max(reach, scale * fewest_rows / found.n))
-    if found.p_value < ALPHA:
-        return replace(found, smallest_detectable=smallest, verdict="better" if found.delta > 0 else "worse")
-    low, high = found.ci95
-    sure = smallest <= small
-    rows = 0.0 if sure else max(fewest_rows / SMALL_SHARE, found.n * _times(found.clusters, deviation / small))
+    small = SMALL_SHARE * scale
+    reach = _quantiles(comparison.clusters) * deviation
+    smallest = scale if comparison.clusters < FEWEST else min(scale, max(reach, scale * fewest_rows / comparison.n))
+    if comparison.p_value < ALPHA:
+        return replace(comparison, smallest_detectable=smallest, verdict="better" if comparison.delta > 0 else "worse")
+    low, high = comparison.ci95
+    negligible = smallest <= small
+    rows = (
+        0.0
+        if negligible
+        else max(fewest_rows / SMALL_SHARE, comparison.n * _times(comparison.clusters, deviation / small))
+    )
     return replace(
-        found,
+        comparison,
         ci95=(min(low, 0.0), max(high, 0.0)),
         smallest_detectable=smallest,
-        verdict="no effect" if sure else "inconclusive",
-        rows_needed=None if sure else math.ceil(max(rows, found.n * FEWEST / found.clusters)),
+        verdict="no effect" if negligible else "inconclusive",
+        rows_needed=None if negligible else math.ceil(max(rows, comparison.n * FEWEST / comparison.clusters)),
     )

@@ -1,4 +1,4 @@
-"""Answers to a score: which metric, base against tuned and every other way, with intervals and p-values."""
+"""Task scores: metrics by name, base against tuned and every other arm, with intervals and p-values."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from tunesmith.evaluation.significance import (
 
 Floats = NDArray[np.float64]
 
-# Metrics whose scale is not 1.
+# Highest value of metrics where it is not 1.
 SCALES = {"chrf": 100.0, "bleu": 100.0}
 
-# Several labels of one row travel as one text, a line each.
+# Separates the labels of a multi-label row within one text.
 LABEL_BREAK = "\n"
 
 
 def _sample_f1(gold: Sequence[str], given: Sequence[str]) -> Floats:
-    """F1 of each row's set of labels."""
+    """Return F1 of the label set of each row, [N]."""
     return metrics.multilabel_f1(
         *([text.split(LABEL_BREAK) if text else [] for text in side] for side in (gold, given))
     )
 
 
-# Metrics with one number per row; their mean is the score. macro_f1 is a number of the whole set.
+# Metrics with a value per row, whose mean is the score; and metrics of the whole set.
 PER_ROW: dict[str, Callable[[Sequence[str], Sequence[str]], Floats]] = {
     "accuracy": metrics.accuracy,
     "sample_f1": _sample_f1,
@@ -53,10 +53,10 @@ WHOLE: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
     "macro_f1": metrics.macro_f1,
     "bleu": metrics.corpus_bleu,
 }
-# Those of the whole set that can be taken again and again over drawn rows.
-_DRAWN = {"macro_f1": metrics.macro_f1_pair, "bleu": metrics.corpus_bleu_pair}
+# Metrics of the whole set in a form that is fast enough for resampling.
+_RESAMPLED = {"macro_f1": metrics.macro_f1_pair, "bleu": metrics.corpus_bleu_pair}
 _COMPARED = {"macro_f1": compare_macro_f1}
-# What is reported beside the headline.
+# Further metrics reported for each headline metric.
 BESIDE: dict[str, tuple[str, ...]] = {
     "accuracy": ("macro_f1",),
     "macro_f1": ("accuracy",),
@@ -69,7 +69,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
 
 
 class Difference(BaseModel):
-    """What two sets of answers to the same rows differ by, and how sure that is."""
+    """The difference between two sets of answers to the same rows; fields as in `PairedComparison`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -85,7 +85,7 @@ class Difference(BaseModel):
 
 
 class TaskScore(Difference):
-    """Base against tuned on the same frozen test rows."""
+    """Base against tuned model on the same test rows."""
 
     name: str
     metric: str
@@ -95,7 +95,7 @@ class TaskScore(Difference):
 
 
 class Score(BaseModel):
-    """One way to answer, scored alone."""
+    """The score of one arm with its own interval."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -108,13 +108,10 @@ class Score(BaseModel):
 
 
 class Arm(Score):
-    """One way to answer, and what the tuned model gains over it.
-
-    `p_adjusted`: the p-value of that gain, adjusted by Holm's method for all arms that stand beside this one.
-    """
+    """The score of one arm, and the gain of the tuned model over it."""
 
     gain: Difference | None = None
-    p_adjusted: float | None = None
+    p_adjusted: float | None = None  # p-value of the gain, adjusted by Holm's method for all arms of the list
 
 
 def task_score(
@@ -125,13 +122,21 @@ def task_score(
     name: str,
     groups: Sequence[str] | None,
 ) -> TaskScore:
-    """The comparison of `sides` = (base answers, tuned answers)."""
+    """Score base and tuned answers and compare them.
+
+    Args:
+        metric: a key of PER_ROW, or "macro_f1".
+        gold: reference answers, N.
+        sides: answers of base and tuned model, N each.
+        name: name of the task.
+        groups: group of each row, or None.
+    """
     return as_task(_compared(metric, gold, sides, groups), name=name, metric=metric)
 
 
-def as_task(found: PairedComparison, *, name: str, metric: str) -> TaskScore:
-    """A comparison under a task's name."""
-    return TaskScore(**asdict(found), name=name, metric=metric, sentence=found.sentence)
+def as_task(comparison: PairedComparison, *, name: str, metric: str) -> TaskScore:
+    """Convert a comparison to the score of the named task."""
+    return TaskScore(**asdict(comparison), name=name, metric=metric, sentence=comparison.sentence)
 
 
 def arms(
@@ -142,13 +147,21 @@ def arms(
     *,
     groups: Sequence[str] | None,
 ) -> list[Arm]:
-    """Each way's answers scored and compared with the tuned ones; all of them are the family that Holm adjusts for."""
-    found = {name: _compared(metric, gold, (given, tuned), groups) for name, given in ways.items()}
-    adjusted = holm({name: one.p_value for name, one in found.items()})
+    """Score each arm and compare it with the tuned model.
+
+    Args:
+        metric: a key of PER_ROW, or "macro_f1".
+        gold: reference answers, N.
+        ways: answers of each arm by name, N each; p-values are adjusted for this whole family.
+        tuned: answers of the tuned model, N.
+        groups: group of each row, or None.
+    """
+    comparisons = {name: _compared(metric, gold, (given, tuned), groups) for name, given in ways.items()}
+    adjusted = holm({name: comparison.p_value for name, comparison in comparisons.items()})
     return [
         Arm(
             **score(metric, gold, given, name=name, groups=groups).model_dump(),
-            gain=Difference(**asdict(found[name])),
+            gain=Difference(**asdict(comparisons[name])),
             p_adjusted=adjusted[name],
         )
         for name, given in ways.items()
@@ -165,7 +178,7 @@ def _compared(
 
 
 def value(metric: str, gold: Sequence[str], given: Sequence[str]) -> float:
-    """One number for a set of answers."""
+    """Return the score of a set of answers by a metric of PER_ROW or WHOLE."""
     return float(PER_ROW[metric](gold, given).mean()) if metric in PER_ROW else WHOLE[metric](gold, given)
 
 
@@ -177,25 +190,26 @@ def score(
     name: str,
     groups: Sequence[str] | None = None,
 ) -> Score:
-    """A set of answers scored alone; the interval of a metric of the whole set is a bootstrap over clusters."""
+    """Score a set of answers, with its 95 % interval.
+
+    Args:
+        metric: a key of PER_ROW or WHOLE.
+        gold: reference answers, N.
+        given: answers, N.
+        name: name of the arm.
+        groups: group of each row, or None.
+
+    Returns:
+        The score; `ci95` is None for a metric of the whole set with fewer than two clusters to resample.
+    """
+    scale = SCALES.get(metric, 1.0)
+    bounds: tuple[float, float] | None = None
     if metric in PER_ROW:
-        bounds: tuple[float, float] | None = interval(
-            PER_ROW[metric](gold, given), groups=groups, scale=SCALES.get(metric, 1.0)
-        )
-    else:
-        bounds = _drawn_interval(metric, gold, given, groups)
+        bounds = interval(PER_ROW[metric](gold, given), groups=groups, scale=scale)
+    elif metric in _RESAMPLED and Clusters.of(len(gold), groups).count > 1:
+        statistic = _RESAMPLED[metric](gold, given, given)
+        bounds = corpus_interval(statistic, len(gold), groups=groups, scale=scale, centred=metric == "macro_f1")
     return Score(name=name, metric=metric, score=value(metric, gold, given), ci95=bounds, n=len(gold))
-
-
-def _drawn_interval(
-    metric: str, gold: Sequence[str], given: Sequence[str], groups: Sequence[str] | None
-) -> tuple[float, float] | None:
-    """None for a metric that cannot be drawn, or where there is but one cluster to draw from."""
-    clusters = Clusters.of(len(gold), groups)
-    if metric not in _DRAWN or clusters.count < 2:
-        return None
-    statistic, centred = _DRAWN[metric](gold, given, given), metric == "macro_f1"
-    return corpus_interval(statistic, len(gold), groups=groups, scale=SCALES.get(metric, 1.0), centred=centred)
 
 
 def redrawn(
@@ -205,18 +219,19 @@ def redrawn(
     *,
     groups: Sequence[str] | None,
 ) -> dict[str, Floats]:
-    """Each way's score on the same DRAWS test sets, made of clusters drawn with repeats."""
-    clusters, rng = Clusters.of(len(gold), groups), np.random.default_rng(0)
+    """Return the scores of each arm on DRAWS bootstrap test sets, [DRAWS] each; all arms share the test sets."""
+    clusters = Clusters.of(len(gold), groups)
+    rng = np.random.default_rng(0)
     if metric in PER_ROW:
         rows = [PER_ROW[metric](gold, given) for given in ways.values()]
         drawn = clusters.drawn_rates(rows, np.ones(len(gold)), rng, DRAWS)
         return {name: drawn[:, column] for column, name in enumerate(ways)}
-    statistics = {name: _DRAWN[metric](gold, given, given) for name, given in ways.items()}
+    statistics = {name: _RESAMPLED[metric](gold, given, given) for name, given in ways.items()}
     scores: dict[str, list[float]] = {name: [] for name in ways}
-    for chosen in clusters.drawn_rows(rng, DRAWS):
+    for resample in clusters.drawn_rows(rng, DRAWS):
         for name, statistic in statistics.items():
-            scores[name].append(statistic(chosen)[0])
-    found = {name: np.array(scores[name]) for name in ways}
+            scores[name].append(statistic(resample)[0])
+    resampled = {name: np.array(scores[name]) for name in ways}
     if metric == "macro_f1":
-        return {name: around(value(metric, gold, ways[name]), drawn) for name, drawn in found.items()}
-    return found
+        return {name: around(value(metric, gold, ways[name]), drawn) for name, drawn in resampled.items()}
+    return resampled
