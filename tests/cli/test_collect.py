@@ -36,7 +36,7 @@ def test_one_bad_file_stops_no_other_and_is_named(command: Command, manual: Path
     out = tmp_path / "rows.jsonl"
     done = command("collect", manual, "--out", out)
     assert done.code == 0, done.err
-    assert "warning: left out manual/bad.pdf: broken, no whole PDF;" in done.err
+    assert "warning: left out manual/bad.pdf: broken or incomplete PDF;" in done.err
     assert "warning: left out manual/void.html: empty;" in done.err
     assert "2 rows (2 document) from 4 files" in done.out
     assert [(row["doc_id"], row["origin"]) for row in lines(out)] == [
@@ -66,7 +66,7 @@ def test_rows_that_somebody_changed_are_not_written_over(command: Command, manua
     out.write_text('{"text": "mine"}\n')
     done = command("collect", manual / "faq.md", "--out", out)
     assert (done.code, out.read_text()) == (2, '{"text": "mine"}\n')
-    assert "not as collect left it" in done.err
+    assert "changed since collect wrote it" in done.err
 
 
 @pytest.mark.parametrize("way", ["collected", "nowhere", "folder"])
@@ -125,11 +125,14 @@ def test_documents_without_questions_say_what_else_there_is(command: Command, ma
         (("--temperature", "nan"), "--temperature: nan is no number from 0 on"),
         (("--write", "paraphrases", "--writer", "http://127.0.0.1:9/v1", "--temperature", "nan"), "--temperature: nan"),
         (("--write", "questions", "--writer", "m"), "makes rows for instruct, not for domain; give --as instruct"),
-        (("--write", "question", "--writer", "m"), "template 'question': not known"),
+        (("--write", "question", "--writer", "m"), "template 'question': unknown template"),
         (("--size", "50"), "--size: 50 is too short"),
         (("--per-passage", "9"), "--per-passage: 9 is not between 1 and 5"),
         (("--max-new-tokens", "0"), "--max-new-tokens: 0 leaves no room"),
-        (("--write", "paraphrases", "--writer", "https://far.test/v1", "--offline"), "may not ask the network"),
+        (
+            ("--write", "paraphrases", "--writer", "https://far.test/v1", "--offline"),
+            "--offline forbids network access",
+        ),
         (("--out", "rows.csv"), "give a name that ends in .jsonl"),
     ],
 )

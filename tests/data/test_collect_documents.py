@@ -220,7 +220,7 @@ def test_accents_far_into_a_long_file_are_told_by_what_stands_around_them(tmp_pa
     broken = german.encode() * 10 + b"\xff" + german.encode()
     assert read(tmp_path, "c.txt", broken).blocks[0].text == german.strip()
     short = read(tmp_path, "d.txt", (2 * german).encode() + b"d\xe9j\xe0")
-    assert (short.blocks[0].text, short.notes[0][:42]) == (german.strip(), "bytes that are no UTF-8 at 2 places, read ")
+    assert (short.blocks[0].text, short.notes[0][:36]) == (german.strip(), "invalid UTF-8 at 2 positions, read a")
 
 
 def test_words_of_blocks_in_a_cell_a_heading_or_a_term_are_apart(tmp_path: Path):
@@ -256,7 +256,7 @@ def test_a_text_may_be_one_heading_after_another(tmp_path: Path):
 def test_a_few_accents_of_windows_are_not_taken_for_those_of_dos(tmp_path: Path, text: str, encoding: str):
     found = read(tmp_path, "a.txt", text.encode(encoding))
     assert found.blocks[0].text == text
-    assert f"read as {encoding}; look at its accents" in found.notes[0]
+    assert f"read as {encoding}; check its accents" in found.notes[0]
 
 
 def test_raised_digits_stay_raised_and_what_was_struck_out_is_left_out(tmp_path: Path):

@@ -209,7 +209,7 @@ def test_function_descriptions_of_chat_formats_are_calls():
     }
     for value in (function, [function], {"tools": [{"type": "function", "function": function}]}):
         assert [tool.name for tool in tools_document(value).tools] == ["f"]
-    with pytest.raises(DataError, match="describes no call"):
+    with pytest.raises(DataError, match="no function descriptions"):
         tools_document([{"text": "a row"}])
 
 
@@ -226,11 +226,11 @@ def test_references_that_go_in_circles_or_elsewhere_lead_nowhere():
     [
         ({"id": 3, "as": "text"}, ""),
         ({"as": "text"}, "id is missing"),
-        ({"id": "3"}, "id is not of the kind integer"),
-        ({"id": True}, "id is not of the kind integer"),
-        ({"id": 3, "as": "xml"}, "as is none of the listed values"),
-        ({"id": 3, "color": "red"}, "there is no argument color"),
-        ([3], "the arguments are no object"),
+        ({"id": "3"}, "id is not of type integer"),
+        ({"id": True}, "id is not of type integer"),
+        ({"id": 3, "as": "xml"}, "as is not one of the listed values"),
+        ({"id": 3, "color": "red"}, "unknown argument color"),
+        ([3], "the arguments are not an object"),
     ],
 )
 def test_the_arguments_of_a_call_are_held_against_its_schema(arguments: object, fault: str):
@@ -266,7 +266,7 @@ def test_reports_of_runs_and_comparisons_are_no_documents(tmp_path: Path):
     ("name", "said"),
     [
         ("manul", "no such file or folder; did you mean 'manual'?"),
-        ("x.png", "cannot read this kind of file"), ("manual", "no document in it"),
+        ("x.png", "unsupported file type"), ("manual", "no documents found"),
     ],
 )  # fmt: skip
 def test_sources_that_give_nothing_say_why(tmp_path: Path, name: str, said: str):

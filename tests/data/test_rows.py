@@ -188,7 +188,7 @@ def test_a_missing_file_is_told_with_the_nearest_name(tmp_path):
 
 
 def test_folders_and_unknown_endings_are_refused(tmp_path):
-    with pytest.raises(DataError, match="no document in it"):
+    with pytest.raises(DataError, match="no documents found"):
         read_rows(tmp_path)
     with pytest.raises(DataError, match=r"^a\.xlsx: cannot read this kind of file; give one of \.jsonl"):
         read_rows(write(tmp_path, "a.xlsx", "x"))

@@ -1,4 +1,4 @@
-"""Zip files (docx, pptx, epub) opened with bounds, so that no small file unpacks into a full memory."""
+"""Bounded reading of zip archives (docx, pptx, epub), so that a small file cannot exhaust the memory."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import zlib
 
 from tunesmith.errors import DataError
 
-MOST_BYTES, MOST_PART, MOST_PARTS = 512 * 2**20, 128 * 2**20, 20_000
-# What opening and unpacking raise where bytes are missing or wrong, or packed by a method that zipfile lacks.
+MOST_BYTES = 512 * 2**20  # bytes of all parts, unpacked
+MOST_PART = 128 * 2**20  # bytes of one part, unpacked
+MOST_PARTS = 20_000
+# Raised by opening and unpacking if bytes are missing or wrong, or compressed by a method that zipfile lacks.
 BROKEN = (
     zipfile.BadZipFile,
     RuntimeError,
@@ -24,30 +26,34 @@ OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
 def open_zip(data: bytes) -> zipfile.ZipFile:
-    """The archive, if what it says it unpacks to is bounded; Python reads no more of a part than that.
+    """Open an archive whose declared unpacked size is bounded; zipfile reads no more of a part than it declares.
 
-    Raises DataError for what is encrypted, broken or too large.
+    Raises:
+        DataError: the archive is encrypted, broken or too large.
     """
     if data.startswith(OLE):
-        raise DataError("encrypted, or of the format before 2007; open it, remove the password and save it anew")
+        raise DataError("encrypted, or in a format from before 2007; remove the password and save it again")
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
         parts = archive.infolist()
     except BROKEN as error:
-        raise DataError("broken, no whole zip archive; get it again, or open and save it anew") from error
+        raise DataError("broken or incomplete zip archive; download it again, or open it and save it again") from error
     if any(part.flag_bits & 1 for part in parts):
-        raise DataError("encrypted; remove the password and save it anew")
-    largest, total = max((part.file_size for part in parts), default=0), sum(part.file_size for part in parts)
+        raise DataError("encrypted file; remove the password and save it again")
+    largest = max((part.file_size for part in parts), default=0)
+    total = sum(part.file_size for part in parts)
     if len(parts) > MOST_PARTS or largest > MOST_PART or total > MOST_BYTES:
-        raise DataError(f"unpacks to {total / 2**20:.0f} MiB in {len(parts)} parts, too much for a document; split it")
+        raise DataError(
+            f"unpacks to {total / 2**20:.0f} MiB in {len(parts)} parts (largest {largest / 2**20:.0f} MiB); split it"
+        )
     return archive
 
 
 def read_part(archive: zipfile.ZipFile, name: str) -> bytes:
-    """One part of the archive. Raises DataError where it is absent or broken."""
+    """Read one part of the archive; raise DataError if it is missing or broken."""
     try:
         return archive.read(name)
     except KeyError:
-        raise DataError(f"has no {name}, so it is not of its kind; give a file of its real kind") from None
+        raise DataError(f"{name} is missing: not the file type of its extension; rename the file") from None
     except BROKEN as error:
-        raise DataError(f"its part {name} is broken; get it again, or open and save it anew") from error
+        raise DataError(f"part {name} is broken; download the file again, or open it and save it again") from error

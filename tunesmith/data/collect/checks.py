@@ -1,4 +1,7 @@
-"""Is what a model wrote in the passage it was written from? Words, names and numbers are compared, not meaning."""
+"""Grounding checks of synthetic rows: their words, names and digits must be in the source passage.
+
+The checks compare strings, not meaning.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,15 @@ from tunesmith.data.collect.document import Tool, plain
 from tunesmith.data.collect.tools import call, faults
 from tunesmith.data.words import UNSPACED
 
-# Share of an answer's words that the passage must have, and of a paraphrase's: that one is to use other words.
-SUPPORTED, SAID_AGAIN = 0.6, 0.35
-# A paraphrase has this share of the passage's names, is not longer or shorter than so many times, and not a copy.
-NAMES_KEPT, SHORTEST, LONGEST, COPY = 0.8, 0.4, 2.5, 90.0
-STEM = 5
+# Least share of the words that must be in the passage. A paraphrase is expected to use other words.
+SUPPORTED = 0.6
+SAID_AGAIN = 0.35
+NAMES_KEPT = 0.8  # least share of the passage's names that a paraphrase must keep
+# Length of a paraphrase relative to its passage.
+SHORTEST = 0.4
+LONGEST = 2.5
+COPY = 90.0  # rapidfuzz ratio (0 to 100) from which a paraphrase counts as a copy of the passage
+STEM = 5  # letters of a word that are compared
 _NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?")
 _UNPARTED = regex.compile(rf"[[{UNSPACED}\uac00-\ud7af]&&[\p{{L}}\p{{N}}]]\p{{M}}*", regex.V1)
@@ -33,7 +40,7 @@ _POINTS_AWAY = re.compile(
 _NEGATION = re.compile(
     r"\b(?:not?|never|none|nor|neither|cannot|without|nicht|kein\w*|nie|ohne|pas|jamais|sans)\b|n['’]t\b", re.IGNORECASE
 )
-# Words that stand in any text, so that they support nothing.
+# Words that occur in any text and therefore are not evidence.
 _COMMON = frozenset(
     {
         "about", "after", "also", "been", "before", "being", "between", "both", "could", "does", "doing", "down",
@@ -46,7 +53,7 @@ _COMMON = frozenset(
 
 
 def fault_of_pair(question: str, answer: str, passage: str) -> str:
-    """Why a written question-answer pair is not kept, in a word or two; nothing for a good one."""
+    """Return the reason to reject a synthetic question-answer pair, or an empty string."""
     if len(plain(question)) < 8 or not plain(answer):
         return "empty"
     if _POINTS_AWAY.search(question) or _POINTS_AWAY.search(answer):
@@ -65,7 +72,7 @@ def fault_of_pair(question: str, answer: str, passage: str) -> str:
 
 
 def fault_of_text(text: str, passage: str) -> str:
-    """Why a written paraphrase is not kept; nothing for a good one."""
+    """Return the reason to reject a synthetic paraphrase, or an empty string."""
     if not plain(text):
         return "empty"
     if _POINTS_AWAY.search(text) and not _POINTS_AWAY.search(passage):
@@ -84,15 +91,15 @@ def fault_of_text(text: str, passage: str) -> str:
     if support(text, passage) < SAID_AGAIN:
         return "words not in the passage"
     if bool(_NEGATION.search(text)) != bool(_NEGATION.search(passage)):
-        return "a not came or went"
+        return "negation added or lost"
     return ""
 
 
 def checked_call(question: str, answer: str, tool: Tool) -> tuple[str, str]:
-    """The call in one fixed writing and no fault, or nothing and why the pair is not kept."""
-    found = re.search(r"\{.*\}", answer, re.DOTALL)
+    """Return the call in canonical JSON and an empty reason, or an empty call and the reason to reject the pair."""
+    match = re.search(r"\{.*\}", answer, re.DOTALL)
     try:
-        value: Any = json.loads(found[0]) if found else None
+        value: Any = json.loads(match[0]) if match else None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, Mapping) or value.get("name") != tool.name:
@@ -100,40 +107,43 @@ def checked_call(question: str, answer: str, tool: Tool) -> tuple[str, str]:
     arguments = value.get("arguments", {})
     if why := faults(arguments, tool):
         return "", f"call is wrong: {why}"
-    asked = plain(question)
-    for key, given in arguments.items():
-        part = tool.parameters["properties"][key]
-        free = isinstance(given, str | int | float) and not isinstance(given, bool)
-        if free and given != part.get("default") and "enum" not in part and plain(str(given)) not in asked:
+    request = plain(question)
+    for key, argument in arguments.items():
+        schema = tool.parameters["properties"][key]
+        free = isinstance(argument, str | int | float) and not isinstance(argument, bool)
+        if free and argument != schema.get("default") and "enum" not in schema and plain(str(argument)) not in request:
             return "", "value not in the request"
     return call(tool.name, arguments), ""
 
 
 def numbers(text: str) -> set[str]:
-    """The numbers of a text, thousands and decimals in one writing."""
-    return {re.sub(r"[.,](?=\d{3}(?:\D|$))", "", found).replace(",", ".") for found in _NUMBER.findall(text)}
+    """Return the digit groups of a text, with thousands separators removed and a dot as decimal separator."""
+    return {re.sub(r"[.,](?=\d{3}(?:\D|$))", "", digits).replace(",", ".") for digits in _NUMBER.findall(text)}
 
 
 def names(text: str) -> set[str]:
-    """Words with a capital where no sentence begins, in small letters; a text that shouts has none."""
+    """Return the capitalized words inside sentences, lowercased; none if capitals are common in the text."""
     starts = {match.start(1) for match in _SENTENCE_START.finditer(text)}
     words = [(match[0], match.start()) for match in _WORD.finditer(text)]
-    capital = [word for word, place in words if word[0].isupper() and place not in starts and len(word) > 1]
-    # German writes every noun with a capital: then a capital tells nothing.
+    capital = [word for word, start in words if word[0].isupper() and start not in starts and len(word) > 1]
+    # German capitalizes every noun, so there a capital does not mark a name.
     return set() if len(capital) > 0.25 * max(8, len(words)) else {_bare(word) for word in capital}
 
 
 def support(text: str, passage: str) -> float:
-    """The share of a text's telling words that the passage has too, endings aside; 1 for a text without any."""
-    told = _telling(text)
-    return len(told & _telling(passage)) / len(told) if told else float(plain(text) in plain(passage))
+    """Return the share of the content words of a text that are in the passage, compared by stem.
+
+    A text without content words scores 1 if the passage contains it, else 0.
+    """
+    stems = _content_stems(text)
+    return len(stems & _content_stems(passage)) / len(stems) if stems else float(plain(text) in plain(passage))
 
 
-def _telling(text: str) -> set[str]:
-    """Stems of the longer words; of scripts without spaces, pairs of letters."""
+def _content_stems(text: str) -> set[str]:
+    """Return stems of words of at least 4 letters; for scripts without spaces, pairs of characters."""
     words = {word[:STEM] for word in map(_bare, _WORD.findall(text)) if len(word) > 3 and word not in _COMMON}
-    signs = _UNPARTED.findall(unicodedata.normalize("NFC", text))
-    return set(map("".join, pairwise(signs))) if signs else words
+    characters = _UNPARTED.findall(unicodedata.normalize("NFC", text))
+    return set(map("".join, pairwise(characters))) if characters else words
 
 
 def _all_words(text: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Which kinds of files can be read, and each turned into a document."""
+"""Conversion of a file to a `Document`, by its extension."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tunesmith.data.collect.text import decode, markdown_document, text_document
 from tunesmith.data.collect.tools import tools_document
 from tunesmith.errors import DataError
 
-Heard = Callable[[int], None]
-LARGEST = 512 * 2**20
+Heard = Callable[[int], None]  # receives the number of each converted page
+LARGEST = 512 * 2**20  # bytes
 INSTALL = "pip install 'tunesmith[collect]'"
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How a kind of file is read, and the libraries that must be there for it."""
+    """The function that reads one file type, and the libraries it needs."""
 
     read: Callable[[bytes, Heard], Document]
     needs: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ def _tools(data: bytes) -> Document:
     try:
         return tools_document(json.loads(text) if text.lstrip()[:1] in ("{", "[") else yaml.safe_load(text))
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"neither JSON nor YAML ({' '.join(str(error).split())[:120]}); correct it") from error
+        raise DataError(f"invalid JSON or YAML ({' '.join(str(error).split())[:120]}); fix this line") from error
 
 
 HTML = Reader(lambda data, heard: html_document(data), ("lxml", "charset_normalizer"))
@@ -64,24 +64,28 @@ READERS: Mapping[str, Reader] = {
 
 
 def missing(suffix: str) -> list[str]:
-    """The libraries that files of this ending need and that are not installed."""
+    """Return the libraries that files with this extension need and that are not installed."""
     return [name for name in READERS[suffix].needs if importlib.util.find_spec(name) is None]
 
 
 def convert(path: Path, heard: Heard = lambda page: None) -> Document:
-    """The file as a document. Raises DataError, its text `finding; cure` without the place."""
+    """Convert a file to a document.
+
+    Raises:
+        DataError: the file cannot be converted; the message has the form `problem; fix`, without the path.
+    """
     suffix = path.suffix.lower()
-    if lacks := missing(suffix):
-        raise DataError(f"needs {', '.join(lacks)}; {INSTALL}")
+    if libraries := missing(suffix):
+        raise DataError(f"needs {', '.join(libraries)}; run {INSTALL}")
     try:
         if (size := path.stat().st_size) > LARGEST:
-            raise DataError(f"{size / 2**20:.0f} MiB, larger than {LARGEST // 2**20}; split it")
+            raise DataError(f"{size / 2**20:.0f} MiB; expected at most {LARGEST // 2**20} MiB; split it")
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot be read ({error.strerror}); check its permissions") from error
     if not data.strip():
-        raise DataError("empty; give a file with text, or take it out")
+        raise DataError("empty; give a file with text, or remove it")
     document = READERS[suffix].read(data, heard)
     if not document.blocks and not document.pairs:
-        raise DataError("no text that a reader would see; take it out, or save it as text")
+        raise DataError("no visible text; remove it, or save it as plain text")
     return document

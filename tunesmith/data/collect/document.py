@@ -1,11 +1,11 @@
-"""What every kind of file is turned into: blocks of readable text in their order, and question-answer pairs."""
+"""The common form of every converted file: blocks of visible text in order, and question-answer pairs."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from tunesmith.data.words import words_of
@@ -13,89 +13,85 @@ from tunesmith.data.words import words_of
 Kind = Literal["heading", "paragraph", "item", "term", "code", "table"]
 Cells = tuple[tuple[str, ...], ...]
 
-# Written into every stored document: one that another version made is made again.
+# Stored in every cached document. A document of another version is converted again.
 VERSION = 2
 
-# Controls, invisible marks, text direction and tag characters: none can be seen, all can carry hidden orders.
+# Control, zero-width, bidirectional and tag characters: they are invisible and can hide instructions to a model.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff"
                      "\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e0fff]")  # fmt: skip
-# Joiners that change how Persian, Indic scripts and emoji are read.
+# Zero-width joiners change the meaning of Persian, Indic scripts and emoji, so they are kept.
 _JOINERS = "\u200c\u200d"
-# PowerPoint ends a line within a paragraph by \x0b.
+# PowerPoint writes \x0b as the line break inside a paragraph.
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x85\u2028\u2029]")
 _LIGATURES = {ord(c): t for c, t in zip("ﬀﬁﬂﬃﬄﬅﬆ", ("ff", "fi", "fl", "ffi", "ffl", "st", "st"), strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A heading, paragraph, list item, term, code or table. `page` counts from 1 where the file has pages.
-
-    `level` is 1-6 for a heading, and for an item in how many other lists it lies. `cells` are a table's rows, the
-    first its header.
-    """
+    """A heading, paragraph, list item, term, code block or table."""
 
     kind: Kind
     text: str
-    level: int = 0
-    page: int | None = None
-    cells: Cells = ()
+    level: int = 0  # heading: 1 to 6; item: number of enclosing lists
+    page: int | None = None  # from 1; None for file types without pages
+    cells: Cells = ()  # rows of a table, the first is its header
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionAnswer:
-    """A question and its answer; `kind` says what the file showed them as: faq, definition or tool."""
+    """A question and its answer, as the file contains them."""
 
     question: str
     answer: str
-    kind: str = "faq"
+    kind: str = "faq"  # faq, definition or tool
     page: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A call that a program offers; `parameters` is a JSON schema of type object."""
+    """A function that an API offers."""
 
     name: str
     description: str
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, Any]  # JSON schema of type object
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file as blocks; `notes` are things that the user should know about how it was read."""
+    """A converted file."""
 
     blocks: tuple[Block, ...]
     title: str = ""
     pairs: tuple[QuestionAnswer, ...] = ()
     tools: tuple[Tool, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()  # warnings about the conversion, for the user
 
 
 def clean(text: str) -> str:
-    """The text in NFC without what cannot be seen; spaces are kept."""
+    """Return the text in NFC without invisible characters; spaces are kept."""
     text = _LINE_ENDS.sub("\n", text)
-    text = _UNSEEN.sub(lambda found: found[0] if found[0] in _JOINERS else "", text.translate(_LIGATURES))
+    text = _UNSEEN.sub(lambda match: match[0] if match[0] in _JOINERS else "", text.translate(_LIGATURES))
     return unicodedata.normalize("NFC", text)
 
 
 def one_line(text: str) -> str:
-    """The cleaned text with single spaces."""
+    """Return the cleaned text with single spaces."""
     return " ".join(clean(text).split())
 
 
 def tidy(text: str) -> str:
-    """The cleaned text with single spaces in each line and no blank lines."""
+    """Return the cleaned text with single spaces in each line and no blank lines."""
     lines = (" ".join(line.split()) for line in clean(text).split("\n"))
     return "\n".join(line for line in lines if line)
 
 
 def plain(text: str) -> str:
-    """The words alone: equal for texts that differ in form only."""
+    """Return the normalized words of a text, separated by spaces: equal for texts that differ only in form."""
     return " ".join(words_of(text))
 
 
 def markdown(blocks: Sequence[Block]) -> str:
-    """The blocks as Markdown, a blank line between any two that are not items of one list."""
+    """Render blocks as Markdown, with a blank line between any two that are not items of one list."""
     parts: list[str] = []
     before = ""
     for block in blocks:
@@ -110,7 +106,7 @@ def markdown(blocks: Sequence[Block]) -> str:
 
 
 def render(block: Block) -> str:
-    """One block as Markdown."""
+    """Render one block as Markdown."""
     if block.kind == "heading":
         return f"{'#' * min(6, max(1, block.level))} {block.text}"
     if block.kind == "table":
@@ -126,7 +122,7 @@ def render(block: Block) -> str:
 
 
 def table_text(cells: Cells) -> str:
-    """A table as Markdown; an empty one is nothing."""
+    """Render a table as Markdown, or an empty string for an empty table."""
     if not cells:
         return ""
     lines = ["| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in row) + " |" for row in cells]
@@ -134,14 +130,19 @@ def table_text(cells: Cells) -> str:
 
 
 def to_json(document: Document) -> dict[str, Any]:
-    """The document as JSON has it."""
+    """Return the document as a JSON-serializable dictionary."""
     return {"version": VERSION, **asdict(document)}
 
 
 def from_json(value: Mapping[str, Any]) -> Document:
-    """The document that `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+    """Restore a document written by `to_json`; raise KeyError, TypeError or ValueError for anything else."""
     if value["version"] != VERSION:
         raise ValueError("made by another version")
     blocks = (Block(**{**b, "cells": tuple(tuple(map(str, row)) for row in b["cells"])}) for b in value["blocks"])
-    pairs, tools = (QuestionAnswer(**pair) for pair in value["pairs"]), (Tool(**tool) for tool in value["tools"])
-    return Document(tuple(blocks), value["title"], tuple(pairs), tuple(tools), tuple(value["notes"]))
+    return Document(
+        blocks=tuple(blocks),
+        title=value["title"],
+        pairs=tuple(QuestionAnswer(**pair) for pair in value["pairs"]),
+        tools=tuple(Tool(**tool) for tool in value["tools"]),
+        notes=tuple(value["notes"]),
+    )

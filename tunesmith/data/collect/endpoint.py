@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server asked for answers: several at a time, again when it is busy, never past its address."""
+"""Client for OpenAI-compatible servers: concurrent requests, retries when the server is busy, no redirects."""
 
 from __future__ import annotations
 
@@ -7,71 +7,93 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
 from tunesmith.data.collect.document import one_line
 from tunesmith.data.collect.written import Answer
-from tunesmith.data.examples import Message
-from tunesmith.data.turns import joined
+from tunesmith.data.turns import Message, joined
 from tunesmith.errors import DataError
 
 if TYPE_CHECKING:
     import httpx
 
-AT_ONCE, TRIES, LONGEST_WAIT = 4, 5, 60.0
-CONNECT, READ = 10.0, 300.0
-MOST_BYTES = 8 * 2**20
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)
+AT_ONCE = 4  # concurrent requests
+TRIES = 5
+LONGEST_WAIT = 60.0  # seconds between two tries
+CONNECT = 10.0  # seconds
+READ = 300.0  # seconds
+MOST_BYTES = 8 * 2**20  # of one response
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses that are retried
+
+
+FIXES = {
+    401: "set the key in TUNESMITH_API_KEY",
+    403: "set the key in TUNESMITH_API_KEY, or request access",
+    404: "check that the address ends in /v1, and the name of the model",
+    429: "wait, or send fewer requests",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A server's address (such as `http://127.0.0.1:8000/v1`), the model to ask there, and how it answers."""
+    """A server, the model to request from it, and the sampling options.
 
-    url: str
-    model: str = ""
-    key: str = field(default="", repr=False)
+    Example: `Endpoint("http://127.0.0.1:8000/v1", model="llama-3", temperature=0)`.
+    """
+
+    url: str  # base URL, usually ends in /v1
+    model: str = ""  # empty: the only model that the server lists
+    key: str = field(default="", repr=False)  # bearer token
     temperature: float = 0.7
-    max_tokens: int = 1024
+    max_tokens: int = 1024  # of one completion
     seed: int = 0
-    naming: str = "--writer-name"  # how the user names a model, for the error that asks for it
-    pause: Callable[[float], None] = time.sleep
+    naming: str = "--writer-name"  # the option or recipe key that selects the model, for error messages
+    pause: Callable[[float], None] = time.sleep  # seconds
 
 
 def check(endpoint: Endpoint, *, offline: bool) -> None:
-    """Nothing for an address that may be asked. Raises DataError."""
+    """Check that requests may be sent to an address.
+
+    Args:
+        endpoint: the server.
+        offline: allow only servers on this machine.
+
+    Raises:
+        DataError: the URL is invalid, contains a password, is remote while offline, or would send a key over http.
+    """
     parts = _parts(endpoint.url)
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-        raise DataError(f"{endpoint.url}: no address of a server; write http://HOST:PORT/v1")
+        raise DataError(f"{endpoint.url}: invalid server address; write http://HOST:PORT/v1")
     if parts.username or parts.password:
-        raise DataError(f"{parts.hostname}: the address holds a password; give the key in TUNESMITH_API_KEY")
+        raise DataError(f"{parts.hostname}: the address contains a password; set the key in TUNESMITH_API_KEY")
     if is_local(endpoint.url):
         return
     if offline:
-        raise DataError(f"{endpoint.url}: not on this machine, and this run may not ask the network; drop --offline")
+        raise DataError(f"{endpoint.url}: not on this machine, but --offline forbids network access; drop --offline")
     if endpoint.key and parts.scheme == "http":
-        raise DataError(f"{endpoint.url}: a key over http can be read by others on the way; write https")
+        raise DataError(f"{endpoint.url}: the key would be sent unencrypted over http; write https")
 
 
 def _parts(url: str) -> SplitResult | None:
-    """What an address is made of; None where it is none."""
+    """Return the components of a URL, or None if it is invalid."""
     try:
-        found = urlsplit(url)
-        return found if found.port != 0 else None
+        parts = urlsplit(url)
+        return parts if parts.port != 0 else None
     except ValueError:
         return None
 
 
 def is_local(url: str) -> bool:
-    """Whether an address is on this machine."""
+    """Return whether a URL refers to this machine."""
     parts = _parts(url)
     return parts is not None and is_loopback(parts.hostname or "")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs of this machine can reach an address."""
+    """Return whether a host name or IP address can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -81,14 +103,26 @@ def is_loopback(host: str) -> bool:
 def ask_endpoint(
     endpoint: Endpoint, questions: Sequence[Sequence[Message]], *, offline: bool = False
 ) -> Iterator[tuple[int, Answer]]:
-    """The answers as they come, each with the place of its question. Raises DataError."""
+    """Send prompts to the server, `AT_ONCE` at a time.
+
+    Args:
+        endpoint: the server, model and sampling options.
+        questions: one list of messages per prompt.
+        offline: allow only servers on this machine.
+
+    Yields:
+        The index of a prompt and its answer, in the order of completion.
+
+    Raises:
+        DataError: the server cannot be reached, refuses a request or returns something else than an answer.
+    """
     check(endpoint, offline=offline)
     with _client(endpoint) as client:
         model = endpoint.model or _only_model(client, endpoint)
         with ThreadPoolExecutor(AT_ONCE) as threads:
             waiting = {
-                threads.submit(_answer, client, endpoint, model, question): place
-                for place, question in enumerate(questions)
+                threads.submit(_answer, client, endpoint, model, question): index
+                for index, question in enumerate(questions)
             }
             try:
                 for done in as_completed(waiting):
@@ -98,14 +132,14 @@ def ask_endpoint(
 
 
 def only_model(endpoint: Endpoint, *, offline: bool = False) -> str:
-    """The one model that the server has. Raises DataError."""
+    """Return the name of the only model of the server; raise DataError if it has none or several."""
     check(endpoint, offline=offline)
     with _client(endpoint) as client:
         return _only_model(client, endpoint)
 
 
 def reach(endpoint: Endpoint, *, offline: bool = False) -> None:
-    """Nothing for an address where somebody answers, whatever is said there. Raises DataError."""
+    """Check that a server responds, with any status; raise DataError if it cannot be reached."""
     import httpx
 
     check(endpoint, offline=offline)
@@ -117,32 +151,29 @@ def reach(endpoint: Endpoint, *, offline: bool = False) -> None:
 
 
 def _unreached(error: Exception) -> str:
-    why = f"{type(error).__name__}: {one_line(str(error))[:120]}"
-    return f"cannot be reached ({why}); start it, or check the address"
+    return f"cannot be reached ({type(error).__name__}: {one_line(str(error))[:120]}); start it, or check the address"
 
 
 def _client(endpoint: Endpoint) -> httpx.Client:
     import httpx
 
-    wait = httpx.Timeout(READ, connect=CONNECT)
-    # A proxy may stand before the network, never before this machine.
-    return httpx.Client(timeout=wait, follow_redirects=False, trust_env=not is_local(endpoint.url))
+    timeout = httpx.Timeout(READ, connect=CONNECT)
+    # Proxy settings of the environment apply to remote servers only.
+    return httpx.Client(timeout=timeout, follow_redirects=False, trust_env=not is_local(endpoint.url))
 
 
 def _only_model(client: httpx.Client, endpoint: Endpoint) -> str:
-    """The one model that the server has."""
-    page = _sent(client, endpoint, "models", None)
-    data = page.get("data")
-    listed = data if isinstance(data, list) else []
-    names = [one_line(str(item["id"])) for item in listed if isinstance(item, dict) and "id" in item]
+    data = _request(client, endpoint, "models", None).get("data")
+    models = data if isinstance(data, list) else []
+    names = [one_line(str(model["id"])) for model in models if isinstance(model, dict) and "id" in model]
     if len(names) != 1:
         shown = ", ".join(names[:10]) or "none"
-        raise DataError(f"{endpoint.url}: its models are {shown}; name one with {endpoint.naming}")
+        raise DataError(f"{endpoint.url}: expected one model, found {shown}; name one with {endpoint.naming}")
     return names[0]
 
 
 def _answer(client: httpx.Client, endpoint: Endpoint, model: str, question: Sequence[Message]) -> Answer:
-    page = _sent(
+    response = _request(
         client,
         endpoint,
         "chat/completions",
@@ -156,52 +187,59 @@ def _answer(client: httpx.Client, endpoint: Endpoint, model: str, question: Sequ
         },
     )
     try:
-        choice = page["choices"][0]
+        choice = response["choices"][0]
         text = joined(choice["message"]["content"])
     except (KeyError, IndexError, TypeError):
-        raise DataError(f"{endpoint.url}: its answer has no choices; check that it is OpenAI-compatible") from None
+        raise DataError(f"{endpoint.url}: response without choices; check that it is OpenAI-compatible") from None
     if not isinstance(text, str | None):
-        raise DataError(f"{endpoint.url}: answers with something other than text; ask another model")
+        raise DataError(f"{endpoint.url}: expected text as content, got {type(text).__name__}; use another model")
     return Answer(text or "", choice.get("finish_reason") != "length")
 
 
-def _sent(client: httpx.Client, endpoint: Endpoint, what: str, body: dict[str, Any] | None) -> dict[str, Any]:
-    """The server's JSON answer; a busy or failing server is asked again after a while."""
+def _request(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the JSON response; a busy or failing server is retried with exponential backoff."""
     import httpx
 
     problem = ""
     for attempt in range(TRIES):
         wait = 2.0**attempt
         try:
-            status, headers, text = _exchange(client, endpoint, what, body)
+            status, headers, text = _exchange(client, endpoint, path, body)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             problem = _unreached(error)
             if isinstance(error, httpx.ConnectError) and is_local(endpoint.url):
-                break  # nobody listens on this machine: waiting changes nothing
+                break  # no process listens on this local port, so waiting is pointless
         else:
             if status == 200:
-                page = _json(text, endpoint)
-                if (status := _failed(page)) not in AGAIN:
-                    return page
-            problem = _refusal(status, text)
+                response = _json(text, endpoint)
+                # Gateways send errors with status 200 and the real status in the body.
+                error_body = response.get("error")
+                code = error_body.get("code") if isinstance(error_body, dict) else None
+                if code not in AGAIN:
+                    return response
+                status = code
+            reason = one_line(text)[:160]
+            fix = FIXES.get(status, "check the log of the server")
+            problem = f"refused with {status}{f' ({reason})' if reason else ''}; {fix}"
             if status not in AGAIN:
                 break
-            wait = _wait(headers.get("retry-after"), wait)
+            with suppress(TypeError, ValueError):  # no Retry-After, or one that is a date
+                wait = min(LONGEST_WAIT, max(0.0, float(headers.get("retry-after"))))
         if attempt + 1 < TRIES:
             endpoint.pause(wait)
     raise DataError(f"{endpoint.url}: {problem}")
 
 
-def _exchange(client: httpx.Client, endpoint: Endpoint, what: str, body: dict[str, Any] | None) -> tuple[int, Any, str]:
-    """Status, headers and text of one answer, no more of it than is bounded."""
+def _exchange(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[str, Any] | None) -> tuple[int, Any, str]:
+    """Return status, headers and text of one response of bounded size."""
     headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    url = f"{endpoint.url.rstrip('/')}/{what}"
+    url = f"{endpoint.url.rstrip('/')}/{path}"
     data = b""
     with client.stream("GET" if body is None else "POST", url, json=body, headers=headers) as response:
         for part in response.iter_bytes():
             data += part
             if len(data) > MOST_BYTES:
-                raise DataError(f"{endpoint.url}: an answer of more than {MOST_BYTES // 2**20} MiB; check the server")
+                raise DataError(f"{endpoint.url}: response larger than {MOST_BYTES // 2**20} MiB; check the server")
         return response.status_code, response.headers, data.decode("utf-8", errors="replace")
 
 
@@ -211,34 +249,5 @@ def _json(text: str, endpoint: Endpoint) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise DataError(f"{endpoint.url}: answers with something other than JSON; check that the address ends in /v1")
+        raise DataError(f"{endpoint.url}: the response is not a JSON object; check that the address ends in /v1")
     return value
-
-
-def _failed(page: dict[str, Any]) -> int:
-    """The status that a page of an error states, as gateways send them with a 200; else 0."""
-    error = page.get("error")
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) else 0
-
-
-CURES = {
-    401: "set the key in TUNESMITH_API_KEY",
-    403: "set the key in TUNESMITH_API_KEY, or ask for access",
-    404: "check that the address ends in /v1, and the name of the model",
-    429: "wait, or ask for less",
-}
-
-
-def _refusal(status: int, text: str) -> str:
-    """What a server that refuses says, on one line."""
-    said = one_line(text)[:160]
-    return f"refused with {status}{f' ({said})' if said else ''}; {CURES.get(status, 'see what the server logged')}"
-
-
-def _wait(asked: str | None, own: float) -> float:
-    """Seconds to wait: what the server asks for, within a minute."""
-    try:
-        return min(LONGEST_WAIT, max(0.0, float(asked))) if asked else own
-    except ValueError:
-        return own

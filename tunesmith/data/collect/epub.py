@@ -1,4 +1,4 @@
-"""E-books as documents: the chapters in reading order."""
+"""Conversion of EPUB books: the chapters in reading order."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ PAGES = ("application/xhtml+xml", "text/html")
 
 
 def epub_document(data: bytes) -> Document:
-    """All chapters of the spine as one document; a chapter's number counts as its page.
+    """Convert all chapters of the spine to one document; the number of a chapter is its page.
 
-    Raises DataError for a book that is encrypted, or whose list of chapters leads nowhere.
+    Raises:
+        DataError: the book is encrypted or broken, or has no chapters.
     """
     archive = open_zip(data)
     if "META-INF/encryption.xml" in archive.namelist() and "META-INF/rights.xml" in archive.namelist():
-        raise DataError("protected against copying (DRM); give a copy without")
-    found = parse_xml(read_part(archive, CONTAINER), part=CONTAINER).xpath("//*[local-name()='rootfile']/@full-path")
-    if not found:
-        raise DataError(f"{CONTAINER} names no book; get it again")
-    package = parse_xml(read_part(archive, found[0]), part=found[0])
+        raise DataError("copy-protected (DRM); give a copy without DRM")
+    roots = parse_xml(read_part(archive, CONTAINER), part=CONTAINER).xpath("//*[local-name()='rootfile']/@full-path")
+    if not roots:
+        raise DataError(f"{CONTAINER} lists no book; download the file again")
+    package = parse_xml(read_part(archive, roots[0]), part=roots[0])
     items = {item.get("id"): item for item in package.xpath("//*[local-name()='manifest']/*[local-name()='item']")}
     spine = package.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref")
     title = one_line("".join(package.xpath("(//*[local-name()='metadata']/*[local-name()='title'])[1]//text()")))
@@ -36,10 +37,10 @@ def epub_document(data: bytes) -> Document:
     for number, item in enumerate(chapters, 1):
         if item.get("media-type") not in PAGES or "nav" in (item.get("properties") or "").split():
             continue
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(found[0]), unquote(urlsplit(item.get("href")).path)))
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(roots[0]), unquote(urlsplit(item.get("href")).path)))
         parts.append(_on_page(html_document(read_part(archive, path)), number))
     if not parts:
-        raise DataError("its list of chapters is empty; get it again")
+        raise DataError("no chapters; download the file again")
     return Document(
         tuple(block for part in parts for block in part.blocks),
         title,

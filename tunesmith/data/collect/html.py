@@ -1,4 +1,4 @@
-"""HTML as a document: what a reader sees, without scripts, navigation and hidden parts. Nothing is fetched."""
+"""Conversion of HTML: the visible text, without scripts, navigation and hidden parts. Nothing is fetched."""
 
 from __future__ import annotations
 
@@ -20,37 +20,43 @@ INLINE = frozenset(
         "sub", "sup", "time", "tt", "u", "var", "wbr", "math", "picture", "source", "nobr",
     }
 )  # fmt: skip
-# What a table that only places things on the page has inside.
+# Elements that occur in tables used for page layout, not in data tables.
 PLACED = ".//table|.//h1|.//h2|.//h3|.//h4|.//form"
-DEEPEST = 200
+DEEPEST = 200  # nested elements
+# Classes of note and warning boxes.
 BOXES = frozenset({"note", "tip", "warning", "caution", "important", "danger", "hint", "admonition"})
 _CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
 
 
 def html_document(data: bytes, *, declared: str = "") -> Document:
-    """The visible text of a page, with its questions from details, definition lists and schema.org.
+    """Convert a page to blocks, with question-answer pairs from `<details>`, definition lists and schema.org.
 
-    Raises DataError for a file that is no HTML.
+    Args:
+        data: bytes of the page.
+        declared: the encoding, if it is known.
+
+    Raises:
+        DataError: the page has no element, or its elements are nested too deeply.
     """
     root, note = parse(data, declared=declared)
     if root is None:
-        raise DataError("no element in it; give a page with text")
+        raise DataError("no HTML elements; give a page with text")
     schema = [*schema_pairs(root), *microdata_pairs(root)]
     title = one_line(root.findtext(".//title") or "")
     walk = _Walk()
     walk.children(_main(root))
     pairs = [QuestionAnswer(_fragment(p.question), _fragment(p.answer)) for p in schema]
-    found = tuple(p for p in (*pairs, *walk.pairs) if p.question and p.answer)
-    return Document(tuple(walk.blocks), title, found, notes=(note,) if note else ())
+    complete = tuple(p for p in (*pairs, *walk.pairs) if p.question and p.answer)
+    return Document(tuple(walk.blocks), title, complete, notes=(note,) if note else ())
 
 
 def parse(data: bytes, *, declared: str = "") -> tuple[Any, str]:
-    """The root element, or None where there is none, and a note about a guessed encoding."""
+    """Return the root element or None, and a note if the encoding was guessed."""
     from lxml import etree
     from lxml import html as lxml_html
 
-    named = _CHARSET.search(data[:4096])
-    text, note = decode(data, declared=declared or (named[1].decode("ascii", "replace") if named else ""))
+    charset = _CHARSET.search(data[:4096])
+    text, note = decode(data, declared=declared or (charset[1].decode("ascii", "replace") if charset else ""))
     text = re.sub(r"^\s*<\?xml[^>]*\?>", "", text)
     if not text.strip():
         return None, note
@@ -64,7 +70,7 @@ def parse(data: bytes, *, declared: str = "") -> tuple[Any, str]:
 
 
 def _fragment(text: str) -> str:
-    """A text that may hold HTML, as Markdown."""
+    """Convert a text that may contain HTML to Markdown."""
     if "<" not in text and "&" not in text:
         return tidy(text)
     root, _ = parse(text.encode("utf-8", errors="replace"), declared="utf-8")
@@ -76,20 +82,20 @@ def _fragment(text: str) -> str:
 
 
 def _main(root: Any) -> Any:
-    """The element that says it is the main part, if exactly one does, else the whole page."""
+    """Return the element marked as the main content if there is exactly one, else the whole page."""
     for path in (".//main", ".//*[@role='main']", ".//article"):
-        found = root.xpath(path)
-        if len(found) == 1:
-            return found[0]
+        elements = root.xpath(path)
+        if len(elements) == 1:
+            return elements[0]
     return root
 
 
-# What the next block of plain text is: its kind, its level and what stands before it.
+# Kind, level and prefix of the next block of plain text.
 PARAGRAPH: tuple[Kind, int, str] = ("paragraph", 0, "")
 
 
 class _Walk:
-    """One way through a page, from top to bottom; inline text gathers until a block begins or ends."""
+    """A depth-first walk over a page; inline text is buffered until a block begins or ends."""
 
     def __init__(self) -> None:
         self.blocks: list[Block] = []
@@ -99,10 +105,10 @@ class _Walk:
         self._depth = 0
 
     def children(self, element: Any) -> None:
-        """Everything inside an element."""
+        """Add everything inside an element."""
         self._depth += 1
         if self._depth > DEEPEST:
-            raise DataError(f"elements more than {DEEPEST} deep; save the page as plain text")
+            raise DataError(f"elements nested more than {DEEPEST} deep; save the page as plain text")
         self._line.append(element.text or "")
         for child in element:
             if not left_out(child):
@@ -112,14 +118,15 @@ class _Walk:
         self._depth -= 1
 
     def flush(self, kind: Kind | None = None, level: int = 0) -> None:
-        """Make a block of the inline text so far; the first block of an item is the item."""
+        """Turn the buffered inline text into a block; the first block inside a list item is the item."""
         text = tidy("".join(self._line).replace("\n", " ").replace(BREAK, "\n"))
         self._line = []
         if not text:
             return
-        taken, self._as = self._as, PARAGRAPH
+        default_kind, default_level, prefix = self._as
+        self._as = PARAGRAPH
         if kind is None:
-            self.blocks.append(Block(taken[0], taken[2] + text, taken[1]))
+            self.blocks.append(Block(default_kind, prefix + text, default_level))
         else:
             self.blocks.append(Block(kind, one_line(text), level))
 
@@ -131,10 +138,10 @@ class _Walk:
         self.flush()
         if tag in HEADINGS:
             self._line.append(inline(element))
-            if _in_box(element):
-                self.flush("term")
-            else:
-                self.flush("heading", HEADINGS[tag])
+            # The title of a note or warning box does not start a section.
+            parent = element.getparent()
+            in_box = parent is not None and bool(BOXES & set((parent.get("class") or "").lower().split()))
+            self.flush("term" if in_box else "heading", 0 if in_box else HEADINGS[tag])
         elif tag == "pre":
             self._code(element)
         elif tag in ("ul", "ol", "menu", "dir"):
@@ -172,7 +179,7 @@ class _Walk:
             self._as = PARAGRAPH
 
     def _definitions(self, element: Any) -> None:
-        """Terms and what is said about them, as blocks and as pairs; terms in a row share what follows."""
+        """Add terms and definitions as blocks and as pairs; consecutive terms share the next definition."""
         terms: list[str] = []
         open_terms = True
         for child in _direct(element, ("dt", "dd")):
@@ -186,7 +193,7 @@ class _Walk:
             start = len(self.blocks)
             self.children(child)
             answer = markdown(self.blocks[start:])
-            if not _leads_on(child):
+            if not _is_link_list(child):
                 self.pairs += [QuestionAnswer(term, answer, "definition") for term in terms if term]
 
     def _details(self, element: Any) -> None:
@@ -221,27 +228,21 @@ def _has_block(element: Any) -> bool:
                for inner in element.iterdescendants())  # fmt: skip
 
 
-def _in_box(element: Any) -> bool:
-    """Whether a heading is that of a note or warning: the section does not end with it."""
-    above = element.getparent()
-    return above is not None and bool(BOXES & set((above.get("class") or "").lower().split()))
-
-
-def _leads_on(element: Any) -> bool:
-    """Whether much of a text is links, as in an index."""
-    whole = len("".join(element.itertext()).strip())
+def _is_link_list(element: Any) -> bool:
+    """Return whether more than 40 % of a text is links, as in an index."""
+    length = len("".join(element.itertext()).strip())
     linked = sum(len("".join(link.itertext())) for link in element.iter("a"))
-    return linked > 0.4 * whole
+    return linked > 0.4 * length
 
 
 def _is_lead(element: Any) -> bool:
-    """Whether a paragraph is bold as a whole, as people write headings without saying so."""
+    """Return whether a whole paragraph is bold, which is how headings without heading markup are written."""
     bold = "".join("".join(inner.itertext()) for inner in element if inner.tag in ("b", "strong"))
     return bool(bold.strip()) and one_line("".join(element.itertext())) == one_line(bold)
 
 
 def _direct(element: Any, tags: tuple[str, ...]) -> Iterator[Any]:
-    """Children with these tags, also inside a `div` that only groups them."""
+    """Yield the children with these tags, including those grouped in a `div`."""
     for child in element:
         if child.tag in tags:
             yield child

@@ -1,4 +1,4 @@
-"""The parts of a page: which of them a reader sees, their text on the way, and the cells of a table."""
+"""Visibility, inline text and table cells of HTML elements."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from tunesmith.data.collect.document import clean, tidy
 
-# Not part of what a page says.
+# Elements without content of the page.
 DROPPED = frozenset(
     {
         "script", "style", "noscript", "template", "nav", "footer", "aside", "button", "select", "input", "textarea",
@@ -16,45 +16,45 @@ DROPPED = frozenset(
     }
 )  # fmt: skip
 ROLES = frozenset({"navigation", "banner", "contentinfo", "search", "complementary", "menu", "dialog"})
-# How the common makers of manuals mark what only leads elsewhere.
+# Classes with which common documentation generators mark navigation.
 CLASSES = frozenset(
     {
         "navheader", "navfooter", "navbar", "sphinxsidebar", "related", "toc", "toctree-wrapper", "breadcrumb",
         "breadcrumbs", "sidebar", "headerlink", "anchor", "skip-link", "cookie-banner", "pagination",
     }
 )  # fmt: skip
-# The signs by which a heading links to itself.
+# Texts of the link from a heading to itself.
 SELF_LINKS = frozenset("#¶§")
 CODE = frozenset({"code", "kbd", "samp", "tt"})
-# What begins on a line of its own inside a cell or a heading: its words are not those of its neighbours.
+# Block elements inside a cell or a heading: a line break separates their words from those of their neighbours.
 BLOCKS = frozenset({"p", "div", "li", "ul", "ol", "dl", "dt", "dd", "pre", "blockquote", "section", "article", "tr"})
-WIDEST = 200
-# Without them 10 to the third would read 103.
+WIDEST = 200  # cells in a table row
+# Without these, ten to the power of three would become 103.
 RAISED = dict(zip("0123456789+-n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", strict=True))
-# Stands for <br> until spaces are collapsed; no page can bring it, `clean` takes it out.
+# Placeholder for <br> until spaces are collapsed. No page can contain it, because `clean` removes it.
 BREAK = "\x1d"
 
 
 def inline(element: Any) -> str:
-    """The text of an element on the way: code between backticks, `<br>` as a line end."""
+    """Return the inline text of an element: code in backticks, `<br>` as `BREAK`."""
     if element.tag == "br":
         return BREAK
     parts = [clean(element.text or "")]
     for child in element:
         if not left_out(child):
-            apart = BREAK if child.tag in BLOCKS else ""
-            parts.append(f"{apart}{inline(child)}{apart}")
+            separator = BREAK if child.tag in BLOCKS else ""
+            parts.append(f"{separator}{inline(child)}{separator}")
         parts.append(clean(child.tail or ""))
     text = "".join(parts)
     if element.tag == "sup" and text.strip() and set(text.strip()) <= RAISED.keys():
-        return "".join(RAISED[sign] for sign in text.strip())
+        return "".join(RAISED[character] for character in text.strip())
     if element.tag in CODE and text.strip() and "`" not in text and BREAK not in text:
         return f"`{text.strip()}`"
     return text
 
 
 def lines_of(element: Any) -> str:
-    """The text of code, its line ends kept and what a reader does not see left out."""
+    """Return the visible text of a code element with its line breaks."""
     if element.tag == "br":
         return "\n"
     inner = (("" if left_out(child) else lines_of(child)) + (child.tail or "") for child in element)
@@ -62,7 +62,7 @@ def lines_of(element: Any) -> str:
 
 
 def left_out(element: Any) -> bool:
-    """Whether a reader sees nothing of this element, or only a way to elsewhere."""
+    """Return whether an element is invisible or only navigation."""
     if not isinstance(element.tag, str) or element.tag in DROPPED:
         return True
     if element.tag == "header" and not element.xpath(".//h1|.//h2"):
@@ -78,27 +78,27 @@ def left_out(element: Any) -> bool:
     ):
         return True
     classes = set((element.get("class") or "").lower().split())
-    # Of the whole page such a class says only what stands on it.
+    # On <body> such a class describes what the page contains, not what it is.
     return element.get("role") in ROLES or (element.tag != "body" and bool(classes & CLASSES))
 
 
 def number(text: str | None, default: int) -> int:
-    """The whole number that an attribute holds, or the default."""
+    """Return the integer in an attribute, or the default."""
     return int(text) if text and re.fullmatch(r"\d{1,6}", text) else default
 
 
 def grid(element: Any) -> tuple[tuple[str, ...], ...]:
-    """The cells of a table, those that span several places repeated there, all rows of one width."""
+    """Return the cells of a table: spanning cells are repeated, and all rows have the same width."""
     rows: list[list[str]] = []
-    waiting: dict[int, tuple[int, str]] = {}
+    spanning: dict[int, tuple[int, str]] = {}  # column -> rows still to fill, text
     for tr in element.xpath("./tr|./thead/tr|./tbody/tr|./tfoot/tr"):
         row: list[str] = []
         cells = iter(tr.xpath("./td|./th"))
         while len(row) < WIDEST:
-            if len(row) in waiting:
-                left, text = waiting.pop(len(row))
-                if left > 1:
-                    waiting[len(row)] = (left - 1, text)
+            if len(row) in spanning:
+                remaining, text = spanning.pop(len(row))
+                if remaining > 1:
+                    spanning[len(row)] = (remaining - 1, text)
                 row.append(text)
                 continue
             cell = next(cells, None)
@@ -106,11 +106,11 @@ def grid(element: Any) -> tuple[tuple[str, ...], ...]:
                 break
             text = tidy(inline(cell).replace("\n", " ").replace(BREAK, "\n")).strip("\n")
             for _ in range(min(number(cell.get("colspan"), 1) or 1, WIDEST - len(row))):
-                if (down := number(cell.get("rowspan"), 1)) > 1:
-                    waiting[len(row)] = (min(down, 1000) - 1, text)
+                if (rowspan := number(cell.get("rowspan"), 1)) > 1:
+                    spanning[len(row)] = (min(rowspan, 1000) - 1, text)
                 row.append(text)
         if len(row) > 1 and len(tr.xpath("./td|./th")) == 1 and len(set(row)) == 1:
-            row = row[:1]  # a cell over the whole width is a heading inside the table
+            row = row[:1]  # a cell of the full width is a heading inside the table
         if any(row):
             rows.append(row)
     width = max(map(len, rows), default=0)

@@ -1,4 +1,4 @@
-"""Which rows say the same: what a model wrote from a passage, and the row of the document that holds it."""
+"""Groups of rows: a synthetic row shares its `source_id` with the document row that contains its passage."""
 
 from __future__ import annotations
 
@@ -11,34 +11,41 @@ from tunesmith.data.collect.rows import Made
 from tunesmith.data.collect.written import WriterQuestion
 from tunesmith.data.words import words_of
 
-# So many words in a row are seldom in two passages of a document.
+# Consecutive words. A run of five is seldom in two passages of one document.
 RUN = 5
 
 
 def named(rows: Sequence[Made]) -> list[Made]:
-    """The rows of the documents, each with a `source_id` of its own."""
+    """Add a `source_id` to each document row, a digest of its text."""
     return [row | {"source_id": source_id(_text(row))} for row in rows]
 
 
 def linked(asked: Sequence[WriterQuestion], rows: Sequence[Made]) -> list[WriterQuestion]:
-    """The requests, each with the source of the row that holds most of its passage; its own where none holds any.
+    """Set the source of each request to the row that contains most of its passage.
 
-    So a split by `source_id` keeps a passage and what was written from it on one side.
+    A split by `source_id` then keeps a passage and the rows generated from it in one split.
+
+    Args:
+        asked: the requests to the model.
+        rows: the document rows, with `source_id` (see `named`).
+
+    Returns:
+        The requests with their source; a digest of the passage if no row shares a run of words with it.
     """
-    known: dict[tuple[str, str], str] = {}
+    source_of: dict[tuple[str, str], str] = {}
     for row in rows:
         for run in _runs(_text(row)):
-            known.setdefault((str(row["doc_id"]), run), str(row["source_id"]))
-    found = []
+            source_of.setdefault((str(row["doc_id"]), run), str(row["source_id"]))
+    requests = []
     for request in asked:
         keys = ((request.part.doc_id, run) for run in _runs(request.passage))
-        best = Counter(known[key] for key in keys if key in known).most_common(1)
-        found.append(replace(request, source=best[0][0] if best else source_id(request.passage)))
-    return found
+        best = Counter(source_of[key] for key in keys if key in source_of).most_common(1)
+        requests.append(replace(request, source=best[0][0] if best else source_id(request.passage)))
+    return requests
 
 
 def source_id(text: str) -> str:
-    """A short name of a text."""
+    """Return a digest of a text: 12 hex digits."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
@@ -47,6 +54,6 @@ def _text(row: Made) -> str:
 
 
 def _runs(text: str) -> Iterator[str]:
-    """Every run of words, each as one text."""
+    """Return every run of `RUN` consecutive words, separated by spaces."""
     words = words_of(text)
-    return (" ".join(words[at : at + RUN]) for at in range(len(words) - RUN + 1))
+    return (" ".join(words[start : start + RUN]) for start in range(len(words) - RUN + 1))

@@ -1,4 +1,4 @@
-"""From lines on pages to blocks: what is a heading, where a paragraph ends, what stands on every page."""
+"""Layout analysis of PDF lines: headings, paragraphs, list items, code, footnotes and tables."""
 
 from __future__ import annotations
 
@@ -10,36 +10,33 @@ from dataclasses import replace
 from tunesmith.data.collect.document import Block
 from tunesmith.data.collect.lines import Line, RuledTable, without_edges
 
-# A heading is this much larger than the text, or bold and by itself; longer ones are paragraphs. A footnote is smaller.
-LARGER, SMALLER, LONGEST_HEADING, LONGEST_BOLD = 1.12, 0.9, 200, 2
+# Type size relative to the text: headings are at least LARGER, footnotes at most SMALLER.
+LARGER = 1.12
+SMALLER = 0.9
+LONGEST_HEADING = 200  # characters
+LONGEST_BOLD = 2  # lines of a bold heading at the size of the text; longer runs are emphasis
 _BULLET = re.compile(r"^[•◦▪●○■□–—*·‣⁃∙➢✓-]\s+(?=\S)")
 _NUMBERED = re.compile(r"^(?:\(?(\d{1,3}|[a-z])[.)])\s+(?=\S)")
 _ENDS = (".", "!", "?", ":", ";", "。", "！", "？")
-CHARACTER = 0.6
+CHARACTER = 0.6  # width of a monospaced character, relative to the type size
 
 
-def blocks_of(found: Sequence[Line | RuledTable]) -> list[Block]:
-    """The blocks of a document, in the order of its lines; running heads and tables of contents are left out."""
-    kept = without_edges(found)
+def blocks_of(parts: Sequence[Line | RuledTable]) -> list[Block]:
+    """Return the blocks of a document in the order of its lines, without running heads and tables of contents."""
+    parts = without_edges(parts)
+    lines = [part for part in parts if isinstance(part, Line)]
     sizes: Counter[float] = Counter()
-    for line in kept:
-        if isinstance(line, Line) and not line.mono:
+    for line in lines:
+        if not line.mono:
             sizes[line.size] += len(line.text)
     body = sizes.most_common(1)[0][0] if sizes else 10.0
-    words = _vocabulary(kept)
-    groups = _notes_later(list(_groups(kept, body)), body)
-    ranks = _ranks(groups, body)
+    # The vocabulary distinguishes a hyphen of the word from one of the line end.
+    words = {word for line in lines for word in re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", line.text.casefold())}
+    groups = _notes_later(list(_groups(parts, body)), body)
+    # Levels by type size, the largest first. Bold headings at about the size of the text are the last level.
+    looks = {_look(group[0], body) for group in groups if isinstance(group, list) and _heads(group, body)}
+    ranks = {look: min(6, rank) for rank, look in enumerate(sorted(looks, reverse=True), 1)}
     return list(_joined(_block(group, body, ranks, words) for group in groups))
-
-
-def _vocabulary(found: Sequence[Line | RuledTable]) -> set[str]:
-    """Every word that stands inside a line, to tell a hyphen of the word from one of the line end."""
-    return {
-        word
-        for line in found
-        if isinstance(line, Line)
-        for word in re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*", line.text.casefold())
-    }
 
 
 def _is_heading(line: Line, body: float) -> bool:
@@ -53,17 +50,17 @@ def _is_heading(line: Line, body: float) -> bool:
     return line.size >= LARGER * body or (line.bold and line.size >= 0.95 * body)
 
 
-def _groups(found: Sequence[Line | RuledTable], body: float) -> Iterator[list[Line] | RuledTable]:
-    """Runs of lines that are one block, in their order."""
+def _groups(parts: Sequence[Line | RuledTable], body: float) -> Iterator[list[Line] | RuledTable]:
+    """Group consecutive lines that form one block."""
     run: list[Line] = []
-    for part in found:
+    for part in parts:
         if isinstance(part, RuledTable):
             if run:
                 yield run
             yield part
             run = []
             continue
-        if run and _parts(run, part, body):
+        if run and _starts_block(run, part, body):
             yield run
             run = []
         run.append(part)
@@ -71,38 +68,32 @@ def _groups(found: Sequence[Line | RuledTable], body: float) -> Iterator[list[Li
         yield run
 
 
-def _parts(run: list[Line], line: Line, body: float) -> bool:
-    """Whether a line begins a new block after `run`."""
+def _starts_block(run: list[Line], line: Line, body: float) -> bool:
+    """Return whether a line begins a new block after `run`."""
     last = run[-1]
     if line.page != last.page or (line.mono == last.mono and abs(line.size - last.size) > 0.6):
         return True
     if _is_heading(line, body) != _is_heading(last, body):
         return True
-    gap, height = line.top - last.bottom, last.bottom - last.top
-    # A line of a paragraph may be one long file name; code stands apart or further in.
+    gap = line.top - last.bottom
+    height = last.bottom - last.top
+    # A paragraph may contain a line that is one long file name; code is indented or separated by a gap.
     if line.mono != last.mono and (gap > 0.4 * height or abs(line.x0 - last.x0) > 1):
         return True
     if line.top < last.top or gap > (1.6 if line.mono else 0.6) * height:
         return True
     if line.mono:
         return False
-    if _BULLET.match(line.text) or (_NUMBERED.match(line.text) and _starts(line, run[0])):
+    first = run[0]
+    if _BULLET.match(line.text):
         return True
-    # A first line that is set in: by more than a letter, under a line that ended early or a sentence that ended.
+    # A number starts an item if it is indented or follows another item; otherwise it is just the next word.
+    if _NUMBERED.match(line.text) and (abs(line.x0 - first.x0) > 2 or _NUMBERED.match(first.text)):
+        return True
+    # An indented first line: by more than a letter, after a sentence that ended.
     indent = line.x0 - last.x0
-    inside = bool(_BULLET.match(run[0].text) or _NUMBERED.match(run[0].text))
-    return indent > line.size and last.text.endswith(_ENDS) and not (inside and len(run) == 1)
-
-
-def _starts(line: Line, first: Line) -> bool:
-    """Whether a number at the start of a line begins an item and is not just the next word."""
-    return abs(line.x0 - first.x0) > 2 or bool(_NUMBERED.match(first.text))
-
-
-def _ranks(groups: Sequence[list[Line] | RuledTable], body: float) -> dict[float, int]:
-    """Type size of headings -> their level, the largest first; bold ones of about the text's size are the last."""
-    looks = {_look(group[0], body) for group in groups if isinstance(group, list) and _heads(group, body)}
-    return {look: min(6, place) for place, look in enumerate(sorted(looks, reverse=True), 1)}
+    in_item = bool(_BULLET.match(first.text) or _NUMBERED.match(first.text))
+    return indent > line.size and last.text.endswith(_ENDS) and not (in_item and len(run) == 1)
 
 
 def _look(line: Line, body: float) -> float:
@@ -110,21 +101,21 @@ def _look(line: Line, body: float) -> float:
 
 
 def _notes_later(groups: list[list[Line] | RuledTable], body: float) -> list[list[Line] | RuledTable]:
-    """The groups with footnotes put behind a paragraph that goes on over the page end below them."""
-    found: list[list[Line] | RuledTable] = []
+    """Move footnotes behind a paragraph that continues on the next page."""
+    ordered: list[list[Line] | RuledTable] = []
     notes: list[list[Line] | RuledTable] = []
     for group in groups:
         if isinstance(group, list) and group[0].size <= SMALLER * body:
             notes.append(group)
             continue
-        goes_on = isinstance(group, list) and group[0].text[:1].islower()
-        found += [group, *notes] if goes_on else [*notes, group]
+        continues = isinstance(group, list) and group[0].text[:1].islower()
+        ordered += [group, *notes] if continues else [*notes, group]
         notes = []
-    return [*found, *notes]
+    return [*ordered, *notes]
 
 
 def _heads(group: list[Line], body: float) -> bool:
-    """Whether a run of lines is a heading: long bold runs at the size of the text are emphasis."""
+    """Return whether a run of lines is a heading: long bold runs at the size of the text are emphasis."""
     if not all(_is_heading(line, body) for line in group):
         return False
     return group[0].size >= LARGER * body or len(group) <= LONGEST_BOLD
@@ -135,7 +126,9 @@ def _block(group: list[Line] | RuledTable, body: float, ranks: dict[float, int],
         return Block("table", "", 0, group.page, group.cells)
     first = group[0]
     if all(line.mono for line in group) and (len(group) > 1 or " " in first.text):
-        return Block("code", _code(group), 0, first.page)
+        left = min(line.x0 for line in group)
+        code = (" " * round((line.x0 - left) / (CHARACTER * line.size)) + line.text for line in group)
+        return Block("code", "\n".join(code), 0, first.page)
     text = first.text
     for line in group[1:]:
         text = join(text, line.text, words)
@@ -148,41 +141,32 @@ def _block(group: list[Line] | RuledTable, body: float, ranks: dict[float, int],
 
 
 def join(text: str, line: str, words: set[str]) -> str:
-    """Two lines as one: a hyphen at the end goes where the rest of the text knows the word without it."""
-    tail, head = re.search(r"([^\W\d_]+(?:-[^\W\d_]+)*)[-\u2010]$", text), re.match(r"[^\W\d_]+", line)
+    """Join two lines; a hyphen at the line end is dropped unless `words` contains only the hyphenated form."""
+    tail = re.search(r"([^\W\d_]+(?:-[^\W\d_]+)*)[-\u2010]$", text)
+    head = re.match(r"[^\W\d_]+", line)
     if not tail or not head:
         return f"{text} {line}" if not text.endswith("-") else text + line
-    whole, kept = (tail[1] + head[0]).casefold(), f"{tail[1]}-{head[0]}".casefold()
-    if not head[0][0].islower() or (kept in words and whole not in words):
+    solid = (tail[1] + head[0]).casefold()
+    hyphenated = f"{tail[1]}-{head[0]}".casefold()
+    if not head[0][0].islower() or (hyphenated in words and solid not in words):
         return text + line
     return text[:-1] + line
 
 
-def _code(group: list[Line]) -> str:
-    """Lines as they stand, set in by as many spaces as there is room for."""
-    left = min(line.x0 for line in group)
-    return "\n".join(" " * round((line.x0 - left) / (CHARACTER * line.size)) + line.text for line in group)
-
-
 def _joined(blocks: Iterator[Block]) -> Iterator[Block]:
-    """Blocks with those that a page end cut in two made whole: paragraphs, code, and tables of one header."""
+    """Join blocks that a page break split: paragraphs, items, and tables with the same header."""
     last: Block | None = None
     for block in blocks:
-        if last is None:
-            last = block
-            continue
-        whole = _whole(last, block)
-        if whole is None:
+        joined = _join_blocks(last, block) if last is not None else None
+        if joined is None and last is not None:
             yield last
-            last = block
-        else:
-            last = whole
+        last = block if joined is None else joined
     if last is not None:
         yield last
 
 
-def _whole(last: Block, block: Block) -> Block | None:
-    """One block of two that a page end parted, or None."""
+def _join_blocks(last: Block, block: Block) -> Block | None:
+    """Join two blocks that a page break split; return None for two separate blocks."""
     if last.page == block.page or last.kind == "heading":
         return None
     if last.kind in ("paragraph", "item") and block.kind == "paragraph":

@@ -1,4 +1,4 @@
-"""Word and PowerPoint files as documents. Macros, linked files and pictures are never opened."""
+"""Conversion of Word and PowerPoint files. Macros, linked files and pictures are never opened."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from tunesmith.data.collect.html import html_document
 from tunesmith.data.collect.xml import parse_xml
 from tunesmith.errors import DataError
 
-# Word keeps these names in every language; mammoth maps the other headings by itself.
+# Word uses these style names in every language; mammoth maps the other headings itself.
 STYLES = "p[style-name='Title'] => h1:fresh\np[style-name='Subtitle'] => p:fresh\nr[style-name='Code'] => code"
 
 
 def docx_document(data: bytes) -> Document:
-    """Headings, paragraphs, lists, tables and footnotes of a Word file; deleted and hidden text is left out."""
+    """Convert headings, paragraphs, lists, tables and footnotes of a Word file, without deleted and hidden text."""
     import mammoth
 
-    _vet(data, main="word/document.xml")
+    _check(data, main="word/document.xml")
     result = mammoth.convert_to_html(
         io.BytesIO(data),
         style_map=STYLES,
@@ -33,30 +33,30 @@ def docx_document(data: bytes) -> Document:
     return replace(document, title=title)
 
 
-def _vet(data: bytes, *, main: str) -> None:
-    """Nothing for an Office file of bounded size whose XML declares no entities; else DataError."""
+def _check(data: bytes, *, main: str) -> None:
+    """Raise DataError unless this is an Office file of bounded size whose XML declares no entities."""
     archive = open_zip(data)
     if main not in archive.namelist():
-        raise DataError(f"has no {main}, so it is not of its kind; give a file of its real kind")
+        raise DataError(f"{main} is missing: not the file type of its extension; rename the file")
     for name in archive.namelist():
         if name.endswith((".xml", ".rels")):
             part = read_part(archive, name)
-            head = part[:4096].replace(b"\x00", b"")  # UTF-16 has a zero in every letter of the mark
+            head = part[:4096].replace(b"\x00", b"")  # UTF-16 has a zero byte in each of these letters
             if b"<!DOCTYPE" in head or b"<!ENTITY" in part.replace(b"\x00", b""):
-                raise DataError(f"its part {name} declares entities, which no document needs; save it anew")
+                raise DataError(f"part {name} declares XML entities, rejected for safety; save the file again")
     parse_xml(read_part(archive, main), part=main)
 
 
 def pptx_document(data: bytes) -> Document:
-    """The slides in order, each as a page: its title as heading, then texts, tables and the speaker's notes."""
+    """Convert the slides in order, each as a page: title as heading, then texts, tables and speaker notes."""
     import pptx
     from pptx.exc import PackageNotFoundError
 
-    _vet(data, main="ppt/presentation.xml")
+    _check(data, main="ppt/presentation.xml")
     try:
         show = pptx.Presentation(io.BytesIO(data))
     except (PackageNotFoundError, KeyError, ValueError) as error:
-        raise DataError("broken, no whole presentation; open it and save it anew") from error
+        raise DataError("broken or incomplete presentation; open it and save it again") from error
     blocks = [block for page, slide in enumerate(show.slides, 1) for block in _slide(slide, page)]
     title = next((block.text for block in blocks if block.kind == "heading"), "")
     return Document(tuple(blocks), title)
@@ -67,7 +67,7 @@ def _slide(slide: Any, page: int) -> Iterator[Block]:
     if heading is not None and one_line(heading.text):
         yield Block("heading", one_line(heading.text), 2, page)
     for shape in slide.shapes:
-        # The title again is another object over the same element.
+        # The title appears among the shapes as another object over the same element.
         if heading is None or shape.shape_id != heading.shape_id:
             yield from _shape(shape, page)
     if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:

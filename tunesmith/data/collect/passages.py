@@ -1,4 +1,4 @@
-"""A document cut into passages: whole sections where they fit, with the headings that lead to each."""
+"""Splitting of a document into passages: whole sections if they fit, with the headings above each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from tunesmith.data.collect.document import Block, markdown, plain, render
 from tunesmith.data.words import unspaced
 
-# A passage to make rows of that has fewer letters says nothing by itself.
+# A passage with fewer letters is not informative enough for a row.
 FEWEST_LETTERS = 20
-# Where a sentence ends, behind the marks that close it; Chinese and Japanese write no space there.
+# The end of a sentence, after closing quotes and brackets; Chinese and Japanese write no space there.
 _SENTENCE = re.compile(
     r"(?<=[.!?])\s+|(?<=[.!?][\"'”’)\]])\s+|(?<=[。！？])(?![。！？」』”’）])\s*|(?<=[。！？][」』”’）])\s*"
 )
@@ -20,11 +21,11 @@ _SENTENCE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """Some text of a document: the headings above it, and the page that it begins on."""
+    """A part of a document."""
 
     text: str
-    section: tuple[str, ...]
-    page: int | None
+    section: tuple[str, ...]  # the headings above it, outermost first
+    page: int | None  # the page on which it begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +38,34 @@ class _Piece:
 def passages(
     blocks: Sequence[Block], *, size: int, joined: bool, title: str = "", fewest: int = FEWEST_LETTERS
 ) -> list[Passage]:
-    """Passages of at most `size` characters. Nothing else is lost, but headings without text under them where passages
-    are for finding; nothing stands twice, but heads of cut tables.
+    """Split blocks into passages. Only the headers of split tables are repeated.
 
-    With `joined`, neighbouring sections share a passage while they fit, headings and all: for reading. Without,
-    each passage is of one section, and the title and its headings stand in its first line: for finding. One with
-    fewer letters than `fewest` is left out.
+    Args:
+        blocks: the blocks of a document, in order.
+        size: greatest length of a passage, in characters.
+        joined: merge neighbouring sections into one passage while they fit, with their headings (for training on
+            running text). Otherwise each passage is of one section and its first line contains the title and the
+            headings (for retrieval); headings without text below them are dropped.
+        title: title of the document, for the first line.
+        fewest: drop passages with fewer letters. Letters of scripts without spaces count twice, because they carry
+            more information.
+
+    Returns:
+        The passages in document order.
     """
     sections = _sections(blocks) if joined else (_titled(section, title) for section in _sections(blocks))
     pieces = [piece for section in sections for piece in _pieces(section, size, joined=joined)]
     if joined:
         pieces = _merged(pieces, size)
-    made = (_passage(piece, joined=joined) for piece in pieces)
-    return [passage for passage in made if passage.text and _letters(passage.text) >= fewest]
-
-
-def _letters(text: str) -> int:
-    """Letters, those of scripts without spaces between words twice: they say as much."""
-    return sum(map(str.isalpha, text)) + unspaced(text)
+    return [
+        passage
+        for passage in (_passage(piece, joined=joined) for piece in pieces)
+        if passage.text and sum(map(str.isalpha, passage.text)) + unspaced(passage.text) >= fewest
+    ]
 
 
 def _sections(blocks: Sequence[Block]) -> Iterator[_Piece]:
-    """Runs of blocks under one heading, with the path of headings that leads there."""
+    """Yield the blocks under each heading, with the path of headings above them."""
     path: list[Block] = []
     run: list[Block] = []
     for block in blocks:
@@ -83,22 +90,22 @@ def _piece(blocks: Sequence[Block], path: Sequence[Block] | tuple[str, ...]) -> 
 
 
 def _pieces(section: _Piece, size: int, *, joined: bool) -> Iterator[_Piece]:
-    """A section cut between its blocks, and inside one only where it alone is too long."""
-    room = size if joined else max(size // 2, size - len(" > ".join(section.path)) - 2)
-    blocks = [part for block in section.blocks for part in _cut(block, room)]
+    """Cut a section between its blocks; a block is cut only if it is too long by itself."""
+    limit = size if joined else max(size // 2, size - len(" > ".join(section.path)) - 2)
+    blocks = [part for block in section.blocks for part in _cut(block, limit)]
     if not joined:
         blocks = [block for block in blocks if block.kind != "heading"]
     run: list[Block] = []
-    left = deque(blocks)
-    while left:
-        block = left.popleft()
-        if run and len(markdown([*run, block])) > room:
-            under_heading = all(part.kind == "heading" for part in run)  # which goes with what follows
-            parts = _cut(block, max(room // 2, room - len(markdown(run)) - 2)) if under_heading else []
+    remaining = deque(blocks)
+    while remaining:
+        block = remaining.popleft()
+        if run and len(markdown([*run, block])) > limit:
+            only_headings = all(part.kind == "heading" for part in run)  # a heading stays with the text below it
+            parts = _cut(block, max(limit // 2, limit - len(markdown(run)) - 2)) if only_headings else []
             if len(parts) > 1:
-                left.extendleft(reversed(parts))
+                remaining.extendleft(reversed(parts))
                 continue
-            if not under_heading:
+            if not only_headings:
                 yield _piece(run, section.path)
                 run = []
         run.append(block)
@@ -107,14 +114,14 @@ def _pieces(section: _Piece, size: int, *, joined: bool) -> Iterator[_Piece]:
 
 
 def _merged(pieces: Sequence[_Piece], size: int) -> list[_Piece]:
-    found: list[_Piece] = []
+    merged: list[_Piece] = []
     for piece in pieces:
-        if found and found[-1].size + 2 + piece.size <= size:
-            last = found[-1]
-            found[-1] = _Piece((*last.blocks, *piece.blocks), last.path, last.size + 2 + piece.size)
+        if merged and merged[-1].size + 2 + piece.size <= size:
+            last = merged[-1]
+            merged[-1] = _Piece((*last.blocks, *piece.blocks), last.path, last.size + 2 + piece.size)
         else:
-            found.append(piece)
-    return found
+            merged.append(piece)
+    return merged
 
 
 def _passage(piece: _Piece, *, joined: bool) -> Passage:
@@ -125,7 +132,7 @@ def _passage(piece: _Piece, *, joined: bool) -> Passage:
 
 
 def _cut(block: Block, size: int) -> list[Block]:
-    """The block, or where it is longer than `size` its parts: rows of a table, lines of code, sentences."""
+    """Return the block, or its parts if it is longer than `size`: rows of a table, lines of code, sentences."""
     if len(render(block)) <= size or block.kind == "heading":
         return [block]
     if block.kind == "table":
@@ -133,31 +140,24 @@ def _cut(block: Block, size: int) -> list[Block]:
     if block.kind == "code":
         parts = [line for whole in block.text.split("\n") for line in _chopped(whole, size - 8)]
         return [replace(block, text="\n".join(lines)) for lines in _packed(parts, size - 8, 1)]
-    parts = [part for sentence in _sentences(block.text) for part in _chopped(sentence, size - 8)]
-    return [replace(block, text="".join(told).strip()) for told in _packed(parts, size - 8, 0)]
-
-
-def _sentences(text: str) -> Iterator[str]:
-    """The sentences with the space behind each; together they are the text."""
-    begin = 0
-    for found in _SENTENCE.finditer(text):
-        yield text[begin : found.end()]
-        begin = found.end()
-    yield text[begin:]
+    ends = [0, *(match.end() for match in _SENTENCE.finditer(block.text)), len(block.text)]
+    sentences = (block.text[start:end] for start, end in pairwise(ends))  # each with the space behind it
+    parts = [part for sentence in sentences for part in _chopped(sentence, size - 8)]
+    return [replace(block, text="".join(run).strip()) for run in _packed(parts, size - 8, 0)]
 
 
 def _cut_table(block: Block, size: int) -> list[Block]:
-    head, rows = block.cells[0], block.cells[1:]
-    room = max(1, size - len(render(replace(block, cells=(head,)))) - 1)
+    head = block.cells[0]
+    limit = max(1, size - len(render(replace(block, cells=(head,)))) - 1)
     parts: list[Block] = []
     used = size
-    for row in rows:
+    for row in block.cells[1:]:
         length = sum(map(len, row)) + 3 * len(row) + 2
-        if length > room:  # not even alone under the header: as text, which can be cut anywhere
-            told = "\n".join(f"{name}: {cell}" for name, cell in zip(head, row, strict=True) if cell)
-            parts += _cut(Block("paragraph", told, 0, block.page), size)
+        if length > limit:  # too long even alone below the header: as text, which can be cut anywhere
+            text = "\n".join(f"{name}: {cell}" for name, cell in zip(head, row, strict=True) if cell)
+            parts += _cut(Block("paragraph", text, 0, block.page), size)
             used = size
-        elif used + length > room:
+        elif used + length > limit:
             parts.append(replace(block, cells=(head, row)))
             used = length
         else:
@@ -172,7 +172,8 @@ def _packed(parts: Sequence[str], size: int, between: int) -> Iterator[list[str]
     for part in parts:
         if run and used + len(part) + between > size:
             yield run
-            run, used = [], 0
+            run = []
+            used = 0
         run.append(part)
         used += len(part) + between
     if run:
@@ -180,20 +181,27 @@ def _packed(parts: Sequence[str], size: int, between: int) -> Iterator[list[str]
 
 
 def _chopped(text: str, size: int) -> Iterator[str]:
-    """The text in pieces of at most `size`, cut at a space where there is one in the second half."""
-    at = 0
-    while len(text) - at > size:
-        cut = text.rfind(" ", at + size // 2, at + size)
-        cut = at + size if cut < 0 else cut
-        yield text[at:cut]
-        at = cut
-        while at < len(text) and text[at].isspace():
-            at += 1
-    yield text[at:]
+    """Yield pieces of at most `size` characters, cut at a space if there is one in the second half."""
+    start = 0
+    while len(text) - start > size:
+        end = text.rfind(" ", start + size // 2, start + size)
+        end = start + size if end < 0 else end
+        yield text[start:end]
+        start = end
+        while start < len(text) and text[start].isspace():
+            start += 1
+    yield text[start:]
 
 
 def repeated(documents: Sequence[Sequence[Block]]) -> frozenset[str]:
-    """Texts that stand in more than half of at least five documents: what the site or the maker put on every page."""
+    """Find boilerplate: texts that occur in more than half of at least five documents.
+
+    Args:
+        documents: the blocks of each document.
+
+    Returns:
+        Normalized texts (see `plain`), to be passed to `without`.
+    """
     if len(documents) < 5:
         return frozenset()
     counts: dict[str, int] = {}
@@ -204,5 +212,5 @@ def repeated(documents: Sequence[Sequence[Block]]) -> frozenset[str]:
 
 
 def without(blocks: Sequence[Block], texts: frozenset[str]) -> list[Block]:
-    """The blocks whose text is none of these."""
+    """Drop paragraphs, items and terms with one of these normalized texts."""
     return [block for block in blocks if block.kind in ("heading", "table", "code") or plain(block.text) not in texts]

@@ -1,4 +1,4 @@
-"""Many files converted, each by a process of its own kind that may die or hang without harm."""
+"""Conversion of many files in worker processes that may crash or hang without harm."""
 
 from __future__ import annotations
 
@@ -18,26 +18,36 @@ from typing import IO, Any
 from tunesmith.data.collect.document import Document, from_json
 from tunesmith.data.cores import cores
 
-# A page that takes longer than this never comes.
+# Seconds without a result after which a worker is considered stuck.
 SILENCE = 90.0
 PACKAGE = Path(__file__).resolve().parents[3]
-# What Python and the parsers need to start. Keys and tokens stay outside the process that opens files of others.
+# Environment variables that Python and the parsers need. Keys and tokens are kept from processes that open untrusted
+# files.
 PASSED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "HOME", "VIRTUAL_ENV")
 
 
 @dataclass(frozen=True, slots=True)
 class Converted:
-    """What became of a file: a document, or why there is none (`finding; cure`)."""
+    """The result for one file: a document or an error."""
 
     path: Path
     document: Document | None
-    error: str = ""
+    error: str = ""  # `problem; fix`
 
 
 def convert_all(
     paths: Sequence[Path], *, heard: Callable[[Path, int], None] = lambda path, page: None, silence: float = SILENCE
 ) -> Iterator[Converted]:
-    """Every file as it is ready, in no order; `heard` is told of each page of the longer ones."""
+    """Convert files in up to four worker processes.
+
+    Args:
+        paths: the files.
+        heard: called with the path and the page number after each page of a PDF.
+        silence: seconds without a result after which a worker is stopped and its file fails.
+
+    Yields:
+        The result of each file, in the order of completion.
+    """
     count = max(1, min(len(paths), cores(), 4))
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     workers = [_Worker(silence) for _ in range(count)]
@@ -65,7 +75,7 @@ def convert_all(
 
 
 class _Worker:
-    """One process, started when it is first needed and again after it died."""
+    """A worker process, started when it is first needed and again after a crash."""
 
     def __init__(self, silence: float) -> None:
         self.silence = silence
@@ -74,9 +84,9 @@ class _Worker:
         self._stopped = False
 
     def convert(self, path: Path, heard: Callable[[Path, int], None]) -> Converted:
-        """The file as a document, or the reason why not."""
+        """Convert one file."""
         if self._stopped:
-            return Converted(path, None, "not converted, since the command was stopped; run it again")
+            return Converted(path, None, "not converted: the command was stopped; run it again")
         if self._process is None:
             self._start()
         process = self._process
@@ -86,25 +96,25 @@ class _Worker:
             process.stdin.write(json.dumps(str(path.resolve())) + "\n")
             process.stdin.flush()
         except OSError:
-            return self._lost(path, "its reader ended before it began; run the command again")
+            return self._failed(path, "the worker process ended before it started; run the command again")
         while True:
             try:
                 line = self._lines.get(timeout=self.silence)
             except queue.Empty:
-                return self._lost(path, f"nothing came out of it for {self.silence:.0f} s; split it or save it as text")
+                return self._failed(path, f"no result within {self.silence:.0f} s; split it or save it as text")
             if not line:
-                return self._lost(path, "its reader broke down over it; open it and save it anew")
-            said: dict[str, Any] = json.loads(line)
-            if "page" in said:
-                heard(path, said["page"])
-            elif "document" in said:
-                return Converted(path, from_json(said["document"]))
+                return self._failed(path, "the worker process crashed on this file; open it and save it again")
+            message: dict[str, Any] = json.loads(line)
+            if "page" in message:
+                heard(path, message["page"])
+            elif "document" in message:
+                return Converted(path, from_json(message["document"]))
             else:
-                return Converted(path, None, said["error"])
+                return Converted(path, None, message["error"])
 
     def _start(self) -> None:
         passed = {name: os.environ[name] for name in PASSED if name in os.environ}
-        # -P: a file in the working folder must not be imported in a library's place.
+        # -P: a file in the working folder must not shadow a library.
         command = [sys.executable, "-P", "-m", "tunesmith.data.collect.worker"]
         self._process = subprocess.Popen(
             command,
@@ -119,19 +129,21 @@ class _Worker:
         assert self._process.stdout is not None
         threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
 
-    def _lost(self, path: Path, why: str) -> Converted:
+    def _failed(self, path: Path, error: str) -> Converted:
         self._end()
-        return Converted(path, None, why)
+        return Converted(path, None, error)
 
     def _end(self) -> None:
-        process, self._process = self._process, None
+        process = self._process
+        self._process = None
         if process is None:
             return
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                _close(pipe)
+                with suppress(OSError):  # closing flushes what is still buffered, but the process has ended
+                    pipe.close()
 
     def stop(self) -> None:
         """End the process."""
@@ -140,15 +152,10 @@ class _Worker:
 
 
 def _read(pipe: IO[str], lines: queue.SimpleQueue[str]) -> None:
-    """Pass lines on; an empty one says that there are no more."""
+    """Put the lines of a pipe into a queue, and an empty one at the end."""
     try:
         for line in pipe:
             lines.put(line)
     except (OSError, ValueError):
-        pass  # closed by `stop` while it was read
+        pass  # closed by `stop` during the read
     lines.put("")
-
-
-def _close(pipe: IO[str]) -> None:
-    with suppress(OSError):  # the process is gone, and what was still to be written to it with it
-        pipe.close()

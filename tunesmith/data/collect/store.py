@@ -1,4 +1,4 @@
-"""What `collect` keeps beside its rows, so that a second time only what changed is done again."""
+"""Cache of `tunesmith collect` next to its output, so that only changed documents are processed again."""
 
 from __future__ import annotations
 
@@ -12,79 +12,88 @@ from tunesmith.data.collect.document import Document, from_json, to_json
 from tunesmith.data.files import sha256_of_file, write_whole, writing
 from tunesmith.errors import DataError
 
-FOLDER, KEPT = "collected", "documents"
+FOLDER = "collected"
+KEPT = "documents"
 
 
 @dataclass(frozen=True, slots=True)
 class CollectStore:
-    """The file of rows, `manual.jsonl`, and what lies in the folder `collected` beside it.
+    """An output file such as `manual.jsonl`, and the folder `collected` next to it.
 
-    There are the converted documents by their digest, which all files of rows in one place share, and for each file
-    of rows the account of its last time (`manual.json`) and the replies of models (`manual.replies.jsonl`).
+    The folder contains the converted documents by digest, shared by all output files in the same folder, and for each
+    output file the summary of its last run (`manual.json`) and the replies of models (`manual.replies.jsonl`).
     """
 
     rows: Path
 
     @property
     def folder(self) -> Path:
-        """The folder beside the rows."""
+        """The folder of the cache."""
         return self.rows.parent / FOLDER
 
     @property
     def replies(self) -> Path:
-        """Where the replies of models are kept."""
+        """The file with the replies of models."""
         return self.folder / f"{self.rows.stem}.replies.jsonl"
 
     def check(self) -> None:
-        """Nothing where the rows may be written; DataError where that would lose what somebody else wrote."""
+        """Raise DataError if writing the rows would overwrite a file that collect did not write."""
         if self.rows.suffix != ".jsonl":
             raise DataError(f"{self.rows}: rows are written as JSON lines; give a name that ends in .jsonl")
         try:
-            held = sha256_of_file(self.rows) if self.rows.exists() else ""
+            digest = sha256_of_file(self.rows) if self.rows.exists() else ""
         except OSError as error:
             raise DataError(f"{self.rows}: cannot be read ({error.strerror}); give another --out") from error
-        if held and held != self.about().get("sha256"):
-            raise DataError(f"{self.rows}: not as collect left it, and kept as it is; give another --out, or move it")
+        if digest and digest != self.about().get("sha256"):
+            raise DataError(f"{self.rows}: changed since collect wrote it; give another --out, or move this file")
 
     def about(self) -> dict[str, Any]:
-        """The account of the last time; empty where there is none that can be read."""
-        return _account(self._about)
+        """Return the summary of the last run, or an empty dictionary if it cannot be read."""
+        return _summary(self._about)
 
     def document(self, kept: str) -> Document | None:
-        """The document that a file, kept under its digest and ending, was turned into, if this version did."""
+        """Return a cached document, or None if it is missing, damaged or was written by another version.
+
+        Args:
+            kept: the cache key, see `Source.kept`.
+        """
         try:
             return from_json(json.loads(self._document(kept).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
-            return None  # absent, of another version or damaged: it is made again
+            return None
 
     def keep(self, kept: str, document: Document) -> None:
-        """Keep a document for the next time. Raises DataError."""
+        """Cache a document; raise DataError if it cannot be written."""
         self._make(self._document(kept).parent)
         write_whole(self._document(kept), json.dumps(to_json(document), ensure_ascii=False))
 
     def write(self, rows: Iterable[Mapping[str, object]], about: Mapping[str, Any]) -> None:
-        """The rows, and the account of how they came about. Raises DataError."""
+        """Write the rows and the summary of the run, and delete documents that no output file needs.
+
+        Args:
+            rows: the rows.
+            about: the summary. Its `documents` are the cache keys of the documents that the rows were made from.
+
+        Raises:
+            DataError: a file or folder cannot be written.
+        """
         self._make(self.folder)
         write_whole(self.rows, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        page = {**about, "sha256": sha256_of_file(self.rows)}
-        write_whole(self._about, json.dumps(page, ensure_ascii=False, indent=1) + "\n")
+        summary = {**about, "sha256": sha256_of_file(self.rows)}
+        write_whole(self._about, json.dumps(summary, ensure_ascii=False, indent=1) + "\n")
         with writing(self.folder):
-            self._forget()
+            summaries = [_summary(path) for path in self.folder.glob("*.json")]
+            needed = {f"{kept}.json" for summary in summaries for kept in summary.get("documents", ())}
+            for path in (self.folder / KEPT).glob("*.json"):
+                if path.name not in needed:
+                    path.unlink()
 
     def _make(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            cure = "give --out a file in another folder, or move what is in the way"
-            raise DataError(f"{folder}: no folder can be made there ({error.strerror}); {cure}") from error
-
-    def _forget(self) -> None:
-        """Drop the documents that no file of rows here was made from."""
-        accounts = [_account(path) for path in self.folder.glob("*.json")]
-        wanted = {f"{kept}.json" for account in accounts for kept in account.get("documents", ())}
-        for path in (self.folder / KEPT).glob("*.json"):
-            if path.name not in wanted:
-                path.unlink()
+            fix = "give --out a file in another folder, or move what is in the way"
+            raise DataError(f"{folder}: cannot create this folder ({error.strerror}); {fix}") from error
 
     @property
     def _about(self) -> Path:
@@ -94,7 +103,7 @@ class CollectStore:
         return self.folder / KEPT / f"{kept}.json"
 
 
-def _account(path: Path) -> dict[str, Any]:
+def _summary(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Questions and answers that a page states for machines: schema.org FAQPage as JSON-LD and as microdata."""
+"""Extraction of schema.org questions and answers (FAQPage), from JSON-LD and microdata."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from tunesmith.data.collect.document import QuestionAnswer
 
-DEEPEST = 40
+DEEPEST = 40  # nested JSON values
 
 
 def schema_pairs(root: Any) -> Iterator[QuestionAnswer]:
-    """Every question with its answer in the page's JSON-LD; what is not JSON is passed over."""
+    """Yield every question with its answer in the JSON-LD of a page; invalid JSON is skipped."""
     for script in root.iter("script"):
         if (script.get("type") or "").strip().lower() != "application/ld+json":
             continue
@@ -24,7 +24,7 @@ def schema_pairs(root: Any) -> Iterator[QuestionAnswer]:
 
 
 def _questions(value: Any, depth: int) -> Iterator[QuestionAnswer]:
-    """Questions anywhere inside a JSON value."""
+    """Yield the questions anywhere inside a JSON value."""
     if depth == 0:
         return
     if isinstance(value, list):
@@ -33,7 +33,8 @@ def _questions(value: Any, depth: int) -> Iterator[QuestionAnswer]:
     elif isinstance(value, dict):
         kinds = value.get("@type")
         if "Question" in (kinds if isinstance(kinds, list) else [kinds]):
-            question, answer = _word(value, "name", "text"), _answer(value)
+            question = _first_text(value, "name", "text")
+            answer = _answer(value)
             if question and answer:
                 yield QuestionAnswer(question, answer)
         for item in value.values():
@@ -41,26 +42,26 @@ def _questions(value: Any, depth: int) -> Iterator[QuestionAnswer]:
 
 
 def _answer(question: dict[str, Any]) -> str:
-    """The accepted answer, else the first that somebody suggested."""
+    """Return the accepted answer, else the first suggested one."""
     for key in ("acceptedAnswer", "suggestedAnswer"):
-        found = question.get(key)
-        first = found[0] if isinstance(found, list) and found else found
-        if isinstance(first, dict) and (text := _word(first, "text", "name")):
+        answers = question.get(key)
+        first = answers[0] if isinstance(answers, list) and answers else answers
+        if isinstance(first, dict) and (text := _first_text(first, "text", "name")):
             return text
     return ""
 
 
-def _word(value: dict[str, Any], *keys: str) -> str:
+def _first_text(value: dict[str, Any], *keys: str) -> str:
     return next((value[key] for key in keys if isinstance(value.get(key), str) and value[key].strip()), "")
 
 
 def microdata_pairs(root: Any) -> Iterator[QuestionAnswer]:
-    """Every question that the page marks with `itemtype` and `itemprop`, its parts as HTML."""
+    """Yield every question marked with `itemtype` and `itemprop`; answers are HTML."""
     from lxml import etree
 
     for item in root.xpath(".//*[contains(@itemtype, 'schema.org/Question')]"):
         name = item.xpath(".//*[@itemprop='name']")
         text = item.xpath(".//*[contains(@itemtype, 'schema.org/Answer')]//*[@itemprop='text']")
         if name and text:
-            inside = (text[0].text or "") + "".join(etree.tostring(child, encoding="unicode") for child in text[0])
-            yield QuestionAnswer(" ".join("".join(name[0].itertext()).split()), inside)
+            answer = (text[0].text or "") + "".join(etree.tostring(child, encoding="unicode") for child in text[0])
+            yield QuestionAnswer(" ".join("".join(name[0].itertext()).split()), answer)

@@ -1,4 +1,4 @@
-"""How a model is asked for rows, and its reply taken apart. A file may bring templates of its own."""
+"""Prompt templates for synthetic rows, and parsing of the replies. YAML files can define further templates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 import yaml
 
 from tunesmith.data.collect.document import tidy
-from tunesmith.data.examples import Message
+from tunesmith.data.turns import Message
 from tunesmith.errors import DataError
 
 Form = Literal["pairs", "text", "calls"]
@@ -21,7 +21,7 @@ SYSTEM = (
     "Say nothing that the passage does not say."
 )
 _PAIRS_END = "Write each as two lines and nothing else:\nQ: the question\nA: the answer"
-# In which way a fact is said again: facts that were read in one wording are found again in that wording only
+# Styles of the paraphrases. A model that has read a fact in a single wording can recall it in that wording only
 # (Allen-Zhu and Li 2023, arXiv 2309.14316, section 4).
 STYLES = (
     "in plain words, as a work of reference would",
@@ -34,15 +34,11 @@ STYLES = (
 
 @dataclass(frozen=True, slots=True)
 class WritingTemplate:
-    """A way to ask. `{passage}`, `{title}`, `{count}`, `{style}` and `{examples}` in the prompt are filled in.
-
-    Replies of the form `pairs` are lines of Q: and A:, of `calls` the same with a call as JSON for an answer,
-    of `text` the row itself.
-    """
+    """A prompt for synthetic rows."""
 
     name: str
-    form: Form
-    prompt: str
+    form: Form  # of the reply. pairs: lines of Q: and A:; calls: the same, with a JSON call as answer; text: the row
+    prompt: str  # {passage}, {title}, {count}, {style} and {examples} are replaced
     system: str = SYSTEM
 
 
@@ -70,27 +66,31 @@ TEMPLATES = (QUESTIONS, PARAPHRASES, CALLS)
 
 
 def template(name: str) -> WritingTemplate:
-    """The template of this name, or the one in a YAML file. Raises DataError."""
-    known = {each.name: each for each in TEMPLATES}
-    if name in known:
-        return known[name]
+    """Return a bundled template by name, or load one from a YAML file.
+
+    Raises:
+        DataError: the name is unknown, or the file is not a valid template.
+    """
+    bundled = {template.name: template for template in TEMPLATES}
+    if name in bundled:
+        return bundled[name]
     path = Path(name)
     if not path.is_file():
-        raise DataError(f"template {name!r}: not known; take {', '.join(known)}, or give a yaml file")
+        raise DataError(f"template {name!r}: unknown template; use {', '.join(bundled)}, or give a YAML file")
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{path.name}: no YAML ({' '.join(str(error).split())[:120]}); correct it") from error
+        raise DataError(f"{path.name}: invalid YAML ({' '.join(str(error).split())[:120]}); fix this line") from error
     if not isinstance(value, dict) or set(value) - {"form", "prompt", "system"}:
-        raise DataError(f"{path.name}: a template has form, prompt and perhaps system; write these keys alone")
+        raise DataError(f"{path.name}: expected the keys form, prompt and optionally system; remove all others")
     if value.get("form") not in FORMS or "{passage}" not in str(value.get("prompt")):
-        raise DataError(f"{path.name}: needs form ({', '.join(FORMS)}) and a prompt with {{passage}} in it; add them")
+        raise DataError(f"{path.name}: form ({', '.join(FORMS)}) or a prompt with {{passage}} is missing; add it")
     return WritingTemplate(path.stem, value["form"], str(value["prompt"]), str(value.get("system", SYSTEM)))
 
 
 @dataclass(frozen=True, slots=True)
 class Filling:
-    """What goes into a prompt."""
+    """The values of the placeholders of a prompt."""
 
     passage: str
     title: str
@@ -100,15 +100,15 @@ class Filling:
 
 
 def messages(template: WritingTemplate, filling: Filling) -> list[Message]:
-    """The turns that ask for rows; braces in the passage stay as they are."""
+    """Fill a template and return the messages; braces in the passage are not placeholders."""
     values = {"{passage}": filling.passage, "{title}": filling.title, "{count}": str(filling.count),
               "{style}": filling.style, "{examples}": filling.examples}  # fmt: skip
-    prompt = re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], template.prompt)
+    prompt = re.sub("|".join(map(re.escape, values)), lambda match: values[match[0]], template.prompt)
     return [Message("system", template.system), Message("user", prompt.strip())]
 
 
 def shown(rows: Sequence[tuple[str, str]]) -> str:
-    """Seed rows as examples of what is wanted; nothing for none."""
+    """Format seed rows as examples in the prompt; an empty string for none."""
     if not rows:
         return ""
     return "For example:\n" + "\n".join(f"Q: {question}\nA: {answer}" if question else answer
@@ -122,15 +122,15 @@ _LEAD = re.compile(r"^(?:sure|certainly|of course|here (?:is|are))\b[^\n]{0,120}
 
 
 def spoken(reply: str) -> str:
-    """A reply without the thoughts and the courtesies before it."""
+    """Remove thinking and an introductory line from a reply."""
     return _LEAD.sub("", _THOUGHT.sub("", reply).strip()).strip()
 
 
 def pairs_of(reply: str) -> list[tuple[str, str]]:
-    """Every question with its answer; a question without one is left out."""
-    found = []
+    """Parse every question with its answer; a question without an answer is dropped."""
+    pairs = []
     for part in _QUESTION.split(spoken(reply))[1:]:
         halves = _ANSWER.split(part, maxsplit=1)
         if len(halves) == 2 and halves[0].strip() and halves[1].strip():
-            found.append((" ".join(halves[0].split()).strip("* "), tidy(halves[1])))
-    return found
+            pairs.append((" ".join(halves[0].split()).strip("* "), tidy(halves[1])))
+    return pairs

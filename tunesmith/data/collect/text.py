@@ -1,4 +1,4 @@
-"""Plain text and Markdown as documents, and how bytes become text."""
+"""Conversion of plain text and Markdown, and detection of encodings."""
 
 from __future__ import annotations
 
@@ -18,29 +18,38 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# What DOS and old Macs wrote: a few accents of Windows look like it, and hardly a file is.
+# Encodings of DOS and old Macs. Windows text with a few accents is often mistaken for them, and such files are rare.
 _OLD = [
     *(f"cp{page}" for page in (437, 720, 737, 775, 850, 852, 855, 857, 858, *range(860, 867), 869, 1006, 1125)),
     *(f"mac_{name}" for name in ("cyrillic", "greek", "iceland", "latin2", "roman", "turkish")),
     "hp_roman8", "kz1048", "ptcp154",
 ]  # fmt: skip
-# By few letters these are taken for one another; in which languages it is the central European one.
+# These encodings are confused if there are few accents. In the languages below the central European ones are correct.
 _LATIN = ("cp1250", "cp1252", "cp1257", *(f"iso8859_{number}" for number in (2, 4, 10, 13, 14, 15, 16)), "latin_1")
 _CENTRAL = frozenset(
     ("Croatian", "Czech", "Hungarian", "Polish", "Romanian", "Slovak", "Slovene", "Estonian", "Lithuanian", "Latvian")
 )
-SAMPLE = 200_000  # bytes by which an encoding is told
-# Of the characters that are not ASCII; up to it a file is UTF-8 with a few broken bytes.
-LOST, BROKEN_SHARE = "\N{REPLACEMENT CHARACTER}", 0.25
+SAMPLE = 200_000  # bytes used to detect an encoding
+LOST = "\N{REPLACEMENT CHARACTER}"
+# Up to this share of broken bytes among the non-ASCII characters, a file is treated as damaged UTF-8.
+BROKEN_SHARE = 0.25
 _UNDERLINE = re.compile(r"([=\-~^\"'#*+`])\1{2,}\s*")
 _ITEM = re.compile(r"(\s*)(?:[-*+•◦▪·–]|(\d+|[a-z])[.)])\s+(?=\S)")
 _FRONT_MATTER = re.compile(r"\A(---|\+\+\+)[ \t]*\n(.*?)\n(?:\1|\.\.\.)[ \t]*\n", re.DOTALL)
 
 
 def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
-    """The text of a file, and a note where its encoding had to be guessed.
+    """Decode the bytes of a file.
 
-    Raises DataError for bytes that are no text.
+    Args:
+        data: the bytes.
+        declared: the encoding that the file declares; ignored if it is wrong.
+
+    Returns:
+        The text, and a note if the encoding was guessed or bytes are broken.
+
+    Raises:
+        DataError: the bytes are not text.
     """
     for mark, name in _MARKS:
         if data.startswith(mark):
@@ -49,13 +58,13 @@ def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
         try:
             return data.decode(declared), ""
         except (LookupError, UnicodeDecodeError):
-            pass  # a page that names the wrong encoding is read as if it named none
+            pass  # a wrong declaration is ignored
     try:
         text = data.decode()
     except UnicodeDecodeError:
         return _guessed(data)
     if "\x00" in text:
-        raise DataError("zero bytes, so it is no text; give a file of its real kind")
+        raise DataError("binary data (zero bytes) instead of text; rename the file to its real type")
     return text, ""
 
 
@@ -65,24 +74,24 @@ def _guessed(data: bytes) -> tuple[str, str]:
     text = data.decode(errors="replace")
     others = sum(not letter.isascii() for letter in text)
     if "\x00" not in text and (lost := text.count(LOST)) <= BROKEN_SHARE * others:
-        return text, f"bytes that are no UTF-8 at {lost} places, read as {LOST}; mend them"
-    found = from_bytes(_telling(data), cp_exclusion=_OLD).best()
-    if found is None:
-        raise DataError("bytes that are text in no encoding; save it as UTF-8")
-    western = found.encoding in _LATIN and found.language not in _CENTRAL
-    name = "cp1252" if western else found.encoding
-    return data.decode(name, errors="replace"), f"not UTF-8, read as {name}; look at its accents, or save it as UTF-8"
-
-
-def _telling(data: bytes) -> bytes:
-    """The lines that are not ASCII, by which encodings are told: the others look alike in all of them."""
-    if b"\x00" in data:  # two bytes a letter, whose lines end otherwise
-        return data[:SAMPLE]
-    return b"\n".join(line for line in data.split(b"\n") if not line.isascii())[:SAMPLE]
+        return text, f"invalid UTF-8 at {lost} positions, read as {LOST}; fix these characters"
+    # ASCII lines are equal in all encodings, so only the others are a useful sample. With zero bytes the encoding
+    # has two bytes per letter, and lines end differently.
+    lines = [data] if b"\x00" in data else [line for line in data.split(b"\n") if not line.isascii()]
+    best = from_bytes(b"\n".join(lines)[:SAMPLE], cp_exclusion=_OLD).best()
+    if best is None:
+        raise DataError("unknown text encoding; save it as UTF-8")
+    western = best.encoding in _LATIN and best.language not in _CENTRAL
+    name = "cp1252" if western else best.encoding
+    return data.decode(name, errors="replace"), f"not UTF-8, read as {name}; check its accents, or save it as UTF-8"
 
 
 def text_document(data: bytes) -> Document:
-    """Paragraphs, underlined headings, lists and indented code of a plain text; hard line ends are joined."""
+    """Convert paragraphs, underlined headings, lists and indented code of a plain text; hard line breaks are joined.
+
+    Raises:
+        DataError: the bytes are not text.
+    """
     text, note = decode(data)
     chunks = re.split(r"\n[ \t]*\n", clean(text.replace("\f", "\n\n")).expandtabs(4))
     ranks: list[str] = []
@@ -92,8 +101,9 @@ def text_document(data: bytes) -> Document:
 
 
 def _chunk(chunk: str, ranks: list[str]) -> list[Block]:
-    """The blocks of lines without a blank line between; `ranks` are the underlines met so far, outermost first."""
-    lines, found = deque(chunk.split("\n")), list[Block]()
+    """Return the blocks of consecutive lines; new underlines of headings are appended to `ranks`, outermost first."""
+    lines = deque(chunk.split("\n"))
+    headings = list[Block]()
     while len(lines) > 1:
         if len(lines) > 2 and _UNDERLINE.fullmatch(lines[0]) and _UNDERLINE.fullmatch(lines[2]):
             lines.popleft()
@@ -102,44 +112,40 @@ def _chunk(chunk: str, ranks: list[str]) -> list[Block]:
         mark, heading = lines[1].strip()[0], one_line(lines[0])
         if mark not in ranks:
             ranks.append(mark)
-        found.append(Block("heading", heading, min(6, ranks.index(mark) + 1)))
+        headings.append(Block("heading", heading, min(6, ranks.index(mark) + 1)))
         lines.popleft()
         lines.popleft()
-    return [*found, *_rest(list(lines))]
+    return [*headings, *_body(list(lines))]
 
 
-def _rest(lines: list[str]) -> list[Block]:
-    """The blocks of lines under all headings."""
+def _body(lines: list[str]) -> list[Block]:
+    """Return the blocks below the headings: list items, code or a paragraph."""
     if not any(line.strip() for line in lines):
         return []
     if _ITEM.match(lines[0]):
         return _items(lines)
     if all(line.startswith("    ") or not line.strip() for line in lines):
-        return [Block("code", _dedent(lines))]
+        indent = min(len(line) - len(line.lstrip()) for line in lines if line.strip())
+        return [Block("code", "\n".join(line[indent:].rstrip() for line in lines))]
     return [Block("paragraph", one_line("\n".join(lines)))]
 
 
 def _items(lines: list[str]) -> list[Block]:
-    """List items; a line that is further in goes on with the item before."""
-    found: list[tuple[int, str]] = []
+    """Return list items; a line without a bullet continues the item before."""
+    items: list[tuple[int, str]] = []
     for line in lines:
-        start = _ITEM.match(line)
-        if start:
-            mark = f"{start[2]}. " if start[2] else ""
-            found.append((len(start[1]) // 2, mark + line[start.end() :]))
+        bullet = _ITEM.match(line)
+        if bullet:
+            mark = f"{bullet[2]}. " if bullet[2] else ""
+            items.append((len(bullet[1]) // 2, mark + line[bullet.end() :]))
         else:
-            level, text = found[-1]
-            found[-1] = (level, f"{text} {line}")
-    return [Block("item", one_line(text), min(level, 5)) for level, text in found]
+            level, text = items[-1]
+            items[-1] = (level, f"{text} {line}")
+    return [Block("item", one_line(text), min(level, 5)) for level, text in items]
 
 
-def _dedent(lines: list[str]) -> str:
-    least = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
-    return "\n".join(line[least:].rstrip() for line in lines)
-
-
-def _are_keys(mark: str, text: str) -> bool:
-    """Whether a text is the keys and values of a front matter, not what stands between two rules."""
+def _is_front_matter(mark: str, text: str) -> bool:
+    """Return whether a text contains keys and values, and is not just text between two horizontal rules."""
     import yaml
 
     try:
@@ -149,14 +155,14 @@ def _are_keys(mark: str, text: str) -> bool:
 
 
 def markdown_document(data: bytes) -> Document:
-    """A Markdown file, its raw HTML and tables included; a front matter is left out."""
+    """Convert a Markdown file, with raw HTML and tables and without its front matter."""
     from markdown_it import MarkdownIt
 
     from tunesmith.data.collect.html import html_document
 
     text, note = decode(data)
     text = _FRONT_MATTER.sub(
-        lambda found: "" if _are_keys(found[1], found[2]) else found[0], text.replace("\r\n", "\n")
+        lambda match: "" if _is_front_matter(match[1], match[2]) else match[0], text.replace("\r\n", "\n")
     )
     page = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text)
     document = html_document(page.encode("utf-8", errors="replace"), declared="utf-8")

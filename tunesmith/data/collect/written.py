@@ -1,4 +1,4 @@
-"""Rows that a model writes from passages: asked by template, checked against the passage, told apart from the rest."""
+"""Synthetic rows: a model generates them from passages by template, and each is checked against its passage."""
 
 from __future__ import annotations
 
@@ -18,69 +18,75 @@ from tunesmith.data.collect.passages import passages
 from tunesmith.data.collect.rows import DocumentPart, Made
 from tunesmith.data.collect.templates import STYLES, Filling, WritingTemplate, messages, pairs_of, shown, spoken
 from tunesmith.data.collect.tools import describe
-from tunesmith.data.examples import Message
 from tunesmith.data.files import writing
+from tunesmith.data.turns import Message
 from tunesmith.errors import DataError
 
 ORIGIN = "synthetic"
-SHOWN_SEEDS = 3
-# Two questions about one document that are this alike, of 100, are one.
+SHOWN_SEEDS = 3  # example rows per prompt
+# rapidfuzz ratio (0 to 100) from which two questions about one document are near-duplicates.
 ALIKE = 92.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model replied, and whether it came to its end."""
+    """The reply of a model."""
 
     text: str
-    finished: bool = True
+    finished: bool = True  # False: cut at the token limit
 
 
-# Answers with the place of their question, as they come.
+# Sends prompts and yields the index of a prompt and its answer, in the order of completion.
 Ask = Callable[[Sequence[Sequence[Message]]], Iterator[tuple[int, Answer]]]
 
 
 @dataclass(frozen=True, slots=True)
 class WriterQuestion:
-    """One question to the model, and what is needed to check and place what comes back."""
+    """One request to the model, with everything needed to check the reply and to build rows from it."""
 
     template: WritingTemplate
     messages: tuple[Message, ...]
     part: DocumentPart
     passage: str
     page: int | None
-    tool: Tool | None = None
-    source: str = ""  # rows of the same are kin: see `kin.linked`
+    tool: Tool | None = None  # for templates of the form `calls`
+    source: str = ""  # rows with equal source stay in one split, see `kin.linked`
 
 
 @dataclass(frozen=True, slots=True)
 class WritingOptions:
-    """What to ask for: per passage `count` pairs or paraphrases, over at most `limit` passages, drawn by `seed`."""
+    """Options for synthetic rows."""
 
     templates: tuple[WritingTemplate, ...]
-    count: int
-    seeds: tuple[tuple[str, str], ...]
-    size: int
-    limit: int
+    count: int  # pairs or paraphrases per passage
+    seeds: tuple[tuple[str, str], ...]  # example rows (question, answer) for the prompts
+    size: int  # characters of a passage
+    limit: int  # passages sampled per template, 0 for all
     seed: int
 
 
-def requests(parts: Sequence[DocumentPart], wanted: WritingOptions) -> list[WriterQuestion]:
-    """Every question to the model, in a fixed order."""
-    chance = random.Random(f"collect/{wanted.seed}")
-    found: list[WriterQuestion] = []
-    for template in wanted.templates:
-        places = list(_tools(parts) if template.form == "calls" else _passages(parts, wanted.size))
-        if wanted.limit and len(places) > wanted.limit:
-            chosen = sorted(chance.sample(range(len(places)), wanted.limit))
-            places = [places[i] for i in chosen]
-        for part, passage, page, tool in places:
-            examples = shown(chance.sample(wanted.seeds, min(SHOWN_SEEDS, len(wanted.seeds))))
+def requests(parts: Sequence[DocumentPart], options: WritingOptions) -> list[WriterQuestion]:
+    """Build all requests to the model, in a fixed order.
+
+    Args:
+        parts: the documents.
+        options: templates, passages and random seed.
+    """
+    rng = random.Random(f"collect/{options.seed}")
+    questions: list[WriterQuestion] = []
+    for template in options.templates:
+        candidates = list(_tools(parts) if template.form == "calls" else _passages(parts, options.size))
+        if options.limit and len(candidates) > options.limit:
+            indices = sorted(rng.sample(range(len(candidates)), options.limit))
+            candidates = [candidates[i] for i in indices]
+        for part, passage, page, tool in candidates:
+            examples = shown(rng.sample(options.seeds, min(SHOWN_SEEDS, len(options.seeds))))
             title = part.document.title or part.doc_id
-            for style in STYLES[: wanted.count] if template.form == "text" else STYLES[:1]:
-                filling = Filling(passage, title, wanted.count, style, examples)
-                found.append(WriterQuestion(template, tuple(messages(template, filling)), part, passage, page, tool))
-    return found
+            for style in STYLES[: options.count] if template.form == "text" else STYLES[:1]:
+                filling = Filling(passage, title, options.count, style, examples)
+                turns = tuple(messages(template, filling))
+                questions.append(WriterQuestion(template, turns, part, passage, page, tool))
+    return questions
 
 
 def _passages(parts: Sequence[DocumentPart], size: int) -> Iterator[tuple[DocumentPart, str, int | None, Tool | None]]:
@@ -95,25 +101,31 @@ def _tools(parts: Sequence[DocumentPart]) -> Iterator[tuple[DocumentPart, str, i
             yield part, markdown(describe(tool)), None, tool
 
 
-def answered(wanted: Sequence[WriterQuestion], ask: Ask, kept: Path, writer: str) -> list[Answer]:
-    """The answer to each request. Those in `kept` are not asked for again; each new one is added as it comes.
+def answered(asked: Sequence[WriterQuestion], ask: Ask, cache: Path, writer: str) -> list[Answer]:
+    """Return the answer to each request; earlier answers are read from a file, and new ones appended to it.
 
-    Raises DataError where they cannot be kept, before anything is asked for.
+    Args:
+        asked: the requests.
+        ask: sends prompts to the model.
+        cache: file of answers, as JSON lines.
+        writer: identity of the model and its options, part of the cache key.
+
+    Raises:
+        DataError: the file cannot be read or written; checked before the first request.
     """
-    known = _read(kept)
-    keys = [_key(request, writer) for request in wanted]
-    missing = [i for i, key in enumerate(keys) if key not in known]
+    answers = _read(cache)
+    keys = [_key(request, writer) for request in asked]
+    missing = [i for i, key in enumerate(keys) if key not in answers]
     if missing:
-        _add(kept, "\n" if known else "")  # ends a last line that was cut
-        for place, answer in ask([wanted[i].messages for i in missing]):
-            key = keys[missing[place]]
-            known[key] = answer
-            _add(kept, json.dumps({"key": key, "text": answer.text, "finished": answer.finished}) + "\n")
-    return [known[key] for key in keys]
+        _append(cache, "\n" if answers else "")  # terminates a last line that was cut off
+        for index, answer in ask([asked[i].messages for i in missing]):
+            key = keys[missing[index]]
+            answers[key] = answer
+            _append(cache, json.dumps({"key": key, "text": answer.text, "finished": answer.finished}) + "\n")
+    return [answers[key] for key in keys]
 
 
-def _add(path: Path, text: str) -> None:
-    """The text at the end of the file. Raises DataError."""
+def _append(path: Path, text: str) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
@@ -126,80 +138,84 @@ def _key(request: WriterQuestion, writer: str) -> str:
 
 
 def _read(path: Path) -> dict[str, Answer]:
-    """The answers of earlier times; a last line that was cut is asked for again."""
-    known: dict[str, Answer] = {}
+    """Read cached answers by key; a last line that was cut off is ignored."""
+    answers: dict[str, Answer] = {}
     try:
         lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); move it away, and all is asked for again") from error
+        raise DataError(f"{path}: cannot be read ({error}); move it to generate all answers again") from error
     for line in lines:
         try:
             value = json.loads(line)
-            known[value["key"]] = Answer(str(value["text"]), bool(value["finished"]))
+            answers[value["key"]] = Answer(str(value["text"]), bool(value["finished"]))
         except (ValueError, KeyError, TypeError):
             continue
-    return known
+    return answers
 
 
 def written_rows(asked: Sequence[WriterQuestion], answers: Sequence[Answer]) -> tuple[list[Made], Counter[str]]:
-    """The rows that pass every check, and for the others how many were left out for which reason."""
-    left_out: Counter[str] = Counter()
+    """Build rows from the answers and check them.
+
+    Args:
+        asked: the requests.
+        answers: one answer per request.
+
+    Returns:
+        The rows that pass every check, and the number of rejected rows by reason.
+    """
+    rejected: Counter[str] = Counter()
     rows: list[Made] = []
     for request, answer in zip(asked, answers, strict=True):
-        for row, fault in _rows(request, answer):
-            if fault:
-                left_out[fault] += 1
+        for row, reason in _rows(request, answer):
+            if reason:
+                rejected[reason] += 1
             else:
                 rows.append(row)
-    return _distinct(rows, left_out), left_out
+    return _distinct(rows, rejected), rejected
 
 
 def _rows(request: WriterQuestion, answer: Answer) -> Iterator[tuple[Made, str]]:
-    """What an answer holds, each with the reason not to keep it."""
+    """Yield the rows of an answer, each with the reason to reject it or an empty string."""
     origin = request.part.origin(ORIGIN, request.page) | {"template": request.template.name}
     origin |= {"source_id": request.source} if request.source else {}
     if request.template.form == "text":
         text = tidy(spoken(answer.text))
-        fault = fault_of_text(text, _body(request.passage)) if answer.finished else "cut at the longest answer"
-        yield {"text": text, **origin}, fault
+        # The first line of a passage contains only the headings above it.
+        head, _, body = request.passage.partition("\n\n")
+        passage = body if body and "\n" not in head else request.passage
+        yield {"text": text, **origin}, fault_of_text(text, passage) if answer.finished else "cut at the longest answer"
         return
     pairs = pairs_of(answer.text)
     if not answer.finished:
         pairs = pairs[:-1]
     if not pairs:
         yield {}, "no question and answer in the reply"
-    for question, said in pairs:
+    for question, reply in pairs:
         if request.tool is None:
-            source = f"{request.part.document.title}\n{request.passage}"  # the model was told the title too
-            yield {"question": question, "answer": said, **origin}, fault_of_pair(question, said, source)
+            source = f"{request.part.document.title}\n{request.passage}"  # the prompt contains the title too
+            yield {"question": question, "answer": reply, **origin}, fault_of_pair(question, reply, source)
         else:
-            call, fault = checked_call(question, said, request.tool)
-            yield {"question": question, "answer": call, **origin}, fault
+            call, reason = checked_call(question, reply, request.tool)
+            yield {"question": question, "answer": call, **origin}, reason
 
 
-def _body(passage: str) -> str:
-    """The passage without the headings that lead to it."""
-    head, _, body = passage.partition("\n\n")
-    return body if body and "\n" not in head else passage
-
-
-def _distinct(rows: Sequence[Made], left_out: Counter[str]) -> list[Made]:
-    """The rows without copies, near copies, and questions that two passages answer in different ways."""
+def _distinct(rows: Sequence[Made], rejected: Counter[str]) -> list[Made]:
+    """Remove near-duplicates, and questions with contradicting answers; the reasons are counted in `rejected`."""
     answers: dict[str, set[str]] = {}
     for row in rows:
         if "question" in row:
             answers.setdefault(plain(str(row["question"])), set()).add(plain(str(row["answer"])))
-    kept: list[Made] = []
-    seen: dict[str, list[str]] = {}
+    distinct: list[Made] = []
+    texts_of: dict[str, list[str]] = {}
     for row in rows:
         text = plain(str(row.get("question") or row["text"]))
         if len(answers.get(text, ())) > 1:
-            left_out["asked twice with other answers"] += 1
+            rejected["asked twice with other answers"] += 1
             continue
-        near = seen.setdefault(str(row["doc_id"]), [])
-        if process.extractOne(text, near, scorer=fuzz.ratio, score_cutoff=ALIKE):
-            left_out["copy of another row"] += 1
+        earlier = texts_of.setdefault(str(row["doc_id"]), [])
+        if process.extractOne(text, earlier, scorer=fuzz.ratio, score_cutoff=ALIKE):
+            rejected["copy of another row"] += 1
             continue
-        near.append(text)
-        kept.append(row)
-    return kept
+        earlier.append(text)
+        distinct.append(row)
+    return distinct
