@@ -13,7 +13,8 @@ from tests.golden.frozen import HERE, RECORD
 def main() -> int:
     """Run the golden tests in recording mode and return pytest's exit code."""
     os.environ[RECORD] = "1"
-    return int(pytest.main(["-q", "-p", "no:cacheprovider", str(HERE), *sys.argv[1:]]))
+    words = sys.argv[1:] or [str(HERE)]
+    return int(pytest.main(["-q", "-p", "no:cacheprovider", *words]))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ import torch
 import transformers
 
 import tunesmith as ts
+from tests.golden.frozen import check, differences, load, recording
+from tests.tiny import DECODERS, tiny_decoder, tiny_encoder
 
 Rows = Sequence[dict[str, Any]]
 PAGE_WORDS = ("server", "table", "index", "vacuum", "query", "planner")
@@ -88,62 +90,59 @@ LORA = {"kind": "lora", "rank": 4}
 def _run(
     model: str, rows: Callable[[], Rows], objective: Any, technique: Any = LORA, *, rate: float = 0.02, **more: Any
 ) -> dict[str, Any]:
-    schedule = {"learning_rate": rate, "epochs": 2, "batch_rows": 8, "probe": False, **more.pop("schedule", {})}
+    schedule = {"learning_rate": rate, "epochs": 2, "batch_rows": 8, "save_steps": 0, "probe": False}
+    schedule |= more.pop("schedule", {})
     settings = {"objective": objective, "technique": technique, "schedule": schedule, **more}
     return {"model": model, "rows": rows, "settings": settings}
 
 
+SHORT_ANSWERS = {"kind": "instruct", "max_new_tokens": 8}
+RL = {"kind": "rl", "reward": "rules.py:short", "group": 4, "max_new_tokens": 6}
+TASKS = {
+    "mood": {"objective": {"kind": "classify", "instruction": "Good?"}, "data": {"train": "mood.jsonl"}},
+    "count": {"objective": SHORT_ANSWERS, "data": {"train": "count.jsonl"}},
+    "liked": {"objective": {"kind": "preference", "loss": "kto"}, "data": {"train": "liked.jsonl"}},
+}
 ON_PAGES = {"max_tokens": 48, "group": "doc", "test": 0.3}
 
-# Name of the run -> tiny model, rows and settings of the recipe. The cheapest come first.
-RUNS: dict[str, dict[str, Any]] = {
-    "classify-linear-full-encoder": _run("bert", reviews, "classify", "full", rate=0.01),
-    "classify-linear-lora-encoder": _run("bert", reviews, "classify", LORA),
+# Name of the run -> tiny model, rows and settings of the recipe: one per objective and family, for every landing ...
+QUICK: dict[str, dict[str, Any]] = {
     "domain-lora-encoder": _run("bert", pages, "domain", data=ON_PAGES),
     "classify-words-lora-decoder": _run("llama", reviews, "classify"),
-    "reward-lora-decoder": _run("llama", pairs, "reward"),
     "preference-dpo-lora-decoder": _run("llama", pairs, "preference"),
-    "preference-kto-lora-decoder": _run("llama", thumbs, {"kind": "preference", "loss": "kto"}),
-    "preference-orpo-lora-decoder": _run("llama", pairs, {"kind": "preference", "loss": "orpo"}),
-    "instruct-lora-decoder": _run("llama", answers, {"kind": "instruct", "max_new_tokens": 8}),
-    "instruct-prefix-decoder": _run(
-        "llama", answers, {"kind": "instruct", "max_new_tokens": 8}, {"kind": "prefix", "tokens": 6}, rate=0.1
-    ),
-    "instruct-prompt-decoder": _run(
-        "llama", answers, {"kind": "instruct", "max_new_tokens": 8}, {"kind": "prompt", "tokens": 6}, rate=0.1
-    ),
+    "instruct-lora-decoder": _run("llama", answers, SHORT_ANSWERS),
     "domain-lora-decoder": _run("llama", pages, "domain", data=ON_PAGES, replay={"share": 0.2}),
-    "classify-ia3-decoder": _run("llama", reviews, "classify", "ia3", rate=0.1),
-    "classify-linear-ptuning-encoder": _run("bert", reviews, "classify", {"kind": "p-tuning", "tokens": 6}),
-    "classify-multi-dora-encoder": _run("bert", topics, {"kind": "classify", "multi": True}, {**LORA, "dora": True}),
-    "classify-qlora-decoder": _run("llama", reviews, "classify", "qlora"),
-    "rl-grpo-lora-decoder": _run(
-        "llama",
-        answers,
-        {"kind": "rl", "reward": "rules.py:short", "group": 4, "max_new_tokens": 6},
-        schedule={"epochs": 1},
-    ),
-    "rl-ppo-lora-decoder": _run(
-        "llama",
-        answers,
-        {"kind": "rl", "reward": "rules.py:short", "algorithm": "ppo", "group": 4, "max_new_tokens": 6},
-        schedule={"epochs": 1},
-    ),
+    "rl-grpo-lora-decoder": _run("llama", answers, RL, schedule={"epochs": 1}),
+    "classify-linear-full-encoder": _run("bert", reviews, "classify", "full", rate=0.01),
     "multitask-lora-decoder": _run(
         "llama",
         answers,
-        {
-            "kind": "multitask",
-            "tasks": {
-                "mood": {"objective": {"kind": "classify", "instruction": "Good?"}, "data": {"train": "mood.jsonl"}},
-                "count": {"objective": {"kind": "instruct", "max_new_tokens": 8}, "data": {"train": "count.jsonl"}},
-                "liked": {"objective": {"kind": "preference", "loss": "kto"}, "data": {"train": "liked.jsonl"}},
-            },
-        },
+        {"kind": "multitask", "tasks": TASKS},
         schedule={"epochs": 1, "batch_rows": 12},
         data={"max_tokens": 96},
     ),
 }
+# ... and the other losses, algorithms and techniques.
+OTHERS: dict[str, dict[str, Any]] = {
+    "classify-linear-lora-encoder": _run("bert", reviews, "classify", schedule={"save_steps": "auto", "probe": True}),
+    "classify-linear-ptuning-encoder": _run("bert", reviews, "classify", {"kind": "p-tuning", "tokens": 6}),
+    "classify-multi-dora-encoder": _run("bert", topics, {"kind": "classify", "multi": True}, {**LORA, "dora": True}),
+    "classify-linear-lora-decoder": _run("llama", reviews, {"kind": "classify", "output": "linear"}),
+    "classify-ia3-decoder": _run("llama", reviews, "classify", "ia3", rate=0.1),
+    "classify-qlora-decoder": _run("llama", reviews, "classify", "qlora"),
+    "classify-controls-decoder": _run("llama", reviews, "classify", controls=True, schedule={"epochs": 1}),
+    "instruct-full-decoder": _run("llama", answers, SHORT_ANSWERS, "full", rate=0.01),
+    "instruct-prefix-decoder": _run("llama", answers, SHORT_ANSWERS, {"kind": "prefix", "tokens": 6}, rate=0.1),
+    "instruct-prompt-decoder": _run("llama", answers, SHORT_ANSWERS, {"kind": "prompt", "tokens": 6}, rate=0.1),
+    "instruct-style-gpt2": _run("gpt2", answers, SHORT_ANSWERS, style={"short": {"max_words": 4}}),
+    "preference-kto-lora-decoder": _run("llama", thumbs, {"kind": "preference", "loss": "kto"}),
+    "preference-orpo-lora-decoder": _run("llama", pairs, {"kind": "preference", "loss": "orpo"}),
+    "preference-simpo-lora-decoder": _run("llama", pairs, {"kind": "preference", "loss": "simpo"}),
+    "reward-lora-decoder": _run("llama", pairs, "reward"),
+    "reward-lora-encoder": _run("bert", pairs, "reward"),
+    "rl-ppo-lora-decoder": _run("llama", answers, {**RL, "algorithm": "ppo"}, schedule={"epochs": 1}),
+}
+RUNS = QUICK | OTHERS
 
 
 def write_jsonl(path: Path, rows: Rows) -> Path:
@@ -166,6 +165,17 @@ def tune(name: str, model: Path, folder: Path) -> Path:
     path = folder / "recipe.yaml"
     path.write_text(json.dumps(recipe), encoding="utf-8")  # JSON is YAML
     return Path(ts.tune(path, out=folder / "run", offline=True).folder)
+
+
+def check_run(name: str, folder: Path) -> None:
+    """Tune the run called `name` in the working folder and compare its numbers with the frozen ones."""
+    kind = RUNS[name]["model"]
+    model = (tiny_decoder if kind in DECODERS else tiny_encoder)(folder / "model", kind)
+    found: dict[str, Any] = {"signature": signature(), **frozen(tune(name, model, folder))}
+    if recording() or load("losses", name)["signature"] == found["signature"]:
+        check("losses", name, found)
+    else:
+        assert not differences(load("losses", name)["journal"], found["journal"], relative=1e-3)
 
 
 def frozen(run: Path) -> dict[str, Any]:
