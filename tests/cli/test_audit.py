@@ -78,15 +78,15 @@ def test_a_folder_that_is_not_there_is_told_before_the_audit(
     rows = write_rows(tmp_path / "rows.jsonl", reviews())
     done = command("audit", rows, option, tmp_path / "gone" / "x.jsonl", "--offline")
     assert done.code == 2
-    assert "x.jsonl: no such folder; name a file in a folder that is there" in done.err
+    assert "x.jsonl: the folder does not exist; create it or give a file in another one" in done.err
 
 
 def test_a_file_without_rows_is_told_by_its_lines(command: Command, tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text("text\n[1]\n")
     done = command("audit", tmp_path / "broken.jsonl", "--offline")
     assert done.code == 2
-    assert "error: broken.jsonl:1: not JSON (Expecting value at column 1); write one JSON object" in done.err
-    assert "broken.jsonl:2: list, not an object; " in done.err
+    assert "error: broken.jsonl:1: invalid JSON (Expecting value at column 1); write one JSON object" in done.err
+    assert "broken.jsonl:2: expected an object, got list; " in done.err
 
 
 def test_a_blocked_audit_with_a_copy_names_the_copy(command: Command, tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_copy_that_the_disk_refuses_is_one_line_and_no_traceback(
     rows = write_rows(tmp_path / "rows.jsonl", [*reviews(), SECRET])
     done = command("audit", rows, "--fix", tmp_path / "clean.jsonl", "--offline")
     assert done.code == 2
-    assert "clean.jsonl: not written (Permission denied); name a place in a folder that is there" in done.err
+    assert "clean.jsonl: cannot be written (Permission denied); give a path in an existing, writable folder" in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 

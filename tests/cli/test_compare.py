@@ -72,4 +72,4 @@ def test_a_page_of_another_version_is_told_in_a_line(command: Command, tmp_path:
     (tmp_path / "out" / "comparison.json").write_text("{}")
     ended = command("ask", tmp_path / "out", "this is fine")
     assert ended.code == 2
-    assert "comparison.json: Field required; written by another version or changed by hand" in ended.err
+    assert "comparison.json: Field required; written by another version or edited by hand" in ended.err

@@ -214,7 +214,7 @@ def test_broken_json_is_told_with_its_line(command: Command, tmp_path: Path):
     lines = data.read_text().splitlines()
     lines[16] = '{"text": "cut short'
     data.write_text("\n".join(lines))
-    assert_refused(command("tune", data, *PLAIN), 2, "reviews.jsonl:17", "not JSON")
+    assert_refused(command("tune", data, *PLAIN), 2, "reviews.jsonl:17", "invalid JSON")
     assert written(tmp_path) == ["reviews.jsonl"]
 
 

@@ -377,8 +377,8 @@ def test_a_table_comes_in_pieces_and_a_row_is_told_by_its_first_line(tmp_path: P
         ("h.csv", b"caf\xe9,label\nx,y\n", r"^h\.csv:1: byte 0xe9 is not UTF-8; save the file as UTF-8"),
         ("d.csv", b"text,label\n" + b"ok,a\n" * 5000 + b"caf\xe9,b\n", r"^d\.csv:5002: byte 0xe9 is not UTF-8"),
         ("u.csv", "text,label\nx,y\n".encode("utf-16"), r"^u\.csv:1: UTF-16, not UTF-8; save the file as UTF-8$"),
-        ("t.csv", b"text,label,text\na,b,c\n", r"^t\.csv:1: the header has \['text'\] twice; give each column"),
-        ("q.csv", b'text,label\nok,a\n"a"b,c\n', r"^q\.csv:3: not a table \(.*\); close every quoted cell"),
+        ("t.csv", b"text,label,text\na,b,c\n", r"^t\.csv:1: duplicate column names \['text'\]; give each column"),
+        ("q.csv", b'text,label\nok,a\n"a"b,c\n', r"^q\.csv:3: invalid table \(.*\); close every quoted cell"),
         ("l.csv", b"text,label\n" + b"x" * 200_000 + b",a\n", [(2, "x" * 200_000, "a")]),
         ("b.csv", b"\n\r\ntext;label\nx;y\n", [(4, "x", "y")]),
         ("p.tsv", b'text\tlabel\n"great" phone\tx\n"open\ty\n', [(2, '"great" phone', "x"), (3, '"open', "y")]),
@@ -409,8 +409,11 @@ def test_a_line_of_a_table_with_too_many_cells_is_a_finding_and_no_end(tmp_path:
     (chunk,) = chunks(str(path))
     assert chunk.lines == [2, 3, 4]
     assert [raw for raw in chunk.rows if isinstance(raw, dict)] == [{"text": "ok", "label": "1"}]
-    assert str(chunk.rows[0]).startswith("3 cells, the header has 2; write a cell that holds ','")
-    with pytest.raises(DataError, match=r"^n\.csv:2: 3 cells, the header has 2; .*\nn\.csv:4: 1 cells"):
+    assert str(chunk.rows[0]).startswith("expected 2 cells as in the header, got 3; put cells that contain ','")
+    with pytest.raises(
+        DataError,
+        match=r"^n\.csv:2: expected 2 cells as in the header, got 3; .*\nn\.csv:4: expected 2 cells as in the header, got 1",
+    ):
         read_rows(path)
 
 
@@ -418,8 +421,8 @@ def test_a_file_of_which_no_line_is_a_row_is_told_by_its_first_faults(tmp_path: 
     with pytest.raises(DataError) as caught:
         head(write(tmp_path / "broken.jsonl", ["text: x", "", *["[1]"] * 23]), 200)
     told = str(caught.value).split("\n")
-    assert told[0].startswith("broken.jsonl:1: not JSON (Expecting value at column 1); write one JSON object")
-    assert told[1].startswith("broken.jsonl:3: list, not an object; ")
+    assert told[0].startswith("broken.jsonl:1: invalid JSON (Expecting value at column 1); write one JSON object")
+    assert told[1].startswith("broken.jsonl:3: expected an object, got list; ")
     assert (len(told), told[-1]) == (21, "... and 4 more")
     (tmp_path / "u.jsonl").write_bytes('{"text": "x"}\n'.encode("utf-16"))
     with pytest.raises(DataError, match=r"^u\.jsonl:1: UTF-16, not UTF-8; save the file as UTF-8$"):
@@ -450,7 +453,7 @@ def test_a_column_of_where_that_is_not_there_is_named_and_so_are_the_values_of_o
     test = write(tmp_path / "test.jsonl", reviews(4, seed=1))
     with pytest.raises(DataError, match=r"train\.jsonl: no column 'lable'; did you mean 'label'\?"):
         audit(AuditSource(source, TEXT, where={"lable": ["positive"]}), Tools())
-    with pytest.raises(DataError, match=r"train\.jsonl: no row left with label in \['x'\]; values there: 'positive'"):
+    with pytest.raises(DataError, match=r"train\.jsonl: no row has label in \['x'\]; values in the file: 'positive'"):
         audit(AuditSource(source, TEXT, where={"label": ["x"]}), Tools())
     assert audit(AuditSource(source, TEXT, where={"late": [1]}), Tools())[0].rows == 1
     with pytest.raises(DataError, match=r"test\.jsonl: no column 'late'"):

@@ -46,7 +46,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
 
 def test_a_line_that_is_not_json_is_named(tmp_path):
     lines = ['{"n": 1}'] * 16 + ['{"n": }', '{"n": NaN}']
-    with pytest.raises(DataError, match=r"^train\.jsonl:17: not JSON \(Expecting value at column 7\); write one"):
+    with pytest.raises(DataError, match=r"^train\.jsonl:17: invalid JSON \(Expecting value at column 7\); write one"):
         read_rows(write(tmp_path, "train.jsonl", "\n".join(lines)))
 
 
@@ -55,7 +55,7 @@ def test_twenty_faults_are_told_and_the_rest_counted(tmp_path):
         read_rows(write(tmp_path, "a.jsonl", "[1]\n" * 23))
     told = str(caught.value).split("\n")
     assert len(told) == 21
-    assert told[0].startswith("a.jsonl:1: list, not an object; ")
+    assert told[0].startswith("a.jsonl:1: expected an object, got list; ")
     assert told[-1] == "... and 3 more"
 
 
@@ -88,9 +88,9 @@ def test_json_is_an_array_a_data_key_or_lines(tmp_path, content):
 
 
 def test_json_that_holds_no_rows_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"one JSON dict with the keys \['train'\], not rows; give an array"):
+    with pytest.raises(DataError, match=r"expected rows, got one JSON dict with the keys \['train'\]; give an array"):
         read_rows(write(tmp_path, "a.json", '{\n "train": []\n}'))
-    with pytest.raises(DataError, match=r"^b\.json:2: not JSON"):
+    with pytest.raises(DataError, match=r"^b\.json:2: invalid JSON"):
         read_rows(write(tmp_path, "b.json", '[{"t": "x"},\n {"t" "y"}]'))
     with pytest.raises(DataError, match=r"^c\.json: no rows"):
         read_rows(write(tmp_path, "c.json", "[]"))
@@ -123,17 +123,17 @@ def test_rows_with_too_many_or_too_few_cells_are_all_named(tmp_path):
     with pytest.raises(DataError) as caught:
         read_rows(write(tmp_path, "a.csv", "text,label\na,b,c\nok,1\nd\n"))
     first, second = str(caught.value).split("\n")
-    assert first.startswith("a.csv:2: 3 cells, the header has 2; ")
-    assert second.startswith("a.csv:4: 1 cells, the header has 2; ")
+    assert first.startswith("a.csv:2: expected 2 cells as in the header, got 3; ")
+    assert second.startswith("a.csv:4: expected 2 cells as in the header, got 1; ")
 
 
 def test_a_quote_that_never_closes_is_named_where_its_row_starts(tmp_path):
-    with pytest.raises(DataError, match=r"^a\.csv:3: not a table \(unexpected end of data\)"):
+    with pytest.raises(DataError, match=r"^a\.csv:3: invalid table \(unexpected end of data\)"):
         read_rows(write(tmp_path, "a.csv", 'text,label\nok,1\n"open,2\nnext,3\n'))
 
 
 def test_a_header_that_names_a_column_twice_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"^a\.csv:1: the header has \['text'\] twice"):
+    with pytest.raises(DataError, match=r"^a\.csv:1: duplicate column names \['text'\]"):
         read_rows(write(tmp_path, "a.csv", "text,label,text\na,b,c\n"))
 
 
@@ -173,7 +173,7 @@ def test_parquet_rows_are_numbered_from_one(tmp_path):
     assert rows[1].fields == {"text": "y", "tags": []}
     far = arrow.array([2**62], type=arrow.timestamp("us"))  # what databases write for "for ever"
     parquet.write_table(arrow.table({"text": ["x"], "until": far}), tmp_path / "far.parquet")
-    with pytest.raises(DataError, match=r"^far\.parquet: a date beyond the year 9999 .*; write its column as text"):
+    with pytest.raises(DataError, match=r"^far\.parquet: date after the year 9999 .*; store this column as text"):
         read_rows(tmp_path / "far.parquet")
     with pytest.raises(DataError, match=r"^b\.parquet: not Parquet"):
         read_rows(write(tmp_path, "b.parquet", "text"))
@@ -183,16 +183,16 @@ def test_a_missing_file_is_told_with_the_nearest_name(tmp_path):
     write(tmp_path, "reviews.csv", "text\nx\n")
     with pytest.raises(DataError, match=r"revews\.csv: no such file; did you mean 'reviews\.csv'\?"):
         read_rows(tmp_path / "revews.csv")
-    with pytest.raises(DataError, match=r"no such file; there is no folder"):
+    with pytest.raises(DataError, match=r"no such file; the folder .* does not exist"):
         read_rows(tmp_path / "nowhere" / "reviews.csv")
 
 
 def test_folders_and_unknown_endings_are_refused(tmp_path):
     with pytest.raises(DataError, match="no documents found"):
         read_rows(tmp_path)
-    with pytest.raises(DataError, match=r"^a\.xlsx: cannot read this kind of file; give one of \.jsonl"):
+    with pytest.raises(DataError, match=r"^a\.xlsx: unsupported file type; give one of \.jsonl"):
         read_rows(write(tmp_path, "a.xlsx", "x"))
-    with pytest.raises(DataError, match=r"^a\.docx: .*; give the folder .* what `tunesmith collect a\.docx` makes"):
+    with pytest.raises(DataError, match=r"^a\.docx: .*; give the folder .* output of `tunesmith collect a\.docx`"):
         read_rows(write(tmp_path, "a.docx", "x"))
 
 
@@ -243,7 +243,7 @@ def test_a_hub_dataset_is_read_by_its_name_and_split(monkeypatch):
     assert places(read_rows("nobody/reviews:test")) == ["nobody/reviews:test:1", "nobody/reviews:test:2"]
     assert asked == [("nobody/reviews", "train"), ("nobody/reviews", "test")]
     assert places(head("nobody/reviews:test", 1)) == ["nobody/reviews:test:1"]
-    with pytest.raises(DataError, match=r"cannot get its 'gone' split \(Unknown split 'gone'\)"):
+    with pytest.raises(DataError, match=r"cannot load the 'gone' split \(Unknown split 'gone'\)"):
         read_rows("nobody/reviews:gone")
 
 
@@ -259,9 +259,9 @@ def test_classes_of_the_hub_are_read_by_their_names(monkeypatch):
 
 def test_the_hub_is_never_asked_offline_or_with_a_library_that_runs_remote_code(monkeypatch):
     asked = fake_datasets(monkeypatch, "3.6.0", [{"text": "x"}])
-    with pytest.raises(DataError, match="leave out --offline"):
+    with pytest.raises(DataError, match="omit --offline"):
         read_rows("nobody/reviews", offline=True)
-    with pytest.raises(DataError, match="may run remote code"):
+    with pytest.raises(DataError, match="can run remote code"):
         read_rows("nobody/reviews")
     assert asked == []
 
@@ -300,7 +300,7 @@ def test_days_and_truth_values_of_a_recipe_find_the_texts_that_a_file_holds():
 def test_keep_refuses_unknown_columns_and_empty_results():
     with pytest.raises(DataError, match=r"^a\.jsonl: no column 'lable'; did you mean 'label'\? columns here: "):
         keep(ROWS, {"lable": ["pos"]})
-    with pytest.raises(DataError, match=r"no row left with label in \['x'\]; values there: 'pos' \(2\), 'neg' \(1\)"):
+    with pytest.raises(DataError, match=r"no row has label in \['x'\]; values in the file: 'pos' \(2\), 'neg' \(1\)"):
         keep(ROWS, {"label": ["x"]})
 
 
@@ -329,7 +329,7 @@ def test_tables_as_programs_really_write_them_are_read(tmp_path):
     assert read_rows(write(tmp_path, "c.csv", "text|label\nx|a\n"))[0].fields == {"text": "x", "label": "a"}
     (tmp_path / "d.csv").write_bytes(b"text,label\rx,a\ry,b\r")  # as Macs once wrote them
     assert [row.fields["label"] for row in read_rows(tmp_path / "d.csv")] == ["a", "b"]
-    with pytest.raises(DataError, match=r"^e\.csv:1: 'sep=;' is for Excel alone; take that line out$"):
+    with pytest.raises(DataError, match=r"^e\.csv:1: 'sep=;' is an Excel directive, not a header; delete this line$"):
         read_rows(write(tmp_path, "e.csv", "sep=;\ntext;label\nx;a\n"))
 
 
@@ -347,7 +347,7 @@ def test_the_mark_is_the_one_that_cuts_the_rows_as_it_cuts_the_header(tmp_path, 
 
 
 def test_columns_without_a_name_that_hold_values_are_told_before_one_is_lost(tmp_path):
-    with pytest.raises(DataError, match=r"^a\.csv:3: 2 columns have no name, and hold values; name them in line 1$"):
+    with pytest.raises(DataError, match=r"^a\.csv:3: 2 columns with values have no name; name them in line 1$"):
         read_rows(write(tmp_path, "a.csv", "text,label,,\nhi,a,,\nho,b,x,y\n"))
     assert len(read_rows(write(tmp_path, "b.csv", ",text,label\n0,hi,a\n"))[0].fields) == 3
 
@@ -356,7 +356,7 @@ def test_columns_without_a_name_that_hold_values_are_told_before_one_is_lost(tmp
 def test_a_key_that_stands_twice_is_told_and_not_the_last_one_taken(tmp_path, name):
     row = '{"text": "x", "label": "a", "label": "b"}'
     text = row if name == "a.jsonl" else f"[{row}]"
-    with pytest.raises(DataError, match=r"^a\.jsonl?:1: not JSON \('label' stands twice in one object\)"):
+    with pytest.raises(DataError, match=r"^a\.jsonl?:1: invalid JSON \(duplicate key 'label'\)"):
         read_rows(write(tmp_path, name, text))
 
 
@@ -370,14 +370,14 @@ def test_rows_inside_a_document_of_one_line_are_no_row(tmp_path, rows):
 
 def test_a_link_that_leads_nowhere_is_told_as_one(tmp_path):
     (tmp_path / "a.jsonl").symlink_to("gone.jsonl")
-    with pytest.raises(DataError, match=r"it is a link to 'gone\.jsonl', where nothing is"):
+    with pytest.raises(DataError, match=r"it is a broken link to 'gone\.jsonl'"):
         read_rows(tmp_path / "a.jsonl")
 
 
 def test_of_a_folder_of_documents_what_is_not_read_is_told(tmp_path):
     for name in ("a.txt", "b.doc", "c", "d.doc", "e.txt"):
         (tmp_path / name).write_text(f"some words of {name}")
-    told = f"{tmp_path}: of another kind and not read: .doc (2), no ending (1)"
+    told = f"{tmp_path}: skipped files of unsupported types: .doc (2), no ending (1)"
     assert (len(read_rows(tmp_path)), passed_over(str(tmp_path))) == (2, told)
     assert passed_over(str(tmp_path / "a.txt")) == ""
     sources = Sources(str(tmp_path), 0.0, 0.0, "", {})

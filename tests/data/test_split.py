@@ -275,8 +275,8 @@ def test_a_given_test_file_takes_its_copies_and_groups_out_of_train(tmp_path):
     assert loaded.split.removed == 4
     assert sizes(loaded.split)[:2] == (68, 8)
     assert loaded.split.notes[:2] == (
-        "2 rows of train.jsonl left out: test.jsonl has the same question",
-        "2 rows of train.jsonl left out: their group stands in test.jsonl",
+        "2 rows of train.jsonl removed: test.jsonl contains the same prompt",
+        "2 rows of train.jsonl removed: their group also appears in test.jsonl",
     )
 
 
@@ -310,7 +310,7 @@ def test_a_train_file_of_the_test_files_groups_only_is_refused(tmp_path):
         jsonl(tmp_path, "a.jsonl", range(8), group="g"),
         jsonl(tmp_path, "b.jsonl", range(8, 16), group="g"),
     )
-    with pytest.raises(DataError, match=r"^a\.jsonl: every row, or its group, also stands in b\.jsonl"):
+    with pytest.raises(DataError, match=r"^a\.jsonl: every row or its group also appears in b\.jsonl"):
         load(Sources(train, 0.1, test, group="group"), parse, seed=0)
 
 

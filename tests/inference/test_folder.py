@@ -173,7 +173,7 @@ def test_a_folder_that_was_copied_without_its_manifest_still_opens(tmp_path: Pat
 def test_a_page_of_another_version_is_refused(changes: dict, finding: str, tmp_path: Path):
     tuned(tmp_path, "llama", LORA)
     edit(tmp_path / "model" / ABOUT, **changes)
-    with pytest.raises(CheckpointError, match=rf"{ABOUT}: {finding}; written by another version or changed by hand"):
+    with pytest.raises(CheckpointError, match=rf"{ABOUT}: {finding}; written by another version or edited by hand"):
         read_about(tmp_path / "model")
 
 

@@ -293,7 +293,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path):
 def test_a_place_that_no_folder_can_be_made_in_is_said_so(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        DataError, match=r"run: not written \(Not a directory\); name a place in a folder that is there"
+        DataError, match=r"run: cannot be written \(Not a directory\); give a path in an existing, writable folder"
     ):
         open_run(recipe(tmp_path, reviews(), "bert"), tmp_path / "file" / "run").begin({})
 

@@ -1,4 +1,4 @@
-"""Rows kept by columns and types: Parquet files, and data sets of the Hub."""
+"""Rows of columnar formats: Parquet files and datasets of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from tunesmith.errors import DataError
 
 
 def read_parquet(path: Path) -> list[Row]:
-    """Every row of a Parquet file. Raises DataError for what is none."""
+    """Load all rows of a Parquet file. Raise DataError if it is not one."""
     arrow, parquet = _library("pyarrow", path.name), _library("pyarrow.parquet", path.name)
     try:
         values = parquet.read_table(str(path)).to_pylist()
     except OverflowError as error:
         raise DataError(
-            f"{path.name}: a date beyond the year 9999 ({reason(error)}); write its column as text"
+            f"{path.name}: date after the year 9999 ({reason(error)}); store this column as text"
         ) from error
     except (arrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path.name}: not Parquet ({reason(error)}); write it as jsonl") from error
+        raise DataError(f"{path.name}: invalid Parquet file ({reason(error)}); convert it to jsonl") from error
     return numbered(map(_widened, values), path.name)
 
 
 def _widened(fields: Mapping[str, object]) -> dict[str, object]:
-    """A row of a table that gives every object inside a cell the keys of all others: those without a value go."""
+    """Drop the keys without a value that a columnar format adds to nested objects to give all of them the same keys."""
     return {column: _filled(value) for column, value in fields.items()}
 
 
@@ -38,32 +38,33 @@ def _filled(value: object) -> object:
 
 
 def read_hub(source: str, name: str, split: str) -> list[Row]:
-    """Every row of a split of a data set, which the library fetches or has. Raises DataError where it has none."""
+    """Load one split of a Hub dataset from the cache or the network. Raise DataError if it is unavailable."""
     hub = _library("datasets", source)
-    # Before version 4 the library could run a script that came with the data.
+    # Before version 4, `datasets` could execute a script from the dataset repository.
     if int(hub.__version__.partition(".")[0]) < 4:
-        raise DataError(f"{source}: this 'datasets' may run remote code; pip install 'datasets>=4.7'")
+        raise DataError(f"{source}: this version of 'datasets' can run remote code; pip install 'datasets>=4.7'")
     try:
-        # The split is part of the place: rows of two splits are told apart by it.
+        # The split is part of the location, so that rows of two splits have different ones.
         return numbered(_named(hub.load_dataset(name, split=split), hub), source)
     except (hub.exceptions.DatasetsError, OSError, ValueError) as error:
-        cure = f"check the name and the network, or write '{name}:SPLIT'"
-        raise DataError(f"{name}: cannot get its {split!r} split ({reason(error)}); {cure}") from error
+        fix = f"check the name and the network, or write '{name}:SPLIT'"
+        raise DataError(f"{name}: cannot load the {split!r} split ({reason(error)}); {fix}") from error
 
 
 def _named(rows: Any, hub: ModuleType) -> Iterator[dict[str, object]]:
-    """Rows of the Hub with the names of their classes, which are kept as numbers; -1 stands for none."""
-    kinds = rows.features.items()
-    names = {column: kind.names for column, kind in kinds if isinstance(kind, hub.ClassLabel)}
-    inner = {column: kind.feature for column, kind in kinds if isinstance(kind, hub.List)}
-    several = {column: kind.names for column, kind in inner.items() if isinstance(kind, hub.ClassLabel)}
+    """Yield rows with class names in place of class indices; -1 means no label."""
+    features = rows.features.items()
+    names = {column: feature.names for column, feature in features if isinstance(feature, hub.ClassLabel)}
+    items = {column: feature.feature for column, feature in features if isinstance(feature, hub.List)}
+    list_names = {column: item.names for column, item in items.items() if isinstance(item, hub.ClassLabel)}
     for fields in rows:
-        known = {column: listed[fields[column]] for column, listed in names.items() if fields[column] not in (None, -1)}
-        lists = {column: fields[column] for column in several if fields[column] is not None}
-        found = {
-            column: [several[column][one] for one in items if one not in (None, -1)] for column, items in lists.items()
+        labels = {column: known[fields[column]] for column, known in names.items() if fields[column] not in (None, -1)}
+        lists = {
+            column: [known[index] for index in fields[column] if index not in (None, -1)]
+            for column, known in list_names.items()
+            if fields[column] is not None
         }
-        yield {**_widened(fields), **dict.fromkeys(names), **known, **found}
+        yield {**_widened(fields), **dict.fromkeys(names), **labels, **lists}
 
 
 def _library(name: str, where: str) -> ModuleType:
@@ -71,4 +72,4 @@ def _library(name: str, where: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         library = name.partition(".")[0]
-        raise DataError(f"{where}: needs {library!r}; pip install {library}, or give a jsonl file") from error
+        raise DataError(f"{where}: requires {library!r}; pip install {library}, or give a jsonl file") from error

@@ -1,4 +1,4 @@
-"""A file's digest, and files that are written whole or not at all."""
+"""File digests, atomic writes, strict JSON and path checks."""
 
 from __future__ import annotations
 
@@ -17,104 +17,133 @@ T = TypeVar("T")
 
 
 def sha256_of_file(path: Path) -> str:
-    """Hex digest of what a file holds."""
+    """Return the SHA-256 hex digest of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The text as the file, which at any moment is the old one or the new one. Raises DataError where it cannot be.
+    """Write a text file atomically: readers see the old content or the new content, never a part of it.
 
-    A pipe or a device is written into as it is, and a link leads to the file that is replaced.
+    Pipes and devices are written directly. A symbolic link is kept and its target is replaced.
+
+    Args:
+        path: file to create or replace.
+        text: new content, written as UTF-8.
+
+    Raises:
+        DataError: if the file cannot be written.
     """
     with writing(path):
         if path.exists() and not path.is_file():
             path.write_text(text, encoding="utf-8")
             return
-        whole = path.resolve()
-        half = whole.with_name(f".{whole.name}.{os.getpid()}.half")  # two processes may write one file
+        target = path.resolve()
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.half")  # two processes may write the same file
         try:
-            half.write_text(text, encoding="utf-8")
-            half.replace(whole)
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(target)
         except BaseException:
             with suppress(OSError):
-                half.unlink()
+                temporary.unlink()
             raise
 
 
 def read_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for one in which a key stands twice, where the last would silently
-    win."""
+    """Parse JSON. Raise ValueError for duplicate keys, of which `json` would silently keep the last."""
     return json.loads(text, object_pairs_hook=_once)
 
 
 def read_page(path: Path, shape: type[T]) -> T:
-    """A file that we kept, in the shape it was written in. Raises CheckpointError for one that has another."""
+    """Load a JSON file written by this program and validate its structure.
+
+    Args:
+        path: file to read.
+        shape: type to validate against, such as a pydantic model or a TypedDict.
+
+    Returns:
+        The validated value.
+
+    Raises:
+        CheckpointError: if the file is not JSON or does not match `shape`.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     try:
         return TypeAdapter(shape).validate_python(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"not JSON ({error})"
-        cure = "written by another version or changed by hand; delete it, or what it lies in"
-        raise CheckpointError(f"{path}: {why}; {cure}") from None
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"not JSON ({error})"
+        fix = "written by another version or edited by hand; delete it, or the folder it is in"
+        raise CheckpointError(f"{path}: {reason}; {fix}") from None
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Build an object from JSON pairs; refuse duplicate keys."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
-    return found
+        raise ValueError(f"duplicate key {next(name for name in names if names.count(name) > 1)!r}")
+    return fields
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A context in which what the disk refuses becomes a DataError about this file."""
+    """Turn an OSError inside the context into a DataError about `path`.
+
+    Args:
+        path: file or folder named in the message.
+
+    Raises:
+        DataError: if the operating system refuses to write.
+    """
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: not written ({error.strerror or error}); {cure_of(error)}") from error
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); {cure_of(error)}") from error
 
 
 def cure_of(error: OSError) -> str:
-    """What to do about a place that the disk refused to write."""
+    """Return the fix for a failed write, to end an error message."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space"
-    return "name a place in a folder that is there and can be written"
+    return "give a path in an existing, writable folder"
 
 
 def is_there(path: str | Path) -> bool:
-    """Whether something lies there; not for a name that is too long for any disk, where `Path.exists` raises."""
+    """Return whether the path exists. A name too long for the file system does not; `Path.exists` would raise."""
     return os.path.exists(path)
 
 
 def is_link(path: str | Path) -> bool:
-    """Whether a link lies there, wherever it leads; not for a name that is too long either."""
+    """Return whether the path is a symbolic link, broken or not; False for a name too long for the file system."""
     return os.path.islink(path)
 
 
 def refuse_utf16(start: bytes, name: str) -> None:
-    """Raise DataError where a file that starts so is UTF-16."""
+    """Raise DataError if the first bytes of a file are a UTF-16 byte order mark."""
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{name}:1: UTF-16, not UTF-8; save the file as UTF-8")
 
 
 def is_recipe(path: Path) -> bool:
-    """Whether a file is a recipe and not rows: YAML, or JSON whose top has an objective."""
+    """Return whether a file is a recipe, not rows: YAML, or a JSON object with the key `objective`."""
     if path.suffix.lower() != ".json":
         return path.suffix.lower() in (".yaml", ".yml")
     try:
         text = path.read_text(encoding="utf-8")
-        whole = json.loads(text) if text.lstrip().startswith("{") else None
-    except (OSError, ValueError, RecursionError):  # whoever reads it as rows says what is wrong with it
+        value = json.loads(text) if text.lstrip().startswith("{") else None
+    except (OSError, ValueError, RecursionError):  # the row reader reports the error
         return False
-    return isinstance(whole, dict) and "objective" in whole and not isinstance(whole.get("data"), list)
+    return isinstance(value, dict) and "objective" in value and not isinstance(value.get("data"), list)
 
 
 def check_folder(path: Path) -> None:
-    """Nothing for a file whose folder is there. Raises DataError."""
+    """Check that a file can be created at `path`: its folder exists and it is not a folder itself.
+
+    Raises:
+        DataError: otherwise.
+    """
     if path.is_dir():
-        raise DataError(f"{path}: a folder; name a file")
+        raise DataError(f"{path}: is a folder; give a file name")
     if not path.absolute().parent.is_dir():
-        raise DataError(f"{path}: no such folder; name a file in a folder that is there")
+        raise DataError(f"{path}: the folder does not exist; create it or give a file in another one")

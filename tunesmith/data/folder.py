@@ -1,4 +1,4 @@
-"""A folder of documents as rows: one for each file, its whole text in it."""
+"""A folder of documents as rows: one row per file, with its whole text."""
 
 from __future__ import annotations
 
@@ -12,26 +12,33 @@ from tunesmith.data.rows import Row, refuse
 
 
 def read_folder(folder: Path) -> list[Row]:
-    """A row {text, doc_id} for every document of a folder, in the order of names; hidden files are passed over.
+    """Load a row {text, doc_id} for each document of a folder, sorted by name. Hidden files are skipped.
 
-    Raises DataError where a file cannot be read, and where there is no document.
+    Raise DataError if a file cannot be read or the folder has no documents.
     """
-    found = find([folder])
-    faults = [f"{doc_id}: {why}" for doc_id, why in found.unreadable.items()]
-    converted = {done.path: done for done in convert_all([source.path for source in found.sources])}
+    files = find([folder])
+    errors = [f"{doc_id}: {why}" for doc_id, why in files.unreadable.items()]
+    converted = {result.path: result for result in convert_all([source.path for source in files.sources])}
     rows = []
-    for source in found.sources:
-        done = converted[source.path]
-        if done.document is None:
-            faults.append(f"{source.doc_id}: {done.error}")
-        elif text := markdown(done.document.blocks).strip():
+    for source in files.sources:
+        result = converted[source.path]
+        if result.document is None:
+            errors.append(f"{source.doc_id}: {result.error}")
+        elif text := markdown(result.document.blocks).strip():
             rows.append(Row(source.doc_id, {"text": text, "doc_id": source.doc_id}))
-    return rows if not faults else refuse(sorted(faults))
+    return rows if not errors else refuse(sorted(errors))
 
 
 def passed_over(source: str) -> str:
-    """What of a folder of documents is not read, being of another kind; nothing for a file, or where all is."""
+    """Return a note that counts the files of a folder that were skipped because of their type.
+
+    Args:
+        source: the source of rows, as in `data.train`.
+
+    Returns:
+        One line; empty for a file, and for a folder in which every file is read.
+    """
     if not (is_there(source) and Path(source).is_dir()):
         return ""
-    kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(sorted_out([source])[1].items()))
-    return f"{source}: of another kind and not read: {kinds}" if kinds else ""
+    types = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(sorted_out([source])[1].items()))
+    return f"{source}: skipped files of unsupported types: {types}" if types else ""

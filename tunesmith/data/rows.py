@@ -1,6 +1,7 @@
-"""Rows of a user's file, each with the place it came from; all faults of a file are told together.
+"""Rows of a user's file, each with its location; all errors of a file are reported together.
 
-Reads jsonl, ndjson, json, csv, tsv, parquet, and the Hub's data sets as `owner/name` or `owner/name:split`.
+Reads jsonl, ndjson, json, csv, tsv, parquet, folders of documents, and datasets of the Hugging Face Hub as
+`owner/name` or `owner/name:split`.
 """
 
 from __future__ import annotations
@@ -27,24 +28,40 @@ HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?::([\w.-]+))?")
 
 
 class Placed(Protocol):
-    """What came from a place in a file."""
+    """Anything that has a location in a file."""
 
     @property
     def where(self) -> str:
-        """file:line."""
+        """`file:line`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as it stands in the file; `where` begins every error about it."""
+    """One record of a file.
+
+    Attributes:
+        where: location, `file:line`; error messages begin with it.
+        fields: column -> value, unchanged.
+    """
 
     where: str
     fields: Mapping[str, object]
 
 
 def read_rows(source: str | Path, *, offline: bool = False) -> list[Row]:
-    """Every row of a file or Hub dataset, or one DataError that lists what is wrong with it."""
+    """Load all rows of a file, a folder of documents or a Hub dataset.
+
+    Args:
+        source: path, or `owner/name[:split]` of a Hub dataset.
+        offline: do not download datasets.
+
+    Returns:
+        At least one row, in file order.
+
+    Raises:
+        DataError: if anything cannot be read; one message lists up to 20 errors of the file.
+    """
     path = Path(source)
     there = is_there(path)
     if there and path.is_dir():
@@ -52,7 +69,12 @@ def read_rows(source: str | Path, *, offline: bool = False) -> list[Row]:
 
         return read_folder(path)
     if there and path.suffix.lower() not in READERS:
-        raise DataError(f"{path.name}: cannot read this kind of file; {_readable(path)}")
+        from tunesmith.data.collect.convert import READERS as DOCUMENTS
+
+        fix = f"give one of {', '.join(READERS)}"
+        if path.suffix.lower() in DOCUMENTS:
+            fix = f"give the folder of your documents, or the output of `tunesmith collect {path.name}`"
+        raise DataError(f"{path.name}: unsupported file type; {fix}")
     rows = READERS[path.suffix.lower()](path) if there else _from_hub(str(source), offline=offline)
     if not rows:
         raise DataError(f"{path.name}: no rows; give a file with at least one")
@@ -60,81 +82,90 @@ def read_rows(source: str | Path, *, offline: bool = False) -> list[Row]:
 
 
 def _from_hub(source: str, *, offline: bool) -> list[Row]:
-    """The rows of a data set of the Hub. Raises DataError for what can be none."""
+    """Load a Hub dataset; raise DataError if the name cannot be one."""
     path, dataset = Path(source), HUB_ID.fullmatch(source)
     if not dataset or path.suffix.lower() in READERS or is_there(path.parent):
         raise DataError(f"{source}: no such file; {_nearest_file(path)}")
     if offline:
-        cure = "leave out --offline, or give a file"
-        raise DataError(f"{source}: no such file, and this run may not ask the Hub for a dataset; {cure}")
+        raise DataError(
+            f"{source}: no such file, and --offline forbids downloading a dataset; omit --offline or give a file"
+        )
     from tunesmith.data.columnar import read_hub
 
     name, split = dataset.groups("train")
     return read_hub(source, str(name), str(split))
 
 
-def _readable(path: Path) -> str:
-    """What to give in place of a file of another kind."""
-    from tunesmith.data.collect.convert import READERS as DOCUMENTS
-
-    if path.suffix.lower() in DOCUMENTS:
-        return f"give the folder of your documents, or what `tunesmith collect {path.name}` makes of this one"
-    return f"give one of {', '.join(READERS)}"
-
-
 def keep(rows: Sequence[Row], where: Mapping[str, Sequence[object]]) -> list[Row]:
-    """The rows whose value is one of the listed ones, in every column of `where`."""
-    kept = list(rows)
+    """Return the rows that have one of the listed values in every column of `where`.
+
+    Args:
+        rows: rows of one file.
+        where: column -> allowed values, compared as words: `1` matches "1" and 1.0.
+
+    Raises:
+        DataError: if a column is missing or no row matches.
+    """
+    selected = list(rows)
     for column, values in where.items():
         if not any(column in row.fields for row in rows):
             raise DataError(missing_column(rows, column))
-        wanted = listed({column: values})
-        left = [row for row in kept if has_listed(row.fields, wanted)]
-        if not left:
-            found = Counter(repr(row.fields.get(column)) for row in kept).most_common(10)
-            here = ", ".join(f"{value} ({count})" for value, count in found)
-            asked = [values] if isinstance(values, str) else list(values)
-            raise DataError(f"{file_of(rows)}: no row left with {column} in {asked}; values there: {here}")
-        kept = left
-    return kept
+        allowed = listed({column: values})
+        matching = [row for row in selected if has_listed(row.fields, allowed)]
+        if not matching:
+            counts = Counter(repr(row.fields.get(column)) for row in selected).most_common(10)
+            present = ", ".join(f"{value} ({count})" for value, count in counts)
+            expected = [values] if isinstance(values, str) else list(values)
+            raise DataError(f"{file_of(rows)}: no row has {column} in {expected}; values in the file: {present}")
+        selected = matching
+    return selected
 
 
 def listed(where: Mapping[str, Sequence[object]]) -> Listed:
-    """The values of `where` as they are compared with those of rows."""
+    """Return the allowed values of `where` in the form in which they are compared."""
     lists = {column: [values] if isinstance(values, str) else values for column, values in where.items()}
     return {column: frozenset(map(_comparable, values)) for column, values in lists.items()}
 
 
-def has_listed(fields: Mapping[str, object], wanted: Listed) -> bool:
-    """Whether a row has one of the listed values in every column."""
-    return all(_comparable(fields.get(column)) in values for column, values in wanted.items())
+def has_listed(fields: Mapping[str, object], allowed: Listed) -> bool:
+    """Return whether a row has an allowed value in every column."""
+    return all(_comparable(fields.get(column)) in values for column, values in allowed.items())
 
 
 def as_word(value: object) -> str | None:
-    """A text, truth value, day or whole number as its word (1.0 is "1"); None for anything else."""
+    """Return a text, boolean, date or whole number as a word (1.0 is "1"); None for anything else."""
     if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
-        return str(int(value))  # warehouses unload whole numbers as decimals
+        return str(int(value))  # data warehouses export integers as decimals
     return str(value) if isinstance(value, str | int | date) else None
 
 
-def refuse(faults: Sequence[str], *, more: int = 0, kind: type[DataError] = DataError) -> NoReturn:
-    """Raise the first 20 faults together, one a line, and say how many more there are, with `more` not given."""
-    more += len(faults[SHOWN_FAULTS:])
-    raise kind("\n".join([*faults[:SHOWN_FAULTS], *([f"... and {more} more"] if more else [])]))
+def refuse(errors: Sequence[str], *, more: int = 0, kind: type[DataError] = DataError) -> NoReturn:
+    """Raise one error that lists the first 20 problems, one per line, and counts the rest.
+
+    Args:
+        errors: messages.
+        more: number of further problems that `errors` does not list.
+        kind: exception class.
+
+    Raises:
+        DataError: always (or the subclass `kind`).
+    """
+    more += len(errors[SHOWN_FAULTS:])
+    raise kind("\n".join([*errors[:SHOWN_FAULTS], *([f"... and {more} more"] if more else [])]))
 
 
 def columns_of(rows: Iterable[Row]) -> list[str]:
-    """Every column that some row has, in the order they first appear."""
+    """Return all columns that occur in any row, in order of first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.fields))
 
 
 def file_of(rows: Sequence[Placed]) -> str:
-    """The file or the folder that the rows came from, as errors name it."""
+    """Return the file or folder that the rows are from, as error messages name it."""
     return rows[0].where.rpartition(":")[0] or rows[0].where.partition("/")[0] if rows else "data"
 
 
 def missing_column(rows: Sequence[Row], column: str) -> str:
-    """The fault that no row has this column, with the nearest name that one has."""
+    """Return the error message for a column that no row has, with the nearest existing name."""
     columns = columns_of(rows)
     by_lower = {name.lower(): name for name in columns}
     nearest = get_close_matches(column.lower(), by_lower, n=1)
@@ -143,7 +174,7 @@ def missing_column(rows: Sequence[Row], column: str) -> str:
 
 
 def _comparable(value: object) -> tuple[str, str]:
-    # By word, so that `1`, `0.5`, `true` and `2024-01-05` in a recipe find the texts that a csv holds.
+    # Compared as words, so that `1`, `0.5`, `true` and `2024-01-05` in a recipe match the text cells of a csv.
     word = as_word(value)
     word = str(value) if word is None and isinstance(value, float) else word
     if word is None:
@@ -153,20 +184,20 @@ def _comparable(value: object) -> tuple[str, str]:
 
 def _nearest_file(path: Path) -> str:
     if not (is_there(path.parent) and path.parent.is_dir()):
-        return f"there is no folder {str(path.parent)!r} either, check the path"
+        return f"the folder {str(path.parent)!r} does not exist either, check the path"
     if is_link(path):
-        return f"it is a link to {str(path.readlink())!r}, where nothing is"
+        return f"it is a broken link to {str(path.readlink())!r}"
     nearest = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
     return f"did you mean {nearest[0]!r}?" if nearest else f"give a file that ends in {', '.join(READERS)}"
 
 
 def unreadable(path: Path, error: OSError) -> DataError:
-    """The error of a file that the disk does not give."""
+    """Return the error for a file that the operating system does not open."""
     return DataError(f"{path.name}: cannot be read ({error.strerror}); check its permissions")
 
 
 def not_utf8(name: str, line: int, byte: int) -> str:
-    """The fault of a byte that is not UTF-8."""
+    """Return the error message for a byte that is not UTF-8."""
     return f"{name}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8 (it may be latin-1 or cp1252)"
 
 
@@ -186,29 +217,29 @@ def _read_text(path: Path) -> str:
 
 
 def _objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> list[Row]:
-    """A row of each (place, value) that is an object once parsed; all that are not, as one DataError."""
-    rows, faults = [], []
+    """Return a row for each (location, value) that parses to an object; report all others in one DataError."""
+    rows, errors = [], []
     for where, value in values:
         try:
             parsed = parse(value)
         except (ValueError, RecursionError) as error:
-            faults.append(f"{where}: not JSON ({reason(error)}); write one JSON object on each line")
+            errors.append(f"{where}: invalid JSON ({reason(error)}); write one JSON object per line")
             continue
         if isinstance(parsed, dict):
             rows.append(Row(where, parsed))
         else:
-            faults.append(f'{where}: {type(parsed).__name__}, not an object; write {{"column": value}}')
-    return rows if not faults else refuse(faults)
+            errors.append(f'{where}: expected an object, got {type(parsed).__name__}; write {{"column": value}}')
+    return rows if not errors else refuse(errors)
 
 
 def _rows_of_lines(text: str, name: str) -> list[Row]:
-    # Only "\n" ends a line: str.splitlines would also cut at U+2028 inside a text.
+    # Only "\n" ends a line: str.splitlines would also split at U+2028 inside a text.
     lines = enumerate(text.split("\n"), 1)
     return _objects(((f"{name}:{number}", line) for number, line in lines if line.strip()), read_json)
 
 
 def numbered(values: Iterable[object], name: str) -> list[Row]:
-    """A row of each value, which has to be an object; its number is its place."""
+    """Return a row for each value, which must be an object; its location is its position, counted from 1."""
     return _objects(((f"{name}:{n}", value) for n, value in enumerate(values, 1)), lambda value: value)
 
 
@@ -218,26 +249,26 @@ def _json_lines(path: Path) -> list[Row]:
 
 def _json_file(path: Path) -> list[Row]:
     text, name = _read_text(path), path.name
-    cure = 'give an array of objects, {"data": [...]}, or one object on each line'
+    fix = 'give an array of objects, {"data": [...]}, or one object per line'
     try:
-        whole = read_json(text)
+        value = read_json(text)
     except (ValueError, RecursionError) as error:
         if _first_line_is_object(text):
             return _rows_of_lines(text, name)
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
-        raise DataError(f"{name}:{line}: not JSON ({reason(error)}); {cure}") from error
-    if isinstance(whole, dict) and isinstance(whole.get("data"), list):
-        whole = whole["data"]
-    if isinstance(whole, list):
-        return numbered(whole, name)
-    if _first_line_is_object(text) and not any(map(_is_rows, whole.values())):
+        raise DataError(f"{name}:{line}: invalid JSON ({reason(error)}); {fix}") from error
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    if isinstance(value, list):
+        return numbered(value, name)
+    if _first_line_is_object(text) and not any(map(_is_rows, value.values())):
         return _rows_of_lines(text, name)
-    keys = f" with the keys {list(whole)}" if isinstance(whole, dict) else ""
-    raise DataError(f"{name}: one JSON {type(whole).__name__}{keys}, not rows; {cure}")
+    keys = f" with the keys {list(value)}" if isinstance(value, dict) else ""
+    raise DataError(f"{name}: expected rows, got one JSON {type(value).__name__}{keys}; {fix}")
 
 
 def _is_rows(value: object) -> bool:
-    """Whether this is a list of rows, or holds one: no turns, which have a role."""
+    """Return whether the value is, or contains, a list of rows; chat turns, which have a role, are not rows."""
     if isinstance(value, dict):
         return any(map(_is_rows, value.values()))
     return isinstance(value, list) and any(isinstance(one, dict) and not {"role", "from"} & one.keys() for one in value)
@@ -263,7 +294,7 @@ def _parquet(path: Path) -> list[Row]:
 
 
 def reason(error: Exception) -> str:
-    """Why a library refused, on one line."""
+    """Return a library's error message on one line."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} at column {error.colno}"
     return " ".join(str(error).split())

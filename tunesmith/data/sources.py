@@ -1,4 +1,4 @@
-"""The data section of a recipe, turned into the three parts of its examples."""
+"""Load the data section of a recipe: files to train, validation and test examples."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ Parse = Callable[[list[Row]], Sequence[Example]]
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where the rows come from: files, or shares of `train`; `where` keeps some rows of every file."""
+    """Files of a run, or fractions of `train`.
+
+    Attributes:
+        train: file, folder or Hub dataset.
+        validation: file, or fraction of `train`.
+        test: file, or fraction of `train`.
+        group: column that names the source of a row; a group stays in one split.
+        where: column -> allowed values; filters the rows of every file.
+    """
 
     train: str
     validation: float | str = 0.1
@@ -31,7 +39,13 @@ class Sources:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The split, the rows kept of all files, and for each part a digest of its contents in any order."""
+    """Examples of a run.
+
+    Attributes:
+        split: train, validation and test examples.
+        rows: number of rows of all files after filtering.
+        sha256: digest of each part's contents, independent of row order.
+    """
 
     split: Split
     rows: int
@@ -39,83 +53,106 @@ class Loaded:
 
 
 def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) -> Loaded:
-    """The examples of all files, parsed and split: no question and no group stands in two parts.
+    """Read, parse and split all files. No prompt and no group occurs in two parts.
 
-    Raises DataError for faulty rows, and Refused where a held-out file repeats the train file.
+    Args:
+        sources: files and fractions.
+        parse: converts rows into examples.
+        seed: seed of the split.
+        offline: do not download datasets.
+
+    Raises:
+        DataError: if rows are invalid, or no training rows remain.
+        Refused: if a held-out file repeats the training file.
     """
-    given = {"train": sources.train, "validation": sources.validation, "test": sources.test}
-    shares = {name: share for name, share in given.items() if not isinstance(share, str)}
-    rows, parts, notes = 0, dict[str, list[Example]](), list[str]()
-    for name, source in given.items():
+    inputs = {"train": sources.train, "validation": sources.validation, "test": sources.test}
+    fractions = {name: fraction for name, fraction in inputs.items() if not isinstance(fraction, str)}
+    row_count = 0
+    parts: dict[str, list[Example]] = {}
+    notes: list[str] = []
+    for name, source in inputs.items():
         if isinstance(source, str):
-            read = keep(read_rows(source, offline=offline), sources.where)
-            parts[name] = _grouped(list(parse(read)), read, sources.group)
-            rows += len(read)
+            rows = keep(read_rows(source, offline=offline), sources.where)
+            parts[name] = _grouped(list(parse(rows)), rows, sources.group)
+            row_count += len(rows)
             notes += filter(None, [passed_over(source)])
-    if len(parts) > 1:  # a single file is grouped as it is cut
-        _group_by_prompt(parts, cut=any(shares.values()))
-    before = sum(map(len, parts.values()))
+    if len(parts) > 1:  # `split` groups a single file
+        _group_by_prompt(parts, split_train=any(fractions.values()))
+    size = sum(map(len, parts.values()))
     notes += _set_apart(parts)
-    removed = before - sum(map(len, parts.values()))
-    cut = split(parts["train"], validation=shares.get("validation", 0.0), test=shares.get("test", 0.0), seed=seed)
-    parts = {"validation": cut.validation, "test": cut.test, **parts, "train": cut.train}
-    notes += [*cut.notes, *(note for note in unlearned_labels(parts) if note not in cut.notes)]
-    whole = without_near_copies(Split(**parts, removed=removed + cut.removed, notes=tuple(notes)))
-    parts = {"train": whole.train, "validation": whole.validation, "test": whole.test}
-    return Loaded(whole, rows, {name: _digest(part) for name, part in parts.items()})
+    removed = size - sum(map(len, parts.values()))
+    train_split = split(
+        parts["train"], validation=fractions.get("validation", 0.0), test=fractions.get("test", 0.0), seed=seed
+    )
+    parts = {"validation": train_split.validation, "test": train_split.test, **parts, "train": train_split.train}
+    notes += [*train_split.notes, *(note for note in unlearned_labels(parts) if note not in train_split.notes)]
+    result = without_near_copies(Split(**parts, removed=removed + train_split.removed, notes=tuple(notes)))
+    digests: dict[str, str] = {}
+    for name, part in (("train", result.train), ("validation", result.validation), ("test", result.test)):
+        contents = sorted(fingerprint(example).encode(errors="surrogatepass") for example in part)
+        digests[name] = hashlib.sha256(b"\n".join(contents)).hexdigest()
+    return Loaded(result, row_count, digests)
 
 
 def check_names(given: Iterable[float | str]) -> None:
-    """Raise DataError where two files have one name, for what finds a row again by its place."""
+    """Check that no two files have the same name: rows are looked up by `name:line`.
+
+    Args:
+        given: files or fractions; fractions are ignored.
+
+    Raises:
+        DataError: if two files share a name.
+    """
     files = [Path(source) for source in given if isinstance(source, str) and Path(source).is_file()]
     names = {file.resolve(): file.name for file in files}
-    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise DataError(f"{twice[0]}: two files have this name, by which rows are told apart; rename one of them")
+    if duplicates := [name for name, count in Counter(names.values()).items() if count > 1]:
+        raise DataError(
+            f"{duplicates[0]}: two files have this name, so row locations are ambiguous; rename one of them"
+        )
 
 
 def _grouped(examples: list[Example], rows: Sequence[Row], column: str) -> list[Example]:
-    """The examples with the group of their row, also where the parser left it out."""
+    """Return the examples with the group of their row where the parser did not set one."""
     if not column or all(example.group for example in examples):
         return examples
     groups = {row.where: group_of(row, column) for row in rows}
     if not any(groups.values()):
-        cure = "name the column that tells which rows belong together, or leave `group` out"
-        raise DataError(f"{file_of(examples)}: the group column {column!r} is blank in every row; {cure}")
+        fix = "give the column that identifies the source of each row, or omit `group`"
+        raise DataError(f"{file_of(examples)}: the group column {column!r} is blank in every row; {fix}")
     return [example if example.group else replace(example, group=groups[example.where]) for example in examples]
 
 
-def _group_by_prompt(parts: dict[str, list[Example]], *, cut: bool) -> None:
-    """Group judged answers to one prompt, in place, in whichever files they stand; but for train that is to be cut and
-    has too few prompts for that."""
+def _group_by_prompt(parts: dict[str, list[Example]], *, split_train: bool) -> None:
+    """Group preference examples by prompt across files, in place.
+
+    A train file that will be split and has too few prompts for a split by prompt is not grouped.
+    """
     train = parts["train"]
-    if cut and len({prompt_of(one) for one in train if isinstance(one, Pair | Thumb)}) < FEWEST_PROMPTS:
+    prompts = {prompt_of(example) for example in train if isinstance(example, Pair | Thumb)}
+    if split_train and len(prompts) < FEWEST_PROMPTS:
         parts.update({name: [*by_prompt(part)] for name, part in parts.items() if name != "train"})
         return
-    together = iter(by_prompt([example for part in parts.values() for example in part]))
+    grouped = iter(by_prompt([example for part in parts.values() for example in part]))
     for name, part in parts.items():
-        parts[name] = [next(together) for _ in part]
+        parts[name] = [next(grouped) for _ in part]
 
 
 def _set_apart(parts: dict[str, list[Example]]) -> list[str]:
-    """Take out of the given files, in place, what a file that counts more holds too; say what went."""
+    """Remove held-out rows and groups from the other files, in place (test first); return notes on the removals."""
     notes: list[str] = []
-    for what, other in (("test", "validation"), ("test", "train"), ("validation", "train")):
-        if what not in parts or other not in parts:
+    for held_out, other in (("test", "validation"), ("test", "train"), ("validation", "train")):
+        if held_out not in parts or other not in parts:
             continue
-        held, file, held_file = parts[what], file_of(parts[other]), file_of(parts[what])
-        free, copies = separate(parts[other], held, what=what)
-        groups = {example.group for example in held} - {""}
-        parts[other] = [example for example in free if example.group not in groups]
+        file = file_of(parts[other])
+        held_file = file_of(parts[held_out])
+        remaining, copies = separate(parts[other], parts[held_out], what=held_out)
+        groups = {example.group for example in parts[held_out]} - {""}
+        parts[other] = [example for example in remaining if example.group not in groups]
         if not parts[other]:
-            cure = f"give a {what} file of other sources"
-            raise DataError(f"{file}: every row, or its group, also stands in {held_file}; {cure}")
+            fix = f"give a {held_out} file from other sources"
+            raise DataError(f"{file}: every row or its group also appears in {held_file}; {fix}")
         if copies:
-            notes.append(f"{copies} rows of {file} left out: {held_file} has the same question")
-        if strays := len(free) - len(parts[other]):
-            notes.append(f"{strays} rows of {file} left out: their group stands in {held_file}")
+            notes.append(f"{copies} rows of {file} removed: {held_file} contains the same prompt")
+        if grouped := len(remaining) - len(parts[other]):
+            notes.append(f"{grouped} rows of {file} removed: their group also appears in {held_file}")
     return notes
-
-
-def _digest(examples: Sequence[Example]) -> str:
-    lines = sorted(fingerprint(example).encode(errors="surrogatepass") for example in examples)
-    return hashlib.sha256(b"\n".join(lines)).hexdigest()

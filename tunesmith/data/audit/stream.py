@@ -1,4 +1,4 @@
-"""The rows of a file, a chunk at a time, so that a file need not fit into memory."""
+"""The rows of a file in chunks, so that a file need not fit into memory."""
 
 from __future__ import annotations
 
@@ -12,34 +12,41 @@ from tunesmith.data.rows import READERS, SHOWN_FAULTS, Row, read_rows, reason, r
 from tunesmith.data.separated import BrokenLine, read_table
 from tunesmith.errors import DataError
 
-CURE = "; write one JSON object on each line"
+FIX = "; write one JSON object per line"
 CHUNK_ROWS = 2000
 CHUNK_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class RowChunk:
-    """Consecutive rows: their lines in the file, and each as raw JSON, as columns, or why it is none."""
+    """Consecutive rows: line numbers, and each row as raw JSON, as columns, or as the reason why it is invalid."""
 
     lines: list[int]
     rows: Sequence[bytes | dict[str, object] | str]
 
 
 def chunks(source: str, *, offline: bool = False) -> Iterator[RowChunk]:
-    """All rows of a file. Lines of jsonl come unparsed, so that a line that is no row is a finding, not an end.
+    """Yield all rows of a file in chunks. Lines of jsonl are not parsed, so that an invalid line becomes a finding.
 
-    jsonl, csv and tsv are streamed; json, parquet and Hub data sets are read whole. Raises DataError for what cannot be
-    read, of a table after its last row.
+    jsonl, csv and tsv are streamed; json, parquet and Hub datasets are read at once.
+
+    Raises:
+        DataError: if the file cannot be read; for a table, after its last row.
     """
     path = Path(source)
     suffix = path.suffix.lower()
     if path.is_dir():
-        cure = f"make rows of its documents first: tunesmith collect {source} --out rows.jsonl"
-        raise DataError(f"{source}: a folder, which has no lines to point at; {cure}")
+        fix = f"convert its documents to rows first: tunesmith collect {source} --out rows.jsonl"
+        raise DataError(f"{source}: expected a file, got a folder; {fix}")
     if path.is_file() and suffix in (".jsonl", ".ndjson"):
         yield from _json_lines(path)
     elif path.is_file() and suffix in (".csv", ".tsv"):
-        yield from _table(path)
+        table = read_table(path)
+        while entries := list(islice(table, CHUNK_ROWS)):
+            yield RowChunk(
+                [entry.line if isinstance(entry, BrokenLine) else line_of(entry) for entry in entries],
+                [entry.why if isinstance(entry, BrokenLine) else dict(entry.fields) for entry in entries],
+            )
     else:
         rows = read_rows(source, offline=offline)
         for start in range(0, len(rows), CHUNK_ROWS):
@@ -48,50 +55,65 @@ def chunks(source: str, *, offline: bool = False) -> Iterator[RowChunk]:
 
 
 def name_of(source: str) -> str:
-    """The file as `where` names it."""
+    """Return the name of the file as row locations use it."""
     return Path(source).name if Path(source).suffix.lower() in READERS else source
 
 
 def line_of(row: Row) -> int:
-    """The line at the end of a row's `where`."""
+    """Return the line number at the end of a row's location."""
     return int(row.where.rpartition(":")[2])
 
 
 def parsed(raw: bytes | dict[str, object] | str) -> dict[str, object] | str:
-    """The columns of a row, or why the line is no row."""
+    """Return the columns of a row, or the reason why the line is not a row."""
     if isinstance(raw, dict | str):
         return raw
     try:
-        value = read_json(raw.rstrip(b"\r\n"))  # else a fault at the end is told of a line 2
+        value = read_json(raw.rstrip(b"\r\n"))  # otherwise an error at the end would be reported on line 2
     except (ValueError, RecursionError) as error:
-        return f"not JSON ({reason(error)})"
-    return value if isinstance(value, dict) else f"{type(value).__name__}, not an object"
+        return f"invalid JSON ({reason(error)})"
+    return value if isinstance(value, dict) else f"expected an object, got {type(value).__name__}"
 
 
 def head(source: str, count: int, *, offline: bool = False) -> list[Row]:
-    """The first rows that can be read, for their format to be told. Raises DataError where there is none."""
-    rows, faults, more = list[Row](), list[str](), 0
+    """Load the first readable rows, for format detection.
+
+    Args:
+        source: file or Hub dataset.
+        count: number of rows, at most.
+        offline: do not download datasets.
+
+    Raises:
+        DataError: if no row can be read.
+    """
+    rows, errors, more = list[Row](), list[str](), 0
     name = name_of(source)
     for chunk in chunks(source, offline=offline):
         for line, raw in zip(chunk.lines, chunk.rows, strict=True):
             fields = parsed(raw)
             if isinstance(fields, dict):
                 rows.append(Row(f"{name}:{line}", fields))
-            elif len(faults) < SHOWN_FAULTS:  # a file may be nothing but faults
-                faults.append(f"{name}:{line}: {fields}{'' if isinstance(raw, str) else CURE}")
+            elif len(errors) < SHOWN_FAULTS:  # every line may be broken
+                errors.append(f"{name}:{line}: {fields}{'' if isinstance(raw, str) else FIX}")
             else:
                 more += 1
         if len(rows) >= count:
             break
-    if not rows and faults:
-        refuse(faults, more=more)
+    if not rows and errors:
+        refuse(errors, more=more)
     if not rows:
         raise DataError(f"{name}: no rows; give a file with at least one")
     return rows[:count]
 
 
 def has_column(source: str, column: str, *, offline: bool = False) -> bool:
-    """Whether any row of a file has this column."""
+    """Return whether any row of a file has the column.
+
+    Args:
+        source: file or Hub dataset.
+        column: name of the column.
+        offline: do not download datasets.
+    """
     rows = (parsed(raw) for chunk in chunks(source, offline=offline) for raw in chunk.rows)
     return any(column in fields for fields in rows if isinstance(fields, dict))
 
@@ -99,7 +121,7 @@ def has_column(source: str, column: str, *, offline: bool = False) -> bool:
 def _json_lines(path: Path) -> Iterator[RowChunk]:
     lines: list[int] = []
     raws: list[bytes] = []
-    held = 0
+    size = 0
     try:
         file = path.open("rb")
     except OSError as error:
@@ -113,18 +135,9 @@ def _json_lines(path: Path) -> Iterator[RowChunk]:
                 continue
             lines.append(number)
             raws.append(raw)
-            held += len(raw)
-            if len(raws) >= CHUNK_ROWS or held >= CHUNK_BYTES:
+            size += len(raw)
+            if len(raws) >= CHUNK_ROWS or size >= CHUNK_BYTES:
                 yield RowChunk(lines, raws)
-                lines, raws, held = [], [], 0
+                lines, raws, size = [], [], 0
     if raws:
         yield RowChunk(lines, raws)
-
-
-def _table(path: Path) -> Iterator[RowChunk]:
-    lines = read_table(path)
-    while part := list(islice(lines, CHUNK_ROWS)):
-        yield RowChunk(
-            [one.line if isinstance(one, BrokenLine) else line_of(one) for one in part],
-            [one.why if isinstance(one, BrokenLine) else dict(one.fields) for one in part],
-        )
