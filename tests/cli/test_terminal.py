@@ -42,5 +42,5 @@ def test_a_document_is_json_even_where_a_number_is_not(capsys: pytest.CaptureFix
 
 def test_a_file_that_cannot_be_written_is_an_error_of_the_input(tmp_path: Path):
     args = argparse.Namespace(json=False, out=tmp_path / "none" / "x.json")
-    with pytest.raises(DataError, match=r"x\.json: not written \(No such file or directory\); name a"):
+    with pytest.raises(DataError, match=r"x\.json: cannot be written \(No such file or directory\); give a"):
         publish({}, args)

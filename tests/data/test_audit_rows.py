@@ -261,7 +261,7 @@ def test_the_audit_tells_a_list_written_as_text_that_nobody_can_read() -> None:
     unread = "[{'role': 'user', 'content': array(1)}]"
     seen = view(Row("a:1", {"m": unread}), {"messages": "m"})
     assert seen.fault == "unreadable"
-    assert "is a list written as text" in seen.why
+    assert "list of turns written as text" in seen.why
 
 
 def test_a_thumb_without_a_part_that_other_rows_have_is_read_as_a_run_reads_it() -> None:

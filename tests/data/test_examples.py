@@ -42,9 +42,9 @@ def test_all_faults_of_a_file_are_told_together():
     with pytest.raises(DataError) as caught:
         texts(rows({"text": "ok"}, {"text": None}, {"text": "  "}, {"id": 3}), text="text")
     assert str(caught.value).split("\n") == [
-        "train.jsonl:2: column 'text' must be text, found None; columns here: ['text']",
-        "train.jsonl:3: column 'text' is blank; drop the row, or `tunesmith audit DATA --fix OUT` does",
-        "train.jsonl:4: column 'text' must be text, found None; columns here: ['id']",
+        "train.jsonl:2: column 'text' must be text, got None; columns here: ['text']",
+        "train.jsonl:3: column 'text' is blank; drop the row, or run `tunesmith audit DATA --fix OUT`",
+        "train.jsonl:4: column 'text' must be text, got None; columns here: ['id']",
     ]
 
 
@@ -64,7 +64,9 @@ def test_a_column_that_no_row_has_is_one_error_with_the_nearest_name():
 
 
 def test_half_a_character_is_a_fault():
-    with pytest.raises(DataError, match=r"train\.jsonl:1: column 'text' holds half a character \(\\ud83d\) at 4"):
+    with pytest.raises(
+        DataError, match=r"train\.jsonl:1: column 'text': half a surrogate pair \(\\ud83d\) at character 4"
+    ):
         texts(rows({"text": "hi \ud83d"}), text="text")
 
 
@@ -90,7 +92,7 @@ def test_one_list_makes_all_rows_multi_label_and_an_empty_list_is_a_label():
 def test_a_group_is_a_word_or_blank():
     data = rows({"text": "x", "g": None}, {"text": "y", "g": 2.0}, {"text": "z", "g": " a "})
     assert [example.group for example in texts(data, text="text", group="g")] == ["", "2", "a"]
-    with pytest.raises(DataError, match="column 'g' must name the source of the row, found 0.5"):
+    with pytest.raises(DataError, match="column 'g' must contain the source of the row, got 0.5"):
         texts(rows({"text": "x", "g": 0.5}), text="text", group="g")
 
 
@@ -136,34 +138,37 @@ def test_an_empty_system_turn_is_left_out():
 @pytest.mark.parametrize(
     ("messages", "fault"),
     [
-        (turns("a:x"), "turn 1 is assistant after the start; "),
-        (turns("u:q", "u:r", "a:x"), "turn 2 is user after user; "),
-        (turns("u:q", "s:s", "a:x"), "turn 2 is system after user; "),
-        (turns("u:q", "t:1", "a:x"), "turn 2 is tool after user; "),
+        (turns("a:x"), "turn 1: expected system or user first, got assistant; "),
+        (turns("u:q", "u:r", "a:x"), "turn 2: expected assistant after user, got user; "),
+        (turns("u:q", "s:s", "a:x"), "turn 2: expected assistant after user, got system; "),
+        (turns("u:q", "t:1", "a:x"), "turn 2: expected assistant after user, got tool; "),
         (turns("u:q", "a: "), "no assistant turn with content; "),
-        (turns("u:q", "a:", "u:r", "a:fine"), "turn 2 \\(assistant\\) says nothing; "),
+        (turns("u:q", "a:", "u:r", "a:fine"), "turn 2 \\(assistant\\): empty answer; "),
         (turns("u:q"), "no assistant turn with content; "),
-        (turns("u: ", "a:x"), "turn 1 \\(user\\) must hold text, found ' '; "),
+        (turns("u: ", "a:x"), "turn 1 \\(user\\): expected text, got ' '; "),
         (
             [{"role": "narrator", "content": "x"}],
-            "turn 1 has the role 'narrator'; write one of system, user, ",
+            "turn 1: unknown role 'narrator'; write one of system, user, ",
         ),
-        ([*turns("u:q"), {"role": "assistant", "content": None, "tool_calls": [{}]}], "turn 2 calls a tool "),
-        (["hello"], "turn 1 is 'hello'; write "),
+        (
+            [*turns("u:q"), {"role": "assistant", "content": None, "tool_calls": [{}]}],
+            "turn 2: tool call without a name",
+        ),
+        (["hello"], "turn 1: expected a turn, got 'hello'; write "),
         (
             [*turns("u:q"), {"role": "assistant", "content": "no", "weight": 0}],
-            "turn 2 has weight 0, and every answer ",
+            "turn 2: weight is 0, but all answers ",
         ),
-        ([*turns("u:q"), {"role": "assistant", "content": "no", "weight": 0.01}], "turn 2 has weight 0.01, and every "),
-        ([*turns("u:q"), {"role": "assistant", "content": "no", "weight": "0.00"}], "turn 2 has weight '0.00', and "),
-        ([*turns("u:q"), {"role": "assistant", "content": "no", "train": False}], "turn 2 has train False, and every "),
-        ([*turns("u:q"), {"role": "assistant", "content": "no", "loss": False}], "turn 2 has loss False, and every "),
+        ([*turns("u:q"), {"role": "assistant", "content": "no", "weight": 0.01}], "turn 2: weight is 0.01, but all "),
+        ([*turns("u:q"), {"role": "assistant", "content": "no", "weight": "0.00"}], "turn 2: weight is '0.00', but "),
+        ([*turns("u:q"), {"role": "assistant", "content": "no", "train": False}], "turn 2: train is False, but all "),
+        ([*turns("u:q"), {"role": "assistant", "content": "no", "loss": False}], "turn 2: loss is False, but all "),
         (
             [*turns("u:q"), {"role": "assistant", "content": "no", "reasoning_content": "hm"}],
-            "turn 2 has thoughts in 'reasoning_content', which would not be learned; ",
+            "turn 2: thoughts in 'reasoning_content' would not be trained on; ",
         ),
-        ([], "column 'messages' must be a list of turns, found \\[\\]; "),
-        ("hello", "column 'messages' must be a list of turns, found 'hello'; "),
+        ([], "column 'messages' must be a list of turns, got \\[\\]; "),
+        ("hello", "column 'messages' must be a list of turns, got 'hello'; "),
     ],
 )
 def test_turns_out_of_order_or_without_content_are_faults(messages, fault):
@@ -181,7 +186,9 @@ def test_turns_out_of_order_or_without_content_are_faults(messages, fault):
     ],
 )
 def test_columns_of_other_formats_do_not_become_chats(columns):
-    with pytest.raises(DataError, match="is not a prompt and an answer, nor a chat; write objective: "):
+    with pytest.raises(
+        DataError, match="expected columns of a chat or a prompt and an answer, got .*; write objective: "
+    ):
         chats(rows(dict.fromkeys(columns.values(), "x")), columns=columns)
 
 
@@ -211,7 +218,7 @@ def test_a_history_is_read_as_earlier_turns_and_refused_where_it_is_none():
     (found, bare) = chats(rows(fields, {**fields, "history": None}), columns=columns)
     assert said(found) == ["u:old q", "a:old a", "u:q", "a:a"]
     assert said(bare) == ["u:q", "a:a"]
-    with pytest.raises(DataError, match=r"column 'history' must be a list of \[question, answer\], found 'long ago'"):
+    with pytest.raises(DataError, match=r"column 'history' must be a list of \[question, answer\], got 'long ago'"):
         chats(rows({**fields, "history": "long ago"}), columns=columns)
 
 
@@ -227,7 +234,7 @@ def test_chats_that_a_table_holds_as_text_are_read_or_refused():
         rows({"messages": str(spoken)}, {"messages": json.dumps(spoken)}), columns={"messages": "messages"}
     )
     assert said(one) == said(other) == ["u:it's 5\n'o clock'", "a:so\nbe it"]
-    with pytest.raises(DataError, match=r"^train\.jsonl:1: column 'messages' is a list written as text"):
+    with pytest.raises(DataError, match=r"^train\.jsonl:1: column 'messages': list of turns written as text"):
         chats(rows({"messages": "[{'role': 'user', 'content': array(1)}]"}), columns={"messages": "messages"})
 
 
@@ -255,5 +262,5 @@ def test_a_list_of_labels_that_was_written_as_text_is_a_list():
 
 @pytest.mark.parametrize("value", ["['insult' 'toxic']", "[0 1]"])
 def test_labels_that_numpy_wrote_without_commas_are_a_fault(value: str):
-    with pytest.raises(DataError, match="must be a word, or a list with commas between its labels"):
+    with pytest.raises(DataError, match="must be a word, or a list of labels separated by commas"):
         labelled(rows({"text": "t", "label": value}, {"text": "u", "label": "[1]"}), text="text", label="label")

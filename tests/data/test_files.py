@@ -30,13 +30,13 @@ def test_a_file_that_cannot_be_finished_stays_as_it_was(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(DataError, match=r"a\.json: not written \(No space left on device\); free some space$"):
+    with pytest.raises(DataError, match=r"a\.json: cannot be written \(No space left on device\); free some space$"):
         write_whole(file, "new")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.json", "old")]
 
 
 def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path):
-    with pytest.raises(DataError, match=r"none/a\.json: not written \(No such file or directory\)"):
+    with pytest.raises(DataError, match=r"none/a\.json: cannot be written \(No such file or directory\)"):
         write_whole(tmp_path / "none" / "a.json", "x")
     assert not list(tmp_path.iterdir())
 

@@ -289,9 +289,7 @@ def test_what_a_prompt_is_about_stands_with_it(fields: dict[str, object], column
 def test_a_context_that_is_no_text_is_refused_and_not_left_out():
     found = rows(*[{"question": f"q {n}", "context": ["a", "b"], "answer": "x"} for n in range(9)])
     assert detect(found).columns["input"] == "context"
-    with pytest.raises(
-        DataError, match=r"column 'context' must be one text \(join its parts, or name objective.prompt"
-    ):
+    with pytest.raises(DataError, match=r"column 'context' must be one text \(join its parts, or set objective.prompt"):
         chats(found, columns=detect(found).columns)
     for nothing in ([], None, float("nan")):
         found = rows(*[{"question": f"q {n}", "context": nothing, "answer": "x"} for n in range(9)])

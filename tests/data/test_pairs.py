@@ -105,27 +105,31 @@ def test_earlier_turns_instruction_group_and_margin_are_kept():
 @pytest.mark.parametrize(
     ("columns", "fields", "finding"),
     [
-        (COLUMNS, {"prompt": "q", "chosen": "A b", "rejected": " A  b "}, "are the same answer, .* drop the row"),
+        (COLUMNS, {"prompt": "q", "chosen": "A b", "rejected": " A  b "}, "are the same answer; drop the row"),
         (COLUMNS, {"prompt": "q", "chosen": "a", "rejected": " "}, "column 'rejected' is blank"),
-        (COLUMNS, {"prompt": "q", "chosen": "a", "rejected": []}, r"column 'rejected' must be text, found \[\]"),
-        (COLUMNS, {"prompt": "q", "chosen": [said("")], "rejected": "b"}, "'chosen' must end with an answer"),
-        (COLUMNS, {"prompt": "q", "chosen": [user("q")], "rejected": "b"}, "'chosen' must end with an answer"),
-        (COLUMNS, {"prompt": [said("q")], "chosen": "a", "rejected": "b"}, "ends with an answer; end it with what"),
-        (SIDES, {"chosen": "a", "rejected": "b"}, "an answer alone; name the column .* objective.prompt"),
+        (COLUMNS, {"prompt": "q", "chosen": "a", "rejected": []}, r"column 'rejected' must be text, got \[\]"),
+        (COLUMNS, {"prompt": "q", "chosen": [said("")], "rejected": "b"}, "'chosen' must end with a non-blank answer"),
+        (COLUMNS, {"prompt": "q", "chosen": [user("q")], "rejected": "b"}, "'chosen' must end with a non-blank answer"),
+        (
+            COLUMNS,
+            {"prompt": [said("q")], "chosen": "a", "rejected": "b"},
+            "ends with an answer; end it with a user turn",
+        ),
+        (SIDES, {"chosen": "a", "rejected": "b"}, "an answer without a prompt; set objective.prompt"),
         (
             SIDES,
             {"chosen": [user("q"), said("a")], "rejected": [user("other"), said("b")]},
-            "the turns before the two answers differ; .* cut both chats",
+            "the turns before chosen and rejected differ; cut both chats",
         ),
         (
             COLUMNS,
             {"prompt": "q", "chosen": [user("other"), said("a")], "rejected": [user("other"), said("b")]},
-            "the prompt and column 'chosen' say different things before the answer",
+            "the prompt differs from the turns before the answer in 'chosen'",
         ),
         (
             {**COLUMNS, "margin": "by"},
             {"prompt": "q", "chosen": "a", "rejected": "b", "by": "much"},
-            "column 'by' must be a number, found 'much'",
+            "column 'by' must be a number, got 'much'",
         ),
         ({**COLUMNS, "margin": "by"}, {"prompt": "q", "chosen": "a", "rejected": "b", "by": "nan"}, "must be a number"),
     ],
@@ -168,7 +172,7 @@ def test_turns_before_the_question_are_kept_wherever_they_stand(read: Any):
 def test_a_prompt_that_says_other_things_than_its_chat_is_refused():
     other = [{"role": "system", "content": "Be brief."}, user("q"), said("a")]
     asked = [{"role": "system", "content": "Speak French."}, user("q")]
-    with pytest.raises(DataError, match="the prompt and column 'chosen' say different things before the answer"):
+    with pytest.raises(DataError, match="the prompt differs from the turns before the answer in 'chosen'"):
         pairs([row(prompt=asked, chosen=other, rejected=other)], columns=COLUMNS)
 
 
@@ -181,7 +185,9 @@ def test_what_a_judged_question_is_about_stands_behind_it_and_earlier_turns_befo
 
 def test_a_list_written_as_text_that_cannot_be_read_back_is_refused_and_never_learned():
     unread = "[{'content': 'Capital?', 'role': 'user'}\n {'content': 'Paris.', 'role': 'assistant'}]"  # numpy's
-    with pytest.raises(DataError, match=r"'chosen' is a list written as text, .*; save the rows as jsonl or parquet"):
+    with pytest.raises(
+        DataError, match=r"'chosen': list of turns written as text .*; save the rows as jsonl or parquet"
+    ):
         pairs([row(prompt="q", chosen=unread, rejected="b")], columns=COLUMNS)
     plain = '[{"role": "nurse", "shift": 2}]'  # an answer that is a list of something else
     (found,) = pairs([row(prompt="q", chosen=plain, rejected="b")], columns=COLUMNS)
@@ -207,7 +213,7 @@ def test_a_thumb_is_up_or_down(label: Any, good: bool):
 
 def test_a_thumb_that_is_neither_is_refused():
     columns = {"prompt": "prompt", "answer": "completion", "label": "label"}
-    with pytest.raises(DataError, match=r"^p\.jsonl:1: column 'label' must be true or false, 1 or 0, .*, found 'fine'"):
+    with pytest.raises(DataError, match=r"^p\.jsonl:1: column 'label' must be true or false, 1 or 0, .*, got 'fine'"):
         thumbs([row(prompt="q", completion="a", label="fine")], columns=columns)
 
 

@@ -85,17 +85,17 @@ def test_a_sharegpt_turn_is_read_as_the_same_call():
 @pytest.mark.parametrize(
     ("turn", "finding"),
     [
-        ({"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}, "calls a tool without a name"),
+        ({"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]}, "tool call without a name"),
         (
             {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
-            "without a name, or its arguments are no JSON object",
+            "without a name or without a JSON object of arguments",
         ),
-        ({"role": "assistant", "tool_calls": 5}, "tool_calls are not a list; write each"),
+        ({"role": "assistant", "tool_calls": 5}, "expected a list of tool_calls; write each"),
         (
             {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[" * 100_000}]},
-            "without a name, or its arguments are no JSON object",
+            "without a name or without a JSON object of arguments",
         ),
-        ({"role": "user", "content": "q", "tool_calls": [CALLED]}, r"\(user\) calls a tool"),
+        ({"role": "user", "content": "q", "tool_calls": [CALLED]}, r"\(user\): tool call"),
     ],
 )
 def test_a_call_that_is_none_is_refused_with_its_place(turn: dict[str, Any], finding: str):
@@ -105,15 +105,17 @@ def test_a_call_that_is_none_is_refused_with_its_place(turn: dict[str, Any], fin
 
 
 def test_tools_that_are_no_list_are_refused():
-    with pytest.raises(DataError, match=r"^t\.jsonl:1: tools are not a list of objects with a name; write each"):
+    with pytest.raises(DataError, match=r"^t\.jsonl:1: expected tools as a list of objects with a name; write each"):
         chat(tools={"name": "weather"})
-    with pytest.raises(DataError, match=r"^t\.jsonl:1: tools are not JSON; write a list"):
+    with pytest.raises(DataError, match=r"^t\.jsonl:1: tools are invalid JSON; write a list"):
         chat(tools="weather")
 
 
 @pytest.mark.parametrize("tools", [[{"function": "x"}], [{"function": None}], [{"type": "function"}], "[" * 100_000])
 def test_a_tool_that_is_no_object_with_a_name_is_refused(tools: Any):
-    with pytest.raises(DataError, match=r"^t\.jsonl:1: tools are not (JSON|a list of objects with a name); write"):
+    with pytest.raises(
+        DataError, match=r"^t\.jsonl:1: (tools are invalid JSON|expected tools as a list of objects with a name); write"
+    ):
         chat(tools=tools)
 
 

@@ -1,4 +1,4 @@
-"""Calls of tools: read from a chat's rows, written as words, found in an answer."""
+"""Tool calls: parsed from rows, rendered as text, and found in completions."""
 
 from __future__ import annotations
 
@@ -10,27 +10,35 @@ from typing import Any
 
 from tunesmith.errors import DataError
 
-# Where templates and models write a call's arguments.
+# Keys under which templates and models write the arguments of a call.
 ARGUMENTS = ("arguments", "parameters")
 MARKED = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a tool; the arguments are an object, as JSON text."""
+    """A tool call; `arguments` is a JSON object as text."""
 
     name: str
     arguments: str
 
     def plain(self) -> dict[str, Any]:
-        """The call as JSON knows it."""
+        """Return the call as a JSON object."""
         return {"name": self.name, "arguments": json.loads(self.arguments)}
 
 
-def read_calls(turn: Mapping[str, Any], place: str) -> tuple[Call, ...]:
-    """What a turn calls: `tool_calls` or `function_call` as OpenAI writes them, or a ShareGPT turn of that name.
+def read_calls(turn: Mapping[str, Any], where: str) -> tuple[Call, ...]:
+    """Parse the tool calls of a turn.
 
-    Raises DataError for a call that is none.
+    Args:
+        turn: turn with `tool_calls` or `function_call` (OpenAI), or a ShareGPT turn of the role `function_call`.
+        where: location for error messages.
+
+    Returns:
+        The calls in order; empty if the turn calls nothing.
+
+    Raises:
+        DataError: if a call has no name or its arguments are not a JSON object.
     """
     listed = turn.get("tool_calls") or ()
     if turn.get("function_call"):
@@ -39,89 +47,109 @@ def read_calls(turn: Mapping[str, Any], place: str) -> tuple[Call, ...]:
         listed = _parsed(turn.get("value", turn.get("content")))
         listed = listed if isinstance(listed, list) else [listed]
     if not isinstance(listed, list | tuple):
-        raise DataError(f"{place}: tool_calls are not a list; write each as an object with name and arguments")
-    return tuple(_call(one, place) for one in listed)
+        raise DataError(f"{where}: expected a list of tool_calls; write each as an object with name and arguments")
+    return tuple(_call(item, where) for item in listed)
 
 
-def read_tools(value: object, place: str) -> str:
-    """The tools that a chat may call, a list as JSON text; empty without any. Raises DataError."""
+def read_tools(value: object, where: str) -> str:
+    """Parse the tools that a chat offers.
+
+    Args:
+        value: list of tools, or such a list as JSON text.
+        where: location for error messages.
+
+    Returns:
+        The tools as JSON text; empty if there are none.
+
+    Raises:
+        DataError: if the value is not a list of objects with names.
+    """
     listed = _parsed(value) if isinstance(value, str) and value.strip() else value
     if not listed or (isinstance(listed, str) and not listed.strip()):
         return ""
     if isinstance(listed, str):
-        raise DataError(f"{place}: tools are not JSON; write a list of objects, each with name and parameters")
+        raise DataError(f"{where}: tools are invalid JSON; write a list of objects, each with name and parameters")
     if not isinstance(listed, list | tuple) or not all(map(_is_tool, listed)):
-        raise DataError(f"{place}: tools are not a list of objects with a name; write each as JSON schema")
+        raise DataError(f"{where}: expected tools as a list of objects with a name; write each as JSON schema")
     return json.dumps(list(listed), ensure_ascii=False)
 
 
 def as_words(calls: Sequence[Call]) -> str:
-    """The calls as text, each in JSON between marks (the format of Hermes and Qwen)."""
+    """Render calls as text, each as JSON between `<tool_call>` tags (the format of Hermes and Qwen)."""
     return "\n".join(f"<tool_call>\n{json.dumps(c.plain(), ensure_ascii=False)}\n</tool_call>" for c in calls)
 
 
 def calls_in(text: str) -> list[dict[str, Any]]:
-    """Every call that an answer holds, in order: a JSON object with a name and arguments, whatever stands around it."""
+    """Return all calls in a completion, in order: JSON objects with a name and arguments, whatever surrounds them."""
     return [call for _, call in placed_calls(text)]
 
 
 def placed_calls(text: str) -> list[tuple[int, dict[str, Any]]]:
-    """The same, each with the place where its object begins."""
-    found, at, reader = list[tuple[int, dict[str, Any]]](), 0, json.JSONDecoder()
-    while (at := text.find("{", at)) >= 0:
+    """Return all calls in a completion with the character index at which each object starts."""
+    calls: list[tuple[int, dict[str, Any]]] = []
+    decoder = json.JSONDecoder()
+    start = 0
+    while (start := text.find("{", start)) >= 0:
         try:
-            value, end = reader.raw_decode(text, at)
+            value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            at += 1
+            start += 1
             continue
         if (call := _as_call(value)) is not None:
-            found.append((at, call))
-        at = end if call is not None else at + 1
-    return found
+            calls.append((start, call))
+        start = end if call is not None else start + 1
+    return calls
 
 
 def calls_alone(text: str, *, bare: bool) -> tuple[Call, ...]:
-    """The calls of a text that is nothing else: each between marks, or with `bare` as JSON; none of any other text."""
-    inside = [] if MARKED.sub("", text).strip() else MARKED.findall(text)
-    values = [_parsed(part) for part in inside or [text] * bare]
-    listed = [one for value in values for one in (value if isinstance(value, list) else [value])]
-    found = [_as_call(one) if isinstance(one, Mapping) else None for one in listed]
-    read = [Call(one["name"], json.dumps(one["arguments"], ensure_ascii=False)) for one in found if one is not None]
-    return tuple(read) if len(read) == len(listed) else ()
+    """Return the calls of a text that contains nothing else, each between tags; with `bare` also plain JSON.
+
+    Empty for any other text.
+    """
+    marked = [] if MARKED.sub("", text).strip() else MARKED.findall(text)
+    values = [_parsed(part) for part in marked or [text] * bare]
+    items = [item for value in values for item in (value if isinstance(value, list) else [value])]
+    calls = [_as_call(item) if isinstance(item, Mapping) else None for item in items]
+    valid = [_as_object(call) for call in calls if call is not None]
+    return tuple(valid) if len(valid) == len(items) else ()
 
 
 def _is_tool(value: object) -> bool:
-    """Whether this describes a tool by its name, as it is or as OpenAI's `function`."""
+    """Return whether the value describes a tool with a name, directly or inside OpenAI's `function`."""
     inner = value.get("function", value) if isinstance(value, Mapping) else None
     return isinstance(inner, Mapping) and isinstance(inner.get("name"), str)
 
 
 def _as_call(value: Any) -> dict[str, Any] | None:
-    """A call in one spelling; None where the object is none."""
-    given = next((value[key] for key in ARGUMENTS if key in value), None)
-    given = _parsed(given) if isinstance(given, str) else given
-    if not isinstance(value.get("name"), str) or not isinstance(given, dict):
+    """Return a call in normalized form; None if the object is not a call."""
+    arguments = next((value[key] for key in ARGUMENTS if key in value), None)
+    arguments = _parsed(arguments) if isinstance(arguments, str) else arguments
+    if not isinstance(value.get("name"), str) or not isinstance(arguments, dict):
         return None
-    return {"name": value["name"], "arguments": given}
+    return {"name": value["name"], "arguments": arguments}
 
 
-def _call(item: object, place: str) -> Call:
-    """A call with its arguments in one spelling."""
+def _as_object(call: Mapping[str, Any]) -> Call:
+    return Call(call["name"], json.dumps(call["arguments"], ensure_ascii=False))
+
+
+def _call(item: object, where: str) -> Call:
+    """Parse one call and normalize its arguments."""
     inner = item.get("function", item) if isinstance(item, Mapping) else {}
-    named = inner if isinstance(inner, Mapping) else {}
-    given = {key: value for key, value in named.items() if value is not None}
-    found = _as_call(given if any(key in given for key in ARGUMENTS) else {**given, "arguments": {}})
-    if found is None:
+    fields = inner if isinstance(inner, Mapping) else {}
+    given = {key: value for key, value in fields.items() if value is not None}
+    call = _as_call(given if any(key in given for key in ARGUMENTS) else {**given, "arguments": {}})
+    if call is None:
         raise DataError(
-            f"{place} calls a tool without a name, or its arguments are no JSON object; "
+            f"{where}: tool call without a name or without a JSON object of arguments; "
             'write {"name": ..., "arguments": {...}}'
         )
-    return Call(found["name"], json.dumps(found["arguments"], ensure_ascii=False))
+    return _as_object(call)
 
 
 def _parsed(text: object) -> Any:
-    """The JSON value in a text; the text itself where it is none."""
+    """Parse JSON; return the text itself if it is invalid."""
     try:
         return json.loads(str(text))
-    except (ValueError, RecursionError):  # brackets nested by the thousand
+    except (ValueError, RecursionError):  # RecursionError: thousands of nested brackets
         return text

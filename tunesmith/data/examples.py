@@ -1,4 +1,4 @@
-"""Examples: rows whose parts are known. Every parser checks the whole list before it refuses any of it."""
+"""Typed examples and the parsers that make them of rows. Each parser checks all rows before it reports errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeVar
 from tunesmith.data.calls import read_tools
 from tunesmith.data.kinds import is_array, is_nothing, label_items, listed
 from tunesmith.data.rows import Row, as_word, file_of, missing_column, refuse
-from tunesmith.data.turns import Message as Message  # a part of an example, known from here
+from tunesmith.data.turns import Message as Message  # re-exported: part of the public path `tunesmith.data.examples`
 from tunesmith.data.turns import (
     check_order,
     instructed,
@@ -41,7 +41,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A text and its label, or with `multi` any number of labels."""
+    """A text with one label, or with `multi` any number of labels."""
 
     where: str
     text: str
@@ -52,7 +52,14 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Turns; `judged` is the answer that a model's is compared with, their number where they end with the question."""
+    """A conversation.
+
+    Attributes:
+        where: location of the row.
+        messages: turns of the chat.
+        group: source of the row.
+        judged: index of the reference answer; the number of messages if the chat ends with the prompt.
+    """
 
     where: str
     messages: tuple[Message, ...]
@@ -62,9 +69,16 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two answers to the same turns, of which one was preferred, by `margin` where that is known.
+    """A preference pair: two completions of one prompt.
 
-    `cut` says whether the chosen and the rejected answer were cut off before they ended.
+    Attributes:
+        where: location of the row.
+        prompt: turns before the completions.
+        chosen: preferred completion.
+        rejected: other completion.
+        group: source of the row.
+        margin: by how much `chosen` is better; 0 if unknown.
+        cut: whether the chosen and the rejected completion were truncated.
     """
 
     where: str
@@ -78,7 +92,16 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Thumb:
-    """An answer to some turns, found good or not; `cut`: it was cut off before it ended."""
+    """An unpaired preference: one completion rated good or bad.
+
+    Attributes:
+        where: location of the row.
+        prompt: turns before the completion.
+        answer: the completion.
+        good: the rating.
+        group: source of the row.
+        cut: whether the completion was truncated.
+    """
 
     where: str
     prompt: tuple[Message, ...]
@@ -92,13 +115,34 @@ Example = Text | Labelled | Chat | Pair | Thumb
 
 
 def texts(rows: Sequence[Row], *, text: str, group: str = "") -> list[Text]:
-    """One Text for each row."""
+    """Parse one Text per row.
+
+    Args:
+        rows: rows of one file.
+        text: column with the text.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
+    """
     need(rows, text, group)
     return parsed(rows, lambda row: Text(row.where, text_of(row, text), group_of(row, group)))
 
 
 def labelled(rows: Sequence[Row], *, text: str, label: str, group: str = "") -> list[Labelled]:
-    """One Labelled for each row; if any row holds a list of labels, all are multi-label."""
+    """Parse one Labelled per row. If any row has a list of labels, all rows are multi-label.
+
+    Args:
+        rows: rows of one file.
+        text: column with the text.
+        label: column with the label or the list of labels.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
+    """
     need(rows, text, label, group)
     multi = any(label_items(value := row.fields.get(label)) != [value] for row in rows)
     return parsed(
@@ -108,25 +152,38 @@ def labelled(rows: Sequence[Row], *, text: str, label: str, group: str = "") -> 
 
 
 def chats(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = "") -> list[Chat]:
-    """One Chat for each row, from a column of turns or from a prompt and an answer.
+    """Parse one Chat per row, from a column of turns or from a prompt and an answer.
 
-    `columns` is {"messages": ...}, {"conversations": ...} or {"prompt": ..., "answer": ...}, where `system`
-    and, beside a prompt, `input` and `history`, beside turns, `tools` may be added. The instruction stands
-    before the first user turn.
+    Args:
+        rows: rows of one file.
+        columns: {"messages": ...}, {"conversations": ...} or {"prompt": ..., "answer": ...}; optionally `system` and
+            `tools`, and with a prompt `input` and `history`.
+        instruction: text before the first user turn.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if the columns do not form a chat, are missing, or no row is valid.
+        RowError: if some rows are invalid.
     """
     dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
     if set(columns) - (DIALOGUE_PARTS if dialogue else PAIR_PARTS) or not (
         dialogue or {"prompt", "answer"} <= set(columns)
     ):
-        cure = "write objective: {kind: instruct, prompt: COLUMN, answer: COLUMN}"
-        raise DataError(f"{file_of(rows)}: {dict(columns)} is not a prompt and an answer, nor a chat; {cure}")
+        fix = "write objective: {kind: instruct, prompt: COLUMN, answer: COLUMN}"
+        raise DataError(
+            f"{file_of(rows)}: expected columns of a chat or a prompt and an answer, got {dict(columns)}; {fix}"
+        )
     need(rows, *(column for part, column in columns.items() if part != "tools"), group)
 
     def parse(row: Row) -> Chat:
-        turns = _dialogue(row, dialogue) if dialogue else _pair(row, columns)
+        if dialogue:
+            turns = _dialogue(row, dialogue)
+        else:
+            turns = [*asked(row, columns, read=turns_of), *turns_of(row, columns["answer"], "assistant")]
+            check_order(turns, row.where)
         turns = with_system(turns, row, columns.get("system", ""))
         tools = read_tools(row.fields.get(columns.get("tools", "")), row.where)
-        # Where nothing is offered, JSON alone is an answer like any other.
+        # If the chat offers no tools, an answer of plain JSON is not a call.
         turns = [unworded(turn, bare=bool(tools)) for turn in turns]
         if tools:
             turns = [replace(turns[0], tools=tools), *turns[1:]]
@@ -136,22 +193,22 @@ def chats(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
 
 
 def with_system(turns: Sequence[Message], row: Row, column: str) -> list[Message]:
-    """The turns behind what the row's system column says, where it has one and they do not begin with another."""
+    """Prepend the row's system column, unless it is blank or the turns begin with a system turn."""
     system = _optional(row, column)
     return [Message("system", system), *turns] if system and turns[0].role != "system" else list(turns)
 
 
 def group_of(row: Row, column: str) -> str:
-    """The row's source, as the group column names it; blank where the row names none."""
+    """Return the row's source from the group column; blank if there is none."""
     value = row.fields.get(column) if column else None
     word = "" if value is None else as_word(value)
     if word is None:
-        raise fault(row, column, "must name the source of the row")
+        raise fault(row, column, "must contain the source of the row")
     return word.strip()
 
 
 def fingerprint(example: Example) -> str:
-    """The whole content, letter case and spacing aside: equal for exact copies."""
+    """Return the whole content, normalized for letter case and spacing: equal for exact duplicates."""
     if isinstance(example, Labelled):
         return "\x1e".join([folded(example.text), *sorted(map(folded, example.labels))])
     if isinstance(example, Pair):
@@ -162,9 +219,14 @@ def fingerprint(example: Example) -> str:
 
 
 def question(example: Example) -> str:
-    """What is asked, letter case and spacing aside: the text, or the turns before the last answer.
+    """Return the prompt, normalized for letter case and spacing: equal for rows that must not be in two splits.
 
-    Of answers that were judged it is prompt and answers, in whatever order: what people said of them is the answer.
+    Args:
+        example: any example.
+
+    Returns:
+        The text; for chats the turns before the last answer; for preferences the prompt and the sorted completions,
+        because the answer to learn is the judgement.
     """
     if isinstance(example, Pair):
         return "\x1e".join([prompt_of(example), *sorted(map(folded, (example.chosen, example.rejected)))])
@@ -172,14 +234,14 @@ def question(example: Example) -> str:
         return "\x1e".join([prompt_of(example), folded(example.answer)])
     if not isinstance(example, Chat):
         return folded(example.text)
-    if example.judged == len(example.messages):  # the turns end with the question
+    if example.judged == len(example.messages):  # the chat ends with the prompt
         return _turns_plain(example.messages)
-    answers = [i for i, message in enumerate(example.messages) if message.role == "assistant"]
+    answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
     return _turns_plain(example.messages[: answers[-1]] if answers else example.messages)
 
 
 def prompt_of(example: Pair | Thumb) -> str:
-    """The turns that the judged answers are to, letter case and spacing aside."""
+    """Return the prompt of a preference example, normalized for letter case and spacing."""
     return _turns_plain(example.prompt)
 
 
@@ -188,106 +250,101 @@ def _turns_plain(messages: Sequence[Message]) -> str:
 
 
 def parsed(rows: Sequence[Row], parse: Callable[[Row], E]) -> list[E]:
-    """What `parse` makes of every row; the faults of the whole list are told together."""
-    examples, faults = [], []
+    """Apply `parse` to every row and report the errors of all rows together."""
+    examples, errors = [], []
     for row in rows:
         try:
             examples.append(parse(row))
         except DataError as error:
-            faults.append(str(error))
-    # Where every row fails, the columns are wrong, and dropping rows would leave none.
-    return examples if not faults else refuse(faults, kind=RowError if examples else DataError)
+            errors.append(str(error))
+    # If every row fails, the columns are wrong; RowError would suggest to drop the rows.
+    return examples if not errors else refuse(errors, kind=RowError if examples else DataError)
 
 
 def need(rows: Sequence[Row], *columns: str) -> None:
-    """Refuse columns that no row has, once instead of once a row."""
+    """Raise one DataError for columns that no row has, instead of one error per row."""
     absent = [column for column in columns if column and not any(column in row.fields for row in rows)]
     if rows and absent:
         refuse([missing_column(rows, column) for column in dict.fromkeys(absent)])
 
 
 def fault(row: Row, column: str, must: str) -> DataError:
-    """An error about what a row has in a column."""
-    found = short(row.fields.get(column))
-    return DataError(f"{row.where}: column {column!r} {must}, found {found}; columns here: {list(row.fields)}")
+    """Return an error about the value of a row in a column."""
+    value = short(row.fields.get(column))
+    return DataError(f"{row.where}: column {column!r} {must}, got {value}; columns here: {list(row.fields)}")
 
 
 def text_of(row: Row, column: str) -> str:
-    """The text of a column, which must not be blank."""
+    """Return the text of a column, which must not be blank."""
     value = row.fields.get(column)
     if not isinstance(value, str):
         raise fault(row, column, "must be text")
     if not value.strip():
         raise DataError(
-            f"{row.where}: column {column!r} is blank; drop the row, or `tunesmith audit DATA --fix OUT` does"
+            f"{row.where}: column {column!r} is blank; drop the row, or run `tunesmith audit DATA --fix OUT`"
         )
     return whole(value, f"{row.where}: column {column!r}")
 
 
 def _optional(row: Row, column: str) -> str:
-    """The text of a column that may be blank."""
+    """Return the text of a column that may be blank."""
     value = row.fields.get(column) if column else None
     if isinstance(value, list | dict) and value:
-        raise fault(row, column, "must be one text (join its parts, or name objective.prompt and objective.answer)")
+        raise fault(row, column, "must be one text (join its parts, or set objective.prompt and objective.answer)")
     return "" if is_nothing(value) or (isinstance(value, str) and not value.strip()) else text_of(row, column)
 
 
 def _labels(row: Row, column: str) -> tuple[str, ...]:
     value = row.fields.get(column)
     if is_array(value):
-        raise fault(row, column, "must be a word, or a list with commas between its labels")
+        raise fault(row, column, "must be a word, or a list of labels separated by commas")
     words = [(as_word(item) or "").strip() for item in label_items(value)]
     if not all(words):
         raise fault(row, column, "must be a word, a whole number or a list of them (write a fraction as a text)")
-    # One label, however its accents are written: macOS writes them apart.
+    # NFC: macOS writes accents as separate characters, which would make two labels of one.
     words = [unicodedata.normalize("NFC", word) for word in words]
     return tuple(dict.fromkeys(whole(word, f"{row.where}: column {column!r}") for word in words))
 
 
 def turns_of(row: Row, column: str, role: str) -> list[Message]:
-    """The turns of a column; a text is one of this role."""
-    given = turns_in(row.fields.get(column), f"{row.where}: column {column!r}")
-    turns = [turn_of(item, f"{row.where}: {column} turn {number}") for number, item in enumerate(given, 1)]
+    """Return the turns of a column; a plain text is one turn of the given role."""
+    items = turns_in(row.fields.get(column), f"{row.where}: column {column!r}")
+    turns = [turn_of(item, f"{row.where}: {column} turn {number}") for number, item in enumerate(items, 1)]
     return turns or [Message(role, text_of(row, column))]
 
 
 def asked(row: Row, columns: Mapping[str, str], *, read: Callable[[Row, str, str], list[Message]]) -> list[Message]:
-    """What was said before, then the prompt as `read` gives its turns, with what it is about behind it."""
+    """Return the history, then the prompt as parsed by `read`, with the `input` column appended to its last turn."""
     turns = [*_earlier(row, columns.get("history", "")), *read(row, columns["prompt"], "user")]
-    about = _optional(row, columns.get("input", ""))
-    return [*turns[:-1], replace(turns[-1], content=f"{turns[-1].content}\n\n{about}")] if about else turns
+    context = _optional(row, columns.get("input", ""))
+    return [*turns[:-1], replace(turns[-1], content=f"{turns[-1].content}\n\n{context}")] if context else turns
 
 
 def _earlier(row: Row, column: str) -> list[Message]:
-    """The exchanges of a history, each a question and its answer."""
-    given = row.fields.get(column) if column else None
-    said = listed(given)
-    if (given and given != "[]" and not said) or not all(isinstance(one, list) and len(one) == 2 for one in said):
+    """Return the turns of a history column, a list of [question, answer]."""
+    value = row.fields.get(column) if column else None
+    exchanges = listed(value)
+    pairs = all(isinstance(exchange, list) and len(exchange) == 2 for exchange in exchanges)
+    if (value and value != "[]" and not exchanges) or not pairs:
         raise fault(row, column, "must be a list of [question, answer]")
     roles = ("user", "assistant")
-    turns = [{"role": role, "content": text} for one in said for role, text in zip(roles, one, strict=True)]
+    turns = [{"role": role, "content": text} for pair in exchanges for role, text in zip(roles, pair, strict=True)]
     return [turn_of(turn, f"{row.where}: {column} turn {number}") for number, turn in enumerate(turns, 1)]
 
 
-def _pair(row: Row, columns: Mapping[str, str]) -> list[Message]:
-    turns = [*asked(row, columns, read=turns_of), *turns_of(row, columns["answer"], "assistant")]
-    check_order(turns, row.where)
-    return turns
-
-
 def _dialogue(row: Row, column: str) -> list[Message]:
-    given = turns_in(row.fields.get(column), f"{row.where}: column {column!r}")
-    if not given:
+    items = turns_in(row.fields.get(column), f"{row.where}: column {column!r}")
+    if not items:
         raise fault(row, column, "must be a list of turns")
-    turns = [turn_of(item, f"{row.where}: turn {number}") for number, item in enumerate(given, 1)]
+    turns = [turn_of(item, f"{row.where}: turn {number}") for number, item in enumerate(items, 1)]
     check_order(turns, row.where)
-    said = [at for at, turn in enumerate(turns) if turn.role == "assistant" and (turn.content.strip() or turn.calls)]
-    if not said:
+    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant" and (turn.content.strip() or turn.calls)]
+    if not answers:
         raise DataError(f"{row.where}: no assistant turn with content; add the answer or drop the row")
-    end = said[-1] + 1
-    for number, (item, turn) in enumerate(zip(given[:end], turns, strict=False), 1):
+    end = answers[-1] + 1
+    for number, (item, turn) in enumerate(zip(items[:end], turns, strict=False), 1):
         if turn.role == "assistant":
             refuse_unlearned(item, turn, f"{row.where}: turn {number}")
-    # What follows the last answer is not learned, an empty answer among it.
+    # Turns after the last answer are not trained on; an empty answer among them is dropped.
     turns = turns[:end] + [turn for turn in turns[end:] if turn.role != "assistant"]
     return turns if turns[0].content.strip() else turns[1:]

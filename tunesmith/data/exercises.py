@@ -1,4 +1,4 @@
-"""Prompts that a model is to answer anew, and its attempts: what learning from rewards works on."""
+"""Prompts for reinforcement learning, and the completions that rewards score."""
 
 from __future__ import annotations
 
@@ -26,24 +26,34 @@ from tunesmith.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Exercise(Chat):
-    """Turns that end with a question, or with somebody's answer to it, and the row they were made of."""
+    """A prompt, or a prompt with a reference answer, and its row.
+
+    Attributes:
+        row: the fields of the row, for reward functions.
+    """
 
     row: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """The turns that are to be answered."""
+        """The turns that the model completes."""
         return self.messages[:-1] if self.messages[-1].role == "assistant" else self.messages
 
     @property
     def reference(self) -> str:
-        """The row's own answer, empty where it has none."""
+        """The row's own answer; empty if there is none."""
         return self.messages[-1].content if self.messages[-1].role == "assistant" else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One answer of a model to an exercise, and whether it ended by itself."""
+    """A completion that a model sampled.
+
+    Attributes:
+        exercise: its prompt.
+        text: the completion.
+        finished: whether the model ended it, before the token limit.
+    """
 
     exercise: Exercise
     text: str
@@ -51,35 +61,49 @@ class Attempt:
 
     @property
     def question(self) -> str:
-        """The last thing that was asked."""
+        """Content of the last turn of the prompt."""
         return self.exercise.prompt[-1].content
 
     @property
     def row(self) -> Mapping[str, object]:
-        """The row of the user's file that the exercise was made of."""
+        """The fields of the row."""
         return self.exercise.row
 
 
-# How good each of some attempts is.
+# A reward function: one score per attempt.
 Scorer = Callable[[Sequence[Attempt]], list[float]]
 
 
 def exercises(
     rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = ""
 ) -> list[Exercise]:
-    """One Exercise for each row.
+    """Parse one Exercise per row.
 
-    `columns` are those of `chats`, of which "answer" may be left out; a chat may end with the question.
+    Args:
+        rows: rows of one file.
+        columns: as for `chats`; "answer" may be omitted, and a chat may end with the prompt.
+        instruction: text before the first user turn.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
     """
     if "answer" in columns and "prompt" in columns:
-        return [
-            _of(chat, row)
-            for chat, row in zip(chats(rows, columns=columns, instruction=instruction, group=group), rows, strict=True)
-        ]
+        result = []
+        for chat, row in zip(chats(rows, columns=columns, instruction=instruction, group=group), rows, strict=True):
+            last = max(index for index, message in enumerate(chat.messages) if message.role == "assistant")
+            result.append(Exercise(chat.where, chat.messages[: last + 1], chat.group, row=row.fields))
+        return result
     need(rows, *(column for part, column in columns.items() if part != "tools"), group)
+    dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
 
     def parse(row: Row) -> Exercise:
-        turns = instructed(with_system(_turns(row, columns), row, columns.get("system", "")), instruction)
+        turns = turns_of(row, dialogue, "user") if dialogue else asked(row, columns, read=turns_of)
+        check_order(turns, row.where)
+        if not any(turn.role == "user" for turn in turns):
+            raise DataError(f"{row.where}: no user turn; add one")
+        turns = instructed(with_system(turns, row, columns.get("system", "")), instruction)
         if tools := read_tools(row.fields.get(columns.get("tools", "")), row.where):
             turns = [replace(turns[0], tools=tools), *turns[1:]]
         judged = -1 if turns[-1].role == "assistant" else len(turns)
@@ -89,21 +113,5 @@ def exercises(
 
 
 def prompt_column(rows: Sequence[Row]) -> str:
-    """The column with the prompt in rows that hold nothing else that is known; empty where none is named like one."""
+    """Return the column with the prompt by its name, for rows of no known format; empty if there is none."""
     return next((name for name in PROMPTS if name in columns_of(rows)), "")
-
-
-def _of(chat: Chat, row: Row) -> Exercise:
-    """The chat up to its last answer, with its row."""
-    last = max(i for i, message in enumerate(chat.messages) if message.role == "assistant")
-    return Exercise(chat.where, chat.messages[: last + 1], chat.group, row=row.fields)
-
-
-def _turns(row: Row, columns: Mapping[str, str]) -> list[Message]:
-    """The turns of a chat, or of a prompt with what it is about: a text is one question."""
-    dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
-    turns = turns_of(row, dialogue, "user") if dialogue else asked(row, columns, read=turns_of)
-    check_order(turns, row.where)
-    if not any(turn.role == "user" for turn in turns):
-        raise DataError(f"{row.where}: nobody asks anything; add a user turn")
-    return turns

@@ -1,4 +1,4 @@
-"""Answers that people judged: pairs of which one is preferred, and single answers with a thumb up or down."""
+"""Preferences: pairs of completions of which one is preferred, and single completions rated good or bad."""
 
 from __future__ import annotations
 
@@ -27,31 +27,39 @@ from tunesmith.data.rows import Row
 from tunesmith.data.turns import check_order, instructed, turns_in
 from tunesmith.errors import DataError
 
-# How Anthropic's files write turns into one text.
+# Turns in one text, as in Anthropic's HH-RLHF files.
 SPOKEN = re.compile(r"(?:^|\r?\n\r?\n)(Human|Assistant):")
 
 
 def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = "") -> list[Pair]:
-    """One Pair for each row; `chosen_cut` and `rejected_cut` may say that an answer was cut off.
+    """Parse one Pair per row; `chosen_cut` and `rejected_cut` may mark a truncated completion.
 
-    `columns` names `chosen` and `rejected`, each an answer or a whole chat, and may name `prompt`, beside it `input`
-    and `history`, and `system` and `margin`. Where the two are whole chats, all turns before their last answers must
-    be the same ones.
+    Args:
+        rows: rows of one file.
+        columns: `chosen` and `rejected`, each a completion or a whole chat; optionally `prompt`, with it `input` and
+            `history`, and `system` and `margin`. Whole chats must agree in all turns before their last answers.
+        instruction: text before the first user turn.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
     """
     need(rows, *columns.values(), group)
 
     def parse(row: Row) -> Pair:
-        given = _prompt(row, columns)
-        (one, chosen), (other, rejected) = (_answer(row, columns[side], given) for side in ("chosen", "rejected"))
-        if _stripped(one) != _stripped(other):
-            cure = "an answer is preferred to another one to the same turns; cut both chats behind the turns they share"
-            raise DataError(f"{row.where}: the turns before the two answers differ; {cure}")
+        own_prompt = _prompt(row, columns)
+        chosen_prompt, chosen = _answer(row, columns["chosen"], own_prompt)
+        rejected_prompt, rejected = _answer(row, columns["rejected"], own_prompt)
+        if _stripped(chosen_prompt) != _stripped(rejected_prompt):
+            fix = "cut both chats after the turns that they share"
+            raise DataError(f"{row.where}: the turns before chosen and rejected differ; {fix}")
         if " ".join(chosen.split()) == " ".join(rejected.split()):
             raise DataError(
-                f"{row.where}: chosen and rejected are the same answer, which prefers nothing; drop the row, "
-                "or `tunesmith audit DATA --fix OUT` does"
+                f"{row.where}: chosen and rejected are the same answer; drop the row, or run "
+                "`tunesmith audit DATA --fix OUT`"
             )
-        prompt = tuple(instructed(with_system(one, row, columns.get("system", "")), instruction))
+        prompt = tuple(instructed(with_system(chosen_prompt, row, columns.get("system", "")), instruction))
         margin = _margin(row, columns.get("margin", ""))
         cut = (row.fields.get("chosen_cut") is True, row.fields.get("rejected_cut") is True)
         return Pair(row.where, prompt, chosen, rejected, group_of(row, group), margin, cut)
@@ -60,17 +68,25 @@ def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
 
 
 def thumbs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = "") -> list[Thumb]:
-    """One Thumb for each row.
+    """Parse one Thumb per row.
 
-    `columns` names `label`, a thumb, and a chat that ends with the answer (`messages` or `conversations`) or `prompt`
-    and `answer`, and may name `system` and, beside a prompt, `input` and `history`.
+    Args:
+        rows: rows of one file.
+        columns: `label`, the rating, and either a chat that ends with the answer (`messages` or `conversations`) or
+            `prompt` and `answer`; optionally `system`, and with a prompt `input` and `history`.
+        instruction: text before the first user turn.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
     """
     need(rows, *columns.values(), group)
     dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
 
     def parse(row: Row) -> Thumb:
-        given = [] if dialogue else _prompt(row, columns)
-        before, answer = _answer(row, dialogue or columns["answer"], given)
+        own_prompt = [] if dialogue else _prompt(row, columns)
+        before, answer = _answer(row, dialogue or columns["answer"], own_prompt)
         good = thumb_of(row.fields.get(columns["label"]))
         if good is None:
             raise fault(row, columns["label"], "must be true or false, 1 or 0, yes or no, good or bad, up or down")
@@ -81,7 +97,7 @@ def thumbs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str 
 
 
 def written(example: Example) -> str:
-    """All text of an example as it is written, a turn after the other; of a pair the prompt once."""
+    """Return all text of an example, one turn after the other; of a pair the prompt once."""
     if isinstance(example, Pair | Thumb):
         answers = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.answer,)
         return "\n".join([*(message.content for message in example.prompt), *answers])
@@ -91,7 +107,7 @@ def written(example: Example) -> str:
 
 
 def holds_turns(text: str) -> bool:
-    """Whether a text alone in a column is read as turns; one that must stay whole is written as a turn itself."""
+    """Return whether a plain text in a column would be parsed as turns; to keep it whole, write it as a turn."""
     try:
         return bool(SPOKEN.match(text) or turns_in(text, ""))
     except DataError:
@@ -99,60 +115,62 @@ def holds_turns(text: str) -> bool:
 
 
 def _prompt(row: Row, columns: Mapping[str, str]) -> list[Message]:
-    """The turns that were answered, as far as they have columns of their own."""
+    """Return the turns of the prompt column; empty if there is none."""
     column = columns.get("prompt", "")
     if not column:
         return []
     turns = asked(row, columns, read=_turns)
     if turns[-1].role == "assistant":
-        raise DataError(f"{row.where}: column {column!r} ends with an answer; end it with what was asked")
+        raise DataError(f"{row.where}: column {column!r} ends with an answer; end it with a user turn")
     check_order(turns, row.where)
     return turns
 
 
 def _answer(row: Row, column: str, prompt: Sequence[Message]) -> tuple[list[Message], str]:
-    """What was answered, and the answer: the last turn of a whole chat, or all of a text."""
+    """Return the prompt and the completion: the last turn of a whole chat, or all of a text."""
     *before, last = _turns(row, column, "assistant")
     if last.role != "assistant" or not last.content.strip():
-        raise fault(row, column, "must end with an answer that is not blank")
+        raise fault(row, column, "must end with a non-blank answer")
     if not before and not prompt:
-        cure = "name the column with what was asked as objective.prompt"
-        raise DataError(f"{row.where}: column {column!r} is an answer alone; {cure}")
+        fix = "set objective.prompt to the column with the prompt"
+        raise DataError(f"{row.where}: column {column!r} is an answer without a prompt; {fix}")
     answered = _together(before, prompt)
     if answered is None:
-        cure = "make them the same, or leave one of them out"
-        raise DataError(f"{row.where}: the prompt and column {column!r} say different things before the answer; {cure}")
+        fix = "make them equal, or remove one of them"
+        raise DataError(f"{row.where}: the prompt differs from the turns before the answer in {column!r}; {fix}")
     check_order([*answered, last], row.where)
     return answered, last.content
 
 
 def _together(before: Sequence[Message], prompt: Sequence[Message]) -> list[Message] | None:
-    """The turns that were answered, of a chat with what stands beside it; None where the two say different things."""
+    """Merge the turns of a chat with those of the prompt column; None if they differ."""
     if not (before and prompt):
         return [*before, *prompt]
     if before[0] == prompt[0] and before[0].role == "system":
         rest = _together(before[1:], prompt[1:])
         return None if rest is None else [before[0], *rest]
-    chat, asked_ = ([(turn.role, turn.content.strip()) for turn in turns] for turns in (before, prompt))
-    for shared in range(min(len(chat), len(asked_)), 0, -1):
-        if asked_[-shared:] == chat[:shared]:  # the chat goes on where the prompt ends
+    chat, asked_turns = ([(turn.role, turn.content.strip()) for turn in turns] for turns in (before, prompt))
+    for shared in range(min(len(chat), len(asked_turns)), 0, -1):
+        if asked_turns[-shared:] == chat[:shared]:  # the chat continues the prompt
             return [*prompt[:-shared], *before]
-        if asked_ == chat[-shared:]:
+        if asked_turns == chat[-shared:]:
             return list(before)
-    first = next((turn for turn in chat if turn[0] == "user"), None)  # of many turns it may stand alone beside them
-    return list(before) if asked_ == [first] else None
+    first = next(
+        (turn for turn in chat if turn[0] == "user"), None
+    )  # the prompt may repeat only the first user turn of the chat
+    return list(before) if asked_turns == [first] else None
 
 
 def _turns(row: Row, column: str, role: str) -> list[Message]:
-    """The turns of a chat; a text is a turn of this role, or several where it says who speaks."""
+    """Return the turns of a chat; a text is one turn of the given role, or several if it marks its speakers."""
     first, *others = turns_of(row, column, role)
     if others or not SPOKEN.match(first.content) or turns_in(row.fields[column], ""):
         return [first, *others]
     _, *spoken = SPOKEN.split(first.content)
     names = {"Human": "user", "Assistant": "assistant"}
-    turns = [Message(names[who], said.strip()) for who, said in zip(spoken[::2], spoken[1::2], strict=True)]
+    turns = [Message(names[who], content.strip()) for who, content in zip(spoken[::2], spoken[1::2], strict=True)]
     opened = role == "user" and len(turns) > 1 and turns[-1] == Message("assistant", "")
-    return turns[:-1] if opened else turns  # a prompt may end with the name of who is to speak
+    return turns[:-1] if opened else turns  # a prompt may end with an empty `Assistant:`
 
 
 def _stripped(turns: Sequence[Message]) -> list[Message]:
@@ -160,7 +178,7 @@ def _stripped(turns: Sequence[Message]) -> list[Message]:
 
 
 def _margin(row: Row, column: str) -> float:
-    """By how much the chosen answer is better, 0 where nobody says."""
+    """Return by how much the chosen answer is better, 0 if unknown."""
     value = row.fields.get(column) if column else None
     if value is None or value == "":
         return 0.0

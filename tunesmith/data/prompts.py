@@ -1,4 +1,4 @@
-"""Prompts without an answer: what a model is to be asked."""
+"""Prompts without reference answers."""
 
 from __future__ import annotations
 
@@ -9,27 +9,40 @@ from tunesmith.data.rows import Row, columns_of, file_of
 from tunesmith.data.turns import check_order, instructed
 from tunesmith.errors import DataError
 
-# Columns that usually hold what is asked, the likeliest first.
+# Usual names of a prompt column, in order of preference.
 PROMPTS = ("prompt", "question", "instruction", "input", "source", "document", *DIALOGUES, "text")
 
 
 def prompts(rows: Sequence[Row], *, column: str = "", instruction: str = "") -> list[tuple[Message, ...]]:
-    """The turns to be answered of each row, from a text or a chat; answers that the chat ends with are left out."""
+    """Parse the prompt of each row, from a text or a chat without its final answers.
+
+    Args:
+        rows: rows of one file.
+        column: column with the prompt; empty: found by its name.
+        instruction: text before the first user turn.
+
+    Returns:
+        The turns of each prompt.
+
+    Raises:
+        DataError: if there is no such column or no row is valid.
+        RowError: if some rows are invalid.
+    """
     column = column or next((name for name in PROMPTS if name in columns_of(rows)), "")
     if not column:
-        here, cure = columns_of(rows), "name the column with what is asked, with --column"
+        names = ", ".join(PROMPTS[:3])
         raise DataError(
-            f"{file_of(rows)}: no column is called {', '.join(PROMPTS[:3])} or the like, but {here}; {cure}"
+            f"{file_of(rows)}: no prompt column ({names} or similar) among {columns_of(rows)}; give it with --column"
         )
     need(rows, column)
-    return parsed(rows, lambda row: tuple(instructed(_asked(row, column), instruction)))
 
+    def parse(row: Row) -> tuple[Message, ...]:
+        turns = turns_of(row, column, "user")
+        while turns and turns[-1].role == "assistant":
+            turns.pop()
+        if not any(turn.role == "user" for turn in turns):
+            raise fault(row, column, "must contain a user turn")
+        check_order(turns, row.where)
+        return tuple(instructed(turns, instruction))
 
-def _asked(row: Row, column: str) -> list[Message]:
-    turns = turns_of(row, column, "user")
-    while turns and turns[-1].role == "assistant":
-        turns.pop()
-    if not any(turn.role == "user" for turn in turns):
-        raise fault(row, column, "must hold a turn of a user")
-    check_order(turns, row.where)
-    return turns
+    return parsed(rows, parse)

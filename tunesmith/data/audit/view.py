@@ -184,7 +184,7 @@ def _checked(row: Row, columns: Mapping[str, str], seen: View, *, fault: str = "
         chats([row], columns={part: column for part, column in columns.items() if column in row.fields})
     except DataError as error:
         why = _why(row, error)
-        kind = "nothing_to_learn" if "says nothing" in why or "no assistant turn with" in why else fault
+        kind = "nothing_to_learn" if "empty answer" in why or "no assistant turn with" in why else fault
         return View(seen.question, seen.answer, (), kind, why)
     return seen
 
