@@ -47,7 +47,7 @@ def test_a_chosen_cell_that_cannot_work_is_printed_with_the_reason(tmp_path: Pat
         (("--rows", "0"), "--rows, --seeds: expected integers >= 1, got 0 and 1; "),
         (("--seeds", "0"), "--rows, --seeds: expected integers >= 1, got 600 and 0; "),
         (("--minutes", "-1"), "--minutes: expected a number >= 0, got -1.0; "),
-        (("--out", "{}/file/runs"), "not written (Not a directory); "),
+        (("--out", "{}/file/runs"), "cannot be written (Not a directory); "),
         (("--folder", "x"), "no option '--folder'"),
     ],
 )
