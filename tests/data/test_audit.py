@@ -410,10 +410,7 @@ def test_a_line_of_a_table_with_too_many_cells_is_a_finding_and_no_end(tmp_path:
     assert chunk.lines == [2, 3, 4]
     assert [raw for raw in chunk.rows if isinstance(raw, dict)] == [{"text": "ok", "label": "1"}]
     assert str(chunk.rows[0]).startswith("expected 2 cells as in the header, got 3; put cells that contain ','")
-    with pytest.raises(
-        DataError,
-        match=r"^n\.csv:2: expected 2 cells as in the header, got 3; .*\nn\.csv:4: expected 2 cells as in the header, got 1",
-    ):
+    with pytest.raises(DataError, match=r"^n\.csv:2: .*, got 3; .*\nn\.csv:4: .*, got 1"):
         read_rows(path)
 
 
