@@ -122,8 +122,11 @@ def test_documents_without_questions_say_what_else_there_is(command: Command, ma
         (("--write", "questions"), "error: --write: needs --writer"),
         (("--writer", "m"), "error: --writer: needs --write"),
         (("--passages", "-3"), "--passages: -3 is below zero"),
-        (("--temperature", "nan"), "--temperature: nan is no number from 0 on"),
-        (("--write", "paraphrases", "--writer", "http://127.0.0.1:9/v1", "--temperature", "nan"), "--temperature: nan"),
+        (("--temperature", "nan"), "--temperature: expected a number >= 0, got nan"),
+        (
+            ("--write", "paraphrases", "--writer", "http://127.0.0.1:9/v1", "--temperature", "nan"),
+            "--temperature: expected",
+        ),
         (("--write", "questions", "--writer", "m"), "makes rows for instruct, not for domain; give --as instruct"),
         (("--write", "question", "--writer", "m"), "template 'question': unknown template"),
         (("--size", "50"), "--size: 50 is too short"),

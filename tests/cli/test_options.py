@@ -41,7 +41,7 @@ def test_the_models_own_token_limit_stands_unless_one_is_given():
     ("given", "place"),
     [
         ({"temperature": -1.0}, "--temperature"),
-        ({"temperature": float("nan")}, "--temperature: nan is no number"),
+        ({"temperature": float("nan")}, "--temperature: expected a number >= 0, got nan"),
         ({"temperature": float("inf")}, "--temperature"),
         ({"top_p": float("nan")}, "--top-p"),
         ({"top_p": 0.0}, "--top-p"),

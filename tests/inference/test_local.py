@@ -166,11 +166,11 @@ def test_an_encoder_of_several_tasks_is_told_which_reads_a_text():
 @pytest.mark.parametrize(
     ("setting", "finding"),
     [
-        ({"temperature": -1}, "temperature: -1 is no number from 0 on"),
-        ({"temperature": math.nan}, "temperature: nan is no number"),
-        ({"top_p": 0}, "top_p: 0 is no share"),
-        ({"max_new_tokens": 0}, "max_new_tokens: 0 leaves no room"),
-        ({"stop": "END"}, r"stop: 'END' is one text; write \(text,\)"),
+        ({"temperature": -1}, "temperature: expected a number >= 0, got -1"),
+        ({"temperature": math.nan}, "temperature: expected a number >= 0, got nan"),
+        ({"top_p": 0}, r"top_p: expected a number in \(0, 1\], got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: expected an integer >= 1, got 0"),
+        ({"stop": "END"}, r"stop: expected a list of strings, got the string 'END'; write \(text,\)"),
     ],
 )
 def test_settings_that_nothing_can_be_drawn_with_are_refused(setting: dict[str, Any], finding: str):

@@ -191,5 +191,5 @@ def test_a_file_of_tensors_that_was_cut_short_is_refused(tmp_path: Path, size: i
     save_tensors({"a": torch.ones(8)}, tmp_path / "x.safetensors")
     whole = (tmp_path / "x.safetensors").read_bytes()
     (tmp_path / "x.safetensors").write_bytes(whole[:size])
-    with pytest.raises(CheckpointError, match=r"x\.safetensors: not a whole safetensors file .*; restore it"):
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: not a complete safetensors file .*; restore it"):
         load_tensors(tmp_path / "x.safetensors")

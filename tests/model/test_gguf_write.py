@@ -66,7 +66,7 @@ def test_layers_that_see_only_a_window_are_refused(tmp_path: Path):
         vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, use_sliding_window=True, sliding_window=8, max_window_layers=0,
     )  # fmt: skip
-    with pytest.raises(ModelError, match="tiny: some layers see only so many tokens back; nearest that works"):
+    with pytest.raises(ModelError, match="tiny: some layers have a sliding attention window; nearest that works"):
         write_gguf(Qwen2ForCausalLM(config), base("llama").tokenizer, tmp_path / "q.gguf", kind="f16", name="tiny")
 
 
@@ -75,7 +75,7 @@ def test_a_tokenizer_that_llama_cpp_would_cut_otherwise_is_refused(tmp_path: Pat
 
     made, cutter = base("llama"), tokenizer(CHATML_TOKENS)
     cutter.backend_tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    with pytest.raises(ModelError, match="not known to cut text as this tokenizer does"):
+    with pytest.raises(ModelError, match="no pre-tokenizer that splits text as this tokenizer does"):
         write_gguf(made.network, cutter, tmp_path / "model.gguf", kind="f16", name="tiny")
 
 

@@ -65,7 +65,7 @@ OTHERS = {
 def test_a_decoder_that_does_not_go_on_from_keys_and_values_is_refused(kind: str, tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(OTHERS[kind]).save_pretrained(tmp_path)
     tokenizer(("</s>",), eos_token="</s>").save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=f"a {kind} does not go on from keys and values, as answers are drawn here; "):
+    with pytest.raises(ModelError, match=f"{kind} does not support a KV cache, which generation requires; "):
         load_base(str(tmp_path))
 
 

@@ -57,7 +57,7 @@ def test_a_tokenizer_whose_chats_the_embedding_has_no_room_for_is_refused(folder
     kept.chat_template = "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}{{ eos_token }}{% endfor %}"
     kept.save_pretrained(folder)
     line = refusal(folder)
-    assert "its chats are written with '<|turn|>', for which it has no embedding; call resize_token_embeddings" in line
+    assert "its chat template uses '<|turn|>', which has no embedding; call resize_token_embeddings" in line
 
 
 def test_an_adapter_alone_is_told_from_a_model(folder: Path) -> None:
@@ -100,7 +100,7 @@ def test_an_index_that_leads_out_of_the_folder_is_refused(folder: Path, name: st
     [
         ('{"weight_map": {"x": "gone.safetensors"}}', "gone.safetensors is missing"),
         ('{"weight_map": []}', "lists no weights"),
-        ("[]", "holds no JSON object"),
+        ("[]", "expected a JSON object"),
         ("{", "cannot be read"),
     ],
 )
@@ -140,7 +140,7 @@ def test_weights_that_are_no_numbers_are_refused(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.norm.weight"][3] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert "model.norm.weight holds NaN" in refusal(folder)
+    assert "model.norm.weight contains NaN" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_an_encoder_decoder_is_refused_with_the_reason(folder: Path) -> None:
     [
         ({"model_type": "vit"}, "neither a text decoder nor a text encoder"),
         ({"model_type": "gemma3"}, "reads images or sound"),
-        ({"model_type": "nonesuch"}, "does not know the model type 'nonesuch'"),
+        ({"model_type": "nonesuch"}, "does not support the model type 'nonesuch'"),
         ({}, "has no model_type"),
     ],
 )

@@ -107,7 +107,7 @@ def test_multiplying_in_bfloat16_gives_nearly_the_same_states():
 
 def test_virtual_tokens_stand_at_the_positions_before_a_row():
     layout, _ = lay_out([Segment(2, -1, 0), Segment(1, 0, 2), Segment(2, 0, 2)])
-    root, own = layout.behind(3).levels
+    root, own = layout.after_virtual(3).levels
     assert root.keys.tolist() == [[0, 1, 2, 3, 4]]
     assert root.key_positions.tolist() == [[0, 1, 2, 3, 4]]
     assert own.keys.tolist() == [[0, 1, 2, 3, 4, 5, 3], [0, 1, 2, 3, 4, 6, 7]]

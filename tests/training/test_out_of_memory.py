@@ -166,7 +166,9 @@ def test_memory_that_does_not_hold_the_optimizer_is_refused_with_what_needs_less
         raise RuntimeError(CPU)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with pytest.raises(Refused, match="the optimizer's two numbers for each that moves; take a technique that moves"):
+    with pytest.raises(
+        Refused, match="the optimizer's two values per trainable parameter; use a technique that trains"
+    ):
         run(tmp_path, Instruct())
 
 

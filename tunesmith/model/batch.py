@@ -1,6 +1,22 @@
-"""Encoded examples to one pack of tokens.
+"""Encoded examples packed into one sequence of tokens, without padding and with shared prefixes stored once.
 
-Letters: E examples, B rows, N packed tokens, M learned ids, L tokens of the longest row.
+Two rows that begin with the same prompt `a b c`, one with the completion `d e`, the other with `f` (learned tokens in
+parentheses; real prefixes are shared from 8 tokens on):
+
+    row 0:  a b c (d e)             row 1:  a b c (f)
+
+    token ids      [N]     a b c d      the prefix once; e and f are only targets, no prediction follows them
+    positions      [N]     0 1 2 3      position of each token in its row
+    layout                              d attends to a b c d
+    row index      [B, L]  0 1 2 3      the packed tokens of row 0
+                           0 1 2 -1     those of row 1, padded with -1
+    previous index [M]     2 3 2        the states of c, d and c predict the learned ids
+    targets        [M]     d e f        the learned ids
+    row ids        [M]     0 0 1        the row of each learned id
+
+The loss mask is therefore a list of M positions instead of a mask over all tokens: the output layer runs only on them.
+
+Letters: E examples, B rows, N packed tokens, M learned ids, L tokens of the longest row, K label values of an example.
 """
 
 from __future__ import annotations
@@ -15,38 +31,38 @@ from tunesmith.data.template import Encoded, Tokens
 from tunesmith.model.attention import Layout, Segment, lay_out
 from tunesmith.model.rollout import Rollout
 
-# A segment more costs every layer an attention of its own: measured, it pays from about this many tokens on
-# (bench/NOTES.md).
+# Shortest prefix that is shared, in tokens. Every further segment costs each layer another attention call; measured,
+# sharing saves time from about this length on (bench/NOTES.md).
 WORTH_SHARING = 8
-
-
-# What runs at once where nothing else says how much.
+# Tokens of one forward pass where the caller sets no limit.
 TOKENS_PER_PASS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one micro-batch as a pack: tokens that rows share are there once, and nothing is padded.
+    """The rows of one micro-batch, packed as the module docstring shows.
 
-    A row's last learned id is only a target: nothing follows from its state, so it is not among the tokens.
+    A row's last learned id is only a target, so it is not among the N tokens.
     """
 
     ids: Tensor  # [N] int64
-    positions: Tensor  # [N] int64, place of a token in its row
-    layout: Layout  # which token sees which
-    paths: Tensor  # [B, L] int64 index into the N tokens of each row's own, -1 behind its end
-    before: Tensor  # [M] int64 index into the N tokens of the one before each learned id; of a hidden one, itself
+    positions: Tensor  # [N] int64, position of each token in its row
+    layout: Layout  # which token attends to which
+    paths: Tensor  # [B, L] int64 index of each row's tokens among the N, -1 after its end
+    before: (
+        Tensor  # [M] int64 index of the token whose state predicts each learned id: the previous one, or a masked one
+    )
     targets: Tensor  # [M] int64, the learned ids
     owners: Tensor  # [M] int64, the row of each learned id
-    tokens: int  # of all rows as a user counts them: each row whole
-    labels: Tensor | None = None  # [E, K] float, what is said of each example
-    reference: Tensor | None = None  # [B] float, log p of each row's learned ids before anything moved
-    each: int = 1  # rows of an example: the two answers of a pair follow each other
-    places: tuple[str, ...] = ()  # where the examples stand in their file
-    turn: int = 0  # the step that they are of
-    rollout: Rollout | None = None  # what is known of answers that were drawn
-    task: str = ""  # whose rows these are, where one model learns several tasks
-    scale: float = 1.0  # what the loss is taken times, so that each task of a step counts by its weight
+    tokens: int  # tokens of all rows in full, as a user counts them
+    labels: Tensor | None = None  # [E, K] float, the label of each example
+    reference: Tensor | None = None  # [B] float, log p of each row's learned ids under the reference model, nats
+    each: int = 1  # rows per example: the two completions of a pair are adjacent
+    places: tuple[str, ...] = ()  # [E] location of each example, `file:line`
+    turn: int = 0  # the optimizer step that the rows belong to
+    rollout: Rollout | None = None  # records of sampled completions
+    task: str = ""  # name of the task, in multitask runs
+    scale: float = 1.0  # factor of the loss: the weight of the task within a step
 
     @property
     def rows(self) -> int:
@@ -60,17 +76,17 @@ class Batch:
 
     @property
     def computed(self) -> int:
-        """Tokens that pass through the network."""
+        """Number of tokens N that pass through the network."""
         return len(self.ids)
 
     @property
     def ends(self) -> Tensor:
-        """[B] int64 index of each row's last token among the N."""
+        """Index of each row's last token among the N, [B] int64."""
         last: Tensor = (self.paths >= 0).sum(dim=1, keepdim=True) - 1
         return self.paths.gather(1, last)[:, 0]
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         return replace(
             self,
             ids=self.ids.to(device),
@@ -86,7 +102,16 @@ class Batch:
 
 
 def cut(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Numbers of rows, longest first, cut so that rows x longest stays within `tokens`; a row alone may exceed it."""
+    """Split rows into batches by their padded size.
+
+    Args:
+        rows: index of each row, longest row first.
+        lengths: length of every row in tokens, by index.
+        tokens: largest product of a batch's rows and its longest row. A row alone may exceed it.
+
+    Returns:
+        The index lists of the batches, in order.
+    """
     batches: list[list[int]] = []
     for row in rows:
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens:
@@ -97,29 +122,49 @@ def cut(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[i
 
 
 def collate(rows: Sequence[Encoded], *, share: bool = True) -> Batch:
-    """A batch of examples of equally many sequences; `share` lets what they begin with run once, where that pays."""
-    batch = pack([one for row in rows for one in row.sequences], share=share, labels=[row.label for row in rows])
-    reference = torch.tensor([known for row in rows for known in row.reference]) if rows[0].reference else None
-    places = tuple(row.where for row in rows)
-    batch = replace(batch, reference=reference, each=len(rows[0].sequences), places=places)
-    hidden = [(number, place, told) for number, row in enumerate(rows) for place, told in row.hidden]
+    """Pack encoded examples into a batch.
+
+    Args:
+        rows: examples with the same number of sequences each (two for a preference pair).
+        share: store prefixes that rows have in common once, where that saves time.
+    """
+    batch = pack([tokens for row in rows for tokens in row.sequences], share=share, labels=[row.label for row in rows])
+    reference = torch.tensor([value for row in rows for value in row.reference]) if rows[0].reference else None
+    locations = tuple(row.where for row in rows)
+    batch = replace(batch, reference=reference, each=len(rows[0].sequences), places=locations)
+    # Masked-LM rows: each hidden token is predicted from the state at its own position.
+    hidden = [(row, position, token) for row, example in enumerate(rows) for position, token in example.hidden]
     if not hidden:
         return batch
-    owners, spots, targets = torch.tensor(hidden).unbind(dim=1)
-    return replace(batch, before=batch.paths[owners, spots], targets=targets, owners=owners)
+    row_ids, positions, targets = torch.tensor(hidden).unbind(dim=1)
+    return replace(batch, before=batch.paths[row_ids, positions], targets=targets, owners=row_ids)
 
 
 def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tuple[float, ...]] = ((),)) -> Batch:
-    """A batch of sequences, each a row of its own."""
+    """Pack sequences into a batch, each as a row of its own.
+
+    Args:
+        sequences: token ids, and which of them are learned.
+        share: store prefixes that rows have in common once, where that saves time.
+        labels: the K label values of each example; empty tuples for none.
+    """
     rows = [_Row.of(tokens) for tokens in sequences]
-    segments, chains = _cut(rows) if share else _apart(rows)
-    layout, begins = lay_out(segments)
-    paths = [[i for link in chain for i in range(begins[link], begins[link] + segments[link].size)] for chain in chains]
-    ids, positions = [0] * sum(s.size for s in segments), [0] * sum(s.size for s in segments)
+    if share:
+        segments, chains = _share_prefixes(rows)
+    else:
+        segments = [Segment(len(row.ids), -1, 0) for row in rows]
+        chains = [(i,) for i in range(len(rows))]
+    layout, starts = lay_out(segments)
+    paths = [[i for link in chain for i in range(starts[link], starts[link] + segments[link].size)] for chain in chains]
+    size = sum(segment.size for segment in segments)
+    ids = [0] * size
+    positions = [0] * size
     for path, row in zip(paths, rows, strict=True):
-        for place, (index, token) in enumerate(zip(path, row.ids, strict=True)):
-            ids[index], positions[index] = token, place
-    learned = [(row, i) for row, one in enumerate(sequences) for i, learn in enumerate(one.learn) if learn and i]
+        for position, (index, token) in enumerate(zip(path, row.ids, strict=True)):
+            ids[index] = token
+            positions[index] = position
+    # The first id of a row has no previous state that could predict it.
+    learned = [(row, i) for row, tokens in enumerate(sequences) for i, learn in enumerate(tokens.learn) if learn and i]
     longest = max(map(len, paths))
     return Batch(
         ids=torch.tensor(ids),
@@ -129,34 +174,48 @@ def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tu
         before=torch.tensor([paths[row][i - 1] for row, i in learned], dtype=torch.int64),
         targets=torch.tensor([sequences[row].ids[i] for row, i in learned], dtype=torch.int64),
         owners=torch.tensor([row for row, _ in learned], dtype=torch.int64),
-        tokens=sum(len(one.ids) for one in sequences),
+        tokens=sum(len(tokens.ids) for tokens in sequences),
         labels=torch.tensor(labels) if labels[0] else None,
     )
 
 
 def crossed(batch: Batch, before: Batch, *, longest: int) -> Batch:
-    """Each row's beginning with the learned ids of the example before, of the first with those of the last in `before`.
+    """Pair each prompt with the completion of the previous example, as the KL estimate of KTO needs.
 
-    Those ids must be the last of their rows; they are cut where they would make a row longer than `longest`.
+    Args:
+        batch: rows whose learned ids are their last ones.
+        before: the previous batch; its last example supplies the completion for the first prompt.
+        longest: largest length of a row in tokens; completions are truncated to it.
     """
-    rows = _parted(batch)
-    answers = [answer for _, answer in (*_parted(before)[-batch.each :], *rows)]
-    mixed = [Tokens.of(begin, answers[row][: max(1, longest - len(begin))]) for row, (begin, _) in enumerate(rows)]
-    return pack(mixed).to(batch.ids.device)
+    rows = _split_rows(batch)
+    completions = [completion for _, completion in (*_split_rows(before)[-batch.each :], *rows)]
+    mismatched = [
+        Tokens.of(prompt, completions[row][: max(1, longest - len(prompt))]) for row, (prompt, _) in enumerate(rows)
+    ]
+    return pack(mismatched).to(batch.ids.device)
 
 
 def halved(batch: Batch) -> list[Batch]:
-    """The same examples as two batches, one where there is only one; learned ids must be the last of their rows.
+    """Split a batch into two with half the examples each, for a retry after running out of memory.
 
-    What is known of the answers goes with them; its figures, which are sums, with the first.
+    Args:
+        batch: rows whose learned ids are their last ones.
+
+    Returns:
+        Two batches, or the batch itself if it has only one example. Rollout records are split with the rows; the
+        metrics of a rollout are sums, so all of them go to the first half.
     """
     if batch.examples < 2:
         return [batch]
-    middle, rows, halves = batch.examples // 2, _parted(batch), list[Batch]()
+    middle = batch.examples // 2
+    rows = _split_rows(batch)
+    halves = []
     for start, end in ((0, middle), (middle, batch.examples)):
-        first, last = start * batch.each, end * batch.each
+        first = start * batch.each
+        last = end * batch.each
         half = pack([Tokens.of(*row) for row in rows[first:last]]).to(batch.ids.device)
-        known, chosen = batch.rollout, (batch.owners >= first) & (batch.owners < last)
+        rollout = batch.rollout
+        chosen = (batch.owners >= first) & (batch.owners < last)
         halves.append(
             replace(
                 half,
@@ -165,7 +224,7 @@ def halved(batch: Batch) -> list[Batch]:
                 each=batch.each,
                 places=batch.places[start:end],
                 turn=batch.turn,
-                rollout=None if known is None else known.of(chosen, {} if start else known.figures),
+                rollout=None if rollout is None else rollout.of(chosen, {} if start else rollout.figures),
                 task=batch.task,
                 scale=batch.scale,
             )
@@ -173,18 +232,22 @@ def halved(batch: Batch) -> list[Batch]:
     return halves
 
 
-def _parted(batch: Batch) -> list[tuple[list[int], list[int]]]:
-    """Each row as its beginning and its learned ids, which are its last ones."""
-    ids, answers = batch.ids.tolist(), [list[int]() for _ in batch.paths]
-    for owner, target in zip(batch.owners.tolist(), batch.targets.tolist(), strict=True):
-        answers[owner].append(target)
-    runs = [[ids[i] for i in path if i >= 0] for path in batch.paths.tolist()]
-    return [(run[: len(run) + 1 - len(answer)], answer) for run, answer in zip(runs, answers, strict=True)]
+def _split_rows(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """Return each row as its prompt and its learned ids, which are its last ones."""
+    ids = batch.ids.tolist()
+    completions = [list[int]() for _ in batch.paths]
+    for row, target in zip(batch.owners.tolist(), batch.targets.tolist(), strict=True):
+        completions[row].append(target)
+    rows = [[ids[i] for i in path if i >= 0] for path in batch.paths.tolist()]
+    # The last learned id is not among the packed tokens: hence the + 1.
+    return [
+        (row[: len(row) + 1 - len(completion)], completion) for row, completion in zip(rows, completions, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """The ids of a row that have to run, and how many of the first may be other rows' too: none that is learned."""
+    """The ids of a row that have to run, and how many of the first ones may be shared: only unlearned ones."""
 
     ids: list[int]
     free: int
@@ -196,48 +259,46 @@ class _Row:
             return cls(tokens.ids, len(tokens.ids))
         return cls(tokens.ids[: learned[-1]], learned[0])
 
-    def alike(self, other: _Row, start: int) -> int:
-        """Position up to which two rows that are equal before `start` may run as one."""
+    def common_end(self, other: _Row, start: int) -> int:
+        """Return the position up to which two rows that are equal before `start` may run as one."""
         limit = min(len(self.ids), self.free, len(other.ids), other.free)
         return next((i for i in range(start, limit) if self.ids[i] != other.ids[i]), max(start, limit))
 
 
-def _apart(rows: Sequence[_Row]) -> tuple[list[Segment], list[tuple[int, ...]]]:
-    """Every row as a segment of its own."""
-    return [Segment(len(row.ids), -1, 0) for row in rows], [(number,) for number in range(len(rows))]
-
-
-def _cut(rows: Sequence[_Row]) -> tuple[list[Segment], list[tuple[int, ...]]]:
-    """Segments, parents before children, and for each row the segments it goes through."""
+def _share_prefixes(rows: Sequence[_Row]) -> tuple[list[Segment], list[tuple[int, ...]]]:
+    """Return segments, parents before children, and the chain of segments of each row."""
     segments: list[Segment] = []
     chains: list[tuple[int, ...]] = [()] * len(rows)
-    open_groups: list[tuple[list[int], int, tuple[int, ...]]] = [
+    # In sorted order, rows with a common prefix are neighbours.
+    groups: list[tuple[list[int], int, tuple[int, ...]]] = [
         (sorted(range(len(rows)), key=lambda i: rows[i].ids), 0, ())
     ]
-    while open_groups:
-        members, start, chain = open_groups.pop()
-        for group, end in _groups(rows, members, start):
-            through = chain
+    while groups:
+        members, start, parents = groups.pop()
+        for group, end in _neighbours(rows, members, start):
+            chain = parents
             if end > start:
-                segments.append(Segment(end - start, chain[-1] if chain else -1, start))
-                through = (*chain, len(segments) - 1)
+                segments.append(Segment(end - start, parents[-1] if parents else -1, start))
+                chain = (*parents, len(segments) - 1)
             if len(group) > 1:
-                open_groups.append((group, end, through))
+                groups.append((group, end, chain))
             else:
-                chains[group[0]] = through
+                chains[group[0]] = chain
     return segments, chains
 
 
-def _groups(rows: Sequence[_Row], members: Sequence[int], start: int) -> Iterator[tuple[list[int], int]]:
-    """Neighbours in sorted order that go on alike for long enough to run it once, and where they part; or one row."""
+def _neighbours(rows: Sequence[_Row], members: Sequence[int], start: int) -> Iterator[tuple[list[int], int]]:
+    """Yield neighbours whose common prefix is long enough to share, with its end; or a single row with its own end."""
     group: list[int] = []
     end = start
     for number in members:
-        alike = min(end, rows[group[-1]].alike(rows[number], start)) if group else start
-        if alike - start >= WORTH_SHARING:
-            group, end = [*group, number], alike
+        common = min(end, rows[group[-1]].common_end(rows[number], start)) if group else start
+        if common - start >= WORTH_SHARING:
+            group = [*group, number]
+            end = common
             continue
         if group:
             yield group, end
-        group, end = [number], len(rows[number].ids)
+        group = [number]
+        end = len(rows[number].ids)
     yield group, end

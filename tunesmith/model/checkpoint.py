@@ -1,4 +1,4 @@
-"""Folders that are either whole or not there: safetensors and JSON, a manifest, and a rename at the end."""
+"""Folders that are either complete or absent: safetensors and JSON files, a manifest, and a rename at the end."""
 
 from __future__ import annotations
 
@@ -18,9 +18,16 @@ MANIFEST = "manifest.json"
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Make `folder` from what `fill` writes; a crash at any moment leaves the old folder or the new one.
+    """Write a folder so that a crash at any moment leaves the old folder or the new one, never a mixture.
 
-    Files are written beside the target, hashed into a manifest, flushed to disk and renamed.
+    Files are written to a sibling folder, hashed into a manifest, flushed to disk and renamed.
+
+    Args:
+        folder: target; an existing folder is replaced.
+        fill: writes the files into the folder it is given.
+
+    Raises:
+        CheckpointError: if the disk is full or the folder is not writable.
     """
     from safetensors import SafetensorError
 
@@ -35,14 +42,14 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         mode = (half / MANIFEST).stat().st_mode
         for path in (half, *half.rglob("*")):
             if path.is_file():
-                path.chmod(mode)  # safetensors are written for their owner alone
+                path.chmod(mode)  # safetensors creates files that only their owner may read
             _flush(path)
-    except (OSError, SafetensorError) as error:  # safetensors tell of a full disk in an error of their own
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         shutil.rmtree(half, ignore_errors=True)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise CheckpointError(f"{folder}: not written ({reason}); free some space and run the command again") from error
     old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():  # else `old` may be all there is, left by a crash between these two renames
+    if folder.exists():  # otherwise `old` may be the only copy, left by a crash between these two renames
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     half.rename(folder)
@@ -51,51 +58,81 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
 
 
 def find_folder(folder: Path) -> Path | None:
-    """The whole folder, or the one it was replacing when the machine stopped between two renames."""
+    """Return the complete folder, or the previous version if a crash came between the two renames.
+
+    Args:
+        folder: a target of `write_folder`.
+
+    Returns:
+        The folder to read, None if there is not any.
+    """
     old = folder.with_name(f".{folder.name}.old")
     return next((path for path in (folder, old) if (path / MANIFEST).exists()), None)
 
 
 def verify_folder(folder: Path, *, only: str = "*") -> None:
-    """Raise CheckpointError unless every file whose name matches `only` has the bytes it was written with."""
+    """Compare the files of a folder with its manifest.
+
+    Args:
+        folder: a folder that `write_folder` wrote.
+        only: pattern of the file names to check.
+
+    Raises:
+        CheckpointError: if a file is missing or differs from what was written.
+    """
     try:
         sums = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         raise CheckpointError(
-            f"{folder}: no readable {MANIFEST}; it was not written to its end, delete it and run again"
+            f"{folder}: no readable {MANIFEST}, so it is incomplete; delete it and run again"
         ) from None
-    for name, wanted in sums.items():
+    for name, expected in sums.items():
         path = folder / name
         if not path.match(only):
             continue
-        if not path.is_file() or sha256_of_file(path) != wanted:
+        if not path.is_file() or sha256_of_file(path) != expected:
             raise CheckpointError(f"{path}: missing or changed since it was written; restore it or run again")
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to one safetensors file."""
+    """Write tensors to one safetensors file.
+
+    Args:
+        tensors: by name; they may share memory.
+        path: the file.
+    """
     from safetensors.torch import save_file
 
-    found = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    places = Counter(value.untyped_storage().data_ptr() for value in found.values())
-    # What shares its memory is refused by safetensors; a copy of all would take as much as the weights once more.
-    shared = [name for name, value in found.items() if places[value.untyped_storage().data_ptr()] > 1]
-    save_file(found | {name: found[name].clone() for name in shared}, path)
+    values = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    uses = Counter(value.untyped_storage().data_ptr() for value in values.values())
+    # safetensors refuses tensors that share memory. Only those are cloned: a copy of all takes as much as the weights.
+    shared = [name for name, value in values.items() if uses[value.untyped_storage().data_ptr()] > 1]
+    save_file(values | {name: values[name].clone() for name in shared}, path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read one safetensors file. Raises CheckpointError when it is not one."""
+    """Read one safetensors file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Tensors by name, on the CPU.
+
+    Raises:
+        CheckpointError: if it is missing, truncated or not a safetensors file.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error}); restore it or run again") from None
+        raise CheckpointError(f"{path}: not a complete safetensors file ({error}); restore it or run again") from None
 
 
 def _flush(path: Path) -> None:
-    """Ask the disk to keep a file or a folder entry."""
+    """Write a file or a folder entry to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,9 @@
-"""Several answers to each prompt, side by side, that read the prompt's keys and values where they lie, once for all.
+"""Attention of several completions per prompt to one shared copy of the prompt's keys and values.
 
-Letters: P prompts, C most answers of one of them, B answers that go on, S columns of the prompts, T tokens of an answer
-so far, H heads, G key heads, R = H / G, W width of a head.
+Copies of the prompt's keys and values, one per completion, would take C times the memory.
+
+Letters: P prompts, C completions of the prompt that has most, B unfinished completions, S columns of the prompts, T
+tokens of a completion so far, H query heads, G key heads, R = H / G, W head width, X any width.
 """
 
 from __future__ import annotations
@@ -12,67 +14,83 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Keys and values of what stands before rows, layer by layer.
+# Keys and values of the tokens in front of the rows, layer by layer.
 Past = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """The prompts of a batch and which of them each answer follows."""
+    """The prompts of a batch, and the prompt that each completion continues."""
 
-    past: Past  # keys and values [P, G, S, W] of every layer, in full precision
-    hidden: Tensor  # [P, 1, 1, S]: what is added to a score, 0 or minus infinity on padding
-    owners: Tensor  # [B] int64 index among the prompts
-    rows: Tensor  # [P, C] int64 index among the answers; a prompt with fewer than C repeats any
-    places: Tensor  # [B] int64 index into [P * C], where each answer is found again
+    past: Past  # keys and values [P, G, S, W] of every layer, float32
+    padding_bias: Tensor  # [P, 1, 1, S], added to the scores: 0, or minus infinity on padding
+    prompt_index: Tensor  # [B] int64 index of each completion's prompt
+    rows: Tensor  # [P, C] int64 index of each prompt's completions; a prompt with fewer than C repeats any
+    flat_index: Tensor  # [B] int64 index of each completion in the flattened [P * C] output
 
     @classmethod
     def of(cls, past: Past, mask: Tensor, *, copies: int) -> Fork:
-        """So many answers to each prompt, given the mask [P, S] of what is no padding."""
-        hidden = torch.zeros(mask.shape, device=mask.device).masked_fill_(mask == 0, -torch.inf)
+        """Return a fork of `copies` completions per prompt.
+
+        Args:
+            past: keys and values [P, G, S, W] of every layer.
+            mask: 1 for tokens and 0 for padding, [P, S].
+            copies: completions of each prompt.
+        """
+        bias = torch.zeros(mask.shape, device=mask.device).masked_fill_(mask == 0, -torch.inf)
         full = [(keys.float(), values.float()) for keys, values in past]
-        owners = torch.arange(len(mask), device=mask.device).repeat_interleave(copies)
-        return cls(full, hidden[:, None, None], owners, *_gathered(owners, len(mask)))
+        prompt_index = torch.arange(len(mask), device=mask.device).repeat_interleave(copies)
+        return cls(full, bias[:, None, None], prompt_index, *_group_by_prompt(prompt_index, len(mask)))
 
     def keep(self, chosen: Tensor) -> Fork:
-        """Only these answers go on."""
-        owners = self.owners[chosen]
-        return Fork(self.past, self.hidden, owners, *_gathered(owners, len(self.hidden)))
+        """Return the fork with only these completions, given their index [B']."""
+        prompt_index = self.prompt_index[chosen]
+        index = _group_by_prompt(prompt_index, len(self.padding_bias))
+        return Fork(self.past, self.padding_bias, prompt_index, *index)
 
     def attend(self, layer: int, states: Sequence[Tensor], scale: float | None) -> Tensor:
-        """[B, 1, H, W]: what query [B, H, 1, W] reads of its prompt and of its answer's key and value [B, G, T, W]."""
-        query, key, value = (one.float() for one in states)
-        heads, width = key.shape[1], query.shape[-1]
-        far_keys, far_values = self.past[layer]
+        """Compute attention [B, 1, H, W] of each completion's last token to its prompt and its own tokens.
+
+        Args:
+            layer: index of the layer.
+            states: query [B, H, 1, W], and key and value [B, G, T, W] of the completions.
+            scale: factor of the scores; None for W ** -0.5.
+        """
+        query, key, value = (state.float() for state in states)
+        heads = key.shape[1]
+        width = query.shape[-1]
+        prompt_keys, prompt_values = self.past[layer]
         with torch.autocast(query.device.type, enabled=False):
-            asking = query.reshape(len(query), heads, -1, width) * (width**-0.5 if scale is None else scale)
-            queries = asking.shape[2]
-            far = self._alone(self._side_by_side(asking) @ far_keys.mT + self.hidden, queries)
-            scores = torch.cat([far, asking @ key.mT], dim=-1).softmax(dim=-1)
-            far, near = scores.split([far.shape[-1], key.shape[2]], dim=-1)
-            read = self._alone(self._side_by_side(far) @ far_values, queries) + near @ value
+            scaled = query.reshape(len(query), heads, -1, width) * (width**-0.5 if scale is None else scale)
+            queries = scaled.shape[2]
+            # One softmax over the scores of prompt and completion; only the products are separate.
+            far = self._ungroup(self._group(scaled) @ prompt_keys.mT + self.padding_bias, queries)
+            weights = torch.cat([far, scaled @ key.mT], dim=-1).softmax(dim=-1)
+            far, near = weights.split([far.shape[-1], key.shape[2]], dim=-1)
+            read = self._ungroup(self._group(far) @ prompt_values, queries) + near @ value
         out: Tensor = read.reshape(len(query), 1, -1, width)
         return out.to(states[0].dtype)
 
-    def _side_by_side(self, each: Tensor) -> Tensor:
-        """[B, G, R, X] -> [P, G, C * R, X]: the answers to one prompt in one product."""
+    def _group(self, each: Tensor) -> Tensor:
+        """[B, G, R, X] -> [P, G, C * R, X]: all completions of a prompt in one product."""
         grouped: Tensor = each[self.rows].transpose(1, 2).flatten(2, 3)
         return grouped
 
-    def _alone(self, grouped: Tensor, queries: int) -> Tensor:
+    def _ungroup(self, grouped: Tensor, queries: int) -> Tensor:
         """[P, G, C * R, X] -> [B, G, R, X]."""
-        apart = grouped.unflatten(2, (-1, queries)).transpose(1, 2)
-        found: Tensor = apart.flatten(0, 1).index_select(0, self.places)
-        return found
+        each = grouped.unflatten(2, (-1, queries)).transpose(1, 2)
+        rows: Tensor = each.flatten(0, 1).index_select(0, self.flat_index)
+        return rows
 
 
-def _gathered(owners: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
-    """`rows` and `places` of a fork."""
+def _group_by_prompt(prompt_index: Tensor, prompts: int) -> tuple[Tensor, Tensor]:
+    """Return `rows` [P, C] and `flat_index` [B] of a fork."""
     members: list[list[int]] = [[] for _ in range(prompts)]
-    places = []
-    for row, owner in enumerate(owners.tolist()):
-        members[owner].append(row)
-        places.append((owner, len(members[owner]) - 1))
+    slots = []
+    for row, prompt in enumerate(prompt_index.tolist()):
+        members[prompt].append(row)
+        slots.append((prompt, len(members[prompt]) - 1))
     most = max(map(len, members))
-    rows = torch.tensor([[*own, *[0] * (most - len(own))] for own in members], device=owners.device)
-    return rows, torch.tensor([owner * most + place for owner, place in places], device=owners.device)
+    device = prompt_index.device
+    rows = torch.tensor([[*own, *[0] * (most - len(own))] for own in members], device=device)
+    return rows, torch.tensor([prompt * most + slot for prompt, slot in slots], device=device)

@@ -1,4 +1,4 @@
-"""Weights in four bits: one arithmetic for training and answers, and what they count and weigh."""
+"""4-bit (NF4) weights: the same arithmetic in training and generation, and their size in parameters and bytes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from transformers.pytorch_utils import Conv1D
 
 
 def settle(network: nn.Module) -> None:
-    """The network without bitsandbytes' second arithmetic for answers on a CPU, and with memory of its own.
+    """Make a freshly loaded 4-bit network compute the same in training and generation, in memory of its own.
 
-    Weights that stay whole were windows into the file, which held all of it in memory, four times what 4 bits take.
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks a weight the first time it runs without gradient: scales are
+    rounded to bfloat16 for good, double quantization is undone, and no gradient flows through the layer any more. That
+    is switched off here. Weights that are not quantized were views of the file, which kept all of it in memory, four
+    times the size of the 4-bit weights; they are copied.
 
-    On a CPU with AVX512-BF16, version 0.50 packs a weight anew the first time it answers without gradient: its scales
-    are rounded to bfloat16 for good, double quantisation is undone, and no gradient flows through the layer any more.
+    Args:
+        network: changed in place.
     """
     from bitsandbytes.nn.modules import Linear4bit
 
@@ -29,54 +32,68 @@ def settle(network: nn.Module) -> None:
 
 
 def experts(network: nn.Module) -> int:
-    """Numbers that lie in parameters of several matrices each, as those of experts do; convolutions are none."""
-    parts = (module for module in network.modules() if not isinstance(module, nn.Conv1d))
-    return sum(value.numel() for part in parts for value in part.parameters(recurse=False) if value.dim() == 3)
+    """Count the weights in parameters that hold several matrices each, as mixture-of-experts layers have them.
+
+    Args:
+        network: a transformers model. Its convolutions also have three dimensions and do not count.
+    """
+    modules = (module for module in network.modules() if not isinstance(module, nn.Conv1d))
+    return sum(value.numel() for module in modules for value in module.parameters(recurse=False) if value.dim() == 3)
 
 
 def left_whole(network: nn.Module) -> str:
-    """Why 4 bits save next to nothing here; empty where they do."""
+    """Return why 4 bits save next to nothing in this network; empty if they do save memory."""
     if experts(network) <= numbers(value for value in network.parameters() if value.dtype == torch.uint8):
         return ""
-    return "most of it are experts that share parameters, which bitsandbytes leaves whole; leave `quantize` out"
+    return "most weights are experts in shared parameters, which bitsandbytes does not quantize; leave `quantize` out"
 
 
 def unpacked(network: Any) -> Any:
-    """The network with the plain weights that its packed ones stand for, in layers of the kinds its family has.
+    """Return the network with plain weights in place of its 4-bit ones, in the layer types of its family.
 
-    Packed layers are nn.Linear underneath. GPT-2's own keep a weight turned round, and are saved and read that way.
+    Args:
+        network: a quantized model. bitsandbytes replaces every layer by an nn.Linear, but GPT-2's own Conv1D stores
+            the transposed weight, and its checkpoints are saved and read that way.
     """
     plain = network.dequantize()
     with torch.device("meta"):
-        own = type(plain)(plain.config)
-    for name, module in own.named_modules():
-        packed = plain.get_submodule(name)
-        if isinstance(module, Conv1D) and isinstance(packed, nn.Linear):
-            layer = Conv1D(packed.out_features, packed.in_features)
-            layer.weight = nn.Parameter(packed.weight.T.contiguous(), requires_grad=False)
-            layer.bias = packed.bias
+        original = type(plain)(plain.config)
+    for name, module in original.named_modules():
+        linear = plain.get_submodule(name)
+        if isinstance(module, Conv1D) and isinstance(linear, nn.Linear):
+            layer = Conv1D(linear.out_features, linear.in_features)
+            layer.weight = nn.Parameter(linear.weight.T.contiguous(), requires_grad=False)
+            layer.bias = linear.bias
             plain.set_submodule(name, layer)
     return plain
 
 
 def numbers(values: Iterable[Tensor]) -> int:
-    """How many numbers tensors stand for: two in a byte where they are packed."""
+    """Count the parameters that tensors represent: two per byte where they are packed.
+
+    Args:
+        values: plain or 4-bit tensors.
+    """
     return sum(value.numel() * (2 if value.dtype == torch.uint8 else 1) for value in values)
 
 
 def resident_bytes(network: nn.Module) -> int:
-    """Bytes of weights, buffers and scales as they lie in memory, what is shared once."""
-    held: dict[int, int] = {}
+    """Return the bytes of weights, buffers and quantization scales in memory; shared ones count once.
+
+    Args:
+        network: plain or quantized.
+    """
+    sizes: dict[int, int] = {}
     scales = [part for value in network.parameters() for part in _scales(value)]
     for part in (*network.parameters(), *network.buffers(), *scales):
-        held[part.data_ptr()] = part.nbytes
-    return sum(held.values())
+        sizes[part.data_ptr()] = part.nbytes
+    return sum(sizes.values())
 
 
 def _scales(value: Any) -> list[Tensor]:
-    """What it takes to read a packed weight; nothing for any other."""
+    """Return the tensors that are needed to read a packed weight; empty for a plain one."""
     if value.dtype != torch.uint8:
         return []
     state = value.quant_state
-    again = [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
-    return [state.absmax, state.code, *again]
+    nested = [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
+    return [state.absmax, state.code, *nested]

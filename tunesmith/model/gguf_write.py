@@ -1,6 +1,8 @@
-"""A decoder as one GGUF file, the format of llama.cpp and Ollama: weights, tokenizer and chat template.
+"""Writer of GGUF, the format of llama.cpp and Ollama: a decoder's weights, tokenizer and chat template in one file.
 
-Layout: github.com/ggml-org/ggml, docs/gguf.md. H query or key heads, W width of a head, D hidden.
+Format: github.com/ggml-org/ggml, docs/gguf.md.
+
+Letters: H heads, W head width, D hidden width, R rank, I and O inner and outer width.
 """
 
 from __future__ import annotations
@@ -27,20 +29,20 @@ Quantization = gguf.GGMLQuantizationType
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """llama.cpp's name for a family; `neighbours`: its rotary positions pair number 2i with 2i + 1 of a head, where
-    transformers pairs i with i + W/2."""
+    """llama.cpp's name and conventions for a model family."""
 
     arch: gguf.MODEL_ARCH
+    # Rotary positions pair rows 2i and 2i + 1 of a head, where transformers pairs rows i and i + W / 2.
     neighbours: bool = False
 
 
-# By transformers' model_type. What is not here is refused: a file that loads and answers otherwise is worse than none.
+# By transformers' model_type. Other families are refused: a file that loads and answers differently is worse than none.
 ARCHITECTURES = {
     "llama": Architecture(gguf.MODEL_ARCH.LLAMA, neighbours=True),
     "qwen2": Architecture(gguf.MODEL_ARCH.QWEN2),
     "qwen3": Architecture(gguf.MODEL_ARCH.QWEN3),
 }
-# Matrices, embeddings, and what a file of that kind calls itself; a row that a block does not divide stays in f16.
+# Types of matrices and of the embedding, and the file type; a matrix whose rows blocks do not divide is stored as f16.
 FORMATS: dict[str, tuple[Quantization, Quantization, gguf.LlamaFileType]] = {
     "f16": (Quantization.F16, Quantization.F16, gguf.LlamaFileType.MOSTLY_F16),
     "q8_0": (Quantization.Q8_0, Quantization.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
@@ -51,13 +53,13 @@ _WORDS = (
 )
 
 
-def _split(numbers: str) -> pre_tokenizers.PreTokenizer:
-    """Words by the pattern of Llama 3 and Qwen 2, which differ in how many digits stand together."""
-    words = pre_tokenizers.Split(Regex(_WORDS % numbers), behavior="isolated")
+def _split(digits: str) -> pre_tokenizers.PreTokenizer:
+    """Split by the pattern of Llama 3 and Qwen 2, which differ in the number of digits per word."""
+    words = pre_tokenizers.Split(Regex(_WORDS % digits), behavior="isolated")
     return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-# llama.cpp's name for a rule that cuts text before the merges -> what does the same here.
+# llama.cpp's name of a pre-tokenizer -> the equivalent of the tokenizers library.
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 RULES: dict[str, Any] = {
     "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _BYTES]),
@@ -65,12 +67,23 @@ RULES: dict[str, Any] = {
     "qwen2": _split(""),
     "llama-bpe": _split("{1,3}"),
 }
-# Cut by each of these rules in another way.
+# A text that each of these rules splits differently.
 TELLING = "I'll pay 12345 (in 3 DAYS'),  \n\nOK?? \u00e9t\u00e9 Z\u00c4HLT\tx_y 7.5%\n"
 
 
 def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, kind: str, name: str) -> None:
-    """Write a decoder in one of FORMATS. Raises ModelError where llama.cpp would not answer as it does."""
+    """Write a decoder as a GGUF file.
+
+    Args:
+        network: the transformers model.
+        tokenizer: its tokenizer.
+        file: the file to write.
+        kind: a key of FORMATS.
+        name: the model's name, stored in the file and used in messages.
+
+    Raises:
+        ModelError: if llama.cpp would not compute the same.
+    """
     config = network.config
     known = ARCHITECTURES.get(config.model_type)
     if known is None:
@@ -82,7 +95,7 @@ def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, 
     if rope.get("rope_type", "default") != "default":
         raise ModelError(f"{name}: its positions are scaled ({rope['rope_type']}); nearest that works: --format merged")
     if slides(config):
-        raise ModelError(f"{name}: some layers see only so many tokens back; nearest that works: --format merged")
+        raise ModelError(f"{name}: some layers have a sliding attention window; nearest that works: --format merged")
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[known.arch])
     matrices, embeddings, file_type = FORMATS[kind]
     writer.add_name(name)
@@ -91,10 +104,29 @@ def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, 
     if tokenizer.chat_template:
         ends = network.generation_config.eos_token_id
         for end in set(ends if isinstance(ends, list) else []) - {tokenizer.eos_token_id}:
-            writer.add_eot_token_id(end)  # llama.cpp knows only some ends of a turn by their names
-    for title, values in _tensors(network, known):
-        stored = _stored(values, embeddings if title == "token_embd.weight" else matrices)
+            writer.add_eot_token_id(end)  # llama.cpp recognizes only some end-of-turn tokens by their names
+    names = gguf.get_tensor_name_map(known.arch, config.num_hidden_layers)
+    # Tied weights are listed once: llama.cpp uses the embedding as the output layer if the file has no other.
+    for parameter, value in network.named_parameters():
+        title = names.get_name(parameter, try_suffixes=(".weight", ".bias"))
+        if title is None:
+            raise ModelError(f"{parameter}: GGUF has no name for this weight; nearest that works: --format merged")
+        values = _reorder(value.detach().float().cpu().numpy(), _reordered_heads(parameter, config, known))
+        stored = _stored_type(values, embeddings if title == "token_embd.weight" else matrices)
         writer.add_tensor(title, quantize(values, stored), raw_dtype=stored)
+    _finish(writer)
+
+
+def _stored_type(values: NDArray[np.float32], requested: Quantization) -> Quantization:
+    """Return how a tensor is stored: vectors in float32, matrices as requested if the blocks divide their rows."""
+    if values.ndim < 2:
+        return Quantization.F32
+    block, _ = gguf.GGML_QUANT_SIZES[requested]
+    return requested if values.shape[-1] % block == 0 else Quantization.F16
+
+
+def _finish(writer: gguf.GGUFWriter) -> None:
+    """Write everything that was added, and close the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -102,7 +134,7 @@ def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, 
 
 
 def _add_shape(writer: gguf.GGUFWriter, config: Any, *, file_type: gguf.LlamaFileType) -> None:
-    """Widths, depths and positions."""
+    """Add widths, depths and positions."""
     width = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -120,21 +152,21 @@ def _add_shape(writer: gguf.GGUFWriter, config: Any, *, file_type: gguf.LlamaFil
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, *, words: int, name: str) -> None:
-    """Vocabulary, merges, special tokens and the chat template, as they are."""
+    """Add vocabulary, merges, special tokens and the chat template, all unchanged."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    rule = _rule(tokenizer.backend_tokenizer.pre_tokenizer)
+    rule = _pre_tokenizer_name(tokenizer.backend_tokenizer.pre_tokenizer)
     if model["type"] != "BPE" or rule is None:
         raise ModelError(
-            f"{name}: llama.cpp is not known to cut text as this tokenizer does; nearest that works: --format merged"
+            f"{name}: llama.cpp has no pre-tokenizer that splits text as this tokenizer does; "
+            "nearest that works: --format merged"
         )
     added = tokenizer.added_tokens_decoder
     pieces = {number: piece for piece, number in tokenizer.get_vocab().items()}
-    kinds = [_kind(number, pieces, added) for number in range(words)]
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(rule)
     writer.add_token_list([pieces.get(number, f"[PAD{number}]") for number in range(words)])
-    writer.add_token_types(kinds)
+    writer.add_token_types([_token_type(number, pieces, added) for number in range(words)])
     writer.add_token_merges(merges)
     for number, add in (
         (tokenizer.bos_token_id, writer.add_bos_token_id),
@@ -144,14 +176,14 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, *, words: int, name:
     ):
         if number is not None:
             add(number)
-    # Of chats the template writes what stands at the beginning.
+    # With a chat template, the template itself writes the beginning-of-text token.
     writer.add_add_bos_token(not tokenizer.chat_template and leading_bos(tokenizer) is not None)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _kind(number: int, pieces: dict[int, str], added: dict[int, Any]) -> int:
-    """What sort of token it is."""
+def _token_type(number: int, pieces: dict[int, str], added: dict[int, Any]) -> int:
+    """Return GGUF's type of a token id."""
     if number not in pieces:
         return int(gguf.TokenType.UNUSED)
     if number not in added:
@@ -159,50 +191,43 @@ def _kind(number: int, pieces: dict[int, str], added: dict[int, Any]) -> int:
     return int(gguf.TokenType.CONTROL if added[number].special else gguf.TokenType.USER_DEFINED)
 
 
-def _rule(cutter: Any) -> str | None:
-    """llama.cpp's name for what cuts text so; None where there is none."""
-    if cutter is None:
+def _pre_tokenizer_name(pre_tokenizer: Any) -> str | None:
+    """Return llama.cpp's name of an equivalent pre-tokenizer; None if there is not one."""
+    if pre_tokenizer is None:
         return None
-    found = cutter.pre_tokenize_str(TELLING)
-    return next((name for name, rule in RULES.items() if rule.pre_tokenize_str(TELLING) == found), None)
+    pieces = pre_tokenizer.pre_tokenize_str(TELLING)
+    return next((name for name, rule in RULES.items() if rule.pre_tokenize_str(TELLING) == pieces), None)
 
 
-def _tensors(network: Any, known: Architecture) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Every weight under llama.cpp's name; a head that is the embedding itself is not written twice."""
-    config = network.config
-    names = gguf.get_tensor_name_map(known.arch, config.num_hidden_layers)
-    for name, value in network.named_parameters():
-        title = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if title is None:
-            raise ModelError(f"{name}: GGUF has no place for this weight; nearest that works: --format merged")
-        values = value.detach().float().cpu().numpy()
-        turned = _turned(name, config, known)
-        yield title, _neighbours(values, turned) if turned else values
-
-
-def _turned(name: str, config: Any, known: Architecture) -> int:
-    """How many heads a weight's rows belong to that have to be put in llama.cpp's order; 0 for none."""
+def _reordered_heads(name: str, config: Any, known: Architecture) -> int:
+    """Return the number of heads whose rows in this weight have to be reordered for llama.cpp; 0 for none."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     return next((count for part, count in heads.items() if part in name), 0) if known.neighbours else 0
 
 
-def _neighbours(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
-    """[H W, D] with the two halves of each head's rows interleaved."""
+def _reorder(values: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Interleave the two halves of each head's rows in a weight [H * W, D]; unchanged for 0 heads."""
+    if not heads:
+        return values
     halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
 
 
-def _stored(values: NDArray[np.float32], wanted: gguf.GGMLQuantizationType) -> gguf.GGMLQuantizationType:
-    """How a tensor is written: vectors in full, matrices as wanted where the blocks fit."""
-    if values.ndim < 2:
-        return Quantization.F32
-    block, _ = gguf.GGML_QUANT_SIZES[wanted]
-    return wanted if values.shape[-1] % block == 0 else Quantization.F16
-
-
 def write_adapter_gguf(wrapped: Any, file: Path) -> bool:
-    """Write PEFT's plain LoRA as a GGUF adapter; whether it could be, since other updates have no such form."""
-    network, config = wrapped.get_base_model(), wrapped.peft_config["default"]
+    """Write a plain LoRA adapter as a GGUF adapter file.
+
+    Args:
+        wrapped: PEFT's model.
+        file: the file to write.
+
+    Returns:
+        True if it was written; False for adapters that GGUF cannot represent, such as DoRA.
+
+    Raises:
+        ModelError: if an adapted layer has no name in GGUF.
+    """
+    network = wrapped.get_base_model()
+    config = wrapped.peft_config["default"]
     known = ARCHITECTURES.get(network.config.model_type)
     embedded = any(".lora_embedding_" in name for name, _ in network.named_parameters())
     if known is None or config.peft_type.value != "LORA" or config.use_dora or embedded:
@@ -210,27 +235,25 @@ def write_adapter_gguf(wrapped: Any, file: Path) -> bool:
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[known.arch])
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
-    # llama.cpp multiplies by alpha / rank
+    # llama.cpp multiplies by alpha / rank; rsLoRA by alpha / sqrt(rank).
     alpha = config.lora_alpha * (config.r**0.5 if config.use_rslora else 1.0)
     writer.add_float32("adapter.lora.alpha", float(alpha))
-    for title, values in _updates(network, known):
+    for title, values in _lora_factors(network, known):
         writer.add_tensor(title, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    _finish(writer)
     return True
 
 
-def _updates(network: Any, known: Architecture) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Both factors of each update under llama.cpp's names, [R, I] and [O, R]."""
+def _lora_factors(network: Any, known: Architecture) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Yield A [R, I] and B [O, R] of each adapted layer under llama.cpp's names."""
     names = gguf.get_tensor_name_map(known.arch, network.config.num_hidden_layers)
     for name, value in network.named_parameters():
-        layer, found, factor = name.partition(".lora_")
-        if not found:
+        layer, adapted, factor = name.partition(".lora_")
+        if not adapted:
             continue
-        title, values = names.get_name(layer), value.detach().float().cpu().numpy()
+        title = names.get_name(layer)
         if title is None:
-            raise ModelError(f"{layer}: GGUF has no place for this update; nearest that works: --format merged")
-        turned = _turned(layer, network.config, known) if factor.startswith("B") else 0
-        yield f"{title}.weight.lora_{factor[0].lower()}", _neighbours(values, turned) if turned else values
+            raise ModelError(f"{layer}: GGUF has no name for this update; nearest that works: --format merged")
+        values = value.detach().float().cpu().numpy()
+        heads = _reordered_heads(layer, network.config, known) if factor.startswith("B") else 0
+        yield f"{title}.weight.lora_{factor[0].lower()}", _reorder(values, heads)

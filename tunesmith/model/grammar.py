@@ -1,6 +1,6 @@
-"""Answers that hold to a JSON schema: before each token, which tokens the schema lets through.
+"""Generation constrained to a JSON schema: before each token, the mask of the tokens that the schema allows.
 
-llguidance reads the schema and keeps track; here its mask is laid over our own logits. Letters: V words.
+llguidance parses the schema and tracks its state; its mask is applied to our own logits. Letters: V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,11 +19,19 @@ MOST_CHARACTERS = 32_768
 
 
 class GrammarError(TunesmithError):
-    """A schema cannot be followed, or the library for it is not installed."""
+    """A schema cannot be followed, or llguidance is not installed."""
 
 
 class Grammar:
-    """A tokenizer as the schemas see it; made once, some tenths of a second."""
+    """A tokenizer prepared for schemas; make it once per model, it takes some tenths of a second.
+
+    Args:
+        template: supplies tokenizer and stop tokens.
+        words: size V of the vocabulary.
+
+    Raises:
+        GrammarError: if llguidance is not installed.
+    """
 
     def __init__(self, template: Template, *, words: int) -> None:
         try:
@@ -35,14 +43,18 @@ class Grammar:
         self._tokens = llguidance.hf.from_tokenizer(tokenizer, n_vocab=words, eos_token=sorted(template.stop_ids))
 
     def follow(self, schema: Mapping[str, Any]) -> Follower:
-        """What keeps one answer to this schema. Raises GrammarError for a schema that is none."""
+        """Return the state of one completion under a schema.
+
+        Raises:
+            GrammarError: if the schema is invalid, too long, or uses an unsupported keyword.
+        """
         from llguidance import LLMatcher
 
         text = json.dumps(schema)
         if len(text) > MOST_CHARACTERS:
-            raise GrammarError(f"schema: {len(text)} characters, at most {MOST_CHARACTERS} are read; write less")
+            raise GrammarError(f"schema: expected at most {MOST_CHARACTERS} characters, got {len(text)}; shorten it")
         try:
-            # One space after a comma or colon and no other: small models never stop writing blanks where they may.
+            # Exactly one space after a comma or colon: where white space is free, small models never stop writing it.
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})
         except ValueError as error:
             raise GrammarError(f"schema: {briefly(error)}; write a JSON schema") from error
@@ -53,24 +65,27 @@ class Grammar:
 
 
 class Follower:
-    """One answer under its schema."""
+    """The state of one completion under its schema."""
 
     def __init__(self, matcher: Any, words: int) -> None:
         self._matcher = matcher
         self._bits = torch.zeros((words + 31) // 32, dtype=torch.int32)
 
     def mask(self, logits: Tensor) -> None:
-        """Take the words that cannot come next out of [V], in place."""
+        """Set the logits [V] of tokens that cannot come next to minus infinity, in place."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.data_ptr(), self._bits.numel() * 4)
-        open_ = (self._bits[:, None] >> torch.arange(32, dtype=torch.int32)) & 1
-        logits.masked_fill_(open_.flatten()[: len(logits)].to(logits.device) == 0, -torch.inf)
+        allowed = (self._bits[:, None] >> torch.arange(32, dtype=torch.int32)) & 1
+        logits.masked_fill_(allowed.flatten()[: len(logits)].to(logits.device) == 0, -torch.inf)
 
     def take(self, token: int) -> bool:
-        """Go on by one word, and whether the answer is whole now and nothing may follow.
+        """Advance by one token and return whether the completion is whole, so that nothing may follow.
 
-        Raises GrammarError where the words of this model cannot write what the schema wants next.
+        Raises:
+            GrammarError: if the model's vocabulary cannot produce what the schema requires next.
         """
         self._matcher.consume_token(token)
         if self._matcher.is_error():
-            raise GrammarError("response_format: this model has no words for what the schema wants; ask for other text")
+            raise GrammarError(
+                "response_format: this model's vocabulary cannot write what the schema requires; use another schema"
+            )
         return bool(self._matcher.is_stopped())

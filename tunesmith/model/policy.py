@@ -1,4 +1,7 @@
-"""A model seen through one technique. Letters: B rows, N packed tokens, M learned ids, P prefix ids, D hidden."""
+"""A model as one technique presents it: token ids in, hidden states or log-probabilities out.
+
+Letters: B rows, N packed tokens, M learned ids, L tokens of the longest row, P prefix ids, D hidden width.
+"""
 
 from __future__ import annotations
 
@@ -20,63 +23,77 @@ from tunesmith.model.virtual import Virtual
 
 @dataclass(slots=True)
 class Policy:
-    """Ids in, values for exactly those ids out, whichever technique moves the numbers.
+    """A network under one technique: ids in, states of exactly those ids out, whichever parameters are trained.
 
-    `network` is the model with whatever the technique put into it; `head` is the objective's own
-    output layer, if it has one; `reference` is a context in which `network` answers as it did
-    before the technique touched it.
+    Objectives, generation and evaluation use only this class, so none of them knows adapters or virtual tokens:
+
+        policy = Policy.over(network, family="decoder")
+        states = policy.states(batch)  # [N, D]
+        with policy.reference():
+            base = policy.logprobs(batch)  # [B], of the base model
     """
 
-    network: Any
-    family: str
-    language_head: LanguageHead | None
-    reference: Callable[[], AbstractContextManager[Any]]
-    head: nn.Module | None = None
-    start: Policy | None = None  # a network of its own that answers as before, where a technique keeps one
-    adapter: Any = None  # PEFT's own wrapper, where a technique has one: it knows how to save itself
-    packs: bool = True  # the network's attention can be told who sees whom; else rows run padded
-    mixed: torch.dtype | None = None  # multiply in this type while the numbers stay what they are
-    virtual: Virtual | None = None  # tokens before every row; no answer is given for them
-    weights: bool = True  # what moves are weights: they decay, and a head may take their rate
+    network: Any  # the transformers model, with whatever the technique put into it
+    family: str  # decoder or encoder
+    language_head: LanguageHead | None  # the output layer of a decoder
+    reference: Callable[[], AbstractContextManager[Any]]  # a context in which `network` computes as the base model
+    head: nn.Module | None = None  # the objective's own output layer
+    start: Policy | None = None  # a separate copy of the base model, if the technique keeps one
+    adapter: Any = None  # PEFT's wrapper, which writes the adapter files
+    packs: bool = True  # packed attention works in this network; otherwise rows run padded
+    mixed: torch.dtype | None = None  # autocast dtype of matrix products; parameters keep their own dtype
+    virtual: Virtual | None = None  # tokens in front of every row; no states are returned for them
+    weights: bool = True  # the trainable parameters are weights: they decay, and a head may use their learning rate
 
     @classmethod
     def over(
         cls, network: Any, *, family: str, reference: Callable[[], AbstractContextManager[Any]] = nullcontext
     ) -> Policy:
-        """A policy without a head of an objective's own."""
+        """Return a policy over a network, with packed attention installed where it works.
+
+        Args:
+            network: a transformers model.
+            family: decoder or encoder.
+            reference: a context in which the network computes as the base model; by default it is the base model.
+
+        Raises:
+            ModelError: if a decoder changes its logits in an unknown way.
+        """
         thin.install(network)
-        language = LanguageHead.of(network) if family == "decoder" else None
-        return cls(network, family, language, reference, packs=attention.install(network, causal=family == "decoder"))
+        language_head = LanguageHead.of(network) if family == "decoder" else None
+        packs = attention.install(network, causal=family == "decoder")
+        return cls(network, family, language_head, reference, packs=packs)
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         device: torch.device = next(self.network.parameters()).device
         return device
 
     @property
     def hidden(self) -> int:
         """Width D of the states."""
-        if self.language_head is not None:  # a few networks give out narrower states than they compute with
+        if self.language_head is not None:  # a few networks return narrower states than they compute with
             weight: Any = self.language_head.layer.weight
             return int(weight.shape[-1])
         return int(self.network.config.hidden_size)
 
     def states(self, batch: Batch) -> Tensor:
-        """[N, D]: last hidden state of every packed token."""
+        """Compute the last hidden state of every packed token, [N, D]."""
         if self.mixed is None:
             return self._states(batch)
         with self.mixing():
             return self._states(batch).float()
 
     def mixing(self) -> AbstractContextManager[Any]:
-        """A context in which products are made in the type to multiply in."""
+        """Return a context in which matrix products use the autocast dtype, if there is one."""
         return nullcontext() if self.mixed is None else torch.autocast(self.device.type, dtype=self.mixed)
 
     @contextmanager
     def unmixed(self) -> Iterator[None]:
-        """A context in which products are made in the numbers' own type, as the report makes them."""
-        mixed, self.mixed = self.mixed, None
+        """Enter a context in which matrix products use the parameters' own dtype, as reported scores do."""
+        mixed = self.mixed
+        self.mixed = None
         try:
             yield
         finally:
@@ -88,23 +105,28 @@ class Policy:
         real = batch.paths >= 0
         ids = batch.ids[batch.paths.clamp(min=0)]
         padding = self.network.config.pad_token_id
-        if padding is not None and padding >= 0:  # some networks look at what stands beside, masked or not
+        if padding is not None and padding >= 0:  # some networks read the ids at padded positions, masked or not
             ids = ids.masked_fill(~real, padding)
-        given = {"input_ids": ids, "attention_mask": real.long()}
+        inputs = {"input_ids": ids, "attention_mask": real.long()}
         if self.virtual is not None:
-            given = self.virtual.before(self.network, ids, real)
-        out = self.network.base_model(**given).last_hidden_state[:, -ids.shape[1] :]
-        # A shared token has come out once per row, each time the same: any of them will do.
-        owner = torch.empty_like(batch.ids)
-        owner[batch.paths[real]] = torch.arange(real.numel(), device=real.device).view_as(real)[real]
-        states: Tensor = out.flatten(0, 1).index_select(0, owner)
+            inputs = self.virtual.before(self.network, ids, real)
+        out = self.network.base_model(**inputs).last_hidden_state[:, -ids.shape[1] :]
+        # A shared token is computed once per row that has it, with the same result: take any of them.
+        source = torch.empty_like(batch.ids)
+        source[batch.paths[real]] = torch.arange(real.numel(), device=real.device).view_as(real)[real]
+        states: Tensor = out.flatten(0, 1).index_select(0, source)
         return states
 
     def _past(self) -> Past:
         return () if self.virtual is None else self.virtual.past(self.network)
 
     def prefill(self, prefix: Tensor, *, rows: int) -> DynamicCache:
-        """Keys and values of what stands before every row, virtual tokens and [P] shared ids, computed once."""
+        """Compute keys and values of the virtual tokens and of a prefix that all rows share.
+
+        Args:
+            prefix: ids of the shared prefix, [P] int64; may be empty.
+            rows: number of copies in the cache, one per row.
+        """
         past = self._past()
         cache = DynamicCache(past) if past else DynamicCache(config=self.network.config)
         if len(prefix):
@@ -114,8 +136,9 @@ class Policy:
 
     @contextmanager
     def without_virtual(self) -> Iterator[None]:
-        """A context in which no virtual tokens stand before the rows."""
-        virtual, self.virtual = self.virtual, None
+        """Enter a context without virtual tokens in front of the rows."""
+        virtual = self.virtual
+        self.virtual = None
         try:
             yield
         finally:
@@ -123,30 +146,33 @@ class Policy:
 
     @contextmanager
     def answered_by(self, other: Policy) -> Iterator[None]:
-        """A context in which another policy's network stands in for this one's."""
-        mine = self.network, self.language_head
-        self.network, self.language_head = other.network, other.language_head
+        """Enter a context in which another policy's network replaces this one's."""
+        network = self.network
+        language_head = self.language_head
+        self.network = other.network
+        self.language_head = other.language_head
         try:
             yield
         finally:
-            self.network, self.language_head = mine
+            self.network = network
+            self.language_head = language_head
 
     def learned(self, batch: Batch) -> Tensor:
-        """[M, D]: the state before each learned id."""
+        """Compute the states that predict the learned ids, [M, D]."""
         return self.states(batch).index_select(0, batch.before)
 
     def sum_nll(self, batch: Batch) -> Tensor:
-        """The sum of -log p over the learned ids of a batch."""
+        """Compute the sum of -log p over the learned ids of a batch, a scalar in nats."""
         return self.words.sum_nll(self.learned(batch), batch.targets)
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """[B]: log p of each row's learned ids together."""
+        """Compute log p of each row's learned ids together, [B], nats."""
         each = self.words.logprobs(self.learned(batch), batch.targets)
         return each.new_zeros(batch.rows).index_add(0, batch.owners, each)
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> Tensor:
-        """[B]: the same before the technique touched anything, without gradient."""
+        """Compute the same log-probabilities under the reference model, [B], without gradient."""
         with self.reference():
             return self.logprobs(batch)
 
@@ -157,7 +183,7 @@ class Policy:
         return self.language_head
 
     def pooled(self, batch: Batch) -> Tensor:
-        """[B, D]: the state at each row's last token (decoder) or the mean over its tokens (encoder)."""
+        """Compute one state per row, [B, D]: of the last token (decoder), or the mean over the tokens (encoder)."""
         states = self.states(batch)
         if self.family == "decoder":
             return states.index_select(0, batch.ends)
@@ -166,7 +192,7 @@ class Policy:
         return (rows * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and numbers that the optimizer may move, the objective's head last."""
+        """Yield name and parameter of everything the optimizer updates, the objective's head last."""
         for name, value in self.network.named_parameters():
             if value.requires_grad:
                 yield name, value
@@ -178,7 +204,7 @@ class Policy:
                 yield f"head.{name}", value
 
     def train(self, mode: bool = True) -> None:
-        """Training mode (dropout on) or evaluation mode, for all that has numbers."""
+        """Switch network, virtual tokens and head to training mode (dropout on) or evaluation mode."""
         self.network.train(mode)
         if self.virtual is not None:
             self.virtual.module.train(mode)

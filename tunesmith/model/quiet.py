@@ -1,4 +1,4 @@
-"""The libraries' own bars, notes and warnings, switched off for the time of a load."""
+"""Suppression of the progress bars, notes and warnings of transformers and the Hub client."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from transformers.utils import logging
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """A context in which transformers and the hub say nothing; afterwards they speak as before."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    """Enter a context in which transformers and the Hub client print nothing; their settings are restored after it."""
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.set_verbosity_error()
-        logging.disable_progress_bar()  # the hub's bars too
+        logging.disable_progress_bar()  # also switches off the Hub's bars
         try:
             yield
         finally:

@@ -1,6 +1,7 @@
-"""Rows of unequal length in one line of tokens, whose keys and values lie elsewhere: nothing but attention is padded.
+"""Attention of rows of unequal length whose keys and values are in a slot cache: only attention pads, nothing else.
 
-Letters: N tokens of all rows, B rows, T tokens of the longest, S columns looked at, H heads, G key heads, W width.
+Letters: N tokens of all rows, B rows, T tokens of the longest, S cache columns attended to, H query heads, G key heads,
+W head width.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """Where each of N tokens stands among B rows that are padded to T, and what it sees of S columns."""
+    """Index of N concatenated tokens among B rows padded to T, and the S columns each attends to."""
 
     queries: Tensor  # [B, T] int64 index among the N tokens; padding repeats a row's first
-    places: Tensor  # [N] int64 index into [B * T]
-    seen: Tensor  # [B, T, S] int64, columns between a token and each column; below 0 lies what comes later
+    flat_index: Tensor  # [N] int64 index into [B * T]
+    distance: Tensor  # [B, T, S] int64, columns between a token and each column; negative for later tokens
 
     @classmethod
     def of(cls, sizes: Sequence[int], starts: Sequence[int], *, device: torch.device) -> Ragged:
-        """Rows of so many tokens each, the first of them in these columns."""
-        longest, width = max(sizes), max(start + size for start, size in zip(starts, sizes, strict=True))
+        """Return the index of rows with these `sizes` in tokens, whose first tokens are in these columns."""
+        longest = max(sizes)
+        width = max(start + size for start, size in zip(starts, sizes, strict=True))
         step = torch.arange(longest)
         own = torch.tensor(sizes)[:, None]
         inside = torch.where(step < own, step, 0)  # [B, T]
@@ -37,12 +39,12 @@ class Ragged:
         )
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, window: int | None, scale: float | None) -> Tensor:
-        """[1, N, H, W]: what tokens [1, H, N, W] read of their row's keys and values [B, G, S, W]."""
-        seen = self.seen >= 0
+        """Compute attention [1, N, H, W] of tokens [1, H, N, W] to their rows' keys and values [B, G, S, W]."""
+        visible = self.distance >= 0
         if window is not None:
-            seen = seen & (self.seen < window)
+            visible = visible & (self.distance < window)
         rows = query[0].transpose(0, 1)[self.queries].transpose(1, 2)  # [B, H, T, W]
-        read = F.scaled_dot_product_attention(
-            rows, key, value, attn_mask=seen[:, None], scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        out = F.scaled_dot_product_attention(
+            rows, key, value, attn_mask=visible[:, None], scale=scale, enable_gqa=query.shape[1] != key.shape[1]
         )
-        return read.transpose(1, 2).flatten(0, 1).index_select(0, self.places)[None]
+        return out.transpose(1, 2).flatten(0, 1).index_select(0, self.flat_index)[None]

@@ -1,4 +1,7 @@
-"""What is known of sampled answers before anything moves. Letters: M learned ids, the tokens of all answers."""
+"""Records of sampled completions, made before the weights change.
+
+Letters: M learned ids, the tokens of all completions.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,28 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-# A sum and what it is a sum over, by name: what the journal tells beside the loss.
+# By name, a sum and the count it is a sum over: metrics that the training log lists next to the loss.
 Figures = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Each [M]: how much better an answer's tokens are than expected, and what was said to them."""
+    """Advantages, log-probabilities and values of the M tokens of sampled completions, each [M]."""
 
     advantages: Tensor
-    old: Tensor | None = None  # log p when they were drawn; None: nothing has moved since, so it is log p now
-    reference: Tensor | None = None  # log p under the start
-    values: Tensor | None = None  # what the value head expected
-    returns: Tensor | None = None  # what it should have expected
+    old: Tensor | None = None  # log p at sampling time, nats; None if the weights are still those, so it is log p now
+    reference: Tensor | None = None  # log p under the reference model, nats
+    values: Tensor | None = None  # predictions of the value head
+    returns: Tensor | None = None  # targets of the value head
     figures: Figures = field(default_factory=dict)
 
     def of(self, chosen: Tensor, figures: Figures) -> Rollout:
-        """What is known of the chosen [M] of these tokens; the figures are sums, so only one part may have them."""
+        """Return the record of some of the tokens.
+
+        Args:
+            chosen: mask of the tokens to keep, [M] bool.
+            figures: metrics of the result. They are sums, so only one part of a batch may carry them.
+        """
         old, reference, values, returns = (
             None if part is None else part[chosen] for part in (self.old, self.reference, self.values, self.returns)
         )
@@ -31,9 +39,16 @@ class Rollout:
 
 
 def added(figures: list[Figures]) -> dict[str, float]:
-    """The mean behind each name over several batches."""
-    names = dict.fromkeys(name for one in figures for name in one)
-    sums = {
-        name: [sum(part) for part in zip(*(one[name] for one in figures if name in one), strict=True)] for name in names
-    }
-    return {name: total / max(count, 1e-9) for name, (total, count) in sums.items()}
+    """Compute the mean of each metric over several batches.
+
+    Args:
+        figures: sums and counts of each batch; a batch may lack some of the names.
+
+    Returns:
+        Mean by name: the total of the sums over the total of the counts.
+    """
+    means = {}
+    for name in dict.fromkeys(name for batch in figures for name in batch):
+        total, count = (sum(part) for part in zip(*(batch[name] for batch in figures if name in batch), strict=True))
+        means[name] = total / max(count, 1e-9)
+    return means

@@ -1,4 +1,4 @@
-"""A base out of a finished run: what an adapter learned becomes part of the weights, and another run begins there."""
+"""Base models from finished runs: the adapter is merged into the weights, and another run starts from the result."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ from tunesmith.model.shipped import SHIPPED
 from tunesmith.model.weights import read_json
 
 PAGE = "tunesmith.json"
-BEGUN = "run.json"  # what every run folder has from its beginning
+BEGUN = "run.json"  # every run folder has it from the first second
 ADAPTER = "adapter_model.safetensors"
-# Techniques whose numbers can become weights of the base.
+# Techniques whose adapters can be merged into the base's weights.
 MERGED = ("lora", "ia3")
 
 
 def model_folder(path: Path) -> Path:
-    """The folder with the model of a run folder; any other folder as it is. Raises ModelError for an unfinished run."""
+    """Return the model folder inside a run folder, or any other folder unchanged.
+
+    Args:
+        path: a run folder or a model folder.
+
+    Raises:
+        ModelError: if the run is not finished.
+    """
     if (path / "model" / PAGE).exists():
         return path / "model"
     if (path / BEGUN).exists() and not (path / "config.json").exists():
@@ -30,56 +37,67 @@ def model_folder(path: Path) -> Path:
 
 
 def base_place(name: str, folder: Path) -> str:
-    """The base of the model in `folder`, as it is found from here.
+    """Return the base of a saved model as a name or path that is valid in the current directory.
 
-    A relative path counts from where the run was made, mostly one of the folders that the run lies in.
+    Args:
+        name: the base as the run recorded it. A relative path is relative to the directory in which the run was
+            started, usually one of the run folder's parents.
+        folder: the saved model's folder.
     """
     if name in SHIPPED or is_there(Path(name).expanduser()):
         return name
-    around = (place / name for place in folder.resolve().parents)
-    return next((str(place) for place in around if place.is_dir() or place.is_file()), name)
+    candidates = (parent / name for parent in folder.resolve().parents)
+    return next((str(path) for path in candidates if path.is_dir() or path.is_file()), name)
 
 
 def begins_from(folder: Path, *, where: str) -> tuple[str, str]:
-    """The base that a run's adapter is to be merged into, and in how many bits it lay while the adapter was learned.
+    """Return the base that the adapter of a run has to be merged into, and the base's quantization in training.
 
-    Both empty for a folder whose weights are whole.
+    Args:
+        folder: a model folder.
+        where: its name, for messages.
 
-    Raises ModelError for a run that another cannot begin from.
+    Returns:
+        Name of the base, and `nf4` or an empty string; both empty for a folder with complete weights.
+
+    Raises:
+        ModelError: if another run cannot start from this one.
     """
     if not (folder / PAGE).exists():
         return "", ""
-    page = read_json(folder / PAGE, where=where)
-    technique, objective = (str(page.get(key, {}).get("kind")) for key in ("technique", "objective"))
-    # A masked-language head is left behind: what an encoder learned of a field lies in its body.
+    manifest = read_json(folder / PAGE, where=where)
+    technique, objective = (str(manifest.get(key, {}).get("kind")) for key in ("technique", "objective"))
+    # A masked-LM head is dropped: what an encoder learned about a domain is in its body.
     if (folder / "head.safetensors").exists() and objective != "domain":
         raise ModelError(
-            f"{where}: tuned for {objective} with a head of its own, which no other run can begin with; "
-            f"begin from a run of domain or instruct, or from its base ({page.get('base')})"
+            f"{where}: tuned for {objective} with its own head, which other runs cannot start from; "
+            f"start from a run of domain or instruct, or from its base ({manifest.get('base')})"
         )
     if technique != "full" and technique not in MERGED:
         raise ModelError(
-            f"{where}: what {technique} learned stands before the rows and is no weight, so it cannot be merged; "
-            f"begin from a run of {', '.join(MERGED)} or full"
+            f"{where}: {technique} trains virtual tokens, which cannot be merged into weights; "
+            f"start from a run of {', '.join(MERGED)} or full"
         )
     if (folder / MANIFEST).exists():
         verify_folder(folder, only="*.safetensors")
     if technique == "full":
         return "", ""
-    return base_place(str(page.get("base")), folder), str(page["technique"].get("quantize", ""))
+    return base_place(str(manifest.get("base")), folder), str(manifest["technique"].get("quantize", ""))
 
 
-def merged(network: Any, folder: Path, *, found: str, where: str) -> tuple[Any, str]:
-    """The network with the run's adapter merged in, and the fingerprint of the two; `found` is that of the base.
+def merged(network: Any, folder: Path, *, fingerprint: str, where: str) -> tuple[Any, str]:
+    """Return the network with the run's adapter merged in, and the fingerprint of the result.
 
-    Raises ModelError over another base than the run's own.
+    `fingerprint` is that of the network. Raises ModelError if the run was tuned on another base.
     """
     from peft import PeftModel
 
-    wanted = read_json(folder / PAGE, where=where).get("fingerprint")
-    if found != wanted:
-        raise ModelError(f"{where}: tuned over another base ({wanted}, found {found}); give the base it was tuned on")
+    expected = read_json(folder / PAGE, where=where).get("fingerprint")
+    if fingerprint != expected:
+        raise ModelError(
+            f"{where}: tuned over another base ({expected}, found {fingerprint}); give the base it was tuned on"
+        )
     with quiet():
         whole = PeftModel.from_pretrained(network, folder).merge_and_unload()
-    whole.name_or_path = ""  # an adapter over it must not name the base below as its own
-    return whole, hashlib.sha256(f"{found}{sha256_of_file(folder / ADAPTER)}".encode()).hexdigest()[:16]
+    whole.name_or_path = ""  # an adapter trained over the result must not name the original base as its own
+    return whole, hashlib.sha256(f"{fingerprint}{sha256_of_file(folder / ADAPTER)}".encode()).hexdigest()[:16]

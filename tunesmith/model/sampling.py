@@ -1,4 +1,4 @@
-"""How an answer is drawn, and what comes back: the words every responder shares. No torch in here."""
+"""Decoding settings and the reply they produce, shared by every inference backend. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,30 +10,37 @@ from tunesmith.errors import RecipeError
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Decoding settings; temperature 0 is greedy. Raises RecipeError for what nothing can be drawn with."""
+    """Decoding settings.
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
+        Sampling()  # greedy, at most 256 tokens
+        Sampling(max_new_tokens=64, temperature=0.7, top_p=0.9, stop=("\\n",), seed=1)
+
+    Raises:
+        RecipeError: if a value is out of range.
+    """
+
+    max_new_tokens: int = 256  # limit of the completion, in tokens
+    temperature: float = 0.0  # 0 is greedy decoding
+    top_p: float = 1.0  # sample from the smallest set of tokens with this probability mass
+    stop: tuple[str, ...] = ()  # strings that end the completion
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:  # so written, nan is none of them
-            raise RecipeError(f"temperature: {self.temperature} is no number from 0 on; 0 takes the likeliest token")
+        if not 0 <= self.temperature < math.inf:  # written this way, it also rejects nan
+            raise RecipeError(f"temperature: expected a number >= 0, got {self.temperature}; use 0 for greedy decoding")
         if not 0 < self.top_p <= 1:
-            raise RecipeError(f"top_p: {self.top_p} is no share; give a number above 0, at most 1")
+            raise RecipeError(f"top_p: expected a number in (0, 1], got {self.top_p}; use 1 to sample from all tokens")
         if self.max_new_tokens < 1:
-            raise RecipeError(f"max_new_tokens: {self.max_new_tokens} leaves no room for an answer; give 1 or more")
-        if isinstance(self.stop, str):  # each of its letters would end an answer
-            raise RecipeError(f"stop: {self.stop!r} is one text; write (text,)")
+            raise RecipeError(f"max_new_tokens: expected an integer >= 1, got {self.max_new_tokens}; use 256")
+        if isinstance(self.stop, str):  # each of its letters would end the completion
+            raise RecipeError(f"stop: expected a list of strings, got the string {self.stop!r}; write (text,)")
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer: its text, token counts, and whether it ended by itself."""
+    """A generated answer."""
 
     text: str
     prompt_tokens: int
     new_tokens: int
-    finished: bool
+    finished: bool  # ended by itself, not by the token limit

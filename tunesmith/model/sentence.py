@@ -1,4 +1,4 @@
-"""Texts as vectors, where texts of like meaning lie near each other. N texts, D hidden."""
+"""Sentence embeddings: texts as vectors in which similar meaning is a small distance. Letters: N texts, D hidden."""
 
 from __future__ import annotations
 
@@ -16,15 +16,24 @@ from tunesmith.model.policy import Policy
 
 @torch.inference_mode()
 def sentence_vectors(base: Base, texts: Sequence[str], limit: int) -> NDArray[np.float32]:
-    """[N, D] of length 1: the mean of an encoder's states over the first `limit` tokens; a decoder's last state."""
+    """Embed texts with a base model.
+
+    Args:
+        base: an encoder, whose states are averaged over the tokens, or a decoder, whose last state is taken.
+        texts: N texts.
+        limit: tokens of each text that are read.
+
+    Returns:
+        Vectors of length 1, [N, D], in the order of the texts.
+    """
     policy = Policy.over(base.network, family=base.family)
     policy.train(False)
     template = Template(base.tokenizer, chat=False)
-    read = [template.document(text, limit=limit).ids for text in texts]
-    longest_first = sorted(range(len(read)), key=lambda row: -len(read[row]))
-    found = torch.zeros(len(read), policy.hidden)
-    for rows in cut(longest_first, [len(ids) for ids in read], TOKENS_PER_PASS):
-        # Nothing is learned from these: a row's last learned id would be left out of its own vector.
-        tokens = [Tokens.of(read[row]) for row in rows]
-        found[rows] = policy.pooled(pack(tokens, share=False).to(policy.device)).float().cpu()
-    return torch.nn.functional.normalize(found, dim=1).numpy()
+    ids = [template.document(text, limit=limit).ids for text in texts]
+    longest_first = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
+    vectors = torch.zeros(len(ids), policy.hidden)
+    for rows in cut(longest_first, [len(row) for row in ids], TOKENS_PER_PASS):
+        # Without learned ids: a row's last learned id is not packed, and would be missing from its own vector.
+        tokens = [Tokens.of(ids[row]) for row in rows]
+        vectors[rows] = policy.pooled(pack(tokens, share=False).to(policy.device)).float().cpu()
+    return torch.nn.functional.normalize(vectors, dim=1).numpy()
