@@ -144,5 +144,5 @@ def test_a_model_that_does_something_unknown_to_its_logits_is_refused():
         return out
 
     network.forward = doubled
-    with pytest.raises(ModelError, match="llama: this family changes its logits in a way not known here"):
+    with pytest.raises(ModelError, match="llama: this family changes its logits in an unsupported way"):
         LanguageHead.of(network)

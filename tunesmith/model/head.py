@@ -1,8 +1,10 @@
-"""From hidden states to losses over the vocabulary. Letters: N positions, D hidden, V words.
+"""The output layer of a decoder: losses and log-probabilities over the vocabulary, computed in chunks.
 
-A 135M decoder with 49,152 words spends a fifth of its arithmetic here, and the logits of a batch
-of 4,096 positions weigh 805 MB. So the head sees only positions that are learned, a chunk at a
-time, and makes the gradient while the chunk is there.
+A 135M decoder with 49,152 words spends a fifth of its arithmetic here, and the logits of a batch of 4,096 positions
+take 805 MB. So only the positions of learned ids come here, a chunk at a time, and the gradient is computed while the
+chunk's logits are in memory.
+
+Letters: N positions, M learned ids (the positions of a loss), D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ from torch.utils.checkpoint import checkpoint
 
 from tunesmith.errors import ModelError
 
+# Positions whose logits are in memory at a time.
 CHUNK = 256
 
 
 class _SumNll(torch.autograd.Function):
-    """Sum of -log p(target), with the gradients made in the forward pass.
+    """Sum of -log p(target), with the gradients computed in the forward pass.
 
-    d loss / d logits = softmax(logits) - onehot(target), so both gradients are ready when the loss is;
-    backward only scales them.
+    d loss / d logits = softmax(logits) - onehot(target): both gradients are ready when the loss is, and backward only
+    scales them. Recomputing the logits in backward would cost another product with the vocabulary.
     """
 
     @staticmethod
@@ -36,21 +39,22 @@ class _SumNll(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
         total = states.new_zeros((), dtype=torch.float32)
         for start in range(0, len(states), CHUNK):
-            part, goal = states[start : start + CHUNK], targets[start : start + CHUNK]
+            part = states[start : start + CHUNK]
+            target = targets[start : start + CHUNK]
             logits = F.linear(part, weight, bias).float()
             logs = logits.logsumexp(dim=1, keepdim=True)
-            total += (logs - logits.gather(1, goal[:, None])).sum()
+            total += (logs - logits.gather(1, target[:, None])).sum()
             if not any(ctx.needs_input_grad):
                 continue
-            wrong = logits.sub_(logs).exp_()
-            wrong[torch.arange(len(goal)), goal] -= 1
-            wrong = wrong.to(weight.dtype)
+            grad_logits = logits.sub_(logs).exp_()
+            grad_logits[torch.arange(len(target)), target] -= 1
+            grad_logits = grad_logits.to(weight.dtype)
             if grad_states is not None:
-                grad_states[start : start + CHUNK] = wrong @ weight
+                grad_states[start : start + CHUNK] = grad_logits @ weight
             if grad_weight is not None:
-                grad_weight.addmm_(wrong.T, part)
+                grad_weight.addmm_(grad_logits.T, part)
             if grad_bias is not None:
-                grad_bias += wrong.sum(dim=0)
+                grad_bias += grad_logits.sum(dim=0)
         ctx.save_for_backward(grad_states, grad_weight, grad_bias)
         return total
 
@@ -61,32 +65,39 @@ class _SumNll(torch.autograd.Function):
 
 
 def sum_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """Sum of -log p(target) under the logits states W^T + bias, for [M, D], [V, D], [V] and [M]."""
-    if not torch.is_grad_enabled():  # which a function does not see inside
-        states, weight, bias = states.detach(), weight.detach(), None if bias is None else bias.detach()
+    """Compute the sum of -log p(target) under the logits states W^T + bias, a scalar in nats.
+
+    `states` [M, D], `weight` [V, D], `bias` [V], `targets` [M] int64.
+    """
+    # Inside an autograd function, needs_input_grad is True even under no_grad: detach, or gradients are computed.
+    if not torch.is_grad_enabled():
+        states = states.detach()
+        weight = weight.detach()
+        bias = None if bias is None else bias.detach()
     total: Tensor = _SumNll.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
     return total
 
 
 class _Logprobs(torch.autograd.Function):
-    """log p(target) of each position, with the gradient of the states made in the forward pass.
+    """log p(target) of each position, with the gradient of the states computed in the forward pass.
 
-    What backward brings is a number for each position, which only scales that position's gradient; where the weight
-    moves too, its gradient needs the softmax again.
+    backward receives one value per position, which only scales that position's gradient. If the weight is trained too,
+    its gradient needs the softmax again.
     """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         grad_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
-        found = states.new_empty(len(states), dtype=torch.float32)
+        logprobs = states.new_empty(len(states), dtype=torch.float32)
         for start in range(0, len(states), CHUNK):
-            part, goal = states[start : start + CHUNK], targets[start : start + CHUNK]
+            part = states[start : start + CHUNK]
+            target = targets[start : start + CHUNK]
             logs = F.linear(part, weight).float().log_softmax(dim=1)
-            found[start : start + CHUNK] = logs.gather(1, goal[:, None])[:, 0]
+            logprobs[start : start + CHUNK] = logs.gather(1, target[:, None])[:, 0]
             if grad_states is not None:
-                grad_states[start : start + CHUNK] = weight[goal] - logs.exp_().to(weight.dtype) @ weight
+                grad_states[start : start + CHUNK] = weight[target] - logs.exp_().to(weight.dtype) @ weight
         ctx.save_for_backward(states, weight, targets, grad_states)
-        return found
+        return logprobs
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -98,22 +109,34 @@ class _Logprobs(torch.autograd.Function):
             return grad_states, None, None
         grad_weight = torch.zeros_like(weight)
         for start in range(0, len(states), CHUNK):
-            part, goal = states[start : start + CHUNK], targets[start : start + CHUNK]
-            right = F.linear(part, weight).float().softmax(dim=1).neg_()
-            right[torch.arange(len(goal)), goal] += 1
-            grad_weight.addmm_((right * scale[start : start + CHUNK, None]).to(weight.dtype).T, part)
+            part = states[start : start + CHUNK]
+            target = targets[start : start + CHUNK]
+            grad_logits = F.linear(part, weight).float().softmax(dim=1).neg_()
+            grad_logits[torch.arange(len(target)), target] += 1
+            grad_weight.addmm_((grad_logits * scale[start : start + CHUNK, None]).to(weight.dtype).T, part)
         return grad_states, grad_weight, None
 
 
 @torch.no_grad()
 def judge(logits: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """[M] -log p of each target, and [M] whether it is the likeliest word, without gradient."""
-    nats, first = [states.new_zeros(0)], [targets.new_zeros(0, dtype=torch.bool)]
+    """Score each target without gradient.
+
+    Args:
+        logits: the output layer, from states [N, D] to logits [N, V].
+        states: states of the positions, [M, D].
+        targets: the ids at those positions, [M] int64.
+
+    Returns:
+        -log p of each target [M] in nats, and whether it is the most likely id [M] bool.
+    """
+    nats = [states.new_zeros(0)]
+    top = [targets.new_zeros(0, dtype=torch.bool)]
     for start in range(0, len(states), CHUNK):
-        logs, goal = logits(states[start : start + CHUNK]).float().log_softmax(dim=1), targets[start : start + CHUNK]
-        nats.append(-logs.gather(1, goal[:, None])[:, 0])
-        first.append(logs.argmax(dim=1) == goal)
-    return torch.cat(nats), torch.cat(first)
+        logs = logits(states[start : start + CHUNK]).float().log_softmax(dim=1)
+        target = targets[start : start + CHUNK]
+        nats.append(-logs.gather(1, target[:, None])[:, 0])
+        top.append(logs.argmax(dim=1) == target)
+    return torch.cat(nats), torch.cat(top)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,31 +144,32 @@ class LanguageHead:
     """A decoder's output layer: states in, logits or losses out."""
 
     layer: nn.Module
-    scale: float = 1.0
-    softcap: float = 0.0
+    scale: float = 1.0  # factor of the logits (Cohere, Granite)
+    softcap: float = 0.0  # c in c tanh(logits / c) (Gemma 2); 0 for none
 
     @classmethod
     def of(cls, network: Any) -> LanguageHead:
-        """The head of a causal language model, checked against the model's own logits.
+        """Return the head of a causal language model, after comparing it with the model's own logits.
 
-        Raises ModelError when the model does something to its logits that is not known here.
+        Raises:
+            ModelError: if the model changes its logits in a way not implemented here.
         """
         config = network.config.to_dict()
         scale = float(config.get("logit_scale") or 1.0) / float(config.get("logits_scaling") or 1.0)
-        cap = float(config.get("final_logit_softcapping") or 0.0)
-        head = cls(network.get_output_embeddings(), scale, cap)
+        softcap = float(config.get("final_logit_softcapping") or 0.0)
+        head = cls(network.get_output_embeddings(), scale, softcap)
         probe = torch.arange(1, 6, device=network.device)[None]
         with torch.no_grad():
             ours = head.logits(network.base_model(input_ids=probe, use_cache=False).last_hidden_state)
             theirs = network(input_ids=probe, use_cache=False).logits
         if not torch.allclose(ours.float(), theirs.float(), rtol=1e-2, atol=1e-2):
             raise ModelError(
-                f"{config.get('model_type')}: this family changes its logits in a way not known here; choose another"
+                f"{config.get('model_type')}: this family changes its logits in an unsupported way; choose another"
             )
         return head
 
     def over(self, network: Any) -> LanguageHead:
-        """The same head with the output layer of another network of this family."""
+        """Return the same head with the output layer of another network of this family."""
         return replace(self, layer=network.get_output_embeddings())
 
     def logits(self, states: Tensor) -> Tensor:
@@ -154,29 +178,31 @@ class LanguageHead:
         return self.softcap * torch.tanh(out / self.softcap) if self.softcap else out
 
     def sum_nll(self, states: Tensor, targets: Tensor) -> Tensor:
-        """[N, D] and [N] -> the sum of -log p(target)."""
-        if (weight := self._plain()) is not None:
+        """Compute the sum of -log p(target) from states [M, D] and targets [M], a scalar in nats."""
+        if (weight := self._plain_weight()) is not None:
             return sum_nll(states, weight, None, targets)
         return self._nll(states, targets, 1.0).sum()
 
     def logprobs(self, states: Tensor, targets: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """[N, D] and [N] -> [N], log p(target) of a draw at this temperature."""
-        if (weight := self._plain()) is not None:
-            found: Tensor = _Logprobs.apply(states / temperature, weight, targets)  # type: ignore[no-untyped-call]
-            return found
+        """Compute log p(target) when sampling at a temperature, [M] in nats, from states [M, D] and targets [M]."""
+        if (weight := self._plain_weight()) is not None:
+            logprobs: Tensor = _Logprobs.apply(states / temperature, weight, targets)  # type: ignore[no-untyped-call]
+            return logprobs
         return -self._nll(states, targets, temperature)
 
     def _nll(self, states: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        """[N], -log p of each target; logits are made a few rows at a time, and again for the gradient."""
+        """Compute -log p of each target, [M]; a chunk's logits are recomputed for the gradient."""
 
-        def some(states: Tensor, targets: Tensor) -> Tensor:
+        def chunk_nll(states: Tensor, targets: Tensor) -> Tensor:
             return F.cross_entropy(self.logits(states).float() / temperature, targets, reduction="none")
 
         parts = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
-        return torch.cat([checkpoint(some, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+        return torch.cat(
+            [checkpoint(chunk_nll, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]
+        )
 
-    def _plain(self) -> Tensor | None:
-        """The weight where the logits are states W^T and nothing else."""
+    def _plain_weight(self) -> Tensor | None:
+        """Return the weight W if the logits are exactly states W^T."""
         layer = self.layer
-        as_they_are = self.scale == 1.0 and not self.softcap
-        return layer.weight if isinstance(layer, nn.Linear) and layer.bias is None and as_they_are else None
+        plain = self.scale == 1.0 and not self.softcap
+        return layer.weight if isinstance(layer, nn.Linear) and layer.bias is None and plain else None

@@ -1,4 +1,4 @@
-"""What four bits lost of a base's weights, given back by the low-rank updates beside them as far as their rank goes.
+"""Initialization of LoRA over a 4-bit base from the quantization error, so that training starts closer to the base.
 
 Letters: T tokens, I and O inner and outer width, R rank.
 """
@@ -18,72 +18,77 @@ from torch import Tensor
 from tunesmith.model.families import positions_of
 from tunesmith.model.weights import weight_files
 
-Updates = Mapping[str, Any]  # PEFT's layers by the name of the layer that each stands beside
-NOT_ITS_OWN = 0.5  # of a weight's length: NF4 loses a tenth; what is further away is another layer's, or turned round
-HEARD = 512  # tokens of the text; 13 tell nearly what a thousand do (bench/NOTES.md)
-LEAST = 1e-2  # of the mean input: what never speaks in the text is not known to be silent
+Updates = Mapping[str, Any]  # PEFT's layers by name
+# Relative error up to which a stored weight is taken for the layer's own. NF4 loses a tenth of a weight's norm; what
+# differs more belongs to another layer, or is transposed.
+NOT_ITS_OWN = 0.5
+# Tokens of the calibration text; 13 give nearly the same as a thousand (bench/NOTES.md).
+HEARD = 512
+# Smallest input, as a share of the mean: an input that is zero in this text need not be zero in others.
+LEAST = 1e-2
 
 
 @torch.no_grad()
 def give_back(network: Any, ids: Sequence[int]) -> None:
-    """Begin half of each update with the best of that rank for what the layer's output lost, to the text `ids` [T].
+    """Initialize half of each update to the best approximation of what its layer's output lost by quantization.
 
-    That is the error's largest directions, its columns weighed by the root mean square of the inputs (Zhang et al.
-    2024, arXiv 2410.06040, theorem 2). A's rows are as long as LoRA draws them, so that its learning rate fits. The
-    other half begins as LoRA's does, B at zero: rows that look where the error is hear little of loud inputs, and with
-    all of the rank labels were learned worse (bench/NOTES.md). So do layers whose whole weight lies in no file.
+    The best approximation of rank R / 2 is made of the error's largest singular directions, with its columns weighted
+    by the root mean square of the inputs on the text `ids` [T] (Zhang et al. 2024, arXiv 2410.06040, theorem 2). The
+    rows of A keep the length that LoRA gives them, so that its learning rate fits. The other half keeps LoRA's own
+    initialization, B at zero: rows that follow the error respond little to large inputs, and with all of the rank on
+    the error, classification was learned less well (bench/NOTES.md). So do layers whose full weight is in no file.
     """
-    from peft.tuners.lora.bnb import Linear4bit  # there only beside bitsandbytes
+    from peft.tuners.lora.bnb import Linear4bit  # exists only if bitsandbytes is installed
 
-    updates: Updates = {name: one for name, one in network.named_modules() if isinstance(one, Linear4bit)}
+    updates: Updates = {name: module for name, module in network.named_modules() if isinstance(module, Linear4bit)}
     text = list(ids)[: min(HEARD, positions_of(network.config.to_dict()) or HEARD)]
-    inputs = _inputs(network, updates, torch.tensor([text], device=network.device))
-    for name, error in _errors(network, updates):
-        if name not in inputs:  # such as attention to an encoder that is not there
+    inputs = _input_rms(network, updates, torch.tensor([text], device=network.device))
+    for name, error in _quantization_errors(network, updates):
+        if name not in inputs:  # a layer that the text does not reach, such as attention to an absent encoder
             continue
         layer = updates[name]
         a, b = (factors["default"].weight for factors in (layer.lora_A, layer.lora_B))
-        heard = inputs[name].clamp_min(LEAST * inputs[name].mean())  # [I]
+        rms = inputs[name].clamp_min(LEAST * inputs[name].mean())  # [I]
         rank = min(a.shape[0] // 2, *error.shape)
-        left, sizes, right = torch.svd_lowrank(error * heard, q=min(rank + 8, *error.shape), niter=4)
-        rows = right[:, :rank].T / heard  # [R, I]
+        left, singular, right = torch.svd_lowrank(error * rms, q=min(rank + 8, *error.shape), niter=4)
+        rows = right[:, :rank].T / rms  # [R / 2, I]
         length = rows.norm(dim=1, keepdim=True) / a[:rank].norm(dim=1, keepdim=True)
         a[:rank] = rows / length
-        b[:, :rank] = left[:, :rank] * sizes[:rank] * length.T / layer.scaling["default"]
+        b[:, :rank] = left[:, :rank] * singular[:rank] * length.T / layer.scaling["default"]
 
 
-def _inputs(network: Any, updates: Updates, ids: Tensor) -> dict[str, Tensor]:
-    """The root mean square of each layer's inputs [I] while the network reads the text [1, T], over all its calls."""
+def _input_rms(network: Any, updates: Updates, ids: Tensor) -> dict[str, Tensor]:
+    """Return the root mean square [I] of each layer's inputs over the text [1, T], over all calls of the layer."""
     squares: dict[str, Tensor] = {}
     tokens = Counter[str]()
 
-    def keep(name: str) -> Any:
+    def recorder(name: str) -> Any:
         def hook(_: Any, inputs: tuple[Tensor, ...]) -> None:
-            heard = inputs[0].flatten(end_dim=-2).float()
-            squares[name] = squares.get(name, torch.zeros((), device=heard.device)) + heard.square().sum(dim=0)
-            tokens[name] += len(heard)
+            flat = inputs[0].flatten(end_dim=-2).float()
+            squares[name] = squares.get(name, torch.zeros((), device=flat.device)) + flat.square().sum(dim=0)
+            tokens[name] += len(flat)
 
         return hook
 
-    hooks = [module.register_forward_pre_hook(keep(name)) for name, module in updates.items()]
-    network.base_model(input_ids=ids)  # no logits
+    hooks = [module.register_forward_pre_hook(recorder(name)) for name, module in updates.items()]
+    network.base_model(input_ids=ids)  # without the output layer
     for hook in hooks:
         hook.remove()
     return {name: (total / tokens[name]).sqrt() for name, total in squares.items()}
 
 
-def _errors(network: Any, updates: Updates) -> Iterator[tuple[str, Tensor]]:
-    """Whole weight less packed one [O, I], for each layer whose whole weight the base's files hold, one at a time."""
+def _quantization_errors(network: Any, updates: Updates) -> Iterator[tuple[str, Tensor]]:
+    """Yield full weight minus 4-bit weight [O, I] of each layer whose full weight the base's files contain."""
     prefix = f"{network.base_model_prefix}."
     for file in weight_files(Path(network.name_or_path), where=network.name_or_path):
-        with safe_open(file, framework="pt") as kept:
-            there = set(kept.keys())
+        with safe_open(file, framework="pt") as tensors:
+            keys = set(tensors.keys())
             for name, layer in updates.items():
                 names = {f"{name}.weight", f"{prefix}{name}.weight", f"{name.removeprefix(prefix)}.weight"}
-                for key in names & there:
+                for key in names & keys:
                     packed = dequantize_module_weight(layer.base_layer).float()
-                    whole = kept.get_tensor(key).to(packed)
-                    for seen in (whole, whole.T):  # GPT-2's are kept turned round
-                        if seen.shape == packed.shape and (seen - packed).norm() < NOT_ITS_OWN * packed.norm():
-                            yield name, seen - packed
+                    stored = tensors.get_tensor(key).to(packed)
+                    for full in (stored, stored.T):  # GPT-2 stores transposed weights
+                        if full.shape == packed.shape and (full - packed).norm() < NOT_ITS_OWN * packed.norm():
+                            yield name, full - packed
                             break

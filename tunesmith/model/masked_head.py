@@ -1,4 +1,7 @@
-"""The output layer of a masked-language model. Letters: M places, D hidden, E width of an embedding, V words."""
+"""The output layer of a masked language model.
+
+Letters: M masked positions, D hidden width, E embedding width, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from transformers import AutoModelForMaskedLM
 from tunesmith.model.head import sum_nll
 from tunesmith.model.quiet import quiet
 
-# What families call the parts of the same head: a linear layer, a norm, and a bias for each word.
+# Names that families give the parts of the same head: linear layer, norm, and the bias of each word.
 NAMES = (
     ("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"),
     ("lm_head.dense", "lm_head.layer_norm", "lm_head.bias"),
@@ -24,41 +27,49 @@ EPSILONS = ("layer_norm_eps", "norm_eps")
 
 
 class MaskedHead(nn.Module):
-    """[M, D] -> [M, V]: BERT's head over the network's own word embeddings, which are no numbers of the head.
+    """BERT's masked-LM head over the network's own word embeddings, which are not parameters of the head.
 
-    Devlin et al. 2018, arXiv 1810.04805: a linear layer, GELU, a norm, and the product with each word's embedding.
+    A linear layer, GELU, a norm, and the product with each word's embedding: Devlin et al. 2018, arXiv 1810.04805.
+
+    Args:
+        network: the encoder; supplies the sizes and the embeddings.
     """
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        words = network.get_input_embeddings()
+        embedding = network.get_input_embeddings()
         config = network.config.to_dict()
         eps = next((float(config[name]) for name in EPSILONS if config.get(name)), 1e-12)
-        self.dense = nn.Linear(int(network.config.hidden_size), words.embedding_dim)
-        self.norm = nn.LayerNorm(words.embedding_dim, eps=eps)
-        self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
+        self.dense = nn.Linear(int(network.config.hidden_size), embedding.embedding_dim)
+        self.norm = nn.LayerNorm(embedding.embedding_dim, eps=eps)
+        self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings))
         nn.init.normal_(self.dense.weight, std=float(config.get("initializer_range") or 0.02))
         nn.init.zeros_(self.dense.bias)
-        self._words = (words,)  # inside a tuple, so that torch does not take it for a part of the head
+        self._words = (embedding,)  # in a tuple, so that torch does not register it as a submodule
 
     def forward(self, states: Tensor) -> Tensor:
-        """[M, D] -> [M, V] logits."""
-        return F.linear(self._told(states), self._words[0].weight, self.bias)
+        """Compute logits, [M, D] -> [M, V]."""
+        return F.linear(self._transform(states), self._words[0].weight, self.bias)
 
     def sum_nll(self, states: Tensor, targets: Tensor) -> Tensor:
-        """[M, D] and [M] -> the sum of -log p(target)."""
-        return sum_nll(self._told(states), self._words[0].weight, self.bias, targets)
+        """Compute the sum of -log p(target) from states [M, D] and targets [M], a scalar in nats."""
+        return sum_nll(self._transform(states), self._words[0].weight, self.bias, targets)
 
-    def _told(self, states: Tensor) -> Tensor:
-        """[M, D] -> [M, E]: what the words are compared with."""
-        told: Tensor = self.norm(F.gelu(self.dense(states)))
-        return told
+    def _transform(self, states: Tensor) -> Tensor:
+        """[M, D] -> [M, E]."""
+        transformed: Tensor = self.norm(F.gelu(self.dense(states)))
+        return transformed
 
 
 def own_head(network: Any, folder: Path | None) -> MaskedHead | None:
-    """The head that a checkpoint brings, None where it brings none or one that is built in another way.
+    """Load the masked-LM head of a checkpoint and compare it with the logits of transformers' own model.
 
-    It is checked against the logits of transformers' own model.
+    Args:
+        network: the encoder without a head.
+        folder: the checkpoint's folder; None if there is not one.
+
+    Returns:
+        The head; None if the checkpoint has none, or one of another structure.
     """
     if folder is None:
         return None
@@ -72,34 +83,35 @@ def own_head(network: Any, folder: Path | None) -> MaskedHead | None:
                 output_loading_info=True,
                 dtype=network.dtype,
             )
-        except ValueError:  # a kind of encoder for which there is no such model
+        except ValueError:  # transformers has no masked-LM class for this family
             return None
-    head, numbers = MaskedHead(network), whole.state_dict()
+    head = MaskedHead(network)
+    weights = whole.state_dict()
     for dense, norm, bias in NAMES:
         missing = any(key.startswith((f"{dense}.", f"{norm}.")) for key in info["missing_keys"])
-        if {f"{dense}.weight", f"{norm}.weight"} <= numbers.keys() and not missing:
-            fits = _fill(head, {"dense": dense, "norm": norm}, numbers)
-            head.bias.data.copy_(numbers.get(bias, torch.zeros_like(head.bias)))
+        if {f"{dense}.weight", f"{norm}.weight"} <= weights.keys() and not missing:
+            fits = _copy_weights(head, {"dense": dense, "norm": norm}, weights)
+            head.bias.data.copy_(weights.get(bias, torch.zeros_like(head.bias)))
             head = head.to(network.device)
             return head if fits and _same_logits(head, whole.to(network.device).eval()) else None
     return None
 
 
 @torch.no_grad()
-def _fill(head: MaskedHead, names: dict[str, str], numbers: dict[str, Tensor]) -> bool:
-    """Copy a checkpoint's numbers, a bias that it does without as zero; False where they have another shape."""
+def _copy_weights(head: MaskedHead, names: dict[str, str], weights: dict[str, Tensor]) -> bool:
+    """Copy a checkpoint's weights into the head, zeros for a bias it lacks; return False if shapes differ."""
     for ours, theirs in names.items():
         layer = getattr(head, ours)
-        if numbers[f"{theirs}.weight"].shape != layer.weight.shape:
+        if weights[f"{theirs}.weight"].shape != layer.weight.shape:
             return False
-        layer.weight.copy_(numbers[f"{theirs}.weight"])
-        layer.bias.copy_(numbers.get(f"{theirs}.bias", torch.zeros_like(layer.bias)))
+        layer.weight.copy_(weights[f"{theirs}.weight"])
+        layer.bias.copy_(weights.get(f"{theirs}.bias", torch.zeros_like(layer.bias)))
     return True
 
 
 @torch.no_grad()
 def _same_logits(head: MaskedHead, whole: Any) -> bool:
-    """Whether the whole model's states through this head are what it says to a few ids; the network may be rounded."""
+    """Return whether head and whole model agree on a few ids; the tolerance allows for half-precision networks."""
     probe = torch.arange(1, 9, device=whole.device)[None]
     ours = head(whole.base_model(input_ids=probe).last_hidden_state)
     return torch.allclose(ours.float(), whole(input_ids=probe).logits.float(), rtol=1e-2, atol=1e-2)

@@ -1,7 +1,9 @@
-"""Products of few rows on a CPU, as in drawing answers: each thread multiplies with its own part of the weight.
+"""Matrix products of few rows on a CPU, as in generation: each thread multiplies with its own part of the weight.
 
-MKL takes one thread for a product of few rows, however many there are, and to read the weight takes most of the time
-(figures in bench/NOTES.md).
+MKL uses one thread for a product of few rows, however many there are, and reading the weight takes most of the time
+(measurements in bench/NOTES.md).
+
+Letters: I and O inner and outer width.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEW = 32  # rows; of more, MKL makes good use of all threads
+# Largest number of rows; with more, MKL uses all threads well.
+FEW = 32
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[..., I] -> [..., O]: x W^T + bias."""
+    """Compute x W^T + bias, [..., I] -> [..., O]."""
     threads = torch.get_num_threads()
-    if not _thin(x, weight, threads):
+    if not _applies(x, weight, threads):
         return F.linear(x, weight, bias)
     outer, inner = weight.shape
     parts = weight.view(threads, outer // threads, inner)
@@ -25,8 +28,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
 
-def _thin(x: Tensor, weight: Tensor, threads: int) -> bool:
-    """Whether this is a product of few rows that several threads can share; only float32 was measured."""
+def _applies(x: Tensor, weight: Tensor, threads: int) -> bool:
+    """Return whether this is a product of few rows that several threads can share; only float32 was measured."""
     return (
         not torch.is_grad_enabled()
         and threads > 1
@@ -40,7 +43,7 @@ def _thin(x: Tensor, weight: Tensor, threads: int) -> bool:
 
 
 class ThinLinear(nn.Linear):
-    """torch's layer, but for products of few rows."""
+    """nn.Linear with a faster path for products of few rows."""
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., I] -> [..., O]."""
@@ -48,7 +51,11 @@ class ThinLinear(nn.Linear):
 
 
 def install(network: nn.Module) -> None:
-    """Let torch's plain layers of a network take this way."""
+    """Replace a network's nn.Linear layers by ThinLinear, in place and without copying.
+
+    Args:
+        network: any module; subclasses of nn.Linear are left unchanged.
+    """
     for module in network.modules():
         if type(module) is nn.Linear:
             module.__class__ = ThinLinear
