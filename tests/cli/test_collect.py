@@ -131,7 +131,7 @@ def test_documents_without_questions_say_what_else_there_is(command: Command, ma
         (("--write", "question", "--writer", "m"), "template 'question': unknown template"),
         (("--size", "50"), "--size: 50 is too short"),
         (("--per-passage", "9"), "--per-passage: 9 is not between 1 and 5"),
-        (("--max-new-tokens", "0"), "--max-new-tokens: 0 leaves no room"),
+        (("--max-new-tokens", "0"), "--max-new-tokens: expected an integer >= 1, got 0"),
         (
             ("--write", "paraphrases", "--writer", "https://far.test/v1", "--offline"),
             "--offline forbids network access",

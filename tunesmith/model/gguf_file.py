@@ -23,7 +23,7 @@ def read_gguf(file: Path, *, where: str) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return a file's decoder in float32 and its tokenizer, both without a trace of GGUF, so that they can be saved."""
     tokenizer, _ = read_words(file, where=where)
     with contextlib.redirect_stderr(io.StringIO()):
-        network = AutoModelForCausalLM.from_pretrained(
+        network: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, local_files_only=True, dtype=torch.float32
         )
     network.hf_quantizer.remove_quantization_config(network)  # otherwise transformers refuses to save the network

@@ -34,7 +34,7 @@ def same_numbers(network: Any) -> Any:
 class _MixedLayer(nn.Module):
     """A layer of the base with the updates of several adapters.
 
-    LoRA updates are concatenated to one of rank S, of which each row uses its own part: two products for all adapters
+    LoRA updates are concatenated to one of rank S. Each row uses its own ranks only: two products for all adapters
     instead of two for each (the idea of S-LoRA, arXiv 2311.03285). The adapters' own layers become views of it.
     """
 
