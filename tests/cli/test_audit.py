@@ -134,10 +134,10 @@ def test_one_named_column_is_laid_over_those_that_were_detected(command: Command
     assert command("audit", rows, "--offline").code == 0
     worse = command("audit", rows, "--set", "objective.text=body", "--offline")
     assert worse.code == 1
-    assert "body -> what is read, label -> what is learned" in worse.err
+    assert "body -> input text, label -> target" in worse.err
     assert command("audit", other, "--set", "objective.text=body", "--offline").code == 0
     label = command("audit", rows, "--set", "objective.label=queue", "--offline")
-    assert "text -> what is read, queue -> what is learned" in label.err
+    assert "text -> input text, queue -> target" in label.err
     gone = command("audit", rows, "--set", "objective.text=bdy", "--offline")
     assert gone.code == 2
     assert "no column 'bdy'; did you mean 'body'?" in gone.err

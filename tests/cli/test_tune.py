@@ -30,7 +30,7 @@ def test_rows_alone_are_enough_and_the_result_is_told(command: Command, review_f
     (folder,) = Path("runs").iterdir()
     assert folder.name.startswith("reviews-classify-lora-llama-")
     for said in (
-        "detected text_label: text -> what is read, label -> what is learned",
+        "detected text_label: text -> input text, label -> target",
         "rows with the same 'group' stay on one side of the split",
         "60 rows: train 42, validation 6, test 12",
         "cpu with 1 thread",
@@ -160,7 +160,7 @@ def test_force_deletes_nothing_that_is_not_a_run(command: Command, review_file: 
 def _notes() -> str:
     """What is said of the review file before anything else."""
     return (
-        "detected text_label: text -> what is read, label -> what is learned\n"
+        "detected text_label: text -> input text, label -> target\n"
         "rows with the same 'group' stay on one side of the split (--set data.group= for no groups)\n"
         "passes over the training rows: 5, about 14 steps (--set schedule.epochs=N for others)\n"
     )
@@ -271,7 +271,7 @@ def test_weights_that_could_run_code_are_refused(command: Command, review_file: 
 def test_a_test_file_that_is_the_train_file_is_refused_with_exit_1(command: Command, review_file: Path):
     words = ("--set", f"data.test={review_file}", "--set", "data.group=")
     done = command("tune", review_file, *words, *PLAIN)
-    assert_refused(done, 1, "reviews.jsonl", "60 of 60 test rows also stand in")
+    assert_refused(done, 1, "reviews.jsonl", "60 of 60 test rows also appear in")
     assert written(review_file.parent) == ["reviews.jsonl"]
 
 

@@ -144,14 +144,16 @@ def test_sentences_in_a_target_column_are_no_labels():
 
 
 def test_a_value_of_another_kind_in_a_known_column_is_shown_with_its_row():
-    with pytest.raises(DataError, match=r"and a\.jsonl:1 has no label in 'label': nan; "):
+    with pytest.raises(DataError, match=r"and a\.jsonl:1 does not have a label in 'label': nan; "):
         detect(rows({"text": "t", "label": float("nan")}))
-    with pytest.raises(DataError, match=r"and a\.jsonl:2 has no text in 'text': \['a', 'b'\]; "):
+    with pytest.raises(DataError, match=r"and a\.jsonl:2 does not have a text in 'text': \['a', 'b'\]; "):
         detect(rows({"text": "t", "label": "x"}, {"text": ["a", "b"], "label": "x"}))
 
 
 def test_unclear_columns_are_named_with_what_to_write():
-    with pytest.raises(DataError, match=r"^a\.jsonl: no known format has the columns \['en', 'frog'\]; write in the"):
+    with pytest.raises(
+        DataError, match=r"^a\.jsonl: no known format has the columns \['en', 'frog'\]; write the columns in the"
+    ):
         detect(rows({"en": "a", "frog": "b"}))
     with pytest.raises(DataError, match=r"objective: \{kind: classify, text: COLUMN, label: COLUMN\}"):
         detect(rows({"en": "a", "frog": "b"}))
@@ -188,20 +190,20 @@ def test_thumbs_are_read_beside_chats_and_alpaca_rows_and_as_pandas_writes_them(
 )
 def test_what_may_say_which_answers_are_good_is_asked_about_and_never_passed_over(answered: dict[str, object]):
     gaps = [{**answered, "label": (True, False, None)[n % 3]} for n in range(12)]
-    with pytest.raises(UnsettledError, match=r"^a\.jsonl: label may say which answers are good, .* call it `label`"):
+    with pytest.raises(UnsettledError, match=r"^a\.jsonl: label may rate the answers, .* rename it to `label`"):
         detect(rows(*gaps))
     named = [{**answered, "was it right": ("yes", "no")[n % 2]} for n in range(12)]
-    with pytest.raises(UnsettledError, match=r"was it right may say .* data\.where: \{was it right: \[\.\.\.\]\}"):
+    with pytest.raises(UnsettledError, match=r"was it right may rate .* data\.where: \{was it right: \[\.\.\.\]\}"):
         detect(rows(*named))
     assert detect(rows(*named), learned=False).objective == "instruct"  # where no answer is learned
     rated = [{**answered, "quality": n % 5} for n in range(24)]
-    with pytest.raises(UnsettledError, match="quality marks the answers"):
+    with pytest.raises(UnsettledError, match="quality rates the answers"):
         detect(rows(*rated))
     by_mark = [{**answered, "quality": 5 - n // 100} for n in range(500)]  # a file may be sorted, the best first
-    with pytest.raises(UnsettledError, match="quality marks the answers"):
+    with pytest.raises(UnsettledError, match="quality rates the answers"):
         detect(rows(*by_mark))
     by_turns = [{**answered, "quality": (5, 1)[n % 2]} for n in range(400)]
-    with pytest.raises(UnsettledError, match="quality marks the answers"):
+    with pytest.raises(UnsettledError, match="quality rates the answers"):
         detect(rows(*by_turns))
     noted = [{**answered, "group": n % 2, "multi_turn": False} for n in range(12)]
     assert detect(rows(*noted)).objective == "instruct"
@@ -212,7 +214,7 @@ def test_a_label_that_says_what_the_answer_says_is_no_thumb_to_learn_from_unaske
         {"instruction": "Spam?", "input": f"mail {n}", "output": ("yes", "no")[n % 2], "label": 1 - n % 2}
         for n in range(40)
     ]
-    with pytest.raises(UnsettledError, match="label may say which answers are good"):
+    with pytest.raises(UnsettledError, match="label may rate the answers"):
         detect(rows(*spam))
 
 
@@ -237,7 +239,9 @@ def test_a_dialogue_that_waits_for_an_answer_is_the_prompt_of_what_was_preferred
 
 
 def test_rows_with_chosen_and_rejected_are_never_taken_for_anything_else():
-    with pytest.raises(UnsettledError, match=r"^a\.jsonl:2: 'chosen' holds '', no answer; write chosen and rejected"):
+    with pytest.raises(
+        UnsettledError, match=r"^a\.jsonl:2: expected an answer in 'chosen', got ''; write chosen and rejected"
+    ):
         detect(
             rows(
                 {"prompt": "p", "completion": "c", "chosen": "a", "rejected": "b"},
@@ -270,7 +274,7 @@ def test_of_two_names_that_differ_in_letters_the_one_in_small_letters_is_read():
 
 
 def test_a_label_with_a_fraction_is_told_with_its_cure():
-    with pytest.raises(DataError, match=r"no label in 'label': 1\.5 \(a fraction is no label: write it as a text\)"):
+    with pytest.raises(DataError, match=r"does not have a label in 'label': 1\.5 \(write the number as text\)"):
         detect(rows(*[{"text": "t", "label": 1.5}] * 3))
 
 
@@ -300,7 +304,7 @@ def test_a_context_that_is_no_text_is_refused_and_not_left_out():
 
 def test_an_answer_that_is_a_number_is_told_with_its_row():
     with pytest.raises(
-        DataError, match=r"and a\.jsonl:1 has no text in 'answer': 4 \(a number is no text: write it as a text\); "
+        DataError, match=r"and a\.jsonl:1 does not have a text in 'answer': 4 \(write the number as text\); "
     ):
         detect(rows(*[{"question": f"what is {n} and more", "answer": 4} for n in range(9)]))
 

@@ -58,22 +58,24 @@ def test_a_text_beside_a_column_called_like_a_label_is_not_taken_for_a_document(
 
 def test_two_answers_to_a_prompt_are_no_answer_to_learn():
     judged = rows(prompt=LONG, response_a=LONG, response_b=LONG, winner=["a", "b"])
-    with pytest.raises(DataError, match=r"^a\.csv: response_a and response_b both answer; write the better one as"):
+    with pytest.raises(
+        DataError, match=r"^a\.csv: response_a and response_b are both answers; rename the better one to"
+    ):
         detect(judged)
 
 
 @pytest.mark.parametrize(
     ("columns", "found"),
     [
-        ({"premise": LONG, "hypothesis": LONG, "label": ["yes", "no"]}, "premise and hypothesis are both read"),
+        ({"premise": LONG, "hypothesis": LONG, "label": ["yes", "no"]}, "premise and hypothesis are both inputs"),
         ({"question1": LONG, "question2": LONG, "same": ["yes", "no"]}, "question1 and question2 are both"),
-        ({"question": LONG, "sentence": LONG, "label": [0, 1]}, "question and sentence are both read"),
-        ({"question": LONG, "choices": [["x", "y"], ["z", "w"]], "answer": [0, 1]}, "answer says which of the choices"),
-        ({"question": LONG, "A": LONG, "B": LONG, "answer": ["A", "B"]}, "answer is a letter, and the choices"),
-        ({"question": LONG, "context": [{}, {}], "answers": [{"text": ["x"]}]}, r"answers holds objects \(text\)"),
-        ({"translation": [{"en": "a", "fr": "b"}]}, r"translation holds objects \(en, fr\); write each"),
-        ({"4": ["4", "0"], "I love this new phone": LONG}, r"the first line looks like a row \('4' stands below"),
-        ({"prompt": LONG, "response": LONG, "rating": [1, 5]}, r"rating marks the answers, .* data\.where: \{rating:"),
+        ({"question": LONG, "sentence": LONG, "label": [0, 1]}, "question and sentence are both inputs"),
+        ({"question": LONG, "choices": [["x", "y"], ["z", "w"]], "answer": [0, 1]}, "answer only names one of the"),
+        ({"question": LONG, "A": LONG, "B": LONG, "answer": ["A", "B"]}, "answer only names one of the choices"),
+        ({"question": LONG, "context": [{}, {}], "answers": [{"text": ["x"]}]}, r"answers contains objects \(text\)"),
+        ({"translation": [{"en": "a", "fr": "b"}]}, r"translation contains objects \(en, fr\); write each"),
+        ({"4": ["4", "0"], "I love this new phone": LONG}, r"the first line looks like a row, not a header \("),
+        ({"prompt": LONG, "response": LONG, "rating": [1, 5]}, r"rating rates the answers, .* data\.where: \{rating:"),
     ],
 )  # fmt: skip
 def test_rows_that_say_more_than_their_columns_are_asked_about(columns: dict[str, object], found: str):
@@ -105,7 +107,7 @@ def test_thumbs_of_other_names_are_guessed_and_gaps_in_them_are_asked_about():
     for judged in ({"thumbs": ["up", "down", ""]}, {"correct": ["yes", "no"]}):
         found = rows(user_message=LONG, bot_reply=LONG, **judged)
         assert guess(found) is None
-        with pytest.raises(DataError, match=rf"^a\.csv: {next(iter(judged))} may say which answers are good"):
+        with pytest.raises(DataError, match=rf"^a\.csv: {next(iter(judged))} may rate the answers"):
             detect(found)
 
 
@@ -128,14 +130,16 @@ def test_texts_without_spaces_between_words_are_texts():
 
 def test_rows_of_no_known_format_are_refused_with_the_guess_as_an_option_to_paste():
     odd = rows(**{"it's said": LONG, "Mood": ["good", "bad"]})
-    with pytest.raises(DataError, match=r"take it as --set 'objective=\{kind: classify, text: it'\"'\"'s said, label"):
+    with pytest.raises(
+        DataError, match=r"confirm it with --set 'objective=\{kind: classify, text: it'\"'\"'s said, label"
+    ):
         detect(odd)
 
 
 def test_a_column_without_a_name_is_no_column_and_is_told(tmp_path: Path):
     file = tmp_path / "a.csv"
     file.write_text(",Mood\n" + "".join(f"{LONG} {n},{('good', 'bad')[n % 2]}\n" for n in range(12)))
-    with pytest.raises(DataError, match=r"^a\.csv: column 1 has no name; give it one in the first line$"):
+    with pytest.raises(DataError, match=r"^a\.csv: column 1 has no name; name it in the first line$"):
         detect(read_rows(file))
     file.write_text(",text,label\n" + "".join(f"{n},{LONG} {n},{('good', 'bad')[n % 2]}\n" for n in range(12)))
     assert detect(read_rows(file)).columns == {"text": "text", "label": "label"}  # a number beside them harms nobody
@@ -163,7 +167,9 @@ def test_a_column_without_a_name_is_no_column_and_is_told(tmp_path: Path):
 )
 def test_of_rival_answers_the_better_one_is_asked_for(columns: dict[str, object], found: str):
     judged = rows(24, **columns)
-    with pytest.raises(DataError, match=rf"^a\.csv: {found} both answer; write the better one as `chosen`, the other"):
+    with pytest.raises(
+        DataError, match=rf"^a\.csv: {found} are both answers; rename the better one to `chosen`, the other"
+    ):
         detect(judged)
     assert guess(judged) is None
 
@@ -172,6 +178,6 @@ def test_a_table_that_pandas_wrote_column_by_column_is_told_with_the_call_that_h
     for file in (tmp_path / "a.json", tmp_path / "a.jsonl"):
         file.write_text('{"text": {"0": "a b", "1": "c d"}, "label": {"0": "x", "1": "y"}}', encoding="utf-8")
         with pytest.raises(
-            DataError, match=r'column by column; write df.to_json\(FILE, orient="records", lines=True\)$'
+            DataError, match=r'stored by column; write df.to_json\(FILE, orient="records", lines=True\)$'
         ):
             detect(read_rows(file))

@@ -83,7 +83,7 @@ def test_judged_answers_to_one_prompt_stand_in_one_part_only():
     named = [replace(pair, group=f"g{n % 10}") for n, pair in enumerate(judged(20, 5))]
     assert "10 groups" in split(named, validation=0.1, test=0.2, seed=0).notes[0]
     for rows in (judged(20, 1), judged(2, 10)):  # each its own prompt; too few to be cut by them
-        assert "cut by row, without groups" in split(rows, validation=0.1, test=0.2, seed=0).notes[0]
+        assert "by row, without groups" in split(rows, validation=0.1, test=0.2, seed=0).notes[0]
 
 
 def test_groups_are_taken_as_long_as_they_bring_the_part_nearer():
@@ -96,7 +96,7 @@ def test_groups_are_taken_as_long_as_they_bring_the_part_nearer():
 
 def test_rows_without_a_group_are_cut_alone():
     found = split([*documents(90, per_group=9), *documents(10, start=90)], validation=0, test=0.2, seed=0)
-    assert "10 rows name no group" in found.notes[0]
+    assert "10 rows have no group" in found.notes[0]
     assert not groups(found.train) & groups(found.test) - {""}
 
 
@@ -129,7 +129,7 @@ def test_rows_with_many_labels_are_cut_also_when_no_two_are_alike():
 def test_labels_that_are_only_held_out_are_noted():
     common = [Labelled(f"a.jsonl:{n}", f"text {n}", ("a",), f"g{n}") for n in range(12)]
     rare = [Labelled(f"a.jsonl:{n}", f"text {n}", ("b",), "rare") for n in range(12, 15)]
-    note = "label 'b' stands in test (3 rows) and not in train: it cannot be learned"
+    note = "label 'b' occurs in test (3 rows) but not in train: it cannot be learned"
     for seed in range(20):
         found = split([*common, *rare], validation=0, test=0.2, seed=seed)
         assert (note in found.notes) == ("rare" in groups(found.test))
@@ -162,13 +162,13 @@ def test_copies_of_rows_without_groups_fall_together():
             4,
             0.1,
             0.3,
-            r"4 rows leave validation empty at validation: 0\.1; give more rows, .*, raise the share, or write",
+            r"4 rows leave validation empty at validation: 0\.1; give more rows, .*, raise the fraction, or write",
         ),
         (4, 0, 0.1, r"4 rows leave test empty at test: 0\.1"),
-        (4, 0.2, 0.5, "4 rows leave 1 to train on; give more rows"),
-        (9, -0.1, 0, r"validation: -0\.1 is no share of the rows"),
-        (9, 0, float("nan"), "test: nan is no share of the rows"),
-        (9, 0.5, 0.5, "leave no train"),
+        (4, 0.2, 0.5, "4 rows leave 1 for training; give more rows"),
+        (9, -0.1, 0, r"validation: expected a fraction in \[0, 1\) or a file, got -0\.1"),
+        (9, 0, float("nan"), r"test: expected a fraction in \[0, 1\) or a file, got nan"),
+        (9, 0.5, 0.5, "leave no training rows"),
     ],
 )
 def test_splits_that_leave_a_part_empty_are_refused(count, validation, test, fault):
@@ -190,7 +190,7 @@ def test_a_test_file_that_is_the_train_file_is_refused():
     with pytest.raises(Refused) as caught:
         separate(train, held)
     assert str(caught.value) == (
-        "test.jsonl: 20 of 20 test rows also stand in train.jsonl; give a test file of other rows"
+        "test.jsonl: 20 of 20 test rows also appear in train.jsonl; give a test file with other rows"
     )
     # 18 of 20 is below 95 %: the copies are dropped and the test stands.
     kept, count = separate(train, [*held[:18], *documents(2, name="test.jsonl", start=500)])
@@ -292,7 +292,7 @@ def test_two_given_files_are_kept_apart_from_each_other_too(tmp_path):
 
 def test_the_train_file_given_as_test_is_refused_before_its_groups_are_looked_at(tmp_path):
     source = jsonl(tmp_path, "a.jsonl", range(40))
-    with pytest.raises(Refused, match=r"^a\.jsonl: 40 of 40 test rows also stand in a\.jsonl"):
+    with pytest.raises(Refused, match=r"^a\.jsonl: 40 of 40 test rows also appear in a\.jsonl"):
         load(Sources(source, 0.1, source, group="group"), parse, seed=0)
 
 
@@ -325,11 +325,13 @@ def test_the_digest_of_a_part_names_its_contents_in_any_order(tmp_path):
 
 def test_a_document_alone_is_told_to_be_cut_into_passages_and_a_folder_is_called_by_its_name():
     one = [Text("ok/cjk.txt", "a long book")]
-    told = r"^ok: 1 rows leave 1 to train on; give more rows, cut documents into passages \(`tunesmith collect FOLDER"
+    told = (
+        r"^ok: 1 rows leave 1 for training; give more rows, split documents into passages \(`tunesmith collect FOLDER"
+    )
     with pytest.raises(DataError, match=told):
         split(one, validation=0, test=0, seed=0)
     many = [Text(f"ok/{i}.txt", f"text {i}") for i in range(20)]
-    assert split(many, validation=0.1, test=0.2, seed=0).notes[0].startswith("ok: cut into train 14, ")
+    assert split(many, validation=0.1, test=0.2, seed=0).notes[0].startswith("ok: split into train 14, ")
 
 
 def test_labels_of_one_row_draw_no_more_than_their_share_from_the_others():

@@ -37,7 +37,7 @@ def test_a_text_that_one_task_holds_out_is_not_learned_by_another(other: Example
     assert found["french"].split.removed == 1
     assert found["french"].split.notes == (
         "before",
-        "1 training rows left out: mood holds out the same text, most of it, or the same group",
+        "1 training rows removed: the held-out rows of mood contain the same or nearly the same text or group",
     )
     assert found["mood"] == tasks["mood"]
 
@@ -54,7 +54,9 @@ def test_a_group_that_one_task_holds_out_is_not_learned_by_another_that_names_it
 
 def test_a_task_of_which_too_little_is_left_is_refused():
     tasks = {"mood": loaded([label("x")], [label("a")]), "french": loaded([chat("a"), chat("b")])}
-    with pytest.raises(DataError, match="french: 1 rows are left beside what other tasks hold out; give more rows"):
+    with pytest.raises(
+        DataError, match="french: 1 training rows remain after removing held-out rows of other tasks; add more rows"
+    ):
         set_apart(tasks, {"mood": Asking("", ""), "french": FRENCH})
 
 

@@ -67,7 +67,9 @@ def test_a_system_turn_is_read_and_not_learned(kind: str):
 
 
 def test_a_template_without_system_turns_says_so():
-    with pytest.raises(TemplateError, match=r"refused roles \['system', 'user'\] \(System role not supported\); drop"):
+    with pytest.raises(
+        TemplateError, match=r"rejects the roles \['system', 'user'\] \(System role not supported\); drop"
+    ):
         template("gemma").prompt([Message("system", "Be brief."), ASK])
 
 
@@ -224,27 +226,29 @@ def test_an_answer_that_is_too_long_by_itself_is_kept_and_the_question_nearly_go
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
     loud = "(message['content'] | upper if message['role'] == 'assistant' and not loop.last else message['content'])"
-    with pytest.raises(TemplateError, match=r"turn 2 cannot be found again .*; the template rewrites earlier turns"):
+    with pytest.raises(TemplateError, match=r"turn 2 cannot be located .* because the template rewrites earlier turns"):
         changed("llama", CHATML.replace("message['content']", loud)).chat(turns("hi", "Yes", "and?", "No"))
 
 
 def test_a_template_that_does_not_close_turns_is_refused():
-    with pytest.raises(TemplateError, match="nothing closes an assistant turn"):
+    with pytest.raises(TemplateError, match="assistant turns have no end marker"):
         changed("llama", CHATML.replace("'<|im_end|>' + '\n'", "'\n'"))
 
 
 def test_a_template_whose_answer_stands_elsewhere_than_after_the_prompt_is_refused():
-    with pytest.raises(TemplateError, match="an answer does not follow its prompt"):
+    with pytest.raises(TemplateError, match="the answer does not follow its prompt"):
         changed("llama", CHATML.replace("<|im_start|>assistant", "<|im_start|>model"))
 
 
 def test_a_template_that_closes_with_ordinary_words_is_refused():
-    with pytest.raises(TemplateError, match=r"'\[/END\]' closes an assistant turn, .* ordinary tokens; close it with"):
+    with pytest.raises(
+        TemplateError, match=r"end marker '\[/END\]' of assistant turns into .* ordinary tokens; close turns with"
+    ):
         changed("llama", CHATML.replace("<|im_end|>", "[/END]"))
 
 
 def test_a_template_that_is_no_program_is_refused():
-    with pytest.raises(TemplateError, match="chat template: refused roles"):
+    with pytest.raises(TemplateError, match="chat template: rejects the roles"):
         changed("llama", "{% for message in %}")
 
 

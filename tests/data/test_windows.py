@@ -197,13 +197,15 @@ def test_near_copies_leave_training_and_are_counted():
     assert (made.train, made.validation, made.test, made.removed) == (other, [], cut.test, 5)
     assert made.notes == (
         "before",
-        "1 documents left out of validation: test has most of the same text",
-        "1 documents left out of train: a held-out part has most of the same text",
+        "1 documents removed from validation: test contains most of the same text",
+        "1 documents removed from train: a held-out part contains most of the same text",
     )
 
 
 def test_a_split_of_near_copies_only_is_refused():
-    with pytest.raises(DataError, match="train: 0 documents are left beside near-copies of held-out ones"):
+    with pytest.raises(
+        DataError, match="train: 0 documents remain after removing near-duplicates of held-out documents"
+    ):
         without_near_copies(Split([text(PAGE + " x")], [], [text(PAGE)], 0, ()))
 
 

@@ -420,7 +420,7 @@ def test_marks_on_answers_end_in_a_question_and_never_in_a_guess(tmp_path: Path)
         for n in range(24)
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    with pytest.raises(DataError, match=r"^a\.jsonl: was it right may say which answers are good"):
+    with pytest.raises(DataError, match=r"^a\.jsonl: was it right may rate the answers"):
         draft(str(file))
 
 

@@ -35,7 +35,7 @@ def test_rows_alone_become_the_default_recipe_and_what_was_found_is_told(reviews
     assert (recipe.model, recipe.objective.kind, recipe.technique.kind) == ("smollm2-135m", "classify", "lora")
     assert (recipe.data.train, recipe.data.group) == (str(reviews), "thread")
     assert asked.notes == (
-        "detected text_label: text -> what is read, label -> what is learned",
+        "detected text_label: text -> input text, label -> target",
         "rows with the same 'thread' stay on one side of the split (--set data.group= for no groups)",
         "passes over the training rows: 5, about 9 steps (--set schedule.epochs=N for others)",
     )
@@ -129,7 +129,7 @@ def test_a_recipe_file_is_read_and_its_detected_columns_are_told(reviews: Path):
     asked = request(path, changes=["technique=full"])
     assert asked.recipe.technique.kind == "full"
     assert asked.recipe.data.train == str(reviews)
-    assert asked.notes == ("detected text_label: text -> what is read, label -> what is learned",)
+    assert asked.notes == ("detected text_label: text -> input text, label -> target",)
 
 
 def test_a_recipe_that_names_its_columns_has_nothing_to_tell(reviews: Path):

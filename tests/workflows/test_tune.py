@@ -134,7 +134,7 @@ def test_a_label_that_no_training_row_has_is_still_a_column_of_its_own(tmp_path:
     made = made.model_copy(update={"schedule": made.schedule.model_copy(update={"probe": False})})
     run = tune(made, tmp_path / "run")
     assert load(run.folder).objective.labels == ("battery", "screen", "wifi")
-    assert any("'wifi' stands in test" in note for note in run.report.data.notes)
+    assert any("'wifi' occurs in test" in note for note in run.report.data.notes)
 
 
 def test_answers_are_learned_and_opened_by_plain_peft(tmp_path: Path):

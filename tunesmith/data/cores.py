@@ -1,4 +1,4 @@
-"""How much this process may do at once."""
+"""Number of CPU cores available to this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psutil
 
 
 def cores() -> int:
-    """Cores that this process may use: whole ones, since two threads of one core share its arithmetic."""
+    """Return the number of physical cores available to this process; two threads of one core share its arithmetic."""
     physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else physical
     return max(1, min(physical, allowed))

@@ -1,9 +1,8 @@
-"""What kind of rows these are, told by their columns, and which column plays which part."""
+"""Detect the format of rows from their columns: the objective they serve and the role of each column."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,8 +25,9 @@ from tunesmith.data.unclear import BOTH_READ, nameless, unjudged
 from tunesmith.errors import DataError, UnsettledError
 
 LOOKED_AT = 200
-# Of more labels than these hardly any come again where they are names or sentences.
-FEW, CLASSES = 20, 0.8
+# From FEW values on, a column whose values are mostly distinct (above CLASSES) holds names or sentences, not labels.
+FEW = 20
+CLASSES = 0.8
 ENOUGH = 0.9
 
 DIALOGUES = ("messages", "conversations", "conversation", "dialogue")
@@ -50,7 +50,7 @@ DOCUMENTS = ("text", "content")
 TEXTS = ("text", "sentence", "review", "content", "body", "comment", "message", "tweet", "title", "headline")
 LABELS = ("label", "labels", "category", "class", "sentiment", "stance", "target", "intent", "topic", "tags")
 
-# Two columns of these names hold one text in two languages.
+# Two columns with these names are a translation pair.
 LANGUAGES = {
     "ar": "Arabic", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
     "fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi", "hu": "Hungarian", "it": "Italian",
@@ -73,110 +73,129 @@ PARTS = {
     "answer": "assistant turn",
     "messages": "turns by role and content",
     "conversations": "turns by from and value",
-    "tools": "what the assistant may call",
+    "tools": "available tools",
     "chosen": "preferred answer",
     "rejected": "other answer",
-    "margin": "by how much it is better",
-    "text": "what is read",
-    "label": "what is learned",
+    "margin": "preference margin",
+    "text": "input text",
+    "label": "target",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A known shape of rows: the objective it serves, and our word for a part -> the file's column."""
+    """A known row format.
+
+    Attributes:
+        name: name of the format.
+        objective: kind of the objective that it serves.
+        columns: role -> column of the file.
+    """
 
     name: str
     objective: str
     columns: Mapping[str, str]
 
     def explain(self) -> str:
-        """One line that shows the mapping, for the user to check."""
-        by_part: dict[str, list[str]] = {}
-        for word, column in self.columns.items():
-            by_part.setdefault(PARTS[word], []).append(column)
-        parts = (f"{'+'.join(columns)} -> {part}" for part, columns in by_part.items())
-        return f"detected {self.name}: {', '.join(parts)}"
+        """Return the mapping in one line, for the user to check."""
+        by_role: dict[str, list[str]] = {}
+        for part, column in self.columns.items():
+            by_role.setdefault(PARTS[part], []).append(column)
+        mapping = (f"{'+'.join(columns)} -> {role}" for role, columns in by_role.items())
+        return f"detected {self.name}: {', '.join(mapping)}"
 
 
 def detect(rows: Sequence[Row], *, learned: bool = True) -> Format:
-    """The most specific format that at least 90 % of the first 200 rows have; unclear rows are refused.
+    """Detect the most specific format that at least 90 % of the first 200 rows have.
 
-    Where answers are not `learned`, marks on them do not matter.
+    Args:
+        rows: rows of one file.
+        learned: whether the answers will be trained on; if not, columns that rate them are ignored.
+
+    Raises:
+        DataError: if no format matches; the message has the fix.
+        UnsettledError: if the format is known but it is unclear which answers to train on.
     """
     sample = _Sample(rows[:LOOKED_AT])
-    found = next(filter(None, (look(sample) for look in DETECTORS)), None)
-    if found is not None:
-        if learned and found.objective == "instruct" and (why := unjudged(rows, read=found.columns.values())):
-            raise UnsettledError(why)
-        return found
+    match = next(filter(None, (detector(sample) for detector in DETECTORS)), None)
+    if match is not None:
+        if learned and match.objective == "instruct" and (problem := unjudged(rows, read=match.columns.values())):
+            raise UnsettledError(problem)
+        return match
     if guessed := guess(rows):
-        cure = f"`tunesmith init` writes a recipe by this guess, and others take it as {guessed.change()}"
-    elif why := unguessed(rows) or nameless(rows):
-        raise DataError(why)
+        fix = f"run `tunesmith init` to write a recipe with a guess, or confirm it with {guessed.change()}"
+    elif problem := unguessed(rows) or nameless(rows):
+        raise DataError(problem)
     else:
-        cure = "write in the recipe which is which, as objective: " + " or ".join(EXPLICIT)
-    raise DataError(f"{file_of(rows)}: no known format has the columns {columns_of(rows)}{_odd(sample)}; {cure}")
+        fix = "write the columns in the recipe, as objective: " + " or ".join(EXPLICIT)
+    raise DataError(f"{file_of(rows)}: no known format has the columns {columns_of(rows)}{_odd(sample)}; {fix}")
 
 
 def by_word(rows: Sequence[Row]) -> dict[str, str]:
-    """Word in small letters -> the column so called; of `Text` and `text` the latter is what is meant."""
+    """Map lower-case names to columns; of `Text` and `text` the exact one is used.
+
+    Args:
+        rows: rows of one file.
+    """
     columns = [name for name in columns_of(rows) if name.strip()]
     exact = {name: name for name in columns if name == name.strip().lower()}
     return {name.strip().lower(): name for name in columns} | exact
 
 
 class _Sample:
-    """The first rows, asked for columns by lower-case name."""
+    """The first rows, with columns accessed by lower-case name."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
         self.names = by_word(rows)
 
     def column(self, names: Sequence[str], holds: Callable[[object], bool]) -> str | None:
-        """The first of these columns that holds such values in enough rows."""
+        """Return the first of these columns in which at least 90 % of the values satisfy the predicate."""
         present = (self.names[name] for name in names if name in self.names)
         return next((column for column in present if self.share(column, holds) >= ENOUGH), None)
 
     def share(self, column: str, holds: Callable[[object], bool]) -> float:
-        """The share of rows whose value in this column is of the kind."""
+        """Return the share of rows whose value in this column satisfies the predicate."""
         return sum(holds(value) for value in self.values(column)) / max(1, len(self.rows))
 
     def values(self, column: str) -> Iterator[object]:
-        """What each row has in this column; None where it has nothing."""
+        """Return the values of a column; None where a row has none."""
         return (row.fields.get(column) for row in self.rows)
 
     def repeats(self, column: str) -> bool:
-        """Whether the values, or what lists of them hold, come again: names and sentences are no classes."""
-        found = [str(item) for value in self.values(column) for item in label_items(value)]
-        return len(found) < FEW or len(set(found)) <= CLASSES * len(found)
+        """Return whether values, or items of lists, occur repeatedly; names and sentences do not."""
+        items = [str(item) for value in self.values(column) for item in label_items(value)]
+        return len(items) < FEW or len(set(items)) <= CLASSES * len(items)
 
     def settles(self, answer: str, label: str) -> bool:
-        """Whether a few answers come again and each always has the same label, which then says what they say."""
-        both = Counter(zip(map(str, self.values(answer)), map(str, self.values(label)), strict=True))
-        answers = {said for said, _ in both}
-        return len(both) == len(answers) and 2 <= len(answers) <= len(self.rows) / FEW
+        """Return whether a few answers repeat, each always with the same label: then the label is not a rating."""
+        pairs = set(zip(map(str, self.values(answer)), map(str, self.values(label)), strict=True))
+        answers = {text for text, _ in pairs}
+        return len(pairs) == len(answers) and 2 <= len(answers) <= len(self.rows) / FEW
 
     def about(self, *taken: str) -> str | None:
-        """The column of what a question is about: texts, or lists and objects, which the parser refuses by name."""
+        """Return the context column of a prompt: texts, or lists and objects, which the parser reports."""
         names = [name for name in INPUTS if self.names.get(name) not in taken]
-        more = (self.names[name] for name in names if name in self.names)
-        nested = (column for column in more if any(isinstance(one, list | dict) and one for one in self.values(column)))
+        columns = (self.names[name] for name in names if name in self.names)
+        nested = (c for c in columns if any(isinstance(value, list | dict) and value for value in self.values(c)))
         return self.column(names, may_be_text) or next(nested, None)
 
     def history(self) -> dict[str, str]:
-        """The column of what was said before: lists, which the parser refuses by name where they are no exchanges."""
+        """Return the column of earlier turns if it has lists; the parser rejects lists that are not exchanges."""
         column = self.names.get("history")
         return {"history": column} if column and any(map(listed, self.values(column))) else {}
 
     def optional(self, **parts: Sequence[str]) -> dict[str, str]:
-        """Parts that may be blank in most rows: a column of such a name is enough."""
-        found = {part: [self.names[name] for name in names if name in self.names] for part, names in parts.items()}
-        return {part: columns[0] for part, columns in found.items() if columns}
+        """Return columns that may be blank in most rows: the name alone decides."""
+        columns = {
+            part: next((self.names[name] for name in names if name in self.names), None)
+            for part, names in parts.items()
+        }
+        return {part: column for part, column in columns.items() if column}
 
 
 def _odd(sample: _Sample) -> str:
-    """The first value that keeps columns of known names from being read as texts and labels; nothing without one."""
+    """Describe the first value that prevents columns with known names from being used; empty if there is none."""
     for names, holds, kind in (
         (DIALOGUES, is_dialogue, "turns"),
         (TEXTS, is_text, "text"),
@@ -188,42 +207,43 @@ def _odd(sample: _Sample) -> str:
                 if not holds(row.fields.get(column)):
                     value = row.fields.get(column)
                     number = isinstance(value, int | float) and math.isfinite(value)
-                    what = "fraction" if kind == "label" else "number"
-                    cure = f" (a {what} is no {kind}: write it as a text)" if number else ""
-                    return f", and {row.where} has no {kind} in {column!r}: {str(value)[:40]}{cure}"
+                    fix = " (write the number as text)" if number else ""
+                    return f", and {row.where} does not have a {kind} in {column!r}: {str(value)[:40]}{fix}"
     return ""
 
 
 def _preference(sample: _Sample) -> Format | None:
-    named = [sample.names[side] for side in ("chosen", "rejected") if side in sample.names]
-    if len(named) < 2:
+    sides = [sample.names[side] for side in ("chosen", "rejected") if side in sample.names]
+    if len(sides) < 2:
         return None
-    for column in named:
+    for column in sides:
         if sample.share(column, is_answer) < ENOUGH:
-            odd = next(row for row in sample.rows if not is_answer(row.fields.get(column)))
-            found = f"{column!r} holds {str(odd.fields.get(column))[:40]!r}, no answer"
-            raise UnsettledError(f"{odd.where}: {found}; write chosen and rejected as texts or as turns in every row")
-    columns = {"chosen": named[0], "rejected": named[1], **sample.optional(system=SYSTEMS, margin=["margin"])}
-    # Without a column of its own the prompt is what the two answers begin with.
+            row = next(row for row in sample.rows if not is_answer(row.fields.get(column)))
+            problem = f"expected an answer in {column!r}, got {str(row.fields.get(column))[:40]!r}"
+            raise UnsettledError(f"{row.where}: {problem}; write chosen and rejected as texts or as turns in every row")
+    columns = {"chosen": sides[0], "rejected": sides[1], **sample.optional(system=SYSTEMS, margin=["margin"])}
+    # Without a prompt column, the prompt is the common beginning of both answers.
     return Format("preference", "preference", {**_asked(sample), **columns})
 
 
 def _asked(sample: _Sample) -> dict[str, str]:
-    """The columns of what was asked, as far as answers that were judged have one; a chat must wait for them."""
+    """Return the prompt columns of preference rows, as far as there are any; a chat must end with a user turn."""
     prompt = sample.column(ASKED, is_answer) or sample.column(DIALOGUES, is_open)
     if prompt is None:
         return {}
-    return {"prompt": prompt, **({"input": about} if (about := sample.about(prompt)) else {}), **sample.history()}
+    context = {"input": about} if (about := sample.about(prompt)) else {}
+    return {"prompt": prompt, **context, **sample.history()}
 
 
 def _thumbs(sample: _Sample) -> Format | None:
     label = sample.column(THUMBS, is_thumb)
     if label is None:
         return None
-    asked, answer = _asked(sample), sample.column(ANSWERS, is_answer)
+    prompt = _asked(sample)
+    answer = sample.column(ANSWERS, is_answer)
     chat = sample.column(DIALOGUES, is_dialogue)
-    if asked and answer and not sample.settles(answer, label):
-        columns = {**asked, "answer": answer}
+    if prompt and answer and not sample.settles(answer, label):
+        columns = {**prompt, "answer": answer}
     elif chat and not answer:
         columns = {"messages" if sample.column([chat.strip().lower()], are_turns) else "conversations": chat}
     else:
@@ -260,19 +280,20 @@ def _prompt_completion(sample: _Sample) -> Format | None:
         if prompt is None or answer is None:
             continue
         extra = sample.optional(system=SYSTEMS, tools=TOOLS) | sample.history()
-        given = {"input": about} if (about := sample.about(prompt, answer)) else {}
-        return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, **given, "answer": answer})
+        context = {"input": about} if (about := sample.about(prompt, answer)) else {}
+        return Format("prompt_completion", "instruct", {**extra, "prompt": prompt, **context, "answer": answer})
     return None
 
 
 def _translation(sample: _Sample) -> Format | None:
-    found = [column for name in sample.names if name in LANGUAGES and (column := sample.column([name], is_text))]
-    return Format("translation", "instruct", {"prompt": found[0], "answer": found[1]}) if len(found) == 2 else None
+    texts = [column for name in sample.names if name in LANGUAGES and (column := sample.column([name], is_text))]
+    return Format("translation", "instruct", {"prompt": texts[0], "answer": texts[1]}) if len(texts) == 2 else None
 
 
 def _text_label(sample: _Sample) -> Format | None:
     text = sample.column(TEXTS, is_text)
-    label = next((name for name in LABELS if (at := sample.column([name], is_label)) and sample.repeats(at)), None)
+    labels = ((name, sample.column([name], is_label)) for name in LABELS)
+    label = next((name for name, column in labels if column and sample.repeats(column)), None)
     if text is None or label is None or any(text.lower() in pair <= sample.names.keys() for pair in BOTH_READ):
         return None
     return Format("text_label", "classify", {"text": text, "label": sample.names[label]})
@@ -280,7 +301,7 @@ def _text_label(sample: _Sample) -> Format | None:
 
 def _text(sample: _Sample) -> Format | None:
     text = sample.column(DOCUMENTS, is_text)
-    # Next to a column named like a label or an answer, text alone would be a guess.
+    # With a column named like a label or an answer, training on the text alone would be a guess.
     other = sample.optional(other=[*LABELS, *ANSWERS, "prompt", "question", "summary"]) or has_label(sample.rows)
     return None if text is None or other else Format("text", "domain", {"text": text})
 

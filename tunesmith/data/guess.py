@@ -1,4 +1,4 @@
-"""Which columns of rows with unknown headers may play which part: a guess by names and values, for people to check."""
+"""Guess the roles of columns with unknown names from words in the names and from values, for the user to confirm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunesmith.data.columns import NOTED, Column, columns_held, named
 from tunesmith.data.rows import Row
 from tunesmith.data.unclear import ANSWER_WORDS, THUMB_WORDS, asked, unclear, unjudged
 
-# Words in a header that tell a part, beside those that need no guess.
+# Words in column names of texts and labels, in addition to the known formats.
 TEXT_WORDS = (
     "text", "review", "comment", "body", "message", "description", "content", "note", "feedback", "sentence", "post",
     "tweet", "mail", "email", "subject", "title", "ticket", "complaint", "remark", "opinion",
@@ -23,23 +23,28 @@ LABEL_WORDS = (
 )  # fmt: skip
 BETTER = ("chosen", "better", "good", "preferred", "accepted", "winner")
 WORSE = ("rejected", "worse", "bad", "dispreferred", "loser")
-LONGEST_TEXT = 100  # words, in the middle: longer ones are documents
-FEWEST_WORDS = 2  # of a text, in the middle
+LONGEST_TEXT = 100  # median words; longer texts are documents
+FEWEST_WORDS = 2  # median words of a text
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """An objective and the columns that it may read: our word for a part -> the file's column."""
+    """A guessed objective and its columns.
+
+    Attributes:
+        objective: kind of the objective.
+        columns: role -> column of the file.
+    """
 
     objective: str
     columns: dict[str, str]
 
     def explain(self) -> str:
-        """Which column plays which part, for the user to check."""
+        """Return the role of each column in one line, for the user to check."""
         return ", ".join(f"{column} -> {part}" for part, column in self.columns.items())
 
     def change(self) -> str:
-        """What makes it so, for a command line."""
+        """Return the command-line option that sets this objective."""
         flow = yaml.safe_dump(
             {"kind": self.objective, **self.columns},
             default_flow_style=True,
@@ -51,8 +56,16 @@ class Guess:
 
 
 def guess(rows: Sequence[Row]) -> Guess | None:
-    """The parts that names and values suggest: question and answers by their names, else a text and few-valued labels;
-    None where nothing does, or where something speaks against it."""
+    """Guess an objective from column names and values.
+
+    Prompts and answers are recognized by their names; else a text and a label with few distinct values.
+
+    Args:
+        rows: rows of one file.
+
+    Returns:
+        The guess; None if there is no candidate or the columns are ambiguous.
+    """
     columns = columns_held(rows)
     texts = [column for column in columns if column.text]
     prompt, better, worse = asked(columns), named(texts, BETTER), named(texts, WORSE)
@@ -61,12 +74,12 @@ def guess(rows: Sequence[Row]) -> Guess | None:
     if unclear(rows):
         return None
     labels = [column for column in columns if column.few]
-    if found := _pair(columns):
+    if pair := _pair(columns):
         if thumb := named([column for column in labels if column.thumbs], THUMB_WORDS):
-            return Guess("preference", {**found, "label": thumb.name})
-        return None if unjudged(rows, read=found.values()) else Guess("instruct", found)
-    unnoted = [column for column in labels if not column.called & NOTED]
-    label = named(labels, LABEL_WORDS) or min(unnoted, key=lambda column: column.values, default=None)
+            return Guess("preference", {**pair, "label": thumb.name})
+        return None if unjudged(rows, read=pair.values()) else Guess("instruct", pair)
+    candidates = [column for column in labels if not column.called & NOTED]
+    label = named(labels, LABEL_WORDS) or min(candidates, key=lambda column: column.values, default=None)
     long = [column for column in texts if column is not label and column.words >= FEWEST_WORDS]
     text = named(long, TEXT_WORDS) or max(long, key=lambda column: column.words, default=None)
     if label is None or text is None:
@@ -75,13 +88,13 @@ def guess(rows: Sequence[Row]) -> Guess | None:
 
 
 def unguessed(rows: Sequence[Row]) -> str:
-    """Why nothing is guessed, with its cure; nothing where nothing speaks against a guess."""
-    found = _pair(columns_held(rows))
-    return unclear(rows) or (unjudged(rows, read=found.values()) if found else "")
+    """Return why the columns are ambiguous and the fix; empty if they are not."""
+    pair = _pair(columns_held(rows))
+    return unclear(rows) or (unjudged(rows, read=pair.values()) if pair else "")
 
 
 def _pair(columns: Sequence[Column]) -> dict[str, str]:
-    """The columns that are called like a prompt and its answer; nothing without both."""
+    """Return the columns named like a prompt and its answer; empty without both."""
     texts = [column for column in columns if column.text and not column.few and not column.called & set(WORSE)]
     prompt, answer = asked(columns), named(texts, ANSWER_WORDS)
     if prompt is None or answer is None or prompt is answer:
@@ -90,9 +103,9 @@ def _pair(columns: Sequence[Column]) -> dict[str, str]:
 
 
 def has_label(rows: Sequence[Row]) -> bool:
-    """Whether a column is called as labels are and has few values.
+    """Return whether a column can be a label: named like one, with few distinct values.
 
-    Beside short texts, which are no documents, any of few values is one that is not called as a note about a text.
+    With short texts, any column with few values counts unless it is named like metadata.
     """
     columns = columns_held(rows)
     few = [column for column in columns if column.few]

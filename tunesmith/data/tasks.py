@@ -1,4 +1,4 @@
-"""Several tasks over files of their own: what one holds out, another must not learn from."""
+"""Multitask data: remove from each task's training rows what another task holds out."""
 
 from __future__ import annotations
 
@@ -14,54 +14,69 @@ from tunesmith.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """How a task asks: the instruction before its texts, and the column that names the source of a row."""
+    """How a task presents its rows.
+
+    Attributes:
+        instruction: text before its prompts.
+        group: column with the source of a row.
+    """
 
     instruction: str
     group: str
 
 
 def set_apart(tasks: Mapping[str, Loaded], asking: Mapping[str, Asking]) -> dict[str, Loaded]:
-    """The tasks without training rows that another holds out: the same text asked about, the same group, or documents
-    that are mostly the same.
+    """Remove training rows that another task holds out: the same text, the same group, or nearly the same document.
 
-    Groups are compared where both tasks name the same column. What went is counted and said. Raises DataError where
-    fewer than two rows of a task are left.
+    Groups are compared if both tasks use the same group column. Removals are counted in the notes.
+
+    Args:
+        tasks: name -> examples of a task.
+        asking: name -> instruction and group column of the same tasks.
+
+    Returns:
+        The tasks with reduced training rows.
+
+    Raises:
+        DataError: if fewer than two training rows of a task remain.
     """
-    return {name: _without(name, tasks, asking) for name in tasks}
+    return {name: _without_held_out(name, tasks, asking) for name in tasks}
 
 
-def _without(name: str, tasks: Mapping[str, Loaded], asking: Mapping[str, Asking]) -> Loaded:
-    """One task without what the others hold out."""
-    loaded, mine = tasks[name], asking[name]
-    split, train, notes = loaded.split, loaded.split.train, list[str]()
-    for other, theirs in asking.items():
+def _without_held_out(name: str, tasks: Mapping[str, Loaded], asking: Mapping[str, Asking]) -> Loaded:
+    """Remove the held-out rows of the other tasks from the training rows of one."""
+    loaded = tasks[name]
+    own = asking[name]
+    split = loaded.split
+    train = split.train
+    notes: list[str] = []
+    for other, other_task in asking.items():
         if other == name:
             continue
-        held = [*tasks[other].split.validation, *tasks[other].split.test]
-        texts = {_text(example, theirs.instruction) for example in held}
-        groups = {example.group for example in held} - {""} if mine.group == theirs.group else set()
-        near = near_copies(train, held)
-        kept = [
+        held_out = [*tasks[other].split.validation, *tasks[other].split.test]
+        texts = {_text(example, other_task.instruction) for example in held_out}
+        groups = {example.group for example in held_out} - {""} if own.group == other_task.group else set()
+        near = near_copies(train, held_out)
+        remaining = [
             example
-            for number, example in enumerate(train)
-            if _text(example, mine.instruction) not in texts and example.group not in groups and number not in near
+            for index, example in enumerate(train)
+            if _text(example, own.instruction) not in texts and example.group not in groups and index not in near
         ]
-        if len(kept) < len(train):
-            left_out = f"{len(train) - len(kept)} training rows left out"
-            notes.append(f"{left_out}: {other} holds out the same text, most of it, or the same group")
-        train = kept
+        if len(remaining) < len(train):
+            removed = f"{len(train) - len(remaining)} training rows removed"
+            notes.append(f"{removed}: the held-out rows of {other} contain the same or nearly the same text or group")
+        train = remaining
     if len(train) < 2 <= len(split.train):
         raise DataError(
-            f"{name}: {len(train)} rows are left beside what other tasks hold out; give more rows or groups"
+            f"{name}: {len(train)} training rows remain after removing held-out rows of other tasks; "
+            "add more rows or groups"
         )
-    gone = len(split.train) - len(train)
-    return replace(
-        loaded, split=replace(split, train=train, removed=split.removed + gone, notes=(*split.notes, *notes))
-    )
+    total = split.removed + len(split.train) - len(train)
+    return replace(loaded, split=replace(split, train=train, removed=total, notes=(*split.notes, *notes)))
 
 
 def _text(example: Example, instruction: str) -> str:
-    """What is asked about, letter case, spacing, roles and the task's instruction aside."""
+    """Return the text of the user turns without the instruction, normalized for letter case and spacing."""
     if isinstance(example, Chat | Pair | Thumb):
         turns = example.messages if isinstance(example, Chat) else example.prompt
         text = " ".join(turn.content for turn in turns if turn.role == "user").removeprefix(instruction)

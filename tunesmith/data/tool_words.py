@@ -1,4 +1,4 @@
-"""Tools for chat templates that know none: offered, called and answered in plain words, as Hermes models are."""
+"""Tools for chat templates without tool support: offers, calls and results as plain text in the Hermes format."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ RESULT = "<tool_response>\n{content}\n</tool_response>"
 
 
 def in_words(messages: Sequence[Message]) -> list[Message]:
-    """The chat with what templates would write for tools inside its contents; results come as the user's turns."""
-    told: list[Message] = []
+    """Render tools, calls and results into the contents of the messages; results become user turns."""
+    rendered: list[Message] = []
     for message in messages:
         content = message.content
         if message.tools:
@@ -28,9 +28,9 @@ def in_words(messages: Sequence[Message]) -> list[Message]:
             content = "\n".join(filter(None, [content, as_words(message.calls)]))
         if message.role == "tool":
             result = RESULT.format(content=content)
-            if told and told[-1].role == "user":  # several tools answer one turn
-                told[-1] = replace(told[-1], content=f"{told[-1].content}\n{result}")
+            if rendered and rendered[-1].role == "user":  # several results in one turn
+                rendered[-1] = replace(rendered[-1], content=f"{rendered[-1].content}\n{result}")
                 continue
             message, content = replace(message, role="user"), result
-        told.append(Message(message.role, content))
-    return told
+        rendered.append(Message(message.role, content))
+    return rendered

@@ -1,14 +1,15 @@
-"""Why nobody can tell by the columns of rows what is to be learned from them, and what to do about it."""
+"""Detect rows whose columns are ambiguous, and say how to fix them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from itertools import combinations
 
 from tunesmith.data.columns import NOTED, Column, columns_held, named
 from tunesmith.data.kinds import thumb_of
 from tunesmith.data.rows import Row, columns_of, file_of
 
-# Words in a header that tell what is asked, what is answered, and how good an answer is.
+# Words in column names of prompts, answers and ratings of answers.
 PROMPT_WORDS = (
     "prompt", "question", "query", "request", "ask", "q", "instruction", "problem", "user", "customer", "issue",
 )  # fmt: skip
@@ -17,10 +18,11 @@ ANSWER_WORDS = (
 )  # fmt: skip
 MARKS = ("rating", "score", "stars", "helpfulness", "quality", "vote", "grade")
 THUMB_WORDS = ("label", "feedback", "thumb", "thumbs", "vote", "rating", "kto", "desirable", "liked")
-# What one of two answers is called, and what says which of them won: in Arena's, SHP's and WebGPT's rows.
+# Names of two compared answers and of the column with the winner, as in the Arena, SHP and WebGPT datasets.
 RIVALS = (*ANSWER_WORDS, "completion", "conversation", "chat", "ref")
 WON = {"winner", "preferred", "preference", "score", "labels"}
-CHOICES, LONGEST_CHOICE = {"choices", "options", "endings"}, 2  # a letter or a number
+CHOICES = {"choices", "options", "endings"}
+LONGEST_CHOICE = 2  # characters of a key: a letter or a number
 WHICH = {*ANSWER_WORDS, "label", "target", "gold", "key"}
 BOTH_READ = (
     {"premise", "hypothesis"},
@@ -28,14 +30,14 @@ BOTH_READ = (
     {"question", "context"},
     {"question", "sentence"},
 )
-FEWEST_ASKED = 3  # words of a question, in the middle: names have two
+FEWEST_ASKED = 3  # median words of a prompt column; names have two
 FEWEST_IN_SENTENCE = 4
 
 
 def unclear(rows: Sequence[Row]) -> str:
-    """What keeps the columns from being guessed, with its cure; nothing where nothing does."""
+    """Return why the columns are ambiguous and the fix; empty if they are not."""
     columns = columns_held(rows)
-    found = (
+    problem = (
         _by_column(rows)
         or _header(columns)
         or _nested(columns)
@@ -43,117 +45,115 @@ def unclear(rows: Sequence[Row]) -> str:
         or _rivals(columns)
         or _together(columns)
     )
-    return f"{file_of(rows)}: {found}" if found else ""
+    return f"{file_of(rows)}: {problem}" if problem else ""
 
 
 def unjudged(rows: Sequence[Row], *, read: Collection[str]) -> str:
-    """Why the answers in the columns that are `read` are not simply what to learn: what else they need to be right, or
-    marks beside them that say that some are bad; nothing where they are."""
+    """Return why the answers in the columns `read` should not all be trained on, and the fix; empty if they should.
+
+    Reasons: an answer is only a key of a choice, or another column rates the answers.
+    """
     columns = columns_held(rows)
-    if found := _letters(columns):
-        return f"{file_of(rows)}: {found}"
-    beside = [column for column in columns if column.name not in read]
-    mark = next((one for one in beside if one.few and one.called and one.called <= set(MARKS) and _numbers(one)), None)
-    if mark:
-        cure = f"name the columns in the recipe, and keep the good ones by data.where: {{{mark.name}: [...]}}"
-        return f"{file_of(rows)}: {mark.name} marks the answers, so not all are to be learned; {cure}"
-    thumb = next((column for column in beside if _judges(column, rows)), None)
-    if thumb is None:
-        return ""
-    cure = (
-        f"call it `label` and fill every row to learn from good and bad, or keep the good ones by data.where: "
-        f"{{{thumb.name}: [...]}}, or take it out if it says something else"
-    )
-    return f"{file_of(rows)}: {thumb.name} may say which answers are good, so not all are to be learned; {cure}"
+    if problem := _letters(columns):
+        return f"{file_of(rows)}: {problem}"
+    others = [column for column in columns if column.name not in read]
+    for column in others:
+        numeric = all(word.replace(".", "", 1).isdigit() for word in column.distinct)
+        if column.few and column.called and column.called <= set(MARKS) and numeric:
+            fix = (
+                f"set the columns in the recipe, and select the good answers with data.where: {{{column.name}: [...]}}"
+            )
+            return f"{file_of(rows)}: {column.name} rates the answers, so not all should be trained on; {fix}"
+    for column in others:
+        if _rates(column, rows):
+            fix = (
+                f"rename it to `label` and fill every row to learn from both ratings, select the good answers with "
+                f"data.where: {{{column.name}: [...]}}, or remove it if it has another meaning"
+            )
+            return f"{file_of(rows)}: {column.name} may rate the answers, so not all should be trained on; {fix}"
+    return ""
 
 
-def _judges(column: Column, rows: Sequence[Row]) -> bool:
-    """Whether a column holds thumbs, perhaps not in every row: of both kinds, or called like one."""
+def _rates(column: Column, rows: Sequence[Row]) -> bool:
+    """Return whether a column has ratings, possibly not in every row: of both kinds, or named like a rating."""
     if not column.thumbs or column.called & NOTED:
         return False
-    return bool(column.called & set(THUMB_WORDS)) or {thumb_of(row.fields.get(column.name)) for row in rows} >= {
-        True,
-        False,
-    }
+    ratings = {thumb_of(row.fields.get(column.name)) for row in rows}
+    return bool(column.called & set(THUMB_WORDS)) or ratings >= {True, False}
 
 
 def asked(columns: Sequence[Column]) -> Column | None:
-    """The column of questions, by its name: texts of several words that are not the same few."""
+    """Return the prompt column by its name: texts of several words with many distinct values."""
     texts = [column for column in columns if column.text and not column.few and column.words >= FEWEST_ASKED]
     return named(texts, PROMPT_WORDS)
 
 
 def nameless(rows: Sequence[Row]) -> str:
-    """The fault of a column without a name, which no recipe can name; nothing where there is none."""
-    place = next((number for number, name in enumerate(columns_of(rows), 1) if not name.strip()), 0)
-    return f"{file_of(rows)}: column {place} has no name; give it one in the first line" if place else ""
+    """Return the error for a column without a name, which a recipe cannot refer to; empty if there is none."""
+    number = next((number for number, name in enumerate(columns_of(rows), 1) if not name.strip()), 0)
+    return f"{file_of(rows)}: column {number} has no name; name it in the first line" if number else ""
 
 
 def _header(columns: Sequence[Column]) -> str:
-    """A first line that is no header: a label in it comes again, beside a sentence."""
+    """Detect a first line that is a row: one of its labels occurs again below, and another cell is a sentence."""
     sentence = any(len(column.name.split()) >= FEWEST_IN_SENTENCE for column in columns)
-    row = next((column.name for column in columns if sentence and column.few and column.name in column.distinct), "")
-    return (
-        f"the first line looks like a row ({row!r} stands below it again); put a line of names above it" if row else ""
-    )
+    value = next((column.name for column in columns if sentence and column.few and column.name in column.distinct), "")
+    if not value:
+        return ""
+    return f"the first line looks like a row, not a header ({value!r} also occurs below); insert a line of column names"
 
 
 def _by_column(rows: Sequence[Row]) -> str:
-    """A table that pandas wrote column by column: one row, whose columns hold a value for each number."""
-    held = [] if len(rows) != 1 else list(rows[0].fields.values())
-    numbered = [isinstance(value, dict) and list(value) == [str(n) for n in range(len(value))] for value in held]
-    if not held or not all(numbered):
+    """Detect a table that pandas wrote by column: one row, each value an object with the keys 0, 1, 2, ..."""
+    values = [] if len(rows) != 1 else list(rows[0].fields.values())
+    numbered = [isinstance(value, dict) and list(value) == [str(n) for n in range(len(value))] for value in values]
+    if not values or not all(numbered):
         return ""
-    return 'the table stands there column by column; write df.to_json(FILE, orient="records", lines=True)'
+    return 'the table is stored by column; write df.to_json(FILE, orient="records", lines=True)'
 
 
 def _nested(columns: Sequence[Column]) -> str:
-    """An answer or a translation inside another object, which no recipe can name."""
+    """Detect an answer or translation inside another object, which a recipe cannot refer to."""
     words = {*ANSWER_WORDS, "translation"}
     inner = next((column for column in columns if column.nested and column.called & words), None)
     if inner is None or inner.nested is None:
         return ""
-    return f"{inner.name} holds objects ({', '.join(list(inner.nested)[:4])}); write each part as a column of its own"
+    return f"{inner.name} contains objects ({', '.join(list(inner.nested)[:4])}); write each part to its own column"
 
 
 def _letters(columns: Sequence[Column]) -> str:
-    """An answer that is one of lettered choices, which says nothing without them."""
-    cure = "write them into the question, and the right one's words as the answer"
-    choices = next((one.name for one in columns if one.called & CHOICES and (one.listed or one.nested)), "")
-    keys = [one for one in columns if one.few and one.called & WHICH and not one.called & NOTED]
-    which = next((one.name for one in keys if max(map(len, one.distinct)) <= LONGEST_CHOICE), "")
-    if choices and which:
-        return f"{which} says which of the choices in {choices} is right; {cure}"
+    """Detect an answer that is the key of a choice, meaningless without the choices."""
+    fix = "add them to the prompt, and write the text of the correct choice as the answer"
+    choices = next((c.name for c in columns if c.called & CHOICES and (c.listed or c.nested)), "")
+    keys = [c for c in columns if c.few and c.called & WHICH and not c.called & NOTED]
+    key = next((c.name for c in keys if max(map(len, c.distinct)) <= LONGEST_CHOICE), "")
+    if choices and key:
+        return f"{key} only names one of the choices in {choices}; {fix}"
     letters = [column.name for column in columns if column.name.strip().lower() in ("a", "b", "c", "d", "e")]
     possible = {form for name in letters for form in (name, name.lower(), name.upper())}
-    answer = next((one for one in columns if one.called & set(ANSWER_WORDS) and one.distinct <= possible), None)
+    answer = next((c for c in columns if c.called & set(ANSWER_WORDS) and c.distinct <= possible), None)
     if len(letters) < 2 or answer is None or answer.name in letters:
         return ""
-    return f"{answer.name} is a letter, and the choices stand in {', '.join(letters)}; {cure}"
+    return f"{answer.name} only names one of the choices in {', '.join(letters)}; {fix}"
 
 
 def _rivals(columns: Sequence[Column]) -> str:
-    """Answers or chats that only a number or a letter tells apart, as response_a and response_b."""
-    said = [column for column in columns if column.text or column.listed]
-    answer = named(said, RIVALS)
-    alike = [column.name for column in said if answer and column.called == answer.called]
-    # A question may be missing where something says which of the two won.
+    """Detect two answers whose names differ only by a number or letter, such as response_a and response_b."""
+    candidates = [column for column in columns if column.text or column.listed]
+    answer = named(candidates, RIVALS)
+    rivals = [column.name for column in candidates if answer and column.called == answer.called]
+    # A column with the winner is enough evidence; then the prompt may be missing.
     won = any(column.called & WON for column in columns)
-    if len(alike) < 2 or not (won or asked(columns)):
+    if len(rivals) < 2 or not (won or asked(columns)):
         return ""
-    return f"{' and '.join(alike[:2])} both answer; write the better one as `chosen`, the other as `rejected`"
+    return f"{' and '.join(rivals[:2])} are both answers; rename the better one to `chosen`, the other to `rejected`"
 
 
 def _together(columns: Sequence[Column]) -> str:
-    """Two texts of which a label says how they stand to each other."""
+    """Detect two input texts with a label about their relation."""
     texts = [column for column in columns if column.text and not column.few]
-    for one in texts:
-        for other in texts[texts.index(one) + 1 :]:
-            alike = one.called == other.called and one.name != other.name and one.called
-            if alike or {one.name.strip().lower(), other.name.strip().lower()} in BOTH_READ:
-                return f"{one.name} and {other.name} are both read; write them into one column, as a prompt or a text"
+    for first, second in combinations(texts, 2):
+        same_words = first.called == second.called and first.name != second.name and first.called
+        if same_words or {first.name.strip().lower(), second.name.strip().lower()} in BOTH_READ:
+            return f"{first.name} and {second.name} are both inputs; join them in one column, as a prompt or a text"
     return ""
-
-
-def _numbers(column: Column) -> bool:
-    return all(word.replace(".", "", 1).isdigit() for word in column.distinct)
