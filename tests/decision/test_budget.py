@@ -16,7 +16,7 @@ def test_two_fifths_of_the_time_are_for_asking_where_something_is_learned():
     # prompt 1.5 + tuned 2.5 rows of 0.5 s are 2 s a test row: 400 s of 1,000 ask 200 rows, the rest learns 600 / 0.75.
     found = sizes(1000, ["prompt", "tuned"], row=0.5, epochs=1, there=(500, 5000))
     assert (found.test, found.train) == (200, 800)
-    assert "200 of 500 test rows: a share of one half is known to +-7 points (all rows: +-4)" in found.note
+    assert "200 of 500 test rows: a share of one half has a 95 % interval of +-7 points (all rows: +-4)" in found.note
 
 
 def test_a_run_on_a_tenth_of_the_rows_is_learned_too():

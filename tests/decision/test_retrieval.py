@@ -49,7 +49,7 @@ def test_a_chunk_begins_with_the_title_of_its_document_and_names_it():
 def test_documents_in_rows_need_a_name_and_a_text(tmp_path: Path):
     file = tmp_path / "pages.jsonl"
     file.write_text('{"doc_id": "a", "body": "x"}\n')
-    with pytest.raises(DataError, match="a document has doc_id and text"):
+    with pytest.raises(DataError, match="expected the columns doc_id and text"):
         read_pages(str(file), store=CollectStore(tmp_path / CHUNKS))
 
 
@@ -151,7 +151,7 @@ def test_documents_that_share_a_name_are_refused(tmp_path: Path):
     pages = [{"doc_id": "m", "text": "page one"}, {"doc_id": "n", "text": "other"}, {"doc_id": "m", "text": "page two"}]
     file = tmp_path / "pages.jsonl"
     file.write_text("".join(json.dumps(page) + "\n" for page in pages))
-    with pytest.raises(DataError, match=r"pages.jsonl:3: the document 'm' stands in pages.jsonl:1 too; give each row"):
+    with pytest.raises(DataError, match=r"pages.jsonl:3: document 'm' also appears in pages.jsonl:1; give each row"):
         read_pages(str(file), store=CollectStore(tmp_path / "store"))
 
 
@@ -214,7 +214,7 @@ def test_texts_of_marks_alone_are_shown_in_their_order():
 
 
 def test_documents_without_a_word_to_search_by_are_refused_with_the_cure(tmp_path: Path):
-    with pytest.raises(DataError, match="no words to search by; take documents.search: vectors"):
+    with pytest.raises(DataError, match="no words to search by; use documents.search: vectors"):
         index(tmp_path, [page_of_text("a", "\U0001f642"), page_of_text("b", "the")])
 
 

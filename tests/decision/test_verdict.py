@@ -30,7 +30,7 @@ def test_a_tenfold_of_cost_asks_for_the_margin_once_more():
 def test_a_tuned_arm_that_surely_gains_more_than_its_cost_asks_for_is_taken():
     found = verdict([arm("prompt", 0.50, 10), arm("tuned", 0.60, 1000)], pair(SURE), margin=0.02)
     assert (found.arm, found.text) == ("tuned", "fine-tune")
-    assert "prompt (0.500) is cheaper, but tuned (0.600) surely beats it by 0.100" in found.reasons[0]
+    assert "prompt (0.500) is cheaper, but tuned (0.600) scores significantly higher by 0.100" in found.reasons[0]
 
 
 def test_with_the_scores_swapped_the_verdict_flips():
@@ -41,22 +41,22 @@ def test_with_the_scores_swapped_the_verdict_flips():
 
 def test_a_verdict_is_no_surer_than_its_figures():
     nothing = verdict([arm("prompt", 0.0, 10), arm("rag", 0.0, 20)], {}, margin=0.02)
-    assert nothing.text.startswith("none of these ways answers such rows")
+    assert nothing.text.startswith("every arm scores 0")
     assert verdict([arm("prompt", 0.5, 10), arm("rag", 0.4, 20)], {}, margin=0.02).text == "prompt"  # nothing was tuned
     torn = verdict([arm("prompt", 0.5, 10, [0.1, 0.1, 0.5]), arm("tuned", 0.5, 20, [0.9, 0.9, 0.5])], {}, margin=0.02)
-    assert torn.text == "not decided by so few rows, for now: prompt, do not fine-tune"
+    assert torn.text == "undecided (too few test rows); for now: prompt, do not fine-tune"
     assert torn.confidence == pytest.approx(1 / 3)
 
 
 def test_rows_of_too_few_groups_to_draw_from_decide_nothing():
     found = verdict([arm("tuned", 0.5, 5, []), arm("prompt", 0.6, 20, [])], pair(UNSURE), margin=0.02)
     assert (found.arm, found.confidence) == ("tuned", None)
-    assert found.text == "not decided by rows of so few groups, for now: fine-tune"
+    assert found.text == "undecided (too few groups in the test rows); for now: fine-tune"
 
 
 def test_a_verdict_without_tuning_says_on_which_part_of_the_rows_was_tuned():
     found = verdict([arm("prompt", 0.60, 10), arm("tuned", 0.50, 1000)], pair(SURE), margin=0.02, learned="6 of 9 rows")
-    assert found.text == "prompt, beside tuning on 6 of 9 rows"
+    assert found.text == "prompt, compared with tuning on 6 of 9 rows"
 
 
 def test_a_tuned_model_that_is_a_little_faster_does_not_win_by_a_tie():
@@ -71,13 +71,14 @@ def test_seconds_do_not_take_an_arm_that_redrawn_test_sets_hardly_ever_take():
     found = verdict([fast, slow], {("prompt", "tuned"): 0.069}, margin=0.02)
     assert (found.arm, found.text, found.confidence) == ("prompt", "prompt, do not fine-tune", pytest.approx(0.9))
     assert found.reasons == [
-        "no test surely parts tuned (0.900) from prompt (0.955), but 10% of redrawn test sets take tuned and 90% prompt"
+        "tuned (0.900) and prompt (0.955) do not differ significantly, but 10% of resampled test sets choose tuned and "
+        "90% prompt"
     ]
     cheap, tuned = arm("prompt", 0.85, 100, [0.85] * 10), arm("tuned", 1.0, 1000, [1.0] * 10)
-    assert verdict([cheap, tuned], {("prompt", "tuned"): 0.25}, margin=0.02).text.startswith("not decided by so few")
+    assert verdict([cheap, tuned], {("prompt", "tuned"): 0.25}, margin=0.02).text.startswith("undecided (too few")
     torn = replace(fast, drawn=np.array([0.90] * 8 + [0.96] * 2))
     unsure = verdict([torn, slow], {("prompt", "tuned"): 0.069}, margin=0.02)
-    assert unsure.text == "not decided by so few rows, for now: fine-tune"
+    assert unsure.text == "undecided (too few test rows); for now: fine-tune"
 
 
 @pytest.mark.parametrize(("gain", "p"), [(0.10, UNSURE), (0.05, SURE)])
@@ -97,7 +98,7 @@ def test_a_cheap_winner_is_taken_before_dearer_arms_that_are_as_good():
     p_values = {("prompt", "rag"): SURE, ("prompt", "raft"): SURE, ("rag", "raft"): UNSURE}
     found = verdict(arms, p_values, margin=0.02)
     assert found.arm == "rag"
-    assert any(reason.startswith("raft gains 0.010 over rag, not surely") for reason in found.reasons)
+    assert any(reason.startswith("raft gains 0.010 over rag, not significantly") for reason in found.reasons)
 
 
 def test_without_a_margin_any_sure_gain_is_taken_and_equal_scores_are_none():

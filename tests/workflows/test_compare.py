@@ -514,7 +514,7 @@ def test_documents_that_give_nothing_to_find_are_noted(tmp_path: Path) -> None:
     made = recipe(tmp_path, arms=["prompt", "rag"])
     documents = made.documents.model_copy(update={"source": str(place), "origin": "", "evidence": ""})
     page = run(made.model_copy(update={"documents": documents}), tmp_path / "out")
-    assert f"{place}: files that are no documents are left out: .doc (1)" in page.notes
+    assert f"{place}: skipped files of unsupported types: .doc (1)" in page.notes
     found = [json.loads(line)["text"] for line in (tmp_path / "out/index/chunks.jsonl").read_text().splitlines()]
     assert any("555-1234" in text for text in found)
     assert any("9-17" in text for text in found)

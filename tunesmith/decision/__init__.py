@@ -1,1 +1,1 @@
-"""Whether to tune at all, and what it takes: the arms' questions and the verdict, memory, time, how many more rows."""
+"""Decisions before a run: comparison of arms and its verdict, cost estimates, recommendations, learning curves."""

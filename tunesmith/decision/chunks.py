@@ -1,4 +1,4 @@
-"""Documents cut into chunks that say where they are from."""
+"""Loading of documents for retrieval, and splitting into chunks."""
 
 from __future__ import annotations
 
@@ -16,71 +16,77 @@ from tunesmith.data.collect.text import text_document
 from tunesmith.data.rows import Row, read_rows, refuse
 from tunesmith.errors import DataError
 
-# Endings of files whose rows are documents; everything else is a document itself.
+# Extensions of files whose rows are documents; any other file is one document.
 ROWS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
-# A first line of at most this many characters, with an empty one after it, names the document.
+# A first line of at most this many characters, followed by an empty line, is the title of the document.
 TITLE = 120
 
 
 @dataclass(frozen=True, slots=True)
 class SourceDocument:
-    """A document before it is cut: `digest` tells whether it changed."""
+    """A document before it is split."""
 
     doc_id: str
-    digest: str
+    digest: str  # SHA-256 of the file or text, to detect changes
     document: Document
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """All documents of a source, and what the user should know about how they were read."""
+    """All documents of a source."""
 
     pages: list[SourceDocument]
-    notes: list[str]
+    notes: list[str]  # warnings about the conversion, for the user
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a document: `id` names it, `doc_id` and `section` say where it stands."""
+    """A part of a document, the unit of retrieval."""
 
-    id: str
+    id: str  # `doc_id#number`, from 1
     doc_id: str
-    digest: str
-    section: str
+    digest: str  # of the document
+    section: str  # headings above the chunk, joined by " > "
     text: str
 
 
 def read_pages(source: str, *, store: CollectStore, offline: bool = False) -> Pages:
-    """Every document of a folder or file, or of rows with the columns doc_id and text. Raises DataError.
+    """Load all documents of a source.
 
-    What files were turned into lies in the store, so that only new ones are converted.
+    Args:
+        source: a folder, a document, or a file of rows with the columns doc_id and text.
+        store: cache of converted documents; only new files are converted.
+        offline: do not access the network for rows of a hub data set.
+
+    Raises:
+        DataError: a document cannot be read, or two rows have the same doc_id.
     """
     if Path(source).suffix.lower() in ROWS:
         return Pages(_pages_of(read_rows(source, offline=offline)), [])
     found = find([source])
-    known = {one.path: document for one in found.sources if (document := store.document(one.kept))}
-    sources = {one.path: one for one in found.sources}
+    sources = {source.path: source for source in found.sources}
+    documents = {path: document for path, item in sources.items() if (document := store.document(item.kept))}
     failed = dict(found.unreadable)
-    new = [path for path in sources if path not in known]
-    for done in convert_all(new) if new else ():
-        if done.document is None:
-            failed[sources[done.path].doc_id] = done.error
+    new = [path for path in sources if path not in documents]
+    for result in convert_all(new) if new else ():
+        if result.document is None:
+            failed[sources[result.path].doc_id] = result.error
         else:
-            known[done.path] = done.document
-            store.keep(sources[done.path].kept, done.document)
-    if failed:  # an answer may stand in the one that is missing
-        refuse([f"{doc_id}: {why}" for doc_id, why in sorted(failed.items())])
-    read = (SourceDocument(sources[path].doc_id, sources[path].sha256, document) for path, document in known.items())
-    pages = sorted(read, key=lambda page: page.doc_id)
+            documents[result.path] = result.document
+            store.keep(sources[result.path].kept, result.document)
+    if failed:  # without all documents, answers may be missing
+        refuse([f"{doc_id}: {error}" for doc_id, error in sorted(failed.items())])
+    loaded = (SourceDocument(sources[path].doc_id, sources[path].sha256, doc) for path, doc in documents.items())
+    pages = sorted(loaded, key=lambda page: page.doc_id)
     notes = [f"{page.doc_id}: {note}" for page in pages for note in page.document.notes]
     if found.skipped:
         kinds = ", ".join(f"{kind} ({count})" for kind, count in sorted(found.skipped.items()))
-        notes.insert(0, f"{source}: files that are no documents are left out: {kinds}")
+        notes.insert(0, f"{source}: skipped files of unsupported types: {kinds}")
     return Pages(pages, notes)
 
 
 def page_of_text(doc_id: str, text: str) -> SourceDocument:
-    """A document from plain text; a short first line that stands alone is its title."""
+    """Convert plain text to a document; a short first line followed by an empty one is its title."""
     head, _, body = text.strip().partition("\n\n")
     titled = bool(body.strip()) and "\n" not in head and len(head) <= TITLE
     document = text_document((body if titled else text).encode(errors="replace"))
@@ -90,44 +96,44 @@ def page_of_text(doc_id: str, text: str) -> SourceDocument:
 
 
 def _pages_of(rows: Sequence[Row]) -> list[SourceDocument]:
-    """The documents in rows, one each; or of passages of one document, each with an id of its own, all together."""
-    rows = _joined(rows)
+    """Convert rows to documents; passages of one document (same doc_id, different id) become one document."""
+    rows = _join_passages(rows)
     pages = [_page_of(row) for row in rows]
     first: dict[str, str] = {}
-    cure = "give each row an id of its own, or join the texts"
-    twice = [
-        f"{row.where}: the document {page.doc_id!r} stands in {before} too; {cure}"
+    fix = "give each row its own id, or join the texts"
+    duplicates = [
+        f"{row.where}: document {page.doc_id!r} also appears in {earlier}; {fix}"
         for row, page in zip(rows, pages, strict=True)
-        if (before := first.setdefault(page.doc_id, row.where)) != row.where
+        if (earlier := first.setdefault(page.doc_id, row.where)) != row.where
     ]
-    if twice:
-        refuse(twice)
+    if duplicates:
+        refuse(duplicates)
     return pages
 
 
-def _joined(rows: Sequence[Row]) -> list[Row]:
-    """The rows, those that are passages of one document as one row at the place of the first."""
-    parts: dict[object, list[Row]] = {}
+def _join_passages(rows: Sequence[Row]) -> list[Row]:
+    """Replace the passages of one document by one row at the position of the first."""
+    groups: dict[object, list[Row]] = {}
     for row in rows:
-        name, own = (row.fields.get(key) for key in ("doc_id", "id"))
-        told = isinstance(row.fields.get("text"), str) and name is not None and own is not None
-        parts.setdefault(("document", str(name)) if told else row.where, []).append(row)
-    found = list[Row]()
-    for some in parts.values():
-        if len({str(row.fields.get("id")) for row in some}) == len(some) > 1:
-            text = "\n\n".join(str(row.fields["text"]) for row in some)
-            some = [replace(some[0], fields={**some[0].fields, "text": text})]
-        found += some
-    return found
+        doc_id = row.fields.get("doc_id")
+        is_passage = isinstance(row.fields.get("text"), str) and None not in (doc_id, row.fields.get("id"))
+        groups.setdefault(("document", str(doc_id)) if is_passage else row.where, []).append(row)
+    joined = list[Row]()
+    for group in groups.values():
+        if len({str(row.fields.get("id")) for row in group}) == len(group) > 1:
+            text = "\n\n".join(str(row.fields["text"]) for row in group)
+            group = [replace(group[0], fields={**group[0].fields, "text": text})]
+        joined += group
+    return joined
 
 
 def _page_of(row: Row) -> SourceDocument:
-    """The document in a row."""
-    text, name = row.fields.get("text"), row.fields.get("doc_id", row.fields.get("id"))
+    text = row.fields.get("text")
+    name = row.fields.get("doc_id", row.fields.get("id"))
     if not isinstance(text, str) or name is None:
         if "text" in row.fields and name is not None:
-            raise DataError(f"{row.where}: the text of a document is {text!r:.60}; give it as text, or drop the row")
-        raise DataError(f"{row.where}: a document has doc_id and text, found {sorted(row.fields)}; name the columns so")
+            raise DataError(f"{row.where}: expected a string in column text, got {text!r:.60}; fix or drop the row")
+        raise DataError(f"{row.where}: expected the columns doc_id and text, found {sorted(row.fields)}; rename them")
     try:
         return page_of_text(str(name), text)
     except DataError as error:
@@ -135,16 +141,20 @@ def _page_of(row: Row) -> SourceDocument:
 
 
 def cut(pages: Sequence[SourceDocument], size: int) -> list[Chunk]:
-    """The pages in chunks of at most `size` characters; what most of them repeat is left out."""
-    everywhere = repeated([page.document.blocks for page in pages])
-    return [chunk for page in pages for chunk in _cut(page, size, everywhere)]
+    """Split documents into chunks, without the text that most of them repeat.
 
-
-def _cut(page: SourceDocument, size: int, everywhere: frozenset[str]) -> list[Chunk]:
-    blocks = without(page.document.blocks, everywhere)
-    # A telephone number may be the answer to a question, however few letters stand beside it.
-    found = passages(blocks, size=size, joined=False, title=page.document.title, fewest=0)
-    return [
-        Chunk(f"{page.doc_id}#{number}", page.doc_id, page.digest, " > ".join(passage.section), passage.text)
-        for number, passage in enumerate(found, 1)
-    ]
+    Args:
+        pages: the documents.
+        size: greatest length of a chunk, in characters.
+    """
+    boilerplate = repeated([page.document.blocks for page in pages])
+    chunks = list[Chunk]()
+    for page in pages:
+        blocks = without(page.document.blocks, boilerplate)
+        # Short passages are kept: a telephone number may be the answer to a question.
+        found = passages(blocks, size=size, joined=False, title=page.document.title, fewest=0)
+        chunks += [
+            Chunk(f"{page.doc_id}#{number}", page.doc_id, page.digest, " > ".join(passage.section), passage.text)
+            for number, passage in enumerate(found, 1)
+        ]
+    return chunks

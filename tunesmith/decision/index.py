@@ -1,6 +1,6 @@
-"""Chunks that can be found: BM25 for the words, vectors for the meaning, and both fused by their ranks.
+"""Retrieval index: BM25 for words, sentence embeddings for meaning, and reciprocal rank fusion of both.
 
-C chunks, Q questions, D hidden. The store is a folder of JSON lines and safetensors:
+Shapes: C chunks, Q questions, D embedding width. On disk the index is a folder of JSON lines and safetensors, see
 `docs/decisions/0009-index-of-plain-files.md`.
 """
 
@@ -26,79 +26,95 @@ from tunesmith.recipe import Documents
 
 Floats = NDArray[np.float32]
 
-# Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): 1 / (60 + rank), over so many of each list.
-RANK, DEEP = 60, 100
-# Chosen on 500 training questions of bench/compare/factbook, which no test there sees: in a chunk of two sentences a
-# word that stands twice says little more than once, and a question in words of its own is found by its meaning.
-K1, B = 0.5, 0.3
+# Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): 1 / (60 + rank), over the first 100 of each list.
+RANK = 60
+DEEP = 100
+# Chosen on 500 training questions of bench/compare/factbook, which are in none of its tests: in a chunk of two
+# sentences a repeated word adds little, and a paraphrased question is found by its meaning.
+K1 = 0.5
+B = 0.3
 WEIGHTS = {"words": 0.5, "vectors": 1.0}
-# Tokens of a chunk or a question that its vector is made of; chunks written to the disk at a time.
-LIMIT, AT_ONCE = 256, 1000
-# Questions whose nearness to all chunks is held in memory at a time.
-SEARCHED = 256
-CHUNKS, VECTORS = "chunks.jsonl", "vectors.safetensors"
+LIMIT = 256  # tokens of a chunk or question that are embedded
+AT_ONCE = 1000  # chunks embedded between two writes to disk
+SEARCHED = 256  # questions per similarity matrix
+CHUNKS = "chunks.jsonl"
+VECTORS = "vectors.safetensors"
 INSTALL = "pip install 'tunesmith[rag]'"
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A chunk that was found, the better one first; scores compare within one search only."""
+    """A retrieved chunk."""
 
     chunk: Chunk
-    score: float
+    score: float  # higher is better; comparable within one search only
 
 
 @dataclass(slots=True)
 class Index:
-    """Chunks with what finds them; `search` is fused, words or vectors."""
+    """A searchable list of chunks, see `open_index`."""
 
     chunks: list[Chunk]
-    search: str
+    search: str  # default search: fused, words or vectors
     encoder: Base | None = None
     vectors: Floats | None = None  # [C, D], each of length 1
-    embedded: int = 0  # chunks whose vector was made now, not read from the store
+    embedded: int = 0  # chunks that were embedded now, not read from disk
     words: Any = None  # BM25 over the chunks
 
     def find(self, questions: Sequence[str], *, shown: int, search: str = "") -> list[list[Hit]]:
-        """The best chunks for each question."""
-        how = search or self.search
-        ways = {"words": self._by_words, "vectors": self._by_vectors}
-        lists = {name: ranked(questions) for name, ranked in ways.items() if how in (name, "fused")}
-        found = []
+        """Return the best chunks for each question.
+
+        Args:
+            questions: the queries, [Q].
+            shown: number of chunks per question.
+            search: overrides the default search.
+
+        Returns:
+            [Q] lists of hits, best first.
+        """
+        method = search or self.search
+        methods = {"words": self._by_words, "vectors": self._by_vectors}
+        rankings = {name: rank(questions) for name, rank in methods.items() if method in (name, "fused")}
+        hits = []
         for row in range(len(questions)):
-            best = fused([(WEIGHTS[name], ranks[row]) for name, ranks in lists.items()])[:shown]
-            found.append([Hit(self.chunks[place], score) for place, score in best])
-        return found
+            best = fused([(WEIGHTS[name], ranking[row]) for name, ranking in rankings.items()])[:shown]
+            hits.append([Hit(self.chunks[index], score) for index, score in best])
+        return hits
 
     def _by_words(self, questions: Sequence[str]) -> list[list[int]]:
-        """[Q] lists of chunk numbers by BM25; chunks without any word of the question are left out."""
-        asked = [_told(question) for question in questions]
-        places, scores = self.words.retrieve(asked, k=min(DEEP, len(self.chunks)), show_progress=False)
+        """Rank chunk indices by BM25, [Q] lists; chunks without any word of the question are dropped."""
+        queries = [_content_words(question) for question in questions]
+        indices, scores = self.words.retrieve(queries, k=min(DEEP, len(self.chunks)), show_progress=False)
         return [
-            [int(place) for place, score in zip(row, line, strict=True) if score > 0]
-            for row, line in zip(places, scores, strict=True)
+            [int(index) for index, score in zip(row, row_scores, strict=True) if score > 0]
+            for row, row_scores in zip(indices, scores, strict=True)
         ]
 
     def _by_vectors(self, questions: Sequence[str]) -> list[list[int]]:
-        """[Q] lists of chunk numbers by cosine."""
+        """Rank chunk indices by cosine, [Q] lists."""
         assert self.encoder is not None
         assert self.vectors is not None
-        asked, found = sentence_vectors(self.encoder, questions, LIMIT), list[list[int]]()
+        queries = sentence_vectors(self.encoder, questions, LIMIT)
+        ranked = list[list[int]]()
         deep = min(DEEP, len(self.chunks))
-        for first in range(0, len(questions), SEARCHED):
-            near = asked[first : first + SEARCHED] @ self.vectors.T
-            best = np.argpartition(-near, deep - 1, axis=1)[:, :deep]
-            order = np.take_along_axis(near, best, axis=1).argsort(axis=1)[:, ::-1]
-            found += [[int(place) for place in row] for row in np.take_along_axis(best, order, axis=1)]
-        return found
+        for start in range(0, len(questions), SEARCHED):
+            cosines = queries[start : start + SEARCHED] @ self.vectors.T
+            best = np.argpartition(-cosines, deep - 1, axis=1)[:, :deep]
+            order = np.take_along_axis(cosines, best, axis=1).argsort(axis=1)[:, ::-1]
+            ranked += [[int(index) for index in row] for row in np.take_along_axis(best, order, axis=1)]
+        return ranked
 
 
 def fused(lists: Sequence[tuple[float, Sequence[int]]]) -> list[tuple[int, float]]:
-    """Numbers of several weighted ranked lists, best first: the sum of weight / (60 + rank), ranks from 1."""
+    """Fuse weighted ranked lists by reciprocal rank: the sum of weight / (60 + rank), ranks from 1.
+
+    Returns:
+        Pairs of index and score, best first; ties in order of index.
+    """
     scores: dict[int, float] = {}
-    for weight, ranks in lists:
-        for rank, place in enumerate(ranks, 1):
-            scores[place] = scores.get(place, 0.0) + weight / (RANK + rank)
+    for weight, ranking in lists:
+        for rank, index in enumerate(ranking, 1):
+            scores[index] = scores.get(index, 0.0) + weight / (RANK + rank)
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
 
 
@@ -110,16 +126,28 @@ def open_index(
     listen: Callable[[dict[str, Any]], None],
     offline: bool = False,
 ) -> Index:
-    """The index of these chunks, kept in the folder; only texts that it did not hold yet get a vector.
+    """Build or update the index in a folder; only new texts are embedded.
 
-    Raises DataError for a folder that cannot be read and where a library is missing.
+    Args:
+        folder: directory of the index, created if it does not exist.
+        chunks: all chunks to be searched, [C].
+        settings: search method and embedding model.
+        listen: receives progress events.
+        offline: do not download the embedding model.
+
+    Raises:
+        DataError: there are no chunks, the folder cannot be read, or a library is missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     index = Index(list(chunks), settings.search)
     if not chunks:
-        raise DataError(f"{folder}: no text in the documents; give others")
+        raise DataError(f"{folder}: the documents contain no text; give other documents")
     if settings.search != "vectors":
-        index.words = _bm25([chunk.text for chunk in chunks])
+        words = [_content_words(chunk.text) for chunk in chunks]
+        if not any(words):
+            raise DataError("documents: no words to search by; use documents.search: vectors")
+        index.words = _bm25s().BM25(k1=K1, b=B)
+        index.words.index(words, show_progress=False)
     if settings.search != "words":
         index.encoder = load_base(settings.encoder, offline=offline)
         store = _Store(folder, index.encoder.fingerprint)
@@ -131,28 +159,26 @@ def open_index(
 
 @dataclass(frozen=True, slots=True)
 class _Store:
-    """Vectors by the digest of their text, for one encoder."""
+    """Cached embeddings by the digest of their text, for one encoder."""
 
     folder: Path
     fingerprint: str
 
     def vectors(self, base: Base, texts: Sequence[str], listen: Callable[[dict[str, Any]], None]) -> tuple[Floats, int]:
-        """[C, D] for these texts, and how many were made now; texts that are gone are dropped from the store."""
+        """Return embeddings [C, D] and the number of new ones; embeddings of removed texts are deleted."""
         digests = [hashlib.sha256(text.encode(errors="replace")).digest()[:16] for text in texts]
-        known = self._read()
-        new = {digest: text for digest, text in zip(digests, texts, strict=True) if digest not in known}
+        cached = self._read()
+        new = {digest: text for digest, text in zip(digests, texts, strict=True) if digest not in cached}
         for start in range(0, len(new), AT_ONCE):
-            some = list(new)[start : start + AT_ONCE]
-            made = sentence_vectors(base, [new[digest] for digest in some], LIMIT)
-            known |= zip(some, made, strict=True)
-            self._write(known)
-            listen(
-                {"event": "stage", "text": f"{min(start + AT_ONCE, len(new))} of {len(new)} new chunks have vectors"}
-            )
-        wanted = set(digests)
-        if len(known) > len(wanted):
-            self._write({digest: vector for digest, vector in known.items() if digest in wanted})
-        return np.stack([known[digest] for digest in digests]), len(new)
+            batch = list(new)[start : start + AT_ONCE]
+            cached |= zip(batch, sentence_vectors(base, [new[digest] for digest in batch], LIMIT), strict=True)
+            self._write(cached)
+            done = min(start + AT_ONCE, len(new))
+            listen({"event": "stage", "text": f"embedded {done} of {len(new)} new chunks"})
+        current = set(digests)
+        if len(cached) > len(current):
+            self._write({digest: vector for digest, vector in cached.items() if digest in current})
+        return np.stack([cached[digest] for digest in digests]), len(new)
 
     def _read(self) -> dict[bytes, Floats]:
         from safetensors import SafetensorError, safe_open
@@ -163,45 +189,36 @@ class _Store:
         try:
             with safe_open(file, framework="np") as opened:
                 if (opened.metadata() or {}).get("encoder") != self.fingerprint:
-                    return {}  # another encoder's vectors compare with nothing here
-                digests, vectors = opened.get_tensor("digests"), opened.get_tensor("vectors")
+                    return {}  # vectors of another encoder are not comparable
+                digests = opened.get_tensor("digests")
+                vectors = opened.get_tensor("vectors")
         except (SafetensorError, OSError) as error:
-            raise DataError(f"{file}: not a whole safetensors file ({error}); delete it, it is made again") from error
+            raise DataError(f"{file}: damaged safetensors file ({error}); delete it, it will be recreated") from error
         return {digest.tobytes(): vector for digest, vector in zip(digests, vectors, strict=True)}
 
-    def _write(self, known: dict[bytes, Floats]) -> None:
+    def _write(self, cached: dict[bytes, Floats]) -> None:
         from safetensors.numpy import save_file
 
-        digests = np.frombuffer(b"".join(known), dtype=np.uint8).reshape(len(known), -1)
-        half = self.folder / f".{VECTORS}.half"
+        digests = np.frombuffer(b"".join(cached), dtype=np.uint8).reshape(len(cached), -1)
+        partial = self.folder / f".{VECTORS}.half"
         save_file(
-            {"digests": np.ascontiguousarray(digests), "vectors": np.stack(list(known.values()))},
-            half,
+            {"digests": np.ascontiguousarray(digests), "vectors": np.stack(list(cached.values()))},
+            partial,
             metadata={"encoder": self.fingerprint},
         )
-        half.replace(self.folder / VECTORS)
+        partial.replace(self.folder / VECTORS)
 
 
-def _told(text: str) -> list[str]:
-    """The words of a text that tell it from others."""
-    common = _bm25s().stopwords.STOPWORDS_EN
-    return [word for word in searched(text) if word not in common]
-
-
-def _bm25(texts: Sequence[str]) -> Any:
-    """What finds these texts by their words."""
-    made = _bm25s().BM25(k1=K1, b=B)
-    words = [_told(text) for text in texts]
-    if not any(words):
-        raise DataError("documents: no words to search by; take documents.search: vectors")
-    made.index(words, show_progress=False)
-    return made
+def _content_words(text: str) -> list[str]:
+    """Return the words of a text without English stop words."""
+    stop_words = _bm25s().stopwords.STOPWORDS_EN
+    return [word for word in searched(text) if word not in stop_words]
 
 
 def _bm25s() -> Any:
-    """The library of BM25. Raises DataError where it is missing."""
+    """Import bm25s; raise DataError if it is not installed."""
     try:
         import bm25s
     except ImportError:
-        raise DataError(f"documents.search: BM25 needs a library that is not here; {INSTALL}") from None
+        raise DataError(f"documents.search: BM25 needs the library bm25s; run {INSTALL}") from None
     return bm25s

@@ -1,8 +1,8 @@
-"""How much more data: a learning curve, what it says of more rows, and when it says nothing.
+"""Learning curves: the expected score with more training rows, and checks of whether the curve can be extrapolated.
 
-Scores over rows follow an inverse power law, ceiling - drop * rows ** -power, fitted with weights that grow with
-the rows (Figueroa et al. 2012, BMC Medical Informatics and Decision Making 12:8). Higher is better here: a loss
-comes in with its sign turned.
+Scores follow an inverse power law, ceiling - drop * rows ** -power, fitted with weights proportional to the rows
+(Figueroa et al. 2012, BMC Medical Informatics and Decision Making 12:8). Higher scores are better: pass a loss with
+its sign inverted.
 """
 
 from __future__ import annotations
@@ -16,49 +16,52 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-SIZES, SEEDS = 5, 3
-# Fewer rows at the small end measure chance; a largest size further from it than this many doublings costs little more.
-FEWEST_ROWS, DOUBLINGS = 24, 4
-# A curve is asked for at most so many times the rows it was measured on: further out, any of them is right.
+SIZES = 5  # training sizes of a curve
+SEEDS = 3  # runs per size
+FEWEST_ROWS = 24  # scores of smaller training sets are mostly noise
+DOUBLINGS = 4  # from the smallest to the largest size; the small sizes add little to the total cost
+# Greatest extrapolation, as a multiple of the largest measured size. Beyond it, very different curves fit equally well.
 FARTHEST = 4.0
-# Beyond these the power means that the sizes do not tell the shape: a straight line over log rows, or a step.
-LEAST_POWER, MOST_POWER, POWERS = 0.05, 3.0, 600
-DRAWS = 2_000  # with 400 the ends of an interval move by a tenth of a point from seed to seed
-ENDS = (2.5, 97.5)
+# At these bounds the data do not determine the shape: a straight line over log rows, or a step.
+LEAST_POWER = 0.05
+MOST_POWER = 3.0
+POWERS = 600  # tried between the bounds
+DRAWS = 2_000  # bootstrap samples; with 400 the ends of an interval vary by 0.1 points between seeds
+ENDS = (2.5, 97.5)  # percentiles of the 95 % interval
 
 
 @dataclass(frozen=True, slots=True)
 class CurveCell:
-    """What a model scored that was tuned on so many rows, drawn by this seed."""
+    """The score of one training run of the curve."""
 
-    rows: int
-    seed: int
+    rows: int  # training rows
+    seed: int  # selects the subsample
     score: float
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Score over rows."""
+    """A fitted curve of score over rows."""
 
     ceiling: float
     drop: float
     power: float
 
     def at(self, rows: float) -> float:
-        """The score to expect with so many rows."""
+        """Return the expected score with this number of training rows."""
         return float(self.ceiling - self.drop * rows**-self.power)
 
     @property
     def shapeless(self) -> bool:
-        """Whether the power ended at a bound."""
+        """True if the fitted power is at a bound, so that the data do not determine the shape."""
         return self.power < 1.02 * LEAST_POWER or self.power > 0.98 * MOST_POWER
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreEstimate:
-    """A score to expect with so many rows, and its 95 % interval."""
+    """An expected score and its 95 % interval."""
 
-    rows: int
+    rows: int  # training rows, 0 for the ceiling
     score: float
     low: float
     high: float
@@ -66,38 +69,45 @@ class ScoreEstimate:
 
 @dataclass(frozen=True, slots=True)
 class FitCheck:
-    """The test of the fit: the largest size as the smaller ones foretold it, and as it was measured."""
+    """The test of the fit: a curve through the smaller sizes predicts the score of the largest one."""
 
     guess: ScoreEstimate
     measured: float
 
     @property
     def inside(self) -> bool:
-        """Whether the measured score lies in the interval."""
+        """True if the measured score is in the predicted interval."""
         return self.guess.low <= self.measured <= self.guess.high
 
 
 @dataclass(frozen=True, slots=True)
 class CurveReading:
-    """A learning curve and what it may be asked; `faults` says why it may not be asked at all."""
+    """A learning curve with its uncertainty and the checks of its fit."""
 
     curve: Curve
     held: FitCheck
-    draws: tuple[Curve, ...]
-    faults: tuple[str, ...]
+    draws: tuple[Curve, ...]  # bootstrap samples of the curve
+    faults: tuple[str, ...]  # reasons against extrapolation; empty if the fit is good
 
     def guess(self, rows: int) -> ScoreEstimate:
-        """The score to expect with so many rows."""
-        return _guess(self.curve, self.draws, rows)
+        """Predict the score with this number of training rows."""
+        low, high = np.percentile([curve.at(rows) for curve in self.draws], ENDS)
+        return ScoreEstimate(rows, self.curve.at(rows), float(low), float(high))
 
     @property
     def ceiling(self) -> ScoreEstimate:
-        """The score that no number of such rows goes beyond; `rows` is 0, as it is for none."""
-        low, high = np.percentile([one.ceiling for one in self.draws], ENDS)
+        """The limit of the score for infinitely many rows."""
+        low, high = np.percentile([curve.ceiling for curve in self.draws], ENDS)
         return ScoreEstimate(0, self.curve.ceiling, float(low), float(high))
 
     def rows_for(self, target: float, least: int, most: int) -> int | None:
-        """The fewest rows from `least` to `most` that the curve gives this score for; None where it does not."""
+        """Return the smallest number of rows with an expected score of `target`.
+
+        Args:
+            target: the score.
+            least: smallest number of rows to return.
+            most: greatest number of rows; None is returned if the score is not reached with these.
+        """
         if self.curve.at(most) < target:
             return None
         if self.curve.at(least) >= target:
@@ -107,96 +117,113 @@ class CurveReading:
 
 
 def sizes_of(largest: int, *, smallest: int = 0) -> list[int]:
-    """Geometric sizes up to the largest, at most sixteen times apart; fewer than SIZES where rows are too few."""
+    """Return geometric training sizes for a learning curve.
+
+    Args:
+        largest: the available training rows.
+        smallest: the smallest size; by default a sixteenth of the largest, at least `FEWEST_ROWS`.
+
+    Returns:
+        Up to `SIZES` different sizes, in rows.
+    """
     smallest = smallest or max(FEWEST_ROWS, round(largest / 2**DOUBLINGS))
-    found = np.geomspace(smallest, largest, SIZES) if smallest < largest else [largest]
-    return sorted({round(float(size)) for size in found})
+    spaced = np.geomspace(smallest, largest, SIZES) if smallest < largest else [largest]
+    return sorted({round(float(size)) for size in spaced})
 
 
 def read_curve(cells: Sequence[CurveCell], *, best: float) -> CurveReading:
-    """The curve through all cells, tested on the largest size; `best` is the highest score there can be."""
+    """Fit a curve through all cells and test it on the largest size.
+
+    Args:
+        cells: scores of several runs per size.
+        best: the highest possible score, for example 1 for accuracy.
+    """
     largest = max(cell.rows for cell in cells)
-    early = [cell for cell in cells if cell.rows < largest]
+    smaller = [cell for cell in cells if cell.rows < largest]
     measured = [cell.score for cell in cells if cell.rows == largest]
-    chance = np.random.default_rng(0)
-    first = fit(early, best=best)
-    spread = _spread(early, first)
-    means = chance.choice(spread, (DRAWS, len(measured))).mean(axis=1) / math.sqrt(largest)
-    foretold = [one.at(largest) + noise for one, noise in zip(_redrawn(early, first, best, chance), means, strict=True)]
-    low, high = np.percentile(foretold, ENDS)
-    held = FitCheck(ScoreEstimate(largest, first.at(largest), float(low), float(high)), float(np.mean(measured)))
+    rng = np.random.default_rng(0)
+    smaller_fit = fit(smaller, best=best)
+    residuals = _residuals(smaller, smaller_fit)
+    noise = rng.choice(residuals, (DRAWS, len(measured))).mean(axis=1) / math.sqrt(largest)
+    resampled = _resampled_fits(smaller, smaller_fit, best, rng)
+    predicted = [curve.at(largest) + error for curve, error in zip(resampled, noise, strict=True)]
+    low, high = np.percentile(predicted, ENDS)
+    guess = ScoreEstimate(largest, smaller_fit.at(largest), float(low), float(high))
+    held = FitCheck(guess, float(np.mean(measured)))
     curve = fit(cells, best=best)
-    draws = tuple(_redrawn(cells, curve, best, chance))
-    return CurveReading(curve, held, draws, tuple(_faults(cells, curve, held)))
+    draws = tuple(_resampled_fits(cells, curve, best, rng))
+    return CurveReading(curve, held, draws, tuple(_problems(cells, curve, held)))
 
 
 def fit(cells: Sequence[CurveCell], *, best: float) -> Curve:
-    """The curve with the smallest squared distance, each cell weighted by its rows."""
+    """Fit a curve by weighted least squares, each cell weighted by its rows.
+
+    Args:
+        cells: the measured scores.
+        best: the highest possible score, an upper bound of the ceiling.
+    """
     rows, scores = _columns(cells)
-    return _fitted(rows, scores[None], best)[0]
+    return _fit_all(rows, scores[None], best)[0]
 
 
-def _fitted(rows: Floats, scores: Floats, best: float) -> list[Curve]:
-    """A curve for each of [D, N] scores. What is left for a given power is a straight line, so all powers are tried."""
-    nearest = np.full(len(scores), np.inf)
-    found = np.zeros((3, len(scores)))
+def _fit_all(rows: Floats, scores: Floats, best: float) -> list[Curve]:
+    """Fit a curve to each row of scores [D, N]. For a given power the curve is linear, so all powers are tried."""
+    least_error = np.full(len(scores), np.inf)
+    parameters = np.zeros((3, len(scores)))
     for power in np.geomspace(LEAST_POWER, MOST_POWER, POWERS):
-        line = _lines(rows, scores, float(power), best)
-        better = line[2] < nearest
-        nearest[better] = line[2][better]
-        found[:, better] = np.stack([line[0], line[1], np.full(len(scores), power)])[:, better]
-    return [Curve(*map(float, one)) for one in found.T]
+        ceiling, drop, error = _fit_linear(rows, scores, float(power), best)
+        better = error < least_error
+        least_error[better] = error[better]
+        parameters[:, better] = np.stack([ceiling, drop, np.full(len(scores), power)])[:, better]
+    return [Curve(*map(float, column)) for column in parameters.T]
 
 
-def _lines(rows: Floats, scores: Floats, power: float, best: float) -> tuple[Floats, Floats, Floats]:
-    """Ceilings, drops and weighted squared distances [D] of the best curves with this power."""
-    weights, x = rows / rows.sum(), (rows / rows.max()) ** -power
-    middle, height = float(weights @ x), scores @ weights
-    slope = ((scores - height[:, None]) @ (weights * (x - middle))) / float(weights @ (x - middle) ** 2)
+def _fit_linear(rows: Floats, scores: Floats, power: float, best: float) -> tuple[Floats, Floats, Floats]:
+    """Return ceilings, drops and weighted squared errors [D] of the best curves with this power."""
+    weights = rows / rows.sum()
+    x = (rows / rows.max()) ** -power
+    mean_x = float(weights @ x)
+    mean_score = scores @ weights
+    slope = ((scores - mean_score[:, None]) @ (weights * (x - mean_x))) / float(weights @ (x - mean_x) ** 2)
     drop = np.maximum(0.0, -slope)
-    ceiling = height + drop * middle
-    over = ceiling > best  # no score goes beyond it; then the drop that fits best under it
+    ceiling = mean_score + drop * mean_x
+    over = ceiling > best  # an impossible score: fix the ceiling at the bound and fit the drop alone
     if over.any():
         drop[over] = (best - scores[over]) @ (weights * x) / float(weights @ x**2)
         ceiling[over] = best
-    left = (scores - ceiling[:, None] + drop[:, None] * x) ** 2 @ weights
-    return ceiling, drop * float(rows.max()) ** power, left
+    error = (scores - ceiling[:, None] + drop[:, None] * x) ** 2 @ weights
+    return ceiling, drop * float(rows.max()) ** power, error
 
 
 def _columns(cells: Sequence[CurveCell]) -> tuple[Floats, Floats]:
     return np.array([float(cell.rows) for cell in cells]), np.array([cell.score for cell in cells])
 
 
-def _spread(cells: Sequence[CurveCell], curve: Curve) -> Floats:
-    """Distances of the cells from the curve at one row's weight, widened for the three numbers that were fitted."""
+def _residuals(cells: Sequence[CurveCell], curve: Curve) -> Floats:
+    """Return residuals [N] scaled to the weight of one row and widened for the three fitted parameters."""
     rows, scores = _columns(cells)
-    left = (scores - [curve.at(size) for size in rows]) * np.sqrt(rows)
-    return left * math.sqrt(len(cells) / max(1, len(cells) - 3))
+    scaled = (scores - [curve.at(size) for size in rows]) * np.sqrt(rows)
+    return scaled * math.sqrt(len(cells) / max(1, len(cells) - 3))
 
 
-def _redrawn(cells: Sequence[CurveCell], curve: Curve, best: float, chance: np.random.Generator) -> list[Curve]:
-    """Curves through cells that might as well have been measured: the curve with distances drawn from those seen."""
+def _resampled_fits(cells: Sequence[CurveCell], curve: Curve, best: float, rng: np.random.Generator) -> list[Curve]:
+    """Return the curves of a residual bootstrap."""
     rows, _ = _columns(cells)
-    spread = _spread(cells, curve)
+    residuals = _residuals(cells, curve)
     expected = np.array([curve.at(size) for size in rows])
-    return _fitted(rows, expected + chance.choice(spread, (DRAWS, len(cells))) / np.sqrt(rows), best)
+    return _fit_all(rows, expected + rng.choice(residuals, (DRAWS, len(cells))) / np.sqrt(rows), best)
 
 
-def _guess(curve: Curve, draws: Sequence[Curve], rows: int) -> ScoreEstimate:
-    low, high = np.percentile([one.at(rows) for one in draws], ENDS)
-    return ScoreEstimate(rows, curve.at(rows), float(low), float(high))
-
-
-def _faults(cells: Sequence[CurveCell], curve: Curve, held: FitCheck) -> list[str]:
-    """Why the curve may not be asked about more rows; nothing where it may."""
-    found = []
+def _problems(cells: Sequence[CurveCell], curve: Curve, held: FitCheck) -> list[str]:
+    """Return the reasons against extrapolating the curve."""
+    problems = []
     rows = sorted({cell.rows for cell in cells})
     first, last = (np.array([c.score for c in cells if c.rows == size]) for size in (rows[0], rows[-1]))
     noise = math.sqrt(first.var(ddof=1) / len(first) + last.var(ddof=1) / len(last))
     if last.mean() - first.mean() <= 2 * noise:
-        found.append(f"scores do not rise from {rows[0]:,} to {rows[-1]:,} rows by more than seeds differ")
+        problems.append(f"scores do not rise from {rows[0]:,} to {rows[-1]:,} rows by more than the seed noise")
     elif curve.shapeless:
-        found.append("the sizes do not tell the shape of the curve: its power ended at a bound")
+        problems.append("the sizes do not determine the shape of the curve: its fitted power is at a bound")
     if not held.inside:
-        found.append(f"the smaller sizes did not foretell the score at {rows[-1]:,} rows")
-    return found
+        problems.append(f"the smaller sizes did not predict the score at {rows[-1]:,} rows")
+    return problems

@@ -1,4 +1,4 @@
-"""The shape of what `compare --json` prints."""
+"""Schema of `compare --json`."""
 
 from __future__ import annotations
 
@@ -17,39 +17,36 @@ class _Part(BaseModel):
 
 
 class Task(_Part):
-    """The score on the rows that all arms answer."""
+    """The score of an arm on the test rows, which are the same for all arms."""
 
     metric: str
     score: float
     ci95: tuple[float, float] | None
-    n: int
+    n: int  # rows
 
 
 class Update(_Part):
-    """Share of changed facts that an arm gives as they are now and as they were, and what it takes until it can.
+    """Answers to questions about facts that were changed in the documents, and the cost of the update."""
 
-    `seconds` is None for an arm that no document reaches; `price` without a price of the machine.
-    """
-
-    facts: int
-    new: float
-    old: float
-    seconds: float | None
-    how: str
-    price: float | None = None
+    facts: int  # changed facts
+    new: float  # share of answers with the new fact
+    old: float  # share of answers with the old fact
+    seconds: float | None  # until the arm gives the new fact; None if it does not use the documents
+    how: str  # how the arm is updated
+    price: float | None = None  # None without a price of the machine
 
 
 class Latency(_Part):
-    """One row alone: median and 95th percentile in seconds, tokens of its prompt. In a batch: answers per second."""
+    """Speed of an arm: p50 and p95 of single rows, and throughput in a batch."""
 
-    p50: float | None
-    p95: float | None
-    prompt_tokens: float | None
-    answers_per_second: float
+    p50: float | None  # seconds
+    p95: float | None  # seconds
+    prompt_tokens: float | None  # median
+    answers_per_second: float  # in a batch
 
 
 class Cost(_Part):
-    """Seconds to build an arm and for 1,000 answers in a batch, and their price where the machine has one."""
+    """Cost of building an arm and of 1,000 answers in a batch; prices are None without a price of the machine."""
 
     build_seconds: float
     seconds_per_1000: float
@@ -58,7 +55,7 @@ class Cost(_Part):
 
 
 class Against(_Part):
-    """The arm beside the next best one: gain, interval, and the p-value adjusted for all pairs (Holm)."""
+    """Comparison with the next best arm: delta, its 95 % interval, and the p-value adjusted for all pairs (Holm)."""
 
     arm: str
     delta: float
@@ -67,72 +64,72 @@ class Against(_Part):
 
 
 class Gain(Against):
-    """What an arm gains over another one that scores no higher."""
+    """Gain of an arm over an arm with an equal or lower score."""
 
     over: str
 
 
 class General(_Part):
-    """What is left of general knowledge: nats per token of general text beside the base's, share of probe items."""
+    """General ability after tuning: increase of the loss on general text, and accuracy on probe items."""
 
-    nats_rise: float
-    probe: float | None
-    probe_base: float | None
+    nats_rise: float  # nats per token, tuned minus base
+    probe: float | None  # share of correct answers
+    probe_base: float | None  # the same for the base model
 
 
 class Tone(_Part):
-    """How well answers can be told from people's (0.5: not at all), and the share that keeps each rule."""
+    """Style of the answers compared with the reference answers."""
 
-    auc: float | None
-    rules: dict[str, float]
+    auc: float | None  # of a classifier of generated against reference answers; 0.5: indistinguishable
+    rules: dict[str, float]  # style rule -> share of answers that satisfy it
 
 
 class ArmPage(_Part):
-    """One arm, measured on the same frozen rows as all others; `candidate`: whether the verdict may choose it."""
+    """Results of one arm on the test rows."""
 
     name: str
-    detail: str
-    candidate: bool
+    detail: str  # settings chosen on validation rows
+    candidate: bool  # False: a diagnostic arm, never recommended
     task: Task
-    others: dict[str, float]
+    others: dict[str, float]  # further metrics
     against: Against | None
-    domain: float | None
-    domain_n: int
+    domain: float | None  # score on the rows whose answer is in the documents
+    domain_n: int  # number of these rows
     general: General | None
     style: Tone | None
     latency: Latency
     update: Update | None
-    labels: int
+    labels: int  # labelled rows used
     cost: Cost
-    run: str = ""
+    run: str = ""  # run folder of a tuned arm
 
 
 class TableRow(_Part):
-    """One line of the table: what is usually believed of prompting, retrieval and tuning, and what was found here."""
+    """One row of the table: a common belief about prompting, retrieval and tuning, and the measurements."""
 
     row: str
-    belief: tuple[str, str, str]
-    measured: str
-    here: dict[str, str]
+    belief: tuple[str, str, str]  # about prompting, retrieval and tuning
+    measured: str  # the metrics
+    here: dict[str, str]  # arm -> measurement
 
     @property
     def known(self) -> bool:
-        """Whether any arm was measured by it."""
+        """True if any arm was measured."""
         return any(cell != NOT_MEASURED for cell in self.here.values())
 
 
 class Comparison(_Part):
-    """All that was measured, and what follows."""
+    """The result of `tunesmith compare`: measurements and verdict."""
 
     folder: str
     model: str
     objective: str
     metric: str
-    rows: int
+    rows: int  # test rows
     arms: list[ArmPage]
     gains: list[Gain] = []
     retrieval: list[Recall]
-    chunks: int
+    chunks: int  # in the index
     table: list[TableRow]
     verdict: Verdict
     notes: list[str]
@@ -140,5 +137,5 @@ class Comparison(_Part):
 
 
 def schema() -> str:
-    """The JSON schema of a comparison."""
+    """Return the JSON schema of a comparison."""
     return json.dumps(Comparison.model_json_schema(), indent=1)

@@ -1,4 +1,4 @@
-"""What an arm asks: the plain question, examples before it, or passages above it. All arms ask the same rows."""
+"""Prompts of the arms: the plain question, with few-shot examples, or with retrieved passages."""
 
 from __future__ import annotations
 
@@ -12,17 +12,23 @@ from tunesmith.decision.index import Hit
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.objectives.instruct import asked, reference
 
-# How passages stand above a question; the best on validation is taken, and `raft` learns the first.
+# Templates with passages. The best one on validation rows is used; the `raft` arm is trained with the first.
 FORMS = (
     "{passages}\n\n{question}",
     "Text: {passages}\n\n{question} Reply with the answer only.",
 )
-# Characters of an example in the prompt: more would crowd out the question.
+# Characters of an example in the prompt; longer ones would leave too little context for the question.
 SHOT = 600
 
 
 def question_of(objective: Classify | Instruct, example: Example, wording: str = "") -> list[Message]:
-    """The turns that ask a row, in a wording."""
+    """Return the messages of a row.
+
+    Args:
+        objective: classification or instruction following.
+        example: the row.
+        wording: prompt template; empty for the default.
+    """
     if isinstance(objective, Classify):
         assert isinstance(example, Labelled)
         return objective.messages(example.text, wording)
@@ -32,26 +38,38 @@ def question_of(objective: Classify | Instruct, example: Example, wording: str =
 def with_shots(
     objective: Classify | Instruct, asked: Sequence[Message], shots: Sequence[Example], wording: str = ""
 ) -> list[Message]:
-    """The question after answered ones, the most alike last; what the system says stays first."""
+    """Insert few-shot examples before a question, the most similar one last; system messages stay first.
+
+    Args:
+        objective: classification or instruction following.
+        asked: the messages of the question.
+        shots: the examples, the most similar one first.
+        wording: prompt template; empty for the default.
+    """
     before = [turn for shot in reversed(shots) for turn in _answered(objective, shot, wording)]
-    tools, turns = asked[0].tools, [replace(turn, tools="") for turn in asked]
-    lead = [turn for turn in turns if turn.role == "system"]
-    first, *others = [*lead, *before, *(turn for turn in turns if turn.role != "system")]
-    return [replace(first, tools=tools), *others]
+    turns = [replace(turn, tools="") for turn in asked]
+    system = [turn for turn in turns if turn.role == "system"]
+    first, *others = [*system, *before, *(turn for turn in turns if turn.role != "system")]
+    return [replace(first, tools=asked[0].tools), *others]
 
 
 def _answered(objective: Classify | Instruct, shot: Example, wording: str) -> list[Message]:
-    """One example as a question and its answer, cut where it is long."""
+    """Return an example as question and answer, shortened if it is long."""
     if isinstance(shot, Labelled):
         short: Example = replace(shot, text=shot.text[:SHOT])
         return [*question_of(objective, short, wording), Message("assistant", shot.labels[0])]
-    last = question_of(objective, shot)[-1]
-    told = last.content[: SHOT + 200]
-    return [Message("user", f"{told}\n\n{wording}" if wording else told), Message("assistant", reference(shot))]
+    text = question_of(objective, shot)[-1].content[: SHOT + 200]
+    return [Message("user", f"{text}\n\n{wording}" if wording else text), Message("assistant", reference(shot))]
 
 
 def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = FORMS[0]) -> list[Message]:
-    """The question with passages above it, the best one next to it; without any the question as it is."""
+    """Insert retrieved passages before the last message, the best one closest to it.
+
+    Args:
+        messages: the question.
+        hits: the passages, best first; without any the question is unchanged.
+        form: one of `FORMS`.
+    """
     if not hits:
         return list(messages)
     passages = "\n\n".join(hit.chunk.text for hit in reversed(hits))
@@ -62,20 +80,41 @@ def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = 
 
 
 def shown_in(asked: Sequence[Message], hits: Sequence[Hit]) -> list[Hit]:
-    """Those of the hits that stand above the question: what did not fit was left out, the worst first."""
+    """Return the hits that the prompt contains; the worst ones are dropped if they do not fit the context.
+
+    Args:
+        asked: the messages of the prompt.
+        hits: the retrieved passages.
+    """
     return [hit for hit in hits if hit.chunk.text in asked[-1].content]
 
 
 def cited(answer: str, hits: Sequence[Hit]) -> str:
-    """The id of the shown chunk that holds the most of the answer's words; empty where none holds half of them."""
+    """Find the source of an answer.
+
+    Args:
+        answer: the generated text.
+        hits: the passages in the prompt.
+
+    Returns:
+        The id of the chunk that contains most words of the answer; empty if no chunk contains half of them.
+    """
     words = set(plain(answer).split())
-    held = [len(words & set(plain(hit.chunk.text).split())) for hit in hits]
-    most = max(held, default=0)
-    return hits[held.index(most)].chunk.id if most and most >= len(words) / 2 else ""
+    overlaps = [len(words & set(plain(hit.chunk.text).split())) for hit in hits]
+    most = max(overlaps, default=0)
+    return hits[overlaps.index(most)].chunk.id if most and most >= len(words) / 2 else ""
 
 
 def raft_example(example: Example, hits: Sequence[Hit], objective: Classify | Instruct) -> Chat:
-    """A training row whose question has passages above it: RAFT, Zhang et al. 2024, arXiv 2403.10131."""
-    asking = with_passages(question_of(objective, example), hits)
+    """Build a training row with passages in its prompt.
+
+    Args:
+        example: the training row.
+        hits: the passages, best first.
+        objective: classification or instruction following.
+
+    Source: RAFT, Zhang et al. 2024, arXiv 2403.10131.
+    """
+    prompt = with_passages(question_of(objective, example), hits)
     answer = example.labels[0] if isinstance(example, Labelled) else reference(example)
-    return Chat(example.where, (*asking, Message("assistant", answer)), example.group)
+    return Chat(example.where, (*prompt, Message("assistant", answer)), example.group)

@@ -1,36 +1,35 @@
-"""Which technique to take: one table, read from the top; and how each is expected to come out."""
+"""Recommendation of a technique by an ordered list of rules, and published and measured results of each technique."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-# Up to so many numbers a network is small: full tuning costs little more than anything else.
+# Parameters of a small network, for which full tuning costs little more than any other technique.
 SMALL = 60_000_000
-# Bits that a number of an update can hold, and bits to be learned in a token: beyond their balance LoRA falls behind
-# ("LoRA Without Regret", Schulman et al., Thinking Machines 2025).
-BITS_HELD, BITS_A_TOKEN = 2.0, 1.0
-
-
-# From so many numbers on soft prompts score as full tuning does (Lester et al. 2021, arXiv 2104.08691, figure 1).
+# Capacity of an adapter parameter and information of a learned token, in bits. If the data exceed the capacity, LoRA
+# scores lower than full tuning ("LoRA Without Regret", Schulman et al., Thinking Machines 2025).
+BITS_HELD = 2.0
+BITS_A_TOKEN = 1.0
+# Parameters from which soft prompts score as high as full tuning (Lester et al. 2021, arXiv 2104.08691, figure 1).
 LARGE = 10_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the choice hangs on."""
+    """The facts that determine the choice."""
 
-    family: str
-    rows: int
-    parameters: int
+    family: str  # decoder or encoder
+    rows: int  # training rows
+    parameters: int  # of the base model
     learned_tokens: int  # of all training rows, each row once
-    lora_numbers: int
-    fits: frozenset[str]  # techniques that the machine's memory holds and the model can take
+    lora_numbers: int  # trainable parameters of LoRA
+    fits: frozenset[str]  # techniques that fit into memory and that the model supports
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The technique to take, and why."""
+    """The recommended technique and the reasons."""
 
     technique: str
     reasons: tuple[str, ...]
@@ -38,14 +37,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class TechniqueRule:
-    """A technique for the cases it is for."""
+    """A technique and the condition under which it is recommended."""
 
     technique: str
     holds: Callable[[Case], bool]
     why: str
 
 
-MOST_HELD = "holds the most of what fits into memory, though more is to be learned than its numbers can hold"
+MOST_HELD = "has the largest capacity of all that fits into memory, but less than the training tokens require"
 SMALLER = "no form of LoRA fits into memory"
 
 
@@ -53,76 +52,75 @@ def _more_than_held(case: Case) -> bool:
     return case.learned_tokens * BITS_A_TOKEN > case.lora_numbers * BITS_HELD
 
 
-# The first rule that holds and whose technique fits into memory decides.
+# The first rule that applies and whose technique fits into memory decides.
 RULES = (
     TechniqueRule(
         "full",
         lambda case: case.family == "encoder" and case.parameters <= SMALL,
-        "a small encoder: all of it takes little longer to tune than a part of it, and the result needs no adapter",
+        "a small encoder: full tuning takes little longer than an adapter, and the result is a plain model",
     ),
-    TechniqueRule(
-        "full",
-        _more_than_held,
-        "more is to be learned than a low-rank update of this size can hold",
-    ),
+    TechniqueRule("full", _more_than_held, "the training tokens exceed the capacity of a low-rank update of this size"),
     TechniqueRule("lora", _more_than_held, MOST_HELD),
     TechniqueRule("qlora", _more_than_held, MOST_HELD),
     TechniqueRule(
         "lora",
         lambda case: True,
-        "as good as full tuning on rows as many as these, in less memory, and a small file as the result",
+        "as good as full tuning for this number of rows, in less memory and with a small result file",
     ),
     TechniqueRule(
         "qlora",
         lambda case: True,
-        "LoRA over plain weights does not fit into memory; over 4 bits it does, and scores as well on large models",
+        "LoRA over unquantized weights does not fit into memory; over 4-bit weights it does, at equal scores on large "
+        "models",
     ),
-    *(TechniqueRule(one, lambda case: True, SMALLER) for one in ("ia3", "prefix", "p-tuning", "prompt")),
+    *(TechniqueRule(name, lambda case: True, SMALLER) for name in ("ia3", "prefix", "p-tuning", "prompt")),
 )
 
 
 def recommend(case: Case) -> Choice | None:
-    """The technique for a case; None where nothing fits."""
+    """Recommend a technique.
+
+    Returns:
+        The choice, or None if no technique fits into memory.
+    """
     for rule in RULES:
         if rule.technique in case.fits and rule.holds(case):
-            return Choice(rule.technique, (rule.why, *_beside(case, rule.technique)))
+            return Choice(rule.technique, (rule.why, *_alternatives(case, rule.technique)))
     return None
 
 
-def _beside(case: Case, chosen: str) -> list[str]:
-    """Why not the neighbours."""
-    found = []
+def _alternatives(case: Case, chosen: str) -> list[str]:
+    """Return the reasons against similar techniques."""
+    reasons = []
     if chosen == "lora":
-        found.append("dora takes longer and gains nothing where both were measured alike")
-        found.append(
-            "soft prompts and (IA)^3 are published to stay behind on models of less than 10 billion numbers"
+        reasons.append("dora takes longer and did not score higher in any measurement of both")
+        reasons.append(
+            "soft prompts and (IA)^3 score lower in publications on models of less than 10 billion parameters"
             if case.parameters < LARGE
-            else "on models this large soft prompts are published to come level; nothing was measured here"
+            else "soft prompts score as high in publications on models of this size; not measured here"
         )
     if chosen != "full" and "full" not in case.fits:
-        found.append("full tuning does not fit into memory")
+        reasons.append("full tuning does not fit into memory")
     if case.rows < 200:
-        found.append(
-            f"{case.rows} rows are few: the choice of technique matters less than more rows (`tunesmith need`)"
-        )
-    return found
+        reasons.append(f"only {case.rows} rows: more rows matter more than the choice of technique (`tunesmith need`)")
+    return reasons
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a technique is expected to score beside full tuning, by whose figures."""
+    """The expected score of a technique compared with full tuning, and the evidence."""
 
     word: str  # level, behind, far behind
     published: str
-    ours: str
+    ours: str  # measured in this project
 
 
-GRID = "beside LoRA's 0.895 on 160 reviews, smollm2-135m, three seeds: docs/grid.md"
-MORE = "beside LoRA's 0.908 on 600 reviews, smollm2-135m, three seeds: docs/grid-600.md"
-GERMAN = "chrF beside LoRA's 37.7 on German: bench/RECOMMEND.md"
-FILMS = "beside full's 0.784 on 600 sentences of films, minilm-l6: bench/RECOMMEND.md"
-PROBED = "beside full's 0.814 on 160 reviews, three seeds: docs/grid.md"
-NOBODY = "nothing for small encoders"
+GRID = "against LoRA's 0.895 on 160 reviews, smollm2-135m, three seeds: docs/grid.md"
+MORE = "against LoRA's 0.908 on 600 reviews, smollm2-135m, three seeds: docs/grid-600.md"
+GERMAN = "chrF against LoRA's 37.7 on German: bench/RECOMMEND.md"
+FILMS = "against full's 0.784 on 600 sentences from film reviews, minilm-l6: bench/RECOMMEND.md"
+PROBED = "against full's 0.814 on 160 reviews, three seeds: docs/grid.md"
+UNPUBLISHED = "nothing for small encoders"
 PEFT = "PEFT's MetaMathQA comparison, Llama-3.2-3B, GSM8K %"
 STANDINGS: Mapping[str, Standing] = {
     "full": Standing("level", f"47.2 ({PEFT})", f"0.895 {GRID}"),
@@ -139,14 +137,14 @@ STANDINGS: Mapping[str, Standing] = {
     "prompt": Standing("far behind", f"34.3 from words, 5.7 from random numbers ({PEFT})", f"0.854 {GRID}"),
     "p-tuning": Standing("far behind", f"35.0 ({PEFT})", f"0.786 {GRID}"),
 }  # fmt: skip
-# What a small encoder's own runs say, where nobody has published a comparison.
+# Measured with a small encoder; there is no published comparison.
 ENCODERS: Mapping[str, Standing] = {
-    "full": Standing("level", NOBODY, "no other surely better on two tasks, minilm-l6: bench/RECOMMEND.md"),
-    "lora": Standing("level", NOBODY, f"0.775 {FILMS}; 0.797 {PROBED}"),
-    "dora": Standing("level", NOBODY, f"0.775 {FILMS}; 0.798 {PROBED}"),
-    "qlora": Standing("level", NOBODY, f"0.775 {FILMS}; 0.800 {PROBED}"),
-    "ia3": Standing("behind", NOBODY, f"0.761 {FILMS}; 0.786 {PROBED}"),
-    "prefix": Standing("behind", NOBODY, f"0.744 {FILMS}; 0.796 {PROBED}"),
-    "prompt": Standing("behind", NOBODY, f"0.771 {FILMS}; 0.779 {PROBED}"),
-    "p-tuning": Standing("behind", NOBODY, f"0.756 {FILMS}; 0.779 {PROBED}"),
+    "full": Standing("level", UNPUBLISHED, "no other significantly better on two tasks, minilm-l6: bench/RECOMMEND.md"),
+    "lora": Standing("level", UNPUBLISHED, f"0.775 {FILMS}; 0.797 {PROBED}"),
+    "dora": Standing("level", UNPUBLISHED, f"0.775 {FILMS}; 0.798 {PROBED}"),
+    "qlora": Standing("level", UNPUBLISHED, f"0.775 {FILMS}; 0.800 {PROBED}"),
+    "ia3": Standing("behind", UNPUBLISHED, f"0.761 {FILMS}; 0.786 {PROBED}"),
+    "prefix": Standing("behind", UNPUBLISHED, f"0.744 {FILMS}; 0.796 {PROBED}"),
+    "prompt": Standing("behind", UNPUBLISHED, f"0.771 {FILMS}; 0.779 {PROBED}"),
+    "p-tuning": Standing("behind", UNPUBLISHED, f"0.756 {FILMS}; 0.779 {PROBED}"),
 }  # fmt: skip

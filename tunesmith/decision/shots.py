@@ -1,4 +1,4 @@
-"""Training rows that are most like a question: the examples of the few-shot arm."""
+"""Selection of few-shot examples: the training rows most similar to a question."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import numpy as np
 
 from tunesmith.data.words import words_of
 
-# Texts that are compared with all known ones at a time: the table of both is dense.
-AT_ONCE = 256
+AT_ONCE = 256  # texts per similarity matrix, which is dense
 
 
 class Nearest:
-    """Finds the texts that are most like another by TF-IDF of words and pairs of words."""
+    """Nearest neighbours by TF-IDF of words and word pairs.
+
+    Example: `Nearest(train_texts).to(test_texts, 4)`.
+    """
 
     def __init__(self, known: Sequence[str]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -22,15 +24,24 @@ class Nearest:
             ngram_range=(1, 2), tokenizer=words_of, token_pattern=None, sublinear_tf=True
         )
         self._count = len(known)
-        # Texts of marks alone have no words to be alike in.
+        # TF-IDF cannot be fitted to texts without any word.
         self._known = self._vectorizer.fit_transform(known) if any(map(words_of, known)) else None
 
     def to(self, texts: Sequence[str], count: int) -> list[list[int]]:
-        """For each text the numbers of the `count` known ones most like it, the nearest first."""
+        """Find the most similar known texts.
+
+        Args:
+            texts: the queries.
+            count: number of neighbours.
+
+        Returns:
+            Indices of known texts for each query, the most similar first.
+        """
         if self._known is None:
             return [list(range(min(count, self._count)))] * len(texts)
-        asked, found = self._vectorizer.transform(texts), list[list[int]]()
-        for first in range(0, len(texts), AT_ONCE):
-            near = (asked[first : first + AT_ONCE] @ self._known.T).toarray()
-            found += [np.argsort(-row, kind="stable")[:count].tolist() for row in near]
-        return found
+        queries = self._vectorizer.transform(texts)
+        neighbours = list[list[int]]()
+        for start in range(0, len(texts), AT_ONCE):
+            similarity = (queries[start : start + AT_ONCE] @ self._known.T).toarray()
+            neighbours += [np.argsort(-row, kind="stable")[:count].tolist() for row in similarity]
+        return neighbours

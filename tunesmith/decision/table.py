@@ -1,4 +1,4 @@
-"""The eight lines of the usual table, what is commonly believed beside what these rows say."""
+"""Table of common beliefs about prompting, retrieval and tuning against the measurements of a comparison."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from tunesmith.decision.page import NOT_MEASURED, ArmPage, TableRow
 from tunesmith.decision.verdict import Verdict
 
-# What people say of prompting, retrieval and tuning, and by what it is measured.
+# Row -> beliefs about prompting, retrieval and tuning; and the metrics.
 BELIEFS: dict[str, tuple[tuple[str, str, str], str]] = {
     "General knowledge": (
         ("yes", "yes", "yes"),
-        "rise of nats per token on general text; share of 400 general questions right",
+        "increase of nats per token on general text; share of 400 general questions answered correctly",
     ),
     "Task-specific performance": (
         ("sometimes limited", "good if retrieval is", "excellent"),
@@ -19,11 +19,11 @@ BELIEFS: dict[str, tuple[tuple[str, str, str], str]] = {
     ),
     "Access to your domain data": (
         ("only if added", "through the store", "trained in"),
-        "the metric on rows whose answer stands in the documents",
+        "the metric on rows whose answer is in the documents",
     ),
     "Custom tone and style": (
         ("hard", "partly", "easy"),
-        "how well answers can be told from people's (0.5: not at all); rules kept",
+        "AUC of generated against reference answers (0.5: indistinguishable); style rules satisfied",
     ),
     "Fast inference": (
         ("slower with long prompts", "slower by retrieval", "faster"),
@@ -31,7 +31,7 @@ BELIEFS: dict[str, tuple[tuple[str, str, str], str]] = {
     ),
     "Easy to update knowledge": (
         ("change the prompt", "update the store", "retrain"),
-        "changed facts given as they are now, as they were, and seconds until then",
+        "share of changed facts answered with the new and with the old value; seconds to update",
     ),
     "Needs labelled data": (("no", "sometimes", "yes"), "the metric, and the labelled rows used"),
     "Best use case": (("a first try", "facts that change", "labels, tone, format"), "the verdict for these rows"),
@@ -39,7 +39,12 @@ BELIEFS: dict[str, tuple[tuple[str, str, str], str]] = {
 
 
 def table(arms: Sequence[ArmPage], verdict: Verdict) -> list[TableRow]:
-    """The table with one cell per arm."""
+    """Build the table with one cell per arm.
+
+    Args:
+        arms: the measured arms.
+        verdict: its text is the last row.
+    """
     rows = []
     for name, (belief, measured) in BELIEFS.items():
         cell = _CELLS.get(name)
@@ -52,8 +57,8 @@ def _general(arm: ArmPage) -> str:
     if arm.general is None:
         return NOT_MEASURED
     probe = "" if arm.general.probe is None else f", {100 * arm.general.probe:.1f} % right"
-    rise = round(arm.general.nats_rise, 3)  # what rounds to nothing has no sign
-    return f"{rise:+.3f} nats{probe}" if rise else f"0.000 nats{probe}"
+    rise = round(arm.general.nats_rise, 3)
+    return f"{rise:+.3f} nats{probe}" if rise else f"0.000 nats{probe}"  # zero is printed without a sign
 
 
 def _task(arm: ArmPage) -> str:
@@ -68,30 +73,30 @@ def _domain(arm: ArmPage) -> str:
 def _style(arm: ArmPage) -> str:
     if arm.style is None:
         return NOT_MEASURED
-    told = [] if arm.style.auc is None else [f"told apart {arm.style.auc:.2f}"]
-    told += [f"{name} {100 * share:.0f} %" for name, share in arm.style.rules.items()]
-    return "; ".join(told) or NOT_MEASURED
+    parts = [] if arm.style.auc is None else [f"AUC {arm.style.auc:.2f}"]
+    parts += [f"{name} {100 * share:.0f} %" for name, share in arm.style.rules.items()]
+    return "; ".join(parts) or NOT_MEASURED
 
 
 def _latency(arm: ArmPage) -> str:
-    found = arm.latency
-    alone = [] if found.p50 is None or found.p95 is None else [f"{found.p50:.2f} s, {found.p95:.2f} s"]
-    tokens = [] if found.prompt_tokens is None else [f"{found.prompt_tokens:.0f} tokens"]
-    return "; ".join([*alone, *tokens, f"{found.answers_per_second:.1f}/s"])
+    latency = arm.latency
+    seconds = [] if latency.p50 is None or latency.p95 is None else [f"{latency.p50:.2f} s, {latency.p95:.2f} s"]
+    tokens = [] if latency.prompt_tokens is None else [f"{latency.prompt_tokens:.0f} tokens"]
+    return "; ".join([*seconds, *tokens, f"{latency.answers_per_second:.1f}/s"])
 
 
 def price(value: float | None) -> str:
-    """What something costs, however little."""
+    """Format a price: no decimals from 10, else two significant digits; a dash for None."""
     return "–" if value is None else f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _update(arm: ArmPage) -> str:
-    known = arm.update
-    if known is None:
+    update = arm.update
+    if update is None:
         return NOT_MEASURED
-    paid = "" if known.price is None else f", {price(known.price)} to pay"
-    until = "" if known.seconds is None else f"{known.seconds:.1f} s{paid}: "
-    return f"now {100 * known.new:.0f} %, as before {100 * known.old:.0f} %; {until}{known.how}"
+    cost = "" if update.price is None else f", price {price(update.price)}"
+    seconds = "" if update.seconds is None else f"{update.seconds:.1f} s{cost}: "
+    return f"new {100 * update.new:.0f} %, old {100 * update.old:.0f} %; {seconds}{update.how}"
 
 
 def _labels(arm: ArmPage) -> str:

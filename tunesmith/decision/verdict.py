@@ -1,7 +1,7 @@
-"""Which arm to take: the cheapest that no other surely beats by a margin worth its cost. A pure function of figures.
+"""Choice of the recommended arm: the cheapest one that no other beats significantly and by more than the margin.
 
-Where that arm is tuned, would hardly ever be taken on redrawn test sets, and one that is not tuned nearly always, that
-one is taken.
+If that arm is tuned and rarely chosen on resampled test sets, while an arm without tuning is nearly always chosen
+there, the latter is recommended. Pure functions of scores and costs.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from tunesmith.evaluation.resampling import ALPHA
 
 Floats = NDArray[np.float64]
 
-# Answers over which the cost of building an arm is spread.
+# Answers over which the cost of building an arm is distributed.
 ANSWERS = 1000
-TUNED_COUNTS = 2
-# Arms that only show where retrieval or reading fails, what fewer labelled rows bring, or what teaching the documents
-# brings at best: `taught` learns the chunks with the test's answers first, which nobody can know ahead.
+TUNED_COUNTS = 2  # cost factor of a tuned arm, see `Candidate.cost`
+# Diagnostic arms, never recommended. They show where retrieval or reading fails, the effect of fewer labelled rows, and
+# an upper bound of training on the documents: `taught` trains on the chunks with the test answers first, which are
+# unknown in practice.
 DIAGNOSIS = ("no-context", "oracle-context", "tuned-30%", "tuned-10%", "taught")
-# The share of redrawn test sets with the same choice from which on it is a choice.
+# Share of resampled test sets with the same choice from which the verdict counts as decided.
 DECIDED = 0.5
-# The share from which on an arm without tuning is taken in place of a tuned one that is not decided.
+# Share from which an arm without tuning replaces an undecided tuned one.
 NEARLY_ALWAYS = 0.9
 NOT_TUNED = ", do not fine-tune"
 WORDS = {
     "prompt": f"prompt{NOT_TUNED}",
     "few-shot": f"show examples in the prompt{NOT_TUNED}",
     "rag": f"retrieve{NOT_TUNED}",
-    "tf-idf": "TF-IDF and logistic regression do, no language model is needed",
+    "tf-idf": "TF-IDF and logistic regression are enough, no language model is needed",
     "tuned": "fine-tune",
     "tuned+rag": "fine-tune, and retrieve",
     "raft": "fine-tune with retrieved text in the rows, and retrieve",
@@ -42,84 +43,93 @@ WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An arm that may be chosen: its score, what it costs, and its score on redrawn test sets [R].
-
-    Higher scores are better. `seconds` is what building it and 1,000 answers take; R is 0 where test rows are in too
-    few groups to draw from.
-    """
+    """An arm that may be recommended."""
 
     name: str
-    score: float
-    seconds: float
-    drawn: Floats
+    score: float  # higher is better
+    seconds: float  # to build it and generate 1,000 answers
+    drawn: Floats  # scores on resampled test sets [R]; R is 0 if the test rows have too few groups to resample
     tuned: bool = False
 
     @property
     def cost(self) -> float:
-        """Seconds, those of a tuned model twice: it has to be tuned again when facts change, and it forgets."""
+        """Seconds; doubled for a tuned arm, which forgets and must be tuned again when facts change."""
         return self.seconds * (TUNED_COUNTS if self.tuned else 1)
 
 
 class Verdict(BaseModel):
-    """The arm to take, in words, why, and in which share of redrawn test sets the same one would be taken."""
+    """The recommended arm with its reasons."""
 
     model_config = ConfigDict(frozen=True)
 
     arm: str
-    text: str
+    text: str  # the recommendation in words
     reasons: list[str]
-    confidence: float | None
+    confidence: float | None  # share of resampled test sets with the same choice; None if they cannot be resampled
 
 
 def needed(margin: float, cheap: float, dear: float) -> float:
-    """The gain that an arm must bring over a cheaper one: the margin, and once more for each tenfold of its cost."""
+    """Return the gain required over a cheaper arm: the margin, plus one margin per factor of ten in cost."""
     return margin * (1 + max(0.0, math.log10(max(dear, 1e-9) / max(cheap, 1e-9))))
 
 
 def choose(
     candidates: Sequence[Candidate], p_values: Mapping[tuple[str, str], float], *, margin: float
 ) -> tuple[Candidate, list[tuple[Candidate, Candidate]]]:
-    """The arm to take, and for each cheaper one that was passed over the arm that beats it.
+    """Choose the cheapest arm that no other beats significantly and by the required gain.
 
-    `p_values` are those of each pair, cheaper first, adjusted for having looked at all of them; `margin` is in
-    the units of the scores.
+    Args:
+        candidates: the arms.
+        p_values: of each pair, in either order, adjusted for multiple comparisons.
+        margin: smallest relevant difference, in units of the score.
+
+    Returns:
+        The chosen arm, and each rejected cheaper arm with the best arm that beats it.
     """
-    order = sorted(candidates, key=lambda one: (one.cost, one.name))
-    passed: list[tuple[Candidate, Candidate]] = []
-    for one in order:
+    order = sorted(candidates, key=lambda arm: (arm.cost, arm.name))
+    rejected: list[tuple[Candidate, Candidate]] = []
+    for arm in order:
         better = [
             other
             for other in order
-            if _p(p_values, one, other) < ALPHA
-            and other.score > one.score
-            and other.score - one.score >= needed(margin, one.cost, other.cost)
+            if _p(p_values, arm, other) < ALPHA
+            and other.score > arm.score
+            and other.score - arm.score >= needed(margin, arm.cost, other.cost)
         ]
         if not better:
-            return one, passed
-        passed.append((one, max(better, key=lambda other: other.score)))
+            return arm, rejected
+        rejected.append((arm, max(better, key=lambda other: other.score)))
     raise ValueError("no arm to choose from")
 
 
 def shares(candidates: Sequence[Candidate], *, margin: float) -> dict[str, float]:
-    """For each arm the share of redrawn test sets, each taken at its word, in which it would be chosen; or nothing."""
-    order = sorted(candidates, key=lambda one: (one.cost, one.name))
-    scores = np.stack([one.drawn for one in order])  # [A, R]
+    """Compute in which share of resampled test sets each arm would be chosen, without a significance test.
+
+    Args:
+        candidates: the arms, A of them.
+        margin: smallest relevant difference, in units of the score.
+
+    Returns:
+        Share by name of the arm; empty if there are no resampled test sets.
+    """
+    order = sorted(candidates, key=lambda arm: (arm.cost, arm.name))
+    scores = np.stack([arm.drawn for arm in order])  # [A, R]
     if not scores.size:
         return {}
-    free = np.ones(scores.shape[1], dtype=bool)
-    found: dict[str, float] = {}
-    for row, one in enumerate(order):
-        gains = np.array([needed(margin, one.cost, other.cost) for other in order])[:, None]
+    undecided = np.ones(scores.shape[1], dtype=bool)
+    chosen: dict[str, float] = {}
+    for row, arm in enumerate(order):
+        gains = np.array([needed(margin, arm.cost, other.cost) for other in order])[:, None]
         ahead = scores - scores[row]
         beaten = ((ahead > 0) & (ahead >= gains)).any(axis=0)
-        found[one.name] = float((free & ~beaten).mean())
-        free &= beaten
-    return found
+        chosen[arm.name] = float((undecided & ~beaten).mean())
+        undecided &= beaten
+    return chosen
 
 
-def _p(p_values: Mapping[tuple[str, str], float], one: Candidate, other: Candidate) -> float:
-    """The adjusted p-value of a pair, 1 for an arm beside itself."""
-    return p_values.get((one.name, other.name), p_values.get((other.name, one.name), 1.0))
+def _p(p_values: Mapping[tuple[str, str], float], arm: Candidate, other: Candidate) -> float:
+    """Return the adjusted p-value of a pair, 1 for an arm and itself."""
+    return p_values.get((arm.name, other.name), p_values.get((other.name, arm.name), 1.0))
 
 
 def verdict(
@@ -130,73 +140,77 @@ def verdict(
     learned: str = "",
     extra: Sequence[str] = (),
 ) -> Verdict:
-    """The arm to take with its reasons; `extra` are findings that the reader should have beside them.
+    """Choose an arm and explain the choice.
 
-    `learned` says on which part of the training rows arms were tuned, where it was not all of them.
+    Args:
+        candidates: the arms that may be chosen.
+        p_values: of each pair, adjusted for multiple comparisons.
+        margin: smallest relevant difference, in units of the score.
+        learned: the part of the training rows that tuned arms used, if it was not all of them.
+        extra: further findings, appended to the reasons.
     """
-    chosen, passed = choose(candidates, p_values, margin=margin)
-    reasons = [_beaten(one, other, _p(p_values, one, other)) for one, other in passed]
-    found = shares(candidates, margin=margin)
-    likely = max(candidates, key=lambda one: found.get(one.name, 0.0))
-    never = found.get(chosen.name, 1.0) < DECIDED and found[likely.name] >= NEARLY_ALWAYS
-    if chosen.tuned and not likely.tuned and never:
-        reasons.append(_hardly_ever(chosen, likely, found))
+    chosen, rejected = choose(candidates, p_values, margin=margin)
+    reasons = [
+        f"{arm.name} ({arm.score:.3f}) is cheaper, but {other.name} ({other.score:.3f}) scores significantly higher by "
+        f"{other.score - arm.score:.3f} (adjusted {_p_text(_p(p_values, arm, other))}) {_cost_text(arm, other)}"
+        for arm, other in rejected
+    ]
+    share = shares(candidates, margin=margin)
+    likely = max(candidates, key=lambda arm: share.get(arm.name, 0.0))
+    rarely_chosen = share.get(chosen.name, 1.0) < DECIDED and share[likely.name] >= NEARLY_ALWAYS
+    if chosen.tuned and not likely.tuned and rarely_chosen:
+        reasons.append(
+            f"{chosen.name} ({chosen.score:.3f}) and {likely.name} ({likely.score:.3f}) do not differ significantly, "
+            f"but {share[chosen.name]:.0%} of resampled test sets choose {chosen.name} and {share[likely.name]:.0%} "
+            f"{likely.name}"
+        )
         chosen = likely
     reasons += [
-        _not_worth(chosen, other, _p(p_values, chosen, other), needed(margin, chosen.cost, other.cost))
-        for other in sorted(candidates, key=lambda one: -one.score)
+        _against_dearer(chosen, other, _p(p_values, chosen, other), margin)
+        for other in sorted(candidates, key=lambda arm: -arm.score)
         if other.cost > chosen.cost
     ]
-    sure = found.get(chosen.name)
+    confidence = share.get(chosen.name)
     return Verdict(
         arm=chosen.name,
-        text=_text(chosen, candidates, sure, learned),
-        reasons=[*(reasons or [f"{chosen.name} is the only arm that may be taken"]), *extra],
-        confidence=sure,
+        text=_text(chosen, candidates, confidence, learned),
+        reasons=[*(reasons or [f"{chosen.name} is the only candidate"]), *extra],
+        confidence=confidence,
     )
 
 
-def _text(chosen: Candidate, candidates: Sequence[Candidate], sure: float | None, learned: str) -> str:
-    """What to do in words, no surer than the figures are."""
-    if all(one.score == 0 for one in candidates):
-        return "none of these ways answers such rows: look at the rows, the metric and the answers first"
+def _text(chosen: Candidate, candidates: Sequence[Candidate], confidence: float | None, learned: str) -> str:
+    """Return the recommendation in words."""
+    if all(arm.score == 0 for arm in candidates):
+        return "every arm scores 0: check the rows, the metric and the answers first"
     text = WORDS.get(chosen.name, f"ask {chosen.name}{NOT_TUNED}")
-    if not any(one.tuned for one in candidates):
-        text = text.removesuffix(NOT_TUNED)  # nobody looked what tuning brings
-    elif learned and not chosen.tuned:  # nor what it brings with all rows
-        text = f"{text.removesuffix(NOT_TUNED)}, beside tuning on {learned}"
-    if sure is None:
-        return f"not decided by rows of so few groups, for now: {text}"
-    return text if sure >= DECIDED else f"not decided by so few rows, for now: {text}"
+    if not any(arm.tuned for arm in candidates):
+        text = text.removesuffix(NOT_TUNED)  # tuning was not measured
+    elif learned and not chosen.tuned:  # tuning with all rows was not measured
+        text = f"{text.removesuffix(NOT_TUNED)}, compared with tuning on {learned}"
+    if confidence is None:
+        return f"undecided (too few groups in the test rows); for now: {text}"
+    return text if confidence >= DECIDED else f"undecided (too few test rows); for now: {text}"
 
 
-def _beaten(one: Candidate, other: Candidate, p: float) -> str:
-    times = _times(one, other)
-    return (
-        f"{one.name} ({one.score:.3f}) is cheaper, but {other.name} ({other.score:.3f}) surely beats it by "
-        f"{other.score - one.score:.3f} (adjusted {_said(p)}) {times}"
-    )
-
-
-def _hardly_ever(one: Candidate, other: Candidate, found: Mapping[str, float]) -> str:
-    return (
-        f"no test surely parts {one.name} ({one.score:.3f}) from {other.name} ({other.score:.3f}), but "
-        f"{found[one.name]:.0%} of redrawn test sets take {one.name} and {found[other.name]:.0%} {other.name}"
-    )
-
-
-def _not_worth(chosen: Candidate, other: Candidate, p: float, wanted: float) -> str:
-    gain, times = other.score - chosen.score, _times(chosen, other)
+def _against_dearer(chosen: Candidate, other: Candidate, p: float, margin: float) -> str:
+    """Return the reason against a more expensive arm."""
+    gain = other.score - chosen.score
+    cost = _cost_text(chosen, other)
     if gain <= 0:
-        return f"{other.name} ({other.score:.3f}) scores no higher than {chosen.name} ({chosen.score:.3f}) {times}"
-    sure = f"surely (adjusted {_said(p)})" if p < ALPHA else f"not surely (adjusted {_said(p)})"
-    return f"{other.name} gains {gain:.3f} over {chosen.name}, {sure}; {times} it would have to gain {wanted:.3f}"
+        return f"{other.name} ({other.score:.3f}) scores no higher than {chosen.name} ({chosen.score:.3f}) {cost}"
+    significant = "significantly" if p < ALPHA else "not significantly"
+    required = needed(margin, chosen.cost, other.cost)
+    return (
+        f"{other.name} gains {gain:.3f} over {chosen.name}, {significant} (adjusted {_p_text(p)}); {cost} the required "
+        f"gain is {required:.3f}"
+    )
 
 
-def _times(one: Candidate, other: Candidate) -> str:
-    ratio = other.cost / max(one.cost, 1e-9)
+def _cost_text(arm: Candidate, other: Candidate) -> str:
+    ratio = other.cost / max(arm.cost, 1e-9)
     return f"at {ratio:.1f} times the cost" if ratio >= 1 else f"at {ratio:.2f} of the cost"
 
 
-def _said(p: float) -> str:
+def _p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
