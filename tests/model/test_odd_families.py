@@ -98,7 +98,7 @@ def test_experts_that_share_a_parameter_take_plain_updates_alone():
     assert Lora().refusal(made, family="decoder") == ""
     assert Lora(targets="q_proj", dora=True).refusal(made, family="decoder") == ""
     for technique, key in ((Lora(dora=True), "technique.dora"), (Lora(dropout=0.1), "technique.dropout")):
-        assert technique.refusal(made, family="decoder").startswith(f"{key}: PEFT has none for experts")
+        assert technique.refusal(made, family="decoder").startswith(f"{key}: PEFT does not support it for experts")
 
 
 def test_experts_that_would_stay_whole_are_not_loaded_in_four_bits(tmp_path: Path, tiny_llama: Path):

@@ -121,7 +121,10 @@ def test_virtual_tokens_stand_at_the_positions_before_a_row():
 @pytest.mark.parametrize("kind", ["gemma", "gemma3"])
 def test_more_tokens_than_a_sliding_window_sees_are_refused(kind: str):
     policy(kind, Prefix(tokens=15))
-    with pytest.raises(RecipeError, match=r"^technique\.tokens: the model's window lets 15 of them be seen"):
+    with pytest.raises(
+        RecipeError,
+        match=r"^technique\.tokens: the model's attention window holds 15 virtual tokens, got 16; use at most 15",
+    ):
         policy(kind, Prefix(tokens=16))
 
 

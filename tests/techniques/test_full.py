@@ -66,7 +66,7 @@ def test_the_reference_answers_as_before_where_one_is_kept():
 
 def test_no_second_copy_is_made_unless_it_is_asked_for():
     made = Full().adapt(base("llama").network, family="decoder", keep_reference=False)
-    with pytest.raises(AssertionError, match="keeps no reference"):
+    with pytest.raises(AssertionError, match="has a reference model only if"):
         made.reference()
 
 

@@ -165,7 +165,7 @@ def test_a_single_name_is_a_list_of_one_and_a_layer_that_is_not_there_is_refused
     assert Lora(targets=r".*\.[qv]_proj").targets == r".*\.[qv]_proj"
     assert Lora(targets=("self_attn.q_proj", "v_proj")).refusal(network, family="decoder") == ""
     said = Lora(targets="query").refusal(network, family="decoder")
-    assert said.startswith("technique.targets: no layer is called 'query'; the last parts of names here: ")
+    assert said.startswith("technique.targets: no layer is called 'query'; use one of ")
     assert "q_proj" in said
 
 
@@ -177,10 +177,10 @@ def test_names_with_commas_between_them_are_a_list():
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
-        ("*_proj", "'*_proj' is no pattern (nothing to repeat at position 0); a star for any letters is written .*"),
-        (r".*\.query", r"no layer matches '.*\\.query'; the last parts of names here: "),
-        ((), "names no layer; name one, or leave it out"),
-        (r".*layers\.0\.self_attn.*", "reaches model.layers.0.self_attn, which cannot be changed so"),
+        ("*_proj", "'*_proj' is not a valid pattern (nothing to repeat at position 0); write .* for any characters"),
+        (r".*\.query", r"no layer matches '.*\\.query'; use one of "),
+        ((), "expected at least one layer; name one, or leave it out"),
+        (r".*layers\.0\.self_attn.*", "matches model.layers.0.self_attn, which cannot be adapted"),
         (("q_proj", "norm"), "no layer is called 'norm'"),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_weight_of_both_embeddings_takes_no_update_for_it_could_not_be_merged(
     technique = Lora(targets=targets, quantize=quantize)
     said = technique.refusal(base("llama", technique.load_options()).network, family="decoder")
     assert "shares its weight with the model's other embedding" in said
-    assert said.endswith("leave it out, or take technique: full")
+    assert said.endswith("leave it out, or use technique: full")
 
 
 def test_embeddings_of_their_own_weight_take_updates_that_merge_to_the_same_answers():

@@ -1,1 +1,1 @@
-"""Networks: read, measured, run on batches of tokens, and written."""
+"""Networks: loading, packed batches, attention, generation, kernels and files."""

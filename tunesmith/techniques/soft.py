@@ -1,4 +1,7 @@
-"""What prompt, prefix and p-tuning share: virtual tokens of PEFT's, before every row."""
+"""The common part of prompt, prefix and p-tuning: PEFT's virtual tokens in front of every row.
+
+Letters: V virtual tokens, D hidden width.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,15 @@ from tunesmith.model.quiet import quiet
 from tunesmith.model.virtual import Virtual
 from tunesmith.techniques.adapter import Adapter
 
-# PEFT's model only puts virtual tokens before a row where it is told what the model is for.
+# PEFT's model puts virtual tokens in front of a row only if it has a task type.
 TASKS = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
 
 
 class Soft(Adapter):
-    """A technique of virtual tokens."""
+    """A technique with virtual tokens."""
 
-    def _before(self, base: Any, config: Any, *, family: str, start: torch.Tensor | None = None) -> Policy:
-        """A policy whose numbers are virtual tokens by this configuration, `start` their first values where given."""
+    def _with_virtual_tokens(self, base: Any, config: Any, *, family: str, start: torch.Tensor | None = None) -> Policy:
+        """Return a policy with the virtual tokens of a PEFT configuration, initialized to `start` [V, ...] if given."""
         from peft import get_peft_model
 
         with quiet():
@@ -33,23 +36,26 @@ class Soft(Adapter):
         return policy
 
     def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
-        """The base with PEFT's virtual tokens before it. Raises RecipeError for more than a window sees."""
+        """Return the base with virtual tokens. Raises RecipeError if a sliding window would hide some of them."""
         base.requires_grad_(False)
         policy = Policy.over(base, family=family)
-        policy.adapter, policy.weights = wrapped, False
+        policy.adapter = wrapped
+        policy.weights = False
         policy.virtual = Virtual(wrapped, wrapped.active_peft_config.num_virtual_tokens, family == "decoder")
         policy.reference = policy.without_virtual
         if policy.virtual.is_past:
             with torch.no_grad():
-                kept = min(keys.shape[2] for keys, _ in policy.virtual.past(base))
-            if kept < policy.virtual.size:
-                cure = f"use at most {kept}"
-                raise RecipeError(f"technique.tokens: the model's window lets {kept} of them be seen; {cure}")
+                visible = min(keys.shape[2] for keys, _ in policy.virtual.past(base))
+            if visible < policy.virtual.size:
+                raise RecipeError(
+                    f"technique.tokens: the model's attention window holds {visible} virtual tokens, "
+                    f"got {policy.virtual.size}; use at most {visible}"
+                )
         return policy
 
 
 def sizes(base: Any) -> dict[str, Any]:
-    """Width, heads and layers of a base, which PEFT finds in some families only."""
+    """Return width, heads and layers of a base, which PEFT finds in some families only."""
     config = base.config
     return {
         "token_dim": base.get_input_embeddings().embedding_dim,
@@ -59,7 +65,7 @@ def sizes(base: Any) -> dict[str, Any]:
 
 
 def opening(start: Sequence[int], size: int, device: torch.device) -> torch.Tensor:
-    """[size] ids: the text cut short, or said again until it is long enough. Raises RecipeError without any."""
+    """Return `size` ids of the text, truncated or repeated to that length. Raises RecipeError if it is empty."""
     if not start:
         raise RecipeError("technique.init: there is no text to start from; use init: random")
     return torch.tensor([start[i % len(start)] for i in range(size)], device=device)
