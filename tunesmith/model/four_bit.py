@@ -83,17 +83,11 @@ def resident_bytes(network: nn.Module) -> int:
     Args:
         network: plain or quantized.
     """
-    sizes: dict[int, int] = {}
-    scales = [part for value in network.parameters() for part in _scales(value)]
-    for part in (*network.parameters(), *network.buffers(), *scales):
-        sizes[part.data_ptr()] = part.nbytes
-    return sum(sizes.values())
-
-
-def _scales(value: Any) -> list[Tensor]:
-    """Return the tensors that are needed to read a packed weight; empty for a plain one."""
-    if value.dtype != torch.uint8:
-        return []
-    state = value.quant_state
-    nested = [state.offset, state.state2.absmax, state.state2.code] if state.nested else []
-    return [state.absmax, state.code, *nested]
+    parts = [*network.parameters(), *network.buffers()]
+    for value in network.parameters():
+        if value.dtype == torch.uint8:
+            state: Any = value.quant_state  # type: ignore[attr-defined]
+            parts += [state.absmax, state.code]
+            if state.nested:  # the scales are quantized too
+                parts += [state.offset, state.state2.absmax, state.state2.code]
+    return sum({part.data_ptr(): part.nbytes for part in parts}.values())

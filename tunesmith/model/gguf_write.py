@@ -8,7 +8,6 @@ Letters: H heads, W head width, D hidden width, R rank, I and O inner and outer 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,20 @@ def write_gguf(network: Any, tokenizer: PreTrainedTokenizerBase, file: Path, *, 
     writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[known.arch])
     matrices, embeddings, file_type = FORMATS[kind]
     writer.add_name(name)
-    _add_shape(writer, config, file_type=file_type)
+    width = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(width)
+    writer.add_value_length(width)
+    writer.add_rope_dimension_count(width)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(file_type)
     _add_tokenizer(writer, tokenizer, words=config.vocab_size, name=name)
     if tokenizer.chat_template:
         ends = network.generation_config.eos_token_id
@@ -133,40 +145,24 @@ def _finish(writer: gguf.GGUFWriter) -> None:
     writer.close()
 
 
-def _add_shape(writer: gguf.GGUFWriter, config: Any, *, file_type: gguf.LlamaFileType) -> None:
-    """Add widths, depths and positions."""
-    width = config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(width)
-    writer.add_value_length(width)
-    writer.add_rope_dimension_count(width)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(file_type)
-
-
 def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, *, words: int, name: str) -> None:
     """Add vocabulary, merges, special tokens and the chat template, all unchanged."""
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    rule = _pre_tokenizer_name(tokenizer.backend_tokenizer.pre_tokenizer)
-    if model["type"] != "BPE" or rule is None:
+    pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    pieces = None if pre_tokenizer is None else pre_tokenizer.pre_tokenize_str(TELLING)
+    pre = next((name for name, rule in RULES.items() if rule.pre_tokenize_str(TELLING) == pieces), None)
+    if model["type"] != "BPE" or pre is None:
         raise ModelError(
             f"{name}: llama.cpp has no pre-tokenizer that splits text as this tokenizer does; "
             "nearest that works: --format merged"
         )
     added = tokenizer.added_tokens_decoder
-    pieces = {number: piece for piece, number in tokenizer.get_vocab().items()}
+    vocabulary = {number: piece for piece, number in tokenizer.get_vocab().items()}
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(rule)
-    writer.add_token_list([pieces.get(number, f"[PAD{number}]") for number in range(words)])
-    writer.add_token_types([_token_type(number, pieces, added) for number in range(words)])
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([vocabulary.get(number, f"[PAD{number}]") for number in range(words)])
+    writer.add_token_types([_token_type(number, vocabulary, added) for number in range(words)])
     writer.add_token_merges(merges)
     for number, add in (
         (tokenizer.bos_token_id, writer.add_bos_token_id),
@@ -182,21 +178,13 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, *, words: int, name:
         writer.add_chat_template(tokenizer.chat_template)
 
 
-def _token_type(number: int, pieces: dict[int, str], added: dict[int, Any]) -> int:
+def _token_type(number: int, vocabulary: dict[int, str], added: dict[int, Any]) -> int:
     """Return GGUF's type of a token id."""
-    if number not in pieces:
+    if number not in vocabulary:
         return int(gguf.TokenType.UNUSED)
     if number not in added:
         return int(gguf.TokenType.NORMAL)
     return int(gguf.TokenType.CONTROL if added[number].special else gguf.TokenType.USER_DEFINED)
-
-
-def _pre_tokenizer_name(pre_tokenizer: Any) -> str | None:
-    """Return llama.cpp's name of an equivalent pre-tokenizer; None if there is not one."""
-    if pre_tokenizer is None:
-        return None
-    pieces = pre_tokenizer.pre_tokenize_str(TELLING)
-    return next((name for name, rule in RULES.items() if rule.pre_tokenize_str(TELLING) == pieces), None)
 
 
 def _reordered_heads(name: str, config: Any, known: Architecture) -> int:
@@ -238,14 +226,6 @@ def write_adapter_gguf(wrapped: Any, file: Path) -> bool:
     # llama.cpp multiplies by alpha / rank; rsLoRA by alpha / sqrt(rank).
     alpha = config.lora_alpha * (config.r**0.5 if config.use_rslora else 1.0)
     writer.add_float32("adapter.lora.alpha", float(alpha))
-    for title, values in _lora_factors(network, known):
-        writer.add_tensor(title, values)
-    _finish(writer)
-    return True
-
-
-def _lora_factors(network: Any, known: Architecture) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yield A [R, I] and B [O, R] of each adapted layer under llama.cpp's names."""
     names = gguf.get_tensor_name_map(known.arch, network.config.num_hidden_layers)
     for name, value in network.named_parameters():
         layer, adapted, factor = name.partition(".lora_")
@@ -254,6 +234,8 @@ def _lora_factors(network: Any, known: Architecture) -> Iterator[tuple[str, NDAr
         title = names.get_name(layer)
         if title is None:
             raise ModelError(f"{layer}: GGUF has no name for this update; nearest that works: --format merged")
-        values = value.detach().float().cpu().numpy()
+        values = value.detach().float().cpu().numpy()  # A [R, I] or B [O, R]
         heads = _reordered_heads(layer, network.config, known) if factor.startswith("B") else 0
-        yield f"{title}.weight.lora_{factor[0].lower()}", _reorder(values, heads)
+        writer.add_tensor(f"{title}.weight.lora_{factor[0].lower()}", _reorder(values, heads))
+    _finish(writer)
+    return True

@@ -90,10 +90,17 @@ def own_head(network: Any, folder: Path | None) -> MaskedHead | None:
     for dense, norm, bias in NAMES:
         missing = any(key.startswith((f"{dense}.", f"{norm}.")) for key in info["missing_keys"])
         if {f"{dense}.weight", f"{norm}.weight"} <= weights.keys() and not missing:
-            fits = _copy_weights(head, {"dense": dense, "norm": norm}, weights)
+            if not _copy_weights(head, {"dense": dense, "norm": norm}, weights):
+                return None
             head.bias.data.copy_(weights.get(bias, torch.zeros_like(head.bias)))
             head = head.to(network.device)
-            return head if fits and _same_logits(head, whole.to(network.device).eval()) else None
+            whole = whole.to(network.device).eval()
+            probe = torch.arange(1, 9, device=whole.device)[None]
+            with torch.no_grad():
+                ours = head(whole.base_model(input_ids=probe).last_hidden_state).float()
+                theirs = whole(input_ids=probe).logits.float()
+            # The tolerance allows for networks in half precision.
+            return head if torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2) else None
     return None
 
 
@@ -107,11 +114,3 @@ def _copy_weights(head: MaskedHead, names: dict[str, str], weights: dict[str, Te
         layer.weight.copy_(weights[f"{theirs}.weight"])
         layer.bias.copy_(weights.get(f"{theirs}.bias", torch.zeros_like(layer.bias)))
     return True
-
-
-@torch.no_grad()
-def _same_logits(head: MaskedHead, whole: Any) -> bool:
-    """Return whether head and whole model agree on a few ids; the tolerance allows for half-precision networks."""
-    probe = torch.arange(1, 9, device=whole.device)[None]
-    ours = head(whole.base_model(input_ids=probe).last_hidden_state)
-    return torch.allclose(ours.float(), whole(input_ids=probe).logits.float(), rtol=1e-2, atol=1e-2)

