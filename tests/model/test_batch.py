@@ -9,7 +9,7 @@ from tests.bases import LORA, base, encoded, farthest, gradients, policy, templa
 from tests.tiny import DECODERS, ENCODERS
 from tunesmith.data.template import Encoded, Tokens
 from tunesmith.model.attention import NAME, install
-from tunesmith.model.batch import WORTH_SHARING, Batch, collate, pack
+from tunesmith.model.batch import MIN_SHARED_TOKENS, Batch, collate, pack
 from tunesmith.model.policy import Policy
 from tunesmith.techniques import Full, Lora
 
@@ -61,7 +61,7 @@ def test_the_first_id_of_a_text_is_never_learned_since_nothing_stands_before_it(
     assert batch.targets.tolist() == [6, 7]
 
 
-@pytest.mark.parametrize(("shared", "runs_once"), [(WORTH_SHARING - 1, False), (WORTH_SHARING, True)])
+@pytest.mark.parametrize(("shared", "runs_once"), [(MIN_SHARED_TOKENS - 1, False), (MIN_SHARED_TOKENS, True)])
 def test_what_rows_begin_with_runs_once_where_it_is_long_enough(shared: int, runs_once: bool):
     start = list(range(10, 10 + shared))
     batch = pack([tokens([*start, 100 + i, 2], "." * (shared + 1) + "x") for i in range(3)])

@@ -54,10 +54,10 @@ def test_short_prompts_run_in_full_batches_and_long_ones_in_as_many_as_memory_is
     made = policy("llama")
     short, long = [[1] * 40] * (room.ROWS + 3), [[1] * 1000] * 20
     assert [len(group) for group in room.groups(made, short, room.ROWS)] == [room.ROWS, 3]
-    most = room.REMEMBERED // 1000
+    most = room.CACHED_TOKENS // 1000
     assert [len(group) for group in room.groups(made, long, room.ROWS)] == [most, 20 - most]
     assert [len(group) for group in room.groups(made, [*short[:5], *long[:2]], room.ROWS)] == [7]
-    assert list(room.groups(made, [[1] * (room.REMEMBERED + 1)], room.ROWS)) == [[0]]
+    assert list(room.groups(made, [[1] * (room.CACHED_TOKENS + 1)], room.ROWS)) == [[0]]
 
 
 # ------------------------------------------------------------------ greedy
@@ -280,7 +280,7 @@ def test_several_answers_differ_and_are_the_same_alone_in_company_and_again(monk
     assert [len({tuple(one.ids) for one in group}) for group in together] == [3] * len(asked)
     assert [drawn_of(made, [prompt])[0] for prompt in asked] == together
     assert drawn_of(made, asked, seed=4) != together
-    monkeypatch.setattr(room, "SAMPLED", 6)
+    monkeypatch.setattr(room, "SAMPLED_ROWS", 6)
     assert drawn_of(made, asked) == together
 
 

@@ -116,7 +116,7 @@ def test_a_task_with_a_head_leaves_the_words_of_the_others_in_the_count(tmp_path
 
 
 def test_answers_are_counted_in_the_groups_that_are_answered_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(room, "REMEMBERED", 256)
+    monkeypatch.setattr(room, "CACHED_TOKENS", 256)
     made = recipe(tmp_path, answers(), "llama", objective={"kind": "instruct", "max_new_tokens": 5})
     prepared = read(made)
     groups = work_of(prepared).written

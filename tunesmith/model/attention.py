@@ -36,9 +36,9 @@ from tunesmith.model.ragged import Ragged
 # The name under which transformers finds `attend`.
 NAME = "tunesmith"
 # Additions to attention scores that some families need and `attend` does not implement; they keep their own attention.
-NOT_KNOWN = ("softcap", "s_aux", "position_bias")
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 # Largest relative distance between the states of packed and lone rows: float32, and half precision with its rounding.
-SAME, SAME_IN_HALF = 0.001, 0.02
+TOLERANCE, HALF_TOLERANCE = 0.001, 0.02
 # transformers passes a 4-D mask through unchanged. Without one the model would build a mask over all N x N pairs.
 NO_MASK = torch.zeros(1, 1, 1, 1)
 
@@ -131,7 +131,7 @@ def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
     layout: Layout | Ragged | Fork | None = kwargs.pop("layout", None)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    if unsupported := [option for option in NOT_KNOWN if kwargs.get(option) is not None]:
+    if unsupported := [option for option in UNSUPPORTED if kwargs.get(option) is not None]:
         raise ValueError(f"packed attention does not support {unsupported[0]}")
     if isinstance(layout, Ragged):
         window, scale = kwargs.get("sliding_window"), kwargs.get("scaling")
@@ -143,6 +143,7 @@ def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
     causal = module.is_causal if causal is None else causal
     if layout.windows is not None:
         layout.windows.add(kwargs.get("sliding_window"))
+    # Levels are packed one after another, so the outputs of all levels, concatenated, are in the order of the tokens.
     start = 0
     outputs = []
     for level in layout.levels:
@@ -185,7 +186,7 @@ class Segment:
 
 def lay_out(segments: Sequence[Segment]) -> tuple[Layout, list[int]]:
     """Return the layout of segments (parents before children), and the packed index of each segment's first token."""
-    depths: list[int] = []
+    depths: list[int] = []  # parents come first, so their depth is known
     for segment in segments:
         depths.append(0 if segment.parent < 0 else depths[segment.parent] + 1)
     levels = [[i for i, d in enumerate(depths) if d == depth] for depth in range(max(depths) + 1)]
@@ -278,9 +279,9 @@ def install(network: Any, *, causal: bool) -> bool:
     return False
 
 
-def same_by(network: Any) -> float:
+def state_tolerance(network: Any) -> float:
     """Return the largest relative distance between states that should be equal, in the network's own dtype."""
-    return SAME if network.dtype == torch.float32 else SAME_IN_HALF
+    return TOLERANCE if network.dtype == torch.float32 else HALF_TOLERANCE
 
 
 @torch.no_grad()
@@ -305,6 +306,6 @@ def _same_states(network: Any, *, causal: bool) -> bool:
     for row, states in ((rows[0], packed[: shared + own]), (rows[1], packed[-own - 1 :])):
         alone = network.base_model(input_ids=torch.tensor([row], device=network.device)).last_hidden_state[0].float()
         alone = alone[-len(states) :]
-        if (states - alone).norm() > same_by(network) * alone.norm():
+        if (states - alone).norm() > state_tolerance(network) * alone.norm():
             return False
     return True

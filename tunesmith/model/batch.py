@@ -33,7 +33,7 @@ from tunesmith.model.rollout import Rollout
 
 # Shortest prefix that is shared, in tokens. Every further segment costs each layer another attention call; measured,
 # sharing saves time from about this length on (bench/NOTES.md).
-WORTH_SHARING = 8
+MIN_SHARED_TOKENS = 8
 # Tokens of one forward pass where the caller sets no limit.
 TOKENS_PER_PASS = 4096
 
@@ -293,7 +293,7 @@ def _neighbours(rows: Sequence[_Row], members: Sequence[int], start: int) -> Ite
     end = start
     for number in members:
         common = min(end, rows[group[-1]].common_end(rows[number], start)) if group else start
-        if common - start >= WORTH_SHARING:
+        if common - start >= MIN_SHARED_TOKENS:
             group = [*group, number]
             end = common
             continue

@@ -132,7 +132,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _flush(path: Path) -> None:
-    """Write a file or a folder entry to disk."""
+    """Write a file or a folder entry to disk: without it, a rename may be on disk before the bytes it names."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

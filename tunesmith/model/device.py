@@ -20,13 +20,13 @@ DTYPES: Mapping[str, torch.dtype] = {
 # Rows, inner and outer width of the matrix products to time: the MLP of SmolLM2-135M, up and down.
 SHAPES = ((1024, 576, 1536), (1024, 1536, 576))
 # bfloat16 costs a little quality, so on a CPU it has to be at least this much faster.
-WORTH = 1.3
+MIN_SPEEDUP = 1.3
 ROUNDS = 3
 REPEATS = 3
 SECONDS_EACH = 0.05
 # Some processors emulate bfloat16 at about a fiftieth of float32's rate, and the full product would take seconds. A
 # product of few rows predicts its time, if anything too long; above this many seconds the full one is not run.
-FEW_ROWS, TOO_LONG = 64, 0.3
+FEW_ROWS, MAX_SECONDS = 64, 0.3
 # Ends of the messages when memory ran out and smaller micro-batches do not help.
 NOT_ONE_ROW = (
     "memory does not hold one row at a time; lower data.max_tokens, "
@@ -114,9 +114,9 @@ def choose_dtype(device: str, measured: Mapping[str, float]) -> tuple[str, str]:
     if device != "cpu":
         return "float32", f"since half precision is not tested on {device}"
     ratio = measured["bfloat16"] / measured["float32"]
-    if ratio >= WORTH:
+    if ratio >= MIN_SPEEDUP:
         return "bfloat16", f"since it is {ratio:.1f} times as fast as float32"
-    return "float32", f"since bfloat16 is {ratio:.1f} times as fast and would have to be {WORTH}"
+    return "float32", f"since bfloat16 is {ratio:.1f} times as fast and would have to be {MIN_SPEEDUP}"
 
 
 def gemm_gflops(device: str, dtype: torch.dtype, *, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -135,7 +135,7 @@ def _best_time(left: torch.Tensor, right: torch.Tensor, *, clock: Callable[[], f
     if left.device.type == "cpu" and left.dtype != torch.float32:
         few = min(_seconds(left[:FEW_ROWS], right, clock), _seconds(left[:FEW_ROWS], right, clock))
         predicted = few * len(left) / FEW_ROWS
-        if predicted > TOO_LONG:
+        if predicted > MAX_SECONDS:
             return predicted
     _seconds(left, right, clock)
     times: list[float] = []
@@ -148,7 +148,7 @@ def _seconds(left: torch.Tensor, right: torch.Tensor, clock: Callable[[], float]
     """Time one product."""
     start = clock()
     torch.mm(left, right)
-    if left.is_cuda:
+    if left.is_cuda:  # GPU kernels run asynchronously
         torch.cuda.synchronize(left.device)
     return max(clock() - start, 1e-9)
 

@@ -23,11 +23,11 @@ ENCODERS = frozenset(
     }
 )  # fmt: skip
 # Ends of the names of transformers' classes that generate text from text alone.
-WRITERS = ("ForCausalLM", "LMHeadModel")
+GENERATIVE_CLASSES = ("ForCausalLM", "LMHeadModel")
 # Encoders that number positions from pad_token_id + 1, so the first rows of their position table are never used.
-OFFSET = frozenset({"camembert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"})
+PADDING_OFFSET = frozenset({"camembert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"})
 # Decoders without a sliding window that derive positions from the cache columns, padding included.
-COUNT_PLACES = frozenset({"gpt_neo", "mpt"})
+COUNTS_COLUMNS = frozenset({"gpt_neo", "mpt"})
 
 
 def slides(config: Any) -> bool:
@@ -37,7 +37,7 @@ def slides(config: Any) -> bool:
 
 def counts_places(config: Any) -> bool:
     """Return whether padding within a row would shift what some layers attend to."""
-    return config.model_type in COUNT_PLACES or slides(config)
+    return config.model_type in COUNTS_COLUMNS or slides(config)
 
 
 def positions_of(config: Mapping[str, Any]) -> int:
@@ -47,7 +47,7 @@ def positions_of(config: Mapping[str, Any]) -> int:
         config: contents of config.json.
     """
     most = int(config.get("max_position_embeddings") or config.get("n_positions") or 0)
-    unused = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in OFFSET else 0
+    unused = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in PADDING_OFFSET else 0
     return max(0, most - unused)
 
 
@@ -82,9 +82,9 @@ def family_of(config: Mapping[str, Any], *, where: str) -> str:
             "choose a decoder (Llama, Qwen, Gemma, GPT) or an encoder (BERT)"
         )
     writer = str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, ""))
-    if kind in ENCODERS:
-        return "decoder" if config.get("is_decoder") and writer.endswith(WRITERS) else "encoder"
-    if writer.endswith(WRITERS):
+    if kind in ENCODERS:  # with is_decoder, these models attend causally and can generate
+        return "decoder" if config.get("is_decoder") and writer.endswith(GENERATIVE_CLASSES) else "encoder"
+    if writer.endswith(GENERATIVE_CLASSES):
         return "decoder"
     raise ModelError(f"{where}: {_unsupported_reason(kind, writer, config)}")
 

@@ -27,11 +27,11 @@ from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 
 # Rows decoded together, and the prompt tokens whose keys and values stay in memory until all of them have ended.
-ROWS, REMEMBERED = 64, 16_384
+ROWS, CACHED_TOKENS = 64, 16_384
 # Prompts whose options are scored in one pass.
-SCORED = 32
+SCORED_PROMPTS = 32
 # Completions decoded together when each prompt gets several: the weights are read once for all of them.
-SAMPLED = 64
+SAMPLED_ROWS = 64
 
 
 @dataclass(slots=True)
@@ -153,7 +153,7 @@ def sample(
         `count` completions for each prompt, in the order of the prompts.
     """
     completions: dict[int, list[AnswerIds]] = {}
-    for group in groups(policy, prompts, max(1, SAMPLED // count), copies=count):
+    for group in groups(policy, prompts, max(1, SAMPLED_ROWS // count), copies=count):
         members = [prompts[i] for i in group]
         generated = _complete(policy, members, sampling=sampling, template=template, copies=count)
         completions |= {row: generated[i * count : (i + 1) * count] for i, row in enumerate(group)}
@@ -192,9 +192,9 @@ def groups(policy: Policy, prompts: Sequence[list[int]], size: int, copies: int 
     # Families that count cache columns cannot have padding between virtual tokens and a row's own (see `_prefill`):
     # there, only prompts of equal length form a group.
     even = policy.virtual is not None and counts_places(policy.network.config)
-    lengths = [max(REMEMBERED // size, len(prompt) * copies) for prompt in prompts]
+    lengths = [max(CACHED_TOKENS // size, len(prompt) * copies) for prompt in prompts]
     for _, members in groupby(order, key=lambda i: len(prompts[i]) if even else 0):
-        yield from cut(list(members), lengths, REMEMBERED)
+        yield from cut(list(members), lengths, CACHED_TOKENS)
 
 
 def stream(policy: Policy, prompt: list[int], *, sampling: Sampling, template: Template) -> Iterator[str]:
@@ -307,7 +307,7 @@ def common(prompts: Sequence[list[int]]) -> int:
 
 
 # Below this temperature the most likely token has all the probability, and dividing by it may overflow a float.
-COLDEST = 1e-5
+MIN_TEMPERATURE = 1e-5
 
 
 def choose(logits: Tensor, chance: Sequence[torch.Generator], sampling: Sampling) -> Tensor:
@@ -319,10 +319,11 @@ def choose(logits: Tensor, chance: Sequence[torch.Generator], sampling: Sampling
         sampling: temperature 0 takes the most likely token; otherwise it is sampled from the smallest set of tokens
             whose probabilities sum to `top_p`.
     """
-    if sampling.temperature < COLDEST:
+    if sampling.temperature < MIN_TEMPERATURE:
         return logits.argmax(dim=1)
     probabilities = (logits / sampling.temperature).softmax(dim=1)
     if sampling.top_p < 1:
+        # Drop a token if those before it already have the mass: the first one always stays.
         ordered, index = probabilities.sort(dim=1, descending=True)
         ordered[ordered.cumsum(dim=1) - ordered > sampling.top_p] = 0
         probabilities = torch.zeros_like(probabilities).scatter_(1, index, ordered)
@@ -360,8 +361,8 @@ def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequenc
         Log-probabilities [B, O] in nats, summed over the tokens of an option.
     """
     shared = common(prompts)
-    # The shared prefix runs once, but attention gathers its keys for every prompt: hence at most SCORED in a pass.
-    least = TOKENS_PER_PASS // SCORED
+    # The shared prefix runs once, but attention gathers its keys for every prompt: hence the limit per pass.
+    least = TOKENS_PER_PASS // SCORED_PROMPTS
     lengths = [
         max(least, len(prompt) - shared + sum(map(len, own))) for prompt, own in zip(prompts, options, strict=True)
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from tunesmith.data.template import Template
 from tunesmith.errors import TunesmithError, briefly
 
-MOST_CHARACTERS = 32_768
+MAX_SCHEMA_CHARACTERS = 32_768
 
 
 class GrammarError(TunesmithError):
@@ -51,8 +51,10 @@ class Grammar:
         from llguidance import LLMatcher
 
         text = json.dumps(schema)
-        if len(text) > MOST_CHARACTERS:
-            raise GrammarError(f"schema: expected at most {MOST_CHARACTERS} characters, got {len(text)}; shorten it")
+        if len(text) > MAX_SCHEMA_CHARACTERS:
+            raise GrammarError(
+                f"schema: expected at most {MAX_SCHEMA_CHARACTERS} characters, got {len(text)}; shorten it"
+            )
         try:
             # Exactly one space after a comma or colon: where white space is free, small models never stop writing it.
             grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_flexible": False})

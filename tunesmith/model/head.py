@@ -196,6 +196,7 @@ class LanguageHead:
         def chunk_nll(states: Tensor, targets: Tensor) -> Tensor:
             return F.cross_entropy(self.logits(states).float() / temperature, targets, reduction="none")
 
+        # A head has no dropout, so checkpointing need not restore the state of the random generators.
         parts = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
         return torch.cat(
             [checkpoint(chunk_nll, *part, use_reentrant=False, preserve_rng_state=False) for part in parts]

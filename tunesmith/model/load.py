@@ -33,6 +33,7 @@ from tunesmith.model.quiet import quiet
 from tunesmith.model.shipped import SHIPPED, fetch, nearest
 from tunesmith.model.virtual import takes_past
 
+# Only files of the top folder: subfolders have other formats (onnx/, original/), which can be gigabytes.
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 # The Hub client has changed its HTTP library before; its own error class derives from that library's root error.

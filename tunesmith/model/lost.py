@@ -21,11 +21,11 @@ from tunesmith.model.weights import weight_files
 Updates = Mapping[str, Any]  # PEFT's layers by name
 # Relative error up to which a stored weight is taken for the layer's own. NF4 loses a tenth of a weight's norm; what
 # differs more belongs to another layer, or is transposed.
-NOT_ITS_OWN = 0.5
+MAX_RELATIVE_ERROR = 0.5
 # Tokens of the calibration text; 13 give nearly the same as a thousand (bench/NOTES.md).
-HEARD = 512
+CALIBRATION_TOKENS = 512
 # Smallest input, as a share of the mean: an input that is zero in this text need not be zero in others.
-LEAST = 1e-2
+MIN_RELATIVE_INPUT = 1e-2
 
 
 @torch.no_grad()
@@ -41,14 +41,14 @@ def give_back(network: Any, ids: Sequence[int]) -> None:
     from peft.tuners.lora.bnb import Linear4bit  # exists only if bitsandbytes is installed
 
     updates: Updates = {name: module for name, module in network.named_modules() if isinstance(module, Linear4bit)}
-    text = list(ids)[: min(HEARD, positions_of(network.config.to_dict()) or HEARD)]
+    text = list(ids)[: min(CALIBRATION_TOKENS, positions_of(network.config.to_dict()) or CALIBRATION_TOKENS)]
     inputs = _input_rms(network, updates, torch.tensor([text], device=network.device))
     for name, error in _quantization_errors(network, updates):
         if name not in inputs:  # a layer that the text does not reach, such as attention to an absent encoder
             continue
         layer = updates[name]
         a, b = (factors["default"].weight for factors in (layer.lora_A, layer.lora_B))
-        rms = inputs[name].clamp_min(LEAST * inputs[name].mean())  # [I]
+        rms = inputs[name].clamp_min(MIN_RELATIVE_INPUT * inputs[name].mean())  # [I]
         rank = min(a.shape[0] // 2, *error.shape)
         left, singular, right = torch.svd_lowrank(error * rms, q=min(rank + 8, *error.shape), niter=4)
         rows = right[:, :rank].T / rms  # [R / 2, I]
@@ -89,6 +89,6 @@ def _quantization_errors(network: Any, updates: Updates) -> Iterator[tuple[str, 
                     packed = dequantize_module_weight(layer.base_layer).float()
                     stored = tensors.get_tensor(key).to(packed)
                     for full in (stored, stored.T):  # GPT-2 stores transposed weights
-                        if full.shape == packed.shape and (full - packed).norm() < NOT_ITS_OWN * packed.norm():
+                        if full.shape == packed.shape and (full - packed).norm() < MAX_RELATIVE_ERROR * packed.norm():
                             yield name, full - packed
                             break

@@ -52,6 +52,7 @@ class _FusedUpdate(torch.autograd.Function):
         grad = grads[0].reshape(-1, grads[0].shape[-1]).to(weight.dtype)
         with torch.autocast(grad.device.type, enabled=False):
             grad_low = (grad @ b).mul_(ctx.scale)  # [N, R]
+            # The factors are float32 parameters, whatever dtype the products have.
             grad_b = (grad.T @ low).mul_(ctx.scale).float()
             grad_a = (grad_low.T @ flat).float()
             grad_x = None

@@ -72,6 +72,7 @@ class _MixedLayer(nn.Module):
 
 def _concatenate(layers: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
     """Return A [S, I] and B [O, S] of several updates, and make the layers' own factors views of them."""
+    # Tensors made in inference mode could never be trained again.
     with torch.inference_mode(False), torch.no_grad():
         a = torch.cat([layer.lora_a for layer in layers])
         b = torch.cat([layer.lora_b for layer in layers], dim=1)

@@ -29,7 +29,7 @@ def referenced(rows: Sequence[Encoded], policy: Policy, *, tokens: int = TOKENS_
         Copies of the rows, in order, with `reference` set: one value per sequence, in nats.
     """
     sizes = [row.size for row in rows]
-    order = sorted(range(len(rows)), key=lambda row: -sizes[row])
+    order = sorted(range(len(rows)), key=lambda row: -sizes[row])  # rows of similar length together
     logprobs: dict[int, tuple[float, ...]] = {}
     for index in cut(order, sizes, tokens):
         batch = collate([rows[i] for i in index]).to(policy.device)

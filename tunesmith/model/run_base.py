@@ -13,11 +13,11 @@ from tunesmith.model.quiet import quiet
 from tunesmith.model.shipped import SHIPPED
 from tunesmith.model.weights import read_json
 
-PAGE = "tunesmith.json"
-BEGUN = "run.json"  # every run folder has it from the first second
-ADAPTER = "adapter_model.safetensors"
+MODEL_FILE = "tunesmith.json"
+RUN_FILE = "run.json"  # every run folder has it from the first second
+ADAPTER_FILE = "adapter_model.safetensors"
 # Techniques whose adapters can be merged into the base's weights.
-MERGED = ("lora", "ia3")
+MERGEABLE = ("lora", "ia3")
 
 
 def model_folder(path: Path) -> Path:
@@ -29,9 +29,9 @@ def model_folder(path: Path) -> Path:
     Raises:
         ModelError: if the run is not finished.
     """
-    if (path / "model" / PAGE).exists():
+    if (path / "model" / MODEL_FILE).exists():
         return path / "model"
-    if (path / BEGUN).exists() and not (path / "config.json").exists():
+    if (path / RUN_FILE).exists() and not (path / "config.json").exists():
         raise ModelError(f"{path}: no finished model in it; finish it with `tunesmith tune`")
     return path
 
@@ -63,9 +63,9 @@ def begins_from(folder: Path, *, where: str) -> tuple[str, str]:
     Raises:
         ModelError: if another run cannot start from this one.
     """
-    if not (folder / PAGE).exists():
+    if not (folder / MODEL_FILE).exists():
         return "", ""
-    manifest = read_json(folder / PAGE, where=where)
+    manifest = read_json(folder / MODEL_FILE, where=where)
     technique, objective = (str(manifest.get(key, {}).get("kind")) for key in ("technique", "objective"))
     # A masked-LM head is dropped: what an encoder learned about a domain is in its body.
     if (folder / "head.safetensors").exists() and objective != "domain":
@@ -73,10 +73,10 @@ def begins_from(folder: Path, *, where: str) -> tuple[str, str]:
             f"{where}: tuned for {objective} with its own head, which other runs cannot start from; "
             f"start from a run of domain or instruct, or from its base ({manifest.get('base')})"
         )
-    if technique != "full" and technique not in MERGED:
+    if technique != "full" and technique not in MERGEABLE:
         raise ModelError(
             f"{where}: {technique} trains virtual tokens, which cannot be merged into weights; "
-            f"start from a run of {', '.join(MERGED)} or full"
+            f"start from a run of {', '.join(MERGEABLE)} or full"
         )
     if (folder / MANIFEST).exists():
         verify_folder(folder, only="*.safetensors")
@@ -92,7 +92,7 @@ def merged(network: Any, folder: Path, *, fingerprint: str, where: str) -> tuple
     """
     from peft import PeftModel
 
-    expected = read_json(folder / PAGE, where=where).get("fingerprint")
+    expected = read_json(folder / MODEL_FILE, where=where).get("fingerprint")
     if fingerprint != expected:
         raise ModelError(
             f"{where}: tuned over another base ({expected}, found {fingerprint}); give the base it was tuned on"
@@ -100,4 +100,4 @@ def merged(network: Any, folder: Path, *, fingerprint: str, where: str) -> tuple
     with quiet():
         whole = PeftModel.from_pretrained(network, folder).merge_and_unload()
     whole.name_or_path = ""  # an adapter trained over the result must not name the original base as its own
-    return whole, hashlib.sha256(f"{fingerprint}{sha256_of_file(folder / ADAPTER)}".encode()).hexdigest()[:16]
+    return whole, hashlib.sha256(f"{fingerprint}{sha256_of_file(folder / ADAPTER_FILE)}".encode()).hexdigest()[:16]

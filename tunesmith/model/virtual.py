@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tunesmith.model.attention import same_by
+from tunesmith.model.attention import state_tolerance
 from tunesmith.model.fork import Past
 
 
@@ -44,6 +44,7 @@ class Virtual:
 
     def past(self, network: Any) -> Past:
         """Compute keys and values [1, G, V, W] of the V tokens in every layer, with gradient."""
+        # PEFT returns a cache for prefix tuning, and embeddings [1, V, D] for the other techniques.
         prompt = self.wrapped.get_prompt(1)
         if self._prefix:
             return [(layer.keys, layer.values) for layer in prompt.layers]
@@ -123,4 +124,4 @@ def takes_past(network: Any) -> bool:
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError):  # a state without keys and values
         return False
     expected = network.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, 4:].float()
-    return bool((cached - expected).norm() <= same_by(network) * expected.norm())
+    return bool((cached - expected).norm() <= state_tolerance(network) * expected.norm())

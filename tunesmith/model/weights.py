@@ -132,6 +132,7 @@ def fingerprint(config: Mapping[str, Any], glimpses: Iterable[Glimpse]) -> str:
     They are rounded to bfloat16, so a float32 copy of bfloat16 weights has the same fingerprint.
     """
     digest = hashlib.sha256(json.dumps([config.get(key) for key in SHAPE_KEYS]).encode())
+    # Sorted by name: files and networks list their tensors in different orders.
     for name, shape, part in sorted(glimpses, key=lambda glimpse: glimpse[0]):
         values = part.flatten()[:SAMPLE].cpu().to(torch.float32).to(torch.bfloat16)
         digest.update(f"{name}{shape}".encode())

@@ -121,6 +121,7 @@ def gae(rewards: Tensor, values: Tensor, sizes: list[int], spread: float) -> Ten
 
     Source: Schulman et al. 2015, arXiv 1506.02438, equation 16.
     """
+    # Padded, so that the recursion runs over all completions in parallel, one step per position.
     reward, value = (pad_sequence(list(part.split(sizes)), batch_first=True) for part in (rewards, values))  # [B, T]
     next_value = torch.cat([value[:, 1:], value.new_zeros(len(value), 1)], dim=1)
     residual = reward + next_value - value
