@@ -46,7 +46,7 @@ HEREDOC = re.compile(r"^python - <<'EOF'\n(.*?)^EOF$", re.MULTILINE | re.DOTALL)
 COSTLY = re.compile(r"transformers|from_pretrained|tunesmith\.model")
 LINE_LANGUAGES = ("", "sh", "bash", "console", "text")
 
-# Heading in recipe.md -> the part of a recipe whose keys stand below it.
+# Heading on the recipe page -> the part of a recipe whose keys stand below it.
 SECTIONS: dict[str, type[BaseModel]] = {
     "A task of multitask": TaskSection,
     "The recipe": Recipe,
@@ -143,14 +143,14 @@ def default(field: FieldInfo) -> str:
 
 
 def row(name: str, field: FieldInfo) -> str:
-    """The first three cells of a key's line in recipe.md."""
+    """The first three cells of a key's line on the recipe page."""
     return f"| `{name}` | {default(field)} | {allowed(field)} | "
 
 
 def section(heading: str) -> str:
-    """What stands below a heading of recipe.md, up to the next."""
-    text = (DOCS / "recipe.md").read_text(encoding="utf-8")
-    assert f"\n## {heading}\n" in text, f"docs/recipe.md: no heading '## {heading}'"
+    """What stands below a heading of the recipe page, up to the next."""
+    text = (DOCS / "reference" / "recipe.md").read_text(encoding="utf-8")
+    assert f"\n## {heading}\n" in text, f"docs/reference/recipe.md: no heading '## {heading}'"
     return text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
 
 
@@ -159,7 +159,7 @@ def test_every_key_stands_in_its_table_with_its_default_and_bounds(heading: str)
     text = section(heading)
     wanted = [row(field.alias or name, field) for name, field in SECTIONS[heading].model_fields.items()]
     missing = [line for line in wanted if line not in text]
-    assert not missing, f"docs/recipe.md, under {heading!r}, lacks lines that begin with\n" + "\n".join(missing)
+    assert not missing, f"docs/reference/recipe.md, under {heading!r}, lacks lines that begin with\n" + "\n".join(missing)
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
@@ -235,8 +235,8 @@ def test_every_option_that_is_named_alone_is_one_of_some_command():
     assert named <= known
 
 
-def test_every_command_is_on_the_map():
-    shown = {line.split()[1] for page, line in command_lines() if page == DOCS / "index.md"}
+def test_every_command_is_on_the_page_of_commands():
+    shown = {line.split()[1] for page, line in command_lines() if page == DOCS / "reference" / "commands.md"}
     assert shown >= set(commands())
 
 

@@ -1,1 +1,1 @@
-"""Every technique on every objective and family of models, measured against controls: docs/grid.md."""
+"""Every technique on every objective and family of models, measured against controls: docs/reference/grid.md."""

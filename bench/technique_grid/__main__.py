@@ -99,7 +99,7 @@ def _run(args: argparse.Namespace) -> int:
     setting = Setting(args.examples, args.out, args.rows, args.seeds, args.controls)
     received = _fill(setting, args)
     grid = read(setting)
-    write_whole(path, page(grid, linked=(path.parent / "proof.md").exists()))
+    write_whole(path, page(grid, linked=(path.parent / "metrics.md").exists()))
     if received:
         raise Interruption(received, "stopped and saved")
     _show(grid, chosen, path)

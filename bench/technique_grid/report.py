@@ -157,7 +157,7 @@ What each technique brought to each objective on each family of models: real row
 that must not win, where there are some: each table says which. The page is written by `python -m
 bench.technique_grid` from finished runs, of which each line is one, and what is not there has not been run.
 
-- **gain** is tuned − base on the same held-out rows, with its interval and p-value as in [proof.md](proof.md). The base
+- **gain** is tuned − base on the same held-out rows, with its interval and p-value as in [metrics.md](metrics.md). The base
   of **qlora**, and the model under its head, lie in 4 bits as it does: what it gains is no gain over the others' base.
 - **head only** is a linear head on the frozen model, **shuffled** the same recipe on answers dealt out at random, each
   with the p-value of the gain over it, adjusted by Holm's method for all arms of the run. A cell that does not surely
@@ -170,7 +170,7 @@ bench.technique_grid` from finished runs, of which each line is one, and what is
   of 400 general questions answered right. Both measure what was lost.
 
 Learning rates were chosen on validation rows, never on these test rows: [the
-defaults](stage2-tune.md#defaults-and-why)."""
+defaults](../explanation/defaults.md)."""
 
 
 def page(grid: Grid, *, linked: bool = True) -> str:

@@ -19,7 +19,7 @@ from tunesmith.data.collect.html import html_document
 from tunesmith.data.collect.passages import passages
 from tunesmith.data.collect.text import markdown_document
 
-MANUAL = Path(__file__).parents[2] / "docs" / "stage1-data.md"
+MANUAL = Path(__file__).parents[2] / "docs" / "reference" / "data-formats.md"
 
 
 @pytest.fixture(scope="module")

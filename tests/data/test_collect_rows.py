@@ -20,7 +20,7 @@ from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 
-MANUAL = Path(__file__).parents[2] / "docs" / "stage1-data.md"
+MANUAL = Path(__file__).parents[2] / "docs" / "reference" / "data-formats.md"
 
 
 def asked(page: str) -> list[tuple[str, str, str]]:

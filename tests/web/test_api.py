@@ -387,8 +387,8 @@ def test_what_ends_the_server_waits_for_what_was_begun(runs: Path):
         ("over '/srv/base'; give /srv/runs/one, or delete it", "over 'base'; give one, or delete it"),
         ("C:\\runs\\one: no finished model in it", "one: no finished model in it"),
         (
-            "runs/mood: ends with 3/4 of it; see docs/stage3-use.md",
-            "runs/mood: ends with 3/4 of it; see docs/stage3-use.md",
+            "runs/mood: ends with 3/4 of it; see docs/reference/http-api.md",
+            "runs/mood: ends with 3/4 of it; see docs/reference/http-api.md",
         ),
     ],
 )

@@ -116,7 +116,7 @@ def parser() -> Parser:
 def _let_threads_wait() -> None:
     """Threads that wait for work sleep, where nobody else works only after a moment; torch reads it on import.
 
-    `docs/decisions/0013-threads-that-wait.md` has the seconds of both.
+    `docs/decisions/0013-idle-threads-sleep.md` has the seconds of both.
     """
     if "OMP_WAIT_POLICY" in os.environ:
         return

@@ -33,8 +33,8 @@ from tunesmith.workflows.thumbs import Thumbs
 MOST_BYTES = 512 * 1024
 # What the web server itself says no with; a bug of ours is told without its traceback, which the log has.
 SAID = {
-    404: "no such route; docs/stage3-use.md lists them",
-    405: "not asked in that way; use GET or POST as docs/stage3-use.md says",
+    404: "no such route; docs/reference/http-api.md lists them",
+    405: "not asked in that way; use GET or POST as docs/reference/http-api.md says",
     500: "a bug in tunesmith; the log of the server says more",
 }
 # What a path begins with: where a file lies is nobody's business but that of who runs the server.
@@ -286,7 +286,7 @@ def _told_of(error: Exception) -> tuple[int, Any]:
     if isinstance(error, ValidationError):
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(key_of(first["loc"]))[:100] or "body"
-        return 400, wrong(f"{place}: {first['msg']}; see docs/stage3-use.md")
+        return 400, wrong(f"{place}: {first['msg']}; see docs/reference/http-api.md")
     status, kind, code = next(told for kind_of, told in TOLD.items() if isinstance(error, kind_of))
     asked = isinstance(error, AskError | UnknownModel | Busy | Late | InternalError)
     return status, wrong(str(error) if asked else FOLDERS.sub("", str(error)), kind=kind, code=code)

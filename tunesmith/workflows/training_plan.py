@@ -42,6 +42,6 @@ def _pace(recipe: Recipe, family: str, steps: int) -> float:
     if not isinstance(recipe.objective, Classify) or family == "encoder" or not isinstance(technique, Full | Lora):
         return 1.0
     # By the whole rate weights learn labels no better, some runs not at all, and far more is forgotten. Only updates of
-    # plain weights want it for a few steps, and less for more of them: as far in all (docs/stage2-tune.md).
+    # plain weights want it for a few steps, and less for more of them: as far in all (docs/explanation/defaults.md).
     whole = isinstance(technique, Lora) and not technique.quantize
     return min(1.0, max(LEAST, FEW_STEPS / steps)) if whole else LEAST
