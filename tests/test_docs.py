@@ -159,7 +159,9 @@ def test_every_key_stands_in_its_table_with_its_default_and_bounds(heading: str)
     text = section(heading)
     wanted = [row(field.alias or name, field) for name, field in SECTIONS[heading].model_fields.items()]
     missing = [line for line in wanted if line not in text]
-    assert not missing, f"docs/reference/recipe.md, under {heading!r}, lacks lines that begin with\n" + "\n".join(missing)
+    assert not missing, f"docs/reference/recipe.md, under {heading!r}, lacks lines that begin with\n" + "\n".join(
+        missing
+    )
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
