@@ -157,8 +157,8 @@ What each technique brought to each objective on each family of models: real row
 that must not win, where there are some: each table says which. The page is written by `python -m
 bench.technique_grid` from finished runs, of which each line is one, and what is not there has not been run.
 
-- **gain** is tuned − base on the same held-out rows, with its interval and p-value as in [metrics.md](metrics.md). The base
-  of **qlora**, and the model under its head, lie in 4 bits as it does: what it gains is no gain over the others' base.
+- **gain** is tuned − base on the same held-out rows, with its interval and p-value as in [metrics.md](metrics.md). The
+  base of **qlora**, and the model under its head, lie in 4 bits as it does: what it gains is no gain over the others' base.
 - **head only** is a linear head on the frozen model, **shuffled** the same recipe on answers dealt out at random, each
   with the p-value of the gain over it, adjusted by Holm's method for all arms of the run. A cell that does not surely
   beat each control that was run (p < 0.05) reads **no effect**, whatever it gained on the base; where none was run, a
