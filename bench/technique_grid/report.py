@@ -27,7 +27,7 @@ from tunesmith.report.standing import HUNDREDS
 
 # Two techniques count as equal where the whole interval of their difference is within this share of the scale.
 EQUAL = 0.03
-EQUIVALENT, NOT_TOLD = "equivalent within 3 points", "not told apart by so few rows"
+EQUIVALENT, NOT_TOLD = "equivalent within 3 points", "not significant"
 ON_ONE = ("accuracy", "preference_accuracy", "macro_f1", "sample_f1", "exact_match", "token_f1", "rouge_l")
 
 
@@ -143,7 +143,7 @@ def pair_of(one: GridCell, against: str, found: PairedComparison, metric: str, s
 
 
 HEADINGS = (
-    "technique|seed|numbers moved|base|tuned|gain (95 %)|p|head only (p)|shuffled (p)|"
+    "technique|seed|trainable|base|tuned|gain (95 %)|p|head only (p)|shuffled (p)|"
     "verdict|learning rate|training|peak memory|weights|general text|probe"
 )
 PAIR_HEADINGS = "technique|against|seeds|difference (95 %)|p|adjusted|rows|verdict"
@@ -153,23 +153,24 @@ ADJUSTED = (
 )
 INTRODUCTION = """# The grid
 
-What each technique brought to each objective on each family of models: real rows, small models, and the controls
-that must not win, where there are some: each table says which. The page is written by `python -m
-bench.technique_grid` from finished runs, of which each line is one, and what is not there has not been run.
+The score of each technique on each objective and each family of models: real rows, small models, and controls that must
+not win. Each table states which controls were run. `python -m bench.technique_grid` writes this page from finished runs;
+each line is one run.
 
-- **gain** is tuned − base on the same held-out rows, with its interval and p-value as in [metrics.md](metrics.md). The
-  base of **qlora**, and the model under its head, lie in 4 bits as it does: what it gains is no gain over the others' base.
-- **head only** is a linear head on the frozen model, **shuffled** the same recipe on answers dealt out at random, each
-  with the p-value of the gain over it, adjusted by Holm's method for all arms of the run. A cell that does not surely
-  beat each control that was run (p < 0.05) reads **no effect**, whatever it gained on the base; where none was run, a
-  gain reads **better, no control run**.
-- **numbers moved** are those that training changes. **Training** is the time of the training steps alone, on a machine
-  that other work shares. **Peak memory** is that of the whole process, with the control's own copy of the base in it;
-  **weights** are the network's as they lie in memory.
-- **general text** is what a general text costs more than before, in nats per token; **probe** the change in the share
-  of 400 general questions answered right. Both measure what was lost.
+- **gain** is tuned − base on the same held-out rows. Interval and p-value are defined in [metrics.md](metrics.md). The
+  base of **qlora**, and the model under its head, are quantized to 4 bits as in its own run. Its gain is not a gain over
+  the base of the other techniques.
+- **head only** is a linear head on the frozen model, **shuffled** the same recipe with shuffled labels. Each has the
+  p-value of the gain over it, adjusted by Holm's method for all arms of the run. A cell that does not significantly beat
+  each control that was run (p < 0.05) reads **no effect**, whatever its gain over the base. If none was run, a gain
+  reads **better, no control run**.
+- **trainable** is the number of trainable parameters. **Training** is the time of the training steps alone, on a machine
+  with other load. **Peak memory** is that of the whole process, including the control's own copy of the base. **Weights**
+  is the size of the network's weights in memory.
+- **general text** is the rise of the loss on general text, in nats per token. **probe** is the change in the share of
+  400 general questions answered correctly. Both measure forgetting.
 
-Learning rates were chosen on validation rows, never on these test rows: [the
+Learning rates were chosen on validation rows, never on these test rows; see [the
 defaults](../explanation/defaults.md)."""
 
 
@@ -182,8 +183,8 @@ def page(grid: Grid, *, linked: bool = True) -> str:
         parts.append("## Pairs that cannot work\n\n" + "\n".join(_reasons(grid.refused)))
     if grid.stale:
         parts.append(
-            "## Made by another recipe\n\nTheir folders hold runs of another recipe or of other rows: these stand in "
-            "no table, and are run anew once they are deleted.\n\n" + "\n".join(_left(grid.stale))
+            "## Made by another recipe\n\nTheir folders contain runs of another recipe or of other rows. They are in "
+            "no table. Delete a folder to run its cell again.\n\n" + "\n".join(_left(grid.stale))
         )
     if grid.partly:
         told = "Their tables have a line for each seed that was run."
@@ -191,7 +192,7 @@ def page(grid: Grid, *, linked: bool = True) -> str:
     if grid.missing:
         parts.append("## Not run yet\n\n" + "\n".join(_left(grid.missing)))
     if grid.failed:
-        parts.append("Begun, and not finished:\n\n" + "\n".join(_reasons(grid.failed)))
+        parts.append("Started and not finished:\n\n" + "\n".join(_reasons(grid.failed)))
     if left := (*grid.missing, *grid.partly):
         parts.append(f"`python -m bench.technique_grid --only {left[0]} {grid.options}` runs one of them.")
     return "\n\n".join(parts) + "\n"

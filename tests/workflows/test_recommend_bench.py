@@ -32,11 +32,11 @@ def test_pairs_that_so_few_rows_do_not_tell_apart_are_counted_by_themselves(monk
     monkeypatch.setattr(bench, "compared", compared)
     told = bench.table({"movies": {"technique": "lora"}})
     assert "## movies: lora wins or ties" in told
-    assert "| ia3 | 0.800 | 0.000 (\u22120.100 to +0.100) | p = 0.500 | not told apart by so few rows | 2 s |" in told
+    assert "| ia3 | 0.800 | 0.000 (\u22120.100 to +0.100) | p = 0.500 | not significant | 2 s |" in told
     assert told.endswith(
         "wins or ties in 1 of 1 tasks that ran: no other technique is surely better there. Of all 4 pairs, the "
         "other technique is better in 0, worse in 1, equivalent within 3 points in 1 "
-        "and not told apart by so few rows in 2.\n"
+        "and not significant in 2.\n"
     )
     came["ia3"] = ("better", (0.001, 0.02))
     assert "## movies: lora beaten by ia3\n" in bench.table({"movies": {"technique": "lora"}})

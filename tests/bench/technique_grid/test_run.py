@@ -261,7 +261,7 @@ def test_what_broke_is_not_run_yet_with_its_reason_until_it_is_run_again(setting
     found = read(setting)
     assert LORA.name in found.missing
     assert LORA.name not in found.refused
-    assert f"Begun, and not finished:\n\n- {why} (`{LORA.name}`)" in page(found)
+    assert f"Started and not finished:\n\n- {why} (`{LORA.name}`)" in page(found)
     fill([LORA], setting, tune=lambda recipe, out: ("", ""), listen=print, stop=lambda: False)
     assert read(setting).failed == {}
 
