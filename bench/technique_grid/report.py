@@ -153,22 +153,22 @@ ADJUSTED = (
 )
 INTRODUCTION = """# The grid
 
-The score of each technique on each objective and each family of models: real rows, small models, and controls that must
-not win. Each table states which controls were run. `python -m bench.technique_grid` writes this page from finished runs;
-each line is one run.
+The score of each technique on each objective and each family of models: real rows, small models, and controls that
+must not win. Each table states which controls were run. `python -m bench.technique_grid` writes this page from
+finished runs; each line is one run.
 
-- **gain** is tuned − base on the same held-out rows. Interval and p-value are defined in [metrics.md](metrics.md). The
-  base of **qlora**, and the model under its head, are quantized to 4 bits as in its own run. Its gain is not a gain over
-  the base of the other techniques.
-- **head only** is a linear head on the frozen model, **shuffled** the same recipe with shuffled labels. Each has the
-  p-value of the gain over it, adjusted by Holm's method for all arms of the run. A cell that does not significantly beat
-  each control that was run (p < 0.05) reads **no effect**, whatever its gain over the base. If none was run, a gain
-  reads **better, no control run**.
-- **trainable** is the number of trainable parameters. **Training** is the time of the training steps alone, on a machine
-  with other load. **Peak memory** is that of the whole process, including the control's own copy of the base. **Weights**
-  is the size of the network's weights in memory.
-- **general text** is the rise of the loss on general text, in nats per token. **probe** is the change in the share of
-  400 general questions answered correctly. Both measure forgetting.
+- **gain** is tuned − base on the same held-out rows. Interval and p-value are defined in [metrics.md](metrics.md).
+  The base of **qlora**, and the model under its head, are quantized to 4 bits as in its own run. Its gain is not a
+  gain over the base of the other techniques.
+- **head only** is a linear head on the frozen model, **shuffled** the same recipe with shuffled labels. Each has
+  the p-value of the gain over it, adjusted by Holm's method for all arms of the run. A cell that does not
+  significantly beat each control that was run (p < 0.05) reads **no effect**, whatever its gain over the base. If
+  none was run, a gain reads **better, no control run**.
+- **trainable** is the number of trainable parameters. **Training** is the time of the training steps alone, on a
+  machine with other load. **Peak memory** is that of the whole process, including the control's own copy of the
+  base. **Weights** is the size of the network's weights in memory.
+- **general text** is the rise of the loss on general text, in nats per token. **probe** is the change in the share
+  of 400 general questions answered correctly. Both measure forgetting.
 
 Learning rates were chosen on validation rows, never on these test rows; see [the
 defaults](../explanation/defaults.md)."""

@@ -221,7 +221,7 @@ def test_a_run_of_another_recipe_is_told_left_out_and_lends_no_base(setting: Set
     found = read(setting)
     assert (found.cells, found.stale) == ((), (LORA.name,))
     assert LORA.name not in found.missing
-    assert "are run anew once they are deleted.\n\n- classify, decoder: lora\n" in page(found)
+    assert "Delete a folder to run its cell again.\n\n- classify, decoder: lora\n" in page(found)
 
 
 def test_a_base_that_was_half_copied_is_copied_anew(setting: Setting, monkeypatch: pytest.MonkeyPatch):
