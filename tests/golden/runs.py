@@ -207,7 +207,7 @@ def numbers(value: Any) -> Any:
 def signature() -> dict[str, str]:
     """Return what decides the last bits of a float on this machine."""
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "transformers": transformers.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
         "processor": _processor(),
