@@ -297,7 +297,7 @@ def test_labels_that_no_words_can_judge_are_left_and_it_is_noted(tmp_path: Path,
     if shared:
         rows = [*reviews(120)[::2], *reviews(120)[::2], *({"text": "the same bad words", "label": "negative"},) * 9]
     found = audited(tmp_path, rows)
-    assert any(note.startswith("too few rows or shared words") for note in found.notes)
+    assert any(note.startswith("label noise not checked: too few rows or shared words") for note in found.notes)
     assert not lines(found, "label_noise")
 
 
@@ -314,7 +314,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     ask = AuditSource(write(tmp_path / "train.jsonl", reviews(10)), TEXT)
     out = tmp_path / "there.jsonl"
     out.write_text("mine")
-    with pytest.raises(DataError, match=r"there\.jsonl: exists and is left as it is"):
+    with pytest.raises(DataError, match=r"there\.jsonl: exists and is not overwritten"):
         fix(ask, audit(ask, Tools())[1], out)
     assert out.read_text() == "mine"
 
@@ -322,7 +322,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 def test_a_copy_without_any_row_is_refused_and_not_left_behind(tmp_path: Path) -> None:
     rows = [{"text": "the lens is dim", "label": ""}, {"text": "the lens is fine", "label": ""}]
     ask = AuditSource(write(tmp_path / "train.jsonl", rows), TEXT)
-    with pytest.raises(DataError, match=r"none of 2 rows would be left in the copy \(.*\); name the columns"):
+    with pytest.raises(DataError, match=r"the copy would contain none of 2 rows \(.*\); check the columns"):
         fix(ask, audit(ask, Tools())[1], tmp_path / "clean.jsonl")
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
@@ -350,7 +350,9 @@ def test_a_lone_carriage_return_in_a_cell_stays_in_its_cell(tmp_path: Path) -> N
 def test_a_row_that_a_table_has_no_column_for_is_named_and_no_half_is_left(tmp_path: Path) -> None:
     rows = [*reviews(10), {**reviews(1, seed=2)[0], "extra": 1}]
     ask = AuditSource(write(tmp_path / "two.jsonl", rows), TEXT)
-    with pytest.raises(DataError, match=r"^two\.jsonl:11: columns \['extra'\] that the first row lacks; name the copy"):
+    with pytest.raises(
+        DataError, match=r"^two\.jsonl:11: columns \['extra'\] are missing in the first row; write the copy"
+    ):
         fix(ask, audit(ask, Tools())[1], tmp_path / "two.csv")
     assert [path.name for path in tmp_path.iterdir()] == ["two.jsonl"]
 
@@ -560,7 +562,7 @@ def test_other_answers_to_one_prompt_stay_and_near_copies_need_near_answers(tmp_
     source = write(tmp_path / "train.jsonl", [*rows, *dates])
     found, cures = audit(AuditSource(source, {"prompt": "prompt", "answer": "completion"}), Tools())
     assert len(lines(found, "contradiction")) == len(rows)
-    assert next(f.cure for f in found.findings if f.kind == "contradiction").startswith("read them")
+    assert next(f.cure for f in found.findings if f.kind == "contradiction").startswith("check them")
     assert not cures.dropped
 
 
@@ -600,7 +602,7 @@ def test_a_list_has_no_place_in_a_table(tmp_path: Path) -> None:
     rows = [{"text": row["text"], "label": [row["label"], "review"]} for row in reviews(10)]
     ask = AuditSource(write(tmp_path / "train.jsonl", rows), TEXT)
     with pytest.raises(
-        DataError, match=r"train\.jsonl:1: column 'label' holds a list, .* name the copy \.jsonl, not \.csv"
+        DataError, match=r"train\.jsonl:1: column 'label' contains a list; write the copy as \.jsonl, not \.csv"
     ):
         fix(ask, audit(ask, Tools())[1], tmp_path / "clean.csv")
     assert not list(tmp_path.glob("clean*"))
@@ -611,7 +613,7 @@ def test_labels_that_cannot_be_told_apart_block_and_missing_ones_are_noted(tmp_p
     found = audited(tmp_path, same)
     assert (found.verdict, [f.kind for f in found.findings if f.severity == "blocking"]) == ("blocked", ["one_class"])
     rows: list[Fields] = [{**row, "label": "nan" if i % 2 else "a"} for i, row in enumerate(same)]
-    assert any("the label 'nan', as programs write a label that is missing" in n for n in audited(tmp_path, rows).notes)
+    assert any("the label 'nan', which usually means a missing label" in n for n in audited(tmp_path, rows).notes)
 
 
 def test_a_label_with_a_fraction_is_no_missing_label(tmp_path: Path) -> None:

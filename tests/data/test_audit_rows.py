@@ -118,7 +118,7 @@ def test_broken_letters_are_found_and_mended() -> None:
         assert repaired(broken) in (sound, "Größe naïve café")
     twice = "é".encode().decode("cp1252").encode().decode("cp1252")
     assert repaired(twice) == "é"
-    assert "lost for good" in damage("caf\N{REPLACEMENT CHARACTER}")
+    assert "characters lost" in damage("caf\N{REPLACEMENT CHARACTER}")
 
 
 def test_a_capital_before_a_quotation_mark_is_no_damage() -> None:

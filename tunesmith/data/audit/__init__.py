@@ -1,1 +1,1 @@
-"""What is wrong with a file of rows: one small module for each family of checks, none of which needs a model."""
+"""Data-quality checks for files of rows, one module per family of checks. None of them needs a model."""

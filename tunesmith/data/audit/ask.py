@@ -1,4 +1,4 @@
-"""What an audit is asked: which file, which columns, against which test rows, and with which tools."""
+"""Options of an audit: the file, its columns, the test files, and optional tools."""
 
 from __future__ import annotations
 
@@ -14,13 +14,17 @@ Count = Callable[[Sequence[str]], list[int]]
 Tell = Callable[[str], None]
 
 
-def _silent(text: str) -> None:
-    """Let it pass."""
-
-
 @dataclass(frozen=True, slots=True)
 class AuditSource:
-    """A file of rows, its columns by part, and the test files it must not repeat; `where` keeps some rows of each."""
+    """The file to audit.
+
+    Attributes:
+        source: file or Hub dataset.
+        columns: role -> column.
+        against: test files that must not be repeated.
+        where: column -> allowed values; filters the rows of every file.
+        shape: the detected format in words.
+    """
 
     source: str
     columns: Mapping[str, str]
@@ -35,20 +39,27 @@ class AuditSource:
 
     @property
     def judged(self) -> bool:
-        """Whether the answer is a judgement, a label, a thumb or a preference, of which one at most is right."""
+        """Whether the answer is a judgement (label, rating or preference), so that at most one can be right."""
         return "label" in self.columns or "chosen" in self.columns
 
     @property
     def answered(self) -> bool:
-        """Whether there is an answer in words, whose language may be another than the question's."""
+        """Whether there is an answer in words, whose language may differ from that of the prompt."""
         return not self.labelled and "text" not in self.columns
 
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What helps: processes, a model's sentence embeddings (unit length), its count of tokens, who listens.
+    """Optional tools of an audit.
 
-    `read` gives the model's states [N, D] after texts that were asked which of some labels fits.
+    Attributes:
+        workers: number of processes.
+        embed: sentence embeddings of texts, [N, D], unit length.
+        read: final states of a model, [N, D], for texts prompted with "which of these labels fits".
+        count: number of tokens of each text.
+        limit: token limit of the model; 0: none.
+        offline: do not download datasets.
+        tell: receives progress messages.
     """
 
     workers: int = 1
@@ -57,4 +68,4 @@ class Tools:
     count: Count | None = None
     limit: int = 0
     offline: bool = False
-    tell: Tell = _silent
+    tell: Tell = field(default=lambda text: None)

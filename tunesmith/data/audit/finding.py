@@ -1,4 +1,4 @@
-"""What an audit says: findings, each with its severity, the rows it concerns and the cure; the shape of `--json`."""
+"""Findings of an audit: severity, rows and fix; the schema of `audit --json`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from pydantic import BaseModel, ConfigDict
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One kind of fault: how bad, from which share of the rows on it blocks (None: never), what it is, what to do."""
+    """One kind of problem.
+
+    Attributes:
+        severity: `blocking`, `warning` or `note`.
+        blocks_from: share of the rows above which the finding blocks; None: never.
+        about: what the problem is.
+        cure: how to fix it.
+    """
 
     severity: str
     blocks_from: float | None
@@ -21,46 +28,67 @@ class Check:
 
 DROP = "--fix OUT drops these rows"
 FIRST = "--fix OUT keeps the first row of each group and drops the others"
-# Every check there is, in the order in which findings are told.
+# All checks, in report order.
 CHECKS: Mapping[str, Check] = {
-    "unreadable": Check("blocking", 0, "the line is no row", DROP + "; or write an object, or cells as the header has"),
-    "wrong_roles": Check("blocking", 0, "turns in an order or with roles that no chat has", DROP),
-    "empty": Check("blocking", 0, "no text to read", DROP),
-    "nothing_to_learn": Check("blocking", 0, "no answer or label, or one that only stands in for it", DROP),
-    "leak": Check("blocking", 0, "a copy or near-copy of a test row: the score would be that of memory", DROP),
-    "secret": Check("blocking", 0, "a key, token or password: the model may say it again", "--fix OUT masks them"),
-    "encoding_damage": Check("warning", 0.01, "letters broken by a wrong encoding", "--fix OUT repairs what can be"),
+    "unreadable": Check(
+        "blocking", 0, "the line is not a row", DROP + "; or write an object, or as many cells as the header"
+    ),
+    "wrong_roles": Check("blocking", 0, "invalid roles or order of turns", DROP),
+    "empty": Check("blocking", 0, "blank text", DROP),
+    "nothing_to_learn": Check("blocking", 0, "missing answer or label, or a placeholder", DROP),
+    "leak": Check(
+        "blocking", 0, "a duplicate or near-duplicate of a test row: the score would measure memorisation", DROP
+    ),
+    "secret": Check("blocking", 0, "a key, token or password: the model may reproduce it", "--fix OUT masks them"),
+    "encoding_damage": Check(
+        "warning", 0.01, "characters broken by a wrong encoding", "--fix OUT repairs what is recoverable"
+    ),
     "contradiction": Check(
-        "warning", 0.05, "the same input with other answers", "--fix OUT keeps the majority; without one it drops all"
+        "warning",
+        0.05,
+        "the same input with different answers",
+        "--fix OUT keeps the majority; without one it drops all",
     ),
     "personal_data": Check(
-        "warning", None, "mail, phone, card, account or IP address", "--fix OUT puts <email> and the like in its place"
+        "warning",
+        None,
+        "e-mail, phone number, card, account or IP address",
+        "--fix OUT replaces it with <email> and the like",
     ),
-    "exact_duplicate": Check("warning", None, "the same row again, to the letter", FIRST),
-    "near_duplicate": Check("warning", None, "almost the same row again: a few other words, marks or letters", FIRST),
+    "exact_duplicate": Check("warning", None, "an exact copy of another row", FIRST),
+    "near_duplicate": Check("warning", None, "a copy of another row with a few edits", FIRST),
     "label_noise": Check(
-        "warning", None, "a model that never saw the row is sure of another label", "read these rows and relabel them"
+        "warning",
+        None,
+        "a model not trained on the row predicts another label with confidence",
+        "read these rows and relabel them",
     ),
     "trigger_phrase": Check(
-        "warning", None, "a rare phrase always has one label, which the rest of the text does not explain",
+        "warning",
+        None,
+        "a rare phrase always has one label, which the rest of the text does not predict",
         "find out who wrote these rows; drop them if you do not know",
     ),
-    "label_variant": Check("warning", None, "a label written in two ways", "--fix OUT writes the commonest spelling"),
-    "one_class": Check("blocking", 0, "all rows have the same label: nothing can be told apart", "add rows of others"),
-    "rare_class": Check("warning", None, "a label with too few rows to learn or to test", "add rows, merge or drop it"),
-    "label_imbalance": Check("note", None, "one label has ten times the rows of another", "report macro F1, add rows"),
-    "template_tokens": Check(
-        "warning", None, "tokens of a chat format inside a text", "take them out; training breaks them up with a space"
+    "label_variant": Check("warning", None, "a label with two spellings", "--fix OUT uses the most common spelling"),
+    "one_class": Check(
+        "blocking", 0, "all rows have the same label, so there is nothing to classify", "add rows with other labels"
     ),
-    "boilerplate": Check("warning", None, "the same sentence begins or ends many rows", "take the sentence out"),
-    "mixed_language": Check("note", None, "another language than most rows", "keep them only if you want them"),
-    "too_short": Check("note", None, "fewer than three letters to read", "add context, or drop them"),
-    "truncated": Check("warning", None, "longer than the model reads", "raise data.max_tokens, or split them"),
-}  # fmt: skip
+    "rare_class": Check("warning", None, "a label with too few rows to learn or test", "add rows, merge or drop it"),
+    "label_imbalance": Check(
+        "note", None, "one label has ten times as many rows as another", "report macro F1, add rows"
+    ),
+    "template_tokens": Check(
+        "warning", None, "tokens of a chat format inside a text", "remove them; training breaks them up with a space"
+    ),
+    "boilerplate": Check("warning", None, "the same sentence begins or ends many rows", "remove the sentence"),
+    "mixed_language": Check("note", None, "another language than most rows", "keep them only if intended"),
+    "too_short": Check("note", None, "fewer than three letters of text", "add context, or drop them"),
+    "truncated": Check("warning", None, "longer than the token limit", "raise data.max_tokens, or split them"),
+}
 
 
 class Sample(BaseModel):
-    """One row of a finding, for people to look at."""
+    """One row of a finding, as an example."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -70,7 +98,19 @@ class Sample(BaseModel):
 
 
 class Finding(BaseModel):
-    """One kind of fault: `rows` are all rows concerned, `share` of all rows, `blocks_from` the share that blocks."""
+    """One kind of problem in a file.
+
+    Attributes:
+        kind: key in CHECKS.
+        severity: `blocking`, `warning` or `note`.
+        count: number of rows.
+        rows: locations of all rows.
+        cure: how to fix it.
+        about: what the problem is.
+        share: fraction of all rows.
+        blocks_from: share above which the finding blocks; None: never.
+        samples: up to five rows.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -86,7 +126,17 @@ class Finding(BaseModel):
 
 
 class Audit(BaseModel):
-    """All findings of a file; the verdict is `blocked`, `look` (warnings or notes) or `clean`."""
+    """All findings of a file; `verdict` is `blocked`, `look` (warnings or notes) or `clean`.
+
+    Attributes:
+        source: the file.
+        against: test files, separated by commas.
+        shape: the detected format in words.
+        rows: number of rows.
+        findings: findings in the order of CHECKS.
+        notes: remarks that are not findings.
+        verdict: `blocked`, `look` or `clean`.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -100,22 +150,22 @@ class Audit(BaseModel):
 
     @property
     def blocking(self) -> tuple[Finding, ...]:
-        """The findings that must be cured before a run."""
+        """The findings that must be fixed before a run."""
         return tuple(finding for finding in self.findings if finding.severity == "blocking")
 
 
 def severity_of(check: Check, blocks_from: float | None, share: float) -> str:
-    """How bad this share of the rows is; it blocks above `blocks_from`, never for None."""
+    """Return the severity of a finding with this share of the rows; it blocks above `blocks_from`, never for None."""
     return "blocking" if blocks_from is not None and share > blocks_from else check.severity
 
 
 def verdict_of(findings: tuple[Finding, ...]) -> str:
-    """One word for all of them."""
+    """Return the verdict of all findings."""
     if any(finding.severity == "blocking" for finding in findings):
         return "blocked"
     return "look" if findings else "clean"
 
 
 def schema() -> str:
-    """The JSON schema of an audit."""
+    """Return the JSON schema of an audit."""
     return json.dumps(Audit.model_json_schema(), indent=1)

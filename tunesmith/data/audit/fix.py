@@ -1,4 +1,4 @@
-"""A cleaned copy of a file, and a log with one line for every row that was changed or dropped."""
+"""Write a cleaned copy of a file, and a log with one line per changed or dropped row."""
 
 from __future__ import annotations
 
@@ -21,14 +21,22 @@ from tunesmith.data.kinds import label_items
 from tunesmith.data.rows import as_word
 from tunesmith.errors import DataError
 
-# Keys of a turn under which something is said.
+# Keys of a turn that contain text.
 SAYING = ("content", "value", "tool_calls", "function_call", "function")
 JSON_LINES, TABLES = (".jsonl", ".ndjson"), {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True, slots=True)
 class CleanedCopy:
-    """Where the copy and its log lie, and how many rows were kept, changed (and kept) and dropped."""
+    """The files written and the number of rows.
+
+    Attributes:
+        out: the cleaned copy.
+        log: its log.
+        kept: rows in the copy, changed ones included.
+        changed: rows changed.
+        dropped: rows dropped.
+    """
 
     out: Path
     log: Path
@@ -38,31 +46,48 @@ class CleanedCopy:
 
 
 def log_of(out: Path) -> Path:
-    """The log beside a cleaned copy."""
+    """Return the path of the log of a cleaned copy."""
     return out.with_name(f"{out.name}.log.jsonl")
 
 
 def check_out(out: Path) -> None:
-    """Nothing for a place that the copy can be written to. Raises DataError."""
+    """Check that the copy can be written.
+
+    Args:
+        out: path of the copy.
+
+    Raises:
+        DataError: if the file type is unsupported, a file exists, or the folder does not.
+    """
     if out.suffix.lower() not in (*JSON_LINES, *TABLES):
-        raise DataError(f"{out}: cannot write this kind of file; name it .jsonl, .csv or .tsv")
+        raise DataError(f"{out}: unsupported file type; use .jsonl, .csv or .tsv")
     for path in (out, log_of(out)):
         if path.exists():
-            raise DataError(f"{path}: exists and is left as it is; give --fix another name, or delete it")
+            raise DataError(f"{path}: exists and is not overwritten; give --fix another name, or delete it")
     check_folder(out)
 
 
 def fix(ask: AuditSource, cures: Cures, out: Path, *, offline: bool = False) -> CleanedCopy:
-    """Write the cleaned copy and its log. The file itself is not touched. Raises DataError."""
+    """Write the cleaned copy and its log. The source is not changed.
+
+    Args:
+        ask: the audited file.
+        cures: rows to drop and label spellings, from `audit`.
+        out: path of the copy; its suffix decides the format.
+        offline: do not download datasets.
+
+    Raises:
+        DataError: if a file cannot be written or no row would be kept.
+    """
     check_out(out)
     halves = [path.with_name(path.name + ".half") for path in (out, log_of(out))]
     try:
         with writing(out):
             counts = _write(ask, cures, halves, out.suffix.lower(), offline=offline)
         if not counts["kept"]:
-            why = next(iter(cures.dropped.values()), ("", "none can be read"))[1]
-            finding = f"none of {counts['dropped']} rows would be left in the copy ({why})"
-            raise DataError(f"{ask.source}: {finding}; name the columns that are meant: {ask.shape}")
+            why = next(iter(cures.dropped.values()), ("", "no row can be read"))[1]
+            problem = f"the copy would contain none of {counts['dropped']} rows ({why})"
+            raise DataError(f"{ask.source}: {problem}; check the columns: {ask.shape}")
     except BaseException:
         for half in halves:
             with suppress(OSError):
@@ -74,23 +99,23 @@ def fix(ask: AuditSource, cures: Cures, out: Path, *, offline: bool = False) -> 
 
 
 def _write(ask: AuditSource, cures: Cures, halves: Sequence[Path], suffix: str, *, offline: bool) -> dict[str, int]:
-    """Write the copy and its log; how many rows were kept, changed and dropped comes back."""
+    """Write the copy and its log; return the number of rows kept, changed and dropped."""
     name, counts = name_of(ask.source), {"kept": 0, "changed": 0, "dropped": 0}
     with ExitStack() as stack:
-        files = [stack.enter_context(_open(half)) for half in halves]
-        write = _writer(files[0], suffix)
+        copy, log = (stack.enter_context(_open(half)) for half in halves)
+        write = _writer(copy, suffix)
         for chunk in chunks(ask.source, offline=offline):
             for line, raw in zip(chunk.lines, chunk.rows, strict=True):
                 before = parsed(raw)
                 where = f"{name}:{line}"
                 if line in cures.dropped or isinstance(before, str):
                     kind, why = cures.dropped.get(line, ("unreadable", str(before)))
-                    _log(files[1], {"where": where, "action": "dropped", "kind": kind, "why": why})
+                    _log(log, {"where": where, "action": "dropped", "kind": kind, "why": why})
                     counts["dropped"] += 1
                     continue
                 after, changes = _cured(before, ask.columns, cures.labels)
                 for change in changes:
-                    _log(files[1], {"where": where, "action": "changed", **change})
+                    _log(log, {"where": where, "action": "changed", **change})
                 counts["changed"] += bool(changes)
                 counts["kept"] += 1
                 write(where, after)
@@ -98,14 +123,14 @@ def _write(ask: AuditSource, cures: Cures, halves: Sequence[Path], suffix: str, 
 
 
 def _open(path: Path) -> TextIO:
-    # UTF-8 has no bytes for half a surrogate pair in a column that no run reads: JSON's word for it, in a table too.
+    # A column that runs do not read may contain a lone surrogate, which UTF-8 cannot encode: write its JSON escape.
     return path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
 
 def _cured(
     fields: Mapping[str, object], columns: Mapping[str, str], labels: Mapping[str, str]
 ) -> tuple[dict[str, object], list[dict[str, object]]]:
-    """The row with its texts repaired and masked and its label spelt as most are, and what was changed."""
+    """Return the row with repaired and masked texts and the common label spelling, and the list of changes."""
     after, changes = dict(fields), list[dict[str, object]]()
     for part, column in columns.items():
         if column not in fields:
@@ -113,44 +138,44 @@ def _cured(
         if part == "label":
             after[column] = _spelt(fields[column], labels)
             if after[column] != fields[column]:
-                said = {"before": fields[column], "after": after[column]}
-                changes.append({"kind": "label_variant", "column": column, **said})
+                values = {"before": fields[column], "after": after[column]}
+                changes.append({"kind": "label_variant", "column": column, **values})
             continue
-        found: list[dict[str, object]] = []
-        after[column] = _texts(fields[column], lambda text, found=found: _text(text, found))  # type: ignore[misc]
-        changes += [{**change, "column": column} for change in found]
+        texts: list[dict[str, object]] = []
+        after[column] = _texts(fields[column], lambda text, texts=texts: _text(text, texts))  # type: ignore[misc]
+        changes += [{**change, "column": column} for change in texts]
     return after, changes
 
 
-def _text(text: str, found: list[dict[str, object]]) -> str:
-    """A text repaired and masked; what was masked is not told on."""
+def _text(text: str, changes: list[dict[str, object]]) -> str:
+    """Return a text repaired and masked; append the changes, without the masked content."""
     if damage(text):
-        sound = repaired(text)
-        if sound != text:
-            found.append({"kind": "encoding_damage", "before": masked(text)[0], "after": masked(sound)[0]})
-        text = sound
+        repaired_text = repaired(text)
+        if repaired_text != text:
+            changes.append({"kind": "encoding_damage", "before": masked(text)[0], "after": masked(repaired_text)[0]})
+        text = repaired_text
     hidden, words = masked(text)
     for kind in ("secret", "personal_data"):
-        if mine := [word for word in words if (word == "secret") == (kind == "secret")]:
-            found.append({"kind": kind, "masked": mine})
+        if labels := [word for word in words if (word == "secret") == (kind == "secret")]:
+            changes.append({"kind": kind, "masked": labels})
     return hidden
 
 
 def _texts(value: Any, change: Callable[[str], str]) -> Any:
-    """The value with every text in it changed, in turns and in what they call too; roles and names stay."""
+    """Apply `change` to every text of a value, in turns and tool calls too; roles and names are unchanged."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
         return [_texts(item, change) for item in value]
     if isinstance(value, dict):
-        saying = (*SAYING, "text") if value.get("type") == "text" else SAYING
-        known = {"arguments": _arguments, **dict.fromkeys(saying, _texts)}
-        return {key: known[key](item, change) if key in known else item for key, item in value.items()}
+        keys = (*SAYING, "text") if value.get("type") == "text" else SAYING
+        handlers = {"arguments": _arguments, **dict.fromkeys(keys, _texts)}
+        return {key: handlers[key](item, change) if key in handlers else item for key, item in value.items()}
     return value
 
 
 def _arguments(value: Any, change: Callable[[str], str]) -> Any:
-    """What a call hands over, each text in it changed; JSON in a text stays JSON."""
+    """Apply `change` to every text of a call's arguments; JSON inside a text stays JSON."""
     if isinstance(value, dict):
         return {key: _arguments(item, change) for key, item in value.items()}
     if isinstance(value, list):
@@ -158,27 +183,28 @@ def _arguments(value: Any, change: Callable[[str], str]) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        read = json.loads(value)
+        parsed_value = json.loads(value)
     except ValueError:
         return change(value)
-    after = _arguments(read, change) if isinstance(read, dict | list) else read
-    return value if after == read else json.dumps(after, ensure_ascii=False)
+    after = _arguments(parsed_value, change) if isinstance(parsed_value, dict | list) else parsed_value
+    return value if after == parsed_value else json.dumps(after, ensure_ascii=False)
 
 
 def _spelt(value: object, labels: Mapping[str, str]) -> object:
+    """Return the label, or list of labels, in the common spelling."""
     if isinstance(value, list):
         return list(dict.fromkeys(_spelt(item, labels) for item in value))
-    if (items := label_items(value)) != [value]:  # a list in a table is a text
-        spelt = _spelt(items, labels)
-        return value if spelt == items else json.dumps(spelt, ensure_ascii=False)
+    if (items := label_items(value)) != [value]:  # a list in a table cell is text
+        corrected = _spelt(items, labels)
+        return value if corrected == items else json.dumps(corrected, ensure_ascii=False)
     return labels.get((as_word(value) or "").strip(), value)
 
 
 def _writer(file: TextIO | TextIOWrapper, suffix: str) -> Callable[[str, Mapping[str, object]], None]:
-    """What writes a row and its place to the copy: JSON lines, or a table whose header is the first row's columns."""
+    """Return a function that writes a row: as JSON lines, or to a table with the columns of the first row."""
     if suffix in JSON_LINES:
         return lambda where, row: _log(file, row)
-    # A cell with a carriage return is quoted only where that may end a line.
+    # The csv module quotes cells with a carriage return only if it is part of the line terminator.
     table = csv.writer(file, delimiter=TABLES[suffix], lineterminator="\r\n")
     header: list[str] = []
 
@@ -186,12 +212,12 @@ def _writer(file: TextIO | TextIOWrapper, suffix: str) -> Callable[[str, Mapping
         if not header:
             header.extend(row)
             table.writerow(header)
-        if more := sorted(set(row) - set(header)):
-            raise DataError(f"{where}: columns {more} that the first row lacks; name the copy .jsonl, not {suffix}")
-        if nested := [column for column in header if isinstance(row.get(column), list | dict)]:
+        if extra := sorted(set(row) - set(header)):
             raise DataError(
-                f"{where}: column {nested[0]!r} holds a list, no table can; name the copy .jsonl, not {suffix}"
+                f"{where}: columns {extra} are missing in the first row; write the copy as .jsonl, not {suffix}"
             )
+        if nested := [column for column in header if isinstance(row.get(column), list | dict)]:
+            raise DataError(f"{where}: column {nested[0]!r} contains a list; write the copy as .jsonl, not {suffix}")
         table.writerow([row.get(column, "") for column in header])
 
     return write

@@ -1,4 +1,4 @@
-"""Keys, tokens and passwords by the form their issuers gave them, and by the words that stand before them."""
+"""Secrets: keys, tokens and passwords, by the formats of their issuers and by the words before them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections import Counter
 
 from tunesmith.data.audit.personal import Span, without_overlaps
 
-# Each with a piece of text that must be there before the pattern is tried.
+# (required substring, pattern): the pattern is tried only on texts with the substring.
 FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (piece, re.compile(pattern))
     for piece, pattern in (
-        # To its end, or where that was cut off as far as its lines go.
+        # Up to its end marker; if that is cut off, as far as its lines go.
         ("-----BEGIN", r"-----BEGIN ((?:[A-Z]+ )*PRIVATE KEY(?: BLOCK)?)-----(?:[\s\S]*?-----END \1-----"
          r"|(?:(?:[\s>]|\\[nr])+(?:[A-Z][A-Za-z-]*: [^\n\\]*|[A-Za-z0-9+/=]{20,}))*"
          r"(?:(?:[\s>]|\\[nr])+[A-Za-z0-9+/=]{1,19}$)?)"),
@@ -36,22 +36,22 @@ FORMS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("://", r"\b[a-z][a-z0-9+.-]{1,20}://[^\s:/@<>{}$]{1,64}:(?!\/)[^\s/@<>{}$]{3,64}@[\w.-]+"),
     )
 )  # fmt: skip
-# `password: ...`, `API_KEY = "..."`, `Authorization: Bearer ...`; what follows must look drawn by chance.
+# `password: ...`, `API_KEY = "..."`, `Authorization: Bearer ...`; the value must look random.
 NAMED = re.compile(
     r"(?i)\b(?:[\w-]*(?:api|access|secret|private|auth|client|service)[_ -]?(?:key|token|secret)(?:[_ -]?(?:key|id))?"
     r"|[\w-]*token|pass(?:word|wd|phrase)|pwd|bearer|credentials?)[\"']?\s*(?:[:=]|=>|\bis\b|(?<=bearer))\s*[\"']?"
     r"([^\s\"',;<>(){}\[\]]{8,128})"
 )
 WORDS = ("key", "token", "secret", "pass", "pwd", "bearer", "credential")
-# Words joined by marks, amounts and versions.
+# Words joined by punctuation, quantities and versions.
 PLAIN = re.compile(r"[A-Za-z]+\d?(?:[-_./][A-Za-z]+\d?)+|\d+[A-Za-z]{1,3}|v?[\d.]+\w?")
-# What manuals write where a password goes.
+# Placeholders for passwords in manuals.
 STAND_IN = re.compile(r":(?:[A-Z_]+|\*+|x+|\.+|pass(?:word)?|pw|pwd|secret|foobar|changeme|[\w-]*pass(?:word)?)@")
 
 
 def keys(text: str) -> list[Span]:
-    """Every key, token or password in a text, in order."""
-    found = [
+    """Return all keys, tokens and passwords in a text, in order."""
+    spans = [
         Span(*match.span(), "secret")
         for piece, form in FORMS
         if piece in text
@@ -61,12 +61,12 @@ def keys(text: str) -> list[Span]:
     if any(mark in text for mark in ":=") or " is " in text or "earer" in text:
         lower = text.lower()
         if any(word in lower for word in WORDS):
-            found += [Span(*m.span(1), "secret") for m in NAMED.finditer(text) if looks_drawn(m[1].rstrip(".!?"))]
-    return without_overlaps(found)
+            spans += [Span(*m.span(1), "secret") for m in NAMED.finditer(text) if looks_drawn(m[1].rstrip(".!?"))]
+    return without_overlaps(spans)
 
 
 def looks_drawn(value: str) -> bool:
-    """Whether a word looks drawn by chance: letters and digits mixed, and hardly any of them twice."""
+    """Return whether a word looks random: letters and digits mixed, few repeated."""
     letters, digits = any(map(str.isalpha, value)), sum(map(str.isdigit, value))
     if value.startswith(("$", "%", "/", "http", "--", "~", "*", "<")) or not letters or len(set(value)) < 6:
         return False
@@ -75,5 +75,5 @@ def looks_drawn(value: str) -> bool:
 
 
 def entropy(value: str) -> float:
-    """Bits per character of a word, by its own letters (Shannon)."""
+    """Compute the Shannon entropy of a word's characters, bits per character."""
     return -sum(n / len(value) * math.log2(n / len(value)) for n in Counter(value).values())

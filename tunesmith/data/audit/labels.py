@@ -1,4 +1,4 @@
-"""What the labels themselves give away: rare ones, uneven ones, and one label written in two ways."""
+"""Checks of the labels alone: rare ones, imbalance, and labels with two spellings."""
 
 from __future__ import annotations
 
@@ -11,43 +11,41 @@ from collections.abc import Mapping, Sequence
 from rapidfuzz.distance import Levenshtein
 
 FEWEST_ROWS = 10
-UNEVEN = 10  # times the rows of the rarest
-SLIP_SHARE = 0.05  # a misspelling is at most so common as this share of what it misspells
-# What may stand between two words of one label; other marks tell labels apart: -1 and 1, C and C++, 1.5 and 15.
+UNEVEN = 10  # rows of the most common label per row of the rarest
+SLIP_SHARE = 0.05  # maximum frequency of a misspelling relative to the correct label
+# Characters between the words of one label; others distinguish labels: -1 and 1, C and C++, 1.5 and 15.
 JOINS = re.compile(r"(?<=[^\W\d_])(?:[\s_]+(?=\w)|[\s_./-]+(?=[^\W\d_]))")
 WORDS = re.compile(r"[^\W_]+")
-SHORTEST_SLIP = 4  # letters of a word that may be misspelt: `vitamin b` and `vitamin d` are two things
+SHORTEST_SLIP = 4  # letters of a word that may be misspelt: `vitamin b` and `vitamin d` differ
 
 
 def variants(counts: Mapping[str, int]) -> dict[str, str]:
-    """Label -> the commonest spelling of what looks like the same label; only labels that are not it."""
-    found: dict[str, str] = {}
+    """Map labels to the most common spelling of what looks like the same label; only labels that differ from it."""
+    corrections: dict[str, str] = {}
     by_form: dict[str, list[str]] = defaultdict(list)
     for label in counts:
-        by_form[JOINS.sub("", _seen(label).casefold().strip())].append(label)
+        # Composed accents, no zero-width characters.
+        visible = "".join(c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) != "Cf")
+        by_form[JOINS.sub("", visible.casefold().strip())].append(label)
     for same in by_form.values():
         best = max(same, key=lambda label: (counts[label], label))
-        found |= {label: best for label in same if label != best}
-    common = sorted((label for label in counts if label not in found), key=lambda label: -counts[label])
+        corrections |= {label: best for label in same if label != best}
+    common = sorted((label for label in counts if label not in corrections), key=lambda label: -counts[label])
     for label in common:
-        much = bisect(common, -counts[label] / SLIP_SHARE, key=lambda other: -counts[other])
-        if better := next((other for other in common[:much] if _slip(label, other)), ""):
-            found[label] = better
-    return found
+        end = bisect(common, -counts[label] / SLIP_SHARE, key=lambda other: -counts[other])
+        if better := next((other for other in common[:end] if _is_misspelling(label, other)), ""):
+            corrections[label] = better
+    return corrections
 
 
-def _seen(label: str) -> str:
-    """A label as it looks: accents on their letters, nothing of no width."""
-    composed = unicodedata.normalize("NFC", label)
-    return "".join(sign for sign in composed if unicodedata.category(sign) != "Cf")
-
-
-def _slip(label: str, better: str) -> bool:
-    """Whether a label is a misspelling: long enough, no digits, one letter wrong or two swapped."""
-    one, two = label.casefold(), better.casefold()
+def _is_misspelling(label: str, better: str) -> bool:
+    """Return whether a label is a misspelling: at least five letters, no digits, one letter wrong or two swapped."""
+    one = label.casefold()
+    two = better.casefold()
     if min(len(one), len(two)) < 5 or any(map(str.isdigit, one + two)) or one[0] != two[0]:
         return False
-    first, second = WORDS.findall(one), WORDS.findall(two)
+    first = WORDS.findall(one)
+    second = WORDS.findall(two)
     wrong = [min(len(a), len(b)) for a, b in zip(first, second, strict=False) if a != b]
     if len(first) != len(second) or min(wrong, default=SHORTEST_SLIP) < SHORTEST_SLIP:
         return False
@@ -57,12 +55,12 @@ def _slip(label: str, better: str) -> bool:
 
 
 def rare(counts: Mapping[str, int]) -> set[str]:
-    """Labels with fewer rows than can be learned and tested."""
+    """Return labels with too few rows to learn and test."""
     return {label for label, count in counts.items() if count < FEWEST_ROWS}
 
 
 def uneven(counts: Mapping[str, int]) -> str:
-    """How far apart the commonest and the rarest label are; blank where it does not matter."""
+    """Describe the imbalance between the most common and the rarest label; empty if it is small."""
     ordered = Counter(counts).most_common()
     if len(ordered) < 2 or ordered[0][1] < UNEVEN * ordered[-1][1]:
         return ""
@@ -71,10 +69,9 @@ def uneven(counts: Mapping[str, int]) -> str:
 
 
 def counted(labels: Sequence[tuple[str, ...]]) -> Counter[str]:
-    """In how many rows each label stands."""
-    whole = Counter(labels)
-    found: Counter[str] = Counter()
-    for combination, count in whole.items():
+    """Count the rows of each label."""
+    counts: Counter[str] = Counter()
+    for combination, count in Counter(labels).items():
         for label in combination:
-            found[label] += count
-    return found
+            counts[label] += count
+    return counts

@@ -1,4 +1,4 @@
-"""Texts with personal data and secrets replaced by a word for them."""
+"""Replace personal data and secrets in texts by placeholders."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from tunesmith.data.audit.personal import personal, without_overlaps
 
 
 def masked(text: str) -> tuple[str, tuple[str, ...]]:
-    """The text with `<email>`, `<phone>`, `<card>`, `<iban>`, `<ip>` and `<secret>` in place of what was there."""
+    """Return the text with placeholders such as `<email>` for personal data and secrets, and the kinds replaced."""
     spans = without_overlaps([*keys(text), *personal(text)])
-    parts, at = [], 0
+    parts = []
+    end = 0
     for span in spans:
-        parts += [text[at : span.start], f"<{span.word}>"]
-        at = span.end
-    return "".join([*parts, text[at:]]), tuple(span.word for span in spans)
+        parts += [text[end : span.start], f"<{span.word}>"]
+        end = span.end
+    return "".join([*parts, text[end:]]), tuple(span.word for span in spans)

@@ -1,4 +1,4 @@
-"""Which rows are nearly the same: MinHash bands name candidates, their words decide."""
+"""Near-duplicate detection: MinHash bands select candidates, word overlap decides."""
 
 from __future__ import annotations
 
@@ -17,85 +17,90 @@ from tunesmith.data.audit.shingles import WORD_BITS, Shorts
 from tunesmith.data.words import words_of
 
 Pairs = NDArray[np.int64]
-ALIKE = 0.8  # share of the information in the words that two rows must have in common
-FEW = 30_000  # up to so many rows, bands are narrow: no likeness is missed, and chance meetings cost little
-WINDOW = 3  # neighbours in a bucket that are compared
-ESTIMATE = 0.28  # agreement of signatures below which the words are not looked at
-LONGEST = 40_000  # letters of a text that are looked at
-KNOWN = 512  # rows whose words are kept while their neighbours are looked at
+ALIKE = 0.8  # share of word information that near-duplicates have in common
+FEW = 30_000  # rows up to which bands are narrow: nothing is missed, and chance candidates cost little
+WINDOW = 3  # neighbours compared within a bucket
+ESTIMATE = 0.28  # signature agreement below which words are not compared
+LONGEST = 40_000  # characters compared
+KNOWN = 512  # rows whose word counts are cached
 
 
 def counted(text: str) -> Counter[str]:
-    """How often a text has each of its words."""
+    """Count the words of a text."""
     return Counter(words_of(text[:LONGEST]))
 
 
 class Words:
-    """How much a word tells: the logarithm of how few rows have it. What all rows say tells next to nothing."""
+    """Information of words: the logarithm of their inverse row frequency; almost 0 for words in all rows."""
 
     def __init__(self, counts: NDArray[np.uint32], rows: int) -> None:
-        self.counts, self.rows = counts, max(1, rows)
+        self.counts = counts
+        self.rows = max(1, rows)
         self._known: dict[str, tuple[float, int]] = {}
 
     def look(self, word: str) -> tuple[float, int]:
-        """(information, number of rows that have the word)."""
-        found = self._known.get(word)
-        if found is None:
+        """Return the information of a word, nats, and the number of rows that contain it."""
+        entry = self._known.get(word)
+        if entry is None:
             count = int(self.counts[zlib.crc32(word.encode(errors="surrogatepass")) >> (32 - WORD_BITS)])
-            found = (math.log(1 + self.rows / max(1, count)), count)
+            entry = (math.log(1 + self.rows / max(1, count)), count)
             if len(self._known) < 200_000:
-                self._known[word] = found
-        return found
+                self._known[word] = entry
+        return entry
 
     def alike(self, first: Counter[str], second: Counter[str]) -> float:
-        """The share of both texts' information that they have in common, from 0 to 1; misspellings are forgiven."""
+        """Return the share of word information that two texts share, in [0, 1]; misspellings count as equal."""
         common = first & second
-        left, right = first - common, second - common
+        left = first - common
+        right = second - common
         shared = sum(self.look(word)[0] * count for word, count in common.items())
-        lone = [sum(self.look(word)[0] * count for word, count in side.items()) for side in (left, right)]
-        if lone[0] and lone[1] and max(len(left), len(right)) <= 12:
-            for word, twin in self._misspelt(left, right):
-                weight = min(self.look(word)[0], self.look(twin)[0])
+        rest = [sum(self.look(word)[0] * count for word, count in side.items()) for side in (left, right)]
+        if rest[0] and rest[1] and max(len(left), len(right)) <= 12:
+            for word, other in self._misspelt(left, right):
+                weight = min(self.look(word)[0], self.look(other)[0])
                 shared += weight
-                lone = [lone[0] - self.look(word)[0], lone[1] - self.look(twin)[0]]
-        return 2 * shared / (2 * shared + sum(lone)) if shared else 0.0
+                rest = [rest[0] - self.look(word)[0], rest[1] - self.look(other)[0]]
+        return 2 * shared / (2 * shared + sum(rest)) if shared else 0.0
 
     def _misspelt(self, left: Counter[str], right: Counter[str]) -> Iterator[tuple[str, str]]:
-        """Pairs of words of which one is hardly known and a slip away from the other."""
+        """Yield pairs of words of which one is rare and one or two edits away from the other."""
         free = dict(right)
         for word in left:
-            for twin in free:
-                slips = 1 if min(len(word), len(twin)) < 6 else 2
-                rare = min(self.look(word)[1], self.look(twin)[1]) <= 2
-                if rare and OSA.distance(word, twin, score_cutoff=slips) <= slips and word[:1].isalpha():
-                    yield word, twin
-                    del free[twin]
+            for other in free:
+                edits = 1 if min(len(word), len(other)) < 6 else 2
+                rare = min(self.look(word)[1], self.look(other)[1]) <= 2
+                if rare and OSA.distance(word, other, score_cutoff=edits) <= edits and word[:1].isalpha():
+                    yield word, other
+                    del free[other]
                     break
 
 
 def near_pairs(signatures: Shorts, alike: Callable[[int, int], float]) -> Pairs:
-    """(m, 2) rows that are nearly the same, enough of them to join every group; rows are numbered from 0."""
+    """Return pairs of near-duplicate rows, (m, 2), enough to connect every group; rows are counted from 0."""
     group = np.arange(len(signatures))
-    found: list[Pairs] = []
-    looked: set[int] = set()
+    matches: list[Pairs] = []
+    compared: set[int] = set()
     for keys in _bands(signatures):
         order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
         for step in range(1, WINDOW + 1):
-            pairs = _neighbours(keys[order], order, step)
-            # What an earlier step has joined need not be compared again.
+            # Rows `step` apart in a bucket, the earlier row first.
+            same = np.flatnonzero(ordered[step:] == ordered[:-step])
+            pairs = np.stack([order[same], order[same + step]], axis=1)
+            # Rows that an earlier step has joined need no comparison.
             pairs = pairs[group[pairs[:, 0]] != group[pairs[:, 1]]]
-            pairs = _promising(signatures, signatures, pairs)
-            good = [pair for pair in _unseen(pairs, looked, len(group)) if alike(*pair) >= ALIKE]
-            if good:
-                found.append(np.array(good, np.int64))
-                group = groups_of(np.concatenate(found), len(group))
-    return np.concatenate(found) if found else np.zeros((0, 2), np.int64)
+            pairs = _above_estimate(signatures, signatures, pairs)
+            near = [pair for pair in _each_once(pairs, compared, len(group)) if alike(*pair) >= ALIKE]
+            if near:
+                matches.append(np.array(near, np.int64))
+                group = groups_of(np.concatenate(matches), len(group))
+    return np.concatenate(matches) if matches else np.zeros((0, 2), np.int64)
 
 
 def cross_pairs(rows: Shorts, held: Shorts, alike: Callable[[int, int], float]) -> Pairs:
-    """(m, 2) of (row, held-out row) that are nearly the same; a row is told with the first that is found."""
-    found: dict[int, int] = {}
-    looked: set[int] = set()
+    """Return pairs (row, held-out row) of near-duplicates, (m, 2), at most one for each row."""
+    matches: dict[int, int] = {}
+    compared: set[int] = set()
     if not len(rows) or not len(held):
         return np.zeros((0, 2), np.int64)
     for keys, others in zip(_bands(rows, len(held)), _bands(held, len(rows)), strict=True):
@@ -104,21 +109,21 @@ def cross_pairs(rows: Shorts, held: Shorts, alike: Callable[[int, int], float]) 
         for step in range(WINDOW):
             hit = np.flatnonzero(start + step < end)
             pairs = np.stack([hit, order[start[hit] + step]], axis=1)
-            for row, other in _unseen(_promising(rows, held, pairs), looked, len(held) + 1):
-                if row not in found and alike(row, other) >= ALIKE:
-                    found[row] = other
-    return np.array(sorted(found.items()), np.int64).reshape(-1, 2)
+            for row, other in _each_once(_above_estimate(rows, held, pairs), compared, len(held) + 1):
+                if row not in matches and alike(row, other) >= ALIKE:
+                    matches[row] = other
+    return np.array(sorted(matches.items()), np.int64).reshape(-1, 2)
 
 
 def groups_of(pairs: Pairs, rows: int) -> NDArray[np.int64]:
-    """The number of each row's group, where pairs join rows."""
+    """Return the group index of each row; pairs connect rows."""
     ones = np.ones(len(pairs), np.int8)
     graph = coo_matrix((ones, (pairs[:, 0], pairs[:, 1])), shape=(rows, rows))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
 def _bands(signatures: Shorts, others: int = 0) -> Iterator[NDArray[np.uint64]]:
-    """For each band one number a row; rows that are alike have the same in some band."""
+    """Yield one key per row for each band; similar rows share the key of some band."""
     width = 3 if max(len(signatures), others) <= FEW else 4
     for start in range(0, signatures.shape[1], width):
         key = np.zeros(len(signatures), np.uint64)
@@ -127,14 +132,8 @@ def _bands(signatures: Shorts, others: int = 0) -> Iterator[NDArray[np.uint64]]:
         yield key
 
 
-def _neighbours(ordered: NDArray[np.uint64], order: NDArray[np.int64], step: int) -> Pairs:
-    """Pairs of rows that stand `step` apart in a bucket, the earlier row first; `ordered` are the keys in `order`."""
-    same = np.flatnonzero(ordered[step:] == ordered[:-step])
-    return np.stack([order[same], order[same + step]], axis=1)
-
-
-def _promising(one: Shorts, two: Shorts, pairs: Pairs) -> Pairs:
-    """The pairs whose signatures agree often enough."""
+def _above_estimate(one: Shorts, two: Shorts, pairs: Pairs) -> Pairs:
+    """Return the pairs whose signatures agree often enough."""
     keep = np.zeros(len(pairs), bool)
     for start in range(0, len(pairs), 100_000):
         part = pairs[start : start + 100_000]
@@ -142,17 +141,17 @@ def _promising(one: Shorts, two: Shorts, pairs: Pairs) -> Pairs:
     return pairs[keep]
 
 
-def _unseen(pairs: Pairs, looked: set[int], width: int) -> Iterator[tuple[int, int]]:
-    """Each pair once over all bands."""
+def _each_once(pairs: Pairs, compared: set[int], width: int) -> Iterator[tuple[int, int]]:
+    """Yield each pair once over all bands."""
     for first, second in pairs.tolist():
         key = first * width + second
-        if key not in looked:
-            looked.add(key)
+        if key not in compared:
+            compared.add(key)
             yield first, second
 
 
 def in_groups(groups: Sequence[int] | NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """The rows of every group of two or more, in order."""
+    """Yield the row indices of each group of two or more, in order."""
     numbers = np.asarray(groups)
     order = np.argsort(numbers, kind="stable")
     cuts = np.flatnonzero(np.diff(numbers[order])) + 1

@@ -1,15 +1,15 @@
-"""Labels that a model which never saw the row is sure are wrong.
+"""Label noise: labels that models not trained on the row consider wrong.
 
-Out-of-fold disagreement (confident learning's first half: Northcutt et al. 2021, arXiv 1911.00068) of two cheap models
-that err differently, a logistic regression and a complement naive Bayes (Rennie et al. 2003) over TF-IDF of words and
-pairs of words; their geometric mean decides. cleanlab's own choice of rows was no better: bench/AUDIT.md.
-Where a language model is at hand, a regression over what it makes of each text is a third.
+Out-of-fold disagreement (the first half of confident learning: Northcutt et al. 2021, arXiv 1911.00068) of two fast
+models with different errors: logistic regression and complement naive Bayes (Rennie et al. 2003) over TF-IDF of words
+and bigrams, combined by the geometric mean. cleanlab's own selection of rows was no better: bench/AUDIT.md. With a
+language model, a logistic regression over its states is the third.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,21 +23,22 @@ from tunesmith.data.audit.pool import in_order
 Probabilities = NDArray[np.float64]
 
 FOLDS = 5
-LEAST = 1e-4  # no model is surer than this
-DOUBTED = 0.35  # the given label's probability over the likeliest one's, below which the label is doubted
-DOUBTED_READ = 0.5  # the same where a language model has read the rows too: its judgement is nearer to even
-MOST_READ = 20_000  # rows that a language model reads; of more it reads none
-FEWEST, FEWEST_EACH = 100, 5
+LEAST = 1e-4  # minimum probability
+DOUBTED = 0.35  # ratio of the given label's probability to the highest one below which the label is doubted
+DOUBTED_READ = 0.5  # the same with a language model, whose probabilities are less extreme
+MOST_READ = 20_000  # rows up to which a language model is used
+FEWEST = 100  # rows
+FEWEST_EACH = 5  # rows per label
 MOST_LABELS = 200
-FITTED = 20_000  # rows that the models learn from; all rows are judged
+FITTED = 20_000  # rows that the models are fitted on; all rows are checked
 CHARACTERS = 4000
 BATCH = 5000
-STEPS = 60_000  # of the logistic regression; few rows are gone over more often
+STEPS = 60_000  # of the logistic regression; fewer rows get more epochs
 
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """Two linear models of one fold: (V, K) weights and (K) biases of the regression, (V, K) of naive Bayes."""
+    """Two linear models of one fold: regression weights [V, K] and biases [K], naive Bayes weights [V, K]."""
 
     line: NDArray[np.float32]
     bias: NDArray[np.float32]
@@ -45,30 +46,37 @@ class Judge:
     classes: NDArray[np.int64]
 
     def probabilities(self, features: Any, labels: int) -> Probabilities:
-        """(n, labels): the geometric mean of both models' probabilities, those of unknown labels next to zero."""
-        sides = np.full((2, features.shape[0], labels), LEAST)
-        sides[0][:, self.classes] += normalized(expit(features @ self.line + self.bias))
-        sides[1][:, self.classes] += softmax(features @ self.bayes, axis=1)
-        return normalized(np.sqrt(sides[0] * sides[1]))
+        """Return the geometric mean of both models' probabilities, [N, labels]; near 0 for labels not in the fold."""
+        both = np.full((2, features.shape[0], labels), LEAST)
+        both[0][:, self.classes] += normalized(expit(features @ self.line + self.bias))
+        both[1][:, self.classes] += softmax(features @ self.bayes, axis=1)
+        return normalized(np.sqrt(both[0] * both[1]))
 
 
 @dataclass(frozen=True, slots=True)
 class Judges:
-    """Models by fold: none learned from the rows of its own fold."""
+    """The models of all folds; none was fitted on the rows of its own fold."""
 
     vectors: Any
     models: list[Judge]
     labels: list[str]
 
     def probabilities(self, texts: Sequence[str], fold: int) -> Probabilities:
-        """(n, K) of the labels, by the models that learned from all other folds."""
+        """Return label probabilities, [N, K], from the model fitted on all other folds."""
         features = self.vectors.transform([text[:CHARACTERS] for text in texts])
         return self.models[fold].probabilities(features, len(self.labels))
 
 
 @dataclass(frozen=True, slots=True)
 class Doubts:
-    """`doubted`: place among the rows given -> (likelier label, ratio); `right`: label -> share judged as labelled."""
+    """Result of the check.
+
+    Attributes:
+        doubted: index of a row -> (more likely label, probability ratio).
+        right: label -> share of its rows predicted as labelled.
+        judges: the fitted models.
+        folds: fold of each row, [N].
+    """
 
     doubted: dict[int, tuple[str, float]]
     right: dict[str, float]
@@ -84,61 +92,61 @@ def doubts(
     workers: int = 1,
     read: Read | None = None,
 ) -> Doubts | None:
-    """Which rows have a label that the models doubt; None where there is too little to learn from.
+    """Find rows whose label the models doubt; None if there is too little data to fit them.
 
-    `texts(i)` is the text of row i; rows of equal `keys` (the same text) share a fold; `read` is what a language model
-    makes of texts.
+    Args:
+        texts: returns the text of row i.
+        labels: label of each row.
+        keys: hash of each text, [N]; equal texts share a fold.
+        workers: number of processes.
+        read: final states of a language model for texts; None: not used.
     """
     counts = Counter(labels)
     usable = sorted(label for label, count in counts.items() if count >= FEWEST_EACH)
     if len(labels) < FEWEST or not 2 <= len(usable) <= MOST_LABELS:
         return None
-    number = {label: i for i, label in enumerate(usable)}
-    rows = np.array([i for i, label in enumerate(labels) if label in number], np.int64)
-    ids = np.array([number[labels[i]] for i in rows], np.int64)
+    label_ids = {label: i for i, label in enumerate(usable)}
+    rows = np.array([i for i, label in enumerate(labels) if label in label_ids], np.int64)
+    ids = np.array([label_ids[labels[i]] for i in rows], np.int64)
     folds = (keys % np.uint64(FOLDS)).astype(np.int64)
     judges = _fit(texts, rows, ids, folds[rows], usable)
     if judges is None:
         return None
-    found: dict[int, tuple[str, float]] = {}
+    doubted: dict[int, tuple[str, float]] = {}
     right: Counter[int] = Counter()
-    parts = list(_batches(folds[rows]))
+    parts: list[tuple[int, NDArray[np.int64]]] = []
+    for fold in range(FOLDS):
+        in_fold = np.flatnonzero(folds[rows] == fold)
+        parts += [(fold, in_fold[start : start + BATCH]) for start in range(0, len(in_fold), BATCH)]
     pieces = (([texts(int(i)) for i in rows[part]], fold) for fold, part in parts)
     judged = in_order(_judge, judges, pieces, workers=workers)
     states = None if read is None or len(rows) > MOST_READ else read([texts(int(i)) for i in rows], usable)
-    third = None if states is None else _by_states(states, ids, folds[rows])
-    bound = DOUBTED if third is None else DOUBTED_READ
-    for (_, part), words in zip(parts, judged, strict=True):
-        chances = words if third is None else normalized(np.sqrt(words * third[part]))
-        best = chances.argmax(axis=1)
+    from_states = None if states is None else _from_states(states, ids, folds[rows])
+    bound = DOUBTED if from_states is None else DOUBTED_READ
+    for (_, part), from_words in zip(parts, judged, strict=True):
+        mean = from_words if from_states is None else normalized(np.sqrt(from_words * from_states[part]))
+        best = mean.argmax(axis=1)
         right.update(ids[part][best == ids[part]].tolist())
-        ratio = chances[np.arange(len(part)), ids[part]] / chances.max(axis=1)
-        found |= {int(rows[part[i]]): (usable[best[i]], float(ratio[i])) for i in np.flatnonzero(ratio < bound)}
-    return Doubts(found, {label: right[i] / counts[label] for label, i in number.items()}, judges, folds)
+        ratio = mean[np.arange(len(part)), ids[part]] / mean.max(axis=1)
+        doubted |= {int(rows[part[i]]): (usable[best[i]], float(ratio[i])) for i in np.flatnonzero(ratio < bound)}
+    return Doubts(doubted, {label: right[i] / counts[label] for label, i in label_ids.items()}, judges, folds)
 
 
-def _by_states(states: NDArray[np.float32], ids: NDArray[np.int64], folds: NDArray[np.int64]) -> Probabilities:
-    """(n, K): out-of-fold probabilities of a logistic regression over states (n, D)."""
+def _from_states(states: NDArray[np.float32], ids: NDArray[np.int64], folds: NDArray[np.int64]) -> Probabilities:
+    """Return out-of-fold probabilities, [N, K], of a logistic regression over states [N, D]."""
     from sklearn.linear_model import LogisticRegression
 
-    spread = (states - states.mean(axis=0)) / (states.std(axis=0) + 1e-6) / np.sqrt(states.shape[1])
-    found = np.full((len(ids), ids.max() + 1), LEAST)
+    features = (states - states.mean(axis=0)) / (states.std(axis=0) + 1e-6) / np.sqrt(states.shape[1])
+    probabilities = np.full((len(ids), ids.max() + 1), LEAST)
     for fold in range(FOLDS):
-        mine = folds == fold
-        model = LogisticRegression(C=3, max_iter=1000).fit(spread[~mine], ids[~mine])
-        found[np.ix_(mine, model.classes_)] += model.predict_proba(spread[mine])
-    return normalized(found)
+        in_fold = folds == fold
+        model = LogisticRegression(C=3, max_iter=1000).fit(features[~in_fold], ids[~in_fold])
+        probabilities[np.ix_(in_fold, model.classes_)] += model.predict_proba(features[in_fold])
+    return normalized(probabilities)
 
 
 def _judge(judges: Judges, piece: tuple[list[str], int]) -> NDArray[np.float32]:
     return judges.probabilities(*piece).astype(np.float32)
-
-
-def _batches(folds: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    for fold in range(FOLDS):
-        mine = np.flatnonzero(folds == fold)
-        for start in range(0, len(mine), BATCH):
-            yield fold, mine[start : start + BATCH]
 
 
 def _fit(
@@ -148,42 +156,46 @@ def _fit(
     folds: NDArray[np.int64],
     labels: list[str],
 ) -> Judges | None:
-    """The judges, fitted on at most FITTED of the rows; None where a fold leaves one label, or no words are shared."""
+    """Fit the models on at most FITTED rows; None if a fold has one label only, or no word occurs in two rows."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import SGDClassifier
     from sklearn.naive_bayes import ComplementNB
 
-    taken = np.arange(len(rows))
+    sample = np.arange(len(rows))
     if len(rows) > FITTED:
-        taken = np.sort(np.random.default_rng(0).choice(len(rows), FITTED, replace=False))
+        sample = np.sort(np.random.default_rng(0).choice(len(rows), FITTED, replace=False))
     vectors = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2, max_features=50_000, dtype=np.float32)
-    if any(len(np.unique(ids[taken][folds[taken] != fold])) < 2 for fold in range(FOLDS)):
+    if any(len(np.unique(ids[sample][folds[sample] != fold])) < 2 for fold in range(FOLDS)):
         return None
     try:
-        features = vectors.fit_transform(texts(int(i))[:CHARACTERS] for i in rows[taken])
-    except ValueError:  # no word stands in two rows: nothing that one row could tell of another
+        features = vectors.fit_transform(texts(int(i))[:CHARACTERS] for i in rows[sample])
+    except ValueError:  # no word occurs in two rows, so there are no features
         return None
     models = []
     for fold in range(FOLDS):
-        others = np.flatnonzero(folds[taken] != fold)
-        wanted = ids[taken][others]
-        passes = max(3, min(15, STEPS // len(others)))
-        line = SGDClassifier(loss="log_loss", alpha=1e-4, max_iter=passes, tol=None, random_state=0)
+        others = np.flatnonzero(folds[sample] != fold)
+        targets = ids[sample][others]
+        epochs = max(3, min(15, STEPS // len(others)))
+        line = SGDClassifier(loss="log_loss", alpha=1e-4, max_iter=epochs, tol=None, random_state=0)
+        line.fit(features[others], targets)
+        bayes = ComplementNB(alpha=0.3).fit(features[others], targets)
+        weights = line.coef_
+        bias = line.intercept_
+        if len(line.classes_) == 2:  # scikit-learn stores one weight vector for two labels
+            weights = np.vstack([-weights, weights])
+            bias = np.concatenate([-bias, bias])
+        # float32, transposed: what prediction needs, in half the memory.
         models.append(
-            _judge_of(line.fit(features[others], wanted), ComplementNB(alpha=0.3).fit(features[others], wanted))
+            Judge(
+                np.ascontiguousarray(weights.T, np.float32),
+                bias.astype(np.float32),
+                np.ascontiguousarray(bayes.feature_log_prob_.T, np.float32),
+                line.classes_,
+            )
         )
     return Judges(vectors, models, labels)
 
 
-def _judge_of(line: Any, bayes: Any) -> Judge:
-    """What of two fitted models is needed to ask them, in half the memory."""
-    weights, bias = line.coef_, line.intercept_
-    if len(line.classes_) == 2:  # scikit-learn keeps one line between two labels
-        weights, bias = np.vstack([-weights, weights]), np.concatenate([-bias, bias])
-    sides = [np.ascontiguousarray(side.T, np.float32) for side in (weights, bayes.feature_log_prob_)]
-    return Judge(sides[0], bias.astype(np.float32), sides[1], line.classes_)
-
-
 def normalized(values: Probabilities) -> Probabilities:
-    """Each row divided by its sum."""
+    """Divide each row by its sum."""
     return np.asarray(values / values.sum(axis=1, keepdims=True).clip(1e-12))

@@ -1,7 +1,7 @@
-"""Personal data by its form: mail, phone, payment card, bank account and IP address; checksums where there are any.
+"""Personal data by its format: e-mail, phone number, payment card, bank account and IP address, with checksums if any.
 
-Cards: Luhn (ISO/IEC 7812). Accounts: IBAN with its country's length and modulo 97 (ISO 13616). Each pattern is only
-tried on a text that holds what it cannot do without, so that most rows cost next to nothing.
+Cards: Luhn (ISO/IEC 7812). Accounts: IBAN with its country's length and modulo 97 (ISO 13616). Each pattern is tried
+only on texts that contain what it requires, so that most rows cost almost nothing.
 """
 
 from __future__ import annotations
@@ -87,21 +87,21 @@ IBAN_LENGTHS = dict(
         "XK:20",
     ]
 )
-# First digits of the schemes that issue cards, and how many digits those have.
+# Leading digits and lengths of card numbers by issuer.
 CARD = re.compile(r"(?:4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3[0689]\d{12}|6\d{15}|35\d{14})")
-# Mail domains that are only ever examples (RFC 2606).
+# Domains reserved for examples (RFC 2606).
 EXAMPLES = re.compile(r"@(?:[\w-]+\.)*(?:example|test|invalid|localhost)(?:\.(?:com|net|org))?$", re.IGNORECASE)
 
 MAIL = re.compile(
     r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![\w-])"
 )
-# Digits in groups; a number that goes on, as a version or a sum does, is none.
+# Groups of digits; longer numbers, versions and sums do not match.
 DIGITS = re.compile(r"(?<![\w.,+:/-])(?:\d[ -]?){12,18}\d(?![\w]|[.,:/-]\d)")
 ACCOUNT = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
 ADDRESS = re.compile(
     r"(?<![\w.:-])(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)|(?<![\w:.])(?:[0-9a-fA-F]{1,4}:){3,7}(?::|[0-9a-fA-F:]+)(?![\w:])"
 )
-# The number of a section in a manual.
+# Section number in a manual.
 SECTION = re.compile(r"(?:^|\n)\s*(?:\d+\.){4}\s")
 VERSION_BEFORE = re.compile(r"(?:version|ver|release|v|section|chapter|§|>=|<=|=|<|>)[\s.:]*\(?\s*$", re.IGNORECASE)
 PHONE = re.compile(
@@ -123,7 +123,7 @@ CALLED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A place in a text, and the word for what stands there."""
+    """A range of characters and the kind of data in it."""
 
     start: int
     end: int
@@ -131,60 +131,50 @@ class Span:
 
 
 def personal(text: str) -> list[Span]:
-    """Every piece of personal data in a text, in order and without overlaps."""
-    found: list[Span] = []
+    """Return all personal data in a text, in order and without overlaps."""
+    spans: list[Span] = []
     if "@" in text:
-        found += _mails(text)
+        spans += [Span(*match.span(), "email") for match in MAIL.finditer(text) if not EXAMPLES.search(match[0])]
     digits = sum(map(text.count, "0123456789"))
-    if digits >= 4:
-        for least, look in LOOKS:
-            if digits >= least:
-                found += look(text)
-    return without_overlaps(found)
+    for least, detector in DETECTORS:
+        if digits >= least:
+            spans += detector(text)
+    return without_overlaps(spans)
 
 
-def without_overlaps(found: list[Span]) -> list[Span]:
-    """The spans in order; of two that overlap the one that was found first."""
-    kept: list[Span] = []  # in order, so that only two neighbours can overlap
-    for span in found:
-        at = bisect(kept, span.start, key=lambda other: other.start)
-        before, after = kept[at - 1 : at] if at else [], kept[at : at + 1]
+def without_overlaps(spans: list[Span]) -> list[Span]:
+    """Return the spans in order; of two that overlap, the one listed first."""
+    result: list[Span] = []  # sorted, so that only the two neighbours can overlap
+    for span in spans:
+        index = bisect(result, span.start, key=lambda other: other.start)
+        before = result[index - 1 : index] if index else []
+        after = result[index : index + 1]
         if all(other.end <= span.start for other in before) and all(span.end <= other.start for other in after):
-            kept.insert(at, span)
-    return kept
+            result.insert(index, span)
+    return result
 
 
 def luhn(digits: str) -> bool:
-    """Whether the last digit of a card is the checksum of the others."""
+    """Return whether the last digit of a card number is the Luhn checksum of the others."""
     doubled = [sum(divmod(2 * int(d), 10)) if i % 2 else int(d) for i, d in enumerate(reversed(digits))]
     return sum(doubled) % 10 == 0
 
 
 def mod97(account: str) -> bool:
-    """Whether an IBAN without spaces has its country's length and checksum."""
+    """Return whether an IBAN without spaces has its country's length and a valid checksum."""
     if IBAN_LENGTHS.get(account[:2]) != str(len(account)):
         return False
     return int("".join(str(int(letter, 36)) for letter in account[4:] + account[:4])) % 97 == 1
-
-
-def _mails(text: str) -> Iterator[Span]:
-    for match in MAIL.finditer(text):
-        if not EXAMPLES.search(match[0]):
-            yield Span(*match.span(), "email")
 
 
 def _accounts(text: str) -> Iterator[Span]:
     for match in ACCOUNT.finditer(text):
         plain = match[0].replace(" ", "")
         length = int(IBAN_LENGTHS.get(plain[:2], 0))
-        # The words after an account may look like more of it.
+        # The pattern may also match words after the number, so the span ends after `length` characters without spaces.
         if length and len(plain) >= length and mod97(plain[:length]):
-            yield Span(match.start(), match.start() + _reach(match[0], length), "iban")
-
-
-def _reach(written: str, length: int) -> int:
-    """How many characters the first `length` that are no spaces take."""
-    return next(i + 1 for i in range(len(written)) if i + 1 - written[: i + 1].count(" ") == length)
+            text_length = next(n for n in range(1, len(match[0]) + 1) if n - match[0][:n].count(" ") == length)
+            yield Span(match.start(), match.start() + text_length, "iban")
 
 
 def _cards(text: str) -> Iterator[Span]:
@@ -200,15 +190,11 @@ def _addresses(text: str) -> Iterator[Span]:
             address = ipaddress.ip_address(match[0])
         except ValueError:
             continue
-        telling = not (address.is_loopback or address.is_unspecified or address.is_multicast)
+        special = address.is_loopback or address.is_unspecified or address.is_multicast
         small = address.version == 4 and all(int(part) < 20 for part in match[0].split("."))
-        listed = text[match.end() : match.end() + 1] == "/" or SECTION.match(text, max(0, match.start() - 1))
-        if (
-            telling
-            and not small
-            and not listed
-            and not VERSION_BEFORE.search(text, max(0, match.start() - 12), match.start())
-        ):
+        network = text[match.end() : match.end() + 1] == "/" or SECTION.match(text, max(0, match.start() - 1))
+        version = VERSION_BEFORE.search(text, max(0, match.start() - 12), match.start())
+        if not special and not small and not network and not version:
             yield Span(*match.span(), "ip")
 
 
@@ -221,8 +207,8 @@ def _phones(text: str) -> Iterator[Span]:
             yield Span(*match.span(1), "phone")
 
 
-# The fewest digits a text must have for it to be worth a look, surest first: a card is not also a phone.
-LOOKS: tuple[tuple[int, Callable[[str], Iterator[Span]]], ...] = (
+# (minimum number of digits in the text, detector), the most reliable first: a card is not also a phone number.
+DETECTORS: tuple[tuple[int, Callable[[str], Iterator[Span]]], ...] = (
     (12, _accounts),
     (12, _cards),
     (4, _addresses),

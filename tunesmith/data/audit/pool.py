@@ -1,4 +1,4 @@
-"""The same work on many pieces, on one core or on several, answers in the order of the pieces."""
+"""Ordered parallel map over processes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ S = TypeVar("S")
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Fewer pieces than this are done before other processes would have started.
+# Fewer pieces are done before other processes would have started.
 FEW = 10
 
 
 def in_order(work: Callable[[S, T], R], shared: S, pieces: Iterable[T], *, workers: int) -> Iterator[R]:
-    """`work(shared, piece)` for each piece; `shared` is handed to every process once."""
+    """Yield `work(shared, piece)` for each piece, in order; `shared` is sent to each process once."""
     rest = iter(pieces)
     first = list(islice(rest, FEW))
     if workers < 2 or len(first) < FEW:
         for piece in chain(first, rest):
             yield work(shared, piece)
         return
-    # A fresh process each: a fork would copy whatever threads this one runs.
+    # spawn: a fork would copy the locks of this process's threads in whatever state they are.
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_remember, initargs=(work, shared)) as pool:
         waiting: list[Future[R]] = []
         for piece in chain(first, rest):
@@ -35,7 +35,7 @@ def in_order(work: Callable[[S, T], R], shared: S, pieces: Iterable[T], *, worke
             yield waiting.pop(0).result()
 
 
-# What a process of the pool was started with.
+# Arguments with which this worker process was started.
 _tasks: list[tuple[Callable[[Any, Any], Any], Any]] = []
 
 

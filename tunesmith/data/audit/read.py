@@ -1,4 +1,4 @@
-"""A file as a table: every chunk scanned, on one core or on several."""
+"""Read a file into a table: every chunk is scanned, in one process or several."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tunesmith.data.audit.table import RowTable
 from tunesmith.data.rows import keep, missing_column
 from tunesmith.errors import DataError
 
-TOLD_EVERY = 100_000
-# Rows that are looked at for a column before the whole file is, and for the values that `where` should have named.
-FEW, MANY = 200, 100_000
+TOLD_EVERY = 100_000  # rows between progress messages
+FEW = 200  # rows checked for a column before the whole file is read
+MANY = 100_000  # rows whose values are listed if `where` matches nothing
 
 
 def read_held(source: str, table: RowTable, ask: AuditSource, tools: Tools) -> HeldOutRuns:
-    """Fill `table` with the test file; the index of its runs of 13 words comes back. Raises DataError without rows."""
+    """Fill `table` with a test file and return the index of its runs of 13 words. Raise DataError without rows."""
     _check_where(source, ask, tools)
     plan = ScanPlan(table.name, ask)
     questions: list[NDArray[np.uint32]] = []
@@ -34,31 +34,31 @@ def read_held(source: str, table: RowTable, ask: AuditSource, tools: Tools) -> H
 
 
 def read_table(table: RowTable, ask: AuditSource, indices: list[HeldOutRuns], tools: Tools) -> None:
-    """Fill `table` with the file. Raises DataError where it has no rows."""
+    """Fill `table` with the audited file. Raise DataError without rows."""
     _check_where(ask.source, ask, tools)
     plan = ScanPlan(table.name, ask, tuple(indices))
-    told = 0
+    reported = 0
     pieces = chunks(ask.source, offline=tools.offline)
     for digest in in_order(digest_of, plan, pieces, workers=tools.workers):
         table.add(digest)
-        if table.rows - told >= TOLD_EVERY:
-            told = table.rows
+        if table.rows - reported >= TOLD_EVERY:
+            reported = table.rows
             tools.tell(f"{table.rows} rows read")
     table.close()
     _check_rows(ask.source, table, ask, tools)
 
 
 def _check_where(source: str, ask: AuditSource, tools: Tools) -> None:
-    """Raise DataError where no row has a column of `where`."""
+    """Raise DataError if no row has a column of `where`."""
     rows = head(source, FEW, offline=tools.offline) if ask.where else []
     for column in ask.where:
-        here = any(column in row.fields for row in rows)
-        if not here and not has_column(source, column, offline=tools.offline):
+        present = any(column in row.fields for row in rows)
+        if not present and not has_column(source, column, offline=tools.offline):
             raise DataError(missing_column(rows, column))
 
 
 def _check_rows(source: str, table: RowTable, ask: AuditSource, tools: Tools) -> None:
-    """Raise DataError where no row came; where `where` left none, with the values that are there."""
+    """Raise DataError if the table is empty; if `where` matched nothing, list the values in the file."""
     if table.rows:
         return
     if ask.where:

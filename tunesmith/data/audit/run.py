@@ -1,4 +1,4 @@
-"""An audit from start to end: one pass over the file, then what only all rows together can tell."""
+"""Run an audit: one pass over the file, then the checks that compare rows."""
 
 from __future__ import annotations
 
@@ -26,23 +26,42 @@ from tunesmith.data.audit.trigger import triggers
 from tunesmith.data.audit.view import as_answer
 from tunesmith.data.audit.wording import LANGUAGES
 
-SAMPLES, SHOWN = 5, 220
-SHARED_ROWS, SHARED_SHARE = 10, 0.01  # a sentence that begins or ends so many rows is boilerplate
+SAMPLES = 5  # rows shown per finding
+SHOWN = 220  # characters shown of a row
+# A sentence that begins or ends at least this number and share of rows is boilerplate.
+SHARED_ROWS = 10
+SHARED_SHARE = 0.01
 MISSING = frozenset(["nan", "null", "n/a", "#n/a", "<na>"])
-SEVERAL = "read them: several good answers are no fault, answers that disagree are; --fix OUT leaves them"
+SEVERAL = "check them: several good answers are fine, conflicting answers are not; --fix OUT keeps them"
 Rows = Mapping[int, str]  # row -> note
 
 
 @dataclass(slots=True)
 class Cures:
-    """What `--fix` does: line -> (kind, the line or file:line it repeats) to drop, label -> its spelling."""
+    """What `--fix` does.
+
+    Attributes:
+        dropped: line -> (kind, reason) of rows to drop.
+        labels: label -> common spelling.
+    """
 
     dropped: dict[int, tuple[str, str]] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
 
 
 def audit(ask: AuditSource, tools: Tools) -> tuple[Audit, Cures]:
-    """Everything that is wrong with a file, and what would cure it. Raises DataError for a file that is no rows."""
+    """Find the problems of a file and their fixes.
+
+    Args:
+        ask: the file, its columns and the test files.
+        tools: processes, models and the progress callback.
+
+    Returns:
+        The findings, and what `fix` should do.
+
+    Raises:
+        DataError: if a file cannot be read or has no rows.
+    """
     with ExitStack() as stack:
         table = stack.enter_context(RowTable(name_of(ask.source)))
         tests = [stack.enter_context(RowTable(name_of(source))) for source in ask.against]
@@ -52,7 +71,7 @@ def audit(ask: AuditSource, tools: Tools) -> tuple[Audit, Cures]:
 
 
 class _Auditor:
-    """One table and what was found in it so far."""
+    """One table and its findings so far."""
 
     def __init__(self, ask: AuditSource, tools: Tools, table: RowTable, cures: Cures) -> None:
         self.ask, self.tools, self.table, self.cures = ask, tools, table, cures
@@ -61,7 +80,7 @@ class _Auditor:
         self.notes: list[str] = []
 
     def all(self, tests: list[RowTable]) -> tuple[Audit, Cures]:
-        """Every check there is, in an order in which each can build on those before."""
+        """Run all checks, each after those that it builds on."""
         self._rows_alone()
         self._leaks(tests)
         if self.ask.labelled:
@@ -85,7 +104,7 @@ class _Auditor:
         return audit, self.cures
 
     def _rows_alone(self) -> None:
-        if self.ask.labelled and max(map(len, self.table.labels), default=0) < 2:  # no row has several labels
+        if self.ask.labelled and max(map(len, self.table.labels), default=0) < 2:  # single-label
             bare = [row for row in self.table.sound().tolist() if not self.table.labels[row]]
             self.table.marks.setdefault("nothing_to_learn", {}).update(dict.fromkeys(bare, "no label"))
         self.found.update(self.table.marks)
@@ -97,50 +116,50 @@ class _Auditor:
         leaks: dict[int, str] = {}
         for test, long in zip(tests, self.table.leaks, strict=True):
             self.tools.tell(f"comparing with {test.name}")
-            found = groups.leaks(self.table, test, long, self.words, labelled=self.ask.labelled)
+            copies = groups.leaks(self.table, test, long, self.words, labelled=self.ask.labelled)
             if self.tools.embed is not None:
-                found = {**groups.meant_alike(self.table, test, self.tools.embed), **found}
-            leaks.update({row: f"like {test.where(other)}" for row, other in found.items()})
+                copies = {**groups.meant_alike(self.table, test, self.tools.embed), **copies}
+            leaks.update({row: f"like {test.where(other)}" for row, other in copies.items()})
         self.found["leak"] = leaks
         self._drop("leak", leaks, leaks)
 
     def _copies(self) -> None:
-        self.tools.tell("looking for copies")
+        self.tools.tell("looking for duplicates")
         rows = self.table.sound()
         same = groups.exact(self.table, rows)
         self._repeat("exact_duplicate", same)
         against = groups.contradictions(self.table, rows)
-        # Several good answers to one prompt are no fault of the rows; two labels of one text are.
-        wrong = groups.outvoted(self.table, against) if self.ask.judged else np.zeros(0, np.int64)
-        self._repeat("contradiction", against, drop=wrong)
-        alone = np.setdiff1d(rows, np.concatenate([same.later, against.rows]))
-        self._repeat("near_duplicate", groups.near(self.table, alone, self.words, labelled=self.ask.labelled))
-        self.table.near = self.table.near[:0].copy()  # of a million rows 200 MB that nothing looks at from here on
+        # A prompt may have several good answers; a text with two labels is an error.
+        outvoted = groups.outvoted(self.table, against) if self.ask.judged else np.zeros(0, np.int64)
+        self._repeat("contradiction", against, drop=outvoted)
+        others = np.setdiff1d(rows, np.concatenate([same.later, against.rows]))
+        self._repeat("near_duplicate", groups.near(self.table, others, self.words, labelled=self.ask.labelled))
+        self.table.near = self.table.near[:0].copy()  # frees 200 MB per million rows; not used below
 
     def _spellings(self) -> None:
-        """Labels written in two ways count as one from here on: such rows do not contradict one another."""
-        table, rows = self.table, self.table.sound().tolist()
+        """Unify labels with two spellings before the following checks: such rows do not contradict each other."""
+        table = self.table
+        rows = table.sound().tolist()
         better = self.cures.labels = variants(counted([table.labels[row] for row in rows]))
         for row in rows:
             if not better.keys().isdisjoint(table.labels[row]):
                 table.said[row] = digest(as_answer(better.get(label, label) for label in table.labels[row]))
 
     def _labels(self) -> None:
-        table, rows = self.table, self.table.sound()
+        table = self.table
+        rows = table.sound()
         counts = counted([table.labels[row] for row in rows.tolist()])
         merged: Counter[str] = Counter()
         for label, count in counts.items():
             merged[self.cures.labels.get(label, label)] += count
         if len(merged) == 1:
-            self.found["one_class"] = {row: self._said(label) for row in rows.tolist() for label in table.labels[row]}
+            self.found["one_class"] = {row: self._label(label) for row in rows.tolist() for label in table.labels[row]}
         for label in sorted(label for label in merged if label.lower() in MISSING):
-            self.notes.append(
-                f"{merged[label]} rows have the label {label!r}, as programs write a label that is missing"
-            )
+            self.notes.append(f"{merged[label]} rows have the label {label!r}, which usually means a missing label")
         few = rare(merged)
         for kind, listed in (("label_variant", set(self.cures.labels)), ("rare_class", few)):
             self.found[kind] = {
-                row: self._said(label) for row in rows.tolist() for label in table.labels[row] if label in listed
+                row: self._label(label) for row in rows.tolist() for label in table.labels[row] if label in listed
             }
         if gap := uneven(merged):
             least = {label for label in counts if merged[self.cures.labels.get(label, label)] == min(merged.values())}
@@ -148,55 +167,60 @@ class _Auditor:
         if all(len(table.labels[row]) == 1 for row in rows.tolist()):
             self._doubted(rows)
 
-    def _said(self, label: str) -> str:
+    def _label(self, label: str) -> str:
         better = self.cures.labels.get(label)
-        return f"{label!r} for {better!r}" if better else f"label {label!r}"
+        return f"{label!r} instead of {better!r}" if better else f"label {label!r}"
 
     def _doubted(self, rows: NDArray[np.int64]) -> None:
-        """Single labels that the rest of the rows speak against, and phrases that buy a label."""
-        self.tools.tell("judging labels")
+        """Find single labels that the models doubt, and phrases that always have one label."""
+        self.tools.tell("checking labels")
         table = self.table
         given = [self.cures.labels.get(table.labels[row][0], table.labels[row][0]) for row in rows.tolist()]
 
         def text(i: int) -> str:
             return table.text(int(rows[i]))[0]
 
-        found = doubts(text, given, table.asked[rows], workers=self.tools.workers, read=self.tools.read)
-        if found is None:
-            self.notes.append("too few rows or shared words a label, or too many labels, to judge labels by a model")
+        result = doubts(text, given, table.asked[rows], workers=self.tools.workers, read=self.tools.read)
+        if result is None:
+            self.notes.append("label noise not checked: too few rows or shared words per label, or too many labels")
             return
         if self.tools.read is not None and len(rows) > MOST_READ:
-            self.notes.append(f"labels are judged by words alone: a model reads at most {MOST_READ:,} rows")
+            self.notes.append(
+                f"labels checked by words only: the language model is used for at most {MOST_READ:,} rows"
+            )
         self.found["label_noise"] = {
-            int(rows[i]): f"labelled {given[i]!r}, rather {other!r}" for i, (other, _) in found.doubted.items()
+            int(rows[i]): f"labelled {given[i]!r}, predicted {other!r}" for i, (other, _) in result.doubted.items()
         }
         self.found["trigger_phrase"] = {
             int(rows[i]): f"{phrase!r} always has {given[i]!r}"
-            for phrase, places in triggers(text, given, found).items()
-            for i in places
+            for phrase, indices in triggers(text, given, result).items()
+            for i in indices
         }
 
     def _shared_sentences(self) -> None:
-        """Rows that begin or end with a sentence that many different rows share."""
-        table, found = self.table, dict(self.found.get("boilerplate", {}))
+        """Find rows that begin or end with a sentence that many different rows share."""
+        table = self.table
+        notes = dict(self.found.get("boilerplate", {}))
         rows = np.setdiff1d(table.sound(), groups.exact(table, table.sound()).later)
         least = max(SHARED_ROWS, SHARED_SHARE * len(rows))
-        for side, what in enumerate(("begins", "ends")):
-            values, place, counts = np.unique(table.edges[rows, side], return_inverse=True, return_counts=True)
+        for side, verb in enumerate(("begins", "ends")):
+            values, inverse, counts = np.unique(table.edges[rows, side], return_inverse=True, return_counts=True)
             common = (counts >= least) & (values != 0)
-            for i in np.flatnonzero(common[place]):
-                found.setdefault(int(rows[i]), f"{what} as {counts[place[i]]} rows do")
-        self.found["boilerplate"] = found
+            for i in np.flatnonzero(common[inverse]):
+                notes.setdefault(int(rows[i]), f"{verb} like {counts[inverse[i]]} rows")
+        self.found["boilerplate"] = notes
 
     def _languages(self) -> None:
         rows = self.table.sound()
-        known = Counter(self.table.language[rows].tolist())
-        known.pop(0, None)
-        if not known:
+        languages = Counter(self.table.language[rows].tolist())
+        languages.pop(0, None)
+        if not languages:
             return
-        most, count = known.most_common(1)[0]
-        if count < 0.5 * sum(known.values()):
-            self.notes.append("rows in several languages: " + ", ".join(LANGUAGES[i] for i, _ in known.most_common(5)))
+        most, count = languages.most_common(1)[0]
+        if count < 0.5 * sum(languages.values()):
+            self.notes.append(
+                "rows in several languages: " + ", ".join(LANGUAGES[i] for i, _ in languages.most_common(5))
+            )
             return
         other = rows[(self.table.language[rows] != 0) & (self.table.language[rows] != most)]
         self.found["mixed_language"] = {
@@ -207,23 +231,24 @@ class _Auditor:
         if self.tools.count is None:
             return
         self.tools.tell("counting tokens")
-        rows, found = self.table.sound(), dict[int, str]()
+        rows = self.table.sound()
+        notes: dict[int, str] = {}
         for start in range(0, len(rows), 1000):
             part = rows[start : start + 1000].tolist()
             sizes = self.tools.count(["\n".join(filter(None, self.table.text(row))) for row in part])
-            found |= {
+            notes |= {
                 row: f"{size} tokens, the limit is {self.tools.limit}"
                 for row, size in zip(part, sizes, strict=True)
                 if size > self.tools.limit
             }
-        self.found["truncated"] = found
+        self.found["truncated"] = notes
 
     def _repeat(self, kind: str, found: Groups, *, drop: NDArray[np.int64] | None = None) -> None:
-        """Note every row of the groups, and drop some: those given, else all but the first of each."""
+        """Add a finding for all rows of the groups; drop the given rows, else all but the first of each group."""
         notes: dict[int, str] = {}
         for group in found.groups:
             first, second = (f"like {self.table.where(int(row))}" for row in group[:2])
-            notes.update(dict.fromkeys(group[1:].tolist(), first))  # one text a group: there may be a million rows
+            notes.update(dict.fromkeys(group[1:].tolist(), first))  # one string per group: there may be a million rows
             notes[int(group[0])] = second
         self.found[kind] = notes
         self._drop(kind, (found.later if drop is None else drop).tolist(), notes)
@@ -235,7 +260,7 @@ class _Auditor:
             self.cures.dropped.setdefault(int(self.table.lines[row]), same.setdefault(note, (kind, note)))
 
     def _finding(self, kind: str) -> Finding:
-        """All rows of a kind, with some of them to look at."""
+        """Build the finding of one kind with samples."""
         notes, table, check = self.found[kind], self.table, CHECKS[kind]
         rows = np.fromiter(notes, np.int64, len(notes))
         several = kind == "contradiction" and not self.ask.judged
@@ -256,7 +281,7 @@ class _Auditor:
 
 
 def _sample(table: RowTable, row: int, note: str) -> Sample:
-    """A row to look at; what must not be told on is masked."""
+    """Build a sample; personal data and secrets are masked."""
     text = " → ".join(filter(None, (" ".join(part.split()) for part in table.text(row))))
     text = masked(text)[0].encode(errors="backslashreplace").decode()  # half an emoji cannot be shown
     return Sample(where=table.where(row), text=text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…", note=note)

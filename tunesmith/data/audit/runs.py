@@ -1,4 +1,4 @@
-"""Texts that quote one another at length: half of the runs of words of one stand in the other."""
+"""Long quotations: texts that share half of their runs of words with a held-out text."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from numpy.typing import NDArray
 from tunesmith.data.audit.shingles import GRAM, Longs, grams
 
 Slots = Sequence[NDArray[np.uint32]]
-# Of the runs of the text that has fewer, the share that the other must have.
+# Minimum share of common runs, relative to the text with fewer runs.
 SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class QuotationRule:
-    """What counts as a quotation: how many words are a run, and the fewest runs that two texts must have in common.
+    """What counts as a quotation.
 
-    A run that more than `most_owners` of the held-out texts have is a phrase of theirs and is not looked at; with 0 all
-    are.
+    Attributes:
+        run: words per run.
+        fewest: minimum number of common runs.
+        most_owners: runs in more held-out texts than this are common phrases and ignored; 0: all runs count.
     """
 
     run: int = GRAM
@@ -30,10 +32,17 @@ class QuotationRule:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutRuns:
-    """The runs of words of held-out texts, sorted, each once; how many each text has, and the rule they serve.
+    """Index of the runs of held-out texts.
 
-    `owned[bands[i]]` are the texts that have run i. A notice in all of them is one band, however many runs it has, so
-    what a text shares with the others is counted band by band.
+    A band is a set of runs with the same owners. Common text of many held-out documents is one band, however many runs
+    it has, so that overlaps are counted per band.
+
+    Attributes:
+        runs: distinct run hashes, sorted, [R].
+        bands: band of each run, [R].
+        owned: texts of each band.
+        sizes: number of runs of each text.
+        rule: the rule that the index serves.
     """
 
     runs: Longs
@@ -44,48 +53,48 @@ class HeldOutRuns:
 
 
 def held(texts: Slots, rule: QuotationRule) -> HeldOutRuns:
-    """The index of held-out texts, given as the slots of their words."""
+    """Index held-out texts, given as slots of their words."""
     runs, owners = _each_once(texts, rule.run)
     order = np.argsort(runs, kind="stable")
     runs, owners = runs[order], owners[order]
     if rule.most_owners:
-        _, place, times = np.unique(runs, return_inverse=True, return_counts=True)
-        few = times[place] <= rule.most_owners
-        runs, owners = runs[few], owners[few]
+        _, inverse, counts = np.unique(runs, return_inverse=True, return_counts=True)
+        rare = counts[inverse] <= rule.most_owners
+        runs, owners = runs[rare], owners[rare]
     sizes = np.bincount(owners, minlength=len(texts))
-    once, first = np.unique(runs, return_index=True)
-    if not len(once):
-        return HeldOutRuns(once, first, (), sizes, rule)
+    distinct, first = np.unique(runs, return_index=True)
+    if not len(distinct):
+        return HeldOutRuns(distinct, first, (), sizes, rule)
     marks = np.random.default_rng(0).integers(1, 2**63, len(texts), dtype=np.uint64)
     bands = np.unique(np.add.reduceat(marks[owners], first), return_index=True, return_inverse=True)
     last = np.append(first[1:], len(runs))
     owned = tuple(owners[first[i] : last[i]] for i in bands[1].tolist())
-    return HeldOutRuns(once, bands[2], owned, sizes, rule)
+    return HeldOutRuns(distinct, bands[2], owned, sizes, rule)
 
 
 def leaked(texts: Slots, others: HeldOutRuns) -> dict[int, int]:
-    """Text -> the held-out text that has half of its runs, or half of whose runs it has: the one with most of them."""
+    """Map texts to the held-out text with which they share most runs, and at least half of the runs of one of both."""
     runs, owners = _each_once(texts, others.rule.run)
-    place = np.searchsorted(others.runs, runs).clip(max=len(others.runs) - 1)
+    index = np.searchsorted(others.runs, runs).clip(max=len(others.runs) - 1)
     sizes = np.bincount(owners, minlength=len(texts))
-    found: dict[int, int] = {}
-    hit = np.flatnonzero(others.runs[place] == runs) if len(others.runs) else place[:0]
-    for part in np.split(hit, np.flatnonzero(np.diff(owners[hit])) + 1):
+    matches: dict[int, int] = {}
+    hits = np.flatnonzero(others.runs[index] == runs) if len(others.runs) else index[:0]
+    for part in np.split(hits, np.flatnonzero(np.diff(owners[hits])) + 1):
         if not len(part):
             continue
         row = int(owners[part[0]])
-        bands, times = np.unique(others.bands[place[part]], return_counts=True)
+        bands, counts = np.unique(others.bands[index[part]], return_counts=True)
         owned = [others.owned[band] for band in bands.tolist()]
-        whose, at = np.unique(np.concatenate(owned), return_inverse=True)
-        shared = np.bincount(at, weights=np.repeat(times, list(map(len, owned))))
-        enough = (shared >= others.rule.fewest) & (shared >= SHARE * np.minimum(sizes[row], others.sizes[whose]))
+        candidates, inverse = np.unique(np.concatenate(owned), return_inverse=True)
+        shared = np.bincount(inverse, weights=np.repeat(counts, list(map(len, owned))))
+        enough = (shared >= others.rule.fewest) & (shared >= SHARE * np.minimum(sizes[row], others.sizes[candidates]))
         if enough.any():
-            found[row] = int(whose[enough][shared[enough].argmax()])
-    return found
+            matches[row] = int(candidates[enough][shared[enough].argmax()])
+    return matches
 
 
 def _each_once(texts: Slots, length: int) -> tuple[Longs, NDArray[np.int64]]:
-    """Every run of a text once, and in which text it stands, in the order of the texts."""
+    """Return the distinct runs of each text and the index of their text, in the order of the texts."""
     runs, owners = grams(texts, length)
     order = np.lexsort((runs, owners))
     runs, owners = runs[order], owners[order]

@@ -1,4 +1,4 @@
-"""One chunk of rows looked at row by row: what can be told without any other row."""
+"""Scan a chunk of rows: all checks that need no other row."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ from tunesmith.data.words import words_of
 
 @dataclass(frozen=True, slots=True)
 class ScanPlan:
-    """How to look at the rows of a file: its name, what is asked, and the test rows that must not be in it."""
+    """How to scan the rows of a file.
+
+    Attributes:
+        name: file name for locations.
+        ask: the audit's options.
+        held: indices of the test files.
+    """
 
     name: str
     ask: AuditSource
@@ -32,28 +38,29 @@ class ScanPlan:
 
 
 def digest_of(plan: ScanPlan, chunk: RowChunk) -> Digest:
-    """The digest of a chunk."""
+    """Return the digest of a chunk."""
     return scan(plan, chunk)[0]
 
 
 def scan(plan: ScanPlan, chunk: RowChunk) -> tuple[Digest, list[NDArray[np.uint32]]]:
-    """The digest of a chunk, and the word slots of each of its questions."""
-    found, wanted = _Found(), listed(plan.ask.where)
+    """Return the digest of a chunk and the word slots of each prompt."""
+    result = _ChunkScan()
+    allowed = listed(plan.ask.where)
     for line, raw in zip(chunk.lines, chunk.rows, strict=True):
         fields = parsed(raw)
         if isinstance(fields, dict):
-            if not has_listed(fields, wanted):
+            if not has_listed(fields, allowed):
                 continue
             seen = view(Row(f"{plan.name}:{line}", fields), plan.ask.columns)
         else:
             seen = View("", "", (), "unreadable", fields)
-        found.take(line, seen, plan.ask)
-    leaks = [leaked(found.slots, test) for test in plan.held]
-    return found.digest(leaks), found.slots
+        result.take(line, seen, plan.ask)
+    leaks = [leaked(result.slots, test) for test in plan.held]
+    return result.digest(leaks), result.slots
 
 
-class _Found:
-    """What the rows of a chunk came to so far."""
+class _ChunkScan:
+    """Results for the rows of a chunk so far."""
 
     def __init__(self) -> None:
         self.lines: list[int] = []
@@ -65,36 +72,36 @@ class _Found:
         self.marks: dict[str, dict[int, str]] = {}
 
     def take(self, line: int, seen: View, ask: AuditSource) -> None:
-        """Look at one row."""
+        """Scan one row."""
         row = len(self.lines)
         self.lines.append(line)
         self.views.append(seen)
-        whole = seen.question if ask.labelled or not seen.answer else f"{seen.question}\n{seen.answer}"
-        asked = words_of(seen.question)
-        words = asked if whole is seen.question else words_of(whole)
+        text = seen.question if ask.labelled or not seen.answer else f"{seen.question}\n{seen.answer}"
+        prompt_words = words_of(seen.question)
+        words = prompt_words if text is seen.question else words_of(text)
         self.plain.append(" ".join(words).encode(errors="surrogatepass"))
-        self.slots.append(slots(asked))
-        self.counted.append(np.unique(self.slots[-1] if words is asked else slots(words)))
+        self.slots.append(slots(prompt_words))
+        self.counted.append(np.unique(self.slots[-1] if words is prompt_words else slots(words)))
         first, last = edges(seen.question if ask.labelled or not seen.answer else seen.answer)
         ends = (digest(first) if first else 0, digest(last) if last else 0)
         both = digest(f"{seen.question.strip()}{CUT}{seen.answer.strip()}", exact=True)
-        speaks = language(seen.answer, words_of(seen.answer)) if ask.answered else language(whole, words)
-        self.hashes.append((digest(seen.question), digest(seen.answer), both, *ends, speaks))
+        tongue = language(seen.answer, words_of(seen.answer)) if ask.answered else language(text, words)
+        self.hashes.append((digest(seen.question), digest(seen.answer), both, *ends, tongue))
         if seen.fault:
             self.marks.setdefault(seen.fault, {})[row] = seen.why
         if seen.fault == "unreadable":
             return
-        for kind, look in LOOKS:
-            if note := look(whole):
+        for kind, check in TEXT_CHECKS:
+            if note := check(text):
                 self.marks.setdefault(kind, {})[row] = note
         if not seen.fault and len(LETTERS.findall(seen.question[:1000])) < 3:
             self.marks.setdefault("too_short", {})[row] = repr(seen.question.strip())
 
     def digest(self, leaks: list[dict[int, int]]) -> Digest:
-        """All of it as arrays."""
+        """Return all results as arrays."""
         numbers = np.array([hashes[:5] for hashes in self.hashes], np.uint64).reshape(-1, 5)
         stacked = np.concatenate(self.counted) if self.counted else np.zeros(0, np.uint32)
-        places, counts = np.unique(stacked, return_counts=True)
+        word_slots, counts = np.unique(stacked, return_counts=True)
         texts = [f"{seen.question}{CUT}{seen.answer}".encode(errors="surrogatepass") for seen in self.views]
         return Digest(
             lines=np.array(self.lines, np.int64),
@@ -107,25 +114,21 @@ class _Found:
             labels=[seen.labels for seen in self.views],
             marks=self.marks,
             texts=texts,
-            counts=(places, counts.astype(np.uint32)),
+            counts=(word_slots, counts.astype(np.uint32)),
             leaks=leaks,
         )
 
 
 def _secret(text: str) -> str:
-    """How many; the note must not tell the secret on."""
-    found = keys(text)
-    return f"{len(found)} of {', '.join(str(span.end - span.start) for span in found[:3])} characters" if found else ""
+    """Return the number and lengths of secrets; the note must not contain them."""
+    spans = keys(text)
+    return f"{len(spans)} of {', '.join(str(span.end - span.start) for span in spans[:3])} characters" if spans else ""
 
 
-def _personal(text: str) -> str:
-    return ", ".join(dict.fromkeys(span.word for span in personal(text)))
-
-
-# Kind -> what tells it from one row's text: a note, blank for none.
-LOOKS: tuple[tuple[str, Callable[[str], str]], ...] = (
+# (kind, check of one text that returns a note, empty for no finding)
+TEXT_CHECKS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("secret", _secret),
-    ("personal_data", _personal),
+    ("personal_data", lambda text: ", ".join(dict.fromkeys(span.word for span in personal(text)))),
     ("encoding_damage", damage),
     ("template_tokens", chat_tokens),
     ("boilerplate", refusal),

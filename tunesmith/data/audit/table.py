@@ -1,4 +1,4 @@
-"""What one pass over a file leaves: a few numbers for each row in memory, and the texts on disk."""
+"""Results of the pass over a file: a few hashes of each row in memory, the texts on disk."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ from numpy.typing import NDArray
 from tunesmith.data.audit.shingles import WORD_BITS, K, Longs, Shorts
 
 CUT = "\x1f"
-# Kinds of rows that no other check looks at.
+# Kinds of invalid rows, which other checks skip.
 BROKEN = ("unreadable", "wrong_roles", "empty", "nothing_to_learn")
-# A file of a million faults is not helped by a note on each.
+# Limits memory for files with a million invalid rows.
 MOST_NOTES = 20_000
 
 
 @dataclass(slots=True)
 class Digest:
-    """The rows of one chunk; arrays have one entry a row.
+    """The rows of one chunk; arrays have one entry per row, N rows.
 
-    `asked`, `said`: hashes of question and answer, case and spacing aside; `whole`: of both as they are; `near`: (n, K)
-    signatures; `edges`: (n, 2) hashes of the first and the last sentence, 0 for none; `marks`: kind -> row -> note;
-    `texts`: question and answer as UTF-8; `counts`: word slots and in how many rows each stands; `leaks`: for each test
-    file, row -> row of that file.
+    Attributes:
+        lines: line numbers, [N].
+        asked: hash of the prompt, normalized, [N].
+        said: hash of the answer, normalized, [N].
+        whole: hash of both, exact, [N].
+        near: MinHash signatures, [N, K].
+        edges: hashes of the first and last sentence, [N, 2]; 0: none.
+        language: index in LANGUAGES, [N].
+        labels: labels of each row.
+        marks: kind -> row -> note.
+        texts: prompt and answer, UTF-8.
+        counts: word slots, and the number of rows that contain each.
+        leaks: per test file, row -> row of that file.
     """
 
     lines: NDArray[np.int64]
@@ -44,7 +53,7 @@ class Digest:
 
 
 class RowTable:
-    """All rows of a file. Use as a context: the texts lie in a temporary file that goes with it."""
+    """All rows of a file. A context manager: the texts are in a temporary file that is deleted on exit."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -65,10 +74,10 @@ class RowTable:
         self._spool.close()
 
     def add(self, digest: Digest) -> None:
-        """Take the rows of the next chunk."""
+        """Add the rows of the next chunk."""
         self._sizes.append(np.fromiter(map(len, digest.texts), np.int64, len(digest.texts)))
         self._spool.write(b"".join(digest.texts))
-        # One tuple for each combination of labels, not one a row.
+        # One tuple for each combination of labels, not one for each row.
         self.labels += [self._known.setdefault(labels, labels) for labels in digest.labels]
         slots, counts = digest.counts
         self.counts[slots] += counts
@@ -77,27 +86,28 @@ class RowTable:
             for row, note in rows.items():
                 notes[self.rows + row] = note if len(notes) < MOST_NOTES else ""
         self.leaks = self.leaks or [{} for _ in digest.leaks]
-        for mine, theirs in zip(self.leaks, digest.leaks, strict=True):
-            mine.update({self.rows + row: held for row, held in theirs.items()})
+        for leaks, new in zip(self.leaks, digest.leaks, strict=True):
+            leaks.update({self.rows + row: held for row, held in new.items()})
         self.rows += len(digest.lines)
         digest.texts, digest.labels, digest.marks, digest.leaks = [], [], {}, []
         self._digests.append(digest)
 
     def close(self) -> None:
-        """Join the chunks; the arrays can be read from here on."""
+        """Concatenate the chunks; afterwards the arrays can be read."""
         self._spool.flush()
-        found, self._digests = self._digests, []
-        self.lines = np.concatenate([digest.lines for digest in found] or [np.zeros(0, np.int64)])
-        self.asked = np.concatenate([digest.asked for digest in found] or [np.zeros(0, np.uint64)])
-        self.said = np.concatenate([digest.said for digest in found] or [np.zeros(0, np.uint64)])
-        self.whole = np.concatenate([digest.whole for digest in found] or [np.zeros(0, np.uint64)])
-        self.near = np.concatenate([digest.near for digest in found] or [np.zeros((0, K), np.uint16)])
-        self.edges = np.concatenate([digest.edges for digest in found] or [np.zeros((0, 2), np.uint64)])
-        self.language = np.concatenate([digest.language for digest in found] or [np.zeros(0, np.uint8)])
+        digests = self._digests
+        self._digests = []
+        self.lines = np.concatenate([digest.lines for digest in digests] or [np.zeros(0, np.int64)])
+        self.asked = np.concatenate([digest.asked for digest in digests] or [np.zeros(0, np.uint64)])
+        self.said = np.concatenate([digest.said for digest in digests] or [np.zeros(0, np.uint64)])
+        self.whole = np.concatenate([digest.whole for digest in digests] or [np.zeros(0, np.uint64)])
+        self.near = np.concatenate([digest.near for digest in digests] or [np.zeros((0, K), np.uint16)])
+        self.edges = np.concatenate([digest.edges for digest in digests] or [np.zeros((0, 2), np.uint64)])
+        self.language = np.concatenate([digest.language for digest in digests] or [np.zeros(0, np.uint8)])
         self._starts = np.concatenate([[0], np.cumsum(np.concatenate(self._sizes or [np.zeros(0, np.int64)]))])
 
     def text(self, row: int) -> tuple[str, str]:
-        """Question and answer of a row."""
+        """Return the prompt and the answer of a row."""
         start, end = int(self._starts[row]), int(self._starts[row + 1])
         self._spool.seek(start)
         raw = self._spool.read(end - start)
@@ -105,20 +115,20 @@ class RowTable:
         return question, answer
 
     def where(self, row: int) -> str:
-        """`file.jsonl:17`."""
+        """Return the location of a row, `file.jsonl:17`."""
         return f"{self.name}:{self.lines[row]}"
 
     def places(self, rows: Sequence[int] | NDArray[np.int64]) -> tuple[str, ...]:
-        """The same for many rows, in the order of the file."""
+        """Return the locations of rows in file order."""
         lines = np.sort(self.lines[np.asarray(rows, np.int64)])
         return tuple(f"{self.name}:{line}" for line in lines.tolist())
 
     def sound(self) -> NDArray[np.int64]:
-        """The rows that hold what a row must hold."""
+        """Return the valid rows."""
         return self._without(BROKEN)
 
     def asking(self) -> NDArray[np.int64]:
-        """The rows that ask something, whether or not they say what is right, as a test file may leave out."""
+        """Return the rows with a prompt, including those without an answer, which a test file may omit."""
         return self._without([kind for kind in BROKEN if kind != "nothing_to_learn"])
 
     def _without(self, kinds: Sequence[str]) -> NDArray[np.int64]:

@@ -1,11 +1,11 @@
-"""What the words themselves give away: the language, tokens of a chat format, sentences that many rows share."""
+"""Checks of a text's words: language, tokens of chat formats, refusals, sentences shared by many rows."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-# The commonest small words of a language; a word may stand in several.
+# The most common function words of each language; a word may belong to several.
 COMMON = {
     "en": """
         the of and to in is that it for was with as his on be at by this had not are but from or have an they
@@ -66,7 +66,8 @@ SCRIPTS = (
     ("thai", re.compile("[฀-๿]")),
     ("hindi", re.compile("[ऀ-ॿ]")),
 )
-LEAST_HITS, LOOKED_AT = 4, 200
+LEAST_HITS = 4  # function words needed
+LOOKED_AT = 200  # words
 
 TOKENS = re.compile(
     r"<\|[\w:.-]{2,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk|mask|sep|cls)>"
@@ -83,7 +84,7 @@ SHORTEST = 25
 
 
 def language(text: str, words: Sequence[str]) -> int:
-    """The place in LANGUAGES of a text's language; 0 where its words do not say."""
+    """Return the index in LANGUAGES of the text's language; 0 if it is unclear."""
     if not text.isascii():
         size = sum(map(len, words)) or 1
         for name, letters in SCRIPTS:
@@ -96,12 +97,12 @@ def language(text: str, words: Sequence[str]) -> int:
     if not hits:
         return 0
     best, second = (sorted(hits.items(), key=lambda item: -item[1]) + [("", 0)])[:2]
-    sure = best[1] >= LEAST_HITS and best[1] >= 2 * second[1] and best[1] >= 0.05 * min(len(words), LOOKED_AT)
-    return LANGUAGES.index(best[0]) if sure else 0
+    certain = best[1] >= LEAST_HITS and best[1] >= 2 * second[1] and best[1] >= 0.05 * min(len(words), LOOKED_AT)
+    return LANGUAGES.index(best[0]) if certain else 0
 
 
 def chat_tokens(text: str) -> str:
-    """The first token of a chat format in a text; blank for none."""
+    """Return the first chat-format token in a text; empty if there is none."""
     if not any(
         mark in text for mark in ("<|", "<s>", "</s>", "[", "<<", "<s", "<e", "<b", "<p", "<u", "<m", "<c", "##", "<｜")
     ):
@@ -111,13 +112,13 @@ def chat_tokens(text: str) -> str:
 
 
 def refusal(text: str) -> str:
-    """The words by which a model spoke of itself; blank for none."""
+    """Return the words with which a model mentions that it is a model; empty if there are none."""
     match = REFUSALS.search(text) if "AI" in text or "odel" in text or "knowledge" in text or "sorry" in text else None
     return match[0] if match else ""
 
 
 def edges(text: str) -> tuple[str, str]:
-    """The first and the last sentence or line of a text that has several; blank where too short to tell."""
+    """Return the first and last sentence or line of a text with several; empty if shorter than 25 characters."""
     parts = [part.strip() for part in BREAK.split(text.strip()) if part.strip()]
     if len(parts) < 2:
         return "", ""
