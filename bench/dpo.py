@@ -20,6 +20,7 @@ import torch
 
 from bench.preference import read, write
 from bench.rl import TRL_AT_ITS_BEST
+from tunesmith.training.callbacks import Callbacks
 
 PAIRS, RANK, RATE, BETA, LONGEST = 4, 16, 1e-4, 0.1, 512
 
@@ -34,7 +35,7 @@ def ours(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Pairs a second of the timed steps, and of all with the untuned model asked."""
     from tunesmith.recipe import make_recipe
     from tunesmith.workflows.prepare import prepare
-    from tunesmith.workflows.train import Watch, train
+    from tunesmith.workflows.train import train
 
     pairs = rows(asked.steps)
     # A recipe has test rows; none are asked here.
@@ -48,15 +49,15 @@ def ours(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
         "schedule": {"batch_rows": PAIRS, "epochs": 1, "learning_rate": RATE, "probe": False},
         "machine": {"threads": asked.threads, "dtype": "bfloat16" if asked.half else "float32"},
     }
-    prepared = prepare(make_recipe(raw, place="bench")[0], listen=lambda event: None, offline=True)
+    prepared = prepare(make_recipe(raw, place="bench")[0], on_event=lambda event: None, offline=True)
     ends: list[float] = []
 
     def step(event: dict[str, Any]) -> None:
-        if event["event"] == "step":
+        if event.kind == "step":
             ends.append(time.perf_counter())
 
     began = time.perf_counter()
-    train(prepared, folder / "run", watch=Watch(step))
+    train(prepared, folder / "run", callbacks=Callbacks(step))
     whole = time.perf_counter() - began
     return {"pairs_per_second": rate(ends), "pairs_per_second_whole": len(prepared.train) / whole}
 

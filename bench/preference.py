@@ -19,6 +19,7 @@ from tunesmith.evaluation.judged import wins
 from tunesmith.evaluation.significance import compare_paired
 from tunesmith.recipe import make_recipe
 from tunesmith.report.predictions import read_predictions
+from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.tune import tune_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +82,7 @@ def fold_run(asked: argparse.Namespace, parts: Sequence[Sequence[dict[str, Any]]
     raw = {"data": {**files, "group": SETS[asked.set], "rows": asked.rows}, "objective": asked.objective}
     raw |= {"model": asked.model, "technique": asked.technique, "schedule": {"epochs": asked.epochs}}
     recipe, _ = make_recipe(raw, place="bench", changes=asked.set_)
-    run = tune_recipe(recipe, out=place / "run", listen=told, offline=True)
+    run = tune_recipe(recipe, out=place / "run", callbacks=Callbacks(told), offline=True)
     by_line = {f"test.jsonl:{i}": row for i, row in enumerate(parts[fold], 1)}
     found = []
     for line in read_predictions(run.folder):
@@ -96,7 +97,7 @@ def fold_run(asked: argparse.Namespace, parts: Sequence[Sequence[dict[str, Any]]
 def told(event: dict[str, Any]) -> None:
     """Stages on stderr."""
     if "text" in event:
-        print(event["text"], file=sys.stderr, flush=True)
+        print(event.text, file=sys.stderr, flush=True)
 
 
 def folds(asked: argparse.Namespace) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,17 @@ from torch import Tensor
 from tests.tiny import DECODERS, tiny_decoder, tiny_encoder
 from tunesmith.data.examples import Chat, Labelled, Message, Pair
 from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.events import Event, Resumed, journal_record
+from tunesmith.model.batch import Batch
 from tunesmith.model.load import AS_THEY_ARE, Base, LoadOptions, load_base
 from tunesmith.model.policy import Policy
+from tunesmith.objectives.base import Learner
 from tunesmith.techniques import Full, Lora
 from tunesmith.techniques.base import Technique
+from tunesmith.training.callbacks import Callbacks
+from tunesmith.training.fit import Trainer, ValidationResult
+from tunesmith.training.optim import TrainingPlan
+from tunesmith.training.state import TrainingState
 
 _ROOT = tempfile.TemporaryDirectory(prefix="tunesmith-tests-")
 LORA = Lora(rank=4)
@@ -126,3 +135,46 @@ def documents(kind: str, *texts: str) -> list[Encoded]:
     """Texts as an encoder reads them for a head: nothing in them is learned."""
     read = [template(kind).document(text).ids for text in texts]
     return [Encoded((Tokens(ids, [False] * len(ids)),), f"rows:{i}") for i, ids in enumerate(read)]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a test passes to `fit`; `record` receives lines as `journal.jsonl` has them."""
+
+    folder: Path
+    record: Callable[[Mapping[str, Any]], None]
+    validate: Callable[[], float] | None = None
+    stop: Callable[[], bool] = lambda: False
+    resumed: Callable[[int], None] = lambda step: None
+    smaller: Callable[[int], bool] = lambda step: False
+    clock: Callable[[], float] = time.perf_counter
+
+
+def fit(
+    policy: Policy, learner: Learner, window: Callable[[int], Sequence[Batch]], *, plan: TrainingPlan, hooks: Hooks
+) -> TrainingState:
+    """Run a Trainer over the micro-batches that a function returns."""
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Resumed):
+            hooks.resumed(event.step)
+        else:
+            hooks.record(journal_record(event))
+
+    class Window:
+        def window(self, step: int) -> Sequence[Batch]:
+            return window(step)
+
+        def halve(self, step: int) -> int:
+            return int(hooks.smaller(step))
+
+    return Trainer(
+        policy,
+        learner,
+        Window(),
+        plan=plan,
+        folder=hooks.folder,
+        callbacks=Callbacks(on_event, hooks.stop),
+        validate=hooks.validate and (lambda: ValidationResult(hooks.validate())),
+        clock=hooks.clock,
+    ).run()

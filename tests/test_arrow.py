@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "tunesmith"
 ARROW = (
     {"errors"},
     {"data"},
+    {"events"},
     {"model"},
     {"objectives", "techniques"},
     {"aliases"},

@@ -6,12 +6,15 @@ import inspect
 import json
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tunesmith as ts
 from tests.glance import only_a_glance
 from tests.tiny import tiny_encoder
+from tunesmith.events import StageStarted, StepFinished
+from tunesmith.training.callbacks import Callbacks
 
 
 @pytest.fixture
@@ -46,7 +49,7 @@ def test_rows_are_tuned_on_loaded_and_asked(reviews: Path, tmp_path: Path, monke
         objective="classify",
         out=tmp_path / "run",
         offline=True,
-        listen=lambda event: (heard.append(event["event"]), notes.append(event.get("text", ""))),
+        callback=lambda event: (heard.append(event.kind), notes.append(getattr(event, "text", ""))),
         **settings,
     )
     assert run.folder == tmp_path / "run"
@@ -62,3 +65,33 @@ def test_rows_are_tuned_on_loaded_and_asked(reviews: Path, tmp_path: Path, monke
 def test_a_key_that_no_recipe_has_is_an_error(reviews: Path):
     with pytest.raises(ts.RecipeError, match="unknown key 'epoch'"):
         ts.tune(reviews, epoch=3)
+
+
+def test_the_deprecated_listen_still_receives_dictionaries(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    events = [StageStarted("reading rows"), StepFinished(1, 2, 0.5, 1e-3, 1.0, 8, 0.1, 80.0, {"kl": 0.25})]
+
+    def tune_recipe(recipe: Any, *, callbacks: Callbacks, **_: Any) -> None:
+        for event in events:
+            callbacks.on_event(event)
+
+    monkeypatch.setattr("tunesmith.workflows.tune.tune_recipe", tune_recipe)
+    received: list[dict[str, Any]] = []
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "good", "label": "yes"}\n' * 4)
+    with pytest.warns(DeprecationWarning, match="use callback="):
+        ts.tune(file, objective="classify", model="minilm-l6", listen=received.append)
+    assert received[-2:] == [
+        {"event": "stage", "text": "reading rows"},
+        {
+            "event": "step",
+            "step": 1,
+            "steps": 2,
+            "loss": 0.5,
+            "learning_rate": 1e-3,
+            "grad_norm": 1.0,
+            "tokens": 8,
+            "seconds": 0.1,
+            "tokens_per_second": 80.0,
+            "kl": 0.25,
+        },
+    ]

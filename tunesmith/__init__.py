@@ -5,6 +5,7 @@ Nothing heavy is imported before a function is called.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import (
@@ -21,6 +22,7 @@ from tunesmith.errors import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tunesmith.events import EventHandler
     from tunesmith.inference.local import LocalModel
     from tunesmith.recipe import Recipe
     from tunesmith.workflows.tune import Run
@@ -48,33 +50,63 @@ def tune(
     model: str | None = None,
     technique: str | dict[str, Any] | None = None,
     out: str | Path | None = None,
+    callback: EventHandler | None = None,
     **settings: Any,
 ) -> Run:
-    """A finished run with `.folder` and `.report`: base and tuned model scored on the same held-out rows.
+    """Fine-tune a model and score base and tuned model on the same held-out rows.
 
-    `settings` are keys of the recipe: `objective="classify"`, `schedule={"epochs": 3}`, `seed=1`, or the
-    names of other tools (`lora_r=8`); beside them `offline=True` and `listen`, a function that hears of
-    each step. Without an objective the columns of the data decide. Raises TunesmithError.
+        run = tunesmith.tune("reviews.csv", model="minilm-l6", technique="full", schedule={"epochs": 3})
+        print(run.report.verdict)
+
+    Args:
+        data_or_recipe: a file of rows, a recipe file, or a `Recipe`.
+        model: alias, Hub id, folder, GGUF file or finished run; default `smollm2-135m`.
+        technique: name such as `lora`, or a dictionary with its options.
+        out: the run folder; default `runs/` and a name made from data, objective, technique and model.
+        callback: called with every progress event, see `tunesmith.events`.
+        **settings: keys of the recipe (`objective="classify"`, `seed=1`), or their names in other trainers
+            (`lora_r=8`); also `offline=True`. Without an objective, the columns of the data decide.
+
+    Returns:
+        The finished run with `.folder` and `.report`.
+
+    Raises:
+        TunesmithError: wrong input, refused data, or a model that cannot be loaded.
     """
     from pathlib import Path
 
+    from tunesmith.events import Note, as_dict, ignore
+    from tunesmith.training.callbacks import Callbacks
     from tunesmith.workflows.request import as_changes, request
     from tunesmith.workflows.tune import tune_recipe
 
-    offline, listen = bool(settings.pop("offline", False)), settings.pop("listen", _unheard)
+    offline = bool(settings.pop("offline", False))
+    on_event = callback or ignore
+    if (listen := settings.pop("listen", None)) is not None:
+        warnings.warn("listen= is deprecated; use callback=, which receives typed events", DeprecationWarning, 2)
+        on_event = lambda event: listen(as_dict(event))  # noqa: E731
     changes = as_changes({"model": model, "technique": technique, **settings})
-    asked = request(data_or_recipe, changes=changes, offline=offline)
-    for text in asked.notes:
-        listen({"event": "note", "text": text})
-    return tune_recipe(asked.recipe, out=None if out is None else Path(out), listen=listen, offline=offline)
+    resolved = request(data_or_recipe, changes=changes, offline=offline)
+    for text in resolved.notes:
+        on_event(Note(text))
+    folder = None if out is None else Path(out)
+    return tune_recipe(resolved.recipe, out=folder, callbacks=Callbacks(on_event), offline=offline)
 
 
 def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> LocalModel:
-    """The tuned model of a run, ready to `classify`, `generate` or `reply`. Raises TunesmithError."""
+    """Load the tuned model of a run.
+
+    Args:
+        run: a run folder, or the `model/` folder in it.
+        device: `auto`, `cpu`, `cuda` or a device such as `cuda:1`.
+        offline: do not access the network.
+
+    Returns:
+        A model with `classify`, `generate`, `reply`, `embed`, `reward`, as its objective allows.
+
+    Raises:
+        TunesmithError: the folder is not a run, or its base model cannot be loaded.
+    """
     from tunesmith.inference.folder import load as load_model
 
     return load_model(run, device=device, threads=None, offline=offline)
-
-
-def _unheard(event: dict[str, Any]) -> None:
-    """Let an event pass: a library says nothing unless it is asked to."""

@@ -80,7 +80,7 @@ def write_job(race: Race, folder: Path, *, dtype: str, steps: int) -> Job:
     """The job of a race in `folder`, with the adapter that all sides start from."""
     changes = [*race.changes, f"machine.dtype={dtype}", "data.audit=note"]
     recipe, _ = load_recipe(ROOT / race.recipe, changes=changes)
-    prepared = prepare(recipe, listen=lambda event: None, offline=True)
+    prepared = prepare(recipe, on_event=lambda event: None, offline=True)
     recipe, base = prepared.recipe, prepared.base
     folder.mkdir(parents=True, exist_ok=True)
     windows, rows = _windows(prepared, steps)

@@ -51,7 +51,7 @@ def predict() -> None:
     page = _read()
     for task in TASKS:
         if task not in page:
-            found = plan_recipe(recipe_of(task, "lora"), listen=lambda event: None, timed=False, offline=True)
+            found = plan_recipe(recipe_of(task, "lora"), on_event=lambda event: None, timed=False, offline=True)
             if found.recommendation is not None:
                 page[task] = found.recommendation.model_dump(mode="json")
                 write_whole(PAGE, json.dumps(page, indent=1) + "\n")

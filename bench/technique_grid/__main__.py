@@ -119,7 +119,7 @@ def _fill(setting: Setting, args: argparse.Namespace) -> int:
             words = [sys.executable, "-m", "tunesmith", "tune", str(recipe), "--out", str(folder), "--json", *offline]
             return _outcome(*_child(words, signals))
 
-        fill(cells(args.only), setting, tune=tune, listen=lambda event: log(event["text"]), stop=stop)
+        fill(cells(args.only), setting, tune=tune, on_event=lambda event: log(event.text), stop=stop)
         return signals.received
 
 

@@ -14,12 +14,12 @@ from tunesmith.data.files import write_whole, writing
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.results import BASE, Retention
 from tunesmith.evaluation.significance import holm
+from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.recipe import Recipe, load_recipe, save_recipe
 from tunesmith.report.diff import compared, over_base, paired
 from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import Report, read_report
 from tunesmith.report.standing import holds_up
-from tunesmith.workflows.prepare import Listener
 from tunesmith.workflows.run_folder import RunFolder, open_run
 from tunesmith.workflows.worth import HEAD_ONLY, SHUFFLED
 
@@ -32,7 +32,9 @@ REFUSED, FAILED = ".refused", ".failed"
 Tune = Callable[[Path, Path], tuple[str, str]]
 
 
-def fill(wanted: Sequence[Cell], setting: Setting, *, tune: Tune, listen: Listener, stop: Callable[[], bool]) -> None:
+def fill(
+    wanted: Sequence[Cell], setting: Setting, *, tune: Tune, on_event: EventHandler, stop: Callable[[], bool]
+) -> None:
     """Run the cells that are not finished, one after another, until `stop`."""
     with writing(setting.out):
         setting.out.mkdir(parents=True, exist_ok=True)
@@ -44,11 +46,11 @@ def fill(wanted: Sequence[Cell], setting: Setting, *, tune: Tune, listen: Listen
             try:
                 folder = open_run(recipe, setting.folder(cell, seed))
             except CheckpointError as error:
-                listen({"event": "note", "text": f"{error}; left out"})
+                on_event(Note(f"{error}; left out"))
                 continue
             if folder.finished or refusal(cell, setting):
                 continue
-            listen({"event": "stage", "text": f"{cell.name}, seed {seed}"})
+            on_event(StageStarted(f"{cell.name}, seed {seed}"))
             if not folder.begun:
                 begin_with_known_base(folder, recipe, _relatives(cell, setting, seed))
             place = folder.path.with_suffix(".yaml")

@@ -7,8 +7,18 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from tunesmith.cli.progress import Bar, Lines, TimeLeft, duration, listening, said
+from tunesmith.cli.progress import Bar, Lines, TimeLeft, describe, duration, listening
 from tunesmith.cli.signals import Signals
+from tunesmith.data.sources import DataFacts
+from tunesmith.events import (
+    DataLoaded,
+    MachineChosen,
+    OverfitChecked,
+    StageStarted,
+    StepFinished,
+    TrainingStarted,
+    Validated,
+)
 
 
 class Clock:
@@ -19,24 +29,14 @@ class Clock:
         return self.now
 
 
-def step(number: int, steps: int = 100) -> dict[str, Any]:
-    return {
-        "event": "step",
-        "step": number,
-        "steps": steps,
-        "loss": 0.5,
-        "learning_rate": 0.0002,
-        "grad_norm": 1.0,
-        "tokens": 10,
-        "seconds": 1.0,
-        "tokens_per_second": 321.4,
-    }
+def step(number: int, steps: int = 100, **metrics: float) -> StepFinished:
+    return StepFinished(number, steps, 0.5, 0.0002, 1.0, 10, 1.0, 321.4, metrics)
 
 
-def facts(**given: Any) -> dict[str, Any]:
+def facts(**given: Any) -> DataLoaded:
     counts = {"rows": 60, "train": 42, "validation": 6, "test": 12, "copies_removed": 0}
-    tokens = {"learned_tokens": 84, "longest": 31, "truncated": (), "zero_label": (), "notes": ()}
-    return {"event": "data", **counts, **tokens, **given}
+    tokens = {"learned_tokens": 84, "longest": 31, "truncated": (), "zero_label": (), "sha256": {}, "notes": ()}
+    return DataLoaded(DataFacts(**{**counts, **tokens, **given}))
 
 
 def test_time_left_is_what_the_steps_seen_so_far_took_each():
@@ -83,46 +83,46 @@ def test_a_line_has_loss_rate_speed_and_time_left(capsys: pytest.CaptureFixture[
 
 
 def test_the_facts_of_the_data_are_told():
-    assert said(facts()) == [
-        "60 rows: train 42, validation 6, test 12; 0 copies removed; 84 learned tokens, longest row 31 tokens"
+    assert describe(facts()) == [
+        "60 rows: train 42, validation 6, test 12; 0 duplicates removed; 84 learned tokens, longest row 31 tokens"
     ]
 
 
 def test_rows_that_only_a_head_learns_from_have_no_learned_tokens_to_tell():
-    assert said(facts(learned_tokens=0)) == [
-        "60 rows: train 42, validation 6, test 12; 0 copies removed; longest row 31 tokens"
+    assert describe(facts(learned_tokens=0)) == [
+        "60 rows: train 42, validation 6, test 12; 0 duplicates removed; longest row 31 tokens"
     ]
 
 
 def test_rows_that_were_cut_or_teach_nothing_are_named_and_notes_are_passed_on():
     places = tuple(f"a.jsonl:{i}" for i in range(7))
-    told = said(facts(truncated=places, zero_label=("a.jsonl:9",), notes=("no group column",)))[1:]
+    told = describe(facts(truncated=places, zero_label=("a.jsonl:9",), notes=("no group column",)))[1:]
     assert told == [
         "note: no group column",
         "warning: 7 rows shortened to fit data.max_tokens: "
         "a.jsonl:0, a.jsonl:1, a.jsonl:2, a.jsonl:3, a.jsonl:4 and 2 more",
-        "warning: 1 rows with nothing to learn: a.jsonl:9",
+        "warning: 1 rows without learned tokens: a.jsonl:9",
     ]
 
 
 def test_probe_machine_and_validation_are_told():
-    assert said({"event": "probe", "first": 2.0, "last": 0.5, "steps": 7}) == [
-        "yes: 7 steps on the same rows took the loss from 2.000 to 0.500"
+    assert describe(OverfitChecked(2.0, 0.5, 7)) == [
+        "passed: 7 steps on the same rows reduced the loss from 2.000 to 0.500"
     ]
-    assert said({"event": "machine", "text": "cpu"}) == ["cpu"]
-    assert said({"event": "step", "step": 4, "validation_loss": 0.25}) == ["step 4  validation loss 0.2500"]
+    assert describe(MachineChosen("cpu")) == ["cpu"]
+    assert describe(Validated(4, 0.25)) == ["step 4  validation loss 0.2500"]
 
 
 def test_a_bar_moves_and_everything_else_is_written_above_it():
     screen = Console(file=io.StringIO(), force_terminal=True, width=100, markup=False, highlight=False)
     with Progress(TextColumn("{task.fields[measures]}", markup=False), console=screen) as progress:
         bar = Bar(progress)
-        bar({"event": "stage", "text": "training"})
+        bar(TrainingStarted())
         bar(step(1, 10))
         bar(step(2, 10))
-        bar({"event": "step", "step": 2, "validation_loss": 0.5})
+        bar(Validated(2, 0.5))
         assert [task.completed for task in progress.tasks] == [2]
-        bar({"event": "stage", "text": "[b]scoring"})
+        bar(StageStarted("[b]scoring"))
         bar(step(1, 5))
         assert [task.total for task in progress.tasks] == [10, 5]
     assert "[b]scoring" in screen.file.getvalue()  # type: ignore[attr-defined]
@@ -130,10 +130,10 @@ def test_a_bar_moves_and_everything_else_is_written_above_it():
 
 def test_signals_wait_for_a_step_only_while_training_runs(capsys: pytest.CaptureFixture[str]):
     signals = Signals()
-    with listening(signals) as listen:
+    with listening(signals) as on_event:
         patience = []
-        for text in ("reading x", "training", "scoring the tuned model"):
-            listen({"event": "stage", "text": text})
+        for event in (StageStarted("reading x"), TrainingStarted(), StageStarted("scoring the tuned model")):
+            on_event(event)
             patience.append(signals.patient)
     assert patience == [False, True, False]
     assert capsys.readouterr().err.splitlines() == ["reading x", "training", "scoring the tuned model"]

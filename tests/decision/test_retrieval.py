@@ -36,7 +36,7 @@ def hit(name: str, text: str = "some text") -> Hit:
 
 def index(place: Path, pages: list = PAGES, search: str = "fused") -> Index:
     settings = Documents(source="here", size=80, search=search, encoder=str(folder("bert")))
-    return open_index(place, cut(pages, 80), settings=settings, listen=lambda event: None, offline=True)
+    return open_index(place, cut(pages, 80), settings=settings, on_event=lambda event: None, offline=True)
 
 
 def test_a_chunk_begins_with_the_title_of_its_document_and_names_it():
@@ -248,7 +248,7 @@ def test_on_real_questions_the_mixture_finds_more_than_words_alone(tmp_path: Pat
     rows = [row for row in rows if row["country"] in ("Cameroon", "Aruba")]
     pages = read_pages(str(examples / "factbook.documents.jsonl"), store=CollectStore(tmp_path / CHUNKS)).pages
     chunks = cut([page for page in pages if page.doc_id in {row["doc_id"] for row in rows}], 400)
-    made = open_index(tmp_path, chunks, settings=Documents(source="here"), listen=lambda event: None, offline=True)
+    made = open_index(tmp_path, chunks, settings=Documents(source="here"), on_event=lambda event: None, offline=True)
     right = right_chunks(chunks, [Origin(row["evidence"], row["doc_id"]) for row in rows])
     assert all(right)
     found = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bases import LORA, policy, template
+from tests.bases import LORA, Hooks, fit, policy, template
 from tests.training.test_fit import digest, stop_after
 from tunesmith.data.examples import Message
 from tunesmith.data.exercises import Attempt, Exercise
@@ -22,7 +22,8 @@ from tunesmith.objectives import Rl
 from tunesmith.objectives.practice import Practice
 from tunesmith.techniques import Full, Ia3, Prefix
 from tunesmith.techniques.base import Technique
-from tunesmith.training.fit import Hooks, Interrupted, accumulate, fit, ready
+from tunesmith.training.callbacks import Interrupted
+from tunesmith.training.fit import accumulate, ready
 from tunesmith.training.optim import TrainingPlan, make_optimizer
 
 ASKED = [Exercise(f"rows:{i}", (Message("user", f"Say something about the fox {i}"),)) for i in range(6)]

@@ -182,7 +182,7 @@ def test_what_is_compared_with_its_start_begins_there_in_a_run_too(tmp_path: Pat
     rows = [{"prompt": f"Why {i}?", "chosen": f"Since {i}.", "rejected": f"No {i}."} for i in range(20)]
     if kind == "instruct":
         rows = [{"prompt": row["prompt"], "answer": row["chosen"]} for row in rows]
-    made = prepare(recipe(tmp_path, rows, "llama", objective=kind, technique="qlora"), listen=lambda event: None)
+    made = prepare(recipe(tmp_path, rows, "llama", objective=kind, technique="qlora"), on_event=lambda event: None)
     begun = [bool(value.norm() > 0) for name, value in adapted(made).trainable() if "lora_B" in name]
     assert begun
     assert set(begun) == {moved}

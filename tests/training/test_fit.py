@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bases import LORA, encoded, farthest, gradients, labelled, policy, template
+from tests.bases import LORA, Hooks, encoded, farthest, fit, gradients, labelled, policy, template
 from tunesmith.errors import CheckpointError, Refused
 from tunesmith.model.batch import Batch, collate
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques import Full, Lora
-from tunesmith.training.fit import Hooks, Interrupted, fit, step
+from tunesmith.training.callbacks import Interrupted
+from tunesmith.training.fit import step
 from tunesmith.training.optim import TrainingPlan, make_optimizer
 from tunesmith.training.sampler import Sampler
 from tunesmith.training.state import TrainingState, numbers
@@ -306,7 +307,7 @@ torch.set_num_threads(1)
 from tests.training.test_fit import PLAN, start, window
 from tunesmith.objectives import Instruct
 from tunesmith.techniques import Full
-from tunesmith.training.fit import Hooks, fit
+from tests.bases import Hooks, fit
 
 def record(entry):
     if entry["step"] == 5:

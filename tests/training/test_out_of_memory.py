@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.bases import LORA, encoded, farthest, policy
+from tests.bases import LORA, Hooks, encoded, farthest, fit, policy
 from tests.objectives.test_practice import practice, prompts
 from tunesmith.errors import Refused
 from tunesmith.model.batch import Batch, collate
@@ -19,7 +19,6 @@ from tunesmith.model.policy import Policy
 from tunesmith.objectives import Instruct
 from tunesmith.objectives.base import Loss
 from tunesmith.techniques import Full, Lora
-from tunesmith.training.fit import Hooks, fit
 from tunesmith.training.optim import TrainingPlan
 from tunesmith.training.sampler import Sampler
 from tunesmith.training.state import numbers

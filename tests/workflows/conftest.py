@@ -11,8 +11,10 @@ import pytest
 
 from tests.bases import folder
 from tests.glance import only_a_glance
+from tunesmith.events import ignore
 from tunesmith.model.device import ChosenMachine
 from tunesmith.recipe import Recipe, make_recipe
+from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.tune import Run, tune_recipe
 
 WORDS = {"positive": ("good", "great", "lovely"), "negative": ("bad", "awful", "broken")}
@@ -64,4 +66,6 @@ def recipe(place: Path, rows: list[dict[str, Any]], kind: str, **parts: Any) -> 
 
 
 def tune(made: Recipe, out: Path, **more: Any) -> Run:
-    return tune_recipe(made, out=out, listen=more.pop("listen", lambda event: None), **more)
+    return tune_recipe(
+        made, out=out, callbacks=Callbacks(more.pop("on_event", ignore), more.pop("stop", lambda: False)), **more
+    )

@@ -29,7 +29,7 @@ from tunesmith.model.device import ChosenMachine
 from tunesmith.objectives import Instruct
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.compare import page as html
-from tunesmith.training.fit import Interrupted
+from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.workflows import answered as answering
 from tunesmith.workflows.answered import LESSONS
 from tunesmith.workflows.arms import chosen_arms
@@ -38,7 +38,6 @@ from tunesmith.workflows.asking import within
 from tunesmith.workflows.compare import Wishes, _digests, _pinned, compare, reopened
 from tunesmith.workflows.contest import CHOICES, Contest, file_name
 from tunesmith.workflows.run_folder import alone
-from tunesmith.workflows.train import Watch
 from tunesmith.workflows.ways import remote
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -118,7 +117,7 @@ def labels(place: Path) -> dict[str, Any]:
 
 
 def run(made: Recipe, out: Path, wishes: Wishes | None = None, **watch: Any) -> Comparison:
-    return compare(made, wishes or Wishes(), watch=Watch(Lines(), **watch), out=out, offline=True)
+    return compare(made, wishes or Wishes(), callbacks=Callbacks(Lines(), **watch), out=out, offline=True)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +171,7 @@ def test_retrieval_is_measured_apart_for_each_way_to_search(done: tuple[Comparis
 @pytest.mark.parametrize("arm", ["", "prompt", "few-shot", "rag", "no-context", "tuned", "tuned+rag", "raft"])
 def test_every_arm_of_a_comparison_that_is_done_can_be_asked_more(done: tuple[Comparison, Path], arm: str) -> None:
     page, place = done
-    found = ask_arm(place / "out", ArmQuestion("How high is Arda?", arm), watch=Watch(lambda event: None))
+    found = ask_arm(place / "out", ArmQuestion("How high is Arda?", arm), callbacks=Callbacks(lambda event: None))
     assert found.arm == (arm or page.verdict.arm)
     assert found.prompt_tokens > 0
     looks = found.arm in ("rag", "tuned+rag", "raft")
@@ -190,7 +189,7 @@ def test_an_arm_looks_into_the_documents_as_they_are_now(done: tuple[Comparison,
         with pages.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"doc_id": "kark", "text": "Kark\n\nHeight:\n999 m"}) + "\n")
         asked = ArmQuestion("How high is Kark?", "rag")
-        assert ask_arm(tmp_path / "copy/out", asked, watch=Watch(lambda event: None)).shown[0] == "kark#1"
+        assert ask_arm(tmp_path / "copy/out", asked, callbacks=Callbacks(lambda event: None)).shown[0] == "kark#1"
     finally:
         pages.write_text(before, encoding="utf-8")
 
@@ -200,7 +199,7 @@ def test_an_arm_that_was_not_compared_is_refused_with_those_that_were(done: tupl
     with pytest.raises(
         RecipeError, match=r"--arm taught: not in .*; name one of prompt, few-shot, rag, no-context, tuned"
     ):
-        ask_arm(place / "out", ArmQuestion("How high is Arda?", "taught"), watch=Watch(lambda event: None))
+        ask_arm(place / "out", ArmQuestion("How high is Arda?", "taught"), callbacks=Callbacks(lambda event: None))
 
 
 def test_changed_facts_reach_the_arms_that_look_and_no_other(done: tuple[Comparison, Path]) -> None:
@@ -225,7 +224,7 @@ def test_a_price_per_hour_is_that_of_the_seconds(done: tuple[Comparison, Path]) 
 def test_the_same_command_again_asks_nothing(done: tuple[Comparison, Path]) -> None:
     page, place = done
     said: list[str] = []
-    again = compare(recipe(place), Wishes(), watch=Watch(lambda e: said.append(e["text"])), out=place / "out")
+    again = compare(recipe(place), Wishes(), callbacks=Callbacks(lambda e: said.append(e.text)), out=place / "out")
     assert [arm.task.score for arm in again.arms] == [arm.task.score for arm in page.arms]
     assert not [text for text in said if "questions" in text or "settings" in text or "training" in text]
 
@@ -264,7 +263,7 @@ def test_labels_are_compared_too(tmp_path: Path) -> None:
     assert next(arm for arm in page.arms if arm.name == "tf-idf").task.score == 1.0
     assert page.verdict.arm in ("tf-idf", "tuned")  # both are right on every row: the seconds decide
     asked = ArmQuestion("it is good 77", "tf-idf")
-    assert ask_arm(tmp_path / "out", asked, watch=Watch(lambda event: None)).answer == "positive"
+    assert ask_arm(tmp_path / "out", asked, callbacks=Callbacks(lambda event: None)).answer == "positive"
     assert page.retrieval == []
 
 
@@ -424,7 +423,7 @@ def test_an_arm_that_breaks_off_keeps_its_answers_and_goes_on_with_the_next_ques
         run(made, tmp_path / "out")
     assert (asked, len(list((tmp_path / "out" / "answers" / "prompt.portions").iterdir()))) == ([2, 2], 2)
     monkeypatch.setattr(answering, "say", say)
-    page = compare(made, Wishes(), watch=Watch(heard.append), out=tmp_path / "out", offline=True)
+    page = compare(made, Wishes(), callbacks=Callbacks(heard.append), out=tmp_path / "out", offline=True)
     assert asked[2] == 2  # the third portion, not the first
     assert [arm.task.score for arm in page.arms] == [arm.task.score for arm in whole.arms]
     assert "no-context: 2 of 6 answered" in [event.get("text") for event in heard]
@@ -473,7 +472,7 @@ def test_arms_of_a_budget_are_asked_later_with_no_more_rows_than_they_had(tmp_pa
     chosen = tmp_path / "out" / CHOICES
     known = json.loads(chosen.read_text())
     chosen.write_text(json.dumps(known | {"budget 60": [6, 10, "as if by a slower machine"]}))
-    assert len(reopened(tmp_path / "out", watch=Watch(Lines()), offline=True).split.train) == 10
+    assert len(reopened(tmp_path / "out", callbacks=Callbacks(Lines()), offline=True).split.train) == 10
 
 
 def test_a_budget_is_dealt_out_for_an_encoder_too(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def nobody(event: dict[str, Any]) -> None:
 
 
 def read(made: Recipe) -> Prepared:
-    return prepare(made, listen=nobody)
+    return prepare(made, on_event=nobody)
 
 
 def work_of(prepared: Prepared) -> TrainingWork:
@@ -138,7 +138,7 @@ def test_general_rows_that_will_be_mixed_in_are_planned_and_those_that_are_in_no
         "objective": plain.recipe.objective,
     }))  # fmt: skip
     policy = untouched(prepared)
-    mixed_in = with_replay(prepared, tmp_path, listen=nobody, offline=True)
+    mixed_in = with_replay(prepared, tmp_path, on_event=nobody, offline=True)
     steps = [planned(one, policy).steps for one in (plain, prepared, mixed_in)]
     assert steps[1] == steps[2] == pytest.approx(2 * steps[0], abs=2)
     assert work_of(prepared).steps == steps[1]
@@ -171,6 +171,6 @@ def test_what_goes_on_beside_training_is_counted_once_for_all_techniques(
     counted: list[int] = []
     count = Batches.all
     monkeypatch.setattr(Batches, "all", lambda self: counted.append(1) or count(self))
-    found = story.plan_recipe(recipe(tmp_path, reviews(), "bert"), listen=nobody, timed=False)
+    found = story.plan_recipe(recipe(tmp_path, reviews(), "bert"), on_event=nobody, timed=False)
     assert counted == [1]
     assert len({option.whole_seconds.expected for option in found.options if option.whole_seconds}) > 3

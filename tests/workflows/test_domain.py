@@ -23,7 +23,7 @@ from tunesmith.model.checkpoint import write_folder
 from tunesmith.report.diff import diff_runs
 from tunesmith.report.html import write_reports
 from tunesmith.report.terminal import render
-from tunesmith.training.fit import Interrupted
+from tunesmith.training.callbacks import Interrupted
 from tunesmith.workflows import frozen_head, replay
 from tunesmith.workflows.batches import batches_of
 from tunesmith.workflows.evaluate import Compared, evaluate
@@ -111,7 +111,7 @@ def test_an_encoder_learns_hidden_words_and_is_compared_with_a_head_on_the_froze
     assert 0 < sum(likely) < 1
     with pytest.raises(RecipeError, match=r"fill: no \[MASK\] in the text"):
         load(run.folder).fill(["server"])
-    done = evaluate(EvaluateRequest(str(run.folder), str(tmp_path / "rows.jsonl"), "base"), listen=lambda event: None)
+    done = evaluate(EvaluateRequest(str(run.folder), str(tmp_path / "rows.jsonl"), "base"), on_event=lambda event: None)
     assert isinstance(done.page, Compared)
     assert done.page.tuned < done.page.base
     assert 'model.fill(["your text [MASK]"])' in (write_reports(run.folder), (run.folder / "README.md").read_text())[1]
@@ -151,13 +151,13 @@ def test_a_run_that_was_killed_right_after_its_head_was_kept_goes_on(tmp_path: P
 def test_evaluate_scores_a_run_a_base_and_both_on_texts(tmp_path: Path):
     run = tune(on_texts(tmp_path, "llama", schedule={"epochs": 1, "probe": False}), tmp_path / "run")
     rows = str(tmp_path / "rows.jsonl")
-    alone = evaluate(EvaluateRequest(str(run.folder), rows), listen=lambda event: None)
+    alone = evaluate(EvaluateRequest(str(run.folder), rows), on_event=lambda event: None)
     assert [task.metric for task in alone.page.tasks][:3] == ["perplexity", "nats_per_token", "bits_per_byte"]
-    against = evaluate(EvaluateRequest(str(run.folder), rows, "base"), listen=lambda event: None)
+    against = evaluate(EvaluateRequest(str(run.folder), rows, "base"), on_event=lambda event: None)
     same = EvaluateRequest(
         str(folder("llama")), rows, objective="domain", changes=("data.max_tokens=48", "data.group=doc")
     )
-    plain = evaluate(same, listen=lambda event: None)
+    plain = evaluate(same, on_event=lambda event: None)
     assert against.page.base == pytest.approx(plain.page.score, rel=1e-3)
     assert against.page.tuned == pytest.approx(alone.page.score, rel=1e-6)
     line, pair = alone.answers[0], against.answers[0]
@@ -171,7 +171,7 @@ def test_evaluate_scores_a_run_a_base_and_both_on_texts(tmp_path: Path):
         assert pair[f"score_{side}"] == pytest.approx(-counts[0]["nats"] / counts[0]["tokens"])
     other = EvaluateRequest(str(run.folder), rows, str(folder("qwen3")))
     with pytest.raises(RecipeError, match="cuts texts into other tokens .* compare bits_per_byte"):
-        evaluate(other, listen=lambda event: None)
+        evaluate(other, on_event=lambda event: None)
 
 
 def test_general_rows_that_were_written_before_a_stop_are_not_written_again(
@@ -221,9 +221,9 @@ def test_a_base_that_writes_nothing_is_told_to_take_a_file(tmp_path: Path, monke
 
 def test_each_pass_over_the_rows_has_general_rows_of_its_own(tmp_path: Path):
     wanted = on_texts(tmp_path, "llama", replay={"share": 0.2}, schedule={"epochs": 3})
-    prepared = prepare(wanted, listen=lambda event: None)
+    prepared = prepare(wanted, on_event=lambda event: None)
     (tmp_path / "run").mkdir()
-    mixed = replay.with_replay(prepared, tmp_path / "run", listen=lambda event: None, offline=True)
+    mixed = replay.with_replay(prepared, tmp_path / "run", on_event=lambda event: None, offline=True)
     each, own = len(mixed.general[0]), len(prepared.train)
     assert len(mixed.general) == 3
     batches = batches_of(mixed)

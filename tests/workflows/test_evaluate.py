@@ -15,6 +15,7 @@ from tunesmith.errors import DataError, RecipeError
 from tunesmith.evaluation.tasks import score
 from tunesmith.model.device import ChosenMachine
 from tunesmith.recipe import make_recipe
+from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.evaluate import Compared, Evaluation, ScoredAlone, evaluate, schema
 from tunesmith.workflows.questions import EvaluateRequest
 from tunesmith.workflows.tune import tune_recipe
@@ -40,7 +41,7 @@ def tuned(folder: Path, model: Path, **objective: Any) -> Path:
     recipe, _ = make_recipe(raw, place="test")
     with pytest.MonkeyPatch.context() as patch:
         only_a_glance(patch)
-        return tune_recipe(recipe, out=folder / "run", listen=lambda event: None).folder
+        return tune_recipe(recipe, out=folder / "run", callbacks=Callbacks()).folder
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def new(tmp_path: Path) -> Path:
 
 
 def ask(model: Path, data: Path, **more: Any) -> Evaluation:
-    return evaluate(EvaluateRequest(str(model), str(data), **more), listen=lambda event: None, offline=True)
+    return evaluate(EvaluateRequest(str(model), str(data), **more), on_event=lambda event: None, offline=True)
 
 
 def test_a_base_is_scored_alone_with_its_interval(tiny_llama: Path, new: Path) -> None:
@@ -115,7 +116,7 @@ def test_the_base_of_a_run_over_four_bits_lies_in_four_bits_too(tiny_llama: Path
     recipe, _ = make_recipe(raw, place="test")
     with pytest.MonkeyPatch.context() as patch:
         only_a_glance(patch)
-        done = tune_recipe(recipe, out=tmp_path / "run", listen=lambda event: None)
+        done = tune_recipe(recipe, out=tmp_path / "run", callbacks=Callbacks())
     page = ask(done.folder, test, against="base").page
     assert isinstance(page, Compared)
     assert (page.base, page.tuned) == pytest.approx((done.report.task.base, done.report.task.tuned), rel=1e-5)

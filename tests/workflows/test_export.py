@@ -44,7 +44,7 @@ def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(run: Path, kind: str, out: Path, numbers: str = "") -> Export:
-    return export(run, ExportRequest.of(kind, numbers), out=out, listen=lambda event: None, offline=True)
+    return export(run, ExportRequest.of(kind, numbers), out=out, on_event=lambda event: None, offline=True)
 
 
 @pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])

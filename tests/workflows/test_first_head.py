@@ -17,7 +17,7 @@ from tunesmith.model.batch import collate
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe
-from tunesmith.training.fit import Interrupted
+from tunesmith.training.callbacks import Interrupted
 from tunesmith.workflows import first_head
 from tunesmith.workflows.first_head import begin_heads
 from tunesmith.workflows.prepare import Prepared, prepare
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("small_world")
 
 def begun(made: Recipe) -> tuple[Prepared, Policy, Classify]:
     """What a run has before its first step."""
-    prepared = prepare(made, listen=lambda event: None, offline=True)
+    prepared = prepare(made, on_event=lambda event: None, offline=True)
     policy = adapted(prepared)
     begin_heads(prepared, policy, lambda event: None)
     assert isinstance(prepared.recipe.objective, Classify)

@@ -27,7 +27,7 @@ def test_the_best_checkpoint_inside_the_gate_is_kept(tmp_path: Path):
     assert bound > 0
     told: list[str] = []
     gated = recipe(tmp_path, reviews(), "llama", schedule=SCHEDULE, gates={"max_general_nats": bound})
-    run = tune(gated, tmp_path / "gated", listen=lambda event: told.append(str(event.get("text", ""))))
+    run = tune(gated, tmp_path / "gated", on_event=lambda event: told.append(str(getattr(event, "text", ""))))
     assert 0 < run.report.training.best_step < free.training.best_step
     assert rise(run.report) <= bound < rise(free)
     assert run.report.broken_gates == []
@@ -44,7 +44,7 @@ def test_a_run_without_any_checkpoint_inside_the_gate_says_by_how_much(tmp_path:
     only_the_last = SCHEDULE | {"eval_steps": 15}
     told: list[str] = []
     made = recipe(tmp_path, reviews(), "llama", schedule=only_the_last, gates={"max_general_nats": 0.0})
-    report = tune(made, tmp_path / "run", listen=lambda event: told.append(str(event.get("text", "")))).report
+    report = tune(made, tmp_path / "run", on_event=lambda event: told.append(str(getattr(event, "text", "")))).report
     assert (report.training.best_step, report.training.best_validation_loss) == (15, None)
     note = "no validation was inside the gate; kept: step 15, the last"
     assert note in told

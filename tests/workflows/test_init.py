@@ -468,7 +468,7 @@ def test_many_labels_are_counted_in_max_tokens_and_a_recipe_without_room_for_a_t
     raw = {"data": {"train": rows, "max_tokens": 64}, "model": str(tiny_llama), "objective": {"kind": "classify"}}
     short, _ = make_recipe(raw, place="r.yaml")
     with pytest.raises(Refused, match=r"its 90 labels and the answer take \d+ of data\.max_tokens 64"):
-        prepare(short, listen=lambda event: None, offline=True)
+        prepare(short, on_event=lambda event: None, offline=True)
 
 
 def test_a_share_may_be_a_percentage() -> None:

@@ -83,11 +83,11 @@ def test_what_the_start_says_is_kept_and_computed_once(preferred: Path):
 def test_a_run_that_goes_on_does_not_ask_the_start_again(
     preferred: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    prepared = prepare(load_recipe(preferred / "recipe.yaml")[0], listen=lambda event: None)
+    prepared = prepare(load_recipe(preferred / "recipe.yaml")[0], on_event=lambda event: None)
     start = Policy.over(prepared.base.network, family="decoder", reference=nullcontext)
-    first = with_references(prepared, tmp_path, policy=start, listen=lambda event: None)
+    first = with_references(prepared, tmp_path, policy=start, on_event=lambda event: None)
     monkeypatch.delattr("tunesmith.workflows.references.referenced")
-    again = with_references(prepared, tmp_path, policy=start, listen=lambda event: None)
+    again = with_references(prepared, tmp_path, policy=start, on_event=lambda event: None)
     assert again.train == first.train
     assert all(len(row.reference) == 2 for row in again.train)
 
@@ -116,13 +116,13 @@ def test_a_base_is_scored_on_pairs_and_on_thumbs(tmp_path: Path):
     for rows, metric in ((pairs(12), "preference_accuracy"), (thumbs(12), "thumbs_auc")):
         file = tmp_path / f"{metric}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        page = evaluate(EvaluateRequest(str(folder("llama")), str(file)), listen=lambda event: None).page
+        page = evaluate(EvaluateRequest(str(folder("llama")), str(file)), on_event=lambda event: None).page
         assert page.metric == metric
         assert 0 <= page.score <= 1
     with pytest.raises(RecipeError, match="scores need a head, and this model has none"):
         evaluate(
             EvaluateRequest(str(folder("llama")), str(tmp_path / "preference_accuracy.jsonl"), objective="reward"),
-            listen=print,
+            on_event=print,
         )
 
 
@@ -130,7 +130,7 @@ def test_held_out_thumbs_that_are_all_up_are_refused(tmp_path: Path):
     file = tmp_path / "up.jsonl"
     file.write_text("".join(json.dumps(row | {"label": True}) + "\n" for row in thumbs(12)))
     with pytest.raises(DataError, match=r"^up\.jsonl: all thumbs of the held-out rows are up"):
-        evaluate(EvaluateRequest(str(folder("llama")), str(file)), listen=lambda event: None)
+        evaluate(EvaluateRequest(str(folder("llama")), str(file)), on_event=lambda event: None)
 
 
 def test_a_tuned_preference_run_answers_and_scores(preferred: Path):
@@ -145,7 +145,7 @@ def test_a_tuned_preference_run_answers_and_scores(preferred: Path):
 def test_evaluate_scores_a_preference_run_on_other_pairs_and_against_its_base(preferred: Path, tmp_path: Path):
     file = tmp_path / "more.jsonl"
     file.write_text("".join(json.dumps(row | {"prompt": f"new {i}"}) + "\n" for i, row in enumerate(pairs(10))))
-    page = evaluate(EvaluateRequest(str(preferred), str(file), against="base"), listen=lambda event: None).page
+    page = evaluate(EvaluateRequest(str(preferred), str(file), against="base"), on_event=lambda event: None).page
     assert (page.metric, page.n, page.tuned) == ("preference_accuracy", 10, 1.0)
     assert page.base == pytest.approx(read_report(preferred).task.base, abs=0.35)
 
@@ -159,7 +159,7 @@ def test_a_pair_of_which_only_the_same_turns_fit_teaches_nothing(tmp_path: Path)
     ]
     rows = [*pairs(20), {"prompt": turns, "chosen": "good", "rejected": "bad"}]
     made = recipe(tmp_path, rows, "llama", objective="preference", data={"max_tokens": 96})
-    prepared = prepare(made, listen=lambda event: None, offline=True)
+    prepared = prepare(made, on_event=lambda event: None, offline=True)
     left = [*prepared.facts.zero_label, *(one.where for one in prepared.loaded.split.validation)]
     assert all(row.sequences[0].ids != row.sequences[1].ids for row in [*prepared.train, *prepared.validation])
     assert "rows.jsonl:21" in " ".join([*left, *(one.where for one in prepared.loaded.split.test)])
@@ -187,7 +187,7 @@ def test_a_reward_run_scores_answers_beside_a_probe_a_control_and_length(rewardi
 def test_evaluate_scores_a_reward_run_against_the_probe_on_its_base(rewarding: Path, tmp_path: Path):
     file = tmp_path / "more.jsonl"
     file.write_text("".join(json.dumps(row | {"prompt": f"new {i}"}) + "\n" for i, row in enumerate(pairs(10))))
-    found = evaluate(EvaluateRequest(str(rewarding), str(file), against="base"), listen=lambda event: None)
+    found = evaluate(EvaluateRequest(str(rewarding), str(file), against="base"), on_event=lambda event: None)
     assert found.page.tuned == 1.0
     assert "base: linear probe on differences of the frozen states" in found.page.notes
     assert {"where", "gold", "answer", "against", "worth"} <= set(found.answers[0])
@@ -209,7 +209,7 @@ def test_thumbs_are_learned_with_kto(tmp_path: Path, technique: str):
     assert "loss: kto" in (tmp_path / "run" / "recipe.yaml").read_text(encoding="utf-8")
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in pairs(12)), encoding="utf-8")
-    page = evaluate(EvaluateRequest(str(found.folder), str(file)), listen=lambda event: None).page
+    page = evaluate(EvaluateRequest(str(found.folder), str(file)), on_event=lambda event: None).page
     assert page.metric == "preference_accuracy"
 
 

@@ -16,7 +16,7 @@ from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify
 from tunesmith.objectives.base import Loss
-from tunesmith.training.fit import Interrupted
+from tunesmith.training.callbacks import Interrupted
 
 pytestmark = pytest.mark.usefixtures("small_world")
 SCHEDULE = {"probe": False, "patience": 99, "save_steps": 1}
@@ -44,14 +44,14 @@ def journal(run: Path) -> list[dict[str, Any]]:
 def test_it_says_so_in_journal_and_report_and_loses_no_step(cramped: list[int], tmp_path: Path):
     made = recipe(tmp_path, reviews(), "llama", schedule=SCHEDULE)
     said: list[dict[str, Any]] = []
-    run = tune(made, tmp_path / "run", listen=said.append)
+    run = tune(made, tmp_path / "run", on_event=said.append)
     out = [record for record in journal(run.folder) if "out_of_memory" in record]
     assert [record["step"] for record in out] == [0, 0]  # eight rows of a step: halved to four, then to two
     assert out[0]["tokens_at_once"] // 2 >= out[1]["tokens_at_once"] - 1
     (note,) = [note for note in run.report.data.notes if "out of memory" in note][-1:]
     tokens = out[1]["tokens_at_once"]
     assert note == f"out of memory in step 1: at most {tokens} tokens at once from there on, as many rows a step"
-    assert note in [event["text"] for event in said if event["event"] == "note"]
+    assert note in [event.text for event in said if event.kind == "note"]
     assert run.report.training.steps == run.report.training.planned_steps == 10
 
 

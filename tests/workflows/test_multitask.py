@@ -26,7 +26,7 @@ from tunesmith.report.diff import diff_runs
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import read_predictions
 from tunesmith.report.terminal import render
-from tunesmith.training.fit import Interrupted
+from tunesmith.training.callbacks import Interrupted
 from tunesmith.workflows.evaluate import Compared, evaluate
 from tunesmith.workflows.export import ExportRequest, export
 from tunesmith.workflows.lineage import seen
@@ -120,11 +120,11 @@ def test_a_model_of_several_tasks_answers_as_the_one_that_is_named(tmp_path: Pat
     with pytest.raises(RecipeError, match="task 'french': name one of: mood, count, field"):
         model.generate(["x"], task="french")
     found = evaluate(
-        EvaluateRequest(str(run.folder), str(tmp_path / "count.jsonl"), "base", task="count"), listen=print
+        EvaluateRequest(str(run.folder), str(tmp_path / "count.jsonl"), "base", task="count"), on_event=print
     )
     assert isinstance(found.page, Compared)
     with pytest.raises(RecipeError, match="name one with --task: mood, count, field"):
-        evaluate(EvaluateRequest(str(run.folder), str(tmp_path / "count.jsonl")), listen=print)
+        evaluate(EvaluateRequest(str(run.folder), str(tmp_path / "count.jsonl")), on_event=print)
 
 
 def test_the_gate_on_the_gain_holds_for_each_task(tmp_path: Path):
@@ -137,7 +137,7 @@ def test_a_run_of_several_tasks_is_exported_and_compared_on_each(tmp_path: Path)
     made = mixed(tmp_path, tasks=("count", "field"), schedule={"probe": False, "epochs": 1})
     run = tune(made, tmp_path / "run")
     rows = Counter(row.task for row in read_predictions(run.folder))
-    found = export(run.folder, ExportRequest.of("merged"), out=None, listen=print)
+    found = export(run.folder, ExportRequest.of("merged"), out=None, on_event=print)
     assert (found.faults, found.metric) == ((), run.report.task.metric)
     assert found.rows == sum(min(count, 32) for count in rows.values())
 
@@ -166,7 +166,7 @@ def test_tasks_of_an_encoder_keep_a_head_each(tmp_path: Path):
     assert model.classify(["good 1"], task="mood")
     assert model.fill(["the [MASK] table"], task="field")
     assert model.at("mood").policy.head is not model.at("field").policy.head
-    found = export(run.folder, ExportRequest.of("merged"), out=None, listen=print)
+    found = export(run.folder, ExportRequest.of("merged"), out=None, on_event=print)
     assert (found.faults, found.metric) == ((), "states")
 
 

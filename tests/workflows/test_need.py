@@ -12,10 +12,9 @@ from tests.workflows.conftest import recipe, reviews
 from tests.workflows.test_multitask import mixed
 from tunesmith.errors import CheckpointError, RecipeError, Refused
 from tunesmith.report.need import Need, sentence
-from tunesmith.training.fit import Interrupted
+from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.workflows import need as story
 from tunesmith.workflows.need import CurveQuestion, epochs_at, need
-from tunesmith.workflows.train import Watch
 
 pytestmark = pytest.mark.usefixtures("small_world")
 PLAIN = CurveQuestion()
@@ -27,7 +26,7 @@ def made(place: Path, count: int = 170, **parts: Any) -> Any:
 
 
 def ask(asked: Any, out: Path, question: CurveQuestion = PLAIN, **watch: Any) -> tuple[Path, Need]:
-    return need(asked, question, out=out, watch=Watch(watch.pop("listen", lambda event: None), **watch))
+    return need(asked, question, out=out, callbacks=Callbacks(watch.pop("on_event", lambda event: None), **watch))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def test_a_curve_that_was_stopped_goes_on_where_it_was(tmp_path: Path):
     before = {path.name for path in (tmp_path / "curve" / "cells").glob("*.json")}
     assert before
     said: list[str] = []
-    ask(asked, tmp_path / "curve", listen=lambda event: said.append(str(event.get("text", ""))))
+    ask(asked, tmp_path / "curve", on_event=lambda event: said.append(str(getattr(event, "text", ""))))
     assert sum("rows, seed" in text for text in said) == 15 - len(before)
 
 

@@ -33,7 +33,7 @@ def nobody(event: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_every_technique_has_its_line_and_one_is_recommended(kind: str, tmp_path: Path):
-    found = plan_recipe(recipe(tmp_path, reviews(), kind), listen=nobody)
+    found = plan_recipe(recipe(tmp_path, reviews(), kind), on_event=nobody)
     assert [option.technique for option in found.options] == NAMES
     assert found.recommendation is not None
     assert found.recommendation.technique in NAMES
@@ -50,7 +50,7 @@ def test_every_technique_has_its_line_and_one_is_recommended(kind: str, tmp_path
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_half_the_look_at_the_network_tells_the_same_of_the_recipes_own_technique(kind: str, tmp_path: Path):
-    prepared = prepare(recipe(tmp_path, reviews(), kind), listen=nobody)
+    prepared = prepare(recipe(tmp_path, reviews(), kind), on_event=nobody)
     whole = survey(prepared)
     for technique in techniques_of(prepared.recipe):
         one = replace(prepared, recipe=prepared.recipe.model_copy(update={"technique": technique}))
@@ -59,7 +59,7 @@ def test_half_the_look_at_the_network_tells_the_same_of_the_recipes_own_techniqu
 
 
 def test_what_is_counted_is_what_the_steps_compute(tmp_path: Path):
-    prepared = prepare(recipe(tmp_path, reviews(), "llama", schedule={"epochs": 3}), listen=nobody)
+    prepared = prepare(recipe(tmp_path, reviews(), "llama", schedule={"epochs": 3}), on_event=nobody)
     work, batches = survey(prepared).work, Batches(prepared, prepared.train)
     steps = [batches.window(one) for one in range(work.steps)]
     assert work.steps == 3 * 5  # 33 rows, eight a step
@@ -75,8 +75,8 @@ def test_planning_moves_no_number_of_the_base(tmp_path: Path, monkeypatch: pytes
     read = story.prepare
     monkeypatch.setattr(story, "prepare", lambda *a, **k: seen.append(read(*a, **k)) or seen[-1])
     made = recipe(tmp_path, reviews(), "llama")
-    before = {name: value.clone() for name, value in prepare(made, listen=nobody).base.network.state_dict().items()}
-    plan_recipe(made, listen=nobody)
+    before = {name: value.clone() for name, value in prepare(made, on_event=nobody).base.network.state_dict().items()}
+    plan_recipe(made, on_event=nobody)
     after = seen[0].base.network.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -84,7 +84,7 @@ def test_planning_moves_no_number_of_the_base(tmp_path: Path, monkeypatch: pytes
 
 def test_quick_means_that_no_step_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(story, "step", None)
-    found = plan_recipe(recipe(tmp_path, answers(), "llama", objective="instruct"), listen=nobody, timed=False)
+    found = plan_recipe(recipe(tmp_path, answers(), "llama", objective="instruct"), on_event=nobody, timed=False)
     assert found.how == "by formula, not timed"
 
 
@@ -93,13 +93,13 @@ def test_every_objective_can_be_planned(objective: str, tmp_path: Path):
     rows = [{"prompt": f"number {i}", "chosen": f"it is good, {i}", "rejected": f"bad {i}"} for i in range(48)]
     texts = [{"text": f"The quick brown fox number {i} jumps over the lazy dog and runs."} for i in range(48)]
     made = recipe(tmp_path, texts if objective == "domain" else rows, "llama", objective=objective)
-    found = plan_recipe(made, listen=nobody)
+    found = plan_recipe(made, on_event=nobody)
     assert found.recommendation is not None
     assert all(option.prediction for option in found.options)
 
 
 def test_several_tasks_at_once_are_planned_by_their_mixture(tmp_path: Path):
-    found = plan_recipe(mixed(tmp_path, tasks=("mood", "liked", "count")), listen=nobody)
+    found = plan_recipe(mixed(tmp_path, tasks=("mood", "liked", "count")), on_event=nobody)
     assert found.objective == "multitask"
     assert found.recommendation is not None
 
@@ -113,14 +113,14 @@ def test_a_document_is_as_much_to_read_as_it_is_long(tmp_path: Path):
             "".join(json.dumps({"text": f"Row {i} " + "is long " * 9 * times}) + "\n" for i in range(9))
         )
         made = recipe(tmp_path, texts, "llama", objective="domain", data={"test": str(held_out)})
-        prepared = prepare(made, listen=nobody)
+        prepared = prepare(made, on_event=nobody)
         read.append(count_beside(prepared, survey(prepared)).read - GENERAL_TOKENS)
     assert read[1] > 2 * read[0]
 
 
 def test_beside_training_an_encoder_reads_all_rows_for_its_probe_and_tries_no_wording(tmp_path: Path):
     made = recipe(tmp_path, reviews(), "bert", data={"validation": 0}, schedule={"eval_steps": 0, "probe": False})
-    prepared = prepare(made, listen=nobody)
+    prepared = prepare(made, on_event=nobody)
     found = survey(prepared)
     train, test = len(prepared.train), len(prepared.test)
     beside = count_beside(prepared, found)
@@ -136,19 +136,19 @@ def test_rl_is_not_planned(tmp_path: Path):
     made = recipe(tmp_path, answers(), "llama", objective="instruct")
     rl = Rl.model_construct(kind="rl")
     with pytest.raises(RecipeError, match="plan: rl: how long answers will be is not known before they are drawn"):
-        plan_recipe(made.model_copy(update={"objective": rl}), listen=nobody)
+        plan_recipe(made.model_copy(update={"objective": rl}), on_event=nobody)
 
 
 def test_a_technique_the_model_cannot_take_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tunesmith.techniques.prefix.Prefix.refusal", lambda *_, **__: "not this one; take prompt")
-    found = plan_recipe(recipe(tmp_path, reviews(), "bert"), listen=nobody, timed=False)
+    found = plan_recipe(recipe(tmp_path, reviews(), "bert"), on_event=nobody, timed=False)
     (refused,) = [option for option in found.options if option.refused]
     assert (refused.technique, refused.refused, refused.fits) == ("prefix", "not this one; take prompt", False)
 
 
 def test_qlora_is_not_offered_where_tune_would_refuse_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    found = plan_recipe(recipe(tmp_path, reviews(), "bert"), listen=nobody, timed=False)
+    found = plan_recipe(recipe(tmp_path, reviews(), "bert"), on_event=nobody, timed=False)
     (refused,) = [option for option in found.options if option.refused]
     assert refused.technique == "qlora"
     assert "nf4 needs bitsandbytes, which is missing" in refused.refused
@@ -163,9 +163,9 @@ def test_steps_that_run_out_of_memory_leave_the_formula_and_the_base_alone(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(story, "step", full_memory)
-    found = plan_recipe(recipe(tmp_path, reviews(), "llama"), listen=said.append)
+    found = plan_recipe(recipe(tmp_path, reviews(), "llama"), on_event=said.append)
     assert found.how == "by formula, not timed"
-    notes = [event["text"] for event in said if event["event"] == "note"]
+    notes = [event.text for event in said if event.kind == "note"]
     assert [text for text in notes if text.startswith("memory ran out while")] == [
         f"memory ran out while {name} was timed: it is told by formula" for name in ("lora", "full")
     ]
@@ -177,18 +177,18 @@ def test_an_optimizer_that_memory_does_not_hold_leaves_the_formula(tmp_path: Pat
 
     monkeypatch.setattr(torch.optim.AdamW, "step", full_memory)
     said: list[dict[str, Any]] = []
-    assert plan_recipe(recipe(tmp_path, reviews(), "llama"), listen=said.append).how == "by formula, not timed"
-    assert sum(event.get("text", "").startswith("memory ran out while") for event in said) == 2
+    assert plan_recipe(recipe(tmp_path, reviews(), "llama"), on_event=said.append).how == "by formula, not timed"
+    assert sum(getattr(event, "text", "").startswith("memory ran out while") for event in said) == 2
 
 
 def test_nothing_is_timed_whose_memory_does_not_surely_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(story, "SURELY", 0.0)
     monkeypatch.setattr(story, "step", None)
-    assert plan_recipe(recipe(tmp_path, reviews(), "llama"), listen=nobody).how == "by formula, not timed"
+    assert plan_recipe(recipe(tmp_path, reviews(), "llama"), on_event=nobody).how == "by formula, not timed"
 
 
 def test_what_was_not_timed_keeps_the_wide_bounds(tmp_path: Path):
-    found = plan_recipe(recipe(tmp_path, reviews(), "llama"), listen=nobody)
+    found = plan_recipe(recipe(tmp_path, reviews(), "llama"), on_event=nobody)
     seconds = {option.technique: option.prediction.seconds for option in found.options if option.prediction}
     wide = {name for name, one in seconds.items() if one.high == pytest.approx(2.5 * one.expected)}
     assert wide == set(NAMES) - {"lora", "full"}
@@ -211,8 +211,8 @@ def test_the_recipes_own_settings_are_those_of_its_technique(tmp_path: Path):
 
 def test_tune_says_its_line_first_and_the_report_compares(tmp_path: Path):
     said: list[dict[str, Any]] = []
-    run = tune(recipe(tmp_path, reviews(), "llama"), tmp_path / "run", listen=said.append)
-    texts = [event.get("text", "") for event in said]
+    run = tune(recipe(tmp_path, reviews(), "llama"), tmp_path / "run", on_event=said.append)
+    texts = [getattr(event, "text", "") for event in said]
     first = next(i for i, text in enumerate(texts) if text.startswith("plan: lora moves "))
     assert first < next(i for i, text in enumerate(texts) if text.startswith("scoring"))
     kept = json.loads((run.folder / "prediction.json").read_text())
@@ -224,6 +224,6 @@ def test_tune_says_its_line_first_and_the_report_compares(tmp_path: Path):
 def test_a_run_gone_on_with_keeps_its_first_prediction(tmp_path: Path):
     out = tmp_path / "run"
     out.mkdir()
-    first = foresee(prepare(recipe(tmp_path, reviews(), "llama"), listen=nobody), out, listen=nobody)
-    other = prepare(recipe(tmp_path, reviews(40), "llama"), listen=nobody)
-    assert foresee(other, out, listen=nobody) == first
+    first = foresee(prepare(recipe(tmp_path, reviews(), "llama"), on_event=nobody), out, on_event=nobody)
+    other = prepare(recipe(tmp_path, reviews(40), "llama"), on_event=nobody)
+    assert foresee(other, out, on_event=nobody) == first

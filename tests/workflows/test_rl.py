@@ -19,7 +19,7 @@ from tunesmith.inference.folder import load
 from tunesmith.objectives import Rl
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.html import write_reports
-from tunesmith.training.fit import Interrupted
+from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.workflows.rewards import digests, scorer, scorer_of
 from tunesmith.workflows.tune import tune_recipe
 from tunesmith.workflows.yardsticks.rewarded import alarms
@@ -196,9 +196,8 @@ def test_a_finished_run_whose_reward_was_changed_says_so(rules: Path, tmp_path: 
     wanted, told = made(tmp_path, f"{rules}:short"), list[str]()
     tune(wanted, tmp_path / "run")
     rules.write_text(RULES + "# mended\n", encoding="utf-8")
-    again = tune_recipe(
-        wanted, out=tmp_path / "run", listen=lambda event: told.append(event.get("text", "")), offline=True
-    )
+    callbacks = Callbacks(lambda event: told.append(getattr(event, "text", "")))
+    again = tune_recipe(wanted, out=tmp_path / "run", callbacks=callbacks, offline=True)
     assert again.already
     assert told == [
         f"{rules}:short: the reward's file has changed since this run began; "

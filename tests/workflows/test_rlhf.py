@@ -19,12 +19,12 @@ from tunesmith.feedback.store import Who
 from tunesmith.model.sampling import Sampling
 from tunesmith.recipe import Gates, Recipe, Replay
 from tunesmith.report.rlhf import LoopReport, Round
-from tunesmith.training.fit import Interrupted
+from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.workflows import rlhf as walk
 from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 from tunesmith.workflows.judging import Replies, over
 from tunesmith.workflows.loop_learn import enough, learned, votes_so_far, write_rows
-from tunesmith.workflows.loop_open import UnderWay, Way, ahead, begin_loop, read_loop
+from tunesmith.workflows.loop_open import UnderWay, ahead, begin_loop, read_loop
 from tunesmith.workflows.panel import PageChoice
 from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.rlhf import rlhf
@@ -48,12 +48,12 @@ def blind(attempt):
 def unfinished(attempt):
     return 0.0 if attempt.finished else 1.0
 """
-QUIET = Way(lambda event: None, offline=True)
+QUIET = Callbacks()
 
 
-def open_loop(recipe: Recipe, out: Path, way: Way) -> UnderWay:
+def open_loop(recipe: Recipe, out: Path, callbacks: Callbacks) -> UnderWay:
     """A loop whose folder is begun."""
-    loop = read_loop(recipe, out, way)
+    loop = read_loop(recipe, out, callbacks, offline=True)
     loop.folder.mkdir(parents=True, exist_ok=True)
     begin_loop(loop)
     return loop
@@ -78,7 +78,7 @@ def made(place: Path, objective: Any = "preference", **loop: Any) -> Recipe:
 
 
 def test_a_rule_judges_and_the_policy_learns_from_all_votes_so_far(tmp_path: Path):
-    found = rlhf(made(tmp_path), way=QUIET, out=tmp_path / "loop")
+    found = rlhf(made(tmp_path), callbacks=QUIET, offline=True, out=tmp_path / "loop")
     assert found.simulated
     assert [one.number for one in found.rounds] == [1, 2]
     first, second = found.rounds
@@ -93,7 +93,7 @@ def test_a_rule_judges_and_the_policy_learns_from_all_votes_so_far(tmp_path: Pat
     assert "<strong>simulated</strong>" in page
     kept = LoopReport.model_validate_json((tmp_path / "loop" / "rlhf.json").read_text(encoding="utf-8"))
     assert kept == found
-    assert rlhf(made(tmp_path), way=QUIET, out=tmp_path / "loop") == found
+    assert rlhf(made(tmp_path), callbacks=QUIET, offline=True, out=tmp_path / "loop") == found
 
 
 def test_a_reward_is_learned_from_the_votes_and_pursued_beside_a_validation_file_of_ones_own(tmp_path: Path):
@@ -102,7 +102,7 @@ def test_a_reward_is_learned_from_the_votes_and_pursued_beside_a_validation_file
     objective = {"kind": "rl", "reward": {"votes": 1.0}, "group": 2, "max_new_tokens": 5}
     wanted = made(tmp_path, objective, rounds=1)
     wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"validation": str(held)})})
-    (only,) = rlhf(wanted, way=QUIET, out=tmp_path / "loop").rounds
+    (only,) = rlhf(wanted, callbacks=QUIET, offline=True, out=tmp_path / "loop").rounds
     assert [run.objective for run in only.learned] == ["reward", "rl"]
     assert [run.task.metric for run in only.learned] == ["preference_accuracy", "reward"]
     written = (tmp_path / "loop" / "round-1" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
@@ -142,7 +142,7 @@ def test_a_rule_in_the_place_of_people_is_told_which_answers_were_cut_off(tmp_pa
         Refused,
         match=r"rounds make 0 rows, too few to learn from: .*:unfinished decided none of \d+ pairs; name one that",
     ):
-        rlhf(wanted, way=QUIET, out=tmp_path / "loop")
+        rlhf(wanted, callbacks=QUIET, offline=True, out=tmp_path / "loop")
     store = tmp_path / "loop" / "round-1" / "votes.db"
     events = read_events(store)
     assert {event.body["finished"] for event in events if event.kind == ANSWER} == {False}
@@ -159,13 +159,13 @@ def test_a_round_in_which_nobody_prefers_anything_teaches_nothing_and_the_next_o
     def judge(attempts: Any) -> list[float]:
         return [0.0 if blind else -float(len(one.text)) for one in attempts]
 
-    def listen(event: dict[str, Any]) -> None:
-        told.append(event.get("text", ""))
+    def on_event(event: dict[str, Any]) -> None:
+        told.append(getattr(event, "text", ""))
         if "too few to learn from" in told[-1]:
             blind.clear()
 
     wanted = made(tmp_path, prompts=8, judge=f"{tmp_path}/moods.py:mood")
-    first, second = rlhf(wanted, way=Way(listen, offline=True), out=tmp_path / "loop").rounds
+    first, second = rlhf(wanted, callbacks=Callbacks(on_event), offline=True, out=tmp_path / "loop").rounds
     assert "round 1: the votes so far make 0 rows, too few to learn from" in told
     assert (first.rows, first.learned, first.over_start.rate) == (0, [], 0.5)
     assert second.answered_by == wanted.model
@@ -181,7 +181,7 @@ def test_a_loop_over_a_run_with_an_instruction_asks_its_own_once(tmp_path: Path)
     objective = {"kind": "preference", "instruction": "Say it:", "prompt": "prompt", "chosen": "better"}
     wanted = made(tmp_path, objective, rounds=1).model_copy(update={"model": str(start.folder)})
     wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"max_tokens": 64})})
-    assert rlhf(wanted, way=QUIET, out=tmp_path / "loop").rounds[0].learned
+    assert rlhf(wanted, callbacks=QUIET, offline=True, out=tmp_path / "loop").rounds[0].learned
     lines = (tmp_path / "loop" / "round-1" / "votes.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     assert {str(row["prompt"]).count("Say it:") for row in rows} == {1}
@@ -201,7 +201,7 @@ def test_answers_with_separators_of_lines_in_them_are_read_again(tmp_path: Path)
 def test_votes_that_come_after_a_round_has_begun_to_learn_do_not_change_its_rows(tmp_path: Path):
     told = list[str]()
     loop = open_loop(
-        made(tmp_path), tmp_path / "loop", Way(lambda event: told.append(event.get("text", "")), offline=True)
+        made(tmp_path), tmp_path / "loop", Callbacks(lambda event: told.append(getattr(event, "text", "")))
     )
     place = loop.round(1)
     place.mkdir()
@@ -240,12 +240,12 @@ def test_answers_of_other_weights_are_not_taken_for_those_of_the_policy(
 
 def test_what_is_ahead_is_told_of_a_loop_that_was_begun_and_nothing_is_written(tmp_path: Path):
     wanted = made(tmp_path, {"kind": "rl", "reward": "votes"}, judge="page")
-    found = ahead(wanted, way=QUIET, out=tmp_path / "loop")
+    found = ahead(wanted, out=tmp_path / "loop", offline=True)
     assert (found.train, found.held_out, found.done, (tmp_path / "loop").exists()) == (49, 6, False, False)
     assert [one.state for one in found.rounds] == ["ahead", "ahead"]
     with pytest.raises(Refused, match="pairs are judged"):
-        rlhf(wanted, way=QUIET, out=tmp_path / "loop")
-    assert [one.state for one in ahead(wanted, way=QUIET, out=tmp_path / "loop").rounds] == ["begun", "ahead"]
+        rlhf(wanted, callbacks=QUIET, offline=True, out=tmp_path / "loop")
+    assert [one.state for one in ahead(wanted, out=tmp_path / "loop", offline=True).rounds] == ["begun", "ahead"]
 
 
 def test_the_prompts_of_rl_lie_in_the_column_of_chats_that_its_recipe_names(tmp_path: Path):
@@ -258,37 +258,42 @@ def test_the_prompts_of_rl_lie_in_the_column_of_chats_that_its_recipe_names(tmp_
 
 
 def test_a_loop_that_was_stopped_goes_on_to_the_same_end(tmp_path: Path):
-    whole = rlhf(made(tmp_path, rounds=1), way=QUIET, out=tmp_path / "whole")
+    whole = rlhf(made(tmp_path, rounds=1), callbacks=QUIET, offline=True, out=tmp_path / "whole")
     left = [False, True]
-    stopping = Way(lambda event: None, lambda: left.pop(0) if left else True, offline=True)
+    stopping = Callbacks(lambda event: None, lambda: left.pop(0) if left else True)
     with pytest.raises(Interrupted):
-        rlhf(made(tmp_path, rounds=1), way=stopping, out=tmp_path / "cut")
-    cut = rlhf(made(tmp_path, rounds=1), way=QUIET, out=tmp_path / "cut")
+        rlhf(made(tmp_path, rounds=1), callbacks=stopping, offline=True, out=tmp_path / "cut")
+    cut = rlhf(made(tmp_path, rounds=1), callbacks=QUIET, offline=True, out=tmp_path / "cut")
     assert cut.rounds[0].over_start == whole.rounds[0].over_start
     assert cut.rounds[0].rows == whole.rounds[0].rows
 
 
 def test_a_last_judge_that_tells_nothing_apart_gives_no_verdict(tmp_path: Path):
     with pytest.raises(Refused, match=r"loop.final_judge: gives all 12 answers 0, so it tells nothing apart; name one"):
-        rlhf(made(tmp_path, rounds=1, final_judge=f"{tmp_path}/rules.py:blind"), way=QUIET, out=tmp_path / "loop")
+        rlhf(
+            made(tmp_path, rounds=1, final_judge=f"{tmp_path}/rules.py:blind"),
+            callbacks=QUIET,
+            offline=True,
+            out=tmp_path / "loop",
+        )
 
 
 def test_another_last_judge_looks_at_what_is_there_and_nothing_is_judged_or_learned_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    first = rlhf(made(tmp_path, rounds=1), way=QUIET, out=tmp_path / "loop")
+    first = rlhf(made(tmp_path, rounds=1), callbacks=QUIET, offline=True, out=tmp_path / "loop")
     (tmp_path / "others.py").write_text("def brief(attempt):\n    return -sum(map(ord, attempt.text))\n")
     other = made(tmp_path, rounds=1, final_judge=f"{tmp_path}/others.py:brief")
     monkeypatch.setattr("tunesmith.workflows.judging.open_model", None)
-    again = rlhf(other, way=QUIET, out=tmp_path / "loop")
+    again = rlhf(other, callbacks=QUIET, offline=True, out=tmp_path / "loop")
     assert again.final_judge.endswith("others.py:brief")
     assert again.rounds[0].learned == first.rounds[0].learned
     assert again.rounds[0].over_start.words == first.rounds[0].over_start.words
 
 
 def test_more_rounds_go_on_from_those_that_are_there(tmp_path: Path):
-    before = rlhf(made(tmp_path, rounds=1), way=QUIET, out=tmp_path / "loop")
-    more = rlhf(made(tmp_path), way=QUIET, out=tmp_path / "loop")
+    before = rlhf(made(tmp_path, rounds=1), callbacks=QUIET, offline=True, out=tmp_path / "loop")
+    more = rlhf(made(tmp_path), callbacks=QUIET, offline=True, out=tmp_path / "loop")
     assert more.rounds[0] == before.rounds[0]
     assert [one.number for one in more.rounds] == [1, 2]
 
@@ -304,12 +309,12 @@ def test_a_loop_of_another_recipe_is_told_to_keep_its_votes(tmp_path: Path):
 
 def test_a_judge_whose_file_has_changed_since_the_loop_began_is_named(tmp_path: Path):
     told = list[str]()
-    way = Way(lambda event: told.append(event.get("text", "")), offline=True)
+    callbacks = Callbacks(lambda event: told.append(getattr(event, "text", "")))
     wanted = made(tmp_path)
-    open_loop(wanted, tmp_path / "loop", way)
+    open_loop(wanted, tmp_path / "loop", callbacks)
     assert told == []
     (tmp_path / "rules.py").write_text(RULES + "# mended\n", encoding="utf-8")
-    open_loop(wanted, tmp_path / "loop", way)
+    open_loop(wanted, tmp_path / "loop", callbacks)
     assert told[0] == (
         f"{tmp_path}/rules.py:short: the judge's file has changed since this loop began; what it judged before stays"
     )
@@ -333,7 +338,7 @@ def test_people_who_never_agree_are_told_how_many_pairs_are_undecided(tmp_path: 
 def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(name: str, tmp_path: Path):
     wanted = made(tmp_path, {"kind": "preference", "instruction": "Answer:"}, judge="page", rounds=1)
     with pytest.raises(Refused, match="0 of [0-9]+ pairs are judged") as waiting:
-        rlhf(wanted, way=QUIET, out=tmp_path / "loop")
+        rlhf(wanted, callbacks=QUIET, offline=True, out=tmp_path / "loop")
     words = shlex.split(str(waiting.value).split("`")[1])
     assert words.pop() == "--as-written"
     named = dict(zip(words[3::2], words[4::2], strict=True))
@@ -359,7 +364,7 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(na
     while (key := panel.turns.next(who)) is not None:
         panel.vote(who, key, PageChoice("left"))
     panel.store.close()
-    found = rlhf(wanted, way=QUIET, out=tmp_path / "loop")
+    found = rlhf(wanted, callbacks=QUIET, offline=True, out=tmp_path / "loop")
     assert found.simulated is ("simulated" in name)
     assert [rater.rater for rater in found.rounds[0].votes.raters] == [name]
 
@@ -387,7 +392,7 @@ def test_a_loop_that_cannot_work_is_refused_at_the_door(
 ):
     named = {key: str(value).replace("LOOP", str(tmp_path / "loop")) for key, value in loop.items()}
     with pytest.raises(RecipeError, match=said):
-        rlhf(made(tmp_path, objective, **named), way=QUIET, out=tmp_path / "loop")
+        rlhf(made(tmp_path, objective, **named), callbacks=QUIET, offline=True, out=tmp_path / "loop")
     assert not (tmp_path / "loop").exists()
 
 
@@ -417,5 +422,5 @@ def test_a_single_prompt_to_judge_at_the_end_is_refused_before_anything_is_judge
     wanted = made(tmp_path)
     wanted = wanted.model_copy(update={"data": wanted.data.model_copy(update={"test": str(held)})})
     with pytest.raises(RecipeError, match=r"held\.jsonl: 1 prompts held out, and the end needs 2 or more; give more"):
-        rlhf(wanted, way=QUIET, out=tmp_path / "loop")
+        rlhf(wanted, callbacks=QUIET, offline=True, out=tmp_path / "loop")
     assert not (tmp_path / "loop").exists()

@@ -17,7 +17,7 @@ from tunesmith.inference.folder import load
 from tunesmith.model.batch import pack
 from tunesmith.model.families import positions_of
 from tunesmith.recipe import Recipe, make_recipe
-from tunesmith.training.fit import Interrupted
+from tunesmith.training.callbacks import Interrupted
 from tunesmith.workflows.prepare import prepare
 from tunesmith.workflows.training_plan import make_plan
 
@@ -68,8 +68,8 @@ def test_a_base_in_four_bits_is_counted_whole_and_weighed_as_it_lies(tmp_path: P
 
 def test_rows_are_cut_where_virtual_tokens_need_their_place_and_the_run_says_so(tmp_path: Path):
     events: list[dict[str, Any]] = []
-    run = tune(made(tmp_path, "prompt", "bert"), tmp_path / "run", listen=events.append)
-    said = [event["text"] for event in events if event["event"] == "stage"]
+    run = tune(made(tmp_path, "prompt", "bert"), tmp_path / "run", on_event=events.append)
+    said = [event.text for event in events if event.kind == "stage"]
     assert any(text.startswith("rows may have 492 tokens: with 20 virtual ones ") for text in said)
     model = load(run.folder)
     assert model.limit == 492
@@ -78,7 +78,7 @@ def test_rows_are_cut_where_virtual_tokens_need_their_place_and_the_run_says_so(
 
 def test_rows_are_cut_where_the_model_has_no_more_positions(tmp_path: Path):
     events: list[dict[str, Any]] = []
-    prepared = prepare(recipe(tmp_path, reviews(), "bert", data={"max_tokens": 2048}), listen=events.append)
+    prepared = prepare(recipe(tmp_path, reviews(), "bert", data={"max_tokens": 2048}), on_event=events.append)
     assert prepared.recipe.data.max_tokens == 512
     assert any(str(event.get("text")).startswith("rows may have 512 tokens: ") for event in events)
     assert positions_of({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}) == 512
@@ -98,7 +98,7 @@ def test_answers_that_are_drawn_have_room_behind_the_longest_row(tmp_path: Path)
     objective: dict[str, Any] = {"kind": "rl", "reward": f"{tmp_path}/rules.py:score"}
     asked = [{"prompt": f"number {i}"} for i in range(40)]
     plain = recipe(tmp_path, asked, "llama", objective=objective, data={"max_tokens": 8192})
-    prepared = prepare(plain, listen=lambda event: None)
+    prepared = prepare(plain, on_event=lambda event: None)
     positions = positions_of(prepared.base.network.config.to_dict())
     assert prepared.recipe.data.max_tokens == positions - prepared.recipe.objective.max_new_tokens
     with pytest.raises(RecipeError, match=r"^objective\.max_new_tokens: 4096 leave no room for rows"):
@@ -106,7 +106,7 @@ def test_answers_that_are_drawn_have_room_behind_the_longest_row(tmp_path: Path)
             recipe(
                 tmp_path, asked, "llama", objective={**objective, "max_new_tokens": 4096}, data={"max_tokens": 8192}
             ),
-            listen=lambda event: None,
+            on_event=lambda event: None,
         )
 
 

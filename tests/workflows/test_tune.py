@@ -25,7 +25,7 @@ from tunesmith.evaluation.baselines import linear_probe
 from tunesmith.inference.folder import load
 from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.html import write_reports
-from tunesmith.training.fit import Interrupted
+from tunesmith.training.callbacks import Interrupted
 from tunesmith.workflows import run_folder, worth
 from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.run_folder import alone, open_run
@@ -57,7 +57,7 @@ def test_label_words_are_learned_and_the_run_folder_is_whole(tmp_path: Path, mon
     schedule = {"epochs": 20, "learning_rate": 0.01, "patience": 99}
     objective = {"kind": "classify", "instruction": "Sort:"}
     made = recipe(tmp_path, reviews(), "llama", technique="full", objective=objective, schedule=schedule)
-    run = tune(made, tmp_path / "run", listen=events.append)
+    run = tune(made, tmp_path / "run", on_event=events.append)
     report = run.report
     assert not run.already
     assert {
@@ -76,7 +76,7 @@ def test_label_words_are_learned_and_the_run_folder_is_whole(tmp_path: Path, mon
     assert report.training.steps == 100 == 20 * -(-33 // 8)
     assert report.training.probe_last < 0.67 * report.training.probe_first
     assert report.retention is not None
-    assert {event["event"] for event in events} >= {"stage", "machine", "data", "probe", "step"}
+    assert {event.kind for event in events} >= {"stage", "machine", "data", "probe", "step"}
     saved = yaml.safe_load((run.folder / "recipe.yaml").read_text())
     assert (saved["objective"]["labels"], saved["objective"]["output"]) == (["negative", "positive"], "words")
 
@@ -159,7 +159,7 @@ def test_a_second_call_says_already_and_a_changed_recipe_or_file_does_not_go_on_
     made = recipe(tmp_path, reviews(), "bert", schedule={"probe": False})
     first = tune(made, tmp_path / "run")
     events: list[dict[str, Any]] = []
-    second = tune(made, tmp_path / "run", listen=events.append)
+    second = tune(made, tmp_path / "run", on_event=events.append)
     assert second.already
     assert second.report == first.report
     assert events == []
@@ -177,13 +177,13 @@ def test_two_processes_do_not_go_on_with_one_run(tmp_path: Path):
     made = recipe(tmp_path, reviews(), "bert", schedule={"probe": False})
     refused: list[str] = []
 
-    def listen(event: dict[str, Any]) -> None:
-        if event["event"] == "step" and not refused:
+    def on_event(event: dict[str, Any]) -> None:
+        if event.kind == "step" and not refused:
             with pytest.raises(CheckpointError) as told:
                 tune(made, tmp_path / "run")
             refused.append(str(told.value))
 
-    assert not tune(made, tmp_path / "run", listen=listen).already
+    assert not tune(made, tmp_path / "run", on_event=on_event).already
     assert "run: another process is at work on this run; wait until it is done, or stop it" in refused[0]
 
 
@@ -301,8 +301,8 @@ def test_a_place_that_no_folder_can_be_made_in_is_said_so(tmp_path: Path):
 def test_a_run_that_stops_before_its_last_step_says_so_and_which_step_is_kept(tmp_path: Path):
     schedule = {"eval_steps": 1, "patience": 1, "learning_rate": 1.0, "epochs": 9, "probe": False}
     events: list[dict[str, Any]] = []
-    run = tune(recipe(tmp_path, reviews(), "bert", schedule=schedule), tmp_path / "run", listen=events.append)
-    (told,) = [event["text"] for event in events if "stopped at step" in event.get("text", "")]
+    run = tune(recipe(tmp_path, reviews(), "bert", schedule=schedule), tmp_path / "run", on_event=events.append)
+    (told,) = [event.text for event in events if "stopped at step" in getattr(event, "text", "")]
     assert told.endswith(
         f"1 validations brought nothing better (schedule.patience); kept: step {run.report.training.best_step}"
     )
@@ -345,7 +345,7 @@ def test_a_crash_between_checkpoints_leaves_no_step_in_the_journal_twice(tmp_pat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune(made, tmp_path / "cut", listen=pull_the_plug)
+        tune(made, tmp_path / "cut", on_event=pull_the_plug)
     cut = tune(made, tmp_path / "cut")
     journals = [(run.folder / "journal.jsonl").read_text().splitlines() for run in (cut, whole)]
     steps = [[(r["step"], r.get("loss")) for r in map(json.loads, lines)] for lines in journals]

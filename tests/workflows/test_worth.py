@@ -108,6 +108,6 @@ def test_windows_of_general_text_leave_room_for_virtual_tokens(positions: int, v
 
 @pytest.mark.usefixtures("small_world")
 def test_a_control_may_fail_to_learn(tmp_path: Path):
-    own = prepare(recipe(tmp_path, reviews(), "bert"), listen=lambda event: None, offline=True)
+    own = prepare(recipe(tmp_path, reviews(), "bert"), on_event=lambda event: None, offline=True)
     assert own.recipe.schedule.probe
     assert not shuffled(own).recipe.schedule.probe

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import UsageError, add_common, add_drawing, add_schema, drawing
+from tunesmith.cli.progress import Lines
 from tunesmith.cli.terminal import emit, hush, log, show
 from tunesmith.data.collect.rows import SHAPES
 
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     asked = _asked(args)
     if asked.writer is not None and not asked.writer.remote:
         hush()
-    page = collect(asked, listen=lambda event: log(event["text"]), offline=args.offline)
+    page = collect(asked, on_event=Lines(), offline=args.offline)
     for note in page.notes:
         log(f"note: {note}")
     for doc_id, why in page.failed.items():

@@ -75,11 +75,10 @@ def run(args: argparse.Namespace) -> int:
 def _compare(recipe: Recipe, wishes: Wishes, args: argparse.Namespace) -> Comparison:
     """The comparison, told as it goes; Ctrl-C ends it after a step or an arm, with everything kept."""
     from tunesmith.workflows.compare import compare
-    from tunesmith.workflows.train import Watch
 
     hush()
-    with work(kept="kept") as watched:
-        return compare(recipe, wishes, watch=Watch(*watched), out=args.out, offline=args.offline)
+    with work(kept="kept") as callbacks:
+        return compare(recipe, wishes, callbacks=callbacks, out=args.out, offline=args.offline)
 
 
 def _show(found: Comparison) -> None:

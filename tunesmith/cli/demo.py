@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.workflows.demo import demo
 
     hush()
-    with work(kept="saved") as (listen, stop):
-        told = demo(args.out or Path("runs"), listen=listen, stop=stop, offline=args.offline)
+    with work(kept="saved") as callbacks:
+        told = demo(args.out or Path("runs"), callbacks=callbacks, offline=args.offline)
     if args.json:
         emit(_document(told))
     else:

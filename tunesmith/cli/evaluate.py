@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith.cli.options import UsageError, add_common, add_schema, add_set
+from tunesmith.cli.progress import Lines
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
 from tunesmith.data.files import write_whole
 from tunesmith.report.figures import bounds, figure, p_value
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         changes=tuple(args.changes),
         task=args.task,
     )
-    done = evaluate(asked, listen=lambda event: log(event["text"]), offline=args.offline)
+    done = evaluate(asked, on_event=Lines(), offline=args.offline)
     for note in done.page.notes:
         log(note if note.startswith("warning") else f"note: {note}")
     if args.answers is not None:

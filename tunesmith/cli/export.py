@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
     hush()
     wanted = ExportRequest.of(args.format, args.numbers)
-    with caught() as signals, listening(signals) as listen:
-        found = export(args.folder, wanted, out=args.out, listen=listen, offline=args.offline)
+    with caught() as signals, listening(signals) as on_event:
+        found = export(args.folder, wanted, out=args.out, on_event=on_event, offline=args.offline)
     args.out = None  # the folder, and no file for the page
     if not publish(found.model_dump(mode="json"), args):
         _show(found)

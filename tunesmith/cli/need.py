@@ -40,15 +40,14 @@ def _schema() -> str:
 def run(args: argparse.Namespace) -> int:
     """Measure and say; 1 where nothing can be foretold."""
     from tunesmith.workflows.need import CurveQuestion, need
-    from tunesmith.workflows.train import Watch
 
     if any(rows < 1 for rows in args.rows) or (args.minutes is not None and not args.minutes > 0):
         raise UsageError("need: --rows and --minutes are above zero; leave them out, or give a larger number")
     hush()
     recipe = recipe_of(args)
     question = CurveQuestion(tuple(args.rows), args.target, args.minutes)
-    with work(kept="saved") as watched:
-        folder, found = need(recipe, question, out=args.out, watch=Watch(*watched), offline=args.offline)
+    with work(kept="saved") as callbacks:
+        folder, found = need(recipe, question, out=args.out, callbacks=callbacks, offline=args.offline)
     if args.json:
         emit({"folder": folder, **found.model_dump(mode="json")})
     else:

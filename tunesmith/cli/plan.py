@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     hush()
     if args.out:
         check_folder(Path(args.out))  # now, and not after the steps that are timed
-    found = plan_recipe(recipe_of(args), listen=Lines(), timed=not args.quick, offline=args.offline)
+    found = plan_recipe(recipe_of(args), on_event=Lines(), timed=not args.quick, offline=args.offline)
     if not publish(found.model_dump(mode="json"), args):
         _show(found)
     return 0 if found.recommendation else 1

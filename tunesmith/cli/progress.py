@@ -1,36 +1,51 @@
-"""What a run says while it works: a bar on a terminal, a line now and then everywhere else."""
+"""Progress of a command on stderr: a bar on a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.signals import Interruption, Signals, caught
 from tunesmith.cli.terminal import console, log
+from tunesmith.events import (
+    DataLoaded,
+    Event,
+    EventHandler,
+    MachineChosen,
+    Note,
+    OverfitChecked,
+    Resumed,
+    StageStarted,
+    StepFinished,
+    TrainingStarted,
+    Validated,
+)
 from tunesmith.report.figures import clean, figure
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-Event = Mapping[str, Any]
-# On a log, a line after this many steps, but none sooner than a second and none later than five.
+    from tunesmith.data.sources import DataFacts
+    from tunesmith.training.callbacks import Callbacks
+
+# In a log: a line every STEPS_A_LINE steps, at least SOONEST and at most LATEST seconds apart.
 STEPS_A_LINE, SOONEST, LATEST = 10, 1.0, 5.0
-# Places of rows that a line names before it only counts.
+# Rows that a line names; the rest are counted.
 NAMED = 5
 
 
 class TimeLeft:
-    """Seconds a training loop still needs, from the steps seen so far."""
+    """Estimates the remaining seconds of training from the steps observed so far."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self._first: tuple[int, float] | None = None
 
     def left(self, step: int, steps: int) -> float | None:
-        """None after the first step, whose start was not seen."""
+        """Return the remaining seconds; None after the first step, whose start was not observed."""
         now = self.clock()
         if self._first is None or step <= self._first[0]:
             self._first = (step, now)
@@ -40,151 +55,146 @@ class TimeLeft:
 
 
 class Lines:
-    """A listener that writes lines."""
+    """Writes events as lines of a log."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
         self.pace = TimeLeft(clock)
-        self._last = (-STEPS_A_LINE, 0.0)
+        self._last_step = -STEPS_A_LINE
+        self._last_time = 0.0
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Write what the event says, if it is time for a line."""
-        if event["event"] != "step" or "loss" not in event:
-            for line in said(event):
+    def __call__(self, event: Event) -> None:
+        """Write the event; of training steps only one line every few seconds."""
+        if not isinstance(event, StepFinished):
+            for line in describe(event):
                 log(line)
             return
-        step, steps, now = event["step"], event["steps"], self.clock()
-        left = self.pace.left(step, steps)
-        passed, waited = step - self._last[0], now - self._last[1]
-        if step == steps or waited >= LATEST or (passed >= STEPS_A_LINE and waited >= SOONEST):
-            self._last = (step, now)
-            log(f"step {step}/{steps}  {measures(event)}  {duration(left)}".rstrip())
+        now = self.clock()
+        left = self.pace.left(event.step, event.steps)
+        passed = event.step - self._last_step
+        waited = now - self._last_time
+        if event.step == event.steps or waited >= LATEST or (passed >= STEPS_A_LINE and waited >= SOONEST):
+            self._last_step = event.step
+            self._last_time = now
+            log(f"step {event.step}/{event.steps}  {measures(event)}  {duration(left)}".rstrip())
 
 
 class Bar:
-    """A listener that moves a bar and writes everything else above it."""
+    """Shows training steps as a progress bar, and writes all other events above it."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.pace = TimeLeft()
         self._task: Any = None
 
-    def __call__(self, event: dict[str, Any]) -> None:
-        """Move the bar, or write what the event says."""
-        if event["event"] != "step" or "loss" not in event:
-            self._leave(event)
-            for line in said(event):
+    def __call__(self, event: Event) -> None:
+        """Advance the bar, or write the event."""
+        if not isinstance(event, StepFinished):
+            if isinstance(event, StageStarted) and self._task is not None:
+                # A finished bar stays in the scrollback; the next training run gets its own.
+                self.progress.stop_task(self._task)
+                self._task = None
+                self.pace = TimeLeft()
+            for line in describe(event):
                 self.progress.console.print(clean(line))
             return
-        left = duration(self.pace.left(event["step"], event["steps"]))
-        words = f"{measures(event)}  {left}"
+        words = f"{measures(event)}  {duration(self.pace.left(event.step, event.steps))}"
         if self._task is None:
-            self._task = self.progress.add_task("training", total=event["steps"], measures=words)
-        self.progress.update(self._task, completed=event["step"], measures=words)
-
-    def _leave(self, event: Event) -> None:
-        """A bar that is over stays in the scrollback once, and the next run begins its own."""
-        if event["event"] == "stage" and self._task is not None:
-            self.progress.stop_task(self._task)
-            self._task, self.pace = None, TimeLeft()
+            self._task = self.progress.add_task("training", total=event.steps, measures=words)
+        self.progress.update(self._task, completed=event.step, measures=words)
 
 
 @contextmanager
-def listening(signals: Signals) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A listener that fits stderr; while it hears training steps, signals wait for the step to end."""
+def listening(signals: Signals) -> Iterator[EventHandler]:
+    """Yield a handler that reports events on stderr; during training, signals take effect after the current step."""
     screen = console(sys.stderr)
     if not screen.is_terminal or screen.is_dumb_terminal:
-        yield _watched(Lines(), signals)
+        yield _deferring_signals(Lines(), signals)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     words = TextColumn("{task.fields[measures]}", markup=False)
     with Progress(BarColumn(12), MofNCompleteColumn(), words, console=screen) as progress:
-        yield _watched(Bar(progress), signals)
+        yield _deferring_signals(Bar(progress), signals)
 
 
 @contextmanager
-def work(*, kept: str) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[], bool]]]:
-    """Who listens to a piece of work, and whether it is to stop. One that was stopped ends the command, and what it did
-    is `kept`, in a word."""
-    from tunesmith.training.fit import Interrupted
+def work(*, kept: str) -> Iterator[Callbacks]:
+    """Yield the callbacks of a command: progress on stderr, and a stop on Ctrl-C.
 
-    with caught() as signals, listening(signals) as listen:
+    Args:
+        kept: past participle for the message of an interrupted command, such as `saved`.
+
+    Raises:
+        Interruption: the work was stopped by a signal.
+    """
+    from tunesmith.training.callbacks import Callbacks, Interrupted
+
+    with caught() as signals, listening(signals) as on_event:
         try:
-            yield listen, signals.stop
+            yield Callbacks(on_event, signals.stop)
         except Interrupted as stopped:
             raise Interruption(signals.received, f"{stopped} and {kept}") from None
 
 
-def _watched(listener: Callable[[dict[str, Any]], None], signals: Signals) -> Callable[[dict[str, Any]], None]:
-    def listen(event: dict[str, Any]) -> None:
-        if event["event"] == "stage":
-            signals.patient = event["text"] == "training"  # only the training loop looks at `stop`
-        listener(event)
+def _deferring_signals(handler: EventHandler, signals: Signals) -> EventHandler:
+    def on_event(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            signals.patient = isinstance(event, TrainingStarted)  # only the training loop checks `should_stop`
+        handler(event)
 
-    return listen
-
-
-def said(event: Event) -> list[str]:
-    """The event in words, a line each."""
-    return SAYINGS[event["event"]](event)
+    return on_event
 
 
-def measures(event: Event) -> str:
-    """Loss, learning rate and speed of a step; where a reward is pursued, that and the KL to the start."""
-    speed = f"{event['tokens_per_second']:.0f} tok/s"
-    if "reward" in event:
-        speed = f"reward {event['reward']:.3f}  KL {event.get('kl', 0.0):.3f}  {speed}"
-    return f"loss {event['loss']:.4f}  lr {event['learning_rate']:.1e}  {speed}"
+def measures(event: StepFinished) -> str:
+    """Format loss, learning rate and speed of a step; for online RL also reward and KL."""
+    speed = f"{event.tokens_per_second:.0f} tok/s"
+    if "reward" in event.metrics:
+        speed = f"reward {event.metrics['reward']:.3f}  KL {event.metrics.get('kl', 0.0):.3f}  {speed}"
+    return f"loss {event.loss:.4f}  lr {event.learning_rate:.1e}  {speed}"
 
 
 def duration(seconds: float | None) -> str:
-    """Time that is left, in words; nothing where it is not known yet."""
+    """Format the remaining time; empty if unknown."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s left" if minutes else f"{rest} s left"
 
 
-def _stage(event: Event) -> list[str]:
-    return [event["text"]]
+def describe(event: Event) -> list[str]:
+    """Return an event as lines of text."""
+    match event:
+        case StageStarted() | Note() | MachineChosen():
+            return [event.text]
+        case DataLoaded(facts):
+            return _data(facts)
+        case OverfitChecked():
+            first, last = figure(event.first), figure(event.last)
+            return [f"passed: {event.steps} steps on the same rows reduced the loss from {first} to {last}"]
+        case Validated():
+            if "validation_reward" in event.metrics:
+                return [f"step {event.step}  validation reward {event.metrics['validation_reward']:.4f}"]
+            return [f"step {event.step}  validation loss {event.validation_loss:.4f}"]
+        case Resumed(step) if step:
+            return [f"resuming from step {step}"]
+    return []
 
 
-def _probe(event: Event) -> list[str]:
-    first, last = figure(event["first"]), figure(event["last"])
-    return [f"yes: {event['steps']} steps on the same rows took the loss from {first} to {last}"]
-
-
-def _validation(event: Event) -> list[str]:
-    if "validation_reward" in event:
-        return [f"step {event['step']}  validation reward {event['validation_reward']:.4f}"]
-    return [f"step {event['step']}  validation loss {event['validation_loss']:.4f}"]
-
-
-def _data(event: Event) -> list[str]:
-    """What the rows came to; rows that were cut or teach nothing are named."""
-    sizes = f"train {event['train']}, validation {event['validation']}, test {event['test']}"
-    learned = f"{event['learned_tokens']} learned tokens, " if event["learned_tokens"] else ""
-    tokens = f"{learned}longest row {event['longest']} tokens"
-    left = event["rows"] - event["train"] - event["validation"] - event["test"] - event["copies_removed"]
-    sizes += f", {left} left out" if left > 0 else ""
-    lines = [f"{event['rows']} rows: {sizes}; {event['copies_removed']} copies removed; {tokens}"]
-    lines += [f"note: {note}" for note in event["notes"]]
-    for key, finding in (
-        ("truncated", "shortened to fit data.max_tokens"),
-        ("zero_label", "with nothing to learn"),
+def _data(facts: DataFacts) -> list[str]:
+    """Describe the rows of a run; rows that were shortened or contain no learned token are named."""
+    sizes = f"train {facts.train}, validation {facts.validation}, test {facts.test}"
+    learned = f"{facts.learned_tokens} learned tokens, " if facts.learned_tokens else ""
+    dropped = facts.rows - facts.train - facts.validation - facts.test - facts.copies_removed
+    sizes += f", {dropped} dropped" if dropped > 0 else ""
+    tokens = f"{learned}longest row {facts.longest} tokens"
+    lines = [f"{facts.rows} rows: {sizes}; {facts.copies_removed} duplicates removed; {tokens}"]
+    lines += [f"note: {note}" for note in facts.notes]
+    for rows, finding in (
+        (facts.truncated, "shortened to fit data.max_tokens"),
+        (facts.zero_label, "without learned tokens"),
     ):
-        if places := event[key]:
-            more = f" and {len(places) - NAMED} more" if len(places) > NAMED else ""
-            lines.append(f"warning: {len(places)} rows {finding}: {', '.join(places[:NAMED])}{more}")
+        if rows:
+            more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+            lines.append(f"warning: {len(rows)} rows {finding}: {', '.join(rows[:NAMED])}{more}")
     return lines
-
-
-SAYINGS: dict[str, Callable[[Event], list[str]]] = {
-    "stage": _stage,
-    "note": _stage,  # said in the middle of a stage
-    "machine": _stage,
-    "data": _data,
-    "probe": _probe,
-    "step": _validation,
-}

@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
     """The steps of the loop, nothing written."""
-    from tunesmith.workflows.loop_open import Way, ahead
+    from tunesmith.workflows.loop_open import ahead
 
-    found = ahead(recipe, way=Way(lambda event: None, offline=args.offline), out=args.out)
+    found = ahead(recipe, out=args.out, offline=args.offline)
     if args.json:
         emit(found.model_dump(mode="json"))
     else:
@@ -88,12 +88,11 @@ def _steps(recipe: Recipe, found: Ahead) -> Iterator[str]:
 
 def _walk(recipe: Recipe, args: argparse.Namespace) -> LoopReport:
     """The loop, told as it goes; Ctrl-C ends it after a step, with everything kept."""
-    from tunesmith.workflows.loop_open import Way
     from tunesmith.workflows.rlhf import rlhf
 
     hush()
-    with work(kept="kept") as watched:
-        return rlhf(recipe, way=Way(*watched, args.offline), out=args.out)
+    with work(kept="kept") as callbacks:
+        return rlhf(recipe, callbacks=callbacks, out=args.out, offline=args.offline)
 
 
 def _show(found: LoopReport) -> None:

@@ -79,8 +79,8 @@ def _tune(recipe: Recipe, args: argparse.Namespace) -> Run:
     from tunesmith.workflows.tune import tune_recipe
 
     hush()
-    with work(kept="saved") as (listen, stop):
-        return tune_recipe(recipe, out=args.out, listen=listen, stop=stop, offline=args.offline)
+    with work(kept="saved") as callbacks:
+        return tune_recipe(recipe, out=args.out, callbacks=callbacks, offline=args.offline)
 
 
 def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tunesmith.cli.compare import KEY
 from tunesmith.cli.options import UsageError, add_common, add_sampling, sampling_of
 from tunesmith.cli.terminal import hush, log, publish, show, show_table
+from tunesmith.training.callbacks import Callbacks
 
 if TYPE_CHECKING:
     from tunesmith.cli.conversation import Beside
@@ -109,16 +110,15 @@ def _ask_arm(args: argparse.Namespace, text: str) -> int:
     from tunesmith.cli.progress import listening
     from tunesmith.cli.signals import caught
     from tunesmith.workflows.ask_arm import ArmQuestion, ask_arm
-    from tunesmith.workflows.train import Watch
 
     if (args.temperature, args.top_p, args.max_new_tokens, args.seed, args.task) != (0.0, 1.0, None, 0, ""):
         options = "--temperature, --top-p, --max-new-tokens, --seed and --task"
         raise UsageError(
             f"ask: {args.folder} is a comparison, and its arms answer as they did there; leave out {options}"
         )
-    with caught() as signals, listening(signals) as listen:
+    with caught() as signals, listening(signals) as on_event:
         question = ArmQuestion(text, args.arm, os.environ.get(KEY, ""))
-        found = ask_arm(args.folder, question, watch=Watch(listen, signals.stop), offline=args.offline)
+        found = ask_arm(args.folder, question, callbacks=Callbacks(on_event, signals.stop), offline=args.offline)
     if publish({"comparison": args.folder, "text": text, **found.model_dump()}, args):
         return 0
     show(found.answer)

@@ -156,3 +156,25 @@ def _set_apart(parts: dict[str, list[Example]]) -> list[str]:
         if grouped := len(remaining) - len(parts[other]):
             notes.append(f"{grouped} rows of {file} removed: their group also appears in {held_file}")
     return notes
+
+
+def _digest(examples: Sequence[Example]) -> str:
+    lines = sorted(fingerprint(example).encode(errors="surrogatepass") for example in examples)
+    return hashlib.sha256(b"\n".join(lines)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class DataFacts:
+    """Counts over the rows of a run, and the locations of rows that were shortened or contain no learned token."""
+
+    rows: int
+    train: int
+    validation: int
+    test: int
+    copies_removed: int
+    learned_tokens: int
+    longest: int
+    truncated: tuple[str, ...]
+    zero_label: tuple[str, ...]
+    sha256: dict[str, str]
+    notes: tuple[str, ...]

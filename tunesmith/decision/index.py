@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tunesmith.data.files import write_whole
 from tunesmith.data.words import searched
 from tunesmith.decision.chunks import Chunk
 from tunesmith.errors import DataError
+from tunesmith.events import EventHandler, StageStarted
 from tunesmith.model.load import Base, load_base
 from tunesmith.model.sentence import sentence_vectors
 from tunesmith.recipe import Documents
@@ -123,7 +124,7 @@ def open_index(
     chunks: Sequence[Chunk],
     *,
     settings: Documents,
-    listen: Callable[[dict[str, Any]], None],
+    on_event: EventHandler,
     offline: bool = False,
 ) -> Index:
     """Build or update the index in a folder; only new texts are embedded.
@@ -132,7 +133,7 @@ def open_index(
         folder: directory of the index, created if it does not exist.
         chunks: all chunks to be searched, [C].
         settings: search method and embedding model.
-        listen: receives progress events.
+        on_event: receives progress events.
         offline: do not download the embedding model.
 
     Raises:
@@ -151,7 +152,7 @@ def open_index(
     if settings.search != "words":
         index.encoder = load_base(settings.encoder, offline=offline)
         store = _Store(folder, index.encoder.fingerprint)
-        index.vectors, index.embedded = store.vectors(index.encoder, [chunk.text for chunk in chunks], listen)
+        index.vectors, index.embedded = store.vectors(index.encoder, [chunk.text for chunk in chunks], on_event)
     lines = (json.dumps(asdict(chunk), ensure_ascii=False) for chunk in chunks)
     write_whole(folder / CHUNKS, "".join(f"{line}\n" for line in lines))
     return index
@@ -164,7 +165,7 @@ class _Store:
     folder: Path
     fingerprint: str
 
-    def vectors(self, base: Base, texts: Sequence[str], listen: Callable[[dict[str, Any]], None]) -> tuple[Floats, int]:
+    def vectors(self, base: Base, texts: Sequence[str], on_event: EventHandler) -> tuple[Floats, int]:
         """Return embeddings [C, D] and the number of new ones; embeddings of removed texts are deleted."""
         digests = [hashlib.sha256(text.encode(errors="replace")).digest()[:16] for text in texts]
         cached = self._read()
@@ -174,7 +175,7 @@ class _Store:
             cached |= zip(batch, sentence_vectors(base, [new[digest] for digest in batch], LIMIT), strict=True)
             self._write(cached)
             done = min(start + AT_ONCE, len(new))
-            listen({"event": "stage", "text": f"embedded {done} of {len(new)} new chunks"})
+            on_event(StageStarted(f"embedded {done} of {len(new)} new chunks"))
         current = set(digests)
         if len(cached) > len(current):
             self._write({digest: vector for digest, vector in cached.items() if digest in current})

@@ -1,212 +1,291 @@
-"""The one training loop."""
+"""The training loop: steps, memory, validation and checkpoints. Losses belong to the learner."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 
 from tunesmith.errors import Refused, RewardError
+from tunesmith.events import Resumed, StepFinished, Validated
 from tunesmith.model.batch import Batch, halved
 from tunesmith.model.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.model.rollout import Figures, added
 from tunesmith.objectives.base import Learner, WholeStepLearner
+from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
 from tunesmith.training.state import TrainingState, best_numbers, keep, load_numbers, resume, save
 
 
-class Interrupted(Exception):
-    """The loop was asked to stop; the checkpoint of the last finished step is on disk."""
+class StepBatches(Protocol):
+    """The training rows, step by step."""
+
+    def window(self, step: int) -> Sequence[Batch]:
+        """Return the micro-batches of one optimizer step."""
+        ...
+
+    def halve(self, step: int) -> int:
+        """Halve the tokens per micro-batch from this step on and return the new limit; 0 if one row is the limit."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Hooks:
-    """What the world outside the loop gives it and hears from it."""
+class ValidationResult:
+    """The validation loss (lower is better; infinite if the policy must not be kept) and further metrics to log."""
 
-    folder: Path  # checkpoints
-    record: Callable[[Mapping[str, Any]], None]
-    validate: Callable[[], float] = lambda: 0.0  # lower is better
-    resumed: Callable[[int], None] = lambda step: None  # what came after this step is about to happen again
-    stop: Callable[[], bool] = lambda: False
-    smaller: Callable[[int], bool] = lambda step: False  # less at once from this step on; False: it is one row already
-    clock: Callable[[], float] = time.perf_counter
+    loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def fit(
-    policy: Policy,
-    learner: Learner,
-    window: Callable[[int], Sequence[Batch]],
-    *,
-    plan: TrainingPlan,
-    hooks: Hooks,
-) -> TrainingState:
-    """Train to the plan's end or to an early stop, leaving the best numbers seen in `policy`.
+class Trainer:
+    """Trains one policy to the end of a plan.
 
-    Goes on from a checkpoint in `hooks.folder` when there is one: same machine, threads and versions
-    give the same weights to the bit. Where memory runs out, the step is taken again in smaller micro-batches.
-    Raises Interrupted after saving, Refused when the loss is not finite or memory does not hold a single row.
+    The same machine, threads and library versions produce bit-identical weights, whether or not a run was
+    interrupted: every step seeds torch from the plan's seed and its own number, and a checkpoint holds the
+    parameters, the optimizer and the state. A step that runs out of memory is repeated in smaller micro-batches.
+
+        Trainer(policy, learner, batches, plan=plan, folder=run / "checkpoints").run()
+
+    Args:
+        policy: the network with its technique and head; trained in place.
+        learner: computes summed losses of prepared batches.
+        batches: micro-batches of each step.
+        plan: steps, learning rate, validation and checkpoint intervals.
+        folder: directory of the checkpoints.
+        callbacks: observe every step, and stop the run after one.
+        validate: scores the policy every `plan.eval_steps`; the best-scoring parameters are restored at the end.
+        clock: seconds, for the speed of training.
     """
-    optimizer = make_optimizer(policy, plan)
-    state = resume(policy, optimizer, hooks.folder) or TrainingState()
-    hooks.resumed(state.step)
-    while state.owed or (state.step < plan.steps and not state.stopped_early):
-        try:
-            if not state.owed:
-                _record_step(policy, learner, window, optimizer=optimizer, run=(plan, hooks, state))
-            last = state.step == plan.steps
-            state.owed = plan.eval_steps > 0 and (state.step % plan.eval_steps == 0 or last)
-            if state.owed:
-                _validate(policy, state, plan=plan, hooks=hooks)
-        except RewardError:  # answers are scored before any number of a step moves, or after all have
-            save(policy, optimizer, state, hooks.folder)
-            raise
-        last |= state.stopped_early
-        stopping = hooks.stop() and not last
-        if stopping or last or (plan.save_steps and state.step % plan.save_steps == 0):
-            save(policy, optimizer, state, hooks.folder)
-        if stopping:
-            raise Interrupted(f"stopped after step {state.step} of {plan.steps}")
-    if plan.eval_steps and state.best_step:
-        load_numbers(policy, best_numbers(state, hooks.folder))
-    policy.train(False)
-    return state
 
+    def __init__(
+        self,
+        policy: Policy,
+        learner: Learner,
+        batches: StepBatches,
+        *,
+        plan: TrainingPlan,
+        folder: Path,
+        callbacks: Callbacks,
+        validate: Callable[[], ValidationResult] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.policy = policy
+        self.learner = learner
+        self.batches = batches
+        self.plan = plan
+        self.folder = folder
+        self.callbacks = callbacks
+        self.validate = validate
+        self.clock = clock
+        self.optimizer = make_optimizer(policy, plan)
+        self.state = TrainingState()
 
-def _record_step(
-    policy: Policy,
-    learner: Learner,
-    window: Callable[[int], Sequence[Batch]],
-    *,
-    optimizer: torch.optim.Optimizer,
-    run: tuple[TrainingPlan, Hooks, TrainingState],
-) -> None:
-    """One optimizer step, its place in the state, and its line in the journal."""
-    plan, hooks, state = run
-    began = hooks.clock()
-    set_rate(optimizer, plan.rate(state.step))
-    batches, prepared, (loss, figures) = _gathered(policy, learner, window, run=run)
-    norm = _move(policy, optimizer, clip=plan.clip)
-    for _ in range(1, plan.updates):
-        prepared, (loss, figures) = _again(policy, learner, prepared, run=run)
-        norm = _move(policy, optimizer, clip=plan.clip)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise Refused(
-            f"step {state.step + 1}: the loss is {loss}, the gradient {norm}; lower schedule.learning_rate "
-            f"(now {plan.peak:g}) or look at the rows with `tunesmith tune --dry-run`"
+    def run(self) -> TrainingState:
+        """Train, resuming from a checkpoint if the folder has one, and leave the best parameters in the policy.
+
+        Returns:
+            The final state: steps, tokens, seconds, best step.
+
+        Raises:
+            Interrupted: `should_stop` returned true; the last finished step is saved.
+            Refused: the loss is not finite, or memory does not hold a single row.
+            RewardError: a reward function failed; the step before it is saved.
+        """
+        plan = self.plan
+        self.state = state = resume(self.policy, self.optimizer, self.folder) or TrainingState()
+        self.callbacks.on_event(Resumed(state.step))
+        while state.owed or (state.step < plan.steps and not state.stopped_early):
+            try:
+                if not state.owed:
+                    self._step()
+                last = state.step == plan.steps
+                state.owed = plan.eval_steps > 0 and (state.step % plan.eval_steps == 0 or last)
+                if state.owed:
+                    self._validate()
+            except RewardError:
+                # Completions are scored before any parameter of a step changes, or after all have: what is in
+                # memory is a whole step, and resuming repeats only the scoring.
+                self._save()
+                raise
+            last |= state.stopped_early
+            stopping = self.callbacks.should_stop() and not last
+            if stopping or last or (plan.save_steps and state.step % plan.save_steps == 0):
+                self._save()
+            if stopping:
+                raise Interrupted(f"stopped after step {state.step} of {plan.steps}")
+        if plan.eval_steps and state.best_step:
+            load_numbers(self.policy, best_numbers(state, self.folder))
+        self.policy.train(False)
+        return state
+
+    def _save(self) -> None:
+        save(self.policy, self.optimizer, self.state, self.folder)
+
+    def _step(self) -> None:
+        """Take one optimizer step, or several on the same rollouts, and report it."""
+        plan, state = self.plan, self.state
+        start = self.clock()
+        set_rate(self.optimizer, plan.rate(state.step))
+        batches, prepared, loss, metrics = self._first_update()
+        norm = move(self.policy, self.optimizer, clip=plan.clip)
+        for _ in range(1, plan.updates):
+            prepared, loss, metrics = self._accumulate_smaller(prepared)
+            norm = move(self.policy, self.optimizer, clip=plan.clip)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise Refused(
+                f"step {state.step + 1}: the loss is {loss}, the gradient norm {norm}; lower schedule.learning_rate "
+                f"(now {plan.peak:g}) or inspect the rows with `tunesmith tune --dry-run`"
+            )
+        tokens = state.count(batches, prepared, seconds=self.clock() - start)
+        self.callbacks.on_event(
+            StepFinished(
+                step=state.step,
+                steps=plan.steps,
+                loss=loss,
+                learning_rate=plan.rate(state.step - 1),
+                grad_norm=norm,
+                tokens=tokens,
+                seconds=state.seconds,
+                tokens_per_second=state.tokens / max(state.seconds, 1e-9),
+                metrics=metrics,
+            )
         )
-    tokens = state.count(batches, prepared, seconds=hooks.clock() - began)
-    hooks.record(
-        {
-            "step": state.step,
-            "steps": plan.steps,
-            "loss": loss,
-            "learning_rate": plan.rate(state.step - 1),
-            "grad_norm": norm,
-            "tokens": tokens,
-            "seconds": state.seconds,
-            "tokens_per_second": state.tokens / max(state.seconds, 1e-9),
-            **figures,
-        }
-    )
 
+    def _first_update(self) -> tuple[Sequence[Batch], Sequence[Batch], float, dict[str, float]]:
+        """Run forward and backward over the micro-batches of this step, in sizes that fit into memory.
 
-def _gathered(
-    policy: Policy,
-    learner: Learner,
-    window: Callable[[int], Sequence[Batch]],
-    *,
-    run: tuple[TrainingPlan, Hooks, TrainingState],
-) -> tuple[Sequence[Batch], Sequence[Batch], tuple[float, dict[str, float]]]:
-    """The micro-batches of the next step that memory held, the same prepared, and what `accumulate` makes of them.
+        If memory runs out, the gradients of the step are dropped and the step starts again with smaller micro-batches.
 
-    Where it did not hold them, all gradients of the step are dropped and it begins again with smaller ones.
-    """
-    plan, hooks, state = run
-    while True:
-        torch.manual_seed(plan.seed * 1_000_003 + state.step)
-        batches = window(state.step)
-        try:
-            prepared = ready(policy, learner, batches)
-            drawn = any(batch.rollout is not None for batch in prepared)
-            if not drawn:
-                return batches, prepared, accumulate(policy, learner, prepared)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
+        Returns:
+            The micro-batches, the same prepared, the loss per unit, and the metrics of the step.
+        """
+        while True:
+            torch.manual_seed(self.plan.seed * 1_000_003 + self.state.step)
+            batches = self.batches.window(self.state.step)
+            try:
+                prepared = ready(self.policy, self.learner, batches)
+                sampled = any(batch.rollout is not None for batch in prepared)
+                if not sampled:
+                    return batches, prepared, *accumulate(self.policy, self.learner, prepared)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+            else:
+                return batches, *self._accumulate_smaller(prepared)
+            # Outside the except clause, where the error no longer references the tensors of its frames.
+            self._release_memory()
+
+    def _accumulate_smaller(self, prepared: Sequence[Batch]) -> tuple[Sequence[Batch], float, dict[str, float]]:
+        """Run forward and backward over prepared batches, cutting them in half while memory runs out.
+
+        Rollouts were sampled before any parameter changed, so these batches are cut and not made again.
+        """
+        while True:
+            try:
+                return prepared, *accumulate(self.policy, self.learner, prepared)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+            smaller = [half for batch in prepared for half in halved(batch)]
+            self._release_memory(was_cut=len(smaller) > len(prepared))
+            prepared = smaller
+
+    def _release_memory(self, *, was_cut: bool = False) -> None:
+        """Drop the gradients of a step that did not fit and halve the micro-batches from here on."""
+        for _, value in self.policy.trainable():
+            value.grad = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not self.batches.halve(self.state.step) and not was_cut:
+            raise Refused(f"step {self.state.step + 1}: {NOT_ONE_ROW}")
+
+    def _validate(self) -> None:
+        """Score the parameters; keep them if they are the best so far, count towards `patience` if not."""
+        assert self.validate is not None
+        state = self.state
+        self.policy.train(False)
+        result = self.validate()
+        state.owed = False
+        self.callbacks.on_event(Validated(state.step, result.loss, result.metrics))
+        if result.loss < state.best:
+            state.best = result.loss
+            state.best_step = state.step
+            state.worse = 0
+            keep(self.policy, state, self.folder)
         else:
-            return batches, *_again(policy, learner, prepared, run=run)
-        # Only here, where the error no longer holds the tensors of its frames, is there anything to give back.
-        _make_room(policy, run=run)
-
-
-def _again(
-    policy: Policy, learner: Learner, prepared: Sequence[Batch], *, run: tuple[TrainingPlan, Hooks, TrainingState]
-) -> tuple[Sequence[Batch], tuple[float, dict[str, float]]]:
-    """What `accumulate` makes of rows whose answers were drawn before any number moved, and the batches that memory
-    held: they are cut and not made anew."""
-    while True:
-        try:
-            return prepared, accumulate(policy, learner, prepared)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-        smaller = [half for batch in prepared for half in halved(batch)]
-        _make_room(policy, run=run, cut=len(smaller) > len(prepared))
-        prepared = smaller
-
-
-def _make_room(policy: Policy, *, run: tuple[TrainingPlan, Hooks, TrainingState], cut: bool = False) -> None:
-    """Drop the gradients of a step that memory did not hold, and run less at once from it on. Raises Refused where
-    nothing is left to be cut."""
-    _, hooks, state = run
-    for _, value in policy.trainable():
-        value.grad = None
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if not hooks.smaller(state.step) and not cut:
-        raise Refused(f"step {state.step + 1}: {NOT_ONE_ROW}")
+            state.worse += 1
+            state.stopped_early = state.worse >= self.plan.patience
 
 
 def step(
     policy: Policy, learner: Learner, batches: Sequence[Batch], *, optimizer: torch.optim.Optimizer, clip: float
 ) -> tuple[float, float]:
-    """Loss per unit over a window of micro-batches, and the gradient's norm, after moving the numbers once."""
+    """Take one optimizer step without a plan or a state.
+
+    Returns:
+        The loss per unit and the gradient norm before clipping.
+    """
     loss, _ = accumulate(policy, learner, ready(policy, learner, batches))
-    return loss, _move(policy, optimizer, clip=clip)
+    return loss, move(policy, optimizer, clip=clip)
 
 
 def ready(policy: Policy, learner: Learner, batches: Sequence[Batch]) -> list[Batch]:
-    """The micro-batches of a window with everything that needs no gradient, made before any number moves."""
+    """Prepare the micro-batches of a step: everything that needs no gradient, before any parameter changes.
+
+    Args:
+        policy: the policy, switched to evaluation mode.
+        learner: adds reference log-probabilities, rollouts, advantages, as its loss needs them.
+        batches: the micro-batches of one step.
+
+    Returns:
+        The prepared micro-batches on the policy's device.
+    """
     policy.train(False)
     prepared = [learner.prepare(batch.to(policy.device), policy) for batch in batches]
     return learner.together(prepared, policy) if isinstance(learner, WholeStepLearner) else prepared
 
 
 def accumulate(policy: Policy, learner: Learner, prepared: Sequence[Batch]) -> tuple[float, dict[str, float]]:
-    """Loss per unit over a window of prepared micro-batches, its gradient added to what is there; and other figures.
+    """Run forward and backward on every micro-batch of one optimizer step and accumulate gradients.
 
-    Losses are sums and the whole window's units divide them, so any cut into micro-batches gives the same step.
+    Losses are sums. Dividing by the units of all micro-batches makes the step independent of how it is cut
+    into micro-batches; a mean of means would overweight short rows (61 % gradient error on uneven rows).
+
+    Args:
+        policy: the policy; gradients are added to its parameters.
+        learner: computes the summed loss of a batch.
+        prepared: micro-batches as `ready` returns them.
+
+    Returns:
+        Loss per unit (a token or a row, see `Learner.units`), and metrics averaged over the step.
     """
-    units, total, figures = max(1, sum(learner.units(batch) for batch in prepared)), 0.0, list[Figures]()
+    units = max(1, sum(learner.units(batch) for batch in prepared))
+    total = 0.0
+    metrics = list[Figures]()
     for batch in prepared:
-        fresh = batch.reference is None and batch.rollout is None  # else compared with what was said without dropout
-        if policy.network.training is not fresh:
-            policy.train(fresh)
+        # A loss that compares with log-probabilities taken without dropout must be computed without it, too.
+        dropout = batch.reference is None and batch.rollout is None
+        if policy.network.training is not dropout:
+            policy.train(dropout)
         loss = learner.loss(batch, policy)
         (loss.total / units).backward()
         total += float(loss.total.detach())
-        figures.append(loss.figures)
-    return total / units, added(figures)
+        metrics.append(loss.figures)
+    return total / units, added(metrics)
 
 
-def _move(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: float) -> float:
-    """The gradient's norm, after moving the numbers once and dropping the gradient. Raises Refused."""
+def move(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: float) -> float:
+    """Clip the gradient to a norm, update the parameters, drop the gradient, and return the norm before clipping.
+
+    Raises:
+        Refused: memory does not hold the optimizer's moments.
+    """
     norm = torch.nn.utils.clip_grad_norm_([value for _, value in policy.trainable()], clip)
     try:
         optimizer.step()
@@ -216,17 +295,3 @@ def _move(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: float) -> f
         raise Refused(NOT_ITS_MOMENTS) from error
     optimizer.zero_grad(set_to_none=True)
     return float(norm)
-
-
-def _validate(policy: Policy, state: TrainingState, *, plan: TrainingPlan, hooks: Hooks) -> None:
-    """Score the numbers as they are; keep them if they are the best so far, count if they are not."""
-    policy.train(False)
-    score = hooks.validate()
-    state.owed = False
-    hooks.record({"step": state.step, "validation_loss": score})
-    if score < state.best:
-        state.best, state.best_step, state.worse = score, state.step, 0
-        keep(policy, state, hooks.folder)
-    else:
-        state.worse += 1
-        state.stopped_early = state.worse >= plan.patience

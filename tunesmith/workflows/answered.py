@@ -12,6 +12,7 @@ from functools import partial
 from tunesmith.data.examples import Example, Message
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.decision.prompts import cited, shown_in
+from tunesmith.events import StageStarted
 from tunesmith.workflows.asking import BatchAnswers, say
 from tunesmith.workflows.contest import ArmAnswers, Contest
 from tunesmith.workflows.lessons import Lesson, raft_run, taught_run, tuned_run
@@ -48,7 +49,7 @@ def answered(contest: Contest, name: str) -> ArmAnswers:
 
 def _prompted(contest: Contest, name: str, way: Prompted) -> ArmAnswers:
     """The answers of an arm to all test rows, with its pace; what it finds and shows is in it."""
-    contest.listen({"event": "stage", "text": f"{name}: {len(contest.test)} questions"})
+    contest.on_event(StageStarted(f"{name}: {len(contest.test)} questions"))
     began = time.perf_counter()
     batch = way.ask(contest.test)
     finding = time.perf_counter() - began
@@ -82,7 +83,7 @@ def _in_portions(contest: Contest, name: str, way: Prompted, batch: Sequence[lis
         found += said
         if len(found.given) < len(batch) and time.monotonic() - told >= LINE:
             told = time.monotonic()
-            contest.listen({"event": "stage", "text": f"{name}: {len(found.given)} of {len(batch)} answered"})
+            contest.on_event(StageStarted(f"{name}: {len(found.given)} of {len(batch)} answered"))
     return found
 
 
@@ -100,7 +101,7 @@ def _alone(contest: Contest, ask: Callable[[Example], object]) -> list[float]:
 
 def _labelled(contest: Contest, name: str, way: LabellingArm) -> ArmAnswers:
     """The answers of something that reads no prompt, with its pace."""
-    contest.listen({"event": "stage", "text": f"{name}: {len(contest.test)} questions"})
+    contest.on_event(StageStarted(f"{name}: {len(contest.test)} questions"))
     began = time.perf_counter()
     given = way.label(contest.test)
     seconds = time.perf_counter() - began

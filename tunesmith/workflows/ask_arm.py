@@ -14,10 +14,10 @@ from tunesmith.decision.prompts import cited, shown_in
 from tunesmith.errors import RecipeError
 from tunesmith.inference.local import LocalModel
 from tunesmith.objectives import Classify, Instruct
+from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.asking import say
 from tunesmith.workflows.compare import PAGE, reopened
 from tunesmith.workflows.contest import Contest
-from tunesmith.workflows.train import Watch
 from tunesmith.workflows.ways import LabellingArm, way_of
 
 
@@ -47,7 +47,7 @@ def compared(folder: Path) -> bool:
     return (folder / PAGE).is_file()
 
 
-def ask_arm(folder: Path, question: ArmQuestion, *, watch: Watch, offline: bool = False) -> ArmReply:
+def ask_arm(folder: Path, question: ArmQuestion, *, callbacks: Callbacks, offline: bool = False) -> ArmReply:
     """The answer of an arm of a comparison.
 
     Documents are looked into as they are now. Raises RecipeError for an arm that was not compared, and the errors of
@@ -58,7 +58,7 @@ def ask_arm(folder: Path, question: ArmQuestion, *, watch: Watch, offline: bool 
     name = question.arm or page.verdict.arm
     if name not in known:
         raise RecipeError(f"--arm {name}: not in {folder}; name one of {', '.join(known)}")
-    contest = reopened(folder, watch=watch, key=question.key, offline=offline)
+    contest = reopened(folder, callbacks=callbacks, key=question.key, offline=offline)
     way = way_of(contest, name, _tuned(contest, name))
     row = _row(contest.objective, question.text)
     if isinstance(way, LabellingArm):

@@ -25,7 +25,8 @@ from tunesmith.data.formats import detect
 from tunesmith.data.rows import read_rows, refuse
 from tunesmith.data.words import folded
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.workflows.collect_writer import PACE, Listen, Writer, ask_writer, counted, endpoint_of
+from tunesmith.events import EventHandler, StageStarted
+from tunesmith.workflows.collect_writer import PACE, Writer, ask_writer, counted, endpoint_of
 
 # Written rows are asked for from passages of this many characters: a small model loses the thread of longer ones.
 PASSAGE = 1_200
@@ -71,7 +72,7 @@ def schema() -> str:
     return json.dumps(Collected.model_json_schema(), indent=1)
 
 
-def collect(asked: CollectRequest, *, listen: Listen, offline: bool = False) -> Collected:
+def collect(asked: CollectRequest, *, on_event: EventHandler, offline: bool = False) -> Collected:
     """The rows of all sources, written to `asked.out`, and an account of them.
 
     A file that cannot be read is named in `failed` and the others go on. Raises DataError where no file can be read
@@ -82,7 +83,7 @@ def collect(asked: CollectRequest, *, listen: Listen, offline: bool = False) -> 
     templates = _templates(asked, offline=offline)
     seeds = _seeds(asked.seeds)
     found = find(asked.sources)
-    parts, failed, converted = _documents(found, store, listen)
+    parts, failed, converted = _documents(found, store, on_event)
     if not parts:
         refuse([f"{doc_id}: {why}" for doc_id, why in sorted(failed.items())])
     parts, chrome = _without_repeated(parts)
@@ -94,7 +95,7 @@ def collect(asked: CollectRequest, *, listen: Listen, offline: bool = False) -> 
         wanted = WritingOptions(templates, asked.per_passage, seeds, size, asked.passages, asked.writer.seed)
         rows = named(rows)
         todo = linked(requests(parts, wanted), rows)
-        new, left_out = _written(todo, asked.writer, store, (listen, offline))
+        new, left_out = _written(todo, asked.writer, store, (on_event, offline))
         rows += _unasked(rows, new, left_out)
     page = _account(asked.out, found, parts, rows).model_copy(
         update={
@@ -161,7 +162,7 @@ def _last_exchange(chat: Chat) -> tuple[str, str]:
 
 
 def _documents(
-    found: FoundFiles, store: CollectStore, listen: Listen
+    found: FoundFiles, store: CollectStore, on_event: EventHandler
 ) -> tuple[list[DocumentPart], dict[str, str], int]:
     """Every document in the order of names, why others failed, and how many were converted now."""
     failed = dict(found.unreadable)
@@ -173,10 +174,10 @@ def _documents(
             new.setdefault(source.kept, source)
     todo = {source.path: source for source in new.values()}
     if todo:
-        listen({"event": "stage", "text": f"converting {len(todo)} of {len(found.sources)} files"})
+        on_event(StageStarted(f"converting {len(todo)} of {len(found.sources)} files"))
     converted = 0
     errors: dict[str, str] = {}
-    for done in convert_all(list(todo), heard=_paced(todo, listen)) if todo else ():
+    for done in convert_all(list(todo), heard=_paced(todo, on_event)) if todo else ():
         source = todo[done.path]
         if done.document is None:
             errors[source.kept] = done.error
@@ -194,7 +195,7 @@ def _documents(
     return parts, failed, converted
 
 
-def _paced(todo: dict[Path, Source], listen: Listen) -> Callable[[Path, int], None]:
+def _paced(todo: dict[Path, Source], on_event: EventHandler) -> Callable[[Path, int], None]:
     """A listener for pages that speaks now and then."""
     last = time.monotonic()
 
@@ -202,7 +203,7 @@ def _paced(todo: dict[Path, Source], listen: Listen) -> Callable[[Path, int], No
         nonlocal last
         if time.monotonic() - last >= PACE:
             last = time.monotonic()
-            listen({"event": "stage", "text": f"{todo[path].doc_id}: page {page}"})
+            on_event(StageStarted(f"{todo[path].doc_id}: page {page}"))
 
     return heard
 
@@ -215,14 +216,14 @@ def _without_repeated(parts: Sequence[DocumentPart]) -> tuple[list[DocumentPart]
 
 
 def _written(
-    asked: Sequence[WriterQuestion], writer: Writer, store: CollectStore, how: tuple[Listen, bool]
+    asked: Sequence[WriterQuestion], writer: Writer, store: CollectStore, how: tuple[EventHandler, bool]
 ) -> tuple[list[Made], Counter[str]]:
     """The rows that the model wrote and that passed the checks, and why others were left out."""
-    listen, offline = how
+    on_event, offline = how
     if not asked:
         raise DataError("collect: nothing to ask a model about; `calls` needs an OpenAPI or JSON schema file")
-    listen({"event": "stage", "text": f"{len(asked)} requests to {writer.name}"})
-    ask = counted(ask_writer(writer, offline=offline), listen)
+    on_event(StageStarted(f"{len(asked)} requests to {writer.name}"))
+    ask = counted(ask_writer(writer, offline=offline), on_event)
     answers = answered(asked, ask, store.replies, writer.identity)
     return written_rows(asked, answers)
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint
 from tunesmith.data.collect.written import Answer, Ask
 from tunesmith.data.examples import Message
+from tunesmith.events import EventHandler, StageStarted
 
-Listen = Callable[[dict[str, Any]], None]
+Listen = EventHandler
 # Questions that a local model answers at a time, and the tokens of a passage with its instruction.
 AT_ONCE, LOCAL_LIMIT = 8, 2048
 PACE = 5.0
@@ -66,7 +66,7 @@ def _ask_local(
         yield from ((start + i, Answer(reply.text, reply.finished)) for i, reply in enumerate(replies))
 
 
-def counted(ask: Ask, listen: Listen) -> Ask:
+def counted(ask: Ask, on_event: EventHandler) -> Ask:
     """The same, saying now and then how far it is."""
 
     def counting(questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, Answer]]:
@@ -75,6 +75,6 @@ def counted(ask: Ask, listen: Listen) -> Ask:
             yield place, answer
             if time.monotonic() - last >= PACE or count == len(questions):
                 last = time.monotonic()
-                listen({"event": "stage", "text": f"{count} of {len(questions)} answers"})
+                on_event(StageStarted(f"{count} of {len(questions)} answers"))
 
     return counting

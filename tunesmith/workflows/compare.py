@@ -21,10 +21,11 @@ from tunesmith.decision.chunks import ROWS
 from tunesmith.decision.page import Comparison
 from tunesmith.decision.verdict import DIAGNOSIS
 from tunesmith.errors import CheckpointError, RecipeError, TunesmithError
+from tunesmith.events import Note, StageStarted
 from tunesmith.model.device import choose_machine
 from tunesmith.objectives import Classify
 from tunesmith.recipe import AnyObjective, Recipe, load_recipe, save_recipe
-from tunesmith.training.fit import Interrupted
+from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.workflows.answered import answered
 from tunesmith.workflows.answers import question, some
 from tunesmith.workflows.arms import NEED_DOCUMENTS, answers_prompts, check_rows, chosen_arms, told_where, tunes
@@ -34,7 +35,6 @@ from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.measured import measured
 from tunesmith.workflows.prepare import audited, read_data
 from tunesmith.workflows.run_folder import AtWorkError, alone
-from tunesmith.workflows.train import Watch
 from tunesmith.workflows.ways import remote
 
 PAGE, HTML, RECIPE = "comparison.json", "report.html", "recipe.yaml"
@@ -59,7 +59,7 @@ def compare(
     recipe: Recipe,
     wishes: Wishes,
     *,
-    watch: Watch,
+    callbacks: Callbacks,
     out: Path | None = None,
     offline: bool = False,
 ) -> Comparison:
@@ -69,7 +69,7 @@ def compare(
     """
     arms = chosen_arms(recipe, offline=offline)
     recipe = recipe.model_copy(update={"arms": arms})
-    contest = _contest(recipe, wishes, watch, out=out, offline=offline)
+    contest = _contest(recipe, wishes, callbacks, out=out, offline=offline)
     with alone(contest.folder):
         _within(contest, arms, wishes)
         _reachable(contest, arms)
@@ -84,7 +84,7 @@ def _asked(contest: Contest, arms: Sequence[str]) -> list[ArmAnswers]:
     found: list[ArmAnswers] = []
     failed: list[TunesmithError] = []
     for number, name in enumerate(arms, 1):
-        contest.listen({"event": "stage", "text": f"arm {number} of {len(arms)}: {name}"})
+        contest.on_event(StageStarted(f"arm {number} of {len(arms)}: {name}"))
         try:
             found.append(answered(contest, name))
         except AtWorkError:  # an arm that another process is making has not failed
@@ -92,8 +92,8 @@ def _asked(contest: Contest, arms: Sequence[str]) -> list[ArmAnswers]:
         except TunesmithError as error:
             failed.append(error)
             contest.notes.append(f"{name} failed and is left out: {error}")
-            contest.listen({"event": "note", "text": contest.notes[-1]})
-        if contest.watch.stop():
+            contest.on_event(Note(contest.notes[-1]))
+        if contest.callbacks.should_stop():
             raise Interrupted(f"stopped after arm {name}, {number} of {len(arms)}")
     if failed and sum(one.name not in DIAGNOSIS for one in found) < 2:  # nothing to compare with
         raise failed[0]
@@ -109,9 +109,9 @@ def _reachable(contest: Contest, arms: Sequence[str]) -> None:
         contest.retrieval()
 
 
-def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, offline: bool) -> Contest:
+def _contest(recipe: Recipe, wishes: Wishes, callbacks: Callbacks, *, out: Path | None, offline: bool) -> Contest:
     """The frozen rows in a folder that belongs to them."""
-    watch.listen({"event": "stage", "text": f"reading {recipe.data.train}"})
+    callbacks.on_event(StageStarted(f"reading {recipe.data.train}"))
     loaded = _loaded(recipe, offline=offline)
     split = loaded.split
     check_rows(recipe, split, offline=offline)
@@ -125,7 +125,7 @@ def _contest(recipe: Recipe, wishes: Wishes, watch: Watch, *, out: Path | None, 
         split=split,
         test=some(split.test, recipe.compare.rows, recipe.seed),
         folder=folder,
-        watch=watch,
+        callbacks=callbacks,
         offline=offline,
         notes=list(split.notes),
         key=wishes.key,
@@ -157,12 +157,12 @@ def _bound(recipe: Recipe, split: Split) -> AnyObjective:
     return bound
 
 
-def reopened(folder: Path, *, watch: Watch, key: str = "", offline: bool = False) -> Contest:
+def reopened(folder: Path, *, callbacks: Callbacks, key: str = "", offline: bool = False) -> Contest:
     """A comparison that came to its end, to ask its arms more; its documents as they are now, and no test rows."""
     recipe = _pinned(load_recipe(folder / RECIPE)[0], folder)
     split = _loaded(recipe, offline=offline).split
     bound = recipe.model_copy(update={"objective": _bound(recipe, split)})
-    contest = Contest(bound, recipe, split, [], folder, watch, offline, key=key)
+    contest = Contest(bound, recipe, split, [], folder, callbacks, offline, key=key)
     for name, setting in contest.choices().items():
         if name.startswith(BUDGET) and (train := int(str(setting[1]))) < len(split.train):
             contest.learn_only(train)  # the arms knew no more
@@ -245,7 +245,7 @@ def _within(contest: Contest, arms: Sequence[str], wishes: Wishes) -> None:
     test, train, note = contest.choice(f"{BUDGET}{wishes.minutes:g}", choose)
     contest.test = some(contest.test, int(str(test)), recipe.seed)
     contest.notes.append(f"budget of {wishes.minutes:g} minutes: {note}")
-    contest.listen({"event": "stage", "text": str(note)})
+    contest.on_event(StageStarted(str(note)))
     if int(str(train)) < len(split.train):
         contest.learn_only(int(str(train)))
 

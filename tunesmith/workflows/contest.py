@@ -22,6 +22,7 @@ from tunesmith.decision.chunks import Chunk, SourceDocument, cut, read_pages
 from tunesmith.decision.index import CHUNKS, Hit, Index, open_index
 from tunesmith.decision.recall import cell, origins_of, right_chunks
 from tunesmith.errors import CheckpointError, DataError, RecipeError
+from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import ChosenMachine, choose_machine
@@ -30,9 +31,9 @@ from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.recipe import Recipe
+from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.answers import gold, question
-from tunesmith.workflows.prepare import Listener, read_data
-from tunesmith.workflows.train import Watch
+from tunesmith.workflows.prepare import read_data
 
 # Chunks that are kept of each search: enough for recall@10 and for distractors.
 DEEP = 10
@@ -112,7 +113,7 @@ class Contest:
     split: Split
     test: list[Example]
     folder: Path
-    watch: Watch
+    callbacks: Callbacks
     offline: bool
     notes: list[str] = field(default_factory=list)
     key: str = ""
@@ -122,9 +123,9 @@ class Contest:
     _retrieval: Retrieval | None = None
 
     @property
-    def listen(self) -> Listener:
+    def on_event(self) -> EventHandler:
         """Hears what is being done."""
-        return self.watch.listen
+        return self.callbacks.on_event
 
     @property
     def objective(self) -> Classify | Instruct:
@@ -192,11 +193,11 @@ class Contest:
         if self._retrieval is None:
             wanted, began = self.recipe.documents, time.perf_counter()
             folder = self.folder / "index"
-            self.listen({"event": "stage", "text": f"indexing {wanted.source}"})
+            self.on_event(StageStarted(f"indexing {wanted.source}"))
             read = read_pages(wanted.source, store=CollectStore(folder / CHUNKS), offline=self.offline)
             pages, chunks = read.pages, cut(read.pages, wanted.size)
             self.notes += [*read.notes, *_without_text(pages, chunks)]
-            index = open_index(folder, chunks, settings=wanted, listen=self.listen, offline=self.offline)
+            index = open_index(folder, chunks, settings=wanted, on_event=self.on_event, offline=self.offline)
             self._retrieval = Retrieval(
                 pages,
                 index,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from tunesmith.events import StageStarted
 from tunesmith.inference.folder import load
 from tunesmith.inference.local import Classified
 from tunesmith.objectives import Classify
 from tunesmith.recipe import Data, Machine, Recipe, Schedule
 from tunesmith.techniques import Full, Lora
-from tunesmith.workflows.prepare import Listener
+from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.tune import Run, tune_recipe
 
 # Written for this page; none stands in the rows.
@@ -38,15 +38,15 @@ class Demo:
     answers: tuple[tuple[str, Classified], ...]
 
 
-def demo(out: Path, *, listen: Listener, stop: Callable[[], bool] = lambda: False, offline: bool = False) -> Demo:
+def demo(out: Path, *, callbacks: Callbacks, offline: bool = False) -> Demo:
     """Both models tuned into folders under `out` and asked; goes on where an earlier call was stopped."""
     rows = str(files("tunesmith") / "shipped_data" / "reviews.jsonl")
     runs = []
     for name, recipe in recipes(rows).items():
-        listen({"event": "stage", "text": f"{name}: {recipe.technique.kind} tuning on shipped reviews"})
-        runs.append(tune_recipe(recipe, out=out / name, listen=listen, stop=stop, offline=offline))
+        callbacks.on_event(StageStarted(f"{name}: {recipe.technique.kind} tuning on shipped reviews"))
+        runs.append(tune_recipe(recipe, out=out / name, callbacks=callbacks, offline=offline))
     encoder, decoder = runs
-    listen({"event": "stage", "text": "asking the tuned decoder"})
+    callbacks.on_event(StageStarted("asking the tuned decoder"))
     found = load(decoder.folder, offline=offline).classify(QUESTIONS)
     return Demo(encoder, decoder, tuple(zip(QUESTIONS, found, strict=True)))
 

@@ -14,6 +14,7 @@ from tunesmith.data.template import Template
 from tunesmith.data.tokenizer import frame
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.tasks import Score, TaskScore
+from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.folder import read_about, read_base
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.open import FoundModel, identify, open_model
@@ -22,7 +23,7 @@ from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
 from tunesmith.workflows.answers import Untuned
 from tunesmith.workflows.frozen_head import open_base
 from tunesmith.workflows.lineage import recipe_file, recipe_of, seen
-from tunesmith.workflows.prepare import Listener, read_data
+from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.questions import (
     OWN_BASE,
     EvaluateRequest,
@@ -63,7 +64,7 @@ class Evaluation:
     answers: list[dict[str, Any]]
 
 
-def evaluate(asked: EvaluateRequest, *, listen: Listener, offline: bool = False) -> Evaluation:
+def evaluate(asked: EvaluateRequest, *, on_event: EventHandler, offline: bool = False) -> Evaluation:
     """The scores of a model on the rows of a file, with intervals; against another model, the paired comparison.
 
     Raises the errors of the doors: DataError, RecipeError, ModelError, CheckpointError, TemplateError.
@@ -75,7 +76,7 @@ def evaluate(asked: EvaluateRequest, *, listen: Listener, offline: bool = False)
     if other is not None and asked.against != OWN_BASE:
         task.notes.extend(seen(other, task.examples, part=task.part, offline=offline))
     yardstick = yardstick_of(Frozen(task.objective, task.examples, task.limit))
-    listen({"event": "stage", "text": f"asking {asked.model} {len(task.examples)} questions"})
+    on_event(StageStarted(f"asking {asked.model} {len(task.examples)} questions"))
     model = _open(found, task, base=asked.base, offline=offline)
     tuned, name = _ask(yardstick, model, found.name, task), Path(asked.data).stem
     if other is None:
@@ -83,7 +84,7 @@ def evaluate(asked: EvaluateRequest, *, listen: Listener, offline: bool = False)
         said = {"model": asked.model, "data": asked.data, "notes": task.notes}
         page: ScoredAlone | Compared = ScoredAlone(**scores[0].model_dump(), tasks=scores, **said)
         return Evaluation(page, yardstick.lines({"answer": tuned}))
-    listen({"event": "stage", "text": f"asking {other.name} the same"})
+    on_event(StageStarted(f"asking {other.name} the same"))
     probing = asked.against == OWN_BASE and found.kind == "run" and task.own
     base = _base_of_run(yardstick, found, task, offline=offline) if probing else None
     if base is None:

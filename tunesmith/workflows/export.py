@@ -12,6 +12,7 @@ import torch
 
 from tunesmith.data.files import write_whole
 from tunesmith.errors import CheckpointError, RecipeError, Refused
+from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.export import GGUF, HEAD, merged, refuse, write_adapter, write_file, write_merged
 from tunesmith.inference.folder import ABOUT, About, find_model, load, read_about
 from tunesmith.inference.llamacpp import LlamaCpp
@@ -23,7 +24,6 @@ from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import Prediction, read_predictions, rows_of_task
 from tunesmith.report.schema import Export, read_report
 from tunesmith.workflows.parity import Opener, ProgramAgreement, States, by_answers, by_states, faults, overall
-from tunesmith.workflows.prepare import Listener
 
 ROWS = 64
 # In which numbers a format keeps the weights, the first if none are named; an adapter stays as it was learned.
@@ -54,7 +54,9 @@ class ExportRequest:
         return self.kind if self.numbers == "f32" else f"{self.kind} {self.numbers}"
 
 
-def export(run: Path, wanted: ExportRequest, *, out: Path | None, listen: Listener, offline: bool = False) -> Export:
+def export(
+    run: Path, wanted: ExportRequest, *, out: Path | None, on_event: EventHandler, offline: bool = False
+) -> Export:
     """Write the export, let the other program answer the run's own test rows from it, and compare.
 
     The comparison stands in the run's report. Raises Refused where the export differs by more than BOUNDS, after
@@ -71,9 +73,9 @@ def export(run: Path, wanted: ExportRequest, *, out: Path | None, listen: Listen
     rows = read_predictions(folder.parent)
     if not rows:
         raise CheckpointError(f"{folder.parent}: its predictions.jsonl is gone, so no export could be compared")
-    listen({"event": "stage", "text": f"writing {out}"})
+    on_event(StageStarted(f"writing {out}"))
     _write(folder, about, wanted, out, offline=offline)
-    listen({"event": "stage", "text": f"asking the original and {PROGRAMS[wanted.kind]}: {min(len(rows), ROWS)} rows"})
+    on_event(StageStarted(f"asking the original and {PROGRAMS[wanted.kind]}: {min(len(rows), ROWS)} rows"))
     began = time.perf_counter()
     agreements = _agreements(folder, wanted, out, rows, offline=offline)
     found = Export(

@@ -10,17 +10,18 @@ import torch
 from numpy.typing import NDArray
 
 from tunesmith.evaluation.baselines import fit_linear
+from tunesmith.events import EventHandler, StageStarted
 from tunesmith.model.batch import collate, cut
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask
 from tunesmith.workflows.batches import tokens_of
-from tunesmith.workflows.prepare import ALONE, Listener, Prepared
+from tunesmith.workflows.prepare import ALONE, Prepared
 
 # A beginning need not have seen all rows.
 MOST_ROWS = 2000
 
 
-def begin_heads(prepared: Prepared, policy: Policy, listen: Listener) -> None:
+def begin_heads(prepared: Prepared, policy: Policy, on_event: EventHandler) -> None:
     """Let each head of labels begin as a linear probe of what the network says before any step.
 
     A head of zeros pulls the network out of shape until it has learned what a probe knows (Kumar et al. 2022, arXiv
@@ -32,7 +33,7 @@ def begin_heads(prepared: Prepared, policy: Policy, listen: Listener) -> None:
         if not isinstance(objective, Classify) or objective.output == "words":
             continue
         seen = whole.seen(policy, name) if isinstance(whole, Multitask) else policy
-        listen({"event": "stage", "text": "a linear probe, for the head to begin as"})
+        on_event(StageStarted("a linear probe, for the head to begin as"))
         states, targets = _states(one, seen)
         weight, bias = (_several if objective.multi else _one)(states, targets, objective)
         assert seen.head is not None

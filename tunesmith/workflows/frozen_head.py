@@ -11,6 +11,7 @@ from torch import Tensor
 from tunesmith.data.files import write_whole
 from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError
+from tunesmith.events import StageStarted
 from tunesmith.inference.folder import read_about, read_base
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.open import FoundModel
@@ -18,11 +19,11 @@ from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, 
 from tunesmith.model.masked_head import own_head
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Domain
-from tunesmith.training.fit import Hooks, fit
+from tunesmith.training.callbacks import Callbacks
+from tunesmith.training.fit import Trainer, ValidationResult
 from tunesmith.training.optim import HEAD_RATE, TrainingPlan
 from tunesmith.workflows.batches import Batches
 from tunesmith.workflows.prepare import Prepared
-from tunesmith.workflows.train import Watch
 from tunesmith.workflows.training_plan import make_plan
 from tunesmith.workflows.validation import validation_loss
 
@@ -32,13 +33,13 @@ OWN, TRAINED = "its own masked-language head", "a masked-language head trained o
 HEAD = "head.safetensors"
 
 
-def frozen_head(prepared: Prepared, out: Path, *, watch: Watch) -> dict[str, Tensor]:
+def frozen_head(prepared: Prepared, out: Path, *, callbacks: Callbacks) -> dict[str, Tensor]:
     """The numbers of the head that base and tuned model begin with; kept in the run's folder once they are made."""
     place = out / "base_head"
     kept = find_folder(place)
     if kept is None:
         own = own_head(prepared.base.network, prepared.base.folder)
-        numbers = _trained(prepared, out, watch) if own is None else own.state_dict()
+        numbers = _trained(prepared, out, callbacks) if own is None else own.state_dict()
         # Before the folder, which says that both are there.
         write_whole(out / "base_head.txt", TRAINED if own is None else OWN)
         write_folder(place, lambda half: save_tensors(numbers, half / HEAD))
@@ -73,31 +74,26 @@ def open_base(found: FoundModel, objective: Domain, *, place: Path, offline: boo
     return LocalModel(policy, Template(base.tokenizer, chat=False), objective, about.limit)
 
 
-def _trained(prepared: Prepared, out: Path, watch: Watch) -> dict[str, Tensor]:
+def _trained(prepared: Prepared, out: Path, callbacks: Callbacks) -> dict[str, Tensor]:
     """A fresh head after learning on the same rows and the same hidden words, the encoder left as it is."""
-    watch.listen({"event": "stage", "text": "a head for hidden words, on the frozen encoder"})
+    callbacks.on_event(StageStarted("training a masked-LM head on the frozen encoder"))
     torch.manual_seed(prepared.recipe.seed)
     network = prepared.base.network.requires_grad_(False)
     policy = Policy.over(network, family="encoder")
     policy.head = prepared.recipe.objective.head(policy)
     assert policy.head is not None
     batches = Batches(prepared, prepared.train)
-    hooks = Hooks(
-        folder=out / "base_head_checkpoints",
-        record=lambda entry: watch.listen({"event": "step", **entry}),
-        validate=lambda: validation_loss(prepared, policy),
-        stop=watch.stop,
-        smaller=lambda step: bool(batches.halve(step)),
-    )
     objective = prepared.recipe.objective
     assert isinstance(objective, Domain)
-    fit(
+    Trainer(
         policy,
         objective,
-        batches.window,
+        batches,
         plan=_plan(prepared, policy),
-        hooks=hooks,
-    )
+        folder=out / "base_head_checkpoints",
+        callbacks=callbacks,
+        validate=lambda: ValidationResult(validation_loss(prepared, policy)),
+    ).run()
     return {name: value.detach().clone() for name, value in policy.head.state_dict().items()}
 
 

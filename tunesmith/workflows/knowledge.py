@@ -16,6 +16,7 @@ from tunesmith.decision.index import Index, open_index
 from tunesmith.decision.page import Update
 from tunesmith.decision.recall import origins_of
 from tunesmith.evaluation.metrics import contains
+from tunesmith.events import StageStarted
 from tunesmith.inference.local import LocalModel
 from tunesmith.workflows.answers import gold
 from tunesmith.workflows.asking import plainly, say, within
@@ -41,14 +42,14 @@ def knowledge(contest: Contest, arms: Sequence[ArmAnswers]) -> dict[str, Update]
     pages, facts = change(retrieval.pages, asked, gold(test), origins, most=contest.recipe.compare.facts)
     if not facts:
         return {}
-    contest.listen({"event": "stage", "text": f"{len(facts)} facts changed in the documents"})
+    contest.on_event(StageStarted(f"{len(facts)} facts changed in the documents"))
     changed = contest.folder / "changed"
     shutil.rmtree(changed, ignore_errors=True)
     shutil.copytree(contest.folder / "index", changed)
     began = time.perf_counter()
     settings = contest.recipe.documents
     chunks = cut(pages, settings.size)
-    index = open_index(changed, chunks, settings=settings, listen=lambda event: None, offline=contest.offline)
+    index = open_index(changed, chunks, settings=settings, on_event=lambda event: None, offline=contest.offline)
     indexed = time.perf_counter() - began
     rows = [test[fact.row] for fact in facts]
     found = {arm.name: _known(contest, arm, index, (facts, rows), indexed) for arm in arms}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from tunesmith.data.exercises import Exercise
+from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.model.batch import collate
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Multitask, Preference, Rl
 from tunesmith.objectives.base import Learner
 from tunesmith.objectives.practice import Practice
 from tunesmith.recipe import AnyObjective
-from tunesmith.workflows.prepare import Listener, Prepared
+from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.rewards import scorer_of, watch
 
 # Prompts whose answers are looked at before time is spent.
@@ -43,14 +44,14 @@ def compares(objective: AnyObjective) -> bool:
     return isinstance(objective, Rl) or (isinstance(objective, Preference) and objective.needs_reference)
 
 
-def told_apart(prepared: Prepared, policy: Policy, *, listen: Listener) -> None:
+def told_apart(prepared: Prepared, policy: Policy, *, on_event: EventHandler) -> None:
     """Tell the rewards of the first answers in a run of `rl`. Raises Refused where they are all equal."""
     learner = learner_of(prepared)
     assert isinstance(learner, Practice)
-    listen({"event": "stage", "text": "does the reward tell answers apart?"})
+    on_event(StageStarted("does the reward tell answers apart?"))
     policy.train(False)
     lowest, highest = learner.check(policy, collate(prepared.train[:FIRST]))
-    listen({"event": "note", "text": f"rewards of the first answers: {lowest:.3g} to {highest:.3g}"})
+    on_event(Note(f"rewards of the first answers: {lowest:.3g} to {highest:.3g}"))
 
 
 def held_out_reward(prepared: Prepared, policy: Policy, learner: Practice) -> float:

@@ -19,6 +19,7 @@ from tunesmith.decision.chunks import Chunk
 from tunesmith.decision.index import Hit
 from tunesmith.decision.prompts import raft_example
 from tunesmith.errors import RecipeError
+from tunesmith.events import StageStarted
 from tunesmith.objectives import Domain, Instruct
 from tunesmith.recipe import Recipe
 from tunesmith.workflows.answers import some
@@ -187,8 +188,8 @@ def _said_again(contest: Contest, documents: set[str]) -> list[str]:
     asked = requests(parts, wanted)
     if not asked:
         return []
-    contest.listen({"event": "stage", "text": f"taught: {len(asked)} paraphrases"})
-    ask = counted(ask_writer(writer, offline=contest.offline), contest.listen)
+    contest.on_event(StageStarted(f"taught: {len(asked)} paraphrases"))
+    ask = counted(ask_writer(writer, offline=contest.offline), contest.on_event)
     answers = answered(asked, ask, contest.folder / "taught.replies.jsonl", writer.identity)
     rows, _ = written_rows(asked, answers)
     return [str(row["text"]) for row in rows]
@@ -203,7 +204,7 @@ def _changed(recipe: Recipe, objective: Instruct | Domain, data: Mapping[str, An
 def _made(contest: Contest, recipe: Recipe, folder: Path) -> Lesson:
     """The finished run of a recipe in a folder."""
     contest.forget_base()
-    run = tune_recipe(recipe, out=folder, listen=contest.listen, stop=contest.watch.stop, offline=contest.offline)
+    run = tune_recipe(recipe, out=folder, callbacks=contest.callbacks, offline=contest.offline)
     data = run.report.data
     return Lesson(run.folder, run.report.speed.seconds, data.train + data.validation, f"run {run.folder.name}")
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from tunesmith.data.examples import Example
 from tunesmith.data.examples import question as asked_for
 from tunesmith.errors import TunesmithError
+from tunesmith.events import EventHandler, Note
 from tunesmith.inference.open import FoundModel, identify
 from tunesmith.recipe import Recipe, load_recipe
-from tunesmith.workflows.prepare import Listener, Prepared, read_data
+from tunesmith.workflows.prepare import Prepared, read_data
 
 # With this share of the questions among the training rows, a score tells nothing about new rows.
 SEEN_TOO_OFTEN = 0.5
@@ -55,11 +56,11 @@ def seen(found: FoundModel, examples: Sequence[Example], *, part: str = "", offl
     return [f"warning: {line}: the score says little about new rows" if too_often else line]
 
 
-def with_lineage(prepared: Prepared, *, listen: Listener, offline: bool) -> Prepared:
+def with_lineage(prepared: Prepared, *, on_event: EventHandler, offline: bool) -> Prepared:
     """The run with a note where test rows were training rows of a run that it is tuned over."""
     found = identify(prepared.recipe.model, offline=offline)
     tests = [part.test for part in prepared.parts.values()] or [prepared.test]
     notes = seen(found, [example for part in tests for example in part], offline=offline)
     for note in notes:
-        listen({"event": "note", "text": note})
+        on_event(Note(note))
     return prepared.noted(*notes)

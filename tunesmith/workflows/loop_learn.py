@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.files import write_whole
+from tunesmith.events import Note, StageStarted
 from tunesmith.feedback.preferences import PAIRS
 from tunesmith.objectives import Preference, Reward, Rl
 from tunesmith.recipe import VOTES, Data, Gates, Loop, Recipe, Schedule
@@ -38,7 +39,9 @@ def votes_so_far(loop: UnderWay, number: int) -> list[dict[str, Any]]:
     lines = (place / ROWS).read_text(encoding="utf-8").split("\n")
     kept: list[dict[str, Any]] = [json.loads(line) for line in lines if line]
     if later := len(_preferences(rows) ^ _preferences(kept)):
-        loop.way.note(f"round {number}: had begun to learn, so it leaves out {later} rows that later votes changed")
+        loop.callbacks.on_event(
+            Note(f"round {number}: training had started; {later} rows changed by later votes are ignored")
+        )
     return kept
 
 
@@ -101,6 +104,5 @@ def _preferences(rows: Sequence[dict[str, Any]]) -> set[str]:
 
 def _tuned(loop: UnderWay, recipe: Recipe, out: Path) -> Run:
     """A finished run of the loop, gone on with where it stopped."""
-    way = loop.way
-    way.listen({"event": "stage", "text": f"{out}: {recipe.objective.kind}"})
-    return tune_recipe(recipe, out=out, listen=way.listen, stop=way.stop, offline=way.offline)
+    loop.callbacks.on_event(StageStarted(f"{out}: {recipe.objective.kind}"))
+    return tune_recipe(recipe, out=out, callbacks=loop.callbacks, offline=loop.offline)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,15 @@ from tunesmith.data.examples import Example
 from tunesmith.data.exercises import Exercise, Scorer
 from tunesmith.data.files import read_page
 from tunesmith.errors import RecipeError
+from tunesmith.events import Note
 from tunesmith.objectives import Preference, Rl
 from tunesmith.recipe import PEOPLE, VOTES, Compare, Loop, Recipe, check_pair, check_replay, save_recipe
 from tunesmith.report.rlhf import Ahead, LoopReport, RoundAhead
+from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.track import check_trackers
 from tunesmith.workflows.arms import answers_prompts
 from tunesmith.workflows.house_rules import read_rules
-from tunesmith.workflows.prepare import Listener, read_data
+from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.rewards import digests, in_full, scorer
 from tunesmith.workflows.run_folder import RunFolder, open_run
 
@@ -28,25 +30,13 @@ KEEP = "give another --out; `tunesmith votes export` and `votes import` bring th
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How a loop is walked: what hears of it, what may stop it, whether the network may be used."""
-
-    listen: Listener
-    stop: Callable[[], bool] = lambda: False
-    offline: bool = False
-
-    def note(self, text: str) -> None:
-        """Tell something that a person should know."""
-        self.listen({"event": "note", "text": text})
-
-
-@dataclass(frozen=True, slots=True)
 class UnderWay:
     """A loop under way: its folder, its prompts, and who judges at its end."""
 
     recipe: Recipe
     run: RunFolder
-    way: Way
+    callbacks: Callbacks
+    offline: bool
     prompts: Mapping[str, list[Exercise]]  # of train, validation and test
     longest: int
     final: Scorer
@@ -95,14 +85,16 @@ def begin_loop(loop: UnderWay) -> None:
     judges = (recipe.loop.judge, recipe.loop.final_judge)
     kept, changed = loop.run.since("judges", digests(judges))
     for name in changed:
-        loop.way.note(f"{name}: the judge's file has changed since this loop began; what it judged before stays")
+        loop.callbacks.on_event(
+            Note(f"{name}: the judge's file has changed since this loop began; what it judged before stays")
+        )
     loop.run.begin({"judges": kept})
     save_recipe(recipe, loop.folder / "recipe.yaml")
 
 
-def ahead(recipe: Recipe, *, way: Way, out: Path | None = None) -> Ahead:
+def ahead(recipe: Recipe, *, out: Path | None = None, offline: bool = False) -> Ahead:
     """What the loop would do and has done; nothing is written. Raises what `rlhf` raises first."""
-    loop = read_loop(recipe, out, way)
+    loop = read_loop(recipe, out, Callbacks(), offline=offline)
 
     def step(number: int) -> RoundAhead:
         begun = loop.round(number).exists()
@@ -117,7 +109,7 @@ def ahead(recipe: Recipe, *, way: Way, out: Path | None = None) -> Ahead:
     )
 
 
-def read_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
+def read_loop(recipe: Recipe, out: Path | None, callbacks: Callbacks, *, offline: bool = False) -> UnderWay:
     """The loop's prompts and place; all that can be refused is refused here, and nothing is written."""
     objective, settings = recipe.objective, recipe.loop
     if not isinstance(objective, Preference | Rl):
@@ -129,7 +121,7 @@ def read_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
         )
     place = out or Path("loops") / open_run(recipe, None).path.name
     _check_last_judge(recipe, place)
-    _check_runs(recipe, offline=way.offline)
+    _check_runs(recipe, offline=offline)
     final = scorer(settings.final_judge, key="loop.final_judge")
     if settings.judge != PEOPLE:
         if settings.judge.lower() == PEOPLE:
@@ -138,14 +130,14 @@ def read_loop(recipe: Recipe, out: Path | None, way: Way) -> UnderWay:
     run = open_run(recipe, place, cure=KEEP)
     asks = {"prompt", "instruction", "max_new_tokens"}  # an answer in a row of preference is one that was judged
     reader = Rl(**objective.model_dump(include=asks | {"answer", "messages"} if isinstance(objective, Rl) else asks))
-    split = read_data(recipe.model_copy(update={"objective": reader}), offline=way.offline).split
+    split = read_data(recipe.model_copy(update={"objective": reader}), offline=offline).split
     prompts = {"train": _asked(split.train), "validation": _asked(split.validation), "test": _asked(split.test)}
     if tools := next((one.where for part in prompts.values() for one in part if one.messages[0].tools), ""):
         cure = "tune on calls with objective: rl and a reward, or leave the column of tools out"
         raise RecipeError(f"{tools}: tools may be called here, which votes do not keep; {cure}")
     _check_enough(recipe, prompts)
     longest = reader.bind(split.train, "decoder").max_new_tokens
-    return UnderWay(recipe, run, way, prompts, longest, final)
+    return UnderWay(recipe, run, callbacks, offline, prompts, longest, final)
 
 
 def _asked(part: list[Example]) -> list[Exercise]:

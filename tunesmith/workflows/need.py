@@ -28,13 +28,15 @@ from tunesmith.decision.need import (
 )
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.evaluation.significance import lower_is_better
+from tunesmith.events import StageStarted
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.recipe import Recipe
 from tunesmith.report.need import Expected, HeldOut, Need, Size, Target, page, sentence
+from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.prepare import Prepared, prepare
 from tunesmith.workflows.run_folder import RunFolder, alone, open_run
-from tunesmith.workflows.train import Watch, train
+from tunesmith.workflows.train import train
 from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
 
 NEED = "need.run.json"
@@ -61,7 +63,7 @@ class Ladder:
     prepared: Prepared
     yardstick: Yardstick[Any]
     folder: Path
-    watch: Watch
+    callbacks: Callbacks
     offline: bool
 
     def cell(self, rows: int, seed: int) -> tuple[CurveCell, float]:
@@ -70,12 +72,12 @@ class Ladder:
         if kept.exists():
             page = read_page(kept, dict[str, float])
             return CurveCell(rows, seed, page["score"]), page["seconds"]
-        self.watch.listen({"event": "stage", "text": f"{rows} rows, seed {seed}"})
+        self.callbacks.on_event(StageStarted(f"{rows} rows, seed {seed}"))
         began = time.perf_counter()
         work = kept.with_suffix("")
         work.mkdir(parents=True, exist_ok=True)
         dealt = self._dealt(rows, seed)
-        policy = train(dealt, work, watch=self.watch).policy
+        policy = train(dealt, work, callbacks=self.callbacks).policy
         model = LocalModel(policy, dealt.template, dealt.recipe.objective, dealt.recipe.data.max_tokens)
         score = self.yardstick.scores(self.yardstick.tuned(model), name="need")[0].score
         seconds = time.perf_counter() - began
@@ -99,7 +101,7 @@ class Ladder:
 
 
 def need(
-    recipe: Recipe, question: CurveQuestion, *, out: Path | None = None, watch: Watch, offline: bool = False
+    recipe: Recipe, question: CurveQuestion, *, out: Path | None = None, callbacks: Callbacks, offline: bool = False
 ) -> tuple[Path, Need]:
     """What more rows would buy, and the folder where it is written; what is there of an earlier call is not run again.
 
@@ -108,17 +110,17 @@ def need(
     folder = open_run(recipe, out, prefix="need-", file=NEED)
     with alone(folder.path):
         folder = open_run(recipe, folder.path, file=NEED)  # as a process left it that was at work until now
-        return folder.path, _needed(recipe, question, folder, watch, offline=offline)
+        return folder.path, _needed(recipe, question, folder, callbacks, offline=offline)
 
 
-def _needed(recipe: Recipe, question: CurveQuestion, folder: RunFolder, watch: Watch, *, offline: bool) -> Need:
+def _needed(recipe: Recipe, question: CurveQuestion, folder: RunFolder, callbacks: Callbacks, *, offline: bool) -> Need:
     """The answer, and its files in the folder."""
-    prepared = prepare(_pinned(recipe, folder), listen=watch.listen, offline=offline)
+    prepared = prepare(_pinned(recipe, folder), on_event=callbacks.on_event, offline=offline)
     _check(question, prepared, len(prepared.train))
     on, base = prepared.machine, prepared.base.fingerprint
     folder.check_base(recipe.model, base)
     folder.begin({"machine": {"device": on.device, "dtype": on.dtype, "threads": on.threads}, "base": base})
-    ladder = Ladder(prepared, yardstick_of(Frozen.of(prepared)), folder.path, watch, offline)
+    ladder = Ladder(prepared, yardstick_of(Frozen.of(prepared)), folder.path, callbacks, offline)
     sizes, notes = _sizes(ladder, question.minutes)
     cells, seconds = _run(ladder, sizes)
     if prepared.recipe.replay.share:

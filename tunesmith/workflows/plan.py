@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from tunesmith.decision.plan import moving, peak_bytes, step_seconds
 from tunesmith.decision.recommend import ENCODERS, STANDINGS, Case, recommend
 from tunesmith.errors import RecipeError, Refused
+from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.model.device import out_of_memory
 from tunesmith.model.load import not_in_4_bits
 from tunesmith.model.policy import Policy
@@ -26,7 +27,7 @@ from tunesmith.training.optim import make_optimizer, set_rate
 from tunesmith.workflows.batches import batches_of
 from tunesmith.workflows.beside import Beside, count_beside
 from tunesmith.workflows.learner import learner_of
-from tunesmith.workflows.prepare import Listener, Prepared, prepare
+from tunesmith.workflows.prepare import Prepared, prepare
 from tunesmith.workflows.survey import Survey, named, predict, survey
 from tunesmith.workflows.train import adapted
 from tunesmith.workflows.training_plan import make_plan
@@ -46,7 +47,7 @@ def techniques_of(recipe: Recipe) -> list[AnyTechnique]:
     return [Full(), *variants, *(own if type(own) is type(other) else other for other in others)]
 
 
-def plan_recipe(recipe: Recipe, *, listen: Listener, timed: bool = True, offline: bool = False) -> Outlook:
+def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, offline: bool = False) -> Outlook:
     """What each technique would take, and which to take. Raises the errors of `prepare`."""
     if isinstance(recipe.objective, Rl):
         why = "how long answers will be is not known before they are drawn"
@@ -54,10 +55,10 @@ def plan_recipe(recipe: Recipe, *, listen: Listener, timed: bool = True, offline
     own = recipe.technique
     if own.load_options().quantize:  # weights as they are fit every technique's formula
         recipe = recipe.model_copy(update={"technique": techniques_of(recipe)[1]})
-    prepared = prepare(recipe, listen=listen, offline=offline)
-    listen({"event": "stage", "text": "counting rows and network"})
+    prepared = prepare(recipe, on_event=on_event, offline=offline)
+    on_event(StageStarted("counting rows and network"))
     found = survey(prepared)
-    factors = _timed(prepared, found, listen) if timed else {}
+    factors = _timed(prepared, found, on_event) if timed else {}
     beside, how = count_beside(prepared, found), _how(factors)
     options = [_option(prepared, technique, found, beside, factors) for technique in techniques_of(recipe)]
     return Outlook(
@@ -104,7 +105,7 @@ def _option(
     return Option(prediction=made, whole_seconds=whole, fits=made.memory.high <= found.room, **said)
 
 
-def _timed(prepared: Prepared, found: Survey, listen: Listener) -> dict[str, float]:
+def _timed(prepared: Prepared, found: Survey, on_event: EventHandler) -> dict[str, float]:
     """Seconds measured over seconds by formula, for LoRA and full tuning where the memory of each surely fits."""
     prepared = _answerable(prepared)
     asked: list[AnyTechnique] = [techniques_of(prepared.recipe)[1], Full()]
@@ -112,13 +113,13 @@ def _timed(prepared: Prepared, found: Survey, listen: Listener) -> dict[str, flo
     for technique in asked:
         if peak_bytes(technique, found.size, found.work, found.pace, held=found.held) >= SURELY * found.room:
             continue
-        listen({"event": "stage", "text": f"timing a few steps: {technique.kind}"})
+        on_event(StageStarted(f"timing a few steps: {technique.kind}"))
         try:
             factors[technique.kind] = _factor(prepared, technique, found)
         except (MemoryError, RuntimeError, Refused) as error:
             if not out_of_memory(error.__cause__ or error):  # the optimizer's memory is refused in its own words
                 raise
-            listen({"event": "note", "text": f"memory ran out while {technique.kind} was timed: it is told by formula"})
+            on_event(Note(f"memory ran out while {technique.kind} was timed: it is told by formula"))
     return factors
 
 
@@ -166,10 +167,11 @@ def _ratios(
 
 def _learned(prepared: Prepared) -> int:
     """Tokens of the training rows that are learned: an encoder hides a share of a text's in each pass."""
-    objective, found = prepared.recipe.objective, prepared.facts.learned_tokens
+    objective = prepared.recipe.objective
+    tokens = prepared.facts.learned_tokens
     if isinstance(objective, Domain) and prepared.base.family == "encoder":
-        return round(objective.hide * found)
-    return found
+        return round(objective.hide * tokens)
+    return tokens
 
 
 def _recommended(prepared: Prepared, found: Survey, options: Sequence[Option]) -> Recommended | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -13,11 +12,12 @@ from tunesmith.data.audit.gate import gate
 from tunesmith.data.examples import Example
 from tunesmith.data.masking import Masking
 from tunesmith.data.rows import read_rows
-from tunesmith.data.sources import Loaded, Sources, check_names, load
+from tunesmith.data.sources import DataFacts, Loaded, Sources, check_names, load
 from tunesmith.data.split import Split, unlearned_labels
 from tunesmith.data.tasks import Asking, set_apart
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError, Refused
+from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStarted
 from tunesmith.model.device import ChosenMachine, choose_machine
 from tunesmith.model.load import Base, LoadOptions, load_base
 from tunesmith.objectives import Classify, Domain, Multitask, Rl
@@ -27,26 +27,6 @@ from tunesmith.workflows.house_rules import read_rules
 from tunesmith.workflows.reader import Reader
 from tunesmith.workflows.rewards import check_reward
 from tunesmith.workflows.room import check_room, with_room
-
-Listener = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class DataFacts:
-    """What the rows came to: counts, and the places of rows that were cut or teach nothing."""
-
-    rows: int
-    train: int
-    validation: int
-    test: int
-    copies_removed: int
-    learned_tokens: int
-    longest: int
-    truncated: tuple[str, ...]
-    zero_label: tuple[str, ...]
-    sha256: dict[str, str]
-    notes: tuple[str, ...]
-
 
 NO_TEST_ROWS = "no test rows: scored on the validation rows, by which checkpoint and settings were chosen too"
 
@@ -99,19 +79,19 @@ def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
     return loaded
 
 
-def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepared:
+def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) -> Prepared:
     """Rows, machine, model and encoded rows of a recipe. Raises the errors of all doors on the way."""
     read_rules(recipe, offline=offline)  # a rule that cannot be checked is refused now, not after the run
     check_reward(recipe)
     check_trackers(recipe.track)
     tasks = _parts(recipe)
     asking = {name: Asking(part.objective.instruction, part.data.group) for name, part in tasks.items()}
-    loaded = set_apart({name: _read(part, listen, offline=offline) for name, part in tasks.items()}, asking)
+    loaded = set_apart({name: _read(part, on_event, offline=offline) for name, part in tasks.items()}, asking)
     wanted = recipe.machine
     machine = choose_machine(device=wanted.device, dtype=wanted.dtype, threads=wanted.threads)
-    listen({"event": "machine", "text": machine.why})
+    on_event(MachineChosen(machine.why))
     options = LoadOptions("float32", machine.device, recipe.technique.load_options().quantize)
-    listen({"event": "stage", "text": f"loading {recipe.model}"})
+    on_event(StageStarted(f"loading {recipe.model}"))
     base = load_base(recipe.model, options=options, offline=offline)
     check_pair(recipe, base.family)
     check_gates(recipe, base.family)
@@ -121,10 +101,10 @@ def prepare(recipe: Recipe, *, listen: Listener, offline: bool = False) -> Prepa
     check_technique(recipe, base.network, base.family)
     if isinstance(recipe.objective, Rl):  # its answers need room, and the rows say how long they are
         recipe = recipe.model_copy(update={"objective": recipe.objective.bind(_all(loaded[ALONE]), base.family)})
-    recipe = with_room(recipe, base, listen)
+    recipe = with_room(recipe, base, on_event)
     found = {name: _encoded(part, loaded[name], base, machine) for name, part in _parts(recipe).items()}
     prepared = found[ALONE] if ALONE in found else _joined(recipe, found)
-    listen({"event": "data", **asdict(prepared.facts)})
+    on_event(DataLoaded(prepared.facts))
     return prepared
 
 
@@ -137,9 +117,9 @@ def _parts(recipe: Recipe) -> dict[str, Recipe]:
     return recipe.parts or {ALONE: recipe}
 
 
-def _read(recipe: Recipe, listen: Listener, *, offline: bool) -> Loaded:
+def _read(recipe: Recipe, on_event: EventHandler, *, offline: bool) -> Loaded:
     """The rows of one task."""
-    listen({"event": "stage", "text": f"reading {recipe.data.train}"})
+    on_event(StageStarted(f"reading {recipe.data.train}"))
     return audited(recipe, read_data(recipe, offline=offline))
 
 

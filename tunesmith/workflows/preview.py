@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
 from tunesmith.data.masking import Masking
 from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.events import ignore
 from tunesmith.recipe import Recipe
 from tunesmith.workflows.prepare import Prepared, masking_of, prepare
 from tunesmith.workflows.room import cut_at
@@ -91,7 +91,7 @@ class Preview:
 
 def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
     """The first training rows with what is learned in them, and facts about all; nothing is trained."""
-    prepared = prepare(recipe, listen=_nobody, offline=offline)
+    prepared = prepare(recipe, on_event=ignore, offline=offline)
     tasks = [(one, _masking(one)) for one in prepared.parts.values() or [prepared]]
     shown = tuple(_shown(row, one, masking) for one, masking in tasks for row in one.train[:rows])
     longest = prepared.recipe.data.max_tokens
@@ -104,10 +104,6 @@ def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
 def _masking(prepared: Prepared) -> Masking | None:
     """How words are hidden from the rows of one task."""
     return masking_of(prepared.recipe.objective, prepared.template, prepared.recipe.seed)
-
-
-def _nobody(event: dict[str, Any]) -> None:
-    """Nobody listens: what matters is on the page."""
 
 
 def _shown(row: Encoded, prepared: Prepared, masking: Masking | None) -> RowPreview:

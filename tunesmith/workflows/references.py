@@ -11,11 +11,12 @@ from typing import Any
 
 from tunesmith.data.files import write_whole
 from tunesmith.data.template import Encoded
+from tunesmith.events import EventHandler, StageStarted
 from tunesmith.model.policy import Policy
 from tunesmith.model.reference import referenced
 from tunesmith.objectives import Preference
 from tunesmith.workflows.batches import tokens_of
-from tunesmith.workflows.prepare import Listener, Prepared
+from tunesmith.workflows.prepare import Prepared
 
 # Examples whose log-probabilities are computed and written down together.
 PART = 256
@@ -23,20 +24,20 @@ PART = 256
 FALL = 0.1
 
 
-def with_references(prepared: Prepared, out: Path, *, policy: Policy, listen: Listener) -> Prepared:
+def with_references(prepared: Prepared, out: Path, *, policy: Policy, on_event: EventHandler) -> Prepared:
     """The rows with the log-probability of each answer under the untuned model, where the objective asks for it."""
     objective = prepared.recipe.objective
     if not isinstance(objective, Preference) or not objective.needs_reference:
         return prepared
     folder = out / "reference"
     folder.mkdir(parents=True, exist_ok=True)
-    listen({"event": "stage", "text": "what the untuned model says to the answers, once for all epochs"})
+    on_event(StageStarted("what the untuned model says to the answers, once for all epochs"))
     most = tokens_of(prepared.recipe)
-    train, validation = (_kept(rows, folder, policy, listen, most) for rows in (prepared.train, prepared.validation))
+    train, validation = (_kept(rows, folder, policy, on_event, most) for rows in (prepared.train, prepared.validation))
     return replace(prepared, train=train, validation=validation)
 
 
-def _kept(rows: Sequence[Encoded], folder: Path, policy: Policy, listen: Listener, tokens: int) -> list[Encoded]:
+def _kept(rows: Sequence[Encoded], folder: Path, policy: Policy, on_event: EventHandler, tokens: int) -> list[Encoded]:
     """The rows with their log-probabilities, read from the folder as far as they lie there."""
     found: list[Encoded] = []
     for start in range(0, len(rows), PART):
@@ -46,7 +47,7 @@ def _kept(rows: Sequence[Encoded], folder: Path, policy: Policy, listen: Listene
         if not page.exists():
             known = [row.reference for row in referenced(part, policy, tokens=tokens)]
             write_whole(page, json.dumps(known))
-            listen({"event": "stage", "text": f"untuned model: {start + len(part)} of {len(rows)} rows"})
+            on_event(StageStarted(f"untuned model: {start + len(part)} of {len(rows)} rows"))
         told = json.loads(page.read_text(encoding="utf-8"))
         found += [replace(row, reference=tuple(known)) for row, known in zip(part, told, strict=True)]
     return found

@@ -20,13 +20,14 @@ from tunesmith.data.near import near_copies
 from tunesmith.data.template import Encoded
 from tunesmith.data.tokenizer import frame
 from tunesmith.errors import DataError
+from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.model.generate import generate
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Domain
 from tunesmith.recipe import SELF, Recipe
 from tunesmith.recipe.sections import REPLAY_FAR, REPLAY_NEAR
-from tunesmith.workflows.prepare import Listener, Prepared, encode_all, general_texts
+from tunesmith.workflows.prepare import Prepared, encode_all, general_texts
 from tunesmith.workflows.request import BYTES_A_TOKEN, size_of, windows
 
 # A rise of general text up to so many nats per token, and the share of general rows that is worth having then: one in
@@ -39,7 +40,7 @@ SHORTEST = 16
 BEGINNING = re.compile(r"[A-Z][a-z]+")
 
 
-def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: bool) -> Prepared:
+def with_replay(prepared: Prepared, out: Path, *, on_event: EventHandler, offline: bool) -> Prepared:
     """The run with general rows among its training rows; they are kept in its folder, so that it goes on with them.
 
     Raises DataError for a file without enough text.
@@ -47,7 +48,7 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     replay = prepared.recipe.replay
     if not replay.share:
         unused = f"nothing of {Path(replay.source).name} is mixed in: replay.share is 0"
-        return prepared if replay.source == SELF else _noted(prepared, unused, listen)
+        return prepared if replay.source == SELF else _noted(prepared, unused, on_event)
     each = general_rows(prepared)
     wanted = each * math.ceil(
         prepared.recipe.schedule.epochs
@@ -56,7 +57,7 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     if not kept.exists():
         part = out / "replay.part.jsonl"
         texts = (
-            _samples(prepared, wanted, part, listen)
+            _samples(prepared, wanted, part, on_event)
             if replay.source == SELF
             else _texts(prepared, wanted, offline=offline)
         )
@@ -71,7 +72,7 @@ def with_replay(prepared: Prepared, out: Path, *, listen: Listener, offline: boo
     if len(general) > 1:
         note += f", {len(rows)} of them over {len(general)} passes"
     source = "written by the base itself" if replay.source == SELF else f"from {Path(replay.source).name}"
-    prepared = _noted(prepared, f"{note}, {source}", listen)
+    prepared = _noted(prepared, f"{note}, {source}", on_event)
     return replace(prepared, train=[*prepared.train, *general[0]], general=general)
 
 
@@ -86,9 +87,9 @@ def general_rows(prepared: Prepared) -> int:
     return max(1, round(len(prepared.train) * share / (1 - share))) if share and not prepared.parts else 0
 
 
-def _noted(prepared: Prepared, note: str, listen: Listener) -> Prepared:
+def _noted(prepared: Prepared, note: str, on_event: EventHandler) -> Prepared:
     """The run with a note that is told now and stands in its report."""
-    listen({"event": "note", "text": note})
+    on_event(Note(note))
     return prepared.noted(note)
 
 
@@ -158,7 +159,7 @@ def _some(texts: Sequence[Text], most: int, recipe: Recipe) -> list[Text]:
     return [drawn[place] for place in sorted(drawn)]
 
 
-def _samples(prepared: Prepared, wanted: int, part: Path, listen: Listener) -> list[str]:
+def _samples(prepared: Prepared, wanted: int, part: Path, on_event: EventHandler) -> list[str]:
     """What the base writes after random first words, kept in `part` as it comes: a run that was stopped goes on there.
 
     Raises DataError where it writes nothing.
@@ -168,7 +169,7 @@ def _samples(prepared: Prepared, wanted: int, part: Path, listen: Listener) -> l
     samples: list[str] = []
     tries = 0
     while len(samples) < wanted and tries < 4 * wanted + AT_ONCE:
-        listen({"event": "stage", "text": f"general rows: the base has written {len(samples)} of {wanted}"})
+        on_event(StageStarted(f"general rows: the base has written {len(samples)} of {wanted}"))
         prompts = [[*_start(prepared), chance.choice(firsts)] for _ in range(min(AT_ONCE, wanted))]
         tries += len(prompts)
         if done:

@@ -9,18 +9,20 @@ from typing import Any
 
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.errors import Refused
+from tunesmith.events import Note, StageStarted
 from tunesmith.feedback.preferences import PAIRS
 from tunesmith.inference.open import identify
 from tunesmith.model.device import choose_machine
 from tunesmith.model.sampling import Sampling
 from tunesmith.recipe import PEOPLE, Recipe
 from tunesmith.report.rlhf import Learned, LoopReport, Round, page, verdict_of
+from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.ahead import Asker
 from tunesmith.workflows.assemble import environment
 from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 from tunesmith.workflows.judging import Replies, as_rows, judge_by_rule, need_judged, over, replies_of
 from tunesmith.workflows.loop_learn import enough, learned, votes_so_far, write_rows
-from tunesmith.workflows.loop_open import JSON, REPLIES, UnderWay, Way, begin_loop, read_loop
+from tunesmith.workflows.loop_open import JSON, REPLIES, UnderWay, begin_loop, read_loop
 from tunesmith.workflows.rewards import scorer
 from tunesmith.workflows.run_folder import alone
 from tunesmith.workflows.tune import Run
@@ -30,14 +32,14 @@ HTML, START = "rlhf.html", "start.json"
 SIMULATED = "simulated"  # what the name of a rater says who is no person
 
 
-def rlhf(recipe: Recipe, *, way: Way, out: Path | None = None) -> LoopReport:
+def rlhf(recipe: Recipe, *, callbacks: Callbacks, out: Path | None = None, offline: bool = False) -> LoopReport:
     """Judge and learn as often as the recipe says; every step that is done is kept, and the same command goes on.
 
     Raises Refused with the command that opens the page while pairs wait for people, and where the votes of all rounds
     prefer too little to learn from; RecipeError for a recipe that learns nothing from judgements or names no judge for
     the end.
     """
-    loop = read_loop(recipe, out, way)
+    loop = read_loop(recipe, out, callbacks, offline=offline)
     if (known := loop.report()) is not None:
         return known
     with alone(loop.folder):
@@ -62,7 +64,9 @@ def _rounds(loop: UnderWay) -> list[Round]:
             model = str(runs[-1].folder)
             own = _kept_replies(loop, model, place / REPLIES)
         else:
-            loop.way.note(f"round {number}: the votes so far make {len(rows)} rows, too few to learn from")
+            loop.callbacks.on_event(
+                Note(f"round {number}: the votes so far make {len(rows)} rows, too few to learn from")
+            )
         rounds.append(
             Round(
                 number=number,
@@ -92,11 +96,11 @@ def _too_few(loop: UnderWay, rounds: list[Round]) -> str:
 
 def _judged(loop: UnderWay, model: str, place: Path, number: int) -> None:
     """The round's prompts answered twice by the policy, and every pair judged."""
-    settings, way = loop.settings, loop.way
+    settings = loop.settings
     some = loop.prompts["train"][(number - 1) * settings.prompts : number * settings.prompts]
     prompts = place / "prompts.jsonl"
     write_rows(prompts, as_rows(some))
-    way.listen({"event": "stage", "text": f"round {number}: {model} answers {len(some)} prompts twice"})
+    loop.callbacks.on_event(StageStarted(f"round {number}: {model} answers {len(some)} prompts twice"))
     sampling = Sampling(loop.longest, settings.temperature, seed=loop.recipe.seed + 2 * number)
     wish = FeedbackRequest(
         model,
@@ -107,11 +111,11 @@ def _judged(loop: UnderWay, model: str, place: Path, number: int) -> None:
         limit=loop.recipe.data.max_tokens,
         store=loop.votes(number),
         sampling=sampling,
-        offline=way.offline,
+        offline=loop.offline,
         warmer="loop.temperature",
         longer="objective.max_new_tokens",
     )
-    panel = open_panel(wish, told=way.note)
+    panel = open_panel(wish, told=lambda text: loop.callbacks.on_event(Note(text)))
     try:
         if settings.judge != PEOPLE:
             score = scorer(settings.judge, key="loop.judge")
@@ -137,12 +141,12 @@ def _told(run: Run) -> Learned:
 
 def _kept_replies(loop: UnderWay, name: str, kept: Path) -> Replies:
     """A model's answers to the held-out prompts, made once for these weights."""
-    weights = Asker(identify(name, offline=loop.way.offline), Sampling()).weights
+    weights = Asker(identify(name, offline=loop.offline), Sampling()).weights
     if kept.exists():
         held = read_page(kept, dict[str, Any])
         if held.pop("weights", weights) == weights:
             return Replies(**held)
-    loop.way.listen({"event": "stage", "text": f"{name} answers {len(loop.test)} held-out prompts"})
+    loop.callbacks.on_event(StageStarted(f"{name} answers {len(loop.test)} held-out prompts"))
     found = replies_of(name, loop.test, longest=loop.longest, limit=loop.recipe.data.max_tokens)
     write_whole(kept, json.dumps({"weights": weights, **asdict(found)}))
     return found

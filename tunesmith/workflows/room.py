@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from tunesmith.data.template import Template
 from tunesmith.errors import RecipeError, Refused
+from tunesmith.events import EventHandler, StageStarted
 from tunesmith.model.families import positions_of
 from tunesmith.model.load import Base
 from tunesmith.objectives import Classify, Rl
@@ -18,7 +16,7 @@ SHORTEST = 16
 FEWEST_TEXT_TOKENS = 16
 
 
-def with_room(recipe: Recipe, base: Base, listen: Callable[[dict[str, Any]], None]) -> Recipe:
+def with_room(recipe: Recipe, base: Base, on_event: EventHandler) -> Recipe:
     """The recipe with its longest row cut where it, with virtual tokens before it, would not fit into the model."""
     virtual, wanted = recipe.technique.virtual_tokens(), recipe.data.max_tokens
     positions = positions_of(base.network.config.to_dict())
@@ -34,7 +32,7 @@ def with_room(recipe: Recipe, base: Base, listen: Callable[[dict[str, Any]], Non
         cure = f"use at most {most}" if most > 0 else "use fewer, here and of the other"
         raise RecipeError(f"{key}: {taken} leave no room for rows in {positions} positions; {cure}")
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_tokens": longest})})
-    listen({"event": "stage", "text": cut_at(recipe)})
+    on_event(StageStarted(cut_at(recipe)))
     return recipe
 
 

@@ -10,13 +10,14 @@ import torch
 
 from tunesmith.data.files import write_whole
 from tunesmith.decision.plan import FOUR_BITS, NUMBER, MachinePace, TrainingWork, estimate
+from tunesmith.events import EventHandler, Note
 from tunesmith.model.size import NetworkSize, copy_rate, measure_size
 from tunesmith.objectives import Rl
 from tunesmith.recipe import AnyTechnique
 from tunesmith.report.plan import PREDICTION, Bounds, CostPrediction, read_prediction, told
 from tunesmith.techniques import Full, Lora
 from tunesmith.workflows.counting import Counter, count_work
-from tunesmith.workflows.prepare import Listener, Prepared
+from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.train import untouched
 
 
@@ -64,7 +65,7 @@ def _memory(device: str) -> tuple[float, float]:
     return taken, taken + float(psutil.virtual_memory().available)
 
 
-def foresee(prepared: Prepared, out: Path, *, listen: Listener) -> CostPrediction | None:
+def foresee(prepared: Prepared, out: Path, *, on_event: EventHandler) -> CostPrediction | None:
     """What the recipe's own technique takes, by formula alone; said, and kept in the folder from the first start on.
 
     None for `rl`: how long answers will be is not known before they are drawn.
@@ -75,7 +76,7 @@ def foresee(prepared: Prepared, out: Path, *, listen: Listener) -> CostPredictio
     if made is None:
         made = predict(prepared.recipe.technique, survey(prepared, own=True), how="by formula, not timed")
         write_whole(out / PREDICTION, made.model_dump_json(indent=1))
-    listen({"event": "note", "text": told(made)})
+    on_event(Note(told(made)))
     return made
 
 

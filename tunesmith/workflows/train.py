@@ -1,26 +1,38 @@
-"""The middle of a run: adapt, probe, fit, and the numbers that were best."""
+"""Train a prepared run: adapt the base, check that it can learn, run the loop, keep the best parameters."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.errors import Refused
-from tunesmith.model.batch import cut
+from tunesmith.events import (
+    Event,
+    EventHandler,
+    Note,
+    OverfitChecked,
+    Resumed,
+    StageStarted,
+    StepFinished,
+    TrainingStarted,
+    Validated,
+    journal_record,
+)
+from tunesmith.model.batch import Batch, cut
 from tunesmith.model.checkpoint import find_folder
 from tunesmith.model.device import DTYPES, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Multitask, Rl
 from tunesmith.objectives.base import Learner
 from tunesmith.techniques import Full
-from tunesmith.training.fit import Hooks, fit
+from tunesmith.training.callbacks import Callbacks
+from tunesmith.training.fit import Trainer, ValidationResult
 from tunesmith.training.journal import Journal
 from tunesmith.training.optim import TrainingPlan
 from tunesmith.training.probe import ROWS, Probe, can_learn
@@ -29,7 +41,7 @@ from tunesmith.training.track import Tracker, open_trackers
 from tunesmith.workflows.batches import Batches, MixedBatches, batches_of, parts_of
 from tunesmith.workflows.first_head import begin_heads
 from tunesmith.workflows.learner import compares, learner_of, needs_start
-from tunesmith.workflows.prepare import ALONE, Listener, Prepared
+from tunesmith.workflows.prepare import ALONE, Prepared
 from tunesmith.workflows.references import fallen, preferred, with_references
 from tunesmith.workflows.run_folder import of_task
 from tunesmith.workflows.tasks import LOSS_OF, losses, mean_of, pulls, seen_beside
@@ -39,149 +51,173 @@ from tunesmith.workflows.validation import validation_loss
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A policy with its best numbers, and how it got them."""
+    """A trained policy with its best parameters, and how they were trained."""
 
     policy: Policy
     plan: TrainingPlan
     state: TrainingState
     probe: Probe | None
     notes: tuple[str, ...] = ()
-    beside: tuple[dict[str, float], ...] = ()  # what was seen of each of several tasks at each validation
+    beside: tuple[dict[str, float], ...] = ()  # multitask: losses and gradient cosines at each validation
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """What the world hears of a training run, may stop it with, and holds it to."""
+def train(prepared: Prepared, out: Path, *, callbacks: Callbacks) -> Trained:
+    """Adapt the base by the recipe's technique, check that it can learn, and train it.
 
-    listen: Listener
-    stop: Callable[[], bool] = lambda: False
-    outside: Callable[[Policy], str] = lambda policy: ""  # which gate a policy breaks; one that does is never the best
+    Resumes from the checkpoint in `out`, if there is one.
 
+    Args:
+        prepared: the recipe with its base model and encoded rows.
+        out: the run folder; holds `journal.jsonl` and `checkpoints/`.
+        callbacks: observe and stop the run, and reject policies that violate a gate.
 
-def train(prepared: Prepared, out: Path, *, watch: Watch) -> Trained:
-    """Fine-tune as the recipe says, going on from `out` when a checkpoint is there."""
-    listen = watch.listen
+    Returns:
+        The policy with the parameters of the best step, and how they were trained.
+
+    Raises:
+        Interrupted: `should_stop` returned true; the last finished step is saved.
+        Refused: the model cannot learn a few rows, the loss is not finite, or memory does not hold one row.
+    """
     recipe, objective = prepared.recipe, prepared.recipe.objective
-    prepared = _with_references(prepared, out, listen)
-    policy, learner = adapted(prepared), learner_of(prepared)
+    prepared = _with_references(prepared, out, callbacks.on_event)
+    policy = adapted(prepared)
+    learner = learner_of(prepared)
     plan = make_plan(recipe, policy, rows=len(prepared.train))
-    if not prepared.validation:  # rows may be there and teach nothing: a score of nothing would always be the best
+    if (
+        not prepared.validation
+    ):  # validation rows may exist and contain no learned token: their score would be a constant
         plan = replace(plan, eval_steps=0)
     batches = batches_of(prepared)
     journal = Journal(out / "journal.jsonl")
     if find_folder(out / "checkpoints" / "last") is None:
-        _begin(prepared, policy, plan, out, watch)
+        _check_and_initialize(prepared, policy, plan, out, callbacks)
     probe = read_page(out / PROBE, Probe) if (out / PROBE).exists() else None
     trackers = open_trackers(recipe.track, run=out, config=recipe.model_dump(mode="json"))
-    beside: dict[str, float] = {}
-    hooks = Hooks(
+    log = RunLog(journal, trackers, batches, callbacks.on_event)
+    trainer = Trainer(
+        policy,
+        learner,
+        LoggedBatches(batches, log),
+        plan=plan,
         folder=out / "checkpoints",
-        record=_recorder(journal, trackers, listen, beside),
-        resumed=lambda step: _rewound(journal, batches, step, listen),
-        validate=lambda: _judged(prepared, (policy, learner), watch, beside),
-        stop=watch.stop,
-        smaller=lambda step: _smaller(batches, step, journal=journal, listen=listen),
+        callbacks=replace(callbacks, on_event=log),
+        validate=lambda: _validate(prepared, policy, learner, callbacks),
     )
-    listen({"event": "stage", "text": "training"})
+    callbacks.on_event(TrainingStarted())
     try:
-        state = fit(policy, learner, batches.window, plan=plan, hooks=hooks)
+        state = trainer.run()
     finally:
         for tracker in trackers:
             tracker.close()
+    notes = list(_out_of_memory_notes(journal))
     if state.stopped_early and state.step < plan.steps:
-        listen({"event": "note", "text": _stopped(state, plan)})
-    for note in (outside := _outside(state, plan)):
-        listen({"event": "note", "text": note})
+        callbacks.on_event(
+            Note(
+                f"stopped at step {state.step} of {plan.steps}: {plan.patience} validations without improvement "
+                f"(schedule.patience); kept: step {kept_step(state)}"
+            )
+        )
+    if plan.eval_steps and not state.best_step:
+        notes.append(f"every validation violated a gate; kept: step {kept_step(state)}, the last")
+        callbacks.on_event(Note(notes[-1]))
     if isinstance(objective, Rl):
-        policy.head = None  # what expected rewards; the model that answers has no use for it
-    policy.mixed = None  # answers are given in full precision, here and wherever the run is loaded
-    return Trained(policy, plan, state, probe, (*_notes(journal), *outside), seen_beside(journal))
+        policy.head = None  # the value head of PPO; the model that answers does not use it
+    policy.mixed = None  # answers are computed in full precision, here and wherever the run is loaded
+    return Trained(policy, plan, state, probe, tuple(notes), seen_beside(journal))
 
 
-# What the overfit probe came to, for a run that goes on.
+# Result of the overfit check, kept for a run that resumes.
 PROBE = "probe.json"
-
-
-def _begin(prepared: Prepared, policy: Policy, plan: TrainingPlan, out: Path, watch: Watch) -> None:
-    """Look whether it can learn at all, and give its heads of labels their beginning."""
-    learns = prepared.recipe.schedule.probe and not isinstance(prepared.recipe.objective, Rl)  # drawn answers: no rows
-    if learns and (looked := _probe(prepared, policy, plan, watch)):
-        write_whole(out / PROBE, json.dumps(asdict(looked)))
-    begin_heads(prepared, policy, watch.listen)
-
-
-# What a journal line about memory that ran out has, and no other: tokens that run at once from there on.
+# Key of a journal line that records an out-of-memory error: the tokens per micro-batch from there on.
 AT_ONCE = "tokens_at_once"
 
 
-def _smaller(batches: Batches | MixedBatches, step: int, *, journal: Journal, listen: Listener) -> bool:
-    """Whether less can run at once than in this step, which is then so from there on and stands in the journal."""
-    tokens = batches.halve(step)
-    if tokens:
-        journal.write({"step": step, "out_of_memory": True, AT_ONCE: tokens})
-        listen({"event": "note", "text": _ran_out(step, tokens)})
-    return bool(tokens)
+def _check_and_initialize(
+    prepared: Prepared, policy: Policy, plan: TrainingPlan, out: Path, callbacks: Callbacks
+) -> None:
+    """Run the overfit check, and initialize classification heads from a linear probe."""
+    # Online RL samples its completions, so there are no rows to overfit.
+    if prepared.recipe.schedule.probe and not isinstance(prepared.recipe.objective, Rl):
+        probe = _probe(prepared, policy, plan, callbacks)
+        write_whole(out / PROBE, json.dumps(asdict(probe)))
+    begin_heads(prepared, policy, callbacks.on_event)
 
 
-def _stopped(state: TrainingState, plan: TrainingPlan) -> str:
-    why = f"{plan.patience} validations brought nothing better (schedule.patience)"
-    return f"stopped at step {state.step} of {plan.steps}: {why}; kept: step {kept_step(state)}"
+@dataclass(frozen=True, slots=True)
+class RunLog:
+    """Writes events of the loop to the journal and the trackers, and passes them on."""
+
+    journal: Journal
+    trackers: Sequence[Tracker]
+    batches: Batches | MixedBatches
+    on_event: EventHandler
+
+    def __call__(self, event: Event) -> None:
+        """Record a step or a validation; on resuming, drop what was recorded after the checkpoint."""
+        match event:
+            case Resumed(step):
+                self.journal.rewind(step)
+                for record in self.journal.read():
+                    if AT_ONCE in record:
+                        self.batches.at_once(record[AT_ONCE])
+            case Validated(step, math.inf):  # a gate was violated, which is noted already; JSON has no infinity
+                self.journal.write({"step": step, "outside_gate": True})
+                return
+            case StepFinished() | Validated():
+                record = journal_record(event)
+                self.journal.write(record)
+                for tracker in self.trackers:
+                    tracker.log(record)
+        self.on_event(event)
+        if isinstance(event, Validated) and (alarm := fallen(event.metrics)):
+            self.journal.write({"step": event.step, "alarm": alarm})
+            self.on_event(Note(alarm))
+
+    def out_of_memory(self, step: int, tokens: int) -> None:
+        """Record that micro-batches are smaller from this step on."""
+        self.journal.write({"step": step, "out_of_memory": True, AT_ONCE: tokens})
+        self.on_event(Note(_out_of_memory_note(step, tokens)))
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedBatches:
+    """The batches of a run; a cut in their size is logged."""
+
+    batches: Batches | MixedBatches
+    log: RunLog
+
+    def window(self, step: int) -> Sequence[Batch]:
+        """Return the micro-batches of one optimizer step."""
+        return self.batches.window(step)
+
+    def halve(self, step: int) -> int:
+        """Halve the tokens per micro-batch from this step on and return the new limit; 0 if one row is the limit."""
+        tokens = self.batches.halve(step)
+        if tokens:
+            self.log.out_of_memory(step, tokens)
+        return tokens
+
+
+def _out_of_memory_note(step: int, tokens: int) -> str:
+    return (
+        f"out of memory in step {step + 1}: at most {tokens} tokens per micro-batch from there on, same rows per step"
+    )
+
+
+def _out_of_memory_notes(journal: Journal) -> Iterator[str]:
+    """Yield the notes for the report about micro-batches that had to be cut."""
+    for record in journal.read():
+        if AT_ONCE in record:
+            yield _out_of_memory_note(record["step"], record[AT_ONCE])
 
 
 def kept_step(state: TrainingState) -> int:
-    """The step whose numbers the run ends with: the best, or the last where none was scored or inside a gate."""
+    """Return the step whose parameters the run keeps: the best, or the last if no validation was within the gates."""
     return state.best_step or state.step
 
 
-def _outside(state: TrainingState, plan: TrainingPlan) -> tuple[str, ...]:
-    """A note where every validation broke a gate."""
-    if not plan.eval_steps or state.best_step:
-        return ()
-    return (f"no validation was inside the gate; kept: step {kept_step(state)}, the last",)
-
-
-def _ran_out(step: int, tokens: int) -> str:
-    return f"out of memory in step {step + 1}: at most {tokens} tokens at once from there on, as many rows a step"
-
-
-def _rewound(journal: Journal, batches: Batches | MixedBatches, step: int, listen: Listener) -> None:
-    """The journal up to this step, and no more at once than memory held by then; a run that goes on says from where."""
-    if step:
-        listen({"event": "note", "text": f"going on after step {step}"})
-    journal.rewind(step)
-    for record in journal.read():
-        if AT_ONCE in record:
-            batches.at_once(record[AT_ONCE])
-
-
-def _notes(journal: Journal) -> tuple[str, ...]:
-    """What a reader of the report has to know of how training went."""
-    return tuple(_ran_out(record["step"], record[AT_ONCE]) for record in journal.read() if AT_ONCE in record)
-
-
-def _recorder(
-    journal: Journal, trackers: Sequence[Tracker], listen: Listener, beside: Mapping[str, float]
-) -> Callable[[Mapping[str, Any]], None]:
-    """Tells journal, trackers and listener of every step and validation, and what was seen `beside` its loss."""
-
-    def record(entry: Mapping[str, Any]) -> None:
-        if entry.get("validation_loss") == math.inf:  # outside a gate, as `_judged` has said; JSON has no infinity
-            journal.write({"step": entry["step"], "outside_gate": True})
-            return
-        entry = {**entry, **beside} if "validation_loss" in entry else entry
-        journal.write(entry)
-        for tracker in trackers:
-            tracker.log(entry)
-        listen({"event": "step", **entry})
-        if alarm := fallen(entry):
-            journal.write({"step": entry["step"], "alarm": alarm})
-            listen({"event": "note", "text": alarm})
-
-    return record
-
-
 def _opening(prepared: Prepared) -> list[int]:
-    """Ids of a text about the task: its labels and instruction, or the first row where it has none."""
+    """Tokenize the labels and the instruction, or the first row if there is neither: soft prompts start from it."""
     objective = prepared.recipe.objective
     words = objective.instruction
     if isinstance(objective, Classify):
@@ -190,25 +226,29 @@ def _opening(prepared: Prepared) -> list[int]:
     return ids or prepared.train[0].sequences[0].ids
 
 
-def _with_references(prepared: Prepared, out: Path, listen: Listener) -> Prepared:
-    """The rows with what the untuned model says to them, where their objective, or that of their task, asks for it."""
+def _with_references(prepared: Prepared, out: Path, on_event: EventHandler) -> Prepared:
+    """Add reference log-probabilities to the rows of every objective that compares with the base model."""
     if not prepared.parts:
-        return with_references(prepared, out, policy=untouched(prepared), listen=listen)
-    return replace(prepared, parts={n: _with_references(p, of_task(out, n), listen) for n, p in prepared.parts.items()})
+        return with_references(prepared, out, policy=untouched(prepared), on_event=on_event)
+    return replace(
+        prepared, parts={n: _with_references(p, of_task(out, n), on_event) for n, p in prepared.parts.items()}
+    )
 
 
 def untouched(prepared: Prepared) -> Policy:
-    """The base before a technique has touched it, computing as it does while it is trained."""
+    """Return the base model as a policy, in the dtype of training."""
     policy = Policy.over(prepared.base.network, family=prepared.base.family)
     policy.mixed = mixed_type(prepared)
     return policy
 
 
 def adapted(prepared: Prepared) -> Policy:
-    """The base under the recipe's technique, with the objective's head, before any step."""
+    """Adapt the base by the recipe's technique and add the objective's head; no step is taken."""
     recipe, base = prepared.recipe, prepared.base
     torch.manual_seed(recipe.seed)
-    keeps = needs_start if isinstance(recipe.technique, Full) else compares  # full tuning pays for it with a copy
+    keeps = (
+        needs_start if isinstance(recipe.technique, Full) else compares
+    )  # full fine-tuning needs a second copy of the weights for it
     policy = recipe.technique.adapt(
         base.network, family=base.family, keep_reference=keeps(recipe.objective), start=_opening(prepared)
     )
@@ -221,47 +261,49 @@ def adapted(prepared: Prepared) -> Policy:
     return policy
 
 
-def _judged(prepared: Prepared, learns: tuple[Policy, Learner], watch: Watch, beside: dict[str, float]) -> float:
-    """The validation loss, infinite outside a gate, so never the best. `beside` gets what goes with it."""
-    policy, learner = learns
-    if broken := watch.outside(policy):
-        watch.listen({"event": "note", "text": f"not to be kept: {broken}"})
-        return math.inf
-    beside.update(preferred(prepared, policy))
+def _validate(prepared: Prepared, policy: Policy, learner: Learner, callbacks: Callbacks) -> ValidationResult:
+    """Compute the validation loss and what is logged with it; a policy that violates a gate is never the best."""
+    if violation := callbacks.gate_violation(policy):
+        callbacks.on_event(Note(f"checkpoint rejected: {violation}"))
+        return ValidationResult(math.inf)
+    metrics = preferred(prepared, policy)
     if not prepared.parts:
-        found_loss = validation_loss(prepared, policy, learner)
-        beside |= {"validation_reward": -found_loss} if isinstance(prepared.recipe.objective, Rl) else {}
-        return found_loss
-    found = losses(prepared, policy, validation_loss)
-    beside |= pulls(prepared, policy, parts_of(prepared)) | {f"{LOSS_OF}{name}": loss for name, loss in found.items()}
-    return mean_of(prepared, found)
+        loss = validation_loss(prepared, policy, learner)
+        if isinstance(prepared.recipe.objective, Rl):
+            metrics["validation_reward"] = -loss
+        return ValidationResult(loss, metrics)
+    task_losses = losses(prepared, policy, validation_loss)
+    metrics |= pulls(prepared, policy, parts_of(prepared))
+    metrics |= {f"{LOSS_OF}{name}": loss for name, loss in task_losses.items()}
+    return ValidationResult(mean_of(prepared, task_losses), metrics)
 
 
-def _probe(prepared: Prepared, policy: Policy, plan: TrainingPlan, watch: Watch) -> Probe | None:
-    """Whether a few short rows can be learned at all, of each of several tasks; Refused if not."""
+def _probe(prepared: Prepared, policy: Policy, plan: TrainingPlan, callbacks: Callbacks) -> Probe:
+    """Check that a few short rows of every task can be learned at all; raise Refused if not."""
     if isinstance(objective := prepared.recipe.objective, Multitask):
-        return [_probe(one, objective.seen(policy, n), plan, watch) for n, one in prepared.parts.items()][0]
-    rows, listen = prepared.train, watch.listen
+        return [_probe(one, objective.seen(policy, n), plan, callbacks) for n, one in prepared.parts.items()][0]
+    rows = prepared.train
     learner = learner_of(prepared)
-    listen({"event": "stage", "text": f"can it learn {ROWS} rows at all?"})
+    callbacks.on_event(StageStarted(f"overfit check on {ROWS} rows"))
     shortest = sorted(range(len(rows)), key=lambda i: rows[i].length)[: 4 * ROWS : 4]
     batches = Batches(prepared, rows)
-    most, found = batches.sampler.tokens, None
-    while found is None:
-        parts = cut(shortest[::-1], batches.sampler.lengths, most)
+    tokens = batches.sampler.tokens
+    check = None
+    while check is None:
+        parts = cut(shortest[::-1], batches.sampler.lengths, tokens)
         try:
-            found = can_learn(policy, learner, [batches.of(part) for part in parts], plan=plan)
+            check = can_learn(policy, learner, [batches.of(part) for part in parts], plan=plan)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
             if len(parts) == len(shortest):
                 raise Refused(f"overfit probe: {NOT_ONE_ROW}") from error
-            most //= 2
-    listen({"event": "probe", "first": found.first, "last": found.last, "steps": found.steps})
-    return found
+            tokens //= 2
+    callbacks.on_event(OverfitChecked(check.first, check.last, check.steps))
+    return check
 
 
 def mixed_type(prepared: Prepared) -> torch.dtype | None:
-    """The type to multiply in while training, when the machine is faster in it than in the weights' own."""
-    wanted = DTYPES[prepared.machine.dtype]
-    return None if wanted == prepared.base.network.dtype else wanted
+    """Return the autocast dtype of training if this machine is faster in it than in the dtype of the weights."""
+    dtype = DTYPES[prepared.machine.dtype]
+    return None if dtype == prepared.base.network.dtype else dtype

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.evaluation.retention import general_nll, measure
+from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.inference.folder import About, save_model
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import write_folder
@@ -22,17 +23,18 @@ from tunesmith.objectives import Domain, Multitask, Rl
 from tunesmith.recipe import Recipe, save_recipe
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
+from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.assemble import Before, Measured, assemble
 from tunesmith.workflows.frozen_head import frozen_head
 from tunesmith.workflows.learner import told_apart
 from tunesmith.workflows.lineage import with_lineage
-from tunesmith.workflows.prepare import Listener, Prepared, prepare
+from tunesmith.workflows.prepare import Prepared, prepare
 from tunesmith.workflows.replay import with_replay
 from tunesmith.workflows.rewards import digests
 from tunesmith.workflows.run_folder import RunFolder, alone, of_task, open_run
 from tunesmith.workflows.survey import foresee
 from tunesmith.workflows.tasks import alone_parts
-from tunesmith.workflows.train import Trained, Watch, train, untouched
+from tunesmith.workflows.train import Trained, train, untouched
 from tunesmith.workflows.worth import SHUFFLED, calibrate, general_before, general_window, retention, shuffled
 from tunesmith.workflows.yardsticks import ALONE, Frozen, ManyTasks, Yardstick, yardstick_of
 
@@ -50,8 +52,7 @@ def tune_recipe(
     recipe: Recipe,
     *,
     out: Path | None = None,
-    listen: Listener,
-    stop: Callable[[], bool] = lambda: False,
+    callbacks: Callbacks,
     offline: bool = False,
 ) -> Run:
     """Fine-tune as the recipe says, score base and tuned on the same test rows, write the run folder.
@@ -63,28 +64,28 @@ def tune_recipe(
         with alone(folder.path):
             folder = open_run(recipe, out)  # as a process left it that was at work until now
             if not folder.finished:
-                return Run(folder.path, _tuned(recipe, folder, Watch(listen, stop), offline=offline))
-    _rewards(recipe, folder, listen)
+                return Run(folder.path, _tuned(recipe, folder, callbacks, offline=offline))
+    _rewards(recipe, folder, callbacks.on_event)
     if not (folder.path / "report.html").exists():  # the machine stopped between the report and its page
         write_reports(folder.path)
     return Run(folder.path, read_report(folder.path), already=True)
 
 
-def _tuned(recipe: Recipe, folder: RunFolder, watch: Watch, *, offline: bool) -> Report:
+def _tuned(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offline: bool) -> Report:
     """The run from its last checkpoint, or its beginning, to its reports."""
-    listen, began = watch.listen, time.perf_counter()
-    rewards = _rewards(recipe, folder, listen)
-    prepared = prepare(_as_begun(recipe, folder) if folder.begun else recipe, listen=listen, offline=offline)
+    on_event, began = callbacks.on_event, time.perf_counter()
+    rewards = _rewards(recipe, folder, on_event)
+    prepared = prepare(_as_begun(recipe, folder) if folder.begun else recipe, on_event=on_event, offline=offline)
     _begin(folder, prepared, rewards)
     save_recipe(prepared.recipe, folder.path / "recipe.yaml")
-    prepared = with_lineage(prepared, listen=listen, offline=offline)
-    prepared = _with_text(prepared, folder.path, watch, offline=offline)
-    prediction = foresee(prepared, folder.path, listen=listen)
+    prepared = with_lineage(prepared, on_event=on_event, offline=offline)
+    prepared = _with_text(prepared, folder.path, callbacks, offline=offline)
+    prediction = foresee(prepared, folder.path, on_event=on_event)
     yardstick = yardstick_of(Frozen.of(prepared))
-    before = _before(prepared, folder, yardstick, listen)
-    controls = _controls(prepared, folder.path, yardstick, watch) if prepared.recipe.controls else {}
-    trained = train(prepared, folder.path, watch=replace(watch, outside=_gate(prepared, before)))
-    measured = _measured(yardstick, prepared, trained, before, listen)
+    before = _before(prepared, folder, yardstick, on_event)
+    controls = _controls(prepared, folder.path, yardstick, callbacks) if prepared.recipe.controls else {}
+    trained = train(prepared, folder.path, callbacks=replace(callbacks, gate_violation=_gate(prepared, before)))
+    measured = _measured(yardstick, prepared, trained, before, on_event)
     measured = replace(measured, controls=controls, prediction=prediction)
     about = _about(prepared, measured.model)
     write_folder(folder.path / "model", lambda half: save_model(half, measured.model, about))
@@ -95,13 +96,13 @@ def _tuned(recipe: Recipe, folder: RunFolder, watch: Watch, *, offline: bool) ->
     return report
 
 
-def _rewards(recipe: Recipe, folder: RunFolder, listen: Listener) -> dict[str, str]:
+def _rewards(recipe: Recipe, folder: RunFolder, on_event: EventHandler) -> dict[str, str]:
     """Digests of the files of its rewards, as they were when the run began; one that is another now is told."""
     named = recipe.objective.rewards if isinstance(recipe.objective, Rl) else {}
     kept, changed = folder.since("rewards", digests(named))
     for name in changed:
         cure = "to train by what it says now, give another --out"
-        listen({"event": "note", "text": f"{name}: the reward's file has changed since this run began; {cure}"})
+        on_event(Note(f"{name}: the reward's file has changed since this run began; {cure}"))
     return kept
 
 
@@ -120,28 +121,31 @@ def _as_begun(recipe: Recipe, folder: RunFolder) -> Recipe:
     return recipe.model_copy(update={"machine": type(recipe.machine)(**page["machine"]), "data": data})
 
 
-def _with_text(prepared: Prepared, out: Path, watch: Watch, *, offline: bool) -> Prepared:
+def _with_text(prepared: Prepared, out: Path, callbacks: Callbacks, *, offline: bool) -> Prepared:
     """What learning from texts needs before it begins: general rows, and an encoder's head for hidden words."""
     if prepared.parts:
         heads = {
-            name: _with_text(part, of_task(out, name), watch, offline=offline) for name, part in prepared.parts.items()
+            name: _with_text(part, of_task(out, name), callbacks, offline=offline)
+            for name, part in prepared.parts.items()
         }
         return replace(prepared, parts=heads)
     if not isinstance(prepared.recipe.objective, Domain):
         return prepared
     out.mkdir(parents=True, exist_ok=True)
-    found = with_replay(prepared, out, listen=watch.listen, offline=offline)
-    return replace(found, head=frozen_head(found, out, watch=watch)) if found.base.family == "encoder" else found
+    found = with_replay(prepared, out, on_event=callbacks.on_event, offline=offline)
+    return (
+        replace(found, head=frozen_head(found, out, callbacks=callbacks)) if found.base.family == "encoder" else found
+    )
 
 
-def _before(prepared: Prepared, folder: RunFolder, yardstick: Yardstick[Any], listen: Listener) -> Before:
+def _before(prepared: Prepared, folder: RunFolder, yardstick: Yardstick[Any], on_event: EventHandler) -> Before:
     """The untuned model, kept in the run folder so that a resumed run need not ask again."""
     kept = folder.path / "before.json"
     if kept.exists():
         return read_page(kept, Before)
     if isinstance(prepared.recipe.objective, Rl):  # an untuned model that answers all test rows takes its time
-        told_apart(prepared, untouched(prepared), listen=listen)
-    listen({"event": "stage", "text": f"scoring {prepared.recipe.model} as it is"})
+        told_apart(prepared, untouched(prepared), on_event=on_event)
+    on_event(StageStarted(f"scoring {prepared.recipe.model} as it is"))
     base = prepared.base
     policy = Policy.over(base.network, family=base.family)
     said = TypeAdapter(yardstick.shape).dump_python(yardstick.untuned(prepared, policy, folder.path), mode="json")
@@ -150,40 +154,40 @@ def _before(prepared: Prepared, folder: RunFolder, yardstick: Yardstick[Any], li
     return found
 
 
-def _gate(prepared: Prepared, before: Before) -> Callable[[Policy], str]:
-    """Says in what a policy breaks the recipe's bound on what general text may cost; nothing where it keeps it."""
+def _gate(prepared: Prepared, before: Before) -> Callable[[Policy], str | None]:
+    """Return a function that reports a policy whose loss on general text rose by more than the recipe allows."""
     bound, general = prepared.recipe.gates.max_general_nats, before.general
     if bound is None or general is None:
-        return lambda policy: ""
+        return lambda policy: None
     window = general_window(prepared)
 
-    def outside(policy: Policy) -> str:
+    def violation(policy: Policy) -> str | None:
         with policy.unmixed():  # the report judges the gate at the end
             rise = general_nll(policy, prepared.template, window=window) - general.nll
-        return f"general text costs {rise:+.3f} nats/token, allowed {bound}" if rise > bound else ""
+        return f"general-text loss rose by {rise:.3f} nats/token, at most {bound} is allowed" if rise > bound else None
 
-    return outside
+    return violation
 
 
-def _controls(prepared: Prepared, out: Path, yardstick: Yardstick[Any], watch: Watch) -> dict[str, Any]:
+def _controls(prepared: Prepared, out: Path, yardstick: Yardstick[Any], callbacks: Callbacks) -> dict[str, Any]:
     """What the same recipe says after shuffled answers, over a base of its own; of several tasks, what each says
     that was tuned alone on as many of its own rows."""
     if isinstance(yardstick, ManyTasks):
         parts = alone_parts(prepared)
-        return {ALONE: yardstick.gathered(lambda name: _alone(parts[name], name, out, watch))}
-    watch.listen({"event": "stage", "text": "control: the same on shuffled answers"})
+        return {ALONE: yardstick.gathered(lambda name: _alone(parts[name], name, out, callbacks))}
+    callbacks.on_event(StageStarted("control: the same on shuffled answers"))
     folder = out / "control"
     folder.mkdir(exist_ok=True)
     dealt = _over_fresh_base(shuffled(prepared))
-    return {SHUFFLED: yardstick.tuned(_model(prepared, train(dealt, folder, watch=watch).policy))}
+    return {SHUFFLED: yardstick.tuned(_model(prepared, train(dealt, folder, callbacks=callbacks).policy))}
 
 
-def _alone(part: Prepared, name: str, out: Path, watch: Watch) -> LocalModel:
+def _alone(part: Prepared, name: str, out: Path, callbacks: Callbacks) -> LocalModel:
     """One task of several tuned by itself."""
-    watch.listen({"event": "stage", "text": f"{name} alone, on as many of its rows"})
+    callbacks.on_event(StageStarted(f"{name} alone, on as many of its rows"))
     folder = out / "alone" / name
     folder.mkdir(parents=True, exist_ok=True)
-    return _model(part, train(_over_fresh_base(part), folder, watch=watch).policy)
+    return _model(part, train(_over_fresh_base(part), folder, callbacks=callbacks).policy)
 
 
 def _over_fresh_base(prepared: Prepared) -> Prepared:
@@ -200,10 +204,10 @@ def _model(prepared: Prepared, policy: Policy) -> LocalModel:
 
 
 def _measured(
-    yardstick: Yardstick[Any], prepared: Prepared, trained: Trained, before: Before, listen: Listener
+    yardstick: Yardstick[Any], prepared: Prepared, trained: Trained, before: Before, on_event: EventHandler
 ) -> Measured:
     """What the tuned model says, and all that is measured on it beside the base."""
-    listen({"event": "stage", "text": "scoring the tuned model"})
+    on_event(StageStarted("scoring the tuned model"))
     general = measure(trained.policy, prepared.template, window=general_window(prepared)) if before.general else None
     kept = retention(before.general, general) if before.general and general else None
     model = _model(prepared, trained.policy)

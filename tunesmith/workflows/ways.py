@@ -15,6 +15,7 @@ from tunesmith.decision.prompts import FORMS, with_shots
 from tunesmith.decision.shots import Nearest
 from tunesmith.evaluation.baselines import tfidf_labeller
 from tunesmith.evaluation.tasks import value
+from tunesmith.events import StageStarted
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.remote import Remote
 from tunesmith.objectives import Classify, Instruct
@@ -243,7 +244,7 @@ def _chosen(
 
     def choose() -> Setting:
         objective, rows = contest.objective, _judging(contest)
-        contest.listen({"event": "stage", "text": f"{name}: {len(settings)} settings on {len(rows)} validation rows"})
+        contest.on_event(StageStarted(f"{name}: {len(settings)} settings on {len(rows)} validation rows"))
         given = _said(model or contest.base(), [asker(setting)(rows) for setting in settings], objective)
         scores = [value(objective.metric, gold(rows), one) for one in given]
         return settings[scores.index(max(scores))]

@@ -26,6 +26,7 @@ from tunesmith.evaluation.results import Retention
 from tunesmith.recipe import load_recipe
 from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import Arm
+from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.run_folder import open_run
 from tunesmith.workflows.tune import tune_recipe
 
@@ -81,16 +82,16 @@ def test_cells_are_run_once_share_what_is_known_of_the_base_and_are_compared_row
     said: list[str] = []
     ran: list[str] = []
 
-    def listen(event: dict[str, Any]) -> None:
-        said.append(str(event.get("text", "")))
+    def on_event(event: dict[str, Any]) -> None:
+        said.append(str(getattr(event, "text", "")))
 
     def tune(recipe: Path, out: Path) -> tuple[str, str]:
         ran.append(out.name)
-        tune_recipe(load_recipe(recipe)[0], out=out, listen=listen)
+        tune_recipe(load_recipe(recipe)[0], out=out, callbacks=Callbacks(on_event))
         return "", ""
 
     for _ in range(2):
-        fill([LORA, IA3], setting, tune=tune, listen=listen, stop=lambda: False)
+        fill([LORA, IA3], setting, tune=tune, on_event=on_event, stop=lambda: False)
     assert ran == ["classify-lora-decoder-20-0", "classify-ia3-decoder-20-0"]
     assert sum(text.startswith("scoring") and text.endswith("as it is") for text in said) == 1
     found = read(setting)
@@ -115,11 +116,12 @@ def test_texts_are_read_without_controls_and_share_the_head_that_the_base_lacks(
     said: list[str] = []
 
     def tune(recipe: Path, out: Path) -> tuple[str, str]:
-        tune_recipe(load_recipe(recipe)[0], out=out, listen=lambda event: said.append(str(event.get("text", ""))))
+        on_event = lambda event: said.append(str(getattr(event, "text", "")))  # noqa: E731
+        tune_recipe(load_recipe(recipe)[0], out=out, callbacks=Callbacks(on_event))
         return "", ""
 
     some = [Cell("domain", name, "encoder") for name in ("lora", "ia3")]
-    fill(some, setting, tune=tune, listen=lambda event: None, stop=lambda: False)
+    fill(some, setting, tune=tune, on_event=lambda event: None, stop=lambda: False)
     assert said.count("a head for hidden words, on the frozen encoder") == 1
     one, two = read(setting).cells
     assert (one.head_only, one.shuffled) == (None, None)
@@ -149,11 +151,11 @@ def test_a_model_of_several_tasks_has_a_table_for_each(setting: Setting, monkeyp
     )
 
     def tune(recipe: Path, out: Path) -> tuple[str, str]:
-        tune_recipe(load_recipe(recipe)[0], out=out, listen=print)
+        tune_recipe(load_recipe(recipe)[0], out=out, callbacks=Callbacks(print))
         return "", ""
 
     cell = Cell("multitask", "lora", "decoder")
-    fill([cell], setting, tune=tune, listen=print, stop=lambda: False)
+    fill([cell], setting, tune=tune, on_event=print, stop=lambda: False)
     found = read(setting)
     assert [(line.part, line.metric) for line in found.cells] == [("sentiment", "accuracy"), ("words", "rouge_l")]
     assert [line.cheap for line in found.cells] == [("guess", 0.0), None]
@@ -214,7 +216,7 @@ def test_a_run_of_another_recipe_is_told_left_out_and_lends_no_base(setting: Set
         ran.append(out.name)
         return "", ""
 
-    fill([LORA, IA3], setting, tune=tune, listen=lambda event: said.append(event["text"]), stop=lambda: False)
+    fill([LORA, IA3], setting, tune=tune, on_event=lambda event: said.append(event.text), stop=lambda: False)
     assert ran == ["classify-ia3-decoder-20-0"]
     assert said[0].startswith(f"{old}: holds a run of another recipe or of other rows; ")
     assert not setting.folder(IA3, 0).exists()
@@ -245,24 +247,24 @@ def test_a_base_that_was_half_copied_is_copied_anew(setting: Setting, monkeypatc
 
 def test_a_pair_that_cannot_work_is_told_with_the_nearest_that_can_and_never_run(setting: Setting):
     cell = Cell("instruct", "lora", "encoder")
-    fill([cell], setting, tune=lambda recipe, out: pytest.fail("it ran"), listen=print, stop=lambda: False)
+    fill([cell], setting, tune=lambda recipe, out: pytest.fail("it ran"), on_event=print, stop=lambda: False)
     assert "nearest that works:" in read(setting).refused[cell.name]
 
 
 def test_what_only_the_network_can_refuse_is_kept_and_told(setting: Setting):
     why = "technique prefix: a bert takes no keys; nearest that works: prompt"
-    fill([LORA], setting, tune=lambda recipe, out: (REFUSED, why), listen=print, stop=lambda: False)
+    fill([LORA], setting, tune=lambda recipe, out: (REFUSED, why), on_event=print, stop=lambda: False)
     assert read(setting).refused == {**read(setting).refused, LORA.name: why}
 
 
 def test_what_broke_is_not_run_yet_with_its_reason_until_it_is_run_again(setting: Setting):
     why = "smollm2-135m: no such folder, and offline; connect once"
-    fill([LORA], setting, tune=lambda recipe, out: (FAILED, why), listen=print, stop=lambda: False)
+    fill([LORA], setting, tune=lambda recipe, out: (FAILED, why), on_event=print, stop=lambda: False)
     found = read(setting)
     assert LORA.name in found.missing
     assert LORA.name not in found.refused
     assert f"Started and not finished:\n\n- {why} (`{LORA.name}`)" in page(found)
-    fill([LORA], setting, tune=lambda recipe, out: ("", ""), listen=print, stop=lambda: False)
+    fill([LORA], setting, tune=lambda recipe, out: ("", ""), on_event=print, stop=lambda: False)
     assert read(setting).failed == {}
 
 
@@ -290,7 +292,7 @@ def test_nothing_more_is_begun_once_it_is_to_stop(setting: Setting):
         ran.append(out)
         return "", ""
 
-    fill([LORA, IA3], setting, tune=tune, listen=print, stop=lambda: next(asked))
+    fill([LORA, IA3], setting, tune=tune, on_event=print, stop=lambda: next(asked))
     assert len(ran) == 1
 
 

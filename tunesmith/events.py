@@ -1,0 +1,126 @@
+"""Progress events of a run: what a callback receives.
+
+def print_losses(event: Event) -> None:
+    if isinstance(event, StepFinished):
+        print(event.step, event.loss)
+
+tunesmith.tune("reviews.csv", callback=print_losses)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from tunesmith.data.sources import DataFacts
+
+
+@dataclass(frozen=True, slots=True)
+class StageStarted:
+    """A stage of the command began, such as `loading smollm2-135m`."""
+
+    kind: ClassVar[str] = "stage"
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStarted(StageStarted):
+    """The training loop began; it checks `should_stop` after every step."""
+
+    text: str = "training"
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something the user should know, within the current stage."""
+
+    kind: ClassVar[str] = "note"
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class MachineChosen:
+    """Device, dtype and threads were chosen; the text gives the reason."""
+
+    kind: ClassVar[str] = "machine"
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataLoaded:
+    """The rows were read, split and encoded."""
+
+    kind: ClassVar[str] = "data"
+    facts: DataFacts
+
+
+@dataclass(frozen=True, slots=True)
+class OverfitChecked:
+    """The model can learn a few rows: mean loss before and after some steps on them, in nats per unit."""
+
+    kind: ClassVar[str] = "probe"
+    first: float
+    last: float
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished:
+    """One optimizer step: loss and gradient norm, tokens of the step, seconds and speed of training so far."""
+
+    kind: ClassVar[str] = "step"
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    metrics: Mapping[str, float] = field(default_factory=dict)  # of the objective, such as `reward` and `kl`
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """The validation loss after a step, lower is better; infinite if the policy violates a gate."""
+
+    kind: ClassVar[str] = "step"
+    step: int
+    validation_loss: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """Training continues after this step; 0 for a new run."""
+
+    kind: ClassVar[str] = "resumed"
+    step: int
+
+
+Event = StageStarted | Note | MachineChosen | DataLoaded | OverfitChecked | StepFinished | Validated | Resumed
+EventHandler = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """Discard an event: the default callback."""
+
+
+def _names(event: Event | DataFacts) -> list[str]:
+    return [item.name for item in fields(event)]
+
+
+def journal_record(event: StepFinished | Validated) -> dict[str, Any]:
+    """Return the line of `journal.jsonl` for a step or a validation: its fields, then its metrics."""
+    values = {name: getattr(event, name) for name in _names(event) if name != "metrics"}
+    return {**values, **event.metrics}
+
+
+def as_dict(event: Event) -> dict[str, Any]:
+    """Return an event in the form that the deprecated `listen=` of `tunesmith.tune` received."""
+    if isinstance(event, StepFinished | Validated):
+        return {"event": event.kind, **journal_record(event)}
+    owner = event.facts if isinstance(event, DataLoaded) else event
+    return {"event": event.kind, **{name: getattr(owner, name) for name in _names(owner)}}
