@@ -169,7 +169,7 @@ def test_too_few_rows_are_inconclusive_and_the_sentence_says_how_many_would_do()
     assert found.rows_needed == pytest.approx(4000, rel=0.02)
     assert f"about {found.rows_needed:,} rows would detect 2 % of the scale" in found.sentence
     few = compare_paired([0.0, 0.5, 0.0, 0.1], [0.1, 0.6, 0.3, 0.1])
-    assert "; fewer than 6 groups decide nothing, about " in few.sentence
+    assert "; a test needs at least 6 groups; about " in few.sentence
 
 
 def test_one_changed_row_in_fifty_does_not_measure_to_a_hair():

@@ -187,7 +187,7 @@ def test_rows_that_judge_nothing_are_refused_with_their_place(rows: list[dict[st
 def test_what_names_nobody_and_what_judges_nothing_is_told_with_its_row():
     pair = {"prompt": "q", "chosen": "a", "rejected": "b"}
     for odd in ({"raters": {"Ana": 1}}, {"rater": True}, {"rater": "x" * 201}):
-        with pytest.raises(DataError, match="is no name of a rater or a model; write a text"):
+        with pytest.raises(DataError, match="invalid name of a rater or model .*; write a text"):
             read_votes(as_rows([{**pair, **odd}]), rater="file")
     with pytest.raises(DataError, match="column 'chosen' is blank"):
         read_votes(as_rows([pair, {**pair, "chosen": ""}]), rater="file")

@@ -127,7 +127,7 @@ def test_two_stores_on_one_file_see_each_other(store: VoteStore, clock: Clock):
 def test_a_file_that_is_no_store_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes):
     path = tmp_path / "rows.csv"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="not a file of votes; name one that"):
+    with pytest.raises(DataError, match="not a vote store; give one written by"):
         VoteStore(path, what="labels")
     assert path.read_bytes() == content
 
@@ -143,7 +143,7 @@ def test_a_database_of_another_program_is_refused(tmp_path: Path):
 
 def test_votes_on_pairs_are_not_opened_as_labels(tmp_path: Path):
     VoteStore(tmp_path / "votes.db", what="pairs").close()
-    with pytest.raises(DataError, match="holds pairs, not labels"):
+    with pytest.raises(DataError, match="expected votes on labels, got votes on pairs"):
         VoteStore(tmp_path / "votes.db", what="labels")
 
 
@@ -151,7 +151,7 @@ def test_a_store_that_is_refused_is_let_go_of(tmp_path: Path, monkeypatch: pytes
     VoteStore(tmp_path / "votes.db", what="pairs").close()
     opened, connect = [], sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **more: opened.append(connect(*args, **more)) or opened[-1])
-    with pytest.raises(DataError, match="holds pairs, not labels"):
+    with pytest.raises(DataError, match="expected votes on labels, got votes on pairs"):
         VoteStore(tmp_path / "votes.db", what="labels")
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         opened[0].execute("select 1")
@@ -168,15 +168,15 @@ def test_a_store_of_a_newer_version_is_refused(store: VoteStore):
     ("kind", "body", "finding"),
     [
         ("vote", "{", "event 1: Expecting property name"),
-        ("vote", "{}", "event 1, vote, lacks label"),
-        ("item", "[]", "event 1, item, lacks answers, by, gold, turns"),
+        ("vote", "{}", "event 1, vote: missing label"),
+        ("item", "[]", "event 1, item: missing answers, by, gold, turns"),
     ],
 )
 def test_an_event_that_is_not_what_was_written_is_told_with_its_number(
     store: VoteStore, kind: str, body: str, finding: str
 ):
     store._db.execute("insert into events (at, rater, kind, item, body) values (1, 'A', ?, 'x', ?)", (kind, body))
-    with pytest.raises(DataError, match=rf"votes.db: damaged inside \({finding}.*; go on with a copy from before"):
+    with pytest.raises(DataError, match=rf"votes.db: damaged vote store \({finding}.*; restore a backup"):
         store.since()
 
 
@@ -185,12 +185,12 @@ def test_a_store_whose_pages_are_damaged_is_said_to_be_damaged(store: VoteStore)
     store.close()
     whole = store.path.read_bytes()
     store.path.write_bytes(whole[:100] + b"\xff" * (len(whole) - 100))
-    with pytest.raises(DataError, match=r"votes.db: damaged inside \(database disk image is malformed\)"):
+    with pytest.raises(DataError, match=r"votes.db: damaged vote store \(database disk image is malformed\)"):
         VoteStore(store.path, what="labels")
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path):
-    with pytest.raises(DataError, match="cannot keep votes here"):
+    with pytest.raises(DataError, match="cannot store votes"):
         VoteStore(tmp_path / "nowhere" / "votes.db", what="labels")
 
 
@@ -200,7 +200,9 @@ def test_a_file_that_another_program_holds_is_told_with_its_place_and_the_vote_c
     store._db.execute("pragma busy_timeout = 50")
     other = sqlite3.connect(tmp_path / "votes.db", isolation_level=None)
     other.execute("begin immediate")
-    with pytest.raises(Unwritten, match=r"votes.db: cannot be written \(database is locked\); end what holds it"):
+    with pytest.raises(
+        Unwritten, match=r"votes.db: not writable \(database is locked\); stop the process that locks it"
+    ):
         store.append(Entry("Ana", "vote", "x", {"label": "a"}))
     other.execute("rollback")
     other.close()

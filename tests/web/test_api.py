@@ -383,7 +383,7 @@ def test_what_ends_the_server_waits_for_what_was_begun(runs: Path):
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ("/srv/runs/mood/thumbs.db: not a file of votes", "thumbs.db: not a file of votes"),
+        ("/srv/runs/mood/thumbs.db: not a vote store", "thumbs.db: not a vote store"),
         ("over '/srv/base'; give /srv/runs/one, or delete it", "over 'base'; give one, or delete it"),
         ("C:\\runs\\one: no finished model in it", "one: no finished model in it"),
         (

@@ -127,7 +127,7 @@ def test_a_tab_that_slept_does_not_add_a_second_vote_to_a_pair_of_one(wish: Feed
     work.turns.release(ANA)  # as if its ten minutes were over
     assert work.turns.next(BO) == key
     work.vote(BO, key, PageChoice("left"))
-    with pytest.raises(DataError, match="others have judged this one meanwhile"):
+    with pytest.raises(DataError, match="this item already has enough votes of other raters"):
         work.vote(ANA, key, PageChoice("right"))
     assert list(work.turns.votes.on(key)) == ["Bo"]
     work.vote(BO, key, PageChoice("tie"))  # whoever judged it may think again

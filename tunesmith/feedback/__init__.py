@@ -1,1 +1,1 @@
-"""People's votes: kept as they are cast, never changed afterwards, and measured against each other."""
+"""Votes of raters: stored as events, turned into rows, and checked for agreement and rater quality."""

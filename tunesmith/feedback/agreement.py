@@ -1,7 +1,7 @@
-"""How far people agree beyond chance: Krippendorff's alpha over all of them, Cohen's kappa for two who met often.
+"""Agreement of raters beyond chance: Krippendorff's alpha over all raters, Cohen's kappa for pairs.
 
-A unit is one item that several people judged: rater -> label. Alpha is written out here because the library
-for it is under the GPL, which this package cannot depend on; kappa is scikit-learn's.
+A unit is one item with several votes: rater -> label. Alpha is implemented here because the library for it is under
+the GPL, which this package cannot depend on; kappa is scikit-learn's.
 """
 
 from __future__ import annotations
@@ -9,86 +9,83 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 
 from pydantic import BaseModel
 
 
 class Two(BaseModel):
-    """Two people on the items that both judged; `kappa` is None where chance alone would agree always."""
+    """Agreement of two raters on the items that both judged."""
 
     raters: tuple[str, str]
     items: int
-    same: float
-    kappa: float | None
+    same: float  # share of equal votes
+    kappa: float | None  # None where only one label was given: chance agreement is then 1
 
 
 class Agreement(BaseModel):
-    """Everybody on the items that several judged; `same` is the share of pairs of votes that agree.
-
-    `pairs` are each two people, where that was asked for.
-    """
+    """Agreement of all raters on the items with several votes."""
 
     items: int
-    same: float | None
-    alpha: float | None
-    pairs: list[Two] = []
-
-
-@dataclass(frozen=True, slots=True)
-class _Coincidences:
-    total: float  # votes that have another beside them
-    equal: float  # of these, weighed, how many meet their like
-    by_label: Mapping[str, int]
+    same: float | None  # share of equal votes among all pairs of votes on an item
+    alpha: float | None  # Krippendorff's alpha
+    pairs: list[Two] = []  # per pair of raters, if requested
 
 
 def agreement(units: Sequence[Mapping[str, str]], *, each_two: bool = False) -> Agreement:
-    """All of it for these units; units with one vote say nothing and are left out."""
+    """Measure the agreement on these units; units with a single vote are ignored.
+
+    Args:
+        units: for each item, rater -> label.
+        each_two: also compare every pair of raters.
+    """
     several = [unit for unit in units if len(unit) > 1]
-    like = sum(math.comb(count, 2) for unit in several for count in Counter(unit.values()).values())
-    met = sum(math.comb(len(unit), 2) for unit in several)
+    equal_pairs = sum(math.comb(count, 2) for unit in several for count in Counter(unit.values()).values())
+    vote_pairs = sum(math.comb(len(unit), 2) for unit in several)
     return Agreement(
         items=len(several),
-        same=like / met if met else None,
+        same=equal_pairs / vote_pairs if vote_pairs else None,
         alpha=krippendorff_alpha([list(unit.values()) for unit in several]),
         pairs=_pairs(several) if each_two else [],
     )
 
 
 def krippendorff_alpha(units: Sequence[Sequence[str]]) -> float | None:
-    """1 for always, 0 for as often as by chance, below 0 for less; None where only one label was given.
+    """Compute Krippendorff's alpha for nominal labels and any number of votes per unit.
 
-    Nominal data, any number of votes per unit. Krippendorff 2011, "Computing Krippendorff's
-    Alpha-Reliability", section D.
+    Args:
+        units: the labels given to each item; items with a single label are ignored.
+
+    Returns:
+        1 for perfect agreement, 0 for chance, below 0 for less; None where only one label was given.
+
+    Source: Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability", section D.
     """
-    found = _coincidences(units)
-    by_chance = sum(count * (count - 1) for count in found.by_label.values())
-    if found.total < 2 or by_chance == found.total * (found.total - 1):
-        return None
-    observed, expected = found.equal / found.total, by_chance / (found.total * (found.total - 1))
-    return (observed - expected) / (1 - expected)
-
-
-def _coincidences(units: Sequence[Sequence[str]]) -> _Coincidences:
-    equal, labels = 0.0, Counter[str]()
+    equal = 0.0
+    labels = Counter[str]()
     for unit in units:
         if len(unit) < 2:
             continue
         counts = Counter(unit)
         equal += sum(count * (count - 1) for count in counts.values()) / (len(unit) - 1)
         labels += counts
-    return _Coincidences(float(labels.total()), equal, labels)
+    total = float(labels.total())
+    by_chance = sum(count * (count - 1) for count in labels.values())
+    if total < 2 or by_chance == total * (total - 1):
+        return None
+    observed = equal / total
+    expected = by_chance / (total * (total - 1))
+    return (observed - expected) / (1 - expected)
 
 
 def _pairs(units: Sequence[Mapping[str, str]]) -> list[Two]:
-    """Each two people who judged an item together; whoever judged one alone tells nothing of how they agree."""
+    """Compare every pair of raters with common items, except raters with a single vote."""
     judged = Counter(rater for unit in units for rater in unit)
-    met: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    labels: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for unit in units:
         for a, b in combinations(sorted(rater for rater in unit if judged[rater] > 1), 2):
-            met.setdefault((a, b), []).append((unit[a], unit[b]))
-    return [_two(a, b, both) for (a, b), both in sorted(met.items())]
+            labels.setdefault((a, b), []).append((unit[a], unit[b]))
+    return [_two(a, b, both) for (a, b), both in sorted(labels.items())]
 
 
 def _two(a: str, b: str, both: Sequence[tuple[str, str]]) -> Two:

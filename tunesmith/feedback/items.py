@@ -1,4 +1,4 @@
-"""What people judge: an answer or two to a prompt, who gave them, and which of all answers are worth judging."""
+"""Items that raters judge: one or two answers to a prompt, and the models or people who wrote them."""
 
 from __future__ import annotations
 
@@ -11,45 +11,48 @@ from typing import Any
 from tunesmith.data.examples import Message
 from tunesmith.feedback.store import Entry, Event
 
-# Kinds of events: something to judge, and an answer that was made ahead.
-ITEM, ANSWER = "item", "answer"
-# What a vote can say. Of two answers FIRST and SECOND are those of the item, wherever they stood on the page; of one
-# answer GOOD or BAD. OWN is an answer that the person wrote.
-FIRST, SECOND, TIE, BAD, GOOD, OWN = "first", "second", "tie", "bad", "good", "own"
-OF_TWO, OF_ONE = (FIRST, SECOND, TIE, BAD, OWN), (GOOD, BAD, OWN)
+# Kinds of events: an item to judge, and an answer that was generated in advance.
+ITEM = "item"
+ANSWER = "answer"
+# Labels of a vote. FIRST and SECOND refer to the order of answers in the item, not on the page; GOOD and BAD rate a
+# single answer. OWN is an answer that the rater wrote.
+FIRST = "first"
+SECOND = "second"
+TIE = "tie"
+BAD = "bad"
+GOOD = "good"
+OWN = "own"
+OF_TWO = (FIRST, SECOND, TIE, BAD, OWN)
+OF_ONE = (GOOD, BAD, OWN)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One or two answers to a prompt and who gave each; of a planted one, `gold` is the label that is right.
-
-    `cut` says of each answer whether it was cut off before it ended; empty where nobody knows.
-    """
+    """One or two answers to a prompt, with their authors."""
 
     key: str
-    messages: tuple[Message, ...]
+    messages: tuple[Message, ...]  # the prompt
     answers: tuple[str, ...]
-    by: tuple[str, ...]
-    gold: str = ""
-    cut: tuple[bool, ...] = ()
+    by: tuple[str, ...]  # model or person that wrote each answer
+    gold: str = ""  # the right label of a control item, else empty
+    cut: tuple[bool, ...] = ()  # whether each answer was cut off by the token limit; empty if unknown
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What a vote on it can say."""
+        """Return the labels that a vote on the item may have."""
         return OF_TWO if len(self.answers) == 2 else OF_ONE
 
     @property
     def entry(self) -> Entry:
-        """The item as an event of a store."""
-        turns = [[message.role, message.said] for message in self.messages]
-        body = {"turns": turns, "answers": list(self.answers), "by": list(self.by), "gold": self.gold}
+        """Return the item as an event for a vote store."""
+        body = {"turns": _turns(self.messages), "answers": list(self.answers), "by": list(self.by), "gold": self.gold}
         cut = {"cut": list(self.cut)} if any(self.cut) else {}
         return Entry("", ITEM, self.key, {**body, **cut})
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One answer to each of some prompts, and the name of whoever gave them."""
+    """One answer to each prompt, and the name of their author."""
 
     name: str
     answers: Sequence[str]
@@ -57,11 +60,11 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What is worth judging, and how many prompts are left out because both answers are the same or one is empty."""
+    """Items to judge, and the numbers of prompts without one."""
 
     items: list[Item]
-    same: int
-    empty: int
+    same: int  # prompts with two equal answers
+    empty: int  # prompts with an empty answer
 
 
 def make_item(
@@ -72,14 +75,22 @@ def make_item(
     gold: str = "",
     cut: Sequence[bool] = (),
 ) -> Item:
-    """An item; the same answers of the same people in either order are the same item.
+    """Make an item; the same answers of the same authors in either order are the same item.
 
-    The order is as good as drawn, so that nobody's answers come first: else agreement beyond chance would look small
-    where one model usually wins.
+    Answers are ordered by a hash, so that no author is always first: chance-corrected agreement would otherwise be
+    low where one model usually wins.
+
+    Args:
+        messages: the prompt.
+        answers: one or two answers.
+        by: author of each answer.
+        gold: the right label of a control item, FIRST and SECOND referring to the order given here.
+        cut: whether each answer was cut off by the token limit.
     """
-    turns = [[message.role, message.said] for message in messages]
+    turns = _turns(messages)
     order = sorted(range(len(answers)), key=lambda i: _digest([turns, answers[i], by[i]]))
-    answers, by = tuple(answers[i] for i in order), tuple(by[i] for i in order)
+    answers = tuple(answers[i] for i in order)
+    by = tuple(by[i] for i in order)
     if gold in (FIRST, SECOND):
         gold = (FIRST, SECOND)[order.index((FIRST, SECOND).index(gold))]
     cut = tuple(cut[i] for i in order) if any(cut) else ()
@@ -87,31 +98,38 @@ def make_item(
 
 
 def read_items(events: Sequence[Event]) -> dict[str, Item]:
-    """Key -> every item that was put into a store."""
+    """Return all items of a store by key."""
     cut = cut_off(events)
     return {event.item: _item(event.item, event.body, cut) for event in events if event.kind == ITEM}
 
 
 def cut_off(events: Iterable[Event]) -> set[tuple[str, str]]:
-    """Key of the prompt and text of every answer that was cut off; older stores do not say."""
-    made = (event for event in events if event.kind == ANSWER)
-    return {(event.item, str(event.body["text"])) for event in made if not event.body.get("finished", True)}
+    """Return (prompt key, text) of every answer that was cut off by the token limit; older stores do not record it."""
+    answers = (event for event in events if event.kind == ANSWER)
+    return {(event.item, str(event.body["text"])) for event in answers if not event.body.get("finished", True)}
 
 
 def prompt_key(messages: Sequence[Message]) -> str:
-    """What tells a prompt from others: its turns, blanks between words aside."""
+    """Return a hash that identifies a prompt by its turns, ignoring whitespace."""
     turns = [[message.role, " ".join(message.said.split())] for message in messages]
     return _digest(turns)
 
 
-def alike(one: str, other: str) -> bool:
-    """Whether two answers are the same, blanks aside: nobody could prefer one."""
-    return one.split() == other.split()
+def alike(first: str, second: str) -> bool:
+    """Return whether two answers are equal ignoring whitespace, so that a preference is impossible."""
+    return first.split() == second.split()
 
 
 def sample(prompts: Sequence[Sequence[Message]], sides: Sequence[Side]) -> Sampled:
-    """For each prompt its answers as an item, where there is something to judge."""
-    items, same, empty = [], 0, 0
+    """Make an item for each prompt whose answers are neither empty nor equal.
+
+    Args:
+        prompts: the prompts.
+        sides: one or two sets of answers, one answer per prompt.
+    """
+    items = []
+    same = 0
+    empty = 0
     for i, messages in enumerate(prompts):
         answers = [side.answers[i] for side in sides]
         if not all(answer.strip() for answer in answers):
@@ -123,16 +141,21 @@ def sample(prompts: Sequence[Sequence[Message]], sides: Sequence[Side]) -> Sampl
     return Sampled(items, same, empty)
 
 
+def _turns(messages: Sequence[Message]) -> list[list[str]]:
+    return [[message.role, message.said] for message in messages]
+
+
 def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=12).hexdigest()
 
 
 def _item(key: str, body: Mapping[str, Any], cut: Collection[tuple[str, str]]) -> Item:
     messages = tuple(Message(role, content) for role, content in body["turns"])
-    told = tuple(body.get("cut", ()))
-    item = Item(key, messages, tuple(body["answers"]), tuple(body["by"]), body["gold"], told)
+    recorded = tuple(body.get("cut", ()))
+    item = Item(key, messages, tuple(body["answers"]), tuple(body["by"]), body["gold"], recorded)
     if not cut:
         return item
     prompt = prompt_key(messages)
-    known = told or (False,) * len(item.answers)
-    return replace(item, cut=tuple(one or (prompt, text) in cut for one, text in zip(known, item.answers, strict=True)))
+    flags = recorded or (False,) * len(item.answers)
+    both = zip(flags, item.answers, strict=True)
+    return replace(item, cut=tuple(flag or (prompt, text) in cut for flag, text in both))

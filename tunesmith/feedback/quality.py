@@ -1,9 +1,8 @@
-"""How good the judging is: position, speed, planted items, agreement, and who clicks at random."""
+"""Quality of raters: position bias, speed, control items, agreement, and raters who vote at random."""
 
 from __future__ import annotations
 
 import math
-import re
 import statistics
 from bisect import bisect_left
 from collections import Counter
@@ -16,71 +15,67 @@ from tunesmith.evaluation.resampling import wilson
 from tunesmith.feedback.items import FIRST, OWN, SECOND, Item
 from tunesmith.feedback.store import Event
 
-# Wald's test (1945): who clicks is named where the votes are so many times likelier under clicking than under care.
+# Likelihood ratio (Wald 1945) above which a rater is reported: random votes against careful ones.
 LIKELIER = 100.0
-# How often a careful person is right on a planted item, where nothing else is known.
-CARE, COIN = 0.9, 0.5
-# One side so often that a fair coin does it once in so many people.
-ONE_SIDED = 0.001
-# Words a second beyond which nobody reads; a page of 300 words in less than 20 seconds.
-WORDS_PER_SECOND = 15.0
-# Nearer than this, care and chance cannot be told from each other.
-APART = 0.1
-# No agreement is taken for perfect: one slip would then prove anything.
-BEST = 0.98
-
-
-# Whoever matches more often than chance does in one of so many cases may be odd, but looks.
+CARE = 0.9  # assumed accuracy of a careful rater on control items
+COIN = 0.5  # accuracy of a random rater on control items
+ONE_SIDED = 0.001  # p-value of the position test below which a rater is reported, divided by the number of raters
+WORDS_PER_SECOND = 15.0  # faster than anyone reads: 300 words in 20 seconds
+APART = 0.1  # least difference between careful and random match rates; closer ones cannot be distinguished
+BEST = 0.98  # upper limit of the careful match rate: with 1, a single mismatch would be proof
+# A rater who matches others more often than chance at this p-value has unusual taste, but is not random.
 LOOKS = 0.01
 
 
 class Position(BaseModel):
-    """Votes for the left answer among those for one of two, and the exact binomial p of a fair coin."""
+    """Position bias in votes that prefer one of two answers."""
 
     votes: int
-    left: float | None
-    p_value: float | None
+    left: float | None  # share of votes for the left answer
+    p_value: float | None  # exact binomial test against 0.5
 
 
 class Gold(BaseModel):
-    """Planted items: how many were judged, the share that was judged right, its 95 % interval (Wilson)."""
+    """Votes on control items."""
 
-    items: int
-    right: float | None
-    ci95: tuple[float, float] | None
+    items: int  # votes
+    right: float | None  # share of right votes
+    ci95: tuple[float, float] | None  # Wilson interval of `right`
 
 
 class Rater(BaseModel):
-    """One person; `agreed` is the share of items on which they say what most of the others say, `by_chance` what that
-    share would be without looking. `evidence` is log10 of how much likelier clicking is than care, `p_value` that of
-    matching so often by chance."""
+    """Quality of one rater."""
 
     rater: str
     votes: int
     position: Position
-    seconds: float | None
-    too_fast: float | None
+    seconds: float | None  # median per vote
+    too_fast: float | None  # share of votes faster than reading
     gold: Gold
-    compared: int
-    agreed: float | None
-    by_chance: float | None
-    evidence: float
-    p_value: float | None
+    compared: int  # items with a majority vote of other raters
+    agreed: float | None  # share of these on which the rater agrees with the majority
+    by_chance: float | None  # the same share expected of random votes
+    evidence: float  # log10 likelihood ratio of random against careful votes
+    p_value: float | None  # probability of at least as many matches by chance
     at_random: bool
-    reasons: list[str]
+    reasons: list[str]  # why `at_random` is true
 
 
 class Hits(BaseModel):
-    """Items on which a person's vote can be compared: how many, how many match, how many would by chance."""
+    """Comparison of a rater's votes with the majority or with control labels."""
 
-    n: int
-    hits: int
-    chance: float
+    n: int  # comparable votes
+    hits: int  # matches
+    chance: float  # match probability of random votes
 
 
 def position(votes: Sequence[Event]) -> Position:
-    """Whether the left answer is chosen more or less often than a fair coin would; the sides are drawn at random."""
-    sides = [_is_left(vote) for vote in votes if vote.body["label"] in (FIRST, SECOND) and "left" in vote.body]
+    """Test whether the left answer is chosen more or less often than half of the time; sides are random on the page."""
+    sides = [
+        (FIRST, SECOND).index(vote.body["label"]) == int(vote.body["left"])
+        for vote in votes
+        if vote.body["label"] in (FIRST, SECOND) and "left" in vote.body
+    ]
     if not sides:
         return Position(votes=0, left=None, p_value=None)
     from scipy.stats import binomtest
@@ -90,8 +85,12 @@ def position(votes: Sequence[Event]) -> Position:
 
 
 def gold(items: Mapping[str, Item], votes: Sequence[Event]) -> Gold:
-    """How the planted items were judged."""
-    right = [vote.body["label"] == items[vote.item].gold for vote in votes if _gold(items, vote)]
+    """Return the accuracy of votes on control items; answers that raters wrote do not count."""
+    right = [
+        vote.body["label"] == items[vote.item].gold
+        for vote in votes
+        if vote.item in items and items[vote.item].gold and vote.body["label"] != OWN
+    ]
     if not right:
         return Gold(items=0, right=None, ci95=None)
     share = sum(right) / len(right)
@@ -99,13 +98,19 @@ def gold(items: Mapping[str, Item], votes: Sequence[Event]) -> Gold:
 
 
 def raters(items: Mapping[str, Item], votes: Sequence[Event]) -> list[Rater]:
-    """Everybody, those who click at random named; the most votes first.
+    """Measure every rater, most votes first, and mark those who vote at random.
 
-    A person's votes are compared with the planted labels and with what most others said of the same items. Under
-    clicking they match as often as chance has it; under care as often as people usually do (the median of the others;
-    9 in 10 for planted ones). Named is who fits clicking far better, unless they match more often than chance would:
-    an odd taste is no clicking. Besides, whoever takes one side far too often is named for that. Two people who
-    disagree cannot be told apart without planted items: nobody is named then.
+    Votes are compared with control labels and with the majority of other raters. Random votes match at chance level,
+    careful votes at the median rate of the other raters (0.9 for control items). A rater is marked if random votes are
+    LIKELIER times more likely, unless the matches are significantly above chance, which indicates unusual taste. A
+    rater who chooses one side too often is marked as well. Two raters who disagree cannot be distinguished without
+    control items; neither is marked.
+
+    Args:
+        items: items by key.
+        votes: current votes.
+
+    Source: Wald 1945, "Sequential Tests of Statistical Hypotheses".
     """
     by_rater: dict[str, list[Event]] = {}
     for vote in votes:
@@ -118,34 +123,35 @@ def raters(items: Mapping[str, Item], votes: Sequence[Event]) -> list[Rater]:
 
 @dataclass(frozen=True, slots=True)
 class _Others:
-    """How often each person says what most others say, in order; and how many people there are."""
+    """Match rates of all raters."""
 
-    shares: Sequence[float]
-    people: int
+    shares: Sequence[float]  # share of votes equal to the majority of others, sorted
+    people: int  # number of raters
 
     def usual(self, hits: Hits) -> float | None:
-        """The median without the person of these hits; None with fewer than two others."""
+        """Return the median without the rater of these hits; None with fewer than two others."""
         count = len(self.shares) - bool(hits.n)
         if count < 2:
             return None
         left_out = bisect_left(self.shares, hits.hits / hits.n) if hits.n else len(self.shares)
-        low, high = (self.shares[place + (place >= left_out)] for place in ((count - 1) // 2, count // 2))
+        low, high = (self.shares[index + (index >= left_out)] for index in ((count - 1) // 2, count // 2))
         return (low + high) / 2
 
 
 def _rater(items: Mapping[str, Item], mine: Sequence[Event], hits: Hits, others: _Others) -> Rater:
-    planted, side = gold(items, mine), position(mine)
-    tests = [(Hits(n=planted.items, hits=round((planted.right or 0) * planted.items), chance=COIN), CARE)]
+    control = gold(items, mine)
+    side = position(mine)
+    tests = [(Hits(n=control.items, hits=round((control.right or 0) * control.items), chance=COIN), CARE)]
     usual = others.usual(hits)
     if usual is not None:
         tests.append((hits, min(BEST, usual)))
-    # Where chance has no match at all, a person and the others have no label in common: that is a taste, no clicking.
-    telling = [(found, care) for found, care in tests if found.n and 0 < found.chance <= care - APART]
-    evidence = sum(_evidence(found, care) for found, care in telling)
-    p_value = _p_value([found for found, _ in telling]) if telling else None
+    # Chance 0 means that the rater and the majority use disjoint labels: unusual taste, not random votes.
+    usable = [(matches, care) for matches, care in tests if matches.n and 0 < matches.chance <= care - APART]
+    evidence = sum(_evidence(matches, care) for matches, care in usable)
+    p_value = _p_value([matches for matches, _ in usable]) if usable else None
     reasons = []
     if evidence > math.log10(LIKELIER) and p_value is not None and p_value > LOOKS:
-        reasons.append(f"the votes are {10 ** min(evidence, 9):.0f} times likelier under clicking than under care")
+        reasons.append(f"random votes are {10 ** min(evidence, 9):.0f} times more likely than careful ones")
     if side.p_value is not None and side.p_value < ONE_SIDED / others.people:
         share = f"{side.left:.0%}" if side.left is not None else ""
         reasons.append(f"chose the left answer in {share} of {side.votes} votes (p = {side.p_value:.1g})")
@@ -156,7 +162,7 @@ def _rater(items: Mapping[str, Item], mine: Sequence[Event], hits: Hits, others:
         position=side,
         seconds=statistics.median(seconds) if seconds else None,
         too_fast=_too_fast(items, mine),
-        gold=planted,
+        gold=control,
         compared=hits.n,
         agreed=hits.hits / hits.n if hits.n else None,
         by_chance=hits.chance if hits.n else None,
@@ -167,40 +173,42 @@ def _rater(items: Mapping[str, Item], mine: Sequence[Event], hits: Hits, others:
     )
 
 
-def _evidence(found: Hits, care: float) -> float:
-    """log10 of how much likelier so many matches are by chance than by care."""
-    misses = found.n - found.hits
-    return found.hits * math.log10(found.chance / care) + misses * math.log10((1 - found.chance) / (1 - care))
+def _evidence(matches: Hits, care: float) -> float:
+    """Return log10 of the binomial likelihood ratio of random against careful votes."""
+    misses = matches.n - matches.hits
+    return matches.hits * math.log10(matches.chance / care) + misses * math.log10((1 - matches.chance) / (1 - care))
 
 
 def _p_value(tests: Sequence[Hits]) -> float:
-    """The chance to match at least so often in all of them together without looking."""
+    """Return the probability of at least as many matches in all tests together by chance."""
     import numpy as np
     from scipy.stats import binom
 
-    together = np.ones(1)
-    for found in tests:
-        together = np.convolve(together, binom.pmf(np.arange(found.n + 1), found.n, found.chance))
-    return float(together[sum(found.hits for found in tests) :].sum())
+    distribution = np.ones(1)
+    for matches in tests:
+        pmf = binom.pmf(np.arange(matches.n + 1), matches.n, matches.chance)
+        distribution = np.convolve(distribution, pmf)
+    return float(distribution[sum(matches.hits for matches in tests) :].sum())
 
 
 def _against_others(items: Mapping[str, Item], votes: Sequence[Event]) -> dict[str, Hits]:
-    """Each person's votes against what most of the others say of the same items; draws among them are left out."""
-    on: dict[str, dict[str, str]] = {}
-    said: dict[str, list[tuple[str, str]]] = {vote.rater: [] for vote in votes}  # what they say, and most others
+    """Compare the votes of each rater with the majority of the other raters; items with a tie are left out."""
+    by_item: dict[str, dict[str, str]] = {}
+    pairs: dict[str, list[tuple[str, str]]] = {vote.rater: [] for vote in votes}  # own label, majority label
     for vote in votes:
         if vote.item in items and not items[vote.item].gold:
-            on.setdefault(vote.item, {})[vote.rater] = str(vote.body["label"])
-    for given in on.values():
+            by_item.setdefault(vote.item, {})[vote.rater] = str(vote.body["label"])
+    for given in by_item.values():
         counts = Counter(given.values())
         for rater, label in given.items():
             others = (counts - Counter([label])).most_common(2)
             if others and (len(others) < 2 or others[0][1] > others[1][1]):
-                said[rater].append((label, others[0][0]))
-    return {rater: _hits(both) for rater, both in said.items()}
+                pairs[rater].append((label, others[0][0]))
+    return {rater: _hits(both) for rater, both in pairs.items()}
 
 
 def _hits(both: Sequence[tuple[str, str]]) -> Hits:
+    """Count equal labels; their expected share by chance is that of Cohen's kappa."""
     if not both:
         return Hits(n=0, hits=0, chance=0.0)
     own, other = (Counter(side) for side in zip(*both, strict=True))
@@ -209,21 +217,9 @@ def _hits(both: Sequence[tuple[str, str]]) -> Hits:
 
 
 def _too_fast(items: Mapping[str, Item], votes: Sequence[Event]) -> float | None:
-    """The share of votes given faster than anybody reads the answers."""
+    """Return the share of votes cast faster than the answers can be read."""
     timed = [vote for vote in votes if "seconds" in vote.body and vote.item in items]
     if not timed:
         return None
-    fast = [float(vote.body["seconds"]) * WORDS_PER_SECOND < _words(items[vote.item]) for vote in timed]
-    return sum(fast) / len(timed)
-
-
-def _words(item: Item) -> int:
-    return sum(len(re.findall(r"\S+", answer)) for answer in item.answers)
-
-
-def _is_left(vote: Event) -> bool:
-    return (FIRST, SECOND).index(str(vote.body["label"])) == int(vote.body["left"])
-
-
-def _gold(items: Mapping[str, Item], vote: Event) -> bool:
-    return vote.item in items and bool(items[vote.item].gold) and vote.body["label"] != OWN
+    words = {key: sum(len(answer.split()) for answer in items[key].answers) for key in {vote.item for vote in timed}}
+    return sum(float(vote.body["seconds"]) * WORDS_PER_SECOND < words[vote.item] for vote in timed) / len(timed)

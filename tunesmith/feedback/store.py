@@ -1,7 +1,7 @@
-"""One file of votes (SQLite): events are only ever added, and are on disk before `append` returns.
+"""Append-only store of votes in one SQLite file; events are on disk before `append` returns.
 
-A vote, a skip and an undo are events; what stands is what the events amount to (`votes.py`). Beside them lie
-leases, which say who looks at what: they keep two tabs from the same item, and losing one loses nothing.
+Votes, skips and undos are events; `votes.py` computes the current state from them. A second table holds leases, which
+reserve an item for a browser tab so that two tabs do not show the same item. Losing a lease loses no data.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 from tunesmith.errors import DataError
 
-# "TSmV" in the header of the file tells it from anybody else's database.
-APPLICATION, FORMAT = 0x54536D56, 1
+APPLICATION = 0x54536D56  # "TSmV", SQLite's application_id of these files
+FORMAT = 1
 HEADER = b"SQLite format 3\0"
-BUSY_SECONDS = 10.0
-# Kind of an event -> what its body holds.
+BUSY_SECONDS = 10.0  # wait for a lock of another process
+# Kind of an event -> required keys of its body.
 HOLDS = {
     "vote": {"label"}, "word": {"label"}, "undo": {"of"},
     "item": {"turns", "answers", "by", "gold"}, "answer": {"text", "by", "weights", "drawing"},
@@ -45,11 +45,11 @@ SCHEMA = (
 
 
 class Unwritten(DataError):
-    """The file cannot be written at the moment; the same may be tried again."""
+    """The store is temporarily not writable; the operation may be retried."""
 
 
 class Who(NamedTuple):
-    """A person by the name they gave, and the tab they sit at."""
+    """A rater and the browser tab they use."""
 
     rater: str
     tab: str = ""
@@ -57,19 +57,19 @@ class Who(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that a person did to an item; `at` in seconds since 1970, numbers grow by time."""
+    """A stored action of a rater on an item."""
 
-    number: int
-    at: float
+    number: int  # increases with time
+    at: float  # Unix time in seconds
     rater: str
     kind: str
-    item: str
+    item: str  # key of the item
     body: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An event before it is written."""
+    """An event to append."""
 
     rater: str
     kind: str
@@ -78,9 +78,15 @@ class Entry:
 
 
 class VoteStore:
-    """The events and leases of one file, made if it is not there; several threads and processes may share it.
+    """The events and leases of one file, created if missing; threads and processes may share it.
 
-    Raises DataError for a file that is not such a store, or that holds votes on something other than `what`.
+    Args:
+        path: the file.
+        what: kind of the items; a store of another kind is refused.
+        clock: current Unix time in seconds.
+
+    Raises:
+        DataError: the file is not a vote store, is of another kind, damaged, or cannot be opened.
     """
 
     def __init__(self, path: Path, *, what: str, clock: Callable[[], float] = time.time) -> None:
@@ -98,66 +104,84 @@ class VoteStore:
         except (OSError, sqlite3.Error) as error:
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
                 raise DataError(_damaged(path, str(error))) from error
-            cure = "name a file of votes in a folder that can be written"
-            raise DataError(f"{path}: cannot keep votes here ({error}); {cure}") from error
+            raise DataError(f"{path}: cannot store votes ({error}); give a file in a writable folder") from error
 
     def _open(self, what: str) -> None:
-        found = self._pragma("application_id")
-        if found != APPLICATION and self._db.execute("select 1 from sqlite_master limit 1").fetchone():
-            raise DataError(f"{self.path}: a database of another program; name another file of votes")
+        application = self._pragma("application_id")
+        if application != APPLICATION and self._db.execute("select 1 from sqlite_master limit 1").fetchone():
+            raise DataError(f"{self.path}: database of another program; give another vote store")
         if self._pragma("user_version") > FORMAT:
             raise DataError(f"{self.path}: written by a newer tunesmith; pip install --upgrade tunesmith")
-        # With the write-ahead log and FULL each commit waits for the disk: a vote outlives a crash of the machine.
+        # With the write-ahead log and FULL, each commit waits for the disk: a vote survives a power failure.
         self._db.execute("pragma journal_mode = wal")
         self._db.execute("pragma synchronous = full")
         with self._writing():
-            for line in SCHEMA:
-                self._db.execute(line)
+            for statement in SCHEMA:
+                self._db.execute(statement)
             self._db.execute("insert or ignore into about values ('what', ?)", (what,))
-        (held,) = self._db.execute("select value from about where key = 'what'").fetchone()
-        if held != what:
-            raise DataError(f"{self.path}: holds {held}, not {what}; name another file of votes")
+        (stored,) = self._db.execute("select value from about where key = 'what'").fetchone()
+        if stored != what:
+            raise DataError(f"{self.path}: expected votes on {what}, got votes on {stored}; give another vote store")
 
     def append(self, *entries: Entry) -> list[Event]:
-        """The entries as events, all of them on disk or none."""
-        at, made = self._clock(), []
+        """Write the entries in one transaction and return them as events.
+
+        Raises:
+            Unwritten: the file is not writable at the moment.
+        """
+        at = self._clock()
+        events = []
         with self._writing():
             for entry in entries:
                 body = json.dumps(dict(entry.body or {}), ensure_ascii=False, sort_keys=True)
                 values = (at, entry.rater, entry.kind, entry.item, body)
-                done = self._db.execute(
+                cursor = self._db.execute(
                     "insert into events (at, rater, kind, item, body) values (?, ?, ?, ?, ?)", values
                 )
-                made.append(Event(done.lastrowid or 0, at, entry.rater, entry.kind, entry.item, entry.body or {}))
-        return made
+                events.append(Event(cursor.lastrowid or 0, at, entry.rater, entry.kind, entry.item, entry.body or {}))
+        return events
 
     def since(self, after: int = 0) -> list[Event]:
-        """The events after that number, in the order in which they happened. Raises DataError for damaged ones."""
+        """Return the events with a number above `after`, in order.
+
+        Raises:
+            DataError: the store is damaged.
+        """
         try:
             with self._lock:
-                found = self._db.execute("select * from events where number > ? order by number", (after,)).fetchall()
+                rows = self._db.execute("select * from events where number > ? order by number", (after,)).fetchall()
         except sqlite3.DatabaseError as error:
             raise DataError(_damaged(self.path, str(error))) from error
         return [
             Event(number, at, rater, kind, item, self._body(number, kind, body))
-            for number, at, rater, kind, item, body in found
+            for number, at, rater, kind, item, body in rows
         ]
 
     def _body(self, number: int, kind: str, body: str) -> dict[str, Any]:
-        """What an event says. Raises DataError where it is not what was written."""
+        """Parse and check the body of an event."""
         try:
-            found = json.loads(body)
+            parsed = json.loads(body)
         except (ValueError, TypeError) as error:
             raise DataError(_damaged(self.path, f"event {number}: {error}")) from error
-        lacks = HOLDS.get(kind, set()) - set(found if isinstance(found, dict) else ())
-        if lacks or not isinstance(found, dict):
-            raise DataError(_damaged(self.path, f"event {number}, {kind}, lacks {', '.join(sorted(lacks))}"))
-        return found
+        missing = HOLDS.get(kind, set()) - set(parsed if isinstance(parsed, dict) else ())
+        if missing or not isinstance(parsed, dict):
+            raise DataError(_damaged(self.path, f"event {number}, {kind}: missing {', '.join(sorted(missing))}"))
+        return parsed
 
     def lease(self, item: str, who: Who, *, places: int, seconds: float) -> bool:
-        """Whether the tab may look at the item now, with at most `places` people at it; it lets go of any other.
+        """Reserve an item for a tab and release its other leases.
 
-        The same person never gets an item in two tabs.
+        Args:
+            item: key of the item.
+            who: the rater and their tab.
+            places: raters that may hold the item at the same time.
+            seconds: duration of the lease.
+
+        Returns:
+            False if the item is held by `places` others, or by the same rater in another tab.
+
+        Raises:
+            Unwritten: the file is not writable at the moment.
         """
         now = self._clock()
         with self._writing():
@@ -169,21 +193,21 @@ class VoteStore:
         return True
 
     def leases(self) -> dict[str, list[Who]]:
-        """Item -> who looks at it now."""
-        found: dict[str, list[Who]] = {}
+        """Return the current holders of each leased item."""
+        holders: dict[str, list[Who]] = {}
         with self._lock:
             query = "select item, rater, tab from leases where until > ?"
             for item, rater, tab in self._db.execute(query, (self._clock(),)):
-                found.setdefault(item, []).append(Who(rater, tab))
-        return found
+                holders.setdefault(item, []).append(Who(rater, tab))
+        return holders
 
     def release(self, who: Who) -> None:
-        """Let go of what the tab looks at."""
+        """Delete the lease of the tab."""
         with self._writing():
             self._db.execute("delete from leases where tab = ? and rater = ?", (who.tab, who.rater))
 
     def close(self) -> None:
-        """Write the log back into the one file and let go of it."""
+        """Merge the write-ahead log into the file and close it."""
         with self._lock:
             self._db.close()
 
@@ -192,7 +216,7 @@ class VoteStore:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """A transaction that no other thread or process writes beside. Raises Unwritten."""
+        """Open an exclusive write transaction; raise Unwritten if another process holds the lock."""
         with self._lock:
             try:
                 self._db.execute("begin immediate")
@@ -204,19 +228,19 @@ class VoteStore:
                         self._db.execute("rollback")
                     raise
             except sqlite3.OperationalError as error:
-                cure = "end what holds it or make room, then try again"
-                raise Unwritten(f"{self.path}: cannot be written ({error}); {cure}") from error
+                fix = "stop the process that locks it or free disk space, then try again"
+                raise Unwritten(f"{self.path}: not writable ({error}); {fix}") from error
 
 
-def _damaged(path: Path, finding: str) -> str:
-    return f"{path}: damaged inside ({finding}); go on with a copy from before, or name another file of votes"
+def _damaged(path: Path, problem: str) -> str:
+    return f"{path}: damaged vote store ({problem}); restore a backup or give another vote store"
 
 
 def _check_header(path: Path) -> None:
-    """Refuse what is no database before SQLite sees it: it takes a file of a few bytes for an empty one."""
+    """Refuse other files before SQLite opens them: it treats a file of a few bytes as an empty database."""
     if not path.is_file():
         return
     with path.open("rb") as file:
-        begins = file.read(len(HEADER))
-    if begins and begins != HEADER:
-        raise DataError(f"{path}: not a file of votes; name one that `tunesmith feedback` or `label` wrote")
+        header = file.read(len(HEADER))
+    if header and header != HEADER:
+        raise DataError(f"{path}: not a vote store; give one written by `tunesmith feedback` or `tunesmith label`")

@@ -1,4 +1,4 @@
-"""What a store of judgements amounts to, as one page of figures."""
+"""Summary of the votes of a store: agreement, rater quality and ranking."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tunesmith.feedback.votes import Votes
 
 
 class Summary(BaseModel):
-    """Everything that can be said about the votes; planted items count only in `gold` and for their raters."""
+    """Statistics of all votes of a store; control items count only in `gold` and `raters`."""
 
     store: str
     items: int
-    judged: int
-    votes: dict[str, int]
+    judged: int  # items with a vote
+    votes: dict[str, int]  # by label
     agreement: Agreement
     position: Position
     gold: Gold
@@ -31,9 +31,16 @@ class Summary(BaseModel):
 
 
 def summarise(items: Mapping[str, Item], votes: Votes, *, store: str) -> Summary:
-    """The page of these votes."""
+    """Summarise votes.
+
+    Args:
+        items: items by key.
+        votes: state of the votes.
+        store: name or path of the store, for display.
+    """
     cast = [vote for vote in votes.standing() if vote.item in items]
     plain = [vote for vote in cast if not items[vote.item].gold]
+    units = [votes.on(key) for key in votes.items() if key in items and not items[key].gold]
     people = raters(items, cast)
     played = games(items, plain)
     return Summary(
@@ -41,7 +48,7 @@ def summarise(items: Mapping[str, Item], votes: Votes, *, store: str) -> Summary
         items=sum(not item.gold for item in items.values()),
         judged=len({vote.item for vote in plain}),
         votes=dict(Counter(str(vote.body["label"]) for vote in plain).most_common()),
-        agreement=agreement([votes.on(key) for key in votes.items() if _is_plain(items, key)], each_two=True),
+        agreement=agreement(units, each_two=True),
         position=position(plain),
         gold=gold(items, cast),
         raters=people,
@@ -49,7 +56,3 @@ def summarise(items: Mapping[str, Item], votes: Votes, *, store: str) -> Summary
         models=rank(played),
         duels=duels(played),
     )
-
-
-def _is_plain(items: Mapping[str, Item], key: str) -> bool:
-    return key in items and not items[key].gold

@@ -1,6 +1,6 @@
-"""Who gets which item next, what they put aside, and what an undo takes back: the same on every page of votes.
+"""Assignment of items to raters, with skip and undo, shared by all annotation pages.
 
-The store is the truth, and everything here is made from it again after a crash.
+The store is the only persistent state; everything here is rebuilt from it after a crash.
 """
 
 from __future__ import annotations
@@ -13,27 +13,31 @@ from tunesmith.errors import DataError
 from tunesmith.feedback.store import Entry, VoteStore, Who
 from tunesmith.feedback.votes import SKIP, UNDO, VOTE, Votes
 
-# An item that is looked at this long without a vote may go to somebody else.
+# An item shown this long without a vote may be assigned to another rater.
 LEASE_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How much several people judge: this share of the items, each by so many of them."""
+    """Share of the items that several raters judge, to measure agreement."""
 
-    share: float = 0.0
-    raters: int = 2
+    share: float = 0.0  # 0 to 1
+    raters: int = 2  # raters per shared item
 
     def wanted(self, key: str) -> int:
-        """How many people are to judge this item; the same items every time."""
+        """Return the number of raters for this item; it depends on the key alone."""
         return self.raters if int(key[:8], 16) < self.share * 2**32 else 1
 
     def check(self) -> None:
-        """Nothing for settings that can be followed. Raises DataError."""
+        """Check the settings.
+
+        Raises:
+            DataError: a value is out of range.
+        """
         if not 0 <= self.share <= 1:
-            raise DataError(f"--overlap: {self.share} is no share of the items; give 0 to 1")
+            raise DataError(f"--overlap: expected a share of the items in [0, 1], got {self.share}; change it")
         if self.raters < 2:
-            raise DataError(f"--raters: {self.raters} leaves nothing to compare; give 2 or more")
+            raise DataError(f"--raters: expected at least 2 raters per shared item, got {self.raters}; raise it")
 
 
 ALONE = Overlap()
@@ -41,25 +45,37 @@ ALONE = Overlap()
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Which items there are, in which order a person is to get them, and how many people each is for."""
+    """Items of a page, their order, and the number of raters per item."""
 
-    items: Collection[str]
-    order: Callable[[str], Iterable[str]]  # rater -> keys, the best first
-    wanted: Callable[[str], int]
-    changed: Callable[[], None] = lambda: None  # called when there are votes that were not known before
+    items: Collection[str]  # keys
+    order: Callable[[str], Iterable[str]]  # rater -> keys in the order of assignment
+    wanted: Callable[[str], int]  # key -> number of raters
+    changed: Callable[[], None] = lambda: None  # called after new votes
 
 
 class Turns:
-    """One store of votes on some items, for any number of people and tabs; `lock` guards what is made from it."""
+    """Assigns the items of one store to raters and tabs, and records their votes.
+
+    Args:
+        store: the events.
+        rules: the items, their order and raters per item.
+    """
 
     def __init__(self, store: VoteStore, rules: Rules) -> None:
-        self.store, self.votes, self.lock = store, Votes(), RLock()
+        self.store = store
+        self.votes = Votes()
+        self.lock = RLock()  # guards `votes` and whatever callers derive from it
         self._rules = rules
 
     def next(self, who: Who, *, skipped: bool = False) -> str | None:
-        """The item this tab is to judge, leased to it; with `skipped` one of those its person put aside.
+        """Lease the next item to this tab.
 
-        A tab that asks again before it has answered gets the same item. None when there is nothing left.
+        Args:
+            who: the rater and their tab. A tab that has not voted on its item gets the same item again.
+            skipped: choose among the items that the rater has skipped.
+
+        Returns:
+            The key, or None when no item is left.
         """
         with self.lock:
             self.catch_up()
@@ -67,8 +83,8 @@ class Turns:
             held = next((key for key, holders in leases.items() if who in holders), "")
             aside = self.votes.skipped(who.rater)
             for key in filter(None, (held, *self._rules.order(who.rater))):
-                others = [one for one in leases.get(key, ()) if one.tab != who.tab]
-                if self._places(key, who.rater) <= len(others) or (key in aside) != skipped:
+                others = [holder for holder in leases.get(key, ()) if holder.tab != who.tab]
+                if self._open_places(key, who.rater) <= len(others) or (key in aside) != skipped:
                     continue
                 if self._leased(key, who):
                     return key
@@ -76,32 +92,42 @@ class Turns:
             return None
 
     def vote(self, who: Who, key: str, body: dict[str, object], *before: Entry, late: bool = False) -> None:
-        """Keep a vote, and what goes with it; all is on disk when this returns. `late` keeps one too many as well.
+        """Store a vote and release the item. A repeated identical vote, as after a lost response, is ignored.
 
-        The same again, as from a page that did not hear of the first, adds nothing.
+        Args:
+            who: the rater and their tab.
+            key: the item.
+            body: content of the vote.
+            before: events to store in the same transaction, before the vote.
+            late: accept the vote even if the item has enough votes.
 
-        Raises DataError where as many people as are to judge the item did so while this tab looked at it too long.
+        Raises:
+            DataError: the lease expired and the item has enough votes of other raters.
         """
         with self.lock:
             self.catch_up()
             given = self.votes.on(key)
-            mine = who in self.store.leases().get(key, ())  # an undo gave it back, whoever judged meanwhile
-            if not (late or mine or who.rater in given) and len(given) >= self._rules.wanted(key):
-                raise DataError("vote: others have judged this one meanwhile; go on with the next")
+            leased = who in self.store.leases().get(key, ())  # true after an undo, even with enough other votes
+            if not (late or leased or who.rater in given) and len(given) >= self._rules.wanted(key):
+                raise DataError("vote: this item already has enough votes of other raters; continue with the next one")
             if not self._is_last(who.rater, key, body):
                 self.store.append(*before, Entry(who.rater, VOTE, key, body))
             self.store.release(who)
             self.catch_up()
 
     def skip(self, who: Who, key: str) -> None:
-        """Put an item aside for this person."""
+        """Skip an item for this rater and release it."""
         with self.lock:
             self.store.append(Entry(who.rater, SKIP, key))
             self.store.release(who)
             self.catch_up()
 
     def undo(self, who: Who) -> str | None:
-        """Take back what this person did last, and hand its item to the tab again; None when there is nothing."""
+        """Undo the last vote or skip of this rater and lease its item to the tab again.
+
+        Returns:
+            The key, or None when there is nothing to undo.
+        """
         with self.lock:
             self.catch_up()
             last = self.votes.last(who.rater)
@@ -114,17 +140,17 @@ class Turns:
             return last.item
 
     def release(self, who: Who) -> None:
-        """Let go of the item that a tab which was closed had."""
+        """Release the item of a closed tab."""
         self.store.release(who)
 
     def can_undo(self, rater: str) -> bool:
-        """Whether what this person did last is there to be taken back."""
+        """Return whether this rater has a vote or skip to undo."""
         with self.lock:
             last = self.votes.last(rater)
             return last is not None and last.item in self._rules.items
 
     def catch_up(self) -> None:
-        """Take what this or another process has written since."""
+        """Read the events that this or another process has written since the last call."""
         with self.lock:
             before = self.votes.number
             for event in self.store.since(before):
@@ -133,23 +159,23 @@ class Turns:
                 self._rules.changed()
 
     def _is_last(self, rater: str, key: str, body: Mapping[str, object]) -> bool:
-        """Whether what this person did last is this vote; how long they looked does not matter."""
+        """Return whether the last action of this rater is the same vote, ignoring its duration."""
         last = self.votes.last(rater)
         if last is None or (last.kind, last.item) != (VOTE, key):
             return False
         return {**last.body, "seconds": 0} == {**body, "seconds": 0}
 
     def _leased(self, key: str, who: Who) -> bool:
-        """Whether the tab has the item now, and as many people as are to judge it have not done so meanwhile."""
-        while (places := self._places(key, who.rater)) and self.store.lease(
+        """Lease the item, and check that no other process has voted on it meanwhile."""
+        while (places := self._open_places(key, who.rater)) and self.store.lease(
             key, who, places=places, seconds=LEASE_SECONDS
         ):
-            self.catch_up()  # another process may have voted, and let go of it, just before
-            if self._places(key, who.rater) == places:
+            self.catch_up()  # another process may have voted and released the item just before
+            if self._open_places(key, who.rater) == places:
                 return True
         return False
 
-    def _places(self, key: str, rater: str) -> int:
-        """How many more people may judge an item, this one among them; 0 if it is not for this person."""
+    def _open_places(self, key: str, rater: str) -> int:
+        """Return the number of votes still needed; 0 if this rater has voted on the item."""
         given = self.votes.on(key)
         return 0 if rater in given or key not in self._rules.items else self._rules.wanted(key) - len(given)

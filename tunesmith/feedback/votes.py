@@ -1,4 +1,4 @@
-"""What the events of a store amount to: the votes that stand, who skipped what, and what an undo would take back."""
+"""State computed from the events of a store: current votes, skipped items, and the next undo."""
 
 from __future__ import annotations
 
@@ -8,66 +8,69 @@ from typing import Any
 
 from tunesmith.feedback.store import Event
 
-VOTE, SKIP, UNDO, WORD = "vote", "skip", "undo", "word"
+VOTE = "vote"
+SKIP = "skip"
+UNDO = "undo"
+WORD = "word"
 
-# Between letters they decide how those are written (Persian, Indic), between pictures they join an emoji.
+# Invisible, but required in text: they control letter forms (Persian, Indic scripts) and join emoji.
 JOINERS = "\u200c\u200d"
 
 
 def can_be_read(text: str) -> bool:
-    """Whether there is something to see in a text, and no control character."""
-    seen = text.translate(dict.fromkeys(map(ord, JOINERS)))
-    return bool(seen.strip()) and seen.isprintable()
+    """Return whether a text has visible characters and no control characters."""
+    without_joiners = text.translate(dict.fromkeys(map(ord, JOINERS)))
+    return bool(without_joiners.strip()) and without_joiners.isprintable()
 
 
 class Votes:
-    """The state after some events; `take` moves it on, and the same events always give the same state.
+    """The votes after a sequence of events; `take` adds an event, and equal sequences give equal states.
 
-    Of several votes of one person on one item the last stands; taken back, the one before stands again.
+    The last vote of a rater on an item counts; an undo restores the previous one.
     """
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
-        self.number = 0  # of the last event taken
-        self.words: list[str] = []  # labels that can be given, in the order in which they were first known
-        self._cast: dict[str, dict[str, list[Event]]] = {}  # item -> rater -> votes not taken back
-        self._labels: dict[str, str | None] = {}  # item -> what stands, as far as it was asked for
+        self.number = 0  # of the last event
+        self.words: list[str] = []  # known labels, in order of first use
+        self._cast: dict[str, dict[str, list[Event]]] = {}  # item -> rater -> votes without undone ones
+        self._labels: dict[str, str | None] = {}  # item -> majority label, computed on demand
         self._skipped: defaultdict[str, set[str]] = defaultdict(set)  # rater -> items
-        self._done: defaultdict[str, list[Event]] = defaultdict(list)  # rater -> what can be taken back
+        self._done: defaultdict[str, list[Event]] = defaultdict(list)  # rater -> votes and skips without undone ones
         for event in events:
             self.take(event)
 
     def take(self, event: Event) -> None:
-        """Move on by one event."""
+        """Apply one event."""
         self.number = event.number
         if event.kind == VOTE:
             self._labels.pop(event.item, None)
             self._cast.setdefault(event.item, {}).setdefault(event.rater, []).append(event)
             self._skipped[event.rater].discard(event.item)
-            self._known(event.body["label"])
+            self._add_label(event.body["label"])
             self._done[event.rater].append(event)
         elif event.kind == SKIP:
             self._skipped[event.rater].add(event.item)
             self._done[event.rater].append(event)
         elif event.kind == WORD:
-            self._known(event.body["label"])
+            self._add_label(event.body["label"])
         elif event.kind == UNDO:
-            self._take_back(event)
+            self._undo(event)
 
     def on(self, item: str) -> dict[str, str]:
-        """Rater -> the label that stands."""
+        """Return the current label of each rater on an item."""
         return {rater: str(votes[-1].body["label"]) for rater, votes in self._cast.get(item, {}).items()}
 
     def standing(self) -> list[Event]:
-        """Every vote that stands, in the order in which they were cast."""
-        found = [votes[-1] for raters in self._cast.values() for votes in raters.values()]
-        return sorted(found, key=lambda vote: vote.number)
+        """Return all current votes in the order in which they were cast."""
+        current = [votes[-1] for raters in self._cast.values() for votes in raters.values()]
+        return sorted(current, key=lambda vote: vote.number)
 
     def items(self) -> list[str]:
-        """Every item with a vote that stands, in the order of the first votes."""
+        """Return all items with a current vote, in the order of their first votes."""
         return list(self._cast)
 
     def label(self, item: str) -> str | None:
-        """The label that most people gave; None for a tie or no vote."""
+        """Return the majority label of an item; None for a tie or no vote."""
         if item not in self._labels:
             ranked = Counter(self.on(item).values()).most_common(2)
             tied = len(ranked) > 1 and ranked[0][1] == ranked[1][1]
@@ -75,39 +78,39 @@ class Votes:
         return self._labels[item]
 
     def skipped(self, rater: str) -> set[str]:
-        """Items that a person has put aside and not voted on since."""
+        """Return the items that a rater has skipped and not voted on since."""
         return set(self._skipped[rater])
 
     def last(self, rater: str) -> Event | None:
-        """What an undo of this person would take back."""
+        """Return the vote or skip that the next undo of this rater would revert."""
         return self._done[rater][-1] if self._done[rater] else None
 
     def counts(self) -> Counter[str]:
-        """Rater -> items they have a vote on."""
+        """Return the number of items with a vote for each rater."""
         return Counter(rater for raters in self._cast.values() for rater in raters)
 
     def units(self) -> list[dict[str, str]]:
-        """For each item that several people voted on: rater -> label."""
+        """Return rater -> label for each item with several votes."""
         return [self.on(item) for item, raters in self._cast.items() if len(raters) > 1]
 
-    def _known(self, label: Any) -> None:
+    def _add_label(self, label: Any) -> None:
         if str(label) not in self.words:
             self.words.append(str(label))
 
-    def _take_back(self, event: Event) -> None:
+    def _undo(self, event: Event) -> None:
         number = event.body["of"]
         done = self._done[event.rater]
-        gone = next((one for one in reversed(done) if one.number == number), None)
-        if gone is None:
-            return  # two tabs took the same thing back
-        done.remove(gone)
-        if gone.kind == SKIP:
-            self._skipped[event.rater].discard(gone.item)
+        undone = next((action for action in reversed(done) if action.number == number), None)
+        if undone is None:
+            return  # two tabs undid the same action
+        done.remove(undone)
+        if undone.kind == SKIP:
+            self._skipped[event.rater].discard(undone.item)
             return
-        self._labels.pop(gone.item, None)
-        votes = self._cast[gone.item][event.rater]
-        votes.remove(gone)
+        self._labels.pop(undone.item, None)
+        votes = self._cast[undone.item][event.rater]
+        votes.remove(undone)
         if not votes:
-            del self._cast[gone.item][event.rater]
-        if not self._cast[gone.item]:
-            del self._cast[gone.item]
+            del self._cast[undone.item][event.rater]
+        if not self._cast[undone.item]:
+            del self._cast[undone.item]
