@@ -96,16 +96,16 @@ def test_undo_own_answers_skips_and_two_tabs(page: Page, serve: Serve, command: 
 
     # e writes a better answer; keys are letters there, and Ctrl+Enter saves.
     page.keyboard.press("e")
-    page.get_by_role("button", name="Begin with answer 2").click()
-    expect(page.get_by_role("textbox", name="I would write")).to_have_value(right)
+    page.get_by_role("button", name="Start from answer 2").click()
+    expect(page.get_by_role("textbox", name="Your answer")).to_have_value(right)
     # What the server refuses stays there to be mended.
     page.keyboard.press("Control+Enter")
     expect(page.get_by_role("alert")).to_contain_text("the same as one that is there")
     page.get_by_role("button", name="Try again").click()
-    expect(page.locator("#fault")).to_be_hidden()
+    expect(page.locator("#problem")).to_be_hidden()
     page.keyboard.press("e")
-    expect(page.get_by_role("textbox", name="I would write")).to_have_value(right)
-    page.get_by_role("textbox", name="I would write").fill("1 best of all, su")
+    expect(page.get_by_role("textbox", name="Your answer")).to_have_value(right)
+    page.get_by_role("textbox", name="Your answer").fill("1 best of all, su")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#turns")).not_to_have_text(first, use_inner_text=True)
     expect(page.locator("#said")).to_have_text("Saved: your own answer.")

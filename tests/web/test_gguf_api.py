@@ -121,7 +121,7 @@ def test_answers_hold_to_a_schema(client: openai.OpenAI):
 @pytest.mark.parametrize(
     ("path", "body", "status", "said"),
     [
-        ("/classify", {"model": "one", "input": "x"}, 400, "was not tuned to label"),
+        ("/classify", {"model": "one", "input": "x"}, 400, "is not a classifier"),
         (
             "/v1/embeddings",
             {"model": "one", "input": "x"},

@@ -122,7 +122,7 @@ def test_a_script_in_a_row_stays_text_and_the_phone_needs_no_sideways_scroll(
         )
     assert sorted(seen) == sorted([SCRIPT, long])
     expect(page.get_by_role("heading", name="Every row has a label")).to_be_visible()
-    page.get_by_text("How far it is").tap()
+    page.get_by_text("Progress").tap()
     expect(page.locator("#by-label th").first).to_have_text(label)
     expect(page.locator("#by-person th")).to_have_text("<i>Eve</i>")
     assert page.evaluate(WIDEST) <= PHONE["width"]
@@ -153,12 +153,12 @@ def test_a_page_elsewhere_needs_the_token_and_two_people_agree(page: Page, serve
     bo = {press(page, "1") for _ in range(3)} | {page.locator("#text").inner_text()}
     page.keyboard.press("1")
     assert ana == bo
-    expect(page.get_by_role("heading", name="On 1 row people disagree")).to_be_visible()  # it has no label
+    expect(page.get_by_role("heading", name="On 1 row raters disagree")).to_be_visible()  # it has no label
     expect(page.locator("#done")).to_have_text("3 labelled")
-    page.get_by_text("How far it is").click()
+    page.get_by_text("Progress").click()
     # Seven of eight are "good": 1 - (2/8) / (2*7*1 / (8*7)) = 0.
-    expect(page.locator("#agreement")).to_contain_text("On 4 rows")
-    expect(page.locator("#agreement")).to_contain_text("75 % of the time; Krippendorff's alpha: 0.00")
+    expect(page.locator("#agreement")).to_contain_text("on 4 rows")
+    expect(page.locator("#agreement")).to_contain_text("75 % of the votes; Krippendorff's alpha: 0.00")
 
 
 def test_everything_that_can_be_pressed_has_a_name_and_every_row_is_announced(page: Page, serve: Serve, rows: Path):

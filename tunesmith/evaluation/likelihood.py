@@ -75,7 +75,7 @@ REPORTED = {
 
 @dataclass(frozen=True, slots=True)
 class ReadingOptions:
-    """How texts are scored."""
+    """Options for scoring texts."""
 
     limit: int  # maximum window length in tokens
     terms: Sequence[str] = ()  # domain terms to count
@@ -203,10 +203,10 @@ def rate_interval(
     clusters = Clusters.of(len(likelihoods), groups)
     if clusters.count < 2:
         return None
-    drawn = _resampled(metric, [likelihoods], clusters)[:, 0]
-    if not lower_is_better(metric) and not np.ptp(drawn):  # an interval of width 0 would claim certainty
+    resampled = _resampled(metric, [likelihoods], clusters)[:, 0]
+    if not lower_is_better(metric) and not np.ptp(resampled):  # an interval of width 0 would claim certainty
         return wilson(rate(metric, likelihoods), clusters.count)
-    low, high = percentiles(drawn, clusters.count)
+    low, high = percentiles(resampled, clusters.count)
     return max(1.0 if RATES[metric].power else 0.0, low), high if lower_is_better(metric) else min(1.0, high)
 
 
@@ -248,7 +248,7 @@ def compare(
     )
     change = clusters.sums(sign * (tuned_sums - base_sums))
     pairs = _resampled(metric, [base, tuned], clusters)
-    drawn = sign * (pairs[:, 1] - pairs[:, 0])
+    resampled = sign * (pairs[:, 1] - pairs[:, 0])
     base_value = rate(metric, base)
     tuned_value = rate(metric, tuned)
     scale = base_value if lower_is_better(metric) else 1.0
@@ -256,7 +256,7 @@ def compare(
         base=sign * base_value,
         tuned=sign * tuned_value,
         delta=sign * (tuned_value - base_value),
-        ci95=difference_bounds(drawn, clusters.count, scale, most=math.inf if sign < 0 else 1.0),
+        ci95=difference_bounds(resampled, clusters.count, scale, most=math.inf if sign < 0 else 1.0),
         p_value=sign_flip(change, np.random.default_rng(0), RESAMPLES),
         n=len(base),
         clusters=clusters.count,
@@ -265,7 +265,7 @@ def compare(
         verdict="no effect",
     )
     fewest = FEWEST if sign > 0 or not change.any() else 0
-    result = judged(comparison, float(drawn.std()), scale=scale, fewest_rows=fewest)
+    result = judged(comparison, float(resampled.std()), scale=scale, fewest_rows=fewest)
     if sign > 0:
         return result
     low, high = result.ci95

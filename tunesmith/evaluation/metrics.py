@@ -59,7 +59,12 @@ def macro_f1_pair(references: Sequence[str], base: Sequence[str], tuned: Sequenc
     _same_length(references, base)
     _same_length(references, tuned)
     labels = sorted(set(references))
-    truth, first, second = (_codes(side, labels) for side in (references, base, tuned))
+    index = {label: k for k, label in enumerate(labels)}
+    # Answers that are not a label get index K.
+    truth, first, second = (
+        np.array([index.get(label, len(labels)) for label in side], dtype=np.int64)
+        for side in (references, base, tuned)
+    )
 
     def statistic(rows: NDArray[np.intp]) -> tuple[float, float]:
         selected = truth[rows]
@@ -172,12 +177,6 @@ def _same_length(references: Sequence[object], answers: Sequence[object]) -> Non
         raise ValueError(f"{len(references)} references for {len(answers)} answers")
     if not len(references):
         raise DataError("scores: no rows to score; give the test set at least one row")
-
-
-def _codes(side: Sequence[str], labels: list[str]) -> Ints:
-    """Return the index of each label, [N]; answers that are not a label get index K."""
-    index = {label: k for k, label in enumerate(labels)}
-    return np.array([index.get(label, len(labels)) for label in side], dtype=np.int64)
 
 
 def _macro_f1_of(references: Ints, answers: Ints, labels: int) -> float:

@@ -94,9 +94,9 @@ class Clusters:
         above = [self.sums(values) for values in over]
         blocks = []
         for size in _blocks(resamples, self.count):
-            drawn = rng.integers(self.count, size=(size, self.count))
-            divisor = np.maximum(below[drawn].sum(axis=1), 1e-12)
-            blocks.append(np.stack([sums[drawn].sum(axis=1) / divisor for sums in above], axis=1))
+            resampled = rng.integers(self.count, size=(size, self.count))
+            divisor = np.maximum(below[resampled].sum(axis=1), 1e-12)
+            blocks.append(np.stack([sums[resampled].sum(axis=1) / divisor for sums in above], axis=1))
         return np.concatenate(blocks)
 
     def drawn_rows(self, rng: np.random.Generator, resamples: int) -> Iterator[Indices]:
@@ -105,9 +105,9 @@ class Clusters:
         lengths = self.sizes.astype(np.intp)
         starts = np.cumsum(lengths) - lengths
         for _ in range(resamples):
-            drawn = rng.integers(self.count, size=self.count)
-            length = lengths[drawn]
-            shift = starts[drawn] - (np.cumsum(length) - length)
+            resampled = rng.integers(self.count, size=self.count)
+            length = lengths[resampled]
+            shift = starts[resampled] - (np.cumsum(length) - length)
             yield order[np.repeat(shift, length) + np.arange(length.sum())]
 
 
@@ -152,7 +152,7 @@ def sign_flip(change: Floats, rng: np.random.Generator, resamples: int) -> float
     return (1 + hits) / (1 + resamples)
 
 
-def percentiles(drawn: Floats, clusters: int) -> tuple[float, float]:
+def percentiles(resampled: Floats, clusters: int) -> tuple[float, float]:
     """Return the 95 % percentile interval of bootstrap resamples [R], expanded for few clusters.
 
     Below FEWEST clusters the resamples cannot exceed the range of the clusters, so the interval also covers the one
@@ -164,59 +164,59 @@ def percentiles(drawn: Floats, clusters: int) -> tuple[float, float]:
 
     t = float(stdtrit(clusters - 1, 1 - ALPHA / 2))
     tail = float(ndtr(-math.sqrt(clusters / (clusters - 1)) * t))
-    low, high = map(float, np.quantile(drawn, (tail, 1 - tail)))
+    low, high = map(float, np.quantile(resampled, (tail, 1 - tail)))
     if clusters < FEWEST:
-        middle = float(drawn.mean())
-        reach = t * _standard_error(drawn, clusters)
+        middle = float(resampled.mean())
+        reach = t * _standard_error(resampled, clusters)
         low, high = min(low, middle - reach), max(high, middle + reach)
     return low, high
 
 
-def difference_bounds(drawn: Floats, clusters: int, scale: float, *, most: float) -> tuple[float, float]:
+def difference_bounds(resampled: Floats, clusters: int, scale: float, *, most: float) -> tuple[float, float]:
     """Return the 95 % interval of a difference from its bootstrap resamples.
 
-    Where all resamples are 0 the percentile interval would claim certainty; it is replaced by the Wilson interval of
-    a share of 0.
+    If all resamples are 0, the percentile interval would claim certainty; it is replaced by the Wilson interval of a
+    share of 0.
 
     Args:
-        drawn: resampled differences, [R].
+        resampled: resampled differences, [R].
         clusters: number of clusters, G.
         scale: range of the metric, used where resamples give no interval.
         most: largest possible absolute difference.
     """
     if clusters < 2:
         return -scale, scale
-    if not drawn.any():
+    if not resampled.any():
         reach = scale * wilson(0.0, clusters)[1]
         return -reach, reach
-    low, high = percentiles(drawn, clusters)
+    low, high = percentiles(resampled, clusters)
     return max(-most, low), min(most, high)
 
 
-def bootstrap_p(drawn: Floats, clusters: int) -> float:
+def bootstrap_p(resampled: Floats, clusters: int) -> float:
     """Return the level at which the interval of `percentiles` just reaches 0.
 
-    Below FEWEST clusters it is no smaller than that of an exact test in which all clusters have the same sign.
+    Below FEWEST clusters it is at least the p-value of an exact test in which all clusters have the same sign.
 
     Args:
-        drawn: resampled differences, [R].
+        resampled: resampled differences, [R].
         clusters: number of clusters, G.
     """
     from scipy.special import ndtri, stdtr
 
-    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    share = min(0.5, (1 + beyond) / (1 + len(drawn)))
+    beyond = min(int((resampled <= 0).sum()), int((resampled >= 0).sum()))
+    share = min(0.5, (1 + beyond) / (1 + len(resampled)))
     p: float = 2 * float(stdtr(clusters - 1, ndtri(share) * math.sqrt((clusters - 1) / clusters)))
-    error = _standard_error(drawn, clusters)
+    error = _standard_error(resampled, clusters)
     if clusters >= FEWEST:
         return p
     p = max(p, 2.0 / 2**clusters)
-    return p if not error else max(p, 2 * float(stdtr(clusters - 1, -abs(float(drawn.mean())) / error)))
+    return p if not error else max(p, 2 * float(stdtr(clusters - 1, -abs(float(resampled.mean())) / error)))
 
 
-def _standard_error(drawn: Floats, clusters: int) -> float:
+def _standard_error(resampled: Floats, clusters: int) -> float:
     """Return the bootstrap standard error, unbiased by sqrt(G / (G - 1)) (Hesterberg 2015)."""
-    return float(drawn.std()) * math.sqrt(clusters / (clusters - 1))
+    return float(resampled.std()) * math.sqrt(clusters / (clusters - 1))
 
 
 def wilson(mean: float, n: int) -> tuple[float, float]:

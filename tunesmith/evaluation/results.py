@@ -1,4 +1,7 @@
-"""Results of one run that several modules share: general ability, calibration, style, preferences, rewards."""
+"""Results of one run used by several modules: general ability, calibration, style, preferences, rewards.
+
+A pair or triple is (base, tuned) or (base, tuned, reference).
+"""
 
 from __future__ import annotations
 
@@ -12,59 +15,59 @@ class ReportPart(BaseModel):
 
 
 class Retention(ReportPart):
-    """How much general ability is left: nats per token of general text, share of probe items right."""
+    """General ability before and after tuning."""
 
-    general_nll_base: float
+    general_nll_base: float  # nats per token of a general text
     general_nll_tuned: float
-    probe_base: float | None = None
+    probe_base: float | None = None  # share of probe items answered correctly
     probe_tuned: float | None = None
     probe_n: int = 0
-    lost: int = 0
-    won: int = 0
-    p_value: float | None = None
-    fields: dict[str, tuple[float, float]] = {}
+    lost: int = 0  # items that only the base answers correctly
+    won: int = 0  # items that only the tuned model answers correctly
+    p_value: float | None = None  # exact McNemar test
+    fields: dict[str, tuple[float, float]] = {}  # share of correct items by field
 
 
 class Calibration(ReportPart):
-    """How far a stated probability can be believed, after a temperature fitted on validation if there was one."""
+    """Calibration of the stated probabilities on the test rows."""
 
-    temperature: float | None
-    ece_before: float
+    temperature: float | None  # fitted on validation rows; None without them
+    ece_before: float  # expected calibration error without temperature scaling
     ece: float
     brier: float
-    coverage: list[tuple[float, float]] = []
-    threshold: float | None = None  # the lowest confidence that keeps the target on the validation rows
+    coverage: list[tuple[float, float]] = []  # (coverage, accuracy) by threshold
+    threshold: float | None = None  # lowest confidence that reaches the target accuracy on validation rows
     target_accuracy: float | None = None
-    answered: float | None = None  # share of the test rows from the threshold on, and how many of them are right
-    answered_right: float | None = None
+    answered: float | None = None  # share of test rows above the threshold
+    answered_right: float | None = None  # accuracy on these rows
 
 
 class Style(ReportPart):
-    """How near the answers are to the wanted voice."""
+    """Style of the answers compared with the references."""
 
-    auc_base: float | None
+    auc_base: float | None  # AUC of a classifier that separates answers from references; 0.5 is indistinguishable
     auc_tuned: float | None
-    rules: dict[str, tuple[float, float, float]] = {}  # rule -> base, tuned, human
+    rules: dict[str, tuple[float, float, float]] = {}  # share of answers that satisfy each style rule
     habits: dict[str, tuple[float, float, float]] = {}
 
 
 class Judgement(ReportPart):
-    """What learning from people's judgement did beside the headline, base and tuned; None where it is not measured."""
+    """Side effects of preference tuning; None where a value was not measured."""
 
-    chosen_logprob: tuple[float, float] | None = None  # mean log p for each id of the answers that people liked
-    margin: tuple[float, float] | None = None  # mean lead of the preferred answers
-    length_bias: tuple[float, float] | None = None  # correlation of the lead with the difference in length
-    words: tuple[float, float] | None = None  # mean length of answers in own words
-    repeated_share: tuple[float, float] | None = None  # of these, share that repeat themselves
+    chosen_logprob: tuple[float, float] | None = None  # mean log-probability per token of the chosen answers
+    margin: tuple[float, float] | None = None  # mean score margin of chosen over rejected answers
+    length_bias: tuple[float, float] | None = None  # correlation of the margin with the difference in length
+    words: tuple[float, float] | None = None  # mean words of generated answers
+    repeated_share: tuple[float, float] | None = None  # share of generated answers with loops
 
 
 class Pursuit(ReportPart):
-    """What pursuing a reward did beside it: pairs are base and tuned, by greedy answers to the test prompts."""
+    """Side effects of optimizing a reward, on greedy answers to the test prompts."""
 
-    kl_per_token: float | None  # to the start, nats, on drawn answers; None where no start was kept
-    words: tuple[float, float]  # mean length
-    repeated_share: tuple[float, float]
-    cut_off_share: tuple[float, float]
+    kl_per_token: float | None  # to the reference model in nats, on sampled answers; None without a reference model
+    words: tuple[float, float]  # mean words of the answers
+    repeated_share: tuple[float, float]  # share of answers with loops
+    cut_off_share: tuple[float, float]  # share of answers cut off by the token limit
 
 
 BASE = "base"  # the arm that the headline compares with

@@ -169,31 +169,31 @@ def corpus_compare(
     base, tuned = statistic(np.arange(n))
     draws = clusters.drawn_rows(np.random.default_rng(seed), resamples)
     pairs = np.array([statistic(rows) for rows in draws])  # [R, 2]
-    drawn = pairs[:, 1] - pairs[:, 0]
+    resampled = pairs[:, 1] - pairs[:, 0]
     changed = int((clusters.sums(np.asarray(moved, dtype=np.float64)) > 0).sum())
     scale = 1.0 if max(abs(base), abs(tuned), float(np.abs(pairs).max())) <= 1 else 100.0
     comparison = PairedComparison(
         base=base,
         tuned=tuned,
         delta=tuned - base,
-        ci95=difference_bounds(drawn, clusters.count, scale, most=scale),
-        p_value=1.0 if changed < 2 else max(bootstrap_p(drawn, clusters.count), 2.0 ** (1 - changed)),
+        ci95=difference_bounds(resampled, clusters.count, scale, most=scale),
+        p_value=1.0 if changed < 2 else max(bootstrap_p(resampled, clusters.count), 2.0 ** (1 - changed)),
         n=n,
         clusters=clusters.count,
         test="paired bootstrap" + " by group" * clusters.grouped,
         smallest_detectable=scale,
         verdict="no effect",
     )
-    return judged(comparison, float(drawn.std()), scale=scale, fewest_rows=FEWEST)
+    return judged(comparison, float(resampled.std()), scale=scale, fewest_rows=FEWEST)
 
 
-def around(score: float, drawn: Floats) -> Floats:
+def around(score: float, resampled: Floats) -> Floats:
     """Center resampled scores [R] on the observed score.
 
     Corrects the bias of resampled macro-F1: rare labels, which models often get wrong, are missing from many
     resamples, which raises the score.
     """
-    centred: Floats = np.clip(drawn + score - drawn.mean(), 0.0, 1.0)
+    centred: Floats = np.clip(resampled + score - resampled.mean(), 0.0, 1.0)
     return centred
 
 
@@ -212,11 +212,11 @@ def corpus_interval(
     clusters = Clusters.of(n, groups)
     score = statistic(np.arange(n))[0] / scale
     draws = clusters.drawn_rows(np.random.default_rng(0), DRAWS)
-    drawn = np.array([statistic(rows)[0] for rows in draws]) / scale
-    if clusters.count < 2 or not np.ptp(drawn):  # an interval of width 0 would claim certainty
+    resampled = np.array([statistic(rows)[0] for rows in draws]) / scale
+    if clusters.count < 2 or not np.ptp(resampled):  # an interval of width 0 would claim certainty
         low, high = wilson(score, clusters.count)
     else:
-        low, high = percentiles(around(score, drawn) if centred else drawn, clusters.count)
+        low, high = percentiles(around(score, resampled) if centred else resampled, clusters.count)
     return scale * max(0.0, low), scale * min(1.0, high)
 
 
@@ -259,8 +259,8 @@ def interval(
     if not varied:
         low, high = wilson(float(scores.mean()) / scale, clusters.count) if inside else (scores.min(), scores.max())
         return (scale * low, scale * high) if inside else (float(low), float(high))
-    drawn = clusters.drawn_means(scores, np.random.default_rng(seed), 10_000)
-    low, high = percentiles(drawn, clusters.count)
+    resampled = clusters.drawn_means(scores, np.random.default_rng(seed), 10_000)
+    low, high = percentiles(resampled, clusters.count)
     return (max(0.0, low), min(scale, high)) if inside else (low, high)
 
 

@@ -219,19 +219,19 @@ def redrawn(
     *,
     groups: Sequence[str] | None,
 ) -> dict[str, Floats]:
-    """Return the scores of each arm on DRAWS bootstrap test sets, [DRAWS] each; all arms share the test sets."""
+    """Return the scores of each arm on the same bootstrap test sets, one value per test set."""
     clusters = Clusters.of(len(gold), groups)
     rng = np.random.default_rng(0)
     if metric in PER_ROW:
         rows = [PER_ROW[metric](gold, given) for given in ways.values()]
-        drawn = clusters.drawn_rates(rows, np.ones(len(gold)), rng, DRAWS)
-        return {name: drawn[:, column] for column, name in enumerate(ways)}
+        resampled = clusters.drawn_rates(rows, np.ones(len(gold)), rng, DRAWS)
+        return {name: resampled[:, column] for column, name in enumerate(ways)}
     statistics = {name: _RESAMPLED[metric](gold, given, given) for name, given in ways.items()}
     scores: dict[str, list[float]] = {name: [] for name in ways}
     for resample in clusters.drawn_rows(rng, DRAWS):
         for name, statistic in statistics.items():
             scores[name].append(statistic(resample)[0])
-    resampled = {name: np.array(scores[name]) for name in ways}
+    by_arm = {name: np.array(scores[name]) for name in ways}
     if metric == "macro_f1":
-        return {name: around(value(metric, gold, ways[name]), drawn) for name, drawn in resampled.items()}
-    return resampled
+        return {name: around(value(metric, gold, ways[name]), resampled) for name, resampled in by_arm.items()}
+    return by_arm

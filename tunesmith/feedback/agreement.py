@@ -85,14 +85,13 @@ def _pairs(units: Sequence[Mapping[str, str]]) -> list[Two]:
     for unit in units:
         for a, b in combinations(sorted(rater for rater in unit if judged[rater] > 1), 2):
             labels.setdefault((a, b), []).append((unit[a], unit[b]))
-    return [_two(a, b, both) for (a, b), both in sorted(labels.items())]
+    results = []
+    for raters, both in sorted(labels.items()):
+        kappa = None
+        if len({label for pair in both for label in pair}) > 1:
+            from sklearn.metrics import cohen_kappa_score
 
-
-def _two(a: str, b: str, both: Sequence[tuple[str, str]]) -> Two:
-    same = sum(x == y for x, y in both) / len(both)
-    if len({label for pair in both for label in pair}) < 2:
-        return Two(raters=(a, b), items=len(both), same=same, kappa=None)
-    from sklearn.metrics import cohen_kappa_score
-
-    kappa = float(cohen_kappa_score([x for x, _ in both], [y for _, y in both]))
-    return Two(raters=(a, b), items=len(both), same=same, kappa=kappa)
+            kappa = float(cohen_kappa_score([a for a, _ in both], [b for _, b in both]))
+        same = sum(a == b for a, b in both) / len(both)
+        results.append(Two(raters=raters, items=len(both), same=same, kappa=kappa))
+    return results

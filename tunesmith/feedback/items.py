@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,7 +100,20 @@ def make_item(
 def read_items(events: Sequence[Event]) -> dict[str, Item]:
     """Return all items of a store by key."""
     cut = cut_off(events)
-    return {event.item: _item(event.item, event.body, cut) for event in events if event.kind == ITEM}
+    items = {}
+    for event in events:
+        if event.kind != ITEM:
+            continue
+        body = event.body
+        messages = tuple(Message(role, content) for role, content in body["turns"])
+        flags = tuple(body.get("cut", ()))
+        item = Item(event.item, messages, tuple(body["answers"]), tuple(body["by"]), body["gold"], flags)
+        if cut:
+            key = prompt_key(messages)
+            both = zip(flags or (False,) * len(item.answers), item.answers, strict=True)
+            item = replace(item, cut=tuple(flag or (key, text) in cut for flag, text in both))
+        items[item.key] = item
+    return items
 
 
 def cut_off(events: Iterable[Event]) -> set[tuple[str, str]]:
@@ -147,15 +160,3 @@ def _turns(messages: Sequence[Message]) -> list[list[str]]:
 
 def _digest(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=12).hexdigest()
-
-
-def _item(key: str, body: Mapping[str, Any], cut: Collection[tuple[str, str]]) -> Item:
-    messages = tuple(Message(role, content) for role, content in body["turns"])
-    recorded = tuple(body.get("cut", ()))
-    item = Item(key, messages, tuple(body["answers"]), tuple(body["by"]), body["gold"], recorded)
-    if not cut:
-        return item
-    prompt = prompt_key(messages)
-    flags = recorded or (False,) * len(item.answers)
-    both = zip(flags, item.answers, strict=True)
-    return replace(item, cut=tuple(flag or (prompt, text) in cut for flag, text in both))

@@ -105,9 +105,9 @@ def rank(played: Sequence[Game], *, seed: int = 0) -> list[Ranked]:
     ci: Floats | None = None
     if clusters.count >= FEWEST_PROMPTS:
         draws = clusters.drawn_rows(np.random.default_rng(seed), RESAMPLES)
-        drawn = _strengths(np.stack([_wins(pairs[rows], scores[rows], len(names)) for rows in draws]))
-        if np.ptp(drawn, axis=0).max() > 1e-9:  # equal resamples would claim certainty
-            ci = np.clip([percentiles(drawn[:, i], clusters.count) for i in range(len(names))], 0, 1)
+        resampled = _strengths(np.stack([_wins(pairs[rows], scores[rows], len(names)) for rows in draws]))
+        if np.ptp(resampled, axis=0).max() > 1e-9:  # equal resamples would claim certainty
+            ci = np.clip([percentiles(resampled[:, i], clusters.count) for i in range(len(names))], 0, 1)
     ranked = [
         Ranked(
             model=name,

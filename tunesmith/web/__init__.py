@@ -1,1 +1,1 @@
-"""Pages in a browser: one guard before every route, no network, and nothing from a row ever read as markup."""
+"""HTTP: annotation pages and the OpenAI-compatible server. Text from rows is never rendered as markup."""

@@ -1,4 +1,4 @@
-"""The server that programs ask: OpenAI's routes, `/classify`, health, metrics and administration, as an ASGI app."""
+"""OpenAI-compatible server as an ASGI app, with `/classify`, `/feedback`, health, metrics and administration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from tunesmith.inference.answering import AnsweringEngine, Busy, Model
 from tunesmith.inference.ask import Ask, AskError, UnknownModel
 from tunesmith.inference.row import Piece, ScoredToken
 from tunesmith.inference.split import Splits
-from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Classify, Multitask
 from tunesmith.web.guard import Manner, Refusal
 from tunesmith.web.metrics import Metrics
@@ -30,18 +29,18 @@ from tunesmith.web.told import Call, Telling, split_calls, wrong
 from tunesmith.web.wanted import ChatWanted, NameWanted, TextsWanted, TextWanted, ThumbWanted
 from tunesmith.workflows.thumbs import Thumbs
 
-MOST_BYTES = 512 * 1024
-# What the web server itself says no with; a bug of ours is told without its traceback, which the log has.
-SAID = {
-    404: "no such route; docs/reference/http-api.md lists them",
-    405: "not asked in that way; use GET or POST as docs/reference/http-api.md says",
-    500: "a bug in tunesmith; the log of the server says more",
+MOST_BYTES = 512 * 1024  # of a request body
+# Errors of the web framework. An internal error is reported without its traceback, which is in the log.
+FRAMEWORK_ERRORS = {
+    404: "no such route; docs/reference/http-api.md lists all routes",
+    405: "method not allowed; use GET or POST as listed in docs/reference/http-api.md",
+    500: "internal error in tunesmith; see the log of the server",
 }
-# What a path begins with: where a file lies is nobody's business but that of who runs the server.
+# Leading folders of a path, removed from error messages: clients must not learn the file system of the server.
 FOLDERS = re.compile(r"(?<![^\s'\"(])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:;,'\"]+[\\/])*")
 Handler = Callable[[Any], Awaitable[Any]]
-# What is raised -> HTTP status, kind and code of the error that is told.
-TOLD: dict[type[Exception], tuple[int, str, str | None]] = {
+# Exception -> HTTP status, OpenAI error type and code.
+ERRORS: dict[type[Exception], tuple[int, str, str | None]] = {
     UnknownModel: (404, "invalid_request_error", "model_not_found"),
     Busy: (429, "rate_limit_error", "queue_full"),
     Late: (504, "timeout", "took_too_long"),
@@ -52,7 +51,7 @@ TOLD: dict[type[Exception], tuple[int, str, str | None]] = {
 
 
 def refuses(refused: Refusal) -> Any:
-    """What the guard says no with, in OpenAI's shape."""
+    """Return the body of a request rejected by `Guard` in OpenAI's error schema."""
     return wrong(refused.text, code="no_token" if refused.status == 401 else None)
 
 
@@ -60,20 +59,27 @@ MANNER = Manner(own_header=False, most_bytes=MOST_BYTES, refuses=refuses)
 
 
 class Api:
-    """The routes over one engine."""
+    """Routes of the server.
+
+    Args:
+        engine: generates answers, embeddings and labels.
+        splits: names that distribute requests over several models.
+        metrics: counters of requests and tokens.
+        thumbs: store of ratings sent to /feedback.
+    """
 
     def __init__(self, engine: AnsweringEngine, *, splits: Splits, metrics: Metrics, thumbs: Thumbs) -> None:
         self._engine, self._splits, self._metrics, self._thumbs = engine, splits, metrics, thumbs
 
     def app(self) -> Any:
-        """The app; no pages of documentation, which load from elsewhere."""
+        """Create the ASGI app, without FastAPI's documentation pages, which load scripts from a CDN."""
         from fastapi import FastAPI
 
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         for method, path, handler in self._routes():
             app.add_route(path, self._guarded(path, handler), methods=[method])
-        for status, text in SAID.items():
-            app.exception_handler(status)(_says(status, text))
+        for status, text in FRAMEWORK_ERRORS.items():
+            app.exception_handler(status)(_framework_error(status, text))
         return app
 
     def _routes(self) -> Sequence[tuple[str, str, Handler]]:
@@ -93,95 +99,96 @@ class Api:
         )
 
     def _guarded(self, path: str, handler: Handler) -> Handler:
-        """The handler whose errors are answers, and whose answers are counted."""
+        """Wrap a handler so that errors become responses and every response is counted."""
 
         async def answered(request: Any) -> Any:
-            began = time.perf_counter()
+            started = time.perf_counter()
             try:
                 answer = await handler(request)
             except (TunesmithError, ValidationError) as error:
-                answer = _error(error)
-            self._metrics.answered(path, answer.status_code, time.perf_counter() - began)
+                status, body = _status_and_body(error)
+                answer = _json(body, status)
+                if status >= 500 and not isinstance(error, Unwritten):
+                    answer.headers["x-should-retry"] = "false"  # a retry would take as long again
+            self._metrics.answered(path, answer.status_code, time.perf_counter() - started)
             return answer
 
         return answered
 
     async def _chat(self, request: Any) -> Any:
-        wanted = ChatWanted.model_validate_json(await request.body())
-        run = self._run(wanted.model, wanted.user)
-        return await self._draw(request, run, wanted.ask(run.name, self._usual(run)), wanted.stream_options)
+        return await self._generate(request, ChatWanted.model_validate_json(await request.body()))
 
     async def _text(self, request: Any) -> Any:
-        wanted = TextWanted.model_validate_json(await request.body())
-        run = self._run(wanted.model, wanted.user)
-        return await self._draw(request, run, wanted.ask(run.name, self._usual(run)), wanted.stream_options)
-
-    def _usual(self, run: Model) -> Sampling:
-        """How a model answers where nothing is asked for: as it was trained, no longer than is served."""
-        longest = min(run.sampling.max_new_tokens, self._engine.limits.new_tokens)
-        return replace(run.sampling, max_new_tokens=longest)
+        return await self._generate(request, TextWanted.model_validate_json(await request.body()))
 
     def _run(self, name: str, who: str = "") -> Model:
         return self._engine.shelf.get(self._splits.choose(name, who=who))
 
-    async def _draw(self, request: Any, run: Model, ask: Ask, options: Any) -> Any:
-        """An answer, in one or as it comes."""
+    async def _generate(self, request: Any, body: ChatWanted | TextWanted) -> Any:
+        """Answer with one body or with a stream of server-sent events."""
         from fastapi.responses import StreamingResponse
 
+        run = self._run(body.model, body.user)
+        longest = min(run.sampling.max_new_tokens, self._engine.limits.new_tokens)
+        ask = body.ask(run.name, replace(run.sampling, max_new_tokens=longest))
         pieces = Pieces(request, lambda last: self._metrics.drew(run.name, last))
         pieces.ticket = self._engine.ask(ask, pieces.told)
         telling = Telling(run.name, run.template, chat=ask.text is None)
-        if not ask.in_pieces:
-            return _json(await self._whole(pieces, ask, telling))
-        first = await anext(aiter(pieces), None)  # what is wrong with the question still has a status of its own
-        parts = _stream(first, pieces, telling, ask, usage_too=options.include_usage)
-        return StreamingResponse(parts, media_type="text/event-stream")
-
-    async def _whole(self, pieces: Pieces, ask: Ask, telling: Telling) -> Any:
-        text, scored, last = "", list[ScoredToken](), Piece(end="stop")
+        if ask.in_pieces:
+            # Awaited before the response starts, so that an invalid request still gets its own status.
+            first = await anext(aiter(pieces), None)
+            chunks = _stream(first, pieces, telling, ask, usage_too=body.stream_options.include_usage)
+            return StreamingResponse(chunks, media_type="text/event-stream")
+        text = ""
+        scored: list[ScoredToken] = []
+        last = Piece(end="stop")
         async for piece in pieces:
-            text, last = text + piece.text, piece
+            text += piece.text
             scored += piece.scored
+            last = piece
         text, calls = split_calls(text, ask.messages)
-        return telling.whole(text, scored, last, calls)
+        return _json(telling.whole(text, scored, last, calls))
 
     async def _embeddings(self, request: Any) -> Any:
-        wanted = TextsWanted.model_validate_json(await request.body())
-        run = self._run(wanted.model, wanted.user)
-        read = await self._read(run, "states", wanted.texts)
-        vectors, tokens = [vector for vector, _ in read], sum(count for _, count in read)
-        if wanted.dimensions not in (None, wide := len(vectors[0])):
-            raise AskError(f"dimensions: {run.name} gives {wide} and was not trained for fewer; leave it out")
-        told = [_vector(vector, wanted.encoding_format) for vector in vectors]
-        data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(told)]
+        body = TextsWanted.model_validate_json(await request.body())
+        run = self._run(body.model, body.user)
+        states = await self._read(run, "states", body.texts)
+        vectors = [vector for vector, _ in states]
+        tokens = sum(count for _, count in states)
+        if body.dimensions not in (None, width := len(vectors[0])):
+            raise AskError(f"dimensions: expected {width} for {run.name}, got {body.dimensions}; omit it")
+        encoded = [_encode_vector(vector, body.encoding_format) for vector in vectors]
+        data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(encoded)]
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}
         return _json({"object": "list", "model": run.name, "data": data, "usage": counts})
 
     async def _classify(self, request: Any) -> Any:
-        wanted = TextsWanted.model_validate_json(await request.body())
-        run = self._run(wanted.model, wanted.user)
+        body = TextsWanted.model_validate_json(await request.body())
+        run = self._run(body.model, body.user)
         if not isinstance(run.objective, Classify):
             tasks = [*run.objective.tasks] if isinstance(run.objective, Multitask) else []
-            cure = f"name one of its tasks, such as {run.name}/{tasks[0]}" if tasks else "ask for an answer or a vector"
-            raise AskError(f"model: {run.name} was not tuned to label; {cure}")
-        found = await self._read(run, "labels", wanted.texts)
-        data = [{"index": i, "label": one.label, "labels": one.labels, "probabilities": one.probabilities}
-                for i, one in enumerate(found)]  # fmt: skip
+            fix = f"use one of its tasks, such as {run.name}/{tasks[0]}" if tasks else "use another route or model"
+            raise AskError(f"model: {run.name} is not a classifier; {fix}")
+        results = await self._read(run, "labels", body.texts)
+        data = [{"index": i, "label": result.label, "labels": result.labels, "probabilities": result.probabilities}
+                for i, result in enumerate(results)]  # fmt: skip
         return _json({"object": "list", "model": run.name, "data": data})
 
     async def _read(self, run: Model, kind: Any, texts: Sequence[str]) -> Any:
         try:
             return await asyncio.wrap_future(self._engine.whole(run.name, kind, texts))
         except asyncio.CancelledError as error:
-            raise Late(f"server: took more than {self._engine.limits.seconds:.0f} s; ask for less at once") from error
+            limit = f"{self._engine.limits.seconds:.0f} s"
+            raise Late(f"server: time limit of {limit} exceeded; send fewer texts per request") from error
 
     async def _thumb(self, request: Any) -> Any:
-        wanted = ThumbWanted.model_validate_json(await request.body())
-        if wanted.model in self._splits.shares:
-            raise AskError(f"model: {wanted.model} stands for several; send the `model` that stands in the answer")
-        run, messages = self._run(wanted.model), wanted.judged()
-        keep = partial(self._thumbs.keep, by=run.name, good=wanted.good, rater=wanted.by)
-        await asyncio.to_thread(keep, messages, wanted.answer)
+        body = ThumbWanted.model_validate_json(await request.body())
+        if body.model in self._splits.shares:
+            raise AskError(f"model: {body.model} is a traffic split; send the `model` of the response")
+        run = self._run(body.model)
+        messages = body.judged()
+        keep = partial(self._thumbs.keep, by=run.name, good=body.good, rater=body.by)
+        await asyncio.to_thread(keep, messages, body.answer)
         return _json({"kept": True})
 
     async def _models(self, request: Any) -> Any:
@@ -205,48 +212,50 @@ class Api:
         return Response(text, media_type=kind)
 
     async def _load(self, request: Any) -> Any:
-        wanted = NameWanted.model_validate_json(await request.body())
-        return _json(_card(await asyncio.to_thread(self._engine.shelf.load, wanted.model)))
+        body = NameWanted.model_validate_json(await request.body())
+        return _json(_card(await asyncio.to_thread(self._engine.shelf.load, body.model)))
 
     async def _unload(self, request: Any) -> Any:
-        wanted = NameWanted.model_validate_json(await request.body())
-        await asyncio.to_thread(self._engine.shelf.unload, wanted.model)  # which waits while another is read
-        return _json({"id": wanted.model, "loaded": False})
+        body = NameWanted.model_validate_json(await request.body())
+        await asyncio.to_thread(self._engine.shelf.unload, body.model)  # blocks while another model is loaded
+        return _json({"id": body.model, "loaded": False})
 
     async def _roll_back(self, request: Any) -> Any:
-        wanted = NameWanted.model_validate_json(await request.body())
-        return _json(_card(await asyncio.to_thread(self._engine.shelf.roll_back, wanted.model)))
+        body = NameWanted.model_validate_json(await request.body())
+        return _json(_card(await asyncio.to_thread(self._engine.shelf.roll_back, body.model)))
 
 
 async def _stream(
     first: Piece | None, pieces: Pieces, telling: Telling, ask: Ask, *, usage_too: bool
 ) -> AsyncIterator[str]:
-    """Server-sent events: a part for each piece, what it took if that is wanted, and [DONE].
+    """Yield server-sent events: a chunk per piece, token counts if requested, and [DONE].
 
-    With tools an answer may be calls, which are only known when it is whole, so it comes in one part.
+    With tools, the whole answer is one chunk, because tool calls can only be parsed when it is complete.
     """
-    piece, held, begun = first, "", False
+    piece = first
+    buffer = ""
+    started = False
     try:
         while piece is not None:
             calls: Sequence[Call] = ()
             if ask.messages and ask.messages[0].tools:
-                held += piece.text
-                text, calls = split_calls(held, ask.messages) if piece.end else ("", ())
+                buffer += piece.text
+                text, calls = split_calls(buffer, ask.messages) if piece.end else ("", ())
                 piece = replace(piece, text=text)
-            yield f"data: {json.dumps(telling.part(piece, first=not begun, calls=calls))}\n\n"
-            begun = True
+            yield f"data: {json.dumps(telling.part(piece, first=not started, calls=calls))}\n\n"
+            started = True
             if piece.end and usage_too:
                 yield f"data: {json.dumps(telling.counted(piece))}\n\n"
             piece = await anext(aiter(pieces), None)
         yield "data: [DONE]\n\n"
-    except TunesmithError as error:  # the status is out already: an event says so
-        yield f"data: {json.dumps(_told_of(error)[1])}\n\n"
+    except TunesmithError as error:  # the status line was sent already, so the error is an event
+        yield f"data: {json.dumps(_status_and_body(error)[1])}\n\n"
     finally:
         pieces.let_go()
 
 
 def _card(run: Model) -> dict[str, Any]:
-    """A model as `/v1/models` lists it."""
+    """Return a model as `/v1/models` lists it."""
     objective = run.objective
     about: dict[str, Any] = {"version": run.version, "objective": objective.kind, "limit": run.limit}
     if isinstance(objective, Classify):
@@ -260,40 +269,32 @@ def _named(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tunesmith"}
 
 
-def _vector(vector: Sequence[float], form: str) -> Any:
-    """Numbers, or 32-bit floats in base64, which OpenAI's own client asks for."""
-    if form == "float":
+def _encode_vector(vector: Sequence[float], encoding: str) -> Any:
+    """Return a list of floats, or float32 in base64, which OpenAI's client requests."""
+    if encoding == "float":
         return list(vector)
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-def _json(told: Any, status: int = 200) -> Any:
+def _json(body: Any, status: int = 200) -> Any:
     from fastapi.responses import JSONResponse
 
-    return JSONResponse(told, status_code=status)
+    return JSONResponse(body, status_code=status)
 
 
-def _error(error: Exception) -> Any:
-    status, told = _told_of(error)
-    answer = _json(told, status)
-    if status >= 500 and not isinstance(error, Unwritten):
-        answer.headers["x-should-retry"] = "false"  # the same question would take as long again
-    return answer
-
-
-def _told_of(error: Exception) -> tuple[int, Any]:
-    """Status and body for what was raised."""
+def _status_and_body(error: Exception) -> tuple[int, Any]:
     if isinstance(error, ValidationError):
         first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(key_of(first["loc"]))[:100] or "body"
-        return 400, wrong(f"{place}: {first['msg']}; see docs/reference/http-api.md")
-    status, kind, code = next(told for kind_of, told in TOLD.items() if isinstance(error, kind_of))
-    asked = isinstance(error, AskError | UnknownModel | Busy | Late | InternalError)
-    return status, wrong(str(error) if asked else FOLDERS.sub("", str(error)), kind=kind, code=code)
+        key = ".".join(key_of(first["loc"]))[:100] or "body"
+        return 400, wrong(f"{key}: {first['msg']}; see docs/reference/http-api.md")
+    status, kind, code = next(values for exception, values in ERRORS.items() if isinstance(error, exception))
+    # Messages about the request itself contain the client's own text, all others may contain paths of the server.
+    about_request = isinstance(error, AskError | UnknownModel | Busy | Late | InternalError)
+    return status, wrong(str(error) if about_request else FOLDERS.sub("", str(error)), kind=kind, code=code)
 
 
-def _says(status: int, text: str) -> Callable[[Any, Exception], Awaitable[Any]]:
-    async def told(_: Any, error: Exception) -> Any:
+def _framework_error(status: int, text: str) -> Callable[[Any, Exception], Awaitable[Any]]:
+    async def respond(_: Any, error: Exception) -> Any:
         return _json(wrong(text, kind="server_error" if status == 500 else "invalid_request_error"), status)
 
-    return told
+    return respond

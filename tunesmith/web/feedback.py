@@ -1,4 +1,4 @@
-"""The page on which people judge answers, as a FastAPI app; `serve` puts the guard before it."""
+"""Page for judging answers as a FastAPI app; `serve` adds the security middleware."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from tunesmith.workflows.panel import JudgingProgress, PageChoice, Panel
 
 
 class AskJudgement(AskVote):
-    """This choice between these answers, or an answer of one's own."""
+    """A vote on the answers of one item."""
 
     choice: str
-    text: str = ""
+    text: str = ""  # the rater's own answer, for the choice "own"
 
 
 class ShownTurn(BaseModel):
-    """One turn of what was asked."""
+    """One turn of the prompt."""
 
     role: str
     text: str
 
 
 class ShownAnswers(BaseModel):
-    """Answers as the page shows them: nothing tells who gave which."""
+    """Answers as the page displays them, without their authors."""
 
     key: str
     turns: list[ShownTurn]
     answers: list[list[Node]]
-    plain: list[str]  # what one's own answer can begin with
+    plain: list[str]  # the answers as plain text, from which an own answer may start
 
 
 class FeedbackState(BaseModel):
-    """What the page shows next: answers or none, how far it is, whether there is anything to undo."""
+    """State of the page."""
 
     item: ShownAnswers | None
     progress: JudgingProgress
-    undo: bool
+    undo: bool  # whether there is an action to undo
 
 
 def feedback_app(work: Panel) -> Any:
-    """The app: the page, what it is made of, and what it asks for."""
+    """Create the app: page, static files and API."""
     app = make_app("feedback", refuses=DataError)
 
     def state(ask: Visitor, key: str | None) -> FeedbackState:
         shown = None
         if key is not None:
             item = work.item(key)
-            answers = [item.answers[place] for place in work.shown(key, ask.rater)]
+            answers = [item.answers[index] for index in work.shown(key, ask.rater)]
             turns = [ShownTurn(role=message.role, text=message.content) for message in item.messages]
             shown = ShownAnswers(key=key, turns=turns, answers=[render(text) for text in answers], plain=answers)
         return FeedbackState(item=shown, progress=work.progress(ask.rater), undo=work.turns.can_undo(ask.rater))

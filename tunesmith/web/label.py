@@ -1,8 +1,7 @@
-"""The page on which people label rows, as a FastAPI app; `serve` puts the guard before it."""
+"""Labelling page as a FastAPI app; `serve` adds the security middleware."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,31 +13,33 @@ from tunesmith.workflows.label import Labelling, LabelProgress
 
 
 class AskLabel(AskVote):
-    """This label for this row."""
+    """A label for one row."""
 
     label: str
 
 
 class ShownRow(BaseModel):
-    """A row as the page shows it."""
+    """A row as the page displays it."""
 
     key: str
     text: str
-    where: str
-    beside: list[tuple[str, str]]
+    where: str  # `file:line`
+    beside: list[tuple[str, str]]  # further columns: name and value
 
 
 class LabelState(BaseModel):
-    """What the page shows next: a row or none, the labels, how far it is, whether there is anything to undo."""
+    """State of the page."""
 
     item: ShownRow | None
     labels: list[str]
     progress: LabelProgress
-    undo: bool
+    undo: bool  # whether there is an action to undo
 
 
 def label_app(work: Labelling) -> Any:
-    """The app: the page, what it is made of, and what it asks for."""
+    """Create the app: page, static files and API."""
+    from fastapi.responses import Response
+
     app = make_app("label", refuses=DataError)
 
     def state(ask: Visitor, key: str | None) -> LabelState:
@@ -57,15 +58,10 @@ def label_app(work: Labelling) -> Any:
         return routes.next(ask)
 
     app.post("/api/vote", response_model=None)(vote)
-    app.get("/export.jsonl")(_download(work))
-    return app
-
-
-def _download(work: Labelling) -> Callable[[], Any]:
-    from fastapi.responses import Response
 
     def export() -> Any:
-        attached = {"content-disposition": 'attachment; filename="labelled.jsonl"'}
-        return Response("".join(work.lines()), media_type="application/x-ndjson", headers=attached)
+        headers = {"content-disposition": 'attachment; filename="labelled.jsonl"'}
+        return Response("".join(work.lines()), media_type="application/x-ndjson", headers=headers)
 
-    return export
+    app.get("/export.jsonl")(export)
+    return app

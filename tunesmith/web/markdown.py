@@ -1,4 +1,4 @@
-"""Markdown as a tree of plain values, from which a page makes elements: no markup travels, so none can do harm."""
+"""Markdown as a tree of plain values, from which a page creates elements. No HTML is sent, so none can be injected."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from functools import cache
 from typing import Any
 
-# A text, or {"tag": ..., "parts": [...]}. A page makes no element of another name.
+# A text, or {"tag": ..., "parts": [...]}. Pages create only elements of known tags.
 Node = str | dict[str, Any]
 
 TAGS = {
@@ -19,34 +19,38 @@ CODE = {"code_inline", "code_block", "fence"}
 
 
 def render(text: str) -> list[Node]:
-    """The nodes of a text. HTML in it is text, a link stands beside its words, an image is its description.
+    """Parse a text to nodes.
 
-    A text of which a letter or digit would be hidden is one node that shows it as it is.
+    HTML is kept as text, a link becomes its text and address, an image its description and address. If a letter or
+    digit would be hidden, the whole text becomes one `pre` node.
     """
     from markdown_it.tree import SyntaxTreeNode
 
-    found = _nodes(SyntaxTreeNode(_reader().parse(text)))
-    there, kept = (Counter(filter(str.isalnum, part)) for part in (text, _text(found)))
-    return found if there <= kept else [{"tag": "pre", "parts": [text]}]
+    nodes = _nodes(SyntaxTreeNode(_parser().parse(text)))
+    written, visible = (Counter(filter(str.isalnum, part)) for part in (text, _text(nodes)))
+    return nodes if written <= visible else [{"tag": "pre", "parts": [text]}]
 
 
 def _text(nodes: list[Node]) -> str:
-    """What a reader sees, the numbers of lists with it."""
-    return "".join(node if isinstance(node, str) else _numbers(node) + _text(node["parts"]) for node in nodes)
-
-
-def _numbers(node: dict[str, Any]) -> str:
-    first = node.get("start")
-    return "" if first is None else " ".join(str(first + place) for place in range(len(node["parts"])))
+    """Return the visible text, including the counters of ordered lists."""
+    visible = []
+    for node in nodes:
+        if isinstance(node, str):
+            visible.append(node)
+            continue
+        if "start" in node:
+            visible.append(" ".join(str(node["start"] + index) for index in range(len(node["parts"]))))
+        visible.append(_text(node["parts"]))
+    return "".join(visible)
 
 
 @cache
-def _reader() -> Any:
+def _parser() -> Any:
     from markdown_it import MarkdownIt
 
-    reader: Any = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
-    reader.normalizeLink = str  # an address is shown, never opened: as it was written
-    return reader.disable("reference")  # a definition would be nowhere to be seen
+    parser: Any = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(["table", "strikethrough"])
+    parser.normalizeLink = str  # addresses are displayed as written, never opened
+    return parser.disable("reference")  # link definitions would be invisible
 
 
 def _nodes(tree: Any) -> list[Node]:
@@ -59,17 +63,17 @@ def _node(tree: Any) -> list[Node]:
         return [tree.content]
     if kind in CODE:
         code: Node = {"tag": "code", "parts": [tree.content]}
-        words: list[Node] = [{"tag": "em", "parts": [tree.info.strip()]}, {"tag": "br", "parts": []}]
-        return [
-            code if kind == "code_inline" else {"tag": "pre", "parts": [*(words if tree.info.strip() else []), code]}
-        ]
+        if kind == "code_inline":
+            return [code]
+        language: list[Node] = [{"tag": "em", "parts": [tree.info.strip()]}, {"tag": "br", "parts": []}]
+        return [{"tag": "pre", "parts": [*(language if tree.info.strip() else []), code]}]
     if kind in ("softbreak", "hardbreak", "hr"):
         return [{"tag": "hr" if kind == "hr" else "br", "parts": []}]
     if kind in ("link", "image"):
-        place, title = (str(tree.attrs.get(name, "")) for name in ("href" if kind == "link" else "src", "title"))
-        words = _nodes(tree)
-        return words if words == [place] else [*words, f" ({' '.join(filter(None, [place, title]))})"]
+        address, title = (str(tree.attrs.get(name, "")) for name in ("href" if kind == "link" else "src", "title"))
+        nodes = _nodes(tree)
+        return nodes if nodes == [address] else [*nodes, f" ({' '.join(filter(None, [address, title]))})"]
     if kind == "ordered_list":
         return [{"tag": "ol", "parts": _nodes(tree), "start": tree.attrs.get("start", 1)}]
-    # Of what is not known the inside stays; the paragraphs of a list without blank lines are hidden.
+    # Of unknown elements the content is kept. Paragraphs of a tight list are marked as hidden.
     return [{"tag": TAGS[kind], "parts": _nodes(tree)}] if kind in TAGS and not tree.hidden else _nodes(tree)

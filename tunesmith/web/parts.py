@@ -1,4 +1,4 @@
-"""What every page shares: an app with the look of the report, its own files and nothing else."""
+"""App shared by all annotation pages: one HTML page, static files and error handlers, without external resources."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tunesmith.feedback.store import Unwritten
 
-# File in static/ -> what the browser is to take it for. The report's own sheet stands first: one look, one source.
+# Content types of the files in static/.
 KINDS = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 def make_app(page: str, *, refuses: type[Exception]) -> Any:
-    """A FastAPI app that answers / with the page of that name in pages/, and /static/NAME with its files.
+    """Create a FastAPI app that serves a page at / and its files at /static/NAME.
 
-    What is raised as `refuses` is a bad request (422) with its text; Unwritten is one to try again (503). There are no
-    documentation pages, which load from elsewhere.
+    FastAPI's documentation pages are disabled because they load scripts from a CDN.
+
+    Args:
+        page: name of the template in pages/.
+        refuses: exception answered with status 422 and its text; Unwritten is answered with 503.
     """
     from fastapi import FastAPI, HTTPException
     from fastapi.exceptions import RequestValidationError
@@ -37,19 +40,19 @@ def make_app(page: str, *, refuses: type[Exception]) -> Any:
     def front() -> Any:
         return Response(html, media_type="text/html")
 
-    def telling(status: int) -> Any:
+    def error_handler(status: int) -> Any:
         return lambda _, error: JSONResponse({"detail": str(error)}, status_code=status)
 
-    def malformed(_: Any, error: Exception) -> Any:
-        told = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
-        first: dict[str, Any] = dict(told)
-        place = ".".join(map(str, first["loc"])) or "request"
-        own = first.get("ctx", {}).get("error")  # what a check of ours said, in its own words
-        return JSONResponse({"detail": str(own or f"{place}: {first['msg']}")}, status_code=422)
+    def invalid_request(_: Any, error: Exception) -> Any:
+        details = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": str(error)}
+        first: dict[str, Any] = dict(details)
+        key = ".".join(map(str, first["loc"])) or "request"
+        own = first.get("ctx", {}).get("error")  # raised by a validator of ours, with a complete message
+        return JSONResponse({"detail": str(own or f"{key}: {first['msg']}")}, status_code=422)
 
     app.get("/")(front)
     app.get("/static/{name}")(file)
-    app.exception_handler(refuses)(telling(422))
-    app.exception_handler(Unwritten)(telling(503))
-    app.exception_handler(RequestValidationError)(malformed)
+    app.exception_handler(refuses)(error_handler(422))
+    app.exception_handler(Unwritten)(error_handler(503))
+    app.exception_handler(RequestValidationError)(invalid_request)
     return app

@@ -1,4 +1,4 @@
-"""Pieces of one answer on their way from the engine's thread to whoever asked, as long as somebody waits for them."""
+"""Transfer of the pieces of one answer from the engine's thread to the HTTP response, until the client disconnects."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from tunesmith.inference.row import Piece
 
 
 class Late(TunesmithError):
-    """An answer took longer than the server gives it."""
+    """An answer exceeded the time limit of the server."""
 
 
 class InternalError(TunesmithError):
-    """A bug of ours; the log has its traceback."""
+    """A bug in tunesmith; the traceback is in the log."""
 
 
 class Pieces:
-    """An answer as it comes; when the client is gone its ticket is given back."""
+    """Asynchronous iterator over the pieces of an answer; cancels the request when the client disconnects.
+
+    Args:
+        request: the Starlette request.
+        done: called with the last piece.
+    """
 
     def __init__(self, request: Any, done: Callable[[Piece], None]) -> None:
         self.ticket: Taken | None = None
@@ -30,34 +35,40 @@ class Pieces:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[Piece] = asyncio.Queue()
         self._over = False
-        self._gone = self._loop.create_task(self._left())
-        # An answer of which nothing was told yet is waited for by nobody else who could give its ticket back.
+        self._gone = self._loop.create_task(self._wait_for_disconnect())
+        # Also cancels requests that are still queued, when no code awaits a piece yet.
         self._gone.add_done_callback(lambda _: self.let_go())
 
     def told(self, piece: Piece) -> None:
-        """What the engine's thread calls."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there any more
+        """Add a piece; called by the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop is closed
             self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
 
     def __aiter__(self) -> AsyncIterator[Piece]:
         return self
 
     async def __anext__(self) -> Piece:
-        """The next piece. Raises AskError, Late or Broken for an answer that came to nothing."""
+        """Return the next piece.
+
+        Raises:
+            AskError: the request is invalid, or the client disconnected.
+            Late: the time limit was exceeded.
+            InternalError: the engine failed.
+        """
         if self._over:
             raise StopAsyncIteration
-        waits = asyncio.ensure_future(self._queue.get())
+        next_piece = asyncio.ensure_future(self._queue.get())
         try:
-            await asyncio.wait({waits, self._gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({next_piece, self._gone}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            waits.cancel()
+            next_piece.cancel()
             self.let_go()
             raise
-        if not waits.done():
-            waits.cancel()
+        if not next_piece.done():
+            next_piece.cancel()
             self.let_go()
-            raise AskError("client: it is gone; ask again")  # nobody reads this
-        piece = waits.result()
+            raise AskError("client: disconnected; send the request again")
+        piece = next_piece.result()
         if piece.end:
             self._done(piece)
             self.let_go()
@@ -67,13 +78,12 @@ class Pieces:
         return piece
 
     def let_go(self) -> None:
-        """Nobody waits for more."""
+        """Stop the iteration and cancel the request."""
         self._over = True
         self._gone.cancel()
         if self.ticket is not None:
             self.ticket.cancel()
 
-    async def _left(self) -> None:
-        """Ends when the client is gone."""
+    async def _wait_for_disconnect(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass

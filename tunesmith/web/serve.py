@@ -1,4 +1,4 @@
-"""One app on one port until it is stopped."""
+"""Serving one app on one port until a signal stops it."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from tunesmith.errors import TunesmithError
 from tunesmith.web.guard import PAGE, Guard, Manner
 
 EXTRA = "needs the extra: pip install 'tunesmith[{}]'"
-# Connections at once: each holds some memory, and one that sends nothing is never asked to leave.
+# Simultaneous connections: each uses memory, and uvicorn has no timeout for idle ones.
 MOST_CONNECTIONS = 512
 
 
 class ServeError(TunesmithError):
-    """An address cannot be listened on, or the libraries for it are not installed."""
+    """An address is not available, or the web libraries are not installed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen; port 0 takes a free one."""
+    """Address to listen on; port 0 picks a free one."""
 
     host: str = "127.0.0.1"
     port: int = 0
 
     @property
     def is_private(self) -> bool:
-        """Whether only this machine can reach it."""
+        """Return whether only this machine can connect."""
         return is_loopback(self.host)
 
 
 def need_libraries(extra: str = "studio") -> None:
-    """Raise ServeError where the libraries for pages are missing."""
+    """Raise ServeError if the web libraries, which are in `extra`, are not installed."""
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
@@ -46,34 +46,47 @@ def need_libraries(extra: str = "studio") -> None:
 
 
 def listen(address: Address) -> socket.socket:
-    """A socket that listens. Raises ServeError where it cannot."""
-    place, cure = f"{address.host}:{address.port}", "give another --port, or 0 for any free one"
+    """Open a listening socket.
+
+    Raises:
+        ServeError: the address is invalid or in use.
+    """
+    place = f"{address.host}:{address.port}"
+    fix = "give another --port, or 0 for any free one"
     if not 0 <= address.port < 2**16:
-        raise ServeError(f"{place}: cannot listen there (no port has that number); {cure}")
+        raise ServeError(f"{place}: cannot listen (port must be 0 to 65535); {fix}")
     try:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
         both = address.host == "::" and family == socket.AF_INET6 and socket.has_dualstack_ipv6()
         return socket.create_server((address.host, address.port), family=family, backlog=128, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:
-        # No such name, or no name of this machine: another port changes nothing.
+        # The host name is unknown or not one of this machine: another port would not help.
         if not isinstance(error, OSError) or isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
-            cure = "give another --host: 127.0.0.1 for this machine alone, 0.0.0.0 for others too"
-        said = error.strerror if isinstance(error, OSError) else "no name of a machine"
-        raise ServeError(f"{place}: cannot listen there ({said or error}); {cure}") from error
+            fix = "give another --host: 127.0.0.1 for this machine only, 0.0.0.0 for all interfaces"
+        reason = error.strerror if isinstance(error, OSError) else "invalid host name"
+        raise ServeError(f"{place}: cannot listen ({reason or error}); {fix}") from error
 
 
 def url(sock: socket.socket, address: Address, token: str = "") -> str:
-    """The address to open, with the token in it if there is one."""
+    """Return the URL to open in a browser, with the token if there is one."""
     host = f"[{address.host}]" if ":" in address.host else address.host
     if address.host in ("0.0.0.0", "::"):
-        host = _own_name()
+        host = _lan_address()
     return f"http://{host}:{sock.getsockname()[1]}/" + (f"?token={token}" if token else "")
 
 
 def kept_token(address: Address, path: Path, *, option: str = "--store") -> str:
-    """No token on loopback; elsewhere the one in the file, drawn on the first call and readable by its owner only.
+    """Return the token of an address, empty on loopback.
 
-    It is kept so that the address that people have still works when the server starts again.
+    The token is stored, so that printed addresses remain valid after a restart.
+
+    Args:
+        address: where the server listens.
+        path: file of the token, created with a random token and readable by its owner only.
+        option: command line option that changes the path, for the error message.
+
+    Raises:
+        ServeError: the file is not readable or writable.
     """
     if address.is_private:
         return ""
@@ -86,18 +99,25 @@ def kept_token(address: Address, path: Path, *, option: str = "--store") -> str:
             path.chmod(0o600)
             path.write_text(token + "\n", encoding="ascii")
     except (OSError, ValueError) as error:
-        raise ServeError(f"{path}: the token cannot be kept here ({error}); name another place by {option}") from error
+        raise ServeError(f"{path}: cannot store the token ({error}); give another path by {option}") from error
     return token
 
 
 def serve(app: Any, sock: socket.socket, *, token: str = "", manner: Manner = PAGE, drain: int = 2) -> None:
-    """Answer requests until a signal comes; the signal is raised again when every answer is out, or `drain` seconds
-    have passed."""
+    """Answer requests until a signal arrives, then finish running requests and raise the signal again.
+
+    Args:
+        app: ASGI app.
+        sock: listening socket.
+        token: required in requests, empty for none.
+        manner: limits of requests.
+        drain: time limit for running requests, in seconds.
+    """
     server(app, token=token, manner=manner, drain=drain).run(sockets=[sock])
 
 
 def server(app: Any, *, token: str = "", manner: Manner = PAGE, drain: int = 2) -> Any:
-    """A uvicorn server of the app behind its guard."""
+    """Create a uvicorn server of the app behind its `Guard`; arguments as in `serve`."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -113,9 +133,9 @@ def server(app: Any, *, token: str = "", manner: Manner = PAGE, drain: int = 2) 
     return uvicorn.Server(config)
 
 
-def _own_name() -> str:
-    """An address under which other machines of this network see this one, else its name."""
+def _lan_address() -> str:
+    """Return the address of this machine in its network, else its host name."""
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # a UDP socket sends nothing by this; the address is one of documentation
+        probe.connect(("192.0.2.1", 9))  # a documentation address (RFC 5737); connecting UDP sends no packet
         return str(probe.getsockname()[0])
     return socket.gethostname()

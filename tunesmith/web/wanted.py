@@ -1,4 +1,4 @@
-"""What programs send to the server, in the words of OpenAI's API, and the question to a model that it becomes."""
+"""Request bodies in the schema of OpenAI's API, and their conversion to generation requests."""
 
 from __future__ import annotations
 
@@ -20,29 +20,30 @@ Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Longest = Annotated[int, Field(ge=1)]
-TURNS = TOOLS = 256
-TEXTS = 1024
-ANYTHING = {"type": "object"}
+TURNS = 256  # turns per chat
+TOOLS = 256  # tools per chat
+TEXTS = 1024  # texts per request
+ANYTHING = {"type": "object"}  # JSON schema of response_format json_object
 
 
 class _Sent(BaseModel):
-    """What a program sends: what is null is not asked for, as OpenAI's own client says."""
+    """Base of request bodies: null means the default, as OpenAI's client assumes."""
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, sent: Any) -> Any:
-        return {key: value for key, value in sent.items() if value is not None} if isinstance(sent, dict) else sent
+    def _without_nulls(cls, body: Any) -> Any:
+        return {key: value for key, value in body.items() if value is not None} if isinstance(body, dict) else body
 
 
 class ContentPart(_Sent):
-    """A part of a turn; only texts are read here."""
+    """A part of a turn; only text is supported."""
 
     type: Literal["text"]
     text: str
 
 
 class ChatTurn(_Sent):
-    """A turn of a chat."""
+    """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
@@ -50,67 +51,75 @@ class ChatTurn(_Sent):
 
     @field_validator("content", mode="before")
     @classmethod
-    def _texts(cls, sent: Any) -> Any:
-        """Parts of which all are texts."""
-        if isinstance(sent, list) and any(isinstance(part, dict) and part.get("type") != "text" for part in sent):
-            raise ValueError("only parts of the type text are read here")
-        return sent
+    def _texts(cls, content: Any) -> Any:
+        if isinstance(content, list) and any(isinstance(part, dict) and part.get("type") != "text" for part in content):
+            raise ValueError("only parts of type text are supported")
+        return content
 
     @property
     def text(self) -> str:
-        """Its text as one."""
+        """Return all text of the turn."""
         if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)  # as in rows that are learned
+            return "\n".join(part.text for part in self.content)  # as in training rows
         return self.content or ""
 
     def message(self, *, tools: str = "") -> Message:
-        """The turn as every responder takes it."""
+        """Convert the turn to a message.
+
+        Args:
+            tools: tools of the request as JSON, for the first message.
+
+        Raises:
+            DataError: a tool call is malformed.
+        """
         role = "system" if self.role == "developer" else self.role
         calls = [_with_arguments(call) for call in self.tool_calls or []]
         return Message(role, self.text, read_calls({"tool_calls": calls}, "messages: a turn"), tools)
 
 
 def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    """The call; of a tool that takes nothing some programs write no arguments at all."""
-    told = call.get("function")
-    return (
-        call | {"function": told | {"arguments": "{}"}}
-        if isinstance(told, dict) and told.get("arguments") == ""
-        else call
-    )
+    """Replace empty arguments by {}: some clients send "" for tools without parameters."""
+    function = call.get("function")
+    if isinstance(function, dict) and function.get("arguments") == "":
+        return call | {"function": function | {"arguments": "{}"}}
+    return call
 
 
 class StreamOptions(_Sent):
-    """What is told at the end of a stream."""
+    """Options of a streamed response."""
 
     include_usage: bool = False
 
 
 class Schema(_Sent):
-    """A schema with its name."""
+    """A named JSON schema."""
 
     name: str = ""
     schema_: dict[str, Any] = Field(alias="schema")
 
 
 class ResponseFormat(_Sent):
-    """What the answer must look like."""
+    """Required format of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: Schema | None = None
 
     @property
     def schema_(self) -> Mapping[str, Any] | None:
-        """The schema, None for any text."""
-        if self.type == "json_schema" and self.json_schema is None:
-            raise AskError("response_format: json_schema is missing; send the schema in it")
-        if self.type == "json_schema" and self.json_schema is not None:
+        """Return the JSON schema, None for any text.
+
+        Raises:
+            AskError: the type is json_schema, but there is no schema.
+        """
+        if self.type == "json_schema":
+            if self.json_schema is None:
+                raise AskError("response_format: json_schema is missing; send the schema")
             return self.json_schema.schema_
         return ANYTHING if self.type == "json_object" else None
 
 
 class SamplingFields(_Sent):
-    """How an answer is to be drawn; what is not asked for is as in training, at temperature 0."""
+    """Sampling options of a request; defaults are those of the model."""
 
     model: Name
     max_tokens: Longest | None = None
@@ -124,21 +133,24 @@ class SamplingFields(_Sent):
     n: Literal[1] | None = 1
     frequency_penalty: Literal[0] = 0
     presence_penalty: Literal[0] = 0
-    # What would change the answer and is not done here is refused, unless it is set to what changes nothing.
+    # Unsupported options that would change the answer are rejected, except for their neutral value.
     logit_bias: dict[str, Literal[0]] = {}
     top_k: int = 0
     min_p: Literal[0] = 0
     repetition_penalty: Literal[1] = 1
 
     def sampling(self, default: Sampling) -> Sampling:
-        """The model's own settings with these in their place."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        longest = self.longest
+        """Return the options of this request, completed by the model's defaults.
+
+        Raises:
+            AskError: top_k is set at a temperature above 0.
+        """
         temperature = default.temperature if self.temperature is None else self.temperature
         if temperature and self.top_k > 0:
-            raise AskError("top_k: not done here; send top_p, or temperature 0")
+            raise AskError("top_k: not supported; use top_p, or temperature 0")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         return Sampling(
-            max_new_tokens=default.max_new_tokens if longest is None else longest,
+            max_new_tokens=default.max_new_tokens if self.longest is None else self.longest,
             temperature=temperature,
             top_p=default.top_p if self.top_p is None else self.top_p,
             stop=stop,
@@ -147,7 +159,7 @@ class SamplingFields(_Sent):
 
     @property
     def longest(self) -> int | None:
-        """Tokens of the longest answer."""
+        """Return the maximum number of new tokens."""
         return self.max_tokens
 
 
@@ -161,17 +173,21 @@ class ChatWanted(SamplingFields):
     response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] = Field([], max_length=TOOLS)
     tool_choice: Literal["auto", "none"] = "auto"
-    functions: Annotated[list[Any], Field(max_length=0)] = []  # the older word for tools
+    functions: Annotated[list[Any], Field(max_length=0)] = []  # deprecated predecessor of tools
 
     @property
     def longest(self) -> int | None:
-        """Tokens of the longest answer, by either name."""
+        """Return the maximum number of new tokens, by either name."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def ask(self, name: str, default: Sampling) -> Ask:
-        """The question to a model."""
-        if _has_empty_question(self.messages):
-            raise AskError("messages: a user turn is empty; write something")
+        """Convert the body to a request to the model `name`, with `default` sampling options.
+
+        Raises:
+            AskError: the request is invalid.
+        """
+        if _has_empty_user_turn(self.messages):
+            raise AskError("messages: a user turn is empty; add text")
         first, *others = self.messages
         tools = read_tools(self.tools if self.tool_choice == "auto" else [], "tools")
         return Ask(
@@ -185,7 +201,7 @@ class ChatWanted(SamplingFields):
 
 
 class TextWanted(SamplingFields):
-    """POST /v1/completions: a text to go on with, no chat around it."""
+    """POST /v1/completions: continue a text without a chat format."""
 
     prompt: Annotated[str, Field(min_length=1)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -195,22 +211,21 @@ class TextWanted(SamplingFields):
 
     @field_validator("prompt", mode="before")
     @classmethod
-    def _one(cls, sent: Any) -> Any:
-        """The text of a list of one, as some programs send it."""
-        if not isinstance(sent, list):
-            return sent
-        if len(sent) == 1 and isinstance(sent[0], str):
-            return sent[0]
-        raise ValueError("one text is gone on with; send each in a request of its own, and texts, not token ids")
+    def _single_text(cls, prompt: Any) -> Any:
+        if not isinstance(prompt, list):
+            return prompt
+        if len(prompt) == 1 and isinstance(prompt[0], str):  # sent by some clients
+            return prompt[0]
+        raise ValueError("expected one text, not several or token ids; send each text in its own request")
 
     def ask(self, name: str, default: Sampling) -> Ask:
-        """The question to a model."""
+        """Convert the body to a request to the model `name`, with `default` sampling options."""
         best = -1 if self.logprobs is None else self.logprobs
         return Ask(name, text=self.prompt, sampling=self.sampling(default), best=best, in_pieces=self.stream)
 
 
 class TextsWanted(_Sent):
-    """POST /v1/embeddings and /classify: texts."""
+    """POST /v1/embeddings and /classify."""
 
     model: Name
     input: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] = Field(max_length=2**20)
@@ -220,23 +235,27 @@ class TextsWanted(_Sent):
 
     @field_validator("input", mode="before")
     @classmethod
-    def _no_ids(cls, sent: Any) -> Any:
-        """Texts: what programs cut into tokens by themselves they cut with another model's tokenizer."""
-        if isinstance(sent, list) and any(isinstance(one, int | list) for one in sent):
-            raise ValueError("token ids of another tokenizer; send texts (LangChain: check_embedding_ctx_length=False)")
-        return sent
+    def _no_ids(cls, texts: Any) -> Any:
+        # Clients that send token ids use OpenAI's tokenizer.
+        if isinstance(texts, list) and any(isinstance(text, int | list) for text in texts):
+            raise ValueError("token ids are not supported; send texts (LangChain: check_embedding_ctx_length=False)")
+        return texts
 
     @property
     def texts(self) -> list[str]:
-        """All of them. Raises AskError for none and for too many."""
+        """Return the texts.
+
+        Raises:
+            AskError: there are none, or more than TEXTS.
+        """
         texts = [self.input] if isinstance(self.input, str) else self.input
         if not 1 <= len(texts) <= TEXTS:
-            raise AskError(f"input: {len(texts)} texts, 1 to {TEXTS} are read; send them in parts")
+            raise AskError(f"input: expected 1 to {TEXTS} texts, got {len(texts)}; send several requests")
         return texts
 
 
 class ThumbWanted(_Sent):
-    """POST /feedback: what was asked, what was answered, and whether that was good."""
+    """POST /feedback: a rating of one answer."""
 
     model: Name
     messages: list[ChatTurn] = Field(min_length=1, max_length=TURNS)
@@ -246,16 +265,20 @@ class ThumbWanted(_Sent):
 
     @property
     def by(self) -> str:
-        """Who says so; without a name somebody new each time, for one person's later vote replaces the earlier."""
+        """Return the rater; without a name a new one each time, since a later vote replaces an earlier one."""
         return self.rater.strip() or f"somebody {secrets.token_hex(8)}"
 
     def judged(self) -> list[Message]:
-        """The turns before the answer. Raises AskError for a chat that no row could be made of later."""
+        """Return the turns before the answer.
+
+        Raises:
+            AskError: the chat could not become a training row.
+        """
         turns = [turn.message() for turn in self.messages]
         if not self.answer.strip():
-            raise AskError("answer: is empty; a thumb is for an answer with words")
-        if not any(turn.role == "user" for turn in turns) or _has_empty_question(self.messages):
-            raise AskError("messages: no user turn, or an empty one; send what was asked")
+            raise AskError("answer: empty; send the answer that is rated")
+        if not any(turn.role == "user" for turn in turns) or _has_empty_user_turn(self.messages):
+            raise AskError("messages: no user turn, or an empty one; send the prompt")
         try:
             check_order([*turns, Message("assistant", self.answer)], "messages")
         except DataError as error:
@@ -264,10 +287,10 @@ class ThumbWanted(_Sent):
 
 
 class NameWanted(BaseModel):
-    """POST /admin/...: a registered name."""
+    """POST /admin/...: name of a registered model."""
 
     model: Name
 
 
-def _has_empty_question(turns: Sequence[ChatTurn]) -> bool:
+def _has_empty_user_turn(turns: Sequence[ChatTurn]) -> bool:
     return any(turn.role == "user" and not turn.text.strip() for turn in turns)

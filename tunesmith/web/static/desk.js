@@ -1,73 +1,74 @@
-// What every page of votes does: asks for the next item, sends votes, knows the person, shows how far it is.
+// Shared by all annotation pages: requests items, sends votes, stores the rater, shows progress.
 import { Refused, ask, count, find, keep, make, onKeys, recall, rows, tab, tell } from "/static/parts.js";
 
 const NAME = "tunesmith.rater", KEYS = "tunesmith.keys", FACTS = "tunesmith.facts";
 
-let page = null; // how this page shows an item, what it calls one, and which keys it has
+let page = null; // the options passed to open()
 let rater = recall(NAME);
-let state = null; // the server's last answer
-let since = 0; // when the item came up
+let state = null; // the last response of the server
+let since = 0; // when the item was shown, in milliseconds
 let busy = false;
-let pending = null; // what is tried again after a fault
-const drafts = new Map(); // item -> what was written about it and is not saved yet
-const given = new Map(); // item -> what this page said about it, shown when an undo brings it back
+let pending = null; // repeated by Try again after an error
+const drafts = new Map(); // item -> unsaved text
+const given = new Map(); // item -> vote cast on this page, highlighted after an undo
 
 const who = () => ({ rater, tab });
 const keysOn = () => find("keys").checked;
 export const shown = () => state?.item ?? null;
 export const said = () => given.get(state.item.key);
 
-// ---------------------------------------------------------------- asking
+// ---------------------------------------------------------------- requests
 
-// Do one thing; only when the server has answered does the page say that it is done.
+// Send one request; the page confirms the action only after the response.
 async function act(path, extra, done) {
   if (busy) return;
   busy = true;
   pending = () => act(path, extra, done);
-  const asking = rater;
+  const sender = rater;
   try {
     const answer = await ask(path, { ...who(), ...extra });
-    if (asking !== rater) return; // what comes for one person is not shown to the next
+    if (sender !== rater) return; // a response for one rater is not shown to the next
     state = answer;
     pending = null;
     if (path === "vote") drafts.delete(extra.item);
-    find("fault").hidden = true;
+    find("problem").hidden = true;
     show();
     find("said").textContent = done;
   } catch (error) {
-    if (asking !== rater) return;
-    // What was refused would be again; and an undo whose answer was lost may be done, and would take back one more.
+    if (sender !== rater) return;
+    // A rejected request would be rejected again. An undo with a lost response may have succeeded; a retry would undo
+    // one more action.
     if (path === "undo" || (error instanceof Refused && path !== "next")) pending = next;
-    fault(error.message);
+    showProblem(error.message);
   } finally {
     busy = false;
-    if (asking !== rater) next();
+    if (sender !== rater) next();
   }
 }
 
-function fault(text) {
-  find("fault").querySelector("p").textContent = text;
-  find("fault").hidden = false;
+function showProblem(text) {
+  find("problem").querySelector("p").textContent = text;
+  find("problem").hidden = false;
   find("again").focus();
 }
 
 const next = () => act("next", {}, "");
 const skipped = () => act("next", { skipped: true }, "");
-const undo = () => state?.undo && act("undo", {}, "Taken back.");
+const undo = () => state?.undo && act("undo", {}, "Undone.");
 
-// Send a vote on what is shown; `word` is what it says, for people.
+// Send a vote on the current item; `word` is its label on the page.
 export function vote(body, word) {
-  if (busy || !state?.item) return; // one at a time: what is not sent must not be remembered as said
+  if (busy || !state?.item) return; // one request at a time; a vote that is not sent must not be remembered
   const seconds = Math.min((performance.now() - since) / 1000, 3600);
   given.set(state.item.key, word);
   act("vote", { item: state.item.key, seconds, ...body }, `Saved: ${word}.`);
 }
 
 function skip() {
-  if (state?.item) act("skip", { item: state.item.key }, `Skipped: others may get this ${page.noun}.`);
+  if (state?.item) act("skip", { item: state.item.key }, `Skipped: this ${page.noun} may be assigned to other raters.`);
 }
 
-// ---------------------------------------------------------------- showing
+// ---------------------------------------------------------------- display
 
 function show() {
   const item = state.item;
@@ -87,19 +88,19 @@ function show() {
 function showEnd(progress) {
   const end = find("end"), open = total(progress) - page.done(progress);
   const [title, text] = (!progress.skipped && page.undecided?.(progress, open)) || (open > 0 && !progress.skipped
-    ? ["Nothing for you right now", `The ${page.noun}s that are left are with other people.`]
+    ? ["No items for you at the moment", `The remaining ${page.noun}s are assigned to other raters.`]
     : open > 0
-      ? [`Only skipped ${page.noun}s are left`, `You put ${rows(progress.skipped, page.noun)} aside.`]
+      ? [`Only skipped ${page.noun}s remain`, `You skipped ${rows(progress.skipped, page.noun)}.`]
       : page.finished);
   end.querySelector("h2").textContent = title;
   end.querySelector("p").textContent = text;
   find("skipped").hidden = !progress.skipped;
-  find("skipped").textContent = `Look at the ${count(progress.skipped)} skipped`;
+  find("skipped").textContent = `Show the ${count(progress.skipped)} skipped`;
   find("check").hidden = open === 0;
   end.focus({ preventScroll: true });
 }
 
-// Where several people are to judge the same items there is more to do than there are items.
+// With several raters per item there are more votes to cast than items.
 const total = (progress) => progress.wanted ?? progress.items;
 
 function showProgress(progress) {
@@ -114,7 +115,7 @@ function showProgress(progress) {
   find("facts").hidden = false;
 }
 
-// A row of a table: a name and a number, with a bar where the largest number is known.
+// A table row with a name and a number, and a bar if the maximum is given.
 export function line([name, number], most = 0) {
   const made = make("tr");
   made.append(make("th", name, { scope: "row", dir: "auto" }), make("td", count(number), { class: "n" }));
@@ -129,12 +130,12 @@ export function line([name, number], most = 0) {
 }
 
 function agreed(found) {
-  if (!found.items) return `No ${page.noun} has votes of two people yet, so how far they agree is not known.`;
-  const alpha = found.alpha === null ? "not defined, only one vote was given" : found.alpha.toFixed(2);
-  return `On ${rows(found.items, page.noun)} that several people ${page.verb} they agree ${Math.round(100 * found.same)} % of the time; Krippendorff's alpha: ${alpha} (0 is chance, 0.80 and more is reliable).`;
+  if (!found.items) return `No ${page.noun} has votes of two raters yet, so agreement is unknown.`;
+  const alpha = found.alpha === null ? "undefined, only one label was given" : found.alpha.toFixed(2);
+  return `Agreement of raters on ${rows(found.items, page.noun)}: ${Math.round(100 * found.same)} % of the votes; Krippendorff's alpha: ${alpha} (0 is chance, 0.80 or more is reliable).`;
 }
 
-// A button with its key; `word` is pressed when an undo brings the item back.
+// A button with its key; highlighted if the undone vote was `word`.
 export function choice(key, word, act) {
   const button = make("button", "", { type: "button" });
   if (key) {
@@ -147,7 +148,7 @@ export function choice(key, word, act) {
   return button;
 }
 
-// ---------------------------------------------------------------- the person
+// ---------------------------------------------------------------- rater
 
 function askName() {
   find("who").hidden = false;
@@ -173,24 +174,24 @@ function named(event) {
     tell("release", who());
     given.clear();
     drafts.clear();
-    state = pending = null; // the item on the page is not theirs
+    state = pending = null; // the item on the page belongs to the previous rater
   }
   rater = name;
   keep(NAME, rater);
   begin();
 }
 
-// ---------------------------------------------------------------- hands
+// ---------------------------------------------------------------- input
 
 function openAsk() {
-  if (busy || !state?.item) return; // a vote on its way brings the next one, and this answer would be its
+  if (busy || !state?.item) return; // the response to a pending vote replaces the item, and the text would go to the wrong one
   find("word").value = drafts.get(state.item.key) ?? "";
   find("ask").showModal();
 }
 
 function closedAsk() {
   const word = find("word").value.trim();
-  if (state?.item) drafts.set(state.item.key, word); // what the server refuses, or does not hear, is not lost
+  if (state?.item) drafts.set(state.item.key, word); // restored if the server rejects the vote or the request fails
   if (find("ask").returnValue === "give" && word) page.written(word);
   find("ask").returnValue = "";
 }
@@ -210,8 +211,8 @@ function showKeys() {
   document.body.classList.toggle("no-keys", !keysOn());
 }
 
-// Begin. A page says: noun and verb of an item, done(progress), finished [title, text], show(item, state), key(key),
-// written(text), and may have facts(progress) and undecided(progress, left), the end's [title, text] where people disagree.
+// Start a page. Options: noun and verb of an item, done(progress), finished [title, text], show(item, state), key(key),
+// written(text); optional: facts(progress) and undecided(progress, left), the final [title, text] if raters disagree.
 export function open(made) {
   page = made;
   const clicks = { other: openAsk, cancel: () => find("ask").close(), skip, undo, "end-undo": undo, skipped, check: next, again: () => pending?.(), rename: askName };

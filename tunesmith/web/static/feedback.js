@@ -1,10 +1,10 @@
 import { choice, open, vote } from "/static/desk.js";
 import { find, make } from "/static/parts.js";
 
-// Key, what the server calls it, what people read.
+// Key, value sent to the server, text on the page.
 const OF_TWO = [["1", "left", "Answer 1 is better"], ["2", "right", "Answer 2 is better"], ["0", "tie", "Equally good"], ["b", "bad", "Both are bad"]];
 const OF_ONE = [["1", "good", "Good"], ["2", "bad", "Bad"]];
-// The elements that an answer may become; whatever else its text says stays text.
+// Elements that an answer may contain; everything else is text.
 const TAGS = new Set(["p", "ul", "ol", "li", "blockquote", "strong", "em", "s", "table", "thead", "tbody", "tr", "th", "td", "h4", "pre", "code", "br", "hr"]);
 const ROLES = { user: "", system: "System", assistant: "Assistant", tool: "Tool" };
 
@@ -22,9 +22,9 @@ function show(item) {
   choices = item.answers.length === 2 ? OF_TWO : OF_ONE;
   find("turns").replaceChildren(...item.turns.map(turn));
   find("pair").classList.toggle("alone", item.answers.length === 1);
-  find("pair").replaceChildren(...item.answers.map((nodes, place) => answer(nodes, item.answers.length === 2 ? `Answer ${place + 1}` : "Answer")));
+  find("pair").replaceChildren(...item.answers.map((nodes, index) => answer(nodes, item.answers.length === 2 ? `Answer ${index + 1}` : "Answer")));
   find("labels").replaceChildren(...choices.map(([key, name, word]) => choice(key, word, () => vote({ choice: name }, word))));
-  find("begin-with").replaceChildren(...item.plain.map((text, place) => start(text, item.plain.length === 2 ? `Begin with answer ${place + 1}` : "Begin with it")));
+  find("begin-with").replaceChildren(...item.plain.map((text, index) => start(text, item.plain.length === 2 ? `Start from answer ${index + 1}` : "Start from this answer")));
 }
 
 function turn({ role, text }) {
@@ -52,9 +52,9 @@ function start(text, word) {
 }
 
 function key(pressed) {
-  const found = choices.find(([name]) => name === pressed);
-  if (found) vote({ choice: found[1] }, found[2]);
-  return Boolean(found);
+  const chosen = choices.find(([name]) => name === pressed);
+  if (chosen) vote({ choice: chosen[1] }, chosen[2]);
+  return Boolean(chosen);
 }
 
 find("word").addEventListener("keydown", (event) => {
@@ -67,7 +67,7 @@ open({
   noun: "prompt",
   verb: "judged",
   done: (progress) => progress.votes,
-  finished: ["Every prompt is judged", "Thank you. tunesmith votes says what it amounts to."],
+  finished: ["Every prompt is judged", "Thank you. Run tunesmith votes summary for the results."],
   show, key,
   written: (text) => vote({ choice: "own", text }, "your own answer"),
 });

@@ -1,34 +1,34 @@
-// Parts that pages share: asking the server, the name, keys, and saying what happened.
-// Text from rows only ever becomes text: nothing in here or in a page writes markup.
+// Helpers shared by all pages: requests, local storage, elements and keys.
+// Text from rows only becomes text nodes: no code here or in a page writes markup.
 
 export const find = (id) => document.getElementById(id);
 
-// One tab, one id, in memory only: a duplicated tab must not be taken for this one.
+// Id of the tab, kept in memory only: a duplicated tab needs its own.
 export const tab = Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 const HEADERS = { "content-type": "application/json", "x-tunesmith": "1" };
 
 export class Refused extends Error {}
 
-const PATIENCE = 30000; // milliseconds: a line that hangs looks like a page that works
+const TIMEOUT = 30000; // milliseconds; without it a hanging connection is invisible to the rater
 
-// The answer of /api/PATH as an object. Throws Refused with the server's words, or an Error where the same may be asked
-// again: nobody answers, or the votes cannot be written now.
+// Post to /api/PATH and return the response as an object. Throws Refused with the message of the server, or an Error if a
+// retry may help: no response, or the store is temporarily not writable.
 export async function ask(path, body) {
   let answer;
   try {
-    answer = await fetch(`/api/${path}`, { method: "POST", headers: HEADERS, body: JSON.stringify(body), signal: AbortSignal.timeout(PATIENCE) });
+    answer = await fetch(`/api/${path}`, { method: "POST", headers: HEADERS, body: JSON.stringify(body), signal: AbortSignal.timeout(TIMEOUT) });
   } catch {
-    throw new Error("The server does not answer. Nothing was lost; start it again, then try again.");
+    throw new Error("The server does not answer. Saved votes are not lost; restart it, then try again.");
   }
-  const found = await answer.json().catch(() => ({}));
-  const refused = String(found.detail ?? `The server refused (${answer.status}).`);
+  const body = await answer.json().catch(() => ({}));
+  const refused = String(body.detail ?? `The server rejected the request (${answer.status}).`);
   if (answer.status >= 500) throw new Error(refused);
   if (!answer.ok) throw new Refused(refused);
-  return found;
+  return body;
 }
 
-// Tell the server while the page closes; nobody waits for the answer.
+// Send a message while the page closes, without waiting for a response.
 export function tell(path, body) {
   fetch(`/api/${path}`, { method: "POST", headers: HEADERS, body: JSON.stringify(body), keepalive: true }).catch(() => {});
 }
@@ -38,10 +38,10 @@ export function recall(key) {
 }
 
 export function keep(key, value) {
-  try { localStorage.setItem(key, value); } catch { /* private windows may keep nothing: then it is asked again */ }
+  try { localStorage.setItem(key, value); } catch { /* unavailable in private windows: the rater enters the name again */ }
 }
 
-// An element with text and attributes.
+// Create an element with text and attributes.
 export function make(name, text = "", attributes = {}) {
   const made = document.createElement(name);
   made.textContent = text;
@@ -55,7 +55,7 @@ export function rows(number, word = "row") {
   return `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 }
 
-// Calls act(key) for single keys, but never while somebody writes, holds a modifier or lets a key repeat.
+// Call act(key) for single keys, except in text fields, with a modifier, or while a key repeats.
 export function onKeys(act, isOn) {
   document.addEventListener("keydown", (event) => {
     const writes = event.target.closest?.("input:not([type=checkbox]), textarea, select, dialog");
