@@ -76,14 +76,7 @@ class Api:
         from fastapi import FastAPI
 
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        for method, path, handler in self._routes():
-            app.add_route(path, self._guarded(path, handler), methods=[method])
-        for status, text in FRAMEWORK_ERRORS.items():
-            app.exception_handler(status)(_framework_error(status, text))
-        return app
-
-    def _routes(self) -> Sequence[tuple[str, str, Handler]]:
-        return (
+        routes: Sequence[tuple[str, str, Handler]] = (
             ("POST", "/v1/chat/completions", self._chat),
             ("POST", "/v1/completions", self._text),
             ("POST", "/v1/embeddings", self._embeddings),
@@ -97,6 +90,11 @@ class Api:
             ("POST", "/admin/unload", self._unload),
             ("POST", "/admin/rollback", self._roll_back),
         )
+        for method, path, handler in routes:
+            app.add_route(path, self._guarded(path, handler), methods=[method])
+        for status, text in FRAMEWORK_ERRORS.items():
+            app.exception_handler(status)(_framework_error(status, text))
+        return app
 
     def _guarded(self, path: str, handler: Handler) -> Handler:
         """Wrap a handler so that errors become responses and every response is counted."""
@@ -153,11 +151,14 @@ class Api:
         body = TextsWanted.model_validate_json(await request.body())
         run = self._run(body.model, body.user)
         states = await self._read(run, "states", body.texts)
-        vectors = [vector for vector, _ in states]
+        vectors = [list(vector) for vector, _ in states]
         tokens = sum(count for _, count in states)
         if body.dimensions not in (None, width := len(vectors[0])):
             raise AskError(f"dimensions: expected {width} for {run.name}, got {body.dimensions}; omit it")
-        encoded = [_encode_vector(vector, body.encoding_format) for vector in vectors]
+        encoded: list[Any] = vectors
+        if body.encoding_format == "base64":  # the default of OpenAI's client: float32
+            packed = (struct.pack(f"<{width}f", *vector) for vector in vectors)
+            encoded = [base64.b64encode(content).decode() for content in packed]
         data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(encoded)]
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}
         return _json({"object": "list", "model": run.name, "data": data, "usage": counts})
@@ -267,13 +268,6 @@ def _card(run: Model) -> dict[str, Any]:
 
 def _named(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tunesmith"}
-
-
-def _encode_vector(vector: Sequence[float], encoding: str) -> Any:
-    """Return a list of floats, or float32 in base64, which OpenAI's client requests."""
-    if encoding == "float":
-        return list(vector)
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def _json(body: Any, status: int = 200) -> Any:

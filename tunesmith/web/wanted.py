@@ -266,7 +266,7 @@ class ThumbWanted(_Sent):
     @property
     def by(self) -> str:
         """Return the rater; without a name a new one each time, since a later vote replaces an earlier one."""
-        return self.rater.strip() or f"somebody {secrets.token_hex(8)}"
+        return self.rater.strip() or f"anonymous {secrets.token_hex(8)}"
 
     def judged(self) -> list[Message]:
         """Return the turns before the answer.
