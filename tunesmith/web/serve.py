@@ -1,4 +1,4 @@
-"""Serving one app on one port until a signal stops it."""
+"""Web server of one app on one port, until a signal stops it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from tunesmith.data.collect.endpoint import is_loopback
 from tunesmith.errors import TunesmithError
 from tunesmith.web.guard import PAGE, Guard, Manner
 
-EXTRA = "needs the extra: pip install 'tunesmith[{}]'"
 # Simultaneous connections: each uses memory, and uvicorn has no timeout for idle ones.
 MOST_CONNECTIONS = 512
 
@@ -42,7 +41,7 @@ def need_libraries(extra: str = "studio") -> None:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise ServeError(f"pages: {error.name} is not installed; it {EXTRA.format(extra)}") from error
+        raise ServeError(f"pages: {error.name} is not installed; pip install 'tunesmith[{extra}]'") from error
 
 
 def listen(address: Address) -> socket.socket:
@@ -51,10 +50,10 @@ def listen(address: Address) -> socket.socket:
     Raises:
         ServeError: the address is invalid or in use.
     """
-    place = f"{address.host}:{address.port}"
+    host_port = f"{address.host}:{address.port}"
     fix = "give another --port, or 0 for any free one"
     if not 0 <= address.port < 2**16:
-        raise ServeError(f"{place}: cannot listen (port must be 0 to 65535); {fix}")
+        raise ServeError(f"{host_port}: cannot listen (port must be 0 to 65535); {fix}")
     try:
         family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
         both = address.host == "::" and family == socket.AF_INET6 and socket.has_dualstack_ipv6()
@@ -64,7 +63,7 @@ def listen(address: Address) -> socket.socket:
         if not isinstance(error, OSError) or isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             fix = "give another --host: 127.0.0.1 for this machine only, 0.0.0.0 for all interfaces"
         reason = error.strerror if isinstance(error, OSError) else "invalid host name"
-        raise ServeError(f"{place}: cannot listen ({reason or error}); {fix}") from error
+        raise ServeError(f"{host_port}: cannot listen ({reason or error}); {fix}") from error
 
 
 def url(sock: socket.socket, address: Address, token: str = "") -> str:
