@@ -72,8 +72,8 @@ def test_fewer_rows_than_the_difference_needs_are_called_inconclusive():
     # Five of forty rows better: p = 0.0625. A difference of 2 % needs hundreds of rows.
     found = sentence(40, 20, 25)
     assert found.startswith("inconclusive: tuned 0.625, base 0.5, difference +0.125")
-    assert "; so few rows show differences from " in found
-    needed = int(found.split(", about ")[1].partition(" would show")[0].replace(",", ""))
+    assert "; this test set detects differences of " in found
+    needed = int(found.split("; about ")[1].partition(" rows would detect")[0].replace(",", ""))
     assert needed > 300
 
 
