@@ -175,8 +175,8 @@ def test_a_row_is_one_vote_of_each_person_it_names_and_an_own_answer_comes_back_
     [
         ([{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a", "rejected": " a "}], ":2: "),
         ([{"prompt": "p", "chosen": "a", "rejected": " a "}], "the same answer"),
-        ([{"prompt": "p", "answer": "a"}], "nothing was judged"),
-        ([{"text": "p", "label": "a"}, {"text": "q", "label": "b"}], "nothing was judged"),
+        ([{"prompt": "p", "answer": "a"}], "contains no judgements"),
+        ([{"text": "p", "label": "a"}, {"text": "q", "label": "b"}], "contains no judgements"),
     ],
 )
 def test_rows_that_judge_nothing_are_refused_with_their_place(rows: list[dict[str, Any]], said: str):

@@ -401,7 +401,7 @@ def test_a_model_that_was_moved_answers_what_is_open_itself_and_reads_as_much_as
         ({"against": "base"}, "a base itself"),
         ({"prompts": ""}, "name prompts with --prompts"),
         ({"column": "nothing"}, "no column 'nothing'"),
-        ({"overlap": Overlap(2.0)}, "no share"),
+        ({"overlap": Overlap(2.0)}, "expected a share"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_before_a_model_is_loaded(
