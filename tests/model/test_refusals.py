@@ -53,7 +53,7 @@ def test_a_tokenizer_whose_chats_the_embedding_has_no_room_for_is_refused(folder
     kept = AutoTokenizer.from_pretrained(folder)
     kept.add_tokens(["<|turn|>"], special_tokens=True)
     kept.save_pretrained(folder)
-    load_base(str(folder))  # a token that nobody writes is no harm
+    load_base(str(folder))  # a token that is never written is no harm
     kept.chat_template = "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}{{ eos_token }}{% endfor %}"
     kept.save_pretrained(folder)
     line = refusal(folder)

@@ -64,15 +64,15 @@ def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 
         raise RecipeError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}; use auto to measure and choose")
     if threads < 0:
         raise RecipeError(f"threads: expected an integer >= 0, got {threads}; use 0 for one per core")
-    place = settle(device, threads=threads)
+    device = settle(device, threads=threads)
     count = torch.get_num_threads()
     # Alternate between the dtypes: another process may occupy the processor for as long as one of them is measured.
-    rounds = [{name: gemm_gflops(place, DTYPES[name]) for name in ("float32", "bfloat16")} for _ in range(ROUNDS)]
+    rounds = [{name: gemm_gflops(device, DTYPES[name]) for name in ("float32", "bfloat16")} for _ in range(ROUNDS)]
     measured = {name: max(speeds[name] for speeds in rounds) for name in rounds[0]}
-    chosen, reason = (dtype, "as set") if dtype != "auto" else choose_dtype(place, measured)
+    chosen, reason = (dtype, "as set") if dtype != "auto" else choose_dtype(device, measured)
     speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in measured.items())
-    why = f"{place} with {count} thread{'s' * (count > 1)} measured {speeds} GFLOP/s: {chosen}, {reason}"
-    return ChosenMachine(place, chosen, count, measured, why)
+    why = f"{device} with {count} thread{'s' * (count > 1)} measured {speeds} GFLOP/s: {chosen}, {reason}"
+    return ChosenMachine(device, chosen, count, measured, why)
 
 
 def settle(device: str = "auto", *, threads: int | None = 0) -> str:

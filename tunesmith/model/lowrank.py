@@ -1,8 +1,8 @@
 """The hot path of LoRA: base product and update in one autograd function, inside PEFT's own layers.
 
 PEFT adds the update in three passes that read and write the layer's output, and under autocast it casts the frozen
-weight again in every step. Here the update is added by the matrix product itself, and the cast
-weight is kept between steps. The arithmetic is PEFT's (measurements in bench/NOTES.md).
+weight again in every step. Here the update is added by the matrix product itself, and the cast weight is kept between
+steps. The arithmetic is PEFT's (measurements in bench/NOTES.md).
 
 Letters: N tokens, I and O inner and outer width, R rank.
 """

@@ -83,28 +83,28 @@ def names_in(value: object) -> object:
     return value
 
 
-def reaches(name: str, wanted: str | Sequence[str]) -> bool:
+def reaches(name: str, targets: str | Sequence[str]) -> bool:
     """Return whether PEFT adapts a layer.
 
     Args:
         name: the layer's full name, such as `model.layers.0.mlp.up_proj`.
-        wanted: a pattern for the full name, or a list of last parts.
+        targets: a pattern for the full name, or a list of last parts.
     """
-    if isinstance(wanted, str):
-        return re.fullmatch(wanted, name) is not None
-    return any(f".{name}".endswith(f".{part}") for part in wanted)
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(f".{name}".endswith(f".{part}") for part in targets)
 
 
-def unfit(base: Any, wanted: str | Sequence[str], changeable: tuple[type[nn.Module], ...] = CHANGEABLE) -> str:
-    """Return why these layers of a network cannot be adapted; empty if they can. `wanted` as in `reaches`."""
-    if not wanted:
+def unfit(base: Any, targets: str | Sequence[str], changeable: tuple[type[nn.Module], ...] = CHANGEABLE) -> str:
+    """Return why these layers of a network cannot be adapted; empty if they can. `targets` as in `reaches`."""
+    if not targets:
         return "technique.targets: expected at least one layer; name one, or leave it out"
     try:
         parts: list[str | tuple[str, ...]] = (
-            [re.compile(wanted).pattern] if isinstance(wanted, str) else [(name,) for name in wanted]
+            [re.compile(targets).pattern] if isinstance(targets, str) else [(name,) for name in targets]
         )
     except re.error as error:
-        return f"technique.targets: {wanted!r} is not a valid pattern ({error}); write .* for any characters"
+        return f"technique.targets: {targets!r} is not a valid pattern ({error}); write .* for any characters"
     modules = {name: module for name, module in base.named_modules() if "pooler" not in name}
     layers = {name for name, module in modules.items() if isinstance(module, changeable)}
     for part in parts:
@@ -120,7 +120,7 @@ def unfit(base: Any, wanted: str | Sequence[str], changeable: tuple[type[nn.Modu
     if outer is None or outer.weight is not inner.weight:
         return ""
     for name in layers:
-        if reaches(name, wanted) and base.get_submodule(name) in (inner, outer):
+        if reaches(name, targets) and base.get_submodule(name) in (inner, outer):
             return (
                 f"technique.targets: {name} shares its weight with the model's other embedding, so an adapter of "
                 "one of them could not be merged; leave it out, or use technique: full"
