@@ -18,8 +18,7 @@ from tunesmith.data.examples import (
     turns_of,
     with_system,
 )
-from tunesmith.data.prompts import PROMPTS
-from tunesmith.data.rows import Row, columns_of
+from tunesmith.data.rows import Row
 from tunesmith.data.turns import check_order, instructed
 from tunesmith.errors import DataError
 
@@ -110,8 +109,3 @@ def exercises(
         return Exercise(row.where, tuple(turns), group_of(row, group), judged, row.fields)
 
     return parsed(rows, parse)
-
-
-def prompt_column(rows: Sequence[Row]) -> str:
-    """Return the column with the prompt by its name, for rows of no known format; empty if there is none."""
-    return next((name for name in PROMPTS if name in columns_of(rows)), "")

@@ -50,7 +50,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def read_json(text: str | bytes) -> Any:
-    """Parse JSON. Raise ValueError for duplicate keys, of which `json` would silently keep the last."""
+    """Parse JSON. Raise ValueError for duplicate keys; `json` would silently keep the last one."""
     return json.loads(text, object_pairs_hook=_once)
 
 

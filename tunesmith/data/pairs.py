@@ -1,4 +1,4 @@
-"""Preferences: pairs of completions of which one is preferred, and single completions rated good or bad."""
+"""Preferences: pairs of a chosen and a rejected completion, and single completions rated good or bad."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def prompts(rows: Sequence[Row], *, column: str = "", instruction: str = "") -> 
         DataError: if there is no such column or no row is valid.
         RowError: if some rows are invalid.
     """
-    column = column or next((name for name in PROMPTS if name in columns_of(rows)), "")
+    column = column or prompt_column(rows)
     if not column:
         names = ", ".join(PROMPTS[:3])
         raise DataError(
@@ -46,3 +46,12 @@ def prompts(rows: Sequence[Row], *, column: str = "", instruction: str = "") -> 
         return tuple(instructed(turns, instruction))
 
     return parsed(rows, parse)
+
+
+def prompt_column(rows: Sequence[Row]) -> str:
+    """Return the column with the prompt by its name; empty if there is none.
+
+    Args:
+        rows: rows of no known format.
+    """
+    return next((name for name in PROMPTS if name in columns_of(rows)), "")

@@ -14,7 +14,7 @@ from tunesmith.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """How a task presents its rows.
+    """Presentation of the rows of a task.
 
     Attributes:
         instruction: text before its prompts.

@@ -147,7 +147,7 @@ class Template:
         return Tokens(ids, [any(a < end and b > start for start, end in spans) for a, b in offsets])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Encode the messages up to the start of the assistant's answer."""
+        """Encode the messages and the generation prompt, after which the assistant answers."""
         return self._encode(self._render(self._ready(messages), answer=True))[0]
 
     def answer(self, messages: Sequence[Message], text: str) -> list[int]:
@@ -205,7 +205,7 @@ class Template:
 
     @cached_property
     def _takes_tools(self) -> bool:
-        """Whether the template renders tools and results, and calls in a form that `calls_in` can parse."""
+        """True if the template renders tools and results, and calls in a form that `calls_in` can parse."""
         try:
             full, spans = self._learned([self._clean(message) for message in TOOL_PROBE])
         except TemplateError:

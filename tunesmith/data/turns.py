@@ -67,7 +67,7 @@ class Message:
 
     @property
     def calling(self) -> bool:
-        """Whether this assistant turn calls a tool, possibly only in its text."""
+        """True if this assistant turn calls a tool, possibly only in its text."""
         return self.role == "assistant" and bool(self.calls or calls_in(self.content))
 
 

@@ -45,7 +45,7 @@ class Window:
 
     @property
     def size(self) -> int:
-        """Number of UTF-8 bytes of the text that `told` covers."""
+        """Number of UTF-8 bytes of the text that a next-token loss is measured on."""
         indices = self.told()
         if not indices:
             return 0

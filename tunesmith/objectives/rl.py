@@ -10,8 +10,9 @@ from torch import nn
 
 from tunesmith.data.columns import beside
 from tunesmith.data.examples import Example
-from tunesmith.data.exercises import Exercise, exercises, prompt_column
+from tunesmith.data.exercises import Exercise, exercises
 from tunesmith.data.formats import SYSTEMS, TOOLS, detect
+from tunesmith.data.prompts import prompt_column
 from tunesmith.data.rows import Row, columns_of, file_of
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.errors import DataError

@@ -34,17 +34,17 @@ class AuditSource:
 
     @property
     def labelled(self) -> bool:
-        """Whether the answer is a label."""
+        """True if the answer is a label."""
         return "label" in self.columns and "text" in self.columns
 
     @property
     def judged(self) -> bool:
-        """Whether the answer is a judgement (label, rating or preference), so that at most one can be right."""
+        """True if the answer is a judgement (label, rating or preference), so that at most one can be right."""
         return "label" in self.columns or "chosen" in self.columns
 
     @property
     def answered(self) -> bool:
-        """Whether there is an answer in words, whose language may differ from that of the prompt."""
+        """True if there is an answer in words, whose language may differ from that of the prompt."""
         return not self.labelled and "text" not in self.columns
 
 

@@ -63,7 +63,7 @@ class Words:
         return 2 * shared / (2 * shared + sum(rest)) if shared else 0.0
 
     def _misspelt(self, left: Counter[str], right: Counter[str]) -> Iterator[tuple[str, str]]:
-        """Yield pairs of words of which one is rare and one or two edits away from the other."""
+        """Yield pairs of words that are one or two edits apart and one of them is rare."""
         free = dict(right)
         for word in left:
             for other in free:

@@ -87,7 +87,7 @@ IBAN_LENGTHS = dict(
         "XK:20",
     ]
 )
-# Leading digits and lengths of card numbers by issuer.
+# Leading digits and lengths of payment cards by issuer.
 CARD = re.compile(r"(?:4\d{12}(?:\d{3}){0,2}|5[1-5]\d{14}|2[2-7]\d{14}|3[47]\d{13}|3[0689]\d{12}|6\d{15}|35\d{14})")
 # Domains reserved for examples (RFC 2606).
 EXAMPLES = re.compile(r"@(?:[\w-]+\.)*(?:example|test|invalid|localhost)(?:\.(?:com|net|org))?$", re.IGNORECASE)
@@ -95,7 +95,7 @@ EXAMPLES = re.compile(r"@(?:[\w-]+\.)*(?:example|test|invalid|localhost)(?:\.(?:
 MAIL = re.compile(
     r"(?<![\w.+-])[\w.+-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24}(?![\w-])"
 )
-# Groups of digits; longer numbers, versions and sums do not match.
+# Groups of digits; longer ones, versions and sums do not match.
 DIGITS = re.compile(r"(?<![\w.,+:/-])(?:\d[ -]?){12,18}\d(?![\w]|[.,:/-]\d)")
 ACCOUNT = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)")
 ADDRESS = re.compile(

@@ -38,7 +38,7 @@ Rows = Mapping[int, str]  # row -> note
 
 @dataclass(slots=True)
 class Cures:
-    """What `--fix` does.
+    """Changes that `--fix` makes.
 
     Attributes:
         dropped: line -> (kind, reason) of rows to drop.

@@ -17,7 +17,7 @@ SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class QuotationRule:
-    """What counts as a quotation.
+    """Definition of a quotation.
 
     Attributes:
         run: words per run.

@@ -24,7 +24,7 @@ from tunesmith.data.words import words_of
 
 @dataclass(frozen=True, slots=True)
 class ScanPlan:
-    """How to scan the rows of a file.
+    """Options for scanning the rows of a file.
 
     Attributes:
         name: file name for locations.

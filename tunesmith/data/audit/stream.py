@@ -19,7 +19,7 @@ CHUNK_BYTES = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class RowChunk:
-    """Consecutive rows: line numbers, and each row as raw JSON, as columns, or as the reason why it is invalid."""
+    """Consecutive rows: the line of each, and each row as raw JSON, as columns, or as the reason why it is invalid."""
 
     lines: list[int]
     rows: Sequence[bytes | dict[str, object] | str]

@@ -24,7 +24,7 @@ class Digest:
     """The rows of one chunk; arrays have one entry per row, N rows.
 
     Attributes:
-        lines: line numbers, [N].
+        lines: line of each row, [N].
         asked: hash of the prompt, normalized, [N].
         said: hash of the answer, normalized, [N].
         whole: hash of both, exact, [N].
