@@ -500,7 +500,7 @@ def test_an_answer_that_nobody_waits_for_makes_room(one: Path, over):
 @pytest.mark.parametrize("longest", [4097, 10**9])
 def test_more_tokens_than_the_server_gives_are_refused(longest: int, one: Path, over):
     engine = over({"one": [one]})
-    with pytest.raises(AskError, match=f"max_tokens: {longest} are more than the 4096 that are served"):
+    with pytest.raises(AskError, match=f"max_tokens: expected at most 4096, got {longest}"):
         Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=longest)))
 
 

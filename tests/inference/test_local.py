@@ -136,9 +136,9 @@ def test_texts_are_any_list_of_texts_and_a_text_alone_is_none():
     wanted = made.classify(list(TEXTS))
     assert made.classify(np.array(TEXTS)) == wanted == made.classify(text for text in TEXTS)
     assert (made.classify(iter(())), len(made.embed(np.array([], dtype=str)))) == ([], 0)
-    with pytest.raises(RecipeError, match="classify: 'bad phone' is one text and no list of them"):
+    with pytest.raises(RecipeError, match="classify: expected a list of texts, got the text 'bad phone'"):
         made.classify("bad phone")
-    with pytest.raises(RecipeError, match="embed: text 2 is nan and no text; leave it out"):
+    with pytest.raises(RecipeError, match="embed: text 2: expected a string, got nan; remove it"):
         made.embed(["hi", math.nan])
     with pytest.raises(RecipeError, match="generate: 'hi' is one text"):
         model("llama", Instruct()).generate("hi")
@@ -147,11 +147,11 @@ def test_texts_are_any_list_of_texts_and_a_text_alone_is_none():
 def test_what_asks_nothing_is_refused():
     writer = model("llama", Instruct())
     for nothing in ([], "hi", [{"role": "user", "content": "hi"}]):
-        with pytest.raises(RecipeError, match="reply: .* is no list of turns; give "):
+        with pytest.raises(RecipeError, match="reply: expected a list of messages, got .*; give "):
             writer.reply(nothing)
     with pytest.raises(RecipeError, match="scores: of no answers"):
         writer.scores([Message("user", "hi")], [])
-    with pytest.raises(RecipeError, match="complete: text 2 is empty; leave it out"):
+    with pytest.raises(RecipeError, match="complete: text 2 is empty; remove it"):
         model("llama", Domain()).complete(["hi", ""])
 
 
@@ -254,7 +254,7 @@ def test_of_no_texts_there_are_no_states(kind: str):
 
 
 def test_an_empty_text_has_no_states_where_its_tokenizer_puts_nothing_around_it():
-    with pytest.raises(RecipeError, match="embed: text 2 is empty; leave it out"):
+    with pytest.raises(RecipeError, match="embed: text 2 is empty; remove it"):
         model("gpt2", Domain()).embed(["hi", ""])
 
 

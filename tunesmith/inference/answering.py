@@ -1,4 +1,4 @@
-"""What a server needs of whatever answers: an engine, and the models that it knows by name."""
+"""Protocols between the HTTP server and the inference engines: an engine and its models."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ from tunesmith.recipe import AnyObjective
 
 
 class Busy(TunesmithError):
-    """The queue is full, or the engine ends."""
+    """The queue is full, or the engine is shutting down."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one server takes on: answers at once, questions that wait, tokens of an answer, seconds from asking to end,
-    tokens of questions and texts that are read between two steps, and memory for what questions begin with."""
+    """Limits of a server."""
 
-    rows: int = 32
-    waiting: int = 256
-    new_tokens: int = 4096
-    seconds: float = 120.0
-    read: int = 1024
-    kept_bytes: int = 256 * 2**20
+    rows: int = 32  # concurrent requests
+    waiting: int = 256  # queued requests
+    new_tokens: int = 4096  # of one completion
+    seconds: float = 120.0  # from arrival of a request to its end
+    read: int = 1024  # prompt tokens processed between two decoding steps
+    kept_bytes: int = 256 * 2**20  # of the prefix cache
 
 
 @dataclass(slots=True)
 class Counts:
-    """What an engine has done since it began."""
+    """Counters since the start of an engine."""
 
     asked: int = 0
     tokens: int = 0
@@ -49,103 +48,114 @@ class Model(Protocol):
 
     @property
     def name(self) -> str:
-        """What requests call it."""
+        """The name in requests."""
         ...
 
     @property
     def version(self) -> int:
-        """Which of the folders given for the name it is."""
+        """The index, from 1, of its folder among those registered under the name."""
         ...
 
     @property
     def objective(self) -> AnyObjective:
-        """What it was tuned to do."""
+        """The objective it was tuned with."""
         ...
 
     @property
     def limit(self) -> int:
-        """The longest question in tokens."""
+        """Greatest prompt length in tokens."""
         ...
 
     @property
     def sampling(self) -> Sampling:
-        """How it answers where nobody says how."""
+        """Default sampling options."""
         ...
 
     @property
     def template(self) -> Template:
-        """How a question becomes ids."""
+        """The tokenizer and chat template."""
         ...
 
 
 class Models(Protocol):
-    """What is served."""
+    """A model registry."""
 
     def get(self, name: str) -> Model:
-        """The model of that name. Raises UnknownModel."""
+        """Return a model by name; raise UnknownModel."""
         ...
 
     def runs(self) -> Sequence[Model]:
-        """Everything that answers."""
+        """Return all models."""
         ...
 
     def load(self, name: str) -> Model:
-        """The model of that name, read anew."""
+        """Load or reload a model."""
         ...
 
     def unload(self, name: str) -> None:
-        """Nobody is answered under that name from now on."""
+        """Reject further requests to a model."""
         ...
 
     def roll_back(self, name: str) -> Model:
-        """The version before the one that is served."""
+        """Switch to the previous version of a model."""
         ...
 
 
 class Taken(Protocol):
-    """A question that was taken."""
+    """An accepted request."""
 
     def cancel(self) -> object:
-        """Nobody waits for its answer any more."""
+        """Cancel the request."""
         ...
 
 
 class AnsweringEngine(Protocol):
-    """An engine."""
+    """An inference engine."""
 
     @property
     def shelf(self) -> Models:
-        """What it answers with."""
+        """The model registry."""
         ...
 
     @property
     def limits(self) -> Limits:
-        """What it takes on."""
+        """The limits of the server."""
         ...
 
     @property
     def counts(self) -> Counts:
-        """What it has done."""
+        """Counters since the start."""
         ...
 
     @property
     def at_work(self) -> int:
-        """Answers being written."""
+        """Number of running requests."""
         ...
 
     @property
     def queued(self) -> int:
-        """Questions that wait."""
+        """Number of queued requests."""
         ...
 
     def ask(self, ask: Ask, told: Told) -> Taken:
-        """Take a question; raises UnknownModel, AskError and Busy."""
+        """Accept a request; raise UnknownModel, AskError or Busy.
+
+        Args:
+            ask: the request.
+            told: receives the completion in chunks, the last one with its end.
+        """
         ...
 
     def whole(self, name: str, kind: Kind, texts: Sequence[str]) -> Future[Any]:
-        """Labels or states of texts. Raises AskError where it has none."""
+        """Classify or embed texts; raise AskError if the model cannot.
+
+        Args:
+            name: the model.
+            kind: labels or states.
+            texts: the texts.
+        """
         ...
 
     def close(self, seconds: float = 30.0) -> None:
-        """Take nothing more and stop."""
+        """Reject new requests and stop after at most this many seconds."""
         ...

@@ -1,4 +1,4 @@
-"""What can be asked of a served model, and the ids that a question becomes."""
+"""Requests to a served model, their validation and encoding."""
 
 from __future__ import annotations
 
@@ -15,70 +15,80 @@ from tunesmith.model.families import positions_of
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Reward
 
-# Longer questions are refused, not shortened: next to nothing of them would be left, and cutting takes time.
+# Longer prompts are rejected, not shortened: almost nothing of them would remain, and shortening takes time.
 MOST_CHARACTERS = 65_536
 
 
 class AskError(TunesmithError):
-    """A question cannot be answered as it was asked."""
+    """The request is invalid for this model."""
 
 
 class UnknownModel(TunesmithError):
-    """No model of that name is served here."""
+    """No model of this name is served."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A chat, or a text to go on with; and how the answer is to be drawn.
-
-    `schema` is what the answer must hold to; `best` how many likely tokens are told beside each (-1: no scores).
-    """
+    """A request for a completion of a chat or a text."""
 
     model: str
     messages: tuple[Message, ...] = ()
-    text: str | None = None
+    text: str | None = None  # completed without a chat template, instead of messages
     sampling: Sampling = field(default_factory=Sampling)
-    schema: Mapping[str, Any] | None = None
-    best: int = -1
-    in_pieces: bool = False
+    schema: Mapping[str, Any] | None = None  # JSON schema of the completion
+    best: int = -1  # alternatives reported per token; -1: no log-probabilities
+    in_pieces: bool = False  # stream the completion
 
     def check(self, model: LocalModel, *, most: int) -> None:
-        """Nothing for a question that this model can be asked. Raises AskError."""
+        """Raise AskError if the model cannot generate text or the request is too large."""
         if model.policy.family != "decoder":
-            raise AskError(f"model: {self.model} is an encoder and writes no text; ask /classify or /v1/embeddings")
+            raise AskError(f"model: {self.model} is an encoder and cannot generate; use /classify or /v1/embeddings")
         if isinstance(model.objective, Reward):
-            raise AskError(f"model: {self.model} is a reward model, which scores answers and writes none; ask another")
+            raise AskError(f"model: {self.model} is a reward model and cannot generate; use another model")
         self.check_size(limit=model.limit, most=most)
 
     def check_size(self, *, limit: int, most: int) -> None:
-        """Nothing for a question and an answer of a size that is served. Raises AskError."""
+        """Raise AskError if the prompt or the requested completion is too large.
+
+        Args:
+            limit: prompt tokens of the model.
+            most: greatest number of new tokens.
+        """
         calls = sum(len(call.arguments) for message in self.messages for call in message.calls)
         characters = sum(len(message.content) + len(message.tools) for message in self.messages) + calls
         characters += len(self.text or "")
         if characters > max(MOST_CHARACTERS, 32 * limit):
-            raise AskError(f"messages: {characters} characters, of which {limit} tokens are read; send less")
+            raise AskError(f"messages: {characters} characters exceed the limit of {limit} tokens; send less")
         if (longest := self.sampling.max_new_tokens) > most:
-            raise AskError(f"max_tokens: {longest} are more than the {most} that are served; ask for at most {most}")
+            raise AskError(f"max_tokens: expected at most {most}, got {longest}; lower it")
 
     def ids(self, template: Template, *, limit: int) -> tuple[list[int], bool]:
-        """The question as `LocalModel` would put it, and whether some of it was left out.
+        """Encode the prompt as `LocalModel` does.
 
-        Raises AskError where nothing is left of it.
+        Args:
+            template: tokenizer and chat template.
+            limit: greatest number of tokens.
+
+        Returns:
+            Token ids, and whether the prompt was shortened.
+
+        Raises:
+            AskError: the prompt is empty or cannot be shortened to the limit.
         """
         if self.text is None:
             fitted, shortened = template.fit(self.messages, limit)
             ids = template.prompt(fitted)
-            if len(ids) > limit and not self.messages[0].tools:  # answers are never shortened
-                raise AskError(f"messages: {len(ids)} tokens that cannot be cut, {limit} are read; send fewer turns")
+            if len(ids) > limit and not self.messages[0].tools:  # assistant messages are never shortened
+                raise AskError(f"messages: expected at most {limit} tokens, got {len(ids)}; send fewer messages")
             return ids, shortened
         ids = beginning(self.text, template, limit=limit)
         if not ids:
-            raise AskError("prompt: there is nothing in it; send a text")
-        # All that is cut stands before what is kept, so it is cut where more room would hold more.
+            raise AskError("prompt: empty; send a text")
+        # The beginning is cut off, so a limit one token larger shows whether anything was.
         return ids, len(ids) == limit and len(beginning(self.text, template, limit=limit + 1)) > limit
 
 
 def places_left(model: LocalModel, taken: int) -> int:
-    """Tokens that an answer can have before the model runs out of positions."""
-    most = positions_of(model.policy.network.config.to_dict())
-    return most - taken if most else 2**31
+    """Return the number of new tokens that fit into the context after `taken` tokens; unbounded if none is set."""
+    positions = positions_of(model.policy.network.config.to_dict())
+    return positions - taken if positions else 2**31

@@ -1,4 +1,4 @@
-"""Keys and values of what questions begin with, kept so that a shared instruction or an earlier turn runs once."""
+"""Prefix cache: keys and values of recent prompts, so that a shared instruction or an earlier turn runs once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from tunesmith.model.fork import Past
 
-WORTH = 8  # fewer ids are run again sooner than they are found
+WORTH = 8  # tokens; recomputing a shorter prefix is faster than a lookup
 
 
 @dataclass(frozen=True, slots=True)
-class _Kept:
-    """Ids of one run's question, and what they became in every layer, virtual tokens first."""
+class _Entry:
+    """A prompt of one run and its keys and values in every layer, virtual tokens first."""
 
     run: int
     ids: list[int]
@@ -20,52 +20,65 @@ class _Kept:
 
     @property
     def bytes(self) -> int:
-        """Memory that it takes."""
+        """Memory of the keys and values."""
         return sum(part.numel() * part.element_size() for pair in self.past for part in pair)
 
 
 class Beginnings:
-    """What was asked last, as much of it as fits into so many bytes; what is used again stays."""
+    """A cache with least-recently-used eviction and a limit in bytes."""
 
     def __init__(self, most_bytes: int) -> None:
-        self.most_bytes, self.bytes = most_bytes, 0
-        self._kept: list[_Kept] = []  # what was used last stands last
+        self.most_bytes = most_bytes
+        self.bytes = 0
+        self._entries: list[_Entry] = []  # least recently used first
 
     def find(self, run: int, ids: Sequence[int], *, virtual: int = 0) -> tuple[int, Past]:
-        """How many of the ids are known, never all, and keys and values of the virtual tokens and of these."""
-        best, size = None, WORTH - 1
-        for kept in self._kept:
-            if kept.run == run and (same := alike(kept.ids, ids)) > size:
-                best, size = kept, same
+        """Find the longest cached prefix of a prompt.
+
+        Args:
+            run: number of the run.
+            ids: the prompt.
+            virtual: number of virtual tokens before it.
+
+        Returns:
+            Length of the prefix, less than the prompt, and keys and values of the virtual tokens and the prefix.
+        """
+        best: _Entry | None = None
+        size = WORTH - 1
+        for entry in self._entries:
+            if entry.run == run and (same := alike(entry.ids, ids)) > size:
+                best = entry
+                size = same
         if best is None:
             return 0, ()
-        self._kept.remove(best)
-        self._kept.append(best)
+        self._entries.remove(best)
+        self._entries.append(best)
         return size, [(k[:, :, : virtual + size], v[:, :, : virtual + size]) for k, v in best.past]
 
     def keep(self, run: int, ids: Sequence[int], past: Past) -> None:
-        """Remember a question, once, with what it begins with; the oldest ones go where there is no room."""
-        made = _Kept(run, list(ids), past)
-        known = next((kept for kept in self._kept if kept.run == run and kept.ids[: len(ids)] == made.ids), None)
-        if known is not None:  # whole, or in a longer one
-            self._kept.remove(known)
-            self._kept.append(known)
+        """Add a prompt, in place of its own prefixes; the oldest entries are evicted."""
+        new = _Entry(run, list(ids), past)
+        same_run = (entry for entry in self._entries if entry.run == run)
+        covering = next((entry for entry in same_run if entry.ids[: len(ids)] == new.ids), None)
+        if covering is not None:  # the same prompt, or a longer one
+            self._entries.remove(covering)
+            self._entries.append(covering)
             return
-        if made.bytes > self.most_bytes:
+        if new.bytes > self.most_bytes:
             return
-        self._kept = [kept for kept in self._kept if kept.run != run or kept.ids != made.ids[: len(kept.ids)]]
-        self._kept.append(made)
-        self.bytes = sum(kept.bytes for kept in self._kept)
+        self._entries = [entry for entry in self._entries if entry.run != run or entry.ids != new.ids[: len(entry.ids)]]
+        self._entries.append(new)
+        self.bytes = sum(entry.bytes for entry in self._entries)
         while self.bytes > self.most_bytes:
-            self.bytes -= self._kept.pop(0).bytes
+            self.bytes -= self._entries.pop(0).bytes
 
     def forget(self, known: Sequence[int]) -> None:
-        """Keep only what belongs to these runs."""
-        self._kept = [kept for kept in self._kept if kept.run in known]
-        self.bytes = sum(kept.bytes for kept in self._kept)
+        """Keep only the entries of these runs."""
+        self._entries = [entry for entry in self._entries if entry.run in known]
+        self.bytes = sum(entry.bytes for entry in self._entries)
 
 
 def alike(first: Sequence[int], ids: Sequence[int]) -> int:
-    """How many ids two questions begin alike with; one of the second is always left over."""
+    """Return the length of the common prefix of two prompts, at most all but one token of the second."""
     limit = min(len(first), len(ids) - 1)
     return next((i for i in range(limit) if first[i] != ids[i]), max(limit, 0))

@@ -1,6 +1,6 @@
-"""Answers over one base, written together: rows join when they come, each step adds a token to all, and rows leave.
+"""Continuous batching over one base model: requests join and leave a running batch between decoding steps.
 
-Letters: B rows at work, T tokens of the longest question, D hidden, V words.
+Shapes: B active rows, T tokens of the longest prompt, D hidden width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from tunesmith.model.batch import cut
 from tunesmith.model.mixed import Mixed
 from tunesmith.model.slab import Slab
 
-# A question of at most this part of the one that came first is short, and short ones may take this part of the tokens
-# that are read between two steps more.
+# A prompt is short if it has at most 1/SHORT of the tokens of the oldest one. Short prompts may add 1/SHORT to the
+# prompt tokens processed between two steps.
 SHORT = 4
-# Rows times the longest of them may be so many times the tokens of a pass.
+# Greatest padded size of a packed pass, as a multiple of its tokens.
 WIDER = 2
 
 
 class Decoding:
-    """The rows over one base. Row i lies in slot i of the slab, so that a step runs over the first slots alone."""
+    """The active rows over one base. Row i uses slot i of the KV cache, so a step runs over the first slots alone."""
 
     def __init__(self, ground: Ground, beginnings: Beginnings) -> None:
-        self.ground, self.rows = ground, list[LiveAnswer]()
+        self.ground = ground
+        self.rows = list[LiveAnswer]()
         self.tokens_reused = 0
         self._beginnings = beginnings
         self._slab = Slab(ground.base.network.config)
@@ -40,10 +41,17 @@ class Decoding:
 
     @torch.inference_mode()
     def join(self, rows: Sequence[LiveAnswer], *, tokens: int) -> list[LiveAnswer]:
-        """Read the questions of as many rows as fit into so many tokens; those that have to wait, in the same order.
+        """Run the prompts of as many rows as fit into a token budget.
 
-        The row that came first is always read, others of its run with it, longest first. Where it is long, short ones
-        are read beside it, so that they do not wait for every long one that came before.
+        The oldest row always runs, together with others of its run, longest first. If it is long, some short ones also
+        run, so that they do not wait for every earlier long one.
+
+        Args:
+            rows: the waiting rows, oldest first.
+            tokens: the budget.
+
+        Returns:
+            The rows that must wait, in the same order.
         """
         first = rows[0]
         self._share([row for row in rows if row.run is first.run])
@@ -60,56 +68,58 @@ class Decoding:
 
     @torch.inference_mode()
     def step(self) -> int:
-        """A token more for every row; how many were drawn. Rows that end leave."""
+        """Generate one token for every row, remove finished rows, and return the number of tokens."""
         if not self.rows:
             return 0
         network = self._network()
         logits = self._logits(network)
-        drawn = [row.draw(logits[i]) for i, row in enumerate(self.rows)]
-        going = [not row.take(token) for row, token in zip(self.rows, drawn, strict=True)]
-        if not all(going):
-            drawn = self._leave(going, drawn)
+        tokens = [row.draw(logits[i]) for i, row in enumerate(self.rows)]
+        active = [not row.take(token) for row, token in zip(self.rows, tokens, strict=True)]
+        if not all(active):
+            tokens = self._leave(active, tokens)
         if self.rows:
             network = self._network()
             starts = [row.columns - 1 for row in self.rows]
-            states = self._slab.feed(network, [[one] for one in drawn], slots=range(len(drawn)), starts=starts)
+            states = self._slab.feed(network, [[token] for token in tokens], slots=range(len(tokens)), starts=starts)
             for row, own in zip(self.rows, states, strict=True):
                 row.last = own[-1]
         else:
             self._slab.clear()
-        return len(going)
+        return len(active)
 
     @torch.inference_mode()
     def drop(self, row: LiveAnswer, end: End, why: str = "") -> None:
-        """Let a row go before its end."""
+        """Remove a row before its end."""
         row.leave(end, why)
         self._leave([other is not row for other in self.rows], list(range(len(self.rows))))
         if not self.rows:
             self._slab.clear()
 
     def forget(self) -> None:
-        """Let go of the runs that are mixed: the next step mixes those that are left."""
+        """Release the combined network; the next step combines the remaining runs."""
         if self._mixed is not None:
             self._mixed.take_apart()
-        self._mixed, self._inside, self._made_for = None, {}, {}
+        self._mixed = None
+        self._inside = {}
+        self._made_for = {}
 
-    def _leave(self, going: Sequence[bool], drawn: list[int]) -> list[int]:
-        """Close the gaps with rows from the end; the tokens of the rows that stay, in their new order."""
-        kept = list(zip(self.rows, drawn, going, strict=True))
-        place = 0
-        while place < len(kept):
-            if kept[place][2]:
-                place += 1
+    def _leave(self, active: Sequence[bool], tokens: list[int]) -> list[int]:
+        """Fill the gaps of finished rows with rows from the end; return the tokens in the new order."""
+        entries = list(zip(self.rows, tokens, active, strict=True))
+        slot = 0
+        while slot < len(entries):
+            if entries[slot][2]:
+                slot += 1
                 continue
-            last = kept.pop()
-            if place < len(kept):
-                self._slab.move(len(kept), place, last[0].columns)
-                kept[place] = last
-        self.rows = [row for row, _, _ in kept]
-        return [token for _, token, _ in kept]
+            last = entries.pop()
+            if slot < len(entries):
+                self._slab.move(len(entries), slot, last[0].columns)
+                entries[slot] = last
+        self.rows = [row for row, _, _ in entries]
+        return [token for _, token, _ in entries]
 
     def _share(self, rows: Sequence[LiveAnswer]) -> None:
-        """Run once what all of several new questions begin with, where more of it is new than is worth finding."""
+        """Run the common prefix of several new prompts once if enough of it is not cached yet."""
         run, ids = rows[0].run, rows[0].prompt
         shared = min((alike(ids, row.prompt) for row in rows[1:]), default=0)
         known = max((self._beginnings.find(run.number, row.prompt)[0] for row in rows), default=0)
@@ -119,8 +129,9 @@ class Decoding:
         self._beginnings.keep(run.number, ids[:shared], self._slab.take(len(self.rows), run.virtual + shared))
 
     def _read(self, rows: Sequence[LiveAnswer]) -> None:
-        """Read the questions of rows under one run into the slots behind those at work."""
-        run, slots = rows[0].run, range(len(self.rows), len(self.rows) + len(rows))
+        """Run the prompts of rows of one run into the slots after the active ones."""
+        run = rows[0].run
+        slots = range(len(self.rows), len(self.rows) + len(rows))
         states = self._fill(run, [row.prompt for row in rows], slots)
         for slot, row, last in zip(slots, rows, states, strict=True):
             row.last = last
@@ -128,7 +139,7 @@ class Decoding:
         self.rows += rows
 
     def _fill(self, run: ServedModel, prompts: Sequence[list[int]], slots: range) -> list[Tensor]:
-        """The state [D] of each prompt's last id; keys and values of all its ids into its slot."""
+        """Write keys and values of each prompt into its slot and return the state [D] of its last token."""
         sizes = []
         for slot, prompt in zip(slots, prompts, strict=True):
             size, past = self._beginnings.find(run.number, prompt, virtual=run.virtual)
@@ -142,41 +153,37 @@ class Decoding:
         return [own[-1] for own in states]
 
     def _network(self) -> Any:
-        """The network of the one run that all rows are under, or all of them as one."""
+        """Return the network of the only active run, or a combined network of several runs."""
         runs = {row.run.number: row.run for row in self.rows}
         if len(runs) == 1:
             return next(iter(runs.values())).model.policy.network
-        mixed = self._mixed_of(runs)
-        places = sorted(range(len(self.rows)), key=lambda i: self.rows[i].run.number)
-        groups = groupby(places, key=lambda i: self.rows[i].run.number)
-        return mixed.by([(number, torch.tensor(list(own))) for number, own in groups])
-
-    def _mixed_of(self, runs: dict[int, ServedModel]) -> Mixed:
-        """One network of these runs; kept as long as no run came, went, or is asked after it went."""
+        # The combined network is reused until runs are loaded or unloaded, or an unloaded run is still active.
         if self._mixed is None or self._made_for is not self.ground.runs or not runs.keys() <= self._inside.keys():
             self._made_for = self.ground.runs
             self._inside = {**self._made_for, **runs}
             inside = {number: run.model.policy.network for number, run in self._inside.items()}
-            self._mixed = None  # its memory is not needed beside that of the next
+            self._mixed = None  # frees its memory before the next one is built
             self._mixed = Mixed(self.ground.base.network, inside)
-        return self._mixed
+        order = sorted(range(len(self.rows)), key=lambda i: self.rows[i].run.number)
+        groups = groupby(order, key=lambda i: self.rows[i].run.number)
+        return self._mixed.by([(number, torch.tensor(list(own))) for number, own in groups])
 
     def _logits(self, network: Any) -> Tensor:
-        """[B, V] of what comes next."""
+        """Return the next-token logits [B, V]."""
         words = self.rows[0].run.model.policy.words
         return words.over(network).logits(torch.stack([row.last for row in self.rows])).float()
 
 
 def _fitting(lengths: Sequence[int], tokens: int, *, packs: bool) -> int:
-    """How many rows, longest first, run in one pass of so many tokens: one at least; unless packed, padding counts."""
+    """Return how many rows, longest first, fit into one pass, at least one; padding counts unless packed."""
     if packs:
-        # Attention is padded all the same: a long question with many short ones would take its square for each.
+        # Attention is padded even when packed: each short prompt next to a long one would cost its square.
         most = WIDER * tokens // lengths[0]
         return max(1, sum(total <= tokens for total in [*accumulate(lengths)][:most]))
     return len(cut(range(len(lengths)), lengths, tokens)[0])
 
 
 def _beginning(rows: Sequence[LiveAnswer], left: Mapping[LiveAnswer, int], tokens: int) -> list[LiveAnswer]:
-    """The first of the rows, shortest first, that are under the run of the very first and fit into so many tokens."""
-    under_it = [row for row in rows if row.run is rows[0].run]
-    return [row for count, row in enumerate(under_it, 1) if count * left[row] <= tokens]
+    """Return the rows of the run of the first row, shortest first, that fit into the token budget."""
+    same_run = [row for row in rows if row.run is rows[0].run]
+    return [row for count, row in enumerate(same_run, 1) if count * left[row] <= tokens]

@@ -1,4 +1,4 @@
-"""What a caller gives a model to read, made sure of. No torch in here."""
+"""Validation of the texts and messages that a caller passes to a model. No torch in here."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from tunesmith.errors import RecipeError
 
 
 def listed(texts: Iterable[str], what: str) -> list[str]:
-    """The texts as a list. Raises RecipeError for a text alone, whose letters would be read, and for what is none."""
+    """Return the texts as a list; raise RecipeError for a single string or an element of another type."""
     if isinstance(texts, str):
-        raise RecipeError(f"{what}: {texts[:20]!r} is one text and no list of them; write [text]")
-    found = list(texts)
-    if strange := [place for place, text in enumerate(found) if not isinstance(text, str)]:
-        raise RecipeError(f"{what}: text {strange[0] + 1} is {found[strange[0]]!r} and no text; leave it out")
-    return found
+        raise RecipeError(f"{what}: expected a list of texts, got the text {texts[:20]!r}; write [text]")
+    items = list(texts)
+    if invalid := [i for i, text in enumerate(items) if not isinstance(text, str)]:
+        raise RecipeError(f"{what}: text {invalid[0] + 1}: expected a string, got {items[invalid[0]]!r}; remove it")
+    return items
 
 
 def refuse_empty(rows: Sequence[Sequence[int]], what: str) -> None:
-    """Nothing where every text has ids; else RecipeError."""
-    if empty := [place for place, ids in enumerate(rows) if not ids]:
-        raise RecipeError(f"{what}: text {empty[0] + 1} is empty; leave it out")
+    """Raise RecipeError if a text has no token ids."""
+    if empty := [i for i, ids in enumerate(rows) if not ids]:
+        raise RecipeError(f"{what}: text {empty[0] + 1} is empty; remove it")
 
 
 def turns(messages: Sequence[Message]) -> Sequence[Message]:
-    """The turns of a chat. Raises RecipeError for none of them, and for what is none."""
-    if not (isinstance(messages, list | tuple) and messages and all(isinstance(one, Message) for one in messages)):
-        cure = 'give [Message("user", text)], of tunesmith.data.examples'
-        raise RecipeError(f"reply: {str(messages)[:40]!r} is no list of turns; {cure}")
+    """Return the messages of a chat; raise RecipeError for an empty list or another type."""
+    if not (isinstance(messages, list | tuple) and messages and all(isinstance(turn, Message) for turn in messages)):
+        fix = 'give [Message("user", text)], of tunesmith.data.examples'
+        raise RecipeError(f"reply: expected a list of messages, got {str(messages)[:40]!r}; {fix}")
     return messages

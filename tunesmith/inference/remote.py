@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server as a responder."""
+"""A model behind an OpenAI-compatible server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunesmith.model.sampling import Reply, Sampling
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """A server's model; it tells no token counts that could be relied on, so they are 0."""
+    """A model on a server. Token counts in its replies are 0, because servers do not report them reliably."""
 
     url: str
     model: str = ""
@@ -20,7 +20,14 @@ class Remote:
     offline: bool = False
 
     def named(self) -> Remote:
-        """The same with the name of its model, asked for if none was given. Raises DataError where nobody answers."""
+        """Check the connection and resolve the name of the model.
+
+        Returns:
+            A copy with the model name.
+
+        Raises:
+            DataError: the server cannot be reached, or no name was given and it does not list exactly one model.
+        """
         endpoint = self._endpoint(Sampling())
         if self.model:
             reach(endpoint, offline=self.offline)
@@ -28,13 +35,13 @@ class Remote:
         return replace(self, model=only_model(endpoint, offline=self.offline))
 
     def reply(self, messages: Sequence[Message], *, sampling: Sampling) -> Reply:
-        """One answer."""
+        """Return the completion of one chat."""
         return self.replies([messages], sampling=sampling)[0]
 
     def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling) -> list[Reply]:
-        """An answer to each, in order. Raises DataError."""
-        found = dict(ask_endpoint(self._endpoint(sampling), batch, offline=self.offline))
-        return [Reply(found[place].text.strip(), 0, 0, found[place].finished) for place in range(len(batch))]
+        """Return the completion of each chat, in order; raise DataError if the server fails."""
+        answers = dict(ask_endpoint(self._endpoint(sampling), batch, offline=self.offline))
+        return [Reply(answers[i].text.strip(), 0, 0, answers[i].finished) for i in range(len(batch))]
 
     def _endpoint(self, sampling: Sampling) -> Endpoint:
         return Endpoint(

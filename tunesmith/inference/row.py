@@ -1,4 +1,4 @@
-"""One answer on its way: what is known of it, and what is told of it as it grows."""
+"""A request in the running batch, and the chunks in which its completion is reported."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from tunesmith.model.generate import before_stop, chance_of, choose, decided
 from tunesmith.model.grammar import Follower, GrammarError
 from tunesmith.model.sampling import Sampling
 
-# How an answer ends: by itself, at its longest, too late, nobody waits, asked wrongly, or by a bug of ours.
+# End of a completion: end token or stop string, token limit, timeout, cancelled, invalid request, internal error.
 End = Literal["", "stop", "length", "late", "gone", "wrong", "broken"]
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token of an answer, its log-probability, and the likeliest tokens in its place with theirs."""
+    """A token of a completion and its log-probability."""
 
     id: int
-    logprob: float
-    best: tuple[tuple[int, float], ...] = ()
+    logprob: float  # nats
+    best: tuple[tuple[int, float], ...] = ()  # the likeliest tokens at this position, with log-probabilities
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What came since the last piece; the last one says how the answer ended and, of a failure, why."""
+    """The part of a completion since the last chunk; the last chunk contains its end and the token counts."""
 
     text: str = ""
     scored: tuple[ScoredToken, ...] = ()
     end: End = ""
     prompt_tokens: int = 0
     new_tokens: int = 0
-    why: str = ""
-    shortened: bool = False  # the question was longer than the model reads, and was not read whole
+    why: str = ""  # reason of a failure
+    shortened: bool = False  # the prompt exceeded the limit of the model and was shortened
 
 
 Told = Callable[[Piece], None]
@@ -45,29 +45,29 @@ Told = Callable[[Piece], None]
 
 @dataclass(slots=True, eq=False)
 class LiveAnswer:
-    """An answer being written. `best` is how many likely tokens are told beside each, -1 for no scores at all."""
+    """A completion being generated."""
 
     run: ServedModel
     prompt: list[int]
     sampling: Sampling
     told: Told
     follower: Follower | None = None
-    best: int = -1
-    in_pieces: bool = False
-    as_it_is: bool = False  # space around the answer belongs to it
+    best: int = -1  # alternatives reported per token; -1: no log-probabilities
+    in_pieces: bool = False  # report chunks while the completion grows
+    as_it_is: bool = False  # keep whitespace around the completion
     shortened: bool = False
     ids: list[int] = field(default_factory=list)
-    last: Tensor = field(default_factory=lambda: torch.empty(0))  # [D], the state that the next token follows from
-    said: str = ""
-    scored: list[ScoredToken] = field(default_factory=list)
+    last: Tensor = field(default_factory=lambda: torch.empty(0))  # [D], state of the last token
+    said: str = ""  # text reported so far
+    scored: list[ScoredToken] = field(default_factory=list)  # not reported yet
 
     @property
     def columns(self) -> int:
-        """Tokens of it that have keys and values."""
+        """Number of tokens in the KV cache."""
         return self.run.virtual + len(self.prompt) + len(self.ids)
 
     def draw(self, logits: Tensor) -> int:
-        """The next token from [V]."""
+        """Sample the next token from logits [V]."""
         if self.follower is not None:
             whole = logits.clone() if self.best >= 0 else logits
             self.follower.mask(logits)
@@ -79,11 +79,11 @@ class LiveAnswer:
         return token
 
     def take(self, token: int) -> bool:
-        """Whether the answer ends with this token; tells what can be told."""
+        """Append a token, report what is final, and return whether the completion ends."""
         template = self.run.model.template
         if token in template.stop_ids:
             if self.scored:
-                self.scored.pop()  # the end of the turn is no part of the answer
+                self.scored.pop()  # the end token is not part of the completion
             self._end("stop")
             return True
         self.ids.append(token)
@@ -103,41 +103,43 @@ class LiveAnswer:
         return False
 
     def leave(self, end: End, why: str = "") -> None:
-        """Say that it ends here, whatever the reason."""
+        """End the completion early and report the reason."""
         self._end(end, why)
 
     def _tell(self, text: str) -> None:
-        """What is sure of the text so far: whole characters, no stop string begun, no space that may be the last."""
+        """Report the final part of the text: whole characters, no partial stop string, no trailing whitespace."""
         if text.endswith("\ufffd"):
             return
         whole = decided(text, self.sampling.stop)
-        sure, scored = self._bare(whole), self._scored_within(text, len(whole))
-        if len(sure) > len(self.said) or scored:
-            self.told(Piece(sure[len(self.said) :], tuple(scored)))
-            self.said, self.scored = max(self.said, sure, key=len), self.scored[len(scored) :]
+        final = self._bare(whole)
+        scored = self._scored_within(text, len(whole))
+        if len(final) > len(self.said) or scored:
+            self.told(Piece(final[len(self.said) :], tuple(scored)))
+            self.said = max(self.said, final, key=len)
+            self.scored = self.scored[len(scored) :]
 
     def _end(self, end: End, why: str = "") -> None:
         text = self.run.model.template.decode(self.ids)
         whole = before_stop(text, self.sampling.stop)
-        said, scored = self._bare(whole)[len(self.said) :], tuple(self._scored_within(text, len(whole)))
-        counts = (len(self.prompt), len(self.ids))
-        self.told(Piece(said, scored, end, *counts, why, self.shortened))
+        rest = self._bare(whole)[len(self.said) :]
+        scored = tuple(self._scored_within(text, len(whole)))
+        self.told(Piece(rest, scored, end, len(self.prompt), len(self.ids), why, self.shortened))
 
     def _scored_within(self, text: str, length: int) -> list[ScoredToken]:
-        """The scores of tokens that begin within so many characters of the text: a stop string is no part of it."""
-        left = 0
-        while left < len(self.scored) and length < len(text):
-            before = self.run.model.template.decode(self.ids[: len(self.ids) - left - 1])
-            if len(before.rstrip("\ufffd")) < length:  # else a part of a character would count as one
+        """Return the scores of tokens that begin within `length` characters, without those of a stop string."""
+        dropped = 0
+        while dropped < len(self.scored) and length < len(text):
+            before = self.run.model.template.decode(self.ids[: len(self.ids) - dropped - 1])
+            if len(before.rstrip("\ufffd")) < length:  # stripped, because a partial character is not yet a character
                 break
-            left += 1
-        return self.scored[: len(self.scored) - left]
+            dropped += 1
+        return self.scored[: len(self.scored) - dropped]
 
     def _bare(self, text: str) -> str:
         return text if self.as_it_is else text.strip()
 
     def _chance(self) -> torch.Generator:
-        """Chance of this token: the same as of a row that is drawn alone."""
+        """Return the random generator, seeded as for a row that is generated alone."""
         if self._generator is None:
             self._generator = chance_of(self.sampling.seed, self.prompt)
         return self._generator
@@ -146,6 +148,6 @@ class LiveAnswer:
 
     def _score(self, logits: Tensor, token: int) -> None:
         logs = logits.log_softmax(dim=0)
-        found = logs.topk(self.best) if self.best else None
-        best = tuple(zip(found.indices.tolist(), found.values.tolist(), strict=True)) if found is not None else ()
+        top = logs.topk(self.best) if self.best else None
+        best = tuple(zip(top.indices.tolist(), top.values.tolist(), strict=True)) if top is not None else ()
         self.scored.append(ScoredToken(token, float(logs[token]), best))

@@ -1,4 +1,4 @@
-"""One name that stands for several models by weight, so that two can be compared on real questions."""
+"""Traffic splitting: one name for several models by weight, to compare them on real requests."""
 
 from __future__ import annotations
 
@@ -8,25 +8,32 @@ from random import Random
 
 
 class Splits:
-    """Names and what they stand for; a name that is no split stands for itself."""
+    """Splits by name.
+
+    Example: `Splits({"chat": {"old": 0.9, "new": 0.1}}).choose("chat", who="user-1")`.
+    """
 
     def __init__(self, shares: Mapping[str, Mapping[str, float]], *, seed: int = 0) -> None:
-        self.shares, self._chance = shares, Random(seed)
+        self.shares = shares
+        self._rng = Random(seed)
 
     def choose(self, name: str, *, who: str = "") -> str:
-        """The model that answers; the same one every time to the same person, where a person is named."""
+        """Choose the model for a request.
+
+        Args:
+            name: name of a split, or of a model, which is returned unchanged.
+            who: user id; the same user always gets the same model.
+        """
         if name not in self.shares:
             return name
         weights = self.shares[name]
-        place = _place(f"{name}/{who}") if who else self._chance.random()
-        left = place * sum(weights.values())
+        if who:  # a uniform value in [0, 1) from the digest of the user
+            uniform = int.from_bytes(hashlib.sha256(f"{name}/{who}".encode()).digest()[:7], "big") / 2**56
+        else:
+            uniform = self._rng.random()
+        rest = uniform * sum(weights.values())
         for model, weight in weights.items():
-            left -= weight
-            if left < 0:
+            rest -= weight
+            if rest < 0:
                 return model
-        return list(weights)[-1]  # rounding left a crumb
-
-
-def _place(text: str) -> float:
-    """A number from 0 to 1 that a text always has."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56
+        return list(weights)[-1]  # rounding error

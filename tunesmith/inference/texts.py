@@ -1,9 +1,9 @@
-"""Texts whose labels or states are asked for, read in slices so that the answers beside them grow in between."""
+"""Classification and embedding of texts in slices, interleaved with generation."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,12 +13,12 @@ from tunesmith.inference.local import LocalModel
 from tunesmith.inference.shelf import ServedModel
 
 Kind = Literal["labels", "states"]
-TEXTS = 64  # read in one go where nothing else is to be done
+TEXTS = 64  # texts per slice
 
 
 @dataclass(slots=True, eq=False)
 class Texts:
-    """Texts of one asker, and what was found of the first of them so far."""
+    """The texts of one request and the results so far."""
 
     run: ServedModel
     kind: Kind
@@ -29,16 +29,16 @@ class Texts:
 
     @property
     def left(self) -> Sequence[str]:
-        """What is still to be read."""
+        """The remaining texts."""
         return self.texts[len(self.found) :]
 
     def overdue(self, now: float) -> bool:
-        """Whether nobody waits for them any more, or they took too long and whoever waits is told."""
+        """Return whether the request was cancelled; cancel it if it timed out."""
         return self.future.cancelled() or (now > self.until and self.future.cancel())
 
 
 def together(waiting: deque[Texts]) -> list[Texts]:
-    """Take the first of those that wait out of their queue, and those after it that the same run reads with it."""
+    """Remove the first request from the queue, with all others of the same run and kind."""
     if not waiting:
         return []
     first = waiting[0]
@@ -49,9 +49,16 @@ def together(waiting: deque[Texts]) -> list[Texts]:
 
 
 def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
-    """Read a slice of the texts of one run: as many as fit into so many tokens, one at least. Those with texts left.
+    """Process a slice of the texts of one run.
 
-    The others are told what was found. An error is told to all, and goes on from here where it is a bug of ours.
+    Finished requests get their results. Errors are passed to all requests; internal errors are raised again.
+
+    Args:
+        jobs: requests of the same run and kind.
+        tokens: greatest size of the slice, at least one text; None for no limit.
+
+    Returns:
+        The requests with remaining texts.
     """
     model, kind = jobs[0].run.model, jobs[0].kind
     parts = [(job, text) for job in jobs for text in job.left][:TEXTS]
@@ -59,35 +66,28 @@ def read_on(jobs: Sequence[Texts], *, tokens: int | None) -> list[Texts]:
         if tokens is not None:
             parts = parts[: max(1, _fitting(model, [text for _, text in parts], tokens))]
         texts = [text for _, text in parts]
-        found = model.classify(texts) if kind == "labels" else _states(model, texts)
-    except Exception as error:  # whoever waits is told; what is our own bug goes on up to the loop
+        if kind == "labels":
+            results: Sequence[Any] = model.classify(texts)
+        else:  # the state of each text and its number of tokens
+            states = model.embed(texts).tolist()
+            results = list(zip(states, [len(model.tokens(text).ids) for text in texts], strict=True))
+    except Exception as error:
         for job in jobs:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_exception(error)
         if not isinstance(error, TunesmithError):
             raise
         return []
-    for (job, _), one in zip(parts, found, strict=True):
-        job.found.append(one)
-    return [*_unfinished(jobs)]
-
-
-def _states(model: LocalModel, texts: Sequence[str]) -> list[tuple[list[float], int]]:
-    """The state of each text, and how many of its tokens were read."""
-    return list(zip(model.embed(texts).tolist(), [len(model.tokens(text).ids) for text in texts], strict=True))
-
-
-def _unfinished(jobs: Sequence[Texts]) -> Iterator[Texts]:
-    """Those with texts left; the others are told what was found."""
+    for (job, _), result in zip(parts, results, strict=True):
+        job.found.append(result)
     for job in jobs:
-        if job.left:
-            yield job
-        elif job.future.set_running_or_notify_cancel():
+        if not job.left and job.future.set_running_or_notify_cancel():
             job.future.set_result(job.found)
+    return [job for job in jobs if job.left]
 
 
 def _fitting(model: LocalModel, texts: Sequence[str], tokens: int) -> int:
-    """How many of the first texts have no more tokens together."""
+    """Return how many of the first texts fit into a number of tokens."""
     used = 0
     for count, text in enumerate(texts):
         used += len(model.tokens(text).ids)
