@@ -358,7 +358,7 @@ def test_labels_and_states_of_several_askers_are_those_of_each_alone(tmp_path: P
         read = engine.whole(name, "states", [*QUESTIONS, "word " * 900]).result(60)
         assert torch.allclose(torch.tensor([states for states, _ in read][:-1]), model.embed(QUESTIONS), atol=1e-3)
         assert read[-1][1] == model.limit  # tokens that were read, not those that there are
-    with pytest.raises(AskError, match="is an encoder and writes no text"):
+    with pytest.raises(AskError, match="is an encoder and cannot generate"):
         engine.ask(asked("head", "hi"), lambda piece: None)
 
 

@@ -149,7 +149,7 @@ def test_what_asks_nothing_is_refused():
     for nothing in ([], "hi", [{"role": "user", "content": "hi"}]):
         with pytest.raises(RecipeError, match="reply: expected a list of messages, got .*; give "):
             writer.reply(nothing)
-    with pytest.raises(RecipeError, match="scores: of no answers"):
+    with pytest.raises(RecipeError, match="scores: no answers or no prompt"):
         writer.scores([Message("user", "hi")], [])
     with pytest.raises(RecipeError, match="complete: text 2 is empty; remove it"):
         model("llama", Domain()).complete(["hi", ""])
@@ -181,7 +181,7 @@ def test_settings_that_nothing_can_be_drawn_with_are_refused(setting: dict[str, 
 def test_a_writer_has_no_labels_and_an_encoder_writes_no_text():
     with pytest.raises(RecipeError, match="classify: this model was tuned to instruct, it has no labels"):
         model("llama", Instruct()).classify(["hi"])
-    with pytest.raises(RecipeError, match="generate: an encoder writes no text"):
+    with pytest.raises(RecipeError, match="generate: an encoder cannot generate"):
         model("bert", LINEAR).generate(["hi"])
 
 

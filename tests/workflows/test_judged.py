@@ -138,7 +138,7 @@ def test_a_tuned_preference_run_answers_and_scores(preferred: Path):
     assert len(model.generate(["number 3"])) == 1
     chosen, other = model.scores([Message("user", "number 3")], ["it is good", "is it good"])
     assert chosen > other
-    with pytest.raises(RecipeError, match="tuned to preference and scores no answers"):
+    with pytest.raises(RecipeError, match="this one was tuned with preference"):
         model.reward("number 3", "bad 3")
 
 
@@ -177,7 +177,7 @@ def test_a_reward_run_scores_answers_beside_a_probe_a_control_and_length(rewardi
     good, bad = model.rewards([("number 7", "it is good, 7"), ("number 7", "bad 2")])
     assert good > bad
     assert model.reward("number 7", "bad 2") == pytest.approx(bad, abs=1e-4)
-    with pytest.raises(RecipeError, match="a reward model writes no text"):
+    with pytest.raises(RecipeError, match="a reward model cannot generate"):
         model.generate(["number 7"])
     # A recipe that is rewarded by it may say the same instruction before each prompt.
     model.objective = model.objective.model_copy(update={"instruction": "Say it well:"})

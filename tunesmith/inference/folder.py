@@ -1,4 +1,4 @@
-"""A tuned model on disk: the ecosystem's own files, and one JSON page that says what they are."""
+"""Saving and loading of tuned models: the files of transformers and PEFT, and a JSON manifest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ABOUT = "tunesmith.json"
 
 
 class About(BaseModel):
-    """What a model folder is: enough to open it and to refuse the wrong base or a changed chat format."""
+    """The manifest of a model folder, used to open it and to detect a wrong base or a changed chat template."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,25 +41,34 @@ class About(BaseModel):
 
 
 def save_model(folder: Path, model: LocalModel, about: About) -> None:
-    """Write the tuned numbers, head, tokenizer with chat template, and the page about them."""
+    """Write weights, head, tokenizer with chat template, and manifest.
+
+    Args:
+        folder: the directory, created if it does not exist.
+        model: the tuned model.
+        about: the manifest.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if about.family == "decoder":
         _end_turns(model, folder, whole=about.technique.kind == "full")
     about.technique.save(model.policy, folder)
     if model.policy.head is not None:
         save_tensors(model.policy.head.state_dict(), folder / "head.safetensors")
-    if model.template.chats:  # the plain one too, so that every program asks in the format that was trained
+    if model.template.chats:  # the default template too, so that every program uses the format of training
         model.template.tokenizer.chat_template = model.template.source
     model.template.tokenizer.save_pretrained(folder)
     (folder / ABOUT).write_text(about.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _end_turns(model: LocalModel, folder: Path, *, whole: bool) -> None:
-    """Let other programs stop where turns end: a base model's own end is none. Over a base that says another,
-    the folder of an adapter says so."""
+    """Store the stop tokens of the chat template, so that other programs end a turn there.
+
+    The end token of a base model is not the end of a turn. The folder of an adapter contains them if the base differs.
+    """
     from transformers import GenerationConfig
 
-    settings, ends = model.policy.network.generation_config, sorted(model.template.stop_ids)
+    settings = model.policy.network.generation_config
+    ends = sorted(model.template.stop_ids)
     known = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
     if whole:
         settings.eos_token_id = ends
@@ -68,18 +77,22 @@ def _end_turns(model: LocalModel, folder: Path, *, whole: bool) -> None:
 
 
 def read_about(folder: Path) -> About:
-    """The page about a model folder, its base named as it is found from here. Raises CheckpointError."""
+    """Read the manifest of a model folder; a relative path of the base is resolved.
+
+    Raises:
+        CheckpointError: there is no manifest, or it is invalid.
+    """
     try:
         about = read_page(folder / ABOUT, About)
     except OSError:
         raise CheckpointError(
-            f"{folder}: no {ABOUT} in it, so not a finished run; finish it with `tunesmith tune`"
+            f"{folder}: {ABOUT} is missing, so the run is not finished; finish it with `tunesmith tune`"
         ) from None
     return about.model_copy(update={"base": base_place(about.base, folder)})
 
 
 def find_model(run: str | Path) -> Path:
-    """The model folder of a run folder, or the folder itself. Raises CheckpointError."""
+    """Return the model folder of a run folder, or the folder itself if it is one; raise CheckpointError."""
     run = Path(run)
     for folder in (run / "model", run):
         if (folder / ABOUT).exists():
@@ -90,9 +103,19 @@ def find_model(run: str | Path) -> Path:
 
 
 def load(run: str | Path, *, device: str = "auto", threads: int | None = 0, offline: bool = False) -> LocalModel:
-    """The tuned model of a run, ready to classify, generate or reply; on `threads` as `settle` takes them.
+    """Load the tuned model of a run.
 
-    Raises CheckpointError for a broken folder or another base, TemplateError for a changed chat format.
+    Example: `load("runs/reviews").classify(["great phone"])`.
+
+    Args:
+        run: run folder or model folder.
+        device: auto, cpu or cuda.
+        threads: CPU threads; 0 for all cores, None to leave the setting of torch unchanged.
+        offline: do not download the base model.
+
+    Raises:
+        CheckpointError: the folder is broken or the base model has changed.
+        TemplateError: the chat template has changed.
     """
     folder = find_model(run)
     about = read_about(folder)
@@ -100,19 +123,39 @@ def load(run: str | Path, *, device: str = "auto", threads: int | None = 0, offl
 
 
 def read_base(about: About, *, device: str = "auto", threads: int | None = 0, offline: bool = False) -> Base:
-    """The base that a model folder was tuned over, as its technique wants it in memory."""
+    """Load the base of a model folder, with the dtype and quantization of its technique.
+
+    Args:
+        about: the manifest.
+        device: auto, cpu or cuda.
+        threads: CPU threads, as in `load`.
+        offline: do not download the base model.
+
+    Raises:
+        ModelError: the base cannot be loaded.
+    """
     options = LoadOptions("float32", settle(device, threads=threads), about.technique.load_options().quantize)
     try:
         return load_base(about.base, options=options, offline=offline)
     except ModelError as error:
         if about.base in SHIPPED or Path(about.base).is_absolute():
             raise
-        cure = "if it is a folder, start where the run was tuned, from where its path counts"
-        raise ModelError(f"{error}; {cure}") from error
+        fix = "if it is a relative path, run this in the directory of the tuning run"
+        raise ModelError(f"{error}; {fix}") from error
 
 
 def over(base: Base, folder: Path, about: About) -> LocalModel:
-    """The saved numbers over a base that was read. Raises CheckpointError and TemplateError."""
+    """Load the saved weights over a base model.
+
+    Args:
+        base: the base, see `read_base`.
+        folder: the model folder.
+        about: its manifest.
+
+    Raises:
+        CheckpointError: the files are damaged, or the base is not the one of training.
+        TemplateError: the chat template has changed.
+    """
     if (folder / MANIFEST).exists():
         verify_folder(folder, only="*.safetensors")
     if base.fingerprint != about.fingerprint:
@@ -127,7 +170,7 @@ def over(base: Base, folder: Path, about: About) -> LocalModel:
     template = Template(tokenizer, chat=about.family == "decoder")
     if template.hash != about.template_hash:
         raise TemplateError(
-            f"{folder}: the chat template differs from the one this model was tuned with; restore its own"
+            f"{folder}: the chat template differs from the one this model was tuned with; restore the original"
         )
     policy = about.technique.restore(base.network, folder, family=about.family)
     policy.head = about.objective.head(policy)

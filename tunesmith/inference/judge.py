@@ -1,4 +1,4 @@
-"""What a model finds an answer worth: the score of its head, or the answer's log-probability."""
+"""Scores of answers: the output of a reward head, or the log-probability of the answer."""
 
 from __future__ import annotations
 
@@ -18,19 +18,27 @@ from tunesmith.objectives import Preference, Reward
 
 @dataclass(frozen=True, slots=True)
 class Valued:
-    """What an answer is worth: a head's score, or the log-probability of its ids together."""
+    """The score of an answer."""
 
-    value: float
-    ids: int
+    value: float  # reward, or summed log-probability in nats
+    ids: int  # tokens of the answer
 
     @property
     def per_id(self) -> float:
-        """The same for each id of the answer."""
+        """The score per token."""
         return self.value / max(1, self.ids)
 
 
 def valued(model: LocalModel, examples: Sequence[Example]) -> list[tuple[Valued, ...]]:
-    """The worth of the one or two answers of each example."""
+    """Score the answers of each example.
+
+    Args:
+        model: a reward or preference model.
+        examples: rows with one or two answers.
+
+    Returns:
+        One or two scores per row.
+    """
     assert isinstance(model.objective, Preference | Reward)
     rows = [model.objective.encode(example, model.template, limit=model.limit) for example in examples]
     counts = [[max(1, tokens.learned) for tokens in row.sequences] for row in rows]
@@ -41,18 +49,20 @@ def valued(model: LocalModel, examples: Sequence[Example]) -> list[tuple[Valued,
 
 
 def rewards(model: LocalModel, asked: Sequence[tuple[str | Sequence[Message], str]]) -> list[float]:
-    """The head's score of each (prompt, answer). Raises RecipeError for a model that is no reward model."""
+    """Return the reward of each (prompt, answer); raise RecipeError if this is not a reward model."""
     objective = model.objective
     if not isinstance(objective, Reward):
-        raise RecipeError(f"reward: this model was tuned to {objective.kind} and scores no answers; tune with reward")
+        raise RecipeError(
+            f"reward: expected a reward model, this one was tuned with {objective.kind}; tune with reward"
+        )
     rows = []
     for prompt, answer in asked:
         turns = [Message("user", prompt)] if isinstance(prompt, str) else prompt
         question = next((turn.content for turn in turns if turn.role == "user"), None)
         if question is None:
-            raise RecipeError("reward: a prompt without a user's turn asks nothing; give one")
-        asked_so = question.startswith(objective.instruction)
-        turns = turns if asked_so else instructed(turns, objective.instruction)  # the recipe that asks may say it too
+            raise RecipeError("reward: the prompt contains no user message; add one")
+        if not question.startswith(objective.instruction):  # the calling recipe may have added the same instruction
+            turns = instructed(turns, objective.instruction)
         (tokens,), _ = objective.read(turns, [answer], model.template, limit=model.limit)
         rows.append(Encoded((tokens,), ""))
     return [value for (value,) in _values(model, rows)]
@@ -60,33 +70,41 @@ def rewards(model: LocalModel, asked: Sequence[tuple[str | Sequence[Message], st
 
 @torch.inference_mode()
 def pair_states(model: LocalModel, pairs: Sequence[Pair]) -> torch.Tensor:
-    """[N, 2, D]: pooled states of both answers of each pair, as a reward model reads them."""
+    """Compute the pooled states of both answers of each pair, the input of the reward head.
+
+    Args:
+        model: a reward model.
+        pairs: N preference pairs.
+
+    Returns:
+        States [N, 2, D], chosen first.
+    """
     assert isinstance(model.objective, Reward)
     rows = [model.objective.encode(pair, model.template, limit=model.limit) for pair in pairs]
-    found = torch.empty(len(rows), 2, model.policy.hidden)
-    for numbers, batch in _batches(model, rows):
-        found[numbers] = model.policy.pooled(batch).float().cpu().view(len(numbers), 2, -1)
-    return found
+    states = torch.empty(len(rows), 2, model.policy.hidden)
+    for indices, batch in _batches(model, rows):
+        states[indices] = model.policy.pooled(batch).float().cpu().view(len(indices), 2, -1)
+    return states
 
 
 @torch.inference_mode()
 def _values(model: LocalModel, rows: Sequence[Encoded]) -> list[list[float]]:
-    """What each sequence of each row is worth."""
-    found: list[list[float]] = [[] for _ in rows]
-    for numbers, batch in _batches(model, rows):
+    """Return the score of each sequence of each row."""
+    scores: list[list[float]] = [[] for _ in rows]
+    for indices, batch in _batches(model, rows):
         if isinstance(model.objective, Reward):
             values = model.objective.scores(batch, model.policy)
         else:
             values = model.policy.logprobs(batch)
-        for number, told in zip(numbers, values.float().cpu().view(len(numbers), -1).tolist(), strict=True):
-            found[number] = told
-    return found
+        for index, row_scores in zip(indices, values.float().cpu().view(len(indices), -1).tolist(), strict=True):
+            scores[index] = row_scores
+    return scores
 
 
 def _batches(model: LocalModel, rows: Sequence[Encoded]) -> Iterator[tuple[list[int], Batch]]:
-    """Numbers of rows and their batch, longest first."""
+    """Yield indices of rows and their batch, longest first."""
     sizes = [row.size for row in rows]
     order = sorted(range(len(rows)), key=lambda row: -sizes[row])
-    for numbers in cut(order, sizes, TOKENS_PER_PASS):
-        batch = collate([rows[i] for i in numbers], share=model.policy.family == "decoder")
-        yield numbers, batch.to(model.policy.device)
+    for indices in cut(order, sizes, TOKENS_PER_PASS):
+        batch = collate([rows[i] for i in indices], share=model.policy.family == "decoder")
+        yield indices, batch.to(model.policy.device)

@@ -1,4 +1,4 @@
-"""A GGUF file as llama.cpp answers with it, through the prebuilt library xllamacpp (extra `llamacpp`)."""
+"""Generation from GGUF files with llama.cpp, through the prebuilt library xllamacpp (extra `llamacpp`)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tunesmith.errors import ModelError
 EXTRA = "llama.cpp is not installed: pip install 'tunesmith[llamacpp]'"
 AT_ONCE = 4
 SECONDS = 120.0
-# What it may keep of old questions outside its slots; its own default is 8 GiB.
+# Prompt cache outside the slots; the default of llama.cpp is 8 GiB.
 KEPT_MIB = 256
 
 
 class LlamaCpp:
-    """llama.cpp over one file, with a LoRA adapter in GGUF where one is given.
+    """A llama.cpp server over one file, optionally with a LoRA adapter in GGUF.
 
-    It listens on loopback only, and answers nobody who has not the key that is drawn here.
+    It listens on loopback only and requires a random key.
     """
 
     def __init__(
@@ -48,34 +48,39 @@ class LlamaCpp:
         self.address, self.headers = str(self._server.listening_address), {"authorization": f"Bearer {key}"}
 
     def prompts(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """The ids after which it answers each chat, by the template and tokenizer in the file."""
-        found = []
+        """Encode each chat with the template and tokenizer in the file."""
+        prompts = []
         for messages in chats:
             turns = [{"role": message.role, "content": message.content} for message in messages]
             text = self._post("apply-template", {"messages": turns})["prompt"]
-            found.append(self.ids(text))
-        return found
+            prompts.append(self.ids(text))
+        return prompts
 
     def ids(self, text: str) -> list[int]:
-        """A text as the file's tokenizer cuts it, with what it puts before every text."""
-        asked = {"content": text, "add_special": True, "parse_special": True}
-        return [int(token) for token in self._post("tokenize", asked)["tokens"]]
+        """Encode a text with the tokenizer in the file, including its prefix token."""
+        body = {"content": text, "add_special": True, "parse_special": True}
+        return [int(token) for token in self._post("tokenize", body)["tokens"]]
 
     def answers(self, prompts: Sequence[list[int]], *, longest: int) -> list[str]:
-        """The greedy answer to each prompt, at most so many tokens long."""
+        """Generate greedily.
+
+        Args:
+            prompts: token ids.
+            longest: greatest number of new tokens.
+        """
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(pool.map(lambda ids: self._answer(ids, longest), prompts))
 
     def _answer(self, ids: list[int], longest: int) -> str:
-        asked = {"prompt": ids, "n_predict": longest, "temperature": 0.0, "cache_prompt": False}
-        said = self._server.handle_completions(asked)
-        if "choices" not in said:
-            raise ModelError(f"llama.cpp: {said.get('message', said)}")
-        return str(said["choices"][0]["text"]).strip()
+        body = {"prompt": ids, "n_predict": longest, "temperature": 0.0, "cache_prompt": False}
+        response = self._server.handle_completions(body)
+        if "choices" not in response:
+            raise ModelError(f"llama.cpp: {response.get('message', response)}")
+        return str(response["choices"][0]["text"]).strip()
 
-    def _post(self, path: str, asked: dict[str, Any]) -> dict[str, Any]:
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         with httpx.Client(headers=self.headers, timeout=SECONDS, trust_env=False) as client:
-            done = client.post(f"{self.address}/{path}", json=asked)
-        done.raise_for_status()
-        found: dict[str, Any] = done.json()
-        return found
+            response = client.post(f"{self.address}/{path}", json=body)
+        response.raise_for_status()
+        content: dict[str, Any] = response.json()
+        return content

@@ -1,4 +1,4 @@
-"""A Modelfile for Ollama, whose templates are Go's and not the one inside the GGUF file."""
+"""Modelfiles for Ollama, which uses Go templates and ignores the chat template in a GGUF file."""
 
 from __future__ import annotations
 
@@ -8,15 +8,22 @@ from jinja2 import TemplateError
 
 from tunesmith.data.template import Template
 
-# Characters of the private use area stand for what is said.
-OWN_CONTEXT = 2048
+OWN_CONTEXT = 2048  # default context length of Ollama, in tokens
+# Placeholders for message contents, from the private use area.
 SYSTEM, USER, ANSWER = "\ue000", "\ue001", "\ue002"
 
 
 def modelfile(template: Template, *, gguf: str, instruction: str = "", texts: bool = False, context: int = 0) -> str:
-    """The file; where chats are not written turn after turn it has no template, and says so. Of texts the model goes on
-    with what it is given. `context` are the tokens of the longest question with its answer."""
-    # Ollama's own penalty on what was said before would change greedy answers, and 2,048 tokens are all it reads.
+    """Write a Modelfile.
+
+    Args:
+        template: the chat template; one that is not a chain of turns cannot be expressed and is replaced by a comment.
+        gguf: file name of the model.
+        instruction: instruction of the recipe, written as a comment.
+        texts: the model completes texts without a chat.
+        context: tokens of the longest prompt with its answer.
+    """
+    # The default repetition penalty of Ollama would change greedy answers.
     lines = [f"FROM ./{gguf}", "PARAMETER temperature 0", "PARAMETER repeat_penalty 1.0"]
     lines += [f"PARAMETER num_ctx {context}"] if context > OWN_CONTEXT else []
     if instruction:
@@ -38,11 +45,11 @@ def modelfile(template: Template, *, gguf: str, instruction: str = "", texts: bo
 
 
 def _turns(template: Template) -> tuple[str, str, str, str] | None:
-    """What stands before a system text, between it and a question, between question and answer, and the system text
-    that the template adds by itself; None where a chat is no chain of these."""
+    """Return the text before a system message, between it and a user message, between user and assistant message, and
+    the default system message; None if a chat is not a chain of these."""
     try:
         whole, alone = _rendered(template, "system", "user", "assistant", "user"), _rendered(template, "user")
-    except TemplateError:  # one that takes no system turn
+    except TemplateError:  # the template rejects system messages
         return None
     opening, _, rest = whole.partition(SYSTEM)
     asking, _, rest = rest.partition(USER)
@@ -56,7 +63,7 @@ def _turns(template: Template) -> tuple[str, str, str, str] | None:
 
 
 def _rendered(template: Template, *roles: str) -> str:
-    """A chat of these turns, up to where an answer begins."""
+    """Render a chat of these roles, up to the beginning of an answer."""
     said = {"system": SYSTEM, "user": USER, "assistant": ANSWER}
     turns = [{"role": role, "content": said[role]} for role in roles]
     how: dict[str, Any] = {"chat_template": template.source, "tokenize": False, "add_generation_prompt": True}
