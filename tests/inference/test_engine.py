@@ -381,7 +381,7 @@ def test_a_full_queue_says_so_and_an_overdue_answer_ends(one: Path, over):
         for _ in range(50):
             answers.append(Answer(engine, asked("one", "hi", sampling=endless)))
 
-    with pytest.raises(Busy, match="questions wait already; ask again later"):
+    with pytest.raises(Busy, match="requests are queued; retry later"):
         ask_many()
     ends = [answer.pieces()[-1] for answer in answers]
     assert {piece.end for piece in ends} <= {"late", "length", "stop"}
@@ -517,7 +517,7 @@ def test_an_engine_that_ends_takes_nothing_more_and_ends_what_it_began(one: Path
     begun = Answer(engine, asked("one", "hi"))
     engine.close(30)
     assert begun.pieces()[-1].end in ("stop", "length")
-    with pytest.raises(Busy, match="it is ending"):
+    with pytest.raises(Busy, match="shutting down"):
         Answer(engine, asked("one", "hi"))
 
 

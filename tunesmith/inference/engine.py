@@ -1,6 +1,6 @@
-"""Many questions at once to the runs on a shelf: one thread that owns the networks, a queue with limits, and tickets.
+"""The inference engine: one thread that owns the networks, a bounded queue, and tickets for requests.
 
-No web in here. What a question gets back is told from the engine's thread, piece by piece.
+Independent of HTTP. Completions are reported in chunks from the thread of the engine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tunesmith.model.grammar import Grammar
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """A question that was taken; `cancel` when nobody waits for its answer any more."""
+    """An accepted request."""
 
     run: ServedModel
     ask: Ask
@@ -37,28 +37,39 @@ class Ticket:
     row: LiveAnswer | None = None
 
     def cancel(self) -> None:
-        """Nobody waits any more."""
+        """Cancel the request before the next step."""
         self.cancelled = True
 
 
 class Engine:
-    """Answers from the runs on a shelf; `failed` is told the traceback of what must not happen."""
+    """An engine over the models of a registry; `failed` receives the traceback of an internal error."""
 
     def __init__(self, shelf: Shelf, *, limits: Limits, failed: Callable[[str], None]) -> None:
-        self.shelf, self.limits, self.counts = shelf, limits, Counts()
+        self.shelf = shelf
+        self.limits = limits
+        self.counts = Counts()
         self._failed = failed
         self._beginnings = Beginnings(limits.kept_bytes)
         self._decodings: dict[int, Decoding] = {}
         self._grammars: dict[int, Grammar] = {}
         self._runs: Set[int] = frozenset()
-        self._waiting, self._wholes, self._tickets = deque[Ticket](), deque[Texts](), list[Ticket]()
-        self._changed, self._ending, self._moved = Condition(), False, False
+        self._waiting = deque[Ticket]()
+        self._wholes = deque[Texts]()
+        self._tickets = list[Ticket]()
+        self._changed = Condition()
+        self._ending = False
+        self._moved = False  # models were loaded or unloaded
         shelf.changed = self._let_go_of_gone
         self._thread = Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     def ask(self, ask: Ask, told: Told) -> Ticket:
-        """Take a question; raises UnknownModel, and Busy where too many wait."""
+        """Accept a request; raise UnknownModel, AskError or Busy.
+
+        Args:
+            ask: the request.
+            told: receives the completion in chunks, the last one with its end.
+        """
         run = self.shelf.get(ask.model)
         ask.check(run.model, most=self.limits.new_tokens)
         ticket = Ticket(run, ask, told, time.monotonic() + self.limits.seconds)
@@ -68,7 +79,13 @@ class Engine:
         return ticket
 
     def whole(self, name: str, kind: Kind, texts: Sequence[str]) -> Future[Any]:
-        """`LocalModel.classify` of the texts, or of each the state and its tokens, when their turn comes."""
+        """Classify or embed texts; embeddings come with the number of tokens of each text.
+
+        Args:
+            name: the model.
+            kind: labels or states.
+            texts: the texts.
+        """
         job = Texts(self.shelf.get(name), kind, texts, time.monotonic() + self.limits.seconds)
         with self._changed:
             self._admit()
@@ -77,37 +94,37 @@ class Engine:
 
     @property
     def at_work(self) -> int:
-        """Answers being written."""
+        """Number of running requests."""
         return len(self._tickets)
 
     @property
     def queued(self) -> int:
-        """Questions that wait."""
+        """Number of queued requests."""
         return len(self._waiting) + len(self._wholes)
 
     def close(self, seconds: float = 30.0) -> None:
-        """Take nothing more, end what was taken, and stop after so many seconds at the latest."""
+        """Reject new requests, finish the accepted ones, and stop after at most this many seconds."""
         with self._changed:
             self._ending = True
             self._changed.notify()
         self._thread.join(seconds)
 
     def _let_go_of_gone(self) -> None:
-        """Have the thread forget runs that are gone now, not only when the next question comes."""
+        """Wake the thread, so that it releases unloaded runs before the next request."""
         with self._changed:
             self._moved = True
             self._changed.notify()
 
     def _admit(self) -> None:
         if self._ending:
-            raise Busy("server: it is ending; ask again when it is back")
+            raise Busy("server: shutting down; retry after the restart")
         if self.queued >= self.limits.waiting:
-            raise Busy(f"server: {self.queued} questions wait already; ask again later")
+            raise Busy(f"server: {self.queued} requests are queued; retry later")
         self.counts.asked += 1
         self._changed.notify()
 
     def _work(self) -> None:
-        """The engine's thread."""
+        """Run the loop of the engine thread."""
         while True:
             with self._changed:
                 while not (self._waiting or self._wholes or self._tickets or self._moved):
@@ -117,12 +134,12 @@ class Engine:
                 self._moved = False
             try:
                 self._round()
-            except Exception:  # our own bug: told, and whoever waits is told too; the server stays
+            except Exception:  # an internal error: logged and reported to the running requests; the server continues
                 self._failed(traceback.format_exc())
                 self._give_up()
 
     def _round(self) -> None:
-        """What is overdue goes, some texts are labelled, some questions read, and every answer grows by a token."""
+        """Drop expired requests, process some texts and prompts, and generate one token per running request."""
         self._sweep()
         self._read_texts()
         self._let_in()
@@ -134,7 +151,7 @@ class Engine:
         self._tidy()
 
     def _sweep(self) -> None:
-        """Let go of answers that nobody waits for, and of those that took too long."""
+        """Drop cancelled and expired requests."""
         now = time.monotonic()
         for ticket in [*self._tickets, *self._waiting]:
             if ticket.cancelled or now > ticket.until:
@@ -153,7 +170,7 @@ class Engine:
         ticket.told(Piece(end=end, why=why))
 
     def _tidy(self) -> None:
-        """Forget what belongs to runs that are gone and answer nothing any more."""
+        """Release everything of unloaded runs without running requests."""
         at_work = [ticket.run for ticket in [*self._tickets, *self._waiting]]
         runs = {run.number: run for run in [*self.shelf.runs(), *at_work]}
         if runs.keys() == self._runs:
@@ -167,28 +184,30 @@ class Engine:
         self._decodings = {key: made for key, made in self._decodings.items() if key in grounds and made.rows}
 
     def _give_up(self) -> None:
-        """Tell everybody who is answered now that it failed."""
-        failed, self._tickets, self._decodings = self._tickets, [], {}
+        """Report an internal error to all running requests."""
+        failed = self._tickets
+        self._tickets = []
+        self._decodings = {}
         self.counts.failed += len(failed)
         for ticket in failed:
-            ticket.told(Piece(end="broken", why="a bug in tunesmith; its log says more"))
+            ticket.told(Piece(end="broken", why="internal error; see the server log"))
 
     def _read_texts(self) -> None:
-        """Labels or states of some texts that wait; of few, where answers wait to grow. Those with more wait again."""
+        """Process a slice of the queued texts, a small one if there are generation requests."""
         with self._changed:
             chosen = together(self._wholes)
             tokens = self.limits.read if self._tickets or self._waiting else None
         if chosen:
-            going = read_on(chosen, tokens=tokens)
+            unfinished = read_on(chosen, tokens=tokens)
             with self._changed:
-                self._wholes.extend(going)  # last, so that a few texts of another run are not behind a thousand
+                self._wholes.extend(unfinished)  # at the end, so that short requests do not wait for long ones
 
     def _let_in(self) -> None:
-        """Read the questions that wait, as many as there is room for, those over one base together."""
+        """Run the prompts of queued requests up to the limit of rows, grouped by base."""
         with self._changed:
-            room = self.limits.rows - len(self._tickets)
-            chosen = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
-        self._tickets += chosen  # whatever goes wrong from here on, they are told
+            free = self.limits.rows - len(self._tickets)
+            chosen = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+        self._tickets += chosen  # from here on, errors are reported to them
         self._runs = self._runs | {
             ticket.run.number for ticket in chosen
         }  # some may be gone, and go again in this round
@@ -210,29 +229,30 @@ class Engine:
             self._waiting.extendleft(reversed(back))
 
     def _prepare(self, ticket: Ticket) -> LiveAnswer | None:
-        """The question as a row; None, and what is wrong with it is told, where it cannot be one."""
+        """Encode a request; report the error and return None if it is invalid."""
         if ticket.row is not None:
             return ticket.row
         ask, run = ticket.ask, ticket.run
         try:
             follower = self._grammar(run).follow(ask.schema) if ask.schema is not None else None
-            limit = min(run.limit, run.model.room(ask.sampling.max_new_tokens))  # as `.reply` reads it
+            limit = min(run.limit, run.model.room(ask.sampling.max_new_tokens))  # as in `LocalModel.reply`
             ids, shortened = ask.ids(run.template, limit=limit)
             left = places_left(run.model, run.virtual + len(ids))
             if left < 1:
-                raise AskError(f"messages: {len(ids)} tokens leave no room for an answer; send fewer")
+                raise AskError(f"messages: {len(ids)} tokens fill the context of the model; send fewer")
         except TunesmithError as error:
             ticket.told(Piece(end="wrong", why=str(error)))
             return None
-        except Exception:  # our own bug: told, and no reason to end what others wait for
+        except Exception:  # an internal error: logged and reported; other requests continue
             self._failed(traceback.format_exc())
             self.counts.failed += 1
-            ticket.told(Piece(end="broken", why="a bug in tunesmith; its log says more"))
+            ticket.told(Piece(end="broken", why="internal error; see the server log"))
             return None
         sampling = replace(ask.sampling, max_new_tokens=min(ask.sampling.max_new_tokens, left))
         row = LiveAnswer(run, ids, sampling, ticket.told, follower, ask.best, ask.in_pieces, ask.text is not None)
-        row.shortened, ticket.row = shortened, row
-        return ticket.row
+        row.shortened = shortened
+        ticket.row = row
+        return row
 
     def _grammar(self, run: ServedModel) -> Grammar:
         if run.number not in self._grammars:
@@ -241,7 +261,7 @@ class Engine:
         return self._grammars[run.number]
 
     def _decoding(self, ground: Ground) -> Decoding:
-        """The answers over a base."""
+        """Return the running batch of a base."""
         if id(ground) not in self._decodings:
             self._decodings[id(ground)] = Decoding(ground, self._beginnings)
         return self._decodings[id(ground)]

@@ -1,7 +1,7 @@
-"""Questions to a program that batches by itself, llama.cpp or vLLM: its slots, and our limits, words and ids around it.
+"""An engine over an external program with its own batching (llama.cpp or vLLM).
 
-The program gets ids that our template made, so a question is the same ids in every engine. Everything here runs in the
-loop of the server.
+The program receives token ids, so a prompt has the same ids in every engine. Everything here runs in the event loop of
+the server.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from tunesmith.recipe import AnyObjective
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A model that another program answers for; `positions` are what a question and its answer have together."""
+    """A model of an external program."""
 
     name: str
     template: Template
     objective: AnyObjective
-    limit: int
-    positions: int
+    limit: int  # greatest prompt length, in tokens
+    positions: int  # of prompt and completion together
     version: int = 1
 
     @property
     def sampling(self) -> Sampling:
-        """Greedy, as long as the training answers were."""
+        """Default sampling options: greedy, with the length of the training answers."""
         return sampling_of(self.objective)
 
 
 class Program(Protocol):
-    """Another program that answers."""
+    """An external program."""
 
     @property
     def title(self) -> str:
-        """Its name, as errors say it."""
+        """Its name in messages."""
         ...
 
     @property
     def models(self) -> Mapping[str, Known]:
-        """What it answers with."""
+        """Its models by name."""
         ...
 
     def draw(self, model: Known, ids: list[int], ask: Ask) -> AsyncGenerator[Piece, None]:
-        """An answer after these ids in pieces, the last with its end. Raises AskError."""
+        """Generate a completion in chunks, the last one with its end; raise AskError."""
         ...
 
     def close(self) -> None:
@@ -66,32 +66,32 @@ class Program(Protocol):
 
 
 class FixedModels:
-    """The models of a program, which stay as they were when the server started."""
+    """The models of a program, which cannot be loaded or unloaded."""
 
     def __init__(self, program: Program) -> None:
         self._program = program
 
     def get(self, name: str) -> Known:
-        """The model of that name."""
+        """Return a model by name; raise UnknownModel."""
         if name not in self._program.models:
             known = ", ".join(self._program.models)
             raise UnknownModel(f"model: {name[:100]!r} is not served here; there are {known}")
         return self._program.models[name]
 
     def runs(self) -> list[Known]:
-        """All of them."""
+        """Return all models."""
         return list(self._program.models.values())
 
     def load(self, name: str) -> Known:
-        """Nothing. Raises AskError."""
+        """Raise AskError: the models are fixed."""
         raise self._stays(name)
 
     def unload(self, name: str) -> None:
-        """Nothing. Raises AskError."""
+        """Raise AskError: the models are fixed."""
         raise self._stays(name)
 
     def roll_back(self, name: str) -> Known:
-        """Nothing. Raises AskError."""
+        """Raise AskError: the models are fixed."""
         raise self._stays(name)
 
     def _stays(self, name: str) -> AskError:
@@ -100,25 +100,35 @@ class FixedModels:
 
 
 class Outside:
-    """An engine over a program; `failed` is told the traceback of what must not happen."""
+    """An engine over a program; `failed` receives the traceback of an internal error."""
 
     def __init__(self, program: Program, *, limits: Limits, failed: Callable[[str], None]) -> None:
-        self.shelf, self.limits, self.counts, self.at_work = FixedModels(program), limits, Counts(), 0
-        self._program, self._failed = program, failed
-        self._slots, self._tasks = asyncio.Semaphore(limits.rows), set[asyncio.Task[None]]()
-        self._reader = ThreadPoolExecutor(1, "reader")  # a tokenizer is no two threads' at once
+        self.shelf = FixedModels(program)
+        self.limits = limits
+        self.counts = Counts()
+        self.at_work = 0
+        self._program = program
+        self._failed = failed
+        self._slots = asyncio.Semaphore(limits.rows)
+        self._tasks = set[asyncio.Task[None]]()
+        self._reader = ThreadPoolExecutor(1, "reader")  # tokenizers are not thread-safe
 
     @property
     def queued(self) -> int:
-        """Questions that wait."""
+        """Number of queued requests."""
         return len(self._tasks) - self.at_work
 
     def ask(self, ask: Ask, told: Told) -> asyncio.Task[None]:
-        """Take a question; raises UnknownModel, AskError, and Busy where too many wait."""
+        """Accept a request; raise UnknownModel, AskError or Busy.
+
+        Args:
+            ask: the request.
+            told: receives the completion in chunks, the last one with its end.
+        """
         model = self.shelf.get(ask.model)
         ask.check_size(limit=model.limit, most=self.limits.new_tokens)
         if self.queued >= self.limits.waiting:
-            raise Busy(f"server: {self.queued} questions wait already; ask again later")
+            raise Busy(f"server: {self.queued} requests are queued; retry later")
         self.counts.asked += 1
         task = asyncio.get_running_loop().create_task(self._answer(model, ask, told))
         self._tasks.add(task)
@@ -126,18 +136,19 @@ class Outside:
         return task
 
     def whole(self, name: str, kind: Kind, texts: Sequence[str]) -> Future[Any]:
-        """Nothing: such programs write here and do no more. Raises AskError."""
-        model, what = self.shelf.get(name), {"labels": "scores no labels", "states": "gives no embeddings"}[kind]
-        cure = "serve the run itself with --engine torch"
-        raise AskError(f"model: {model.name} is answered by {self._program.title}, which {what} here; {cure}")
+        """Raise AskError: external programs only generate text."""
+        model = self.shelf.get(name)
+        output = {"labels": "scores no labels", "states": "gives no embeddings"}[kind]
+        fix = "serve the run itself with --engine torch"
+        raise AskError(f"model: {model.name} is served by {self._program.title}, which {output} here; {fix}")
 
     def close(self, seconds: float = 30.0) -> None:
-        """Stop the program; the server has ended what was begun."""
+        """Stop the program; running requests have been finished by the server."""
         self._reader.shutdown(wait=False)
         self._program.close()
 
     async def _answer(self, model: Known, ask: Ask, told: Told) -> None:
-        """Wait for a slot and answer, whatever comes."""
+        """Wait for a slot, generate, and report any error."""
         try:
             async with asyncio.timeout(self.limits.seconds), self._slots:
                 self.at_work += 1
@@ -149,36 +160,36 @@ class Outside:
             told(Piece(end="late", why=f"took more than {self.limits.seconds:.0f} s"))
         except TunesmithError as error:
             told(Piece(end="wrong", why=str(error)))
-        except Exception:  # a bug of ours or of the program: told, and whoever waits is told too; the server stays
+        except Exception:  # an internal error or one of the program: logged and reported; the server continues
             self.counts.failed += 1
             self._failed(traceback.format_exc())
-            told(Piece(end="broken", why="a bug in tunesmith; its log says more"))
+            told(Piece(end="broken", why="internal error; see the server log"))
 
     async def _draw(self, model: Known, ask: Ask, told: Told) -> None:
-        """Tell what the program says, without the space around an answer that our own engine leaves out too."""
-        ids, shortened = await self._ids(model, ask)
-        room = model.positions - len(ids)
-        if room < 1:
-            raise AskError(f"messages: {len(ids)} tokens leave no room for an answer; send fewer")
-        sampling = replace(ask.sampling, max_new_tokens=min(ask.sampling.max_new_tokens, room))
-        text, said, scored, last = "", "", list[ScoredToken](), Piece()
-        async with aclosing(self._program.draw(model, ids, replace(ask, sampling=sampling))) as drawn:
-            async for last in drawn:
-                text, scored = text + last.text, [*scored, *last.scored]
-                self.counts.steps += 1
-                sure = text if ask.text is not None else text.strip()
-                if last.end:
-                    break
-                if ask.in_pieces and len(sure) > len(said):
-                    told(Piece(sure[len(said) :], tuple(scored)))
-                    said, scored = sure, []
-        if not last.end:
-            raise RuntimeError(f"{self._program.title} ended an answer without saying how")
-        self.counts.tokens += last.new_tokens
-        told(replace(last, text=sure[len(said) :], scored=tuple(scored), prompt_tokens=len(ids), shortened=shortened))
-
-    async def _ids(self, model: Known, ask: Ask) -> tuple[list[int], bool]:
-        """The question as our own engine would put it."""
+        """Report the output of the program, for chats without surrounding whitespace, as the torch engine does."""
         loop = asyncio.get_running_loop()
         limit = room_before(ask.sampling.max_new_tokens, positions=model.positions, limit=model.limit)
-        return await loop.run_in_executor(self._reader, lambda: ask.ids(model.template, limit=limit))
+        ids, shortened = await loop.run_in_executor(self._reader, lambda: ask.ids(model.template, limit=limit))
+        free = model.positions - len(ids)
+        if free < 1:
+            raise AskError(f"messages: {len(ids)} tokens fill the context of the model; send fewer")
+        sampling = replace(ask.sampling, max_new_tokens=min(ask.sampling.max_new_tokens, free))
+        text = final = sent = ""
+        scored = list[ScoredToken]()
+        last = Piece()
+        async with aclosing(self._program.draw(model, ids, replace(ask, sampling=sampling))) as pieces:
+            async for last in pieces:
+                text += last.text
+                scored += last.scored
+                self.counts.steps += 1
+                final = text if ask.text is not None else text.strip()
+                if last.end:
+                    break
+                if ask.in_pieces and len(final) > len(sent):
+                    told(Piece(final[len(sent) :], tuple(scored)))
+                    sent = final
+                    scored = []
+        if not last.end:
+            raise RuntimeError(f"{self._program.title} ended a completion without a reason")
+        self.counts.tokens += last.new_tokens
+        told(replace(last, text=final[len(sent) :], scored=tuple(scored), prompt_tokens=len(ids), shortened=shortened))

@@ -1,4 +1,4 @@
-"""Runs that are served together: each base read once, and every run's numbers over it under a name."""
+"""Registry of served models: each base is loaded once, and the runs over it share its weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WORDS = ("*token*.json", "vocab*", "merges.txt", "chat_template*", "*.model", "s
 
 @dataclass(slots=True, eq=False)
 class Ground:
-    """A base as it is in memory, and the runs over it; the dict is made anew when one comes or goes."""
+    """A loaded base and the runs over it; the dictionary is replaced, not modified, when runs change."""
 
     base: Base
     runs: dict[int, ServedModel] = field(default_factory=dict)
@@ -45,63 +45,70 @@ class Ground:
 
 @dataclass(slots=True, eq=False)
 class ServedModel:
-    """A model under its name; `version` counts the folders given for the name, `past` stands before every row.
-
-    `tasks` are those of a model of several, each as that task asks it, under the same number.
-    """
+    """A served model."""
 
     name: str
-    version: int
-    number: int
+    version: int  # index, from 1, among the folders registered under the name
+    number: int  # unique id of this load
     model: LocalModel
     ground: Ground
-    past: Past = ()
-    tasks: tuple[ServedModel, ...] = ()
+    past: Past = ()  # keys and values of virtual tokens
+    tasks: tuple[ServedModel, ...] = ()  # of a multitask model, with the same number
 
     @property
     def objective(self) -> AnyObjective:
-        """What it was tuned to do."""
+        """The objective it was tuned with."""
         return self.model.objective
 
     @property
     def limit(self) -> int:
-        """The longest question in tokens."""
+        """Greatest prompt length in tokens."""
         return self.model.limit
 
     @property
     def sampling(self) -> Sampling:
-        """How it answers where nobody says how."""
+        """Default sampling options."""
         return self.model.sampling
 
     @property
     def template(self) -> Template:
-        """How a question becomes ids."""
+        """The tokenizer and chat template."""
         return self.model.template
 
     @property
     def virtual(self) -> int:
-        """Columns that virtual tokens take."""
+        """Number of virtual tokens."""
         return self.past[0][0].shape[2] if self.past else 0
 
 
 class Shelf:
-    """What is served: names, the folders that each may stand for, oldest first, and which one it stands for now.
+    """The served models: names, their registered folders (oldest first), and the version in use.
 
-    Threads may ask and load at once. Only these folders are ever read: a request names a name, never a place.
+    Thread-safe. Only registered folders are read: a request contains a name, never a path.
     """
 
     def __init__(self, sources: Mapping[str, Sequence[Path]], *, device: str = "auto", offline: bool = False) -> None:
         self.sources = {name: tuple(folders) for name, folders in sources.items()}
-        self._device, self._offline = device, offline
-        self._numbers, self._lock = itertools.count(1), RLock()
+        self._device = device
+        self._offline = offline
+        self._numbers = itertools.count(1)
+        self._lock = RLock()
         self._grounds: dict[tuple[str, str], Ground] = {}
         self._runs: dict[str, ServedModel] = {}
         self._bases: dict[str, ServedModel] = {}
         self._templates: WeakValueDictionary[str, Template] = WeakValueDictionary()
-        self.changed: Callable[[], None] = lambda: None  # told when a run came or went
+        self.changed: Callable[[], None] = lambda: None  # called when a run is loaded or unloaded
 
     def load(self, name: str, *, version: int = 0) -> ServedModel:
-        """The run of that name from now on, read anew; the newest version unless one is named."""
+        """Load or reload a run.
+
+        Args:
+            name: a registered name.
+            version: from 1; 0 for the newest.
+
+        Raises:
+            UnknownModel: the name or version is not registered.
+        """
         if name not in self.sources:
             raise UnknownModel(f"model: {name!r} was not registered when the server started; {self._known()}")
         folders = self.sources[name]
@@ -114,30 +121,30 @@ class Shelf:
         return run
 
     def unload(self, name: str) -> None:
-        """Nobody is answered under that name from now on; what it answers now it ends."""
+        """Reject further requests to a run; running ones are finished."""
         with self._lock:
             if name not in self._runs:
                 raise UnknownModel(f"model: {name!r} is not loaded; {self._known()}")
             self._replace(name, None)
 
     def roll_back(self, name: str) -> ServedModel:
-        """The version before the one that is served."""
+        """Switch to the previous version of a run."""
         version = self._one(self._runs, name).version
         if version == 1:
-            raise UnknownModel(f"model: {name!r} is at its first version; give a newer one to go back from")
+            raise UnknownModel(f"model: {name!r} is at its first version; load a newer one first")
         return self.load(name, version=version - 1)
 
     def get(self, name: str) -> ServedModel:
-        """The run of that name, or the base."""
+        """Return a run, a task or a base by name; raise UnknownModel."""
         return self._one({run.name: run for run in self.runs()}, name)
 
     def runs(self) -> list[ServedModel]:
-        """Everything that answers, runs with their tasks first, then bases."""
+        """Return all models: runs with their tasks first, then bases."""
         bases = [run for name, run in self._bases.items() if name not in self._runs]
-        return [*(one for run in self._runs.values() for one in (run, *run.tasks)), *bases]
+        return [*(model for run in self._runs.values() for model in (run, *run.tasks)), *bases]
 
     def grounds(self) -> list[Ground]:
-        """The bases in memory."""
+        """Return the loaded bases."""
         return list(self._grounds.values())
 
     def _one(self, runs: Mapping[str, ServedModel], name: str) -> ServedModel:
@@ -152,23 +159,23 @@ class Shelf:
         folder = find_model(place)
         about = read_about(folder)
         if isinstance(about.technique, Full):
-            # Its weights are its own, so nothing is shared, and the base it was tuned over need not stay.
+            # Full tuning changes all weights, so nothing is shared and the base is not needed.
             base = read_base(about, device=self._device, offline=self._offline)
             model = over(base, folder, about)
             ground = Ground(replace(base, network=model.policy.network))
         else:
             ground = self._ground(about)
             if experts(ground.base.network) and not about.technique.virtual_tokens():
-                cure = "merge it, or ask it with `tunesmith ask`"
-                raise ModelError(f"{name}: adapters of a mixture of experts cannot answer beside others; {cure}")
+                fix = "merge it, or use `tunesmith ask`"
+                raise ModelError(f"{name}: adapters of a mixture of experts cannot be batched with others; {fix}")
             model = over(replace(ground.base, network=same_numbers(ground.base.network)), folder, about)
             shed(model.policy.network)
-            model.policy.adapter = None  # it keeps what was shed, and is for saving
+            model.policy.adapter = None  # it references the dropped wrappers and is only needed for saving
         model.template = self._same_words(folder, model.template)
         return self._run(name, version, model, ground)
 
     def _same_words(self, folder: Path, template: Template) -> Template:
-        """The template of another run with the very same tokenizer files: a tokenizer takes as much as an adapter."""
+        """Share the template of runs with identical tokenizer files; a tokenizer takes as much memory as an adapter."""
         digest = hashlib.sha256()
         for path in sorted(path for pattern in WORDS for path in folder.glob(pattern)):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -180,28 +187,27 @@ class Shelf:
             return _with_tasks(run)
         if not fits(model.policy.network):
             kind = model.policy.network.config.model_type
-            raise ModelError(f"{name}: a {kind} keeps more of a row than keys and values; ask it with `tunesmith ask`")
+            raise ModelError(f"{name}: the state of a {kind} is more than keys and values; use `tunesmith ask`")
         if model.policy.virtual is not None:
             with torch.inference_mode():
                 run.past = model.policy.virtual.past(model.policy.network)
         return _with_tasks(run)
 
     def _ground(self, about: About) -> Ground:
-        """The base in memory, read if it is not there."""
+        """Return the loaded base of a run; load it if necessary."""
         key = (about.fingerprint, about.technique.load_options().quantize)
         if key not in self._grounds:
             base = read_base(about, device=self._device, offline=self._offline)
             base.network.requires_grad_(False)
-            thin.install(base.network)  # as in each run over it: what all have alike is computed once for all
-            self._grounds = {**self._grounds, key: Ground(base)}  # anew: other threads go through the dict as it was
+            thin.install(base.network)  # as in each run over it, so that shared layers are computed once for all
+            self._grounds = {**self._grounds, key: Ground(base)}  # replaced, because other threads iterate over it
         return self._grounds[key]
 
     def _name_base(self, run: ServedModel) -> None:
-        """Let the base under a run answer by its folder's name; in 4 bits, or where another base is called so, with
-        what tells them apart."""
+        """Serve the base of a run under its folder name, with a suffix if it is quantized or the name is taken."""
         key = next((key for key, ground in self._grounds.items() if ground is run.ground), None)
-        named = any(base.ground is run.ground for base in self._bases.values())
-        if key is None or named or run.ground.base.family != "decoder":
+        has_name = any(base.ground is run.ground for base in self._bases.values())
+        if key is None or has_name or run.ground.base.family != "decoder":
             return
         fingerprint, quantized = key
         name = "-".join(filter(None, [Path(run.ground.base.name).name, quantized]))
@@ -209,10 +215,10 @@ class Shelf:
         self._bases = {**self._bases, name: self._run(name, 1, _plain(run.ground.base, run.limit), run.ground)}
 
     def _replace(self, name: str, run: ServedModel | None) -> None:
-        """Put a run in the place of another of its name, or of none; a base that nobody uses any more goes."""
+        """Replace or remove the run of a name, and release bases without runs."""
         old = self._runs.get(name)
-        kept = {other: held for other, held in self._runs.items() if other != name}
-        self._runs = {**kept, name: run} if run is not None else kept
+        others = {other: loaded for other, loaded in self._runs.items() if other != name}
+        self._runs = {**others, name: run} if run is not None else others
         if run is not None:
             run.ground.runs = {**run.ground.runs, run.number: run}
         if old is not None:
@@ -225,7 +231,7 @@ class Shelf:
 
 
 def _with_tasks(run: ServedModel) -> ServedModel:
-    """The run with each of its tasks as a model of its own: RUN/TASK."""
+    """Add each task of a multitask run as a model RUN/TASK."""
     if isinstance(run.objective, Multitask):
         names = list(run.objective.tasks)
         run.tasks = tuple(replace(run, name=f"{run.name}/{name}", model=run.model.at(name)) for name in names)
@@ -233,7 +239,7 @@ def _with_tasks(run: ServedModel) -> ServedModel:
 
 
 def _plain(base: Base, limit: int) -> LocalModel:
-    """The base itself as a model that answers chats."""
+    """Return the base itself as a model for chats."""
     network: Any = same_numbers(base.network)
     policy = Policy.over(network, family=base.family)
     policy.train(False)
