@@ -127,7 +127,7 @@ def test_an_adapter_kept_as_a_pickle_is_refused(adapter: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "finding"),
     [
-        ({"peft_type": "PREFIX_TUNING"}, "does not lie inside"),
+        ({"peft_type": "PREFIX_TUNING"}, "does not modify the layers"),
         ({"task_type": "SEQ_CLS"}, "made for SEQ_CLS"),
         ({"megatron_config": {"a": 1}, "megatron_core": "evil"}, "code from elsewhere"),
         ({"alora_invocation_tokens": [5, 6]}, "acts from certain tokens on"),
@@ -147,7 +147,7 @@ def test_an_adapter_that_cannot_be_asked_is_refused_in_one_line(
 def test_an_adapter_with_numbers_absent_is_refused(tiny_llama: Path, tmp_path: Path) -> None:
     foreign(tmp_path / "adapter", tiny_llama, LoraConfig(**{**LORA, "target_modules": ["q_proj"]}))
     edit(tmp_path / "adapter", target_modules=["q_proj", "v_proj"])
-    with pytest.raises(ModelError, match="some of its numbers are absent"):
+    with pytest.raises(ModelError, match="some of its weights are missing"):
         open_model(tmp_path / "adapter")
 
 

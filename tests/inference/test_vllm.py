@@ -203,8 +203,8 @@ def test_a_run_of_its_own_weights_is_the_model_that_vllm_loads(tmp_path: Path, s
 @pytest.mark.parametrize(
     ("technique", "objective", "kind", "said"),
     [
-        (Ia3(), None, "llama", "no place for the numbers of ia3"),
-        (Prefix(tokens=5), None, "llama", "no place for the numbers of prefix"),
+        (Ia3(), None, "llama", "does not support the weights of ia3"),
+        (Prefix(tokens=5), None, "llama", "does not support the weights of prefix"),
         (Lora(rank=4, dora=True), None, "llama", "vLLM has no DoRA"),
         (Lora(rank=4), HEAD, "bert", "an encoder writes no text"),
         (Lora(rank=4), HEAD, "llama", "answers through a head"),

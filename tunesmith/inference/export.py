@@ -1,4 +1,4 @@
-"""A tuned model in the formats of other programs: one set of weights, a GGUF file, an adapter."""
+"""Export of tuned models to the formats of other programs: merged weights, GGUF, PEFT adapter."""
 
 from __future__ import annotations
 
@@ -22,31 +22,42 @@ from tunesmith.objectives import Classify, Domain
 HEAD = "head.safetensors"
 ROUNDED = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 GGUF, ADAPTER_GGUF = "model.gguf", "adapter.gguf"
-# Thoughts are switched off where a model is tuned and asked, and on in other programs unless the template says so.
+# Tunesmith trains and runs models without thinking; other programs enable it unless the template disables it.
 NO_THOUGHTS = "{%- set enable_thinking = false %}"
 
 
 def refuse(folder: Path, about: About, kind: str) -> None:
-    """Raise RecipeError where this model has no such form, with the nearest that it has."""
+    """Raise RecipeError if this model cannot be exported to a format, with the nearest one that works.
+
+    Args:
+        folder: the model folder.
+        about: its manifest.
+        kind: adapter, merged or gguf.
+    """
     technique = about.technique
     if kind == "adapter" and technique.kind == "full":
         raise RecipeError("export: full tuning leaves no adapter; nearest that works: --format merged")
     if kind != "adapter" and technique.virtual_tokens():
         raise RecipeError(
-            f"export: {technique.kind} learns what stands before each row, which no weight can hold; "
+            f"export: {technique.kind} learns a soft prompt, which cannot be merged into weights; "
             "nearest that works: --format adapter"
         )
     if kind == "gguf" and about.family == "encoder":
-        raise RecipeError("export: llama.cpp answers in words, and an encoder has none; nearest: --format merged")
+        raise RecipeError("export: llama.cpp generates text, which an encoder cannot; nearest: --format merged")
     if kind == "gguf" and (folder / HEAD).exists():
         raise RecipeError(
-            f"export: {about.objective.kind} answers through a head here, which GGUF has no place for; "
-            "nearest that works: --format merged"
+            f"export: {about.objective.kind} uses a head, which GGUF cannot store; nearest that works: --format merged"
         )
 
 
 def merged(folder: Path, about: About, *, offline: bool) -> LocalModel:
-    """The tuned model with its adapter in the weights; a base in 4 bits is unpacked first, as it was trained over."""
+    """Load a tuned model and merge its adapter into the weights; a 4-bit base is dequantized first.
+
+    Args:
+        folder: the model folder.
+        about: its manifest.
+        offline: do not download the base model.
+    """
     base = read_base(about, offline=offline)
     if about.technique.load_options().quantize:
         base.network = unpacked(base.network)
@@ -55,27 +66,34 @@ def merged(folder: Path, about: About, *, offline: bool) -> LocalModel:
         with quiet():
             model.policy.network = model.policy.adapter.merge_and_unload()
     without_thoughts(model)
-    if model.policy.family == "decoder":  # a base model's own end is no end of a turn
+    if model.policy.family == "decoder":  # the end token of a base model is not the end of a turn
         model.policy.network.generation_config.eos_token_id = sorted(model.template.stop_ids)
     return model
 
 
 def without_thoughts(model: LocalModel) -> None:
-    """Let the tokenizer's chat template say to every program that thoughts are off."""
+    """Disable thinking in the chat template of the tokenizer, for every program."""
     source = model.template.source
     if model.template.chats and "enable_thinking" in source:
         model.template.tokenizer.chat_template = NO_THOUGHTS + source
 
 
 def write_merged(model: LocalModel, folder: Path, out: Path, *, numbers: str = "f32") -> None:
-    """Weights, tokenizer and chat template as any transformers program opens them; a head lies beside them.
+    """Write weights, tokenizer and chat template in the format of transformers, with the head next to them.
 
-    The model is rounded to these numbers. Raises ModelError where one is too large for them.
+    Args:
+        model: the merged model; its weights are rounded in place.
+        folder: the model folder, for the head.
+        out: output directory.
+        numbers: dtype of the weights: f32, f16 or bf16.
+
+    Raises:
+        ModelError: a weight overflows the dtype.
     """
     model.policy.network.to(ROUNDED[numbers])
     for name, weight in model.policy.network.named_parameters():
         if not torch.isfinite(weight).all():
-            raise ModelError(f"--numbers {numbers}: {name} holds a number too large for it; use bf16 or f32")
+            raise ModelError(f"--numbers {numbers}: a value of {name} overflows; use bf16 or f32")
     with quiet():
         model.policy.network.save_pretrained(out)
     model.template.tokenizer.save_pretrained(out)
@@ -84,17 +102,24 @@ def write_merged(model: LocalModel, folder: Path, out: Path, *, numbers: str = "
 
 
 def write_file(model: LocalModel, out: Path, *, numbers: str, name: str) -> None:
-    """The merged model as one GGUF file, and a Modelfile for Ollama."""
+    """Write a merged model as a GGUF file with a Modelfile for Ollama.
+
+    Args:
+        model: the merged model.
+        out: output directory.
+        numbers: f16, q8_0 or q4_0.
+        name: name of the model in the file.
+    """
     texts = isinstance(model.objective, Domain)
-    if texts:  # it goes on with a text and knows no chats
+    if texts:  # it completes texts and was not trained on chats
         model.template.tokenizer.chat_template = None
     write_gguf(model.policy.network, model.template.tokenizer, out / GGUF, kind=numbers, name=name)
-    said = "" if isinstance(model.objective, Classify) else model.objective.instruction
+    instruction = "" if isinstance(model.objective, Classify) else model.objective.instruction
     (out / "Modelfile").write_text(
         modelfile(
             model.template,
             gguf=GGUF,
-            instruction=said,
+            instruction=instruction,
             texts=texts,
             context=model.limit + model.sampling.max_new_tokens,
         ),
@@ -103,9 +128,14 @@ def write_file(model: LocalModel, out: Path, *, numbers: str, name: str) -> None
 
 
 def write_adapter(model: LocalModel, folder: Path, out: Path) -> None:
-    """The adapter in PEFT's format with tokenizer and head; of LoRA also as GGUF, for llama.cpp over its base.
+    """Write the adapter in the format of PEFT with tokenizer and head; LoRA also as GGUF, for llama.cpp.
 
-    One that was learned over 4 bits says so to `open_model`; llama.cpp has no such base.
+    For an adapter over a 4-bit base, which llama.cpp does not support, the quantization is stored for `open_model`.
+
+    Args:
+        model: the tuned model.
+        folder: its model folder.
+        out: output directory.
     """
     for path in folder.iterdir():
         if path.name not in (ABOUT, MANIFEST):

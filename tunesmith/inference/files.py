@@ -1,4 +1,4 @@
-"""GGUF files behind the server: llama.cpp draws, after ids that our template made of the question."""
+"""Serving of GGUF files: llama.cpp generates from token ids that Tunesmith encodes."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from tunesmith.model.grammar import Grammar
 from tunesmith.model.load import read_tokenizer
 from tunesmith.objectives import Instruct
 
-# Positions of a question with its answer where the run asks for no more: each slot keeps memory for so many.
+# Context length unless the run needs more; each slot reserves memory for it.
 POSITIONS = 2048
-LONGEST = 512
-# The finest first.
+LONGEST = 512  # tokens of an answer
+# Export folders of a run, the most precise first.
 EXPORTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0")
 ENDS: dict[str, End] = {"eos": "stop", "word": "stop", "limit": "length"}
 # The settings of `Sampling`, in its order, and none of llama.cpp's own.
@@ -39,7 +39,7 @@ SAMPLERS = ["temperature", "top_p"]
 
 
 class Files:
-    """llama.cpp over files, each under its name. Raises CheckpointError and ModelError."""
+    """llama.cpp servers over files, by model name; raises CheckpointError and ModelError."""
 
     title = "llama.cpp"
 
@@ -53,31 +53,32 @@ class Files:
             threads = torch.get_num_threads()
             server = LlamaCpp(file, threads=threads, positions=known.positions, slots=slots)
             _check(server, known, where=str(place))
-            self.models[name], self._servers[name] = known, server
-        # A connection each, so that one that is closed ends its answer and none outlives the server's loop.
+            self.models[name] = known
+            self._servers[name] = server
+        # One connection per request: closing it stops the generation, and none outlives the event loop of the server.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._client = httpx.AsyncClient(timeout=None, trust_env=False, limits=limits)
 
     async def draw(self, model: Known, ids: list[int], ask: Ask) -> AsyncGenerator[Piece, None]:
-        """An answer in pieces. Raises AskError for what llama.cpp refuses."""
+        """Generate a completion in chunks; raise AskError if llama.cpp rejects the request."""
         server = self._servers[model.name]
-        place = f"{server.address}/completion"
-        if ask.schema is not None:  # by our own reader of schemas first: llama.cpp ignores what it cannot hold to
+        url = f"{server.address}/completion"
+        if ask.schema is not None:  # validated here first: llama.cpp ignores the parts of a schema it does not support
             await asyncio.to_thread(self._grammar(model).follow, ask.schema)
-        async with self._client.stream("POST", place, json=wanted(ids, ask), headers=server.headers) as answer:
-            if answer.status_code != 200:
-                raise _refused(answer.status_code, await answer.aread(), ask)
+        async with self._client.stream("POST", url, json=wanted(ids, ask), headers=server.headers) as response:
+            if response.status_code != 200:
+                raise _refused(response.status_code, await response.aread(), ask)
             if not ask.in_pieces:
-                yield _whole(json.loads(await answer.aread()), model, ask)
+                yield _whole(json.loads(await response.aread()), model, ask)
                 return
-            async for line in _lines(answer):
-                mark, _, said = line.partition(": ")
-                if mark not in ("data", "error") or said == "[DONE]":
+            async for line in _lines(response):
+                mark, _, content = line.partition(": ")
+                if mark not in ("data", "error") or content == "[DONE]":
                     continue
-                told = json.loads(said)
-                if mark == "error" or "error" in told:
-                    raise RuntimeError(f"llama.cpp: {said[:500]}")
-                yield _piece(told, model, ask.best)
+                chunk = json.loads(content)
+                if mark == "error" or "error" in chunk:
+                    raise RuntimeError(f"llama.cpp: {content[:500]}")
+                yield _piece(chunk, model, ask.best)
 
     def _grammar(self, model: Known) -> Grammar:
         if model.name not in self._grammars:
@@ -85,12 +86,12 @@ class Files:
         return self._grammars[model.name]
 
     def close(self) -> None:
-        """Let go of all servers, which ends them."""
+        """Stop all servers, by releasing the last reference to them."""
         self._servers.clear()
 
 
 async def _lines(answer: httpx.Response) -> AsyncGenerator[str, None]:
-    """What comes, line by line; httpx cuts at U+2028 and its like too, which stand in texts as they are."""
+    """Yield lines; httpx would also split at U+2028 and similar characters, which are valid inside JSON strings."""
     rest = ""
     async for part in answer.aiter_text():
         *lines, rest = (rest + part).split("\n")
@@ -99,7 +100,7 @@ async def _lines(answer: httpx.Response) -> AsyncGenerator[str, None]:
 
 
 def find_file(place: Path) -> Path:
-    """The file itself, or the finest export of a run. Raises CheckpointError."""
+    """Return the file itself, or the most precise GGUF export of a run; raise CheckpointError."""
     if place.suffix.lower() == ".gguf":
         if place.is_file():
             return place
@@ -111,9 +112,9 @@ def find_file(place: Path) -> Path:
 
 
 def wanted(ids: list[int], ask: Ask) -> dict[str, Any]:
-    """The question as llama.cpp takes it."""
+    """Return the request body of llama.cpp for a prompt."""
     sampling = ask.sampling
-    asked: dict[str, Any] = {
+    body: dict[str, Any] = {
         "prompt": ids,
         "stream": ask.in_pieces,
         "return_tokens": True,
@@ -121,18 +122,18 @@ def wanted(ids: list[int], ask: Ask) -> dict[str, Any]:
         "samplers": SAMPLERS,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "seed": sampling.seed % (2**32 - 1),  # that number, and what is negative, stand for any seed there
+        "seed": sampling.seed % (2**32 - 1),  # 2**32 - 1 and negative values select a random seed in llama.cpp
         "stop": list(sampling.stop),
     }
     if ask.schema is not None:
-        asked["json_schema"] = {**ask.schema, "x-guidance": {"whitespace_flexible": False}}  # as `Grammar` has it
+        body["json_schema"] = {**ask.schema, "x-guidance": {"whitespace_flexible": False}}  # as in `Grammar`
     if ask.best >= 0:
-        asked["n_probs"] = max(1, ask.best)  # 0 would be no scores at all
-    return asked
+        body["n_probs"] = max(1, ask.best)  # 0 would disable log-probabilities
+    return body
 
 
 def _known(name: str, file: Path) -> Known:
-    """What is known of a file: from the run that it was exported from, or else from itself."""
+    """Describe a file, by the manifest of the run it was exported from or by its own metadata."""
     words, trained = read_words(file, where=str(file))
     most = trained or POSITIONS
     run = file.absolute().parent / ".." / ".." / "model"
@@ -145,46 +146,46 @@ def _known(name: str, file: Path) -> Known:
 
 
 def _check(server: LlamaCpp, known: Known, *, where: str) -> None:
-    """Nothing where llama.cpp cuts a telling chat into the ids that we give it. Raises ModelError."""
+    """Raise ModelError if llama.cpp tokenizes a test chat differently."""
     ids = known.template.prompt([Message("user", TELLING)])
-    # An answer first: a llama.cpp that is let go before its loop began never ends.
+    # Generate first: a llama.cpp server that is released before its loop has started never stops.
     server.answers([ids[: known.positions // 2]], longest=1)
     text = known.template.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     if server.ids(str(text)) != ids:
         raise ModelError(
-            f"{where}: llama.cpp cuts text into other tokens than were read from the file, so answers would differ; "
+            f"{where}: llama.cpp tokenizes text differently from the tokenizer in the file, so answers would differ; "
             "serve the run that it was exported from"
         )
 
 
-def _piece(told: Mapping[str, Any], model: Known, best: int) -> Piece:
-    """A part of llama.cpp's answer; the end of the turn is no part of it."""
+def _piece(chunk: Mapping[str, Any], model: Known, best: int) -> Piece:
+    """Convert a chunk of llama.cpp; the end token is not part of the completion."""
     stops = model.template.stop_ids
     scored = tuple(
-        ScoredToken(one["id"], one["logprob"], tuple((top["id"], top["logprob"]) for top in one["top_logprobs"][:best]))
-        for one in told.get("completion_probabilities", ())
-        if one["id"] not in stops
+        ScoredToken(item["id"], item["logprob"], tuple((t["id"], t["logprob"]) for t in item["top_logprobs"][:best]))
+        for item in chunk.get("completion_probabilities", ())
+        if item["id"] not in stops
     )
-    if not told["stop"]:
-        return Piece(told["content"], scored)
-    count = told["tokens_predicted"] - (told["stop_type"] == "eos")
-    return Piece(told["content"], scored, ENDS.get(told["stop_type"], "length"), new_tokens=count)
+    if not chunk["stop"]:
+        return Piece(chunk["content"], scored)
+    count = chunk["tokens_predicted"] - (chunk["stop_type"] == "eos")
+    return Piece(chunk["content"], scored, ENDS.get(chunk["stop_type"], "length"), new_tokens=count)
 
 
-def _whole(told: Mapping[str, Any], model: Known, ask: Ask) -> Piece:
-    """An answer in one, in our own letters: llama.cpp leaves out a character that is not whole at the end."""
-    piece = _piece(told, model, ask.best)
-    ids = [token for token in told["tokens"] if token not in model.template.stop_ids]
+def _whole(response: Mapping[str, Any], model: Known, ask: Ask) -> Piece:
+    """Convert a whole response, decoded again from ids: llama.cpp drops an incomplete character at the end."""
+    piece = _piece(response, model, ask.best)
+    ids = [token for token in response["tokens"] if token not in model.template.stop_ids]
     return replace(piece, text=before_stop(model.template.decode(ids), ask.sampling.stop))
 
 
 def _refused(status: int, body: bytes, ask: Ask) -> Exception:
-    """What llama.cpp said no with: the asker's mistake, or a bug."""
+    """Return AskError for an invalid request, RuntimeError for an internal error of llama.cpp."""
     try:
-        said = str(json.loads(body)["error"]["message"])
+        reason = str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        said = body.decode(errors="replace")
+        reason = body.decode(errors="replace")
     if 400 <= status < 500:
-        place = "messages" if ask.schema is None else "response_format"
-        return AskError(f"{place}: llama.cpp refuses it ({' '.join(said.split())[:200]}); ask otherwise")
-    return RuntimeError(f"llama.cpp answered {status}: {said[:500]}")
+        field = "messages" if ask.schema is None else "response_format"
+        return AskError(f"{field}: rejected by llama.cpp ({' '.join(reason.split())[:200]}); change the request")
+    return RuntimeError(f"llama.cpp answered {status}: {reason[:500]}")

@@ -1,4 +1,4 @@
-"""Whatever answers and lies in a folder, on the Hub or in a file: a run, a base, anybody's adapter."""
+"""Opening of models by folder, Hub id, alias or file: runs, base models and third-party adapters."""
 
 from __future__ import annotations
 
@@ -21,36 +21,39 @@ from tunesmith.objectives import Classify, Instruct, Reward
 from tunesmith.recipe import AnyObjective
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PACKED = "base_in_memory.json"  # beside an adapter of ours that was learned over 4 bits
-# PEFT's methods that put their numbers inside the base's own layers: the base network answers with them.
+PACKED = "base_in_memory.json"  # next to an exported adapter that was trained over a 4-bit base
+# PEFT methods that modify the layers of the base, so that the base network can be called directly.
 INSIDE = frozenset(
     {
         "ADALORA", "BOFT", "BONE", "C3A", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA",
         "MISS", "OFT", "RANDLORA", "ROAD", "SHIRA", "VBLORA", "VERA",
     }
 )  # fmt: skip
-# Adapters that were trained without a head of their own: PEFT writes None where nobody said what for.
+# Task types of adapters without a head; PEFT writes None if no task type was given.
 HEADLESS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 
 
 @dataclass(frozen=True, slots=True)
 class FoundModel:
-    """What a name stands for; `base` is what it was tuned over, empty for a model that stands alone.
-
-    `quantize` is how a model, or the base of an adapter, is to lie in memory, as in LoadOptions.
-    """
+    """A model located by its name, not loaded yet."""
 
     name: str
     kind: Literal["run", "adapter", "model"]
-    folder: Path | None
-    base: str = ""
-    quantize: str = ""
+    folder: Path | None  # None for a GGUF file
+    base: str = ""  # the base of a run or adapter
+    quantize: str = ""  # quantization of a model or of the base of an adapter, as in `LoadOptions`
 
 
 def identify(name: str | Path, *, offline: bool = False) -> FoundModel:
-    """What a folder, Hub id, alias or GGUF file holds, told by its files.
+    """Locate a model and determine its kind by its files.
 
-    Raises CheckpointError and ModelError.
+    Args:
+        name: folder, Hub id, alias or GGUF file.
+        offline: do not access the network.
+
+    Raises:
+        CheckpointError: a run is broken or not finished.
+        ModelError: there is no such model.
     """
     name, path = str(name), Path(name).expanduser()
     if any((path / page).exists() for page in (f"model/{ABOUT}", ABOUT, "run.json")):
@@ -59,7 +62,7 @@ def identify(name: str | Path, *, offline: bool = False) -> FoundModel:
     if name.lower().endswith(".gguf"):
         return FoundModel(name, "model", None)
     folder = locate(name, offline=offline)
-    # Some trainers leave the base's config.json beside an adapter; only weights make a folder a model.
+    # Some trainers write the config.json of the base next to an adapter, so only weights identify a model.
     if (folder / CONFIG).exists() and not any((folder / file).exists() for file in (SINGLE, INDEX)):
         base = read_json(folder / CONFIG, where=name).get("base_model_name_or_path")
         bits = read_json(folder / PACKED, where=name).get("quantize") if (folder / PACKED).exists() else ""
@@ -75,10 +78,19 @@ def open_model(
     offline: bool = False,
     limit: int = 512,
 ) -> LocalModel:
-    """The model that a run folder, base, adapter folder or merged folder holds, ready to answer.
+    """Load a run, base model, adapter or merged model.
 
-    A run keeps its own objective and limit; all others are asked by `objective`, without one as a chat.
-    `base` stands in for the base that an adapter names. Raises CheckpointError, ModelError, RecipeError.
+    Args:
+        name: see `identify`.
+        objective: how prompts are built for a model that is not a run; by default as a chat.
+        base: replaces the base named by an adapter.
+        offline: do not access the network.
+        limit: greatest prompt length in tokens, for a model that is not a run.
+
+    Raises:
+        CheckpointError: files are damaged.
+        ModelError: the model cannot be loaded.
+        RecipeError: the objective or base does not match the model.
     """
     found = name if isinstance(name, FoundModel) else identify(name, offline=offline)
     if base and found.kind != "adapter":
@@ -101,7 +113,7 @@ def open_model(
 
 
 def _asked(model: LocalModel, objective: AnyObjective | None, name: str) -> LocalModel:
-    """A run that is asked by its own objective, or by one of another kind where no head stands in the way."""
+    """Return a run with its own objective, or with one of another kind if it has no head."""
     if objective is None or objective.kind == model.objective.kind:
         return model
     if model.policy.head is not None:
@@ -114,7 +126,7 @@ def _asked(model: LocalModel, objective: AnyObjective | None, name: str) -> Loca
 
 
 def _in_words(objective: AnyObjective | None, name: str) -> AnyObjective:
-    """The objective as a model without a head can follow it."""
+    """Return the objective in the form for a model without a head."""
     if isinstance(objective, Reward):
         raise RecipeError(f"{name}: scores need a head, and this model has none; give a run tuned with reward")
     if not isinstance(objective, Classify):
@@ -128,7 +140,7 @@ def _in_words(objective: AnyObjective | None, name: str) -> AnyObjective:
 
 
 def _refuse_encoder(base: Base, name: str) -> None:
-    """Nothing for a decoder; raises RecipeError for an encoder that no run has given a head."""
+    """Raise RecipeError for an encoder without a tuned head."""
     if base.family == "encoder":
         raise RecipeError(
             f"{name}: an encoder without a tuned head cannot answer, and a linear probe needs training rows; "
@@ -137,7 +149,7 @@ def _refuse_encoder(base: Base, name: str) -> None:
 
 
 def _base_of(found: FoundModel, base: str, options: LoadOptions, *, offline: bool) -> Base:
-    """The base of an adapter that has been vetted, with the adapter's tokenizer if it brings one."""
+    """Check an adapter and load its base, with the tokenizer of the adapter if it has one."""
     assert found.folder is not None
     _vet(found.folder, found.name)
     named = base or found.base
@@ -155,7 +167,7 @@ def _base_of(found: FoundModel, base: str, options: LoadOptions, *, offline: boo
 
 
 def _vet(folder: Path, name: str) -> None:
-    """Nothing for an adapter that can be read and asked here; else ModelError with the reason."""
+    """Raise ModelError if an adapter cannot be used here."""
     config = read_json(folder / CONFIG, where=name)
     if not (folder / WEIGHTS).exists():
         pickles = sorted(path.name for path in folder.glob("adapter_model*") if path.suffix in PICKLES)
@@ -164,12 +176,12 @@ def _vet(folder: Path, name: str) -> None:
                 f"{name}: {pickles[0]} is a pickle and may run code; load it where you trust it and "
                 "save it again with save_pretrained(FOLDER, safe_serialization=True)"
             )
-        raise ModelError(f"{name}: no {WEIGHTS} beside {CONFIG}; download it again")
+        raise ModelError(f"{name}: {WEIGHTS} is missing next to {CONFIG}; download it again")
     kind = str(config.get("peft_type"))
     if kind not in INSIDE:
         raise ModelError(
-            f"{name}: a {kind} adapter does not lie inside the base's layers; merge it into its base, "
-            f"or take one of {', '.join(sorted(INSIDE))}"
+            f"{name}: a {kind} adapter does not modify the layers of the base; merge it into its base, "
+            f"or use one of {', '.join(sorted(INSIDE))}"
         )
     if config.get("task_type") not in HEADLESS:
         raise ModelError(
@@ -186,26 +198,26 @@ def _vet(folder: Path, name: str) -> None:
 
 
 def _attach(found: FoundModel, base: Base) -> Policy:
-    """The base with the adapter's numbers inside. Raises ModelError when the two do not fit."""
+    """Add the adapter to the base; raise ModelError if they do not match."""
     from peft import PeftModel
 
     assert found.folder is not None
     _make_room(base, found.folder / WEIGHTS)
     try:
-        with warnings.catch_warnings(record=True) as said:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             wrapped: Any = PeftModel.from_pretrained(base.network, str(found.folder))
-    except Exception as error:  # a foreign configuration can be wrong in any way, so can PEFT's error
+    except Exception as error:  # an invalid third-party configuration can cause any exception in PEFT
         raise ModelError(f"{found.name}: does not fit {base.name} ({briefly(error)}); {_OTHER_BASE}") from error
-    if any("missing adapter keys" in str(warning.message) for warning in said):
-        raise ModelError(f"{found.name}: does not fit {base.name}, some of its numbers are absent; {_OTHER_BASE}")
+    if any("missing adapter keys" in str(warning.message) for warning in caught):
+        raise ModelError(f"{found.name}: does not fit {base.name}, some of its weights are missing; {_OTHER_BASE}")
     policy = Policy.over(base.network, family=base.family, reference=wrapped.disable_adapter)
     policy.adapter = wrapped
     return policy
 
 
 def _make_room(base: Base, file: Path) -> None:
-    """The base's embedding grown to the size it was trained with: trainers add tokens, and save all rows."""
+    """Resize the embedding of the base to the size stored in the adapter, for trainers that add tokens."""
     from safetensors import SafetensorError, safe_open
 
     embedding = base.network.get_input_embeddings()

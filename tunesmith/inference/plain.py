@@ -1,4 +1,4 @@
-"""A folder as plain transformers and PEFT answer with it: nothing of ours between ids and answer."""
+"""Inference with plain transformers and PEFT, to compare exports: no code of Tunesmith between ids and answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tunesmith.model.quiet import quiet
 
 
 class Plain:
-    """A decoder that transformers opened by itself, under an adapter that PEFT opened by itself where one is named."""
+    """A decoder loaded by transformers, with an optional adapter loaded by PEFT."""
 
     def __init__(self, folder: Path, *, adapter: Path | None = None, options: LoadOptions = AS_THEY_ARE) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -25,7 +25,7 @@ class Plain:
             self._network: Any = _opened(AutoModelForCausalLM, folder, adapter, in_memory(options, "decoder"))
             self._tokenizer: Any = AutoTokenizer.from_pretrained(adapter or folder, local_files_only=True)
         self._network.eval()
-        # The base's own generation_config stays in force under an adapter.
+        # Under an adapter the generation_config of the base remains in effect.
         self._how: dict[str, Any] = {} if adapter is None else {"repetition_penalty": 1.0}
         self._virtual = adapter is not None and self._network.active_peft_config.is_prompt_learning
         if adapter is not None and (adapter / "generation_config.json").exists():
@@ -34,7 +34,7 @@ class Plain:
         self._stops = ends if isinstance(ends, list) else [ends]
 
     def prompts(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """The ids after which it answers each chat, by the template in the folder."""
+        """Encode each chat with the template in the folder."""
         turns = [[{"role": message.role, "content": message.content} for message in chat] for chat in chats]
         return [
             list(self._tokenizer.apply_chat_template(one, add_generation_prompt=True, return_dict=True)["input_ids"])
@@ -42,12 +42,17 @@ class Plain:
         ]
 
     def ids(self, text: str) -> list[int]:
-        """A text as the folder's tokenizer cuts it."""
+        """Encode a text with the tokenizer in the folder."""
         return list(self._tokenizer(text)["input_ids"])
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[list[int]], *, longest: int) -> list[str]:
-        """The greedy answer to each prompt, one after the other, at most so many tokens long."""
+        """Generate greedily, one prompt after the other.
+
+        Args:
+            prompts: token ids.
+            longest: greatest number of new tokens.
+        """
         draw = self._token_by_token if self._virtual else self._generated
         return [self._tokenizer.decode(draw(ids, longest), skip_special_tokens=True).strip() for ids in prompts]
 
@@ -58,7 +63,7 @@ class Plain:
         return list(out[0, len(ids) :].tolist())
 
     def _token_by_token(self, ids: list[int], longest: int) -> list[int]:
-        """By the forward alone: PEFT 0.21's `generate` draws other tokens than its own forward behind virtual ones."""
+        """Generate with forward passes: with virtual tokens, `generate` of PEFT 0.21 differs from its own forward."""
         whole = list(ids)
         while len(whole) < len(ids) + longest and (len(whole) == len(ids) or whole[-1] not in self._stops):
             asked = {"input_ids": torch.tensor([whole]), "attention_mask": torch.ones(1, len(whole), dtype=torch.int64)}
@@ -68,12 +73,12 @@ class Plain:
 
 
 def _opened(kind: Any, folder: Path, adapter: Path | None, told: dict[str, Any]) -> Any:
-    """The network of a folder with its weights as transformers is told, under the adapter where there is one."""
+    """Load the network of a folder, with the adapter if there is one."""
     from peft import PeftModel
 
     network = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **told)
     if "quantization_config" in told:
-        four_bit.settle(network)  # else some CPUs answer by a coarser arithmetic, which is no fault of the adapter
+        four_bit.settle(network)  # otherwise some CPUs use a coarser arithmetic, unrelated to the adapter
     return network if adapter is None else PeftModel.from_pretrained(network, str(adapter))
 
 
@@ -81,10 +86,21 @@ def _opened(kind: Any, folder: Path, adapter: Path | None, told: dict[str, Any])
 def pooled_states(
     folder: Path, rows: Sequence[list[int]], *, adapter: Path | None, family: str, options: LoadOptions = AS_THEY_ARE
 ) -> Tensor:
-    """[B, D]: what transformers makes of each row of ids: a decoder's last state, the mean of an encoder's states."""
+    """Compute pooled states with transformers: the last state of a decoder, the mean of the states of an encoder.
+
+    Args:
+        folder: the model folder.
+        rows: token ids, [B] lists.
+        adapter: folder of an adapter, or None.
+        family: decoder or encoder.
+        options: dtype and quantization.
+
+    Returns:
+        States [B, D].
+    """
     from transformers import AutoModel, AutoModelForCausalLM
 
-    # A decoder's adapter names the layers of the network that writes, and PEFT lays it over nothing else.
+    # The adapter of a decoder names the layers of the causal-LM class, and PEFT applies it to that class only.
     kind = AutoModelForCausalLM if family == "decoder" and adapter is not None else AutoModel
     with quiet():
         network = _opened(kind, folder, adapter, in_memory(options, family))
@@ -94,7 +110,7 @@ def pooled_states(
     inner.register_forward_hook(lambda _, __, out: heard.append(out.last_hidden_state))
     found = []
     for ids in rows:
-        with quiet():  # PEFT names a prefix's keys and values by a word that transformers gives up
+        with quiet():  # PEFT passes the prefix under an argument name that transformers has deprecated
             network(input_ids=torch.tensor([ids]))
         states = heard.pop()[0, -len(ids) :]
         found.append(states[-1] if family == "decoder" else states.mean(dim=0))

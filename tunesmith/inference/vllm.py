@@ -1,8 +1,8 @@
-"""Runs behind the server in vLLM, where it is installed: LoRA as its own adapters, soft prompts as prompt embeddings.
+"""Serving of runs with vLLM: LoRA as adapters of vLLM, soft prompts as prompt embeddings.
 
-Written after vLLM's documentation (AsyncLLM, LoRARequest, EmbedsPrompt) and tested against a stand-in with that
-interface; it has never run on vLLM itself. The shelf reads and checks the runs as for our own engine, so their base is
-in this process's memory beside vLLM's.
+Written from the documentation of vLLM (AsyncLLM, LoRARequest, EmbedsPrompt) and tested against a stub with that
+interface; it has never run on vLLM itself. The model registry loads and checks the runs as for the torch engine, so
+their base is in the memory of this process in addition to that of vLLM.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ MISSING = (
     "vLLM is not installed: pip install 'tunesmith[vllm]', on a machine that it supports; or leave --engine vllm out"
 )
 ELSE = "serve it with --engine torch"
-# The others scale what their embedding gives, at a place that may be another in vLLM.
+# Other families scale their embeddings, possibly at a different point in vLLM.
 SOFT = ("llama", "qwen2", "qwen3")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 ENDS: dict[str | None, End] = {"stop": "stop", "length": "length"}
 
 
 class Vllm:
-    """vLLM over one base and what was tuned over it. Raises ModelError for what it cannot answer with."""
+    """vLLM over one base and the runs tuned over it; raises ModelError for unsupported runs."""
 
     title = "vLLM"
 
@@ -56,7 +56,7 @@ class Vllm:
         shelf = Shelf({name: [folder] for name, folder in models.items()}, device="cpu", offline=offline)
         self._runs: dict[str, ServedModel] = {name: shelf.load(name) for name in models}
         if len({id(run.ground) for run in self._runs.values()}) > 1:
-            raise ModelError("vllm: the runs stand over several bases, and it holds one; serve them apart")
+            raise ModelError("vllm: expected runs over one base, got several bases; start one server per base")
         self._runs |= {run.name: run for run in shelf.runs()}  # the base answers too
         self.models = {name: _known(run) for name, run in self._runs.items()}
         self.loras = _loras(models, abouts)
@@ -68,26 +68,28 @@ class Vllm:
         self._engine: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**asked))
 
     async def draw(self, model: Known, ids: list[int], ask: Ask) -> AsyncGenerator[Piece, None]:
-        """An answer in pieces. Raises AskError for a schema and for scores of tokens."""
+        """Generate a completion in chunks; raise AskError for a schema or log-probabilities."""
         if ask.schema is not None or ask.best >= 0:
             what = "response_format" if ask.schema is not None else "logprobs"
             raise AskError(f"{what}: not given by vLLM here; leave it out, or serve the run with --engine torch")
-        stops, count = model.template.stop_ids, 0
-        drawn = self._engine.generate(
+        stops = model.template.stop_ids
+        count = 0
+        outputs = self._engine.generate(
             self.prompt(model.name, ids),
             sampling_parameters(model, ask),
             request_id=secrets.token_hex(8),
-            lora_request=self.loras.get(model.name.partition("/")[0]),  # a task goes by its run's
+            lora_request=self.loras.get(model.name.partition("/")[0]),  # a task uses the adapter of its run
         )
-        async for output in drawn:
-            said = output.outputs[0]
-            count += sum(token not in stops for token in said.token_ids)
-            if output.finished and said.finish_reason not in ENDS:
-                raise RuntimeError(f"vLLM ended an answer by {said.finish_reason}")
-            yield Piece(said.text, end=ENDS[said.finish_reason] if output.finished else "", new_tokens=count)
+        async for output in outputs:
+            completion = output.outputs[0]
+            count += sum(token not in stops for token in completion.token_ids)
+            if output.finished and completion.finish_reason not in ENDS:
+                raise RuntimeError(f"vLLM ended a completion with {completion.finish_reason}")
+            end = ENDS[completion.finish_reason] if output.finished else ""
+            yield Piece(completion.text, end=end, new_tokens=count)
 
     def prompt(self, name: str, ids: Sequence[int]) -> dict[str, Any]:
-        """The question as vLLM takes it: ids, or [V + T, D] embeddings where virtual tokens stand before it."""
+        """Return the prompt for vLLM: ids, or embeddings [V + T, D] with V virtual and T prompt tokens."""
         policy = self._runs[name].model.policy
         if policy.virtual is None:
             return {"prompt_token_ids": list(ids)}
@@ -97,12 +99,12 @@ class Vllm:
             return {"prompt_embeds": torch.cat([soft, words])}
 
     def close(self) -> None:
-        """Stop its processes."""
+        """Stop the processes of vLLM."""
         self._engine.shutdown()
 
 
 def refuse(name: str, folder: Path, about: About) -> None:
-    """Raise ModelError where vLLM has no way to answer as this run does."""
+    """Raise ModelError if vLLM does not support a run."""
     technique = about.technique
     if about.family != "decoder":
         raise ModelError(f"{name}: an encoder writes no text; {ELSE}")
@@ -113,7 +115,7 @@ def refuse(name: str, folder: Path, about: About) -> None:
     if isinstance(technique, Lora) and technique.rank > RANKS[-1]:
         raise ModelError(f"{name}: vLLM takes ranks up to {RANKS[-1]}; {ELSE}")
     if not isinstance(technique, Lora | Full | Prompt | PTuning):
-        raise ModelError(f"{name}: vLLM has no place for the numbers of {technique.kind}; {ELSE}")
+        raise ModelError(f"{name}: vLLM does not support the weights of {technique.kind}; {ELSE}")
     if (folder / HEAD).exists():
         raise ModelError(f"{name}: it answers through a head, which vLLM would not load; {ELSE}")
     if not isinstance(technique, Full) and begins_from(model_folder(Path(about.base)), where=about.base)[0]:
@@ -121,7 +123,7 @@ def refuse(name: str, folder: Path, about: About) -> None:
 
 
 def engine_arguments(base: Path, words: Path, abouts: Sequence[About], *, rows: int) -> dict[str, Any]:
-    """What vLLM is started with: the base, the tokenizer of the runs, and room for what was tuned."""
+    """Return the engine arguments of vLLM: base, tokenizer, and capacity for the adapters."""
     asked: dict[str, Any] = {"model": str(base), "tokenizer": str(words), "max_num_seqs": rows}
     ranks = [about.technique.rank for about in abouts if isinstance(about.technique, Lora)]
     if ranks:
@@ -133,7 +135,7 @@ def engine_arguments(base: Path, words: Path, abouts: Sequence[About], *, rows: 
 
 
 def sampling_parameters(model: Known, ask: Ask) -> Any:
-    """How the answer is to be drawn, in vLLM's words, each part with what came since the last."""
+    """Return the sampling parameters of vLLM, with incremental outputs."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     wanted = ask.sampling
@@ -149,18 +151,18 @@ def sampling_parameters(model: Known, ask: Ask) -> Any:
 
 
 def _known(run: ServedModel) -> Known:
-    """A run as the server knows it. Raises ModelError for virtual tokens over a family that scales embeddings."""
+    """Describe a run for the server; raise ModelError for virtual tokens over a family that scales embeddings."""
     config = run.model.policy.network.config
     if run.virtual and config.model_type not in SOFT:
         raise ModelError(f"{run.name}: virtual tokens go to vLLM over {', '.join(SOFT)} alone; {ELSE}")
     positions = positions_of(config.to_dict())
     if not positions:
-        raise ModelError(f"{run.name}: its base sets no bound on positions, which vLLM is told; {ELSE}")
+        raise ModelError(f"{run.name}: the context length of the base is unknown, but vLLM requires it; {ELSE}")
     return Known(run.name, run.template, run.objective, run.limit, positions - run.virtual)
 
 
 def _loras(models: Mapping[str, Path], abouts: Mapping[str, About]) -> dict[str, Any]:
-    """Run -> its adapter, as vLLM is told of one with each question."""
+    """Return the LoRA request of each run, which vLLM expects with each prompt."""
     from vllm.lora.request import LoRARequest
 
     named = [name for name, about in abouts.items() if isinstance(about.technique, Lora)]
