@@ -140,7 +140,7 @@ def test_texts_are_any_list_of_texts_and_a_text_alone_is_none():
         made.classify("bad phone")
     with pytest.raises(RecipeError, match="embed: text 2: expected a string, got nan; remove it"):
         made.embed(["hi", math.nan])
-    with pytest.raises(RecipeError, match="generate: 'hi' is one text"):
+    with pytest.raises(RecipeError, match="generate: expected a list of texts, got the text 'hi'"):
         model("llama", Instruct()).generate("hi")
 
 
