@@ -167,8 +167,8 @@ def corpus_compare(
         raise DataError("scores: no rows to compare; give the test set at least one row")
     clusters = Clusters.of(n, groups)
     base, tuned = statistic(np.arange(n))
-    draws = clusters.drawn_rows(np.random.default_rng(seed), resamples)
-    pairs = np.array([statistic(rows) for rows in draws])  # [R, 2]
+    row_sets = clusters.drawn_rows(np.random.default_rng(seed), resamples)
+    pairs = np.array([statistic(rows) for rows in row_sets])  # [R, 2]
     resampled = pairs[:, 1] - pairs[:, 0]
     changed = int((clusters.sums(np.asarray(moved, dtype=np.float64)) > 0).sum())
     scale = 1.0 if max(abs(base), abs(tuned), float(np.abs(pairs).max())) <= 1 else 100.0
@@ -211,8 +211,8 @@ def corpus_interval(
     """
     clusters = Clusters.of(n, groups)
     score = statistic(np.arange(n))[0] / scale
-    draws = clusters.drawn_rows(np.random.default_rng(0), DRAWS)
-    resampled = np.array([statistic(rows)[0] for rows in draws]) / scale
+    row_sets = clusters.drawn_rows(np.random.default_rng(0), DRAWS)
+    resampled = np.array([statistic(rows)[0] for rows in row_sets]) / scale
     if clusters.count < 2 or not np.ptp(resampled):  # an interval of width 0 would claim certainty
         low, high = wilson(score, clusters.count)
     else:
