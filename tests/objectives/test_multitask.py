@@ -43,7 +43,7 @@ def test_a_step_is_the_weighted_mean_of_its_tasks_means_however_it_is_cut():
     alone = {}
     for name, examples in (("mood", mood), ("talk", talk)):
         part = objective.tasks[name].objective
-        loss = part.loss(batch(name, *examples), objective.seen(made, name))
+        loss = part.loss(batch(name, *examples), objective.task_policy(made, name))
         alone[name] = loss.total / loss.units
     wanted = (alone["mood"] + 3 * alone["talk"]) / 4
     wanted.backward()
@@ -70,8 +70,8 @@ def test_tasks_with_a_head_have_their_own_and_others_none():
         "head.mood_head.weight",
         "head.mood_head.bias",
     ]
-    assert isinstance(objective.seen(made, "mood").head, torch.nn.Linear)
-    assert objective.seen(made, "talk").head is None
+    assert isinstance(objective.task_policy(made, "mood").head, torch.nn.Linear)
+    assert objective.task_policy(made, "talk").head is None
 
 
 def test_a_task_asks_the_start_of_full_tuning_not_the_network_as_it_is():
@@ -86,7 +86,7 @@ def test_a_task_asks_the_start_of_full_tuning_not_the_network_as_it_is():
     with torch.no_grad():
         for _, value in made.trainable():
             value.add_(torch.randn_like(value), alpha=0.05)
-    assert torch.equal(objective.seen(made, "likes").reference_logprobs(own), start)
+    assert torch.equal(objective.task_policy(made, "likes").reference_logprobs(own), start)
     (batch,) = ready(made, objective, [own])
     assert batch.reference is not None
     assert float((batch.reference - start).min()) >= 0.0

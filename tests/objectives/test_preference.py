@@ -128,7 +128,7 @@ def test_kto_takes_a_pair_for_two_thumbs_and_asks_the_start_about_other_answers(
     (shifted,) = ready(made, objective, [batch])
     assert shifted.reference is not None
     kl = (shifted.reference - start).unique()
-    assert (objective.units(batch), objective.asks_reference) == (6, True)
+    assert (objective.units(batch), objective.reference) == (6, "per_step")
     assert kl.numel() <= 6  # one number, but for the last digits
     assert float(kl.max() - kl.min()) < 1e-3
     assert float(kl.min()) >= 0.0

@@ -73,7 +73,7 @@ class LocalModel:
         if not isinstance(self.objective, Multitask) or task not in tasks:
             known = f"name one of: {', '.join(tasks)}" if tasks else "this model has one task; omit the name"
             raise RecipeError(f"task {task!r}: {known}" if task else f"several tasks in one model; {known}")
-        policy, objective = self.objective.seen(self.policy, task), tasks[task].objective
+        policy, objective = self.objective.task_policy(self.policy, task), tasks[task].objective
         temperature, threshold = self.temperatures.get(task, 1.0), self.thresholds.get(task)
         return replace(self, policy=policy, objective=objective, temperature=temperature, threshold=threshold)
 

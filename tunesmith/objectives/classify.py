@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, cast
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from tunesmith.data.examples import Example, Labelled, Message, labelled
@@ -18,7 +18,7 @@ from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.errors import DataError
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
-from tunesmith.objectives.base import Loss
+from tunesmith.objectives.base import Loss, Objective, Produces
 
 # Plain ways to ask the untuned model, beside the recipe's own instruction; the best on validation is the base's score.
 WORDINGS = (
@@ -31,8 +31,12 @@ WORDINGS = (
 # So many labels that are all numbers with a fraction are scores.
 NUMBER, MOST_NUMBERS = re.compile(r"[-+]?\d*[.,]\d+"), 20
 
+# Learning rate of labels as a fraction of the technique's own, and the steps up to which LoRA needs all of it.
+LEAST_RATE_SCALE = 0.3
+FULL_RATE_STEPS = 24
 
-class Classify(BaseModel):
+
+class Classify(Objective):
     """Raise the probability of the right label.
 
     Reads Labelled rows. With `words` the label is the assistant's answer and the loss is the mean
@@ -43,8 +47,7 @@ class Classify(BaseModel):
     common (Menon et al. 2021, "Long-tail learning via logit adjustment", eq. 10).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
+    produces: ClassVar[Produces] = "labels"
     max_new_tokens: ClassVar[int] = 0
 
     kind: Literal["classify"] = "classify"
@@ -110,6 +113,27 @@ class Classify(BaseModel):
             return self.model_copy(update={"shares": ()})
         counts = [1 + sum(row.label[place] for row in train) for place in range(len(self.labels))]
         return self.model_copy(update={"shares": tuple(count / sum(counts) for count in counts)})
+
+    @property
+    def label_mode(self) -> Literal["single", "multi"]:
+        """Return `multi` if a row may have several labels."""
+        return "multi" if self.multi else "single"
+
+    @property
+    def has_label_head(self) -> bool:
+        """Return whether a linear head over the states produces the labels."""
+        return self.output != "words"
+
+    def learning_rate_scale(self, family: str, *, plain_weights: bool, adapter: bool, steps: int) -> float:
+        """Return the fraction of the technique's learning rate at which a decoder learns labels.
+
+        At the full learning rate, classifiers are no more accurate, some runs diverge, and more general ability is
+        lost. LoRA over unquantized weights is the exception: runs of up to 24 steps need the full rate, longer runs
+        proportionally less (rate x steps is constant, floor 0.3). Measured in docs/explanation/defaults.md.
+        """
+        if family == "encoder" or not plain_weights:
+            return 1.0
+        return min(1.0, max(LEAST_RATE_SCALE, FULL_RATE_STEPS / steps)) if adapter else LEAST_RATE_SCALE
 
     @property
     def probe_metric(self) -> str:

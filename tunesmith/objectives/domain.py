@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from tunesmith.data.examples import Example, Text, texts
@@ -18,10 +18,10 @@ from tunesmith.errors import DataError
 from tunesmith.model.batch import Batch
 from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
-from tunesmith.objectives.base import Loss
+from tunesmith.objectives.base import Loss, Objective, Produces
 
 
-class Domain(BaseModel):
+class Domain(Objective):
     """Lower the loss of a field's own texts, without any label.
 
     Reads Text rows; documents are cut into windows of `data.max_tokens`. Decoder: mean negative log-likelihood of
@@ -30,8 +30,7 @@ class Domain(BaseModel):
     Continued pre-training: Gururangan et al. 2020, arXiv 2004.10964.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
+    produces: ClassVar[Produces] = "likelihood"
     instruction: ClassVar[str] = ""
     max_new_tokens: ClassVar[int] = 0
 
@@ -64,6 +63,10 @@ class Domain(BaseModel):
         """All windows of a document; `apart` makes a row of each."""
         rows = self.windows(example, template, limit=limit)
         return Encoded(tuple(row.sequences[0] for row in rows), example.where)
+
+    def encode_all(self, example: Example, template: Template, *, limit: int) -> list[Encoded]:
+        """Encode a document as one row per window."""
+        return self.windows(example, template, limit=limit)
 
     def windows(self, example: Example, template: Template, *, limit: int) -> list[Encoded]:
         """Each window of a document as a row, named by its place in the document."""

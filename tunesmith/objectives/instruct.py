@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 
 from tunesmith.data.columns import beside
@@ -18,21 +18,21 @@ from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import DataError
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
-from tunesmith.objectives.base import Loss
+from tunesmith.objectives.base import Loss, Objective, Produces
 
 # Ways to ask the untuned model for nothing but the answer; the best on validation is the base's score.
 PLAIN_WORDINGS = ("", "Reply with the answer only.", "Answer in one short line.")
 
 
-class Instruct(BaseModel):
+class Instruct(Objective):
     """Lower the loss of the assistant's turns, end tokens included; in a chat of many turns, of each of them.
 
     Reads Chat rows; calls of tools are learned as the model's template writes them. Decoders only.
     Loss: mean negative log-likelihood per learned token.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     families: ClassVar[tuple[str, ...]] = ("decoder",)
+    produces: ClassVar[Produces] = "text"
 
     kind: Literal["instruct"] = "instruct"
     prompt: str = Field("", description="column with the prompt; empty: detected")

@@ -16,7 +16,7 @@ from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
-from tunesmith.objectives.base import Loss, WholeStepLearner
+from tunesmith.objectives.base import Loss, Objective, Produces, WholeStepLearner
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.domain import Domain
 from tunesmith.objectives.instruct import Instruct
@@ -69,7 +69,7 @@ class TaskSection(BaseModel):
     weight: float = Field(1.0, gt=0, description="how much the task counts in the loss of a step")
 
 
-class Multitask(BaseModel):
+class Multitask(Objective):
     """Lower the losses of several tasks, each the mean over its own units, by one set of numbers.
 
     A step's loss is the weighted mean of its tasks' means, so that a task of long answers does not drown one of labels.
@@ -77,8 +77,7 @@ class Multitask(BaseModel):
     (Raffel et al. 2020, arXiv 1910.10683, section 3.5.2).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
+    produces: ClassVar[Produces] = "text"
     instruction: ClassVar[str] = ""
 
     kind: Literal["multitask"] = "multitask"
@@ -89,6 +88,17 @@ class Multitask(BaseModel):
         "size", description="how the rows of a step are shared out among the tasks"
     )
     temperature: float = Field(2.0, ge=1, description="for sampling: temperature; 1: by size, higher: more equal")
+
+    @property
+    def task_objectives(self) -> Mapping[str, Objective]:
+        """Return the objective of every task by name."""
+        return {name: part.objective for name, part in self.tasks.items()}
+
+    @property
+    def reference(self) -> Literal["none", "precomputed", "per_step"]:
+        """Return `per_step` if any task needs the reference model at every step, else `precomputed` if any needs it."""
+        needs = {part.objective.reference for part in self.tasks.values()}
+        return "per_step" if "per_step" in needs else "precomputed" if "precomputed" in needs else "none"
 
     @property
     def max_new_tokens(self) -> int:
@@ -133,7 +143,7 @@ class Multitask(BaseModel):
         factors = {n: sum(units.values()) * self.tasks[n].weight / (weights * own) for n, own in units.items() if own}
         return [replace(batch, scale=factors.get(batch.task, 0.0)) for batch in batches]
 
-    def seen(self, policy: Policy, task: str) -> Policy:
+    def task_policy(self, policy: Policy, task: str) -> Policy:
         """The policy with the head of one task, or with none."""
         head = (
             policy.head[_head(task)] if isinstance(policy.head, nn.ModuleDict) and _head(task) in policy.head else None
@@ -153,7 +163,7 @@ class Multitask(BaseModel):
 
     def prepare(self, batch: Batch, policy: Policy) -> Batch:
         """The batch as its task wants it."""
-        return self.tasks[batch.task].objective.prepare(batch, self.seen(policy, batch.task))
+        return self.tasks[batch.task].objective.prepare(batch, self.task_policy(policy, batch.task))
 
     def together(self, batches: Sequence[Batch], policy: Policy) -> list[Batch]:
         """The micro-batches of a step, those of each task as it wants them together."""
@@ -161,7 +171,7 @@ class Multitask(BaseModel):
         for name in {batch.task for batch in batches}:
             objective, places = self.tasks[name].objective, [i for i, one in enumerate(found) if one.task == name]
             if isinstance(objective, WholeStepLearner):
-                mine = objective.together([found[i] for i in places], self.seen(policy, name))
+                mine = objective.together([found[i] for i in places], self.task_policy(policy, name))
                 for place, batch in zip(places, mine, strict=True):
                     found[place] = batch
         return found
@@ -172,7 +182,7 @@ class Multitask(BaseModel):
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """The sum of its task's loss, by the factor of its step."""
-        found = self.tasks[batch.task].objective.loss(batch, self.seen(policy, batch.task))
+        found = self.tasks[batch.task].objective.loss(batch, self.task_policy(policy, batch.task))
         figures = {f"{batch.task} {name}": figure for name, figure in found.figures.items()}
         return replace(found, total=found.total * batch.scale, figures=figures)
 

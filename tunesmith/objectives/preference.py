@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from tunesmith.data.examples import Example, Pair, Thumb
@@ -17,7 +17,7 @@ from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.errors import DataError
 from tunesmith.model.batch import Batch, crossed
 from tunesmith.model.policy import Policy
-from tunesmith.objectives.base import Loss
+from tunesmith.objectives.base import Loss, Objective, Produces
 from tunesmith.objectives.instruct import room_for
 from tunesmith.objectives.judged import answered, columns_of
 from tunesmith.objectives.pair_losses import PAIR_LOSSES, Options, Sides, kto
@@ -30,7 +30,7 @@ SOME_NLL = 0.1
 WITHOUT_REFERENCE = ("orpo", "simpo")
 
 
-class Preference(BaseModel):
+class Preference(Objective):
     """Raise the answers that people prefer above the others, measured against the start.
 
     Reads Pair rows, or Thumb rows with `kto`, which takes the two answers of a pair apart. Decoders only. Loss: one of
@@ -41,6 +41,7 @@ class Preference(BaseModel):
     # A recipe says `loss: dpo`; in here `loss` is what every objective can do.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, serialize_by_alias=True)
     families: ClassVar[tuple[str, ...]] = ("decoder",)
+    produces: ClassVar[Produces] = "text"
 
     kind: Literal["preference"] = "preference"
     prompt: str = Field("", description="column with the prompt; empty: detected")
@@ -93,14 +94,9 @@ class Preference(BaseModel):
         return self.model_copy(update=found)
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether the loss asks what the start says to a row."""
-        return self.form not in WITHOUT_REFERENCE
-
-    @property
-    def asks_reference(self) -> bool:
-        """Whether it asks the start anew at every step: KTO does, about answers to other prompts."""
-        return self.form == "kto"
+    def reference(self) -> Literal["none", "precomputed", "per_step"]:
+        """Return when the loss needs the reference model; KTO needs it at every step, for mismatched completions."""
+        return "none" if self.form in WITHOUT_REFERENCE else "per_step" if self.form == "kto" else "precomputed"
 
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
         """The chosen and the rejected answer behind their prompt, or the one with a thumb."""
@@ -119,7 +115,7 @@ class Preference(BaseModel):
 
     def prepare(self, batch: Batch, policy: Policy) -> Batch:
         """The batch with what the start says to its rows."""
-        if not self.needs_reference or batch.reference is not None:
+        if self.reference == "none" or batch.reference is not None:
             return batch
         return replace(batch, reference=policy.reference_logprobs(batch))
 
@@ -128,7 +124,7 @@ class Preference(BaseModel):
 
         The KL is estimated on answers to other prompts of the step and never below 0; a step of one example has none.
         """
-        if not self.asks_reference or sum(batch.examples for batch in batches) < 2:
+        if self.reference != "per_step" or sum(batch.examples for batch in batches) < 2:
             return list(batches)
         longest = 1 + max(batch.paths.shape[1] for batch in batches)  # the last id of a row is no token of its batch
         mixed = [crossed(batch, batches[place - 1], longest=longest) for place, batch in enumerate(batches)]

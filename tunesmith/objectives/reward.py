@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from tunesmith.data.examples import Example, Message, Pair
@@ -16,11 +16,11 @@ from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.errors import DataError
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
-from tunesmith.objectives.base import Loss
+from tunesmith.objectives.base import Loss, Objective, Produces
 from tunesmith.objectives.judged import answered, columns_of
 
 
-class Reward(BaseModel):
+class Reward(Objective):
     """Score the answer that people prefer above the other one.
 
     Reads Pair rows. A linear head of one number over the last token's state (decoder) or the mean of all (encoder).
@@ -29,8 +29,7 @@ class Reward(BaseModel):
     arXiv 2312.09244), without which only differences would mean anything.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    families: ClassVar[tuple[str, ...]] = ("decoder", "encoder")
+    produces: ClassVar[Produces] = "score"
     max_new_tokens: ClassVar[int] = 0
 
     kind: Literal["reward"] = "reward"

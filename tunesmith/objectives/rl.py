@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from torch import nn
 
 from tunesmith.data.columns import beside
@@ -17,13 +17,14 @@ from tunesmith.data.rows import Row, columns_of, file_of
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.errors import DataError
 from tunesmith.model.policy import Policy
+from tunesmith.objectives.base import Objective, Produces
 from tunesmith.objectives.instruct import Instruct, room_for
 
 # Longest answer where no row has one to go by.
 ROOM = 128
 
 
-class Rl(BaseModel):
+class Rl(Objective):
     """Raise the reward of the model's own answers while it stays near its start.
 
     Reads prompts; a row's own answer is only compared with. Decoders only. `grpo`: an answer counts as much as it is
@@ -31,8 +32,9 @@ class Rl(BaseModel):
     `ppo`: as much as it is better than a value head expected (Ouyang et al. 2022, arXiv 2203.02155).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     families: ClassVar[tuple[str, ...]] = ("decoder",)
+    produces: ClassVar[Produces] = "text"
+    samples_completions: ClassVar[bool] = True
 
     kind: Literal["rl"] = "rl"
     algorithm: Literal["grpo", "ppo"] = Field(
@@ -122,12 +124,31 @@ class Rl(BaseModel):
         return {name: weight for name, weight in named.items() if name}
 
     @property
-    def asks_reference(self) -> bool:
-        """Whether a step asks what the start would say."""
-        return self.beta > 0 or self.algorithm == "ppo"
+    def reference(self) -> Literal["none", "per_step"]:
+        """Return `per_step` if the reward is reduced by the KL to the reference model."""
+        return "per_step" if self.beta > 0 or self.algorithm == "ppo" else "none"
 
-    def answering(self) -> Instruct:
-        """What the tuned model is for: answers, asked as here."""
+    @property
+    def starts_at_reference(self) -> bool:
+        """Return true: the report gives the KL to the base even if the loss has no KL term."""
+        return True
+
+    @property
+    def completion_budget(self) -> int:
+        """Return the tokens of one group of completions."""
+        return self.group * self.max_new_tokens
+
+    @property
+    def updates_per_step(self) -> int:
+        """Return the optimizer updates on the same completions."""
+        return self.updates
+
+    def learning_rate_scale(self, family: str, *, plain_weights: bool, adapter: bool, steps: int) -> float:
+        """Return 0.1: at larger rates the policy leaves the region in which its samples are informative."""
+        return 0.1
+
+    def inference_objective(self) -> Instruct:
+        """Return the `instruct` objective with the same prompts: the tuned model answers."""
         return Instruct(**self.model_dump(include={"prompt", "answer", "messages", "instruction", "max_new_tokens"}))
 
     def head(self, policy: Policy) -> nn.Module | None:

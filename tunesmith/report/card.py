@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from tunesmith.model.shipped import SHIPPED
-from tunesmith.objectives import Multitask
 from tunesmith.report import figures
 from tunesmith.report.facts import Contender, RunFacts, contenders
 from tunesmith.report.figures import bounds, count, figure, metric_name, p_value, share, signed
@@ -230,7 +229,7 @@ def _environment(facts: RunFacts) -> str:
 def _again(facts: RunFacts) -> str:
     # Only what decides how it learns: the paths in a recipe are nobody's business on a public page.
     objective = facts.recipe.objective
-    objective = objective.without_rows() if isinstance(objective, Multitask) else objective
+    objective = objective.without_rows()
     shown = facts.recipe.model_copy(update={"objective": objective}).model_dump(
         mode="json", include={"objective", "technique", "schedule", "seed"}
     )

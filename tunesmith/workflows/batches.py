@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tunesmith.data.template import Encoded
 from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, cut
-from tunesmith.objectives import Multitask, Rl
+from tunesmith.objectives import Multitask
 from tunesmith.recipe import Recipe
 from tunesmith.training.mixture import Mixture
 from tunesmith.training.sampler import Sampler
@@ -44,7 +44,7 @@ class Batches:
         self._share = prepared.base.family == "decoder"
         self._masking = masking_of(recipe.objective, prepared.template, recipe.seed)
         # Answers that are still to be drawn take their room too.
-        drawn = recipe.objective.group * recipe.objective.max_new_tokens if isinstance(recipe.objective, Rl) else 0
+        drawn = recipe.objective.completion_budget
         lengths = tuple(row.size + drawn for row in self._longest(rows))
         self.sampler = Sampler(lengths, recipe.schedule.batch_rows, tokens_of(recipe), recipe.seed)
 

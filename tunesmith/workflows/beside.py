@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from tunesmith.data.examples import Example, Text
 from tunesmith.decision.plan import reading_seconds, writing_seconds
 from tunesmith.evaluation.retention import WINDOW, WINDOWS
-from tunesmith.objectives import Classify, Instruct, Preference, Reward
+from tunesmith.objectives import Classify, Instruct, Reward
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.report.plan import Bounds
 from tunesmith.training.probe import ROWS
 from tunesmith.workflows.answers import CHOICE_ROWS, wordings_of
 from tunesmith.workflows.batches import Batches
 from tunesmith.workflows.counting import READINGS, planned, tasks_of
-from tunesmith.workflows.learner import needs_start
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.survey import Survey
 from tunesmith.workflows.train import untouched
@@ -86,8 +85,8 @@ def _checked(part: Prepared, found: Survey) -> int:
     if not part.validation:
         return 0
     objective = part.recipe.objective
-    beside = isinstance(objective, Preference) and objective.needs_reference
-    times = 1 + beside + (READINGS if needs_start(objective) else 0)
+    beside = objective.reference != "none" and not objective.samples_completions
+    times = 1 + beside + (READINGS if objective.reference == "per_step" else 0)
     return times * sum(map(found.counter.computed, Batches(part, part.validation).all()))
 
 
@@ -103,7 +102,7 @@ def _asked(part: Prepared, trained: int) -> int:
         rows += train + test  # the same as a control
     if isinstance(objective, Classify):
         rows += validation  # for the temperature
-    if isinstance(objective, Preference) and objective.needs_reference:
+    if objective.reference != "none" and not objective.samples_completions:
         rows += trained * (train + validation)
     return rows
 

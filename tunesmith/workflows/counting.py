@@ -17,7 +17,6 @@ from tunesmith.objectives import Classify, Instruct, Preference
 from tunesmith.objectives.instruct import asked
 from tunesmith.training.optim import TrainingPlan
 from tunesmith.workflows.batches import batches_of
-from tunesmith.workflows.learner import needs_start
 from tunesmith.workflows.prepare import ALONE, Prepared
 from tunesmith.workflows.replay import general_rows
 from tunesmith.workflows.training_plan import make_plan
@@ -51,7 +50,7 @@ class Counter:
             packs=policy.packs,
             heads={n: 0 if head is None else sum(v.numel() for v in head.parameters()) for n, head in heads.items()},
             worded=frozenset(name for name, head in heads.items() if head is None or isinstance(head, MaskedHead)),
-            asking=frozenset(name for name, objective in objectives.items() if needs_start(objective)),
+            asking=frozenset(name for name, objective in objectives.items() if objective.reference == "per_step"),
         )
 
     def counts(self, found: Sequence[Batch]) -> dict[str, float]:
@@ -106,7 +105,7 @@ def count_work(prepared: Prepared, policy: Policy, counter: Counter) -> Training
         widest_attended=counter.attended(largest),
         controls=int(prepared.recipe.controls),
         cheap=max(map(_cheap_bytes, tasks_of(prepared))) if policy.device.type == "cpu" else 0.0,
-        copies=int(needs_start(prepared.recipe.objective)),
+        copies=int(prepared.recipe.objective.reference == "per_step"),
         head=sum(counter.heads.values()),
         written=tuple(group for part in tasks_of(prepared) for group in written(part, policy)),
     )

@@ -13,7 +13,7 @@ from tunesmith.evaluation.baselines import fit_linear
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.model.batch import collate, cut
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Classify, Multitask
+from tunesmith.objectives import Classify
 from tunesmith.workflows.batches import tokens_of
 from tunesmith.workflows.prepare import ALONE, Prepared
 
@@ -32,7 +32,7 @@ def begin_heads(prepared: Prepared, policy: Policy, on_event: EventHandler) -> N
         objective = one.recipe.objective
         if not isinstance(objective, Classify) or objective.output == "words":
             continue
-        seen = whole.seen(policy, name) if isinstance(whole, Multitask) else policy
+        seen = whole.task_policy(policy, name)
         on_event(StageStarted("a linear probe, for the head to begin as"))
         states, targets = _states(one, seen)
         weight, bias = (_several if objective.multi else _one)(states, targets, objective)

@@ -18,7 +18,7 @@ from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.model.device import out_of_memory
 from tunesmith.model.load import not_in_4_bits
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Domain, Preference, Rl
+from tunesmith.objectives import Domain
 from tunesmith.recipe import AnyTechnique, Recipe
 from tunesmith.report.plan import Option, Outlook, Recommended
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
@@ -49,7 +49,7 @@ def techniques_of(recipe: Recipe) -> list[AnyTechnique]:
 
 def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, offline: bool = False) -> Outlook:
     """What each technique would take, and which to take. Raises the errors of `prepare`."""
-    if isinstance(recipe.objective, Rl):
+    if recipe.objective.samples_completions:
         why = "how long answers will be is not known before they are drawn"
         raise RecipeError(f"plan: rl: {why}; nearest that works: a plan of the same rows under objective: instruct")
     own = recipe.technique
@@ -127,7 +127,7 @@ def _answerable(prepared: Prepared) -> Prepared:
     """Rows whose loss can be taken: what the start says to the answers takes long to ask, and no time hangs on it."""
     objective = prepared.recipe.objective
     parts = {name: _answerable(part) for name, part in prepared.parts.items()}
-    if not isinstance(objective, Preference) or not objective.needs_reference:
+    if objective.reference == "none" or objective.samples_completions:
         return replace(prepared, parts=parts)
     return replace(prepared, train=[replace(row, reference=(0.0,) * len(row.sequences)) for row in prepared.train])
 

@@ -20,7 +20,7 @@ from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStarted
 from tunesmith.model.device import ChosenMachine, choose_machine
 from tunesmith.model.load import Base, LoadOptions, load_base
-from tunesmith.objectives import Classify, Domain, Multitask, Rl
+from tunesmith.objectives import Classify, Domain, Multitask
 from tunesmith.recipe import SELF, AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
 from tunesmith.training.track import check_trackers
 from tunesmith.workflows.house_rules import read_rules
@@ -65,7 +65,7 @@ def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
             f"objective multitask: this works on one task at a time, and it has {', '.join(recipe.parts)}"
         )
     data, objective = recipe.data, recipe.objective
-    if isinstance(objective, Rl):  # an answer that is drawn finds its row again by its place
+    if objective.samples_completions:  # an answer that is drawn finds its row again by its place
         check_names((data.train, data.validation))
     sources = Sources(data.train, data.validation, data.test, data.group, data.where)
     loaded = load(sources, Reader(objective, data.group), seed=recipe.seed, offline=offline)
@@ -99,7 +99,7 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
     if recipe.replay.share and recipe.replay.source != SELF:
         general_texts(recipe, offline=offline)  # what is wrong with them is told before a run begins
     check_technique(recipe, base.network, base.family)
-    if isinstance(recipe.objective, Rl):  # its answers need room, and the rows say how long they are
+    if recipe.objective.samples_completions:  # its answers need room, and the rows say how long they are
         recipe = recipe.model_copy(update={"objective": recipe.objective.bind(_all(loaded[ALONE]), base.family)})
     recipe = with_room(recipe, base, on_event)
     found = {name: _encoded(part, loaded[name], base, machine) for name, part in _parts(recipe).items()}
@@ -223,9 +223,7 @@ def encode_all(
     objective: AnyObjective, examples: Sequence[Example], template: Template, *, limit: int
 ) -> list[Encoded]:
     """A row for each example, or for each window of a document."""
-    if isinstance(objective, Domain):
-        return [row for example in examples for row in objective.windows(example, template, limit=limit)]
-    return [objective.encode(example, template, limit=limit) for example in examples]
+    return [row for example in examples for row in objective.encode_all(example, template, limit=limit)]
 
 
 def general_texts(recipe: Recipe, *, offline: bool) -> Sequence[Example]:

@@ -14,7 +14,6 @@ from tunesmith.data.template import Encoded
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.model.policy import Policy
 from tunesmith.model.reference import referenced
-from tunesmith.objectives import Preference
 from tunesmith.workflows.batches import tokens_of
 from tunesmith.workflows.prepare import Prepared
 
@@ -27,11 +26,11 @@ FALL = 0.1
 def with_references(prepared: Prepared, out: Path, *, policy: Policy, on_event: EventHandler) -> Prepared:
     """The rows with the log-probability of each answer under the untuned model, where the objective asks for it."""
     objective = prepared.recipe.objective
-    if not isinstance(objective, Preference) or not objective.needs_reference:
+    if objective.reference == "none" or objective.samples_completions:
         return prepared
     folder = out / "reference"
     folder.mkdir(parents=True, exist_ok=True)
-    on_event(StageStarted("what the untuned model says to the answers, once for all epochs"))
+    on_event(StageStarted("computing reference log-probabilities"))
     most = tokens_of(prepared.recipe)
     train, validation = (_kept(rows, folder, policy, on_event, most) for rows in (prepared.train, prepared.validation))
     return replace(prepared, train=train, validation=validation)
@@ -47,7 +46,7 @@ def _kept(rows: Sequence[Encoded], folder: Path, policy: Policy, on_event: Event
         if not page.exists():
             known = [row.reference for row in referenced(part, policy, tokens=tokens)]
             write_whole(page, json.dumps(known))
-            on_event(StageStarted(f"untuned model: {start + len(part)} of {len(rows)} rows"))
+            on_event(StageStarted(f"reference log-probabilities of {start + len(part)} of {len(rows)} rows"))
         told = json.loads(page.read_text(encoding="utf-8"))
         found += [replace(row, reference=tuple(known)) for row, known in zip(part, told, strict=True)]
     return found

@@ -7,7 +7,7 @@ from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.model.families import positions_of
 from tunesmith.model.load import Base
-from tunesmith.objectives import Classify, Rl
+from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe
 
 # The least that `data.max_tokens` may be.
@@ -22,7 +22,7 @@ def with_room(recipe: Recipe, base: Base, on_event: EventHandler) -> Recipe:
     positions = positions_of(base.network.config.to_dict())
     if virtual:
         positions = min(positions or base.tokenizer.model_max_length, base.tokenizer.model_max_length)
-    drawn = recipe.objective.max_new_tokens if isinstance(recipe.objective, Rl) else 0  # behind the longest row
+    drawn = recipe.objective.max_new_tokens if recipe.objective.samples_completions else 0  # behind the longest row
     longest = positions - virtual - drawn
     if longest >= wanted or not positions:
         return recipe

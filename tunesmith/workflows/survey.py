@@ -12,7 +12,6 @@ from tunesmith.data.files import write_whole
 from tunesmith.decision.plan import FOUR_BITS, NUMBER, MachinePace, TrainingWork, estimate
 from tunesmith.events import EventHandler, Note
 from tunesmith.model.size import NetworkSize, copy_rate, measure_size
-from tunesmith.objectives import Rl
 from tunesmith.recipe import AnyTechnique
 from tunesmith.report.plan import PREDICTION, Bounds, CostPrediction, read_prediction, told
 from tunesmith.techniques import Full, Lora
@@ -70,7 +69,7 @@ def foresee(prepared: Prepared, out: Path, *, on_event: EventHandler) -> CostPre
 
     None for `rl`: how long answers will be is not known before they are drawn.
     """
-    if isinstance(prepared.recipe.objective, Rl):
+    if prepared.recipe.objective.samples_completions:
         return None
     made = read_prediction(out)
     if made is None:

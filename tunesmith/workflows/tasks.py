@@ -45,7 +45,7 @@ def losses(prepared: Prepared, policy: Policy, one: Callable[[Prepared, Policy],
     """Each task's validation loss by `one`; of those that have validation rows."""
     objective = prepared.recipe.objective
     assert isinstance(objective, Multitask)
-    return {n: one(part, objective.seen(policy, n)) for n, part in prepared.parts.items() if part.validation}
+    return {n: one(part, objective.task_policy(policy, n)) for n, part in prepared.parts.items() if part.validation}
 
 
 def mean_of(prepared: Prepared, found: Mapping[str, float]) -> float:
@@ -83,7 +83,7 @@ def _direction(prepared: Prepared, policy: Policy, name: str, batches: Batches) 
     objective = prepared.recipe.objective
     assert isinstance(objective, Multitask)
     shared = [value for key, value in policy.trainable() if not key.startswith("head.")]
-    view, task = objective.seen(policy, name), objective.tasks[name].objective
+    view, task = objective.task_policy(policy, name), objective.tasks[name].objective
     every = -(-sum(value.numel() for value in shared) // MOST_NUMBERS)
     total = [torch.zeros_like(value.flatten()[::every], dtype=torch.float32) for value in shared]
     rows, at_once = range(min(COMPARED, len(prepared.parts[name].train))), AT_ONCE

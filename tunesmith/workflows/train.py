@@ -28,7 +28,7 @@ from tunesmith.model.batch import Batch, cut
 from tunesmith.model.checkpoint import find_folder
 from tunesmith.model.device import DTYPES, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Classify, Multitask, Rl
+from tunesmith.objectives import Classify, Multitask
 from tunesmith.objectives.base import Learner
 from tunesmith.techniques import Full
 from tunesmith.training.callbacks import Callbacks
@@ -40,7 +40,7 @@ from tunesmith.training.state import TrainingState
 from tunesmith.training.track import Tracker, open_trackers
 from tunesmith.workflows.batches import Batches, MixedBatches, batches_of, parts_of
 from tunesmith.workflows.first_head import begin_heads
-from tunesmith.workflows.learner import compares, learner_of, needs_start
+from tunesmith.workflows.learner import learner_of
 from tunesmith.workflows.prepare import ALONE, Prepared
 from tunesmith.workflows.references import fallen, preferred, with_references
 from tunesmith.workflows.run_folder import of_task
@@ -120,7 +120,7 @@ def train(prepared: Prepared, out: Path, *, callbacks: Callbacks) -> Trained:
     if plan.eval_steps and not state.best_step:
         notes.append(f"every validation violated a gate; kept: step {kept_step(state)}, the last")
         callbacks.on_event(Note(notes[-1]))
-    if isinstance(objective, Rl):
+    if objective.samples_completions:
         policy.head = None  # the value head of PPO; the model that answers does not use it
     policy.mixed = None  # answers are computed in full precision, here and wherever the run is loaded
     return Trained(policy, plan, state, probe, tuple(notes), seen_beside(journal))
@@ -137,7 +137,7 @@ def _check_and_initialize(
 ) -> None:
     """Run the overfit check, and initialize classification heads from a linear probe."""
     # Online RL samples its completions, so there are no rows to overfit.
-    if prepared.recipe.schedule.probe and not isinstance(prepared.recipe.objective, Rl):
+    if prepared.recipe.schedule.probe and not prepared.recipe.objective.samples_completions:
         probe = _probe(prepared, policy, plan, callbacks)
         write_whole(out / PROBE, json.dumps(asdict(probe)))
     begin_heads(prepared, policy, callbacks.on_event)
@@ -246,15 +246,13 @@ def adapted(prepared: Prepared) -> Policy:
     """Adapt the base by the recipe's technique and add the objective's head; no step is taken."""
     recipe, base = prepared.recipe, prepared.base
     torch.manual_seed(recipe.seed)
-    keeps = (
-        needs_start if isinstance(recipe.technique, Full) else compares
-    )  # full fine-tuning needs a second copy of the weights for it
-    policy = recipe.technique.adapt(
-        base.network, family=base.family, keep_reference=keeps(recipe.objective), start=_opening(prepared)
-    )
+    # Full fine-tuning needs a second copy of the weights as its reference, so it keeps one only for per-step use.
+    per_step = recipe.objective.reference == "per_step"
+    keep = per_step if isinstance(recipe.technique, Full) else recipe.objective.starts_at_reference
+    policy = recipe.technique.adapt(base.network, family=base.family, keep_reference=keep, start=_opening(prepared))
     policy.head = recipe.objective.head(policy)
     for name, one in (prepared.parts or {ALONE: prepared}).items():
-        head = recipe.objective.seen(policy, name).head if isinstance(recipe.objective, Multitask) else policy.head
+        head = recipe.objective.task_policy(policy, name).head
         if head is not None and one.head is not None:
             head.load_state_dict(one.head)
     policy.mixed = mixed_type(prepared)
@@ -269,7 +267,7 @@ def _validate(prepared: Prepared, policy: Policy, learner: Learner, callbacks: C
     metrics = preferred(prepared, policy)
     if not prepared.parts:
         loss = validation_loss(prepared, policy, learner)
-        if isinstance(prepared.recipe.objective, Rl):
+        if prepared.recipe.objective.samples_completions:
             metrics["validation_reward"] = -loss
         return ValidationResult(loss, metrics)
     task_losses = losses(prepared, policy, validation_loss)
@@ -281,7 +279,7 @@ def _validate(prepared: Prepared, policy: Policy, learner: Learner, callbacks: C
 def _probe(prepared: Prepared, policy: Policy, plan: TrainingPlan, callbacks: Callbacks) -> Probe:
     """Check that a few short rows of every task can be learned at all; raise Refused if not."""
     if isinstance(objective := prepared.recipe.objective, Multitask):
-        return [_probe(one, objective.seen(policy, n), plan, callbacks) for n, one in prepared.parts.items()][0]
+        return [_probe(one, objective.task_policy(policy, n), plan, callbacks) for n, one in prepared.parts.items()][0]
     rows = prepared.train
     learner = learner_of(prepared)
     callbacks.on_event(StageStarted(f"overfit check on {ROWS} rows"))

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import TypeAdapter
 
@@ -19,8 +19,8 @@ from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import write_folder
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.model.policy import Policy
-from tunesmith.objectives import Domain, Multitask, Rl
-from tunesmith.recipe import Recipe, save_recipe
+from tunesmith.objectives import Domain
+from tunesmith.recipe import AnyObjective, Recipe, save_recipe
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
 from tunesmith.training.callbacks import Callbacks
@@ -98,7 +98,7 @@ def _tuned(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offline: 
 
 def _rewards(recipe: Recipe, folder: RunFolder, on_event: EventHandler) -> dict[str, str]:
     """Digests of the files of its rewards, as they were when the run began; one that is another now is told."""
-    named = recipe.objective.rewards if isinstance(recipe.objective, Rl) else {}
+    named = recipe.objective.rewards
     kept, changed = folder.since("rewards", digests(named))
     for name in changed:
         cure = "to train by what it says now, give another --out"
@@ -143,7 +143,7 @@ def _before(prepared: Prepared, folder: RunFolder, yardstick: Yardstick[Any], on
     kept = folder.path / "before.json"
     if kept.exists():
         return read_page(kept, Before)
-    if isinstance(prepared.recipe.objective, Rl):  # an untuned model that answers all test rows takes its time
+    if prepared.recipe.objective.samples_completions:  # an untuned model that answers all test rows takes its time
         told_apart(prepared, untouched(prepared), on_event=on_event)
     on_event(StageStarted(f"scoring {prepared.recipe.model} as it is"))
     base = prepared.base
@@ -199,7 +199,7 @@ def _over_fresh_base(prepared: Prepared) -> Prepared:
 def _model(prepared: Prepared, policy: Policy) -> LocalModel:
     """A policy that answers as the recipe asks."""
     recipe = prepared.recipe
-    objective = recipe.objective.answering() if isinstance(recipe.objective, Rl) else recipe.objective
+    objective = cast(AnyObjective, recipe.objective.inference_objective())
     return LocalModel(policy, prepared.template, objective, recipe.data.max_tokens)
 
 
@@ -224,7 +224,7 @@ def _about(prepared: Prepared, model: LocalModel) -> About:
         base=recipe.model,
         fingerprint=prepared.base.fingerprint,
         family=prepared.base.family,
-        objective=objective.without_rows() if isinstance(objective, Multitask) else objective,
+        objective=objective.without_rows(),
         technique=recipe.technique,
         template_hash=prepared.template.hash,
         limit=recipe.data.max_tokens,

@@ -25,7 +25,6 @@ from tunesmith.model.reference import kl_to_start
 from tunesmith.objectives import Rl
 from tunesmith.objectives.practice import Practice
 from tunesmith.workflows.answers import Answers
-from tunesmith.workflows.learner import needs_start
 from tunesmith.workflows.prepare import Prepared
 from tunesmith.workflows.rewards import scorer, scorer_of
 from tunesmith.workflows.worth import voice
@@ -69,7 +68,7 @@ class Rewarded:
     def untuned(self, prepared: Prepared, policy: Policy, out: Path) -> Tried:
         """What the base answers as it is asked, which is where the policy starts."""
         policy.train(False)
-        return self.tuned(LocalModel(policy, prepared.template, self._objective.answering(), self._limit))
+        return self.tuned(LocalModel(policy, prepared.template, self._objective.inference_objective(), self._limit))
 
     def tuned(self, model: LocalModel) -> Tried:
         """A model's greedy answers."""
@@ -147,7 +146,7 @@ class Rewarded:
 
     def _kl(self, prepared: Prepared, model: LocalModel) -> float | None:
         """Nats a token to the start, on answers drawn to some of the prompts; None where no start was kept."""
-        if not needs_start(self._objective) and prepared.recipe.technique.kind == "full":
+        if self._objective.reference == "none" and prepared.recipe.technique.kind == "full":
             return None
         learner = Practice(self._objective, model.template, {e.where: e for e in self._exercises}, self._score, 0)
         rows = [self._objective.encode(e, model.template, limit=self._limit) for e in self._exercises[:DRAWN]]
