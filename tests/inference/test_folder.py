@@ -208,5 +208,5 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
         find_model(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"no finished model in it; finish it with `tunesmith tune`"):
         find_model(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"no {ABOUT} in it"):
+    with pytest.raises(CheckpointError, match=rf"{ABOUT} is missing"):
         read_about(tmp_path)

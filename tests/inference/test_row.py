@@ -93,4 +93,4 @@ def test_an_answer_whose_words_cannot_follow_its_schema_is_told_as_wrong_and_not
     run: Any = SimpleNamespace(model=SimpleNamespace(template=Template()), virtual=0)
     answer = LiveAnswer(run, [1], Sampling(), told.append, follower=Follower(Matcher(), len(LETTERS)))
     assert answer.take(0)
-    assert (told[-1].end, told[-1].why[:28]) == ("wrong", "response_format: this model ")
+    assert (told[-1].end, told[-1].why[:27]) == ("wrong", "response_format: this model")
