@@ -21,11 +21,11 @@ export async function ask(path, body) {
   } catch {
     throw new Error("The server does not answer. Saved votes are not lost; restart it, then try again.");
   }
-  const body = await answer.json().catch(() => ({}));
-  const refused = String(body.detail ?? `The server rejected the request (${answer.status}).`);
+  const reply = await answer.json().catch(() => ({}));
+  const refused = String(reply.detail ?? `The server rejected the request (${answer.status}).`);
   if (answer.status >= 500) throw new Error(refused);
   if (!answer.ok) throw new Refused(refused);
-  return body;
+  return reply;
 }
 
 // Send a message while the page closes, without waiting for a response.
