@@ -83,6 +83,19 @@ COMMANDS: dict[str, str] = {
     "compare": f"compare reviews.jsonl {LORA} --set data.audit=note --out compared --json "
     "--set arms=[prompt,few-shot,tf-idf,tuned]",
     "ask-comparison": "ask compared good --arm tf-idf --json --offline",
+    "compare-documents": f"compare facts.jsonl {LORA} --set documents.source=facts-documents.jsonl --out looked-up "
+    "--set documents.encoder=bert --set documents.origin=doc --set objective.kind=instruct --set compare.facts=2 "
+    "--set objective.max_new_tokens=8 --set data.audit=note --json "
+    "--set arms=[prompt,rag,tuned,tuned+rag,raft,taught,no-context,oracle-context]",
+    "ask-documents": "ask looked-up Where? --arm rag --json --offline",
+    "audit-with-model": "audit faulty.jsonl --model bert --json --offline",
+    "collect-written": "collect manual/text.txt manual/faq.md --as instruct --write questions --writer llama "
+    "--per-passage 2 --max-new-tokens 12 --out written.jsonl --json --offline",
+    "evaluate-models": "evaluate encoder --data reviews-test.jsonl --against broken --json --offline",
+    "evaluate-adapter": "evaluate decoder/export/adapter --base llama --data answers.jsonl --rows 10 --json --offline",
+    "init-domain": "init pages.jsonl --out field.yaml --model llama --offline --json",
+    "votes-thumbs": "votes export votes.db thumbs.jsonl --format thumbs --json",
+    "rlhf-rl": "rlhf rl.yaml --out rl-loop --json --offline",
     "rlhf-dry-run": "rlhf loop.yaml --out loop --dry-run --json --offline",
     "rlhf": "rlhf loop.yaml --out loop --json --offline",
     "label": "label partly.jsonl --labels good,bad --port 0 --json --out url.json",
@@ -157,6 +170,10 @@ def furnish(folder: Path) -> None:
     schedule = {"epochs": 1, "batch_rows": 16, "learning_rate": 0.02, "probe": False}
     recipe = {"objective": {"kind": "multitask", "tasks": tasks}, "schedule": schedule}
     (folder / "multitask.yaml").write_text(json.dumps(LOOP | {"data": {}, "loop": {}} | recipe), encoding="utf-8")
+    write_jsonl(folder / "facts.jsonl", [fact(i) for i in range(40)])
+    write_jsonl(folder / "facts-documents.jsonl", [{"doc_id": f"d{i}", "text": page(i)} for i in range(40)])
+    rl = {"kind": "rl", "reward": "votes", "group": 4, "max_new_tokens": 5}
+    (folder / "rl.yaml").write_text(json.dumps(LOOP | {"objective": rl}), encoding="utf-8")
     (folder / "axolotl.yaml").write_text(AXOLOTL, encoding="utf-8")
     manual = folder / "manual"
     manual.mkdir()
@@ -164,6 +181,16 @@ def furnish(folder: Path) -> None:
     (manual / "text.txt").write_text("Pumps move water from here to there, day and night. " * 12, encoding="utf-8")
     (manual / "parts.html").write_text(f"<html><body><h1>Parts</h1>{TABLE}</body></html>", encoding="utf-8")
     (manual / "bad.pdf").write_bytes(b"%PDF-1.7 and nothing more")
+
+
+def fact(number: int) -> dict[str, Any]:
+    """Return a question whose answer stands in a document."""
+    return {"prompt": f"Where is house {number}?", "answer": f"in street {number * 7 % 40}", "doc": f"d{number}"}
+
+
+def page(number: int) -> str:
+    """Return the document that answers the question of the same number."""
+    return f"House {number} is a house of stone. House {number} stands in street {number * 7 % 40}. It has a red door."
 
 
 def run_all(folder: Path) -> dict[str, Any]:

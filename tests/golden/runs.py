@@ -66,6 +66,16 @@ def answers(count: int = 40) -> Rows:
     return [{"prompt": f"number {i}", "answer": f"it is {i % 3}"} for i in range(count)]
 
 
+def conversations(count: int = 30) -> Rows:
+    """Chats of two questions and two answers."""
+    roles = ("user", "assistant", "user", "assistant")
+    texts = [(f"hello {n}", "hi", "which number", f"it is {n}") for n in range(count)]
+    return [
+        {"messages": [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]}
+        for said in texts
+    ]
+
+
 def pairs(count: int = 40) -> Rows:
     """Prompts with a preferred and a rejected answer."""
     return [{"prompt": f"number {i}", "chosen": f"it is good, {i}", "rejected": f"bad {i % 5}"} for i in range(count)]
@@ -135,6 +145,12 @@ OTHERS: dict[str, dict[str, Any]] = {
     "instruct-prefix-decoder": _run("llama", answers, SHORT_ANSWERS, {"kind": "prefix", "tokens": 6}, rate=0.1),
     "instruct-prompt-decoder": _run("llama", answers, SHORT_ANSWERS, {"kind": "prompt", "tokens": 6}, rate=0.1),
     "instruct-style-gpt2": _run("gpt2", answers, SHORT_ANSWERS, style={"short": {"max_words": 4}}),
+    "instruct-thinking-qwen3": _run("qwen3", answers, SHORT_ANSWERS, {**LORA, "rslora": True}),
+    "instruct-several-answers-gemma3": _run("gemma3", conversations, SHORT_ANSWERS),
+    "classify-words-lora-gemma": _run("gemma", reviews, "classify"),
+    "classify-linear-full-modernbert": _run("modernbert", reviews, {"kind": "classify", "metric": "macro_f1"}, "full"),
+    "domain-full-distilbert": _run("distilbert", pages, "domain", "full", rate=0.01, data=ON_PAGES),
+    "preference-ipo-nll-decoder": _run("llama", pairs, {"kind": "preference", "loss": "ipo", "nll": 0.2}),
     "preference-kto-lora-decoder": _run("llama", thumbs, {"kind": "preference", "loss": "kto"}),
     "preference-orpo-lora-decoder": _run("llama", pairs, {"kind": "preference", "loss": "orpo"}),
     "preference-simpo-lora-decoder": _run("llama", pairs, {"kind": "preference", "loss": "simpo"}),
