@@ -16,7 +16,7 @@ from tunesmith.feedback.items import FIRST, SECOND, TIE, Item, make_item
 from tunesmith.feedback.quality import raters
 from tunesmith.feedback.store import Event
 from tunesmith.feedback.summary import Summary, summarise
-from tunesmith.feedback.votes import VOTE, Votes
+from tunesmith.feedback.votes import VOTE, VoteState
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data" / "g1_pandalm_human" / "g1_pandalm_human.jsonl"
@@ -37,14 +37,14 @@ def read() -> list[tuple[Item, dict[str, str]]]:
     return found
 
 
-def cast(rows: list[tuple[Item, dict[str, str]]], fourth: dict[str, str]) -> tuple[dict[str, Item], Votes]:
+def cast(rows: list[tuple[Item, dict[str, str]]], fourth: dict[str, str]) -> tuple[dict[str, Item], VoteState]:
     """The votes of the three, and those of the fourth where there are any."""
     events = list[Event]()
     for item, said in rows:
         more = {CLICKER: fourth[item.key]} if fourth else {}
         for rater, label in (said | more).items():
             events.append(Event(len(events) + 1, 0.0, rater, VOTE, item.key, {"label": label}))
-    return {item.key: item for item, _ in rows}, Votes(events)
+    return {item.key: item for item, _ in rows}, VoteState(events)
 
 
 def of_all(rows: list[tuple[Item, dict[str, str]]]) -> Summary:

@@ -152,7 +152,7 @@ def main() -> None:
         rows = read(name, group)
         keep = folder / f"{name}.vectors.safetensors"
         vectors = {
-            features: make_vectors(rows.texts, features=features, keep=keep, offline=True, told=print)
+            features: make_vectors(rows.texts, features=features, keep=keep, offline=True, log=print)
             for features in FEATURES
         }
         for features in FEATURES:

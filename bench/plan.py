@@ -18,7 +18,7 @@ from typing import Any
 from tunesmith.data.files import write_whole
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.plan import plan_recipe
-from tunesmith.workflows.request import request
+from tunesmith.workflows.request import resolve_recipe
 
 HERE = Path(__file__).parent
 PAGE, TABLE = HERE / "PLAN.json", HERE / "PLAN.md"
@@ -57,7 +57,7 @@ def predict() -> None:
 def foretell(name: str) -> None:
     """Print what each technique is expected to take on one set; alone in a process, which holds no other's model."""
     file, changes, _ = SETS[name]
-    recipe = request(EXAMPLES / file, changes=[*FEW, *changes, "technique=lora"], offline=True).recipe
+    recipe = resolve_recipe(EXAMPLES / file, changes=[*FEW, *changes, "technique=lora"], offline=True).recipe
     options = plan_recipe(recipe, on_event=lambda event: None, offline=True).options
     made = ((option.technique, option.prediction) for option in options)
     print(json.dumps({technique: one.model_dump(mode="json") for technique, one in made if one is not None}))
@@ -94,7 +94,7 @@ def one(case: str) -> None:
     retention.WINDOWS = 1
     name, technique = case.split("/")
     file, changes, _ = SETS[name]
-    recipe = request(EXAMPLES / file, changes=[*FEW, *changes, f"technique={technique}"], offline=True).recipe
+    recipe = resolve_recipe(EXAMPLES / file, changes=[*FEW, *changes, f"technique={technique}"], offline=True).recipe
     with tempfile.TemporaryDirectory() as out:
         report = tune_recipe(recipe, out=Path(out) / "run", callbacks=Callbacks(), offline=True).report
     print(

@@ -46,31 +46,31 @@ def reward(text: str) -> float:
 
 def ours(asked: argparse.Namespace) -> dict[str, float]:
     """Seconds and answer tokens of the timed steps, and where the seconds went."""
-    from tunesmith.data.exercises import exercises
+    from tunesmith.data.exercises import rl_prompts
     from tunesmith.data.rows import Row
     from tunesmith.data.template import Template
-    from tunesmith.model.batch import collate, cut
+    from tunesmith.model.batch import collate, split_by_tokens
     from tunesmith.model.load import load_base
     from tunesmith.objectives import Rl
-    from tunesmith.objectives.practice import Practice
+    from tunesmith.objectives.practice import OnlineRLLearner
     from tunesmith.techniques import Lora
-    from tunesmith.training.fit import accumulate, ready
+    from tunesmith.training.fit import accumulate_gradients, prepare_batches
     from tunesmith.training.optim import TrainingPlan, make_optimizer
 
     found = rows(asked.prompts * asked.steps)
-    made = exercises(
+    made = rl_prompts(
         [Row(f"{ROWS.name}:{i}", row) for i, row in enumerate(found)],
         columns={"prompt": "document", "answer": "summary"},
         instruction=ASK,
     )
     base = load_base("smollm2-135m", offline=True)
     policy = Lora(rank=RANK).adapt(base.network, family="decoder", keep_reference=True)
-    policy.mixed = torch.bfloat16 if asked.half else None
+    policy.autocast_dtype = torch.bfloat16 if asked.half else None
     template = Template(base.tokenizer)
     objective = Rl(reward="bench:reward", group=GROUP, max_new_tokens=NEW, beta=asked.beta, missing_end_penalty=0.0)
     places = {one.where: one for one in made}
-    learner = Practice(objective, template, places, lambda attempts: [reward(a.text) for a in attempts], seed=0)
-    optimizer = make_optimizer(policy, TrainingPlan(steps=asked.steps, peak=RATE))
+    learner = OnlineRLLearner(objective, template, places, lambda attempts: [reward(a.text) for a in attempts], seed=0)
+    optimizer = make_optimizer(policy, TrainingPlan(steps=asked.steps, learning_rate=RATE))
     encoded = [objective.encode(one, template, limit=512) for one in made]
     drawn, moved, tokens, used = 0.0, 0.0, 0, 0.0
     for step in range(asked.steps):
@@ -78,9 +78,11 @@ def ours(asked: argparse.Namespace) -> dict[str, float]:
         began, busy = time.perf_counter(), time.process_time()
         lengths = [row.length + GROUP * NEW for row in window]
         order = sorted(range(len(window)), key=lambda i: -lengths[i])
-        batches = ready(policy, learner, [collate([window[i] for i in part]) for part in cut(order, lengths, 4096)])
+        batches = prepare_batches(
+            policy, learner, [collate([window[i] for i in part]) for part in split_by_tokens(order, lengths, 4096)]
+        )
         between = time.perf_counter()
-        accumulate(policy, learner, batches)
+        accumulate_gradients(policy, learner, batches)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step:

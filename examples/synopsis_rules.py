@@ -1,7 +1,7 @@
 """What a good synopsis is, as rewards and judges: `reward: synopsis_rules:score`, `judge: synopsis_rules:about`.
 
 Each function gets an answer as `attempt`: `attempt.text`, `attempt.finished` (it ended by itself), `attempt.row` (the
-row of the file) and `attempt.exercise.reference` (what the maintainer wrote).
+row of the file) and `attempt.prompt.reference` (what the maintainer wrote).
 """
 
 import re

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny import DECODERS, tiny_decoder, tiny_encoder
-from tunesmith.data.examples import Chat, Labelled, Message, Pair
+from tunesmith.data.examples import Chat, LabelledText, Message, Pair
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.events import Event, Resumed, journal_record
 from tunesmith.model.batch import Batch
@@ -89,10 +89,10 @@ def encoded(kind: str, count: int = 4) -> list[Encoded]:
     return [Encoded((template(kind).chat(chat.messages),), chat.where) for chat in chats(count)]
 
 
-def labelled(count: int) -> list[Labelled]:
+def labelled(count: int) -> list[LabelledText]:
     """Rows whose label can be read off the text."""
     said = (("good", "positive"), ("bad", "negative"))
-    return [Labelled(f"rows:{i}", f"This phone is {said[i % 2][0]} {i}", (said[i % 2][1],)) for i in range(count)]
+    return [LabelledText(f"rows:{i}", f"This phone is {said[i % 2][0]} {i}", (said[i % 2][1],)) for i in range(count)]
 
 
 def pairs(count: int) -> list[Pair]:

@@ -17,11 +17,11 @@ from tunesmith.data.template import Template
 from tunesmith.inference.answering import Limits
 from tunesmith.inference.engine import Engine
 from tunesmith.inference.export import merged, write_adapter, write_file, write_merged
-from tunesmith.inference.files import Files
-from tunesmith.inference.folder import About, load, read_about, save_model
+from tunesmith.inference.files import GgufBackend
+from tunesmith.inference.folder import ModelManifest, load, read_manifest, save_model
 from tunesmith.inference.local import LocalModel
-from tunesmith.inference.outside import Outside, Program
-from tunesmith.inference.shelf import Shelf
+from tunesmith.inference.outside import ExternalEngine, Program
+from tunesmith.inference.shelf import ModelRegistry
 from tunesmith.inference.split import Splits
 from tunesmith.model.checkpoint import write_folder
 from tunesmith.objectives import Classify, Instruct
@@ -48,7 +48,7 @@ def save_run(
         for _, value in made.trainable():
             value.add_(torch.randn(value.shape, generator=chance), alpha=lively)
     form = Template(found.tokenizer, chat=found.family == "decoder")
-    about = About(
+    about = ModelManifest(
         base=str(folder(kind)),
         fingerprint=found.fingerprint,
         family=found.family,
@@ -67,7 +67,7 @@ def export_run(run: Path, *, numbers: str = "f16") -> Path:
     """The run in all three formats of other programs, where `tunesmith export` puts them; the folder of them."""
     folder, out = run / "model", run / "export"
     write_folder(out / "adapter", lambda half: write_adapter(load(folder), folder, half))
-    model = merged(folder, read_about(folder), offline=True)
+    model = merged(folder, read_manifest(folder), offline=True)
     write_folder(out / "merged", lambda half: write_merged(model, folder, half))
     write_folder(out / f"gguf-{numbers}", lambda half: write_file(model, half, numbers=numbers, name=run.name))
     return out
@@ -75,7 +75,7 @@ def export_run(run: Path, *, numbers: str = "f16") -> Path:
 
 def engine_over(sources: Mapping[str, Sequence[Path]], *, limits: Limits | None = None) -> tuple[Engine, list[str]]:
     """An engine with every name loaded, and the list that bugs are told to."""
-    shelf = Shelf(sources, offline=True)
+    shelf = ModelRegistry(sources, offline=True)
     for name in sources:
         shelf.load(name)
     bugs: list[str] = []
@@ -110,7 +110,7 @@ def served(
 def served_files(places: Mapping[str, Path], *, limits: Limits | None = None, token: str = "") -> Iterator[Served]:
     """The server over GGUF files."""
     limits = limits or Limits(rows=4)
-    with served_outside(Files(places, slots=limits.rows), limits=limits, token=token) as found:
+    with served_outside(GgufBackend(places, slots=limits.rows), limits=limits, token=token) as found:
         yield found
 
 
@@ -118,7 +118,7 @@ def served_files(places: Mapping[str, Path], *, limits: Limits | None = None, to
 def served_outside(program: Program, *, limits: Limits, token: str = "") -> Iterator[Served]:
     """The server over another program."""
     bugs: list[str] = []
-    with listening(Outside(program, limits=limits, failed=bugs.append), bugs, {}, {}, token) as found:
+    with listening(ExternalEngine(program, limits=limits, failed=bugs.append), bugs, {}, {}, token) as found:
         yield found
 
 
@@ -131,7 +131,7 @@ def listening(
     token: str,
 ) -> Iterator[Served]:
     """A server over an engine; each room keeps the thumbs of its model."""
-    from tunesmith.web.api import MANNER, Api
+    from tunesmith.web.api import POLICY, Api
     from tunesmith.web.metrics import Metrics
     from tunesmith.web.serve import server
     from tunesmith.workflows.thumbs import FILE, Thumbs
@@ -140,7 +140,7 @@ def listening(
     app = Api(engine, splits=Splits(splits or {}), metrics=Metrics(), thumbs=thumbs).app()
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port = sock.getsockname()[1]
-        running = server(app, token=token, manner=MANNER, drain=30)
+        running = server(app, token=token, manner=POLICY, drain=30)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [sock]})
         thread.start()
         try:

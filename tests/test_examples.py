@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tunesmith.data.examples import Message
-from tunesmith.data.exercises import Attempt, Exercise
+from tunesmith.data.exercises import Completion, RLPrompt
 from tunesmith.recipe import load_recipe
 from tunesmith.workflows.rewards import scorer
 
@@ -91,8 +91,10 @@ def test_a_recipe_is_read_without_a_note(path: Path):
 @pytest.mark.real
 def test_the_judge_of_meaning_in_the_example_asks_no_word_to_be_the_same():
     fields = {"id": "2vcard", "document": "Converts address books into the vCard format.", "summary": "vCard converter"}
-    row = Exercise("rows:1", (Message("user", "?"),), row=fields)
+    row = RLPrompt("rows:1", (Message("user", "?"),), row=fields)
     meaning = scorer(f"{EXAMPLES}/synopsis_rules.py:meaning", key="judge")
-    near, far, none = meaning([Attempt(row, text, True) for text in ("turns contacts to vcf", "a game of chess", "")])
+    near, far, none = meaning(
+        [Completion(row, text, True) for text in ("turns contacts to vcf", "a game of chess", "")]
+    )
     assert near > far
     assert near > none

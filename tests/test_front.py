@@ -59,7 +59,7 @@ def test_rows_are_tuned_on_loaded_and_asked(reviews: Path, tmp_path: Path, monke
     found = ts.load(run.folder, offline=True).classify(["phone 3 is bad"])
     assert found[0].label in ("yes", "no")
     again = ts.tune(reviews, model=str(bert), technique="full", objective="classify", out=run.folder, **settings)
-    assert again.already
+    assert again.reused
 
 
 def test_a_key_that_no_recipe_has_is_an_error(reviews: Path):

@@ -77,7 +77,7 @@ def tune(
 
     from tunesmith.events import Note, as_dict, ignore
     from tunesmith.training.callbacks import Callbacks
-    from tunesmith.workflows.request import as_changes, request
+    from tunesmith.workflows.request import as_changes, resolve_recipe
     from tunesmith.workflows.tune import tune_recipe
 
     offline = bool(settings.pop("offline", False))
@@ -86,7 +86,7 @@ def tune(
         warnings.warn("listen= is deprecated; use callback=, which receives typed events", DeprecationWarning, 2)
         on_event = lambda event: listen(as_dict(event))  # noqa: E731
     changes = as_changes({"model": model, "technique": technique, **settings})
-    resolved = request(data_or_recipe, changes=changes, offline=offline)
+    resolved = resolve_recipe(data_or_recipe, changes=changes, offline=offline)
     for text in resolved.notes:
         on_event(Note(text))
     folder = None if out is None else Path(out)

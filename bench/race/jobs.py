@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from bench.peers.job import Job
-from tunesmith.data.examples import Example, Labelled
+from tunesmith.data.examples import Example, LabelledText
 from tunesmith.data.template import Encoded
 from tunesmith.model.batch import TOKENS_PER_PASS
 from tunesmith.objectives import Classify
 from tunesmith.recipe import load_recipe
 from tunesmith.training.optim import TrainingPlan
-from tunesmith.workflows.prepare import Prepared, prepare
+from tunesmith.workflows.prepare import TrainingContext, prepare
 from tunesmith.workflows.train import Batches
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,8 +101,8 @@ def write_job(race: Race, folder: Path, *, dtype: str, steps: int) -> Job:
         threads=prepared.machine.threads,
         rate=recipe.technique.learning_rate(policy.hidden, base.family),
         beta2=0.99,
-        weight_decay=TrainingPlan(steps=1, peak=1).weight_decay,
-        clip=TrainingPlan(steps=1, peak=1).clip,
+        weight_decay=TrainingPlan(steps=1, learning_rate=1).weight_decay,
+        clip=TrainingPlan(steps=1, learning_rate=1).clip,
         seed=recipe.seed,
         windows=windows,
         tokens_per_pass=TOKENS_PER_PASS,
@@ -114,7 +114,7 @@ def write_job(race: Race, folder: Path, *, dtype: str, steps: int) -> Job:
     return replace(job, folder=str(folder))
 
 
-def _windows(prepared: Prepared, steps: int) -> tuple[list[list[int]], list[Encoded]]:
+def _windows(prepared: TrainingContext, steps: int) -> tuple[list[list[int]], list[Encoded]]:
     """Windows of row numbers, one to warm up and `steps` to time, and the rows that the numbers count.
 
     They are taken at even distances from the whole windows of the first epoch sorted by length, so that few of them
@@ -142,7 +142,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _write_held(folder: Path, prepared: Prepared, *, count: int) -> None:
+def _write_held(folder: Path, prepared: TrainingContext, *, count: int) -> None:
     """Held-out rows; where label words are learned, also each row with every label, to see which is likelier."""
     held = prepared.validation[:count]
     write_rows(folder / "held.jsonl", (as_row(row) for row in held))
@@ -153,7 +153,7 @@ def _write_held(folder: Path, prepared: Prepared, *, count: int) -> None:
     examples = [by_place[row.where] for row in held]
     each = []
     for example in examples:
-        assert isinstance(example, Labelled)
+        assert isinstance(example, LabelledText)
         for number, label in enumerate(objective.labels):
             given = objective.encode(replace(example, labels=(label,)), prepared.template, limit=512)
             each.append({**as_row(given), "label": number, "gold": objective.labels.index(example.labels[0])})
@@ -161,11 +161,11 @@ def _write_held(folder: Path, prepared: Prepared, *, count: int) -> None:
     write_rows(folder / "held_texts.jsonl", _texts(prepared, examples))
 
 
-def _texts(prepared: Prepared, examples: Sequence[Example]) -> Iterable[dict[str, Any]]:
+def _texts(prepared: TrainingContext, examples: Sequence[Example]) -> Iterable[dict[str, Any]]:
     """The text alone, as a classification head reads it, and the number of its label."""
     objective = prepared.recipe.objective
     assert isinstance(objective, Classify)
     for example in examples:
-        assert isinstance(example, Labelled)
+        assert isinstance(example, LabelledText)
         ids = prepared.base.tokenizer(example.text)["input_ids"][:512]
         yield {"input_ids": ids, "label": objective.labels.index(example.labels[0])}

@@ -18,7 +18,7 @@ from tunesmith.model.batch import collate
 from tunesmith.model.checkpoint import load_tensors
 from tunesmith.model.load import load_base
 from tunesmith.model.policy import Policy
-from tunesmith.training.state import load_numbers
+from tunesmith.training.state import load_trainable_state
 
 PER_PASS = 32
 
@@ -52,11 +52,11 @@ def _policy(job: Job, tuned: Path | None) -> Policy:
     if tuned is None or numbers is None or numbers.exists():
         policy = start(job)
         if numbers is not None:
-            load_numbers(policy, load_tensors(numbers))
+            load_trainable_state(policy, load_tensors(numbers))
     else:
         base = load_base(job.model, offline=True)
         policy = technique_of(job).restore(base.network, tuned, family=base.family)
-    policy.mixed = None
+    policy.autocast_dtype = None
     return policy
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from bench.peers.job import Job, Meter, numbers_of, started, timed
 from tunesmith.data.template import Encoded, Tokens
-from tunesmith.model.batch import Batch, collate, cut
+from tunesmith.model.batch import Batch, collate, split_by_tokens
 from tunesmith.model.checkpoint import save_tensors
 from tunesmith.model.device import DTYPES
 from tunesmith.model.load import load_base
@@ -25,7 +25,7 @@ from tunesmith.objectives import Classify, Domain, Instruct
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.fit import step
 from tunesmith.training.optim import TrainingPlan, make_optimizer
-from tunesmith.training.state import numbers
+from tunesmith.training.state import trainable_state
 
 Kind = Classify | Domain | Instruct
 OBJECTIVES: dict[str, type[Kind]] = {"classify": Classify, "domain": Domain, "instruct": Instruct}
@@ -45,7 +45,7 @@ def start(job: Job) -> Policy:
     if policy.adapter is not None:
         set_peft_model_state_dict(policy.adapter, load_file(Path(job.folder) / "adapter" / "adapter_model.safetensors"))
     policy.head = objective_of(job).head(policy)
-    policy.mixed = DTYPES[job.dtype] if job.half else None
+    policy.autocast_dtype = DTYPES[job.dtype] if job.half else None
     return policy
 
 
@@ -72,7 +72,8 @@ def batches_of(job: Job, rows: Sequence[dict[str, Any]], *, share: bool) -> list
     lengths = [row.length for row in encoded]
     longest_first = sorted(range(len(rows)), key=lambda i: -lengths[i])
     return [
-        collate([encoded[i] for i in part], share=share) for part in cut(longest_first, lengths, job.tokens_per_pass)
+        collate([encoded[i] for i in part], share=share)
+        for part in split_by_tokens(longest_first, lengths, job.tokens_per_pass)
     ]
 
 
@@ -97,7 +98,7 @@ def main() -> None:
     job, side, out = started()
     share = side == "tunesmith" and job.family == "decoder"
     policy, objective = start(job), objective_of(job)
-    plan = TrainingPlan(steps=len(job.windows), peak=job.rate, weight_decay=job.weight_decay, clip=job.clip)
+    plan = TrainingPlan(steps=len(job.windows), learning_rate=job.rate, weight_decay=job.weight_decay, clip=job.clip)
     optimizer = make_optimizer(policy, plan)
     rows = job.rows("rows")
     windows = [[rows[i] for i in window] for window in job.windows]
@@ -114,7 +115,7 @@ def main() -> None:
         technique_of(job).save(policy, out / "tuned")
     else:
         (out / "tuned").mkdir(exist_ok=True)
-        save_tensors(numbers(policy), out / "tuned" / "numbers.safetensors")
+        save_tensors(trainable_state(policy), out / "tuned" / "numbers.safetensors")
     words = policy.language_head
     scoring = scoring_rate(job, policy, windows, share=share)
     meter.positions = positions

@@ -70,10 +70,10 @@ def measured(folders: list[Path]) -> dict[str, Any]:
 
     from tunesmith.inference.answering import Limits
     from tunesmith.inference.engine import Engine
-    from tunesmith.inference.shelf import Shelf
+    from tunesmith.inference.shelf import ModelRegistry
 
-    def opened() -> tuple[Shelf, Engine]:
-        shelf = Shelf({folder.name: [folder] for folder in folders}, offline=True)
+    def opened() -> tuple[ModelRegistry, Engine]:
+        shelf = ModelRegistry({folder.name: [folder] for folder in folders}, offline=True)
         return shelf, Engine(shelf, limits=Limits(kept_bytes=0), failed=print)
 
     names = [folder.name for folder in folders]
@@ -86,7 +86,7 @@ def measured(folders: list[Path]) -> dict[str, Any]:
     for name in names:
         shelf.load(name)
         steps.append(resident() - before)
-    network = shelf.grounds()[0].base.network
+    network = shelf.shared_bases()[0].base.network
     own = {value.data_ptr(): value.numel() * value.element_size() for value in network.parameters()}
     held = [load_file(folder / "model" / "adapter_model.safetensors") for folder in folders]
     one = sum(value.numel() * value.element_size() for value in held[0].values())
@@ -100,12 +100,12 @@ def measured(folders: list[Path]) -> dict[str, Any]:
 def answer_all(engine: Any, names: list[str]) -> None:
     """One short answer by each model, all in one batch."""
     from tunesmith.data.examples import Message
-    from tunesmith.inference.ask import Ask
+    from tunesmith.inference.ask import GenerationRequest
     from tunesmith.model.sampling import Sampling
 
     told: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for name in names:
-        engine.ask(Ask(name, (Message("user", "hi"),), sampling=Sampling(max_new_tokens=4)), told.put)
+        engine.ask(GenerationRequest(name, (Message("user", "hi"),), sampling=Sampling(max_new_tokens=4)), told.put)
     for _ in names:
         assert told.get(timeout=600).end in ("stop", "length")
 

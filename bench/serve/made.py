@@ -26,7 +26,7 @@ def make_run(out: Path, *, seed: int, labels: bool = False) -> Path:
     import torch
 
     from tunesmith.data.template import Template
-    from tunesmith.inference.folder import About, save_model
+    from tunesmith.inference.folder import ModelManifest, save_model
     from tunesmith.inference.local import LocalModel
     from tunesmith.model.checkpoint import write_folder
     from tunesmith.model.load import load_base
@@ -45,7 +45,7 @@ def make_run(out: Path, *, seed: int, labels: bool = False) -> Path:
         for _, value in policy.trainable():
             value.add_(torch.randn(value.shape, generator=chance), alpha=1e-3)
     template = Template(base.tokenizer)
-    about = About(
+    about = ModelManifest(
         base=BASE,
         fingerprint=base.fingerprint,
         family=base.family,
@@ -62,11 +62,11 @@ def make_run(out: Path, *, seed: int, labels: bool = False) -> Path:
 def merged_run(keep: Path) -> Path:
     """The same run for transformers and for llama.cpp."""
     from tunesmith.inference.export import merged, write_file, write_merged
-    from tunesmith.inference.folder import read_about
+    from tunesmith.inference.folder import read_manifest
 
     out, run = keep / "merged", make_run(keep / "run0", seed=0)
     if not out.exists():
-        model = merged(run / "model", read_about(run / "model"), offline=True)
+        model = merged(run / "model", read_manifest(run / "model"), offline=True)
         (keep / "gguf").mkdir(exist_ok=True)
         write_file(model, keep / "gguf", numbers="f16", name="bench")
         write_merged(model, run / "model", out)

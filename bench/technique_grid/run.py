@@ -19,7 +19,7 @@ from tunesmith.recipe import Recipe, load_recipe, save_recipe
 from tunesmith.report.diff import compared, over_base, paired
 from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import Report, read_report
-from tunesmith.report.standing import holds_up
+from tunesmith.report.standing import is_not_beaten
 from tunesmith.workflows.run_folder import RunFolder, open_run
 from tunesmith.workflows.worth import HEAD_ONLY, SHUFFLED
 
@@ -160,9 +160,9 @@ def _place(cell: GridCell) -> tuple[int, int]:
 def _told(cell: Cell, folder: Path, seed: int) -> list[GridCell]:
     """A finished run in one line, or in one for each of its tasks."""
     report = read_report(folder)
-    if report.together is None:
+    if report.multitask is None:
         return [_line(cell, folder, seed, report)]
-    parts = report.together.parts
+    parts = report.multitask.tasks
     told = [
         report.model_copy(update={"task": part.task, "verdict": part.verdict, "baselines": part.baselines})
         for part in parts
@@ -220,7 +220,7 @@ def _gain(kept: Retention | None) -> float | None:
 def _verdict(report: Report) -> str:
     """What the run is worth beside its base, with "no effect" where a control does as well, and what no control saw."""
     task = report.task
-    if task.verdict != "worse" and any(holds_up(arm, task) for arm in report.controls):
+    if task.verdict != "worse" and any(is_not_beaten(arm, task) for arm in report.controls):
         return "no effect"
     return "better, no control run" if task.verdict == "better" and not report.controls else task.verdict
 

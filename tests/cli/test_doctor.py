@@ -55,7 +55,7 @@ def test_an_extra_that_is_not_installed_is_well_and_says_how_to_get_it(monkeypat
 def test_a_full_disk_fails_and_a_nearly_full_one_warns(free: int, state: str):
     found = disk(lambda path: free)
     assert [check.state for check in found] == [state, state]
-    assert all(bool(check.cure) == (state != OK) for check in found)
+    assert all(bool(check.fix) == (state != OK) for check in found)
 
 
 def test_a_model_that_is_missing_warns_and_a_damaged_one_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -66,9 +66,9 @@ def test_a_model_that_is_missing_warns_and_a_damaged_one_fails(tmp_path: Path, m
     files = {"config.json": {"size": 2, "sha256": "0" * 64}}
     (folder / shipped.MANIFEST).write_text(json.dumps({"files": files}))
     missing, damaged = models()
-    assert (missing.state, missing.cure) == (WARN, "tunesmith models --fetch")
+    assert (missing.state, missing.fix) == (WARN, "tunesmith models --fetch")
     assert (damaged.state, damaged.finding) == (FAIL, "damaged: config.json")
-    assert damaged.cure == f"delete {folder}, then tunesmith models --fetch"
+    assert damaged.fix == f"delete {folder}, then tunesmith models --fetch"
 
 
 def test_doctor_exits_1_on_a_failure(command: Command, monkeypatch: pytest.MonkeyPatch):

@@ -8,24 +8,24 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import PLAIN, Command, reviews, write_rows
-from tunesmith.report.need import Expected, HeldOut, Need, Size, Target, page, sentence
+from tunesmith.report.need import Expected, FitCheck, LearningCurveReport, Size, Target, page, sentence
 
 LAW = {"ceiling": 0.938, "drop": 1.0, "power": 0.5}
 
 
-def found(**changes: object) -> Need:
+def found(**changes: object) -> LearningCurveReport:
     """The answer of DESIGN's own example."""
     values: dict[str, object] = {
         "data": "<b>rows</b>.jsonl", "model": "m", "objective": "classify", "technique": "lora", "metric": "accuracy",
         "lower_is_better": False, "share": True, "train_rows": 2081, "test_rows": 400,
         "sizes": [Size(rows=2081, scores=[0.92] * 3, mean=0.92)],
         "power_law": LAW,
-        "held_out": HeldOut(rows=2081, score=0.921, low=0.91, high=0.93, measured=0.92, inside=True, width=0.02),
+        "held_out": FitCheck(rows=2081, score=0.921, low=0.91, high=0.93, measured=0.92, inside=True, width=0.02),
         "expected": [Expected(rows=4000, score=0.931, low=0.924, high=0.937)], "curve": [],
         "ceiling": Expected(rows=0, score=0.938, low=0.93, high=0.945),
         "target": Target(score=0.95, rows=None, out_of_reach=True), "faults": [], "notes": [], "seconds": 60.0,
     }  # fmt: skip
-    return Need(**{**values, **changes})
+    return LearningCurveReport(**{**values, **changes})
 
 
 def test_the_sentence_says_now_more_and_never():

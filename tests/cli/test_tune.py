@@ -105,7 +105,7 @@ def test_ctrl_c_saves_and_the_same_command_gives_the_run_that_was_never_stopped(
 
     whole = tune("whole")
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "accumulate", _pressing_ctrl_c(fit.accumulate, at=5))
+        patch.setattr(fit, "accumulate_gradients", _pressing_ctrl_c(fit.accumulate_gradients, at=5))
         stopped = tune("again")
     assert stopped.code == 130
     assert "interrupted: stopped after step 5 of 12 and saved; run the same command again" in stopped.err

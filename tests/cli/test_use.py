@@ -14,7 +14,7 @@ from tests.cli.conftest import Command
 from tunesmith.cli.conversation import HELP, Beside, Conversation, opening
 from tunesmith.cli.signals import Interruption
 from tunesmith.data.examples import Message
-from tunesmith.inference.folder import load, read_about
+from tunesmith.inference.folder import load, read_manifest
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.open import open_model
 from tunesmith.model.sampling import Sampling
@@ -141,7 +141,7 @@ def test_a_chat_shows_the_base_saves_rows_and_keeps_thumbs(
     assert f"{tmp_path / 'rows.csv'}: a row is written as a JSON line; name a file ending in .jsonl" in said
     answers = [line.strip() for line in done.out.splitlines() if line.strip()]
     table = next(i for i, line in enumerate(answers) if line.split() == ["run", "base"])
-    base = open_model(read_about(decoder_run / "model").base, limit=512, offline=True)
+    base = open_model(read_manifest(decoder_run / "model").base, limit=512, offline=True)
     wanted = base.reply([Message("user", "Which?\n\nnumber 1")], sampling=Sampling(max_new_tokens=8)).text
     shown = " ".join(answers[table:])
     assert all(word in shown for word in wanted.split())

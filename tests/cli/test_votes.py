@@ -83,7 +83,7 @@ def test_a_run_is_asked_its_own_test_rows_with_its_instruction_and_beside_its_ba
     sampling = usual_sampling(str(decoder_run), offline=True)
     assert sampling.max_new_tokens == 8
     wish = FeedbackRequest(str(decoder_run), "base", store=tmp_path / "v.db", sampling=sampling, offline=True)
-    work = open_panel(wish, told=print)
+    work = open_panel(wish, log=print)
     assert 1 <= len(work.items) <= 8  # a fifth of forty rows is held out
     for item in work.items.values():
         assert item.messages[0].content.startswith("Which?\n\nnumber ")

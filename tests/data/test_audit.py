@@ -19,7 +19,7 @@ from tunesmith.data.audit.fix import fix, log_of
 from tunesmith.data.audit.gate import gate
 from tunesmith.data.audit.labels import variants
 from tunesmith.data.audit.pool import in_order
-from tunesmith.data.audit.run import Cures, audit
+from tunesmith.data.audit.run import Fixes, audit
 from tunesmith.data.audit.runs import QuotationRule, held, leaked
 from tunesmith.data.audit.shingles import slots
 from tunesmith.data.audit.stream import chunks, head
@@ -220,7 +220,7 @@ def test_what_is_secret_is_not_told_on(tmp_path: Path) -> None:
 
 def test_every_check_says_what_to_do() -> None:
     assert all(
-        check.cure and check.about and check.severity in ("blocking", "warning", "note") for check in CHECKS.values()
+        check.fix and check.about and check.severity in ("blocking", "warning", "note") for check in CHECKS.values()
     )
 
 
@@ -490,20 +490,20 @@ def parsed(rows: Sequence[Fields]) -> list[object]:
 def test_a_run_is_stopped_by_a_secret_and_by_a_test_set_that_stands_in_train() -> None:
     train, test = reviews(120), reviews(60, seed=1)
     sound = gate(Split(parsed(train), [], parsed(test), 0, ()))  # type: ignore[arg-type]
-    assert (sound.faults, sound.notes) == ((), ())
+    assert (sound.problems, sound.notes) == ((), ())
     copies = [{**row, "text": f"{row['text']} indeed"} for row in test[:20]]
     train[4] = {**train[4], "text": f"{'a long page ' * 3000}the key is AKIAIOSFODNN7EXAMPLE"}
     found = gate(Split(parsed([*train, *copies]), [], parsed(test), 0, ()))  # type: ignore[arg-type]
-    assert [fault.partition(":")[0] for fault in found.faults] == ["secret", "leak"]
-    assert "1 of 140 training rows (t.jsonl:5)" in found.faults[0]
-    assert "20 of 60 held-out rows" in found.faults[1]
+    assert [fault.partition(":")[0] for fault in found.problems] == ["secret", "leak"]
+    assert "1 of 140 training rows (t.jsonl:5)" in found.problems[0]
+    assert "20 of 60 held-out rows" in found.problems[1]
 
 
 def test_a_few_near_copies_are_noted_and_stop_nothing() -> None:
     train, test = reviews(120), reviews(60, seed=1)
     copies = [{**row, "text": f"{row['text']} indeed"} for row in test[:3]]
     found = gate(Split(parsed([*train, *copies]), [], parsed(test), 0, ()))  # type: ignore[arg-type]
-    assert found.faults == ()
+    assert found.problems == ()
     assert "3 of 60 held-out rows" in found.notes[0]
 
 
@@ -562,7 +562,7 @@ def test_other_answers_to_one_prompt_stay_and_near_copies_need_near_answers(tmp_
     source = write(tmp_path / "train.jsonl", [*rows, *dates])
     found, cures = audit(AuditSource(source, {"prompt": "prompt", "answer": "completion"}), Tools())
     assert len(lines(found, "contradiction")) == len(rows)
-    assert next(f.cure for f in found.findings if f.kind == "contradiction").startswith("check them")
+    assert next(f.fix for f in found.findings if f.kind == "contradiction").startswith("check them")
     assert not cures.dropped
 
 
@@ -591,7 +591,7 @@ def test_secrets_in_what_a_call_hands_over_are_masked(tmp_path: Path) -> None:
     ]
     ask = AuditSource(write(tmp_path / "train.jsonl", rows), {"messages": "messages"})
     assert len(lines(audit(ask, Tools())[0], "secret")) == 12
-    fix(ask, Cures(), tmp_path / "clean.jsonl")
+    fix(ask, Fixes(), tmp_path / "clean.jsonl")
     text = (tmp_path / "clean.jsonl").read_text(encoding="utf-8")
     assert secret not in text
     (call,) = json.loads(text.splitlines()[1])["messages"][1]["tool_calls"]
@@ -677,7 +677,7 @@ def test_a_system_turn_that_all_rows_share_makes_no_leak_and_one_of_its_own_tell
             fields = {"messages": [{"role": role, "content": text} for role, text in said]}
             rows.append(Row(f"t.jsonl:{number}", fields))
         read = chats(rows, columns={"messages": "messages"})
-        return gate(Split([*read[:120]], [], [*read[120:]], 0, ())).faults
+        return gate(Split([*read[:120]], [], [*read[120:]], 0, ())).problems
 
     assert found(shared=True) == found(shared=False) == ()
 

@@ -195,7 +195,7 @@ def test_sentences_at_both_ends_are_told_and_refusals_of_models() -> None:
 def test_a_row_that_cannot_be_learned_from_is_told_by_its_fault(
     fields: dict[str, object], columns: dict[str, str], fault: str
 ) -> None:
-    assert view(Row("x.jsonl:1", fields), columns).fault == fault
+    assert view(Row("x.jsonl:1", fields), columns).problem == fault
 
 
 def test_the_system_turn_is_a_part_of_what_was_judged() -> None:
@@ -207,7 +207,7 @@ def test_the_system_turn_is_a_part_of_what_was_judged() -> None:
             view(Row("x.jsonl:1", {**fields, "s": s}), {**parts, "system": "s"}) for s in ("be kind", "be curt", "")
         ]
         assert len({one.question for one in seen}) == 3
-        assert {one.fault for one in seen} == {""}
+        assert {one.problem for one in seen} == {""}
 
 
 def test_spellings_of_one_label_are_joined_and_numbers_are_not() -> None:
@@ -247,24 +247,24 @@ def test_the_audit_reads_thumbs_beside_chats_as_a_run_does() -> None:
     turns = [{"role": "user", "content": "Capital?"}, {"role": "assistant", "content": "Paris."}]
     for written in (turns, str(turns)):
         seen = view(Row("a:1", {"m": written, "label": "no"}), {"messages": "m", "label": "label"})
-        assert (seen.question, seen.answer, seen.fault) == ("Capital?\nParis.", "bad", "")
+        assert (seen.question, seen.answer, seen.problem) == ("Capital?\nParis.", "bad", "")
 
 
 def test_the_audit_sees_what_a_judged_question_is_about_and_one_turn_alone() -> None:
     columns = {**PREFERRED, "input": "input"}
     fields = {"prompt": "p", "input": "about", "chosen": {"from": "gpt", "value": "a"}, "rejected": "b"}
     seen = view(Row("a:1", fields), columns)
-    assert (seen.question, seen.answer, seen.fault) == ("p\nabout\na\nb", "a", "")
+    assert (seen.question, seen.answer, seen.problem) == ("p\nabout\na\nb", "a", "")
 
 
 def test_the_audit_tells_a_list_written_as_text_that_nobody_can_read() -> None:
     unread = "[{'role': 'user', 'content': array(1)}]"
     seen = view(Row("a:1", {"m": unread}), {"messages": "m"})
-    assert seen.fault == "unreadable"
+    assert seen.problem == "unreadable"
     assert "list of turns written as text" in seen.why
 
 
 def test_a_thumb_without_a_part_that_other_rows_have_is_read_as_a_run_reads_it() -> None:
     columns = {"system": "system", "prompt": "prompt", "input": "input", **THUMB}
     seen = view(Row("t.jsonl:1", {"prompt": "why?", "completion": "so", "label": True}), columns)
-    assert (seen.fault, seen.answer) == ("", "good")
+    assert (seen.problem, seen.answer) == ("", "good")

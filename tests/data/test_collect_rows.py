@@ -15,7 +15,7 @@ from tunesmith.data.collect.passages import passages, repeated, without
 from tunesmith.data.collect.rows import SHAPES, DocumentPart, once
 from tunesmith.data.collect.sources import find
 from tunesmith.data.collect.text import markdown_document
-from tunesmith.data.collect.tools import faults, tools_document
+from tunesmith.data.collect.tools import schema_errors, tools_document
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
@@ -234,7 +234,7 @@ def test_references_that_go_in_circles_or_elsewhere_lead_nowhere():
     ],
 )
 def test_the_arguments_of_a_call_are_held_against_its_schema(arguments: object, fault: str):
-    assert faults(arguments, tools_document(SPEC).tools[0]) == fault
+    assert schema_errors(arguments, tools_document(SPEC).tools[0]) == fault
 
 
 # ------------------------------------------------------------------ sources

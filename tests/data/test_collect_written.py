@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tunesmith.data.collect.checks import checked_call, fault_of_pair, fault_of_text, numbers, support
+from tunesmith.data.collect.checks import checked_call, numbers, pair_problem, support, text_problem
 from tunesmith.data.collect.document import Block, Document, Tool
 from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint, check
 from tunesmith.data.collect.kin import linked, named
@@ -24,7 +24,7 @@ from tunesmith.data.sources import Sources, load
 from tunesmith.errors import DataError
 from tunesmith.objectives import Domain
 from tunesmith.workflows.collect import _seeds
-from tunesmith.workflows.request import request
+from tunesmith.workflows.request import resolve_recipe
 
 PASSAGE = (
     "The Nordwind X200 pump was built in Bremen from 1998 to 2004. It moves 1,250 litres a minute and must not run "
@@ -51,13 +51,13 @@ GOOD += "within 3 minutes when it runs with no water, so that must never happen.
     ],
 )
 def test_a_pair_is_held_against_its_passage(question: str, answer: str, fault: str):
-    assert fault_of_pair(question, answer, PASSAGE) == fault
+    assert pair_problem(question, answer, PASSAGE) == fault
 
 
 def test_an_answer_that_denies_needs_a_passage_that_does():
     calm = "The pump runs at night and moves water."
-    assert fault_of_pair("Does the pump run at night?", "The pump does not run at night.", calm) != ""
-    assert fault_of_pair("Does the pump run at night?", "The pump runs at night.", calm) == ""
+    assert pair_problem("Does the pump run at night?", "The pump does not run at night.", calm) != ""
+    assert pair_problem("Does the pump run at night?", "The pump runs at night.", calm) == ""
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_an_answer_that_denies_needs_a_passage_that_does():
     ],
 )
 def test_a_paraphrase_keeps_numbers_names_and_nots(text: str, fault: str):
-    assert fault_of_text(text, PASSAGE) == fault
+    assert text_problem(text, PASSAGE) == fault
 
 
 def test_numbers_are_equal_in_any_writing_and_words_in_any_ending():
@@ -248,7 +248,7 @@ def test_what_is_written_from_few_documents_stays_with_its_passage_on_one_side_o
     whole = [*rows, *(row | {"source_id": r.source} for row, r in zip(again, todo, strict=True))]
     file = tmp_path / "facts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in whole))
-    data = request(file).recipe.data
+    data = resolve_recipe(file).recipe.data
     assert data.group == "source_id"
     cut = load(Sources(str(file), group=data.group), lambda rows: Domain().examples(rows, group=data.group), seed=0)
     train, held = ({example.group for example in side} for side in (cut.split.train, cut.split.test))

@@ -4,7 +4,7 @@ import pytest
 
 from tunesmith.data.examples import (
     Chat,
-    Labelled,
+    LabelledText,
     Message,
     Text,
     chats,
@@ -73,7 +73,7 @@ def test_half_a_character_is_a_fault():
 @pytest.mark.parametrize(("value", "label"), [("a;b", "a;b"), (1, "1"), (True, "True"), (2.0, "2"), (" x ", "x")])
 def test_a_label_becomes_its_word(value, label):
     found = labelled(rows({"text": "t", "label": value}), text="text", label="label")
-    assert found == [Labelled("train.jsonl:1", "t", (label,))]
+    assert found == [LabelledText("train.jsonl:1", "t", (label,))]
 
 
 @pytest.mark.parametrize("value", [0.73, float("nan"), None, "", {"a": 1}, [["a"]], ["a", None]])
@@ -193,18 +193,18 @@ def test_columns_of_other_formats_do_not_become_chats(columns):
 
 
 def test_fingerprints_see_contents_and_not_case_or_spacing():
-    one = Labelled("a:1", "Good  phone\n", ("b", "A"), "g", True)
-    assert fingerprint(one) == fingerprint(Labelled("b:9", "good phone", ("a", "B")))
-    assert fingerprint(one) != fingerprint(Labelled("a:1", "good phone", ("a",)))
+    one = LabelledText("a:1", "Good  phone\n", ("b", "A"), "g", True)
+    assert fingerprint(one) == fingerprint(LabelledText("b:9", "good phone", ("a", "B")))
+    assert fingerprint(one) != fingerprint(LabelledText("a:1", "good phone", ("a",)))
     assert fingerprint(Text("a:1", "Straße")) == fingerprint(Text("a:2", "STRASSE"))
 
 
 def test_fingerprints_cannot_be_imitated_by_the_text():
-    assert fingerprint(Labelled("a:1", "x\x1ey", ())) != fingerprint(Labelled("a:1", "x", ("y",)))
+    assert fingerprint(LabelledText("a:1", "x\x1ey", ())) != fingerprint(LabelledText("a:1", "x", ("y",)))
 
 
 def test_the_question_leaves_out_label_and_last_answer():
-    assert question(Labelled("a:1", "X", ("y",))) == question(Labelled("a:2", "x", ("z",))) == "x"
+    assert question(LabelledText("a:1", "X", ("y",))) == question(LabelledText("a:2", "x", ("z",))) == "x"
     asked = (Message("user", "q"), Message("assistant", "a"), Message("user", "r"))
     first, second = (Chat("a:1", (*asked, Message("assistant", last))) for last in ("b", "c"))
     assert question(first) == question(second)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tunesmith.data.examples import Message, question
-from tunesmith.data.exercises import Attempt, exercises
+from tunesmith.data.exercises import Completion, rl_prompts
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.objectives import Rl
@@ -21,7 +21,7 @@ def rows(*fields: dict[str, Any]) -> list[Row]:
 
 
 def test_a_row_with_an_answer_keeps_it_as_its_reference_and_the_row_beside_it():
-    (one,) = exercises(
+    (one,) = rl_prompts(
         rows({"q": "Who?", "a": "Me.", "id": 7}), columns={"prompt": "q", "answer": "a"}, instruction="Say:"
     )
     assert one.prompt == (Message("user", "Say:\n\nWho?"),)
@@ -30,7 +30,7 @@ def test_a_row_with_an_answer_keeps_it_as_its_reference_and_the_row_beside_it():
 
 def test_a_row_of_a_prompt_alone_has_no_reference():
     (one,) = RL.examples(rows({"prompt": "Who?", "level": 2}), group="")
-    attempt = Attempt(one, "Me.", True)
+    attempt = Completion(one, "Me.", True)
     assert (one.prompt, one.reference) == ((Message("user", "Who?"),), "")
     assert (attempt.question, attempt.row["level"]) == ("Who?", 2)
 

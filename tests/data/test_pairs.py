@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.data.examples import Message, Pair, Thumb, fingerprint, question
-from tunesmith.data.pairs import pairs, thumbs, written
+from tunesmith.data.examples import Message, Pair, UnpairedPreference, fingerprint, question
+from tunesmith.data.pairs import pairs, unpaired_preferences, written
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 
@@ -148,7 +148,7 @@ def test_the_prompt_may_be_the_first_question_of_a_chat_of_many_turns():
     assert [turn.content for turn in found.prompt] == ["Capital?", "Paris.", "Of Italy?"]
 
 
-@pytest.mark.parametrize("read", [pairs, thumbs])
+@pytest.mark.parametrize("read", [pairs, unpaired_preferences])
 def test_turns_before_the_question_are_kept_wherever_they_stand(read: Any):
     """A chat beside its prompt may begin with the prompt's last question, its first, or its system turn."""
     system, answer = {"role": "system", "content": "Speak French."}, said("Rome.")
@@ -197,8 +197,8 @@ def test_a_list_written_as_text_that_cannot_be_read_back_is_refused_and_never_le
 @pytest.mark.parametrize("part", ["messages", "conversations"])
 def test_a_thumb_may_stand_beside_a_whole_chat(part: str):
     turns = [{"from": "human", "value": "Capital?"}, {"from": "gpt", "value": "Paris."}]
-    (found,) = thumbs([row(turns=turns, label="no")], columns={part: "turns", "label": "label"})
-    assert found == Thumb("p.jsonl:1", ASKED, "Paris.", False)
+    (found,) = unpaired_preferences([row(turns=turns, label="no")], columns={part: "turns", "label": "label"})
+    assert found == UnpairedPreference("p.jsonl:1", ASKED, "Paris.", False)
 
 
 @pytest.mark.parametrize(
@@ -207,14 +207,14 @@ def test_a_thumb_may_stand_beside_a_whole_chat(part: str):
 )
 def test_a_thumb_is_up_or_down(label: Any, good: bool):
     columns = {"prompt": "prompt", "answer": "completion", "label": "label"}
-    (found,) = thumbs([row(prompt="Capital?", completion="Paris.", label=label)], columns=columns)
-    assert found == Thumb("p.jsonl:1", ASKED, "Paris.", good)
+    (found,) = unpaired_preferences([row(prompt="Capital?", completion="Paris.", label=label)], columns=columns)
+    assert found == UnpairedPreference("p.jsonl:1", ASKED, "Paris.", good)
 
 
 def test_a_thumb_that_is_neither_is_refused():
     columns = {"prompt": "prompt", "answer": "completion", "label": "label"}
     with pytest.raises(DataError, match=r"^p\.jsonl:1: column 'label' must be true or false, 1 or 0, .*, got 'fine'"):
-        thumbs([row(prompt="q", completion="a", label="fine")], columns=columns)
+        unpaired_preferences([row(prompt="q", completion="a", label="fine")], columns=columns)
 
 
 def test_what_the_system_column_says_stands_before_what_was_judged():
@@ -223,7 +223,7 @@ def test_what_the_system_column_says_stands_before_what_was_judged():
     assert pair.prompt == (Message("system", "Answer in French."), *ASKED)
     rated = {"system": "Be brief.", "prompt": "Capital?", "completion": "Paris.", "label": "👍"}
     columns = {"prompt": "prompt", "answer": "completion", "label": "label", "system": "system"}
-    (thumb,) = thumbs([row(**rated)], columns=columns)
+    (thumb,) = unpaired_preferences([row(**rated)], columns=columns)
     assert (thumb.prompt[0], thumb.good) == (Message("system", "Be brief."), True)
 
 

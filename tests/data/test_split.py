@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.examples import Chat, Example, Labelled, Message, Pair, Text, Thumb, labelled, question, texts
+from tunesmith.data.examples import (
+    Chat,
+    Example,
+    LabelledText,
+    Message,
+    Pair,
+    Text,
+    UnpairedPreference,
+    labelled,
+    question,
+    texts,
+)
 from tunesmith.data.rows import Row
 from tunesmith.data.sources import Sources, check_names, load
 from tunesmith.data.split import Split, separate, split
@@ -78,7 +89,7 @@ def test_judged_answers_to_one_prompt_stand_in_one_part_only():
     assert sizes(found) == (70, 10, 20)
     assert sum(map(len, asked)) == len(set().union(*asked)) == 20
     assert "20 prompts, none in two parts" in found.notes[0]
-    thumbs = [Thumb(pair.where, pair.prompt, pair.chosen, True) for pair in judged(20, 2)]
+    thumbs = [UnpairedPreference(pair.where, pair.prompt, pair.chosen, True) for pair in judged(20, 2)]
     assert "20 prompts, none in two parts" in split(thumbs, validation=0.1, test=0.2, seed=0).notes[0]
     named = [replace(pair, group=f"g{n % 10}") for n, pair in enumerate(judged(20, 5))]
     assert "10 groups" in split(named, validation=0.1, test=0.2, seed=0).notes[0]
@@ -101,12 +112,12 @@ def test_rows_without_a_group_are_cut_alone():
 
 
 def labels(examples: list[Example]) -> Counter[str]:
-    return Counter(label for e in examples if isinstance(e, Labelled) for label in e.labels)
+    return Counter(label for e in examples if isinstance(e, LabelledText) for label in e.labels)
 
 
 def marked(counts: dict[str, int]) -> list[Example]:
     names = [name for name, count in counts.items() for _ in range(count)]
-    return [Labelled(f"a.jsonl:{n}", f"text {n}", (name,)) for n, name in enumerate(names, 1)]
+    return [LabelledText(f"a.jsonl:{n}", f"text {n}", (name,)) for n, name in enumerate(names, 1)]
 
 
 def test_each_label_gives_its_share():
@@ -122,13 +133,13 @@ def test_the_last_row_of_a_label_stays_in_train():
 
 
 def test_rows_with_many_labels_are_cut_also_when_no_two_are_alike():
-    rows = [Labelled(f"a.jsonl:{n}", f"text {n}", (f"l{n}", "x"), multi=True) for n in range(20)]
+    rows = [LabelledText(f"a.jsonl:{n}", f"text {n}", (f"l{n}", "x"), multi=True) for n in range(20)]
     assert sizes(split(rows, validation=0.1, test=0.2, seed=0)) == (14, 2, 4)
 
 
 def test_labels_that_are_only_held_out_are_noted():
-    common = [Labelled(f"a.jsonl:{n}", f"text {n}", ("a",), f"g{n}") for n in range(12)]
-    rare = [Labelled(f"a.jsonl:{n}", f"text {n}", ("b",), "rare") for n in range(12, 15)]
+    common = [LabelledText(f"a.jsonl:{n}", f"text {n}", ("a",), f"g{n}") for n in range(12)]
+    rare = [LabelledText(f"a.jsonl:{n}", f"text {n}", ("b",), "rare") for n in range(12, 15)]
     note = "label 'b' occurs in test (3 rows) but not in train: it cannot be learned"
     for seed in range(20):
         found = split([*common, *rare], validation=0, test=0.2, seed=seed)

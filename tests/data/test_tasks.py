@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 import pytest
 
-from tunesmith.data.examples import Chat, Example, Labelled, Message, Pair, Text
-from tunesmith.data.sources import Loaded
+from tunesmith.data.examples import Chat, Example, LabelledText, Message, Pair, Text
+from tunesmith.data.sources import DatasetSplits
 from tunesmith.data.split import Split
-from tunesmith.data.tasks import Asking, set_apart
+from tunesmith.data.tasks import Asking, remove_cross_task_leaks
 from tunesmith.errors import DataError
 
 
-def loaded(train: Sequence[Example], test: Sequence[Example] = ()) -> Loaded:
-    return Loaded(Split(list(train), [], list(test), 0, ("before",)), len(train) + len(test), {})
+def loaded(train: Sequence[Example], test: Sequence[Example] = ()) -> DatasetSplits:
+    return DatasetSplits(Split(list(train), [], list(test), 0, ("before",)), len(train) + len(test), {})
 
 
-def label(text: str, group: str = "") -> Labelled:
-    return Labelled("l.jsonl:1", text, ("good",), group)
+def label(text: str, group: str = "") -> LabelledText:
+    return LabelledText("l.jsonl:1", text, ("good",), group)
 
 
 def chat(text: str, group: str = "") -> Chat:
@@ -32,7 +32,7 @@ FRENCH = Asking("Say it in French:", "film")
 @pytest.mark.parametrize("other", [label("A GOOD  film"), Pair("p:1", (Message("user", "a good film"),), "yes", "no")])
 def test_a_text_that_one_task_holds_out_is_not_learned_by_another(other: Example):
     tasks = {"mood": loaded([label("x")], [other]), "french": loaded([chat("a good film"), chat("b"), chat("c")])}
-    found = set_apart(tasks, {"mood": Asking("", ""), "french": FRENCH})
+    found = remove_cross_task_leaks(tasks, {"mood": Asking("", ""), "french": FRENCH})
     assert found["french"].split.train == [chat("b"), chat("c")]
     assert found["french"].split.removed == 1
     assert found["french"].split.notes == (
@@ -48,7 +48,7 @@ def test_a_group_that_one_task_holds_out_is_not_learned_by_another_that_names_it
         "mood": loaded([label("x", "1")], [label("y", "7")]),
         "french": loaded([chat("a", "7"), chat("b", "8"), chat("c", "")]),
     }
-    found = set_apart(tasks, {"mood": Asking("", column), "french": FRENCH})
+    found = remove_cross_task_leaks(tasks, {"mood": Asking("", column), "french": FRENCH})
     assert len(found["french"].split.train) == left
 
 
@@ -57,12 +57,12 @@ def test_a_task_of_which_too_little_is_left_is_refused():
     with pytest.raises(
         DataError, match="french: 1 training rows remain after removing held-out rows of other tasks; add more rows"
     ):
-        set_apart(tasks, {"mood": Asking("", ""), "french": FRENCH})
+        remove_cross_task_leaks(tasks, {"mood": Asking("", ""), "french": FRENCH})
 
 
 def test_a_document_most_of_which_another_task_holds_out_is_not_learned():
     words = [f"word{number}" for number in range(40)]
     held, near, far = (Text("t:1", " ".join(part)) for part in (words, [*words, "revised"], words[::-1]))
     tasks = {"one": loaded([far], [held]), "two": loaded([near, far, far])}
-    found = set_apart(tasks, {"one": Asking("", ""), "two": Asking("", "")})
+    found = remove_cross_task_leaks(tasks, {"one": Asking("", ""), "two": Asking("", "")})
     assert found["two"].split.train == [far, far]

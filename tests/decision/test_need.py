@@ -73,24 +73,24 @@ def test_the_largest_size_is_foretold_from_the_smaller_ones_alone():
     assert reading.held.guess.rows == 1600
     assert reading.held.inside
     assert reading.held.guess.high - reading.held.guess.low < 0.04
-    assert reading.faults == ()
+    assert reading.problems == ()
 
 
 def test_a_size_that_breaks_the_law_is_seen_and_named():
     law = cells(Curve(0.95, 2.0, 0.5), 0.002)
     broken = [CurveCell(c.rows, c.seed, c.score - 0.1 * (c.rows == 1600)) for c in law]
-    assert "the smaller sizes did not predict the score at 1,600 rows" in read_curve(broken, best=1.0).faults
+    assert "the smaller sizes did not predict the score at 1,600 rows" in read_curve(broken, best=1.0).problems
 
 
 def test_scores_that_do_not_rise_are_no_curve():
     flat = read_curve(cells(Curve(0.8, 0.0, 0.5), 0.02), best=1.0)
-    assert flat.faults[0] == "scores do not rise from 100 to 1,600 rows by more than the seed noise"
+    assert flat.problems[0] == "scores do not rise from 100 to 1,600 rows by more than the seed noise"
 
 
 def test_a_line_over_log_rows_has_no_ceiling_to_speak_of():
     line = [CurveCell(rows, seed, 0.1 * math.log2(rows / 100) + 0.3) for rows in SIZES for seed in range(3)]
     reading = read_curve([CurveCell(c.rows, c.seed, c.score + 0.001 * c.seed) for c in line], best=math.inf)
-    assert "its fitted power is at a bound" in " ".join(reading.faults)
+    assert "its fitted power is at a bound" in " ".join(reading.problems)
 
 
 def test_rows_for_a_score_are_those_of_the_law_and_none_beyond_the_bound():

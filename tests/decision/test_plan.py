@@ -26,7 +26,7 @@ from tunesmith.decision.plan import (
     written_bytes,
 )
 from tunesmith.model.policy import Policy
-from tunesmith.model.size import Kept, NetworkSize, measure_size
+from tunesmith.model.size import ActivationMemory, NetworkSize, measure_size
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
 
@@ -38,8 +38,8 @@ WORK = TrainingWork(
 SIZE = NetworkSize(
     kind="llama", causal=True, layers=2, hidden=10, embedded=10, words=100, parameters=2000,
     linear=(("a.up", 10, 20), ("a.down", 20, 10)), named=(("embed", 100, 10), ("head", 10, 100)),
-    multiplied=400, past=40,
-    moving=Kept(1000.0, 50.0), frozen=Kept(600.0, 50.0),
+    matmul_parameters=400, past=40,
+    moving=ActivationMemory(1000.0, 50.0), frozen=ActivationMemory(600.0, 50.0),
 )  # fmt: skip
 PACE = MachinePace(products=1e9, products32=1e9, moved=1e9, mixed=False)
 ALL = [
@@ -65,7 +65,7 @@ def test_virtual_tokens_are_as_wide_as_the_words_and_a_layer_counts_as_often_as_
     size = measure_size(Policy.over(network, family="encoder", reference=nullcontext), modes=())
     assert (size.embedded, moving(Prompt(tokens=5), size)) == (16, 5 * 16)
     once = 4 * 32 * 32 + 2 * 32 * 64
-    assert (size.matrices, size.multiplied) == (once + 16 * 32, 3 * once + 16 * 32)
+    assert (size.matrices, size.matmul_parameters) == (once + 16 * 32, 3 * once + 16 * 32)
 
 
 @pytest.mark.parametrize("targets", [("q_proj", "lm_head"), ("embed_tokens",), r".*(embed_tokens|lm_head|o_proj)"])
@@ -112,7 +112,7 @@ def test_what_a_pass_keeps_grows_by_tokens_and_dropped_out_pairs_as_counted_on_s
 def test_measuring_leaves_the_network_as_it_was():
     made = policy("llama")
     made.network.get_input_embeddings().requires_grad_(False)
-    made.mixed = torch.bfloat16
+    made.autocast_dtype = torch.bfloat16
     before = {name: value.requires_grad for name, value in made.network.named_parameters()}
     random = torch.get_rng_state()
     measure_size(made)
@@ -125,7 +125,7 @@ def test_measuring_leaves_the_network_as_it_was():
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_measuring_lets_go_of_what_its_passes_kept(kind: str):
     made = policy(kind)
-    made.mixed = torch.bfloat16
+    made.autocast_dtype = torch.bfloat16
     before = _tensors()
     measure_size(made)
     assert _tensors() == before
@@ -198,13 +198,16 @@ def test_weights_in_four_bits_are_multiplied_in_the_type_of_all_others():
 
 
 def test_no_copies_in_two_bytes_are_kept_of_weights_in_four_bits():
-    mixed, size = replace(PACE, mixed=True), replace(SIZE, moving=Kept(1000.0, 2 * 400 + 50))
+    mixed, size = replace(PACE, mixed=True), replace(SIZE, moving=ActivationMemory(1000.0, 2 * 400 + 50))
     plain, packed = (peak_bytes(one, size, WORK, mixed, held=0) for one in (Lora(), Lora(quantize="nf4")))
     assert plain - packed == pytest.approx(400 * (4 - 0.52) + 2 * 400)
 
 
 def test_pairs_that_dropout_keeps_count_in_memory_and_time():
-    dropped, work = replace(SIZE, moving=Kept(1000.0, 50.0, 3.0)), replace(WORK, attended=7000, widest_attended=900)
+    dropped, work = (
+        replace(SIZE, moving=ActivationMemory(1000.0, 50.0, 3.0)),
+        replace(WORK, attended=7000, widest_attended=900),
+    )
     more = peak_bytes(Full(), dropped, work, PACE, held=0) - peak_bytes(Full(), SIZE, work, PACE, held=0)
     assert more == pytest.approx(1.8 * 3 * 900)
     slower = step_seconds(Full(), dropped, work, PACE) - step_seconds(Full(), SIZE, work, PACE)

@@ -18,7 +18,7 @@ from tunesmith.evaluation.likelihood import (
     RESAMPLES,
     TURNS,
     ReadingOptions,
-    Told,
+    TokenLikelihood,
     compare,
     rate,
     rate_interval,
@@ -32,8 +32,8 @@ from tunesmith.objectives import Domain
 TEXTS = [" ".join(SENTENCES[i:]) for i in range(4)]
 
 
-def told(nats: float, tokens: int = 10, *, found: int = 0) -> Told:
-    return Told(nats, tokens, 0, 4 * tokens, 5, found)
+def told(nats: float, tokens: int = 10, *, found: int = 0) -> TokenLikelihood:
+    return TokenLikelihood(nats, tokens, 0, 4 * tokens, 5, found)
 
 
 def test_nats_are_those_of_transformers_over_the_text_without_its_end():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.feedback.voting import item
 from tunesmith.data.calls import Call
 from tunesmith.data.examples import Message
-from tunesmith.feedback.items import FIRST, SECOND, Side, make_item, prompt_key, read_items, sample
+from tunesmith.feedback.items import FIRST, SECOND, AnswerSide, make_item, prompt_key, read_items, sample
 from tunesmith.feedback.preferences import prompt_of
 from tunesmith.feedback.store import Event
 
@@ -13,7 +13,7 @@ ASKED = [[Message("user", f"Prompt {n}")] for n in range(4)]
 
 
 def test_equal_and_empty_answers_are_left_out_and_counted():
-    sides = [Side("a", ["same", "x", "one", "Case"]), Side("b", [" same\n", " ", "two", "case"])]
+    sides = [AnswerSide("a", ["same", "x", "one", "Case"]), AnswerSide("b", [" same\n", " ", "two", "case"])]
     found = sample(ASKED, sides)
     assert [set(one.answers) for one in found.items] == [{"one", "two"}, {"Case", "case"}]
     assert (found.same, found.empty) == (1, 1)

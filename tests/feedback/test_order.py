@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 
-from tunesmith.feedback.order import FIRST, ROUND, Order, Vectors, rank, tfidf_vectors
+from tunesmith.feedback.order import FIRST, ROUND, LabelQueue, Vectors, rank, tfidf_vectors
 
 
 def blobs(*sizes: int, spread: float = 0.05) -> Vectors:
@@ -74,7 +74,7 @@ def test_texts_without_words_or_without_a_difference_have_vectors(texts: list[st
 
 def test_labels_change_the_order_without_making_anybody_wait():
     jobs: list = []
-    order = Order(blobs(60, 60), start=jobs.append)
+    order = LabelQueue(blobs(60, 60), start=jobs.append)
     before = order.ranking()
     order.learn({row: "a" if row < 60 else "b" for row in range(45, 75)})
     assert order.ranking() is before
@@ -85,7 +85,7 @@ def test_labels_change_the_order_without_making_anybody_wait():
 
 def test_labels_that_come_while_a_ranking_is_made_are_in_the_next():
     jobs: list = []
-    order = Order(blobs(20, 20), start=jobs.append)
+    order = LabelQueue(blobs(20, 20), start=jobs.append)
     order.ranking()
     order.learn({0: "a"})
     order.learn({0: "a", 1: "a"})
@@ -100,7 +100,7 @@ def test_labels_that_come_while_a_ranking_is_made_are_in_the_next():
 
 def test_a_ranking_that_fails_is_told_and_the_old_one_goes_on(monkeypatch: pytest.MonkeyPatch):
     jobs: list = []
-    order = Order(blobs(20, 20), start=jobs.append)
+    order = LabelQueue(blobs(20, 20), start=jobs.append)
     before = order.ranking()
 
     def fails(*_: object, **__: object) -> list[int]:
@@ -119,7 +119,7 @@ def test_a_ranking_that_fails_is_told_and_the_old_one_goes_on(monkeypatch: pytes
 
 def test_the_background_is_a_thread_of_its_own():
     ran = threading.Event()
-    order = Order(blobs(20, 20))
+    order = LabelQueue(blobs(20, 20))
     order.ranking()
     order.learn({0: "a"})
     for _ in range(200):

@@ -10,7 +10,7 @@ import pytest
 from tests.feedback.voting import Ballot, item, keyed, label_for
 from tunesmith.data.examples import Message
 from tunesmith.data.formats import detect
-from tunesmith.data.pairs import pairs, thumbs
+from tunesmith.data.pairs import pairs, unpaired_preferences
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.feedback.items import ANSWER, BAD, FIRST, GOOD, ITEM, OWN, SECOND, TIE, make_item, prompt_key, read_items
@@ -54,7 +54,9 @@ def test_an_answer_that_was_cut_off_is_told_in_its_row():
         ("second 1", (False, False)),
     }
     good = as_rows(thumb_rows(keyed([one]), ballot.votes).rows)
-    assert {(thumb.answer, thumb.good, thumb.cut) for thumb in thumbs(good, columns=detect(good).columns)} >= {
+    assert {
+        (thumb.answer, thumb.good, thumb.cut) for thumb in unpaired_preferences(good, columns=detect(good).columns)
+    } >= {
         ("first 1", False, True),
         ("second 1", True, False),
     }
@@ -98,7 +100,7 @@ def test_thumbs_tell_of_each_answer_whether_it_is_good():
     ballot.cast("Ana", items[2], GOOD)
     ballot.cast("Ana", items[3], OWN, text="mine")
     rows = as_rows(thumb_rows(keyed(items), ballot.votes).rows)
-    read = thumbs(rows, columns=detect(rows).columns)
+    read = unpaired_preferences(rows, columns=detect(rows).columns)
     assert {thumb.answer: thumb.good for thumb in read} == {
         "first 1": True, "second 1": False, "first 2": False, "second 2": False, "alone": True,
         "mine": True, "first 4": False, "second 4": False,

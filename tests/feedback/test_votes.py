@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunesmith.feedback.store import Event
-from tunesmith.feedback.votes import Votes
+from tunesmith.feedback.votes import VoteState
 
 
 def event(number: int, rater: str, kind: str, item: str = "", **body: object) -> Event:
@@ -14,7 +14,7 @@ def event(number: int, rater: str, kind: str, item: str = "", **body: object) ->
 
 
 def test_the_last_vote_of_a_person_stands_and_taking_it_back_brings_the_one_before():
-    votes = Votes([event(1, "Ana", "vote", "x", label="a"), event(2, "Ana", "vote", "x", label="b")])
+    votes = VoteState([event(1, "Ana", "vote", "x", label="a"), event(2, "Ana", "vote", "x", label="b")])
     assert votes.on("x") == {"Ana": "b"}
     votes.take(event(3, "Ana", "undo", "x", of=2))
     assert votes.on("x") == {"Ana": "a"}
@@ -24,7 +24,7 @@ def test_the_last_vote_of_a_person_stands_and_taking_it_back_brings_the_one_befo
 
 
 def test_an_undo_takes_back_what_its_person_did_last_and_nothing_of_others():
-    votes = Votes([event(1, "Ana", "vote", "x", label="a"), event(2, "Bo", "vote", "y", label="b")])
+    votes = VoteState([event(1, "Ana", "vote", "x", label="a"), event(2, "Bo", "vote", "y", label="b")])
     last = votes.last("Ana")
     assert last is not None
     assert last.number == 1
@@ -34,14 +34,14 @@ def test_an_undo_takes_back_what_its_person_did_last_and_nothing_of_others():
 
 
 def test_the_same_undo_from_two_tabs_counts_once():
-    votes = Votes([event(1, "Ana", "vote", "x", label="a"), event(2, "Ana", "vote", "y", label="a")])
+    votes = VoteState([event(1, "Ana", "vote", "x", label="a"), event(2, "Ana", "vote", "y", label="a")])
     votes.take(event(3, "Ana", "undo", "y", of=2))
     votes.take(event(4, "Ana", "undo", "y", of=2))
     assert votes.on("x") == {"Ana": "a"}
 
 
 def test_a_vote_ends_the_skipping_of_its_row():
-    votes = Votes([event(1, "Ana", "skip", "x")])
+    votes = VoteState([event(1, "Ana", "skip", "x")])
     assert votes.skipped("Ana") == {"x"}
     assert votes.skipped("Bo") == set()
     votes.take(event(2, "Ana", "vote", "x", label="a"))
@@ -49,7 +49,9 @@ def test_a_vote_ends_the_skipping_of_its_row():
 
 
 def test_most_votes_win_and_a_tie_has_no_label():
-    votes = Votes([event(n, rater, "vote", "x", label=label) for n, (rater, label) in enumerate(["Aa", "Ba", "Cb"], 1)])
+    votes = VoteState(
+        [event(n, rater, "vote", "x", label=label) for n, (rater, label) in enumerate(["Aa", "Ba", "Cb"], 1)]
+    )
     assert votes.label("x") == "a"
     votes.take(event(4, "D", "vote", "x", label="b"))
     assert votes.label("x") is None
@@ -57,7 +59,7 @@ def test_most_votes_win_and_a_tie_has_no_label():
 
 
 def test_labels_keep_the_order_in_which_they_were_first_known():
-    votes = Votes(
+    votes = VoteState(
         [event(1, "", "word", label="b"), event(2, "Ana", "vote", "x", label="a"), event(3, "", "word", label="b")]
     )
     assert votes.words == ["b", "a"]
@@ -69,7 +71,7 @@ def test_labels_keep_the_order_in_which_they_were_first_known():
     )
 )
 def test_undoing_everything_leaves_nothing(acts: list[tuple[str, str, str]]):
-    votes, number = Votes(), 0
+    votes, number = VoteState(), 0
 
     def take(rater: str, kind: str, item: str) -> None:
         nonlocal number

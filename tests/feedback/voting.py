@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tunesmith.data.examples import Message
 from tunesmith.feedback.items import FIRST, SECOND, Item, make_item
 from tunesmith.feedback.store import Event
-from tunesmith.feedback.votes import Votes
+from tunesmith.feedback.votes import VoteState
 
 
 def item(n: int, *answers: str, by: Sequence[str] = ("base", "tuned"), gold: str = "") -> Item:
@@ -41,8 +41,8 @@ class Ballot:
         self.events.append(Event(number, float(number), rater, "vote", on.key, {"label": label, **body}))
 
     @property
-    def votes(self) -> Votes:
-        return Votes(self.events)
+    def votes(self) -> VoteState:
+        return VoteState(self.events)
 
 
 def simulate(ballot: Ballot, rater: str, items: Sequence[Item], *, care: float, seed: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tunesmith.inference.beginnings import Beginnings, alike
+from tunesmith.inference.beginnings import PrefixCache, alike
 from tunesmith.inference.split import Splits
 
 
@@ -15,7 +15,7 @@ def past(columns: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def test_the_longest_known_beginning_is_found_and_never_the_whole_question():
-    kept = Beginnings(10_000)
+    kept = PrefixCache(10_000)
     kept.keep(1, range(20), past(20))
     kept.keep(1, [*range(12), 99], past(13))
     size, found = kept.find(1, [*range(15), 50, 51])
@@ -26,14 +26,14 @@ def test_the_longest_known_beginning_is_found_and_never_the_whole_question():
 
 
 def test_virtual_tokens_come_with_what_they_stand_before():
-    kept = Beginnings(10_000)
+    kept = PrefixCache(10_000)
     kept.keep(1, range(10), past(13))
     size, found = kept.find(1, [*range(9), 77], virtual=3)
     assert (size, found[0][0].shape[2]) == (9, 12)
 
 
 def test_what_was_not_used_for_longest_goes_when_the_memory_is_full():
-    kept = Beginnings(400)  # two of 20 columns at 8 bytes
+    kept = PrefixCache(400)  # two of 20 columns at 8 bytes
     for first in (0, 100):
         kept.keep(1, range(first, first + 20), past(20))
     kept.find(1, range(20))
@@ -63,7 +63,7 @@ def test_a_split_gives_each_model_its_share_and_a_person_always_the_same():
 
 
 def test_a_question_that_comes_again_lies_there_once():
-    room = Beginnings(10 * 20 * 8)
+    room = PrefixCache(10 * 20 * 8)
     first, second = list(range(20)), list(range(100, 120))
     room.keep(1, first, past(20))
     for _ in range(20):

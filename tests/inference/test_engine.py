@@ -17,13 +17,13 @@ import torch
 
 from tests.served import HEAD, LABELS, engine_over, save_run
 from tunesmith.data.examples import Message
-from tunesmith.inference.ask import Ask, AskError
+from tunesmith.inference.ask import AskError, GenerationRequest
 from tunesmith.inference.decoding import _fitting
 from tunesmith.inference.engine import Busy, Engine, Limits
 from tunesmith.inference.folder import load
 from tunesmith.inference.local import LocalModel
-from tunesmith.inference.row import Piece
-from tunesmith.inference.shelf import Shelf, UnknownModel
+from tunesmith.inference.row import CompletionChunk
+from tunesmith.inference.shelf import ModelRegistry, UnknownModel
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Reward
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
@@ -64,11 +64,11 @@ def over() -> Iterator[object]:
 class Answer:
     """What is told of one question."""
 
-    def __init__(self, engine: Engine, ask: Ask) -> None:
-        self._pieces: queue.SimpleQueue[Piece] = queue.SimpleQueue()
+    def __init__(self, engine: Engine, ask: GenerationRequest) -> None:
+        self._pieces: queue.SimpleQueue[CompletionChunk] = queue.SimpleQueue()
         self.ticket = engine.ask(ask, self._pieces.put)
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[CompletionChunk]:
         found = [self._pieces.get(timeout=60)]
         while not found[-1].end:
             found.append(self._pieces.get(timeout=60))
@@ -78,8 +78,8 @@ class Answer:
         return "".join(piece.text for piece in self.pieces())
 
 
-def asked(name: str, question: str, **more: object) -> Ask:
-    return Ask(name, (Message("user", question),), **{"sampling": GREEDY, **more})  # type: ignore[arg-type]
+def asked(name: str, question: str, **more: object) -> GenerationRequest:
+    return GenerationRequest(name, (Message("user", question),), **{"sampling": GREEDY, **more})  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------ the same answers
@@ -97,7 +97,7 @@ def test_a_batch_of_six_techniques_and_the_base_answers_each_as_if_it_were_alone
         for name in names
     }
     said = {key: answer.pieces() for key, answer in answers.items()}
-    alone = {name: load(tmp_path / name) for name in TECHNIQUES} | {kind: engine.shelf.get(kind).model}
+    alone = {name: load(tmp_path / name) for name in TECHNIQUES} | {kind: engine.registry.get(kind).model}
     for (name, question), pieces in said.items():
         wanted = alone[name].reply([Message("user", question)], sampling=GREEDY)
         last = pieces[-1]
@@ -133,7 +133,7 @@ def test_what_questions_share_is_read_once_and_known_again_later(one: Path, over
     assert begun > 20
     again = Answer(engine, asked("one", opening + "fox")).text()
     assert again == first[0]
-    shared = len(engine.shelf.get("one").model.prompt((Message("user", opening + "fox"),)))
+    shared = len(engine.registry.get("one").model.prompt((Message("user", opening + "fox"),)))
     assert engine.counts.reused - begun == shared - 1  # all but the last id, whose state the answer begins with
 
 
@@ -145,7 +145,7 @@ def test_stop_strings_logprobs_and_raw_texts_are_as_python_has_them(one: Path, o
         Answer(engine, asked("one", "hi", sampling=replace(GREEDY, stop=(stop,)))).text()
         == whole[: whole.index(stop)].strip()
     )
-    (told,) = Answer(engine, Ask("one", text="The quick", sampling=GREEDY)).pieces()
+    (told,) = Answer(engine, GenerationRequest("one", text="The quick", sampling=GREEDY)).pieces()
     assert told.text == model.complete(["The quick"], sampling=GREEDY)[0].text
     (scored,) = Answer(engine, asked("one", "hi", best=2)).pieces()
     ids = model.prompt([Message("user", "hi")])
@@ -217,17 +217,19 @@ def test_eight_adapters_over_one_base_take_the_memory_of_one_base_and_eight_adap
     engine = over({name: [tmp_path / name] for name in names})
     answers = [Answer(engine, asked(name, "hi")).text() for name in names]
     assert len(set(answers)) > 4
-    base = weights(engine.shelf.grounds()[0].base.network)
+    base = weights(engine.registry.shared_bases()[0].base.network)
     adapters = sum(
         value.numel() * 4
-        for run in engine.shelf.runs()
+        for run in engine.registry.runs()
         for name, value in run.model.policy.network.named_parameters()
         if "lora_" in name
     )
-    everything = weights(*(run.model.policy.network for run in engine.shelf.runs()))
+    everything = weights(*(run.model.policy.network for run in engine.registry.runs()))
     assert base < everything < (base + adapters) * 1.1
     assert adapters / 8 == pytest.approx((everything - base) / 8, rel=0.01)
-    assert len({id(engine.shelf.get(name).template) for name in names}) == 1  # a tokenizer takes as much as an adapter
+    assert (
+        len({id(engine.registry.get(name).template) for name in names}) == 1
+    )  # a tokenizer takes as much as an adapter
 
 
 def test_versions_are_loaded_unloaded_and_rolled_back_while_others_are_answered(tmp_path: Path, over):
@@ -247,14 +249,14 @@ def test_versions_are_loaded_unloaded_and_rolled_back_while_others_are_answered(
     asking = threading.Thread(target=keep_asking)
     asking.start()
     assert Answer(engine, asked("one", "hi")).text() == wanted[2]
-    assert engine.shelf.roll_back("one").version == 1
+    assert engine.registry.roll_back("one").version == 1
     assert Answer(engine, asked("one", "hi")).text() == wanted[1]
     with pytest.raises(UnknownModel, match="at its first version"):
-        engine.shelf.roll_back("one")
-    engine.shelf.unload("one")
+        engine.registry.roll_back("one")
+    engine.registry.unload("one")
     with pytest.raises(UnknownModel, match="'one' is not served here; there are other, llama"):
         Answer(engine, asked("one", "hi"))
-    assert engine.shelf.load("one").version == 2
+    assert engine.registry.load("one").version == 2
     assert Answer(engine, asked("one", "hi")).text() == wanted[2]
     stop.set()
     asking.join(30)
@@ -268,7 +270,7 @@ def test_one_base_in_two_forms_has_two_names(tmp_path: Path, over):
     pytest.importorskip("bitsandbytes")
     save_run(tmp_path / "plain", Lora(rank=4))
     save_run(tmp_path / "small", Lora(rank=4, quantize="nf4"))
-    shelf = over({"small": [tmp_path / "small"], "plain": [tmp_path / "plain"]}).shelf
+    shelf = over({"small": [tmp_path / "small"], "plain": [tmp_path / "plain"]}).registry
     assert {run.name for run in shelf.runs()} == {"small", "plain", "llama", "llama-nf4"}
     shelf.unload("small")
     assert {run.name for run in shelf.runs()} == {"plain", "llama"}
@@ -279,11 +281,11 @@ def test_a_run_that_was_unloaded_and_its_base_leave_the_memory_though_nobody_ask
     engine = over({"one": [tmp_path / "one"]})
     Answer(engine, asked("one", "hi")).text()
     gone = (
-        weakref.ref(engine.shelf.grounds()[0].base.network),
-        weakref.ref(engine.shelf.get("one").model.policy.network),
+        weakref.ref(engine.registry.shared_bases()[0].base.network),
+        weakref.ref(engine.registry.get("one").model.policy.network),
     )
     last = Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=60)))
-    engine.shelf.unload("one")  # while it answers
+    engine.registry.unload("one")  # while it answers
     last.text()
     del last
     for _ in range(100):
@@ -300,8 +302,8 @@ def test_a_run_that_was_mixed_with_another_leaves_the_memory_when_it_is_unloaded
     engine = over({name: [tmp_path / name] for name in ("one", "two")})
     long = Sampling(max_new_tokens=60)
     answers = [Answer(engine, asked(name, "hi", sampling=long)) for name in ("one", "two")]
-    gone = weakref.ref(engine.shelf.get("two").model.policy.network)
-    engine.shelf.unload("two")  # while both are answered in one batch
+    gone = weakref.ref(engine.registry.get("two").model.policy.network)
+    engine.registry.unload("two")  # while both are answered in one batch
     wanted = load(tmp_path / "one").reply([Message("user", "hi")], sampling=long).text
     assert answers[0].text() == wanted
     answers.pop().text()
@@ -312,7 +314,7 @@ def test_a_run_that_was_mixed_with_another_leaves_the_memory_when_it_is_unloaded
         time.sleep(0.05)
     assert gone() is None
     assert Answer(engine, asked("one", "hi", sampling=long)).text() == wanted
-    kept = engine.shelf.get("one").model.policy.network
+    kept = engine.registry.get("one").model.policy.network
     factors = [value for name, value in kept.named_parameters() if "lora_" in name]
     assert factors
     assert all(value.untyped_storage().nbytes() == value.numel() * value.element_size() for value in factors)
@@ -337,7 +339,7 @@ def test_a_long_question_is_not_read_with_so_many_short_ones_that_padding_counts
 
 
 def test_only_registered_names_are_read(one: Path):
-    shelf = Shelf({"one": [one]})
+    shelf = ModelRegistry({"one": [one]})
     for name in (str(one), "../one", "one/../one", ""):
         with pytest.raises(UnknownModel, match="was not registered"):
             shelf.load(name)
@@ -440,7 +442,10 @@ def test_a_bug_over_one_question_ends_nobody_elses_answer(one: Path, monkeypatch
 def test_a_question_that_nothing_can_be_taken_from_is_answered_or_refused(one: Path, over):
     engine = over({"one": [one]})
     turns = (Message("assistant", "word " * 900),)
-    assert Answer(engine, Ask("one", turns, sampling=Sampling(max_new_tokens=2))).pieces()[-1].end != "broken"
+    assert (
+        Answer(engine, GenerationRequest("one", turns, sampling=Sampling(max_new_tokens=2))).pieces()[-1].end
+        != "broken"
+    )
 
 
 def test_a_few_texts_of_one_run_are_not_behind_a_thousand_of_another(one: Path, tmp_path: Path, over):
@@ -507,7 +512,7 @@ def test_more_tokens_than_the_server_gives_are_refused(longest: int, one: Path, 
 def test_an_answer_ends_where_the_model_has_no_more_positions(tmp_path: Path, over):
     save_run(tmp_path / "one", Lora(rank=4), kind="gpt2")
     engine = over({"one": [tmp_path / "one"]})
-    engine.shelf.get("one").model.policy.network.config.max_position_embeddings = 40
+    engine.registry.get("one").model.policy.network.config.max_position_embeddings = 40
     (told,) = Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=4000))).pieces()
     assert told.end == "stop" or told.prompt_tokens + told.new_tokens == 40
 
@@ -524,7 +529,7 @@ def test_an_engine_that_ends_takes_nothing_more_and_ends_what_it_began(one: Path
 def test_a_bug_is_told_to_the_log_and_to_who_waits_and_the_engine_goes_on(one: Path, monkeypatch):
     engine, bugs = engine_over({"one": [one]})
     with monkeypatch.context() as patch:
-        patch.setattr("tunesmith.inference.decoding.Decoding._read", lambda *_: 1 / 0)
+        patch.setattr("tunesmith.inference.decoding.ContinuousBatch._read", lambda *_: 1 / 0)
         assert Answer(engine, asked("one", "hi")).pieces()[-1].end == "broken"
     assert "ZeroDivisionError" in bugs[0]
     assert Answer(engine, asked("one", "hi")).pieces()[-1].end in ("stop", "length")

@@ -16,7 +16,7 @@ from tests.tiny import CHATML, tiny_decoder
 from tunesmith.data.examples import Message
 from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError, TemplateError
-from tunesmith.inference.folder import ABOUT, About, find_model, load, read_about, save_model
+from tunesmith.inference.folder import MANIFEST_FILE, ModelManifest, find_model, load, read_manifest, save_model
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import MANIFEST, write_folder
 from tunesmith.objectives import Classify, Instruct
@@ -42,7 +42,7 @@ def tuned(out: Path, kind: str, technique: Full | Lora, name: str = "instruct") 
                 value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(2)))
     form = Template(found.tokenizer, chat=found.family == "decoder")
     model = LocalModel(made, form, objective, 128, temperature=1.7)
-    about = About(
+    about = ModelManifest(
         base=str(folder(kind)),
         fingerprint=found.fingerprint,
         family=found.family,
@@ -118,7 +118,7 @@ def test_another_base_of_the_same_shape_is_refused(tmp_path: Path):
     other = tiny_decoder(tmp_path / "other", "llama")
     weights = load_file(other / "model.safetensors")
     save_file({name: value + 0.01 for name, value in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    edit(tmp_path / "model" / ABOUT, base=str(other))
+    edit(tmp_path / "model" / MANIFEST_FILE, base=str(other))
     with pytest.raises(CheckpointError, match=r"tuned over another base .* found .*; give the base it was tuned on"):
         load(tmp_path)
 
@@ -126,7 +126,7 @@ def test_another_base_of_the_same_shape_is_refused(tmp_path: Path):
 def test_a_base_that_moved_is_still_the_same_base(tmp_path: Path):
     made = tuned(tmp_path, "llama", LORA, "words")
     moved = shutil.copytree(folder("llama"), tmp_path / "elsewhere")
-    edit(tmp_path / "model" / ABOUT, base=str(moved))
+    edit(tmp_path / "model" / MANIFEST_FILE, base=str(moved))
     assert torch.equal(logits(load(tmp_path)), logits(made))
 
 
@@ -172,15 +172,17 @@ def test_a_folder_that_was_copied_without_its_manifest_still_opens(tmp_path: Pat
 )
 def test_a_page_of_another_version_is_refused(changes: dict, finding: str, tmp_path: Path):
     tuned(tmp_path, "llama", LORA)
-    edit(tmp_path / "model" / ABOUT, **changes)
-    with pytest.raises(CheckpointError, match=rf"{ABOUT}: {finding}; written by another version or edited by hand"):
-        read_about(tmp_path / "model")
+    edit(tmp_path / "model" / MANIFEST_FILE, **changes)
+    with pytest.raises(
+        CheckpointError, match=rf"{MANIFEST_FILE}: {finding}; written by another version or edited by hand"
+    ):
+        read_manifest(tmp_path / "model")
 
 
 def test_a_page_that_is_no_json_is_refused(tmp_path: Path):
     tuned(tmp_path, "llama", LORA)
-    (tmp_path / "model" / ABOUT).write_text("{")
-    with pytest.raises(CheckpointError, match=rf"{ABOUT}: not JSON .*; written by another version"):
+    (tmp_path / "model" / MANIFEST_FILE).write_text("{")
+    with pytest.raises(CheckpointError, match=rf"{MANIFEST_FILE}: not JSON .*; written by another version"):
         load(tmp_path)
 
 
@@ -190,16 +192,16 @@ def test_a_tokenizer_that_cannot_be_read_is_refused(tmp_path: Path):
         (tmp_path / "model" / "tokenizer.json").write_text(damage)
         with pytest.raises(CheckpointError, match="transformers cannot read it .*; or restore the folder"):
             load(tmp_path)
-    (tmp_path / "model" / ABOUT).write_bytes(b"\xff\xfe")
-    with pytest.raises(CheckpointError, match=f"{ABOUT}: not JSON"):
+    (tmp_path / "model" / MANIFEST_FILE).write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=f"{MANIFEST_FILE}: not JSON"):
         load(tmp_path)
 
 
 def test_a_loaded_model_knows_from_where_on_it_is_sure_enough(tmp_path: Path):
     made = tuned(tmp_path, "bert", LORA, "linear")
-    page = json.loads((tmp_path / "model" / ABOUT).read_text())
+    page = json.loads((tmp_path / "model" / MANIFEST_FILE).read_text())
     assert load(tmp_path).threshold is None
-    (tmp_path / "model" / ABOUT).write_text(json.dumps(page | {"threshold": 0.7}))
+    (tmp_path / "model" / MANIFEST_FILE).write_text(json.dumps(page | {"threshold": 0.7}))
     assert (load(tmp_path).threshold, made.threshold) == (0.7, None)
 
 
@@ -208,5 +210,5 @@ def test_what_is_no_run_is_refused(tmp_path: Path):
         find_model(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"no finished model in it; finish it with `tunesmith tune`"):
         find_model(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"{ABOUT} is missing"):
-        read_about(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"{MANIFEST_FILE} is missing"):
+        read_manifest(tmp_path)

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.tiny import tiny_decoder
 from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError, ModelError, RecipeError
-from tunesmith.inference.folder import About, save_model
+from tunesmith.inference.folder import ModelManifest, save_model
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.open import identify, open_model
 from tunesmith.model.load import load_base
@@ -175,7 +175,7 @@ def run_folder(folder: Path, base: Path, objective: Classify | Instruct) -> Path
     policy = technique.adapt(loaded.network, family="decoder", keep_reference=False)
     policy.head = objective.head(policy)
     model = LocalModel(policy, Template(loaded.tokenizer), objective, 200)
-    about = About(
+    about = ModelManifest(
         base=str(base),
         fingerprint=loaded.fingerprint,
         family="decoder",

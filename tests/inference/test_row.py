@@ -10,11 +10,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from tunesmith.inference.row import LiveAnswer, Piece, ScoredToken
+from tunesmith.inference.row import ActiveRequest, CompletionChunk, ScoredToken
 from tunesmith.model.generate import choose
 from tunesmith.model.grammar import Follower
 from tunesmith.model.sampling import Sampling
-from tunesmith.web.told import Telling
+from tunesmith.web.told import ChatCompletionBuilder
 
 LETTERS = ["a", "E", "N", "D", "x"]
 
@@ -28,12 +28,12 @@ class Template:
         return "".join(LETTERS[i] for i in ids)
 
 
-def written(text: str, *, in_pieces: bool) -> list[Piece]:
+def written(text: str, *, in_pieces: bool) -> list[CompletionChunk]:
     """The pieces that are told of an answer with these letters, which END would stop."""
-    told: list[Piece] = []
+    told: list[CompletionChunk] = []
     run: Any = SimpleNamespace(model=SimpleNamespace(template=Template()), virtual=0)
     sampling = Sampling(max_new_tokens=99, stop=("END",))
-    answer = LiveAnswer(run, [1], sampling, told.append, best=0, in_pieces=in_pieces)
+    answer = ActiveRequest(run, [1], sampling, told.append, best=0, in_pieces=in_pieces)
     for letter in text:
         logits = torch.zeros(len(LETTERS))
         logits[LETTERS.index(letter)] = 9
@@ -62,13 +62,19 @@ def spaced() -> Any:
 
 def test_tokens_that_begin_words_have_their_space_and_their_place_through_a_stream(spaced: Any):
     scored = [ScoredToken(5, -1.0, ((5, -1.0),))] * 3
-    whole = Telling("m", spaced, chat=False).whole("hi hi hi", scored, Piece(end="stop"))["choices"][0]["logprobs"]
+    whole = ChatCompletionBuilder("m", spaced, chat=False).whole("hi hi hi", scored, CompletionChunk(end="stop"))[
+        "choices"
+    ][0]["logprobs"]
     assert (whole["tokens"], whole["text_offset"]) == (["hi", " hi", " hi"], [0, 2, 5])
-    stream = Telling("m", spaced, chat=False)
-    parts = [stream.part(Piece("", tuple(part)))["choices"][0]["logprobs"] for part in (scored[:2], scored[2:])]
+    stream = ChatCompletionBuilder("m", spaced, chat=False)
+    parts = [
+        stream.part(CompletionChunk("", tuple(part)))["choices"][0]["logprobs"] for part in (scored[:2], scored[2:])
+    ]
     assert [offset for part in parts for offset in part["text_offset"]] == [0, 2, 5]
     assert parts[1]["top_logprobs"] == [{" hi": -1.0}]
-    chat = Telling("m", spaced, chat=True).whole("hi hi hi", scored, Piece(end="stop"))["choices"][0]["logprobs"]
+    chat = ChatCompletionBuilder("m", spaced, chat=True).whole("hi hi hi", scored, CompletionChunk(end="stop"))[
+        "choices"
+    ][0]["logprobs"]
     assert bytes(sum((one["bytes"] for one in chat["content"]), [])).decode() == "hi hi hi"
 
 
@@ -89,8 +95,8 @@ def test_an_answer_whose_words_cannot_follow_its_schema_is_told_as_wrong_and_not
         def is_stopped(self) -> bool:
             return True
 
-    told: list[Piece] = []
+    told: list[CompletionChunk] = []
     run: Any = SimpleNamespace(model=SimpleNamespace(template=Template()), virtual=0)
-    answer = LiveAnswer(run, [1], Sampling(), told.append, follower=Follower(Matcher(), len(LETTERS)))
+    answer = ActiveRequest(run, [1], Sampling(), told.append, follower=Follower(Matcher(), len(LETTERS)))
     assert answer.take(0)
     assert (told[-1].end, told[-1].why[:27]) == ("wrong", "response_format: this model")

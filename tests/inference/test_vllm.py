@@ -19,7 +19,7 @@ from tests.served import HEAD, LABELS, save_run, served_outside
 from tunesmith.data.examples import Message
 from tunesmith.errors import ModelError
 from tunesmith.inference.answering import Limits
-from tunesmith.inference.folder import ABOUT, find_model, load, read_about
+from tunesmith.inference.folder import MANIFEST_FILE, find_model, load, read_manifest
 from tunesmith.inference.vllm import Vllm, refuse
 from tunesmith.model.quiet import quiet
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
@@ -224,13 +224,13 @@ def test_what_vllm_has_no_way_to_answer_with_is_refused(
 def test_a_run_over_a_run_is_refused_before_vllm_is_started_on_an_adapter(tmp_path: Path, stand_in):
     save_run(tmp_path / "one", Lora(rank=4))
     save_run(tmp_path / "two", Lora(rank=4))
-    page = find_model(tmp_path / "two") / ABOUT
+    page = find_model(tmp_path / "two") / MANIFEST_FILE
     page.write_text(json.dumps(json.loads(page.read_text()) | {"base": str(tmp_path / "one")}))
     with pytest.raises(ModelError, match="two: its base is a run, whose adapter vLLM would not merge"):
         Vllm({"two": tmp_path / "two"}, rows=2, offline=True)
     assert stand_in == []
     folder = find_model(tmp_path / "two")
-    refuse("whole", folder, read_about(folder).model_copy(update={"technique": Full()}))  # whatever it began with
+    refuse("whole", folder, read_manifest(folder).model_copy(update={"technique": Full()}))  # whatever it began with
 
 
 def test_runs_over_two_bases_are_refused(tmp_path: Path, stand_in):

@@ -22,7 +22,7 @@ def rows(*sequences: Tokens) -> list[Encoded]:
 
 def read_back(batch: Batch) -> list[list[int]]:
     """The ids of each row as the network sees them."""
-    return [batch.ids[path[path >= 0]].tolist() for path in batch.paths]
+    return [batch.ids[path[path >= 0]].tolist() for path in batch.row_index]
 
 
 def loss_and_gradients(made: Policy, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -38,16 +38,16 @@ def test_rows_lie_one_behind_the_other_without_padding():
     batch = collate(rows(tokens([5, 6, 7], "..."), tokens([8, 9], "..")))
     assert batch.ids.tolist() == [5, 6, 7, 8, 9]
     assert batch.positions.tolist() == [0, 1, 2, 0, 1]
-    assert batch.paths.tolist() == [[0, 1, 2], [3, 4, -1]]
-    assert batch.ends.tolist() == [2, 4]
-    assert (batch.rows, batch.tokens, batch.computed) == (2, 5, 5)
+    assert batch.row_index.tolist() == [[0, 1, 2], [3, 4, -1]]
+    assert batch.last_index.tolist() == [2, 4]
+    assert (batch.rows, batch.tokens, batch.forward_tokens) == (2, 5, 5)
 
 
 def test_each_learned_id_knows_its_row_and_the_token_before_it():
     batch = pack([tokens([5, 6, 7, 8], "..xx"), tokens([9, 4, 3], ".x.")])
     assert batch.targets.tolist() == [7, 8, 4]
-    assert batch.owners.tolist() == [0, 0, 1]
-    assert batch.ids[batch.before].tolist() == [6, 7, 9]
+    assert batch.row_ids.tolist() == [0, 0, 1]
+    assert batch.ids[batch.prev_index].tolist() == [6, 7, 9]
 
 
 def test_a_last_learned_id_and_what_follows_it_do_not_run_but_count_as_the_rows_tokens():
@@ -65,7 +65,7 @@ def test_the_first_id_of_a_text_is_never_learned_since_nothing_stands_before_it(
 def test_what_rows_begin_with_runs_once_where_it_is_long_enough(shared: int, runs_once: bool):
     start = list(range(10, 10 + shared))
     batch = pack([tokens([*start, 100 + i, 2], "." * (shared + 1) + "x") for i in range(3)])
-    assert batch.computed == (shared + 3 if runs_once else 3 * (shared + 1))
+    assert batch.forward_tokens == (shared + 3 if runs_once else 3 * (shared + 1))
     assert read_back(batch) == [[*start, 100 + i] for i in range(3)]
 
 
@@ -74,7 +74,7 @@ def test_sharing_nests_to_any_depth():
     made = [[*start, *prompt, 90], [*start, *other, 91, 92], [*start, *prompt, 93], [*start, 94]]
     batch = pack([Tokens(ids, [False] * len(ids)) for ids in made])
     assert read_back(batch) == made
-    assert batch.computed == 20 + 20 + 22 + 1 + 1 + 1
+    assert batch.forward_tokens == 20 + 20 + 22 + 1 + 1 + 1
     assert [level.size for level in batch.layout.levels] == [20, 20 + 22 + 1, 2]
 
 
@@ -89,13 +89,13 @@ def test_nothing_that_a_row_learns_is_shared():
 def test_two_equal_rows_run_once():
     ids = list(range(10, 50))
     batch = pack([tokens(ids, "." * 40), tokens(ids, "." * 40)])
-    assert batch.computed == 40
-    assert batch.ends.tolist() == [39, 39]
+    assert batch.forward_tokens == 40
+    assert batch.last_index.tolist() == [39, 39]
 
 
 def test_without_sharing_every_row_runs_for_itself():
     ids = list(range(10, 50))
-    assert pack([tokens(ids, "." * 40)] * 2, share=False).computed == 80
+    assert pack([tokens(ids, "." * 40)] * 2, share=False).forward_tokens == 80
 
 
 def test_labels_of_a_head_become_one_row_each():

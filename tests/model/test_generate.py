@@ -19,7 +19,7 @@ from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 
 NEW = 12
-attend = room.Fork.attend
+attend = room.SharedPrefixAttention.attend
 START = "Answer the question as well as you can, please: "
 
 
@@ -303,7 +303,7 @@ def test_answers_beside_a_prompt_that_lies_once_are_those_beside_copies_of_it(
     made, asked, form = talker(kind), prompts(kind), template(kind)
     sampling = Sampling(max_new_tokens=NEW, temperature=1.0, seed=1)
     forks = []
-    monkeypatch.setattr(room.Fork, "attend", lambda *given: forks.append(given[1]) or attend(*given))
+    monkeypatch.setattr(room.SharedPrefixAttention, "attend", lambda *given: forks.append(given[1]) or attend(*given))
     once = sample(made, asked, count=4, sampling=sampling, template=form)
     assert bool(forks) != room.slides(
         made.network.config
@@ -315,9 +315,9 @@ def test_answers_beside_a_prompt_that_lies_once_are_those_beside_copies_of_it(
 @pytest.mark.parametrize("mixed", [None, torch.bfloat16])
 def test_states_of_forked_answers_are_those_of_copies_whichever_have_ended(mixed: torch.dtype | None):
     made, ids = talker("llama"), torch.tensor([[70], [80], [90], [71], [81], [91]])
-    made.mixed = mixed
+    made.autocast_dtype = mixed
     found = []
-    with torch.no_grad(), made.mixing():
+    with torch.no_grad(), made.autocast():
         for packs in (True, False):
             made.packs = packs
             state = room._prefill(made, prompts("llama")[:2])

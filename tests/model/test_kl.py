@@ -7,11 +7,11 @@ import torch
 
 from tests.bases import LORA, encoded, policy
 from tunesmith.model.batch import collate
-from tunesmith.model.reference import kl_to_start
+from tunesmith.model.reference import kl_to_reference
 
 
 def test_nothing_has_moved_at_the_start():
-    total, count = kl_to_start(policy("llama", LORA), collate(encoded("llama")))
+    total, count = kl_to_reference(policy("llama", LORA), collate(encoded("llama")))
     assert total == pytest.approx(0.0, abs=1e-4)
     assert count == sum(sum(one.learn) for row in encoded("llama") for one in row.sequences)
 
@@ -23,6 +23,6 @@ def test_the_kl_is_taken_over_all_words():
         with made.reference():
             before = made.words.logits(made.learned(batch)).log_softmax(dim=1)
     wanted = torch.nn.functional.kl_div(before, now, log_target=True, reduction="sum").item()
-    total, _ = kl_to_start(made, batch)
+    total, _ = kl_to_reference(made, batch)
     assert total == pytest.approx(wanted, rel=1e-4)
     assert total > 0.01

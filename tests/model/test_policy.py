@@ -54,7 +54,7 @@ def test_a_decoder_is_pooled_at_its_last_real_token():
     with torch.no_grad():
         batch = collate(rows)
         states, pooled = made.states(batch), made.pooled(batch)
-    assert torch.equal(pooled, torch.stack([states[batch.paths[0, 3]], states[batch.paths[1, 1]]]))
+    assert torch.equal(pooled, torch.stack([states[batch.row_index[0, 3]], states[batch.row_index[1, 1]]]))
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
@@ -89,7 +89,7 @@ def test_multiplying_in_bfloat16_gives_nearly_the_same_states_and_leaves_the_num
     batch = one([7, 8, 9], "..x")
     with torch.no_grad():
         exact = made.states(batch)
-        made.mixed = torch.bfloat16
+        made.autocast_dtype = torch.bfloat16
         near = made.states(batch)
     assert near.dtype == torch.float32
     assert 0 < float((near - exact).abs().max()) < 0.1
@@ -135,13 +135,13 @@ def test_a_tied_embedding_is_one_number_to_the_optimizer():
 
 def test_products_are_made_as_before_after_full_precision_was_asked_for_and_something_failed():
     made = policy("llama")
-    made.mixed = torch.bfloat16
+    made.autocast_dtype = torch.bfloat16
 
     def fail() -> None:
-        with made.unmixed():
-            assert made.mixed is None
+        with made.full_precision():
+            assert made.autocast_dtype is None
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    assert made.mixed is torch.bfloat16
+    assert made.autocast_dtype is torch.bfloat16

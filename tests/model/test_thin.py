@@ -12,7 +12,7 @@ from torch import nn
 from tests.bases import base
 from tunesmith.model import thin
 from tunesmith.model.lowrank import FusedLora
-from tunesmith.model.thin import ThinLinear
+from tunesmith.model.thin import SkinnyLinear
 from tunesmith.techniques import Lora
 
 
@@ -39,7 +39,7 @@ def parted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return parts
 
 
-@pytest.mark.parametrize("shape", [(24,), (1, 24), (5, 1, 24), (thin.FEW, 1, 24)])
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (5, 1, 24), (thin.MAX_ROWS, 1, 24)])
 def test_few_rows_are_multiplied_in_parts_and_come_out_as_torchs(shape: tuple[int, ...], parted: list[int]):
     layer, x = nn.Linear(24, 12), torch.randn(*shape)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_many_rows_other_types_odd_widths_and_gradients_are_left_to_torch(parted
     assert learned.requires_grad
     with torch.no_grad():
         for rows, weight in (
-            (torch.randn(thin.FEW + 1, 24), layer.weight),
+            (torch.randn(thin.MAX_ROWS + 1, 24), layer.weight),
             (x.bfloat16(), layer.weight.bfloat16()),
             (x, layer.weight[:11]),
             (x, layer.weight.T.contiguous().T),
@@ -72,7 +72,7 @@ def test_many_rows_other_types_odd_widths_and_gradients_are_left_to_torch(parted
 def test_a_policys_layers_and_those_under_lora_take_this_way(parted: list[int]):
     network = base("llama").network
     policy = Lora(rank=4).adapt(network, family="decoder", keep_reference=False)
-    assert {ThinLinear, FusedLora} <= {type(module) for module in network.modules()}
+    assert {SkinnyLinear, FusedLora} <= {type(module) for module in network.modules()}
     parted.clear()
     with torch.no_grad():
         policy.network(input_ids=torch.tensor([[5, 6, 7]]))

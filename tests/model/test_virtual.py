@@ -101,7 +101,7 @@ def test_multiplying_in_bfloat16_gives_nearly_the_same_states():
         made, batch = policy("llama", technique), pack(sequences())
         with torch.no_grad():
             exact = made.states(batch)
-            made.mixed = torch.bfloat16
+            made.autocast_dtype = torch.bfloat16
             assert 0 < float((made.states(batch) - exact).norm() / exact.norm()) < 0.02
 
 

@@ -9,19 +9,19 @@ import torch
 
 from tests.bases import labelled, policy, template
 from tests.tiny import DECODERS
-from tunesmith.data.examples import Labelled, Message
+from tunesmith.data.examples import LabelledText, Message
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.model.batch import collate
 from tunesmith.objectives import Classify
 
 
-def rows(*labels: str) -> list[Labelled]:
-    return [Labelled(f"mail.jsonl:{i + 1}", f"text {i}", (label,)) for i, label in enumerate(labels)]
+def rows(*labels: str) -> list[LabelledText]:
+    return [LabelledText(f"mail.jsonl:{i + 1}", f"text {i}", (label,)) for i, label in enumerate(labels)]
 
 
-def several(*labels: tuple[str, ...]) -> list[Labelled]:
-    return [Labelled(f"mail.jsonl:{i + 1}", f"text {i}", of, multi=True) for i, of in enumerate(labels)]
+def several(*labels: tuple[str, ...]) -> list[LabelledText]:
+    return [LabelledText(f"mail.jsonl:{i + 1}", f"text {i}", of, multi=True) for i, of in enumerate(labels)]
 
 
 def head_of(kind: str, objective: Classify, bias: list[float]):
@@ -39,7 +39,7 @@ def test_a_special_token_in_a_text_is_text():
     assert tokens.ids.count(form.tokenizer.sep_token_id) == 1  # the one at the end
 
 
-def read(kind: str, objective: Classify, examples: list[Labelled], *, limit: int = 512):
+def read(kind: str, objective: Classify, examples: list[LabelledText], *, limit: int = 512):
     form = template(kind)
     return collate([objective.encode(example, form, limit=limit) for example in examples], share=kind != "bert")
 
@@ -114,8 +114,8 @@ def test_a_label_that_the_recipe_does_not_list_is_refused_with_its_row():
 
 def test_columns_are_detected_and_may_be_named():
     table = [Row("m.jsonl:1", {"text": "hi", "label": "a", "tone": "b", "doc": 3})]
-    assert Classify().examples(table, group="doc") == [Labelled("m.jsonl:1", "hi", ("a",), "3")]
-    assert Classify(text="text", label="tone").examples(table, group="") == [Labelled("m.jsonl:1", "hi", ("b",))]
+    assert Classify().examples(table, group="doc") == [LabelledText("m.jsonl:1", "hi", ("a",), "3")]
+    assert Classify(text="text", label="tone").examples(table, group="") == [LabelledText("m.jsonl:1", "hi", ("b",))]
 
 
 def test_a_decoder_is_asked_by_the_instruction_or_by_one_made_from_the_labels():
@@ -153,7 +153,7 @@ def test_a_head_reads_exactly_what_words_are_answered_to():
 @pytest.mark.parametrize(("limit", "shortened"), [(12, True), (40, True), (512, False)])
 def test_an_encoders_text_is_cut_at_the_limit_and_counted(limit: int, shortened: bool):
     bound = Classify().bind(labelled(4), "encoder")
-    long = Labelled("rows:0", "This phone is bad. " * 8, ("negative",))
+    long = LabelledText("rows:0", "This phone is bad. " * 8, ("negative",))
     made = bound.encode(long, template("bert"), limit=limit)
     assert made.shortened == shortened
     assert made.length <= limit
@@ -164,7 +164,7 @@ def test_an_encoders_text_is_cut_at_the_limit_and_counted(limit: int, shortened:
 
 def test_a_long_text_gives_way_and_the_label_stays_whole():
     bound = Classify(output="words").bind(labelled(4), "decoder")
-    long = Labelled("rows:0", "This phone is bad. " * 30, ("negative",))
+    long = LabelledText("rows:0", "This phone is bad. " * 30, ("negative",))
     made = bound.encode(long, template("llama"), limit=140)
     assert (made.shortened, made.length) == (True, pytest.approx(140, abs=1))
     assert made.sequences[0].learned == len(template("llama").answer(bound.messages("x"), "negative")) + 1
@@ -186,7 +186,7 @@ def test_the_loss_of_label_words_is_the_one_that_transformers_computes(kind: str
             labels = [i if learn else -100 for i, learn in zip(one.ids, one.learn, strict=True)]
             mean = made.network(input_ids=torch.tensor([one.ids]), labels=torch.tensor([labels])).loss
             wanted += mean.item() * one.learned
-    assert batch.computed < sum(len(path[path >= 0]) for path in batch.paths)  # the instruction ran once
+    assert batch.forward_tokens < sum(len(path[path >= 0]) for path in batch.row_index)  # the instruction ran once
     assert loss.units == bound.units(batch) == sum(len(template(kind).answer(bound.messages("x"), label)) + 1
                                                    for label in ("positive", "negative")) * 2  # fmt: skip
     assert loss.total.item() == pytest.approx(wanted, rel=1e-4)
@@ -211,7 +211,7 @@ def test_the_loss_of_a_head_is_cross_entropy_over_the_labels(kind: str):
 
 def uneven(*, train: int = 6, **changes: object) -> Classify:
     """Six rows, five of them negative: their headline is macro F1."""
-    examples = [Labelled("m:1", "text", ("positive" if i == 0 else "negative",)) for i in range(train)]
+    examples = [LabelledText("m:1", "text", ("positive" if i == 0 else "negative",)) for i in range(train)]
     bound = Classify(output="linear", **changes).bind(examples, "encoder")
     return bound.weighed([bound.encode(one, template("bert"), limit=64) for one in examples])
 
@@ -274,5 +274,5 @@ def test_many_labels_that_are_all_fractions_are_scores():
 @pytest.mark.parametrize(("output", "kind"), [("words", "llama"), ("linear", "llama"), ("linear", "bert")])
 def test_what_stands_beside_the_text_is_counted_as_rows_are_made(output, kind):
     form, made = template(kind), Classify(labels=("a", "a much longer one"), output=output)
-    row = made.encode(Labelled("f:1", "", ("a much longer one",)), form, limit=512)
+    row = made.encode(LabelledText("f:1", "", ("a much longer one",)), form, limit=512)
     assert made.beside_text(form) == (len(row.sequences[0].ids) if kind == "llama" else 0)

@@ -15,7 +15,7 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from tests.bases import tokens
-from tunesmith.data.examples import Message, Pair, Thumb
+from tunesmith.data.examples import Message, Pair, UnpairedPreference
 from tunesmith.data.template import Encoded
 from tunesmith.model.batch import Batch, collate
 from tunesmith.objectives import Preference, Reward
@@ -120,7 +120,7 @@ def test_kto_is_trls(good: tuple[float, ...], beta: float):
     made._compute_kl_logps = lambda model, batch: others
     given = inputs([0, 1, 2, 3], label=torch.tensor(good), ref_logps=before, ref_KL_logps=others_before)
     wanted = KTOTrainer._compute_loss(made, saying(logs), given, False)
-    objective = Preference(loss="kto", beta=beta).bind([Thumb("r", ASKED, "a", True)], "decoder")
+    objective = Preference(loss="kto", beta=beta).bind([UnpairedPreference("r", ASKED, "a", True)], "decoder")
     batch = batch_of(tuple((one,) for one in good), before + kl)
     assert float(objective.loss_of(logs.sum(dim=1), batch)) / objective.units(batch) == pytest.approx(
         wanted.item(), abs=1e-5

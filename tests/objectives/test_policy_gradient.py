@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tunesmith.objectives.policy_gradient import (
-    Weights,
-    clipped,
+    PolicyLossOptions,
+    clipped_surrogate,
     gae,
     group_advantages,
     grpo,
@@ -81,7 +81,7 @@ def test_grpo_and_its_gradient_are_trls(beta: float, moved: bool):
     wanted = theirs(new, old, reference, advantages, beta=beta)
     (expected,) = torch.autograd.grad(wanted, new)
     each = advantages.repeat_interleave(torch.tensor(SIZES))
-    found = grpo(new, new.detach() if old is None else old, reference, each, Weights(0.2, beta))
+    found = grpo(new, new.detach() if old is None else old, reference, each, PolicyLossOptions(0.2, beta))
     (gradient,) = torch.autograd.grad(found, new)
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert torch.allclose(gradient, expected, rtol=1e-5, atol=1e-7)
@@ -107,7 +107,7 @@ def test_the_kl_estimate_is_zero_where_nothing_moved_and_never_negative():
 
 def test_a_ratio_beyond_the_clip_range_pulls_no_further():
     new = torch.tensor([0.5, 0.5, -0.5]).requires_grad_()
-    found = clipped(new, torch.zeros(3), torch.tensor([1.0, -1.0, -1.0]), 0.2)
+    found = clipped_surrogate(new, torch.zeros(3), torch.tensor([1.0, -1.0, -1.0]), 0.2)
     # ratios 1.649, 1.649, 0.607: the first and the last are clipped, the second would make a bad token likelier
     assert found.tolist() == pytest.approx([-1.2, 1.648721, 0.8], abs=1e-6)
     (gradient,) = torch.autograd.grad(found.sum(), new)

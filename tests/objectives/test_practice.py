@@ -14,35 +14,35 @@ import torch
 from tests.bases import LORA, Hooks, fit, policy, template
 from tests.training.test_fit import digest, stop_after
 from tunesmith.data.examples import Message
-from tunesmith.data.exercises import Attempt, Exercise
+from tunesmith.data.exercises import Completion, RLPrompt
 from tunesmith.errors import Refused, RewardError
 from tunesmith.model.batch import Batch, collate
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Rl
-from tunesmith.objectives.practice import Practice
+from tunesmith.objectives.practice import OnlineRLLearner
 from tunesmith.techniques import Full, Ia3, Prefix
 from tunesmith.techniques.base import Technique
 from tunesmith.training.callbacks import Interrupted
-from tunesmith.training.fit import accumulate, ready
+from tunesmith.training.fit import accumulate_gradients, prepare_batches
 from tunesmith.training.optim import TrainingPlan, make_optimizer
 
-ASKED = [Exercise(f"rows:{i}", (Message("user", f"Say something about the fox {i}"),)) for i in range(6)]
+ASKED = [RLPrompt(f"rows:{i}", (Message("user", f"Say something about the fox {i}"),)) for i in range(6)]
 RL = Rl(reward="rules:score", group=4, max_new_tokens=5, beta=0.1)
 
 
-def by_letters(attempts: Sequence[Attempt]) -> list[float]:
+def by_letters(attempts: Sequence[Completion]) -> list[float]:
     """A reward that tells random answers apart."""
     return [len(set(attempt.text)) / 10 for attempt in attempts]
 
 
-def practice(score: Any = by_letters, **changes: Any) -> Practice:
+def practice(score: Any = by_letters, **changes: Any) -> OnlineRLLearner:
     objective = RL.model_copy(update=changes)
-    return Practice(objective, template("llama"), {one.where: one for one in ASKED}, score, seed=5)
+    return OnlineRLLearner(objective, template("llama"), {one.where: one for one in ASKED}, score, seed=5)
 
 
 def prompts(count: int = 2, *, turn: int = 0) -> Batch:
     rows = [RL.encode(one, template("llama"), limit=200) for one in ASKED[:count]]
-    return replace(collate(rows), turn=turn)
+    return replace(collate(rows), step=turn)
 
 
 def start(technique: Technique = LORA, *, lively: float = 0.05) -> Policy:
@@ -60,7 +60,7 @@ def test_answers_do_not_depend_on_how_a_window_is_cut_into_micro_batches():
     made, learner = start(), practice()
     whole = learner.prepare(prompts(2), made)
     one, other = (
-        learner.prepare(replace(collate([RL.encode(e, template("llama"), limit=200)]), turn=0), made) for e in ASKED[:2]
+        learner.prepare(replace(collate([RL.encode(e, template("llama"), limit=200)]), step=0), made) for e in ASKED[:2]
     )
     assert whole.targets.tolist() == [*one.targets.tolist(), *other.targets.tolist()]
     assert whole.rollout is not None
@@ -73,21 +73,21 @@ def test_each_token_has_the_advantage_of_its_answer_within_its_group():
     learner = practice(lambda attempts: rewards[: len(attempts)], missing_end_penalty=0.0)
     made = learner.prepare(prompts(2), start())
     assert made.rollout is not None
-    each = {row: set(made.rollout.advantages[made.owners == row].tolist()) for row in range(8)}
+    each = {row: set(made.rollout.advantages[made.row_ids == row].tolist()) for row in range(8)}
     # mean 0.5 and standard deviation 0.57735 in the first group, no differences in the second
     assert [next(iter(each[row])) for row in range(4)] == pytest.approx(
         [0.86588, -0.86588, -0.86588, 0.86588], abs=1e-4
     )
     assert all(each[row] == {0.0} for row in range(4, 8))
-    assert made.rollout.figures["groups_alike"] == (1.0, 2)
-    assert made.rollout.figures["reward"] == (22.0, 8)
+    assert made.rollout.metrics["groups_alike"] == (1.0, 2)
+    assert made.rollout.metrics["reward"] == (22.0, 8)
 
 
 def test_an_answer_without_an_end_is_paid_less_or_not_learned_from():
     made = start()
     plain = practice(lambda attempts: [1.0] * len(attempts)).prepare(prompts(1), made)
     assert plain.rollout is not None
-    cut_off, answers = plain.rollout.figures["cut_off_share"]
+    cut_off, answers = plain.rollout.metrics["cut_off_share"]
     assert 0 < cut_off <= answers == 4
     masked = practice(mask_truncated=True).prepare(prompts(1), made)
     assert masked.rows == max(1, answers - cut_off)
@@ -99,10 +99,10 @@ def test_a_micro_batch_whose_answers_were_all_cut_off_moves_nothing(algorithm: s
     learner = practice(algorithm=algorithm, mask_truncated=True, max_new_tokens=1, updates=2)
     torch.manual_seed(0)
     made.head = learner.objective.head(made)
-    (batch,) = ready(made, learner, [prompts(2)])
+    (batch,) = prepare_batches(made, learner, [prompts(2)])
     assert batch.rollout is not None
-    assert batch.rollout.figures["cut_off_share"] == (8.0, 8)
-    loss, figures = accumulate(made, learner, [batch])
+    assert batch.rollout.metrics["cut_off_share"] == (8.0, 8)
+    loss, figures = accumulate_gradients(made, learner, [batch])
     assert (loss, figures["cut_off_share"]) == (0.0, 1.0)
     assert all(value.grad is None or not value.grad.any() for _, value in made.trainable())
 
@@ -130,16 +130,16 @@ def test_after_a_step_good_answers_are_likelier_and_bad_ones_less(algorithm: str
     made = technique.adapt(policy("llama").network, family="decoder", keep_reference=True, start=[40, 41, 42, 43])
     torch.manual_seed(0)
     made.head = learner.objective.head(made)
-    (batch,) = ready(made, learner, [prompts(2)])
+    (batch,) = prepare_batches(made, learner, [prompts(2)])
     assert batch.rollout is not None
     before, good = made.logprobs(batch), batch.rollout.advantages
-    accumulate(made, learner, [batch])
-    optimizer = make_optimizer(made, TrainingPlan(steps=1, peak=1e-3))
+    accumulate_gradients(made, learner, [batch])
+    optimizer = make_optimizer(made, TrainingPlan(steps=1, learning_rate=1e-3))
     optimizer.step()
     made.train(False)
     with torch.no_grad():
         gain = made.logprobs(batch) - before
-    each = torch.zeros(batch.rows).index_add_(0, batch.owners, good)
+    each = torch.zeros(batch.rows).index_add_(0, batch.row_ids, good)
     assert float(gain @ each) > 0
 
 
@@ -147,9 +147,9 @@ def test_after_a_step_good_answers_are_likelier_and_bad_ones_less(algorithm: str
 def test_answers_are_drawn_and_learned_from_in_half_precision_too(technique: Technique):
     learner = practice()
     made = technique.adapt(policy("llama").network, family="decoder", keep_reference=True, start=[40, 41, 42, 43])
-    made.mixed = torch.bfloat16
-    (batch,) = ready(made, learner, [prompts(2)])
-    loss, figures = accumulate(made, learner, [batch])
+    made.autocast_dtype = torch.bfloat16
+    (batch,) = prepare_batches(made, learner, [prompts(2)])
+    loss, figures = accumulate_gradients(made, learner, [batch])
     assert math.isfinite(loss)
     assert figures["kl"] >= 0
     assert any(float(value.grad.abs().sum()) > 0 for _, value in made.trainable() if value.grad is not None)
@@ -157,7 +157,7 @@ def test_answers_are_drawn_and_learned_from_in_half_precision_too(technique: Tec
 
 def test_several_updates_on_the_same_answers_move_the_ratio_away_from_one(tmp_path: Path):
     learner, records = practice(updates=3, scale="none"), list[Any]()
-    plan = TrainingPlan(steps=1, peak=0.1, warmup=0.0, updates=3)
+    plan = TrainingPlan(steps=1, learning_rate=0.1, warmup=0.0, updates=3)
     fit(start(), learner, lambda step: [prompts(2, turn=step)], plan=plan, hooks=Hooks(tmp_path, records.append))
     assert records[0]["clipped_share"] > 0
     assert records[0]["kl"] > 0
@@ -167,7 +167,7 @@ def test_the_gradient_of_a_window_is_the_same_in_any_cut():
     learner, made = practice(), start()
 
     def slopes(batches: list[Batch]) -> torch.Tensor:
-        accumulate(made, learner, ready(made, learner, batches))
+        accumulate_gradients(made, learner, prepare_batches(made, learner, batches))
         found = torch.cat([value.grad.flatten() for _, value in made.trainable() if value.grad is not None])
         for _, value in made.trainable():
             value.grad = None
@@ -189,7 +189,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path):
     def run(folder: Path, **hooks: Any) -> Policy:
         torch.manual_seed(0)
         made = policy("llama", LORA)
-        plan = TrainingPlan(steps=4, peak=0.02, save_steps=2)
+        plan = TrainingPlan(steps=4, learning_rate=0.02, save_steps=2)
         fit(
             made,
             practice(),
@@ -201,21 +201,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path):
 
     whole = run(tmp_path / "whole")
     with pytest.raises(Interrupted):
-        run(tmp_path / "cut", stop=stop_after(3))
+        run(tmp_path / "cut", should_stop=stop_after(3))
     assert digest(run(tmp_path / "cut")) == digest(whole)
 
 
 def test_a_reward_that_fails_loses_no_finished_step(tmp_path: Path):
     calls: list[int] = []
 
-    def fails(attempts: Sequence[Attempt]) -> list[float]:
+    def fails(attempts: Sequence[Completion]) -> list[float]:
         calls.append(len(attempts))
         if len(calls) == 3:
             raise RewardError("reward rules:score: rows:0: it gave nan")
         return by_letters(attempts)
 
     hooks = Hooks(tmp_path, lambda record: None)
-    window, plan = (lambda step: [prompts(2, turn=step)]), TrainingPlan(steps=4, peak=0.02)
+    window, plan = (lambda step: [prompts(2, turn=step)]), TrainingPlan(steps=4, learning_rate=0.02)
     torch.manual_seed(0)
     with pytest.raises(RewardError):
         fit(policy("llama", LORA), practice(fails), window, plan=plan, hooks=hooks)
@@ -242,7 +242,7 @@ def test_a_reward_that_fails_in_a_validation_costs_no_step_and_the_validation_is
         return -float(len(told))
 
     hooks = Hooks(tmp_path, lambda record: told.append(dict(record)), validate)
-    window, plan = (lambda step: [prompts(2, turn=step)]), TrainingPlan(steps=4, peak=0.02, eval_steps=2)
+    window, plan = (lambda step: [prompts(2, turn=step)]), TrainingPlan(steps=4, learning_rate=0.02, eval_steps=2)
     torch.manual_seed(0)
     with pytest.raises(RewardError):
         fit(policy("llama", LORA), practice(), window, plan=plan, hooks=hooks)
@@ -252,7 +252,7 @@ def test_a_reward_that_fails_in_a_validation_costs_no_step_and_the_validation_is
     state = fit(policy("llama", LORA), practice(), window, plan=plan, hooks=hooks)
     assert [record["step"] for record in told if "loss" in record] == [1, 2, 3, 4]
     assert [record["step"] for record in told if "validation_loss" in record] == [2, 4]
-    assert (state.best_step, state.owed) == (4, False)
+    assert (state.best_step, state.validation_pending) == (4, False)
 
 
 def test_a_value_head_says_nothing_at_first():

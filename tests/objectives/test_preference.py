@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.bases import LORA, farthest, gradients, pairs, policy, template
-from tunesmith.data.examples import Message, Pair, Thumb
+from tunesmith.data.examples import Message, Pair, UnpairedPreference
 from tunesmith.data.rows import Row
 from tunesmith.errors import DataError
 from tunesmith.model.batch import collate
 from tunesmith.objectives import Preference, Reward
 from tunesmith.techniques import Lora
-from tunesmith.training.fit import accumulate, ready
+from tunesmith.training.fit import accumulate_gradients, prepare_batches
 
 ROWS = [Row("p.jsonl:1", {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 2})]
 THUMBS = [Row("t.jsonl:1", {"prompt": "q", "completion": "a", "label": True})]
@@ -22,7 +22,10 @@ TURNS = (Message("user", "hi"), Message("assistant", "hello"), Message("user", "
 
 
 def test_what_the_rows_are_decides_loss_scale_and_headline():
-    pair, thumb = Preference().bind(pairs(2), "decoder"), Preference().bind([Thumb("r", TURNS, "a", True)], "decoder")
+    pair, thumb = (
+        Preference().bind(pairs(2), "decoder"),
+        Preference().bind([UnpairedPreference("r", TURNS, "a", True)], "decoder"),
+    )
     assert (pair.form, pair.beta, pair.nll, pair.metric) == ("dpo", 0.1, 0.1, "preference_accuracy")
     assert (thumb.form, thumb.beta, thumb.nll, thumb.metric) == ("kto", 0.1, 0.0, "thumbs_auc")
     assert Preference(loss="orpo").bind(pairs(2), "decoder").nll == 1.0
@@ -48,7 +51,7 @@ def test_of_an_answer_that_was_cut_off_no_end_is_learned():
     cut = Pair("r", TURNS, "Paris.", "Rome is", cut=(False, True))
     for example, wanted in (
         (cut, ["Paris.<|im_end|>", "Rome is"]),
-        (Thumb("r", TURNS, "It is", True, cut=True), ["It is"]),
+        (UnpairedPreference("r", TURNS, "It is", True, cut=True), ["It is"]),
     ):
         made = objective.encode(example, template("llama"), limit=512)
         told = [words.decode([i for i, x in zip(one.ids, one.learn, strict=True) if x]) for one in made.sequences]
@@ -125,7 +128,7 @@ def test_kto_takes_a_pair_for_two_thumbs_and_asks_the_start_about_other_answers(
     made = policy("llama", LORA, lively=0.2)
     batch = collate([objective.encode(pair, template("llama"), limit=512) for pair in pairs(3)])
     start = made.reference_logprobs(batch)
-    (shifted,) = ready(made, objective, [batch])
+    (shifted,) = prepare_batches(made, objective, [batch])
     assert shifted.reference is not None
     kl = (shifted.reference - start).unique()
     assert (objective.units(batch), objective.reference) == (6, "per_step")
@@ -136,7 +139,9 @@ def test_kto_takes_a_pair_for_two_thumbs_and_asks_the_start_about_other_answers(
 
 @pytest.mark.parametrize("cut", [(4,), (2, 2), (1, 1, 1, 1)])
 def test_a_step_of_kto_is_the_same_however_it_is_cut(cut: tuple[int, ...]):
-    thumbs = [Thumb(f"r:{i}", (Message("user", f"q{i}"),), f"it is the fox {i}", i % 2 == 0) for i in range(4)]
+    thumbs = [
+        UnpairedPreference(f"r:{i}", (Message("user", f"q{i}"),), f"it is the fox {i}", i % 2 == 0) for i in range(4)
+    ]
     objective = Preference().bind(thumbs, "decoder")
     made = policy("llama", LORA, lively=0.2)
     rows = [objective.encode(thumb, template("llama"), limit=512) for thumb in thumbs]
@@ -150,9 +155,9 @@ def test_a_step_of_kto_is_the_same_however_it_is_cut(cut: tuple[int, ...]):
     for sizes in ((4,), cut):
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         batches = [collate(rows[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
-        prepared = ready(made, objective, batches)
+        prepared = prepare_batches(made, objective, batches)
         kl = [one.reference - made.reference_logprobs(one) for one in prepared if one.reference is not None]
-        loss, _ = accumulate(made, objective, prepared)
+        loss, _ = accumulate_gradients(made, objective, prepared)
         found.append((loss, float(torch.cat(kl).mean()), gradients(made)))
     assert found[0][1] > 0
     assert found[1][:2] == pytest.approx(found[0][:2], rel=1e-3)
@@ -166,7 +171,9 @@ def test_what_is_compared_with_the_start_is_learned_without_dropout():
     for form in ("dpo", "orpo"):
         objective = Preference(loss=form).bind(rows, "decoder")
         batch = collate([objective.encode(pair, template("llama"), limit=512) for pair in rows])
-        losses[form] = [accumulate(made, objective, ready(made, objective, [batch]))[0] for _ in range(2)]
+        losses[form] = [
+            accumulate_gradients(made, objective, prepare_batches(made, objective, [batch]))[0] for _ in range(2)
+        ]
     assert losses["dpo"][0] == losses["dpo"][1]
     assert losses["orpo"][0] != losses["orpo"][1]
 

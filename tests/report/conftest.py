@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from tunesmith.evaluation.results import Calibration, Retention, Style
-from tunesmith.evaluation.tasks import Arm, TaskScore, arms, task_score
+from tunesmith.evaluation.tasks import ArmScore, TaskScore, arms, task_score
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.recipe import Data, Recipe, save_recipe
-from tunesmith.report.schema import DataPart, Memory, Report, Speed, Training
+from tunesmith.report.schema import DataReport, Memory, Report, Speed, Training
 
 EVIL = "<script>alert('x')</script>"
 # (question, gold, base, tuned): three fixed, one broken, one wrong in both, five right in both.
@@ -81,7 +81,7 @@ def report_of(rows: Sequence[Sequence[str]], name: str, changes: dict[str, Any])
             answers_per_second_base=4.0, answers_per_second_tuned=8.0, total_seconds=200.0,
         ),
         "memory": Memory(peak_bytes=1_500_000_000),
-        "data": DataPart(
+        "data": DataReport(
             rows=40, train=24, validation=6, test=10, copies_removed=1, learned_tokens=48, longest=30,
             truncated_rows=0, zero_label_rows=0, sha256=SHA, notes=("reviews.jsonl: <b>cut</b> in three",),
         ),
@@ -94,7 +94,7 @@ def report_of(rows: Sequence[Sequence[str]], name: str, changes: dict[str, Any])
 def everything() -> dict[str, Any]:
     """The parts of a report that only some runs have."""
     return {
-        "controls": [Arm(name="shuffled labels", metric="accuracy", score=0.5, ci95=(0.24, 0.76), n=10)],
+        "controls": [ArmScore(name="shuffled labels", metric="accuracy", score=0.5, ci95=(0.24, 0.76), n=10)],
         "retention": Retention(
             general_nll_base=2.9, general_nll_tuned=3.0, probe_base=0.5, probe_tuned=0.45, probe_n=400,
             lost=30, won=10, p_value=0.002, fields={"<i>history</i>": (0.6, 0.5), "physics": (0.4, 0.42)},

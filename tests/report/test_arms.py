@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from tests.report.conftest import MakeRun
-from tunesmith.evaluation.tasks import Arm, arms
+from tunesmith.evaluation.tasks import ArmScore, arms
 from tunesmith.report.card import card
 from tunesmith.report.facts import contenders, read_facts
 from tunesmith.report.html import page
@@ -17,7 +17,7 @@ ROWS = [(f"row {n}", "good", "bad", "good") for n in range(10)]
 WAYS = {"base": ["bad"] * 10, "TF-IDF": ["good"] * 4 + ["bad"] * 6}
 
 
-def compared() -> list[Arm]:
+def compared() -> list[ArmScore]:
     return arms("accuracy", ["good"] * 10, WAYS, ["good"] * 10, groups=None)
 
 
@@ -42,8 +42,8 @@ def test_an_arm_that_is_barely_beaten_is_marked_by_its_adjusted_p_value(make_run
 
 
 def test_a_report_of_an_older_version_is_judged_by_the_scores_alone(make_run: MakeRun):
-    old = [Arm(name="base", metric="accuracy", score=0.6, ci95=None, n=10)]
-    old += [Arm(name="close", metric="accuracy", score=0.79, ci95=None, n=10)]
+    old = [ArmScore(name="base", metric="accuracy", score=0.6, ci95=None, n=10)]
+    old += [ArmScore(name="close", metric="accuracy", score=0.79, ci95=None, n=10)]
     facts = read_facts(make_run(baselines=old))
     assert [one.name for one in contenders(facts) if one.beats] == ["base"]  # by the headline's own test
     assert "Holm" not in page(facts)

@@ -12,10 +12,10 @@ from tunesmith.objectives import Rl
 from tunesmith.recipe import Data, Recipe, load_recipe, save_recipe
 from tunesmith.report.diff import RunDiff, diff_runs, lines, over_base
 from tunesmith.report.predictions import Prediction
-from tunesmith.report.schema import DataPart
+from tunesmith.report.schema import DataReport
 
 
-def other_hash() -> DataPart:
+def other_hash() -> DataReport:
     known = report_of(ROWS, "x", {}).data
     return known.model_copy(update={"sha256": {**SHA, "test": "d" * 64}})
 

@@ -89,9 +89,9 @@ def test_the_tuned_model_comes_last_and_what_it_does_not_beat_is_marked(make_run
 
 
 def test_of_perplexity_less_is_better(make_run: MakeRun):
-    from tunesmith.evaluation.tasks import Arm
+    from tunesmith.evaluation.tasks import ArmScore
 
-    lines = [Arm(name=n, metric="perplexity", score=s, ci95=None, n=10) for n, s in (("base", 20), ("low", 5))]
+    lines = [ArmScore(name=n, metric="perplexity", score=s, ci95=None, n=10) for n, s in (("base", 20), ("low", 5))]
     found = contenders(read_facts(make_run(task=task_of("perplexity", 20, 12), baselines=lines)))
     assert [(one.name, one.beats) for one in found] == [("base", False), ("low", True), ("tuned", False)]
 

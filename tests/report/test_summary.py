@@ -1,7 +1,7 @@
 """The plain sentences at the head of a report."""
 
 from tests.report.conftest import ROWS, MakeRun, everything
-from tunesmith.evaluation.tasks import Arm
+from tunesmith.evaluation.tasks import ArmScore
 from tunesmith.report.card import card
 from tunesmith.report.facts import read_facts
 from tunesmith.report.html import page
@@ -21,7 +21,7 @@ def test_rows_are_counted_and_chance_is_named(make_run: MakeRun):
 
 def test_what_is_not_beaten_is_named_and_the_base_is_no_rival(make_run: MakeRun):
     assert in_short(read_report(make_run()))[1] == "Not surely better than: oracle."
-    weak = Arm(name="shuffled labels", metric="accuracy", score=0.4, ci95=None, n=10, p_adjusted=0.01)
+    weak = ArmScore(name="shuffled labels", metric="accuracy", score=0.4, ci95=None, n=10, p_adjusted=0.01)
     beaten = read_report(make_run("beaten", baselines=[], controls=[weak]))
     assert in_short(beaten)[1] == "Better than everything tried beside it: shuffled labels."
     assert in_short(read_report(make_run("alone", baselines=[])))[1] == "Nothing cheaper was tried beside it."

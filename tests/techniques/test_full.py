@@ -40,7 +40,7 @@ def test_a_tuned_encoder_opens_in_transformers_and_here_with_the_same_states(kin
     rows = documents(kind, "hi", "The quick brown fox.")
     batch = collate(rows, share=False)
     with torch.no_grad():
-        for row, path in zip(rows, batch.paths, strict=True):
+        for row, path in zip(rows, batch.row_index, strict=True):
             theirs = opened(input_ids=torch.tensor([row.sequences[0].ids])).last_hidden_state[0]
             assert torch.allclose(theirs, made.states(batch)[path[path >= 0]], atol=1e-5)
         assert torch.equal(restored.states(batch), made.states(batch))

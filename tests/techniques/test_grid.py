@@ -16,7 +16,7 @@ from tunesmith.data.template import Encoded
 from tunesmith.errors import RecipeError
 from tunesmith.model.batch import Batch, collate
 from tunesmith.model.policy import Policy
-from tunesmith.model.reference import referenced
+from tunesmith.model.reference import add_reference_logprobs
 from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
 from tunesmith.recipe import check_pair, make_recipe
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
@@ -63,7 +63,7 @@ def rows_of(cell: str) -> tuple[Any, list[Encoded]]:
     objective = objective.bind(examples, "decoder" if kind in DECODERS else "encoder")
     rows = encode_all(objective, examples, form, limit=256)
     if isinstance(objective, Preference):
-        rows = referenced(rows, policy(kind))
+        rows = add_reference_logprobs(rows, policy(kind))
     masking = masking_of(objective, form, seed=0)
     return objective, [masking.hide(row, 0) for row in rows] if masking else rows
 
@@ -92,7 +92,7 @@ def test_eight_rows_are_learned_kept_and_read_alike_alone_and_together(cell: str
     if word == "qlora":
         pytest.importorskip("bitsandbytes")
     made, (objective, rows) = policy_of(cell, word), rows_of(cell)
-    batch, plan = batch_of(rows, made), TrainingPlan(steps=STEPS, peak=rate)
+    batch, plan = batch_of(rows, made), TrainingPlan(steps=STEPS, learning_rate=rate)
     start = {name: value.detach().clone() for name, value in made.trainable()}
     optimizer = make_optimizer(made, plan)
     set_rate(optimizer, rate)
@@ -121,7 +121,7 @@ def test_products_in_half_precision_give_nearly_the_same_loss_and_gradients(cell
         torch.nn.init.normal_(made.head.weight)  # one that starts at zero lets nothing through
     batch, found = batch_of(rows, made), []
     for mixed in (None, torch.bfloat16):
-        made.mixed = mixed
+        made.autocast_dtype = mixed
         loss = objective.loss(batch, made).total
         loss.backward()
         found.append((loss.item(), torch.cat([value.flatten() for value in gradients(made).values()])))

@@ -78,7 +78,7 @@ def test_keys_values_and_the_inner_activations_are_scaled():
 def test_factors_are_not_drawn_to_zero():
     made = policy("llama", Ia3())
     made.head = torch.nn.Linear(HIDDEN, 2)
-    (factors, decay, bias) = make_optimizer(made, TrainingPlan(steps=1, peak=3e-3)).param_groups
+    (factors, decay, bias) = make_optimizer(made, TrainingPlan(steps=1, learning_rate=3e-3)).param_groups
     assert (factors["weight_decay"], decay["weight_decay"], bias["weight_decay"]) == (0.0, 0.01, 0.0)
     assert decay["times"] * 3e-3 == pytest.approx(1e-3)  # the head's own rate, not the factors' larger one
 

@@ -108,7 +108,7 @@ def test_an_encoders_adapter_comes_back_and_leaves_its_pooler_alone(kind: str, t
     batch = collate(rows, share=False)
     with torch.no_grad():
         assert torch.equal(restored.states(batch), made.states(batch))
-        for row, path in zip(rows, batch.paths, strict=True):
+        for row, path in zip(rows, batch.row_index, strict=True):
             theirs = opened(input_ids=torch.tensor([row.sequences[0].ids])).last_hidden_state[0]
             assert torch.allclose(theirs, made.states(batch)[path[path >= 0]], atol=1e-5)
     assert not any("pooler" in name for name, _ in made.trainable())

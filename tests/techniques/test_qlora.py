@@ -15,13 +15,13 @@ from tests.bases import OPENING, base, encoded, gradients, policy
 from tests.tiny import DECODERS, ENCODERS
 from tests.workflows.conftest import recipe
 from tunesmith.model.batch import collate
-from tunesmith.model.four_bit import numbers, resident_bytes, settle
+from tunesmith.model.four_bit import count_parameters, normalize_quantized, resident_bytes
 from tunesmith.model.load import AS_THEY_ARE, in_memory
 from tunesmith.model.masked_head import own_head
 from tunesmith.recipe import make_recipe
 from tunesmith.techniques import Lora
 from tunesmith.workflows.prepare import prepare
-from tunesmith.workflows.train import adapted
+from tunesmith.workflows.train import adapted_policy
 
 pytest.importorskip("bitsandbytes")
 QLORA = Lora(rank=4, quantize="nf4")
@@ -41,13 +41,13 @@ def test_resident_bytes_are_half_a_byte_a_number_and_the_scales():
     layer = base("llama", QLORA.load_options()).network.model.layers[0].mlp.up_proj  # 64 x 32 numbers
     # 32 blocks of 64 numbers: a byte each, the sixteen values of NF4, the mean, one scale of scales, 256 values of it.
     assert resident_bytes(layer) == 64 * 32 // 2 + 32 + 16 * 4 + 4 + 4 + 256 * 4
-    assert numbers(layer.parameters()) == 64 * 32
+    assert count_parameters(layer.parameters()) == 64 * 32
 
 
 def test_the_whole_base_takes_less_room_and_counts_the_same_numbers():
     four, full = base("llama", QLORA.load_options()).network, base("llama").network
     assert resident_bytes(four) < 0.6 * resident_bytes(full)
-    assert numbers(four.parameters()) == numbers(full.parameters())
+    assert count_parameters(four.parameters()) == count_parameters(full.parameters())
     assert resident_bytes(full) == sum(p.nbytes for p in full.parameters()) + sum(b.nbytes for b in full.buffers())
 
 
@@ -102,7 +102,7 @@ def test_an_encoder_without_a_pooler_lies_in_four_bits_with_its_own_head_for_hid
     BertForMaskedLM(config).save_pretrained(tmp_path)
     options = in_memory(QLORA.load_options(), "encoder")
     network = AutoModel.from_pretrained(tmp_path, **options).eval()
-    settle(network)
+    normalize_quantized(network)
     made = QLORA.adapt(network, family="encoder", keep_reference=False)
     assert made.packs
     assert own_head(network, tmp_path) is not None
@@ -183,6 +183,6 @@ def test_what_is_compared_with_its_start_begins_there_in_a_run_too(tmp_path: Pat
     if kind == "instruct":
         rows = [{"prompt": row["prompt"], "answer": row["chosen"]} for row in rows]
     made = prepare(recipe(tmp_path, rows, "llama", objective=kind, technique="qlora"), on_event=lambda event: None)
-    begun = [bool(value.norm() > 0) for name, value in adapted(made).trainable() if "lora_B" in name]
+    begun = [bool(value.norm() > 0) for name, value in adapted_policy(made).trainable() if "lora_B" in name]
     assert begun
     assert set(begun) == {moved}

@@ -55,7 +55,7 @@ def states(made: Policy, rows: list) -> list[torch.Tensor]:
     batch = collate(rows, share=made.family == "decoder")
     with torch.no_grad():
         found = made.states(batch)
-    return [found[path[path >= 0]] for path in batch.paths]
+    return [found[path[path >= 0]] for path in batch.row_index]
 
 
 @pytest.mark.parametrize("kind", DECODERS)

@@ -20,7 +20,7 @@ from tunesmith.training.optim import (
     restore_optimizer,
     set_rate,
 )
-from tunesmith.training.state import load_numbers, numbers
+from tunesmith.training.state import load_trainable_state, trainable_state
 
 
 def test_a_run_of_any_length_is_validated_at_most_seven_times_and_all_but_short_ones_six_or_seven():
@@ -31,7 +31,7 @@ def test_a_run_of_any_length_is_validated_at_most_seven_times_and_all_but_short_
 
 
 def test_the_rate_rises_to_its_peak_and_falls_as_a_cosine_to_a_tenth():
-    plan = TrainingPlan(steps=110, peak=2.0, warmup=10 / 110)
+    plan = TrainingPlan(steps=110, learning_rate=2.0, warmup=10 / 110)
     rates = [plan.rate(step) for step in range(110)]
     assert [round(rate, 6) for rate in rates[:3]] == [0.2, 0.4, 0.6]
     assert rates[9] == rates[10] == max(rates) == 2.0
@@ -43,7 +43,7 @@ def test_the_rate_rises_to_its_peak_and_falls_as_a_cosine_to_a_tenth():
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0.06), (2, 0.0), (3, 0.9)])
 def test_a_short_plan_has_positive_rates_up_to_the_peak(steps: int, warmup: float):
-    rates = [TrainingPlan(steps=steps, peak=1.0, warmup=warmup).rate(step) for step in range(steps)]
+    rates = [TrainingPlan(steps=steps, learning_rate=1.0, warmup=warmup).rate(step) for step in range(steps)]
     assert all(0 < rate <= 1 for rate in rates)
     assert max(rates) == 1.0
 
@@ -56,7 +56,7 @@ def headed(technique: Full | Lora) -> Policy:
 
 def test_vectors_are_not_decayed_and_a_fresh_head_takes_a_larger_rate():
     made = headed(Full())
-    optimizer = make_optimizer(made, TrainingPlan(steps=1, peak=1e-5, weight_decay=0.1))
+    optimizer = make_optimizer(made, TrainingPlan(steps=1, learning_rate=1e-5, weight_decay=0.1))
     set_rate(optimizer, 5e-6)  # half the peak
     seen = {}
     for group in optimizer.param_groups:
@@ -69,7 +69,7 @@ def test_vectors_are_not_decayed_and_a_fresh_head_takes_a_larger_rate():
 
 
 def test_a_head_takes_the_common_rate_where_that_is_larger():
-    optimizer = make_optimizer(headed(LORA), TrainingPlan(steps=1, peak=5e-3))
+    optimizer = make_optimizer(headed(LORA), TrainingPlan(steps=1, learning_rate=5e-3))
     set_rate(optimizer, 5e-3)
     assert {group["lr"] for group in optimizer.param_groups} == {5e-3}
 
@@ -77,7 +77,7 @@ def test_a_head_takes_the_common_rate_where_that_is_larger():
 def test_one_step_of_adamw_by_hand():
     made = policy("llama", LORA)
     name, value = next((n, v) for n, v in made.trainable() if "lora_A" in n)
-    optimizer = make_optimizer(made, TrainingPlan(steps=1, peak=0.1, weight_decay=0.5))
+    optimizer = make_optimizer(made, TrainingPlan(steps=1, learning_rate=0.1, weight_decay=0.5))
     before = value.detach().clone()
     value.grad = torch.full_like(value, 3.0)
     optimizer.step()
@@ -88,7 +88,7 @@ def test_one_step_of_adamw_by_hand():
 @pytest.mark.parametrize("technique", [Full(), LORA], ids=["full", "lora"])
 def test_an_optimizer_comes_back_from_disk_and_goes_on_to_the_bit(technique: Full | Lora, tmp_path):
     batch = collate(encoded("llama"))
-    plan = TrainingPlan(steps=9, peak=1e-3)
+    plan = TrainingPlan(steps=9, learning_rate=1e-3)
 
     def steps(made: Policy, optimizer: torch.optim.Optimizer, count: int) -> None:
         for _ in range(count):
@@ -99,15 +99,15 @@ def test_an_optimizer_comes_back_from_disk_and_goes_on_to_the_bit(technique: Ful
     first = policy("llama", technique, lively=0.05)
     optimizer = make_optimizer(first, plan)
     steps(first, optimizer, 3)
-    save_tensors(numbers(first), tmp_path / "numbers.safetensors")
+    save_tensors(trainable_state(first), tmp_path / "numbers.safetensors")
     save_tensors(optimizer_tensors(optimizer, first), tmp_path / "optimizer.safetensors")
     steps(first, optimizer, 3)
 
     second = policy("llama", technique)
     fresh = make_optimizer(second, plan)
-    load_numbers(second, load_tensors(tmp_path / "numbers.safetensors"))
+    load_trainable_state(second, load_tensors(tmp_path / "numbers.safetensors"))
     restore_optimizer(fresh, second, load_tensors(tmp_path / "optimizer.safetensors"))
     assert {float(state["step"]) for state in fresh.state.values()} == {3.0}
     steps(second, fresh, 3)
-    for name, value in numbers(first).items():
-        assert torch.equal(value, numbers(second)[name]), name
+    for name, value in trainable_state(first).items():
+        assert torch.equal(value, trainable_state(second)[name]), name

@@ -21,7 +21,7 @@ from tunesmith.objectives.base import Loss
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.optim import TrainingPlan
 from tunesmith.training.sampler import Sampler
-from tunesmith.training.state import numbers
+from tunesmith.training.state import trainable_state
 
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
 ROWS = encoded("llama", 12)
@@ -86,7 +86,7 @@ def run(
     torch.manual_seed(0)
     made, cut, records = policy("llama", technique), Cut(), list[Mapping[str, Any]]()
     hooks = Hooks(folder, records.append, smaller=cut.smaller)
-    fit(made, objective, cut.window, plan=TrainingPlan(steps=3, peak=1e-2), hooks=hooks)
+    fit(made, objective, cut.window, plan=TrainingPlan(steps=3, learning_rate=1e-2), hooks=hooks)
     return made, records, cut
 
 
@@ -105,7 +105,7 @@ def test_a_run_whose_memory_ran_out_takes_the_steps_of_one_whose_memory_did_not(
     assert [record["loss"] for record in records] == pytest.approx([record["loss"] for record in wanted], rel=1e-5)
     assert [r["grad_norm"] for r in records] == pytest.approx([r["grad_norm"] for r in wanted], rel=1e-4)
     assert [record["tokens"] for record in records] == [record["tokens"] for record in wanted]
-    assert farthest(numbers(made), numbers(whole)) < 1e-3
+    assert farthest(trainable_state(made), trainable_state(whole)) < 1e-3
 
 
 def test_memory_that_runs_out_when_rows_are_learned_from_again_leaves_the_same_step(tmp_path: Path):
@@ -119,10 +119,10 @@ def test_memory_that_runs_out_when_rows_are_learned_from_again_leaves_the_same_s
             made,
             learner,
             lambda step: [prompts(2, turn=step)],
-            plan=TrainingPlan(steps=2, peak=1e-2, updates=3),
+            plan=TrainingPlan(steps=2, learning_rate=1e-2, updates=3),
             hooks=hooks,
         )
-        steps[name] = (numbers(made), records, asked)
+        steps[name] = (trainable_state(made), records, asked)
     whole, cramped = steps["whole"], steps["cramped"]
     assert (whole[2], cramped[2]) == ([], [0, 1])
     for wanted, found in zip(whole[1], cramped[1], strict=True):
@@ -138,10 +138,10 @@ def test_the_answers_to_a_lone_prompt_are_cut_where_memory_does_not_hold_them_to
     for name, room in (("whole", 99), ("cramped", 2)):
         torch.manual_seed(0)
         made = policy("llama", LORA, lively=0.05)
-        plan = TrainingPlan(steps=2, peak=1e-2, updates=1)
+        plan = TrainingPlan(steps=2, learning_rate=1e-2, updates=1)
         hooks = Hooks(tmp_path / name, lambda record: None)  # whose `smaller` says no
         fit(made, Later(room, after=0), lambda step: [prompts(1, turn=step)], plan=plan, hooks=hooks)
-        ends[name] = numbers(made)
+        ends[name] = trainable_state(made)
     assert farthest(ends["whole"], ends["cramped"]) < 1e-3
     with pytest.raises(Refused, match="memory does not hold one row at a time"):
         fit(

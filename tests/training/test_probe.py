@@ -15,17 +15,17 @@ from tunesmith.techniques import Full, Lora
 from tunesmith.training import probe
 from tunesmith.training.optim import TrainingPlan
 from tunesmith.training.probe import STEPS, WANTED, can_learn
-from tunesmith.training.state import numbers
+from tunesmith.training.state import trainable_state
 
 
 @pytest.mark.parametrize("technique", [Full(), LORA], ids=["full", "lora"])
 def test_a_model_that_learns_is_told_so_and_left_as_it_was(technique: Full | Lora):
     made = policy("llama", technique)
-    before = {name: value.clone() for name, value in numbers(made).items()}
-    found = can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, peak=2e-2))
+    before = {name: value.clone() for name, value in trainable_state(made).items()}
+    found = can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, learning_rate=2e-2))
     assert found.last < WANTED * found.first
     assert found.steps <= STEPS
-    assert all(torch.equal(value, before[name]) for name, value in numbers(made).items())
+    assert all(torch.equal(value, before[name]) for name, value in trainable_state(made).items())
     assert not made.network.training
     assert all(value.grad is None for _, value in made.trainable())
 
@@ -33,23 +33,23 @@ def test_a_model_that_learns_is_told_so_and_left_as_it_was(technique: Full | Lor
 @pytest.mark.parametrize("rate", [1e-9, 1e30])
 def test_a_model_that_does_not_learn_is_refused_and_left_as_it_was(rate: float):
     made = policy("llama", LORA)
-    before = {name: value.clone() for name, value in numbers(made).items()}
+    before = {name: value.clone() for name, value in trainable_state(made).items()}
     with pytest.raises(Refused, match=rf"^overfit probe: {STEPS} steps on the same 8 rows .* raise schedule.learn"):
-        can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, peak=rate))
-    assert all(torch.equal(value, before[name]) for name, value in numbers(made).items())
+        can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, learning_rate=rate))
+    assert all(torch.equal(value, before[name]) for name, value in trainable_state(made).items())
 
 
 def test_rows_that_are_known_already_need_no_learning(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tunesmith.training.probe.step", lambda *args, **kwargs: (0.01, 0.1))
     found = can_learn(
-        policy("llama", LORA), Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, peak=1)
+        policy("llama", LORA), Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, learning_rate=1)
     )
     assert (found.first, found.last, found.steps) == (0.01, 0.01, 1)
 
 
 def test_a_probe_that_is_cut_short_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch):
     made, left = policy("llama", LORA), [0.0, 0.0]
-    before = {name: value.clone() for name, value in numbers(made).items()}
+    before = {name: value.clone() for name, value in trainable_state(made).items()}
     learn = probe.step
 
     def step(*given: Any, **more: Any) -> tuple[float, float]:
@@ -60,6 +60,6 @@ def test_a_probe_that_is_cut_short_leaves_the_model_as_it_was(monkeypatch: pytes
 
     monkeypatch.setattr(probe, "step", step)
     with pytest.raises(torch.OutOfMemoryError):
-        can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, peak=2e-2))
-    assert all(torch.equal(value, before[name]) for name, value in numbers(made).items())
+        can_learn(made, Instruct(), [collate(encoded("llama", 8))], plan=TrainingPlan(steps=9, learning_rate=2e-2))
+    assert all(torch.equal(value, before[name]) for name, value in trainable_state(made).items())
     assert all(value.grad is None for _, value in made.trainable())

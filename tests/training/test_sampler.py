@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 
-from tunesmith.model.batch import cut
+from tunesmith.model.batch import split_by_tokens
 from tunesmith.training.sampler import POOL, Sampler
 
 LENGTHS = tuple(random.Random(0).choices(range(5, 201), k=403))
@@ -69,10 +69,10 @@ def test_the_longest_rows_come_first_and_a_batch_stays_within_its_tokens():
 
 def test_rows_are_cut_where_padding_to_the_longest_would_exceed_the_tokens():
     lengths = [10, 6, 5, 5, 2]
-    assert cut(range(5), lengths, 20) == [[0, 1], [2, 3, 4]]  # 3 x 10 > 20; 3 x 5 <= 20
-    assert cut(range(5), lengths, 4) == [[0], [1], [2], [3], [4]]  # a row alone may exceed it
-    assert cut(range(5), lengths, 1000) == [[0, 1, 2, 3, 4]]
-    assert cut([], lengths, 10) == []
+    assert split_by_tokens(range(5), lengths, 20) == [[0, 1], [2, 3, 4]]  # 3 x 10 > 20; 3 x 5 <= 20
+    assert split_by_tokens(range(5), lengths, 4) == [[0], [1], [2], [3], [4]]  # a row alone may exceed it
+    assert split_by_tokens(range(5), lengths, 1000) == [[0, 1, 2, 3, 4]]
+    assert split_by_tokens([], lengths, 10) == []
 
 
 def test_a_window_of_many_rows_does_not_look_at_all_their_lengths():

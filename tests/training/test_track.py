@@ -13,7 +13,7 @@ import pytest
 
 from tunesmith.errors import RecipeError
 from tunesmith.training import track
-from tunesmith.training.track import TRACKERS, flat, numbers_of, open_trackers
+from tunesmith.training.track import TRACKERS, flat, open_trackers, scalar_metrics
 
 CONFIG = {"model": "tiny", "technique": {"kind": "lora", "rank": 8}, "labels": ["a", "b"]}
 RECORDS: list[dict[str, Any]] = [
@@ -50,8 +50,8 @@ def without(*hidden: str) -> Callable[..., ModuleType]:
 
 
 def test_only_numbers_are_drawn() -> None:
-    assert numbers_of(RECORDS[0]) == {"loss": 2.5}
-    assert numbers_of(RECORDS[2]) == {"loss": 1.5}
+    assert scalar_metrics(RECORDS[0]) == {"loss": 2.5}
+    assert scalar_metrics(RECORDS[2]) == {"loss": 1.5}
 
 
 def test_a_recipe_is_flat_with_dotted_keys() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tunesmith.data.examples import Message
 from tunesmith.feedback.items import ANSWER, prompt_key
 from tunesmith.feedback.store import Entry, VoteStore
-from tunesmith.workflows.ahead import askers
+from tunesmith.workflows.ahead import completion_sources
 from tunesmith.workflows.feedback import FeedbackRequest
 from tunesmith.workflows.panel import WHAT
 
@@ -24,7 +24,9 @@ def give_answers(wish: FeedbackRequest, sides: Sequence[Sequence[str]]) -> None:
     """Put answers to prompts 0, 1, ... into the store of the wish, as if its models had given them."""
     assert wish.store is not None
     store = VoteStore(wish.store, what=WHAT)
-    for who, answers in zip(askers(wish.model, wish.against, wish.sampling, offline=True), sides, strict=False):
+    for who, answers in zip(
+        completion_sources(wish.model, wish.against, wish.sampling, offline=True), sides, strict=False
+    ):
         weights = who.weights
         about = {"by": who.found.name, "weights": weights, "drawing": who.drawing(weights)}
         for n, text in enumerate(answers):

@@ -21,16 +21,16 @@ from tunesmith.data.examples import Message
 from tunesmith.data.turns import joined
 from tunesmith.feedback.votes import VOTE
 from tunesmith.inference.answering import Limits
-from tunesmith.inference.ask import Ask
+from tunesmith.inference.ask import GenerationRequest
 from tunesmith.inference.folder import load
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Classify, Multitask
 from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import Ia3, Lora
 from tunesmith.web.api import FOLDERS
-from tunesmith.web.pieces import Pieces
+from tunesmith.web.pieces import CompletionStream
 from tunesmith.web.told import split_calls
-from tunesmith.web.wanted import ChatTurn, ChatWanted
+from tunesmith.web.wanted import ChatCompletionRequest, ChatTurn
 from tunesmith.workflows.thumbs import FILE
 from tunesmith.workflows.votes import export_votes, read_events
 
@@ -164,22 +164,22 @@ CALL = '<tool_call>\n{"name": "look", "arguments": {"word": "fox"}}\n</tool_call
 
 
 def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch):
-    from tunesmith.inference.row import LiveAnswer
+    from tunesmith.inference.row import ActiveRequest
 
-    real = LiveAnswer._end
+    real = ActiveRequest._end
     asked: list[list[int]] = []
     ends: list[Any] = ["stop"]
 
-    def calls(self: LiveAnswer, end: Any, why: str = "") -> None:
+    def calls(self: ActiveRequest, end: Any, why: str = "") -> None:
         asked.append(self.prompt)
-        self.told(replace_text(self, end))
+        self.on_chunk(replace_text(self, end))
 
-    def replace_text(row: LiveAnswer, end: Any) -> Any:
-        from tunesmith.inference.row import Piece
+    def replace_text(row: ActiveRequest, end: Any) -> Any:
+        from tunesmith.inference.row import CompletionChunk
 
-        return Piece(f"Let me see. {CALL}"[len(row.said) :], (), ends[0], len(row.prompt), len(row.ids))
+        return CompletionChunk(f"Let me see. {CALL}"[len(row.said) :], (), ends[0], len(row.prompt), len(row.ids))
 
-    monkeypatch.setattr(LiveAnswer, "_end", calls)
+    monkeypatch.setattr(ActiveRequest, "_end", calls)
     answer = chat(client, "Look up fox.", tools=[TOOL]).choices[0]
     assert (answer.finish_reason, answer.message.content) == ("tool_calls", "Let me see.")
     (call,) = answer.message.tool_calls
@@ -194,7 +194,7 @@ def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.Open
     assert other.message.tool_calls is None  # nobody offered it
     ends[0] = "length"  # what comes behind the call is missing
     assert chat(client, "Look up fox.", tools=[TOOL]).choices[0].finish_reason == "length"
-    monkeypatch.setattr(LiveAnswer, "_end", real)
+    monkeypatch.setattr(ActiveRequest, "_end", real)
     turns: list[Any] = [
         {"role": "user", "content": "Look up fox."},
         {"role": "assistant", "content": None, "tool_calls": [call.model_dump()]},
@@ -355,9 +355,9 @@ def test_an_answer_whose_client_goes_before_its_stream_begins_is_let_go(server: 
             return {"type": "http.disconnect"}
 
     async def ask() -> None:
-        pieces = Pieces(Request(), lambda piece: None)
-        long = Ask("one", (Message("user", "hi"),), sampling=Sampling(max_new_tokens=400), in_pieces=True)
-        pieces.ticket = server.engine.ask(long, pieces.told)
+        pieces = CompletionStream(Request(), lambda piece: None)
+        long = GenerationRequest("one", (Message("user", "hi"),), sampling=Sampling(max_new_tokens=400), in_pieces=True)
+        pieces.ticket = server.engine.ask(long, pieces.on_chunk)
         left.set()
         for _ in range(3):  # nobody takes a piece
             await asyncio.sleep(0)
@@ -436,7 +436,7 @@ def test_what_is_null_or_says_what_holds_anyway_is_asked_for_by_nobody(server: S
 
 def test_a_call_without_arguments_is_one_of_a_tool_that_takes_nothing():
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}
-    (turn,) = ChatWanted.model_validate(
+    (turn,) = ChatCompletionRequest.model_validate(
         {"model": "one", "messages": [{"role": "assistant", "content": None, "tool_calls": [call]}]}
     ).messages
     assert turn.message().calls == (Call("f", "{}"),)

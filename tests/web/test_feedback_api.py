@@ -15,19 +15,19 @@ from tunesmith.feedback.items import OWN
 from tunesmith.feedback.store import VoteStore
 from tunesmith.web.feedback import feedback_app
 from tunesmith.web.markdown import render
-from tunesmith.workflows.panel import WHAT, Panel
+from tunesmith.workflows.panel import WHAT, PairSession
 
 ANA = {"rater": "Ana", "tab": "tab-aaaa"}
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Panel:
+def work(tmp_path: Path) -> PairSession:
     items = [item(n, f"one {n}", f"two {n}", by=("runs/secret-a", "runs/secret-b")) for n in range(3)]
-    return Panel(items, VoteStore(tmp_path / "votes.db", what=WHAT))
+    return PairSession(items, VoteStore(tmp_path / "votes.db", what=WHAT))
 
 
 @pytest.fixture
-def ask(work: Panel) -> Ask:
+def ask(work: PairSession) -> Ask:
     return asking(feedback_app(work))
 
 
@@ -41,10 +41,10 @@ def test_nothing_that_the_browser_gets_tells_who_gave_an_answer(ask: Ask):
     assert "secret" not in json.dumps(state)
 
 
-def test_an_own_answer_is_kept_with_its_seconds(ask: Ask, work: Panel):
+def test_an_own_answer_is_kept_with_its_seconds(ask: Ask, work: PairSession):
     _, state = ask("/api/next", **ANA)
     ask("/api/vote", **ANA, item=state["item"]["key"], choice="own", text=" mine \ud83d", seconds=2.345)
-    (vote,) = work.turns.votes.standing()
+    (vote,) = work.assignment.votes.standing()
     left = work.shown(vote.item, "Ana")[0]
     assert vote.body == {"label": OWN, "text": "mine ?", "left": left, "seconds": 2.35}
 
@@ -64,7 +64,7 @@ def test_an_own_answer_is_kept_with_its_seconds(ask: Ask, work: Panel):
         ({"seconds": -1}, "seconds"),
     ],
 )
-def test_a_bad_request_is_told_and_changes_nothing(ask: Ask, work: Panel, change: dict[str, Any], word: str):
+def test_a_bad_request_is_told_and_changes_nothing(ask: Ask, work: PairSession, change: dict[str, Any], word: str):
     _, state = ask("/api/next", **ANA)
     before = work.store.since()
     status, answer = ask("/api/vote", **{**ANA, "item": state["item"]["key"], "choice": "left", **change})

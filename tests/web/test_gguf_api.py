@@ -23,7 +23,7 @@ from tunesmith.cli.serve import _kind, name_of, sources_of
 from tunesmith.data.examples import Message
 from tunesmith.errors import CheckpointError, ModelError
 from tunesmith.inference.answering import Limits
-from tunesmith.inference.files import Files, _lines, find_file
+from tunesmith.inference.files import GgufBackend, _lines, find_file
 from tunesmith.inference.folder import load
 from tunesmith.model.sampling import Sampling
 from tunesmith.techniques import Lora
@@ -215,7 +215,7 @@ def test_the_command_serves_a_file_and_ends_what_was_begun(run: Path, serve: Ser
 def test_a_file_that_no_run_knows_is_asked_by_the_template_inside_it(run: Path, tmp_path: Path):
     alone = tmp_path / "alone.gguf"
     alone.write_bytes((run / "export" / "gguf-f16" / "model.gguf").read_bytes())
-    files = Files({"alone": alone}, slots=1)
+    files = GgufBackend({"alone": alone}, slots=1)
     known = files.models["alone"]
     model = load(run)
     asked = [Message("system", "Be brief."), Message("user", "number 12345 isn't it?")]
@@ -228,7 +228,7 @@ def test_a_file_that_no_run_knows_is_asked_by_the_template_inside_it(run: Path, 
 def test_a_file_whose_tokens_llama_cpp_cuts_otherwise_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tunesmith.inference.llamacpp.LlamaCpp.ids", lambda self, text: [1, 2])
     with pytest.raises(ModelError, match="cuts text into other tokens"):
-        Files({"one": run}, slots=1)
+        GgufBackend({"one": run}, slots=1)
 
 
 def test_a_line_ends_where_it_ends_and_not_within_a_text():

@@ -190,10 +190,10 @@ def test_every_hostile_body_is_told_what_is_wrong_with_it(server: Served):
 def test_a_body_that_does_not_come_is_given_up(server: Served, monkeypatch: pytest.MonkeyPatch):
     import asyncio
 
-    from tunesmith.web.api import MANNER
-    from tunesmith.web.guard import Guard, Manner
+    from tunesmith.web.api import POLICY
+    from tunesmith.web.guard import Guard, RequestPolicy
 
-    manner = Manner(own_header=False, seconds=0.1, refuses=MANNER.refuses)
+    manner = RequestPolicy(own_header=False, seconds=0.1, refuses=POLICY.refuses)
     sent: list[Any] = []
 
     async def never() -> Any:

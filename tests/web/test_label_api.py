@@ -12,7 +12,7 @@ import pytest
 
 from tests.web.conftest import SCRIPT, Ask, asking
 from tunesmith.web.label import label_app
-from tunesmith.workflows.label import Labelling
+from tunesmith.workflows.label import LabelSession
 from tunesmith.workflows.label_open import LabelRequest, open_labelling
 
 ANA = {"rater": "Ana", "tab": "tab-aaaa"}
@@ -20,12 +20,12 @@ FILES = [file for folder in ("static", "pages") for file in (files("tunesmith.we
 
 
 @pytest.fixture
-def work(rows: Path) -> Labelling:
-    return open_labelling(LabelRequest(str(rows), labels=("good", "bad")), told=print)
+def work(rows: Path) -> LabelSession:
+    return open_labelling(LabelRequest(str(rows), labels=("good", "bad")), log=print)
 
 
 @pytest.fixture
-def ask(work: Labelling) -> Ask:
+def ask(work: LabelSession) -> Ask:
     """Asks the app: a path and a JSON body, or a GET without one."""
     return asking(label_app(work))
 
@@ -41,7 +41,7 @@ def test_a_vote_answers_with_the_next_row_and_how_far_it_is(ask: Ask):
     assert then["undo"]
 
 
-def test_the_seconds_that_a_vote_took_are_kept(ask: Ask, work: Labelling):
+def test_the_seconds_that_a_vote_took_are_kept(ask: Ask, work: LabelSession):
     _, first = ask("/api/next", **ANA)
     ask("/api/vote", **ANA, item=first["item"]["key"], label="good", seconds=1.234)
     assert work.store.since()[-1].body == {"label": "good", "seconds": 1.23}
@@ -62,7 +62,7 @@ def test_the_seconds_that_a_vote_took_are_kept(ask: Ask, work: Labelling):
         ({"seconds": "soon"}, "seconds"),
     ],
 )
-def test_a_bad_request_is_told_and_changes_nothing(ask: Ask, work: Labelling, change: dict[str, Any], word: str):
+def test_a_bad_request_is_told_and_changes_nothing(ask: Ask, work: LabelSession, change: dict[str, Any], word: str):
     _, first = ask("/api/next", **ANA)
     before = work.store.since()
     status, answer = ask("/api/vote", **{**ANA, "item": first["item"]["key"], "label": "good", **change})
@@ -80,7 +80,7 @@ def test_the_export_is_a_file_of_rows(ask: Ask):
     assert (row["text"], row["label"]) == (first["item"]["text"], "good")
 
 
-def test_a_script_travels_as_json_and_never_as_a_page(ask: Ask, work: Labelling):
+def test_a_script_travels_as_json_and_never_as_a_page(ask: Ask, work: LabelSession):
     seen = []
     for _ in range(len(work.rows.items)):
         _, state = ask("/api/next", **ANA)

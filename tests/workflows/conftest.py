@@ -29,7 +29,7 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pytest.Mon
         patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
         only_a_glance(patch)
         patch.setattr("tunesmith.workflows.tune.write_reports", lambda folder: None)
-        patch.setattr("tunesmith.workflows.yardsticks.answering.cheap_ways", lambda prepared, test: {})
+        patch.setattr("tunesmith.workflows.yardsticks.answering.baselines", lambda prepared, test: {})
         patch.setattr(
             "tunesmith.workflows.answers.linear_probe", lambda states, labels, asked, metric: labels[:1] * len(asked)
         )

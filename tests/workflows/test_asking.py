@@ -7,8 +7,8 @@ from tunesmith.data.examples import Message, Text
 from tunesmith.decision.shots import Nearest
 from tunesmith.inference.local import LocalModel
 from tunesmith.objectives import Instruct
-from tunesmith.workflows.answers import some
-from tunesmith.workflows.asking import fitting, label_in
+from tunesmith.workflows.answers import subsample
+from tunesmith.workflows.asking import fit_messages, label_in
 
 
 def test_the_label_that_stands_first_is_taken():
@@ -35,17 +35,17 @@ def test_of_the_things_beside_a_question_as_many_stay_as_can_be_read_with_it():
 
     room = len(template("llama").prompt(asked(2)))
     made = LocalModel(policy("llama"), template("llama"), Instruct(), room)
-    assert fitting(made, 5, asked) == asked(2)
+    assert fit_messages(made, 5, asked) == asked(2)
     made.limit = 1
-    assert fitting(made, 5, asked) == asked(0)
+    assert fit_messages(made, 5, asked) == asked(0)
 
 
 def test_rows_are_drawn_by_the_seed_and_keep_their_order():
     rows = [Text(str(i), f"text {i}") for i in range(50)]
-    drawn = some(rows, 10, 3)
-    assert drawn == some(rows, 10, 3) != some(rows, 10, 4)
+    drawn = subsample(rows, 10, 3)
+    assert drawn == subsample(rows, 10, 3) != subsample(rows, 10, 4)
     assert [int(row.where) for row in drawn] == sorted(int(row.where) for row in drawn)
-    assert some(rows, 0, 3) == some(rows, 60, 3) == rows
+    assert subsample(rows, 0, 3) == subsample(rows, 60, 3) == rows
 
 
 def test_the_nearest_rows_share_the_most_telling_words():

@@ -31,13 +31,13 @@ from tunesmith.recipe import Recipe, make_recipe
 from tunesmith.report.compare import page as html
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.workflows import answered as answering
-from tunesmith.workflows.answered import LESSONS
+from tunesmith.workflows.answered import TUNED_ARMS
 from tunesmith.workflows.arms import chosen_arms
 from tunesmith.workflows.ask_arm import ArmQuestion, ask_arm
 from tunesmith.workflows.asking import within
-from tunesmith.workflows.compare import Wishes, _digests, _pinned, compare, reopened
-from tunesmith.workflows.contest import CHOICES, Contest, file_name
-from tunesmith.workflows.run_folder import alone
+from tunesmith.workflows.compare import CompareOptions, _digests, _pinned, compare, reopened
+from tunesmith.workflows.contest import CHOICES, ComparisonContext, file_name
+from tunesmith.workflows.run_folder import exclusive_lock
 from tunesmith.workflows.ways import remote
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -116,14 +116,14 @@ def labels(place: Path) -> dict[str, Any]:
     }
 
 
-def run(made: Recipe, out: Path, wishes: Wishes | None = None, **watch: Any) -> Comparison:
-    return compare(made, wishes or Wishes(), callbacks=Callbacks(Lines(), **watch), out=out, offline=True)
+def run(made: Recipe, out: Path, wishes: CompareOptions | None = None, **watch: Any) -> Comparison:
+    return compare(made, wishes or CompareOptions(), callbacks=Callbacks(Lines(), **watch), out=out, offline=True)
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]:
     place = tmp_path_factory.mktemp("compare")
-    return run(recipe(place), place / "out", Wishes(price_per_hour=3600.0)), place
+    return run(recipe(place), place / "out", CompareOptions(price_per_hour=3600.0)), place
 
 
 def test_every_arm_answers_the_same_rows(done: tuple[Comparison, Path]) -> None:
@@ -224,7 +224,9 @@ def test_a_price_per_hour_is_that_of_the_seconds(done: tuple[Comparison, Path]) 
 def test_the_same_command_again_asks_nothing(done: tuple[Comparison, Path]) -> None:
     page, place = done
     said: list[str] = []
-    again = compare(recipe(place), Wishes(), callbacks=Callbacks(lambda e: said.append(e.text)), out=place / "out")
+    again = compare(
+        recipe(place), CompareOptions(), callbacks=Callbacks(lambda e: said.append(e.text)), out=place / "out"
+    )
     assert [arm.task.score for arm in again.arms] == [arm.task.score for arm in page.arms]
     assert not [text for text in said if "questions" in text or "settings" in text or "training" in text]
 
@@ -342,7 +344,9 @@ def test_a_server_is_asked_the_text_and_told_the_labels(tmp_path: Path, monkeypa
     monkeypatch.setattr("tunesmith.inference.remote.ask_endpoint", reply)
     monkeypatch.setattr("tunesmith.inference.remote.reach", lambda endpoint, *, offline: None)
     server = "http://127.0.0.1:1/v1#C:\\models\\q.gguf"
-    page = run(recipe(tmp_path, **parts, arms=["tf-idf", server]), tmp_path / "out", Wishes(price_per_hour=3600.0))
+    page = run(
+        recipe(tmp_path, **parts, arms=["tf-idf", server]), tmp_path / "out", CompareOptions(price_per_hour=3600.0)
+    )
     assert page.arms[1].task.score == 1.0
     assert (page.arms[1].labels, page.arms[1].detail) == (8, "asked: the instruction as written")
     assert page.arms[1].cost.price_per_1000 is None
@@ -376,7 +380,7 @@ def test_another_model_behind_an_address_does_not_go_on_with_its_answers(
     monkeypatch.setattr("tunesmith.inference.remote.only_model", lambda endpoint, *, offline: names.pop(0))
     names = ["old", "new"]
     place: Any = SimpleNamespace(folder=tmp_path, key="", offline=True)
-    place.check_same = partial(Contest.check_same, place)
+    place.check_same = partial(ComparisonContext.check_same, place)
     remote(place, "http://127.0.0.1:9/v1")
     with pytest.raises(CheckpointError, match="asked http://127.0.0.1:9/v1 before that was changed"):
         remote(place, "http://127.0.0.1:9/v1")
@@ -396,7 +400,7 @@ def test_an_arm_that_fails_is_left_out_and_tried_again_the_next_time(
 ) -> None:
     made = recipe(tmp_path, arms=["prompt", "few-shot", "tuned"])
     with monkeypatch.context() as patch:
-        patch.setitem(LESSONS, "tuned", lambda contest: (_ for _ in ()).throw(Refused("rate: too low; raise it")))
+        patch.setitem(TUNED_ARMS, "tuned", lambda contest: (_ for _ in ()).throw(Refused("rate: too low; raise it")))
         page = run(made, tmp_path / "out")
     assert [arm.name for arm in page.arms] == ["prompt", "few-shot"]
     assert "tuned failed and is left out: rate: too low; raise it" in page.notes
@@ -408,7 +412,7 @@ def test_an_arm_that_breaks_off_keeps_its_answers_and_goes_on_with_the_next_ques
 ) -> None:
     made = recipe(tmp_path, arms=["prompt", "no-context"])
     whole, asked, heard = run(made, tmp_path / "whole"), list[int](), list[dict[str, Any]]()
-    plain = answering.say
+    plain = answering.ask_model
 
     def say(model: LocalModel, batch: list[list[Message]], objective: Instruct, room: int = 99) -> answering.Said:
         if len(asked) == room:
@@ -423,7 +427,7 @@ def test_an_arm_that_breaks_off_keeps_its_answers_and_goes_on_with_the_next_ques
         run(made, tmp_path / "out")
     assert (asked, len(list((tmp_path / "out" / "answers" / "prompt.portions").iterdir()))) == ([2, 2], 2)
     monkeypatch.setattr(answering, "say", say)
-    page = compare(made, Wishes(), callbacks=Callbacks(heard.append), out=tmp_path / "out", offline=True)
+    page = compare(made, CompareOptions(), callbacks=Callbacks(heard.append), out=tmp_path / "out", offline=True)
     assert asked[2] == 2  # the third portion, not the first
     assert [arm.task.score for arm in page.arms] == [arm.task.score for arm in whole.arms]
     assert "no-context: 2 of 6 answered" in [event.get("text") for event in heard]
@@ -433,7 +437,7 @@ def test_an_arm_that_breaks_off_keeps_its_answers_and_goes_on_with_the_next_ques
 def test_a_comparison_that_is_left_with_one_arm_fails_with_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(LESSONS, "tuned", lambda contest: (_ for _ in ()).throw(Refused("rate: too low; raise it")))
+    monkeypatch.setitem(TUNED_ARMS, "tuned", lambda contest: (_ for _ in ()).throw(Refused("rate: too low; raise it")))
     with pytest.raises(Refused, match="rate: too low; raise it"):
         run(recipe(tmp_path, arms=["prompt", "no-context", "tuned"]), tmp_path / "out")
 
@@ -446,29 +450,29 @@ def test_a_rule_of_style_that_cannot_be_checked_is_refused_before_any_arm_is_ask
 
 def test_a_budget_that_is_too_small_says_how_much_is_enough_and_nothing_is_asked(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"--budget 1e-05: 6 test rows and 10 training rows, .* take about 1 minutes"):
-        run(recipe(tmp_path, arms=["prompt", "tuned"]), tmp_path / "out", Wishes(minutes=0.00001))
+        run(recipe(tmp_path, arms=["prompt", "tuned"]), tmp_path / "out", CompareOptions(minutes=0.00001))
     assert not (tmp_path / "out" / "answers").exists()
 
 
 def test_two_processes_do_not_compare_in_one_folder(tmp_path: Path) -> None:
-    with alone(tmp_path / "out"), pytest.raises(CheckpointError, match="out: another process is at work"):
+    with exclusive_lock(tmp_path / "out"), pytest.raises(CheckpointError, match="out: another process is at work"):
         run(recipe(tmp_path, arms=["prompt", "few-shot"]), tmp_path / "out")
 
 
 def test_an_arm_that_another_process_is_making_has_not_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = answering.answered
+    known = answering.run_arm
 
     def answered(contest: Any, name: str) -> Any:
-        with alone(contest.folder / "tuned"):
+        with exclusive_lock(contest.folder / "tuned"):
             return known(contest, name)
 
-    monkeypatch.setattr("tunesmith.workflows.compare.answered", answered)
+    monkeypatch.setattr("tunesmith.workflows.compare.run_arm", answered)
     with pytest.raises(CheckpointError, match="tuned: another process is at work"):
         run(recipe(tmp_path, arms=["prompt", "few-shot", "tuned"]), tmp_path / "out")
 
 
 def test_arms_of_a_budget_are_asked_later_with_no_more_rows_than_they_had(tmp_path: Path) -> None:
-    run(recipe(tmp_path, arms=["prompt", "few-shot"]), tmp_path / "out", Wishes(minutes=60))
+    run(recipe(tmp_path, arms=["prompt", "few-shot"]), tmp_path / "out", CompareOptions(minutes=60))
     chosen = tmp_path / "out" / CHOICES
     known = json.loads(chosen.read_text())
     chosen.write_text(json.dumps(known | {"budget 60": [6, 10, "as if by a slower machine"]}))
@@ -481,7 +485,7 @@ def test_a_budget_is_dealt_out_for_an_encoder_too(tmp_path: Path) -> None:
         **labels(tmp_path),
         "arms": ["tf-idf", "tuned"],
     }
-    page = run(recipe(tmp_path, **parts), tmp_path / "out", Wishes(minutes=60))
+    page = run(recipe(tmp_path, **parts), tmp_path / "out", CompareOptions(minutes=60))
     assert any(note.startswith("budget of 60 minutes: 8 of 8 test rows") for note in page.notes)
 
 

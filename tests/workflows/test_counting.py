@@ -18,12 +18,12 @@ from tunesmith.model import generate as room
 from tunesmith.recipe import Recipe
 from tunesmith.workflows import plan as story
 from tunesmith.workflows.batches import Batches, batches_of
-from tunesmith.workflows.beside import Beside, count_beside
-from tunesmith.workflows.counting import COUNTED, Counter, count_work, planned
-from tunesmith.workflows.prepare import Prepared, prepare
+from tunesmith.workflows.beside import RunOverhead, count_overhead
+from tunesmith.workflows.counting import COUNTED, WorkloadCounter, count_work, planned
+from tunesmith.workflows.prepare import TrainingContext, prepare
 from tunesmith.workflows.replay import with_replay
-from tunesmith.workflows.survey import Survey, survey
-from tunesmith.workflows.train import untouched
+from tunesmith.workflows.survey import RunProfile, profile_run
+from tunesmith.workflows.train import base_policy
 from tunesmith.workflows.yardsticks.judging import WRITTEN
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -33,13 +33,13 @@ def nobody(event: dict[str, Any]) -> None:
     """Nobody listens."""
 
 
-def read(made: Recipe) -> Prepared:
+def read(made: Recipe) -> TrainingContext:
     return prepare(made, on_event=nobody)
 
 
-def work_of(prepared: Prepared) -> TrainingWork:
-    policy = untouched(prepared)
-    return count_work(prepared, policy, Counter.of(prepared, policy))
+def work_of(prepared: TrainingContext) -> TrainingWork:
+    policy = base_policy(prepared)
+    return count_work(prepared, policy, WorkloadCounter.of(prepared, policy))
 
 
 def test_no_more_steps_are_counted_than_are_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -57,12 +57,12 @@ def test_no_more_steps_are_counted_than_are_promised(tmp_path: Path, monkeypatch
 def test_a_network_that_does_not_pack_is_counted_padded(tmp_path: Path):
     long = [{**row, "text": row["text"] + " good" * (i % 7)} for i, row in enumerate(reviews())]
     prepared = read(recipe(tmp_path, long, "gemma"))
-    assert not untouched(prepared).packs
+    assert not base_policy(prepared).packs
     work = work_of(prepared)
     batches = [one for step in range(batches_of(prepared).steps_per_epoch) for one in batches_of(prepared).window(step)]
-    assert work.computed == work.padded == 2 * sum(one.paths.numel() for one in batches)
-    assert work.widest == work.widest_padded > max(one.computed for one in batches)
-    assert work.attended == 2 * sum(one.rows * one.paths.shape[1] ** 2 for one in batches)
+    assert work.computed == work.padded == 2 * sum(one.row_index.numel() for one in batches)
+    assert work.widest == work.widest_padded > max(one.forward_tokens for one in batches)
+    assert work.attended == 2 * sum(one.rows * one.row_index.shape[1] ** 2 for one in batches)
 
 
 def test_a_largest_pass_that_comes_first_is_told_from_one_that_does_not(tmp_path: Path):
@@ -102,7 +102,7 @@ def test_hidden_words_meet_the_whole_vocabulary_and_labels_do_not(tmp_path: Path
     prepared = read(recipe(tmp_path, reviews(), "bert"))
     labelling = work_of(prepared)
     assert (labelling.learned, labelling.headed) == (0, labelling.rows * labelling.head)
-    assert survey(prepared).size.words == prepared.base.network.config.vocab_size
+    assert profile_run(prepared).size.words == prepared.base.network.config.vocab_size
     rewards = work_of(read(recipe(tmp_path, pairs(), "llama", objective="reward")))
     assert (rewards.learned, rewards.written) == (0, ())
 
@@ -137,16 +137,16 @@ def test_general_rows_that_will_be_mixed_in_are_planned_and_those_that_are_in_no
         "replay": made.replay.model_copy(update={"share": 0.5, "source": str(texts)}),
         "objective": plain.recipe.objective,
     }))  # fmt: skip
-    policy = untouched(prepared)
+    policy = base_policy(prepared)
     mixed_in = with_replay(prepared, tmp_path, on_event=nobody, offline=True)
     steps = [planned(one, policy).steps for one in (plain, prepared, mixed_in)]
     assert steps[1] == steps[2] == pytest.approx(2 * steps[0], abs=2)
     assert work_of(prepared).steps == steps[1]
 
 
-def _beside(prepared: Prepared) -> tuple[Beside, Survey]:
-    found = survey(prepared)
-    return count_beside(prepared, found), found
+def _beside(prepared: TrainingContext) -> tuple[RunOverhead, RunProfile]:
+    found = profile_run(prepared)
+    return count_overhead(prepared, found), found
 
 
 def test_a_control_is_trained_checked_and_scored_too(tmp_path: Path):

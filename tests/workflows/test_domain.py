@@ -32,7 +32,7 @@ from tunesmith.workflows.prepare import prepare
 from tunesmith.workflows.preview import preview
 from tunesmith.workflows.questions import EvaluateRequest
 from tunesmith.workflows.replay import lost_too_much
-from tunesmith.workflows.request import request
+from tunesmith.workflows.request import resolve_recipe
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -179,7 +179,7 @@ def test_general_rows_that_were_written_before_a_stop_are_not_written_again(
 ):
     made = on_texts(tmp_path, "llama", replay={"share": 0.6}, schedule={"probe": False, "epochs": 0.1})
     whole = tune(made, tmp_path / "whole").folder
-    assert len((whole / "replay.jsonl").read_text().splitlines()) > replay.AT_ONCE
+    assert len((whole / "replay.jsonl").read_text().splitlines()) > replay.BATCH_SIZE
     assert not (whole / "replay.part.jsonl").exists()
     asked: list[list[list[int]]] = []
     draw = replay.generate
@@ -229,7 +229,7 @@ def test_each_pass_over_the_rows_has_general_rows_of_its_own(tmp_path: Path):
     batches = batches_of(mixed)
     for turn, rows in enumerate(mixed.general):
         steps = range(turn * batches.steps_per_epoch, (turn + 1) * batches.steps_per_epoch)
-        seen = [place for step in steps for batch in batches.window(step) for place in batch.places]
+        seen = [place for step in steps for batch in batches.window(step) for place in batch.locations]
         assert len(seen) == own + each
         assert {place for place in seen if place.startswith("replay:")} == {row.where for row in rows}
     assert len({row.where for rows in mixed.general for row in rows}) == 3 * each
@@ -327,7 +327,7 @@ def test_a_preview_shows_what_is_hidden_and_asks_for_no_end(tmp_path: Path, monk
     shown = preview(on_texts(tmp_path, "bert"))
     learned = "".join(piece.text for piece in shown.rows[0].pieces if piece.learned)
     assert "[MASK]" in learned
-    assert shown.faults == ()
+    assert shown.problems == ()
     assert shown.facts.learned_share == pytest.approx(0.15, abs=0.05)
     assert len(made) == 1
     assert preview(on_texts(tmp_path, "llama")).facts.learned_share == 1.0
@@ -341,7 +341,7 @@ def test_texts_and_folders_get_a_recipe_of_their_own(tmp_path: Path):
     made = draft(str(manual))
     assert made.recipe.objective.kind == "domain"
     assert "objective: {kind: domain" in made.text(tmp_path) or "kind: domain" in made.text(tmp_path)
-    assert request(str(manual)).recipe.objective.kind == "domain"
+    assert resolve_recipe(str(manual)).recipe.objective.kind == "domain"
     assert made.recipe.replay.share == 0.1
     assert draft(str(manual), changes=["technique=full"]).recipe.replay.share == 0.33
     assert draft(str(manual), changes=["model=minilm-l6"]).recipe.replay.share == 0

@@ -12,10 +12,10 @@ from tests.bases import folder
 from tests.workflows.conftest import recipe, reviews, tune
 from tests.workflows.test_domain import on_texts
 from tunesmith.errors import ModelError
-from tunesmith.inference.folder import load, read_about
+from tunesmith.inference.folder import load, read_manifest
 from tunesmith.inference.open import identify
 from tunesmith.model.load import LoadOptions, load_base
-from tunesmith.workflows.lineage import seen
+from tunesmith.workflows.lineage import find_seen_rows
 from tunesmith.workflows.prepare import read_data
 
 pytestmark = [
@@ -56,7 +56,7 @@ def test_labels_are_learned_from_the_model_of_a_field_and_found_again(tmp_path: 
     domain = tune(on_texts(tmp_path, "llama", schedule=QUICK), tmp_path / "domain")
     made = recipe(tmp_path, reviews(), "llama", model=str(domain.folder), schedule=QUICK)
     run = tune(made, tmp_path / "labels")
-    assert read_about(run.folder / "model").base == str(domain.folder)
+    assert read_manifest(run.folder / "model").base == str(domain.folder)
     assert load(run.folder).classify(["good"])[0].label in ("positive", "negative")
     # PEFT's own classes would put the adapter over whatever is named there, and the base below is the wrong one.
     assert json.loads((run.folder / "model" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
@@ -69,14 +69,14 @@ def test_test_rows_that_the_run_below_was_trained_on_are_told_whichever_is_on_to
     other = recipe(tmp_path, reviews(), "llama", model=str(same.folder), schedule=QUICK, seed=1)
     notes = tune(other, tmp_path / "other").report.data.notes
     assert any(f"{same.folder} was trained on" in note and "of these" in note for note in notes)
-    (told,) = seen(identify(same.folder), read_data(other, offline=True).split.test, offline=True)
+    (told,) = find_seen_rows(identify(same.folder), read_data(other, offline=True).split.test, offline=True)
     assert told in notes
 
 
 def test_a_run_of_which_the_base_was_changed_is_not_begun_from(tmp_path: Path):
     run = tune(on_texts(tmp_path, "llama", schedule=QUICK), tmp_path / "run")
     page = run.folder / "model" / "tunesmith.json"
-    page.write_text(page.read_text().replace(read_about(run.folder / "model").fingerprint, "0" * 16))
+    page.write_text(page.read_text().replace(read_manifest(run.folder / "model").fingerprint, "0" * 16))
     with pytest.raises(ModelError, match="tuned over another base"):
         load_base(str(run.folder))
 

@@ -16,7 +16,7 @@ from tests.workflows.test_domain import on_texts
 from tunesmith.data.examples import Message
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
 from tunesmith.inference import export as room
-from tunesmith.inference.folder import load, read_about
+from tunesmith.inference.folder import load, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
 from tunesmith.inference.open import identify, open_model
 from tunesmith.report.facts import read_facts
@@ -24,7 +24,7 @@ from tunesmith.report.predictions import read_predictions
 from tunesmith.report.schema import Export, read_report
 from tunesmith.report.snippets import transformers_lines
 from tunesmith.workflows.export import ExportRequest, export
-from tunesmith.workflows.parity import ProgramAgreement, faults
+from tunesmith.workflows.parity import ProgramAgreement, find_problems
 
 pytestmark = pytest.mark.usefixtures("small_world")
 NAMES = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
@@ -88,8 +88,8 @@ def test_a_run_on_texts_goes_on_with_them_there_too(tmp_path: Path, kind: str):
 def test_an_adapter_in_gguf_answers_over_its_base_as_the_merged_file_does(decoder: Path, tmp_path: Path):
     made(decoder, "adapter", tmp_path / "adapter")
     made(decoder, "gguf", tmp_path / "merged")
-    base = room.merged(decoder / "model", read_about(decoder / "model"), offline=True)
-    bare = base.policy.network.from_pretrained(read_about(decoder / "model").base)
+    base = room.merged(decoder / "model", read_manifest(decoder / "model"), offline=True)
+    bare = base.policy.network.from_pretrained(read_manifest(decoder / "model").base)
     room.write_gguf(bare, base.template.tokenizer, tmp_path / "base.gguf", kind="f16", name="base")
     prompts = [[1, 40 + i, 50, 60, 70] for i in range(8)]
     sides = [
@@ -170,7 +170,7 @@ def test_a_merged_model_in_16_bits_takes_half_the_disk_and_is_scored_again(
 def test_numbers_that_a_format_has_not_are_refused_with_those_it_has(decoder: Path, tmp_path: Path):
     with pytest.raises(RecipeError, match=r"--numbers bf16: gguf is not kept so; use f16 or q8_0 or q4_0"):
         ExportRequest.of("gguf", "bf16")
-    model = room.merged(decoder / "model", read_about(decoder / "model"), offline=True)
+    model = room.merged(decoder / "model", read_manifest(decoder / "model"), offline=True)
     next(model.policy.network.parameters()).data.fill_(1e6)
     with pytest.raises(ModelError, match=r"--numbers f16: a value of .* overflows; use bf16 or f32"):
         room.write_merged(model, decoder / "model", tmp_path, numbers="f16")
@@ -224,11 +224,11 @@ def test_a_folder_of_a_run_is_not_taken_for_an_older_export(decoder: Path, tmp_p
 )
 def test_a_score_may_move_by_one_row_or_by_the_bound(form: str, score: float, said: tuple[str, ...]):
     found = ProgramAgreement("accuracy", 100, 1.0, 1.0, score_original=0.90, score_export=score)
-    assert faults({"": found}, form) == said
-    assert faults({"french": found}, form) == tuple(f"french: {one}" for one in said)
+    assert find_problems({"": found}, form) == said
+    assert find_problems({"french": found}, form) == tuple(f"french: {one}" for one in said)
 
 
 def test_a_score_of_a_hundred_may_move_a_hundred_times_as_far():
     moved = ProgramAgreement("chrf", 64, 1.0, 62 / 64, score_original=49.3, score_export=49.0)
-    assert faults({"": moved}, "gguf f16") == ()
-    assert faults({"": replace(moved, score_export=47.0)}, "gguf f16") == ("chrf moves by 2.300",)
+    assert find_problems({"": moved}, "gguf f16") == ()
+    assert find_problems({"": replace(moved, score_export=47.0)}, "gguf f16") == ("chrf moves by 2.300",)

@@ -21,8 +21,8 @@ from tunesmith.model.sampling import Sampling
 from tunesmith.workflows import ahead, feedback
 from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 from tunesmith.workflows.judging import need_judged
-from tunesmith.workflows.panel import GOLD_EVERY, WHAT, PageChoice, Panel
-from tunesmith.workflows.votes import export_votes, import_votes, read_events, summary_of
+from tunesmith.workflows.panel import GOLD_EVERY, WHAT, PageChoice, PairSession
+from tunesmith.workflows.votes import export_votes, import_votes, read_events, summarise_votes
 
 ANA, BO = Who("Ana", "tab-aaaa"), Who("Bo", "tab-bbbb")
 DRAWN = Sampling(max_new_tokens=6, temperature=1.0)
@@ -44,15 +44,15 @@ def wish(tmp_path: Path) -> FeedbackRequest:
     return wish
 
 
-def opened(wish: FeedbackRequest, **changes: Any) -> Panel:
+def opened(wish: FeedbackRequest, **changes: Any) -> PairSession:
     values = {name: getattr(wish, name) for name in wish.__slots__} | changes
-    return open_panel(FeedbackRequest(**values), told=lambda line: None)
+    return open_panel(FeedbackRequest(**values), log=lambda line: None)
 
 
-def judge_all(work: Panel, who: Who, choice: str = "left", most: int = 1000) -> list[str]:
+def judge_all(work: PairSession, who: Who, choice: str = "left", most: int = 1000) -> list[str]:
     """Keys in the order in which a person got them, all with one choice."""
     got = list[str]()
-    while len(got) < most and (key := work.turns.next(who)) is not None:
+    while len(got) < most and (key := work.assignment.next(who)) is not None:
         got.append(key)
         work.vote(who, key, PageChoice(choice))
     return got
@@ -103,7 +103,7 @@ def test_the_sides_are_drawn_by_person_and_kept(wish: FeedbackRequest):
 def test_left_and_right_are_the_answers_that_stood_there(wish: FeedbackRequest):
     work = opened(wish)
     judge_all(work, ANA, "left")
-    for vote in work.turns.votes.standing():
+    for vote in work.assignment.votes.standing():
         left = work.shown(vote.item, "Ana")[0]
         assert (vote.body["label"] == FIRST) is (left == 0)
         assert vote.body["left"] == left
@@ -111,7 +111,7 @@ def test_left_and_right_are_the_answers_that_stood_there(wish: FeedbackRequest):
 
 def test_overlap_gives_each_pair_to_two_people_in_any_tabs_and_without_it_to_one(wish: FeedbackRequest):
     alone = opened(wish)
-    assert alone.turns.next(ANA) != alone.turns.next(BO)
+    assert alone.assignment.next(ANA) != alone.assignment.next(BO)
     both = opened(wish, overlap=Overlap(1.0, 2))
     first = sorted(judge_all(both, ANA))
     assert (both.progress().judged, both.progress().votes, both.progress().wanted) == (20, 20, 40)
@@ -122,27 +122,27 @@ def test_overlap_gives_each_pair_to_two_people_in_any_tabs_and_without_it_to_one
 
 def test_a_tab_that_slept_does_not_add_a_second_vote_to_a_pair_of_one(wish: FeedbackRequest):
     work = opened(wish)
-    key = work.turns.next(ANA)
+    key = work.assignment.next(ANA)
     assert key is not None
-    work.turns.release(ANA)  # as if its ten minutes were over
-    assert work.turns.next(BO) == key
+    work.assignment.release(ANA)  # as if its ten minutes were over
+    assert work.assignment.next(BO) == key
     work.vote(BO, key, PageChoice("left"))
     with pytest.raises(DataError, match="this item already has enough votes of other raters"):
         work.vote(ANA, key, PageChoice("right"))
-    assert list(work.turns.votes.on(key)) == ["Bo"]
+    assert list(work.assignment.votes.on(key)) == ["Bo"]
     work.vote(BO, key, PageChoice("tie"))  # whoever judged it may think again
     work.vote(ANA, key, PageChoice("own", "what nobody should have to write twice"))
-    assert list(work.turns.votes.on(key)) == ["Bo", "Ana"]
+    assert list(work.assignment.votes.on(key)) == ["Bo", "Ana"]
 
 
 def test_a_vote_that_is_sent_again_because_its_answer_was_lost_is_one_vote(wish: FeedbackRequest):
     work = opened(wish)
-    key = work.turns.next(ANA)
+    key = work.assignment.next(ANA)
     assert key is not None
     for seconds in (1.0, 3.0):
         work.vote(ANA, key, PageChoice("left", took={"seconds": seconds}))
-    assert work.turns.undo(ANA) == key
-    assert work.turns.votes.on(key) == {}
+    assert work.assignment.undo(ANA) == key
+    assert work.assignment.votes.on(key) == {}
 
 
 def test_a_pair_that_another_process_judged_just_now_is_not_given_out(
@@ -153,25 +153,25 @@ def test_a_pair_that_another_process_judged_just_now_is_not_given_out(
 
     def late(store: VoteStore, key: str, who: Who, **more: Any) -> bool:
         if who == ANA and not taken:
-            taken.append(there.turns.next(BO))
+            taken.append(there.assignment.next(BO))
             there.vote(BO, key, PageChoice("left"))
         return lease(store, key, who, **more)
 
     monkeypatch.setattr(VoteStore, "lease", late)
-    got = here.turns.next(ANA)
+    got = here.assignment.next(ANA)
     assert None not in (got, *taken)
     assert got not in taken
 
 
 def test_a_pair_that_an_undo_brought_back_may_be_judged_again_whoever_did_so_meanwhile(wish: FeedbackRequest):
     work = opened(wish)
-    key = work.turns.next(ANA)
+    key = work.assignment.next(ANA)
     assert key is not None
     work.vote(BO, key, PageChoice("left"))
     work.vote(ANA, key, PageChoice("own", "written for long"))
-    work.turns.undo(BO)
+    work.assignment.undo(BO)
     work.vote(BO, key, PageChoice("right"))
-    assert set(work.turns.votes.on(key)) == {"Ana", "Bo"}
+    assert set(work.assignment.votes.on(key)) == {"Ana", "Bo"}
 
 
 def test_a_planted_pair_is_shown_to_several_people_at_once_and_a_mended_one_is_the_one_that_counts(
@@ -182,7 +182,7 @@ def test_a_planted_pair_is_shown_to_several_people_at_once_and_a_mended_one_is_t
     work = opened(wish, gold=gold, overlap=Overlap(1.0, 2))
     for who in (ANA, BO):
         judge_all(work, who, most=GOLD_EVERY - 1)
-    (one, two) = (work.turns.next(who) for who in (ANA, BO))
+    (one, two) = (work.assignment.next(who) for who in (ANA, BO))
     assert one == two
     assert work.items[str(one)].gold
     before = work.items[str(one)].gold
@@ -193,7 +193,7 @@ def test_a_planted_pair_is_shown_to_several_people_at_once_and_a_mended_one_is_t
 
 def test_a_file_read_again_does_not_overrule_who_thought_again(wish: FeedbackRequest, tmp_path: Path):
     work = opened(wish)
-    key = work.turns.next(ANA)
+    key = work.assignment.next(ANA)
     assert key is not None
     work.vote(ANA, key, PageChoice("left"))
     out = tmp_path / "out.jsonl"
@@ -229,7 +229,7 @@ def test_votes_on_planted_answers_and_names_that_no_file_can_hold_are_told_or_me
         import_votes(tmp_path / "votes.db", gold)
     broken = write(tmp_path / "half.jsonl", [{**row, **held, "rater": "Ana \ud83d"}])
     import_votes(tmp_path / "new.db", broken)
-    assert [one.rater for one in summary_of(tmp_path / "new.db").raters] == ["Ana ?"]
+    assert [one.rater for one in summarise_votes(tmp_path / "new.db").raters] == ["Ana ?"]
 
 
 def test_planted_pairs_come_to_everybody_now_and_then_and_are_not_counted(wish: FeedbackRequest, tmp_path: Path):
@@ -239,7 +239,7 @@ def test_planted_pairs_come_to_everybody_now_and_then_and_are_not_counted(wish: 
         got = judge_all(work, who)
         assert [n for n, key in enumerate(got) if work.items[key].gold] == [GOLD_EVERY - 1, 2 * GOLD_EVERY - 1]
     assert (work.progress().items, work.progress().judged) == (20, 20)
-    found = summary_of(work.store.path)
+    found = summarise_votes(work.store.path)
     assert found.gold.items == 4
     assert export_votes(work.store.path, tmp_path / "out.jsonl").rows <= 20
 
@@ -254,7 +254,7 @@ def test_what_cannot_be_said_is_refused_and_nothing_is_kept(wish: FeedbackReques
     key = next(key for key, one in work.items.items() if "short 3" in one.answers)
     with pytest.raises(DataError, match=word):
         work.vote(ANA, key, said)
-    assert work.turns.votes.standing() == []
+    assert work.assignment.votes.standing() == []
 
 
 def test_votes_go_out_as_rows_and_come_back_into_an_empty_store_as_the_same_rows(wish: FeedbackRequest, tmp_path: Path):
@@ -277,7 +277,7 @@ def test_nameless_rows_on_the_same_answers_are_one_person_each_and_a_second_impo
     file = write(tmp_path / "crowd.jsonl", [row, row, {"prompt": "p", "chosen": "y", "rejected": "x"}])
     done = import_votes(tmp_path / "new.db", file)
     assert (done.votes, done.items, done.known) == (3, 1, 0)
-    assert [one.rater for one in summary_of(tmp_path / "new.db").raters] == [
+    assert [one.rater for one in summarise_votes(tmp_path / "new.db").raters] == [
         "crowd.jsonl", "crowd.jsonl #2", "crowd.jsonl #3"
     ]  # fmt: skip
     assert import_votes(tmp_path / "new.db", file).known == 3
@@ -302,7 +302,7 @@ def test_a_store_that_is_written_out_and_read_again_holds_the_same_votes(wish: F
     assert import_votes(tmp_path / "new.db", str(out)).votes == 25
     assert export_votes(tmp_path / "new.db", again).rows == 45
     assert sorted(again.read_text().splitlines()) == sorted(out.read_text().splitlines())
-    first, second = summary_of(work.store.path), summary_of(tmp_path / "new.db")
+    first, second = summarise_votes(work.store.path), summarise_votes(tmp_path / "new.db")
     assert (first.items, first.votes["own"]) == (second.items, second.votes["own"]) == (20, 20)
     assert [one.model for one in first.models] == [one.model for one in second.models]
     assert import_votes(tmp_path / "new.db", str(out)).votes == 0
@@ -352,7 +352,7 @@ def test_a_vote_from_elsewhere_lands_on_the_pair_that_is_there(wish: FeedbackReq
     row = {"prompt": "Prompt 3", "chosen": "a longer answer 3", "rejected": "short 3", "rater": "Zoe"}
     done = import_votes(work.store.path, write(tmp_path / "zoe.jsonl", [row]))
     assert (done.votes, done.items) == (1, 0)
-    work.turns.catch_up()
+    work.assignment.catch_up()
     assert work.progress().people == {"Zoe": 1}
 
 
@@ -420,7 +420,7 @@ def test_answers_that_are_all_the_same_leave_nothing_to_judge(tmp_path: Path):
     give_answers(wish, [["same", "same"], ["same", " same"]])
     told = list[str]()
     with pytest.raises(Refused, match="no prompt has two answers that differ"):
-        open_panel(wish, told=told.append)
+        open_panel(wish, log=told.append)
     assert told == ["2 of 2 prompts are left out: both answers are the same"]
 
 
@@ -429,7 +429,7 @@ def test_an_export_of_nothing_is_refused_and_thumbs_come_from_pairs_too(wish: Fe
     with pytest.raises(Refused, match="no vote that makes a row"):
         export_votes(work.store.path, tmp_path / "out.jsonl")
     with pytest.raises(DataError, match="no such file"):
-        summary_of(tmp_path / "nothing.db")
+        summarise_votes(tmp_path / "nothing.db")
     judge_all(work, ANA, "left", most=2)
     assert export_votes(work.store.path, tmp_path / "out.jsonl", format="thumbs").rows == 4
     with pytest.raises(Refused, match="no vote"):
@@ -446,5 +446,5 @@ def test_prompts_with_tools_say_that_votes_do_not_keep_them(wish: FeedbackReques
 
     told: list[str] = []
     monkeypatch.setattr(feedback, "_prompts", with_tools)
-    open_panel(wish, told=told.append)
+    open_panel(wish, log=told.append)
     assert any("tools may be called here, which votes do not keep" in line for line in told)

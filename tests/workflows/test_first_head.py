@@ -19,24 +19,24 @@ from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe
 from tunesmith.training.callbacks import Interrupted
 from tunesmith.workflows import first_head
-from tunesmith.workflows.first_head import begin_heads
-from tunesmith.workflows.prepare import Prepared, prepare
-from tunesmith.workflows.train import adapted
+from tunesmith.workflows.first_head import init_heads_from_probe
+from tunesmith.workflows.prepare import TrainingContext, prepare
+from tunesmith.workflows.train import adapted_policy
 
 pytestmark = pytest.mark.usefixtures("small_world")
 
 
-def begun(made: Recipe) -> tuple[Prepared, Policy, Classify]:
+def begun(made: Recipe) -> tuple[TrainingContext, Policy, Classify]:
     """What a run has before its first step."""
     prepared = prepare(made, on_event=lambda event: None, offline=True)
-    policy = adapted(prepared)
-    begin_heads(prepared, policy, lambda event: None)
+    policy = adapted_policy(prepared)
+    init_heads_from_probe(prepared, policy, lambda event: None)
     assert isinstance(prepared.recipe.objective, Classify)
     return prepared, policy, prepared.recipe.objective
 
 
 @torch.no_grad()
-def share_right(prepared: Prepared, policy: Policy, objective: Classify) -> float:
+def share_right(prepared: TrainingContext, policy: Policy, objective: Classify) -> float:
     """How many of the training rows have all labels right before any step."""
     batch = collate(prepared.train)
     assert batch.labels is not None
@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_keeps_the_head_it_has(tmp_path: Path, monkeypatch: p
     stops = iter([False, False, True])
     with pytest.raises(Interrupted):
         tune(made, tmp_path / "run", stop=lambda: next(stops, True))
-    monkeypatch.setattr("tunesmith.workflows.train.begin_heads", lambda *_: pytest.fail("begun anew"))
+    monkeypatch.setattr("tunesmith.workflows.train.init_heads_from_probe", lambda *_: pytest.fail("begun anew"))
     assert tune(made, tmp_path / "run").report.training.best_step
 
 
@@ -133,6 +133,6 @@ def test_a_run_whose_first_checkpoint_could_not_be_written_begins_with_its_head(
     for entry in (tmp_path / "run" / "checkpoints").iterdir():
         shutil.rmtree(entry)
     begun: list[object] = []
-    monkeypatch.setattr("tunesmith.workflows.train.begin_heads", lambda prepared, *_: begun.append(prepared))
+    monkeypatch.setattr("tunesmith.workflows.train.init_heads_from_probe", lambda prepared, *_: begun.append(prepared))
     tune(made, tmp_path / "run")
     assert len(begun) == 1

@@ -11,7 +11,7 @@ import pytest
 from tests.workflows.conftest import answers, recipe, reviews, tune
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import load_recipe
-from tunesmith.workflows.house_rules import columns, read_rules
+from tunesmith.workflows.house_rules import columns, read_style_rules
 from tunesmith.workflows.prepare import read_data
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -65,7 +65,7 @@ def test_a_rule_that_cannot_be_checked_is_refused_before_a_model_is_loaded(
 
 def test_debians_synopses_keep_the_rules_of_the_example_almost_always():
     made = load_recipe(EXAMPLE)[0]
-    rules = read_rules(made, offline=True)
+    rules = read_style_rules(made, offline=True)
     assert len(rules) == 4
     test = read_data(made, offline=True).split.test
     rows = columns(made, test)

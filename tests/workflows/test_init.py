@@ -14,14 +14,14 @@ from tests.cli.conftest import reviews, write_rows
 from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.objectives import Instruct
 from tunesmith.recipe import Recipe, load_recipe, make_recipe
-from tunesmith.workflows.draft import Draft
+from tunesmith.workflows.draft import AnnotatedRecipe
 from tunesmith.workflows.foreign import convert
 from tunesmith.workflows.init import draft
 from tunesmith.workflows.prepare import prepare
 from tunesmith.workflows.preview import preview
 
 
-def reread(made: Draft, out: Path) -> Recipe:
+def reread(made: AnnotatedRecipe, out: Path) -> Recipe:
     """The recipe as it is read back from its file."""
     made.write(out)
     recipe, notes = load_recipe(out)
@@ -39,7 +39,7 @@ def test_a_draft_is_read_back_as_it_was_written_and_runs_dry(rows: Path, tiny_ll
     recipe = reread(made, rows.parent / "recipe.yaml")
     assert recipe == made.recipe
     assert (recipe.objective.kind, recipe.data.group) == ("classify", "group")
-    assert preview(recipe, offline=True).faults == ()
+    assert preview(recipe, offline=True).problems == ()
 
 
 def test_every_decision_has_its_reason_above_it(rows: Path) -> None:
@@ -116,7 +116,7 @@ def test_calls_of_tools_are_scored_where_the_run_finds_calls_too(form: str, tmp_
     wanted = [f"model={tiny_llama}", "data.max_tokens=512"]
     recipe = draft(str(write_rows(tmp_path / "r.jsonl", lines)), changes=wanted).recipe
     assert recipe.objective.metric == "tool_calls"
-    assert preview(recipe, offline=True).faults == ()
+    assert preview(recipe, offline=True).problems == ()
 
 
 def test_two_languages_are_a_translation(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_axolotl_is_carried_over_and_runs_dry(alpaca: Path, tiny_llama: Path) ->
     }  # fmt: skip
     schedule = recipe.schedule
     assert (schedule.batch_rows, schedule.epochs, schedule.learning_rate) == (8, 3, 2e-4)
-    assert preview(recipe, offline=True).faults == ()
+    assert preview(recipe, offline=True).problems == ()
 
 
 def test_what_axolotl_says_in_vain_is_named_with_the_reason(alpaca: Path) -> None:
@@ -384,7 +384,7 @@ def test_llama_factory_is_carried_over_by_its_list_of_data_sets(alpaca: Path, ti
     assert (recipe.schedule.warmup, recipe.objective.prompt) == (0.1, "instruction")  # type: ignore[union-attr]
     assert recipe.technique.targets == ("q_proj", "v_proj")  # type: ignore[union-attr]
     assert set(made.dropped) == {"dataset: identity", "do_train", "template", "lr_scheduler_type", "plot_loss"}
-    assert preview(recipe, offline=True).faults == ()
+    assert preview(recipe, offline=True).problems == ()
 
 
 def test_words_where_numbers_stand_are_left_out_with_a_reason(alpaca: Path) -> None:

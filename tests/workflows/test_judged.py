@@ -13,7 +13,7 @@ from tests.bases import folder
 from tests.workflows.conftest import recipe, tune
 from tunesmith.data.examples import Message
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.evaluation.results import Judgement
+from tunesmith.evaluation.results import PreferenceDiagnostics
 from tunesmith.inference.folder import load
 from tunesmith.model.policy import Policy
 from tunesmith.recipe import load_recipe
@@ -21,8 +21,8 @@ from tunesmith.report.schema import read_report
 from tunesmith.workflows.evaluate import evaluate
 from tunesmith.workflows.prepare import prepare
 from tunesmith.workflows.questions import EvaluateRequest
-from tunesmith.workflows.references import fallen, with_references
-from tunesmith.workflows.yardsticks.judging import WRITTEN, alarms
+from tunesmith.workflows.references import chosen_logprob_warning, precompute_reference_logprobs
+from tunesmith.workflows.yardsticks.judging import WRITTEN, find_warnings
 
 pytestmark = pytest.mark.usefixtures("small_world")
 
@@ -63,9 +63,9 @@ def test_pairs_are_told_by_log_probability_and_the_longer_answer_stands_beside(p
     assert report.task.tuned == 1.0
     assert [task.metric for task in report.tasks] == ["preference_accuracy", "preference_accuracy_summed"]
     assert {arm.name: arm.score for arm in report.baselines}["the longer answer wins"] == 1.0
-    assert report.judgement is not None
-    assert report.judgement.chosen_logprob is not None
-    assert report.judgement.margin[1] > report.judgement.margin[0]
+    assert report.preference_diagnostics is not None
+    assert report.preference_diagnostics.chosen_logprob is not None
+    assert report.preference_diagnostics.margin[1] > report.preference_diagnostics.margin[0]
 
 
 def test_validations_say_what_the_preferred_answers_gained(preferred: Path):
@@ -85,9 +85,9 @@ def test_a_run_that_goes_on_does_not_ask_the_start_again(
 ):
     prepared = prepare(load_recipe(preferred / "recipe.yaml")[0], on_event=lambda event: None)
     start = Policy.over(prepared.base.network, family="decoder", reference=nullcontext)
-    first = with_references(prepared, tmp_path, policy=start, on_event=lambda event: None)
-    monkeypatch.delattr("tunesmith.workflows.references.referenced")
-    again = with_references(prepared, tmp_path, policy=start, on_event=lambda event: None)
+    first = precompute_reference_logprobs(prepared, tmp_path, policy=start, on_event=lambda event: None)
+    monkeypatch.delattr("tunesmith.workflows.references.add_reference_logprobs")
+    again = precompute_reference_logprobs(prepared, tmp_path, policy=start, on_event=lambda event: None)
     assert again.train == first.train
     assert all(len(row.reference) == 2 for row in again.train)
 
@@ -101,15 +101,22 @@ def test_a_run_that_goes_on_does_not_ask_the_start_again(
     ],
 )
 def test_what_goes_wrong_with_preferences_raises_an_alarm(facts: dict[str, Any], finding: str):
-    (alarm,) = alarms(Judgement(**facts))
+    (alarm,) = find_warnings(PreferenceDiagnostics(**facts))
     assert finding in alarm
-    assert alarms(Judgement(chosen_logprob=(-2.0, -2.05), words=(20.0, 29.0), repeated_share=(0.5, 0.5))) == ()
-    assert alarms(Judgement(repeated_share=(0.0, 1 / WRITTEN))) == ()
+    assert (
+        find_warnings(
+            PreferenceDiagnostics(chosen_logprob=(-2.0, -2.05), words=(20.0, 29.0), repeated_share=(0.5, 0.5))
+        )
+        == ()
+    )
+    assert find_warnings(PreferenceDiagnostics(repeated_share=(0.0, 1 / WRITTEN))) == ()
 
 
 def test_a_validation_on_which_the_preferred_answers_fall_is_told():
-    assert fallen({"step": 3, "chosen_gain": -0.15}).startswith("alarm: the preferred answers lost 0.15 nats an id")
-    assert fallen({"step": 3, "chosen_gain": -0.05}) == fallen({"step": 3}) == ""
+    assert chosen_logprob_warning({"step": 3, "chosen_gain": -0.15}).startswith(
+        "alarm: the preferred answers lost 0.15 nats an id"
+    )
+    assert chosen_logprob_warning({"step": 3, "chosen_gain": -0.05}) == chosen_logprob_warning({"step": 3}) == ""
 
 
 def test_a_base_is_scored_on_pairs_and_on_thumbs(tmp_path: Path):
@@ -172,8 +179,8 @@ def test_a_reward_run_scores_answers_beside_a_probe_a_control_and_length(rewardi
     assert report.baselines[0].detail == "linear probe on differences of the frozen states"
     assert [arm.name for arm in report.controls] == ["shuffled labels"]
     assert report.calibration is not None
-    assert report.judgement is not None
-    assert report.judgement.length_bias is not None
+    assert report.preference_diagnostics is not None
+    assert report.preference_diagnostics.length_bias is not None
     good, bad = model.rewards([("number 7", "it is good, 7"), ("number 7", "bad 2")])
     assert good > bad
     assert model.reward("number 7", "bad 2") == pytest.approx(bad, abs=1e-4)

@@ -14,7 +14,7 @@ from tunesmith.data.rows import read_rows
 from tunesmith.errors import DataError, Refused
 from tunesmith.feedback.store import Who
 from tunesmith.feedback.turns import Overlap
-from tunesmith.workflows.label import Labelling
+from tunesmith.workflows.label import LabelSession
 from tunesmith.workflows.label_open import LabelRequest, export_labels, open_labelling
 from tunesmith.workflows.label_rows import Columns, LabelItem
 
@@ -34,23 +34,23 @@ def data(tmp_path: Path) -> Path:
     )
 
 
-def opened(data: Path, **wish: object) -> Labelling:
-    return open_labelling(LabelRequest(str(data), **wish), told=lambda line: None)  # type: ignore[arg-type]
+def opened(data: Path, **wish: object) -> LabelSession:
+    return open_labelling(LabelRequest(str(data), **wish), log=lambda line: None)  # type: ignore[arg-type]
 
 
-def next_row(work: Labelling, who: Who, *, skipped: bool = False) -> LabelItem | None:
+def next_row(work: LabelSession, who: Who, *, skipped: bool = False) -> LabelItem | None:
     """The row that this tab gets."""
-    key = work.turns.next(who, skipped=skipped)
+    key = work.assignment.next(who, skipped=skipped)
     return work.item(key) if key else None
 
 
-def undone(work: Labelling, who: Who) -> LabelItem | None:
+def undone(work: LabelSession, who: Who) -> LabelItem | None:
     """The row that an undo brings back."""
-    key = work.turns.undo(who)
+    key = work.assignment.undo(who)
     return work.item(key) if key else None
 
 
-def label_all(work: Labelling, who: Who, label: str) -> list[str]:
+def label_all(work: LabelSession, who: Who, label: str) -> list[str]:
     """Texts in the order in which a person got them, all with one label."""
     got = []
     while (item := next_row(work, who)) is not None:
@@ -90,7 +90,7 @@ def test_a_tab_that_asks_again_before_it_answers_gets_the_same_row(data: Path):
 def test_a_row_of_a_closed_tab_goes_to_the_next_who_asks(data: Path):
     work = opened(data)
     item = next_row(work, ANA)
-    work.turns.release(ANA)
+    work.assignment.release(ANA)
     assert next_row(work, BO) == item
 
 
@@ -115,7 +115,7 @@ def test_a_skipped_row_comes_back_to_its_person_only_when_asked_for(data: Path):
     work = opened(data)
     first = next_row(work, ANA)
     assert first is not None
-    work.turns.skip(ANA, first.key)
+    work.assignment.skip(ANA, first.key)
     got = label_all(work, ANA, "a")
     assert first.text not in got
     assert len(got) == 11
@@ -159,7 +159,7 @@ def test_rows_without_a_text_are_left_out_and_half_an_emoji_is_written_as_json_h
     work = opened(data)
     assert work.progress().items == 1
     label_all(work, ANA, "a")
-    assert export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", told=print).rows == 1
+    assert export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", log=print).rows == 1
     assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["note"] == "cut \ud83d"
 
 
@@ -196,7 +196,7 @@ def test_labels_of_another_file_are_taken_over_by_text_and_person(tmp_path: Path
         ],
     )
     said: list[str] = []
-    work = open_labelling(LabelRequest(str(data), brought=str(other)), told=said.append)
+    work = open_labelling(LabelRequest(str(data), brought=str(other)), log=said.append)
     assert work.progress().people == {"Cy": 1, "old.jsonl": 1}
     assert work.labels() == ["g", "1"]
     assert [line for line in said if line == "old.jsonl: 1 rows are left out, their text is not in the data"]
@@ -210,7 +210,7 @@ def test_a_file_that_is_read_again_overrules_no_newer_vote_and_none_that_was_tak
     work.vote(ANA, key, "b")
     work.store.close()
     write(data, [{"text": "zero"}, *rows])  # the row has moved
-    export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", told=lambda line: None)
+    export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", log=lambda line: None)
     work = opened(data)
     assert work.votes.on(key) == {"Ana": "b"}
     work.store.close()
@@ -233,7 +233,7 @@ def test_of_labels_that_contradict_each_other_the_first_counts_at_every_start_an
     data = write(tmp_path / "rows.jsonl", [{"text": "one", "label": "a"}, {"text": "ONE", "label": "b"}])
     for _ in range(2):
         said: list[str] = []
-        work = open_labelling(LabelRequest(str(data)), told=said.append)
+        work = open_labelling(LabelRequest(str(data)), log=said.append)
         assert work.votes.on(work.rows.items[0].key) == {"rows.jsonl": "a"}
         assert "rows.jsonl: 1 rows say another label than the first row with their text, which counts" in said
         work.store.close()
@@ -246,7 +246,7 @@ def test_an_export_leaves_ties_out_says_so_and_is_read_by_tune(tmp_path: Path, d
     assert item is not None
     work.vote(BO, item.key, "b")
     said: list[str] = []
-    done = export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", told=said.append)
+    done = export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", log=said.append)
     assert (done.rows, done.tied) == (11, 1)
     assert "1 rows left out" in said[0]
     found = labelled(read_rows(tmp_path / "out.jsonl"), text="text", label="label")
@@ -266,12 +266,12 @@ def test_where_all_disagree_there_is_no_label_and_the_cure_is_said(data: Path, t
     found = work.progress()
     assert (found.items, found.labelled, found.tied, sum(found.labels.values())) == (12, 0, 12, 0)
     with pytest.raises(Refused, match="as many people gave one label as another; let one more person label them"):
-        export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", told=print)
+        export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", log=print)
 
 
 def test_an_export_without_a_label_is_refused(data: Path, tmp_path: Path):
     with pytest.raises(Refused, match="no row has a label yet"):
-        export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", told=print)
+        export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", log=print)
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_an_overlap_that_makes_no_sense_is_refused(data: Path, overlap: Overlap)
 def test_an_encoder_reads_the_texts_once_and_a_decoder_is_refused(data: Path, tiny_bert: Path, tiny_llama: Path):
     said: list[str] = []
     for _ in range(2):
-        work = open_labelling(LabelRequest(str(data), features=str(tiny_bert), offline=True), told=said.append)
+        work = open_labelling(LabelRequest(str(data), features=str(tiny_bert), offline=True), log=said.append)
         work.store.close()
     assert len(said) == 1
     assert (data.parent / "rows.labels.vectors.safetensors").is_file()

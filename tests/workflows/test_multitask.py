@@ -19,7 +19,7 @@ from tests.workflows.test_tune import digests, stop_after
 from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.evaluation import calibration
 from tunesmith.evaluation.results import Style
-from tunesmith.inference.folder import load, read_about
+from tunesmith.inference.folder import load, read_manifest
 from tunesmith.inference.open import identify
 from tunesmith.recipe import Recipe, check_pair, load_recipe, make_recipe
 from tunesmith.report.diff import diff_runs
@@ -29,12 +29,12 @@ from tunesmith.report.terminal import render
 from tunesmith.training.callbacks import Interrupted
 from tunesmith.workflows.evaluate import Compared, evaluate
 from tunesmith.workflows.export import ExportRequest, export
-from tunesmith.workflows.lineage import seen
+from tunesmith.workflows.lineage import find_seen_rows
 from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.preview import preview
 from tunesmith.workflows.questions import EvaluateRequest
-from tunesmith.workflows.yardsticks.base import Worth
-from tunesmith.workflows.yardsticks.together import ManyTasks, SaidByTask
+from tunesmith.workflows.yardsticks.base import Diagnostics
+from tunesmith.workflows.yardsticks.together import MultitaskEvaluator, PredictionsByTask
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -82,23 +82,23 @@ def test_each_task_is_measured_by_its_own_yardstick_and_beside_its_own_model(
     monkeypatch.setattr(calibration, "threshold_for", lambda *_: 0.25)
     run = tune(mixed(tmp_path, controls=True), tmp_path / "run")
     report = run.report
-    assert report.together is not None
-    assert report.task == report.together.parts[0].task
-    heads = [(part.name, part.task.metric, part.task.verdict) for part in report.together.parts]
+    assert report.multitask is not None
+    assert report.task == report.multitask.tasks[0].task
+    heads = [(part.name, part.task.metric, part.task.verdict) for part in report.multitask.tasks]
     assert [head[:2] for head in heads] == [("mood", "accuracy"), ("count", "rouge_l"), ("field", "perplexity")]
     assert {task.name for task in report.tasks} == {"mood", "count", "field"}
     assert report.calibration is not None
     assert (report.calibration.threshold, report.calibration.answered) == (0.25, 1.0)  # of two labels one has as much
-    for part in report.together.parts:
-        assert part.alone is not None
-        assert part.alone.tuned == part.task.tuned
-        assert part.alone.n == part.task.n
+    for part in report.multitask.tasks:
+        assert part.single_task is not None
+        assert part.single_task.tuned == part.task.tuned
+        assert part.single_task.n == part.task.n
         assert len(part.validation) >= 2
         assert f"{part.name}: " in report.verdict
-    assert sum(part.share for part in report.together.parts) == pytest.approx(1)
-    pairs = [conflict.tasks for conflict in report.together.conflicts]
+    assert sum(part.share for part in report.multitask.tasks) == pytest.approx(1)
+    pairs = [conflict.tasks for conflict in report.multitask.conflicts]
     assert pairs == [("mood", "count"), ("mood", "field"), ("count", "field")]
-    assert all(-1 <= conflict.lowest <= conflict.mean <= 1 for conflict in report.together.conflicts)
+    assert all(-1 <= conflict.lowest <= conflict.mean <= 1 for conflict in report.multitask.conflicts)
     write_reports(run.folder)
     page, card = (run.folder / "report.html").read_text(), (run.folder / "README.md").read_text()
     assert "count.jsonl" in page
@@ -161,8 +161,8 @@ def test_runs_of_several_tasks_differ_by_the_task_that_is_named(tmp_path: Path):
 def test_tasks_of_an_encoder_keep_a_head_each(tmp_path: Path):
     run = tune(mixed(tmp_path, "bert", ("mood", "field"), technique="full"), tmp_path / "run")
     model = load(run.folder)
-    assert run.report.together is not None
-    assert [part.task.metric for part in run.report.together.parts] == ["accuracy", "masked_loss"]
+    assert run.report.multitask is not None
+    assert [part.task.metric for part in run.report.multitask.tasks] == ["accuracy", "masked_loss"]
     assert model.classify(["good 1"], task="mood")
     assert model.fill(["the [MASK] table"], task="field")
     assert model.at("mood").policy.head is not model.at("field").policy.head
@@ -173,8 +173,8 @@ def test_tasks_of_an_encoder_keep_a_head_each(tmp_path: Path):
 def test_people_s_judgement_can_be_one_of_the_tasks(tmp_path: Path):
     made = mixed(tmp_path, tasks=("mood", "liked", "judge"), schedule={"epochs": 0.6})
     run = tune(made, tmp_path / "run")
-    assert run.report.together is not None
-    metrics = [part.task.metric for part in run.report.together.parts]
+    assert run.report.multitask is not None
+    metrics = [part.task.metric for part in run.report.multitask.tasks]
     assert metrics == ["accuracy", "preference_accuracy", "preference_accuracy"]
     assert (run.folder / "tasks" / "liked" / "reference").is_dir()
     assert isinstance(load(run.folder).at("judge").reward("number 3", "it is good, 3"), float)
@@ -184,7 +184,7 @@ def test_people_s_judgement_can_be_one_of_the_tasks(tmp_path: Path):
 def test_other_techniques_learn_several_tasks_too(technique: str, tmp_path: Path):
     schedule = {"epochs": 0.5}
     run = tune(mixed(tmp_path, technique=technique, schedule=schedule), tmp_path / "run")
-    assert read_about(run.folder / "model").technique.kind == technique
+    assert read_manifest(run.folder / "model").technique.kind == technique
     assert load(run.folder).classify(["good"], task="mood")
 
 
@@ -247,10 +247,10 @@ def test_a_task_that_a_model_cannot_do_is_named():
 
 def test_alarms_are_of_every_task_and_all_else_beside_the_scores_of_the_first():
     class Part:
-        def __init__(self, worth: Worth) -> None:
+        def __init__(self, worth: Diagnostics) -> None:
             self.found = worth
 
-        def worth(self, prepared: Any, model: Any, sides: Any) -> Worth:
+        def worth(self, prepared: Any, model: Any, sides: Any) -> Diagnostics:
             assert sides == (f"base {prepared}", f"tuned {prepared}")
             assert model == f"model of {prepared}"
             return self.found
@@ -260,10 +260,12 @@ def test_alarms_are_of_every_task_and_all_else_beside_the_scores_of_the_first():
             return f"model of {name}"
 
     style = [Style.model_construct(habits={name: (0, 0, 0)}) for name in "ab"]
-    yardstick = ManyTasks({"a": Part(Worth(style=style[0])), "b": Part(Worth(style=style[1], alarms=("longer",)))})
-    said = [SaidByTask({name: f"{side} {name}" for name in "ab"}) for side in ("base", "tuned")]
-    found = yardstick.worth(SimpleNamespace(parts={"a": "a", "b": "b"}), Model(), (said[0], said[1]))
-    assert found == Worth(style=style[0], alarms=("b: longer",))
+    yardstick = MultitaskEvaluator(
+        {"a": Part(Diagnostics(style=style[0])), "b": Part(Diagnostics(style=style[1], warnings=("longer",)))}
+    )
+    said = [PredictionsByTask({name: f"{side} {name}" for name in "ab"}) for side in ("base", "tuned")]
+    found = yardstick.diagnose(SimpleNamespace(parts={"a": "a", "b": "b"}), Model(), (said[0], said[1]))
+    assert found == Diagnostics(style=style[0], warnings=("b: longer",))
 
 
 def test_a_tasks_own_model_is_gone_before_the_next_is_made():
@@ -281,7 +283,9 @@ def test_a_tasks_own_model_is_gone_before_the_next_is_made():
         def tuned(self, model: Model) -> str:
             return "said"
 
-    assert ManyTasks({"a": Part(), "b": Part(), "c": Part()}).gathered(made).parts == dict.fromkeys("abc", "said")
+    assert MultitaskEvaluator({"a": Part(), "b": Part(), "c": Part()}).gathered(made).parts == dict.fromkeys(
+        "abc", "said"
+    )
     assert len(held) == 3
 
 
@@ -289,5 +293,5 @@ def test_rows_that_a_run_of_several_tasks_was_trained_on_are_told(tmp_path: Path
     made = mixed(tmp_path, tasks=("mood", "count"), schedule={"epochs": 0.2})
     run = tune(made, tmp_path / "run")
     learned = read_data(made.parts["count"], offline=True).split.train
-    (note,) = seen(identify(run.folder), learned, offline=True)
+    (note,) = find_seen_rows(identify(run.folder), learned, offline=True)
     assert note.startswith(f"warning: {run.folder} was trained on {len(learned)} of these {len(learned)} questions")

@@ -11,13 +11,13 @@ import pytest
 from tests.workflows.conftest import recipe, reviews
 from tests.workflows.test_multitask import mixed
 from tunesmith.errors import CheckpointError, RecipeError, Refused
-from tunesmith.report.need import Need, sentence
+from tunesmith.report.need import LearningCurveReport, sentence
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.workflows import need as story
-from tunesmith.workflows.need import CurveQuestion, epochs_at, need
+from tunesmith.workflows.need import LearningCurveOptions, epochs_at, need
 
 pytestmark = pytest.mark.usefixtures("small_world")
-PLAIN = CurveQuestion()
+PLAIN = LearningCurveOptions()
 SCHEDULE = {"epochs": 1, "eval_steps": 2, "save_steps": 99, "batch_rows": 16}
 
 
@@ -25,18 +25,20 @@ def made(place: Path, count: int = 170, **parts: Any) -> Any:
     return recipe(place, reviews(count), "bert", technique="full", schedule=SCHEDULE, data={"audit": "note"}, **parts)
 
 
-def ask(asked: Any, out: Path, question: CurveQuestion = PLAIN, **watch: Any) -> tuple[Path, Need]:
+def ask(
+    asked: Any, out: Path, question: LearningCurveOptions = PLAIN, **watch: Any
+) -> tuple[Path, LearningCurveReport]:
     return need(asked, question, out=out, callbacks=Callbacks(watch.pop("on_event", lambda event: None), **watch))
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory, small_world: Any) -> tuple[Any, Path, Need]:
+def measured(tmp_path_factory: pytest.TempPathFactory, small_world: Any) -> tuple[Any, Path, LearningCurveReport]:
     place = tmp_path_factory.mktemp("need")
     asked = made(place)
     return asked, *ask(asked, place / "curve")
 
 
-def test_every_size_is_measured_three_times_on_the_same_test_rows(measured: tuple[Any, Path, Need]):
+def test_every_size_is_measured_three_times_on_the_same_test_rows(measured: tuple[Any, Path, LearningCurveReport]):
     _, folder, found = measured
     assert [one.rows for one in found.sizes][::4] == [24, found.train_rows]
     assert [len(one.scores) for one in found.sizes] == [3] * 5
@@ -46,25 +48,27 @@ def test_every_size_is_measured_three_times_on_the_same_test_rows(measured: tupl
     assert all(name.endswith(".json") for name in kept)
 
 
-def test_of_documents_windows_are_counted_and_called_so(measured: tuple[Any, Path, Need]):
+def test_of_documents_windows_are_counted_and_called_so(measured: tuple[Any, Path, LearningCurveReport]):
     _, _, found = measured
     told = sentence(found.model_copy(update={"objective": "domain"}))
     assert told.startswith(f"at {found.train_rows:,} windows of documents accuracy (%) ")
 
 
-def test_the_page_is_one_file_with_sentence_and_picture(measured: tuple[Any, Path, Need]):
+def test_the_page_is_one_file_with_sentence_and_picture(measured: tuple[Any, Path, LearningCurveReport]):
     _, folder, found = measured
     page = (folder / "need.html").read_text(encoding="utf-8")
     assert "<svg" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert found.sentence.startswith(f"at {found.train_rows:,} rows accuracy (%) ")
-    assert Need.model_validate_json((folder / "need.json").read_text(encoding="utf-8")) == found
+    assert LearningCurveReport.model_validate_json((folder / "need.json").read_text(encoding="utf-8")) == found
 
 
-def test_what_has_run_is_not_run_again(measured: tuple[Any, Path, Need], monkeypatch: pytest.MonkeyPatch):
+def test_what_has_run_is_not_run_again(
+    measured: tuple[Any, Path, LearningCurveReport], monkeypatch: pytest.MonkeyPatch
+):
     asked, folder, found = measured
     monkeypatch.setattr(story, "train", None)
-    _, again = ask(asked, folder, CurveQuestion(target=0.99))
+    _, again = ask(asked, folder, LearningCurveOptions(target=0.99))
     assert again.sizes == found.sizes
 
 
@@ -82,12 +86,12 @@ def test_a_curve_that_was_stopped_goes_on_where_it_was(tmp_path: Path):
 def test_minutes_make_the_sizes_smaller_and_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = made(tmp_path)
     monkeypatch.setattr(story, "_largest", lambda *_: 60)
-    _, found = ask(asked, tmp_path / "curve", CurveQuestion(minutes=3))
+    _, found = ask(asked, tmp_path / "curve", LearningCurveOptions(minutes=3))
     assert [one.rows for one in found.sizes] == [24, 30, 38, 48, 60]
     assert found.notes[0].startswith("held to 3 minutes: the largest size is 60 of ")
     monkeypatch.setattr(story, "_largest", lambda *_: 48)
-    assert ask(asked, tmp_path / "curve", CurveQuestion(minutes=3))[1].sizes == found.sizes
-    assert ask(asked, tmp_path / "curve", CurveQuestion(minutes=2))[1].sizes[-1].rows == 48
+    assert ask(asked, tmp_path / "curve", LearningCurveOptions(minutes=3))[1].sizes == found.sizes
+    assert ask(asked, tmp_path / "curve", LearningCurveOptions(minutes=2))[1].sizes[-1].rows == 48
 
 
 def test_the_largest_size_is_the_largest_whose_ladder_fits():
@@ -104,21 +108,21 @@ def test_few_rows_are_passed_over_more_often_but_not_for_ever():
 
 def test_what_no_curve_can_tell_is_refused(tmp_path: Path):
     with pytest.raises(RecipeError, match="--target: the best accuracy there is is 1, not 2; ask for that"):
-        ask(made(tmp_path), tmp_path / "beyond", CurveQuestion(target=2.0))
+        ask(made(tmp_path), tmp_path / "beyond", LearningCurveOptions(target=2.0))
     with pytest.raises(RecipeError, match="--target: nan is no score"):
-        ask(made(tmp_path), tmp_path / "none", CurveQuestion(target=float("nan")))
+        ask(made(tmp_path), tmp_path / "none", LearningCurveOptions(target=float("nan")))
     with pytest.raises(Refused, match="training rows show no curve; collect 96 first"):
         ask(made(tmp_path, 60), tmp_path / "few")
     with pytest.raises(RecipeError, match=r"--rows: 9,999 is more than 4 times the \d+ training rows there are"):
-        ask(made(tmp_path), tmp_path / "far", CurveQuestion(rows=(9_999,)))
+        ask(made(tmp_path), tmp_path / "far", LearningCurveOptions(rows=(9_999,)))
     with pytest.raises(RecipeError, match=r"--rows: 5 is fewer than the \d+ that are measured first; ask for more"):
-        ask(made(tmp_path), tmp_path / "near", CurveQuestion(rows=(5,)))
+        ask(made(tmp_path), tmp_path / "near", LearningCurveOptions(rows=(5,)))
     with pytest.raises(RecipeError, match="need: 2 tasks have no one curve; nearest that works: a recipe of count"):
         ask(mixed(tmp_path, tasks=("mood", "count")), tmp_path / "mixed")
     assert not (tmp_path / "few").exists()
 
 
-def test_a_folder_of_another_recipe_is_left_alone(measured: tuple[Any, Path, Need], tmp_path: Path):
+def test_a_folder_of_another_recipe_is_left_alone(measured: tuple[Any, Path, LearningCurveReport], tmp_path: Path):
     _, folder, _ = measured
     other = made(tmp_path, 171)
     with pytest.raises(CheckpointError, match="holds a run of another recipe"):

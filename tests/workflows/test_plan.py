@@ -14,13 +14,13 @@ from tests.workflows.conftest import answers, recipe, reviews, tune
 from tests.workflows.test_multitask import mixed
 from tunesmith.errors import RecipeError
 from tunesmith.objectives import Rl
-from tunesmith.report.plan import Outlook
+from tunesmith.report.plan import PlanReport
 from tunesmith.techniques import Full, Lora
 from tunesmith.workflows import plan as story
-from tunesmith.workflows.beside import GENERAL_TOKENS, PROBED, count_beside
+from tunesmith.workflows.beside import GENERAL_TOKENS, PROBED, count_overhead
 from tunesmith.workflows.plan import plan_recipe, techniques_of
 from tunesmith.workflows.prepare import prepare
-from tunesmith.workflows.survey import _memory, foresee, named, predict, survey
+from tunesmith.workflows.survey import _memory, named, predict, predict_cost, profile_run
 from tunesmith.workflows.train import Batches
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -45,29 +45,29 @@ def test_every_technique_has_its_line_and_one_is_recommended(kind: str, tmp_path
         assert 0 < made.memory.low < made.memory.expected < made.memory.high
         assert option.whole_seconds is not None
         assert option.whole_seconds.expected > made.seconds.expected
-    assert Outlook.model_validate_json(found.model_dump_json()) == found
+    assert PlanReport.model_validate_json(found.model_dump_json()) == found
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_half_the_look_at_the_network_tells_the_same_of_the_recipes_own_technique(kind: str, tmp_path: Path):
     prepared = prepare(recipe(tmp_path, reviews(), kind), on_event=nobody)
-    whole = survey(prepared)
+    whole = profile_run(prepared)
     for technique in techniques_of(prepared.recipe):
         one = replace(prepared, recipe=prepared.recipe.model_copy(update={"technique": technique}))
-        half = replace(whole, size=survey(one, own=True).size)
+        half = replace(whole, size=profile_run(one, own=True).size)
         assert predict(technique, half, how="") == predict(technique, whole, how=""), technique.kind
 
 
 def test_what_is_counted_is_what_the_steps_compute(tmp_path: Path):
     prepared = prepare(recipe(tmp_path, reviews(), "llama", schedule={"epochs": 3}), on_event=nobody)
-    work, batches = survey(prepared).work, Batches(prepared, prepared.train)
+    work, batches = profile_run(prepared).work, Batches(prepared, prepared.train)
     steps = [batches.window(one) for one in range(work.steps)]
     assert work.steps == 3 * 5  # 33 rows, eight a step
     assert work.rows == 3 * 33
     assert work.passes == sum(map(len, steps))
-    assert work.computed == pytest.approx(sum(b.computed for window in steps for b in window), rel=0.05)
+    assert work.computed == pytest.approx(sum(b.forward_tokens for window in steps for b in window), rel=0.05)
     assert work.learned == sum(len(b.targets) for window in steps for b in window)
-    assert work.widest >= 0.9 * max(b.computed for window in steps for b in window)
+    assert work.widest >= 0.9 * max(b.forward_tokens for window in steps for b in window)
 
 
 def test_planning_moves_no_number_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -114,22 +114,22 @@ def test_a_document_is_as_much_to_read_as_it_is_long(tmp_path: Path):
         )
         made = recipe(tmp_path, texts, "llama", objective="domain", data={"test": str(held_out)})
         prepared = prepare(made, on_event=nobody)
-        read.append(count_beside(prepared, survey(prepared)).read - GENERAL_TOKENS)
+        read.append(count_overhead(prepared, profile_run(prepared)).read - GENERAL_TOKENS)
     assert read[1] > 2 * read[0]
 
 
 def test_beside_training_an_encoder_reads_all_rows_for_its_probe_and_tries_no_wording(tmp_path: Path):
     made = recipe(tmp_path, reviews(), "bert", data={"validation": 0}, schedule={"eval_steps": 0, "probe": False})
     prepared = prepare(made, on_event=nobody)
-    found = survey(prepared)
+    found = profile_run(prepared)
     train, test = len(prepared.train), len(prepared.test)
-    beside = count_beside(prepared, found)
+    beside = count_overhead(prepared, found)
     steps = found.work.steps * made.schedule.batch_rows
     assert beside.read == pytest.approx((train + 2 * test) * found.work.computed / steps)
     assert (beside.probed, beside.written) == (0.0, ())
     probing = prepared.recipe.schedule.model_copy(update={"probe": True})
     again = replace(prepared, recipe=prepared.recipe.model_copy(update={"schedule": probing}))
-    assert count_beside(again, found).probed == pytest.approx(PROBED * 8 / steps)
+    assert count_overhead(again, found).probed == pytest.approx(PROBED * 8 / steps)
 
 
 def test_rl_is_not_planned(tmp_path: Path):
@@ -224,6 +224,6 @@ def test_tune_says_its_line_first_and_the_report_compares(tmp_path: Path):
 def test_a_run_gone_on_with_keeps_its_first_prediction(tmp_path: Path):
     out = tmp_path / "run"
     out.mkdir()
-    first = foresee(prepare(recipe(tmp_path, reviews(), "llama"), on_event=nobody), out, on_event=nobody)
+    first = predict_cost(prepare(recipe(tmp_path, reviews(), "llama"), on_event=nobody), out, on_event=nobody)
     other = prepare(recipe(tmp_path, reviews(40), "llama"), on_event=nobody)
-    assert foresee(other, out, on_event=nobody) == first
+    assert predict_cost(other, out, on_event=nobody) == first

@@ -12,7 +12,7 @@ import pytest
 
 from bench import plan as bench
 from tests.workflows.conftest import recipe, reviews
-from tunesmith.workflows.request import Request
+from tunesmith.workflows.request import ResolvedRecipe
 
 FORETOLD = {"memory": {"expected": 2.0}, "seconds": {"expected": 3.0}, "trainable": 4}
 CAME = {"memory": 2.1, "seconds": 3.3, "trainable": 4}
@@ -58,7 +58,7 @@ def test_a_set_is_foretold_on_one_line_for_each_technique(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     made = recipe(tmp_path, reviews(), "llama")
-    monkeypatch.setattr(bench, "request", lambda *_, **__: Request(made, []))
+    monkeypatch.setattr(bench, "request", lambda *_, **__: ResolvedRecipe(made, []))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as without bitsandbytes
     bench.foretell("reviews")
     found = json.loads(capsys.readouterr().out.splitlines()[-1])

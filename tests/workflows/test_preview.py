@@ -71,7 +71,7 @@ def test_a_label_in_words_is_learned_with_its_end(tiny_llama: Path, rows: Path) 
     assert learned == [[("negative", "positive")[line % 2] + "<|im_end|>"] for line in where]
     assert made.facts.bos == "every row begins with exactly one <|im_start|>"
     assert made.facts.end == "the end token is learned in every row: the model learns to stop"
-    assert made.faults == ()
+    assert made.problems == ()
     assert 0 < (made.facts.learned_share or 0) < 0.2
     assert made.facts.p50 <= made.facts.p95 <= made.facts.longest
 
@@ -87,13 +87,13 @@ def test_an_encoder_shows_the_label_that_its_head_is_to_say(tiny_bert: Path, row
 def test_rows_that_are_cut_are_counted_and_named(tiny_llama: Path, answers: Path) -> None:
     made = preview(recipe(tiny_llama, answers, objective="instruct", data={"train": str(answers), "max_tokens": 64}))
     assert made.facts.truncated.count == len(made.facts.truncated.first) > 0
-    assert any("shortened to fit data.max_tokens (64): qa.jsonl:" in fault for fault in made.faults)
+    assert any("shortened to fit data.max_tokens (64): qa.jsonl:" in fault for fault in made.problems)
 
 
 def test_only_twenty_places_are_named(tiny_llama: Path, answers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "NAMED", 1)
     made = preview(recipe(tiny_llama, answers, objective="instruct", data={"train": str(answers), "max_tokens": 64}))
-    assert any(fault.endswith("and 2 more") or "more" in fault for fault in made.faults)
+    assert any(fault.endswith("and 2 more") or "more" in fault for fault in made.problems)
     assert len(made.facts.truncated.first) == 1 < made.facts.truncated.count
 
 
@@ -145,4 +145,4 @@ def test_rows_that_the_model_cuts_are_its_own_and_not_the_recipes_fault(tiny_lla
     made = preview(recipe(tiny_llama, answers, objective="instruct", data=data))
     longest = made.recipe.data.max_tokens
     assert f"rows may have {longest} tokens: {tiny_llama} holds no more" in made.notes
-    assert any(f"shortened to fit the {longest} tokens that the model holds: " in fault for fault in made.faults)
+    assert any(f"shortened to fit the {longest} tokens that the model holds: " in fault for fault in made.problems)

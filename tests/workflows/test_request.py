@@ -12,7 +12,7 @@ from tunesmith.errors import DataError, RecipeError
 from tunesmith.objectives import Classify
 from tunesmith.recipe import Recipe, load_recipe, make_recipe
 from tunesmith.techniques import Lora, Prefix, Prompt, PTuning
-from tunesmith.workflows.request import as_changes, request
+from tunesmith.workflows.request import as_changes, resolve_recipe
 
 
 def write(path: Path, rows: Sequence[dict[str, object]]) -> Path:
@@ -30,7 +30,7 @@ def reviews(tmp_path: Path) -> Path:
 
 
 def test_rows_alone_become_the_default_recipe_and_what_was_found_is_told(reviews: Path):
-    asked = request(reviews)
+    asked = resolve_recipe(reviews)
     recipe = asked.recipe
     assert (recipe.model, recipe.objective.kind, recipe.technique.kind) == ("smollm2-135m", "classify", "lora")
     assert (recipe.data.train, recipe.data.group) == (str(reviews), "thread")
@@ -39,21 +39,23 @@ def test_rows_alone_become_the_default_recipe_and_what_was_found_is_told(reviews
         "rows with the same 'thread' stay on one side of the split (--set data.group= for no groups)",
         "passes over the training rows: 5, about 9 steps (--set schedule.epochs=N for others)",
     )
-    assert request(reviews, changes=["schedule.epochs=2"]).recipe.schedule.epochs == 2
-    whole = request(reviews, changes=["schedule={epochs: 2}"])
+    assert resolve_recipe(reviews, changes=["schedule.epochs=2"]).recipe.schedule.epochs == 2
+    whole = resolve_recipe(reviews, changes=["schedule={epochs: 2}"])
     assert whole.recipe.schedule.epochs == 2
     assert not any("passes over" in note for note in whole.notes)
-    assert request(reviews, changes=["schedule.batch_rows=8"]).recipe.schedule.epochs == 1  # who sets one sets all
+    assert (
+        resolve_recipe(reviews, changes=["schedule.batch_rows=8"]).recipe.schedule.epochs == 1
+    )  # who sets one sets all
 
 
 def test_prompts_and_answers_become_an_instruct_recipe(tmp_path: Path):
     path = write(tmp_path / "qa.jsonl", [{"question": f"q{i}", "answer": f"a{i}"} for i in range(20)])
-    assert request(path).recipe.objective.kind == "instruct"
+    assert resolve_recipe(path).recipe.objective.kind == "instruct"
 
 
 def test_the_group_can_be_refused_and_chosen(reviews: Path):
     for change, column in (("data.group=", ""), ("data.group=label", "label")):
-        asked = request(reviews, changes=[change])
+        asked = resolve_recipe(reviews, changes=[change])
         assert asked.recipe.data.group == column
         assert not any("one side of the split" in note for note in asked.notes)
 
@@ -63,16 +65,16 @@ def test_a_group_column_with_few_groups_or_with_gaps_is_left_alone(tmp_path: Pat
     gaps = [row | {"group": "" if i == 5 else f"g{i // 2}"} for i, row in enumerate(few)]
     every = [row | {"group": i} for i, row in enumerate(few)]
     for rows in (few, gaps, every):
-        assert request(write(tmp_path / "x.jsonl", rows)).recipe.data.group == ""
+        assert resolve_recipe(write(tmp_path / "x.jsonl", rows)).recipe.data.group == ""
 
 
 def test_changes_are_applied_with_other_tools_names_translated_and_told(reviews: Path):
-    asked = request(reviews, changes=["lora_r=4", "schedule.epochs=3", "objective.instruction=Good?"])
+    asked = resolve_recipe(reviews, changes=["lora_r=4", "schedule.epochs=3", "objective.instruction=Good?"])
     assert asked.recipe.technique.model_dump()["rank"] == 4
     assert asked.recipe.schedule.epochs == 3
     assert asked.recipe.objective.instruction == "Good?"
     assert "lora_r -> technique.rank: 4" in asked.notes
-    from_python = request(reviews, changes=as_changes({"lora_target": "all", "objective": "classify"}))
+    from_python = resolve_recipe(reviews, changes=as_changes({"lora_target": "all", "objective": "classify"}))
     assert from_python.recipe.technique.model_dump()["targets"] == "all-linear"
 
 
@@ -117,8 +119,8 @@ def test_gradient_accumulation_that_nothing_is_multiplied_by_is_told_and_not_los
 def test_an_objective_that_is_named_is_not_detected(tmp_path: Path):
     path = write(tmp_path / "odd.jsonl", [{"body_of_it": f"t{i}", "verdict": i % 2} for i in range(20)])
     with pytest.raises(DataError, match="no known format"):
-        request(path)
-    asked = request(path, changes=["objective={kind: classify, text: body_of_it, label: verdict}"])
+        resolve_recipe(path)
+    asked = resolve_recipe(path, changes=["objective={kind: classify, text: body_of_it, label: verdict}"])
     assert asked.recipe.objective.kind == "classify"
     assert not any("detected" in note for note in asked.notes)
 
@@ -126,7 +128,7 @@ def test_an_objective_that_is_named_is_not_detected(tmp_path: Path):
 def test_a_recipe_file_is_read_and_its_detected_columns_are_told(reviews: Path):
     path = reviews.with_name("recipe.yaml")
     path.write_text("data: reviews.jsonl\nobjective: classify\ntechnique: {kind: lora, rank: 4}\n")
-    asked = request(path, changes=["technique=full"])
+    asked = resolve_recipe(path, changes=["technique=full"])
     assert asked.recipe.technique.kind == "full"
     assert asked.recipe.data.train == str(reviews)
     assert asked.notes == ("detected text_label: text -> input text, label -> target",)
@@ -135,21 +137,21 @@ def test_a_recipe_file_is_read_and_its_detected_columns_are_told(reviews: Path):
 def test_a_recipe_that_names_its_columns_has_nothing_to_tell(reviews: Path):
     path = reviews.with_name("recipe.yml")
     path.write_text("data: reviews.jsonl\nobjective: {kind: classify, text: text, label: label}\n")
-    assert request(path).notes == ()
+    assert resolve_recipe(path).notes == ()
 
 
 def test_a_recipe_in_memory_is_taken_and_changed(reviews: Path):
-    recipe = request(reviews).recipe
-    changed = request(recipe, changes=["seed=7"]).recipe
+    recipe = resolve_recipe(reviews).recipe
+    changed = resolve_recipe(recipe, changes=["seed=7"]).recipe
     assert isinstance(changed, Recipe)
     assert changed == recipe.model_copy(update={"seed": 7})
 
 
 def test_a_file_that_is_not_there_is_an_error_with_its_name(tmp_path: Path):
     with pytest.raises(DataError, match="nothing.csv: no such file"):
-        request(tmp_path / "nothing.csv")
+        resolve_recipe(tmp_path / "nothing.csv")
     with pytest.raises(RecipeError, match="nothing.yaml: no such file"):
-        request(tmp_path / "nothing.yaml")
+        resolve_recipe(tmp_path / "nothing.yaml")
 
 
 def test_settings_become_changes_with_sections_opened_and_kinds_kept_whole():
@@ -205,13 +207,13 @@ def test_words_of_ours_are_read_before_files_of_that_name(tmp_path: Path):
 def test_a_recipe_that_says_two_things_or_the_wrong_kind_is_refused_in_words(text: str, finding: str, tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(RecipeError, match=finding):
-        request(tmp_path / "recipe.yaml")
+        resolve_recipe(tmp_path / "recipe.yaml")
 
 
 def test_a_file_that_is_missed_is_sought_beside_the_recipe(tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text("data: {train: rows.jsonl}\nobjective: domain\n")
     with pytest.raises(DataError, match=f"^{re.escape(str(tmp_path / 'rows.jsonl'))}: no such file"):
-        request(tmp_path / "recipe.yaml")
+        resolve_recipe(tmp_path / "recipe.yaml")
 
 
 def test_what_a_recipe_writes_beside_a_shorthand_is_kept():
@@ -330,50 +332,50 @@ def test_a_fault_is_told_with_the_place_that_it_stands_in(file: dict[str, Any], 
 def test_a_recipe_in_json_is_told_from_rows(reviews: Path):
     made, rows = reviews.with_name("r.json"), reviews.with_name("rows.json")
     made.write_text(json.dumps({"data": {"train": "reviews.jsonl"}, "objective": "classify", "seed": 3}))
-    assert request(made).recipe.seed == 3
+    assert resolve_recipe(made).recipe.seed == 3
     rows.write_text(
         json.dumps({"objective": "x", "data": [{"text": f"a {i}", "label": "pn"[i % 2]} for i in range(9)]})
     )
-    assert request(rows).recipe.data.train == str(rows)
+    assert resolve_recipe(rows).recipe.data.train == str(rows)
 
 
 def test_passes_over_documents_are_counted_in_windows(tmp_path: Path):
     write(tmp_path / "books.jsonl", [{"text": "word " * 3072} for _ in range(32)])
     # 15,360 bytes are about 5,120 tokens, 10 windows of 512: 320 of all, of which 0.7 are trained on.
-    (told,) = [note for note in request(tmp_path / "books.jsonl").notes if note.startswith("passes")]
+    (told,) = [note for note in resolve_recipe(tmp_path / "books.jsonl").notes if note.startswith("passes")]
     assert told.startswith("passes over the training rows: 5, about 70 steps")
 
 
 def test_places_that_no_disk_can_hold_and_pages_in_utf16_are_one_line(reviews: Path, tmp_path: Path):
     for place in (reviews / "x.yaml", tmp_path / f"{'n' * 300}.yaml"):
         with pytest.raises(RecipeError, match=r"\.yaml: cannot be read \(.*\); check the path$"):
-            request(place)
+            resolve_recipe(place)
     for source in (f"{'n' * 300}.jsonl", f"{'n' * 300}/x.jsonl"):
         with pytest.raises(DataError, match="no such file"):
-            request(source)
+            resolve_recipe(source)
         page = tmp_path / "recipe.yaml"
         page.write_text(f"data: {source}\nobjective: domain\n")
         with pytest.raises(DataError, match="no such file"):
-            request(page)
+            resolve_recipe(page)
     page.write_text("objective: domain\n", encoding="utf-16")
     with pytest.raises(RecipeError, match="not UTF-8; save the file as UTF-8"):
-        request(page)
+        resolve_recipe(page)
 
 
 def test_a_technique_in_capitals_with_a_slip_is_told_the_nearest(tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text("data: {train: x.jsonl}\nobjective: domain\ntechnique: PREFX\n")
     with pytest.raises(RecipeError, match="unknown kind 'PREFX', did you mean 'prefix'"):
-        request(tmp_path / "recipe.yaml")
+        resolve_recipe(tmp_path / "recipe.yaml")
 
 
 def test_letters_beyond_two_bytes_come_through_changes_and_json(reviews: Path, tmp_path: Path):
     said = "Be kind 😀"
-    assert request(reviews, changes=as_changes({"objective": {"kind": "classify", "instruction": said}})).recipe
+    assert resolve_recipe(reviews, changes=as_changes({"objective": {"kind": "classify", "instruction": said}})).recipe
     page = tmp_path / "recipe.json"
     raw = {"data": reviews.name, "objective": {"kind": "classify", "instruction": said}}
     page.write_text(json.dumps(raw, indent="\t"))
     for found in (
-        request(reviews, changes=as_changes({"objective": {"kind": "classify", "instruction": said}})).recipe,
+        resolve_recipe(reviews, changes=as_changes({"objective": {"kind": "classify", "instruction": said}})).recipe,
         load_recipe(page)[0],
     ):
         assert found.objective.instruction == said
@@ -384,9 +386,12 @@ def test_letters_beyond_two_bytes_come_through_changes_and_json(reviews: Path, t
 
 def test_a_number_sign_in_a_sentence_begins_no_comment(reviews: Path):
     for sentence in ("Answer question #3 briefly", "Issue #3: answer"):
-        found = request(reviews, changes=[f"objective.instruction={sentence}"]).recipe
+        found = resolve_recipe(reviews, changes=[f"objective.instruction={sentence}"]).recipe
         assert found.objective.instruction == sentence
-    assert request(reviews, changes=["objective.instruction='Answer' # so"]).recipe.objective.instruction == "Answer"
+    assert (
+        resolve_recipe(reviews, changes=["objective.instruction='Answer' # so"]).recipe.objective.instruction
+        == "Answer"
+    )
 
 
 def test_every_model_that_a_recipe_names_is_sought_beside_it(tmp_path: Path):

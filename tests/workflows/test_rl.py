@@ -12,9 +12,9 @@ import pytest
 from tests.test_examples import ROOT
 from tests.workflows.conftest import answers, recipe, tune
 from tunesmith.data.examples import Message
-from tunesmith.data.exercises import Attempt, Exercise
+from tunesmith.data.exercises import Completion, RLPrompt
 from tunesmith.errors import RecipeError, Refused, RewardError
-from tunesmith.evaluation.results import Pursuit
+from tunesmith.evaluation.results import RewardDiagnostics
 from tunesmith.inference.folder import load
 from tunesmith.objectives import Rl
 from tunesmith.recipe import Recipe, make_recipe
@@ -22,7 +22,7 @@ from tunesmith.report.html import write_reports
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.workflows.rewards import digests, scorer, scorer_of
 from tunesmith.workflows.tune import tune_recipe
-from tunesmith.workflows.yardsticks.rewarded import alarms
+from tunesmith.workflows.yardsticks.rewarded import find_warnings
 
 pytestmark = pytest.mark.usefixtures("small_world")
 
@@ -33,7 +33,7 @@ def short(attempt):
     return max(0.0, 1 - len(attempt.text) / 20)
 
 def known(attempt):
-    return attempt.row["prompt"] + attempt.question + attempt.exercise.reference
+    return attempt.row["prompt"] + attempt.question + attempt.prompt.reference
 
 def constant(attempt):
     return 1
@@ -98,8 +98,8 @@ def made(place: Path, reward: Any, **parts: Any) -> Recipe:
     return recipe(place, answers(), "llama", objective=objective, schedule=schedule, **parts)
 
 
-def attempt(text: str = "hello") -> Attempt:
-    return Attempt(Exercise("rows:1", (Message("user", "Say it"),), row={"prompt": "x"}), text, True)
+def attempt(text: str = "hello") -> Completion:
+    return Completion(RLPrompt("rows:1", (Message("user", "Say it"),), row={"prompt": "x"}), text, True)
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
@@ -198,7 +198,7 @@ def test_a_finished_run_whose_reward_was_changed_says_so(rules: Path, tmp_path: 
     rules.write_text(RULES + "# mended\n", encoding="utf-8")
     callbacks = Callbacks(lambda event: told.append(getattr(event, "text", "")))
     again = tune_recipe(wanted, out=tmp_path / "run", callbacks=callbacks, offline=True)
-    assert again.already
+    assert again.reused
     assert told == [
         f"{rules}:short: the reward's file has changed since this run began; "
         "to train by what it says now, give another --out"
@@ -274,7 +274,7 @@ def test_a_tuned_reward_model_scores_answers_as_it_does_elsewhere(tmp_path: Path
     judged = recipe(tmp_path / "pairs", pairs, "llama", objective="reward", schedule={"epochs": 1})
     run = str(tune(judged, tmp_path / "judge").folder)
     answered = [attempt("yes"), attempt("no, not at all")]
-    wanted = load(run).rewards([(one.exercise.prompt, one.text) for one in answered])
+    wanted = load(run).rewards([(one.prompt.prompt, one.text) for one in answered])
     assert scorer_of(Rl(reward={run: 2.0}))(answered) == [pytest.approx(2 * value) for value in wanted]
     assert wanted[0] != wanted[1]
     assert list(digests([run, f"{run}/model"])) == [run, f"{run}/model"]
@@ -285,19 +285,19 @@ def test_a_tuned_reward_model_scores_answers_as_it_does_elsewhere(tmp_path: Path
     assert digests([run]) != before
     assert scorer_of(Rl(reward={run: 2.0}))(answered) != [pytest.approx(2 * value) for value in wanted]
     report = tune(made(tmp_path, run), tmp_path / "run").report
-    assert report.pursuit is not None
-    assert report.pursuit.kl_per_token is not None
-    assert report.pursuit.kl_per_token >= 0
+    assert report.reward_diagnostics is not None
+    assert report.reward_diagnostics.kl_per_token is not None
+    assert report.reward_diagnostics.kl_per_token >= 0
     answering = str(tmp_path / "run")
     with pytest.raises(RecipeError, match="was tuned to instruct; name a run of objective: reward"):
         scorer_of(Rl(reward=answering))
 
 
 def test_what_a_reward_is_cheated_by_raises_an_alarm():
-    calm = Pursuit(kl_per_token=0.4, words=(10, 6), repeated_share=(0.0, 0.05), cut_off_share=(0.2, 0.1))
-    assert alarms(calm) == ()
-    wild = Pursuit(kl_per_token=0.7, words=(10, 24), repeated_share=(0.0, 0.3), cut_off_share=(0.1, 0.5))
-    said = " | ".join(alarms(wild))
+    calm = RewardDiagnostics(kl_per_token=0.4, words=(10, 6), repeated_share=(0.0, 0.05), cut_off_share=(0.2, 0.1))
+    assert find_warnings(calm) == ()
+    wild = RewardDiagnostics(kl_per_token=0.7, words=(10, 24), repeated_share=(0.0, 0.3), cut_off_share=(0.1, 0.5))
+    said = " | ".join(find_warnings(wild))
     assert "0.70 nats a token" in said
     assert "from 10 to 24 words" in said
     assert "30% of its answers repeat themselves" in said
@@ -322,8 +322,8 @@ def test_the_rules_of_the_example_are_kept_or_not():
     score = scorer_of(Rl(reward=f"{ROOT}/examples/synopsis_rules.py:score"))
 
     def of(text: str, *, finished: bool = True) -> float:
-        row = Exercise("rows:1", (Message("user", "?"),), row={"id": "2vcard"})
-        return score([Attempt(row, text, finished)])[0]
+        row = RLPrompt("rows:1", (Message("user", "?"),), row={"id": "2vcard"})
+        return score([Completion(row, text, finished)])[0]
 
     assert of("convert an address book to vCard") == 1.0
     assert of("convert an address book to vCard", finished=False) == 0.0
@@ -333,13 +333,13 @@ def test_the_rules_of_the_example_are_kept_or_not():
 
 def test_the_judges_of_the_example_count_rules_and_shared_words():
     fields = {"id": "2vcard", "document": "It converts vCards. More on that.", "summary": "vCard converter"}
-    row = Exercise("rows:1", (Message("user", "?"),), row=fields)
+    row = RLPrompt("rows:1", (Message("user", "?"),), row=fields)
     kept, nearness, about = (
         scorer(f"{ROOT}/examples/synopsis_rules.py:{name}", key="judge") for name in ("kept", "nearness", "about")
     )
-    assert kept([Attempt(row, "The 2vcard tool", True)]) == [0.5]
-    assert nearness([Attempt(row, "A converter", True), Attempt(row, "nothing", True)]) == [0.5, 0.0]
-    assert about([Attempt(row, "converts vCards", True), Attempt(row, "it converts", True)]) == [
+    assert kept([Completion(row, "The 2vcard tool", True)]) == [0.5]
+    assert nearness([Completion(row, "A converter", True), Completion(row, "nothing", True)]) == [0.5, 0.0]
+    assert about([Completion(row, "converts vCards", True), Completion(row, "it converts", True)]) == [
         1.0,
         pytest.approx(2 / 3),
     ]

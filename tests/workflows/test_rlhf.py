@@ -24,11 +24,11 @@ from tunesmith.workflows import rlhf as walk
 from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 from tunesmith.workflows.judging import Replies, over
 from tunesmith.workflows.loop_learn import enough, learned, votes_so_far, write_rows
-from tunesmith.workflows.loop_open import UnderWay, ahead, begin_loop, read_loop
+from tunesmith.workflows.loop_open import LoopState, plan_loop, read_loop, start_loop
 from tunesmith.workflows.panel import PageChoice
 from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.rlhf import rlhf
-from tunesmith.workflows.votes import import_votes, read_events, summary_of
+from tunesmith.workflows.votes import import_votes, read_events, summarise_votes
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -51,11 +51,11 @@ def unfinished(attempt):
 QUIET = Callbacks()
 
 
-def open_loop(recipe: Recipe, out: Path, callbacks: Callbacks) -> UnderWay:
+def open_loop(recipe: Recipe, out: Path, callbacks: Callbacks) -> LoopState:
     """A loop whose folder is begun."""
     loop = read_loop(recipe, out, callbacks, offline=True)
     loop.folder.mkdir(parents=True, exist_ok=True)
-    begin_loop(loop)
+    start_loop(loop)
     return loop
 
 
@@ -146,7 +146,7 @@ def test_a_rule_in_the_place_of_people_is_told_which_answers_were_cut_off(tmp_pa
     store = tmp_path / "loop" / "round-1" / "votes.db"
     events = read_events(store)
     assert {event.body["finished"] for event in events if event.kind == ANSWER} == {False}
-    assert summary_of(store).votes.keys() == {"tie"}
+    assert summarise_votes(store).votes.keys() == {"tie"}
 
 
 def test_a_round_in_which_nobody_prefers_anything_teaches_nothing_and_the_next_one_goes_on(
@@ -240,12 +240,12 @@ def test_answers_of_other_weights_are_not_taken_for_those_of_the_policy(
 
 def test_what_is_ahead_is_told_of_a_loop_that_was_begun_and_nothing_is_written(tmp_path: Path):
     wanted = made(tmp_path, {"kind": "rl", "reward": "votes"}, judge="page")
-    found = ahead(wanted, out=tmp_path / "loop", offline=True)
+    found = plan_loop(wanted, out=tmp_path / "loop", offline=True)
     assert (found.train, found.held_out, found.done, (tmp_path / "loop").exists()) == (49, 6, False, False)
     assert [one.state for one in found.rounds] == ["ahead", "ahead"]
     with pytest.raises(Refused, match="pairs are judged"):
         rlhf(wanted, callbacks=QUIET, offline=True, out=tmp_path / "loop")
-    assert [one.state for one in ahead(wanted, out=tmp_path / "loop", offline=True).rounds] == ["begun", "ahead"]
+    assert [one.state for one in plan_loop(wanted, out=tmp_path / "loop", offline=True).rounds] == ["begun", "ahead"]
 
 
 def test_the_prompts_of_rl_lie_in_the_column_of_chats_that_its_recipe_names(tmp_path: Path):
@@ -327,7 +327,7 @@ def test_people_who_never_agree_are_told_how_many_pairs_are_undecided(tmp_path: 
             for n in range(8) for name, a, b in (("Ana", "x", "y"), ("Bo", "y", "x"))]  # fmt: skip
     (tmp_path / "votes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     import_votes(loop.votes(1), str(tmp_path / "votes.jsonl"))
-    votes = summary_of(loop.votes(1))
+    votes = summarise_votes(loop.votes(1))
     start = Replies(["a", "b"], [True, True])
     even = over(start, start, loop.test[:2], loop.final)
     only = Round(number=1, answered_by="m", votes=votes, rows=0, learned=[], over_start=even)
@@ -359,9 +359,9 @@ def test_pairs_wait_for_people_and_the_page_that_is_named_is_on_the_very_same(na
         sampling=drawn,
         offline=True,
     )
-    panel = open_panel(wish, told=lambda text: pytest.fail(f"nothing is answered again: {text}"))
+    panel = open_panel(wish, log=lambda text: pytest.fail(f"nothing is answered again: {text}"))
     who = Who(name, "tab-aaaa")
-    while (key := panel.turns.next(who)) is not None:
+    while (key := panel.assignment.next(who)) is not None:
         panel.vote(who, key, PageChoice("left"))
     panel.store.close()
     found = rlhf(wanted, callbacks=QUIET, offline=True, out=tmp_path / "loop")

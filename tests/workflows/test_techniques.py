@@ -131,11 +131,11 @@ def test_the_automatic_rate_is_the_techniques_own_but_for_weights_that_learn_lab
     technique: str, objective: str, family: str, rate: float
 ):
     made = make_recipe({"data": "rows.jsonl", "technique": technique, "objective": objective}, place="test")[0]
-    assert make_plan(made, Mock(hidden=2000, family=family), rows=100).peak == pytest.approx(rate)
+    assert make_plan(made, Mock(hidden=2000, family=family), rows=100).learning_rate == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(("rows", "share"), [(24 * 16, 1.0), (48 * 16, 0.5), (1000 * 16, 0.3)])
 def test_updates_that_learn_labels_go_as_far_in_many_steps_as_in_a_few(rows: int, share: float):
     raw = {"data": "rows.jsonl", "technique": "lora", "objective": "classify", "schedule": {"epochs": 1}}
     made = make_recipe(raw, place="test")[0]
-    assert make_plan(made, Mock(hidden=2000, family="decoder"), rows=rows).peak == pytest.approx(share * 5e-4)
+    assert make_plan(made, Mock(hidden=2000, family="decoder"), rows=rows).learning_rate == pytest.approx(share * 5e-4)

@@ -28,7 +28,7 @@ from tunesmith.report.html import write_reports
 from tunesmith.training.callbacks import Interrupted
 from tunesmith.workflows import run_folder, worth
 from tunesmith.workflows.prepare import read_data
-from tunesmith.workflows.run_folder import alone, open_run
+from tunesmith.workflows.run_folder import exclusive_lock, open_run
 
 pytestmark = [
     pytest.mark.usefixtures("small_world"),
@@ -52,14 +52,14 @@ def stop_after(count: int) -> Callable[[], bool]:
 
 def test_label_words_are_learned_and_the_run_folder_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tunesmith.workflows.tune.write_reports", write_reports)
-    monkeypatch.setattr("tunesmith.workflows.yardsticks.answering.cheap_ways", worth.cheap_ways)
+    monkeypatch.setattr("tunesmith.workflows.yardsticks.answering.baselines", worth.baselines)
     events: list[dict[str, Any]] = []
     schedule = {"epochs": 20, "learning_rate": 0.01, "patience": 99}
     objective = {"kind": "classify", "instruction": "Sort:"}
     made = recipe(tmp_path, reviews(), "llama", technique="full", objective=objective, schedule=schedule)
     run = tune(made, tmp_path / "run", on_event=events.append)
     report = run.report
-    assert not run.already
+    assert not run.reused
     assert {
         "recipe.yaml",
         "journal.jsonl",
@@ -160,7 +160,7 @@ def test_a_second_call_says_already_and_a_changed_recipe_or_file_does_not_go_on_
     first = tune(made, tmp_path / "run")
     events: list[dict[str, Any]] = []
     second = tune(made, tmp_path / "run", on_event=events.append)
-    assert second.already
+    assert second.reused
     assert second.report == first.report
     assert events == []
     another = recipe(tmp_path, reviews(), "bert", schedule={"probe": False}, seed=1)
@@ -183,21 +183,21 @@ def test_two_processes_do_not_go_on_with_one_run(tmp_path: Path):
                 tune(made, tmp_path / "run")
             refused.append(str(told.value))
 
-    assert not tune(made, tmp_path / "run", on_event=on_event).already
+    assert not tune(made, tmp_path / "run", on_event=on_event).reused
     assert "run: another process is at work on this run; wait until it is done, or stop it" in refused[0]
 
 
 def test_one_process_works_in_a_folder_and_nothing_is_left_of_its_lock(tmp_path: Path):
     place = tmp_path / "runs" / "one"
-    with alone(place):
+    with exclusive_lock(place):
         assert [one.name for one in place.parent.iterdir()] == [".one.lock"]
-        with pytest.raises(CheckpointError, match="another process is at work"), alone(place):
+        with pytest.raises(CheckpointError, match="another process is at work"), exclusive_lock(place):
             pass
-        with pytest.raises(CheckpointError, match="another process is at work"), alone(place):
+        with pytest.raises(CheckpointError, match="another process is at work"), exclusive_lock(place):
             pass  # the lock is still there
     assert list(tmp_path.iterdir()) == []
     (tmp_path / ".two.lock").touch()  # of a process that was killed
-    with alone(tmp_path / "two"):
+    with exclusive_lock(tmp_path / "two"):
         pass
     assert list(tmp_path.iterdir()) == []
 
@@ -208,11 +208,14 @@ def test_a_disk_without_locks_is_worked_on_and_a_lock_of_somebody_else_is_not_ta
     lock = tmp_path / ".one.lock"
     lock.touch()
     monkeypatch.setattr("filelock.FileLock.acquire", Mock(side_effect=PermissionError(errno.EACCES, "denied")))
-    with pytest.raises(CheckpointError, match=r"\.one\.lock: cannot be opened \(denied\)"), alone(tmp_path / "one"):
+    with (
+        pytest.raises(CheckpointError, match=r"\.one\.lock: cannot be opened \(denied\)"),
+        exclusive_lock(tmp_path / "one"),
+    ):
         pass
     assert lock.exists()
     monkeypatch.setattr("filelock.FileLock.acquire", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
-    with alone(tmp_path / "one"), alone(tmp_path / "one"):
+    with exclusive_lock(tmp_path / "one"), exclusive_lock(tmp_path / "one"):
         assert lock.exists()
 
 
@@ -222,7 +225,7 @@ def test_a_run_that_another_process_ended_meanwhile_is_not_run_again(tmp_path: P
     seen = iter([False, True])  # not finished before the lock is taken, finished behind it
     monkeypatch.setattr(run_folder.RunFolder, "finished", property(lambda folder: next(seen)))
     again = tune(made, tmp_path / "run")
-    assert (again.already, again.report) == (True, first.report)
+    assert (again.reused, again.report) == (True, first.report)
 
 
 def test_a_place_that_is_left_empty_names_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -275,7 +278,7 @@ def test_a_finished_run_that_was_killed_before_its_page_gets_it_from_a_second_ca
     tune(made, tmp_path / "run")
     assert not (tmp_path / "run" / "report.html").exists()
     monkeypatch.setattr("tunesmith.workflows.tune.write_reports", write_reports)
-    assert tune(made, tmp_path / "run").already
+    assert tune(made, tmp_path / "run").reused
     assert (tmp_path / "run" / "report.html").exists()
     assert (tmp_path / "run" / "README.md").exists()
 

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from tunesmith.evaluation.likelihood import Told, compare
-from tunesmith.evaluation.tasks import Arm, TaskScore, arms, as_task, task_score
-from tunesmith.report.standing import holds_up
+from tunesmith.evaluation.likelihood import TokenLikelihood, compare
+from tunesmith.evaluation.tasks import ArmScore, TaskScore, arms, as_task, task_score
+from tunesmith.report.standing import is_not_beaten
 from tunesmith.workflows.assemble import verdict
 
 
@@ -17,7 +17,7 @@ def answers(right: int, rows: int) -> list[str]:
     return ["yes"] * right + ["no"] * (rows - right)
 
 
-def told(rows: int, base: int, tuned: int, **right: int) -> tuple[TaskScore, dict[str, Arm]]:
+def told(rows: int, base: int, tuned: int, **right: int) -> tuple[TaskScore, dict[str, ArmScore]]:
     """The headline, and other ways to answer that get so many of the first rows right."""
     gold, best = ["yes"] * rows, answers(tuned, rows)
     task = task_score("accuracy", gold, (answers(base, rows), best), name="run", groups=None)
@@ -85,17 +85,17 @@ def test_the_base_is_judged_by_the_headline_alone():
     task, found = told(100, 50, 56, tfidf=50, control=50)
     assert task.verdict == "better"
     assert found["base"].p_adjusted > 0.05  # 3 x 2 / 2^6
-    assert not holds_up(found["base"], task)
-    assert holds_up(found["control"], task)
+    assert not is_not_beaten(found["base"], task)
+    assert is_not_beaten(found["control"], task)
 
 
 def on_texts(**scores: float) -> str:
     """The verdict of a run that took a loss from 3 to 2, beside other ways that are not surely beaten."""
-    sides = [[Told(nats + i / 10, 10, 0, 0, 0, 0) for i in range(12)] for nats in (29.45, 19.45)]
+    sides = [[TokenLikelihood(nats + i / 10, 10, 0, 0, 0, 0) for i in range(12)] for nats in (29.45, 19.45)]
     task = as_task(compare("nats_per_token", *sides), name="run", metric="nats_per_token")
     assert (task.base, task.tuned, task.verdict) == (pytest.approx(3), pytest.approx(2), "better")
     beside = [
-        Arm(name=name, metric=task.metric, score=score, ci95=None, n=12, p_adjusted=0.25)
+        ArmScore(name=name, metric=task.metric, score=score, ci95=None, n=12, p_adjusted=0.25)
         for name, score in scores.items()
     ]
     return verdict(task, beside, controls=[], broken=[])

@@ -18,7 +18,7 @@ from tunesmith.evaluation.retention import GeneralAbility
 from tunesmith.techniques import Lora, Prompt
 from tunesmith.workflows import worth
 from tunesmith.workflows.prepare import prepare
-from tunesmith.workflows.worth import _dealt, general_window, shuffled
+from tunesmith.workflows.worth import _dealt, general_window, shuffled_labels
 
 
 def called(number: int) -> Message:
@@ -30,7 +30,7 @@ def calling(number: int, *, calls: int = 1) -> Chat:
     asked = [Message("user", f"q{number}", tools="[]")]
     for call in range(calls):
         asked += [called(10 * number + call), Message("tool", f"r{number}")]
-    return Chat(f"rows:{number}", (*asked, Message("assistant", f"a{number}")), judged=-3)
+    return Chat(f"rows:{number}", (*asked, Message("assistant", f"a{number}")), reference_index=-3)
 
 
 def test_shuffled_chats_hold_no_call_and_no_answer_of_their_own():
@@ -60,7 +60,12 @@ def test_every_answer_of_a_chat_with_many_turns_is_dealt():
 
 
 def test_calls_stand_where_calls_stood_though_chats_differ_in_their_number():
-    chats = [calling(0), calling(1, calls=2), calling(2, calls=3), Chat("rows:3", calling(3).messages[::3], judged=-1)]
+    chats = [
+        calling(0),
+        calling(1, calls=2),
+        calling(2, calls=3),
+        Chat("rows:3", calling(3).messages[::3], reference_index=-1),
+    ]
     dealt = _dealt(chats, random.Random(0))
     for one, own in zip(dealt, chats, strict=True):
         assert [bool(m.calls) for m in one.messages] == [bool(m.calls) for m in own.messages]
@@ -76,7 +81,7 @@ def test_general_ability_is_kept_apart_where_texts_begin_otherwise(tmp_path: Pat
         form = SimpleNamespace(tokenizer=template(kind).tokenizer, hash="same")
         same = SimpleNamespace(fingerprint="same", network=base(kind).network)
         prepared = SimpleNamespace(base=same, template=form, recipe=SimpleNamespace(technique=Lora()))
-        worth.general_before(prepared, SimpleNamespace(family="decoder"))
+        worth.base_general_ability(prepared, SimpleNamespace(family="decoder"))
     assert len(measured) == len(list((tmp_path / "general").iterdir())) == 2
 
 
@@ -89,7 +94,7 @@ def test_a_base_in_four_bits_is_not_told_what_was_measured_of_the_whole_one(
     found, made = replace(base("llama"), fingerprint="same"), policy("llama")
     for technique, nll in ((Lora(), 1.0), (Lora(quantize="nf4"), 2.0), (Lora(), 1.0), (Lora(quantize="nf4"), 2.0)):
         prepared = SimpleNamespace(base=found, template=template("llama"), recipe=SimpleNamespace(technique=technique))
-        general = worth.general_before(prepared, made)  # type: ignore[arg-type]
+        general = worth.base_general_ability(prepared, made)  # type: ignore[arg-type]
         assert general is not None
         assert general.nll == nll
 
@@ -110,4 +115,4 @@ def test_windows_of_general_text_leave_room_for_virtual_tokens(positions: int, v
 def test_a_control_may_fail_to_learn(tmp_path: Path):
     own = prepare(recipe(tmp_path, reviews(), "bert"), on_event=lambda event: None, offline=True)
     assert own.recipe.schedule.probe
-    assert not shuffled(own).recipe.schedule.probe
+    assert not shuffled_labels(own).recipe.schedule.probe

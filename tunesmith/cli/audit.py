@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tunesmith.data.audit.finding import Audit
     from tunesmith.workflows.audit import Done
 
-SHOWN = 3
+SAMPLES_SHOWN = 3
 
 
 def add(commands: Commands) -> None:
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         hush()
     pages = tuple(path for path in (args.html, args.out) if path is not None)
     wish = AuditRequest(args.source, args.against, args.model, tuple(args.changes), args.fix, pages)
-    done = audit_rows(wish, workers=cores(), offline=args.offline, tell=log)
+    done = audit_rows(wish, workers=cores(), offline=args.offline, log=log)
     if args.html is not None:
         _write_page(done.audit, args.html)
     fixed = None if done.fixed is None else {"path": done.fixed.out, "log": done.fixed.log}
@@ -83,13 +83,13 @@ def _show(done: Done) -> None:
     audit = done.audit
     show(sentence(audit))
     if audit.findings:
-        rows = [(f.kind, f.severity, str(f.count), f"{100 * f.share:.2f} %", f.cure) for f in audit.findings]
+        rows = [(f.kind, f.severity, str(f.count), f"{100 * f.share:.2f} %", f.fix) for f in audit.findings]
         show_table(("kind", "severity", "rows>", "share>", "cure"), rows)
     for finding in audit.findings:
         show(f"{finding.kind}: {finding.about}")
-        for sample in finding.samples[:SHOWN]:
+        for sample in finding.samples[:SAMPLES_SHOWN]:
             show(f"  {sample.where}: {f'({sample.note}) ' if sample.note else ''}{sample.text}")
-        if finding.count > SHOWN:
+        if finding.count > SAMPLES_SHOWN:
             show(f"  ... {finding.count} in all; --json lists every row")
     for note in audit.notes:
         show(note)

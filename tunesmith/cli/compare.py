@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.decision.page import ArmPage, Comparison
     from tunesmith.recipe import Recipe
-    from tunesmith.workflows.compare import Wishes
+    from tunesmith.workflows.compare import CompareOptions
 
 KEY = "TUNESMITH_API_KEY"
 
@@ -56,13 +56,13 @@ def _schema() -> str:
 def run(args: argparse.Namespace) -> int:
     """Compare as the command line says."""
     from tunesmith.report.compare import page as html
-    from tunesmith.workflows.compare import HTML, Wishes
+    from tunesmith.workflows.compare import HTML, CompareOptions
 
     for name, value in (("--budget", args.budget), ("--price-per-hour", args.price_per_hour)):
         if not 0 <= value < float("inf"):
             raise UsageError(f"{name}: {value} is no number from 0 on; leave it out for none")
     recipe = recipe_of(args)
-    wishes = Wishes(args.budget, args.price_per_hour, os.environ.get(KEY, ""))
+    wishes = CompareOptions(args.budget, args.price_per_hour, os.environ.get(KEY, ""))
     found = _compare(recipe, wishes, args)
     write_whole(Path(found.folder) / HTML, html(found))
     if args.json:
@@ -72,13 +72,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(recipe: Recipe, wishes: Wishes, args: argparse.Namespace) -> Comparison:
+def _compare(recipe: Recipe, options: CompareOptions, args: argparse.Namespace) -> Comparison:
     """The comparison, told as it goes; Ctrl-C ends it after a step or an arm, with everything kept."""
     from tunesmith.workflows.compare import compare
 
     hush()
     with work(kept="kept") as callbacks:
-        return compare(recipe, wishes, callbacks=callbacks, out=args.out, offline=args.offline)
+        return compare(recipe, options, callbacks=callbacks, out=args.out, offline=args.offline)
 
 
 def _show(found: Comparison) -> None:

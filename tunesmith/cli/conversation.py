@@ -154,7 +154,7 @@ class Conversation:
 
     def _shorten(self) -> None:
         """Forget the oldest turns when the conversation outgrows what the model was tuned on."""
-        first, room = 1 if self.system else 0, self.model.room(self.sampling.max_new_tokens)
+        first, room = 1 if self.system else 0, self.model.prompt_budget(self.sampling.max_new_tokens)
         forgotten = 0
         while len(self.messages) > first + 1 and self._tokens() > room:
             del self.messages[first : first + 2]

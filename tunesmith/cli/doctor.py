@@ -41,7 +41,7 @@ class DoctorCheck(NamedTuple):
     name: str
     state: str
     finding: str
-    cure: str = ""
+    fix: str = ""
 
 
 def add(commands: Commands) -> None:
@@ -60,11 +60,16 @@ def run(args: argparse.Namespace) -> int:
     """Print every check; 1 if one failed."""
     checks = all_checks()
     failed = any(check.state == FAIL for check in checks)
-    document = {"ok": not failed, "checks": [check._asdict() for check in checks]}
+    document = {"ok": not failed, "checks": [_as_document(check) for check in checks]}
     if not publish(document, args):
         for line in _lines(checks):
             show(line)
     return 1 if failed else 0
+
+
+def _as_document(check: DoctorCheck) -> dict[str, str]:
+    """Return a check with the keys of `--json`, where `fix` is called `cure`."""
+    return {"cure" if key == "fix" else key: value for key, value in check._asdict().items()}
 
 
 def _lines(checks: Sequence[DoctorCheck]) -> Iterator[str]:
@@ -74,8 +79,8 @@ def _lines(checks: Sequence[DoctorCheck]) -> Iterator[str]:
     for check in checks:
         first = f"{check.state:<4}  {check.name:<{wide}}  "
         yield from _wrapped(check.finding, first, margin)
-        if check.cure:
-            yield from _wrapped(check.cure, f"{margin}cure: ", margin)
+        if check.fix:
+            yield from _wrapped(check.fix, f"{margin}cure: ", margin)
 
 
 def _wrapped(text: str, first: str, margin: str) -> list[str]:
@@ -159,10 +164,10 @@ def memory() -> list[DoctorCheck]:
 
 def models() -> list[DoctorCheck]:
     """The always-there models, every file compared with the digest it was written with."""
-    from tunesmith.model.shipped import SHIPPED, damaged, folder_of, is_whole
+    from tunesmith.model.shipped import BUNDLED_MODELS, damaged, folder_of, is_whole
 
     found = []
-    for alias in SHIPPED:
+    for alias in BUNDLED_MODELS:
         folder = folder_of(alias)
         broken = damaged(alias)
         if broken:

@@ -13,7 +13,7 @@ from tunesmith.cli.terminal import hush, log, publish, show
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.workflows.feedback import FeedbackRequest
-    from tunesmith.workflows.panel import Panel
+    from tunesmith.workflows.panel import PairSession
 
 
 def add(commands: Commands) -> None:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     hush()
     wish = _wish(args)
     page = Page(
-        make=lambda: open_panel(wish, told=log),
+        make=lambda: open_panel(wish, log=log),
         app=feedback_app,
         say=lambda work, place: _say(work, place, args),
         bye=f"tunesmith votes summary {wish.kept_in} says what it amounts to",
@@ -94,7 +94,7 @@ def _wish(args: argparse.Namespace) -> FeedbackRequest:
     return replace(wish, sampling=sampling_of(args, usual_sampling(wish.model, offline=args.offline)))
 
 
-def _say(work: Panel, place: str, args: argparse.Namespace) -> None:
+def _say(work: PairSession, place: str, args: argparse.Namespace) -> None:
     """Where the page is and how far it is."""
     progress = work.progress()
     document = {"url": place, "store": work.store.path, "items": progress.items, "judged": progress.judged}

@@ -12,7 +12,7 @@ from tunesmith.cli.terminal import emit, log, show
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.workflows.draft import Draft
+    from tunesmith.workflows.draft import AnnotatedRecipe
 
 
 def add(commands: Commands) -> None:
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _draft(args: argparse.Namespace) -> Draft:
+def _draft(args: argparse.Namespace) -> AnnotatedRecipe:
     """The draft that the command line asks for. Raises UsageError."""
     from tunesmith.workflows.foreign import convert
     from tunesmith.workflows.init import draft

@@ -12,7 +12,7 @@ from tunesmith.cli.terminal import log, publish, show
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.workflows.label import Labelling
+    from tunesmith.workflows.label import LabelSession
     from tunesmith.workflows.label_open import LabelRequest
 
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.workflows.label_open import open_labelling
 
     page = Page(
-        make=lambda: open_labelling(wish, told=log),
+        make=lambda: open_labelling(wish, log=log),
         app=label_app,
         say=lambda work, place: _say(work, place, args),
         bye=f"tunesmith label {args.data} --export FILE writes the rows",
@@ -77,10 +77,10 @@ def _wish(args: argparse.Namespace) -> LabelRequest:
     )
 
 
-def _export(wish: LabelRequest, args: argparse.Namespace) -> int:
+def _export(request: LabelRequest, args: argparse.Namespace) -> int:
     from tunesmith.workflows.label_open import export_labels
 
-    done = export_labels(wish, args.export, told=log)
+    done = export_labels(request, args.export, log=log)
     document = {"file": args.export, "rows": done.rows, "tied": done.tied}
     if not publish(document, args):
         show(f"{done.rows} labelled rows in {args.export}")
@@ -88,7 +88,7 @@ def _export(wish: LabelRequest, args: argparse.Namespace) -> int:
     return 0
 
 
-def _say(work: Labelling, place: str, args: argparse.Namespace) -> None:
+def _say(work: LabelSession, place: str, args: argparse.Namespace) -> None:
     """Where the page is and how far it is."""
     progress = work.progress()
     about = {"rows": len(work.rows.rows), "items": progress.items, "labelled": progress.labelled}

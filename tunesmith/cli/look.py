@@ -134,14 +134,14 @@ def _cells(line: Mapping[str, Any]) -> tuple[str, ...]:
 
 def run_models(args: argparse.Namespace) -> int:
     """List the aliases and whether they are in the cache; with `--fetch` they are afterwards."""
-    from tunesmith.model.shipped import SHIPPED, fetch, folder_of, is_whole
+    from tunesmith.model.shipped import BUNDLED_MODELS, fetch, folder_of, is_whole
 
     if args.fetch:
-        for alias in SHIPPED:
+        for alias in BUNDLED_MODELS:
             log(f"{alias}: {'here' if is_whole(folder_of(alias)) else 'fetching'}")
             fetch(alias, offline=args.offline)
     found: list[dict[str, Any]] = []
-    for alias, model in SHIPPED.items():
+    for alias, model in BUNDLED_MODELS.items():
         folder = folder_of(alias)
         here = is_whole(folder)
         held = sum(path.stat().st_size for path in folder.iterdir()) if here else None

@@ -11,7 +11,7 @@ from tunesmith.cli.terminal import emit, hush, show, show_table
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.report.need import Need
+    from tunesmith.report.need import LearningCurveReport
 
 
 def add(commands: Commands) -> None:
@@ -39,13 +39,13 @@ def _schema() -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and say; 1 where nothing can be foretold."""
-    from tunesmith.workflows.need import CurveQuestion, need
+    from tunesmith.workflows.need import LearningCurveOptions, need
 
     if any(rows < 1 for rows in args.rows) or (args.minutes is not None and not args.minutes > 0):
         raise UsageError("need: --rows and --minutes are above zero; leave them out, or give a larger number")
     hush()
     recipe = recipe_of(args)
-    question = CurveQuestion(tuple(args.rows), args.target, args.minutes)
+    question = LearningCurveOptions(tuple(args.rows), args.target, args.minutes)
     with work(kept="saved") as callbacks:
         folder, found = need(recipe, question, out=args.out, callbacks=callbacks, offline=args.offline)
     if args.json:
@@ -56,17 +56,22 @@ def run(args: argparse.Namespace) -> int:
     return 1 if found.faults else 0
 
 
-def _show(found: Need) -> None:
+def _show(found: LearningCurveReport) -> None:
     """The sentence, and every size."""
-    from tunesmith.report.need import said
+    from tunesmith.report.need import summary
 
     show(found.sentence)
     rows: list[tuple[Any, ...]] = [
-        (f"{one.rows:,}", said(found, one.mean), "", ", ".join(said(found, score) for score in one.scores))
+        (f"{one.rows:,}", summary(found, one.mean), "", ", ".join(summary(found, score) for score in one.scores))
         for one in found.sizes
     ]
     rows += [
-        (f"{one.rows:,}", said(found, one.score), f"{said(found, one.low)} to {said(found, one.high)}", "foretold")
+        (
+            f"{one.rows:,}",
+            summary(found, one.score),
+            f"{summary(found, one.low)} to {summary(found, one.high)}",
+            "foretold",
+        )
         for one in found.expected
     ]
     show_table(("rows>", "score>", "95 % interval", "each seed"), rows)

@@ -96,9 +96,9 @@ def changes_of(args: argparse.Namespace) -> list[str]:
 
 def recipe_of(args: argparse.Namespace, *more: str) -> Recipe:
     """The recipe of `add_source` with its changes and `more` of them; what was chosen or translated is told."""
-    from tunesmith.workflows.request import request
+    from tunesmith.workflows.request import resolve_recipe
 
-    asked = request(args.source, changes=[*changes_of(args), *more], offline=args.offline)
+    asked = resolve_recipe(args.source, changes=[*changes_of(args), *more], offline=args.offline)
     for note in asked.notes:
         log(note)
     return asked.recipe

@@ -14,7 +14,7 @@ from tunesmith.report.figures import count, size
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
-    from tunesmith.report.plan import Option, Outlook
+    from tunesmith.report.plan import PlanReport, TechniqueEstimate
 
 
 def add(commands: Commands) -> None:
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if found.recommendation else 1
 
 
-def _show(found: Outlook) -> None:
+def _show(found: PlanReport) -> None:
     """The table, what it rests on, and the recommendation."""
     rows, tokens = count(found.train_rows), count(found.tokens)
     show(f"{found.model}, {found.objective} on {rows} rows: {count(found.steps)} steps, {tokens} tokens computed")
@@ -68,7 +68,7 @@ def _show(found: Outlook) -> None:
     show(f"take {found.recommendation.technique}: {'; '.join(found.recommendation.reasons)}")
 
 
-def _cells(option: Option) -> tuple[str, ...]:
+def _cells(option: TechniqueEstimate) -> tuple[str, ...]:
     """A technique's line."""
     from tunesmith.report.plan import memory, time
 

@@ -20,7 +20,7 @@ LEARNED, NEWLINE = "bold green", "\n"
 
 def show(preview: Preview, args: argparse.Namespace) -> int:
     """Show a preview to people, or as JSON to programs, and return 0."""
-    for fault in preview.faults:
+    for fault in preview.problems:
         log(fault)
     if args.json:
         args.out = None  # under tune, --out is the folder of a run that does not begin here
@@ -33,7 +33,7 @@ def show(preview: Preview, args: argparse.Namespace) -> int:
 def as_document(preview: Preview) -> dict[str, Any]:
     """The preview as plain values."""
     rows = [asdict(row) for row in preview.rows]
-    facts = {**asdict(preview.facts), "faults": list(preview.faults)}
+    facts = {**asdict(preview.facts), "faults": list(preview.problems)}
     return {
         "rows": rows,
         "facts": facts,

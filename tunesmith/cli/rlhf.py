@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
     from tunesmith.evaluation.winrate import WinRate
     from tunesmith.recipe import Recipe
-    from tunesmith.report.rlhf import Ahead, LoopReport
+    from tunesmith.report.rlhf import LoopPlan, LoopReport
 
 
 def add(commands: Commands) -> None:
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
     """The steps of the loop, nothing written."""
-    from tunesmith.workflows.loop_open import ahead
+    from tunesmith.workflows.loop_open import plan_loop
 
-    found = ahead(recipe, out=args.out, offline=args.offline)
+    found = plan_loop(recipe, out=args.out, offline=args.offline)
     if args.json:
         emit(found.model_dump(mode="json"))
     else:
@@ -72,7 +72,7 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
     return 0
 
 
-def _steps(recipe: Recipe, found: Ahead) -> Iterator[str]:
+def _steps(recipe: Recipe, found: LoopPlan) -> Iterator[str]:
     """The steps in words, those done and begun marked."""
     loop, kind = recipe.loop, recipe.objective.kind
     learns = "a reward learns from the votes, then rl from the reward" if kind == "rl" else f"{kind} learns"

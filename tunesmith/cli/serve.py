@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     kind = _kind(args, sources)
     limits = _limits(args, kind)
     from tunesmith.inference.split import Splits
-    from tunesmith.web.api import MANNER, Api
+    from tunesmith.web.api import POLICY, Api
     from tunesmith.web.metrics import Metrics
     from tunesmith.web.serve import Address, kept_token, listen, serve, url
     from tunesmith.workflows.thumbs import FILE, Thumbs
@@ -72,11 +72,11 @@ def run(args: argparse.Namespace) -> int:
         token = kept_token(address, args.token_file, option="--token-file")
         engine = STARTS[kind](sources, limits, offline=args.offline)
         _say(engine, url(sock, address), token, args)
-        shelf = engine.shelf
+        shelf = engine.registry
         thumbs = Thumbs(lambda name: args.store or _room(folder_of(name, sources, shelf.get(name).version)) / FILE)
         app = Api(engine, splits=splits, metrics=Metrics(), thumbs=thumbs).app()
         try:
-            serve(app, sock, token=token, manner=MANNER, drain=DRAIN)
+            serve(app, sock, token=token, manner=POLICY, drain=DRAIN)
         finally:
             engine.close(DRAIN)
             thumbs.close()
@@ -85,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _torch(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
     from tunesmith.inference.engine import Engine
-    from tunesmith.inference.shelf import Shelf
+    from tunesmith.inference.shelf import ModelRegistry
 
-    shelf = Shelf(sources, offline=offline)
+    shelf = ModelRegistry(sources, offline=offline)
     for name in sources:
         log(f"reading {name}")
         shelf.load(name)
@@ -95,21 +95,21 @@ def _torch(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngin
 
 
 def _llamacpp(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
-    from tunesmith.inference.files import Files
-    from tunesmith.inference.outside import Outside
+    from tunesmith.inference.files import GgufBackend
+    from tunesmith.inference.outside import ExternalEngine
 
     log(f"reading {', '.join(sources)}")
     places = {name: folders[0] for name, folders in sources.items()}
-    return Outside(Files(places, slots=limits.rows), limits=limits, failed=log)
+    return ExternalEngine(GgufBackend(places, slots=limits.rows), limits=limits, failed=log)
 
 
 def _vllm(sources: Sources, limits: Limits, *, offline: bool) -> AnsweringEngine:
-    from tunesmith.inference.outside import Outside
+    from tunesmith.inference.outside import ExternalEngine
     from tunesmith.inference.vllm import Vllm
 
     log(f"reading {', '.join(sources)}")
     folders = {name: places[0] for name, places in sources.items()}
-    return Outside(Vllm(folders, rows=limits.rows, offline=offline), limits=limits, failed=log)
+    return ExternalEngine(Vllm(folders, rows=limits.rows, offline=offline), limits=limits, failed=log)
 
 
 STARTS: dict[str, Callable[..., AnsweringEngine]] = {"torch": _torch, "llamacpp": _llamacpp, "vllm": _vllm}
@@ -198,12 +198,12 @@ def _say(engine: AnsweringEngine, place: str, token: str, args: argparse.Namespa
     """Where the server is, what it serves, and what a request has to carry that `ask` puts there by itself."""
     from tunesmith.objectives import Classify
 
-    models = [run.name for run in engine.shelf.runs()]
+    models = [run.name for run in engine.registry.runs()]
     kept = {"token_file": args.token_file} if token else {}
     if not publish({"url": f"{place}v1", "models": models, **kept}, args):
         show(f"models: {', '.join(models)}")
         show(f"OpenAI's API: {place}v1")
-        for run in engine.shelf.runs():
+        for run in engine.registry.runs():
             if run.objective.instruction and not isinstance(run.objective, Classify):
                 show(f"{run.name} learned behind an instruction; send it before each text: {run.objective.instruction}")
         if token:

@@ -71,7 +71,7 @@ def _schema() -> str:
 
 def as_document(run: Run) -> dict[str, Any]:
     """The report with where the run lies."""
-    return {"folder": run.folder, "already_finished": run.already, **run.report.model_dump(mode="json")}
+    return {"folder": run.folder, "already_finished": run.reused, **run.report.model_dump(mode="json")}
 
 
 def _tune(recipe: Recipe, args: argparse.Namespace) -> Run:
@@ -94,10 +94,10 @@ def _dry_run(recipe: Recipe, args: argparse.Namespace) -> int:
 
 def _forget(recipe: Recipe, out: Path | None) -> None:
     """Delete the run that lies where this one is to lie; nothing that is not a run is touched."""
-    from tunesmith.workflows.run_folder import PAGE, alone, open_run, with_name
+    from tunesmith.workflows.run_folder import PAGE, exclusive_lock, open_run, with_name
 
     folder = with_name(out) if out else open_run(recipe, None).path
-    with alone(folder):
+    with exclusive_lock(folder):
         if (folder / PAGE).is_file():
             log(f"deleting the run in {folder}")
             for entry in folder.iterdir():  # the folder itself may be where we are
@@ -110,7 +110,7 @@ def _show(run: Run) -> None:
     """Base against tuned, where it all lies, and what to do next."""
     from tunesmith.report.terminal import render
 
-    if run.already:
+    if run.reused:
         show(f"already finished, nothing was done (--force tunes again): {run.folder}")
     screen = console(sys.stdout)
     for part in render(run.report, run.folder):

@@ -20,7 +20,7 @@ from tunesmith.training.callbacks import Callbacks
 if TYPE_CHECKING:
     from tunesmith.cli.conversation import Beside
     from tunesmith.cli.options import Commands
-    from tunesmith.inference.folder import About
+    from tunesmith.inference.folder import ModelManifest
     from tunesmith.inference.local import LocalModel
     from tunesmith.model.sampling import Sampling
 
@@ -77,7 +77,7 @@ def ask(args: argparse.Namespace) -> int:
     sampling = sampling_of(args, model.sampling)
     told = _told(model, text, sampling)
     written = model.policy.family == "decoder" and not isinstance(model.objective, Classify)
-    room = model.room(sampling.max_new_tokens) if written else model.limit
+    room = model.prompt_budget(sampling.max_new_tokens) if written else model.limit
     if part := _left_out(model, text, room):
         log(f"ask: the text is longer than the {room} tokens there are for it; its {part} was left out")
     if publish({"run": args.folder, "text": text, **told}, args):
@@ -173,10 +173,10 @@ def _answer(model: LocalModel, text: str, sampling: Sampling) -> dict[str, Any]:
 def chat(args: argparse.Namespace) -> int:
     """Answer line after line until /quit or the end of the input."""
     from tunesmith.cli.conversation import HELP, Conversation
-    from tunesmith.inference.folder import find_model, load, read_about
+    from tunesmith.inference.folder import find_model, load, read_manifest
 
     hush()
-    about = read_about(find_model(args.folder))
+    about = read_manifest(find_model(args.folder))
     if about.family != "decoder":
         raise UsageError(f"{args.folder}: an encoder writes no text; use `tunesmith ask {args.folder} TEXT`")
     model, beside = load(args.folder, offline=args.offline), _beside(args, about)
@@ -195,7 +195,7 @@ def chat(args: argparse.Namespace) -> int:
     return 0
 
 
-def _beside(args: argparse.Namespace, about: About) -> Beside:
+def _beside(args: argparse.Namespace, manifest: ModelManifest) -> Beside:
     """The base of the run, read when it is asked for, and the file of thumbs in the run's folder."""
     from tunesmith.cli.conversation import Beside
     from tunesmith.inference.open import open_model
@@ -204,7 +204,7 @@ def _beside(args: argparse.Namespace, about: About) -> Beside:
     @cache
     def base() -> LocalModel:
         log("reading the base")
-        return open_model(about.base, limit=about.limit, offline=args.offline)
+        return open_model(manifest.base, limit=manifest.limit, offline=args.offline)
 
     return Beside(args.folder.resolve().name, base, Thumbs(lambda _: args.folder / FILE))
 

@@ -88,9 +88,9 @@ def bring(args: argparse.Namespace) -> int:
 
 def summary(args: argparse.Namespace) -> int:
     """Say what the votes amount to."""
-    from tunesmith.workflows.votes import summary_of
+    from tunesmith.workflows.votes import summarise_votes
 
-    page = summary_of(args.store, without=args.without)
+    page = summarise_votes(args.store, without=args.without)
     if publish(page.model_dump(mode="json"), args):
         return 0
     show(f"judged: {page.judged} of {several(page.items, 'prompt')} ({_counts(page.votes)})")

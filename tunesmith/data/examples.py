@@ -40,7 +40,7 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
+class LabelledText:
     """A text with one label, or with `multi` any number of labels."""
 
     where: str
@@ -64,7 +64,7 @@ class Chat:
     where: str
     messages: tuple[Message, ...]
     group: str = ""
-    judged: int = -1
+    reference_index: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Thumb:
+class UnpairedPreference:
     """An unpaired preference: one completion rated good or bad.
 
     Attributes:
@@ -111,7 +111,7 @@ class Thumb:
     cut: bool = False
 
 
-Example = Text | Labelled | Chat | Pair | Thumb
+Example = Text | LabelledText | Chat | Pair | UnpairedPreference
 
 
 def texts(rows: Sequence[Row], *, text: str, group: str = "") -> list[Text]:
@@ -130,7 +130,7 @@ def texts(rows: Sequence[Row], *, text: str, group: str = "") -> list[Text]:
     return parsed(rows, lambda row: Text(row.where, text_of(row, text), group_of(row, group)))
 
 
-def labelled(rows: Sequence[Row], *, text: str, label: str, group: str = "") -> list[Labelled]:
+def labelled(rows: Sequence[Row], *, text: str, label: str, group: str = "") -> list[LabelledText]:
     """Parse one Labelled per row. If any row has a list of labels, all rows are multi-label.
 
     Args:
@@ -147,7 +147,7 @@ def labelled(rows: Sequence[Row], *, text: str, label: str, group: str = "") -> 
     multi = any(label_items(value := row.fields.get(label)) != [value] for row in rows)
     return parsed(
         rows,
-        lambda row: Labelled(row.where, text_of(row, text), _labels(row, label), group_of(row, group), multi),
+        lambda row: LabelledText(row.where, text_of(row, text), _labels(row, label), group_of(row, group), multi),
     )
 
 
@@ -203,17 +203,17 @@ def group_of(row: Row, column: str) -> str:
     value = row.fields.get(column) if column else None
     word = "" if value is None else as_word(value)
     if word is None:
-        raise fault(row, column, "must contain the source of the row")
+        raise row_error(row, column, "must contain the source of the row")
     return word.strip()
 
 
 def fingerprint(example: Example) -> str:
     """Return the whole content, normalized for letter case and spacing: equal for exact duplicates."""
-    if isinstance(example, Labelled):
+    if isinstance(example, LabelledText):
         return "\x1e".join([folded(example.text), *sorted(map(folded, example.labels))])
     if isinstance(example, Pair):
         return "\x1e".join([_turns_plain(example.prompt), folded(example.chosen), folded(example.rejected)])
-    if isinstance(example, Thumb):
+    if isinstance(example, UnpairedPreference):
         return "\x1e".join([_turns_plain(example.prompt), folded(example.answer), str(example.good)])
     return _turns_plain(example.messages) if isinstance(example, Chat) else folded(example.text)
 
@@ -230,17 +230,17 @@ def question(example: Example) -> str:
     """
     if isinstance(example, Pair):
         return "\x1e".join([prompt_of(example), *sorted(map(folded, (example.chosen, example.rejected)))])
-    if isinstance(example, Thumb):
+    if isinstance(example, UnpairedPreference):
         return "\x1e".join([prompt_of(example), folded(example.answer)])
     if not isinstance(example, Chat):
         return folded(example.text)
-    if example.judged == len(example.messages):  # the chat ends with the prompt
+    if example.reference_index == len(example.messages):  # the chat ends with the prompt
         return _turns_plain(example.messages)
     answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
     return _turns_plain(example.messages[: answers[-1]] if answers else example.messages)
 
 
-def prompt_of(example: Pair | Thumb) -> str:
+def prompt_of(example: Pair | UnpairedPreference) -> str:
     """Return the prompt of a preference example, normalized for letter case and spacing."""
     return _turns_plain(example.prompt)
 
@@ -268,7 +268,7 @@ def need(rows: Sequence[Row], *columns: str) -> None:
         refuse([missing_column(rows, column) for column in dict.fromkeys(absent)])
 
 
-def fault(row: Row, column: str, must: str) -> DataError:
+def row_error(row: Row, column: str, must: str) -> DataError:
     """Return an error about the value of a row in a column."""
     value = short(row.fields.get(column))
     return DataError(f"{row.where}: column {column!r} {must}, got {value}; columns here: {list(row.fields)}")
@@ -278,7 +278,7 @@ def text_of(row: Row, column: str) -> str:
     """Return the text of a column, which must not be blank."""
     value = row.fields.get(column)
     if not isinstance(value, str):
-        raise fault(row, column, "must be text")
+        raise row_error(row, column, "must be text")
     if not value.strip():
         raise DataError(
             f"{row.where}: column {column!r} is blank; drop the row, or run `tunesmith audit DATA --fix OUT`"
@@ -290,17 +290,17 @@ def _optional(row: Row, column: str) -> str:
     """Return the text of a column that may be blank."""
     value = row.fields.get(column) if column else None
     if isinstance(value, list | dict) and value:
-        raise fault(row, column, "must be one text (join its parts, or set objective.prompt and objective.answer)")
+        raise row_error(row, column, "must be one text (join its parts, or set objective.prompt and objective.answer)")
     return "" if is_nothing(value) or (isinstance(value, str) and not value.strip()) else text_of(row, column)
 
 
 def _labels(row: Row, column: str) -> tuple[str, ...]:
     value = row.fields.get(column)
     if is_array(value):
-        raise fault(row, column, "must be a word, or a list of labels separated by commas")
+        raise row_error(row, column, "must be a word, or a list of labels separated by commas")
     words = [(as_word(item) or "").strip() for item in label_items(value)]
     if not all(words):
-        raise fault(row, column, "must be a word, a whole number or a list of them (write a fraction as a text)")
+        raise row_error(row, column, "must be a word, a whole number or a list of them (write a fraction as a text)")
     # NFC: macOS writes accents as separate characters, which would make two labels of one.
     words = [unicodedata.normalize("NFC", word) for word in words]
     return tuple(dict.fromkeys(whole(word, f"{row.where}: column {column!r}") for word in words))
@@ -326,7 +326,7 @@ def _earlier(row: Row, column: str) -> list[Message]:
     exchanges = listed(value)
     pairs = all(isinstance(exchange, list) and len(exchange) == 2 for exchange in exchanges)
     if (value and value != "[]" and not exchanges) or not pairs:
-        raise fault(row, column, "must be a list of [question, answer]")
+        raise row_error(row, column, "must be a list of [question, answer]")
     roles = ("user", "assistant")
     turns = [{"role": role, "content": text} for pair in exchanges for role, text in zip(roles, pair, strict=True)]
     return [turn_of(turn, f"{row.where}: {column} turn {number}") for number, turn in enumerate(turns, 1)]
@@ -335,7 +335,7 @@ def _earlier(row: Row, column: str) -> list[Message]:
 def _dialogue(row: Row, column: str) -> list[Message]:
     items = turns_in(row.fields.get(column), f"{row.where}: column {column!r}")
     if not items:
-        raise fault(row, column, "must be a list of turns")
+        raise row_error(row, column, "must be a list of turns")
     turns = [turn_of(item, f"{row.where}: turn {number}") for number, item in enumerate(items, 1)]
     check_order(turns, row.where)
     answers = [i for i, turn in enumerate(turns) if turn.role == "assistant" and (turn.content.strip() or turn.calls)]

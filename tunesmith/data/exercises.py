@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.calls import read_tools
 from tunesmith.data.examples import (
@@ -24,7 +26,7 @@ from tunesmith.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
-class Exercise(Chat):
+class RLPrompt(Chat):
     """A prompt, or a prompt with a reference answer, and its row.
 
     Attributes:
@@ -45,7 +47,7 @@ class Exercise(Chat):
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class Completion:
     """A completion that a model sampled.
 
     Attributes:
@@ -54,28 +56,34 @@ class Attempt:
         finished: whether the model ended it, before the token limit.
     """
 
-    exercise: Exercise
+    prompt: RLPrompt
     text: str
     finished: bool
 
     @property
+    def exercise(self) -> RLPrompt:
+        """Return `prompt`, under its old name."""
+        warnings.warn("completion.exercise is deprecated; use completion.prompt", DeprecationWarning, stacklevel=2)
+        return self.prompt
+
+    @property
     def question(self) -> str:
         """Content of the last turn of the prompt."""
-        return self.exercise.prompt[-1].content
+        return self.prompt.prompt[-1].content
 
     @property
     def row(self) -> Mapping[str, object]:
         """The fields of the row."""
-        return self.exercise.row
+        return self.prompt.row
 
 
 # A reward function: one score per attempt.
-Scorer = Callable[[Sequence[Attempt]], list[float]]
+Scorer = Callable[[Sequence[Completion]], list[float]]
 
 
-def exercises(
+def rl_prompts(
     rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = ""
-) -> list[Exercise]:
+) -> list[RLPrompt]:
     """Parse one Exercise per row.
 
     Args:
@@ -92,12 +100,12 @@ def exercises(
         result = []
         for chat, row in zip(chats(rows, columns=columns, instruction=instruction, group=group), rows, strict=True):
             last = max(index for index, message in enumerate(chat.messages) if message.role == "assistant")
-            result.append(Exercise(chat.where, chat.messages[: last + 1], chat.group, row=row.fields))
+            result.append(RLPrompt(chat.where, chat.messages[: last + 1], chat.group, row=row.fields))
         return result
     need(rows, *(column for part, column in columns.items() if part != "tools"), group)
     dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
 
-    def parse(row: Row) -> Exercise:
+    def parse(row: Row) -> RLPrompt:
         turns = turns_of(row, dialogue, "user") if dialogue else asked(row, columns, read=turns_of)
         check_order(turns, row.where)
         if not any(turn.role == "user" for turn in turns):
@@ -106,6 +114,26 @@ def exercises(
         if tools := read_tools(row.fields.get(columns.get("tools", "")), row.where):
             turns = [replace(turns[0], tools=tools), *turns[1:]]
         judged = -1 if turns[-1].role == "assistant" else len(turns)
-        return Exercise(row.where, tuple(turns), group_of(row, group), judged, row.fields)
+        return RLPrompt(row.where, tuple(turns), group_of(row, group), judged, row.fields)
 
     return parsed(rows, parse)
+
+
+if not TYPE_CHECKING:  # else every misspelt name of this module would pass the type check
+
+    def __getattr__(name: str) -> Any:
+        """Return `Completion` for `Attempt`, its old name, which reward functions may import."""
+        if name == "Attempt":
+            warnings.warn("Attempt is deprecated; use Completion", DeprecationWarning, stacklevel=2)
+            return Completion
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if not TYPE_CHECKING:  # else every misspelt name of this module would pass the type check
+
+    def __getattr__(name: str) -> Any:
+        """Return `Completion` for `Attempt`, its old name, which reward functions may import."""
+        if name == "Attempt":
+            warnings.warn("Attempt is deprecated; use Completion", DeprecationWarning, stacklevel=2)
+            return Completion
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -99,10 +99,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); {cure_of(error)}") from error
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); {fix_for(error)}") from error
 
 
-def cure_of(error: OSError) -> str:
+def fix_for(error: OSError) -> str:
     """Return the fix for a failed write, to end an error message."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space"

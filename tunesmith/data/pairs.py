@@ -13,12 +13,12 @@ from tunesmith.data.examples import (
     Example,
     Message,
     Pair,
-    Thumb,
+    UnpairedPreference,
     asked,
-    fault,
     group_of,
     need,
     parsed,
+    row_error,
     turns_of,
     with_system,
 )
@@ -67,7 +67,9 @@ def pairs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str =
     return parsed(rows, parse)
 
 
-def thumbs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = "") -> list[Thumb]:
+def unpaired_preferences(
+    rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = ""
+) -> list[UnpairedPreference]:
     """Parse one Thumb per row.
 
     Args:
@@ -84,21 +86,23 @@ def thumbs(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str 
     need(rows, *columns.values(), group)
     dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
 
-    def parse(row: Row) -> Thumb:
+    def parse(row: Row) -> UnpairedPreference:
         own_prompt = [] if dialogue else _prompt(row, columns)
         before, answer = _answer(row, dialogue or columns["answer"], own_prompt)
         good = thumb_of(row.fields.get(columns["label"]))
         if good is None:
-            raise fault(row, columns["label"], "must be true or false, 1 or 0, yes or no, good or bad, up or down")
+            raise row_error(row, columns["label"], "must be true or false, 1 or 0, yes or no, good or bad, up or down")
         prompt = instructed(with_system(before, row, columns.get("system", "")), instruction)
-        return Thumb(row.where, tuple(prompt), answer, good, group_of(row, group), row.fields.get("cut") is True)
+        return UnpairedPreference(
+            row.where, tuple(prompt), answer, good, group_of(row, group), row.fields.get("cut") is True
+        )
 
     return parsed(rows, parse)
 
 
 def written(example: Example) -> str:
     """Return all text of an example, one turn after the other; of a pair the prompt once."""
-    if isinstance(example, Pair | Thumb):
+    if isinstance(example, Pair | UnpairedPreference):
         answers = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.answer,)
         return "\n".join([*(message.content for message in example.prompt), *answers])
     if isinstance(example, Chat):
@@ -130,7 +134,7 @@ def _answer(row: Row, column: str, prompt: Sequence[Message]) -> tuple[list[Mess
     """Return the prompt and the completion: the last turn of a whole chat, or all of a text."""
     *before, last = _turns(row, column, "assistant")
     if last.role != "assistant" or not last.content.strip():
-        raise fault(row, column, "must end with a non-blank answer")
+        raise row_error(row, column, "must end with a non-blank answer")
     if not before and not prompt:
         fix = "set objective.prompt to the column with the prompt"
         raise DataError(f"{row.where}: column {column!r} is an answer without a prompt; {fix}")
@@ -187,5 +191,5 @@ def _margin(row: Row, column: str) -> float:
     except ValueError:
         margin = math.nan
     if not math.isfinite(margin):
-        raise fault(row, column, "must be a number")
+        raise row_error(row, column, "must be a number")
     return margin

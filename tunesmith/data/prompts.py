@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tunesmith.data.examples import DIALOGUES, Message, fault, need, parsed, turns_of
+from tunesmith.data.examples import DIALOGUES, Message, need, parsed, row_error, turns_of
 from tunesmith.data.rows import Row, columns_of, file_of
 from tunesmith.data.turns import check_order, instructed
 from tunesmith.errors import DataError
@@ -41,7 +41,7 @@ def prompts(rows: Sequence[Row], *, column: str = "", instruction: str = "") -> 
         while turns and turns[-1].role == "assistant":
             turns.pop()
         if not any(turn.role == "user" for turn in turns):
-            raise fault(row, column, "must contain a user turn")
+            raise row_error(row, column, "must contain a user turn")
         check_order(turns, row.where)
         return tuple(instructed(turns, instruction))
 

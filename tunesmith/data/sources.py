@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tunesmith.data.examples import Example, Pair, Thumb, fingerprint, group_of, prompt_of
+from tunesmith.data.examples import Example, Pair, UnpairedPreference, fingerprint, group_of, prompt_of
 from tunesmith.data.folder import passed_over
 from tunesmith.data.near import without_near_copies
 from tunesmith.data.rows import Row, file_of, keep, read_rows
@@ -38,7 +38,7 @@ class Sources:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class DatasetSplits:
     """Examples of a run.
 
     Attributes:
@@ -52,7 +52,7 @@ class Loaded:
     sha256: dict[str, str]
 
 
-def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) -> Loaded:
+def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) -> DatasetSplits:
     """Read, parse and split all files. No prompt and no group occurs in two parts.
 
     Args:
@@ -91,7 +91,7 @@ def load(sources: Sources, parse: Parse, *, seed: int, offline: bool = False) ->
     for name, part in (("train", result.train), ("validation", result.validation), ("test", result.test)):
         contents = sorted(fingerprint(example).encode(errors="surrogatepass") for example in part)
         digests[name] = hashlib.sha256(b"\n".join(contents)).hexdigest()
-    return Loaded(result, row_count, digests)
+    return DatasetSplits(result, row_count, digests)
 
 
 def check_names(given: Iterable[float | str]) -> None:
@@ -128,7 +128,7 @@ def _group_by_prompt(parts: dict[str, list[Example]], *, split_train: bool) -> N
     A train file that will be split and has too few prompts for a split by prompt is not grouped.
     """
     train = parts["train"]
-    prompts = {prompt_of(example) for example in train if isinstance(example, Pair | Thumb)}
+    prompts = {prompt_of(example) for example in train if isinstance(example, Pair | UnpairedPreference)}
     if split_train and len(prompts) < FEWEST_PROMPTS:
         parts.update({name: [*by_prompt(part)] for name, part in parts.items() if name != "train"})
         return

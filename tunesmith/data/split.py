@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from tunesmith.data.examples import Example, Labelled, Pair, Text, Thumb, prompt_of, question
+from tunesmith.data.examples import Example, LabelledText, Pair, Text, UnpairedPreference, prompt_of, question
 from tunesmith.data.rows import file_of
 from tunesmith.errors import DataError, Refused
 
@@ -108,7 +108,9 @@ def by_prompt(examples: Sequence[Example], *, fewest: int = 2) -> Sequence[Examp
     Returns:
         The grouped rows, or `examples` itself if nothing was grouped.
     """
-    preferences = [example for example in examples if isinstance(example, Pair | Thumb) and not example.group]
+    preferences = [
+        example for example in examples if isinstance(example, Pair | UnpairedPreference) and not example.group
+    ]
     prompts = [_seeded_hash(prompt_of(example), 0).hex() for example in preferences]
     if len(preferences) < len(examples) or not fewest <= len(set(prompts)) < len(prompts):
         return examples
@@ -177,9 +179,9 @@ def _by_label(
     examples: Sequence[Example], prompts: Sequence[str], sizes: Mapping[str, int], *, seed: int
 ) -> dict[int, str]:
     """Assign rows to held-out parts (index -> part) in proportion to labels; one row of each label stays in train."""
-    labels = [tuple(sorted(e.labels)) if isinstance(e, Labelled) else () for e in examples]
+    labels = [tuple(sorted(e.labels)) if isinstance(e, LabelledText) else () for e in examples]
     label_counts = Counter(labels)
-    multi = any(isinstance(e, Labelled) and e.multi for e in examples)
+    multi = any(isinstance(e, LabelledText) and e.multi for e in examples)
     # Multi-label: combinations of labels that occur once form one stratum.
     by_label: dict[tuple[str, ...] | None, list[int]] = defaultdict(list)
     for index, key in enumerate(labels):
@@ -226,7 +228,7 @@ def _without_copies(
 
 
 def _labels(examples: Iterable[Example]) -> Counter[str]:
-    return Counter(label for e in examples if isinstance(e, Labelled) for label in e.labels)
+    return Counter(label for e in examples if isinstance(e, LabelledText) for label in e.labels)
 
 
 def _seeded_hash(text: str, seed: int) -> bytes:

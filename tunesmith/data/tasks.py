@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from tunesmith.data.examples import Chat, Example, Pair, Thumb
+from tunesmith.data.examples import Chat, Example, Pair, UnpairedPreference
 from tunesmith.data.near import near_copies
-from tunesmith.data.sources import Loaded
+from tunesmith.data.sources import DatasetSplits
 from tunesmith.data.words import folded
 from tunesmith.errors import DataError
 
@@ -25,7 +25,9 @@ class Asking:
     group: str
 
 
-def set_apart(tasks: Mapping[str, Loaded], asking: Mapping[str, Asking]) -> dict[str, Loaded]:
+def remove_cross_task_leaks(
+    tasks: Mapping[str, DatasetSplits], asking: Mapping[str, Asking]
+) -> dict[str, DatasetSplits]:
     """Remove training rows that another task holds out: the same text, the same group, or nearly the same document.
 
     Groups are compared if both tasks use the same group column. Removals are counted in the notes.
@@ -43,7 +45,7 @@ def set_apart(tasks: Mapping[str, Loaded], asking: Mapping[str, Asking]) -> dict
     return {name: _without_held_out(name, tasks, asking) for name in tasks}
 
 
-def _without_held_out(name: str, tasks: Mapping[str, Loaded], asking: Mapping[str, Asking]) -> Loaded:
+def _without_held_out(name: str, tasks: Mapping[str, DatasetSplits], asking: Mapping[str, Asking]) -> DatasetSplits:
     """Remove the held-out rows of the other tasks from the training rows of one."""
     loaded = tasks[name]
     own = asking[name]
@@ -77,7 +79,7 @@ def _without_held_out(name: str, tasks: Mapping[str, Loaded], asking: Mapping[st
 
 def _text(example: Example, instruction: str) -> str:
     """Return the text of the user turns without the instruction, normalized for letter case and spacing."""
-    if isinstance(example, Chat | Pair | Thumb):
+    if isinstance(example, Chat | Pair | UnpairedPreference):
         turns = example.messages if isinstance(example, Chat) else example.prompt
         text = " ".join(turn.content for turn in turns if turn.role == "user").removeprefix(instruction)
     else:

@@ -12,8 +12,8 @@ from importlib.resources import files
 WORD = re.compile(r"\w+")
 # Shorter words are rarely terms.
 SHORTEST = 4
-FEWEST = 5  # occurrences
-DOCUMENTS = 3  # documents that contain the term
+MIN_OCCURRENCES = 5  # occurrences
+MIN_DOCUMENTS = 3  # documents that contain the term
 LIFT = 8.0  # times as frequent as in general text
 MOST = 100
 
@@ -47,8 +47,8 @@ def field_terms(texts: Iterable[str]) -> tuple[str, ...]:
     ratios = {
         word: _likelihood_ratio(count, total, general[word], general_total)
         for word, count in counts.items()
-        if count >= FEWEST
-        and documents[word] >= min(DOCUMENTS, size)
+        if count >= MIN_OCCURRENCES
+        and documents[word] >= min(MIN_DOCUMENTS, size)
         and (count / total) >= LIFT * (general[word] + 0.5) / general_total
     }
     return tuple(sorted(ratios, key=lambda word: (-ratios[word], word))[:MOST])

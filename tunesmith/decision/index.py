@@ -25,7 +25,7 @@ from tunesmith.model.load import Base, load_base
 from tunesmith.model.sentence import sentence_vectors
 from tunesmith.recipe import Documents
 
-Floats = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 
 # Reciprocal rank fusion (Cormack, Clarke and Buettcher 2009): 1 / (60 + rank), over the first 100 of each list.
 RANK = 60
@@ -36,7 +36,7 @@ K1 = 0.5
 B = 0.3
 WEIGHTS = {"words": 0.5, "vectors": 1.0}
 LIMIT = 256  # tokens of a chunk or question that are embedded
-AT_ONCE = 1000  # chunks embedded between two writes to disk
+CHUNKS_PER_WRITE = 1000  # chunks embedded between two writes to disk
 SEARCHED = 256  # questions per similarity matrix
 CHUNKS = "chunks.jsonl"
 VECTORS = "vectors.safetensors"
@@ -58,7 +58,7 @@ class Index:
     chunks: list[Chunk]
     search: str  # default search: fused, words or vectors
     encoder: Base | None = None
-    vectors: Floats | None = None  # [C, D], each of length 1
+    vectors: FloatArray | None = None  # [C, D], each of length 1
     embedded: int = 0  # chunks that were embedded now, not read from disk
     words: Any = None  # BM25 over the chunks
 
@@ -165,23 +165,23 @@ class _Store:
     folder: Path
     fingerprint: str
 
-    def vectors(self, base: Base, texts: Sequence[str], on_event: EventHandler) -> tuple[Floats, int]:
+    def vectors(self, base: Base, texts: Sequence[str], on_event: EventHandler) -> tuple[FloatArray, int]:
         """Return embeddings [C, D] and the number of new ones; embeddings of removed texts are deleted."""
         digests = [hashlib.sha256(text.encode(errors="replace")).digest()[:16] for text in texts]
         cached = self._read()
         new = {digest: text for digest, text in zip(digests, texts, strict=True) if digest not in cached}
-        for start in range(0, len(new), AT_ONCE):
-            batch = list(new)[start : start + AT_ONCE]
+        for start in range(0, len(new), CHUNKS_PER_WRITE):
+            batch = list(new)[start : start + CHUNKS_PER_WRITE]
             cached |= zip(batch, sentence_vectors(base, [new[digest] for digest in batch], LIMIT), strict=True)
             self._write(cached)
-            done = min(start + AT_ONCE, len(new))
+            done = min(start + CHUNKS_PER_WRITE, len(new))
             on_event(StageStarted(f"embedded {done} of {len(new)} new chunks"))
         current = set(digests)
         if len(cached) > len(current):
             self._write({digest: vector for digest, vector in cached.items() if digest in current})
         return np.stack([cached[digest] for digest in digests]), len(new)
 
-    def _read(self) -> dict[bytes, Floats]:
+    def _read(self) -> dict[bytes, FloatArray]:
         from safetensors import SafetensorError, safe_open
 
         file = self.folder / VECTORS
@@ -197,7 +197,7 @@ class _Store:
             raise DataError(f"{file}: damaged safetensors file ({error}); delete it, it will be recreated") from error
         return {digest.tobytes(): vector for digest, vector in zip(digests, vectors, strict=True)}
 
-    def _write(self, cached: dict[bytes, Floats]) -> None:
+    def _write(self, cached: dict[bytes, FloatArray]) -> None:
         from safetensors.numpy import save_file
 
         digests = np.frombuffer(b"".join(cached), dtype=np.uint8).reshape(len(cached), -1)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 SIZES = 5  # training sizes of a curve
 SEEDS = 3  # runs per size
@@ -87,7 +87,7 @@ class CurveReading:
     curve: Curve
     held: FitCheck
     draws: tuple[Curve, ...]  # bootstrap samples of the curve
-    faults: tuple[str, ...]  # reasons against extrapolation; empty if the fit is good
+    problems: tuple[str, ...]  # reasons against extrapolation; empty if the fit is good
 
     def guess(self, rows: int) -> ScoreEstimate:
         """Predict the score with this number of training rows."""
@@ -166,7 +166,7 @@ def fit(cells: Sequence[CurveCell], *, best: float) -> Curve:
     return _fit_all(rows, scores[None], best)[0]
 
 
-def _fit_all(rows: Floats, scores: Floats, best: float) -> list[Curve]:
+def _fit_all(rows: FloatArray, scores: FloatArray, best: float) -> list[Curve]:
     """Fit a curve to each row of scores [D, N]. For a given power the curve is linear, so all powers are tried."""
     least_error = np.full(len(scores), np.inf)
     parameters = np.zeros((3, len(scores)))
@@ -178,7 +178,9 @@ def _fit_all(rows: Floats, scores: Floats, best: float) -> list[Curve]:
     return [Curve(*map(float, column)) for column in parameters.T]
 
 
-def _fit_linear(rows: Floats, scores: Floats, power: float, best: float) -> tuple[Floats, Floats, Floats]:
+def _fit_linear(
+    rows: FloatArray, scores: FloatArray, power: float, best: float
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return ceilings, drops and weighted squared errors [D] of the best curves with this power."""
     weights = rows / rows.sum()
     x = (rows / rows.max()) ** -power
@@ -195,11 +197,11 @@ def _fit_linear(rows: Floats, scores: Floats, power: float, best: float) -> tupl
     return ceiling, drop * float(rows.max()) ** power, error
 
 
-def _columns(cells: Sequence[CurveCell]) -> tuple[Floats, Floats]:
+def _columns(cells: Sequence[CurveCell]) -> tuple[FloatArray, FloatArray]:
     return np.array([float(cell.rows) for cell in cells]), np.array([cell.score for cell in cells])
 
 
-def _residuals(cells: Sequence[CurveCell], curve: Curve) -> Floats:
+def _residuals(cells: Sequence[CurveCell], curve: Curve) -> FloatArray:
     """Return residuals [N] scaled to the weight of one row and widened for the three fitted parameters."""
     rows, scores = _columns(cells)
     scaled = (scores - [curve.at(size) for size in rows]) * np.sqrt(rows)

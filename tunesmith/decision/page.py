@@ -69,7 +69,7 @@ class Gain(Against):
     over: str
 
 
-class General(_Part):
+class GeneralAbilityChange(_Part):
     """General ability after tuning: increase of the loss on general text, and accuracy on probe items."""
 
     nats_rise: float  # nats per token, tuned minus base
@@ -77,7 +77,7 @@ class General(_Part):
     probe_base: float | None  # the same for the base model
 
 
-class Tone(_Part):
+class StyleScore(_Part):
     """Style of the answers compared with the reference answers."""
 
     auc: float | None  # of a classifier of generated against reference answers; 0.5: indistinguishable
@@ -95,8 +95,8 @@ class ArmPage(_Part):
     against: Against | None
     domain: float | None  # score on the rows whose answer is in the documents
     domain_n: int  # number of these rows
-    general: General | None
-    style: Tone | None
+    general: GeneralAbilityChange | None
+    style: StyleScore | None
     latency: Latency
     update: Update | None
     labels: int  # labelled rows used

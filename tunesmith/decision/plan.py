@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunesmith.model.size import Kept, NetworkSize
+from tunesmith.model.size import ActivationMemory, NetworkSize
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.adapter import reaches
 from tunesmith.techniques.base import Technique
@@ -247,7 +247,7 @@ def written_bytes(group: Written, size: NetworkSize) -> float:
     return group.rows * (max(group.prompt * cache + group.fed * states, grown) + NUMBER * size.words)
 
 
-def _activations(technique: Technique, size: NetworkSize, pace: MachinePace) -> Kept:
+def _activations(technique: Technique, size: NetworkSize, pace: MachinePace) -> ActivationMemory:
     """Return the bytes that a pass stores for the backward pass."""
     if isinstance(technique, Full):
         return size.moving
@@ -291,8 +291,8 @@ def step_seconds(technique: Technique, size: NetworkSize, work: TrainingWork, pa
     tokens = _tokens(technique, size, (work.computed, work.padded), (work.passes, work.rows))
     full = isinstance(technique, Full)
     activations = _activations(technique, size, pace)
-    operations = tokens * (4 + 2 * full) * size.multiplied + work.attended * PAIR * size.hidden * size.layers
-    operations += work.read * 2 * size.multiplied
+    operations = tokens * (4 + 2 * full) * size.matmul_parameters + work.attended * PAIR * size.hidden * size.layers
+    operations += work.read * 2 * size.matmul_parameters
     moved = (tokens * KEPT_MOVED + work.read * READ_MOVED) * activations.token
     moved += work.attended * KEPT_MOVED * activations.pair
     moved += work.steps * STEP_BYTES * trainable(technique, size, work)
@@ -314,7 +314,11 @@ def reading_seconds(tokens: float, size: NetworkSize, pace: MachinePace) -> floa
         size: sizes of the base model.
         pace: speed of the machine.
     """
-    return pace.factor * tokens * (2 * size.multiplied / pace.products32 + size.frozen.token * READ_MOVED / pace.moved)
+    return (
+        pace.factor
+        * tokens
+        * (2 * size.matmul_parameters / pace.products32 + size.frozen.token * READ_MOVED / pace.moved)
+    )
 
 
 def writing_seconds(steps: float, rows: float, size: NetworkSize, pace: MachinePace) -> float:
@@ -326,6 +330,6 @@ def writing_seconds(steps: float, rows: float, size: NetworkSize, pace: MachineP
         size: sizes of the base model.
         pace: speed of the machine.
     """
-    parameters = size.multiplied + size.words * size.hidden
+    parameters = size.matmul_parameters + size.words * size.hidden
     step = NUMBER * parameters / pace.moved + rows * 2 * parameters / pace.products32
     return pace.factor * steps * (step + size.layers * CALLS / 4)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tunesmith.data.collect.document import plain
-from tunesmith.data.examples import Chat, Example, Labelled, Message
+from tunesmith.data.examples import Chat, Example, LabelledText, Message
 from tunesmith.decision.index import Hit
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.objectives.instruct import asked, reference
@@ -30,7 +30,7 @@ def question_of(objective: Classify | Instruct, example: Example, wording: str =
         wording: prompt template; empty for the default.
     """
     if isinstance(objective, Classify):
-        assert isinstance(example, Labelled)
+        assert isinstance(example, LabelledText)
         return objective.messages(example.text, wording)
     return asked(example, wording)
 
@@ -55,7 +55,7 @@ def with_shots(
 
 def _answered(objective: Classify | Instruct, shot: Example, wording: str) -> list[Message]:
     """Return an example as question and answer, shortened if it is long."""
-    if isinstance(shot, Labelled):
+    if isinstance(shot, LabelledText):
         short: Example = replace(shot, text=shot.text[:SHOT])
         return [*question_of(objective, short, wording), Message("assistant", shot.labels[0])]
     text = question_of(objective, shot)[-1].content[: SHOT + 200]
@@ -116,5 +116,5 @@ def raft_example(example: Example, hits: Sequence[Hit], objective: Classify | In
     Source: RAFT, Zhang et al. 2024, arXiv 2403.10131.
     """
     prompt = with_passages(question_of(objective, example), hits)
-    answer = example.labels[0] if isinstance(example, Labelled) else reference(example)
+    answer = example.labels[0] if isinstance(example, LabelledText) else reference(example)
     return Chat(example.where, (*prompt, Message("assistant", answer)), example.group)

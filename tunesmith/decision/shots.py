@@ -8,7 +8,7 @@ import numpy as np
 
 from tunesmith.data.words import words_of
 
-AT_ONCE = 256  # texts per similarity matrix, which is dense
+BATCH_SIZE = 256  # texts per similarity matrix, which is dense
 
 
 class Nearest:
@@ -41,7 +41,7 @@ class Nearest:
             return [list(range(min(count, self._count)))] * len(texts)
         queries = self._vectorizer.transform(texts)
         neighbours = list[list[int]]()
-        for start in range(0, len(texts), AT_ONCE):
-            similarity = (queries[start : start + AT_ONCE] @ self._known.T).toarray()
+        for start in range(0, len(texts), BATCH_SIZE):
+            similarity = (queries[start : start + BATCH_SIZE] @ self._known.T).toarray()
             neighbours += [np.argsort(-row, kind="stable")[:count].tolist() for row in similarity]
         return neighbours

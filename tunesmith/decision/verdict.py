@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.evaluation.resampling import ALPHA
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 # Answers over which the cost of building an arm is distributed.
 ANSWERS = 1000
@@ -48,7 +48,7 @@ class Candidate:
     name: str
     score: float  # higher is better
     seconds: float  # to build it and generate 1,000 answers
-    drawn: Floats  # scores on resampled test sets [R]; R is 0 if the test rows have too few groups to resample
+    drawn: FloatArray  # scores on resampled test sets [R]; R is 0 if the test rows have too few groups to resample
     tuned: bool = False
 
     @property

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tunesmith.errors import DataError
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 TEMPERATURES = (0.01, 100.0)
@@ -20,7 +20,7 @@ SPREAD = 0.5  # standard deviation of the prior on log(temperature)
 _SMALLEST = 1e-12  # a right class with probability 0 costs 27.6 nats, not infinity
 
 
-def softmax(logits: ArrayLike, *, temperature: float = 1.0) -> Floats:
+def softmax(logits: ArrayLike, *, temperature: float = 1.0) -> FloatArray:
     """Return probabilities [N, K] of logits [N, K] divided by the temperature."""
     scaled = np.asarray(logits, dtype=np.float64) / temperature
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
@@ -115,7 +115,7 @@ def threshold_for(confidence: ArrayLike, correct: ArrayLike, target_accuracy: fl
     return float(thresholds[reached[-1]]) if len(reached) else None
 
 
-def _selective(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats, Floats]:
+def _selective(confidence: ArrayLike, correct: ArrayLike) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return coverage, accuracy and confidence at each distinct confidence, highest first."""
     stated, right = _pairs(confidence, correct)
     order = np.argsort(-stated, kind="stable")
@@ -125,7 +125,7 @@ def _selective(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Float
     return accepted / len(stated), np.cumsum(right[order])[ends] / accepted, ranked[ends]
 
 
-def _pairs(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
+def _pairs(confidence: ArrayLike, correct: ArrayLike) -> tuple[FloatArray, FloatArray]:
     stated = np.asarray(confidence, dtype=np.float64)
     right = np.asarray(correct, dtype=np.float64)
     if stated.shape != right.shape or stated.ndim != 1:
@@ -134,7 +134,7 @@ def _pairs(confidence: ArrayLike, correct: ArrayLike) -> tuple[Floats, Floats]:
     return stated, right
 
 
-def _table(values: ArrayLike, labels: ArrayLike) -> tuple[Floats, Ints]:
+def _table(values: ArrayLike, labels: ArrayLike) -> tuple[FloatArray, Ints]:
     table = np.asarray(values, dtype=np.float64)
     truth = np.asarray(labels, dtype=np.int64)
     if table.ndim != 2 or truth.shape != table.shape[:1]:

@@ -12,13 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from tunesmith.evaluation.metrics import RowStatistic
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0)
 FOLDS = 5
 
 
-def wins(scores: ArrayLike, *, tie: float = 0.0) -> Floats:
+def wins(scores: ArrayLike, *, tie: float = 0.0) -> FloatArray:
     """Return for each pair 1 where the chosen answer scores higher, `tie` where scores are equal, else 0.
 
     Args:
@@ -29,7 +29,7 @@ def wins(scores: ArrayLike, *, tie: float = 0.0) -> Floats:
         [N].
     """
     first, second = np.asarray(scores, dtype=np.float64).reshape(-1, 2).T
-    ahead: Floats = np.where(first == second, tie, first > second).astype(np.float64)
+    ahead: FloatArray = np.where(first == second, tie, first > second).astype(np.float64)
     return ahead
 
 
@@ -84,7 +84,7 @@ def length_bias(scores: ArrayLike, lengths: ArrayLike) -> float:
     return float(np.corrcoef(score, length)[0, 1])
 
 
-def difference_probe(states: ArrayLike, *, groups: Sequence[str] | None = None) -> Floats:
+def difference_probe(states: ArrayLike, *, groups: Sequence[str] | None = None) -> FloatArray:
     """Fit the direction along which chosen answers score higher than rejected ones.
 
     Logistic regression without intercept on standardised differences, each pair in both directions. Cross-validation
@@ -106,11 +106,11 @@ def difference_probe(states: ArrayLike, *, groups: Sequence[str] | None = None) 
     fold_of = {name: i % FOLDS for i, name in enumerate(dict.fromkeys(names))}
     folds = np.array([fold_of[name] for name in names])
     correct = {strength: _correct_pairs(features, folds, strength) for strength in STRENGTHS}
-    direction: Floats = _direction(features, max(STRENGTHS, key=lambda strength: correct[strength])) / scale
+    direction: FloatArray = _direction(features, max(STRENGTHS, key=lambda strength: correct[strength])) / scale
     return direction
 
 
-def _correct_pairs(features: Floats, folds: NDArray[np.int64], strength: float) -> int:
+def _correct_pairs(features: FloatArray, folds: NDArray[np.int64], strength: float) -> int:
     """Count the pairs that out-of-fold fits rank correctly."""
     return sum(
         int((features[folds == fold] @ _direction(features[folds != fold], strength) > 0).sum())
@@ -119,11 +119,11 @@ def _correct_pairs(features: Floats, folds: NDArray[np.int64], strength: float) 
     )
 
 
-def _direction(features: Floats, strength: float) -> Floats:
+def _direction(features: FloatArray, strength: float) -> FloatArray:
     from sklearn.linear_model import LogisticRegression
 
     both = np.concatenate([features, -features])
     sides = np.repeat([1, 0], len(features))
     fitted = LogisticRegression(C=strength, fit_intercept=False, max_iter=2000).fit(both, sides)
-    direction: Floats = fitted.coef_[0]
+    direction: FloatArray = fitted.coef_[0]
     return direction

@@ -19,14 +19,14 @@ from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.data.terms import word_places
 from tunesmith.data.windows import Window, windows
 from tunesmith.errors import DataError
-from tunesmith.evaluation.resampling import FEWEST, Clusters, difference_bounds, percentiles, sign_flip, wilson
+from tunesmith.evaluation.resampling import MIN_GROUPS, Clusters, difference_bounds, percentiles, sign_flip, wilson
 from tunesmith.evaluation.significance import PairedComparison, judged, lower_is_better
-from tunesmith.model.batch import TOKENS_PER_PASS, collate, cut
+from tunesmith.model.batch import TOKENS_PER_PASS, collate, split_by_tokens
 from tunesmith.model.head import judge
 from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 # Forward passes of an encoder per window, each with other masked words: at 15 %, four passes cover half of the words.
 TURNS = 4
@@ -34,7 +34,7 @@ RESAMPLES = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class TokenLikelihood:
     """Likelihood of one document, summed over the predicted tokens and over the domain terms."""
 
     nats: float  # negative log-likelihood
@@ -49,11 +49,11 @@ class Told:
 class Rate:
     """A metric as a ratio of two sums over documents."""
 
-    over: Callable[[Told], float]  # numerator
-    under: Callable[[Told], float]  # denominator
+    over: Callable[[TokenLikelihood], float]  # numerator
+    under: Callable[[TokenLikelihood], float]  # denominator
     power: bool = False  # the metric is exp(ratio)
 
-    def shown(self, quotient: Floats) -> Floats:
+    def shown(self, quotient: FloatArray) -> FloatArray:
         """Convert ratios of sums to the metric."""
         return np.exp(quotient) if self.power else quotient
 
@@ -93,7 +93,7 @@ class _WindowJob:
 
 
 @torch.inference_mode()
-def read(policy: Policy, template: Template, texts: Sequence[str], options: ReadingOptions) -> list[Told]:
+def read(policy: Policy, template: Template, texts: Sequence[str], options: ReadingOptions) -> list[TokenLikelihood]:
     """Score each text; windows and masked words are equal for all models with the same tokenizer.
 
     Args:
@@ -108,17 +108,17 @@ def read(policy: Policy, template: Template, texts: Sequence[str], options: Read
     jobs = [job for index, text in enumerate(texts) for job in _window_jobs(index, text, template, options)]
     jobs.sort(key=lambda job: -job.row.length)
     lengths = [job.row.length for job in jobs]
-    likelihoods = [Told(0.0, 0, 0, 0, 0, 0)] * len(texts)
-    for indices in cut(range(len(jobs)), lengths, TOKENS_PER_PASS):
+    likelihoods = [TokenLikelihood(0.0, 0, 0, 0, 0, 0)] * len(texts)
+    for indices in split_by_tokens(range(len(jobs)), lengths, TOKENS_PER_PASS):
         batch = [jobs[i] for i in indices]
         packed = collate([job.row for job in batch], share=False).to(policy.device)
         logits = policy.head if isinstance(policy.head, MaskedHead) else policy.words.logits
         nats, first = (each.cpu() for each in judge(logits, policy.learned(packed), packed.targets))
         for row, job in enumerate(batch):
-            mine = packed.owners.cpu() == row
+            mine = packed.row_ids.cpu() == row
             correct = first[mine].tolist()
             before = likelihoods[job.document]
-            likelihoods[job.document] = Told(
+            likelihoods[job.document] = TokenLikelihood(
                 nats=before.nats + float(nats[mine].double().sum()),
                 tokens=before.tokens + len(correct),
                 first=before.first + sum(correct),
@@ -170,26 +170,26 @@ def _complete_terms(window: Window, spans: Sequence[tuple[int, int]]) -> list[li
     return list(positions.values())
 
 
-def rate(metric: str, likelihoods: Sequence[Told]) -> float:
+def rate(metric: str, likelihoods: Sequence[TokenLikelihood]) -> float:
     """Return a metric of RATES over all documents; 0 where its denominator is 0."""
     ratio = RATES[metric]
     under = sum(ratio.under(likelihood) for likelihood in likelihoods)
     return float(ratio.shown(np.array(sum(map(ratio.over, likelihoods)) / under))) if under else 0.0
 
 
-def can_tell(metric: str, likelihoods: Sequence[Told]) -> bool:
+def can_tell(metric: str, likelihoods: Sequence[TokenLikelihood]) -> bool:
     """Return whether the metric is defined: term accuracy is not for texts without terms."""
     return any(RATES[metric].under(likelihood) for likelihood in likelihoods)
 
 
-def row_score(metric: str, likelihood: Told) -> float:
+def row_score(metric: str, likelihood: TokenLikelihood) -> float:
     """Return the metric of one document, negated where lower is better."""
     value = rate(metric, [likelihood])
     return -value if lower_is_better(metric) else value
 
 
 def rate_interval(
-    metric: str, likelihoods: Sequence[Told], *, groups: Sequence[str] | None
+    metric: str, likelihoods: Sequence[TokenLikelihood], *, groups: Sequence[str] | None
 ) -> tuple[float, float] | None:
     """Return the 95 % interval of one model's metric by a bootstrap over documents or groups.
 
@@ -211,7 +211,11 @@ def rate_interval(
 
 
 def compare(
-    metric: str, base: Sequence[Told], tuned: Sequence[Told], *, groups: Sequence[str] | None = None
+    metric: str,
+    base: Sequence[TokenLikelihood],
+    tuned: Sequence[TokenLikelihood],
+    *,
+    groups: Sequence[str] | None = None,
 ) -> PairedComparison:
     """Compare tuned with base on the same documents.
 
@@ -264,7 +268,7 @@ def compare(
         smallest_detectable=scale,
         verdict="no effect",
     )
-    fewest = FEWEST if sign > 0 or not change.any() else 0
+    fewest = MIN_GROUPS if sign > 0 or not change.any() else 0
     result = judged(comparison, float(resampled.std()), scale=scale, fewest_rows=fewest)
     if sign > 0:
         return result
@@ -273,7 +277,7 @@ def compare(
     return replace(result, base=-result.base, tuned=-result.tuned, delta=-result.delta, ci95=(0.0 - high, 0.0 - low))
 
 
-def _resampled(metric: str, sides: Sequence[Sequence[Told]], clusters: Clusters) -> Floats:
+def _resampled(metric: str, sides: Sequence[Sequence[TokenLikelihood]], clusters: Clusters) -> FloatArray:
     """Return the metric of S models in R bootstrap resamples of clusters, [R, S]; all models share the resamples."""
     ratio = RATES[metric]
     under = np.array([ratio.under(likelihood) for likelihood in sides[0]], dtype=np.float64)

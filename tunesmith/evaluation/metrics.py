@@ -22,7 +22,7 @@ from tunesmith.data.calls import calls_in
 from tunesmith.data.words import spaced, words_of
 from tunesmith.errors import DataError
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 Ints = NDArray[np.int64]
 RowStatistic = Callable[[NDArray[np.intp]], tuple[float, float]]
 
@@ -38,7 +38,7 @@ _BARE_POINT = re.compile(r"(?<![\w.,])\.(?=\d)")
 _ASCII_PUNCTUATION = frozenset(string.punctuation)
 
 
-def accuracy(references: Sequence[str], answers: Sequence[str]) -> Floats:
+def accuracy(references: Sequence[str], answers: Sequence[str]) -> FloatArray:
     """Return 1 for each label equal to its reference, case included, else 0; [N]."""
     _same_length(references, answers)
     return np.array([float(r == a) for r, a in zip(references, answers, strict=True)])
@@ -73,13 +73,13 @@ def macro_f1_pair(references: Sequence[str], base: Sequence[str], tuned: Sequenc
     return statistic
 
 
-def multilabel_f1(references: Sequence[Sequence[str]], answers: Sequence[Sequence[str]]) -> Floats:
+def multilabel_f1(references: Sequence[Sequence[str]], answers: Sequence[Sequence[str]]) -> FloatArray:
     """Return F1 of the label set of each row, 1 where both sets are empty; [N]."""
     _same_length(references, answers)
     return np.array([_overlap_f1(Counter(set(r)), Counter(set(a))) for r, a in zip(references, answers, strict=True)])
 
 
-def exact_match(references: Sequence[str], answers: Sequence[str]) -> Floats:
+def exact_match(references: Sequence[str], answers: Sequence[str]) -> FloatArray:
     """Return 1 for each answer equal to its reference after SQuAD normalization, else 0; [N].
 
     Normalization ignores case, punctuation, English articles and spaces. Unlike SQuAD, 3.5 differs from 35 and -5
@@ -91,7 +91,7 @@ def exact_match(references: Sequence[str], answers: Sequence[str]) -> Floats:
     return np.array([float(_normal(r) == _normal(a)) for r, a in zip(references, answers, strict=True)])
 
 
-def tool_calls(references: Sequence[str], answers: Sequence[str]) -> Floats:
+def tool_calls(references: Sequence[str], answers: Sequence[str]) -> FloatArray:
     """Return 1 for each answer with the same tool calls in the same order, arguments equal as JSON values; [N]."""
     _same_length(references, answers)
     return np.array(
@@ -108,7 +108,7 @@ def _typed(value: Any) -> Any:
     return ("bool", value) if isinstance(value, bool) else value
 
 
-def contains(references: Sequence[str], answers: Sequence[str]) -> Floats:
+def contains(references: Sequence[str], answers: Sequence[str]) -> FloatArray:
     """Return 1 for each answer that contains its reference as whole words, normalized as in `exact_match`; [N].
 
     Accepts a right answer inside a sentence. Keep answers short: a long one may contain the reference by chance.
@@ -117,7 +117,7 @@ def contains(references: Sequence[str], answers: Sequence[str]) -> Floats:
     return np.array([float(f" {_normal(r)} " in f" {_normal(a)} ") for r, a in zip(references, answers, strict=True)])
 
 
-def token_f1(references: Sequence[str], answers: Sequence[str]) -> Floats:
+def token_f1(references: Sequence[str], answers: Sequence[str]) -> FloatArray:
     """Return F1 of the bags of words, normalized as in `exact_match`; [N]. Source: Rajpurkar et al. 2016."""
     _same_length(references, answers)
     bags = (
@@ -126,7 +126,7 @@ def token_f1(references: Sequence[str], answers: Sequence[str]) -> Floats:
     return np.array([_overlap_f1(r, a) for r, a in bags])
 
 
-def rouge_l(references: Sequence[str], answers: Sequence[str]) -> Floats:
+def rouge_l(references: Sequence[str], answers: Sequence[str]) -> FloatArray:
     """Return the F-measure of the longest common subsequence of words (ROUGE-L); [N].
 
     Words are runs of letters and digits, lower-cased, not stemmed: on English text the values equal those of
@@ -138,7 +138,7 @@ def rouge_l(references: Sequence[str], answers: Sequence[str]) -> Floats:
     return np.array([_rouge_l(words_of(r), words_of(a)) for r, a in zip(references, answers, strict=True)])
 
 
-def chrf(references: Sequence[str], answers: Sequence[str]) -> Floats:
+def chrf(references: Sequence[str], answers: Sequence[str]) -> FloatArray:
     """Return sentence chrF2 on 0-100; [N]. Source: Popovic 2015, by sacrebleu."""
     from sacrebleu.metrics import CHRF
 

@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 ALPHA = 0.05
-FEWEST = 6  # clusters with equal sign that an exact two-sided test needs: 2 / 2**6 < ALPHA < 2 / 2**5
+MIN_GROUPS = 6  # clusters with equal sign that an exact two-sided test needs: 2 / 2**6 < ALPHA < 2 / 2**5
 _BLOCK = 2_000_000  # random values in memory at a time
 
 
@@ -47,7 +47,7 @@ class Clusters:
     """The assignment of rows to clusters, the unit of all resampling."""
 
     codes: Indices  # cluster index of each row, [N]
-    sizes: Floats  # rows of each cluster, [G]
+    sizes: FloatArray  # rows of each cluster, [G]
 
     @classmethod
     def of(cls, n: int, groups: Sequence[str] | None) -> Clusters:
@@ -70,15 +70,17 @@ class Clusters:
         """Return whether any cluster has several rows."""
         return len(self.sizes) < len(self.codes)
 
-    def sums(self, values: Floats) -> Floats:
+    def sums(self, values: FloatArray) -> FloatArray:
         """Sum values [N] within each cluster, [G]."""
         return np.bincount(self.codes, weights=values, minlength=self.count).astype(np.float64)
 
-    def drawn_means(self, values: Floats, rng: np.random.Generator, resamples: int) -> Floats:
+    def drawn_means(self, values: FloatArray, rng: np.random.Generator, resamples: int) -> FloatArray:
         """Return bootstrap means [R] of values [N], each over G clusters sampled with replacement."""
         return self.drawn_rates([values], np.ones(len(self.codes)), rng, resamples)[:, 0]
 
-    def drawn_rates(self, over: Sequence[Floats], under: Floats, rng: np.random.Generator, resamples: int) -> Floats:
+    def drawn_rates(
+        self, over: Sequence[FloatArray], under: FloatArray, rng: np.random.Generator, resamples: int
+    ) -> FloatArray:
         """Return bootstrap ratios of sums, each over G clusters sampled with replacement.
 
         Args:
@@ -111,7 +113,7 @@ class Clusters:
             yield order[np.repeat(shift, length) + np.arange(length.sum())]
 
 
-def mcnemar(change: Floats) -> float:
+def mcnemar(change: FloatArray) -> float:
     """Return the p-value of the exact two-sided McNemar test.
 
     Args:
@@ -126,7 +128,7 @@ def mcnemar(change: Floats) -> float:
     return min(1.0, 2 * float(bdtr(min(better, worse), better + worse, 0.5)))
 
 
-def sign_flip(change: Floats, rng: np.random.Generator, resamples: int) -> float:
+def sign_flip(change: FloatArray, rng: np.random.Generator, resamples: int) -> float:
     """Return the two-sided p-value of a sign-flip permutation test.
 
     Args:
@@ -152,7 +154,7 @@ def sign_flip(change: Floats, rng: np.random.Generator, resamples: int) -> float
     return (1 + hits) / (1 + resamples)
 
 
-def percentiles(resampled: Floats, clusters: int) -> tuple[float, float]:
+def percentiles(resampled: FloatArray, clusters: int) -> tuple[float, float]:
     """Return the 95 % percentile interval of bootstrap resamples [R], expanded for few clusters.
 
     Below FEWEST clusters the resamples cannot exceed the range of the clusters, so the interval also covers the one
@@ -165,14 +167,14 @@ def percentiles(resampled: Floats, clusters: int) -> tuple[float, float]:
     t = float(stdtrit(clusters - 1, 1 - ALPHA / 2))
     tail = float(ndtr(-math.sqrt(clusters / (clusters - 1)) * t))
     low, high = map(float, np.quantile(resampled, (tail, 1 - tail)))
-    if clusters < FEWEST:
+    if clusters < MIN_GROUPS:
         middle = float(resampled.mean())
         reach = t * _standard_error(resampled, clusters)
         low, high = min(low, middle - reach), max(high, middle + reach)
     return low, high
 
 
-def difference_bounds(resampled: Floats, clusters: int, scale: float, *, most: float) -> tuple[float, float]:
+def difference_bounds(resampled: FloatArray, clusters: int, scale: float, *, most: float) -> tuple[float, float]:
     """Return the 95 % interval of a difference from its bootstrap resamples.
 
     If all resamples are 0, the percentile interval would claim certainty; it is replaced by the Wilson interval of a
@@ -193,7 +195,7 @@ def difference_bounds(resampled: Floats, clusters: int, scale: float, *, most: f
     return max(-most, low), min(most, high)
 
 
-def bootstrap_p(resampled: Floats, clusters: int) -> float:
+def bootstrap_p(resampled: FloatArray, clusters: int) -> float:
     """Return the level at which the interval of `percentiles` just reaches 0.
 
     Below FEWEST clusters it is at least the p-value of an exact test in which all clusters have the same sign.
@@ -208,13 +210,13 @@ def bootstrap_p(resampled: Floats, clusters: int) -> float:
     share = min(0.5, (1 + beyond) / (1 + len(resampled)))
     p: float = 2 * float(stdtr(clusters - 1, ndtri(share) * math.sqrt((clusters - 1) / clusters)))
     error = _standard_error(resampled, clusters)
-    if clusters >= FEWEST:
+    if clusters >= MIN_GROUPS:
         return p
     p = max(p, 2.0 / 2**clusters)
     return p if not error else max(p, 2 * float(stdtr(clusters - 1, -abs(float(resampled.mean())) / error)))
 
 
-def _standard_error(resampled: Floats, clusters: int) -> float:
+def _standard_error(resampled: FloatArray, clusters: int) -> float:
     """Return the bootstrap standard error, unbiased by sqrt(G / (G - 1)) (Hesterberg 2015)."""
     return float(resampled.std()) * math.sqrt(clusters / (clusters - 1))
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict
 class ReportPart(BaseModel):
     """A frozen part of a report."""
 
-    model_config = ConfigDict(frozen=True)
+    # Fields with an alias keep the key that report.json has had from the beginning.
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
 
 class Retention(ReportPart):
@@ -51,7 +52,7 @@ class Style(ReportPart):
     habits: dict[str, tuple[float, float, float]] = {}
 
 
-class Judgement(ReportPart):
+class PreferenceDiagnostics(ReportPart):
     """Side effects of preference tuning; None where a value was not measured."""
 
     chosen_logprob: tuple[float, float] | None = None  # mean log-probability per token of the chosen answers
@@ -61,7 +62,7 @@ class Judgement(ReportPart):
     repeated_share: tuple[float, float] | None = None  # share of generated answers with loops
 
 
-class Pursuit(ReportPart):
+class RewardDiagnostics(ReportPart):
     """Side effects of optimizing a reward, on greedy answers to the test prompts."""
 
     kl_per_token: float | None  # to the reference model in nats, on sampled answers; None without a reference model

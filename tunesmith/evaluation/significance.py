@@ -17,7 +17,7 @@ from tunesmith.errors import DataError
 from tunesmith.evaluation.metrics import RowStatistic, macro_f1_pair
 from tunesmith.evaluation.resampling import (
     ALPHA,
-    FEWEST,
+    MIN_GROUPS,
     Clusters,
     bootstrap_p,
     difference_bounds,
@@ -27,7 +27,7 @@ from tunesmith.evaluation.resampling import (
     wilson,
 )
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 POWER = 0.80
 # Resamples for the interval of a single score. Comparisons use 10,000: a verdict depends on them.
@@ -76,8 +76,8 @@ class PairedComparison:
         )
         if self.rows_needed is None:
             return line
-        if self.clusters < FEWEST:
-            limit = f"a test needs at least {FEWEST} groups"
+        if self.clusters < MIN_GROUPS:
+            limit = f"a test needs at least {MIN_GROUPS} groups"
         else:
             limit = f"this test set detects differences of {self.smallest_detectable:.2g} or more"
         return f"{line}; {limit}; about {self.rows_needed:,} rows would detect {100 * SMALL_SHARE:g} % of the scale"
@@ -136,7 +136,7 @@ def compare_paired(
     # Standard deviation of the mean under random sign flips; a significant mean difference is not part of the noise.
     noise = clusters.sums(after - before - comparison.delta) if comparison.p_value < ALPHA else change
     deviation = math.sqrt(float(noise @ noise)) / len(before)
-    return judged(comparison, deviation, scale=scale, fewest_rows=FEWEST if binary or not change.any() else 0)
+    return judged(comparison, deviation, scale=scale, fewest_rows=MIN_GROUPS if binary or not change.any() else 0)
 
 
 def corpus_compare(
@@ -184,16 +184,16 @@ def corpus_compare(
         smallest_detectable=scale,
         verdict="no effect",
     )
-    return judged(comparison, float(resampled.std()), scale=scale, fewest_rows=FEWEST)
+    return judged(comparison, float(resampled.std()), scale=scale, fewest_rows=MIN_GROUPS)
 
 
-def around(score: float, resampled: Floats) -> Floats:
+def around(score: float, resampled: FloatArray) -> FloatArray:
     """Center resampled scores [R] on the observed score.
 
     Corrects the bias of resampled macro-F1: rare labels, which models often get wrong, are missing from many
     resamples, which raises the score.
     """
-    centred: Floats = np.clip(resampled + score - resampled.mean(), 0.0, 1.0)
+    centred: FloatArray = np.clip(resampled + score - resampled.mean(), 0.0, 1.0)
     return centred
 
 
@@ -274,7 +274,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def _finite(values: ArrayLike) -> Floats:
+def _finite(values: ArrayLike) -> FloatArray:
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim != 1:
         raise ValueError(f"expected one score per row, got scores of shape {scores.shape}")
@@ -286,7 +286,7 @@ def _finite(values: ArrayLike) -> Floats:
     return scores
 
 
-def _is_binary(scores: Floats) -> bool:
+def _is_binary(scores: FloatArray) -> bool:
     return bool(np.isin(scores, (0.0, 1.0)).all())
 
 
@@ -318,7 +318,7 @@ def judged(comparison: PairedComparison, deviation: float, *, scale: float, fewe
     """
     small = SMALL_SHARE * scale
     reach = _quantiles(comparison.clusters) * deviation
-    smallest = scale if comparison.clusters < FEWEST else min(scale, max(reach, scale * fewest_rows / comparison.n))
+    smallest = scale if comparison.clusters < MIN_GROUPS else min(scale, max(reach, scale * fewest_rows / comparison.n))
     if comparison.p_value < ALPHA:
         return replace(comparison, smallest_detectable=smallest, verdict="better" if comparison.delta > 0 else "worse")
     low, high = comparison.ci95
@@ -333,5 +333,5 @@ def judged(comparison: PairedComparison, deviation: float, *, scale: float, fewe
         ci95=(min(low, 0.0), max(high, 0.0)),
         smallest_detectable=smallest,
         verdict="no effect" if negligible else "inconclusive",
-        rows_needed=None if negligible else math.ceil(max(rows, comparison.n * FEWEST / comparison.clusters)),
+        rows_needed=None if negligible else math.ceil(max(rows, comparison.n * MIN_GROUPS / comparison.clusters)),
     )

@@ -22,7 +22,7 @@ from tunesmith.evaluation.significance import (
     interval,
 )
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 # Highest value of metrics where it is not 1.
 SCALES = {"chrf": 100.0, "bleu": 100.0}
@@ -31,7 +31,7 @@ SCALES = {"chrf": 100.0, "bleu": 100.0}
 LABEL_BREAK = "\n"
 
 
-def _sample_f1(gold: Sequence[str], given: Sequence[str]) -> Floats:
+def _sample_f1(gold: Sequence[str], given: Sequence[str]) -> FloatArray:
     """Return F1 of the label set of each row, [N]."""
     return metrics.multilabel_f1(
         *([text.split(LABEL_BREAK) if text else [] for text in side] for side in (gold, given))
@@ -39,7 +39,7 @@ def _sample_f1(gold: Sequence[str], given: Sequence[str]) -> Floats:
 
 
 # Metrics with a value per row, whose mean is the score; and metrics of the whole set.
-PER_ROW: dict[str, Callable[[Sequence[str], Sequence[str]], Floats]] = {
+PER_ROW: dict[str, Callable[[Sequence[str], Sequence[str]], FloatArray]] = {
     "accuracy": metrics.accuracy,
     "sample_f1": _sample_f1,
     "exact_match": metrics.exact_match,
@@ -107,7 +107,7 @@ class Score(BaseModel):
     detail: str = ""
 
 
-class Arm(Score):
+class ArmScore(Score):
     """The score of one arm, and the gain of the tuned model over it."""
 
     gain: Difference | None = None
@@ -146,7 +146,7 @@ def arms(
     tuned: Sequence[str],
     *,
     groups: Sequence[str] | None,
-) -> list[Arm]:
+) -> list[ArmScore]:
     """Score each arm and compare it with the tuned model.
 
     Args:
@@ -159,7 +159,7 @@ def arms(
     comparisons = {name: _compared(metric, gold, (given, tuned), groups) for name, given in ways.items()}
     adjusted = holm({name: comparison.p_value for name, comparison in comparisons.items()})
     return [
-        Arm(
+        ArmScore(
             **score(metric, gold, given, name=name, groups=groups).model_dump(),
             gain=Difference(**asdict(comparisons[name])),
             p_adjusted=adjusted[name],
@@ -218,7 +218,7 @@ def redrawn(
     ways: Mapping[str, Sequence[str]],
     *,
     groups: Sequence[str] | None,
-) -> dict[str, Floats]:
+) -> dict[str, FloatArray]:
     """Return the scores of each arm on the same bootstrap test sets, one value per test set."""
     clusters = Clusters.of(len(gold), groups)
     rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from tunesmith.data.words import spaced
 from tunesmith.evaluation.resampling import Clusters, mcnemar, percentiles, sign_flip
 from tunesmith.evaluation.significance import interval
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 DRAWS = 500  # bootstrap resamples of the controlled rate
 FLIPS = 10_000  # random sign flips of the permutation test
@@ -83,7 +83,7 @@ def win_rate(
     )
 
 
-def _at_equal_length(won: Floats, length_feature: Floats) -> float:
+def _at_equal_length(won: FloatArray, length_feature: FloatArray) -> float:
     """Return the fitted win probability at length difference 0; two parameters, Newton's method."""
     features = np.stack([np.ones_like(won), length_feature], axis=1)
     weights = np.zeros(2)

@@ -51,7 +51,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class AnswerSide:
     """One answer to each prompt, and the name of their author."""
 
     name: str
@@ -133,7 +133,7 @@ def alike(first: str, second: str) -> bool:
     return first.split() == second.split()
 
 
-def sample(prompts: Sequence[Sequence[Message]], sides: Sequence[Side]) -> Sampled:
+def sample(prompts: Sequence[Sequence[Message]], sides: Sequence[AnswerSide]) -> Sampled:
     """Make an item for each prompt whose answers are neither empty nor equal.
 
     Args:

@@ -159,7 +159,7 @@ def in_background(job: Job) -> None:
     threading.Thread(target=job, name="label order", daemon=True).start()
 
 
-class Order:
+class LabelQueue:
     """The current ranking of all rows, updated in the background after new labels.
 
     Args:

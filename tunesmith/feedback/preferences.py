@@ -15,12 +15,12 @@ from typing import Any
 
 from tunesmith.data.examples import Message
 from tunesmith.data.formats import Format, detect
-from tunesmith.data.pairs import holds_turns, pairs, thumbs
+from tunesmith.data.pairs import holds_turns, pairs, unpaired_preferences
 from tunesmith.data.rows import Row, as_word, columns_of, file_of
 from tunesmith.errors import DataError
 from tunesmith.feedback.items import BAD, FIRST, GOOD, OWN, SECOND, Item, alike, make_item
 from tunesmith.feedback.store import Event
-from tunesmith.feedback.votes import Votes
+from tunesmith.feedback.votes import VoteState
 
 PAIRS = "pairs"
 THUMBS = "thumbs"
@@ -39,7 +39,7 @@ class VoteRows:
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
+class ImportedVote:
     """A vote read from a file."""
 
     item: Item
@@ -49,7 +49,7 @@ class Brought:
     text: str = ""  # the answer that the rater wrote, for the label OWN
 
 
-def pair_rows(items: Mapping[str, Item], votes: Votes) -> VoteRows:
+def pair_rows(items: Mapping[str, Item], votes: VoteState) -> VoteRows:
     """Make one preference pair per item from the majority of votes.
 
     An answer that a rater wrote gives further pairs, in which it is chosen over each answer of the item.
@@ -61,7 +61,7 @@ def pair_rows(items: Mapping[str, Item], votes: Votes) -> VoteRows:
     return _rows(items, votes, _pairs_of)
 
 
-def thumb_rows(items: Mapping[str, Item], votes: Votes) -> VoteRows:
+def thumb_rows(items: Mapping[str, Item], votes: VoteState) -> VoteRows:
     """Make unpaired preferences from the majority of votes: the preferred answer is good, the other one bad.
 
     Both answers are bad if the majority voted so.
@@ -73,7 +73,7 @@ def thumb_rows(items: Mapping[str, Item], votes: Votes) -> VoteRows:
     return _rows(items, votes, _thumbs_of)
 
 
-def read_votes(rows: Sequence[Row], *, rater: str, gold: bool = False) -> list[Brought]:
+def read_votes(rows: Sequence[Row], *, rater: str, gold: bool = False) -> list[ImportedVote]:
     """Read rows of either format as votes, one for each rater that a row names.
 
     Args:
@@ -97,7 +97,7 @@ def read_votes(rows: Sequence[Row], *, rater: str, gold: bool = False) -> list[B
             item = make_item(pair.prompt, (pair.chosen, pair.rejected), by, gold=FIRST if gold else "", cut=pair.cut)
             judged.append((item, FIRST if item.answers[0] == pair.chosen else SECOND))
     elif detected.name == "thumbs":
-        for row, thumb in zip(rows, thumbs(rows, columns=detected.columns), strict=True):
+        for row, thumb in zip(rows, unpaired_preferences(rows, columns=detected.columns), strict=True):
             label = GOOD if thumb.good else BAD
             by = [_name(row.fields.get("by") or "", row)]
             item = make_item(thumb.prompt, [thumb.answer], by, gold=label if gold else "", cut=[thumb.cut])
@@ -125,7 +125,7 @@ def answer_of(text: str) -> str | list[dict[str, str]]:
     return [{"role": "assistant", "content": text}] if holds_turns(text) else text
 
 
-def _rows(items: Mapping[str, Item], votes: Votes, of: RowsOf) -> VoteRows:
+def _rows(items: Mapping[str, Item], votes: VoteState, of: RowsOf) -> VoteRows:
     cast: dict[str, list[Event]] = {}
     for vote in votes.standing():
         if vote.item in items and not items[vote.item].gold:
@@ -204,19 +204,19 @@ def _name(value: object, row: Row) -> str:
     return word.encode("utf-8", "replace").decode()  # a lone surrogate (half an emoji) cannot be stored
 
 
-def _cast(row: Row, item: Item, label: str, name: str) -> Brought:
+def _cast(row: Row, item: Item, label: str, name: str) -> ImportedVote:
     """Return one rater's vote; if the rater wrote the chosen answer, it is an OWN vote on the other answer."""
     if label not in (FIRST, SECOND) or item.gold or not name or row.fields.get("chosen_by") != name:
-        return Brought(item, label, name, row.where)
+        return ImportedVote(item, label, name, row.where)
     own = (FIRST, SECOND).index(label)
     cut = [item.cut[1 - own]] if item.cut else []
     other = make_item(item.messages, [item.answers[1 - own]], [item.by[1 - own]], cut=cut)
-    return Brought(other, OWN, name, row.where, item.answers[own])
+    return ImportedVote(other, OWN, name, row.where, item.answers[own])
 
 
-def _merge_own_answers(cast: Sequence[Brought]) -> list[Brought]:
+def _merge_own_answers(cast: Sequence[ImportedVote]) -> list[ImportedVote]:
     """Merge consecutive OWN votes with the same text, exported as one row per answer, into one vote on both answers."""
-    merged: list[Brought] = []
+    merged: list[ImportedVote] = []
     for vote in cast:
         last = merged[-1] if merged else vote
         same = (vote.rater, vote.text, vote.item.messages) == (last.rater, last.text, last.item.messages)

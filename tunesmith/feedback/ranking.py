@@ -17,7 +17,7 @@ from tunesmith.evaluation.significance import interval
 from tunesmith.feedback.items import FIRST, SECOND, TIE, Item
 from tunesmith.feedback.store import Event
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 RESAMPLES = 1000
 # Newton's method converges to this step size in about ten steps; STEPS is only a safety limit.
@@ -102,7 +102,7 @@ def rank(played: Sequence[Game], *, seed: int = 0) -> list[Ranked]:
         return []
     clusters = Clusters.of(len(played), [game.prompt for game in played])
     strengths = _strengths(_wins(pairs, scores, len(names))[None])[0]
-    ci: Floats | None = None
+    ci: FloatArray | None = None
     if clusters.count >= FEWEST_PROMPTS:
         row_sets = clusters.drawn_rows(np.random.default_rng(seed), RESAMPLES)
         resampled = _strengths(np.stack([_wins(pairs[rows], scores[rows], len(names)) for rows in row_sets]))
@@ -140,7 +140,7 @@ def duels(played: Sequence[Game]) -> list[Duel]:
     return results
 
 
-def at_same_length(scores: Floats, longer: Floats) -> float | None:
+def at_same_length(scores: FloatArray, longer: FloatArray) -> float | None:
     """Return the win rate predicted for answers of equal length.
 
     Logistic regression of the score on the difference of log lengths. A weak ridge penalty on the slope keeps it
@@ -172,7 +172,7 @@ def at_same_length(scores: Floats, longer: Floats) -> float | None:
     return float(1 / (1 + np.exp(-weights[0])))
 
 
-def _wins(pairs: NDArray[np.intp], scores: Floats, models: int) -> Floats:
+def _wins(pairs: NDArray[np.intp], scores: FloatArray, models: int) -> FloatArray:
     """Count wins of row model over column model, [M, M], from model indices [G, 2] and scores [G]."""
     wins = np.zeros((models, models))
     np.add.at(wins, (pairs[:, 0], pairs[:, 1]), scores)
@@ -180,7 +180,7 @@ def _wins(pairs: NDArray[np.intp], scores: Floats, models: int) -> Floats:
     return wins
 
 
-def _strengths(wins: Floats) -> Floats:
+def _strengths(wins: FloatArray) -> FloatArray:
     """Fit Bradley-Terry strengths, [R, M], to win counts, [R, M, M]: probabilities of beating an average model.
 
     Newton's method on the likelihood, which is log-concave (Hunter 2004, "MM algorithms for generalized Bradley-Terry

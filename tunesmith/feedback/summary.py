@@ -11,7 +11,7 @@ from tunesmith.feedback.agreement import Agreement, agreement
 from tunesmith.feedback.items import Item
 from tunesmith.feedback.quality import Gold, Position, Rater, gold, position, raters
 from tunesmith.feedback.ranking import Duel, Ranked, duels, games, rank
-from tunesmith.feedback.votes import Votes
+from tunesmith.feedback.votes import VoteState
 
 
 class Summary(BaseModel):
@@ -30,7 +30,7 @@ class Summary(BaseModel):
     duels: list[Duel]
 
 
-def summarise(items: Mapping[str, Item], votes: Votes, *, store: str) -> Summary:
+def summarise(items: Mapping[str, Item], votes: VoteState, *, store: str) -> Summary:
     """Summarise votes.
 
     Args:

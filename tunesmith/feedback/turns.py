@@ -11,7 +11,7 @@ from threading import RLock
 
 from tunesmith.errors import DataError
 from tunesmith.feedback.store import Entry, VoteStore, Who
-from tunesmith.feedback.votes import SKIP, UNDO, VOTE, Votes
+from tunesmith.feedback.votes import SKIP, UNDO, VOTE, VoteState
 
 # An item shown this long without a vote may be assigned to another rater.
 LEASE_SECONDS = 600.0
@@ -40,11 +40,11 @@ class Overlap:
             raise DataError(f"--raters: expected at least 2 raters per shared item, got {self.raters}; raise it")
 
 
-ALONE = Overlap()
+NO_OVERLAP = Overlap()
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class AssignmentRules:
     """Items of a page, their order, and the number of raters per item."""
 
     items: Collection[str]  # keys
@@ -53,7 +53,7 @@ class Rules:
     changed: Callable[[], None] = lambda: None  # called after new votes
 
 
-class Turns:
+class Assignment:
     """Assigns the items of one store to raters and tabs, and records their votes.
 
     Args:
@@ -61,9 +61,9 @@ class Turns:
         rules: the items, their order and raters per item.
     """
 
-    def __init__(self, store: VoteStore, rules: Rules) -> None:
+    def __init__(self, store: VoteStore, rules: AssignmentRules) -> None:
         self.store = store
-        self.votes = Votes()
+        self.votes = VoteState()
         self.lock = RLock()  # guards `votes` and whatever callers derive from it
         self._rules = rules
 

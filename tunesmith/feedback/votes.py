@@ -23,7 +23,7 @@ def can_be_read(text: str) -> bool:
     return bool(without_joiners.strip()) and without_joiners.isprintable()
 
 
-class Votes:
+class VoteState:
     """The votes after a sequence of events; `take` adds an event, and equal sequences give equal states.
 
     The last vote of a rater on an item counts; an undo restores the previous one.

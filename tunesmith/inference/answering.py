@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from tunesmith.data.template import Template
 from tunesmith.errors import TunesmithError
-from tunesmith.inference.ask import Ask
-from tunesmith.inference.row import Told
+from tunesmith.inference.ask import GenerationRequest
+from tunesmith.inference.row import ChunkHandler
 from tunesmith.inference.texts import Kind
 from tunesmith.model.sampling import Sampling
 from tunesmith.recipe import AnyObjective
@@ -113,7 +113,7 @@ class AnsweringEngine(Protocol):
     """An inference engine."""
 
     @property
-    def shelf(self) -> Models:
+    def registry(self) -> Models:
         """The model registry."""
         ...
 
@@ -137,7 +137,7 @@ class AnsweringEngine(Protocol):
         """Number of queued requests."""
         ...
 
-    def ask(self, ask: Ask, told: Told) -> Taken:
+    def ask(self, request: GenerationRequest, on_chunk: ChunkHandler) -> Taken:
         """Accept a request; raise UnknownModel, AskError or Busy.
 
         Args:

@@ -28,7 +28,7 @@ class UnknownModel(TunesmithError):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class GenerationRequest:
     """A request for a completion of a chat or a text."""
 
     model: str

@@ -24,7 +24,7 @@ class _Entry:
         return sum(part.numel() * part.element_size() for pair in self.past for part in pair)
 
 
-class Beginnings:
+class PrefixCache:
     """A cache with least-recently-used eviction and a limit in bytes."""
 
     def __init__(self, most_bytes: int) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.inference.beginnings import WORTH, Beginnings, alike
-from tunesmith.inference.row import End, LiveAnswer
-from tunesmith.inference.shelf import Ground, ServedModel
-from tunesmith.model.batch import cut
-from tunesmith.model.mixed import Mixed
-from tunesmith.model.slab import Slab
+from tunesmith.inference.beginnings import WORTH, PrefixCache, alike
+from tunesmith.inference.row import ActiveRequest, End
+from tunesmith.inference.shelf import ServedModel, SharedBase
+from tunesmith.model.batch import split_by_tokens
+from tunesmith.model.mixed import MultiLora
+from tunesmith.model.slab import SlotKVCache
 
 # A prompt is short if it has at most 1/SHORT of the tokens of the oldest one. Short prompts may add 1/SHORT to the
 # prompt tokens processed between two steps.
@@ -26,21 +26,21 @@ SHORT = 4
 WIDER = 2
 
 
-class Decoding:
+class ContinuousBatch:
     """The active rows over one base. Row i uses slot i of the KV cache, so a step runs over the first slots alone."""
 
-    def __init__(self, ground: Ground, beginnings: Beginnings) -> None:
-        self.ground = ground
-        self.rows = list[LiveAnswer]()
+    def __init__(self, shared_base: SharedBase, prefix_cache: PrefixCache) -> None:
+        self.ground = shared_base
+        self.rows = list[ActiveRequest]()
         self.tokens_reused = 0
-        self._beginnings = beginnings
-        self._slab = Slab(ground.base.network.config)
-        self._mixed: Mixed | None = None
+        self._beginnings = prefix_cache
+        self._slab = SlotKVCache(shared_base.base.network.config)
+        self._mixed: MultiLora | None = None
         self._inside: dict[int, ServedModel] = {}
         self._made_for: dict[int, ServedModel] = {}
 
     @torch.inference_mode()
-    def join(self, rows: Sequence[LiveAnswer], *, tokens: int) -> list[LiveAnswer]:
+    def join(self, rows: Sequence[ActiveRequest], *, tokens: int) -> list[ActiveRequest]:
         """Run the prompts of as many rows as fit into a token budget.
 
         The oldest row always runs, together with others of its run, longest first. If it is long, some short ones also
@@ -88,7 +88,7 @@ class Decoding:
         return len(active)
 
     @torch.inference_mode()
-    def drop(self, row: LiveAnswer, end: End, why: str = "") -> None:
+    def drop(self, row: ActiveRequest, end: End, why: str = "") -> None:
         """Remove a row before its end."""
         row.leave(end, why)
         self._leave([other is not row for other in self.rows], list(range(len(self.rows))))
@@ -118,7 +118,7 @@ class Decoding:
         self.rows = [row for row, _, _ in entries]
         return [token for _, token, _ in entries]
 
-    def _share(self, rows: Sequence[LiveAnswer]) -> None:
+    def _share(self, rows: Sequence[ActiveRequest]) -> None:
         """Run the common prefix of several new prompts once if enough of it is not cached yet."""
         run, ids = rows[0].run, rows[0].prompt
         shared = min((alike(ids, row.prompt) for row in rows[1:]), default=0)
@@ -128,7 +128,7 @@ class Decoding:
         self._fill(run, [ids[:shared]], range(len(self.rows), len(self.rows) + 1))
         self._beginnings.keep(run.number, ids[:shared], self._slab.take(len(self.rows), run.virtual + shared))
 
-    def _read(self, rows: Sequence[LiveAnswer]) -> None:
+    def _read(self, rows: Sequence[ActiveRequest]) -> None:
         """Run the prompts of rows of one run into the slots after the active ones."""
         run = rows[0].run
         slots = range(len(self.rows), len(self.rows) + len(rows))
@@ -163,7 +163,7 @@ class Decoding:
             self._inside = {**self._made_for, **runs}
             inside = {number: run.model.policy.network for number, run in self._inside.items()}
             self._mixed = None  # frees its memory before the next one is built
-            self._mixed = Mixed(self.ground.base.network, inside)
+            self._mixed = MultiLora(self.ground.base.network, inside)
         order = sorted(range(len(self.rows)), key=lambda i: self.rows[i].run.number)
         groups = groupby(order, key=lambda i: self.rows[i].run.number)
         return self._mixed.by([(number, torch.tensor(list(own))) for number, own in groups])
@@ -180,10 +180,10 @@ def _fitting(lengths: Sequence[int], tokens: int, *, packs: bool) -> int:
         # Attention is padded even when packed: each short prompt next to a long one would cost its square.
         most = WIDER * tokens // lengths[0]
         return max(1, sum(total <= tokens for total in [*accumulate(lengths)][:most]))
-    return len(cut(range(len(lengths)), lengths, tokens)[0])
+    return len(split_by_tokens(range(len(lengths)), lengths, tokens)[0])
 
 
-def _beginning(rows: Sequence[LiveAnswer], left: Mapping[LiveAnswer, int], tokens: int) -> list[LiveAnswer]:
+def _beginning(rows: Sequence[ActiveRequest], left: Mapping[ActiveRequest, int], tokens: int) -> list[ActiveRequest]:
     """Return the rows of the run of the first row, shortest first, that fit into the token budget."""
     same_run = [row for row in rows if row.run is rows[0].run]
     return [row for count, row in enumerate(same_run, 1) if count * left[row] <= tokens]

@@ -16,11 +16,11 @@ from typing import Any
 
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.answering import Busy, Counts, Limits
-from tunesmith.inference.ask import Ask, AskError, places_left
-from tunesmith.inference.beginnings import Beginnings
-from tunesmith.inference.decoding import Decoding
-from tunesmith.inference.row import End, LiveAnswer, Piece, Told
-from tunesmith.inference.shelf import Ground, ServedModel, Shelf
+from tunesmith.inference.ask import AskError, GenerationRequest, places_left
+from tunesmith.inference.beginnings import PrefixCache
+from tunesmith.inference.decoding import ContinuousBatch
+from tunesmith.inference.row import ActiveRequest, ChunkHandler, CompletionChunk, End
+from tunesmith.inference.shelf import ModelRegistry, ServedModel, SharedBase
 from tunesmith.inference.texts import Kind, Texts, read_on, together
 from tunesmith.model.grammar import Grammar
 
@@ -30,11 +30,11 @@ class Ticket:
     """An accepted request."""
 
     run: ServedModel
-    ask: Ask
-    told: Told
+    request: GenerationRequest
+    on_chunk: ChunkHandler
     until: float
     cancelled: bool = False
-    row: LiveAnswer | None = None
+    row: ActiveRequest | None = None
 
     def cancel(self) -> None:
         """Cancel the request before the next step."""
@@ -44,13 +44,13 @@ class Ticket:
 class Engine:
     """An engine over the models of a registry; `failed` receives the traceback of an internal error."""
 
-    def __init__(self, shelf: Shelf, *, limits: Limits, failed: Callable[[str], None]) -> None:
-        self.shelf = shelf
+    def __init__(self, registry: ModelRegistry, *, limits: Limits, failed: Callable[[str], None]) -> None:
+        self.registry = registry
         self.limits = limits
         self.counts = Counts()
         self._failed = failed
-        self._beginnings = Beginnings(limits.kept_bytes)
-        self._decodings: dict[int, Decoding] = {}
+        self._beginnings = PrefixCache(limits.kept_bytes)
+        self._decodings: dict[int, ContinuousBatch] = {}
         self._grammars: dict[int, Grammar] = {}
         self._runs: Set[int] = frozenset()
         self._waiting = deque[Ticket]()
@@ -59,20 +59,20 @@ class Engine:
         self._changed = Condition()
         self._ending = False
         self._moved = False  # models were loaded or unloaded
-        shelf.changed = self._let_go_of_gone
+        registry.changed = self._let_go_of_gone
         self._thread = Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
-    def ask(self, ask: Ask, told: Told) -> Ticket:
+    def ask(self, request: GenerationRequest, on_chunk: ChunkHandler) -> Ticket:
         """Accept a request; raise UnknownModel, AskError or Busy.
 
         Args:
             ask: the request.
             told: receives the completion in chunks, the last one with its end.
         """
-        run = self.shelf.get(ask.model)
-        ask.check(run.model, most=self.limits.new_tokens)
-        ticket = Ticket(run, ask, told, time.monotonic() + self.limits.seconds)
+        run = self.registry.get(request.model)
+        request.check(run.model, most=self.limits.new_tokens)
+        ticket = Ticket(run, request, on_chunk, time.monotonic() + self.limits.seconds)
         with self._changed:
             self._admit()
             self._waiting.append(ticket)
@@ -86,7 +86,7 @@ class Engine:
             kind: labels or states.
             texts: the texts.
         """
-        job = Texts(self.shelf.get(name), kind, texts, time.monotonic() + self.limits.seconds)
+        job = Texts(self.registry.get(name), kind, texts, time.monotonic() + self.limits.seconds)
         with self._changed:
             self._admit()
             self._wholes.append(job)
@@ -163,22 +163,22 @@ class Engine:
         why = f"took more than {self.limits.seconds:.0f} s" if end == "late" else ""
         if ticket in self._tickets and ticket.row is not None:
             self._tickets.remove(ticket)
-            self._decoding(ticket.run.ground).drop(ticket.row, end, why)
+            self._decoding(ticket.run.shared_base).drop(ticket.row, end, why)
             return
         with self._changed:
             self._waiting.remove(ticket)
-        ticket.told(Piece(end=end, why=why))
+        ticket.on_chunk(CompletionChunk(end=end, why=why))
 
     def _tidy(self) -> None:
         """Release everything of unloaded runs without running requests."""
         at_work = [ticket.run for ticket in [*self._tickets, *self._waiting]]
-        runs = {run.number: run for run in [*self.shelf.runs(), *at_work]}
+        runs = {run.number: run for run in [*self.registry.runs(), *at_work]}
         if runs.keys() == self._runs:
             return
         self._runs = runs.keys()
         self._beginnings.forget(list(runs))
         self._grammars = {number: made for number, made in self._grammars.items() if number in runs}
-        grounds = {id(run.ground) for run in runs.values()}
+        grounds = {id(run.shared_base) for run in runs.values()}
         for decoding in self._decodings.values():
             decoding.forget()
         self._decodings = {key: made for key, made in self._decodings.items() if key in grounds and made.rows}
@@ -190,7 +190,7 @@ class Engine:
         self._decodings = {}
         self.counts.failed += len(failed)
         for ticket in failed:
-            ticket.told(Piece(end="broken", why="internal error; see the server log"))
+            ticket.on_chunk(CompletionChunk(end="broken", why="internal error; see the server log"))
 
     def _read_texts(self) -> None:
         """Process a slice of the queued texts, a small one if there are generation requests."""
@@ -211,15 +211,15 @@ class Engine:
         self._runs = self._runs | {
             ticket.run.number for ticket in chosen
         }  # some may be gone, and go again in this round
-        ready: dict[int, list[LiveAnswer]] = {}
+        ready: dict[int, list[ActiveRequest]] = {}
         for ticket in chosen:
             if (row := self._prepare(ticket)) is not None:
-                ready.setdefault(id(ticket.run.ground), []).append(row)
+                ready.setdefault(id(ticket.run.shared_base), []).append(row)
             else:
                 self._tickets.remove(ticket)
-        later: list[LiveAnswer] = []
+        later: list[ActiveRequest] = []
         for rows in ready.values():
-            decoding = self._decoding(rows[0].run.ground)
+            decoding = self._decoding(rows[0].run.shared_base)
             before = decoding.tokens_reused
             later += decoding.join(rows, tokens=self.limits.read)
             self.counts.reused += decoding.tokens_reused - before
@@ -228,28 +228,30 @@ class Engine:
         with self._changed:
             self._waiting.extendleft(reversed(back))
 
-    def _prepare(self, ticket: Ticket) -> LiveAnswer | None:
+    def _prepare(self, ticket: Ticket) -> ActiveRequest | None:
         """Encode a request; report the error and return None if it is invalid."""
         if ticket.row is not None:
             return ticket.row
-        ask, run = ticket.ask, ticket.run
+        ask, run = ticket.request, ticket.run
         try:
             follower = self._grammar(run).follow(ask.schema) if ask.schema is not None else None
-            limit = min(run.limit, run.model.room(ask.sampling.max_new_tokens))  # as in `LocalModel.reply`
+            limit = min(run.limit, run.model.prompt_budget(ask.sampling.max_new_tokens))  # as in `LocalModel.reply`
             ids, shortened = ask.ids(run.template, limit=limit)
             left = places_left(run.model, run.virtual + len(ids))
             if left < 1:
                 raise AskError(f"messages: {len(ids)} tokens fill the context of the model; send fewer")
         except TunesmithError as error:
-            ticket.told(Piece(end="wrong", why=str(error)))
+            ticket.on_chunk(CompletionChunk(end="wrong", why=str(error)))
             return None
         except Exception:  # an internal error: logged and reported; other requests continue
             self._failed(traceback.format_exc())
             self.counts.failed += 1
-            ticket.told(Piece(end="broken", why="internal error; see the server log"))
+            ticket.on_chunk(CompletionChunk(end="broken", why="internal error; see the server log"))
             return None
         sampling = replace(ask.sampling, max_new_tokens=min(ask.sampling.max_new_tokens, left))
-        row = LiveAnswer(run, ids, sampling, ticket.told, follower, ask.best, ask.in_pieces, ask.text is not None)
+        row = ActiveRequest(
+            run, ids, sampling, ticket.on_chunk, follower, ask.best, ask.in_pieces, ask.text is not None
+        )
         row.shortened = shortened
         ticket.row = row
         return row
@@ -260,8 +262,8 @@ class Engine:
             self._grammars[run.number] = Grammar(run.model.template, words=words)
         return self._grammars[run.number]
 
-    def _decoding(self, ground: Ground) -> Decoding:
+    def _decoding(self, shared_base: SharedBase) -> ContinuousBatch:
         """Return the running batch of a base."""
-        if id(ground) not in self._decodings:
-            self._decodings[id(ground)] = Decoding(ground, self._beginnings)
-        return self._decodings[id(ground)]
+        if id(shared_base) not in self._decodings:
+            self._decodings[id(shared_base)] = ContinuousBatch(shared_base, self._beginnings)
+        return self._decodings[id(shared_base)]

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from tunesmith.errors import ModelError, RecipeError
-from tunesmith.inference.folder import ABOUT, About, over, read_about, read_base
+from tunesmith.inference.folder import MANIFEST_FILE, ModelManifest, load_over_base, read_base, read_manifest
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.modelfile import modelfile
 from tunesmith.inference.open import PACKED
 from tunesmith.model.checkpoint import MANIFEST
-from tunesmith.model.four_bit import unpacked
+from tunesmith.model.four_bit import dequantized
 from tunesmith.model.gguf_write import write_adapter_gguf, write_gguf
 from tunesmith.model.quiet import quiet
 from tunesmith.objectives import Classify, Domain
@@ -26,7 +26,7 @@ GGUF, ADAPTER_GGUF = "model.gguf", "adapter.gguf"
 NO_THOUGHTS = "{%- set enable_thinking = false %}"
 
 
-def refuse(folder: Path, about: About, kind: str) -> None:
+def refuse(folder: Path, manifest: ModelManifest, kind: str) -> None:
     """Raise RecipeError if this model cannot be exported to a format, with the nearest one that works.
 
     Args:
@@ -34,7 +34,7 @@ def refuse(folder: Path, about: About, kind: str) -> None:
         about: its manifest.
         kind: adapter, merged or gguf.
     """
-    technique = about.technique
+    technique = manifest.technique
     if kind == "adapter" and technique.kind == "full":
         raise RecipeError("export: full tuning leaves no adapter; nearest that works: --format merged")
     if kind != "adapter" and technique.virtual_tokens():
@@ -42,15 +42,16 @@ def refuse(folder: Path, about: About, kind: str) -> None:
             f"export: {technique.kind} learns a soft prompt, which cannot be merged into weights; "
             "nearest that works: --format adapter"
         )
-    if kind == "gguf" and about.family == "encoder":
+    if kind == "gguf" and manifest.family == "encoder":
         raise RecipeError("export: llama.cpp generates text, which an encoder cannot; nearest: --format merged")
     if kind == "gguf" and (folder / HEAD).exists():
         raise RecipeError(
-            f"export: {about.objective.kind} uses a head, which GGUF cannot store; nearest that works: --format merged"
+            f"export: {manifest.objective.kind} uses a head, which GGUF cannot store; "
+            "nearest that works: --format merged"
         )
 
 
-def merged(folder: Path, about: About, *, offline: bool) -> LocalModel:
+def merged(folder: Path, manifest: ModelManifest, *, offline: bool) -> LocalModel:
     """Load a tuned model and merge its adapter into the weights; a 4-bit base is dequantized first.
 
     Args:
@@ -58,10 +59,10 @@ def merged(folder: Path, about: About, *, offline: bool) -> LocalModel:
         about: its manifest.
         offline: do not download the base model.
     """
-    base = read_base(about, offline=offline)
-    if about.technique.load_options().quantize:
-        base.network = unpacked(base.network)
-    model = over(base, folder, about)
+    base = read_base(manifest, offline=offline)
+    if manifest.technique.load_options().quantize:
+        base.network = dequantized(base.network)
+    model = load_over_base(base, folder, manifest)
     if model.policy.adapter is not None:
         with quiet():
             model.policy.network = model.policy.adapter.merge_and_unload()
@@ -138,11 +139,11 @@ def write_adapter(model: LocalModel, folder: Path, out: Path) -> None:
         out: output directory.
     """
     for path in folder.iterdir():
-        if path.name not in (ABOUT, MANIFEST):
+        if path.name not in (MANIFEST_FILE, MANIFEST):
             shutil.copy(path, out / path.name)
     without_thoughts(model)
     model.template.tokenizer.save_pretrained(out)
-    if bits := read_about(folder).technique.load_options().quantize:
+    if bits := read_manifest(folder).technique.load_options().quantize:
         (out / PACKED).write_text(json.dumps({"quantize": bits}), encoding="utf-8")
     else:
         write_adapter_gguf(model.policy.adapter, out / ADAPTER_GGUF)

@@ -15,12 +15,12 @@ import torch
 from tunesmith.data.examples import Message
 from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError, ModelError
-from tunesmith.inference.ask import Ask, AskError
+from tunesmith.inference.ask import AskError, GenerationRequest
 from tunesmith.inference.export import GGUF
-from tunesmith.inference.folder import ABOUT, read_about
+from tunesmith.inference.folder import MANIFEST_FILE, read_manifest
 from tunesmith.inference.llamacpp import LlamaCpp
-from tunesmith.inference.outside import Known
-from tunesmith.inference.row import End, Piece, ScoredToken
+from tunesmith.inference.outside import ExternalModel
+from tunesmith.inference.row import CompletionChunk, End, ScoredToken
 from tunesmith.model.generate import before_stop
 from tunesmith.model.gguf_file import read_words
 from tunesmith.model.gguf_write import TELLING
@@ -30,7 +30,7 @@ from tunesmith.objectives import Instruct
 
 # Context length unless the run needs more; each slot reserves memory for it.
 POSITIONS = 2048
-LONGEST = 512  # tokens of an answer
+MIN_ANSWER_TOKENS = 512  # tokens of an answer
 # Export folders of a run, the most precise first.
 EXPORTS = ("gguf-f16", "gguf-q8_0", "gguf-q4_0")
 ENDS: dict[str, End] = {"eos": "stop", "word": "stop", "limit": "length"}
@@ -38,13 +38,13 @@ ENDS: dict[str, End] = {"eos": "stop", "word": "stop", "limit": "length"}
 SAMPLERS = ["temperature", "top_p"]
 
 
-class Files:
+class GgufBackend:
     """llama.cpp servers over files, by model name; raises CheckpointError and ModelError."""
 
     title = "llama.cpp"
 
     def __init__(self, places: Mapping[str, Path], *, slots: int) -> None:
-        self.models: dict[str, Known] = {}
+        self.models: dict[str, ExternalModel] = {}
         self._servers: dict[str, LlamaCpp] = {}
         self._grammars: dict[str, Grammar] = {}
         for name, place in places.items():
@@ -59,17 +59,21 @@ class Files:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         self._client = httpx.AsyncClient(timeout=None, trust_env=False, limits=limits)
 
-    async def draw(self, model: Known, ids: list[int], ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def draw(
+        self, model: ExternalModel, ids: list[int], request: GenerationRequest
+    ) -> AsyncGenerator[CompletionChunk, None]:
         """Generate a completion in chunks; raise AskError if llama.cpp rejects the request."""
         server = self._servers[model.name]
         url = f"{server.address}/completion"
-        if ask.schema is not None:  # validated here first: llama.cpp ignores the parts of a schema it does not support
-            await asyncio.to_thread(self._grammar(model).follow, ask.schema)
-        async with self._client.stream("POST", url, json=wanted(ids, ask), headers=server.headers) as response:
+        if (
+            request.schema is not None
+        ):  # validated here first: llama.cpp ignores the parts of a schema it does not support
+            await asyncio.to_thread(self._grammar(model).follow, request.schema)
+        async with self._client.stream("POST", url, json=wanted(ids, request), headers=server.headers) as response:
             if response.status_code != 200:
-                raise _refused(response.status_code, await response.aread(), ask)
-            if not ask.in_pieces:
-                yield _whole(json.loads(await response.aread()), model, ask)
+                raise _refused(response.status_code, await response.aread(), request)
+            if not request.in_pieces:
+                yield _whole(json.loads(await response.aread()), model, request)
                 return
             async for line in _lines(response):
                 mark, _, content = line.partition(": ")
@@ -78,9 +82,9 @@ class Files:
                 chunk = json.loads(content)
                 if mark == "error" or "error" in chunk:
                     raise RuntimeError(f"llama.cpp: {content[:500]}")
-                yield _piece(chunk, model, ask.best)
+                yield _piece(chunk, model, request.best)
 
-    def _grammar(self, model: Known) -> Grammar:
+    def _grammar(self, model: ExternalModel) -> Grammar:
         if model.name not in self._grammars:
             self._grammars[model.name] = Grammar(model.template, words=len(model.template.tokenizer))
         return self._grammars[model.name]
@@ -111,12 +115,12 @@ def find_file(place: Path) -> Path:
     raise CheckpointError(f"{place}: no GGUF file of it; write one with `tunesmith export {place} --format gguf`")
 
 
-def wanted(ids: list[int], ask: Ask) -> dict[str, Any]:
+def wanted(ids: list[int], request: GenerationRequest) -> dict[str, Any]:
     """Return the request body of llama.cpp for a prompt."""
-    sampling = ask.sampling
+    sampling = request.sampling
     body: dict[str, Any] = {
         "prompt": ids,
-        "stream": ask.in_pieces,
+        "stream": request.in_pieces,
         "return_tokens": True,
         "n_predict": sampling.max_new_tokens,
         "samplers": SAMPLERS,
@@ -125,27 +129,27 @@ def wanted(ids: list[int], ask: Ask) -> dict[str, Any]:
         "seed": sampling.seed % (2**32 - 1),  # 2**32 - 1 and negative values select a random seed in llama.cpp
         "stop": list(sampling.stop),
     }
-    if ask.schema is not None:
-        body["json_schema"] = {**ask.schema, "x-guidance": {"whitespace_flexible": False}}  # as in `Grammar`
-    if ask.best >= 0:
-        body["n_probs"] = max(1, ask.best)  # 0 would disable log-probabilities
+    if request.schema is not None:
+        body["json_schema"] = {**request.schema, "x-guidance": {"whitespace_flexible": False}}  # as in `Grammar`
+    if request.best >= 0:
+        body["n_probs"] = max(1, request.best)  # 0 would disable log-probabilities
     return body
 
 
-def _known(name: str, file: Path) -> Known:
+def _known(name: str, file: Path) -> ExternalModel:
     """Describe a file, by the manifest of the run it was exported from or by its own metadata."""
     words, trained = read_words(file, where=str(file))
     most = trained or POSITIONS
     run = file.absolute().parent / ".." / ".." / "model"
-    if file.absolute().parent.name in EXPORTS and (run / ABOUT).exists():
-        about = read_about(run)
-        positions = min(most, max(POSITIONS, about.limit + max(LONGEST, about.objective.max_new_tokens)))
-        return Known(name, Template(read_tokenizer(run, where=name)), about.objective, about.limit, positions)
+    if file.absolute().parent.name in EXPORTS and (run / MANIFEST_FILE).exists():
+        about = read_manifest(run)
+        positions = min(most, max(POSITIONS, about.limit + max(MIN_ANSWER_TOKENS, about.objective.max_new_tokens)))
+        return ExternalModel(name, Template(read_tokenizer(run, where=name)), about.objective, about.limit, positions)
     positions = min(most, POSITIONS)
-    return Known(name, Template(words), Instruct(), positions // 2, positions)
+    return ExternalModel(name, Template(words), Instruct(), positions // 2, positions)
 
 
-def _check(server: LlamaCpp, known: Known, *, where: str) -> None:
+def _check(server: LlamaCpp, known: ExternalModel, *, where: str) -> None:
     """Raise ModelError if llama.cpp tokenizes a test chat differently."""
     ids = known.template.prompt([Message("user", TELLING)])
     # Generate first: a llama.cpp server that is released before its loop has started never stops.
@@ -158,7 +162,7 @@ def _check(server: LlamaCpp, known: Known, *, where: str) -> None:
         )
 
 
-def _piece(chunk: Mapping[str, Any], model: Known, best: int) -> Piece:
+def _piece(chunk: Mapping[str, Any], model: ExternalModel, best: int) -> CompletionChunk:
     """Convert a chunk of llama.cpp; the end token is not part of the completion."""
     stops = model.template.stop_ids
     scored = tuple(
@@ -167,25 +171,25 @@ def _piece(chunk: Mapping[str, Any], model: Known, best: int) -> Piece:
         if item["id"] not in stops
     )
     if not chunk["stop"]:
-        return Piece(chunk["content"], scored)
+        return CompletionChunk(chunk["content"], scored)
     count = chunk["tokens_predicted"] - (chunk["stop_type"] == "eos")
-    return Piece(chunk["content"], scored, ENDS.get(chunk["stop_type"], "length"), new_tokens=count)
+    return CompletionChunk(chunk["content"], scored, ENDS.get(chunk["stop_type"], "length"), new_tokens=count)
 
 
-def _whole(response: Mapping[str, Any], model: Known, ask: Ask) -> Piece:
+def _whole(response: Mapping[str, Any], model: ExternalModel, request: GenerationRequest) -> CompletionChunk:
     """Convert a whole response, decoded again from ids: llama.cpp drops an incomplete character at the end."""
-    piece = _piece(response, model, ask.best)
+    piece = _piece(response, model, request.best)
     ids = [token for token in response["tokens"] if token not in model.template.stop_ids]
-    return replace(piece, text=before_stop(model.template.decode(ids), ask.sampling.stop))
+    return replace(piece, text=before_stop(model.template.decode(ids), request.sampling.stop))
 
 
-def _refused(status: int, body: bytes, ask: Ask) -> Exception:
+def _refused(status: int, body: bytes, request: GenerationRequest) -> Exception:
     """Return AskError for an invalid request, RuntimeError for an internal error of llama.cpp."""
     try:
         reason = str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         reason = body.decode(errors="replace")
     if 400 <= status < 500:
-        field = "messages" if ask.schema is None else "response_format"
+        field = "messages" if request.schema is None else "response_format"
         return AskError(f"{field}: rejected by llama.cpp ({' '.join(reason.split())[:200]}); change the request")
     return RuntimeError(f"llama.cpp answered {status}: {reason[:500]}")

@@ -12,16 +12,16 @@ from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError, ModelError, TemplateError
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import MANIFEST, load_tensors, save_tensors, verify_folder
-from tunesmith.model.device import settle
+from tunesmith.model.device import configure_device
 from tunesmith.model.load import Base, LoadOptions, load_base, read_tokenizer
 from tunesmith.model.run_base import base_place
-from tunesmith.model.shipped import SHIPPED
+from tunesmith.model.shipped import BUNDLED_MODELS
 from tunesmith.recipe import AnyObjective, AnyTechnique
 
-ABOUT = "tunesmith.json"
+MANIFEST_FILE = "tunesmith.json"
 
 
-class About(BaseModel):
+class ModelManifest(BaseModel):
     """The manifest of a model folder, used to open it and to detect a wrong base or a changed chat template."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,7 +40,7 @@ class About(BaseModel):
     thresholds: dict[str, float] = {}
 
 
-def save_model(folder: Path, model: LocalModel, about: About) -> None:
+def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None:
     """Write weights, head, tokenizer with chat template, and manifest.
 
     Args:
@@ -49,15 +49,15 @@ def save_model(folder: Path, model: LocalModel, about: About) -> None:
         about: the manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if about.family == "decoder":
-        _end_turns(model, folder, whole=about.technique.kind == "full")
-    about.technique.save(model.policy, folder)
+    if manifest.family == "decoder":
+        _end_turns(model, folder, whole=manifest.technique.kind == "full")
+    manifest.technique.save(model.policy, folder)
     if model.policy.head is not None:
         save_tensors(model.policy.head.state_dict(), folder / "head.safetensors")
     if model.template.chats:  # the default template too, so that every program uses the format of training
         model.template.tokenizer.chat_template = model.template.source
     model.template.tokenizer.save_pretrained(folder)
-    (folder / ABOUT).write_text(about.model_dump_json(indent=1), encoding="utf-8")
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _end_turns(model: LocalModel, folder: Path, *, whole: bool) -> None:
@@ -76,17 +76,17 @@ def _end_turns(model: LocalModel, folder: Path, *, whole: bool) -> None:
         GenerationConfig(eos_token_id=ends).save_pretrained(folder)
 
 
-def read_about(folder: Path) -> About:
+def read_manifest(folder: Path) -> ModelManifest:
     """Read the manifest of a model folder; a relative path of the base is resolved.
 
     Raises:
         CheckpointError: there is no manifest, or it is invalid.
     """
     try:
-        about = read_page(folder / ABOUT, About)
+        about = read_page(folder / MANIFEST_FILE, ModelManifest)
     except OSError:
         raise CheckpointError(
-            f"{folder}: {ABOUT} is missing, so the run is not finished; finish it with `tunesmith tune`"
+            f"{folder}: {MANIFEST_FILE} is missing, so the run is not finished; finish it with `tunesmith tune`"
         ) from None
     return about.model_copy(update={"base": base_place(about.base, folder)})
 
@@ -95,7 +95,7 @@ def find_model(run: str | Path) -> Path:
     """Return the model folder of a run folder, or the folder itself if it is one; raise CheckpointError."""
     run = Path(run)
     for folder in (run / "model", run):
-        if (folder / ABOUT).exists():
+        if (folder / MANIFEST_FILE).exists():
             return folder
     if not run.exists():
         raise CheckpointError(f"{run}: no such folder; `tunesmith runs` lists what is here")
@@ -118,11 +118,11 @@ def load(run: str | Path, *, device: str = "auto", threads: int | None = 0, offl
         TemplateError: the chat template has changed.
     """
     folder = find_model(run)
-    about = read_about(folder)
-    return over(read_base(about, device=device, threads=threads, offline=offline), folder, about)
+    about = read_manifest(folder)
+    return load_over_base(read_base(about, device=device, threads=threads, offline=offline), folder, about)
 
 
-def read_base(about: About, *, device: str = "auto", threads: int | None = 0, offline: bool = False) -> Base:
+def read_base(manifest: ModelManifest, *, device: str = "auto", threads: int | None = 0, offline: bool = False) -> Base:
     """Load the base of a model folder, with the dtype and quantization of its technique.
 
     Args:
@@ -134,17 +134,19 @@ def read_base(about: About, *, device: str = "auto", threads: int | None = 0, of
     Raises:
         ModelError: the base cannot be loaded.
     """
-    options = LoadOptions("float32", settle(device, threads=threads), about.technique.load_options().quantize)
+    options = LoadOptions(
+        "float32", configure_device(device, threads=threads), manifest.technique.load_options().quantize
+    )
     try:
-        return load_base(about.base, options=options, offline=offline)
+        return load_base(manifest.base, options=options, offline=offline)
     except ModelError as error:
-        if about.base in SHIPPED or Path(about.base).is_absolute():
+        if manifest.base in BUNDLED_MODELS or Path(manifest.base).is_absolute():
             raise
         fix = "if it is a relative path, run this in the directory of the tuning run"
         raise ModelError(f"{error}; {fix}") from error
 
 
-def over(base: Base, folder: Path, about: About) -> LocalModel:
+def load_over_base(base: Base, folder: Path, manifest: ModelManifest) -> LocalModel:
     """Load the saved weights over a base model.
 
     Args:
@@ -158,22 +160,22 @@ def over(base: Base, folder: Path, about: About) -> LocalModel:
     """
     if (folder / MANIFEST).exists():
         verify_folder(folder, only="*.safetensors")
-    if base.fingerprint != about.fingerprint:
+    if base.fingerprint != manifest.fingerprint:
         raise CheckpointError(
-            f"{folder}: tuned over another base ({about.base} {about.fingerprint}, found {base.fingerprint}); "
+            f"{folder}: tuned over another base ({manifest.base} {manifest.fingerprint}, found {base.fingerprint}); "
             "give the base it was tuned on"
         )
     try:
         tokenizer = read_tokenizer(folder, where=str(folder))
     except ModelError as error:
         raise CheckpointError(f"{error}; or restore the folder") from None
-    template = Template(tokenizer, chat=about.family == "decoder")
-    if template.hash != about.template_hash:
+    template = Template(tokenizer, chat=manifest.family == "decoder")
+    if template.hash != manifest.template_hash:
         raise TemplateError(
             f"{folder}: the chat template differs from the one this model was tuned with; restore the original"
         )
-    policy = about.technique.restore(base.network, folder, family=about.family)
-    policy.head = about.objective.head(policy)
+    policy = manifest.technique.restore(base.network, folder, family=manifest.family)
+    policy.head = manifest.objective.head(policy)
     if policy.head is not None:
         policy.head.load_state_dict(load_tensors(folder / "head.safetensors"))
     policy.train(False)
@@ -182,10 +184,10 @@ def over(base: Base, folder: Path, about: About) -> LocalModel:
     return LocalModel(
         policy,
         template,
-        about.objective,
-        about.limit,
-        temperature=about.temperature,
-        threshold=about.threshold,
-        temperatures=about.temperatures,
-        thresholds=about.thresholds,
+        manifest.objective,
+        manifest.limit,
+        temperature=manifest.temperature,
+        threshold=manifest.threshold,
+        temperatures=manifest.temperatures,
+        thresholds=manifest.thresholds,
     )

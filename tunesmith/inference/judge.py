@@ -12,12 +12,12 @@ from tunesmith.data.template import Encoded
 from tunesmith.data.turns import instructed
 from tunesmith.errors import RecipeError
 from tunesmith.inference.local import LocalModel
-from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, cut
+from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, split_by_tokens
 from tunesmith.objectives import Preference, Reward
 
 
 @dataclass(frozen=True, slots=True)
-class Valued:
+class AnswerScore:
     """The score of an answer."""
 
     value: float  # reward, or summed log-probability in nats
@@ -29,7 +29,7 @@ class Valued:
         return self.value / max(1, self.ids)
 
 
-def valued(model: LocalModel, examples: Sequence[Example]) -> list[tuple[Valued, ...]]:
+def score_answers(model: LocalModel, examples: Sequence[Example]) -> list[tuple[AnswerScore, ...]]:
     """Score the answers of each example.
 
     Args:
@@ -43,7 +43,7 @@ def valued(model: LocalModel, examples: Sequence[Example]) -> list[tuple[Valued,
     rows = [model.objective.encode(example, model.template, limit=model.limit) for example in examples]
     counts = [[max(1, tokens.learned) for tokens in row.sequences] for row in rows]
     return [
-        tuple(Valued(value, ids) for value, ids in zip(values, known, strict=True))
+        tuple(AnswerScore(value, ids) for value, ids in zip(values, known, strict=True))
         for values, known in zip(_values(model, rows), counts, strict=True)
     ]
 
@@ -105,6 +105,6 @@ def _batches(model: LocalModel, rows: Sequence[Encoded]) -> Iterator[tuple[list[
     """Yield indices of rows and their batch, longest first."""
     sizes = [row.size for row in rows]
     order = sorted(range(len(rows)), key=lambda row: -sizes[row])
-    for indices in cut(order, sizes, TOKENS_PER_PASS):
+    for indices in split_by_tokens(order, sizes, TOKENS_PER_PASS):
         batch = collate([rows[i] for i in indices], share=model.policy.family == "decoder")
         yield indices, batch.to(model.policy.device)

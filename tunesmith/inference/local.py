@@ -13,8 +13,8 @@ from tunesmith.data.template import Template, Tokens
 from tunesmith.data.windows import beginning
 from tunesmith.errors import RecipeError
 from tunesmith.inference.given import listed, refuse_empty, turns
-from tunesmith.model.batch import TOKENS_PER_PASS, Batch, cut, pack
-from tunesmith.model.families import positions_of, room_before
+from tunesmith.model.batch import TOKENS_PER_PASS, Batch, pack, split_by_tokens
+from tunesmith.model.families import positions_of, prompt_limit
 from tunesmith.model.generate import AnswerIds, before_stop, generate_within, option_scores, stream
 from tunesmith.model.masked_head import MaskedHead
 from tunesmith.model.policy import Policy
@@ -144,7 +144,7 @@ class LocalModel:
     def complete(self, texts: Sequence[str], *, sampling: Sampling | None = None) -> list[Reply]:
         """Complete texts without a chat template; the beginning of a text that is too long is cut off."""
         sampling = sampling or self.sampling
-        limit = self.room(sampling.max_new_tokens)
+        limit = self.prompt_budget(sampling.max_new_tokens)
         starts = [beginning(text, self.template, limit=limit) for text in listed(texts, "complete")]
         refuse_empty(starts, "complete")
         drawn = self._drawn(starts, sampling)
@@ -182,7 +182,7 @@ class LocalModel:
                 raise RecipeError(f"fill: no {mask} in the text; {fix or f'write {mask} in place of a word'}")
             index = ids.index(self.template.tokenizer.mask_token_id)
             batch = pack([Tokens.of(ids)]).to(self.policy.device)
-            logits = self.policy.head(self.policy.states(batch)[batch.paths[0, index]]).float()
+            logits = self.policy.head(self.policy.states(batch)[batch.row_index[0, index]]).float()
             logits[self.template.tokenizer.all_special_ids] = -torch.inf  # these are not words
             best = logits.softmax(dim=0).topk(options)
             words = [self.template.decode([i]).strip() for i in best.indices.tolist()]
@@ -261,9 +261,9 @@ class LocalModel:
             raise RecipeError("generate: an encoder cannot generate; use classify or embed, or tune a decoder")
         return self.policy
 
-    def room(self, answer: int) -> int:
+    def prompt_budget(self, answer: int) -> int:
         """Return the greatest prompt length before `answer` new tokens."""
-        return room_before(answer, positions=self._positions(), limit=self.limit)
+        return prompt_limit(answer, positions=self._positions(), limit=self.limit)
 
     def _positions(self) -> int:
         """Return the context length for prompt and answer, or 0 if the network has no limit."""
@@ -282,7 +282,7 @@ class LocalModel:
 
     def prompt(self, messages: Sequence[Message], *, answer: int = 0) -> list[int]:
         """Encode a chat; its longest message is shortened if it leaves no space for `answer` new tokens."""
-        fitted, _ = self.template.fit(turns(messages), self.room(answer))
+        fitted, _ = self.template.fit(turns(messages), self.prompt_budget(answer))
         return self.template.prompt(fitted)
 
     def about(self, text: str, wording: str = "") -> list[Message]:
@@ -303,7 +303,7 @@ class LocalModel:
 
     def _batches(self, rows: Sequence[Tokens]) -> Iterator[Batch]:
         """Yield batches of rows of similar length, longest first."""
-        for chosen in cut(_longest_first(rows), [len(row.ids) for row in rows], TOKENS_PER_PASS):
+        for chosen in split_by_tokens(_longest_first(rows), [len(row.ids) for row in rows], TOKENS_PER_PASS):
             tokens = [rows[i] for i in chosen]
             yield pack(tokens, share=self.policy.family == "decoder").to(self.policy.device)
 

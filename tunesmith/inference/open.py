@@ -11,9 +11,9 @@ from typing import Any, Literal
 from tunesmith.data.template import Template
 from tunesmith.data.tokenizer import choose_pad
 from tunesmith.errors import CheckpointError, ModelError, RecipeError, briefly
-from tunesmith.inference.folder import ABOUT, find_model, load, read_about
+from tunesmith.inference.folder import MANIFEST_FILE, find_model, load, read_manifest
 from tunesmith.inference.local import LocalModel
-from tunesmith.model.device import settle
+from tunesmith.model.device import configure_device
 from tunesmith.model.load import Base, LoadOptions, load_base, locate, read_tokenizer
 from tunesmith.model.policy import Policy
 from tunesmith.model.weights import INDEX, PICKLES, SINGLE, read_json
@@ -34,7 +34,7 @@ HEADLESS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
 
 
 @dataclass(frozen=True, slots=True)
-class FoundModel:
+class ModelSource:
     """A model located by its name, not loaded yet."""
 
     name: str
@@ -44,7 +44,7 @@ class FoundModel:
     quantize: str = ""  # quantization of a model or of the base of an adapter, as in `LoadOptions`
 
 
-def identify(name: str | Path, *, offline: bool = False) -> FoundModel:
+def identify(name: str | Path, *, offline: bool = False) -> ModelSource:
     """Locate a model and determine its kind by its files.
 
     Args:
@@ -56,22 +56,22 @@ def identify(name: str | Path, *, offline: bool = False) -> FoundModel:
         ModelError: there is no such model.
     """
     name, path = str(name), Path(name).expanduser()
-    if any((path / page).exists() for page in (f"model/{ABOUT}", ABOUT, "run.json")):
+    if any((path / page).exists() for page in (f"model/{MANIFEST_FILE}", MANIFEST_FILE, "run.json")):
         folder = find_model(path)
-        return FoundModel(name, "run", folder, read_about(folder).base)
+        return ModelSource(name, "run", folder, read_manifest(folder).base)
     if name.lower().endswith(".gguf"):
-        return FoundModel(name, "model", None)
+        return ModelSource(name, "model", None)
     folder = locate(name, offline=offline)
     # Some trainers write the config.json of the base next to an adapter, so only weights identify a model.
     if (folder / CONFIG).exists() and not any((folder / file).exists() for file in (SINGLE, INDEX)):
         base = read_json(folder / CONFIG, where=name).get("base_model_name_or_path")
         bits = read_json(folder / PACKED, where=name).get("quantize") if (folder / PACKED).exists() else ""
-        return FoundModel(name, "adapter", folder, str(base or ""), str(bits or ""))
-    return FoundModel(name, "model", folder)
+        return ModelSource(name, "adapter", folder, str(base or ""), str(bits or ""))
+    return ModelSource(name, "model", folder)
 
 
 def open_model(
-    name: str | Path | FoundModel,
+    name: str | Path | ModelSource,
     *,
     objective: AnyObjective | None = None,
     base: str = "",
@@ -92,12 +92,12 @@ def open_model(
         ModelError: the model cannot be loaded.
         RecipeError: the objective or base does not match the model.
     """
-    found = name if isinstance(name, FoundModel) else identify(name, offline=offline)
+    found = name if isinstance(name, ModelSource) else identify(name, offline=offline)
     if base and found.kind != "adapter":
         raise RecipeError(f"{found.name}: base {base}: only an adapter can be put over another base; leave it out")
     if found.kind == "run":
         return _asked(load(found.folder or found.name, offline=offline), objective, found.name)
-    options = LoadOptions("float32", settle(), found.quantize)
+    options = LoadOptions("float32", configure_device(), found.quantize)
     if found.kind == "model":
         loaded = load_base(found.name, options=options, offline=offline)
         _refuse_encoder(loaded, found.name)
@@ -148,7 +148,7 @@ def _refuse_encoder(base: Base, name: str) -> None:
         )
 
 
-def _base_of(found: FoundModel, base: str, options: LoadOptions, *, offline: bool) -> Base:
+def _base_of(found: ModelSource, base: str, options: LoadOptions, *, offline: bool) -> Base:
     """Check an adapter and load its base, with the tokenizer of the adapter if it has one."""
     assert found.folder is not None
     _vet(found.folder, found.name)
@@ -197,7 +197,7 @@ def _vet(folder: Path, name: str) -> None:
         raise ModelError(f"{name}: {CONFIG} asks for code from elsewhere (megatron_core); do not use it")
 
 
-def _attach(found: FoundModel, base: Base) -> Policy:
+def _attach(found: ModelSource, base: Base) -> Policy:
     """Add the adapter to the base; raise ModelError if they do not match."""
     from peft import PeftModel
 

@@ -17,17 +17,17 @@ from typing import Any, Protocol
 from tunesmith.data.template import Template
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.answering import Busy, Counts, Limits
-from tunesmith.inference.ask import Ask, AskError, UnknownModel
+from tunesmith.inference.ask import AskError, GenerationRequest, UnknownModel
 from tunesmith.inference.local import sampling_of
-from tunesmith.inference.row import Piece, ScoredToken, Told
+from tunesmith.inference.row import ChunkHandler, CompletionChunk, ScoredToken
 from tunesmith.inference.texts import Kind
-from tunesmith.model.families import room_before
+from tunesmith.model.families import prompt_limit
 from tunesmith.model.sampling import Sampling
 from tunesmith.recipe import AnyObjective
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class ExternalModel:
     """A model of an external program."""
 
     name: str
@@ -52,11 +52,13 @@ class Program(Protocol):
         ...
 
     @property
-    def models(self) -> Mapping[str, Known]:
+    def models(self) -> Mapping[str, ExternalModel]:
         """Its models by name."""
         ...
 
-    def draw(self, model: Known, ids: list[int], ask: Ask) -> AsyncGenerator[Piece, None]:
+    def draw(
+        self, model: ExternalModel, ids: list[int], request: GenerationRequest
+    ) -> AsyncGenerator[CompletionChunk, None]:
         """Generate a completion in chunks, the last one with its end; raise AskError."""
         ...
 
@@ -71,18 +73,18 @@ class FixedModels:
     def __init__(self, program: Program) -> None:
         self._program = program
 
-    def get(self, name: str) -> Known:
+    def get(self, name: str) -> ExternalModel:
         """Return a model by name; raise UnknownModel."""
         if name not in self._program.models:
             known = ", ".join(self._program.models)
             raise UnknownModel(f"model: {name[:100]!r} is not served here; there are {known}")
         return self._program.models[name]
 
-    def runs(self) -> list[Known]:
+    def runs(self) -> list[ExternalModel]:
         """Return all models."""
         return list(self._program.models.values())
 
-    def load(self, name: str) -> Known:
+    def load(self, name: str) -> ExternalModel:
         """Raise AskError: the models are fixed."""
         raise self._stays(name)
 
@@ -90,7 +92,7 @@ class FixedModels:
         """Raise AskError: the models are fixed."""
         raise self._stays(name)
 
-    def roll_back(self, name: str) -> Known:
+    def roll_back(self, name: str) -> ExternalModel:
         """Raise AskError: the models are fixed."""
         raise self._stays(name)
 
@@ -99,11 +101,11 @@ class FixedModels:
         return AskError(f"model: {known} stays loaded in {self._program.title}; start the server again to change it")
 
 
-class Outside:
+class ExternalEngine:
     """An engine over a program; `failed` receives the traceback of an internal error."""
 
     def __init__(self, program: Program, *, limits: Limits, failed: Callable[[str], None]) -> None:
-        self.shelf = FixedModels(program)
+        self.registry = FixedModels(program)
         self.limits = limits
         self.counts = Counts()
         self.at_work = 0
@@ -118,26 +120,26 @@ class Outside:
         """Number of queued requests."""
         return len(self._tasks) - self.at_work
 
-    def ask(self, ask: Ask, told: Told) -> asyncio.Task[None]:
+    def ask(self, request: GenerationRequest, on_chunk: ChunkHandler) -> asyncio.Task[None]:
         """Accept a request; raise UnknownModel, AskError or Busy.
 
         Args:
             ask: the request.
             told: receives the completion in chunks, the last one with its end.
         """
-        model = self.shelf.get(ask.model)
-        ask.check_size(limit=model.limit, most=self.limits.new_tokens)
+        model = self.registry.get(request.model)
+        request.check_size(limit=model.limit, most=self.limits.new_tokens)
         if self.queued >= self.limits.waiting:
             raise Busy(f"server: {self.queued} requests are queued; retry later")
         self.counts.asked += 1
-        task = asyncio.get_running_loop().create_task(self._answer(model, ask, told))
+        task = asyncio.get_running_loop().create_task(self._answer(model, request, on_chunk))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def whole(self, name: str, kind: Kind, texts: Sequence[str]) -> Future[Any]:
         """Raise AskError: external programs only generate text."""
-        model = self.shelf.get(name)
+        model = self.registry.get(name)
         output = {"labels": "scores no labels", "states": "gives no embeddings"}[kind]
         fix = "serve the run itself with --engine torch"
         raise AskError(f"model: {model.name} is served by {self._program.title}, which {output} here; {fix}")
@@ -147,49 +149,51 @@ class Outside:
         self._reader.shutdown(wait=False)
         self._program.close()
 
-    async def _answer(self, model: Known, ask: Ask, told: Told) -> None:
+    async def _answer(self, model: ExternalModel, request: GenerationRequest, on_chunk: ChunkHandler) -> None:
         """Wait for a slot, generate, and report any error."""
         try:
             async with asyncio.timeout(self.limits.seconds), self._slots:
                 self.at_work += 1
                 try:
-                    await self._draw(model, ask, told)
+                    await self._draw(model, request, on_chunk)
                 finally:
                     self.at_work -= 1
         except TimeoutError:
-            told(Piece(end="late", why=f"took more than {self.limits.seconds:.0f} s"))
+            on_chunk(CompletionChunk(end="late", why=f"took more than {self.limits.seconds:.0f} s"))
         except TunesmithError as error:
-            told(Piece(end="wrong", why=str(error)))
+            on_chunk(CompletionChunk(end="wrong", why=str(error)))
         except Exception:  # an internal error or one of the program: logged and reported; the server continues
             self.counts.failed += 1
             self._failed(traceback.format_exc())
-            told(Piece(end="broken", why="internal error; see the server log"))
+            on_chunk(CompletionChunk(end="broken", why="internal error; see the server log"))
 
-    async def _draw(self, model: Known, ask: Ask, told: Told) -> None:
+    async def _draw(self, model: ExternalModel, request: GenerationRequest, on_chunk: ChunkHandler) -> None:
         """Report the output of the program, for chats without surrounding whitespace, as the torch engine does."""
         loop = asyncio.get_running_loop()
-        limit = room_before(ask.sampling.max_new_tokens, positions=model.positions, limit=model.limit)
-        ids, shortened = await loop.run_in_executor(self._reader, lambda: ask.ids(model.template, limit=limit))
+        limit = prompt_limit(request.sampling.max_new_tokens, positions=model.positions, limit=model.limit)
+        ids, shortened = await loop.run_in_executor(self._reader, lambda: request.ids(model.template, limit=limit))
         free = model.positions - len(ids)
         if free < 1:
             raise AskError(f"messages: {len(ids)} tokens fill the context of the model; send fewer")
-        sampling = replace(ask.sampling, max_new_tokens=min(ask.sampling.max_new_tokens, free))
+        sampling = replace(request.sampling, max_new_tokens=min(request.sampling.max_new_tokens, free))
         text = final = sent = ""
         scored = list[ScoredToken]()
-        last = Piece()
-        async with aclosing(self._program.draw(model, ids, replace(ask, sampling=sampling))) as pieces:
+        last = CompletionChunk()
+        async with aclosing(self._program.draw(model, ids, replace(request, sampling=sampling))) as pieces:
             async for last in pieces:
                 text += last.text
                 scored += last.scored
                 self.counts.steps += 1
-                final = text if ask.text is not None else text.strip()
+                final = text if request.text is not None else text.strip()
                 if last.end:
                     break
-                if ask.in_pieces and len(final) > len(sent):
-                    told(Piece(final[len(sent) :], tuple(scored)))
+                if request.in_pieces and len(final) > len(sent):
+                    on_chunk(CompletionChunk(final[len(sent) :], tuple(scored)))
                     sent = final
                     scored = []
         if not last.end:
             raise RuntimeError(f"{self._program.title} ended a completion without a reason")
         self.counts.tokens += last.new_tokens
-        told(replace(last, text=final[len(sent) :], scored=tuple(scored), prompt_tokens=len(ids), shortened=shortened))
+        on_chunk(
+            replace(last, text=final[len(sent) :], scored=tuple(scored), prompt_tokens=len(ids), shortened=shortened)
+        )

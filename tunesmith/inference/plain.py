@@ -78,7 +78,7 @@ def _opened(kind: Any, folder: Path, adapter: Path | None, told: dict[str, Any])
 
     network = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **told)
     if "quantization_config" in told:
-        four_bit.settle(network)  # otherwise some CPUs use a coarser arithmetic, unrelated to the adapter
+        four_bit.normalize_quantized(network)  # otherwise some CPUs use a coarser arithmetic, unrelated to the adapter
     return network if adapter is None else PeftModel.from_pretrained(network, str(adapter))
 
 

@@ -28,7 +28,7 @@ class ScoredToken:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class CompletionChunk:
     """The part of a completion since the last chunk; the last chunk contains its end and the token counts."""
 
     text: str = ""
@@ -40,17 +40,17 @@ class Piece:
     shortened: bool = False  # the prompt exceeded the limit of the model and was shortened
 
 
-Told = Callable[[Piece], None]
+ChunkHandler = Callable[[CompletionChunk], None]
 
 
 @dataclass(slots=True, eq=False)
-class LiveAnswer:
+class ActiveRequest:
     """A completion being generated."""
 
     run: ServedModel
     prompt: list[int]
     sampling: Sampling
-    told: Told
+    on_chunk: ChunkHandler
     follower: Follower | None = None
     best: int = -1  # alternatives reported per token; -1: no log-probabilities
     in_pieces: bool = False  # report chunks while the completion grows
@@ -114,7 +114,7 @@ class LiveAnswer:
         final = self._bare(whole)
         scored = self._scored_within(text, len(whole))
         if len(final) > len(self.said) or scored:
-            self.told(Piece(final[len(self.said) :], tuple(scored)))
+            self.on_chunk(CompletionChunk(final[len(self.said) :], tuple(scored)))
             self.said = max(self.said, final, key=len)
             self.scored = self.scored[len(scored) :]
 
@@ -123,7 +123,7 @@ class LiveAnswer:
         whole = before_stop(text, self.sampling.stop)
         rest = self._bare(whole)[len(self.said) :]
         scored = tuple(self._scored_within(text, len(whole)))
-        self.told(Piece(rest, scored, end, len(self.prompt), len(self.ids), why, self.shortened))
+        self.on_chunk(CompletionChunk(rest, scored, end, len(self.prompt), len(self.ids), why, self.shortened))
 
     def _scored_within(self, text: str, length: int) -> list[ScoredToken]:
         """Return the scores of tokens that begin within `length` characters, without those of a stop string."""

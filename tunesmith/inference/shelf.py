@@ -16,14 +16,14 @@ import torch
 from tunesmith.data.template import Template
 from tunesmith.errors import ModelError
 from tunesmith.inference.ask import UnknownModel
-from tunesmith.inference.folder import About, find_model, over, read_about, read_base
+from tunesmith.inference.folder import ModelManifest, find_model, load_over_base, read_base, read_manifest
 from tunesmith.inference.local import LocalModel
 from tunesmith.model import thin
 from tunesmith.model.fork import Past
 from tunesmith.model.four_bit import experts
 from tunesmith.model.load import Base
-from tunesmith.model.lowrank import shed
-from tunesmith.model.mixed import same_numbers
+from tunesmith.model.lowrank import drop_peft_wrappers
+from tunesmith.model.mixed import share_parameters
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 from tunesmith.model.slab import fits
@@ -36,7 +36,7 @@ WORDS = ("*token*.json", "vocab*", "merges.txt", "chat_template*", "*.model", "s
 
 
 @dataclass(slots=True, eq=False)
-class Ground:
+class SharedBase:
     """A loaded base and the runs over it; the dictionary is replaced, not modified, when runs change."""
 
     base: Base
@@ -51,7 +51,7 @@ class ServedModel:
     version: int  # index, from 1, among the folders registered under the name
     number: int  # unique id of this load
     model: LocalModel
-    ground: Ground
+    shared_base: SharedBase
     past: Past = ()  # keys and values of virtual tokens
     tasks: tuple[ServedModel, ...] = ()  # of a multitask model, with the same number
 
@@ -81,7 +81,7 @@ class ServedModel:
         return self.past[0][0].shape[2] if self.past else 0
 
 
-class Shelf:
+class ModelRegistry:
     """The served models: names, their registered folders (oldest first), and the version in use.
 
     Thread-safe. Only registered folders are read: a request contains a name, never a path.
@@ -93,7 +93,7 @@ class Shelf:
         self._offline = offline
         self._numbers = itertools.count(1)
         self._lock = RLock()
-        self._grounds: dict[tuple[str, str], Ground] = {}
+        self._grounds: dict[tuple[str, str], SharedBase] = {}
         self._runs: dict[str, ServedModel] = {}
         self._bases: dict[str, ServedModel] = {}
         self._templates: WeakValueDictionary[str, Template] = WeakValueDictionary()
@@ -143,7 +143,7 @@ class Shelf:
         bases = [run for name, run in self._bases.items() if name not in self._runs]
         return [*(model for run in self._runs.values() for model in (run, *run.tasks)), *bases]
 
-    def grounds(self) -> list[Ground]:
+    def shared_bases(self) -> list[SharedBase]:
         """Return the loaded bases."""
         return list(self._grounds.values())
 
@@ -157,19 +157,19 @@ class Shelf:
 
     def _read(self, name: str, place: Path, version: int) -> ServedModel:
         folder = find_model(place)
-        about = read_about(folder)
+        about = read_manifest(folder)
         if isinstance(about.technique, Full):
             # Full tuning changes all weights, so nothing is shared and the base is not needed.
             base = read_base(about, device=self._device, offline=self._offline)
-            model = over(base, folder, about)
-            ground = Ground(replace(base, network=model.policy.network))
+            model = load_over_base(base, folder, about)
+            ground = SharedBase(replace(base, network=model.policy.network))
         else:
             ground = self._ground(about)
             if experts(ground.base.network) and not about.technique.virtual_tokens():
                 fix = "merge it, or use `tunesmith ask`"
                 raise ModelError(f"{name}: adapters of a mixture of experts cannot be batched with others; {fix}")
-            model = over(replace(ground.base, network=same_numbers(ground.base.network)), folder, about)
-            shed(model.policy.network)
+            model = load_over_base(replace(ground.base, network=share_parameters(ground.base.network)), folder, about)
+            drop_peft_wrappers(model.policy.network)
             model.policy.adapter = None  # it references the dropped wrappers and is only needed for saving
         model.template = self._same_words(folder, model.template)
         return self._run(name, version, model, ground)
@@ -181,8 +181,8 @@ class Shelf:
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
         return self._templates.setdefault(f"{template.chats} {digest.hexdigest()}", template)
 
-    def _run(self, name: str, version: int, model: LocalModel, ground: Ground) -> ServedModel:
-        run = ServedModel(name, version, next(self._numbers), model, ground)
+    def _run(self, name: str, version: int, model: LocalModel, shared_base: SharedBase) -> ServedModel:
+        run = ServedModel(name, version, next(self._numbers), model, shared_base)
         if model.policy.family != "decoder":
             return _with_tasks(run)
         if not fits(model.policy.network):
@@ -193,26 +193,29 @@ class Shelf:
                 run.past = model.policy.virtual.past(model.policy.network)
         return _with_tasks(run)
 
-    def _ground(self, about: About) -> Ground:
+    def _ground(self, manifest: ModelManifest) -> SharedBase:
         """Return the loaded base of a run; load it if necessary."""
-        key = (about.fingerprint, about.technique.load_options().quantize)
+        key = (manifest.fingerprint, manifest.technique.load_options().quantize)
         if key not in self._grounds:
-            base = read_base(about, device=self._device, offline=self._offline)
+            base = read_base(manifest, device=self._device, offline=self._offline)
             base.network.requires_grad_(False)
             thin.install(base.network)  # as in each run over it, so that shared layers are computed once for all
-            self._grounds = {**self._grounds, key: Ground(base)}  # replaced, because other threads iterate over it
+            self._grounds = {**self._grounds, key: SharedBase(base)}  # replaced, because other threads iterate over it
         return self._grounds[key]
 
     def _name_base(self, run: ServedModel) -> None:
         """Serve the base of a run under its folder name, with a suffix if it is quantized or the name is taken."""
-        key = next((key for key, ground in self._grounds.items() if ground is run.ground), None)
-        has_name = any(base.ground is run.ground for base in self._bases.values())
-        if key is None or has_name or run.ground.base.family != "decoder":
+        key = next((key for key, ground in self._grounds.items() if ground is run.shared_base), None)
+        has_name = any(base.shared_base is run.shared_base for base in self._bases.values())
+        if key is None or has_name or run.shared_base.base.family != "decoder":
             return
         fingerprint, quantized = key
-        name = "-".join(filter(None, [Path(run.ground.base.name).name, quantized]))
+        name = "-".join(filter(None, [Path(run.shared_base.base.name).name, quantized]))
         name = name if name not in self._bases else f"{name}-{fingerprint[:8]}"
-        self._bases = {**self._bases, name: self._run(name, 1, _plain(run.ground.base, run.limit), run.ground)}
+        self._bases = {
+            **self._bases,
+            name: self._run(name, 1, _plain(run.shared_base.base, run.limit), run.shared_base),
+        }
 
     def _replace(self, name: str, run: ServedModel | None) -> None:
         """Replace or remove the run of a name, and release bases without runs."""
@@ -220,11 +223,11 @@ class Shelf:
         others = {other: loaded for other, loaded in self._runs.items() if other != name}
         self._runs = {**others, name: run} if run is not None else others
         if run is not None:
-            run.ground.runs = {**run.ground.runs, run.number: run}
+            run.shared_base.runs = {**run.shared_base.runs, run.number: run}
         if old is not None:
-            old.ground.runs = {number: other for number, other in old.ground.runs.items() if other is not old}
+            old.shared_base.runs = {number: other for number, other in old.shared_base.runs.items() if other is not old}
         self._grounds = {key: ground for key, ground in self._grounds.items() if ground.runs}
-        self._bases = {name: base for name, base in self._bases.items() if base.ground in self._grounds.values()}
+        self._bases = {name: base for name, base in self._bases.items() if base.shared_base in self._grounds.values()}
         if run is not None:
             self._name_base(run)
         self.changed()
@@ -240,7 +243,7 @@ def _with_tasks(run: ServedModel) -> ServedModel:
 
 def _plain(base: Base, limit: int) -> LocalModel:
     """Return the base itself as a model for chats."""
-    network: Any = same_numbers(base.network)
+    network: Any = share_parameters(base.network)
     policy = Policy.over(network, family=base.family)
     policy.train(False)
     return LocalModel(policy, Template(base.tokenizer), Instruct(), limit)

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from tunesmith.errors import ModelError
-from tunesmith.inference.ask import Ask, AskError
+from tunesmith.inference.ask import AskError, GenerationRequest
 from tunesmith.inference.export import HEAD
-from tunesmith.inference.folder import About, find_model, read_about
-from tunesmith.inference.outside import Known
-from tunesmith.inference.row import End, Piece
-from tunesmith.inference.shelf import ServedModel, Shelf
+from tunesmith.inference.folder import ModelManifest, find_model, read_manifest
+from tunesmith.inference.outside import ExternalModel
+from tunesmith.inference.row import CompletionChunk, End
+from tunesmith.inference.shelf import ModelRegistry, ServedModel
 from tunesmith.model.families import positions_of
 from tunesmith.model.load import locate
 from tunesmith.model.run_base import begins_from, model_folder
@@ -50,12 +50,12 @@ class Vllm:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         models = {name: find_model(folder) for name, folder in folders.items()}
-        abouts = {name: read_about(folder) for name, folder in models.items()}
+        abouts = {name: read_manifest(folder) for name, folder in models.items()}
         for name, about in abouts.items():
             refuse(name, models[name], about)
-        shelf = Shelf({name: [folder] for name, folder in models.items()}, device="cpu", offline=offline)
+        shelf = ModelRegistry({name: [folder] for name, folder in models.items()}, device="cpu", offline=offline)
         self._runs: dict[str, ServedModel] = {name: shelf.load(name) for name in models}
-        if len({id(run.ground) for run in self._runs.values()}) > 1:
+        if len({id(run.shared_base) for run in self._runs.values()}) > 1:
             raise ModelError("vllm: expected runs over one base, got several bases; start one server per base")
         self._runs |= {run.name: run for run in shelf.runs()}  # the base answers too
         self.models = {name: _known(run) for name, run in self._runs.items()}
@@ -67,16 +67,18 @@ class Vllm:
         asked = engine_arguments(base, models[first], list(abouts.values()), rows=rows)
         self._engine: Any = AsyncLLM.from_engine_args(AsyncEngineArgs(**asked))
 
-    async def draw(self, model: Known, ids: list[int], ask: Ask) -> AsyncGenerator[Piece, None]:
+    async def draw(
+        self, model: ExternalModel, ids: list[int], request: GenerationRequest
+    ) -> AsyncGenerator[CompletionChunk, None]:
         """Generate a completion in chunks; raise AskError for a schema or log-probabilities."""
-        if ask.schema is not None or ask.best >= 0:
-            what = "response_format" if ask.schema is not None else "logprobs"
+        if request.schema is not None or request.best >= 0:
+            what = "response_format" if request.schema is not None else "logprobs"
             raise AskError(f"{what}: not given by vLLM here; leave it out, or serve the run with --engine torch")
         stops = model.template.stop_ids
         count = 0
         outputs = self._engine.generate(
             self.prompt(model.name, ids),
-            sampling_parameters(model, ask),
+            sampling_parameters(model, request),
             request_id=secrets.token_hex(8),
             lora_request=self.loras.get(model.name.partition("/")[0]),  # a task uses the adapter of its run
         )
@@ -86,7 +88,7 @@ class Vllm:
             if output.finished and completion.finish_reason not in ENDS:
                 raise RuntimeError(f"vLLM ended a completion with {completion.finish_reason}")
             end = ENDS[completion.finish_reason] if output.finished else ""
-            yield Piece(completion.text, end=end, new_tokens=count)
+            yield CompletionChunk(completion.text, end=end, new_tokens=count)
 
     def prompt(self, name: str, ids: Sequence[int]) -> dict[str, Any]:
         """Return the prompt for vLLM: ids, or embeddings [V + T, D] with V virtual and T prompt tokens."""
@@ -103,10 +105,10 @@ class Vllm:
         self._engine.shutdown()
 
 
-def refuse(name: str, folder: Path, about: About) -> None:
+def refuse(name: str, folder: Path, manifest: ModelManifest) -> None:
     """Raise ModelError if vLLM does not support a run."""
-    technique = about.technique
-    if about.family != "decoder":
+    technique = manifest.technique
+    if manifest.family != "decoder":
         raise ModelError(f"{name}: an encoder writes no text; {ELSE}")
     if technique.load_options().quantize:
         raise ModelError(f"{name}: vLLM would not keep its base in the same 4 bits; {ELSE}")
@@ -118,11 +120,11 @@ def refuse(name: str, folder: Path, about: About) -> None:
         raise ModelError(f"{name}: vLLM does not support the weights of {technique.kind}; {ELSE}")
     if (folder / HEAD).exists():
         raise ModelError(f"{name}: it answers through a head, which vLLM would not load; {ELSE}")
-    if not isinstance(technique, Full) and begins_from(model_folder(Path(about.base)), where=about.base)[0]:
+    if not isinstance(technique, Full) and begins_from(model_folder(Path(manifest.base)), where=manifest.base)[0]:
         raise ModelError(f"{name}: its base is a run, whose adapter vLLM would not merge; {ELSE}")
 
 
-def engine_arguments(base: Path, words: Path, abouts: Sequence[About], *, rows: int) -> dict[str, Any]:
+def engine_arguments(base: Path, words: Path, abouts: Sequence[ModelManifest], *, rows: int) -> dict[str, Any]:
     """Return the engine arguments of vLLM: base, tokenizer, and capacity for the adapters."""
     asked: dict[str, Any] = {"model": str(base), "tokenizer": str(words), "max_num_seqs": rows}
     ranks = [about.technique.rank for about in abouts if isinstance(about.technique, Lora)]
@@ -134,11 +136,11 @@ def engine_arguments(base: Path, words: Path, abouts: Sequence[About], *, rows: 
     return asked
 
 
-def sampling_parameters(model: Known, ask: Ask) -> Any:
+def sampling_parameters(model: ExternalModel, request: GenerationRequest) -> Any:
     """Return the sampling parameters of vLLM, with incremental outputs."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    wanted = ask.sampling
+    wanted = request.sampling
     return SamplingParams(
         max_tokens=wanted.max_new_tokens,
         temperature=wanted.temperature,
@@ -150,7 +152,7 @@ def sampling_parameters(model: Known, ask: Ask) -> Any:
     )
 
 
-def _known(run: ServedModel) -> Known:
+def _known(run: ServedModel) -> ExternalModel:
     """Describe a run for the server; raise ModelError for virtual tokens over a family that scales embeddings."""
     config = run.model.policy.network.config
     if run.virtual and config.model_type not in SOFT:
@@ -158,10 +160,10 @@ def _known(run: ServedModel) -> Known:
     positions = positions_of(config.to_dict())
     if not positions:
         raise ModelError(f"{run.name}: the context length of the base is unknown, but vLLM requires it; {ELSE}")
-    return Known(run.name, run.template, run.objective, run.limit, positions - run.virtual)
+    return ExternalModel(run.name, run.template, run.objective, run.limit, positions - run.virtual)
 
 
-def _loras(models: Mapping[str, Path], abouts: Mapping[str, About]) -> dict[str, Any]:
+def _loras(models: Mapping[str, Path], abouts: Mapping[str, ModelManifest]) -> dict[str, Any]:
     """Return the LoRA request of each run, which vLLM expects with each prompt."""
     from vllm.lora.request import LoRARequest
 

@@ -30,8 +30,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tunesmith.model.families import slides
-from tunesmith.model.fork import Fork, Past
-from tunesmith.model.ragged import Ragged
+from tunesmith.model.fork import Past, SharedPrefixAttention
+from tunesmith.model.ragged import RaggedAttention
 
 # The name under which transformers finds `attend`.
 NAME = "tunesmith"
@@ -128,15 +128,15 @@ def attend(module: Any, *states: Any, **kwargs: Any) -> tuple[Tensor, None]:
         ValueError: if the layer changes its scores in a way not implemented here.
     """
     query, key, value, attention_mask = states
-    layout: Layout | Ragged | Fork | None = kwargs.pop("layout", None)
+    layout: Layout | RaggedAttention | SharedPrefixAttention | None = kwargs.pop("layout", None)
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if unsupported := [option for option in UNSUPPORTED if kwargs.get(option) is not None]:
         raise ValueError(f"packed attention does not support {unsupported[0]}")
-    if isinstance(layout, Ragged):
+    if isinstance(layout, RaggedAttention):
         window, scale = kwargs.get("sliding_window"), kwargs.get("scaling")
         return layout.attend(query, key, value, window=window, scale=scale), None
-    if isinstance(layout, Fork):
+    if isinstance(layout, SharedPrefixAttention):
         return layout.attend(module.layer_idx, (query, key, value), kwargs.get("scaling")), None
     queries, keys, values = (state[0].transpose(0, 1) for state in (query, key, value))
     causal = kwargs.get("is_causal")

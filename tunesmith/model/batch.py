@@ -48,42 +48,42 @@ class Batch:
     ids: Tensor  # [N] int64
     positions: Tensor  # [N] int64, position of each token in its row
     layout: Layout  # which token attends to which
-    paths: Tensor  # [B, L] int64 index of each row's tokens among the N, -1 after its end
-    before: (
+    row_index: Tensor  # [B, L] int64 index of each row's tokens among the N, -1 after its end
+    prev_index: (
         Tensor  # [M] int64 index of the token whose state predicts each learned id: the previous one, or a masked one
     )
     targets: Tensor  # [M] int64, the learned ids
-    owners: Tensor  # [M] int64, the row of each learned id
+    row_ids: Tensor  # [M] int64, the row of each learned id
     tokens: int  # tokens of all rows in full, as a user counts them
     labels: Tensor | None = None  # [E, K] float, the label of each example
     reference: Tensor | None = None  # [B] float, log p of each row's learned ids under the reference model, nats
-    each: int = 1  # rows per example: the two completions of a pair are adjacent
-    places: tuple[str, ...] = ()  # [E] location of each example, `file:line`
-    turn: int = 0  # the optimizer step that the rows belong to
+    group_size: int = 1  # rows per example: the two completions of a pair are adjacent
+    locations: tuple[str, ...] = ()  # [E] location of each example, `file:line`
+    step: int = 0  # the optimizer step that the rows belong to
     rollout: Rollout | None = None  # records of sampled completions
     task: str = ""  # name of the task, in multitask runs
-    scale: float = 1.0  # factor of the loss: the weight of the task within a step
+    loss_weight: float = 1.0  # factor of the loss: the weight of the task within a step
 
     @property
     def rows(self) -> int:
         """Number of rows B."""
-        return len(self.paths)
+        return len(self.row_index)
 
     @property
     def examples(self) -> int:
         """Number of examples E."""
-        return self.rows // self.each
+        return self.rows // self.group_size
 
     @property
-    def computed(self) -> int:
+    def forward_tokens(self) -> int:
         """Number of tokens N that pass through the network."""
         return len(self.ids)
 
     @property
-    def ends(self) -> Tensor:
+    def last_index(self) -> Tensor:
         """Index of each row's last token among the N, [B] int64."""
-        last: Tensor = (self.paths >= 0).sum(dim=1, keepdim=True) - 1
-        return self.paths.gather(1, last)[:, 0]
+        last: Tensor = (self.row_index >= 0).sum(dim=1, keepdim=True) - 1
+        return self.row_index.gather(1, last)[:, 0]
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on another device."""
@@ -92,16 +92,16 @@ class Batch:
             ids=self.ids.to(device),
             positions=self.positions.to(device),
             layout=self.layout.to(device),
-            paths=self.paths.to(device),
-            before=self.before.to(device),
+            row_index=self.row_index.to(device),
+            prev_index=self.prev_index.to(device),
             targets=self.targets.to(device),
-            owners=self.owners.to(device),
+            row_ids=self.row_ids.to(device),
             labels=None if self.labels is None else self.labels.to(device),
             reference=None if self.reference is None else self.reference.to(device),
         )
 
 
-def cut(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def split_by_tokens(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
     """Split rows into batches by their padded size.
 
     Args:
@@ -131,13 +131,13 @@ def collate(rows: Sequence[Encoded], *, share: bool = True) -> Batch:
     batch = pack([tokens for row in rows for tokens in row.sequences], share=share, labels=[row.label for row in rows])
     reference = torch.tensor([value for row in rows for value in row.reference]) if rows[0].reference else None
     locations = tuple(row.where for row in rows)
-    batch = replace(batch, reference=reference, each=len(rows[0].sequences), places=locations)
+    batch = replace(batch, reference=reference, group_size=len(rows[0].sequences), locations=locations)
     # Masked-LM rows: each hidden token is predicted from the state at its own position.
     hidden = [(row, position, token) for row, example in enumerate(rows) for position, token in example.hidden]
     if not hidden:
         return batch
     row_ids, positions, targets = torch.tensor(hidden).unbind(dim=1)
-    return replace(batch, before=batch.paths[row_ids, positions], targets=targets, owners=row_ids)
+    return replace(batch, prev_index=batch.row_index[row_ids, positions], targets=targets, row_ids=row_ids)
 
 
 def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tuple[float, ...]] = ((),)) -> Batch:
@@ -170,16 +170,16 @@ def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tu
         ids=torch.tensor(ids),
         positions=torch.tensor(positions),
         layout=layout,
-        paths=torch.tensor([path + [-1] * (longest - len(path)) for path in paths]),
-        before=torch.tensor([paths[row][i - 1] for row, i in learned], dtype=torch.int64),
+        row_index=torch.tensor([path + [-1] * (longest - len(path)) for path in paths]),
+        prev_index=torch.tensor([paths[row][i - 1] for row, i in learned], dtype=torch.int64),
         targets=torch.tensor([sequences[row].ids[i] for row, i in learned], dtype=torch.int64),
-        owners=torch.tensor([row for row, _ in learned], dtype=torch.int64),
+        row_ids=torch.tensor([row for row, _ in learned], dtype=torch.int64),
         tokens=sum(len(tokens.ids) for tokens in sequences),
         labels=torch.tensor(labels) if labels[0] else None,
     )
 
 
-def crossed(batch: Batch, before: Batch, *, longest: int) -> Batch:
+def mismatched_pairs(batch: Batch, before: Batch, *, longest: int) -> Batch:
     """Pair each prompt with the completion of the previous example, as the KL estimate of KTO needs.
 
     Args:
@@ -188,14 +188,14 @@ def crossed(batch: Batch, before: Batch, *, longest: int) -> Batch:
         longest: largest length of a row in tokens; completions are truncated to it.
     """
     rows = _split_rows(batch)
-    completions = [completion for _, completion in (*_split_rows(before)[-batch.each :], *rows)]
+    completions = [completion for _, completion in (*_split_rows(before)[-batch.group_size :], *rows)]
     mismatched = [
         Tokens.of(prompt, completions[row][: max(1, longest - len(prompt))]) for row, (prompt, _) in enumerate(rows)
     ]
     return pack(mismatched).to(batch.ids.device)
 
 
-def halved(batch: Batch) -> list[Batch]:
+def halve(batch: Batch) -> list[Batch]:
     """Split a batch into two with half the examples each, for a retry after running out of memory.
 
     Args:
@@ -211,22 +211,22 @@ def halved(batch: Batch) -> list[Batch]:
     rows = _split_rows(batch)
     halves = []
     for start, end in ((0, middle), (middle, batch.examples)):
-        first = start * batch.each
-        last = end * batch.each
+        first = start * batch.group_size
+        last = end * batch.group_size
         half = pack([Tokens.of(*row) for row in rows[first:last]]).to(batch.ids.device)
         rollout = batch.rollout
-        chosen = (batch.owners >= first) & (batch.owners < last)
+        chosen = (batch.row_ids >= first) & (batch.row_ids < last)
         halves.append(
             replace(
                 half,
                 labels=None if batch.labels is None else batch.labels[start:end],
                 reference=None if batch.reference is None else batch.reference[first:last],
-                each=batch.each,
-                places=batch.places[start:end],
-                turn=batch.turn,
-                rollout=None if rollout is None else rollout.of(chosen, {} if start else rollout.figures),
+                group_size=batch.group_size,
+                locations=batch.locations[start:end],
+                step=batch.step,
+                rollout=None if rollout is None else rollout.of(chosen, {} if start else rollout.metrics),
                 task=batch.task,
-                scale=batch.scale,
+                loss_weight=batch.loss_weight,
             )
         )
     return halves
@@ -235,10 +235,10 @@ def halved(batch: Batch) -> list[Batch]:
 def _split_rows(batch: Batch) -> list[tuple[list[int], list[int]]]:
     """Return each row as its prompt and its learned ids, which are its last ones."""
     ids = batch.ids.tolist()
-    completions = [list[int]() for _ in batch.paths]
-    for row, target in zip(batch.owners.tolist(), batch.targets.tolist(), strict=True):
+    completions = [list[int]() for _ in batch.row_index]
+    for row, target in zip(batch.row_ids.tolist(), batch.targets.tolist(), strict=True):
         completions[row].append(target)
-    rows = [[ids[i] for i in path if i >= 0] for path in batch.paths.tolist()]
+    rows = [[ids[i] for i in path if i >= 0] for path in batch.row_index.tolist()]
     # The last learned id is not among the packed tokens: hence the + 1.
     return [
         (row[: len(row) + 1 - len(completion)], completion) for row, completion in zip(rows, completions, strict=True)

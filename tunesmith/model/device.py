@@ -64,7 +64,7 @@ def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 
         raise RecipeError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}; use auto to measure and choose")
     if threads < 0:
         raise RecipeError(f"threads: expected an integer >= 0, got {threads}; use 0 for one per core")
-    device = settle(device, threads=threads)
+    device = configure_device(device, threads=threads)
     count = torch.get_num_threads()
     # Alternate between the dtypes: another process may occupy the processor for as long as one of them is measured.
     rounds = [{name: gemm_gflops(device, DTYPES[name]) for name in ("float32", "bfloat16")} for _ in range(ROUNDS)]
@@ -75,7 +75,7 @@ def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 
     return ChosenMachine(device, chosen, count, measured, why)
 
 
-def settle(device: str = "auto", *, threads: int | None = 0) -> str:
+def configure_device(device: str = "auto", *, threads: int | None = 0) -> str:
     """Choose the device and set torch's thread count.
 
     Args:

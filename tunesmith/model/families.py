@@ -51,7 +51,7 @@ def positions_of(config: Mapping[str, Any]) -> int:
     return max(0, most - unused)
 
 
-def room_before(answer: int, *, positions: int, limit: int) -> int:
+def prompt_limit(answer: int, *, positions: int, limit: int) -> int:
     """Return the largest prompt in tokens that leaves positions for the completion.
 
     Args:

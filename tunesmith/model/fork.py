@@ -19,7 +19,7 @@ Past = Sequence[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
-class Fork:
+class SharedPrefixAttention:
     """The prompts of a batch, and the prompt that each completion continues."""
 
     past: Past  # keys and values [P, G, S, W] of every layer, float32
@@ -29,7 +29,7 @@ class Fork:
     flat_index: Tensor  # [B] int64 index of each completion in the flattened [P * C] output
 
     @classmethod
-    def of(cls, past: Past, mask: Tensor, *, copies: int) -> Fork:
+    def of(cls, past: Past, mask: Tensor, *, copies: int) -> SharedPrefixAttention:
         """Return a fork of `copies` completions per prompt.
 
         Args:
@@ -42,11 +42,11 @@ class Fork:
         prompt_index = torch.arange(len(mask), device=mask.device).repeat_interleave(copies)
         return cls(full, bias[:, None, None], prompt_index, *_group_by_prompt(prompt_index, len(mask)))
 
-    def keep(self, chosen: Tensor) -> Fork:
+    def keep(self, chosen: Tensor) -> SharedPrefixAttention:
         """Return the fork with only these completions, given their index [B']."""
         prompt_index = self.prompt_index[chosen]
         index = _group_by_prompt(prompt_index, len(self.padding_bias))
-        return Fork(self.past, self.padding_bias, prompt_index, *index)
+        return SharedPrefixAttention(self.past, self.padding_bias, prompt_index, *index)
 
     def attend(self, layer: int, states: Sequence[Tensor], scale: float | None) -> Tensor:
         """Compute attention [B, 1, H, W] of each completion's last token to its prompt and its own tokens.

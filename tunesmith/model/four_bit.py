@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
-def settle(network: nn.Module) -> None:
+def normalize_quantized(network: nn.Module) -> None:
     """Make a freshly loaded 4-bit network compute the same in training and generation, in memory of its own.
 
     On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks a weight the first time it runs without gradient: scales are
@@ -43,12 +43,12 @@ def experts(network: nn.Module) -> int:
 
 def left_whole(network: nn.Module) -> str:
     """Return why 4 bits save next to nothing in this network; empty if they do save memory."""
-    if experts(network) <= numbers(value for value in network.parameters() if value.dtype == torch.uint8):
+    if experts(network) <= count_parameters(value for value in network.parameters() if value.dtype == torch.uint8):
         return ""
     return "most weights are experts in shared parameters, which bitsandbytes does not quantize; leave `quantize` out"
 
 
-def unpacked(network: Any) -> Any:
+def dequantized(network: Any) -> Any:
     """Return the network with plain weights in place of its 4-bit ones, in the layer types of its family.
 
     Args:
@@ -68,7 +68,7 @@ def unpacked(network: Any) -> Any:
     return plain
 
 
-def numbers(values: Iterable[Tensor]) -> int:
+def count_parameters(values: Iterable[Tensor]) -> int:
     """Count the parameters that tensors represent: two per byte where they are packed.
 
     Args:

@@ -20,9 +20,9 @@ from transformers import DynamicCache
 
 from tunesmith.data.template import Template, Tokens
 from tunesmith.model.attention import NO_MASK
-from tunesmith.model.batch import TOKENS_PER_PASS, cut, pack
+from tunesmith.model.batch import TOKENS_PER_PASS, pack, split_by_tokens
 from tunesmith.model.families import counts_places, slides
-from tunesmith.model.fork import Fork
+from tunesmith.model.fork import SharedPrefixAttention
 from tunesmith.model.policy import Policy
 from tunesmith.model.sampling import Sampling
 
@@ -41,13 +41,17 @@ class _DecodingState:
     cache: DynamicCache
     mask: Tensor  # [B, S] int64, 0 on padding
     last: Tensor  # [B, D]
-    fork: Fork | None = None  # the prompts, if several completions attend to one copy of each; the cache follows them
+    fork: SharedPrefixAttention | None = (
+        None  # the prompts, if several completions attend to one copy of each; the cache follows them
+    )
 
     def spread(self, copies: int, policy: Policy) -> None:
         """Repeat each row `copies` times, adjacent; prompts are copied only where packed attention does not work."""
         if policy.packs and not slides(policy.network.config):
             layers: list[Any] = self.cache.layers
-            self.fork = Fork.of([(layer.keys, layer.values) for layer in layers], self.mask, copies=copies)
+            self.fork = SharedPrefixAttention.of(
+                [(layer.keys, layer.values) for layer in layers], self.mask, copies=copies
+            )
             self.cache = DynamicCache(config=policy.network.config)
         else:
             self.cache.batch_repeat_interleave(copies)
@@ -166,7 +170,7 @@ def _complete(
     """Generate `copies` completions for each of the prompts of one group."""
     ids: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
     ends: dict[int, tuple[int, ...]] = {}
-    with policy.mixing():
+    with policy.autocast():
         for row, token, ended in _steps(policy, prompts, sampling=sampling, template=template, copies=copies):
             stops = token in template.stop_ids
             if not stops:
@@ -194,7 +198,7 @@ def groups(policy: Policy, prompts: Sequence[list[int]], size: int, copies: int 
     even = policy.virtual is not None and counts_places(policy.network.config)
     lengths = [max(CACHED_TOKENS // size, len(prompt) * copies) for prompt in prompts]
     for _, members in groupby(order, key=lambda i: len(prompts[i]) if even else 0):
-        yield from cut(list(members), lengths, CACHED_TOKENS)
+        yield from split_by_tokens(list(members), lengths, CACHED_TOKENS)
 
 
 def stream(policy: Policy, prompt: list[int], *, sampling: Sampling, template: Template) -> Iterator[str]:
@@ -368,7 +372,7 @@ def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequenc
     ]
     order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
     scores = torch.zeros(len(prompts), len(options[0]))
-    for group in cut(order, lengths, TOKENS_PER_PASS):
+    for group in split_by_tokens(order, lengths, TOKENS_PER_PASS):
         rows = [Tokens.of(prompts[i], option) for i in group for option in options[i]]
         logprobs = policy.logprobs(pack(rows).to(policy.device))
         scores[group] = logprobs.float().cpu().view(len(group), -1)

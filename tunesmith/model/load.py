@@ -30,7 +30,7 @@ from tunesmith.model.device import DTYPES
 from tunesmith.model.families import family_of
 from tunesmith.model.gguf_file import read_gguf
 from tunesmith.model.quiet import quiet
-from tunesmith.model.shipped import SHIPPED, fetch, nearest
+from tunesmith.model.shipped import BUNDLED_MODELS, fetch, nearest
 from tunesmith.model.virtual import takes_past
 
 # Only files of the top folder: subfolders have other formats (onnx/, original/), which can be gigabytes.
@@ -130,7 +130,7 @@ def locate(name: str, *, offline: bool = False) -> Path:
     Raises:
         ModelError: if there is not any such model.
     """
-    if name in SHIPPED:
+    if name in BUNDLED_MODELS:
         return fetch(name, offline=offline)
     path = Path(name).expanduser()
     if name and is_there(path) and path.is_dir():
@@ -167,7 +167,7 @@ def not_in_4_bits(name: str, *, offline: bool = False) -> str:
 
 def _aliases() -> str:
     """Return the bundled models, for the end of a message."""
-    return f"a bundled model ({', '.join(SHIPPED)})"
+    return f"a bundled model ({', '.join(BUNDLED_MODELS)})"
 
 
 def _from_hub(name: str, *, offline: bool) -> Path:
@@ -194,7 +194,7 @@ def _from_folder_or_run(name: str, folder: Path, options: LoadOptions, *, offlin
         return _from_folder(name, folder, options)
     base = load_base(base_name, options=replace(options, quantize=quantize), offline=offline)
     if quantize:  # dequantized, so that the adapter is added to exactly the weights it was trained over
-        base.network = four_bit.unpacked(base.network)
+        base.network = four_bit.dequantized(base.network)
     network, fingerprint = run_base.merged(base.network, folder, fingerprint=base.fingerprint, where=name)
     return Base(name, None, network, read_tokenizer(folder, where=name), base.family, fingerprint)
 
@@ -234,7 +234,7 @@ def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
             **in_memory(options, family),
         )
         if options.quantize:
-            four_bit.settle(network)
+            four_bit.normalize_quantized(network)
             if reason := four_bit.left_whole(network):
                 raise ModelError(f"{name}: {reason}")
         else:

@@ -29,7 +29,7 @@ MIN_RELATIVE_INPUT = 1e-2
 
 
 @torch.no_grad()
-def give_back(network: Any, ids: Sequence[int]) -> None:
+def init_lora_from_quantization_error(network: Any, ids: Sequence[int]) -> None:
     """Initialize half of each update to the best approximation of what its layer's output lost by quantization.
 
     The best approximation of rank R / 2 is made of the error's largest singular directions, with its columns weighted

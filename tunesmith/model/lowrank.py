@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
-from tunesmith.model.thin import ThinLinear, linear
+from tunesmith.model.thin import SkinnyLinear, linear
 
 Frozen = tuple[Tensor, Tensor | None, float]  # weight [O, I], bias [O], and the scale of the update
 
@@ -32,8 +32,8 @@ class _FusedUpdate(torch.autograd.Function):
     """x W^T + bias + scale (x A^T) B^T for a frozen W."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: Frozen, a: Tensor, b: Tensor) -> Tensor:
-        weight, bias, scale = frozen
+    def forward(ctx: Any, x: Tensor, eval_set: Frozen, a: Tensor, b: Tensor) -> Tensor:
+        weight, bias, scale = eval_set
         flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
         a, b = a.to(weight.dtype), b.to(weight.dtype)
         with torch.autocast(flat.device.type, enabled=False):  # everything already has the weight's dtype
@@ -168,11 +168,11 @@ def fuse(network: nn.Module) -> None:
         network: a network that PEFT has wrapped; DoRA, dropout and other variants keep PEFT's forward.
     """
     for module in network.modules():
-        if type(module) is PeftLinear and type(module.base_layer) in (nn.Linear, ThinLinear):
+        if type(module) is PeftLinear and type(module.base_layer) in (nn.Linear, SkinnyLinear):
             module.__class__ = FusedLora
 
 
-def shed(network: nn.Module) -> None:
+def drop_peft_wrappers(network: nn.Module) -> None:
     """Replace PEFT's layers by `LowRank`, in place.
 
     Args:

@@ -21,7 +21,7 @@ from tunesmith.model.lowrank import LowRank
 Rows = Tensor  # [B'] int64, index of rows
 
 
-def same_numbers(network: Any) -> Any:
+def share_parameters(network: Any) -> Any:
     """Return a copy of a network's modules that shares its parameters and buffers.
 
     Args:
@@ -109,7 +109,7 @@ class _Route:
         return self._scales[parts]
 
 
-class Mixed:
+class MultiLora:
     """The base's network with the layers of several adapters, each identified by an integer.
 
     Args:
@@ -119,7 +119,7 @@ class Mixed:
 
     def __init__(self, base: Any, adapted: Mapping[int, Any]) -> None:
         self._route = _Route()
-        self.network = same_numbers(base)
+        self.network = share_parameters(base)
         modules = {key: dict(other.named_modules(remove_duplicate=False)) for key, other in adapted.items()}
         for name, module in list(self.network.named_modules()):
             others = {key: named[name] for key, named in modules.items() if name in named}

@@ -41,7 +41,7 @@ class Policy:
     start: Policy | None = None  # a separate copy of the base model, if the technique keeps one
     adapter: Any = None  # PEFT's wrapper, which writes the adapter files
     packs: bool = True  # packed attention works in this network; otherwise rows run padded
-    mixed: torch.dtype | None = None  # autocast dtype of matrix products; parameters keep their own dtype
+    autocast_dtype: torch.dtype | None = None  # autocast dtype of matrix products; parameters keep their own dtype
     virtual: Virtual | None = None  # tokens in front of every row; no states are returned for them
     weights: bool = True  # the trainable parameters are weights: they decay, and a head may use their learning rate
 
@@ -80,30 +80,34 @@ class Policy:
 
     def states(self, batch: Batch) -> Tensor:
         """Compute the last hidden state of every packed token, [N, D]."""
-        if self.mixed is None:
+        if self.autocast_dtype is None:
             return self._states(batch)
-        with self.mixing():
+        with self.autocast():
             return self._states(batch).float()
 
-    def mixing(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which matrix products use the autocast dtype, if there is one."""
-        return nullcontext() if self.mixed is None else torch.autocast(self.device.type, dtype=self.mixed)
+        return (
+            nullcontext()
+            if self.autocast_dtype is None
+            else torch.autocast(self.device.type, dtype=self.autocast_dtype)
+        )
 
     @contextmanager
-    def unmixed(self) -> Iterator[None]:
+    def full_precision(self) -> Iterator[None]:
         """Enter a context in which matrix products use the parameters' own dtype, as reported scores do."""
-        mixed = self.mixed
-        self.mixed = None
+        mixed = self.autocast_dtype
+        self.autocast_dtype = None
         try:
             yield
         finally:
-            self.mixed = mixed
+            self.autocast_dtype = mixed
 
     def _states(self, batch: Batch) -> Tensor:
         if self.packs and (self.virtual is None or self.virtual.is_past):
             return attention.run(self.network, batch.ids, batch.positions, batch.layout, past=self._past())
-        real = batch.paths >= 0
-        ids = batch.ids[batch.paths.clamp(min=0)]
+        real = batch.row_index >= 0
+        ids = batch.ids[batch.row_index.clamp(min=0)]
         padding = self.network.config.pad_token_id
         if padding is not None and padding >= 0:  # some networks read the ids at padded positions, masked or not
             ids = ids.masked_fill(~real, padding)
@@ -113,7 +117,7 @@ class Policy:
         out = self.network.base_model(**inputs).last_hidden_state[:, -ids.shape[1] :]
         # A shared token is computed once per row that has it, with the same result: take any of them.
         source = torch.empty_like(batch.ids)
-        source[batch.paths[real]] = torch.arange(real.numel(), device=real.device).view_as(real)[real]
+        source[batch.row_index[real]] = torch.arange(real.numel(), device=real.device).view_as(real)[real]
         states: Tensor = out.flatten(0, 1).index_select(0, source)
         return states
 
@@ -159,7 +163,7 @@ class Policy:
 
     def learned(self, batch: Batch) -> Tensor:
         """Compute the states that predict the learned ids, [M, D]."""
-        return self.states(batch).index_select(0, batch.before)
+        return self.states(batch).index_select(0, batch.prev_index)
 
     def sum_nll(self, batch: Batch) -> Tensor:
         """Compute the sum of -log p over the learned ids of a batch, a scalar in nats."""
@@ -168,7 +172,7 @@ class Policy:
     def logprobs(self, batch: Batch) -> Tensor:
         """Compute log p of each row's learned ids together, [B], nats."""
         each = self.words.logprobs(self.learned(batch), batch.targets)
-        return each.new_zeros(batch.rows).index_add(0, batch.owners, each)
+        return each.new_zeros(batch.rows).index_add(0, batch.row_ids, each)
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> Tensor:
@@ -186,9 +190,9 @@ class Policy:
         """Compute one state per row, [B, D]: of the last token (decoder), or the mean over the tokens (encoder)."""
         states = self.states(batch)
         if self.family == "decoder":
-            return states.index_select(0, batch.ends)
-        real = batch.paths >= 0
-        rows = states.index_select(0, batch.paths.clamp(min=0).flatten()).view(*real.shape, -1)
+            return states.index_select(0, batch.last_index)
+        real = batch.row_index >= 0
+        rows = states.index_select(0, batch.row_index.clamp(min=0).flatten()).view(*real.shape, -1)
         return (rows * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
 
     def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:

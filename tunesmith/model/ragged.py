@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Ragged:
+class RaggedAttention:
     """Index of N concatenated tokens among B rows padded to T, and the S columns each attends to."""
 
     queries: Tensor  # [B, T] int64 index among the N tokens; padding repeats a row's first
@@ -23,7 +23,7 @@ class Ragged:
     distance: Tensor  # [B, T, S] int64, columns between a token and each column; negative for later tokens
 
     @classmethod
-    def of(cls, sizes: Sequence[int], starts: Sequence[int], *, device: torch.device) -> Ragged:
+    def of(cls, sizes: Sequence[int], starts: Sequence[int], *, device: torch.device) -> RaggedAttention:
         """Return the index of rows with these `sizes` in tokens, whose first tokens are in these columns."""
         longest = max(sizes)
         width = max(start + size for start, size in zip(starts, sizes, strict=True))

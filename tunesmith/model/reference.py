@@ -11,13 +11,13 @@ from dataclasses import replace
 import torch
 
 from tunesmith.data.template import Encoded
-from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, cut
+from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, split_by_tokens
 from tunesmith.model.head import CHUNK
 from tunesmith.model.policy import Policy
 
 
 @torch.no_grad()
-def referenced(rows: Sequence[Encoded], policy: Policy, *, tokens: int = TOKENS_PER_PASS) -> list[Encoded]:
+def add_reference_logprobs(rows: Sequence[Encoded], policy: Policy, *, tokens: int = TOKENS_PER_PASS) -> list[Encoded]:
     """Add to each row the log-probability of the learned ids of its sequences, under the policy in its present state.
 
     Args:
@@ -31,7 +31,7 @@ def referenced(rows: Sequence[Encoded], policy: Policy, *, tokens: int = TOKENS_
     sizes = [row.size for row in rows]
     order = sorted(range(len(rows)), key=lambda row: -sizes[row])  # rows of similar length together
     logprobs: dict[int, tuple[float, ...]] = {}
-    for index in cut(order, sizes, tokens):
+    for index in split_by_tokens(order, sizes, tokens):
         batch = collate([rows[i] for i in index]).to(policy.device)
         values = policy.logprobs(batch).float().cpu().view(len(index), -1).tolist()
         logprobs.update(zip(index, map(tuple, values), strict=True))
@@ -39,7 +39,7 @@ def referenced(rows: Sequence[Encoded], policy: Policy, *, tokens: int = TOKENS_
 
 
 @torch.no_grad()
-def kl_to_start(policy: Policy, batch: Batch) -> tuple[float, int]:
+def kl_to_reference(policy: Policy, batch: Batch) -> tuple[float, int]:
     """Compute the KL divergence from the policy to its reference model, over the whole vocabulary at each learned id.
 
     Args:

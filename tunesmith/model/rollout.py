@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 # By name, a sum and the count it is a sum over: metrics that the training log lists next to the loss.
-Figures = Mapping[str, tuple[float, float]]
+StepMetrics = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,9 @@ class Rollout:
     reference: Tensor | None = None  # log p under the reference model, nats
     values: Tensor | None = None  # predictions of the value head
     returns: Tensor | None = None  # targets of the value head
-    figures: Figures = field(default_factory=dict)
+    metrics: StepMetrics = field(default_factory=dict)
 
-    def of(self, chosen: Tensor, figures: Figures) -> Rollout:
+    def of(self, chosen: Tensor, metrics: StepMetrics) -> Rollout:
         """Return the record of some of the tokens.
 
         Args:
@@ -35,10 +35,10 @@ class Rollout:
         old, reference, values, returns = (
             None if part is None else part[chosen] for part in (self.old, self.reference, self.values, self.returns)
         )
-        return Rollout(self.advantages[chosen], old, reference, values, returns, figures)
+        return Rollout(self.advantages[chosen], old, reference, values, returns, metrics)
 
 
-def added(figures: list[Figures]) -> dict[str, float]:
+def mean_metrics(figures: list[StepMetrics]) -> dict[str, float]:
     """Compute the mean of each metric over several batches.
 
     Args:

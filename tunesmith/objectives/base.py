@@ -15,7 +15,7 @@ from tunesmith.data.rows import Row
 from tunesmith.data.template import Encoded, Template
 from tunesmith.model.batch import Batch
 from tunesmith.model.policy import Policy
-from tunesmith.model.rollout import Figures
+from tunesmith.model.rollout import StepMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Loss:
 
     total: Tensor  # scalar
     units: int
-    figures: Figures = field(default_factory=dict)
+    metrics: StepMetrics = field(default_factory=dict)
 
 
 class Learner(Protocol):

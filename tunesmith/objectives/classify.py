@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from tunesmith.data.examples import Example, Labelled, Message, labelled
+from tunesmith.data.examples import Example, LabelledText, Message, labelled
 from tunesmith.data.formats import detect
 from tunesmith.data.rows import Row, as_word
 from tunesmith.data.template import Encoded, Template, Tokens
@@ -86,7 +86,7 @@ class Classify(Objective):
 
         Raises DataError when there are fewer than two labels, or a row has one that the recipe does not list.
         """
-        rows = [example for example in examples if isinstance(example, Labelled)]
+        rows = [example for example in examples if isinstance(example, LabelledText)]
         counts = Counter(label for row in rows for label in row.labels)
         labels = self.labels or tuple(sorted(counts))
         place = rows[0].where.rpartition(":")[0]
@@ -151,7 +151,7 @@ class Classify(Objective):
 
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
         """Question and label as a chat (`words`), the question alone (decoder head), or the text alone (encoder)."""
-        assert isinstance(example, Labelled)
+        assert isinstance(example, LabelledText)
         if self.output == "words":
             asked = [*self.messages(example.text), Message("assistant", example.labels[0])]
             asked, shortened = template.fit(asked, limit)

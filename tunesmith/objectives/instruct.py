@@ -78,7 +78,9 @@ class Instruct(Objective):
             raise DataError("objective.metric: tool_calls, and no answer of the rows calls a tool; leave metric out")
         if self.max_new_tokens:
             return self
-        return self.model_copy(update={"max_new_tokens": room_for([reference(example) for example in examples])})
+        return self.model_copy(
+            update={"max_new_tokens": completion_budget([reference(example) for example in examples])}
+        )
 
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
         """The rendered chat, the longest prompt shortened where it does not fit."""
@@ -106,7 +108,7 @@ class Instruct(Objective):
         return Loss(policy.sum_nll(batch), self.units(batch))
 
 
-def room_for(answers: Sequence[str]) -> int:
+def completion_budget(answers: Sequence[str]) -> int:
     """Tokens enough for nearly all answers like these: one and a half times their 95th percentile."""
     return int(np.percentile([_tokens(answer) for answer in answers], 95) * 1.5) + 16
 
@@ -126,19 +128,19 @@ def _to_last_answer(chat: Chat) -> Chat:
 def _judged(chat: Chat, *, calls: bool) -> Chat:
     """The chat judged by its last answer, or by its last call where calls are what counts and it has one."""
     calling = [i for i, message in enumerate(chat.messages) if message.calling] if calls else []
-    return replace(chat, judged=calling[-1] - len(chat.messages)) if calling else chat
+    return replace(chat, reference_index=calling[-1] - len(chat.messages)) if calling else chat
 
 
 def reference(example: Example) -> str:
     """The assistant turn that an answer is compared with: the last one, or the last call."""
     assert isinstance(example, Chat)
-    return example.messages[example.judged].said
+    return example.messages[example.reference_index].said
 
 
 def asked(example: Example, wording: str = "") -> list[Message]:
     """The messages before that turn, a plain wording added to the last of them."""
     assert isinstance(example, Chat)
-    return with_wording(example.messages[: example.judged], wording)
+    return with_wording(example.messages[: example.reference_index], wording)
 
 
 def with_wording(messages: Sequence[Message], wording: str) -> list[Message]:

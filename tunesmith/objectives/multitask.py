@@ -141,7 +141,7 @@ class Multitask(Objective):
             units[batch.task] = units.get(batch.task, 0) + self.units(batch)
         weights = sum(self.tasks[name].weight for name in units)
         factors = {n: sum(units.values()) * self.tasks[n].weight / (weights * own) for n, own in units.items() if own}
-        return [replace(batch, scale=factors.get(batch.task, 0.0)) for batch in batches]
+        return [replace(batch, loss_weight=factors.get(batch.task, 0.0)) for batch in batches]
 
     def task_policy(self, policy: Policy, task: str) -> Policy:
         """The policy with the head of one task, or with none."""
@@ -183,8 +183,8 @@ class Multitask(Objective):
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """The sum of its task's loss, by the factor of its step."""
         found = self.tasks[batch.task].objective.loss(batch, self.task_policy(policy, batch.task))
-        figures = {f"{batch.task} {name}": figure for name, figure in found.figures.items()}
-        return replace(found, total=found.total * batch.scale, figures=figures)
+        figures = {f"{batch.task} {name}": figure for name, figure in found.metrics.items()}
+        return replace(found, total=found.total * batch.loss_weight, metrics=figures)
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
         """Of one task only."""

@@ -18,37 +18,37 @@ NEAREST = -1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class PairLogprobs:
     """Log-probabilities of both completions of each pair, each [P]."""
 
     chosen: Tensor  # under the policy
     rejected: Tensor
-    chosen_before: Tensor  # under the reference model
-    rejected_before: Tensor
+    reference_chosen: Tensor  # under the reference model
+    reference_rejected: Tensor
     chosen_ids: Tensor  # number of learned tokens
     rejected_ids: Tensor
 
     @property
     def margin(self) -> Tensor:
         """Gain of the chosen completion over the rejected one, relative to the reference model, [P] in nats."""
-        return (self.chosen - self.chosen_before) - (self.rejected - self.rejected_before)
+        return (self.chosen - self.reference_chosen) - (self.rejected - self.reference_rejected)
 
     @property
     def margin_per_id(self) -> Tensor:
         """The same margin with each completion's gain divided by its number of tokens, [P] in nats per token."""
-        chosen = (self.chosen - self.chosen_before) / self.chosen_ids
-        return chosen - (self.rejected - self.rejected_before) / self.rejected_ids
+        chosen = (self.chosen - self.reference_chosen) / self.chosen_ids
+        return chosen - (self.rejected - self.reference_rejected) / self.rejected_ids
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class PairLossOptions:
     """Hyperparameters of the losses."""
 
     beta: float  # weight of the margin; a small beta lets the policy move further from the reference model
     gamma: float  # SimPO's target margin
 
 
-def dpo(sides: Sides, options: Options) -> Tensor:
+def dpo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     """Compute the DPO loss of each pair.
 
     Increases the log-probability of the chosen completion relative to the rejected one, measured against the reference
@@ -63,10 +63,10 @@ def dpo(sides: Sides, options: Options) -> Tensor:
 
     Source: Rafailov et al. 2023, arXiv 2305.18290, equation 7. Tested against TRL.
     """
-    return -F.logsigmoid(options.beta * sides.margin)
+    return -F.logsigmoid(options.beta * logps.margin)
 
 
-def hinge(sides: Sides, options: Options) -> Tensor:
+def hinge(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     """Compute the hinge loss of each pair on DPO's margin.
 
     Pairs whose margin exceeds 1 / beta contribute no gradient.
@@ -80,10 +80,10 @@ def hinge(sides: Sides, options: Options) -> Tensor:
 
     Source: Zhao et al. 2023 (SLiC), arXiv 2305.10425. Tested against TRL.
     """
-    return torch.relu(1 - options.beta * sides.margin)
+    return torch.relu(1 - options.beta * logps.margin)
 
 
-def ipo(sides: Sides, options: Options) -> Tensor:
+def ipo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     """Compute the IPO loss of each pair.
 
     Regresses the margin to 1 / (2 beta) instead of increasing it without limit, so pairs that all raters agree on are
@@ -98,10 +98,10 @@ def ipo(sides: Sides, options: Options) -> Tensor:
 
     Source: Azar et al. 2023, arXiv 2310.12036, equation 17. Tested against TRL.
     """
-    return (sides.margin_per_id - 1 / (2 * options.beta)) ** 2
+    return (logps.margin_per_id - 1 / (2 * options.beta)) ** 2
 
 
-def dpo_norm(sides: Sides, options: Options) -> Tensor:
+def dpo_norm(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     """Compute the length-normalized DPO loss of each pair.
 
     Each completion's gain is divided by its number of tokens, so that long completions do not dominate.
@@ -115,10 +115,10 @@ def dpo_norm(sides: Sides, options: Options) -> Tensor:
 
     Source: Lambert et al. 2024 (Tülu 3), arXiv 2411.15124. Tested against TRL.
     """
-    return -F.logsigmoid(options.beta * sides.margin_per_id)
+    return -F.logsigmoid(options.beta * logps.margin_per_id)
 
 
-def orpo(sides: Sides, options: Options) -> Tensor:
+def orpo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     """Compute the odds-ratio loss of each pair, without a reference model.
 
     The other part of ORPO, the negative log-likelihood of the chosen completion, is the objective's `nll` option.
@@ -132,13 +132,13 @@ def orpo(sides: Sides, options: Options) -> Tensor:
 
     Source: Hong et al. 2024, arXiv 2403.07691, equation 7. Tested against TRL.
     """
-    chosen = sides.chosen / sides.chosen_ids
-    rejected = sides.rejected / sides.rejected_ids
+    chosen = logps.chosen / logps.chosen_ids
+    rejected = logps.rejected / logps.rejected_ids
     log_odds_ratio = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
     return -options.beta * F.logsigmoid(log_odds_ratio)
 
 
-def simpo(sides: Sides, options: Options) -> Tensor:
+def simpo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     """Compute the SimPO loss of each pair, without a reference model.
 
     Args:
@@ -150,11 +150,11 @@ def simpo(sides: Sides, options: Options) -> Tensor:
 
     Source: Meng et al. 2024, arXiv 2405.14734, equation 6. Tested against TRL.
     """
-    lead = sides.chosen / sides.chosen_ids - sides.rejected / sides.rejected_ids
+    lead = logps.chosen / logps.chosen_ids - logps.rejected / logps.rejected_ids
     return -F.logsigmoid(options.beta * lead - options.gamma)
 
 
-PAIR_LOSSES: dict[str, Callable[[Sides, Options], Tensor]] = {
+PAIR_LOSSES: dict[str, Callable[[PairLogprobs, PairLossOptions], Tensor]] = {
     "dpo": dpo,
     "ipo": ipo,
     "hinge": hinge,

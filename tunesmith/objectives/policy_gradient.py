@@ -17,7 +17,7 @@ LEAST_SPREAD = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class PolicyLossOptions:
     """Hyperparameters of the losses."""
 
     clip: float  # epsilon of the clip range
@@ -55,7 +55,7 @@ def kl(new: Tensor, reference: Tensor) -> Tensor:
     return ahead.exp() - ahead - 1
 
 
-def clipped(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Tensor:
+def clipped_surrogate(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Tensor:
     """Compute PPO's clipped surrogate loss of each token, [M].
 
     Once the ratio of new to old probability has left the clip range, a further change does not lower the loss.
@@ -72,7 +72,7 @@ def clipped(new: Tensor, old: Tensor, advantages: Tensor, clip: float) -> Tensor
     return -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
 
 
-def grpo(new: Tensor, old: Tensor, reference: Tensor | None, advantages: Tensor, weights: Weights) -> Tensor:
+def grpo(new: Tensor, old: Tensor, reference: Tensor | None, advantages: Tensor, options: PolicyLossOptions) -> Tensor:
     """Compute the GRPO loss, summed over the M tokens.
 
     Divided by the tokens of a whole step it is DAPO's token-level loss, TRL's default. The KL term is weighted by the
@@ -87,9 +87,9 @@ def grpo(new: Tensor, old: Tensor, reference: Tensor | None, advantages: Tensor,
 
     Source: Yu et al. 2025 (DAPO), arXiv 2503.14476, equation 8; KL: DeepSeek-V3.2, arXiv 2512.02556.
     """
-    each = clipped(new, old, advantages, weights.clip)
-    if reference is not None and weights.beta:
-        each = each + weights.beta * kl(new, reference) * (new - old).exp()
+    each = clipped_surrogate(new, old, advantages, options.clip)
+    if reference is not None and options.beta:
+        each = each + options.beta * kl(new, reference) * (new - old).exp()
     return each.sum()
 
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tunesmith.data.exercises import Attempt, Exercise, Scorer
+from tunesmith.data.exercises import Completion, RLPrompt, Scorer
 from tunesmith.data.template import Template, Tokens
 from tunesmith.errors import Refused
 from tunesmith.model.batch import Batch, pack
 from tunesmith.model.generate import AnswerIds, generate, sample
 from tunesmith.model.policy import Policy
-from tunesmith.model.rollout import Figures, Rollout
+from tunesmith.model.rollout import Rollout, StepMetrics
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import policy_gradient as arithmetic
 from tunesmith.objectives.base import Loss
@@ -28,7 +28,7 @@ EQUAL = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Practice:
+class OnlineRLLearner:
     """An `rl` objective with all that a step needs: the exercises by place, who scores, and the seed.
 
     Chance is a function of seed and step alone, so a run can go on anywhere. `watch` makes figures of the answers
@@ -37,10 +37,10 @@ class Practice:
 
     objective: Rl
     template: Template
-    exercises: Mapping[str, Exercise]
+    prompts: Mapping[str, RLPrompt]
     score: Scorer
     seed: int
-    watch: Callable[[Sequence[Attempt]], Figures] = lambda attempts: {}
+    completion_metrics: Callable[[Sequence[Completion]], StepMetrics] = lambda attempts: {}
 
     def prepare(self, batch: Batch, policy: Policy) -> Batch:
         """Prompts in; their answers out, with advantages and what policy and start said to them."""
@@ -53,9 +53,9 @@ class Practice:
         rows = [_answered(prompts[i // objective.group], drawn[i]) for i in kept]
         packed = pack(rows or [Tokens.of(prompts[0])]).to(policy.device)
         sizes = [rows[place].learned for place in range(len(rows))]
-        figures = {**_figures(scores, paid, drawn, cut_off), **self.watch(attempts)}
-        worth = self._worth(packed, policy, paid, kept, sizes)
-        return replace(packed, rollout=replace(worth, figures=figures), turn=batch.turn)
+        figures = {**_figures(scores, paid, drawn, cut_off), **self.completion_metrics(attempts)}
+        worth = self._advantages(packed, policy, paid, kept, sizes)
+        return replace(packed, rollout=replace(worth, metrics=figures), step=batch.step)
 
     def units(self, batch: Batch) -> int:
         """Tokens of answers that are learned from."""
@@ -66,10 +66,10 @@ class Practice:
         rollout, objective = batch.rollout, self.objective
         assert rollout is not None, "prepare comes first"
         states = policy.learned(batch)
-        new = self._said(states, batch, policy)
+        new = self._token_logprobs(states, batch, policy)
         old = new.detach() if rollout.old is None else rollout.old
-        weights = arithmetic.Weights(objective.clip, objective.beta, objective.value_weight)
-        figures = {**rollout.figures, **self._moved(new.detach(), old, rollout)}
+        weights = arithmetic.PolicyLossOptions(objective.clip, objective.beta, objective.value_weight)
+        figures = {**rollout.metrics, **self._update_metrics(new.detach(), old, rollout)}
         if objective.algorithm == "grpo":
             total = arithmetic.grpo(new, old, rollout.reference, rollout.advantages, weights)
             return Loss(total, self.units(batch), figures)
@@ -77,11 +77,11 @@ class Practice:
         assert rollout.returns is not None
         values = _values(states.detach(), policy)
         wrong = arithmetic.value_loss(values, rollout.values, rollout.returns, weights.clip)
-        total = arithmetic.clipped(new, old, rollout.advantages, weights.clip).sum() + weights.value * wrong
+        total = arithmetic.clipped_surrogate(new, old, rollout.advantages, weights.clip).sum() + weights.value * wrong
         figures["value_loss"] = (float(wrong.detach()), self.units(batch))
         return Loss(total, self.units(batch), figures)
 
-    def drawn_once(self, batch: Batch, policy: Policy) -> Batch:
+    def sample_once(self, batch: Batch, policy: Policy) -> Batch:
         """An answer drawn to each prompt, its tokens learned, nothing scored."""
         once = replace(self, objective=self.objective.model_copy(update={"group": 1}))
         prompts, drawn, _ = once._drawn(batch, policy)
@@ -109,28 +109,28 @@ class Practice:
             )
         return float(scores.min()), float(scores.max())
 
-    def _drawn(self, batch: Batch, policy: Policy) -> tuple[list[list[int]], list[AnswerIds], list[Attempt]]:
+    def _drawn(self, batch: Batch, policy: Policy) -> tuple[list[list[int]], list[AnswerIds], list[Completion]]:
         """The prompts of a batch, and G answers to each, one after another."""
         objective, prompts = self.objective, _prompts(batch)
         sampling = Sampling(
             max_new_tokens=objective.max_new_tokens,
             temperature=objective.temperature,
-            seed=self.seed * 1_000_003 + batch.turn,
+            seed=self.seed * 1_000_003 + batch.step,
         )
         groups = sample(policy, prompts, count=objective.group, sampling=sampling, template=self.template)
         drawn = [one for group in groups for one in group]
         attempts = [self._attempt(batch, place // objective.group, one) for place, one in enumerate(drawn)]
         return prompts, drawn, attempts
 
-    def _attempt(self, batch: Batch, row: int, drawn: AnswerIds) -> Attempt:
-        return Attempt(self.exercises[batch.places[row]], self.template.decode(drawn.ids).strip(), drawn.finished)
+    def _attempt(self, batch: Batch, row: int, drawn: AnswerIds) -> Completion:
+        return Completion(self.prompts[batch.locations[row]], self.template.decode(drawn.ids).strip(), drawn.finished)
 
-    def _said(self, states: Tensor, batch: Batch, policy: Policy) -> Tensor:
+    def _token_logprobs(self, states: Tensor, batch: Batch, policy: Policy) -> Tensor:
         """[M]: log p of each token of the answers at the temperature that drew them."""
         return policy.words.logprobs(states, batch.targets, temperature=self.objective.temperature)
 
     @torch.no_grad()
-    def _worth(self, batch: Batch, policy: Policy, paid: Tensor, kept: Sequence[int], sizes: list[int]) -> Rollout:
+    def _advantages(self, batch: Batch, policy: Policy, paid: Tensor, kept: Sequence[int], sizes: list[int]) -> Rollout:
         """What the tokens of the kept answers are worth, given what every answer [P, G] was paid."""
         objective = self.objective
         ppo = objective.algorithm == "ppo"
@@ -138,14 +138,14 @@ class Practice:
             none = torch.zeros(0, device=policy.device)
             return Rollout(none, none, none, none, none)
         states = policy.learned(batch) if ppo or objective.updates > 1 else None
-        old = None if states is None else self._said(states, batch, policy)
+        old = None if states is None else self._token_logprobs(states, batch, policy)
         reference = None
         if ppo or objective.beta:
             with policy.reference():
-                reference = self._said(policy.learned(batch), batch, policy)
+                reference = self._token_logprobs(policy.learned(batch), batch, policy)
         if not ppo:
             each = arithmetic.group_advantages(paid, scaled=objective.scale == "group").flatten()[list(kept)]
-            return Rollout(each.to(policy.device)[batch.owners], old, reference)
+            return Rollout(each.to(policy.device)[batch.row_ids], old, reference)
         assert old is not None
         assert reference is not None
         assert states is not None
@@ -155,7 +155,7 @@ class Practice:
         advantages = arithmetic.gae(rewards, values, sizes, objective.spread)
         return Rollout(advantages, old, reference, values, advantages + values)
 
-    def _moved(self, new: Tensor, old: Tensor, rollout: Rollout) -> Figures:
+    def _update_metrics(self, new: Tensor, old: Tensor, rollout: Rollout) -> StepMetrics:
         """How far the policy is from its start and from the one that drew, and how sure of what it drew it is."""
         count = max(1, len(new))
         beyond = ((new - old).exp() - 1).abs() > self.objective.clip
@@ -167,7 +167,7 @@ class Practice:
 
 def _prompts(batch: Batch) -> list[list[int]]:
     """The ids of each row, in which nothing is learned."""
-    return [batch.ids[path[path >= 0]].tolist() for path in batch.paths]
+    return [batch.ids[path[path >= 0]].tolist() for path in batch.row_index]
 
 
 def _answered(prompt: list[int], drawn: AnswerIds) -> Tokens:
@@ -182,7 +182,7 @@ def _values(states: Tensor, policy: Policy) -> Tensor:
     return values
 
 
-def _figures(scores: Tensor, paid: Tensor, drawn: Sequence[AnswerIds], cut_off: Tensor) -> Figures:
+def _figures(scores: Tensor, paid: Tensor, drawn: Sequence[AnswerIds], cut_off: Tensor) -> StepMetrics:
     """What the journal tells of one window's answers."""
     answers, groups = len(drawn), len(paid)
     alike = paid.max(dim=1).values - paid.min(dim=1).values < EQUAL

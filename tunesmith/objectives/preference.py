@@ -10,17 +10,17 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from tunesmith.data.examples import Example, Pair, Thumb
-from tunesmith.data.pairs import pairs, thumbs
+from tunesmith.data.examples import Example, Pair, UnpairedPreference
+from tunesmith.data.pairs import pairs, unpaired_preferences
 from tunesmith.data.rows import Row, file_of
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.errors import DataError
-from tunesmith.model.batch import Batch, crossed
+from tunesmith.model.batch import Batch, mismatched_pairs
 from tunesmith.model.policy import Policy
 from tunesmith.objectives.base import Loss, Objective, Produces
-from tunesmith.objectives.instruct import room_for
+from tunesmith.objectives.instruct import completion_budget
 from tunesmith.objectives.judged import answered, columns_of
-from tunesmith.objectives.pair_losses import PAIR_LOSSES, Options, Sides, kto
+from tunesmith.objectives.pair_losses import PAIR_LOSSES, PairLogprobs, PairLossOptions, kto
 
 # Each loss's own scale: the papers', Tülu 3's for dpo_norm, and SimPO's lower bound.
 BETAS = {"dpo": 0.1, "ipo": 0.1, "hinge": 0.1, "dpo_norm": 5.0, "kto": 0.1, "orpo": 0.1, "simpo": 2.0}
@@ -77,19 +77,21 @@ class Preference(Objective):
                 f"{file_of(rows)}: objective.loss {self.form} compares two answers, and these rows hold one with a "
                 "thumb; write loss: kto, or give rows with chosen and rejected"
             )
-        return list(thumbs(rows, columns=columns, instruction=self.instruction, group=group))
+        return list(unpaired_preferences(rows, columns=columns, instruction=self.instruction, group=group))
 
     def bind(self, examples: Sequence[Example], family: str) -> Preference:
         """Loss, scale, headline and longest answer, as the rows are."""
         paired = isinstance(examples[0], Pair)
         form = self.form if self.form != "auto" else "dpo" if paired else "kto"
-        liked = [e.chosen if isinstance(e, Pair) else e.answer for e in examples if isinstance(e, Pair | Thumb)]
+        liked = [
+            e.chosen if isinstance(e, Pair) else e.answer for e in examples if isinstance(e, Pair | UnpairedPreference)
+        ]
         found = {
             "form": form,
             "beta": BETAS[form] if self.beta == "auto" else self.beta,
             "nll": NLL.get(form, SOME_NLL) if self.nll == "auto" else self.nll,
             "metric": "preference_accuracy" if paired else "thumbs_auc",
-            "max_new_tokens": self.max_new_tokens or room_for(liked),
+            "max_new_tokens": self.max_new_tokens or completion_budget(liked),
         }
         return self.model_copy(update=found)
 
@@ -100,7 +102,7 @@ class Preference(Objective):
 
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
         """The chosen and the rejected answer behind their prompt, or the one with a thumb."""
-        assert isinstance(example, Pair | Thumb)
+        assert isinstance(example, Pair | UnpairedPreference)
         if isinstance(example, Pair):
             answers, cuts, good = [example.chosen, example.rejected], [*example.cut], [1.0, 0.0]
         else:
@@ -126,8 +128,10 @@ class Preference(Objective):
         """
         if self.reference != "per_step" or sum(batch.examples for batch in batches) < 2:
             return list(batches)
-        longest = 1 + max(batch.paths.shape[1] for batch in batches)  # the last id of a row is no token of its batch
-        mixed = [crossed(batch, batches[place - 1], longest=longest) for place, batch in enumerate(batches)]
+        longest = 1 + max(
+            batch.row_index.shape[1] for batch in batches
+        )  # the last id of a row is no token of its batch
+        mixed = [mismatched_pairs(batch, batches[place - 1], longest=longest) for place, batch in enumerate(batches)]
         kl = _kl(mixed, policy)
         return [replace(one, reference=one.reference + kl) for one in batches if one.reference is not None]
 
@@ -140,14 +144,14 @@ class Preference(Objective):
         assert self.beta != "auto"
         assert self.nll != "auto"
         before = torch.zeros_like(logs) if batch.reference is None else batch.reference
-        ids = torch.bincount(batch.owners, minlength=batch.rows).clamp(min=1)
+        ids = torch.bincount(batch.row_ids, minlength=batch.rows).clamp(min=1)
         assert batch.labels is not None
         good = batch.labels.flatten() > 0
         own = self.nll * -(logs / ids)[good].sum()
         if self.form == "kto":
             return own + kto(logs - before, good, self.beta).sum()
-        sides = Sides(*(part[row::2] for part in (logs, before, ids) for row in (0, 1)))
-        return own + PAIR_LOSSES[self.form](sides, Options(self.beta, self.gamma)).sum()
+        sides = PairLogprobs(*(part[row::2] for part in (logs, before, ids) for row in (0, 1)))
+        return own + PAIR_LOSSES[self.form](sides, PairLossOptions(self.beta, self.gamma)).sum()
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Sum over pairs, or over thumbs."""

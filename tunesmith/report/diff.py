@@ -20,8 +20,8 @@ from tunesmith.report.figures import bounds, clean, figure, metric_name, p_value
 from tunesmith.report.predictions import FILE, STATED, Prediction, read_predictions, row_scores, rows_of_task
 from tunesmith.report.schema import Report, read_report
 
-SHOWN = 5
-LONGEST = 90
+ROWS_SHOWN = 5
+MAX_LINE_CHARS = 90
 # The name of a score that the run stated row by row and whose mean is not its own metric: a document's, thumbs', whose
 # metric is of them all, or any other's.
 ROW_SCORES = {"perplexity": "log_probability", "thumbs_auc": "thumbs_auc"}
@@ -127,7 +127,7 @@ def lines(diff: RunDiff) -> list[str]:
         rows = [row for row in diff.changed if row.better == side]
         if rows:
             told.append(f"{title}: {len(rows)} rows")
-            told += [_line(row) for row in rows[:SHOWN]]
+            told += [_line(row) for row in rows[:ROWS_SHOWN]]
     return [clean(line) for line in told]
 
 
@@ -167,7 +167,7 @@ def _rewards(recipe: Mapping[str, Any]) -> Mapping[str, float]:
 
 def _parts(report: Report) -> dict[str, str]:
     """Task -> its metric, of a run of several."""
-    return {part.name: part.task.metric for part in report.together.parts} if report.together else {}
+    return {part.name: part.task.metric for part in report.multitask.tasks} if report.multitask else {}
 
 
 def _metric(report: Report, task: str) -> str:
@@ -293,4 +293,4 @@ def _line(row: Changed) -> str:
 
 def _short(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
+    return line if len(line) <= MAX_LINE_CHARS else f"{line[: MAX_LINE_CHARS - 1]}…"

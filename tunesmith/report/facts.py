@@ -21,7 +21,7 @@ from tunesmith.objectives import Classify
 from tunesmith.recipe import AnyObjective, Recipe, load_recipe
 from tunesmith.report.predictions import STATED, Prediction, read_predictions, row_scores, rows_of_task
 from tunesmith.report.schema import Report, read_report
-from tunesmith.report.standing import holds_up
+from tunesmith.report.standing import is_not_beaten
 from tunesmith.training.journal import Journal
 
 EXAMPLES = 4
@@ -133,7 +133,7 @@ def contenders(facts: RunFacts) -> list[Contender]:
             score=one.score,
             ci95=one.ci95,
             detail=one.detail,
-            beats=holds_up(one, task),
+            beats=is_not_beaten(one, task),
             gain=one.gain,
             p_adjusted=one.p_adjusted,
         )

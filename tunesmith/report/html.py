@@ -29,11 +29,11 @@ from tunesmith.report.facts import (
     read_facts,
     reliability,
 )
-from tunesmith.report.standing import HUNDREDS, behind, mood
+from tunesmith.report.standing import HUNDREDS, status, trails_single_task
 from tunesmith.report.summary import in_short
 
 # A text of a row is shown whole up to SHORT characters, behind a fold up to LONGEST.
-SHORT, LONGEST = 280, 8000
+MAX_SHOWN_CHARS, MAX_FOLDED_CHARS = 280, 8000
 
 
 def write_reports(folder: Path) -> None:
@@ -53,7 +53,7 @@ def page(facts: RunFacts) -> str:
         r=facts.report,
         facts=facts,
         command=COMMAND,
-        mood=mood(facts.report),
+        mood=status(facts.report),
         in_short=in_short(facts.report),
         reach=_reach(facts.report.task.ci95, facts.report.task.delta),
         bars=_bars(contenders(facts), facts.report.task.metric),
@@ -90,8 +90,8 @@ def environment() -> Environment:
         "duration": figures.duration,
         "metric": figures.metric_name,
     }
-    made.tests["behind"] = behind
-    made.globals |= {"SHORT": SHORT, "LONGEST": LONGEST, "exp": math.exp}
+    made.tests["behind"] = trails_single_task
+    made.globals |= {"SHORT": MAX_SHOWN_CHARS, "LONGEST": MAX_FOLDED_CHARS, "exp": math.exp}
     return made
 
 
@@ -102,7 +102,7 @@ def _clean(value: Any) -> Any:
 
 def _plots(facts: RunFacts) -> dict[str, str]:
     report = facts.report
-    what = "reward" if report.pursuit else "loss"
+    what = "reward" if report.reward_diagnostics else "loss"
     target = None if report.calibration is None else report.calibration.target_accuracy
     return {
         "loss": plots.loss_plot(

@@ -33,7 +33,7 @@ class Expected(_Part):
     high: float
 
 
-class HeldOut(Expected):
+class FitCheck(Expected):
     """The largest size as the smaller ones foretold it, and as it was measured."""
 
     measured: float
@@ -49,7 +49,7 @@ class Target(_Part):
     out_of_reach: bool
 
 
-class Need(_Part):
+class LearningCurveReport(_Part):
     """What more rows would buy. `faults` says why nothing is foretold; then there are no `expected`."""
 
     data: str
@@ -63,7 +63,7 @@ class Need(_Part):
     test_rows: int
     sizes: list[Size]
     power_law: dict[str, float]
-    held_out: HeldOut
+    held_out: FitCheck
     expected: list[Expected]
     curve: list[Expected]  # what the plot draws
     ceiling: Expected | None
@@ -76,29 +76,30 @@ class Need(_Part):
 
 def schema() -> str:
     """The JSON schema of `need --json`."""
-    return json.dumps(Need.model_json_schema(), indent=1)
+    return json.dumps(LearningCurveReport.model_json_schema(), indent=1)
 
 
-def said(need: Need, score: float) -> str:
+def summary(need: LearningCurveReport, score: float) -> str:
     """A score as people read it."""
     return f"{100 * score:.1f}" if need.share else figure(score)
 
 
-def sentence(need: Need) -> str:
+def sentence(need: LearningCurveReport) -> str:
     """The whole answer in one line."""
     # Of documents windows are learned and drawn: a small size has fewer of them, not fewer documents.
     last, rows = need.sizes[-1], "windows of documents" if need.objective == "domain" else "rows"
     name = metric_name(need.metric) + (" (%)" if need.share else "")
-    line = f"at {count(last.rows)} {rows} {name} {said(need, last.mean)}"
+    line = f"at {count(last.rows)} {rows} {name} {summary(need, last.mean)}"
     if need.faults:
         return f"{line}; more {rows} are not foretold: {'; '.join(need.faults)}"
     line += "".join(
-        f"; with {count(one.rows)} {rows} {said(need, one.score)} ({said(need, one.low)} to {said(need, one.high)})"
+        f"; with {count(one.rows)} {rows} {summary(need, one.score)} "
+        f"({summary(need, one.low)} to {summary(need, one.high)})"
         for one in need.expected
     )
     if need.target is None:
         return line
-    wanted = said(need, need.target.score)
+    wanted = summary(need, need.target.score)
     if need.target.rows == need.sizes[0].rows:
         return f"{line}; {wanted} is reached with the {count(need.target.rows)} {rows} that are the fewest tried"
     if need.target.rows is not None:
@@ -111,13 +112,13 @@ def _beyond(largest: int, rows: str) -> str:
     return f"takes more than {count(FARTHEST * largest)} {rows}, which is as far as this curve may be asked"
 
 
-def page(need: Need) -> str:
+def page(need: LearningCurveReport) -> str:
     """The page; everything that came from files is escaped."""
     template = environment().get_template("need.html.jinja")
-    return template.render(n=need, said=lambda score: said(need, score), plot=need_plot(need_points(need)))
+    return template.render(n=need, said=lambda score: summary(need, score), plot=need_plot(need_points(need)))
 
 
-def need_points(need: Need) -> dict[str, list[tuple[float, ...]]]:
+def need_points(need: LearningCurveReport) -> dict[str, list[tuple[float, ...]]]:
     """What the plot shows: every seed, the means, the fitted line with its band, and the test of the fit."""
     scale = 100.0 if need.share else 1.0
     held = need.held_out

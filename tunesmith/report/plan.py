@@ -35,7 +35,7 @@ class CostPrediction(_Part):
     how: str
 
 
-class Option(_Part):
+class TechniqueEstimate(_Part):
     """One technique of a plan; `refused` says why the model cannot be tuned so, and then nothing else is known."""
 
     technique: str
@@ -55,7 +55,7 @@ class Recommended(_Part):
     reasons: list[str]
 
 
-class Outlook(_Part):
+class PlanReport(_Part):
     """What each technique would take on these rows, this model and this machine, and which to take."""
 
     data: str
@@ -68,14 +68,14 @@ class Outlook(_Part):
     machine: str
     room_bytes: int
     how: str
-    options: list[Option]
+    options: list[TechniqueEstimate]
     recommendation: Recommended | None
     notes: list[str]
 
 
 def schema() -> str:
     """The JSON schema of `plan --json`."""
-    return json.dumps(Outlook.model_json_schema(), indent=1)
+    return json.dumps(PlanReport.model_json_schema(), indent=1)
 
 
 def read_prediction(run: Path) -> CostPrediction | None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.tasks import PER_ROW
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 FILE = "predictions.jsonl"
 # A score of the whole set is looked at row by row through the metric nearest to it.
@@ -86,7 +86,7 @@ def rows_of_task(rows: Sequence[Prediction], task: str = "") -> list[Prediction]
     return [row for row in rows if row.task == wanted]
 
 
-def row_scores(rows: Sequence[Prediction], metric: str) -> tuple[Floats, Floats] | None:
+def row_scores(rows: Sequence[Prediction], metric: str) -> tuple[FloatArray, FloatArray] | None:
     """[N] and [N]: what the base's and the tuned model's answers are worth, higher being better.
 
     None where neither the answers nor the file can tell.

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.evaluation.resampling import ALPHA, FEWEST
+from tunesmith.evaluation.resampling import ALPHA, MIN_GROUPS
 from tunesmith.evaluation.tasks import TaskScore
 from tunesmith.evaluation.winrate import WinRate
 from tunesmith.feedback.summary import Summary
@@ -19,7 +19,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Learned(_Part):
+class RoundRun(_Part):
     """One run of a round: what it learned, where it lies, and its headline on held-out rows."""
 
     objective: str
@@ -37,7 +37,7 @@ class Round(_Part):
     answered_by: str
     votes: Summary
     rows: int  # judgements that prefer something, of this round and those before
-    learned: list[Learned]
+    learned: list[RoundRun]
     over_start: WinRate
 
 
@@ -70,7 +70,7 @@ class RoundAhead(_Part):
     state: Literal["ahead", "begun", "done"]
 
 
-class Ahead(_Part):
+class LoopPlan(_Part):
     """What a loop would do and has done: prompts to train on and held out, its rounds, whether all of it is done."""
 
     train: int
@@ -86,7 +86,7 @@ def verdict_of(rounds: list[Round]) -> str:
     low, high = last.controlled_ci95
     plain = _side(last.ci95) if last.p_value < ALPHA else 0
     # An interval drawn from hardly any pairs that were decided is sure of itself whatever they say.
-    controlled = _side(last.controlled_ci95) if last.n - last.ties >= FEWEST else 0
+    controlled = _side(last.controlled_ci95) if last.n - last.ties >= MIN_GROUPS else 0
     raw = f"{share(last.rate)} of {last.n} held-out prompts, {last.ties} ties, {p_value(last.p_value)}"
     return (
         f"{_word(plain, controlled)}: preferred over the start in {share(last.controlled)} "

@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from pydantic import Field
+
 from tunesmith.data.files import read_page
 from tunesmith.errors import CheckpointError
-from tunesmith.evaluation.results import Calibration, Judgement, Pursuit, ReportPart, Retention, Style
-from tunesmith.evaluation.tasks import Arm, TaskScore
+from tunesmith.evaluation.results import (
+    Calibration,
+    PreferenceDiagnostics,
+    ReportPart,
+    Retention,
+    RewardDiagnostics,
+    Style,
+)
+from tunesmith.evaluation.tasks import ArmScore, TaskScore
 
 
 class Speed(ReportPart):
@@ -34,7 +43,7 @@ class Memory(ReportPart):
     model_bytes: int | None = None  # weights of the network as they lie in memory
 
 
-class DataPart(ReportPart):
+class DataReport(ReportPart):
     """What the rows came to."""
 
     rows: int
@@ -65,7 +74,7 @@ class Training(ReportPart):
     probe_last: float | None = None
 
 
-class PartOfMany(ReportPart):
+class TaskReport(ReportPart):
     """One task of several: base against tuned by its headline, and beside its own model."""
 
     name: str
@@ -74,13 +83,15 @@ class PartOfMany(ReportPart):
     share: float  # of the rows of a step
     rows: int  # seen in training, repeats counted
     task: TaskScore
-    baselines: list[Arm] = []
-    alone: TaskScore | None = None  # base: a model tuned on this task only, on as many of its rows
+    baselines: list[ArmScore] = []
+    single_task: TaskScore | None = Field(
+        None, alias="alone"
+    )  # base: a model tuned on this task only, on as many of its rows
     validation: list[tuple[int, float]] = []  # step, loss
     verdict: str
 
 
-class Conflict(ReportPart):
+class GradientConflict(ReportPart):
     """The cosine of two tasks' gradients on the numbers they share: below 0, what helps one harms the other."""
 
     tasks: tuple[str, str]
@@ -89,12 +100,12 @@ class Conflict(ReportPart):
     n: int  # validations at which it was taken
 
 
-class Together(ReportPart):
+class MultitaskReport(ReportPart):
     """Several tasks in one model; the first is the headline."""
 
     sampling: str
-    parts: list[PartOfMany]
-    conflicts: list[Conflict] = []
+    tasks: list[TaskReport] = Field(alias="parts")
+    conflicts: list[GradientConflict] = []
 
 
 class Export(ReportPart):
@@ -127,19 +138,19 @@ class Report(ReportPart):
     technique: str
     task: TaskScore
     tasks: list[TaskScore]
-    baselines: list[Arm]
-    controls: list[Arm] = []
+    baselines: list[ArmScore]
+    controls: list[ArmScore] = []
     retention: Retention | None = None
     calibration: Calibration | None = None
     style: Style | None = None
-    judgement: Judgement | None = None
-    pursuit: Pursuit | None = None
-    alarms: tuple[str, ...] = ()
-    together: Together | None = None
+    preference_diagnostics: PreferenceDiagnostics | None = Field(None, alias="judgement")
+    reward_diagnostics: RewardDiagnostics | None = Field(None, alias="pursuit")
+    warnings: tuple[str, ...] = Field((), alias="alarms")
+    multitask: MultitaskReport | None = Field(None, alias="together")
     training: Training
     speed: Speed
     memory: Memory
-    data: DataPart
+    data: DataReport
     environment: dict[str, str]
     exports: list[Export] = []
     broken_gates: list[str] = []

@@ -16,8 +16,8 @@ TEXT, MASK = "your text", "[MASK]"
 
 def ask_line(report: Report, folder: Path, *, place: str = ".", text: str = TEXT) -> str:
     """The command that asks the model in `place`, of several tasks the first that answers; a reward scores pairs."""
-    many = report.together
-    tasks = [(part.name, part.objective) for part in many.parts] if many else [("", report.objective)]
+    many = report.multitask
+    tasks = [(part.name, part.objective) for part in many.tasks] if many else [("", report.objective)]
     name, objective = next((one for one in tasks if one[1] != "reward"), tasks[0])
     task = f" --task {name}" if name else ""
     if objective == "reward":

@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import exp
 
 from tunesmith.evaluation.resampling import ALPHA
-from tunesmith.evaluation.results import BASE, Judgement, Retention, Style
-from tunesmith.evaluation.tasks import Arm, TaskScore
+from tunesmith.evaluation.results import BASE, PreferenceDiagnostics, Retention, Style
+from tunesmith.evaluation.tasks import ArmScore, TaskScore
 from tunesmith.report.figures import count, figure, metric_name, share
 from tunesmith.report.schema import Report
-from tunesmith.report.standing import holds_up
+from tunesmith.report.standing import is_not_beaten
 
 COUNTED = ("accuracy", "exact_match")  # metrics whose mean is a share of rows
 
@@ -18,8 +18,8 @@ def in_short(report: Report) -> list[str]:
     """What was gained, what else does as well, what it cost in general ability, and how it sounds."""
     told = [_gain(report.task), _rivals(report), _cost(report.retention)]
     told += [] if report.style is None else _sound(report.style)
-    told += [] if report.judgement is None else _judged(report.judgement)
-    return [*told, *(f"Alarm: {alarm}" + "." * (not alarm.endswith("?")) for alarm in report.alarms)]
+    told += [] if report.preference_diagnostics is None else _judged(report.preference_diagnostics)
+    return [*told, *(f"Alarm: {alarm}" + "." * (not alarm.endswith("?")) for alarm in report.warnings)]
 
 
 def _gain(task: TaskScore) -> str:
@@ -41,13 +41,13 @@ def _rivals(report: Report) -> str:
     others = [arm for arm in [*report.baselines, *report.controls] if _rival(arm, report.task)]
     if not others:
         return "Nothing cheaper was tried beside it."
-    level = [arm.name for arm in others if holds_up(arm, report.task)]
+    level = [arm.name for arm in others if is_not_beaten(arm, report.task)]
     if level:
         return f"Not surely better than: {', '.join(level)}."
     return f"Better than everything tried beside it: {', '.join(arm.name for arm in others)}."
 
 
-def _rival(arm: Arm, task: TaskScore) -> bool:
+def _rival(arm: ArmScore, task: TaskScore) -> bool:
     return arm.name != BASE and arm.metric == task.metric
 
 
@@ -74,7 +74,7 @@ def _sound(found: Style) -> list[str]:
     ]
 
 
-def _judged(found: Judgement) -> list[str]:
+def _judged(found: PreferenceDiagnostics) -> list[str]:
     """What became of the answers that people liked, and how much of the judgement is length."""
     told = []
     if found.chosen_logprob is not None:

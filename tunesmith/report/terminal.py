@@ -24,8 +24,8 @@ from tunesmith.report.figures import (
     signed,
     size,
 )
-from tunesmith.report.schema import Report, Together
-from tunesmith.report.standing import behind, holds_up, mood, told
+from tunesmith.report.schema import MultitaskReport, Report
+from tunesmith.report.standing import arm_label, is_not_beaten, status, trails_single_task
 
 COLOURS = {"good": "green", "bad": "red", "unsure": "yellow", "plain": ""}
 # In the order in which people want to look at them.
@@ -41,7 +41,7 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
     """What a run came to: headline, scores, general ability, cost and files, in the order to print them."""
     gap = Text("")
     parts: list[RenderableType] = [_headline(report), gap, _tasks(report.tasks), gap]
-    if report.together is not None and (alone := _alone(report.together)) is not None:
+    if report.multitask is not None and (alone := _alone(report.multitask)) is not None:
         parts += [alone, gap]
     if report.baselines or report.controls:
         parts += [_others(report), gap]
@@ -51,13 +51,13 @@ def render(report: Report, folder: Path) -> list[RenderableType]:
 def costs(report: Report) -> list[Text]:
     """What tuning did to general ability, what stated probabilities are worth, and what went wrong, a line each."""
     stated = [] if report.calibration is None else [_calibration(report.calibration)]
-    alarms = [Text(f"alarm: {clean(alarm)}", style="yellow") for alarm in report.alarms]
+    alarms = [Text(f"alarm: {clean(alarm)}", style="yellow") for alarm in report.warnings]
     return [_retention(report.retention), *stated, *alarms]
 
 
 def _headline(report: Report) -> Text:
     task = report.task
-    colour = COLOURS[mood(report)]
+    colour = COLOURS[status(report)]
     line = Text(f"{metric_name(task.metric)} {figure(task.base)} → ")
     line.append(figure(task.tuned), style=f"bold {colour}".strip())
     line.append(f"  ({signed(task.delta)})", style=colour)
@@ -74,13 +74,13 @@ def _tasks(tasks: Sequence[TaskScore]) -> Table:
     return table
 
 
-def _alone(together: Together) -> Table | None:
+def _alone(together: MultitaskReport) -> Table | None:
     """Each task beside its own model; None where none was made."""
-    made = [(part, part.alone) for part in together.parts if part.alone is not None]
+    made = [(part, part.single_task) for part in together.tasks if part.single_task is not None]
     table = _table("task", "metric", "alone>", "together>", "difference>", "95 % interval>", "")
     for part, one in made:
         values = (figure(one.base), figure(one.tuned), signed(one.delta), bounds(one.ci95, sign=True))
-        _add(table, part.name, metric_name(one.metric), *values, "behind" if behind(part) else "")
+        _add(table, part.name, metric_name(one.metric), *values, "behind" if trails_single_task(part) else "")
     return table if made else None
 
 
@@ -89,11 +89,11 @@ def _others(report: Report) -> Table:
     table = _table("against", "kind", "score>", "difference>", "p-value>", "adjusted>", "")
     kinds = [*((one, "baseline") for one in report.baselines), *((one, "control") for one in report.controls)]
     for one, kind in kinds:
-        mark = "not beaten" if holds_up(one, report.task) else ""
+        mark = "not beaten" if is_not_beaten(one, report.task) else ""
         gain, raw = (None, None) if one.gain is None else (one.gain.delta, one.gain.p_value)
         _add(
             table,
-            told(one.name, one.detail),
+            arm_label(one.name, one.detail),
             kind,
             figure(one.score),
             signed(gain),

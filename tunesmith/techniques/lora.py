@@ -86,9 +86,9 @@ class Lora(Adapter):
         # Not with a reference model, which the policy has to equal at step 0, and not with DoRA, whose magnitudes are
         # those of the 4-bit weights.
         if self.quantize and start and not keep_reference and not self.dora:
-            from tunesmith.model.lost import give_back
+            from tunesmith.model.lost import init_lora_from_quantization_error
 
-            give_back(base, start)
+            init_lora_from_quantization_error(base, start)
         return self._policy(base, wrapped, family)
 
     def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:

@@ -13,14 +13,14 @@ import torch
 
 from tunesmith.errors import Refused, RewardError
 from tunesmith.events import Resumed, StepFinished, Validated
-from tunesmith.model.batch import Batch, halved
+from tunesmith.model.batch import Batch, halve
 from tunesmith.model.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
-from tunesmith.model.rollout import Figures, added
+from tunesmith.model.rollout import StepMetrics, mean_metrics
 from tunesmith.objectives.base import Learner, WholeStepLearner
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
-from tunesmith.training.state import TrainingState, best_numbers, keep, load_numbers, resume, save
+from tunesmith.training.state import TrainingState, best_trainable_state, load_trainable_state, resume, save, save_best
 
 
 class StepBatches(Protocol):
@@ -100,13 +100,13 @@ class Trainer:
         plan = self.plan
         self.state = state = resume(self.policy, self.optimizer, self.folder) or TrainingState()
         self.callbacks.on_event(Resumed(state.step))
-        while state.owed or (state.step < plan.steps and not state.stopped_early):
+        while state.validation_pending or (state.step < plan.steps and not state.stopped_early):
             try:
-                if not state.owed:
+                if not state.validation_pending:
                     self._step()
                 last = state.step == plan.steps
-                state.owed = plan.eval_steps > 0 and (state.step % plan.eval_steps == 0 or last)
-                if state.owed:
+                state.validation_pending = plan.eval_steps > 0 and (state.step % plan.eval_steps == 0 or last)
+                if state.validation_pending:
                     self._validate()
             except RewardError:
                 # Completions are scored before any parameter of a step changes, or after all have: what is in
@@ -120,7 +120,7 @@ class Trainer:
             if stopping:
                 raise Interrupted(f"stopped after step {state.step} of {plan.steps}")
         if plan.eval_steps and state.best_step:
-            load_numbers(self.policy, best_numbers(state, self.folder))
+            load_trainable_state(self.policy, best_trainable_state(state, self.folder))
         self.policy.train(False)
         return state
 
@@ -140,7 +140,7 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise Refused(
                 f"step {state.step + 1}: the loss is {loss}, the gradient norm {norm}; lower schedule.learning_rate "
-                f"(now {plan.peak:g}) or inspect the rows with `tunesmith tune --dry-run`"
+                f"(now {plan.learning_rate:g}) or inspect the rows with `tunesmith tune --dry-run`"
             )
         tokens = state.count(batches, prepared, seconds=self.clock() - start)
         self.callbacks.on_event(
@@ -169,10 +169,10 @@ class Trainer:
             torch.manual_seed(self.plan.seed * 1_000_003 + self.state.step)
             batches = self.batches.window(self.state.step)
             try:
-                prepared = ready(self.policy, self.learner, batches)
+                prepared = prepare_batches(self.policy, self.learner, batches)
                 sampled = any(batch.rollout is not None for batch in prepared)
                 if not sampled:
-                    return batches, prepared, *accumulate(self.policy, self.learner, prepared)
+                    return batches, prepared, *accumulate_gradients(self.policy, self.learner, prepared)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
@@ -188,11 +188,11 @@ class Trainer:
         """
         while True:
             try:
-                return prepared, *accumulate(self.policy, self.learner, prepared)
+                return prepared, *accumulate_gradients(self.policy, self.learner, prepared)
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise
-            smaller = [half for batch in prepared for half in halved(batch)]
+            smaller = [half for batch in prepared for half in halve(batch)]
             self._release_memory(was_cut=len(smaller) > len(prepared))
             prepared = smaller
 
@@ -211,16 +211,16 @@ class Trainer:
         state = self.state
         self.policy.train(False)
         result = self.validate()
-        state.owed = False
+        state.validation_pending = False
         self.callbacks.on_event(Validated(state.step, result.loss, result.metrics))
         if result.loss < state.best:
             state.best = result.loss
             state.best_step = state.step
-            state.worse = 0
-            keep(self.policy, state, self.folder)
+            state.bad_validations = 0
+            save_best(self.policy, state, self.folder)
         else:
-            state.worse += 1
-            state.stopped_early = state.worse >= self.plan.patience
+            state.bad_validations += 1
+            state.stopped_early = state.bad_validations >= self.plan.patience
 
 
 def step(
@@ -231,11 +231,11 @@ def step(
     Returns:
         The loss per unit and the gradient norm before clipping.
     """
-    loss, _ = accumulate(policy, learner, ready(policy, learner, batches))
+    loss, _ = accumulate_gradients(policy, learner, prepare_batches(policy, learner, batches))
     return loss, move(policy, optimizer, clip=clip)
 
 
-def ready(policy: Policy, learner: Learner, batches: Sequence[Batch]) -> list[Batch]:
+def prepare_batches(policy: Policy, learner: Learner, batches: Sequence[Batch]) -> list[Batch]:
     """Prepare the micro-batches of a step: everything that needs no gradient, before any parameter changes.
 
     Args:
@@ -251,7 +251,7 @@ def ready(policy: Policy, learner: Learner, batches: Sequence[Batch]) -> list[Ba
     return learner.together(prepared, policy) if isinstance(learner, WholeStepLearner) else prepared
 
 
-def accumulate(policy: Policy, learner: Learner, prepared: Sequence[Batch]) -> tuple[float, dict[str, float]]:
+def accumulate_gradients(policy: Policy, learner: Learner, prepared: Sequence[Batch]) -> tuple[float, dict[str, float]]:
     """Run forward and backward on every micro-batch of one optimizer step and accumulate gradients.
 
     Losses are sums. Dividing by the units of all micro-batches makes the step independent of how it is cut
@@ -260,14 +260,14 @@ def accumulate(policy: Policy, learner: Learner, prepared: Sequence[Batch]) -> t
     Args:
         policy: the policy; gradients are added to its parameters.
         learner: computes the summed loss of a batch.
-        prepared: micro-batches as `ready` returns them.
+        prepared: micro-batches as `prepare_batches` returns them.
 
     Returns:
         Loss per unit (a token or a row, see `Learner.units`), and metrics averaged over the step.
     """
     units = max(1, sum(learner.units(batch) for batch in prepared))
     total = 0.0
-    metrics = list[Figures]()
+    metrics = list[StepMetrics]()
     for batch in prepared:
         # A loss that compares with log-probabilities taken without dropout must be computed without it, too.
         dropout = batch.reference is None and batch.rollout is None
@@ -276,8 +276,8 @@ def accumulate(policy: Policy, learner: Learner, prepared: Sequence[Batch]) -> t
         loss = learner.loss(batch, policy)
         (loss.total / units).backward()
         total += float(loss.total.detach())
-        metrics.append(loss.figures)
-    return total / units, added(metrics)
+        metrics.append(loss.metrics)
+    return total / units, mean_metrics(metrics)
 
 
 def move(policy: Policy, optimizer: torch.optim.Optimizer, *, clip: float) -> float:

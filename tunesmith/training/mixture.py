@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tunesmith.model.batch import cut
+from tunesmith.model.batch import split_by_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Mixture:
         found = []
         for turn, rows in turns.items():
             longest_first = sorted(rows, key=lambda row: (-lengths[row], row))
-            found += [Draw(task, turn, batch) for batch in cut(longest_first, lengths, self.tokens)]
+            found += [Draw(task, turn, batch) for batch in split_by_tokens(longest_first, lengths, self.tokens)]
         return found
 
 

@@ -17,7 +17,7 @@ class TrainingPlan:
     """Everything a loop must know beside the model and the rows, as numbers."""
 
     steps: int
-    peak: float  # learning rate
+    learning_rate: float  # learning rate
     warmup: float = 0.06
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -31,9 +31,9 @@ class TrainingPlan:
         """Learning rate of a step: a linear rise, then a cosine down to a tenth of the peak."""
         rise = max(1, round(self.warmup * self.steps))
         if step < rise:
-            return self.peak * (step + 1) / rise
+            return self.learning_rate * (step + 1) / rise
         done = (step - rise) / max(1, self.steps - rise)
-        return self.peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
+        return self.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 # Times that a run is validated where nobody says how often.
@@ -62,11 +62,11 @@ def make_optimizer(policy: Policy, plan: TrainingPlan) -> torch.optim.AdamW:
             {
                 "params": values,
                 "weight_decay": plan.weight_decay if matrix else 0.0,
-                "times": max(1.0 if policy.weights else 0.0, HEAD_RATE / plan.peak) if head else 1.0,
+                "times": max(1.0 if policy.weights else 0.0, HEAD_RATE / plan.learning_rate) if head else 1.0,
             }
             for (head, matrix), values in groups.items()
         ],
-        lr=plan.peak,
+        lr=plan.learning_rate,
         betas=(0.9, 0.99),
         fused=True,
     )

@@ -11,7 +11,7 @@ from tunesmith.model.policy import Policy
 from tunesmith.objectives.base import Learner
 from tunesmith.training.fit import step
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
-from tunesmith.training.state import load_numbers, numbers
+from tunesmith.training.state import load_trainable_state, trainable_state
 
 ROWS = 8
 STEPS = 24
@@ -33,22 +33,22 @@ def can_learn(policy: Policy, objective: Learner, batches: Sequence[Batch], *, p
 
     Raises Refused if it learns nothing.
     """
-    start = {name: value.clone() for name, value in numbers(policy).items()}
+    start = {name: value.clone() for name, value in trainable_state(policy).items()}
     optimizer = make_optimizer(policy, plan)
-    set_rate(optimizer, plan.peak)
+    set_rate(optimizer, plan.learning_rate)
     losses: list[float] = []
     try:
         while len(losses) < STEPS and not _learned(losses):
             losses.append(step(policy, objective, batches, optimizer=optimizer, clip=plan.clip)[0])
     finally:
         optimizer.zero_grad(set_to_none=True)
-        load_numbers(policy, start)
+        load_trainable_state(policy, start)
         policy.train(False)
     if not _learned(losses):
         rows = sum(batch.examples for batch in batches)
         raise Refused(
             f"overfit probe: {STEPS} steps on the same {rows} rows took the loss from {losses[0]:.3f} "
-            f"to only {min(losses):.3f}; raise schedule.learning_rate (now {plan.peak:g}) "
+            f"to only {min(losses):.3f}; raise schedule.learning_rate (now {plan.learning_rate:g}) "
             "or look at what is learned with --dry-run; schedule.probe=false leaves this probe out"
         )
     return Probe(losses[0], losses[-1], len(losses))

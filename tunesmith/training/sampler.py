@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tunesmith.model.batch import cut
+from tunesmith.model.batch import split_by_tokens
 
 # Windows whose rows are sorted by length together: enough to make rows of a window alike in length. Where there are no
 # more windows than that, all epochs have the same in another order; the short window of a pool has its longest rows.
@@ -34,7 +34,7 @@ class Sampler:
         """Micro-batches of row numbers for one optimizer step, the longest rows first."""
         epoch, place = divmod(step, self.steps_per_epoch)
         rows = sorted(_epoch(self, epoch)[place], key=lambda row: (-self.lengths[row], row))
-        return cut(rows, self.lengths, self.tokens)
+        return split_by_tokens(rows, self.lengths, self.tokens)
 
 
 @lru_cache(maxsize=2)

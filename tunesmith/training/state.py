@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,15 @@ from tunesmith.model.device import peak_bytes
 from tunesmith.model.policy import Policy
 from tunesmith.training.optim import optimizer_tensors, restore_optimizer
 
-NUMBERS = "numbers.safetensors"
+TRAINABLE_STATE_FILE = "numbers.safetensors"
+
+# Fields of `TrainingState` that have another key in state.json, so that older checkpoints can be resumed.
+STATE_KEYS = {
+    "bad_validations": "worse",
+    "forward_tokens": "computed",
+    "peak_bytes": "peak",
+    "validation_pending": "owed",
+}
 
 
 @dataclass(slots=True)
@@ -28,15 +37,15 @@ class TrainingState:
     step: int = 0
     best: float = math.inf
     best_step: int = 0
-    worse: int = 0  # validations since the best
+    bad_validations: int = 0  # validations since the best
     seconds: float = 0.0  # training steps only
     tokens: int = 0
-    computed: int = 0  # tokens that passed through the network, a shared prefix counted once
+    forward_tokens: int = 0  # tokens that passed through the network, a shared prefix counted once
     rows: int = 0
     stopped_early: bool = False
-    peak: int = 0  # bytes: the largest resident size of a process that trained
+    peak_bytes: int = 0  # bytes: the largest resident size of a process that trained
     saved_best: int = 0  # the best step of the checkpoint on disk, whose numbers a run that goes on may end with
-    owed: bool = False  # the validation of this step, which a reward broke off
+    validation_pending: bool = False  # the validation of this step, which a reward broke off
 
     def count(self, batches: Sequence[Batch], prepared: Sequence[Batch], *, seconds: float) -> int:
         """One step more, and the tokens of it; drawn answers are rows' tokens too, and are no rows of the user's."""
@@ -44,35 +53,44 @@ class TrainingState:
         self.step += 1
         self.seconds += seconds
         self.tokens += tokens
-        self.computed += sum(batch.computed for batch in prepared)
+        self.forward_tokens += sum(batch.forward_tokens for batch in prepared)
         self.rows += sum(batch.examples for batch in batches)
-        self.peak = max(self.peak, peak_bytes())
+        self.peak_bytes = max(self.peak_bytes, peak_bytes())
         return tokens
 
 
-def numbers(policy: Policy) -> dict[str, Tensor]:
+def _to_json(state: TrainingState) -> dict[str, Any]:
+    return {STATE_KEYS.get(name, name): value for name, value in asdict(state).items()}
+
+
+def _from_json(values: Mapping[str, Any]) -> TrainingState:
+    fields = {key: name for name, key in STATE_KEYS.items()}
+    return TrainingState(**{fields.get(key, key): value for key, value in values.items()})
+
+
+def trainable_state(policy: Policy) -> dict[str, Tensor]:
     """The trainable numbers by name."""
     return {name: value.detach() for name, value in policy.trainable()}
 
 
 @torch.no_grad()
-def load_numbers(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
+def load_trainable_state(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
     """Put saved numbers back."""
     for name, value in policy.trainable():
         value.copy_(tensors[name])
 
 
-def keep(policy: Policy, state: TrainingState, folder: Path) -> None:
+def save_best(policy: Policy, state: TrainingState, folder: Path) -> None:
     """Write the numbers of the best step under its name: a run that goes on from an older one finds its own."""
-    write_folder(_best(state, folder), lambda half: save_tensors(numbers(policy), half / NUMBERS))
+    write_folder(_best(state, folder), lambda half: save_tensors(trainable_state(policy), half / TRAINABLE_STATE_FILE))
     _drop_all_but({state.best_step, state.saved_best}, folder)
 
 
-def best_numbers(state: TrainingState, folder: Path) -> dict[str, Tensor]:
+def best_trainable_state(state: TrainingState, folder: Path) -> dict[str, Tensor]:
     """The numbers of the best step. Raises CheckpointError."""
     best = find_folder(_best(state, folder)) or _best(state, folder)
     verify_folder(best)
-    return load_tensors(best / NUMBERS)
+    return load_tensors(best / TRAINABLE_STATE_FILE)
 
 
 def _best(state: TrainingState, folder: Path) -> Path:
@@ -91,9 +109,9 @@ def save(policy: Policy, optimizer: torch.optim.Optimizer, state: TrainingState,
     """Write the checkpoint of this step, whole or not at all."""
 
     def fill(half: Path) -> None:
-        save_tensors(numbers(policy), half / NUMBERS)
+        save_tensors(trainable_state(policy), half / TRAINABLE_STATE_FILE)
         save_tensors(optimizer_tensors(optimizer, policy), half / "optimizer.safetensors")
-        (half / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+        (half / "state.json").write_text(json.dumps(_to_json(state)), encoding="utf-8")
 
     state.saved_best = state.best_step
     write_folder(folder / "last", fill)
@@ -105,6 +123,6 @@ def resume(policy: Policy, optimizer: torch.optim.Optimizer, folder: Path) -> Tr
     if (last := find_folder(folder / "last")) is None:
         return None
     verify_folder(last)
-    load_numbers(policy, load_tensors(last / NUMBERS))
+    load_trainable_state(policy, load_tensors(last / TRAINABLE_STATE_FILE))
     restore_optimizer(optimizer, policy, load_tensors(last / "optimizer.safetensors"))
-    return TrainingState(**json.loads((last / "state.json").read_text(encoding="utf-8")))
+    return _from_json(json.loads((last / "state.json").read_text(encoding="utf-8")))

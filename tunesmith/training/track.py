@@ -74,7 +74,7 @@ def open_trackers(names: Sequence[str], *, run: Path, config: Mapping[str, Any])
     return opened
 
 
-def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
+def scalar_metrics(record: Mapping[str, Any]) -> dict[str, float]:
     """What of a record can be drawn over steps."""
     return {
         name: float(value)
@@ -101,7 +101,7 @@ class TensorBoard:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """One scalar per number."""
-        for name, value in numbers_of(record).items():
+        for name, value in scalar_metrics(record).items():
             self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
@@ -129,7 +129,7 @@ class Wandb:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """All numbers of the step; a second record of the same step is added to it."""
-        self._run.log(numbers_of(record), step=record["step"])
+        self._run.log(scalar_metrics(record), step=record["step"])
 
     def close(self) -> None:
         """Finish the run."""
@@ -171,7 +171,7 @@ class MLflow:
         if self._lost:
             return
         try:
-            for name, value in numbers_of(record).items():
+            for name, value in scalar_metrics(record).items():
                 self._client.log_metric(self._id, name, value, step=record["step"])
         except self._failure as error:
             self._lost = True
@@ -201,7 +201,7 @@ class Trackio:
 
     def log(self, record: Mapping[str, Any]) -> None:
         """All numbers of the step."""
-        self._run.log(numbers_of(record), step=record["step"])
+        self._run.log(scalar_metrics(record), step=record["step"])
 
     def close(self) -> None:
         """Wait until all is in the database."""

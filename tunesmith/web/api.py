@@ -18,15 +18,15 @@ from pydantic import ValidationError
 from tunesmith.errors import TunesmithError, key_of
 from tunesmith.feedback.store import Unwritten
 from tunesmith.inference.answering import AnsweringEngine, Busy, Model
-from tunesmith.inference.ask import Ask, AskError, UnknownModel
-from tunesmith.inference.row import Piece, ScoredToken
+from tunesmith.inference.ask import AskError, GenerationRequest, UnknownModel
+from tunesmith.inference.row import CompletionChunk, ScoredToken
 from tunesmith.inference.split import Splits
 from tunesmith.objectives import Classify, Multitask
-from tunesmith.web.guard import Manner, Refusal
+from tunesmith.web.guard import Refusal, RequestPolicy
 from tunesmith.web.metrics import Metrics
-from tunesmith.web.pieces import InternalError, Late, Pieces
-from tunesmith.web.told import Call, Telling, split_calls, wrong
-from tunesmith.web.wanted import ChatWanted, NameWanted, TextsWanted, TextWanted, ThumbWanted
+from tunesmith.web.pieces import CompletionStream, InternalError, Late
+from tunesmith.web.told import Call, ChatCompletionBuilder, split_calls, wrong
+from tunesmith.web.wanted import ChatCompletionRequest, CompletionRequest, NameWanted, RatingRequest, TextsRequest
 from tunesmith.workflows.thumbs import Thumbs
 
 MOST_BYTES = 512 * 1024  # of a request body
@@ -55,7 +55,7 @@ def refuses(refused: Refusal) -> Any:
     return wrong(refused.text, code="no_token" if refused.status == 401 else None)
 
 
-MANNER = Manner(own_header=False, most_bytes=MOST_BYTES, refuses=refuses)
+POLICY = RequestPolicy(own_header=False, most_bytes=MOST_BYTES, refuses=refuses)
 
 
 class Api:
@@ -114,24 +114,24 @@ class Api:
         return answered
 
     async def _chat(self, request: Any) -> Any:
-        return await self._generate(request, ChatWanted.model_validate_json(await request.body()))
+        return await self._generate(request, ChatCompletionRequest.model_validate_json(await request.body()))
 
     async def _text(self, request: Any) -> Any:
-        return await self._generate(request, TextWanted.model_validate_json(await request.body()))
+        return await self._generate(request, CompletionRequest.model_validate_json(await request.body()))
 
     def _run(self, name: str, who: str = "") -> Model:
-        return self._engine.shelf.get(self._splits.choose(name, who=who))
+        return self._engine.registry.get(self._splits.choose(name, who=who))
 
-    async def _generate(self, request: Any, body: ChatWanted | TextWanted) -> Any:
+    async def _generate(self, request: Any, body: ChatCompletionRequest | CompletionRequest) -> Any:
         """Answer with one body or with a stream of server-sent events."""
         from fastapi.responses import StreamingResponse
 
         run = self._run(body.model, body.user)
         longest = min(run.sampling.max_new_tokens, self._engine.limits.new_tokens)
         ask = body.ask(run.name, replace(run.sampling, max_new_tokens=longest))
-        pieces = Pieces(request, lambda last: self._metrics.drew(run.name, last))
-        pieces.ticket = self._engine.ask(ask, pieces.told)
-        telling = Telling(run.name, run.template, chat=ask.text is None)
+        pieces = CompletionStream(request, lambda last: self._metrics.drew(run.name, last))
+        pieces.ticket = self._engine.ask(ask, pieces.on_chunk)
+        telling = ChatCompletionBuilder(run.name, run.template, chat=ask.text is None)
         if ask.in_pieces:
             # Awaited before the response starts, so that an invalid request still gets its own status.
             first = await anext(aiter(pieces), None)
@@ -139,7 +139,7 @@ class Api:
             return StreamingResponse(chunks, media_type="text/event-stream")
         text = ""
         scored: list[ScoredToken] = []
-        last = Piece(end="stop")
+        last = CompletionChunk(end="stop")
         async for piece in pieces:
             text += piece.text
             scored += piece.scored
@@ -148,7 +148,7 @@ class Api:
         return _json(telling.whole(text, scored, last, calls))
 
     async def _embeddings(self, request: Any) -> Any:
-        body = TextsWanted.model_validate_json(await request.body())
+        body = TextsRequest.model_validate_json(await request.body())
         run = self._run(body.model, body.user)
         states = await self._read(run, "states", body.texts)
         vectors = [list(vector) for vector, _ in states]
@@ -164,7 +164,7 @@ class Api:
         return _json({"object": "list", "model": run.name, "data": data, "usage": counts})
 
     async def _classify(self, request: Any) -> Any:
-        body = TextsWanted.model_validate_json(await request.body())
+        body = TextsRequest.model_validate_json(await request.body())
         run = self._run(body.model, body.user)
         if not isinstance(run.objective, Classify):
             tasks = [*run.objective.tasks] if isinstance(run.objective, Multitask) else []
@@ -183,7 +183,7 @@ class Api:
             raise Late(f"server: time limit of {limit} exceeded; send fewer texts per request") from error
 
     async def _thumb(self, request: Any) -> Any:
-        body = ThumbWanted.model_validate_json(await request.body())
+        body = RatingRequest.model_validate_json(await request.body())
         if body.model in self._splits.shares:
             raise AskError(f"model: {body.model} is a traffic split; send the `model` of the response")
         run = self._run(body.model)
@@ -193,17 +193,17 @@ class Api:
         return _json({"kept": True})
 
     async def _models(self, request: Any) -> Any:
-        data = [_card(run) for run in self._engine.shelf.runs()]
+        data = [_card(run) for run in self._engine.registry.runs()]
         data += [{**_named(name), "split": dict(shares)} for name, shares in self._splits.shares.items()]
         return _json({"object": "list", "data": data})
 
     async def _model(self, request: Any) -> Any:
         name = request.path_params["name"]
-        return _json(_named(name) if name in self._splits.shares else _card(self._engine.shelf.get(name)))
+        return _json(_named(name) if name in self._splits.shares else _card(self._engine.registry.get(name)))
 
     async def _health(self, request: Any) -> Any:
         engine = self._engine
-        loaded = [run.name for run in engine.shelf.runs()]
+        loaded = [run.name for run in engine.registry.runs()]
         return _json({"status": "ok", "models": loaded, "answering": engine.at_work, "waiting": engine.queued})
 
     async def _count(self, request: Any) -> Any:
@@ -214,20 +214,25 @@ class Api:
 
     async def _load(self, request: Any) -> Any:
         body = NameWanted.model_validate_json(await request.body())
-        return _json(_card(await asyncio.to_thread(self._engine.shelf.load, body.model)))
+        return _json(_card(await asyncio.to_thread(self._engine.registry.load, body.model)))
 
     async def _unload(self, request: Any) -> Any:
         body = NameWanted.model_validate_json(await request.body())
-        await asyncio.to_thread(self._engine.shelf.unload, body.model)  # blocks while another model is loaded
+        await asyncio.to_thread(self._engine.registry.unload, body.model)  # blocks while another model is loaded
         return _json({"id": body.model, "loaded": False})
 
     async def _roll_back(self, request: Any) -> Any:
         body = NameWanted.model_validate_json(await request.body())
-        return _json(_card(await asyncio.to_thread(self._engine.shelf.roll_back, body.model)))
+        return _json(_card(await asyncio.to_thread(self._engine.registry.roll_back, body.model)))
 
 
 async def _stream(
-    first: Piece | None, pieces: Pieces, telling: Telling, ask: Ask, *, usage_too: bool
+    first: CompletionChunk | None,
+    pieces: CompletionStream,
+    telling: ChatCompletionBuilder,
+    request: GenerationRequest,
+    *,
+    usage_too: bool,
 ) -> AsyncIterator[str]:
     """Yield server-sent events: a chunk per piece, token counts if requested, and [DONE].
 
@@ -239,9 +244,9 @@ async def _stream(
     try:
         while piece is not None:
             calls: Sequence[Call] = ()
-            if ask.messages and ask.messages[0].tools:
+            if request.messages and request.messages[0].tools:
                 buffer += piece.text
-                text, calls = split_calls(buffer, ask.messages) if piece.end else ("", ())
+                text, calls = split_calls(buffer, request.messages) if piece.end else ("", ())
                 piece = replace(piece, text=text)
             yield f"data: {json.dumps(telling.part(piece, first=not started, calls=calls))}\n\n"
             started = True
@@ -252,7 +257,7 @@ async def _stream(
     except TunesmithError as error:  # the status line was sent already, so the error is an event
         yield f"data: {json.dumps(_status_and_body(error)[1])}\n\n"
     finally:
-        pieces.let_go()
+        pieces.release()
 
 
 def _card(run: Model) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol
 from pydantic import BaseModel, Field, StringConstraints, field_validator
 
 from tunesmith.feedback.store import Who
-from tunesmith.feedback.turns import Turns
+from tunesmith.feedback.turns import Assignment
 from tunesmith.feedback.votes import can_be_read
 
 Key = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{1,64}$")]
@@ -16,7 +16,7 @@ Tab = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{8,64}$")]
 LONGEST_NAME = 40  # characters
 
 
-class Visitor(BaseModel):
+class RaterSession(BaseModel):
     """The rater and browser tab that send a request."""
 
     rater: str
@@ -36,7 +36,7 @@ class Visitor(BaseModel):
         return Who(self.rater, self.tab)
 
 
-class AskNext(Visitor):
+class AskNext(RaterSession):
     """Request for the next item, or with `skipped` for a skipped one."""
 
     skipped: bool = False
@@ -59,10 +59,10 @@ class AskVote(AskItem):
         return {} if self.seconds is None else {"seconds": round(self.seconds, 2)}
 
 
-class Desk(Protocol):
+class VotePage(Protocol):
     """Items that raters judge, and their assignment."""
 
-    turns: Turns
+    assignment: Assignment
 
     def item(self, key: str) -> object:
         """Return the item with this key; raise DataError if there is none."""
@@ -77,8 +77,8 @@ class Routes:
         state: makes the response from the request and the key of the item to show, if any.
     """
 
-    def __init__(self, desk: Desk, state: Callable[[Visitor, str | None], BaseModel]) -> None:
-        self._desk, self._turns, self._state = desk, desk.turns, state
+    def __init__(self, desk: VotePage, state: Callable[[RaterSession, str | None], BaseModel]) -> None:
+        self._desk, self._turns, self._state = desk, desk.assignment, state
 
     def add_to(self, app: Any) -> None:
         """Register the routes in a FastAPI app."""
@@ -95,11 +95,11 @@ class Routes:
         self._turns.skip(ask.who, ask.item)
         return self.next(ask)
 
-    def undo(self, ask: Visitor) -> BaseModel:
+    def undo(self, ask: RaterSession) -> BaseModel:
         """Undo the last action of this rater and return its item."""
         return self._state(ask, self._turns.undo(ask.who) or self._turns.next(ask.who))
 
-    def release(self, ask: Visitor) -> dict[str, bool]:
+    def release(self, ask: RaterSession) -> dict[str, bool]:
         """Release the item of a closed tab."""
         self._turns.release(ask.who)
         return {"released": True}

@@ -7,10 +7,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from tunesmith.errors import DataError
-from tunesmith.web.desk import AskVote, Routes, Visitor
+from tunesmith.web.desk import AskVote, RaterSession, Routes
 from tunesmith.web.markdown import Node, render
 from tunesmith.web.parts import make_app
-from tunesmith.workflows.panel import JudgingProgress, PageChoice, Panel
+from tunesmith.workflows.panel import JudgingProgress, PageChoice, PairSession
 
 
 class AskJudgement(AskVote):
@@ -44,18 +44,18 @@ class FeedbackState(BaseModel):
     undo: bool  # whether there is an action to undo
 
 
-def feedback_app(work: Panel) -> Any:
+def feedback_app(work: PairSession) -> Any:
     """Create the app: page, static files and API."""
     app = make_app("feedback", refuses=DataError)
 
-    def state(ask: Visitor, key: str | None) -> FeedbackState:
+    def state(ask: RaterSession, key: str | None) -> FeedbackState:
         shown = None
         if key is not None:
             item = work.item(key)
             answers = [item.answers[index] for index in work.shown(key, ask.rater)]
             turns = [ShownTurn(role=message.role, text=message.content) for message in item.messages]
             shown = ShownAnswers(key=key, turns=turns, answers=[render(text) for text in answers], plain=answers)
-        return FeedbackState(item=shown, progress=work.progress(ask.rater), undo=work.turns.can_undo(ask.rater))
+        return FeedbackState(item=shown, progress=work.progress(ask.rater), undo=work.assignment.can_undo(ask.rater))
 
     routes = Routes(work, state)
     routes.add_to(app)

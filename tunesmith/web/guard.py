@@ -52,7 +52,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class RequestPolicy:
     """Limits of requests and format of rejections of one app."""
 
     own_header: bool = True  # POST requires OWN_HEADER
@@ -63,7 +63,7 @@ class Manner:
     }  # JSON body of a rejection
 
 
-PAGE = Manner()
+PAGE = RequestPolicy()
 
 
 class Guard:
@@ -75,7 +75,7 @@ class Guard:
         manner: limits and format of rejections.
     """
 
-    def __init__(self, app: App, *, token: str = "", manner: Manner = PAGE) -> None:
+    def __init__(self, app: App, *, token: str = "", manner: RequestPolicy = PAGE) -> None:
         self._app, self._token, self._manner = app, token, manner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from tunesmith.errors import DataError
-from tunesmith.web.desk import AskVote, Routes, Visitor
+from tunesmith.web.desk import AskVote, RaterSession, Routes
 from tunesmith.web.parts import make_app
-from tunesmith.workflows.label import Labelling, LabelProgress
+from tunesmith.workflows.label import LabelProgress, LabelSession
 
 
 class AskLabel(AskVote):
@@ -36,18 +36,18 @@ class LabelState(BaseModel):
     undo: bool  # whether there is an action to undo
 
 
-def label_app(work: Labelling) -> Any:
+def label_app(work: LabelSession) -> Any:
     """Create the app: page, static files and API."""
     from fastapi.responses import Response
 
     app = make_app("label", refuses=DataError)
 
-    def state(ask: Visitor, key: str | None) -> LabelState:
+    def state(ask: RaterSession, key: str | None) -> LabelState:
         shown = None
         if key is not None:
             item = work.item(key)
             shown = ShownRow(key=item.key, text=item.text, where=item.where, beside=list(item.beside))
-        undo = work.turns.can_undo(ask.rater)
+        undo = work.assignment.can_undo(ask.rater)
         return LabelState(item=shown, labels=work.labels(), progress=work.progress(ask.rater), undo=undo)
 
     routes = Routes(work, state)

@@ -10,7 +10,7 @@ from typing import Any
 from tunesmith.errors import TunesmithError
 from tunesmith.inference.answering import Taken
 from tunesmith.inference.ask import AskError
-from tunesmith.inference.row import Piece
+from tunesmith.inference.row import CompletionChunk
 
 
 class Late(TunesmithError):
@@ -21,7 +21,7 @@ class InternalError(TunesmithError):
     """A bug in tunesmith; the traceback is in the log."""
 
 
-class Pieces:
+class CompletionStream:
     """Asynchronous iterator over the pieces of an answer; cancels the request when the client disconnects.
 
     Args:
@@ -29,25 +29,25 @@ class Pieces:
         done: called with the last piece.
     """
 
-    def __init__(self, request: Any, done: Callable[[Piece], None]) -> None:
+    def __init__(self, request: Any, done: Callable[[CompletionChunk], None]) -> None:
         self.ticket: Taken | None = None
         self._request, self._done = request, done
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Piece] = asyncio.Queue()
+        self._queue: asyncio.Queue[CompletionChunk] = asyncio.Queue()
         self._over = False
         self._gone = self._loop.create_task(self._wait_for_disconnect())
         # Also cancels requests that are still queued, when no code awaits a piece yet.
-        self._gone.add_done_callback(lambda _: self.let_go())
+        self._gone.add_done_callback(lambda _: self.release())
 
-    def told(self, piece: Piece) -> None:
+    def on_chunk(self, piece: CompletionChunk) -> None:
         """Add a piece; called by the engine's thread."""
         with contextlib.suppress(RuntimeError):  # the event loop is closed
             self._loop.call_soon_threadsafe(self._queue.put_nowait, piece)
 
-    def __aiter__(self) -> AsyncIterator[Piece]:
+    def __aiter__(self) -> AsyncIterator[CompletionChunk]:
         return self
 
-    async def __anext__(self) -> Piece:
+    async def __anext__(self) -> CompletionChunk:
         """Return the next piece.
 
         Raises:
@@ -62,22 +62,22 @@ class Pieces:
             await asyncio.wait({next_piece, self._gone}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             next_piece.cancel()
-            self.let_go()
+            self.release()
             raise
         if not next_piece.done():
             next_piece.cancel()
-            self.let_go()
+            self.release()
             raise AskError("client: disconnected; send the request again")
         piece = next_piece.result()
         if piece.end:
             self._done(piece)
-            self.let_go()
+            self.release()
         failures: dict[str, type[TunesmithError]] = {"wrong": AskError, "late": Late, "broken": InternalError}
         if piece.end in failures:
             raise failures[piece.end](piece.why)
         return piece
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Stop the iteration and cancel the request."""
         self._over = True
         self._gone.cancel()

@@ -12,7 +12,7 @@ from typing import Any
 
 from tunesmith.data.collect.endpoint import is_loopback
 from tunesmith.errors import TunesmithError
-from tunesmith.web.guard import PAGE, Guard, Manner
+from tunesmith.web.guard import PAGE, Guard, RequestPolicy
 
 # Simultaneous connections: each uses memory, and uvicorn has no timeout for idle ones.
 MOST_CONNECTIONS = 512
@@ -102,7 +102,7 @@ def kept_token(address: Address, path: Path, *, option: str = "--store") -> str:
     return token
 
 
-def serve(app: Any, sock: socket.socket, *, token: str = "", manner: Manner = PAGE, drain: int = 2) -> None:
+def serve(app: Any, sock: socket.socket, *, token: str = "", manner: RequestPolicy = PAGE, drain: int = 2) -> None:
     """Answer requests until a signal arrives, then finish running requests and raise the signal again.
 
     Args:
@@ -115,7 +115,7 @@ def serve(app: Any, sock: socket.socket, *, token: str = "", manner: Manner = PA
     server(app, token=token, manner=manner, drain=drain).run(sockets=[sock])
 
 
-def server(app: Any, *, token: str = "", manner: Manner = PAGE, drain: int = 2) -> Any:
+def server(app: Any, *, token: str = "", manner: RequestPolicy = PAGE, drain: int = 2) -> Any:
     """Create a uvicorn server of the app behind its `Guard`; arguments as in `serve`."""
     import uvicorn
 

@@ -14,7 +14,7 @@ from typing import Any
 from tunesmith.data.calls import placed_calls
 from tunesmith.data.examples import Message
 from tunesmith.data.template import Template
-from tunesmith.inference.row import Piece, ScoredToken
+from tunesmith.inference.row import CompletionChunk, ScoredToken
 
 # Token of a single byte in tokenizers with byte fallback.
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -25,7 +25,7 @@ ENDS = {"stop": "stop", "length": "length"}
 Call = Mapping[str, Any]
 
 
-class Telling:
+class ChatCompletionBuilder:
     """Builds the response bodies of one answer, whole or as a stream of chunks.
 
     Args:
@@ -42,7 +42,7 @@ class Telling:
         self._created = int(time.time())
 
     def whole(
-        self, text: str, scored: Sequence[ScoredToken], last: Piece, calls: Sequence[Call] = ()
+        self, text: str, scored: Sequence[ScoredToken], last: CompletionChunk, calls: Sequence[Call] = ()
     ) -> dict[str, Any]:
         """Return the body of a complete answer.
 
@@ -60,7 +60,7 @@ class Telling:
         choice["logprobs"] = self._scores(scored)
         return {**self._head("chat.completion"), "choices": [choice], "usage": usage(last)}
 
-    def part(self, piece: Piece, *, first: bool = False, calls: Sequence[Call] = ()) -> dict[str, Any]:
+    def part(self, piece: CompletionChunk, *, first: bool = False, calls: Sequence[Call] = ()) -> dict[str, Any]:
         """Return the body of one chunk of a stream.
 
         Args:
@@ -77,7 +77,7 @@ class Telling:
             choice["text"] = piece.text
         return {**self._head("chat.completion.chunk"), "choices": [choice]}
 
-    def counted(self, last: Piece) -> dict[str, Any]:
+    def counted(self, last: CompletionChunk) -> dict[str, Any]:
         """Return the final chunk of a stream, with token counts."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(last)}
 
@@ -161,7 +161,7 @@ def split_calls(text: str, messages: Sequence[Message]) -> tuple[str, list[Call]
     return OPENING.sub("", text[: calls[0][0]].rstrip()).strip(), [call for _, call in calls]
 
 
-def usage(last: Piece) -> dict[str, Any]:
+def usage(last: CompletionChunk) -> dict[str, Any]:
     """Return token counts of prompt and answer, with `shortened` if the prompt was truncated."""
     total = last.prompt_tokens + last.new_tokens
     counts = {"prompt_tokens": last.prompt_tokens, "completion_tokens": last.new_tokens, "total_tokens": total}

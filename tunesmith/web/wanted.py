@@ -12,7 +12,7 @@ from tunesmith.data.calls import read_calls, read_tools
 from tunesmith.data.examples import Message
 from tunesmith.data.turns import check_order
 from tunesmith.errors import DataError
-from tunesmith.inference.ask import Ask, AskError
+from tunesmith.inference.ask import AskError, GenerationRequest
 from tunesmith.model.sampling import Sampling
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -163,7 +163,7 @@ class SamplingFields(_Sent):
         return self.max_tokens
 
 
-class ChatWanted(SamplingFields):
+class ChatCompletionRequest(SamplingFields):
     """POST /v1/chat/completions."""
 
     messages: list[ChatTurn] = Field(min_length=1, max_length=TURNS)
@@ -180,7 +180,7 @@ class ChatWanted(SamplingFields):
         """Return the maximum number of new tokens, by either name."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
-    def ask(self, name: str, default: Sampling) -> Ask:
+    def ask(self, name: str, default: Sampling) -> GenerationRequest:
         """Convert the body to a request to the model `name`, with `default` sampling options.
 
         Raises:
@@ -190,7 +190,7 @@ class ChatWanted(SamplingFields):
             raise AskError("messages: a user turn is empty; add text")
         first, *others = self.messages
         tools = read_tools(self.tools if self.tool_choice == "auto" else [], "tools")
-        return Ask(
+        return GenerationRequest(
             name,
             (first.message(tools=tools), *(turn.message() for turn in others)),
             sampling=self.sampling(default),
@@ -200,7 +200,7 @@ class ChatWanted(SamplingFields):
         )
 
 
-class TextWanted(SamplingFields):
+class CompletionRequest(SamplingFields):
     """POST /v1/completions: continue a text without a chat format."""
 
     prompt: Annotated[str, Field(min_length=1)]
@@ -218,13 +218,15 @@ class TextWanted(SamplingFields):
             return prompt[0]
         raise ValueError("expected one text, not several or token ids; send each text in its own request")
 
-    def ask(self, name: str, default: Sampling) -> Ask:
+    def ask(self, name: str, default: Sampling) -> GenerationRequest:
         """Convert the body to a request to the model `name`, with `default` sampling options."""
         best = -1 if self.logprobs is None else self.logprobs
-        return Ask(name, text=self.prompt, sampling=self.sampling(default), best=best, in_pieces=self.stream)
+        return GenerationRequest(
+            name, text=self.prompt, sampling=self.sampling(default), best=best, in_pieces=self.stream
+        )
 
 
-class TextsWanted(_Sent):
+class TextsRequest(_Sent):
     """POST /v1/embeddings and /classify."""
 
     model: Name
@@ -254,7 +256,7 @@ class TextsWanted(_Sent):
         return texts
 
 
-class ThumbWanted(_Sent):
+class RatingRequest(_Sent):
     """POST /feedback: a rating of one answer."""
 
     model: Name

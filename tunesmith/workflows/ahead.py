@@ -12,10 +12,10 @@ from typing import Any
 from tunesmith.data.examples import Message
 from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.feedback.items import ANSWER, Side, prompt_key
+from tunesmith.feedback.items import ANSWER, AnswerSide, prompt_key
 from tunesmith.feedback.store import Entry, VoteStore
-from tunesmith.inference.folder import About, read_about
-from tunesmith.inference.open import FoundModel, identify, open_model
+from tunesmith.inference.folder import ModelManifest, read_manifest
+from tunesmith.inference.open import ModelSource, identify, open_model
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives.instruct import with_wording
 from tunesmith.workflows.questions import OWN_BASE, chosen_wording
@@ -28,13 +28,13 @@ SILENT = ("classify", "domain", "reward")
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class CompletionSource:
     """A model and how it is asked: within the limit of a run, with a plain wording added to every prompt.
 
     `longer` is where a person may allow longer answers.
     """
 
-    found: FoundModel
+    found: ModelSource
     sampling: Sampling
     limit: int = LONGEST_PROMPT
     wording: str = ""
@@ -53,19 +53,19 @@ class Asker:
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
-def askers(name: str, against: str, sampling: Sampling, *, offline: bool) -> list[Asker]:
+def completion_sources(name: str, against: str, sampling: Sampling, *, offline: bool) -> list[CompletionSource]:
     """Who answers: the model and the other one, or the model twice by another chance. Raises RecipeError."""
     found = identify(name, offline=offline)
-    first = Asker(found, sampling, _limit(found))
+    first = CompletionSource(found, sampling, _limit(found))
     if not against:
         return [first, replace(first, sampling=replace(sampling, seed=sampling.seed + 1))]
     if against == OWN_BASE and not found.base:
         raise RecipeError(f"{name}: it is a base itself; name another model after --against")
     other = identify(found.base if against == OWN_BASE else against, offline=offline)
     if other.kind == "run":
-        return [first, Asker(other, sampling, _limit(other))]
+        return [first, CompletionSource(other, sampling, _limit(other))]
     wording = chosen_wording(found) if other.name == found.base else ""
-    return [first, Asker(other, sampling, first.limit, wording)]
+    return [first, CompletionSource(other, sampling, first.limit, wording)]
 
 
 def usual_sampling(name: str, *, offline: bool) -> Sampling:
@@ -75,9 +75,14 @@ def usual_sampling(name: str, *, offline: bool) -> Sampling:
     return Sampling(max_new_tokens=longest or Sampling().max_new_tokens)
 
 
-def make_side(
-    asker: Asker, prompts: Sequence[Sequence[Message]], store: VoteStore, *, told: Callable[[str], None], offline: bool
-) -> Side:
+def generate_side(
+    asker: CompletionSource,
+    prompts: Sequence[Sequence[Message]],
+    store: VoteStore,
+    *,
+    log: Callable[[str], None],
+    offline: bool,
+) -> AnswerSide:
     """An answer to each prompt: those that the store has, the others made now and put into it."""
     weights = asker.weights
     name = _called(store, asker.found.name, weights)
@@ -85,8 +90,8 @@ def make_side(
     known, keys = _kept(store, about), [prompt_key(messages) for messages in prompts]
     open_ones = [i for i, key in enumerate(keys) if key not in known]
     if not open_ones:
-        return Side(name, [known[key] for key in keys])
-    told(f"{name} answers {len(open_ones)} prompts" + (f"; {len(known)} are answered" if known else ""))
+        return AnswerSide(name, [known[key] for key in keys])
+    log(f"{name} answers {len(open_ones)} prompts" + (f"; {len(known)} are answered" if known else ""))
     model = open_model(asker.found.name, offline=offline, limit=asker.limit)  # by its place, not by the store's word
     model.limit = asker.limit  # a run has one of its own
     cut = 0
@@ -98,10 +103,10 @@ def make_side(
         store.append(*(Entry("", ANSWER, key, {**about, **body}) for key, body in said.items()))
         known |= {key: reply.text for key, reply in made.items()}
         cut += sum(not reply.finished for reply in replies)
-        told(f"{name}: {min(start + BATCH, len(open_ones))} of {len(open_ones)} answers")
+        log(f"{name}: {min(start + BATCH, len(open_ones))} of {len(open_ones)} answers")
     if cut:
-        told(f"{name}: {cut} answers were cut at {asker.sampling.max_new_tokens} tokens; see {asker.longer}")
-    return Side(name, [known[key] for key in keys])
+        log(f"{name}: {cut} answers were cut at {asker.sampling.max_new_tokens} tokens; see {asker.longer}")
+    return AnswerSide(name, [known[key] for key in keys])
 
 
 def _called(store: VoteStore, name: str, weights: str) -> str:
@@ -125,18 +130,18 @@ def _kept(store: VoteStore, about: Mapping[str, str]) -> dict[str, str]:
     return {event.item: str(event.body["text"]) for event in same}
 
 
-def _about(found: FoundModel) -> About | None:
+def _about(found: ModelSource) -> ModelManifest | None:
     """The page about a run, None for what is no run. Raises RecipeError for one that does not write answers."""
     if found.kind != "run" or found.folder is None:
         return None
-    about = read_about(found.folder)
+    about = read_manifest(found.folder)
     if about.family != "decoder" or about.objective.kind in SILENT:
         cure = "give a run that answers prompts"
         raise RecipeError(f"{found.name}: tuned to {about.objective.kind}, and people judge written answers; {cure}")
     return about
 
 
-def _limit(found: FoundModel) -> int:
+def _limit(found: ModelSource) -> int:
     """The longest prompt that a model is asked, in tokens."""
     about = _about(found)
     return LONGEST_PROMPT if about is None else about.limit

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from tunesmith.data.examples import Example, Labelled
+from tunesmith.data.examples import Example, LabelledText
 from tunesmith.data.template import Template
 from tunesmith.evaluation.baselines import linear_probe
 from tunesmith.evaluation.tasks import LABEL_BREAK, value
@@ -20,14 +20,14 @@ from tunesmith.objectives.instruct import PLAIN_WORDINGS, asked, reference
 from tunesmith.recipe import AnyObjective
 
 # Ways to answer the test rows, each with what it says to every one of them.
-Ways = dict[str, list[str]]
+AnswersByArm = dict[str, list[str]]
 
 # Validation rows on which a plain wording is chosen: enough to tell a good one from a bad one.
 CHOICE_ROWS = {"classify": 100, "instruct": 32}
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class AnswerSet:
     """Answers to a list of rows, how they were got, and how long it took."""
 
     given: list[str]
@@ -37,7 +37,7 @@ class Answers:
     probabilities: list[dict[str, float]] = field(default_factory=list)
 
 
-def wordings_of(objective: AnyObjective, family: str) -> tuple[str, ...]:
+def prompt_templates_for(objective: AnyObjective, family: str) -> tuple[str, ...]:
     """The ways to put the question among which the base's is chosen; none where it is a probe or read as it is."""
     if isinstance(objective, Instruct):
         return PLAIN_WORDINGS
@@ -45,17 +45,17 @@ def wordings_of(objective: AnyObjective, family: str) -> tuple[str, ...]:
     return ("", *WORDINGS) if words else ()
 
 
-def gold(examples: Sequence[Example]) -> list[str]:
+def reference_answers(examples: Sequence[Example]) -> list[str]:
     """What the rows say is right."""
-    return [LABEL_BREAK.join(sorted(e.labels)) if isinstance(e, Labelled) else reference(e) for e in examples]
+    return [LABEL_BREAK.join(sorted(e.labels)) if isinstance(e, LabelledText) else reference(e) for e in examples]
 
 
 def question(example: Example) -> str:
     """What a row asks, for people to read."""
-    return example.text if isinstance(example, Labelled) else asked(example)[-1].content
+    return example.text if isinstance(example, LabelledText) else asked(example)[-1].content
 
 
-def some(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+def subsample(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
     """`count` of the rows, drawn by the seed, in their order; all where there are no more."""
     if not count or count >= len(examples):
         return list(examples)
@@ -63,20 +63,20 @@ def some(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
     return [examples[i] for i in chosen]
 
 
-def answer(model: LocalModel, examples: Sequence[Example]) -> Answers:
+def answer(model: LocalModel, examples: Sequence[Example]) -> AnswerSet:
     """What a model answers to these rows."""
     began = time.perf_counter()
     if isinstance(model.objective, Classify):
-        found = model.classify([example.text for example in examples if isinstance(example, Labelled)])
+        found = model.classify([example.text for example in examples if isinstance(example, LabelledText)])
         given = [LABEL_BREAK.join(sorted(one.labels)) for one in found]
-        return Answers(given, "", time.perf_counter() - began, probabilities=[one.probabilities for one in found])
+        return AnswerSet(given, "", time.perf_counter() - began, probabilities=[one.probabilities for one in found])
     replies = model.replies([asked(example, model.wording) for example in examples])
     finished = [reply.finished for reply in replies]
-    return Answers([reply.text for reply in replies], "", time.perf_counter() - began, finished)
+    return AnswerSet([reply.text for reply in replies], "", time.perf_counter() - began, finished)
 
 
 @dataclass(frozen=True, slots=True)
-class Untuned:
+class BaseModelPrompter:
     """A base model with all that is needed to let it try the task."""
 
     base: Base
@@ -92,14 +92,14 @@ class Untuned:
             objective = objective.model_copy(update={"output": "words"})
         return LocalModel(self.policy, self.template, objective, self.limit, wording)
 
-    def answer(self, *, train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> Answers:
+    def answer(self, *, train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> AnswerSet:
         """Its best answers to the test rows without tuning: a plain prompt chosen on validation, or a linear probe."""
-        wordings = wordings_of(self.objective, self.policy.family)
+        wordings = prompt_templates_for(self.objective, self.policy.family)
         if not wordings:
             return self._probe(train, test)
         best = self._choose(wordings, validation or train)
         found = answer(self.model(best), test)
-        return Answers(
+        return AnswerSet(
             found.given,
             f"plain prompt: {best or 'the instruction as written'}",
             found.seconds,
@@ -109,21 +109,22 @@ class Untuned:
 
     def _choose(self, wordings: Sequence[str], examples: Sequence[Example]) -> str:
         """The wording with the best headline on some validation rows, the first among equals."""
-        chosen = some(examples, CHOICE_ROWS[self.objective.kind], seed=0)  # a file may be sorted by its labels
+        chosen = subsample(examples, CHOICE_ROWS[self.objective.kind], seed=0)  # a file may be sorted by its labels
         metric = self.objective.metric
         scores = {
-            wording: value(metric, gold(chosen), answer(self.model(wording), chosen).given) for wording in wordings
+            wording: value(metric, reference_answers(chosen), answer(self.model(wording), chosen).given)
+            for wording in wordings
         }
         return max(wordings, key=lambda wording: scores[wording])
 
-    def _probe(self, train: Sequence[Example], test: Sequence[Example]) -> Answers:
+    def _probe(self, train: Sequence[Example], test: Sequence[Example]) -> AnswerSet:
         """Logistic regression on the frozen states, one per label where a row may have several."""
         model = self.model()
         learn = model.embed([question(e) for e in train]).numpy()
         began = time.perf_counter()
         ask = model.embed([question(e) for e in test]).numpy()
         seconds = time.perf_counter() - began  # as any other model's: what is learned before and after is not counted
-        labels = [e.labels for e in train if isinstance(e, Labelled)]
+        labels = [e.labels for e in train if isinstance(e, LabelledText)]
         assert isinstance(self.objective, Classify)
         metric = self.objective.probe_metric
         if not self.objective.multi:
@@ -136,7 +137,7 @@ class Untuned:
             given = [
                 LABEL_BREAK.join(sorted(la for la in columns if columns[la][i] == "yes")) for i in range(len(test))
             ]
-        return Answers(given, "linear probe on the frozen model", seconds)
+        return AnswerSet(given, "linear probe on the frozen model", seconds)
 
 
 def _yes(label: str, rows: Sequence[Sequence[str]], probe: Callable[[list[str]], list[str]]) -> list[str]:

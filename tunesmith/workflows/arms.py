@@ -8,7 +8,7 @@ from tunesmith.data.sources import check_names
 from tunesmith.data.split import Split
 from tunesmith.decision.verdict import DIAGNOSIS
 from tunesmith.errors import DataError, RecipeError
-from tunesmith.inference.folder import ABOUT, read_about
+from tunesmith.inference.folder import MANIFEST_FILE, read_manifest
 from tunesmith.model.families import family_of
 from tunesmith.model.load import locate
 from tunesmith.model.weights import read_json
@@ -68,8 +68,8 @@ def _is_decoder(name: str, *, offline: bool) -> bool:
     if name.lower().endswith(".gguf"):
         return True
     folder = locate(name, offline=offline)
-    if (folder / ABOUT).is_file():  # a run, of an adapter perhaps, which has no configuration of a network
-        return read_about(folder).family == "decoder"
+    if (folder / MANIFEST_FILE).is_file():  # a run, of an adapter perhaps, which has no configuration of a network
+        return read_manifest(folder).family == "decoder"
     config = folder / "config.json"
     return not config.is_file() or family_of(read_json(config, where=name), where=name) == "decoder"
 

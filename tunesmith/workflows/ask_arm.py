@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from tunesmith.data.examples import Chat, Example, Labelled, Message
+from tunesmith.data.examples import Chat, Example, LabelledText, Message
 from tunesmith.data.files import read_page
 from tunesmith.decision.page import Comparison
 from tunesmith.decision.prompts import cited, shown_in
@@ -15,10 +15,10 @@ from tunesmith.errors import RecipeError
 from tunesmith.inference.local import LocalModel
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.workflows.asking import say
+from tunesmith.workflows.asking import ask_model
 from tunesmith.workflows.compare import PAGE, reopened
-from tunesmith.workflows.contest import Contest
-from tunesmith.workflows.ways import LabellingArm, way_of
+from tunesmith.workflows.contest import ComparisonContext
+from tunesmith.workflows.ways import ClassifierArm, arm_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,12 @@ def ask_arm(folder: Path, question: ArmQuestion, *, callbacks: Callbacks, offlin
     if name not in known:
         raise RecipeError(f"--arm {name}: not in {folder}; name one of {', '.join(known)}")
     contest = reopened(folder, callbacks=callbacks, key=question.key, offline=offline)
-    way = way_of(contest, name, _tuned(contest, name))
+    way = arm_for(contest, name, _tuned(contest, name))
     row = _row(contest.objective, question.text)
-    if isinstance(way, LabellingArm):
+    if isinstance(way, ClassifierArm):
         return ArmReply(arm=name, answer=way.label([row])[0])
     batch = way.ask([row])
-    said = say(way.model, batch, contest.objective)
+    said = ask_model(way.model, batch, contest.objective)
     count = int(way.known.get("shown", 0))
     hits = shown_in(batch[0], contest.retrieval().hits([row])[0][:count]) if count else []
     return ArmReply(
@@ -76,15 +76,15 @@ def ask_arm(folder: Path, question: ArmQuestion, *, callbacks: Callbacks, offlin
     )
 
 
-def _tuned(contest: Contest, name: str) -> LocalModel | None:
+def _tuned(context: ComparisonContext, name: str) -> LocalModel | None:
     """The model that was tuned for the arm, None where none was."""
-    kept = contest.kept(name)
-    return contest.tuned(kept.run) if kept and kept.run else None
+    kept = context.kept(name)
+    return context.tuned(kept.run) if kept and kept.run else None
 
 
 def _row(objective: Classify | Instruct, text: str) -> Example:
     """The text as a row that has no answer yet."""
     if isinstance(objective, Classify):
-        return Labelled("question", text, ("",))
+        return LabelledText("question", text, ("",))
     asked = "\n\n".join(filter(None, (objective.instruction, text)))
     return Chat("question", (Message("user", asked), Message("assistant", "")))

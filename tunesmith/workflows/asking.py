@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.data.collect.document import plain
-from tunesmith.data.examples import Example, Labelled, Message
+from tunesmith.data.examples import Example, LabelledText, Message
 from tunesmith.decision.index import Hit
 from tunesmith.decision.prompts import question_of, with_passages
 from tunesmith.inference.local import LocalModel
 from tunesmith.inference.remote import Remote
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Classify, Instruct
-from tunesmith.workflows.contest import Contest
+from tunesmith.workflows.contest import ComparisonContext
 
 # The longest answer to a question about labels of a server, which gives no probabilities.
 LABEL_TOKENS = 24
@@ -43,7 +43,9 @@ class BatchAnswers(BaseModel):
         )
 
 
-def say(model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objective: Classify | Instruct) -> BatchAnswers:
+def ask_model(
+    model: LocalModel | Remote, batch: Sequence[Sequence[Message]], objective: Classify | Instruct
+) -> BatchAnswers:
     """What a model answers: the likeliest label, or its own words."""
     began = time.perf_counter()
     if isinstance(objective, Classify) and isinstance(model, LocalModel):
@@ -79,14 +81,14 @@ def label_in(text: str, labels: Sequence[str]) -> str:
     return max((label for label in alike if label.casefold() in text.casefold()), key=len, default=alike[0])
 
 
-def plainly(contest: Contest, rows: Sequence[Example], wording: str = "") -> list[list[Message]]:
+def plain_prompt(context: ComparisonContext, rows: Sequence[Example], wording: str = "") -> list[list[Message]]:
     """The rows' own questions."""
-    return [question_of(contest.objective, row, wording) for row in rows]
+    return [question_of(context.objective, row, wording) for row in rows]
 
 
 def worded(model: LocalModel, example: Example, wording: str) -> list[Message]:
     """A row's question in a wording, its text shortened where the model cannot read all of it."""
-    if isinstance(example, Labelled):
+    if isinstance(example, LabelledText):
         return model.about(example.text, wording)
     assert isinstance(model.objective, Instruct)
     return question_of(model.objective, example, wording)
@@ -94,12 +96,12 @@ def worded(model: LocalModel, example: Example, wording: str) -> list[Message]:
 
 def within(model: LocalModel, asked: Sequence[Message], hits: Sequence[Hit], form: str) -> list[Message]:
     """The question below as many of the passages, the best first, as the model can read with it."""
-    return fitting(model, len(hits), lambda count: with_passages(asked, hits[:count], form))
+    return fit_messages(model, len(hits), lambda count: with_passages(asked, hits[:count], form))
 
 
-def fitting(model: LocalModel, most: int, make: Callable[[int], list[Message]]) -> list[Message]:
+def fit_messages(model: LocalModel, most: int, make: Callable[[int], list[Message]]) -> list[Message]:
     """The messages with as many things beside the question, up to `most`, as the model can read with it."""
-    room = model.room(model.objective.max_new_tokens or LABEL_TOKENS)
+    room = model.prompt_budget(model.objective.max_new_tokens or LABEL_TOKENS)
     for count in range(most, 0, -1):
         messages = make(count)
         if len(model.template.prompt(messages)) <= room:

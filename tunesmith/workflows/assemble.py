@@ -14,25 +14,34 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.retention import GeneralAbility
 from tunesmith.evaluation.significance import lower_is_better
-from tunesmith.evaluation.tasks import Arm, TaskScore
+from tunesmith.evaluation.tasks import ArmScore, TaskScore
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.device import ChosenMachine, peak_bytes
-from tunesmith.model.four_bit import numbers, resident_bytes
-from tunesmith.model.size import multiplied
+from tunesmith.model.four_bit import count_parameters, resident_bytes
+from tunesmith.model.size import matmul_parameters
 from tunesmith.objectives import Multitask
 from tunesmith.report.figures import p_value
 from tunesmith.report.plan import CostPrediction
-from tunesmith.report.schema import Conflict, DataPart, Memory, PartOfMany, Report, Speed, Together, Training
-from tunesmith.report.standing import holds_up, of_all, reaches
+from tunesmith.report.schema import (
+    DataReport,
+    GradientConflict,
+    Memory,
+    MultitaskReport,
+    Report,
+    Speed,
+    TaskReport,
+    Training,
+)
+from tunesmith.report.standing import is_not_beaten, multitask_verdict, scores_as_high
 from tunesmith.workflows.batches import mixture_of
-from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.prepare import TrainingContext
 from tunesmith.workflows.replay import lost_too_much
-from tunesmith.workflows.tasks import AND, PULL_OF, validations
-from tunesmith.workflows.train import Trained, kept_step
-from tunesmith.workflows.yardsticks import ALONE, ManyTasks, Worth, Yardstick
+from tunesmith.workflows.tasks import GRADIENT_COSINE_PREFIX, TASK_SEPARATOR, validations
+from tunesmith.workflows.train import TrainResult, best_step
+from tunesmith.workflows.yardsticks import SINGLE_TASK_MODEL, Diagnostics, Evaluator, MultitaskEvaluator
 
 
-class Before(BaseModel):
+class BaselineSnapshot(BaseModel):
     """What is known of the untuned model before anything moves; `said` in the shape of the run's yardstick."""
 
     model_config = ConfigDict(frozen=True)
@@ -42,27 +51,27 @@ class Before(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class RunResults:
     """What a finished run knows about itself."""
 
-    prepared: Prepared
-    trained: Trained
+    prepared: TrainingContext
+    trained: TrainResult
     model: LocalModel
-    yardstick: Yardstick[Any]
+    yardstick: Evaluator[Any]
     sides: tuple[Any, Any]  # what the base and the tuned model said to the test rows
     controls: Mapping[str, Any] = field(default_factory=dict)
-    worth: Worth = Worth()
+    worth: Diagnostics = Diagnostics()
     retention: Retention | None = None
     prediction: CostPrediction | None = None  # what it was expected to take
 
 
-def assemble(run: Measured, *, name: str, seconds: float) -> Report:
+def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
     """The report of a run that took so long."""
     test, recipe = run.prepared.test, run.prepared.recipe
-    tasks = run.yardstick.tasks(*run.sides, name=name)
-    baselines, controls = run.yardstick.arms(tasks[0], run.sides, run.controls)
-    together = together_of(run, tasks)
-    broken = broken_gates(run, [part.task for part in together.parts] if together else tasks[:1])
+    tasks = run.yardstick.compare(*run.sides, name=name)
+    baselines, controls = run.yardstick.compare_arms(tasks[0], run.sides, run.controls)
+    together = multitask_report(run, tasks)
+    broken = broken_gates(run, [part.task for part in together.tasks] if together else tasks[:1])
     told = verdict(tasks[0], baselines, controls=controls, broken=broken)
     return Report(
         name=name,
@@ -77,24 +86,24 @@ def assemble(run: Measured, *, name: str, seconds: float) -> Report:
         retention=run.retention,
         calibration=run.worth.calibration,
         style=run.worth.style,
-        judgement=run.worth.judgement,
-        pursuit=run.worth.pursuit,
-        alarms=(*run.worth.alarms, *lost_too_much(recipe, _rise(run.retention))),
-        together=together,
+        preference_diagnostics=run.worth.preference_diagnostics,
+        reward_diagnostics=run.worth.reward_diagnostics,
+        warnings=(*run.worth.warnings, *lost_too_much(recipe, _rise(run.retention))),
+        multitask=together,
         training=_training(run),
         speed=_speed(run, len(test), seconds),
         memory=_memory(run),
         data=_data(run),
         environment=environment(run.prepared.machine),
         broken_gates=broken,
-        verdict=told if together is None else of_all(together, told),
+        verdict=told if together is None else multitask_verdict(together, told),
     )
 
 
-def together_of(run: Measured, tasks: Sequence[TaskScore]) -> Together | None:
+def multitask_report(run: RunResults, tasks: Sequence[TaskScore]) -> MultitaskReport | None:
     """What several tasks came to, one by one and between them; None for a single one."""
     objective, yardstick = run.prepared.recipe.objective, run.yardstick
-    if not isinstance(objective, Multitask) or not isinstance(yardstick, ManyTasks):
+    if not isinstance(objective, Multitask) or not isinstance(yardstick, MultitaskEvaluator):
         return None
     mixture = mixture_of(run.prepared, tokens=1)
     parts = []
@@ -102,7 +111,7 @@ def together_of(run: Measured, tasks: Sequence[TaskScore]) -> Together | None:
         headline = next(task for task in tasks if task.name == name)
         baselines = yardstick.baselines(name, headline, run.sides)
         parts.append(
-            PartOfMany(
+            TaskReport(
                 name=name,
                 objective=part.objective.kind,
                 weight=part.weight,
@@ -110,20 +119,22 @@ def together_of(run: Measured, tasks: Sequence[TaskScore]) -> Together | None:
                 rows=mixture.drawn(number, run.trained.state.step),
                 task=headline,
                 baselines=baselines,
-                alone=_beside_alone(run, yardstick, name),
-                validation=validations(run.trained.beside, name),
+                single_task=_beside_alone(run, yardstick, name),
+                validation=validations(run.trained.task_metrics, name),
                 verdict=verdict(headline, baselines, controls=(), broken=()),
             )
         )
-    return Together(sampling=objective.sampling, parts=parts, conflicts=conflicts(run.trained.beside, objective.tasks))
+    return MultitaskReport(
+        sampling=objective.sampling, tasks=parts, conflicts=conflicts(run.trained.task_metrics, objective.tasks)
+    )
 
 
-def _beside_alone(run: Measured, yardstick: ManyTasks, name: str) -> TaskScore | None:
+def _beside_alone(run: RunResults, yardstick: MultitaskEvaluator, name: str) -> TaskScore | None:
     """One task's own model against the model of all, on the same rows; None where it was not made."""
-    if ALONE not in run.controls:
+    if SINGLE_TASK_MODEL not in run.controls:
         return None
-    own, all_of_them = run.controls[ALONE].parts[name], run.sides[1].parts[name]
-    return yardstick.parts[name].tasks(own, all_of_them, name=name)[0]
+    own, all_of_them = run.controls[SINGLE_TASK_MODEL].parts[name], run.sides[1].parts[name]
+    return yardstick.parts[name].compare(own, all_of_them, name=name)[0]
 
 
 def _rise(kept: Retention | None) -> float:
@@ -131,7 +142,7 @@ def _rise(kept: Retention | None) -> float:
     return kept.general_nll_tuned - kept.general_nll_base if kept else 0.0
 
 
-def broken_gates(run: Measured, headlines: Sequence[TaskScore]) -> list[str]:
+def broken_gates(run: RunResults, headlines: Sequence[TaskScore]) -> list[str]:
     """The recipe's gates that this run broke, in words; each of several tasks has its headline."""
     gates, kept = run.prepared.recipe.gates, run.retention
     broken = []
@@ -152,58 +163,60 @@ def broken_gates(run: Measured, headlines: Sequence[TaskScore]) -> list[str]:
     return broken
 
 
-def verdict(task: TaskScore, baselines: Sequence[Arm], *, controls: Sequence[Arm], broken: Sequence[str]) -> str:
+def verdict(
+    task: TaskScore, baselines: Sequence[ArmScore], *, controls: Sequence[ArmScore], broken: Sequence[str]
+) -> str:
     """One sentence: better or not, and whether something cheaper or meaningless did as well."""
     if broken:
         return f"gate broken: {'; '.join(broken)}. {task.sentence}"
-    unbeaten = [arm for arm in controls if holds_up(arm, task)]
+    unbeaten = [arm for arm in controls if is_not_beaten(arm, task)]
     if task.verdict != "better":
         return task.sentence
     if unbeaten:
         return f"no effect: the control {_named(unbeaten)} is not beaten. Beside the base it is {task.sentence}"
-    level = [arm for arm in baselines if holds_up(arm, task)]
-    equal = [arm for arm in level if reaches(arm, task)]
+    level = [arm for arm in baselines if is_not_beaten(arm, task)]
+    equal = [arm for arm in level if scores_as_high(arm, task)]
     if equal:
         return f"no effect worth its cost: {_named(equal)} alone does as well. Beside the base it is {task.sentence}"
     return f"{task.sentence}; but too few rows to tell it from {_named(level)}" if level else task.sentence
 
 
-def _named(found: Sequence[Arm]) -> str:
+def _named(found: Sequence[ArmScore]) -> str:
     """The best of some arms with its score and the adjusted p-value of the gain over it."""
     best = max(found, key=lambda arm: -arm.score if lower_is_better(arm.metric) else arm.score)
     sure = "" if best.p_adjusted is None else f", adjusted {p_value(best.p_adjusted)}"
     return f"{best.name} ({best.score:.4g}{sure})"
 
 
-def _memory(run: Measured) -> Memory:
+def _memory(run: RunResults) -> Memory:
     """Beside the peak, of each process that trained, what was foretold of it; on a GPU that one's memory was."""
     foretold = run.prediction if run.prepared.machine.device == "cpu" else None
     return Memory(
-        peak_bytes=max(peak_bytes(), run.trained.state.peak),
+        peak_bytes=max(peak_bytes(), run.trained.state.peak_bytes),
         predicted_bytes=None if foretold is None else round(foretold.memory.expected),
         model_bytes=resident_bytes(run.trained.policy.network),
     )
 
 
-def _training(run: Measured) -> Training:
+def _training(run: RunResults) -> Training:
     trained = run.trained
     policy, state = trained.policy, trained.state
     beside = [value for name, value in policy.trainable() if name.startswith(("head.", "virtual."))]
     return Training(
         steps=state.step,
         planned_steps=trained.plan.steps,
-        best_step=kept_step(state),
+        best_step=best_step(state),
         best_validation_loss=state.best if state.best_step else None,
         stopped_early=state.stopped_early,
-        learning_rate=trained.plan.peak,
+        learning_rate=trained.plan.learning_rate,
         trainable=sum(value.numel() for _, value in policy.trainable()),
-        parameters=numbers([*policy.network.parameters(), *beside]),
+        parameters=count_parameters([*policy.network.parameters(), *beside]),
         probe_first=trained.probe.first if trained.probe else None,
         probe_last=trained.probe.last if trained.probe else None,
     )
 
 
-def _speed(run: Measured, rows: int, total: float) -> Speed:
+def _speed(run: RunResults, rows: int, total: float) -> Speed:
     base, tuned = run.sides
     state = run.trained.state
     seconds = max(state.seconds, 1e-9)
@@ -224,16 +237,18 @@ def _speed(run: Measured, rows: int, total: float) -> Speed:
     )
 
 
-def step_flops(trained: Trained) -> float:
+def step_flops(trained: TrainResult) -> float:
     """Arithmetic of all training steps in the network's matrices: 2 forward and 2 back per weight and token, 2 more
     for the gradients of weights that move. The head works on learned positions only and is left out."""
     policy = trained.policy
-    return float(trained.state.computed * (4 * multiplied(policy) + 2 * multiplied(policy, moving=True)))
+    return float(
+        trained.state.forward_tokens * (4 * matmul_parameters(policy) + 2 * matmul_parameters(policy, moving=True))
+    )
 
 
-def _data(run: Measured) -> DataPart:
+def _data(run: RunResults) -> DataReport:
     facts = run.prepared.facts
-    return DataPart(
+    return DataReport(
         rows=facts.rows,
         train=facts.train,
         validation=facts.validation,
@@ -262,11 +277,17 @@ def environment(machine: ChosenMachine) -> dict[str, str]:
     }
 
 
-def conflicts(beside: Sequence[Mapping[str, float]], tasks: Iterable[str]) -> list[Conflict]:
+def conflicts(beside: Sequence[Mapping[str, float]], tasks: Iterable[str]) -> list[GradientConflict]:
     """The cosines of each two tasks over all validations."""
     found = []
     for a, b in combinations(tasks, 2):
-        values = [line[f"{PULL_OF}{a}{AND}{b}"] for line in beside if f"{PULL_OF}{a}{AND}{b}" in line]
+        values = [
+            line[f"{GRADIENT_COSINE_PREFIX}{a}{TASK_SEPARATOR}{b}"]
+            for line in beside
+            if f"{GRADIENT_COSINE_PREFIX}{a}{TASK_SEPARATOR}{b}" in line
+        ]
         if values:
-            found.append(Conflict(tasks=(a, b), mean=sum(values) / len(values), lowest=min(values), n=len(values)))
+            found.append(
+                GradientConflict(tasks=(a, b), mean=sum(values) / len(values), lowest=min(values), n=len(values))
+            )
     return found

@@ -39,7 +39,7 @@ COLUMN_KEYS = {
 UNASKED = ("label", "answer", "system", "input", "history", "tools")
 EMBEDDED_TOKENS = 256
 # Tokens of a row where neither the recipe nor the model sets a bound.
-LONGEST = 2048
+DEFAULT_MAX_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,71 +65,71 @@ class Done:
     fixed: CleanedCopy | None
 
 
-def audit_rows(wish: AuditRequest, *, workers: int = 1, offline: bool = False, tell: Callable[[str], None]) -> Done:
+def audit_rows(request: AuditRequest, *, workers: int = 1, offline: bool = False, log: Callable[[str], None]) -> Done:
     """The audit of a file, and its cleaned copy where one is asked for. Raises DataError, RecipeError, ModelError."""
-    if wish.fix is not None:
-        check_out(wish.fix)
-    for path in wish.pages:
+    if request.fix is not None:
+        check_out(request.fix)
+    for path in request.pages:
         check_folder(path)
-    ask, limit = _ask(wish, offline=offline)
-    _check_apart(wish, ask)
-    tell(ask.shape)
-    model = model_tools(wish.model, limit=limit, offline=offline) if wish.model else {}
-    found, cures = audit(ask, Tools(workers=workers, offline=offline, tell=tell, **model))
-    return Done(found, None if wish.fix is None else fix(ask, cures, wish.fix, offline=offline))
+    ask, limit = _ask(request, offline=offline)
+    _check_apart(request, ask)
+    log(ask.shape)
+    model = model_tools(request.model, limit=limit, offline=offline) if request.model else {}
+    found, cures = audit(ask, Tools(workers=workers, offline=offline, log=log, **model))
+    return Done(found, None if request.fix is None else fix(ask, cures, request.fix, offline=offline))
 
 
-def _check_apart(wish: AuditRequest, ask: AuditSource) -> None:
+def _check_apart(request: AuditRequest, ask: AuditSource) -> None:
     """Raise DataError where a file would be written over one that is read, or over another that is written."""
-    taken = {Path(source).resolve() for source in (wish.source, ask.source, *ask.against)}
+    taken = {Path(source).resolve() for source in (request.source, ask.source, *ask.against)}
     folders = [path for path in taken if path.is_dir()]
-    for path in (*([wish.fix, log_of(wish.fix)] if wish.fix else []), *wish.pages):
+    for path in (*([request.fix, log_of(request.fix)] if request.fix else []), *request.pages):
         whole = path.resolve()
         if whole in taken or any(whole.is_relative_to(folder) for folder in folders):
             raise DataError(f"{path}: is read, or written, by this audit too; give it a name of its own")
         taken.add(whole)
 
 
-def _ask(wish: AuditRequest, *, offline: bool) -> tuple[AuditSource, int]:
+def _ask(request: AuditRequest, *, offline: bool) -> tuple[AuditSource, int]:
     """Which file and columns, and the longest row of the recipe (0 without one)."""
-    recipe = _recipe(wish, offline=offline)
+    recipe = _recipe(request, offline=offline)
     if recipe and recipe.parts:
         name, part = next(iter(recipe.parts.items()))
         cure = f"name one task's file, such as that of {name}: tunesmith audit {part.data.train}"
-        raise DataError(f"{wish.source}: a recipe of {len(recipe.parts)} tasks, each with rows of its own; {cure}")
-    source = recipe.data.train if recipe else wish.source
+        raise DataError(f"{request.source}: a recipe of {len(recipe.parts)} tasks, each with rows of its own; {cure}")
+    source = recipe.data.train if recipe else request.source
     rows = head(source, LOOKED_AT, offline=offline)
     found = _format(rows, recipe) if recipe else detect(rows)
     where = recipe.data.where if recipe else {}
     if recipe and recipe.data.group and not has_column(source, recipe.data.group, offline=offline):
         raise DataError(missing_column(rows, recipe.data.group))
-    against = tuple(filter(None, [wish.against])) or _held(recipe)
+    against = tuple(filter(None, [request.against])) or _held(recipe)
     for other in against:
         _same_columns(other, found.columns, offline=offline)
     shape = found.explain().replace("detected as named", "columns as named")
     return AuditSource(source, found.columns, against, where, shape), recipe.data.max_tokens if recipe else 0
 
 
-def _recipe(wish: AuditRequest, *, offline: bool) -> Recipe | None:
+def _recipe(request: AuditRequest, *, offline: bool) -> Recipe | None:
     """The recipe that was named, or that the changes stand for; None for rows alone."""
-    whole = is_recipe(Path(wish.source))
-    if not whole and not wish.changes:
+    whole = is_recipe(Path(request.source))
+    if not whole and not request.changes:
         return None
     from tunesmith.recipe import load_recipe, make_recipe  # loads torch, which rows alone do not need
 
     if not whole:
-        return make_recipe(_raw(wish, offline=offline), place=wish.source, changes=wish.changes)[0]
-    return load_recipe(wish.source, changes=wish.changes)[0]
+        return make_recipe(_raw(request, offline=offline), place=request.source, changes=request.changes)[0]
+    return load_recipe(request.source, changes=request.changes)[0]
 
 
-def _raw(wish: AuditRequest, *, offline: bool) -> dict[str, Any]:
+def _raw(request: AuditRequest, *, offline: bool) -> dict[str, Any]:
     """A recipe for a file of rows; which objective, the columns that are named tell, else the rows."""
-    named = changed_keys(wish.changes)
-    raw: dict[str, Any] = {"data": {"train": wish.source}}
+    named = changed_keys(request.changes)
+    raw: dict[str, Any] = {"data": {"train": request.source}}
     if named & {"objective", "objective.kind"}:
         return raw
     kinds = [kind for kind, keys in COLUMN_KEYS.items() if any(f"objective.{key}" in named for key in keys)]
-    kind = kinds[0] if kinds else detect(head(wish.source, LOOKED_AT, offline=offline)).objective
+    kind = kinds[0] if kinds else detect(head(request.source, LOOKED_AT, offline=offline)).objective
     return {**raw, "objective": {"kind": kind}}
 
 
@@ -175,7 +175,7 @@ def model_tools(name: str, *, limit: int, offline: bool) -> dict[str, Any]:
     from tunesmith.model.sentence import sentence_vectors
 
     base = load_base(name, offline=offline)
-    longest = positions_of(base.network.config.to_dict()) or limit or LONGEST
+    longest = positions_of(base.network.config.to_dict()) or limit or DEFAULT_MAX_TOKENS
 
     def count(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in base.tokenizer(list(texts), verbose=False)["input_ids"]]

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from tunesmith.data.template import Encoded
-from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, cut
+from tunesmith.model.batch import TOKENS_PER_PASS, Batch, collate, split_by_tokens
 from tunesmith.objectives import Multitask
 from tunesmith.recipe import Recipe
 from tunesmith.training.mixture import Mixture
 from tunesmith.training.sampler import Sampler
-from tunesmith.workflows.prepare import Prepared, masking_of
+from tunesmith.workflows.prepare import TrainingContext, masking_of
 
 # The pass whose hidden words rows have outside training: the same ones at each validation.
 HELD_OUT = "held out"
@@ -22,22 +22,24 @@ def tokens_of(recipe: Recipe) -> int:
     return TOKENS_PER_PASS if recipe.schedule.batch_tokens == "auto" else recipe.schedule.batch_tokens
 
 
-def parts_of(prepared: Prepared) -> dict[str, Batches]:
+def parts_of(prepared: TrainingContext) -> dict[str, Batches]:
     """The training rows of each of several tasks."""
     return {name: Batches(part, part.train) for name, part in prepared.parts.items()}
 
 
-def batches_of(prepared: Prepared) -> Batches | MixedBatches:
+def batches_of(prepared: TrainingContext) -> Batches | MultitaskBatches:
     """The training rows of a run, of one task or of several."""
     if not prepared.parts:
         return Batches(prepared, prepared.train, prepared.general)
-    return MixedBatches(prepared, parts_of(prepared), tokens=tokens_of(prepared.recipe))
+    return MultitaskBatches(prepared, parts_of(prepared), tokens=tokens_of(prepared.recipe))
 
 
 class Batches:
     """Encoded rows of one task as the batches of each step; `general` stands for the last rows, anew in each pass."""
 
-    def __init__(self, prepared: Prepared, rows: Sequence[Encoded], general: Sequence[Sequence[Encoded]] = ()) -> None:
+    def __init__(
+        self, prepared: TrainingContext, rows: Sequence[Encoded], general: Sequence[Sequence[Encoded]] = ()
+    ) -> None:
         recipe = prepared.recipe
         self._rows = rows
         self._general = general
@@ -80,7 +82,7 @@ class Batches:
     def window(self, step: int) -> list[Batch]:
         """The micro-batches of one optimizer step."""
         turn = step // self.sampler.steps_per_epoch
-        return [replace(self.of(numbers, turn), turn=step) for numbers in self.sampler.window(step)]
+        return [replace(self.of(numbers, turn), step=step) for numbers in self.sampler.window(step)]
 
     def halve(self, step: int) -> int:
         """Half the tokens that the largest micro-batch of this step takes, the bound from now on; 0 for lone rows."""
@@ -107,13 +109,13 @@ class Batches:
     def _all(self) -> list[list[int]]:
         lengths = self.sampler.lengths
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-        return cut(order, lengths, self.sampler.tokens)
+        return split_by_tokens(order, lengths, self.sampler.tokens)
 
 
-class MixedBatches:
+class MultitaskBatches:
     """The rows of several tasks as the micro-batches of each step."""
 
-    def __init__(self, prepared: Prepared, parts: Mapping[str, Batches], *, tokens: int) -> None:
+    def __init__(self, prepared: TrainingContext, parts: Mapping[str, Batches], *, tokens: int) -> None:
         assert isinstance(prepared.recipe.objective, Multitask)
         self._objective = prepared.recipe.objective
         self._parts = dict(parts)
@@ -150,7 +152,7 @@ class MixedBatches:
         self.mixture = replace(self.mixture, tokens=tokens)
 
 
-def mixture_of(prepared: Prepared, *, tokens: int) -> Mixture:
+def mixture_of(prepared: TrainingContext, *, tokens: int) -> Mixture:
     """Which rows each step of a run takes."""
     recipe = prepared.recipe
     assert isinstance(recipe.objective, Multitask)

@@ -12,12 +12,12 @@ from tunesmith.objectives import Classify, Instruct, Reward
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
 from tunesmith.report.plan import Bounds
 from tunesmith.training.probe import ROWS
-from tunesmith.workflows.answers import CHOICE_ROWS, wordings_of
+from tunesmith.workflows.answers import CHOICE_ROWS, prompt_templates_for
 from tunesmith.workflows.batches import Batches
 from tunesmith.workflows.counting import READINGS, planned, tasks_of
-from tunesmith.workflows.prepare import Prepared
-from tunesmith.workflows.survey import Survey
-from tunesmith.workflows.train import untouched
+from tunesmith.workflows.prepare import TrainingContext
+from tunesmith.workflows.survey import RunProfile
+from tunesmith.workflows.train import base_policy
 
 # Seconds of a run that no row explains: loading, the cheap ways, writing the reports.
 AROUND = 25.0
@@ -30,7 +30,7 @@ SURE = (0.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
+class RunOverhead:
     """What a run does beside its training steps, whichever technique moves the numbers."""
 
     trained: int  # times that it trains: once more for its control
@@ -38,7 +38,7 @@ class Beside:
     read: float  # tokens that pass without a way back
     written: tuple[tuple[float, float], ...]  # steps in which so many rows get their next token
 
-    def whole(self, training: Bounds, found: Survey) -> Bounds:
+    def whole(self, training: Bounds, found: RunProfile) -> Bounds:
         """The seconds of the whole run; `training` are those of training once."""
         times, seconds, (low, high) = self.trained * (1 + self.probed), self.seconds(found), SURE
         return Bounds(
@@ -47,15 +47,15 @@ class Beside:
             high=times * training.high + high * seconds,
         )
 
-    def seconds(self, found: Survey) -> float:
+    def seconds(self, found: RunProfile) -> float:
         """How long that takes which trains nothing."""
         wrote = sum(writing_seconds(steps, rows, found.size, found.pace) for steps, rows in self.written)
         return AROUND + reading_seconds(self.read, found.size, found.pace) + wrote
 
 
-def count_beside(prepared: Prepared, found: Survey) -> Beside:
+def count_overhead(prepared: TrainingContext, found: RunProfile) -> RunOverhead:
     """What is read and written beside the training of these rows."""
-    parts, plan, work = tasks_of(prepared), planned(prepared, untouched(prepared)), found.work
+    parts, plan, work = tasks_of(prepared), planned(prepared, base_policy(prepared)), found.work
     trained = 2 if prepared.recipe.controls else 1
     evaluations = -(-plan.steps // plan.eval_steps) if plan.eval_steps else 0
     learned = plan.steps * prepared.recipe.schedule.batch_rows  # rows of all passes, a text's windows each one
@@ -67,7 +67,7 @@ def count_beside(prepared: Prepared, found: Survey) -> Beside:
     checked = sum(_checked(part, found) for part in parts) + (WINDOW * WINDOWS if decoder and gated else 0)
     # They end when they want to, so half of the rows are there at a time.
     answers = [((1 + trained) * group.answer, group.rows / 2) for group in work.written]
-    return Beside(
+    return RunOverhead(
         trained=trained,
         probed=PROBED * ROWS * len(parts) / learned if prepared.recipe.schedule.probe else 0.0,
         read=trained * evaluations * checked + asked + general,
@@ -75,12 +75,12 @@ def count_beside(prepared: Prepared, found: Survey) -> Beside:
     )
 
 
-def _tokens(part: Prepared) -> int:
+def _tokens(part: TrainingContext) -> int:
     """Tokens of a task's training rows."""
     return sum(row.length for row in part.train)
 
 
-def _checked(part: Prepared, found: Survey) -> int:
+def _checked(part: TrainingContext, found: RunProfile) -> int:
     """Tokens that a validation of a task reads: for the loss, and beside its start for what answers have gained."""
     if not part.validation:
         return 0
@@ -90,11 +90,11 @@ def _checked(part: Prepared, found: Survey) -> int:
     return times * sum(map(found.counter.computed, Batches(part, part.validation).all()))
 
 
-def _asked(part: Prepared, trained: int) -> int:
+def _asked(part: TrainingContext, trained: int) -> int:
     """What a task reads to score it, to choose the base's wording or fit its head, and for references."""
     objective, split = part.recipe.objective, part.loaded.split
     train, validation, test = map(_size, (split.train, split.validation, part.test))
-    wordings = wordings_of(objective, part.base.family)
+    wordings = prompt_templates_for(objective, part.base.family)
     rows = (1 + trained) * test + len(wordings) * _tried(part)
     if isinstance(objective, Classify | Reward) and not wordings:
         rows += train  # a probe on the frozen model, which is the base here
@@ -112,13 +112,13 @@ def _size(examples: Sequence[Example]) -> int:
     return sum(len(example.text) if isinstance(example, Text) else 1 for example in examples)
 
 
-def _tried(part: Prepared) -> int:
+def _tried(part: TrainingContext) -> int:
     """Rows that each wording is tried on."""
     split = part.loaded.split
     return min(len(split.validation or split.train), CHOICE_ROWS.get(part.recipe.objective.kind, 0))
 
 
-def _chosen(part: Prepared) -> Iterator[tuple[float, float]]:
+def _chosen(part: TrainingContext) -> Iterator[tuple[float, float]]:
     """Steps and rows of the answers by which the base's wording is chosen."""
     if isinstance(part.recipe.objective, Instruct):
         yield len(PLAIN_WORDINGS) * part.recipe.objective.max_new_tokens, _tried(part) / 2

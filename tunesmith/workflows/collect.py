@@ -72,32 +72,32 @@ def schema() -> str:
     return json.dumps(Collected.model_json_schema(), indent=1)
 
 
-def collect(asked: CollectRequest, *, on_event: EventHandler, offline: bool = False) -> Collected:
-    """The rows of all sources, written to `asked.out`, and an account of them.
+def collect(request: CollectRequest, *, on_event: EventHandler, offline: bool = False) -> Collected:
+    """The rows of all sources, written to `request.out`, and an account of them.
 
     A file that cannot be read is named in `failed` and the others go on. Raises DataError where no file can be read
     or no row is made, and RecipeError for a template that does not fit the shape.
     """
-    store = CollectStore(asked.out)
+    store = CollectStore(request.out)
     store.check()
-    templates = _templates(asked, offline=offline)
-    seeds = _seeds(asked.seeds)
-    found = find(asked.sources)
+    templates = _templates(request, offline=offline)
+    seeds = _seeds(request.seeds)
+    found = find(request.sources)
     parts, failed, converted = _documents(found, store, on_event)
     if not parts:
         refuse([f"{doc_id}: {why}" for doc_id, why in sorted(failed.items())])
     parts, chrome = _without_repeated(parts)
-    made = {part.doc_id: list(SHAPES[asked.shape].rows(part, asked.size)) for part in parts}
+    made = {part.doc_id: list(SHAPES[request.shape].rows(part, request.size)) for part in parts}
     rows, copies = once([row for rows in made.values() for row in rows])
     left_out: Counter[str] = Counter()
-    if asked.writer is not None:
-        size = min(asked.size, PASSAGE)
-        wanted = WritingOptions(templates, asked.per_passage, seeds, size, asked.passages, asked.writer.seed)
+    if request.writer is not None:
+        size = min(request.size, PASSAGE)
+        wanted = WritingOptions(templates, request.per_passage, seeds, size, request.passages, request.writer.seed)
         rows = named(rows)
         todo = linked(requests(parts, wanted), rows)
-        new, left_out = _written(todo, asked.writer, store, (on_event, offline))
+        new, left_out = _written(todo, request.writer, store, (on_event, offline))
         rows += _unasked(rows, new, left_out)
-    page = _account(asked.out, found, parts, rows).model_copy(
+    page = _account(request.out, found, parts, rows).model_copy(
         update={
             "converted": converted,
             "unchanged": len(parts) - converted,
@@ -109,7 +109,7 @@ def collect(asked: CollectRequest, *, on_event: EventHandler, offline: bool = Fa
         }
     )
     if not rows:
-        raise DataError(_nothing(asked, page))
+        raise DataError(_nothing(request, page))
     store.write(rows, {**page.model_dump(mode="json"), "documents": sorted({one.kept for one in found.sources})})
     return page
 
@@ -126,19 +126,19 @@ def _account(out: Path, found: FoundFiles, parts: Sequence[DocumentPart], rows: 
     )
 
 
-def _templates(asked: CollectRequest, *, offline: bool) -> tuple[WritingTemplate, ...]:
+def _templates(request: CollectRequest, *, offline: bool) -> tuple[WritingTemplate, ...]:
     """The templates, if they make rows of the shape and somebody is there to answer. Raises TunesmithError."""
-    found = tuple(template(name) for name in asked.templates)
-    if found and asked.writer is None:
+    found = tuple(template(name) for name in request.templates)
+    if found and request.writer is None:
         raise RecipeError("--write: needs --writer, who is to write; add a local model or the address of a server")
-    if asked.writer is not None and not found:
+    if request.writer is not None and not found:
         raise RecipeError("--writer: needs --write, what is to be written; add questions, paraphrases or calls")
     for each in found:
         fits = "domain" if each.form == "text" else "instruct"
-        if fits != asked.shape:
-            raise RecipeError(f"template {each.name}: makes rows for {fits}, not for {asked.shape}; give --as {fits}")
-    if asked.writer is not None and asked.writer.remote:
-        check(endpoint_of(asked.writer), offline=offline)
+        if fits != request.shape:
+            raise RecipeError(f"template {each.name}: makes rows for {fits}, not for {request.shape}; give --as {fits}")
+    if request.writer is not None and request.writer.remote:
+        check(endpoint_of(request.writer), offline=offline)
     return found
 
 
@@ -177,7 +177,7 @@ def _documents(
         on_event(StageStarted(f"converting {len(todo)} of {len(found.sources)} files"))
     converted = 0
     errors: dict[str, str] = {}
-    for done in convert_all(list(todo), heard=_paced(todo, on_event)) if todo else ():
+    for done in convert_all(list(todo), on_page=_paced(todo, on_event)) if todo else ():
         source = todo[done.path]
         if done.document is None:
             errors[source.kept] = done.error
@@ -238,13 +238,13 @@ def _unasked(rows: Sequence[Made], new: Sequence[Made], left_out: Counter[str]) 
     return written
 
 
-def _nothing(asked: CollectRequest, page: Collected) -> str:
+def _nothing(request: CollectRequest, page: Collected) -> str:
     """Why there is no row, and what to do."""
     if page.left_out:
         reasons = ", ".join(f"{why} ({count})" for why, count in Counter(page.left_out).most_common(5))
-        return f"{asked.out}: nothing the model wrote passed the checks: {reasons}; take a stronger writer"
+        return f"{request.out}: nothing the model wrote passed the checks: {reasons}; take a stronger writer"
     cures = {
         "instruct": "no question with its answer in the documents; add --write questions --writer MODEL, or --as rag",
         "table": "no table in the documents; give --as domain",
     }
-    return f"{asked.out}: {cures.get(asked.shape, 'no text in the documents; give others')}"
+    return f"{request.out}: {cures.get(request.shape, 'no text in the documents; give others')}"

@@ -14,7 +14,7 @@ from tunesmith.events import EventHandler, StageStarted
 
 Listen = EventHandler
 # Questions that a local model answers at a time, and the tokens of a passage with its instruction.
-AT_ONCE, LOCAL_LIMIT = 8, 2048
+BATCH_SIZE, LOCAL_LIMIT = 8, 2048
 PACE = 5.0
 
 
@@ -61,17 +61,17 @@ def _ask_local(
 
     model = open_model(writer.name, offline=offline, limit=LOCAL_LIMIT)
     sampling = Sampling(max_new_tokens=writer.max_tokens, temperature=writer.temperature, top_p=0.95, seed=writer.seed)
-    for start in range(0, len(questions), AT_ONCE):
-        replies = model.replies(questions[start : start + AT_ONCE], sampling=sampling)
+    for start in range(0, len(questions), BATCH_SIZE):
+        replies = model.replies(questions[start : start + BATCH_SIZE], sampling=sampling)
         yield from ((start + i, Answer(reply.text, reply.finished)) for i, reply in enumerate(replies))
 
 
-def counted(ask: Ask, on_event: EventHandler) -> Ask:
+def counted(request: Ask, on_event: EventHandler) -> Ask:
     """The same, saying now and then how far it is."""
 
     def counting(questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, Answer]]:
         last = time.monotonic()
-        for count, (place, answer) in enumerate(ask(questions), 1):
+        for count, (place, answer) in enumerate(request(questions), 1):
             yield place, answer
             if time.monotonic() - last >= PACE or count == len(questions):
                 last = time.monotonic()

@@ -14,7 +14,7 @@ from typing import Any
 
 from tunesmith.data.collect.sources import find
 from tunesmith.data.files import read_page, sha256_of_file, write_whole
-from tunesmith.data.sources import Loaded
+from tunesmith.data.sources import DatasetSplits
 from tunesmith.data.split import Split
 from tunesmith.decision.budget import sizes
 from tunesmith.decision.chunks import ROWS
@@ -26,15 +26,15 @@ from tunesmith.model.device import choose_machine
 from tunesmith.objectives import Classify
 from tunesmith.recipe import AnyObjective, Recipe, load_recipe, save_recipe
 from tunesmith.training.callbacks import Callbacks, Interrupted
-from tunesmith.workflows.answered import answered
-from tunesmith.workflows.answers import question, some
+from tunesmith.workflows.answered import run_arm
+from tunesmith.workflows.answers import question, subsample
 from tunesmith.workflows.arms import NEED_DOCUMENTS, answers_prompts, check_rows, chosen_arms, told_where, tunes
-from tunesmith.workflows.asking import plainly, say
-from tunesmith.workflows.contest import CHOICES, ArmAnswers, Contest, Setting
-from tunesmith.workflows.house_rules import read_rules
-from tunesmith.workflows.measured import measured
+from tunesmith.workflows.asking import ask_model, plain_prompt
+from tunesmith.workflows.contest import CHOICES, ArmAnswers, ComparisonContext, Setting
+from tunesmith.workflows.house_rules import read_style_rules
+from tunesmith.workflows.measured import build_comparison
 from tunesmith.workflows.prepare import audited, read_data
-from tunesmith.workflows.run_folder import AtWorkError, alone
+from tunesmith.workflows.run_folder import RunLockedError, exclusive_lock
 from tunesmith.workflows.ways import remote
 
 PAGE, HTML, RECIPE = "comparison.json", "report.html", "recipe.yaml"
@@ -47,7 +47,7 @@ PACE_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class CompareOptions:
     """What the person asks for beside the recipe: minutes (0: no limit), a price per hour, the key of a server."""
 
     minutes: float = 0.0
@@ -57,7 +57,7 @@ class Wishes:
 
 def compare(
     recipe: Recipe,
-    wishes: Wishes,
+    options: CompareOptions,
     *,
     callbacks: Callbacks,
     out: Path | None = None,
@@ -69,66 +69,68 @@ def compare(
     """
     arms = chosen_arms(recipe, offline=offline)
     recipe = recipe.model_copy(update={"arms": arms})
-    contest = _contest(recipe, wishes, callbacks, out=out, offline=offline)
-    with alone(contest.folder):
-        _within(contest, arms, wishes)
+    contest = _contest(recipe, options, callbacks, out=out, offline=offline)
+    with exclusive_lock(contest.folder):
+        _within(contest, arms, options)
         _reachable(contest, arms)
         found = _asked(contest, arms)
-        page = measured(contest, found, price_per_hour=wishes.price_per_hour)
+        page = build_comparison(contest, found, price_per_hour=options.price_per_hour)
         write_whole(contest.folder / PAGE, page.model_dump_json(indent=1))
     return page
 
 
-def _asked(contest: Contest, arms: Sequence[str]) -> list[ArmAnswers]:
+def _asked(context: ComparisonContext, arms: Sequence[str]) -> list[ArmAnswers]:
     """The answers of every arm. One that fails is a note, is tried again the next time; raises where few are left."""
     found: list[ArmAnswers] = []
     failed: list[TunesmithError] = []
     for number, name in enumerate(arms, 1):
-        contest.on_event(StageStarted(f"arm {number} of {len(arms)}: {name}"))
+        context.on_event(StageStarted(f"arm {number} of {len(arms)}: {name}"))
         try:
-            found.append(answered(contest, name))
-        except AtWorkError:  # an arm that another process is making has not failed
+            found.append(run_arm(context, name))
+        except RunLockedError:  # an arm that another process is making has not failed
             raise
         except TunesmithError as error:
             failed.append(error)
-            contest.notes.append(f"{name} failed and is left out: {error}")
-            contest.on_event(Note(contest.notes[-1]))
-        if contest.callbacks.should_stop():
+            context.notes.append(f"{name} failed and is left out: {error}")
+            context.on_event(Note(context.notes[-1]))
+        if context.callbacks.should_stop():
             raise Interrupted(f"stopped after arm {name}, {number} of {len(arms)}")
     if failed and sum(one.name not in DIAGNOSIS for one in found) < 2:  # nothing to compare with
         raise failed[0]
     return found
 
 
-def _reachable(contest: Contest, arms: Sequence[str]) -> None:
+def _reachable(context: ComparisonContext, arms: Sequence[str]) -> None:
     """Raise now for documents and servers that are not there, not after the arms before them."""
     for arm in arms:
-        if arm.startswith("http") and contest.kept(arm) is None:
-            remote(contest, arm)
-    if told_where(contest.recipe) or any(arm in NEED_DOCUMENTS for arm in arms):
-        contest.retrieval()
+        if arm.startswith("http") and context.kept(arm) is None:
+            remote(context, arm)
+    if told_where(context.recipe) or any(arm in NEED_DOCUMENTS for arm in arms):
+        context.retrieval()
 
 
-def _contest(recipe: Recipe, wishes: Wishes, callbacks: Callbacks, *, out: Path | None, offline: bool) -> Contest:
+def _contest(
+    recipe: Recipe, options: CompareOptions, callbacks: Callbacks, *, out: Path | None, offline: bool
+) -> ComparisonContext:
     """The frozen rows in a folder that belongs to them."""
     callbacks.on_event(StageStarted(f"reading {recipe.data.train}"))
     loaded = _loaded(recipe, offline=offline)
     split = loaded.split
     check_rows(recipe, split, offline=offline)
-    read_rules(recipe, offline=offline)
+    read_style_rules(recipe, offline=offline)
     bound = _bound(recipe, split)
-    folder = _folder(recipe, out, [*_exactly(split), ("minutes", f"{wishes.minutes:g}")])
+    folder = _folder(recipe, out, [*_exactly(split), ("minutes", f"{options.minutes:g}")])
     recipe = _pinned(recipe, folder)
-    return Contest(
+    return ComparisonContext(
         recipe=recipe.model_copy(update={"objective": bound}),
         source=recipe,
         split=split,
-        test=some(split.test, recipe.compare.rows, recipe.seed),
+        test=subsample(split.test, recipe.compare.rows, recipe.seed),
         folder=folder,
         callbacks=callbacks,
         offline=offline,
         notes=list(split.notes),
-        key=wishes.key,
+        key=options.key,
     )
 
 
@@ -143,7 +145,7 @@ def _exactly(split: Split) -> list[tuple[str, str]]:
     return found
 
 
-def _loaded(recipe: Recipe, *, offline: bool) -> Loaded:
+def _loaded(recipe: Recipe, *, offline: bool) -> DatasetSplits:
     """The rows; where an arm learns from them, with what an audit notes or refuses."""
     found = read_data(recipe, offline=offline)
     return audited(recipe, found) if tunes(recipe.arms) else found
@@ -157,12 +159,12 @@ def _bound(recipe: Recipe, split: Split) -> AnyObjective:
     return bound
 
 
-def reopened(folder: Path, *, callbacks: Callbacks, key: str = "", offline: bool = False) -> Contest:
+def reopened(folder: Path, *, callbacks: Callbacks, key: str = "", offline: bool = False) -> ComparisonContext:
     """A comparison that came to its end, to ask its arms more; its documents as they are now, and no test rows."""
     recipe = _pinned(load_recipe(folder / RECIPE)[0], folder)
     split = _loaded(recipe, offline=offline).split
     bound = recipe.model_copy(update={"objective": _bound(recipe, split)})
-    contest = Contest(bound, recipe, split, [], folder, callbacks, offline, key=key)
+    contest = ComparisonContext(bound, recipe, split, [], folder, callbacks, offline, key=key)
     for name, setting in contest.choices().items():
         if name.startswith(BUDGET) and (train := int(str(setting[1]))) < len(split.train):
             contest.learn_only(train)  # the arms knew no more
@@ -225,37 +227,37 @@ def _digests(documents: str) -> list[str]:
     return [f"{one.doc_id} {one.sha256}" for one in find([documents]).sources]
 
 
-def _within(contest: Contest, arms: Sequence[str], wishes: Wishes) -> None:
+def _within(context: ComparisonContext, arms: Sequence[str], options: CompareOptions) -> None:
     """Fewer rows where the minutes ask for that; the same ones when the comparison is gone on with."""
-    if not wishes.minutes:
+    if not options.minutes:
         return
-    recipe, split = contest.recipe, contest.split
+    recipe, split = context.recipe, context.split
 
     def choose() -> Setting:
-        there, epochs = (len(contest.test), len(split.train)), recipe.schedule.epochs
-        found = sizes(60 * wishes.minutes, arms, row=_pace(contest), epochs=epochs, there=there)
-        if found.seconds > 60 * wishes.minutes:
+        there, epochs = (len(context.test), len(split.train)), recipe.schedule.epochs
+        found = sizes(60 * options.minutes, arms, row=_pace(context), epochs=epochs, there=there)
+        if found.seconds > 60 * options.minutes:
             least = f"{found.test} test rows and {found.train} training rows"
             raise RecipeError(
-                f"--budget {wishes.minutes:g}: {least}, the fewest that say anything, take about "
+                f"--budget {options.minutes:g}: {least}, the fewest that say anything, take about "
                 f"{math.ceil(found.seconds / 60)} minutes with {len(arms)} arms; give so many, or name fewer arms"
             )
         return [found.test, found.train, found.note]
 
-    test, train, note = contest.choice(f"{BUDGET}{wishes.minutes:g}", choose)
-    contest.test = some(contest.test, int(str(test)), recipe.seed)
-    contest.notes.append(f"budget of {wishes.minutes:g} minutes: {note}")
-    contest.on_event(StageStarted(str(note)))
+    test, train, note = context.choice(f"{BUDGET}{options.minutes:g}", choose)
+    context.test = subsample(context.test, int(str(test)), recipe.seed)
+    context.notes.append(f"budget of {options.minutes:g} minutes: {note}")
+    context.on_event(StageStarted(str(note)))
     if int(str(train)) < len(split.train):
-        contest.learn_only(int(str(train)))
+        context.learn_only(int(str(train)))
 
 
-def _pace(contest: Contest) -> float:
+def _pace(context: ComparisonContext) -> float:
     """Seconds of a row asked plainly; of one read by an encoder where there is no model to ask."""
-    ask = contest.test[:PACE_ROWS]
-    if answers_prompts(contest.recipe, offline=contest.offline):
-        return say(contest.base(), plainly(contest, ask), contest.objective).seconds / len(ask)
-    model = contest.untuned(contest.recipe.model)
+    ask = context.test[:PACE_ROWS]
+    if answers_prompts(context.recipe, offline=context.offline):
+        return ask_model(context.base(), plain_prompt(context, ask), context.objective).seconds / len(ask)
+    model = context.untuned(context.recipe.model)
     began = time.perf_counter()
     model.embed([question(example) for example in ask])
     return (time.perf_counter() - began) / len(ask)

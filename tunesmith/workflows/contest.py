@@ -32,7 +32,7 @@ from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.recipe import Recipe
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.workflows.answers import gold, question
+from tunesmith.workflows.answers import question, reference_answers
 from tunesmith.workflows.prepare import read_data
 
 # Chunks that are kept of each search: enough for recall@10 and for distractors.
@@ -96,13 +96,13 @@ class Retrieval:
         new = [example for example in examples if example.where not in self._right]
         if new:
             fields = [self.rows.get(example.where, {}) for example in new]
-            found = right_chunks(self.index.chunks, origins_of(fields, gold(new), self.columns))
+            found = right_chunks(self.index.chunks, origins_of(fields, reference_answers(new), self.columns))
             self._right |= {example.where: ids for example, ids in zip(new, found, strict=True)}
         return [self._right[example.where] for example in examples]
 
 
 @dataclass(slots=True)
-class Contest:
+class ComparisonContext:
     """The rows, documents and models of one comparison; answers are kept in the folder as they come.
 
     `source` is the recipe as it was written, which runs are made from; `recipe` knows labels and lengths too.
@@ -159,7 +159,7 @@ class Contest:
         self.check_same(name, found.fingerprint)
         policy = Policy.over(found.network, family=found.family)
         template = Template(found.tokenizer, chat=found.family == "decoder")
-        return LocalModel(policy, template, self.objective, room_of(policy))
+        return LocalModel(policy, template, self.objective, max_prompt_tokens(policy))
 
     def check_same(self, name: str, fingerprint: str) -> None:
         """Nothing for a model as it was when it was asked first; raises CheckpointError for one that was changed."""
@@ -272,6 +272,6 @@ def file_name(arm: str) -> str:
     return plain if plain == arm else f"{plain}-{hashlib.sha256(arm.encode()).hexdigest()[:8]}"
 
 
-def room_of(policy: Policy) -> int:
+def max_prompt_tokens(policy: Policy) -> int:
     """The longest prompt in tokens: three quarters of what a model can hold, the rest is for the answer."""
     return min(LIMIT, (positions_of(policy.network.config.to_dict()) or LIMIT) * 3 // 4)

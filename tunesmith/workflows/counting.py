@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from tunesmith.data.examples import Labelled, Message, Pair, Thumb
+from tunesmith.data.examples import LabelledText, Message, Pair, UnpairedPreference
 from tunesmith.decision.plan import TrainingWork, Written
 from tunesmith.inference.local import LocalModel, sampling_of
 from tunesmith.model.batch import Batch
@@ -17,7 +17,7 @@ from tunesmith.objectives import Classify, Instruct, Preference
 from tunesmith.objectives.instruct import asked
 from tunesmith.training.optim import TrainingPlan
 from tunesmith.workflows.batches import batches_of
-from tunesmith.workflows.prepare import ALONE, Prepared
+from tunesmith.workflows.prepare import ONLY_TASK, TrainingContext
 from tunesmith.workflows.replay import general_rows
 from tunesmith.workflows.training_plan import make_plan
 from tunesmith.workflows.yardsticks.judging import WRITTEN
@@ -33,7 +33,7 @@ READINGS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Counter:
+class WorkloadCounter:
     """How the micro-batches of a run are counted, each by its task."""
 
     packs: bool  # rows stand together and share what they begin with; else each is padded
@@ -42,9 +42,9 @@ class Counter:
     asking: frozenset[str]  # tasks whose steps ask the start
 
     @classmethod
-    def of(cls, prepared: Prepared, policy: Policy) -> Self:
+    def of(cls, prepared: TrainingContext, policy: Policy) -> Self:
         """How this run's are; `policy` is the base untouched."""
-        objectives = {name: one.recipe.objective for name, one in (prepared.parts or {ALONE: prepared}).items()}
+        objectives = {name: one.recipe.objective for name, one in (prepared.parts or {ONLY_TASK: prepared}).items()}
         heads = {name: objective.head(policy) for name, objective in objectives.items()}
         return cls(
             packs=policy.packs,
@@ -72,21 +72,21 @@ class Counter:
 
     def computed(self, batch: Batch) -> int:
         """Tokens that pass through the network."""
-        return batch.computed if self.packs else padded(batch)
+        return batch.forward_tokens if self.packs else padded(batch)
 
     def attended(self, batch: Batch) -> int:
         """Pairs of a query and a key that are multiplied, those that are not seen among them."""
         if not self.packs:
-            return batch.rows * batch.paths.shape[1] ** 2
+            return batch.rows * batch.row_index.shape[1] ** 2
         return sum(level.queries.numel() * level.keys.shape[1] for level in batch.layout.levels)
 
 
 def padded(batch: Batch) -> int:
     """Tokens of a batch whose rows are all as long as the longest."""
-    return batch.paths.numel()
+    return batch.row_index.numel()
 
 
-def count_work(prepared: Prepared, policy: Policy, counter: Counter) -> TrainingWork:
+def count_work(prepared: TrainingContext, policy: Policy, counter: WorkloadCounter) -> TrainingWork:
     """All steps of the run, counted on the batches of some of them; `policy` is the base untouched."""
     batches, steps = batches_of(prepared), planned(prepared, policy).steps
     every = range(batches.steps_per_epoch)
@@ -111,26 +111,28 @@ def count_work(prepared: Prepared, policy: Policy, counter: Counter) -> Training
     )
 
 
-def planned(prepared: Prepared, policy: Policy) -> TrainingPlan:
+def planned(prepared: TrainingContext, policy: Policy) -> TrainingPlan:
     """The schedule, general rows counted that `tune` will mix in."""
     more = 0 if prepared.general else general_rows(prepared)
     return make_plan(prepared.recipe, policy, rows=len(prepared.train) + more)
 
 
-def tasks_of(prepared: Prepared) -> list[Prepared]:
+def tasks_of(prepared: TrainingContext) -> list[TrainingContext]:
     """Each task of a run that learns several; else the run."""
     return list(prepared.parts.values()) or [prepared]
 
 
-def _cheap_bytes(part: Prepared) -> float:
+def _cheap_bytes(part: TrainingContext) -> float:
     """What TF-IDF takes on the task, where it is tried."""
     objective = part.recipe.objective
     if not isinstance(objective, Classify) or objective.multi:
         return 0.0
-    return TFIDF_BYTES + CHARACTER_BYTES * sum(len(e.text) for e in part.loaded.split.train if isinstance(e, Labelled))
+    return TFIDF_BYTES + CHARACTER_BYTES * sum(
+        len(e.text) for e in part.loaded.split.train if isinstance(e, LabelledText)
+    )
 
 
-def written(part: Prepared, policy: Policy) -> Iterator[Written]:
+def written(part: TrainingContext, policy: Policy) -> Iterator[Written]:
     """The groups in which one model answers what it is scored by, as `generate` makes them; none for what writes no
     answers."""
     objective = part.recipe.objective
@@ -138,7 +140,7 @@ def written(part: Prepared, policy: Policy) -> Iterator[Written]:
     if isinstance(objective, Instruct):
         chats = [asked(example) for example in part.test]
     elif isinstance(objective, Preference):
-        chats = list(dict.fromkeys(e.prompt for e in part.test if isinstance(e, Pair | Thumb)))[:WRITTEN]
+        chats = list(dict.fromkeys(e.prompt for e in part.test if isinstance(e, Pair | UnpairedPreference)))[:WRITTEN]
     longest = sampling_of(objective).max_new_tokens
     model = LocalModel(policy, part.template, objective, part.recipe.data.max_tokens)
     prompts = [model.prompt(chat, answer=longest) for chat in chats]

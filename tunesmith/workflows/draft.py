@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tunesmith.data.files import cure_of
+from tunesmith.data.files import fix_for
 from tunesmith.errors import RecipeError
 from tunesmith.recipe import Recipe
 
@@ -21,7 +21,7 @@ WIDTH = 108
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class AnnotatedRecipe:
     """A recipe, why each of its dotted keys is what it is, what was left out of another tool's file, and a guess at the
     columns as a command line takes it."""
 
@@ -53,7 +53,7 @@ class Draft:
         except OSError as error:
             with suppress(OSError):  # what the disk had no room for would be taken for a recipe
                 out.unlink()
-            raise RecipeError(f"{out}: not written ({error.strerror}); {cure_of(error)}") from None
+            raise RecipeError(f"{out}: not written ({error.strerror}); {fix_for(error)}") from None
 
 
 def _from_folder(values: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from tunesmith.data.tokenizer import frame
 from tunesmith.errors import RecipeError
 from tunesmith.evaluation.tasks import Score, TaskScore
 from tunesmith.events import EventHandler, StageStarted
-from tunesmith.inference.folder import read_about, read_base
+from tunesmith.inference.folder import read_base, read_manifest
 from tunesmith.inference.local import LocalModel
-from tunesmith.inference.open import FoundModel, identify, open_model
+from tunesmith.inference.open import ModelSource, identify, open_model
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
-from tunesmith.workflows.answers import Untuned
+from tunesmith.workflows.answers import BaseModelPrompter
 from tunesmith.workflows.frozen_head import open_base
-from tunesmith.workflows.lineage import recipe_file, recipe_of, seen
+from tunesmith.workflows.lineage import find_seen_rows, recipe_file, recipe_of
 from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.questions import (
     OWN_BASE,
@@ -31,10 +31,10 @@ from tunesmith.workflows.questions import (
     chosen_wording,
     read_task,
 )
-from tunesmith.workflows.run_folder import of_task
-from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
-from tunesmith.workflows.yardsticks.answering import Answered
-from tunesmith.workflows.yardsticks.judging import Judging
+from tunesmith.workflows.run_folder import task_dir
+from tunesmith.workflows.yardsticks import EvalSet, Evaluator, evaluator_for
+from tunesmith.workflows.yardsticks.answering import AnswerPredictions
+from tunesmith.workflows.yardsticks.judging import PreferenceEvaluator
 
 
 class ScoredAlone(Score):
@@ -64,37 +64,37 @@ class Evaluation:
     answers: list[dict[str, Any]]
 
 
-def evaluate(asked: EvaluateRequest, *, on_event: EventHandler, offline: bool = False) -> Evaluation:
+def evaluate(request: EvaluateRequest, *, on_event: EventHandler, offline: bool = False) -> Evaluation:
     """The scores of a model on the rows of a file, with intervals; against another model, the paired comparison.
 
     Raises the errors of the doors: DataError, RecipeError, ModelError, CheckpointError, TemplateError.
     """
-    found = identify(asked.model, offline=offline)
-    task = read_task(asked, found, offline=offline)
-    task.notes.extend(seen(found, task.examples, part=task.part, offline=offline))
-    other = _other(asked, found, offline=offline)
-    if other is not None and asked.against != OWN_BASE:
-        task.notes.extend(seen(other, task.examples, part=task.part, offline=offline))
-    yardstick = yardstick_of(Frozen(task.objective, task.examples, task.limit))
-    on_event(StageStarted(f"asking {asked.model} {len(task.examples)} questions"))
-    model = _open(found, task, base=asked.base, offline=offline)
-    tuned, name = _ask(yardstick, model, found.name, task), Path(asked.data).stem
+    found = identify(request.model, offline=offline)
+    task = read_task(request, found, offline=offline)
+    task.notes.extend(find_seen_rows(found, task.examples, part=task.part, offline=offline))
+    other = _other(request, found, offline=offline)
+    if other is not None and request.against != OWN_BASE:
+        task.notes.extend(find_seen_rows(other, task.examples, part=task.part, offline=offline))
+    yardstick = evaluator_for(EvalSet(task.objective, task.examples, task.limit))
+    on_event(StageStarted(f"asking {request.model} {len(task.examples)} questions"))
+    model = _open(found, task, base=request.base, offline=offline)
+    tuned, name = _ask(yardstick, model, found.name, task), Path(request.data).stem
     if other is None:
-        scores = yardstick.scores(tuned, name=name)
-        said = {"model": asked.model, "data": asked.data, "notes": task.notes}
+        scores = yardstick.score(tuned, name=name)
+        said = {"model": request.model, "data": request.data, "notes": task.notes}
         page: ScoredAlone | Compared = ScoredAlone(**scores[0].model_dump(), tasks=scores, **said)
-        return Evaluation(page, yardstick.lines({"answer": tuned}))
+        return Evaluation(page, yardstick.to_rows({"answer": tuned}))
     on_event(StageStarted(f"asking {other.name} the same"))
-    probing = asked.against == OWN_BASE and found.kind == "run" and task.own
+    probing = request.against == OWN_BASE and found.kind == "run" and task.own
     base = _base_of_run(yardstick, found, task, offline=offline) if probing else None
     if base is None:
         against = _open(other, task, offline=offline)
-        _same_tokens(asked, other, task, (model, against))
+        _same_tokens(request, other, task, (model, against))
         base = _ask(yardstick, against, other.name, task)
-    tasks = [_by_name(task, asked.model, other.name) for task in yardstick.tasks(base, tuned, name=name)]
-    said = {"model": asked.model, "against": other.name, "data": asked.data, "notes": task.notes}
+    tasks = [_by_name(task, request.model, other.name) for task in yardstick.compare(base, tuned, name=name)]
+    said = {"model": request.model, "against": other.name, "data": request.data, "notes": task.notes}
     page = Compared(**tasks[0].model_dump(), tasks=tasks, **said)
-    return Evaluation(page, yardstick.lines({"answer": tuned, "against": base}))
+    return Evaluation(page, yardstick.to_rows({"answer": tuned, "against": base}))
 
 
 def _by_name(task: TaskScore, model: str, other: str) -> TaskScore:
@@ -108,23 +108,23 @@ def schema() -> str:
     return json.dumps(TypeAdapter(ScoredAlone | Compared).json_schema(), indent=1)
 
 
-def _other(asked: EvaluateRequest, found: FoundModel, *, offline: bool) -> FoundModel | None:
+def _other(request: EvaluateRequest, found: ModelSource, *, offline: bool) -> ModelSource | None:
     """What the model is compared with, None where nothing was named."""
-    if asked.against != OWN_BASE:
-        return identify(asked.against, offline=offline) if asked.against else None
-    base = asked.base or found.base
+    if request.against != OWN_BASE:
+        return identify(request.against, offline=offline) if request.against else None
+    base = request.base or found.base
     if not base:
-        raise RecipeError(f"{asked.model}: it is a base itself; name another model after --against")
+        raise RecipeError(f"{request.model}: it is a base itself; name another model after --against")
     other = identify(base, offline=offline)
     if other.kind != "model" or found.folder is None:
         return other
     run = found.kind == "run"
     return replace(
-        other, quantize=read_about(found.folder).technique.load_options().quantize if run else found.quantize
+        other, quantize=read_manifest(found.folder).technique.load_options().quantize if run else found.quantize
     )
 
 
-def _open(found: FoundModel, task: ScoringTask, *, base: str = "", offline: bool) -> LocalModel:
+def _open(found: ModelSource, task: ScoringTask, *, base: str = "", offline: bool) -> LocalModel:
     """A model, asked as the task asks; what the reader should know of that becomes notes."""
     part = task.part if _several(found) else ""
     objective = None if part else task.objective
@@ -134,15 +134,17 @@ def _open(found: FoundModel, task: ScoringTask, *, base: str = "", offline: bool
     return model
 
 
-def _several(found: FoundModel) -> bool:
+def _several(found: ModelSource) -> bool:
     """Whether it is a run of several tasks."""
-    return found.kind == "run" and found.folder is not None and read_about(found.folder).objective.kind == "multitask"
+    return (
+        found.kind == "run" and found.folder is not None and read_manifest(found.folder).objective.kind == "multitask"
+    )
 
 
-def _ask(yardstick: Yardstick[Any], model: LocalModel, name: str, task: ScoringTask) -> Any:
+def _ask(yardstick: Evaluator[Any], model: LocalModel, name: str, task: ScoringTask) -> Any:
     """What a model says to the rows; answers that had not ended become a note."""
-    said = yardstick.tuned(model)
-    cut = said.answers.finished.count(False) if isinstance(said, Answered) else 0
+    said = yardstick.predict(model)
+    cut = said.answers.finished.count(False) if isinstance(said, AnswerPredictions) else 0
     if cut:
         longest = model.sampling.max_new_tokens
         task.notes.append(f"{name}: {cut} answers were cut at {longest} tokens, where it had not ended")
@@ -150,7 +152,7 @@ def _ask(yardstick: Yardstick[Any], model: LocalModel, name: str, task: ScoringT
 
 
 def _same_tokens(
-    asked: EvaluateRequest, other: FoundModel, task: ScoringTask, sides: tuple[LocalModel, LocalModel]
+    request: EvaluateRequest, other: ModelSource, task: ScoringTask, sides: tuple[LocalModel, LocalModel]
 ) -> None:
     """Nothing where losses per token compare. Raises RecipeError where the sides cut texts differently."""
     first, second = (side.template.tokenizer for side in sides)
@@ -158,7 +160,7 @@ def _same_tokens(
         first.get_vocab() != second.get_vocab() or frame(first) != frame(second)
     ):
         raise RecipeError(
-            f"{other.name}: cuts texts into other tokens than {asked.model}, so their losses do not compare; "
+            f"{other.name}: cuts texts into other tokens than {request.model}, so their losses do not compare; "
             "score each alone, and compare bits_per_byte"
         )
 
@@ -173,38 +175,38 @@ def _reservations(model: LocalModel, task: ScoringTask) -> list[str]:
     return notes
 
 
-def _base_of_run(yardstick: Yardstick[Any], found: FoundModel, task: ScoringTask, *, offline: bool) -> Any:
+def _base_of_run(yardstick: Evaluator[Any], found: ModelSource, task: ScoringTask, *, offline: bool) -> Any:
     """What the untuned base of a run says, scored as the run itself scored it; None where it is asked like any model:
     an encoder of texts by the head it began with, others by the chosen wording or by a linear probe."""
     assert found.folder is not None
-    about, objective = read_about(found.folder), task.objective
+    about, objective = read_manifest(found.folder), task.objective
     if isinstance(objective, Domain):
-        opened = open_base(found, objective, place=of_task(found.folder.parent, task.part), offline=offline)
-        return None if opened is None else yardstick.tuned(opened)
+        opened = open_base(found, objective, place=task_dir(found.folder.parent, task.part), offline=offline)
+        return None if opened is None else yardstick.predict(opened)
     if isinstance(objective, Preference):
         return None
     base = read_base(about, offline=offline)
     policy = Policy.over(base.network, family=base.family)
     template = Template(base.tokenizer, chat=base.family == "decoder")
     if isinstance(objective, Reward):
-        assert isinstance(yardstick, Judging)
+        assert isinstance(yardstick, PreferenceEvaluator)
         policy.train(False)
         train = _learned_from(found, task, offline=offline)
         said = yardstick.probe(LocalModel(policy, template, objective, about.limit), train)
         task.notes.append(f"base: {said.how}")
         return said
     assert isinstance(objective, Classify | Instruct), "a run of rl is saved as the instruct model it is"
-    untuned = Untuned(base, policy, template, objective, about.limit)
+    untuned = BaseModelPrompter(base, policy, template, objective, about.limit)
     if base.family == "encoder" or (isinstance(objective, Classify) and objective.multi):
         answers = untuned.answer(train=_learned_from(found, task, offline=offline), validation=(), test=task.examples)
         task.notes.append(f"base: {answers.how}")
-        return Answered(answers)
+        return AnswerPredictions(answers)
     wording = chosen_wording(found, task.part)
     task.notes.append(f"base: plain prompt: {wording or 'the instruction as written'}")
-    return yardstick.tuned(untuned.model(wording))
+    return yardstick.predict(untuned.model(wording))
 
 
-def _learned_from(found: FoundModel, task: ScoringTask, *, offline: bool) -> list[Example]:
+def _learned_from(found: ModelSource, task: ScoringTask, *, offline: bool) -> list[Example]:
     """The training rows of a run, or of one of its tasks. Raises RecipeError where nobody knows them any more."""
     page = recipe_file(found)
     if page is None:

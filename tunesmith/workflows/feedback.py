@@ -7,23 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tunesmith.data.examples import Chat, Message, Pair, Thumb
+from tunesmith.data.examples import Chat, Message, Pair, UnpairedPreference
 from tunesmith.data.prompts import prompts
 from tunesmith.data.rows import columns_of, read_rows
 from tunesmith.errors import DataError, RecipeError, Refused
 from tunesmith.feedback.items import Item, prompt_key, read_items, sample
 from tunesmith.feedback.preferences import read_votes
 from tunesmith.feedback.store import VoteStore
-from tunesmith.feedback.turns import ALONE, Overlap
-from tunesmith.inference.folder import read_about
-from tunesmith.inference.open import FoundModel, identify
+from tunesmith.feedback.turns import NO_OVERLAP, Overlap
+from tunesmith.inference.folder import read_manifest
+from tunesmith.inference.open import ModelSource, identify
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Instruct, Preference
 from tunesmith.objectives.instruct import asked
 from tunesmith.recipe import load_recipe
-from tunesmith.workflows.ahead import askers, make_side
+from tunesmith.workflows.ahead import completion_sources, generate_side
 from tunesmith.workflows.lineage import recipe_file
-from tunesmith.workflows.panel import WHAT, Panel
+from tunesmith.workflows.panel import WHAT, PairSession
 from tunesmith.workflows.prepare import read_data
 
 Messages = tuple[Message, ...]
@@ -48,7 +48,7 @@ class FeedbackRequest:
     thumbs: bool = False
     gold: str = ""
     store: Path | None = None
-    overlap: Overlap = ALONE
+    overlap: Overlap = NO_OVERLAP
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_p=0.95))
     offline: bool = False
     warmer: str = "--temperature"
@@ -63,25 +63,25 @@ class FeedbackRequest:
         return path / "feedback.db" if path.is_dir() else Path(f"{path.name}.feedback.db")
 
 
-def open_panel(wish: FeedbackRequest, *, told: Callable[[str], None]) -> Panel:
+def open_panel(request: FeedbackRequest, *, log: Callable[[str], None]) -> PairSession:
     """The pairs as they stood when they were left; answers that are not there yet are made first.
 
     Raises DataError for prompts, gold or a store that do not fit, Refused where no two answers differ.
     """
-    wish.overlap.check()
-    if wish.thumbs and wish.against:
+    request.overlap.check()
+    if request.thumbs and request.against:
         raise RecipeError("--thumbs: shows one answer, and --against asks for two; leave one of them out")
-    found = identify(wish.model, offline=wish.offline)
-    every = _prompts(wish, found)
-    if not wish.prompts:
-        told("asked are the run's own test rows: what learns from these votes cannot be scored on them")
+    found = identify(request.model, offline=request.offline)
+    every = _prompts(request, found)
+    if not request.prompts:
+        log("asked are the run's own test rows: what learns from these votes cannot be scored on them")
     if any(turns[0].tools for turns in every.values()):
-        told("tools may be called here, which votes do not keep: judge by them, and tune on calls by objective: rl")
-    gold = _gold(wish)
-    store = VoteStore(wish.kept_in, what=WHAT)
+        log("tools may be called here, which votes do not keep: judge by them, and tune on calls by objective: rl")
+    gold = _gold(request)
+    store = VoteStore(request.kept_in, what=WHAT)
     try:
-        _same_prompts(store, every, wish)
-        items = _items(wish, _drawn(wish, every), store, told)
+        _same_prompts(store, every, request)
+        items = _items(request, _drawn(request, every), store, log)
         known = read_items(store.since())
         new = [item for item in items if item.key not in known]
         mended = [item for item in gold if item.key not in known or known[item.key].gold != item.gold]
@@ -89,77 +89,79 @@ def open_panel(wish: FeedbackRequest, *, told: Callable[[str], None]) -> Panel:
     except BaseException:
         store.close()
         raise
-    return Panel([*items, *gold], store, overlap=wish.overlap, seed=wish.sampling.seed)
+    return PairSession([*items, *gold], store, overlap=request.overlap, seed=request.sampling.seed)
 
 
-def _prompts(wish: FeedbackRequest, found: FoundModel) -> dict[str, Messages]:
+def _prompts(request: FeedbackRequest, found: ModelSource) -> dict[str, Messages]:
     """Every prompt of the file, or of the run's test rows, each once."""
-    if wish.prompts:
-        own = read_about(found.folder).objective if found.kind == "run" and found.folder else None
+    if request.prompts:
+        own = read_manifest(found.folder).objective if found.kind == "run" and found.folder else None
         usual, instruction = (own.prompt, own.instruction) if isinstance(own, Instruct | Preference) else ("", "")
-        instruction = "" if wish.as_written else instruction
-        rows = read_rows(wish.prompts, offline=wish.offline)
-        column = wish.column or (usual if usual in columns_of(rows) else "")
+        instruction = "" if request.as_written else instruction
+        rows = read_rows(request.prompts, offline=request.offline)
+        column = request.column or (usual if usual in columns_of(rows) else "")
         return {prompt_key(turns): turns for turns in prompts(rows, column=column, instruction=instruction)}
     page = recipe_file(found)
     if page is None:
-        raise RecipeError(f"{wish.model}: no recipe that names test rows; name prompts with --prompts FILE")
-    split = read_data(load_recipe(page)[0], offline=wish.offline).split
-    told = [_turns_of(example, wish.model) for example in split.test or split.validation]
+        raise RecipeError(f"{request.model}: no recipe that names test rows; name prompts with --prompts FILE")
+    split = read_data(load_recipe(page)[0], offline=request.offline).split
+    told = [_turns_of(example, request.model) for example in split.test or split.validation]
     return {prompt_key(messages): messages for messages in told}
 
 
 def _turns_of(example: object, name: str) -> Messages:
     if isinstance(example, Chat):
         return tuple(asked(example))
-    if isinstance(example, Pair | Thumb):
+    if isinstance(example, Pair | UnpairedPreference):
         return example.prompt
     raise RecipeError(f"{name}: its rows hold no prompts; name some with --prompts FILE")
 
 
-def _drawn(wish: FeedbackRequest, every: Mapping[str, Messages]) -> list[Messages]:
+def _drawn(request: FeedbackRequest, every: Mapping[str, Messages]) -> list[Messages]:
     """As many prompts as are wanted, drawn by the seed."""
     keys = list(every)
-    if wish.rows and wish.rows < len(keys):
-        keys = random.Random(wish.sampling.seed).sample(keys, wish.rows)
+    if request.rows and request.rows < len(keys):
+        keys = random.Random(request.sampling.seed).sample(keys, request.rows)
     return [every[key] for key in keys]
 
 
 def _items(
-    wish: FeedbackRequest, some: Sequence[Messages], store: VoteStore, told: Callable[[str], None]
+    request: FeedbackRequest, some: Sequence[Messages], store: VoteStore, log: Callable[[str], None]
 ) -> list[Item]:
     """The answers side by side, without those that nobody could choose between."""
-    found = askers(wish.model, wish.against, wish.sampling, offline=wish.offline)
-    who = [replace(one, longer=wish.longer, limit=wish.limit or one.limit) for one in found]
-    sides = [make_side(one, some, store, told=told, offline=wish.offline) for one in who[: 1 if wish.thumbs else 2]]
+    found = completion_sources(request.model, request.against, request.sampling, offline=request.offline)
+    who = [replace(one, longer=request.longer, limit=request.limit or one.limit) for one in found]
+    sides = [
+        generate_side(one, some, store, log=log, offline=request.offline) for one in who[: 1 if request.thumbs else 2]
+    ]
     judged = sample(some, sides)
     if judged.same:
-        told(f"{judged.same} of {len(some)} prompts are left out: both answers are the same")
+        log(f"{judged.same} of {len(some)} prompts are left out: both answers are the same")
     if judged.empty:
-        told(f"{judged.empty} of {len(some)} prompts are left out: an answer is empty")
+        log(f"{judged.empty} of {len(some)} prompts are left out: an answer is empty")
     if not judged.items:
-        cure = f"raise {wish.warmer}, or give other prompts"
-        raise Refused(f"{wish.model}: nothing to judge, no prompt has two answers that differ; {cure}")
+        cure = f"raise {request.warmer}, or give other prompts"
+        raise Refused(f"{request.model}: nothing to judge, no prompt has two answers that differ; {cure}")
     return judged.items
 
 
-def _gold(wish: FeedbackRequest) -> list[Item]:
+def _gold(request: FeedbackRequest) -> list[Item]:
     """Items whose right label is known, to see whether people look. Raises DataError."""
-    if not wish.gold:
+    if not request.gold:
         return []
-    rows = read_rows(wish.gold, offline=wish.offline)
+    rows = read_rows(request.gold, offline=request.offline)
     items = list({brought.item.key: brought.item for brought in read_votes(rows, rater="", gold=True)}.values())
-    if any((len(item.answers) == 1) is not wish.thumbs for item in items):
-        kind = "prompt, completion, label" if wish.thumbs else "prompt, chosen, rejected"
-        raise DataError(f"{wish.gold}: planted among these, its rows must hold {kind}; give such a file to --gold")
+    if any((len(item.answers) == 1) is not request.thumbs for item in items):
+        kind = "prompt, completion, label" if request.thumbs else "prompt, chosen, rejected"
+        raise DataError(f"{request.gold}: planted among these, its rows must hold {kind}; give such a file to --gold")
     return items
 
 
-def _same_prompts(store: VoteStore, every: Mapping[str, Messages], wish: FeedbackRequest) -> None:
+def _same_prompts(store: VoteStore, every: Mapping[str, Messages], request: FeedbackRequest) -> None:
     """Nothing where all that the store holds is on these prompts. Raises DataError."""
     held = [item for item in read_items(store.since()).values() if not item.gold]
     strange = sum(prompt_key(item.messages) not in every for item in held)
     if strange:
-        source = wish.prompts or f"the test rows of {wish.model}"
+        source = request.prompts or f"the test rows of {request.model}"
         cure = "give the prompts that it is on, or name another file with --store"
         raise DataError(f"{store.path}: {strange} of its {len(held)} pairs are on prompts not in {source}; {cure}")

@@ -11,24 +11,24 @@ from numpy.typing import NDArray
 
 from tunesmith.evaluation.baselines import fit_linear
 from tunesmith.events import EventHandler, StageStarted
-from tunesmith.model.batch import collate, cut
+from tunesmith.model.batch import collate, split_by_tokens
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify
 from tunesmith.workflows.batches import tokens_of
-from tunesmith.workflows.prepare import ALONE, Prepared
+from tunesmith.workflows.prepare import ONLY_TASK, TrainingContext
 
 # A beginning need not have seen all rows.
 MOST_ROWS = 2000
 
 
-def begin_heads(prepared: Prepared, policy: Policy, on_event: EventHandler) -> None:
+def init_heads_from_probe(prepared: TrainingContext, policy: Policy, on_event: EventHandler) -> None:
     """Let each head of labels begin as a linear probe of what the network says before any step.
 
     A head of zeros pulls the network out of shape until it has learned what a probe knows (Kumar et al. 2022, arXiv
     2202.10054): few rows then leave an encoder behind its own probe.
     """
     whole = prepared.recipe.objective
-    for name, one in (prepared.parts or {ALONE: prepared}).items():
+    for name, one in (prepared.parts or {ONLY_TASK: prepared}).items():
         objective = one.recipe.objective
         if not isinstance(objective, Classify) or objective.output == "words":
             continue
@@ -41,7 +41,7 @@ def begin_heads(prepared: Prepared, policy: Policy, on_event: EventHandler) -> N
 
 
 @torch.no_grad()
-def _states(prepared: Prepared, policy: Policy) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _states(prepared: TrainingContext, policy: Policy) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """[N, D] pooled states and [N, K] labels of the training rows, or of so many of them."""
     policy.train(False)
     rows = prepared.train
@@ -49,7 +49,9 @@ def _states(prepared: Prepared, policy: Policy) -> tuple[NDArray[np.float32], ND
         rows = random.Random(prepared.recipe.seed).sample(rows, MOST_ROWS)
     sizes = [row.size for row in rows]
     found = np.empty((len(rows), policy.hidden), dtype=np.float32)
-    for numbers in cut(sorted(range(len(rows)), key=lambda row: -sizes[row]), sizes, tokens_of(prepared.recipe)):
+    for numbers in split_by_tokens(
+        sorted(range(len(rows)), key=lambda row: -sizes[row]), sizes, tokens_of(prepared.recipe)
+    ):
         batch = collate([rows[i] for i in numbers]).to(policy.device)
         found[numbers] = policy.pooled(batch).float().cpu().numpy()
     return found, np.array([row.label for row in rows], dtype=np.float32)

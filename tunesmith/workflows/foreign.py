@@ -13,13 +13,13 @@ from tunesmith.errors import RecipeError
 from tunesmith.recipe import make_recipe
 from tunesmith.recipe.left_out import UNKNOWN, why_left_out
 from tunesmith.techniques import SHORTHANDS
-from tunesmith.workflows.draft import Draft
+from tunesmith.workflows.draft import AnnotatedRecipe
 from tunesmith.workflows.foreign_axolotl import axolotl
 from tunesmith.workflows.foreign_factory import factory
 from tunesmith.workflows.foreign_work import Conversion, number
 
 
-def convert(path: Path, *, data: str = "", changes: Sequence[str] = ()) -> Draft:
+def convert(path: Path, *, data: str = "", changes: Sequence[str] = ()) -> AnnotatedRecipe:
     """The recipe that an axolotl or LLaMA-Factory file amounts to; `data` stands in for its data set.
 
     Raises RecipeError for a file that is neither, and for what cannot be done here.
@@ -46,7 +46,7 @@ def convert(path: Path, *, data: str = "", changes: Sequence[str] = ()) -> Draft
         name, _, became = note.partition(" -> ")
         work.reasons[became.partition(":")[0]] = f"was {name}"
     recipe, _ = make_recipe(values, place=str(path), changes=changes)
-    return Draft(recipe, work.reasons, work.dropped)
+    return AnnotatedRecipe(recipe, work.reasons, work.dropped)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from tunesmith.data.files import write_whole
 from tunesmith.data.template import Template
 from tunesmith.errors import CheckpointError
 from tunesmith.events import StageStarted
-from tunesmith.inference.folder import read_about, read_base
+from tunesmith.inference.folder import read_base, read_manifest
 from tunesmith.inference.local import LocalModel
-from tunesmith.inference.open import FoundModel
+from tunesmith.inference.open import ModelSource
 from tunesmith.model.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
 from tunesmith.model.masked_head import own_head
 from tunesmith.model.policy import Policy
@@ -23,7 +23,7 @@ from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.fit import Trainer, ValidationResult
 from tunesmith.training.optim import HEAD_RATE, TrainingPlan
 from tunesmith.workflows.batches import Batches
-from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.prepare import TrainingContext
 from tunesmith.workflows.training_plan import make_plan
 from tunesmith.workflows.validation import validation_loss
 
@@ -33,7 +33,7 @@ OWN, TRAINED = "its own masked-language head", "a masked-language head trained o
 HEAD = "head.safetensors"
 
 
-def frozen_head(prepared: Prepared, out: Path, *, callbacks: Callbacks) -> dict[str, Tensor]:
+def train_mlm_head(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> dict[str, Tensor]:
     """The numbers of the head that base and tuned model begin with; kept in the run's folder once they are made."""
     place = out / "base_head"
     kept = find_folder(place)
@@ -53,13 +53,13 @@ def how_made(out: Path) -> str:
     return (out / "base_head.txt").read_text(encoding="utf-8")
 
 
-def open_base(found: FoundModel, objective: Domain, *, place: Path, offline: bool) -> LocalModel | None:
+def open_base(found: ModelSource, objective: Domain, *, place: Path, offline: bool) -> LocalModel | None:
     """The base of an encoder's run with the head that the run began with, which lies in `place`; None for a decoder.
 
     Raises CheckpointError where the run's folder no longer has that head.
     """
     assert found.folder is not None
-    about = read_about(found.folder)
+    about = read_manifest(found.folder)
     if about.family == "decoder":
         return None
     kept = find_folder(place / "base_head")
@@ -74,7 +74,7 @@ def open_base(found: FoundModel, objective: Domain, *, place: Path, offline: boo
     return LocalModel(policy, Template(base.tokenizer, chat=False), objective, about.limit)
 
 
-def _trained(prepared: Prepared, out: Path, callbacks: Callbacks) -> dict[str, Tensor]:
+def _trained(prepared: TrainingContext, out: Path, callbacks: Callbacks) -> dict[str, Tensor]:
     """A fresh head after learning on the same rows and the same hidden words, the encoder left as it is."""
     callbacks.on_event(StageStarted("training a masked-LM head on the frozen encoder"))
     torch.manual_seed(prepared.recipe.seed)
@@ -97,9 +97,9 @@ def _trained(prepared: Prepared, out: Path, callbacks: Callbacks) -> dict[str, T
     return {name: value.detach().clone() for name, value in policy.head.state_dict().items()}
 
 
-def _plan(prepared: Prepared, policy: Policy) -> TrainingPlan:
+def _plan(prepared: TrainingContext, policy: Policy) -> TrainingPlan:
     """At least as many steps as the run itself has, at the rate of heads."""
     plan = make_plan(prepared.recipe, policy, rows=len(prepared.train))
     steps = max(FEWEST_STEPS, plan.steps)
     evaluations = max(1, steps // 10) if prepared.validation else 0
-    return replace(plan, steps=steps, peak=HEAD_RATE, eval_steps=evaluations, save_steps=max(1, steps // 10))
+    return replace(plan, steps=steps, learning_rate=HEAD_RATE, eval_steps=evaluations, save_steps=max(1, steps // 10))

@@ -22,7 +22,7 @@ NO_STYLE = {
 }
 
 
-def read_rules(recipe: Recipe, *, offline: bool) -> tuple[StyleRule, ...]:
+def read_style_rules(recipe: Recipe, *, offline: bool) -> tuple[StyleRule, ...]:
     """The recipe's rules. Raises RecipeError for one that cannot be checked, here or on these rows."""
     rules = rules_of(recipe.style)
     if rules and not isinstance(recipe.objective, Instruct):

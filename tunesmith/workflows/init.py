@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.aliases import changed_keys
-from tunesmith.data.examples import Chat, Example, Labelled, Text
+from tunesmith.data.examples import Chat, Example, LabelledText, Text
 from tunesmith.data.folder import passed_over
 from tunesmith.data.formats import LANGUAGES, Format, detect
 from tunesmith.data.guess import Guess, guess
@@ -23,8 +23,8 @@ from tunesmith.objectives.instruct import reference
 from tunesmith.recipe import AnyObjective, Recipe, check_pair, make_recipe
 from tunesmith.recipe.sections import REPLAY_FAR, REPLAY_NEAR
 from tunesmith.techniques import Full
-from tunesmith.workflows.draft import Draft
-from tunesmith.workflows.request import BATCH_ROWS, BYTES_A_TOKEN, COLUMN_KEYS, learned_rows, passes, size_of
+from tunesmith.workflows.draft import AnnotatedRecipe
+from tunesmith.workflows.request import BATCH_ROWS, BYTES_A_TOKEN, COLUMN_KEYS, default_epochs, learned_rows, size_of
 
 # Words for the source of a row; with these alone or before `_id`, rows that share a value belong together.
 SOURCES = (
@@ -37,12 +37,12 @@ FEWEST_GROUPS, LARGEST_GROUP, MOST_BLANK = 10, 0.2, 0.1
 # Training rows below which the rank of an update is enough; beyond the last: 32.
 RANKS = ((1_000, 8), (50_000, 16))
 MOST_TEST_ROWS, FEWEST_ROWS = 2_000, 10
-AROUND, ROUND_TO, LONGEST, BYTES_A_LISTED_TOKEN = 48, 64, 2_048, 2
+AROUND, ROUND_TO, DEFAULT_MAX_TOKENS, BYTES_A_LISTED_TOKEN = 48, 64, 2_048, 2
 SMALL_ENCODER = "minilm-l6"
 ENCODER_LIMIT, TEXT_WINDOW = 256, 512
 
 
-def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> Draft:
+def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> AnnotatedRecipe:
     """A recipe for a file of rows, with the reason for everything in it.
 
     Raises DataError for rows that cannot be read or whose columns give no guess, RecipeError for a wrong change.
@@ -81,7 +81,7 @@ def draft(data: str, *, changes: Sequence[str] = (), offline: bool = False) -> D
     reasons["model"] = _about(recipe.model)
     recipe, _ = make_recipe(raw | {"seed": 0}, place=f"init {data}", changes=changes)
     check_pair(recipe, family)
-    return Draft(recipe, {key: _said(key, why, named) for key, why in reasons.items()}, {}, guessed)
+    return AnnotatedRecipe(recipe, {key: _said(key, why, named) for key, why in reasons.items()}, {}, guessed)
 
 
 def _examples(recipe: Recipe, rows: Sequence[Row], group: str, guessed: str) -> Sequence[Example]:
@@ -196,7 +196,7 @@ def _data(
     # A question of usual length is in what stands around; names in a long list take more tokens than running text.
     typical += max(0.0, len(asked.encode()) / BYTES_A_LISTED_TOKEN - AROUND)
     wanted = ROUND_TO * math.ceil((typical + AROUND) / ROUND_TO)
-    limit = ENCODER_LIMIT if model == SMALL_ENCODER else LONGEST
+    limit = ENCODER_LIMIT if model == SMALL_ENCODER else DEFAULT_MAX_TOKENS
     found["max_tokens"] = min(limit, max(2 * ROUND_TO, wanted))
     reasons["data.max_tokens"] = (
         f"99 % of the rows have at most about {typical:.0f} tokens, and a chat adds some; longer prompts are shortened"
@@ -210,7 +210,7 @@ def _data(
 def _metric(objective: Classify | Instruct, examples: Sequence[Example], reasons: dict[str, str]) -> str:
     """The headline that fits the labels or the answers."""
     if isinstance(objective, Classify):
-        counts = Counter(label for example in examples if isinstance(example, Labelled) for label in example.labels)
+        counts = Counter(label for example in examples if isinstance(example, LabelledText) for label in example.labels)
         listed = ", ".join(f"{label} {count}" for label, count in counts.most_common(8))
         why = {
             "accuracy": "the labels are not far from even",
@@ -250,7 +250,7 @@ def _instruction(objective: AnyObjective, reasons: dict[str, str]) -> dict[str, 
 
 def _training(model: str, rows: int, reasons: dict[str, str]) -> dict[str, Any]:
     """The technique and the number of passes."""
-    epochs, steps = passes(rows)
+    epochs, steps = default_epochs(rows)
     reasons["schedule.epochs"] = (
         f"about {steps} steps of {BATCH_ROWS} rows; "
         "the best checkpoint on validation is kept, so a pass too many costs only time"

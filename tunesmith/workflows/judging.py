@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunesmith.data.exercises import Attempt, Exercise, Scorer
+from tunesmith.data.exercises import Completion, RLPrompt, Scorer
 from tunesmith.errors import Refused
 from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.winrate import WinRate, win_rate
@@ -16,7 +16,7 @@ from tunesmith.inference.open import open_model
 from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Instruct
 from tunesmith.workflows.feedback import FeedbackRequest
-from tunesmith.workflows.panel import LEFT, RIGHT, PageChoice, Panel
+from tunesmith.workflows.panel import LEFT, RIGHT, PageChoice, PairSession
 
 TAB = "rule"
 
@@ -29,54 +29,54 @@ class Replies:
     finished: list[bool]
 
 
-def judge_by_rule(panel: Panel, exercises: Sequence[Exercise], score: Scorer, *, rater: str) -> None:
+def judge_by_rule(panel: PairSession, exercises: Sequence[RLPrompt], score: Scorer, *, rater: str) -> None:
     """A vote on every pair that has none: the answer with the higher score wins, equal scores are a tie.
 
     The votes go through the same door as people's, under a name that says that nobody cast them.
     """
     who, known = Who(rater, TAB), {prompt_key(one.prompt): one for one in exercises}
     cut = cut_off(panel.store.since())
-    while (key := panel.turns.next(who)) is not None:
+    while (key := panel.assignment.next(who)) is not None:
         item, shown = panel.item(key), panel.shown(key, who.rater)
         prompt, texts = prompt_key(item.messages), [item.answers[place] for place in shown]
-        left, right = score([Attempt(known[prompt], text, (prompt, text) not in cut) for text in texts])
+        left, right = score([Completion(known[prompt], text, (prompt, text) not in cut) for text in texts])
         panel.vote(who, key, PageChoice(TIE if left == right else LEFT if left > right else RIGHT))
 
 
-def need_judged(panel: Panel, wish: FeedbackRequest) -> None:
+def need_judged(panel: PairSession, request: FeedbackRequest) -> None:
     """Nothing where every pair has a vote. Raises Refused with the command that opens the page for the rest."""
     progress = panel.progress()
     if progress.judged == progress.items:
         return
-    drawn = wish.sampling
+    drawn = request.sampling
     words = [
-        "tunesmith", "feedback", wish.model, "--prompts", wish.prompts, "--column", wish.column, "--rows", "0",
-        "--max-tokens", str(wish.limit),
-        "--store", str(wish.store),
+        "tunesmith", "feedback", request.model, "--prompts", request.prompts, "--column", request.column, "--rows", "0",
+        "--max-tokens", str(request.limit),
+        "--store", str(request.store),
         "--temperature", str(drawn.temperature), "--top-p", str(drawn.top_p),
         "--max-new-tokens", str(drawn.max_new_tokens), "--seed", str(drawn.seed),
         "--as-written",
     ]  # fmt: skip
     raise Refused(
-        f"{wish.store}: {progress.judged} of {progress.items} pairs are judged; judge the others with "
+        f"{request.store}: {progress.judged} of {progress.items} pairs are judged; judge the others with "
         f"`{shlex.join(words)}`, then run the same command again"
     )
 
 
-def replies_of(name: str, exercises: Sequence[Exercise], *, longest: int, limit: int) -> Replies:
+def replies_of(name: str, exercises: Sequence[RLPrompt], *, longest: int, limit: int) -> Replies:
     """What a run or a base answers, greedily and as it is asked."""
     model = open_model(name, objective=Instruct(max_new_tokens=longest), offline=True, limit=limit)
     found = model.replies([one.prompt for one in exercises], sampling=Sampling(max_new_tokens=longest))
     return Replies([reply.text for reply in found], [reply.finished for reply in found])
 
 
-def over(start: Replies, own: Replies, exercises: Sequence[Exercise], score: Scorer) -> WinRate:
+def over(start: Replies, own: Replies, exercises: Sequence[RLPrompt], score: Scorer) -> WinRate:
     """How often a judge that trained nothing scores the one side's answers above the start's.
 
     Raises Refused for a judge that finds all answers of both sides equal.
     """
     sides = [
-        score([Attempt(*each) for each in zip(exercises, side.texts, side.finished, strict=True)])
+        score([Completion(*each) for each in zip(exercises, side.texts, side.finished, strict=True)])
         for side in (start, own)
     ]
     if len({*sides[0], *sides[1]}) == 1 and start.texts != own.texts:
@@ -88,7 +88,7 @@ def over(start: Replies, own: Replies, exercises: Sequence[Exercise], score: Sco
     return win_rate(outcomes, (start.texts, own.texts), groups=groups_of(exercises))
 
 
-def as_rows(exercises: Sequence[Exercise]) -> list[dict[str, object]]:
+def as_rows(exercises: Sequence[RLPrompt]) -> list[dict[str, object]]:
     """The exercises as rows of a file: whole turns, and the row's answer where it has one."""
     rows = []
     for one in exercises:

@@ -13,10 +13,10 @@ from pydantic import BaseModel
 
 from tunesmith.errors import DataError
 from tunesmith.feedback.agreement import Agreement, agreement
-from tunesmith.feedback.order import Order
+from tunesmith.feedback.order import LabelQueue
 from tunesmith.feedback.store import Entry, VoteStore, Who
-from tunesmith.feedback.turns import ALONE, Overlap, Rules, Turns
-from tunesmith.feedback.votes import WORD, Votes
+from tunesmith.feedback.turns import NO_OVERLAP, Assignment, AssignmentRules, Overlap
+from tunesmith.feedback.votes import WORD, VoteState
 from tunesmith.workflows.label_rows import LabelItem, RowsFile, check_label, labelled_lines
 
 WHAT = "labels"
@@ -37,20 +37,20 @@ class LabelProgress(BaseModel):
     agreement: Agreement
 
 
-class Labelling:
+class LabelSession:
     """One file of rows being labelled by any number of people."""
 
-    def __init__(self, rows: RowsFile, store: VoteStore, order: Order, *, overlap: Overlap = ALONE) -> None:
+    def __init__(self, rows: RowsFile, store: VoteStore, order: LabelQueue, *, overlap: Overlap = NO_OVERLAP) -> None:
         self.rows, self.store, self.overlap, self._order = rows, store, overlap, order
         self._items = {item.key: item for item in rows.items}
         self._place = {item.key: place for place, item in enumerate(rows.items)}
-        self.turns = Turns(store, Rules(self._items, self._candidates, overlap.wanted, self._learn))
-        self.turns.catch_up()
+        self.assignment = Assignment(store, AssignmentRules(self._items, self._candidates, overlap.wanted, self._learn))
+        self.assignment.catch_up()
 
     @property
-    def votes(self) -> Votes:
+    def votes(self) -> VoteState:
         """What the events amount to."""
-        return self.turns.votes
+        return self.assignment.votes
 
     def item(self, key: str) -> LabelItem:
         """The row of this key. Raises DataError where it is none of these."""
@@ -64,19 +64,19 @@ class Labelling:
         Raises DataError for a row that is not here or a label that no row could hold.
         """
         label, item = check_label(label), self.item(key)
-        with self.turns.lock:
+        with self.assignment.lock:
             new = [] if label in self.votes.words else [Entry(who.rater, WORD, "", {"label": label})]
-            self.turns.vote(who, item.key, {"label": label, **took}, *new)
+            self.assignment.vote(who, item.key, {"label": label, **took}, *new)
 
     def labels(self) -> list[str]:
         """Every label that can be given, in the order in which they were first known."""
-        with self.turns.lock:
+        with self.assignment.lock:
             return list(self.votes.words)
 
     def progress(self, rater: str = "") -> LabelProgress:
         """How far it is, for everybody and for this person."""
-        with self.turns.lock:
-            self.turns.catch_up()
+        with self.assignment.lock:
+            self.assignment.catch_up()
             here = [key for key in self.votes.items() if key in self._items]
             said = {key: self.votes.label(key) for key in here}
             given = Counter(label for label in said.values() if label is not None)
@@ -95,8 +95,8 @@ class Labelling:
 
     def lines(self) -> list[str]:
         """The labelled rows as JSON lines."""
-        with self.turns.lock:
-            self.turns.catch_up()
+        with self.assignment.lock:
+            self.assignment.catch_up()
             return labelled_lines(self.rows, self.votes)[0]
 
     def _candidates(self, rater: str) -> Iterator[str]:

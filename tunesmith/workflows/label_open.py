@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.errors import Refused
-from tunesmith.feedback.order import Order
+from tunesmith.feedback.order import LabelQueue
 from tunesmith.feedback.store import VoteStore
-from tunesmith.feedback.turns import ALONE, Overlap
-from tunesmith.feedback.votes import Votes
-from tunesmith.workflows.label import WHAT, Labelling
+from tunesmith.feedback.turns import NO_OVERLAP, Overlap
+from tunesmith.feedback.votes import VoteState
+from tunesmith.workflows.label import WHAT, LabelSession
 from tunesmith.workflows.label_rows import (
     Columns,
     Given,
@@ -37,7 +37,7 @@ class LabelRequest:
     labels: tuple[str, ...] = ()
     brought: str = ""
     store: Path | None = None
-    overlap: Overlap = ALONE
+    overlap: Overlap = NO_OVERLAP
     features: str = TFIDF
     seed: int = 0
     offline: bool = False
@@ -51,58 +51,58 @@ class LabelRequest:
         return path.with_suffix(".labels.db") if path.exists() else Path(f"{path.name.partition(':')[0]}.labels.db")
 
 
-def open_labelling(wish: LabelRequest, *, told: Callable[[str], None]) -> Labelling:
+def open_labelling(request: LabelRequest, *, log: Callable[[str], None]) -> LabelSession:
     """The labelling as it stood when it was left, with the labels that were brought. Raises DataError."""
-    rows, store = _opened(wish, told)
+    rows, store = _opened(request, log)
     texts = [item.text for item in rows.items]
-    keep = wish.kept_in.with_suffix(".vectors.safetensors")
-    vectors = make_vectors(texts, features=wish.features, keep=keep, offline=wish.offline, told=told)
-    return Labelling(rows, store, Order(vectors, seed=wish.seed), overlap=wish.overlap)
+    keep = request.kept_in.with_suffix(".vectors.safetensors")
+    vectors = make_vectors(texts, features=request.features, keep=keep, offline=request.offline, log=log)
+    return LabelSession(rows, store, LabelQueue(vectors, seed=request.seed), overlap=request.overlap)
 
 
-def export_labels(wish: LabelRequest, path: Path, *, told: Callable[[str], None]) -> LabelExport:
+def export_labels(request: LabelRequest, path: Path, *, log: Callable[[str], None]) -> LabelExport:
     """Write the labelled rows to the file. Raises Refused where no row has a label."""
-    rows, store = _opened(wish, told)
-    votes = Votes(store.since())
+    rows, store = _opened(request, log)
+    votes = VoteState(store.since())
     store.close()
     if not any(votes.label(key) for key in rows.keys):
         if any(votes.on(key) for key in rows.keys):
             cure = "let one more person label them, with --raters one higher"
-            raise Refused(f"{wish.kept_in}: of every labelled row as many people gave one label as another; {cure}")
-        raise Refused(f"{wish.kept_in}: no row has a label yet; label some with `tunesmith label {wish.source}`")
+            raise Refused(f"{request.kept_in}: of every labelled row as many people gave one label as another; {cure}")
+        raise Refused(f"{request.kept_in}: no row has a label yet; label some with `tunesmith label {request.source}`")
     done = export(rows, votes, path)
     if done.tied:
-        told(f"{done.tied} rows left out: as many people gave one label as another")
+        log(f"{done.tied} rows left out: as many people gave one label as another")
     return done
 
 
-def _opened(wish: LabelRequest, told: Callable[[str], None]) -> tuple[RowsFile, VoteStore]:
+def _opened(request: LabelRequest, log: Callable[[str], None]) -> tuple[RowsFile, VoteStore]:
     """The rows, and the store with every label that the command and the files bring."""
-    wish.overlap.check()
-    for label in wish.labels:
+    request.overlap.check()
+    for label in request.labels:
         check_label(label)
-    rows = read_items(wish.source, wish.columns, offline=wish.offline)
+    rows = read_items(request.source, request.columns, offline=request.offline)
     if rows.copies:
-        told(f"{rows.copies} rows repeat the text of another: each text is labelled once, for all its rows")
+        log(f"{rows.copies} rows repeat the text of another: each text is labelled once, for all its rows")
     if rows.blank:
-        told(f"{rows.blank} rows have no text in {rows.text!r} and are left out")
-    found = {wish.source: given_labels(rows, rater=Path(wish.source).name)}
-    if wish.brought:
-        found[wish.brought] = brought_labels(wish.brought, rows, offline=wish.offline)
-    store = VoteStore(wish.kept_in, what=WHAT)  # not before: rows that are refused leave no file behind
+        log(f"{rows.blank} rows have no text in {rows.text!r} and are left out")
+    found = {request.source: given_labels(rows, rater=Path(request.source).name)}
+    if request.brought:
+        found[request.brought] = brought_labels(request.brought, rows, offline=request.offline)
+    store = VoteStore(request.kept_in, what=WHAT)  # not before: rows that are refused leave no file behind
     events = store.since()
-    votes = Votes(events)
+    votes = VoteState(events)
     for source, given in found.items():
-        _tell(Path(source).name, given, told)
+        _tell(Path(source).name, given, log)
     brought = [entry for given in found.values() for entry in not_yet(given, votes, events)]
-    entries = [*words(wish.labels, votes), *brought]
+    entries = [*words(request.labels, votes), *brought]
     if entries:
         store.append(*entries)
     return rows, store
 
 
-def _tell(name: str, given: Given, told: Callable[[str], None]) -> None:
+def _tell(name: str, given: Given, log: Callable[[str], None]) -> None:
     if given.contradictions:
-        told(f"{name}: {given.contradictions} rows say another label than the first row with their text, which counts")
+        log(f"{name}: {given.contradictions} rows say another label than the first row with their text, which counts")
     if given.strangers:
-        told(f"{name}: {given.strangers} rows are left out, their text is not in the data")
+        log(f"{name}: {given.strangers} rows are left out, their text is not in the data")

@@ -15,7 +15,7 @@ from tunesmith.data.kinds import LONGEST_LABEL, label_items
 from tunesmith.data.rows import Row, as_word, columns_of, file_of, missing_column, read_rows, refuse
 from tunesmith.errors import DataError
 from tunesmith.feedback.store import Entry, Event
-from tunesmith.feedback.votes import VOTE, WORD, Votes, can_be_read
+from tunesmith.feedback.votes import VOTE, WORD, VoteState, can_be_read
 
 RATER = "rater"
 
@@ -121,7 +121,7 @@ def brought_labels(source: str, rows: RowsFile, *, offline: bool = False) -> Giv
     return Given(mine, found.contradictions, sum(key not in known for key in brought.keys))
 
 
-def not_yet(given: Given, votes: Votes, events: Sequence[Event]) -> list[Entry]:
+def not_yet(given: Given, votes: VoteState, events: Sequence[Event]) -> list[Entry]:
     """The votes of a file without those that stand, and without those that were taken over before.
 
     A person may have said another thing since, or taken the vote back: their file, read again, must not overrule it.
@@ -131,7 +131,7 @@ def not_yet(given: Given, votes: Votes, events: Sequence[Event]) -> list[Entry]:
     return [e for e in new if e.body and votes.on(e.item).get(e.rater) != e.body["label"]]
 
 
-def words(labels: Sequence[str], votes: Votes) -> list[Entry]:
+def words(labels: Sequence[str], votes: VoteState) -> list[Entry]:
     """Labels that may be given, as events; those that are known already are left out."""
     checked = [check_label(label) for label in labels]
     return [Entry("", WORD, "", {"label": label}) for label in dict.fromkeys(checked) if label not in votes.words]
@@ -149,14 +149,14 @@ def check_label(label: str) -> str:
     return plain
 
 
-def export(rows: RowsFile, votes: Votes, path: Path) -> LabelExport:
+def export(rows: RowsFile, votes: VoteState, path: Path) -> LabelExport:
     """Write every row whose text has a label, with that label in the label's column, as JSON lines."""
     lines, counts = labelled_lines(rows, votes)
     write_whole(path, "".join(lines))
     return counts
 
 
-def labelled_lines(rows: RowsFile, votes: Votes) -> tuple[list[str], LabelExport]:
+def labelled_lines(rows: RowsFile, votes: VoteState) -> tuple[list[str], LabelExport]:
     """The lines of an export, each with its line end."""
     lines, tied = [], 0
     for row, key in zip(rows.rows, rows.keys, strict=True):

@@ -17,7 +17,7 @@ TFIDF = "tfidf"
 
 
 def make_vectors(
-    texts: Sequence[str], *, features: str, keep: Path, offline: bool, told: Callable[[str], None]
+    texts: Sequence[str], *, features: str, keep: Path, offline: bool, log: Callable[[str], None]
 ) -> Vectors:
     """[N, D] for "tfidf" or for the name of an encoder; an encoder's are kept in the file `keep`."""
     if features == TFIDF:
@@ -25,7 +25,7 @@ def make_vectors(
     digest = hashlib.sha256("\x1e".join([features, *texts]).encode()).hexdigest()
     found = _kept(keep, digest)
     if found is None:
-        told(f"{features} reads {len(texts)} texts once; this takes a while")
+        log(f"{features} reads {len(texts)} texts once; this takes a while")
         found = encoder_vectors(texts, model=features, offline=offline)
         _keep(found, keep, digest)
     return found

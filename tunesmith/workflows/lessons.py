@@ -22,24 +22,24 @@ from tunesmith.errors import RecipeError
 from tunesmith.events import StageStarted
 from tunesmith.objectives import Domain, Instruct
 from tunesmith.recipe import Recipe
-from tunesmith.workflows.answers import some
+from tunesmith.workflows.answers import subsample
 from tunesmith.workflows.collect_writer import Writer, ask_writer, counted
-from tunesmith.workflows.contest import ArmAnswers, Contest
+from tunesmith.workflows.contest import ArmAnswers, ComparisonContext
 from tunesmith.workflows.run_folder import open_run
 from tunesmith.workflows.tune import tune_recipe
 
 # Passages in a row of `raft`; the share of rows that hold the right one (Zhang et al. 2024); tokens that they need.
 PASSAGES, ORACLE, ROOM = 3, 0.8, 1024
 # Chunks that `taught` learns from, those with answers first; paraphrases asked for of each, and passages asked about.
-TAUGHT, SAID_AGAIN, ASKED_ABOUT = 400, 2, 40
+MAX_CHUNKS, PARAPHRASES_PER_CHUNK, ASKED_ABOUT = 400, 2, 40
 EPOCHS = 3
-FEWEST = 8  # rows of a run on a part of them
+MIN_ROWS = 8  # rows of a run on a part of them
 # Chunks that `taught` is validated on, and rows that `raft` is: with passages they are long.
 KEPT, JUDGED = 20, 32
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TunedArm:
     """A finished run: where it lies, the seconds of its training, and the labelled rows that it used."""
 
     folder: Path
@@ -59,59 +59,59 @@ class Lesson:
         )
 
 
-def tuned_run(contest: Contest, percent: int = 100) -> Lesson:
+def run_tuned(context: ComparisonContext, percent: int = 100) -> TunedArm:
     """The run of the recipe itself, where it lies finished or in the comparison's folder; or of a part of its rows."""
-    recipe = contest.source
+    recipe = context.source
     if percent < 100:
-        rows = max(FEWEST, len(contest.split.train) * percent // 100)
+        rows = max(MIN_ROWS, len(context.split.train) * percent // 100)
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"rows": rows}), "controls": False})
-        return _made(contest, recipe, contest.folder / f"tuned-{percent}")
+        return _made(context, recipe, context.folder / f"tuned-{percent}")
     own = open_run(recipe, None)
     if own.finished:
-        return _made(contest, recipe, own.path)
-    if len(contest.test) < len(contest.split.test):  # it need not be scored on rows that no arm is asked
-        recipe = _on_parts(contest, recipe)
-    return _made(contest, recipe, contest.folder / "tuned")
+        return _made(context, recipe, own.path)
+    if len(context.test) < len(context.split.test):  # it need not be scored on rows that no arm is asked
+        recipe = _on_parts(context, recipe)
+    return _made(context, recipe, context.folder / "tuned")
 
 
-def _on_parts(contest: Contest, recipe: Recipe) -> Recipe:
+def _on_parts(context: ComparisonContext, recipe: Recipe) -> Recipe:
     """The recipe on the comparison's own rows, written out as they stand in their files."""
-    rows, files = contest.columns(), {}
-    parts = {"train": contest.split.train, "validation": contest.split.validation, "test": contest.test}
+    rows, files = context.columns(), {}
+    parts = {"train": context.split.train, "validation": context.split.validation, "test": context.test}
     for part, examples in parts.items():
         if examples:
-            files[part] = str(contest.folder / f"tuned.{part}.jsonl")
+            files[part] = str(context.folder / f"tuned.{part}.jsonl")
             _write(Path(files[part]), [rows[example.where] for example in examples])
     data = recipe.data.model_copy(update={"validation": 0.0, **files, "where": {}, "rows": 0})
     return recipe.model_copy(update={"data": data})
 
 
-def raft_run(contest: Contest) -> Lesson:
+def run_raft(context: ComparisonContext) -> TunedArm:
     """The recipe on the same rows with passages above each question, the right one among them four times in five."""
-    objective = contest.objective
+    objective = context.objective
     assert isinstance(objective, Instruct)
     files = {}
-    held = some(contest.split.validation, JUDGED, contest.recipe.seed)
-    for part, rows in (("train", contest.split.train), ("validation", held)):
-        files[part] = contest.folder / f"raft.{part}.jsonl"
-        _write(files[part], _raft_rows(contest, rows, part))
+    held = subsample(context.split.validation, JUDGED, context.recipe.seed)
+    for part, rows in (("train", context.split.train), ("validation", held)):
+        files[part] = context.folder / f"raft.{part}.jsonl"
+        _write(files[part], _raft_rows(context, rows, part))
     asked = objective.model_copy(update={"prompt": "", "answer": "", "messages": "messages", "instruction": ""})
     data = {"train": str(files["train"]), "validation": str(files["validation"]), "test": 0.0, "group": "", "where": {}}
-    room = {"max_tokens": max(contest.recipe.data.max_tokens, ROOM), "audit": "note", "rows": 0}
-    return _made(contest, _changed(contest.source, asked, {**data, **room}), contest.folder / "raft")
+    room = {"max_tokens": max(context.recipe.data.max_tokens, ROOM), "audit": "note", "rows": 0}
+    return _made(context, _changed(context.source, asked, {**data, **room}), context.folder / "raft")
 
 
-def _raft_rows(contest: Contest, rows: Sequence[Example], part: str) -> list[dict[str, Any]]:
+def _raft_rows(context: ComparisonContext, rows: Sequence[Example], part: str) -> list[dict[str, Any]]:
     """The rows as chats; those that are only validated on look as they will at the test."""
-    retrieval = contest.retrieval()
+    retrieval = context.retrieval()
     by_id = {chunk.id: chunk for chunk in retrieval.index.chunks}
     made = []
     for row, hits, right in zip(rows, retrieval.hits(rows), retrieval.right(rows), strict=True):
         shown = hits[:PASSAGES]
         if part == "train":
-            chance = random.Random(f"{contest.recipe.seed}/{row.where}")
+            chance = random.Random(f"{context.recipe.seed}/{row.where}")
             shown = passages_of(hits, [by_id[name] for name in sorted(right)], chance)
-        chat = _fitted(contest, row, shown)
+        chat = _fitted(context, row, shown)
         made.append(as_row(chat))
     return made
 
@@ -127,14 +127,14 @@ def as_row(chat: Chat) -> dict[str, Any]:
     return {"messages": turns, **({"tools": tools} if tools else {})}
 
 
-def _fitted(contest: Contest, row: Example, shown: Sequence[Hit]) -> Chat:
+def _fitted(context: ComparisonContext, row: Example, shown: Sequence[Hit]) -> Chat:
     """The row below as many of its passages as it has room for, so that its question is never what is cut."""
-    template, limit = contest.base().template, max(contest.recipe.data.max_tokens, ROOM)
+    template, limit = context.base().template, max(context.recipe.data.max_tokens, ROOM)
     for count in range(len(shown), 0, -1):
-        chat = raft_example(row, shown[:count], contest.objective)
+        chat = raft_example(row, shown[:count], context.objective)
         if len(template.chat(chat.messages).ids) <= limit:
             return chat
-    return raft_example(row, [], contest.objective)
+    return raft_example(row, [], context.objective)
 
 
 def passages_of(hits: Sequence[Hit], right: Sequence[Chunk], chance: random.Random) -> list[Hit]:
@@ -150,47 +150,47 @@ def passages_of(hits: Sequence[Hit], right: Sequence[Chunk], chance: random.Rand
     return found
 
 
-def taught_run(contest: Contest) -> Lesson:
+def run_closed_book(context: ComparisonContext) -> TunedArm:
     """The base tuned on chunks of the documents and on what a model says them again in; no question is seen."""
-    chunks = contest.retrieval().index.chunks
-    answering = set().union(*contest.retrieval().right(contest.test))
+    chunks = context.retrieval().index.chunks
+    answering = set().union(*context.retrieval().right(context.test))
     first = [chunk for chunk in chunks if chunk.id in answering]
     rest = [chunk for chunk in chunks if chunk.id not in answering]
-    random.Random(f"{contest.recipe.seed}/taught").shuffle(rest)
+    random.Random(f"{context.recipe.seed}/taught").shuffle(rest)
     if len(chunks) < 2:
         raise RecipeError("arms: taught learns from two chunks at least; give more documents, or leave it out")
     kept = min(KEPT, len(rest) // 5) or 1
-    held, learn = [*first, *rest][-kept:], [*first, *rest][:-kept][:TAUGHT]
+    held, learn = [*first, *rest][-kept:], [*first, *rest][:-kept][:MAX_CHUNKS]
     began = time.perf_counter()
-    again = _said_again(contest, {chunk.doc_id for chunk in first})
-    writing = float(contest.choice("seconds to paraphrase", lambda: [str(time.perf_counter() - began)])[0])
-    files = {"train": contest.folder / "taught.train.jsonl", "validation": contest.folder / "taught.validation.jsonl"}
+    again = _said_again(context, {chunk.doc_id for chunk in first})
+    writing = float(context.choice("seconds to paraphrase", lambda: [str(time.perf_counter() - began)])[0])
+    files = {"train": context.folder / "taught.train.jsonl", "validation": context.folder / "taught.validation.jsonl"}
     _write(files["train"], [{"text": text} for text in (*(chunk.text for chunk in learn), *again)])
     _write(files["validation"], [{"text": chunk.text} for chunk in held])
     data = {"train": str(files["train"]), "validation": str(files["validation"]), "test": 0.0, "group": "", "where": {}}
-    recipe = _changed(contest.source, Domain(text="text"), {**data, "audit": "note", "rows": 0})
+    recipe = _changed(context.source, Domain(text="text"), {**data, "audit": "note", "rows": 0})
     schedule = recipe.schedule.model_copy(update={"epochs": EPOCHS})
-    made = _made(contest, recipe.model_copy(update={"schedule": schedule}), contest.folder / "taught")
+    made = _made(context, recipe.model_copy(update={"schedule": schedule}), context.folder / "taught")
     note = f"{len(learn)} of {len(chunks)} chunks, those with answers first, and {len(again)} paraphrases"
-    return Lesson(made.folder, writing + made.seconds, 0, note)
+    return TunedArm(made.folder, writing + made.seconds, 0, note)
 
 
-def _said_again(contest: Contest, documents: set[str]) -> list[str]:
+def _said_again(context: ComparisonContext, documents: set[str]) -> list[str]:
     """Paraphrases of the documents that hold answers, written by the untuned model and checked against them."""
     parts = [
         DocumentPart(page.doc_id, page.digest, page.document, page.document.blocks)
-        for page in contest.retrieval().pages
+        for page in context.retrieval().pages
         if page.doc_id in documents
     ]
-    size, seed = contest.recipe.documents.size, contest.recipe.seed
-    wanted = WritingOptions((PARAPHRASES,), SAID_AGAIN, (), size, ASKED_ABOUT, seed)
-    writer = Writer(contest.recipe.compare.asks or contest.recipe.model, max_tokens=160, seed=seed)
+    size, seed = context.recipe.documents.size, context.recipe.seed
+    wanted = WritingOptions((PARAPHRASES,), PARAPHRASES_PER_CHUNK, (), size, ASKED_ABOUT, seed)
+    writer = Writer(context.recipe.compare.asks or context.recipe.model, max_tokens=160, seed=seed)
     asked = requests(parts, wanted)
     if not asked:
         return []
-    contest.on_event(StageStarted(f"taught: {len(asked)} paraphrases"))
-    ask = counted(ask_writer(writer, offline=contest.offline), contest.on_event)
-    answers = answered(asked, ask, contest.folder / "taught.replies.jsonl", writer.identity)
+    context.on_event(StageStarted(f"taught: {len(asked)} paraphrases"))
+    ask = counted(ask_writer(writer, offline=context.offline), context.on_event)
+    answers = answered(asked, ask, context.folder / "taught.replies.jsonl", writer.identity)
     rows, _ = written_rows(asked, answers)
     return [str(row["text"]) for row in rows]
 
@@ -201,12 +201,12 @@ def _changed(recipe: Recipe, objective: Instruct | Domain, data: Mapping[str, An
     return recipe.model_copy(update={"objective": objective, "data": rows, "controls": False, "style": {}})
 
 
-def _made(contest: Contest, recipe: Recipe, folder: Path) -> Lesson:
+def _made(context: ComparisonContext, recipe: Recipe, folder: Path) -> TunedArm:
     """The finished run of a recipe in a folder."""
-    contest.forget_base()
-    run = tune_recipe(recipe, out=folder, callbacks=contest.callbacks, offline=contest.offline)
+    context.forget_base()
+    run = tune_recipe(recipe, out=folder, callbacks=context.callbacks, offline=context.offline)
     data = run.report.data
-    return Lesson(run.folder, run.report.speed.seconds, data.train + data.validation, f"run {run.folder.name}")
+    return TunedArm(run.folder, run.report.speed.seconds, data.train + data.validation, f"run {run.folder.name}")
 
 
 def _write(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -9,15 +9,15 @@ from tunesmith.data.examples import Example
 from tunesmith.data.examples import question as asked_for
 from tunesmith.errors import TunesmithError
 from tunesmith.events import EventHandler, Note
-from tunesmith.inference.open import FoundModel, identify
+from tunesmith.inference.open import ModelSource, identify
 from tunesmith.recipe import Recipe, load_recipe
-from tunesmith.workflows.prepare import Prepared, read_data
+from tunesmith.workflows.prepare import TrainingContext, read_data
 
 # With this share of the questions among the training rows, a score tells nothing about new rows.
 SEEN_TOO_OFTEN = 0.5
 
 
-def recipe_file(found: FoundModel) -> Path | None:
+def recipe_file(found: ModelSource) -> Path | None:
     """The recipe of a run, if it still lies beside its model."""
     page = found.folder.parent / "recipe.yaml" if found.kind == "run" and found.folder else None
     return page if page is not None and page.exists() else None
@@ -29,7 +29,7 @@ def recipe_of(page: Path, part: str) -> Recipe:
     return recipe.parts.get(part, recipe)
 
 
-def seen(found: FoundModel, examples: Sequence[Example], *, part: str = "", offline: bool) -> list[str]:
+def find_seen_rows(found: ModelSource, examples: Sequence[Example], *, part: str = "", offline: bool) -> list[str]:
     """A note if these ask what a run, or one that it was tuned over, was trained on.
 
     What a foreign model was trained on nobody knows. `part` is one of several tasks of the run.
@@ -56,11 +56,11 @@ def seen(found: FoundModel, examples: Sequence[Example], *, part: str = "", offl
     return [f"warning: {line}: the score says little about new rows" if too_often else line]
 
 
-def with_lineage(prepared: Prepared, *, on_event: EventHandler, offline: bool) -> Prepared:
+def with_contamination_check(prepared: TrainingContext, *, on_event: EventHandler, offline: bool) -> TrainingContext:
     """The run with a note where test rows were training rows of a run that it is tuned over."""
     found = identify(prepared.recipe.model, offline=offline)
     tests = [part.test for part in prepared.parts.values()] or [prepared.test]
-    notes = seen(found, [example for part in tests for example in part], offline=offline)
+    notes = find_seen_rows(found, [example for part in tests for example in part], offline=offline)
     for note in notes:
         on_event(Note(note))
     return prepared.noted(*notes)

@@ -13,9 +13,9 @@ from tunesmith.feedback.preferences import PAIRS
 from tunesmith.objectives import Preference, Reward, Rl
 from tunesmith.recipe import VOTES, Data, Gates, Loop, Recipe, Schedule
 from tunesmith.workflows.judging import as_rows
-from tunesmith.workflows.loop_open import POLICY, REWARD, UnderWay
+from tunesmith.workflows.loop_open import POLICY, REWARD, LoopState
 from tunesmith.workflows.tune import Run, tune_recipe
-from tunesmith.workflows.votes import preferred
+from tunesmith.workflows.votes import preference_rows
 
 # How a reward is learned from a few hundred votes.
 BRIEF = Schedule(epochs=3, batch_rows=8)
@@ -24,14 +24,14 @@ ROWS = "votes.jsonl"
 FEWEST_PROMPTS = 5
 
 
-def votes_so_far(loop: UnderWay, number: int) -> list[dict[str, Any]]:
+def votes_so_far(loop: LoopState, number: int) -> list[dict[str, Any]]:
     """The rows that all judgements so far make; they lie in the round's folder.
 
     Once the round has begun to learn they stay as they are, or the run that was begun could not go on.
     """
     place = loop.round(number)
     stores = map(loop.votes, range(1, number + 1))
-    rows = [row for store in stores for row in preferred(store, PAIRS).rows]
+    rows = [row for store in stores for row in preference_rows(store, PAIRS).rows]
     if not (place / ROWS).exists() or not _begun(loop, number):
         write_rows(place / ROWS, rows)
         return rows
@@ -50,7 +50,7 @@ def enough(rows: Sequence[dict[str, Any]]) -> bool:
     return len({json.dumps(row["prompt"]) for row in rows}) >= FEWEST_PROMPTS
 
 
-def learned(loop: UnderWay, place: Path) -> list[Run]:
+def learned(loop: LoopState, place: Path) -> list[Run]:
     """The round's runs, the policy last: from the untuned model on, by all judgements so far."""
     recipe, objective = loop.recipe, loop.recipe.objective
     data = Data(train=str(place / ROWS), audit="note", max_tokens=recipe.data.max_tokens)
@@ -78,7 +78,7 @@ def write_rows(path: Path, rows: Iterable[Any]) -> None:
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
-def _prompts(loop: UnderWay, place: Path) -> Data:
+def _prompts(loop: LoopState, place: Path) -> Data:
     """The loop's prompts as files of whole turns, split and grouped as they are."""
     files: dict[str, str | float] = {"validation": 0.0}
     # A file in which no row names its group is refused where a column of groups is named.
@@ -92,7 +92,7 @@ def _prompts(loop: UnderWay, place: Path) -> Data:
     return loop.recipe.data.model_copy(update={**files, **plain})
 
 
-def _begun(loop: UnderWay, number: int) -> bool:
+def _begun(loop: LoopState, number: int) -> bool:
     """Whether a round has begun to learn from its rows, or had nothing to learn and was left."""
     return loop.left(number) or any((loop.round(number) / run).exists() for run in (POLICY, REWARD))
 
@@ -102,7 +102,7 @@ def _preferences(rows: Sequence[dict[str, Any]]) -> set[str]:
     return {json.dumps([row["prompt"], row["chosen"], row["rejected"]]) for row in rows}
 
 
-def _tuned(loop: UnderWay, recipe: Recipe, out: Path) -> Run:
+def _tuned(loop: LoopState, recipe: Recipe, out: Path) -> Run:
     """A finished run of the loop, gone on with where it stopped."""
     loop.callbacks.on_event(StageStarted(f"{out}: {recipe.objective.kind}"))
     return tune_recipe(recipe, out=out, callbacks=loop.callbacks, offline=loop.offline)

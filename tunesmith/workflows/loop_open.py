@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.data.examples import Example
-from tunesmith.data.exercises import Exercise, Scorer
+from tunesmith.data.exercises import RLPrompt, Scorer
 from tunesmith.data.files import read_page
 from tunesmith.errors import RecipeError
 from tunesmith.events import Note
 from tunesmith.objectives import Preference, Rl
 from tunesmith.recipe import PEOPLE, VOTES, Compare, Loop, Recipe, check_pair, check_replay, save_recipe
-from tunesmith.report.rlhf import Ahead, LoopReport, RoundAhead
+from tunesmith.report.rlhf import LoopPlan, LoopReport, RoundAhead
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.track import check_trackers
 from tunesmith.workflows.arms import answers_prompts
-from tunesmith.workflows.house_rules import read_rules
+from tunesmith.workflows.house_rules import read_style_rules
 from tunesmith.workflows.prepare import read_data
 from tunesmith.workflows.rewards import digests, in_full, scorer
 from tunesmith.workflows.run_folder import RunFolder, open_run
@@ -30,14 +30,14 @@ KEEP = "give another --out; `tunesmith votes export` and `votes import` bring th
 
 
 @dataclass(frozen=True, slots=True)
-class UnderWay:
+class LoopState:
     """A loop under way: its folder, its prompts, and who judges at its end."""
 
     recipe: Recipe
     run: RunFolder
     callbacks: Callbacks
     offline: bool
-    prompts: Mapping[str, list[Exercise]]  # of train, validation and test
+    prompts: Mapping[str, list[RLPrompt]]  # of train, validation and test
     longest: int
     final: Scorer
 
@@ -52,7 +52,7 @@ class UnderWay:
         return self.run.path
 
     @property
-    def test(self) -> list[Exercise]:
+    def test(self) -> list[RLPrompt]:
         """The held-out prompts that the end and the start answer."""
         return self.prompts["test"][: self.settings.held_out]
 
@@ -78,10 +78,10 @@ class UnderWay:
         return known if same else None
 
 
-def begin_loop(loop: UnderWay) -> None:
+def start_loop(loop: LoopState) -> None:
     """Write down what the loop is, or goes on with. Raises CheckpointError where it is another's folder by now."""
     recipe = loop.recipe
-    open_run(recipe, loop.folder, cure=KEEP)  # another process may have begun here meanwhile
+    open_run(recipe, loop.folder, fix=KEEP)  # another process may have begun here meanwhile
     judges = (recipe.loop.judge, recipe.loop.final_judge)
     kept, changed = loop.run.since("judges", digests(judges))
     for name in changed:
@@ -92,7 +92,7 @@ def begin_loop(loop: UnderWay) -> None:
     save_recipe(recipe, loop.folder / "recipe.yaml")
 
 
-def ahead(recipe: Recipe, *, out: Path | None = None, offline: bool = False) -> Ahead:
+def plan_loop(recipe: Recipe, *, out: Path | None = None, offline: bool = False) -> LoopPlan:
     """What the loop would do and has done; nothing is written. Raises what `rlhf` raises first."""
     loop = read_loop(recipe, out, Callbacks(), offline=offline)
 
@@ -100,7 +100,7 @@ def ahead(recipe: Recipe, *, out: Path | None = None, offline: bool = False) -> 
         begun = loop.round(number).exists()
         return RoundAhead(number=number, state="done" if loop.left(number) else "begun" if begun else "ahead")
 
-    return Ahead(
+    return LoopPlan(
         train=len(loop.prompts["train"]),
         held_out=len(loop.test),
         rounds=[step(number) for number in range(1, loop.settings.rounds + 1)],
@@ -109,7 +109,7 @@ def ahead(recipe: Recipe, *, out: Path | None = None, offline: bool = False) -> 
     )
 
 
-def read_loop(recipe: Recipe, out: Path | None, callbacks: Callbacks, *, offline: bool = False) -> UnderWay:
+def read_loop(recipe: Recipe, out: Path | None, callbacks: Callbacks, *, offline: bool = False) -> LoopState:
     """The loop's prompts and place; all that can be refused is refused here, and nothing is written."""
     objective, settings = recipe.objective, recipe.loop
     if not isinstance(objective, Preference | Rl):
@@ -127,7 +127,7 @@ def read_loop(recipe: Recipe, out: Path | None, callbacks: Callbacks, *, offline
         if settings.judge.lower() == PEOPLE:
             raise RecipeError(f"loop.judge: {settings.judge!r} is nobody; people on the page are written {PEOPLE}")
         scorer(settings.judge, key="loop.judge")
-    run = open_run(recipe, place, cure=KEEP)
+    run = open_run(recipe, place, fix=KEEP)
     asks = {"prompt", "instruction", "max_new_tokens"}  # an answer in a row of preference is one that was judged
     reader = Rl(**objective.model_dump(include=asks | {"answer", "messages"} if isinstance(objective, Rl) else asks))
     split = read_data(recipe.model_copy(update={"objective": reader}), offline=offline).split
@@ -137,14 +137,14 @@ def read_loop(recipe: Recipe, out: Path | None, callbacks: Callbacks, *, offline
         raise RecipeError(f"{tools}: tools may be called here, which votes do not keep; {cure}")
     _check_enough(recipe, prompts)
     longest = reader.bind(split.train, "decoder").max_new_tokens
-    return UnderWay(recipe, run, callbacks, offline, prompts, longest, final)
+    return LoopState(recipe, run, callbacks, offline, prompts, longest, final)
 
 
-def _asked(part: list[Example]) -> list[Exercise]:
-    return [example for example in part if isinstance(example, Exercise)]
+def _asked(part: list[Example]) -> list[RLPrompt]:
+    return [example for example in part if isinstance(example, RLPrompt)]
 
 
-def _check_enough(recipe: Recipe, prompts: Mapping[str, list[Exercise]]) -> None:
+def _check_enough(recipe: Recipe, prompts: Mapping[str, list[RLPrompt]]) -> None:
     """Prompts for every round, and two for the end: of one there is no interval of the win rate. Raises RecipeError."""
     data, wanted = recipe.data, recipe.loop.prompts * recipe.loop.rounds
     there, held = len(prompts["train"]), len(prompts["test"])
@@ -160,7 +160,7 @@ def _check_enough(recipe: Recipe, prompts: Mapping[str, list[Exercise]]) -> None
 def _check_runs(recipe: Recipe, *, offline: bool) -> None:
     """Nothing for a recipe whose runs can begin: they do so only once people have judged. Raises RecipeError."""
     objective = recipe.objective
-    read_rules(recipe, offline=offline)
+    read_style_rules(recipe, offline=offline)
     check_trackers(recipe.track)
     if isinstance(objective, Rl) and (others := [name for name in objective.rewards if name != VOTES]):
         scorer(dict.fromkeys(others, 1.0), key="objective.reward")

@@ -10,62 +10,73 @@ from pathlib import Path
 import numpy as np
 
 from tunesmith.data.examples import Example
-from tunesmith.decision.page import Against, ArmPage, Comparison, Cost, Gain, General, Latency, Task, Tone, Update
+from tunesmith.decision.page import (
+    Against,
+    ArmPage,
+    Comparison,
+    Cost,
+    Gain,
+    GeneralAbilityChange,
+    Latency,
+    StyleScore,
+    Task,
+    Update,
+)
 from tunesmith.decision.recall import Recall, recall
 from tunesmith.decision.table import table
 from tunesmith.decision.verdict import ANSWERS, DIAGNOSIS, Candidate, Verdict, verdict
 from tunesmith.evaluation import style
-from tunesmith.evaluation.resampling import FEWEST, Clusters, groups_of
+from tunesmith.evaluation.resampling import MIN_GROUPS, Clusters, groups_of
 from tunesmith.evaluation.results import Retention
 from tunesmith.evaluation.significance import holm
 from tunesmith.evaluation.tasks import BESIDE, SCALES, TaskScore, redrawn, score, task_score, value
 from tunesmith.objectives import Instruct
 from tunesmith.report.figures import several, signed
 from tunesmith.report.schema import read_report
-from tunesmith.workflows.answers import gold
+from tunesmith.workflows.answers import reference_answers
 from tunesmith.workflows.arms import told_where
 from tunesmith.workflows.assemble import environment
-from tunesmith.workflows.contest import ArmAnswers, Contest
+from tunesmith.workflows.contest import ArmAnswers, ComparisonContext
 from tunesmith.workflows.house_rules import columns
-from tunesmith.workflows.knowledge import knowledge
+from tunesmith.workflows.knowledge import measure_knowledge_update
 
 SECONDS_AN_HOUR = 3600.0
 
 Pairs = dict[tuple[str, str], TaskScore]
 
 
-def measured(contest: Contest, found: Sequence[ArmAnswers], *, price_per_hour: float) -> Comparison:
+def build_comparison(context: ComparisonContext, found: Sequence[ArmAnswers], *, price_per_hour: float) -> Comparison:
     """All that is known of the arms, and what follows from it."""
-    metric = contest.objective.metric
-    pairs = _pairs(contest, found)
+    metric = context.objective.metric
+    pairs = _pairs(context, found)
     adjusted = holm({f"{a}\n{b}": pair.p_value for (a, b), pair in pairs.items()})
     p_values = {(a, b): adjusted[f"{a}\n{b}"] for a, b in pairs}
     reports = [read_report(Path(one.run)).retention for one in found if one.run]
-    shared = _Shared(_facts(contest, found), [kept for kept in reports if kept], price_per_hour)
-    arms = [_arm(contest, one, shared) for one in found]
+    shared = _Shared(_facts(context, found), [kept for kept in reports if kept], price_per_hour)
+    arms = [_arm(context, one, shared) for one in found]
     arms = [arm.model_copy(update={"against": _against(arm, arms, pairs, p_values)}) for arm in arms]
-    looked = _retrieval(contest) if told_where(contest.recipe) else []
-    said = _verdict(contest, found, p_values, extra=_findings(arms, looked))
+    looked = _retrieval(context) if told_where(context.recipe) else []
+    said = _verdict(context, found, p_values, extra=_findings(arms, looked))
     return Comparison(
-        folder=str(contest.folder),
-        model=contest.recipe.model,
-        objective=contest.recipe.objective.kind,
+        folder=str(context.folder),
+        model=context.recipe.model,
+        objective=context.recipe.objective.kind,
         metric=metric,
-        rows=len(contest.test),
+        rows=len(context.test),
         arms=arms,
         gains=_gains(pairs, p_values),
         retrieval=looked,
-        chunks=len(contest.retrieval().index.chunks) if looked else 0,
+        chunks=len(context.retrieval().index.chunks) if looked else 0,
         table=table(arms, said),
         verdict=said,
-        notes=contest.notes,
-        environment=environment(contest.machine()),
+        notes=context.notes,
+        environment=environment(context.machine()),
     )
 
 
-def _pairs(contest: Contest, found: Sequence[ArmAnswers]) -> Pairs:
+def _pairs(context: ComparisonContext, found: Sequence[ArmAnswers]) -> Pairs:
     """Every two arms beside each other, all in one family of tests."""
-    right, clusters, metric = gold(contest.test), groups_of(contest.test), contest.objective.metric
+    right, clusters, metric = reference_answers(context.test), groups_of(context.test), context.objective.metric
     return {
         (a.name, b.name): task_score(metric, right, (a.given, b.given), name="compare", groups=clusters)
         for a, b in combinations([one for one in found if one.name not in DIAGNOSIS], 2)
@@ -73,21 +84,25 @@ def _pairs(contest: Contest, found: Sequence[ArmAnswers]) -> Pairs:
 
 
 def _verdict(
-    contest: Contest, found: Sequence[ArmAnswers], p_values: Mapping[tuple[str, str], float], *, extra: Sequence[str]
+    context: ComparisonContext,
+    found: Sequence[ArmAnswers],
+    p_values: Mapping[tuple[str, str], float],
+    *,
+    extra: Sequence[str],
 ) -> Verdict:
     """The cheapest arm that no other surely beats by a margin worth its cost."""
-    metric, right = contest.objective.metric, gold(contest.test)
+    metric, right = context.objective.metric, reference_answers(context.test)
     ways = {one.name: one.given for one in found if one.name not in DIAGNOSIS}
-    groups = groups_of(contest.test)
-    few = Clusters.of(len(right), groups).count < FEWEST  # so that each draw would be much the same rows
+    groups = groups_of(context.test)
+    few = Clusters.of(len(right), groups).count < MIN_GROUPS  # so that each draw would be much the same rows
     drawn = dict.fromkeys(ways, np.empty(0)) if few else redrawn(metric, right, ways, groups=groups)
     candidates = [
         Candidate(one.name, value(metric, right, one.given), _cost(one), drawn[one.name], tuned=bool(one.run))
         for one in found
         if one.name in ways
     ]
-    margin = contest.recipe.compare.margin * SCALES.get(metric, 1.0)
-    return verdict(candidates, p_values, margin=margin, learned=contest.learned, extra=extra)
+    margin = context.recipe.compare.margin * SCALES.get(metric, 1.0)
+    return verdict(candidates, p_values, margin=margin, learned=context.learned, extra=extra)
 
 
 def _cost(one: ArmAnswers) -> float:
@@ -104,10 +119,10 @@ class _Shared:
     price_per_hour: float
 
 
-def _arm(contest: Contest, one: ArmAnswers, shared: _Shared) -> ArmPage:
-    metric, right, clusters = contest.objective.metric, gold(contest.test), groups_of(contest.test)
+def _arm(context: ComparisonContext, one: ArmAnswers, shared: _Shared) -> ArmPage:
+    metric, right, clusters = context.objective.metric, reference_answers(context.test), groups_of(context.test)
     alone = score(metric, right, one.given, name=one.name, groups=clusters)
-    domain, count = _domain(contest, one, right)
+    domain, count = _domain(context, one, right)
     seconds = ANSWERS * one.seconds / len(one.given)
     rate = 0.0 if one.name.startswith("http") else shared.price_per_hour / SECONDS_AN_HOUR
     return ArmPage(
@@ -119,8 +134,8 @@ def _arm(contest: Contest, one: ArmAnswers, shared: _Shared) -> ArmPage:
         against=None,
         domain=domain,
         domain_n=count,
-        general=_general(contest, one, shared.runs),
-        style=_tone(contest, one, right, contest.test),
+        general=_general(context, one, shared.runs),
+        style=_tone(context, one, right, context.test),
         latency=_latency(one),
         update=_update(shared.facts.get(one.name), rate),
         labels=one.labelled_rows,
@@ -161,41 +176,43 @@ def _gains(pairs: Pairs, p_values: Mapping[tuple[str, str], float]) -> list[Gain
     return sorted(found, key=lambda one: -one.delta)
 
 
-def _domain(contest: Contest, one: ArmAnswers, right: Sequence[str]) -> tuple[float | None, int]:
+def _domain(context: ComparisonContext, one: ArmAnswers, right: Sequence[str]) -> tuple[float | None, int]:
     """The score on the rows whose answer is known to stand in the documents."""
-    if not told_where(contest.recipe):
+    if not told_where(context.recipe):
         return None, 0
-    rows = [row for row, ids in enumerate(contest.retrieval().right(contest.test)) if ids]
+    rows = [row for row, ids in enumerate(context.retrieval().right(context.test)) if ids]
     if not rows:
         return None, 0
-    metric = contest.objective.metric
+    metric = context.objective.metric
     return value(metric, [right[row] for row in rows], [one.given[row] for row in rows]), len(rows)
 
 
-def _general(contest: Contest, one: ArmAnswers, runs: Sequence[Retention]) -> General | None:
+def _general(context: ComparisonContext, one: ArmAnswers, runs: Sequence[Retention]) -> GeneralAbilityChange | None:
     """What the arm's model still knows; an arm that asks the base as it is has lost nothing."""
     if one.name.startswith("http") or one.name == "tf-idf":
         return None
     if not one.run:
-        another = contest.recipe.compare.asks not in ("", contest.recipe.model)
+        another = context.recipe.compare.asks not in ("", context.recipe.model)
         base = runs[0].probe_base if runs and not another else None
-        return General(nats_rise=0.0, probe=base, probe_base=base)
+        return GeneralAbilityChange(nats_rise=0.0, probe=base, probe_base=base)
     kept = read_report(Path(one.run)).retention
     if kept is None:
         return None
     rise = kept.general_nll_tuned - kept.general_nll_base
-    return General(nats_rise=rise, probe=kept.probe_tuned, probe_base=kept.probe_base)
+    return GeneralAbilityChange(nats_rise=rise, probe=kept.probe_tuned, probe_base=kept.probe_base)
 
 
-def _tone(contest: Contest, one: ArmAnswers, right: Sequence[str], test: Sequence[Example]) -> Tone | None:
+def _tone(
+    context: ComparisonContext, one: ArmAnswers, right: Sequence[str], test: Sequence[Example]
+) -> StyleScore | None:
     """How near written answers are to people's, by a discriminator and by the recipe's rules."""
-    if not isinstance(contest.objective, Instruct):
+    if not isinstance(context.objective, Instruct):
         return None
-    rules = style.rules_of(contest.recipe.style)
+    rules = style.rules_of(context.recipe.style)
     enough = len(right) >= style.FEWEST_PAIRS
-    return Tone(
+    return StyleScore(
         auc=style.discriminator_auc(one.given, right) if enough else None,
-        rules=style.rule_rates(one.given, rules, columns(contest.recipe, test)) if rules else {},
+        rules=style.rule_rates(one.given, rules, columns(context.recipe, test)) if rules else {},
     )
 
 
@@ -215,22 +232,22 @@ def _update(known: Update | None, rate: float) -> Update | None:
     return known.model_copy(update={"price": known.seconds * rate})
 
 
-def _retrieval(contest: Contest) -> list[Recall]:
+def _retrieval(context: ComparisonContext) -> list[Recall]:
     """Each way to search, measured on the test rows whose chunk is known."""
-    retrieval = contest.retrieval()
-    right = retrieval.right(contest.test)
+    retrieval = context.retrieval()
+    right = retrieval.right(context.test)
     if not any(right):
         return []
-    asked = [retrieval.asked(row) for row in contest.test]
+    asked = [retrieval.asked(row) for row in context.test]
     ways = ("fused", "words", "vectors") if retrieval.index.search == "fused" else (retrieval.index.search,)
     return [recall(way, retrieval.index.find(asked, shown=10, search=way), right) for way in ways]
 
 
-def _facts(contest: Contest, found: Sequence[ArmAnswers]) -> dict[str, Update]:
+def _facts(context: ComparisonContext, found: Sequence[ArmAnswers]) -> dict[str, Update]:
     """What each arm says after facts changed; nothing without documents that rows name."""
-    if not told_where(contest.recipe) or not contest.recipe.documents.origin or not contest.recipe.compare.facts:
+    if not told_where(context.recipe) or not context.recipe.documents.origin or not context.recipe.compare.facts:
         return {}
-    return knowledge(contest, [one for one in found if one.name not in ("no-context", "oracle-context")])
+    return measure_knowledge_update(context, [one for one in found if one.name not in ("no-context", "oracle-context")])
 
 
 def _findings(arms: Sequence[ArmPage], looked: Sequence[Recall]) -> list[str]:

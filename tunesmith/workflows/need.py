@@ -32,12 +32,12 @@ from tunesmith.events import StageStarted
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.load import LoadOptions, load_base
 from tunesmith.recipe import Recipe
-from tunesmith.report.need import Expected, HeldOut, Need, Size, Target, page, sentence
+from tunesmith.report.need import Expected, FitCheck, LearningCurveReport, Size, Target, page, sentence
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.workflows.prepare import Prepared, prepare
-from tunesmith.workflows.run_folder import RunFolder, alone, open_run
+from tunesmith.workflows.prepare import TrainingContext, prepare
+from tunesmith.workflows.run_folder import RunFolder, exclusive_lock, open_run
 from tunesmith.workflows.train import train
-from tunesmith.workflows.yardsticks import Frozen, Yardstick, yardstick_of
+from tunesmith.workflows.yardsticks import EvalSet, Evaluator, evaluator_for
 
 NEED = "need.run.json"
 # Few rows may be passed over more often, as `init` would have it, so that small sizes are not small in steps too.
@@ -48,7 +48,7 @@ POINTS = 40
 
 
 @dataclass(frozen=True, slots=True)
-class CurveQuestion:
+class LearningCurveOptions:
     """What is asked of the curve; without `rows`: twice and four times as many as there are."""
 
     rows: tuple[int, ...] = ()
@@ -57,11 +57,11 @@ class CurveQuestion:
 
 
 @dataclass(slots=True)
-class Ladder:
+class LearningCurveRun:
     """The cells of one learning curve: sizes and seeds over the same frozen test rows."""
 
-    prepared: Prepared
-    yardstick: Yardstick[Any]
+    prepared: TrainingContext
+    yardstick: Evaluator[Any]
     folder: Path
     callbacks: Callbacks
     offline: bool
@@ -79,13 +79,13 @@ class Ladder:
         dealt = self._dealt(rows, seed)
         policy = train(dealt, work, callbacks=self.callbacks).policy
         model = LocalModel(policy, dealt.template, dealt.recipe.objective, dealt.recipe.data.max_tokens)
-        score = self.yardstick.scores(self.yardstick.tuned(model), name="need")[0].score
+        score = self.yardstick.score(self.yardstick.predict(model), name="need")[0].score
         seconds = time.perf_counter() - began
         write_whole(kept, json.dumps({"rows": rows, "seed": seed, "score": score, "seconds": seconds}))
         shutil.rmtree(work)
         return CurveCell(rows, seed, score), seconds
 
-    def _dealt(self, rows: int, seed: int) -> Prepared:
+    def _dealt(self, rows: int, seed: int) -> TrainingContext:
         """The recipe over so many of its training rows, on a base of its own: techniques change what they are given."""
         recipe, everything = self.prepared.recipe, self.prepared.train
         chosen = random.Random(f"{recipe.seed}/{seed}/need").sample(range(len(everything)), rows)
@@ -101,26 +101,33 @@ class Ladder:
 
 
 def need(
-    recipe: Recipe, question: CurveQuestion, *, out: Path | None = None, callbacks: Callbacks, offline: bool = False
-) -> tuple[Path, Need]:
+    recipe: Recipe,
+    question: LearningCurveOptions,
+    *,
+    out: Path | None = None,
+    callbacks: Callbacks,
+    offline: bool = False,
+) -> tuple[Path, LearningCurveReport]:
     """What more rows would buy, and the folder where it is written; what is there of an earlier call is not run again.
 
     Raises the errors of `prepare`, RecipeError for what may not be asked, Refused where rows or minutes are too few.
     """
     folder = open_run(recipe, out, prefix="need-", file=NEED)
-    with alone(folder.path):
+    with exclusive_lock(folder.path):
         folder = open_run(recipe, folder.path, file=NEED)  # as a process left it that was at work until now
         return folder.path, _needed(recipe, question, folder, callbacks, offline=offline)
 
 
-def _needed(recipe: Recipe, question: CurveQuestion, folder: RunFolder, callbacks: Callbacks, *, offline: bool) -> Need:
+def _needed(
+    recipe: Recipe, question: LearningCurveOptions, folder: RunFolder, callbacks: Callbacks, *, offline: bool
+) -> LearningCurveReport:
     """The answer, and its files in the folder."""
     prepared = prepare(_pinned(recipe, folder), on_event=callbacks.on_event, offline=offline)
     _check(question, prepared, len(prepared.train))
     on, base = prepared.machine, prepared.base.fingerprint
     folder.check_base(recipe.model, base)
     folder.begin({"machine": {"device": on.device, "dtype": on.dtype, "threads": on.threads}, "base": base})
-    ladder = Ladder(prepared, yardstick_of(Frozen.of(prepared)), folder.path, callbacks, offline)
+    ladder = LearningCurveRun(prepared, evaluator_for(EvalSet.of(prepared)), folder.path, callbacks, offline)
     sizes, notes = _sizes(ladder, question.minutes)
     cells, seconds = _run(ladder, sizes)
     if prepared.recipe.replay.share:
@@ -143,7 +150,7 @@ def _pinned(recipe: Recipe, folder: RunFolder) -> Recipe:
     return recipe.model_copy(update={"machine": type(recipe.machine)(**folder.page()["machine"])})
 
 
-def _check(question: CurveQuestion, prepared: Prepared, available: int) -> None:
+def _check(question: LearningCurveOptions, prepared: TrainingContext, available: int) -> None:
     """Raise for what no curve can tell."""
     if prepared.parts:
         cure = f"nearest that works: a recipe of {min(prepared.parts)}"
@@ -169,7 +176,7 @@ def _check(question: CurveQuestion, prepared: Prepared, available: int) -> None:
             raise RecipeError(f"--rows: {rows:,} is more than {there}; ask for fewer")
 
 
-def _sizes(ladder: Ladder, minutes: float | None) -> tuple[list[int], list[str]]:
+def _sizes(ladder: LearningCurveRun, minutes: float | None) -> tuple[list[int], list[str]]:
     """The sizes to measure, and what the bound on minutes cost; chosen once, after the smallest cell was timed."""
     available = len(ladder.prepared.train)
     sizes = sizes_of(available)
@@ -213,7 +220,7 @@ def _largest(smallest: int, available: int, share: float, epochs: float) -> int:
     )
 
 
-def _run(ladder: Ladder, sizes: Sequence[int]) -> tuple[list[CurveCell], float]:
+def _run(ladder: LearningCurveRun, sizes: Sequence[int]) -> tuple[list[CurveCell], float]:
     """Every cell, the small ones first, and the seconds they took together."""
     cells, seconds = [], 0.0
     for rows in sizes:
@@ -225,8 +232,13 @@ def _run(ladder: Ladder, sizes: Sequence[int]) -> tuple[list[CurveCell], float]:
 
 
 def _answer(
-    ladder: Ladder, question: CurveQuestion, cells: Sequence[CurveCell], *, notes: list[str], seconds: float
-) -> Need:
+    ladder: LearningCurveRun,
+    question: LearningCurveOptions,
+    cells: Sequence[CurveCell],
+    *,
+    notes: list[str],
+    seconds: float,
+) -> LearningCurveReport:
     """The page of a measured ladder."""
     recipe = ladder.prepared.recipe
     metric = recipe.objective.metric
@@ -236,8 +248,8 @@ def _answer(
     asked = [rows for rows in question.rows or (2 * largest, round(FARTHEST * largest)) if rows <= FARTHEST * largest]
     held = _expected(reading.held.guess, sign)
     measured = sign * reading.held.measured
-    may = not reading.faults
-    found = Need(
+    may = not reading.problems
+    found = LearningCurveReport(
         data=Path(recipe.data.train).name,
         model=recipe.model,
         objective=recipe.objective.kind,
@@ -249,7 +261,7 @@ def _answer(
         test_rows=len(ladder.prepared.test),
         sizes=_measured(cells),
         power_law={**asdict(reading.curve), "ceiling": sign * reading.curve.ceiling},
-        held_out=HeldOut(
+        held_out=FitCheck(
             **held.model_dump(), measured=measured, inside=reading.held.inside, width=held.high - held.low
         ),
         expected=[_expected(reading.guess(rows), sign) for rows in asked] if may else [],
@@ -257,7 +269,7 @@ def _answer(
         # A ceiling that is the best score there is was set by that score, not by these sizes.
         ceiling=_expected(reading.ceiling, sign) if may and reading.curve.ceiling < best else None,
         target=_target(reading, question.target, cells, sign) if may else None,
-        faults=list(reading.faults),
+        faults=list(reading.problems),
         notes=notes,
         seconds=seconds,
     )

@@ -12,7 +12,7 @@ from tunesmith.errors import DataError
 from tunesmith.feedback.agreement import Agreement, agreement
 from tunesmith.feedback.items import FIRST, OWN, SECOND, Item, alike
 from tunesmith.feedback.store import VoteStore, Who
-from tunesmith.feedback.turns import ALONE, Overlap, Rules, Turns
+from tunesmith.feedback.turns import NO_OVERLAP, Assignment, AssignmentRules, Overlap
 
 WHAT = "judgements"
 # A person gets a planted item each time they have judged so many.
@@ -46,16 +46,18 @@ class PageChoice:
     took: Mapping[str, object] = field(default_factory=dict)
 
 
-class Panel:
+class PairSession:
     """Some items being judged by any number of people, in an order drawn once by `seed`."""
 
-    def __init__(self, items: Sequence[Item], store: VoteStore, *, overlap: Overlap = ALONE, seed: int = 0) -> None:
+    def __init__(
+        self, items: Sequence[Item], store: VoteStore, *, overlap: Overlap = NO_OVERLAP, seed: int = 0
+    ) -> None:
         self.items = {item.key: item for item in items}
         self.store, self.overlap = store, overlap
         self._plain = sorted((i.key for i in items if not i.gold), key=lambda key: _chance(str(seed), key))
         self._gold = sorted((i.key for i in items if i.gold), key=lambda key: _chance(str(seed), key))
-        self.turns = Turns(store, Rules(self.items, self._order, self._wanted))
-        self.turns.catch_up()
+        self.assignment = Assignment(store, AssignmentRules(self.items, self._order, self._wanted))
+        self.assignment.catch_up()
 
     def item(self, key: str) -> Item:
         """The item of this key. Raises DataError where it is none of these."""
@@ -81,13 +83,13 @@ class Panel:
         if label == OWN:
             body["text"] = _own(item, said.text)
         # Whoever wrote an answer looked long, and what they wrote is of use whoever voted meanwhile.
-        self.turns.vote(who, key, body, late=label == OWN)
+        self.assignment.vote(who, key, body, late=label == OWN)
 
     def progress(self, rater: str = "") -> JudgingProgress:
         """How far it is, for everybody and for this person; planted items count for nobody."""
-        with self.turns.lock:
-            self.turns.catch_up()
-            votes = self.turns.votes
+        with self.assignment.lock:
+            self.assignment.catch_up()
+            votes = self.assignment.votes
             given = {key: votes.on(key) for key in self._plain}
             people = [name for raters in given.values() for name in raters]
             counts = {name: people.count(name) for name in dict.fromkeys(people)}
@@ -104,7 +106,7 @@ class Panel:
 
     def _order(self, rater: str) -> Iterator[str]:
         """Keys in the order in which a person is to get them."""
-        votes = self.turns.votes
+        votes = self.assignment.votes
         done = votes.counts()[rater]
         if done % GOLD_EVERY == GOLD_EVERY - 1:
             yield from self._gold

@@ -112,7 +112,7 @@ def overall(parts: Sequence[ProgramAgreement]) -> ProgramAgreement:
     return replace(parts[0], rows=rows, same_prompts=prompts, same_answers=answers)
 
 
-def faults(found: Mapping[str, ProgramAgreement], form: str) -> tuple[str, ...]:
+def find_problems(found: Mapping[str, ProgramAgreement], form: str) -> tuple[str, ...]:
     """What is wrong with an export of this form, by task where there are several; empty for one that may be used."""
     return tuple(f"{task}: {said}" if task else said for task, part in found.items() for said in _faults(part, form))
 
@@ -143,7 +143,7 @@ def _asked(model: LocalModel, rows: Sequence[Prediction]) -> _Asked:
     else:
         asked = [[Message("user", text)] for text in texts]
         longest = model.sampling.max_new_tokens
-    chats = [template.fit(messages, model.room(longest))[0] for messages in asked]
+    chats = [template.fit(messages, model.prompt_budget(longest))[0] for messages in asked]
     prompts = [template.prompt(chat) for chat in chats]
     return _Asked(chats, [], prompts, min(model.longest(ids, Sampling(max_new_tokens=longest)) for ids in prompts))
 

@@ -20,16 +20,16 @@ from tunesmith.model.load import not_in_4_bits
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Domain
 from tunesmith.recipe import AnyTechnique, Recipe
-from tunesmith.report.plan import Option, Outlook, Recommended
+from tunesmith.report.plan import PlanReport, Recommended, TechniqueEstimate
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.training.fit import step
 from tunesmith.training.optim import make_optimizer, set_rate
 from tunesmith.workflows.batches import batches_of
-from tunesmith.workflows.beside import Beside, count_beside
+from tunesmith.workflows.beside import RunOverhead, count_overhead
 from tunesmith.workflows.learner import learner_of
-from tunesmith.workflows.prepare import Prepared, prepare
-from tunesmith.workflows.survey import Survey, named, predict, survey
-from tunesmith.workflows.train import adapted
+from tunesmith.workflows.prepare import TrainingContext, prepare
+from tunesmith.workflows.survey import RunProfile, named, predict, profile_run
+from tunesmith.workflows.train import adapted_policy
 from tunesmith.workflows.training_plan import make_plan
 
 # Steps that are timed, the first of them to warm up, until so many seconds are spent on one technique.
@@ -47,7 +47,7 @@ def techniques_of(recipe: Recipe) -> list[AnyTechnique]:
     return [Full(), *variants, *(own if type(own) is type(other) else other for other in others)]
 
 
-def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, offline: bool = False) -> Outlook:
+def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, offline: bool = False) -> PlanReport:
     """What each technique would take, and which to take. Raises the errors of `prepare`."""
     if recipe.objective.samples_completions:
         why = "how long answers will be is not known before they are drawn"
@@ -57,11 +57,11 @@ def plan_recipe(recipe: Recipe, *, on_event: EventHandler, timed: bool = True, o
         recipe = recipe.model_copy(update={"technique": techniques_of(recipe)[1]})
     prepared = prepare(recipe, on_event=on_event, offline=offline)
     on_event(StageStarted("counting rows and network"))
-    found = survey(prepared)
+    found = profile_run(prepared)
     factors = _timed(prepared, found, on_event) if timed else {}
-    beside, how = count_beside(prepared, found), _how(factors)
+    beside, how = count_overhead(prepared, found), _how(factors)
     options = [_option(prepared, technique, found, beside, factors) for technique in techniques_of(recipe)]
-    return Outlook(
+    return PlanReport(
         data=", ".join(Path(one.data.train).name for one in recipe.parts.values() or [recipe]),
         model=recipe.model,
         family=prepared.base.family,
@@ -85,8 +85,12 @@ def _how(factors: dict[str, float]) -> str:
 
 
 def _option(
-    prepared: Prepared, technique: AnyTechnique, found: Survey, beside: Beside, factors: dict[str, float]
-) -> Option:
+    prepared: TrainingContext,
+    technique: AnyTechnique,
+    found: RunProfile,
+    beside: RunOverhead,
+    factors: dict[str, float],
+) -> TechniqueEstimate:
     """A line of the plan."""
     name = named(technique)
     standing = (ENCODERS if prepared.base.family == "encoder" else STANDINGS)[name]
@@ -96,16 +100,16 @@ def _option(
     if technique.load_options().quantize:
         reason = reason or not_in_4_bits(base.name, offline=True)  # it has just been read
     if reason:
-        return Option(refused=reason, **said)
+        return TechniqueEstimate(refused=reason, **said)
     factor = factors.get(name, factors.get("lora"))
     if factor is not None:
         found = replace(found, pace=replace(found.pace, factor=factor, timed=name in factors))
     made = predict(technique, found, how=_how(factors))
     whole = beside.whole(made.seconds, found)
-    return Option(prediction=made, whole_seconds=whole, fits=made.memory.high <= found.room, **said)
+    return TechniqueEstimate(prediction=made, whole_seconds=whole, fits=made.memory.high <= found.room, **said)
 
 
-def _timed(prepared: Prepared, found: Survey, on_event: EventHandler) -> dict[str, float]:
+def _timed(prepared: TrainingContext, found: RunProfile, on_event: EventHandler) -> dict[str, float]:
     """Seconds measured over seconds by formula, for LoRA and full tuning where the memory of each surely fits."""
     prepared = _answerable(prepared)
     asked: list[AnyTechnique] = [techniques_of(prepared.recipe)[1], Full()]
@@ -123,7 +127,7 @@ def _timed(prepared: Prepared, found: Survey, on_event: EventHandler) -> dict[st
     return factors
 
 
-def _answerable(prepared: Prepared) -> Prepared:
+def _answerable(prepared: TrainingContext) -> TrainingContext:
     """Rows whose loss can be taken: what the start says to the answers takes long to ask, and no time hangs on it."""
     objective = prepared.recipe.objective
     parts = {name: _answerable(part) for name, part in prepared.parts.items()}
@@ -132,10 +136,10 @@ def _answerable(prepared: Prepared) -> Prepared:
     return replace(prepared, train=[replace(row, reference=(0.0,) * len(row.sequences)) for row in prepared.train])
 
 
-def _factor(prepared: Prepared, technique: AnyTechnique, found: Survey) -> float:
+def _factor(prepared: TrainingContext, technique: AnyTechnique, found: RunProfile) -> float:
     """The median over a few steps that move nothing: their learning rate is 0."""
     recipe = prepared.recipe.model_copy(update={"technique": technique})
-    policy = adapted(replace(prepared, recipe=recipe))
+    policy = adapted_policy(replace(prepared, recipe=recipe))
     try:
         optimizer = make_optimizer(policy, make_plan(recipe, policy, rows=len(prepared.train)))
         set_rate(optimizer, 0.0)
@@ -147,7 +151,7 @@ def _factor(prepared: Prepared, technique: AnyTechnique, found: Survey) -> float
 
 
 def _ratios(
-    prepared: Prepared, technique: AnyTechnique, found: Survey, policy: Policy, optimizer: Optimizer
+    prepared: TrainingContext, technique: AnyTechnique, found: RunProfile, policy: Policy, optimizer: Optimizer
 ) -> list[float]:
     """Seconds measured over seconds by formula of each step that was timed."""
     batches, learner, ratios, began = batches_of(prepared), learner_of(prepared), [], time.perf_counter()
@@ -165,7 +169,7 @@ def _ratios(
     return ratios
 
 
-def _learned(prepared: Prepared) -> int:
+def _learned(prepared: TrainingContext) -> int:
     """Tokens of the training rows that are learned: an encoder hides a share of a text's in each pass."""
     objective = prepared.recipe.objective
     tokens = prepared.facts.learned_tokens
@@ -174,7 +178,9 @@ def _learned(prepared: Prepared) -> int:
     return tokens
 
 
-def _recommended(prepared: Prepared, found: Survey, options: Sequence[Option]) -> Recommended | None:
+def _recommended(
+    prepared: TrainingContext, found: RunProfile, options: Sequence[TechniqueEstimate]
+) -> Recommended | None:
     lora = techniques_of(prepared.recipe)[1]
     case = Case(
         family=prepared.base.family,

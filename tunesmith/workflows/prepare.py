@@ -12,9 +12,9 @@ from tunesmith.data.audit.gate import gate
 from tunesmith.data.examples import Example
 from tunesmith.data.masking import Masking
 from tunesmith.data.rows import read_rows
-from tunesmith.data.sources import DataFacts, Loaded, Sources, check_names, load
+from tunesmith.data.sources import DataFacts, DatasetSplits, Sources, check_names, load
 from tunesmith.data.split import Split, unlearned_labels
-from tunesmith.data.tasks import Asking, set_apart
+from tunesmith.data.tasks import Asking, remove_cross_task_leaks
 from tunesmith.data.template import Encoded, Template
 from tunesmith.errors import RecipeError, Refused
 from tunesmith.events import DataLoaded, EventHandler, MachineChosen, StageStarted
@@ -23,20 +23,20 @@ from tunesmith.model.load import Base, LoadOptions, load_base
 from tunesmith.objectives import Classify, Domain, Multitask
 from tunesmith.recipe import SELF, AnyObjective, Recipe, check_gates, check_pair, check_replay, check_technique
 from tunesmith.training.track import check_trackers
-from tunesmith.workflows.house_rules import read_rules
+from tunesmith.workflows.house_rules import read_style_rules
 from tunesmith.workflows.reader import Reader
 from tunesmith.workflows.rewards import check_reward
-from tunesmith.workflows.room import check_room, with_room
+from tunesmith.workflows.room import check_max_length, fit_max_length
 
 NO_TEST_ROWS = "no test rows: scored on the validation rows, by which checkpoint and settings were chosen too"
 
 
 @dataclass(slots=True)
-class Prepared:
+class TrainingContext:
     """A recipe with everything it names read, bound and encoded."""
 
     recipe: Recipe
-    loaded: Loaded
+    loaded: DatasetSplits
     base: Base
     machine: ChosenMachine
     template: Template
@@ -46,19 +46,21 @@ class Prepared:
     head: dict[str, Tensor] | None = None  # what a head that the base lacks begins with
     # The general rows of each pass, of which the first pass's stand at the end of `train`.
     general: tuple[tuple[Encoded, ...], ...] = ()
-    parts: dict[str, Prepared] = field(default_factory=dict)  # the tasks of a run that learns several, each by itself
+    parts: dict[str, TrainingContext] = field(
+        default_factory=dict
+    )  # the tasks of a run that learns several, each by itself
 
     @property
     def test(self) -> list[Example]:
         """The frozen test rows; without any, the validation rows."""
         return self.loaded.split.test or self.loaded.split.validation
 
-    def noted(self, *notes: str) -> Prepared:
+    def noted(self, *notes: str) -> TrainingContext:
         """The same with notes that stand in the report."""
         return replace(self, facts=replace(self.facts, notes=(*self.facts.notes, *notes)))
 
 
-def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
+def read_data(recipe: Recipe, *, offline: bool) -> DatasetSplits:
     """The examples of a recipe of one task, split; every fault of the files is found before a model is loaded."""
     if recipe.parts:
         raise RecipeError(
@@ -79,14 +81,16 @@ def read_data(recipe: Recipe, *, offline: bool) -> Loaded:
     return loaded
 
 
-def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) -> Prepared:
+def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) -> TrainingContext:
     """Rows, machine, model and encoded rows of a recipe. Raises the errors of all doors on the way."""
-    read_rules(recipe, offline=offline)  # a rule that cannot be checked is refused now, not after the run
+    read_style_rules(recipe, offline=offline)  # a rule that cannot be checked is refused now, not after the run
     check_reward(recipe)
     check_trackers(recipe.track)
     tasks = _parts(recipe)
     asking = {name: Asking(part.objective.instruction, part.data.group) for name, part in tasks.items()}
-    loaded = set_apart({name: _read(part, on_event, offline=offline) for name, part in tasks.items()}, asking)
+    loaded = remove_cross_task_leaks(
+        {name: _read(part, on_event, offline=offline) for name, part in tasks.items()}, asking
+    )
     wanted = recipe.machine
     machine = choose_machine(device=wanted.device, dtype=wanted.dtype, threads=wanted.threads)
     on_event(MachineChosen(machine.why))
@@ -100,37 +104,37 @@ def prepare(recipe: Recipe, *, on_event: EventHandler, offline: bool = False) ->
         general_texts(recipe, offline=offline)  # what is wrong with them is told before a run begins
     check_technique(recipe, base.network, base.family)
     if recipe.objective.samples_completions:  # its answers need room, and the rows say how long they are
-        recipe = recipe.model_copy(update={"objective": recipe.objective.bind(_all(loaded[ALONE]), base.family)})
-    recipe = with_room(recipe, base, on_event)
+        recipe = recipe.model_copy(update={"objective": recipe.objective.bind(_all(loaded[ONLY_TASK]), base.family)})
+    recipe = fit_max_length(recipe, base, on_event)
     found = {name: _encoded(part, loaded[name], base, machine) for name, part in _parts(recipe).items()}
-    prepared = found[ALONE] if ALONE in found else _joined(recipe, found)
+    prepared = found[ONLY_TASK] if ONLY_TASK in found else _joined(recipe, found)
     on_event(DataLoaded(prepared.facts))
     return prepared
 
 
 # The name of the only task of a recipe that has no others.
-ALONE = ""
+ONLY_TASK = ""
 
 
 def _parts(recipe: Recipe) -> dict[str, Recipe]:
     """The tasks of a recipe, each as a recipe of its own."""
-    return recipe.parts or {ALONE: recipe}
+    return recipe.parts or {ONLY_TASK: recipe}
 
 
-def _read(recipe: Recipe, on_event: EventHandler, *, offline: bool) -> Loaded:
+def _read(recipe: Recipe, on_event: EventHandler, *, offline: bool) -> DatasetSplits:
     """The rows of one task."""
     on_event(StageStarted(f"reading {recipe.data.train}"))
     return audited(recipe, read_data(recipe, offline=offline))
 
 
-def _encoded(recipe: Recipe, loaded: Loaded, base: Base, machine: ChosenMachine) -> Prepared:
+def _encoded(recipe: Recipe, loaded: DatasetSplits, base: Base, machine: ChosenMachine) -> TrainingContext:
     """One task with its objective told what only the rows know, and its rows as ids."""
     objective = recipe.objective.bind(_all(loaded), base.family)
     recipe = recipe.model_copy(update={"objective": objective})
     check_pair(recipe, base.family)
     template = Template(base.tokenizer, chat=base.family == "decoder")
     if isinstance(objective, Classify):
-        check_room(recipe, objective, template)
+        check_max_length(recipe, objective, template)
     train, validation = (
         encode_all(objective, part, template, limit=recipe.data.max_tokens)
         for part in (loaded.split.train, loaded.split.validation)
@@ -147,17 +151,17 @@ def _encoded(recipe: Recipe, loaded: Loaded, base: Base, machine: ChosenMachine)
             f"within {recipe.data.max_tokens} tokens; shorten the prompts, or raise data.max_tokens "
             "where the model holds more"
         )
-    return Prepared(recipe, loaded, base, machine, template, keep, [v for v in validation if _teaches(v)], facts)
+    return TrainingContext(recipe, loaded, base, machine, template, keep, [v for v in validation if _teaches(v)], facts)
 
 
-def _joined(recipe: Recipe, parts: Mapping[str, Prepared]) -> Prepared:
+def _joined(recipe: Recipe, parts: Mapping[str, TrainingContext]) -> TrainingContext:
     """The tasks of a recipe as one run: its objective with all that the rows told, its rows one after the other."""
     objective = recipe.objective
     assert isinstance(objective, Multitask)
     found = list(parts.values())
     tasks = {n: p.model_copy(update={"objective": parts[n].recipe.objective}) for n, p in objective.tasks.items()}
     recipe = recipe.model_copy(update={"objective": objective.model_copy(update={"tasks": tasks})})
-    return Prepared(
+    return TrainingContext(
         recipe=recipe,
         loaded=_loaded_of(parts),
         base=found[0].base,
@@ -170,7 +174,7 @@ def _joined(recipe: Recipe, parts: Mapping[str, Prepared]) -> Prepared:
     )
 
 
-def _loaded_of(parts: Mapping[str, Prepared]) -> Loaded:
+def _loaded_of(parts: Mapping[str, TrainingContext]) -> DatasetSplits:
     splits = [part.loaded.split for part in parts.values()]
     whole = Split(
         train=[example for one in splits for example in one.train],
@@ -179,17 +183,17 @@ def _loaded_of(parts: Mapping[str, Prepared]) -> Loaded:
         removed=sum(one.removed for one in splits),
         notes=tuple(note for one in splits for note in one.notes),
     )
-    return Loaded(whole, sum(part.loaded.rows for part in parts.values()), _digests(parts))
+    return DatasetSplits(whole, sum(part.loaded.rows for part in parts.values()), _digests(parts))
 
 
-def _digests(parts: Mapping[str, Prepared]) -> dict[str, str]:
+def _digests(parts: Mapping[str, TrainingContext]) -> dict[str, str]:
     """The digest of each part of each task's rows; those of the first task, the headline, under their plain names."""
     first = next(iter(parts))
     found = ((name, what, sha) for name, part in parts.items() for what, sha in part.loaded.sha256.items())
     return {what if name == first else f"{name} {what}": sha for name, what, sha in found}
 
 
-def _facts_of(parts: Mapping[str, Prepared]) -> DataFacts:
+def _facts_of(parts: Mapping[str, TrainingContext]) -> DataFacts:
     """Counts over all tasks."""
     facts = [part.facts for part in parts.values()]
     notes = tuple(f"{name}: {note}" for name, part in parts.items() for note in part.facts.notes)
@@ -208,13 +212,13 @@ def _facts_of(parts: Mapping[str, Prepared]) -> DataFacts:
     )
 
 
-def audited(recipe: Recipe, loaded: Loaded) -> Loaded:
+def audited(recipe: Recipe, loaded: DatasetSplits) -> DatasetSplits:
     """The rows, with a note on each grave fault that the recipe goes on over; else Refused."""
     found = gate(loaded.split)
-    if found.faults and recipe.data.audit == "stop":
+    if found.problems and recipe.data.audit == "stop":
         cure = "`tunesmith audit DATA --fix OUT` cures the rows, `--set data.audit=note` goes on"
-        raise Refused("\n".join(f"{recipe.data.train}: {fault}; {cure}" for fault in found.faults))
-    forced = (f"gone on over a fault of the rows: {fault}" for fault in found.faults)
+        raise Refused("\n".join(f"{recipe.data.train}: {fault}; {cure}" for fault in found.problems))
+    forced = (f"gone on over a fault of the rows: {fault}" for fault in found.problems)
     notes = (*loaded.split.notes, *found.notes, *forced)
     return replace(loaded, split=replace(loaded.split, notes=notes))
 
@@ -238,7 +242,7 @@ def masking_of(objective: AnyObjective, template: Template, seed: int) -> Maskin
     return Masking.of(template, share=objective.hide, seed=seed)
 
 
-def _facts(loaded: Loaded, train: Sequence[Encoded]) -> DataFacts:
+def _facts(loaded: DatasetSplits, train: Sequence[Encoded]) -> DataFacts:
     """Counts over the encoded training rows."""
     split = loaded.split
     return DataFacts(
@@ -266,6 +270,6 @@ def _teaches(row: Encoded) -> bool:
     return bool(row.label) or row.asks or any(tokens.learned for tokens in row.sequences)
 
 
-def _all(loaded: Loaded) -> list[Example]:
+def _all(loaded: DatasetSplits) -> list[Example]:
     split = loaded.split
     return [*split.train, *split.validation, *split.test]

@@ -12,8 +12,8 @@ from tunesmith.data.masking import Masking
 from tunesmith.data.template import Encoded, Template, Tokens
 from tunesmith.events import ignore
 from tunesmith.recipe import Recipe
-from tunesmith.workflows.prepare import Prepared, masking_of, prepare
-from tunesmith.workflows.room import cut_at
+from tunesmith.workflows.prepare import TrainingContext, masking_of, prepare
+from tunesmith.workflows.room import max_length_note
 
 SIDES = ("preferred", "other")
 NAMED = 20  # places of rows that are listed before they are only counted
@@ -75,7 +75,7 @@ class Preview:
     limit: str  # what says how long a row may be
 
     @property
-    def faults(self) -> tuple[str, ...]:
+    def problems(self) -> tuple[str, ...]:
         """What should be mended before tuning."""
         facts = self.facts
         found = [text for text in (facts.bos, facts.end) if text and text.startswith("warning")]
@@ -96,17 +96,17 @@ def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
     shown = tuple(_shown(row, one, masking) for one, masking in tasks for row in one.train[:rows])
     longest = prepared.recipe.data.max_tokens
     by_model = longest < recipe.data.max_tokens
-    notes = (prepared.machine.why, *([cut_at(prepared.recipe)] if by_model else []), *prepared.facts.notes)
+    notes = (prepared.machine.why, *([max_length_note(prepared.recipe)] if by_model else []), *prepared.facts.notes)
     limit = f"the {longest} tokens that the model holds" if by_model else f"data.max_tokens ({longest})"
     return Preview(prepared.recipe, shown, _facts(prepared, tasks), notes, limit)
 
 
-def _masking(prepared: Prepared) -> Masking | None:
+def _masking(prepared: TrainingContext) -> Masking | None:
     """How words are hidden from the rows of one task."""
     return masking_of(prepared.recipe.objective, prepared.template, prepared.recipe.seed)
 
 
-def _shown(row: Encoded, prepared: Prepared, masking: Masking | None) -> RowPreview:
+def _shown(row: Encoded, prepared: TrainingContext, masking: Masking | None) -> RowPreview:
     """A row in pieces; of a pair, one sequence after the other."""
     seen = _seen(row, masking)
     sides = SIDES if prepared.recipe.objective.kind in ("preference", "reward") and len(seen) == 2 else [""] * len(seen)
@@ -145,7 +145,7 @@ def _text(ids: Sequence[int], template: Template) -> str:
     return str(template.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def _facts(prepared: Prepared, tasks: Sequence[tuple[Prepared, Masking | None]]) -> PreviewFacts:
+def _facts(prepared: TrainingContext, tasks: Sequence[tuple[TrainingContext, Masking | None]]) -> PreviewFacts:
     """Counts over all training rows, of every task, that teach something."""
     train, facts = prepared.train, prepared.facts
     sequences = [tokens for one, masking in tasks for row in one.train for tokens in _seen(row, masking)]

@@ -13,9 +13,9 @@ from tunesmith.data.files import write_whole
 from tunesmith.data.template import Encoded
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.model.policy import Policy
-from tunesmith.model.reference import referenced
+from tunesmith.model.reference import add_reference_logprobs
 from tunesmith.workflows.batches import tokens_of
-from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.prepare import TrainingContext
 
 # Examples whose log-probabilities are computed and written down together.
 PART = 256
@@ -23,7 +23,9 @@ PART = 256
 FALL = 0.1
 
 
-def with_references(prepared: Prepared, out: Path, *, policy: Policy, on_event: EventHandler) -> Prepared:
+def precompute_reference_logprobs(
+    prepared: TrainingContext, out: Path, *, policy: Policy, on_event: EventHandler
+) -> TrainingContext:
     """The rows with the log-probability of each answer under the untuned model, where the objective asks for it."""
     objective = prepared.recipe.objective
     if objective.reference == "none" or objective.samples_completions:
@@ -42,9 +44,9 @@ def _kept(rows: Sequence[Encoded], folder: Path, policy: Policy, on_event: Event
     for start in range(0, len(rows), PART):
         part = rows[start : start + PART]
         said = [[(tokens.ids, tokens.learn) for tokens in row.sequences] for row in part]
-        page = folder / f"{hashlib.sha256(repr((said, policy.mixed)).encode()).hexdigest()[:16]}.json"
+        page = folder / f"{hashlib.sha256(repr((said, policy.autocast_dtype)).encode()).hexdigest()[:16]}.json"
         if not page.exists():
-            known = [row.reference for row in referenced(part, policy, tokens=tokens)]
+            known = [row.reference for row in add_reference_logprobs(part, policy, tokens=tokens)]
             write_whole(page, json.dumps(known))
             on_event(StageStarted(f"reference log-probabilities of {start + len(part)} of {len(rows)} rows"))
         told = json.loads(page.read_text(encoding="utf-8"))
@@ -52,7 +54,7 @@ def _kept(rows: Sequence[Encoded], folder: Path, policy: Policy, on_event: Event
     return found
 
 
-def preferred(prepared: Prepared, policy: Policy) -> dict[str, float]:
+def preference_metrics(prepared: TrainingContext, policy: Policy) -> dict[str, float]:
     """What the validation answers have gained since the start: the liked ones in nats an id, and pairs in margin.
 
     Nothing where the start was not asked.
@@ -62,7 +64,7 @@ def preferred(prepared: Prepared, policy: Policy) -> dict[str, float]:
         return {}
     gains: list[float] = []
     margins: list[float] = []
-    for row, now in zip(rows, referenced(rows, policy, tokens=tokens_of(prepared.recipe)), strict=True):
+    for row, now in zip(rows, add_reference_logprobs(rows, policy, tokens=tokens_of(prepared.recipe)), strict=True):
         gained = [after - before for after, before in zip(now.reference, row.reference, strict=True)]
         liked = [i for i, good in enumerate(row.label) if good > 0]
         gains += [gained[i] / max(1, row.sequences[i].learned) for i in liked]
@@ -74,7 +76,7 @@ def preferred(prepared: Prepared, policy: Policy) -> dict[str, float]:
     return found
 
 
-def fallen(entry: Mapping[str, Any]) -> str:
+def chosen_logprob_warning(entry: Mapping[str, Any]) -> str:
     """An alarm where a validation found that the preferred answers lost probability; else nothing."""
     lost = -entry.get("chosen_gain", 0.0)
     if lost <= FALL:

@@ -27,20 +27,20 @@ from tunesmith.model.sampling import Sampling
 from tunesmith.objectives import Domain
 from tunesmith.recipe import SELF, Recipe
 from tunesmith.recipe.sections import REPLAY_FAR, REPLAY_NEAR
-from tunesmith.workflows.prepare import Prepared, encode_all, general_texts
+from tunesmith.workflows.prepare import TrainingContext, encode_all, general_texts
 from tunesmith.workflows.request import BYTES_A_TOKEN, size_of, windows
 
 # A rise of general text up to so many nats per token, and the share of general rows that is worth having then: one in
 # twenty to one in ten for a field that is near, more for one that is far (Ibrahim et al. 2024, arXiv 2403.08763).
 SHARES = ((0.05, 0.0), (0.2, REPLAY_NEAR), (math.inf, REPLAY_FAR))
 # Samples that are written at a time.
-AT_ONCE = 16
+BATCH_SIZE = 16
 # Shorter samples teach next to nothing.
 SHORTEST = 16
 BEGINNING = re.compile(r"[A-Z][a-z]+")
 
 
-def with_replay(prepared: Prepared, out: Path, *, on_event: EventHandler, offline: bool) -> Prepared:
+def with_replay(prepared: TrainingContext, out: Path, *, on_event: EventHandler, offline: bool) -> TrainingContext:
     """The run with general rows among its training rows; they are kept in its folder, so that it goes on with them.
 
     Raises DataError for a file without enough text.
@@ -81,13 +81,13 @@ def with_replay(prepared: Prepared, out: Path, *, on_event: EventHandler, offlin
 SPARE = 4
 
 
-def general_rows(prepared: Prepared) -> int:
+def general_rows(prepared: TrainingContext) -> int:
     """General rows that each pass gets beside the rows of one task."""
     share = prepared.recipe.replay.share
     return max(1, round(len(prepared.train) * share / (1 - share))) if share and not prepared.parts else 0
 
 
-def _noted(prepared: Prepared, note: str, on_event: EventHandler) -> Prepared:
+def _noted(prepared: TrainingContext, note: str, on_event: EventHandler) -> TrainingContext:
     """The run with a note that is told now and stands in its report."""
     on_event(Note(note))
     return prepared.noted(note)
@@ -113,7 +113,7 @@ def lost_too_much(recipe: Recipe, rise: float) -> tuple[str, ...]:
     return (f"general text costs {rise:.3f} nats a token more than before: {cure}",)
 
 
-def _rows(prepared: Prepared, kept: Path, fewest: int, wanted: int) -> list[Encoded]:
+def _rows(prepared: TrainingContext, kept: Path, fewest: int, wanted: int) -> list[Encoded]:
     """As many rows as are wanted, drawn by the seed where there are more. Raises DataError for fewer than `fewest`."""
     lines = kept.read_text(encoding="utf-8").split("\n")
     texts = [Text(f"replay:{number}", json.loads(line)["text"]) for number, line in enumerate(lines, 1) if line]
@@ -128,7 +128,7 @@ def _rows(prepared: Prepared, kept: Path, fewest: int, wanted: int) -> list[Enco
     return [rows[i] for i in chosen]
 
 
-def _texts(prepared: Prepared, wanted: int, *, offline: bool) -> list[str]:
+def _texts(prepared: TrainingContext, wanted: int, *, offline: bool) -> list[str]:
     """Texts of the user's file, of much text some of each, but for what is near to held-out documents."""
     split, recipe = prepared.loaded.split, prepared.recipe
     held = [*split.validation, *split.test]
@@ -159,7 +159,7 @@ def _some(texts: Sequence[Text], most: int, recipe: Recipe) -> list[Text]:
     return [drawn[place] for place in sorted(drawn)]
 
 
-def _samples(prepared: Prepared, wanted: int, part: Path, on_event: EventHandler) -> list[str]:
+def _samples(prepared: TrainingContext, wanted: int, part: Path, on_event: EventHandler) -> list[str]:
     """What the base writes after random first words, kept in `part` as it comes: a run that was stopped goes on there.
 
     Raises DataError where it writes nothing.
@@ -168,9 +168,9 @@ def _samples(prepared: Prepared, wanted: int, part: Path, on_event: EventHandler
     chance = random.Random(f"{prepared.recipe.seed}/samples")
     samples: list[str] = []
     tries = 0
-    while len(samples) < wanted and tries < 4 * wanted + AT_ONCE:
+    while len(samples) < wanted and tries < 4 * wanted + BATCH_SIZE:
         on_event(StageStarted(f"general rows: the base has written {len(samples)} of {wanted}"))
-        prompts = [[*_start(prepared), chance.choice(firsts)] for _ in range(min(AT_ONCE, wanted))]
+        prompts = [[*_start(prepared), chance.choice(firsts)] for _ in range(min(BATCH_SIZE, wanted))]
         tries += len(prompts)
         if done:
             samples += done.pop(0)
@@ -192,7 +192,7 @@ def _done(part: Path) -> list[list[str]]:
     return [json.loads(line) for line in lines]
 
 
-def _written(prepared: Prepared, prompts: Sequence[list[int]], seed: int) -> list[str]:
+def _written(prepared: TrainingContext, prompts: Sequence[list[int]], seed: int) -> list[str]:
     """The texts that the base makes of these beginnings at its own temperature, but for the short ones."""
     base, template = prepared.base, prepared.template
     policy = Policy.over(base.network, family=base.family)
@@ -203,14 +203,14 @@ def _written(prepared: Prepared, prompts: Sequence[list[int]], seed: int) -> lis
     return [text for text, one in zip(texts, drawn, strict=True) if len(one.ids) >= SHORTEST]
 
 
-def _start(prepared: Prepared) -> list[int]:
+def _start(prepared: TrainingContext) -> list[int]:
     """What stands before a document: what the tokenizer puts before every text, else the end of the one before."""
     tokenizer = prepared.template.tokenizer
     before, _ = frame(tokenizer)
     return before or ([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])
 
 
-def _first_words(prepared: Prepared) -> list[int]:
+def _first_words(prepared: TrainingContext) -> list[int]:
     """Ids that begin a sentence; of a tokenizer that has none, all ordinary ids."""
     tokenizer = prepared.template.tokenizer
     special = set(tokenizer.all_special_ids)

@@ -32,14 +32,16 @@ COLUMN_KEYS = {"text", "label", "prompt", "answer", "messages", "chosen", "rejec
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ResolvedRecipe:
     """A recipe, and one line for each thing in it that was translated, detected or chosen."""
 
     recipe: Recipe
     notes: tuple[str, ...]
 
 
-def request(source: str | Path | Recipe, *, changes: Sequence[str] = (), offline: bool = False) -> Request:
+def resolve_recipe(
+    source: str | Path | Recipe, *, changes: Sequence[str] = (), offline: bool = False
+) -> ResolvedRecipe:
     """The recipe that a recipe, a recipe file or a file of rows stands for, with `key=value` changes applied.
 
     Raises RecipeError, and DataError for rows that cannot be read.
@@ -50,7 +52,7 @@ def request(source: str | Path | Recipe, *, changes: Sequence[str] = (), offline
         recipe, notes = load_recipe(source, changes=changes)
     else:
         return _for_rows(str(source), changes, offline=offline)
-    return Request(recipe, (*notes, *_mapping(recipe, offline=offline)))
+    return ResolvedRecipe(recipe, (*notes, *_mapping(recipe, offline=offline)))
 
 
 def as_changes(settings: Mapping[str, Any], *, under: str = "") -> list[str]:
@@ -73,7 +75,7 @@ def _opens(key: str, value: Mapping[str, Any]) -> bool:
     return "kind" not in value and key not in ALIASES and not any({".", "="} & set(str(inner)) for inner in value)
 
 
-def passes(rows: int) -> tuple[int, int]:
+def default_epochs(rows: int) -> tuple[int, int]:
     """Passes over so many rows, a part of them held out, that make enough steps; and about how many steps."""
     trained = max(1, round(0.7 * rows))
     epochs = min(MOST_EPOCHS, max(1, math.ceil(STEPS_WANTED * BATCH_ROWS / trained)))
@@ -105,7 +107,7 @@ def _learned(recipe: Recipe, rows: Sequence[Row]) -> int:
     return windows((len(text.encode(errors="surrogatepass")) for text in texts), recipe.data.max_tokens)
 
 
-def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Request:
+def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> ResolvedRecipe:
     """The default recipe for a file of rows."""
     rows = read_rows(source, offline=offline)
     named = changed_keys(changes)
@@ -119,13 +121,13 @@ def _for_rows(source: str, changes: Sequence[str], *, offline: bool) -> Request:
         notes.append(f"rows with the same {column!r} stay on one side of the split (--set data.group= for no groups)")
     recipe, translated = make_recipe(raw, place=source, changes=changes)
     if not any(name.partition(".")[0] == "schedule" for name in named):
-        epochs, steps = passes(_learned(recipe, rows))
+        epochs, steps = default_epochs(_learned(recipe, rows))
         recipe, _ = make_recipe(raw | {"schedule": {"epochs": epochs}}, place=source, changes=changes)
         notes.append(
             f"passes over the training rows: {epochs}, about {steps} steps (--set schedule.epochs=N for others)"
         )
     mapping = [] if _names_columns(recipe) else [_explained(recipe, rows)]
-    return Request(recipe, (*translated, *mapping, *notes))
+    return ResolvedRecipe(recipe, (*translated, *mapping, *notes))
 
 
 def _group_column(rows: Sequence[Row]) -> str:

@@ -14,18 +14,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tunesmith.data.exercises import Attempt, Scorer
+from tunesmith.data.exercises import Completion, Scorer
 from tunesmith.data.files import sha256_of_file
 from tunesmith.errors import RecipeError, RewardError
 from tunesmith.evaluation.style import habits
-from tunesmith.inference.folder import find_model, load, read_about
+from tunesmith.inference.folder import find_model, load, read_manifest
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import MANIFEST
-from tunesmith.model.rollout import Figures
+from tunesmith.model.rollout import StepMetrics
 from tunesmith.objectives import Reward, Rl
 from tunesmith.recipe import Recipe
 
-SHOWN = 60
+MAX_SHOWN_CHARS = 60
 LARGEST = 1e30  # training counts in single precision
 _IMPORTED: dict[str, tuple[int, ModuleType]] = {}  # place -> when its file was written, and what it then was
 
@@ -44,7 +44,7 @@ def scorer_of(objective: Rl) -> Scorer:
 def scorer(reward: str | dict[str, float], *, key: str) -> Scorer:
     """What a key of a recipe names to score answers. Raises RecipeError for what cannot be found.
 
-    A Python function gets one `Attempt` and gives a number; naming it runs its module. The scorer raises RewardError
+    A Python function gets one `Completion` and gives a number; naming it runs its module. The scorer raises RewardError
     where a reward fails or gives no number.
     """
     if not reward:
@@ -57,20 +57,20 @@ def scorer(reward: str | dict[str, float], *, key: str) -> Scorer:
     _check_weights(named, key)
     parts = [(_source(name, key), weight) for name, weight in named.items()]
 
-    def score(attempts: Sequence[Attempt]) -> list[float]:
-        each = [[weight * value for value in source(attempts)] for source, weight in parts]
+    def score(completions: Sequence[Completion]) -> list[float]:
+        each = [[weight * value for value in source(completions)] for source, weight in parts]
         paid = [sum(values) for values in zip(*each, strict=True)]
-        for attempt, value in zip(attempts, paid, strict=True):
+        for attempt, value in zip(completions, paid, strict=True):
             if not abs(value) <= LARGEST:
-                raise RewardError(f"{key}: {attempt.exercise.where}: the weighted sum is {value}; give smaller rewards")
+                raise RewardError(f"{key}: {attempt.prompt.where}: the weighted sum is {value}; give smaller rewards")
         return paid
 
     return score
 
 
-def watch(attempts: Sequence[Attempt]) -> Figures:
+def completion_metrics(completions: Sequence[Completion]) -> StepMetrics:
     """Length and repetition of some answers, for the journal: what a reward is often cheated by."""
-    found, count = habits([attempt.text for attempt in attempts]), len(attempts)
+    found, count = habits([attempt.text for attempt in completions]), len(completions)
     return {"answer_words": (found.mean_words * count, count), "repeated_share": (found.repeated_share * count, count)}
 
 
@@ -106,8 +106,8 @@ def _source(name: str, key: str) -> Scorer:
         return _run(name, key, digests([name]).get(name, ""))
     function = _function(name, key)
 
-    def score(attempts: Sequence[Attempt]) -> list[float]:
-        return [_checked(name, function, attempt) for attempt in attempts]
+    def score(completions: Sequence[Completion]) -> list[float]:
+        return [_checked(name, function, attempt) for attempt in completions]
 
     return score
 
@@ -118,7 +118,7 @@ def _run(name: str, key: str, digest: str) -> Scorer:
     if not Path(name).exists():
         cure = "name a run of objective: reward, or a Python function as module:function"
         raise RecipeError(f"{key}: {name!r} is no run here; {cure}")
-    about = read_about(find_model(name))
+    about = read_manifest(find_model(name))
     if not isinstance(about.objective, Reward):
         raise RecipeError(f"{key}: {name} was tuned to {about.objective.kind}; name a run of objective: reward")
 
@@ -126,13 +126,13 @@ def _run(name: str, key: str, digest: str) -> Scorer:
     def judge() -> LocalModel:
         return load(name, threads=None, offline=True)  # a run goes on as it began
 
-    def score(attempts: Sequence[Attempt]) -> list[float]:
-        return judge().rewards([(attempt.exercise.prompt, attempt.text) for attempt in attempts])
+    def score(completions: Sequence[Completion]) -> list[float]:
+        return judge().rewards([(attempt.prompt.prompt, attempt.text) for attempt in completions])
 
     return score
 
 
-def _function(name: str, key: str) -> Callable[[Attempt], Any]:
+def _function(name: str, key: str) -> Callable[[Completion], Any]:
     """The function that `module:function` or `path/file.py:function` names. Raises RecipeError."""
     place, _, wanted = name.rpartition(":")
     try:
@@ -145,12 +145,12 @@ def _function(name: str, key: str) -> Callable[[Attempt], Any]:
     if not callable(found):
         names = sorted(word for word, value in vars(module).items() if callable(value) and not word.startswith("_"))
         raise RecipeError(f"{key}: {place} has no function {wanted!r}; it has {', '.join(names) or 'none'}")
-    function: Callable[[Attempt], Any] = found
+    function: Callable[[Completion], Any] = found
     _check_takes_one(name, function, key)
     return function
 
 
-def _check_takes_one(name: str, function: Callable[[Attempt], Any], key: str) -> None:
+def _check_takes_one(name: str, function: Callable[[Completion], Any], key: str) -> None:
     """Nothing for a plain function that can be called with one attempt. Raises RecipeError."""
     if inspect.iscoroutinefunction(function):
         raise RecipeError(f"{key}: {name} is async, and answers are scored one after the other; write a plain function")
@@ -203,12 +203,14 @@ def _line(error: BaseException) -> str:
     return f"(line {last.lineno} of {Path(last.filename).name})"
 
 
-def _checked(name: str, function: Callable[[Attempt], Any], attempt: Attempt) -> float:
+def _checked(name: str, function: Callable[[Completion], Any], completion: Completion) -> float:
     """The number for one attempt. Raises RewardError, which names function, prompt and answer."""
-    text = attempt.text if len(attempt.text) <= SHOWN else f"{attempt.text[: SHOWN - 3]}..."
-    place = f"reward {name}: {attempt.exercise.where}, answer {text!r}"
+    text = (
+        completion.text if len(completion.text) <= MAX_SHOWN_CHARS else f"{completion.text[: MAX_SHOWN_CHARS - 3]}..."
+    )
+    place = f"reward {name}: {completion.prompt.where}, answer {text!r}"
     try:
-        value = function(attempt)
+        value = function(completion)
     except (Exception, SystemExit) as error:  # the function is the user's: whatever it raises is told, not handled
         said = " ".join(str(error).split())
         raise RewardError(

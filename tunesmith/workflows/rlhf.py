@@ -15,18 +15,18 @@ from tunesmith.inference.open import identify
 from tunesmith.model.device import choose_machine
 from tunesmith.model.sampling import Sampling
 from tunesmith.recipe import PEOPLE, Recipe
-from tunesmith.report.rlhf import Learned, LoopReport, Round, page, verdict_of
+from tunesmith.report.rlhf import LoopReport, Round, RoundRun, page, verdict_of
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.workflows.ahead import Asker
+from tunesmith.workflows.ahead import CompletionSource
 from tunesmith.workflows.assemble import environment
 from tunesmith.workflows.feedback import FeedbackRequest, open_panel
 from tunesmith.workflows.judging import Replies, as_rows, judge_by_rule, need_judged, over, replies_of
 from tunesmith.workflows.loop_learn import enough, learned, votes_so_far, write_rows
-from tunesmith.workflows.loop_open import JSON, REPLIES, UnderWay, begin_loop, read_loop
+from tunesmith.workflows.loop_open import JSON, REPLIES, LoopState, read_loop, start_loop
 from tunesmith.workflows.rewards import scorer
-from tunesmith.workflows.run_folder import alone
+from tunesmith.workflows.run_folder import exclusive_lock
 from tunesmith.workflows.tune import Run
-from tunesmith.workflows.votes import preferred, summary_of
+from tunesmith.workflows.votes import preference_rows, summarise_votes
 
 HTML, START = "rlhf.html", "start.json"
 SIMULATED = "simulated"  # what the name of a rater says who is no person
@@ -42,15 +42,15 @@ def rlhf(recipe: Recipe, *, callbacks: Callbacks, out: Path | None = None, offli
     loop = read_loop(recipe, out, callbacks, offline=offline)
     if (known := loop.report()) is not None:
         return known
-    with alone(loop.folder):
-        begin_loop(loop)
+    with exclusive_lock(loop.folder):
+        start_loop(loop)
         report = _report(loop, _rounds(loop))
         write_whole(loop.folder / HTML, page(report))
         write_whole(loop.folder / JSON, report.model_dump_json(indent=1))
     return report
 
 
-def _rounds(loop: UnderWay) -> list[Round]:
+def _rounds(loop: LoopState) -> list[Round]:
     """Every round, each answered by the policy of the one before."""
     rounds, model = list[Round](), loop.recipe.model
     start = own = _kept_replies(loop, model, loop.folder / START)
@@ -71,7 +71,7 @@ def _rounds(loop: UnderWay) -> list[Round]:
             Round(
                 number=number,
                 answered_by=asked,
-                votes=summary_of(loop.votes(number)),
+                votes=summarise_votes(loop.votes(number)),
                 rows=len(rows),
                 learned=[_told(run) for run in runs],
                 over_start=over(start, own, loop.test, loop.final),
@@ -82,10 +82,12 @@ def _rounds(loop: UnderWay) -> list[Round]:
     return rounds
 
 
-def _too_few(loop: UnderWay, rounds: list[Round]) -> str:
+def _too_few(loop: LoopState, rounds: list[Round]) -> str:
     """Why there was nothing to learn from, and what to do."""
     judge, judged = loop.settings.judge, sum(one.votes.judged for one in rounds)
-    undecided = sum(preferred(one_store, PAIRS).undecided for one_store in map(loop.votes, range(1, len(rounds) + 1)))
+    undecided = sum(
+        preference_rows(one_store, PAIRS).undecided for one_store in map(loop.votes, range(1, len(rounds) + 1))
+    )
     found = f"the votes of all rounds make {rounds[-1].rows} rows, too few to learn from"
     if judge != PEOPLE and undecided == judged:
         cure = "name one that does, or raise loop.temperature, and give another --out"
@@ -94,7 +96,7 @@ def _too_few(loop: UnderWay, rounds: list[Round]) -> str:
     return f"{found}: {undecided} of {judged} judged pairs are undecided; {cure}"
 
 
-def _judged(loop: UnderWay, model: str, place: Path, number: int) -> None:
+def _judged(loop: LoopState, model: str, place: Path, number: int) -> None:
     """The round's prompts answered twice by the policy, and every pair judged."""
     settings = loop.settings
     some = loop.prompts["train"][(number - 1) * settings.prompts : number * settings.prompts]
@@ -115,7 +117,7 @@ def _judged(loop: UnderWay, model: str, place: Path, number: int) -> None:
         warmer="loop.temperature",
         longer="objective.max_new_tokens",
     )
-    panel = open_panel(wish, told=lambda text: loop.callbacks.on_event(Note(text)))
+    panel = open_panel(wish, log=lambda text: loop.callbacks.on_event(Note(text)))
     try:
         if settings.judge != PEOPLE:
             score = scorer(settings.judge, key="loop.judge")
@@ -125,23 +127,23 @@ def _judged(loop: UnderWay, model: str, place: Path, number: int) -> None:
         panel.store.close()
 
 
-def _told(run: Run) -> Learned:
+def _told(run: Run) -> RoundRun:
     report = run.report
     kept = report.retention
     cost = kept.general_nll_tuned - kept.general_nll_base if kept else None
-    return Learned(
+    return RoundRun(
         objective=report.objective,
         folder=str(run.folder),
         task=report.task,
         general_nats=cost,
-        alarms=report.alarms,
+        alarms=report.warnings,
         broken_gates=tuple(report.broken_gates),
     )
 
 
-def _kept_replies(loop: UnderWay, name: str, kept: Path) -> Replies:
+def _kept_replies(loop: LoopState, name: str, kept: Path) -> Replies:
     """A model's answers to the held-out prompts, made once for these weights."""
-    weights = Asker(identify(name, offline=loop.offline), Sampling()).weights
+    weights = CompletionSource(identify(name, offline=loop.offline), Sampling()).weights
     if kept.exists():
         held = read_page(kept, dict[str, Any])
         if held.pop("weights", weights) == weights:
@@ -152,7 +154,7 @@ def _kept_replies(loop: UnderWay, name: str, kept: Path) -> Replies:
     return found
 
 
-def _report(loop: UnderWay, rounds: list[Round]) -> LoopReport:
+def _report(loop: LoopState, rounds: list[Round]) -> LoopReport:
     recipe, settings = loop.recipe, loop.settings
     wanted = recipe.machine
     machine = choose_machine(device=wanted.device, dtype=wanted.dtype, threads=wanted.threads)

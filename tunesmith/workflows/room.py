@@ -16,7 +16,7 @@ SHORTEST = 16
 FEWEST_TEXT_TOKENS = 16
 
 
-def with_room(recipe: Recipe, base: Base, on_event: EventHandler) -> Recipe:
+def fit_max_length(recipe: Recipe, base: Base, on_event: EventHandler) -> Recipe:
     """The recipe with its longest row cut where it, with virtual tokens before it, would not fit into the model."""
     virtual, wanted = recipe.technique.virtual_tokens(), recipe.data.max_tokens
     positions = positions_of(base.network.config.to_dict())
@@ -32,18 +32,18 @@ def with_room(recipe: Recipe, base: Base, on_event: EventHandler) -> Recipe:
         cure = f"use at most {most}" if most > 0 else "use fewer, here and of the other"
         raise RecipeError(f"{key}: {taken} leave no room for rows in {positions} positions; {cure}")
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"max_tokens": longest})})
-    on_event(StageStarted(cut_at(recipe)))
+    on_event(StageStarted(max_length_note(recipe)))
     return recipe
 
 
-def cut_at(recipe: Recipe) -> str:
+def max_length_note(recipe: Recipe) -> str:
     """What is said of a recipe whose longest row the model set."""
     virtual = recipe.technique.virtual_tokens()
     beside = f"with {virtual} virtual ones " if virtual else ""
     return f"rows may have {recipe.data.max_tokens} tokens: {beside}{recipe.model} holds no more"
 
 
-def check_room(recipe: Recipe, objective: Classify, template: Template) -> None:
+def check_max_length(recipe: Recipe, objective: Classify, template: Template) -> None:
     """Raise Refused where what is asked before each text leaves no room for the text: all rows would look alike."""
     asked, limit = objective.beside_text(template), recipe.data.max_tokens
     if limit - asked < FEWEST_TEXT_TOKENS:

@@ -22,17 +22,17 @@ from tunesmith.recipe import Loop, Recipe, with_places
 PAGE = "run.json"
 # What a disk says that knows no locks.
 WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
-LONGEST = 60  # characters of each part of a name; the digest at its end tells runs apart
+MAX_NAME_CHARS = 60  # characters of each part of a name; the digest at its end tells runs apart
 
 
-def of_task(run: Path, task: str) -> Path:
+def task_dir(run: Path, task: str) -> Path:
     """Where a run of several tasks keeps what only one of them needs; the run's folder for the only task of another."""
     return run / "tasks" / task if task else run
 
 
 # What a recipe may say that no number of a run depends on.
-BESIDE_BEFORE: Any = {"machine": True, "data": {"audit"}, "documents": True, "arms": True, "compare": True}
-BESIDE_THE_RUN: Any = {**BESIDE_BEFORE, "track": True}  # before, trackers were a part of a run
+OLD_KEYS_WITHOUT_EFFECT: Any = {"machine": True, "data": {"audit"}, "documents": True, "arms": True, "compare": True}
+KEYS_WITHOUT_EFFECT: Any = {**OLD_KEYS_WITHOUT_EFFECT, "track": True}  # before, trackers were a part of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +81,13 @@ def with_name(out: Path) -> Path:
     return out.resolve() if out.name in ("", "..") else out
 
 
-class AtWorkError(CheckpointError):
+class RunLockedError(CheckpointError):
     """Another process works in a folder."""
 
 
 @contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """A context in which no other process works in this folder. Raises AtWorkError where another one does."""
+def exclusive_lock(run: Path) -> Iterator[None]:
+    """A context in which no other process works in this folder. Raises RunLockedError where another one does."""
     place = run.with_name(f".{run.name}.lock")  # beside it: what lies in a folder makes it a run or none
     made = [parent for parent in place.parents if not parent.exists()]
     with writing(run):
@@ -115,7 +115,7 @@ def _locked(place: Path, run: Path) -> Callable[[], None]:
         lock.acquire()
     except Timeout:
         cure = "wait until it is done, or stop it and go on from its last checkpoint"
-        raise AtWorkError(f"{run}: another process is at work on this run; {cure}") from None
+        raise RunLockedError(f"{run}: another process is at work on this run; {cure}") from None
     except OSError as error:
         if error.errno in WITHOUT_LOCKS or not place.exists():  # there is no telling who else is at work
             return lambda: None
@@ -129,7 +129,7 @@ def open_run(
     *,
     prefix: str = "",
     file: str = PAGE,
-    cure: str = "give another --out, or delete it",
+    fix: str = "give another --out, or delete it",
 ) -> RunFolder:
     """The folder of this recipe's run, by name or by what the recipe and its files are.
 
@@ -143,7 +143,7 @@ def open_run(
     folder = RunFolder(path, known[0], file)
     if folder.begun:
         if folder.page().get("identity") not in known:
-            raise CheckpointError(f"{path}: holds a run of another recipe or of other rows; {cure}")
+            raise CheckpointError(f"{path}: holds a run of another recipe or of other rows; {fix}")
     elif path.is_file() or (path.exists() and any(path.iterdir())):
         raise CheckpointError(f"{path}: exists and is not a run; give another --out")
     return folder
@@ -176,7 +176,7 @@ def _identities(recipe: Recipe, runs: Path) -> list[str]:
     # and what was learned from it stays.
     goes_on = {"final_judge": "", "rounds": Loop().rounds}
     placed, found = _placed(recipe, runs), []
-    for beside in (BESIDE_THE_RUN, BESIDE_BEFORE):
+    for beside in (KEYS_WITHOUT_EFFECT, OLD_KEYS_WITHOUT_EFFECT):
         rest = placed.model_copy(update={"loop": placed.loop.model_copy(update=goes_on)})
         told = rest.model_dump(mode="json", exclude=beside)
         found.append(hashlib.sha256(json.dumps([told, files]).encode()).hexdigest()[:16])
@@ -196,4 +196,4 @@ def _name(recipe: Recipe, identity: str) -> str:
         recipe.technique.kind,
         Path(recipe.model).name,
     )
-    return "-".join(re.sub(r"[^\w.]+", "-", part)[:LONGEST] for part in parts) + f"-{identity[:6]}"
+    return "-".join(re.sub(r"[^\w.]+", "-", part)[:MAX_NAME_CHARS] for part in parts) + f"-{identity[:6]}"

@@ -15,13 +15,13 @@ from tunesmith.model.size import NetworkSize, copy_rate, measure_size
 from tunesmith.recipe import AnyTechnique
 from tunesmith.report.plan import PREDICTION, Bounds, CostPrediction, read_prediction, told
 from tunesmith.techniques import Full, Lora
-from tunesmith.workflows.counting import Counter, count_work
-from tunesmith.workflows.prepare import Prepared
-from tunesmith.workflows.train import untouched
+from tunesmith.workflows.counting import WorkloadCounter, count_work
+from tunesmith.workflows.prepare import TrainingContext
+from tunesmith.workflows.train import base_policy
 
 
 @dataclass(frozen=True, slots=True)
-class Survey:
+class RunProfile:
     """Everything that a plan's formulas are fed with."""
 
     size: NetworkSize
@@ -29,17 +29,17 @@ class Survey:
     pace: MachinePace
     held: float  # bytes that the process takes with plain weights
     room: float  # bytes that it may take
-    counter: Counter  # of further batches of the run
+    counter: WorkloadCounter  # of further batches of the run
 
 
-def survey(prepared: Prepared, *, own: bool = False) -> Survey:
+def profile_run(prepared: TrainingContext, *, own: bool = False) -> RunProfile:
     """The network, the rows and the machine in numbers; nothing is trained.
 
     With `own` only what the recipe's technique asks for, which takes half the passes.
     """
     machine = prepared.machine
     held, room = _memory(machine.device)  # first: what a look at the network takes is used again by the run
-    policy = untouched(prepared)
+    policy = base_policy(prepared)
     weights = isinstance(prepared.recipe.technique, Full | Lora)
     size = measure_size(policy, modes=(weights,) if own else (True, False))
     rates = machine.gemm_gflops
@@ -47,12 +47,12 @@ def survey(prepared: Prepared, *, own: bool = False) -> Survey:
         products=1e9 * rates.get(machine.dtype, rates["float32"]),
         products32=1e9 * rates["float32"],
         moved=copy_rate(machine.device),
-        mixed=policy.mixed is not None,
+        mixed=policy.autocast_dtype is not None,
     )
     if prepared.recipe.technique.load_options().quantize:  # the formulas start from plain weights
         held += (NUMBER - FOUR_BITS) * size.matrices
-    counter = Counter.of(prepared, policy)
-    return Survey(size, count_work(prepared, policy, counter), pace, held, room, counter)
+    counter = WorkloadCounter.of(prepared, policy)
+    return RunProfile(size, count_work(prepared, policy, counter), pace, held, room, counter)
 
 
 def _memory(device: str) -> tuple[float, float]:
@@ -64,7 +64,7 @@ def _memory(device: str) -> tuple[float, float]:
     return taken, taken + float(psutil.virtual_memory().available)
 
 
-def foresee(prepared: Prepared, out: Path, *, on_event: EventHandler) -> CostPrediction | None:
+def predict_cost(prepared: TrainingContext, out: Path, *, on_event: EventHandler) -> CostPrediction | None:
     """What the recipe's own technique takes, by formula alone; said, and kept in the folder from the first start on.
 
     None for `rl`: how long answers will be is not known before they are drawn.
@@ -73,13 +73,13 @@ def foresee(prepared: Prepared, out: Path, *, on_event: EventHandler) -> CostPre
         return None
     made = read_prediction(out)
     if made is None:
-        made = predict(prepared.recipe.technique, survey(prepared, own=True), how="by formula, not timed")
+        made = predict(prepared.recipe.technique, profile_run(prepared, own=True), how="by formula, not timed")
         write_whole(out / PREDICTION, made.model_dump_json(indent=1))
     on_event(Note(told(made)))
     return made
 
 
-def predict(technique: AnyTechnique, found: Survey, *, how: str) -> CostPrediction:
+def predict(technique: AnyTechnique, found: RunProfile, *, how: str) -> CostPrediction:
     """One technique's prediction."""
     made = estimate(technique, found.size, found.work, found.pace, held=found.held)
     return CostPrediction(

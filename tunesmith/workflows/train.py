@@ -24,7 +24,7 @@ from tunesmith.events import (
     Validated,
     journal_record,
 )
-from tunesmith.model.batch import Batch, cut
+from tunesmith.model.batch import Batch, split_by_tokens
 from tunesmith.model.checkpoint import find_folder
 from tunesmith.model.device import DTYPES, NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
@@ -38,19 +38,19 @@ from tunesmith.training.optim import TrainingPlan
 from tunesmith.training.probe import ROWS, Probe, can_learn
 from tunesmith.training.state import TrainingState
 from tunesmith.training.track import Tracker, open_trackers
-from tunesmith.workflows.batches import Batches, MixedBatches, batches_of, parts_of
-from tunesmith.workflows.first_head import begin_heads
+from tunesmith.workflows.batches import Batches, MultitaskBatches, batches_of, parts_of
+from tunesmith.workflows.first_head import init_heads_from_probe
 from tunesmith.workflows.learner import learner_of
-from tunesmith.workflows.prepare import ALONE, Prepared
-from tunesmith.workflows.references import fallen, preferred, with_references
-from tunesmith.workflows.run_folder import of_task
-from tunesmith.workflows.tasks import LOSS_OF, losses, mean_of, pulls, seen_beside
+from tunesmith.workflows.prepare import ONLY_TASK, TrainingContext
+from tunesmith.workflows.references import chosen_logprob_warning, precompute_reference_logprobs, preference_metrics
+from tunesmith.workflows.run_folder import task_dir
+from tunesmith.workflows.tasks import TASK_LOSS_PREFIX, gradient_cosines, losses, mean_of, read_task_metrics
 from tunesmith.workflows.training_plan import make_plan
 from tunesmith.workflows.validation import validation_loss
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainResult:
     """A trained policy with its best parameters, and how they were trained."""
 
     policy: Policy
@@ -58,10 +58,10 @@ class Trained:
     state: TrainingState
     probe: Probe | None
     notes: tuple[str, ...] = ()
-    beside: tuple[dict[str, float], ...] = ()  # multitask: losses and gradient cosines at each validation
+    task_metrics: tuple[dict[str, float], ...] = ()  # multitask: losses and gradient cosines at each validation
 
 
-def train(prepared: Prepared, out: Path, *, callbacks: Callbacks) -> Trained:
+def train(prepared: TrainingContext, out: Path, *, callbacks: Callbacks) -> TrainResult:
     """Adapt the base by the recipe's technique, check that it can learn, and train it.
 
     Resumes from the checkpoint in `out`, if there is one.
@@ -80,7 +80,7 @@ def train(prepared: Prepared, out: Path, *, callbacks: Callbacks) -> Trained:
     """
     recipe, objective = prepared.recipe, prepared.recipe.objective
     prepared = _with_references(prepared, out, callbacks.on_event)
-    policy = adapted(prepared)
+    policy = adapted_policy(prepared)
     learner = learner_of(prepared)
     plan = make_plan(recipe, policy, rows=len(prepared.train))
     if (
@@ -114,33 +114,33 @@ def train(prepared: Prepared, out: Path, *, callbacks: Callbacks) -> Trained:
         callbacks.on_event(
             Note(
                 f"stopped at step {state.step} of {plan.steps}: {plan.patience} validations without improvement "
-                f"(schedule.patience); kept: step {kept_step(state)}"
+                f"(schedule.patience); kept: step {best_step(state)}"
             )
         )
     if plan.eval_steps and not state.best_step:
-        notes.append(f"every validation violated a gate; kept: step {kept_step(state)}, the last")
+        notes.append(f"every validation violated a gate; kept: step {best_step(state)}, the last")
         callbacks.on_event(Note(notes[-1]))
     if objective.samples_completions:
         policy.head = None  # the value head of PPO; the model that answers does not use it
-    policy.mixed = None  # answers are computed in full precision, here and wherever the run is loaded
-    return Trained(policy, plan, state, probe, tuple(notes), seen_beside(journal))
+    policy.autocast_dtype = None  # answers are computed in full precision, here and wherever the run is loaded
+    return TrainResult(policy, plan, state, probe, tuple(notes), read_task_metrics(journal))
 
 
 # Result of the overfit check, kept for a run that resumes.
 PROBE = "probe.json"
 # Key of a journal line that records an out-of-memory error: the tokens per micro-batch from there on.
-AT_ONCE = "tokens_at_once"
+TOKENS_AT_ONCE_KEY = "tokens_at_once"
 
 
 def _check_and_initialize(
-    prepared: Prepared, policy: Policy, plan: TrainingPlan, out: Path, callbacks: Callbacks
+    prepared: TrainingContext, policy: Policy, plan: TrainingPlan, out: Path, callbacks: Callbacks
 ) -> None:
     """Run the overfit check, and initialize classification heads from a linear probe."""
     # Online RL samples its completions, so there are no rows to overfit.
     if prepared.recipe.schedule.probe and not prepared.recipe.objective.samples_completions:
         probe = _probe(prepared, policy, plan, callbacks)
         write_whole(out / PROBE, json.dumps(asdict(probe)))
-    begin_heads(prepared, policy, callbacks.on_event)
+    init_heads_from_probe(prepared, policy, callbacks.on_event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class RunLog:
 
     journal: Journal
     trackers: Sequence[Tracker]
-    batches: Batches | MixedBatches
+    batches: Batches | MultitaskBatches
     on_event: EventHandler
 
     def __call__(self, event: Event) -> None:
@@ -158,8 +158,8 @@ class RunLog:
             case Resumed(step):
                 self.journal.rewind(step)
                 for record in self.journal.read():
-                    if AT_ONCE in record:
-                        self.batches.at_once(record[AT_ONCE])
+                    if TOKENS_AT_ONCE_KEY in record:
+                        self.batches.at_once(record[TOKENS_AT_ONCE_KEY])
             case Validated(step, math.inf):  # a gate was violated, which is noted already; JSON has no infinity
                 self.journal.write({"step": step, "outside_gate": True})
                 return
@@ -169,13 +169,13 @@ class RunLog:
                 for tracker in self.trackers:
                     tracker.log(record)
         self.on_event(event)
-        if isinstance(event, Validated) and (alarm := fallen(event.metrics)):
+        if isinstance(event, Validated) and (alarm := chosen_logprob_warning(event.metrics)):
             self.journal.write({"step": event.step, "alarm": alarm})
             self.on_event(Note(alarm))
 
     def out_of_memory(self, step: int, tokens: int) -> None:
         """Record that micro-batches are smaller from this step on."""
-        self.journal.write({"step": step, "out_of_memory": True, AT_ONCE: tokens})
+        self.journal.write({"step": step, "out_of_memory": True, TOKENS_AT_ONCE_KEY: tokens})
         self.on_event(Note(_out_of_memory_note(step, tokens)))
 
 
@@ -183,7 +183,7 @@ class RunLog:
 class LoggedBatches:
     """The batches of a run; a cut in their size is logged."""
 
-    batches: Batches | MixedBatches
+    batches: Batches | MultitaskBatches
     log: RunLog
 
     def window(self, step: int) -> Sequence[Batch]:
@@ -207,16 +207,16 @@ def _out_of_memory_note(step: int, tokens: int) -> str:
 def _out_of_memory_notes(journal: Journal) -> Iterator[str]:
     """Yield the notes for the report about micro-batches that had to be cut."""
     for record in journal.read():
-        if AT_ONCE in record:
-            yield _out_of_memory_note(record["step"], record[AT_ONCE])
+        if TOKENS_AT_ONCE_KEY in record:
+            yield _out_of_memory_note(record["step"], record[TOKENS_AT_ONCE_KEY])
 
 
-def kept_step(state: TrainingState) -> int:
+def best_step(state: TrainingState) -> int:
     """Return the step whose parameters the run keeps: the best, or the last if no validation was within the gates."""
     return state.best_step or state.step
 
 
-def _opening(prepared: Prepared) -> list[int]:
+def _opening(prepared: TrainingContext) -> list[int]:
     """Tokenize the labels and the instruction, or the first row if there is neither: soft prompts start from it."""
     objective = prepared.recipe.objective
     words = objective.instruction
@@ -226,23 +226,23 @@ def _opening(prepared: Prepared) -> list[int]:
     return ids or prepared.train[0].sequences[0].ids
 
 
-def _with_references(prepared: Prepared, out: Path, on_event: EventHandler) -> Prepared:
+def _with_references(prepared: TrainingContext, out: Path, on_event: EventHandler) -> TrainingContext:
     """Add reference log-probabilities to the rows of every objective that compares with the base model."""
     if not prepared.parts:
-        return with_references(prepared, out, policy=untouched(prepared), on_event=on_event)
+        return precompute_reference_logprobs(prepared, out, policy=base_policy(prepared), on_event=on_event)
     return replace(
-        prepared, parts={n: _with_references(p, of_task(out, n), on_event) for n, p in prepared.parts.items()}
+        prepared, parts={n: _with_references(p, task_dir(out, n), on_event) for n, p in prepared.parts.items()}
     )
 
 
-def untouched(prepared: Prepared) -> Policy:
+def base_policy(prepared: TrainingContext) -> Policy:
     """Return the base model as a policy, in the dtype of training."""
     policy = Policy.over(prepared.base.network, family=prepared.base.family)
-    policy.mixed = mixed_type(prepared)
+    policy.autocast_dtype = mixed_type(prepared)
     return policy
 
 
-def adapted(prepared: Prepared) -> Policy:
+def adapted_policy(prepared: TrainingContext) -> Policy:
     """Adapt the base by the recipe's technique and add the objective's head; no step is taken."""
     recipe, base = prepared.recipe, prepared.base
     torch.manual_seed(recipe.seed)
@@ -251,32 +251,32 @@ def adapted(prepared: Prepared) -> Policy:
     keep = per_step if isinstance(recipe.technique, Full) else recipe.objective.starts_at_reference
     policy = recipe.technique.adapt(base.network, family=base.family, keep_reference=keep, start=_opening(prepared))
     policy.head = recipe.objective.head(policy)
-    for name, one in (prepared.parts or {ALONE: prepared}).items():
+    for name, one in (prepared.parts or {ONLY_TASK: prepared}).items():
         head = recipe.objective.task_policy(policy, name).head
         if head is not None and one.head is not None:
             head.load_state_dict(one.head)
-    policy.mixed = mixed_type(prepared)
+    policy.autocast_dtype = mixed_type(prepared)
     return policy
 
 
-def _validate(prepared: Prepared, policy: Policy, learner: Learner, callbacks: Callbacks) -> ValidationResult:
+def _validate(prepared: TrainingContext, policy: Policy, learner: Learner, callbacks: Callbacks) -> ValidationResult:
     """Compute the validation loss and what is logged with it; a policy that violates a gate is never the best."""
     if violation := callbacks.gate_violation(policy):
         callbacks.on_event(Note(f"checkpoint rejected: {violation}"))
         return ValidationResult(math.inf)
-    metrics = preferred(prepared, policy)
+    metrics = preference_metrics(prepared, policy)
     if not prepared.parts:
         loss = validation_loss(prepared, policy, learner)
         if prepared.recipe.objective.samples_completions:
             metrics["validation_reward"] = -loss
         return ValidationResult(loss, metrics)
     task_losses = losses(prepared, policy, validation_loss)
-    metrics |= pulls(prepared, policy, parts_of(prepared))
-    metrics |= {f"{LOSS_OF}{name}": loss for name, loss in task_losses.items()}
+    metrics |= gradient_cosines(prepared, policy, parts_of(prepared))
+    metrics |= {f"{TASK_LOSS_PREFIX}{name}": loss for name, loss in task_losses.items()}
     return ValidationResult(mean_of(prepared, task_losses), metrics)
 
 
-def _probe(prepared: Prepared, policy: Policy, plan: TrainingPlan, callbacks: Callbacks) -> Probe:
+def _probe(prepared: TrainingContext, policy: Policy, plan: TrainingPlan, callbacks: Callbacks) -> Probe:
     """Check that a few short rows of every task can be learned at all; raise Refused if not."""
     if isinstance(objective := prepared.recipe.objective, Multitask):
         return [_probe(one, objective.task_policy(policy, n), plan, callbacks) for n, one in prepared.parts.items()][0]
@@ -288,7 +288,7 @@ def _probe(prepared: Prepared, policy: Policy, plan: TrainingPlan, callbacks: Ca
     tokens = batches.sampler.tokens
     check = None
     while check is None:
-        parts = cut(shortest[::-1], batches.sampler.lengths, tokens)
+        parts = split_by_tokens(shortest[::-1], batches.sampler.lengths, tokens)
         try:
             check = can_learn(policy, learner, [batches.of(part) for part in parts], plan=plan)
         except (MemoryError, RuntimeError) as error:
@@ -301,7 +301,7 @@ def _probe(prepared: Prepared, policy: Policy, plan: TrainingPlan, callbacks: Ca
     return check
 
 
-def mixed_type(prepared: Prepared) -> torch.dtype | None:
+def mixed_type(prepared: TrainingContext) -> torch.dtype | None:
     """Return the autocast dtype of training if this machine is faster in it than in the dtype of the weights."""
     dtype = DTYPES[prepared.machine.dtype]
     return None if dtype == prepared.base.network.dtype else dtype

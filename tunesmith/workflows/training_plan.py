@@ -24,7 +24,7 @@ def make_plan(recipe: Recipe, policy: Policy, *, rows: int) -> TrainingPlan:
     validated = recipe.data.validation not in (0, 0.0, "")
     return TrainingPlan(
         steps=steps,
-        peak=automatic if schedule.learning_rate == "auto" else schedule.learning_rate,
+        learning_rate=automatic if schedule.learning_rate == "auto" else schedule.learning_rate,
         warmup=schedule.warmup,
         weight_decay=schedule.weight_decay,
         clip=schedule.clip,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import TypeAdapter
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.evaluation.retention import general_nll, measure
 from tunesmith.events import EventHandler, Note, StageStarted
-from tunesmith.inference.folder import About, save_model
+from tunesmith.inference.folder import ModelManifest, save_model
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.checkpoint import write_folder
 from tunesmith.model.load import LoadOptions, load_base
@@ -24,19 +25,26 @@ from tunesmith.recipe import AnyObjective, Recipe, save_recipe
 from tunesmith.report.html import write_reports
 from tunesmith.report.schema import Report, read_report
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.workflows.assemble import Before, Measured, assemble
-from tunesmith.workflows.frozen_head import frozen_head
-from tunesmith.workflows.learner import told_apart
-from tunesmith.workflows.lineage import with_lineage
-from tunesmith.workflows.prepare import Prepared, prepare
+from tunesmith.workflows.assemble import BaselineSnapshot, RunResults, build_report
+from tunesmith.workflows.frozen_head import train_mlm_head
+from tunesmith.workflows.learner import check_reward_varies
+from tunesmith.workflows.lineage import with_contamination_check
+from tunesmith.workflows.prepare import TrainingContext, prepare
 from tunesmith.workflows.replay import with_replay
 from tunesmith.workflows.rewards import digests
-from tunesmith.workflows.run_folder import RunFolder, alone, of_task, open_run
-from tunesmith.workflows.survey import foresee
-from tunesmith.workflows.tasks import alone_parts
-from tunesmith.workflows.train import Trained, train, untouched
-from tunesmith.workflows.worth import SHUFFLED, calibrate, general_before, general_window, retention, shuffled
-from tunesmith.workflows.yardsticks import ALONE, Frozen, ManyTasks, Yardstick, yardstick_of
+from tunesmith.workflows.run_folder import RunFolder, exclusive_lock, open_run, task_dir
+from tunesmith.workflows.survey import predict_cost
+from tunesmith.workflows.tasks import single_task_contexts
+from tunesmith.workflows.train import TrainResult, base_policy, train
+from tunesmith.workflows.worth import (
+    SHUFFLED,
+    base_general_ability,
+    fit_calibration,
+    general_window,
+    retention,
+    shuffled_labels,
+)
+from tunesmith.workflows.yardsticks import SINGLE_TASK_MODEL, EvalSet, Evaluator, MultitaskEvaluator, evaluator_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,13 @@ class Run:
 
     folder: Path
     report: Report
-    already: bool = False
+    reused: bool = False
+
+    @property
+    def already(self) -> bool:
+        """Return `reused`, under its old name."""
+        warnings.warn("Run.already is deprecated; use Run.reused", DeprecationWarning, stacklevel=2)
+        return self.reused
 
 
 def tune_recipe(
@@ -61,14 +75,14 @@ def tune_recipe(
     """
     folder = open_run(recipe, out)
     if not folder.finished:
-        with alone(folder.path):
+        with exclusive_lock(folder.path):
             folder = open_run(recipe, out)  # as a process left it that was at work until now
             if not folder.finished:
                 return Run(folder.path, _tuned(recipe, folder, callbacks, offline=offline))
     _rewards(recipe, folder, callbacks.on_event)
     if not (folder.path / "report.html").exists():  # the machine stopped between the report and its page
         write_reports(folder.path)
-    return Run(folder.path, read_report(folder.path), already=True)
+    return Run(folder.path, read_report(folder.path), reused=True)
 
 
 def _tuned(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offline: bool) -> Report:
@@ -78,10 +92,10 @@ def _tuned(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offline: 
     prepared = prepare(_as_begun(recipe, folder) if folder.begun else recipe, on_event=on_event, offline=offline)
     _begin(folder, prepared, rewards)
     save_recipe(prepared.recipe, folder.path / "recipe.yaml")
-    prepared = with_lineage(prepared, on_event=on_event, offline=offline)
+    prepared = with_contamination_check(prepared, on_event=on_event, offline=offline)
     prepared = _with_text(prepared, folder.path, callbacks, offline=offline)
-    prediction = foresee(prepared, folder.path, on_event=on_event)
-    yardstick = yardstick_of(Frozen.of(prepared))
+    prediction = predict_cost(prepared, folder.path, on_event=on_event)
+    yardstick = evaluator_for(EvalSet.of(prepared))
     before = _before(prepared, folder, yardstick, on_event)
     controls = _controls(prepared, folder.path, yardstick, callbacks) if prepared.recipe.controls else {}
     trained = train(prepared, folder.path, callbacks=replace(callbacks, gate_violation=_gate(prepared, before)))
@@ -90,7 +104,7 @@ def _tuned(recipe: Recipe, folder: RunFolder, callbacks: Callbacks, *, offline: 
     about = _about(prepared, measured.model)
     write_folder(folder.path / "model", lambda half: save_model(half, measured.model, about))
     _write_predictions(measured, folder.path)
-    report = assemble(measured, name=folder.path.name, seconds=time.perf_counter() - began)
+    report = build_report(measured, name=folder.path.name, seconds=time.perf_counter() - began)
     write_whole(folder.path / "report.json", report.model_dump_json(indent=1))
     write_reports(folder.path)
     return report
@@ -106,7 +120,7 @@ def _rewards(recipe: Recipe, folder: RunFolder, on_event: EventHandler) -> dict[
     return kept
 
 
-def _begin(folder: RunFolder, prepared: Prepared, rewards: dict[str, str]) -> None:
+def _begin(folder: RunFolder, prepared: TrainingContext, rewards: dict[str, str]) -> None:
     """Write down what a run goes on with. Raises CheckpointError where it began over a base that was changed since."""
     base, machine = prepared.base.fingerprint, prepared.machine
     folder.check_base(prepared.recipe.model, base)
@@ -121,11 +135,11 @@ def _as_begun(recipe: Recipe, folder: RunFolder) -> Recipe:
     return recipe.model_copy(update={"machine": type(recipe.machine)(**page["machine"]), "data": data})
 
 
-def _with_text(prepared: Prepared, out: Path, callbacks: Callbacks, *, offline: bool) -> Prepared:
+def _with_text(prepared: TrainingContext, out: Path, callbacks: Callbacks, *, offline: bool) -> TrainingContext:
     """What learning from texts needs before it begins: general rows, and an encoder's head for hidden words."""
     if prepared.parts:
         heads = {
-            name: _with_text(part, of_task(out, name), callbacks, offline=offline)
+            name: _with_text(part, task_dir(out, name), callbacks, offline=offline)
             for name, part in prepared.parts.items()
         }
         return replace(prepared, parts=heads)
@@ -134,27 +148,31 @@ def _with_text(prepared: Prepared, out: Path, callbacks: Callbacks, *, offline: 
     out.mkdir(parents=True, exist_ok=True)
     found = with_replay(prepared, out, on_event=callbacks.on_event, offline=offline)
     return (
-        replace(found, head=frozen_head(found, out, callbacks=callbacks)) if found.base.family == "encoder" else found
+        replace(found, head=train_mlm_head(found, out, callbacks=callbacks))
+        if found.base.family == "encoder"
+        else found
     )
 
 
-def _before(prepared: Prepared, folder: RunFolder, yardstick: Yardstick[Any], on_event: EventHandler) -> Before:
+def _before(
+    prepared: TrainingContext, folder: RunFolder, yardstick: Evaluator[Any], on_event: EventHandler
+) -> BaselineSnapshot:
     """The untuned model, kept in the run folder so that a resumed run need not ask again."""
     kept = folder.path / "before.json"
     if kept.exists():
-        return read_page(kept, Before)
+        return read_page(kept, BaselineSnapshot)
     if prepared.recipe.objective.samples_completions:  # an untuned model that answers all test rows takes its time
-        told_apart(prepared, untouched(prepared), on_event=on_event)
+        check_reward_varies(prepared, base_policy(prepared), on_event=on_event)
     on_event(StageStarted(f"scoring {prepared.recipe.model} as it is"))
     base = prepared.base
     policy = Policy.over(base.network, family=base.family)
-    said = TypeAdapter(yardstick.shape).dump_python(yardstick.untuned(prepared, policy, folder.path), mode="json")
-    found = Before(said=said, general=general_before(prepared, policy))
+    said = TypeAdapter(yardstick.shape).dump_python(yardstick.evaluate_base(prepared, policy, folder.path), mode="json")
+    found = BaselineSnapshot(said=said, general=base_general_ability(prepared, policy))
     write_whole(kept, found.model_dump_json())
     return found
 
 
-def _gate(prepared: Prepared, before: Before) -> Callable[[Policy], str | None]:
+def _gate(prepared: TrainingContext, before: BaselineSnapshot) -> Callable[[Policy], str | None]:
     """Return a function that reports a policy whose loss on general text rose by more than the recipe allows."""
     bound, general = prepared.recipe.gates.max_general_nats, before.general
     if bound is None or general is None:
@@ -162,27 +180,27 @@ def _gate(prepared: Prepared, before: Before) -> Callable[[Policy], str | None]:
     window = general_window(prepared)
 
     def violation(policy: Policy) -> str | None:
-        with policy.unmixed():  # the report judges the gate at the end
+        with policy.full_precision():  # the report judges the gate at the end
             rise = general_nll(policy, prepared.template, window=window) - general.nll
         return f"general-text loss rose by {rise:.3f} nats/token, at most {bound} is allowed" if rise > bound else None
 
     return violation
 
 
-def _controls(prepared: Prepared, out: Path, yardstick: Yardstick[Any], callbacks: Callbacks) -> dict[str, Any]:
+def _controls(prepared: TrainingContext, out: Path, yardstick: Evaluator[Any], callbacks: Callbacks) -> dict[str, Any]:
     """What the same recipe says after shuffled answers, over a base of its own; of several tasks, what each says
     that was tuned alone on as many of its own rows."""
-    if isinstance(yardstick, ManyTasks):
-        parts = alone_parts(prepared)
-        return {ALONE: yardstick.gathered(lambda name: _alone(parts[name], name, out, callbacks))}
+    if isinstance(yardstick, MultitaskEvaluator):
+        parts = single_task_contexts(prepared)
+        return {SINGLE_TASK_MODEL: yardstick.gathered(lambda name: _alone(parts[name], name, out, callbacks))}
     callbacks.on_event(StageStarted("control: the same on shuffled answers"))
     folder = out / "control"
     folder.mkdir(exist_ok=True)
-    dealt = _over_fresh_base(shuffled(prepared))
-    return {SHUFFLED: yardstick.tuned(_model(prepared, train(dealt, folder, callbacks=callbacks).policy))}
+    dealt = _over_fresh_base(shuffled_labels(prepared))
+    return {SHUFFLED: yardstick.predict(_model(prepared, train(dealt, folder, callbacks=callbacks).policy))}
 
 
-def _alone(part: Prepared, name: str, out: Path, callbacks: Callbacks) -> LocalModel:
+def _alone(part: TrainingContext, name: str, out: Path, callbacks: Callbacks) -> LocalModel:
     """One task of several tuned by itself."""
     callbacks.on_event(StageStarted(f"{name} alone, on as many of its rows"))
     folder = out / "alone" / name
@@ -190,13 +208,13 @@ def _alone(part: Prepared, name: str, out: Path, callbacks: Callbacks) -> LocalM
     return _model(part, train(_over_fresh_base(part), folder, callbacks=callbacks).policy)
 
 
-def _over_fresh_base(prepared: Prepared) -> Prepared:
+def _over_fresh_base(prepared: TrainingContext) -> TrainingContext:
     """The same run over a base of its own."""
     options = LoadOptions("float32", prepared.machine.device, prepared.recipe.technique.load_options().quantize)
     return replace(prepared, base=load_base(prepared.recipe.model, options=options, offline=True))
 
 
-def _model(prepared: Prepared, policy: Policy) -> LocalModel:
+def _model(prepared: TrainingContext, policy: Policy) -> LocalModel:
     """A policy that answers as the recipe asks."""
     recipe = prepared.recipe
     objective = cast(AnyObjective, recipe.objective.inference_objective())
@@ -204,23 +222,27 @@ def _model(prepared: Prepared, policy: Policy) -> LocalModel:
 
 
 def _measured(
-    yardstick: Yardstick[Any], prepared: Prepared, trained: Trained, before: Before, on_event: EventHandler
-) -> Measured:
+    yardstick: Evaluator[Any],
+    prepared: TrainingContext,
+    trained: TrainResult,
+    before: BaselineSnapshot,
+    on_event: EventHandler,
+) -> RunResults:
     """What the tuned model says, and all that is measured on it beside the base."""
     on_event(StageStarted("scoring the tuned model"))
     general = measure(trained.policy, prepared.template, window=general_window(prepared)) if before.general else None
     kept = retention(before.general, general) if before.general and general else None
     model = _model(prepared, trained.policy)
-    calibrate(prepared, model)
-    sides = (TypeAdapter(yardstick.shape).validate_python(before.said), yardstick.tuned(model))
-    worth = yardstick.worth(prepared, model, sides)
-    return Measured(prepared, trained, model, yardstick, sides, worth=worth, retention=kept)
+    fit_calibration(prepared, model)
+    sides = (TypeAdapter(yardstick.shape).validate_python(before.said), yardstick.predict(model))
+    worth = yardstick.diagnose(prepared, model, sides)
+    return RunResults(prepared, trained, model, yardstick, sides, worth=worth, retention=kept)
 
 
-def _about(prepared: Prepared, model: LocalModel) -> About:
+def _about(prepared: TrainingContext, model: LocalModel) -> ModelManifest:
     """The page that goes with the tuned model."""
     recipe, objective = prepared.recipe, model.objective
-    return About(
+    return ModelManifest(
         base=recipe.model,
         fingerprint=prepared.base.fingerprint,
         family=prepared.base.family,
@@ -235,8 +257,8 @@ def _about(prepared: Prepared, model: LocalModel) -> About:
     )
 
 
-def _write_predictions(run: Measured, out: Path) -> None:
+def _write_predictions(run: RunResults, out: Path) -> None:
     """Each test row with what was right and what both models said to it."""
-    lines = run.yardstick.lines(dict(zip(("base", "tuned"), run.sides, strict=True)))
+    lines = run.yardstick.to_rows(dict(zip(("base", "tuned"), run.sides, strict=True)))
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_whole(out / "predictions.jsonl", text)

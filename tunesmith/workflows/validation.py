@@ -13,16 +13,16 @@ from tunesmith.model.device import NOT_ONE_ROW, out_of_memory
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Classify
 from tunesmith.objectives.base import Learner
-from tunesmith.objectives.practice import Practice
-from tunesmith.training.fit import ready
+from tunesmith.objectives.practice import OnlineRLLearner
+from tunesmith.training.fit import prepare_batches
 from tunesmith.workflows.batches import Batches
 from tunesmith.workflows.learner import held_out_reward, learner_of
-from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.prepare import TrainingContext
 from tunesmith.workflows.tasks import losses, mean_of
 
 
 @torch.no_grad()
-def validation_loss(prepared: Prepared, policy: Policy, learner: Learner | None = None) -> float:
+def validation_loss(prepared: TrainingContext, policy: Policy, learner: Learner | None = None) -> float:
     """Loss per unit over the validation rows; of several tasks the mean by their weights.
 
     With a head for one label of several it is taken at the temperature that suits it best: a small encoder grows
@@ -32,7 +32,7 @@ def validation_loss(prepared: Prepared, policy: Policy, learner: Learner | None 
     if prepared.parts:
         return mean_of(prepared, losses(prepared, policy, validation_loss))
     learner = learner or learner_of(prepared)
-    if isinstance(learner, Practice):
+    if isinstance(learner, OnlineRLLearner):
         return -held_out_reward(prepared, policy, learner)
     batches = Batches(prepared, prepared.validation)
     while True:
@@ -50,7 +50,7 @@ def _loss(learner: Learner, policy: Policy, batches: Sequence[Batch]) -> float:
     if policy.head is not None and isinstance(learner, Classify) and not learner.multi:
         return _calibrated_loss(learner, policy, batches)
     total, units = 0.0, 0
-    for batch in ready(policy, learner, batches):
+    for batch in prepare_batches(policy, learner, batches):
         loss = learner.loss(batch, policy)
         total, units = total + float(loss.total), units + loss.units
     return total / max(1, units)

@@ -16,7 +16,7 @@ from tunesmith.feedback.preferences import (
     LONGEST_NAME,
     PAIRS,
     THUMBS,
-    Brought,
+    ImportedVote,
     VoteRows,
     pair_rows,
     read_votes,
@@ -24,11 +24,11 @@ from tunesmith.feedback.preferences import (
 )
 from tunesmith.feedback.store import Entry, Event, VoteStore
 from tunesmith.feedback.summary import Summary, summarise
-from tunesmith.feedback.votes import VOTE, Votes
+from tunesmith.feedback.votes import VOTE, VoteState
 from tunesmith.recipe.sections import nearest
 from tunesmith.workflows.panel import WHAT
 
-FORMATS: dict[str, Callable[[dict[str, Item], Votes], VoteRows]] = {PAIRS: pair_rows, THUMBS: thumb_rows}
+FORMATS: dict[str, Callable[[dict[str, Item], VoteState], VoteRows]] = {PAIRS: pair_rows, THUMBS: thumb_rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,10 @@ def export_votes(path: Path, out: Path, *, format: str = "", without: Collection
     return VoteExport(len(found.rows), format, found.undecided)
 
 
-def preferred(path: Path, format: str) -> VoteRows:
+def preference_rows(path: Path, format: str) -> VoteRows:
     """The rows that the votes of a store make, perhaps none. Raises DataError for what is no store."""
     events = read_events(path)
-    return FORMATS[format](read_items(events), Votes(events))
+    return FORMATS[format](read_items(events), VoteState(events))
 
 
 def import_votes(path: Path, source: str, *, rater: str = "", offline: bool = False) -> Imported:
@@ -96,7 +96,7 @@ def import_votes(path: Path, source: str, *, rater: str = "", offline: bool = Fa
     return Imported(votes, len(entries) - votes, len(brought) - votes)
 
 
-def summary_of(path: Path, *, without: Collection[str] = ()) -> Summary:
+def summarise_votes(path: Path, *, without: Collection[str] = ()) -> Summary:
     """What the votes of a store amount to. Raises DataError for what is no store and for a name of nobody there."""
     events = read_events(path)
     return summarise(read_items(events), _votes_without(without, events, path), store=str(path))
@@ -120,7 +120,7 @@ def read_events(path: Path) -> list[Event]:
         store.close()
 
 
-def _votes_without(names: Collection[str], events: Sequence[Event], path: Path) -> Votes:
+def _votes_without(names: Collection[str], events: Sequence[Event], path: Path) -> VoteState:
     """What stands of everybody else."""
     people = {event.rater for event in events if event.kind == VOTE}
     for name in names:
@@ -129,12 +129,12 @@ def _votes_without(names: Collection[str], events: Sequence[Event], path: Path) 
             raise DataError(
                 f"--without: no vote of {name!r} in {path}{nearest(name, sorted(people))}; who voted: {known}"
             )
-    return Votes(event for event in events if event.rater not in names)
+    return VoteState(event for event in events if event.rater not in names)
 
 
-def _named(brought: Sequence[Brought], file: str) -> list[Brought]:
+def _named(brought: Sequence[ImportedVote], file: str) -> list[ImportedVote]:
     """The votes with a name on each: FILE, FILE #2, ... where nobody is named, the same every time."""
-    met, found = Counter[tuple[str, ...]](), list[Brought]()
+    met, found = Counter[tuple[str, ...]](), list[ImportedVote]()
     for one in brought:
         if not one.rater:
             answers = _content(one.item)
@@ -144,9 +144,9 @@ def _named(brought: Sequence[Brought], file: str) -> list[Brought]:
     return found
 
 
-def _entries(brought: Sequence[Brought], events: Sequence[Event], path: Path) -> list[Entry]:
+def _entries(brought: Sequence[ImportedVote], events: Sequence[Event], path: Path) -> list[Entry]:
     """The events that a file adds to those of a store."""
-    items, votes = read_items(events), Votes(events)
+    items, votes = read_items(events), VoteState(events)
     held = {prompt_key(item.messages) for item in items.values() if not item.gold}
     held |= {event.item for event in events if event.kind == ANSWER}  # equal or empty answers make no item
     if held and (strange := [one for one in brought if prompt_key(one.item.messages) not in held]):
@@ -191,7 +191,7 @@ def _content(item: Item) -> tuple[str, ...]:
     return (prompt_key(item.messages), *sorted(item.answers))
 
 
-def _label_on(item: Item, brought: Brought) -> str:
+def _label_on(item: Item, brought: ImportedVote) -> str:
     """What was said, of the answers in the order of the store's own item."""
     if len(item.answers) == 1 or brought.label == OWN:
         return brought.label

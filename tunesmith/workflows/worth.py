@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.data.examples import Chat, Example, Labelled, Pair, Thumb
+from tunesmith.data.examples import Chat, Example, LabelledText, Pair, UnpairedPreference
 from tunesmith.data.files import read_page, write_whole
 from tunesmith.data.terms import general_text
 from tunesmith.data.tokenizer import frame
@@ -24,9 +24,9 @@ from tunesmith.model.families import positions_of
 from tunesmith.model.policy import Policy
 from tunesmith.model.shipped import cache_dir
 from tunesmith.objectives import Classify
-from tunesmith.workflows.answers import Answers, Ways, gold, question
+from tunesmith.workflows.answers import AnswersByArm, AnswerSet, question, reference_answers
 from tunesmith.workflows.house_rules import columns
-from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.prepare import TrainingContext
 
 # Accuracy that the "do not answer" threshold is set for, on validation.
 TARGET_ACCURACY = 0.95
@@ -34,12 +34,12 @@ CURVE_POINTS = 21
 HEAD_ONLY, SHUFFLED = "head only, frozen model", "shuffled labels"
 
 
-def cheap_ways(prepared: Prepared, test: Sequence[Example]) -> Ways:
+def baselines(prepared: TrainingContext, test: Sequence[Example]) -> AnswersByArm:
     """What labels cost without a language model: the commonest label, and TF-IDF with logistic regression."""
     objective = prepared.recipe.objective
     if not isinstance(objective, Classify) or objective.multi:
         return {}
-    train = [(e.text, e.labels[0]) for e in prepared.loaded.split.train if isinstance(e, Labelled)]
+    train = [(e.text, e.labels[0]) for e in prepared.loaded.split.train if isinstance(e, LabelledText)]
     texts = [question(example) for example in test]
     metric = objective.probe_metric
     return {
@@ -48,7 +48,7 @@ def cheap_ways(prepared: Prepared, test: Sequence[Example]) -> Ways:
     }
 
 
-def head_only(prepared: Prepared, model: LocalModel, test: Sequence[Example]) -> Ways:
+def frozen_head_control(prepared: TrainingContext, model: LocalModel, test: Sequence[Example]) -> AnswersByArm:
     """A linear head on the frozen model's states: what no technique should fail to beat. Before tuning only.
 
     Nothing for an encoder, whose base is that very head.
@@ -58,10 +58,10 @@ def head_only(prepared: Prepared, model: LocalModel, test: Sequence[Example]) ->
         return {}
     train = prepared.loaded.split.train
     learn, ask = (model.embed([question(e) for e in part]).numpy() for part in (train, test))
-    return {HEAD_ONLY: linear_probe(learn, gold(train), ask, metric=objective.probe_metric)}
+    return {HEAD_ONLY: linear_probe(learn, reference_answers(train), ask, metric=objective.probe_metric)}
 
 
-def shuffled(prepared: Prepared) -> Prepared:
+def shuffled_labels(prepared: TrainingContext) -> TrainingContext:
     """The same rows with the answers dealt out at random: a run on them must not win."""
     chance = random.Random(f"{prepared.recipe.seed}/control")
     split = prepared.loaded.split
@@ -88,9 +88,9 @@ def _dealt(examples: Sequence[Example], chance: random.Random) -> list[Example]:
         return _dealt_turns(chats, order)
     mixed: list[Example] = []
     for example, other in zip(examples, (examples[i] for i in order), strict=True):
-        if isinstance(example, Labelled) and isinstance(other, Labelled):
+        if isinstance(example, LabelledText) and isinstance(other, LabelledText):
             mixed.append(replace(example, labels=other.labels))
-        elif isinstance(example, Thumb) and isinstance(other, Thumb):
+        elif isinstance(example, UnpairedPreference) and isinstance(other, UnpairedPreference):
             mixed.append(replace(example, good=other.good))
         elif isinstance(example, Pair):
             turned = chance.random() < 0.5
@@ -119,14 +119,14 @@ def _dealt_turns(chats: Sequence[Chat], order: Sequence[int]) -> list[Example]:
     return [replace(chat, messages=tuple(own)) for chat, own in zip(chats, turns, strict=True)]
 
 
-def general_window(prepared: Prepared) -> int:
+def general_window(prepared: TrainingContext) -> int:
     """Tokens of a window of general text: fewer than usual where the model has no room for them behind virtual ones."""
     positions = positions_of(prepared.base.network.config.to_dict())
     taken = prepared.recipe.technique.virtual_tokens() + len(frame(prepared.template.tokenizer)[0])
     return min(WINDOW, max(2, positions - taken)) if positions else WINDOW
 
 
-def general_before(prepared: Prepared, policy: Policy) -> GeneralAbility | None:
+def base_general_ability(prepared: TrainingContext, policy: Policy) -> GeneralAbility | None:
     """General ability of the base as it lies in memory, kept in the user's cache; None for encoders."""
     if policy.family != "decoder":
         return None
@@ -161,14 +161,14 @@ def retention(base: GeneralAbility, tuned: GeneralAbility) -> Retention:
     )
 
 
-def calibrate(prepared: Prepared, model: LocalModel) -> None:
+def fit_calibration(prepared: TrainingContext, model: LocalModel) -> None:
     """Fit on validation rows the model's temperature and the confidence from which on it answers, and set them.
 
     Nothing is set where nothing can be calibrated: no labels, several a row, no validation rows.
     """
     for name, part in prepared.parts.items():
         asked = model.at(name)
-        calibrate(part, asked)
+        fit_calibration(part, asked)
         model.temperatures = {**model.temperatures, name: asked.temperature}
         if asked.threshold is not None:
             model.thresholds = {**model.thresholds, name: asked.threshold}
@@ -183,7 +183,7 @@ def calibrate(prepared: Prepared, model: LocalModel) -> None:
     model.threshold = calibration.threshold_for(chosen.max(axis=1), right, TARGET_ACCURACY)
 
 
-def reliability(prepared: Prepared, model: LocalModel, tuned: Answers) -> Calibration | None:
+def reliability(prepared: TrainingContext, model: LocalModel, tuned: AnswerSet) -> Calibration | None:
     """How far the probabilities of the test answers hold, before and after the temperature."""
     if not _calibrates(prepared):
         return None
@@ -207,23 +207,25 @@ def reliability(prepared: Prepared, model: LocalModel, tuned: Answers) -> Calibr
     )
 
 
-def _calibrates(prepared: Prepared) -> bool:
+def _calibrates(prepared: TrainingContext) -> bool:
     objective = prepared.recipe.objective
     return isinstance(objective, Classify) and not objective.multi and bool(prepared.loaded.split.validation)
 
 
-def _places(prepared: Prepared, examples: Sequence[Example]) -> NDArray[np.int64]:
+def _places(prepared: TrainingContext, examples: Sequence[Example]) -> NDArray[np.int64]:
     """[N]: each row's label as its place in the objective's list."""
     objective = prepared.recipe.objective
     assert isinstance(objective, Classify)
-    return np.array([objective.labels.index(label) for label in gold(examples)])
+    return np.array([objective.labels.index(label) for label in reference_answers(examples)])
 
 
-def voice(prepared: Prepared, sides: tuple[Answers, Answers], test: Sequence[Example]) -> Style | None:
+def style_report(
+    prepared: TrainingContext, sides: tuple[AnswerSet, AnswerSet], test: Sequence[Example]
+) -> Style | None:
     """How near both models' answers are to the people's: discriminator, the recipe's rules, habits."""
     if isinstance(prepared.recipe.objective, Classify):
         return None
-    wanted = gold(test)
+    wanted = reference_answers(test)
     rules, rows = style.rules_of(prepared.recipe.style), columns(prepared.recipe, test)
     texts = (sides[0].given, sides[1].given, wanted)
     rates = [style.rule_rates(part, rules, rows) for part in texts]

@@ -25,7 +25,7 @@ from tunesmith.errors import RecipeError
 from tunesmith.evaluation.results import Retention
 from tunesmith.recipe import load_recipe
 from tunesmith.report.predictions import Prediction
-from tunesmith.report.schema import Arm
+from tunesmith.report.schema import ArmScore
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.run_folder import open_run
 from tunesmith.workflows.tune import tune_recipe
@@ -142,7 +142,7 @@ def test_a_model_of_several_tasks_has_a_table_for_each(setting: Setting, monkeyp
         "machine: {device: cpu, dtype: float32, threads: 1}\nschedule: {learning_rate: 0.02}\n",
     )
 
-    cheap_ways = "tunesmith.workflows.yardsticks.answering.cheap_ways"
+    cheap_ways = "tunesmith.workflows.yardsticks.answering.baselines"
     monkeypatch.setattr(
         cheap_ways,
         lambda prepared, test: (
@@ -277,7 +277,7 @@ def test_a_gain_that_no_control_saw_says_so():
 
 @pytest.mark.parametrize("verdict", ["better", "inconclusive", "no effect"])
 def test_what_does_not_surely_beat_a_control_is_no_effect_whatever_it_gained(verdict: str):
-    level = Arm(name="shuffled labels", metric="accuracy", score=0.7, ci95=(0.6, 0.8), n=9, p_adjusted=0.4)
+    level = ArmScore(name="shuffled labels", metric="accuracy", score=0.7, ci95=(0.6, 0.8), n=9, p_adjusted=0.4)
     beaten = level.model_copy(update={"score": 0.5, "p_adjusted": 0.001})
     task = SimpleNamespace(verdict=verdict, metric="accuracy", tuned=0.75)
     assert _verdict(SimpleNamespace(task=task, controls=[beaten, level])) == "no effect"  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 Read = Callable[[Sequence[str], Sequence[str]], NDArray[np.float32]]
 Count = Callable[[Sequence[str]], list[int]]
-Tell = Callable[[str], None]
+LogHandler = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,4 +68,4 @@ class Tools:
     count: Count | None = None
     limit: int = 0
     offline: bool = False
-    tell: Tell = field(default=lambda text: None)
+    log: LogHandler = field(default=lambda text: None)

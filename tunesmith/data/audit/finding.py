@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Check:
     severity: str
     blocks_from: float | None
     about: str
-    cure: str
+    fix: str
 
 
 DROP = "--fix OUT drops these rows"
@@ -112,13 +112,13 @@ class Finding(BaseModel):
         samples: up to five rows.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
     kind: str
     severity: str
     count: int
     rows: tuple[str, ...]
-    cure: str
+    fix: str = Field(alias="cure")  # the key that `--json` has had from the beginning
     about: str
     share: float
     blocks_from: float | None = None

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from tunesmith.data.audit.ask import AuditSource
 from tunesmith.data.audit.damage import damage, repaired
 from tunesmith.data.audit.mask import masked
-from tunesmith.data.audit.run import Cures
+from tunesmith.data.audit.run import Fixes
 from tunesmith.data.audit.stream import chunks, name_of, parsed
 from tunesmith.data.files import check_folder, writing
 from tunesmith.data.kinds import label_items
@@ -67,7 +67,7 @@ def check_out(out: Path) -> None:
     check_folder(out)
 
 
-def fix(ask: AuditSource, cures: Cures, out: Path, *, offline: bool = False) -> CleanedCopy:
+def fix(ask: AuditSource, fixes: Fixes, out: Path, *, offline: bool = False) -> CleanedCopy:
     """Write the cleaned copy and its log. The source is not changed.
 
     Args:
@@ -83,9 +83,9 @@ def fix(ask: AuditSource, cures: Cures, out: Path, *, offline: bool = False) -> 
     halves = [path.with_name(path.name + ".half") for path in (out, log_of(out))]
     try:
         with writing(out):
-            counts = _write(ask, cures, halves, out.suffix.lower(), offline=offline)
+            counts = _write(ask, fixes, halves, out.suffix.lower(), offline=offline)
         if not counts["kept"]:
-            why = next(iter(cures.dropped.values()), ("", "no row can be read"))[1]
+            why = next(iter(fixes.dropped.values()), ("", "no row can be read"))[1]
             problem = f"the copy would contain none of {counts['dropped']} rows ({why})"
             raise DataError(f"{ask.source}: {problem}; check the columns: {ask.shape}")
     except BaseException:
@@ -98,7 +98,7 @@ def fix(ask: AuditSource, cures: Cures, out: Path, *, offline: bool = False) -> 
     return CleanedCopy(out, log_of(out), **counts)
 
 
-def _write(ask: AuditSource, cures: Cures, halves: Sequence[Path], suffix: str, *, offline: bool) -> dict[str, int]:
+def _write(ask: AuditSource, cures: Fixes, halves: Sequence[Path], suffix: str, *, offline: bool) -> dict[str, int]:
     """Write the copy and its log; return the number of rows kept, changed and dropped."""
     name, counts = name_of(ask.source), {"kept": 0, "changed": 0, "dropped": 0}
     with ExitStack() as stack:

@@ -21,7 +21,7 @@ from tunesmith.data.audit.keys import keys
 from tunesmith.data.audit.near import KNOWN, Words, cross_pairs
 from tunesmith.data.audit.runs import QuotationRule, held, leaked
 from tunesmith.data.audit.shingles import WORD_BITS, signatures, slots
-from tunesmith.data.examples import Example, Labelled, question
+from tunesmith.data.examples import Example, LabelledText, question
 from tunesmith.data.pairs import written
 from tunesmith.data.split import Split
 from tunesmith.data.words import words_of
@@ -32,7 +32,7 @@ NAMED = 5  # locations listed in a message; more are only counted
 ENOUGH_HELD = 50  # held-out rows below which the share is not estimated
 NOTED_SHARE = 0.01
 COPIED_SHARE = 0.2
-LONGEST = 20_000  # characters compared
+MAX_CHARS_COMPARED = 20_000  # characters compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Gate:
         notes: one line per problem for the report.
     """
 
-    faults: tuple[str, ...]
+    problems: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -83,9 +83,9 @@ def _listed(locations: Sequence[str]) -> str:
 
 def _contradicting(train: Sequence[Example]) -> list[str]:
     """Return the locations of texts that occur with different labels."""
-    by_text: dict[str, list[Labelled]] = defaultdict(list)
+    by_text: dict[str, list[LabelledText]] = defaultdict(list)
     for example in train:
-        if isinstance(example, Labelled):
+        if isinstance(example, LabelledText):
             by_text[question(example)].append(example)
     return [e.where for same in by_text.values() if len({frozenset(e.labels) for e in same}) > 1 for e in same]
 
@@ -99,7 +99,7 @@ def _near_copies(train: Sequence[Example], test: Sequence[Example]) -> tuple[flo
     # A system turn that most rows share is ignored; it may be longer than everything else.
     shared = {turn for turn, count in systems.items() if count > len(train) / 2}
     texts = [["\x1e".join(turn for turn in turns if turn not in shared) for turns in part] for part in prompts]
-    words = [[words_of(text[:LONGEST]) for text in part] for part in texts]
+    words = [[words_of(text[:MAX_CHARS_COMPARED]) for text in part] for part in texts]
     word_slots = [[slots(row) for row in part] for part in words]
     counts = np.zeros(1 << WORD_BITS, np.uint32)
     for row_slots in (*word_slots[0], *word_slots[1]):

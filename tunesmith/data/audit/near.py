@@ -21,13 +21,13 @@ ALIKE = 0.8  # share of word information that near-duplicates have in common
 FEW = 30_000  # rows up to which bands are narrow: nothing is missed, and chance candidates cost little
 WINDOW = 3  # neighbours compared within a bucket
 ESTIMATE = 0.28  # signature agreement below which words are not compared
-LONGEST = 40_000  # characters compared
+MAX_CHARS = 40_000  # characters compared
 KNOWN = 512  # rows whose word counts are cached
 
 
 def counted(text: str) -> Counter[str]:
     """Count the words of a text."""
-    return Counter(words_of(text[:LONGEST]))
+    return Counter(words_of(text[:MAX_CHARS]))
 
 
 class Words:

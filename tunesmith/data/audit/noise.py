@@ -27,8 +27,8 @@ LEAST = 1e-4  # minimum probability
 DOUBTED = 0.35  # ratio of the given label's probability to the highest one below which the label is doubted
 DOUBTED_READ = 0.5  # the same with a language model, whose probabilities are less extreme
 MOST_READ = 20_000  # rows up to which a language model is used
-FEWEST = 100  # rows
-FEWEST_EACH = 5  # rows per label
+MIN_ROWS = 100  # rows
+MIN_ROWS_PER_LABEL = 5  # rows per label
 MOST_LABELS = 200
 FITTED = 20_000  # rows that the models are fitted on; all rows are checked
 CHARACTERS = 4000
@@ -102,8 +102,8 @@ def doubts(
         read: final states of a language model for texts; None: not used.
     """
     counts = Counter(labels)
-    usable = sorted(label for label, count in counts.items() if count >= FEWEST_EACH)
-    if len(labels) < FEWEST or not 2 <= len(usable) <= MOST_LABELS:
+    usable = sorted(label for label, count in counts.items() if count >= MIN_ROWS_PER_LABEL)
+    if len(labels) < MIN_ROWS or not 2 <= len(usable) <= MOST_LABELS:
         return None
     label_ids = {label: i for i, label in enumerate(usable)}
     rows = np.array([i for i, label in enumerate(labels) if label in label_ids], np.int64)

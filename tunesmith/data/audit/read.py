@@ -43,7 +43,7 @@ def read_table(table: RowTable, ask: AuditSource, indices: list[HeldOutRuns], to
         table.add(digest)
         if table.rows - reported >= TOLD_EVERY:
             reported = table.rows
-            tools.tell(f"{table.rows} rows read")
+            tools.log(f"{table.rows} rows read")
     table.close()
     _check_rows(ask.source, table, ask, tools)
 

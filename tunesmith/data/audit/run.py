@@ -27,7 +27,7 @@ from tunesmith.data.audit.view import as_answer
 from tunesmith.data.audit.wording import LANGUAGES
 
 SAMPLES = 5  # rows shown per finding
-SHOWN = 220  # characters shown of a row
+MAX_SAMPLE_CHARS = 220  # characters shown of a row
 # A sentence that begins or ends at least this number and share of rows is boilerplate.
 SHARED_ROWS = 10
 SHARED_SHARE = 0.01
@@ -37,7 +37,7 @@ Rows = Mapping[int, str]  # row -> note
 
 
 @dataclass(slots=True)
-class Cures:
+class Fixes:
     """Changes that `--fix` makes.
 
     Attributes:
@@ -49,7 +49,7 @@ class Cures:
     labels: dict[str, str] = field(default_factory=dict)
 
 
-def audit(ask: AuditSource, tools: Tools) -> tuple[Audit, Cures]:
+def audit(ask: AuditSource, tools: Tools) -> tuple[Audit, Fixes]:
     """Find the problems of a file and their fixes.
 
     Args:
@@ -67,19 +67,19 @@ def audit(ask: AuditSource, tools: Tools) -> tuple[Audit, Cures]:
         tests = [stack.enter_context(RowTable(name_of(source))) for source in ask.against]
         indices = [read_held(source, test, ask, tools) for source, test in zip(ask.against, tests, strict=True)]
         read_table(table, ask, indices, tools)
-        return _Auditor(ask, tools, table, Cures()).all(tests)
+        return _Auditor(ask, tools, table, Fixes()).all(tests)
 
 
 class _Auditor:
     """One table and its findings so far."""
 
-    def __init__(self, ask: AuditSource, tools: Tools, table: RowTable, cures: Cures) -> None:
+    def __init__(self, ask: AuditSource, tools: Tools, table: RowTable, cures: Fixes) -> None:
         self.ask, self.tools, self.table, self.cures = ask, tools, table, cures
         self.words = Words(table.counts, table.rows)
         self.found: dict[str, Rows] = {}
         self.notes: list[str] = []
 
-    def all(self, tests: list[RowTable]) -> tuple[Audit, Cures]:
+    def all(self, tests: list[RowTable]) -> tuple[Audit, Fixes]:
         """Run all checks, each after those that it builds on."""
         self._rows_alone()
         self._leaks(tests)
@@ -115,7 +115,7 @@ class _Auditor:
     def _leaks(self, tests: list[RowTable]) -> None:
         leaks: dict[int, str] = {}
         for test, long in zip(tests, self.table.leaks, strict=True):
-            self.tools.tell(f"comparing with {test.name}")
+            self.tools.log(f"comparing with {test.name}")
             copies = groups.leaks(self.table, test, long, self.words, labelled=self.ask.labelled)
             if self.tools.embed is not None:
                 copies = {**groups.meant_alike(self.table, test, self.tools.embed), **copies}
@@ -124,7 +124,7 @@ class _Auditor:
         self._drop("leak", leaks, leaks)
 
     def _copies(self) -> None:
-        self.tools.tell("looking for duplicates")
+        self.tools.log("looking for duplicates")
         rows = self.table.sound()
         same = groups.exact(self.table, rows)
         self._repeat("exact_duplicate", same)
@@ -173,7 +173,7 @@ class _Auditor:
 
     def _doubted(self, rows: NDArray[np.int64]) -> None:
         """Find single labels that the models doubt, and phrases that always have one label."""
-        self.tools.tell("checking labels")
+        self.tools.log("checking labels")
         table = self.table
         given = [self.cures.labels.get(table.labels[row][0], table.labels[row][0]) for row in rows.tolist()]
 
@@ -230,7 +230,7 @@ class _Auditor:
     def _lengths(self) -> None:
         if self.tools.count is None:
             return
-        self.tools.tell("counting tokens")
+        self.tools.log("counting tokens")
         rows = self.table.sound()
         notes: dict[int, str] = {}
         for start in range(0, len(rows), 1000):
@@ -272,7 +272,7 @@ class _Auditor:
             severity=severity,
             count=len(rows),
             rows=table.places(rows),
-            cure=SEVERAL if several else check.cure,
+            fix=SEVERAL if several else check.fix,
             about=check.about,
             share=round(len(rows) / table.rows, 6),
             blocks_from=blocks,
@@ -284,4 +284,8 @@ def _sample(table: RowTable, row: int, note: str) -> Sample:
     """Build a sample; personal data and secrets are masked."""
     text = " → ".join(filter(None, (" ".join(part.split()) for part in table.text(row))))
     text = masked(text)[0].encode(errors="backslashreplace").decode()  # half an emoji cannot be shown
-    return Sample(where=table.where(row), text=text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…", note=note)
+    return Sample(
+        where=table.where(row),
+        text=text if len(text) <= MAX_SAMPLE_CHARS else f"{text[: MAX_SAMPLE_CHARS - 1]}…",
+        note=note,
+    )

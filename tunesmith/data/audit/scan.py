@@ -87,14 +87,14 @@ class _ChunkScan:
         both = digest(f"{seen.question.strip()}{CUT}{seen.answer.strip()}", exact=True)
         tongue = language(seen.answer, words_of(seen.answer)) if ask.answered else language(text, words)
         self.hashes.append((digest(seen.question), digest(seen.answer), both, *ends, tongue))
-        if seen.fault:
-            self.marks.setdefault(seen.fault, {})[row] = seen.why
-        if seen.fault == "unreadable":
+        if seen.problem:
+            self.marks.setdefault(seen.problem, {})[row] = seen.why
+        if seen.problem == "unreadable":
             return
         for kind, check in TEXT_CHECKS:
             if note := check(text):
                 self.marks.setdefault(kind, {})[row] = note
-        if not seen.fault and len(LETTERS.findall(seen.question[:1000])) < 3:
+        if not seen.problem and len(LETTERS.findall(seen.question[:1000])) < 3:
             self.marks.setdefault("too_short", {})[row] = repr(seen.question.strip())
 
     def digest(self, leaks: list[dict[int, int]]) -> Digest:

@@ -20,7 +20,7 @@ Shorts = NDArray[np.uint16]
 
 K = 96  # hashes in a signature
 RUN = 5  # bytes in a shingle
-LONGEST = 8000  # bytes of a text that its signature covers
+MAX_BYTES = 8000  # bytes of a text that its signature covers
 GRAM = 13  # words in a run, which rarely occurs twice by chance (GPT-3, arXiv 2005.14165, appendix C)
 WORD_BITS = 20
 
@@ -46,7 +46,7 @@ def signatures(texts: Sequence[bytes]) -> Shorts:
     """Return the MinHash signature of each text, [N, K]; equal texts have equal signatures."""
     if not texts:
         return np.zeros((0, K), np.uint16)
-    padded = [text[:LONGEST].ljust(RUN) for text in texts]
+    padded = [text[:MAX_BYTES].ljust(RUN) for text in texts]
     sizes = np.fromiter(map(len, padded), np.int64, len(padded))
     stream = np.frombuffer(b"".join(padded), np.uint8).astype(np.uint64)
     runs = np.zeros(len(stream) - RUN + 1, np.uint64)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from tunesmith.data.audit.noise import Doubts
 from tunesmith.data.words import words_of
 
-FEWEST = 8  # rows with the phrase
+MIN_PHRASE_ROWS = 8  # rows with the phrase
 MOST_SHARE = 0.1  # of the rows; more frequent phrases are not rare
 PURE = 0.95
 CHANCE = 0.01  # probability that any of the phrases has as many rows of one label by chance
@@ -61,10 +61,10 @@ def _without(phrase: str, rows: Sequence[int], texts: Callable[[int], str], doub
 def _phrases(texts: Callable[[int], str], rows: int) -> dict[str, list[int]]:
     """Return words and bigrams that occur in a few rows."""
     by_phrase: dict[str, list[int]] = defaultdict(list)
-    most = max(FEWEST, int(MOST_SHARE * rows))
+    most = max(MIN_PHRASE_ROWS, int(MOST_SHARE * rows))
     step = max(1, rows // 20_000)  # a sample of large files still finds phrases in a few hundred rows
     for i in range(0, rows, step):
         words = words_of(texts(i))[:300]
         for phrase in {*words, *map(" ".join, zip(words, words[1:], strict=False))}:
             by_phrase[phrase].append(i)
-    return {phrase: indices for phrase, indices in by_phrase.items() if FEWEST <= len(indices) <= most}
+    return {phrase: indices for phrase, indices in by_phrase.items() if MIN_PHRASE_ROWS <= len(indices) <= most}

@@ -10,7 +10,7 @@ from typing import Any
 from tunesmith.data.calls import as_words, read_calls
 from tunesmith.data.examples import DIALOGUES, chats, labelled, text_of
 from tunesmith.data.kinds import label_items
-from tunesmith.data.pairs import pairs, thumbs
+from tunesmith.data.pairs import pairs, unpaired_preferences
 from tunesmith.data.rows import Row, as_word
 from tunesmith.data.turns import ROLES, joined, turns_in
 from tunesmith.errors import DataError
@@ -56,7 +56,7 @@ class View:
     question: str
     answer: str
     labels: tuple[str, ...] = ()
-    fault: str = ""
+    problem: str = ""
     why: str = ""
 
 
@@ -124,7 +124,7 @@ def _dialogue(row: Row, columns: Mapping[str, str]) -> View:
     question = "\n".join(filter(None, [system, *texts[:last]]))
     answer = texts[last] if last < len(turns) else ""
     seen = _checked(row, columns, View(question, answer), fault="wrong_roles")
-    if seen.fault:
+    if seen.problem:
         return seen
     return _answered(question, answer) or seen
 
@@ -161,7 +161,7 @@ def _thumbed(row: Row, columns: Mapping[str, str]) -> View:
     if row.fields.get(columns["label"]) in (None, ""):
         return View(question, "", (), "nothing_to_learn", "no rating")
     try:
-        (thumb,) = thumbs([row], columns=_present(row, columns))
+        (thumb,) = unpaired_preferences([row], columns=_present(row, columns))
     except DataError as error:
         return View(question, "", (), "unreadable", str(error).removeprefix(f"{row.where}: "))
     return View(question, "good" if thumb.good else "bad")

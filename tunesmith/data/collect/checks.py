@@ -16,7 +16,7 @@ import regex
 from rapidfuzz import fuzz
 
 from tunesmith.data.collect.document import Tool, plain
-from tunesmith.data.collect.tools import call, faults
+from tunesmith.data.collect.tools import call, schema_errors
 from tunesmith.data.words import UNSPACED
 
 # Least share of the words that must be in the passage. A paraphrase is expected to use other words.
@@ -24,8 +24,8 @@ SUPPORTED = 0.6
 SAID_AGAIN = 0.35
 NAMES_KEPT = 0.8  # least share of the passage's names that a paraphrase must keep
 # Length of a paraphrase relative to its passage.
-SHORTEST = 0.4
-LONGEST = 2.5
+MIN_LENGTH_RATIO = 0.4
+MAX_LENGTH_RATIO = 2.5
 COPY = 90.0  # rapidfuzz ratio (0 to 100) from which a paraphrase counts as a copy of the passage
 STEM = 5  # letters of a word that are compared
 _NUMBER = re.compile(r"\d+(?:[.,:/]\d+)*")
@@ -52,7 +52,7 @@ _COMMON = frozenset(
 )  # fmt: skip
 
 
-def fault_of_pair(question: str, answer: str, passage: str) -> str:
+def pair_problem(question: str, answer: str, passage: str) -> str:
     """Return the reason to reject a synthetic question-answer pair, or an empty string."""
     if len(plain(question)) < 8 or not plain(answer):
         return "empty"
@@ -71,13 +71,13 @@ def fault_of_pair(question: str, answer: str, passage: str) -> str:
     return ""
 
 
-def fault_of_text(text: str, passage: str) -> str:
+def text_problem(text: str, passage: str) -> str:
     """Return the reason to reject a synthetic paraphrase, or an empty string."""
     if not plain(text):
         return "empty"
     if _POINTS_AWAY.search(text) and not _POINTS_AWAY.search(passage):
         return "speaks of the passage"
-    if not SHORTEST * len(passage) <= len(text) <= LONGEST * len(passage):
+    if not MIN_LENGTH_RATIO * len(passage) <= len(text) <= MAX_LENGTH_RATIO * len(passage):
         return "too short or too long"
     if fuzz.ratio(plain(text), plain(passage)) >= COPY:
         return "copy of the passage"
@@ -105,7 +105,7 @@ def checked_call(question: str, answer: str, tool: Tool) -> tuple[str, str]:
     if not isinstance(value, Mapping) or value.get("name") != tool.name:
         return "", "no call of this name"
     arguments = value.get("arguments", {})
-    if why := faults(arguments, tool):
+    if why := schema_errors(arguments, tool):
         return "", f"call is wrong: {why}"
     request = plain(question)
     for key, argument in arguments.items():

@@ -19,7 +19,7 @@ from tunesmith.data.collect.text import decode, markdown_document, text_document
 from tunesmith.data.collect.tools import tools_document
 from tunesmith.errors import DataError
 
-Heard = Callable[[int], None]  # receives the number of each converted page
+PageHandler = Callable[[int], None]  # receives the number of each converted page
 LARGEST = 512 * 2**20  # bytes
 INSTALL = "pip install 'tunesmith[collect]'"
 
@@ -28,7 +28,7 @@ INSTALL = "pip install 'tunesmith[collect]'"
 class Reader:
     """The function that reads one file type, and the libraries it needs."""
 
-    read: Callable[[bytes, Heard], Document]
+    read: Callable[[bytes, PageHandler], Document]
     needs: tuple[str, ...] = ()
 
 
@@ -68,7 +68,7 @@ def missing(suffix: str) -> list[str]:
     return [name for name in READERS[suffix].needs if importlib.util.find_spec(name) is None]
 
 
-def convert(path: Path, heard: Heard = lambda page: None) -> Document:
+def convert(path: Path, on_page: PageHandler = lambda page: None) -> Document:
     """Convert a file to a document.
 
     Raises:
@@ -85,7 +85,7 @@ def convert(path: Path, heard: Heard = lambda page: None) -> Document:
         raise DataError(f"cannot be read ({error.strerror}); check its permissions") from error
     if not data.strip():
         raise DataError("empty; give a file with text, or remove it")
-    document = READERS[suffix].read(data, heard)
+    document = READERS[suffix].read(data, on_page)
     if not document.blocks and not document.pairs:
         raise DataError("no visible text; remove it, or save it as plain text")
     return document

@@ -20,9 +20,9 @@ from tunesmith.errors import DataError
 if TYPE_CHECKING:
     import httpx
 
-AT_ONCE = 4  # concurrent requests
+MAX_CONCURRENT_REQUESTS = 4  # concurrent requests
 TRIES = 5
-LONGEST_WAIT = 60.0  # seconds between two tries
+MAX_WAIT_SECONDS = 60.0  # seconds between two tries
 CONNECT = 10.0  # seconds
 READ = 300.0  # seconds
 MOST_BYTES = 8 * 2**20  # of one response
@@ -103,7 +103,7 @@ def is_loopback(host: str) -> bool:
 def ask_endpoint(
     endpoint: Endpoint, questions: Sequence[Sequence[Message]], *, offline: bool = False
 ) -> Iterator[tuple[int, Answer]]:
-    """Send prompts to the server, `AT_ONCE` at a time.
+    """Send prompts to the server, `MAX_CONCURRENT_REQUESTS` at a time.
 
     Args:
         endpoint: the server, model and sampling options.
@@ -119,7 +119,7 @@ def ask_endpoint(
     check(endpoint, offline=offline)
     with _client(endpoint) as client:
         model = endpoint.model or _only_model(client, endpoint)
-        with ThreadPoolExecutor(AT_ONCE) as threads:
+        with ThreadPoolExecutor(MAX_CONCURRENT_REQUESTS) as threads:
             waiting = {
                 threads.submit(_answer, client, endpoint, model, question): index
                 for index, question in enumerate(questions)
@@ -224,7 +224,7 @@ def _request(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[str
             if status not in AGAIN:
                 break
             with suppress(TypeError, ValueError):  # no Retry-After, or one that is a date
-                wait = min(LONGEST_WAIT, max(0.0, float(headers.get("retry-after"))))
+                wait = min(MAX_WAIT_SECONDS, max(0.0, float(headers.get("retry-after"))))
         if attempt + 1 < TRIES:
             endpoint.pause(wait)
     raise DataError(f"{endpoint.url}: {problem}")

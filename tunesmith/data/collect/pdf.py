@@ -28,7 +28,7 @@ CROSSING = 0.02  # greatest share of the words that may cross the gutter
 EITHER_SIDE = 0.04  # least share of the words in each column
 
 
-def pdf_document(data: bytes, heard: Callable[[int], None]) -> Document:
+def pdf_document(data: bytes, on_page: Callable[[int], None]) -> Document:
     """Convert headings, paragraphs, lists, code and ruled tables, each with its page.
 
     Args:
@@ -50,7 +50,7 @@ def pdf_document(data: bytes, heard: Callable[[int], None]) -> Document:
             for number, page in enumerate(pdf.pages, 1):
                 parts += _page(page, number)
                 page.close()
-                heard(number)
+                on_page(number)
             pages = len(pdf.pages)
             title = pdf.metadata.get("Title") if isinstance(pdf.metadata, dict) else None
     except (PDFException, PdfminerException, MalformedPDFException) as error:

@@ -36,7 +36,7 @@ class Converted:
 
 
 def convert_all(
-    paths: Sequence[Path], *, heard: Callable[[Path, int], None] = lambda path, page: None, silence: float = SILENCE
+    paths: Sequence[Path], *, on_page: Callable[[Path, int], None] = lambda path, page: None, silence: float = SILENCE
 ) -> Iterator[Converted]:
     """Convert files in up to four worker processes.
 
@@ -57,7 +57,7 @@ def convert_all(
     def work(path: Path) -> Converted:
         worker = idle.get()
         try:
-            return worker.convert(path, heard)
+            return worker.convert(path, on_page)
         finally:
             idle.put(worker)
 
@@ -83,7 +83,7 @@ class _Worker:
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._stopped = False
 
-    def convert(self, path: Path, heard: Callable[[Path, int], None]) -> Converted:
+    def convert(self, path: Path, on_page: Callable[[Path, int], None]) -> Converted:
         """Convert one file."""
         if self._stopped:
             return Converted(path, None, "not converted: the command was stopped; run it again")
@@ -106,7 +106,7 @@ class _Worker:
                 return self._failed(path, "the worker process crashed on this file; open it and save it again")
             message: dict[str, Any] = json.loads(line)
             if "page" in message:
-                heard(path, message["page"])
+                on_page(path, message["page"])
             elif "document" in message:
                 return Converted(path, from_json(message["document"]))
             else:

@@ -206,7 +206,7 @@ def call(name: str, arguments: Mapping[str, Any]) -> str:
     return json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
 
 
-def faults(arguments: object, tool: Tool) -> str:
+def schema_errors(arguments: object, tool: Tool) -> str:
     """Return the first error in the arguments of a call, or an empty string."""
     if not isinstance(arguments, Mapping):
         return "the arguments are not an object"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rapidfuzz import fuzz, process
 
-from tunesmith.data.collect.checks import checked_call, fault_of_pair, fault_of_text
+from tunesmith.data.collect.checks import checked_call, pair_problem, text_problem
 from tunesmith.data.collect.document import Tool, markdown, plain, tidy
 from tunesmith.data.collect.passages import passages
 from tunesmith.data.collect.rows import DocumentPart, Made
@@ -101,7 +101,7 @@ def _tools(parts: Sequence[DocumentPart]) -> Iterator[tuple[DocumentPart, str, i
             yield part, markdown(describe(tool)), None, tool
 
 
-def answered(asked: Sequence[WriterQuestion], ask: Ask, cache: Path, writer: str) -> list[Answer]:
+def answered(asked: Sequence[WriterQuestion], request: Ask, cache: Path, writer: str) -> list[Answer]:
     """Return the answer to each request; earlier answers are read from a file, and new ones appended to it.
 
     Args:
@@ -118,7 +118,7 @@ def answered(asked: Sequence[WriterQuestion], ask: Ask, cache: Path, writer: str
     missing = [i for i, key in enumerate(keys) if key not in answers]
     if missing:
         _append(cache, "\n" if answers else "")  # terminates a last line that was cut off
-        for index, answer in ask([asked[i].messages for i in missing]):
+        for index, answer in request([asked[i].messages for i in missing]):
             key = keys[missing[index]]
             answers[key] = answer
             _append(cache, json.dumps({"key": key, "text": answer.text, "finished": answer.finished}) + "\n")
@@ -183,7 +183,7 @@ def _rows(request: WriterQuestion, answer: Answer) -> Iterator[tuple[Made, str]]
         # The first line of a passage contains only the headings above it.
         head, _, body = request.passage.partition("\n\n")
         passage = body if body and "\n" not in head else request.passage
-        yield {"text": text, **origin}, fault_of_text(text, passage) if answer.finished else "cut at the longest answer"
+        yield {"text": text, **origin}, text_problem(text, passage) if answer.finished else "cut at the longest answer"
         return
     pairs = pairs_of(answer.text)
     if not answer.finished:
@@ -193,7 +193,7 @@ def _rows(request: WriterQuestion, answer: Answer) -> Iterator[tuple[Made, str]]
     for question, reply in pairs:
         if request.tool is None:
             source = f"{request.part.document.title}\n{request.passage}"  # the prompt contains the title too
-            yield {"question": question, "answer": reply, **origin}, fault_of_pair(question, reply, source)
+            yield {"question": question, "answer": reply, **origin}, pair_problem(question, reply, source)
         else:
             call, reason = checked_call(question, reply, request.tool)
             yield {"question": question, "answer": call, **origin}, reason

@@ -2,28 +2,37 @@
 
 from typing import Any
 
-from tunesmith.workflows.yardsticks.answering import Answering
-from tunesmith.workflows.yardsticks.base import Frozen, Said, Worth, Yardstick
-from tunesmith.workflows.yardsticks.judging import Judging
-from tunesmith.workflows.yardsticks.reading import Reading
-from tunesmith.workflows.yardsticks.rewarded import Rewarded
-from tunesmith.workflows.yardsticks.together import ALONE, ManyTasks
+from tunesmith.workflows.yardsticks.answering import AnswerEvaluator
+from tunesmith.workflows.yardsticks.base import Diagnostics, EvalSet, Evaluator, Predictions
+from tunesmith.workflows.yardsticks.judging import PreferenceEvaluator
+from tunesmith.workflows.yardsticks.reading import PerplexityEvaluator
+from tunesmith.workflows.yardsticks.rewarded import RewardEvaluator
+from tunesmith.workflows.yardsticks.together import SINGLE_TASK_MODEL, MultitaskEvaluator
 
-YARDSTICKS: dict[str, type[Yardstick[Any]]] = {
-    "classify": Answering,
-    "instruct": Answering,
-    "domain": Reading,
-    "preference": Judging,
-    "reward": Judging,
-    "rl": Rewarded,
+EVALUATORS: dict[str, type[Evaluator[Any]]] = {
+    "classify": AnswerEvaluator,
+    "instruct": AnswerEvaluator,
+    "domain": PerplexityEvaluator,
+    "preference": PreferenceEvaluator,
+    "reward": PreferenceEvaluator,
+    "rl": RewardEvaluator,
 }
 
 
-def yardstick_of(frozen: Frozen) -> Yardstick[Any]:
+def evaluator_for(eval_set: EvalSet) -> Evaluator[Any]:
     """What measures models on these rows."""
-    if frozen.parts:
-        return ManyTasks({name: yardstick_of(part) for name, part in frozen.parts.items()})
-    return YARDSTICKS[frozen.objective.kind](frozen)
+    if eval_set.parts:
+        return MultitaskEvaluator({name: evaluator_for(part) for name, part in eval_set.parts.items()})
+    return EVALUATORS[eval_set.objective.kind](eval_set)
 
 
-__all__ = ["ALONE", "YARDSTICKS", "Frozen", "Said", "ManyTasks", "Worth", "Yardstick", "yardstick_of"]
+__all__ = [
+    "SINGLE_TASK_MODEL",
+    "EVALUATORS",
+    "EvalSet",
+    "Predictions",
+    "MultitaskEvaluator",
+    "Diagnostics",
+    "Evaluator",
+    "evaluator_for",
+]

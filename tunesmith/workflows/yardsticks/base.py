@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from tunesmith.data.examples import Example
-from tunesmith.evaluation.results import Calibration, Judgement, Pursuit, Style
-from tunesmith.evaluation.tasks import Arm, Score, TaskScore
+from tunesmith.evaluation.results import Calibration, PreferenceDiagnostics, RewardDiagnostics, Style
+from tunesmith.evaluation.tasks import ArmScore, Score, TaskScore
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
 from tunesmith.recipe import AnyObjective
-from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.prepare import TrainingContext
 
 
-class Said(Protocol):
+class Predictions(Protocol):
     """What a model said to the test rows: a shape that pydantic can write and read."""
 
     @property
@@ -25,21 +25,21 @@ class Said(Protocol):
         ...
 
 
-S = TypeVar("S", bound=Said)
+S = TypeVar("S", bound=Predictions)
 
 
 @dataclass(frozen=True, slots=True)
-class Frozen:
+class EvalSet:
     """The rows that a model is measured on: read by this objective, at most so many tokens of each."""
 
     objective: AnyObjective
     examples: Sequence[Example]
     limit: int
     seed: int = 0
-    parts: Mapping[str, Frozen] = field(default_factory=dict)  # of several tasks, each by itself
+    parts: Mapping[str, EvalSet] = field(default_factory=dict)  # of several tasks, each by itself
 
     @classmethod
-    def of(cls, prepared: Prepared) -> Frozen:
+    def of(cls, prepared: TrainingContext) -> EvalSet:
         """The test rows of a run."""
         recipe = prepared.recipe
         parts = {name: cls.of(part) for name, part in prepared.parts.items()}
@@ -47,47 +47,49 @@ class Frozen:
 
 
 @dataclass(frozen=True, slots=True)
-class Worth:
+class Diagnostics:
     """What is measured beside the scores."""
 
     calibration: Calibration | None = None
     style: Style | None = None
-    judgement: Judgement | None = None
-    pursuit: Pursuit | None = None
-    alarms: tuple[str, ...] = ()
+    preference_diagnostics: PreferenceDiagnostics | None = None
+    reward_diagnostics: RewardDiagnostics | None = None
+    warnings: tuple[str, ...] = ()
 
 
-class Yardstick(Protocol[S]):
+class Evaluator(Protocol[S]):
     """Measures by frozen rows. What a side said is all that it needs to know of that side."""
 
     shape: ClassVar[type[Any]]  # of what a side said
 
-    def __init__(self, frozen: Frozen) -> None: ...
+    def __init__(self, eval_set: EvalSet) -> None: ...
 
-    def untuned(self, prepared: Prepared, policy: Policy, out: Path) -> S:
+    def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> S:
         """What the base says at its best, and what the cheap ways say; `out` is the run's folder."""
         ...
 
-    def tuned(self, model: LocalModel) -> S:
+    def predict(self, model: LocalModel) -> S:
         """What any other model says."""
         ...
 
-    def tasks(self, base: S, tuned: S, *, name: str) -> list[TaskScore]:
+    def compare(self, base: S, tuned: S, *, name: str) -> list[TaskScore]:
         """Base against tuned, the headline first."""
         ...
 
-    def scores(self, said: S, *, name: str) -> list[Score]:
+    def score(self, said: S, *, name: str) -> list[Score]:
         """One side alone, the headline first."""
         ...
 
-    def arms(self, task: TaskScore, sides: tuple[S, S], controls: Mapping[str, S]) -> tuple[list[Arm], list[Arm]]:
+    def compare_arms(
+        self, task: TaskScore, sides: tuple[S, S], controls: Mapping[str, S]
+    ) -> tuple[list[ArmScore], list[ArmScore]]:
         """Baselines, the base first, and controls; the tuned model's gains over all of them are one family of tests."""
         ...
 
-    def lines(self, sides: Mapping[str, S]) -> list[dict[str, Any]]:
+    def to_rows(self, sides: Mapping[str, S]) -> list[dict[str, Any]]:
         """A line for each row: what was asked, what was right, and what each side, under its name, said."""
         ...
 
-    def worth(self, prepared: Prepared, model: LocalModel, sides: tuple[S, S]) -> Worth:
+    def diagnose(self, prepared: TrainingContext, model: LocalModel, sides: tuple[S, S]) -> Diagnostics:
         """What is measured beside the scores, on base and tuned."""
         ...

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.data.examples import Example, Pair, Thumb
+from tunesmith.data.examples import Example, Pair, UnpairedPreference
 from tunesmith.errors import DataError
 from tunesmith.evaluation import calibration
 from tunesmith.evaluation.judged import auc_pair, difference_probe, length_bias, wins
 from tunesmith.evaluation.metrics import RowStatistic
 from tunesmith.evaluation.resampling import groups_of
-from tunesmith.evaluation.results import BASE, Calibration, Judgement
+from tunesmith.evaluation.results import BASE, Calibration, PreferenceDiagnostics
 from tunesmith.evaluation.significance import (
     PairedComparison,
     compare_paired,
@@ -27,17 +27,17 @@ from tunesmith.evaluation.significance import (
     interval,
 )
 from tunesmith.evaluation.style import habits
-from tunesmith.evaluation.tasks import Arm, Difference, Score, TaskScore, as_task
-from tunesmith.inference.judge import Valued, pair_states, valued
+from tunesmith.evaluation.tasks import ArmScore, Difference, Score, TaskScore, as_task
+from tunesmith.inference.judge import AnswerScore, pair_states, score_answers
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Preference, Reward
-from tunesmith.workflows.prepare import Prepared
+from tunesmith.workflows.prepare import TrainingContext
 from tunesmith.workflows.references import FALL
 from tunesmith.workflows.worth import SHUFFLED
-from tunesmith.workflows.yardsticks.base import Frozen, Worth
+from tunesmith.workflows.yardsticks.base import Diagnostics, EvalSet
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 LONGER = "the longer answer wins"
 DETAILS = {SHUFFLED: "same recipe, judgements dealt out at random; journal in control"}
@@ -51,73 +51,75 @@ GROWTH, REPETITION = 1.5, 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class PairScores:
     """What a model finds the answers of each row worth, and some answers in its own words."""
 
-    valued: list[tuple[Valued, ...]]
+    valued: list[tuple[AnswerScore, ...]]
     seconds: float
     how: str = ""
     written: tuple[str, ...] = ()
 
 
-class Judging:
+class PreferenceEvaluator:
     """Scores worths by people's judgement: of pairs how often the preferred one is ahead, of thumbs the AUC."""
 
-    shape: ClassVar[type[Any]] = Judged
+    shape: ClassVar[type[Any]] = PairScores
 
-    def __init__(self, frozen: Frozen) -> None:
-        assert isinstance(frozen.objective, Preference | Reward)
-        self._objective = frozen.objective
-        self._examples = list(frozen.examples)
-        self._limit = frozen.limit
-        thumbs = [example.good for example in self._examples if isinstance(example, Thumb)]
+    def __init__(self, eval_set: EvalSet) -> None:
+        assert isinstance(eval_set.objective, Preference | Reward)
+        self._objective = eval_set.objective
+        self._examples = list(eval_set.examples)
+        self._limit = eval_set.limit
+        thumbs = [example.good for example in self._examples if isinstance(example, UnpairedPreference)]
         if thumbs and len(set(thumbs)) < 2:
             place, side = self._examples[0].where.rpartition(":")[0], "up" if thumbs[0] else "down"
             raise DataError(f"{place}: all thumbs of the held-out rows are {side}, which tells nothing; give more rows")
 
-    def untuned(self, prepared: Prepared, policy: Policy, out: Path) -> Judged:
+    def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> PairScores:
         """The base's log-probabilities, or for a reward a linear probe on its frozen states."""
         policy.train(False)
         model = LocalModel(policy, prepared.template, self._objective, self._limit)
         if isinstance(self._objective, Reward):
             return self.probe(model, prepared.loaded.split.train)
-        return replace(self.tuned(model), how="as it is")
+        return replace(self.predict(model), how="as it is")
 
-    def probe(self, model: LocalModel, train: Sequence[Example]) -> Judged:
+    def probe(self, model: LocalModel, train: Sequence[Example]) -> PairScores:
         """Worths along the direction in which the preferred answers of the training rows lie, the model frozen."""
         known, asked = ([e for e in part if isinstance(e, Pair)] for part in (train, self._examples))
         direction = difference_probe(pair_states(model, known).numpy(), groups=groups_of(known))
         began = time.perf_counter()  # as any other model's: what was learned before is not counted
         scores = pair_states(model, asked).numpy().astype(np.float64) @ direction
-        told: list[tuple[Valued, ...]] = [
-            (Valued(float(chosen), 1), Valued(float(other), 1)) for chosen, other in scores
+        told: list[tuple[AnswerScore, ...]] = [
+            (AnswerScore(float(chosen), 1), AnswerScore(float(other), 1)) for chosen, other in scores
         ]
-        return Judged(told, time.perf_counter() - began, "linear probe on differences of the frozen states")
+        return PairScores(told, time.perf_counter() - began, "linear probe on differences of the frozen states")
 
-    def tuned(self, model: LocalModel) -> Judged:
+    def predict(self, model: LocalModel) -> PairScores:
         """A model's worths."""
         began = time.perf_counter()
-        told = valued(model, self._examples)
+        told = score_answers(model, self._examples)
         seconds = time.perf_counter() - began
         if isinstance(self._objective, Reward):
-            return Judged(told, seconds)
-        prompts = list(dict.fromkeys(e.prompt for e in self._examples if isinstance(e, Pair | Thumb)))[:WRITTEN]
-        return Judged(told, seconds, written=tuple(reply.text for reply in model.replies(prompts)))
+            return PairScores(told, seconds)
+        prompts = list(dict.fromkeys(e.prompt for e in self._examples if isinstance(e, Pair | UnpairedPreference)))[
+            :WRITTEN
+        ]
+        return PairScores(told, seconds, written=tuple(reply.text for reply in model.replies(prompts)))
 
-    def tasks(self, base: Judged, tuned: Judged, *, name: str) -> list[TaskScore]:
+    def compare(self, base: PairScores, tuned: PairScores, *, name: str) -> list[TaskScore]:
         """Base against tuned by the headline, and for log-probabilities by those of whole answers."""
         return [
             as_task(self._compared(self._told(base, metric), self._told(tuned, metric)), name=name, metric=metric)
             for metric in self._metrics()
         ]
 
-    def scores(self, said: Judged, *, name: str) -> list[Score]:
+    def score(self, said: PairScores, *, name: str) -> list[Score]:
         """One side by the same."""
         return [self._score(metric, self._told(said, metric), name=name) for metric in self._metrics()]
 
-    def arms(
-        self, task: TaskScore, sides: tuple[Judged, Judged], controls: Mapping[str, Judged]
-    ) -> tuple[list[Arm], list[Arm]]:
+    def compare_arms(
+        self, task: TaskScore, sides: tuple[PairScores, PairScores], controls: Mapping[str, PairScores]
+    ) -> tuple[list[ArmScore], list[ArmScore]]:
         """The base, the longer answer and the controls beside the tuned model."""
         base, tuned = sides
         ways = {BASE: self._told(base, task.metric), LONGER: self._longer()}
@@ -127,7 +129,7 @@ class Judging:
         adjusted = holm({name: one.p_value for name, one in found.items()})
         details = {BASE: base.how, **DETAILS}
         made = [
-            Arm(
+            ArmScore(
                 **{**self._score(task.metric, one, name=name).model_dump(), "detail": details.get(name, "")},
                 gain=Difference(**asdict(found[name])),
                 p_adjusted=adjusted[name],
@@ -136,11 +138,11 @@ class Judging:
         ]
         return [arm for arm in made if arm.name not in controls], [arm for arm in made if arm.name in controls]
 
-    def lines(self, sides: Mapping[str, Judged]) -> list[dict[str, Any]]:
+    def to_rows(self, sides: Mapping[str, PairScores]) -> list[dict[str, Any]]:
         """Each row with the preferred answer, or the thumb, and what each side finds the answers worth."""
         found = []
         for i, example in enumerate(self._examples):
-            assert isinstance(example, Pair | Thumb)
+            assert isinstance(example, Pair | UnpairedPreference)
             worths = {name: [one.per_id for one in said.valued[i]] for name, said in sides.items()}
             line: dict[str, Any] = {"where": example.where, "group": example.group}
             if isinstance(example, Pair):
@@ -155,12 +157,16 @@ class Judging:
             found.append(line | {"worth": worths})
         return found
 
-    def worth(self, prepared: Prepared, model: LocalModel, sides: tuple[Judged, Judged]) -> Worth:
+    def diagnose(
+        self, prepared: TrainingContext, model: LocalModel, sides: tuple[PairScores, PairScores]
+    ) -> Diagnostics:
         """Margins, what length has to do with it, and what the answers in own words have become."""
         facts = self._facts(sides)
-        return Worth(calibration=self._calibration(sides[1]), judgement=facts, alarms=alarms(facts))
+        return Diagnostics(
+            calibration=self._calibration(sides[1]), preference_diagnostics=facts, warnings=find_warnings(facts)
+        )
 
-    def _facts(self, sides: tuple[Judged, Judged]) -> Judgement:
+    def _facts(self, sides: tuple[PairScores, PairScores]) -> PreferenceDiagnostics:
         found: dict[str, Any] = {}
         if isinstance(self._examples[0], Pair):
             lengths = [self._lengths(example) for example in self._examples]
@@ -171,14 +177,14 @@ class Judging:
             found["chosen_logprob"] = tuple(self._liked(side) for side in sides)
             found["words"] = tuple(voice.mean_words for voice in voices)
             found["repeated_share"] = tuple(voice.repeated_share for voice in voices)
-        return Judgement(**found)
+        return PreferenceDiagnostics(**found)
 
-    def _liked(self, said: Judged) -> float:
+    def _liked(self, said: PairScores) -> float:
         """Mean log-probability for each id of the answers that people liked."""
-        good = [e.good if isinstance(e, Thumb) else True for e in self._examples]
+        good = [e.good if isinstance(e, UnpairedPreference) else True for e in self._examples]
         return float(np.mean([one[0].per_id for one, liked in zip(said.valued, good, strict=True) if liked]))
 
-    def _calibration(self, tuned: Judged) -> Calibration | None:
+    def _calibration(self, tuned: PairScores) -> Calibration | None:
         """How far the probability that a reward gives the preferred answer can be believed."""
         if not isinstance(self._objective, Reward):
             return None
@@ -200,25 +206,25 @@ class Judging:
         metric = self._objective.metric
         return (metric,) if isinstance(self._objective, Reward) else (metric, SUMMED[metric])
 
-    def _told(self, said: Judged, metric: str) -> Floats:
+    def _told(self, said: PairScores, metric: str) -> FloatArray:
         """[N]: whether each pair is told as people told it, or what the answer with a thumb is worth."""
         whole = metric in SUMMED.values()
         return self._of([tuple(one.value if whole else one.per_id for one in row) for row in said.valued])
 
-    def _table(self, said: Judged) -> Floats:
+    def _table(self, said: PairScores) -> FloatArray:
         return np.array([[one.per_id for one in row] for row in said.valued])
 
-    def _of(self, values: Sequence[tuple[float, ...]]) -> Floats:
+    def _of(self, values: Sequence[tuple[float, ...]]) -> FloatArray:
         if isinstance(self._examples[0], Pair):
             return wins(values)
         return np.array([one[0] for one in values])
 
-    def _longer(self) -> Floats:
+    def _longer(self) -> FloatArray:
         """What length alone tells; of answers of one length as much as a coin."""
         lengths = [self._lengths(example) for example in self._examples]
         return wins(lengths, tie=0.5) if isinstance(self._examples[0], Pair) else self._of(lengths)
 
-    def _score(self, metric: str, told: Floats, *, name: str) -> Score:
+    def _score(self, metric: str, told: FloatArray, *, name: str) -> Score:
         groups, statistic = groups_of(self._examples), self._auc(told, told)
         if statistic is None:
             score, bounds = float(told.mean()), interval(told, groups=groups)
@@ -226,27 +232,27 @@ class Judging:
             score, bounds = statistic(np.arange(len(told)))[0], corpus_interval(statistic, len(told), groups=groups)
         return Score(name=name, metric=metric, score=score, ci95=bounds, n=len(told))
 
-    def _compared(self, base: Floats, tuned: Floats) -> PairedComparison:
+    def _compared(self, base: FloatArray, tuned: FloatArray) -> PairedComparison:
         groups, statistic = groups_of(self._examples), self._auc(base, tuned)
         if statistic is None:
             return compare_paired(base, tuned, groups=groups)
         return corpus_compare(statistic, list(base != tuned), groups=groups)
 
-    def _auc(self, base: Floats, tuned: Floats) -> RowStatistic | None:
+    def _auc(self, base: FloatArray, tuned: FloatArray) -> RowStatistic | None:
         """How often a good answer is ahead of a bad one, by both; None for pairs."""
         if isinstance(self._examples[0], Pair):
             return None
-        return auc_pair(base, tuned, [isinstance(e, Thumb) and e.good for e in self._examples])
+        return auc_pair(base, tuned, [isinstance(e, UnpairedPreference) and e.good for e in self._examples])
 
     @staticmethod
     def _lengths(example: Example) -> tuple[float, ...]:
         """Characters of each answer."""
         if isinstance(example, Pair):
             return float(len(example.chosen)), float(len(example.rejected))
-        return (float(len(example.answer)),) if isinstance(example, Thumb) else ()
+        return (float(len(example.answer)),) if isinstance(example, UnpairedPreference) else ()
 
 
-def alarms(facts: Judgement) -> tuple[str, ...]:
+def find_warnings(facts: PreferenceDiagnostics) -> tuple[str, ...]:
     """What is known to go wrong when preferences are learned, where it did."""
     found = []
     if facts.chosen_logprob and (lost := facts.chosen_logprob[0] - facts.chosen_logprob[1]) > FALL:

@@ -14,7 +14,7 @@ from tunesmith.errors import DataError
 from tunesmith.evaluation.likelihood import (
     REPORTED,
     ReadingOptions,
-    Told,
+    TokenLikelihood,
     can_tell,
     compare,
     rate,
@@ -24,39 +24,39 @@ from tunesmith.evaluation.likelihood import (
 )
 from tunesmith.evaluation.resampling import groups_of
 from tunesmith.evaluation.results import BASE
-from tunesmith.evaluation.tasks import Arm, Difference, Score, TaskScore, as_task
+from tunesmith.evaluation.tasks import ArmScore, Difference, Score, TaskScore, as_task
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
 from tunesmith.objectives import Domain
 from tunesmith.workflows.frozen_head import how_made
-from tunesmith.workflows.prepare import Prepared, masking_of
-from tunesmith.workflows.yardsticks.base import Frozen, Worth
+from tunesmith.workflows.prepare import TrainingContext, masking_of
+from tunesmith.workflows.yardsticks.base import Diagnostics, EvalSet
 
 # Characters of a document that its line in predictions.jsonl shows.
-SHOWN = 2_000
+MAX_SHOWN_CHARS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class PerplexityPredictions:
     """What a model says to each document, how long it took, and of a base with a head how that was made."""
 
-    told: list[Told]
+    told: list[TokenLikelihood]
     seconds: float
     how: str = ""
 
 
-class Reading:
+class PerplexityEvaluator:
     """Scores what is said to documents: by how much, window for window."""
 
-    shape: ClassVar[type[Any]] = Read
+    shape: ClassVar[type[Any]] = PerplexityPredictions
 
-    def __init__(self, frozen: Frozen) -> None:
-        assert isinstance(frozen.objective, Domain)
-        self._objective = frozen.objective
-        self._frozen = frozen
-        self._examples = list(frozen.examples)
+    def __init__(self, eval_set: EvalSet) -> None:
+        assert isinstance(eval_set.objective, Domain)
+        self._objective = eval_set.objective
+        self._frozen = eval_set
+        self._examples = list(eval_set.examples)
 
-    def untuned(self, prepared: Prepared, policy: Policy, out: Path) -> Read:
+    def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> PerplexityPredictions:
         """What the base says to the documents, an encoder through the head that the run begins with."""
         how = "as it is"
         if prepared.head is not None:
@@ -67,11 +67,11 @@ class Reading:
         policy.train(False)
         return self._read(policy, prepared.template, how=how)
 
-    def tuned(self, model: LocalModel) -> Read:
+    def predict(self, model: LocalModel) -> PerplexityPredictions:
         """What a model says to each document."""
         return self._read(model.policy, model.template)
 
-    def tasks(self, base: Read, tuned: Read, *, name: str) -> list[TaskScore]:
+    def compare(self, base: PerplexityPredictions, tuned: PerplexityPredictions, *, name: str) -> list[TaskScore]:
         """Base against tuned by the headline and what is reported beside it."""
         clusters = groups_of(self._examples)
         return [
@@ -80,7 +80,7 @@ class Reading:
             if can_tell(one, base.told)
         ]
 
-    def scores(self, said: Read, *, name: str) -> list[Score]:
+    def score(self, said: PerplexityPredictions, *, name: str) -> list[Score]:
         """One model alone, by the headline and what is reported beside it."""
         return [
             Score(
@@ -94,39 +94,44 @@ class Reading:
             if can_tell(one, said.told)
         ]
 
-    def arms(
-        self, task: TaskScore, sides: tuple[Read, Read], controls: Mapping[str, Read]
-    ) -> tuple[list[Arm], list[Arm]]:
+    def compare_arms(
+        self,
+        task: TaskScore,
+        sides: tuple[PerplexityPredictions, PerplexityPredictions],
+        controls: Mapping[str, PerplexityPredictions],
+    ) -> tuple[list[ArmScore], list[ArmScore]]:
         """The base as a way among others; what the tuned model gains over it is the headline."""
         base, _ = sides
-        (alone,) = (one for one in self.scores(base, name=BASE) if one.metric == task.metric)
+        (alone,) = (one for one in self.score(base, name=BASE) if one.metric == task.metric)
         gain = Difference(**{name: getattr(task, name) for name in Difference.model_fields})
-        return [Arm(**{**alone.model_dump(), "detail": base.how}, gain=gain, p_adjusted=task.p_value)], []
+        return [ArmScore(**{**alone.model_dump(), "detail": base.how}, gain=gain, p_adjusted=task.p_value)], []
 
-    def lines(self, sides: Mapping[str, Read]) -> list[dict[str, Any]]:
+    def to_rows(self, sides: Mapping[str, PerplexityPredictions]) -> list[dict[str, Any]]:
         """A line for each document: what each side, under its name, finds it worth, higher being better."""
         found = []
         for i, example in enumerate(self._examples):
             named = {name: said.told[i] for name, said in sides.items()}
-            text = example.text[:SHOWN] if isinstance(example, Text) else ""
+            text = example.text[:MAX_SHOWN_CHARS] if isinstance(example, Text) else ""
             line: dict[str, Any] = {"where": example.where, "group": example.group, "question": text, "gold": ""}
             line |= dict.fromkeys(named, "")
             line |= {f"score_{name}": row_score(_nats(self._objective.metric), one) for name, one in named.items()}
             found.append(line | {"counts": {name: asdict(one) for name, one in named.items()}})
         return found
 
-    def worth(self, prepared: Prepared, model: LocalModel, sides: tuple[Read, Read]) -> Worth:
+    def diagnose(
+        self, prepared: TrainingContext, model: LocalModel, sides: tuple[PerplexityPredictions, PerplexityPredictions]
+    ) -> Diagnostics:
         """Nothing: texts have neither probabilities of labels nor a voice to keep to."""
-        return Worth()
+        return Diagnostics()
 
-    def _read(self, policy: Policy, template: Template, *, how: str = "") -> Read:
+    def _read(self, policy: Policy, template: Template, *, how: str = "") -> PerplexityPredictions:
         began = time.perf_counter()
         masking = masking_of(self._objective, template, self._frozen.seed)
         asked = ReadingOptions(self._frozen.limit, self._objective.terms, masking)
         told = read(policy, template, [e.text for e in self._examples if isinstance(e, Text)], asked)
         if not any(one.tokens for one in told):
             raise DataError("data.test: no document has a second token to tell; hold longer ones out")
-        return Read(told, time.perf_counter() - began, how)
+        return PerplexityPredictions(told, time.perf_counter() - began, how)
 
 
 def _nats(metric: str) -> str:

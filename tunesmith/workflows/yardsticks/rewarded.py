@@ -11,26 +11,26 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.data.exercises import Attempt, Exercise, Scorer
+from tunesmith.data.exercises import Completion, RLPrompt, Scorer
 from tunesmith.evaluation.metrics import rouge_l
 from tunesmith.evaluation.resampling import groups_of
-from tunesmith.evaluation.results import BASE, Pursuit
+from tunesmith.evaluation.results import BASE, RewardDiagnostics
 from tunesmith.evaluation.significance import compare_paired, holm, interval
 from tunesmith.evaluation.style import habits
-from tunesmith.evaluation.tasks import Arm, Difference, Score, TaskScore, as_task
+from tunesmith.evaluation.tasks import ArmScore, Difference, Score, TaskScore, as_task
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.batch import collate
 from tunesmith.model.policy import Policy
-from tunesmith.model.reference import kl_to_start
+from tunesmith.model.reference import kl_to_reference
 from tunesmith.objectives import Rl
-from tunesmith.objectives.practice import Practice
-from tunesmith.workflows.answers import Answers
-from tunesmith.workflows.prepare import Prepared
+from tunesmith.objectives.practice import OnlineRLLearner
+from tunesmith.workflows.answers import AnswerSet
+from tunesmith.workflows.prepare import TrainingContext
 from tunesmith.workflows.rewards import scorer, scorer_of
-from tunesmith.workflows.worth import voice
-from tunesmith.workflows.yardsticks.base import Frozen, Worth
+from tunesmith.workflows.worth import style_report
+from tunesmith.workflows.yardsticks.base import Diagnostics, EvalSet
 
-Floats = NDArray[np.float64]
+FloatArray = NDArray[np.float64]
 
 
 # Prompts that answers are drawn to for the KL, and how many of them at a time.
@@ -41,10 +41,10 @@ FAR, STRETCH, MORE = 0.5, 2.0, 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class RewardedCompletions:
     """A model's answers to the prompts and the reward of each."""
 
-    answers: Answers
+    answers: AnswerSet
     rewards: list[float]
 
     @property
@@ -53,40 +53,40 @@ class Tried:
         return self.answers.seconds
 
 
-class Rewarded:
+class RewardEvaluator:
     """Scores greedy answers by the recipe's reward, and beside it by what the rows answer."""
 
-    shape: ClassVar[type[Any]] = Tried
+    shape: ClassVar[type[Any]] = RewardedCompletions
 
-    def __init__(self, frozen: Frozen) -> None:
-        assert isinstance(frozen.objective, Rl)
-        self._objective = frozen.objective
-        self._exercises = [example for example in frozen.examples if isinstance(example, Exercise)]
-        self._limit = frozen.limit
-        self._score: Scorer = scorer_of(frozen.objective)
+    def __init__(self, eval_set: EvalSet) -> None:
+        assert isinstance(eval_set.objective, Rl)
+        self._objective = eval_set.objective
+        self._exercises = [example for example in eval_set.examples if isinstance(example, RLPrompt)]
+        self._limit = eval_set.limit
+        self._score: Scorer = scorer_of(eval_set.objective)
 
-    def untuned(self, prepared: Prepared, policy: Policy, out: Path) -> Tried:
+    def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> RewardedCompletions:
         """What the base answers as it is asked, which is where the policy starts."""
         policy.train(False)
-        return self.tuned(LocalModel(policy, prepared.template, self._objective.inference_objective(), self._limit))
+        return self.predict(LocalModel(policy, prepared.template, self._objective.inference_objective(), self._limit))
 
-    def tuned(self, model: LocalModel) -> Tried:
+    def predict(self, model: LocalModel) -> RewardedCompletions:
         """A model's greedy answers."""
         began = time.perf_counter()
         replies = model.replies([exercise.prompt for exercise in self._exercises])
         seconds = time.perf_counter() - began
-        attempts = [Attempt(e, r.text, r.finished) for e, r in zip(self._exercises, replies, strict=True)]
-        answers = Answers([a.text for a in attempts], "as it is", seconds, [a.finished for a in attempts])
-        return Tried(answers, self._score(attempts))
+        attempts = [Completion(e, r.text, r.finished) for e, r in zip(self._exercises, replies, strict=True)]
+        answers = AnswerSet([a.text for a in attempts], "as it is", seconds, [a.finished for a in attempts])
+        return RewardedCompletions(answers, self._score(attempts))
 
-    def tasks(self, base: Tried, tuned: Tried, *, name: str) -> list[TaskScore]:
+    def compare(self, base: RewardedCompletions, tuned: RewardedCompletions, *, name: str) -> list[TaskScore]:
         """Base against tuned by reward and by each part of it, and by ROUGE-L where every row has an answer."""
         return [
             as_task(compare_paired(of(base), of(tuned), groups=groups_of(self._exercises)), name=name, metric=metric)
             for metric, of in self._metrics()
         ]
 
-    def scores(self, said: Tried, *, name: str) -> list[Score]:
+    def score(self, said: RewardedCompletions, *, name: str) -> list[Score]:
         """One side alone."""
         clusters = groups_of(self._exercises)
         return [
@@ -100,9 +100,12 @@ class Rewarded:
             for metric, of in self._metrics()
         ]
 
-    def arms(
-        self, task: TaskScore, sides: tuple[Tried, Tried], controls: Mapping[str, Tried]
-    ) -> tuple[list[Arm], list[Arm]]:
+    def compare_arms(
+        self,
+        task: TaskScore,
+        sides: tuple[RewardedCompletions, RewardedCompletions],
+        controls: Mapping[str, RewardedCompletions],
+    ) -> tuple[list[ArmScore], list[ArmScore]]:
         """The base and the controls, each against the tuned model by what their answers earn."""
         base, tuned = sides
         ways = {BASE: base.rewards, **{name: said.rewards for name, said in controls.items()}}
@@ -113,7 +116,7 @@ class Rewarded:
         }
         adjusted = holm({way: one.p_value for way, one in found.items()})
         arms = [
-            Arm(
+            ArmScore(
                 name=way,
                 metric=task.metric,
                 score=float(np.mean(rewards)),
@@ -127,7 +130,7 @@ class Rewarded:
         ]
         return [arm for arm in arms if arm.name not in controls], [arm for arm in arms if arm.name in controls]
 
-    def lines(self, sides: Mapping[str, Tried]) -> list[dict[str, Any]]:
+    def to_rows(self, sides: Mapping[str, RewardedCompletions]) -> list[dict[str, Any]]:
         """Each row with its question, its own answer, what the sides answered and the reward of that."""
         found = []
         for i, exercise in enumerate(self._exercises):
@@ -137,23 +140,27 @@ class Rewarded:
             found.append(line | {f"score_{name}": said.rewards[i] for name, said in sides.items()})
         return found
 
-    def worth(self, prepared: Prepared, model: LocalModel, sides: tuple[Tried, Tried]) -> Worth:
+    def diagnose(
+        self, prepared: TrainingContext, model: LocalModel, sides: tuple[RewardedCompletions, RewardedCompletions]
+    ) -> Diagnostics:
         """What the reward was paid with, and how near the answers are to the rows' own, where every row has one."""
         base, tuned = (side.answers for side in sides)
-        style = voice(prepared, (base, tuned), self._exercises) if self._referenced else None
-        facts = Pursuit(kl_per_token=self._kl(prepared, model), **_habits(base, tuned))
-        return Worth(style=style, pursuit=facts, alarms=alarms(facts))
+        style = style_report(prepared, (base, tuned), self._exercises) if self._referenced else None
+        facts = RewardDiagnostics(kl_per_token=self._kl(prepared, model), **_habits(base, tuned))
+        return Diagnostics(style=style, reward_diagnostics=facts, warnings=find_warnings(facts))
 
-    def _kl(self, prepared: Prepared, model: LocalModel) -> float | None:
+    def _kl(self, prepared: TrainingContext, model: LocalModel) -> float | None:
         """Nats a token to the start, on answers drawn to some of the prompts; None where no start was kept."""
         if self._objective.reference == "none" and prepared.recipe.technique.kind == "full":
             return None
-        learner = Practice(self._objective, model.template, {e.where: e for e in self._exercises}, self._score, 0)
+        learner = OnlineRLLearner(
+            self._objective, model.template, {e.where: e for e in self._exercises}, self._score, 0
+        )
         rows = [self._objective.encode(e, model.template, limit=self._limit) for e in self._exercises[:DRAWN]]
         total, count = 0.0, 0
         for start in range(0, len(rows), ANSWERED):
-            some, tokens = kl_to_start(
-                model.policy, learner.drawn_once(collate(rows[start : start + ANSWERED]), model.policy)
+            some, tokens = kl_to_reference(
+                model.policy, learner.sample_once(collate(rows[start : start + ANSWERED]), model.policy)
             )
             total, count = total + some, count + tokens
         return total / max(1, count)
@@ -162,9 +169,11 @@ class Rewarded:
     def _referenced(self) -> bool:
         return all(exercise.reference for exercise in self._exercises)
 
-    def _metrics(self) -> list[tuple[str, Callable[[Tried], Floats]]]:
+    def _metrics(self) -> list[tuple[str, Callable[[RewardedCompletions], FloatArray]]]:
         """Metrics by name, the headline first, each a number per row."""
-        found: list[tuple[str, Callable[[Tried], Floats]]] = [("reward", lambda said: np.array(said.rewards))]
+        found: list[tuple[str, Callable[[RewardedCompletions], FloatArray]]] = [
+            ("reward", lambda said: np.array(said.rewards))
+        ]
         parts = self._objective.reward if isinstance(self._objective.reward, dict) else {}
         if len(parts) > 1:
             last = {name: name.rpartition("/")[2].rpartition(":")[2] for name in parts}
@@ -176,18 +185,18 @@ class Rewarded:
             found.append(("rouge_l", lambda said: rouge_l(wanted, said.answers.given)))
         return found
 
-    def _part(self, name: str) -> Callable[[Tried], Floats]:
+    def _part(self, name: str) -> Callable[[RewardedCompletions], FloatArray]:
         """One of several rewards, unweighted."""
         score = scorer(name, key="objective.reward")
 
-        def of(said: Tried) -> Floats:
+        def of(said: RewardedCompletions) -> FloatArray:
             each = zip(self._exercises, said.answers.given, said.answers.finished, strict=True)
-            return np.array(score([Attempt(*one) for one in each]))
+            return np.array(score([Completion(*one) for one in each]))
 
         return of
 
 
-def alarms(facts: Pursuit) -> tuple[str, ...]:
+def find_warnings(facts: RewardDiagnostics) -> tuple[str, ...]:
     """What is known to go wrong when a reward is pursued, where it did."""
     found = []
     if facts.kl_per_token is not None and facts.kl_per_token > FAR:
@@ -203,7 +212,7 @@ def alarms(facts: Pursuit) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _habits(base: Answers, tuned: Answers) -> dict[str, tuple[float, float]]:
+def _habits(base: AnswerSet, tuned: AnswerSet) -> dict[str, tuple[float, float]]:
     """Length, repetition and missing ends of both sides."""
     one, other = (habits(side.given, finished=side.finished) for side in (base, tuned))
     return {

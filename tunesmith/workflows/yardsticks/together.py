@@ -7,25 +7,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tunesmith.evaluation.tasks import Arm, Score, TaskScore
+from tunesmith.evaluation.tasks import ArmScore, Score, TaskScore
 from tunesmith.inference.local import LocalModel
 from tunesmith.model.policy import Policy
-from tunesmith.workflows.prepare import Prepared
-from tunesmith.workflows.run_folder import of_task
-from tunesmith.workflows.yardsticks.answering import Answered
-from tunesmith.workflows.yardsticks.base import Worth, Yardstick
-from tunesmith.workflows.yardsticks.judging import Judged
-from tunesmith.workflows.yardsticks.reading import Read
+from tunesmith.workflows.prepare import TrainingContext
+from tunesmith.workflows.run_folder import task_dir
+from tunesmith.workflows.yardsticks.answering import AnswerPredictions
+from tunesmith.workflows.yardsticks.base import Diagnostics, Evaluator
+from tunesmith.workflows.yardsticks.judging import PairScores
+from tunesmith.workflows.yardsticks.reading import PerplexityPredictions
 
 # The word for what each task's own model says, tuned by itself on as many of its rows.
-ALONE = "single-task model"
+SINGLE_TASK_MODEL = "single-task model"
 
 
 @dataclass(frozen=True, slots=True)
-class SaidByTask:
+class PredictionsByTask:
     """What a model said to the rows of each task."""
 
-    parts: dict[str, Answered | Read | Judged]
+    parts: dict[str, AnswerPredictions | PerplexityPredictions | PairScores]
 
     @property
     def seconds(self) -> float:
@@ -33,12 +33,12 @@ class SaidByTask:
         return sum(said.seconds for said in self.parts.values())
 
 
-class ManyTasks:
+class MultitaskEvaluator:
     """Measures each task by its own yardstick."""
 
-    shape: ClassVar[type[Any]] = SaidByTask
+    shape: ClassVar[type[Any]] = PredictionsByTask
 
-    def __init__(self, parts: Mapping[str, Yardstick[Any]]) -> None:
+    def __init__(self, parts: Mapping[str, Evaluator[Any]]) -> None:
         self.parts = dict(parts)
 
     @property
@@ -46,60 +46,67 @@ class ManyTasks:
         """The name of the first task."""
         return next(iter(self.parts))
 
-    def untuned(self, prepared: Prepared, policy: Policy, out: Path) -> SaidByTask:
+    def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> PredictionsByTask:
         """What the base says at its best to each task's rows."""
         found = {}
         for name, yardstick in self.parts.items():
             policy.head = None  # one task's head is nothing to the next
-            found[name] = yardstick.untuned(prepared.parts[name], policy, of_task(out, name))
-        return SaidByTask(found)
+            found[name] = yardstick.evaluate_base(prepared.parts[name], policy, task_dir(out, name))
+        return PredictionsByTask(found)
 
-    def tuned(self, model: LocalModel) -> SaidByTask:
+    def predict(self, model: LocalModel) -> PredictionsByTask:
         """What a model of all tasks says to each task's rows."""
-        return SaidByTask({name: yardstick.tuned(model.at(name)) for name, yardstick in self.parts.items()})
+        return PredictionsByTask({name: yardstick.predict(model.at(name)) for name, yardstick in self.parts.items()})
 
-    def gathered(self, model_of: Callable[[str], LocalModel]) -> SaidByTask:
+    def gathered(self, model_of: Callable[[str], LocalModel]) -> PredictionsByTask:
         """What each task's own model says to its rows; one is made when the one before has spoken and is gone."""
-        return SaidByTask({name: yardstick.tuned(model_of(name)) for name, yardstick in self.parts.items()})
+        return PredictionsByTask({name: yardstick.predict(model_of(name)) for name, yardstick in self.parts.items()})
 
-    def tasks(self, base: SaidByTask, tuned: SaidByTask, *, name: str) -> list[TaskScore]:
+    def compare(self, base: PredictionsByTask, tuned: PredictionsByTask, *, name: str) -> list[TaskScore]:
         """Base against tuned, task by task under its own name."""
         return [
             score
             for task, yardstick in self.parts.items()
-            for score in yardstick.tasks(base.parts[task], tuned.parts[task], name=task)
+            for score in yardstick.compare(base.parts[task], tuned.parts[task], name=task)
         ]
 
-    def scores(self, said: SaidByTask, *, name: str) -> list[Score]:
+    def score(self, said: PredictionsByTask, *, name: str) -> list[Score]:
         """One side, task by task under its own name."""
         found = ((yardstick, said.parts[task], task) for task, yardstick in self.parts.items())
-        return [score for yardstick, one, task in found for score in yardstick.scores(one, name=task)]
+        return [score for yardstick, one, task in found for score in yardstick.score(one, name=task)]
 
-    def arms(
-        self, task: TaskScore, sides: tuple[SaidByTask, SaidByTask], controls: Mapping[str, SaidByTask]
-    ) -> tuple[list[Arm], list[Arm]]:
+    def compare_arms(
+        self,
+        task: TaskScore,
+        sides: tuple[PredictionsByTask, PredictionsByTask],
+        controls: Mapping[str, PredictionsByTask],
+    ) -> tuple[list[ArmScore], list[ArmScore]]:
         """The baselines of the first task; models of single tasks are compared task by task, not here."""
         return self.baselines(self.headline, task, sides), []
 
-    def baselines(self, name: str, task: TaskScore, sides: tuple[SaidByTask, SaidByTask]) -> list[Arm]:
+    def baselines(
+        self, name: str, task: TaskScore, sides: tuple[PredictionsByTask, PredictionsByTask]
+    ) -> list[ArmScore]:
         """The base and the cheap ways of one task."""
         base, tuned = sides
-        return self.parts[name].arms(task, (base.parts[name], tuned.parts[name]), {})[0]
+        return self.parts[name].compare_arms(task, (base.parts[name], tuned.parts[name]), {})[0]
 
-    def lines(self, sides: Mapping[str, SaidByTask]) -> list[dict[str, Any]]:
+    def to_rows(self, sides: Mapping[str, PredictionsByTask]) -> list[dict[str, Any]]:
         """A line for each row of each task, which it names."""
         return [
             {"task": task, **line}
             for task, yardstick in self.parts.items()
-            for line in yardstick.lines({name: said.parts[task] for name, said in sides.items()})
+            for line in yardstick.to_rows({name: said.parts[task] for name, said in sides.items()})
         ]
 
-    def worth(self, prepared: Prepared, model: LocalModel, sides: tuple[SaidByTask, SaidByTask]) -> Worth:
+    def diagnose(
+        self, prepared: TrainingContext, model: LocalModel, sides: tuple[PredictionsByTask, PredictionsByTask]
+    ) -> Diagnostics:
         """What is measured beside the scores of the first task, and what of any task raises an alarm."""
         base, tuned = sides
         found = {
-            name: one.worth(prepared.parts[name], model.at(name), (base.parts[name], tuned.parts[name]))
+            name: one.diagnose(prepared.parts[name], model.at(name), (base.parts[name], tuned.parts[name]))
             for name, one in self.parts.items()
         }
-        alarms = tuple(f"{name}: {alarm}" for name, worth in found.items() for alarm in worth.alarms)
-        return replace(found[self.headline], alarms=alarms)
+        alarms = tuple(f"{name}: {alarm}" for name, worth in found.items() for alarm in worth.warnings)
+        return replace(found[self.headline], warnings=alarms)

@@ -1,0 +1,104 @@
+"""Renamed attributes keep the key that files and `--json` have had; renamed public names warn and still work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.cli.doctor import DoctorCheck, _as_document
+from tunesmith.data.audit.finding import Finding
+from tunesmith.data.exercises import Completion, RLPrompt
+from tunesmith.data.turns import Message
+from tunesmith.evaluation.results import RewardDiagnostics
+from tunesmith.report.schema import MultitaskReport, Report, TaskReport
+from tunesmith.training.state import TrainingState, _from_json, _to_json
+from tunesmith.workflows.tune import Run
+
+REPORTS = sorted(Path("bench/grid").glob("*/report.json"))
+
+
+def _kept(stored: Any, written: Any) -> Any:
+    """Return of `written` what `stored` has too: a field that is newer than a report is written with its default."""
+    if isinstance(stored, dict):
+        return {key: _kept(value, written[key]) for key, value in stored.items()}
+    if isinstance(stored, list):
+        return [_kept(one, other) for one, other in zip(stored, written, strict=True)]
+    return written
+
+
+@pytest.mark.parametrize("kind", ["classify", "domain", "preference", "reward", "rl", "multitask"])
+def test_a_stored_report_is_read_and_written_with_the_same_keys(kind: str):
+    file = next(file for file in REPORTS if file.parent.name.startswith(kind))
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    written = json.loads(Report.model_validate(stored).model_dump_json())
+    assert _kept(stored, written) == stored
+    assert Report.model_validate(written).model_dump(mode="json") == written
+
+
+@pytest.mark.parametrize(
+    ("model", "attribute", "key"),
+    [
+        (Report, "reward_diagnostics", "pursuit"),
+        (Report, "preference_diagnostics", "judgement"),
+        (Report, "warnings", "alarms"),
+        (Report, "multitask", "together"),
+        (MultitaskReport, "tasks", "parts"),
+        (TaskReport, "single_task", "alone"),
+        (Finding, "fix", "cure"),
+    ],
+)
+def test_the_schema_names_the_key_and_code_the_attribute(model: type[Report], attribute: str, key: str):
+    assert attribute in model.model_fields
+    properties = model.model_json_schema()["properties"]
+    assert key in properties
+    assert attribute not in properties
+
+
+def test_a_report_can_be_made_by_attribute_and_by_key():
+    values = {"kl_per_token": None, "words": (1.0, 2.0), "repeated_share": (0.0, 0.0), "cut_off_share": (0.0, 0.0)}
+    stored = json.loads(REPORTS[0].read_text(encoding="utf-8"))
+    by_key = Report.model_validate({**stored, "pursuit": values})
+    by_name = Report.model_validate(
+        {**{k: v for k, v in stored.items() if k != "pursuit"}, "reward_diagnostics": values}
+    )
+    assert by_key == by_name
+    assert by_key.reward_diagnostics == RewardDiagnostics(**values)
+
+
+def test_findings_and_checks_keep_the_key_cure():
+    finding = Finding(kind="leak", severity="blocking", count=1, rows=("a:1",), fix="drop it", about="", share=1.0)
+    assert finding.model_dump(mode="json")["cure"] == "drop it"
+    assert _as_document(DoctorCheck("disk", "fail", "full", "free some")) == {
+        "name": "disk",
+        "state": "fail",
+        "finding": "full",
+        "cure": "free some",
+    }
+
+
+def test_a_checkpoint_keeps_its_keys():
+    state = TrainingState(step=3, bad_validations=1, forward_tokens=9, peak_bytes=7, validation_pending=True)
+    keys = ("worse", "computed", "peak", "owed")
+    assert [_to_json(state)[key] for key in keys] == [1, 9, 7, True]
+    assert _from_json(_to_json(state)) == state
+
+
+def test_a_reward_function_may_read_the_prompt_by_its_old_name():
+    prompt = RLPrompt("rows:1", (Message("user", "Who?"), Message("assistant", "I")), row={"level": 2})
+    completion = Completion(prompt, "You", finished=True)
+    with pytest.warns(DeprecationWarning, match="use completion.prompt"):
+        assert completion.exercise is prompt
+    with pytest.warns(DeprecationWarning, match="use Completion"):
+        from tunesmith.data.exercises import Attempt  # type: ignore[attr-defined]
+    assert Attempt is Completion
+    with pytest.raises(ImportError):
+        from tunesmith.data.exercises import Nothing  # type: ignore[attr-defined]  # noqa: F401
+
+
+def test_a_run_says_under_the_old_name_that_it_was_reused():
+    report = Report.model_validate_json(REPORTS[0].read_text(encoding="utf-8"))
+    with pytest.warns(DeprecationWarning, match=r"use Run\.reused"):
+        assert Run(Path("runs/one"), report, reused=True).already
