@@ -122,7 +122,7 @@ def test_texts_are_read_without_controls_and_share_the_head_that_the_base_lacks(
 
     some = [Cell("domain", name, "encoder") for name in ("lora", "ia3")]
     fill(some, setting, tune=tune, on_event=lambda event: None, stop=lambda: False)
-    assert said.count("a head for hidden words, on the frozen encoder") == 1
+    assert said.count("training a masked-LM head on the frozen encoder") == 1
     one, two = read(setting).cells
     assert (one.head_only, one.shuffled) == (None, None)
     assert one.base == two.base
