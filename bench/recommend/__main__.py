@@ -85,8 +85,8 @@ def table(page: dict[str, Any]) -> str:
     parts = [
         "# Recommendations of `tunesmith plan` compared with every technique\n\n"
         "The recommendations were committed before the runs (`git log bench/RECOMMEND.json`). `python -m "
-        "bench.recommend run` makes this page.\nA technique is better than the recommended one if p < 0.05 on the same test rows, by "
-        "group, without adjustment."
+        "bench.recommend run` makes this page.\nA technique is better than the recommended one if p < 0.05 "
+        "on the same test rows, by group, without adjustment."
     ]
     stood: list[bool] = []
     pairs: Counter[str] = Counter()
