@@ -22,14 +22,15 @@ NAMES = {
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
-    """The whole report."""
+    """Return the whole report."""
+    requests = ", ".join(f"{count} by {clients}" for clients, count in SECOND_OF.items())
     lines = [
         "# Answers per second, for one client and many",
         "",
         "Made by `python -m bench.serve`. smollm2-135m in float32 (llama.cpp: f16) with LoRA of rank 16; one-line",
         f"summaries of package descriptions, at most {CHARACTERS} characters each after one instruction, at most",
         f"{TOKENS} tokens per answer, greedy decoding, every prompt once. A client sends its next request when the",
-        f"last is answered. Requests: {', '.join(f'{count} by {clients}' for clients, count in SECOND_OF.items())} clients.",
+        f"last is answered. Requests: {requests} clients.",
         "",
         f"Machine: {machine()}.",
         "",
