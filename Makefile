@@ -49,7 +49,7 @@ reports: setup ## the examples tuned, their reports into docs/reports; what is f
 	$(BIN)/python -m bench.reports
 
 grid: setup ## every technique on every objective, docs/reference/grid.md; hours, but cell by cell
-	$(BIN)/python -m bench.technique_grid --seeds 3 --rows 160 --out bench/grid --page docs/reference/grid.md
+	$(BIN)/python -m bench.technique_grid --seeds 3 --rows 160 --page docs/reference/grid.md
 
 # Not after `setup`: a lock that no longer fits pyproject.toml must not stand in the way of its own renewal.
 lock: ## requirements.lock from what .venv holds, after bringing it up to pyproject.toml

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.technique_grid.cells import TECHNIQUES
-from bench.technique_grid.report import EQUIVALENT, NOT_TOLD, within
+from bench.technique_grid.report import EQUIVALENT, NOT_SIGNIFICANT, within
 from bench.technique_grid.run import begin_with_known_base
 from tunesmith.data.files import write_whole
 from tunesmith.evaluation.significance import PairedComparison
@@ -83,10 +83,9 @@ def _relatives(task: str, technique: str) -> Iterator[tuple[Recipe, Path]]:
 def table(page: dict[str, Any]) -> str:
     """RECOMMEND.md: each task with its techniques, and how often the recommendation stood."""
     parts = [
-        "# Recommendations of `tunesmith plan` compared with every technique\n\n"
-        "The recommendations were committed before the runs (`git log bench/RECOMMEND.json`). `python -m "
-        "bench.recommend run` makes this page.\nA technique is better than the recommended one if p < 0.05 "
-        "on the same test rows, by group, without adjustment."
+        "# What `tunesmith plan` recommends, beside every technique\n\nThe recommendations were committed before the "
+        "runs (`git log bench/RECOMMEND.json`); `python -m bench.recommend run` made the rest.\nA technique is better "
+        "than the recommended one where p < 0.05 on the same test rows, by group, one comparison at a time."
     ]
     stood: list[bool] = []
     pairs: Counter[str] = Counter()
@@ -98,9 +97,9 @@ def table(page: dict[str, Any]) -> str:
             pairs.update(verdicts.values())
             parts.append(_section(task, told["technique"], found, lines, verdicts))
     parts.append(
-        f"The recommendation wins or ties in {sum(stood)} of {len(stood)} tasks that ran: no other technique is "
-        f"significantly better. Of all {pairs.total()} pairs, the other technique is better in {pairs['better']}, "
-        f"worse in {pairs['worse']}, {EQUIVALENT} in {pairs[EQUIVALENT]} and {NOT_TOLD} in {pairs[NOT_TOLD]}."
+        f"The recommendation wins or ties in {sum(stood)} of {len(stood)} tasks that ran: no other technique is surely "
+        f"better there. Of all {pairs.total()} pairs, the other technique is better in {pairs['better']}, worse in "
+        f"{pairs['worse']}, {EQUIVALENT} in {pairs[EQUIVALENT]} and {NOT_SIGNIFICANT} in {pairs[NOT_SIGNIFICANT]}."
     )
     return "\n\n".join(parts) + "\n"
 
@@ -118,7 +117,7 @@ def _section(task: str, taken: str, found: dict[str, Report], lines: list[str], 
             f"## {task}: {taken} {told}\n",
             f"`{one.model}`, {one.objective}, {one.data.train} training and {one.task.n} test rows, {one.task.metric}, "
             f"base {figure(one.task.base)}.\n",
-            f"| technique | tuned | against {taken} (95 %) | p | verdict | training |",
+            f"| technique | tuned | beside {taken} (95 %) | p | verdict | training |",
             "|---|---|---|---|---|---|",
             *lines,
         )
@@ -147,7 +146,7 @@ def _verdict(difference: PairedComparison, metric: str) -> str:
         return "better"
     if within(metric, difference.ci95):
         return EQUIVALENT
-    return "worse" if difference.verdict == "worse" else NOT_TOLD
+    return "worse" if difference.verdict == "worse" else NOT_SIGNIFICANT
 
 
 def _read() -> dict[str, Any]:

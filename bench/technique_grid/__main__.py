@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
+    default = Setting()
     parser = Parser(
         prog="python -m bench.technique_grid",
         description="Tune the examples by every technique, compare each run with its controls, and write one page. "
@@ -66,7 +67,7 @@ def _parser() -> Parser:
         "--minutes", type=float, metavar="M", help="start no cell after M minutes; 0 only writes the page"
     )
     parser.add_argument(
-        "--examples", type=Path, default=Path("examples"), metavar="FOLDER", help="folder of the recipes (%(default)s)"
+        "--examples", type=Path, default=default.examples, metavar="FOLDER", help="folder of the recipes (%(default)s)"
     )
     parser.add_argument(
         "--no-controls",
@@ -74,9 +75,12 @@ def _parser() -> Parser:
         action="store_false",
         help="skip the frozen head and the shuffled labels",
     )
+    parser.add_argument(
+        "--results", type=Path, default=default.results, metavar="FILE", help="file of the results (%(default)s)"
+    )
     parser.add_argument("--page", type=Path, metavar="FILE", help="file of the page (default: grid.md in --out)")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/grid"), metavar="FOLDER", help="folder of the runs (%(default)s)"
+        "--out", type=Path, default=default.out, metavar="FOLDER", help="folder of the runs (%(default)s)"
     )
     parser.add_argument("--offline", action="store_true", help="do not access the network")
     return parser
@@ -96,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.page:
         check_folder(path)  # before hours of runs, not after them
     chosen = [cell.name for cell in cells(args.only)]
-    setting = Setting(args.examples, args.out, args.rows, args.seeds, args.controls)
+    setting = Setting(args.examples, args.out, args.results, args.rows, args.seeds, args.controls)
     received = _fill(setting, args)
     grid = read(setting)
     write_whole(path, page(grid, linked=(path.parent / "metrics.md").exists()))

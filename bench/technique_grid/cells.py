@@ -1,4 +1,4 @@
-"""The cells of the grid: which objective, technique and family meet, and by which recipe."""
+"""Cells of the grid: which technique runs on which objective and model family, and with which recipe."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ MODELS = {"decoder": "smollm2-135m", "encoder": "minilm-l6"}
 
 @dataclass(frozen=True, slots=True)
 class GridTask:
-    """The example that stands for an objective, what the grid changes in it, and how many of its rows it takes."""
+    """The example recipe of an objective and how the grid changes it."""
 
-    recipe: str
-    changes: tuple[str, ...] = ()
-    rows_each: int = 1  # a document, or a prompt that is answered many times, counts as so many rows
-    tasks: tuple[str, ...] = ()  # of a recipe of several, which share the rows
+    recipe: str  # file in the examples folder
+    changes: tuple[str, ...] = ()  # KEY=VALUE
+    row_cost: int = 1  # a document, or a prompt with many sampled completions, counts as this number of rows
+    tasks: tuple[str, ...] = ()  # names of the tasks of a multitask recipe, which share the rows
     controls: bool = True
 
     def data(self, key: str, value: Any) -> list[str]:
-        """The changes that set a key of `data` in each task."""
-        places = [f"objective.tasks.{name}.data" for name in self.tasks] or ["data"]
-        return [f"{place}.{key}={json.dumps(value)}" for place in places]
+        """Return the changes that set a key of `data` in each task."""
+        sections = [f"objective.tasks.{name}.data" for name in self.tasks] or ["data"]
+        return [f"{section}.{key}={json.dumps(value)}" for section in sections]
 
 
-# Where answers are written, a twentieth of 2,600 rows tests: 130 answers take longer than the training.
-WRITTEN = "data.test=0.05"
+# Generating 130 answers takes longer than the training, so only a twentieth of the 2,600 rows is test data.
+SMALL_TEST = "data.test=0.05"
 TASKS = {
     "classify": GridTask("reviews.yaml", ("data.test=0.1",)),
-    # The base writes no rows for replay, which would take longer than the training; texts have no answers to deal out.
-    "domain": GridTask("domain.yaml", ("replay.share=0", "schedule.batch_rows=4"), rows_each=4, controls=False),
-    "instruct": GridTask("synopsis.yaml", (WRITTEN,)),
+    # Generating replay rows with the base model would take longer than the training. Texts have no labels to shuffle.
+    "domain": GridTask("domain.yaml", ("replay.share=0", "schedule.batch_rows=4"), row_cost=4, controls=False),
+    "instruct": GridTask("synopsis.yaml", (SMALL_TEST,)),
     "preference": GridTask("pairs.yaml"),
     "reward": GridTask("pairs.yaml", ("objective.kind=reward",)),
-    "rl": GridTask("rl-synopsis.yaml", (WRITTEN, "schedule.learning_rate=auto"), rows_each=8, controls=False),
+    "rl": GridTask("rl-synopsis.yaml", (SMALL_TEST, "schedule.learning_rate=auto"), row_cost=8, controls=False),
     "multitask": GridTask(
         "multitask.yaml",
         ("objective.tasks.sentiment.data.test=0.05", "objective.tasks.synopsis.data.test=0.05"),
@@ -49,12 +49,14 @@ TASKS = {
         controls=False,
     ),
 }
-PLACES = tuple((objective, family) for objective in TASKS for family in MODELS)
-# What a run by itself does more of, to be safe, and a cell beside its controls need not: a probe, and validations and
-# checkpoints ten or six times.
-VALIDATION, CHANGES = 0.05, ("schedule.probe=false",)
+# Objective and family of each table, in the order of the page.
+TABLES = tuple((objective, family) for objective in TASKS for family in MODELS)
+# A single run protects itself with an overfit check and six to ten validations and checkpoints. A cell has controls, so
+# it skips the check and validates twice.
+VALIDATION_SHARE = 0.05
+CHANGES = ("schedule.probe=false",)
 VALIDATIONS = 2
-# Technique -> its words in a recipe and how often it sees the rows: what moves few numbers needs more passes.
+# Technique -> its section of the recipe, and epochs: techniques with few trainable parameters need more of them.
 TECHNIQUES: dict[str, tuple[dict[str, Any], float]] = {
     "lora": ({"kind": "lora"}, 2),
     "full": ({"kind": "full"}, 2),
@@ -65,13 +67,13 @@ TECHNIQUES: dict[str, tuple[dict[str, Any], float]] = {
     "dora": ({"kind": "lora", "dora": True}, 2),
     "qlora": ({"kind": "lora", "quantize": "nf4"}, 2),
 }
-# What virtual tokens begin as: run on one place only, to see whether it matters.
+# Soft prompts initialized at random, on one objective only: they measure what the initialization contributes.
 RANDOM: dict[str, tuple[dict[str, Any], float]] = {
     "prompt-random": ({"kind": "prompt", "init": "random"}, 3),
     "prefix-random": ({"kind": "prefix", "init": "random"}, 3),
 }
-# Which pairs of techniques are compared row by row.
-AGAINST = {
+# Technique -> the one that it is compared with row by row.
+COMPARED_WITH = {
     **{name: "lora" for name in TECHNIQUES if name != "lora"},
     "prompt-random": "prompt",
     "prefix-random": "prefix",
@@ -80,7 +82,7 @@ AGAINST = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A technique on an objective and a family."""
+    """A technique on an objective and a model family."""
 
     objective: str
     technique: str
@@ -94,47 +96,55 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Where recipes and runs lie, how many training rows a cell sees, how often with other seeds, beside controls?"""
+    """Files of the grid, and the size of each cell: training rows, seeds, with or without controls."""
 
     examples: Path = Path("examples")
-    out: Path = Path("runs/grid")
+    out: Path = Path("runs/technique_grid")  # run folders, not under version control
+    results: Path = Path("bench/technique_grid/results.jsonl")
     rows: int = 600
     seeds: int = 1
     controls: bool = True
 
     @property
     def options(self) -> str:
-        """What names it on the command line: --rows 160 --out bench/grid."""
-        said = [f"--rows {self.rows}", f"--out {shlex.quote(str(self.out))}"]
+        """Return the options of the command line that reproduce it: --rows 160 --seeds 3."""
+        default = Setting()
+        words = [f"--rows {self.rows}"]
         if self.seeds > 1:
-            said.append(f"--seeds {self.seeds}")
+            words.append(f"--seeds {self.seeds}")
         if not self.controls:
-            said.append("--no-controls")
-        if self.examples != Setting().examples:
-            said.append(f"--examples {shlex.quote(str(self.examples))}")
-        return " ".join(said)
+            words.append("--no-controls")
+        for name in ("examples", "out", "results"):
+            path = getattr(self, name)
+            if path != getattr(default, name):
+                words.append(f"--{name} {shlex.quote(str(path))}")
+        return " ".join(words)
 
     def folder(self, cell: Cell, seed: int) -> Path:
-        """Where the run of a cell lies."""
+        """Return the run folder of a cell."""
         return self.out / f"{cell.name.replace('/', '-')}-{self.rows}-{seed}"
 
 
 def cells(only: Sequence[str] = ()) -> list[Cell]:
-    """All cells in the order of the tables, or those whose name one of the patterns fits. Raises RecipeError."""
-    every = [Cell(objective, name, family) for objective, family in PLACES for name in TECHNIQUES]
+    """Return the cells whose name matches one of the patterns, all without patterns, in the order of the tables.
+
+    Raises:
+        RecipeError: A pattern matches no cell.
+    """
+    every = [Cell(objective, name, family) for objective, family in TABLES for name in TECHNIQUES]
     every += [Cell("classify", name, "decoder") for name in RANDOM]
     names = [cell.name for cell in every]
     for pattern in only:
         if not fnmatch.filter(names, pattern):
             raise RecipeError(f"--only {pattern}: no such cell; write for example classify/lora/decoder or */lora/*")
-    return [cell for cell in every if not only or any(fnmatch.fnmatch(cell.name, one) for one in only)]
+    return [cell for cell in every if not only or any(fnmatch.fnmatch(cell.name, pattern) for pattern in only)]
 
 
 def recipe_of(cell: Cell, setting: Setting, seed: int) -> Recipe:
-    """What a cell runs. Raises RecipeError."""
+    """Return the recipe of a cell. Raises RecipeError."""
     task = TASKS[cell.objective]
     technique, epochs = {**TECHNIQUES, **RANDOM}[cell.technique]
-    own = {
+    values = {
         "model": MODELS[cell.family],
         "technique": technique,
         "schedule.epochs": epochs,
@@ -142,17 +152,17 @@ def recipe_of(cell: Cell, setting: Setting, seed: int) -> Recipe:
         "seed": seed,
     }
     tasks = max(1, len(task.tasks))
-    rows = max(1, setting.rows // task.rows_each // tasks)
-    data = [*task.data("validation", VALIDATION), *task.data("rows", rows)]
-    wanted = [*CHANGES, *data, *task.changes, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
-    recipe, _ = load_recipe(setting.examples / task.recipe, changes=wanted)
-    each = max(1, round(rows * tasks * epochs / recipe.schedule.batch_rows / VALIDATIONS))
-    spread = recipe.schedule.model_copy(update={"eval_steps": each, "save_steps": each})
-    return recipe.model_copy(update={"schedule": spread})
+    rows = max(1, setting.rows // task.row_cost // tasks)
+    data = [*task.data("validation", VALIDATION_SHARE), *task.data("rows", rows)]
+    changes = [*CHANGES, *data, *task.changes, *(f"{key}={json.dumps(value)}" for key, value in values.items())]
+    recipe, _ = load_recipe(setting.examples / task.recipe, changes=changes)
+    steps = max(1, round(rows * tasks * epochs / recipe.schedule.batch_rows / VALIDATIONS))
+    schedule = recipe.schedule.model_copy(update={"eval_steps": steps, "save_steps": steps})
+    return recipe.model_copy(update={"schedule": schedule})
 
 
 def refusal(cell: Cell, setting: Setting) -> str:
-    """Why a cell cannot work, with the nearest that can; nothing where it can."""
+    """Return why a cell cannot work, with the nearest one that can; an empty string if it can."""
     try:
         check_pair(recipe_of(cell, setting, 0), cell.family)
     except RecipeError as error:

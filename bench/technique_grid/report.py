@@ -1,4 +1,4 @@
-"""Results of the technique grid: their schema, and the page of Markdown."""
+"""Results of the grid: their schema, one line per run in results.jsonl, and the page of Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import groupby
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.evaluation.results import BASE
-from tunesmith.evaluation.significance import PairedComparison, lower_is_better
+from tunesmith.evaluation.significance import lower_is_better
 from tunesmith.report.figures import (
     bounds,
     count,
@@ -25,32 +25,32 @@ from tunesmith.report.figures import (
 )
 from tunesmith.report.standing import HUNDREDS
 
-# Two techniques count as equal where the whole interval of their difference is within this share of the scale.
-EQUAL = 0.03
-EQUIVALENT, NOT_TOLD = "equivalent within 3 points", "not significant"
-ON_ONE = ("accuracy", "preference_accuracy", "macro_f1", "sample_f1", "exact_match", "token_f1", "rouge_l")
+# Two techniques are equivalent if the whole interval of their difference is within this share of the scale.
+MARGIN = 0.03
+EQUIVALENT = "equivalent within 3 points"
+NOT_SIGNIFICANT = "not significant"
+UNIT_METRICS = ("accuracy", "preference_accuracy", "macro_f1", "sample_f1", "exact_match", "token_f1", "rouge_l")
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True)
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Control(_Part):
-    """What must not win: its score, and the p-value of the gain over it, adjusted for all arms of the run."""
+class Control(_Frozen):
+    """Score of a control and the p-value of the gain over it, adjusted for all arms of the run."""
 
     score: float
     p_adjusted: float | None
 
 
-class GridCell(_Part):
-    """A finished run of the grid, or one task of it, in one line."""
+class GridCell(_Frozen):
+    """One line of the page: a finished run, or one task of a multitask run."""
 
     objective: str
     family: str
-    part: str = ""
+    task: str = ""  # only of a multitask run
     technique: str
     seed: int
-    folder: str
     model: str
     metric: str
     base: float
@@ -58,31 +58,59 @@ class GridCell(_Part):
     delta: float
     ci95: tuple[float, float]
     p_value: float
-    train: int
+    train_rows: int
     epochs: float
     steps: int  # of the optimizer
-    test: int
+    test_rows: int
     head_only: Control | None
     shuffled: Control | None
-    cheap: tuple[str, float] | None  # the best way without a language model
+    baseline: tuple[str, float] | None  # name and score of the best baseline without a language model
     verdict: str
     learning_rate: float
-    trainable: int
+    trainable: int  # parameters
     parameters: int
-    seconds: float
+    seconds: float  # of the training steps
     peak_bytes: int
     model_bytes: int | None
-    general: float | None
-    probe: float | None
+    general_nats: float | None  # change in loss on general text, nats per token
+    probe: float | None  # change in the share of general questions answered correctly
 
     @property
-    def place(self) -> tuple[str, str, str]:
-        """Objective, family and task: what one table is of."""
-        return self.objective, self.family, self.part
+    def table(self) -> tuple[str, str, str]:
+        """Objective, family and task of its table."""
+        return self.objective, self.family, self.task
 
 
-class GridPair(_Part):
-    """One technique against another, or its base, on the same test rows, those of all seeds together."""
+class RowScores(_Frozen):
+    """Score of each test row by the base and by the tuned model, higher is better. N rows."""
+
+    metric: str
+    digest: str  # of the N questions and reference answers: only runs with equal ones are compared
+    groups: tuple[tuple[str, int], ...]  # (group, rows) of consecutive rows; they sum to N
+    base: str | tuple[float, ...]  # [N]; a string of digits if all scores are 0 or 1
+    tuned: str | tuple[float, ...]  # [N]
+
+
+class RunResult(_Frozen):
+    """A finished run, one line of results.jsonl."""
+
+    rows: int  # --rows of the command line
+    controls: bool
+    identity: str  # digest of the recipe and of its data files
+    base_fingerprint: str  # of the base model's weights
+    machine: dict[str, str | int]
+    cells: tuple[GridCell, ...]
+    row_scores: RowScores | None  # None for several tasks, or a metric without row scores: not compared
+
+    @property
+    def key(self) -> tuple[str, int, int, bool]:
+        """Cell name, rows, seed and controls: results.jsonl holds one run of each."""
+        cell = self.cells[0]
+        return f"{cell.objective}/{cell.technique}/{cell.family}", self.rows, cell.seed, self.controls
+
+
+class GridPair(_Frozen):
+    """One technique compared with another, or with its base model, on the same test rows of all seeds."""
 
     objective: str
     family: str
@@ -98,58 +126,41 @@ class GridPair(_Part):
 
     @property
     def verdict(self) -> str:
-        """Better, worse, equal within 3 points, or not to be told."""
+        """Better, worse, EQUIVALENT or NOT_SIGNIFICANT."""
         if within(self.metric, self.ci95):
             return EQUIVALENT
         if self.p_adjusted < 0.05:
             return "better" if self.delta > 0 else "worse"
-        return NOT_TOLD
+        return NOT_SIGNIFICANT
 
 
-class Grid(_Part):
-    """All that is known of the grid."""
+class Grid(_Frozen):
+    """Everything on the page. Cells are named objective/technique/family."""
 
     cells: tuple[GridCell, ...]
     pairs: tuple[GridPair, ...]
-    refused: dict[str, str]  # objective/technique/family -> why, and the nearest pair that works
-    missing: tuple[str, ...]  # objective/technique/family of what was not run yet
-    partly: tuple[str, ...] = ()  # and of what was run, but not with all seeds
-    failed: dict[str, str] = {}  # of these the ones that were begun and broke, and why
-    options: str = ""  # of the command line that runs more of it
-    stale: tuple[str, ...] = ()  # whose folders hold runs of another recipe or of other rows
+    refused: dict[str, str]  # cell -> why it cannot work, and the nearest that can
+    missing: tuple[str, ...]  # not run yet
+    partial: tuple[str, ...] = ()  # run with some of the seeds
+    failed: dict[str, str] = {}  # of the missing and partial cells: why the run failed
+    options: str = ""  # of the command line that runs more cells
+    stale: tuple[str, ...] = ()  # whose stored result is of another recipe or of other rows
 
 
 def within(metric: str, ci95: tuple[float, float]) -> bool:
-    """Whether the whole interval of a difference says that two techniques are equal."""
-    points = EQUAL * (100 if metric in HUNDREDS else 1)
-    return metric in (*ON_ONE, *HUNDREDS) and max(map(abs, ci95)) <= points
+    """Return whether the whole interval of a difference is within the margin of equivalence."""
+    points = MARGIN * (100 if metric in HUNDREDS else 1)
+    return metric in (*UNIT_METRICS, *HUNDREDS) and max(map(abs, ci95)) <= points
 
 
-def pair_of(one: GridCell, against: str, found: PairedComparison, metric: str, seeds: Sequence[int]) -> GridPair:
-    """A comparison under the names of both techniques, the only one of its table so far."""
-    return GridPair(
-        objective=one.objective,
-        family=one.family,
-        technique=one.technique,
-        against=against,
-        seeds=tuple(seeds),
-        metric=metric,
-        delta=found.delta,
-        ci95=found.ci95,
-        p_value=found.p_value,
-        p_adjusted=found.p_value,
-        n=found.n,
-    )
-
-
-HEADINGS = (
+COLUMNS = (
     "technique|seed|trainable|base|tuned|gain (95 %)|p|head only (p)|shuffled (p)|"
     "verdict|learning rate|training|peak memory|weights|general text|probe"
 )
-PAIR_HEADINGS = "technique|against|seeds|difference (95 %)|p|adjusted|rows|verdict"
+PAIR_COLUMNS = "technique|against|seeds|difference (95 %)|p|adjusted|rows|verdict"
 ADJUSTED = (
-    "Row by row; the verdict goes by the p-value adjusted by Holm's method for all pairs of the table, each interval "
-    "is of its pair alone:"
+    "Compared row by row. The verdict uses the p-value adjusted by Holm's method for all pairs of the table; each "
+    "interval is for its pair alone."
 )
 INTRODUCTION = """# The grid
 
@@ -175,100 +186,96 @@ defaults](../explanation/defaults.md)."""
 
 
 def page(grid: Grid, *, linked: bool = True) -> str:
-    """The grid as Markdown, `linked` to the pages of docs/ where it lies beside them."""
+    """Return the grid as Markdown, `linked` to the other pages of docs/ if it is in that folder."""
     parts = [INTRODUCTION if linked else re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", INTRODUCTION)]
-    for _, cells in groupby(grid.cells, key=lambda cell: cell.place):
+    for _, cells in groupby(grid.cells, key=lambda cell: cell.table):
         parts.append(_section(list(cells), grid.pairs))
     if grid.refused:
-        parts.append("## Pairs that cannot work\n\n" + "\n".join(_reasons(grid.refused)))
+        parts.append("## Cells that cannot work\n\n" + "\n".join(_reasons(grid.refused)))
     if grid.stale:
         parts.append(
-            "## Made by another recipe\n\nTheir folders contain runs of another recipe or of other rows. They are in "
-            "no table. Delete a folder to run its cell again.\n\n" + "\n".join(_left(grid.stale))
+            "## Results of another recipe\n\nThe stored results of these cells are of another recipe or of other rows. "
+            "They are not shown, and a new run replaces them.\n\n" + "\n".join(_by_table(grid.stale))
         )
-    if grid.partly:
-        told = "Their tables have a line for each seed that was run."
-        parts.append(f"## With fewer seeds\n\n{told}\n\n" + "\n".join(_left(grid.partly)))
+    if grid.partial:
+        parts.append(
+            "## Fewer seeds than requested\n\nTheir tables have one line per finished seed.\n\n"
+            + "\n".join(_by_table(grid.partial))
+        )
     if grid.missing:
-        parts.append("## Not run yet\n\n" + "\n".join(_left(grid.missing)))
+        parts.append("## Not run yet\n\n" + "\n".join(_by_table(grid.missing)))
     if grid.failed:
-        parts.append("Started and not finished:\n\n" + "\n".join(_reasons(grid.failed)))
-    if left := (*grid.missing, *grid.partly):
-        parts.append(f"`python -m bench.technique_grid --only {left[0]} {grid.options}` runs one of them.")
+        parts.append("Started, and failed:\n\n" + "\n".join(_reasons(grid.failed)))
+    if rest := (*grid.missing, *grid.partial):
+        parts.append(f"`python -m bench.technique_grid --only {rest[0]} {grid.options}` runs one of them.")
     return "\n\n".join(parts) + "\n"
 
 
-def _reasons(refused: Mapping[str, str]) -> list[str]:
-    """Each reason once, with all the cells that it holds for."""
-    by: dict[str, list[str]] = {}
-    for at, why in refused.items():
-        by.setdefault(why, []).append(f"`{at}`")
-    return [f"- {why} ({', '.join(names)})" for why, names in by.items()]
+def _reasons(reasons: Mapping[str, str]) -> list[str]:
+    """Return each reason once, with all cells that it applies to."""
+    cells: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        cells.setdefault(reason, []).append(f"`{name}`")
+    return [f"- {reason} ({', '.join(names)})" for reason, names in cells.items()]
 
 
-def _left(missing: Sequence[str]) -> list[str]:
-    """What is missing or stale, a line for each objective and family."""
-    by: dict[str, list[str]] = {}
-    for objective, technique, family in (name.split("/") for name in missing):
-        by.setdefault(f"{objective}, {family}", []).append(technique)
-    return [f"- {place}: {', '.join(names)}" for place, names in by.items()]
+def _by_table(names: Sequence[str]) -> list[str]:
+    """Return one line per objective and family with its techniques."""
+    techniques: dict[str, list[str]] = {}
+    for objective, technique, family in (name.split("/") for name in names):
+        techniques.setdefault(f"{objective}, {family}", []).append(technique)
+    return [f"- {table}: {', '.join(names)}" for table, names in techniques.items()]
 
 
 def _section(cells: Sequence[GridCell], pairs: Sequence[GridPair]) -> str:
-    """One objective on one family."""
     first = cells[0]
-    name = metric_name(first.metric) + (" (lower is better)" if lower_is_better(first.metric) else "")
+    metric = metric_name(first.metric) + (" (lower is better)" if lower_is_better(first.metric) else "")
+    summary = f"`{first.model}`, measured by {metric}. {_sizes(cells)} {_controls(cells)}"
+    if first.baseline is not None:
+        summary += f" Best baseline without a language model: {first.baseline[0]}, {figure(first.baseline[1])}."
+    verdicts: dict[str, Counter[str]] = {}
+    for cell in cells:
+        verdicts.setdefault(cell.verdict, Counter())[cell.technique] += 1
+    counted = (
+        f"{verdict}: {', '.join(name if seeds == 1 else f'{name} ({seeds} seeds)' for name, seeds in names.items())}"
+        for verdict, names in verdicts.items()
+    )
     parts = [
-        f"## {', '.join(filter(None, (first.objective, first.part, first.family)))}",
-        f"`{first.model}`, measured by {name}. {_settings(cells)} {_controls(cells)}",
+        f"## {', '.join(filter(None, (first.objective, first.task, first.family)))}",
+        summary,
+        _table(COLUMNS.split("|"), map(_line, cells)),
+        f"Verdicts: {'; '.join(counted)}.",
     ]
-    if first.cheap is not None:
-        parts[-1] += f" Without a language model: {first.cheap[0]}, {figure(first.cheap[1])}."
-    parts.append(_table(HEADINGS.split("|"), (_line(cell) for cell in cells)))
-    parts.append(_standing(cells))
-    own = [pair for pair in pairs if (pair.objective, pair.family, "") == first.place]
-    for what, beside in (
-        ("Each technique over its base, on the test rows of all seeds.", [p for p in own if p.against == BASE]),
-        ("One technique against another, on the same test rows.", [p for p in own if p.against != BASE]),
+    own = [pair for pair in pairs if (pair.objective, pair.family, "") == first.table]
+    for title, compared in (
+        ("Each technique against its base model, on the test rows of all seeds", [p for p in own if p.against == BASE]),
+        ("One technique against another, on the same test rows", [p for p in own if p.against != BASE]),
     ):
-        if beside:
-            if beside[0].metric != first.metric:  # the table above is by a figure that no single row has
-                what = f"{what[:-1]}, by {worth_name(first.metric)}: higher is better."
-            parts += [f"{what} {ADJUSTED}", _table(PAIR_HEADINGS.split("|"), (_pair_line(pair) for pair in beside))]
+        if compared:
+            if compared[0].metric != first.metric:  # the metric of the table above has no score of a single row
+                title = f"{title}, by {worth_name(first.metric)} (higher is better)"
+            parts += [f"{title}. {ADJUSTED}", _table(PAIR_COLUMNS.split("|"), map(_pair_line, compared))]
     return "\n\n".join(parts)
 
 
-def _standing(cells: Sequence[GridCell]) -> str:
-    """Which techniques come under which verdict, in a sentence."""
-    by: dict[str, list[str]] = {}
+def _sizes(cells: Sequence[GridCell]) -> str:
+    """Return the training rows, epochs, steps and test rows of each group of techniques."""
+    groups: dict[str, list[GridCell]] = {}
     for cell in cells:
-        by.setdefault(cell.verdict, []).append(cell.technique)
-    counted = ((verdict, Counter(names)) for verdict, names in by.items())
-    told = (
-        f"{verdict}: {', '.join(name if times == 1 else f'{name} ({times} seeds)' for name, times in names.items())}"
-        for verdict, names in counted
-    )
-    return f"In words: {'; '.join(told)}."
-
-
-def _settings(cells: Sequence[GridCell]) -> str:
-    """With how many rows and epochs the cells were made."""
-    by: dict[str, list[GridCell]] = {}
-    for cell in cells:
-        passes = f"{cell.epochs:g} times ({count(cell.steps)} steps)"
-        by.setdefault(f"{count(cell.train)} training rows {passes}", []).append(cell)
-    told = []
-    for made, some in by.items():
-        names, tests = dict.fromkeys(cell.technique for cell in some), [cell.test for cell in some]
+        epochs = f"{cell.epochs:g} epochs ({count(cell.steps)} steps)"
+        groups.setdefault(f"{count(cell.train_rows)} training rows, {epochs}", []).append(cell)
+    sizes = []
+    for training, members in groups.items():
+        names = dict.fromkeys(cell.technique for cell in members)
+        tests = [cell.test_rows for cell in members]
         rows = " to ".join(map(count, dict.fromkeys((min(tests), max(tests)))))
-        told.append(f"{', '.join(names)}: {made}, {rows} test rows")
-    return f"{'; '.join(told)}."
+        sizes.append(f"{', '.join(names)}: {training}, {rows} test rows")
+    return f"{'; '.join(sizes)}."
 
 
 def _controls(cells: Sequence[GridCell]) -> str:
-    """Which controls stand in the table."""
-    sides = {"head only": [cell.head_only for cell in cells], "shuffled": [cell.shuffled for cell in cells]}
-    return f"Controls run: {', '.join(name for name, found in sides.items() if any(found)) or 'none'}."
+    columns = {"head only": [cell.head_only for cell in cells], "shuffled": [cell.shuffled for cell in cells]}
+    return f"Controls run: {', '.join(name for name, controls in columns.items() if any(controls)) or 'none'}."
 
 
 def _line(cell: GridCell) -> list[str]:
@@ -287,18 +294,18 @@ def _line(cell: GridCell) -> list[str]:
         duration(cell.seconds),
         size(cell.peak_bytes),
         figure(None) if cell.model_bytes is None else size(cell.model_bytes),
-        signed(cell.general),
+        signed(cell.general_nats),
         share(cell.probe),
     ]
 
 
-def control(one: Control | None) -> str:
-    """A control's score, and how surely it is beaten."""
-    return figure(None) if one is None else f"{figure(one.score)} ({_p(one.p_adjusted)})"
+def control(value: Control | None) -> str:
+    """Return a control's score with the adjusted p-value of the gain over it."""
+    return figure(None) if value is None else f"{figure(value.score)} ({_p(value.p_adjusted)})"
 
 
 def _p(value: float | None) -> str:
-    """A p-value under a heading that says what it is."""
+    """Return a p-value without `p =`, which the heading of its column contains."""
     return p_value(value).removeprefix("p = ").removeprefix("p ")
 
 
@@ -315,6 +322,6 @@ def _pair_line(pair: GridPair) -> list[str]:
     ]
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

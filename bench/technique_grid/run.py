@@ -1,203 +1,233 @@
-"""The grid: every technique on every objective and family, cell by cell, each a run of its own."""
+"""Runs of the grid: each cell is one run, its result one line of results.jsonl."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from bench.technique_grid.cells import AGAINST, PLACES, TASKS, Cell, Setting, cells, recipe_of, refusal
-from bench.technique_grid.report import Control, Grid, GridCell, GridPair, pair_of
+from pydantic import ValidationError
+
+from bench.technique_grid.cells import COMPARED_WITH, TABLES, TASKS, Cell, Setting, cells, recipe_of, refusal
+from bench.technique_grid.report import Control, Grid, GridCell, GridPair, RowScores, RunResult
 from tunesmith.data.files import write_whole, writing
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.results import BASE, Retention
-from tunesmith.evaluation.significance import holm
-from tunesmith.events import EventHandler, Note, StageStarted
-from tunesmith.recipe import Recipe, load_recipe, save_recipe
-from tunesmith.report.diff import compared, over_base, paired
-from tunesmith.report.predictions import Prediction
+from tunesmith.evaluation.significance import compare_paired, holm
+from tunesmith.events import Note, StageStarted
+from tunesmith.recipe import Recipe, save_recipe
+from tunesmith.report.diff import over_base
 from tunesmith.report.schema import Report, read_report
 from tunesmith.report.standing import is_not_beaten
-from tunesmith.workflows.run_folder import RunFolder, open_run
+from tunesmith.workflows.run_folder import RunFolder, identities, open_run
 from tunesmith.workflows.worth import HEAD_ONLY, SHUFFLED
 
-# What a run keeps of its base, the same for all runs on the same rows.
-OF_THE_BASE = ("before.json", "base_head.txt", "base_head")
-
-# What becomes of a run that is not finished, as the end of a file's name: it cannot work, or it broke.
-REFUSED, FAILED = ".refused", ".failed"
-# Tunes the recipe in a file into a folder; answers one of the two and why, or nothing twice.
+# Files of a run folder about its base model, equal for all runs on the same rows.
+BASE_FILES = ("before.json", "base_head.txt", "base_head")
+# Suffixes of the file next to a run folder that holds the reason why the run did not finish.
+REFUSED = ".refused"  # the recipe cannot work
+FAILED = ".failed"
+# Not a mean over rows, so runs are not compared by them.
+SET_METRICS = ("macro_f1", "thumbs_auc")
+# Tunes the recipe in a file into a folder. Returns REFUSED or FAILED and the reason, or two empty strings.
 Tune = Callable[[Path, Path], tuple[str, str]]
+Results = Mapping[tuple[str, int, int, bool], RunResult]
 
 
 def fill(
-    wanted: Sequence[Cell], setting: Setting, *, tune: Tune, on_event: EventHandler, stop: Callable[[], bool]
+    chosen: Sequence[Cell],
+    setting: Setting,
+    *,
+    tune: Tune,
+    on_event: Callable[[StageStarted | Note], None],
+    stop: Callable[[], bool],
 ) -> None:
-    """Run the cells that are not finished, one after another, until `stop`."""
+    """Run the cells that have no result, one after another, until `stop`."""
     with writing(setting.out):
         setting.out.mkdir(parents=True, exist_ok=True)
+    results = load_results(setting.results)
     for seed in range(setting.seeds):
-        for cell in wanted:
+        for cell in chosen:
             if stop():
                 return
             recipe = recipe_of(cell, setting, seed)
+            _, current = _stored(results, cell, setting, seed)
+            if current or refusal(cell, setting):
+                continue
             try:
                 folder = open_run(recipe, setting.folder(cell, seed))
             except CheckpointError as error:
-                on_event(Note(f"{error}; left out"))
+                on_event(Note(f"{error}; skipped"))
                 continue
-            if folder.finished or refusal(cell, setting):
-                continue
-            on_event(StageStarted(f"{cell.name}, seed {seed}"))
-            if not folder.begun:
-                begin_with_known_base(folder, recipe, _relatives(cell, setting, seed))
-            place = folder.path.with_suffix(".yaml")
-            save_recipe(recipe, place)
-            ended, why = tune(place, folder.path)
-            for end in (REFUSED, FAILED):
-                folder.path.with_suffix(end).unlink(missing_ok=True)
-            if ended:
-                write_whole(folder.path.with_suffix(ended), why)
+            if not folder.finished:
+                on_event(StageStarted(f"{cell.name}, seed {seed}"))
+                _run(cell, setting, folder, recipe, tune)
+            if folder.finished:
+                save_result(setting.results, result_of(cell, setting, folder, recipe))
 
 
-def _relatives(cell: Cell, setting: Setting, seed: int) -> Iterator[tuple[Recipe, Path]]:
-    """Runs of the other techniques on the same rows."""
-    for other in cells():
-        if (other.objective, other.family) == (cell.objective, cell.family) and other != cell:
-            yield recipe_of(other, setting, seed), setting.folder(other, seed)
+def _run(cell: Cell, setting: Setting, folder: RunFolder, recipe: Recipe, tune: Tune) -> None:
+    if not folder.begun:
+        others = (
+            other
+            for other in cells()
+            if (other.objective, other.family) == (cell.objective, cell.family) and other != cell
+        )
+        relatives = ((recipe_of(other, setting, recipe.seed), setting.folder(other, recipe.seed)) for other in others)
+        begin_with_known_base(folder, recipe, relatives)
+    path = folder.path.with_suffix(".yaml")
+    save_recipe(recipe, path)
+    suffix, reason = tune(path, folder.path)
+    for old in (REFUSED, FAILED):
+        folder.path.with_suffix(old).unlink(missing_ok=True)
+    if suffix:
+        write_whole(folder.path.with_suffix(suffix), reason)
 
 
 def begin_with_known_base(folder: RunFolder, recipe: Recipe, relatives: Iterator[tuple[Recipe, Path]]) -> None:
-    """Begin a run with what a relative knows of the base that both have, its machine with it."""
-    for other, place in relatives:
-        # Virtual tokens may leave rows less room, and then the base was asked other texts.
-        alike = [(one.technique.load_options(), one.technique.virtual_tokens()) for one in (other, recipe)]
-        if alike[0] != alike[1] or not (place / OF_THE_BASE[0]).exists():
+    """Start a run with the base model's results, and the machine, of a run over the same base model and rows.
+
+    Args:
+        folder: The run folder, which does not exist yet.
+        recipe: Its recipe.
+        relatives: Recipes and folders of other runs on the same rows. The first that fits is copied from.
+    """
+    for other, path in relatives:
+        # Virtual tokens shorten the rows that fit the context, and the base was then asked other texts.
+        options = [(one.technique.load_options(), one.technique.virtual_tokens()) for one in (other, recipe)]
+        if options[0] != options[1] or not (path / BASE_FILES[0]).exists():
             continue
         try:
-            known = open_run(other, place)
+            source = open_run(other, path)
         except CheckpointError:  # of another recipe, which may have had other rows
             continue
-        # Beside its place, then renamed: a run that knows half of its base would go on with that.
+        # Copied under another name, then renamed: a run would continue with half of its files.
         half = replace(folder, path=folder.path.with_name(f".{folder.path.name}.half"))
         shutil.rmtree(half.path, ignore_errors=True)
-        half.begin({key: value for key, value in known.page().items() if key != "identity"})
-        for name in OF_THE_BASE:
-            if (place / name).is_dir():
-                shutil.copytree(place / name, half.path / name)
-            elif (place / name).exists():
-                shutil.copy2(place / name, half.path / name)
+        half.begin({key: value for key, value in source.page().items() if key != "identity"})
+        for name in BASE_FILES:
+            if (path / name).is_dir():
+                shutil.copytree(path / name, half.path / name)
+            elif (path / name).exists():
+                shutil.copy2(path / name, half.path / name)
         half.path.replace(folder.path)
         return
 
 
-def read(setting: Setting) -> Grid:
-    """All that is known: finished cells, pairs on the same rows, pairs that cannot work, what is missing or stale."""
-    found: list[GridCell] = []
-    refused: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    missing: list[str] = []
-    partly: list[str] = []
-    stale: list[str] = []
-    for cell in cells():
-        done, others = _finished(cell, setting)
-        if others:
-            stale.append(cell.name)
-        found += [line for seed in done for line in _told(cell, setting.folder(cell, seed), seed)]
-        if len(done) + others == setting.seeds:
+def load_results(path: Path) -> dict[tuple[str, int, int, bool], RunResult]:
+    """Load the finished runs by `RunResult.key`; an empty dictionary if there is no file.
+
+    Raises:
+        CheckpointError: A line is not a result.
+    """
+    if not path.exists():
+        return {}
+    results = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line:
             continue
-        if not done and (why := refusal(cell, setting) or _said(cell, setting, REFUSED)):
-            refused[cell.name] = why
-            continue
-        (partly if done else missing).append(cell.name)
-        if why := _said(cell, setting, FAILED):
-            failed[cell.name] = why
-    found.sort(key=_place)
-    pairs = tuple(_pairs(found))
-    return Grid(
-        cells=tuple(found),
-        pairs=pairs,
-        refused=refused,
-        missing=tuple(missing),
-        partly=tuple(partly),
-        failed=failed,
-        options=setting.options,
-        stale=tuple(stale),
+        try:
+            result = RunResult.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors()[0]
+            problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise CheckpointError(f"{path}:{number}: {problem}; delete the line and run the cell again") from None
+        results[result.key] = result
+    return results
+
+
+def save_result(path: Path, result: RunResult) -> None:
+    """Add a finished run to the file, in the place of an earlier run of the same key."""
+    results = {**load_results(path), result.key: result}  # read again: other processes may have added theirs
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(f"{each.model_dump_json()}\n" for each in results.values()))
+
+
+def _stored(results: Results, cell: Cell, setting: Setting, seed: int) -> tuple[RunResult | None, bool]:
+    """Return the stored result of a cell, and whether it is of today's recipe and rows."""
+    controls = setting.controls and TASKS[cell.objective].controls
+    result = results.get((cell.name, setting.rows, seed, controls))
+    if result is None:
+        return None, False
+    return result, result.identity in identities(recipe_of(cell, setting, seed), setting.examples)
+
+
+def result_of(cell: Cell, setting: Setting, folder: RunFolder, recipe: Recipe) -> RunResult:
+    """Return the result of a finished run. Raises CheckpointError."""
+    report = read_report(folder.path)
+    lines = [_line(cell, recipe, report)]
+    if report.multitask is not None:
+        lines = [
+            _line(
+                cell,
+                recipe,
+                report.model_copy(update={"task": part.task, "verdict": part.verdict, "baselines": part.baselines}),
+                task=part.name,
+            )
+            for part in report.multitask.tasks
+        ]
+    page = folder.page()
+    return RunResult(
+        rows=setting.rows,
+        controls=recipe.controls,
+        identity=identities(recipe, setting.examples)[0],
+        base_fingerprint=page["base"],
+        machine=page["machine"],
+        cells=tuple(lines),
+        row_scores=_row_scores(folder.path) if report.multitask is None else None,
     )
 
 
-def _finished(cell: Cell, setting: Setting) -> tuple[list[int], int]:
-    """The seeds of which a cell's run is finished, and of how many the folder holds a run of another recipe."""
-    done, others = [], 0
-    for seed in range(setting.seeds):
-        place = setting.folder(cell, seed)
-        if not place.exists():
-            continue
-        try:
-            run = open_run(recipe_of(cell, setting, seed), place)
-        except CheckpointError:
-            others += 1
-            continue
-        if run.finished:
-            done.append(seed)
-    return done, others
+def _row_scores(folder: Path) -> RowScores | None:
+    rows, scores, metric = over_base(folder)
+    if metric in SET_METRICS:
+        return None
+    # A row without a group is a group of its own; no group is called like a location.
+    groups = [row.group or f"\n{row.where}" for row in rows]
+    texts = json.dumps([(row.question, row.gold) for row in rows])
+    base, tuned = (
+        "".join("01"[int(score)] for score in side) if set(side) <= {0.0, 1.0} else tuple(map(float, side))
+        for side in scores
+    )
+    return RowScores(
+        metric=metric,
+        digest=hashlib.sha256(texts.encode()).hexdigest()[:16],
+        groups=tuple((group, len(list(members))) for group, members in groupby(groups)),
+        base=base,
+        tuned=tuned,
+    )
 
 
-def _said(cell: Cell, setting: Setting, end: str) -> str:
-    """Why a run of the cell was refused or failed, the first that was; nothing where none was."""
-    said = [setting.folder(cell, seed).with_suffix(end) for seed in range(setting.seeds)]
-    return next((one.read_text(encoding="utf-8") for one in said if one.exists()), "")
-
-
-def _place(cell: GridCell) -> tuple[int, int]:
-    """Where a line stands: the lines of one table together."""
-    names = TASKS[cell.objective].tasks
-    return PLACES.index((cell.objective, cell.family)), names.index(cell.part) if cell.part else 0
-
-
-def _told(cell: Cell, folder: Path, seed: int) -> list[GridCell]:
-    """A finished run in one line, or in one for each of its tasks."""
-    report = read_report(folder)
-    if report.multitask is None:
-        return [_line(cell, folder, seed, report)]
-    parts = report.multitask.tasks
-    told = [
-        report.model_copy(update={"task": part.task, "verdict": part.verdict, "baselines": part.baselines})
-        for part in parts
-    ]
-    return [
-        _line(cell, folder, seed, one).model_copy(update={"part": part.name})
-        for part, one in zip(parts, told, strict=True)
-    ]
-
-
-def _line(cell: Cell, folder: Path, seed: int, report: Report) -> GridCell:
-    kept, task = report.retention, report.task
+def _line(cell: Cell, recipe: Recipe, report: Report, *, task: str = "") -> GridCell:
     controls = {arm.name: Control(score=arm.score, p_adjusted=arm.p_adjusted) for arm in report.controls}
-    cheap = [arm for arm in report.baselines if arm.name != BASE]
-    best = max(cheap, key=lambda arm: arm.score, default=None)
+    baselines = [arm for arm in report.baselines if arm.name != BASE]
+    best = max(baselines, key=lambda arm: arm.score, default=None)
+    general = report.retention
     return GridCell(
         objective=cell.objective,
         family=cell.family,
+        task=task,
         technique=cell.technique,
-        seed=seed,
-        folder=str(folder),
+        seed=recipe.seed,
         model=report.model,
-        metric=task.metric,
-        base=task.base,
-        tuned=task.tuned,
-        delta=task.delta,
-        ci95=task.ci95,
-        p_value=task.p_value,
-        train=report.data.train,
-        epochs=load_recipe(folder / "recipe.yaml")[0].schedule.epochs,
+        metric=report.task.metric,
+        base=report.task.base,
+        tuned=report.task.tuned,
+        delta=report.task.delta,
+        ci95=report.task.ci95,
+        p_value=report.task.p_value,
+        train_rows=report.data.train,
+        epochs=recipe.schedule.epochs,
         steps=report.training.planned_steps,
-        test=task.n,
+        test_rows=report.task.n,
         head_only=controls.get(HEAD_ONLY),
         shuffled=controls.get(SHUFFLED),
-        cheap=(best.name, best.score) if best else None,
+        baseline=(best.name, best.score) if best else None,
         verdict=_verdict(report),
         learning_rate=report.training.learning_rate,
         trainable=report.training.trainable,
@@ -205,56 +235,126 @@ def _line(cell: Cell, folder: Path, seed: int, report: Report) -> GridCell:
         seconds=report.speed.seconds,
         peak_bytes=report.memory.peak_bytes,
         model_bytes=report.memory.model_bytes,
-        general=kept.general_nll_tuned - kept.general_nll_base if kept else None,
-        probe=_gain(kept),
+        general_nats=general.general_nll_tuned - general.general_nll_base if general else None,
+        probe=_probe_change(general),
     )
 
 
-def _gain(kept: Retention | None) -> float | None:
-    """What the tuned model gets right of the probe beyond its base; a share of 0 is one too."""
-    if kept is None or kept.probe_tuned is None or kept.probe_base is None:
+def _probe_change(general: Retention | None) -> float | None:
+    if general is None or general.probe_tuned is None or general.probe_base is None:
         return None
-    return kept.probe_tuned - kept.probe_base
+    return general.probe_tuned - general.probe_base
 
 
 def _verdict(report: Report) -> str:
-    """What the run is worth beside its base, with "no effect" where a control does as well, and what no control saw."""
+    """Return the verdict against the base, "no effect" if a control scores as high, and whether there was a control."""
     task = report.task
     if task.verdict != "worse" and any(is_not_beaten(arm, task) for arm in report.controls):
         return "no effect"
     return "better, no control run" if task.verdict == "better" and not report.controls else task.verdict
 
 
-def _pairs(found: Sequence[GridCell]) -> Iterator[GridPair]:
-    """Each technique against the one that it is measured by, over the seeds that both were run with; and where those
-    are several, each over its base.
+def read(setting: Setting) -> Grid:
+    """Return the finished cells, their comparisons, and the cells that cannot work, are missing or are stale."""
+    results = load_results(setting.results)
+    finished: list[RunResult] = []
+    refused: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    missing: list[str] = []
+    partial: list[str] = []
+    stale: list[str] = []
+    for cell in cells():
+        stored = [_stored(results, cell, setting, seed) for seed in range(setting.seeds)]
+        done = [result for result, current in stored if result is not None and current]
+        others = sum(result is not None and not current for result, current in stored)
+        if others:
+            stale.append(cell.name)
+        finished += done
+        if len(done) + others == setting.seeds:
+            continue
+        if not done and (reason := refusal(cell, setting) or _reason(cell, setting, REFUSED)):
+            refused[cell.name] = reason
+            continue
+        (partial if done else missing).append(cell.name)
+        if reason := _reason(cell, setting, FAILED):
+            failed[cell.name] = reason
+    return Grid(
+        cells=tuple(sorted((cell for result in finished for cell in result.cells), key=_order)),
+        pairs=tuple(_pairs(finished)),
+        refused=refused,
+        missing=tuple(missing),
+        partial=tuple(partial),
+        failed=failed,
+        options=setting.options,
+        stale=tuple(stale),
+    )
+
+
+def _reason(cell: Cell, setting: Setting, suffix: str) -> str:
+    """Return why a run of the cell was refused or failed; an empty string if none was."""
+    paths = [setting.folder(cell, seed).with_suffix(suffix) for seed in range(setting.seeds)]
+    return next((path.read_text(encoding="utf-8") for path in paths if path.exists()), "")
+
+
+def _order(cell: GridCell) -> tuple[int, int]:
+    """Return the position of a cell's table and task on the page."""
+    names = TASKS[cell.objective].tasks
+    return TABLES.index((cell.objective, cell.family)), names.index(cell.task) if cell.task else 0
+
+
+def _pairs(results: Sequence[RunResult]) -> Iterator[GridPair]:
+    """Compare each technique with its base model, if it has several seeds, and with COMPARED_WITH on shared seeds.
 
     The p-values of one table are adjusted for each other.
     """
-    by = {((cell.objective, cell.family), cell.technique, cell.seed): cell for cell in found if not cell.part}
-    for place in PLACES:
-        above, beside = [], []
-        here = [cell for (at, _, _), cell in by.items() if at == place]
-        for name in dict.fromkeys(cell.technique for cell in here):
-            own = [cell for cell in here if cell.technique == name]
-            if len(own) > 1:
-                above.append(_pair([over_base(Path(cell.folder)) for cell in own], own, BASE))
-            other = AGAINST.get(name, "")
-            both = [cell for cell in own if (place, other, cell.seed) in by]
-            if both:
-                against = [Path(by[place, other, cell.seed].folder) for cell in both]
-                told = [paired(a, Path(cell.folder)) for a, cell in zip(against, both, strict=True)]
-                beside.append(_pair(told, both, other))
-        for pairs in (above, beside):
+    for table in TABLES:
+        runs: dict[str, dict[int, RunResult]] = {}  # technique -> seed -> run
+        for result in results:
+            cell = result.cells[0]
+            if (cell.objective, cell.family) == table and result.row_scores is not None:
+                runs.setdefault(cell.technique, {})[cell.seed] = result
+        over_bases = [_pair(list(seeds.values())) for seeds in runs.values() if len(seeds) > 1]
+        between = []
+        for name, seeds in runs.items():
+            others = runs.get(COMPARED_WITH.get(name, ""), {})
+            if shared := [seed for seed in seeds if seed in others]:
+                between.append(_pair([seeds[seed] for seed in shared], [others[seed] for seed in shared]))
+        for pairs in (over_bases, between):
             adjusted = holm({pair.technique: pair.p_value for pair in pairs})
             yield from (pair.model_copy(update={"p_adjusted": adjusted[pair.technique]}) for pair in pairs)
 
 
-def _pair(told: Sequence[tuple[list[Prediction], Any, str]], cells: Sequence[GridCell], against: str) -> GridPair:
-    """The rows of all seeds as one comparison; what several seeds test, a group or a row, counts once."""
-    # Where no row has a group, each would count anew under every seed.
-    rows = [row.model_copy(update={"group": row.group or f"\n{row.where}"}) for part, _, _ in told for row in part]
-    scores = tuple([value for _, both, _ in told for value in both[side]] for side in (0, 1))
-    metric = told[0][2]
-    seeds = [cell.seed for cell in cells]
-    return pair_of(cells[0], against, compared(rows, (scores[0], scores[1]), metric), metric, seeds)
+def _pair(runs: Sequence[RunResult], others: Sequence[RunResult] = ()) -> GridPair:
+    """Compare the runs of one technique, one per seed, with their base or with `others` on the rows of all seeds.
+
+    A group that is in the test rows of several seeds is one cluster. Raises CheckpointError.
+    """
+    groups: list[str] = []
+    before: list[float] = []
+    after: list[float] = []
+    metric = ""
+    for run, other in zip(runs, others or runs, strict=True):
+        tuned, reference = run.row_scores, other.row_scores
+        assert tuned is not None
+        assert reference is not None
+        if (tuned.digest, tuned.metric) != (reference.digest, reference.metric):
+            raise CheckpointError(f"{run.key}: tested on other rows than {other.key}; run both cells again")
+        metric = tuned.metric
+        groups += [group for group, rows in tuned.groups for _ in range(rows)]
+        before += map(float, reference.tuned if others else reference.base)
+        after += map(float, tuned.tuned)
+    cell = runs[0].cells[0]
+    comparison = compare_paired(before, after, groups=groups)
+    return GridPair(
+        objective=cell.objective,
+        family=cell.family,
+        technique=cell.technique,
+        against=others[0].cells[0].technique if others else BASE,
+        seeds=tuple(run.cells[0].seed for run in runs),
+        metric=metric,
+        delta=comparison.delta,
+        ci95=comparison.ci95,
+        p_value=comparison.p_value,
+        p_adjusted=comparison.p_value,
+        n=comparison.n,
+    )

@@ -423,7 +423,7 @@ def test_a_tracker_that_is_left_out_later_leaves_the_run_what_it_is(tmp_path: Pa
     first = open_run(made.model_copy(update={"track": ["tensorboard"]}), None)
     first.begin({})
     assert open_run(made, first.path).identity == first.identity
-    old = run_folder._identities(made, Path("runs"))[1]
+    old = run_folder.identities(made, Path("runs"))[1]
     (first.path / "run.json").write_text(json.dumps({"identity": old}))
     assert open_run(made, first.path).path == first.path
 

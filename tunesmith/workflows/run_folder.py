@@ -137,7 +137,7 @@ def open_run(
     """
     out = out and with_name(out)
     runs = out.parent if out else Path("runs")
-    known = _identities(recipe, runs)
+    known = identities(recipe, runs)
     places = [out] if out else [runs / f"{prefix}{_name(recipe, identity)}" for identity in known]
     path = next((place for place in places if (place / file).exists()), places[0])
     folder = RunFolder(path, known[0], file)
@@ -163,10 +163,12 @@ def _placed(recipe: Recipe, runs: Path) -> Recipe:
     return placed.model_copy(update={"model": seen(recipe.model)})
 
 
-def _identities(recipe: Recipe, runs: Path) -> list[str]:
-    """Digests of a recipe and of the bytes of the files it names: that of today, and then an older one.
+def identities(recipe: Recipe, runs: Path) -> list[str]:
+    """Return digests of a recipe and of the files it names: first today's, then that of runs older than `track`.
 
-    Runs are known by those that began when trackers were a part of it, too.
+    Args:
+        recipe: The recipe.
+        runs: Folder that the locations of models and reward functions are relative to.
     """
     rows = [one.data for one in recipe.parts.values() or [recipe]]
     places = [place for data in rows for place in (data.train, data.validation, data.test)]

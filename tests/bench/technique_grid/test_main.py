@@ -16,22 +16,23 @@ from tunesmith.errors import TunesmithError
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
-def command(*words: object) -> int:
-    return main([str(word) for word in words])
+def command(folder: Path, *words: object) -> int:
+    places = ("--examples", EXAMPLES, "--out", folder / "runs", "--results", folder / "results.jsonl")
+    return main([str(word) for word in ("--minutes", 0, *places, *words)])
 
 
 def test_without_time_only_the_page_is_written(tmp_path: Path):
-    assert command("--minutes", 0, "--examples", EXAMPLES, "--out", tmp_path / "runs") == 0
+    assert command(tmp_path) == 0
     page = (tmp_path / "runs" / "grid.md").read_text(encoding="utf-8")
     assert page.startswith("# The grid\n")
     assert "- classify, decoder: lora, full, " in page
     assert "`instruct/prompt/encoder`" in page
-    options = f"--rows 600 --out {tmp_path / 'runs'} --examples {EXAMPLES}"
+    options = f"--rows 600 --examples {EXAMPLES} --out {tmp_path / 'runs'} --results {tmp_path / 'results.jsonl'}"
     assert page.endswith(f"`python -m bench.technique_grid --only classify/lora/decoder {options}` runs one of them.\n")
 
 
 def test_a_chosen_cell_that_cannot_work_is_printed_with_the_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    command("--minutes", 0, "--examples", EXAMPLES, "--out", tmp_path / "runs", "--only", "rl/lora/encoder")
+    command(tmp_path, "--only", "rl/lora/encoder")
     out = capsys.readouterr().out
     assert "rl/lora/encoder cannot work: " in out
     assert "1 of 1 cells cannot work, 0 have not run; page: " in out
@@ -55,8 +56,7 @@ def test_a_wrong_option_is_one_line(
     words: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "file").write_text("")
-    defaults = ("--minutes", 0, "--examples", EXAMPLES, "--out", tmp_path / "runs")
-    assert command(*defaults, *(word.format(tmp_path) for word in words)) == 2
+    assert command(tmp_path, *(word.format(tmp_path) for word in words)) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1

@@ -1,23 +1,28 @@
-"""The page of the grid, from lines made by hand."""
+"""The page of the grid, from results made by hand, and the pages in docs/ from the stored results."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.technique_grid.cells import Setting
 from bench.technique_grid.report import Control, Grid, GridCell, GridPair, page
+from bench.technique_grid.run import read
+
+ROOT = Path(__file__).parents[3]
 
 
 def cell(**changes: Any) -> GridCell:
     values: dict[str, Any] = {
-        "objective": "classify", "family": "decoder", "technique": "lora", "seed": 0, "folder": "runs/grid/x",
+        "objective": "classify", "family": "decoder", "technique": "lora", "seed": 0,
         "model": "smollm2-135m", "metric": "accuracy", "base": 0.7, "tuned": 0.9, "delta": 0.2, "ci95": (0.15, 0.25),
-        "p_value": 0.0001, "train": 600, "epochs": 2.0, "steps": 76, "test": 500,
+        "p_value": 0.0001, "train_rows": 600, "epochs": 2.0, "steps": 76, "test_rows": 500,
         "head_only": Control(score=0.8, p_adjusted=0.02), "shuffled": Control(score=0.5, p_adjusted=0.0001),
-        "cheap": ("TF-IDF", 0.75), "verdict": "better", "learning_rate": 1.3e-3, "trainable": 2_000,
+        "baseline": ("TF-IDF", 0.75), "verdict": "better", "learning_rate": 1.3e-3, "trainable": 2_000,
         "parameters": 100_000, "seconds": 75.0, "peak_bytes": 1_500_000_000, "model_bytes": 500_000_000,
-        "general": 0.01, "probe": -0.02,
+        "general_nats": 0.01, "probe": -0.02,
     }  # fmt: skip
     return GridCell(**(values | changes))
 
@@ -30,13 +35,29 @@ def pair(**changes: Any) -> GridPair:
     return GridPair(**({"p_adjusted": values["p_value"]} | values))
 
 
-def test_a_line_says_what_moved_what_it_brought_and_what_it_cost():
-    text = page(Grid(cells=(cell(),), pairs=(), refused={}, missing=()))
-    assert "## classify, decoder\n\n`smollm2-135m`, measured by accuracy. lora: 600 training rows 2 times " in text
-    assert " 2 times (76 steps), 500 test rows. Controls run: head only, shuffled. " in text
-    assert "Without a language model: TF-IDF, 0.750." in text
-    seeds = page(Grid(cells=(cell(), cell(seed=1, test=490), cell(seed=2, test=507)), pairs=(), refused={}, missing=()))
-    assert "lora: 600 training rows 2 times (76 steps), 490 to 507 test rows. Controls" in seeds
+def grid(*cells: GridCell, **parts: Any) -> Grid:
+    return Grid(**({"cells": cells, "pairs": (), "refused": {}, "missing": ()} | parts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rows", "controls"), [("grid", 160, True), ("grid-64", 64, False), ("grid-600", 600, False)]
+)
+def test_the_pages_in_docs_are_those_of_the_stored_results(
+    name: str, rows: int, controls: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(ROOT)
+    expected = (ROOT / "docs" / "reference" / f"{name}.md").read_text(encoding="utf-8")
+    assert page(read(Setting(rows=rows, seeds=3, controls=controls))) == expected
+
+
+def test_a_line_has_parameters_scores_controls_and_costs():
+    text = page(grid(cell()))
+    assert "## classify, decoder\n\n`smollm2-135m`, measured by accuracy. lora: 600 training rows, 2 epochs " in text
+    assert ", 2 epochs (76 steps), 500 test rows. Controls run: head only, shuffled. " in text
+    assert "Best baseline without a language model: TF-IDF, 0.750." in text
+    seeds = page(grid(cell(), cell(seed=1, test_rows=490), cell(seed=2, test_rows=507)))
+    assert "lora: 600 training rows, 2 epochs (76 steps), 490 to 507 test rows. Controls" in seeds
     assert (
         "| lora | 0 | 2,000 (2 %) | 0.700 | 0.900 | +0.200 (+0.150 to +0.250) | < 0.001 "
         "| 0.800 (0.020) | 0.500 (< 0.001) | **better** "
@@ -44,10 +65,8 @@ def test_a_line_says_what_moved_what_it_brought_and_what_it_cost():
     ) in text
 
 
-def test_texts_have_no_controls_and_a_loss_is_said_to_be_one():
-    text = page(
-        Grid(cells=(cell(metric="perplexity", head_only=None, shuffled=None),), pairs=(), refused={}, missing=())
-    )
+def test_a_loss_is_marked_as_one_and_missing_controls_are_a_dash():
+    text = page(grid(cell(metric="perplexity", head_only=None, shuffled=None)))
     assert "measured by perplexity (lower is better)." in text
     assert "| < 0.001 | – | – | **better** |" in text
     assert "Controls run: none." in text
@@ -61,37 +80,35 @@ def test_texts_have_no_controls_and_a_loss_is_said_to_be_one():
         ({"delta": 0.05, "ci95": (0.03, 0.07), "p_value": 0.001}, "better"),
         ({"delta": -0.05, "ci95": (-0.07, -0.03), "p_value": 0.001}, "worse"),
         ({"delta": 0.05, "ci95": (0.01, 0.07), "p_value": 0.02, "p_adjusted": 0.1}, "not significant"),
-        ({"metric": "chrf", "ci95": (-1.0, 3.0)}, "equivalent within 3 points"),  # of a hundred
+        ({"metric": "chrf", "ci95": (-1.0, 3.0)}, "equivalent within 3 points"),  # on a scale of 100
         ({"metric": "chrf", "ci95": (-1.0, 3.1)}, "not significant"),
-        ({"metric": "perplexity"}, "not significant"),  # has no such points
+        ({"metric": "perplexity"}, "not significant"),  # without a scale there are no points
     ],
 )
-def test_two_techniques_are_equal_only_where_the_whole_interval_is_within_three_points(
+def test_two_techniques_are_equivalent_only_if_the_whole_interval_is_within_three_points(
     changes: dict[str, Any], verdict: str
 ):
     assert pair(**changes).verdict == verdict
-    text = page(Grid(cells=(cell(),), pairs=(pair(**changes),), refused={}, missing=()))
-    assert text.count(f"| 1,000 | {verdict} |") == 1
+    assert page(grid(cell(), pairs=(pair(**changes),))).count(f"| 1,000 | {verdict} |") == 1
 
 
-def test_what_cannot_work_and_what_was_not_run_stand_on_the_page():
-    why = "instruct needs a decoder; nearest that works: classify"
-    refused = {"instruct/lora/encoder": why, "instruct/full/encoder": why}
-    text = page(Grid(cells=(), pairs=(), refused=refused, missing=("domain/full/encoder",)))
-    assert f"- {why} (`instruct/lora/encoder`, `instruct/full/encoder`)\n" in text
+def test_cells_that_cannot_work_and_missing_ones_are_on_the_page():
+    reason = "instruct needs a decoder; nearest that works: classify"
+    refused = {"instruct/lora/encoder": reason, "instruct/full/encoder": reason}
+    text = page(grid(refused=refused, missing=("domain/full/encoder",)))
+    assert f"- {reason} (`instruct/lora/encoder`, `instruct/full/encoder`)\n" in text
     assert "## Not run yet\n\n- domain, encoder: full\n" in text
 
 
-def test_the_verdicts_stand_in_a_sentence_too():
-    cells = (cell(), cell(seed=1), cell(technique="prompt", verdict="no effect"))
-    text = page(Grid(cells=cells, pairs=(), refused={}, missing=()))
-    assert "In words: better: lora (2 seeds); no effect: prompt." in text
+def test_the_verdicts_of_a_table_are_summarised():
+    text = page(grid(cell(), cell(seed=1), cell(technique="prompt", verdict="no effect")))
+    assert "Verdicts: better: lora (2 seeds); no effect: prompt." in text
 
 
-def test_a_cell_that_was_run_with_some_of_the_seeds_is_not_called_missing():
-    told = page(Grid(cells=(cell(),), pairs=(), refused={}, missing=(), partly=("classify/lora/decoder",)))
-    assert "Not run yet" not in told
+def test_a_cell_with_some_of_the_seeds_is_not_called_missing():
+    text = page(grid(cell(), partial=("classify/lora/decoder",)))
+    assert "Not run yet" not in text
     assert (
-        "## With fewer seeds\n\nTheir tables have a line for each seed that was run.\n\n- classify, decoder: lora"
-        in told
+        "## Fewer seeds than requested\n\nTheir tables have one line per finished seed.\n\n- classify, decoder: lora"
+        in text
     )

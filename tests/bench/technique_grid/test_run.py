@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
-import numpy as np
 import pytest
 
 from bench.technique_grid import cells as grid
 from bench.technique_grid.cells import Cell, Setting, cells, recipe_of
-from bench.technique_grid.report import Grid, page
-from bench.technique_grid.run import FAILED, REFUSED, _gain, _pair, _pairs, _verdict, begin_with_known_base, fill, read
+from bench.technique_grid.report import Grid, RowScores, RunResult, page
+from bench.technique_grid.run import (
+    FAILED,
+    REFUSED,
+    _pair,
+    _pairs,
+    _probe_change,
+    _verdict,
+    begin_with_known_base,
+    fill,
+    load_results,
+    read,
+    save_result,
+)
 from tests.bases import folder
 from tests.bench.technique_grid.test_report import cell as line
 from tests.bench.technique_grid.test_report import pair
 from tests.techniques import test_grid as tiny_grid
 from tests.workflows.conftest import reviews
 from tunesmith.data.files import write_whole
-from tunesmith.errors import RecipeError
+from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.evaluation.results import Retention
+from tunesmith.events import Event
 from tunesmith.recipe import load_recipe
-from tunesmith.report.predictions import Prediction
 from tunesmith.report.schema import ArmScore
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.workflows.run_folder import open_run
@@ -43,7 +55,7 @@ def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
         machine = "machine: {device: cpu, dtype: float32, threads: 1}\nschedule: {probe: false, learning_rate: 0.02}\n"
         write_whole(tmp_path / name, f"data: {{train: rows.jsonl, test: 0.3}}\nobjective: {objective}\n{machine}")
     monkeypatch.setattr(grid, "MODELS", {"decoder": str(folder("llama")), "encoder": str(folder("bert"))})
-    return Setting(tmp_path, tmp_path / "runs", rows=20)
+    return Setting(tmp_path, tmp_path / "runs", tmp_path / "results.jsonl", rows=20)
 
 
 def test_every_objective_meets_every_technique_on_both_families():
@@ -82,7 +94,7 @@ def test_cells_are_run_once_share_what_is_known_of_the_base_and_are_compared_row
     said: list[str] = []
     ran: list[str] = []
 
-    def on_event(event: dict[str, Any]) -> None:
+    def on_event(event: Event) -> None:
         said.append(str(getattr(event, "text", "")))
 
     def tune(recipe: Path, out: Path) -> tuple[str, str]:
@@ -94,6 +106,7 @@ def test_cells_are_run_once_share_what_is_known_of_the_base_and_are_compared_row
         fill([LORA, IA3], setting, tune=tune, on_event=on_event, stop=lambda: False)
     assert ran == ["classify-lora-decoder-20-0", "classify-ia3-decoder-20-0"]
     assert sum(text.startswith("scoring") and text.endswith("as it is") for text in said) == 1
+    shutil.rmtree(setting.out)
     found = read(setting)
     one, two = found.cells
     assert (one.technique, two.technique, one.base) == ("lora", "ia3", two.base)
@@ -101,8 +114,9 @@ def test_cells_are_run_once_share_what_is_known_of_the_base_and_are_compared_row
     assert one.head_only is not None
     assert one.shuffled is not None
     (pair,) = found.pairs
-    assert (pair.technique, pair.against, pair.n) == ("ia3", "lora", one.test)
+    assert (pair.technique, pair.against, pair.n) == ("ia3", "lora", one.test_rows)
     assert pair.delta == pytest.approx(two.tuned - one.tuned)
+    assert setting.results.read_text().count("\n") == 2
     assert "domain/lora/decoder" in found.missing
     assert "| ia3 | lora | 0 | " in page(found)
 
@@ -112,12 +126,12 @@ def test_texts_are_read_without_controls_and_share_the_head_that_the_base_lacks(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("tunesmith.workflows.frozen_head.FEWEST_STEPS", 2)
-    monkeypatch.setitem(grid.TASKS, "domain", replace(grid.TASKS["domain"], rows_each=1))
+    monkeypatch.setitem(grid.TASKS, "domain", replace(grid.TASKS["domain"], row_cost=1))
     said: list[str] = []
 
     def tune(recipe: Path, out: Path) -> tuple[str, str]:
-        on_event = lambda event: said.append(str(getattr(event, "text", "")))  # noqa: E731
-        tune_recipe(load_recipe(recipe)[0], out=out, callbacks=Callbacks(on_event))
+        callbacks = Callbacks(lambda event: said.append(str(getattr(event, "text", ""))))
+        tune_recipe(load_recipe(recipe)[0], out=out, callbacks=callbacks)
         return "", ""
 
     some = [Cell("domain", name, "encoder") for name in ("lora", "ia3")]
@@ -142,9 +156,9 @@ def test_a_model_of_several_tasks_has_a_table_for_each(setting: Setting, monkeyp
         "machine: {device: cpu, dtype: float32, threads: 1}\nschedule: {learning_rate: 0.02}\n",
     )
 
-    cheap_ways = "tunesmith.workflows.yardsticks.answering.baselines"
+    baselines = "tunesmith.workflows.yardsticks.answering.baselines"
     monkeypatch.setattr(
-        cheap_ways,
+        baselines,
         lambda prepared, test: (
             {} if prepared.recipe.objective.kind == "instruct" else {"guess": ["neither"] * len(test)}
         ),
@@ -157,73 +171,110 @@ def test_a_model_of_several_tasks_has_a_table_for_each(setting: Setting, monkeyp
     cell = Cell("multitask", "lora", "decoder")
     fill([cell], setting, tune=tune, on_event=print, stop=lambda: False)
     found = read(setting)
-    assert [(line.part, line.metric) for line in found.cells] == [("sentiment", "accuracy"), ("words", "rouge_l")]
-    assert [line.cheap for line in found.cells] == [("guess", 0.0), None]
+    assert [(line.task, line.metric) for line in found.cells] == [("sentiment", "accuracy"), ("words", "rouge_l")]
+    assert [line.baseline for line in found.cells] == [("guess", 0.0), None]
     told = page(found)
     assert "## multitask, sentiment, decoder" in told
     assert told.index("## multitask, sentiment") < told.index("## multitask, words")
 
 
-@pytest.mark.parametrize("group", ["", "x"])
-def test_a_row_that_several_seeds_test_counts_once(group: str):
-    right = [(0.0, 1.0)] * 8 + [(1.0, 0.0)] * 2 + [(1.0, 1.0)] * 50
-    rows = [
-        Prediction(where=f"r:{n}", group=group and f"{group}{n}", question="", gold="y", base=str(a), tuned=str(b))
-        for n, (a, b) in enumerate(right)
-    ]
-    scores = tuple(np.array(side) for side in zip(*right, strict=True))
-    told = (rows, scores, "accuracy")
-    found = _pair([told] * 3, [line(seed=seed) for seed in range(3)], "lora")
-    assert (found.n, found.seeds) == (180, (0, 1, 2))
-    assert found.p_value == pytest.approx(_pair([told], [line()], "lora").p_value) == pytest.approx(112 / 1024)
+def result(scores: str = "0001", identity: str = "i", **changes: Any) -> RunResult:
+    """A run with one row per group; the base is wrong on all."""
+    groups = tuple((f"group {n}", 1) for n in range(len(scores)))
+    rows = RowScores(metric="accuracy", digest="d", groups=groups, base="0" * len(scores), tuned=scores)
+    run = {
+        "rows": 20,
+        "controls": True,
+        "identity": identity,
+        "base_fingerprint": "b",
+        "machine": {},
+        "row_scores": rows,
+    }
+    return RunResult(cells=(line(**changes),), **run)
+
+
+def test_a_row_in_the_test_set_of_several_seeds_counts_once():
+    runs = [result(scores="1" * 8 + "0" * 50, seed=seed) for seed in range(3)]
+    compared = _pair(runs)
+    assert (compared.against, compared.n, compared.seeds) == ("base", 174, (0, 1, 2))
+    assert compared.p_value == pytest.approx(_pair(runs[:1]).p_value) == pytest.approx(2 / 256)
+
+
+def test_runs_on_other_test_rows_are_not_compared():
+    one, two = result(), result(technique="full")
+    assert two.row_scores is not None
+    two = two.model_copy(update={"row_scores": two.row_scores.model_copy(update={"digest": "other"})})
+    with pytest.raises(CheckpointError, match="tested on other rows than"):
+        _pair([two], [one])
 
 
 def test_the_p_values_of_the_pairs_of_one_table_are_adjusted_for_each_other(monkeypatch: pytest.MonkeyPatch):
-    told = {"full": 0.02, "prompt": 0.03, "dora": 0.5}
-    made = Mock(side_effect=[pair(technique=name, p_value=told[name]) for name in ("full", "prompt", "dora")])
+    p_values = {"full": 0.02, "prompt": 0.03, "dora": 0.5}
+    made = Mock(side_effect=[pair(technique=name, p_value=value) for name, value in p_values.items()])
     monkeypatch.setattr("bench.technique_grid.run._pair", made)
-    monkeypatch.setattr("bench.technique_grid.run.paired", Mock())
-    found = list(_pairs([line(), *(line(technique=name) for name in told)]))
+    found = list(_pairs([result(), *(result(technique=name) for name in p_values)]))
     assert [(one.technique, one.p_adjusted) for one in found] == [("full", 0.06), ("prompt", 0.06), ("dora", 0.5)]
 
 
-def test_techniques_of_several_seeds_are_held_to_their_base_too(monkeypatch: pytest.MonkeyPatch):
-    made = Mock(side_effect=lambda told, cells, against: pair(technique=cells[0].technique, against=against))
-    monkeypatch.setattr("bench.technique_grid.run._pair", made)
-    monkeypatch.setattr("bench.technique_grid.run.over_base", Mock())
-    found = list(_pairs([line(), line(seed=1), line(family="encoder")]))
+def test_techniques_of_several_seeds_are_compared_with_their_base_too():
+    found = list(_pairs([result(), result(seed=1), result(family="encoder")]))
     assert [(one.technique, one.against) for one in found] == [("lora", "base")]
-    assert "\nEach technique over its base, on the test rows of all seeds. " in page(
+    assert "\nEach technique against its base model, on the test rows of all seeds. " in page(
         Grid(cells=(line(),), pairs=tuple(found), refused={}, missing=())
     )
 
 
-def test_a_base_that_knows_nothing_of_the_probe_is_told_too():
+def test_results_are_stored_once_per_key_and_read_back(tmp_path: Path):
+    path = tmp_path / "new" / "results.jsonl"
+    assert load_results(path) == {}
+    runs = [result(), result(seed=1, scores="0110"), result(identity="j")]
+    for run in runs:
+        save_result(path, run)
+    assert list(load_results(path).values()) == [runs[2], runs[1]]
+    path.write_text("{}\n")
+    with pytest.raises(CheckpointError, match=r"results.jsonl:1: rows: Field required; delete the line"):
+        load_results(path)
+
+
+def test_a_base_without_a_right_probe_answer_has_a_change_too():
     kept = Retention(general_nll_base=1.0, general_nll_tuned=1.0, probe_base=0.0, probe_tuned=0.25)
-    assert _gain(kept) == 0.25
-    assert _gain(kept.model_copy(update={"probe_tuned": None})) is None
+    assert _probe_change(kept) == 0.25
+    assert _probe_change(kept.model_copy(update={"probe_tuned": None})) is None
 
 
-def test_a_run_of_another_recipe_is_told_left_out_and_lends_no_base(setting: Setting):
+def test_a_run_folder_of_another_recipe_is_skipped_and_lends_no_base(setting: Setting):
     old = setting.folder(LORA, 0)
     open_run(recipe_of(LORA, replace(setting, rows=10), 0), old).begin({})
     for name in ("report.json", "before.json"):
         write_whole(old / name, "{}")
-    said: list[str] = []
+    logged: list[str] = []
     ran: list[str] = []
 
     def tune(recipe: Path, out: Path) -> tuple[str, str]:
         ran.append(out.name)
         return "", ""
 
-    fill([LORA, IA3], setting, tune=tune, on_event=lambda event: said.append(event.text), stop=lambda: False)
+    fill([LORA, IA3], setting, tune=tune, on_event=lambda event: logged.append(event.text), stop=lambda: False)
     assert ran == ["classify-ia3-decoder-20-0"]
-    assert said[0].startswith(f"{old}: holds a run of another recipe or of other rows; ")
+    assert logged[0].startswith(f"{old}: ")
     assert not setting.folder(IA3, 0).exists()
+    assert LORA.name in read(setting).missing
+
+
+def test_a_result_of_another_recipe_is_not_shown_and_is_run_again(setting: Setting):
+    save_result(setting.results, result())
     found = read(setting)
     assert (found.cells, found.stale) == ((), (LORA.name,))
     assert LORA.name not in found.missing
-    assert "Delete a folder to run its cell again.\n\n- classify, decoder: lora\n" in page(found)
+    assert "a new run replaces them.\n\n- classify, decoder: lora\n" in page(found)
+    ran: list[Path] = []
+
+    def tune(recipe: Path, out: Path) -> tuple[str, str]:
+        ran.append(out)
+        return "", ""
+
+    fill([LORA], setting, tune=tune, on_event=print, stop=lambda: False)
+    assert len(ran) == 1
 
 
 def test_a_base_that_was_half_copied_is_copied_anew(setting: Setting, monkeypatch: pytest.MonkeyPatch):
@@ -263,7 +314,7 @@ def test_what_broke_is_not_run_yet_with_its_reason_until_it_is_run_again(setting
     found = read(setting)
     assert LORA.name in found.missing
     assert LORA.name not in found.refused
-    assert f"Started and not finished:\n\n- {why} (`{LORA.name}`)" in page(found)
+    assert f"Started, and failed:\n\n- {why} (`{LORA.name}`)" in page(found)
     fill([LORA], setting, tune=lambda recipe, out: ("", ""), on_event=print, stop=lambda: False)
     assert read(setting).failed == {}
 
@@ -313,4 +364,4 @@ def test_a_cell_is_validated_twice_as_its_own_rows_ask(name: str, steps: int):
 def test_controls_can_be_left_out_of_every_cell_and_the_page_says_by_which_command():
     cell, setting = Cell("classify", "lora", "decoder"), Setting(rows=160, seeds=3, controls=False)
     assert (recipe_of(cell, setting, 0).controls, recipe_of(cell, Setting(), 0).controls) == (False, True)
-    assert setting.options == "--rows 160 --out runs/grid --seeds 3 --no-controls"
+    assert setting.options == "--rows 160 --seeds 3 --no-controls"
