@@ -188,7 +188,7 @@ def test_every_setting_of_an_answer_reaches_vllm_and_what_it_does_not_give_here_
         ):
             with pytest.raises(openai.BadRequestError, match=said):
                 client.chat.completions.create(model="one", messages=turns, **more)
-        with pytest.raises(openai.BadRequestError, match="answered by vLLM, which gives no embeddings here"):
+        with pytest.raises(openai.BadRequestError, match="served by vLLM, which gives no embeddings here"):
             client.embeddings.create(model="one", input="x")
 
 
@@ -236,5 +236,5 @@ def test_a_run_over_a_run_is_refused_before_vllm_is_started_on_an_adapter(tmp_pa
 def test_runs_over_two_bases_are_refused(tmp_path: Path, stand_in):
     save_run(tmp_path / "one", Lora(rank=4))
     save_run(tmp_path / "two", Lora(rank=4), LABELS, kind="qwen3")
-    with pytest.raises(ModelError, match="over several bases, and it holds one; serve them apart"):
+    with pytest.raises(ModelError, match="expected runs over one base"):
         Vllm({"one": tmp_path / "one", "two": tmp_path / "two"}, rows=2, offline=True)

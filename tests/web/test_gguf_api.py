@@ -126,7 +126,7 @@ def test_answers_hold_to_a_schema(client: openai.OpenAI):
             "/v1/embeddings",
             {"model": "one", "input": "x"},
             400,
-            "answered by llama.cpp, which gives no embeddings here",
+            "served by llama.cpp, which gives no embeddings here",
         ),
         ("/admin/load", {"model": "one"}, 400, "one stays loaded in llama.cpp; start the server again"),
         ("/admin/unload", {"model": "one"}, 400, "stays loaded"),

@@ -120,7 +120,7 @@ MORE = "against LoRA's 0.908 on 600 reviews, smollm2-135m, three seeds: docs/ref
 GERMAN = "chrF against LoRA's 37.7 on German: bench/RECOMMEND.md"
 FILMS = "against full's 0.784 on 600 sentences from film reviews, minilm-l6: bench/RECOMMEND.md"
 PROBED = "against full's 0.814 on 160 reviews, three seeds: docs/reference/grid.md"
-UNPUBLISHED = "nothing for small encoders"
+UNPUBLISHED = "no publication on small encoders"
 PEFT = "PEFT's MetaMathQA comparison, Llama-3.2-3B, GSM8K %"
 STANDINGS: Mapping[str, Standing] = {
     "full": Standing("level", f"47.2 ({PEFT})", f"0.895 {GRID}"),

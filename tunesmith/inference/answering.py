@@ -34,7 +34,7 @@ class Limits:
 
 @dataclass(slots=True)
 class Counts:
-    """Counters since the start of an engine."""
+    """Counters since startup of an engine."""
 
     asked: int = 0
     tokens: int = 0
@@ -124,7 +124,7 @@ class AnsweringEngine(Protocol):
 
     @property
     def counts(self) -> Counts:
-        """Counters since the start."""
+        """Counters since startup."""
         ...
 
     @property

@@ -36,7 +36,7 @@ def modelfile(template: Template, *, gguf: str, instruction: str = "", texts: bo
         return "\n".join([*lines, "# Chats are not written turn after turn here, so no TEMPLATE can say how.", ""])
     opening, asking, answering, system = turns
     said = f"{{{{ if .System }}}}{opening}{{{{ .System }}}}{{{{ end }}}}{asking}{{{{ .Prompt }}}}{answering}"
-    if not system and _rendered(template, "user").startswith(opening):  # it stands there without a system text too
+    if not system and _rendered(template, "user").startswith(opening):  # present without a system message too
         said = f"{opening}{{{{ .System }}}}{asking}{{{{ .Prompt }}}}{answering}"
     lines.append(f'TEMPLATE """{said}{{{{ .Response }}}}"""')
     if system:

@@ -158,8 +158,8 @@ def _base_of(found: ModelSource, base: str, options: LoadOptions, *, offline: bo
     try:
         loaded = load_base(named, options=options, offline=offline)
     except ModelError as error:
-        cure = "" if base else "; or name the base with --base"
-        raise ModelError(f"{found.name}: its base {error}{cure}") from error
+        fix = "" if base else "; or name the base with --base"
+        raise ModelError(f"{found.name}: its base {error}{fix}") from error
     if (folder := found.folder).joinpath("tokenizer_config.json").exists():
         loaded.tokenizer = read_tokenizer(folder, where=found.name)
         choose_pad(loaded.tokenizer, rows=loaded.network.get_input_embeddings().num_embeddings)
