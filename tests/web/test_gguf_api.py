@@ -133,7 +133,7 @@ def test_answers_hold_to_a_schema(client: openai.OpenAI):
         ("/admin/rollback", {"model": "one"}, 400, "stays loaded"),
         ("/admin/load", {"model": "/etc"}, 404, "is not served here; there are one"),
         ("/v1/completions", {"model": "some-adapter", "prompt": "x"}, 404, "is not served here; there are one"),
-        ("/v1/completions", {"model": "one", "prompt": "x", "max_tokens": 10**9}, 400, "more than the 4096"),
+        ("/v1/completions", {"model": "one", "prompt": "x", "max_tokens": 10**9}, 400, "expected at most 4096"),
     ],
 )
 def test_what_llama_cpp_cannot_do_here_is_told(server: Served, path: str, body: dict[str, Any], status: int, said: str):
@@ -227,7 +227,7 @@ def test_a_file_that_no_run_knows_is_asked_by_the_template_inside_it(run: Path, 
 
 def test_a_file_whose_tokens_llama_cpp_cuts_otherwise_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tunesmith.inference.llamacpp.LlamaCpp.ids", lambda self, text: [1, 2])
-    with pytest.raises(ModelError, match="cuts text into other tokens"):
+    with pytest.raises(ModelError, match="tokenizes text differently"):
         GgufBackend({"one": run}, slots=1)
 
 

@@ -127,7 +127,7 @@ def test_an_encoder_is_compared_by_the_states_that_its_head_reads(tmp_path: Path
         found = made(run, kind, tmp_path / kind)
         assert (found.metric, found.same_answers) == ("states", 1.0)
         assert (tmp_path / kind / "head.safetensors").exists()
-    with pytest.raises(RecipeError, match=r"an encoder has none; nearest: --format merged"):
+    with pytest.raises(RecipeError, match=r"which an encoder cannot; nearest: --format merged"):
         made(run, "gguf", tmp_path / "gguf")
 
 
