@@ -1,13 +1,13 @@
-"""What a good synopsis is, as rewards and judges: `reward: synopsis_rules:score`, `judge: synopsis_rules:about`.
+"""Properties of a good synopsis, as rewards and judges: `reward: synopsis_rules:score`, `judge: synopsis_rules:about`.
 
-Each function gets an answer as `attempt`: `attempt.text`, `attempt.finished` (it ended by itself), `attempt.row` (the
-row of the file) and `attempt.prompt.reference` (what the maintainer wrote).
+Each function receives a completion: `completion.text`, `completion.finished` (it ended by itself), `completion.row` (the
+row of the file) and `completion.prompt.reference` (the line written by the maintainer).
 """
 
 import re
 from functools import cache
 
-# Words that say nothing of what a package is.
+# Words that do not describe a package.
 EMPTY = {
     *re.findall(r"\w+", "a an and are as at be by can for from has have in is it its of on or that the this to which"),
     *("with", "you"),
@@ -15,64 +15,64 @@ EMPTY = {
 ARTICLE = re.compile(r"(an?|the)\b", re.IGNORECASE)
 
 
-def kept(attempt):
-    """The share of four rules that an answer keeps: short, no leading article, no package name, an end of its own."""
-    text = attempt.text
+def kept(completion):
+    """Return the share of four rules that hold: short, no leading article, no package name, ended by itself."""
+    text = completion.text
     if not text:
         return 0.0
-    name = rf"(?<!\w){re.escape(attempt.row['id'])}(?!\w)"
+    name = rf"(?<!\w){re.escape(completion.row['id'])}(?!\w)"
     rules = [
         len(text) < 80,
         not ARTICLE.match(text),
         not re.search(name, text, re.IGNORECASE),
-        attempt.finished,
+        completion.finished,
     ]
     return sum(rules) / len(rules)
 
 
-def score(attempt):
-    """1.0 for an answer that keeps all four rules, else 0.0."""
-    return float(kept(attempt) == 1)
+def score(completion):
+    """Return 1.0 if all four rules hold, else 0.0."""
+    return float(kept(completion) == 1)
 
 
-def about(attempt):
-    """How much of an answer is what the first sentence of the description says: 0 to 1."""
-    return alike(attempt.text, attempt.row["document"])
+def about(completion):
+    """Return the overlap of an answer with the first sentence of the description, 0 to 1."""
+    return alike(completion.text, completion.row["document"])
 
 
 def alike(answer, description):
-    """F1 of the words of an answer and of a description's first sentence, those left out that say nothing."""
+    """Return the F1 of the words of an answer and of a description's first sentence, without stop words."""
     first = re.split(r"(?<=[.!?])\s", description.strip())[0]
     return shared(words(answer) - EMPTY, words(first) - EMPTY)
 
 
-def nearness(attempt):
-    """How much an answer has in common with what the maintainer wrote: F1 of their words."""
-    return shared(words(attempt.text), words(attempt.row["summary"]))
+def nearness(completion):
+    """Return the F1 of the words of an answer and of the maintainer's line."""
+    return shared(words(completion.text), words(completion.row["summary"]))
 
 
-def meaning(attempt):
-    """How near an answer is in meaning to the whole description: the cosine of their vectors by the shipped encoder."""
+def meaning(completion):
+    """Return the cosine of the vectors of an answer and of the whole description, by the bundled encoder."""
     from tunesmith.model.sentence import sentence_vectors
 
-    answer, description = sentence_vectors(encoder(), [attempt.text, attempt.row["document"]], limit=256)
+    answer, description = sentence_vectors(encoder(), [completion.text, completion.row["document"]], limit=256)
     return float(answer @ description)
 
 
 @cache
 def encoder():
-    """The encoder that is always there, read once."""
+    """Return the bundled encoder, loaded once."""
     from tunesmith.model.load import load_base
 
     return load_base("minilm-l6", offline=True)
 
 
 def words(text):
-    """The words of a text, each once."""
+    """Return the set of words of a text."""
     return set(re.findall(r"\w+", text.lower()))
 
 
-def shared(said, wanted):
-    """F1 of two sets."""
-    both = len(said & wanted)
-    return 2 * both / (len(said) + len(wanted)) if both else 0.0
+def shared(answer, reference):
+    """Return the F1 of two sets."""
+    both = len(answer & reference)
+    return 2 * both / (len(answer) + len(reference)) if both else 0.0
