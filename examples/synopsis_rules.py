@@ -1,7 +1,7 @@
 """Properties of a good synopsis, as rewards and judges: `reward: synopsis_rules:score`, `judge: synopsis_rules:about`.
 
-Each function receives a completion: `completion.text`, `completion.finished` (it ended by itself), `completion.row` (the
-row of the file) and `completion.prompt.reference` (the line written by the maintainer).
+Each function receives a completion: `completion.text`, `completion.finished` (it ended by itself), `completion.row`
+(the row of the file) and `completion.prompt.reference` (the line written by the maintainer).
 """
 
 import re
