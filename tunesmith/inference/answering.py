@@ -141,8 +141,8 @@ class AnsweringEngine(Protocol):
         """Accept a request; raise UnknownModel, AskError or Busy.
 
         Args:
-            ask: the request.
-            told: receives the completion in chunks, the last one with its end.
+            request: the request.
+            on_chunk: receives the completion in chunks, the last one with its end.
         """
         ...
 

@@ -67,8 +67,8 @@ class Engine:
         """Accept a request; raise UnknownModel, AskError or Busy.
 
         Args:
-            ask: the request.
-            told: receives the completion in chunks, the last one with its end.
+            request: the request.
+            on_chunk: receives the completion in chunks, the last one with its end.
         """
         run = self.registry.get(request.model)
         request.check(run.model, most=self.limits.new_tokens)

@@ -31,7 +31,7 @@ def refuse(folder: Path, manifest: ModelManifest, kind: str) -> None:
 
     Args:
         folder: the model folder.
-        about: its manifest.
+        manifest: its manifest.
         kind: adapter, merged or gguf.
     """
     technique = manifest.technique
@@ -56,7 +56,7 @@ def merged(folder: Path, manifest: ModelManifest, *, offline: bool) -> LocalMode
 
     Args:
         folder: the model folder.
-        about: its manifest.
+        manifest: its manifest.
         offline: do not download the base model.
     """
     base = read_base(manifest, offline=offline)

@@ -46,7 +46,7 @@ def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None
     Args:
         folder: the directory, created if it does not exist.
         model: the tuned model.
-        about: the manifest.
+        manifest: the manifest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if manifest.family == "decoder":
@@ -126,7 +126,7 @@ def read_base(manifest: ModelManifest, *, device: str = "auto", threads: int | N
     """Load the base of a model folder, with the dtype and quantization of its technique.
 
     Args:
-        about: the manifest.
+        manifest: the manifest.
         device: auto, cpu or cuda.
         threads: CPU threads, as in `load`.
         offline: do not download the base model.
@@ -152,7 +152,7 @@ def load_over_base(base: Base, folder: Path, manifest: ModelManifest) -> LocalMo
     Args:
         base: the base, see `read_base`.
         folder: the model folder.
-        about: its manifest.
+        manifest: its manifest.
 
     Raises:
         CheckpointError: the files are damaged, or the base is not the one of training.

@@ -124,8 +124,8 @@ class ExternalEngine:
         """Accept a request; raise UnknownModel, AskError or Busy.
 
         Args:
-            ask: the request.
-            told: receives the completion in chunks, the last one with its end.
+            request: the request.
+            on_chunk: receives the completion in chunks, the last one with its end.
         """
         model = self.registry.get(request.model)
         request.check_size(limit=model.limit, most=self.limits.new_tokens)

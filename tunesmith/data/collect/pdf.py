@@ -33,7 +33,7 @@ def pdf_document(data: bytes, on_page: Callable[[int], None]) -> Document:
 
     Args:
         data: bytes of the file.
-        heard: called with the number of each page after it is read.
+        on_page: called with the number of each page after it is read.
 
     Raises:
         DataError: the file is encrypted, broken, too long, or contains only images.

@@ -42,7 +42,7 @@ def convert_all(
 
     Args:
         paths: the files.
-        heard: called with the path and the page number after each page of a PDF.
+        on_page: called with the path and the page number after each page of a PDF.
         silence: seconds without a result after which a worker is stopped and its file fails.
 
     Yields:

@@ -106,7 +106,7 @@ def answered(asked: Sequence[WriterQuestion], request: Ask, cache: Path, writer:
 
     Args:
         asked: the requests.
-        ask: sends prompts to the model.
+        request: sends prompts to the model.
         cache: file of answers, as JSON lines.
         writer: identity of the model and its options, part of the cache key.
 
