@@ -80,18 +80,18 @@ def main() -> None:
             lines.append(f"| {pairs} | {care:.0%} | {found[CLICKER]} | {wrong} |")
     same, alpha = page.agreement.same, page.agreement.alpha
     kappas = ", ".join(f"{two.kappa:.2f}" for two in page.agreement.pairs if two.kappa is not None)
-    text = f"""# Three real judges, and a fourth who clicks
+    text = f"""# Three real raters, and a fourth who clicks at random
 
-Made by `python -m bench.judges` from {len(rows)} pairs of PandaLM, each judged by the same three people. Pairs on
-which they agreed little were left out by its authors, so these judges agree more than others may.
+Made by `python -m bench.judges` from {len(rows)} pairs of PandaLM, each judged by the same three raters. Its authors
+removed pairs with low agreement, so these raters agree more than others may.
 
-On all pairs two judges agree in {same:.1%}; Krippendorff's alpha {alpha:.2f}; Cohen's kappa of each two {kappas}. Named
-as clicking at random: {", ".join(page.at_random) or "nobody"}.
+On all pairs two raters agree in {same:.1%}. Krippendorff's alpha is {alpha:.2f}, Cohen's kappa of each two {kappas}.
+Reported as clicking at random: {", ".join(page.at_random) or "none"}.
 
-A simulated fourth says what most of the three say in a share of the pairs (50 % is a coin), else the opposite. {ROUNDS}
-rounds each, in which so many pairs are drawn:
+A simulated fourth rater agrees with the majority of the three in a share of the pairs (50 % is a coin) and disagrees in
+the others. Each line is from {ROUNDS} rounds with the given number of sampled pairs:
 
-| pairs | the fourth agrees in | rounds in which the fourth is named | times that a real judge is named |
+| pairs | the fourth agrees in | rounds in which the fourth is reported | times that a real rater is reported |
 |---|---|---|---|
 """
     (ROOT / "bench" / "JUDGES.md").write_text(text + "\n".join(lines) + "\n", encoding="utf-8")

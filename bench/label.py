@@ -118,30 +118,30 @@ def line(cell: Cell, judge: str) -> str:
 def page(cells: Sequence[Cell]) -> str:
     """The whole report."""
     head = [
-        "# 200 labels chosen by the label page against 200 at random",
+        "# 200 labels chosen by the labelling page against 200 random ones",
         "",
-        f"Made by `python -m bench.label`: accuracy on {TEST:.0%} of the groups, held out anew for each of the",
-        f"seeds {', '.join(map(str, SEEDS))}, the same cut for both ways. `random` is the mean of {DRAWS} draws",
-        "a seed, `page` is one run of the page's order; neutral sentences are left out. The judge is a logistic",
-        "regression on the labels so chosen. The rule was chosen on the first three sets with the seeds 0 to 4 and",
-        "other cuts; a2 had no part in that.",
+        f"Made by `python -m bench.label`. Accuracy on {TEST:.0%} of the groups, with a separate split for each of the",
+        f"seeds {', '.join(map(str, SEEDS))}, the same split for both columns. `random` is the mean of {DRAWS} samples",
+        "per seed, `page` is one run of the page's order. Neutral sentences are left out. A logistic regression is",
+        "trained on the chosen labels. The rule was chosen on the first three datasets with seeds 0 to 4 and other",
+        "splits; a2 was not used for it.",
         "",
     ]
     columns = [
-        "| set | rows | labels | features | random | page | difference | by seed |",
+        "| dataset | rows | labels | features | random | page | difference | by seed |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    parts = [*head, "## Judged on the features that chose", "", *columns]
+    parts = [*head, "## Scored on the features that chose the rows", "", *columns]
     parts += [line(cell, "same") for cell in cells]
     parts += [
         "",
-        "## Judged on the other features, so that choosing and judging share nothing",
+        "## Scored on the other features, independent of the choice",
         "",
         *columns,
     ]
     parts += [line(cell, "other") for cell in cells]
     spent = sum(cell.seconds for cell in cells)
-    return "\n".join([*parts, "", f"{spent:.0f} s in all, without the reading by the encoder.", ""])
+    return "\n".join([*parts, "", f"{spent:.0f} s in total, without computing the encoder's features.", ""])
 
 
 def main() -> None:

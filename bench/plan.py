@@ -112,12 +112,12 @@ def one(case: str) -> None:
 def table(page: dict[str, Any]) -> str:
     """PLAN.md."""
     lines = [
-        "# What `tunesmith plan` foretold, and what came",
+        "# Predictions of `tunesmith plan` and measured values",
         "",
-        "Predictions were committed before their runs (`git log bench/PLAN.json`). Asked for: memory within 15 %, time",
-        "of training within 25 %. `python -m bench.plan run` fills in what has not run. Other work shares the machine.",
+        "Predictions were committed before the runs (`git log bench/PLAN.json`). Required: memory within 15 %, time",
+        "of training within 25 %. `python -m bench.plan run` runs the missing cases. The machine had other load.",
         "",
-        "| case | numbers that move | memory foretold | came | off | training foretold | came | off |",
+        "| case | trainable parameters | memory predicted | measured | error | training predicted | measured | error |",
         "|---|---|---|---|---|---|---|---|",
     ]
     kept = dict.fromkeys(BOUNDS, 0)
@@ -138,7 +138,7 @@ def table(page: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"Of {ran} that ran: memory within 15 % in {kept['memory']}, time within 25 % in {kept['seconds']}.",
+        f"Of {ran} runs: memory within 15 % in {kept['memory']}, time within 25 % in {kept['seconds']}.",
         "",
     ]
     return "\n".join(lines)

@@ -29,14 +29,14 @@ RUNS = ROOT / "runs" / "bench-preference"
 SETS = {"g1_pandalm_human": "prompt", "g4_debian_revisions": "source", "g5_vader_tone_pairs": "group"}
 PAGE = ROOT / "bench" / "PREFERENCE.md"
 FOLDS, EPOCHS = 5, 2.0
-HEAD = """# What people prefer, told by models
+HEAD = """# Predicting preferences of raters
 
-Written by `python -m bench.preference SET [--objective reward]`. Share of held-out pairs whose preferred answer is
-ahead, every pair held out once, prompts or sources never on both sides. Ahead: the longer answer (half a pair where
-both are as long); the higher log-probability a token (preference) or score (reward; base: a linear probe on the frozen
-states). p: paired, by group.
+Written by `python -m bench.preference SET [--objective reward]`. Share of held-out pairs in which the preferred answer
+ranks first. Every pair is held out once, and prompts or sources are never on both sides. The ranking is by length (half
+a pair if both are equally long), by log-probability per token (preference), or by score (reward; its base is a linear
+probe on the frozen states). p-values are paired, by group.
 
-| set | objective | model | technique | changes | pairs | longer | base | tuned | tuned - base | tuned - longer |
+| dataset | objective | model | technique | changes | pairs | longer | base | tuned | tuned - base | tuned - longer |
 |---|---|---|---|---|---|---|---|---|---|---|"""
 
 

@@ -28,31 +28,32 @@ FLOORS = {"reviews": 4.0, "synopsis": 3.5, "domain": 1.5, "encoder": 1.3}
 EQUAL = {"float32": 0.001, "bfloat16": 0.03}
 MEMORY_FLOOR, SCORING_FLOOR = 0.5, 2.5
 HOW = """\
-Every side is a process of its own per round, rounds go through the sides in turn, and a figure is the median of the
+Each side runs in a separate process per round. Rounds alternate between the sides, and a value is the median of the
 rounds. All sides have the same model, rows, order of rows, steps, learning rate (constant), betas, weight decay,
-gradient clip and precision; with LoRA also the same starting numbers. A process warms up with one step and is timed
-over the next. Rows of a step are alike in length on all sides, as Tunesmith's sampler makes them, so that no peer pays
-for padding that it could avoid. All sides make the same number of steps. Where they learn the same tokens they end at
-the same held-out loss, so there the ratio of their rates is the ratio of the times to that loss. A floor of speed is
-held only at an equal or better held-out loss (within 0.1 %; in bf16, whose rounding moves it, 3 %).
+gradient clipping and precision; with LoRA also the same initial weights. A process warms up with one step and is timed
+over the next. Rows of a step have similar lengths on all sides, as Tunesmith's sampler makes them, so that no peer
+spends time on padding that it could avoid. All sides make the same number of steps. If they learn the same tokens, they
+end at the same held-out loss, so the ratio of their rates is the ratio of the times to that loss. A floor of speed is
+held only at an equal or better held-out loss (within 0.1 %; in bf16, whose rounding changes it, 3 %).
 
-- **tokens/s** counts each row's tokens whole, whatever a side computes: the same number for all sides of the same rows.
-- **GEMM**: arithmetic done, over the time, as a share of the matrix rate measured here before each round.
+- **tokens/s** counts all tokens of each row, whatever a side computes: the same number for all sides on the same rows.
+- **GEMM** is the arithmetic per second as a share of the rate of matrix products, measured before each round.
   Arithmetic: 2 p L (2 + t + c) + 2 p A (3 + c) + 2 h H (2 + t) for p positions through the network (padding included),
-  L numbers in its linear layers, A in updates beside them, h positions through a head of H numbers; t = 1 where all
-  weights are trained, c = 1 where the forward is computed again for the backward. Attention's own products are not in.
-- **memory**: highest resident memory from the first step to the last, less that before the first step (all weights
-  read in) and less the optimizer's state.
-- **held-out loss**: of what each side saved, all by one code (bench/race/judge.py) in fp32, per learned token; for
-  heads per row, not to be compared with words. Heads are not equal: ours is over the mean of the states, starts at zero
-  and takes a rate of its own, as it ships; transformers' is its own, over the pooler or the last token.
-- TRL's settings on both sides, other than its defaults: what has to be equal (rate, constant schedule, betas, decay,
-  clip, loss on the completion only, batch), `use_cpu`, rows in the job's order (default: random, which pads), `bf16` as
-  the race says (default: on), no trackers or checkpoints. Best settings also: no gradient checkpointing (default: on),
-  no logging, no pinned memory; in bf16 a frozen base kept in bf16. Not raced: Liger, whose kernels are Triton's and
-  need a GPU; `padding_free` and packing, which TRL supports with FlashAttention only; `torch_compile`, not tried.
-- Classification head: the text alone, no instruction, so its own, fewer tokens: compare rows/s. A decoder's is trained
-  by LoRA of the same rank, an encoder's with all weights.
+  L weights in its linear layers, A in adapters, h positions through a head with H weights; t = 1 if all weights are
+  trained, c = 1 if the forward pass is recomputed for the backward pass. Attention's own products are not included.
+- **memory** is the peak resident memory from the first step to the last, minus that before the first step (all weights
+  loaded) and minus the optimizer state.
+- **held-out loss** is that of the saved model of each side, evaluated by one script (bench/race/judge.py) in fp32, per
+  learned token; for heads per row, not comparable with label words. Heads differ: ours reads the mean of the states,
+  starts at zero and has its own learning rate, as shipped; that of transformers reads the pooler or the last token.
+- **TRL settings** that differ from its defaults on both sides are those that must be equal (learning rate, constant
+  schedule, betas, decay, clipping, loss on the completion only, batch), `use_cpu`, rows in the order of the job
+  (default: random, which pads), `bf16` as in the race (default: on), no trackers or checkpoints. Best settings also: no
+  gradient checkpointing (default: on), no logging, no pinned memory; in bf16 a frozen base in bf16. Not raced: Liger,
+  whose Triton kernels need a GPU; `padding_free` and packing, which TRL supports with FlashAttention only;
+  `torch_compile`, not tried.
+- **classification head**: the text alone, without instruction, so it has fewer tokens: compare rows/s. The head of a
+  decoder is trained with LoRA of the same rank, that of an encoder with all weights.
 """
 
 
@@ -109,7 +110,7 @@ def section(race: Race, folder: Path) -> list[str]:
     job, lines = Job.read(folder), lines_of(race, folder)
     rounds = len(list(folder.glob("round-*")))
     rows = len(job.windows[0])
-    about = f"{race.about}; {Path(job.model).name}, {rows} rows a step, {len(job.windows) - 1} timed"
+    about = f"{race.about}; {Path(job.model).name}, {rows} rows per step, {len(job.windows) - 1} timed"
     said = [f"## {race.name}, {'bf16' if job.half else 'fp32'}", "", f"{about}, {rounds} rounds.", ""]
     said += ["| side | tokens/s | rows/s | spread | GEMM | memory, MB | held-out loss | accuracy |"]
     said += ["|---|---|---|---|---|---|---|---|"]
@@ -169,9 +170,9 @@ def write_page(path: Path, races: Sequence[tuple[Race, Path]], command: str) -> 
     head = [
         "# Results",
         "",
-        f"Made by `{command}` on {cpu()}, {machines[0]['threads']} threads; products measured before each round: "
+        f"Made by `{command}` on {cpu()}, {machines[0]['threads']} threads; matrix products before each round: "
         f"{speeds} GFLOP/s.",
-        f"Tunesmith on {_versions(ours)}; peers, in an environment of their own, on {_versions(theirs)}.",
+        f"Tunesmith on {_versions(ours)}; peers, in a separate environment, on {_versions(theirs)}.",
         "",
         HOW,
     ]

@@ -83,9 +83,10 @@ def _relatives(task: str, technique: str) -> Iterator[tuple[Recipe, Path]]:
 def table(page: dict[str, Any]) -> str:
     """RECOMMEND.md: each task with its techniques, and how often the recommendation stood."""
     parts = [
-        "# What `tunesmith plan` recommends, beside every technique\n\nThe recommendations were committed before the "
-        "runs (`git log bench/RECOMMEND.json`); `python -m bench.recommend run` made the rest.\nA technique is better "
-        "than the recommended one where p < 0.05 on the same test rows, by group, one comparison at a time."
+        "# Recommendations of `tunesmith plan` compared with every technique\n\n"
+        "The recommendations were committed before the runs (`git log bench/RECOMMEND.json`). `python -m "
+        "bench.recommend run` makes this page.\nA technique is better than the recommended one if p < 0.05 "
+        "on the same test rows, by group, without adjustment."
     ]
     stood: list[bool] = []
     pairs: Counter[str] = Counter()
@@ -97,9 +98,10 @@ def table(page: dict[str, Any]) -> str:
             pairs.update(verdicts.values())
             parts.append(_section(task, told["technique"], found, lines, verdicts))
     parts.append(
-        f"The recommendation wins or ties in {sum(stood)} of {len(stood)} tasks that ran: no other technique is surely "
-        f"better there. Of all {pairs.total()} pairs, the other technique is better in {pairs['better']}, worse in "
-        f"{pairs['worse']}, {EQUIVALENT} in {pairs[EQUIVALENT]} and {NOT_SIGNIFICANT} in {pairs[NOT_SIGNIFICANT]}."
+        f"The recommendation wins or ties in {sum(stood)} of {len(stood)} tasks that ran: no other technique is "
+        f"significantly better. Of all {pairs.total()} pairs, the other technique is better in {pairs['better']}, "
+        f"worse in {pairs['worse']}, {EQUIVALENT} in {pairs[EQUIVALENT]} and {NOT_SIGNIFICANT} in "
+        f"{pairs[NOT_SIGNIFICANT]}."
     )
     return "\n\n".join(parts) + "\n"
 
@@ -117,7 +119,7 @@ def _section(task: str, taken: str, found: dict[str, Report], lines: list[str], 
             f"## {task}: {taken} {told}\n",
             f"`{one.model}`, {one.objective}, {one.data.train} training and {one.task.n} test rows, {one.task.metric}, "
             f"base {figure(one.task.base)}.\n",
-            f"| technique | tuned | beside {taken} (95 %) | p | verdict | training |",
+            f"| technique | tuned | against {taken} (95 %) | p | verdict | training |",
             "|---|---|---|---|---|---|",
             *lines,
         )

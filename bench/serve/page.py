@@ -22,18 +22,19 @@ NAMES = {
 
 
 def page(found: dict[str, dict[str, Any]]) -> str:
-    """The whole report."""
+    """Return the whole report."""
+    requests = ", ".join(f"{count} by {clients}" for clients, count in SECOND_OF.items())
     lines = [
-        "# Answers a second, alone and together",
+        "# Answers per second, for one client and many",
         "",
-        "Made by `python -m bench.serve`. smollm2-135m in float32 (llama.cpp: f16) under a LoRA of rank 16; one-line",
-        f"summaries of package descriptions, at most {CHARACTERS} characters of each under one instruction, at most",
-        f"{TOKENS} tokens an answer, greedy, every question once. Each client asks again when it was answered:",
-        f"{', '.join(f'{count} questions at {clients}' for clients, count in SECOND_OF.items())}.",
+        "Made by `python -m bench.serve`. smollm2-135m in float32 (llama.cpp: f16) with LoRA of rank 16; one-line",
+        f"summaries of package descriptions, at most {CHARACTERS} characters each after one instruction, at most",
+        f"{TOKENS} tokens per answer, greedy decoding, every prompt once. A client sends its next request when the",
+        f"last is answered. Requests: {requests} clients.",
         "",
         f"Machine: {machine()}.",
         "",
-        "| way | clients | answers/s | times plain | p50 s | p95 s |",
+        "| server | clients | answers/s | times plain | p50 s | p95 s |",
         "|---|---|---|---|---|---|",
     ]
     one = found["plain"]["1"]
@@ -84,13 +85,13 @@ def of_labels(found: dict[str, float]) -> list[str]:
     lines = [
         f"Labels of shipped reviews ({MOOD!r}):",
         "",
-        "| way | texts/s | times |",
+        "| method | texts/s | times |",
         "|---|---|---|",
     ]
     ways = {
         "generate": f"plain `generate`, one by one, at most {GUESS} tokens",
-        "one by one": "`/classify` by scores, a text a request, one client",
-        "together": f"`/classify` by scores, {LABELLED} texts a request",
+        "one by one": "`/classify` by scores, one text per request, one client",
+        "together": f"`/classify` by scores, {LABELLED} texts per request",
     }
     lines += [f"| {name} | {found[way]:.2f} | {found[way] / found['generate']:.1f} |" for way, name in ways.items()]
     times = found["together"] / found["generate"]

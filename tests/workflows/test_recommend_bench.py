@@ -34,7 +34,7 @@ def test_pairs_that_so_few_rows_do_not_tell_apart_are_counted_by_themselves(monk
     assert "## movies: lora wins or ties" in told
     assert "| ia3 | 0.800 | 0.000 (\u22120.100 to +0.100) | p = 0.500 | not significant | 2 s |" in told
     assert told.endswith(
-        "wins or ties in 1 of 1 tasks that ran: no other technique is surely better there. Of all 4 pairs, the "
+        "wins or ties in 1 of 1 tasks that ran: no other technique is significantly better. Of all 4 pairs, the "
         "other technique is better in 0, worse in 1, equivalent within 3 points in 1 "
         "and not significant in 2.\n"
     )
