@@ -233,7 +233,7 @@ def test_the_same_command_again_asks_nothing(done: tuple[Comparison, Path]) -> N
 
 def test_a_comparison_that_is_stopped_keeps_the_arms_that_are_done(tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match="stopped after arm prompt, 1 of 8"):
-        run(recipe(tmp_path), tmp_path / "out", stop=lambda: True)
+        run(recipe(tmp_path), tmp_path / "out", should_stop=lambda: True)
     assert [file.name for file in (tmp_path / "out/answers").iterdir()] == ["prompt.json"]
 
 

@@ -75,7 +75,7 @@ def test_what_has_run_is_not_run_again(
 def test_a_curve_that_was_stopped_goes_on_where_it_was(tmp_path: Path):
     asked, left = made(tmp_path), [False] * 25  # ten steps a cell
     with pytest.raises(Interrupted):
-        ask(asked, tmp_path / "curve", stop=lambda: not left or left.pop())
+        ask(asked, tmp_path / "curve", should_stop=lambda: not left or left.pop())
     before = {path.name for path in (tmp_path / "curve" / "cells").glob("*.json")}
     assert before
     said: list[str] = []
