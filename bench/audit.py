@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from bench import plant
 from bench.plant import Chance, Row
-from tunesmith.data.audit.ask import AuditSource, Read, Tools
-from tunesmith.data.audit.finding import Audit
+from tunesmith.data.audit.findings import Audit
+from tunesmith.data.audit.options import AuditSource, Read, Tools
 from tunesmith.data.audit.run import audit
-from tunesmith.workflows.audit import model_tools
+from tunesmith.pipelines.audit import model_tools
 
 ALONE = Tools()
 PLANTED, SEEDS = 500, (0, 1, 2)

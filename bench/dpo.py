@@ -33,9 +33,9 @@ def rows(steps: int) -> list[dict[str, str]]:
 
 def ours(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
     """Pairs a second of the timed steps, and of all with the untuned model asked."""
-    from tunesmith.recipe import make_recipe
-    from tunesmith.workflows.prepare import prepare
-    from tunesmith.workflows.train import train
+    from tunesmith.config import make_recipe
+    from tunesmith.training.prepare import prepare
+    from tunesmith.training.train import train
 
     pairs = rows(asked.steps)
     # A recipe has test rows; none are asked here.
@@ -69,7 +69,7 @@ def theirs(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    from tunesmith.model.shipped import fetch
+    from tunesmith.models.loading.bundled_models import fetch
 
     ends: list[float] = []
 

@@ -11,12 +11,12 @@ import random
 from collections import Counter
 from pathlib import Path
 
-from tunesmith.data.examples import Message
-from tunesmith.feedback.items import FIRST, SECOND, TIE, Item, make_item
-from tunesmith.feedback.quality import raters
-from tunesmith.feedback.store import Event
-from tunesmith.feedback.summary import Summary, summarise
-from tunesmith.feedback.votes import VOTE, VoteState
+from tunesmith.annotation.items import FIRST, SECOND, TIE, Item, make_item
+from tunesmith.annotation.rater_quality import raters
+from tunesmith.annotation.summary import Summary, summarise
+from tunesmith.annotation.vote_state import VOTE, VoteState
+from tunesmith.annotation.vote_store import Event
+from tunesmith.data.tokenization.messages import Message
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data" / "g1_pandalm_human" / "g1_pandalm_human.jsonl"

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
-from tunesmith.feedback.order import ROUND, STRENGTH, Vectors, rank
-from tunesmith.workflows.label_vectors import TFIDF, make_vectors
+from tunesmith.annotation.active_learning import ROUND, STRENGTH, Vectors, rank
+from tunesmith.annotation.label_features import TFIDF, make_vectors
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"

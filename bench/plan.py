@@ -15,10 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tunesmith.config.resolve import resolve_recipe
 from tunesmith.data.files import write_whole
+from tunesmith.pipelines.plan.plan import plan_recipe
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.workflows.plan import plan_recipe
-from tunesmith.workflows.request import resolve_recipe
 
 HERE = Path(__file__).parent
 PAGE, TABLE = HERE / "PLAN.json", HERE / "PLAN.md"
@@ -85,9 +85,9 @@ def one(case: str) -> None:
     """Tune one case in this process, and print its peak memory, training seconds and numbers that moved."""
     import tempfile
 
+    from tunesmith.evaluation import diagnostics as worth
     from tunesmith.evaluation import retention
-    from tunesmith.workflows import worth
-    from tunesmith.workflows.tune import tune_recipe
+    from tunesmith.pipelines.tune.tune import tune_recipe
 
     some = retention.items()[:8]
     retention.items = worth.items = lambda: some  # type: ignore[attr-defined]  # the base's are kept under their own digest

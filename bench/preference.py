@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunesmith.evaluation.judged import wins
-from tunesmith.evaluation.significance import compare_paired
-from tunesmith.recipe import make_recipe
+from tunesmith.config import make_recipe
+from tunesmith.metrics.preference_metrics import wins
+from tunesmith.metrics.significance import compare_paired
+from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.report.predictions import read_predictions
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.workflows.tune import tune_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"

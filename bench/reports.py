@@ -11,11 +11,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tunesmith.config import load_recipe
 from tunesmith.objectives import Classify
-from tunesmith.recipe import load_recipe
-from tunesmith.report.card import code, text
-from tunesmith.report.figures import bounds, count, figure, metric_name, p_value, share, signed
+from tunesmith.report.formatting import bounds, count, figure, metric_name, p_value, share, signed
 from tunesmith.report.html import write_reports
+from tunesmith.report.model_card import code, text
 from tunesmith.report.schema import read_report
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -46,13 +46,13 @@ def reward(text: str) -> float:
 
 def ours(asked: argparse.Namespace) -> dict[str, float]:
     """Seconds and answer tokens of the timed steps, and where the seconds went."""
-    from tunesmith.data.exercises import rl_prompts
-    from tunesmith.data.rows import Row
-    from tunesmith.data.template import Template
-    from tunesmith.model.batch import collate, split_by_tokens
-    from tunesmith.model.load import load_base
+    from tunesmith.data.examples.prompts import rl_prompts
+    from tunesmith.data.readers.row import Row
+    from tunesmith.data.tokenization.chat_template import Template
+    from tunesmith.models.batch import collate, split_by_tokens
+    from tunesmith.models.loading.load import load_base
     from tunesmith.objectives import Rl
-    from tunesmith.objectives.practice import OnlineRLLearner
+    from tunesmith.objectives.online_rl import OnlineRLLearner
     from tunesmith.techniques import Lora
     from tunesmith.training.fit import accumulate_gradients, prepare_batches
     from tunesmith.training.optim import TrainingPlan, make_optimizer
@@ -99,7 +99,7 @@ def theirs(asked: argparse.Namespace, folder: Path) -> dict[str, float]:
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from tunesmith.model.shipped import fetch
+    from tunesmith.models.loading.bundled_models import fetch
 
     ends: list[tuple[float, float]] = []
     counted: list[int] = []

@@ -53,7 +53,7 @@ def nearness(completion):
 
 def meaning(completion):
     """Return the cosine of the vectors of an answer and of the whole description, by the bundled encoder."""
-    from tunesmith.model.sentence import sentence_vectors
+    from tunesmith.models.sentence_embeddings import sentence_vectors
 
     answer, description = sentence_vectors(encoder(), [completion.text, completion.row["document"]], limit=256)
     return float(answer @ description)
@@ -62,7 +62,7 @@ def meaning(completion):
 @cache
 def encoder():
     """Return the bundled encoder, loaded once."""
-    from tunesmith.model.load import load_base
+    from tunesmith.models.loading.load import load_base
 
     return load_base("minilm-l6", offline=True)
 

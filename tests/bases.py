@@ -15,19 +15,20 @@ import torch
 from torch import Tensor
 
 from tests.tiny import DECODERS, tiny_decoder, tiny_encoder
-from tunesmith.data.examples import Chat, LabelledText, Message, Pair
-from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.data.examples.types import Chat, LabelledText, Pair
+from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.events import Event, Resumed, journal_record
-from tunesmith.model.batch import Batch
-from tunesmith.model.load import AS_THEY_ARE, Base, LoadOptions, load_base
-from tunesmith.model.policy import Policy
+from tunesmith.models.batch import Batch
+from tunesmith.models.loading.load import AS_THEY_ARE, Base, LoadOptions, load_base
+from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner
 from tunesmith.techniques import Full, Lora
 from tunesmith.techniques.base import Technique
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.fit import Trainer, ValidationResult
 from tunesmith.training.optim import TrainingPlan
-from tunesmith.training.state import TrainingState
+from tunesmith.training.train_state import TrainingState
 
 _ROOT = tempfile.TemporaryDirectory(prefix="tunesmith-tests-")
 LORA = Lora(rank=4)

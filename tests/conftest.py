@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 # Where tests go through a whole story, from rows to report: `make test-fast` leaves them to `make test`.
 WHOLE = (
     "bench/",
-    "workflows/",
+    "pipelines/",
     "cli/",
     "golden/",
     "web/",
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_core() -> Iterator[None]:
     """Models that are opened take one thread: more are slower here, and sum in another order."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tunesmith.model.device.cores", lambda: 1)
+        patch.setattr("tunesmith.models.loading.device.cores", lambda: 1)
         yield
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.evaluation import retention, significance
-from tunesmith.workflows import worth
+from tunesmith.evaluation import diagnostics as worth
+from tunesmith.evaluation import retention
+from tunesmith.metrics import significance
 
 
 def only_a_glance(patch: pytest.MonkeyPatch) -> None:

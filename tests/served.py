@@ -13,17 +13,17 @@ from typing import Any
 import torch
 
 from tests.bases import base, folder, labelled, policy, scrambled
-from tunesmith.data.template import Template
-from tunesmith.inference.answering import Limits
-from tunesmith.inference.engine import Engine
-from tunesmith.inference.export import merged, write_adapter, write_file, write_merged
-from tunesmith.inference.files import GgufBackend
-from tunesmith.inference.folder import ModelManifest, load, read_manifest, save_model
-from tunesmith.inference.local import LocalModel
-from tunesmith.inference.outside import ExternalEngine, Program
-from tunesmith.inference.shelf import ModelRegistry
-from tunesmith.inference.split import Splits
-from tunesmith.model.checkpoint import write_folder
+from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.inference.export.formats import merged, write_adapter, write_file, write_merged
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.saved_model import ModelManifest, load, read_manifest, save_model
+from tunesmith.inference.serving.backends.external import ExternalEngine, Program
+from tunesmith.inference.serving.backends.gguf import GgufBackend
+from tunesmith.inference.serving.engine import Engine
+from tunesmith.inference.serving.protocol import Limits
+from tunesmith.inference.serving.registry import ModelRegistry
+from tunesmith.inference.serving.traffic_split import Splits
+from tunesmith.models.loading.checkpoint import write_folder
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques.base import Technique
 
@@ -131,10 +131,10 @@ def listening(
     token: str,
 ) -> Iterator[Served]:
     """A server over an engine; each room keeps the thumbs of its model."""
-    from tunesmith.web.api import POLICY, Api
-    from tunesmith.web.metrics import Metrics
-    from tunesmith.web.serve import server
-    from tunesmith.workflows.thumbs import FILE, Thumbs
+    from tunesmith.annotation.thumbs import FILE, Thumbs
+    from tunesmith.web.openai.app import POLICY, Api
+    from tunesmith.web.openai.metrics import Metrics
+    from tunesmith.web.server import server
 
     thumbs = Thumbs(lambda name: rooms[name.partition("/")[0]] / FILE)
     app = Api(engine, splits=Splits(splits or {}), metrics=Metrics(), thumbs=thumbs).app()

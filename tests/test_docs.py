@@ -22,12 +22,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import tunesmith
-from tunesmith.aliases import ALIASES
 from tunesmith.cli.main import parser
-from tunesmith.evaluation.style import RULE_KINDS
+from tunesmith.config import Compare, Data, Documents, Gates, Loop, Machine, Recipe, Replay, Schedule, make_recipe
+from tunesmith.config.aliases import ALIASES
+from tunesmith.metrics.style import RULE_KINDS
 from tunesmith.objectives import OBJECTIVES
 from tunesmith.objectives.multitask import TaskSection
-from tunesmith.recipe import Compare, Data, Documents, Gates, Loop, Machine, Recipe, Replay, Schedule, make_recipe
 from tunesmith.techniques import TECHNIQUES
 
 ROOT = Path(__file__).parents[1]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunesmith.data.examples import Message
-from tunesmith.data.exercises import Completion, RLPrompt
-from tunesmith.recipe import load_recipe
-from tunesmith.workflows.rewards import scorer
+from tunesmith.config import load_recipe
+from tunesmith.data.examples.prompts import Completion, RLPrompt
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.training.rewards import scorer
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES, SHIPPED = ROOT / "examples", ROOT / "tunesmith" / "shipped_data"

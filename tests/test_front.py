@@ -74,7 +74,7 @@ def test_the_deprecated_listen_still_receives_dictionaries(monkeypatch: pytest.M
         for event in events:
             callbacks.on_event(event)
 
-    monkeypatch.setattr("tunesmith.workflows.tune.tune_recipe", tune_recipe)
+    monkeypatch.setattr("tunesmith.pipelines.tune.tune.tune_recipe", tune_recipe)
     received: list[dict[str, Any]] = []
     file = tmp_path / "rows.jsonl"
     file.write_text('{"text": "good", "label": "yes"}\n' * 4)

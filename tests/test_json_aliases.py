@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from tunesmith.cli.doctor import DoctorCheck, _as_document
-from tunesmith.data.audit.finding import Finding
-from tunesmith.data.exercises import Completion, RLPrompt
-from tunesmith.data.turns import Message
+from tunesmith.cli.commands.doctor import DoctorCheck, _as_document
+from tunesmith.data.audit.findings import Finding
+from tunesmith.data.examples.prompts import Completion, RLPrompt
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.evaluation.results import RewardDiagnostics
+from tunesmith.pipelines.tune.tune import Run
 from tunesmith.report.schema import MultitaskReport, Report, TaskReport
-from tunesmith.training.state import TrainingState, _from_json, _to_json
-from tunesmith.workflows.tune import Run
+from tunesmith.training.train_state import TrainingState, _from_json, _to_json
 
 REPORTS = sorted(Path("bench/grid").glob("*/report.json"))
 
@@ -92,10 +92,10 @@ def test_a_reward_function_may_read_the_prompt_by_its_old_name():
     with pytest.warns(DeprecationWarning, match="use completion.prompt"):
         assert completion.exercise is prompt
     with pytest.warns(DeprecationWarning, match="use Completion"):
-        from tunesmith.data.exercises import Attempt  # type: ignore[attr-defined]
+        from tunesmith.data.examples.prompts import Attempt  # type: ignore[attr-defined]
     assert Attempt is Completion
     with pytest.raises(ImportError):
-        from tunesmith.data.exercises import Nothing  # type: ignore[attr-defined]  # noqa: F401
+        from tunesmith.data.examples.prompts import Nothing  # type: ignore[attr-defined]  # noqa: F401
 
 
 def test_a_run_says_under_the_old_name_that_it_was_reused():

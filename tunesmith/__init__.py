@@ -22,10 +22,10 @@ from tunesmith.errors import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tunesmith.config import Recipe
     from tunesmith.events import EventHandler
-    from tunesmith.inference.local import LocalModel
-    from tunesmith.recipe import Recipe
-    from tunesmith.workflows.tune import Run
+    from tunesmith.inference.local_model import LocalModel
+    from tunesmith.pipelines.tune.tune import Run
 
 __version__ = "0.1.0"
 
@@ -75,10 +75,10 @@ def tune(
     """
     from pathlib import Path
 
+    from tunesmith.config.resolve import as_changes, resolve_recipe
     from tunesmith.events import Note, as_dict, ignore
+    from tunesmith.pipelines.tune.tune import tune_recipe
     from tunesmith.training.callbacks import Callbacks
-    from tunesmith.workflows.request import as_changes, resolve_recipe
-    from tunesmith.workflows.tune import tune_recipe
 
     offline = bool(settings.pop("offline", False))
     on_event = callback or ignore
@@ -107,6 +107,6 @@ def load(run: str | Path, *, device: str = "auto", offline: bool = False) -> Loc
     Raises:
         TunesmithError: the folder is not a run, or its base model cannot be loaded.
     """
-    from tunesmith.inference.folder import load as load_model
+    from tunesmith.inference.saved_model import load as load_model
 
     return load_model(run, device=device, threads=None, offline=offline)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from tunesmith.data.sources import DataFacts
+    from tunesmith.data.splits.load import DataFacts
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.compare import store
-from tunesmith.data.collect.store import CollectStore
-from tunesmith.decision.chunks import cut, read_pages
-from tunesmith.decision.index import CHUNKS, Index, open_index
-from tunesmith.decision.recall import Origin, Recall, recall, right_chunks
-from tunesmith.recipe import Documents
+from tunesmith.config import Documents
+from tunesmith.data.documents.cache import CollectStore
+from tunesmith.retrieval.chunks import cut, read_pages
+from tunesmith.retrieval.index import CHUNKS, Index, open_index
+from tunesmith.retrieval.recall import Origin, Recall, recall, right_chunks
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT.parent / "shared" / "data" / "f2_factbook_qa"

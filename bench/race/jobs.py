@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 from bench.peers.job import Job
-from tunesmith.data.examples import Example, LabelledText
-from tunesmith.data.template import Encoded
-from tunesmith.model.batch import TOKENS_PER_PASS
+from tunesmith.config import load_recipe
+from tunesmith.data.examples.types import Example, LabelledText
+from tunesmith.data.tokenization.chat_template import Encoded
+from tunesmith.models.batch import TOKENS_PER_PASS
 from tunesmith.objectives import Classify
-from tunesmith.recipe import load_recipe
+from tunesmith.training.batches import Batches
 from tunesmith.training.optim import TrainingPlan
-from tunesmith.workflows.prepare import TrainingContext, prepare
-from tunesmith.workflows.train import Batches
+from tunesmith.training.prepare import TrainingContext, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 

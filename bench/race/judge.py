@@ -14,11 +14,11 @@ from transformers import AutoModelForSequenceClassification
 
 from bench.peers.job import Job
 from bench.race.ours import as_encoded, batches_of, labels_of, start, technique_of
-from tunesmith.model.batch import collate
-from tunesmith.model.checkpoint import load_tensors
-from tunesmith.model.load import load_base
-from tunesmith.model.policy import Policy
-from tunesmith.training.state import load_trainable_state
+from tunesmith.models.batch import collate
+from tunesmith.models.loading.checkpoint import load_tensors
+from tunesmith.models.loading.load import load_base
+from tunesmith.models.policy import Policy
+from tunesmith.training.train_state import load_trainable_state
 
 PER_PASS = 32
 

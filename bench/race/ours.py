@@ -15,17 +15,17 @@ from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from bench.peers.job import Job, Meter, numbers_of, started, timed
-from tunesmith.data.template import Encoded, Tokens
-from tunesmith.model.batch import Batch, collate, split_by_tokens
-from tunesmith.model.checkpoint import save_tensors
-from tunesmith.model.device import DTYPES
-from tunesmith.model.load import load_base
-from tunesmith.model.policy import Policy
+from tunesmith.data.tokenization.chat_template import Encoded, Tokens
+from tunesmith.models.batch import Batch, collate, split_by_tokens
+from tunesmith.models.loading.checkpoint import save_tensors
+from tunesmith.models.loading.device import DTYPES
+from tunesmith.models.loading.load import load_base
+from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Domain, Instruct
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.fit import step
 from tunesmith.training.optim import TrainingPlan, make_optimizer
-from tunesmith.training.state import trainable_state
+from tunesmith.training.train_state import trainable_state
 
 Kind = Classify | Domain | Instruct
 OBJECTIVES: dict[str, type[Kind]] = {"classify": Classify, "domain": Domain, "instruct": Instruct}

@@ -15,7 +15,7 @@ from typing import Any
 from bench.peers.job import Job
 from bench.race.jobs import RACES, ROOT, Race, write_job
 from bench.race.judge import judge
-from tunesmith.model.device import choose_machine
+from tunesmith.models.loading.device import choose_machine
 
 WORK = ROOT / "bench" / ".race"
 PEERS = ROOT / "bench" / ".venv-peers"

@@ -22,14 +22,14 @@ from typing import Any
 from bench.technique_grid.cells import TECHNIQUES
 from bench.technique_grid.report import EQUIVALENT, NOT_SIGNIFICANT, within
 from bench.technique_grid.run import begin_with_known_base
+from tunesmith.config import Recipe, load_recipe, save_recipe
 from tunesmith.data.files import write_whole
-from tunesmith.evaluation.significance import PairedComparison
-from tunesmith.recipe import Recipe, load_recipe, save_recipe
-from tunesmith.report.diff import compared, paired
-from tunesmith.report.figures import bounds, figure, p_value, signed
+from tunesmith.metrics.significance import PairedComparison
+from tunesmith.pipelines.plan.plan import plan_recipe
+from tunesmith.report.formatting import bounds, figure, p_value, signed
+from tunesmith.report.run_diff import compared, paired
 from tunesmith.report.schema import Report, read_report
-from tunesmith.workflows.plan import plan_recipe
-from tunesmith.workflows.run_folder import open_run
+from tunesmith.training.run_folder import open_run
 
 HERE = Path(__file__).resolve().parent
 PAGE, TABLE = HERE.parent / "RECOMMEND.json", HERE.parent / "RECOMMEND.md"

@@ -33,7 +33,7 @@ def other_run(first: Path, out: Path, *, seed: int) -> Path:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from tunesmith.model.checkpoint import MANIFEST, write_folder
+    from tunesmith.models.loading.checkpoint import MANIFEST, write_folder
 
     def write(half: Path) -> None:
         half.mkdir(parents=True, exist_ok=True)
@@ -68,9 +68,9 @@ def measured(folders: list[Path]) -> dict[str, Any]:
     """
     from safetensors.torch import load_file
 
-    from tunesmith.inference.answering import Limits
-    from tunesmith.inference.engine import Engine
-    from tunesmith.inference.shelf import ModelRegistry
+    from tunesmith.inference.serving.engine import Engine
+    from tunesmith.inference.serving.protocol import Limits
+    from tunesmith.inference.serving.registry import ModelRegistry
 
     def opened() -> tuple[ModelRegistry, Engine]:
         shelf = ModelRegistry({folder.name: [folder] for folder in folders}, offline=True)
@@ -99,9 +99,9 @@ def measured(folders: list[Path]) -> dict[str, Any]:
 
 def answer_all(engine: Any, names: list[str]) -> None:
     """One short answer by each model, all in one batch."""
-    from tunesmith.data.examples import Message
-    from tunesmith.inference.ask import GenerationRequest
-    from tunesmith.model.sampling import Sampling
+    from tunesmith.data.tokenization.messages import Message
+    from tunesmith.inference.serving.request import GenerationRequest
+    from tunesmith.models.generation.sampling import Sampling
 
     told: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for name in names:

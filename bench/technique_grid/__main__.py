@@ -26,7 +26,7 @@ from tunesmith.cli.signals import Interruption, Signals, caught
 from tunesmith.cli.terminal import log, show, show_table
 from tunesmith.data.files import check_folder, write_whole
 from tunesmith.errors import RecipeError, TunesmithError
-from tunesmith.report.figures import bounds, figure, p_value, signed
+from tunesmith.report.formatting import bounds, figure, p_value, signed
 
 POLL_SECONDS = 0.5
 # Up to this number of cells that cannot work are printed with the reason; the page lists all of them.

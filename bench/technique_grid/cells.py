@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.config import Recipe, check_pair, load_recipe
 from tunesmith.errors import RecipeError
-from tunesmith.recipe import Recipe, check_pair, load_recipe
 
 MODELS = {"decoder": "smollm2-135m", "encoder": "minilm-l6"}
 

@@ -10,8 +10,8 @@ from itertools import groupby
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.evaluation.results import BASE
-from tunesmith.evaluation.significance import lower_is_better
-from tunesmith.report.figures import (
+from tunesmith.metrics.significance import lower_is_better
+from tunesmith.report.formatting import (
     bounds,
     count,
     duration,
@@ -23,7 +23,7 @@ from tunesmith.report.figures import (
     size,
     worth_name,
 )
-from tunesmith.report.standing import HUNDREDS
+from tunesmith.report.verdicts import HUNDREDS
 
 # Two techniques are equivalent if the whole interval of their difference is within this share of the scale.
 MARGIN = 0.03

@@ -14,17 +14,17 @@ from pydantic import ValidationError
 
 from bench.technique_grid.cells import COMPARED_WITH, TABLES, TASKS, Cell, Setting, cells, recipe_of, refusal
 from bench.technique_grid.report import Control, Grid, GridCell, GridPair, RowScores, RunResult
+from tunesmith.config import Recipe, save_recipe
 from tunesmith.data.files import write_whole, writing
 from tunesmith.errors import CheckpointError
+from tunesmith.evaluation.diagnostics import HEAD_ONLY, SHUFFLED
 from tunesmith.evaluation.results import BASE, Retention
-from tunesmith.evaluation.significance import compare_paired, holm
 from tunesmith.events import Note, StageStarted
-from tunesmith.recipe import Recipe, save_recipe
-from tunesmith.report.diff import over_base
+from tunesmith.metrics.significance import compare_paired, holm
+from tunesmith.report.run_diff import over_base
 from tunesmith.report.schema import Report, read_report
-from tunesmith.report.standing import is_not_beaten
-from tunesmith.workflows.run_folder import RunFolder, identities, open_run
-from tunesmith.workflows.worth import HEAD_ONLY, SHUFFLED
+from tunesmith.report.verdicts import is_not_beaten
+from tunesmith.training.run_folder import RunFolder, identities, open_run
 
 # Files of a run folder about its base model, equal for all runs on the same rows.
 BASE_FILES = ("before.json", "base_head.txt", "base_head")

@@ -74,7 +74,7 @@ def test_two_files_of_one_name_are_refused(command: Command, tmp_path: Path) -> 
 def test_a_folder_that_is_not_there_is_told_before_the_audit(
     command: Command, tmp_path: Path, option: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tunesmith.workflows.audit.audit", None)  # not called, or the command breaks
+    monkeypatch.setattr("tunesmith.pipelines.audit.audit", None)  # not called, or the command breaks
     rows = write_rows(tmp_path / "rows.jsonl", reviews())
     done = command("audit", rows, option, tmp_path / "gone" / "x.jsonl", "--offline")
     assert done.code == 2

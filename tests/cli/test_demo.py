@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command, reviews, write_rows
-from tunesmith.data.rows import read_rows
-from tunesmith.recipe import Machine, Recipe, Schedule
-from tunesmith.workflows import demo
+from tunesmith.config import Machine, Recipe, Schedule
+from tunesmith.data.readers.read import read_rows
+from tunesmith.pipelines import demo
 
 
 @pytest.fixture

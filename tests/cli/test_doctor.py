@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
-from tunesmith.cli import doctor
-from tunesmith.cli.doctor import FAIL, OK, WARN, disk, extras, libraries, models
-from tunesmith.model import shipped
+from tunesmith.cli.commands import doctor
+from tunesmith.cli.commands.doctor import FAIL, OK, WARN, disk, extras, libraries, models
+from tunesmith.models.loading import bundled_models as shipped
 
 
 def test_the_machine_that_runs_the_tests_is_well(command: Command, monkeypatch: pytest.MonkeyPatch):

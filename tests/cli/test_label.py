@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command, write_rows
-from tunesmith.web.serve import Address, ServeError, kept_token, listen, need_libraries, url
+from tunesmith.web.server import Address, ServeError, kept_token, listen, need_libraries, url
 
 
 def test_labels_in_the_file_are_exported_with_the_rows_they_stand_on(command: Command, tmp_path: Path) -> None:

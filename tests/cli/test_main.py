@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command
-from tunesmith.cli import main, tune
+from tunesmith.cli import main
+from tunesmith.cli.commands import tune
 from tunesmith.cli.main import parser
 from tunesmith.errors import DataError, Refused
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tunesmith.cli.options import Parser, UsageError, add_changes, add_common, changes_of, sampling_of
-from tunesmith.model.sampling import Sampling
+from tunesmith.models.generation.sampling import Sampling
 
 
 def test_flags_come_before_set_which_has_the_last_word():

@@ -9,7 +9,7 @@ from rich.progress import Progress, TextColumn
 
 from tunesmith.cli.progress import Bar, Lines, TimeLeft, describe, duration, listening
 from tunesmith.cli.signals import Signals
-from tunesmith.data.sources import DataFacts
+from tunesmith.data.splits.load import DataFacts
 from tunesmith.events import (
     DataLoaded,
     MachineChosen,

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Command, write_rows
-from tunesmith.workflows.ahead import usual_sampling
-from tunesmith.workflows.feedback import FeedbackRequest, open_panel
+from tunesmith.pipelines.feedback import FeedbackRequest, open_panel, usual_sampling
 
 PAIRS: list[dict[str, object]] = [
     {

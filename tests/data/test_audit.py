@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tunesmith.data.audit.ask import AuditSource, Tools
-from tunesmith.data.audit.finding import CHECKS, Audit
+from tunesmith.data.audit.checks.label_checks import variants
+from tunesmith.data.audit.chunks import chunks, head
+from tunesmith.data.audit.findings import CHECKS, Audit
 from tunesmith.data.audit.fix import fix, log_of
 from tunesmith.data.audit.gate import gate
-from tunesmith.data.audit.labels import variants
-from tunesmith.data.audit.pool import in_order
+from tunesmith.data.audit.options import AuditSource, Tools
+from tunesmith.data.audit.parallel import in_order
 from tunesmith.data.audit.run import Fixes, audit
-from tunesmith.data.audit.runs import QuotationRule, held, leaked
-from tunesmith.data.audit.shingles import slots
-from tunesmith.data.audit.stream import chunks, head
-from tunesmith.data.examples import chats, labelled
-from tunesmith.data.rows import Row, keep, read_rows
-from tunesmith.data.split import Split
+from tunesmith.data.examples.parsers import chats, labelled
+from tunesmith.data.readers.read import read_rows
+from tunesmith.data.readers.row import Row, keep
+from tunesmith.data.splits.split import Split
+from tunesmith.data.text.minhash import slots
+from tunesmith.data.text.overlap import QuotationRule, held, leaked
 from tunesmith.errors import DataError
 
 TEXT = {"text": "text", "label": "label"}
@@ -361,7 +362,7 @@ def test_a_row_that_a_table_has_no_column_for_is_named_and_no_half_is_left(tmp_p
 
 
 def test_a_file_comes_in_pieces_and_keeps_its_line_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.data.audit.stream.CHUNK_ROWS", 3)
+    monkeypatch.setattr("tunesmith.data.audit.chunks.CHUNK_ROWS", 3)
     source = write(tmp_path / "train.jsonl", ["", *reviews(7)])
     assert [chunk.lines for chunk in chunks(source)] == [[2, 3, 4], [5, 6, 7], [8]]
 

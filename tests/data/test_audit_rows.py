@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.data.audit.damage import damage, repaired
-from tunesmith.data.audit.keys import keys
-from tunesmith.data.audit.labels import rare, uneven, variants
-from tunesmith.data.audit.mask import masked
-from tunesmith.data.audit.personal import luhn, mod97, personal
-from tunesmith.data.audit.shingles import grams, signatures, slots
-from tunesmith.data.audit.view import view
-from tunesmith.data.audit.wording import LANGUAGES, chat_tokens, edges, language, refusal
-from tunesmith.data.rows import Row
-from tunesmith.data.words import words_of
+from tunesmith.data.audit.checks.label_checks import rare, uneven, variants
+from tunesmith.data.audit.checks.mojibake import damage, repaired
+from tunesmith.data.audit.checks.personal_data import luhn, mod97, personal
+from tunesmith.data.audit.checks.secrets import keys, masked
+from tunesmith.data.audit.checks.text_checks import LANGUAGES, chat_tokens, edges, language, refusal
+from tunesmith.data.audit.row_view import view
+from tunesmith.data.readers.row import Row
+from tunesmith.data.text.minhash import grams, signatures, slots
+from tunesmith.data.text.words import words_of
 
 TEXT = {"text": "text", "label": "label"}
 PAIR = {"prompt": "q", "answer": "a"}

@@ -13,11 +13,11 @@ import fpdf
 import pptx
 import pytest
 
-from tunesmith.data.collect.convert import convert
-from tunesmith.data.collect.document import Block, Document, clean, markdown, plain
-from tunesmith.data.collect.html import html_document
-from tunesmith.data.collect.passages import passages
-from tunesmith.data.collect.text import markdown_document
+from tunesmith.data.documents.convert import convert
+from tunesmith.data.documents.document import Block, Document, clean, markdown, plain
+from tunesmith.data.documents.formats.html import html_document
+from tunesmith.data.documents.formats.plain_text import markdown_document
+from tunesmith.data.documents.passages import passages
 
 MANUAL = Path(__file__).parents[2] / "docs" / "reference" / "data-formats.md"
 

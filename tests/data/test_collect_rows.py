@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.collect.document import Block, Document, from_json, markdown, plain, to_json
-from tunesmith.data.collect.faq import bare, pairs
-from tunesmith.data.collect.html import html_document
-from tunesmith.data.collect.passages import passages, repeated, without
-from tunesmith.data.collect.rows import SHAPES, DocumentPart, once
-from tunesmith.data.collect.sources import find
-from tunesmith.data.collect.text import markdown_document
-from tunesmith.data.collect.tools import schema_errors, tools_document
-from tunesmith.data.formats import detect
-from tunesmith.data.rows import Row
+from tunesmith.data.documents.document import Block, Document, from_json, markdown, plain, to_json
+from tunesmith.data.documents.faq import bare, pairs
+from tunesmith.data.documents.find_files import find
+from tunesmith.data.documents.formats.html import html_document
+from tunesmith.data.documents.formats.openapi import schema_errors, tools_document
+from tunesmith.data.documents.formats.plain_text import markdown_document
+from tunesmith.data.documents.passages import passages, repeated, without
+from tunesmith.data.documents.to_rows import SHAPES, DocumentPart, once
+from tunesmith.data.readers.row import Row
+from tunesmith.data.schema.formats import detect
 from tunesmith.errors import DataError
 
 MANUAL = Path(__file__).parents[2] / "docs" / "reference" / "data-formats.md"

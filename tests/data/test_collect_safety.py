@@ -12,10 +12,11 @@ import fpdf
 import pytest
 
 from tests.data.test_collect_documents import as_docx, as_epub, as_pdf
-from tunesmith.data.collect import archive, pool
-from tunesmith.data.collect.convert import READERS, convert
-from tunesmith.data.collect.document import Block, markdown
-from tunesmith.data.collect.pool import convert_all
+from tunesmith.data.documents import worker_pool as pool
+from tunesmith.data.documents.convert import READERS, convert
+from tunesmith.data.documents.document import Block, markdown
+from tunesmith.data.documents.formats import zip_xml as archive
+from tunesmith.data.documents.worker_pool import convert_all
 from tunesmith.errors import DataError
 
 TEXT = [Block("heading", "Head", 1), Block("paragraph", "Some text that is there.")]

@@ -12,19 +12,34 @@ from typing import Any
 
 import pytest
 
-from tunesmith.data.collect.checks import checked_call, numbers, pair_problem, support, text_problem
-from tunesmith.data.collect.document import Block, Document, Tool
-from tunesmith.data.collect.endpoint import Endpoint, ask_endpoint, check
-from tunesmith.data.collect.kin import linked, named
-from tunesmith.data.collect.rows import DocumentPart, domain_rows
-from tunesmith.data.collect.templates import CALLS, PARAPHRASES, QUESTIONS, Filling, messages, pairs_of, template
-from tunesmith.data.collect.written import Answer, WritingOptions, answered, requests, written_rows
-from tunesmith.data.examples import Message
-from tunesmith.data.sources import Sources, load
+from tunesmith.config.resolve import resolve_recipe
+from tunesmith.data.documents.document import Block, Document, Tool
+from tunesmith.data.documents.grounding import checked_call, numbers, pair_problem, support, text_problem
+from tunesmith.data.documents.synthetic_prompts import (
+    CALLS,
+    PARAPHRASES,
+    QUESTIONS,
+    Filling,
+    messages,
+    pairs_of,
+    template,
+)
+from tunesmith.data.documents.synthetic_rows import (
+    Answer,
+    WritingOptions,
+    answered,
+    linked,
+    named,
+    requests,
+    written_rows,
+)
+from tunesmith.data.documents.to_rows import DocumentPart, domain_rows
+from tunesmith.data.splits.load import Sources, load
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
+from tunesmith.inference.openai_client import Endpoint, ask_endpoint, check
 from tunesmith.objectives import Domain
-from tunesmith.workflows.collect import _seeds
-from tunesmith.workflows.request import resolve_recipe
+from tunesmith.pipelines.collect import _seeds
 
 PASSAGE = (
     "The Nordwind X200 pump was built in Bremen from 1998 to 2004. It moves 1,250 litres a minute and must not run "

@@ -2,18 +2,10 @@ import json
 
 import pytest
 
-from tunesmith.data.examples import (
-    Chat,
-    LabelledText,
-    Message,
-    Text,
-    chats,
-    fingerprint,
-    labelled,
-    question,
-    texts,
-)
-from tunesmith.data.rows import Row
+from tunesmith.data.examples.parsers import chats, fingerprint, labelled, question, texts
+from tunesmith.data.examples.types import Chat, LabelledText, Text
+from tunesmith.data.readers.row import Row
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
 
 

@@ -3,9 +3,9 @@ from collections.abc import Callable
 
 import pytest
 
-from tunesmith.data.examples import chats
-from tunesmith.data.formats import detect
-from tunesmith.data.rows import Row
+from tunesmith.data.examples.parsers import chats
+from tunesmith.data.readers.row import Row
+from tunesmith.data.schema.formats import detect
 from tunesmith.errors import DataError, UnsettledError
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.formats import detect
-from tunesmith.data.guess import guess
-from tunesmith.data.rows import Row, read_rows
+from tunesmith.data.readers.read import read_rows
+from tunesmith.data.readers.row import Row
+from tunesmith.data.schema.formats import detect
+from tunesmith.data.schema.guess import guess
 from tunesmith.errors import DataError
 
 LONG = "the battery of this phone holds a day"

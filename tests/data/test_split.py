@@ -5,21 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.examples import (
-    Chat,
-    Example,
-    LabelledText,
-    Message,
-    Pair,
-    Text,
-    UnpairedPreference,
-    labelled,
-    question,
-    texts,
-)
-from tunesmith.data.rows import Row
-from tunesmith.data.sources import Sources, check_names, load
-from tunesmith.data.split import Split, separate, split
+from tunesmith.data.examples.parsers import labelled, question, texts
+from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, Text, UnpairedPreference
+from tunesmith.data.readers.row import Row
+from tunesmith.data.splits.load import Sources, check_names, load
+from tunesmith.data.splits.split import Split, separate, split
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError, Refused
 
 

@@ -15,15 +15,15 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.bases import template
 from tests.tiny import BERT_ROLES, BERT_TOKENS, DECODERS, ENCODERS, SENTENCES
-from tunesmith.data.examples import Text
-from tunesmith.data.masking import Masking
-from tunesmith.data.near import near_copies, without_near_copies
-from tunesmith.data.rows import read_rows
-from tunesmith.data.sources import Sources, load
-from tunesmith.data.split import Split
-from tunesmith.data.template import Template
-from tunesmith.data.terms import field_terms, general_text
-from tunesmith.data.windows import windows
+from tunesmith.data.examples.types import Text
+from tunesmith.data.readers.read import read_rows
+from tunesmith.data.splits.load import Sources, load
+from tunesmith.data.splits.near_duplicates import near_copies, without_near_copies
+from tunesmith.data.splits.split import Split
+from tunesmith.data.text.domain_terms import field_terms, general_text
+from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.data.tokenization.masking import Masking
+from tunesmith.data.tokenization.windows import windows
 from tunesmith.errors import DataError
 
 LONG = " ".join(SENTENCES)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 
-from tunesmith.data.collect.document import plain
-from tunesmith.data.words import searched, spaced, words_of
-from tunesmith.evaluation.metrics import contains, exact_match, rouge_l
-from tunesmith.workflows.asking import label_in
+from tunesmith.data.documents.document import plain
+from tunesmith.data.text.words import searched, spaced, words_of
+from tunesmith.metrics.scores import contains, exact_match, rouge_l
+from tunesmith.pipelines.compare.prompting import label_in
 
 
 def test_marks_stay_with_their_letters_and_scripts_without_spaces_come_letter_by_letter():

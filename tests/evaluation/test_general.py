@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.bases import policy, template
-from tunesmith.data.terms import general_text
+from tunesmith.data.text.domain_terms import general_text
 from tunesmith.evaluation import retention
 from tunesmith.evaluation.retention import ProbeItem, general_nll, probe
 

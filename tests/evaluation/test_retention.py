@@ -7,12 +7,12 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from tests.model.test_shipped import needs
-from tunesmith.data.template import Template
+from tests.models.test_bundled_models import needs
+from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.evaluation import retention
 from tunesmith.evaluation.retention import GeneralAbility, flips, general_nll, items, probe
-from tunesmith.model.load import load_base
-from tunesmith.model.policy import Policy
+from tunesmith.models.loading.load import load_base
+from tunesmith.models.policy import Policy
 
 pytestmark = [pytest.mark.real, needs("smollm2-135m")]
 CHANCE = 0.25  # four options an item

@@ -16,15 +16,16 @@ import pytest
 import torch
 
 from tests.served import HEAD, LABELS, engine_over, save_run
-from tunesmith.data.examples import Message
-from tunesmith.inference.ask import AskError, GenerationRequest
-from tunesmith.inference.decoding import _fitting
-from tunesmith.inference.engine import Busy, Engine, Limits
-from tunesmith.inference.folder import load
-from tunesmith.inference.local import LocalModel
-from tunesmith.inference.row import CompletionChunk
-from tunesmith.inference.shelf import ModelRegistry, UnknownModel
-from tunesmith.model.sampling import Sampling
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.saved_model import load
+from tunesmith.inference.serving.continuous_batching import _fitting
+from tunesmith.inference.serving.engine import Engine
+from tunesmith.inference.serving.live_answer import CompletionChunk
+from tunesmith.inference.serving.protocol import Busy, Limits
+from tunesmith.inference.serving.registry import ModelRegistry
+from tunesmith.inference.serving.request import AskError, GenerationRequest, UnknownModel
+from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives import Reward
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 
@@ -431,7 +432,7 @@ def test_a_bug_over_one_question_ends_nobody_elses_answer(one: Path, monkeypatch
     engine, bugs = engine_over({"one": [one]})
     going = Answer(engine, asked("one", "hi", sampling=Sampling(max_new_tokens=60), in_pieces=True))
     assert not going._pieces.get(timeout=60).end  # it is being written
-    monkeypatch.setattr("tunesmith.inference.engine.places_left", lambda model, used: {}[used])
+    monkeypatch.setattr("tunesmith.inference.serving.engine.places_left", lambda model, used: {}[used])
     broken = Answer(engine, asked("one", "hello"))
     assert broken.pieces()[-1].end == "broken"
     assert going.pieces()[-1].end in ("stop", "length")
@@ -529,7 +530,7 @@ def test_an_engine_that_ends_takes_nothing_more_and_ends_what_it_began(one: Path
 def test_a_bug_is_told_to_the_log_and_to_who_waits_and_the_engine_goes_on(one: Path, monkeypatch):
     engine, bugs = engine_over({"one": [one]})
     with monkeypatch.context() as patch:
-        patch.setattr("tunesmith.inference.decoding.ContinuousBatch._read", lambda *_: 1 / 0)
+        patch.setattr("tunesmith.inference.serving.continuous_batching.ContinuousBatch._read", lambda *_: 1 / 0)
         assert Answer(engine, asked("one", "hi")).pieces()[-1].end == "broken"
     assert "ZeroDivisionError" in bugs[0]
     assert Answer(engine, asked("one", "hi")).pieces()[-1].end in ("stop", "length")

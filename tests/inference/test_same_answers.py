@@ -14,11 +14,11 @@ import pytest
 from tests.bases import folder
 from tests.served import Served, export_run, save_run, served, served_files
 from tunesmith.cli import main
-from tunesmith.data.examples import Message
-from tunesmith.data.template import Template
-from tunesmith.inference.folder import load
+from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.inference.export.transformers_runner import Plain
 from tunesmith.inference.llamacpp import LlamaCpp
-from tunesmith.inference.plain import Plain
+from tunesmith.inference.saved_model import load
 from tunesmith.objectives import Instruct
 from tunesmith.techniques import Lora
 

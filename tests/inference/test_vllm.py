@@ -16,12 +16,12 @@ import torch
 
 from tests.bases import folder
 from tests.served import HEAD, LABELS, save_run, served_outside
-from tunesmith.data.examples import Message
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import ModelError
-from tunesmith.inference.answering import Limits
-from tunesmith.inference.folder import MANIFEST_FILE, find_model, load, read_manifest
-from tunesmith.inference.vllm import Vllm, refuse
-from tunesmith.model.quiet import quiet
+from tunesmith.inference.saved_model import MANIFEST_FILE, find_model, load, read_manifest
+from tunesmith.inference.serving.backends.vllm import Vllm, refuse
+from tunesmith.inference.serving.protocol import Limits
+from tunesmith.models.loading.suppress_output import quiet
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
 

@@ -9,10 +9,11 @@ import torch
 
 from tests.bases import labelled, policy, template
 from tests.tiny import DECODERS
-from tunesmith.data.examples import LabelledText, Message
-from tunesmith.data.rows import Row
+from tunesmith.data.examples.types import LabelledText
+from tunesmith.data.readers.row import Row
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
-from tunesmith.model.batch import collate
+from tunesmith.models.batch import collate
 from tunesmith.objectives import Classify
 
 

@@ -8,14 +8,14 @@ from transformers import AutoModelForMaskedLM
 
 from tests.bases import LORA, base, farthest, gradients, policy, template
 from tests.tiny import DECODERS, ENCODERS, SENTENCES
-from tunesmith.data.examples import Text
-from tunesmith.data.masking import Masking
-from tunesmith.data.rows import Row
-from tunesmith.data.template import Encoded
+from tunesmith.data.examples.types import Text
+from tunesmith.data.readers.row import Row
+from tunesmith.data.tokenization.chat_template import Encoded
+from tunesmith.data.tokenization.masking import Masking
 from tunesmith.errors import DataError
-from tunesmith.model.batch import Batch, collate
-from tunesmith.model.masked_head import MaskedHead, own_head
-from tunesmith.model.policy import Policy
+from tunesmith.models.batch import Batch, collate
+from tunesmith.models.mlm_head import MaskedHead, own_head
+from tunesmith.models.policy import Policy
 from tunesmith.objectives import Domain
 from tunesmith.techniques import Full, Lora
 

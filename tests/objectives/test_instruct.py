@@ -7,10 +7,11 @@ import torch
 
 from tests.bases import chats, policy, template
 from tests.tiny import DECODERS
-from tunesmith.data.examples import Chat, Message
-from tunesmith.data.rows import Row
+from tunesmith.data.examples.types import Chat
+from tunesmith.data.readers.row import Row
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
-from tunesmith.model.batch import collate
+from tunesmith.models.batch import collate
 from tunesmith.objectives import Instruct
 from tunesmith.objectives.instruct import asked, reference
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from tests.bases import base, chats, farthest, gradients, labelled, pairs, policy, template
-from tunesmith.data.examples import Example
-from tunesmith.model.batch import Batch, collate
+from tunesmith.data.examples.types import Example
+from tunesmith.models.batch import Batch, collate
 from tunesmith.objectives import Classify, Instruct, Multitask, Preference
 from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import Full, Lora
+from tunesmith.training.batches import Mixture
 from tunesmith.training.fit import accumulate_gradients, prepare_batches
-from tunesmith.training.mixture import Mixture
 
 LABELS = Classify(labels=("negative", "positive"), output="linear")
 WORDS = Instruct()

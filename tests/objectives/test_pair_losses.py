@@ -15,9 +15,10 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 from tests.bases import tokens
-from tunesmith.data.examples import Message, Pair, UnpairedPreference
-from tunesmith.data.template import Encoded
-from tunesmith.model.batch import Batch, collate
+from tunesmith.data.examples.types import Pair, UnpairedPreference
+from tunesmith.data.tokenization.chat_template import Encoded
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.models.batch import Batch, collate
 from tunesmith.objectives import Preference, Reward
 
 ROWS = ("..xxx", "..x", "..xxxxx", "...xx")  # two pairs, with answers of 3 and 1, of 5 and 2 ids

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tests.bases import LORA, farthest, gradients, pairs, policy, template
-from tunesmith.data.examples import Message, Pair, UnpairedPreference
-from tunesmith.data.rows import Row
+from tunesmith.data.examples.types import Pair, UnpairedPreference
+from tunesmith.data.readers.row import Row
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
-from tunesmith.model.batch import collate
+from tunesmith.models.batch import collate
 from tunesmith.objectives import Preference, Reward
 from tunesmith.techniques import Lora
 from tunesmith.training.fit import accumulate_gradients, prepare_batches

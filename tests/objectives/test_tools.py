@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from tests.bases import policy, template
-from tunesmith.data.calls import Call
-from tunesmith.data.examples import Chat, Message
-from tunesmith.data.rows import Row
-from tunesmith.data.template import TOOL_PROBE, Template
+from tunesmith.data.examples.types import Chat
+from tunesmith.data.readers.row import Row
+from tunesmith.data.tokenization.chat_template import TOOL_PROBE, Template
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.data.tokenization.tool_calls import Call
 from tunesmith.errors import DataError
-from tunesmith.evaluation.metrics import tool_calls
-from tunesmith.model.batch import collate
+from tunesmith.metrics.scores import tool_calls
+from tunesmith.models.batch import collate
 from tunesmith.objectives import Instruct
 from tunesmith.objectives.instruct import asked, reference
 

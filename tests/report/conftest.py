@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from tunesmith.config import Data, Recipe, save_recipe
 from tunesmith.evaluation.results import Calibration, Retention, Style
-from tunesmith.evaluation.tasks import ArmScore, TaskScore, arms, task_score
+from tunesmith.metrics.task_scores import ArmScore, TaskScore, arms, task_score
 from tunesmith.objectives import Classify, Instruct
-from tunesmith.recipe import Data, Recipe, save_recipe
 from tunesmith.report.schema import DataReport, Memory, Report, Speed, Training
 
 EVIL = "<script>alert('x')</script>"

@@ -5,10 +5,10 @@ import io
 from rich.console import Console
 
 from tests.report.conftest import MakeRun
-from tunesmith.evaluation.tasks import ArmScore, arms
-from tunesmith.report.card import card
-from tunesmith.report.facts import contenders, read_facts
+from tunesmith.metrics.task_scores import ArmScore, arms
 from tunesmith.report.html import page
+from tunesmith.report.model_card import card
+from tunesmith.report.run_data import contenders, read_facts
 from tunesmith.report.schema import read_report
 from tunesmith.report.terminal import render
 

@@ -9,8 +9,8 @@ from tests.report.conftest import EVIL, MakeRun, everything, task_of, with_objec
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.results import Retention
 from tunesmith.objectives import Classify, Instruct
-from tunesmith.report.facts import read_facts
 from tunesmith.report.html import _forgotten, page, write_reports
+from tunesmith.report.run_data import read_facts
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 

@@ -11,7 +11,7 @@ import pytest
 from bench import reports
 from tests.glance import only_a_glance
 from tests.report.conftest import everything, write_run
-from tunesmith.recipe import load_recipe, save_recipe
+from tunesmith.config import load_recipe, save_recipe
 
 
 @pytest.fixture

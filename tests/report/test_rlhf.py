@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.evaluation.winrate import WinRate
-from tunesmith.report.rlhf import verdict_of
+from tunesmith.metrics.win_rate import WinRate
+from tunesmith.pipelines.rlhf.report import verdict_of
 
 ABOVE, BELOW, HALF = (0.55, 0.7), (0.3, 0.45), (0.42, 0.59)
 

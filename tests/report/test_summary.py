@@ -1,10 +1,10 @@
 """The plain sentences at the head of a report."""
 
 from tests.report.conftest import ROWS, MakeRun, everything
-from tunesmith.evaluation.tasks import ArmScore
-from tunesmith.report.card import card
-from tunesmith.report.facts import read_facts
+from tunesmith.metrics.task_scores import ArmScore
 from tunesmith.report.html import page
+from tunesmith.report.model_card import card
+from tunesmith.report.run_data import read_facts
 from tunesmith.report.schema import read_report
 from tunesmith.report.summary import in_short
 

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from tests.bases import base, documents, encoded, policy
 from tests.tiny import DECODERS, ENCODERS
 from tunesmith.errors import CheckpointError
-from tunesmith.model.batch import collate
+from tunesmith.models.batch import collate
 from tunesmith.techniques import Full
 from tunesmith.techniques.base import width_rule
 

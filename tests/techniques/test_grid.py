@@ -11,19 +11,19 @@ import torch
 
 from tests.bases import base, chats, gradients, labelled, pairs, policy, template
 from tests.tiny import DECODERS
-from tunesmith.data.examples import Text
-from tunesmith.data.template import Encoded
+from tunesmith.config import check_pair, make_recipe
+from tunesmith.data.examples.types import Text
+from tunesmith.data.tokenization.chat_template import Encoded
 from tunesmith.errors import RecipeError
-from tunesmith.model.batch import Batch, collate
-from tunesmith.model.policy import Policy
-from tunesmith.model.reference import add_reference_logprobs
+from tunesmith.models.batch import Batch, collate
+from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Domain, Instruct, Preference, Reward
-from tunesmith.recipe import check_pair, make_recipe
 from tunesmith.techniques import Full, Ia3, Lora, Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
 from tunesmith.training.fit import step
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
-from tunesmith.workflows.prepare import encode_all, masking_of
+from tunesmith.training.prepare import encode_all, masking_of
+from tunesmith.training.reference_logprobs import add_reference_logprobs
 
 # What moves, a rate that suits a width of 32, and how much of the loss may be left: a few vectors change little in a
 # random model.

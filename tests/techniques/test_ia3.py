@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from tests.bases import base, documents, encoded, farthest, folder, gradients, policy
 from tests.tiny import DECODERS, ENCODERS, HIDDEN
 from tunesmith.errors import RecipeError
-from tunesmith.model.batch import collate, pack
+from tunesmith.models.batch import collate, pack
 from tunesmith.techniques import Ia3
 from tunesmith.training.optim import TrainingPlan, make_optimizer
 

@@ -17,8 +17,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 from tests.bases import base, documents, encoded, farthest, folder, gradients, policy
 from tests.tiny import DECODERS, ENCODERS, HIDDEN
 from tunesmith.errors import CheckpointError, RecipeError
-from tunesmith.model.batch import collate
-from tunesmith.model.policy import Policy
+from tunesmith.models.batch import collate
+from tunesmith.models.policy import Policy
 from tunesmith.techniques import SHORTHANDS, Full, Lora
 from tunesmith.techniques.base import width_rule
 

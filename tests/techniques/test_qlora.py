@@ -12,16 +12,16 @@ from peft.utils.integrations import dequantize_module_weight
 from transformers import AutoModel, BertConfig, BertForMaskedLM
 
 from tests.bases import OPENING, base, encoded, gradients, policy
+from tests.pipelines.conftest import recipe
 from tests.tiny import DECODERS, ENCODERS
-from tests.workflows.conftest import recipe
-from tunesmith.model.batch import collate
-from tunesmith.model.four_bit import count_parameters, normalize_quantized, resident_bytes
-from tunesmith.model.load import AS_THEY_ARE, in_memory
-from tunesmith.model.masked_head import own_head
-from tunesmith.recipe import make_recipe
+from tunesmith.config import make_recipe
+from tunesmith.models.batch import collate
+from tunesmith.models.loading.load import AS_THEY_ARE, in_memory
+from tunesmith.models.loading.quantization import count_parameters, normalize_quantized, resident_bytes
+from tunesmith.models.mlm_head import own_head
 from tunesmith.techniques import Lora
-from tunesmith.workflows.prepare import prepare
-from tunesmith.workflows.train import adapted_policy
+from tunesmith.training.prepare import prepare
+from tunesmith.training.train import adapted_policy
 
 pytest.importorskip("bitsandbytes")
 QLORA = Lora(rank=4, quantize="nf4")

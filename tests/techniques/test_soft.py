@@ -17,10 +17,10 @@ from transformers import AutoModel, AutoModelForCausalLM, FalconConfig, FalconFo
 
 from tests.bases import OPENING, base, documents, encoded, farthest, folder, gradients, policy
 from tests.tiny import DECODERS, HIDDEN, LAYERS
+from tunesmith.config import Recipe, check_technique, make_recipe
 from tunesmith.errors import CheckpointError, RecipeError
-from tunesmith.model.batch import collate, pack
-from tunesmith.model.policy import Policy
-from tunesmith.recipe import Recipe, check_technique, make_recipe
+from tunesmith.models.batch import collate, pack
+from tunesmith.models.policy import Policy
 from tunesmith.techniques import Prefix, Prompt, PTuning
 from tunesmith.techniques.base import Technique
 

@@ -19,15 +19,15 @@ import torch
 
 from tests.bases import LORA, Hooks, encoded, farthest, fit, gradients, labelled, policy, template
 from tunesmith.errors import CheckpointError, Refused
-from tunesmith.model.batch import Batch, collate
-from tunesmith.model.policy import Policy
+from tunesmith.models.batch import Batch, collate
+from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Instruct
 from tunesmith.techniques import Full, Lora
+from tunesmith.training.batches import Sampler
 from tunesmith.training.callbacks import Interrupted
 from tunesmith.training.fit import step
 from tunesmith.training.optim import TrainingPlan, make_optimizer
-from tunesmith.training.sampler import Sampler
-from tunesmith.training.state import TrainingState, trainable_state
+from tunesmith.training.train_state import TrainingState, trainable_state
 
 ROOT = Path(__file__).parents[2]
 PLAN = TrainingPlan(steps=8, learning_rate=1e-2, save_steps=3)

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from tests.bases import LORA, encoded, policy
-from tunesmith.model.batch import collate
-from tunesmith.model.checkpoint import load_tensors, save_tensors
-from tunesmith.model.policy import Policy
+from tunesmith.models.batch import collate
+from tunesmith.models.loading.checkpoint import load_tensors, save_tensors
+from tunesmith.models.policy import Policy
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.optim import (
     HEAD_RATE,
@@ -20,7 +20,7 @@ from tunesmith.training.optim import (
     restore_optimizer,
     set_rate,
 )
-from tunesmith.training.state import load_trainable_state, trainable_state
+from tunesmith.training.train_state import load_trainable_state, trainable_state
 
 
 def test_a_run_of_any_length_is_validated_at_most_seven_times_and_all_but_short_ones_six_or_seven():

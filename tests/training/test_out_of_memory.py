@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from tests.bases import LORA, Hooks, encoded, farthest, fit, policy
-from tests.objectives.test_practice import practice, prompts
+from tests.objectives.test_online_rl import practice, prompts
 from tunesmith.errors import Refused
-from tunesmith.model.batch import Batch, collate
-from tunesmith.model.device import out_of_memory
-from tunesmith.model.policy import Policy
+from tunesmith.models.batch import Batch, collate
+from tunesmith.models.loading.device import out_of_memory
+from tunesmith.models.policy import Policy
 from tunesmith.objectives import Instruct
 from tunesmith.objectives.base import Loss
 from tunesmith.techniques import Full, Lora
+from tunesmith.training.batches import Sampler
 from tunesmith.training.optim import TrainingPlan
-from tunesmith.training.sampler import Sampler
-from tunesmith.training.state import trainable_state
+from tunesmith.training.train_state import trainable_state
 
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried 9 bytes."
 ROWS = encoded("llama", 12)

@@ -6,12 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tunesmith.data.examples import Message
-from tunesmith.feedback.items import ANSWER, prompt_key
-from tunesmith.feedback.store import Entry, VoteStore
-from tunesmith.workflows.ahead import completion_sources
-from tunesmith.workflows.feedback import FeedbackRequest
-from tunesmith.workflows.panel import WHAT
+from tunesmith.annotation.items import ANSWER, prompt_key
+from tunesmith.annotation.pair_judging import WHAT
+from tunesmith.annotation.vote_store import Entry, VoteStore
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.pipelines.feedback import FeedbackRequest, completion_sources
 
 
 def write_prompts(path: Path, count: int) -> Path:

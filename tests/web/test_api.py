@@ -15,24 +15,23 @@ import pytest
 from tests.bases import labelled
 from tests.served import HEAD, LABELS, WRITES, Served, save_run, served
 from tests.web.conftest import await_here
-from tunesmith.cli.serve import folder_of
-from tunesmith.data.calls import Call
-from tunesmith.data.examples import Message
-from tunesmith.data.turns import joined
-from tunesmith.feedback.votes import VOTE
-from tunesmith.inference.answering import Limits
-from tunesmith.inference.ask import GenerationRequest
-from tunesmith.inference.folder import load
-from tunesmith.model.sampling import Sampling
+from tunesmith.annotation.import_export import export_votes, read_events
+from tunesmith.annotation.thumbs import FILE
+from tunesmith.annotation.vote_state import VOTE
+from tunesmith.cli.commands.serve import folder_of
+from tunesmith.data.tokenization.messages import Message, joined
+from tunesmith.data.tokenization.tool_calls import Call
+from tunesmith.inference.saved_model import load
+from tunesmith.inference.serving.protocol import Limits
+from tunesmith.inference.serving.request import GenerationRequest
+from tunesmith.models.generation.sampling import Sampling
 from tunesmith.objectives import Classify, Multitask
 from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import Ia3, Lora
-from tunesmith.web.api import FOLDERS
-from tunesmith.web.pieces import CompletionStream
-from tunesmith.web.told import split_calls
-from tunesmith.web.wanted import ChatCompletionRequest, ChatTurn
-from tunesmith.workflows.thumbs import FILE
-from tunesmith.workflows.votes import export_votes, read_events
+from tunesmith.web.openai.app import FOLDERS
+from tunesmith.web.openai.requests import ChatCompletionRequest, ChatTurn
+from tunesmith.web.openai.responses import split_calls
+from tunesmith.web.openai.stream import CompletionStream
 
 QUESTIONS = ("hi", "What is the capital of France?", "Is this review positive or negative? I like the phone.")
 
@@ -164,7 +163,7 @@ CALL = '<tool_call>\n{"name": "look", "arguments": {"word": "fox"}}\n</tool_call
 
 
 def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch):
-    from tunesmith.inference.row import ActiveRequest
+    from tunesmith.inference.serving.live_answer import ActiveRequest
 
     real = ActiveRequest._end
     asked: list[list[int]] = []
@@ -175,7 +174,7 @@ def test_calls_of_tools_that_were_offered_come_back_as_calls(client: openai.Open
         self.on_chunk(replace_text(self, end))
 
     def replace_text(row: ActiveRequest, end: Any) -> Any:
-        from tunesmith.inference.row import CompletionChunk
+        from tunesmith.inference.serving.live_answer import CompletionChunk
 
         return CompletionChunk(f"Let me see. {CALL}"[len(row.said) :], (), ends[0], len(row.prompt), len(row.ids))
 

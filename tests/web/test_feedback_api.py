@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.feedback.voting import item
+from tests.annotation.voting import item
 from tests.web.conftest import SCRIPT, Ask, asking
-from tunesmith.feedback.items import OWN
-from tunesmith.feedback.store import VoteStore
-from tunesmith.web.feedback import feedback_app
-from tunesmith.web.markdown import render
-from tunesmith.workflows.panel import WHAT, PairSession
+from tunesmith.annotation.items import OWN
+from tunesmith.annotation.pair_judging import WHAT, PairSession
+from tunesmith.annotation.vote_store import VoteStore
+from tunesmith.web.pages.feedback import feedback_app
+from tunesmith.web.pages.markdown import render
 
 ANA = {"rater": "Ana", "tab": "tab-aaaa"}
 

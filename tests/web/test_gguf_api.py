@@ -18,14 +18,14 @@ import pytest
 from tests.served import Served, export_run, save_run, served_files
 from tests.web.conftest import Serve, await_here
 from tests.web.test_hostile import BODIES, CLASSIFY, send
+from tunesmith.cli.commands.serve import _kind, name_of, sources_of
 from tunesmith.cli.options import UsageError
-from tunesmith.cli.serve import _kind, name_of, sources_of
-from tunesmith.data.examples import Message
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import CheckpointError, ModelError
-from tunesmith.inference.answering import Limits
-from tunesmith.inference.files import GgufBackend, _lines, find_file
-from tunesmith.inference.folder import load
-from tunesmith.model.sampling import Sampling
+from tunesmith.inference.saved_model import load
+from tunesmith.inference.serving.backends.gguf import GgufBackend, _lines, find_file
+from tunesmith.inference.serving.protocol import Limits
+from tunesmith.models.generation.sampling import Sampling
 from tunesmith.techniques import Lora
 
 QUESTIONS = ("hi", "What is the capital of France?", "Is this review positive or negative? I like the phone.")

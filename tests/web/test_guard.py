@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.web.conftest import await_here
-from tunesmith.data.collect.endpoint import is_loopback
-from tunesmith.web.guard import Guard, Message, Receive, Scope, Send
+from tunesmith.inference.openai_client import is_loopback
+from tunesmith.web.security import Guard, Message, Receive, Scope, Send
 
 TOKEN = "t0ken-t0ken-t0ken-t0ken-t0ken"
 OWN = {

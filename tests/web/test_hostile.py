@@ -19,7 +19,7 @@ import pytest
 
 from tests.served import LABELS, Served, save_run, served
 from tests.web.conftest import await_here
-from tunesmith.inference.engine import Limits
+from tunesmith.inference.serving.protocol import Limits
 from tunesmith.techniques import Lora
 
 COUNT = 200
@@ -190,8 +190,8 @@ def test_every_hostile_body_is_told_what_is_wrong_with_it(server: Served):
 def test_a_body_that_does_not_come_is_given_up(server: Served, monkeypatch: pytest.MonkeyPatch):
     import asyncio
 
-    from tunesmith.web.api import POLICY
-    from tunesmith.web.guard import Guard, RequestPolicy
+    from tunesmith.web.openai.app import POLICY
+    from tunesmith.web.security import Guard, RequestPolicy
 
     manner = RequestPolicy(own_header=False, seconds=0.1, refuses=POLICY.refuses)
     sent: list[Any] = []

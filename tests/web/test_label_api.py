@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from tests.web.conftest import SCRIPT, Ask, asking
-from tunesmith.web.label import label_app
-from tunesmith.workflows.label import LabelSession
-from tunesmith.workflows.label_open import LabelRequest, open_labelling
+from tunesmith.annotation.labelling import LabelSession
+from tunesmith.pipelines.label import LabelRequest, open_labelling
+from tunesmith.web.pages.label import label_app
 
 ANA = {"rater": "Ana", "tab": "tab-aaaa"}
 FILES = [file for folder in ("static", "pages") for file in (files("tunesmith.web") / folder).iterdir()]

@@ -13,8 +13,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.web.conftest import SCRIPT, Serve, enter, press, write_rows
-from tunesmith.data.examples import labelled
-from tunesmith.data.rows import read_rows
+from tunesmith.data.examples.parsers import labelled
+from tunesmith.data.readers.read import read_rows
 
 pytestmark = pytest.mark.browser
 

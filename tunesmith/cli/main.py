@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunesmith import __version__
-from tunesmith.cli import (
+from tunesmith.cli.commands import (
     audit,
+    chat,
     collect,
     compare,
     demo,
@@ -23,13 +24,12 @@ from tunesmith.cli import (
     feedback,
     init,
     label,
-    look,
-    need,
+    learning_curve,
     plan,
     rlhf,
+    runs,
     serve,
     tune,
-    use,
     votes,
 )
 from tunesmith.cli.options import Parser
@@ -45,17 +45,17 @@ MODULES = (
     audit,
     label,
     compare,
-    need,
+    learning_curve,
     plan,
     tune,
     evaluate,
-    use,
+    chat,
     export,
     serve,
     feedback,
     votes,
     rlhf,
-    look,
+    runs,
     doctor,
 )
 

@@ -14,8 +14,8 @@ from tunesmith.cli.terminal import log
 from tunesmith.errors import RecipeError, TunesmithError
 
 if TYPE_CHECKING:
-    from tunesmith.model.sampling import Sampling
-    from tunesmith.recipe import Recipe
+    from tunesmith.config import Recipe
+    from tunesmith.models.generation.sampling import Sampling
 
     # What every command module's `add` receives; argparse gives the type no public name.
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -88,7 +88,7 @@ def add_set(parser: argparse.ArgumentParser, what: str) -> None:
 
 def changes_of(args: argparse.Namespace) -> list[str]:
     """All changes that the command line asks of the recipe; `--set` has the last word."""
-    from tunesmith.workflows.request import as_changes
+    from tunesmith.config.resolve import as_changes
 
     named = {"model": args.model, "objective": args.objective, "technique": args.technique}
     return [*as_changes(named), *args.changes]
@@ -96,7 +96,7 @@ def changes_of(args: argparse.Namespace) -> list[str]:
 
 def recipe_of(args: argparse.Namespace, *more: str) -> Recipe:
     """The recipe of `add_source` with its changes and `more` of them; what was chosen or translated is told."""
-    from tunesmith.workflows.request import resolve_recipe
+    from tunesmith.config.resolve import resolve_recipe
 
     asked = resolve_recipe(args.source, changes=[*changes_of(args), *more], offline=args.offline)
     for note in asked.notes:

@@ -23,12 +23,12 @@ from tunesmith.events import (
     TrainingStarted,
     Validated,
 )
-from tunesmith.report.figures import clean, figure
+from tunesmith.report.formatting import clean, figure
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from tunesmith.data.sources import DataFacts
+    from tunesmith.data.splits.load import DataFacts
     from tunesmith.training.callbacks import Callbacks
 
 # In a log: a line every STEPS_A_LINE steps, at least SOONEST and at most LATEST seconds apart.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tunesmith.data.files import write_whole
-from tunesmith.report.figures import clean
+from tunesmith.report.formatting import clean
 
 if TYPE_CHECKING:
     from rich.console import Console

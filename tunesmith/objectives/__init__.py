@@ -7,7 +7,7 @@ from tunesmith.objectives.domain import Domain
 from tunesmith.objectives.instruct import Instruct
 from tunesmith.objectives.multitask import Multitask
 from tunesmith.objectives.preference import Preference
-from tunesmith.objectives.reward import Reward
+from tunesmith.objectives.reward_model import Reward
 from tunesmith.objectives.rl import Rl
 
 OBJECTIVES = (Classify, Domain, Instruct, Preference, Reward, Rl, Multitask)

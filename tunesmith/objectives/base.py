@@ -10,12 +10,11 @@ from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from tunesmith.data.examples import Example
-from tunesmith.data.rows import Row
-from tunesmith.data.template import Encoded, Template
-from tunesmith.model.batch import Batch
-from tunesmith.model.policy import Policy
-from tunesmith.model.rollout import StepMetrics
+from tunesmith.data.examples.types import Example
+from tunesmith.data.readers.row import Row
+from tunesmith.data.tokenization.chat_template import Encoded, Template
+from tunesmith.models.batch import Batch, StepMetrics
+from tunesmith.models.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from tunesmith.data.examples import Example, LabelledText, Message, labelled
-from tunesmith.data.formats import detect
-from tunesmith.data.rows import Row, as_word
-from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.data.examples.parsers import labelled
+from tunesmith.data.examples.types import Example, LabelledText
+from tunesmith.data.readers.row import Row, as_word
+from tunesmith.data.schema.formats import detect
+from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
-from tunesmith.model.batch import Batch
-from tunesmith.model.policy import Policy
+from tunesmith.models.batch import Batch
+from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Loss, Objective, Produces
 
 # Plain ways to ask the untuned model, beside the recipe's own instruction; the best on validation is the base's score.
@@ -180,7 +182,7 @@ class Classify(Objective):
         return len(template.chat([*asked, Message("assistant", max(self.labels, key=len))]).ids)
 
     def head(self, policy: Policy) -> nn.Module | None:
-        """[B, D] -> [B, K], at zero: a run gives it its beginning (workflows/first_head.py)."""
+        """[B, D] -> [B, K], at zero: a run gives it its beginning (training/head_init.py)."""
         if self.output == "words":
             return None
         layer = nn.Linear(policy.hidden, len(self.labels), device=policy.device)

@@ -8,16 +8,17 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import nn
 
-from tunesmith.data.examples import Example, Text, texts
-from tunesmith.data.formats import DOCUMENTS, detect
-from tunesmith.data.rows import Row, columns_of
-from tunesmith.data.template import Encoded, Template
-from tunesmith.data.terms import field_terms, word_places
-from tunesmith.data.windows import windows
+from tunesmith.data.examples.parsers import texts
+from tunesmith.data.examples.types import Example, Text
+from tunesmith.data.readers.row import Row, columns_of
+from tunesmith.data.schema.formats import DOCUMENTS, detect
+from tunesmith.data.text.domain_terms import field_terms, word_places
+from tunesmith.data.tokenization.chat_template import Encoded, Template
+from tunesmith.data.tokenization.windows import windows
 from tunesmith.errors import DataError
-from tunesmith.model.batch import Batch
-from tunesmith.model.masked_head import MaskedHead
-from tunesmith.model.policy import Policy
+from tunesmith.models.batch import Batch
+from tunesmith.models.mlm_head import MaskedHead
+from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Loss, Objective, Produces
 
 

@@ -10,14 +10,16 @@ import numpy as np
 from pydantic import Field
 from torch import nn
 
-from tunesmith.data.columns import beside
-from tunesmith.data.examples import Chat, Example, Message, chats
-from tunesmith.data.formats import SYSTEMS, TOOLS, detect
-from tunesmith.data.rows import Row, columns_of, file_of, missing_column, refuse
-from tunesmith.data.template import Encoded, Template
+from tunesmith.data.examples.parsers import chats
+from tunesmith.data.examples.types import Chat, Example
+from tunesmith.data.readers.row import Row, columns_of, file_of, missing_column, refuse
+from tunesmith.data.schema.columns import beside
+from tunesmith.data.schema.formats import SYSTEMS, TOOLS, detect
+from tunesmith.data.tokenization.chat_template import Encoded, Template
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
-from tunesmith.model.batch import Batch
-from tunesmith.model.policy import Policy
+from tunesmith.models.batch import Batch
+from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Loss, Objective, Produces
 
 # Ways to ask the untuned model for nothing but the answer; the best on validation is the base's score.

@@ -10,18 +10,18 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
 from torch import nn
 
-from tunesmith.data.examples import Example
-from tunesmith.data.rows import Row
-from tunesmith.data.template import Encoded, Template
+from tunesmith.data.examples.types import Example
+from tunesmith.data.readers.row import Row
+from tunesmith.data.tokenization.chat_template import Encoded, Template
 from tunesmith.errors import RecipeError
-from tunesmith.model.batch import Batch
-from tunesmith.model.policy import Policy
+from tunesmith.models.batch import Batch
+from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Loss, Objective, Produces, WholeStepLearner
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.domain import Domain
 from tunesmith.objectives.instruct import Instruct
 from tunesmith.objectives.preference import Preference
-from tunesmith.objectives.reward import Reward
+from tunesmith.objectives.reward_model import Reward
 
 # A task's name is a key of the recipe, a folder, and a part of the names of its head's numbers.
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"

@@ -10,16 +10,16 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from tunesmith.data.examples import Example, Pair, UnpairedPreference
-from tunesmith.data.pairs import pairs, unpaired_preferences
-from tunesmith.data.rows import Row, file_of
-from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.data.examples.preferences import pairs, unpaired_preferences
+from tunesmith.data.examples.types import Example, Pair, UnpairedPreference
+from tunesmith.data.readers.row import Row, file_of
+from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.errors import DataError
-from tunesmith.model.batch import Batch, mismatched_pairs
-from tunesmith.model.policy import Policy
+from tunesmith.models.batch import Batch, mismatched_pairs
+from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Loss, Objective, Produces
 from tunesmith.objectives.instruct import completion_budget
-from tunesmith.objectives.judged import answered, columns_of
+from tunesmith.objectives.pair_encoding import answered, columns_of
 from tunesmith.objectives.pair_losses import PAIR_LOSSES, PairLogprobs, PairLossOptions, kto
 
 # Each loss's own scale: the papers', Tülu 3's for dpo_norm, and SimPO's lower bound.

@@ -8,15 +8,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from torch import nn
 
-from tunesmith.data.columns import beside
-from tunesmith.data.examples import Example
-from tunesmith.data.exercises import RLPrompt, rl_prompts
-from tunesmith.data.formats import SYSTEMS, TOOLS, detect
-from tunesmith.data.prompts import prompt_column
-from tunesmith.data.rows import Row, columns_of, file_of
-from tunesmith.data.template import Encoded, Template, Tokens
+from tunesmith.data.examples.prompts import RLPrompt, prompt_column, rl_prompts
+from tunesmith.data.examples.types import Example
+from tunesmith.data.readers.row import Row, columns_of, file_of
+from tunesmith.data.schema.columns import beside
+from tunesmith.data.schema.formats import SYSTEMS, TOOLS, detect
+from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
 from tunesmith.errors import DataError
-from tunesmith.model.policy import Policy
+from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Objective, Produces
 from tunesmith.objectives.instruct import Instruct, completion_budget
 

@@ -10,12 +10,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from tunesmith.data.files import write_whole
-from tunesmith.decision.table import price
-from tunesmith.evaluation.resampling import ALPHA
 from tunesmith.evaluation.results import Retention
-from tunesmith.report import figures, plots
-from tunesmith.report.card import COMMAND, card
-from tunesmith.report.facts import (
+from tunesmith.metrics.resampling import ALPHA
+from tunesmith.report import formatting as figures
+from tunesmith.report import plots
+from tunesmith.report.formatting import price
+from tunesmith.report.model_card import COMMAND, card
+from tunesmith.report.run_data import (
     LISTED,
     Contender,
     RunFacts,
@@ -29,8 +30,8 @@ from tunesmith.report.facts import (
     read_facts,
     reliability,
 )
-from tunesmith.report.standing import HUNDREDS, status, trails_single_task
 from tunesmith.report.summary import in_short
+from tunesmith.report.verdicts import HUNDREDS, status, trails_single_task
 
 # A text of a row is shown whole up to SHORT characters, behind a fold up to LONGEST.
 MAX_SHOWN_CHARS, MAX_FOLDED_CHARS = 280, 8000
@@ -71,7 +72,7 @@ def page(facts: RunFacts) -> str:
 def environment() -> Environment:
     """Jinja that escapes everything, drops control characters and refuses names it does not know."""
     made = Environment(
-        loader=PackageLoader("tunesmith.report", package_path="."),
+        loader=PackageLoader("tunesmith.report", package_path="templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

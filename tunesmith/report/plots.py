@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from tunesmith.report.figures import metric_name
+from tunesmith.report.formatting import metric_name
 
 Points = Sequence[tuple[float, float]]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tunesmith.errors import CheckpointError
-from tunesmith.evaluation.tasks import PER_ROW
+from tunesmith.metrics.task_scores import PER_ROW
 
 FloatArray = NDArray[np.float64]
 

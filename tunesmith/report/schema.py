@@ -17,7 +17,7 @@ from tunesmith.evaluation.results import (
     RewardDiagnostics,
     Style,
 )
-from tunesmith.evaluation.tasks import ArmScore, TaskScore
+from tunesmith.metrics.task_scores import ArmScore, TaskScore
 
 
 class Speed(ReportPart):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from math import exp
 
-from tunesmith.evaluation.resampling import ALPHA
 from tunesmith.evaluation.results import BASE, PreferenceDiagnostics, Retention, Style
-from tunesmith.evaluation.tasks import ArmScore, TaskScore
-from tunesmith.report.figures import count, figure, metric_name, share
+from tunesmith.metrics.resampling import ALPHA
+from tunesmith.metrics.task_scores import ArmScore, TaskScore
+from tunesmith.report.formatting import count, figure, metric_name, share
 from tunesmith.report.schema import Report
-from tunesmith.report.standing import is_not_beaten
+from tunesmith.report.verdicts import is_not_beaten
 
 COUNTED = ("accuracy", "exact_match")  # metrics whose mean is a share of rows
 

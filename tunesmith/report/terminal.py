@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.evaluation.results import Calibration, Retention
-from tunesmith.evaluation.tasks import TaskScore
-from tunesmith.report.figures import (
+from tunesmith.metrics.task_scores import TaskScore
+from tunesmith.report.formatting import (
     bounds,
     clean,
     count,
@@ -25,7 +25,7 @@ from tunesmith.report.figures import (
     size,
 )
 from tunesmith.report.schema import MultitaskReport, Report
-from tunesmith.report.standing import arm_label, is_not_beaten, status, trails_single_task
+from tunesmith.report.verdicts import arm_label, is_not_beaten, status, trails_single_task
 
 COLOURS = {"good": "green", "bad": "red", "unsure": "yellow", "plain": ""}
 # In the order in which people want to look at them.

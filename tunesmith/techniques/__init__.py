@@ -5,9 +5,9 @@ from typing import Any
 from tunesmith.techniques.full import Full
 from tunesmith.techniques.ia3 import Ia3
 from tunesmith.techniques.lora import Lora
-from tunesmith.techniques.prefix import Prefix
-from tunesmith.techniques.prompt import Prompt
-from tunesmith.techniques.ptuning import PTuning
+from tunesmith.techniques.p_tuning import PTuning
+from tunesmith.techniques.prefix_tuning import Prefix
+from tunesmith.techniques.prompt_tuning import Prompt
 
 TECHNIQUES = (Full, Lora, Ia3, Prompt, Prefix, PTuning)
 

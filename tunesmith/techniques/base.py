@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tunesmith.model.load import LoadOptions
-from tunesmith.model.policy import Policy
+from tunesmith.models.loading.load import LoadOptions
+from tunesmith.models.policy import Policy
 
 
 class Technique(Protocol):

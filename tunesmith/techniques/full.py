@@ -11,9 +11,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from tunesmith.errors import CheckpointError
-from tunesmith.model.load import LoadOptions
-from tunesmith.model.policy import Policy
-from tunesmith.model.quiet import quiet
+from tunesmith.models.loading.load import LoadOptions
+from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.policy import Policy
 from tunesmith.techniques.base import width_rule
 
 

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.model.policy import Policy
-from tunesmith.techniques.adapter import Adapter, names_in, put_inside, unfit
+from tunesmith.models.policy import Policy
+from tunesmith.techniques.peft_base import Adapter, names_in, put_inside, unfit
 
 # Families that PEFT has no layer names for: the scaled layers, and those of them whose input is scaled.
 LAYERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from tunesmith.model.four_bit import experts
-from tunesmith.model.load import LoadOptions
-from tunesmith.model.policy import Policy
-from tunesmith.techniques.adapter import Adapter, names_in, put_inside, unfit
+from tunesmith.models.loading.load import LoadOptions
+from tunesmith.models.loading.quantization import experts
+from tunesmith.models.policy import Policy
 from tunesmith.techniques.base import width_rule
+from tunesmith.techniques.peft_base import Adapter, names_in, put_inside, unfit
 
 
 class Lora(Adapter):
@@ -86,14 +86,14 @@ class Lora(Adapter):
         # Not with a reference model, which the policy has to equal at step 0, and not with DoRA, whose magnitudes are
         # those of the 4-bit weights.
         if self.quantize and start and not keep_reference and not self.dora:
-            from tunesmith.model.lost import init_lora_from_quantization_error
+            from tunesmith.techniques.lora_init import init_lora_from_quantization_error
 
             init_lora_from_quantization_error(base, start)
         return self._policy(base, wrapped, family)
 
     def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
         """Return the policy of any adapter, with plain updates on the fused path."""
-        from tunesmith.model.lowrank import fuse
+        from tunesmith.models.kernels.fused_lora import fuse
 
         fuse(base)
         return super()._policy(base, wrapped, family)

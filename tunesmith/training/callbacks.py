@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tunesmith.events import EventHandler, ignore
-from tunesmith.model.policy import Policy
+from tunesmith.models.policy import Policy
 
 
 class Interrupted(Exception):

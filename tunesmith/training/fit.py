@@ -13,14 +13,20 @@ import torch
 
 from tunesmith.errors import Refused, RewardError
 from tunesmith.events import Resumed, StepFinished, Validated
-from tunesmith.model.batch import Batch, halve
-from tunesmith.model.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory
-from tunesmith.model.policy import Policy
-from tunesmith.model.rollout import StepMetrics, mean_metrics
+from tunesmith.models.batch import Batch, StepMetrics, halve, mean_metrics
+from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory
+from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Learner, WholeStepLearner
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
-from tunesmith.training.state import TrainingState, best_trainable_state, load_trainable_state, resume, save, save_best
+from tunesmith.training.train_state import (
+    TrainingState,
+    best_trainable_state,
+    load_trainable_state,
+    resume,
+    save,
+    save_best,
+)
 
 
 class StepBatches(Protocol):

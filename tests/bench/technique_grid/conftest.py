@@ -1,5 +1,5 @@
 """The tiny world of the other tests that run whole stories."""
 
-from tests.workflows.conftest import small_world
+from tests.pipelines.conftest import small_world
 
 __all__ = ["small_world"]

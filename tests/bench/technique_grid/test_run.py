@@ -30,17 +30,17 @@ from bench.technique_grid.run import (
 from tests.bases import folder
 from tests.bench.technique_grid.test_report import cell as line
 from tests.bench.technique_grid.test_report import pair
+from tests.pipelines.conftest import reviews
 from tests.techniques import test_grid as tiny_grid
-from tests.workflows.conftest import reviews
+from tunesmith.config import load_recipe
 from tunesmith.data.files import write_whole
 from tunesmith.errors import CheckpointError, RecipeError
 from tunesmith.evaluation.results import Retention
 from tunesmith.events import Event
-from tunesmith.recipe import load_recipe
-from tunesmith.report.schema import ArmScore
+from tunesmith.metrics.task_scores import ArmScore
+from tunesmith.pipelines.tune.tune import tune_recipe
 from tunesmith.training.callbacks import Callbacks
-from tunesmith.workflows.run_folder import open_run
-from tunesmith.workflows.tune import tune_recipe
+from tunesmith.training.run_folder import open_run
 
 LORA, IA3 = Cell("classify", "lora", "decoder"), Cell("classify", "ia3", "decoder")
 
@@ -125,7 +125,7 @@ def test_cells_are_run_once_share_what_is_known_of_the_base_and_are_compared_row
 def test_texts_are_read_without_controls_and_share_the_head_that_the_base_lacks(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("tunesmith.workflows.frozen_head.FEWEST_STEPS", 2)
+    monkeypatch.setattr("tunesmith.training.mlm_head.FEWEST_STEPS", 2)
     monkeypatch.setitem(grid.TASKS, "domain", replace(grid.TASKS["domain"], row_cost=1))
     said: list[str] = []
 
@@ -156,7 +156,7 @@ def test_a_model_of_several_tasks_has_a_table_for_each(setting: Setting, monkeyp
         "machine: {device: cpu, dtype: float32, threads: 1}\nschedule: {learning_rate: 0.02}\n",
     )
 
-    baselines = "tunesmith.workflows.yardsticks.answering.baselines"
+    baselines = "tunesmith.evaluation.evaluators.answers.baselines"
     monkeypatch.setattr(
         baselines,
         lambda prepared, test: (

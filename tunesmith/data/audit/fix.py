@@ -11,14 +11,14 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
-from tunesmith.data.audit.ask import AuditSource
-from tunesmith.data.audit.damage import damage, repaired
-from tunesmith.data.audit.mask import masked
+from tunesmith.data.audit.checks.mojibake import damage, repaired
+from tunesmith.data.audit.checks.secrets import masked
+from tunesmith.data.audit.chunks import chunks, name_of, parsed
+from tunesmith.data.audit.options import AuditSource
 from tunesmith.data.audit.run import Fixes
-from tunesmith.data.audit.stream import chunks, name_of, parsed
 from tunesmith.data.files import check_folder, writing
-from tunesmith.data.kinds import label_items
-from tunesmith.data.rows import as_word
+from tunesmith.data.readers.row import as_word
+from tunesmith.data.schema.values import label_items
 from tunesmith.errors import DataError
 
 # Keys of a turn that contain text.

@@ -15,16 +15,17 @@ from functools import lru_cache
 
 import numpy as np
 
-from tunesmith.data.audit.damage import damage
-from tunesmith.data.audit.finding import CHECKS
-from tunesmith.data.audit.keys import keys
-from tunesmith.data.audit.near import KNOWN, Words, cross_pairs
-from tunesmith.data.audit.runs import QuotationRule, held, leaked
-from tunesmith.data.audit.shingles import WORD_BITS, signatures, slots
-from tunesmith.data.examples import Example, LabelledText, question
-from tunesmith.data.pairs import written
-from tunesmith.data.split import Split
-from tunesmith.data.words import words_of
+from tunesmith.data.audit.checks.mojibake import damage
+from tunesmith.data.audit.checks.near_duplicates import KNOWN, Words, cross_pairs
+from tunesmith.data.audit.checks.secrets import keys
+from tunesmith.data.audit.findings import CHECKS
+from tunesmith.data.examples.parsers import question
+from tunesmith.data.examples.preferences import written
+from tunesmith.data.examples.types import Example, LabelledText
+from tunesmith.data.splits.split import Split
+from tunesmith.data.text.minhash import WORD_BITS, signatures, slots
+from tunesmith.data.text.overlap import QuotationRule, held, leaked
+from tunesmith.data.text.words import words_of
 
 NAMED = 5  # locations listed in a message; more are only counted
 # Near-duplicates of held-out rows. Real datasets split by row have up to 10 % (bench/AUDIT.md), which is a note; the

@@ -10,21 +10,21 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tunesmith.data.audit import groups
-from tunesmith.data.audit.ask import AuditSource, Tools
-from tunesmith.data.audit.finding import CHECKS, Audit, Finding, Sample, severity_of, verdict_of
-from tunesmith.data.audit.groups import Groups
-from tunesmith.data.audit.labels import counted, rare, uneven, variants
-from tunesmith.data.audit.mask import masked
-from tunesmith.data.audit.near import Words
-from tunesmith.data.audit.noise import MOST_READ, doubts
-from tunesmith.data.audit.read import read_held, read_table
-from tunesmith.data.audit.shingles import digest
-from tunesmith.data.audit.stream import name_of
-from tunesmith.data.audit.table import BROKEN, RowTable
-from tunesmith.data.audit.trigger import triggers
-from tunesmith.data.audit.view import as_answer
-from tunesmith.data.audit.wording import LANGUAGES
+from tunesmith.data.audit.checks import duplicates as groups
+from tunesmith.data.audit.checks.duplicates import Groups
+from tunesmith.data.audit.checks.label_checks import counted, rare, uneven, variants
+from tunesmith.data.audit.checks.label_noise import MOST_READ, doubts
+from tunesmith.data.audit.checks.near_duplicates import Words
+from tunesmith.data.audit.checks.secrets import masked
+from tunesmith.data.audit.checks.text_checks import LANGUAGES
+from tunesmith.data.audit.checks.triggers import triggers
+from tunesmith.data.audit.chunks import name_of
+from tunesmith.data.audit.findings import CHECKS, Audit, Finding, Sample, severity_of, verdict_of
+from tunesmith.data.audit.options import AuditSource, Tools
+from tunesmith.data.audit.row_table import BROKEN, RowTable
+from tunesmith.data.audit.row_view import as_answer
+from tunesmith.data.audit.scan_file import read_held, read_table
+from tunesmith.data.text.minhash import digest
 
 SAMPLES = 5  # rows shown per finding
 MAX_SAMPLE_CHARS = 220  # characters shown of a row

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Command
+from tunesmith.annotation.thumbs import FILE, Thumbs
+from tunesmith.cli.commands.chat import HELP, Beside, Conversation, opening
+from tunesmith.cli.signals import Interruption
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.open_model import open_model
+from tunesmith.inference.saved_model import load, read_manifest
+from tunesmith.models.generation.sampling import Sampling
+
+
+def _nothing(_: str = "") -> Any:
+    raise AssertionError("nobody asked for the base or for a place of thumbs")
+
+
+ALONE = Beside("run", _nothing, Thumbs(_nothing))
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+
+
+def test_a_labelling_run_answers_with_a_label_and_every_probability(command: Command, encoder_run: Path):
+    done = command("ask", encoder_run, "phone number 3 is good", "--json")
+    document = json.loads(done.out)
+    assert document["label"] in ("positive", "negative")
+    assert sum(document["probabilities"].values()) == pytest.approx(1)
+    assert document["label"] == max(document["probabilities"], key=document["probabilities"].get)
+    spoken = command("ask", encoder_run, "phone number 3 is good").out.splitlines()
+    assert spoken[0] == document["label"]
+    assert spoken[3].split()[0] == document["label"]
+
+
+def test_any_other_run_answers_with_text_as_its_rows_were_asked(command: Command, decoder_run: Path):
+    done = command("ask", decoder_run, "number 3", "--json")
+    document = json.loads(done.out)
+    assert document["text"] == "number 3"
+    assert document["new_tokens"] <= 8
+    model = load(decoder_run, offline=True)
+    assert document["answer"] == model.generate(["number 3"])[0]
+    assert opening(model, "number 3") == Message("user", "Which?\n\nnumber 3")
+
+
+def test_a_text_that_does_not_fit_is_said_to_be_cut(command: Command, encoder_run: Path, decoder_run: Path):
+    for run in (encoder_run, decoder_run):
+        assert "its end was left out" not in command("ask", run, "number 3").err
+        assert "its end was left out" in command("ask", run, "number 3 " * 400).err
+
+
+def test_a_dash_reads_the_text_from_stdin(command: Command, encoder_run: Path, monkeypatch: pytest.MonkeyPatch):
+    type_in(monkeypatch, " phone number 3 is good\n")
+    piped = json.loads(command("ask", encoder_run, "-", "--json").out)
+    assert piped == json.loads(command("ask", encoder_run, "phone number 3 is good", "--json").out)
+
+
+def test_out_keeps_the_document_beside_what_is_shown(command: Command, encoder_run: Path, tmp_path: Path):
+    done = command("ask", encoder_run, "good", "--out", tmp_path / "answer.json")
+    assert done.code == 0
+    assert json.loads((tmp_path / "answer.json").read_text())["label"] == done.out.splitlines()[0]
+
+
+def test_an_empty_text_and_a_missing_run_are_one_line_each(command: Command, encoder_run: Path, tmp_path: Path):
+    assert command("ask", encoder_run, " ") == (
+        2,
+        "",
+        "error: ask: TEXT is empty; give a text, or - and a text on stdin\n",
+    )
+    done = command("ask", tmp_path / "none", "x")
+    assert done.code == 2
+    assert done.err.endswith("none: no such folder; `tunesmith runs` lists what is here\n")
+
+
+def test_a_run_of_another_base_is_refused(command: Command, decoder_run: Path, tmp_path: Path, tiny_bert: Path):
+    copy = tmp_path / "run"
+    shutil.copytree(decoder_run, copy)
+    page = copy / "model" / "tunesmith.json"
+    about = json.loads(page.read_text())
+    page.write_text(json.dumps(about | {"base": str(tiny_bert)}))
+    done = command("ask", copy, "x")
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert "tuned over another base" in done.err
+
+
+def test_a_piped_chat_answers_each_line_and_ends_at_quit(
+    command: Command, decoder_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    type_in(monkeypatch, "number 1\n\nnumber 2\n/quit\nnumber 3\n")
+    messages = json.loads(command("chat", decoder_run, "--temperature", "0", "--json").out)["messages"]
+    assert [m["role"] for m in messages] == ["user", "assistant", "user", "assistant"]
+    assert [m["content"] for m in messages[::2]] == ["Which?\n\nnumber 1", "number 2"]
+    alone = json.loads(command("ask", decoder_run, "number 1", "--json").out)["answer"]
+    assert messages[1]["content"] == alone
+
+
+def test_reset_forgets_and_system_sets_the_turn_before_all_others(
+    command: Command, decoder_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    type_in(monkeypatch, "a\n/system be brief\nb\n/reset\n/what\nc\n")
+    done = command("chat", decoder_run, "--json")
+    messages = json.loads(done.out)["messages"]
+    assert messages[:2] == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "Which?\n\nc"},
+    ]
+    assert len(messages) == 3
+    assert done.err.splitlines() == [
+        "system turn: be brief",
+        "forgotten",
+        HELP,
+    ]
+
+
+def test_a_chat_shows_the_base_saves_rows_and_keeps_thumbs(
+    command: Command, decoder_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows, kept, folder = tmp_path / "rows.jsonl", tmp_path / "kept.jsonl", tmp_path / "folder.jsonl"
+    (decoder_run / FILE).unlink(missing_ok=True)
+    folder.mkdir()
+    rows.write_text('{"messages": 0}')  # a last line without an end
+    places = "\n".join(f"/save {place}" for place in (rows, folder, tmp_path / "rows.csv", rows))
+    type_in(monkeypatch, f"/good\nnumber 1\n/base\n/good\nnumber 2\n/bad\n{places}\n")
+    done = command("chat", decoder_run, "--temperature", "0")
+    assert done.code == 0, done.err
+    said = done.err.splitlines()
+    assert said[0] == "/good: nothing is answered yet; ask something first"
+    assert "the base was asked the same" in done.err
+    assert f"{folder}: not written (Is a directory); name another file" in said
+    assert f"{tmp_path / 'rows.csv'}: a row is written as a JSON line; name a file ending in .jsonl" in said
+    answers = [line.strip() for line in done.out.splitlines() if line.strip()]
+    table = next(i for i, line in enumerate(answers) if line.split() == ["run", "base"])
+    base = open_model(read_manifest(decoder_run / "model").base, limit=512, offline=True)
+    wanted = base.reply([Message("user", "Which?\n\nnumber 1")], sampling=Sampling(max_new_tokens=8)).text
+    shown = " ".join(answers[table:])
+    assert all(word in shown for word in wanted.split())
+    saved = [json.loads(line)["messages"] for line in rows.read_text().splitlines()[1:]]
+    assert saved[0] == saved[1]
+    assert [turn["role"] for turn in saved[0]] == ["user", "assistant"] * 2
+    done = command("votes", "export", decoder_run / FILE, kept, "--json")
+    assert done.code == 0, done.err
+    found = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert sorted((row["label"], row["completion"], row["by"]) for row in found) == [
+        (False, saved[0][3]["content"], decoder_run.name),
+        (True, saved[0][1]["content"], decoder_run.name),
+    ]
+
+
+def test_the_same_seed_gives_the_same_conversation(
+    command: Command, decoder_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spoken = []
+    for seed in (1, 1, 2):
+        type_in(monkeypatch, "number 1\n")
+        spoken.append(command("chat", decoder_run, "--temperature", "2", "--seed", seed).out)
+    assert spoken[0] == spoken[1] != spoken[2]
+
+
+def test_an_encoder_does_not_chat(command: Command, encoder_run: Path):
+    done = command("chat", encoder_run)
+    assert done.code == 2
+    assert "an encoder writes no text; use `tunesmith ask" in done.err
+
+
+def interrupted_stream(self: LocalModel, messages: Sequence[Message], *, sampling: Sampling) -> Iterator[str]:
+    yield "begun"
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_conversation(
+    decoder_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(LocalModel, "stream", interrupted_stream)
+    talk = Conversation(load(decoder_run, offline=True), Sampling(), beside=ALONE)
+    talk.turn("hello")
+    assert capsys.readouterr().out == "begun ...\n"
+    assert talk.messages[-1] == Message("assistant", "begun")
+
+
+def test_another_signal_ends_the_conversation(decoder_run: Path, monkeypatch: pytest.MonkeyPatch):
+    def ended(*_: object, **__: object) -> Iterator[str]:
+        yield "begun"
+        raise Interruption(signal.SIGTERM)
+
+    monkeypatch.setattr(LocalModel, "stream", ended)
+    with pytest.raises(Interruption):
+        Conversation(load(decoder_run, offline=True), Sampling(), beside=ALONE).turn("hello")
+
+
+def test_a_pipe_that_is_no_text_or_closed_is_no_bug_of_ours(
+    command: Command, decoder_run: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8", errors="strict"))
+    messages = json.loads(command("chat", decoder_run, "--temperature", "0", "--json").out)["messages"]
+    assert messages[0]["content"] == "Which?\n\ncaf\N{REPLACEMENT CHARACTER}"
+    monkeypatch.setattr("sys.stdin", None)
+    done = command("ask", decoder_run, "-")
+    assert (done.code, done.err.splitlines()[-1]) == (
+        2,
+        "error: nothing can be read: stdin is closed; give a text, or pipe one in",
+    )
+
+
+def test_a_conversation_that_outgrows_the_model_forgets_its_oldest_turns(
+    decoder_run: Path, capsys: pytest.CaptureFixture[str]
+):
+    model = load(decoder_run, offline=True)
+    model.limit = 200
+    talk = Conversation(model, Sampling(max_new_tokens=2), system="stay", silent=True, beside=ALONE)
+    talk.messages += [Message("user", "x" * 90), Message("assistant", "y"), Message("user", "z" * 60)]
+    talk.messages.append(Message("assistant", "y"))
+    talk.turn("last")
+    assert [m.content[-1] for m in talk.messages[:3]] == ["y", "z", "y"]
+    # What the model learned behind stood before the turn that is gone, and goes on before the oldest that is left.
+    assert talk.messages[1].content == opening(model, "z" * 60).content != "z" * 60
+    assert capsys.readouterr().err == "the 2 oldest turns no longer fit into 200 tokens and are forgotten\n"

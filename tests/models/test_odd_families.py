@@ -1,0 +1,130 @@
+"""Families whose attention or layers lie otherwise than most: the same states, or a refusal that says why."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from tunesmith.data.tokenization.chat_template import Tokens
+from tunesmith.errors import ModelError
+from tunesmith.models import lm_head as head
+from tunesmith.models.batch import pack
+from tunesmith.models.generation import generate
+from tunesmith.models.lm_head import sum_nll
+from tunesmith.models.loading.load import LoadOptions, load_base
+from tunesmith.models.loading.quantization import left_whole
+from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.mlm_head import own_head
+from tunesmith.models.policy import Policy
+from tunesmith.techniques import Lora, Prefix
+
+SIZES = {
+    "vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+}  # fmt: skip
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+
+
+def network(name: str, **config: Any) -> Any:
+    """A random decoder whose numbers are large enough to tell."""
+    torch.manual_seed(0)
+    made = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**config)).eval()
+    with torch.no_grad():
+        for value in made.parameters():
+            if value.dim() > 1:
+                value.normal_(0, 0.2)
+    return made
+
+
+ODD = {
+    "mpt": ("MptConfig", {"vocab_size": 320, "d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2}),
+    "gpt_neo": (
+        "GPTNeoConfig",
+        {
+            "vocab_size": 320, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "window_size": 16,
+            "attention_types": [[["global", "local"], 1]], "eos_token_id": 2, "bos_token_id": 1,
+        },
+    ),
+}  # fmt: skip
+MIXTRAL = ("MixtralConfig", {**GROUPED, "num_local_experts": 4})
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_padding_is_not_counted_where_a_family_counts_places(kind: str):
+    name, config = ODD[kind]
+    made = network(name, **config)
+    policy = Policy.over(made, family="decoder", reference=nullcontext)
+    policy.train(False)
+    shared = list(range(3, 27))
+    prompts = [shared + list(range(40, 40 + more)) for more in (25, 9, 31)]
+    with torch.inference_mode():
+        found = generate._prefill(policy, prompts).last
+        for row, prompt in enumerate(prompts):
+            alone = made.base_model(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
+            assert torch.allclose(found[row], alone, atol=1e-4)
+
+
+def test_windows_that_stand_in_masks_alone_are_kept():
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    windows = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+    made = network("Qwen2MoeConfig", **GROUPED, **experts, **windows, shared_expert_intermediate_size=16)
+    policy = Policy.over(made, family="decoder", reference=nullcontext)
+    policy.train(False)
+    rows = [list(range(3, 33)), list(range(50, 70))]
+    batch = pack([Tokens(row, [False] + [True] * (len(row) - 1)) for row in rows])
+    with torch.no_grad():
+        wanted = 0.0
+        for row in rows:
+            logits = made(input_ids=torch.tensor([row])).logits[0, :-1]
+            wanted += torch.nn.functional.cross_entropy(logits, torch.tensor(row[1:]), reduction="sum").item()
+        assert policy.sum_nll(batch).item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_prefix_is_refused_where_keys_are_of_several_sizes():
+    sizes = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    more = {"moe_intermediate_size": 16, "first_k_dense_replace": 1, "n_shared_experts": 1}
+    made = network("DeepseekV3Config", **{**GROUPED, "num_key_value_heads": 4}, **sizes, **experts, **more)
+    assert "keys of several sizes" in Prefix().refusal(made, family="decoder")
+    assert Prefix().refusal(network("LlamaConfig", **GROUPED), family="decoder") == ""
+
+
+def test_experts_that_share_a_parameter_take_plain_updates_alone():
+    name, config = MIXTRAL
+    made = network(name, **config)
+    assert Lora().refusal(made, family="decoder") == ""
+    assert Lora(targets="q_proj", dora=True).refusal(made, family="decoder") == ""
+    for technique, key in ((Lora(dora=True), "technique.dora"), (Lora(dropout=0.1), "technique.dropout")):
+        assert technique.refusal(made, family="decoder").startswith(f"{key}: PEFT does not support it for experts")
+
+
+def test_experts_that_would_stay_whole_are_not_loaded_in_four_bits(tmp_path: Path, tiny_llama: Path):
+    pytest.importorskip("bitsandbytes")
+    name, config = MIXTRAL
+    network(name, **config).save_pretrained(tmp_path)
+    for file in tiny_llama.glob("token*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ModelError, match="experts in shared parameters, which bitsandbytes does not quantize"):
+        load_base(str(tmp_path), options=LoadOptions(quantize="nf4"))
+    assert left_whole(network("LlamaConfig", **GROUPED)) == ""
+
+
+def test_a_masked_head_of_another_build_is_not_taken(tmp_path: Path):
+    torch.manual_seed(0)
+    made = transformers.AutoModelForMaskedLM.from_config(transformers.NomicBertConfig(**SIZES)).eval()
+    made.save_pretrained(tmp_path)
+    with quiet():
+        body = transformers.AutoModel.from_pretrained(tmp_path).eval()
+    assert own_head(body, tmp_path) is None
+
+
+def test_no_gradient_is_made_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch):
+    states, weight = torch.randn(5, 8), torch.randn(12, 8, requires_grad=True)
+    wanted = sum_nll(states, weight, None, torch.arange(5)).item()
+    monkeypatch.setattr(head.torch, "zeros_like", None)
+    with torch.no_grad():
+        assert sum_nll(states, weight, None, torch.arange(5)).item() == pytest.approx(wanted)

@@ -1,0 +1,231 @@
+"""The plan: counted on the real batches, timed without moving anything, printed first and compared at the end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.pipelines.conftest import answers, recipe, reviews, tune
+from tests.pipelines.tune.test_multitask import mixed
+from tunesmith.errors import RecipeError
+from tunesmith.objectives import Rl
+from tunesmith.pipelines.plan import plan as story
+from tunesmith.pipelines.plan.overhead import GENERAL_TOKENS, PROBED, count_overhead
+from tunesmith.pipelines.plan.plan import plan_recipe, techniques_of
+from tunesmith.pipelines.plan.profile import _memory, named, predict, predict_cost, profile_run
+from tunesmith.pipelines.plan.report import PlanReport
+from tunesmith.techniques import Full, Lora
+from tunesmith.training.batches import Batches
+from tunesmith.training.prepare import prepare
+
+pytestmark = pytest.mark.usefixtures("small_world")
+NAMES = ["full", "lora", "dora", "qlora", "ia3", "prompt", "prefix", "p-tuning"]
+
+
+def nobody(event: dict[str, Any]) -> None:
+    """Nobody listens."""
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_every_technique_has_its_line_and_one_is_recommended(kind: str, tmp_path: Path):
+    found = plan_recipe(recipe(tmp_path, reviews(), kind), on_event=nobody)
+    assert [option.technique for option in found.options] == NAMES
+    assert found.recommendation is not None
+    assert found.recommendation.technique in NAMES
+    assert found.how == "by formula, corrected by timed steps of lora and full on these rows"
+    for option in found.options:
+        made = option.prediction
+        assert made is not None
+        assert 0 < made.seconds.low < made.seconds.expected < made.seconds.high
+        assert 0 < made.memory.low < made.memory.expected < made.memory.high
+        assert option.whole_seconds is not None
+        assert option.whole_seconds.expected > made.seconds.expected
+    assert PlanReport.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert"])
+def test_half_the_look_at_the_network_tells_the_same_of_the_recipes_own_technique(kind: str, tmp_path: Path):
+    prepared = prepare(recipe(tmp_path, reviews(), kind), on_event=nobody)
+    whole = profile_run(prepared)
+    for technique in techniques_of(prepared.recipe):
+        one = replace(prepared, recipe=prepared.recipe.model_copy(update={"technique": technique}))
+        half = replace(whole, size=profile_run(one, own=True).size)
+        assert predict(technique, half, how="") == predict(technique, whole, how=""), technique.kind
+
+
+def test_what_is_counted_is_what_the_steps_compute(tmp_path: Path):
+    prepared = prepare(recipe(tmp_path, reviews(), "llama", schedule={"epochs": 3}), on_event=nobody)
+    work, batches = profile_run(prepared).work, Batches(prepared, prepared.train)
+    steps = [batches.window(one) for one in range(work.steps)]
+    assert work.steps == 3 * 5  # 33 rows, eight a step
+    assert work.rows == 3 * 33
+    assert work.passes == sum(map(len, steps))
+    assert work.computed == pytest.approx(sum(b.forward_tokens for window in steps for b in window), rel=0.05)
+    assert work.learned == sum(len(b.targets) for window in steps for b in window)
+    assert work.widest >= 0.9 * max(b.forward_tokens for window in steps for b in window)
+
+
+def test_planning_moves_no_number_of_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    read = story.prepare
+    monkeypatch.setattr(story, "prepare", lambda *a, **k: seen.append(read(*a, **k)) or seen[-1])
+    made = recipe(tmp_path, reviews(), "llama")
+    before = {name: value.clone() for name, value in prepare(made, on_event=nobody).base.network.state_dict().items()}
+    plan_recipe(made, on_event=nobody)
+    after = seen[0].base.network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_quick_means_that_no_step_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(story, "step", None)
+    found = plan_recipe(recipe(tmp_path, answers(), "llama", objective="instruct"), on_event=nobody, timed=False)
+    assert found.how == "by formula, not timed"
+
+
+@pytest.mark.parametrize("objective", ["preference", "reward", "domain"])
+def test_every_objective_can_be_planned(objective: str, tmp_path: Path):
+    rows = [{"prompt": f"number {i}", "chosen": f"it is good, {i}", "rejected": f"bad {i}"} for i in range(48)]
+    texts = [{"text": f"The quick brown fox number {i} jumps over the lazy dog and runs."} for i in range(48)]
+    made = recipe(tmp_path, texts if objective == "domain" else rows, "llama", objective=objective)
+    found = plan_recipe(made, on_event=nobody)
+    assert found.recommendation is not None
+    assert all(option.prediction for option in found.options)
+
+
+def test_several_tasks_at_once_are_planned_by_their_mixture(tmp_path: Path):
+    found = plan_recipe(mixed(tmp_path, tasks=("mood", "liked", "count")), on_event=nobody)
+    assert found.objective == "multitask"
+    assert found.recommendation is not None
+
+
+def test_a_document_is_as_much_to_read_as_it_is_long(tmp_path: Path):
+    texts = [{"text": f"The quick brown fox number {i} jumps over the lazy dog and runs."} for i in range(48)]
+    held_out = tmp_path / "test.jsonl"
+    read = []
+    for times in (1, 5):
+        held_out.write_text(
+            "".join(json.dumps({"text": f"Row {i} " + "is long " * 9 * times}) + "\n" for i in range(9))
+        )
+        made = recipe(tmp_path, texts, "llama", objective="domain", data={"test": str(held_out)})
+        prepared = prepare(made, on_event=nobody)
+        read.append(count_overhead(prepared, profile_run(prepared)).read - GENERAL_TOKENS)
+    assert read[1] > 2 * read[0]
+
+
+def test_beside_training_an_encoder_reads_all_rows_for_its_probe_and_tries_no_wording(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "bert", data={"validation": 0}, schedule={"eval_steps": 0, "probe": False})
+    prepared = prepare(made, on_event=nobody)
+    found = profile_run(prepared)
+    train, test = len(prepared.train), len(prepared.test)
+    beside = count_overhead(prepared, found)
+    steps = found.work.steps * made.schedule.batch_rows
+    assert beside.read == pytest.approx((train + 2 * test) * found.work.computed / steps)
+    assert (beside.probed, beside.written) == (0.0, ())
+    probing = prepared.recipe.schedule.model_copy(update={"probe": True})
+    again = replace(prepared, recipe=prepared.recipe.model_copy(update={"schedule": probing}))
+    assert count_overhead(again, found).probed == pytest.approx(PROBED * 8 / steps)
+
+
+def test_rl_is_not_planned(tmp_path: Path):
+    made = recipe(tmp_path, answers(), "llama", objective="instruct")
+    rl = Rl.model_construct(kind="rl")
+    with pytest.raises(RecipeError, match="plan: rl: how long answers will be is not known before they are drawn"):
+        plan_recipe(made.model_copy(update={"objective": rl}), on_event=nobody)
+
+
+def test_a_technique_the_model_cannot_take_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(
+        "tunesmith.techniques.prefix_tuning.Prefix.refusal", lambda *_, **__: "not this one; take prompt"
+    )
+    found = plan_recipe(recipe(tmp_path, reviews(), "bert"), on_event=nobody, timed=False)
+    (refused,) = [option for option in found.options if option.refused]
+    assert (refused.technique, refused.refused, refused.fits) == ("prefix", "not this one; take prompt", False)
+
+
+def test_qlora_is_not_offered_where_tune_would_refuse_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = plan_recipe(recipe(tmp_path, reviews(), "bert"), on_event=nobody, timed=False)
+    (refused,) = [option for option in found.options if option.refused]
+    assert refused.technique == "qlora"
+    assert "nf4 needs bitsandbytes, which is missing" in refused.refused
+
+
+def test_steps_that_run_out_of_memory_leave_the_formula_and_the_base_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said: list[dict[str, Any]] = []
+
+    def full_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(story, "step", full_memory)
+    found = plan_recipe(recipe(tmp_path, reviews(), "llama"), on_event=said.append)
+    assert found.how == "by formula, not timed"
+    notes = [event.text for event in said if event.kind == "note"]
+    assert [text for text in notes if text.startswith("memory ran out while")] == [
+        f"memory ran out while {name} was timed: it is told by formula" for name in ("lora", "full")
+    ]
+
+
+def test_an_optimizer_that_memory_does_not_hold_leaves_the_formula(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full_memory(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full_memory)
+    said: list[dict[str, Any]] = []
+    assert plan_recipe(recipe(tmp_path, reviews(), "llama"), on_event=said.append).how == "by formula, not timed"
+    assert sum(getattr(event, "text", "").startswith("memory ran out while") for event in said) == 2
+
+
+def test_nothing_is_timed_whose_memory_does_not_surely_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(story, "SURELY", 0.0)
+    monkeypatch.setattr(story, "step", None)
+    assert plan_recipe(recipe(tmp_path, reviews(), "llama"), on_event=nobody).how == "by formula, not timed"
+
+
+def test_what_was_not_timed_keeps_the_wide_bounds(tmp_path: Path):
+    found = plan_recipe(recipe(tmp_path, reviews(), "llama"), on_event=nobody)
+    seconds = {option.technique: option.prediction.seconds for option in found.options if option.prediction}
+    wide = {name for name, one in seconds.items() if one.high == pytest.approx(2.5 * one.expected)}
+    assert wide == set(NAMES) - {"lora", "full"}
+
+
+def test_the_room_on_a_gpu_is_what_this_process_holds_and_what_is_free(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 7)
+    assert _memory("cuda:0") == (7.0, 40.0)
+
+
+def test_the_recipes_own_settings_are_those_of_its_technique(tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "llama", technique={"kind": "lora", "rank": 4, "dora": True})
+    found = techniques_of(made)
+    assert [named(one) for one in found] == NAMES
+    assert [one.rank for one in found if isinstance(one, Lora)] == [4, 4, 4]
+    assert isinstance(found[0], Full)
+
+
+def test_tune_says_its_line_first_and_the_report_compares(tmp_path: Path):
+    said: list[dict[str, Any]] = []
+    run = tune(recipe(tmp_path, reviews(), "llama"), tmp_path / "run", on_event=said.append)
+    texts = [getattr(event, "text", "") for event in said]
+    first = next(i for i, text in enumerate(texts) if text.startswith("plan: lora moves "))
+    assert first < next(i for i, text in enumerate(texts) if text.startswith("scoring"))
+    kept = json.loads((run.folder / "prediction.json").read_text())
+    assert kept["trainable"] == run.report.training.trainable
+    assert run.report.memory.predicted_bytes == round(kept["memory"]["expected"])
+    assert run.report.speed.predicted_seconds == kept["seconds"]["expected"]
+
+
+def test_a_run_gone_on_with_keeps_its_first_prediction(tmp_path: Path):
+    out = tmp_path / "run"
+    out.mkdir()
+    first = predict_cost(prepare(recipe(tmp_path, reviews(), "llama"), on_event=nobody), out, on_event=nobody)
+    other = prepare(recipe(tmp_path, reviews(40), "llama"), on_event=nobody)
+    assert predict_cost(other, out, on_event=nobody) == first

@@ -1,0 +1,233 @@
+"""Runs in other programs' formats: run there after they are written, compared, and told in the report."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests import tiny
+from tests.pipelines.conftest import answers, recipe, reviews, tune
+from tests.pipelines.tune.test_domain import on_texts
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.errors import CheckpointError, ModelError, RecipeError, Refused
+from tunesmith.inference.export import formats as room
+from tunesmith.inference.llamacpp import LlamaCpp
+from tunesmith.inference.open_model import identify, open_model
+from tunesmith.inference.saved_model import load, read_manifest
+from tunesmith.pipelines.export import ExportRequest, ProgramAgreement, export, find_problems
+from tunesmith.report.code_snippets import transformers_lines
+from tunesmith.report.predictions import read_predictions
+from tunesmith.report.run_data import read_facts
+from tunesmith.report.schema import Export, read_report
+
+pytestmark = pytest.mark.usefixtures("small_world")
+NAMES = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
+
+
+@pytest.fixture(scope="module")
+def decoder(small_world: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("decoder")
+    return tune(
+        recipe(place, answers(), "llama", schedule={"probe": False}, objective="instruct"), place / "run"
+    ).folder
+
+
+@pytest.fixture(autouse=True)
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.pipelines.export.write_reports", lambda folder: None)
+
+
+def made(run: Path, kind: str, out: Path, numbers: str = "") -> Export:
+    return export(run, ExportRequest.of(kind, numbers), out=out, on_event=lambda event: None, offline=True)
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])
+def test_the_other_program_answers_every_row_alike_and_the_report_says_so(decoder: Path, tmp_path: Path, kind: str):
+    found = made(decoder, kind, tmp_path / "out")
+    assert (found.same_prompts, found.same_answers, found.faults) == (1.0, 1.0, ())
+    assert found.score_export == found.score_original is not None
+    assert found.checked == NAMES[kind]
+    assert found in read_report(decoder).exports
+
+
+@pytest.mark.parametrize("kind", ["merged", "adapter", "gguf"])
+def test_a_model_that_could_think_is_asked_there_without_thoughts_too(tmp_path: Path, kind: str):
+    parts = {"schedule": {"probe": False}, "objective": "instruct"}
+    run = tune(recipe(tmp_path, answers(), "qwen3", **parts), tmp_path / "run").folder
+    found = made(run, kind, tmp_path / "out")
+    assert (found.same_prompts, found.same_answers) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("odd", ["ends elsewhere", "begins unsaid", "ends by a name of its own"])
+def test_other_programs_begin_and_end_where_an_odd_base_was_tuned_to(tmp_path: Path, odd: str):
+    base = tiny.odd_ends(tmp_path / "base", odd)
+    parts = {"schedule": {"probe": False, "epochs": 6}, "objective": "instruct", "model": str(base)}
+    run = tune(
+        recipe(tmp_path, [row | {"answer": "ok"} for row in answers()], "llama", **parts), tmp_path / "run"
+    ).folder
+    assert {row.tuned for row in read_predictions(run)} == {"ok"}  # it learned to end
+    for kind in ("merged", "adapter", "gguf"):
+        found = made(run, kind, tmp_path / kind)
+        assert (found.same_prompts, found.same_answers, found.faults) == (1.0, 1.0, ())
+    assert "eos_token_id=" in "".join(transformers_lines(read_facts(run), base="BASE")) or odd == "begins unsaid"
+
+
+@pytest.mark.parametrize("kind", ["merged", "gguf"])
+def test_a_run_on_texts_goes_on_with_them_there_too(tmp_path: Path, kind: str):
+    run = tune(on_texts(tmp_path, "llama", schedule={"epochs": 1, "probe": False}), tmp_path / "run").folder
+    found = made(run, kind, tmp_path / "out")
+    assert (found.same_prompts, found.same_answers) == (1.0, 1.0)
+
+
+def test_an_adapter_in_gguf_answers_over_its_base_as_the_merged_file_does(decoder: Path, tmp_path: Path):
+    made(decoder, "adapter", tmp_path / "adapter")
+    made(decoder, "gguf", tmp_path / "merged")
+    base = room.merged(decoder / "model", read_manifest(decoder / "model"), offline=True)
+    bare = base.policy.network.from_pretrained(read_manifest(decoder / "model").base)
+    room.write_gguf(bare, base.template.tokenizer, tmp_path / "base.gguf", kind="f16", name="base")
+    prompts = [[1, 40 + i, 50, 60, 70] for i in range(8)]
+    sides = [
+        LlamaCpp(file, threads=1, positions=128, adapter=adapter).answers(prompts, longest=6)
+        for file, adapter in (
+            (tmp_path / "base.gguf", tmp_path / "adapter" / "adapter.gguf"),
+            (tmp_path / "merged" / "model.gguf", None),
+            (tmp_path / "base.gguf", None),
+        )
+    ]
+    assert sides[0] == sides[1] != sides[2]
+
+
+def test_an_export_that_answers_otherwise_is_refused_after_it_was_told(
+    decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = room.write_merged
+
+    def spoilt(model: object, folder: Path, out: Path, *, numbers: str) -> None:
+        whole(model, folder, out, numbers=numbers)  # type: ignore[arg-type]
+        weights = load_file(out / "model.safetensors")
+        save_file(
+            {name: -value for name, value in weights.items()}, out / "model.safetensors", metadata={"format": "pt"}
+        )
+
+    monkeypatch.setattr("tunesmith.pipelines.export.write_merged", spoilt)
+    with pytest.raises(Refused, match=r"answers are the same, 100% have to be;.*do not use it"):
+        made(decoder, "merged", tmp_path / "out")
+    assert read_report(decoder).exports[-1].faults
+
+
+def test_an_encoder_is_compared_by_the_states_that_its_head_reads(tmp_path: Path):
+    run = tune(recipe(tmp_path, reviews(), "bert", schedule={"probe": False}), tmp_path / "run").folder
+    for kind in ("merged", "adapter"):
+        found = made(run, kind, tmp_path / kind)
+        assert (found.metric, found.same_answers) == ("states", 1.0)
+        assert (tmp_path / kind / "head.safetensors").exists()
+    with pytest.raises(RecipeError, match=r"which an encoder cannot; nearest: --format merged"):
+        made(run, "gguf", tmp_path / "gguf")
+
+
+@pytest.mark.parametrize("technique", ["lora", "ia3", "prompt", "prefix"])
+def test_the_adapter_of_a_decoder_that_answers_through_a_head_opens_over_its_base(tmp_path: Path, technique: str):
+    parts = {"technique": technique, "objective": {"kind": "classify", "output": "linear"}}
+    run = tune(recipe(tmp_path, reviews(), "llama", schedule={"probe": False}, **parts), tmp_path / "run").folder
+    found = made(run, "adapter", tmp_path / "adapter")
+    assert (found.metric, found.same_answers, found.faults) == ("states", 1.0, ())
+
+
+@pytest.mark.parametrize(("kind", "objective"), [("llama", "instruct"), ("gpt2", "instruct"), ("bert", "classify")])
+def test_an_adapter_learned_over_four_bits_is_compared_over_four_bits(tmp_path: Path, kind: str, objective: str):
+    pytest.importorskip("bitsandbytes")
+    parts = {"technique": {"kind": "lora", "rank": 4, "quantize": "nf4"}, "schedule": {"probe": False}}
+    rows = answers() if objective == "instruct" else reviews()
+    run = tune(recipe(tmp_path, rows, kind, objective=objective, **parts), tmp_path / "run").folder
+    for form, numbers in (("adapter", ""), ("merged", ""), ("merged", "f16")):
+        found = made(run, form, tmp_path / f"{form}{numbers}", numbers)
+        assert (found.same_prompts, found.same_answers, found.faults) == (1.0, 1.0, ())
+    assert identify(tmp_path / "adapter").quantize == "nf4"
+    assert not (tmp_path / "adapter" / "adapter.gguf").exists()
+    if kind != "bert":
+        asked, options = [Message("user", "fox?")], ["a fox", "no"]
+        known = load(run / "model").scores(asked, options)
+        assert open_model(tmp_path / "adapter").scores(asked, options) == pytest.approx(known, rel=1e-4)
+
+
+@pytest.mark.parametrize(("numbers", "dtype"), [("f16", torch.float16), ("bf16", torch.bfloat16)])
+def test_a_merged_model_in_16_bits_takes_half_the_disk_and_is_scored_again(
+    decoder: Path, tmp_path: Path, numbers: str, dtype: torch.dtype
+):
+    found = made(decoder, "merged", tmp_path / "out", numbers)
+    assert (found.format, found.faults) == (f"merged {numbers}", ())
+    assert found.score_original is not None
+    assert found.score_export is not None
+    assert {value.dtype for value in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
+
+
+def test_numbers_that_a_format_has_not_are_refused_with_those_it_has(decoder: Path, tmp_path: Path):
+    with pytest.raises(RecipeError, match=r"--numbers bf16: gguf is not kept so; use f16 or q8_0 or q4_0"):
+        ExportRequest.of("gguf", "bf16")
+    model = room.merged(decoder / "model", read_manifest(decoder / "model"), offline=True)
+    next(model.policy.network.parameters()).data.fill_(1e6)
+    with pytest.raises(ModelError, match=r"--numbers f16: a value of .* overflows; use bf16 or f32"):
+        room.write_merged(model, decoder / "model", tmp_path, numbers="f16")
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+def test_tokens_before_each_row_are_exported_as_an_adapter_only(tmp_path: Path, kind: str):
+    parts = {"technique": {"kind": kind, "tokens": 4}, "schedule": {"probe": False, "epochs": 1}}
+    run = tune(recipe(tmp_path, answers(), "llama", objective="instruct", **parts), tmp_path / "run").folder
+    assert made(run, "adapter", tmp_path / "adapter").same_answers == 1.0
+    with pytest.raises(RecipeError, match=rf"{kind} learns a soft prompt.*--format adapter"):
+        made(run, "merged", tmp_path / "merged")
+
+
+def test_full_tuning_leaves_no_adapter(tmp_path: Path):
+    parts = {"technique": "full", "schedule": {"probe": False, "epochs": 1, "learning_rate": 1e-3}}
+    run = tune(recipe(tmp_path, answers(), "llama", objective="instruct", **parts), tmp_path / "run").folder
+    assert made(run, "merged", tmp_path / "merged").same_answers == 1.0
+    with pytest.raises(RecipeError, match=r"full tuning leaves no adapter; nearest that works: --format merged"):
+        made(run, "adapter", tmp_path / "adapter")
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(decoder: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match="file: holds something else; give another --out"):
+        made(decoder, "merged", tmp_path / "file")
+    with pytest.raises(CheckpointError, match="holds something else; give another --out"):
+        made(decoder, "merged", tmp_path / "out")
+    assert (tmp_path / "out" / "letter.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("part", ["model", "checkpoints/last"])
+def test_a_folder_of_a_run_is_not_taken_for_an_older_export(decoder: Path, tmp_path: Path, part: str):
+    run = shutil.copytree(decoder, tmp_path / "run")
+    before = sorted(run.rglob("*"))
+    with pytest.raises(CheckpointError, match="holds something else"):
+        made(run, "merged", run / part)
+    assert sorted(run.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("form", "score", "said"),
+    [
+        ("gguf f16", 0.90, ()),
+        ("gguf f16", 0.89, ()),  # one row of a hundred
+        ("gguf f16", 0.88, ("accuracy moves by 0.020",)),
+        ("merged", 0.89, ("accuracy moves by 0.010",)),
+    ],
+)
+def test_a_score_may_move_by_one_row_or_by_the_bound(form: str, score: float, said: tuple[str, ...]):
+    found = ProgramAgreement("accuracy", 100, 1.0, 1.0, score_original=0.90, score_export=score)
+    assert find_problems({"": found}, form) == said
+    assert find_problems({"french": found}, form) == tuple(f"french: {one}" for one in said)
+
+
+def test_a_score_of_a_hundred_may_move_a_hundred_times_as_far():
+    moved = ProgramAgreement("chrf", 64, 1.0, 62 / 64, score_original=49.3, score_export=49.0)
+    assert find_problems({"": moved}, "gguf f16") == ()
+    assert find_problems({"": replace(moved, score_export=47.0)}, "gguf f16") == ("chrf moves by 2.300",)

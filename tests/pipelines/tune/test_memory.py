@@ -1,0 +1,82 @@
+"""A run whose memory runs out goes on in smaller micro-batches, says so, and keeps to that when it is gone on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.pipelines.conftest import recipe, reviews, tune
+from tunesmith.errors import Refused
+from tunesmith.models.batch import Batch
+from tunesmith.models.policy import Policy
+from tunesmith.objectives import Classify
+from tunesmith.objectives.base import Loss
+from tunesmith.training.callbacks import Interrupted
+
+pytestmark = pytest.mark.usefixtures("small_world")
+SCHEDULE = {"probe": False, "patience": 99, "save_steps": 1}
+
+
+@pytest.fixture
+def cramped(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """No more than three rows fit at once; the sizes of the batches that did."""
+    learned, sizes = Classify.loss, []
+
+    def loss(objective: Classify, batch: Batch, policy: Policy) -> Loss:
+        if batch.rows > 3:  # in a validation too
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        sizes.append(batch.rows)
+        return learned(objective, batch, policy)
+
+    monkeypatch.setattr(Classify, "loss", loss)
+    return sizes
+
+
+def journal(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+
+
+def test_it_says_so_in_journal_and_report_and_loses_no_step(cramped: list[int], tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "llama", schedule=SCHEDULE)
+    said: list[dict[str, Any]] = []
+    run = tune(made, tmp_path / "run", on_event=said.append)
+    out = [record for record in journal(run.folder) if "out_of_memory" in record]
+    assert [record["step"] for record in out] == [0, 0]  # eight rows of a step: halved to four, then to two
+    assert out[0]["tokens_at_once"] // 2 >= out[1]["tokens_at_once"] - 1
+    (note,) = [note for note in run.report.data.notes if "out of memory" in note][-1:]
+    tokens = out[1]["tokens_at_once"]
+    assert note == f"out of memory in step 1: at most {tokens} tokens at once from there on, as many rows a step"
+    assert note in [event.text for event in said if event.kind == "note"]
+    assert run.report.training.steps == run.report.training.planned_steps == 10
+
+
+def test_a_run_gone_on_with_does_not_try_the_size_again_that_did_not_fit(cramped: list[int], tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "llama", schedule=SCHEDULE)
+    whole = tune(made, tmp_path / "whole")
+    left = [False, False, True]
+    with pytest.raises(Interrupted):
+        tune(made, tmp_path / "cut", stop=lambda: left.pop(0))
+    cut = tune(made, tmp_path / "cut")
+    assert journal(cut.folder) == [
+        record | {key: there[key] for key in ("seconds", "tokens_per_second") if key in record}
+        for record, there in zip(journal(whole.folder), journal(cut.folder), strict=True)
+    ]
+
+
+def test_the_probe_takes_what_memory_holds_too(cramped: list[int], tmp_path: Path):
+    made = recipe(tmp_path, reviews(), "llama", schedule={**SCHEDULE, "probe": True})
+    assert tune(made, tmp_path / "run").report.training.steps == 10
+
+
+def test_a_probe_that_memory_never_holds_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def loss(*given: Any) -> Loss:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Classify, "loss", loss)
+    with pytest.raises(Refused, match="overfit probe: memory does not hold one row at a time; lower data.max_tokens"):
+        tune(recipe(tmp_path, reviews(), "llama", schedule={**SCHEDULE, "probe": True}), tmp_path / "run")

@@ -1,0 +1,47 @@
+"""A whole run as one value: the only room that knows both axes, and refuses pairs that cannot work."""
+
+from tunesmith.config.checks import check_gates, check_pair, check_replay, check_technique
+from tunesmith.config.load import load_recipe, make_recipe, save_recipe, with_places
+from tunesmith.config.recipe import (
+    ARMS,
+    PEOPLE,
+    SELF,
+    VOTES,
+    AnyObjective,
+    AnyTechnique,
+    Compare,
+    Data,
+    Documents,
+    Gates,
+    Loop,
+    Machine,
+    Recipe,
+    Replay,
+    Schedule,
+)
+
+__all__ = [
+    "ARMS",
+    "PEOPLE",
+    "SELF",
+    "VOTES",
+    "AnyObjective",
+    "AnyTechnique",
+    "Compare",
+    "Data",
+    "Documents",
+    "Gates",
+    "Loop",
+    "Machine",
+    "Recipe",
+    "Replay",
+    "Schedule",
+    "check_gates",
+    "check_pair",
+    "check_replay",
+    "check_technique",
+    "load_recipe",
+    "make_recipe",
+    "save_recipe",
+    "with_places",
+]

@@ -1,0 +1,1 @@
+"""Convert the configuration files of other trainers."""

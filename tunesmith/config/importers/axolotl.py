@@ -1,0 +1,119 @@
+"""What only axolotl says its own way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tunesmith.config.importers.common import Conversion, found
+from tunesmith.config.unsupported import UNKNOWN, UNNAMED, why_left_out
+from tunesmith.errors import RecipeError
+
+PREFERENCES = ("dpo", "ipo", "kto", "orpo", "simpo")
+# Its keys -> ours: of what TRL is handed, of every run on judged answers, and of some.
+REINFORCED = {"beta": "beta", "num_generations": "group", "max_completion_length": "max_new_tokens"}
+TUNED = {"rl_beta": "beta", "dpo_beta": "beta"}
+TUNED_BY = {"simpo": {"simpo_gamma": "gamma"}, "orpo": {"orpo_alpha": "beta"}}
+# Of a data set, where its rows are.
+PLACE = {"path", "data_files", "split", "ds_type"}
+ALPACA, CHATS, DOCUMENTS = ("alpaca",), ("sharegpt", "chat_template"), ("completion", "pretraining")
+
+# Why a word about the form of rows is left out.
+DETECTED = "the form of the rows is detected, look at tune --dry-run"
+
+
+def axolotl(work: Conversion) -> None:
+    """What only axolotl says its own way."""
+    _axolotl_rl(work, work.take("rl"))
+    if sets := _sets(work, "datasets"):
+        _axolotl_data(work, sets)
+    if held := _sets(work, "test_datasets"):
+        work.put("data", "validation", _one_file(work, "test_datasets", held), "test_datasets")
+    adapter = work.take("adapter")
+    work.put("technique", "kind", adapter or "full", "adapter" if adapter else "no adapter")
+    if work.take("lora_target_linear"):
+        work.put("technique", "targets", "all-linear", "lora_target_linear")
+        work.take("lora_target_modules")
+    for name in ("dora", "rslora"):
+        if work.take(f"peft_use_{name}"):
+            work.put("technique", name, True, f"peft_use_{name}")
+    if work.take("load_in_4bit") and work.ours["technique"]["kind"] != "qlora":
+        work.dropped["load_in_4bit"] = "only with adapter: qlora"
+
+
+def _sets(work: Conversion, name: str) -> list[Mapping[str, Any]]:
+    """The data sets under a name; a path alone stands for one that has nothing but a path."""
+    given = work.take(name) or []
+    entries = given if isinstance(given, list) else [given]
+    found = [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
+    if strange := [entry for entry in found if not isinstance(entry, Mapping)]:
+        raise RecipeError(f"{work.place}: {name}: found {strange[0]!r}; give a path, or a mapping with one")
+    return found
+
+
+def _axolotl_rl(work: Conversion, rl: Any) -> None:
+    """The objective of a run on preferences or by reinforcement."""
+    if rl in PREFERENCES:
+        work.put("objective", "kind", "preference", f"rl: {rl}")
+        work.put("objective", "loss", rl, f"rl: {rl}")
+    elif rl:
+        work.put("objective", "kind", "rl", f"rl: {rl}")
+        _reinforced(work, work.take("trl"))
+    elif work.raw.get("reward_model") is True and work.take("reward_model"):
+        work.put("objective", "kind", "reward", "reward_model: true")
+    judged = {**(TUNED if rl else {}), **TUNED_BY.get(str(rl), {})}
+    for name in [name for name in judged if name in work.raw]:
+        work.put("objective", judged[name], work.take(name), name)
+
+
+def _reinforced(work: Conversion, trl: Any) -> None:
+    """What axolotl hands to TRL, and that the reward is to be named."""
+    given = dict(trl) if isinstance(trl, Mapping) else {}
+    for name in [name for name in REINFORCED if given.get(name) is not None]:
+        work.put("objective", REINFORCED[name], given.pop(name), f"trl.{name}")
+    work.dropped |= {f"trl.{name}": why_left_out(name) or UNKNOWN for name in given}
+    work.dropped["reward"] = UNNAMED
+
+
+def _one_file(work: Conversion, name: str, sets: Sequence[Mapping[str, Any]]) -> str:
+    """The first file of these data sets; the others are told as left out."""
+    listed: list[str] = []
+    for entry in sets:
+        files = entry.get("data_files") or entry.get("path") or ""
+        split = str(entry.get("split") or "")
+        if "[" in split:
+            work.dropped[f"{name}: split"] = f"a slice of a split ({split}): use data.rows"
+        of = "" if not split or "[" in split or split == "train" else f":{split}"
+        listed += [f"{found(work, str(file))}{of}" for file in (files if isinstance(files, list) else [files])]
+    work.dropped |= {f"{name}: {file}": "one file: join the rows into it" for file in listed[1:]}
+    return listed[0]
+
+
+def _axolotl_data(work: Conversion, sets: Sequence[Mapping[str, Any]]) -> None:
+    """The training file and what its type says about the objective."""
+    path, entry = _one_file(work, "datasets", sets), sets[0]
+    if "train" not in work.ours["data"]:
+        work.put("data", "train", path, "datasets: path")
+    kind, base = entry.get("type"), str(entry.get("type") or "").partition(".")[0]
+    judged = "kind" in work.ours["objective"]
+    named = ["field_messages"] if base in CHATS else ["field"] if base in DOCUMENTS else []
+    read = PLACE if judged else {*PLACE, "type", *named}
+    for name in sorted(set(entry) - read):
+        work.dropped[f"datasets: {name}"] = f"{entry[name]}: {DETECTED}"
+    if judged:
+        return
+    if isinstance(kind, Mapping):
+        unread = sorted(set(kind) - {"field_instruction", "field_output", "field_input"})
+        work.dropped |= {f"datasets: type: {name}": f"{kind[name]}: {DETECTED}" for name in unread}
+        parts = {"prompt": kind.get("field_instruction"), "answer": kind.get("field_output")}
+        work.put("objective", "kind", "instruct", "datasets: type")
+        if all(parts.values()) and not kind.get("field_input"):
+            work.ours["objective"] |= parts
+        return
+    work.put("objective", "kind", "domain" if base in DOCUMENTS else "instruct", f"datasets: type: {kind}")
+    if base in CHATS and entry.get("field_messages"):
+        work.put("objective", "messages", entry["field_messages"], "datasets: field_messages")
+    if base in DOCUMENTS and entry.get("field"):
+        work.put("objective", "text", entry["field"], "datasets: field")
+    if base not in (*ALPACA, *CHATS, *DOCUMENTS):
+        work.dropped["datasets: type"] = f"{kind}: {DETECTED}"

@@ -1,0 +1,1 @@
+"""The checks of `tunesmith audit`, one module each."""

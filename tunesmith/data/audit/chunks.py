@@ -1,0 +1,144 @@
+"""The rows of a file in chunks, so that a file need not fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from tunesmith.data.files import read_json, refuse_utf16
+from tunesmith.data.readers.csv_tsv import BrokenLine, read_table
+from tunesmith.data.readers.read import READERS, read_rows
+from tunesmith.data.readers.row import SHOWN_FAULTS, Row, reason, refuse, unreadable
+from tunesmith.errors import DataError
+
+FIX = "; write one JSON object per line"
+CHUNK_ROWS = 2000
+CHUNK_BYTES = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class RowChunk:
+    """Consecutive rows: the line of each, and each row as raw JSON, as columns, or as the reason why it is invalid."""
+
+    lines: list[int]
+    rows: Sequence[bytes | dict[str, object] | str]
+
+
+def chunks(source: str, *, offline: bool = False) -> Iterator[RowChunk]:
+    """Yield all rows of a file in chunks. Lines of jsonl are not parsed, so that an invalid line becomes a finding.
+
+    jsonl, csv and tsv are streamed; json, parquet and Hub datasets are read at once.
+
+    Raises:
+        DataError: if the file cannot be read; for a table, after its last row.
+    """
+    path = Path(source)
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        fix = f"convert its documents to rows first: tunesmith collect {source} --out rows.jsonl"
+        raise DataError(f"{source}: expected a file, got a folder; {fix}")
+    if path.is_file() and suffix in (".jsonl", ".ndjson"):
+        yield from _json_lines(path)
+    elif path.is_file() and suffix in (".csv", ".tsv"):
+        table = read_table(path)
+        while entries := list(islice(table, CHUNK_ROWS)):
+            yield RowChunk(
+                [entry.line if isinstance(entry, BrokenLine) else line_of(entry) for entry in entries],
+                [entry.why if isinstance(entry, BrokenLine) else dict(entry.fields) for entry in entries],
+            )
+    else:
+        rows = read_rows(source, offline=offline)
+        for start in range(0, len(rows), CHUNK_ROWS):
+            part = rows[start : start + CHUNK_ROWS]
+            yield RowChunk([line_of(row) for row in part], [dict(row.fields) for row in part])
+
+
+def name_of(source: str) -> str:
+    """Return the name of the file as row locations use it."""
+    return Path(source).name if Path(source).suffix.lower() in READERS else source
+
+
+def line_of(row: Row) -> int:
+    """Return the line number at the end of a row's location."""
+    return int(row.where.rpartition(":")[2])
+
+
+def parsed(raw: bytes | dict[str, object] | str) -> dict[str, object] | str:
+    """Return the columns of a row, or the reason why the line is not a row."""
+    if isinstance(raw, dict | str):
+        return raw
+    try:
+        value = read_json(raw.rstrip(b"\r\n"))  # otherwise an error at the end would be reported on line 2
+    except (ValueError, RecursionError) as error:
+        return f"invalid JSON ({reason(error)})"
+    return value if isinstance(value, dict) else f"expected an object, got {type(value).__name__}"
+
+
+def head(source: str, count: int, *, offline: bool = False) -> list[Row]:
+    """Load the first readable rows, for format detection.
+
+    Args:
+        source: file or Hub dataset.
+        count: number of rows, at most.
+        offline: do not download datasets.
+
+    Raises:
+        DataError: if no row can be read.
+    """
+    rows, errors, more = list[Row](), list[str](), 0
+    name = name_of(source)
+    for chunk in chunks(source, offline=offline):
+        for line, raw in zip(chunk.lines, chunk.rows, strict=True):
+            fields = parsed(raw)
+            if isinstance(fields, dict):
+                rows.append(Row(f"{name}:{line}", fields))
+            elif len(errors) < SHOWN_FAULTS:  # every line may be broken
+                errors.append(f"{name}:{line}: {fields}{'' if isinstance(raw, str) else FIX}")
+            else:
+                more += 1
+        if len(rows) >= count:
+            break
+    if not rows and errors:
+        refuse(errors, more=more)
+    if not rows:
+        raise DataError(f"{name}: no rows; give a file with at least one")
+    return rows[:count]
+
+
+def has_column(source: str, column: str, *, offline: bool = False) -> bool:
+    """Return whether any row of a file has the column.
+
+    Args:
+        source: file or Hub dataset.
+        column: name of the column.
+        offline: do not download datasets.
+    """
+    rows = (parsed(raw) for chunk in chunks(source, offline=offline) for raw in chunk.rows)
+    return any(column in fields for fields in rows if isinstance(fields, dict))
+
+
+def _json_lines(path: Path) -> Iterator[RowChunk]:
+    lines: list[int] = []
+    raws: list[bytes] = []
+    size = 0
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    with file:
+        for number, raw in enumerate(file, 1):
+            if number == 1:
+                refuse_utf16(raw, path.name)
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if not raw.strip():
+                continue
+            lines.append(number)
+            raws.append(raw)
+            size += len(raw)
+            if len(raws) >= CHUNK_ROWS or size >= CHUNK_BYTES:
+                yield RowChunk(lines, raws)
+                lines, raws, size = [], [], 0
+    if raws:
+        yield RowChunk(lines, raws)

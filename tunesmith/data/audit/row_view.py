@@ -1,0 +1,228 @@
+"""A row as the audit sees it: prompt, answer, and why it is invalid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.data.examples.parsers import DIALOGUES, chats, labelled, text_of
+from tunesmith.data.examples.preferences import pairs, unpaired_preferences
+from tunesmith.data.readers.row import Row, as_word
+from tunesmith.data.schema.values import label_items
+from tunesmith.data.tokenization.messages import ROLES, joined, turns_in
+from tunesmith.data.tokenization.tool_calls import as_words, read_calls
+from tunesmith.errors import DataError
+
+# Placeholders for a missing answer. "none", "unknown" and "x" are not listed, because they can be answers.
+NO_ANSWER = frozenset(
+    [
+        "n/a",
+        "null",
+        "nan",
+        "todo",
+        "tbd",
+        "tba",
+        "fixme",
+        "?",
+        "??",
+        "...",
+        "-",
+        "--",
+        ".",
+        "..",
+        "xxx",
+        "placeholder",
+        "lorem",
+    ]
+)
+ASKED = ("history", "prompt", "input")
+LETTERS = re.compile(r"\w")
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Prompt and answer of a row.
+
+    Attributes:
+        question: text of the prompt.
+        answer: text of the answer.
+        labels: the labels, if the answer is one.
+        fault: kind of the finding; empty for a valid row.
+        why: reason of the finding.
+    """
+
+    question: str
+    answer: str
+    labels: tuple[str, ...] = ()
+    problem: str = ""
+    why: str = ""
+
+
+def view(row: Row, columns: Mapping[str, str]) -> View:
+    """Return the view of a row, given role -> column of its format."""
+    if "label" in columns and "text" in columns:
+        return _labelled(row, columns)
+    if "chosen" in columns:
+        return _preferred(row, columns)
+    if "label" in columns:
+        return _thumbed(row, columns)
+    if any(part in columns for part in DIALOGUES):
+        return _dialogue(row, columns)
+    if "answer" in columns:
+        return _pair(row, columns)
+    return _plain(row, columns["text"])
+
+
+def _plain(row: Row, column: str) -> View:
+    text = _text(row.fields.get(column))
+    if not text.strip():
+        return View(text, "", (), "empty", "blank")
+    why = _parse_error(row, lambda: text_of(row, column))
+    return View(text, "", (), "unreadable", why) if why else View(text, "")
+
+
+def _labelled(row: Row, columns: Mapping[str, str]) -> View:
+    text = _text(row.fields.get(columns["text"]))
+    items = label_items(row.fields.get(columns["label"]))
+    labels = tuple((as_word(item) or "").strip() for item in items)
+    if not text.strip():
+        return View(text, " ".join(labels), labels, "empty", "blank text")
+    if any(item is None or (isinstance(item, str) and not item.strip()) for item in items):
+        return View(text, "", (), "nothing_to_learn", "no label")
+    if why := _parse_error(row, lambda: labelled([row], text=columns["text"], label=columns["label"])):
+        return View(text, " ".join(labels), labels, "unreadable", why)
+    return View(text, as_answer(labels), labels)
+
+
+def as_answer(labels: Iterable[str]) -> str:
+    """Join labels to one answer."""
+    return " | ".join(sorted(set(labels)))
+
+
+def _pair(row: Row, columns: Mapping[str, str]) -> View:
+    parts = [_text(row.fields.get(columns[part])) for part in ("system", *ASKED) if part in columns]
+    question = "\n".join(filter(None, parts))
+    answer = _text(given := row.fields.get(columns["answer"]))
+    if isinstance(given, int | float):
+        return View(question, "", (), "unreadable", f"the answer is {given!r}, not text")
+    if not _text(row.fields.get(columns["prompt"])).strip():
+        return View(question, answer, (), "empty", "blank prompt")
+    return _answered(question, answer) or _checked(row, columns, View(question, answer))
+
+
+def _dialogue(row: Row, columns: Mapping[str, str]) -> View:
+    value = row.fields.get(next(columns[part] for part in DIALOGUES if part in columns))
+    turns = _turns(value)
+    if not turns:
+        return _checked(row, columns, View("", "")) if value else View("", "", (), "empty", "no turns")
+    roles = [ROLES.get(str(turn.get("role", turn.get("from"))).strip().lower(), "") for turn in turns]
+    texts = [_said(turn) for turn in turns]
+    last = max((i for i, role in enumerate(roles) if role == "assistant"), default=len(turns))
+    system = _text(row.fields.get(columns["system"])) if "system" in columns else ""
+    question = "\n".join(filter(None, [system, *texts[:last]]))
+    answer = texts[last] if last < len(turns) else ""
+    seen = _checked(row, columns, View(question, answer), fault="wrong_roles")
+    if seen.problem:
+        return seen
+    return _answered(question, answer) or seen
+
+
+def _preferred(row: Row, columns: Mapping[str, str]) -> View:
+    system, *parts = (_text(row.fields.get(columns[part])) if part in columns else "" for part in ("system", *ASKED))
+    prompt = "\n".join(filter(None, parts))
+    chosen, rejected = (_text(row.fields.get(columns[part])) for part in ("chosen", "rejected"))
+    # The preference is what is learned, so both answers belong to the prompt, in sorted order.
+    question = "\n".join(filter(None, [system, prompt, *sorted((chosen, rejected))]))
+    for part in ("chosen", "rejected"):
+        if isinstance(given := row.fields.get(columns[part]), int | float):
+            return View(question, chosen, (), "unreadable", f"{part} is {given!r}, not text")
+    if not chosen.strip() or not rejected.strip():
+        return View(question, chosen, (), "empty", "one of the two answers is blank")
+    if "prompt" in columns and not prompt.strip():
+        return View(question, chosen, (), "empty", "blank prompt")
+    if " ".join(chosen.split()) == " ".join(rejected.split()):
+        return View(question, chosen, (), "nothing_to_learn", "both answers are the same")
+    why = _parse_error(row, lambda: pairs([row], columns=_present(row, columns)))
+    return View(question, chosen, (), "unreadable", why) if why else View(question, chosen)
+
+
+def _thumbed(row: Row, columns: Mapping[str, str]) -> View:
+    """View a rated answer: prompt and answer are the input, the rating is the target, as in a run."""
+    parts = {
+        part: _text(row.fields.get(columns[part]))
+        for part in ("system", *DIALOGUES, *ASKED, "answer")
+        if part in columns
+    }
+    question = "\n".join(filter(None, parts.values()))
+    if not all(text.strip() for part, text in parts.items() if part not in ("system", "input", "history")):
+        return View(question, "", (), "empty", "blank prompt or answer")
+    if row.fields.get(columns["label"]) in (None, ""):
+        return View(question, "", (), "nothing_to_learn", "no rating")
+    try:
+        (thumb,) = unpaired_preferences([row], columns=_present(row, columns))
+    except DataError as error:
+        return View(question, "", (), "unreadable", str(error).removeprefix(f"{row.where}: "))
+    return View(question, "good" if thumb.good else "bad")
+
+
+def _answered(question: str, answer: str) -> View | None:
+    """Return the finding for an answer without content; None if it has content."""
+    if not answer.strip():
+        return View(question, answer, (), "nothing_to_learn", "blank answer")
+    if answer.strip().lower() in NO_ANSWER:
+        return View(question, answer, (), "nothing_to_learn", f"the answer is {answer.strip()!r}")
+    if len(answer) > 20 and answer.strip() == question.strip():
+        return View(question, answer, (), "nothing_to_learn", "the answer repeats the question")
+    return None
+
+
+def _checked(row: Row, columns: Mapping[str, str], seen: View, *, fault: str = "unreadable") -> View:
+    """Return the view with the parser's error, which would stop a run."""
+    why = _parse_error(row, lambda: chats([row], columns=_present(row, columns)))
+    if not why:
+        return seen
+    kind = "nothing_to_learn" if "empty answer" in why or "no assistant turn with" in why else fault
+    return View(seen.question, seen.answer, (), kind, why)
+
+
+def _present(row: Row, columns: Mapping[str, str]) -> dict[str, str]:
+    return {part: column for part, column in columns.items() if column in row.fields}
+
+
+def _parse_error(row: Row, parse: Callable[[], object]) -> str:
+    """Return the parser's error message without the location; empty if the row is valid."""
+    try:
+        parse()
+    except DataError as error:
+        return str(error).removeprefix(f"{row.where}: ")
+    return ""
+
+
+def _text(value: object) -> str:
+    """Return the text of a cell; of turns, their contents joined."""
+    turns = _turns(value)
+    if isinstance(value, str) and not turns:
+        return value
+    items = value if isinstance(value, list) else []
+    exchanges = [text for item in items if isinstance(item, list) for text in item]
+    return "\n".join(filter(None, [*map(_said, turns), *map(_text, exchanges)]))
+
+
+def _turns(value: object) -> list[Mapping[str, Any]]:
+    """Return the turns of a cell; empty if they cannot be parsed, which the parser reports."""
+    try:
+        return [turn for turn in turns_in(value, "") if isinstance(turn, Mapping)]
+    except DataError:
+        return []
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    """Return the content and calls of a turn, so that answers with different calls differ."""
+    content = joined(turn.get("content", turn.get("value")))
+    try:
+        calls = as_words(read_calls(turn, ""))
+    except DataError:  # the parser reports the error
+        calls = ""
+    return "\n".join(filter(None, [content if isinstance(content, str) else "", calls]))

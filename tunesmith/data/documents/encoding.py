@@ -1,0 +1,90 @@
+"""Decode the bytes of documents whose encoding is not declared."""
+
+from __future__ import annotations
+
+import codecs
+
+from tunesmith.errors import DataError
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+# Encodings of DOS and old Macs. Windows text with a few accents is often mistaken for them, and such files are rare.
+_OLD = [
+    *(f"cp{page}" for page in (437, 720, 737, 775, 850, 852, 855, 857, 858, *range(860, 867), 869, 1006, 1125)),
+    *(f"mac_{name}" for name in ("cyrillic", "greek", "iceland", "latin2", "roman", "turkish")),
+    "hp_roman8", "kz1048", "ptcp154",
+]  # fmt: skip
+
+
+# These encodings are confused if there are few accents. In the languages below the central European ones are correct.
+_LATIN = ("cp1250", "cp1252", "cp1257", *(f"iso8859_{number}" for number in (2, 4, 10, 13, 14, 15, 16)), "latin_1")
+
+
+_CENTRAL = frozenset(
+    ("Croatian", "Czech", "Hungarian", "Polish", "Romanian", "Slovak", "Slovene", "Estonian", "Lithuanian", "Latvian")
+)
+
+
+SAMPLE = 200_000  # bytes used to detect an encoding
+
+
+LOST = "\N{REPLACEMENT CHARACTER}"
+
+
+# Up to this share of broken bytes among the non-ASCII characters, a file is treated as damaged UTF-8.
+BROKEN_SHARE = 0.25
+
+
+def decode(data: bytes, *, declared: str = "") -> tuple[str, str]:
+    """Decode the bytes of a file.
+
+    Args:
+        data: the bytes.
+        declared: the encoding that the file declares; ignored if it is wrong.
+
+    Returns:
+        The text, and a note if the encoding was guessed or bytes are broken.
+
+    Raises:
+        DataError: the bytes are not text.
+    """
+    for mark, name in _MARKS:
+        if data.startswith(mark):
+            return data.decode(name, errors="replace"), ""
+    if declared:
+        try:
+            return data.decode(declared), ""
+        except (LookupError, UnicodeDecodeError):
+            pass  # a wrong declaration is ignored
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return _guessed(data)
+    if "\x00" in text:
+        raise DataError("binary data (zero bytes) instead of text; rename the file to its real type")
+    return text, ""
+
+
+def _guessed(data: bytes) -> tuple[str, str]:
+    from charset_normalizer import from_bytes
+
+    text = data.decode(errors="replace")
+    others = sum(not letter.isascii() for letter in text)
+    if "\x00" not in text and (lost := text.count(LOST)) <= BROKEN_SHARE * others:
+        return text, f"invalid UTF-8 at {lost} positions, read as {LOST}; fix these characters"
+    # ASCII lines are equal in all encodings, so only the others are a useful sample. With zero bytes the encoding
+    # has two bytes per letter, and lines end differently.
+    lines = [data] if b"\x00" in data else [line for line in data.split(b"\n") if not line.isascii()]
+    best = from_bytes(b"\n".join(lines)[:SAMPLE], cp_exclusion=_OLD).best()
+    if best is None:
+        raise DataError("unknown text encoding; save it as UTF-8")
+    western = best.encoding in _LATIN and best.language not in _CENTRAL
+    name = "cp1252" if western else best.encoding
+    return data.decode(name, errors="replace"), f"not UTF-8, read as {name}; check its accents, or save it as UTF-8"

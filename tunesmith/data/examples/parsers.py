@@ -1,0 +1,273 @@
+"""Typed examples and the parsers that make them of rows. Each parser checks all rows before it reports errors."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from tunesmith.data.examples.types import Chat, Example, LabelledText, Pair, Text, UnpairedPreference
+from tunesmith.data.readers.row import Row, as_word, file_of, missing_column, refuse
+from tunesmith.data.schema.values import is_array, is_nothing, label_items, listed
+from tunesmith.data.text.words import folded
+from tunesmith.data.tokenization.messages import (  # re-exported: part of the public path `tunesmith.data.examples`
+    Message,
+    check_order,
+    instructed,
+    refuse_unlearned,
+    short,
+    turn_of,
+    turns_in,
+    unworded,
+    whole,
+)
+from tunesmith.data.tokenization.tool_calls import read_tools
+from tunesmith.errors import DataError, RowError
+
+E = TypeVar("E")
+
+
+DIALOGUES = ("messages", "conversations")
+
+
+DIALOGUE_PARTS = {*DIALOGUES, "system", "tools"}
+
+
+PAIR_PARTS = {"prompt", "answer", "input", "history", "system", "tools"}
+
+
+def texts(rows: Sequence[Row], *, text: str, group: str = "") -> list[Text]:
+    """Parse one Text per row.
+
+    Args:
+        rows: rows of one file.
+        text: column with the text.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
+    """
+    need(rows, text, group)
+    return parsed(rows, lambda row: Text(row.where, text_of(row, text), group_of(row, group)))
+
+
+def labelled(rows: Sequence[Row], *, text: str, label: str, group: str = "") -> list[LabelledText]:
+    """Parse one Labelled per row. If any row has a list of labels, all rows are multi-label.
+
+    Args:
+        rows: rows of one file.
+        text: column with the text.
+        label: column with the label or the list of labels.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if a column is missing or no row is valid.
+        RowError: if some rows are invalid.
+    """
+    need(rows, text, label, group)
+    multi = any(label_items(value := row.fields.get(label)) != [value] for row in rows)
+    return parsed(
+        rows,
+        lambda row: LabelledText(row.where, text_of(row, text), _labels(row, label), group_of(row, group), multi),
+    )
+
+
+def chats(rows: Sequence[Row], *, columns: Mapping[str, str], instruction: str = "", group: str = "") -> list[Chat]:
+    """Parse one Chat per row, from a column of turns or from a prompt and an answer.
+
+    Args:
+        rows: rows of one file.
+        columns: {"messages": ...}, {"conversations": ...} or {"prompt": ..., "answer": ...}; optionally `system` and
+            `tools`, and with a prompt `input` and `history`.
+        instruction: text before the first user turn.
+        group: column with the source of a row; may be empty.
+
+    Raises:
+        DataError: if the columns do not form a chat, are missing, or no row is valid.
+        RowError: if some rows are invalid.
+    """
+    dialogue = next((columns[part] for part in DIALOGUES if part in columns), "")
+    if set(columns) - (DIALOGUE_PARTS if dialogue else PAIR_PARTS) or not (
+        dialogue or {"prompt", "answer"} <= set(columns)
+    ):
+        fix = "write objective: {kind: instruct, prompt: COLUMN, answer: COLUMN}"
+        raise DataError(
+            f"{file_of(rows)}: expected columns of a chat or a prompt and an answer, got {dict(columns)}; {fix}"
+        )
+    need(rows, *(column for part, column in columns.items() if part != "tools"), group)
+
+    def parse(row: Row) -> Chat:
+        if dialogue:
+            turns = _dialogue(row, dialogue)
+        else:
+            turns = [*asked(row, columns, read=turns_of), *turns_of(row, columns["answer"], "assistant")]
+            check_order(turns, row.where)
+        turns = with_system(turns, row, columns.get("system", ""))
+        tools = read_tools(row.fields.get(columns.get("tools", "")), row.where)
+        # If the chat offers no tools, an answer of plain JSON is not a call.
+        turns = [unworded(turn, bare=bool(tools)) for turn in turns]
+        if tools:
+            turns = [replace(turns[0], tools=tools), *turns[1:]]
+        return Chat(row.where, tuple(instructed(turns, instruction)), group_of(row, group))
+
+    return parsed(rows, parse)
+
+
+def with_system(turns: Sequence[Message], row: Row, column: str) -> list[Message]:
+    """Prepend the row's system column, unless it is blank or the turns begin with a system turn."""
+    system = _optional(row, column)
+    return [Message("system", system), *turns] if system and turns[0].role != "system" else list(turns)
+
+
+def group_of(row: Row, column: str) -> str:
+    """Return the row's source from the group column; blank if there is none."""
+    value = row.fields.get(column) if column else None
+    word = "" if value is None else as_word(value)
+    if word is None:
+        raise row_error(row, column, "must contain the source of the row")
+    return word.strip()
+
+
+def fingerprint(example: Example) -> str:
+    """Return the whole content, normalized for letter case and spacing: equal for exact duplicates."""
+    if isinstance(example, LabelledText):
+        return "\x1e".join([folded(example.text), *sorted(map(folded, example.labels))])
+    if isinstance(example, Pair):
+        return "\x1e".join([_turns_plain(example.prompt), folded(example.chosen), folded(example.rejected)])
+    if isinstance(example, UnpairedPreference):
+        return "\x1e".join([_turns_plain(example.prompt), folded(example.answer), str(example.good)])
+    return _turns_plain(example.messages) if isinstance(example, Chat) else folded(example.text)
+
+
+def question(example: Example) -> str:
+    """Return the prompt, normalized for letter case and spacing: equal for rows that must not be in two splits.
+
+    Args:
+        example: any example.
+
+    Returns:
+        The text; for chats the turns before the last answer; for preferences the prompt and the sorted completions,
+        because the answer to learn is the judgement.
+    """
+    if isinstance(example, Pair):
+        return "\x1e".join([prompt_of(example), *sorted(map(folded, (example.chosen, example.rejected)))])
+    if isinstance(example, UnpairedPreference):
+        return "\x1e".join([prompt_of(example), folded(example.answer)])
+    if not isinstance(example, Chat):
+        return folded(example.text)
+    if example.reference_index == len(example.messages):  # the chat ends with the prompt
+        return _turns_plain(example.messages)
+    answers = [index for index, message in enumerate(example.messages) if message.role == "assistant"]
+    return _turns_plain(example.messages[: answers[-1]] if answers else example.messages)
+
+
+def prompt_of(example: Pair | UnpairedPreference) -> str:
+    """Return the prompt of a preference example, normalized for letter case and spacing."""
+    return _turns_plain(example.prompt)
+
+
+def _turns_plain(messages: Sequence[Message]) -> str:
+    return "\x1e".join(f"{message.role}\x1f{folded(message.said)}" for message in messages)
+
+
+def parsed(rows: Sequence[Row], parse: Callable[[Row], E]) -> list[E]:
+    """Apply `parse` to every row and report the errors of all rows together."""
+    examples, errors = [], []
+    for row in rows:
+        try:
+            examples.append(parse(row))
+        except DataError as error:
+            errors.append(str(error))
+    # If every row fails, the columns are wrong; RowError would suggest to drop the rows.
+    return examples if not errors else refuse(errors, kind=RowError if examples else DataError)
+
+
+def need(rows: Sequence[Row], *columns: str) -> None:
+    """Raise one DataError for columns that no row has, instead of one error per row."""
+    absent = [column for column in columns if column and not any(column in row.fields for row in rows)]
+    if rows and absent:
+        refuse([missing_column(rows, column) for column in dict.fromkeys(absent)])
+
+
+def row_error(row: Row, column: str, must: str) -> DataError:
+    """Return an error about the value of a row in a column."""
+    value = short(row.fields.get(column))
+    return DataError(f"{row.where}: column {column!r} {must}, got {value}; columns here: {list(row.fields)}")
+
+
+def text_of(row: Row, column: str) -> str:
+    """Return the text of a column, which must not be blank."""
+    value = row.fields.get(column)
+    if not isinstance(value, str):
+        raise row_error(row, column, "must be text")
+    if not value.strip():
+        raise DataError(
+            f"{row.where}: column {column!r} is blank; drop the row, or run `tunesmith audit DATA --fix OUT`"
+        )
+    return whole(value, f"{row.where}: column {column!r}")
+
+
+def _optional(row: Row, column: str) -> str:
+    """Return the text of a column that may be blank."""
+    value = row.fields.get(column) if column else None
+    if isinstance(value, list | dict) and value:
+        raise row_error(row, column, "must be one text (join its parts, or set objective.prompt and objective.answer)")
+    return "" if is_nothing(value) or (isinstance(value, str) and not value.strip()) else text_of(row, column)
+
+
+def _labels(row: Row, column: str) -> tuple[str, ...]:
+    value = row.fields.get(column)
+    if is_array(value):
+        raise row_error(row, column, "must be a word, or a list of labels separated by commas")
+    words = [(as_word(item) or "").strip() for item in label_items(value)]
+    if not all(words):
+        raise row_error(row, column, "must be a word, a whole number or a list of them (write a fraction as a text)")
+    # NFC: macOS writes accents as separate characters, which would make two labels of one.
+    words = [unicodedata.normalize("NFC", word) for word in words]
+    return tuple(dict.fromkeys(whole(word, f"{row.where}: column {column!r}") for word in words))
+
+
+def turns_of(row: Row, column: str, role: str) -> list[Message]:
+    """Return the turns of a column; a plain text is one turn of the given role."""
+    items = turns_in(row.fields.get(column), f"{row.where}: column {column!r}")
+    turns = [turn_of(item, f"{row.where}: {column} turn {number}") for number, item in enumerate(items, 1)]
+    return turns or [Message(role, text_of(row, column))]
+
+
+def asked(row: Row, columns: Mapping[str, str], *, read: Callable[[Row, str, str], list[Message]]) -> list[Message]:
+    """Return the history, then the prompt as parsed by `read`, with the `input` column appended to its last turn."""
+    turns = [*_earlier(row, columns.get("history", "")), *read(row, columns["prompt"], "user")]
+    context = _optional(row, columns.get("input", ""))
+    return [*turns[:-1], replace(turns[-1], content=f"{turns[-1].content}\n\n{context}")] if context else turns
+
+
+def _earlier(row: Row, column: str) -> list[Message]:
+    """Return the turns of a history column, a list of [question, answer]."""
+    value = row.fields.get(column) if column else None
+    exchanges = listed(value)
+    pairs = all(isinstance(exchange, list) and len(exchange) == 2 for exchange in exchanges)
+    if (value and value != "[]" and not exchanges) or not pairs:
+        raise row_error(row, column, "must be a list of [question, answer]")
+    roles = ("user", "assistant")
+    turns = [{"role": role, "content": text} for pair in exchanges for role, text in zip(roles, pair, strict=True)]
+    return [turn_of(turn, f"{row.where}: {column} turn {number}") for number, turn in enumerate(turns, 1)]
+
+
+def _dialogue(row: Row, column: str) -> list[Message]:
+    items = turns_in(row.fields.get(column), f"{row.where}: column {column!r}")
+    if not items:
+        raise row_error(row, column, "must be a list of turns")
+    turns = [turn_of(item, f"{row.where}: turn {number}") for number, item in enumerate(items, 1)]
+    check_order(turns, row.where)
+    answers = [i for i, turn in enumerate(turns) if turn.role == "assistant" and (turn.content.strip() or turn.calls)]
+    if not answers:
+        raise DataError(f"{row.where}: no assistant turn with content; add the answer or drop the row")
+    end = answers[-1] + 1
+    for number, (item, turn) in enumerate(zip(items[:end], turns, strict=False), 1):
+        if turn.role == "assistant":
+            refuse_unlearned(item, turn, f"{row.where}: turn {number}")
+    # Turns after the last answer are not trained on; an empty answer among them is dropped.
+    turns = turns[:end] + [turn for turn in turns[end:] if turn.role != "assistant"]
+    return turns if turns[0].content.strip() else turns[1:]

@@ -1,0 +1,44 @@
+"""A folder of documents as rows: one row per file, with its whole text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tunesmith.data.documents.document import markdown
+from tunesmith.data.documents.find_files import find, sorted_out
+from tunesmith.data.documents.worker_pool import convert_all
+from tunesmith.data.files import is_there
+from tunesmith.data.readers.row import Row, refuse
+
+
+def read_folder(folder: Path) -> list[Row]:
+    """Load a row {text, doc_id} for each document of a folder, sorted by name. Hidden files are skipped.
+
+    Raise DataError if a file cannot be read or the folder has no documents.
+    """
+    files = find([folder])
+    errors = [f"{doc_id}: {why}" for doc_id, why in files.unreadable.items()]
+    converted = {result.path: result for result in convert_all([source.path for source in files.sources])}
+    rows = []
+    for source in files.sources:
+        result = converted[source.path]
+        if result.document is None:
+            errors.append(f"{source.doc_id}: {result.error}")
+        elif text := markdown(result.document.blocks).strip():
+            rows.append(Row(source.doc_id, {"text": text, "doc_id": source.doc_id}))
+    return rows if not errors else refuse(sorted(errors))
+
+
+def passed_over(source: str) -> str:
+    """Return a note that counts the files of a folder that were skipped because of their type.
+
+    Args:
+        source: the source of rows, as in `data.train`.
+
+    Returns:
+        One line; empty for a file, and for a folder in which every file is read.
+    """
+    if not (is_there(source) and Path(source).is_dir()):
+        return ""
+    types = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(sorted_out([source])[1].items()))
+    return f"{source}: skipped files of unsupported types: {types}" if types else ""

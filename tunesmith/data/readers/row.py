@@ -1,0 +1,174 @@
+"""Rows of a user's file, each with its location; all errors of a file are reported together.
+
+Reads jsonl, ndjson, json, csv, tsv, parquet, folders of documents, and datasets of the Hugging Face Hub as
+`owner/name` or `owner/name:split`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn, Protocol, TypeVar
+
+from tunesmith.errors import DataError
+
+T = TypeVar("T")
+
+
+Listed = Mapping[str, frozenset[tuple[str, str]]]
+
+
+SHOWN_FAULTS = 20
+
+
+class Placed(Protocol):
+    """Anything that has a location in a file."""
+
+    @property
+    def where(self) -> str:
+        """`file:line`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One record of a file.
+
+    Attributes:
+        where: location, `file:line`; error messages begin with it.
+        fields: column -> value, unchanged.
+    """
+
+    where: str
+    fields: Mapping[str, object]
+
+
+def keep(rows: Sequence[Row], where: Mapping[str, Sequence[object]]) -> list[Row]:
+    """Return the rows that have one of the listed values in every column of `where`.
+
+    Args:
+        rows: rows of one file.
+        where: column -> allowed values, compared as words: `1` matches "1" and 1.0.
+
+    Raises:
+        DataError: if a column is missing or no row matches.
+    """
+    selected = list(rows)
+    for column, values in where.items():
+        if not any(column in row.fields for row in rows):
+            raise DataError(missing_column(rows, column))
+        allowed = listed({column: values})
+        matching = [row for row in selected if has_listed(row.fields, allowed)]
+        if not matching:
+            counts = Counter(repr(row.fields.get(column)) for row in selected).most_common(10)
+            present = ", ".join(f"{value} ({count})" for value, count in counts)
+            expected = [values] if isinstance(values, str) else list(values)
+            raise DataError(f"{file_of(rows)}: no row has {column} in {expected}; values in the file: {present}")
+        selected = matching
+    return selected
+
+
+def listed(where: Mapping[str, Sequence[object]]) -> Listed:
+    """Return the allowed values of `where` in the form in which they are compared."""
+    lists = {column: [values] if isinstance(values, str) else values for column, values in where.items()}
+    return {column: frozenset(map(_comparable, values)) for column, values in lists.items()}
+
+
+def has_listed(fields: Mapping[str, object], allowed: Listed) -> bool:
+    """Return whether a row has an allowed value in every column."""
+    return all(_comparable(fields.get(column)) in values for column, values in allowed.items())
+
+
+def as_word(value: object) -> str | None:
+    """Return a text, boolean, date or whole number as a word (1.0 is "1"); None for anything else."""
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        return str(int(value))  # data warehouses export integers as decimals
+    return str(value) if isinstance(value, str | int | date) else None
+
+
+def refuse(errors: Sequence[str], *, more: int = 0, kind: type[DataError] = DataError) -> NoReturn:
+    """Raise one error that lists the first 20 problems, one per line, and counts the rest.
+
+    Args:
+        errors: messages.
+        more: number of further problems that `errors` does not list.
+        kind: exception class.
+
+    Raises:
+        DataError: always (or the subclass `kind`).
+    """
+    more += len(errors[SHOWN_FAULTS:])
+    raise kind("\n".join([*errors[:SHOWN_FAULTS], *([f"... and {more} more"] if more else [])]))
+
+
+def columns_of(rows: Iterable[Row]) -> list[str]:
+    """Return all columns that occur in any row, in order of first appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row.fields))
+
+
+def file_of(rows: Sequence[Placed]) -> str:
+    """Return the file or folder that the rows are from, as error messages name it."""
+    return rows[0].where.rpartition(":")[0] or rows[0].where.partition("/")[0] if rows else "data"
+
+
+def missing_column(rows: Sequence[Row], column: str) -> str:
+    """Return the error message for a column that no row has, with the nearest existing name."""
+    columns = columns_of(rows)
+    by_lower = {name.lower(): name for name in columns}
+    nearest = get_close_matches(column.lower(), by_lower, n=1)
+    hint = f"did you mean {by_lower[nearest[0]]!r}? " if nearest else ""
+    return f"{file_of(rows)}: no column {column!r}; {hint}columns here: {columns}"
+
+
+def _comparable(value: object) -> tuple[str, str]:
+    # Compared as words, so that `1`, `0.5`, `true` and `2024-01-05` in a recipe match the text cells of a csv.
+    word = as_word(value)
+    word = str(value) if word is None and isinstance(value, float) else word
+    if word is None:
+        return ("json", json.dumps(value, sort_keys=True, default=str))
+    return ("word", word.lower() if word.lower() in ("true", "false") else word)
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Return the error for a file that the operating system does not open."""
+    return DataError(f"{path.name}: cannot be read ({error.strerror}); check its permissions")
+
+
+def not_utf8(name: str, line: int, byte: int) -> str:
+    """Return the error message for a byte that is not UTF-8."""
+    return f"{name}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8 (it may be latin-1 or cp1252)"
+
+
+def _objects(values: Iterable[tuple[str, T]], parse: Callable[[T], object]) -> list[Row]:
+    """Return a row for each (location, value) that parses to an object; report all others in one DataError."""
+    rows, errors = [], []
+    for where, value in values:
+        try:
+            parsed = parse(value)
+        except (ValueError, RecursionError) as error:
+            errors.append(f"{where}: invalid JSON ({reason(error)}); write one JSON object per line")
+            continue
+        if isinstance(parsed, dict):
+            rows.append(Row(where, parsed))
+        else:
+            errors.append(f'{where}: expected an object, got {type(parsed).__name__}; write {{"column": value}}')
+    return rows if not errors else refuse(errors)
+
+
+def numbered(values: Iterable[object], name: str) -> list[Row]:
+    """Return a row for each value, which must be an object; its location is its position, counted from 1."""
+    return _objects(((f"{name}:{n}", value) for n, value in enumerate(values, 1)), lambda value: value)
+
+
+def reason(error: Exception) -> str:
+    """Return a library's error message on one line."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return " ".join(str(error).split())

@@ -1,0 +1,1 @@
+"""Detect which column plays which role."""

@@ -1,0 +1,116 @@
+"""Guess the roles of columns with unknown names from words in the names and from values, for the user to confirm."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from tunesmith.data.readers.row import Row
+from tunesmith.data.schema.ambiguous import ANSWER_WORDS, THUMB_WORDS, asked, unclear, unjudged
+from tunesmith.data.schema.columns import NOTED, Column, columns_held, named
+
+# Words in column names of texts and labels, in addition to the known formats.
+TEXT_WORDS = (
+    "text", "review", "comment", "body", "message", "description", "content", "note", "feedback", "sentence", "post",
+    "tweet", "mail", "email", "subject", "title", "ticket", "complaint", "remark", "opinion",
+)  # fmt: skip
+LABEL_WORDS = (
+    "label", "labels", "class", "category", "sentiment", "rating", "stars", "score", "type", "intent", "topic", "tag",
+    "verdict", "status", "mood", "urgency", "priority", "department", "team", "queue", "emotion", "outcome",
+)  # fmt: skip
+BETTER = ("chosen", "better", "good", "preferred", "accepted", "winner")
+WORSE = ("rejected", "worse", "bad", "dispreferred", "loser")
+LONGEST_TEXT = 100  # median words; longer texts are documents
+FEWEST_WORDS = 2  # median words of a text
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """A guessed objective and its columns.
+
+    Attributes:
+        objective: kind of the objective.
+        columns: role -> column of the file.
+    """
+
+    objective: str
+    columns: dict[str, str]
+
+    def explain(self) -> str:
+        """Return the role of each column in one line, for the user to check."""
+        return ", ".join(f"{column} -> {part}" for part, column in self.columns.items())
+
+    def change(self) -> str:
+        """Return the command-line option that sets this objective."""
+        flow = yaml.safe_dump(
+            {"kind": self.objective, **self.columns},
+            default_flow_style=True,
+            allow_unicode=True,
+            sort_keys=False,
+            width=10_000,
+        )
+        return f"--set {shlex.quote(f'objective={flow.strip()}')}"
+
+
+def guess(rows: Sequence[Row]) -> Guess | None:
+    """Guess an objective from column names and values.
+
+    Prompts and answers are recognized by their names; else a text and a label with few distinct values.
+
+    Args:
+        rows: rows of one file.
+
+    Returns:
+        The guess; None if there is no candidate or the columns are ambiguous.
+    """
+    columns = columns_held(rows)
+    texts = [column for column in columns if column.text]
+    prompt, better, worse = asked(columns), named(texts, BETTER), named(texts, WORSE)
+    if prompt and better and worse:
+        return Guess("preference", {"prompt": prompt.name, "chosen": better.name, "rejected": worse.name})
+    if unclear(rows):
+        return None
+    labels = [column for column in columns if column.few]
+    if pair := _pair(columns):
+        if thumb := named([column for column in labels if column.thumbs], THUMB_WORDS):
+            return Guess("preference", {**pair, "label": thumb.name})
+        return None if unjudged(rows, read=pair.values()) else Guess("instruct", pair)
+    candidates = [column for column in labels if not column.called & NOTED]
+    label = named(labels, LABEL_WORDS) or min(candidates, key=lambda column: column.values, default=None)
+    long = [column for column in texts if column is not label and column.words >= FEWEST_WORDS]
+    text = named(long, TEXT_WORDS) or max(long, key=lambda column: column.words, default=None)
+    if label is None or text is None:
+        return None
+    return Guess("classify", {"text": text.name, "label": label.name})
+
+
+def unguessed(rows: Sequence[Row]) -> str:
+    """Return why the columns are ambiguous and the fix; empty if they are not."""
+    pair = _pair(columns_held(rows))
+    return unclear(rows) or (unjudged(rows, read=pair.values()) if pair else "")
+
+
+def _pair(columns: Sequence[Column]) -> dict[str, str]:
+    """Return the columns named like a prompt and its answer; empty without both."""
+    texts = [column for column in columns if column.text and not column.few and not column.called & set(WORSE)]
+    prompt, answer = asked(columns), named(texts, ANSWER_WORDS)
+    if prompt is None or answer is None or prompt is answer:
+        return {}
+    return {"prompt": prompt.name, "answer": answer.name}
+
+
+def has_label(rows: Sequence[Row]) -> bool:
+    """Return whether a column can be a label: named like one, with few distinct values.
+
+    With short texts, any column with few values counts unless it is named like metadata.
+    """
+    columns = columns_held(rows)
+    few = [column for column in columns if column.few]
+    if named(few, LABEL_WORDS):
+        return True
+    longest = max((column.words for column in columns if column.text), default=0)
+    documents = longest > LONGEST_TEXT or any({"doc", "id"} <= column.called for column in columns)
+    return not documents and any(not column.called & NOTED for column in few)

@@ -1,0 +1,124 @@
+"""Recognize single values, independent of the column name: texts, turns, answers, ratings, labels."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from tunesmith.data.readers.row import as_word
+from tunesmith.data.tokenization.messages import ROLES, turns_in
+from tunesmith.errors import DataError
+
+_ITEM = r"""(?:'[^',]*'|"[^",]*"|[-\d.]+)"""
+ARRAY = re.compile(rf"\[\s*{_ITEM}(?:\s+{_ITEM})+\s*\]")
+LONGEST_LABEL = 60  # characters
+# Lower-case spellings of a rating.
+UP = ("true", "1", "1.0", "yes", "good", "up", "thumbs up", "thumbs_up", "+1", "positive", "like", "👍")
+DOWN = ("false", "0", "0.0", "no", "bad", "down", "thumbs down", "thumbs_down", "-1", "negative", "dislike", "👎")
+GOOD = {**dict.fromkeys(UP, True), **dict.fromkeys(DOWN, False)}
+
+
+def thumb_of(value: object) -> bool | None:
+    """Return whether a rating is positive; None if the value is not a rating."""
+    return GOOD.get((as_word(value) or "").strip().lower())
+
+
+def is_thumb(value: object) -> bool:
+    """Return whether the value is a rating, also as text from a csv."""
+    return thumb_of(value) is not None
+
+
+def is_text(value: object) -> bool:
+    """Return whether the value is a non-blank text."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def may_be_text(value: object) -> bool:
+    """Return whether the value is a text or missing."""
+    return isinstance(value, str) or is_nothing(value)
+
+
+def is_nothing(value: object) -> bool:
+    """Return whether the value is missing: None, NaN or an empty list."""
+    return value is None or value == [] or (isinstance(value, float) and math.isnan(value))
+
+
+def are_turns(value: object) -> bool:
+    """Return whether the value is a list of turns with role and content."""
+    return _are_turns(value, "role", "content")
+
+
+def are_shares(value: object) -> bool:
+    """Return whether the value is a list of turns with from and value, as in ShareGPT."""
+    return _are_turns(value, "from", "value")
+
+
+def is_dialogue(value: object) -> bool:
+    """Return whether the value is a list of turns of either format."""
+    return are_turns(value) or are_shares(value)
+
+
+def is_open(value: object) -> bool:
+    """Return whether the value is a list of turns that does not end with an answer."""
+    if not is_dialogue(value):
+        return False
+    try:
+        *_, last = turns_in(value, "")
+    except DataError:
+        return False
+    speaker = last.get("role", last.get("from")) if isinstance(last, Mapping) else ""
+    return ROLES.get(str(speaker).strip().lower()) != "assistant"
+
+
+def listed(value: object) -> list[Any]:
+    """Return the items of a list, also of one written as JSON or Python text; empty for any other value."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value if isinstance(value, list) else []
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return listed(read(value))
+    return []
+
+
+def is_array(value: object) -> bool:
+    """Return whether the value is a numpy array written as text, without commas."""
+    return isinstance(value, str) and ARRAY.fullmatch(value.strip()) is not None
+
+
+def label_items(value: object) -> list[Any]:
+    """Return the labels of a cell: the items of a list, also of one written as text, or the single value.
+
+    Args:
+        value: value of the label column.
+    """
+    if isinstance(value, list | tuple):
+        return list(value)
+    if is_array(value):
+        return [value]
+    items = listed(value)
+    return items if items or (isinstance(value, str) and value.strip() == "[]") else [value]
+
+
+def is_answer(value: object) -> bool:
+    """Return whether the value is a non-blank text or a list of turns."""
+    return is_text(value) or is_dialogue(value)
+
+
+def is_label(value: object) -> bool:
+    """Return whether the value is a short word, whole number or boolean, or a list of them."""
+    words = [None if isinstance(item, list) else as_word(item) for item in label_items(value)]
+    return all(word is not None and 0 < len(word.strip()) <= LONGEST_LABEL for word in words)
+
+
+def _are_turns(value: object, speaker: str, content: str) -> bool:
+    """Return whether the value is a list of turns with the given keys."""
+    try:
+        turns = turns_in(value, "")
+    except DataError:
+        return speaker == "role"  # the parser reports the error
+    return bool(turns) and all(isinstance(turn, Mapping) and speaker in turn and content in turn for turn in turns)

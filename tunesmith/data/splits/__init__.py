@@ -1,0 +1,1 @@
+"""Load and split rows into train, validation and test without leakage."""

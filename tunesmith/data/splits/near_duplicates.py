@@ -1,0 +1,70 @@
+"""Near-duplicates between training and held-out documents: edited copies, extracts and containing documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tunesmith.data.examples.types import Example, Text
+from tunesmith.data.splits.split import Split
+from tunesmith.data.text.minhash import slots
+from tunesmith.data.text.overlap import QuotationRule, held, leaked
+from tunesmith.data.text.words import words_of
+from tunesmith.errors import DataError
+
+# Runs of eight words rarely occur twice by chance; half of a document's runs in another document is a copy. Fewer than
+# eight common runs are a heading or a notice. Chosen, not measured.
+RULE = QuotationRule(run=8, fewest=8, most_owners=0)
+# Texts with fewer words do not contain eight runs.
+SHORT = RULE.run + RULE.fewest - 1
+
+
+def without_near_copies(split: Split) -> Split:
+    """Remove training documents that are near-duplicates of held-out ones, and validation documents of test ones.
+
+    Removals are counted in the notes. Splits of other examples are returned unchanged. Raise DataError if fewer than
+    two training documents remain.
+    """
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    if not all(isinstance(example, Text) for part in parts.values() for example in part):
+        return split
+    notes = list(split.notes)
+    removed = 0
+    for name, against in (("validation", split.test), ("train", [*split.validation, *split.test])):
+        near = near_copies(parts[name], against)
+        parts[name] = [example for index, example in enumerate(parts[name]) if index not in near]
+        removed += len(near)
+        if near:
+            other = "test" if name == "validation" else "a held-out part"
+            notes.append(f"{len(near)} documents removed from {name}: {other} contains most of the same text")
+    if len(parts["train"]) < 2:
+        raise DataError(
+            f"train: {len(parts['train'])} documents remain after removing near-duplicates of held-out documents; "
+            "add more documents"
+        )
+    return replace(split, **parts, removed=split.removed + removed, notes=tuple(notes))
+
+
+def near_copies(documents: Sequence[Example], others: Sequence[Example]) -> set[int]:
+    """Find documents that share half of their runs of eight words, or of its runs, with a held-out document.
+
+    Documents too short for that match only if all words are equal.
+
+    Args:
+        documents: candidates.
+        others: held-out documents.
+
+    Returns:
+        Indices into `documents`.
+    """
+    index = held([slots(_words(example)) for example in others], RULE)
+    short = {tuple(words) for example in others if 0 < len(words := _words(example)) < SHORT}
+    return {
+        position
+        for position, example in enumerate(documents)
+        if tuple(words := _words(example)) in short or leaked([slots(words)], index)
+    }
+
+
+def _words(example: Example) -> list[str]:
+    return words_of(example.text if isinstance(example, Text) else "")

@@ -1,0 +1,1 @@
+"""Words, domain terms, shingles and overlap of texts."""

@@ -1,0 +1,1 @@
+"""Messages and texts to token ids: chat templates, windows, masking."""

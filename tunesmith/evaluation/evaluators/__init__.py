@@ -1,0 +1,38 @@
+"""How each kind of objective is measured. The visible table."""
+
+from typing import Any
+
+from tunesmith.evaluation.evaluators.answers import AnswerEvaluator
+from tunesmith.evaluation.evaluators.base import Diagnostics, EvalSet, Evaluator, Predictions
+from tunesmith.evaluation.evaluators.multitask import SINGLE_TASK_MODEL, MultitaskEvaluator
+from tunesmith.evaluation.evaluators.perplexity import PerplexityEvaluator
+from tunesmith.evaluation.evaluators.preferences import PreferenceEvaluator
+from tunesmith.evaluation.evaluators.rewards import RewardEvaluator
+
+EVALUATORS: dict[str, type[Evaluator[Any]]] = {
+    "classify": AnswerEvaluator,
+    "instruct": AnswerEvaluator,
+    "domain": PerplexityEvaluator,
+    "preference": PreferenceEvaluator,
+    "reward": PreferenceEvaluator,
+    "rl": RewardEvaluator,
+}
+
+
+def evaluator_for(eval_set: EvalSet) -> Evaluator[Any]:
+    """What measures models on these rows."""
+    if eval_set.parts:
+        return MultitaskEvaluator({name: evaluator_for(part) for name, part in eval_set.parts.items()})
+    return EVALUATORS[eval_set.objective.kind](eval_set)
+
+
+__all__ = [
+    "SINGLE_TASK_MODEL",
+    "EVALUATORS",
+    "EvalSet",
+    "Predictions",
+    "MultitaskEvaluator",
+    "Diagnostics",
+    "Evaluator",
+    "evaluator_for",
+]

@@ -1,0 +1,149 @@
+"""Export of tuned models to the formats of other programs: merged weights, GGUF, PEFT adapter."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+from tunesmith.errors import ModelError, RecipeError
+from tunesmith.inference.export.gguf_writer import write_adapter_gguf, write_gguf
+from tunesmith.inference.export.ollama_modelfile import modelfile
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.open_model import PACKED
+from tunesmith.inference.saved_model import MANIFEST_FILE, ModelManifest, load_over_base, read_base, read_manifest
+from tunesmith.models.loading.checkpoint import MANIFEST
+from tunesmith.models.loading.quantization import dequantized
+from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.objectives import Classify, Domain
+
+HEAD = "head.safetensors"
+ROUNDED = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+GGUF, ADAPTER_GGUF = "model.gguf", "adapter.gguf"
+# Tunesmith trains and runs models without thinking; other programs enable it unless the template disables it.
+NO_THOUGHTS = "{%- set enable_thinking = false %}"
+
+
+def refuse(folder: Path, manifest: ModelManifest, kind: str) -> None:
+    """Raise RecipeError if this model cannot be exported to a format, with the nearest one that works.
+
+    Args:
+        folder: the model folder.
+        manifest: its manifest.
+        kind: adapter, merged or gguf.
+    """
+    technique = manifest.technique
+    if kind == "adapter" and technique.kind == "full":
+        raise RecipeError("export: full tuning leaves no adapter; nearest that works: --format merged")
+    if kind != "adapter" and technique.virtual_tokens():
+        raise RecipeError(
+            f"export: {technique.kind} learns a soft prompt, which cannot be merged into weights; "
+            "nearest that works: --format adapter"
+        )
+    if kind == "gguf" and manifest.family == "encoder":
+        raise RecipeError("export: llama.cpp generates text, which an encoder cannot; nearest: --format merged")
+    if kind == "gguf" and (folder / HEAD).exists():
+        raise RecipeError(
+            f"export: {manifest.objective.kind} uses a head, which GGUF cannot store; "
+            "nearest that works: --format merged"
+        )
+
+
+def merged(folder: Path, manifest: ModelManifest, *, offline: bool) -> LocalModel:
+    """Load a tuned model and merge its adapter into the weights; a 4-bit base is dequantized first.
+
+    Args:
+        folder: the model folder.
+        manifest: its manifest.
+        offline: do not download the base model.
+    """
+    base = read_base(manifest, offline=offline)
+    if manifest.technique.load_options().quantize:
+        base.network = dequantized(base.network)
+    model = load_over_base(base, folder, manifest)
+    if model.policy.adapter is not None:
+        with quiet():
+            model.policy.network = model.policy.adapter.merge_and_unload()
+    without_thoughts(model)
+    if model.policy.family == "decoder":  # the end token of a base model is not the end of a turn
+        model.policy.network.generation_config.eos_token_id = sorted(model.template.stop_ids)
+    return model
+
+
+def without_thoughts(model: LocalModel) -> None:
+    """Disable thinking in the chat template of the tokenizer, for every program."""
+    source = model.template.source
+    if model.template.chats and "enable_thinking" in source:
+        model.template.tokenizer.chat_template = NO_THOUGHTS + source
+
+
+def write_merged(model: LocalModel, folder: Path, out: Path, *, numbers: str = "f32") -> None:
+    """Write weights, tokenizer and chat template in the format of transformers, with the head next to them.
+
+    Args:
+        model: the merged model; its weights are rounded in place.
+        folder: the model folder, for the head.
+        out: output directory.
+        numbers: dtype of the weights: f32, f16 or bf16.
+
+    Raises:
+        ModelError: a weight overflows the dtype.
+    """
+    model.policy.network.to(ROUNDED[numbers])
+    for name, weight in model.policy.network.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise ModelError(f"--numbers {numbers}: a value of {name} overflows; use bf16 or f32")
+    with quiet():
+        model.policy.network.save_pretrained(out)
+    model.template.tokenizer.save_pretrained(out)
+    if (folder / HEAD).exists():
+        shutil.copy(folder / HEAD, out / HEAD)
+
+
+def write_file(model: LocalModel, out: Path, *, numbers: str, name: str) -> None:
+    """Write a merged model as a GGUF file with a Modelfile for Ollama.
+
+    Args:
+        model: the merged model.
+        out: output directory.
+        numbers: f16, q8_0 or q4_0.
+        name: name of the model in the file.
+    """
+    texts = isinstance(model.objective, Domain)
+    if texts:  # it completes texts and was not trained on chats
+        model.template.tokenizer.chat_template = None
+    write_gguf(model.policy.network, model.template.tokenizer, out / GGUF, kind=numbers, name=name)
+    instruction = "" if isinstance(model.objective, Classify) else model.objective.instruction
+    (out / "Modelfile").write_text(
+        modelfile(
+            model.template,
+            gguf=GGUF,
+            instruction=instruction,
+            texts=texts,
+            context=model.limit + model.sampling.max_new_tokens,
+        ),
+        encoding="utf-8",
+    )
+
+
+def write_adapter(model: LocalModel, folder: Path, out: Path) -> None:
+    """Write the adapter in the format of PEFT with tokenizer and head; LoRA also as GGUF, for llama.cpp.
+
+    For an adapter over a 4-bit base, which llama.cpp does not support, the quantization is stored for `open_model`.
+
+    Args:
+        model: the tuned model.
+        folder: its model folder.
+        out: output directory.
+    """
+    for path in folder.iterdir():
+        if path.name not in (MANIFEST_FILE, MANIFEST):
+            shutil.copy(path, out / path.name)
+    without_thoughts(model)
+    model.template.tokenizer.save_pretrained(out)
+    if bits := read_manifest(folder).technique.load_options().quantize:
+        (out / PACKED).write_text(json.dumps({"quantize": bits}), encoding="utf-8")
+    else:
+        write_adapter_gguf(model.policy.adapter, out / ADAPTER_GGUF)

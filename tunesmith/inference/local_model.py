@@ -1,0 +1,447 @@
+"""Validation of the texts and messages that a caller passes to a model. No torch in here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from tunesmith.config import AnyObjective
+from tunesmith.data.examples.types import Example, Pair
+from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
+from tunesmith.data.tokenization.messages import Message, instructed
+from tunesmith.data.tokenization.windows import beginning
+from tunesmith.errors import RecipeError
+from tunesmith.models.batch import TOKENS_PER_PASS, Batch, collate, pack, split_by_tokens
+from tunesmith.models.families import positions_of, prompt_limit
+from tunesmith.models.generation.generate import AnswerIds, before_stop, generate_within, option_scores, stream
+from tunesmith.models.generation.sampling import Reply, Sampling
+from tunesmith.models.mlm_head import MaskedHead
+from tunesmith.models.policy import Policy
+from tunesmith.objectives import Classify, Domain, Multitask, Preference, Reward
+
+
+def listed(texts: Iterable[str], what: str) -> list[str]:
+    """Return the texts as a list; raise RecipeError for a single string or an element of another type."""
+    if isinstance(texts, str):
+        raise RecipeError(f"{what}: expected a list of texts, got the text {texts[:20]!r}; write [text]")
+    items = list(texts)
+    if invalid := [i for i, text in enumerate(items) if not isinstance(text, str)]:
+        raise RecipeError(f"{what}: text {invalid[0] + 1}: expected a string, got {items[invalid[0]]!r}; remove it")
+    return items
+
+
+def refuse_empty(rows: Sequence[Sequence[int]], what: str) -> None:
+    """Raise RecipeError if a text has no token ids."""
+    if empty := [i for i, ids in enumerate(rows) if not ids]:
+        raise RecipeError(f"{what}: text {empty[0] + 1} is empty; remove it")
+
+
+def turns(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return the messages of a chat; raise RecipeError for an empty list or another type."""
+    if not (isinstance(messages, list | tuple) and messages and all(isinstance(turn, Message) for turn in messages)):
+        fix = 'give [Message("user", text)], of tunesmith.data.examples'
+        raise RecipeError(f"reply: expected a list of messages, got {str(messages)[:40]!r}; {fix}")
+    return messages
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """The labels of one text and the probability of each label."""
+
+    labels: tuple[str, ...]
+    probabilities: dict[str, float]
+
+    @property
+    def label(self) -> str:
+        """The label, or all labels joined by commas."""
+        return ", ".join(self.labels)
+
+    @property
+    def confidence(self) -> float:
+        """The probability of the likeliest label."""
+        return max(self.probabilities.values())
+
+
+@dataclass(slots=True)
+class LocalModel:
+    """A model that generates, classifies, scores or embeds.
+
+    Example: `load("runs/reviews").classify(["great phone"])`.
+    """
+
+    policy: Policy
+    template: Template
+    objective: AnyObjective
+    limit: int  # greatest prompt length, in tokens
+    wording: str = ""  # prompt template that replaces the one of the recipe
+    temperature: float = 1.0  # calibrates label probabilities
+    threshold: float | None = None  # confidence from which a label is accepted
+    temperatures: Mapping[str, float] = field(default_factory=dict)  # by task of a multitask model
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # by task of a multitask model
+
+    def at(self, task: str) -> LocalModel:
+        """Return the model of one task.
+
+        Args:
+            task: name of the task; empty for a model with a single task.
+
+        Raises:
+            RecipeError: the task is unknown, or none is given for a multitask model.
+        """
+        tasks = self.objective.tasks if isinstance(self.objective, Multitask) else {}
+        if not tasks and not task:
+            return self
+        if not isinstance(self.objective, Multitask) or task not in tasks:
+            known = f"name one of: {', '.join(tasks)}" if tasks else "this model has one task; omit the name"
+            raise RecipeError(f"task {task!r}: {known}" if task else f"several tasks in one model; {known}")
+        policy, objective = self.objective.task_policy(self.policy, task), tasks[task].objective
+        temperature, threshold = self.temperatures.get(task, 1.0), self.thresholds.get(task)
+        return replace(self, policy=policy, objective=objective, temperature=temperature, threshold=threshold)
+
+    def reply(self, messages: Sequence[Message], *, sampling: Sampling | None = None, task: str = "") -> Reply:
+        """Generate the answer to a chat.
+
+        Args:
+            messages: the chat.
+            sampling: sampling options; greedy by default.
+            task: task of a multitask model, or empty for a plain chat.
+        """
+        return (self.at(task) if task else self).replies([messages], sampling=sampling)[0]
+
+    def replies(self, batch: Sequence[Sequence[Message]], *, sampling: Sampling | None = None) -> list[Reply]:
+        """Generate the answer to each chat, in order."""
+        sampling = sampling or self.sampling
+        prompts = [self.prompt(messages, answer=sampling.max_new_tokens) for messages in batch]
+        drawn = self._drawn(prompts, sampling)
+        return [
+            Reply(before_stop(self.template.decode(d.ids), sampling.stop).strip(), len(prompt), len(d.ids), d.finished)
+            for prompt, d in zip(prompts, drawn, strict=True)
+        ]
+
+    def stream(self, messages: Sequence[Message], *, sampling: Sampling | None = None) -> Iterator[str]:
+        """Yield the answer to a chat in chunks of text."""
+        sampling = sampling or self.sampling
+        prompt = self.prompt(messages, answer=sampling.max_new_tokens)
+        if (longest := self.longest(prompt, sampling)) > 0:
+            sampling = replace(sampling, max_new_tokens=longest)
+            yield from stream(self._decoder(), prompt, sampling=sampling, template=self.template)
+
+    def scores(self, messages: Sequence[Message], options: Sequence[str]) -> list[float]:
+        """Return the log-probability of each given answer, in nats."""
+        return self.options([messages], options)[0].tolist()
+
+    def options(self, batch: Sequence[Sequence[Message]], answers: Sequence[str]) -> Tensor:
+        """Return the log-probability [B, O] of O answers to each of B chats, in nats."""
+        answers = listed(answers, "scores")
+        if not (batch and answers):
+            raise RecipeError("scores: no answers or no prompt; give at least one of each")
+        ids = [self.template.answer(turns(batch[0]), text) for text in answers]
+        # If one option is a prefix of another, only the end token distinguishes them.
+        prefixed = any(a is not b and b[: len(a)] == a for a in ids for b in ids)
+        ends = self.template.end_ids if prefixed else []
+        ids = [[*option, *ends] for option in ids]
+        prompts = [self.prompt(messages, answer=max(map(len, ids))) for messages in batch]
+        return option_scores(self._decoder(), prompts, [ids] * len(prompts))
+
+    def generate(self, prompts: Sequence[str], *, sampling: Sampling | None = None, task: str = "") -> list[str]:
+        """Generate the answer to each prompt, with the instruction of the recipe.
+
+        A model tuned with the domain objective completes the texts instead.
+
+        Args:
+            prompts: user messages or texts.
+            sampling: sampling options; greedy by default.
+            task: task of a multitask model.
+        """
+        if task or isinstance(self.objective, Multitask):
+            return self.at(task).generate(prompts, sampling=sampling)
+        prompts = listed(prompts, "generate")
+        if isinstance(self.objective, Domain):
+            return [reply.text for reply in self.complete(prompts, sampling=sampling)]
+        instruction = self.objective.instruction
+        asked = [[Message("user", f"{instruction}\n\n{prompt}" if instruction else prompt)] for prompt in prompts]
+        return [reply.text for reply in self.replies(asked, sampling=sampling)]
+
+    def complete(self, texts: Sequence[str], *, sampling: Sampling | None = None) -> list[Reply]:
+        """Complete texts without a chat template; the beginning of a text that is too long is cut off."""
+        sampling = sampling or self.sampling
+        limit = self.prompt_budget(sampling.max_new_tokens)
+        starts = [beginning(text, self.template, limit=limit) for text in listed(texts, "complete")]
+        refuse_empty(starts, "complete")
+        drawn = self._drawn(starts, sampling)
+        return [
+            Reply(before_stop(self.template.decode(d.ids), sampling.stop), len(start), len(d.ids), d.finished)
+            for start, d in zip(starts, drawn, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def fill(self, texts: Sequence[str], *, options: int = 5, task: str = "") -> list[list[tuple[str, float]]]:
+        """Predict the word at the first mask token of each text.
+
+        Args:
+            texts: texts with a mask token.
+            options: number of words per text.
+            task: task of a multitask model.
+
+        Returns:
+            Words and probabilities for each text, the likeliest first.
+
+        Raises:
+            RecipeError: the model has no masked-LM head, or a text contains no mask token.
+        """
+        if task or isinstance(self.objective, Multitask):
+            return self.at(task).fill(texts, options=options)
+        mask = self.template.tokenizer.mask_token
+        if not isinstance(self.policy.head, MaskedHead):
+            raise RecipeError("fill: only an encoder tuned on texts predicts masked words; use generate or classify")
+        predictions = []
+        for text in listed(texts, "fill"):
+            ids = self.template.document(text, limit=self.limit).ids
+            if self.template.tokenizer.mask_token_id not in ids:
+                beyond = self.template.tokenizer.mask_token_id in self.template.document(text).ids
+                fix = f"it is beyond the limit of {self.limit} tokens; shorten the text" if beyond else ""
+                raise RecipeError(f"fill: no {mask} in the text; {fix or f'write {mask} in place of a word'}")
+            index = ids.index(self.template.tokenizer.mask_token_id)
+            batch = pack([Tokens.of(ids)]).to(self.policy.device)
+            logits = self.policy.head(self.policy.states(batch)[batch.row_index[0, index]]).float()
+            logits[self.template.tokenizer.all_special_ids] = -torch.inf  # these are not words
+            best = logits.softmax(dim=0).topk(options)
+            words = [self.template.decode([i]).strip() for i in best.indices.tolist()]
+            predictions.append(list(zip(words, best.values.tolist(), strict=True)))
+        return predictions
+
+    def classify(self, texts: Sequence[str], *, task: str = "") -> list[Classified]:
+        """Classify texts.
+
+        Args:
+            texts: the texts.
+            task: task of a multitask model.
+
+        Raises:
+            RecipeError: the model was not tuned with the classify objective.
+        """
+        if task or isinstance(self.objective, Multitask):
+            return self.at(task).classify(texts)
+        if not isinstance(self.objective, Classify):
+            raise RecipeError(
+                f"classify: this model was tuned to {self.objective.kind}, it has no labels; use generate or reply"
+            )
+        texts = listed(texts, "classify")
+        if not texts:
+            return []
+        logits = self.label_logits(texts).double()  # at a small temperature, small probabilities underflow in float32
+        probabilities = logits.sigmoid() if self.objective.multi else (logits / self.temperature).softmax(dim=1)
+        return [self._classified(self.objective, row) for row in probabilities.tolist()]
+
+    def reward(self, prompt: str | Sequence[Message], answer: str) -> float:
+        """Return the reward of an answer; raise RecipeError if this is not a reward model."""
+        return self.rewards([(prompt, answer)])[0]
+
+    def rewards(self, asked: Sequence[tuple[str | Sequence[Message], str]]) -> list[float]:
+        """Return the reward of each (prompt, answer), in order."""
+
+        return rewards(self, asked)
+
+    @torch.no_grad()
+    def label_logits(self, texts: Sequence[str]) -> Tensor:
+        """Return the logits [B, K] of a head, or log-probabilities of the label words, before calibration."""
+        assert isinstance(self.objective, Classify)
+        if self.policy.head is None:
+            return self.options([self.about(text) for text in texts], self.objective.labels)
+        rows = [self.objective.question(text, self.template, limit=self.limit)[0] for text in texts]
+        parts = [self.policy.head(self.policy.pooled(batch)).float() for batch in self._batches(rows)]
+        return self._in_order(parts, rows)
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str], *, task: str = "") -> Tensor:
+        """Return the pooled states [B, D] of texts.
+
+        Args:
+            texts: the texts, encoded as the objective does.
+            task: task of a multitask model; required for an encoder.
+        """
+        if task or (isinstance(self.objective, Multitask) and self.policy.family == "encoder"):
+            return self.at(task).embed(texts)
+        rows = [self.tokens(text) for text in listed(texts, "embed")]
+        if not rows:
+            return torch.empty(0, self.policy.hidden)
+        refuse_empty([row.ids for row in rows], "embed")
+        return self._in_order([self.policy.pooled(batch).float() for batch in self._batches(rows)], rows)
+
+    @property
+    def sampling(self) -> Sampling:
+        """Default sampling options: greedy, with the length of the training answers."""
+        return sampling_of(self.objective)
+
+    def _decoder(self) -> Policy:
+        if isinstance(self.objective, Reward):
+            fix = "score answers with model.reward, or pairs with `tunesmith evaluate RUN --data PAIRS`"
+            raise RecipeError(f"generate: a reward model cannot generate; {fix}")
+        if self.policy.family != "decoder":
+            raise RecipeError("generate: an encoder cannot generate; use classify or embed, or tune a decoder")
+        return self.policy
+
+    def prompt_budget(self, answer: int) -> int:
+        """Return the greatest prompt length before `answer` new tokens."""
+        return prompt_limit(answer, positions=self._positions(), limit=self.limit)
+
+    def _positions(self) -> int:
+        """Return the context length for prompt and answer, or 0 if the network has no limit."""
+        virtual = 0 if self.policy.virtual is None else self.policy.virtual.size
+        positions = positions_of(self.policy.network.config.to_dict())
+        return positions - virtual if positions else 0
+
+    def longest(self, prompt: list[int], wish: Sampling) -> int:
+        """Return the greatest number of new tokens: as requested, within the context left by the prompt."""
+        positions = self._positions()
+        return min(wish.max_new_tokens, positions - len(prompt)) if positions else wish.max_new_tokens
+
+    def _drawn(self, prompts: Sequence[list[int]], wish: Sampling) -> list[AnswerIds]:
+        longest = [self.longest(prompt, wish) for prompt in prompts]
+        return generate_within(self._decoder(), prompts, longest, sampling=wish, template=self.template)
+
+    def prompt(self, messages: Sequence[Message], *, answer: int = 0) -> list[int]:
+        """Encode a chat; its longest message is shortened if it leaves no space for `answer` new tokens."""
+        fitted, _ = self.template.fit(turns(messages), self.prompt_budget(answer))
+        return self.template.prompt(fitted)
+
+    def about(self, text: str, wording: str = "") -> list[Message]:
+        """Return the messages that ask for the label of a text, with the given or the default prompt template."""
+        objective, wording = self.objective, wording or self.wording
+        assert isinstance(objective, Classify)
+        if not wording:  # the text comes last, so that it is shortened as in training
+            return objective.messages(text)
+        return self.template.fit_text(text, lambda part: objective.messages(part, wording), self.limit)
+
+    def tokens(self, text: str) -> Tokens:
+        """Encode a text as the objective does, without learned tokens."""
+        if isinstance(self.objective, Classify):
+            return self.objective.question(text, self.template, limit=self.limit)[0]
+        if isinstance(self.objective, Domain):
+            return Tokens.of(self.template.document(self.template.harmless(text), limit=self.limit).ids)
+        return Tokens.of(self.prompt([Message("user", text)]))
+
+    def _batches(self, rows: Sequence[Tokens]) -> Iterator[Batch]:
+        """Yield batches of rows of similar length, longest first."""
+        for chosen in split_by_tokens(_longest_first(rows), [len(row.ids) for row in rows], TOKENS_PER_PASS):
+            tokens = [rows[i] for i in chosen]
+            yield pack(tokens, share=self.policy.family == "decoder").to(self.policy.device)
+
+    def _in_order(self, parts: Sequence[Tensor], rows: Sequence[Tokens]) -> Tensor:
+        """Restore the original order of the results of `_batches`."""
+        joined = torch.cat(list(parts)).cpu()
+        result = torch.empty_like(joined)
+        result[_longest_first(rows)] = joined
+        return result
+
+    def _classified(self, objective: Classify, row: Sequence[float]) -> Classified:
+        probabilities = dict(zip(objective.labels, row, strict=True))
+        if objective.multi:
+            return Classified(tuple(label for label, p in probabilities.items() if p >= 0.5), probabilities)
+        return Classified((max(probabilities, key=lambda label: probabilities[label]),), probabilities)
+
+
+def sampling_of(objective: AnyObjective) -> Sampling:
+    """Return greedy sampling with the length of the training answers of an objective."""
+    return Sampling(max_new_tokens=objective.max_new_tokens or Sampling().max_new_tokens)
+
+
+def _longest_first(rows: Sequence[Tokens]) -> list[int]:
+    return sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i))
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerScore:
+    """The score of an answer."""
+
+    value: float  # reward, or summed log-probability in nats
+    ids: int  # tokens of the answer
+
+    @property
+    def per_id(self) -> float:
+        """The score per token."""
+        return self.value / max(1, self.ids)
+
+
+def score_answers(model: LocalModel, examples: Sequence[Example]) -> list[tuple[AnswerScore, ...]]:
+    """Score the answers of each example.
+
+    Args:
+        model: a reward or preference model.
+        examples: rows with one or two answers.
+
+    Returns:
+        One or two scores per row.
+    """
+    assert isinstance(model.objective, Preference | Reward)
+    rows = [model.objective.encode(example, model.template, limit=model.limit) for example in examples]
+    counts = [[max(1, tokens.learned) for tokens in row.sequences] for row in rows]
+    return [
+        tuple(AnswerScore(value, ids) for value, ids in zip(values, known, strict=True))
+        for values, known in zip(_values(model, rows), counts, strict=True)
+    ]
+
+
+def rewards(model: LocalModel, asked: Sequence[tuple[str | Sequence[Message], str]]) -> list[float]:
+    """Return the reward of each (prompt, answer); raise RecipeError if this is not a reward model."""
+    objective = model.objective
+    if not isinstance(objective, Reward):
+        raise RecipeError(
+            f"reward: expected a reward model, this one was tuned with {objective.kind}; tune with reward"
+        )
+    rows = []
+    for prompt, answer in asked:
+        turns = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+        question = next((turn.content for turn in turns if turn.role == "user"), None)
+        if question is None:
+            raise RecipeError("reward: the prompt contains no user message; add one")
+        if not question.startswith(objective.instruction):  # the calling recipe may have added the same instruction
+            turns = instructed(turns, objective.instruction)
+        (tokens,), _ = objective.read(turns, [answer], model.template, limit=model.limit)
+        rows.append(Encoded((tokens,), ""))
+    return [value for (value,) in _values(model, rows)]
+
+
+@torch.inference_mode()
+def pair_states(model: LocalModel, pairs: Sequence[Pair]) -> torch.Tensor:
+    """Compute the pooled states of both answers of each pair, the input of the reward head.
+
+    Args:
+        model: a reward model.
+        pairs: N preference pairs.
+
+    Returns:
+        States [N, 2, D], chosen first.
+    """
+    assert isinstance(model.objective, Reward)
+    rows = [model.objective.encode(pair, model.template, limit=model.limit) for pair in pairs]
+    states = torch.empty(len(rows), 2, model.policy.hidden)
+    for indices, batch in _batches(model, rows):
+        states[indices] = model.policy.pooled(batch).float().cpu().view(len(indices), 2, -1)
+    return states
+
+
+@torch.inference_mode()
+def _values(model: LocalModel, rows: Sequence[Encoded]) -> list[list[float]]:
+    """Return the score of each sequence of each row."""
+    scores: list[list[float]] = [[] for _ in rows]
+    for indices, batch in _batches(model, rows):
+        if isinstance(model.objective, Reward):
+            values = model.objective.scores(batch, model.policy)
+        else:
+            values = model.policy.logprobs(batch)
+        for index, row_scores in zip(indices, values.float().cpu().view(len(indices), -1).tolist(), strict=True):
+            scores[index] = row_scores
+    return scores
+
+
+def _batches(model: LocalModel, rows: Sequence[Encoded]) -> Iterator[tuple[list[int], Batch]]:
+    """Yield indices of rows and their batch, longest first."""
+    sizes = [row.size for row in rows]
+    order = sorted(range(len(rows)), key=lambda row: -sizes[row])
+    for indices in split_by_tokens(order, sizes, TOKENS_PER_PASS):
+        batch = collate([rows[i] for i in indices], share=model.policy.family == "decoder")
+        yield indices, batch.to(model.policy.device)

@@ -1,0 +1,235 @@
+"""Opening of models by folder, Hub id, alias or file: runs, base models and third-party adapters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith.config import AnyObjective
+from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.data.tokenization.tokenizer import choose_pad
+from tunesmith.errors import CheckpointError, ModelError, RecipeError, briefly
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.inference.saved_model import MANIFEST_FILE, find_model, load, read_manifest
+from tunesmith.models.loading.device import configure_device
+from tunesmith.models.loading.load import Base, LoadOptions, load_base, locate, read_tokenizer
+from tunesmith.models.loading.weight_files import INDEX, PICKLES, SINGLE, read_json
+from tunesmith.models.policy import Policy
+from tunesmith.objectives import Classify, Instruct, Reward
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PACKED = "base_in_memory.json"  # next to an exported adapter that was trained over a 4-bit base
+# PEFT methods that modify the layers of the base, so that the base network can be called directly.
+INSIDE = frozenset(
+    {
+        "ADALORA", "BOFT", "BONE", "C3A", "FOURIERFT", "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA",
+        "MISS", "OFT", "RANDLORA", "ROAD", "SHIRA", "VBLORA", "VERA",
+    }
+)  # fmt: skip
+# Task types of adapters without a head; PEFT writes None if no task type was given.
+HEADLESS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model located by its name, not loaded yet."""
+
+    name: str
+    kind: Literal["run", "adapter", "model"]
+    folder: Path | None  # None for a GGUF file
+    base: str = ""  # the base of a run or adapter
+    quantize: str = ""  # quantization of a model or of the base of an adapter, as in `LoadOptions`
+
+
+def identify(name: str | Path, *, offline: bool = False) -> ModelSource:
+    """Locate a model and determine its kind by its files.
+
+    Args:
+        name: folder, Hub id, alias or GGUF file.
+        offline: do not access the network.
+
+    Raises:
+        CheckpointError: a run is broken or not finished.
+        ModelError: there is no such model.
+    """
+    name, path = str(name), Path(name).expanduser()
+    if any((path / page).exists() for page in (f"model/{MANIFEST_FILE}", MANIFEST_FILE, "run.json")):
+        folder = find_model(path)
+        return ModelSource(name, "run", folder, read_manifest(folder).base)
+    if name.lower().endswith(".gguf"):
+        return ModelSource(name, "model", None)
+    folder = locate(name, offline=offline)
+    # Some trainers write the config.json of the base next to an adapter, so only weights identify a model.
+    if (folder / CONFIG).exists() and not any((folder / file).exists() for file in (SINGLE, INDEX)):
+        base = read_json(folder / CONFIG, where=name).get("base_model_name_or_path")
+        bits = read_json(folder / PACKED, where=name).get("quantize") if (folder / PACKED).exists() else ""
+        return ModelSource(name, "adapter", folder, str(base or ""), str(bits or ""))
+    return ModelSource(name, "model", folder)
+
+
+def open_model(
+    name: str | Path | ModelSource,
+    *,
+    objective: AnyObjective | None = None,
+    base: str = "",
+    offline: bool = False,
+    limit: int = 512,
+) -> LocalModel:
+    """Load a run, base model, adapter or merged model.
+
+    Args:
+        name: see `identify`.
+        objective: how prompts are built for a model that is not a run; by default as a chat.
+        base: replaces the base named by an adapter.
+        offline: do not access the network.
+        limit: greatest prompt length in tokens, for a model that is not a run.
+
+    Raises:
+        CheckpointError: files are damaged.
+        ModelError: the model cannot be loaded.
+        RecipeError: the objective or base does not match the model.
+    """
+    found = name if isinstance(name, ModelSource) else identify(name, offline=offline)
+    if base and found.kind != "adapter":
+        raise RecipeError(f"{found.name}: base {base}: only an adapter can be put over another base; leave it out")
+    if found.kind == "run":
+        return _asked(load(found.folder or found.name, offline=offline), objective, found.name)
+    options = LoadOptions("float32", configure_device(), found.quantize)
+    if found.kind == "model":
+        loaded = load_base(found.name, options=options, offline=offline)
+        _refuse_encoder(loaded, found.name)
+        policy = Policy.over(loaded.network, family=loaded.family)
+    else:
+        loaded = _base_of(found, base, options, offline=offline)
+        _refuse_encoder(loaded, found.name)
+        policy = _attach(found, loaded)
+    policy.train(False)
+    for value in policy.network.parameters():
+        value.requires_grad_(False)
+    return LocalModel(policy, Template(loaded.tokenizer), _in_words(objective, found.name), limit)
+
+
+def _asked(model: LocalModel, objective: AnyObjective | None, name: str) -> LocalModel:
+    """Return a run with its own objective, or with one of another kind if it has no head."""
+    if objective is None or objective.kind == model.objective.kind:
+        return model
+    if model.policy.head is not None:
+        raise RecipeError(
+            f"{name}: it answers through a head for {model.objective.kind}, not by {objective.kind}; "
+            f"leave the objective out, or tune one with objective.output: words"
+        )
+    model.objective = _in_words(objective, name)
+    return model
+
+
+def _in_words(objective: AnyObjective | None, name: str) -> AnyObjective:
+    """Return the objective in the form for a model without a head."""
+    if isinstance(objective, Reward):
+        raise RecipeError(f"{name}: scores need a head, and this model has none; give a run tuned with reward")
+    if not isinstance(objective, Classify):
+        return objective or Instruct()
+    if objective.multi:
+        raise RecipeError(
+            f"{name}: rows with several labels need a head, and this model has none; "
+            "tune it on such rows, or give rows with one label"
+        )
+    return objective.model_copy(update={"output": "words"})
+
+
+def _refuse_encoder(base: Base, name: str) -> None:
+    """Raise RecipeError for an encoder without a tuned head."""
+    if base.family == "encoder":
+        raise RecipeError(
+            f"{name}: an encoder without a tuned head cannot answer, and a linear probe needs training rows; "
+            f"`tunesmith tune ROWS --model {name}` scores the probe and the tuned model"
+        )
+
+
+def _base_of(found: ModelSource, base: str, options: LoadOptions, *, offline: bool) -> Base:
+    """Check an adapter and load its base, with the tokenizer of the adapter if it has one."""
+    assert found.folder is not None
+    _vet(found.folder, found.name)
+    named = base or found.base
+    if not named:
+        raise ModelError(f"{found.name}: {CONFIG} names no base; name it with --base")
+    try:
+        loaded = load_base(named, options=options, offline=offline)
+    except ModelError as error:
+        fix = "" if base else "; or name the base with --base"
+        raise ModelError(f"{found.name}: its base {error}{fix}") from error
+    if (folder := found.folder).joinpath("tokenizer_config.json").exists():
+        loaded.tokenizer = read_tokenizer(folder, where=found.name)
+        choose_pad(loaded.tokenizer, rows=loaded.network.get_input_embeddings().num_embeddings)
+    return loaded
+
+
+def _vet(folder: Path, name: str) -> None:
+    """Raise ModelError if an adapter cannot be used here."""
+    config = read_json(folder / CONFIG, where=name)
+    if not (folder / WEIGHTS).exists():
+        pickles = sorted(path.name for path in folder.glob("adapter_model*") if path.suffix in PICKLES)
+        if pickles:
+            raise ModelError(
+                f"{name}: {pickles[0]} is a pickle and may run code; load it where you trust it and "
+                "save it again with save_pretrained(FOLDER, safe_serialization=True)"
+            )
+        raise ModelError(f"{name}: {WEIGHTS} is missing next to {CONFIG}; download it again")
+    kind = str(config.get("peft_type"))
+    if kind not in INSIDE:
+        raise ModelError(
+            f"{name}: a {kind} adapter does not modify the layers of the base; merge it into its base, "
+            f"or use one of {', '.join(sorted(INSIDE))}"
+        )
+    if config.get("task_type") not in HEADLESS:
+        raise ModelError(
+            f"{name}: made for {config['task_type']}, with a head that only its own trainer knows; "
+            "tune a classifier here, or give an adapter made for CAUSAL_LM"
+        )
+    if config.get("alora_invocation_tokens"):
+        raise ModelError(
+            f"{name}: an activated LoRA, which acts from certain tokens on and would be put over the whole text here; "
+            "ask it in PEFT, or give a plain LoRA"
+        )
+    if config.get("megatron_config"):  # PEFT would import whatever module megatron_core names
+        raise ModelError(f"{name}: {CONFIG} asks for code from elsewhere (megatron_core); do not use it")
+
+
+def _attach(found: ModelSource, base: Base) -> Policy:
+    """Add the adapter to the base; raise ModelError if they do not match."""
+    from peft import PeftModel
+
+    assert found.folder is not None
+    _make_room(base, found.folder / WEIGHTS)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            wrapped: Any = PeftModel.from_pretrained(base.network, str(found.folder))
+    except Exception as error:  # an invalid third-party configuration can cause any exception in PEFT
+        raise ModelError(f"{found.name}: does not fit {base.name} ({briefly(error)}); {_OTHER_BASE}") from error
+    if any("missing adapter keys" in str(warning.message) for warning in caught):
+        raise ModelError(f"{found.name}: does not fit {base.name}, some of its weights are missing; {_OTHER_BASE}")
+    policy = Policy.over(base.network, family=base.family, reference=wrapped.disable_adapter)
+    policy.adapter = wrapped
+    return policy
+
+
+def _make_room(base: Base, file: Path) -> None:
+    """Resize the embedding of the base to the size stored in the adapter, for trainers that add tokens."""
+    from safetensors import SafetensorError, safe_open
+
+    embedding = base.network.get_input_embeddings()
+    name = next(name for name, module in base.network.named_modules() if module is embedding)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            shapes: Mapping[str, list[int]] = {k: opened.get_slice(k).get_shape() for k in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: not a whole safetensors file ({error}); download it again") from error
+    rows = {shape[0] for key, shape in shapes.items() if key.endswith(f"{name.rpartition('.')[2]}.weight")}
+    if rows and max(rows) != embedding.num_embeddings:
+        base.network.resize_token_embeddings(max(rows), mean_resizing=False)
+
+
+_OTHER_BASE = "name the base it was trained on with --base"

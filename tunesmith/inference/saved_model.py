@@ -1,0 +1,193 @@
+"""Saving and loading of tuned models: the files of transformers and PEFT, and a JSON manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.config import AnyObjective, AnyTechnique
+from tunesmith.data.files import read_page
+from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.errors import CheckpointError, ModelError, TemplateError
+from tunesmith.inference.local_model import LocalModel
+from tunesmith.models.loading.base_from_run import base_place
+from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
+from tunesmith.models.loading.checkpoint import MANIFEST, load_tensors, save_tensors, verify_folder
+from tunesmith.models.loading.device import configure_device
+from tunesmith.models.loading.load import Base, LoadOptions, load_base, read_tokenizer
+
+MANIFEST_FILE = "tunesmith.json"
+
+
+class ModelManifest(BaseModel):
+    """The manifest of a model folder, used to open it and to detect a wrong base or a changed chat template."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    base: str
+    fingerprint: str
+    family: str
+    objective: AnyObjective
+    technique: AnyTechnique
+    template_hash: str
+    limit: int
+    temperature: float = 1.0
+    threshold: float | None = None
+    temperatures: dict[str, float] = {}  # of the tasks of a model of several
+    thresholds: dict[str, float] = {}
+
+
+def save_model(folder: Path, model: LocalModel, manifest: ModelManifest) -> None:
+    """Write weights, head, tokenizer with chat template, and manifest.
+
+    Args:
+        folder: the directory, created if it does not exist.
+        model: the tuned model.
+        manifest: the manifest.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if manifest.family == "decoder":
+        _end_turns(model, folder, whole=manifest.technique.kind == "full")
+    manifest.technique.save(model.policy, folder)
+    if model.policy.head is not None:
+        save_tensors(model.policy.head.state_dict(), folder / "head.safetensors")
+    if model.template.chats:  # the default template too, so that every program uses the format of training
+        model.template.tokenizer.chat_template = model.template.source
+    model.template.tokenizer.save_pretrained(folder)
+    (folder / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _end_turns(model: LocalModel, folder: Path, *, whole: bool) -> None:
+    """Store the stop tokens of the chat template, so that other programs end a turn there.
+
+    The end token of a base model is not the end of a turn. The folder of an adapter contains them if the base differs.
+    """
+    from transformers import GenerationConfig
+
+    settings = model.policy.network.generation_config
+    ends = sorted(model.template.stop_ids)
+    known = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    if whole:
+        settings.eos_token_id = ends
+    elif not {*ends} <= {*known}:
+        GenerationConfig(eos_token_id=ends).save_pretrained(folder)
+
+
+def read_manifest(folder: Path) -> ModelManifest:
+    """Read the manifest of a model folder; a relative path of the base is resolved.
+
+    Raises:
+        CheckpointError: there is no manifest, or it is invalid.
+    """
+    try:
+        about = read_page(folder / MANIFEST_FILE, ModelManifest)
+    except OSError:
+        raise CheckpointError(
+            f"{folder}: {MANIFEST_FILE} is missing, so the run is not finished; finish it with `tunesmith tune`"
+        ) from None
+    return about.model_copy(update={"base": base_place(about.base, folder)})
+
+
+def find_model(run: str | Path) -> Path:
+    """Return the model folder of a run folder, or the folder itself if it is one; raise CheckpointError."""
+    run = Path(run)
+    for folder in (run / "model", run):
+        if (folder / MANIFEST_FILE).exists():
+            return folder
+    if not run.exists():
+        raise CheckpointError(f"{run}: no such folder; `tunesmith runs` lists what is here")
+    raise CheckpointError(f"{run}: no finished model in it; finish it with `tunesmith tune`")
+
+
+def load(run: str | Path, *, device: str = "auto", threads: int | None = 0, offline: bool = False) -> LocalModel:
+    """Load the tuned model of a run.
+
+    Example: `load("runs/reviews").classify(["great phone"])`.
+
+    Args:
+        run: run folder or model folder.
+        device: auto, cpu or cuda.
+        threads: CPU threads; 0 for all cores, None to leave the setting of torch unchanged.
+        offline: do not download the base model.
+
+    Raises:
+        CheckpointError: the folder is broken or the base model has changed.
+        TemplateError: the chat template has changed.
+    """
+    folder = find_model(run)
+    about = read_manifest(folder)
+    return load_over_base(read_base(about, device=device, threads=threads, offline=offline), folder, about)
+
+
+def read_base(manifest: ModelManifest, *, device: str = "auto", threads: int | None = 0, offline: bool = False) -> Base:
+    """Load the base of a model folder, with the dtype and quantization of its technique.
+
+    Args:
+        manifest: the manifest.
+        device: auto, cpu or cuda.
+        threads: CPU threads, as in `load`.
+        offline: do not download the base model.
+
+    Raises:
+        ModelError: the base cannot be loaded.
+    """
+    options = LoadOptions(
+        "float32", configure_device(device, threads=threads), manifest.technique.load_options().quantize
+    )
+    try:
+        return load_base(manifest.base, options=options, offline=offline)
+    except ModelError as error:
+        if manifest.base in BUNDLED_MODELS or Path(manifest.base).is_absolute():
+            raise
+        fix = "if it is a relative path, run this in the directory of the tuning run"
+        raise ModelError(f"{error}; {fix}") from error
+
+
+def load_over_base(base: Base, folder: Path, manifest: ModelManifest) -> LocalModel:
+    """Load the saved weights over a base model.
+
+    Args:
+        base: the base, see `read_base`.
+        folder: the model folder.
+        manifest: its manifest.
+
+    Raises:
+        CheckpointError: the files are damaged, or the base is not the one of training.
+        TemplateError: the chat template has changed.
+    """
+    if (folder / MANIFEST).exists():
+        verify_folder(folder, only="*.safetensors")
+    if base.fingerprint != manifest.fingerprint:
+        raise CheckpointError(
+            f"{folder}: tuned over another base ({manifest.base} {manifest.fingerprint}, found {base.fingerprint}); "
+            "give the base it was tuned on"
+        )
+    try:
+        tokenizer = read_tokenizer(folder, where=str(folder))
+    except ModelError as error:
+        raise CheckpointError(f"{error}; or restore the folder") from None
+    template = Template(tokenizer, chat=manifest.family == "decoder")
+    if template.hash != manifest.template_hash:
+        raise TemplateError(
+            f"{folder}: the chat template differs from the one this model was tuned with; restore the original"
+        )
+    policy = manifest.technique.restore(base.network, folder, family=manifest.family)
+    policy.head = manifest.objective.head(policy)
+    if policy.head is not None:
+        policy.head.load_state_dict(load_tensors(folder / "head.safetensors"))
+    policy.train(False)
+    for _, value in policy.trainable():
+        value.requires_grad_(False)
+    return LocalModel(
+        policy,
+        template,
+        manifest.objective,
+        manifest.limit,
+        temperature=manifest.temperature,
+        threshold=manifest.threshold,
+        temperatures=manifest.temperatures,
+        thresholds=manifest.thresholds,
+    )

@@ -1,0 +1,1 @@
+"""Serve several models to many clients at once."""

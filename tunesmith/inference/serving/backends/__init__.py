@@ -1,0 +1,1 @@
+"""Engines other than torch that answer requests."""

@@ -1,0 +1,199 @@
+"""An engine over an external program with its own batching (llama.cpp or vLLM).
+
+The program receives token ids, so a prompt has the same ids in every engine. Everything here runs in the event loop of
+the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from tunesmith.config import AnyObjective
+from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.errors import TunesmithError
+from tunesmith.inference.local_model import sampling_of
+from tunesmith.inference.serving.live_answer import ChunkHandler, CompletionChunk, ScoredToken
+from tunesmith.inference.serving.protocol import Busy, Counts, Limits
+from tunesmith.inference.serving.request import AskError, GenerationRequest, UnknownModel
+from tunesmith.inference.serving.text_batches import Kind
+from tunesmith.models.families import prompt_limit
+from tunesmith.models.generation.sampling import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalModel:
+    """A model of an external program."""
+
+    name: str
+    template: Template
+    objective: AnyObjective
+    limit: int  # greatest prompt length, in tokens
+    positions: int  # of prompt and completion together
+    version: int = 1
+
+    @property
+    def sampling(self) -> Sampling:
+        """Default sampling options: greedy, with the length of the training answers."""
+        return sampling_of(self.objective)
+
+
+class Program(Protocol):
+    """An external program."""
+
+    @property
+    def title(self) -> str:
+        """Its name in messages."""
+        ...
+
+    @property
+    def models(self) -> Mapping[str, ExternalModel]:
+        """Its models by name."""
+        ...
+
+    def draw(
+        self, model: ExternalModel, ids: list[int], request: GenerationRequest
+    ) -> AsyncGenerator[CompletionChunk, None]:
+        """Generate a completion in chunks, the last one with its end; raise AskError."""
+        ...
+
+    def close(self) -> None:
+        """Stop it."""
+        ...
+
+
+class FixedModels:
+    """The models of a program, which cannot be loaded or unloaded."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    def get(self, name: str) -> ExternalModel:
+        """Return a model by name; raise UnknownModel."""
+        if name not in self._program.models:
+            known = ", ".join(self._program.models)
+            raise UnknownModel(f"model: {name[:100]!r} is not served here; there are {known}")
+        return self._program.models[name]
+
+    def runs(self) -> list[ExternalModel]:
+        """Return all models."""
+        return list(self._program.models.values())
+
+    def load(self, name: str) -> ExternalModel:
+        """Raise AskError: the models are fixed."""
+        raise self._stays(name)
+
+    def unload(self, name: str) -> None:
+        """Raise AskError: the models are fixed."""
+        raise self._stays(name)
+
+    def roll_back(self, name: str) -> ExternalModel:
+        """Raise AskError: the models are fixed."""
+        raise self._stays(name)
+
+    def _stays(self, name: str) -> AskError:
+        known = self.get(name).name
+        return AskError(f"model: {known} stays loaded in {self._program.title}; start the server again to change it")
+
+
+class ExternalEngine:
+    """An engine over a program; `failed` receives the traceback of an internal error."""
+
+    def __init__(self, program: Program, *, limits: Limits, failed: Callable[[str], None]) -> None:
+        self.registry = FixedModels(program)
+        self.limits = limits
+        self.counts = Counts()
+        self.at_work = 0
+        self._program = program
+        self._failed = failed
+        self._slots = asyncio.Semaphore(limits.rows)
+        self._tasks = set[asyncio.Task[None]]()
+        self._reader = ThreadPoolExecutor(1, "reader")  # tokenizers are not thread-safe
+
+    @property
+    def queued(self) -> int:
+        """Number of queued requests."""
+        return len(self._tasks) - self.at_work
+
+    def ask(self, request: GenerationRequest, on_chunk: ChunkHandler) -> asyncio.Task[None]:
+        """Accept a request; raise UnknownModel, AskError or Busy.
+
+        Args:
+            request: the request.
+            on_chunk: receives the completion in chunks, the last one with its end.
+        """
+        model = self.registry.get(request.model)
+        request.check_size(limit=model.limit, most=self.limits.new_tokens)
+        if self.queued >= self.limits.waiting:
+            raise Busy(f"server: {self.queued} requests are queued; retry later")
+        self.counts.asked += 1
+        task = asyncio.get_running_loop().create_task(self._answer(model, request, on_chunk))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def whole(self, name: str, kind: Kind, texts: Sequence[str]) -> Future[Any]:
+        """Raise AskError: external programs only generate text."""
+        model = self.registry.get(name)
+        output = {"labels": "scores no labels", "states": "gives no embeddings"}[kind]
+        fix = "serve the run itself with --engine torch"
+        raise AskError(f"model: {model.name} is served by {self._program.title}, which {output} here; {fix}")
+
+    def close(self, seconds: float = 30.0) -> None:
+        """Stop the program; running requests have been finished by the server."""
+        self._reader.shutdown(wait=False)
+        self._program.close()
+
+    async def _answer(self, model: ExternalModel, request: GenerationRequest, on_chunk: ChunkHandler) -> None:
+        """Wait for a slot, generate, and report any error."""
+        try:
+            async with asyncio.timeout(self.limits.seconds), self._slots:
+                self.at_work += 1
+                try:
+                    await self._draw(model, request, on_chunk)
+                finally:
+                    self.at_work -= 1
+        except TimeoutError:
+            on_chunk(CompletionChunk(end="late", why=f"took more than {self.limits.seconds:.0f} s"))
+        except TunesmithError as error:
+            on_chunk(CompletionChunk(end="wrong", why=str(error)))
+        except Exception:  # an internal error or one of the program: logged and reported; the server continues
+            self.counts.failed += 1
+            self._failed(traceback.format_exc())
+            on_chunk(CompletionChunk(end="broken", why="internal error; see the server log"))
+
+    async def _draw(self, model: ExternalModel, request: GenerationRequest, on_chunk: ChunkHandler) -> None:
+        """Report the output of the program, for chats without surrounding whitespace, as the torch engine does."""
+        loop = asyncio.get_running_loop()
+        limit = prompt_limit(request.sampling.max_new_tokens, positions=model.positions, limit=model.limit)
+        ids, shortened = await loop.run_in_executor(self._reader, lambda: request.ids(model.template, limit=limit))
+        free = model.positions - len(ids)
+        if free < 1:
+            raise AskError(f"messages: {len(ids)} tokens fill the context of the model; send fewer")
+        sampling = replace(request.sampling, max_new_tokens=min(request.sampling.max_new_tokens, free))
+        text = final = sent = ""
+        scored = list[ScoredToken]()
+        last = CompletionChunk()
+        async with aclosing(self._program.draw(model, ids, replace(request, sampling=sampling))) as pieces:
+            async for last in pieces:
+                text += last.text
+                scored += last.scored
+                self.counts.steps += 1
+                final = text if request.text is not None else text.strip()
+                if last.end:
+                    break
+                if request.in_pieces and len(final) > len(sent):
+                    on_chunk(CompletionChunk(final[len(sent) :], tuple(scored)))
+                    sent = final
+                    scored = []
+        if not last.end:
+            raise RuntimeError(f"{self._program.title} ended a completion without a reason")
+        self.counts.tokens += last.new_tokens
+        on_chunk(
+            replace(last, text=final[len(sent) :], scored=tuple(scored), prompt_tokens=len(ids), shortened=shortened)
+        )

@@ -1,0 +1,1 @@
+"""Scores, significance tests, intervals and baselines; nothing here imports torch."""

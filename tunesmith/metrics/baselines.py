@@ -1,0 +1,216 @@
+"""Baselines that a tuned classifier has to beat: the majority label, TF-IDF with logistic regression, a linear probe.
+
+The last two choose their hyperparameters by cross-validation: beating a badly tuned baseline proves nothing.
+N rows, D features, K labels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tunesmith.errors import DataError
+from tunesmith.metrics.scores import accuracy, macro_f1
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import FeatureUnion
+
+FOLDS = 3
+# Relative to the median standard deviation of the features; one MiniLM feature has a deviation of 1e-30.
+LEAST_SPREAD = 1e-6
+MOST_ROWS = 2000  # rows used in cross-validation; the final fit uses all rows
+
+METRICS = {"accuracy": lambda labels, predicted: float(accuracy(labels, predicted).mean()), "macro_f1": macro_f1}
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    strength: float  # inverse of the regularization, scikit-learn's C
+    balanced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Trials:
+    """Cross-validation of settings; `folds` holds the fold of each row, -1 for unused rows."""
+
+    labels: NDArray[np.str_]
+    folds: NDArray[np.int64]
+    metric: str
+
+    def score(self, features: Any, setting: _Setting) -> float:
+        """Return the metric of the out-of-fold predictions."""
+        predicted = self.labels.copy()
+        for fold in range(FOLDS):
+            test = np.flatnonzero(self.folds == fold)
+            train = np.flatnonzero((self.folds >= 0) & (self.folds != fold))
+            predicted[test] = _fitted(features[train], self.labels[train], setting).predict(features[test])
+        used = self.folds >= 0
+        return METRICS[self.metric](self.labels[used].tolist(), predicted[used].tolist())
+
+    def best(self, features: Any, first: tuple[_Setting, float], strengths: Sequence[float]) -> _Setting:
+        """Return the best of `first` (already scored) and `strengths`, with class weights if they raise the score."""
+        scores = dict([first])
+        for strength in strengths:
+            scores[_Setting(strength)] = self.score(features, _Setting(strength))
+        chosen = max(scores, key=lambda setting: scores[setting])
+        balanced = replace(chosen, balanced=True)
+        return balanced if self.score(features, balanced) > scores[chosen] else chosen
+
+
+def majority(labels: Sequence[str]) -> str:
+    """Return the most frequent label; ties go to the first in alphabetical order.
+
+    Raises:
+        DataError: there are no labels.
+    """
+    if not labels:
+        raise DataError("baselines: no training rows; give at least one")
+    counts = Counter(labels)
+    return min(counts, key=lambda label: (-counts[label], label))
+
+
+Labeller = Callable[[Sequence[str]], list[str]]
+
+
+def tfidf_classifier(
+    train: Sequence[tuple[str, str]], texts: Sequence[str], *, metric: str = "accuracy", seed: int = 0
+) -> list[str]:
+    """Label `texts` with a `tfidf_labeller` trained on (text, label) rows."""
+    return tfidf_labeller(train, metric=metric, seed=seed)(texts)
+
+
+def tfidf_labeller(train: Sequence[tuple[str, str]], *, metric: str = "accuracy", seed: int = 0) -> Labeller:
+    """Train logistic regression on TF-IDF features.
+
+    Cross-validation makes three choices one after the other: words alone or with character 2-5-grams, then C,
+    then class weights. With too few rows these are fixed.
+
+    Args:
+        train: (text, label) rows.
+        metric: what cross-validation maximizes, "accuracy" or "macro_f1".
+        seed: assigns rows to folds.
+
+    Returns:
+        A function from texts to labels. It returns the majority label where the rows have one label only or no words.
+    """
+    texts = [text for text, _ in train]
+    labels = [label for _, label in train]
+    if len(set(labels)) < 2 or not any(re.search(r"\w", text) for text in texts):
+        common = majority(labels)
+        return lambda texts: [common] * len(texts)
+    setting = _Setting(10.0)
+    vectorizer = _vectorizer(characters=True)
+    features = vectorizer.fit_transform(texts)
+    trials = _trials(labels, metric, seed)
+    if trials:
+        word_vectorizer = _vectorizer(characters=False)
+        word_features = word_vectorizer.fit_transform(texts)
+        score = trials.score(features, setting)
+        word_score = trials.score(word_features, setting)
+        if word_score > score:
+            vectorizer, features, score = word_vectorizer, word_features, word_score
+        setting = trials.best(features, (setting, score), (1.0, 100.0))
+    fitted = _fitted(features, np.array(labels), setting)
+
+    def label(texts: Sequence[str]) -> list[str]:
+        return [str(label) for label in fitted.predict(vectorizer.transform(texts))] if texts else []
+
+    return label
+
+
+@dataclass(frozen=True, slots=True)
+class LinearFit:
+    """A linear classifier: logits [K] = weight [K, D] @ vector [D] + bias [K]."""
+
+    labels: tuple[str, ...]
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    balanced: bool = False  # fitted with class weights
+
+    def label(self, vectors: ArrayLike) -> list[str]:
+        """Return the most likely label of each vector, [N, D] -> N labels."""
+        logits = np.asarray(vectors, dtype=np.float64).reshape(-1, self.weight.shape[1]) @ self.weight.T + self.bias
+        return [self.labels[index] for index in logits.argmax(axis=1)]
+
+
+def fit_linear(vectors: ArrayLike, labels: Sequence[str], *, metric: str = "accuracy", tries: bool = True) -> LinearFit:
+    """Fit logistic regression on standardised vectors.
+
+    Args:
+        vectors: [N, D].
+        labels: N labels.
+        metric: what cross-validation maximizes, "accuracy" or "macro_f1".
+        tries: choose C and class weights by cross-validation as in `tfidf_labeller`; otherwise C is 0.01.
+
+    Returns:
+        A classifier of unstandardised vectors; with fewer than two labels one that always returns that label.
+    """
+    inputs = np.asarray(vectors, dtype=np.float64)
+    if len(set(labels)) < 2:
+        return LinearFit((majority(labels),), np.zeros((1, inputs.shape[1])), np.zeros(1))
+    mean = inputs.mean(axis=0)
+    deviation = inputs.std(axis=0)
+    # A constant feature stays at 0; dividing by its deviation would amplify rounding errors.
+    deviation[deviation <= LEAST_SPREAD * np.median(deviation)] = 1
+    features = (inputs - mean) / deviation
+    setting = _Setting(0.01)
+    if tries and (trials := _trials(labels, metric, seed=0)):
+        first = (setting, trials.score(features, setting))
+        setting = trials.best(features, first, (0.0001, 0.001, 0.1))
+    fitted: Any = _fitted(features, np.array(labels), setting)
+    weight = fitted.coef_
+    bias = fitted.intercept_
+    if len(weight) == 1:  # with two labels scikit-learn keeps one row, the second label's logit minus the first's
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    weight = weight / deviation
+    return LinearFit(tuple(map(str, fitted.classes_)), weight, bias - weight @ mean, setting.balanced)
+
+
+def linear_probe(vectors: ArrayLike, labels: Sequence[str], tests: ArrayLike, *, metric: str = "accuracy") -> list[str]:
+    """Fit `fit_linear` on labelled vectors [N, D] and label the test vectors [M, D]."""
+    return fit_linear(vectors, labels, metric=metric).label(tests) if len(np.asarray(tests)) else []
+
+
+def _vectorizer(*, characters: bool) -> FeatureUnion:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import FeatureUnion
+
+    # scikit-learn's default pattern drops one-letter words, which empties whole texts in some scripts.
+    parts = [("words", TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True))]
+    if characters:
+        parts.append(("runs", TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True)))
+    return FeatureUnion(parts)
+
+
+def _trials(labels: Sequence[str], metric: str, seed: int) -> _Trials | None:
+    """Assign folds; None unless two labels have a row for every fold."""
+    order = np.random.default_rng(seed).permutation(len(labels))[:MOST_ROWS].tolist()
+    if sum(count >= FOLDS for count in Counter(labels[row] for row in order).values()) < 2:
+        return None
+    folds = np.full(len(labels), -1)
+    # Stratified: rows sorted by label are assigned to the folds in turn.
+    folds[sorted(order, key=lambda row: labels[row])] = np.arange(len(order)) % FOLDS
+    return _Trials(np.array(labels), folds, metric)
+
+
+def _fitted(features: Any, labels: NDArray[np.str_], setting: _Setting) -> LogisticRegression | OneVsRestClassifier:
+    """Fit one logistic regression, or one per label for sparse features: the dual solver is 20 times as fast."""
+    from scipy.sparse import issparse
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.multiclass import OneVsRestClassifier
+
+    weights = "balanced" if setting.balanced else None
+    if not issparse(features):
+        return LogisticRegression(C=setting.strength, class_weight=weights, max_iter=2000).fit(features, labels)
+    per_label = LogisticRegression(
+        C=setting.strength, class_weight=weights, solver="liblinear", dual=True, max_iter=2000, random_state=0
+    )
+    return OneVsRestClassifier(per_label).fit(features, labels)

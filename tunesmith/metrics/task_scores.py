@@ -1,0 +1,237 @@
+"""Task scores: metrics by name, base against tuned and every other arm, with intervals and p-values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.metrics import scores as metrics
+from tunesmith.metrics.resampling import Clusters
+from tunesmith.metrics.significance import (
+    DRAWS,
+    PairedComparison,
+    around,
+    compare_macro_f1,
+    compare_paired,
+    corpus_interval,
+    holm,
+    interval,
+)
+
+FloatArray = NDArray[np.float64]
+
+# Highest value of metrics where it is not 1.
+SCALES = {"chrf": 100.0, "bleu": 100.0}
+
+# Separates the labels of a multi-label row within one text.
+LABEL_BREAK = "\n"
+
+
+def _sample_f1(gold: Sequence[str], given: Sequence[str]) -> FloatArray:
+    """Return F1 of the label set of each row, [N]."""
+    return metrics.multilabel_f1(
+        *([text.split(LABEL_BREAK) if text else [] for text in side] for side in (gold, given))
+    )
+
+
+# Metrics with a value per row, whose mean is the score; and metrics of the whole set.
+PER_ROW: dict[str, Callable[[Sequence[str], Sequence[str]], FloatArray]] = {
+    "accuracy": metrics.accuracy,
+    "sample_f1": _sample_f1,
+    "exact_match": metrics.exact_match,
+    "contains": metrics.contains,
+    "token_f1": metrics.token_f1,
+    "rouge_l": metrics.rouge_l,
+    "chrf": metrics.chrf,
+    "tool_calls": metrics.tool_calls,
+}
+WHOLE: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {
+    "macro_f1": metrics.macro_f1,
+    "bleu": metrics.corpus_bleu,
+}
+# Metrics of the whole set in a form that is fast enough for resampling.
+_RESAMPLED = {"macro_f1": metrics.macro_f1_pair, "bleu": metrics.corpus_bleu_pair}
+_COMPARED = {"macro_f1": compare_macro_f1}
+# Further metrics reported for each headline metric.
+BESIDE: dict[str, tuple[str, ...]] = {
+    "accuracy": ("macro_f1",),
+    "macro_f1": ("accuracy",),
+    "sample_f1": ("accuracy",),
+    "rouge_l": ("exact_match", "chrf"),
+    "exact_match": ("token_f1", "rouge_l"),
+    "contains": ("exact_match", "token_f1"),
+    "chrf": ("bleu", "exact_match"),
+}
+
+
+class Difference(BaseModel):
+    """The difference between two sets of answers to the same rows; fields as in `PairedComparison`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    delta: float
+    ci95: tuple[float, float]
+    p_value: float
+    n: int
+    clusters: int
+    test: str
+    smallest_detectable: float
+    verdict: str
+    rows_needed: int | None = None
+
+
+class TaskScore(Difference):
+    """Base against tuned model on the same test rows."""
+
+    name: str
+    metric: str
+    base: float
+    tuned: float
+    sentence: str
+
+
+class Score(BaseModel):
+    """The score of one arm with its own interval."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    metric: str
+    score: float
+    ci95: tuple[float, float] | None
+    n: int
+    detail: str = ""
+
+
+class ArmScore(Score):
+    """The score of one arm, and the gain of the tuned model over it."""
+
+    gain: Difference | None = None
+    p_adjusted: float | None = None  # p-value of the gain, adjusted by Holm's method for all arms of the list
+
+
+def task_score(
+    metric: str,
+    gold: Sequence[str],
+    sides: tuple[Sequence[str], Sequence[str]],
+    *,
+    name: str,
+    groups: Sequence[str] | None,
+) -> TaskScore:
+    """Score base and tuned answers and compare them.
+
+    Args:
+        metric: a key of PER_ROW, or "macro_f1".
+        gold: reference answers, N.
+        sides: answers of base and tuned model, N each.
+        name: name of the task.
+        groups: group of each row, or None.
+    """
+    return as_task(_compared(metric, gold, sides, groups), name=name, metric=metric)
+
+
+def as_task(comparison: PairedComparison, *, name: str, metric: str) -> TaskScore:
+    """Convert a comparison to the score of the named task."""
+    return TaskScore(**asdict(comparison), name=name, metric=metric, sentence=comparison.sentence)
+
+
+def arms(
+    metric: str,
+    gold: Sequence[str],
+    ways: Mapping[str, Sequence[str]],
+    tuned: Sequence[str],
+    *,
+    groups: Sequence[str] | None,
+) -> list[ArmScore]:
+    """Score each arm and compare it with the tuned model.
+
+    Args:
+        metric: a key of PER_ROW, or "macro_f1".
+        gold: reference answers, N.
+        ways: answers of each arm by name, N each; p-values are adjusted for this whole family.
+        tuned: answers of the tuned model, N.
+        groups: group of each row, or None.
+    """
+    comparisons = {name: _compared(metric, gold, (given, tuned), groups) for name, given in ways.items()}
+    adjusted = holm({name: comparison.p_value for name, comparison in comparisons.items()})
+    return [
+        ArmScore(
+            **score(metric, gold, given, name=name, groups=groups).model_dump(),
+            gain=Difference(**asdict(comparisons[name])),
+            p_adjusted=adjusted[name],
+        )
+        for name, given in ways.items()
+    ]
+
+
+def _compared(
+    metric: str, gold: Sequence[str], sides: tuple[Sequence[str], Sequence[str]], groups: Sequence[str] | None
+) -> PairedComparison:
+    base, tuned = sides
+    if metric in _COMPARED:
+        return _COMPARED[metric](gold, base, tuned, groups=groups)
+    return compare_paired(PER_ROW[metric](gold, base), PER_ROW[metric](gold, tuned), groups=groups)
+
+
+def value(metric: str, gold: Sequence[str], given: Sequence[str]) -> float:
+    """Return the score of a set of answers by a metric of PER_ROW or WHOLE."""
+    return float(PER_ROW[metric](gold, given).mean()) if metric in PER_ROW else WHOLE[metric](gold, given)
+
+
+def score(
+    metric: str,
+    gold: Sequence[str],
+    given: Sequence[str],
+    *,
+    name: str,
+    groups: Sequence[str] | None = None,
+) -> Score:
+    """Score a set of answers, with its 95 % interval.
+
+    Args:
+        metric: a key of PER_ROW or WHOLE.
+        gold: reference answers, N.
+        given: answers, N.
+        name: name of the arm.
+        groups: group of each row, or None.
+
+    Returns:
+        The score; `ci95` is None for a metric of the whole set with fewer than two clusters to resample.
+    """
+    scale = SCALES.get(metric, 1.0)
+    bounds: tuple[float, float] | None = None
+    if metric in PER_ROW:
+        bounds = interval(PER_ROW[metric](gold, given), groups=groups, scale=scale)
+    elif metric in _RESAMPLED and Clusters.of(len(gold), groups).count > 1:
+        statistic = _RESAMPLED[metric](gold, given, given)
+        bounds = corpus_interval(statistic, len(gold), groups=groups, scale=scale, centred=metric == "macro_f1")
+    return Score(name=name, metric=metric, score=value(metric, gold, given), ci95=bounds, n=len(gold))
+
+
+def redrawn(
+    metric: str,
+    gold: Sequence[str],
+    ways: Mapping[str, Sequence[str]],
+    *,
+    groups: Sequence[str] | None,
+) -> dict[str, FloatArray]:
+    """Return the scores of each arm on the same bootstrap test sets, one value per test set."""
+    clusters = Clusters.of(len(gold), groups)
+    rng = np.random.default_rng(0)
+    if metric in PER_ROW:
+        rows = [PER_ROW[metric](gold, given) for given in ways.values()]
+        resampled = clusters.drawn_rates(rows, np.ones(len(gold)), rng, DRAWS)
+        return {name: resampled[:, column] for column, name in enumerate(ways)}
+    statistics = {name: _RESAMPLED[metric](gold, given, given) for name, given in ways.items()}
+    scores: dict[str, list[float]] = {name: [] for name in ways}
+    for resample in clusters.drawn_rows(rng, DRAWS):
+        for name, statistic in statistics.items():
+            scores[name].append(statistic(resample)[0])
+    by_arm = {name: np.array(scores[name]) for name in ways}
+    if metric == "macro_f1":
+        return {name: around(value(metric, gold, ways[name]), resampled) for name, resampled in by_arm.items()}
+    return by_arm

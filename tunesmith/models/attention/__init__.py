@@ -1,0 +1,1 @@
+"""Attention over packed rows, shared prefixes and soft prompts."""

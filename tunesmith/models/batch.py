@@ -1,0 +1,349 @@
+"""Encoded examples packed into one sequence of tokens, without padding and with shared prefixes stored once.
+
+Two rows that begin with the same prompt `a b c`, one with the completion `d e`, the other with `f` (learned tokens in
+parentheses; real prefixes are shared from 8 tokens on):
+
+    row 0:  a b c (d e)             row 1:  a b c (f)
+
+    token ids      [N]     a b c d      the prefix once; e and f are only targets, no prediction follows them
+    positions      [N]     0 1 2 3      position of each token in its row
+    layout                              d attends to a b c d
+    row index      [B, L]  0 1 2 3      the packed tokens of row 0
+                           0 1 2 -1     those of row 1, padded with -1
+    previous index [M]     2 3 2        the states of c, d and c predict the learned ids
+    targets        [M]     d e f        the learned ids
+    row ids        [M]     0 0 1        the row of each learned id
+
+The loss mask is therefore a list of M positions instead of a mask over all tokens: the output layer runs only on them.
+
+Letters: E examples, B rows, N packed tokens, M learned ids, L tokens of the longest row, K label values of an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from tunesmith.data.tokenization.chat_template import Encoded, Tokens
+from tunesmith.models.attention.packed import Layout, Segment, lay_out
+
+# By name, a sum and the count it is a sum over: metrics that the training log lists next to the loss.
+StepMetrics = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Advantages, log-probabilities and values of the M tokens of sampled completions, each [M]."""
+
+    advantages: Tensor
+    old: Tensor | None = None  # log p at sampling time, nats; None if the weights are still those, so it is log p now
+    reference: Tensor | None = None  # log p under the reference model, nats
+    values: Tensor | None = None  # predictions of the value head
+    returns: Tensor | None = None  # targets of the value head
+    metrics: StepMetrics = field(default_factory=dict)
+
+    def of(self, chosen: Tensor, metrics: StepMetrics) -> Rollout:
+        """Return the record of some of the tokens.
+
+        Args:
+            chosen: mask of the tokens to keep, [M] bool.
+            figures: metrics of the result. They are sums, so only one part of a batch may carry them.
+        """
+        old, reference, values, returns = (
+            None if part is None else part[chosen] for part in (self.old, self.reference, self.values, self.returns)
+        )
+        return Rollout(self.advantages[chosen], old, reference, values, returns, metrics)
+
+
+def mean_metrics(figures: list[StepMetrics]) -> dict[str, float]:
+    """Compute the mean of each metric over several batches.
+
+    Args:
+        figures: sums and counts of each batch; a batch may lack some of the names.
+
+    Returns:
+        Mean by name: the total of the sums over the total of the counts.
+    """
+    means = {}
+    for name in dict.fromkeys(name for batch in figures for name in batch):
+        total, count = (sum(part) for part in zip(*(batch[name] for batch in figures if name in batch), strict=True))
+        means[name] = total / max(count, 1e-9)
+    return means
+
+
+# Shortest prefix that is shared, in tokens. Every further segment costs each layer another attention call; measured,
+# sharing saves time from about this length on (bench/NOTES.md).
+MIN_SHARED_TOKENS = 8
+
+
+# Tokens of one forward pass where the caller sets no limit.
+TOKENS_PER_PASS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The rows of one micro-batch, packed as the module docstring shows.
+
+    A row's last learned id is only a target, so it is not among the N tokens.
+    """
+
+    ids: Tensor  # [N] int64
+    positions: Tensor  # [N] int64, position of each token in its row
+    layout: Layout  # which token attends to which
+    row_index: Tensor  # [B, L] int64 index of each row's tokens among the N, -1 after its end
+    prev_index: (
+        Tensor  # [M] int64 index of the token whose state predicts each learned id: the previous one, or a masked one
+    )
+    targets: Tensor  # [M] int64, the learned ids
+    row_ids: Tensor  # [M] int64, the row of each learned id
+    tokens: int  # tokens of all rows in full, as a user counts them
+    labels: Tensor | None = None  # [E, K] float, the label of each example
+    reference: Tensor | None = None  # [B] float, log p of each row's learned ids under the reference model, nats
+    group_size: int = 1  # rows per example: the two completions of a pair are adjacent
+    locations: tuple[str, ...] = ()  # [E] location of each example, `file:line`
+    step: int = 0  # the optimizer step that the rows belong to
+    rollout: Rollout | None = None  # records of sampled completions
+    task: str = ""  # name of the task, in multitask runs
+    loss_weight: float = 1.0  # factor of the loss: the weight of the task within a step
+
+    @property
+    def rows(self) -> int:
+        """Number of rows B."""
+        return len(self.row_index)
+
+    @property
+    def examples(self) -> int:
+        """Number of examples E."""
+        return self.rows // self.group_size
+
+    @property
+    def forward_tokens(self) -> int:
+        """Number of tokens N that pass through the network."""
+        return len(self.ids)
+
+    @property
+    def last_index(self) -> Tensor:
+        """Index of each row's last token among the N, [B] int64."""
+        last: Tensor = (self.row_index >= 0).sum(dim=1, keepdim=True) - 1
+        return self.row_index.gather(1, last)[:, 0]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the same batch on another device."""
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            layout=self.layout.to(device),
+            row_index=self.row_index.to(device),
+            prev_index=self.prev_index.to(device),
+            targets=self.targets.to(device),
+            row_ids=self.row_ids.to(device),
+            labels=None if self.labels is None else self.labels.to(device),
+            reference=None if self.reference is None else self.reference.to(device),
+        )
+
+
+def split_by_tokens(rows: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Split rows into batches by their padded size.
+
+    Args:
+        rows: index of each row, longest row first.
+        lengths: length of every row in tokens, by index.
+        tokens: largest product of a batch's rows and its longest row. A row alone may exceed it.
+
+    Returns:
+        The index lists of the batches, in order.
+    """
+    batches: list[list[int]] = []
+    for row in rows:
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def collate(rows: Sequence[Encoded], *, share: bool = True) -> Batch:
+    """Pack encoded examples into a batch.
+
+    Args:
+        rows: examples with the same number of sequences each (two for a preference pair).
+        share: store prefixes that rows have in common once, where that saves time.
+    """
+    batch = pack([tokens for row in rows for tokens in row.sequences], share=share, labels=[row.label for row in rows])
+    reference = torch.tensor([value for row in rows for value in row.reference]) if rows[0].reference else None
+    locations = tuple(row.where for row in rows)
+    batch = replace(batch, reference=reference, group_size=len(rows[0].sequences), locations=locations)
+    # Masked-LM rows: each hidden token is predicted from the state at its own position.
+    hidden = [(row, position, token) for row, example in enumerate(rows) for position, token in example.hidden]
+    if not hidden:
+        return batch
+    row_ids, positions, targets = torch.tensor(hidden).unbind(dim=1)
+    return replace(batch, prev_index=batch.row_index[row_ids, positions], targets=targets, row_ids=row_ids)
+
+
+def pack(sequences: Sequence[Tokens], *, share: bool = True, labels: Sequence[tuple[float, ...]] = ((),)) -> Batch:
+    """Pack sequences into a batch, each as a row of its own.
+
+    Args:
+        sequences: token ids, and which of them are learned.
+        share: store prefixes that rows have in common once, where that saves time.
+        labels: the K label values of each example; empty tuples for none.
+    """
+    rows = [_Row.of(tokens) for tokens in sequences]
+    if share:
+        segments, chains = _share_prefixes(rows)
+    else:
+        segments = [Segment(len(row.ids), -1, 0) for row in rows]
+        chains = [(i,) for i in range(len(rows))]
+    layout, starts = lay_out(segments)
+    paths = [[i for link in chain for i in range(starts[link], starts[link] + segments[link].size)] for chain in chains]
+    size = sum(segment.size for segment in segments)
+    ids = [0] * size
+    positions = [0] * size
+    for path, row in zip(paths, rows, strict=True):
+        for position, (index, token) in enumerate(zip(path, row.ids, strict=True)):
+            ids[index] = token
+            positions[index] = position
+    # The first id of a row has no previous state that could predict it.
+    learned = [(row, i) for row, tokens in enumerate(sequences) for i, learn in enumerate(tokens.learn) if learn and i]
+    longest = max(map(len, paths))
+    return Batch(
+        ids=torch.tensor(ids),
+        positions=torch.tensor(positions),
+        layout=layout,
+        row_index=torch.tensor([path + [-1] * (longest - len(path)) for path in paths]),
+        prev_index=torch.tensor([paths[row][i - 1] for row, i in learned], dtype=torch.int64),
+        targets=torch.tensor([sequences[row].ids[i] for row, i in learned], dtype=torch.int64),
+        row_ids=torch.tensor([row for row, _ in learned], dtype=torch.int64),
+        tokens=sum(len(tokens.ids) for tokens in sequences),
+        labels=torch.tensor(labels) if labels[0] else None,
+    )
+
+
+def mismatched_pairs(batch: Batch, before: Batch, *, longest: int) -> Batch:
+    """Pair each prompt with the completion of the previous example, as the KL estimate of KTO needs.
+
+    Args:
+        batch: rows whose learned ids are their last ones.
+        before: the previous batch; its last example supplies the completion for the first prompt.
+        longest: largest length of a row in tokens; completions are truncated to it.
+    """
+    rows = _split_rows(batch)
+    completions = [completion for _, completion in (*_split_rows(before)[-batch.group_size :], *rows)]
+    mismatched = [
+        Tokens.of(prompt, completions[row][: max(1, longest - len(prompt))]) for row, (prompt, _) in enumerate(rows)
+    ]
+    return pack(mismatched).to(batch.ids.device)
+
+
+def halve(batch: Batch) -> list[Batch]:
+    """Split a batch into two with half the examples each, for a retry after running out of memory.
+
+    Args:
+        batch: rows whose learned ids are their last ones.
+
+    Returns:
+        Two batches, or the batch itself if it has only one example. Rollout records are split with the rows; the
+        metrics of a rollout are sums, so all of them go to the first half.
+    """
+    if batch.examples < 2:
+        return [batch]
+    middle = batch.examples // 2
+    rows = _split_rows(batch)
+    halves = []
+    for start, end in ((0, middle), (middle, batch.examples)):
+        first = start * batch.group_size
+        last = end * batch.group_size
+        half = pack([Tokens.of(*row) for row in rows[first:last]]).to(batch.ids.device)
+        rollout = batch.rollout
+        chosen = (batch.row_ids >= first) & (batch.row_ids < last)
+        halves.append(
+            replace(
+                half,
+                labels=None if batch.labels is None else batch.labels[start:end],
+                reference=None if batch.reference is None else batch.reference[first:last],
+                group_size=batch.group_size,
+                locations=batch.locations[start:end],
+                step=batch.step,
+                rollout=None if rollout is None else rollout.of(chosen, {} if start else rollout.metrics),
+                task=batch.task,
+                loss_weight=batch.loss_weight,
+            )
+        )
+    return halves
+
+
+def _split_rows(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """Return each row as its prompt and its learned ids, which are its last ones."""
+    ids = batch.ids.tolist()
+    completions = [list[int]() for _ in batch.row_index]
+    for row, target in zip(batch.row_ids.tolist(), batch.targets.tolist(), strict=True):
+        completions[row].append(target)
+    rows = [[ids[i] for i in path if i >= 0] for path in batch.row_index.tolist()]
+    # The last learned id is not among the packed tokens: hence the + 1.
+    return [
+        (row[: len(row) + 1 - len(completion)], completion) for row, completion in zip(rows, completions, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """The ids of a row that have to run, and how many of the first ones may be shared: only unlearned ones."""
+
+    ids: list[int]
+    free: int
+
+    @classmethod
+    def of(cls, tokens: Tokens) -> _Row:
+        learned = [i for i, learn in enumerate(tokens.learn) if learn and i]
+        if not learned:
+            return cls(tokens.ids, len(tokens.ids))
+        return cls(tokens.ids[: learned[-1]], learned[0])
+
+    def common_end(self, other: _Row, start: int) -> int:
+        """Return the position up to which two rows that are equal before `start` may run as one."""
+        limit = min(len(self.ids), self.free, len(other.ids), other.free)
+        return next((i for i in range(start, limit) if self.ids[i] != other.ids[i]), max(start, limit))
+
+
+def _share_prefixes(rows: Sequence[_Row]) -> tuple[list[Segment], list[tuple[int, ...]]]:
+    """Return segments, parents before children, and the chain of segments of each row."""
+    segments: list[Segment] = []
+    chains: list[tuple[int, ...]] = [()] * len(rows)
+    # In sorted order, rows with a common prefix are neighbours.
+    groups: list[tuple[list[int], int, tuple[int, ...]]] = [
+        (sorted(range(len(rows)), key=lambda i: rows[i].ids), 0, ())
+    ]
+    while groups:
+        members, start, parents = groups.pop()
+        for group, end in _neighbours(rows, members, start):
+            chain = parents
+            if end > start:
+                segments.append(Segment(end - start, parents[-1] if parents else -1, start))
+                chain = (*parents, len(segments) - 1)
+            if len(group) > 1:
+                groups.append((group, end, chain))
+            else:
+                chains[group[0]] = chain
+    return segments, chains
+
+
+def _neighbours(rows: Sequence[_Row], members: Sequence[int], start: int) -> Iterator[tuple[list[int], int]]:
+    """Yield neighbours whose common prefix is long enough to share, with its end; or a single row with its own end."""
+    group: list[int] = []
+    end = start
+    for number in members:
+        common = min(end, rows[group[-1]].common_end(rows[number], start)) if group else start
+        if common - start >= MIN_SHARED_TOKENS:
+            group = [*group, number]
+            end = common
+            continue
+        if group:
+            yield group, end
+        group = [number]
+        end = len(rows[number].ids)
+    yield group, end

@@ -1,0 +1,379 @@
+"""Generation with a decoder: greedy or sampled completions, streaming, and scores of fixed options.
+
+Prompts run in groups of similar length. What they share is computed once, and a row that has ended leaves the batch.
+
+Letters: B unfinished rows, S tokens so far, T new tokens, D hidden width, V vocabulary, O options of a prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from tunesmith.data.tokenization.chat_template import Template, Tokens
+from tunesmith.models.attention.packed import NO_MASK
+from tunesmith.models.attention.shared_prefix import SharedPrefixAttention
+from tunesmith.models.batch import TOKENS_PER_PASS, pack, split_by_tokens
+from tunesmith.models.families import counts_places, slides
+from tunesmith.models.generation.sampling import Sampling
+from tunesmith.models.policy import Policy
+
+# Rows decoded together, and the prompt tokens whose keys and values stay in memory until all of them have ended.
+ROWS, CACHED_TOKENS = 64, 16_384
+# Prompts whose options are scored in one pass.
+SCORED_PROMPTS = 32
+# Completions decoded together when each prompt gets several: the weights are read once for all of them.
+SAMPLED_ROWS = 64
+
+
+@dataclass(slots=True)
+class _DecodingState:
+    """The unfinished rows: their cache, which of its columns are tokens, and the last state of each row."""
+
+    cache: DynamicCache
+    mask: Tensor  # [B, S] int64, 0 on padding
+    last: Tensor  # [B, D]
+    fork: SharedPrefixAttention | None = (
+        None  # the prompts, if several completions attend to one copy of each; the cache follows them
+    )
+
+    def spread(self, copies: int, policy: Policy) -> None:
+        """Repeat each row `copies` times, adjacent; prompts are copied only where packed attention does not work."""
+        if policy.packs and not slides(policy.network.config):
+            layers: list[Any] = self.cache.layers
+            self.fork = SharedPrefixAttention.of(
+                [(layer.keys, layer.values) for layer in layers], self.mask, copies=copies
+            )
+            self.cache = DynamicCache(config=policy.network.config)
+        else:
+            self.cache.batch_repeat_interleave(copies)
+        self.mask = self.mask.repeat_interleave(copies, dim=0)
+        self.last = self.last.repeat_interleave(copies, dim=0)
+
+    def keep(self, rows: list[int]) -> None:
+        """Drop all other rows."""
+        chosen = torch.tensor(rows, device=self.mask.device)
+        if self.cache.get_seq_length():  # after `spread` it is empty until the first token
+            self.cache.batch_select_indices(chosen)
+        if self.fork is not None:
+            self.fork = self.fork.keep(chosen)
+        self.mask = self.mask[chosen]
+        self.last = self.last[chosen]
+
+    def feed(self, policy: Policy, ids: Tensor, real: Tensor) -> Tensor:
+        """Append ids [B, T], with `real` False on padding, and return their states [B, T, D]."""
+        length = self.mask.sum(dim=1, keepdim=True)
+        self.mask = torch.cat([self.mask, real.long()], dim=1)
+        positions = (length + real.long().cumsum(dim=1) - 1).clamp(min=0)
+        options: dict[str, Any] = {"attention_mask": self.mask}
+        if self.fork is not None:
+            options = {"attention_mask": NO_MASK.to(ids.device), "layout": self.fork}
+        out = policy.network.base_model(
+            input_ids=ids, position_ids=positions, cache=self.cache, use_cache=True, **options
+        )
+        states: Tensor = out.last_hidden_state
+        return states
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerIds:
+    """The token ids of one completion."""
+
+    ids: list[int]  # without the stop token
+    finished: bool  # ended by itself, not by the token limit
+    end: tuple[int, ...] = ()  # the stop token, if it ended with one
+
+
+def generate(
+    policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template
+) -> list[AnswerIds]:
+    """Generate a completion for each prompt.
+
+    Args:
+        policy: a decoder.
+        prompts: token ids of each prompt.
+        sampling: decoding settings.
+        template: supplies the stop tokens and decodes for stop strings.
+
+    Returns:
+        Completions in the order of the prompts. A completion does not depend on the other prompts of the call.
+    """
+    completions: dict[int, AnswerIds] = {}
+    for group in groups(policy, prompts, ROWS):
+        generated = _complete(policy, [prompts[i] for i in group], sampling=sampling, template=template)
+        completions |= dict(zip(group, generated, strict=True))
+    return [completions[i] for i in range(len(prompts))]
+
+
+def generate_within(
+    policy: Policy, prompts: Sequence[list[int]], longest: Sequence[int], *, sampling: Sampling, template: Template
+) -> list[AnswerIds]:
+    """Generate as `generate` does, with a token limit for each completion.
+
+    Args:
+        policy: a decoder.
+        prompts: token ids of each prompt.
+        longest: largest number of tokens of each completion. With 0 it is empty and unfinished.
+        sampling: decoding settings; `max_new_tokens` is replaced.
+        template: supplies the stop tokens and decodes for stop strings.
+
+    Returns:
+        Completions in the order of the prompts.
+    """
+    completions = [AnswerIds([], False)] * len(prompts)
+    by_limit = defaultdict[int, list[int]](list)
+    for i, limit in enumerate(longest):
+        if limit > 0:
+            by_limit[limit].append(i)
+    for limit, members in by_limit.items():
+        limited = replace(sampling, max_new_tokens=limit)
+        generated = generate(policy, [prompts[i] for i in members], sampling=limited, template=template)
+        for i, completion in zip(members, generated, strict=True):
+            completions[i] = completion
+    return completions
+
+
+def sample(
+    policy: Policy, prompts: Sequence[list[int]], *, count: int, sampling: Sampling, template: Template
+) -> list[list[AnswerIds]]:
+    """Sample several completions for each prompt, each from its own random generator.
+
+    Args:
+        policy: a decoder.
+        prompts: token ids of each prompt. Its keys and values are computed once for all its completions.
+        count: completions per prompt.
+        sampling: decoding settings.
+        template: supplies the stop tokens and decodes for stop strings.
+
+    Returns:
+        `count` completions for each prompt, in the order of the prompts.
+    """
+    completions: dict[int, list[AnswerIds]] = {}
+    for group in groups(policy, prompts, max(1, SAMPLED_ROWS // count), copies=count):
+        members = [prompts[i] for i in group]
+        generated = _complete(policy, members, sampling=sampling, template=template, copies=count)
+        completions |= {row: generated[i * count : (i + 1) * count] for i, row in enumerate(group)}
+    return [completions[i] for i in range(len(prompts))]
+
+
+def _complete(
+    policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template, copies: int = 1
+) -> list[AnswerIds]:
+    """Generate `copies` completions for each of the prompts of one group."""
+    ids: list[list[int]] = [[] for _ in range(len(prompts) * copies)]
+    ends: dict[int, tuple[int, ...]] = {}
+    with policy.autocast():
+        for row, token, ended in _steps(policy, prompts, sampling=sampling, template=template, copies=copies):
+            stops = token in template.stop_ids
+            if not stops:
+                ids[row].append(token)
+            if ended:
+                ends[row] = (token,) if stops else ()
+    return [AnswerIds(completion, row in ends, ends.get(row, ())) for row, completion in enumerate(ids)]
+
+
+def groups(policy: Policy, prompts: Sequence[list[int]], size: int, copies: int = 1) -> Iterator[list[int]]:
+    """Group the prompts that run together, longest first.
+
+    Args:
+        policy: the decoder they run on.
+        prompts: token ids of each prompt.
+        size: largest number of prompts in a group; fewer where they are long.
+        copies: completions per prompt.
+
+    Yields:
+        Indices of the prompts of one group.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    # Families that count cache columns cannot have padding between virtual tokens and a row's own (see `_prefill`):
+    # there, only prompts of equal length form a group.
+    even = policy.virtual is not None and counts_places(policy.network.config)
+    lengths = [max(CACHED_TOKENS // size, len(prompt) * copies) for prompt in prompts]
+    for _, members in groupby(order, key=lambda i: len(prompts[i]) if even else 0):
+        yield from split_by_tokens(list(members), lengths, CACHED_TOKENS)
+
+
+def stream(policy: Policy, prompt: list[int], *, sampling: Sampling, template: Template) -> Iterator[str]:
+    """Generate one completion and yield its text while it is decoded.
+
+    Text that may become a stop string, and white space that may be the last of the completion, is held back until that
+    is decided.
+
+    Args:
+        policy: a decoder.
+        prompt: token ids.
+        sampling: decoding settings.
+        template: decodes the ids and supplies the stop tokens.
+
+    Yields:
+        Pieces of whole characters. Joined, they equal the text up to the first stop string, stripped.
+    """
+    ids: list[int] = []
+    sent = ""
+    for _, token, _ in _steps(policy, [prompt], sampling=sampling, template=template):
+        if token in template.stop_ids:
+            break
+        ids.append(token)
+        text = template.decode(ids)
+        if text.endswith("\ufffd"):  # the last character is incomplete: a token may hold a part of its bytes
+            continue
+        ready = before_stop(decided(text, sampling.stop), sampling.stop).strip()
+        if len(ready) > len(sent):
+            yield ready[len(sent) :]
+            sent = ready
+    if rest := before_stop(template.decode(ids), sampling.stop).strip()[len(sent) :]:
+        yield rest
+
+
+def decided(text: str, stops: Sequence[str]) -> str:
+    """Return the text without an end that may be the beginning of one of the stop strings."""
+    partial = [size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
+    return text[: len(text) - max(partial, default=0)]
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """Return the text up to the first of the stop strings."""
+    positions = [position for position in (text.find(stop) for stop in stops) if position >= 0]
+    return text[: min(positions)] if positions else text
+
+
+@torch.inference_mode()
+def _steps(
+    policy: Policy, prompts: Sequence[list[int]], *, sampling: Sampling, template: Template, copies: int = 1
+) -> Iterator[tuple[int, int, bool]]:
+    """Yield (row, token id, whether the row ends with it) as tokens are generated; `copies` rows per prompt."""
+    rows = list(range(len(prompts) * copies))
+    ids: list[list[int]] = [[] for _ in rows]
+    generators = [chance_of(sampling.seed, prompt, copy) for prompt in prompts for copy in range(copies)]
+    state = _prefill(policy, prompts)
+    if copies > 1:
+        state.spread(copies, policy)
+    for step in range(sampling.max_new_tokens):
+        # Logits in full precision: rounding them to half would lose more than the half-precision products before do.
+        with torch.autocast(state.last.device.type, enabled=False):
+            logits = policy.words.logits(state.last.to(policy.network.dtype)).float()
+        tokens = choose(logits, [generators[row] for row in rows], sampling)
+        unfinished = []
+        for i, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+            ids[row].append(token)
+            ended = token in template.stop_ids or (
+                bool(sampling.stop) and any(stop in template.decode(ids[row]) for stop in sampling.stop)
+            )
+            yield row, token, ended
+            if not ended:
+                unfinished.append(i)
+        if not unfinished or step + 1 == sampling.max_new_tokens:
+            return
+        if len(unfinished) < len(rows):
+            state.keep(unfinished)
+            rows = [rows[i] for i in unfinished]
+            tokens = tokens[unfinished]
+        state.last = state.feed(policy, tokens[:, None], torch.ones_like(tokens[:, None], dtype=torch.bool))[:, -1]
+
+
+def _prefill(policy: Policy, prompts: Sequence[list[int]]) -> _DecodingState:
+    """Run the prompts, their shared prefix once, padded on the left so that all end in the same column."""
+    # Padding between the shared ids and a row's own would shift positions where a family counts cache columns.
+    uneven = counts_places(policy.network.config) and len(set(map(len, prompts))) > 1
+    shared = 0 if uneven else common(prompts)
+    width = max(map(len, prompts)) - shared
+    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
+    real = torch.zeros(len(prompts), width, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) + shared :] = torch.tensor(prompt[shared:])
+        real[row, width - len(prompt) + shared :] = True
+    device = policy.device
+    cache = policy.prefill(torch.tensor(prompts[0][:shared], dtype=torch.int64, device=device), rows=len(prompts))
+    mask = torch.ones(len(prompts), cache.get_seq_length(), dtype=torch.int64, device=device)
+    state = _DecodingState(cache, mask, torch.empty(0))
+    state.last = state.feed(policy, ids.to(device), real.to(device))[:, -1]
+    return state
+
+
+def common(prompts: Sequence[list[int]]) -> int:
+    """Count the leading ids that all prompts share; each keeps at least one id of its own. 0 for a single prompt."""
+    if len(prompts) < 2:
+        return 0
+    limit = min(map(len, prompts)) - 1
+    first = prompts[0]
+    for position in range(limit):
+        if any(prompt[position] != first[position] for prompt in prompts):
+            return position
+    return limit
+
+
+# Below this temperature the most likely token has all the probability, and dividing by it may overflow a float.
+MIN_TEMPERATURE = 1e-5
+
+
+def choose(logits: Tensor, chance: Sequence[torch.Generator], sampling: Sampling) -> Tensor:
+    """Choose the next token of each row from logits [B, V]. Returns [B] int64.
+
+    Args:
+        logits: one row per completion, float32.
+        chance: the random generator of each row.
+        sampling: temperature 0 takes the most likely token; otherwise it is sampled from the smallest set of tokens
+            whose probabilities sum to `top_p`.
+    """
+    if sampling.temperature < MIN_TEMPERATURE:
+        return logits.argmax(dim=1)
+    probabilities = (logits / sampling.temperature).softmax(dim=1)
+    if sampling.top_p < 1:
+        # Drop a token if those before it already have the mass: the first one always stays.
+        ordered, index = probabilities.sort(dim=1, descending=True)
+        ordered[ordered.cumsum(dim=1) - ordered > sampling.top_p] = 0
+        probabilities = torch.zeros_like(probabilities).scatter_(1, index, ordered)
+    # Inverse transform sampling needs one random value per row; torch.multinomial generates one per vocabulary entry.
+    bounds = probabilities.cumsum(dim=1)
+    points = torch.stack([torch.rand(1, generator=generator) for generator in chance])
+    points = points.to(bounds.device) * bounds[:, -1:]
+    return torch.searchsorted(bounds, points, right=True)[:, 0].clamp(max=logits.shape[1] - 1)
+
+
+def chance_of(seed: int, prompt: list[int], copy: int = 0) -> torch.Generator:
+    """Return the random generator of one completion.
+
+    It depends on these arguments only, not on the batch, so a completion is the same in any company.
+
+    Args:
+        seed: seed of the sampling settings.
+        prompt: token ids.
+        copy: index of the completion among those of its prompt.
+    """
+    digest = hashlib.sha256((f"{seed}/{prompt}/{copy}" if copy else f"{seed}/{prompt}").encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+@torch.inference_mode()
+def option_scores(policy: Policy, prompts: Sequence[list[int]], options: Sequence[Sequence[list[int]]]) -> Tensor:
+    """Compute the log-probability of each of a prompt's options as its completion.
+
+    Args:
+        policy: a decoder.
+        prompts: token ids of each prompt.
+        options: token ids of the O options of each prompt.
+
+    Returns:
+        Log-probabilities [B, O] in nats, summed over the tokens of an option.
+    """
+    shared = common(prompts)
+    # The shared prefix runs once, but attention gathers its keys for every prompt: hence the limit per pass.
+    least = TOKENS_PER_PASS // SCORED_PROMPTS
+    lengths = [
+        max(least, len(prompt) - shared + sum(map(len, own))) for prompt, own in zip(prompts, options, strict=True)
+    ]
+    order = sorted(range(len(prompts)), key=lambda i: -lengths[i])
+    scores = torch.zeros(len(prompts), len(options[0]))
+    for group in split_by_tokens(order, lengths, TOKENS_PER_PASS):
+        rows = [Tokens.of(prompts[i], option) for i in group for option in options[i]]
+        logprobs = policy.logprobs(pack(rows).to(policy.device))
+        scores[group] = logprobs.float().cpu().view(len(group), -1)
+    return scores

@@ -1,0 +1,185 @@
+"""The hot path of LoRA: base product and update in one autograd function, inside PEFT's own layers.
+
+PEFT adds the update in three passes that read and write the layer's output, and under autocast it casts the frozen
+weight again in every step. Here the update is added by the matrix product itself, and the cast weight is kept between
+steps. The arithmetic is PEFT's (measurements in bench/NOTES.md).
+
+Letters: N tokens, I and O inner and outer width, R rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import Tensor, nn
+
+from tunesmith.models.kernels.skinny_linear import SkinnyLinear, linear
+
+Frozen = tuple[Tensor, Tensor | None, float]  # weight [O, I], bias [O], and the scale of the update
+
+
+def _add_update(out: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Add the update of x to the base's output [..., O], in place."""
+    low = F.linear(x, a)
+    out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.T, alpha=scale)
+    return out
+
+
+class _FusedUpdate(torch.autograd.Function):
+    """x W^T + bias + scale (x A^T) B^T for a frozen W."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eval_set: Frozen, a: Tensor, b: Tensor) -> Tensor:
+        weight, bias, scale = eval_set
+        flat = x.reshape(-1, x.shape[-1]).to(weight.dtype)
+        a, b = a.to(weight.dtype), b.to(weight.dtype)
+        with torch.autocast(flat.device.type, enabled=False):  # everything already has the weight's dtype
+            low = flat @ a.T  # [N, R]
+            bias = None if bias is None else bias.to(weight.dtype)
+            out = F.linear(flat, weight, bias).addmm_(low, b.T, alpha=scale)
+        ctx.save_for_backward(flat, low, a, b, weight)
+        ctx.scale = scale
+        ctx.shape = x.shape
+        ctx.dtype = x.dtype
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, None, Tensor, Tensor]:
+        flat, low, a, b, weight = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].shape[-1]).to(weight.dtype)
+        with torch.autocast(grad.device.type, enabled=False):
+            grad_low = (grad @ b).mul_(ctx.scale)  # [N, R]
+            # The factors are float32 parameters, whatever dtype the products have.
+            grad_b = (grad.T @ low).mul_(ctx.scale).float()
+            grad_a = (grad_low.T @ flat).float()
+            grad_x = None
+            if ctx.needs_input_grad[0]:
+                grad_x = (grad @ weight).addmm_(grad_low, a).view(ctx.shape).to(ctx.dtype)
+        return grad_x, None, grad_a, grad_b
+
+
+class FusedLora(PeftLinear):
+    """PEFT's LoRA layer, with a faster forward where exactly one plain update is active."""
+
+    cast: Tensor | None = None  # the frozen weight in the dtype of the products
+    # For generation: versions of A and B, A, and the frozen weight next to B, [O, I + R], in the dtype of the products.
+    wide: tuple[tuple[int, int], Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """[..., I] -> [..., O]."""
+        name = self._plain_update()
+        if name is None or args or kwargs:
+            return super().forward(x, *args, **kwargs)
+        layer: Any = self.base_layer
+        bias = layer.bias
+        scale = self.scaling[name]
+        weight = self._frozen_weight(x)
+        a: Tensor
+        b: Tensor
+        a, b = self._factors(name)
+        if torch.is_grad_enabled():
+            # A step may follow, and a fused optimizer does not increment the version of what it updates.
+            self.wide = None
+            out: Tensor = _FusedUpdate.apply(x, (weight, bias, scale), a, b)  # type: ignore[no-untyped-call]
+            return out
+        outer, inner = weight.shape
+        # With many tokens, adding the update to the weight costs less than adding it to the output: from twice the
+        # tokens at which both cost the same. Only in float32, where the sum's rounding is negligible.
+        if weight.dtype == x.dtype == torch.float32 and x.numel() // inner * (inner + outer) > 2 * inner * outer:
+            return F.linear(x, torch.addmm(weight, b, a, alpha=scale), bias)
+        # Generation: one product with the weight and B together. The narrow product with B alone takes nearly as long
+        # as the one with the weight.
+        if weight is self.cast:
+            a_cast, wide = self._concatenated(a, b, scale)
+            x = x.to(wide.dtype)
+            return F.linear(torch.cat([x, F.linear(x, a_cast)], dim=-1), wide, bias)
+        return _add_update(linear(x, weight, bias), x, a.to(weight.dtype), b.to(weight.dtype), scale)
+
+    def update_alone(self) -> LowRank | None:
+        """Return an inference layer that shares these weights; None where only PEFT's forward is right."""
+        name = self._plain_update()
+        if name is None:
+            return None
+        return LowRank(self.base_layer, *self._factors(name), self.scaling[name])
+
+    def _factors(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """Return A [R, I] and B [O, R]."""
+        a: Any = self.lora_A[name]
+        b: Any = self.lora_B[name]
+        return a.weight, b.weight
+
+    def _concatenated(self, a: Tensor, b: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+        """Return A, and the frozen weight next to the scaled B [O, I + R], rebuilt when A or B has changed."""
+        assert self.cast is not None
+        versions = (a._version, b._version)
+        if self.wide is None or self.wide[0] != versions:
+            with torch.inference_mode(False), torch.no_grad():
+                wide = torch.cat([self.cast, (b * scale).to(self.cast.dtype)], dim=1)
+                self.cast = wide[:, : a.shape[1]]  # a view, so that the weight is in memory once
+                self.wide = versions, a.to(wide.dtype), wide
+        return self.wide[1:]
+
+    def _plain_update(self) -> str | None:
+        """Return the name of the only adapter if it is active, unmerged, and nothing but A and B."""
+        if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
+            return None
+        (name,) = self.active_adapters
+        plain = name in self.lora_A and name not in self.lora_variant and not self.lora_bias[name]
+        return name if plain and isinstance(self.lora_dropout[name], nn.Identity) else None
+
+    def _frozen_weight(self, x: Tensor) -> Tensor:
+        """Return the frozen weight in autocast's dtype, cached until autocast is off again."""
+        weight = self.base_layer.weight
+        assert isinstance(weight, Tensor)
+        if not torch.is_autocast_enabled(x.device.type):
+            self.cast = self.wide = None
+            return weight
+        dtype = torch.get_autocast_dtype(x.device.type)
+        if self.cast is None or self.cast.dtype != dtype:
+            self.wide = None
+            with torch.inference_mode(False):  # gradients may later flow through a copy that generation made
+                self.cast = weight.detach().to(dtype)
+        cast: Tensor = self.cast
+        return cast
+
+
+class LowRank(nn.Module):
+    """A linear layer and its update for inference, without the ten modules PEFT keeps per layer (4 MiB a run)."""
+
+    def __init__(self, base_layer: nn.Module, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_a = a  # [R, I]
+        self.lora_b = b  # [O, R]
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., I] -> [..., O]."""
+        return _add_update(self.base_layer(x), x, self.lora_a, self.lora_b, self.scale)
+
+
+def fuse(network: nn.Module) -> None:
+    """Switch PEFT's LoRA layers over plain linear ones to the fused path, in place.
+
+    Args:
+        network: a network that PEFT has wrapped; DoRA, dropout and other variants keep PEFT's forward.
+    """
+    for module in network.modules():
+        if type(module) is PeftLinear and type(module.base_layer) in (nn.Linear, SkinnyLinear):
+            module.__class__ = FusedLora
+
+
+def drop_peft_wrappers(network: nn.Module) -> None:
+    """Replace PEFT's layers by `LowRank`, in place.
+
+    Args:
+        network: a network that will only be used for inference.
+    """
+    for name, module in list(network.named_modules()):
+        layer = module.update_alone() if isinstance(module, FusedLora) else None
+        if layer is not None:
+            parent, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(parent), leaf, layer)

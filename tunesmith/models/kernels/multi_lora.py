@@ -1,0 +1,140 @@
+"""Rows of different adapters in one forward pass: the base runs once, and each row gets its own adapter's update.
+
+Every adapter has its own tree of modules, as PEFT made it; all trees share the base's parameters. A further, mixed tree
+has, wherever an adapter changed a layer, a layer that sends each row to its adapter.
+
+Letters: B rows of the pass, B' rows of one adapter, I and O inner and outer width, S ranks of all adapters together.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tunesmith.models.kernels.fused_lora import LowRank
+
+Rows = Tensor  # [B'] int64, index of rows
+
+
+def share_parameters(network: Any) -> Any:
+    """Return a copy of a network's modules that shares its parameters and buffers.
+
+    Args:
+        network: any module. Adapters can then be added to the copy without changing the original.
+    """
+    shared = (*network.parameters(), *network.buffers())
+    return copy.deepcopy(network, {id(value): value for value in shared})
+
+
+class _MixedLayer(nn.Module):
+    """A layer of the base with the updates of several adapters.
+
+    LoRA updates are concatenated to one of rank S. Each row uses its own ranks only: two products for all adapters
+    instead of two for each (the idea of S-LoRA, arXiv 2311.03285). The adapters' own layers become views of it.
+    """
+
+    def __init__(self, plain: nn.Module, changed: Mapping[int, nn.Module], route: _Route) -> None:
+        super().__init__()
+        self.plain = plain
+        # In a plain dict, so that torch does not register the adapters' parameters in this tree.
+        lora = {key: layer for key, layer in changed.items() if isinstance(layer, LowRank)}
+        self._others = {key: layer for key, layer in changed.items() if key not in lora}
+        self._route = route
+        self._parts = tuple((key, len(layer.lora_a), layer.scale) for key, layer in lora.items())
+        self._lora_layers = tuple(lora.values())
+        self._factors = _concatenate(self._lora_layers) if lora else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ..., I] -> [B, ..., O]."""
+        out: Tensor = self.plain(x)
+        if self._factors is not None:
+            a, b = self._factors
+            scales = self._route.scales(self._parts, x)
+            out += F.linear(F.linear(x, a) * scales.view(len(x), *[1] * (x.dim() - 2), -1), b)
+        for key, rows in self._route.rows:
+            if key in self._others:
+                out[rows] = self._others[key](x[rows])
+        return out
+
+    def take_apart(self) -> None:
+        """Give each update memory of its own, so that unloading one adapter frees its memory."""
+        self._factors = None
+        with torch.inference_mode(False), torch.no_grad():
+            for layer in self._lora_layers:
+                layer.lora_a.data = layer.lora_a.data.clone()
+                layer.lora_b.data = layer.lora_b.data.clone()
+
+
+def _concatenate(layers: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
+    """Return A [S, I] and B [O, S] of several updates, and make the layers' own factors views of them."""
+    # Tensors made in inference mode could never be trained again.
+    with torch.inference_mode(False), torch.no_grad():
+        a = torch.cat([layer.lora_a for layer in layers])
+        b = torch.cat([layer.lora_b for layer in layers], dim=1)
+        start = 0
+        for layer in layers:
+            end = start + len(layer.lora_a)
+            layer.lora_a.data = a[start:end]
+            layer.lora_b.data = b[:, start:end]
+            start = end
+    return a, b
+
+
+class _Route:
+    """The adapter of each row in the current pass, shared by all mixed layers."""
+
+    def __init__(self) -> None:
+        self.rows: Sequence[tuple[int, Rows]] = ()
+        self._scales: dict[tuple[tuple[int, int, float], ...], Tensor] = {}
+
+    def set(self, rows: Sequence[tuple[int, Rows]]) -> None:
+        """Send these rows through these adapters from now on."""
+        self.rows = rows
+        self._scales = {}
+
+    def scales(self, parts: tuple[tuple[int, int, float], ...], x: Tensor) -> Tensor:
+        """Return [B, S]: the adapter's scale on a row's own ranks, 0 on all others; computed once per pass."""
+        if parts not in self._scales:
+            own = dict(self.rows)
+            columns = [x.new_zeros(len(x), rank) for _, rank, _ in parts]
+            for (key, _, scale), column in zip(parts, columns, strict=True):
+                if key in own:
+                    column[own[key]] = scale
+            self._scales[parts] = torch.cat(columns, dim=1)
+        return self._scales[parts]
+
+
+class MultiLora:
+    """The base's network with the layers of several adapters, each identified by an integer.
+
+    Args:
+        base: the network without an adapter.
+        adapted: by key, a tree that shares the base's parameters and has one adapter in it.
+    """
+
+    def __init__(self, base: Any, adapted: Mapping[int, Any]) -> None:
+        self._route = _Route()
+        self.network = share_parameters(base)
+        modules = {key: dict(other.named_modules(remove_duplicate=False)) for key, other in adapted.items()}
+        for name, module in list(self.network.named_modules()):
+            others = {key: named[name] for key, named in modules.items() if name in named}
+            changed = {key: other for key, other in others.items() if type(other) is not type(module)}
+            if changed:
+                parent, _, leaf = name.rpartition(".")
+                setattr(self.network.get_submodule(parent), leaf, _MixedLayer(module, changed, self._route))
+
+    def by(self, rows: Sequence[tuple[int, Rows]]) -> Any:
+        """Return the network with these rows sent to these adapters, and all other rows to the base."""
+        self._route.set(rows)
+        return self.network
+
+    def take_apart(self) -> None:
+        """Give every adapter memory of its own again; this network must not be used after it."""
+        for module in self.network.modules():
+            if isinstance(module, _MixedLayer):
+                module.take_apart()

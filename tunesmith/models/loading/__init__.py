@@ -1,0 +1,1 @@
+"""Load networks and tokenizers: Hub, folders, GGUF files, bundled models, finished runs."""

@@ -1,0 +1,169 @@
+"""Device, precision and threads, chosen by a measurement."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from tunesmith.data.cpu_count import cores
+from tunesmith.errors import RecipeError
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+}
+# Rows, inner and outer width of the matrix products to time: the MLP of SmolLM2-135M, up and down.
+SHAPES = ((1024, 576, 1536), (1024, 1536, 576))
+# bfloat16 costs a little quality, so on a CPU it has to be at least this much faster.
+MIN_SPEEDUP = 1.3
+ROUNDS = 3
+REPEATS = 3
+SECONDS_EACH = 0.05
+# Some processors emulate bfloat16 at about a fiftieth of float32's rate, and the full product would take seconds. A
+# product of few rows predicts its time, if anything too long; above this many seconds the full one is not run.
+FEW_ROWS, MAX_SECONDS = 64, 0.3
+# Ends of the messages when memory ran out and smaller micro-batches do not help.
+NOT_ONE_ROW = (
+    "memory does not hold one row at a time; lower data.max_tokens, "
+    "or use a technique that needs less (`tunesmith plan` lists them)"
+)
+NOT_ITS_MOMENTS = (
+    "memory does not hold the optimizer's two values per trainable parameter; "
+    "use a technique that trains fewer (`tunesmith plan` lists them)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenMachine:
+    """The device, dtype and threads to use, and the measurement they follow from."""
+
+    device: str
+    dtype: str
+    threads: int
+    gemm_gflops: Mapping[str, float]  # by dtype, billions of operations per second in matrix products
+    why: str
+
+
+def choose_machine(*, device: str = "auto", dtype: str = "auto", threads: int = 0) -> ChosenMachine:
+    """Choose device, dtype and thread count, and set torch's thread count. Takes a second or two.
+
+    Args:
+        device: auto, cpu, cuda, cuda:1 or mps.
+        dtype: auto, float32 or bfloat16.
+        threads: number of threads; 0 for one per core.
+
+    Raises:
+        RecipeError: if one of them is unknown, or the device is not available.
+    """
+    if dtype not in ("auto", *DTYPES):
+        raise RecipeError(f"dtype: {dtype!r} is not one of auto, {', '.join(DTYPES)}; use auto to measure and choose")
+    if threads < 0:
+        raise RecipeError(f"threads: expected an integer >= 0, got {threads}; use 0 for one per core")
+    device = configure_device(device, threads=threads)
+    count = torch.get_num_threads()
+    # Alternate between the dtypes: another process may occupy the processor for as long as one of them is measured.
+    rounds = [{name: gemm_gflops(device, DTYPES[name]) for name in ("float32", "bfloat16")} for _ in range(ROUNDS)]
+    measured = {name: max(speeds[name] for speeds in rounds) for name in rounds[0]}
+    chosen, reason = (dtype, "as set") if dtype != "auto" else choose_dtype(device, measured)
+    speeds = ", ".join(f"{name} {speed:.0f}" for name, speed in measured.items())
+    why = f"{device} with {count} thread{'s' * (count > 1)} measured {speeds} GFLOP/s: {chosen}, {reason}"
+    return ChosenMachine(device, chosen, count, measured, why)
+
+
+def configure_device(device: str = "auto", *, threads: int | None = 0) -> str:
+    """Choose the device and set torch's thread count.
+
+    Args:
+        device: auto takes the first GPU, or the CPU; otherwise the name of an available device.
+        threads: number of threads; 0 for one per core, None to leave the count unchanged.
+
+    Returns:
+        The device's name.
+
+    Raises:
+        RecipeError: if the device is unknown or not available.
+    """
+    gpu = torch.cuda.is_available()
+    if device == "auto":
+        device = "cuda" if gpu else "cpu"
+    else:
+        try:
+            kind = torch.device(device)
+        except RuntimeError as error:
+            raise RecipeError(f"device: unknown device {device!r}; use auto, cpu, cuda, cuda:1 or mps") from error
+        if kind.type == "cuda" and (not gpu or (kind.index or 0) >= torch.cuda.device_count()):
+            raise RecipeError(f"device: torch sees no {device} here; use auto, or install a torch with CUDA")
+        if kind.type == "mps" and not torch.backends.mps.is_available():
+            raise RecipeError("device: torch sees no mps here; use auto")
+    if threads is not None:
+        torch.set_num_threads(threads or cores())
+    return device
+
+
+def choose_dtype(device: str, measured: Mapping[str, float]) -> tuple[str, str]:
+    """Return the dtype for a device with these speeds in GFLOP/s, and the reason in a few words."""
+    if device.startswith("cuda"):
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16", "which this GPU has in hardware"
+        return "float32", "since this GPU has no bfloat16"
+    if device != "cpu":
+        return "float32", f"since half precision is not tested on {device}"
+    ratio = measured["bfloat16"] / measured["float32"]
+    if ratio >= MIN_SPEEDUP:
+        return "bfloat16", f"since it is {ratio:.1f} times as fast as float32"
+    return "float32", f"since bfloat16 is {ratio:.1f} times as fast and would have to be {MIN_SPEEDUP}"
+
+
+def gemm_gflops(device: str, dtype: torch.dtype, *, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Measure matrix products of a small model's shapes, in billions of operations per second, best of several."""
+    work = seconds = 0.0
+    for rows, inner, outer in SHAPES:
+        left = torch.ones(rows, inner, dtype=dtype, device=device)
+        right = torch.ones(inner, outer, dtype=dtype, device=device)
+        work += 2.0 * rows * inner * outer
+        seconds += _best_time(left, right, clock=clock)
+    return work / seconds / 1e9
+
+
+def _best_time(left: torch.Tensor, right: torch.Tensor, *, clock: Callable[[], float]) -> float:
+    """Return the seconds of the fastest product after one to warm up; predicted if it would take too long."""
+    if left.device.type == "cpu" and left.dtype != torch.float32:
+        few = min(_seconds(left[:FEW_ROWS], right, clock), _seconds(left[:FEW_ROWS], right, clock))
+        predicted = few * len(left) / FEW_ROWS
+        if predicted > MAX_SECONDS:
+            return predicted
+    _seconds(left, right, clock)
+    times: list[float] = []
+    while len(times) < REPEATS and sum(times) <= SECONDS_EACH:
+        times.append(_seconds(left, right, clock))
+    return min(times)
+
+
+def _seconds(left: torch.Tensor, right: torch.Tensor, clock: Callable[[], float]) -> float:
+    """Time one product."""
+    start = clock()
+    torch.mm(left, right)
+    if left.is_cuda:  # GPU kernels run asynchronously
+        torch.cuda.synchronize(left.device)
+    return max(clock() - start, 1e-9)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out.
+
+    Args:
+        error: any exception. torch has its own type for a GPU; on a CPU only the text of a RuntimeError shows it.
+    """
+    words = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words)
+
+
+def peak_bytes() -> int:
+    """Return the largest resident size of this process so far, in bytes; Linux counts in KiB, macOS in bytes."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024

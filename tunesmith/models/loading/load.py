@@ -1,0 +1,310 @@
+"""Base models: from an alias, a Hub id, a folder, a finished run or a GGUF file to a checked network."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
+
+from tunesmith.data.files import is_there
+from tunesmith.data.tokenization.tokenizer import choose_pad, homeless
+from tunesmith.errors import ModelError, TunesmithError, briefly
+from tunesmith.models.attention.soft_prompt import takes_past
+from tunesmith.models.families import family_of
+from tunesmith.models.loading import base_from_run as run_base
+from tunesmith.models.loading import quantization as four_bit
+from tunesmith.models.loading import weight_files as weights
+from tunesmith.models.loading.bundled_models import BUNDLED_MODELS, fetch, nearest
+from tunesmith.models.loading.device import DTYPES
+from tunesmith.models.loading.gguf_reader import read_gguf
+from tunesmith.models.loading.suppress_output import quiet
+
+# Only files of the top folder: subfolders have other formats (onnx/, original/), which can be gigabytes.
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+# The Hub client has changed its HTTP library before; its own error class derives from that library's root error.
+HTTP_ERROR: type[BaseException] = HfHubHTTPError.__mro__[1]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Dtype, device and quantization of loaded weights."""
+
+    dtype: str = "float32"  # a key of DTYPES
+    device: str = "cpu"
+    quantize: str = ""  # empty or nf4
+
+
+AS_THEY_ARE = LoadOptions()
+
+
+@dataclass(slots=True)
+class Base:
+    """A base model."""
+
+    name: str  # as the user wrote it
+    folder: Path | None  # None if the weights are from a GGUF file or merged with an adapter
+    network: Any  # the transformers model
+    tokenizer: PreTrainedTokenizerBase
+    family: str  # decoder or encoder
+    fingerprint: str  # 16 hex digits, equal for equal weights
+
+
+def load_base(name: str, *, options: LoadOptions = AS_THEY_ARE, offline: bool = False) -> Base:
+    """Load a base model in evaluation mode.
+
+        load_base("smollm2-135m")
+        load_base("Qwen/Qwen2.5-0.5B", options=LoadOptions(quantize="nf4"))
+
+    Args:
+        name: alias, Hub id, folder, run folder or GGUF file.
+        options: dtype, device and quantization.
+        offline: use only local files.
+
+    Raises:
+        ModelError: if it is not found, not safe to load, damaged, or of an unsupported family.
+    """
+    if options.dtype not in DTYPES:
+        raise ModelError(f"dtype: {options.dtype!r} is not one of {', '.join(DTYPES)}; use one of them")
+    if options.quantize not in ("", "nf4"):
+        raise ModelError(f"quantize: unknown format {options.quantize!r}; use nf4, or leave it out")
+    if options.quantize and (reason := not_in_4_bits(name, offline=offline)):
+        raise ModelError(reason)
+    with quiet():
+        base = (
+            _from_gguf(name, options)
+            if name.lower().endswith(".gguf")
+            else _from_folder_or_run(name, locate(name, offline=offline), options, offline=offline)
+        )
+        network = base.network
+        weights.check_finite(network, where=name)
+        embedding = network.get_input_embeddings()
+        rows = embedding.num_embeddings
+        if token := homeless(base.tokenizer, rows=rows):
+            raise ModelError(
+                f"{name}: its chat template uses {token!r}, which has no embedding; "
+                "call resize_token_embeddings(len(tokenizer)) on the model and save it again, or remove the template"
+            )
+        choose_pad(base.tokenizer, rows=rows)
+        # torch suppresses the gradient of the padding row. Many chat models, SmolLM2 among them, pad with their end
+        # token, whose embedding would never be trained.
+        if embedding.padding_idx is not None and embedding.padding_idx == base.tokenizer.eos_token_id:
+            embedding.padding_idx = None
+        network.eval()
+        if base.family == "decoder":
+            if not takes_past(network):
+                raise ModelError(
+                    f"{name}: {network.config.model_type} does not support a KV cache, which generation requires; "
+                    "choose a decoder of the Llama, Qwen, Gemma or GPT-2 kind"
+                )
+            # Penalties and temperatures in generation_config would change the answers of every saved copy, but not
+            # the measured ones.
+            ids = network.generation_config
+            network.generation_config = GenerationConfig(
+                bos_token_id=ids.bos_token_id, eos_token_id=ids.eos_token_id, pad_token_id=ids.pad_token_id
+            )
+    return base
+
+
+def locate(name: str, *, offline: bool = False) -> Path:
+    """Return the folder of a model, after downloading it if needed.
+
+    Args:
+        name: alias, Hub id, folder or run folder.
+        offline: use only local files.
+
+    Raises:
+        ModelError: if there is not any such model.
+    """
+    if name in BUNDLED_MODELS:
+        return fetch(name, offline=offline)
+    path = Path(name).expanduser()
+    if name and is_there(path) and path.is_dir():
+        return run_base.model_folder(path)
+    if name and is_there(path) and path.is_file():
+        fix = weights.CONVERT if path.suffix in weights.PICKLES else "name the folder that contains it"
+        raise ModelError(f"{name}: a single file; {fix}")
+    alias = nearest(name)
+    if "/" not in name and alias:
+        raise ModelError(f"{name}: no such model; did you mean {alias}?")
+    if not HUB_ID.fullmatch(name):
+        raise ModelError(f"{name or 'model'}: no such folder; use a folder, a Hub id or {_aliases()}")
+    return _from_hub(name, offline=offline)
+
+
+def not_in_4_bits(name: str, *, offline: bool = False) -> str:
+    """Return why a model cannot be loaded in 4 bits here, with the fix; empty if it can.
+
+    Args:
+        name: alias, Hub id, folder, run folder or GGUF file.
+        offline: use only local files.
+
+    Raises:
+        ModelError: as `locate` does.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return "quantize: nf4 needs bitsandbytes, which is missing; pip install 'tunesmith[quantize]'"
+    if name.lower().endswith(".gguf"):
+        return f"{name}: a GGUF file is not quantized a second time; leave `quantize` out"
+    if run_base.begins_from(locate(name, offline=offline), where=name)[0]:
+        return f"{name}: a run's adapter is merged in memory, which 4-bit weights do not support; leave `quantize` out"
+    return ""
+
+
+def _aliases() -> str:
+    """Return the bundled models, for the end of a message."""
+    return f"a bundled model ({', '.join(BUNDLED_MODELS)})"
+
+
+def _from_hub(name: str, *, offline: bool) -> Path:
+    """Return the local folder of a Hub model: configuration, tokenizer and safetensors, nothing else."""
+    try:
+        return Path(
+            snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=["*/*"], local_files_only=offline)
+        )
+    except GatedRepoError as error:
+        raise ModelError(f"{name}: asks for consent first; accept its terms on the Hub, then hf auth login") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"{name}: the Hub has no such model; check the name, or use {_aliases()}") from error
+    except (OSError, HTTP_ERROR, HFValidationError) as error:
+        state = "offline" if offline else "the Hub cannot be reached"
+        raise ModelError(
+            f"{name}: no such folder, not in the Hub's local cache, and {state}; connect once, or use {_aliases()}"
+        ) from error
+
+
+def _from_folder_or_run(name: str, folder: Path, options: LoadOptions, *, offline: bool) -> Base:
+    """Load the base in a folder; for a run with an adapter, load its base and merge the adapter in."""
+    base_name, quantize = run_base.begins_from(folder, where=name)
+    if not base_name:
+        return _from_folder(name, folder, options)
+    base = load_base(base_name, options=replace(options, quantize=quantize), offline=offline)
+    if quantize:  # dequantized, so that the adapter is added to exactly the weights it was trained over
+        base.network = four_bit.dequantized(base.network)
+    network, fingerprint = run_base.merged(base.network, folder, fingerprint=base.fingerprint, where=name)
+    return Base(name, None, network, read_tokenizer(folder, where=name), base.family, fingerprint)
+
+
+def read_tokenizer(folder: Path, *, where: str) -> Any:
+    """Load the tokenizer in a folder.
+
+    Args:
+        folder: a model folder.
+        where: the model's name, for messages.
+
+    Raises:
+        ModelError: if transformers cannot read it.
+    """
+    with _reading(where), quiet():
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _from_folder(name: str, folder: Path, options: LoadOptions) -> Base:
+    """Load the base in a folder, which is checked before transformers reads it."""
+    if not (folder / "config.json").exists() and (folder / "adapter_config.json").is_file():
+        raise ModelError(f"{name}: {weights.ADAPTER}")
+    config = weights.read_json(folder / "config.json", where=name)
+    family = family_of(config, where=name)
+    _refuse_foreign_code(config, where=name)
+    files = weights.weight_files(folder, where=name)
+    model_class: Any = AutoModelForCausalLM if family == "decoder" else AutoModel
+    tokenizer = read_tokenizer(folder, where=name)
+    with _reading(name):
+        network, info = model_class.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_complete refuses them, with a message that names the weight
+            **in_memory(options, family),
+        )
+        if options.quantize:
+            four_bit.normalize_quantized(network)
+            if reason := four_bit.left_whole(network):
+                raise ModelError(f"{name}: {reason}")
+        else:
+            network.to(options.device)
+    weights.check_complete(info, family=family, where=name)
+    fingerprint = weights.fingerprint(network.config.to_dict(), weights.glimpses_of_files(files))
+    return Base(name, folder, network, tokenizer, family, fingerprint)
+
+
+def _from_gguf(name: str, options: LoadOptions) -> Base:
+    """Load the base in a GGUF file, dequantized."""
+    file = Path(name).expanduser()
+    if not file.is_file():
+        raise ModelError(f"{name}: no such file; check the path")
+    with _reading(name):
+        network, tokenizer = read_gguf(file, where=name)
+    family = family_of(network.config.to_dict(), where=name)
+    fingerprint = weights.fingerprint(network.config.to_dict(), weights.glimpses_of_network(network))
+    network.to(device=options.device, dtype=DTYPES[options.dtype])
+    return Base(name, None, network, tokenizer, family, fingerprint)
+
+
+def in_memory(options: LoadOptions, family: str) -> dict[str, Any]:
+    """Return the arguments of transformers' `from_pretrained` for dtype, device and quantization.
+
+    Args:
+        options: dtype, device and quantization.
+        family: an encoder's pooler is not quantized: it is unused, and one that a checkpoint lacks could not be.
+    """
+    dtype = DTYPES[options.dtype]
+    if not options.quantize:
+        return {"dtype": dtype}
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["pooler"] if family == "encoder" else None,
+    )
+    return {"dtype": dtype, "quantization_config": four_bits, "device_map": {"": options.device}}
+
+
+def _refuse_foreign_code(config: Mapping[str, Any], *, where: str) -> None:
+    """Raise ModelError if a configuration asks for kernels from somewhere else.
+
+    Some versions of transformers download and run what these keys name, even with trust_remote_code=False
+    (CVE-2026-4372).
+    """
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _refuse_foreign_code(value, where=where)
+        elif "implementation" in key and isinstance(value, str) and ("/" in value or ":" in value):
+            raise ModelError(f"{where}: config.json asks for code from elsewhere ({key}); do not use this model")
+
+
+@contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Enter a context in which any error that a library raises over foreign files becomes one line for the user.
+
+    A damaged configuration can make transformers raise any exception, so only library calls belong in this context.
+    """
+    try:
+        yield
+    except TunesmithError:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ModelError(f"{where}: does not fit into memory; use a smaller model, or quantize: nf4") from error
+    except Exception as error:
+        raise ModelError(
+            f"{where}: transformers cannot read it ({briefly(error)}); check or download it again"
+        ) from error

@@ -1,0 +1,217 @@
+"""A model as one technique presents it: token ids in, hidden states or log-probabilities out.
+
+Letters: B rows, N packed tokens, M learned ids, L tokens of the longest row, P prefix ids, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from tunesmith.models.attention import packed as attention
+from tunesmith.models.attention.shared_prefix import Past
+from tunesmith.models.attention.soft_prompt import Virtual
+from tunesmith.models.batch import Batch
+from tunesmith.models.kernels import skinny_linear as thin
+from tunesmith.models.lm_head import LanguageHead
+
+
+@dataclass(slots=True)
+class Policy:
+    """A network under one technique: ids in, states of exactly those ids out, whichever parameters are trained.
+
+    Objectives, generation and evaluation use only this class, so none of them knows adapters or virtual tokens:
+
+        policy = Policy.over(network, family="decoder")
+        states = policy.states(batch)  # [N, D]
+        with policy.reference():
+            base = policy.logprobs(batch)  # [B], of the base model
+    """
+
+    network: Any  # the transformers model, with whatever the technique put into it
+    family: str  # decoder or encoder
+    language_head: LanguageHead | None  # the output layer of a decoder
+    reference: Callable[[], AbstractContextManager[Any]]  # a context in which `network` computes as the base model
+    head: nn.Module | None = None  # the objective's own output layer
+    start: Policy | None = None  # a separate copy of the base model, if the technique keeps one
+    adapter: Any = None  # PEFT's wrapper, which writes the adapter files
+    packs: bool = True  # packed attention works in this network; otherwise rows run padded
+    autocast_dtype: torch.dtype | None = None  # autocast dtype of matrix products; parameters keep their own dtype
+    virtual: Virtual | None = None  # tokens in front of every row; no states are returned for them
+    weights: bool = True  # the trainable parameters are weights: they decay, and a head may use their learning rate
+
+    @classmethod
+    def over(
+        cls, network: Any, *, family: str, reference: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> Policy:
+        """Return a policy over a network, with packed attention installed where it works.
+
+        Args:
+            network: a transformers model.
+            family: decoder or encoder.
+            reference: a context in which the network computes as the base model; by default it is the base model.
+
+        Raises:
+            ModelError: if a decoder changes its logits in an unknown way.
+        """
+        thin.install(network)
+        language_head = LanguageHead.of(network) if family == "decoder" else None
+        packs = attention.install(network, causal=family == "decoder")
+        return cls(network, family, language_head, reference, packs=packs)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the network."""
+        device: torch.device = next(self.network.parameters()).device
+        return device
+
+    @property
+    def hidden(self) -> int:
+        """Width D of the states."""
+        if self.language_head is not None:  # a few networks return narrower states than they compute with
+            weight: Any = self.language_head.layer.weight
+            return int(weight.shape[-1])
+        return int(self.network.config.hidden_size)
+
+    def states(self, batch: Batch) -> Tensor:
+        """Compute the last hidden state of every packed token, [N, D]."""
+        if self.autocast_dtype is None:
+            return self._states(batch)
+        with self.autocast():
+            return self._states(batch).float()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context in which matrix products use the autocast dtype, if there is one."""
+        return (
+            nullcontext()
+            if self.autocast_dtype is None
+            else torch.autocast(self.device.type, dtype=self.autocast_dtype)
+        )
+
+    @contextmanager
+    def full_precision(self) -> Iterator[None]:
+        """Enter a context in which matrix products use the parameters' own dtype, as reported scores do."""
+        mixed = self.autocast_dtype
+        self.autocast_dtype = None
+        try:
+            yield
+        finally:
+            self.autocast_dtype = mixed
+
+    def _states(self, batch: Batch) -> Tensor:
+        if self.packs and (self.virtual is None or self.virtual.is_past):
+            return attention.run(self.network, batch.ids, batch.positions, batch.layout, past=self._past())
+        real = batch.row_index >= 0
+        ids = batch.ids[batch.row_index.clamp(min=0)]
+        padding = self.network.config.pad_token_id
+        if padding is not None and padding >= 0:  # some networks read the ids at padded positions, masked or not
+            ids = ids.masked_fill(~real, padding)
+        inputs = {"input_ids": ids, "attention_mask": real.long()}
+        if self.virtual is not None:
+            inputs = self.virtual.before(self.network, ids, real)
+        out = self.network.base_model(**inputs).last_hidden_state[:, -ids.shape[1] :]
+        # A shared token is computed once per row that has it, with the same result: take any of them.
+        source = torch.empty_like(batch.ids)
+        source[batch.row_index[real]] = torch.arange(real.numel(), device=real.device).view_as(real)[real]
+        states: Tensor = out.flatten(0, 1).index_select(0, source)
+        return states
+
+    def _past(self) -> Past:
+        return () if self.virtual is None else self.virtual.past(self.network)
+
+    def prefill(self, prefix: Tensor, *, rows: int) -> DynamicCache:
+        """Compute keys and values of the virtual tokens and of a prefix that all rows share.
+
+        Args:
+            prefix: ids of the shared prefix, [P] int64; may be empty.
+            rows: number of copies in the cache, one per row.
+        """
+        past = self._past()
+        cache = DynamicCache(past) if past else DynamicCache(config=self.network.config)
+        if len(prefix):
+            self.network.base_model(input_ids=prefix[None], cache=cache, use_cache=True)
+        cache.batch_repeat_interleave(rows)
+        return cache
+
+    @contextmanager
+    def without_virtual(self) -> Iterator[None]:
+        """Enter a context without virtual tokens in front of the rows."""
+        virtual = self.virtual
+        self.virtual = None
+        try:
+            yield
+        finally:
+            self.virtual = virtual
+
+    @contextmanager
+    def answered_by(self, other: Policy) -> Iterator[None]:
+        """Enter a context in which another policy's network replaces this one's."""
+        network = self.network
+        language_head = self.language_head
+        self.network = other.network
+        self.language_head = other.language_head
+        try:
+            yield
+        finally:
+            self.network = network
+            self.language_head = language_head
+
+    def learned(self, batch: Batch) -> Tensor:
+        """Compute the states that predict the learned ids, [M, D]."""
+        return self.states(batch).index_select(0, batch.prev_index)
+
+    def sum_nll(self, batch: Batch) -> Tensor:
+        """Compute the sum of -log p over the learned ids of a batch, a scalar in nats."""
+        return self.words.sum_nll(self.learned(batch), batch.targets)
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        """Compute log p of each row's learned ids together, [B], nats."""
+        each = self.words.logprobs(self.learned(batch), batch.targets)
+        return each.new_zeros(batch.rows).index_add(0, batch.row_ids, each)
+
+    @torch.no_grad()
+    def reference_logprobs(self, batch: Batch) -> Tensor:
+        """Compute the same log-probabilities under the reference model, [B], without gradient."""
+        with self.reference():
+            return self.logprobs(batch)
+
+    @property
+    def words(self) -> LanguageHead:
+        """The language head; only decoders have one."""
+        assert self.language_head is not None, "the recipe refuses word losses on encoders"
+        return self.language_head
+
+    def pooled(self, batch: Batch) -> Tensor:
+        """Compute one state per row, [B, D]: of the last token (decoder), or the mean over the tokens (encoder)."""
+        states = self.states(batch)
+        if self.family == "decoder":
+            return states.index_select(0, batch.last_index)
+        real = batch.row_index >= 0
+        rows = states.index_select(0, batch.row_index.clamp(min=0).flatten()).view(*real.shape, -1)
+        return (rows * real[..., None]).sum(dim=1) / real.sum(dim=1, keepdim=True)
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield name and parameter of everything the optimizer updates, the objective's head last."""
+        for name, value in self.network.named_parameters():
+            if value.requires_grad:
+                yield name, value
+        if self.virtual is not None:
+            for name, value in self.virtual.module.named_parameters():
+                yield f"virtual.{name}", value
+        if self.head is not None:
+            for name, value in self.head.named_parameters():
+                yield f"head.{name}", value
+
+    def train(self, mode: bool = True) -> None:
+        """Switch network, virtual tokens and head to training mode (dropout on) or evaluation mode."""
+        self.network.train(mode)
+        if self.virtual is not None:
+            self.virtual.module.train(mode)
+        if self.head is not None:
+            self.head.train(mode)

@@ -1,0 +1,212 @@
+"""Profile of a network: its matrix products, and the memory that a training pass keeps.
+
+Letters: I and O inner and outer width, G key heads, W head width.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.data.tokenization.chat_template import Tokens
+from tunesmith.models.attention.soft_prompt import key_sizes
+from tunesmith.models.batch import pack
+from tunesmith.models.loading.quantization import count_parameters
+from tunesmith.models.policy import Policy
+
+# Row lengths in tokens at which memory is measured: three points determine terms per pass, token and pair of tokens.
+LENGTHS = (4, 12, 20)
+COPY_BYTES, COPIES = 32_000_000, 5
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationMemory:
+    """Bytes of activations that a forward pass keeps for the backward pass."""
+
+    token: float  # for each token
+    once: float  # for the whole pass
+    pair: float = 0.0  # for each pair of query and key, where attention has dropout
+
+
+UNKNOWN = ActivationMemory(math.nan, math.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSize:
+    """The sizes from which time and memory are estimated."""
+
+    kind: str  # transformers' model_type
+    causal: bool  # a decoder
+    layers: int
+    hidden: int  # width of the states
+    embedded: int  # width of the word embeddings, narrower than `hidden` in some families
+    words: int  # size of the vocabulary that a decoder predicts, or an encoder at masked positions
+    parameters: int
+    linear: tuple[tuple[str, int, int], ...]  # name, I and O of the layers that LoRA adapts by default
+    named: tuple[tuple[str, int, int], ...]  # the same of embeddings and output layer, adapted only on request
+    matmul_parameters: int  # weights that each token is multiplied with: those of `linear`, once per use in a pass
+    past: int  # values of one token's keys and values in all layers
+    moving: ActivationMemory  # if weights are trained, or adapters that need the layers' inputs
+    frozen: ActivationMemory  # if only virtual tokens or scaling factors are trained
+
+    @property
+    def matrices(self) -> int:
+        """Number of weights in the layers that LoRA adapts by default."""
+        return sum(inner * outer for _, inner, outer in self.linear)
+
+
+def measure_size(policy: Policy, *, modes: Sequence[bool] = (True, False)) -> NetworkSize:
+    """Measure the sizes of a network without adapters, with the dtypes it is trained in.
+
+    Args:
+        policy: the base model.
+        modes: whether to measure activations with trained weights (True), with frozen ones (False), or both. What is
+            not measured is NaN, so that an estimate made from it is NaN too.
+
+    Returns:
+        The sizes.
+    """
+    network = policy.network
+    config = network.config
+    causal = policy.family == "decoder"
+    # An encoder has as many keys as queries, and many encoders do not return them.
+    keys = key_sizes(network) if causal else [(1, config.hidden_size)] * config.num_hidden_layers
+    return NetworkSize(
+        kind=config.model_type,
+        causal=causal,
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        embedded=network.get_input_embeddings().embedding_dim,
+        words=config.vocab_size,
+        parameters=count_parameters(network.parameters()),
+        linear=tuple(linear_layers(network)),
+        named=tuple(named_layers(network)),
+        matmul_parameters=matmul_parameters(policy),
+        past=2 * sum(heads * width for heads, width in keys),
+        moving=_activation_memory(policy, weights=True) if True in modes else UNKNOWN,
+        frozen=_activation_memory(policy, weights=False) if False in modes else UNKNOWN,
+    )
+
+
+@torch.no_grad()
+def matmul_parameters(policy: Policy, *, moving: bool = False) -> int:
+    """Count the weights of linear layers that a token is multiplied with.
+
+    Args:
+        policy: the model.
+        moving: count only trainable ones.
+
+    Returns:
+        Number of weights. A layer that is used at several depths (ALBERT has one for all) counts once per use.
+    """
+    network = policy.network
+    uses = Counter[str]()
+    sizes = {name: inner * outer for name, inner, outer in linear_layers(network)}
+    if moving:
+        sizes = {name: size for name, size in sizes.items() if network.get_submodule(name).weight.requires_grad}
+    hooks = [
+        network.get_submodule(name).register_forward_hook(lambda *_, name=name: uses.update((name,))) for name in sizes
+    ]
+    policy.states(pack([Tokens([1, 2], [False] * 2)]).to(policy.device))
+    for hook in hooks:
+        hook.remove()
+    return sum(size * max(1, uses[name]) for name, size in sizes.items())
+
+
+def linear_layers(network: Any) -> Iterator[tuple[str, int, int]]:
+    """Yield name, I and O of every linear layer except the output layer and an encoder's unused pooler."""
+    last = network.get_output_embeddings()
+    for name, module in network.named_modules():
+        if module is last or "pooler" in name:
+            continue
+        if isinstance(module, nn.Linear):
+            yield name, module.in_features, module.out_features
+        elif isinstance(module, Conv1D):
+            yield name, *module.weight.shape
+
+
+def named_layers(network: Any) -> Iterator[tuple[str, int, int]]:
+    """Yield name, I and O of every embedding and of the output layer."""
+    last = network.get_output_embeddings()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Embedding):
+            yield name, module.num_embeddings, module.embedding_dim
+        elif module is last and isinstance(module, nn.Linear):
+            yield name, module.in_features, module.out_features
+
+
+def _activation_memory(policy: Policy, *, weights: bool) -> ActivationMemory:
+    """Fit a parabola through the activations of rows of three lengths."""
+    sizes = [_kept_bytes(policy, length, weights=weights) for length in LENGTHS]
+    pair, token, once = np.linalg.solve(np.vander(LENGTHS), sizes)
+    return ActivationMemory(float(token), max(0.0, float(once)), float(pair))
+
+
+def _kept_bytes(policy: Policy, length: int, *, weights: bool) -> int:
+    """Return the bytes of all tensors that autograd keeps for a row of this length, without the network's own."""
+    own = {part.untyped_storage().data_ptr() for part in (*policy.network.parameters(), *policy.network.buffers())}
+    saved: dict[int, Tensor] = {}
+
+    def record(value: Tensor) -> Tensor:
+        value = value.detach()  # a saved output refers to its own graph node, a cycle that is never freed
+        address = value.untyped_storage().data_ptr()
+        if address not in own:
+            saved[address] = value
+        return value
+
+    row = Tokens(list(range(1, length + 1)), [False] * length)
+    with _training(policy, weights=weights), torch.autograd.graph.saved_tensors_hooks(record, lambda x: x):
+        policy.states(pack([row]).to(policy.device))
+        return sum(value.untyped_storage().nbytes() for value in saved.values())
+
+
+@contextmanager
+def _training(policy: Policy, *, weights: bool) -> Iterator[None]:
+    """Enter a context in which gradients flow through the whole network, and into its weights if `weights`.
+
+    Dropout is on, as in training, but the state of the random generators is restored.
+    """
+    network = policy.network
+    mode = network.training
+    device = torch.device(policy.device)
+    trainable = {name: value.requires_grad for name, value in network.named_parameters()}
+    for value in network.parameters():
+        value.requires_grad_(weights and value.is_floating_point())
+    hook = network.get_input_embeddings().register_forward_hook(lambda _, __, out: out.detach().requires_grad_())
+    policy.train(True)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        policy.train(mode)
+        hook.remove()
+        for name, value in network.named_parameters():
+            value.requires_grad_(trainable[name])
+
+
+def copy_rate(device: str) -> float:
+    """Measure memory bandwidth, in bytes per second read and written, best of a few copies.
+
+    Args:
+        device: cpu, cuda or mps.
+    """
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    best = 0.0
+    for _ in range(COPIES):
+        start = time.perf_counter()
+        target.copy_(source)
+        if source.is_cuda:
+            torch.cuda.synchronize(source.device)
+        best = max(best, 2 * COPY_BYTES / max(time.perf_counter() - start, 1e-9))
+    return best

@@ -1,0 +1,1 @@
+"""`tunesmith compare`: prompt, retrieval and tuned arms on the same held-out rows."""

@@ -1,0 +1,164 @@
+"""Schema of `compare --json`."""
+
+from __future__ import annotations
+
+import json
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.pipelines.compare.verdict import Verdict
+from tunesmith.report.html import environment
+from tunesmith.report.plots import arms_plot, worth_plot
+from tunesmith.retrieval.recall import Recall
+
+NOT_MEASURED = "not measured"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Task(_Part):
+    """The score of an arm on the test rows, which are the same for all arms."""
+
+    metric: str
+    score: float
+    ci95: tuple[float, float] | None
+    n: int  # rows
+
+
+class Update(_Part):
+    """Answers to questions about facts that were changed in the documents, and the cost of the update."""
+
+    facts: int  # changed facts
+    new: float  # share of answers with the new fact
+    old: float  # share of answers with the old fact
+    seconds: float | None  # until the arm gives the new fact; None if it does not use the documents
+    how: str  # how the arm is updated
+    price: float | None = None  # None without a price of the machine
+
+
+class Latency(_Part):
+    """Speed of an arm: p50 and p95 of single rows, and throughput in a batch."""
+
+    p50: float | None  # seconds
+    p95: float | None  # seconds
+    prompt_tokens: float | None  # median
+    answers_per_second: float  # in a batch
+
+
+class Cost(_Part):
+    """Cost of building an arm and of 1,000 answers in a batch; prices are None without a price of the machine."""
+
+    build_seconds: float
+    seconds_per_1000: float
+    price_to_build: float | None = None
+    price_per_1000: float | None = None
+
+
+class Against(_Part):
+    """Comparison with the next best arm: delta, its 95 % interval, and the p-value adjusted for all pairs (Holm)."""
+
+    arm: str
+    delta: float
+    ci95: tuple[float, float]
+    p_adjusted: float
+
+
+class Gain(Against):
+    """Gain of an arm over an arm with an equal or lower score."""
+
+    over: str
+
+
+class GeneralAbilityChange(_Part):
+    """General ability after tuning: increase of the loss on general text, and accuracy on probe items."""
+
+    nats_rise: float  # nats per token, tuned minus base
+    probe: float | None  # share of correct answers
+    probe_base: float | None  # the same for the base model
+
+
+class StyleScore(_Part):
+    """Style of the answers compared with the reference answers."""
+
+    auc: float | None  # of a classifier of generated against reference answers; 0.5: indistinguishable
+    rules: dict[str, float]  # style rule -> share of answers that satisfy it
+
+
+class ArmPage(_Part):
+    """Results of one arm on the test rows."""
+
+    name: str
+    detail: str  # settings chosen on validation rows
+    candidate: bool  # False: a diagnostic arm, never recommended
+    task: Task
+    others: dict[str, float]  # further metrics
+    against: Against | None
+    domain: float | None  # score on the rows whose answer is in the documents
+    domain_n: int  # number of these rows
+    general: GeneralAbilityChange | None
+    style: StyleScore | None
+    latency: Latency
+    update: Update | None
+    labels: int  # labelled rows used
+    cost: Cost
+    run: str = ""  # run folder of a tuned arm
+
+
+class TableRow(_Part):
+    """One row of the table: a common belief about prompting, retrieval and tuning, and the measurements."""
+
+    row: str
+    belief: tuple[str, str, str]  # about prompting, retrieval and tuning
+    measured: str  # the metrics
+    here: dict[str, str]  # arm -> measurement
+
+    @property
+    def known(self) -> bool:
+        """True if any arm was measured."""
+        return any(cell != NOT_MEASURED for cell in self.here.values())
+
+
+class Comparison(_Part):
+    """The result of `tunesmith compare`: measurements and verdict."""
+
+    folder: str
+    model: str
+    objective: str
+    metric: str
+    rows: int  # test rows
+    arms: list[ArmPage]
+    gains: list[Gain] = []
+    retrieval: list[Recall]
+    chunks: int  # in the index
+    table: list[TableRow]
+    verdict: Verdict
+    notes: list[str]
+    environment: dict[str, str]
+
+
+def schema() -> str:
+    """Return the JSON schema of a comparison."""
+    return json.dumps(Comparison.model_json_schema(), indent=1)
+
+
+def page(found: Comparison) -> str:
+    """The comparison's page; everything that came from rows, documents and models is escaped."""
+    ranked = sorted(found.arms, key=lambda arm: -arm.task.score)
+    scores = [(arm.name, arm.task.score, arm.task.ci95 or (arm.task.score, arm.task.score)) for arm in ranked]
+    costs = [
+        (arm.name, arm.cost.build_seconds + arm.cost.seconds_per_1000, arm.task.score)
+        for arm in ranked
+        if arm.candidate
+    ]
+    return (
+        environment()
+        .get_template("compare.html.jinja")
+        .render(
+            c=found,
+            arms=ranked,
+            scores=arms_plot(scores, metric=found.metric, chosen=found.verdict.arm),
+            worth=worth_plot(costs, metric=found.metric, chosen=found.verdict.arm),
+        )
+    )

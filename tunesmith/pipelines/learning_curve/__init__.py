@@ -1,0 +1,1 @@
+"""`tunesmith learning-curve`: the expected gain from more rows."""

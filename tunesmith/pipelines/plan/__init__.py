@@ -1,0 +1,1 @@
+"""`tunesmith plan`: predict memory and time, recommend a technique."""

@@ -1,0 +1,1 @@
+"""`tunesmith rlhf`: sample, judge, learn, judge again."""

@@ -1,0 +1,1 @@
+"""`tunesmith tune`: base scores, training, tuned scores, report."""

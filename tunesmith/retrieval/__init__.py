@@ -1,0 +1,1 @@
+"""Chunk documents, index them, and put passages into prompts."""

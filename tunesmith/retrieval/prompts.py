@@ -1,0 +1,165 @@
+"""Prompts of the arms: the plain question, with few-shot examples, or with retrieved passages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from tunesmith.data.documents.document import plain
+from tunesmith.data.examples.types import Chat, Example, LabelledText
+from tunesmith.data.text.words import words_of
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.objectives import Classify, Instruct
+from tunesmith.objectives.instruct import asked, reference
+from tunesmith.retrieval.index import Hit
+
+BATCH_SIZE = 256  # texts per similarity matrix, which is dense
+
+
+class Nearest:
+    """Nearest neighbours by TF-IDF of words and word pairs.
+
+    Example: `Nearest(train_texts).to(test_texts, 4)`.
+    """
+
+    def __init__(self, known: Sequence[str]) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._vectorizer = TfidfVectorizer(
+            ngram_range=(1, 2), tokenizer=words_of, token_pattern=None, sublinear_tf=True
+        )
+        self._count = len(known)
+        # TF-IDF cannot be fitted to texts without any word.
+        self._known = self._vectorizer.fit_transform(known) if any(map(words_of, known)) else None
+
+    def to(self, texts: Sequence[str], count: int) -> list[list[int]]:
+        """Find the most similar known texts.
+
+        Args:
+            texts: the queries.
+            count: number of neighbours.
+
+        Returns:
+            Indices of known texts for each query, the most similar first.
+        """
+        if self._known is None:
+            return [list(range(min(count, self._count)))] * len(texts)
+        queries = self._vectorizer.transform(texts)
+        neighbours = list[list[int]]()
+        for start in range(0, len(texts), BATCH_SIZE):
+            similarity = (queries[start : start + BATCH_SIZE] @ self._known.T).toarray()
+            neighbours += [np.argsort(-row, kind="stable")[:count].tolist() for row in similarity]
+        return neighbours
+
+
+# Templates with passages. The best one on validation rows is used; the `raft` arm is trained with the first.
+FORMS = (
+    "{passages}\n\n{question}",
+    "Text: {passages}\n\n{question} Reply with the answer only.",
+)
+
+
+# Characters of an example in the prompt; longer ones would leave too little context for the question.
+SHOT = 600
+
+
+def question_of(objective: Classify | Instruct, example: Example, wording: str = "") -> list[Message]:
+    """Return the messages of a row.
+
+    Args:
+        objective: classification or instruction following.
+        example: the row.
+        wording: prompt template; empty for the default.
+    """
+    if isinstance(objective, Classify):
+        assert isinstance(example, LabelledText)
+        return objective.messages(example.text, wording)
+    return asked(example, wording)
+
+
+def with_shots(
+    objective: Classify | Instruct, asked: Sequence[Message], shots: Sequence[Example], wording: str = ""
+) -> list[Message]:
+    """Insert few-shot examples before a question, the most similar one last; system messages stay first.
+
+    Args:
+        objective: classification or instruction following.
+        asked: the messages of the question.
+        shots: the examples, the most similar one first.
+        wording: prompt template; empty for the default.
+    """
+    before = [turn for shot in reversed(shots) for turn in _answered(objective, shot, wording)]
+    turns = [replace(turn, tools="") for turn in asked]
+    system = [turn for turn in turns if turn.role == "system"]
+    first, *others = [*system, *before, *(turn for turn in turns if turn.role != "system")]
+    return [replace(first, tools=asked[0].tools), *others]
+
+
+def _answered(objective: Classify | Instruct, shot: Example, wording: str) -> list[Message]:
+    """Return an example as question and answer, shortened if it is long."""
+    if isinstance(shot, LabelledText):
+        short: Example = replace(shot, text=shot.text[:SHOT])
+        return [*question_of(objective, short, wording), Message("assistant", shot.labels[0])]
+    text = question_of(objective, shot)[-1].content[: SHOT + 200]
+    return [Message("user", f"{text}\n\n{wording}" if wording else text), Message("assistant", reference(shot))]
+
+
+def with_passages(messages: Sequence[Message], hits: Sequence[Hit], form: str = FORMS[0]) -> list[Message]:
+    """Insert retrieved passages before the last message, the best one closest to it.
+
+    Args:
+        messages: the question.
+        hits: the passages, best first; without any the question is unchanged.
+        form: one of `FORMS`.
+    """
+    if not hits:
+        return list(messages)
+    passages = "\n\n".join(hit.chunk.text for hit in reversed(hits))
+    *before, last = messages
+    marks = {"{passages}": passages, "{question}": last.content}
+    filled = "".join(marks.get(part, part) for part in re.split(r"(\{passages\}|\{question\})", form))
+    return [*before, replace(last, content=filled)]
+
+
+def shown_in(asked: Sequence[Message], hits: Sequence[Hit]) -> list[Hit]:
+    """Return the hits that the prompt contains; the worst ones are dropped if they do not fit the context.
+
+    Args:
+        asked: the messages of the prompt.
+        hits: the retrieved passages.
+    """
+    return [hit for hit in hits if hit.chunk.text in asked[-1].content]
+
+
+def cited(answer: str, hits: Sequence[Hit]) -> str:
+    """Find the source of an answer.
+
+    Args:
+        answer: the generated text.
+        hits: the passages in the prompt.
+
+    Returns:
+        The id of the chunk that contains most words of the answer; empty if no chunk contains half of them.
+    """
+    words = set(plain(answer).split())
+    overlaps = [len(words & set(plain(hit.chunk.text).split())) for hit in hits]
+    most = max(overlaps, default=0)
+    return hits[overlaps.index(most)].chunk.id if most and most >= len(words) / 2 else ""
+
+
+def raft_example(example: Example, hits: Sequence[Hit], objective: Classify | Instruct) -> Chat:
+    """Build a training row with passages in its prompt.
+
+    Args:
+        example: the training row.
+        hits: the passages, best first.
+        objective: classification or instruction following.
+
+    Source: RAFT, Zhang et al. 2024, arXiv 2403.10131.
+    """
+    prompt = with_passages(question_of(objective, example), hits)
+    answer = example.labels[0] if isinstance(example, LabelledText) else reference(example)
+    return Chat(example.where, (*prompt, Message("assistant", answer)), example.group)

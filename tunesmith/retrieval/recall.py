@@ -1,0 +1,108 @@
+"""Retrieval metrics (recall at k and MRR), independent of the model that reads the chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+
+from tunesmith.data.documents.document import plain
+from tunesmith.retrieval.chunks import Chunk
+from tunesmith.retrieval.index import Hit
+
+CUTS = (1, 3, 5, 10)  # k of recall at k
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The location of an answer in the documents."""
+
+    evidence: str  # the words that contain the answer
+    doc_id: str = ""  # empty if unknown
+
+
+class Recall(BaseModel):
+    """Recall at k and mean reciprocal rank of one search method."""
+
+    model_config = ConfigDict(frozen=True)
+
+    search: str  # fused, words or vectors
+    n: int  # rows
+    recall: dict[int, float]  # k -> share of rows with a correct chunk among the first k
+    mrr: float  # mean of 1 / rank of the first correct chunk, 0 if it is not found
+
+
+def right_chunks(chunks: Sequence[Chunk], origins: Sequence[Origin]) -> list[set[str]]:
+    """Find the chunks that contain the evidence of each row.
+
+    Args:
+        chunks: all chunks.
+        origins: evidence and document of each row.
+
+    Returns:
+        Ids of chunks for each row; an empty set if no chunk contains the evidence.
+    """
+    by_document: dict[str, list[Chunk]] = {}
+    by_word: dict[str, list[Chunk]] = {}
+    texts = {chunk.id: f" {plain(chunk.text)} " for chunk in chunks}
+    # Without a document, only the chunks with the rarest word of the evidence are searched.
+    needs_words = any(not origin.doc_id for origin in origins)
+    for chunk in chunks:
+        by_document.setdefault(chunk.doc_id, []).append(chunk)
+        for word in set(texts[chunk.id].split()) if needs_words else ():
+            by_word.setdefault(word, []).append(chunk)
+    correct = []
+    for origin in origins:
+        evidence = plain(origin.evidence)
+        rarest = min((by_word.get(word, []) for word in evidence.split()), key=len, default=[])
+        candidates = by_document.get(origin.doc_id, []) if origin.doc_id else rarest
+        correct.append({chunk.id for chunk in candidates if evidence and f" {evidence} " in texts[chunk.id]})
+    return correct
+
+
+def recall(search: str, hits: Sequence[Sequence[Hit]], right: Sequence[set[str]]) -> Recall:
+    """Compute recall and MRR over the rows whose evidence is in a chunk.
+
+    Args:
+        search: name of the search method.
+        hits: the retrieved chunks of each row, best first.
+        right: ids of the correct chunks of each row.
+
+    Raises:
+        ValueError: no row has a correct chunk.
+    """
+    ranks = [
+        next((rank for rank, hit in enumerate(row_hits, 1) if hit.chunk.id in correct), 0)
+        for row_hits, correct in zip(hits, right, strict=True)
+        if correct
+    ]
+    if not ranks:
+        raise ValueError("no row has a known correct chunk")
+    shares = {cut: sum(0 < rank <= cut for rank in ranks) / len(ranks) for cut in CUTS}
+    return Recall(search=search, n=len(ranks), recall=shares, mrr=sum(1 / rank for rank in ranks if rank) / len(ranks))
+
+
+def origins_of(rows: Sequence[Mapping[str, object]], answers: Sequence[str], columns: tuple[str, str]) -> list[Origin]:
+    """Read evidence and document of each row.
+
+    Args:
+        rows: the fields of each row.
+        answers: the evidence of rows without an evidence column.
+        columns: names of the evidence and document columns; empty if there is none.
+    """
+    evidence, document = columns
+    return [
+        Origin(cell(row, evidence) or answer, cell(row, document)) for row, answer in zip(rows, answers, strict=True)
+    ]
+
+
+def cell(row: Mapping[str, object], column: str) -> str:
+    """Return the value of a column as text, or an empty string if it is missing.
+
+    Args:
+        row: the fields of a row.
+        column: name of the column; may be empty.
+    """
+    value = row.get(column) if column else None
+    return "" if value is None else str(value)

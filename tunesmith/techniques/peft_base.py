@@ -1,0 +1,128 @@
+"""The common part of PEFT's techniques: a configuration, a wrapped base, and a folder that PEFT writes and reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.errors import CheckpointError, RecipeError, briefly
+from tunesmith.models.loading.load import LoadOptions
+from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.policy import Policy
+
+# Layer types that PEFT can adapt.
+CHANGEABLE = (nn.Linear, nn.Embedding, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NAMES = re.compile(r"\s*[\w.]+(\s*,\s*[\w.]+)*\s*")
+
+
+class Adapter(BaseModel):
+    """A technique that does not change the base's weights; the result is a small folder in PEFT's format."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def load_options(self) -> LoadOptions:
+        """Return the options of plain weights."""
+        return LoadOptions()
+
+    def virtual_tokens(self) -> int:
+        """Return 0."""
+        return 0
+
+    def refusal(self, base: Any, *, family: str) -> str:
+        """Return an empty string: every network can be tuned with it."""
+        return ""
+
+    def save(self, policy: Policy, folder: Path) -> None:
+        """Write an adapter folder that `PeftModel.from_pretrained` loads."""
+        # no_grad: an LSTM sums in another order with gradient, and p-tuning has to save what inference computes.
+        with quiet(), torch.no_grad():
+            # save_embedding_layers="auto" would ask the Hub whether embedding rows were added; none ever are here.
+            policy.adapter.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; the run writes one of its own
+
+    def restore(self, base: Any, folder: Path, *, family: str) -> Policy:
+        """Load the saved adapter over a fresh base. Raises CheckpointError if there is none."""
+        from peft import PeftModel
+
+        if not (folder / "adapter_model.safetensors").exists():
+            raise CheckpointError(
+                f"{folder}: no adapter_model.safetensors in it; the run was not finished, run `tunesmith tune` again"
+            )
+        with quiet():
+            return self._policy(base, PeftModel.from_pretrained(base, folder), family)
+
+    def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
+        """Return a policy over the adapted base, whose reference context disables the adapter."""
+        policy = Policy.over(base, family=family, reference=wrapped.disable_adapter)
+        policy.adapter = wrapped
+        return policy
+
+
+def put_inside(base: Any, config: Any, *, targets: object, fix: str) -> Any:
+    """Return PEFT's model with an adapter inside the base's layers. Raises RecipeError if it has no such layers."""
+    from peft import get_peft_model
+
+    with quiet():
+        try:
+            return get_peft_model(base, config)
+        except ValueError as error:  # no layer of these names, or one of a type that PEFT cannot adapt
+            raise RecipeError(f"technique.targets: {targets!r}: {briefly(error)}; {fix}") from error
+
+
+def names_in(value: object) -> object:
+    """Split a text of comma-separated names; return anything else unchanged."""
+    if isinstance(value, str) and NAMES.fullmatch(value):
+        return tuple(name.strip() for name in value.split(","))
+    return value
+
+
+def reaches(name: str, targets: str | Sequence[str]) -> bool:
+    """Return whether PEFT adapts a layer.
+
+    Args:
+        name: the layer's full name, such as `model.layers.0.mlp.up_proj`.
+        targets: a pattern for the full name, or a list of last parts.
+    """
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(f".{name}".endswith(f".{part}") for part in targets)
+
+
+def unfit(base: Any, targets: str | Sequence[str], changeable: tuple[type[nn.Module], ...] = CHANGEABLE) -> str:
+    """Return why these layers of a network cannot be adapted; empty if they can. `targets` as in `reaches`."""
+    if not targets:
+        return "technique.targets: expected at least one layer; name one, or leave it out"
+    try:
+        parts: list[str | tuple[str, ...]] = (
+            [re.compile(targets).pattern] if isinstance(targets, str) else [(name,) for name in targets]
+        )
+    except re.error as error:
+        return f"technique.targets: {targets!r} is not a valid pattern ({error}); write .* for any characters"
+    modules = {name: module for name, module in base.named_modules() if "pooler" not in name}
+    layers = {name for name, module in modules.items() if isinstance(module, changeable)}
+    for part in parts:
+        matches = [name for name in modules if reaches(name, part)]
+        if not layers.intersection(matches):
+            available = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            what = f"matches {part!r}" if isinstance(part, str) else f"is called {''.join(part)!r}"
+            return f"technique.targets: no layer {what}; use one of {available}"
+        if other := [name for name in matches if name not in layers]:
+            return f"technique.targets: {part!r} matches {other[0]}, which cannot be adapted; name layers inside it"
+    # Tied embeddings share one weight: an adapter next to one of them acts there only, merged it would act in both.
+    inner, outer = base.get_input_embeddings(), base.get_output_embeddings()
+    if outer is None or outer.weight is not inner.weight:
+        return ""
+    for name in layers:
+        if reaches(name, targets) and base.get_submodule(name) in (inner, outer):
+            return (
+                f"technique.targets: {name} shares its weight with the model's other embedding, so an adapter of "
+                "one of them could not be merged; leave it out, or use technique: full"
+            )
+    return ""

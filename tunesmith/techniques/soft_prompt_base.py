@@ -1,0 +1,71 @@
+"""The common part of prompt, prefix and p-tuning: PEFT's virtual tokens in front of every row.
+
+Letters: V virtual tokens, D hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tunesmith.errors import RecipeError
+from tunesmith.models.attention.soft_prompt import Virtual
+from tunesmith.models.loading.suppress_output import quiet
+from tunesmith.models.policy import Policy
+from tunesmith.techniques.peft_base import Adapter
+
+# PEFT's model puts virtual tokens in front of a row only if it has a task type.
+TASKS = {"decoder": "CAUSAL_LM", "encoder": "FEATURE_EXTRACTION"}
+
+
+class Soft(Adapter):
+    """A technique with virtual tokens."""
+
+    def _with_virtual_tokens(self, base: Any, config: Any, *, family: str, start: torch.Tensor | None = None) -> Policy:
+        """Return a policy with the virtual tokens of a PEFT configuration, initialized to `start` [V, ...] if given."""
+        from peft import get_peft_model
+
+        with quiet():
+            policy = self._policy(base, get_peft_model(base, config), family)
+        if start is not None:
+            with torch.no_grad():
+                assert policy.virtual is not None
+                policy.virtual.module.embedding.weight.copy_(start)  # type: ignore[union-attr, operator]
+        return policy
+
+    def _policy(self, base: Any, wrapped: Any, family: str) -> Policy:
+        """Return the base with virtual tokens. Raises RecipeError if a sliding window would hide some of them."""
+        base.requires_grad_(False)
+        policy = Policy.over(base, family=family)
+        policy.adapter = wrapped
+        policy.weights = False
+        policy.virtual = Virtual(wrapped, wrapped.active_peft_config.num_virtual_tokens, family == "decoder")
+        policy.reference = policy.without_virtual
+        if policy.virtual.is_past:
+            with torch.no_grad():
+                visible = min(keys.shape[2] for keys, _ in policy.virtual.past(base))
+            if visible < policy.virtual.size:
+                raise RecipeError(
+                    f"technique.tokens: the model's attention window holds {visible} virtual tokens, "
+                    f"got {policy.virtual.size}; use at most {visible}"
+                )
+        return policy
+
+
+def sizes(base: Any) -> dict[str, Any]:
+    """Return width, heads and layers of a base, which PEFT finds in some families only."""
+    config = base.config
+    return {
+        "token_dim": base.get_input_embeddings().embedding_dim,
+        "num_attention_heads": config.num_attention_heads,
+        "num_layers": config.num_hidden_layers,
+    }
+
+
+def opening(start: Sequence[int], size: int, device: torch.device) -> torch.Tensor:
+    """Return `size` ids of the text, truncated or repeated to that length. Raises RecipeError if it is empty."""
+    if not start:
+        raise RecipeError("technique.init: there is no text to start from; use init: random")
+    return torch.tensor([start[i % len(start)] for i in range(size)], device=device)

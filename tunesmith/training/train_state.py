@@ -1,0 +1,128 @@
+"""Where a run is, and what of it is on disk: the last step whole, and the best numbers so far."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.models.batch import Batch
+from tunesmith.models.loading.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
+from tunesmith.models.loading.device import peak_bytes
+from tunesmith.models.policy import Policy
+from tunesmith.training.optim import optimizer_tensors, restore_optimizer
+
+TRAINABLE_STATE_FILE = "numbers.safetensors"
+
+# Fields of `TrainingState` that have another key in state.json, so that older checkpoints can be resumed.
+STATE_KEYS = {
+    "bad_validations": "worse",
+    "forward_tokens": "computed",
+    "peak_bytes": "peak",
+    "validation_pending": "owed",
+}
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """Where a run is: all that a checkpoint holds beside tensors."""
+
+    step: int = 0
+    best: float = math.inf
+    best_step: int = 0
+    bad_validations: int = 0  # validations since the best
+    seconds: float = 0.0  # training steps only
+    tokens: int = 0
+    forward_tokens: int = 0  # tokens that passed through the network, a shared prefix counted once
+    rows: int = 0
+    stopped_early: bool = False
+    peak_bytes: int = 0  # bytes: the largest resident size of a process that trained
+    saved_best: int = 0  # the best step of the checkpoint on disk, whose numbers a run that goes on may end with
+    validation_pending: bool = False  # the validation of this step, which a reward broke off
+
+    def count(self, batches: Sequence[Batch], prepared: Sequence[Batch], *, seconds: float) -> int:
+        """One step more, and the tokens of it; drawn answers are rows' tokens too, and are no rows of the user's."""
+        tokens = sum(batch.tokens for batch in prepared)
+        self.step += 1
+        self.seconds += seconds
+        self.tokens += tokens
+        self.forward_tokens += sum(batch.forward_tokens for batch in prepared)
+        self.rows += sum(batch.examples for batch in batches)
+        self.peak_bytes = max(self.peak_bytes, peak_bytes())
+        return tokens
+
+
+def _to_json(state: TrainingState) -> dict[str, Any]:
+    return {STATE_KEYS.get(name, name): value for name, value in asdict(state).items()}
+
+
+def _from_json(values: Mapping[str, Any]) -> TrainingState:
+    fields = {key: name for name, key in STATE_KEYS.items()}
+    return TrainingState(**{fields.get(key, key): value for key, value in values.items()})
+
+
+def trainable_state(policy: Policy) -> dict[str, Tensor]:
+    """The trainable numbers by name."""
+    return {name: value.detach() for name, value in policy.trainable()}
+
+
+@torch.no_grad()
+def load_trainable_state(policy: Policy, tensors: Mapping[str, Tensor]) -> None:
+    """Put saved numbers back."""
+    for name, value in policy.trainable():
+        value.copy_(tensors[name])
+
+
+def save_best(policy: Policy, state: TrainingState, folder: Path) -> None:
+    """Write the numbers of the best step under its name: a run that goes on from an older one finds its own."""
+    write_folder(_best(state, folder), lambda half: save_tensors(trainable_state(policy), half / TRAINABLE_STATE_FILE))
+    _drop_all_but({state.best_step, state.saved_best}, folder)
+
+
+def best_trainable_state(state: TrainingState, folder: Path) -> dict[str, Tensor]:
+    """The numbers of the best step. Raises CheckpointError."""
+    best = find_folder(_best(state, folder)) or _best(state, folder)
+    verify_folder(best)
+    return load_tensors(best / TRAINABLE_STATE_FILE)
+
+
+def _best(state: TrainingState, folder: Path) -> Path:
+    return folder / f"best-{state.best_step}"
+
+
+def _drop_all_but(steps: set[int], folder: Path) -> None:
+    """Delete the numbers of steps that are the best no more, and what a kill left of any."""
+    wanted = {f"best-{step}" for step in steps}
+    for other in folder.glob("*best-*"):
+        if other.name not in wanted:
+            shutil.rmtree(other)
+
+
+def save(policy: Policy, optimizer: torch.optim.Optimizer, state: TrainingState, folder: Path) -> None:
+    """Write the checkpoint of this step, whole or not at all."""
+
+    def fill(half: Path) -> None:
+        save_tensors(trainable_state(policy), half / TRAINABLE_STATE_FILE)
+        save_tensors(optimizer_tensors(optimizer, policy), half / "optimizer.safetensors")
+        (half / "state.json").write_text(json.dumps(_to_json(state)), encoding="utf-8")
+
+    state.saved_best = state.best_step
+    write_folder(folder / "last", fill)
+    _drop_all_but({state.best_step}, folder)
+
+
+def resume(policy: Policy, optimizer: torch.optim.Optimizer, folder: Path) -> TrainingState | None:
+    """The state of the newest whole checkpoint, its numbers put back; None when there is none."""
+    if (last := find_folder(folder / "last")) is None:
+        return None
+    verify_folder(last)
+    load_trainable_state(policy, load_tensors(last / TRAINABLE_STATE_FILE))
+    restore_optimizer(optimizer, policy, load_tensors(last / "optimizer.safetensors"))
+    return _from_json(json.loads((last / "state.json").read_text(encoding="utf-8")))

@@ -1,0 +1,305 @@
+"""OpenAI-compatible server as an ASGI app, with `/classify`, `/feedback`, health, metrics and administration."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import struct
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
+
+from tunesmith.annotation.thumbs import Thumbs
+from tunesmith.annotation.vote_store import Unwritten
+from tunesmith.errors import TunesmithError, key_of
+from tunesmith.inference.serving.live_answer import CompletionChunk, ScoredToken
+from tunesmith.inference.serving.protocol import AnsweringEngine, Busy, Model
+from tunesmith.inference.serving.request import AskError, GenerationRequest, UnknownModel
+from tunesmith.inference.serving.traffic_split import Splits
+from tunesmith.objectives import Classify, Multitask
+from tunesmith.web.openai.metrics import Metrics
+from tunesmith.web.openai.requests import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    NameWanted,
+    RatingRequest,
+    TextsRequest,
+)
+from tunesmith.web.openai.responses import Call, ChatCompletionBuilder, split_calls, wrong
+from tunesmith.web.openai.stream import CompletionStream, InternalError, Late
+from tunesmith.web.security import Refusal, RequestPolicy
+
+MOST_BYTES = 512 * 1024  # of a request body
+# Errors of the web framework. An internal error is reported without its traceback, which is in the log.
+FRAMEWORK_ERRORS = {
+    404: "no such route; docs/reference/http-api.md lists all routes",
+    405: "method not allowed; use GET or POST as listed in docs/reference/http-api.md",
+    500: "internal error in tunesmith; see the log of the server",
+}
+# Leading folders of a path, removed from error messages: clients must not learn the file system of the server.
+FOLDERS = re.compile(r"(?<![^\s'\"(])(?:[A-Za-z]:)?[\\/](?:[^\s\\/:;,'\"]+[\\/])*")
+Handler = Callable[[Any], Awaitable[Any]]
+# Exception -> HTTP status, OpenAI error type and code.
+ERRORS: dict[type[Exception], tuple[int, str, str | None]] = {
+    UnknownModel: (404, "invalid_request_error", "model_not_found"),
+    Busy: (429, "rate_limit_error", "queue_full"),
+    Late: (504, "timeout", "took_too_long"),
+    InternalError: (500, "server_error", None),
+    Unwritten: (503, "server_error", None),
+    TunesmithError: (400, "invalid_request_error", None),
+}
+
+
+def refuses(refused: Refusal) -> Any:
+    """Return the body of a request rejected by `Guard` in OpenAI's error schema."""
+    return wrong(refused.text, code="no_token" if refused.status == 401 else None)
+
+
+POLICY = RequestPolicy(own_header=False, most_bytes=MOST_BYTES, refuses=refuses)
+
+
+class Api:
+    """Routes of the server.
+
+    Args:
+        engine: generates answers, embeddings and labels.
+        splits: names that distribute requests over several models.
+        metrics: counters of requests and tokens.
+        thumbs: store of ratings sent to /feedback.
+    """
+
+    def __init__(self, engine: AnsweringEngine, *, splits: Splits, metrics: Metrics, thumbs: Thumbs) -> None:
+        self._engine, self._splits, self._metrics, self._thumbs = engine, splits, metrics, thumbs
+
+    def app(self) -> Any:
+        """Create the ASGI app, without FastAPI's documentation pages, which load scripts from a CDN."""
+        from fastapi import FastAPI
+
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        routes: Sequence[tuple[str, str, Handler]] = (
+            ("POST", "/v1/chat/completions", self._chat),
+            ("POST", "/v1/completions", self._text),
+            ("POST", "/v1/embeddings", self._embeddings),
+            ("POST", "/classify", self._classify),
+            ("POST", "/feedback", self._thumb),
+            ("GET", "/v1/models", self._models),
+            ("GET", "/v1/models/{name:path}", self._model),
+            ("GET", "/health", self._health),
+            ("GET", "/metrics", self._count),
+            ("POST", "/admin/load", self._load),
+            ("POST", "/admin/unload", self._unload),
+            ("POST", "/admin/rollback", self._roll_back),
+        )
+        for method, path, handler in routes:
+            app.add_route(path, self._guarded(path, handler), methods=[method])
+        for status, text in FRAMEWORK_ERRORS.items():
+            app.exception_handler(status)(_framework_error(status, text))
+        return app
+
+    def _guarded(self, path: str, handler: Handler) -> Handler:
+        """Wrap a handler so that errors become responses and every response is counted."""
+
+        async def answered(request: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                answer = await handler(request)
+            except (TunesmithError, ValidationError) as error:
+                status, body = _status_and_body(error)
+                answer = _json(body, status)
+                if status >= 500 and not isinstance(error, Unwritten):
+                    answer.headers["x-should-retry"] = "false"  # a retry would take as long again
+            self._metrics.answered(path, answer.status_code, time.perf_counter() - started)
+            return answer
+
+        return answered
+
+    async def _chat(self, request: Any) -> Any:
+        return await self._generate(request, ChatCompletionRequest.model_validate_json(await request.body()))
+
+    async def _text(self, request: Any) -> Any:
+        return await self._generate(request, CompletionRequest.model_validate_json(await request.body()))
+
+    def _run(self, name: str, who: str = "") -> Model:
+        return self._engine.registry.get(self._splits.choose(name, who=who))
+
+    async def _generate(self, request: Any, body: ChatCompletionRequest | CompletionRequest) -> Any:
+        """Answer with one body or with a stream of server-sent events."""
+        from fastapi.responses import StreamingResponse
+
+        run = self._run(body.model, body.user)
+        longest = min(run.sampling.max_new_tokens, self._engine.limits.new_tokens)
+        ask = body.ask(run.name, replace(run.sampling, max_new_tokens=longest))
+        pieces = CompletionStream(request, lambda last: self._metrics.drew(run.name, last))
+        pieces.ticket = self._engine.ask(ask, pieces.on_chunk)
+        telling = ChatCompletionBuilder(run.name, run.template, chat=ask.text is None)
+        if ask.in_pieces:
+            # Awaited before the response starts, so that an invalid request still gets its own status.
+            first = await anext(aiter(pieces), None)
+            chunks = _stream(first, pieces, telling, ask, usage_too=body.stream_options.include_usage)
+            return StreamingResponse(chunks, media_type="text/event-stream")
+        text = ""
+        scored: list[ScoredToken] = []
+        last = CompletionChunk(end="stop")
+        async for piece in pieces:
+            text += piece.text
+            scored += piece.scored
+            last = piece
+        text, calls = split_calls(text, ask.messages)
+        return _json(telling.whole(text, scored, last, calls))
+
+    async def _embeddings(self, request: Any) -> Any:
+        body = TextsRequest.model_validate_json(await request.body())
+        run = self._run(body.model, body.user)
+        states = await self._read(run, "states", body.texts)
+        vectors = [list(vector) for vector, _ in states]
+        tokens = sum(count for _, count in states)
+        if body.dimensions not in (None, width := len(vectors[0])):
+            raise AskError(f"dimensions: expected {width} for {run.name}, got {body.dimensions}; omit it")
+        encoded: list[Any] = vectors
+        if body.encoding_format == "base64":  # the default of OpenAI's client: float32
+            packed = (struct.pack(f"<{width}f", *vector) for vector in vectors)
+            encoded = [base64.b64encode(content).decode() for content in packed]
+        data = [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(encoded)]
+        counts = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return _json({"object": "list", "model": run.name, "data": data, "usage": counts})
+
+    async def _classify(self, request: Any) -> Any:
+        body = TextsRequest.model_validate_json(await request.body())
+        run = self._run(body.model, body.user)
+        if not isinstance(run.objective, Classify):
+            tasks = [*run.objective.tasks] if isinstance(run.objective, Multitask) else []
+            fix = f"use one of its tasks, such as {run.name}/{tasks[0]}" if tasks else "use another route or model"
+            raise AskError(f"model: {run.name} is not a classifier; {fix}")
+        results = await self._read(run, "labels", body.texts)
+        data = [{"index": i, "label": result.label, "labels": result.labels, "probabilities": result.probabilities}
+                for i, result in enumerate(results)]  # fmt: skip
+        return _json({"object": "list", "model": run.name, "data": data})
+
+    async def _read(self, run: Model, kind: Any, texts: Sequence[str]) -> Any:
+        try:
+            return await asyncio.wrap_future(self._engine.whole(run.name, kind, texts))
+        except asyncio.CancelledError as error:
+            limit = f"{self._engine.limits.seconds:.0f} s"
+            raise Late(f"server: time limit of {limit} exceeded; send fewer texts per request") from error
+
+    async def _thumb(self, request: Any) -> Any:
+        body = RatingRequest.model_validate_json(await request.body())
+        if body.model in self._splits.shares:
+            raise AskError(f"model: {body.model} is a traffic split; send the `model` of the response")
+        run = self._run(body.model)
+        messages = body.judged()
+        keep = partial(self._thumbs.keep, by=run.name, good=body.good, rater=body.by)
+        await asyncio.to_thread(keep, messages, body.answer)
+        return _json({"kept": True})
+
+    async def _models(self, request: Any) -> Any:
+        data = [_card(run) for run in self._engine.registry.runs()]
+        data += [{**_named(name), "split": dict(shares)} for name, shares in self._splits.shares.items()]
+        return _json({"object": "list", "data": data})
+
+    async def _model(self, request: Any) -> Any:
+        name = request.path_params["name"]
+        return _json(_named(name) if name in self._splits.shares else _card(self._engine.registry.get(name)))
+
+    async def _health(self, request: Any) -> Any:
+        engine = self._engine
+        loaded = [run.name for run in engine.registry.runs()]
+        return _json({"status": "ok", "models": loaded, "answering": engine.at_work, "waiting": engine.queued})
+
+    async def _count(self, request: Any) -> Any:
+        from fastapi.responses import Response
+
+        text, kind = self._metrics.page(self._engine)
+        return Response(text, media_type=kind)
+
+    async def _load(self, request: Any) -> Any:
+        body = NameWanted.model_validate_json(await request.body())
+        return _json(_card(await asyncio.to_thread(self._engine.registry.load, body.model)))
+
+    async def _unload(self, request: Any) -> Any:
+        body = NameWanted.model_validate_json(await request.body())
+        await asyncio.to_thread(self._engine.registry.unload, body.model)  # blocks while another model is loaded
+        return _json({"id": body.model, "loaded": False})
+
+    async def _roll_back(self, request: Any) -> Any:
+        body = NameWanted.model_validate_json(await request.body())
+        return _json(_card(await asyncio.to_thread(self._engine.registry.roll_back, body.model)))
+
+
+async def _stream(
+    first: CompletionChunk | None,
+    pieces: CompletionStream,
+    telling: ChatCompletionBuilder,
+    request: GenerationRequest,
+    *,
+    usage_too: bool,
+) -> AsyncIterator[str]:
+    """Yield server-sent events: a chunk per piece, token counts if requested, and [DONE].
+
+    With tools, the whole answer is one chunk, because tool calls can only be parsed when it is complete.
+    """
+    piece = first
+    buffer = ""
+    started = False
+    try:
+        while piece is not None:
+            calls: Sequence[Call] = ()
+            if request.messages and request.messages[0].tools:
+                buffer += piece.text
+                text, calls = split_calls(buffer, request.messages) if piece.end else ("", ())
+                piece = replace(piece, text=text)
+            yield f"data: {json.dumps(telling.part(piece, first=not started, calls=calls))}\n\n"
+            started = True
+            if piece.end and usage_too:
+                yield f"data: {json.dumps(telling.counted(piece))}\n\n"
+            piece = await anext(aiter(pieces), None)
+        yield "data: [DONE]\n\n"
+    except TunesmithError as error:  # the status line was sent already, so the error is an event
+        yield f"data: {json.dumps(_status_and_body(error)[1])}\n\n"
+    finally:
+        pieces.release()
+
+
+def _card(run: Model) -> dict[str, Any]:
+    """Return a model as `/v1/models` lists it."""
+    objective = run.objective
+    about: dict[str, Any] = {"version": run.version, "objective": objective.kind, "limit": run.limit}
+    if isinstance(objective, Classify):
+        about["labels"] = list(objective.labels)
+    if objective.instruction:
+        about["instruction"] = objective.instruction
+    return {**_named(run.name), **about}
+
+
+def _named(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "tunesmith"}
+
+
+def _json(body: Any, status: int = 200) -> Any:
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(body, status_code=status)
+
+
+def _status_and_body(error: Exception) -> tuple[int, Any]:
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False, include_url=False)[0]
+        key = ".".join(key_of(first["loc"]))[:100] or "body"
+        return 400, wrong(f"{key}: {first['msg']}; see docs/reference/http-api.md")
+    status, kind, code = next(values for exception, values in ERRORS.items() if isinstance(error, exception))
+    # Messages about the request itself contain the client's own text, all others may contain paths of the server.
+    about_request = isinstance(error, AskError | UnknownModel | Busy | Late | InternalError)
+    return status, wrong(str(error) if about_request else FOLDERS.sub("", str(error)), kind=kind, code=code)
+
+
+def _framework_error(status: int, text: str) -> Callable[[Any, Exception], Awaitable[Any]]:
+    async def respond(_: Any, error: Exception) -> Any:
+        return _json(wrong(text, kind="server_error" if status == 500 else "invalid_request_error"), status)
+
+    return respond

@@ -1,0 +1,297 @@
+"""Request bodies in the schema of OpenAI's API, and their conversion to generation requests."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from tunesmith.data.tokenization.messages import Message, check_order
+from tunesmith.data.tokenization.tool_calls import read_calls, read_tools
+from tunesmith.errors import DataError
+from tunesmith.inference.serving.request import AskError, GenerationRequest
+from tunesmith.models.generation.sampling import Sampling
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Longest = Annotated[int, Field(ge=1)]
+TURNS = 256  # turns per chat
+TOOLS = 256  # tools per chat
+TEXTS = 1024  # texts per request
+ANYTHING = {"type": "object"}  # JSON schema of response_format json_object
+
+
+class _Sent(BaseModel):
+    """Base of request bodies: null means the default, as OpenAI's client assumes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, body: Any) -> Any:
+        return {key: value for key, value in body.items() if value is not None} if isinstance(body, dict) else body
+
+
+class ContentPart(_Sent):
+    """A part of a turn; only text is supported."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatTurn(_Sent):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _texts(cls, content: Any) -> Any:
+        if isinstance(content, list) and any(isinstance(part, dict) and part.get("type") != "text" for part in content):
+            raise ValueError("only parts of type text are supported")
+        return content
+
+    @property
+    def text(self) -> str:
+        """Return all text of the turn."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)  # as in training rows
+        return self.content or ""
+
+    def message(self, *, tools: str = "") -> Message:
+        """Convert the turn to a message.
+
+        Args:
+            tools: tools of the request as JSON, for the first message.
+
+        Raises:
+            DataError: a tool call is malformed.
+        """
+        role = "system" if self.role == "developer" else self.role
+        calls = [_with_arguments(call) for call in self.tool_calls or []]
+        return Message(role, self.text, read_calls({"tool_calls": calls}, "messages: a turn"), tools)
+
+
+def _with_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """Replace empty arguments by {}: some clients send "" for tools without parameters."""
+    function = call.get("function")
+    if isinstance(function, dict) and function.get("arguments") == "":
+        return call | {"function": function | {"arguments": "{}"}}
+    return call
+
+
+class StreamOptions(_Sent):
+    """Options of a streamed response."""
+
+    include_usage: bool = False
+
+
+class Schema(_Sent):
+    """A named JSON schema."""
+
+    name: str = ""
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(_Sent):
+    """Required format of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: Schema | None = None
+
+    @property
+    def schema_(self) -> Mapping[str, Any] | None:
+        """Return the JSON schema, None for any text.
+
+        Raises:
+            AskError: the type is json_schema, but there is no schema.
+        """
+        if self.type == "json_schema":
+            if self.json_schema is None:
+                raise AskError("response_format: json_schema is missing; send the schema")
+            return self.json_schema.schema_
+        return ANYTHING if self.type == "json_object" else None
+
+
+class SamplingFields(_Sent):
+    """Sampling options of a request; defaults are those of the model."""
+
+    model: Name
+    max_tokens: Longest | None = None
+    temperature: Temperature | None = None
+    top_p: Share | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    seed: int | None = None
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    user: str = ""
+    n: Literal[1] | None = 1
+    frequency_penalty: Literal[0] = 0
+    presence_penalty: Literal[0] = 0
+    # Unsupported options that would change the answer are rejected, except for their neutral value.
+    logit_bias: dict[str, Literal[0]] = {}
+    top_k: int = 0
+    min_p: Literal[0] = 0
+    repetition_penalty: Literal[1] = 1
+
+    def sampling(self, default: Sampling) -> Sampling:
+        """Return the options of this request, completed by the model's defaults.
+
+        Raises:
+            AskError: top_k is set at a temperature above 0.
+        """
+        temperature = default.temperature if self.temperature is None else self.temperature
+        if temperature and self.top_k > 0:
+            raise AskError("top_k: not supported; use top_p, or temperature 0")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Sampling(
+            max_new_tokens=default.max_new_tokens if self.longest is None else self.longest,
+            temperature=temperature,
+            top_p=default.top_p if self.top_p is None else self.top_p,
+            stop=stop,
+            seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
+        )
+
+    @property
+    def longest(self) -> int | None:
+        """Return the maximum number of new tokens."""
+        return self.max_tokens
+
+
+class ChatCompletionRequest(SamplingFields):
+    """POST /v1/chat/completions."""
+
+    messages: list[ChatTurn] = Field(min_length=1, max_length=TURNS)
+    max_completion_tokens: Longest | None = None
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: list[dict[str, Any]] = Field([], max_length=TOOLS)
+    tool_choice: Literal["auto", "none"] = "auto"
+    functions: Annotated[list[Any], Field(max_length=0)] = []  # deprecated predecessor of tools
+
+    @property
+    def longest(self) -> int | None:
+        """Return the maximum number of new tokens, by either name."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def ask(self, name: str, default: Sampling) -> GenerationRequest:
+        """Convert the body to a request to the model `name`, with `default` sampling options.
+
+        Raises:
+            AskError: the request is invalid.
+        """
+        if _has_empty_user_turn(self.messages):
+            raise AskError("messages: a user turn is empty; add text")
+        first, *others = self.messages
+        tools = read_tools(self.tools if self.tool_choice == "auto" else [], "tools")
+        return GenerationRequest(
+            name,
+            (first.message(tools=tools), *(turn.message() for turn in others)),
+            sampling=self.sampling(default),
+            schema=self.response_format.schema_ if self.response_format else None,
+            best=self.top_logprobs if self.logprobs else -1,
+            in_pieces=self.stream,
+        )
+
+
+class CompletionRequest(SamplingFields):
+    """POST /v1/completions: continue a text without a chat format."""
+
+    prompt: Annotated[str, Field(min_length=1)]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    echo: Literal[False] | None = False
+    best_of: Literal[1] = 1
+    suffix: Literal[""] = ""
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _single_text(cls, prompt: Any) -> Any:
+        if not isinstance(prompt, list):
+            return prompt
+        if len(prompt) == 1 and isinstance(prompt[0], str):  # sent by some clients
+            return prompt[0]
+        raise ValueError("expected one text, not several or token ids; send each text in its own request")
+
+    def ask(self, name: str, default: Sampling) -> GenerationRequest:
+        """Convert the body to a request to the model `name`, with `default` sampling options."""
+        best = -1 if self.logprobs is None else self.logprobs
+        return GenerationRequest(
+            name, text=self.prompt, sampling=self.sampling(default), best=best, in_pieces=self.stream
+        )
+
+
+class TextsRequest(_Sent):
+    """POST /v1/embeddings and /classify."""
+
+    model: Name
+    input: Annotated[str, Field(min_length=1)] | list[Annotated[str, Field(min_length=1)]] = Field(max_length=2**20)
+    user: str = ""
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _no_ids(cls, texts: Any) -> Any:
+        # Clients that send token ids use OpenAI's tokenizer.
+        if isinstance(texts, list) and any(isinstance(text, int | list) for text in texts):
+            raise ValueError("token ids are not supported; send texts (LangChain: check_embedding_ctx_length=False)")
+        return texts
+
+    @property
+    def texts(self) -> list[str]:
+        """Return the texts.
+
+        Raises:
+            AskError: there are none, or more than TEXTS.
+        """
+        texts = [self.input] if isinstance(self.input, str) else self.input
+        if not 1 <= len(texts) <= TEXTS:
+            raise AskError(f"input: expected 1 to {TEXTS} texts, got {len(texts)}; send several requests")
+        return texts
+
+
+class RatingRequest(_Sent):
+    """POST /feedback: a rating of one answer."""
+
+    model: Name
+    messages: list[ChatTurn] = Field(min_length=1, max_length=TURNS)
+    answer: str = Field(min_length=1)
+    good: bool
+    rater: str = Field("", max_length=40)
+
+    @property
+    def by(self) -> str:
+        """Return the rater; without a name a new one each time, since a later vote replaces an earlier one."""
+        return self.rater.strip() or f"anonymous {secrets.token_hex(8)}"
+
+    def judged(self) -> list[Message]:
+        """Return the turns before the answer.
+
+        Raises:
+            AskError: the chat could not become a training row.
+        """
+        turns = [turn.message() for turn in self.messages]
+        if not self.answer.strip():
+            raise AskError("answer: empty; send the answer that is rated")
+        if not any(turn.role == "user" for turn in turns) or _has_empty_user_turn(self.messages):
+            raise AskError("messages: no user turn, or an empty one; send the prompt")
+        try:
+            check_order([*turns, Message("assistant", self.answer)], "messages")
+        except DataError as error:
+            raise AskError(str(error)) from error
+        return turns
+
+
+class NameWanted(BaseModel):
+    """POST /admin/...: name of a registered model."""
+
+    model: Name
+
+
+def _has_empty_user_turn(turns: Sequence[ChatTurn]) -> bool:
+    return any(turn.role == "user" and not turn.text.strip() for turn in turns)

@@ -1,0 +1,195 @@
+"""Response bodies in the schema of OpenAI's API."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+from tunesmith.data.tokenization.chat_template import Template
+from tunesmith.data.tokenization.messages import Message
+from tunesmith.data.tokenization.tool_calls import placed_calls
+from tunesmith.inference.serving.live_answer import CompletionChunk, ScoredToken
+
+# Token of a single byte in tokenizers with byte fallback.
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+SPACE = "▁"
+# What models write before the first tool call: a special tag, a code fence, an opening bracket.
+OPENING = re.compile(r"(?:<[^<>\s/][^<>\s]{0,40}>)?\s{0,4}(?:```\w{0,20})?\s{0,4}(?:\[[A-Z_]{1,40}\])?\s{0,4}\[?$")
+ENDS = {"stop": "stop", "length": "length"}
+Call = Mapping[str, Any]
+
+
+class ChatCompletionBuilder:
+    """Builds the response bodies of one answer, whole or as a stream of chunks.
+
+    Args:
+        model: name of the model.
+        template: its tokenizer, for the text and bytes of tokens.
+        chat: chat completions schema, otherwise text completions.
+    """
+
+    def __init__(self, model: str, template: Template, *, chat: bool) -> None:
+        self.model, self._template, self._chat = model, template, chat
+        self._tokens = 0  # scored tokens so far
+        self._letters = 0  # characters of scored tokens so far
+        self._id = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+
+    def whole(
+        self, text: str, scored: Sequence[ScoredToken], last: CompletionChunk, calls: Sequence[Call] = ()
+    ) -> dict[str, Any]:
+        """Return the body of a complete answer.
+
+        Args:
+            text: the answer without tool calls.
+            scored: its tokens with log-probabilities, if requested.
+            last: the final piece, with end reason and token counts.
+            calls: tool calls of the answer.
+        """
+        choice: dict[str, Any] = {"index": 0, "finish_reason": _finish_reason(last.end, calls)}
+        if self._chat:
+            choice["message"] = {"role": "assistant", "content": text or (None if calls else ""), **_calls(calls)}
+        else:
+            choice["text"] = text
+        choice["logprobs"] = self._scores(scored)
+        return {**self._head("chat.completion"), "choices": [choice], "usage": usage(last)}
+
+    def part(self, piece: CompletionChunk, *, first: bool = False, calls: Sequence[Call] = ()) -> dict[str, Any]:
+        """Return the body of one chunk of a stream.
+
+        Args:
+            piece: new text and scored tokens.
+            first: whether it is the first chunk, which carries the role.
+            calls: tool calls of the answer.
+        """
+        end = _finish_reason(piece.end, calls)
+        choice: dict[str, Any] = {"index": 0, "finish_reason": end, "logprobs": self._scores(piece.scored)}
+        if self._chat:
+            delta = {"role": "assistant"} if first else {}
+            choice["delta"] = {**delta, **({"content": piece.text} if piece.text or first else {}), **_calls(calls)}
+        else:
+            choice["text"] = piece.text
+        return {**self._head("chat.completion.chunk"), "choices": [choice]}
+
+    def counted(self, last: CompletionChunk) -> dict[str, Any]:
+        """Return the final chunk of a stream, with token counts."""
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage(last)}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        kind = kind if self._chat else "text_completion"
+        return {"id": self._id, "object": kind, "created": self._created, "model": self.model}
+
+    def _scores(self, scored: Sequence[ScoredToken]) -> dict[str, Any] | None:
+        if not scored:
+            return None
+        with_first = [(token, not self._tokens and index == 0) for index, token in enumerate(scored)]
+        self._tokens += len(scored)
+        if self._chat:
+            content = [
+                {
+                    **self._token(first, token.id, token.logprob),
+                    "top_logprobs": [self._token(first, *best) for best in token.best],
+                }
+                for token, first in with_first
+            ]
+            return {"content": content, "refusal": None}
+        texts = [self._text(token.id, first) for token, first in with_first]
+        offsets = list(accumulate(map(len, texts), initial=self._letters))
+        self._letters = offsets[-1]
+        return {
+            "tokens": texts,
+            "token_logprobs": [token.logprob for token in scored],
+            "top_logprobs": [
+                {self._text(best, first): logprob for best, logprob in token.best} for token, first in with_first
+            ],
+            "text_offset": offsets[:-1],
+        }
+
+    def _token(self, first: bool, token: int, logprob: float) -> dict[str, Any]:
+        text = self._text(token, first)
+        encoded: list[int] | None = list(text.encode())
+        if "\ufffd" in text:  # the token is part of a character
+            piece = str(self._template.tokenizer.convert_ids_to_tokens(token))
+            if single := BYTE.fullmatch(piece):
+                encoded = [int(single[1], 16)]
+            else:
+                byte_of = _byte_of_letter()
+                encoded = [byte_of[letter] for letter in piece] if byte_of.keys() >= set(piece) else None
+        return {"token": text, "logprob": logprob, "bytes": encoded}
+
+    def _text(self, token: int, first: bool) -> str:
+        """Return the text that a token adds. Decoding a single token drops a leading space written as ▁."""
+        tokenizer = self._template.tokenizer
+        text = str(tokenizer.decode([token]))
+        piece = str(tokenizer.convert_ids_to_tokens(token))
+        dropped = (len(piece) - len(piece.lstrip(SPACE))) - (len(text) - len(text.lstrip(" ")))
+        return text if first else " " * dropped + text
+
+
+@cache
+def _byte_of_letter() -> dict[str, int]:
+    """Return the byte encoded by each letter of byte-level BPE tokens."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}
+
+
+def _finish_reason(end: str, calls: Sequence[Call]) -> str | None:
+    """Return OpenAI's finish_reason; a truncated answer keeps "length", as calls may be missing."""
+    return "tool_calls" if calls and end != "length" else ENDS.get(end)
+
+
+def split_calls(text: str, messages: Sequence[Message]) -> tuple[str, list[Call]]:
+    """Split an answer into the text before the first tool call and the calls of known tools.
+
+    Args:
+        text: the complete answer.
+        messages: the prompt; its first message lists the tools.
+    """
+    if not messages or not messages[0].tools:
+        return text, []
+    names = [tool.get("function", tool).get("name") for tool in json.loads(messages[0].tools)]
+    calls = [(start, call) for start, call in placed_calls(text) if call["name"] in names]
+    if not calls:
+        return text, []
+    return OPENING.sub("", text[: calls[0][0]].rstrip()).strip(), [call for _, call in calls]
+
+
+def usage(last: CompletionChunk) -> dict[str, Any]:
+    """Return token counts of prompt and answer, with `shortened` if the prompt was truncated."""
+    total = last.prompt_tokens + last.new_tokens
+    counts = {"prompt_tokens": last.prompt_tokens, "completion_tokens": last.new_tokens, "total_tokens": total}
+    return {**counts, "shortened": True} if last.shortened else counts
+
+
+def wrong(text: str, *, kind: str = "invalid_request_error", code: str | None = None) -> Mapping[str, Any]:
+    """Return an error body.
+
+    Args:
+        text: one line `place: problem; fix`; the place becomes `param` if it is an identifier.
+        kind: OpenAI's error type.
+        code: OpenAI's error code.
+    """
+    param = text.partition(":")[0]
+    return {"error": {"message": text, "type": kind, "param": param if param.isidentifier() else None, "code": code}}
+
+
+def _calls(calls: Sequence[Call]) -> dict[str, Any]:
+    if not calls:
+        return {}
+    bodies = [
+        {
+            "index": index,
+            "id": f"call_{secrets.token_hex(12)}",
+            "type": "function",
+            "function": {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)},
+        }
+        for index, call in enumerate(calls)
+    ]
+    return {"tool_calls": bodies}

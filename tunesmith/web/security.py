@@ -1,0 +1,216 @@
+"""Security middleware of every app: token, host, origin and size checks, and response headers.
+
+Plain ASGI, so that it applies to every response, including static files and errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from tunesmith.inference.openai_client import is_loopback
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = Mapping[str, str]
+
+# Prefix of the cookie name; the port follows, because browsers separate cookies by host but not by port.
+COOKIE = "tunesmith_"
+# Required of pages that post (against CSRF): forms of other sites cannot set it, scripts need a CORS preflight.
+OWN_HEADER = "x-tunesmith"
+SAFE = ("GET", "HEAD")
+MOST_BYTES = 64 * 1024  # of a request body
+# Only our own files are loaded, the page cannot be framed, and content types are not sniffed.
+ANSWER_HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A rejected request: HTTP status and message."""
+
+    status: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestPolicy:
+    """Limits of requests and format of rejections of one app."""
+
+    own_header: bool = True  # POST requires OWN_HEADER
+    most_bytes: int = MOST_BYTES  # of a request body
+    seconds: float = 20.0  # to receive a request body
+    refuses: Callable[[Refusal], Mapping[str, Any]] = lambda refused: {
+        "detail": refused.text
+    }  # JSON body of a rejection
+
+
+PAGE = RequestPolicy()
+
+
+class Guard:
+    """ASGI middleware that checks every request before the app handles it.
+
+    Args:
+        app: the ASGI app.
+        token: required in every request; empty on loopback, where every local process may connect.
+        manner: limits and format of rejections.
+    """
+
+    def __init__(self, app: App, *, token: str = "", manner: RequestPolicy = PAGE) -> None:
+        self._app, self._token, self._manner = app, token, manner
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, forward or reject one request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        refused = self._host(headers) or self._origin(scope, headers) or self._size(headers)
+        if refused is None and self._enters(scope):
+            # Lax, not Strict: a Strict cookie is not sent when the page is opened from a link in a mail.
+            name = f"{COOKIE}{_host_and_port(headers)[1]}"
+            cookie = f"{name}={self._token}; Path=/; HttpOnly; SameSite=Lax; Max-Age=2592000".encode()
+            await _answer(send, 303, b"", [(b"location", b"/"), (b"set-cookie", cookie)])
+            return
+        refused = refused or self._token_of(headers)
+        try:
+            body = b"" if refused is not None else await asyncio.wait_for(_read_body(receive), self._manner.seconds)
+        except TimeoutError:
+            refused = Refusal(408, f"request body: not received within {self._manner.seconds:.0f} s; send it faster")
+        if refused is not None:
+            content = json.dumps(self._manner.refuses(refused)).encode()
+            await _answer(send, refused.status, content, [(b"content-type", b"application/json")])
+            return
+        await self._app(scope, _replay(body, receive), _with_headers(send))
+
+    def _host(self, headers: Headers) -> Refusal | None:
+        """Reject foreign host names that resolve to this machine (DNS rebinding)."""
+        host = _host_and_port(headers)[0]
+        if self._token or is_loopback(host):
+            return None  # with a token this is harmless: the browser sends no cookie to a foreign name
+        return Refusal(421, f"host header: {host!r} is not this machine; open the address that tunesmith printed")
+
+    def _origin(self, scope: Scope, headers: Headers) -> Refusal | None:
+        """Reject requests from pages of other sites."""
+        site, origin = headers.get("sec-fetch-site", "none"), headers.get("origin", "")
+        if origin and _netloc(origin) != headers.get("host", "").lower():
+            return Refusal(403, "request origin: a page of another site; use the page of this server")
+        if scope["method"] in SAFE:
+            return None
+        if site not in ("same-origin", "none"):
+            return Refusal(403, "request origin: a page of another site; use the page of this server")
+        if self._manner.own_header and OWN_HEADER not in headers:
+            return Refusal(403, f"request origin: not this page; programs must send the header {OWN_HEADER}: 1")
+        if (
+            scope["method"] != "DELETE"
+            and headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json"
+        ):
+            return Refusal(415, "content-type: expected application/json; set the header")
+        return None
+
+    def _size(self, headers: Headers) -> Refusal | None:
+        length = headers.get("content-length", "0")
+        most = self._manner.most_bytes
+        if "transfer-encoding" in headers or not length.isdigit() or int(length) > most:
+            return Refusal(413, f"request body: more than {most} bytes, or no content-length; send less")
+        return None
+
+    def _enters(self, scope: Scope) -> bool:
+        """Return whether this is the printed address with the token, which is then moved to a cookie."""
+        if not self._token or scope["path"] != "/" or scope["method"] not in SAFE:
+            return False
+        given = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("token", [""])[0]
+        return self._is_token(given)
+
+    def _token_of(self, headers: Headers) -> Refusal | None:
+        if not self._token:
+            return None
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        # Parsed by hand: http.cookies rejects the whole header if a cookie of another program is malformed.
+        cookies = dict(part.strip().partition("=")[::2] for part in headers.get("cookie", "").split(";"))
+        cookie = cookies.get(f"{COOKIE}{_host_and_port(headers)[1]}", "")
+        if self._is_token(bearer.strip() if kind.lower() == "bearer" else cookie):
+            return None
+        return Refusal(
+            401, "request token: missing or wrong; open the full address that tunesmith printed, with ?token="
+        )
+
+    def _is_token(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self._token.encode())
+
+
+def _host_and_port(headers: Headers) -> tuple[str, int]:
+    """Return host and port of the Host header; an empty host if it is invalid."""
+    try:
+        parts = urlsplit(f"//{headers.get('host', '')}")
+        return (parts.hostname or "").lower(), parts.port or 80
+    except ValueError:
+        return "", 80
+
+
+def _netloc(origin: str) -> str | None:
+    """Return host and port of an origin, None if it is invalid."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
+async def _read_body(receive: Receive) -> bytes:
+    """Read the body; uvicorn limits it to the content length, which was checked."""
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that yields the body once and then further messages."""
+    pending = [body]
+
+    async def replayed() -> Message:
+        return {"type": "http.request", "body": pending.pop(), "more_body": False} if pending else await receive()
+
+    return replayed
+
+
+def _with_headers(send: Send) -> Send:
+    async def guarded(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            replaced = {name for name, _ in ANSWER_HEADERS}
+            others = [pair for pair in message.get("headers", ()) if pair[0].lower() not in replaced]
+            message = {**message, "headers": [*others, *ANSWER_HEADERS]}
+        await send(message)
+
+    return guarded
+
+
+async def _answer(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    """Send a complete response."""
+    length = (b"content-length", str(len(body)).encode())
+    guarded = _with_headers(send)
+    await guarded({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+    await guarded({"type": "http.response.body", "body": body})
