@@ -1,4 +1,4 @@
-"""The documentation says what the code does: recipes, keys, commands, options, names in Python and links."""
+"""Check the documentation against the code: recipes, keys, commands, options, Python names and links."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ from tunesmith.techniques import TECHNIQUES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-# Those that are there: the front page and the change log may come later than the rest.
 PAGES = [
     page
     for page in (*sorted(DOCS.rglob("*.md")), *sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("examples/*.md")))
@@ -42,11 +41,11 @@ FENCE = re.compile(r"^(`{3,})(\w*)[^\n]*\n(.*?)^\1\s*$", re.MULTILINE | re.DOTAL
 SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEREDOC = re.compile(r"^python - <<'EOF'\n(.*?)^EOF$", re.MULTILINE | re.DOTALL)
-# What loads a model, or fetches its tokenizer, is no test of a page.
+# Calculations that load a model or a tokenizer are too slow to run here.
 COSTLY = re.compile(r"transformers|from_pretrained|tunesmith\.model")
 LINE_LANGUAGES = ("", "sh", "bash", "console", "text")
 
-# Heading on the recipe page -> the part of a recipe whose keys stand below it.
+# Heading on the recipe page -> the section of the recipe with the keys of its table.
 SECTIONS: dict[str, type[BaseModel]] = {
     "A task of multitask": TaskSection,
     "The recipe": Recipe,
@@ -70,17 +69,17 @@ def name_of(page: Path) -> str:
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
-    """The fenced blocks of a page in one of the languages."""
+    """Return the fenced blocks of a page in one of the languages."""
     return [body for _, language, body in FENCE.findall(page.read_text(encoding="utf-8")) if language in languages]
 
 
 def spans(page: Path) -> list[str]:
-    """The code spans of a page, each on one line."""
+    """Return the code spans of a page, each on one line."""
     return [" ".join(span.split()) for span in SPAN.findall(FENCE.sub("", page.read_text(encoding="utf-8")))]
 
 
 def cases(*languages: str) -> list[Any]:
-    """(page, block) of every page, named by page and number."""
+    """Return the blocks of all pages as test cases, named by page and index."""
     return [
         pytest.param(block, id=f"{name_of(page)}-{number}")
         for page in PAGES
@@ -105,7 +104,7 @@ def test_every_recipe_that_is_shown_is_a_recipe(block: str):
 
 
 def values(annotation: Any) -> str:
-    """What may stand there, in words."""
+    """Describe the type of a key."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     inside = get_args(annotation)
@@ -121,17 +120,17 @@ def values(annotation: Any) -> str:
 
 
 def allowed(field: FieldInfo) -> str:
-    """What may stand there, with its bounds."""
-    found = [values(field.annotation)]
+    """Describe the type of a key and its bounds."""
+    parts = [values(field.annotation)]
     for bound in field.metadata:
         if type(bound) in BOUNDS:
             attribute, words = BOUNDS[type(bound)]
-            found.append(f"{words} {getattr(bound, attribute)}")
-    return ", ".join(found)
+            parts.append(f"{words} {getattr(bound, attribute)}")
+    return ", ".join(parts)
 
 
 def default(field: FieldInfo) -> str:
-    """The default as one would write it in YAML."""
+    """Return the default as written in YAML."""
     if field.is_required():
         return "needed"
     value = field.get_default(call_default_factory=True)
@@ -148,17 +147,17 @@ def row(name: str, field: FieldInfo) -> str:
 
 
 def section(heading: str) -> str:
-    """What stands below a heading of the recipe page, up to the next."""
+    """Return the text below a heading of the recipe page, up to the next heading."""
     text = (DOCS / "reference" / "recipe.md").read_text(encoding="utf-8")
     assert f"\n## {heading}\n" in text, f"docs/reference/recipe.md: no heading '## {heading}'"
     return text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
 
 
 @pytest.mark.parametrize("heading", SECTIONS)
-def test_every_key_stands_in_its_table_with_its_default_and_bounds(heading: str):
+def test_every_key_is_in_its_table_with_its_default_and_bounds(heading: str):
     text = section(heading)
-    wanted = [row(field.alias or name, field) for name, field in SECTIONS[heading].model_fields.items()]
-    missing = [line for line in wanted if line not in text]
+    expected = [row(field.alias or name, field) for name, field in SECTIONS[heading].model_fields.items()]
+    missing = [line for line in expected if line not in text]
     assert not missing, f"docs/reference/recipe.md, under {heading!r}, lacks lines that begin with\n" + "\n".join(
         missing
     )
@@ -170,7 +169,7 @@ def test_no_key_is_described_that_does_not_exist(heading: str):
     assert set(described) <= {field.alias or name for name, field in SECTIONS[heading].model_fields.items()}
 
 
-def test_every_name_from_another_tool_stands_with_what_it_becomes():
+def test_every_name_from_another_tool_is_listed_with_its_key():
     listed = dict(re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|", section("Names from other tools"), re.MULTILINE))
     assert listed == ALIASES
 
@@ -192,7 +191,7 @@ def test_every_kind_of_style_rule_is_described():
         (("min_delta", Gates), "| `min_delta` | none | number or none | "),
     ],
 )
-def test_a_key_is_read_as_people_would_write_it(field: tuple[str, type[BaseModel]], cells: str):
+def test_the_line_of_a_key_has_default_type_and_bounds(field: tuple[str, type[BaseModel]], cells: str):
     name, part = field
     assert row(name, part.model_fields[name]) == cells
 
@@ -201,7 +200,7 @@ def test_a_key_is_read_as_people_would_write_it(field: tuple[str, type[BaseModel
 
 
 def command_lines() -> Iterator[tuple[Path, str]]:
-    """Every `tunesmith ...` that a page shows, in a code span or at the start of a line of a block."""
+    """Yield every `tunesmith ...` of a page, in a code span or at the start of a line of a block."""
     for page in PAGES:
         lines = [line for block in blocks(page, *LINE_LANGUAGES) for line in block.splitlines()]
         for line in (*spans(page), *lines):
@@ -211,13 +210,14 @@ def command_lines() -> Iterator[tuple[Path, str]]:
 
 
 def commands() -> Mapping[str, argparse.ArgumentParser]:
-    """Command -> its parser."""
-    (found,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
-    return found.choices
+    """Return the parser of each command."""
+    (subparsers,) = (action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return subparsers.choices
 
 
 def test_every_command_and_option_that_is_shown_exists():
-    known, wrong = commands(), []
+    known = commands()
+    wrong = []
     for page, line in command_lines():
         verb, *words = shlex.split(line, comments=True)[1:]
         if verb.startswith("-"):
@@ -226,8 +226,8 @@ def test_every_command_and_option_that_is_shown_exists():
             wrong.append(f"{name_of(page)}: no command {verb!r} ({line})")
             continue
         options = [word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)]
-        strange = set(options) - set(known[verb]._option_string_actions)
-        wrong += [f"{name_of(page)}: {verb} has no option {option} ({line})" for option in sorted(strange)]
+        unknown = set(options) - set(known[verb]._option_string_actions)
+        wrong += [f"{name_of(page)}: {verb} has no option {option} ({line})" for option in sorted(unknown)]
     assert not wrong, "\n".join(wrong)
 
 
@@ -256,7 +256,7 @@ def test_python_that_is_shown_names_what_exists(block: str):
 
 
 def calculations() -> Iterator[Any]:
-    """(page, source) of every cheap `python -c "..."` or `python - <<'EOF'` that a page shows."""
+    """Yield page and source of every `python -c "..."` and `python - <<'EOF'` that loads no model."""
     for page in PAGES:
         for block in blocks(page, *LINE_LANGUAGES):
             lines = (line for line in block.splitlines() if line.startswith("python -c "))
@@ -270,7 +270,7 @@ def test_there_are_calculations():
 
 
 @pytest.mark.parametrize(("page", "source"), list(calculations()))
-def test_what_a_calculation_prints_stands_on_its_page(page: Path, source: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_output_of_a_calculation_is_on_its_page(page: Path, source: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(source, name_of(page), "exec"), {})
@@ -284,7 +284,7 @@ def test_what_a_calculation_prints_stands_on_its_page(page: Path, source: str, m
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_every_link_leads_to_a_file_and_heading_that_are_there(page: Path):
+def test_every_link_has_a_target(page: Path):
     broken = []
     for target in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
         path, _, anchor = target.partition("#")
@@ -297,11 +297,11 @@ def test_every_link_leads_to_a_file_and_heading_that_are_there(page: Path):
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page as GitHub links to them."""
+    """Return the anchors that GitHub makes from the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_every_page_is_reached_from_the_map():
+def test_every_page_is_linked_from_the_index():
     linked = {(DOCS / link.partition("#")[0]).resolve() for link in LINK.findall((DOCS / "index.md").read_text())}
     assert {page for page in PAGES if DOCS in page.parents} - {DOCS / "index.md"} <= linked
