@@ -58,7 +58,7 @@ def test_a_set_is_foretold_on_one_line_for_each_technique(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     made = recipe(tmp_path, reviews(), "llama")
-    monkeypatch.setattr(bench, "request", lambda *_, **__: ResolvedRecipe(made, []))
+    monkeypatch.setattr(bench, "resolve_recipe", lambda *_, **__: ResolvedRecipe(made, []))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # as without bitsandbytes
     bench.foretell("reviews")
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
