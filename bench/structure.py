@@ -34,12 +34,9 @@ def class_checks(tree: ast.AST) -> int:
 
 
 def helpers(tree: ast.Module) -> tuple[int, int]:
-    """Count the private functions of a module, and those that it calls exactly once and never passes on."""
+    """Count the private functions of a module, and those that it names exactly once."""
     private = {node.name for node in tree.body if isinstance(node, Function) and node.name.startswith("_")}
     loads = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load))
-    calls = Counter(
-        node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    )
     return len(private), sum(loads[name] == 1 for name in private)
 
 
@@ -79,9 +76,8 @@ def main() -> None:
     largest, count = flat.most_common(1)[0]
     riddles = sum(bool(re.match(r"(What|Whether|How|Which|Where|Who|Nothing|Nobody)\b", text)) for text in docs)
     sections = sum(bool(re.search(r"^\s*(Args|Returns|Raises|Yields):", text, re.M)) for text in docs)
-    print(
-        f"files, lines                         {len(files)}, {sum(lengths):,} ({sum(lengths) - doc_lines:,} without docstrings)"
-    )
+    code = sum(lengths) - doc_lines
+    print(f"files, lines                         {len(files)}, {sum(lengths):,} ({code:,} without docstrings)")
     print(f"file length, median and 90th pct.    {statistics.median(lengths):g}, {lengths[int(0.9 * len(lengths))]}")
     print(f"functions of five lines or fewer     {sum(size <= 5 for size in sizes) / len(sizes):.1%} of {len(sizes):,}")
     print(f"top-level packages                   {sum((path / '__init__.py').exists() for path in package.iterdir())}")
