@@ -17,7 +17,8 @@ from tunesmith.pipelines.tune.tune import Run
 from tunesmith.report.schema import MultitaskReport, Report, TaskReport
 from tunesmith.training.train_state import TrainingState, _from_json, _to_json
 
-REPORTS = sorted(Path("bench/grid").glob("*/report.json"))
+# Reports that were written before the attributes were renamed, one per objective.
+REPORTS = Path(__file__).parent / "golden" / "reports"
 
 
 def _kept(stored: Any, written: Any) -> Any:
@@ -31,8 +32,7 @@ def _kept(stored: Any, written: Any) -> Any:
 
 @pytest.mark.parametrize("kind", ["classify", "domain", "preference", "reward", "rl", "multitask"])
 def test_a_stored_report_is_read_and_written_with_the_same_keys(kind: str):
-    file = next(file for file in REPORTS if file.parent.name.startswith(kind))
-    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored = json.loads((REPORTS / f"{kind}.json").read_text(encoding="utf-8"))
     written = json.loads(Report.model_validate(stored).model_dump_json())
     assert _kept(stored, written) == stored
     assert Report.model_validate(written).model_dump(mode="json") == written
@@ -59,7 +59,7 @@ def test_the_schema_names_the_key_and_code_the_attribute(model: type[Report], at
 
 def test_a_report_can_be_made_by_attribute_and_by_key():
     values = {"kl_per_token": None, "words": (1.0, 2.0), "repeated_share": (0.0, 0.0), "cut_off_share": (0.0, 0.0)}
-    stored = json.loads(REPORTS[0].read_text(encoding="utf-8"))
+    stored = json.loads((REPORTS / "classify.json").read_text(encoding="utf-8"))
     by_key = Report.model_validate({**stored, "pursuit": values})
     by_name = Report.model_validate(
         {**{k: v for k, v in stored.items() if k != "pursuit"}, "reward_diagnostics": values}
@@ -99,6 +99,6 @@ def test_a_reward_function_may_read_the_prompt_by_its_old_name():
 
 
 def test_a_run_says_under_the_old_name_that_it_was_reused():
-    report = Report.model_validate_json(REPORTS[0].read_text(encoding="utf-8"))
+    report = Report.model_validate_json((REPORTS / "classify.json").read_text(encoding="utf-8"))
     with pytest.warns(DeprecationWarning, match=r"use Run\.reused"):
         assert Run(Path("runs/one"), report, reused=True).already
