@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, model_validator
 from pydantic.fields import FieldInfo
 
+from tunesmith import objectives, techniques
 from tunesmith.config.aliases import VALUES
-from tunesmith.objectives import OBJECTIVES, Classify, Domain, Instruct, Multitask, Preference, Reward, Rl
+from tunesmith.objectives import OBJECTIVES, Multitask
 from tunesmith.objectives.multitask import TaskRows, TaskSection
-from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Full, Ia3, Lora, Prefix, Prompt, PTuning
+from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Lora
 
 # What stands for no file: the votes of a loop as its reward, people as its judge, what the base writes as general text.
 VOTES, PEOPLE, SELF = "votes", "page", "self"
@@ -89,9 +90,9 @@ def _by_kind(parts: Sequence[type[BaseModel]], shorthands: Mapping[str, Mapping[
     return BeforeValidator(read)
 
 
-_Objective = Annotated[Classify | Domain | Instruct | Preference | Reward | Rl | Multitask, Discriminator("kind")]
+_Objective = Annotated[objectives.AnyObjective, Discriminator("kind")]
 AnyObjective = Annotated[_Objective, _by_kind(OBJECTIVES, {})]
-_Technique = Annotated[Full | Lora | Ia3 | Prompt | Prefix | PTuning, Discriminator("kind")]
+_Technique = Annotated[techniques.AnyTechnique, Discriminator("kind")]
 AnyTechnique = Annotated[_Technique, _by_kind(TECHNIQUES, SHORTHANDS)]
 
 

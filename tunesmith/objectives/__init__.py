@@ -1,6 +1,6 @@
-"""Axis A: what is learned. The visible list."""
+"""Objectives: what is learned. A new one is a file in this package, its import, and its name in `AnyObjective`."""
 
-from typing import TYPE_CHECKING
+from typing import get_args
 
 from tunesmith.objectives.classify import Classify
 from tunesmith.objectives.domain import Domain
@@ -10,11 +10,7 @@ from tunesmith.objectives.preference import Preference
 from tunesmith.objectives.reward_model import Reward
 from tunesmith.objectives.rl import Rl
 
-OBJECTIVES = (Classify, Domain, Instruct, Preference, Reward, Rl, Multitask)
+AnyObjective = Classify | Domain | Instruct | Preference | Reward | Rl | Multitask
+OBJECTIVES: tuple[type[AnyObjective], ...] = get_args(AnyObjective)
 
-if TYPE_CHECKING:  # the checker holds each of them to the contract
-    from tunesmith.objectives.base import Objective
-
-    _HELD: tuple[type[Objective], ...] = OBJECTIVES
-
-__all__ = ["OBJECTIVES", "Classify", "Domain", "Instruct", "Multitask", "Preference", "Reward", "Rl"]
+__all__ = ["OBJECTIVES", "AnyObjective", "Classify", "Domain", "Instruct", "Multitask", "Preference", "Reward", "Rl"]

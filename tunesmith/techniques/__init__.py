@@ -1,6 +1,8 @@
-"""Techniques: the choice of trainable parameters. The list of all, and the shorthands a recipe may use."""
+"""Techniques: the choice of trainable parameters. A new one is a file in this package, its import, and its name in
+`AnyTechnique`.
+"""
 
-from typing import Any
+from typing import Any, get_args
 
 from tunesmith.techniques.full import Full
 from tunesmith.techniques.ia3 import Ia3
@@ -9,7 +11,8 @@ from tunesmith.techniques.p_tuning import PTuning
 from tunesmith.techniques.prefix_tuning import Prefix
 from tunesmith.techniques.prompt_tuning import Prompt
 
-TECHNIQUES = (Full, Lora, Ia3, Prompt, Prefix, PTuning)
+AnyTechnique = Full | Lora | Ia3 | Prompt | Prefix | PTuning
+TECHNIQUES: tuple[type[AnyTechnique], ...] = get_args(AnyTechnique)
 
 # Names for a technique with an option set, and other spellings of a technique's name.
 SHORTHANDS: dict[str, dict[str, Any]] = {
@@ -19,4 +22,4 @@ SHORTHANDS: dict[str, dict[str, Any]] = {
     "ptuning": {"kind": "p-tuning"},
 }
 
-__all__ = ["SHORTHANDS", "TECHNIQUES", "Full", "Ia3", "Lora", "PTuning", "Prefix", "Prompt"]
+__all__ = ["SHORTHANDS", "TECHNIQUES", "AnyTechnique", "Full", "Ia3", "Lora", "PTuning", "Prefix", "Prompt"]
