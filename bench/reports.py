@@ -1,7 +1,7 @@
-"""`make reports`: every example tuned and scored, its page copied to docs/reports, its line in their list made anew.
+"""Tune and score every example, copy its page to docs/reports, and update its line in the list there (`make reports`).
 
-A run that is finished in runs/NAME is not made again; its page is. `python -m bench.reports mail` makes one,
-and what follows the names goes to `tunesmith tune`: `python -m bench.reports mail --set schedule.epochs=1`.
+A finished run in runs/NAME is reused; its page is written again. `python -m bench.reports mail` makes one report.
+Options after the names are passed to `tunesmith tune`: `python -m bench.reports mail --set schedule.epochs=1`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tunesmith.report.schema import read_report
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "reports"
 EXAMPLES = ("reviews", "synopsis", "mail")
-# Shuffled answers and a head alone beside every score; a run with them takes twice as long.
+# Shuffled labels and a frozen head as controls; a run with them takes twice as long.
 WITH_CONTROLS = ("--set", "controls=true")
 
 
 def main(words: Sequence[str]) -> None:
-    """Make the reports of the examples named, of all if none is, and write their lines in docs/reports/README.md."""
+    """Make the reports of the named examples (default: all), and write their lines in docs/reports/README.md."""
     names = [word for word in words if word in EXAMPLES]
     options = list(words[len(names) :]) or list(WITH_CONTROLS)
     for name in names or EXAMPLES:
@@ -34,10 +34,10 @@ def main(words: Sequence[str]) -> None:
     page = PAGES / "README.md"
     lines = page.read_text(encoding="utf-8").splitlines()
     for name in names or EXAMPLES:
-        before = [place for place, one in enumerate(lines) if one.startswith(f"- [{name}.html]")]
-        place = before[0] if before else len(lines)
-        made = f" `tunesmith tune examples/{name}.yaml {' '.join(options)}`"
-        lines[place : place + 1] = [line(name, ROOT / "runs" / name) + made]
+        old = [index for index, entry in enumerate(lines) if entry.startswith(f"- [{name}.html]")]
+        index = old[0] if old else len(lines)
+        command = f" `tunesmith tune examples/{name}.yaml {' '.join(options)}`"
+        lines[index : index + 1] = [line(name, ROOT / "runs" / name) + command]
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -55,29 +55,29 @@ def run(name: str, options: Sequence[str]) -> None:
 
 
 def line(name: str, folder: Path) -> str:
-    """One run in a few lines of Markdown."""
+    """Summarise one run in a line of Markdown."""
     report = read_report(folder)
     task, kept = report.task, report.retention
-    told = f"- [{name}.html]({name}.html): {code(report.model)}, {report.objective} by {report.technique}, "
-    told += f"{count(report.data.train)} training rows, {count(task.n)} test rows. {metric_name(task.metric)} "
-    told += f"{figure(task.base)} to {figure(task.tuned)} ({bounds(task.ci95, sign=True)}, {p_value(task.p_value)}): "
-    told += f"**{text(report.verdict.split(':')[0])}**."
+    entry = f"- [{name}.html]({name}.html): {code(report.model)}, {report.objective} by {report.technique}, "
+    entry += f"{count(report.data.train)} training rows, {count(task.n)} test rows. {metric_name(task.metric)} "
+    entry += f"{figure(task.base)} to {figure(task.tuned)} ({bounds(task.ci95, sign=True)}, {p_value(task.p_value)}): "
+    entry += f"**{text(report.verdict.split(':')[0])}**."
     if kept is not None:
-        told += f" General text {signed(kept.general_nll_tuned - kept.general_nll_base)} nats per token, "
-        told += f"probe {share(kept.probe_base)} to {share(kept.probe_tuned)}."
+        entry += f" General text {signed(kept.general_nll_tuned - kept.general_nll_base)} nats per token, "
+        entry += f"probe {share(kept.probe_base)} to {share(kept.probe_tuned)}."
     if report.style is not None and report.style.auc_tuned is not None:
         aucs = f"{figure(report.style.auc_base)} to {figure(report.style.auc_tuned)}"
-        told += f" Told from people's answers with AUC {aucs}."
-    return told + as_they_come(folder)
+        entry += f" AUC against reference answers {aucs}."
+    return entry + balance_note(folder)
 
 
-def as_they_come(folder: Path) -> str:
-    """A note on a head that would be balanced today and was not; else nothing."""
+def balance_note(folder: Path) -> str:
+    """Return a note on a head that was not balanced but would be today, or an empty string."""
     made = load_recipe(folder / "recipe.yaml")[0].objective
     balances = isinstance(made, Classify) and not made.multi and (made.output, made.metric) == ("linear", "macro_f1")
     if not balances or made.shares:
         return ""
-    return " Its head learned the labels as they come (today: `objective.balance: false`)."
+    return " Its head was not balanced (today: `objective.balance: false`)."
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def test_a_head_that_was_not_balanced_is_said_in_its_line(
     recipe, _ = load_recipe(run / "recipe.yaml")
     made = {"output": "linear", "metric": metric, "shares": shares}
     save_recipe(recipe.model_copy(update={"objective": recipe.objective.model_copy(update=made)}), run / "recipe.yaml")
-    assert reports.line("mail", run).endswith(" as they come (today: `objective.balance: false`).") == said
+    assert reports.line("mail", run).endswith(" was not balanced (today: `objective.balance: false`).") == said
 
 
 def test_an_example_that_cannot_be_tuned_ends_it_with_its_exit_code(world: list[list[str]], tmp_path: Path):
