@@ -84,12 +84,12 @@ def scoring_rate(job: Job, policy: Policy, windows: Sequence[list[dict[str, Any]
     The first window warms up.
     """
     policy.train(False)
-    objective = objective_of(job)
+    learner = objective_of(job).make_learner()
     began = tokens = 0.0
     for timed_rows in (windows[0], [row for window in windows[1:] for row in window]):
         began, tokens = time.perf_counter(), 0.0
         for batch in batches_of(job, timed_rows, share=share):
-            objective.loss(objective.prepare(batch, policy), policy)
+            learner.loss(learner.prepare(batch, policy), policy)
             tokens += batch.tokens
     return tokens / (time.perf_counter() - began)
 

@@ -214,7 +214,7 @@ def uneven(*, train: int = 6, **changes: object) -> Classify:
     """Six rows, five of them negative: their headline is macro F1."""
     examples = [LabelledText("m:1", "text", ("positive" if i == 0 else "negative",)) for i in range(train)]
     bound = Classify(output="linear", **changes).bind(examples, "encoder")
-    return bound.weighed([bound.encode(one, template("bert"), limit=64) for one in examples])
+    return bound.bind_encoded([bound.encode(one, template("bert"), limit=64) for one in examples])
 
 
 def test_balanced_labels_are_learned_with_the_log_of_their_share_added():
@@ -232,8 +232,8 @@ def test_labels_are_balanced_where_the_headline_is_macro_f1_or_it_is_wanted():
     assert uneven(balance=False).shares == ()
     assert uneven(metric="accuracy").shares == ()
     assert uneven(metric="accuracy", balance=True).shares == (6 / 8, 2 / 8)
-    assert Classify(metric="macro_f1", output="words").bind(labelled(4), "decoder").weighed([]).shares == ()
-    assert uneven().weighed([]).shares == (1 / 2, 1 / 2)  # other rows, other shares
+    assert Classify(metric="macro_f1", output="words").bind(labelled(4), "decoder").bind_encoded([]).shares == ()
+    assert uneven().bind_encoded([]).shares == (1 / 2, 1 / 2)  # other rows, other shares
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
@@ -260,13 +260,13 @@ def test_a_head_passes_its_gradient_on_to_the_network():
 
 def test_labels_of_a_recipe_are_words_and_none_stands_twice():
     assert Classify(labels=(1, True, " a ")).labels == ("1", "True", "a")
-    with pytest.raises(ValueError, match="'a' stands twice; name each label once"):
+    with pytest.raises(ValueError, match="duplicate label 'a'; list each label once"):
         Classify(labels=("a", "b", "a"))
 
 
 def test_many_labels_that_are_all_fractions_are_scores():
     scores = rows(*[f"{i / 10}" for i in range(30)])
-    with pytest.raises(DataError, match=r"30 labels, all numbers such as 0\.1: these look like scores"):
+    with pytest.raises(DataError, match=r"30 labels, all decimal fractions such as 0\.1, look like scores"):
         Classify().bind(scores, "decoder")
     assert len(Classify(labels=tuple(f"{i / 10}" for i in range(30))).bind(scores, "decoder").labels) == 30
     assert len(Classify().bind(rows("1.0", "1.5", "2.0"), "decoder").labels) == 3
@@ -276,4 +276,4 @@ def test_many_labels_that_are_all_fractions_are_scores():
 def test_what_stands_beside_the_text_is_counted_as_rows_are_made(output, kind):
     form, made = template(kind), Classify(labels=("a", "a much longer one"), output=output)
     row = made.encode(LabelledText("f:1", "", ("a much longer one",)), form, limit=512)
-    assert made.beside_text(form) == (len(row.sequences[0].ids) if kind == "llama" else 0)
+    assert made.fixed_tokens(form) == (len(row.sequences[0].ids) if kind == "llama" else 0)

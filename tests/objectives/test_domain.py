@@ -26,7 +26,7 @@ TECHNIQUES = {"full": Full(), "lora": LORA}
 
 def rows(kind: str, *, turn: int = 0) -> list[Encoded]:
     """The windows of all texts as a pass sees them."""
-    made = [row for text in TEXTS for row in Domain().windows(text, template(kind), limit=LIMIT)]
+    made = [row for text in TEXTS for row in Domain().encode_all(text, template(kind), limit=LIMIT)]
     if kind in DECODERS:
         return made
     masking = Masking.of(template(kind), share=0.3, seed=0)
@@ -127,7 +127,7 @@ def moved(made: Policy) -> dict[str, torch.Tensor]:
 
 
 def test_a_window_does_not_see_the_window_before_it():
-    first, second = Domain().windows(Text("m:1", TEXTS[0].text), template("llama"), limit=LIMIT)[:2]
+    first, second = Domain().encode_all(Text("m:1", TEXTS[0].text), template("llama"), limit=LIMIT)[:2]
     made = policy("llama")
     with torch.no_grad():
         alone = float(Domain().loss(collate([second]), made).total)
@@ -178,5 +178,5 @@ def test_the_words_of_the_network_get_gradient_through_the_head_when_all_moves()
 def test_terms_of_a_recipe_are_asked_for_in_any_letters_or_refused():
     assert Domain(terms=("Vacuum", "WAL_log")).bind([], "decoder").terms == ("vacuum", "wal_log")
     for term in ("two words", "x86_64"):
-        with pytest.raises(DataError, match=r"objective.terms: '.*' is asked for nowhere"):
+        with pytest.raises(DataError, match=r"objective.terms: '.*' is not a word that is scored"):
             Domain(terms=(term,)).bind([], "decoder")

@@ -120,7 +120,7 @@ def test_one_named_column_is_laid_over_what_the_rows_show():
 
 def test_one_named_column_without_another_part_beside_it_is_refused():
     rows = [Row("a.jsonl:1", {"text": "t", "label": "x", "reply": "r"})]
-    with pytest.raises(DataError, match=r"^a\.jsonl: objective\.answer is named, .*; name objective\.prompt and"):
+    with pytest.raises(DataError, match=r"^a\.jsonl: objective\.answer is set, .*; name objective\.prompt and"):
         Instruct(answer="reply").columns(rows)
 
 

@@ -49,7 +49,7 @@ def test_a_step_is_the_weighted_mean_of_its_tasks_means_however_it_is_cut():
     wanted.backward()
     grads = gradients(made)
     cuts = [batch("mood", *mood[:1]), batch("talk", *talk[:3]), batch("mood", *mood[1:]), batch("talk", *talk[3:])]
-    found, _ = accumulate_gradients(made, objective, objective.scaled(cuts))
+    found, _ = accumulate_gradients(made, objective.make_learner(), objective.make_learner().scaled(cuts))
     assert found == pytest.approx(wanted.item(), rel=1e-5)
     assert farthest(gradients(made), grads) < 1e-4
 
@@ -58,9 +58,9 @@ def test_a_step_without_a_task_counts_the_others_fully():
     objective, made = both(), policy("llama")
     talk = batch("talk", *chats(2))
     loss = WORDS.loss(talk, made)
-    assert accumulate_gradients(made, objective, objective.scaled([talk]))[0] == pytest.approx(
-        loss.total.item() / loss.units, rel=1e-6
-    )
+    learner = objective.make_learner()
+    found, _ = accumulate_gradients(made, learner, learner.scaled([talk]))
+    assert found == pytest.approx(loss.total.item() / loss.units, rel=1e-6)
 
 
 def test_tasks_with_a_head_have_their_own_and_others_none():
@@ -87,7 +87,7 @@ def test_a_task_asks_the_start_of_full_tuning_not_the_network_as_it_is():
         for _, value in made.trainable():
             value.add_(torch.randn_like(value), alpha=0.05)
     assert torch.equal(objective.task_policy(made, "likes").reference_logprobs(own), start)
-    (batch,) = prepare_batches(made, objective, [own])
+    (batch,) = prepare_batches(made, objective.make_learner(), [own])
     assert batch.reference is not None
     assert float((batch.reference - start).min()) >= 0.0
     assert not torch.allclose(made.logprobs(own), start, atol=1e-2)

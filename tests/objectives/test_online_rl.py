@@ -108,7 +108,7 @@ def test_a_micro_batch_whose_answers_were_all_cut_off_moves_nothing(algorithm: s
 
 
 def test_grpo_with_one_answer_to_a_prompt_is_refused():
-    with pytest.raises(ValueError, match="leaves grpo nothing to compare; give 2 or more, or take algorithm: ppo"):
+    with pytest.raises(ValueError, match="grpo compares the completions of a group; use 2 or more, or algorithm: ppo"):
         Rl(reward="rules:score", group=1)
     assert Rl(reward="rules:score", group=1, algorithm="ppo").group == 1
 
@@ -179,7 +179,7 @@ def test_the_gradient_of_a_window_is_the_same_in_any_cut():
 
 
 def test_equal_rewards_are_found_before_time_is_spent():
-    with pytest.raises(Refused, match=r"all rewards within each group are equal \(8 answers to 2 prompts, .* got 1\)"):
+    with pytest.raises(Refused, match=r"all rewards within each group are equal \(8 completions of 2 .* got 1\)"):
         practice(lambda attempts: [1.0] * len(attempts)).check(start(), prompts(2))
     lowest, highest = practice().check(start(), prompts(2))
     assert lowest < highest
@@ -201,7 +201,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path):
 
     whole = run(tmp_path / "whole")
     with pytest.raises(Interrupted):
-        run(tmp_path / "cut", should_stop=stop_after(3))
+        run(tmp_path / "cut", stop=stop_after(3))
     assert digest(run(tmp_path / "cut")) == digest(whole)
 
 

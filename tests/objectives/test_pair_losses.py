@@ -75,13 +75,13 @@ def saying(logs: Tensor) -> Any:
     return lambda **given: out
 
 
-def bound(**settings: Any) -> Preference:
-    return Preference(**settings).bind([Pair("r", ASKED, "a", "b")], "decoder")
+def bound(**settings: Any) -> Any:
+    return Preference(**settings).bind([Pair("r", ASKED, "a", "b")], "decoder").make_learner()
 
 
-def mean_over_pairs(objective: Preference, logs: Tensor, before: Tensor | None) -> float:
+def mean_over_pairs(learner: Any, logs: Tensor, before: Tensor | None) -> float:
     batch = batch_of(LABELS, before)
-    return float(objective.loss_of(logs, batch)) / objective.units(batch)
+    return float(learner.loss_of(logs, batch)) / learner.units(batch)
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.7])
@@ -121,9 +121,10 @@ def test_kto_is_trls(good: tuple[float, ...], beta: float):
     made._compute_kl_logps = lambda model, batch: others
     given = inputs([0, 1, 2, 3], label=torch.tensor(good), ref_logps=before, ref_KL_logps=others_before)
     wanted = KTOTrainer._compute_loss(made, saying(logs), given, False)
-    objective = Preference(loss="kto", beta=beta).bind([UnpairedPreference("r", ASKED, "a", True)], "decoder")
+    thumbs = [UnpairedPreference("r", ASKED, "a", True)]
+    learner: Any = Preference(loss="kto", beta=beta).bind(thumbs, "decoder").make_learner()
     batch = batch_of(tuple((one,) for one in good), before + kl)
-    assert float(objective.loss_of(logs.sum(dim=1), batch)) / objective.units(batch) == pytest.approx(
+    assert float(learner.loss_of(logs.sum(dim=1), batch)) / learner.units(batch) == pytest.approx(
         wanted.item(), abs=1e-5
     )
 

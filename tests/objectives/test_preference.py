@@ -27,15 +27,15 @@ def test_what_the_rows_are_decides_loss_scale_and_headline():
         Preference().bind(pairs(2), "decoder"),
         Preference().bind([UnpairedPreference("r", TURNS, "a", True)], "decoder"),
     )
-    assert (pair.form, pair.beta, pair.nll, pair.metric) == ("dpo", 0.1, 0.1, "preference_accuracy")
-    assert (thumb.form, thumb.beta, thumb.nll, thumb.metric) == ("kto", 0.1, 0.0, "thumbs_auc")
+    assert (pair.loss, pair.beta, pair.nll, pair.metric) == ("dpo", 0.1, 0.1, "preference_accuracy")
+    assert (thumb.loss, thumb.beta, thumb.nll, thumb.metric) == ("kto", 0.1, 0.0, "thumbs_auc")
     assert Preference(loss="orpo").bind(pairs(2), "decoder").nll == 1.0
     assert Preference(loss="simpo", beta=3.0).bind(pairs(2), "decoder").beta == 3.0
 
 
 def test_the_recipes_word_is_loss():
     assert Preference(loss="ipo").model_dump()["loss"] == "ipo"
-    assert Preference.model_validate({"loss": "ipo"}).form == "ipo"
+    assert Preference.model_validate({"loss": "ipo"}).loss == "ipo"
 
 
 def test_only_the_last_answer_is_learned_with_its_end():
@@ -108,9 +108,9 @@ def test_a_margin_beside_named_columns_is_read_too():
 def test_rows_that_nobody_judged_are_refused():
     rows = [Row("c.jsonl:1", {"text": "t", "label": "x"})]
     for objective in (Preference(), Reward()):
-        with pytest.raises(DataError, match=r"rows of text_label, and nobody judged an answer .* objective: classify"):
+        with pytest.raises(DataError, match=r"expected preferences, got rows of text_label; .* objective: classify"):
             objective.examples(rows, group="")
-    with pytest.raises(DataError, match=r"a reward is learned from two answers, .* objective: preference"):
+    with pytest.raises(DataError, match=r"a reward model learns from two completions, .* objective: preference"):
         Reward().examples(THUMBS, group="")
 
 
@@ -119,9 +119,9 @@ def test_the_first_loss_of_dpo_is_the_logarithm_of_two_for_each_pair():
     made = policy("llama", lively=0.0)
     batch = collate([objective.encode(pair, template("llama"), limit=512) for pair in pairs(3)])
     with torch.no_grad():
-        said = objective.loss_of(made.logprobs(batch), replace(batch, reference=made.logprobs(batch)))
+        said = objective.make_learner().loss_of(made.logprobs(batch), replace(batch, reference=made.logprobs(batch)))
     assert said.item() == pytest.approx(3 * 0.693147, rel=1e-4)
-    assert objective.units(batch) == 3
+    assert objective.make_learner().units(batch) == 3
 
 
 def test_kto_takes_a_pair_for_two_thumbs_and_asks_the_start_about_other_answers():
@@ -129,10 +129,10 @@ def test_kto_takes_a_pair_for_two_thumbs_and_asks_the_start_about_other_answers(
     made = policy("llama", LORA, lively=0.2)
     batch = collate([objective.encode(pair, template("llama"), limit=512) for pair in pairs(3)])
     start = made.reference_logprobs(batch)
-    (shifted,) = prepare_batches(made, objective, [batch])
+    (shifted,) = prepare_batches(made, objective.make_learner(), [batch])
     assert shifted.reference is not None
     kl = (shifted.reference - start).unique()
-    assert (objective.units(batch), objective.reference) == (6, "per_step")
+    assert (objective.make_learner().units(batch), objective.reference) == (6, "per_step")
     assert kl.numel() <= 6  # one number, but for the last digits
     assert float(kl.max() - kl.min()) < 1e-3
     assert float(kl.min()) >= 0.0
@@ -144,6 +144,7 @@ def test_a_step_of_kto_is_the_same_however_it_is_cut(cut: tuple[int, ...]):
         UnpairedPreference(f"r:{i}", (Message("user", f"q{i}"),), f"it is the fox {i}", i % 2 == 0) for i in range(4)
     ]
     objective = Preference().bind(thumbs, "decoder")
+    learner = objective.make_learner()
     made = policy("llama", LORA, lively=0.2)
     rows = [objective.encode(thumb, template("llama"), limit=512) for thumb in thumbs]
     for _ in range(8):  # until all answers are likelier than at the start, so that there is a KL above 0
@@ -156,9 +157,9 @@ def test_a_step_of_kto_is_the_same_however_it_is_cut(cut: tuple[int, ...]):
     for sizes in ((4,), cut):
         ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
         batches = [collate(rows[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
-        prepared = prepare_batches(made, objective, batches)
+        prepared = prepare_batches(made, learner, batches)
         kl = [one.reference - made.reference_logprobs(one) for one in prepared if one.reference is not None]
-        loss, _ = accumulate_gradients(made, objective, prepared)
+        loss, _ = accumulate_gradients(made, learner, prepared)
         found.append((loss, float(torch.cat(kl).mean()), gradients(made)))
     assert found[0][1] > 0
     assert found[1][:2] == pytest.approx(found[0][:2], rel=1e-3)
@@ -171,9 +172,10 @@ def test_what_is_compared_with_the_start_is_learned_without_dropout():
     losses = {}
     for form in ("dpo", "orpo"):
         objective = Preference(loss=form).bind(rows, "decoder")
+        learner = objective.make_learner()
         batch = collate([objective.encode(pair, template("llama"), limit=512) for pair in rows])
         losses[form] = [
-            accumulate_gradients(made, objective, prepare_batches(made, objective, [batch]))[0] for _ in range(2)
+            accumulate_gradients(made, learner, prepare_batches(made, learner, [batch]))[0] for _ in range(2)
         ]
     assert losses["dpo"][0] == losses["dpo"][1]
     assert losses["orpo"][0] != losses["orpo"][1]

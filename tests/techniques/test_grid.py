@@ -82,7 +82,8 @@ def batch_of(rows: Sequence[Encoded], made: Policy) -> Batch:
 
 @torch.no_grad()
 def loss_of(made: Policy, objective: Any, batches: Sequence[Batch]) -> float:
-    return sum(float(objective.loss(objective.prepare(batch, made), made).total) for batch in batches)
+    learner = objective.make_learner()
+    return sum(float(learner.loss(learner.prepare(batch, made), made).total) for batch in batches)
 
 
 @pytest.mark.parametrize("word", TECHNIQUES)
@@ -96,7 +97,7 @@ def test_eight_rows_are_learned_kept_and_read_alike_alone_and_together(cell: str
     start = {name: value.detach().clone() for name, value in made.trainable()}
     optimizer = make_optimizer(made, plan)
     set_rate(optimizer, rate)
-    losses = [step(made, objective, [batch], optimizer=optimizer, clip=1.0)[0] for _ in range(STEPS)]
+    losses = [step(made, objective.make_learner(), [batch], optimizer=optimizer, clip=1.0)[0] for _ in range(STEPS)]
     assert losses[-1] < left * losses[0]
     assert all(not torch.equal(value, start[name]) for name, value in made.trainable() if "pooler" not in name)
 
@@ -122,7 +123,7 @@ def test_products_in_half_precision_give_nearly_the_same_loss_and_gradients(cell
     batch, found = batch_of(rows, made), []
     for mixed in (None, torch.bfloat16):
         made.autocast_dtype = mixed
-        loss = objective.loss(batch, made).total
+        loss = objective.make_learner().loss(batch, made).total
         loss.backward()
         found.append((loss.item(), torch.cat([value.flatten() for value in gradients(made).values()])))
     (whole, wanted), (half, given) = found

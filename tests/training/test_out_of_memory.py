@@ -17,7 +17,7 @@ from tunesmith.models.batch import Batch, collate
 from tunesmith.models.loading.device import out_of_memory
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Instruct
-from tunesmith.objectives.base import Loss
+from tunesmith.objectives.base import Learner, Loss
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.batches import Sampler
 from tunesmith.training.optim import TrainingPlan
@@ -41,7 +41,7 @@ def cramped(room: int, error: Exception) -> Instruct:
     return Cramped()
 
 
-class Later:
+class Later(Learner):
     """Learns from rewards, where no more than so many answers run at once after so many losses of a step."""
 
     def __init__(self, room: int, *, after: int = 1) -> None:

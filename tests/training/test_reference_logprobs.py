@@ -86,7 +86,7 @@ def test_a_shared_prompt_changes_neither_a_pairs_loss_nor_its_gradients(techniqu
     start = add_reference_logprobs(rows("llama"), policy("llama"))
     found = []
     for share in (True, False):
-        loss = objective.loss(collate(start, share=share), made)
+        loss = objective.make_learner().loss(collate(start, share=share), made)
         loss.total.backward()
         found.append((loss.total.item(), gradients(made)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)

@@ -1,4 +1,9 @@
-"""Objectives: what is learned. A new one is a file in this package, its import, and its name in `AnyObjective`."""
+"""Objectives: what is learned. A new one is a file in this package, its import, and its name in `AnyObjective`.
+
+An objective is a section of the recipe (`base.Objective`). The loss is computed by its learner (`base.Learner`), which
+is the objective itself unless it needs more than its settings: `PreferenceLearner`, `MultitaskLearner` and
+`OnlineRLLearner`.
+"""
 
 from typing import get_args
 

@@ -1,11 +1,14 @@
-"""What an objective declares and what the training loop calls."""
+"""The contracts of this package: what an objective declares, and what the training loop calls.
+
+Letters: B rows of a batch, D size of a hidden state, K labels, N texts.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, Protocol, Self, runtime_checkable
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from tunesmith.data.examples.types import Example
 from tunesmith.data.readers.row import Row
 from tunesmith.data.tokenization.chat_template import Encoded, Template
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.models.batch import Batch, StepMetrics
 from tunesmith.models.policy import Policy
 
@@ -29,29 +33,27 @@ class Loss:
     metrics: StepMetrics = field(default_factory=dict)
 
 
-class Learner(Protocol):
-    """What the training loop calls: batches in, a summed loss out."""
+class Learner(ABC):
+    """What the training loop calls: batches in, a summed loss out.
+
+    An objective whose loss needs nothing but its own settings is its own learner (`Objective.make_learner`).
+    """
 
     def prepare(self, batch: Batch, policy: Policy) -> Batch:
-        """Return the batch with everything that needs no gradient."""
-        ...
+        """Return the batch with everything that needs no gradient, such as reference log-probabilities."""
+        return batch
 
+    def prepare_step(self, batches: Sequence[Batch], policy: Policy) -> list[Batch]:
+        """Return the prepared micro-batches of a step with what depends on all of them, as KTO's KL estimate does."""
+        return list(batches)
+
+    @abstractmethod
     def units(self, batch: Batch) -> int:
-        """Return what the loss of a prepared batch sums over: learned tokens, rows or pairs."""
-        ...
+        """Return the number of units that the loss of a prepared batch sums over: learned tokens, rows or pairs."""
 
+    @abstractmethod
     def loss(self, batch: Batch, policy: Policy) -> Loss:
         """Compute the summed loss of a prepared batch; deterministic given its tensors."""
-        ...
-
-
-@runtime_checkable
-class WholeStepLearner(Protocol):
-    """A learner that needs all micro-batches of a step before the first loss, as KTO does for its KL estimate."""
-
-    def together(self, batches: Sequence[Batch], policy: Policy) -> list[Batch]:
-        """Return the prepared micro-batches with what depends on all of them; needs no gradient."""
-        ...
 
 
 Produces = Literal["labels", "text", "score", "likelihood"]
@@ -74,6 +76,14 @@ class Objective(BaseModel, ABC):
     # Whether training samples completions from the policy instead of learning from those of the rows.
     samples_completions: ClassVar[bool] = False
 
+    # Whether a row contains the answer that a completion is compared with.
+    has_reference_answers: ClassVar[bool] = False
+
+    @property
+    def known_labels(self) -> tuple[str, ...]:
+        """Return all labels in order; empty if the model produces no labels."""
+        return ()
+
     @property
     def label_mode(self) -> Literal["single", "multi"] | None:
         """Return how many labels a row has; None if the model produces no labels."""
@@ -83,6 +93,16 @@ class Objective(BaseModel, ABC):
     def has_label_head(self) -> bool:
         """Return whether labels are produced by a linear head rather than as words."""
         return False
+
+    @property
+    def probe_metric(self) -> str:
+        """Return the metric by which probes and TF-IDF baselines choose their settings."""
+        return "accuracy"
+
+    @property
+    def masked_share(self) -> float:
+        """Return the share of words that are masked for an encoder; 0 if none are."""
+        return 0.0
 
     @property
     def reference(self) -> Literal["none", "precomputed", "per_step"]:
@@ -114,6 +134,15 @@ class Objective(BaseModel, ABC):
         """Return the objective of every task by name; a single task has the name `SINGLE_TASK`."""
         return {SINGLE_TASK: self}
 
+    @property
+    def task_weights(self) -> Mapping[str, float]:
+        """Return the weight of every task in the loss of a step."""
+        return {SINGLE_TASK: 1.0}
+
+    def with_task_objectives(self, objectives: Mapping[str, Objective]) -> Objective:
+        """Return the objective with the objective of every task replaced, as `task_objectives` names them."""
+        return objectives[SINGLE_TASK]
+
     def task_policy(self, policy: Policy, task: str) -> Policy:
         """Return the policy with the head of one task."""
         return policy
@@ -130,8 +159,51 @@ class Objective(BaseModel, ABC):
         return 1.0
 
     def encode_all(self, example: Example, template: Template, *, limit: int) -> list[Encoded]:
-        """Encode one example as training rows: one, or a row for each window of a document."""
+        """Encode one example as training rows: one, or a row for each window of a document.
+
+        Args:
+            example: a typed row.
+            template: tokenizer and chat template.
+            limit: longest row, in tokens.
+        """
         return [self.encode(example, template, limit=limit)]
+
+    def bind_encoded(self, train: Sequence[Encoded]) -> Self:
+        """Return the objective with everything that depends on the encoded training rows, such as label shares."""
+        return self
+
+    def fixed_tokens(self, template: Template) -> int:
+        """Return the tokens of a row that are the same in every row, such as the question about a text."""
+        return 0
+
+    def prompt_templates(self, family: str) -> tuple[str, ...]:
+        """Return the prompt templates tried on the base model; the best one on validation is the base's score.
+
+        Args:
+            family: `decoder` or `encoder`.
+
+        Returns:
+            Templates for `prompt_messages`, an empty one being the default prompt. No templates if the base is
+            evaluated without a prompt.
+        """
+        return ()
+
+    def user_message(self, text: str) -> Message:
+        """Return the user message about a text that the tuned model expects: with the recipe's instruction, if any."""
+        return Message("user", text)
+
+    def prompt_messages(self, example: Example, wording: str = "") -> list[Message]:
+        """Return the messages of a row that come before its answer.
+
+        Args:
+            example: a row of an objective with `has_reference_answers`.
+            wording: one of `prompt_templates`; empty for the default prompt.
+        """
+        raise NotImplementedError(f"{type(self).__name__}: rows have no prompt with a reference answer")
+
+    def in_words(self) -> Self:
+        """Return the objective for a model without a head of its own: labels are produced as words."""
+        return self
 
     def inference_objective(self) -> Objective:
         """Return the objective that the tuned model is saved and used with."""
@@ -141,22 +213,55 @@ class Objective(BaseModel, ABC):
         """Return the objective without the paths of its rows, for a model that is given to others."""
         return self
 
+    def make_learner(self) -> Learner:
+        """Return the learner that computes the loss.
+
+        Raises:
+            NotImplementedError: the objective samples completions, so its learner also needs the prompts and a
+                reward (`training.train.learner_of`).
+        """
+        raise NotImplementedError(f"{type(self).__name__}: the learner needs prompts and a reward")
+
     @abstractmethod
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
-        """Return which column has which role, as named or as detected. Raises DataError if that is ambiguous."""
+        """Return role -> column, as named in the recipe or as detected.
+
+        Raises:
+            DataError: the columns are ambiguous or missing.
+        """
 
     @abstractmethod
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
-        """Parse rows into typed examples. Raises DataError with the errors of the whole file."""
+        """Parse rows into typed examples.
+
+        Args:
+            rows: rows of one file.
+            group: column with the group of a row; empty for none.
+            columns: role -> column; by default those of `columns`.
+
+        Raises:
+            DataError: with the errors of the whole file.
+        """
 
     @abstractmethod
     def bind(self, examples: Sequence[Example], family: str) -> Self:
-        """Return the objective with everything that depends on the data: labels, head, answer length."""
+        """Return the objective with everything that depends on the data: labels, head, longest answer.
+
+        Args:
+            examples: all rows of the run, held-out ones included.
+            family: `decoder` or `encoder`.
+        """
 
     @abstractmethod
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
-        """Encode one example as token sequences of at most `limit` tokens."""
+        """Encode one example as token sequences of at most `limit` tokens.
 
-    @abstractmethod
+        Args:
+            example: a typed row.
+            template: tokenizer and chat template.
+            limit: longest sequence, in tokens.
+        """
+
     def head(self, policy: Policy) -> nn.Module | None:
-        """Return a new output layer for this network; None if the network's own is used."""
+        """Return a new output layer [B, D] -> outputs for this network; None if the network's own is used."""
+        return None

@@ -1,4 +1,7 @@
-"""Label texts. A decoder answers with the label's own words, or through a linear head; an encoder through the head."""
+"""Classification of texts: a decoder generates the words of the label or uses a linear head, an encoder the head.
+
+Letters: B rows of a batch, D size of a hidden state, K labels.
+"""
 
 from __future__ import annotations
 
@@ -20,101 +23,115 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
 from tunesmith.models.batch import Batch
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Loss, Objective, Produces
+from tunesmith.objectives.base import Learner, Loss, Objective, Produces
 
-# Plain ways to ask the untuned model, beside the recipe's own instruction; the best on validation is the base's score.
+# Prompt templates for the base model, tried in addition to the recipe's instruction; the best one on validation is the
+# score of the base.
 WORDINGS = (
     "Classify the text as one of: {labels}. Answer with the label only.\n\nText: {text}",
     "Text: {text}\n\nWhich label fits this text: {labels}?",
     "{text}\n\nIs this text {either}?",
 )
 
+# More labels than this, all decimal fractions, are scores rather than labels.
+MAX_DECIMAL_LABELS = 20
+DECIMAL = re.compile(r"[-+]?\d*[.,]\d+")
 
-# So many labels that are all numbers with a fraction are scores.
-NUMBER, MOST_NUMBERS = re.compile(r"[-+]?\d*[.,]\d+"), 20
-
-# Learning rate of labels as a fraction of the technique's own, and the steps up to which LoRA needs all of it.
+# Smallest learning rate as a fraction of the technique's own, and the steps up to which LoRA needs the full rate.
 LEAST_RATE_SCALE = 0.3
 FULL_RATE_STEPS = 24
 
 
-class Classify(Objective):
+class Classify(Objective, Learner):
     """Raise the probability of the right label.
 
-    Reads Labelled rows. With `words` the label is the assistant's answer and the loss is the mean
-    negative log-likelihood of its tokens and the end token, over the whole vocabulary, so that the
-    tuned model *says* the label in any program. With `linear` it is cross-entropy over the labels
-    (several labels per row: binary cross-entropy each). Balanced, the log of each label's share is
-    added to its logit while learning, so that the head alone answers as if all labels were equally
-    common (Menon et al. 2021, "Long-tail learning via logit adjustment", eq. 10).
+    Reads rows with a text and one or several labels. With `words` the label is the assistant's answer, and the loss is
+    the negative log-likelihood of its tokens and the end token over the whole vocabulary, so that the tuned model
+    generates the label in any program. With `linear` the loss is cross-entropy over the labels, or binary
+    cross-entropy of each label if a row may have several. If balanced, the log of each label's share is added to its
+    logit during training, so that the head alone predicts as if all labels were equally common.
+
+    Source of the balance: Menon et al. 2021, "Long-tail learning via logit adjustment", equation 10.
     """
 
     produces: ClassVar[Produces] = "labels"
+    has_reference_answers: ClassVar[bool] = True
     max_new_tokens: ClassVar[int] = 0
 
     kind: Literal["classify"] = "classify"
     text: str = Field("", description="column with the text; empty: detected")
     label: str = Field("", description="column with the label, or a list of labels; empty: detected")
-    instruction: str = Field("", description="what a decoder is asked; empty: made from the labels")
-    output: Literal["auto", "words", "linear"] = Field("auto", description="label words or a head of its own")
+    instruction: str = Field("", description="instruction before each text, decoder only; empty: made from the labels")
+    output: Literal["auto", "words", "linear"] = Field("auto", description="generate label words, or use a linear head")
     metric: Literal["auto", "accuracy", "macro_f1", "sample_f1"] = Field("auto", description="headline score")
     labels: tuple[str, ...] = Field((), description="all labels, in order; empty: from the rows")
     multi: bool = Field(False, description="several labels per row; set from the data")
-    balance: Literal["auto", True, False] = Field("auto", description="let rare labels count as much as common ones")
-    shares: tuple[float, ...] = Field((), description="each label's share of the training rows, when balanced")
+    balance: Literal["auto", True, False] = Field("auto", description="weigh rare labels as much as common ones")
+    shares: tuple[float, ...] = Field((), description="share of each label in the training rows, if balanced")
 
     @field_validator("labels", mode="before")
     @classmethod
-    def _words(cls, value: object) -> object:
-        """Labels as rows have them: 1 and true are words. Raises ValueError for one that stands twice."""
-        if not isinstance(value, list | tuple):
-            return value
-        words = [item if (word := as_word(item)) is None else word.strip() for item in value]
-        if twice := [word for i, word in enumerate(words) if word in words[:i]]:
-            raise ValueError(f"{twice[0]!r} stands twice; name each label once")
+    def _as_words(cls, labels: object) -> object:
+        """Convert labels to words as rows do (1, true); raise ValueError for a duplicate."""
+        if not isinstance(labels, list | tuple):
+            return labels
+        words = [item if (word := as_word(item)) is None else word.strip() for item in labels]
+        if duplicates := [word for i, word in enumerate(words) if word in words[:i]]:
+            raise ValueError(f"duplicate label {duplicates[0]!r}; list each label once")
         return words
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
-        """Which column plays which part."""
-        found = {} if self.text and self.label else detect(rows).columns
-        return {"text": self.text or found.get("text", "text"), "label": self.label or found.get("label", "label")}
+        """Return the columns of text and label."""
+        detected = {} if self.text and self.label else detect(rows).columns
+        return {
+            "text": self.text or detected.get("text", "text"),
+            "label": self.label or detected.get("label", "label"),
+        }
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
-        """Labelled texts, one per row."""
+        """Parse rows into labelled texts."""
         return list(labelled(rows, **(columns or self.columns(rows)), group=group))
 
     def bind(self, examples: Sequence[Example], family: str) -> Classify:
-        """Labels from the rows, the output from family and labels, the headline from their balance.
+        """Return the objective with the labels of the rows, and the output and metric that suit them.
 
-        Raises DataError when there are fewer than two labels, or a row has one that the recipe does not list.
+        Raises:
+            DataError: there are fewer than two labels, or a row has a label that the recipe does not list.
         """
         rows = [example for example in examples if isinstance(example, LabelledText)]
         counts = Counter(label for row in rows for label in row.labels)
         labels = self.labels or tuple(sorted(counts))
-        place = rows[0].where.rpartition(":")[0]
+        file = rows[0].where.rpartition(":")[0]
         if len(labels) < 2:
             only = labels[0] if labels else "none"
-            raise DataError(f"{place}: only one label ({only!r}) in {len(rows)} rows; classify needs two or more")
-        if not self.labels and len(labels) > MOST_NUMBERS and all(map(NUMBER.fullmatch, labels)):
-            found = f"{len(labels)} labels, all numbers such as {labels[1]}: these look like scores, which are not read"
-            raise DataError(f"{place}: {found}; cut them into classes, or name all of them in objective.labels")
+            raise DataError(f"{file}: only one label ({only!r}) in {len(rows)} rows; classify needs two or more")
+        if not self.labels and len(labels) > MAX_DECIMAL_LABELS and all(map(DECIMAL.fullmatch, labels)):
+            raise DataError(
+                f"{file}: {len(labels)} labels, all decimal fractions such as {labels[1]}, look like scores; "
+                "group them into classes, or list all of them in objective.labels"
+            )
         for row in rows:
             if unknown := set(row.labels) - set(labels):
                 raise DataError(f"{row.where}: label {min(unknown)!r} is not among {list(labels)}; add it to `labels`")
         multi = self.multi or any(row.multi for row in rows)
         output = self.output if self.output != "auto" else ("linear" if multi or family == "encoder" else "words")
-        rare = min(counts.get(label, 0) for label in labels) < 0.25 * max(counts.values(), default=0)
-        by_data = "sample_f1" if multi else "macro_f1" if rare else "accuracy"
-        metric = by_data if self.metric == "auto" else self.metric
+        imbalanced = min(counts.get(label, 0) for label in labels) < 0.25 * max(counts.values(), default=0)
+        suited = "sample_f1" if multi else "macro_f1" if imbalanced else "accuracy"
+        metric = suited if self.metric == "auto" else self.metric
         return self.model_copy(update={"labels": labels, "multi": multi, "output": output, "metric": metric})
 
-    def weighed(self, train: Sequence[Encoded]) -> Classify:
-        """The objective with each label's share of the training rows, where they are to be balanced."""
-        wanted = self.metric == "macro_f1" if self.balance == "auto" else self.balance
-        if not wanted or self.multi or self.output == "words":
+    def bind_encoded(self, train: Sequence[Encoded]) -> Classify:
+        """Return the objective with the share of each label in the training rows, if the loss is to be balanced."""
+        balanced = self.metric == "macro_f1" if self.balance == "auto" else self.balance
+        if not balanced or self.multi or self.output == "words":
             return self.model_copy(update={"shares": ()})
-        counts = [1 + sum(row.label[place] for row in train) for place in range(len(self.labels))]
+        counts = [1 + sum(row.label[index] for row in train) for index in range(len(self.labels))]
         return self.model_copy(update={"shares": tuple(count / sum(counts) for count in counts)})
+
+    @property
+    def known_labels(self) -> tuple[str, ...]:
+        """Return all labels in order."""
+        return self.labels
 
     @property
     def label_mode(self) -> Literal["single", "multi"]:
@@ -139,50 +156,79 @@ class Classify(Objective):
 
     @property
     def probe_metric(self) -> str:
-        """Name the metric by which probes and TF-IDF baselines choose their settings."""
+        """Return the metric by which probes and TF-IDF baselines choose their settings."""
         return "accuracy" if self.metric == "accuracy" else "macro_f1"
 
     def messages(self, text: str, wording: str = "") -> list[Message]:
-        """What a decoder is asked about one text, by the recipe's instruction or by another wording."""
+        """Return the prompt about one text.
+
+        Args:
+            text: the text to label.
+            wording: a prompt template; empty for the recipe's instruction.
+        """
         if wording:
-            listed = {"labels": ", ".join(self.labels), "either": " or ".join(self.labels)}
-            question = wording.replace("{labels}", listed["labels"]).replace("{either}", listed["either"])
+            question = wording.replace("{labels}", ", ".join(self.labels)).replace("{either}", " or ".join(self.labels))
             return [Message("user", question.replace("{text}", text))]
         default = f"Which label fits the text: {', '.join(self.labels)}? Answer with the label only."
         return [Message("user", f"{self.instruction or default}\n\n{text}")]
 
+    def user_message(self, text: str) -> Message:
+        """Return the question about one text."""
+        return self.messages(text)[0]
+
+    def prompt_messages(self, example: Example, wording: str = "") -> list[Message]:
+        """Return the question about the text of a row."""
+        assert isinstance(example, LabelledText)
+        return self.messages(example.text, wording)
+
+    def prompt_templates(self, family: str) -> tuple[str, ...]:
+        """Return the prompts of a decoder that gives one label; other base models are evaluated by a linear probe."""
+        return ("", *WORDINGS) if family == "decoder" and not self.multi else ()
+
+    def in_words(self) -> Classify:
+        """Return the objective with labels as words."""
+        return self.model_copy(update={"output": "words"})
+
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
-        """Question and label as a chat (`words`), the question alone (decoder head), or the text alone (encoder)."""
+        """Encode question and label as a chat (`words`), the question alone (decoder head), or the text (encoder)."""
         assert isinstance(example, LabelledText)
         if self.output == "words":
-            asked = [*self.messages(example.text), Message("assistant", example.labels[0])]
-            asked, shortened = template.fit(asked, limit)
-            return Encoded((template.chat(asked),), example.where, shortened=shortened)
+            chat = [*self.messages(example.text), Message("assistant", example.labels[0])]
+            chat, shortened = template.fit(chat, limit)
+            return Encoded((template.chat(chat),), example.where, shortened=shortened)
         tokens, shortened = self.question(example.text, template, limit=limit)
         target = tuple(1.0 if label in example.labels else 0.0 for label in self.labels)
         return Encoded((tokens,), example.where, label=target, shortened=shortened)
 
     def question(self, text: str, template: Template, *, limit: int) -> tuple[Tokens, bool]:
-        """The ids that are read before a label is given, and whether the text was shortened."""
+        """Encode what the model reads before it gives a label.
+
+        Args:
+            text: the text to label.
+            template: tokenizer and chat template.
+            limit: longest input, in tokens.
+
+        Returns:
+            The tokens, and whether the text was shortened.
+        """
         if not template.chats:
             text = template.harmless(text)
-            whole = template.document(text).ids
-            return Tokens.of(template.shortened(whole, limit)), len(whole) > limit
-        asked, shortened = template.fit(self.messages(text), limit)
-        ids = template.prompt(asked)
-        return Tokens.of(ids), shortened
+            ids = template.document(text).ids
+            return Tokens.of(template.shortened(ids, limit)), len(ids) > limit
+        messages, shortened = template.fit(self.messages(text), limit)
+        return Tokens.of(template.prompt(messages)), shortened
 
-    def beside_text(self, template: Template) -> int:
-        """Tokens of a row that are not its text: the question to a decoder, and the longest label as its answer."""
+    def fixed_tokens(self, template: Template) -> int:
+        """Return the tokens of a decoder's question, and of the longest label if labels are words; 0 for an encoder."""
         if not template.chats:
             return 0
-        asked = self.messages("")
+        question = self.messages("")
         if self.output != "words":
-            return len(template.prompt(asked))
-        return len(template.chat([*asked, Message("assistant", max(self.labels, key=len))]).ids)
+            return len(template.prompt(question))
+        return len(template.chat([*question, Message("assistant", max(self.labels, key=len))]).ids)
 
     def head(self, policy: Policy) -> nn.Module | None:
-        """[B, D] -> [B, K], at zero: a run gives it its beginning (training/head_init.py)."""
+        """Return a zero-initialized layer [B, D] -> [B, K]; `training.head_init` initializes it from a probe."""
         if self.output == "words":
             return None
         layer = nn.Linear(policy.hidden, len(self.labels), device=policy.device)
@@ -190,16 +236,16 @@ class Classify(Objective):
         nn.init.zeros_(layer.bias)
         return layer
 
-    def prepare(self, batch: Batch, policy: Policy) -> Batch:
-        """The batch as it is."""
-        return batch
+    def make_learner(self) -> Learner:
+        """Return the objective itself."""
+        return self
 
     def units(self, batch: Batch) -> int:
-        """Learned tokens with label words, rows with a head."""
+        """Return the number of learned tokens if labels are words, else of rows."""
         return len(batch.targets) if self.output == "words" else batch.rows
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
-        """Sum of -log p of the label tokens, or of the labels."""
+        """Compute the negative log-likelihood of the label tokens, or of the labels, summed over the batch in nats."""
         if self.output == "words":
             return Loss(policy.sum_nll(batch), self.units(batch))
         assert batch.labels is not None
@@ -209,7 +255,7 @@ class Classify(Objective):
         return Loss(F.cross_entropy(logits, batch.labels.argmax(dim=1), reduction="sum"), len(logits))
 
     def logits(self, batch: Batch, policy: Policy) -> Tensor:
-        """[B, K]: the head's logits as they are learned, with the log of each label's share added when balanced."""
+        """Compute the logits [B, K] of training: if balanced, with the log of each label's share added."""
         assert policy.head is not None
         logits = cast(Tensor, policy.head(policy.pooled(batch))).float()
         return logits + logits.new_tensor(self.shares).log() if self.shares else logits

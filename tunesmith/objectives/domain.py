@@ -1,4 +1,4 @@
-"""Speak the language of a field: the next token of its texts (decoder), or words hidden in them (encoder)."""
+"""Continued pre-training on the texts of a field: next tokens (decoder) or masked words (encoder)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from tunesmith.errors import DataError
 from tunesmith.models.batch import Batch
 from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Loss, Objective, Produces
+from tunesmith.objectives.base import Learner, Loss, Objective, Produces
 
 
-class Domain(Objective):
-    """Lower the loss of a field's own texts, without any label.
+class Domain(Objective, Learner):
+    """Lower the loss of a field's texts, without labels.
 
-    Reads Text rows; documents are cut into windows of `data.max_tokens`. Decoder: mean negative log-likelihood of
-    every next token, the end of each document included. Encoder: of the ids of whole words that are hidden, 15 % of
-    them drawn anew for each pass (Devlin et al. 2018, arXiv 1810.04805), through a masked-language head.
-    Continued pre-training: Gururangan et al. 2020, arXiv 2004.10964.
+    Documents are cut into windows of `data.max_tokens`. Decoder: negative log-likelihood of every next token,
+    including the end of each document. Encoder: of the tokens of masked words, through a masked-LM head; 15 % of the
+    words, sampled again in each epoch (Devlin et al. 2018, arXiv 1810.04805).
+
+    Source: Gururangan et al. 2020, "Don't stop pretraining", arXiv 2004.10964.
     """
 
     produces: ClassVar[Produces] = "likelihood"
@@ -37,23 +38,34 @@ class Domain(Objective):
 
     kind: Literal["domain"] = "domain"
     text: str = Field("", description="column with the text; empty: detected")
-    hide: float = Field(0.15, gt=0, lt=1, description="share of the words that an encoder has to find")
-    terms: tuple[str, ...] = Field((), description="words of the field that are asked for; empty: found in the texts")
+    hide: float = Field(0.15, gt=0, lt=1, description="share of the words that are masked, encoder only")
+    terms: tuple[str, ...] = Field((), description="domain terms whose prediction is scored; empty: from the texts")
     metric: Literal["auto", "perplexity", "masked_loss"] = Field("auto", description="headline; set from the model")
 
+    @property
+    def masked_share(self) -> float:
+        """Return the share of words that are masked."""
+        return self.hide
+
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
-        """Which column plays which part."""
+        """Return the column of the text."""
         return {"text": self.text or text_column(rows)}
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
-        """Texts, one per row."""
+        """Parse rows into texts."""
         return list(texts(rows, **(columns or self.columns(rows)), group=group))
 
     def bind(self, examples: Sequence[Example], family: str) -> Domain:
-        """The headline by the family, for a decoder predicts next tokens and an encoder hidden words; the terms."""
+        """Return the objective with the metric of the model family and the domain terms of the texts.
+
+        Raises:
+            DataError: a term of the recipe cannot be scored.
+        """
         for term in self.terms:
             if [word for word, _, _ in word_places(term)] != [term.casefold()]:
-                raise DataError(f"objective.terms: {term!r} is asked for nowhere; give words of four letters or more")
+                raise DataError(
+                    f"objective.terms: {term!r} is not a word that is scored; list words of at least four letters"
+                )
         terms = tuple(term.casefold() for term in self.terms)
         terms = terms or field_terms(example.text for example in examples if isinstance(example, Text))
         return self.model_copy(
@@ -61,37 +73,32 @@ class Domain(Objective):
         )
 
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
-        """All windows of a document; `apart` makes a row of each."""
-        rows = self.windows(example, template, limit=limit)
+        """Encode a document as one row that holds all of its windows."""
+        rows = self.encode_all(example, template, limit=limit)
         return Encoded(tuple(row.sequences[0] for row in rows), example.where)
 
     def encode_all(self, example: Example, template: Template, *, limit: int) -> list[Encoded]:
-        """Encode a document as one row per window."""
-        return self.windows(example, template, limit=limit)
-
-    def windows(self, example: Example, template: Template, *, limit: int) -> list[Encoded]:
-        """Each window of a document as a row, named by its place in the document."""
+        """Encode a document as one row per window, named by the index of the window."""
         assert isinstance(example, Text)
-        cut = windows(example.text, template, limit=limit)
         return [
-            window.row(f"{example.where} window {number}", next_token=template.chats)
-            for number, window in enumerate(cut, 1)
+            window.row(f"{example.where} window {index}", next_token=template.chats)
+            for index, window in enumerate(windows(example.text, template, limit=limit), 1)
         ]
 
     def head(self, policy: Policy) -> nn.Module | None:
-        """A masked-language head for an encoder; a decoder has its own words."""
+        """Return a masked-LM head for an encoder; a decoder uses its own output layer."""
         return MaskedHead(policy.network).to(policy.device) if policy.family == "encoder" else None
 
-    def prepare(self, batch: Batch, policy: Policy) -> Batch:
-        """The batch as it is."""
-        return batch
+    def make_learner(self) -> Learner:
+        """Return the objective itself."""
+        return self
 
     def units(self, batch: Batch) -> int:
-        """Learned tokens."""
+        """Return the number of learned tokens."""
         return len(batch.targets)
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
-        """Sum of -log p over the next tokens, or over the hidden ids."""
+        """Compute the negative log-likelihood of the next or masked tokens, summed over the batch in nats."""
         if policy.family == "decoder":
             return Loss(policy.sum_nll(batch), self.units(batch))
         assert isinstance(policy.head, MaskedHead)
@@ -99,7 +106,7 @@ class Domain(Objective):
 
 
 def text_column(rows: Sequence[Row]) -> str:
-    """The column with the text: the one of that name even where others would make another objective of the rows."""
+    """Return the column with the text: by name even if other columns suggest another objective."""
     by_name = {name.strip().lower(): name for name in columns_of(rows)}
     named = next((by_name[name] for name in DOCUMENTS if name in by_name), "")
     return named or detect(rows).columns.get("text", "text")

@@ -1,4 +1,4 @@
-"""Answer as we do: prompts and answers, or whole chats, of which only the assistant's turns are learned."""
+"""Supervised fine-tuning on prompts with answers or on chats; only the assistant's turns are learned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
-from torch import nn
 
 from tunesmith.data.examples.parsers import chats
 from tunesmith.data.examples.types import Chat, Example
@@ -16,76 +15,99 @@ from tunesmith.data.readers.row import Row, columns_of, file_of, missing_column,
 from tunesmith.data.schema.columns import beside
 from tunesmith.data.schema.formats import SYSTEMS, TOOLS, detect
 from tunesmith.data.tokenization.chat_template import Encoded, Template
-from tunesmith.data.tokenization.messages import Message
+from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.errors import DataError
 from tunesmith.models.batch import Batch
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Loss, Objective, Produces
+from tunesmith.objectives.base import Learner, Loss, Objective, Produces
 
-# Ways to ask the untuned model for nothing but the answer; the best on validation is the base's score.
+# Prompt templates that ask the base model for the answer alone; the best one on validation is the score of the base.
 PLAIN_WORDINGS = ("", "Reply with the answer only.", "Answer in one short line.")
 
 
-class Instruct(Objective):
-    """Lower the loss of the assistant's turns, end tokens included; in a chat of many turns, of each of them.
+class Instruct(Objective, Learner):
+    """Lower the loss of every assistant turn of a chat, including its end token.
 
-    Reads Chat rows; calls of tools are learned as the model's template writes them. Decoders only.
-    Loss: mean negative log-likelihood per learned token.
+    Tool calls are learned as the model's chat template writes them. Decoders only. Loss: negative log-likelihood per
+    learned token.
     """
 
     families: ClassVar[tuple[str, ...]] = ("decoder",)
     produces: ClassVar[Produces] = "text"
+    has_reference_answers: ClassVar[bool] = True
 
     kind: Literal["instruct"] = "instruct"
     prompt: str = Field("", description="column with the prompt; empty: detected")
-    answer: str = Field("", description="column with the wanted answer; empty: detected")
-    messages: str = Field("", description="column with whole chats instead of prompt and answer")
-    tools: str = Field("", description="column with the tools that a chat may call; empty: `tools`, where there is one")
+    answer: str = Field("", description="column with the reference answer; empty: detected")
+    messages: str = Field("", description="column with whole chats, instead of prompt and answer")
+    tools: str = Field("", description="column with the tools that a chat may call; empty: `tools`, if there is one")
     instruction: str = Field("", description="text put before every prompt")
     metric: Literal["rouge_l", "exact_match", "contains", "chrf", "tool_calls"] = Field(
         "rouge_l", description="headline score of the answers"
     )
-    max_new_tokens: int = Field(0, ge=0, description="longest answer; 0: from the training answers")
+    max_new_tokens: int = Field(0, ge=0, description="longest answer, in tokens; 0: from the training answers")
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
-        """Which column plays which part."""
+        """Return the columns of prompt, answer or messages, and of system prompt and tools if there are any."""
         if self.tools and self.tools not in columns_of(rows):
             refuse([missing_column(rows, self.tools)])
-        more = beside(rows, {self.messages, self.prompt, self.answer}, system=SYSTEMS, tools=TOOLS)
-        more |= {"tools": self.tools} if self.tools else {}
+        optional = beside(rows, {self.messages, self.prompt, self.answer}, system=SYSTEMS, tools=TOOLS)
+        optional |= {"tools": self.tools} if self.tools else {}
         if self.messages:
-            return {"messages": self.messages, **more}
-        named = {part: column for part, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
+            return {"messages": self.messages, **optional}
+        named = {role: column for role, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
         if len(named) == 2:
-            return {**named, **more}
-        found = detect(rows).columns
-        if named and not {"prompt", "answer"} <= set(found):
-            part = next(iter(named))
+            return {**named, **optional}
+        detected = detect(rows).columns
+        if named and not {"prompt", "answer"} <= set(detected):
             raise DataError(
-                f"{file_of(rows)}: objective.{part} is named, and the rows show no other part beside it; "
-                "name objective.prompt and objective.answer"
+                f"{file_of(rows)}: objective.{next(iter(named))} is set, and the column of the other role was not "
+                "detected; name objective.prompt and objective.answer"
             )
-        return {**more, **found, **named, **({"tools": self.tools} if self.tools else {})}
+        return {**optional, **detected, **named, **({"tools": self.tools} if self.tools else {})}
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
-        """Chats, one per row."""
-        found = chats(rows, columns=columns or self.columns(rows), instruction=self.instruction, group=group)
-        return [_judged(_to_last_answer(chat), calls=self.metric == "tool_calls") for chat in found]
+        """Parse rows into chats that end with an answer; turns after it are neither learned nor evaluated."""
+        parsed: list[Example] = []
+        for chat in chats(rows, columns=columns or self.columns(rows), instruction=self.instruction, group=group):
+            last = max(i for i, message in enumerate(chat.messages) if message.role == "assistant")
+            chat = replace(chat, messages=chat.messages[: last + 1])
+            calls = [i for i, message in enumerate(chat.messages) if message.calling]
+            if calls and self.metric == "tool_calls":  # the reference answer is the last call
+                chat = replace(chat, reference_index=calls[-1] - len(chat.messages))
+            parsed.append(chat)
+        return parsed
 
     def bind(self, examples: Sequence[Example], family: str) -> Instruct:
-        """The longest answer set from those of the rows. Raises DataError where calls are scored and there are none."""
+        """Return the objective with the longest answer set from the rows.
+
+        Raises:
+            DataError: tool calls are the metric, and no answer calls a tool.
+        """
         if self.metric == "tool_calls" and not any(
-            m.calling for e in examples if isinstance(e, Chat) for m in e.messages
+            message.calling for chat in examples if isinstance(chat, Chat) for message in chat.messages
         ):
-            raise DataError("objective.metric: tool_calls, and no answer of the rows calls a tool; leave metric out")
+            raise DataError("objective.metric: tool_calls, and no answer of the rows calls a tool; omit metric")
         if self.max_new_tokens:
             return self
         return self.model_copy(
             update={"max_new_tokens": completion_budget([reference(example) for example in examples])}
         )
 
+    def prompt_templates(self, family: str) -> tuple[str, ...]:
+        """Return prompts that ask for the answer alone."""
+        return PLAIN_WORDINGS
+
+    def user_message(self, text: str) -> Message:
+        """Return the instruction, if any, with the text."""
+        return instructed([Message("user", text)], self.instruction)[0]
+
+    def prompt_messages(self, example: Example, wording: str = "") -> list[Message]:
+        """Return the messages before the reference answer."""
+        return asked(example, wording)
+
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
-        """The rendered chat, the longest prompt shortened where it does not fit."""
+        """Encode the chat; its longest prompt is shortened if it does not fit, and then the end is cut off."""
         assert isinstance(example, Chat)
         messages, shortened = template.fit(example.messages, limit)
         tokens = template.chat(messages)
@@ -93,59 +115,55 @@ class Instruct(Objective):
             tokens, shortened = type(tokens)(tokens.ids[:limit], tokens.learn[:limit]), True
         return Encoded((tokens,), example.where, shortened=shortened)
 
-    def head(self, policy: Policy) -> nn.Module | None:
-        """None: the model's own words are used."""
-        return None
-
-    def prepare(self, batch: Batch, policy: Policy) -> Batch:
-        """The batch as it is."""
-        return batch
+    def make_learner(self) -> Learner:
+        """Return the objective itself."""
+        return self
 
     def units(self, batch: Batch) -> int:
-        """Learned tokens."""
+        """Return the number of learned tokens."""
         return len(batch.targets)
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
-        """Sum of -log p over the learned tokens."""
+        """Compute the negative log-likelihood of the learned tokens, summed over the batch in nats."""
         return Loss(policy.sum_nll(batch), self.units(batch))
 
 
 def completion_budget(answers: Sequence[str]) -> int:
-    """Tokens enough for nearly all answers like these: one and a half times their 95th percentile."""
-    return int(np.percentile([_tokens(answer) for answer in answers], 95) * 1.5) + 16
+    """Return a number of new tokens that suffices for nearly all answers: 1.5 times their 95th percentile.
 
-
-def _tokens(answer: str) -> float:
-    """About how many tokens an answer has: three characters each, two bytes of other scripts; a bound for loops."""
-    plain = sum(map(str.isascii, answer))
-    return plain / 3 + (len(answer.encode(errors="replace")) - plain) / 2
-
-
-def _to_last_answer(chat: Chat) -> Chat:
-    """The chat without turns after its last answer: nothing in them is learned or asked."""
-    last = max(i for i, message in enumerate(chat.messages) if message.role == "assistant")
-    return replace(chat, messages=chat.messages[: last + 1])
-
-
-def _judged(chat: Chat, *, calls: bool) -> Chat:
-    """The chat judged by its last answer, or by its last call where calls are what counts and it has one."""
-    calling = [i for i, message in enumerate(chat.messages) if message.calling] if calls else []
-    return replace(chat, reference_index=calling[-1] - len(chat.messages)) if calling else chat
+    Args:
+        answers: answers of the rows; a token is taken to have three ASCII characters or two bytes of other scripts.
+    """
+    tokens = []
+    for answer in answers:
+        ascii_characters = sum(map(str.isascii, answer))
+        tokens.append(ascii_characters / 3 + (len(answer.encode(errors="replace")) - ascii_characters) / 2)
+    return int(np.percentile(tokens, 95) * 1.5) + 16
 
 
 def reference(example: Example) -> str:
-    """The assistant turn that an answer is compared with: the last one, or the last call."""
+    """Return the assistant turn that a completion is compared with: the last one, or the last tool call."""
     assert isinstance(example, Chat)
     return example.messages[example.reference_index].said
 
 
 def asked(example: Example, wording: str = "") -> list[Message]:
-    """The messages before that turn, a plain wording added to the last of them."""
+    """Return the messages before the reference answer.
+
+    Args:
+        example: a chat.
+        wording: text appended to the last message.
+    """
     assert isinstance(example, Chat)
     return with_wording(example.messages[: example.reference_index], wording)
 
 
 def with_wording(messages: Sequence[Message], wording: str) -> list[Message]:
-    """The messages with a plain wording added to the last of them."""
-    *before, last = messages
-    return [*before, replace(last, content=f"{last.content}\n\n{wording}" if wording else last.content)]
+    """Return the messages with a text appended to the last one.
+
+    Args:
+        messages: at least one message.
+        wording: text to append; may be empty.
+    """
+    *earlier, last = messages
+    return [*earlier, replace(last, content=f"{last.content}\n\n{wording}" if wording else last.content)]

@@ -1,6 +1,7 @@
-"""Learning from rewards, one window at a time: draw answers, have them scored, move the policy.
+"""Online reinforcement learning, one step at a time: sample completions, score them, update the policy.
 
-Letters: P prompts, G answers to each, B answers in all, M tokens of all answers one after another.
+Letters: P prompts, G completions of each, B completions in all, M tokens of all completions, concatenated, D size of a
+hidden state.
 """
 
 from __future__ import annotations
@@ -18,20 +19,25 @@ from tunesmith.models.batch import Batch, Rollout, StepMetrics, pack
 from tunesmith.models.generation.generate import AnswerIds, generate, sample
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import policy_gradient as arithmetic
-from tunesmith.objectives.base import Loss
+from tunesmith.objectives import policy_gradient
+from tunesmith.objectives.base import Learner, Loss
 from tunesmith.objectives.rl import Rl
 
-# Differences of rewards below this are rounding.
+# Rewards whose difference is below this are equal but for rounding.
 EQUAL = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class OnlineRLLearner:
-    """An `rl` objective with all that a step needs: the exercises by place, who scores, and the seed.
+class OnlineRLLearner(Learner):
+    """Learner of an `rl` objective. All randomness derives from the seed and the step, so a run can resume anywhere.
 
-    Chance is a function of seed and step alone, so a run can go on anywhere. `watch` makes figures of the answers
-    themselves for the journal.
+    Args:
+        objective: the bound objective.
+        template: tokenizer and chat template.
+        prompts: the prompts by their location.
+        score: scores completions.
+        seed: seed of the run.
+        completion_metrics: metrics of the completions themselves, for the training log.
     """
 
     objective: Rl
@@ -39,77 +45,83 @@ class OnlineRLLearner:
     prompts: Mapping[str, RLPrompt]
     score: Scorer
     seed: int
-    completion_metrics: Callable[[Sequence[Completion]], StepMetrics] = lambda attempts: {}
+    completion_metrics: Callable[[Sequence[Completion]], StepMetrics] = lambda completions: {}
 
     def prepare(self, batch: Batch, policy: Policy) -> Batch:
-        """Prompts in; their answers out, with advantages and what policy and start said to them."""
-        prompts, drawn, attempts = self._drawn(batch, policy)
-        scores = torch.tensor(self.score(attempts), dtype=torch.float32)
+        """Sample completions of the prompts of a batch and score them.
+
+        Returns:
+            A batch of the completions with advantages and the log-probabilities under policy and reference model.
+        """
         objective = self.objective
-        cut_off = torch.tensor([not attempt.finished for attempt in attempts])
-        paid = (scores - objective.missing_end_penalty * cut_off).view(len(prompts), -1)
-        kept = [i for i, attempt in enumerate(attempts) if attempt.finished or not objective.mask_truncated]
-        rows = [_answered(prompts[i // objective.group], drawn[i]) for i in kept]
+        prompts, sampled, completions = self._sample(batch, policy)
+        scores = torch.tensor(self.score(completions), dtype=torch.float32)
+        cut_off = torch.tensor([not completion.finished for completion in completions])
+        rewards = (scores - objective.missing_end_penalty * cut_off).view(len(prompts), -1)
+        kept = [i for i, completion in enumerate(completions) if completion.finished or not objective.mask_truncated]
+        rows = [_with_completion(prompts[i // objective.group], sampled[i]) for i in kept]
         packed = pack(rows or [Tokens.of(prompts[0])]).to(policy.device)
-        sizes = [rows[place].learned for place in range(len(rows))]
-        figures = {**_figures(scores, paid, drawn, cut_off), **self.completion_metrics(attempts)}
-        worth = self._advantages(packed, policy, paid, kept, sizes)
-        return replace(packed, rollout=replace(worth, metrics=figures), step=batch.step)
+        metrics = {**_reward_metrics(scores, rewards, sampled, cut_off), **self.completion_metrics(completions)}
+        rollout = self._rollout(packed, policy, rewards, kept, [row.learned for row in rows])
+        return replace(packed, rollout=replace(rollout, metrics=metrics), step=batch.step)
 
     def units(self, batch: Batch) -> int:
-        """Tokens of answers that are learned from."""
+        """Return the number of learned completion tokens."""
         return len(batch.targets)
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
-        """The sum over the answers' tokens, and ppo's value loss."""
+        """Compute the policy loss, with ppo also the value loss, summed over the completion tokens."""
         rollout, objective = batch.rollout, self.objective
         assert rollout is not None, "prepare comes first"
         states = policy.learned(batch)
         new = self._token_logprobs(states, batch, policy)
         old = new.detach() if rollout.old is None else rollout.old
-        weights = arithmetic.PolicyLossOptions(objective.clip, objective.beta, objective.value_weight)
-        figures = {**rollout.metrics, **self._update_metrics(new.detach(), old, rollout)}
+        options = policy_gradient.PolicyLossOptions(objective.clip, objective.beta, objective.value_weight)
+        metrics = {**rollout.metrics, **self._update_metrics(new.detach(), old, rollout)}
         if objective.algorithm == "grpo":
-            total = arithmetic.grpo(new, old, rollout.reference, rollout.advantages, weights)
-            return Loss(total, self.units(batch), figures)
+            total = policy_gradient.grpo(new, old, rollout.reference, rollout.advantages, options)
+            return Loss(total, self.units(batch), metrics)
         assert rollout.values is not None
         assert rollout.returns is not None
         values = _values(states.detach(), policy)
-        wrong = arithmetic.value_loss(values, rollout.values, rollout.returns, weights.clip)
-        total = arithmetic.clipped_surrogate(new, old, rollout.advantages, weights.clip).sum() + weights.value * wrong
-        figures["value_loss"] = (float(wrong.detach()), self.units(batch))
-        return Loss(total, self.units(batch), figures)
+        value_loss = policy_gradient.value_loss(values, rollout.values, rollout.returns, options.clip)
+        surrogate = policy_gradient.clipped_surrogate(new, old, rollout.advantages, options.clip).sum()
+        metrics["value_loss"] = (float(value_loss.detach()), self.units(batch))
+        return Loss(surrogate + options.value * value_loss, self.units(batch), metrics)
 
     def sample_once(self, batch: Batch, policy: Policy) -> Batch:
-        """An answer drawn to each prompt, its tokens learned, nothing scored."""
+        """Return a batch with one sampled completion per prompt; nothing is scored."""
         once = replace(self, objective=self.objective.model_copy(update={"group": 1}))
-        prompts, drawn, _ = once._drawn(batch, policy)
-        return pack([_answered(prompt, one) for prompt, one in zip(prompts, drawn, strict=True)]).to(policy.device)
+        prompts, sampled, _ = once._sample(batch, policy)
+        return pack([_with_completion(*pair) for pair in zip(prompts, sampled, strict=True)]).to(policy.device)
 
     def mean_reward(self, policy: Policy, batch: Batch) -> float:
-        """The mean reward of greedy answers to the prompts of a batch."""
-        prompts = _prompts(batch)
+        """Return the mean reward of greedy completions of the prompts of a batch."""
         sampling = Sampling(max_new_tokens=self.objective.max_new_tokens)
-        drawn = generate(policy, prompts, sampling=sampling, template=self.template)
-        attempts = [self._attempt(batch, place, one) for place, one in enumerate(drawn)]
-        return sum(self.score(attempts)) / len(attempts)
+        answers = generate(policy, _prompts(batch), sampling=sampling, template=self.template)
+        completions = [self._completion(batch, row, answer) for row, answer in enumerate(answers)]
+        return sum(self.score(completions)) / len(completions)
 
     def check(self, policy: Policy, batch: Batch) -> tuple[float, float]:
-        """Lowest and highest reward of answers to a few prompts. Raises Refused where nothing tells them apart."""
-        _, _, attempts = self._drawn(batch, policy)
-        scores = torch.tensor(self.score(attempts)).view(batch.rows, -1)
+        """Return the lowest and highest reward of sampled completions.
+
+        Raises:
+            Refused: all rewards that are compared with each other are equal, so nothing can be learned.
+        """
+        _, _, completions = self._sample(batch, policy)
+        scores = torch.tensor(self.score(completions)).view(batch.rows, -1)
         grouped = scores if self.objective.algorithm == "grpo" else scores.view(1, -1)
         if float((grouped.max(dim=1).values - grouped.min(dim=1).values).max()) < EQUAL:
-            where = "within each group" if grouped is scores and len(scores) > 1 else "of all answers"
+            scope = "within each group" if grouped is scores and len(scores) > 1 else "of all completions"
             raise Refused(
-                f"reward: all rewards {where} are equal ({len(attempts)} answers to {batch.rows} prompts, "
-                f"the first got {float(scores[0, 0]):g}), so there is nothing to learn; reward what tells answers "
-                "apart, or raise objective.group or objective.temperature"
+                f"reward: all rewards {scope} are equal ({len(completions)} completions of {batch.rows} prompts, "
+                f"the first got {float(scores[0, 0]):g}); use a reward that distinguishes completions, or raise "
+                "objective.group or objective.temperature"
             )
         return float(scores.min()), float(scores.max())
 
-    def _drawn(self, batch: Batch, policy: Policy) -> tuple[list[list[int]], list[AnswerIds], list[Completion]]:
-        """The prompts of a batch, and G answers to each, one after another."""
+    def _sample(self, batch: Batch, policy: Policy) -> tuple[list[list[int]], list[AnswerIds], list[Completion]]:
+        """Return the prompts of a batch, and G completions of each, consecutively, as ids and as text."""
         objective, prompts = self.objective, _prompts(batch)
         sampling = Sampling(
             max_new_tokens=objective.max_new_tokens,
@@ -117,25 +129,25 @@ class OnlineRLLearner:
             seed=self.seed * 1_000_003 + batch.step,
         )
         groups = sample(policy, prompts, count=objective.group, sampling=sampling, template=self.template)
-        drawn = [one for group in groups for one in group]
-        attempts = [self._attempt(batch, place // objective.group, one) for place, one in enumerate(drawn)]
-        return prompts, drawn, attempts
+        sampled = [answer for group in groups for answer in group]
+        completions = [self._completion(batch, i // objective.group, answer) for i, answer in enumerate(sampled)]
+        return prompts, sampled, completions
 
-    def _attempt(self, batch: Batch, row: int, drawn: AnswerIds) -> Completion:
-        return Completion(self.prompts[batch.locations[row]], self.template.decode(drawn.ids).strip(), drawn.finished)
+    def _completion(self, batch: Batch, row: int, answer: AnswerIds) -> Completion:
+        return Completion(self.prompts[batch.locations[row]], self.template.decode(answer.ids).strip(), answer.finished)
 
     def _token_logprobs(self, states: Tensor, batch: Batch, policy: Policy) -> Tensor:
-        """[M]: log p of each token of the answers at the temperature that drew them."""
+        """Return the log-probability [M] of each completion token at the sampling temperature."""
         return policy.words.logprobs(states, batch.targets, temperature=self.objective.temperature)
 
     @torch.no_grad()
-    def _advantages(self, batch: Batch, policy: Policy, paid: Tensor, kept: Sequence[int], sizes: list[int]) -> Rollout:
-        """What the tokens of the kept answers are worth, given what every answer [P, G] was paid."""
+    def _rollout(self, batch: Batch, policy: Policy, rewards: Tensor, kept: Sequence[int], sizes: list[int]) -> Rollout:
+        """Compute per-token advantages of the kept completions, of `sizes` tokens, from all rewards [P, G]."""
         objective = self.objective
         ppo = objective.algorithm == "ppo"
-        if not kept:  # the one row of the batch is a prompt, in which nothing is learned
-            none = torch.zeros(0, device=policy.device)
-            return Rollout(none, none, none, none, none)
+        if not kept:  # the only row of the batch is a prompt, which has no learned token
+            empty = torch.zeros(0, device=policy.device)
+            return Rollout(empty, empty, empty, empty, empty)
         states = policy.learned(batch) if ppo or objective.updates > 1 else None
         old = None if states is None else self._token_logprobs(states, batch, policy)
         reference = None
@@ -143,52 +155,52 @@ class OnlineRLLearner:
             with policy.reference():
                 reference = self._token_logprobs(policy.learned(batch), batch, policy)
         if not ppo:
-            each = arithmetic.group_advantages(paid, scaled=objective.scale == "group").flatten()[list(kept)]
-            return Rollout(each.to(policy.device)[batch.row_ids], old, reference)
+            advantages = policy_gradient.group_advantages(rewards, scaled=objective.scale == "group")
+            return Rollout(advantages.flatten()[list(kept)].to(policy.device)[batch.row_ids], old, reference)
         assert old is not None
         assert reference is not None
         assert states is not None
         values = _values(states, policy)
-        scores = paid.flatten()[list(kept)].to(policy.device)
-        rewards = arithmetic.token_rewards(scores, old, reference, sizes, objective.beta)
-        advantages = arithmetic.gae(rewards, values, sizes, objective.spread)
+        kept_rewards = rewards.flatten()[list(kept)].to(policy.device)
+        per_token = policy_gradient.token_rewards(kept_rewards, old, reference, sizes, objective.beta)
+        advantages = policy_gradient.gae(per_token, values, sizes, objective.spread)
         return Rollout(advantages, old, reference, values, advantages + values)
 
     def _update_metrics(self, new: Tensor, old: Tensor, rollout: Rollout) -> StepMetrics:
-        """How far the policy is from its start and from the one that drew, and how sure of what it drew it is."""
+        """Return the share of clipped tokens, the nats per token and the KL to the reference model."""
         count = max(1, len(new))
-        beyond = ((new - old).exp() - 1).abs() > self.objective.clip
-        figures = {"clipped_share": (float(beyond.sum()), count), "nats_per_token": (float(-new.sum()), count)}
+        clipped = ((new - old).exp() - 1).abs() > self.objective.clip
+        metrics = {"clipped_share": (float(clipped.sum()), count), "nats_per_token": (float(-new.sum()), count)}
         if rollout.reference is not None:
-            figures["kl"] = (float(arithmetic.kl(new, rollout.reference).sum()), count)
-        return figures
+            metrics["kl"] = (float(policy_gradient.kl(new, rollout.reference).sum()), count)
+        return metrics
 
 
 def _prompts(batch: Batch) -> list[list[int]]:
-    """The ids of each row, in which nothing is learned."""
-    return [batch.ids[path[path >= 0]].tolist() for path in batch.row_index]
+    """Return the token ids of each prompt of a batch."""
+    return [batch.ids[row[row >= 0]].tolist() for row in batch.row_index]
 
 
-def _answered(prompt: list[int], drawn: AnswerIds) -> Tokens:
-    """A prompt with an answer and its stop token, of which each id is learned."""
-    return Tokens.of(prompt, [*drawn.ids, *drawn.end])
+def _with_completion(prompt: list[int], answer: AnswerIds) -> Tokens:
+    """Return a prompt with a completion and its stop token; every token of the completion is learned."""
+    return Tokens.of(prompt, [*answer.ids, *answer.end])
 
 
 def _values(states: Tensor, policy: Policy) -> Tensor:
-    """[M]: what the value head expects. It reads the states and leaves them alone."""
+    """Return the value estimates [M] from states [M, D]."""
     assert policy.head is not None
     values: Tensor = policy.head(states).float()[:, 0]
     return values
 
 
-def _figures(scores: Tensor, paid: Tensor, drawn: Sequence[AnswerIds], cut_off: Tensor) -> StepMetrics:
-    """What the journal tells of one window's answers."""
-    answers, groups = len(drawn), len(paid)
-    alike = paid.max(dim=1).values - paid.min(dim=1).values < EQUAL
+def _reward_metrics(scores: Tensor, rewards: Tensor, sampled: Sequence[AnswerIds], cut_off: Tensor) -> StepMetrics:
+    """Return the metrics of one step's completions: scores [B], rewards [P, G], and which are cut off [B]."""
+    count, groups = len(sampled), len(rewards)
+    equal = rewards.max(dim=1).values - rewards.min(dim=1).values < EQUAL
     return {
-        "reward": (float(scores.sum()), answers),
-        "reward_spread": (float(paid.std(dim=1).sum()) if paid.shape[1] > 1 else 0.0, groups),
-        "groups_alike": (float(alike.sum()), groups),
-        "answer_tokens": (float(sum(len(one.ids) + len(one.end) for one in drawn)), answers),
-        "cut_off_share": (float(cut_off.sum()), answers),
+        "reward": (float(scores.sum()), count),
+        "reward_spread": (float(rewards.std(dim=1).sum()) if rewards.shape[1] > 1 else 0.0, groups),
+        "groups_alike": (float(equal.sum()), groups),
+        "answer_tokens": (float(sum(len(answer.ids) + len(answer.end) for answer in sampled)), count),
+        "cut_off_share": (float(cut_off.sum()), count),
     }

@@ -1,4 +1,4 @@
-"""What objectives over judged answers share: their columns, and two answers behind one prompt as ids."""
+"""Encoding shared by the objectives that learn from preferences: their columns, and completions of one prompt."""
 
 from __future__ import annotations
 
@@ -12,37 +12,50 @@ from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
 
 
-def columns_of(rows: Sequence[Row], named: Mapping[str, str]) -> Mapping[str, str]:
-    """Which column plays which part: those that are named over those that the rows show.
+def preference_columns(rows: Sequence[Row], named: Mapping[str, str]) -> Mapping[str, str]:
+    """Return role -> column; columns that the recipe names take precedence over detected ones.
 
-    Raises DataError where the rows hold no judgement.
+    Raises:
+        DataError: the rows contain no preferences.
     """
-    named = {part: column for part, column in named.items() if column}
+    named = {role: column for role, column in named.items() if column}
     if {"chosen", "rejected"} <= named.keys() or {"prompt", "answer", "label"} <= named.keys():
         return {**named, **beside(rows, named.values(), system=SYSTEMS, margin=["margin"])}
-    found = detect(rows)
-    if found.objective != "preference":
-        cure = "name objective.chosen and objective.rejected, or tune with objective: " + found.objective
-        raise DataError(f"{file_of(rows)}: these are rows of {found.name}, and nobody judged an answer in them; {cure}")
-    return {**found.columns, **named}
+    detected = detect(rows)
+    if detected.objective != "preference":
+        raise DataError(
+            f"{file_of(rows)}: expected preferences, got rows of {detected.name}; name objective.chosen and "
+            f"objective.rejected, or tune with objective: {detected.objective}"
+        )
+    return {**detected.columns, **named}
 
 
-def answered(
-    prompt: Sequence[Message], answers: Sequence[str], template: Template, *, limit: int
+def encode_completions(
+    prompt: Sequence[Message], completions: Sequence[str], template: Template, *, limit: int
 ) -> tuple[list[Tokens], bool]:
-    """Each answer behind the same prompt, of which the answer alone is learned, and whether something was shortened.
+    """Encode each completion after the same prompt; only the tokens of the completion are learned.
 
-    The prompt gives way as far as the longest answer needs it to; an answer that is too long alone loses its end.
+    The prompt is shortened until the longest completion fits; a completion that is longer than `limit` loses its end.
+
+    Args:
+        prompt: the messages before the completion.
+        completions: one or more completions.
+        template: tokenizer and chat template.
+        limit: longest sequence, in tokens.
+
+    Returns:
+        One sequence per completion, and whether anything was shortened.
     """
     longest = max(
-        answers, key=lambda text: len(template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        completions,
+        key=lambda text: len(template.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
     )
     fitted, shortened = template.fit([*prompt, Message("assistant", longest)], limit)
     start = len(template.prompt(fitted[:-1]))
-    rows = []
-    for answer in answers:
-        tokens = template.chat([*fitted[:-1], Message("assistant", answer)])
-        learn = [last and place >= start for place, last in enumerate(tokens.learn)]
-        rows.append(Tokens(tokens.ids[:limit], learn[:limit]))
+    sequences = []
+    for completion in completions:
+        tokens = template.chat([*fitted[:-1], Message("assistant", completion)])
+        learn = [learned and index >= start for index, learned in enumerate(tokens.learn)]
+        sequences.append(Tokens(tokens.ids[:limit], learn[:limit]))
         shortened |= len(tokens.ids) > limit
-    return rows, shortened
+    return sequences, shortened

@@ -55,7 +55,7 @@ def dpo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     model. A small beta lets the policy move further from the reference.
 
     Args:
-        sides: summed log-probabilities of both completions under policy and reference model, each [P], nats.
+        logps: summed log-probabilities of both completions under policy and reference model, each [P], nats.
         options: `beta`, typically 0.1 to 0.5.
 
     Returns:
@@ -72,7 +72,7 @@ def hinge(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     Pairs whose margin exceeds 1 / beta contribute no gradient.
 
     Args:
-        sides: summed log-probabilities of both completions under policy and reference model, each [P], nats.
+        logps: summed log-probabilities of both completions under policy and reference model, each [P], nats.
         options: `beta`; 1 / beta is the margin to reach, in nats.
 
     Returns:
@@ -90,7 +90,7 @@ def ipo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     not overfitted. The margin is per token, as in the authors' own experiments.
 
     Args:
-        sides: summed log-probabilities of both completions under policy and reference model, each [P], nats.
+        logps: summed log-probabilities of both completions under policy and reference model, each [P], nats.
         options: `beta`; 1 / (2 beta) is the target margin, in nats per token.
 
     Returns:
@@ -107,7 +107,7 @@ def dpo_norm(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     Each completion's gain is divided by its number of tokens, so that long completions do not dominate.
 
     Args:
-        sides: summed log-probabilities of both completions under policy and reference model, each [P], nats.
+        logps: summed log-probabilities of both completions under policy and reference model, each [P], nats.
         options: `beta`; larger than DPO's, because the margin is per token.
 
     Returns:
@@ -124,7 +124,7 @@ def orpo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     The other part of ORPO, the negative log-likelihood of the chosen completion, is the objective's `nll` option.
 
     Args:
-        sides: summed log-probabilities of both completions under the policy, each [P], nats.
+        logps: summed log-probabilities of both completions under the policy, each [P], nats.
         options: `beta`, the weight of this part (lambda in the paper).
 
     Returns:
@@ -142,7 +142,7 @@ def simpo(logps: PairLogprobs, options: PairLossOptions) -> Tensor:
     """Compute the SimPO loss of each pair, without a reference model.
 
     Args:
-        sides: summed log-probabilities of both completions under the policy, each [P], nats.
+        logps: summed log-probabilities of both completions under the policy, each [P], nats.
         options: `beta`, and the target margin `gamma`.
 
     Returns:

@@ -1,4 +1,7 @@
-"""The reward model of RLHF: one number for an answer to a prompt."""
+"""Reward models: a head that scores a completion of a prompt.
+
+Letters: B sequences of a batch, D size of a hidden state, P pairs.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +16,21 @@ from tunesmith.data.examples.preferences import pairs
 from tunesmith.data.examples.types import Example, Pair
 from tunesmith.data.readers.row import Row, file_of
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
-from tunesmith.data.tokenization.messages import Message
+from tunesmith.data.tokenization.messages import Message, instructed
 from tunesmith.errors import DataError
 from tunesmith.models.batch import Batch
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Loss, Objective, Produces
-from tunesmith.objectives.pair_encoding import answered, columns_of
+from tunesmith.objectives.base import Learner, Loss, Objective, Produces
+from tunesmith.objectives.pair_encoding import encode_completions, preference_columns
 
 
-class Reward(Objective):
-    """Score the answer that people prefer above the other one.
+class Reward(Objective, Learner):
+    """Score chosen completions higher than rejected ones.
 
-    Reads Pair rows. A linear head of one number over the last token's state (decoder) or the mean of all (encoder).
-    Loss: a sum over pairs of -log sigmoid(chosen - rejected - margin) (Bradley and Terry 1952; the margin: Touvron et
-    al. 2023, arXiv 2307.09288), plus `center` times the square of both scores' sum (Eisenstein et al. 2023,
-    arXiv 2312.09244), without which only differences would mean anything.
+    Reads preference pairs. The score is a linear function of the last token's state (decoder) or of the mean of all
+    states (encoder). Loss per pair: -log sigmoid(chosen - rejected - margin) (Bradley and Terry 1952; the margin:
+    Touvron et al. 2023, arXiv 2307.09288) plus `center` times the squared sum of both scores (Eisenstein et al. 2023,
+    arXiv 2312.09244). Without that term only differences of scores would be defined.
     """
 
     produces: ClassVar[Produces] = "score"
@@ -35,89 +38,112 @@ class Reward(Objective):
 
     kind: Literal["reward"] = "reward"
     prompt: str = Field("", description="column with the prompt; empty: detected")
-    chosen: str = Field("", description="column with the preferred answer, or the chat that ends with it")
-    rejected: str = Field("", description="column with the other answer")
-    margin: str = Field("", description="column that says by how much; empty: `margin`, where there is one")
+    chosen: str = Field("", description="column with the chosen completion, or the chat that ends with it")
+    rejected: str = Field("", description="column with the rejected completion")
+    margin: str = Field("", description="column with the strength of the preference; empty: `margin`, if there is one")
     instruction: str = Field("", description="text put before every prompt")
-    center: float = Field(0.01, ge=0, description="weight of the pull that keeps scores around 0")
+    center: float = Field(0.01, ge=0, description="weight of the penalty that keeps scores near 0")
     metric: Literal["preference_accuracy"] = Field("preference_accuracy", description="headline score")
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
-        """Which column plays which part."""
-        return columns_of(rows, {part: getattr(self, part) for part in ("prompt", "chosen", "rejected", "margin")})
+        """Return the columns of prompt, completions and margin."""
+        roles = ("prompt", "chosen", "rejected", "margin")
+        return preference_columns(rows, {role: getattr(self, role) for role in roles})
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
-        """Pairs, one per row. Raises DataError for thumbs."""
+        """Parse rows into pairs.
+
+        Raises:
+            DataError: with the errors of the whole file, or because the rows are unpaired preferences.
+        """
         columns = columns or self.columns(rows)
         if "chosen" not in columns:
             raise DataError(
-                f"{file_of(rows)}: a reward is learned from two answers, and these rows hold one with a thumb; "
-                "give rows with chosen and rejected, or tune with objective: preference"
+                f"{file_of(rows)}: a reward model learns from two completions, and these rows contain one with a "
+                "rating; use rows with chosen and rejected, or tune with objective: preference"
             )
         return list(pairs(rows, columns=columns, instruction=self.instruction, group=group))
 
     def bind(self, examples: Sequence[Example], family: str) -> Reward:
-        """The objective as it is: it learns nothing from the rows beforehand."""
+        """Return the objective unchanged: nothing depends on the rows."""
         return self
 
+    def user_message(self, text: str) -> Message:
+        """Return the instruction, if any, with the text."""
+        return instructed([Message("user", text)], self.instruction)[0]
+
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
-        """The chosen and the rejected answer behind their prompt, and the margin."""
+        """Encode the chosen and the rejected completion after their prompt; the label is the margin."""
         assert isinstance(example, Pair)
         rows, shortened = self.read(example.prompt, (example.chosen, example.rejected), template, limit=limit)
         return Encoded(tuple(rows), example.where, label=(example.margin,), shortened=shortened)
 
     def read(
-        self, prompt: Sequence[Message], answers: Sequence[str], template: Template, *, limit: int
+        self, prompt: Sequence[Message], completions: Sequence[str], template: Template, *, limit: int
     ) -> tuple[list[Tokens], bool]:
-        """The ids that are read before each answer gets its score, and whether something was shortened."""
-        if template.chats:
-            rows, shortened = answered(prompt, answers, template, limit=limit)
-        else:
-            rows, shortened = _as_texts(prompt, answers, template, limit=limit)
+        """Encode what the model reads before each completion gets its score.
+
+        Args:
+            prompt: the messages before the completion.
+            completions: one or more completions.
+            template: tokenizer and chat template.
+            limit: longest sequence, in tokens.
+
+        Returns:
+            One sequence per completion, and whether anything was shortened.
+        """
+        if not template.chats:
+            return _encode_as_text(prompt, completions, template, limit=limit)
+        rows, shortened = encode_completions(prompt, completions, template, limit=limit)
         return [Tokens.of(row.ids) for row in rows], shortened
 
     def head(self, policy: Policy) -> nn.Module | None:
-        """[B, D] -> [B, 1], starting at zero so that the first loss is that of guessing."""
+        """Return a layer [B, D] -> [B, 1], initialized to zero so that the first loss is that of guessing."""
         layer = nn.Linear(policy.hidden, 1, device=policy.device)
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
         return layer
 
-    def prepare(self, batch: Batch, policy: Policy) -> Batch:
-        """The batch as it is."""
-        return batch
+    def make_learner(self) -> Learner:
+        """Return the objective itself."""
+        return self
 
     def units(self, batch: Batch) -> int:
-        """Pairs."""
+        """Return the number of pairs."""
         return batch.examples
 
     def scores(self, batch: Batch, policy: Policy) -> Tensor:
-        """[B]: the score of every row."""
+        """Compute the score of every sequence, [B]."""
         assert policy.head is not None
-        found: Tensor = policy.head(policy.pooled(batch)).float()[:, 0]
-        return found
+        scores: Tensor = policy.head(policy.pooled(batch)).float()[:, 0]
+        return scores
 
     def loss_of(self, scores: Tensor, margins: Tensor) -> Tensor:
-        """The sum over pairs whose scores [B] follow each other, the chosen one's first, with margins [P]."""
+        """Compute the summed loss, a scalar.
+
+        Args:
+            scores: scores of the completions, [2P]; each pair is consecutive, chosen first.
+            margins: strength of each preference, [P].
+        """
         chosen, rejected = scores[::2], scores[1::2]
-        pull = self.center * ((chosen + rejected) ** 2).sum()
-        return pull - F.logsigmoid(chosen - rejected - margins).sum()
+        penalty = self.center * ((chosen + rejected) ** 2).sum()
+        return penalty - F.logsigmoid(chosen - rejected - margins).sum()
 
     def loss(self, batch: Batch, policy: Policy) -> Loss:
-        """Sum over pairs."""
+        """Compute the loss, summed over pairs."""
         assert batch.labels is not None
         return Loss(self.loss_of(self.scores(batch, policy), batch.labels[:, 0]), self.units(batch))
 
 
-def _as_texts(
-    prompt: Sequence[Message], answers: Sequence[str], template: Template, *, limit: int
+def _encode_as_text(
+    prompt: Sequence[Message], completions: Sequence[str], template: Template, *, limit: int
 ) -> tuple[list[Tokens], bool]:
-    """Prompt and answer as one text for a model that knows no chats; the prompt gives way to the longest answer."""
-    tails = [template.document(template.harmless(answer)).ids for answer in answers]
-    asked = template.document(template.harmless("\n".join(message.content for message in prompt))).ids
-    room = max(0, limit - max(map(len, tails)))
-    opens = template.tokenizer.cls_token_id
-    # One opening token stands before all: the answer's own falls away behind a prompt.
-    behind = [tail[1:] if room and tail[:1] == [opens] else tail for tail in tails]
-    rows = [[*asked[:room], *tail][:limit] for tail in behind]
-    return [Tokens.of(ids) for ids in rows], len(asked) > room or max(map(len, tails)) > limit
+    """Encode prompt and completion as one text, for an encoder; the prompt is shortened to fit the longest one."""
+    tails = [template.document(template.harmless(completion)).ids for completion in completions]
+    question = template.document(template.harmless("\n".join(message.content for message in prompt))).ids
+    prompt_limit = max(0, limit - max(map(len, tails)))
+    # A sequence has one opening token: that of the completion is dropped if a prompt precedes it.
+    opening = [template.tokenizer.cls_token_id]
+    tails_after = [tail[1:] if prompt_limit and tail[:1] == opening else tail for tail in tails]
+    rows = [[*question[:prompt_limit], *tail][:limit] for tail in tails_after]
+    return [Tokens.of(ids) for ids in rows], len(question) > prompt_limit or max(map(len, tails)) > limit

@@ -1,4 +1,4 @@
-"""RLHF proper: answers are drawn, scored, and made likelier or less likely."""
+"""Reinforcement learning from rewards: completions are sampled, scored, and made likelier or less likely."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from tunesmith.data.readers.row import Row, columns_of, file_of
 from tunesmith.data.schema.columns import beside
 from tunesmith.data.schema.formats import SYSTEMS, TOOLS, detect
 from tunesmith.data.tokenization.chat_template import Encoded, Template, Tokens
+from tunesmith.data.tokenization.messages import Message
 from tunesmith.errors import DataError
 from tunesmith.models.policy import Policy
 from tunesmith.objectives.base import Objective, Produces
 from tunesmith.objectives.instruct import Instruct, completion_budget
 
-# Longest answer where no row has one to go by.
-ROOM = 128
+# Longest completion, in tokens, if no row contains an answer.
+DEFAULT_NEW_TOKENS = 128
 
 
 class Rl(Objective):
-    """Raise the reward of the model's own answers while it stays near its start.
+    """Raise the reward of sampled completions while the policy stays close to the reference model.
 
-    Reads prompts; a row's own answer is only compared with. Decoders only. `grpo`: an answer counts as much as it is
-    better than the others to its prompt (Shao et al. 2024, arXiv 2402.03300; loss per token as in DAPO, 2503.14476).
-    `ppo`: as much as it is better than a value head expected (Ouyang et al. 2022, arXiv 2203.02155).
+    Reads prompts; the answer of a row is only compared with. Decoders only. `grpo`: the advantage of a completion is
+    its reward relative to the other completions of its prompt (Shao et al. 2024, arXiv 2402.03300; loss per token as
+    in DAPO, arXiv 2503.14476). `ppo`: relative to the estimate of a value head (Ouyang et al. 2022, arXiv 2203.02155).
     """
 
     families: ClassVar[tuple[str, ...]] = ("decoder",)
@@ -36,74 +37,85 @@ class Rl(Objective):
     samples_completions: ClassVar[bool] = True
 
     kind: Literal["rl"] = "rl"
-    algorithm: Literal["grpo", "ppo"] = Field(
-        "grpo", description="grpo needs no value head and is the one to start with"
-    )
+    algorithm: Literal["grpo", "ppo"] = Field("grpo", description="start with grpo, which needs no value head")
     prompt: str = Field("", description="column with the prompt; empty: detected")
     answer: str = Field(
         "", description="column with a reference answer, for the report and the reward; empty: detected"
     )
-    messages: str = Field("", description="column with whole chats instead of prompt and answer")
+    messages: str = Field("", description="column with whole chats, instead of prompt and answer")
     instruction: str = Field("", description="text put before every prompt")
     reward: str | dict[str, float] = Field(
         "",
-        description="what scores an answer: a `reward` run, a Python function `rules:score`, or several with weights",
+        description="scores a completion: a `reward` run, a Python function `rules:score`, or several with weights",
     )
-    group: int = Field(8, ge=1, description="answers drawn to each prompt; grpo compares them, so it needs 2")
-    max_new_tokens: int = Field(0, ge=0, description="longest answer; 0: from the rows' answers, or 128")
-    temperature: float = Field(1.0, gt=0, description="of the draw; the policy that learns is the one that draws")
-    beta: float = Field(0.04, ge=0, description="weight of the KL to the start, per token")
-    clip: float = Field(0.2, gt=0, description="how far a token's ratio may move before it counts no more")
-    updates: int = Field(1, ge=1, description="optimizer steps on the same answers")
+    group: int = Field(8, ge=1, description="completions sampled per prompt; grpo compares them, so it needs 2")
+    max_new_tokens: int = Field(0, ge=0, description="longest completion, in tokens; 0: from the rows, or 128")
+    temperature: float = Field(1.0, gt=0, description="sampling temperature of the completions that are learned from")
+    beta: float = Field(0.04, ge=0, description="weight of the KL to the reference model, per token")
+    clip: float = Field(0.2, gt=0, description="clip range of the probability ratio of a token")
+    updates: int = Field(1, ge=1, description="optimizer steps on the same completions")
     scale: Literal["group", "none"] = Field(
-        "group", description="grpo: rewards in units of their group's spread, or as they are"
+        "group", description="grpo: divide rewards by the standard deviation of their group, or not"
     )
     missing_end_penalty: float = Field(
-        1.0, ge=0, description="taken off the reward of an answer that max_new_tokens cut off"
+        1.0, ge=0, description="subtracted from the reward of a completion that max_new_tokens cut off"
     )
-    mask_truncated: bool = Field(False, description="learn nothing from answers that were cut off")
-    spread: float = Field(0.95, ge=0, le=1, description="ppo: lambda of the generalised advantages")
-    value_weight: float = Field(0.1, ge=0, description="ppo: weight of the value head's loss")
-    metric: Literal["reward"] = Field("reward", description="headline: mean reward of greedy answers")
+    mask_truncated: bool = Field(False, description="do not learn from completions that were cut off")
+    spread: float = Field(0.95, ge=0, le=1, description="ppo: lambda of the generalized advantage estimation")
+    value_weight: float = Field(0.1, ge=0, description="ppo: weight of the value loss")
+    metric: Literal["reward"] = Field("reward", description="headline: mean reward of greedy completions")
 
     @field_validator("group")
     @classmethod
-    def _grpo_compares(cls, group: int, info: ValidationInfo) -> int:
-        """Alone in its group, every answer is as good as the group, and nothing is learned."""
+    def _check_group(cls, group: int, info: ValidationInfo) -> int:
+        """Refuse a group of one: the advantage of a completion over itself is 0."""
         if group < 2 and info.data.get("algorithm") == "grpo":
-            raise ValueError("leaves grpo nothing to compare; give 2 or more, or take algorithm: ppo")
+            raise ValueError("grpo compares the completions of a group; use 2 or more, or algorithm: ppo")
         return group
 
     def columns(self, rows: Sequence[Row]) -> Mapping[str, str]:
-        """Which column plays which part; an answer is not needed."""
-        named = {part: column for part, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
+        """Return the columns of the prompt and, if there is one, of the reference answer.
+
+        Raises:
+            DataError: no column contains prompts.
+        """
+        named = {role: column for role, column in (("prompt", self.prompt), ("answer", self.answer)) if column}
         if self.messages or "prompt" in named:
-            chosen = {"messages": self.messages} if self.messages else named
-            return {**chosen, **beside(rows, chosen.values(), system=SYSTEMS, tools=TOOLS)}
+            used = {"messages": self.messages} if self.messages else named
+            return {**used, **beside(rows, used.values(), system=SYSTEMS, tools=TOOLS)}
         try:
-            found = detect(rows, learned=False).columns
+            detected = detect(rows, learned=False).columns
         except DataError:
             if not prompt_column(rows):
                 raise
-            found = {}
-        if not found.keys() & {"messages", "conversations", "prompt"}:
-            return {"prompt": found.get("text") or _prompt_column(rows), **named}
-        judged = {"chosen", "rejected", "label", "margin", *(["answer"] if "label" in found else [])}
-        return {**{part: column for part, column in found.items() if part not in judged}, **named}
+            detected = {}
+        if not detected.keys() & {"messages", "conversations", "prompt"}:
+            column = detected.get("text") or prompt_column(rows)
+            if not column:
+                raise DataError(
+                    f"{file_of(rows)}: no column with a prompt among {columns_of(rows)}; "
+                    "name it in objective.prompt, or add one"
+                )
+            return {"prompt": column, **named}
+        preferences = {"chosen", "rejected", "label", "margin", *(["answer"] if "label" in detected else [])}
+        return {**{role: column for role, column in detected.items() if role not in preferences}, **named}
 
     def examples(self, rows: Sequence[Row], *, group: str, columns: Mapping[str, str] | None = None) -> list[Example]:
-        """Exercises, one per row."""
+        """Parse rows into prompts with their reference answers."""
         return list(rl_prompts(rows, columns=columns or self.columns(rows), instruction=self.instruction, group=group))
 
     def bind(self, examples: Sequence[Example], family: str) -> Rl:
-        """The longest answer from the rows that have one."""
-        known = [e.reference for e in examples if isinstance(e, RLPrompt) and e.reference]
-        return self.model_copy(
-            update={"max_new_tokens": self.max_new_tokens or (completion_budget(known) if known else ROOM)}
-        )
+        """Return the objective with the longest completion set from the reference answers."""
+        answers = [e.reference for e in examples if isinstance(e, RLPrompt) and e.reference]
+        longest = self.max_new_tokens or (completion_budget(answers) if answers else DEFAULT_NEW_TOKENS)
+        return self.model_copy(update={"max_new_tokens": longest})
+
+    def user_message(self, text: str) -> Message:
+        """Return the instruction, if any, with the text."""
+        return self.inference_objective().user_message(text)
 
     def encode(self, example: Example, template: Template, *, limit: int) -> Encoded:
-        """The prompt, shortened where it does not fit; nothing in it is learned."""
+        """Encode the prompt, shortened if it does not fit; none of its tokens are learned."""
         assert isinstance(example, RLPrompt)
         messages, shortened = template.fit(example.prompt, limit)
         ids = template.prompt(messages)
@@ -111,8 +123,8 @@ class Rl(Objective):
 
     @field_validator("reward", mode="wrap")
     @classmethod
-    def _weighed(cls, reward: Any, read: Callable[[Any], str | dict[str, float]]) -> str | dict[str, float]:
-        """One name, or names with their weights."""
+    def _check_reward(cls, reward: Any, read: Callable[[Any], str | dict[str, float]]) -> str | dict[str, float]:
+        """Replace the messages of the union by one of our own."""
         try:
             return read(reward)
         except ValidationError as error:
@@ -120,7 +132,7 @@ class Rl(Objective):
 
     @property
     def rewards(self) -> dict[str, float]:
-        """Each reward with its weight; none where none is named."""
+        """Return the weight of every reward function or reward model."""
         named = {self.reward: 1.0} if isinstance(self.reward, str) else self.reward
         return {name: weight for name, weight in named.items() if name}
 
@@ -131,7 +143,7 @@ class Rl(Objective):
 
     @property
     def starts_at_reference(self) -> bool:
-        """Return true: the report gives the KL to the base even if the loss has no KL term."""
+        """Return True: the report gives the KL to the base even if the loss has no KL term."""
         return True
 
     @property
@@ -153,18 +165,10 @@ class Rl(Objective):
         return Instruct(**self.model_dump(include={"prompt", "answer", "messages", "instruction", "max_new_tokens"}))
 
     def head(self, policy: Policy) -> nn.Module | None:
-        """A value head for ppo, which says nothing at first; grpo needs none."""
+        """Return a zero-initialized value head [M, D] -> [M, 1] for ppo; grpo needs none."""
         if self.algorithm == "grpo":
             return None
         head = nn.Linear(policy.hidden, 1)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
         return head.to(policy.device)
-
-
-def _prompt_column(rows: Sequence[Row]) -> str:
-    """The column with what is asked. Raises DataError where none is named like one."""
-    if column := prompt_column(rows):
-        return column
-    cure = "name it in objective.prompt, or give rows with one"
-    raise DataError(f"{file_of(rows)}: no column with a prompt among {columns_of(rows)}; {cure}")

@@ -214,7 +214,7 @@ class MultitaskBatches:
 
     def __init__(self, prepared: TrainingContext, parts: Mapping[str, Batches], *, tokens: int) -> None:
         assert isinstance(prepared.recipe.objective, Multitask)
-        self._objective = prepared.recipe.objective
+        self._learner = prepared.recipe.objective.make_learner()
         self._parts = dict(parts)
         self.mixture = mixture_of(prepared, tokens=tokens)
 
@@ -232,7 +232,7 @@ class MultitaskBatches:
         names = list(self._parts)
         drawn = [(names[draw.task], draw) for draw in self.mixture.window(step)]
         batches = [replace(self._parts[name].of(draw.rows, draw.turn), task=name) for name, draw in drawn]
-        return self._objective.scaled(batches)
+        return self._learner.scaled(batches)
 
     def halve(self, step: int) -> int:
         """Half the tokens that the largest micro-batch of this step takes, the bound from now on; 0 for lone rows."""

@@ -16,7 +16,7 @@ from tunesmith.events import Resumed, StepFinished, Validated
 from tunesmith.models.batch import Batch, StepMetrics, halve, mean_metrics
 from tunesmith.models.loading.device import NOT_ITS_MOMENTS, NOT_ONE_ROW, out_of_memory
 from tunesmith.models.policy import Policy
-from tunesmith.objectives.base import Learner, WholeStepLearner
+from tunesmith.objectives.base import Learner
 from tunesmith.training.callbacks import Callbacks, Interrupted
 from tunesmith.training.optim import TrainingPlan, make_optimizer, set_rate
 from tunesmith.training.train_state import (
@@ -254,7 +254,7 @@ def prepare_batches(policy: Policy, learner: Learner, batches: Sequence[Batch]) 
     """
     policy.train(False)
     prepared = [learner.prepare(batch.to(policy.device), policy) for batch in batches]
-    return learner.together(prepared, policy) if isinstance(learner, WholeStepLearner) else prepared
+    return learner.prepare_step(prepared, policy)
 
 
 def accumulate_gradients(policy: Policy, learner: Learner, prepared: Sequence[Batch]) -> tuple[float, dict[str, float]]:

@@ -87,7 +87,7 @@ def _direction(prepared: TrainingContext, policy: Policy, name: str, batches: Ba
     objective = prepared.recipe.objective
     assert isinstance(objective, Multitask)
     shared = [value for key, value in policy.trainable() if not key.startswith("head.")]
-    view, task = objective.task_policy(policy, name), objective.tasks[name].objective
+    view, task = objective.task_policy(policy, name), objective.tasks[name].objective.make_learner()
     every = -(-sum(value.numel() for value in shared) // MOST_NUMBERS)
     total = [torch.zeros_like(value.flatten()[::every], dtype=torch.float32) for value in shared]
     rows, at_once = range(min(ROWS_COMPARED, len(prepared.parts[name].train))), BATCH_SIZE

@@ -95,7 +95,7 @@ def max_length_note(recipe: Recipe) -> str:
 
 def check_max_length(recipe: Recipe, objective: Classify, template: Template) -> None:
     """Raise Refused where what is asked before each text leaves no room for the text: all rows would look alike."""
-    asked, limit = objective.beside_text(template), recipe.data.max_tokens
+    asked, limit = objective.fixed_tokens(template), recipe.data.max_tokens
     if limit - asked < FEWEST_TEXT_TOKENS:
         raise Refused(
             f"{recipe.data.train}: what is asked of each text, its {len(objective.labels)} labels and the answer take "
@@ -215,8 +215,7 @@ def _encoded(recipe: Recipe, loaded: DatasetSplits, base: Base, machine: ChosenM
         encode_all(objective, part, template, limit=recipe.data.max_tokens)
         for part in (loaded.split.train, loaded.split.validation)
     )
-    if isinstance(objective, Classify):
-        recipe = recipe.model_copy(update={"objective": objective.weighed(train)})
+    recipe = recipe.model_copy(update={"objective": objective.bind_encoded(train)})
     facts = _facts(loaded, train)
     if not loaded.split.test and not loaded.split.validation:
         raise Refused(f"{recipe.data.train}: no row is held out to be scored; set data.test or data.validation")

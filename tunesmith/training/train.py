@@ -65,7 +65,7 @@ def learner_of(prepared: TrainingContext) -> Learner:
     """Return the learner that the training loop calls."""
     objective = prepared.recipe.objective
     if not isinstance(objective, Rl):
-        return objective
+        return objective.make_learner()
     split = prepared.loaded.split
     known = [e for part in (split.train, split.validation) for e in part if isinstance(e, RLPrompt)]
     places = {exercise.where: exercise for exercise in known}
