@@ -50,7 +50,7 @@ def test_it_says_so_in_journal_and_report_and_loses_no_step(cramped: list[int], 
     assert out[0]["tokens_at_once"] // 2 >= out[1]["tokens_at_once"] - 1
     (note,) = [note for note in run.report.data.notes if "out of memory" in note][-1:]
     tokens = out[1]["tokens_at_once"]
-    assert note == f"out of memory in step 1: at most {tokens} tokens at once from there on, as many rows a step"
+    assert note == f"out of memory in step 1: at most {tokens} tokens per micro-batch from there on, same rows per step"
     assert note in [event.text for event in said if event.kind == "note"]
     assert run.report.training.steps == run.report.training.planned_steps == 10
 

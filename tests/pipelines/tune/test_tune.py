@@ -23,6 +23,7 @@ from tunesmith.cli.commands.tune import _forget
 from tunesmith.config import Recipe, make_recipe
 from tunesmith.errors import CheckpointError, DataError, ModelError, RecipeError, Refused
 from tunesmith.evaluation import diagnostics as worth
+from tunesmith.events import Event, StepFinished
 from tunesmith.inference.saved_model import load
 from tunesmith.metrics.baselines import linear_probe
 from tunesmith.report.html import write_reports
@@ -308,7 +309,7 @@ def test_a_run_that_stops_before_its_last_step_says_so_and_which_step_is_kept(tm
     run = tune(recipe(tmp_path, reviews(), "bert", schedule=schedule), tmp_path / "run", on_event=events.append)
     (told,) = [event.text for event in events if "stopped at step" in getattr(event, "text", "")]
     assert told.endswith(
-        f"1 validations brought nothing better (schedule.patience); kept: step {run.report.training.best_step}"
+        f"1 validations without improvement (schedule.patience); kept: step {run.report.training.best_step}"
     )
 
 
@@ -344,8 +345,8 @@ def test_a_crash_between_checkpoints_leaves_no_step_in_the_journal_twice(tmp_pat
     made = recipe(tmp_path, reviews(), "bert", schedule={"save_steps": 4, "probe": False, "patience": 99})
     whole = tune(made, tmp_path / "whole")
 
-    def pull_the_plug(event: dict[str, Any]) -> None:
-        if event.get("step") == 7:
+    def pull_the_plug(event: Event) -> None:
+        if isinstance(event, StepFinished) and event.step == 7:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
