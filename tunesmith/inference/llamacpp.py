@@ -24,6 +24,16 @@ class LlamaCpp:
     """A llama.cpp server over one file, optionally with a LoRA adapter in GGUF.
 
     It listens on loopback only and requires a random key.
+
+    Args:
+        file: the GGUF file.
+        threads: CPU threads.
+        positions: context length of each slot, in tokens.
+        adapter: a LoRA adapter in GGUF that is added to the file.
+        slots: requests that run at the same time.
+
+    Raises:
+        ModelError: llama.cpp is not installed.
     """
 
     def __init__(
@@ -33,19 +43,25 @@ class LlamaCpp:
             import xllamacpp
         except ImportError:
             raise ModelError(EXTRA) from None
-        wanted = xllamacpp.CommonParams()
-        wanted.model.path = str(file)
-        wanted.n_ctx, wanted.n_parallel, wanted.cache_ram_mib = positions * slots, slots, KEPT_MIB
-        wanted.cpuparams.n_threads = wanted.cpuparams_batch.n_threads = threads
-        wanted.warmup, wanted.ui, wanted.verbosity = False, False, 0
+        params = xllamacpp.CommonParams()
+        params.model.path = str(file)
+        params.n_ctx = positions * slots
+        params.n_parallel = slots
+        params.cache_ram_mib = KEPT_MIB
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.warmup = False
+        params.ui = False
+        params.verbosity = 0
         if adapter is not None:
-            added = xllamacpp.CommonAdapterLoraInfo()
-            added.path, added.scale = str(adapter), 1.0
-            wanted.lora_adapters = [added]
+            lora = xllamacpp.CommonAdapterLoraInfo()
+            lora.path = str(adapter)
+            lora.scale = 1.0
+            params.lora_adapters = [lora]
         key = secrets.token_urlsafe(24)
-        wanted.api_keys = [key]
-        self._server: Any = xllamacpp.Server(wanted)
-        self.address, self.headers = str(self._server.listening_address), {"authorization": f"Bearer {key}"}
+        params.api_keys = [key]
+        self._server: Any = xllamacpp.Server(params)
+        self.address = str(self._server.listening_address)
+        self.headers = {"authorization": f"Bearer {key}"}
 
     def prompts(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
         """Encode each chat with the template and tokenizer in the file."""

@@ -1,9 +1,10 @@
-"""Validation of the texts and messages that a caller passes to a model. No torch in here."""
+"""Local models: generate, classify, score and embed with a network in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from tunesmith.models.generation.generate import AnswerIds, before_stop, generat
 from tunesmith.models.generation.sampling import Reply, Sampling
 from tunesmith.models.mlm_head import MaskedHead
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Classify, Domain, Multitask, Preference, Reward
+from tunesmith.objectives import Classify, Reward
+from tunesmith.objectives.base import SINGLE_TASK
 
 
 def listed(texts: Iterable[str], what: str) -> list[str]:
@@ -91,15 +93,21 @@ class LocalModel:
         Raises:
             RecipeError: the task is unknown, or none is given for a multitask model.
         """
-        tasks = self.objective.tasks if isinstance(self.objective, Multitask) else {}
-        if not tasks and not task:
-            return self
-        if not isinstance(self.objective, Multitask) or task not in tasks:
-            known = f"name one of: {', '.join(tasks)}" if tasks else "this model has one task; omit the name"
+        tasks = self.objective.task_objectives
+        if task not in tasks:
+            known = (
+                "this model has one task; omit the name" if SINGLE_TASK in tasks else f"name one of: {', '.join(tasks)}"
+            )
             raise RecipeError(f"task {task!r}: {known}" if task else f"several tasks in one model; {known}")
-        policy, objective = self.objective.task_policy(self.policy, task), tasks[task].objective
-        temperature, threshold = self.temperatures.get(task, 1.0), self.thresholds.get(task)
-        return replace(self, policy=policy, objective=objective, temperature=temperature, threshold=threshold)
+        if task == SINGLE_TASK:
+            return self
+        return replace(
+            self,
+            policy=self.objective.task_policy(self.policy, task),
+            objective=cast(AnyObjective, tasks[task]),
+            temperature=self.temperatures.get(task, 1.0),
+            threshold=self.thresholds.get(task),
+        )
 
     def reply(self, messages: Sequence[Message], *, sampling: Sampling | None = None, task: str = "") -> Reply:
         """Generate the answer to a chat.
@@ -115,10 +123,10 @@ class LocalModel:
         """Generate the answer to each chat, in order."""
         sampling = sampling or self.sampling
         prompts = [self.prompt(messages, answer=sampling.max_new_tokens) for messages in batch]
-        drawn = self._drawn(prompts, sampling)
+        answers = self._generate(prompts, sampling)
         return [
-            Reply(before_stop(self.template.decode(d.ids), sampling.stop).strip(), len(prompt), len(d.ids), d.finished)
-            for prompt, d in zip(prompts, drawn, strict=True)
+            Reply(before_stop(self.template.decode(a.ids), sampling.stop).strip(), len(prompt), len(a.ids), a.finished)
+            for prompt, a in zip(prompts, answers, strict=True)
         ]
 
     def stream(self, messages: Sequence[Message], *, sampling: Sampling | None = None) -> Iterator[str]:
@@ -156,14 +164,13 @@ class LocalModel:
             sampling: sampling options; greedy by default.
             task: task of a multitask model.
         """
-        if task or isinstance(self.objective, Multitask):
-            return self.at(task).generate(prompts, sampling=sampling)
+        model = self.at(task)
         prompts = listed(prompts, "generate")
-        if isinstance(self.objective, Domain):
-            return [reply.text for reply in self.complete(prompts, sampling=sampling)]
-        instruction = self.objective.instruction
-        asked = [[Message("user", f"{instruction}\n\n{prompt}" if instruction else prompt)] for prompt in prompts]
-        return [reply.text for reply in self.replies(asked, sampling=sampling)]
+        if model.objective.produces == "likelihood":
+            return [reply.text for reply in model.complete(prompts, sampling=sampling)]
+        instruction = model.objective.instruction
+        chats = [[Message("user", f"{instruction}\n\n{prompt}" if instruction else prompt)] for prompt in prompts]
+        return [reply.text for reply in model.replies(chats, sampling=sampling)]
 
     def complete(self, texts: Sequence[str], *, sampling: Sampling | None = None) -> list[Reply]:
         """Complete texts without a chat template; the beginning of a text that is too long is cut off."""
@@ -171,10 +178,10 @@ class LocalModel:
         limit = self.prompt_budget(sampling.max_new_tokens)
         starts = [beginning(text, self.template, limit=limit) for text in listed(texts, "complete")]
         refuse_empty(starts, "complete")
-        drawn = self._drawn(starts, sampling)
+        answers = self._generate(starts, sampling)
         return [
-            Reply(before_stop(self.template.decode(d.ids), sampling.stop), len(start), len(d.ids), d.finished)
-            for start, d in zip(starts, drawn, strict=True)
+            Reply(before_stop(self.template.decode(a.ids), sampling.stop), len(start), len(a.ids), a.finished)
+            for start, a in zip(starts, answers, strict=True)
         ]
 
     @torch.inference_mode()
@@ -192,8 +199,8 @@ class LocalModel:
         Raises:
             RecipeError: the model has no masked-LM head, or a text contains no mask token.
         """
-        if task or isinstance(self.objective, Multitask):
-            return self.at(task).fill(texts, options=options)
+        if (model := self.at(task)) is not self:
+            return model.fill(texts, options=options)
         mask = self.template.tokenizer.mask_token
         if not isinstance(self.policy.head, MaskedHead):
             raise RecipeError("fill: only an encoder tuned on texts predicts masked words; use generate or classify")
@@ -223,35 +230,48 @@ class LocalModel:
         Raises:
             RecipeError: the model was not tuned with the classify objective.
         """
-        if task or isinstance(self.objective, Multitask):
-            return self.at(task).classify(texts)
-        if not isinstance(self.objective, Classify):
-            raise RecipeError(
-                f"classify: this model was tuned to {self.objective.kind}, it has no labels; use generate or reply"
-            )
+        model = self.at(task)
+        objective = model.classifier
         texts = listed(texts, "classify")
         if not texts:
             return []
-        logits = self.label_logits(texts).double()  # at a small temperature, small probabilities underflow in float32
-        probabilities = logits.sigmoid() if self.objective.multi else (logits / self.temperature).softmax(dim=1)
-        return [self._classified(self.objective, row) for row in probabilities.tolist()]
+        logits = model.label_logits(texts).double()  # at a small temperature, small probabilities underflow in float32
+        if objective.multi:
+            rows = [dict(zip(objective.labels, row, strict=True)) for row in logits.sigmoid().tolist()]
+            return [Classified(tuple(label for label, p in row.items() if p >= 0.5), row) for row in rows]
+        probabilities = (logits / model.temperature).softmax(dim=1)
+        rows = [dict(zip(objective.labels, row, strict=True)) for row in probabilities.tolist()]
+        return [Classified((max(row, key=row.__getitem__),), row) for row in rows]
 
     def reward(self, prompt: str | Sequence[Message], answer: str) -> float:
         """Return the reward of an answer; raise RecipeError if this is not a reward model."""
         return self.rewards([(prompt, answer)])[0]
 
-    def rewards(self, asked: Sequence[tuple[str | Sequence[Message], str]]) -> list[float]:
-        """Return the reward of each (prompt, answer), in order."""
-
-        return rewards(self, asked)
+    def rewards(self, pairs: Sequence[tuple[str | Sequence[Message], str]]) -> list[float]:
+        """Return the reward of each (prompt, answer), in order; raise RecipeError if this is not a reward model."""
+        objective = self.objective
+        if not isinstance(objective, Reward):
+            raise RecipeError(
+                f"reward: expected a reward model, this one was tuned with {objective.kind}; tune with reward"
+            )
+        rows = []
+        for prompt, answer in pairs:
+            chat = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+            question = next((turn.content for turn in chat if turn.role == "user"), None)
+            if question is None:
+                raise RecipeError("reward: the prompt contains no user message; add one")
+            if not question.startswith(objective.instruction):  # the calling recipe may have added the same instruction
+                chat = instructed(chat, objective.instruction)
+            (tokens,), _ = objective.read(chat, [answer], self.template, limit=self.limit)
+            rows.append(Encoded((tokens,), ""))
+        return [value for (value,) in _values(self, rows)]
 
     @torch.no_grad()
     def label_logits(self, texts: Sequence[str]) -> Tensor:
         """Return the logits [B, K] of a head, or log-probabilities of the label words, before calibration."""
-        assert isinstance(self.objective, Classify)
         if self.policy.head is None:
-            return self.options([self.about(text) for text in texts], self.objective.labels)
-        rows = [self.objective.question(text, self.template, limit=self.limit)[0] for text in texts]
+            return self.options([self.about(text) for text in texts], self.classifier.labels)
+        rows = [self.classifier.question(text, self.template, limit=self.limit)[0] for text in texts]
         parts = [self.policy.head(self.policy.pooled(batch)).float() for batch in self._batches(rows)]
         return self._in_order(parts, rows)
 
@@ -263,8 +283,8 @@ class LocalModel:
             texts: the texts, encoded as the objective does.
             task: task of a multitask model; required for an encoder.
         """
-        if task or (isinstance(self.objective, Multitask) and self.policy.family == "encoder"):
-            return self.at(task).embed(texts)
+        if (task or self.policy.family == "encoder") and (model := self.at(task)) is not self:
+            return model.embed(texts)
         rows = [self.tokens(text) for text in listed(texts, "embed")]
         if not rows:
             return torch.empty(0, self.policy.hidden)
@@ -276,8 +296,17 @@ class LocalModel:
         """Default sampling options: greedy, with the length of the training answers."""
         return sampling_of(self.objective)
 
+    @property
+    def classifier(self) -> Classify:
+        """The objective of a model that produces labels; RecipeError for any other model."""
+        if not isinstance(self.objective, Classify):
+            raise RecipeError(
+                f"classify: this model was tuned to {self.objective.kind}, it has no labels; use generate or reply"
+            )
+        return self.objective
+
     def _decoder(self) -> Policy:
-        if isinstance(self.objective, Reward):
+        if self.objective.produces == "score":
             fix = "score answers with model.reward, or pairs with `tunesmith evaluate RUN --data PAIRS`"
             raise RecipeError(f"generate: a reward model cannot generate; {fix}")
         if self.policy.family != "decoder":
@@ -294,14 +323,14 @@ class LocalModel:
         positions = positions_of(self.policy.network.config.to_dict())
         return positions - virtual if positions else 0
 
-    def longest(self, prompt: list[int], wish: Sampling) -> int:
+    def longest(self, prompt: list[int], sampling: Sampling) -> int:
         """Return the greatest number of new tokens: as requested, within the context left by the prompt."""
         positions = self._positions()
-        return min(wish.max_new_tokens, positions - len(prompt)) if positions else wish.max_new_tokens
+        return min(sampling.max_new_tokens, positions - len(prompt)) if positions else sampling.max_new_tokens
 
-    def _drawn(self, prompts: Sequence[list[int]], wish: Sampling) -> list[AnswerIds]:
-        longest = [self.longest(prompt, wish) for prompt in prompts]
-        return generate_within(self._decoder(), prompts, longest, sampling=wish, template=self.template)
+    def _generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> list[AnswerIds]:
+        longest = [self.longest(prompt, sampling) for prompt in prompts]
+        return generate_within(self._decoder(), prompts, longest, sampling=sampling, template=self.template)
 
     def prompt(self, messages: Sequence[Message], *, answer: int = 0) -> list[int]:
         """Encode a chat; its longest message is shortened if it leaves no space for `answer` new tokens."""
@@ -310,17 +339,17 @@ class LocalModel:
 
     def about(self, text: str, wording: str = "") -> list[Message]:
         """Return the messages that ask for the label of a text, with the given or the default prompt template."""
-        objective, wording = self.objective, wording or self.wording
-        assert isinstance(objective, Classify)
+        objective = self.classifier
+        wording = wording or self.wording
         if not wording:  # the text comes last, so that it is shortened as in training
             return objective.messages(text)
         return self.template.fit_text(text, lambda part: objective.messages(part, wording), self.limit)
 
     def tokens(self, text: str) -> Tokens:
         """Encode a text as the objective does, without learned tokens."""
-        if isinstance(self.objective, Classify):
-            return self.objective.question(text, self.template, limit=self.limit)[0]
-        if isinstance(self.objective, Domain):
+        if self.objective.produces == "labels":
+            return self.classifier.question(text, self.template, limit=self.limit)[0]
+        if self.objective.produces == "likelihood":
             return Tokens.of(self.template.document(self.template.harmless(text), limit=self.limit).ids)
         return Tokens.of(self.prompt([Message("user", text)]))
 
@@ -336,12 +365,6 @@ class LocalModel:
         result = torch.empty_like(joined)
         result[_longest_first(rows)] = joined
         return result
-
-    def _classified(self, objective: Classify, row: Sequence[float]) -> Classified:
-        probabilities = dict(zip(objective.labels, row, strict=True))
-        if objective.multi:
-            return Classified(tuple(label for label, p in probabilities.items() if p >= 0.5), probabilities)
-        return Classified((max(probabilities, key=lambda label: probabilities[label]),), probabilities)
 
 
 def sampling_of(objective: AnyObjective) -> Sampling:
@@ -376,33 +399,12 @@ def score_answers(model: LocalModel, examples: Sequence[Example]) -> list[tuple[
     Returns:
         One or two scores per row.
     """
-    assert isinstance(model.objective, Preference | Reward)
     rows = [model.objective.encode(example, model.template, limit=model.limit) for example in examples]
     counts = [[max(1, tokens.learned) for tokens in row.sequences] for row in rows]
     return [
         tuple(AnswerScore(value, ids) for value, ids in zip(values, known, strict=True))
         for values, known in zip(_values(model, rows), counts, strict=True)
     ]
-
-
-def rewards(model: LocalModel, asked: Sequence[tuple[str | Sequence[Message], str]]) -> list[float]:
-    """Return the reward of each (prompt, answer); raise RecipeError if this is not a reward model."""
-    objective = model.objective
-    if not isinstance(objective, Reward):
-        raise RecipeError(
-            f"reward: expected a reward model, this one was tuned with {objective.kind}; tune with reward"
-        )
-    rows = []
-    for prompt, answer in asked:
-        turns = [Message("user", prompt)] if isinstance(prompt, str) else prompt
-        question = next((turn.content for turn in turns if turn.role == "user"), None)
-        if question is None:
-            raise RecipeError("reward: the prompt contains no user message; add one")
-        if not question.startswith(objective.instruction):  # the calling recipe may have added the same instruction
-            turns = instructed(turns, objective.instruction)
-        (tokens,), _ = objective.read(turns, [answer], model.template, limit=model.limit)
-        rows.append(Encoded((tokens,), ""))
-    return [value for (value,) in _values(model, rows)]
 
 
 @torch.inference_mode()
@@ -416,7 +418,6 @@ def pair_states(model: LocalModel, pairs: Sequence[Pair]) -> torch.Tensor:
     Returns:
         States [N, 2, D], chosen first.
     """
-    assert isinstance(model.objective, Reward)
     rows = [model.objective.encode(pair, model.template, limit=model.limit) for pair in pairs]
     states = torch.empty(len(rows), 2, model.policy.hidden)
     for indices, batch in _batches(model, rows):
@@ -429,10 +430,7 @@ def _values(model: LocalModel, rows: Sequence[Encoded]) -> list[list[float]]:
     """Return the score of each sequence of each row."""
     scores: list[list[float]] = [[] for _ in rows]
     for indices, batch in _batches(model, rows):
-        if isinstance(model.objective, Reward):
-            values = model.objective.scores(batch, model.policy)
-        else:
-            values = model.policy.logprobs(batch)
+        values = model.objective.scores(batch, model.policy)
         for index, row_scores in zip(indices, values.float().cpu().view(len(indices), -1).tolist(), strict=True):
             scores[index] = row_scores
     return scores

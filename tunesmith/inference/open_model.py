@@ -18,7 +18,7 @@ from tunesmith.models.loading.device import configure_device
 from tunesmith.models.loading.load import Base, LoadOptions, load_base, locate, read_tokenizer
 from tunesmith.models.loading.weight_files import INDEX, PICKLES, SINGLE, read_json
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Classify, Instruct, Reward
+from tunesmith.objectives import Instruct
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PACKED = "base_in_memory.json"  # next to an exported adapter that was trained over a 4-bit base
@@ -31,6 +31,7 @@ INSIDE = frozenset(
 )  # fmt: skip
 # Task types of adapters without a head; PEFT writes None if no task type was given.
 HEADLESS = (None, "CAUSAL_LM", "FEATURE_EXTRACTION")
+_OTHER_BASE = "name the base it was trained on with --base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,15 @@ def open_model(
     if base and found.kind != "adapter":
         raise RecipeError(f"{found.name}: base {base}: only an adapter can be put over another base; leave it out")
     if found.kind == "run":
-        return _asked(load(found.folder or found.name, offline=offline), objective, found.name)
+        model = load(found.folder or found.name, offline=offline)
+        if objective is not None and objective.kind != model.objective.kind:
+            if model.policy.head is not None:
+                raise RecipeError(
+                    f"{found.name}: it answers through a head for {model.objective.kind}, not by {objective.kind}; "
+                    f"leave the objective out, or tune one with objective.output: words"
+                )
+            model.objective = _in_words(objective, found.name)
+        return model
     options = LoadOptions("float32", configure_device(), found.quantize)
     if found.kind == "model":
         loaded = load_base(found.name, options=options, offline=offline)
@@ -112,26 +121,15 @@ def open_model(
     return LocalModel(policy, Template(loaded.tokenizer), _in_words(objective, found.name), limit)
 
 
-def _asked(model: LocalModel, objective: AnyObjective | None, name: str) -> LocalModel:
-    """Return a run with its own objective, or with one of another kind if it has no head."""
-    if objective is None or objective.kind == model.objective.kind:
-        return model
-    if model.policy.head is not None:
-        raise RecipeError(
-            f"{name}: it answers through a head for {model.objective.kind}, not by {objective.kind}; "
-            f"leave the objective out, or tune one with objective.output: words"
-        )
-    model.objective = _in_words(objective, name)
-    return model
-
-
 def _in_words(objective: AnyObjective | None, name: str) -> AnyObjective:
     """Return the objective in the form for a model without a head."""
-    if isinstance(objective, Reward):
+    if objective is None:
+        return Instruct()
+    if objective.produces == "score":
         raise RecipeError(f"{name}: scores need a head, and this model has none; give a run tuned with reward")
-    if not isinstance(objective, Classify):
-        return objective or Instruct()
-    if objective.multi:
+    if objective.label_mode is None:
+        return objective
+    if objective.label_mode == "multi":
         raise RecipeError(
             f"{name}: rows with several labels need a head, and this model has none; "
             "tune it on such rows, or give rows with one label"
@@ -230,6 +228,3 @@ def _make_room(base: Base, file: Path) -> None:
     rows = {shape[0] for key, shape in shapes.items() if key.endswith(f"{name.rpartition('.')[2]}.weight")}
     if rows and max(rows) != embedding.num_embeddings:
         base.network.resize_token_embeddings(max(rows), mean_resizing=False)
-
-
-_OTHER_BASE = "name the base it was trained on with --base"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -16,36 +16,18 @@ from tunesmith.data.documents.document import one_line
 from tunesmith.data.documents.synthetic_rows import Answer
 from tunesmith.data.tokenization.messages import Message, joined
 from tunesmith.errors import DataError
+from tunesmith.models.generation.sampling import Reply, Sampling
 
 if TYPE_CHECKING:
     import httpx
 
-
-from dataclasses import replace
-
-from tunesmith.models.generation.sampling import Reply, Sampling
-
-MAX_CONCURRENT_REQUESTS = 4  # concurrent requests
-
-
+MAX_CONCURRENT_REQUESTS = 4
 TRIES = 5
-
-
-MAX_WAIT_SECONDS = 60.0  # seconds between two tries
-
-
+MAX_WAIT_SECONDS = 60.0  # between two tries
 CONNECT = 10.0  # seconds
-
-
 READ = 300.0  # seconds
-
-
 MOST_BYTES = 8 * 2**20  # of one response
-
-
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses that are retried
-
-
 FIXES = {
     401: "set the key in TUNESMITH_API_KEY",
     403: "set the key in TUNESMITH_API_KEY, or request access",
@@ -228,7 +210,7 @@ def _request(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[str
                 break  # no process listens on this local port, so waiting is pointless
         else:
             if status == 200:
-                response = _json(text, endpoint)
+                response = _json_object(text, endpoint)
                 # Gateways send errors with status 200 and the real status in the body.
                 error_body = response.get("error")
                 code = error_body.get("code") if isinstance(error_body, dict) else None
@@ -260,7 +242,7 @@ def _exchange(client: httpx.Client, endpoint: Endpoint, path: str, body: dict[st
         return response.status_code, response.headers, data.decode("utf-8", errors="replace")
 
 
-def _json(text: str, endpoint: Endpoint) -> dict[str, Any]:
+def _json_object(text: str, endpoint: Endpoint) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -205,6 +205,14 @@ class Objective(BaseModel, ABC):
         """Return the objective for a model without a head of its own: labels are produced as words."""
         return self
 
+    def scores(self, batch: Batch, policy: Policy) -> Tensor:
+        """Score every row of a batch, [B]: its summed log-probability in nats, or the reward of a reward model."""
+        return policy.logprobs(batch)
+
+    def for_rows(self, examples: Sequence[Example]) -> Self:
+        """Return the objective of a tuned model with the metric for other rows; most have one metric for all rows."""
+        return self
+
     def inference_objective(self) -> Objective:
         """Return the objective that the tuned model is saved and used with."""
         return self

@@ -105,6 +105,10 @@ class Preference(Objective):
         """Return the instruction, if any, with the text."""
         return instructed([Message("user", text)], self.instruction)[0]
 
+    def for_rows(self, examples: Sequence[Example]) -> Preference:
+        """Return the objective with the metric for pairs or for unpaired preferences."""
+        return self.bind(examples, "decoder")
+
     @property
     def reference(self) -> Literal["none", "precomputed", "per_step"]:
         """Return when the loss needs the reference model; KTO needs it at every step, for mismatched completions."""
