@@ -55,7 +55,7 @@ def test_no_file_that_is_read_is_written_over(command: Command, tmp_path: Path, 
             assert done.err.count("\n") <= 2
     if option != "--fix":
         done = command("audit", recipe, option, recipe, "--offline")
-        assert f"error: {recipe}: is read, or written, by this audit too; give it a name of its own" in done.err
+        assert f"error: {recipe}: this audit also reads or writes this file; choose another path" in done.err
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -147,7 +147,7 @@ def test_a_named_column_that_fits_no_part_of_the_rows_is_refused(command: Comman
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "why?", "answer": f"since {i}", "x": "y"} for i in range(9)])
     done = command("audit", rows, "--set", "objective.text=x", "--offline")
     assert done.code == 2
-    assert "rows.jsonl: prompt_completion rows have no label beside objective.text; name objective.text and" in done.err
+    assert "rows.jsonl: no column for label next to objective.text; detected prompt_completion rows; name" in done.err
 
 
 def test_tune_stops_at_a_secret_and_force_goes_on(command: Command, tmp_path: Path, tiny_bert: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_recipe_of_several_tasks_is_asked_for_the_file_of_one(command: Command
     recipe.write_text(f"objective: {{kind: multitask, tasks: {{one: {task}, two: {task}}}}}\n", encoding="utf-8")
     said = command("audit", recipe)
     assert said.code == 2
-    finding = "a recipe of 2 tasks, each with rows of its own; name one task's file, such as that of one"
+    finding = "a recipe of 2 tasks, each with its own rows; name the file of one task, such as that of one"
     assert f"error: {recipe}: {finding}: tunesmith audit {rows}" in said.err
 
 

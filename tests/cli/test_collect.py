@@ -127,7 +127,7 @@ def test_documents_without_questions_say_what_else_there_is(command: Command, ma
             ("--write", "paraphrases", "--writer", "http://127.0.0.1:9/v1", "--temperature", "nan"),
             "--temperature: expected",
         ),
-        (("--write", "questions", "--writer", "m"), "makes rows for instruct, not for domain; give --as instruct"),
+        (("--write", "questions", "--writer", "m"), "makes rows for instruct, not for domain; add --as instruct"),
         (("--write", "question", "--writer", "m"), "template 'question': unknown template"),
         (("--size", "50"), "--size: 50 is too short"),
         (("--per-passage", "9"), "--per-passage: 9 is not between 1 and 5"),

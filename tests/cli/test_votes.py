@@ -69,7 +69,7 @@ def test_a_name_of_nobody_is_refused_with_the_nearest_and_one_with_a_comma_can_b
     done = command("votes", "summary", store, "--without", "Anna")
     assert done.code == 2
     assert "--without: no vote of 'Anna' in" in done.err
-    assert "did you mean 'Ana'?; who voted: 'Ana', 'Bo, PhD'" in done.err
+    assert "did you mean 'Ana'?; name one of: 'Ana', 'Bo, PhD'" in done.err
     left = json.loads(command("votes", "summary", store, "--without", "Bo, PhD", "--json").out)
     assert [one["rater"] for one in left["raters"]] == ["Ana"]
     none = json.loads(command("votes", "summary", store, "--without", "Bo, PhD", "--without", "Ana", "--json").out)
@@ -93,7 +93,7 @@ def test_a_run_is_asked_its_own_test_rows_with_its_instruction_and_beside_its_ba
 def test_a_run_that_labels_is_refused(command: Command, encoder_run: Path, tmp_path: Path) -> None:
     done = command("feedback", encoder_run, "--store", tmp_path / "v.db")
     assert (done.code, done.out) == (2, "")
-    assert "people judge written answers" in done.err
+    assert "raters judge generated text" in done.err
     assert not (tmp_path / "v.db").exists()
 
 
@@ -113,10 +113,10 @@ def test_an_empty_file_is_no_store_and_stays_empty(command: Command, tmp_path: P
     path.touch()
     done = command("votes", "summary", path)
     assert (done.code, path.stat().st_size) == (2, 0)
-    assert "votes.db: empty, no file of votes" in done.err
+    assert "votes.db: expected a file of votes, got an empty file" in done.err
 
 
 def test_a_name_longer_than_rows_may_have_is_refused(command: Command, tmp_path: Path) -> None:
     done = command("votes", "import", tmp_path / "v.db", write_rows(tmp_path / "in.jsonl", PAIRS), "--rater", "x" * 201)
     assert done.code == 2
-    assert "--rater: 201 characters; a name has at most 200" in done.err
+    assert "--rater: expected at most 200 characters, got 201" in done.err

@@ -137,7 +137,7 @@ def test_models_that_begin_texts_by_other_tokens_are_not_compared_by_their_losse
     }
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"A battery is bad {i}"} for i in range(8)])
-    with pytest.raises(RecipeError, match="cuts texts into other tokens"):
+    with pytest.raises(RecipeError, match="uses another tokenizer"):
         ask(tiny_llama, texts, objective="domain", against=str(other))
 
 
@@ -181,22 +181,22 @@ def test_some_rows_are_drawn_always_the_same_ones(tiny_llama: Path, new: Path) -
     first, second = (ask(tiny_llama, new, rows=5) for _ in range(2))
     assert first.answers == second.answers
     assert first.page.n == 5
-    assert "5 of 12 rows, drawn with seed 0" in first.page.notes
+    assert "5 of 12 rows, sampled with seed 0" in first.page.notes
 
 
 def test_labels_that_the_run_never_learned_are_told(decoder: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "new.jsonl", [*NEW, {"text": "so so", "label": "mixed"}])
-    assert "1 rows have labels that the model never learned (mixed)" in ask(decoder, rows).page.notes
+    assert "1 rows have labels that the model was not trained on (mixed)" in ask(decoder, rows).page.notes
 
 
 def test_rows_with_none_of_the_labels_are_refused(decoder: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "new.jsonl", [{"text": row["text"], "label": i % 2} for i, row in enumerate(NEW)])
-    with pytest.raises(DataError, match="no row has such a label"):
+    with pytest.raises(DataError, match="but the labels of the rows are"):
         ask(decoder, rows)
 
 
 def test_a_base_has_no_base(tiny_llama: Path, new: Path) -> None:
-    with pytest.raises(RecipeError, match="is a base itself"):
+    with pytest.raises(RecipeError, match="is a base model itself"):
         ask(tiny_llama, new, against="base")
 
 
@@ -204,7 +204,7 @@ def test_answers_are_scored_and_those_cut_short_counted(tiny_llama: Path, tmp_pa
     rows = write_rows(tmp_path / "qa.jsonl", [{"prompt": f"number {i}?", "answer": "it is"} for i in range(4)])
     done = ask(tiny_llama, rows, changes=("objective.max_new_tokens=3", "objective.metric=chrf"))
     assert [task.metric for task in done.page.tasks] == ["chrf", "bleu", "exact_match"]
-    assert any("4 answers were cut at 3 tokens" in note for note in done.page.notes)
+    assert any("4 completions were cut at 3 tokens" in note for note in done.page.notes)
 
 
 def test_a_run_tuned_to_label_can_be_asked_to_answer(decoder: Path, tmp_path: Path) -> None:

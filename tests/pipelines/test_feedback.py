@@ -64,7 +64,7 @@ def test_answers_are_made_once_and_kept(tmp_path: Path, monkeypatch: pytest.Monk
     wish = FeedbackRequest(
         str(folder("llama")), prompts=str(prompts), store=tmp_path / "v.db", sampling=DRAWN, offline=True
     )
-    monkeypatch.setattr(ahead, "BATCH", 2)
+    monkeypatch.setattr(ahead, "BATCH_SIZE", 2)
     batches = list[int]()
     real = ahead.open_model
 
@@ -214,7 +214,7 @@ def test_votes_on_pairs_and_on_single_answers_are_not_written_as_one_format(tmp_
     import_votes(
         tmp_path / "new.db", write(tmp_path / "thumbs.jsonl", [{"prompt": "p", "completion": "z", "label": True}])
     )
-    with pytest.raises(Refused, match="pairs and on single answers; give --format pairs or thumbs"):
+    with pytest.raises(Refused, match="pairs and on single answers; add --format pairs or thumbs"):
         export_votes(tmp_path / "new.db", tmp_path / "out.jsonl")
     assert export_votes(tmp_path / "new.db", tmp_path / "out.jsonl", format="pairs").rows == 1
 
@@ -226,7 +226,7 @@ def test_votes_on_planted_answers_and_names_that_no_file_can_hold_are_told_or_me
     gold = write(tmp_path / "gold.jsonl", [row])
     opened(wish, gold=gold)
     held = {"prompt": "Prompt"}
-    with pytest.raises(DataError, match="prompt is none of|planted in"):
+    with pytest.raises(DataError, match="prompt is not one of|are a control item"):
         import_votes(tmp_path / "votes.db", gold)
     broken = write(tmp_path / "half.jsonl", [{**row, **held, "rater": "Ana \ud83d"}])
     import_votes(tmp_path / "new.db", broken)
@@ -247,7 +247,7 @@ def test_planted_pairs_come_to_everybody_now_and_then_and_are_not_counted(wish: 
 
 @pytest.mark.parametrize(
     ("said", "word"),
-    [(PageChoice("up"), "cannot be said"), (PageChoice("first"), "cannot be said"), (PageChoice("own", "  "), "empty"),
+    [(PageChoice("up"), "not a choice"), (PageChoice("first"), "not a choice"), (PageChoice("own", "  "), "empty"),
      (PageChoice("own", " short  3 "), "the same as one"), (PageChoice("own", "x" * 20_001), "at most")],
 )  # fmt: skip
 def test_what_cannot_be_said_is_refused_and_nothing_is_kept(wish: FeedbackRequest, said: PageChoice, word: str):
@@ -289,7 +289,7 @@ def test_nameless_rows_on_the_same_answers_are_one_person_each_and_a_second_impo
 
 def test_a_person_who_says_two_things_of_the_same_answers_is_refused_with_both_lines(tmp_path: Path):
     rows = [{"prompt": "p", "chosen": a, "rejected": b, "rater": "Zoe"} for a, b in ("xy", "xz", "yx")]
-    with pytest.raises(DataError, match=r"two.jsonl:3: Zoe says another thing of the same answers at .*two.jsonl:1; "):
+    with pytest.raises(DataError, match=r"two.jsonl:3: Zoe judges the same answers differently at .*two.jsonl:1; "):
         import_votes(tmp_path / "new.db", write(tmp_path / "two.jsonl", rows))
 
 
@@ -314,7 +314,7 @@ def test_votes_on_other_prompts_are_refused_whole_and_nothing_is_lost(wish: Feed
     judge_all(work, ANA, most=3)
     before = work.store.since()
     mixed = [{"prompt": f"Prompt {n}", "chosen": "x", "rejected": "y"} for n in (1, 2, 77)]
-    with pytest.raises(DataError, match=r"mixed.jsonl:3: its prompt is none of the 20"):
+    with pytest.raises(DataError, match=r"mixed.jsonl:3: its prompt is not one of the 20"):
         import_votes(work.store.path, write(tmp_path / "mixed.jsonl", mixed))
     with pytest.raises(DataError, match="the same answer"):
         import_votes(
@@ -338,7 +338,7 @@ def test_a_vote_on_a_prompt_whose_answers_came_out_equal_or_empty_is_taken(tmp_p
     rows = [{"prompt": f"Prompt {n}", "chosen": "x", "rejected": "y"} for n in range(3)]
     done = import_votes(tmp_path / "v.db", write(tmp_path / "more.jsonl", rows))
     assert (done.votes, done.items) == (3, 3)
-    with pytest.raises(DataError, match="its prompt is none of the 3"):
+    with pytest.raises(DataError, match="its prompt is not one of the 3"):
         import_votes(tmp_path / "v.db", write(tmp_path / "other.jsonl", [{**rows[0], "prompt": "Another"}]))
 
 
@@ -398,8 +398,8 @@ def test_a_model_that_was_moved_answers_what_is_open_itself_and_reads_as_much_as
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"thumbs": True, "against": "base"}, "leave one of them out"),
-        ({"against": "base"}, "a base itself"),
+        ({"thumbs": True, "against": "base"}, "omit one of them"),
+        ({"against": "base"}, "a base model itself"),
         ({"prompts": ""}, "name prompts with --prompts"),
         ({"column": "nothing"}, "no column 'nothing'"),
         ({"overlap": Overlap(2.0)}, "expected a share"),
@@ -422,12 +422,12 @@ def test_answers_that_are_all_the_same_leave_nothing_to_judge(tmp_path: Path):
     told = list[str]()
     with pytest.raises(Refused, match="no prompt has two answers that differ"):
         open_panel(wish, log=told.append)
-    assert told == ["2 of 2 prompts are left out: both answers are the same"]
+    assert told == ["2 of 2 prompts left out because both answers are the same"]
 
 
 def test_an_export_of_nothing_is_refused_and_thumbs_come_from_pairs_too(wish: FeedbackRequest, tmp_path: Path):
     work = opened(wish)
-    with pytest.raises(Refused, match="no vote that makes a row"):
+    with pytest.raises(Refused, match="no vote makes a row"):
         export_votes(work.store.path, tmp_path / "out.jsonl")
     with pytest.raises(DataError, match="no such file"):
         summarise_votes(tmp_path / "nothing.db")
@@ -448,4 +448,4 @@ def test_prompts_with_tools_say_that_votes_do_not_keep_them(wish: FeedbackReques
     told: list[str] = []
     monkeypatch.setattr(feedback, "_prompts", with_tools)
     open_panel(wish, log=told.append)
-    assert any("tools may be called here, which votes do not keep" in line for line in told)
+    assert any("the prompts declare tools, which votes do not store" in line for line in told)

@@ -199,7 +199,7 @@ def test_labels_of_another_file_are_taken_over_by_text_and_person(tmp_path: Path
     work = open_labelling(LabelRequest(str(data), brought=str(other)), log=said.append)
     assert work.progress().people == {"Cy": 1, "old.jsonl": 1}
     assert work.labels() == ["g", "1"]
-    assert [line for line in said if line == "old.jsonl: 1 rows are left out, their text is not in the data"]
+    assert [line for line in said if line == "old.jsonl: 1 rows left out because their text is not in the data"]
 
 
 def test_a_file_that_is_read_again_overrules_no_newer_vote_and_none_that_was_taken_back(tmp_path: Path):
@@ -235,7 +235,7 @@ def test_of_labels_that_contradict_each_other_the_first_counts_at_every_start_an
         said: list[str] = []
         work = open_labelling(LabelRequest(str(data)), log=said.append)
         assert work.votes.on(work.rows.items[0].key) == {"rows.jsonl": "a"}
-        assert "rows.jsonl: 1 rows say another label than the first row with their text, which counts" in said
+        assert "rows.jsonl: 1 rows contradict the label of the first row with their text; ignored" in said
         work.store.close()
 
 
@@ -265,7 +265,7 @@ def test_where_all_disagree_there_is_no_label_and_the_cure_is_said(data: Path, t
     label_all(work, BO, "b")
     found = work.progress()
     assert (found.items, found.labelled, found.tied, sum(found.labels.values())) == (12, 0, 12, 0)
-    with pytest.raises(Refused, match="as many people gave one label as another; let one more person label them"):
+    with pytest.raises(Refused, match="every labelled row has a tie between two labels; let one more rater label them"):
         export_labels(LabelRequest(str(data)), tmp_path / "out.jsonl", log=print)
 
 
@@ -281,9 +281,9 @@ def test_an_export_without_a_label_is_refused(data: Path, tmp_path: Path):
         ([{"text": "one"}], Columns(text="txt"), "did you mean 'text'"),
         ([{"text": "one"}], Columns(beside=("subject",)), "no column 'subject'"),
         ([{"text": ""}], Columns(), "rows.jsonl: column 'text' is blank in every row; name another"),
-        ([{"text": "one", "label": 0.5}], Columns(), "rows.jsonl:1: column 'label' holds 0.5, not one word"),
-        ([{"text": "one", "label": ["a", "b"]}], Columns(), "not one word"),
-        ([{"text": "one", "label": "x" * 61}], Columns(), "61 characters"),
+        ([{"text": "one", "label": 0.5}], Columns(), "rows.jsonl:1: column 'label': expected one label, got 0.5"),
+        ([{"text": "one", "label": ["a", "b"]}], Columns(), "expected one label"),
+        ([{"text": "one", "label": "x" * 61}], Columns(), "characters, got 61"),
     ],
 )
 def test_rows_that_cannot_be_labelled_are_refused(

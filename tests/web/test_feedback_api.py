@@ -52,10 +52,10 @@ def test_an_own_answer_is_kept_with_its_seconds(ask: Ask, work: PairSession):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"choice": "first"}, "cannot be said"),
-        ({"choice": "good"}, "cannot be said"),
+        ({"choice": "first"}, "is not a choice"),
+        ({"choice": "good"}, "is not a choice"),
         ({"choice": "own", "text": " "}, "empty"),
-        ({"item": "0123456789ab"}, "not among these"),
+        ({"item": "0123456789ab"}, "not one of these"),
         ({"rater": ""}, "name"),
         ({"rater": "\u200d"}, "your name: write 1 to 40 visible characters"),
         ({"rater": "A\u202ea"}, "your name: write 1 to 40 visible characters"),

@@ -1,4 +1,4 @@
-"""What lies in a store of judgements: written as rows, read from rows."""
+"""Votes of a store: written as rows, read from rows, and summarised."""
 
 from __future__ import annotations
 
@@ -34,86 +34,127 @@ FORMATS: dict[str, Callable[[dict[str, Item], VoteState], VoteRows]] = {PAIRS: p
 
 @dataclass(frozen=True, slots=True)
 class VoteExport:
-    """What an export wrote: rows, their format, and judged items that gave none because nothing was preferred."""
+    """The result of an export."""
 
     rows: int
     format: str
-    undecided: int
+    undecided: int  # judged items without a row, because no answer was preferred
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import added: votes and items; `known` votes stood there already."""
+    """The result of an import."""
 
-    votes: int
-    items: int
-    known: int
+    votes: int  # added
+    items: int  # added
+    known: int  # votes that the store contained already
 
 
 def export_votes(path: Path, out: Path, *, format: str = "", without: Collection[str] = ()) -> VoteExport:
-    """Write the votes of a store as rows that `objective: preference` reads; without a format as they were cast.
+    """Write the votes of a store as rows for `objective: preference`.
 
-    Raises DataError for what is no store and for a name in `without` of nobody there, Refused where no vote prefers
-    anything.
+    Args:
+        path: the store.
+        out: the JSON lines file to write.
+        format: a key of `FORMATS`; empty for the format in which votes were cast.
+        without: raters whose votes are left out.
+
+    Raises:
+        DataError: the store is missing, or a rater in `without` is unknown.
+        Refused: no vote makes a row, or votes of both formats exist and none is chosen.
     """
     events = read_events(path)
-    items, votes = read_items(events), _votes_without(without, events, path)
+    items = read_items(events)
+    votes = _votes_without(without, events, path)
     sizes = {len(items[key].answers) for key in votes.items() if key in items and not items[key].gold}
     if not format and len(sizes) > 1:
-        raise Refused(f"{path}: holds votes on pairs and on single answers; give --format {PAIRS} or {THUMBS}")
+        raise Refused(f"{path}: contains votes on pairs and on single answers; add --format {PAIRS} or {THUMBS}")
     format = format or (THUMBS if sizes == {1} else PAIRS)
-    found = FORMATS[format](items, votes)
-    if not found.rows:
-        raise Refused(f"{path}: no vote that makes a row of {format}; judge some with `tunesmith feedback`")
-    write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
-    return VoteExport(len(found.rows), format, found.undecided)
+    exported = FORMATS[format](items, votes)
+    if not exported.rows:
+        raise Refused(f"{path}: no vote makes a row of the format {format}; judge answers with `tunesmith feedback`")
+    write_whole(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exported.rows))
+    return VoteExport(len(exported.rows), format, exported.undecided)
 
 
 def preference_rows(path: Path, format: str) -> VoteRows:
-    """The rows that the votes of a store make, perhaps none. Raises DataError for what is no store."""
+    """Return the rows of the votes of a store, possibly none.
+
+    Args:
+        path: the store.
+        format: a key of `FORMATS`.
+
+    Raises:
+        DataError: the store is missing.
+    """
     events = read_events(path)
     return FORMATS[format](read_items(events), VoteState(events))
 
 
 def import_votes(path: Path, source: str, *, rater: str = "", offline: bool = False) -> Imported:
-    """Add the judgements of a file to a store, which is made if it is not there; all of them or none.
+    """Add all votes of a file to a store, or none if one is invalid.
 
-    Rows that name nobody are the votes of the file; where it has several on the same answers, of one person each.
-    Raises DataError for rows that judge nothing, for a person who says two things about the same answers, and for
-    prompts that are not those of the store.
+    Args:
+        path: the store, created if it does not exist.
+        source: file or Hub data set with preference pairs or unpaired preferences.
+        rater: rater of rows that name none; by default the name of the file. Several such rows on the same answers
+            count as votes of different raters.
+        offline: do not access the network.
+
+    Raises:
+        DataError: a row contains no judgement, a rater contradicts themselves, or a prompt is not one of the store's.
     """
     if len(rater) > LONGEST_NAME:
-        raise DataError(f"--rater: {len(rater)} characters; a name has at most {LONGEST_NAME}")
-    brought = _named(read_votes(read_rows(source, offline=offline), rater=rater), Path(source).name)
+        raise DataError(f"--rater: expected at most {LONGEST_NAME} characters, got {len(rater)}; shorten the name")
+    votes: list[ImportedVote] = []
+    unnamed = Counter[tuple[str, ...]]()  # rows without a rater on the same answers: FILE, FILE #2, ...
+    file = Path(source).name
+    for vote in read_votes(read_rows(source, offline=offline), rater=rater):
+        if not vote.rater:
+            content = _content(vote.item)
+            unnamed[content] += 1
+            vote = replace(vote, rater=file if unnamed[content] == 1 else f"{file} #{unnamed[content]}")
+        votes.append(vote)
     store = VoteStore(path, what=WHAT)
     try:
-        events = store.since()
-        entries = _entries(brought, events, path)
+        entries = _entries(votes, store.since(), path)
         if entries:
             store.append(*entries)
     finally:
         store.close()
-    votes = sum(entry.kind == VOTE for entry in entries)
-    return Imported(votes, len(entries) - votes, len(brought) - votes)
+    added = sum(entry.kind == VOTE for entry in entries)
+    return Imported(added, len(entries) - added, len(votes) - added)
 
 
 def summarise_votes(path: Path, *, without: Collection[str] = ()) -> Summary:
-    """What the votes of a store amount to. Raises DataError for what is no store and for a name of nobody there."""
+    """Summarise the votes of a store.
+
+    Args:
+        path: the store.
+        without: raters whose votes are left out.
+
+    Raises:
+        DataError: the store is missing, or a rater in `without` is unknown.
+    """
     events = read_events(path)
     return summarise(read_items(events), _votes_without(without, events, path), store=str(path))
 
 
 def schema() -> str:
-    """The JSON schema of what `votes summary --json` prints."""
+    """Return the JSON schema of `votes summary --json`."""
     return json.dumps(Summary.model_json_schema(), indent=1)
 
 
 def read_events(path: Path) -> list[Event]:
-    """All that happened in a store. Raises DataError where there is none."""
+    """Read all events of a store.
+
+    Raises:
+        DataError: the file is missing, empty or not a store of votes.
+    """
     if not path.is_file():
-        raise DataError(f"{path}: no such file; `tunesmith feedback` says where it keeps the votes")
+        raise DataError(f"{path}: no such file; `tunesmith feedback` prints the path of the votes")
     if not path.stat().st_size:
-        raise DataError(f"{path}: empty, no file of votes; `tunesmith feedback` says where it keeps them")
+        raise DataError(f"{path}: expected a file of votes, got an empty file; `tunesmith feedback` prints its path")
     store = VoteStore(path, what=WHAT)
     try:
         return store.since()
@@ -122,79 +163,65 @@ def read_events(path: Path) -> list[Event]:
 
 
 def _votes_without(names: Collection[str], events: Sequence[Event], path: Path) -> VoteState:
-    """What stands of everybody else."""
-    people = {event.rater for event in events if event.kind == VOTE}
+    """Return the votes of all other raters; raise DataError for an unknown name."""
+    raters = {event.rater for event in events if event.kind == VOTE}
     for name in names:
-        if name not in people:
-            known = ", ".join(map(repr, sorted(people))) or "nobody yet"
+        if name not in raters:
+            known = ", ".join(map(repr, sorted(raters))) or "none yet"
             raise DataError(
-                f"--without: no vote of {name!r} in {path}{nearest(name, sorted(people))}; who voted: {known}"
+                f"--without: no vote of {name!r} in {path}{nearest(name, sorted(raters))}; name one of: {known}"
             )
     return VoteState(event for event in events if event.rater not in names)
 
 
-def _named(brought: Sequence[ImportedVote], file: str) -> list[ImportedVote]:
-    """The votes with a name on each: FILE, FILE #2, ... where nobody is named, the same every time."""
-    met, found = Counter[tuple[str, ...]](), list[ImportedVote]()
-    for one in brought:
-        if not one.rater:
-            answers = _content(one.item)
-            met[answers] += 1
-            one = replace(one, rater=file if met[answers] == 1 else f"{file} #{met[answers]}")
-        found.append(one)
-    return found
-
-
-def _entries(brought: Sequence[ImportedVote], events: Sequence[Event], path: Path) -> list[Entry]:
-    """The events that a file adds to those of a store."""
-    items, votes = read_items(events), VoteState(events)
-    held = {prompt_key(item.messages) for item in items.values() if not item.gold}
-    held |= {event.item for event in events if event.kind == ANSWER}  # equal or empty answers make no item
-    if held and (strange := [one for one in brought if prompt_key(one.item.messages) not in held]):
-        cure = "name another store for votes on other prompts"
-        refuse([f"{one.where}: its prompt is none of the {len(held)} that {path} holds; {cure}" for one in strange])
-    known = {_content(item): item for item in items.values() if not item.gold}
-    stands = {(vote.item, vote.rater): _said(vote.body) for vote in votes.standing()}
-    # A person may have said another thing since, or taken it back: their file, read again, must not overrule that.
-    read = {(e.item, e.rater, _file(e.body["from"])): _said(e.body) for e in events if "from" in e.body}
-    entries, first = list[Entry](), dict[tuple[str, str], tuple[str, dict[str, str]]]()
-    for one in brought:
-        item = known.setdefault(_content(one.item), one.item)
+def _entries(votes: Sequence[ImportedVote], events: Sequence[Event], path: Path) -> list[Entry]:
+    """Return the events that imported votes add to those of a store."""
+    items = read_items(events)
+    prompts = {prompt_key(item.messages) for item in items.values() if not item.gold}
+    prompts |= {event.item for event in events if event.kind == ANSWER}  # equal or empty answers make no item
+    if prompts and (strange := [vote for vote in votes if prompt_key(vote.item.messages) not in prompts]):
+        fix = "name another store for votes on other prompts"
+        refuse([f"{vote.where}: its prompt is not one of the {len(prompts)} of {path}; {fix}" for vote in strange])
+    by_content = {_content(item): item for item in items.values() if not item.gold}
+    current = {(vote.item, vote.rater): _judgement(vote.body) for vote in VoteState(events).standing()}
+    # A rater may have changed or undone a vote since the file was read. Reading it again must not restore the vote.
+    imported = {(e.item, e.rater, _file(e.body["from"])): _judgement(e.body) for e in events if "from" in e.body}
+    entries: list[Entry] = []
+    first: dict[tuple[str, str], tuple[str, dict[str, str]]] = {}  # item and rater -> location and judgement
+    for vote in votes:
+        item = by_content.setdefault(_content(vote.item), vote.item)
         if item.key in items and items[item.key].gold:
-            raise DataError(f"{one.where}: these answers are planted in {path}, so a vote on them is none; drop it")
-        if item is one.item and item.key not in items:
+            raise DataError(f"{vote.where}: these answers are a control item of {path}; delete the row")
+        if item is vote.item and item.key not in items:
             entries.append(item.entry)
             items[item.key] = item
-        place = (item.key, one.rater)
-        said = {"label": _label_on(item, one), **({"text": one.text} if one.label == OWN else {})}
-        where, before = first.setdefault(place, (one.where, said))
-        if before != said:
-            cure = "keep one of the two lines"
-            raise DataError(f"{one.where}: {one.rater} says another thing of the same answers at {where}; {cure}")
-        if stands.get(place) != said != read.get((*place, _file(one.where))):
-            entries.append(Entry(one.rater, VOTE, item.key, {**said, "from": one.where}))
-            stands[place] = said
+        label = vote.label
+        if len(item.answers) > 1 and label != OWN:  # the store may have the answers in the other order
+            preferred = vote.item.answers[(FIRST, SECOND).index(label)]
+            label = (FIRST, SECOND)[item.answers.index(preferred)]
+        key = (item.key, vote.rater)
+        judgement = {"label": label, **({"text": vote.text} if vote.label == OWN else {})}
+        where, earlier = first.setdefault(key, (vote.where, judgement))
+        if earlier != judgement:
+            raise DataError(
+                f"{vote.where}: {vote.rater} judges the same answers differently at {where}; delete one row"
+            )
+        if current.get(key) != judgement != imported.get((*key, _file(vote.where))):
+            entries.append(Entry(vote.rater, VOTE, item.key, {**judgement, "from": vote.where}))
+            current[key] = judgement
     return entries
 
 
 def _file(where: object) -> str:
-    """The file of a place in it."""
+    """Return the file of `file:line`."""
     return str(where).rpartition(":")[0]
 
 
-def _said(body: Mapping[str, object]) -> dict[str, str]:
-    """What of a vote makes it another one."""
+def _judgement(body: Mapping[str, object]) -> dict[str, str]:
+    """Return the fields of a vote that make two votes equal."""
     return {name: str(body[name]) for name in ("label", "text") if name in body}
 
 
 def _content(item: Item) -> tuple[str, ...]:
-    """What tells answers to a prompt from others, whoever gave them."""
+    """Return the prompt and the sorted answers, which identify an item regardless of authors and order."""
     return (prompt_key(item.messages), *sorted(item.answers))
-
-
-def _label_on(item: Item, brought: ImportedVote) -> str:
-    """What was said, of the answers in the order of the store's own item."""
-    if len(item.answers) == 1 or brought.label == OWN:
-        return brought.label
-    chosen = brought.item.answers[(FIRST, SECOND).index(brought.label)]
-    return (FIRST, SECOND)[item.answers.index(chosen)]

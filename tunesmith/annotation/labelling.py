@@ -1,7 +1,6 @@
-"""People label rows: who gets which row next, what they said, and what it amounts to.
+"""Labelling sessions: the next row of each rater, their votes, and the progress.
 
-A person who asks gets first the rows that somebody else labelled and that several people are to label, then the row
-that is worth most.
+A rater first gets shared rows that another rater has labelled, then the row that active learning selects.
 """
 
 from __future__ import annotations
@@ -19,74 +18,95 @@ from tunesmith.annotation.vote_state import WORD, VoteState
 from tunesmith.annotation.vote_store import Entry, VoteStore, Who
 from tunesmith.errors import DataError
 
-WHAT = "labels"
+WHAT = "labels"  # the kind of the store
 NO_FACTS: Mapping[str, object] = {}
 
 
 class LabelProgress(BaseModel):
-    """How far it is: items, those with a label, those of which all votes are in and as many people say one label as
-    another, votes by label and by person, what a person put aside, agreement."""
+    """The progress of a labelling session."""
 
     items: int
-    labelled: int
-    tied: int
-    labels: dict[str, int]
-    people: dict[str, int]
-    mine: int
-    skipped: int
+    labelled: int  # items with a label
+    tied: int  # items with all votes and no majority
+    labels: dict[str, int]  # items by label
+    people: dict[str, int]  # votes by rater
+    mine: int  # votes of the rater who asks
+    skipped: int  # items that this rater skipped
     agreement: Agreement
 
 
 class LabelSession:
-    """One file of rows being labelled by any number of people."""
+    """A file of rows that any number of raters label.
+
+    Args:
+        rows: the rows.
+        store: the votes.
+        order: active learning.
+        overlap: share of the rows that several raters label.
+    """
 
     def __init__(self, rows: RowsFile, store: VoteStore, order: LabelQueue, *, overlap: Overlap = NO_OVERLAP) -> None:
-        self.rows, self.store, self.overlap, self._order = rows, store, overlap, order
+        self.rows = rows
+        self.store = store
+        self.overlap = overlap
+        self._order = order
         self._items = {item.key: item for item in rows.items}
-        self._place = {item.key: place for place, item in enumerate(rows.items)}
+        self._index = {item.key: index for index, item in enumerate(rows.items)}
         self.assignment = Assignment(store, AssignmentRules(self._items, self._candidates, overlap.wanted, self._learn))
         self.assignment.catch_up()
 
     @property
     def votes(self) -> VoteState:
-        """What the events amount to."""
+        """Return the current votes."""
         return self.assignment.votes
 
     def item(self, key: str) -> LabelItem:
-        """The row of this key. Raises DataError where it is none of these."""
+        """Return the row with this key; raise DataError if there is none."""
         if key not in self._items:
-            raise DataError("row: not among these rows; load the page again")
+            raise DataError("row: not one of these rows; reload the page")
         return self._items[key]
 
     def vote(self, who: Who, key: str, label: str, *, took: Mapping[str, object] = NO_FACTS) -> None:
-        """Keep a vote, and beside it how long it took; it is on disk when this returns. A new label is known from then.
+        """Record a vote; it is on disk when this returns. A new label is added to the known labels.
 
-        Raises DataError for a row that is not here or a label that no row could hold.
+        Args:
+            who: rater and browser tab.
+            key: key of the row.
+            label: the label.
+            took: how the vote was made, such as the time in seconds; stored with the vote.
+
+        Raises:
+            DataError: the row is unknown or the label is invalid.
         """
-        label, item = check_label(label), self.item(key)
+        label = check_label(label)
+        item = self.item(key)
         with self.assignment.lock:
             new = [] if label in self.votes.words else [Entry(who.rater, WORD, "", {"label": label})]
             self.assignment.vote(who, item.key, {"label": label, **took}, *new)
 
     def labels(self) -> list[str]:
-        """Every label that can be given, in the order in which they were first known."""
+        """Return all known labels, in order of first use."""
         with self.assignment.lock:
             return list(self.votes.words)
 
     def progress(self, rater: str = "") -> LabelProgress:
-        """How far it is, for everybody and for this person."""
+        """Compute the progress.
+
+        Args:
+            rater: the rater whose own counts are included.
+        """
         with self.assignment.lock:
             self.assignment.catch_up()
-            here = [key for key in self.votes.items() if key in self._items]
-            said = {key: self.votes.label(key) for key in here}
-            given = Counter(label for label in said.values() if label is not None)
-            even = [key for key, label in said.items() if label is None]
+            voted = [key for key in self.votes.items() if key in self._items]
+            majority = {key: self.votes.label(key) for key in voted}
+            counts = Counter(label for label in majority.values() if label is not None)
+            undecided = [key for key, label in majority.items() if label is None]
             people = self.votes.counts()
             return LabelProgress(
                 items=len(self._items),
-                labelled=given.total(),
-                tied=sum(len(self.votes.on(key)) >= self.overlap.wanted(key) for key in even),
-                labels={label: given[label] for label in self.votes.words},
+                labelled=counts.total(),
+                tied=sum(len(self.votes.on(key)) >= self.overlap.wanted(key) for key in undecided),
+                labels={label: counts[label] for label in self.votes.words},
                 people=dict(people.most_common()),
                 mine=people[rater],
                 skipped=len(self.votes.skipped(rater)),
@@ -94,20 +114,20 @@ class LabelSession:
             )
 
     def lines(self) -> list[str]:
-        """The labelled rows as JSON lines."""
+        """Return the labelled rows as JSON lines."""
         with self.assignment.lock:
             self.assignment.catch_up()
             return labelled_lines(self.rows, self.votes)[0]
 
     def _candidates(self, rater: str) -> Iterator[str]:
-        """Keys in the order in which a person is to get them."""
+        """Yield keys in the order of assignment to a rater."""
         yield from [key for key in self.votes.items() if self.overlap.wanted(key) > 1]
-        for place in self._order.ranking():
-            yield self.rows.items[place].key
-        # What was taken back after the ranking was made stands in no ranking yet.
+        for index in self._order.ranking():
+            yield self.rows.items[index].key
+        # Rows whose votes were undone after the ranking was computed are missing from it.
         yield from [item.key for item in self.rows.items if not self.votes.on(item.key)]
 
     def _learn(self) -> None:
-        """Rank anew by the labels that are known now."""
-        found = ((self._place[key], self.votes.label(key)) for key in self.votes.items() if key in self._place)
-        self._order.learn({place: label for place, label in found if label is not None})
+        """Rank the rows again with the current labels."""
+        labels = ((self._index[key], self.votes.label(key)) for key in self.votes.items() if key in self._index)
+        self._order.learn({index: label for index, label in labels if label is not None})

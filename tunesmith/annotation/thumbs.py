@@ -1,4 +1,4 @@
-"""Thumbs up or down for answers given outside the feedback page, kept in a file that `tunesmith votes` reads."""
+"""Ratings (good or bad) of answers given outside the feedback page, in a file that `tunesmith votes` reads."""
 
 from __future__ import annotations
 
@@ -12,21 +12,40 @@ from tunesmith.annotation.vote_state import VOTE
 from tunesmith.annotation.vote_store import Entry, VoteStore
 from tunesmith.data.tokenization.messages import Message
 
-# Not the page's own file: that one holds votes on its prompts alone.
+# Separate from the store of the feedback page, which accepts votes on its own prompts only.
 FILE = "thumbs.db"
 
 
 class Thumbs:
-    """What people said of single answers of some models, each in the file that `place` names for it."""
+    """Records ratings of single answers; safe to use from several threads.
+
+    Args:
+        place: returns the file for a model's name.
+    """
 
     def __init__(self, place: Callable[[str], Path]) -> None:
-        self._place = place
-        self._stores: dict[Path, tuple[VoteStore, set[str]]] = {}  # with the keys of what each holds, read once
-        self._lock = Lock()  # a server keeps thumbs from several threads
+        self._path_of = place
+        self._stores: dict[Path, tuple[VoteStore, set[str]]] = {}  # with the keys of the items of each store
+        self._lock = Lock()
 
     def keep(self, messages: Sequence[Message], answer: str, *, by: str, good: bool, rater: str = "") -> Path:
-        """Whether an answer of a model was good; on disk in the file returned. Raises DataError."""
-        path, item = self._place(by), make_item(messages, [answer], [by])
+        """Record a rating; it is on disk when this returns.
+
+        Args:
+            messages: the prompt.
+            answer: the rated answer.
+            by: name of the model.
+            good: the rating.
+            rater: name of the rater.
+
+        Returns:
+            The file of the rating.
+
+        Raises:
+            DataError: the file cannot be written or is not a store of votes.
+        """
+        path = self._path_of(by)
+        item = make_item(messages, [answer], [by])
         with self._lock:
             if path not in self._stores:
                 store = VoteStore(path, what=WHAT)
@@ -38,6 +57,6 @@ class Thumbs:
         return path
 
     def close(self) -> None:
-        """Write what is in the logs into the files."""
+        """Close all files."""
         for store, _ in self._stores.values():
             store.close()

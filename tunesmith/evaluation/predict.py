@@ -35,6 +35,7 @@ class AnswerSet:
     seconds: float
     finished: list[bool] = field(default_factory=list)
     probabilities: list[dict[str, float]] = field(default_factory=list)
+    wording: str | None = None  # prompt template that was chosen for a base model; empty: the instruction
 
 
 def prompt_templates_for(objective: AnyObjective, family: str) -> tuple[str, ...]:
@@ -105,6 +106,7 @@ class BaseModelPrompter:
             found.seconds,
             found.finished,
             found.probabilities,
+            wording=best,
         )
 
     def _choose(self, wordings: Sequence[str], examples: Sequence[Example]) -> str:

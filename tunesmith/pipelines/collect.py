@@ -1,11 +1,11 @@
-"""From documents to rows: find the files, convert what changed, shape rows, let a model write more of them."""
+"""`tunesmith collect`: find documents, convert those that changed, build rows, and let a model generate more."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from tunesmith.data.documents.synthetic_prompts import WritingTemplate, template
 from tunesmith.data.documents.synthetic_rows import (
     Answer,
     Ask,
-    WriterQuestion,
     WritingOptions,
     answered,
     linked,
@@ -29,7 +28,6 @@ from tunesmith.data.documents.synthetic_rows import (
 from tunesmith.data.documents.to_rows import SHAPES, SIZE, DocumentPart, Made, once
 from tunesmith.data.documents.worker_pool import convert_all
 from tunesmith.data.examples.parsers import chats, texts
-from tunesmith.data.examples.types import Chat
 from tunesmith.data.readers.read import read_rows
 from tunesmith.data.readers.row import refuse
 from tunesmith.data.schema.formats import detect
@@ -39,99 +37,57 @@ from tunesmith.errors import DataError, RecipeError
 from tunesmith.events import EventHandler, StageStarted
 from tunesmith.inference.openai_client import Endpoint, ask_endpoint, check
 
-Listen = EventHandler
-
-
-# Questions that a local model answers at a time, and the tokens of a passage with its instruction.
-BATCH_SIZE, LOCAL_LIMIT = 8, 2048
-
-
-PACE = 5.0
+BATCH_SIZE = 8  # prompts that a local model answers at once
+MAX_PROMPT_TOKENS = 2048  # of a local model
+PACE = 5.0  # seconds between two progress events
+# A small model loses track of longer passages.
+MAX_PASSAGE_CHARS = 1_200
 
 
 @dataclass(frozen=True, slots=True)
 class Writer:
-    """Who writes rows: a local model by name, or a server by address; and how it is asked."""
+    """The model that generates rows: a local model by name, or a server by URL."""
 
     name: str
-    model: str = ""
-    key: str = field(default="", repr=False)
+    model: str = ""  # name of the model on the server
+    key: str = field(default="", repr=False)  # bearer token of the server
     temperature: float = 0.7
-    max_tokens: int = 512
+    max_tokens: int = 512  # of one answer
     seed: int = 0
 
     @property
     def remote(self) -> bool:
-        """Whether it is a server."""
+        """Return whether the model is on a server."""
         return self.name.startswith(("http://", "https://"))
 
     @property
     def identity(self) -> str:
-        """What its answers depend on, as one text; the key is not part of it."""
+        """Return everything that the answers depend on, as a cache key; the bearer token is not part of it."""
         return json.dumps([self.name, self.model, self.temperature, self.max_tokens, self.seed])
 
-
-def ask_writer(writer: Writer, *, offline: bool) -> Ask:
-    """The way to the model."""
-    if writer.remote:
-        endpoint = endpoint_of(writer)
-        return lambda questions: ask_endpoint(endpoint, questions, offline=offline)
-    return lambda questions: _ask_local(writer, questions, offline=offline)
-
-
-def endpoint_of(writer: Writer) -> Endpoint:
-    """The server that writes."""
-    return Endpoint(writer.name, writer.model, writer.key, writer.temperature, writer.max_tokens, writer.seed)
-
-
-def _ask_local(
-    writer: Writer, questions: Sequence[Sequence[Message]], *, offline: bool
-) -> Iterator[tuple[int, Answer]]:
-    from tunesmith.inference.open_model import open_model
-    from tunesmith.models.generation.sampling import Sampling
-
-    model = open_model(writer.name, offline=offline, limit=LOCAL_LIMIT)
-    sampling = Sampling(max_new_tokens=writer.max_tokens, temperature=writer.temperature, top_p=0.95, seed=writer.seed)
-    for start in range(0, len(questions), BATCH_SIZE):
-        replies = model.replies(questions[start : start + BATCH_SIZE], sampling=sampling)
-        yield from ((start + i, Answer(reply.text, reply.finished)) for i, reply in enumerate(replies))
-
-
-def counted(request: Ask, on_event: EventHandler) -> Ask:
-    """The same, saying now and then how far it is."""
-
-    def counting(questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, Answer]]:
-        last = time.monotonic()
-        for count, (place, answer) in enumerate(request(questions), 1):
-            yield place, answer
-            if time.monotonic() - last >= PACE or count == len(questions):
-                last = time.monotonic()
-                on_event(StageStarted(f"{count} of {len(questions)} answers"))
-
-    return counting
-
-
-# Written rows are asked for from passages of this many characters: a small model loses the thread of longer ones.
-PASSAGE = 1_200
+    @property
+    def endpoint(self) -> Endpoint:
+        """Return the server of a remote model."""
+        return Endpoint(self.name, self.model, self.key, self.temperature, self.max_tokens, self.seed)
 
 
 @dataclass(frozen=True, slots=True)
 class CollectRequest:
-    """What to collect, from where, and into which file."""
+    """The options of `tunesmith collect`."""
 
-    sources: tuple[str, ...]
+    sources: tuple[str, ...]  # files and folders
     shape: str  # a key of SHAPES
     out: Path
-    size: int = SIZE
-    templates: tuple[str, ...] = ()
+    size: int = SIZE  # characters of a passage
+    templates: tuple[str, ...] = ()  # names of prompts for generated rows
     writer: Writer | None = None
-    seeds: str = ""
-    per_passage: int = 3
-    passages: int = 0
+    seeds: str = ""  # file of example rows
+    per_passage: int = 3  # generated rows
+    passages: int = 0  # passages sampled per template, 0 for all
 
 
 class Collected(BaseModel):
-    """What `collect --json` prints: the rows by origin, and what became of each file."""
+    """The output of `collect --json`: the rows by origin, and the state of each file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -151,15 +107,26 @@ class Collected(BaseModel):
 
 
 def schema() -> str:
-    """The JSON schema of `Collected`."""
+    """Return the JSON schema of `Collected`."""
     return json.dumps(Collected.model_json_schema(), indent=1)
 
 
 def collect(request: CollectRequest, *, on_event: EventHandler, offline: bool = False) -> Collected:
-    """The rows of all sources, written to `request.out`, and an account of them.
+    """Build rows from documents and write them to `request.out`.
 
-    A file that cannot be read is named in `failed` and the others go on. Raises DataError where no file can be read
-    or no row is made, and RecipeError for a template that does not fit the shape.
+    A file that cannot be read is listed in `failed`; the others are used.
+
+    Args:
+        request: the options.
+        on_event: receives progress.
+        offline: do not access the network.
+
+    Returns:
+        Counts of rows and files.
+
+    Raises:
+        DataError: no file can be read, or no row can be built.
+        RecipeError: a template does not fit the requested rows.
     """
     store = CollectStore(request.out)
     store.check()
@@ -168,166 +135,187 @@ def collect(request: CollectRequest, *, on_event: EventHandler, offline: bool = 
     found = find(request.sources)
     parts, failed, converted = _documents(found, store, on_event)
     if not parts:
-        refuse([f"{doc_id}: {why}" for doc_id, why in sorted(failed.items())])
-    parts, chrome = _without_repeated(parts)
+        refuse([f"{doc_id}: {reason}" for doc_id, reason in sorted(failed.items())])
+    # Navigation and footers, which most documents repeat, are removed.
+    boilerplate = repeated([part.blocks for part in parts])
+    blocks = sum(len(part.blocks) for part in parts)
+    parts = [DocumentPart(p.doc_id, p.sha256, p.document, without(p.blocks, boilerplate)) for p in parts]
     made = {part.doc_id: list(SHAPES[request.shape].rows(part, request.size)) for part in parts}
-    rows, copies = once([row for rows in made.values() for row in rows])
+    rows, duplicates = once([row for part_rows in made.values() for row in part_rows])
     left_out: Counter[str] = Counter()
     if request.writer is not None:
-        size = min(request.size, PASSAGE)
-        wanted = WritingOptions(templates, request.per_passage, seeds, size, request.passages, request.writer.seed)
         rows = named(rows)
-        todo = linked(requests(parts, wanted), rows)
-        new, left_out = _written(todo, request.writer, store, (on_event, offline))
-        rows += _unasked(rows, new, left_out)
-    page = _account(request.out, found, parts, rows).model_copy(
-        update={
-            "converted": converted,
-            "unchanged": len(parts) - converted,
-            "failed": dict(sorted(failed.items())),
-            "without_rows": sorted(doc_id for doc_id, rows in made.items() if not rows),
-            "copies_removed": copies,
-            "repeated_removed": chrome,
-            "left_out": dict(left_out),
-        }
-    )
-    if not rows:
-        raise DataError(_nothing(request, page))
-    store.write(rows, {**page.model_dump(mode="json"), "documents": sorted({one.kept for one in found.sources})})
-    return page
-
-
-def _account(out: Path, found: FoundFiles, parts: Sequence[DocumentPart], rows: Sequence[Made]) -> Collected:
-    """What can be read off the files and the rows; the rest is not counted yet."""
-    return Collected(
-        path=str(out),
+        size = min(request.size, MAX_PASSAGE_CHARS)
+        seed = request.writer.seed
+        options = WritingOptions(templates, request.per_passage, seeds, size, request.passages, seed)
+        questions = linked(requests(parts, options), rows)
+        if not questions:
+            raise DataError("collect: no prompts for the model; `calls` needs an OpenAPI or JSON schema file")
+        on_event(StageStarted(f"sending {len(questions)} requests to {request.writer.name}"))
+        ask = counted(ask_writer(request.writer, offline=offline), on_event)
+        answers = answered(questions, ask, store.replies, request.writer.identity)
+        generated, left_out = written_rows(questions, answers)
+        rows += _without_known(rows, generated, left_out)
+    result = Collected(
+        path=str(request.out),
         rows=len(rows),
         origins=dict(Counter(str(row["origin"]) for row in rows)),
         sources=len(found.sources) + len(found.unreadable),
+        converted=converted,
+        unchanged=len(parts) - converted,
+        failed=dict(sorted(failed.items())),
         skipped=found.skipped,
+        without_rows=sorted(doc_id for doc_id, part_rows in made.items() if not part_rows),
+        copies_removed=duplicates,
+        repeated_removed=blocks - sum(len(part.blocks) for part in parts),
+        left_out=dict(left_out),
         notes=[f"{part.doc_id}: {note}" for part in parts for note in part.document.notes],
     )
+    if not rows:
+        raise DataError(f"{request.out}: {_why_empty(request.shape, left_out)}")
+    used = sorted({source.kept for source in found.sources})
+    store.write(rows, {**result.model_dump(mode="json"), "documents": used})
+    return result
 
 
 def _templates(request: CollectRequest, *, offline: bool) -> tuple[WritingTemplate, ...]:
-    """The templates, if they make rows of the shape and somebody is there to answer. Raises TunesmithError."""
-    found = tuple(template(name) for name in request.templates)
-    if found and request.writer is None:
-        raise RecipeError("--write: needs --writer, who is to write; add a local model or the address of a server")
-    if request.writer is not None and not found:
-        raise RecipeError("--writer: needs --write, what is to be written; add questions, paraphrases or calls")
-    for each in found:
-        fits = "domain" if each.form == "text" else "instruct"
-        if fits != request.shape:
-            raise RecipeError(f"template {each.name}: makes rows for {fits}, not for {request.shape}; give --as {fits}")
+    """Return the templates; raise RecipeError if they do not fit the rows, or if templates or model are missing."""
+    templates = tuple(template(name) for name in request.templates)
+    if templates and request.writer is None:
+        raise RecipeError("--write: needs --writer; add a local model or the address of a server")
+    if request.writer is not None and not templates:
+        raise RecipeError("--writer: needs --write; add questions, paraphrases or calls")
+    for each in templates:
+        fitting = "domain" if each.form == "text" else "instruct"
+        if fitting != request.shape:
+            raise RecipeError(
+                f"template {each.name}: makes rows for {fitting}, not for {request.shape}; add --as {fitting}"
+            )
     if request.writer is not None and request.writer.remote:
-        check(endpoint_of(request.writer), offline=offline)
-    return found
+        check(request.writer.endpoint, offline=offline)
+    return templates
 
 
 def _seeds(file: str) -> tuple[tuple[str, str], ...]:
-    """Rows that show a model what is wanted: a question and its answer, or nothing and a text."""
+    """Return example rows for the prompts: a question and its answer, or an empty string and a text."""
     if not file:
         return ()
     rows = read_rows(file, offline=True)
-    shape = detect(rows)
-    if shape.objective == "domain":
-        return tuple(("", example.text) for example in texts(rows, text=shape.columns["text"]))
-    if shape.objective != "instruct":
-        raise DataError(f"{Path(file).name}: seed rows have a question and an answer, or a text; give such a file")
-    return tuple(map(_last_exchange, chats(rows, columns=shape.columns)))
-
-
-def _last_exchange(chat: Chat) -> tuple[str, str]:
-    """What was asked last in a chat, and the answer."""
-    *before, answer = chat.messages
-    return next((turn.content for turn in reversed(before) if turn.role == "user"), ""), answer.said
+    format = detect(rows)
+    if format.objective == "domain":
+        return tuple(("", example.text) for example in texts(rows, text=format.columns["text"]))
+    if format.objective != "instruct":
+        raise DataError(f"{Path(file).name}: expected example rows with a question and an answer, or a text; edit it")
+    seeds = []
+    for chat in chats(rows, columns=format.columns):
+        *before, answer = chat.messages
+        question = next((turn.content for turn in reversed(before) if turn.role == "user"), "")
+        seeds.append((question, answer.said))
+    return tuple(seeds)
 
 
 def _documents(
     found: FoundFiles, store: CollectStore, on_event: EventHandler
 ) -> tuple[list[DocumentPart], dict[str, str], int]:
-    """Every document in the order of names, why others failed, and how many were converted now."""
-    failed = dict(found.unreadable)
-    known = {source.kept: document for source in found.sources if (document := store.document(source.kept))}
-    # Of files that hold the same, one.
-    new: dict[str, Source] = {}
+    """Return the documents in the order of names, the errors by file, and the number of converted files."""
+    documents = {source.kept: document for source in found.sources if (document := store.document(source.kept))}
+    new: dict[str, Source] = {}  # by content, so that equal files are converted once
     for source in found.sources:
-        if source.kept not in known:
+        if source.kept not in documents:
             new.setdefault(source.kept, source)
-    todo = {source.path: source for source in new.values()}
-    if todo:
-        on_event(StageStarted(f"converting {len(todo)} of {len(found.sources)} files"))
+    by_path = {source.path: source for source in new.values()}
+    last = time.monotonic()
+
+    def on_page(path: Path, page: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PACE:
+            last = time.monotonic()
+            on_event(StageStarted(f"{by_path[path].doc_id}: page {page}"))
+
     converted = 0
     errors: dict[str, str] = {}
-    for done in convert_all(list(todo), on_page=_paced(todo, on_event)) if todo else ():
-        source = todo[done.path]
-        if done.document is None:
-            errors[source.kept] = done.error
-            continue
-        converted += 1
-        known[source.kept] = done.document
-        store.keep(source.kept, done.document)
+    if by_path:
+        on_event(StageStarted(f"converting {len(by_path)} of {len(found.sources)} files"))
+        for result in convert_all(list(by_path), on_page=on_page):
+            key = by_path[result.path].kept
+            if result.document is None:
+                errors[key] = result.error
+                continue
+            converted += 1
+            documents[key] = result.document
+            store.keep(key, result.document)
+    failed = dict(found.unreadable)
     parts = []
     for source in found.sources:
         if source.kept in errors:
             failed[source.doc_id] = errors[source.kept]
         else:
-            document = known[source.kept]
+            document = documents[source.kept]
             parts.append(DocumentPart(source.doc_id, source.sha256, document, document.blocks))
     return parts, failed, converted
 
 
-def _paced(todo: dict[Path, Source], on_event: EventHandler) -> Callable[[Path, int], None]:
-    """A listener for pages that speaks now and then."""
-    last = time.monotonic()
-
-    def heard(path: Path, page: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= PACE:
-            last = time.monotonic()
-            on_event(StageStarted(f"{todo[path].doc_id}: page {page}"))
-
-    return heard
+def _without_known(rows: Sequence[Made], generated: Sequence[Made], left_out: Counter[str]) -> list[Made]:
+    """Return the generated rows that no document row contains already, and count the others."""
+    unique, _ = once([*rows, *generated])
+    questions = {folded(str(row["question"])) for row in rows if "question" in row}
+    new = [row for row in unique[len(rows) :] if folded(str(row.get("question", ""))) not in questions]
+    if dropped := len(generated) - len(new):
+        left_out["already in the documents"] += dropped
+    return new
 
 
-def _without_repeated(parts: Sequence[DocumentPart]) -> tuple[list[DocumentPart], int]:
-    """The documents without what most of them repeat, and how many blocks that were."""
-    texts = repeated([part.blocks for part in parts])
-    kept = [DocumentPart(part.doc_id, part.sha256, part.document, without(part.blocks, texts)) for part in parts]
-    return kept, sum(len(a.blocks) - len(b.blocks) for a, b in zip(parts, kept, strict=True))
-
-
-def _written(
-    asked: Sequence[WriterQuestion], writer: Writer, store: CollectStore, how: tuple[EventHandler, bool]
-) -> tuple[list[Made], Counter[str]]:
-    """The rows that the model wrote and that passed the checks, and why others were left out."""
-    on_event, offline = how
-    if not asked:
-        raise DataError("collect: nothing to ask a model about; `calls` needs an OpenAPI or JSON schema file")
-    on_event(StageStarted(f"{len(asked)} requests to {writer.name}"))
-    ask = counted(ask_writer(writer, offline=offline), on_event)
-    answers = answered(asked, ask, store.replies, writer.identity)
-    return written_rows(asked, answers)
-
-
-def _unasked(rows: Sequence[Made], new: Sequence[Made], left_out: Counter[str]) -> list[Made]:
-    """The written rows that no row of the documents already is."""
-    kept, _ = once([*rows, *new])
-    asked = {folded(str(row["question"])) for row in rows if "question" in row}
-    written = [row for row in kept[len(rows) :] if folded(str(row.get("question", ""))) not in asked]
-    if gone := len(new) - len(written):
-        left_out["already in the documents"] += gone
-    return written
-
-
-def _nothing(request: CollectRequest, page: Collected) -> str:
-    """Why there is no row, and what to do."""
-    if page.left_out:
-        reasons = ", ".join(f"{why} ({count})" for why, count in Counter(page.left_out).most_common(5))
-        return f"{request.out}: nothing the model wrote passed the checks: {reasons}; take a stronger writer"
-    cures = {
+def _why_empty(shape: str, left_out: Counter[str]) -> str:
+    """Return the reason why there are no rows, and a fix."""
+    if left_out:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in left_out.most_common(5))
+        return f"no generated row passed the checks: {reasons}; use a stronger model"
+    fixes = {
         "instruct": "no question with its answer in the documents; add --write questions --writer MODEL, or --as rag",
-        "table": "no table in the documents; give --as domain",
+        "table": "no table in the documents; add --as domain",
     }
-    return f"{request.out}: {cures.get(request.shape, 'no text in the documents; give others')}"
+    return fixes.get(shape, "no text in the documents; name others")
+
+
+def ask_writer(writer: Writer, *, offline: bool) -> Ask:
+    """Return a function that sends prompts to a model.
+
+    Args:
+        writer: the model.
+        offline: do not access the network.
+    """
+
+    def ask_local(questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, Answer]]:
+        from tunesmith.inference.open_model import open_model
+        from tunesmith.models.generation.sampling import Sampling
+
+        model = open_model(writer.name, offline=offline, limit=MAX_PROMPT_TOKENS)
+        sampling = Sampling(
+            max_new_tokens=writer.max_tokens, temperature=writer.temperature, top_p=0.95, seed=writer.seed
+        )
+        for start in range(0, len(questions), BATCH_SIZE):
+            replies = model.replies(questions[start : start + BATCH_SIZE], sampling=sampling)
+            yield from ((start + i, Answer(reply.text, reply.finished)) for i, reply in enumerate(replies))
+
+    if writer.remote:
+        return lambda questions: ask_endpoint(writer.endpoint, questions, offline=offline)
+    return ask_local
+
+
+def counted(request: Ask, on_event: EventHandler) -> Ask:
+    """Return a function that sends prompts and reports the number of answers every few seconds.
+
+    Args:
+        request: sends prompts to a model.
+        on_event: receives progress.
+    """
+
+    def ask(questions: Sequence[Sequence[Message]]) -> Iterator[tuple[int, Answer]]:
+        last = time.monotonic()
+        for count, (index, answer) in enumerate(request(questions), 1):
+            yield index, answer
+            if time.monotonic() - last >= PACE or count == len(questions):
+                last = time.monotonic()
+                on_event(StageStarted(f"{count} of {len(questions)} answers"))
+
+    return ask

@@ -1,4 +1,4 @@
-"""The main job on rows that travel with the package: an encoder and a decoder learn to judge reviews."""
+"""`tunesmith demo`: tune an encoder and a decoder on bundled reviews, and classify three sentences."""
 
 from __future__ import annotations
 
@@ -15,44 +15,50 @@ from tunesmith.pipelines.tune.tune import Run, tune_recipe
 from tunesmith.techniques import Full, Lora
 from tunesmith.training.callbacks import Callbacks
 
-# Written for this page; none stands in the rows.
+# Written for this demo; none is in the rows.
 QUESTIONS = (
     "the hinge snapped after two days and nobody answers my mails.",
     "it charges in half an hour and still looks like new.",
     "i wanted to like it, but the screen flickers as soon as it gets warm.",
 )
-# Enough for the decoder to learn the task in a few minutes on two cores.
+# The decoder learns the task in a few minutes on two cores.
 DECODER_ROWS = 600
-# By validation loss on these rows: 0.29 at this rate, 0.36 at three times as much.
+# Validation loss on these rows: 0.29 at this learning rate, 0.36 at three times this rate.
 ENCODER_RATE = 6e-5
-# The same figures wherever it runs: no dtype picked by how busy the machine happens to be.
+# A fixed dtype, so that results do not depend on the load of the machine, by which `auto` chooses.
 MACHINE = Machine(dtype="float32")
 
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """Both runs, and what the tuned decoder says to questions of our own."""
+    """Both runs, and the classification of three new sentences by the tuned decoder."""
 
     encoder: Run
     decoder: Run
-    answers: tuple[tuple[str, Classified], ...]
+    answers: tuple[tuple[str, Classified], ...]  # sentence and labels
 
 
 def demo(out: Path, *, callbacks: Callbacks, offline: bool = False) -> Demo:
-    """Both models tuned into folders under `out` and asked; goes on where an earlier call was stopped."""
+    """Tune both models and classify three sentences; resumes an interrupted demo.
+
+    Args:
+        out: parent of the run folders.
+        callbacks: receive progress, and may stop a run.
+        offline: do not access the network.
+    """
     rows = str(files("tunesmith") / "shipped_data" / "reviews.jsonl")
     runs = []
     for name, recipe in recipes(rows).items():
-        callbacks.on_event(StageStarted(f"{name}: {recipe.technique.kind} tuning on shipped reviews"))
+        callbacks.on_event(StageStarted(f"{name}: {recipe.technique.kind} tuning on bundled reviews"))
         runs.append(tune_recipe(recipe, out=out / name, callbacks=callbacks, offline=offline))
     encoder, decoder = runs
-    callbacks.on_event(StageStarted("asking the tuned decoder"))
-    found = load(decoder.folder, offline=offline).classify(QUESTIONS)
-    return Demo(encoder, decoder, tuple(zip(QUESTIONS, found, strict=True)))
+    callbacks.on_event(StageStarted("classifying with the tuned decoder"))
+    classified = load(decoder.folder, offline=offline).classify(QUESTIONS)
+    return Demo(encoder, decoder, tuple(zip(QUESTIONS, classified, strict=True)))
 
 
 def recipes(rows: str) -> dict[str, Recipe]:
-    """Run folder name -> recipe, for these rows."""
+    """Return the recipes for a file of rows, by the name of the run folder."""
     objective = Classify(
         text="text", label="label", instruction="Is this review positive or negative?", metric="accuracy"
     )

@@ -1,4 +1,4 @@
-"""A run in another program's format, run there and compared with the original before anybody relies on it."""
+"""`tunesmith export`: write a run for another program, run it there, and compare the answers with the original."""
 
 from __future__ import annotations
 
@@ -27,23 +27,14 @@ from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.loading.base_from_run import begins_from
 from tunesmith.models.loading.checkpoint import MANIFEST, write_folder
 from tunesmith.models.loading.load import AS_THEY_ARE, locate
-from tunesmith.objectives import Classify, Domain
 from tunesmith.report.html import write_reports
 from tunesmith.report.predictions import Prediction, read_predictions, rows_of_task
 from tunesmith.report.schema import Export, read_report
 
-# Tokens of a text that a model of texts goes on from, and how far it goes.
-BEGINNING = 48
-
-
-# Largest difference of two pooled states, as a share of their length; weights of 16 bits make another.
-SAME_STATE = 1e-4
-
-
-ROUNDED_STATE = {"merged f16": 0.01, "merged bf16": 0.05}
-
-
-# By format: least share of equal answers, and most that the score may move; one row's worth is always allowed.
+# Precision of the weights in each format, the default first. An adapter keeps the precision of training.
+NUMBERS = {"merged": ("f32", "f16", "bf16"), "gguf": ("f16", "q8_0", "q4_0"), "adapter": ("f32",)}
+PROGRAMS = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
+# Minimum share of equal answers and maximum change of the score. A change by one row is always allowed.
 BOUNDS = {
     "merged": (1.0, 0.0),
     "merged f16": (0.95, 0.005),
@@ -53,190 +44,124 @@ BOUNDS = {
     "gguf q8_0": (0.90, 0.01),
     "gguf q4_0": (0.0, 0.05),
 }
+# Maximum difference of two pooled states, relative to their norm; larger where the weights are rounded to 16 bits.
+MAX_STATE_DIFFERENCE = 1e-4
+MAX_ROUNDED_STATE_DIFFERENCE = {"merged f16": 0.01, "merged bf16": 0.05}
+# The next finer format, suggested when an export differs too much.
+FINER = {"gguf q4_0": "q8_0", "gguf q8_0": "f16", "merged bf16": "f16", "merged f16": "f32"}
+COMPARED_ROWS = 64
+# Tokens of a text that a domain model completes, and tokens of the completion.
+BEGINNING_TOKENS = 48
+MIN_ANSWER_TOKENS = 512  # context that llama.cpp reserves for an answer
 
 
 class OpenedExport(Protocol):
-    """Another program that has opened an export."""
+    """Another program that has loaded an export."""
 
     def prompts(self, chats: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """The ids after which it answers each chat."""
+        """Encode each chat."""
         ...
 
     def ids(self, text: str) -> list[int]:
-        """A text in its tokens."""
+        """Encode a text."""
         ...
 
     def answers(self, prompts: Sequence[list[int]], *, longest: int) -> list[str]:
-        """Its greedy answers."""
+        """Generate greedily, at most `longest` tokens per prompt."""
         ...
 
 
 Opener = Callable[[], OpenedExport]
-
-
+# Maps token ids to the pooled states [B, D] of the other program.
 States = Callable[[Sequence[list[int]]], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class ProgramAgreement:
-    """How far two programs agree over some rows; scores where the rows say what is right."""
-
-    metric: str
-    rows: int
-    same_prompts: float
-    same_answers: float
-    score_original: float | None = None
-    score_export: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What both sides are asked: chats or texts, the ids that they have here, and how far an answer goes."""
-
-    chats: list[list[Message]]
-    texts: list[str]
-    prompts: list[list[int]]
-    longest: int
-
-
-def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) -> ProgramAgreement:
-    """The greedy answers of both sides to the same rows."""
-    asked = _asked(model, rows)
-    sampling = Sampling(max_new_tokens=asked.longest)
-    drawn = generate(model.policy, asked.prompts, sampling=sampling, template=model.template)
-    ours = [model.template.decode(one.ids).strip() for one in drawn]
-    program = opened()
-    theirs = [program.ids(text)[:BEGINNING] for text in asked.texts] or program.prompts(asked.chats)
-    said = program.answers(asked.prompts, longest=asked.longest)
-    metric, gold = model.objective.metric, [row.gold for row in rows]
-    scored = all(gold) and (metric in PER_ROW or metric in WHOLE)
-    return ProgramAgreement(
-        metric=metric,
-        rows=len(rows),
-        same_prompts=_share(theirs, asked.prompts),
-        same_answers=_share(said, ours),
-        score_original=value(metric, gold, ours) if scored else None,
-        score_export=value(metric, gold, said) if scored else None,
-    )
-
-
-def by_states(model: LocalModel, rows: Sequence[Prediction], states: States, *, form: str) -> ProgramAgreement:
-    """The states [B, D] that a head reads, of both sides over the same ids."""
-    ours = model.embed([row.question for row in rows])
-    theirs = states([model.tokens(row.question).ids for row in rows])
-    same = (theirs - ours).norm(dim=1) <= ROUNDED_STATE.get(form, SAME_STATE) * ours.norm(dim=1)
-    return ProgramAgreement("states", len(rows), same_prompts=1.0, same_answers=float(same.double().mean()))
-
-
-def overall(parts: Sequence[ProgramAgreement]) -> ProgramAgreement:
-    """The rows of all tasks together; the scores are those of the first, which is the headline."""
-    rows = sum(part.rows for part in parts)
-    prompts = sum(part.same_prompts * part.rows for part in parts) / rows
-    answers = sum(part.same_answers * part.rows for part in parts) / rows
-    return replace(parts[0], rows=rows, same_prompts=prompts, same_answers=answers)
-
-
-def find_problems(found: Mapping[str, ProgramAgreement], form: str) -> tuple[str, ...]:
-    """What is wrong with an export of this form, by task where there are several; empty for one that may be used."""
-    return tuple(f"{task}: {said}" if task else said for task, part in found.items() for said in _faults(part, form))
-
-
-def _faults(found: ProgramAgreement, form: str) -> list[str]:
-    least, most = BOUNDS[form]
-    said = []
-    if found.same_prompts < 1:
-        said.append(f"{1 - found.same_prompts:.1%} of the prompts become other tokens there")
-    if found.same_answers < least:
-        said.append(f"{found.same_answers:.1%} of {found.rows} answers are the same, {least:.0%} have to be")
-    if found.score_original is not None and found.score_export is not None:
-        moved = abs(found.score_export - found.score_original)
-        if moved / SCALES.get(found.metric, 1.0) > max(most, 1 / found.rows if most else 0) + 1e-9:
-            said.append(f"{found.metric} moves by {moved:.3f}")
-    return said
-
-
-def _asked(model: LocalModel, rows: Sequence[Prediction]) -> _Asked:
-    """Test rows as this model is asked them, special tokens inside them broken up for both sides alike."""
-    objective, template = model.objective, model.template
-    texts = [template.harmless(row.question) for row in rows]
-    if isinstance(objective, Domain):
-        return _Asked([], texts, [template.document(text, limit=BEGINNING).ids for text in texts], BEGINNING)
-    if isinstance(objective, Classify):
-        asked = [objective.messages(text) for text in texts]
-        longest = 2 + max(len(template.answer(asked[0], label)) for label in objective.labels)
-    else:
-        asked = [[Message("user", text)] for text in texts]
-        longest = model.sampling.max_new_tokens
-    chats = [template.fit(messages, model.prompt_budget(longest))[0] for messages in asked]
-    prompts = [template.prompt(chat) for chat in chats]
-    return _Asked(chats, [], prompts, min(model.longest(ids, Sampling(max_new_tokens=longest)) for ids in prompts))
-
-
-def _share(some: Sequence[object], others: Sequence[object]) -> float:
-    """Share of pairs that are equal."""
-    return sum(a == b for a, b in zip(some, others, strict=True)) / len(others)
-
-
-ROWS = 64
-
-
-# In which numbers a format keeps the weights, the first if none are named; an adapter stays as it was learned.
-NUMBERS = {"merged": ("f32", "f16", "bf16"), "gguf": ("f16", "q8_0", "q4_0"), "adapter": ("f32",)}
-
-
-PROGRAMS = {"merged": "transformers", "adapter": "transformers and PEFT", "gguf": "llama.cpp"}
-
-
-# Positions that llama.cpp keeps for an answer at least.
-MIN_ANSWER_TOKENS = 512
-
-
-@dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What is to be written: merged, gguf or adapter, and in which numbers."""
+    """The format of an export: merged, gguf or adapter, and the precision of the weights."""
 
     kind: str
     numbers: str
 
     @classmethod
     def of(cls, kind: str, numbers: str = "") -> ExportRequest:
-        """A format in these numbers, else in its first. Raises RecipeError for numbers that it has not."""
+        """Return the request for a format.
+
+        Args:
+            kind: merged, gguf or adapter.
+            numbers: precision of the weights; empty for the default of the format.
+
+        Raises:
+            RecipeError: the format does not support the precision.
+        """
         if numbers and numbers not in NUMBERS[kind]:
-            has = " or ".join(NUMBERS[kind])
-            raise RecipeError(f"--numbers {numbers}: {kind} is not kept so; use {has}, or leave it out")
+            supported = " or ".join(NUMBERS[kind])
+            raise RecipeError(f"--numbers {numbers}: not supported by {kind}; use {supported}, or omit it")
         return cls(kind, numbers or NUMBERS[kind][0])
 
     @property
     def name(self) -> str:
-        """The word for it in tables and folder names."""
+        """Return the name used in tables and folder names."""
         return self.kind if self.numbers == "f32" else f"{self.kind} {self.numbers}"
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramAgreement:
+    """The agreement of two programs on some rows."""
+
+    metric: str
+    rows: int
+    same_prompts: float  # share of prompts with equal token ids
+    same_answers: float  # share of equal answers or states
+    score_original: float | None = None  # None if the rows have no reference answers
+    score_export: float | None = None
 
 
 def export(
     run: Path, request: ExportRequest, *, out: Path | None, on_event: EventHandler, offline: bool = False
 ) -> Export:
-    """Write the export, let the other program answer the run's own test rows from it, and compare.
+    """Write an export, compare the answers of the other program with the original, and add the result to the report.
 
-    The comparison stands in the run's report. Raises Refused where the export differs by more than BOUNDS, after
-    both are written; RecipeError for a form that this model has not, the errors of the doors for a broken run.
+    Args:
+        run: folder of a finished run.
+        request: the format.
+        out: folder of the export; None for `export/NAME` in the run folder.
+        on_event: receives progress.
+        offline: do not access the network.
+
+    Raises:
+        Refused: the export differs by more than BOUNDS; export and report are written nevertheless.
+        RecipeError: the model cannot be exported in this format.
+        CheckpointError: the run is broken, or `out` contains other files.
     """
     folder = find_model(run)
-    about = read_manifest(folder)
-    refuse(folder, about, request.kind)
-    if request.kind == "adapter" and begins_from(locate(about.base, offline=offline), where=about.base)[0]:
-        raise RecipeError("export: its base is another run, made in memory only; nearest that works: --format merged")
+    manifest = read_manifest(folder)
+    refuse(folder, manifest, request.kind)
+    if request.kind == "adapter" and begins_from(locate(manifest.base, offline=offline), where=manifest.base)[0]:
+        raise RecipeError("export: the base is another run, merged in memory only; use --format merged")
     out = out or folder.parent / "export" / request.name.replace(" ", "-")
     if out.exists() and not (out.is_dir() and (_is_export(out) or not any(out.iterdir()))):
-        raise CheckpointError(f"{out}: holds something else; give another --out")
+        raise CheckpointError(f"{out}: contains other files; choose another --out")
     rows = read_predictions(folder.parent)
     if not rows:
-        raise CheckpointError(f"{folder.parent}: its predictions.jsonl is gone, so no export could be compared")
+        raise CheckpointError(f"{folder.parent}: predictions.jsonl is missing; run `tunesmith tune` again")
     on_event(StageStarted(f"writing {out}"))
-    _write(folder, about, request, out, offline=offline)
-    on_event(StageStarted(f"asking the original and {PROGRAMS[request.kind]}: {min(len(rows), ROWS)} rows"))
+    if request.kind == "adapter":
+        model = load(folder, offline=offline)
+        write_folder(out, lambda half: write_adapter(model, folder, half))
+    else:
+        model = merged(folder, manifest, offline=offline)
+        name = folder.parent.name if folder.name == "model" else folder.name
+        if request.kind == "merged":
+            write_folder(out, lambda half: write_merged(model, folder, half, numbers=request.numbers))
+        else:
+            write_folder(out, lambda half: write_file(model, half, numbers=request.numbers, name=name))
+    on_event(
+        StageStarted(f"comparing the original and {PROGRAMS[request.kind]} on {min(len(rows), COMPARED_ROWS)} rows")
+    )
     began = time.perf_counter()
-    agreements = _agreements(folder, request, out, rows, offline=offline)
-    found = Export(
+    agreements = _compare(folder, request, out, rows, offline=offline)
+    result = Export(
         format=request.name,
         folder=str(out),
         checked=PROGRAMS[request.kind],
@@ -244,77 +169,154 @@ def export(
         faults=find_problems(agreements, request.name),
         **asdict(overall(list(agreements.values()))),
     )
-    _keep(folder.parent, found)
-    if found.faults:
-        raise Refused(f"{out}: {'; '.join(found.faults)}; {_cure(request)}")
-    return found
+    report = read_report(folder.parent)
+    exports = [*(earlier for earlier in report.exports if earlier.format != result.format), result]
+    updated = report.model_copy(update={"exports": exports})
+    write_whole(folder.parent / "report.json", updated.model_dump_json(indent=1))
+    write_reports(folder.parent)
+    if result.faults:  # fewer bits lose accuracy, any other difference is a bug
+        finer = FINER.get(request.name)
+        fix = f"use --numbers {finer}" if finer else "do not use it, and please report this"
+        raise Refused(f"{out}: {'; '.join(result.faults)}; {fix}")
+    return result
 
 
 def _is_export(out: Path) -> bool:
-    """Whether a folder is an export, which may be written again; a run's model and checkpoints have a manifest too."""
-    made = any((out / name).exists() for name in (GGUF, "config.json", "adapter_config.json"))
-    return made and (out / MANIFEST).exists() and not (out / MANIFEST_FILE).exists()
+    """Return whether a folder is an export, which may be replaced; models and checkpoints of runs have a manifest."""
+    written = any((out / name).exists() for name in (GGUF, "config.json", "adapter_config.json"))
+    return written and (out / MANIFEST).exists() and not (out / MANIFEST_FILE).exists()
 
 
-def _agreements(
+def _compare(
     folder: Path, request: ExportRequest, out: Path, rows: Sequence[Prediction], *, offline: bool
 ) -> dict[str, ProgramAgreement]:
-    """How far the original and the export agree, for each task of the run."""
-    about, model = read_manifest(folder), load(folder, offline=offline)
-    tasks, found = dict.fromkeys(row.task for row in rows), {}
-    room = about.limit + max(MIN_ANSWER_TOKENS, *(model.at(task).sampling.max_new_tokens for task in tasks))
-    opened = cache(_opener(about, request, out, room=room, offline=offline))
+    """Return the agreement of original and export for each task of the run."""
+    manifest = read_manifest(folder)
+    model = load(folder, offline=offline)
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    positions = manifest.limit + max(MIN_ANSWER_TOKENS, *(model.at(task).sampling.max_new_tokens for task in tasks))
+    opened = cache(_opener(manifest, request, out, positions=positions, offline=offline))
+    agreements = {}
     for task in tasks:
-        some = rows_of_task(rows, task)[: ROWS // len(tasks)]
+        task_rows = rows_of_task(rows, task)[: COMPARED_ROWS // len(tasks)]
         if (folder / HEAD).exists():
-            states = _states(about, request, out, offline=offline)
-            found[task] = by_states(model.at(task), some, states, form=request.name)
+            states = _states(manifest, request, out, offline=offline)
+            agreements[task] = by_states(model.at(task), task_rows, states, form=request.name)
         else:
-            found[task] = by_answers(model.at(task), some, opened)
-    return found
+            agreements[task] = by_answers(model.at(task), task_rows, opened)
+    return agreements
 
 
-def _cure(request: ExportRequest) -> str:
-    """What to do about an export that differs: fewer bits lose something, all else is a fault of ours."""
-    finer = {"gguf q4_0": "q8_0", "gguf q8_0": "f16", "merged bf16": "f16", "merged f16": "f32"}.get(request.name)
-    return f"take --numbers {finer}" if finer else "do not use it, and please report how it came about"
-
-
-def _keep(run: Path, found: Export) -> None:
-    """Write the comparison into the run's report, over an earlier one of the same format."""
-    report = read_report(run)
-    exports = [*(one for one in report.exports if one.format != found.format), found]
-    write_whole(run / "report.json", report.model_copy(update={"exports": exports}).model_dump_json(indent=1))
-    write_reports(run)
-
-
-def _write(folder: Path, manifest: ModelManifest, request: ExportRequest, out: Path, *, offline: bool) -> None:
-    """The folder, whole or not at all."""
-    if request.kind == "adapter":
-        model = load(folder, offline=offline)
-        write_folder(out, lambda half: write_adapter(model, folder, half))
-        return
-    model = merged(folder, manifest, offline=offline)
-    name = folder.parent.name if folder.name == "model" else folder.name
-    if request.kind == "merged":
-        write_folder(out, lambda half: write_merged(model, folder, half, numbers=request.numbers))
-    else:
-        write_folder(out, lambda half: write_file(model, half, numbers=request.numbers, name=name))
-
-
-def _opener(manifest: ModelManifest, request: ExportRequest, out: Path, *, room: int, offline: bool) -> Opener:
-    """How the export is opened in the program it is meant for, with room for so many tokens."""
+def _opener(manifest: ModelManifest, request: ExportRequest, out: Path, *, positions: int, offline: bool) -> Opener:
+    """Return a function that loads the export in the program it is written for."""
     if request.kind == "gguf":
-        return lambda: LlamaCpp(out / GGUF, threads=torch.get_num_threads(), positions=room)
+        return lambda: LlamaCpp(out / GGUF, threads=torch.get_num_threads(), positions=positions)
     if request.kind == "merged":
         return lambda: Plain(out)
-    options = manifest.technique.load_options()  # what lies in 4 bits was learned beside those
+    options = manifest.technique.load_options()  # an adapter trained over a 4-bit base is compared over one
     return lambda: Plain(locate(manifest.base, offline=offline), adapter=out, options=options)
 
 
 def _states(manifest: ModelManifest, request: ExportRequest, out: Path, *, offline: bool) -> States:
-    """The states that plain transformers makes of ids, from the export."""
-    adapted = request.kind == "adapter"
-    folder, adapter = (locate(manifest.base, offline=offline), out) if adapted else (out, None)
-    options = manifest.technique.load_options() if adapted else AS_THEY_ARE
-    return lambda ids: pooled_states(folder, ids, adapter=adapter, family=manifest.family, options=options)
+    """Return a function that computes pooled states with transformers, from the export."""
+    if request.kind == "adapter":
+        base = locate(manifest.base, offline=offline)
+        options = manifest.technique.load_options()
+        return lambda ids: pooled_states(base, ids, adapter=out, family=manifest.family, options=options)
+    return lambda ids: pooled_states(out, ids, adapter=None, family=manifest.family, options=AS_THEY_ARE)
+
+
+def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) -> ProgramAgreement:
+    """Compare the greedy answers of both programs to the same rows.
+
+    Args:
+        model: the original.
+        rows: test rows of the run.
+        opened: loads the export.
+    """
+    template = model.template
+    # Special tokens in the rows are escaped for both programs.
+    texts = [template.harmless(row.question) for row in rows]
+    chats: list[list[Message]] = []
+    longest = BEGINNING_TOKENS
+    if model.objective.produces == "likelihood":
+        prompts = [template.document(text, limit=BEGINNING_TOKENS).ids for text in texts]
+    else:
+        if model.objective.produces == "labels":
+            asked = [model.classifier.messages(text) for text in texts]
+            longest = 2 + max(len(template.answer(asked[0], label)) for label in model.classifier.labels)
+        else:
+            asked = [[Message("user", text)] for text in texts]
+            longest = model.sampling.max_new_tokens
+        chats = [template.fit(messages, model.prompt_budget(longest))[0] for messages in asked]
+        prompts = [template.prompt(chat) for chat in chats]
+        longest = min(model.longest(ids, Sampling(max_new_tokens=longest)) for ids in prompts)
+    generated = generate(model.policy, prompts, sampling=Sampling(max_new_tokens=longest), template=template)
+    original = [template.decode(answer.ids).strip() for answer in generated]
+    program = opened()
+    exported_prompts = program.prompts(chats) if chats else [program.ids(text)[:BEGINNING_TOKENS] for text in texts]
+    exported = program.answers(prompts, longest=longest)
+    metric = model.objective.metric
+    gold = [row.gold for row in rows]
+    scored = all(gold) and (metric in PER_ROW or metric in WHOLE)
+    return ProgramAgreement(
+        metric=metric,
+        rows=len(rows),
+        same_prompts=_equal_share(exported_prompts, prompts),
+        same_answers=_equal_share(exported, original),
+        score_original=value(metric, gold, original) if scored else None,
+        score_export=value(metric, gold, exported) if scored else None,
+    )
+
+
+def by_states(model: LocalModel, rows: Sequence[Prediction], states: States, *, form: str) -> ProgramAgreement:
+    """Compare the states [B, D] that a head receives, of both programs for the same token ids.
+
+    Args:
+        model: the original.
+        rows: test rows of the run.
+        states: computes the states of the export.
+        form: name of the format, which determines the allowed difference.
+    """
+    original = model.embed([row.question for row in rows])
+    exported = states([model.tokens(row.question).ids for row in rows])
+    bound = MAX_ROUNDED_STATE_DIFFERENCE.get(form, MAX_STATE_DIFFERENCE)
+    same = (exported - original).norm(dim=1) <= bound * original.norm(dim=1)
+    return ProgramAgreement("states", len(rows), same_prompts=1.0, same_answers=float(same.double().mean()))
+
+
+def overall(parts: Sequence[ProgramAgreement]) -> ProgramAgreement:
+    """Combine the agreement of all tasks; the scores are those of the first task, the headline of the run."""
+    rows = sum(part.rows for part in parts)
+    prompts = sum(part.same_prompts * part.rows for part in parts) / rows
+    answers = sum(part.same_answers * part.rows for part in parts) / rows
+    return replace(parts[0], rows=rows, same_prompts=prompts, same_answers=answers)
+
+
+def find_problems(agreements: Mapping[str, ProgramAgreement], form: str) -> tuple[str, ...]:
+    """Return the differences that exceed BOUNDS, empty for an export that may be used.
+
+    Args:
+        agreements: agreement by task; a single task has an empty name.
+        form: name of the format.
+    """
+    min_same, max_change = BOUNDS[form]
+    problems = []
+    for task, part in agreements.items():
+        prefix = f"{task}: " if task else ""
+        if part.same_prompts < 1:
+            problems.append(f"{prefix}{1 - part.same_prompts:.1%} of the prompts are tokenized differently")
+        if part.same_answers < min_same:
+            problems.append(
+                f"{prefix}{part.same_answers:.1%} of {part.rows} answers are the same, expected at least {min_same:.0%}"
+            )
+        if part.score_original is not None and part.score_export is not None:
+            change = abs(part.score_export - part.score_original)
+            allowed = max(max_change, 1 / part.rows if max_change else 0)
+            if change / SCALES.get(part.metric, 1.0) > allowed + 1e-9:
+                problems.append(f"{prefix}{part.metric} changes by {change:.3f}")
+    return tuple(problems)
+
+
+def _equal_share(values: Sequence[object], others: Sequence[object]) -> float:
+    return sum(a == b for a, b in zip(values, others, strict=True)) / len(others)

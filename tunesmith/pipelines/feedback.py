@@ -1,11 +1,11 @@
-"""A model, prompts and perhaps another model become pairs of answers that people can sit down to judge."""
+"""`tunesmith feedback`: generate answers of one or two models to prompts, and open a session in which raters judge."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,56 +27,188 @@ from tunesmith.evaluation.contamination import recipe_file
 from tunesmith.inference.open_model import ModelSource, identify, open_model
 from tunesmith.inference.saved_model import ModelManifest, read_manifest
 from tunesmith.models.generation.sampling import Sampling
-from tunesmith.objectives import Instruct, Preference
 from tunesmith.objectives.instruct import asked, with_wording
 from tunesmith.pipelines.evaluate import OWN_BASE, chosen_wording
 from tunesmith.training.prepare import read_data
 
-# Answers that are on disk together: what a stop loses at most.
-BATCH = 32
+# Answers that are written to the store at once; an interrupt loses at most these.
+BATCH_SIZE = 32
+MAX_PROMPT_TOKENS = 512  # of a model that is not a run
+
+Messages = tuple[Message, ...]
 
 
-# Tokens of a prompt that a model without a run reads.
-LONGEST_PROMPT = 512
+@dataclass(frozen=True, slots=True)
+class FeedbackRequest:
+    """The options of `tunesmith feedback`."""
+
+    model: str
+    against: str = ""  # another model, or OWN_BASE; empty: two samples of the model
+    prompts: str = ""  # file of prompts; empty: the test rows of the run
+    column: str = ""  # column with the prompt
+    rows: int = 100  # prompts to sample, 0 for all
+    as_written: bool = False  # do not add the instruction of the run to the prompts
+    limit: int = 0  # tokens of a prompt, 0 for the limit of training
+    thumbs: bool = False  # show single answers instead of pairs
+    gold: str = ""  # file of control items
+    store: Path | None = None  # None: in the run folder
+    overlap: Overlap = NO_OVERLAP
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_p=0.95))
+    offline: bool = False
+    # The option or recipe key of each setting, for messages.
+    warmer: str = "--temperature"
+    longer: str = "--max-new-tokens"
+
+    @property
+    def kept_in(self) -> Path:
+        """Return the path of the store of votes."""
+        if self.store is not None:
+            return self.store
+        path = Path(self.model)
+        return path / "feedback.db" if path.is_dir() else Path(f"{path.name}.feedback.db")
 
 
-SILENT = ("classify", "domain", "reward")
+def open_panel(request: FeedbackRequest, *, log: Callable[[str], None]) -> PairSession:
+    """Open a judging session, or continue an earlier one; missing answers are generated first.
+
+    Args:
+        request: the options.
+        log: receives progress and notes.
+
+    Raises:
+        DataError: prompts, control items or store do not fit together.
+        RecipeError: the options contradict each other, or a model cannot be judged.
+        Refused: no prompt has two different answers.
+    """
+    request.overlap.check()
+    if request.thumbs and request.against:
+        raise RecipeError("--thumbs: shows one answer, but --against asks for two; omit one of them")
+    found = identify(request.model, offline=request.offline)
+    all_prompts = _prompts(request, found)
+    if not request.prompts:
+        log("the prompts are test rows of the run: a model tuned on these votes cannot be evaluated on them")
+    if any(messages[0].tools for messages in all_prompts.values()):
+        log("the prompts declare tools, which votes do not store; to tune on tool calls, use objective: rl")
+    gold: list[Item] = []
+    if request.gold:
+        judged = read_votes(read_rows(request.gold, offline=request.offline), rater="", gold=True)
+        gold = list({vote.item.key: vote.item for vote in judged}.values())
+        if any((len(item.answers) == 1) is not request.thumbs for item in gold):
+            columns = "prompt, completion, label" if request.thumbs else "prompt, chosen, rejected"
+            raise DataError(f"{request.gold}: expected control items with {columns}; give such a file to --gold")
+    store = VoteStore(request.kept_in, what=WHAT)
+    try:
+        stored = [item for item in read_items(store.since()).values() if not item.gold]
+        if strange := sum(prompt_key(item.messages) not in all_prompts for item in stored):
+            source = request.prompts or f"the test rows of {request.model}"
+            fix = "give the prompts of the store, or name another file with --store"
+            raise DataError(f"{store.path}: {strange} of its {len(stored)} pairs are on prompts not in {source}; {fix}")
+        keys = list(all_prompts)
+        if request.rows and request.rows < len(keys):
+            keys = random.Random(request.sampling.seed).sample(keys, request.rows)
+        items = _items(request, [all_prompts[key] for key in keys], store, log)
+        known = read_items(store.since())
+        new = [item for item in items if item.key not in known]
+        new_gold = [item for item in gold if item.key not in known or known[item.key].gold != item.gold]
+        store.append(*(item.entry for item in [*new, *new_gold]))
+    except BaseException:
+        store.close()
+        raise
+    return PairSession([*items, *gold], store, overlap=request.overlap, seed=request.sampling.seed)
+
+
+def _prompts(request: FeedbackRequest, found: ModelSource) -> dict[str, Messages]:
+    """Return the prompts of the file, or of the test rows of the run, by key and without duplicates."""
+    if request.prompts:
+        objective = read_manifest(found.folder).objective if found.kind == "run" and found.folder else None
+        settings = objective.model_dump() if objective is not None and objective.produces == "text" else {}
+        usual = settings.get("prompt", "")
+        instruction = "" if request.as_written else settings.get("instruction", "")
+        rows = read_rows(request.prompts, offline=request.offline)
+        column = request.column or (usual if usual in columns_of(rows) else "")
+        return {prompt_key(messages): messages for messages in prompts(rows, column=column, instruction=instruction)}
+    path = recipe_file(found)
+    if path is None:
+        raise RecipeError(f"{request.model}: no recipe that names test rows; name prompts with --prompts FILE")
+    split = read_data(load_recipe(path)[0], offline=request.offline).split
+    test_prompts: list[Messages] = []
+    for example in split.test or split.validation:
+        if isinstance(example, Chat):
+            test_prompts.append(tuple(asked(example)))
+        elif isinstance(example, Pair | UnpairedPreference):
+            test_prompts.append(example.prompt)
+        else:
+            raise RecipeError(f"{request.model}: its rows contain no prompts; name prompts with --prompts FILE")
+    return {prompt_key(messages): messages for messages in test_prompts}
+
+
+def _items(
+    request: FeedbackRequest, chosen: Sequence[Messages], store: VoteStore, log: Callable[[str], None]
+) -> list[Item]:
+    """Return one item per prompt whose answers differ and are not empty."""
+    sources = completion_sources(request.model, request.against, request.sampling, offline=request.offline)
+    sides = [
+        generate_side(
+            replace(source, longer=request.longer, limit=request.limit or source.limit),
+            chosen,
+            store,
+            log=log,
+            offline=request.offline,
+        )
+        for source in sources[: 1 if request.thumbs else 2]
+    ]
+    sampled = sample(chosen, sides)
+    if sampled.same:
+        log(f"{sampled.same} of {len(chosen)} prompts left out because both answers are the same")
+    if sampled.empty:
+        log(f"{sampled.empty} of {len(chosen)} prompts left out because an answer is empty")
+    if not sampled.items:
+        fix = f"raise {request.warmer}, or give other prompts"
+        raise Refused(f"{request.model}: no prompt has two answers that differ; {fix}")
+    return sampled.items
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionSource:
-    """A model and how it is asked: within the limit of a run, with a plain wording added to every prompt.
-
-    `longer` is where a person may allow longer answers.
-    """
+    """A model that generates answers, and how it is prompted."""
 
     found: ModelSource
     sampling: Sampling
-    limit: int = LONGEST_PROMPT
-    wording: str = ""
-    longer: str = "--max-new-tokens"
+    limit: int = MAX_PROMPT_TOKENS  # tokens of a prompt
+    wording: str = ""  # text added to every prompt
+    longer: str = "--max-new-tokens"  # the option or recipe key that allows longer answers, for messages
 
     @property
     def weights(self) -> str:
-        """Digest of the numbers that answer."""
-        place = self.found.folder or Path(self.found.name)
-        files = sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]
+        """Return a digest of the weights."""
+        path = self.found.folder or Path(self.found.name)
+        files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
         return hashlib.sha256("".join(sha256_of_file(file) for file in files).encode()).hexdigest()[:16]
 
     def drawing(self, weights: str) -> str:
-        """Digest of all that decides an answer."""
+        """Return a digest of everything that determines an answer to a prompt."""
         values: list[Any] = [weights, self.found.base, self.wording, self.limit, asdict(self.sampling)]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
 def completion_sources(name: str, against: str, sampling: Sampling, *, offline: bool) -> list[CompletionSource]:
-    """Who answers: the model and the other one, or the model twice by another chance. Raises RecipeError."""
+    """Return the two sources of answers.
+
+    Args:
+        name: the model.
+        against: another model, OWN_BASE, or empty for the same model with another seed.
+        sampling: sampling options.
+        offline: do not access the network.
+
+    Raises:
+        RecipeError: a model does not generate text, or has no base.
+    """
     found = identify(name, offline=offline)
     first = CompletionSource(found, sampling, _limit(found))
     if not against:
         return [first, replace(first, sampling=replace(sampling, seed=sampling.seed + 1))]
     if against == OWN_BASE and not found.base:
-        raise RecipeError(f"{name}: it is a base itself; name another model after --against")
+        raise RecipeError(f"{name}: is a base model itself; name another model with --against")
     other = identify(found.base if against == OWN_BASE else against, offline=offline)
     if other.kind == "run":
         return [first, CompletionSource(other, sampling, _limit(other))]
@@ -85,220 +217,93 @@ def completion_sources(name: str, against: str, sampling: Sampling, *, offline: 
 
 
 def usual_sampling(name: str, *, offline: bool) -> Sampling:
-    """Answers as long as a run's training answers were."""
-    about = _about(identify(name, offline=offline))
-    longest = about.objective.max_new_tokens if about is not None else 0
+    """Return sampling options with the length of a run's training answers.
+
+    Args:
+        name: the model.
+        offline: do not access the network.
+    """
+    manifest = _manifest(identify(name, offline=offline))
+    longest = manifest.objective.max_new_tokens if manifest is not None else 0
     return Sampling(max_new_tokens=longest or Sampling().max_new_tokens)
 
 
 def generate_side(
-    asker: CompletionSource,
+    source: CompletionSource,
     prompts: Sequence[Sequence[Message]],
     store: VoteStore,
     *,
     log: Callable[[str], None],
     offline: bool,
 ) -> AnswerSide:
-    """An answer to each prompt: those that the store has, the others made now and put into it."""
-    weights = asker.weights
-    name = _called(store, asker.found.name, weights)
-    about = {"by": name, "weights": weights, "drawing": asker.drawing(weights)}
-    known, keys = _kept(store, about), [prompt_key(messages) for messages in prompts]
-    open_ones = [i for i, key in enumerate(keys) if key not in known]
-    if not open_ones:
-        return AnswerSide(name, [known[key] for key in keys])
-    log(f"{name} answers {len(open_ones)} prompts" + (f"; {len(known)} are answered" if known else ""))
-    model = open_model(asker.found.name, offline=offline, limit=asker.limit)  # by its place, not by the store's word
-    model.limit = asker.limit  # a run has one of its own
-    cut = 0
-    for start in range(0, len(open_ones), BATCH):
-        some = open_ones[start : start + BATCH]
-        replies = model.replies([with_wording(prompts[i], asker.wording) for i in some], sampling=asker.sampling)
-        made = {keys[i]: reply for i, reply in zip(some, replies, strict=True)}
-        said = {key: {"text": reply.text, "finished": reply.finished} for key, reply in made.items()}
-        store.append(*(Entry("", ANSWER, key, {**about, **body}) for key, body in said.items()))
-        known |= {key: reply.text for key, reply in made.items()}
-        cut += sum(not reply.finished for reply in replies)
-        log(f"{name}: {min(start + BATCH, len(open_ones))} of {len(open_ones)} answers")
-    if cut:
-        log(f"{name}: {cut} answers were cut at {asker.sampling.max_new_tokens} tokens; see {asker.longer}")
-    return AnswerSide(name, [known[key] for key in keys])
+    """Return an answer to each prompt; answers that are not in the store are generated and added to it.
 
+    Args:
+        source: the model.
+        prompts: the prompts.
+        store: the store of votes and answers.
+        log: receives progress.
+        offline: do not access the network.
 
-def _called(store: VoteStore, name: str, weights: str) -> str:
-    """What the store calls these numbers already: votes stay theirs where a folder was moved or is spelled otherwise.
-
-    Raises DataError where the model of this place is another by now.
+    Raises:
+        DataError: the store contains answers of an earlier model of the same path.
     """
-    made = [event.body for event in store.since() if event.kind == ANSWER]
-    if known := next((str(body["by"]) for body in made if body["weights"] == weights), ""):
+    weights = source.weights
+    name = _stored_name(store, source.found.name, weights)
+    about = {"by": name, "weights": weights, "drawing": source.drawing(weights)}
+    stored = [event for event in store.since() if event.kind == ANSWER]
+    answers = {e.item: str(e.body["text"]) for e in stored if {key: e.body[key] for key in about} == about}
+    keys = [prompt_key(messages) for messages in prompts]
+    missing = [i for i, key in enumerate(keys) if key not in answers]
+    if not missing:
+        return AnswerSide(name, [answers[key] for key in keys])
+    log(f"{name}: generating {len(missing)} answers" + (f"; {len(answers)} are in the store" if answers else ""))
+    model = open_model(source.found.name, offline=offline, limit=source.limit)  # by its path, not its stored name
+    model.limit = source.limit  # replaces the limit of a run
+    cut = 0
+    for start in range(0, len(missing), BATCH_SIZE):
+        batch = missing[start : start + BATCH_SIZE]
+        replies = model.replies([with_wording(prompts[i], source.wording) for i in batch], sampling=source.sampling)
+        new = {keys[i]: reply for i, reply in zip(batch, replies, strict=True)}
+        bodies = {key: {"text": reply.text, "finished": reply.finished} for key, reply in new.items()}
+        store.append(*(Entry("", ANSWER, key, {**about, **body}) for key, body in bodies.items()))
+        answers |= {key: reply.text for key, reply in new.items()}
+        cut += sum(not reply.finished for reply in replies)
+        log(f"{name}: {min(start + BATCH_SIZE, len(missing))} of {len(missing)} answers")
+    if cut:
+        log(f"{name}: {cut} answers were cut at {source.sampling.max_new_tokens} tokens; raise {source.longer}")
+    return AnswerSide(name, [answers[key] for key in keys])
+
+
+def _stored_name(store: VoteStore, name: str, weights: str) -> str:
+    """Return the name under which the store knows these weights, so that votes survive a move of the folder.
+
+    Raises DataError if the store contains answers of other weights of the same path.
+    """
+    answers = [event.body for event in store.since() if event.kind == ANSWER]
+    if known := next((str(body["by"]) for body in answers if body["weights"] == weights), ""):
         return known
-    if any(Path(str(body["by"])).expanduser().resolve() == Path(name).expanduser().resolve() for body in made):
-        cure = "name another file with --store"
-        raise DataError(f"{store.path}: holds answers of {name} before it was tuned again; {cure}")
+    path = Path(name).expanduser().resolve()
+    if any(Path(str(body["by"])).expanduser().resolve() == path for body in answers):
+        fix = "name another file with --store"
+        raise DataError(f"{store.path}: contains answers of {name} before it was tuned again; {fix}")
     return name
 
 
-def _kept(store: VoteStore, about: Mapping[str, str]) -> dict[str, str]:
-    """Prompt -> the answer that the same model drew before."""
-    made = [event for event in store.since() if event.kind == ANSWER]
-    same = [event for event in made if {name: event.body[name] for name in about} == about]
-    return {event.item: str(event.body["text"]) for event in same}
-
-
-def _about(found: ModelSource) -> ModelManifest | None:
-    """The page about a run, None for what is no run. Raises RecipeError for one that does not write answers."""
+def _manifest(found: ModelSource) -> ModelManifest | None:
+    """Return the manifest of a run, else None; raise RecipeError for a run that does not generate text."""
     if found.kind != "run" or found.folder is None:
         return None
-    about = read_manifest(found.folder)
-    if about.family != "decoder" or about.objective.kind in SILENT:
-        cure = "give a run that answers prompts"
-        raise RecipeError(f"{found.name}: tuned to {about.objective.kind}, and people judge written answers; {cure}")
-    return about
+    manifest = read_manifest(found.folder)
+    objective = manifest.objective
+    if manifest.family != "decoder" or objective.produces != "text":
+        raise RecipeError(
+            f"{found.name}: tuned with {objective.kind}, but raters judge generated text; give a run that generates"
+        )
+    return manifest
 
 
 def _limit(found: ModelSource) -> int:
-    """The longest prompt that a model is asked, in tokens."""
-    about = _about(found)
-    return LONGEST_PROMPT if about is None else about.limit
-
-
-Messages = tuple[Message, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FeedbackRequest:
-    """What a person asked to have judged; without `prompts` the run's own test rows, without `store` beside the run.
-
-    `rows` is how many prompts are drawn, 0 for all; `as_written` puts them without the run's instruction, and `limit`
-    is how many tokens of one are read, 0 for as many as in training; `thumbs` shows one answer at a time; `warmer` and
-    `longer` are where the person may raise the temperature and the length.
-    """
-
-    model: str
-    against: str = ""
-    prompts: str = ""
-    column: str = ""
-    rows: int = 100
-    as_written: bool = False
-    limit: int = 0
-    thumbs: bool = False
-    gold: str = ""
-    store: Path | None = None
-    overlap: Overlap = NO_OVERLAP
-    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.8, top_p=0.95))
-    offline: bool = False
-    warmer: str = "--temperature"
-    longer: str = "--max-new-tokens"
-
-    @property
-    def kept_in(self) -> Path:
-        """The file of the votes."""
-        if self.store is not None:
-            return self.store
-        path = Path(self.model)
-        return path / "feedback.db" if path.is_dir() else Path(f"{path.name}.feedback.db")
-
-
-def open_panel(request: FeedbackRequest, *, log: Callable[[str], None]) -> PairSession:
-    """The pairs as they stood when they were left; answers that are not there yet are made first.
-
-    Raises DataError for prompts, gold or a store that do not fit, Refused where no two answers differ.
-    """
-    request.overlap.check()
-    if request.thumbs and request.against:
-        raise RecipeError("--thumbs: shows one answer, and --against asks for two; leave one of them out")
-    found = identify(request.model, offline=request.offline)
-    every = _prompts(request, found)
-    if not request.prompts:
-        log("asked are the run's own test rows: what learns from these votes cannot be scored on them")
-    if any(turns[0].tools for turns in every.values()):
-        log("tools may be called here, which votes do not keep: judge by them, and tune on calls by objective: rl")
-    gold = _gold(request)
-    store = VoteStore(request.kept_in, what=WHAT)
-    try:
-        _same_prompts(store, every, request)
-        items = _items(request, _drawn(request, every), store, log)
-        known = read_items(store.since())
-        new = [item for item in items if item.key not in known]
-        mended = [item for item in gold if item.key not in known or known[item.key].gold != item.gold]
-        store.append(*(item.entry for item in [*new, *mended]))
-    except BaseException:
-        store.close()
-        raise
-    return PairSession([*items, *gold], store, overlap=request.overlap, seed=request.sampling.seed)
-
-
-def _prompts(request: FeedbackRequest, found: ModelSource) -> dict[str, Messages]:
-    """Every prompt of the file, or of the run's test rows, each once."""
-    if request.prompts:
-        own = read_manifest(found.folder).objective if found.kind == "run" and found.folder else None
-        usual, instruction = (own.prompt, own.instruction) if isinstance(own, Instruct | Preference) else ("", "")
-        instruction = "" if request.as_written else instruction
-        rows = read_rows(request.prompts, offline=request.offline)
-        column = request.column or (usual if usual in columns_of(rows) else "")
-        return {prompt_key(turns): turns for turns in prompts(rows, column=column, instruction=instruction)}
-    page = recipe_file(found)
-    if page is None:
-        raise RecipeError(f"{request.model}: no recipe that names test rows; name prompts with --prompts FILE")
-    split = read_data(load_recipe(page)[0], offline=request.offline).split
-    told = [_turns_of(example, request.model) for example in split.test or split.validation]
-    return {prompt_key(messages): messages for messages in told}
-
-
-def _turns_of(example: object, name: str) -> Messages:
-    if isinstance(example, Chat):
-        return tuple(asked(example))
-    if isinstance(example, Pair | UnpairedPreference):
-        return example.prompt
-    raise RecipeError(f"{name}: its rows hold no prompts; name some with --prompts FILE")
-
-
-def _drawn(request: FeedbackRequest, every: Mapping[str, Messages]) -> list[Messages]:
-    """As many prompts as are wanted, drawn by the seed."""
-    keys = list(every)
-    if request.rows and request.rows < len(keys):
-        keys = random.Random(request.sampling.seed).sample(keys, request.rows)
-    return [every[key] for key in keys]
-
-
-def _items(
-    request: FeedbackRequest, some: Sequence[Messages], store: VoteStore, log: Callable[[str], None]
-) -> list[Item]:
-    """The answers side by side, without those that nobody could choose between."""
-    found = completion_sources(request.model, request.against, request.sampling, offline=request.offline)
-    who = [replace(one, longer=request.longer, limit=request.limit or one.limit) for one in found]
-    sides = [
-        generate_side(one, some, store, log=log, offline=request.offline) for one in who[: 1 if request.thumbs else 2]
-    ]
-    judged = sample(some, sides)
-    if judged.same:
-        log(f"{judged.same} of {len(some)} prompts are left out: both answers are the same")
-    if judged.empty:
-        log(f"{judged.empty} of {len(some)} prompts are left out: an answer is empty")
-    if not judged.items:
-        cure = f"raise {request.warmer}, or give other prompts"
-        raise Refused(f"{request.model}: nothing to judge, no prompt has two answers that differ; {cure}")
-    return judged.items
-
-
-def _gold(request: FeedbackRequest) -> list[Item]:
-    """Items whose right label is known, to see whether people look. Raises DataError."""
-    if not request.gold:
-        return []
-    rows = read_rows(request.gold, offline=request.offline)
-    items = list({brought.item.key: brought.item for brought in read_votes(rows, rater="", gold=True)}.values())
-    if any((len(item.answers) == 1) is not request.thumbs for item in items):
-        kind = "prompt, completion, label" if request.thumbs else "prompt, chosen, rejected"
-        raise DataError(f"{request.gold}: planted among these, its rows must hold {kind}; give such a file to --gold")
-    return items
-
-
-def _same_prompts(store: VoteStore, every: Mapping[str, Messages], request: FeedbackRequest) -> None:
-    """Nothing where all that the store holds is on these prompts. Raises DataError."""
-    held = [item for item in read_items(store.since()).values() if not item.gold]
-    strange = sum(prompt_key(item.messages) not in every for item in held)
-    if strange:
-        source = request.prompts or f"the test rows of {request.model}"
-        cure = "give the prompts that it is on, or name another file with --store"
-        raise DataError(f"{store.path}: {strange} of its {len(held)} pairs are on prompts not in {source}; {cure}")
+    """Return the maximum length of a prompt in tokens."""
+    manifest = _manifest(found)
+    return MAX_PROMPT_TOKENS if manifest is None else manifest.limit

@@ -1,4 +1,4 @@
-"""A file of rows and a store of votes become a labelling that people can sit down at."""
+"""`tunesmith label`: open a labelling session over a file of rows, and export its labels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from tunesmith.annotation.assignment import NO_OVERLAP, Overlap
 from tunesmith.annotation.label_features import TFIDF, make_vectors
 from tunesmith.annotation.label_rows import (
     Columns,
-    Given,
     LabelExport,
     RowsFile,
     brought_labels,
@@ -30,21 +29,21 @@ from tunesmith.errors import Refused
 
 @dataclass(frozen=True, slots=True)
 class LabelRequest:
-    """What a person asked to have labelled; an empty `store` lies beside the data."""
+    """The options of `tunesmith label`."""
 
-    source: str
+    source: str  # file or Hub data set
     columns: Columns = Columns()
-    labels: tuple[str, ...] = ()
-    brought: str = ""
-    store: Path | None = None
+    labels: tuple[str, ...] = ()  # labels offered from the start
+    brought: str = ""  # file with labels of the same texts
+    store: Path | None = None  # None: next to the data
     overlap: Overlap = NO_OVERLAP
-    features: str = TFIDF
+    features: str = TFIDF  # features of active learning: tfidf or an encoder
     seed: int = 0
     offline: bool = False
 
     @property
     def kept_in(self) -> Path:
-        """The file of the votes."""
+        """Return the path of the store of votes."""
         if self.store is not None:
             return self.store
         path = Path(self.source)
@@ -52,8 +51,16 @@ class LabelRequest:
 
 
 def open_labelling(request: LabelRequest, *, log: Callable[[str], None]) -> LabelSession:
-    """The labelling as it stood when it was left, with the labels that were brought. Raises DataError."""
-    rows, store = _opened(request, log)
+    """Open a labelling session, or continue an earlier one with the votes in its store.
+
+    Args:
+        request: the options.
+        log: receives notes on the rows.
+
+    Raises:
+        DataError: rows, labels or store are invalid.
+    """
+    rows, store = _open_store(request, log)
     texts = [item.text for item in rows.items]
     keep = request.kept_in.with_suffix(".vectors.safetensors")
     vectors = make_vectors(texts, features=request.features, keep=keep, offline=request.offline, log=log)
@@ -61,48 +68,55 @@ def open_labelling(request: LabelRequest, *, log: Callable[[str], None]) -> Labe
 
 
 def export_labels(request: LabelRequest, path: Path, *, log: Callable[[str], None]) -> LabelExport:
-    """Write the labelled rows to the file. Raises Refused where no row has a label."""
-    rows, store = _opened(request, log)
+    """Write the labelled rows to a file.
+
+    Args:
+        request: the options of the session.
+        path: the JSON lines file to write.
+        log: receives notes on the rows.
+
+    Raises:
+        DataError: rows, labels or store are invalid.
+        Refused: no row has a label.
+    """
+    rows, store = _open_store(request, log)
     votes = VoteState(store.since())
     store.close()
     if not any(votes.label(key) for key in rows.keys):
         if any(votes.on(key) for key in rows.keys):
-            cure = "let one more person label them, with --raters one higher"
-            raise Refused(f"{request.kept_in}: of every labelled row as many people gave one label as another; {cure}")
+            fix = "let one more rater label them by raising --raters"
+            raise Refused(f"{request.kept_in}: every labelled row has a tie between two labels; {fix}")
         raise Refused(f"{request.kept_in}: no row has a label yet; label some with `tunesmith label {request.source}`")
-    done = export(rows, votes, path)
-    if done.tied:
-        log(f"{done.tied} rows left out: as many people gave one label as another")
-    return done
+    result = export(rows, votes, path)
+    if result.tied:
+        log(f"{result.tied} rows left out because two labels have equally many votes")
+    return result
 
 
-def _opened(request: LabelRequest, log: Callable[[str], None]) -> tuple[RowsFile, VoteStore]:
-    """The rows, and the store with every label that the command and the files bring."""
+def _open_store(request: LabelRequest, log: Callable[[str], None]) -> tuple[RowsFile, VoteStore]:
+    """Read the rows, open the store, and add the labels of the command line and of the files to it."""
     request.overlap.check()
     for label in request.labels:
         check_label(label)
     rows = read_items(request.source, request.columns, offline=request.offline)
     if rows.copies:
-        log(f"{rows.copies} rows repeat the text of another: each text is labelled once, for all its rows")
+        log(f"{rows.copies} rows repeat the text of another row; each text is labelled once")
     if rows.blank:
-        log(f"{rows.blank} rows have no text in {rows.text!r} and are left out")
-    found = {request.source: given_labels(rows, rater=Path(request.source).name)}
+        log(f"{rows.blank} rows left out because {rows.text!r} is empty")
+    given = {request.source: given_labels(rows, rater=Path(request.source).name)}
     if request.brought:
-        found[request.brought] = brought_labels(request.brought, rows, offline=request.offline)
-    store = VoteStore(request.kept_in, what=WHAT)  # not before: rows that are refused leave no file behind
+        given[request.brought] = brought_labels(request.brought, rows, offline=request.offline)
+    store = VoteStore(request.kept_in, what=WHAT)  # opened last, so that invalid rows leave no file
     events = store.since()
     votes = VoteState(events)
-    for source, given in found.items():
-        _tell(Path(source).name, given, log)
-    brought = [entry for given in found.values() for entry in not_yet(given, votes, events)]
-    entries = [*words(request.labels, votes), *brought]
+    entries = words(request.labels, votes)
+    for source, labels in given.items():
+        name = Path(source).name
+        if labels.contradictions:
+            log(f"{name}: {labels.contradictions} rows contradict the label of the first row with their text; ignored")
+        if labels.strangers:
+            log(f"{name}: {labels.strangers} rows left out because their text is not in the data")
+        entries += not_yet(labels, votes, events)
     if entries:
         store.append(*entries)
     return rows, store
-
-
-def _tell(name: str, given: Given, log: Callable[[str], None]) -> None:
-    if given.contradictions:
-        log(f"{name}: {given.contradictions} rows say another label than the first row with their text, which counts")
-    if given.strangers:
-        log(f"{name}: {given.strangers} rows are left out, their text is not in the data")

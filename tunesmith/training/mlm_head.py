@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tunesmith.config import AnyObjective
 from tunesmith.data.files import write_whole
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.errors import CheckpointError
@@ -52,7 +53,7 @@ def how_made(out: Path) -> str:
     return (out / "base_head.txt").read_text(encoding="utf-8")
 
 
-def open_base(found: ModelSource, objective: Domain, *, place: Path, offline: bool) -> LocalModel | None:
+def open_base(found: ModelSource, objective: AnyObjective, *, place: Path, offline: bool) -> LocalModel | None:
     """The base of an encoder's run with the head that the run began with, which lies in `place`; None for a decoder.
 
     Raises CheckpointError where the run's folder no longer has that head.
