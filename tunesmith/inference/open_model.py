@@ -127,14 +127,12 @@ def _in_words(objective: AnyObjective | None, name: str) -> AnyObjective:
         return Instruct()
     if objective.produces == "score":
         raise RecipeError(f"{name}: scores need a head, and this model has none; give a run tuned with reward")
-    if objective.label_mode is None:
-        return objective
     if objective.label_mode == "multi":
         raise RecipeError(
             f"{name}: rows with several labels need a head, and this model has none; "
             "tune it on such rows, or give rows with one label"
         )
-    return objective.model_copy(update={"output": "words"})
+    return objective.in_words()
 
 
 def _refuse_encoder(base: Base, name: str) -> None:

@@ -221,9 +221,9 @@ def _objective_of(manifest: ModelManifest | None, request: EvaluateRequest) -> A
 
 def _unknown_labels(objective: AnyObjective, examples: Sequence[Example], request: EvaluateRequest) -> list[str]:
     """Return a note on labels that the model cannot predict; raise DataError if it can predict none of them."""
-    if not isinstance(objective, Classify):
+    known = set(objective.known_labels)
+    if not known:
         return []
-    known = set(objective.labels)
     labels = [set(example.labels) for example in examples if isinstance(example, LabelledText)]
     present = set().union(*labels)
     unknown = sorted(present - known)

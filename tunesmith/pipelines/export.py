@@ -244,7 +244,7 @@ def by_answers(model: LocalModel, rows: Sequence[Prediction], opened: Opener) ->
     else:
         if model.objective.produces == "labels":
             asked = [model.classifier.messages(text) for text in texts]
-            longest = 2 + max(len(template.answer(asked[0], label)) for label in model.classifier.labels)
+            longest = 2 + max(len(template.answer(asked[0], label)) for label in model.objective.known_labels)
         else:
             asked = [[Message("user", text)] for text in texts]
             longest = model.sampling.max_new_tokens
