@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from tunesmith.cli.commands.doctor import DoctorCheck, _as_document
+from tunesmith.cli.main import parser
+from tunesmith.config.aliases import translate, translate_change
+from tunesmith.config.recipe import Recipe
 from tunesmith.data.audit.findings import Finding
 from tunesmith.data.examples.prompts import Completion, RLPrompt
 from tunesmith.data.tokenization.messages import Message
@@ -102,3 +105,41 @@ def test_a_run_says_under_the_old_name_that_it_was_reused():
     report = Report.model_validate_json((REPORTS / "classify.json").read_text(encoding="utf-8"))
     with pytest.warns(DeprecationWarning, match=r"use Run\.reused"):
         assert Run(Path("runs/one"), report, reused=True).already
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value", "line"),
+    [
+        ("export run --numbers f16", "dtype", "f16", "--numbers is deprecated; use --dtype"),
+        ("serve run --waiting 3", "max_queue", 3, "--waiting is deprecated; use --max-queue"),
+        ("serve run --longest 9", "max_tokens", 9, "--longest is deprecated; use --max-tokens"),
+    ],
+)
+def test_an_option_works_under_its_old_name(
+    words: str, name: str, value: object, line: str, capsys: pytest.CaptureFixture[str]
+):
+    assert getattr(parser().parse_args(words.split()), name) == value
+    assert line in capsys.readouterr().err
+
+
+def test_the_learning_curve_has_its_old_command_too():
+    old, new = (parser().parse_args([word, "recipe.yaml"]) for word in ("need", "learning-curve"))
+    assert old.run is new.run
+
+
+def test_a_recipe_may_have_the_old_keys_and_arms():
+    old = {"compare": {"asks": "smollm2-135m", "facts": 3}, "arms": ["prompt", "taught"]}
+    values, notes = translate(old)
+    assert values == {"compare": {"model": "smollm2-135m", "changed_facts": 3}, "arms": ["prompt", "closed-book"]}
+    assert notes == [
+        "compare.asks -> compare.model: smollm2-135m",
+        "compare.facts -> compare.changed_facts: 3",
+        "arms: taught -> closed-book",
+    ]
+    assert translate_change("compare.facts=2") == (
+        "compare.changed_facts=2",
+        ["compare.facts -> compare.changed_facts: 2"],
+    )
+    with pytest.warns(DeprecationWarning, match="use closed-book"):
+        made = Recipe.model_validate({"data": {"train": "a.jsonl"}, "objective": "instruct", "arms": ["taught"]})
+    assert made.arms == ["closed-book"]

@@ -84,9 +84,9 @@ COMMANDS: dict[str, str] = {
     "--set arms=[prompt,few-shot,tf-idf,tuned]",
     "ask-comparison": "ask compared good --arm tf-idf --json --offline",
     "compare-documents": f"compare facts.jsonl {LORA} --set documents.source=facts-documents.jsonl --out looked-up "
-    "--set documents.encoder=bert --set documents.origin=doc --set objective.kind=instruct --set compare.facts=2 "
-    "--set objective.max_new_tokens=8 --set data.audit=note --json "
-    "--set arms=[prompt,rag,tuned,tuned+rag,raft,taught,no-context,oracle-context]",
+    "--set documents.encoder=bert --set documents.origin=doc --set objective.kind=instruct "
+    "--set compare.changed_facts=2 --set objective.max_new_tokens=8 --set data.audit=note --json "
+    "--set arms=[prompt,rag,tuned,tuned+rag,raft,closed-book,no-context,oracle-context]",
     "ask-documents": "ask looked-up Where? --arm rag --json --offline",
     "audit-with-model": "audit faulty.jsonl --model bert --json --offline",
     "collect-written": "collect manual/text.txt manual/faq.md --as instruct --write questions --writer llama "

@@ -167,11 +167,11 @@ def test_a_merged_model_in_16_bits_takes_half_the_disk_and_is_scored_again(
 
 
 def test_numbers_that_a_format_has_not_are_refused_with_those_it_has(decoder: Path, tmp_path: Path):
-    with pytest.raises(RecipeError, match=r"--numbers bf16: not supported by gguf; use f16 or q8_0 or q4_0"):
+    with pytest.raises(RecipeError, match=r"--dtype bf16: not supported by gguf; use f16 or q8_0 or q4_0"):
         ExportRequest.of("gguf", "bf16")
     model = room.merged(decoder / "model", read_manifest(decoder / "model"), offline=True)
     next(model.policy.network.parameters()).data.fill_(1e6)
-    with pytest.raises(ModelError, match=r"--numbers f16: a value of .* overflows; use bf16 or f32"):
+    with pytest.raises(ModelError, match=r"--dtype f16: a value of .* overflows; use bf16 or f32"):
         room.write_merged(model, decoder / "model", tmp_path, numbers="f16")
 
 

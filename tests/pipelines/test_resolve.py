@@ -398,7 +398,7 @@ def test_every_model_that_a_recipe_names_is_sought_beside_it(tmp_path: Path):
     (tmp_path / "m").mkdir()
     page = tmp_path / "recipe.yaml"
     page.write_text(
-        "data: rows.jsonl\nmodel: ./m\nobjective: instruct\ncompare: {asks: ./m}\ndocuments: {encoder: ./m}\n"
+        "data: rows.jsonl\nmodel: ./m\nobjective: instruct\ncompare: {model: ./m}\ndocuments: {encoder: ./m}\n"
     )
     recipe, _ = load_recipe(page)
-    assert {recipe.model, recipe.compare.asks, recipe.documents.encoder} == {str(tmp_path / "m")}
+    assert {recipe.model, recipe.compare.model, recipe.documents.encoder} == {str(tmp_path / "m")}

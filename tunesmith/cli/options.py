@@ -51,6 +51,17 @@ def add_common(parser: argparse.ArgumentParser, *, out: str = "") -> None:
         parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON document to this file too")
 
 
+class Deprecated(argparse.Action):
+    """An option under its old name: it still works, and the log names the new one, `const`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Store the value for the new option."""
+        log(f"{option} is deprecated; use {self.const}")
+        setattr(namespace, self.dest, values)
+
+
 class PrintSchema(argparse.Action):
     """`--schema`: print the JSON schema of what `--json` prints, and end before anything else is asked for."""
 

@@ -64,7 +64,11 @@ ALIASES: dict[str, str] = {
 PER_PASS, ACCUMULATION = ("per_device_train_batch_size", "micro_batch_size"), "gradient_accumulation_steps"
 OF_A_STEP = "schedule.batch_rows counts the rows of a whole step"
 # PEFT's own name for one of ours, too short to mean that outside of its section.
-INSIDE = {"r": "technique.rank"}
+INSIDE = {"r": "technique.rank", "asks": "compare.model", "facts": "compare.changed_facts"}
+SECTIONS = ("objective", "technique", "schedule", "data", "compare")
+# Keys and arms that had another name in earlier versions.
+OLD_KEYS = {"compare.asks": "compare.model", "compare.facts": "compare.changed_facts"}
+OLD_ARMS = {"taught": "closed-book"}
 # Values of theirs that have another name here.
 VALUES: dict[str, dict[Any, Any]] = {
     "technique.targets": {"all": "all-linear"},
@@ -106,7 +110,7 @@ def translate(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def translate_change(change: str) -> tuple[str, list[str]]:
     """The same `key=value` in Tunesmith's words, and a note where its name or value was changed."""
     name, sign, value = change.partition("=")
-    key = ALIASES.get(name, name)
+    key = OLD_KEYS.get(name) or ALIASES.get(name, name)
     ours = VALUES.get(key, {}).get(value.strip("\"'"), value)
     return f"{key}{sign}{ours}", [f"{name} -> {key}: {ours}"] if (key, ours) != (name, value) else []
 
@@ -118,7 +122,16 @@ def changed_keys(changes: Sequence[str]) -> set[str]:
 
 def translate_sections(values: dict[str, Any]) -> list[str]:
     """Put Tunesmith's words for names inside the sections; a note for each."""
-    return [note for section in ("objective", "technique", "schedule", "data") for note in _inside(values, section)]
+    return [note for section in SECTIONS for note in _inside(values, section)] + _arms(values)
+
+
+def _arms(values: dict[str, Any]) -> list[str]:
+    """Replace arms that had another name before; a note for each."""
+    arms = [values["arms"]] if isinstance(values.get("arms"), str) else values.get("arms")
+    if not isinstance(arms, list) or not any(arm in OLD_ARMS for arm in arms if isinstance(arm, str)):
+        return []
+    values["arms"] = [OLD_ARMS.get(arm, arm) if isinstance(arm, str) else arm for arm in arms]
+    return [f"arms: {arm} -> {OLD_ARMS[arm]}" for arm in arms if isinstance(arm, str) and arm in OLD_ARMS]
 
 
 def _inside(values: dict[str, Any], section: str) -> list[str]:

@@ -158,7 +158,7 @@ def _anchored(recipe: Recipe, folder: Path) -> Recipe:
     placed = with_places(recipe, rows=anchor, code=lambda name: _beside(name, folder))
     models = {
         "model": model(recipe.model),
-        "compare": recipe.compare.model_copy(update={"asks": model(recipe.compare.asks)}),
+        "compare": recipe.compare.model_copy(update={"model": model(recipe.compare.model)}),
         "documents": placed.documents.model_copy(update={"encoder": model(recipe.documents.encoder)}),
     }
     return placed.model_copy(update=models)

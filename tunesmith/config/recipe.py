@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 from pydantic.fields import FieldInfo
 
 from tunesmith import objectives, techniques
-from tunesmith.config.aliases import VALUES
+from tunesmith.config.aliases import OLD_ARMS, VALUES
 from tunesmith.objectives import OBJECTIVES, Multitask
 from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Lora
@@ -133,9 +134,9 @@ class Compare(_Section):
     """How `tunesmith compare` asks and when a difference is worth its cost."""
 
     rows: int = Field(0, ge=0, description="test rows that every arm answers; 0: all")
-    asks: str = Field("", description="decoder that arms without tuning ask; empty: the model")
+    model: str = Field("", description="decoder that arms without tuning ask; empty: the model")
     margin: float = Field(0.02, ge=0, description="least gain, as a share of the scale, that is worth any cost")
-    facts: int = Field(20, ge=0, description="facts that are changed in the documents; 0: none")
+    changed_facts: int = Field(20, ge=0, description="facts that are changed in the documents; 0: none")
 
 
 # Ways to answer that `compare` knows; the address of an OpenAI-compatible server is one more.
@@ -149,7 +150,7 @@ ARMS = (
     "tuned-10%",
     "tuned+rag",
     "raft",
-    "taught",
+    "closed-book",
     "no-context",
     "oracle-context",
 )
@@ -157,6 +158,9 @@ ARMS = (
 
 def _known_arm(name: str) -> str:
     """The name of an arm, or an address."""
+    if name in OLD_ARMS:
+        warnings.warn(f"arm {name} is deprecated; use {OLD_ARMS[name]}", DeprecationWarning, stacklevel=2)
+        return OLD_ARMS[name]
     if name not in ARMS and not name.startswith(("http://", "https://")):
         raise ValueError(f"unknown arm {name!r}{nearest(name, ARMS)}; known: {', '.join(ARMS)}, or http://HOST/v1")
     return name

@@ -96,7 +96,7 @@ class ExportRequest:
         """
         if numbers and numbers not in NUMBERS[kind]:
             supported = " or ".join(NUMBERS[kind])
-            raise RecipeError(f"--numbers {numbers}: not supported by {kind}; use {supported}, or omit it")
+            raise RecipeError(f"--dtype {numbers}: not supported by {kind}; use {supported}, or omit it")
         return cls(kind, numbers or NUMBERS[kind][0])
 
     @property
@@ -176,7 +176,7 @@ def export(
     write_reports(folder.parent)
     if result.faults:  # fewer bits lose accuracy, any other difference is a bug
         finer = FINER.get(request.name)
-        fix = f"use --numbers {finer}" if finer else "do not use it, and please report this"
+        fix = f"use --dtype {finer}" if finer else "do not use it, and please report this"
         raise Refused(f"{out}: {'; '.join(result.faults)}; {fix}")
     return result
 

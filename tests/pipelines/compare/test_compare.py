@@ -197,7 +197,7 @@ def test_an_arm_looks_into_the_documents_as_they_are_now(done: tuple[Comparison,
 def test_an_arm_that_was_not_compared_is_refused_with_those_that_were(done: tuple[Comparison, Path]) -> None:
     _, place = done
     with pytest.raises(
-        RecipeError, match=r"--arm taught: not in .*; name one of prompt, few-shot, rag, no-context, tuned"
+        RecipeError, match=r"--arm closed-book: not in .*; name one of prompt, few-shot, rag, no-context, tuned"
     ):
         ask_arm(place / "out", ArmQuestion("How high is Arda?", "taught"), callbacks=Callbacks(lambda event: None))
 
@@ -270,7 +270,7 @@ def test_labels_are_compared_too(tmp_path: Path) -> None:
 
 
 def test_a_model_is_taught_the_documents_and_no_question(tmp_path: Path) -> None:
-    page = run(recipe(tmp_path, arms=["prompt", "taught", "tuned-30%"]), tmp_path / "out")
+    page = run(recipe(tmp_path, arms=["prompt", "closed-book", "tuned-30%"]), tmp_path / "out")
     taught = page.arms[1]
     assert taught.detail.startswith("9 of 10 chunks, those with answers first")
     assert (taught.labels, page.arms[2].labels) == (0, 12)
@@ -324,7 +324,7 @@ def test_an_encoder_is_not_prompted(tmp_path: Path) -> None:
     (broken / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config\.json cannot be read"):
         chosen_arms(recipe(tmp_path, **{**parts, "model": str(broken)}, arms=[]))
-    asks = {"compare": {"asks": str(folder("llama"))}}
+    asks = {"compare": {"model": str(folder("llama"))}}
     page = run(recipe(tmp_path, **parts, **asks, arms=["prompt", "tuned"]), tmp_path / "two")
     assert [arm.name for arm in page.arms] == ["prompt", "tuned"]
     assert page.arms[1].latency.prompt_tokens is None  # its head reads the text alone
@@ -414,7 +414,7 @@ def test_an_arm_that_breaks_off_keeps_its_answers_and_goes_on_with_the_next_ques
     whole, asked, heard = run(made, tmp_path / "whole"), list[int](), list[dict[str, Any]]()
     plain = answering.ask_model
 
-    def say(model: LocalModel, batch: list[list[Message]], objective: Instruct, room: int = 99) -> answering.Said:
+    def say(model: LocalModel, batch: list[list[Message]], objective: Instruct, room: int = 99) -> Any:
         if len(asked) == room:
             raise DataError("http://127.0.0.1:1: nobody answers; start the server")
         asked.append(len(batch))

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import add_common, add_schema
+from tunesmith.cli.options import Deprecated, add_common, add_schema
 from tunesmith.cli.progress import listening
 from tunesmith.cli.signals import caught
 from tunesmith.cli.terminal import hush, publish, show
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tunesmith.report.schema import Export
 
 FORMATS = ("merged", "gguf", "adapter")
-NUMBERS = ("f32", "f16", "bf16", "q8_0", "q4_0")
+DTYPES = ("f32", "f16", "bf16", "q8_0", "q4_0")
 
 
 def add(commands: Commands) -> None:
@@ -32,7 +32,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("folder", metavar="RUN", type=Path, help="folder of a finished run")
     parser.add_argument("--format", choices=FORMATS, default="merged", help="for which program (%(default)s)")
     numbers = "how weights are kept: merged as f32, f16 or bf16, gguf as f16, q8_0 or q4_0 (the first of each)"
-    parser.add_argument("--numbers", choices=NUMBERS, default="", help=numbers)
+    parser.add_argument("--dtype", choices=DTYPES, default="", help=numbers)
+    parser.add_argument(
+        "--numbers", dest="dtype", choices=DTYPES, action=Deprecated, const="--dtype", help=argparse.SUPPRESS
+    )
     add_schema(parser, _schema)
     add_common(parser, out="folder of the export (default: RUN/export/FORMAT)")
     parser.set_defaults(run=run)
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.pipelines.export import ExportRequest, export
 
     hush()
-    wanted = ExportRequest.of(args.format, args.numbers)
+    wanted = ExportRequest.of(args.format, args.dtype)
     with caught() as signals, listening(signals) as on_event:
         found = export(args.folder, wanted, out=args.out, on_event=on_event, offline=args.offline)
     args.out = None  # the folder, and no file for the page

@@ -1,4 +1,4 @@
-"""`tunesmith need`: what more rows would buy."""
+"""`tunesmith learning-curve`: what more rows would buy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.cli.options import UsageError, add_common, add_schema, add_source, recipe_of
 from tunesmith.cli.progress import work
-from tunesmith.cli.terminal import emit, hush, show, show_table
+from tunesmith.cli.terminal import emit, hush, log, show, show_table
 
 if TYPE_CHECKING:
     from tunesmith.cli.options import Commands
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    """Add `need`."""
+    """Add `learning-curve`, and `need`, its old name."""
     parser = commands.add_parser(
-        "need",
+        "learning-curve",
+        aliases=["need"],
         help="how much more data: a learning curve on your own rows",
         description="Tune on five sizes of the training rows, three times each, score all on the same test rows, and "
         "say what more rows would bring. What has run is not run again. Exits 1 where the rows do not tell.",
@@ -42,8 +43,10 @@ def run(args: argparse.Namespace) -> int:
     from tunesmith.pipelines.learning_curve.learning_curve import LearningCurveOptions, need
 
     if any(rows < 1 for rows in args.rows) or (args.minutes is not None and not args.minutes > 0):
-        raise UsageError("need: --rows and --minutes are above zero; leave them out, or give a larger number")
+        raise UsageError("learning-curve: --rows and --minutes are above zero; leave them out, or give a larger number")
     hush()
+    if args.command == "need":
+        log("need is deprecated; use learning-curve")
     recipe = recipe_of(args)
     question = LearningCurveOptions(tuple(args.rows), args.target, args.minutes)
     with work(kept="saved") as callbacks:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith.cli.options import UsageError, add_common
+from tunesmith.cli.options import Deprecated, UsageError, add_common
 from tunesmith.cli.terminal import hush, log, publish, show
 
 if TYPE_CHECKING:
@@ -38,8 +38,11 @@ def add(commands: Commands) -> None:
     parser.add_argument("--split", action="append", default=[], metavar="NAME=SHARES", help=text)
     text = "answers written at once (32; llama.cpp 8, which keeps memory for each)"
     parser.add_argument("--rows", type=int, metavar="N", help=text)
-    parser.add_argument("--waiting", type=int, default=256, metavar="N", help="questions that may wait (%(default)s)")
-    parser.add_argument("--longest", type=int, default=4096, metavar="N", help="tokens of an answer (%(default)s)")
+    parser.add_argument("--max-queue", type=int, default=256, metavar="N", help="questions that may wait (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=4096, metavar="N", help="tokens of an answer (%(default)s)")
+    for old, new in (("--waiting", "--max-queue"), ("--longest", "--max-tokens")):
+        dest = new[2:].replace("-", "_")
+        parser.add_argument(old, dest=dest, type=int, action=Deprecated, const=new, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=120.0, metavar="S", help="for one answer (%(default)s)")
     text = "where the token of other machines is kept (default: tunesmith-serve.token)"
     parser.add_argument("--token-file", type=Path, default=Path("tunesmith-serve.token"), metavar="FILE", help=text)
@@ -188,10 +191,10 @@ def _limits(args: argparse.Namespace, kind: str) -> Limits:
 
     if args.rows is None:
         args.rows = SLOTS if kind == "llamacpp" else Limits().rows
-    for name in ("rows", "waiting", "longest", "seconds"):
+    for name in ("rows", "max_queue", "max_tokens", "seconds"):
         if not 1 <= getattr(args, name) < 2**31:
-            raise UsageError(f"--{name}: {getattr(args, name)} is not possible; give 1 or more")
-    return Limits(rows=args.rows, waiting=args.waiting, new_tokens=args.longest, seconds=args.seconds)
+            raise UsageError(f"--{name.replace('_', '-')}: {getattr(args, name)} is not possible; give 1 or more")
+    return Limits(rows=args.rows, waiting=args.max_queue, new_tokens=args.max_tokens, seconds=args.seconds)
 
 
 def _say(engine: AnsweringEngine, place: str, token: str, args: argparse.Namespace) -> None:

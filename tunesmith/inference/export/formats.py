@@ -94,7 +94,7 @@ def write_merged(model: LocalModel, folder: Path, out: Path, *, numbers: str = "
     model.policy.network.to(ROUNDED[numbers])
     for name, weight in model.policy.network.named_parameters():
         if not torch.isfinite(weight).all():
-            raise ModelError(f"--numbers {numbers}: a value of {name} overflows; use bf16 or f32")
+            raise ModelError(f"--dtype {numbers}: a value of {name} overflows; use bf16 or f32")
     with quiet():
         model.policy.network.save_pretrained(out)
     model.template.tokenizer.save_pretrained(out)

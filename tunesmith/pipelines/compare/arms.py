@@ -56,7 +56,8 @@ Arm = PromptArm | ClassifierArm
 def arm_for(context: ComparisonContext, name: str, tuned: LocalModel | None = None) -> Arm:
     """How an arm answers; `tuned` is the model that was made for it, where one was."""
     if tuned is not None:
-        return TUNED[name.partition("-")[0]](context, tuned)
+        make = TUNED.get(name) or TUNED[name.partition("-")[0]]  # tuned-30% is read as tuned
+        return make(context, tuned)
     return UNTUNED[name](context) if name in UNTUNED else _server(context, name)
 
 
@@ -157,7 +158,7 @@ def _raft(context: ComparisonContext, model: LocalModel) -> Arm:
     return _read(context, model, (PASSAGES, FORMS[0]))
 
 
-def _taught(context: ComparisonContext, model: LocalModel) -> Arm:
+def _closed_book(context: ComparisonContext, model: LocalModel) -> Arm:
     """A model tuned on the documents themselves and their paraphrases, asked without any."""
     closed = LocalModel(model.policy, model.template, context.objective, max_prompt_tokens(model.policy))
     return PromptArm(closed, partial(plain_prompt, context, wording=_wording(context)), "")
@@ -290,5 +291,5 @@ TUNED: dict[str, Callable[[ComparisonContext, LocalModel], Arm]] = {
     "tuned": _tuned,
     "tuned+rag": _tuned_rag,
     "raft": _raft,
-    "taught": _taught,
+    "closed-book": _closed_book,
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from tunesmith.config.aliases import OLD_ARMS
 from tunesmith.data.examples.types import Chat, Example, LabelledText
 from tunesmith.data.files import read_page
 from tunesmith.data.tokenization.messages import Message
@@ -57,10 +58,11 @@ def ask_arm(folder: Path, question: ArmQuestion, *, callbacks: Callbacks, offlin
     page = read_page(folder / PAGE, Comparison)
     known = [one.name for one in page.arms if one.name != "oracle-context"]  # it is told the right chunk
     name = question.arm or page.verdict.arm
+    name = name if name in known else OLD_ARMS.get(name, name)
     if name not in known:
         raise RecipeError(f"--arm {name}: not in {folder}; name one of {', '.join(known)}")
     contest = reopened(folder, callbacks=callbacks, key=question.key, offline=offline)
-    way = arm_for(contest, name, _tuned(contest, name))
+    way = arm_for(contest, OLD_ARMS.get(name, name), _tuned(contest, name))
     row = _row(contest.objective, question.text)
     if isinstance(way, ClassifierArm):
         return ArmReply(arm=name, answer=way.label([row])[0])

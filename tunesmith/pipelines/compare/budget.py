@@ -17,13 +17,13 @@ TIMES = {
     "tuned-10%": 2.5,
     "tuned+rag": 2.0,
     "raft": 4.0,
-    "taught": 2.0,
+    "closed-book": 2.0,
     "no-context": 1.0,
     "oracle-context": 1.5,
 }
 SERVER = 2.0  # the same for a model behind a server
 # Training time of one row, relative to a row of the `tuned` arm: row length times the share of rows used.
-TRAINED = {"tuned": 1.0, "tuned-30%": 0.3, "tuned-10%": 0.1, "raft": 3.0, "taught": 3.0}
+TRAINED = {"tuned": 1.0, "tuned-30%": 0.3, "tuned-10%": 0.1, "raft": 3.0, "closed-book": 3.0}
 LEARN = 1.5  # forward and backward pass of a row, relative to answering it by the plain prompt
 SHARE = 0.6  # share of the budget for training
 FEWEST_TEST = 40  # rows

@@ -192,7 +192,7 @@ def _general(context: ComparisonContext, one: ArmAnswers, runs: Sequence[Retenti
     if one.name.startswith("http") or one.name == "tf-idf":
         return None
     if not one.run:
-        another = context.recipe.compare.asks not in ("", context.recipe.model)
+        another = context.recipe.compare.model not in ("", context.recipe.model)
         base = runs[0].probe_base if runs and not another else None
         return GeneralAbilityChange(nats_rise=0.0, probe=base, probe_base=base)
     kept = read_report(Path(one.run)).retention
@@ -245,7 +245,11 @@ def _retrieval(context: ComparisonContext) -> list[Recall]:
 
 def _facts(context: ComparisonContext, found: Sequence[ArmAnswers]) -> dict[str, Update]:
     """What each arm says after facts changed; nothing without documents that rows name."""
-    if not told_where(context.recipe) or not context.recipe.documents.origin or not context.recipe.compare.facts:
+    if (
+        not told_where(context.recipe)
+        or not context.recipe.documents.origin
+        or not context.recipe.compare.changed_facts
+    ):
         return {}
     return measure_knowledge_update(context, [one for one in found if one.name not in ("no-context", "oracle-context")])
 

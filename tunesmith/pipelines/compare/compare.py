@@ -47,6 +47,8 @@ from tunesmith.training.run_folder import RunLockedError, exclusive_lock
 PAGE, HTML, RECIPE = "comparison.json", "report.html", "recipe.yaml"
 # What a recipe may say that no answer of an arm depends on.
 BESIDE_THE_ANSWERS: Any = {"arms": True, "machine": True, "style": True, "compare": {"margin"}}
+# Keys of the recipe that have an older name in identity.json.
+IDENTITY_KEYS = {"model": "asks", "changed_facts": "facts"}
 # How the settings of a comparison call its minutes.
 BUDGET = "budget "
 # Rows by which the pace of this machine is taken before a budget is dealt out.
@@ -191,6 +193,8 @@ def _pinned(recipe: Recipe, folder: Path) -> Recipe:
 def _folder(recipe: Recipe, out: Path | None, parts: Sequence[tuple[str, str]]) -> Path:
     """The folder of the comparison of these rows. Raises CheckpointError where something else lies there."""
     told = recipe.model_dump(mode="json", exclude=BESIDE_THE_ANSWERS)
+    # A comparison keeps its folder: its identity is made with the keys that it has had from the beginning.
+    told["compare"] = {IDENTITY_KEYS.get(key, key): value for key, value in told["compare"].items()}
     identity = hashlib.sha256(json.dumps([told, parts, _digests(recipe.documents.source)]).encode()).hexdigest()[:16]
     stem = re.sub(r"[^\w.]+", "-", Path(recipe.data.train).stem)
     folder = out or Path("comparisons") / f"{stem}-{identity[:6]}"

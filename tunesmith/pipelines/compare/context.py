@@ -143,10 +143,10 @@ class ComparisonContext:
     def base(self) -> LocalModel:
         """The untuned decoder that arms without tuning ask."""
         if self._base is None:
-            name = self.recipe.compare.asks or self.recipe.model
+            name = self.recipe.compare.model or self.recipe.model
             found = self.untuned(name)
             if found.policy.family != "decoder":
-                cure = "add compare: {asks: smollm2-135m}, or leave out the arms that prompt"
+                cure = "add compare: {model: smollm2-135m}, or leave out the arms that prompt"
                 raise RecipeError(f"arms: {name} is an encoder, which answers no prompt; {cure}")
             if isinstance(self.objective, Classify):
                 found.objective = self.objective.model_copy(update={"output": "words"})

@@ -39,7 +39,9 @@ def measure_knowledge_update(context: ComparisonContext, arms: Sequence[ArmAnswe
     fields = [retrieval.rows.get(row.where, {}) for row in test]
     origins = origins_of(fields, reference_answers(test), retrieval.columns)
     asked = [retrieval.asked(row) for row in test]
-    pages, facts = change(retrieval.pages, asked, reference_answers(test), origins, most=context.recipe.compare.facts)
+    pages, facts = change(
+        retrieval.pages, asked, reference_answers(test), origins, most=context.recipe.compare.changed_facts
+    )
     if not facts:
         return {}
     context.on_event(StageStarted(f"{len(facts)} facts changed in the documents"))

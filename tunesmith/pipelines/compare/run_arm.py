@@ -33,7 +33,7 @@ TUNED_ARMS: dict[str, Callable[[ComparisonContext], TunedArm]] = {
     "tuned-10%": partial(run_tuned, percent=10),
     "tuned+rag": run_tuned,
     "raft": run_raft,
-    "taught": run_closed_book,
+    "closed-book": run_closed_book,
 }
 
 

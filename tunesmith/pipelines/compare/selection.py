@@ -17,8 +17,8 @@ from tunesmith.objectives import Classify, Instruct
 from tunesmith.pipelines.compare.verdict import DIAGNOSIS
 
 # Arms that ask the untuned model in words, which an encoder cannot answer.
-PROMPTED = ("prompt", "few-shot", "rag", "no-context", "oracle-context", "taught")
-NEED_DOCUMENTS = ("rag", "tuned+rag", "raft", "taught", "oracle-context")
+PROMPTED = ("prompt", "few-shot", "rag", "no-context", "oracle-context", "closed-book")
+NEED_DOCUMENTS = ("rag", "tuned+rag", "raft", "closed-book", "oracle-context")
 
 
 def chosen_arms(recipe: Recipe, *, offline: bool = False) -> list[str]:
@@ -37,8 +37,8 @@ def chosen_arms(recipe: Recipe, *, offline: bool = False) -> list[str]:
         raise RecipeError(f"arms: {arms[0]} alone is no comparison; name another beside it")
     asked = [arm for arm in arms if arm in PROMPTED]
     if asked and not answers_prompts(recipe, offline=offline):
-        cure = "add compare: {asks: smollm2-135m}, or leave out the arms that prompt"
-        named = f"{recipe.compare.asks or recipe.model} is an encoder, which answers no prompt"
+        cure = "add compare: {model: smollm2-135m}, or leave out the arms that prompt"
+        named = f"{recipe.compare.model or recipe.model} is an encoder, which answers no prompt"
         raise RecipeError(f"arms: {named}; {cure} ({', '.join(asked)})")
     through_head = isinstance(recipe.objective, Classify) and (
         recipe.objective.output == "linear" or not _is_decoder(recipe.model, offline=offline)
@@ -61,7 +61,7 @@ def _usual(recipe: Recipe, *, offline: bool) -> list[str]:
 
 def answers_prompts(recipe: Recipe, *, offline: bool) -> bool:
     """Whether the model that arms without tuning ask is a decoder."""
-    return _is_decoder(recipe.compare.asks or recipe.model, offline=offline)
+    return _is_decoder(recipe.compare.model or recipe.model, offline=offline)
 
 
 def _is_decoder(name: str, *, offline: bool) -> bool:

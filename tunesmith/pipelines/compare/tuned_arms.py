@@ -30,11 +30,11 @@ from tunesmith.training.run_folder import open_run
 
 # Passages in a row of `raft`; the share of rows that hold the right one (Zhang et al. 2024); tokens that they need.
 PASSAGES, ORACLE, ROOM = 3, 0.8, 1024
-# Chunks that `taught` learns from, those with answers first; paraphrases asked for of each, and passages asked about.
+# Chunks that `closed-book` learns from, those with answers first; paraphrases of each; passages to ask about.
 MAX_CHUNKS, PARAPHRASES_PER_CHUNK, ASKED_ABOUT = 400, 2, 40
 EPOCHS = 3
 MIN_ROWS = 8  # rows of a run on a part of them
-# Chunks that `taught` is validated on, and rows that `raft` is: with passages they are long.
+# Chunks that `closed-book` is validated on, and rows that `raft` is: with passages they are long.
 KEPT, JUDGED = 20, 32
 
 
@@ -158,7 +158,7 @@ def run_closed_book(context: ComparisonContext) -> TunedArm:
     rest = [chunk for chunk in chunks if chunk.id not in answering]
     random.Random(f"{context.recipe.seed}/taught").shuffle(rest)
     if len(chunks) < 2:
-        raise RecipeError("arms: taught learns from two chunks at least; give more documents, or leave it out")
+        raise RecipeError("arms: closed-book learns from two chunks at least; give more documents, or leave it out")
     kept = min(KEPT, len(rest) // 5) or 1
     held, learn = [*first, *rest][-kept:], [*first, *rest][:-kept][:MAX_CHUNKS]
     began = time.perf_counter()
@@ -184,11 +184,11 @@ def _said_again(context: ComparisonContext, documents: set[str]) -> list[str]:
     ]
     size, seed = context.recipe.documents.size, context.recipe.seed
     wanted = WritingOptions((PARAPHRASES,), PARAPHRASES_PER_CHUNK, (), size, ASKED_ABOUT, seed)
-    writer = Writer(context.recipe.compare.asks or context.recipe.model, max_tokens=160, seed=seed)
+    writer = Writer(context.recipe.compare.model or context.recipe.model, max_tokens=160, seed=seed)
     asked = requests(parts, wanted)
     if not asked:
         return []
-    context.on_event(StageStarted(f"taught: {len(asked)} paraphrases"))
+    context.on_event(StageStarted(f"closed-book: {len(asked)} paraphrases"))
     ask = counted(ask_writer(writer, offline=context.offline), context.on_event)
     answers = answered(asked, ask, context.folder / "taught.replies.jsonl", writer.identity)
     rows, _ = written_rows(asked, answers)

@@ -22,9 +22,9 @@ FloatArray = NDArray[np.float64]
 ANSWERS = 1000
 TUNED_COUNTS = 2  # cost factor of a tuned arm, see `Candidate.cost`
 # Diagnostic arms, never recommended. They show where retrieval or reading fails, the effect of fewer labelled rows, and
-# an upper bound of training on the documents: `taught` trains on the chunks with the test answers first, which are
+# an upper bound of training on the documents: `closed-book` trains on the chunks with the test answers first, which are
 # unknown in practice.
-DIAGNOSIS = ("no-context", "oracle-context", "tuned-30%", "tuned-10%", "taught")
+DIAGNOSIS = ("no-context", "oracle-context", "tuned-30%", "tuned-10%", "closed-book")
 # Share of resampled test sets with the same choice from which the verdict counts as decided.
 DECIDED = 0.5
 # Share from which an arm without tuning replaces an undecided tuned one.

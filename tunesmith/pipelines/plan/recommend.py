@@ -102,7 +102,9 @@ def _alternatives(case: Case, chosen: str) -> list[str]:
     if chosen != "full" and "full" not in case.fits:
         reasons.append("full tuning does not fit into memory")
     if case.rows < 200:
-        reasons.append(f"only {case.rows} rows: more rows matter more than the choice of technique (`tunesmith need`)")
+        reasons.append(
+            f"only {case.rows} rows: more rows matter more than the choice of technique (`tunesmith learning-curve`)"
+        )
     return reasons
 
 
