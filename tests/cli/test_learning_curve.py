@@ -69,7 +69,7 @@ def test_what_comes_from_files_is_escaped_on_the_page():
 
 @pytest.mark.parametrize("words", [("--rows", "0"), ("--minutes", "0"), ("--minutes", "nan")])
 def test_a_bound_that_is_none_is_refused(command: Command, review_file: Path, words: tuple[str, str]):
-    done = command("need", review_file, *words, *PLAIN)
+    done = command("learning-curve", review_file, *words, *PLAIN)
     assert done.code == 2
     assert "--rows and --minutes are above zero" in done.err
 
@@ -77,9 +77,9 @@ def test_a_bound_that_is_none_is_refused(command: Command, review_file: Path, wo
 def test_the_answer_is_one_json_document_of_the_printed_shape(command: Command, tiny_bert: Path, tmp_path: Path):
     rows = write_rows(tmp_path / "rows.jsonl", reviews(150))
     fast = ("--set", "schedule.learning_rate=0.01", "--set", "data.audit=note", "--technique", "full")
-    done = command("need", rows, "--model", tiny_bert, "--out", tmp_path / "curve", "--json", *fast, *PLAIN)
+    done = command("learning-curve", rows, "--model", tiny_bert, "--out", tmp_path / "curve", "--json", *fast, *PLAIN)
     document = json.loads(done.out)
     assert done.code == (1 if document["faults"] else 0)
     assert len(document["sizes"]) == 5
     assert document["sentence"].startswith("at ")
-    assert set(json.loads(command("need", "--schema").out)["properties"]) | {"folder"} == set(document)
+    assert set(json.loads(command("learning-curve", "--schema").out)["properties"]) | {"folder"} == set(document)

@@ -79,7 +79,7 @@ COMMANDS: dict[str, str] = {
     "runs-diff": "runs diff encoder broken --json",
     "models": "models --json --offline",
     "doctor": "doctor --json --offline",
-    "need": f"need many.jsonl {FULL} --rows 100 --target 0.9 --out curve --json",
+    "need": f"learning-curve many.jsonl {FULL} --rows 100 --target 0.9 --out curve --json",
     "compare": f"compare reviews.jsonl {LORA} --set data.audit=note --out compared --json "
     "--set arms=[prompt,few-shot,tf-idf,tuned]",
     "ask-comparison": "ask compared good --arm tf-idf --json --offline",
