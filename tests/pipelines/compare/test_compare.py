@@ -50,8 +50,8 @@ ARMS = ["prompt", "few-shot", "rag", "oracle-context", "no-context", "tuned", "t
 @pytest.fixture(scope="module", autouse=True)
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for room in ("prepare", "compare", "contest"):
-            patch.setattr(f"tunesmith.pipelines.{room}.choose_machine", lambda **_: KNOWN)
+        for module in ("training.prepare", "pipelines.compare.compare", "pipelines.compare.context"):
+            patch.setattr(f"tunesmith.{module}.choose_machine", lambda **_: KNOWN)
         patch.setattr("tunesmith.pipelines.tune.tune.write_reports", lambda place: None)
         patch.setenv("TUNESMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
         only_a_glance(patch)
@@ -422,11 +422,11 @@ def test_an_arm_that_breaks_off_keeps_its_answers_and_goes_on_with_the_next_ques
 
     monkeypatch.setattr(answering, "PORTION", 2)
     monkeypatch.setattr(answering, "LINE", 0.0)
-    monkeypatch.setattr(answering, "say", partial(say, room=2))
+    monkeypatch.setattr(answering, "ask_model", partial(say, room=2))
     with pytest.raises(DataError, match="start the server"):
         run(made, tmp_path / "out")
     assert (asked, len(list((tmp_path / "out" / "answers" / "prompt.portions").iterdir()))) == ([2, 2], 2)
-    monkeypatch.setattr(answering, "say", say)
+    monkeypatch.setattr(answering, "ask_model", say)
     page = compare(made, CompareOptions(), callbacks=Callbacks(heard.append), out=tmp_path / "out", offline=True)
     assert asked[2] == 2  # the third portion, not the first
     assert [arm.task.score for arm in page.arms] == [arm.task.score for arm in whole.arms]
