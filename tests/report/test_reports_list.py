@@ -45,7 +45,7 @@ def test_the_pages_of_the_runs_named_are_copied_and_listed(world: list[list[str]
     listed = (pages / "README.md").read_text()
     assert "[mail.html](mail.html)" in listed
     assert "accuracy 0.600 to 0.800" in listed
-    assert "AUC 0.970 to 0.610" in listed
+    assert "reference answers 0.970 to 0.610" in listed
     assert "`tunesmith tune examples/mail.yaml --set seed=1`" in listed
     assert ": old." not in listed
     assert "Written by hand." in listed
