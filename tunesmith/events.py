@@ -90,6 +90,8 @@ class Validated:
     step: int
     validation_loss: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    task_losses: Mapping[str, float] = field(default_factory=dict)  # by task
+    gradient_cosines: Mapping[tuple[str, str], float] = field(default_factory=dict)  # by pair of tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +116,23 @@ def _names(event: Event | DataFacts) -> list[str]:
 
 def journal_record(event: StepFinished | Validated) -> dict[str, Any]:
     """Return the line of `journal.jsonl` for a step or a validation: its fields, then its metrics."""
-    values = {name: getattr(event, name) for name in _names(event) if name != "metrics"}
-    return {**values, **event.metrics}
+    mappings = ("metrics", "task_losses", "gradient_cosines")
+    record = {name: getattr(event, name) for name in _names(event) if name not in mappings}
+    record |= event.metrics
+    if isinstance(event, Validated):
+        record |= {gradient_cosine_key(*pair): cosine for pair, cosine in event.gradient_cosines.items()}
+        record |= {task_loss_key(task): loss for task, loss in event.task_losses.items()}
+    return record
+
+
+def task_loss_key(task: str) -> str:
+    """Return the key that the validation loss of a task has in `journal.jsonl`; a single task has no name."""
+    return f"validation_loss of {task}" if task else "validation_loss"
+
+
+def gradient_cosine_key(first: str, second: str) -> str:
+    """Return the key that the gradient cosine of two tasks has in `journal.jsonl`."""
+    return f"gradients of {first} and {second}"
 
 
 def as_dict(event: Event) -> dict[str, Any]:

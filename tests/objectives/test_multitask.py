@@ -103,7 +103,7 @@ def test_a_task_asks_the_start_of_full_tuning_not_the_network_as_it_is():
     ],
 )
 def test_rows_are_shared_out_as_the_recipe_says(sampling: dict[str, Any], mood: float):
-    shares = both(**sampling).shares({"mood": 900, "talk": 100})
+    shares = both(**sampling).task_shares({"mood": 900, "talk": 100})
     assert shares == {"mood": pytest.approx(mood), "talk": pytest.approx(1 - mood)}  # sqrt 900 : sqrt 100 = 3 : 1
 
 
@@ -116,7 +116,7 @@ def test_every_step_has_rows_each_pass_sees_each_row_once_and_nothing_must_be_re
         assert window == replace(mixture).window(step)
         assert 1 <= sum(len(draw.rows) for draw in window) <= 10
         assert all(len(draw.rows) * (4, 9)[draw.task] <= 40 for draw in window)
-        seen += [(draw.turn, row) for draw in window if draw.task == 0 for row in draw.rows]
+        seen += [(draw.epoch, row) for draw in window if draw.task == 0 for row in draw.rows]
     assert len(seen) == mixture.drawn(0, steps) == 56
     assert sorted(seen) == [(turn, row) for turn in range(8) for row in range(7)]
     assert mixture.drawn(1, steps) == math.floor(0.9 * 8 * steps + 0.75)

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from tunesmith import objectives, techniques
 from tunesmith.config.aliases import OLD_ARMS, VALUES
 from tunesmith.objectives import OBJECTIVES, Multitask
+from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.objectives.multitask import TaskRows, TaskSection
 from tunesmith.techniques import SHORTHANDS, TECHNIQUES, Lora
 
@@ -235,6 +236,11 @@ class Recipe(_Section):
         if not isinstance(self.objective, Multitask):
             return {}
         return {name: self._part(part) for name, part in self.objective.tasks.items()}
+
+    @property
+    def tasks(self) -> dict[str, Recipe]:
+        """Each task as a recipe of its own; a recipe with a single task has one entry, `SINGLE_TASK`."""
+        return self.parts or {SINGLE_TASK: self}
 
     def _part(self, part: TaskSection) -> Recipe:
         data = self.data.model_copy(update={key: getattr(part.data, key) for key in TaskRows.model_fields})

@@ -43,7 +43,7 @@ def find_seen_rows(found: ModelSource, examples: Sequence[Example], *, part: str
             return [f"{found.name}: its recipe is gone, so nobody checked whether it was trained on these rows"]
         try:
             recipe = recipe_of(page, part)
-            for one in recipe.parts.values() or [recipe]:
+            for one in recipe.tasks.values():
                 known.update(map(asked_for, read_data(one, offline=offline).split.train))
             found, part = identify(recipe.model, offline=offline), ""
         except TunesmithError as error:
@@ -59,7 +59,7 @@ def find_seen_rows(found: ModelSource, examples: Sequence[Example], *, part: str
 def with_contamination_check(prepared: TrainingContext, *, on_event: EventHandler, offline: bool) -> TrainingContext:
     """The run with a note where test rows were training rows of a run that it is tuned over."""
     found = identify(prepared.recipe.model, offline=offline)
-    tests = [part.test for part in prepared.parts.values()] or [prepared.test]
+    tests = [task.test for task in prepared.tasks.values()]
     notes = find_seen_rows(found, [example for part in tests for example in part], offline=offline)
     for note in notes:
         on_event(Note(note))

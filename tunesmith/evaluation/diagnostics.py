@@ -25,7 +25,6 @@ from tunesmith.metrics.baselines import linear_probe, majority, tfidf_classifier
 from tunesmith.models.families import positions_of
 from tunesmith.models.loading.bundled_models import cache_dir
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Classify
 from tunesmith.training.prepare import TrainingContext
 
 # Accuracy that the "do not answer" threshold is set for, on validation.
@@ -37,7 +36,7 @@ HEAD_ONLY, SHUFFLED = "head only, frozen model", "shuffled labels"
 def baselines(prepared: TrainingContext, test: Sequence[Example]) -> AnswersByArm:
     """What labels cost without a language model: the commonest label, and TF-IDF with logistic regression."""
     objective = prepared.recipe.objective
-    if not isinstance(objective, Classify) or objective.multi:
+    if objective.label_mode != "single":
         return {}
     train = [(e.text, e.labels[0]) for e in prepared.loaded.split.train if isinstance(e, LabelledText)]
     texts = [question(example) for example in test]
@@ -54,7 +53,7 @@ def frozen_head_control(prepared: TrainingContext, model: LocalModel, test: Sequ
     Nothing for an encoder, whose base is that very head.
     """
     objective = prepared.recipe.objective
-    if not isinstance(objective, Classify) or objective.multi or prepared.base.family == "encoder":
+    if objective.label_mode != "single" or prepared.base.family == "encoder":
         return {}
     train = prepared.loaded.split.train
     learn, ask = (model.embed([question(e) for e in part]).numpy() for part in (train, test))
@@ -166,12 +165,12 @@ def fit_calibration(prepared: TrainingContext, model: LocalModel) -> None:
 
     Nothing is set where nothing can be calibrated: no labels, several a row, no validation rows.
     """
-    for name, part in prepared.parts.items():
-        asked = model.at(name)
-        fit_calibration(part, asked)
-        model.temperatures = {**model.temperatures, name: asked.temperature}
-        if asked.threshold is not None:
-            model.thresholds = {**model.thresholds, name: asked.threshold}
+    for name, task in prepared.subtasks.items():
+        view = model.at(name)
+        fit_calibration(task, view)
+        model.temperatures = {**model.temperatures, name: view.temperature}
+        if view.threshold is not None:
+            model.thresholds = {**model.thresholds, name: view.threshold}
     validation = prepared.loaded.split.validation
     if not _calibrates(prepared):
         return
@@ -188,8 +187,7 @@ def reliability(prepared: TrainingContext, model: LocalModel, tuned: AnswerSet) 
     if not _calibrates(prepared):
         return None
     objective, truth = prepared.recipe.objective, _places(prepared, prepared.test)
-    assert isinstance(objective, Classify)
-    after = np.array([[row[label] for label in objective.labels] for row in tuned.probabilities])
+    after = np.array([[row[label] for label in objective.known_labels] for row in tuned.probabilities])
     logits = model.temperature * np.log(np.maximum(after, 1e-300))  # up to a constant in each row
     before, right = calibration.softmax(logits), after.argmax(axis=1) == truth
     curve = calibration.coverage_curve(after.max(axis=1), right)
@@ -208,33 +206,31 @@ def reliability(prepared: TrainingContext, model: LocalModel, tuned: AnswerSet) 
 
 
 def _calibrates(prepared: TrainingContext) -> bool:
-    objective = prepared.recipe.objective
-    return isinstance(objective, Classify) and not objective.multi and bool(prepared.loaded.split.validation)
+    return prepared.recipe.objective.label_mode == "single" and bool(prepared.loaded.split.validation)
 
 
 def _places(prepared: TrainingContext, examples: Sequence[Example]) -> NDArray[np.int64]:
     """[N]: each row's label as its place in the objective's list."""
-    objective = prepared.recipe.objective
-    assert isinstance(objective, Classify)
-    return np.array([objective.labels.index(label) for label in reference_answers(examples)])
+    labels = prepared.recipe.objective.known_labels
+    return np.array([labels.index(label) for label in reference_answers(examples)])
 
 
 def style_report(
-    prepared: TrainingContext, sides: tuple[AnswerSet, AnswerSet], test: Sequence[Example]
+    prepared: TrainingContext, test: Sequence[Example], *, base: AnswerSet, tuned: AnswerSet
 ) -> Style | None:
     """How near both models' answers are to the people's: discriminator, the recipe's rules, habits."""
-    if isinstance(prepared.recipe.objective, Classify):
+    if prepared.recipe.objective.produces == "labels":
         return None
     wanted = reference_answers(test)
     rules, rows = style.rules_of(prepared.recipe.style), columns(prepared.recipe, test)
-    texts = (sides[0].given, sides[1].given, wanted)
+    texts = (base.given, tuned.given, wanted)
     rates = [style.rule_rates(part, rules, rows) for part in texts]
-    finished = (sides[0].finished, sides[1].finished, [True] * len(wanted))
+    finished = (base.finished, tuned.finished, [True] * len(wanted))
     found = [asdict(style.habits(part, finished=ends)) for part, ends in zip(texts, finished, strict=True)]
     enough = len(wanted) >= style.FEWEST_PAIRS
     return Style(
-        auc_base=style.discriminator_auc(sides[0].given, wanted) if enough else None,
-        auc_tuned=style.discriminator_auc(sides[1].given, wanted) if enough else None,
+        auc_base=style.discriminator_auc(base.given, wanted) if enough else None,
+        auc_tuned=style.discriminator_auc(tuned.given, wanted) if enough else None,
         rules={rule.name: _three([rate[rule.name] for rate in rates]) for rule in rules},
         habits={name: _three([float(side[name]) for side in found]) for name in found[0]},
     )

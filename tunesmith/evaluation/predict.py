@@ -40,10 +40,9 @@ class AnswerSet:
 
 def prompt_templates_for(objective: AnyObjective, family: str) -> tuple[str, ...]:
     """The ways to put the question among which the base's is chosen; none where it is a probe or read as it is."""
-    if isinstance(objective, Instruct):
+    if objective.label_mode is None:
         return PLAIN_WORDINGS
-    words = isinstance(objective, Classify) and family == "decoder" and not objective.multi
-    return ("", *WORDINGS) if words else ()
+    return ("", *WORDINGS) if objective.label_mode == "single" and family == "decoder" else ()
 
 
 def reference_answers(examples: Sequence[Example]) -> list[str]:
@@ -67,7 +66,7 @@ def subsample(examples: Sequence[Example], count: int, seed: int) -> list[Exampl
 def answer(model: LocalModel, examples: Sequence[Example]) -> AnswerSet:
     """What a model answers to these rows."""
     began = time.perf_counter()
-    if isinstance(model.objective, Classify):
+    if model.objective.produces == "labels":
         found = model.classify([example.text for example in examples if isinstance(example, LabelledText)])
         given = [LABEL_BREAK.join(sorted(one.labels)) for one in found]
         return AnswerSet(given, "", time.perf_counter() - began, probabilities=[one.probabilities for one in found])
@@ -89,7 +88,7 @@ class BaseModelPrompter:
     def model(self, wording: str = "") -> LocalModel:
         """The base, asked in this wording."""
         objective = self.objective
-        if isinstance(objective, Classify) and self.policy.family == "decoder":
+        if objective.produces == "labels" and self.policy.family == "decoder":
             objective = objective.model_copy(update={"output": "words"})
         return LocalModel(self.policy, self.template, objective, self.limit, wording)
 
@@ -127,14 +126,13 @@ class BaseModelPrompter:
         ask = model.embed([question(e) for e in test]).numpy()
         seconds = time.perf_counter() - began  # as any other model's: what is learned before and after is not counted
         labels = [e.labels for e in train if isinstance(e, LabelledText)]
-        assert isinstance(self.objective, Classify)
         metric = self.objective.probe_metric
-        if not self.objective.multi:
+        if self.objective.label_mode == "single":
             given = linear_probe(learn, [LABEL_BREAK.join(found) for found in labels], ask, metric=metric)
         else:
             columns = {
                 label: _yes(label, labels, lambda y: linear_probe(learn, y, ask, metric=metric))
-                for label in self.objective.labels
+                for label in self.objective.known_labels
             }
             given = [
                 LABEL_BREAK.join(sorted(la for la in columns if columns[la][i] == "yes")) for i in range(len(test))

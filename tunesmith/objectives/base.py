@@ -47,6 +47,10 @@ class Learner(ABC):
         """Return the prepared micro-batches of a step with what depends on all of them, as KTO's KL estimate does."""
         return list(batches)
 
+    def scaled(self, batches: Sequence[Batch]) -> list[Batch]:
+        """Return the micro-batches of a step with the weight of each one's loss, which depends on the whole step."""
+        return list(batches)
+
     @abstractmethod
     def units(self, batch: Batch) -> int:
         """Return the number of units that the loss of a prepared batch sums over: learned tokens, rows or pairs."""
@@ -137,6 +141,14 @@ class Objective(BaseModel, ABC):
     @property
     def task_weights(self) -> Mapping[str, float]:
         """Return the weight of every task in the loss of a step."""
+        return {SINGLE_TASK: 1.0}
+
+    def task_shares(self, sizes: Mapping[str, int]) -> Mapping[str, float]:
+        """Return the fraction of a step's rows that each task gets.
+
+        Args:
+            sizes: number of training rows of each task.
+        """
         return {SINGLE_TASK: 1.0}
 
     def with_task_objectives(self, objectives: Mapping[str, Objective]) -> Objective:

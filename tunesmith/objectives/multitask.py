@@ -130,7 +130,7 @@ class Multitask(Objective):
         tasks = {name: part.model_copy(update={"data": TaskRows()}) for name, part in self.tasks.items()}
         return self.model_copy(update={"tasks": tasks})
 
-    def shares(self, sizes: Mapping[str, int]) -> dict[str, float]:
+    def task_shares(self, sizes: Mapping[str, int]) -> dict[str, float]:
         """Return the fraction of a step's rows that each task gets.
 
         Args:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -28,6 +28,8 @@ from tunesmith.training.train_state import (
     save_best,
 )
 
+T = TypeVar("T")
+
 
 class StepBatches(Protocol):
     """The training rows, step by step."""
@@ -47,6 +49,8 @@ class ValidationResult:
 
     loss: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    task_losses: Mapping[str, float] = field(default_factory=dict)  # by task
+    gradient_cosines: Mapping[tuple[str, str], float] = field(default_factory=dict)  # by pair of tasks
 
 
 class Trainer:
@@ -218,7 +222,9 @@ class Trainer:
         self.policy.train(False)
         result = self.validate()
         state.validation_pending = False
-        self.callbacks.on_event(Validated(state.step, result.loss, result.metrics))
+        self.callbacks.on_event(
+            Validated(state.step, result.loss, result.metrics, result.task_losses, result.gradient_cosines)
+        )
         if result.loss < state.best:
             state.best = result.loss
             state.best_step = state.step
@@ -227,6 +233,24 @@ class Trainer:
         else:
             state.bad_validations += 1
             state.stopped_early = state.bad_validations >= self.plan.patience
+
+
+def retry_smaller(step: Callable[[], T], halve: Callable[[], bool]) -> T:
+    """Repeat a computation in smaller batches until memory holds it.
+
+    Args:
+        step: computes in the present batch size.
+        halve: halves that size and returns whether that was possible.
+
+    Returns:
+        The result of the first `step` that does not run out of memory.
+    """
+    while True:
+        try:
+            return step()
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or not halve():
+                raise
 
 
 def step(

@@ -1,4 +1,4 @@
-"""What a head of labels begins as: a linear probe. Letters: N rows, D hidden, K labels."""
+"""Initialize classification heads from a linear probe. Letters: N rows, D hidden width, K labels."""
 
 from __future__ import annotations
 
@@ -15,75 +15,86 @@ from tunesmith.models.batch import collate, split_by_tokens
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify
 from tunesmith.training.batches import tokens_of
-from tunesmith.training.prepare import ONLY_TASK, TrainingContext
+from tunesmith.training.prepare import TrainingContext
 
-# A beginning need not have seen all rows.
+# Rows that the probe is fitted on; it is only a starting point.
 MOST_ROWS = 2000
 
 
 def init_heads_from_probe(prepared: TrainingContext, policy: Policy, on_event: EventHandler) -> None:
-    """Let each head of labels begin as a linear probe of what the network says before any step.
+    """Set the weights of every classification head to a linear probe of the network before any step.
 
-    A head of zeros pulls the network out of shape until it has learned what a probe knows (Kumar et al. 2022, arXiv
-    2202.10054): few rows then leave an encoder behind its own probe.
+    A head of zeros distorts the network until it has learned what a probe knows (Kumar et al. 2022, arXiv
+    2202.10054); with few rows an encoder then scores below its own probe.
+
+    Args:
+        prepared: the run.
+        policy: its policy, with new heads.
+        on_event: receives the stage.
     """
-    whole = prepared.recipe.objective
-    for name, one in (prepared.parts or {ONLY_TASK: prepared}).items():
-        objective = one.recipe.objective
-        if not isinstance(objective, Classify) or objective.output == "words":
+    for name, task in prepared.tasks.items():
+        objective = task.recipe.objective
+        if not isinstance(objective, Classify) or not objective.has_label_head:
             continue
-        seen = whole.task_policy(policy, name)
-        on_event(StageStarted("a linear probe, for the head to begin as"))
-        states, targets = _states(one, seen)
-        weight, bias = (_several if objective.multi else _one)(states, targets, objective)
-        assert seen.head is not None
-        seen.head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+        view = prepared.recipe.objective.task_policy(policy, name)
+        assert view.head is not None
+        on_event(StageStarted("initializing the head from a linear probe"))
+        states, targets = _states_and_targets(task, view)
+        if objective.multi:
+            weight, bias = _multi_label_probe(states, targets)
+        else:
+            weight, bias = _single_label_probe(states, targets, objective)
+        view.head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
 
 
 @torch.no_grad()
-def _states(prepared: TrainingContext, policy: Policy) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """[N, D] pooled states and [N, K] labels of the training rows, or of so many of them."""
+def _states_and_targets(task: TrainingContext, policy: Policy) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return pooled states [N, D] and labels [N, K] of at most MOST_ROWS training rows."""
     policy.train(False)
-    rows = prepared.train
+    rows = task.train
     if len(rows) > MOST_ROWS:
-        rows = random.Random(prepared.recipe.seed).sample(rows, MOST_ROWS)
+        rows = random.Random(task.recipe.seed).sample(rows, MOST_ROWS)
     sizes = [row.size for row in rows]
-    found = np.empty((len(rows), policy.hidden), dtype=np.float32)
-    for numbers in split_by_tokens(
-        sorted(range(len(rows)), key=lambda row: -sizes[row]), sizes, tokens_of(prepared.recipe)
-    ):
-        batch = collate([rows[i] for i in numbers]).to(policy.device)
-        found[numbers] = policy.pooled(batch).float().cpu().numpy()
-    return found, np.array([row.label for row in rows], dtype=np.float32)
+    order = sorted(range(len(rows)), key=lambda row: -sizes[row])
+    states = np.empty((len(rows), policy.hidden), dtype=np.float32)
+    for indices in split_by_tokens(order, sizes, tokens_of(task.recipe)):
+        batch = collate([rows[i] for i in indices]).to(policy.device)
+        states[indices] = policy.pooled(batch).float().cpu().numpy()
+    return states, np.array([row.label for row in rows], dtype=np.float32)
 
 
-Numbers = tuple[NDArray[np.float64], NDArray[np.float64]]
-
-
-def _one(states: NDArray[np.float32], targets: NDArray[np.float32], objective: Classify) -> Numbers:
-    """[K, D] and [K] for rows of one label each."""
+def _single_label_probe(
+    states: NDArray[np.float32], targets: NDArray[np.float32], objective: Classify
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weight [K, D] and bias [K]; labels without a row get the bias of an unseen label."""
     fit = fit_linear(states, [objective.labels[i] for i in targets.argmax(axis=1)], metric=objective.probe_metric)
     weight = np.zeros((len(objective.labels), states.shape[1]))
-    bias = np.full(len(objective.labels), -_sure(states))
-    places = [objective.labels.index(label) for label in fit.labels]
-    weight[places], bias[places] = fit.weight, fit.bias
+    bias = np.full(len(objective.labels), -_laplace_logit(states))
+    indices = [objective.labels.index(label) for label in fit.labels]
+    weight[indices] = fit.weight
+    bias[indices] = fit.bias
     if objective.shares and not fit.balanced:
-        bias -= np.log(objective.shares)  # which learning adds
+        bias -= np.log(objective.shares)  # the loss adds it
     return weight, bias
 
 
-def _several(states: NDArray[np.float32], targets: NDArray[np.float32], objective: Classify) -> Numbers:
-    """[K, D] and [K] for rows of several labels: each label against its absence, by a strength that suits most."""
-    weight, bias = np.zeros((len(objective.labels), states.shape[1])), np.zeros(len(objective.labels))
-    for place, column in enumerate(targets.T):
+def _multi_label_probe(
+    states: NDArray[np.float32], targets: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return weight [K, D] and bias [K]: one probe per label against its absence, at a fixed regularization."""
+    count = targets.shape[1]
+    weight = np.zeros((count, states.shape[1]))
+    bias = np.zeros(count)
+    for index, column in enumerate(targets.T):
         fit = fit_linear(states, ["yes" if has else "no" for has in column], tries=False)
         if len(fit.labels) == 2:
-            weight[place], bias[place] = np.diff(fit.weight, axis=0)[0], np.diff(fit.bias)[0]
+            weight[index] = np.diff(fit.weight, axis=0)[0]
+            bias[index] = np.diff(fit.bias)[0]
         else:
-            bias[place] = _sure(states) if fit.labels == ("yes",) else -_sure(states)
+            bias[index] = _laplace_logit(states) if fit.labels == ("yes",) else -_laplace_logit(states)
     return weight, bias
 
 
-def _sure(states: NDArray[np.float32]) -> float:
-    """The logit of what all of N rows have: one more may have been without (Laplace's rule)."""
+def _laplace_logit(states: NDArray[np.float32]) -> float:
+    """Return the logit of a property that all N rows have, by Laplace's rule of succession."""
     return math.log(len(states) + 1)

@@ -20,12 +20,13 @@ from tunesmith.models.loading.checkpoint import find_folder, load_tensors, save_
 from tunesmith.models.mlm_head import own_head
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Domain
+from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.training.batches import Batches
 from tunesmith.training.callbacks import Callbacks
 from tunesmith.training.fit import Trainer, ValidationResult
 from tunesmith.training.optim import HEAD_RATE, TrainingPlan, make_plan
 from tunesmith.training.prepare import TrainingContext
-from tunesmith.training.train import validation_loss
+from tunesmith.training.train import learner_of, validation_losses
 
 # Fewer steps would leave the base behind where it can be, and its tuning would look better than it is.
 FEWEST_STEPS = 300
@@ -83,16 +84,15 @@ def _trained(prepared: TrainingContext, out: Path, callbacks: Callbacks) -> dict
     policy.head = prepared.recipe.objective.head(policy)
     assert policy.head is not None
     batches = Batches(prepared, prepared.train)
-    objective = prepared.recipe.objective
-    assert isinstance(objective, Domain)
+    learner = learner_of(prepared)
     Trainer(
         policy,
-        objective,
+        learner,
         batches,
         plan=_plan(prepared, policy),
         folder=out / "base_head_checkpoints",
         callbacks=callbacks,
-        validate=lambda: ValidationResult(validation_loss(prepared, policy)),
+        validate=lambda: ValidationResult(validation_losses(prepared, policy, {SINGLE_TASK: learner})[SINGLE_TASK]),
     ).run()
     return {name: value.detach().clone() for name, value in policy.head.state_dict().items()}
 

@@ -1,110 +1,122 @@
-"""Several tasks in one run: what each loses, alone and beside the others, and how far they pull apart."""
+"""Losses and gradients of the tasks of a multitask run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
-from tunesmith.models.loading.device import out_of_memory
+from tunesmith.events import gradient_cosine_key, task_loss_key
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Multitask
+from tunesmith.objectives.base import Learner
 from tunesmith.training.batches import Batches, mixture_of
-from tunesmith.training.fit import prepare_batches
+from tunesmith.training.fit import prepare_batches, retry_smaller
 from tunesmith.training.journal import Journal
 from tunesmith.training.prepare import TrainingContext
 
-# Rows of each task whose gradients are compared, the same ones each time, and how many of them run at once.
-ROWS_COMPARED, BATCH_SIZE = 16, 4
-# What begins the name of a task's validation loss in the journal, and of the cosine of two tasks' gradients.
-TASK_LOSS_PREFIX, GRADIENT_COSINE_PREFIX, TASK_SEPARATOR = "validation_loss of ", "gradients of ", " and "
+# Rows of each task whose gradients are compared, the same at each validation, and rows of one backward pass.
+ROWS_COMPARED = 16
+BATCH_SIZE = 4
+# Gradient values that are compared: all of an adapter, every n-th of a whole network, of which one gradient per task
+# would need the memory of its weights.
+MAX_GRADIENT_VALUES = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TaskMetrics:
+    """Losses of the tasks and cosines of their gradients, [-1, 1], at one validation."""
+
+    step: int
+    losses: Mapping[str, float]  # by task
+    gradient_cosines: Mapping[tuple[str, str], float]  # by pair of tasks
+
+
+def read_task_metrics(journal: Journal, prepared: TrainingContext) -> tuple[TaskMetrics, ...]:
+    """Read the metrics of all validations that the training log has, those before an interruption included."""
+    losses = {name: task_loss_key(name) for name in prepared.tasks}
+    cosines = {pair: gradient_cosine_key(*pair) for pair in combinations(prepared.tasks, 2)}
+    return tuple(
+        TaskMetrics(
+            record["step"],
+            {name: record[key] for name, key in losses.items() if key in record},
+            {pair: record[key] for pair, key in cosines.items() if key in record},
+        )
+        for record in journal.read()
+        if any(key in record for key in (*losses.values(), *cosines.values()))
+    )
 
 
 def single_task_contexts(prepared: TrainingContext) -> dict[str, TrainingContext]:
-    """Each task as a run by itself that sees as many of its rows as the run of all of them does."""
+    """Return each task as a run of its own that uses as many rows of the task as the multitask run does."""
     mixture = mixture_of(prepared, tokens=1)
     schedule = prepared.recipe.schedule
     steps = max(1, round(schedule.epochs * -(-len(prepared.train) // schedule.batch_rows)))
-    found = {}
-    for task, (name, part) in enumerate(prepared.parts.items()):
-        epochs = mixture.drawn(task, steps) / len(part.train)
-        recipe = part.recipe.model_copy(update={"schedule": schedule.model_copy(update={"epochs": epochs})})
-        found[name] = replace(part, recipe=recipe)
-    return found
+    contexts = {}
+    for index, (name, task) in enumerate(prepared.tasks.items()):
+        epochs = mixture.drawn(index, steps) / len(task.train)
+        recipe = task.recipe.model_copy(update={"schedule": schedule.model_copy(update={"epochs": epochs})})
+        contexts[name] = replace(task, recipe=recipe)
+    return contexts
 
 
-# Numbers that two tasks' gradients are compared by: all of an adapter's, some of a whole network's, which would take
-# the memory of its weights for each task.
-MOST_NUMBERS = 20_000_000
+def mean_loss(prepared: TrainingContext, losses: Mapping[str, float]) -> float:
+    """Return the mean of the tasks' losses by their weights, as in training; it selects the best checkpoint."""
+    weights = prepared.recipe.objective.task_weights
+    return sum(weights[name] * loss for name, loss in losses.items()) / sum(weights[name] for name in losses)
 
 
-def losses(
-    prepared: TrainingContext, policy: Policy, one: Callable[[TrainingContext, Policy], float]
-) -> dict[str, float]:
-    """Each task's validation loss by `one`; of those that have validation rows."""
-    objective = prepared.recipe.objective
-    assert isinstance(objective, Multitask)
-    return {n: one(part, objective.task_policy(policy, n)) for n, part in prepared.parts.items() if part.validation}
+def gradient_cosines(
+    prepared: TrainingContext, policy: Policy, learners: Mapping[str, Learner]
+) -> dict[tuple[str, str], float]:
+    """Compute the cosine of every two tasks' gradients with respect to the shared parameters, on the same rows.
 
+    A positive cosine means that a step for one task also lowers the loss of the other, a negative one that it raises
+    it (Yu et al. 2020, arXiv 2001.06782). No gradient is left in the parameters.
 
-def mean_of(prepared: TrainingContext, found: Mapping[str, float]) -> float:
-    """The mean of the tasks' losses by their weights, as in training: the best numbers are chosen by it."""
-    objective = prepared.recipe.objective
-    assert isinstance(objective, Multitask)
-    weights = {name: objective.tasks[name].weight for name in found}
-    return sum(weights[name] * loss for name, loss in found.items()) / sum(weights.values())
+    Args:
+        prepared: the run.
+        policy: the policy in its present state.
+        learners: the learner of each task.
 
-
-def gradient_cosines(prepared: TrainingContext, policy: Policy, parts: Mapping[str, Batches]) -> dict[str, float]:
-    """The cosine of each two tasks' gradients on the numbers they share, on the same rows each time.
-
-    1: what helps one helps the other; below 0: it harms (Yu et al. 2020, arXiv 2001.06782). No gradient is left behind.
+    Returns:
+        The cosine by pair of tasks; empty for a single task.
     """
-    found = {name: _direction(prepared, policy, name, batches) for name, batches in parts.items()}
-    return {
-        f"{GRADIENT_COSINE_PREFIX}{a}{TASK_SEPARATOR}{b}": float(found[a] @ found[b]) for a, b in combinations(found, 2)
-    }
+    if len(prepared.tasks) < 2:
+        return {}
+    directions = {}
+    for name, task in prepared.tasks.items():
+        view = prepared.recipe.objective.task_policy(policy, name)
+        directions[name] = _gradient_direction(task, policy, view, learners[name])
+    return {(a, b): float(directions[a] @ directions[b]) for a, b in combinations(directions, 2)}
 
 
-def validations(beside: Sequence[Mapping[str, float]], task: str) -> list[tuple[int, float]]:
-    """(step, loss) of a task at each validation."""
-    key = f"{TASK_LOSS_PREFIX}{task}"
-    return [(int(line["step"]), line[key]) for line in beside if key in line]
-
-
-def read_task_metrics(journal: Journal) -> tuple[dict[str, float], ...]:
-    """What stands in the journal of each task, validation by validation, with its step."""
-    wanted = (TASK_LOSS_PREFIX, GRADIENT_COSINE_PREFIX)
-    found = [{k: v for k, v in line.items() if k == "step" or k.startswith(wanted)} for line in journal.read()]
-    return tuple(line for line in found if len(line) > 1)
-
-
-def _direction(prepared: TrainingContext, policy: Policy, name: str, batches: Batches) -> Tensor:
-    """The gradient of a task's mean loss over its first rows, of length one; every so many of very many numbers."""
-    objective = prepared.recipe.objective
-    assert isinstance(objective, Multitask)
+def _gradient_direction(task: TrainingContext, policy: Policy, view: Policy, learner: Learner) -> Tensor:
+    """Return the gradient of a task's loss on its first rows, scaled to length 1, [at most MAX_GRADIENT_VALUES]."""
     shared = [value for key, value in policy.trainable() if not key.startswith("head.")]
-    view, task = objective.task_policy(policy, name), objective.tasks[name].objective.make_learner()
-    every = -(-sum(value.numel() for value in shared) // MOST_NUMBERS)
+    every = -(-sum(value.numel() for value in shared) // MAX_GRADIENT_VALUES)
     total = [torch.zeros_like(value.flatten()[::every], dtype=torch.float32) for value in shared]
-    rows, at_once = range(min(ROWS_COMPARED, len(prepared.parts[name].train))), BATCH_SIZE
+    batches = Batches(task, task.train)
+    rows = range(min(ROWS_COMPARED, len(task.train)))
+    size = BATCH_SIZE
+
+    def gradients() -> tuple[Tensor | None, ...]:
+        (batch,) = prepare_batches(view, learner, [batches.of(rows[:size])])
+        with torch.enable_grad():
+            loss = learner.loss(batch, view).total
+            return torch.autograd.grad(loss, shared, allow_unused=True)
+
+    def halve() -> bool:
+        nonlocal size
+        size //= 2
+        return size > 0
+
     while rows:
-        try:
-            (batch,) = prepare_batches(view, task, [batches.of(rows[:at_once])])
-            with torch.enable_grad():
-                loss = task.loss(batch, view)
-                grads = torch.autograd.grad(loss.total, shared, allow_unused=True)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or at_once == 1:
-                raise
-            at_once //= 2
-            continue
-        rows = rows[at_once:]
-        for sum_, grad in zip(total, grads, strict=True):
-            if grad is not None:
-                sum_.add_(grad.flatten()[::every])
+        for accumulated, gradient in zip(total, retry_smaller(gradients, halve), strict=True):
+            if gradient is not None:
+                accumulated.add_(gradient.flatten()[::every])
+        rows = rows[size:]
     flat = torch.cat(total)
     return flat.div_(flat.norm().clamp(min=1e-12))

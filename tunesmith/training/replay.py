@@ -27,7 +27,6 @@ from tunesmith.events import EventHandler, Note, StageStarted
 from tunesmith.models.generation.generate import generate
 from tunesmith.models.generation.sampling import Sampling
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Domain
 from tunesmith.training.prepare import TrainingContext, encode_all, general_texts
 
 # A rise of general text up to so many nats per token, and the share of general rows that is worth having then: one in
@@ -84,7 +83,7 @@ SPARE = 4
 def general_rows(prepared: TrainingContext) -> int:
     """General rows that each pass gets beside the rows of one task."""
     share = prepared.recipe.replay.share
-    return max(1, round(len(prepared.train) * share / (1 - share))) if share and not prepared.parts else 0
+    return max(1, round(len(prepared.train) * share / (1 - share))) if share and len(prepared.tasks) == 1 else 0
 
 
 def _noted(prepared: TrainingContext, note: str, on_event: EventHandler) -> TrainingContext:
@@ -98,7 +97,7 @@ def lost_too_much(recipe: Recipe, rise: float) -> tuple[str, ...]:
 
     `rise` is in nats a token.
     """
-    if not isinstance(recipe.objective, Domain):
+    if recipe.objective.produces != "likelihood":
         return ()
     share = next(share for most, share in SHARES if rise <= most)
     if not share:

@@ -8,7 +8,7 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +23,7 @@ from tunesmith.inference.saved_model import find_model, load, read_manifest
 from tunesmith.metrics.style import habits
 from tunesmith.models.batch import StepMetrics
 from tunesmith.models.loading.checkpoint import MANIFEST
-from tunesmith.objectives import Reward, Rl
+from tunesmith.objectives import Rl
 
 MAX_SHOWN_CHARS = 60
 LARGEST = 1e30  # training counts in single precision
@@ -32,8 +32,8 @@ _IMPORTED: dict[str, tuple[int, ModuleType]] = {}  # place -> when its file was 
 
 def check_reward(recipe: Recipe) -> None:
     """Raise RecipeError where an `rl` recipe names no reward that can be found."""
-    if isinstance(recipe.objective, Rl):
-        scorer_of(recipe.objective)
+    if recipe.objective.samples_completions:
+        scorer(recipe.objective.rewards, key="objective.reward")
 
 
 def scorer_of(objective: Rl) -> Scorer:
@@ -41,7 +41,7 @@ def scorer_of(objective: Rl) -> Scorer:
     return scorer(objective.reward, key="objective.reward")
 
 
-def scorer(reward: str | dict[str, float], *, key: str) -> Scorer:
+def scorer(reward: str | Mapping[str, float], *, key: str) -> Scorer:
     """What a key of a recipe names to score answers. Raises RecipeError for what cannot be found.
 
     A Python function gets one `Completion` and gives a number; naming it runs its module. The scorer raises RewardError
@@ -90,7 +90,7 @@ def digests(names: Iterable[str]) -> dict[str, str]:
     return {name: sha256_of_file(file) for name, file in files.items() if file.is_file()}
 
 
-def _check_weights(named: dict[str, float], key: str) -> None:
+def _check_weights(named: Mapping[str, float], key: str) -> None:
     """Nothing for weights that each count, of things that are named once. Raises RecipeError."""
     if not any(named.values()):
         raise RecipeError(f"{key}: all weights are 0, so every answer is as good as any; give one that counts")
@@ -119,7 +119,7 @@ def _run(name: str, key: str, digest: str) -> Scorer:
         cure = "name a run of objective: reward, or a Python function as module:function"
         raise RecipeError(f"{key}: {name!r} is no run here; {cure}")
     about = read_manifest(find_model(name))
-    if not isinstance(about.objective, Reward):
+    if about.objective.produces != "score":
         raise RecipeError(f"{key}: {name} was tuned to {about.objective.kind}; name a run of objective: reward")
 
     @cache

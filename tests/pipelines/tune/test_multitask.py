@@ -249,8 +249,8 @@ def test_alarms_are_of_every_task_and_all_else_beside_the_scores_of_the_first():
         def __init__(self, worth: Diagnostics) -> None:
             self.found = worth
 
-        def worth(self, prepared: Any, model: Any, sides: Any) -> Diagnostics:
-            assert sides == (f"base {prepared}", f"tuned {prepared}")
+        def diagnose(self, prepared: Any, model: Any, *, base: Any, tuned: Any) -> Diagnostics:
+            assert (base, tuned) == (f"base {prepared}", f"tuned {prepared}")
             assert model == f"model of {prepared}"
             return self.found
 
@@ -263,7 +263,7 @@ def test_alarms_are_of_every_task_and_all_else_beside_the_scores_of_the_first():
         {"a": Part(Diagnostics(style=style[0])), "b": Part(Diagnostics(style=style[1], warnings=("longer",)))}
     )
     said = [PredictionsByTask({name: f"{side} {name}" for name in "ab"}) for side in ("base", "tuned")]
-    found = yardstick.diagnose(SimpleNamespace(parts={"a": "a", "b": "b"}), Model(), (said[0], said[1]))
+    found = yardstick.diagnose(SimpleNamespace(tasks={"a": "a", "b": "b"}), Model(), base=said[0], tuned=said[1])
     assert found == Diagnostics(style=style[0], warnings=("b: longer",))
 
 
@@ -279,7 +279,7 @@ def test_a_tasks_own_model_is_gone_before_the_next_is_made():
         return model
 
     class Part:
-        def tuned(self, model: Model) -> str:
+        def predict(self, model: Model) -> str:
             return "said"
 
     assert MultitaskEvaluator({"a": Part(), "b": Part(), "c": Part()}).gathered(made).parts == dict.fromkeys(

@@ -37,6 +37,10 @@ class Split:
     removed: int
     notes: tuple[str, ...]
 
+    def examples(self) -> list[Example]:
+        """Return the examples of all parts."""
+        return [*self.train, *self.validation, *self.test]
+
 
 def split(examples: Sequence[Example], *, validation: float, test: float, seed: int) -> Split:
     """Split examples by group, else stratified by label; the same seed gives the same split.

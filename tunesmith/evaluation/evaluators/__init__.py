@@ -1,4 +1,4 @@
-"""How each kind of objective is measured. The visible table."""
+"""The evaluator of each kind of objective. The visible table."""
 
 from typing import Any
 
@@ -19,10 +19,10 @@ EVALUATORS: dict[str, type[Evaluator[Any]]] = {
 }
 
 
-def evaluator_for(eval_set: EvalSet) -> Evaluator[Any]:
-    """What measures models on these rows."""
-    if eval_set.parts:
-        return MultitaskEvaluator({name: evaluator_for(part) for name, part in eval_set.parts.items()})
+def evaluator_for(eval_set: EvalSet[Any]) -> Evaluator[Any]:
+    """Return the evaluator of the objective of these rows."""
+    if eval_set.subtasks:
+        return MultitaskEvaluator({name: evaluator_for(task) for name, task in eval_set.subtasks.items()})
     return EVALUATORS[eval_set.objective.kind](eval_set)
 
 

@@ -49,8 +49,7 @@ class AnswerEvaluator:
 
     shape: ClassVar[type[Any]] = AnswerPredictions
 
-    def __init__(self, eval_set: EvalSet) -> None:
-        assert isinstance(eval_set.objective, Classify | Instruct)
+    def __init__(self, eval_set: EvalSet[Classify | Instruct]) -> None:
         self._objective = eval_set.objective
         self._examples = list(eval_set.examples)
         self._limit = eval_set.limit
@@ -70,9 +69,9 @@ class AnswerEvaluator:
     def compare(self, base: AnswerPredictions, tuned: AnswerPredictions, *, name: str) -> list[TaskScore]:
         """Base against tuned by the headline and what is reported beside it."""
         right, clusters = reference_answers(self._examples), groups_of(self._examples)
-        sides = (base.answers.given, tuned.answers.given)
-        wanted = (metric for metric in self._metrics() if metric not in ALONE_ONLY)
-        return [task_score(metric, right, sides, name=name, groups=clusters) for metric in wanted]
+        answers = (base.answers.given, tuned.answers.given)
+        metrics = (metric for metric in self._metrics() if metric not in ALONE_ONLY)
+        return [task_score(metric, right, answers, name=name, groups=clusters) for metric in metrics]
 
     def score(self, said: AnswerPredictions, *, name: str) -> list[Score]:
         """One side by all metrics."""
@@ -82,11 +81,12 @@ class AnswerEvaluator:
     def compare_arms(
         self,
         task: TaskScore,
-        sides: tuple[AnswerPredictions, AnswerPredictions],
+        *,
+        base: AnswerPredictions,
+        tuned: AnswerPredictions,
         controls: Mapping[str, AnswerPredictions],
     ) -> tuple[list[ArmScore], list[ArmScore]]:
         """The base, the cheap ways and the controls beside the tuned answers."""
-        base, tuned = sides
         meaningless = {**base.controls, **{name: said.answers.given for name, said in controls.items()}}
         ways = {BASE: base.answers.given, **base.ways, **meaningless}
         details = {BASE: base.answers.how, **DETAILS}
@@ -111,11 +111,13 @@ class AnswerEvaluator:
         return found
 
     def diagnose(
-        self, prepared: TrainingContext, model: LocalModel, sides: tuple[AnswerPredictions, AnswerPredictions]
+        self, prepared: TrainingContext, model: LocalModel, *, base: AnswerPredictions, tuned: AnswerPredictions
     ) -> Diagnostics:
         """How far stated probabilities hold, or how near written answers are to people's."""
-        base, tuned = (side.answers for side in sides)
-        return Diagnostics(reliability(prepared, model, tuned), style_report(prepared, (base, tuned), self._examples))
+        return Diagnostics(
+            reliability(prepared, model, tuned.answers),
+            style_report(prepared, self._examples, base=base.answers, tuned=tuned.answers),
+        )
 
     def _metrics(self) -> tuple[str, ...]:
         metric = self._objective.metric

@@ -1,54 +1,68 @@
-"""What measures a model: one for each kind of objective, the same for base and tuned, on the same frozen rows."""
+"""What an evaluator is: one per kind of objective, the same for base and tuned model, on the same held-out rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from tunesmith.config import AnyObjective
 from tunesmith.data.examples.types import Example
 from tunesmith.evaluation.results import Calibration, PreferenceDiagnostics, RewardDiagnostics, Style
 from tunesmith.inference.local_model import LocalModel
 from tunesmith.metrics.task_scores import ArmScore, Score, TaskScore
 from tunesmith.models.policy import Policy
+from tunesmith.objectives.base import SINGLE_TASK, Objective
 from tunesmith.training.prepare import TrainingContext
 
 
 class Predictions(Protocol):
-    """What a model said to the test rows: a shape that pydantic can write and read."""
+    """What a model output for the evaluation rows, in a form that pydantic can write and read."""
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """Return how long the model took."""
         ...
 
 
+O_co = TypeVar("O_co", bound=Objective, covariant=True)
 S = TypeVar("S", bound=Predictions)
 
 
 @dataclass(frozen=True, slots=True)
-class EvalSet:
-    """The rows that a model is measured on: read by this objective, at most so many tokens of each."""
+class EvalSet(Generic[O_co]):
+    """The held-out rows of a run with their objective.
 
-    objective: AnyObjective
+    Args:
+        objective: encodes and scores the rows.
+        examples: the rows.
+        limit: tokens of the longest row.
+        seed: seed of masked words.
+        subtasks: multitask: the rows of each task.
+    """
+
+    objective: O_co
     examples: Sequence[Example]
     limit: int
     seed: int = 0
-    parts: Mapping[str, EvalSet] = field(default_factory=dict)  # of several tasks, each by itself
+    subtasks: Mapping[str, EvalSet[Any]] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> Mapping[str, EvalSet[Any]]:
+        """Return the rows of every task by name; a single task has the name `SINGLE_TASK`."""
+        return self.subtasks or {SINGLE_TASK: self}
 
     @classmethod
-    def of(cls, prepared: TrainingContext) -> EvalSet:
-        """The test rows of a run."""
+    def of(cls, prepared: TrainingContext) -> EvalSet[Any]:
+        """Return the test rows of a run."""
         recipe = prepared.recipe
-        parts = {name: cls.of(part) for name, part in prepared.parts.items()}
-        return cls(recipe.objective, prepared.test, recipe.data.max_tokens, recipe.seed, parts)
+        subtasks = {name: EvalSet.of(task) for name, task in prepared.subtasks.items()}
+        return EvalSet(recipe.objective, prepared.test, recipe.data.max_tokens, recipe.seed, subtasks)
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnostics:
-    """What is measured beside the scores."""
+    """What is measured besides the scores; None where it does not apply."""
 
     calibration: Calibration | None = None
     style: Style | None = None
@@ -58,38 +72,67 @@ class Diagnostics:
 
 
 class Evaluator(Protocol[S]):
-    """Measures by frozen rows. What a side said is all that it needs to know of that side."""
+    """Evaluates models on held-out rows. Scores need only the predictions, not the model."""
 
-    shape: ClassVar[type[Any]]  # of what a side said
+    shape: ClassVar[type[Any]]  # the class of the predictions
 
-    def __init__(self, eval_set: EvalSet) -> None: ...
+    def __init__(self, eval_set: EvalSet[Any]) -> None: ...
 
     def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> S:
-        """What the base says at its best, and what the cheap ways say; `out` is the run's folder."""
+        """Compute the best predictions of the base model without tuning, and those of the baselines.
+
+        Args:
+            prepared: the run.
+            policy: the base model.
+            out: the run folder.
+        """
         ...
 
     def predict(self, model: LocalModel) -> S:
-        """What any other model says."""
+        """Compute the predictions of any other model."""
         ...
 
     def compare(self, base: S, tuned: S, *, name: str) -> list[TaskScore]:
-        """Base against tuned, the headline first."""
+        """Compare base and tuned model, the headline metric first.
+
+        Args:
+            base: predictions of the base model.
+            tuned: predictions of the tuned model.
+            name: name of the task in the report.
+        """
         ...
 
-    def score(self, said: S, *, name: str) -> list[Score]:
-        """One side alone, the headline first."""
+    def score(self, predictions: S, *, name: str) -> list[Score]:
+        """Score one model, the headline metric first."""
         ...
 
     def compare_arms(
-        self, task: TaskScore, sides: tuple[S, S], controls: Mapping[str, S]
+        self, task: TaskScore, *, base: S, tuned: S, controls: Mapping[str, S]
     ) -> tuple[list[ArmScore], list[ArmScore]]:
-        """Baselines, the base first, and controls; the tuned model's gains over all of them are one family of tests."""
+        """Compare the tuned model with the baselines, the base model first, and with the controls.
+
+        Args:
+            task: the headline.
+            base: predictions of the base model.
+            tuned: predictions of the tuned model.
+            controls: predictions of each control.
+
+        Returns:
+            Baselines and controls. p-values are adjusted over all of them together.
+        """
         ...
 
-    def to_rows(self, sides: Mapping[str, S]) -> list[dict[str, Any]]:
-        """A line for each row: what was asked, what was right, and what each side, under its name, said."""
+    def to_rows(self, predictions: Mapping[str, S]) -> list[dict[str, Any]]:
+        """Return one record per row: prompt, reference, and what each named model predicted."""
         ...
 
-    def diagnose(self, prepared: TrainingContext, model: LocalModel, sides: tuple[S, S]) -> Diagnostics:
-        """What is measured beside the scores, on base and tuned."""
+    def diagnose(self, prepared: TrainingContext, model: LocalModel, *, base: S, tuned: S) -> Diagnostics:
+        """Measure what the scores do not show, for base and tuned model.
+
+        Args:
+            prepared: the run.
+            model: the tuned model.
+            base: predictions of the base model.
+            tuned: predictions of the tuned model.
+        """
         ...

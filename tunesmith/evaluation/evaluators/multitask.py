@@ -1,4 +1,4 @@
-"""Several tasks in one model, each measured by its own yardstick; the first is the headline."""
+"""Evaluation of a model of several tasks: each by its own evaluator; the first is the headline."""
 
 from __future__ import annotations
 
@@ -17,96 +17,102 @@ from tunesmith.models.policy import Policy
 from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.run_folder import task_dir
 
-# The word for what each task's own model says, tuned by itself on as many of its rows.
+# Name of the control in which each task has a model of its own, tuned on as many of its rows.
 SINGLE_TASK_MODEL = "single-task model"
 
 
 @dataclass(frozen=True, slots=True)
 class PredictionsByTask:
-    """What a model said to the rows of each task."""
+    """Predictions for the rows of each task."""
 
     parts: dict[str, AnswerPredictions | PerplexityPredictions | PairScores]
 
     @property
     def seconds(self) -> float:
-        """How long all of it took."""
-        return sum(said.seconds for said in self.parts.values())
+        """Return how long the model took for all tasks."""
+        return sum(predictions.seconds for predictions in self.parts.values())
 
 
 class MultitaskEvaluator:
-    """Measures each task by its own yardstick."""
+    """Evaluates each task by its own evaluator."""
 
     shape: ClassVar[type[Any]] = PredictionsByTask
 
-    def __init__(self, parts: Mapping[str, Evaluator[Any]]) -> None:
-        self.parts = dict(parts)
+    def __init__(self, evaluators: Mapping[str, Evaluator[Any]]) -> None:
+        self.tasks = dict(evaluators)
 
     @property
     def headline(self) -> str:
-        """The name of the first task."""
-        return next(iter(self.parts))
+        """Return the name of the first task."""
+        return next(iter(self.tasks))
 
     def evaluate_base(self, prepared: TrainingContext, policy: Policy, out: Path) -> PredictionsByTask:
-        """What the base says at its best to each task's rows."""
-        found = {}
-        for name, yardstick in self.parts.items():
-            policy.head = None  # one task's head is nothing to the next
-            found[name] = yardstick.evaluate_base(prepared.parts[name], policy, task_dir(out, name))
-        return PredictionsByTask(found)
+        """Compute the best predictions of the base model for each task."""
+        parts = {}
+        for name, evaluator in self.tasks.items():
+            policy.head = None  # the head of the task before
+            parts[name] = evaluator.evaluate_base(prepared.tasks[name], policy, task_dir(out, name))
+        return PredictionsByTask(parts)
 
     def predict(self, model: LocalModel) -> PredictionsByTask:
-        """What a model of all tasks says to each task's rows."""
-        return PredictionsByTask({name: yardstick.predict(model.at(name)) for name, yardstick in self.parts.items()})
+        """Compute the predictions of a multitask model."""
+        return PredictionsByTask({name: evaluator.predict(model.at(name)) for name, evaluator in self.tasks.items()})
 
     def gathered(self, model_of: Callable[[str], LocalModel]) -> PredictionsByTask:
-        """What each task's own model says to its rows; one is made when the one before has spoken and is gone."""
-        return PredictionsByTask({name: yardstick.predict(model_of(name)) for name, yardstick in self.parts.items()})
+        """Compute the predictions of one model per task; each is released before the next is made."""
+        return PredictionsByTask({name: evaluator.predict(model_of(name)) for name, evaluator in self.tasks.items()})
 
     def compare(self, base: PredictionsByTask, tuned: PredictionsByTask, *, name: str) -> list[TaskScore]:
-        """Base against tuned, task by task under its own name."""
+        """Compare base and tuned model, task by task under the task's own name."""
         return [
             score
-            for task, yardstick in self.parts.items()
-            for score in yardstick.compare(base.parts[task], tuned.parts[task], name=task)
+            for task, evaluator in self.tasks.items()
+            for score in evaluator.compare(base.parts[task], tuned.parts[task], name=task)
         ]
 
-    def score(self, said: PredictionsByTask, *, name: str) -> list[Score]:
-        """One side, task by task under its own name."""
-        found = ((yardstick, said.parts[task], task) for task, yardstick in self.parts.items())
-        return [score for yardstick, one, task in found for score in yardstick.score(one, name=task)]
+    def score(self, predictions: PredictionsByTask, *, name: str) -> list[Score]:
+        """Score one model, task by task under the task's own name."""
+        return [
+            score
+            for task, evaluator in self.tasks.items()
+            for score in evaluator.score(predictions.parts[task], name=task)
+        ]
 
     def compare_arms(
         self,
         task: TaskScore,
-        sides: tuple[PredictionsByTask, PredictionsByTask],
+        *,
+        base: PredictionsByTask,
+        tuned: PredictionsByTask,
         controls: Mapping[str, PredictionsByTask],
     ) -> tuple[list[ArmScore], list[ArmScore]]:
-        """The baselines of the first task; models of single tasks are compared task by task, not here."""
-        return self.baselines(self.headline, task, sides), []
+        """Compare the tuned model with the baselines of the first task; single-task models are compared by task."""
+        return self.baselines(self.headline, task, base=base, tuned=tuned), []
 
     def baselines(
-        self, name: str, task: TaskScore, sides: tuple[PredictionsByTask, PredictionsByTask]
+        self, name: str, task: TaskScore, *, base: PredictionsByTask, tuned: PredictionsByTask
     ) -> list[ArmScore]:
-        """The base and the cheap ways of one task."""
-        base, tuned = sides
-        return self.parts[name].compare_arms(task, (base.parts[name], tuned.parts[name]), {})[0]
+        """Compare the tuned model with the baselines of one task."""
+        arms, _ = self.tasks[name].compare_arms(task, base=base.parts[name], tuned=tuned.parts[name], controls={})
+        return arms
 
-    def to_rows(self, sides: Mapping[str, PredictionsByTask]) -> list[dict[str, Any]]:
-        """A line for each row of each task, which it names."""
+    def to_rows(self, predictions: Mapping[str, PredictionsByTask]) -> list[dict[str, Any]]:
+        """Return one record per row of each task, with the name of the task."""
         return [
-            {"task": task, **line}
-            for task, yardstick in self.parts.items()
-            for line in yardstick.to_rows({name: said.parts[task] for name, said in sides.items()})
+            {"task": task, **record}
+            for task, evaluator in self.tasks.items()
+            for record in evaluator.to_rows({name: by_task.parts[task] for name, by_task in predictions.items()})
         ]
 
     def diagnose(
-        self, prepared: TrainingContext, model: LocalModel, sides: tuple[PredictionsByTask, PredictionsByTask]
+        self, prepared: TrainingContext, model: LocalModel, *, base: PredictionsByTask, tuned: PredictionsByTask
     ) -> Diagnostics:
-        """What is measured beside the scores of the first task, and what of any task raises an alarm."""
-        base, tuned = sides
-        found = {
-            name: one.diagnose(prepared.parts[name], model.at(name), (base.parts[name], tuned.parts[name]))
-            for name, one in self.parts.items()
+        """Return the diagnostics of the first task, with the warnings of all tasks."""
+        results = {
+            name: evaluator.diagnose(
+                prepared.tasks[name], model.at(name), base=base.parts[name], tuned=tuned.parts[name]
+            )
+            for name, evaluator in self.tasks.items()
         }
-        alarms = tuple(f"{name}: {alarm}" for name, worth in found.items() for alarm in worth.warnings)
-        return replace(found[self.headline], warnings=alarms)
+        warnings = tuple(f"{name}: {warning}" for name, result in results.items() for warning in result.warnings)
+        return replace(results[self.headline], warnings=warnings)

@@ -50,8 +50,7 @@ class PerplexityEvaluator:
 
     shape: ClassVar[type[Any]] = PerplexityPredictions
 
-    def __init__(self, eval_set: EvalSet) -> None:
-        assert isinstance(eval_set.objective, Domain)
+    def __init__(self, eval_set: EvalSet[Domain]) -> None:
         self._objective = eval_set.objective
         self._frozen = eval_set
         self._examples = list(eval_set.examples)
@@ -97,11 +96,12 @@ class PerplexityEvaluator:
     def compare_arms(
         self,
         task: TaskScore,
-        sides: tuple[PerplexityPredictions, PerplexityPredictions],
+        *,
+        base: PerplexityPredictions,
+        tuned: PerplexityPredictions,
         controls: Mapping[str, PerplexityPredictions],
     ) -> tuple[list[ArmScore], list[ArmScore]]:
         """The base as a way among others; what the tuned model gains over it is the headline."""
-        base, _ = sides
         (alone,) = (one for one in self.score(base, name=BASE) if one.metric == task.metric)
         gain = Difference(**{name: getattr(task, name) for name in Difference.model_fields})
         return [ArmScore(**{**alone.model_dump(), "detail": base.how}, gain=gain, p_adjusted=task.p_value)], []
@@ -119,7 +119,12 @@ class PerplexityEvaluator:
         return found
 
     def diagnose(
-        self, prepared: TrainingContext, model: LocalModel, sides: tuple[PerplexityPredictions, PerplexityPredictions]
+        self,
+        prepared: TrainingContext,
+        model: LocalModel,
+        *,
+        base: PerplexityPredictions,
+        tuned: PerplexityPredictions,
     ) -> Diagnostics:
         """Nothing: texts have neither probabilities of labels nor a voice to keep to."""
         return Diagnostics()

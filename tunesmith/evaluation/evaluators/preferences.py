@@ -64,8 +64,7 @@ class PreferenceEvaluator:
 
     shape: ClassVar[type[Any]] = PairScores
 
-    def __init__(self, eval_set: EvalSet) -> None:
-        assert isinstance(eval_set.objective, Preference | Reward)
+    def __init__(self, eval_set: EvalSet[Preference | Reward]) -> None:
         self._objective = eval_set.objective
         self._examples = list(eval_set.examples)
         self._limit = eval_set.limit
@@ -78,7 +77,7 @@ class PreferenceEvaluator:
         """The base's log-probabilities, or for a reward a linear probe on its frozen states."""
         policy.train(False)
         model = LocalModel(policy, prepared.template, self._objective, self._limit)
-        if isinstance(self._objective, Reward):
+        if self._objective.produces == "score":
             return self.probe(model, prepared.loaded.split.train)
         return replace(self.predict(model), how="as it is")
 
@@ -98,7 +97,7 @@ class PreferenceEvaluator:
         began = time.perf_counter()
         told = score_answers(model, self._examples)
         seconds = time.perf_counter() - began
-        if isinstance(self._objective, Reward):
+        if self._objective.produces == "score":
             return PairScores(told, seconds)
         prompts = list(dict.fromkeys(e.prompt for e in self._examples if isinstance(e, Pair | UnpairedPreference)))[
             :WRITTEN
@@ -117,10 +116,9 @@ class PreferenceEvaluator:
         return [self._score(metric, self._told(said, metric), name=name) for metric in self._metrics()]
 
     def compare_arms(
-        self, task: TaskScore, sides: tuple[PairScores, PairScores], controls: Mapping[str, PairScores]
+        self, task: TaskScore, *, base: PairScores, tuned: PairScores, controls: Mapping[str, PairScores]
     ) -> tuple[list[ArmScore], list[ArmScore]]:
         """The base, the longer answer and the controls beside the tuned model."""
-        base, tuned = sides
         ways = {BASE: self._told(base, task.metric), LONGER: self._longer()}
         ways |= {name: self._told(said, task.metric) for name, said in controls.items()}
         right = self._told(tuned, task.metric)
@@ -157,12 +155,12 @@ class PreferenceEvaluator:
         return found
 
     def diagnose(
-        self, prepared: TrainingContext, model: LocalModel, sides: tuple[PairScores, PairScores]
+        self, prepared: TrainingContext, model: LocalModel, *, base: PairScores, tuned: PairScores
     ) -> Diagnostics:
         """Margins, what length has to do with it, and what the answers in own words have become."""
-        facts = self._facts(sides)
+        facts = self._facts((base, tuned))
         return Diagnostics(
-            calibration=self._calibration(sides[1]), preference_diagnostics=facts, warnings=find_warnings(facts)
+            calibration=self._calibration(tuned), preference_diagnostics=facts, warnings=find_warnings(facts)
         )
 
     def _facts(self, sides: tuple[PairScores, PairScores]) -> PreferenceDiagnostics:
@@ -185,7 +183,7 @@ class PreferenceEvaluator:
 
     def _calibration(self, tuned: PairScores) -> Calibration | None:
         """How far the probability that a reward gives the preferred answer can be believed."""
-        if not isinstance(self._objective, Reward):
+        if self._objective.produces != "score":
             return None
         lead = -np.diff(self._table(tuned))[:, 0]
         sure = 1 / (1 + np.exp(-np.abs(lead)))
@@ -203,7 +201,7 @@ class PreferenceEvaluator:
 
     def _metrics(self) -> tuple[str, ...]:
         metric = self._objective.metric
-        return (metric,) if isinstance(self._objective, Reward) else (metric, SUMMED[metric])
+        return (metric,) if self._objective.produces == "score" else (metric, SUMMED[metric])
 
     def _told(self, said: PairScores, metric: str) -> FloatArray:
         """[N]: whether each pair is told as people told it, or what the answer with a thumb is worth."""

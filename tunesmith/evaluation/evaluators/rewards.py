@@ -58,8 +58,7 @@ class RewardEvaluator:
 
     shape: ClassVar[type[Any]] = RewardedCompletions
 
-    def __init__(self, eval_set: EvalSet) -> None:
-        assert isinstance(eval_set.objective, Rl)
+    def __init__(self, eval_set: EvalSet[Rl]) -> None:
         self._objective = eval_set.objective
         self._exercises = [example for example in eval_set.examples if isinstance(example, RLPrompt)]
         self._limit = eval_set.limit
@@ -103,11 +102,12 @@ class RewardEvaluator:
     def compare_arms(
         self,
         task: TaskScore,
-        sides: tuple[RewardedCompletions, RewardedCompletions],
+        *,
+        base: RewardedCompletions,
+        tuned: RewardedCompletions,
         controls: Mapping[str, RewardedCompletions],
     ) -> tuple[list[ArmScore], list[ArmScore]]:
         """The base and the controls, each against the tuned model by what their answers earn."""
-        base, tuned = sides
         ways = {BASE: base.rewards, **{name: said.rewards for name, said in controls.items()}}
         clusters = groups_of(self._exercises)
         found = {
@@ -141,12 +141,13 @@ class RewardEvaluator:
         return found
 
     def diagnose(
-        self, prepared: TrainingContext, model: LocalModel, sides: tuple[RewardedCompletions, RewardedCompletions]
+        self, prepared: TrainingContext, model: LocalModel, *, base: RewardedCompletions, tuned: RewardedCompletions
     ) -> Diagnostics:
         """What the reward was paid with, and how near the answers are to the rows' own, where every row has one."""
-        base, tuned = (side.answers for side in sides)
-        style = style_report(prepared, (base, tuned), self._exercises) if self._referenced else None
-        facts = RewardDiagnostics(kl_per_token=self._kl(prepared, model), **_habits(base, tuned))
+        style = None
+        if self._referenced:
+            style = style_report(prepared, self._exercises, base=base.answers, tuned=tuned.answers)
+        facts = RewardDiagnostics(kl_per_token=self._kl(prepared, model), **_habits(base.answers, tuned.answers))
         return Diagnostics(style=style, reward_diagnostics=facts, warnings=find_warnings(facts))
 
     def _kl(self, prepared: TrainingContext, model: LocalModel) -> float | None:

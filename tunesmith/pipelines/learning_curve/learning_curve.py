@@ -160,9 +160,9 @@ def _pinned(recipe: Recipe, folder: RunFolder) -> Recipe:
 
 def _check(question: LearningCurveOptions, prepared: TrainingContext, available: int) -> None:
     """Raise for what no curve can tell."""
-    if prepared.parts:
-        cure = f"nearest that works: a recipe of {min(prepared.parts)}"
-        raise RecipeError(f"need: {len(prepared.parts)} tasks have no one curve; {cure}")
+    if len(prepared.tasks) > 1:
+        cure = f"nearest that works: a recipe of {min(prepared.tasks)}"
+        raise RecipeError(f"need: {len(prepared.tasks)} tasks have no one curve; {cure}")
     if prepared.recipe.objective.kind == "domain" and prepared.base.family == "encoder":
         raise RecipeError("need: an encoder's hidden words are not scored here; nearest that works: a decoder")
     if available < 4 * FEWEST_ROWS:

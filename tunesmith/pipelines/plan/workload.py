@@ -19,7 +19,7 @@ from tunesmith.objectives.instruct import asked
 from tunesmith.pipelines.plan.cost_model import TrainingWork, Written
 from tunesmith.training.batches import batches_of
 from tunesmith.training.optim import TrainingPlan, make_plan
-from tunesmith.training.prepare import ONLY_TASK, TrainingContext
+from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.replay import general_rows
 
 # At most so many steps of the first pass over the rows are counted, evenly spread; the rest are taken to be like them.
@@ -44,7 +44,7 @@ class WorkloadCounter:
     @classmethod
     def of(cls, prepared: TrainingContext, policy: Policy) -> Self:
         """How this run's are; `policy` is the base untouched."""
-        objectives = {name: one.recipe.objective for name, one in (prepared.parts or {ONLY_TASK: prepared}).items()}
+        objectives = {name: one.recipe.objective for name, one in prepared.tasks.items()}
         heads = {name: objective.head(policy) for name, objective in objectives.items()}
         return cls(
             packs=policy.packs,
@@ -119,7 +119,7 @@ def planned(prepared: TrainingContext, policy: Policy) -> TrainingPlan:
 
 def tasks_of(prepared: TrainingContext) -> list[TrainingContext]:
     """Each task of a run that learns several; else the run."""
-    return list(prepared.parts.values()) or [prepared]
+    return list(prepared.tasks.values())
 
 
 def _cheap_bytes(part: TrainingContext) -> float:

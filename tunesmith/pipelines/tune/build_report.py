@@ -35,7 +35,7 @@ from tunesmith.report.schema import (
 )
 from tunesmith.report.verdicts import is_not_beaten, multitask_verdict, scores_as_high
 from tunesmith.training.batches import mixture_of
-from tunesmith.training.multitask import GRADIENT_COSINE_PREFIX, TASK_SEPARATOR, validations
+from tunesmith.training.multitask import TaskMetrics
 from tunesmith.training.prepare import TrainingContext
 from tunesmith.training.replay import lost_too_much
 from tunesmith.training.train import TrainResult, best_step
@@ -58,7 +58,8 @@ class RunResults:
     trained: TrainResult
     model: LocalModel
     yardstick: Evaluator[Any]
-    sides: tuple[Any, Any]  # what the base and the tuned model said to the test rows
+    base: Any  # predictions of the base model for the test rows
+    tuned: Any  # predictions of the tuned model
     controls: Mapping[str, Any] = field(default_factory=dict)
     worth: Diagnostics = Diagnostics()
     retention: Retention | None = None
@@ -68,8 +69,8 @@ class RunResults:
 def build_report(run: RunResults, *, name: str, seconds: float) -> Report:
     """The report of a run that took so long."""
     test, recipe = run.prepared.test, run.prepared.recipe
-    tasks = run.yardstick.compare(*run.sides, name=name)
-    baselines, controls = run.yardstick.compare_arms(tasks[0], run.sides, run.controls)
+    tasks = run.yardstick.compare(run.base, run.tuned, name=name)
+    baselines, controls = run.yardstick.compare_arms(tasks[0], base=run.base, tuned=run.tuned, controls=run.controls)
     together = multitask_report(run, tasks)
     broken = broken_gates(run, [part.task for part in together.tasks] if together else tasks[:1])
     told = verdict(tasks[0], baselines, controls=controls, broken=broken)
@@ -109,7 +110,7 @@ def multitask_report(run: RunResults, tasks: Sequence[TaskScore]) -> MultitaskRe
     parts = []
     for number, (name, part) in enumerate(objective.tasks.items()):
         headline = next(task for task in tasks if task.name == name)
-        baselines = yardstick.baselines(name, headline, run.sides)
+        baselines = yardstick.baselines(name, headline, base=run.base, tuned=run.tuned)
         parts.append(
             TaskReport(
                 name=name,
@@ -120,7 +121,7 @@ def multitask_report(run: RunResults, tasks: Sequence[TaskScore]) -> MultitaskRe
                 task=headline,
                 baselines=baselines,
                 single_task=_beside_alone(run, yardstick, name),
-                validation=validations(run.trained.task_metrics, name),
+                validation=[(one.step, one.losses[name]) for one in run.trained.task_metrics if name in one.losses],
                 verdict=verdict(headline, baselines, controls=(), broken=()),
             )
         )
@@ -133,8 +134,8 @@ def _beside_alone(run: RunResults, yardstick: MultitaskEvaluator, name: str) -> 
     """One task's own model against the model of all, on the same rows; None where it was not made."""
     if SINGLE_TASK_MODEL not in run.controls:
         return None
-    own, all_of_them = run.controls[SINGLE_TASK_MODEL].parts[name], run.sides[1].parts[name]
-    return yardstick.parts[name].compare(own, all_of_them, name=name)[0]
+    own, all_of_them = run.controls[SINGLE_TASK_MODEL].parts[name], run.tuned.parts[name]
+    return yardstick.tasks[name].compare(own, all_of_them, name=name)[0]
 
 
 def _rise(kept: Retention | None) -> float:
@@ -217,7 +218,6 @@ def _training(run: RunResults) -> Training:
 
 
 def _speed(run: RunResults, rows: int, total: float) -> Speed:
-    base, tuned = run.sides
     state = run.trained.state
     seconds = max(state.seconds, 1e-9)
     dtype = run.prepared.machine.dtype
@@ -229,8 +229,8 @@ def _speed(run: RunResults, rows: int, total: float) -> Speed:
         tokens_per_second=state.tokens / seconds,
         rows_per_second=state.rows / seconds,
         mfu_of_measured_gemm=flops / peak if peak else 0.0,
-        answers_per_second_base=rows / max(base.seconds, 1e-9),
-        answers_per_second_tuned=rows / max(tuned.seconds, 1e-9),
+        answers_per_second_base=rows / max(run.base.seconds, 1e-9),
+        answers_per_second_tuned=rows / max(run.tuned.seconds, 1e-9),
         total_seconds=max(total, state.seconds),  # a run that went on has trained before this call too
         predicted_seconds=None if run.prediction is None else run.prediction.seconds.expected,
         predicted_between=None if run.prediction is None else (run.prediction.seconds.low, run.prediction.seconds.high),
@@ -277,15 +277,11 @@ def environment(machine: ChosenMachine) -> dict[str, str]:
     }
 
 
-def conflicts(beside: Sequence[Mapping[str, float]], tasks: Iterable[str]) -> list[GradientConflict]:
+def conflicts(metrics: Sequence[TaskMetrics], tasks: Iterable[str]) -> list[GradientConflict]:
     """The cosines of each two tasks over all validations."""
     found = []
     for a, b in combinations(tasks, 2):
-        values = [
-            line[f"{GRADIENT_COSINE_PREFIX}{a}{TASK_SEPARATOR}{b}"]
-            for line in beside
-            if f"{GRADIENT_COSINE_PREFIX}{a}{TASK_SEPARATOR}{b}" in line
-        ]
+        values = [one.gradient_cosines[a, b] for one in metrics if (a, b) in one.gradient_cosines]
         if values:
             found.append(
                 GradientConflict(tasks=(a, b), mean=sum(values) / len(values), lowest=min(values), n=len(values))

@@ -91,7 +91,7 @@ class Preview:
 def preview(recipe: Recipe, *, offline: bool = False, rows: int = 3) -> Preview:
     """The first training rows with what is learned in them, and facts about all; nothing is trained."""
     prepared = prepare(recipe, on_event=ignore, offline=offline)
-    tasks = [(one, _masking(one)) for one in prepared.parts.values() or [prepared]]
+    tasks = [(one, _masking(one)) for one in prepared.tasks.values()]
     shown = tuple(_shown(row, one, masking) for one, masking in tasks for row in one.train[:rows])
     longest = prepared.recipe.data.max_tokens
     by_model = longest < recipe.data.max_tokens

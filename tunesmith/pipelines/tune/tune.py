@@ -136,12 +136,8 @@ def _as_begun(recipe: Recipe, folder: RunFolder) -> Recipe:
 
 def _with_text(prepared: TrainingContext, out: Path, callbacks: Callbacks, *, offline: bool) -> TrainingContext:
     """What learning from texts needs before it begins: general rows, and an encoder's head for hidden words."""
-    if prepared.parts:
-        heads = {
-            name: _with_text(part, task_dir(out, name), callbacks, offline=offline)
-            for name, part in prepared.parts.items()
-        }
-        return replace(prepared, parts=heads)
+    if prepared.subtasks:
+        return prepared.map_tasks(lambda name, task: _with_text(task, task_dir(out, name), callbacks, offline=offline))
     if not isinstance(prepared.recipe.objective, Domain):
         return prepared
     out.mkdir(parents=True, exist_ok=True)
@@ -233,9 +229,9 @@ def _measured(
     kept = retention(before.general, general) if before.general and general else None
     model = _model(prepared, trained.policy)
     fit_calibration(prepared, model)
-    sides = (TypeAdapter(yardstick.shape).validate_python(before.said), yardstick.predict(model))
-    worth = yardstick.diagnose(prepared, model, sides)
-    return RunResults(prepared, trained, model, yardstick, sides, worth=worth, retention=kept)
+    base, tuned = TypeAdapter(yardstick.shape).validate_python(before.said), yardstick.predict(model)
+    worth = yardstick.diagnose(prepared, model, base=base, tuned=tuned)
+    return RunResults(prepared, trained, model, yardstick, base=base, tuned=tuned, worth=worth, retention=kept)
 
 
 def _about(prepared: TrainingContext, model: LocalModel) -> ModelManifest:
@@ -258,6 +254,6 @@ def _about(prepared: TrainingContext, model: LocalModel) -> ModelManifest:
 
 def _write_predictions(run: RunResults, out: Path) -> None:
     """Each test row with what was right and what both models said to it."""
-    lines = run.yardstick.to_rows(dict(zip(("base", "tuned"), run.sides, strict=True)))
+    lines = run.yardstick.to_rows({"base": run.base, "tuned": run.tuned})
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     write_whole(out / "predictions.jsonl", text)
