@@ -1,13 +1,12 @@
-"""What the untuned and the tuned model answer to the same frozen rows."""
+"""Answers of a base model and of a tuned model to the same held-out rows."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from tunesmith.config import AnyObjective
 from tunesmith.data.examples.types import Example, LabelledText
 from tunesmith.data.tokenization.chat_template import Template
 from tunesmith.inference.local_model import LocalModel
@@ -16,19 +15,18 @@ from tunesmith.metrics.task_scores import LABEL_BREAK, value
 from tunesmith.models.loading.load import Base
 from tunesmith.models.policy import Policy
 from tunesmith.objectives import Classify, Instruct
-from tunesmith.objectives.classify import WORDINGS
-from tunesmith.objectives.instruct import PLAIN_WORDINGS, asked, reference
+from tunesmith.objectives.instruct import asked, reference
 
-# Ways to answer the test rows, each with what it says to every one of them.
+# The answers of each baseline or control to all evaluation rows.
 AnswersByArm = dict[str, list[str]]
 
-# Validation rows on which a plain wording is chosen: enough to tell a good one from a bad one.
+# Validation rows that choose the prompt of the base model: enough to tell a good prompt from a bad one.
 CHOICE_ROWS = {"classify": 100, "instruct": 32}
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerSet:
-    """Answers to a list of rows, how they were got, and how long it took."""
+    """Answers to a list of rows, how they were made, and how long that took in seconds."""
 
     given: list[str]
     how: str
@@ -38,25 +36,18 @@ class AnswerSet:
     wording: str | None = None  # prompt template that was chosen for a base model; empty: the instruction
 
 
-def prompt_templates_for(objective: AnyObjective, family: str) -> tuple[str, ...]:
-    """The ways to put the question among which the base's is chosen; none where it is a probe or read as it is."""
-    if objective.label_mode is None:
-        return PLAIN_WORDINGS
-    return ("", *WORDINGS) if objective.label_mode == "single" and family == "decoder" else ()
-
-
 def reference_answers(examples: Sequence[Example]) -> list[str]:
-    """What the rows say is right."""
+    """Return the reference answer of each row; several labels are joined."""
     return [LABEL_BREAK.join(sorted(e.labels)) if isinstance(e, LabelledText) else reference(e) for e in examples]
 
 
 def question(example: Example) -> str:
-    """What a row asks, for people to read."""
+    """Return the prompt of a row as text for reports: the text to label, or the last message."""
     return example.text if isinstance(example, LabelledText) else asked(example)[-1].content
 
 
 def subsample(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """`count` of the rows, drawn by the seed, in their order; all where there are no more."""
+    """Return at most `count` rows, chosen by the seed, in their order; all rows if `count` is 0."""
     if not count or count >= len(examples):
         return list(examples)
     chosen = sorted(random.Random(f"{seed}/compare").sample(range(len(examples)), count))
@@ -64,83 +55,83 @@ def subsample(examples: Sequence[Example], count: int, seed: int) -> list[Exampl
 
 
 def answer(model: LocalModel, examples: Sequence[Example]) -> AnswerSet:
-    """What a model answers to these rows."""
-    began = time.perf_counter()
+    """Answer rows with a model.
+
+    Args:
+        model: a model of a `classify` or `instruct` objective.
+        examples: rows with a reference answer.
+
+    Returns:
+        Greedy answers, or labels with their probabilities.
+    """
+    start = time.perf_counter()
     if model.objective.produces == "labels":
-        found = model.classify([example.text for example in examples if isinstance(example, LabelledText)])
-        given = [LABEL_BREAK.join(sorted(one.labels)) for one in found]
-        return AnswerSet(given, "", time.perf_counter() - began, probabilities=[one.probabilities for one in found])
+        labelled = model.classify([example.text for example in examples if isinstance(example, LabelledText)])
+        answers = [LABEL_BREAK.join(sorted(one.labels)) for one in labelled]
+        seconds = time.perf_counter() - start
+        return AnswerSet(answers, "", seconds, probabilities=[one.probabilities for one in labelled])
     replies = model.replies([asked(example, model.wording) for example in examples])
     finished = [reply.finished for reply in replies]
-    return AnswerSet([reply.text for reply in replies], "", time.perf_counter() - began, finished)
+    return AnswerSet([reply.text for reply in replies], "", time.perf_counter() - start, finished)
 
 
 @dataclass(frozen=True, slots=True)
 class BaseModelPrompter:
-    """A base model with all that is needed to let it try the task."""
+    """Answers the rows of a task with the base model, by a prompt or by a linear probe."""
 
     base: Base
     policy: Policy
     template: Template
     objective: Classify | Instruct
-    limit: int
+    limit: int  # tokens of the longest row
 
     def model(self, wording: str = "") -> LocalModel:
-        """The base, asked in this wording."""
-        objective = self.objective
-        if objective.produces == "labels" and self.policy.family == "decoder":
-            objective = objective.model_copy(update={"output": "words"})
+        """Return the base model with one of the objective's prompt templates."""
+        objective = self.objective.in_words() if self.policy.family == "decoder" else self.objective
         return LocalModel(self.policy, self.template, objective, self.limit, wording)
 
     def answer(self, *, train: Sequence[Example], validation: Sequence[Example], test: Sequence[Example]) -> AnswerSet:
-        """Its best answers to the test rows without tuning: a plain prompt chosen on validation, or a linear probe."""
-        wordings = prompt_templates_for(self.objective, self.policy.family)
+        """Return the best answers to the test rows without tuning.
+
+        Args:
+            train: rows that a probe is fitted on.
+            validation: rows that choose the prompt; without any, the training rows do.
+            test: rows to answer.
+        """
+        wordings = self.objective.prompt_templates(self.policy.family)
         if not wordings:
             return self._probe(train, test)
-        best = self._choose(wordings, validation or train)
-        found = answer(self.model(best), test)
-        return AnswerSet(
-            found.given,
-            f"plain prompt: {best or 'the instruction as written'}",
-            found.seconds,
-            found.finished,
-            found.probabilities,
-            wording=best,
-        )
-
-    def _choose(self, wordings: Sequence[str], examples: Sequence[Example]) -> str:
-        """The wording with the best headline on some validation rows, the first among equals."""
-        chosen = subsample(examples, CHOICE_ROWS[self.objective.kind], seed=0)  # a file may be sorted by its labels
-        metric = self.objective.metric
+        candidates = validation or train
+        # A random subset, as a file may be sorted by its labels.
+        chosen = subsample(candidates, CHOICE_ROWS[self.objective.kind], seed=0)
+        references = reference_answers(chosen)
         scores = {
-            wording: value(metric, reference_answers(chosen), answer(self.model(wording), chosen).given)
+            wording: value(self.objective.metric, references, answer(self.model(wording), chosen).given)
             for wording in wordings
         }
-        return max(wordings, key=lambda wording: scores[wording])
+        best = max(wordings, key=lambda wording: scores[wording])  # the first of equals
+        how = f"plain prompt: {best or 'the instruction as written'}"
+        return replace(answer(self.model(best), test), how=how, wording=best)
 
     def _probe(self, train: Sequence[Example], test: Sequence[Example]) -> AnswerSet:
-        """Logistic regression on the frozen states, one per label where a row may have several."""
+        """Fit logistic regression on the frozen states, one per label if a row may have several."""
         model = self.model()
-        learn = model.embed([question(e) for e in train]).numpy()
-        began = time.perf_counter()
-        ask = model.embed([question(e) for e in test]).numpy()
-        seconds = time.perf_counter() - began  # as any other model's: what is learned before and after is not counted
+        train_states = model.embed([question(e) for e in train]).numpy()
+        start = time.perf_counter()
+        test_states = model.embed([question(e) for e in test]).numpy()
+        seconds = time.perf_counter() - start  # as for other models, fitting is not counted
         labels = [e.labels for e in train if isinstance(e, LabelledText)]
         metric = self.objective.probe_metric
         if self.objective.label_mode == "single":
-            given = linear_probe(learn, [LABEL_BREAK.join(found) for found in labels], ask, metric=metric)
+            joined = [LABEL_BREAK.join(row) for row in labels]
+            given = linear_probe(train_states, joined, test_states, metric=metric)
         else:
-            columns = {
-                label: _yes(label, labels, lambda y: linear_probe(learn, y, ask, metric=metric))
-                for label in self.objective.known_labels
-            }
+            columns = {}
+            for label in self.objective.known_labels:
+                targets = ["yes" if label in row else "no" for row in labels]
+                columns[label] = linear_probe(train_states, targets, test_states, metric=metric)
             given = [
-                LABEL_BREAK.join(sorted(la for la in columns if columns[la][i] == "yes")) for i in range(len(test))
+                LABEL_BREAK.join(sorted(label for label, column in columns.items() if column[i] == "yes"))
+                for i in range(len(test))
             ]
         return AnswerSet(given, "linear probe on the frozen model", seconds)
-
-
-def _yes(label: str, rows: Sequence[Sequence[str]], probe: Callable[[list[str]], list[str]]) -> list[str]:
-    """Whether each test row has this label; a label that all or no training rows have needs no probe."""
-    target = ["yes" if label in row else "no" for row in rows]
-    return probe(target)

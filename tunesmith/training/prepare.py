@@ -248,8 +248,8 @@ def check_max_length(recipe: Recipe, template: Template) -> None:
     limit = recipe.data.max_tokens
     if limit - fixed < MIN_TEXT_TOKENS:
         raise Refused(
-            f"{recipe.data.train}: the instruction, its {len(recipe.objective.known_labels)} labels and the answer take "
-            f"{fixed} of data.max_tokens {limit}, and texts would be cut off; raise data.max_tokens, "
+            f"{recipe.data.train}: the instruction, its {len(recipe.objective.known_labels)} labels and the answer "
+            f"take {fixed} of data.max_tokens {limit}, and texts would be cut off; raise data.max_tokens, "
             "or write an objective.instruction without the labels"
         )
 

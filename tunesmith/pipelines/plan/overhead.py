@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tunesmith.data.examples.types import Example, Text
-from tunesmith.evaluation.predict import CHOICE_ROWS, prompt_templates_for
+from tunesmith.evaluation.predict import CHOICE_ROWS
 from tunesmith.evaluation.retention import WINDOW, WINDOWS
 from tunesmith.objectives import Classify, Instruct, Reward
 from tunesmith.objectives.instruct import PLAIN_WORDINGS
@@ -94,7 +94,7 @@ def _asked(part: TrainingContext, trained: int) -> int:
     """What a task reads to score it, to choose the base's wording or fit its head, and for references."""
     objective, split = part.recipe.objective, part.loaded.split
     train, validation, test = map(_size, (split.train, split.validation, part.test))
-    wordings = prompt_templates_for(objective, part.base.family)
+    wordings = objective.prompt_templates(part.base.family)
     rows = (1 + trained) * test + len(wordings) * _tried(part)
     if isinstance(objective, Classify | Reward) and not wordings:
         rows += train  # a probe on the frozen model, which is the base here
