@@ -19,7 +19,6 @@ from tunesmith.inference.saved_model import read_base, read_manifest
 from tunesmith.models.loading.checkpoint import find_folder, load_tensors, save_tensors, verify_folder, write_folder
 from tunesmith.models.mlm_head import own_head
 from tunesmith.models.policy import Policy
-from tunesmith.objectives import Domain
 from tunesmith.objectives.base import SINGLE_TASK
 from tunesmith.training.batches import Batches
 from tunesmith.training.callbacks import Callbacks
