@@ -27,7 +27,7 @@ from tunesmith.data.files import write_whole
 from tunesmith.metrics.significance import PairedComparison
 from tunesmith.pipelines.plan.plan import plan_recipe
 from tunesmith.report.formatting import bounds, figure, p_value, signed
-from tunesmith.report.run_diff import compared, paired
+from tunesmith.report.run_diff import pair_runs
 from tunesmith.report.schema import Report, read_report
 from tunesmith.training.run_folder import open_run
 
@@ -132,9 +132,9 @@ def _lines(task: str, taken: str, found: dict[str, Report]) -> tuple[list[str], 
     for name, report in found.items():
         beside = ["", "", ""]
         if name != taken:
-            rows, scores, metric = paired(RUNS / f"{task}-{taken}", RUNS / f"{task}-{name}")
-            difference = compared(rows, scores, metric)
-            verdicts[name] = _verdict(difference, metric)
+            pairs = pair_runs(RUNS / f"{task}-{taken}", RUNS / f"{task}-{name}")
+            difference = pairs.compare()
+            verdicts[name] = _verdict(difference, pairs.metric)
             gain = f"{signed(difference.delta)} ({bounds(difference.ci95, sign=True)})"
             beside = [gain, p_value(difference.p_value), verdicts[name]]
         cells = (name, figure(report.task.tuned), *beside, f"{math.ceil(report.speed.seconds)} s")

@@ -21,7 +21,7 @@ from tunesmith.evaluation.diagnostics import HEAD_ONLY, SHUFFLED
 from tunesmith.evaluation.results import BASE, Retention
 from tunesmith.events import Note, StageStarted
 from tunesmith.metrics.significance import compare_paired, holm
-from tunesmith.report.run_diff import over_base
+from tunesmith.report.run_diff import pair_with_base
 from tunesmith.report.schema import Report, read_report
 from tunesmith.report.verdicts import is_not_beaten
 from tunesmith.training.run_folder import RunFolder, identities, open_run
@@ -184,18 +184,18 @@ def result_of(cell: Cell, setting: Setting, folder: RunFolder, recipe: Recipe) -
 
 
 def _row_scores(folder: Path) -> RowScores | None:
-    rows, scores, metric = over_base(folder)
-    if metric in SET_METRICS:
+    pairs = pair_with_base(folder)
+    if pairs.metric in SET_METRICS:
         return None
     # A row without a group is a group of its own; no group is called like a location.
-    groups = [row.group or f"\n{row.where}" for row in rows]
-    texts = json.dumps([(row.question, row.gold) for row in rows])
+    groups = [row.group or f"\n{row.where}" for row in pairs.rows]
+    texts = json.dumps([(row.question, row.gold) for row in pairs.rows])
     base, tuned = (
         "".join("01"[int(score)] for score in side) if set(side) <= {0.0, 1.0} else tuple(map(float, side))
-        for side in scores
+        for side in (pairs.base, pairs.tuned)
     )
     return RowScores(
-        metric=metric,
+        metric=pairs.metric,
         digest=hashlib.sha256(texts.encode()).hexdigest()[:16],
         groups=tuple((group, len(list(members))) for group, members in groupby(groups)),
         base=base,

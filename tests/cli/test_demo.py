@@ -45,7 +45,7 @@ def test_the_demo_tunes_scores_and_asks_both_models_once(command: Command, small
     told = command("demo", "--offline")
     assert told.code == 0
     assert told.out.count("  general ability: ") == 2
-    assert told.out.count("  stated probabilities off by ") == 2
+    assert told.out.count("  calibration error ") == 2
     bases = ("linear probe on the frozen model", "plain prompt: ", "TF-IDF")
     for said in ("full", "lora", "accuracy", *bases, *demo.QUESTIONS):
         assert said in told.out

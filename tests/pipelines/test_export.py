@@ -22,7 +22,7 @@ from tunesmith.inference.saved_model import load, read_manifest
 from tunesmith.pipelines.export import ExportRequest, ProgramAgreement, export, find_problems
 from tunesmith.report.code_snippets import transformers_lines
 from tunesmith.report.predictions import read_predictions
-from tunesmith.report.run_data import read_facts
+from tunesmith.report.run_data import read_run_data
 from tunesmith.report.schema import Export, read_report
 
 pytestmark = pytest.mark.usefixtures("small_world")
@@ -74,7 +74,7 @@ def test_other_programs_begin_and_end_where_an_odd_base_was_tuned_to(tmp_path: P
     for kind in ("merged", "adapter", "gguf"):
         found = made(run, kind, tmp_path / kind)
         assert (found.same_prompts, found.same_answers, found.faults) == (1.0, 1.0, ())
-    assert "eos_token_id=" in "".join(transformers_lines(read_facts(run), base="BASE")) or odd == "begins unsaid"
+    assert "eos_token_id=" in "".join(transformers_lines(read_run_data(run), base="BASE")) or odd == "begins unsaid"
 
 
 @pytest.mark.parametrize("kind", ["merged", "gguf"])

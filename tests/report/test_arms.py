@@ -8,7 +8,7 @@ from tests.report.conftest import MakeRun
 from tunesmith.metrics.task_scores import ArmScore, arms
 from tunesmith.report.html import page
 from tunesmith.report.model_card import card
-from tunesmith.report.run_data import contenders, read_facts
+from tunesmith.report.run_data import contenders, read_run_data
 from tunesmith.report.schema import read_report
 from tunesmith.report.terminal import render
 
@@ -23,7 +23,7 @@ def compared() -> list[ArmScore]:
 
 def test_the_adjusted_p_value_stands_beside_the_raw_one_everywhere(make_run: MakeRun):
     run = make_run(rows=ROWS, baselines=compared())
-    facts = read_facts(run)
+    facts = read_run_data(run)
     screen = io.StringIO()
     for part in render(read_report(run), run):
         Console(file=screen, width=100).print(part)
@@ -37,13 +37,15 @@ def test_the_adjusted_p_value_stands_beside_the_raw_one_everywhere(make_run: Mak
 
 def test_an_arm_that_is_barely_beaten_is_marked_by_its_adjusted_p_value(make_run: MakeRun):
     sure = {"base": ["bad"] * 10, "close": ["good"] * 5 + ["bad"] * 5}  # close: p = 2 / 2^5 = 0.0625
-    facts = read_facts(make_run(rows=ROWS, baselines=arms("accuracy", ["good"] * 10, sure, ["good"] * 10, groups=None)))
-    assert {one.name: one.beats for one in contenders(facts)} == {"base": False, "close": True, "tuned": False}
+    facts = read_run_data(
+        make_run(rows=ROWS, baselines=arms("accuracy", ["good"] * 10, sure, ["good"] * 10, groups=None))
+    )
+    assert {one.name: one.not_beaten for one in contenders(facts)} == {"base": False, "close": True, "tuned": False}
 
 
 def test_a_report_of_an_older_version_is_judged_by_the_scores_alone(make_run: MakeRun):
     old = [ArmScore(name="base", metric="accuracy", score=0.6, ci95=None, n=10)]
     old += [ArmScore(name="close", metric="accuracy", score=0.79, ci95=None, n=10)]
-    facts = read_facts(make_run(baselines=old))
-    assert [one.name for one in contenders(facts) if one.beats] == ["base"]  # by the headline's own test
+    facts = read_run_data(make_run(baselines=old))
+    assert [one.name for one in contenders(facts) if one.not_beaten] == ["base"]  # by the headline's own test
     assert "Holm" not in page(facts)

@@ -9,8 +9,8 @@ from tests.report.conftest import EVIL, MakeRun, everything, task_of, with_objec
 from tunesmith.errors import CheckpointError
 from tunesmith.evaluation.results import Retention
 from tunesmith.objectives import Classify, Instruct
-from tunesmith.report.html import _forgotten, page, write_reports
-from tunesmith.report.run_data import read_facts
+from tunesmith.report.html import _general_ability, page, write_reports
+from tunesmith.report.run_data import read_run_data
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -50,7 +50,7 @@ def outline(html: str) -> Outline:
 
 
 def full_page(make_run: MakeRun) -> str:
-    return page(read_facts(make_run(**everything())))
+    return page(read_run_data(make_run(**everything())))
 
 
 def sections(html: str) -> list[str]:
@@ -91,12 +91,12 @@ def test_a_script_in_a_row_is_shown_as_text(make_run: MakeRun):
 
 
 def test_the_name_of_the_run_is_escaped_too(make_run: MakeRun):
-    html = page(read_facts(make_run(model='x"><img src=x onerror=1>')))
+    html = page(read_run_data(make_run(model='x"><img src=x onerror=1>')))
     assert "img" not in outline(html).seen
 
 
 def test_the_verdict_and_the_headline_stand_on_the_page(make_run: MakeRun):
-    facts = read_facts(make_run())
+    facts = read_run_data(make_run())
     html = unescape(page(facts))
     assert facts.report.task.sentence in html
     assert "inconclusive: tuned 0.8, base 0.6, difference +0.2" in html
@@ -111,27 +111,27 @@ def test_the_sections_come_in_the_order_of_a_readers_questions(make_run: MakeRun
 
 
 def test_what_was_not_measured_is_said_and_leaves_no_empty_section(make_run: MakeRun):
-    html = page(read_facts(make_run()))
+    html = page(read_run_data(make_run()))
     assert "style" not in sections(html)
     assert "Not measured in this run" in html
 
 
 @pytest.mark.parametrize(("p_value", "worse"), [(0.002, True), (0.2, False), (None, False)])
 def test_fewer_probe_questions_right_are_called_worse_only_where_a_test_says_so(p_value: float | None, worse: bool):
-    kept = Retention(
+    retention = Retention(
         general_nll_base=2.9, general_nll_tuned=2.9, probe_base=0.5, probe_tuned=0.45, probe_n=400, p_value=p_value
     )
-    assert [line["worse"] for line in _forgotten(kept)] == [False, worse]
+    assert [line["worse"] for line in _general_ability(retention)] == [False, worse]
 
 
 def test_a_baseline_that_the_tuned_model_does_not_beat_is_named(make_run: MakeRun):
-    html = page(read_facts(make_run()))
-    assert "Not surely beaten by the tuned model: base, oracle." in html
+    html = page(read_run_data(make_run()))
+    assert "Not significantly beaten by the tuned model: base, oracle." in html
 
 
 def test_a_long_text_is_folded_and_complete(make_run: MakeRun):
     question = "word " * 200 + "end"
-    html = page(read_facts(make_run(rows=[(question, "good", "bad", "good"), ("b", "bad", "bad", "bad")])))
+    html = page(read_run_data(make_run(rows=[(question, "good", "bad", "good"), ("b", "bad", "bad", "bad")])))
     assert "all 1,003 characters" in html
     folded = re.search(r"<summary>(.*?)… <span.*?</summary>…(.*?)</details>", html)
     assert folded is not None
@@ -153,7 +153,7 @@ def test_a_run_without_journal_and_predictions_has_a_page(make_run: MakeRun):
     run = make_run()
     (run / "journal.jsonl").unlink()
     (run / "predictions.jsonl").unlink()
-    html = page(read_facts(run))
+    html = page(read_run_data(run))
     assert "<svg" not in html
     assert sections(html) == ["retention", "against", "curves", "data", "cost", "environment", "again"]
 
@@ -162,7 +162,7 @@ def test_answers_in_free_text_are_shown_by_how_much_they_changed(make_run: MakeR
     rows = [("up", "a b", "x", "a b"), ("down", "a b c", "a b c", "a b x")]
     run = make_run(rows=rows, task=task_of("rouge_l", 0.5, 0.8), objective="instruct")
     with_objective(run, Instruct())
-    html = page(read_facts(run))
+    html = page(read_run_data(run))
     assert "Most improved" in html
     assert "labels" not in sections(html)
     assert "✓ right" not in html
@@ -176,10 +176,10 @@ def test_answers_with_a_reward_are_shown_with_it_and_where_there_are_none_it_sta
     file = run / "predictions.jsonl"
     told = [json.loads(line) | {"score_base": 0.5, "score_tuned": 1.25} for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps(line) + "\n" for line in told))
-    cards = re.findall(r"<dl>\s*(<div class=\"(?:gold|base)\">.*?)</dl>", page(read_facts(run)), re.DOTALL)
+    cards = re.findall(r"<dl>\s*(<div class=\"(?:gold|base)\">.*?)</dl>", page(read_run_data(run)), re.DOTALL)
     shown = {" ".join(re.sub(r"<[^>]*>", " ", part).split()) for part in cards}
     assert shown == {
-        "wanted a gold base a base reward 0.500 tuned a tuned reward 1.250",
+        "reference a gold base a base reward 0.500 tuned a tuned reward 1.250",
         "base reward 0.500 tuned reward 1.250",
     }
 
@@ -188,19 +188,19 @@ def test_an_answer_that_the_metric_takes_is_marked_right_though_its_letters_diff
     rows = [("q1", "Paris", "Rome", "Paris."), ("q2", "Madrid", "x", "madrid"), ("q3", "Oslo", "oslo", "y")]
     run = make_run(rows=rows, task=task_of("exact_match", 0.3, 0.7), objective="instruct")
     with_objective(run, Instruct())
-    html = page(read_facts(run))
+    html = page(read_run_data(run))
     fixed = html[html.index("Fixed by tuning") : html.index("Broken by tuning")]
     assert (fixed.count("✓ right"), fixed.count("✗ wrong")) == (2, 2)
 
 
 def test_several_labels_of_a_row_are_shown_and_many_labels_listed(make_run: MakeRun):
     rows = [(f"q{n}", f"label {n}", "label 0", f"label {n}") for n in range(12)]
-    html = page(read_facts(make_run("many", rows=rows)))
-    assert "Commonest wrong answers" in html
+    html = page(read_run_data(make_run("many", rows=rows)))
+    assert "Most frequent errors" in html
     assert 'class="matrix"' not in html
     run = make_run("several", rows=[("q", "x\ny", "x", "x\ny")], task=task_of("sample_f1", 0.5, 1.0))
     with_objective(run, Classify(labels=("x", "y"), multi=True, output="linear"))
-    assert sections(page(read_facts(run)))[3] == "labels"
+    assert sections(page(read_run_data(run)))[3] == "labels"
 
 
 def test_both_reports_are_written_and_twice_the_same(make_run: MakeRun):
@@ -212,7 +212,7 @@ def test_both_reports_are_written_and_twice_the_same(make_run: MakeRun):
 
 
 def test_control_characters_do_not_reach_the_page(make_run: MakeRun):
-    html = page(read_facts(make_run(rows=[("a\x00b\x1bc", "good", "bad", "good"), ("b", "bad", "bad", "bad")])))
+    html = page(read_run_data(make_run(rows=[("a\x00b\x1bc", "good", "bad", "good"), ("b", "bad", "bad", "bad")])))
     assert "<bdi>abc</bdi>" in html
 
 

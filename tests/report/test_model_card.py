@@ -8,7 +8,7 @@ from tests.report.conftest import SHA, MakeRun, everything
 from tunesmith.config import Data, Recipe, save_recipe
 from tunesmith.objectives import Classify, Domain, Instruct, Rl
 from tunesmith.report.model_card import card, code, fence, front_matter, text
-from tunesmith.report.run_data import read_facts
+from tunesmith.report.run_data import read_run_data
 from tunesmith.techniques import Lora
 
 
@@ -21,7 +21,7 @@ def code_blocks(written: str, language: str) -> list[str]:
 
 
 def test_the_front_matter_says_base_licence_library_and_results(make_run: MakeRun):
-    found = matter(card(read_facts(make_run("mine"))))
+    found = matter(card(read_run_data(make_run("mine"))))
     assert found["base_model"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert found["license"] == "apache-2.0"
     assert found["library_name"] == "peft"
@@ -42,33 +42,33 @@ def test_the_front_matter_says_base_licence_library_and_results(make_run: MakeRu
 def test_the_hubs_own_reader_accepts_the_card(make_run: MakeRun):
     from huggingface_hub import ModelCard
 
-    data = ModelCard(card(read_facts(make_run(**everything())))).data
+    data = ModelCard(card(read_run_data(make_run(**everything())))).data
     assert data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
     assert [result.metric_value for result in data.eval_results] == [0.8, 0.8]
 
 
 def test_a_base_of_ones_own_is_neither_linked_nor_licensed(make_run: MakeRun):
-    found = front_matter(read_facts(make_run(model="/home/somebody/base", technique="full")))
+    found = front_matter(read_run_data(make_run(model="/home/somebody/base", technique="full")))
     assert "base_model" not in found
     assert "license" not in found
     assert found["library_name"] == "transformers"
 
 
 def test_measured_facts_stand_in_the_card(make_run: MakeRun):
-    written = card(read_facts(make_run(**everything())))
+    written = card(read_run_data(make_run(**everything())))
     assert "| accuracy | 0.600 | 0.800 | +0.200 |" in written
-    assert "Nats per token of general text: 2.900 before, 3.000 after (+0.100)" in written
-    assert "does **not surely** beat: base, oracle" in written
+    assert "Loss on general text in nats per token: 2.900 before, 3.000 after (+0.100)" in written
+    assert "**not significantly** better than: base, oracle" in written
     assert f"`{SHA['test']}`" in written
     assert "tunesmith tune RUN/recipe.yaml" in written
 
 
 def test_no_folder_of_the_machine_it_was_made_on_is_given_away(make_run: MakeRun):
-    assert "/home/somebody" not in card(read_facts(make_run()))
+    assert "/home/somebody" not in card(read_run_data(make_run()))
 
 
 def test_text_from_files_cannot_become_markup(make_run: MakeRun):
-    written = card(read_facts(make_run(**everything())))
+    written = card(read_run_data(make_run(**everything())))
     assert "<b>cut" not in written
     assert r"\<i\>history\</i\>" in written
 
@@ -80,7 +80,7 @@ def test_a_code_span_and_a_block_survive_back_ticks():
 
 
 def test_every_snippet_is_python(make_run: MakeRun):
-    blocks = code_blocks(card(read_facts(make_run())), "python")
+    blocks = code_blocks(card(read_run_data(make_run())), "python")
     assert len(blocks) == 2
     for block in blocks:
         compile(block, "card", "exec")
@@ -99,7 +99,7 @@ def test_every_snippet_is_python(make_run: MakeRun):
 def test_the_snippets_fit_the_objective(make_run: MakeRun, objective, changes, python, plain):
     run = make_run(technique="full", **changes)
     save_recipe(Recipe(data=Data(train="r.jsonl"), objective=objective), run / "recipe.yaml")
-    blocks = code_blocks(card(read_facts(run)), "python")
+    blocks = code_blocks(card(read_run_data(run)), "python")
     assert python in blocks[0]
     assert len(blocks) == 1 + plain
     if plain:
@@ -114,7 +114,7 @@ def test_an_encoder_is_asked_to_fill_its_own_mask_token(make_run: MakeRun, writt
     save_recipe(Recipe(data=Data(train="r.jsonl"), objective=Domain()), run / "recipe.yaml")
     (run / "model").mkdir()
     (run / "model" / "tokenizer_config.json").write_text(json.dumps({"mask_token": written}), encoding="utf-8")
-    (block,) = code_blocks(card(read_facts(run)), "python")
+    (block,) = code_blocks(card(read_run_data(run)), "python")
     assert f'model.fill(["your text {"<mask>" if written else "[MASK]"}"])' in block
 
 
@@ -123,6 +123,6 @@ def test_a_base_that_lay_in_four_bits_does_so_in_the_code_without_tunesmith(make
     run = make_run(objective="instruct")
     recipe = Recipe(data=Data(train="r.jsonl"), objective=Instruct(), technique=Lora(quantize=quantize))
     save_recipe(recipe, run / "recipe.yaml")
-    block = code_blocks(card(read_facts(run)), "python")[1]
+    block = code_blocks(card(read_run_data(run)), "python")[1]
     compile(block, "card", "exec")
     assert ("quantization_config=four_bits" in block) == ("BitsAndBytesConfig(" in block) == bool(quantize)

@@ -11,7 +11,7 @@ from tunesmith.errors import CheckpointError
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.objectives import Rl
 from tunesmith.report.predictions import Prediction
-from tunesmith.report.run_diff import RunDiff, diff_runs, lines, over_base
+from tunesmith.report.run_diff import RunDiff, diff_runs, lines, pair_with_base
 from tunesmith.report.schema import DataReport
 
 
@@ -51,18 +51,18 @@ def test_each_changed_answer_is_told_with_who_was_right(make_run: MakeRun):
 
 
 def test_a_run_stands_beside_its_own_base_row_by_row(make_run: MakeRun):
-    rows, (base, tuned), metric = over_base(make_run("a"))
-    assert metric == "accuracy"
-    assert list(base) == [float(row[2] == row[1]) for row in ROWS]
-    assert list(tuned) == [float(row[3] == row[1]) for row in ROWS]
-    assert len(rows) == len(ROWS)
+    pairs = pair_with_base(make_run("a"))
+    assert pairs.metric == "accuracy"
+    assert list(pairs.base) == [float(row[2] == row[1]) for row in ROWS]
+    assert list(pairs.tuned) == [float(row[3] == row[1]) for row in ROWS]
+    assert len(pairs.rows) == len(ROWS)
 
 
 def test_a_run_whose_answers_are_gone_is_told_so(make_run: MakeRun):
     run = make_run("a")
     (run / "predictions.jsonl").unlink()
-    with pytest.raises(CheckpointError, match=r"a: no predictions\.jsonl in it, so its answers are gone"):
-        over_base(run)
+    with pytest.raises(CheckpointError, match=r"a: predictions\.jsonl is missing or empty; tune the run again"):
+        pair_with_base(run)
 
 
 def test_a_run_that_mends_enough_rows_is_better(make_run: MakeRun):
@@ -84,7 +84,7 @@ def test_runs_on_other_test_rows_are_refused(make_run: MakeRun):
 def test_a_run_without_its_answers_is_refused(make_run: MakeRun):
     first, second = make_run("a"), make_run("b")
     (second / "predictions.jsonl").unlink()
-    with pytest.raises(CheckpointError, match=r"b: no predictions\.jsonl"):
+    with pytest.raises(CheckpointError, match=r"b: predictions\.jsonl is missing"):
         diff_runs(first, second)
 
 
@@ -156,10 +156,10 @@ def test_scores_that_are_measured_otherwise_are_refused(make_run: MakeRun):
 
     a = with_tokens("a", 10)
     assert diff_runs(a, with_tokens("same", 10)).delta == 0
-    with pytest.raises(CheckpointError, match="finer: texts are cut into other tokens than of .*a, so the two do not"):
+    with pytest.raises(CheckpointError, match="finer: texts are tokenized differently than in .*a; tune both"):
         diff_runs(a, with_tokens("finer", 15, model="other/model"))
     assert diff_runs(a, with_tokens("virtual", 9)).delta == 0  # virtual tokens leave rows of one model less room
-    with pytest.raises(CheckpointError, match=r"rows state another score \(masked loss, not perplexity\)"):
+    with pytest.raises(CheckpointError, match=r"row scores are another metric \(masked loss, not perplexity\)"):
         diff_runs(a, with_tokens("masked", 10, "masked_loss"))
 
 
@@ -174,7 +174,7 @@ def test_rewards_that_are_weighed_otherwise_are_refused(make_run: MakeRun):
 
     assert rewarded("rules.py:score", {"rules.py:score": 1.0}).delta == 0
     for other in ({"rules.py:score": 2.0}, "rules.py:other"):
-        with pytest.raises(CheckpointError, match="answers earn another reward than of"):
+        with pytest.raises(CheckpointError, match="completions have another reward than in"):
             rewarded("rules.py:score", other)
 
 

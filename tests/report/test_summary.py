@@ -4,7 +4,7 @@ from tests.report.conftest import ROWS, MakeRun, everything
 from tunesmith.metrics.task_scores import ArmScore
 from tunesmith.report.html import page
 from tunesmith.report.model_card import card
-from tunesmith.report.run_data import read_facts
+from tunesmith.report.run_data import read_run_data
 from tunesmith.report.schema import read_report
 from tunesmith.report.summary import in_short
 
@@ -13,31 +13,34 @@ MENDED = [(f"row {n}", "good", "bad", "good") for n in range(10)]
 
 def test_rows_are_counted_and_chance_is_named(make_run: MakeRun):
     gain = in_short(read_report(make_run()))[0]
-    said = "Of 10 test rows the base answers 6 as wanted, the tuned model 8. So few rows cannot tell that from chance."
-    assert gain == said
+    assert gain == (
+        "Of 10 test rows the base answers 6 correctly, the tuned model 8. The test set is too small to rule out chance."
+    )
     better = in_short(read_report(make_run("better", rows=MENDED)))[0]
-    assert better == "Of 10 test rows the base answers 0 as wanted, the tuned model 10. That is more than chance."
+    assert better == "Of 10 test rows the base answers 0 correctly, the tuned model 10. The difference is significant."
 
 
 def test_what_is_not_beaten_is_named_and_the_base_is_no_rival(make_run: MakeRun):
-    assert in_short(read_report(make_run()))[1] == "Not surely better than: oracle."
+    assert in_short(read_report(make_run()))[1] == "Not significantly better than: oracle."
     weak = ArmScore(name="shuffled labels", metric="accuracy", score=0.4, ci95=None, n=10, p_adjusted=0.01)
     beaten = read_report(make_run("beaten", baselines=[], controls=[weak]))
-    assert in_short(beaten)[1] == "Better than everything tried beside it: shuffled labels."
-    assert in_short(read_report(make_run("alone", baselines=[])))[1] == "Nothing cheaper was tried beside it."
+    assert in_short(beaten)[1] == "Better than every baseline and control: shuffled labels."
+    assert in_short(read_report(make_run("alone", baselines=[])))[1] == "No baseline was evaluated."
 
 
 def test_what_it_cost_and_how_it_sounds_are_told(make_run: MakeRun):
     *_, cost, sound = in_short(read_report(make_run(**everything())))
     # e^0.1 - 1 = 10.5 %; 30 lost and 10 won: p = 0.002 in the fixture.
-    lost = "of 400 general questions it lost 30 and won 10, more than chance."
-    assert cost == f"Ordinary text surprises it 10.5\N{NO-BREAK SPACE}% more than the base; {lost}"
-    assert "base's answer in 97.0\N{NO-BREAK SPACE}% of pairs and the tuned one's in 61.0" in sound
+    assert cost == (
+        "Its perplexity on general text is 10.5\N{NO-BREAK SPACE}% higher than that of the base. "
+        "Of 400 general questions, 30 became wrong and 10 became right. This change is significant."
+    )
+    assert "the base in 97.0\N{NO-BREAK SPACE}% of pairs, that of the tuned model in 61.0" in sound
     assert "was not measured" in in_short(read_report(make_run("bare")))[2]
 
 
 def test_the_sentences_stand_on_the_page_and_in_the_card(make_run: MakeRun):
-    facts = read_facts(make_run())
+    facts = read_run_data(make_run())
     assert len(ROWS) == 10
     for text in (page(facts), card(facts)):
-        assert "Of 10 test rows the base answers 6 as wanted, the tuned model 8." in text
+        assert "Of 10 test rows the base answers 6 correctly, the tuned model 8." in text

@@ -20,7 +20,10 @@ def test_the_headline_comes_first_and_the_files_last(make_run: MakeRun):
     text = printed(run)
     assert text.startswith("accuracy 0.600 → 0.800  (+0.200)\n")
     assert text.index("macro F1") < text.index("shuffled labels") < text.index("general ability")
-    assert "general ability: 2.900 → 3.000 nats per token (+0.100); probe 50.0\xa0% → 45.0\xa0%" in text
+    assert (
+        "general ability: 2.900 → 3.000 nats per token (+0.100); general questions 50.0\xa0% → 45.0\xa0% correct"
+        in text
+    )
     files = text[text.index("\nin ") :]
     assert "report.html" in files
     assert "README.md" not in files

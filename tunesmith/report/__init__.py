@@ -1,1 +1,1 @@
-"""A run's facts as JSON, HTML, a model card and lines in the terminal."""
+"""Reports of a run: report.json, report.html, model card, terminal output and the comparison of two runs."""

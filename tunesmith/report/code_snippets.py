@@ -1,4 +1,4 @@
-"""Code for the model card: the tuned model from Python, with Tunesmith and without it."""
+"""Code of the model card: how to use the tuned model with and without Tunesmith."""
 
 from __future__ import annotations
 
@@ -6,135 +6,147 @@ import json
 from pathlib import Path
 
 from tunesmith.config import AnyObjective
-from tunesmith.objectives import Classify, Domain, Multitask, Reward
+from tunesmith.objectives.base import Objective
 from tunesmith.report.formatting import clean
-from tunesmith.report.run_data import RunFacts
+from tunesmith.report.run_data import RunData
 from tunesmith.report.schema import Report
 
-TEXT, MASK = "your text", "[MASK]"
+TEXT = "your text"
+MASK = "[MASK]"
+MAX_LABEL_TOKENS = 16
+MAX_ANSWER_TOKENS = 256  # of objectives that state no limit
 
 
 def ask_line(report: Report, folder: Path, *, place: str = ".", text: str = TEXT) -> str:
-    """The command that asks the model in `place`, of several tasks the first that answers; a reward scores pairs."""
-    many = report.multitask
-    tasks = [(part.name, part.objective) for part in many.tasks] if many else [("", report.objective)]
-    name, objective = next((one for one in tasks if one[1] != "reward"), tasks[0])
-    task = f" --task {name}" if name else ""
+    """Return the command that queries the tuned model.
+
+    Args:
+        report: report of the run.
+        folder: the run folder, read for the mask token.
+        place: the folder as written in the command.
+        text: the prompt.
+
+    Returns:
+        `tunesmith ask`, for several tasks with the first that generates an answer; `tunesmith evaluate` if the model
+        only scores pairs.
+    """
+    tasks = [("", report.objective)]
+    if report.multitask is not None:
+        tasks = [(part.name, part.objective) for part in report.multitask.tasks]
+    name, objective = next((task for task in tasks if task[1] != "reward"), tasks[0])
+    option = f" --task {name}" if name else ""
     if objective == "reward":
-        return f"tunesmith evaluate {place} --data PAIRS{task}"
+        return f"tunesmith evaluate {place} --data PAIRS{option}"
     mask = f" {mask_of(folder)}" if objective == "domain" and report.family == "encoder" else ""
-    return f'tunesmith ask {place} "{text}{mask}"{task}'
+    return f'tunesmith ask {place} "{text}{mask}"{option}'
 
 
-def python_lines(facts: RunFacts) -> list[str]:
-    """The tuned model through Tunesmith."""
-    loaded = ["import tunesmith", "", 'model = tunesmith.load(".")']
-    objective = facts.recipe.objective
-    if isinstance(objective, Classify):
-        return [*loaded, f'found = model.classify(["{TEXT}"])[0]', "print(found.label, found.probabilities)"]
-    if isinstance(objective, Multitask):
-        return [
-            *loaded,
-            *(_used(facts, part.objective, f'model.at("{name}")') for name, part in objective.tasks.items()),
-        ]
-    return [*loaded, _used(facts, objective, "model")]
+def python_lines(run: RunData) -> list[str]:
+    """Return the lines of Python that use the tuned model through Tunesmith."""
+    lines = ["import tunesmith", "", 'model = tunesmith.load(".")']
+    objective = run.recipe.objective
+    if objective.produces == "labels":
+        return [*lines, f'result = model.classify(["{TEXT}"])[0]', "print(result.label, result.probabilities)"]
+    for name, part in objective.task_objectives.items():
+        lines.append(_usage(run, part, f'model.at("{name}")' if name else "model"))
+    return lines
 
 
 def mask_of(run: Path) -> str:
-    """The tokenizer's own word for a place to fill, as it lies beside the model; BERT's where none does."""
-    page = run / "model" / "tokenizer_config.json"
-    written = json.loads(page.read_text(encoding="utf-8")).get("mask_token") if page.is_file() else None
-    return str(written.get("content", MASK) if isinstance(written, dict) else written or MASK)
+    """Return the mask token of the saved tokenizer, by default BERT's."""
+    path = run / "model" / "tokenizer_config.json"
+    token = json.loads(path.read_text(encoding="utf-8")).get("mask_token") if path.is_file() else None
+    return str(token.get("content", MASK) if isinstance(token, dict) else token or MASK)
 
 
-def _used(facts: RunFacts, objective: AnyObjective, model: str) -> str:
-    """The line that uses a model for what it was tuned to."""
-    if isinstance(objective, Classify):
+def _usage(run: RunData, objective: Objective, model: str) -> str:
+    """Return the line that uses the model for one objective."""
+    if objective.produces == "labels":
         return f'print({model}.classify(["{TEXT}"])[0])'
-    if isinstance(objective, Domain) and facts.report.family == "encoder":
-        return f'print({model}.fill(["{TEXT} {mask_of(facts.folder)}"])[0])  # the likeliest words at the mask token'
-    if isinstance(objective, Reward):
+    if objective.produces == "likelihood" and run.report.family == "encoder":
+        return f'print({model}.fill(["{TEXT} {mask_of(run.folder)}"])[0])  # the most likely words at the mask token'
+    if objective.produces == "score":
         return f'print({model}.reward("{TEXT}", "an answer to it"))'
     return f'print({model}.generate(["{TEXT}"])[0])'
 
 
-def transformers_lines(facts: RunFacts, *, base: str) -> list[str]:
-    """The tuned model through transformers and PEFT; none where they would answer otherwise, or by a head of ours."""
-    objective = facts.recipe.objective
-    headed = isinstance(objective, Multitask | Reward) or (
-        isinstance(objective, Classify) and objective.output != "words"
-    )
-    # PEFT 0.21's `generate` draws other tokens than its own forward behind virtual ones.
-    if facts.report.family != "decoder" or headed or facts.recipe.technique.virtual_tokens():
+def transformers_lines(run: RunData, *, base: str) -> list[str]:
+    """Return the lines of Python that use the tuned model through transformers and PEFT.
+
+    Args:
+        run: the run.
+        base: Hub id or path of the base model.
+
+    Returns:
+        No lines if the answers would differ, or if they need a head of Tunesmith.
+    """
+    objective = run.recipe.objective
+    headed = run.recipe.parts or objective.produces == "score" or objective.has_label_head
+    # With virtual tokens, `generate` of PEFT 0.21 gives other tokens than PEFT's own forward pass.
+    if run.report.family != "decoder" or headed or run.recipe.technique.virtual_tokens():
         return []
-    how = "" if facts.report.technique == "full" else f", repetition_penalty=1.0{_ends(facts.folder)}"
+    options = ""
+    if run.report.technique != "full":
+        options = ", repetition_penalty=1.0"
+        path = run.folder / "model" / "generation_config.json"
+        if path.is_file():  # written if the base's own settings lack the tokens that end a turn
+            options += f", eos_token_id={json.loads(path.read_text(encoding='utf-8'))['eos_token_id']}"
+    limit = MAX_LABEL_TOKENS if objective.produces == "labels" else objective.max_new_tokens or MAX_ANSWER_TOKENS
     return [
-        *_loading(facts, base),
-        *_asking(facts),
-        f"answer = model.generate(**asked, do_sample=False{how}, max_new_tokens={_longest(facts)})",
-        'print(tokenizer.decode(answer[0, asked["input_ids"].shape[1] :], skip_special_tokens=True))',
+        *_loading(run, base),
+        *_inputs(run),
+        f"answer = model.generate(**inputs, do_sample=False{options}, max_new_tokens={limit})",
+        'print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
 
 
-def _ends(run: Path) -> str:
-    """Where turns end, if the base's own settings do not say so."""
-    page = run / "model" / "generation_config.json"
-    return f", eos_token_id={json.loads(page.read_text(encoding='utf-8'))['eos_token_id']}" if page.is_file() else ""
-
-
-def _loading(facts: RunFacts, base: str) -> list[str]:
-    """Imports, tokenizer and model; a base that lay in 4 bits while the adapter was learned lies so again."""
+def _loading(run: RunData, base: str) -> list[str]:
+    """Return imports, tokenizer and model; the base is quantized if the adapter was trained on quantized weights."""
     tokenizer = 'tokenizer = AutoTokenizer.from_pretrained("model")'
-    if facts.report.technique == "full":
+    if run.report.technique == "full":
         model = 'model = AutoModelForCausalLM.from_pretrained("model")'
         return ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", tokenizer, model]
-    bits, more, options = [], "", ""
-    if facts.recipe.technique.load_options().quantize:
-        more, options = ", BitsAndBytesConfig", ", quantization_config=four_bits, dtype=torch.float32"
-        bits = [
+    config: list[str] = []
+    names = ""
+    options = ""
+    if run.recipe.technique.load_options().quantize:
+        names = ", BitsAndBytesConfig"
+        options = ", quantization_config=four_bits, dtype=torch.float32"
+        config = [
             "four_bits = BitsAndBytesConfig(",
             '    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,',
             "    bnb_4bit_compute_dtype=torch.float32,",
             ")",
         ]
     return [
-        *(["import torch"] if bits else []),
+        *(["import torch"] if config else []),
         "from peft import PeftModel",
-        f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}",
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{names}",
         "",
         tokenizer,
-        *bits,
+        *config,
         f'base = AutoModelForCausalLM.from_pretrained("{base}"{options})  # the base it was tuned on',
         'model = PeftModel.from_pretrained(base, "model")',
     ]
 
 
-def _asking(facts: RunFacts) -> list[str]:
-    """How the model is asked: as a chat, or with the beginning of a text."""
-    if isinstance(facts.recipe.objective, Domain):
-        return [f'asked = tokenizer("{TEXT}", return_tensors="pt")']
-    page = facts.folder / "model" / "chat_template.jinja"
-    thinks = page.is_file() and "enable_thinking" in page.read_text(encoding="utf-8")
+def _inputs(run: RunData) -> list[str]:
+    """Return the lines that encode a prompt as in training: a chat, or the beginning of a document."""
+    objective = run.recipe.objective
+    if objective.produces == "likelihood":
+        return [f'inputs = tokenizer("{TEXT}", return_tensors="pt")']
+    path = run.folder / "model" / "chat_template.jinja"
+    thinks = path.is_file() and "enable_thinking" in path.read_text(encoding="utf-8")
     return [
-        f'messages = [{{"role": "user", "content": {_question(facts)!r}}}]',
-        "asked = tokenizer.apply_chat_template(",
+        f'messages = [{{"role": "user", "content": {clean(_prompt(objective))!r}}}]',
+        "inputs = tokenizer.apply_chat_template(",
         '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"' + "," * thinks,
         *(["    enable_thinking=False,"] if thinks else []),
         ")",
     ]
 
 
-def _question(facts: RunFacts) -> str:
-    """What the model is asked about a text, as it was in training."""
-    objective = facts.recipe.objective
-    if isinstance(objective, Classify):
-        return clean(objective.messages(TEXT)[-1].content)
-    return clean(f"{objective.instruction}\n\n{TEXT}" if objective.instruction else TEXT)
-
-
-def _longest(facts: RunFacts) -> int:
-    """Tokens that the longest answer may need."""
-    objective = facts.recipe.objective
-    if isinstance(objective, Classify):
-        return 16
-    return objective.max_new_tokens or 256
+def _prompt(objective: AnyObjective) -> str:
+    if objective.kind == "classify":
+        return objective.messages(TEXT)[-1].content
+    return f"{objective.instruction}\n\n{TEXT}" if objective.instruction else TEXT

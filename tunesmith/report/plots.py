@@ -1,4 +1,4 @@
-"""Curves as SVG inside the page: its colours and letters, light or dark, and no file of their own."""
+"""Plots as SVG inside a page, in the colours and fonts of the page, light or dark."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from tunesmith.report.formatting import metric_name
 
 Points = Sequence[tuple[float, float]]
 
-# Wide enough to be read at its own size on a phone; drawn larger elsewhere.
+# Inches. Readable at this size on a phone; larger screens scale it up.
 WIDTH, HEIGHT = 4.6, 2.9
-# More points than the picture has pixels only make the page heavy.
-MOST_POINTS = 400
-LONGEST_NAME = 24  # letters
-ONE_TENFOLD = 10  # costs farther apart have room for the names of tenfolds alone
+# More points than pixels only enlarge the page.
+MAX_POINTS = 400
+MAX_NAME_CHARS = 24
+# Costs that differ by more than this factor leave room for labels of the powers of ten only.
+ONE_DECADE = 10
 
-# Stand-ins: matplotlib wants colours, the page knows them only when it is read.
+# Placeholders: matplotlib needs colours, the browser knows those of the page. `_inline` replaces them.
 _INK, _FAINT, _TUNED, _BASE = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
 _VARIABLES = {_INK: "var(--muted)", _FAINT: "var(--line)", _TUNED: "var(--tuned)", _BASE: "var(--base)"}
 
@@ -48,41 +49,57 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(slots=True)
 class _Sheet:
-    """One empty picture: axes to draw on, and the SVG once the block has ended."""
+    """Axes of a new figure, and its SVG after the `with` block."""
 
     axes: Any
     svg: str = field(default="")
 
 
-def loss_plot(train: Points, validation: Points, *, best_step: int, what: str = "loss") -> str:
-    """Loss, or reward, in training and validation over steps, the kept step marked; empty without points."""
+def loss_plot(train: Points, validation: Points, *, best_step: int, name: str = "loss") -> str:
+    """Plot training and validation loss, or reward, over steps.
+
+    Args:
+        train: (step, value) of training.
+        validation: (step, value) of validation.
+        best_step: step of the saved checkpoint, which is marked.
+        name: `loss` or `reward`.
+
+    Returns:
+        SVG; empty without training points, as all plots here without points.
+    """
     if not train:
         return ""
-    said = f"Training {what} from {train[0][1]:.3g} to {train[-1][1]:.3g} over {train[-1][0]:.0f} steps"
+    text = f"Training {name} from {train[0][1]:.3g} to {train[-1][1]:.3g} over {train[-1][0]:.0f} steps"
     if validation:
-        best, word = (min, "lowest") if what == "loss" else (max, "highest")
-        found = best(validation, key=lambda point: point[1])
-        said += f"; {word} validation {what} {found[1]:.3g} at step {found[0]:.0f}"
-    with _sheet("loss", said, xlabel="step", ylabel=what) as sheet:
+        best, word = (min, "lowest") if name == "loss" else (max, "highest")
+        step, value = best(validation, key=lambda point: point[1])
+        text += f"; {word} validation {name} {value:.3g} at step {step:.0f}"
+    with _sheet("loss", text, xlabel="step", ylabel=name) as sheet:
         axes = sheet.axes
         axes.plot(*_columns(thin(train)), color=_BASE, linewidth=1.2, label="training")
         if validation:
             axes.plot(*_columns(validation), "o-", color=_TUNED, linewidth=1.8, markersize=4.5, label="validation")
-            axes.axvline(best_step, color=_TUNED, linewidth=1, linestyle=(0, (2, 3)), label="kept")
+            axes.axvline(best_step, color=_TUNED, linewidth=1, linestyle=(0, (2, 3)), label="saved")
         low, high = axes.get_ylim()
-        axes.set_ylim(min(0, low), _top(train, validation) if what == "loss" else max(0, high))
+        if name == "loss":
+            # The 95th percentile: the first steps may be high enough to flatten the rest of the curve.
+            usual = sorted(loss for _, loss in train)[int(0.95 * (len(train) - 1))]
+            high = 1.5 * max([usual, *(loss for _, loss in validation)]) or 1.0
+        else:
+            high = max(0, high)
+        axes.set_ylim(min(0, low), high)
         _whole_steps(axes)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, handlelength=1.4, borderaxespad=0.2)
     return sheet.svg
 
 
 def rate_plot(rates: Points) -> str:
-    """Learning rate over steps; empty without points."""
+    """Plot the learning rate over steps."""
     if not rates:
         return ""
     highest = max(rate for _, rate in rates)
-    said = f"Learning rate: at most {highest:.3g}, at the end {rates[-1][1]:.3g}"
-    with _sheet("rate", said, xlabel="step", ylabel="learning rate") as sheet:
+    text = f"Learning rate: maximum {highest:.3g}, at the end {rates[-1][1]:.3g}"
+    with _sheet("rate", text, xlabel="step", ylabel="learning rate") as sheet:
         axes = sheet.axes
         axes.plot(*_columns(thin(rates)), color=_TUNED, linewidth=1.8)
         axes.set_ylim(0, highest * 1.08 or 1)
@@ -93,15 +110,19 @@ def rate_plot(rates: Points) -> str:
 
 
 def reliability_plot(bins: Sequence[tuple[float, float, int]]) -> str:
-    """Accuracy against stated confidence, a dot per bin; empty without bins."""
+    """Plot accuracy against stated confidence.
+
+    Args:
+        bins: (mean confidence, accuracy, rows) of each bin.
+    """
     if not bins:
         return ""
-    said = "Accuracy against stated confidence: " + ", ".join(f"{a:.2f} at {c:.2f}" for c, a, _ in bins)
-    with _sheet("reliability", said, xlabel="stated confidence", ylabel="accuracy") as sheet:
+    text = "Accuracy against stated confidence: " + ", ".join(f"{a:.2f} at {c:.2f}" for c, a, _ in bins)
+    with _sheet("reliability", text, xlabel="stated confidence", ylabel="accuracy") as sheet:
         axes = sheet.axes
         low = max(0.0, min(min(c, a) for c, a, _ in bins) - 0.05)
-        axes.plot([low, 1], [low, 1], color=_BASE, linewidth=1.2, linestyle=(0, (4, 3)), label="as stated")
-        axes.plot([c for c, _, _ in bins], [a for _, a, _ in bins], "o-", color=_TUNED, linewidth=1.4, label="found")
+        axes.plot([low, 1], [low, 1], color=_BASE, linewidth=1.2, linestyle=(0, (4, 3)), label="perfect calibration")
+        axes.plot([c for c, _, _ in bins], [a for _, a, _ in bins], "o-", color=_TUNED, linewidth=1.4, label="measured")
         axes.set_xlim(low, 1.01)
         axes.set_ylim(low, 1.03)
         axes.legend(loc="upper left", handlelength=1.6)
@@ -109,14 +130,19 @@ def reliability_plot(bins: Sequence[tuple[float, float, int]]) -> str:
 
 
 def coverage_plot(points: Points, *, target: float | None) -> str:
-    """Accuracy of the answers given, against the share of rows answered; empty without points."""
+    """Plot the accuracy of the given answers against the share of rows answered.
+
+    Args:
+        points: (share of rows answered, accuracy).
+        target: accuracy to mark with a line.
+    """
     if not points:
         return ""
-    said = f"Accuracy {points[-1][1]:.3g} when every row is answered"
+    text = f"Accuracy {points[-1][1]:.3g} when every row is answered"
     half = [accuracy for share, accuracy in points if share <= 0.5]
     if half:
-        said += f", {half[-1]:.3g} on the surest half"
-    with _sheet("coverage", said, xlabel="share of rows answered", ylabel="accuracy of answers") as sheet:
+        text += f", {half[-1]:.3g} on the half with the highest confidence"
+    with _sheet("coverage", text, xlabel="share of rows answered", ylabel="accuracy of answers") as sheet:
         axes = sheet.axes
         axes.plot(*_columns(thin(points)), color=_TUNED, linewidth=1.8)
         if target is not None:
@@ -127,10 +153,15 @@ def coverage_plot(points: Points, *, target: float | None) -> str:
     return sheet.svg
 
 
-def need_plot(points: Mapping[str, Sequence[tuple[float, ...]]]) -> str:
-    """Scores over rows: `seeds`, `means`, the fitted `line` with its band, and what was foretold of the `held` size."""
-    said = "Score over rows: " + ", ".join(f"{y:.3g} at {x:,.0f}" for x, y in points["means"])
-    with _sheet("need", said, xlabel="training rows", ylabel="score") as sheet:
+def learning_curve_plot(points: Mapping[str, Sequence[tuple[float, ...]]]) -> str:
+    """Plot scores over the number of training rows.
+
+    Args:
+        points: `seeds` and `means` as (rows, score); the fitted `line` as (rows, score, low, high); `held`, the
+            prediction for the largest size from the smaller ones, as (rows, score, low, high).
+    """
+    text = "Score over rows: " + ", ".join(f"{y:.3g} at {x:,.0f}" for x, y in points["means"])
+    with _sheet("need", text, xlabel="training rows", ylabel="score") as sheet:
         axes = sheet.axes
         if points["line"]:
             rows, middle, low, high = zip(*points["line"], strict=True)
@@ -147,29 +178,42 @@ def need_plot(points: Mapping[str, Sequence[tuple[float, ...]]]) -> str:
 
 
 def arms_plot(arms: Sequence[tuple[str, float, tuple[float, float]]], *, metric: str, chosen: str) -> str:
-    """Each arm's score with its interval, in the order given from the top; empty without arms."""
+    """Plot the score of each arm with its interval.
+
+    Args:
+        arms: (name, score, interval) from top to bottom.
+        metric: name of the metric.
+        chosen: name of the recommended arm, which is highlighted.
+    """
     if not arms:
         return ""
-    said = "Scores: " + ", ".join(f"{name} {score:.3g}" for name, score, _ in arms)
-    with _sheet("arms", said, xlabel=metric_name(metric), ylabel="") as sheet:
-        axes, places = sheet.axes, range(len(arms), 0, -1)
-        for place, (name, score, (low, high)) in zip(places, arms, strict=True):
+    text = "Scores: " + ", ".join(f"{name} {score:.3g}" for name, score, _ in arms)
+    with _sheet("arms", text, xlabel=metric_name(metric), ylabel="") as sheet:
+        axes = sheet.axes
+        heights = range(len(arms), 0, -1)
+        for height, (name, score, (low, high)) in zip(heights, arms, strict=True):
             colour = _TUNED if name == chosen else _BASE
-            axes.plot([low, high], [place, place], color=colour, linewidth=1.8)
-            axes.plot([score], [place], "o", color=colour, markersize=5)
-        axes.set_yticks(list(places), [_short(name) for name, _, _ in arms])
+            axes.plot([low, high], [height, height], color=colour, linewidth=1.8)
+            axes.plot([score], [height], "o", color=colour, markersize=5)
+        axes.set_yticks(list(heights), [_short(name) for name, _, _ in arms])
         axes.set_ylim(0.4, len(arms) + 0.6)
     return sheet.svg
 
 
-def worth_plot(arms: Sequence[tuple[str, float, float]], *, metric: str, chosen: str) -> str:
-    """Each arm's score against its seconds, on a scale of tenfolds; empty without arms."""
+def cost_plot(arms: Sequence[tuple[str, float, float]], *, metric: str, chosen: str) -> str:
+    """Plot the score of each arm against its cost on a logarithmic scale.
+
+    Args:
+        arms: (name, seconds, score).
+        metric: name of the metric.
+        chosen: name of the recommended arm, which is highlighted.
+    """
     if not arms:
         return ""
     from matplotlib.ticker import NullFormatter
 
-    said = "Score against cost: " + ", ".join(f"{name} {score:.3g} at {cost:.3g} s" for name, cost, score in arms)
-    with _sheet("worth", said, xlabel="seconds to build and for 1,000 answers", ylabel=metric_name(metric)) as sheet:
+    text = "Score against cost: " + ", ".join(f"{name} {score:.3g} at {cost:.3g} s" for name, cost, score in arms)
+    with _sheet("worth", text, xlabel="seconds to build, plus 1,000 answers", ylabel=metric_name(metric)) as sheet:
         for name, cost, score in arms:
             colour = _TUNED if name == chosen else _BASE
             sheet.axes.plot([max(cost, 1e-3)], [score], "o", color=colour, markersize=5)
@@ -184,34 +228,33 @@ def worth_plot(arms: Sequence[tuple[str, float, float]], *, metric: str, chosen:
         sheet.axes.set_xscale("log")
         sheet.axes.xaxis.set_major_formatter(_seconds)
         spread = max(cost for _, cost, _ in arms) / max(1e-3, min(cost for _, cost, _ in arms))
-        sheet.axes.xaxis.set_minor_formatter(_seconds if spread < ONE_TENFOLD else NullFormatter())
+        sheet.axes.xaxis.set_minor_formatter(_seconds if spread < ONE_DECADE else NullFormatter())
         sheet.axes.margins(0.15)
     return sheet.svg
 
 
-def _seconds(cost: float, _: int) -> str:
-    """A cost at its place on the scale."""
+def _seconds(cost: float, _: int) -> str:  # signature of a matplotlib formatter
     return f"{cost:,.0f}" if cost >= 1 else f"{cost:g}"
 
 
 def _short(name: str) -> str:
-    """A name that fits beside a picture, of a long one its two ends; dollars would begin a formula."""
-    name = name.replace("$", " ")
-    return name if len(name) <= LONGEST_NAME else f"{name[:11]}…{name[-12:]}"
+    """Shorten a name to MAX_NAME_CHARS by removing its middle."""
+    name = name.replace("$", " ")  # matplotlib reads $...$ as a formula
+    return name if len(name) <= MAX_NAME_CHARS else f"{name[:11]}…{name[-12:]}"
 
 
 def thin(points: Points) -> Points:
-    """At most MOST_POINTS points: means over runs of equally many."""
-    if len(points) <= MOST_POINTS:
+    """Reduce to at most MAX_POINTS points by averaging equal numbers of neighbours."""
+    if len(points) <= MAX_POINTS:
         return points
-    run = -(-len(points) // MOST_POINTS)
-    parts = [points[i : i + run] for i in range(0, len(points), run)]
+    size = -(-len(points) // MAX_POINTS)
+    parts = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
 @contextmanager
-def _sheet(name: str, said: str, *, xlabel: str, ylabel: str) -> Iterator[_Sheet]:
-    """Axes in the page's style; what was drawn in the block is in `svg` afterwards."""
+def _sheet(name: str, text: str, *, xlabel: str, ylabel: str) -> Iterator[_Sheet]:
+    """Open a figure in the style of the page; `text` describes it for screen readers."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -224,29 +267,23 @@ def _sheet(name: str, said: str, *, xlabel: str, ylabel: str) -> Iterator[_Sheet
         yield sheet
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    sheet.svg = _inlined(buffer.getvalue(), said)
+    sheet.svg = _inline(buffer.getvalue(), text)
 
 
-def _inlined(svg: str, said: str) -> str:
-    """The picture as a part of the page: named for those who cannot see it, in the page's colours and letters."""
+def _inline(svg: str, text: str) -> str:
+    """Return a figure as part of a page: with a label for screen readers, and colours and fonts of the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]*"', svg)
-    named = f'<svg {box[0] if box else ""} role="img" aria-label="{escape(said)}">'
-    svg = re.sub(r"<svg[^>]*>", lambda _: named, svg, count=1)
+    tag = f'<svg {box[0] if box else ""} role="img" aria-label="{escape(text)}">'
+    svg = re.sub(r"<svg[^>]*>", lambda _: tag, svg, count=1)
     svg = re.sub(r" font-family: [^;\"]*;?", "", svg)
-    # Every picture has its figure_1 and axes_1; only what is pointed at needs its name.
-    pointed = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in pointed else "", svg)
-    for stand_in, variable in _VARIABLES.items():
-        svg = svg.replace(stand_in, variable)
+    # All figures use the ids figure_1, axes_1 and so on; only referenced ids are needed.
+    referenced = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in referenced else "", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
     return re.sub(r"\s*\n\s*", "\n", svg).replace("xlink:href", "href")
-
-
-def _top(train: Points, validation: Points) -> float:
-    """The highest loss to show: the first steps may stand so high that all others would lie on the floor."""
-    usual = sorted(loss for _, loss in train)[int(0.95 * (len(train) - 1))]
-    return 1.5 * max([usual, *(loss for _, loss in validation)]) or 1.0
 
 
 def _whole_steps(axes: Any) -> None:

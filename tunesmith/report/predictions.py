@@ -1,11 +1,10 @@
-"""The answers a run left behind, row by row, and what each of them is worth."""
+"""Predictions of a run on its test rows, and the score of every row."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,88 +16,109 @@ from tunesmith.metrics.task_scores import PER_ROW
 FloatArray = NDArray[np.float64]
 
 FILE = "predictions.jsonl"
-# A score of the whole set is looked at row by row through the metric nearest to it.
+# A metric of the whole set has no value per row; rows are scored with the closest metric that has.
 NEAREST = {"macro_f1": PER_ROW["accuracy"]}
-# Metrics that are the mean of what a run states row by row.
+# Metrics that are the mean of scores stored per row.
 STATED = ("reward", "preference_accuracy")
 
 
 class Prediction(BaseModel):
-    """One test row with what was right and what base and tuned answered.
+    """A test row with the reference answer and the answers of base and tuned model.
 
-    `score_base` and `score_tuned` stand for answers whose worth cannot be read off the text, such as the
-    log-probability of a document; higher is better.
+    `score_base` and `score_tuned` are stored where the text of an answer does not determine its score, such as the
+    log-probability of a document or a reward. Higher is better.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    where: str
-    task: str = ""  # of a run of several
+    where: str  # file:line
+    task: str = ""  # empty unless the run has several tasks
     group: str = ""
-    question: str
-    gold: str
+    question: str  # prompt
+    gold: str  # reference answer
     base: str
     tuned: str
-    probabilities: dict[str, float] = {}
+    probabilities: dict[str, float] = {}  # label -> probability stated by the tuned model
     score_base: float | None = None
     score_tuned: float | None = None
-    counts: dict[str, dict[str, float]] = {}  # of a document: what its score was made of, for base and tuned
+    counts: dict[str, dict[str, float]] = {}  # of a document: sums behind the scores of base and tuned model
 
     @property
     def tokens(self) -> float | None:
-        """How many tokens of a document were scored; None of anything else."""
+        """Number of scored tokens of a document, else None."""
         return self.counts["tuned"]["tokens"] if self.counts else None
 
     @property
     def confidence(self) -> float | None:
-        """Probability of the likeliest label; None where none was stated."""
+        """Probability of the most likely label, None without probabilities."""
         return max(self.probabilities.values(), default=None)
 
 
 def read_predictions(run: Path) -> list[Prediction]:
-    """The test rows of a finished run, none if it kept none. Raises CheckpointError for a line that is not one."""
+    """Read the predictions of a run.
+
+    Args:
+        run: the run folder.
+
+    Returns:
+        One item per test row; empty if the run has no file of predictions.
+
+    Raises:
+        CheckpointError: a line is not a prediction.
+    """
     path = run / FILE
     if not path.exists():
         return []
-    found = []
-    # Not `splitlines`: JSON lets line separators such as U+2028 stand inside a text.
+    rows = []
+    # `splitlines` would also split at line separators such as U+2028, which JSON allows inside a string.
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if line.strip():
-            found.append(_prediction(line, f"{path}:{number}"))
-    return found
-
-
-def _prediction(line: str, place: str) -> Prediction:
-    try:
-        return Prediction.model_validate(json.loads(line))
-    except ValidationError as error:
-        fault: Any = error.errors()[0]
-        finding = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-    except ValueError as error:
-        finding = f"not JSON ({error})"
-    raise CheckpointError(f"{place}: {finding}; written by another version or changed by hand")
+        if not line.strip():
+            continue
+        try:
+            rows.append(Prediction.model_validate(json.loads(line)))
+        except ValueError as error:
+            problem = f"invalid JSON ({error})"
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise CheckpointError(
+                f"{path}:{number}: {problem}; the file was changed or written by another version, tune the run again"
+            ) from None
+    return rows
 
 
 def rows_of_task(rows: Sequence[Prediction], task: str = "") -> list[Prediction]:
-    """Of a run of several tasks the rows of one, else of its first, which is the headline; of any other run all."""
+    """Return the rows of one task.
+
+    Args:
+        rows: predictions of a run.
+        task: name of a task; empty is the first, which is the headline. Ignored in a run with a single task.
+    """
     first = rows[0].task if rows else ""
-    wanted = task if task and first else first
-    return [row for row in rows if row.task == wanted]
+    name = task if task and first else first
+    return [row for row in rows if row.task == name]
 
 
 def row_scores(rows: Sequence[Prediction], metric: str) -> tuple[FloatArray, FloatArray] | None:
-    """[N] and [N]: what the base's and the tuned model's answers are worth, higher being better.
+    """Compute the score of every row, higher being better.
 
-    None where neither the answers nor the file can tell.
+    Args:
+        rows: N predictions.
+        metric: name of the headline metric. Not used if all rows have stored scores.
+
+    Returns:
+        Scores of the base model and of the tuned model, each [N]; None if neither stored scores nor the texts
+        determine them.
     """
     if not rows:
         return None
-    told = [(a, b) for a, b in ((row.score_base, row.score_tuned) for row in rows) if a is not None and b is not None]
-    if len(told) == len(rows):
-        table = np.array(told, dtype=np.float64)
+    pairs = [(row.score_base, row.score_tuned) for row in rows]
+    stored = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if len(stored) == len(rows):
+        table = np.array(stored, dtype=np.float64)
         return table[:, 0], table[:, 1]
-    rate = PER_ROW.get(metric) or NEAREST.get(metric)
-    if rate is None:
+    score = PER_ROW.get(metric) or NEAREST.get(metric)
+    if score is None:
         return None
     gold = [row.gold for row in rows]
-    return rate(gold, [row.base for row in rows]), rate(gold, [row.tuned for row in rows])
+    return score(gold, [row.base for row in rows]), score(gold, [row.tuned for row in rows])

@@ -1,4 +1,4 @@
-"""A run folder read back, and what its answers say beyond the report's own numbers."""
+"""Contents of a finished run folder, and the tables that reports derive from its predictions."""
 
 from __future__ import annotations
 
@@ -10,88 +10,68 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tunesmith.config import AnyObjective, Recipe, load_recipe
 from tunesmith.evaluation.results import BASE
 from tunesmith.metrics.calibration import coverage_curve
 from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.significance import interval
-from tunesmith.metrics.task_scores import LABEL_BREAK, PER_ROW, SCALES, Difference
-from tunesmith.objectives import Classify
+from tunesmith.metrics.task_scores import LABEL_BREAK, PER_ROW, SCALES, ArmScore
 from tunesmith.report.predictions import STATED, Prediction, read_predictions, row_scores, rows_of_task
 from tunesmith.report.schema import Report, read_report
 from tunesmith.report.verdicts import is_not_beaten
 from tunesmith.training.journal import Journal
 
-EXAMPLES = 4
-# A wider matrix cannot be read; then the commonest confusions are listed instead.
-WIDEST_MATRIX = 10
-LISTED = 15
-BINS = 10
-FEWEST_PER_BIN = 5
+EXAMPLES_SHOWN = 4  # rows per group
+# A wider confusion matrix is unreadable; the most frequent confusions are listed instead.
+MAX_MATRIX_LABELS = 10
+LISTED = 15  # rows of the tables of labels and of confusions
+MAX_BINS = 10  # of the reliability plot
+MIN_ROWS_PER_BIN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class RunFacts:
-    """Everything in a run folder that a report is written from."""
+class RunData:
+    """Contents of a run folder that reports are written from."""
 
     folder: Path
     report: Report
     recipe: Recipe
     recipe_text: str
-    journal: list[dict[str, Any]]
-    predictions: list[Prediction]
+    journal: list[dict[str, Any]]  # lines of the training log
+    predictions: list[Prediction]  # of the first task
 
     @property
     def objective(self) -> AnyObjective:
-        """What is learned; of several tasks the first, which is the headline."""
-        first = next(iter(self.recipe.parts.values()), self.recipe)
-        return first.objective
-
-    @property
-    def labels_one(self) -> bool:
-        """Whether each row has exactly one label."""
-        return isinstance(self.objective, Classify) and not self.objective.multi
-
-    @property
-    def labels_many(self) -> bool:
-        """Whether a row may have several labels."""
-        return isinstance(self.objective, Classify) and self.objective.multi
+        """Objective of the run; with several tasks that of the first, which is the headline."""
+        return next(iter(self.recipe.parts.values()), self.recipe).objective
 
     @property
     def data_name(self) -> str:
-        """The training file without the folders that lead to it."""
-        return ", ".join(Path(one.data.train).name for one in self.recipe.parts.values() or [self.recipe])
+        """Names of the training files without their folders."""
+        return ", ".join(Path(part.data.train).name for part in self.recipe.parts.values() or [self.recipe])
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Some rows worth reading, and how many there are of their sort (None: all rows are)."""
+    """Example rows of one kind."""
 
     title: str
     rows: list[Prediction]
-    total: int | None
-    right: tuple[bool, bool] | None = None  # whether the base and the tuned model are, where that is yes or no
+    total: int | None  # rows of this kind in the test set; None if the kind is a ranking of all rows
+    right: tuple[bool, bool] | None = None  # whether base and tuned model are right; None without a yes or no
 
 
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """One way to answer: kind is base, baseline, control or tuned. `beats`: the tuned model does not beat it."""
+class Contender(ArmScore):
+    """An arm of the headline metric: the base, a baseline, a control or the tuned model."""
 
-    name: str
     kind: str
-    score: float
-    ci95: tuple[float, float] | None
-    detail: str
-    beats: bool = False
-    gain: Difference | None = None
-    p_adjusted: float | None = None
+    not_beaten: bool = False  # the tuned model does not beat this arm significantly
 
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """How often gold (down) was answered with each label (across), by base and by tuned."""
+    """Confusion matrices of base and tuned model: rows are reference labels, columns are predicted labels."""
 
     labels: list[str]
     base: list[list[int]]
@@ -99,20 +79,28 @@ class Confusion:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelLine:
-    """How well base and tuned find one label."""
+class LabelScore:
+    """F1 of one label."""
 
     label: str
-    support: int
+    support: int  # test rows with this label
     base: float
     tuned: float
 
 
-def read_facts(folder: Path) -> RunFacts:
-    """What lies in a finished run's folder. Raises CheckpointError and RecipeError."""
+def read_run_data(folder: Path) -> RunData:
+    """Read the folder of a finished run.
+
+    Args:
+        folder: the run folder.
+
+    Raises:
+        CheckpointError: the folder is not a finished run, or a file in it cannot be read.
+        RecipeError: its recipe is invalid.
+    """
     report = read_report(folder)
     recipe = folder / "recipe.yaml"
-    return RunFacts(
+    return RunData(
         folder=folder,
         report=report,
         recipe=load_recipe(recipe)[0],
@@ -122,152 +110,142 @@ def read_facts(folder: Path) -> RunFacts:
     )
 
 
-def contenders(facts: RunFacts) -> list[Contender]:
-    """Base, baselines and controls on the headline's metric, then the tuned model, which should beat them all."""
-    report, task = facts.report, facts.report.task
-    kinds = [*((one, "baseline") for one in report.baselines), *((one, "control") for one in report.controls)]
-    found = [
-        Contender(
-            name=one.name,
-            kind=BASE if one.name == BASE else kind,
-            score=one.score,
-            ci95=one.ci95,
-            detail=one.detail,
-            beats=is_not_beaten(one, task),
-            gain=one.gain,
-            p_adjusted=one.p_adjusted,
-        )
-        for one, kind in kinds
-        if one.metric == task.metric
+def contenders(run: RunData) -> list[Contender]:
+    """Return the arms scored by the headline metric: base, baselines and controls, then the tuned model."""
+    report, task = run.report, run.report.task
+    kinds = [*((arm, "baseline") for arm in report.baselines), *((arm, "control") for arm in report.controls)]
+    arms = [
+        Contender(**dict(arm), kind=BASE if arm.name == BASE else kind, not_beaten=is_not_beaten(arm, task))
+        for arm, kind in kinds
+        if arm.metric == task.metric
     ]
-    if not any(one.kind == BASE for one in found):
-        found.insert(0, Contender(BASE, BASE, task.base, None, "", task.verdict != "better"))
-    return [*found, Contender("tuned", "tuned", task.tuned, _tuned_interval(facts), facts.report.technique)]
+    common: dict[str, Any] = {"metric": task.metric, "n": task.n}
+    if not any(arm.kind == BASE for arm in arms):
+        not_beaten = task.verdict != "better"
+        arms.insert(0, Contender(name=BASE, kind=BASE, score=task.base, ci95=None, not_beaten=not_beaten, **common))
+    # The tuned model has an interval of its own only if its score is a mean over rows.
+    ci95 = None
+    scores = row_scores(run.predictions, task.metric)
+    if scores is not None and (task.metric in PER_ROW or task.metric in STATED):
+        ci95 = interval(scores[1], groups=groups_of(run.predictions), scale=SCALES.get(task.metric, 1.0))
+    tuned = Contender(name="tuned", kind="tuned", score=task.tuned, ci95=ci95, detail=report.technique, **common)
+    return [*arms, tuned]
 
 
-def _tuned_interval(facts: RunFacts) -> tuple[float, float] | None:
-    """The interval of the tuned model alone, where its score is a mean over rows."""
-    metric = facts.report.task.metric
-    scores = row_scores(facts.predictions, metric)
-    if scores is None or (metric not in PER_ROW and metric not in STATED):
-        return None
-    return interval(scores[1], groups=groups_of(facts.predictions), scale=SCALES.get(metric, 1.0))
-
-
-def groups_to_read(facts: RunFacts) -> list[Group]:
-    """A few rows that tuning mended, a few that it broke, a few that both get wrong."""
-    found = row_scores(facts.predictions, facts.report.task.metric)
-    if found is None:
+def groups_to_read(run: RunData) -> list[Group]:
+    """Return example rows: improved, worsened, and wrong or weak before and after tuning."""
+    scores = row_scores(run.predictions, run.report.task.metric)
+    if scores is None:
         return []
-    base, tuned = found
+    base, tuned = scores
     if np.isin([base, tuned], (0.0, 1.0)).all():
-        return [
-            _chosen(facts, "Fixed by tuning", (base == 0) & (tuned == 1), (False, True)),
-            _chosen(facts, "Broken by tuning", (base == 1) & (tuned == 0), (True, False)),
-            _chosen(facts, "Wrong before and after", (base == 0) & (tuned == 0), (False, False)),
-        ]
-    change, best = tuned - base, np.maximum(base, tuned)
-    return [
-        _first(facts, "Most improved", -change, int((change > 0).sum())),
-        _first(facts, "Most worsened", change, int((change < 0).sum())),
-        _first(facts, "Weakest before and after", best, None),
-    ]
+        groups = []
+        for title, before, after in (
+            ("Fixed by tuning", False, True),
+            ("Broken by tuning", True, False),
+            ("Wrong before and after", False, False),
+        ):
+            rows = [run.predictions[i] for i in np.flatnonzero((base == before) & (tuned == after))]
+            if any(row.probabilities for row in rows):
+                shown = sorted(rows, key=lambda row: -(row.confidence or 0))[:EXAMPLES_SHOWN]
+            else:  # spread evenly over the file
+                step = max(1.0, len(rows) / EXAMPLES_SHOWN)
+                shown = [rows[int(i * step)] for i in range(min(EXAMPLES_SHOWN, len(rows)))]
+            groups.append(Group(title, shown, len(rows), (before, after)))
+        return groups
+    change = tuned - base
+    groups = []
+    for title, order, total in (
+        ("Most improved", -change, int((change > 0).sum())),
+        ("Most worsened", change, int((change < 0).sum())),
+        ("Weakest before and after", np.maximum(base, tuned), None),
+    ):
+        first = np.argsort(order, kind="stable")[: EXAMPLES_SHOWN if total is None else min(EXAMPLES_SHOWN, total)]
+        groups.append(Group(title, [run.predictions[i] for i in first], total))
+    return groups
 
 
-def _chosen(facts: RunFacts, title: str, mask: NDArray[np.bool_], right: tuple[bool, bool]) -> Group:
-    """Rows under the mask: where probabilities are stated the surest, else some from all over the file."""
-    rows = [facts.predictions[i] for i in np.flatnonzero(mask)]
-    if any(row.probabilities for row in rows):
-        return Group(title, sorted(rows, key=lambda row: -(row.confidence or 0))[:EXAMPLES], len(rows), right)
-    step = max(1.0, len(rows) / EXAMPLES)
-    return Group(title, [rows[int(i * step)] for i in range(min(EXAMPLES, len(rows)))], len(rows), right)
-
-
-def _first(facts: RunFacts, title: str, order: NDArray[np.float64], total: int | None) -> Group:
-    """The rows with the smallest numbers, no more than there are of the sort."""
-    some = np.argsort(order, kind="stable")[: EXAMPLES if total is None else min(EXAMPLES, total)]
-    return Group(title, [facts.predictions[i] for i in some], total)
-
-
-def confusion(facts: RunFacts) -> Confusion | None:
-    """The confusion of both models, where each row has one of a few labels."""
-    rows = facts.predictions
+def confusion(run: RunData) -> Confusion | None:
+    """Return the confusion matrices of both models; None unless each row has one of a few labels."""
+    rows = run.predictions
     labels = sorted({text for row in rows for text in (row.gold, row.base, row.tuned)})
-    if not facts.labels_one or not 1 < len(labels) <= WIDEST_MATRIX:
+    if run.objective.label_mode != "single" or not 1 < len(labels) <= MAX_MATRIX_LABELS:
         return None
-    base, tuned = Counter((row.gold, row.base) for row in rows), Counter((row.gold, row.tuned) for row in rows)
+    base = Counter((row.gold, row.base) for row in rows)
+    tuned = Counter((row.gold, row.tuned) for row in rows)
     return Confusion(
         labels,
-        [[base[gold, given] for given in labels] for gold in labels],
-        [[tuned[gold, given] for given in labels] for gold in labels],
+        [[base[gold, predicted] for predicted in labels] for gold in labels],
+        [[tuned[gold, predicted] for predicted in labels] for gold in labels],
     )
 
 
-def confusions(facts: RunFacts) -> list[tuple[str, str, int, int]]:
-    """The commonest wrong answers (gold, given, times by base, times by tuned), where a matrix would be too wide."""
-    if not facts.labels_one or confusion(facts) is not None:
+def confusions(run: RunData) -> list[tuple[str, str, int, int]]:
+    """Return the most frequent errors if a matrix would be too wide.
+
+    Returns:
+        (reference label, predicted label, count of the base, count of the tuned model), most frequent first.
+    """
+    if run.objective.label_mode != "single" or confusion(run) is not None:
         return []
-    base = Counter((row.gold, row.base) for row in facts.predictions if row.gold != row.base)
-    tuned = Counter((row.gold, row.tuned) for row in facts.predictions if row.gold != row.tuned)
+    base = Counter((row.gold, row.base) for row in run.predictions if row.gold != row.base)
+    tuned = Counter((row.gold, row.tuned) for row in run.predictions if row.gold != row.tuned)
     pairs = sorted(base.keys() | tuned.keys(), key=lambda pair: (-tuned[pair], -base[pair], pair))
     return [(*pair, base[pair], tuned[pair]) for pair in pairs[:LISTED]]
 
 
-def label_lines(facts: RunFacts) -> list[LabelLine]:
-    """F1 of each label of the test rows, the worst of the tuned model first; none if nothing is labelled."""
-    if not isinstance(facts.objective, Classify) or not facts.predictions:
+def label_scores(run: RunData) -> list[LabelScore]:
+    """Return the F1 of each label of the test rows, lowest of the tuned model first; empty without labels."""
+    mode = run.objective.label_mode
+    if mode is None or not run.predictions:
         return []
-    split = _labels if facts.labels_many else _one
-    sides = [[split(text) for text in (row.gold, row.base, row.tuned)] for row in facts.predictions]
-    gold, base, tuned = ([row[side] for row in sides] for side in range(3))
+
+    def labels(text: str) -> set[str]:
+        return {text} if mode == "single" else set(text.split(LABEL_BREAK)) if text else set()
+
+    gold = [labels(row.gold) for row in run.predictions]
     support = Counter(label for row in gold for label in row)
-    before, after = _f1(gold, base), _f1(gold, tuned)
-    lines = [LabelLine(label, support[label], before[label], after[label]) for label in sorted(support)]
-    return sorted(lines, key=lambda line: line.tuned)
+    base = _f1(gold, [labels(row.base) for row in run.predictions])
+    tuned = _f1(gold, [labels(row.tuned) for row in run.predictions])
+    scores = [LabelScore(label, support[label], base[label], tuned[label]) for label in sorted(support)]
+    return sorted(scores, key=lambda score: score.tuned)
 
 
-def _labels(text: str) -> set[str]:
-    return set(text.split(LABEL_BREAK)) if text else set()
+def _f1(gold: Sequence[set[str]], predicted: Sequence[set[str]]) -> dict[str, float]:
+    """Compute F1 of each label in `gold`: 2 TP / (2 TP + FP + FN)."""
+    expected = Counter(label for row in gold for label in row)
+    given = Counter(label for row in predicted for label in row)
+    right = Counter(label for a, b in zip(gold, predicted, strict=True) for label in a & b)
+    return {label: 2 * right[label] / (count + given[label]) for label, count in expected.items()}
 
 
-def _one(text: str) -> set[str]:
-    return {text}
-
-
-def _f1(gold: Sequence[set[str]], given: Sequence[set[str]]) -> dict[str, float]:
-    """F1 of each label in gold."""
-    wanted, used = Counter(la for row in gold for la in row), Counter(la for row in given for la in row)
-    right = Counter(label for g, h in zip(gold, given, strict=True) for label in g & h)
-    return {label: 2 * right[label] / (wanted[label] + used[label]) for label in wanted}
-
-
-def _stated(facts: RunFacts) -> tuple[list[float], list[bool]]:
-    """Confidence and rightness of the rows with one stated label."""
-    rows = [row for row in facts.predictions if row.confidence is not None and facts.labels_one]
+def _confidence(run: RunData) -> tuple[list[float], list[bool]]:
+    """Return confidence and correctness of the rows with stated probabilities of a single label."""
+    rows = [row for row in run.predictions if row.confidence is not None and run.objective.label_mode == "single"]
     return [row.confidence or 0.0 for row in rows], [row.tuned == row.gold for row in rows]
 
 
-def reliability(facts: RunFacts) -> list[tuple[float, float, int]]:
-    """(mean confidence, accuracy, rows) of the tuned model in bins of about equally many rows."""
-    confidence, right = _stated(facts)
-    bins = min(BINS, len(confidence) // FEWEST_PER_BIN)
+def reliability(run: RunData) -> list[tuple[float, float, int]]:
+    """Return (mean confidence, accuracy, rows) of the tuned model in bins with equal numbers of rows."""
+    confidence, right = _confidence(run)
+    bins = min(MAX_BINS, len(confidence) // MIN_ROWS_PER_BIN)
     if bins < 2:
         return []
     order = np.argsort(confidence, kind="stable")
-    sure, correct = np.array(confidence)[order], np.array(right, dtype=float)[order]
-    parts = zip(np.array_split(sure, bins), np.array_split(correct, bins), strict=True)
-    return [(float(a.mean()), float(b.mean()), len(a)) for a, b in parts]
+    stated = np.array_split(np.array(confidence)[order], bins)
+    correct = np.array_split(np.array(right, dtype=float)[order], bins)
+    return [(float(a.mean()), float(b.mean()), len(a)) for a, b in zip(stated, correct, strict=True)]
 
 
-def coverage(facts: RunFacts) -> list[tuple[float, float]]:
-    """(share answered, accuracy of those answers): the report's own curve, else read off the answers."""
-    if facts.report.calibration is not None and facts.report.calibration.coverage:
-        return list(facts.report.calibration.coverage)
-    confidence, right = _stated(facts)
+def coverage(run: RunData) -> list[tuple[float, float]]:
+    """Return (share of rows answered, accuracy of these answers): the curve of the report, else of the predictions."""
+    if run.report.calibration is not None and run.report.calibration.coverage:
+        return list(run.report.calibration.coverage)
+    confidence, right = _confidence(run)
     return coverage_curve(confidence, right) if confidence else []
 
 
-def curve(facts: RunFacts, key: str) -> list[tuple[float, float]]:
-    """(step, value) of the journal lines that have this key and a finite value."""
-    points = [(line["step"], line[key]) for line in facts.journal if key in line]
+def curve(run: RunData, key: str) -> list[tuple[float, float]]:
+    """Return (step, value) of the lines of the training log that have this key and a finite value."""
+    points = [(line["step"], line[key]) for line in run.journal if key in line]
     return [(float(x), float(y)) for x, y in points if y is not None and math.isfinite(y)]

@@ -1,9 +1,9 @@
-"""Two runs on the same test rows: what changed between them, and whether it matters."""
+"""Comparison of two runs on the same test rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,278 +17,302 @@ from tunesmith.metrics.resampling import groups_of
 from tunesmith.metrics.significance import PairedComparison, compare_macro_f1, compare_paired, corpus_compare
 from tunesmith.metrics.task_scores import Difference
 from tunesmith.report.formatting import bounds, clean, figure, metric_name, p_value, signed
-from tunesmith.report.predictions import FILE, STATED, Prediction, read_predictions, row_scores, rows_of_task
+from tunesmith.report.predictions import (
+    FILE,
+    STATED,
+    FloatArray,
+    Prediction,
+    read_predictions,
+    row_scores,
+    rows_of_task,
+)
 from tunesmith.report.schema import Report, read_report
 
 ROWS_SHOWN = 5
 MAX_LINE_CHARS = 90
-# The name of a score that the run stated row by row and whose mean is not its own metric: a document's, thumbs', whose
-# metric is of them all, or any other's.
+# Headline metric -> name of the stored row scores where their mean is not the metric itself; ROW_SCORE for all others.
 ROW_SCORES = {"perplexity": "log_probability", "thumbs_auc": "thumbs_auc"}
 ROW_SCORE = "row_score"
 VERDICTS = {"better": "b is better", "worse": "b is worse", "no effect": "no difference"}
-# Settings that say where a run was made rather than what it is.
-ELSEWHERE = ("machine.",)
+# Settings that describe the machine of a run, not the run.
+MACHINE_KEYS = ("machine.",)
+TITLES = {"b": "right or better only in b", "a": "right or better only in a", "neither": "neither"}
 
 
 class Changed(BaseModel):
-    """A test row to which the two tuned models answer differently; `better` is a, b or neither."""
+    """A test row that the two tuned models answer differently."""
 
     model_config = ConfigDict(frozen=True)
 
-    where: str
+    where: str  # file:line
     question: str
-    gold: str
-    a: str
+    gold: str  # reference answer
+    a: str  # answer of run a, with its score if it is stored
     b: str
-    better: str
+    better: str  # a, b or neither
 
 
 class RunDiff(Difference):
-    """Run b against run a on the headline metric of a: `delta` = b - a, `settings` = (key, in a, in b)."""
+    """Run b against run a on the headline metric of a; `delta` is b - a."""
 
-    a: str
+    a: str  # run folder
     b: str
     metric: str
     score_a: float
     score_b: float
     sentence: str
     changed: tuple[Changed, ...]
-    settings: tuple[tuple[str, str, str], ...]
+    settings: tuple[tuple[str, str, str], ...]  # (recipe key, value in a, value in b) of settings that differ
+
+
+@dataclass(frozen=True, slots=True)
+class PairedRows:
+    """Test rows with two answers each: of the base and the tuned model, or of the tuned models of two runs."""
+
+    rows: list[Prediction]
+    base: FloatArray  # score of each row, [N]; with two runs that of run a
+    tuned: FloatArray  # [N]; with two runs that of run b
+    metric: str  # name of these scores
+
+    def compare(self) -> PairedComparison:
+        """Compare both sides with the test of the metric, by groups of rows if they have any."""
+        groups = groups_of(self.rows)
+        if self.metric == "macro_f1":
+            gold = [row.gold for row in self.rows]
+            base = [row.base for row in self.rows]
+            return compare_macro_f1(gold, base, [row.tuned for row in self.rows], groups=groups)
+        if self.metric == "thumbs_auc":
+            good = [row.gold == "good" for row in self.rows]
+            # The stored scores of answers rated bad are negated.
+            a = np.where(good, self.base, -self.base)
+            b = np.where(good, self.tuned, -self.tuned)
+            return corpus_compare(auc_pair(a, b, good), list(a != b), groups=groups)
+        return compare_paired(self.base, self.tuned, groups=groups)
 
 
 def diff_runs(a: Path, b: Path, task: str = "") -> RunDiff:
-    """How the tuned model of run b differs from that of run a, row by row.
+    """Compare the tuned models of two runs row by row.
 
-    Of a run of several tasks by the one that is named, else by its first; the other may be that task's own model.
-    Raises CheckpointError for folders that are no finished runs, that were scored on other test rows or that have no
-    such task.
+    Args:
+        a: folder of a finished run.
+        b: folder of another.
+        task: name of a task of a multitask run; empty is its first. The other run may be a single-task run of it.
+
+    Raises:
+        CheckpointError: a folder is not a finished run or lacks the task, or the runs have different test rows.
     """
-    rows, scores, metric = paired(a, b, task)
-    found = compared(rows, scores, metric)
-    changed = tuple(
-        Changed(where=row.where, question=row.question, gold=row.gold, a=a, b=b, better=_better(change))
-        for row, change in zip(rows, scores[1] - scores[0], strict=True)
-        for a, b in [_said(row)]
-        if a != b
-    )
+    pairs = pair_runs(a, b, task)
+    comparison = pairs.compare()
+    changed = []
+    for row, change in zip(pairs.rows, pairs.tuned - pairs.base, strict=True):
+        first = _with_score(row.base, row.score_base)
+        second = _with_score(row.tuned, row.score_tuned)
+        if first != second:
+            better = "b" if change > 0 else "a" if change < 0 else "neither"
+            changed.append(
+                Changed(where=row.where, question=row.question, gold=row.gold, a=first, b=second, better=better)
+            )
+    one, two = ({key: str(value) for key, value in _flat(_recipe(run)).items()} for run in (a, b))
+    keys = [key for key in [*one, *(key for key in two if key not in one)] if not key.startswith(MACHINE_KEYS)]
     return RunDiff(
-        **asdict(found),
+        **asdict(comparison),
         a=str(a),
         b=str(b),
-        metric=metric,
-        score_a=found.base,
-        score_b=found.tuned,
-        sentence=_sentence(found, changed, metric),
-        changed=changed,
-        settings=_settings(a, b),
+        metric=pairs.metric,
+        score_a=comparison.base,
+        score_b=comparison.tuned,
+        sentence=_sentence(comparison, changed, pairs.metric),
+        changed=tuple(changed),
+        settings=tuple((key, one.get(key, "-"), two.get(key, "-")) for key in keys if one.get(key) != two.get(key)),
     )
 
 
-def paired(a: Path, b: Path, task: str = "") -> tuple[list[Prediction], tuple[Any, Any], str]:
-    """The test rows with the answer of a in the base's place and that of b in the tuned one's, what each is worth ([N]
-    and [N]), and by which metric. Raises CheckpointError as `diff_runs` does."""
+def pair_runs(a: Path, b: Path, task: str = "") -> PairedRows:
+    """Pair the answers of two tuned models to the same test rows.
+
+    Args:
+        a: folder of a finished run; its answers are the `base` side.
+        b: folder of another; its answers are the `tuned` side.
+        task: as for `diff_runs`.
+
+    Raises:
+        CheckpointError: as `diff_runs`.
+    """
     reports = read_report(a), read_report(b)
-    if task:  # the files of several tasks have one hash together: the rows themselves are compared below
-        _refuse_unknown_task((a, b), reports, task)
+    if task:  # all tasks share one hash, so the rows themselves are compared below
+        _check_task((a, b), reports, task)
     else:
-        _refuse_other_rows(a, b, *reports)
-    first, second = _matched(a, b, task)
-    if why := _measured_otherwise(a, b, (first, second), [_metric(report, task) for report in reports]):
-        raise CheckpointError(f"{b}: {why} than of {a}, so the two do not compare; tune both with one objective")
-    rows = [_side_by_side(one, two) for one, two in zip(first, second, strict=True)]
-    return _scored(rows, _metric(reports[0], task), a)
-
-
-def over_base(run: Path) -> tuple[list[Prediction], tuple[Any, Any], str]:
-    """The same of a run of one task and the base that it began with. Raises CheckpointError."""
-    return _scored(_answers(run, ""), read_report(run).task.metric, run)
-
-
-def _scored(rows: list[Prediction], metric: str, run: Path) -> tuple[list[Prediction], tuple[Any, Any], str]:
-    """The rows with what both answers to each are worth, by the metric or what stands for it row by row."""
-    both = all(None not in (row.score_base, row.score_tuned) for row in rows)  # one run may have stated, the other not
-    if both and metric not in STATED:
-        metric = ROW_SCORES.get(metric, ROW_SCORE)
-    scores = row_scores(rows, metric)
-    if scores is None:
+        _check_same_rows(a, b, *reports)
+    # Rows are matched by prompt and reference answer, because their locations differ between files.
+    first = _predictions(a, task)
+    second = _predictions(b, task)
+    keys = _keys(first)
+    by_key = dict(zip(_keys(second), second, strict=True))
+    if set(keys) != set(by_key) or len(first) != len(second):
         raise CheckpointError(
-            f"{run / FILE}: {metric} cannot be told row by row from it; compare the two reports instead"
+            f"{b / FILE}: its rows differ from those of {a / FILE}; tune one of the runs again with --force"
         )
-    return rows, scores, metric
+    second = [by_key[key] for key in keys]
+    if difference := _score_difference(a, b, (first, second), [_metric(report, task) for report in reports]):
+        raise CheckpointError(f"{b}: {difference} than in {a}; tune both runs with one objective")
+    rows = [
+        one.model_copy(
+            update={
+                "base": one.tuned,
+                "score_base": one.score_tuned,
+                "tuned": two.tuned,
+                "score_tuned": two.score_tuned,
+            }
+        )
+        for one, two in zip(first, second, strict=True)
+    ]
+    return _paired(rows, _metric(reports[0], task), a)
+
+
+def pair_with_base(run: Path) -> PairedRows:
+    """Pair the answers of base and tuned model of a run with a single task.
+
+    Raises:
+        CheckpointError: the run is not finished, or its predictions are missing.
+    """
+    return _paired(_predictions(run, ""), read_report(run).task.metric, run)
 
 
 def lines(diff: RunDiff) -> list[str]:
-    """The difference for people: the sentence, the settings that differ, some rows that changed."""
-    told = [f"a: {diff.a}", f"b: {diff.b}", diff.sentence]
+    """Return a comparison as lines of text: verdict, settings that differ, and some rows of each kind."""
+    output = [f"a: {diff.a}", f"b: {diff.b}", diff.sentence]
     if diff.settings:
-        told += ["settings that differ (a → b):", *(f"  {key}: {one} → {two}" for key, one, two in diff.settings)]
-    for side, title in (("b", "right or better only in b"), ("a", "right or better only in a"), ("neither", "neither")):
+        output.append("settings that differ (a → b):")
+        output += [f"  {key}: {first} → {second}" for key, first, second in diff.settings]
+    for side, title in TITLES.items():
         rows = [row for row in diff.changed if row.better == side]
         if rows:
-            told.append(f"{title}: {len(rows)} rows")
-            told += [_line(row) for row in rows[:ROWS_SHOWN]]
-    return [clean(line) for line in told]
+            output.append(f"{title}: {len(rows)} rows")
+            for row in rows[:ROWS_SHOWN]:
+                parts = (_short(row.question), f"gold {_short(row.gold)}", f"a {_short(row.a)}", f"b {_short(row.b)}")
+                output.append(f"  {row.where}: " + " | ".join(parts))
+    return [clean(line) for line in output]
 
 
-def _refuse_other_rows(a: Path, b: Path, one: Report, two: Report) -> None:
-    """Nothing where both runs were scored on the same rows; else CheckpointError."""
-    # Without test rows of its own a run is scored on its validation rows.
-    parts = ["test" if report.data.test else "validation" for report in (one, two)]
-    hashes = [report.data.sha256.get(part, "") for report, part in zip((one, two), parts, strict=True)]
-    one_hash, two_hash = hashes
-    if not one_hash or one_hash != two_hash:
-        finding = f"sha256 {two_hash[:8] or 'unknown'}, not {one_hash[:8] or 'unknown'}"
-        cure = "tune both on the same data, group and seed"
-        raise CheckpointError(f"{b}: scored on other test rows than {a} ({finding}); {cure}")
+def _paired(rows: list[Prediction], metric: str, run: Path) -> PairedRows:
+    """Score both sides of each row with the metric, or with the stored scores if both sides have them."""
+    stored = all(None not in (row.score_base, row.score_tuned) for row in rows)
+    if stored and metric not in STATED:
+        metric = ROW_SCORES.get(metric, ROW_SCORE)
+    scores = row_scores(rows, metric)
+    if scores is None:
+        raise CheckpointError(f"{run / FILE}: {metric} has no score per row; compare the two reports instead")
+    return PairedRows(rows, *scores, metric)
 
 
-def _measured_otherwise(a: Path, b: Path, sides: Sequence[Sequence[Prediction]], metrics: Sequence[str]) -> str:
-    """In what the scores that both runs state row by row are others; nothing where they are told by the answers."""
+def _check_same_rows(a: Path, b: Path, report_a: Report, report_b: Report) -> None:
+    """Raise CheckpointError unless both runs were scored on the same rows."""
+    # A run without test rows is scored on its validation rows.
+    hash_a, hash_b = (
+        report.data.sha256.get("test" if report.data.test else "validation", "") for report in (report_a, report_b)
+    )
+    if not hash_a or hash_a != hash_b:
+        problem = f"sha256 {hash_b[:8] or 'unknown'}, not {hash_a[:8] or 'unknown'}"
+        fix = "tune both runs with the same data, group and seed"
+        raise CheckpointError(f"{b}: scored on other test rows than {a} ({problem}); {fix}")
+
+
+def _check_task(runs: Sequence[Path], reports: Sequence[Report], task: str) -> None:
+    """Raise CheckpointError unless a run has the task and the other has it too, or has a single task."""
+    metrics = [_task_metrics(report) for report in reports]
+    if not any(metrics):
+        raise CheckpointError(f"--task {task}: both runs have a single task; omit the option")
+    for run, names in zip(runs, metrics, strict=True):
+        if names and task not in names:
+            raise CheckpointError(f"{run}: no task {task!r}; use one of: {', '.join(names)}")
+
+
+def _score_difference(a: Path, b: Path, sides: Sequence[Sequence[Prediction]], metrics: Sequence[str]) -> str:
+    """Return why the stored scores of two runs are not comparable; empty if they are, or if there are none."""
     if any(row.score_tuned is None for side in sides for row in side):
         return ""
     if metrics[0] != metrics[1]:
-        return f"rows state another score ({metric_name(metrics[1])}, not {metric_name(metrics[0])})"
-    one, two = (_recipe(run) for run in (a, b))
-    # Of one model an encoder's hidden words are others where virtual tokens leave rows less room; they compare.
-    first, second = ([row.tokens for row in side] for side in sides)
-    if one.get("model") != two.get("model") and first != second:
-        return "texts are cut into other tokens"
-    if _rewards(one) != _rewards(two):
-        return "answers earn another reward"
+        return f"the stored row scores are another metric ({metric_name(metrics[1])}, not {metric_name(metrics[0])})"
+    recipe_a = _recipe(a)
+    recipe_b = _recipe(b)
+    # With one model, an encoder's masked tokens differ if virtual tokens shorten the rows; these are comparable.
+    tokens = [[row.tokens for row in side] for side in sides]
+    if recipe_a.get("model") != recipe_b.get("model") and tokens[0] != tokens[1]:
+        return "texts are tokenized differently"
+    if _rewards(recipe_a) != _rewards(recipe_b):
+        return "completions have another reward"
     return ""
 
 
 def _rewards(recipe: Mapping[str, Any]) -> Mapping[str, float]:
-    """What a recipe's answers are rewarded by, and its weights; nothing where they are not."""
-    found = (recipe.get("objective") or {}).get("reward") or {}
-    return {found: 1.0} if isinstance(found, str) else found
+    """Return the rewards of a recipe with their weights; empty without rewards."""
+    reward = (recipe.get("objective") or {}).get("reward") or {}
+    return {reward: 1.0} if isinstance(reward, str) else reward
 
 
-def _parts(report: Report) -> dict[str, str]:
-    """Task -> its metric, of a run of several."""
+def _task_metrics(report: Report) -> dict[str, str]:
+    """Return the headline metric of each task of a multitask run; empty for a single task."""
     return {part.name: part.task.metric for part in report.multitask.tasks} if report.multitask else {}
 
 
 def _metric(report: Report, task: str) -> str:
-    return _parts(report).get(task, report.task.metric)
+    return _task_metrics(report).get(task, report.task.metric)
 
 
-def _refuse_unknown_task(runs: Sequence[Path], reports: Sequence[Report], task: str) -> None:
-    """Nothing where one of the runs has the task, and the other has it too or is of one task; else CheckpointError."""
-    known = [_parts(report) for report in reports]
-    if not any(known):
-        raise CheckpointError(f"--task {task}: both runs are of one task; leave it out")
-    for run, parts in zip(runs, known, strict=True):
-        if parts and task not in parts:
-            raise CheckpointError(f"{run}: it has no task {task!r}; name one of: {', '.join(parts)}")
-
-
-def _answers(run: Path, task: str) -> list[Prediction]:
-    """The rows of a run, or of one of its tasks, with its answers."""
+def _predictions(run: Path, task: str) -> list[Prediction]:
     rows = rows_of_task(read_predictions(run), task)
     if not rows:
-        raise CheckpointError(f"{run}: no {FILE} in it, so its answers are gone; tune it again with --force")
+        raise CheckpointError(f"{run}: {FILE} is missing or empty; tune the run again with --force")
     return rows
 
 
-def _matched(a: Path, b: Path, task: str) -> tuple[list[Prediction], list[Prediction]]:
-    """The rows of both runs in the order of a, told by their place or, where files differ, by question and answer."""
-    first, second = _answers(a, task), _answers(b, task)
-    keys = [_keys(rows) for rows in (first, second)]
-    at = dict(zip(keys[1], second, strict=True))
-    if set(keys[0]) != set(at) or len(first) != len(second):
-        raise CheckpointError(f"{b / FILE}: its rows are not those of {a / FILE}; tune one of them again with --force")
-    return first, [at[key] for key in keys[0]]
-
-
 def _keys(rows: Sequence[Prediction]) -> list[tuple[str, str, int]]:
-    """What tells a row from all others of its file: question, right answer, and which of several equal ones."""
-    seen: dict[tuple[str, str], int] = {}
-    found = []
+    """Return a unique key of each row: prompt, reference answer, and the index among equal rows."""
+    counts: dict[tuple[str, str], int] = {}
+    keys = []
     for row in rows:
         pair = (row.question, row.gold)
-        seen[pair] = seen.get(pair, 0) + 1
-        found.append((*pair, seen[pair]))
-    return found
+        counts[pair] = counts.get(pair, 0) + 1
+        keys.append((*pair, counts[pair]))
+    return keys
 
 
-def _side_by_side(one: Prediction, two: Prediction) -> Prediction:
-    """The row with the answer of run a in the base's place."""
-    sides = {"base": one.tuned, "score_base": one.score_tuned, "tuned": two.tuned, "score_tuned": two.score_tuned}
-    return one.model_copy(update=sides)
-
-
-def compared(rows: Sequence[Prediction], scores: tuple[Any, Any], metric: str) -> PairedComparison:
-    """What `paired` found, as a comparison; rows of several pairs of runs may stand one after another."""
-    groups = groups_of(rows)
-    if metric == "macro_f1":
-        sides = ([row.gold for row in rows], [row.base for row in rows], [row.tuned for row in rows])
-        return compare_macro_f1(*sides, groups=groups)
-    if metric == "thumbs_auc":
-        good = [row.gold == "good" for row in rows]
-        a, b = (np.where(good, side, -side) for side in scores)  # a bad answer's is stated with its sign turned
-        return corpus_compare(auc_pair(a, b, good), list(a != b), groups=groups)
-    return compare_paired(*scores, groups=groups)
-
-
-def _said(row: Prediction) -> tuple[str, str]:
-    """What each run says to a row and what that was found worth, where the text alone does not show it."""
-    return _worth(row.base, row.score_base), _worth(row.tuned, row.score_tuned)
-
-
-def _worth(text: str, score: float | None) -> str:
+def _with_score(text: str, score: float | None) -> str:
+    """Return an answer with its score if that is stored, because the text alone does not determine it."""
     if score is None:
         return text
     return f"{text} ({figure(score)})" if text else figure(score)
 
 
-def _better(change: float) -> str:
-    return "b" if change > 0 else "a" if change < 0 else "neither"
-
-
-def _sentence(found: PairedComparison, changed: Sequence[Changed], metric: str) -> str:
-    """The whole difference as one line."""
+def _sentence(comparison: PairedComparison, changed: Sequence[Changed], metric: str) -> str:
     ups, downs = (sum(row.better == side for row in changed) for side in "ba")
-    verdict = VERDICTS.get(found.verdict, found.verdict)
-    groups = f" in {found.clusters} groups" if found.clusters < found.n else ""
+    verdict = VERDICTS.get(comparison.verdict, comparison.verdict)
+    groups = f" in {comparison.clusters} groups" if comparison.clusters < comparison.n else ""
     return (
-        f"{verdict}: {metric_name(metric)} {figure(found.base)} of a, {figure(found.tuned)} of b, "
-        f"difference {signed(found.delta)} "
-        f"(95 % {bounds(found.ci95, sign=True)}, {p_value(found.p_value)}, {found.n} rows{groups}); "
+        f"{verdict}: {metric_name(metric)} {figure(comparison.base)} of a, {figure(comparison.tuned)} of b, "
+        f"difference {signed(comparison.delta)} (95 % {bounds(comparison.ci95, sign=True)}, "
+        f"{p_value(comparison.p_value)}, {comparison.n} rows{groups}); "
         f"{len(changed)} answers differ, {ups} for the better, {downs} for the worse"
     )
-
-
-def _settings(a: Path, b: Path) -> tuple[tuple[str, str, str], ...]:
-    """The recipe's keys whose values differ."""
-    one, two = ({k: str(v) for k, v in _flat(_recipe(run)).items()} for run in (a, b))
-    keys = [key for key in [*one, *(key for key in two if key not in one)] if not key.startswith(ELSEWHERE)]
-    return tuple((key, one.get(key, "-"), two.get(key, "-")) for key in keys if one.get(key) != two.get(key))
 
 
 def _recipe(run: Path) -> Mapping[str, Any]:
     path = run / "recipe.yaml"
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
-        found = None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: not a readable recipe; restore it or tune the run again with --force")
-    return found
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise CheckpointError(f"{path}: missing or invalid recipe; restore it, or tune the run again with --force")
+    return recipe
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    found: dict[str, Any] = {}
+    """Flatten nested mappings: {"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
     for key, inner in value.items():
-        found |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) and inner else {f"{prefix}{key}": inner}
-    return found
-
-
-def _line(row: Changed) -> str:
-    parts = (_short(row.question), f"gold {_short(row.gold)}", f"a {_short(row.a)}", f"b {_short(row.b)}")
-    return f"  {row.where}: " + " | ".join(parts)
+        flat |= _flat(inner, f"{prefix}{key}.") if isinstance(inner, Mapping) and inner else {f"{prefix}{key}": inner}
+    return flat
 
 
 def _short(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The shape of report.json."""
+"""Schema of report.json."""
 
 from __future__ import annotations
 
@@ -21,87 +21,86 @@ from tunesmith.metrics.task_scores import ArmScore, TaskScore
 
 
 class Speed(ReportPart):
-    """Training steps only; every token of every row counted."""
+    """Speed of training and inference; the rates count every token of every row."""
 
-    seconds: float
-    tokens: int
+    seconds: float  # training steps only
+    tokens: int  # trained, repeats counted
     tokens_per_second: float
     rows_per_second: float
-    mfu_of_measured_gemm: float
+    mfu_of_measured_gemm: float  # achieved share of the matrix multiplication rate measured on this machine
     answers_per_second_base: float
     answers_per_second_tuned: float
-    total_seconds: float
-    predicted_seconds: float | None = None  # of training, before it began
-    predicted_between: tuple[float, float] | None = None  # the two that it was expected between
+    total_seconds: float  # whole run
+    predicted_seconds: float | None = None  # estimate of `seconds` before training
+    predicted_between: tuple[float, float] | None = None  # bounds of that estimate
 
 
 class Memory(ReportPart):
-    """Largest resident size of the process."""
+    """Memory use of the run, in bytes."""
 
-    peak_bytes: int
-    predicted_bytes: int | None = None
-    model_bytes: int | None = None  # weights of the network as they lie in memory
+    peak_bytes: int  # largest resident set size of the process
+    predicted_bytes: int | None = None  # estimate of `peak_bytes` before training
+    model_bytes: int | None = None  # weights of the network in memory
 
 
 class DataReport(ReportPart):
-    """What the rows came to."""
+    """Rows and tokens after splitting and encoding."""
 
     rows: int
     train: int
     validation: int
     test: int
-    copies_removed: int
+    copies_removed: int  # duplicate rows
     learned_tokens: int
-    longest: int
-    truncated_rows: int
-    zero_label_rows: int
-    sha256: dict[str, str]
+    longest: int  # tokens of the longest row before truncation
+    truncated_rows: int  # training rows longer than max_tokens
+    zero_label_rows: int  # training rows without a learned token
+    sha256: dict[str, str]  # split -> digest of its rows, independent of their order
     notes: tuple[str, ...] = ()
 
 
 class Training(ReportPart):
-    """What the loop did."""
+    """Summary of the training loop."""
 
     steps: int
     planned_steps: int
-    best_step: int
+    best_step: int  # of the saved checkpoint
     best_validation_loss: float | None
     stopped_early: bool
     learning_rate: float
-    trainable: int
+    trainable: int  # trainable parameters
     parameters: int
-    probe_first: float | None = None
-    probe_last: float | None = None
+    probe_first: float | None = None  # loss of the overfit check at its first step
+    probe_last: float | None = None  # the same at its last step
 
 
 class TaskReport(ReportPart):
-    """One task of several: base against tuned by its headline, and beside its own model."""
+    """One task of a multitask run, compared with the base model and with a single-task model."""
 
     name: str
     objective: str
     weight: float
-    share: float  # of the rows of a step
-    rows: int  # seen in training, repeats counted
+    share: float  # share of the rows of a step
+    rows: int  # rows seen in training, repeats counted
     task: TaskScore
     baselines: list[ArmScore] = []
-    single_task: TaskScore | None = Field(
-        None, alias="alone"
-    )  # base: a model tuned on this task only, on as many of its rows
-    validation: list[tuple[int, float]] = []  # step, loss
+    # Here `base` is a model tuned on this task only, with the same number of its rows.
+    single_task: TaskScore | None = Field(None, alias="alone")
+    validation: list[tuple[int, float]] = []  # (step, loss)
     verdict: str
 
 
 class GradientConflict(ReportPart):
-    """The cosine of two tasks' gradients on the numbers they share: below 0, what helps one harms the other."""
+    """Cosine of two tasks' gradients on their shared parameters; below 0, an improvement of one harms the other."""
 
     tasks: tuple[str, str]
     mean: float
     lowest: float
-    n: int  # validations at which it was taken
+    n: int  # validations at which it was measured
 
 
 class MultitaskReport(ReportPart):
-    """Several tasks in one model; the first is the headline."""
+    """Results of one model for several tasks; the first task is the headline."""
 
     sampling: str
     tasks: list[TaskReport] = Field(alias="parts")
@@ -109,27 +108,23 @@ class MultitaskReport(ReportPart):
 
 
 class Export(ReportPart):
-    """A run in another program's format, and what that program answered to the run's own test rows beside the run.
-
-    Shares of prompts that became the same tokens there and of greedy answers that are the same; a model that answers
-    through a head is compared by its states instead.
-    """
+    """An export, checked in the program it is made for against the run itself on the run's test rows."""
 
     format: str
     folder: str
-    checked: str  # the program
+    checked: str  # program that ran the export
     metric: str
     rows: int
-    same_prompts: float
-    same_answers: float
+    same_prompts: float  # share of prompts with identical tokens
+    same_answers: float  # share of identical greedy answers; of a model with a head, of equal states
     score_original: float | None = None
     score_export: float | None = None
     seconds: float
-    faults: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()  # reasons not to use the export
 
 
 class Report(ReportPart):
-    """Everything measured about one run."""
+    """All results of one run. `verdict` is the sentence at its top."""
 
     name: str
     model: str
@@ -158,15 +153,22 @@ class Report(ReportPart):
 
 
 def read_report(run: Path) -> Report:
-    """The report of a finished run. Raises CheckpointError."""
+    """Read the report of a finished run.
+
+    Args:
+        run: the run folder.
+
+    Raises:
+        CheckpointError: the folder has no report, or one that cannot be read.
+    """
     try:
         return read_page(run / "report.json", Report)
     except OSError:
         raise CheckpointError(
-            f"{run}: no report.json in it, so not a finished run; finish it with `tunesmith tune`"
+            f"{run}: no report.json, so the run is not finished; finish it with `tunesmith tune`"
         ) from None
 
 
 def schema() -> str:
-    """The JSON schema of report.json."""
+    """Return the JSON schema of report.json."""
     return json.dumps(Report.model_json_schema(), indent=1)

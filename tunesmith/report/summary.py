@@ -1,86 +1,88 @@
-"""A run in a few plain sentences, for a reader who knows no statistics."""
+"""Summary of a run in plain sentences, for readers without statistics."""
 
 from __future__ import annotations
 
 from math import exp
 
-from tunesmith.evaluation.results import BASE, PreferenceDiagnostics, Retention, Style
+from tunesmith.evaluation.results import BASE, PreferenceDiagnostics, Retention
 from tunesmith.metrics.resampling import ALPHA
-from tunesmith.metrics.task_scores import ArmScore, TaskScore
+from tunesmith.metrics.task_scores import TaskScore
 from tunesmith.report.formatting import count, figure, metric_name, share
 from tunesmith.report.schema import Report
 from tunesmith.report.verdicts import is_not_beaten
 
 COUNTED = ("accuracy", "exact_match")  # metrics whose mean is a share of rows
+SIGNIFICANCE = {
+    "better": "The difference is significant.",
+    "worse": "The difference is significant.",
+    "inconclusive": "The test set is too small to rule out chance.",
+}
 
 
 def in_short(report: Report) -> list[str]:
-    """What was gained, what else does as well, what it cost in general ability, and how it sounds."""
-    told = [_gain(report.task), _rivals(report), _cost(report.retention)]
-    told += [] if report.style is None else _sound(report.style)
-    told += [] if report.preference_diagnostics is None else _judged(report.preference_diagnostics)
-    return [*told, *(f"Alarm: {alarm}" + "." * (not alarm.endswith("?")) for alarm in report.warnings)]
+    """Return the summary, one paragraph per list item.
+
+    The items are: gain over the base, baselines and controls, general ability, style, preferences, warnings.
+    """
+    lines = [_gain(report.task), _baselines(report), _general_ability(report.retention)]
+    style = report.style
+    if style is not None and style.auc_tuned is not None and style.auc_base is not None:
+        lines.append(
+            "A classifier that sees an answer next to the reference answer identifies the one of the base in "
+            f"{share(style.auc_base)} of pairs, that of the tuned model in {share(style.auc_tuned)}. "
+            "At 50 % it guesses."
+        )
+    if report.preference_diagnostics is not None:
+        lines += _preferences(report.preference_diagnostics)
+    return [*lines, *(f"Warning: {text}" + "." * (not text.endswith("?")) for text in report.warnings)]
 
 
 def _gain(task: TaskScore) -> str:
-    """Base to tuned, in rows where the metric counts rows."""
     if task.metric in COUNTED:
         base, tuned = (count(round(value * task.n)) for value in (task.base, task.tuned))
-        line = f"Of {count(task.n)} test rows the base answers {base} as wanted, the tuned model {tuned}"
+        line = f"Of {count(task.n)} test rows the base answers {base} correctly, the tuned model {tuned}"
     else:
-        line = f"Its {metric_name(task.metric)} goes from {figure(task.base)} to {figure(task.tuned)}"
-    if task.verdict in ("better", "worse"):
-        return f"{line}. That is more than chance."
-    if task.verdict == "inconclusive":
-        return f"{line}. So few rows cannot tell that from chance."
-    return f"{line}. That is no difference worth the name."
+        line = f"The {metric_name(task.metric)} changes from {figure(task.base)} to {figure(task.tuned)}"
+    return f"{line}. {SIGNIFICANCE.get(task.verdict, 'The difference is negligible.')}"
 
 
-def _rivals(report: Report) -> str:
-    """Which cheaper or meaningless ways are beaten, and which are not."""
-    others = [arm for arm in [*report.baselines, *report.controls] if _rival(arm, report.task)]
-    if not others:
-        return "Nothing cheaper was tried beside it."
-    level = [arm.name for arm in others if is_not_beaten(arm, report.task)]
-    if level:
-        return f"Not surely better than: {', '.join(level)}."
-    return f"Better than everything tried beside it: {', '.join(arm.name for arm in others)}."
-
-
-def _rival(arm: ArmScore, task: TaskScore) -> bool:
-    return arm.name != BASE and arm.metric == task.metric
-
-
-def _cost(found: Retention | None) -> str:
-    """What became of general ability."""
-    if found is None:
-        return "What it cost in general ability was not measured."
-    change = exp(found.general_nll_tuned - found.general_nll_base) - 1
-    line = f"Ordinary text surprises it {share(abs(change))} {'more' if change > 0 else 'less'} than the base"
-    if not found.probe_n or found.p_value is None:
-        return f"{line}."
-    word = "more than chance" if found.p_value < ALPHA else "no more than chance"
-    questions = f"of {count(found.probe_n)} general questions it lost {found.lost} and won {found.won}"
-    return f"{line}; {questions}, {word}."
-
-
-def _sound(found: Style) -> list[str]:
-    """How far its answers can be told from people's; nothing where too few rows could say."""
-    if found.auc_tuned is None or found.auc_base is None:
-        return []
-    return [
-        "Side by side with what people wrote, a classifier picks out the base's answer in "
-        f"{share(found.auc_base)} of pairs and the tuned one's in {share(found.auc_tuned)} (50 %: it guesses)."
+def _baselines(report: Report) -> str:
+    others = [
+        arm for arm in [*report.baselines, *report.controls] if arm.name != BASE and arm.metric == report.task.metric
     ]
+    if not others:
+        return "No baseline was evaluated."
+    if unbeaten := [arm.name for arm in others if is_not_beaten(arm, report.task)]:
+        return f"Not significantly better than: {', '.join(unbeaten)}."
+    return f"Better than every baseline and control: {', '.join(arm.name for arm in others)}."
 
 
-def _judged(found: PreferenceDiagnostics) -> list[str]:
-    """What became of the answers that people liked, and how much of the judgement is length."""
-    told = []
-    if found.chosen_logprob is not None:
-        before, after = map(figure, found.chosen_logprob)
-        told.append(f"Answers that people liked have a log-probability of {after} a token, {before} before.")
-    if found.length_bias is not None:
-        before, after = map(figure, found.length_bias)
-        told.append(f"What it finds a pair's answers worth goes with their length by r = {after} ({before} before).")
-    return told
+def _general_ability(retention: Retention | None) -> str:
+    if retention is None:
+        return "General ability was not measured."
+    change = exp(retention.general_nll_tuned - retention.general_nll_base) - 1
+    line = (
+        f"Its perplexity on general text is {share(abs(change))} {'higher' if change > 0 else 'lower'} "
+        "than that of the base."
+    )
+    if not retention.probe_n or retention.p_value is None:
+        return line
+    word = "significant" if retention.p_value < ALPHA else "not significant"
+    return (
+        f"{line} Of {count(retention.probe_n)} general questions, {retention.lost} became wrong and "
+        f"{retention.won} became right. This change is {word}."
+    )
+
+
+def _preferences(diagnostics: PreferenceDiagnostics) -> list[str]:
+    lines = []
+    if diagnostics.chosen_logprob is not None:
+        before, after = map(figure, diagnostics.chosen_logprob)
+        lines.append(f"The mean log-probability of the chosen answers changes from {before} to {after} nats per token.")
+    if diagnostics.length_bias is not None:
+        before, after = map(figure, diagnostics.length_bias)
+        lines.append(
+            "The correlation between the score margin of a pair and its difference in length changes from "
+            f"r = {before} to r = {after}."
+        )
+    return lines

@@ -1,4 +1,4 @@
-"""The end of a run as lines for the terminal; whoever prints them owns the screen."""
+"""Result of a run as Rich renderables; the caller prints them."""
 
 from __future__ import annotations
 
@@ -28,44 +28,57 @@ from tunesmith.report.schema import MultitaskReport, Report
 from tunesmith.report.verdicts import arm_label, is_not_beaten, status, trails_single_task
 
 COLOURS = {"good": "green", "bad": "red", "unsure": "yellow", "plain": ""}
-# In the order in which people want to look at them.
+# Listed in this order if they exist.
 FILES = {
-    "report.html": "everything measured, to read in a browser",
+    "report.html": "all results, for a browser",
     "README.md": "model card",
     "model": "the tuned model",
-    "predictions.jsonl": "every test row with both answers",
+    "predictions.jsonl": "test rows with both answers",
 }
 
 
 def render(report: Report, folder: Path) -> list[RenderableType]:
-    """What a run came to: headline, scores, general ability, cost and files, in the order to print them."""
+    """Return the result of a run: headline, scores, general ability, cost and files.
+
+    Args:
+        report: report of the run.
+        folder: the run folder.
+    """
+    task = report.task
+    colour = COLOURS[status(report)]
+    headline = Text(f"{metric_name(task.metric)} {figure(task.base)} → ")
+    headline.append(figure(task.tuned), style=f"bold {colour}".strip())
+    headline.append(f"  ({signed(task.delta)})", style=colour)
+    headline.append("\n").append(clean(report.verdict), style=colour)
+
     gap = Text("")
-    parts: list[RenderableType] = [_headline(report), gap, _tasks(report.tasks), gap]
-    if report.multitask is not None and (alone := _alone(report.multitask)) is not None:
-        parts += [alone, gap]
+    parts: list[RenderableType] = [headline, gap, _tasks(report.tasks), gap]
+    if report.multitask is not None and any(part.single_task for part in report.multitask.tasks):
+        parts += [_single_tasks(report.multitask), gap]
     if report.baselines or report.controls:
-        parts += [_others(report), gap]
-    return [*parts, *costs(report), _cost(report), gap, _files(folder)]
+        parts += [_baselines(report), gap]
+
+    speed = report.speed
+    cost = (
+        f"training {duration(speed.seconds)}, whole run {duration(speed.total_seconds)}, "
+        f"{count(speed.tokens_per_second)} tokens/s, peak memory {size(report.memory.peak_bytes)}"
+    )
+    files = Text(f"in {clean(str(folder))}:")
+    for name, description in FILES.items():
+        if (folder / name).exists():
+            files.append(f"\n  {name:<18}").append(description, style="dim")
+    return [*parts, *costs(report), Text(cost), gap, files]
 
 
 def costs(report: Report) -> list[Text]:
-    """What tuning did to general ability, what stated probabilities are worth, and what went wrong, a line each."""
-    stated = [] if report.calibration is None else [_calibration(report.calibration)]
-    alarms = [Text(f"alarm: {clean(alarm)}", style="yellow") for alarm in report.warnings]
-    return [_retention(report.retention), *stated, *alarms]
-
-
-def _headline(report: Report) -> Text:
-    task = report.task
-    colour = COLOURS[status(report)]
-    line = Text(f"{metric_name(task.metric)} {figure(task.base)} → ")
-    line.append(figure(task.tuned), style=f"bold {colour}".strip())
-    line.append(f"  ({signed(task.delta)})", style=colour)
-    return line.append("\n").append(clean(report.verdict), style=colour)
+    """Return one line each for general ability, calibration and every warning."""
+    calibration = [] if report.calibration is None else [_calibration(report.calibration)]
+    warnings = [Text(f"warning: {clean(warning)}", style="yellow") for warning in report.warnings]
+    return [_retention(report.retention), *calibration, *warnings]
 
 
 def _tasks(tasks: Sequence[TaskScore]) -> Table:
-    """Base against tuned by every metric."""
+    """Return base against tuned model by every metric."""
     table = _table("metric", "base>", "tuned>", "difference>", "95 % interval>", "p-value>", "rows>")
     for task in tasks:
         name = metric_name(task.metric) if task.name == tasks[0].name else f"{task.name}: {metric_name(task.metric)}"
@@ -74,80 +87,64 @@ def _tasks(tasks: Sequence[TaskScore]) -> Table:
     return table
 
 
-def _alone(together: MultitaskReport) -> Table | None:
-    """Each task beside its own model; None where none was made."""
-    made = [(part, part.single_task) for part in together.tasks if part.single_task is not None]
-    table = _table("task", "metric", "alone>", "together>", "difference>", "95 % interval>", "")
-    for part, one in made:
-        values = (figure(one.base), figure(one.tuned), signed(one.delta), bounds(one.ci95, sign=True))
-        _add(table, part.name, metric_name(one.metric), *values, "behind" if trails_single_task(part) else "")
-    return table if made else None
+def _single_tasks(multitask: MultitaskReport) -> Table:
+    """Return each task of the multitask model against its single-task model."""
+    table = _table("task", "metric", "single-task>", "multitask>", "difference>", "95 % interval>", "")
+    for part in multitask.tasks:
+        if (task := part.single_task) is not None:
+            values = (figure(task.base), figure(task.tuned), signed(task.delta), bounds(task.ci95, sign=True))
+            mark = "behind" if trails_single_task(part) else ""
+            _add(table, part.name, metric_name(task.metric), *values, mark)
+    return table
 
 
-def _others(report: Report) -> Table:
-    """Baselines and controls, each marked if the tuned model does not beat it."""
+def _baselines(report: Report) -> Table:
+    """Return baselines and controls, each marked if the tuned model does not beat it."""
     table = _table("against", "kind", "score>", "difference>", "p-value>", "adjusted>", "")
-    kinds = [*((one, "baseline") for one in report.baselines), *((one, "control") for one in report.controls)]
-    for one, kind in kinds:
-        mark = "not beaten" if is_not_beaten(one, report.task) else ""
-        gain, raw = (None, None) if one.gain is None else (one.gain.delta, one.gain.p_value)
+    arms = [*((arm, "baseline") for arm in report.baselines), *((arm, "control") for arm in report.controls)]
+    for arm, kind in arms:
         _add(
             table,
-            arm_label(one.name, one.detail),
+            arm_label(arm.name, arm.detail),
             kind,
-            figure(one.score),
-            signed(gain),
-            p_value(raw),
-            p_value(one.p_adjusted),
-            mark,
+            figure(arm.score),
+            signed(arm.gain and arm.gain.delta),
+            p_value(arm.gain and arm.gain.p_value),
+            p_value(arm.p_adjusted),
+            "not beaten" if is_not_beaten(arm, report.task) else "",
         )
-    if (tests := sum(one.gain is not None for one, _ in kinds)) > 1:
+    if (tests := sum(arm.gain is not None for arm, _ in arms)) > 1:
         table.caption = Text(f"adjusted: by Holm's method for these {tests} tests", justify="left")
     return table
 
 
-def _retention(found: Retention | None) -> Text:
-    """General ability in one line."""
-    if found is None:
+def _retention(retention: Retention | None) -> Text:
+    if retention is None:
         return Text("general ability: not measured", style="dim")
-    change = found.general_nll_tuned - found.general_nll_base
-    line = f"general ability: {figure(found.general_nll_base)} → {figure(found.general_nll_tuned)} nats per token"
-    line += f" ({signed(change)})"
-    if found.probe_base is not None and found.probe_tuned is not None:
-        line += f"; probe {share(found.probe_base)} → {share(found.probe_tuned)}, {found.lost} lost, {found.won} won"
-        line += "" if found.p_value is None else f", {p_value(found.p_value)}"
+    before = retention.general_nll_base
+    after = retention.general_nll_tuned
+    line = f"general ability: {figure(before)} → {figure(after)} nats per token ({signed(after - before)})"
+    if retention.probe_base is not None and retention.probe_tuned is not None:
+        line += f"; general questions {share(retention.probe_base)} → {share(retention.probe_tuned)} correct"
+        line += f", {retention.lost} lost, {retention.won} won"
+        line += "" if retention.p_value is None else f", {p_value(retention.p_value)}"
     return Text(line)
 
 
-def _calibration(found: Calibration) -> Text:
-    """What stated probabilities are worth, in one line."""
-    if found.temperature is None:
-        return Text(f"stated probabilities off by {figure(found.ece)}, no temperature was fitted")
-    line = f"stated probabilities off by {figure(found.ece_before)}, {figure(found.ece)} after calibration"
-    if found.threshold is not None:
+def _calibration(calibration: Calibration) -> Text:
+    if calibration.temperature is None:
+        return Text(f"calibration error {figure(calibration.ece)} (no temperature was fitted)")
+    line = f"calibration error {figure(calibration.ece_before)} ({figure(calibration.ece)} after temperature scaling)"
+    if calibration.threshold is not None:
         line += (
-            f"; answer from {share(found.threshold)} sure for {share(found.target_accuracy)} right on validation rows"
+            f"; accept above {share(calibration.threshold)} confidence for {share(calibration.target_accuracy)} "
+            "accuracy (validation rows)"
         )
     return Text(line)
 
 
-def _cost(report: Report) -> Text:
-    speed, memory = report.speed, size(report.memory.peak_bytes)
-    pace = f"{count(speed.tokens_per_second)} tokens/s"
-    return Text(f"trained {duration(speed.seconds)} of {duration(speed.total_seconds)}, {pace}, peak memory {memory}")
-
-
-def _files(folder: Path) -> Text:
-    """Those of the run's files that are there."""
-    line = Text(f"in {clean(str(folder))}:")
-    for name, what in FILES.items():
-        if (folder / name).exists():
-            line.append(f"\n  {name:<18}").append(what, style="dim")
-    return line
-
-
 def _table(*columns: str) -> Table:
-    """An empty table; columns whose heading ends in `>` stand on the right."""
+    """Return an empty table; a column whose heading ends in `>` is right-aligned."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         table.add_column(
@@ -157,5 +154,5 @@ def _table(*columns: str) -> Table:
 
 
 def _add(table: Table, *cells: str) -> None:
-    """Add a row; text from files is never taken for markup."""
+    """Add a row without interpreting text from files as markup."""
     table.add_row(*(Text(clean(cell)) for cell in cells))

@@ -148,12 +148,12 @@ def test_runs_of_several_tasks_differ_by_the_task_that_is_named(tmp_path: Path):
     count = diff_runs(run.folder, run.folder, "count")
     rows = [row for row in read_predictions(run.folder) if row.task == "count"]
     assert (count.n, count.delta, count.metric) == (len(rows), 0, "rouge_l")
-    with pytest.raises(CheckpointError, match="it has no task 'french'; name one of: mood, count"):
+    with pytest.raises(CheckpointError, match="no task 'french'; use one of: mood, count"):
         diff_runs(run.folder, run.folder, "french")
     alone = tune(made.parts["count"], tmp_path / "alone")
     beside = diff_runs(alone.folder, run.folder, "count")
     assert (beside.n, beside.score_b) == (len(rows), count.score_b)
-    with pytest.raises(CheckpointError, match="both runs are of one task; leave it out"):
+    with pytest.raises(CheckpointError, match="both runs have a single task; omit the option"):
         diff_runs(alone.folder, alone.folder, "count")
 
 

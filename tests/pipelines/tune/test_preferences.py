@@ -113,7 +113,7 @@ def test_what_goes_wrong_with_preferences_raises_an_alarm(facts: dict[str, Any],
 
 def test_a_validation_on_which_the_preferred_answers_fall_is_told():
     assert chosen_logprob_warning({"step": 3, "chosen_gain": -0.15}).startswith(
-        "alarm: the preferred answers lost 0.15 nats an id"
+        "warning: the preferred answers lost 0.15 nats an id"
     )
     assert chosen_logprob_warning({"step": 3, "chosen_gain": -0.05}) == chosen_logprob_warning({"step": 3}) == ""
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tunesmith.pipelines.compare.verdict import Verdict
 from tunesmith.report.html import environment
-from tunesmith.report.plots import arms_plot, worth_plot
+from tunesmith.report.plots import arms_plot, cost_plot
 from tunesmith.retrieval.recall import Recall
 
 NOT_MEASURED = "not measured"
@@ -159,6 +159,6 @@ def page(found: Comparison) -> str:
             c=found,
             arms=ranked,
             scores=arms_plot(scores, metric=found.metric, chosen=found.verdict.arm),
-            worth=worth_plot(costs, metric=found.metric, chosen=found.verdict.arm),
+            worth=cost_plot(costs, metric=found.metric, chosen=found.verdict.arm),
         )
     )

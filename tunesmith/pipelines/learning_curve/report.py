@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from tunesmith.pipelines.learning_curve.fit_curve import FARTHEST
 from tunesmith.report.formatting import count, figure, metric_name
 from tunesmith.report.html import environment
-from tunesmith.report.plots import need_plot
+from tunesmith.report.plots import learning_curve_plot
 
 
 class _Part(BaseModel):
@@ -115,7 +115,7 @@ def _beyond(largest: int, rows: str) -> str:
 def page(need: LearningCurveReport) -> str:
     """The page; everything that came from files is escaped."""
     template = environment().get_template("need.html.jinja")
-    return template.render(n=need, said=lambda score: summary(need, score), plot=need_plot(need_points(need)))
+    return template.render(n=need, said=lambda score: summary(need, score), plot=learning_curve_plot(need_points(need)))
 
 
 def need_points(need: LearningCurveReport) -> dict[str, list[tuple[float, ...]]]:
